@@ -1,0 +1,64 @@
+# `make train` and `make test` are the two commands: each installs what it needs into .venv first.
+# Another interpreter: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+RUN_DIR ?= runs/bert
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+PY := .venv/bin/python
+PEERS := .venv-peers/bin/python
+# The stamp is written last, so that an interrupted install is never taken for a finished one.
+INSTALLED := .venv/installed
+PEERS_INSTALLED := .venv-peers/installed
+LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet pyproject.toml
+
+.PHONY: help install train test faults check format bench wheel lock clean
+
+help:  ## say what there is (this)
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
+
+install: $(INSTALLED)  ## make .venv from requirements/dev.txt
+
+train: $(INSTALLED)  ## train a small BERT on the text of this machine's Python packages (about six minutes)
+	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --run_dir=$(RUN_DIR)
+
+test: $(INSTALLED)  ## run the tests
+	$(PY) -m pytest
+
+faults: $(INSTALLED)  ## run the long tests that kill and break things
+	$(PY) -m pytest -m faults
+
+check: $(INSTALLED)  ## lint, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(INSTALLED)  ## let ruff mend what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(PEERS_INSTALLED)  ## measure against KerasHub and Model Garden (in .venv-peers)
+	$(PEERS) benchmarks/train_step.py
+	$(PEERS) benchmarks/input.py
+
+wheel: $(INSTALLED)  ## build dist/*.whl
+	$(PY) -m build --wheel --no-isolation
+
+lock: $(INSTALLED)  ## choose versions anew, for every Python of pyproject.toml (keeps what still fits; UPGRADE=1 does not)
+	$(LOCK) $(if $(UPGRADE),--upgrade) --group dev --output-file requirements/dev.txt
+	$(LOCK) $(if $(UPGRADE),--upgrade) --group peers --output-file requirements/peers.txt
+
+clean:  ## remove the environments, caches and builds; runs/ stays
+	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+$(INSTALLED): requirements/dev.txt
+$(PEERS_INSTALLED): requirements/peers.txt
+# A finished environment is brought up to date in place; what an interrupted install left is thrown away.
+.venv/installed .venv-peers/installed:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	  echo "tfzoo needs Python 3.11-3.13; '$(PYTHON)' is not one: name one with make PYTHON=python3.12 ..." >&2; exit 2; }
+	test -e $@ || rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	rm -f $@
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
