@@ -1,7 +1,7 @@
 """The two ways in which a command ends badly without a bug of ours; `cli.run` turns them into exit codes."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Wrong use or wrong input: one line that names the thing, its value and the remedy (exit code 2)."""
 
 

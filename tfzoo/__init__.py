@@ -1,0 +1,15 @@
+"""tfzoo: transformers on TensorFlow and Keras 3, from raw text to a served model."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Attributes are imported when first used (PEP 562): `import tfzoo` alone costs nothing.
+_ATTRIBUTES = {"build": "tfzoo.models"}
+__all__ = ["build"]
+
+
+def __getattr__(name: str):
+    if name in _ATTRIBUTES:
+        return getattr(importlib.import_module(_ATTRIBUTES[name]), name)
+    raise AttributeError(f"module 'tfzoo' has no attribute {name!r}")

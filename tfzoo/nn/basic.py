@@ -1,0 +1,125 @@
+"""The small layers that everything else is made of: Dense, LayerNorm, Dropout, activations.
+
+Keras has all of them. These differ where that is measurably faster on a CPU or needed under tf.distribute;
+each says how. They compute the same numbers.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+
+def read(variable):
+    """A Keras variable as a tensor, in the layer's compute dtype where its policy asks for that."""
+    return tf.convert_to_tensor(ops.convert_to_tensor(variable))
+
+
+class Dense(keras.layers.Dense):
+    """x [..., I] -> [..., O]. Works on [N, I], where TensorFlow fuses the product with the bias."""
+
+    def call(self, inputs, training=None):
+        shape = ops.shape(inputs)
+        x = ops.reshape(inputs, (-1, shape[-1]))
+        x = tf.matmul(x, read(self.kernel))
+        if self.use_bias:
+            x = tf.nn.bias_add(x, read(self.bias))
+        if self.activation is not None:
+            x = self.activation(x)
+        return ops.reshape(x, (*shape[:-1], self.units))
+
+
+@tf.custom_gradient
+def _gelu(x):
+    cdf = 0.5 * (1.0 + tf.math.erf(x * (1.0 / math.sqrt(2.0))))
+
+    def gradient(upstream):
+        density = tf.exp(-0.5 * tf.square(x)) * (1.0 / math.sqrt(2.0 * math.pi))
+        return upstream * (cdf + x * density)
+
+    return x * cdf, gradient
+
+
+def activation(name: str):
+    """The function named by TransformerConfig.activation: gelu is x * Phi(x), gelu_tanh its approximation."""
+    return {
+        "gelu": _gelu,  # Keeps one tensor for the backward pass where automatic differentiation keeps several.
+        "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
+        "relu": ops.relu,
+        "silu": ops.silu,
+    }[name]
+
+
+@tf.custom_gradient
+def _layer_norm(x, gamma, beta, epsilon):
+    """x [N, E] in float32, normalised over E; keeps x_hat and 1/sigma for the backward pass."""
+    centred = x - tf.reduce_mean(x, -1, keepdims=True)
+    inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
+    normal = centred * inverse
+
+    def gradient(upstream):
+        scaled = upstream * gamma
+        dx = inverse * (
+            scaled
+            - tf.reduce_mean(scaled, -1, keepdims=True)
+            - normal * tf.reduce_mean(scaled * normal, -1, keepdims=True)
+        )
+        return dx, tf.reduce_sum(upstream * normal, 0), tf.reduce_sum(upstream, 0), None
+
+    return normal * gamma + beta, gradient
+
+
+class LayerNorm(keras.layers.Layer):
+    """x [..., E] -> the same shape, with mean 0 and variance 1 over E, times gamma, plus beta (Ba et al. 2016).
+
+    Keras's layer with a gradient of its own, which takes fewer passes over memory. Computes in float32 under
+    every dtype policy.
+    """
+
+    def __init__(self, epsilon: float = 1e-12, **kwargs):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        # Under a float16 policy Keras would hand the variables out in float16.
+        self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma", autocast=False)
+        self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta", autocast=False)
+
+    def call(self, x):
+        shape = ops.shape(x)
+        flat = ops.cast(ops.reshape(x, (-1, shape[-1])), "float32")
+        y = _layer_norm(flat, read(self.gamma), read(self.beta), self.epsilon)
+        return ops.reshape(ops.cast(y, x.dtype), shape)
+
+
+class Dropout(keras.layers.Layer):
+    """x -> x with a share `rate` of its elements zeroed and the others divided by 1 - rate, while training.
+
+    Two things differ from Keras's layer. Each replica draws a mask of its own: Keras's mirrored seed gives all
+    of them the same one. And an element costs 16 random bits, not 32, so that the rate is kept to 1/65,536.
+    """
+
+    def __init__(self, rate: float, seed: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.rate, self.seed = rate, seed
+
+    def build(self, input_shape):
+        self.seed_generator = keras.random.SeedGenerator(self.seed) if self.rate > 0 else None
+
+    def call(self, x, training=False):
+        if not training or self.seed_generator is None:
+            return x
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
+        return _drop(x, seed, round(self.rate * 65536))
+
+
+def _drop(x, seed, threshold: int):
+    size = tf.size(x)
+    words = tf.random.stateless_uniform([(size + 1) // 2], seed, None, None, tf.uint32)
+    keep = tf.cast(tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size], tf.int32) >= threshold
+    factor = tf.cast(tf.reshape(keep, tf.shape(x)), x.dtype) * tf.cast(65536 / (65536 - threshold), x.dtype)
+    return x * factor
