@@ -1,0 +1,1 @@
+"""Text sources, cleaning, packing, batching. Importing this package imports no TensorFlow."""

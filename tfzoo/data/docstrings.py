@@ -1,0 +1,305 @@
+"""The docstrings of the packages that stand beside this one: real English with nothing to fetch.
+
+Sources are parsed, never imported, in processes of their own: a pool of `multiprocessing` would fork a process in which
+TensorFlow's threads run, or import the main module, and TensorFlow with it, once more for each worker. What was read
+is cached under its fingerprint.
+
+A document is one module, its docstrings in the order of the source. No sentence stands twice in the corpus,
+and the held-out part is whole packages, whose sentences are dropped wherever else they stand.
+"""
+
+import ast
+import concurrent.futures
+import hashlib
+import importlib.machinery
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
+
+from tfzoo import files
+from tfzoo.data import prose
+from tfzoo.data.corpus import DOCSTRINGS, Corpus, Document, sizes
+from tfzoo.errors import UserError
+
+VERSION = 1  # Counts changes of what this file makes of the same docstrings.
+
+# Import name -> distribution, of what tfzoo needs at run time: another set of extras leaves the corpus as it is.
+PACKAGES = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "dateutil": "python-dateutil",
+    "flatbuffers": "flatbuffers",
+    "fontTools": "fonttools",
+    "fsspec": "fsspec",
+    "google.protobuf": "protobuf",
+    "grpc": "grpcio",
+    "h5py": "h5py",
+    "huggingface_hub": "huggingface-hub",
+    "keras": "keras",
+    "markdown": "markdown",
+    "matplotlib": "matplotlib",
+    "numpy": "numpy",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "opt_einsum": "opt-einsum",
+    "optree": "optree",
+    "packaging": "packaging",
+    "pygments": "pygments",
+    "pyparsing": "pyparsing",
+    "requests": "requests",
+    "rich": "rich",
+    "tensorboard": "tensorboard",
+    "tensorflow": "tensorflow",
+    "tensorflow_text": "tensorflow-text",
+    "tqdm": "tqdm",
+    "urllib3": "urllib3",
+    "werkzeug": "werkzeug",
+    "wrapt": "wrapt",
+    "yaml": "pyyaml",
+}
+STANDARD_LIBRARY = "python"
+HELD_OUT = frozenset({"tensorboard", "onnx", "asyncio", "email"})
+
+_SKIPPED_FOLDERS = frozenset(
+    "test tests idle_test __pycache__ site-packages dist-packages _vendor vendor extern externals "
+    "_bundled lib2to3 turtledemo idlelib".split()
+)
+_SKIPPED_FILES = re.compile(
+    r".*_test\.py|test_.*\.py|.*_pb2(?:_grpc)?\.py|_sysconfigdata.*\.py|conftest\.py|LICENSE.*"
+)
+
+
+def _python_files(root: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
+    """Yields (path relative to `root`, path) of the sources under `root`, in an order no file system changes."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS)
+        for name in sorted(names):
+            if name.endswith(".py") and not _SKIPPED_FILES.fullmatch(name):
+                path = pathlib.Path(folder, name)
+                yield path.relative_to(root).as_posix(), path
+
+
+def _package_root(name: str) -> pathlib.Path | None:
+    """The folder of a package, found without importing it or its parents."""
+    search: list[str] | None = None
+    for part in name.split("."):
+        spec = importlib.machinery.PathFinder.find_spec(part, search)
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        search = list(spec.submodule_search_locations)
+        if name.rpartition(".")[2] == part:
+            return pathlib.Path(search[0])
+    return None
+
+
+def _sources(packages: Mapping[str, str]) -> tuple[list[tuple[str, str, str]], dict[str, str]]:
+    """Finds what is to be read: [(source, name within the corpus, path)] and {package: version}."""
+    found, versions = [], {}
+    for package, distribution in sorted(packages.items()):
+        if package == STANDARD_LIBRARY:
+            continue
+        root = _package_root(package)
+        if root is None:
+            continue
+        try:
+            versions[package] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "unknown"
+        source = package.rpartition(".")[2]
+        found += [(source, f"{package}/{name}", str(path)) for name, path in _python_files(root)]
+    if STANDARD_LIBRARY in packages:
+        versions[STANDARD_LIBRARY] = platform.python_version()
+        root = pathlib.Path(sysconfig.get_path("stdlib"))
+        for name, path in _python_files(root):
+            source = name.partition("/")[0].removesuffix(".py")
+            if source in sys.stdlib_module_names or source == "pydoc_data":
+                found.append((source, f"{STANDARD_LIBRARY}/{name}", str(path)))
+    return found, versions
+
+
+def extract(source: bytes | str) -> list[str]:
+    """The docstrings of a module in the order of its source: module, classes, functions, NumPy's `add_newdoc` calls
+    (its compiled functions' docstrings) and the standard library's `topics` (the language reference).
+
+    Raises:
+      SyntaxError, ValueError, RecursionError: `source` is not Python.
+    """
+    found: list[str] = []
+
+    def strings(node: ast.AST) -> list[str]:
+        constants = (n for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+        return [n.value for n in sorted(constants, key=lambda n: (n.lineno, n.col_offset))]
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            if docstring:
+                found.append(docstring)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            name = getattr(node.value.func, "id", getattr(node.value.func, "attr", ""))
+            if name.startswith("add_newdoc") and node.value.args:
+                found.extend(text for text in strings(node.value.args[-1]) if " " in text)
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            if getattr(node.targets[0], "id", "") == "topics":
+                found.extend(text for value in node.value.values for text in strings(value))
+        for block in ("body", "handlers", "orelse", "finalbody"):
+            for child in getattr(node, block, None) or ():
+                if isinstance(child, ast.AST):
+                    visit(child)
+
+    visit(ast.parse(source))
+    return found
+
+
+def _clean_file(path: str) -> list[list[list[str]]] | None:
+    """[docstring][paragraph][sentence] of one file, or None where it does not parse."""
+    try:
+        found = extract(pathlib.Path(path).read_bytes())
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+    return [prose.paragraphs(text) for text in found]
+
+
+def _worker() -> None:
+    """What each process runs: paths as JSON on the standard input, their prose on the output."""
+    import warnings
+
+    warnings.simplefilter("ignore")  # Others' invalid escapes.
+    json.dump([_clean_file(path) for path in json.load(sys.stdin)], sys.stdout)
+
+
+def _clean(paths: list[str]) -> list[list[list[list[str]]] | None]:
+    """`_clean_file` of each path, in as many processes as there are cores."""
+    count = max(
+        1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    )
+    root = str(pathlib.Path(__file__).parents[2])
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    }
+    environment["PYTHONIOENCODING"] = "utf-8"
+
+    def run(part: list[str]) -> list[Any]:
+        command = [sys.executable, "-c", "from tfzoo.data import docstrings; docstrings._worker()"]
+        done = subprocess.run(
+            command, input=json.dumps(part).encode(), stdout=subprocess.PIPE, env=environment, check=True
+        )
+        return json.loads(done.stdout)
+
+    if len(paths) < 100:
+        return [_clean_file(path) for path in paths]
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        parts = list(pool.map(run, [paths[i::count] for i in range(count)]))
+    return [parts[i % count][i // count] for i in range(len(paths))]
+
+
+def _fingerprint(sources: list[tuple[str, str, str]], versions: dict[str, str], held_out: Set[str]) -> str:
+    digest = hashlib.sha256(json.dumps([VERSION, prose.VERSION, versions, sorted(held_out)]).encode())
+    for _, name, path in sources:
+        digest.update(f"\n{name} {files.sha256(path)}".encode())
+    return digest.hexdigest()
+
+
+def _key(sentence: str) -> bytes:
+    """What two sentences share that say the same, but for case, punctuation and numbers."""
+    text = re.sub(r"\d+", "0", re.sub(r"[\W_]+", " ", sentence.lower()))
+    return hashlib.blake2b(text.encode(), digest_size=12).digest()
+
+
+def _documents(
+    sources: list[tuple[str, str, str]], cleaned: list[Any], seen: set[bytes]
+) -> tuple[list[Document], dict[str, int]]:
+    """Makes documents of what stands in none of `seen`, to which it adds."""
+    documents = []
+    counts = dict.fromkeys(
+        ("files", "files_unparsed", "docstrings", "without_prose", "duplicates", "kept"), 0
+    )
+    for (source, _, _), docstrings in zip(sources, cleaned, strict=True):
+        counts["files"] += 1
+        if docstrings is None:
+            counts["files_unparsed"] += 1
+            continue
+        sentences: list[str] = []
+        for paragraphs in docstrings:
+            before = len(sentences)
+            for sentence in (sentence for paragraph in paragraphs for sentence in paragraph):
+                key = _key(sentence)
+                if key not in seen:
+                    seen.add(key)
+                    sentences.append(sentence)
+            counts["docstrings"] += 1
+            kept = "kept" if len(sentences) > before else "duplicates" if paragraphs else "without_prose"
+            counts[kept] += 1
+        if len(sentences) > 1:
+            documents.append(Document(source, sentences))
+    return documents, counts
+
+
+def _load(path: pathlib.Path) -> Corpus | None:
+    """Reads what `_store` wrote; None where it is not there or not whole."""
+    try:
+        digest, _, payload = path.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if hashlib.sha256(payload).hexdigest().encode() != digest:
+        return None
+    kept = json.loads(payload)
+    parts = {part: [Document(*document) for document in kept.pop(part)] for part in ("train", "held_out")}
+    return Corpus(**kept, **parts)
+
+
+def _store(corpus: Corpus, path: pathlib.Path) -> None:
+    parts = {part: [[d.source, d.sentences] for d in getattr(corpus, part)] for part in ("train", "held_out")}
+    kept = {"name": corpus.name, "fingerprint": corpus.fingerprint, "report": corpus.report, **parts}
+    payload = json.dumps(kept, ensure_ascii=False).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.atomic_write(path, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+
+
+def read(
+    cache_dir: str | os.PathLike | None,
+    packages: Mapping[str, str] = PACKAGES | {STANDARD_LIBRARY: ""},
+    held_out: Set[str] = HELD_OUT,
+) -> Corpus:
+    """Reads the docstrings of `packages`, from the cache where the same was read before.
+
+    Args:
+      cache_dir: the folder of the cache; None keeps nothing.
+      packages: import name -> distribution (for its version); "python" is the standard library. Those that are
+        not installed are left out, which the fingerprint tells.
+      held_out: top-level names of packages and standard modules that make the held-out part.
+
+    Raises:
+      UserError: nothing is left to train on or to hold out.
+    """
+    sources, versions = _sources(packages)
+    fingerprint = _fingerprint(sources, versions, held_out)
+    cache = pathlib.Path(cache_dir, f"docstrings-{fingerprint[:16]}.json") if cache_dir is not None else None
+    if cache is not None and (corpus := _load(cache)) is not None:
+        return corpus
+    cleaned = _clean([path for _, _, path in sources])
+    seen: set[bytes] = set()
+    parts, report = {}, {"packages": versions}
+    for part in ("held_out", "train"):  # In this order: what both have stays in the held-out part.
+        chosen = [
+            i for i, (source, _, _) in enumerate(sources) if (source in held_out) == (part == "held_out")
+        ]
+        parts[part], counts = _documents([sources[i] for i in chosen], [cleaned[i] for i in chosen], seen)
+        report[part] = counts | sizes(parts[part])
+        if not parts[part]:
+            names = ", ".join(sorted(held_out if part == "held_out" else packages))
+            raise UserError(
+                f"--corpus={DOCSTRINGS}: no docstrings were found in {names}; install them or give a path"
+            )
+    corpus = Corpus(DOCSTRINGS, fingerprint, parts["train"], parts["held_out"], report)
+    if cache is not None:
+        _store(corpus, cache)
+    return corpus

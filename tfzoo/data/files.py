@@ -1,0 +1,336 @@
+"""Text files as a corpus: .txt and .jsonl, each also as .gz, under an explicit policy for what is wrong with them.
+
+.txt is read as BERT's own data was: a blank line ends a document, and a line is a paragraph (or a sentence) that never
+goes on in the next line. A file without blank lines is one document. .jsonl holds a document a line, an object
+whose `text_field` is a string; line ends within it end paragraphs.
+
+| what is wrong | strict | replace | skip |
+|---|---|---|---|
+| invalid UTF-8, NUL, a lone surrogate in JSON | error | U+FFFD | the line goes |
+| a line longer than `max_line_bytes` | error | .txt: split; .jsonl: the line goes | the line goes |
+| invalid JSON, no `text_field`, not a string | error | the line goes | the line goes |
+| a file that holds no text | error | counted | counted |
+| a gzip file that ends early or is damaged | error | what came before it stays | the file goes |
+| more than `max_bytes`, a decompression bomb | error | error | error |
+| nothing matches, no file, a folder, another suffix | error | error | error |
+
+Errors name the file and the line; all else is counted in the report. Memory holds the documents and one line.
+"""
+
+import codecs
+import collections
+import contextlib
+import glob
+import gzip
+import hashlib
+import json
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from tfzoo.data import sentences
+from tfzoo.data.corpus import MAX_BYTES, MAX_LINE_BYTES, POLICIES, Corpus, Document, sizes
+from tfzoo.errors import UserError
+
+VERSION = 1  # Counts changes of what comes out of the same files.
+SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
+HELD_OUT_EVERY = 50  # One document in this many is held out.
+
+# Text shrinks to a fifth by gzip, a log file to a hundredth; zeros to a thousandth. Small files may be odd.
+_MAX_RATIO = 200
+_RATIO_FROM_BYTES = 8 << 20
+
+
+class _Bad(Exception):
+    """What is wrong with a line: the kind it is counted under, what it is in words, and what helps."""
+
+    def __init__(self, kind: str, words: str, remedy: str):
+        super().__init__(words)
+        self.kind, self.words, self.remedy = kind, words, remedy
+
+
+class _Dropped(Exception):
+    """The policy, having counted what is wrong, drops the line or the file."""
+
+
+def _is_jsonl(path: str) -> bool:
+    return path.removesuffix(".gz").endswith(".jsonl")
+
+
+class _Reader:
+    """Reads files one after the other, applies the policy and keeps the counts."""
+
+    def __init__(self, text_field: str, policy: str, max_line_bytes: int, max_bytes: int):
+        self.text_field, self.policy = text_field, policy
+        self.max_line_bytes, self.max_bytes = max_line_bytes, max_bytes
+        self.counts = {"files": 0, "lines": 0, "bytes_read": 0}
+        self.problems: collections.Counter[str] = collections.Counter()
+        self.digest = hashlib.sha256(json.dumps([VERSION, text_field, policy, max_line_bytes]).encode())
+
+    def _bad(self, path: str, line: int, bad: _Bad) -> None:
+        if self.policy == "strict":
+            raise UserError(
+                f"{path}:{line}: {bad.words}; {bad.remedy}, or read with the policy replace or skip"
+            )
+        self.problems[bad.kind] += 1
+
+    def _check_size(self, path: str, read: int, compressed: int | None) -> None:
+        """Stops at what would fill the memory, whatever the policy."""
+        if self.counts["bytes_read"] > self.max_bytes:
+            raise UserError(
+                f"{path}: more than max_bytes={self.max_bytes} in all; read fewer files or raise the limit"
+            )
+        if compressed is not None and read > _RATIO_FROM_BYTES and read > _MAX_RATIO * compressed:
+            raise UserError(
+                f"{path}: {read} bytes came out of {compressed}, over {_MAX_RATIO} times as many, as from a "
+                "decompression bomb; decompress it yourself if it is text"
+            )
+
+    def _lines(self, path: str) -> Iterator[tuple[int, bytes]]:
+        """Yields (line number from 1, bytes without the line end), never holding more than a line.
+
+        Raises:
+          _Dropped: the gzip stream is damaged, and the policy is to skip the file.
+        """
+        number, read = 0, 0
+        split_long = self.policy == "replace" and not _is_jsonl(path)
+        with contextlib.ExitStack() as stack:
+            raw = file = stack.enter_context(open(path, "rb"))
+            if path.endswith(".gz"):
+                file = stack.enter_context(gzip.open(raw))
+            rest, inside = (
+                b"",
+                False,
+            )  # Of a line over the limit: what is not yet yielded, and being within it.
+            while True:
+                try:
+                    piece = file.readline(self.max_line_bytes + 1 - len(rest))
+                except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                    bad = _Bad(
+                        "damaged_gzip", f"gzip stream damaged or cut short ({error})", "fetch the file again"
+                    )
+                    self._bad(path, number + 1, bad)
+                    if self.policy == "skip":
+                        raise _Dropped from None
+                    piece = b""
+                read += len(piece)
+                self.counts["bytes_read"] += len(piece)
+                self._check_size(path, read, raw.tell() if file is not raw else None)
+                self.digest.update(piece)
+                piece = rest + piece
+                if not piece:
+                    return
+                if not inside:
+                    number += 1
+                    self.counts["lines"] += 1
+                whole = piece.endswith(b"\n") or len(piece) <= self.max_line_bytes
+                if not whole and not inside:
+                    words = f"line longer than max_line_bytes={self.max_line_bytes}"
+                    self._bad(path, number, _Bad("long_lines", words, "raise the limit or break the line"))
+                rest = b""
+                if split_long and not whole:
+                    cut = piece.rfind(b" ") + 1 or len(piece) - 1
+                    while cut > 1 and piece[cut] & 0xC0 == 0x80:  # Within a character.
+                        cut -= 1
+                    piece, rest = piece[:cut], piece[cut:]
+                if (whole and not inside) or split_long:
+                    yield number, piece.rstrip(b"\r\n")
+                inside = not whole
+
+    def _clean(self, path: str, number: int, text: str) -> str:
+        """Text without NUL and lone surrogates; raises _Bad where the policy drops the line."""
+        if "\0" in text:
+            bad = _Bad("nul", "NUL character", "remove it")
+        elif any("\ud800" <= c <= "\udfff" for c in text):
+            bad = _Bad("lone_surrogates", "half a surrogate pair", "write the whole character")
+        else:
+            return text
+        self._bad(path, number, bad)
+        if self.policy == "skip":
+            raise _Dropped
+        return re.sub("[\0\ud800-\udfff]", "\ufffd", text)
+
+    def _decoded(self, path: str) -> Iterator[tuple[int, str]]:
+        for number, line in self._lines(path):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError as error:
+                    words = f"invalid UTF-8 (byte 0x{line[error.start]:02x} at {error.start})"
+                    self._bad(path, number, _Bad("invalid_utf8", words, "convert the file to UTF-8"))
+                    if self.policy == "skip":
+                        continue
+                    text = line.decode(errors="replace")
+                yield number, self._clean(path, number, text)
+            except _Dropped:
+                continue
+
+    def _json_text(self, line: str) -> str:
+        """The text field of a line; raises _Bad."""
+
+        def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            if len(dict(pairs)) < len(pairs):
+                raise ValueError("a key stands twice in an object")
+            return dict(pairs)
+
+        def no_constant(name: str) -> None:
+            raise ValueError(f"{name} is not JSON")
+
+        remedy = "write one JSON object a line"
+        try:
+            value = json.loads(line, object_pairs_hook=once, parse_constant=no_constant)
+        except RecursionError:
+            raise _Bad("invalid_json", "JSON nested too deeply", remedy) from None
+        except ValueError as error:
+            raise _Bad("invalid_json", f"invalid JSON ({error})", remedy) from None
+        if not isinstance(value, dict):
+            raise _Bad("not_an_object", f"a JSON {type(value).__name__}, not an object", remedy)
+        if self.text_field not in value:
+            names = ", ".join(sorted(value))[:80] or "none"
+            words = f"no field {self.text_field!r} (there are: {names})"
+            raise _Bad("no_text_field", words, "name the field with --text_field")
+        if not isinstance(value[self.text_field], str):
+            words = f"field {self.text_field!r} is {json.dumps(value[self.text_field])[:40]}, not a string"
+            raise _Bad("text_not_a_string", words, "write a string or name another field with --text_field")
+        return value[self.text_field]
+
+    def _documents(self, path: str) -> Iterator[list[str]]:
+        """Yields each document as its paragraphs."""
+        paragraphs: list[str] = []
+        for number, line in self._decoded(path):
+            if _is_jsonl(path):
+                if not line.strip():
+                    continue
+                try:
+                    yield self._clean(path, number, self._json_text(line)).splitlines()
+                except _Bad as bad:
+                    self._bad(path, number, bad)
+                except _Dropped:
+                    continue
+            elif line.strip():
+                paragraphs.append(line)
+            elif paragraphs:
+                yield paragraphs
+                paragraphs = []
+        if paragraphs:
+            yield paragraphs
+
+    def read(self, path: str) -> list[Document]:
+        """Reads a file to the end."""
+        self.counts["files"] += 1
+        found = []
+        try:
+            for paragraphs in self._documents(path):
+                kept = [sentence for paragraph in paragraphs for sentence in sentences.split(paragraph)]
+                if kept:
+                    found.append(Document(path, kept))
+        except _Dropped:
+            return []
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
+        if not found:
+            bad = _Bad("files_without_text", "no text in the file", "fill it or leave it out")
+            self._bad(path, self.counts["lines"] and 1, bad)
+        return found
+
+
+def _paths(spec: str) -> list[str]:
+    """The files that a path or glob names, in the order of their names."""
+    spec = os.path.expanduser(spec)
+    if not spec:
+        raise UserError("--corpus is empty; give docstrings, or the path or glob of .txt or .jsonl files")
+    if os.path.isdir(spec):
+        raise UserError(
+            f"--corpus={spec} is a folder; name its files, as in --corpus='{spec.rstrip('/')}/*.txt'"
+        )
+    paths = [spec]
+    if not os.path.lexists(spec):
+        if not glob.has_magic(spec):
+            raise UserError(
+                f"--corpus={spec}: there is no such file; give docstrings, or a path or glob that exists"
+            )
+        paths = sorted(path for path in glob.glob(spec, recursive=True) if not os.path.isdir(path))
+        if not paths:
+            raise UserError(f"--corpus={spec}: the glob matches no file; correct it")
+    for path in paths:
+        if not path.endswith(SUFFIXES):
+            raise UserError(
+                f"{path}: its name ends in none of {', '.join(SUFFIXES)}; convert it or narrow the glob"
+            )
+        if not os.path.exists(path) or not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path}: not a regular file; give a file")
+    return paths
+
+
+def _hash(document: Document) -> bytes:
+    return hashlib.sha256("\n".join(document.sentences).encode()).digest()
+
+
+def _part(documents: list[Document], spec: str) -> tuple[list[Document], list[Document]]:
+    """Splits into (train, held_out), by what the documents say: adding a document moves no other."""
+    if len(documents) == 1:  # One text without blank lines: its end is held out.
+        source, kept = documents[0].source, documents[0].sentences
+        if len(kept) < 2:
+            raise UserError(
+                f"--corpus={spec}: one sentence cannot be both trained on and held out; give more text"
+            )
+        cut = len(kept) - max(1, len(kept) // HELD_OUT_EVERY)
+        return [Document(source, kept[:cut])], [Document(source, kept[cut:])]
+    hashes = [int.from_bytes(_hash(document)) for document in documents]
+    chosen = {i for i, value in enumerate(hashes) if value % HELD_OUT_EVERY == 0}
+    if not 0 < len(chosen) < len(documents):
+        chosen = {hashes.index(min(hashes))}
+    return (
+        [document for i, document in enumerate(documents) if i not in chosen],
+        [document for i, document in enumerate(documents) if i in chosen],
+    )
+
+
+def read(
+    spec: str,
+    *,
+    text_field: str = "text",
+    policy: str = "strict",
+    max_line_bytes: int = MAX_LINE_BYTES,
+    max_bytes: int = MAX_BYTES,
+) -> Corpus:
+    """Reads the files that `spec` names, a path or glob (`**` included); see the head of this file.
+
+    A document that says the same as one before is left out; about one in `HELD_OUT_EVERY` is held out, at least
+    one. Of a single document the end is held out. The fingerprint is of the files' lines and of the settings, so
+    that moving or compressing the files keeps it.
+
+    Raises:
+      UserError: see the table at the head of this file.
+    """
+    if policy not in POLICIES:
+        raise UserError(f"--corpus_policy={policy}: unknown; take one of {', '.join(POLICIES)}")
+    if max_line_bytes < 16 or max_bytes < max_line_bytes:
+        raise UserError(
+            f"max_line_bytes={max_line_bytes}, max_bytes={max_bytes}: need 16 <= max_line_bytes <= max_bytes"
+        )
+    reader = _Reader(text_field, policy, max_line_bytes, max_bytes)
+    documents: list[Document] = []
+    seen: set[bytes] = set()
+    duplicates = 0
+    for path in _paths(spec):
+        for document in reader.read(path):
+            key = _hash(document)
+            duplicates += key in seen
+            if key not in seen:
+                seen.add(key)
+                documents.append(document)
+        reader.digest.update(b"\0")  # Where a file ends, documents end.
+    if not documents:
+        raise UserError(
+            f"--corpus={spec}: no text in {reader.counts['files']} file(s); give files that hold some"
+        )
+    train, held_out = _part(documents, spec)
+    report: dict[str, Any] = {**reader.counts, "duplicates": duplicates, "problems": dict(reader.problems)}
+    report |= {"train": sizes(train), "held_out": sizes(held_out)}
+    return Corpus(spec, reader.digest.hexdigest(), train, held_out, report)

@@ -1,0 +1,210 @@
+"""Docstrings to prose: Google, NumPy and Sphinx styles, reST and Markdown.
+
+Sections that list names (Args, Parameters, Returns, Raises, See Also, Examples, ...) go, and with them code, doctests,
+tables, fields and directives; of the rest the markup goes and the words stay. What then does not read like a sentence is
+dropped: a corpus can afford to lose a sentence sooner than to keep a signature.
+"""
+
+import inspect
+import re
+
+from tfzoo.data import sentences
+
+VERSION = 1  # Counts changes of what comes out: part of every fingerprint.
+
+_SECTIONS = (
+    r"(?:(?:other|call|keyword|optional|positional|required|method|class|constructor|init)\s+)?"
+    r"(?:args?|arguments?|param(?:eter)?s?|kwargs|keywords|attributes?|attrs|propert(?:y|ies)|fields|methods?)"
+    r"|returns?|yields?|receives|raises?|exceptions?|throws|warns|see[ ]also|seealso|examples?|usage|"
+    r"(?:typical|example|sample|basic|simple|standalone)\s+usage|usage\s+examples?|references?|inputs?|outputs?|"
+    r"(?:input|output)\s+shapes?|authors?|copyright|licen[sc]e|todo|todos|signature|call\s+signatures?|"
+    r"type\s+constraints|history|changelog|synopsis|options|functions|classes|exports|public\s+functions"
+)
+# As a line of its own or with text behind the colon, in bold or as a Markdown heading.
+_SECTION_LINE = re.compile(rf"[#*\s]*(?:{_SECTIONS})(?:\s*\([^)]*\))?[*\s]*:(?:\s.*|\**)?", re.IGNORECASE)
+_SECTION_HEADING = re.compile(rf"[#*\s]*(?:{_SECTIONS})[*\s]*:*", re.IGNORECASE)
+_UNDERLINE = re.compile(r"([=\-~^\"'`#*+])\1{2,}")
+_ORNAMENT = re.compile(r"[=\-~^\"'`#*+|:_.\s]{3,}")
+_SIMPLE_TABLE = re.compile(r"={2,}(?:\s+={2,})+")
+_TABLE_ROW = re.compile(r"\|.*|.*\|\s*$|.*\S(?: {3,}|\t)\S.*\S(?: {3,}|\t)\S.*|.*\s\|\s.*")
+_FENCE = re.compile(r"```|~~~")
+_FIELD = re.compile(r":[a-zA-Z][\w ,.*`\[\]-]*:(?!`)")
+_DIRECTIVE = re.compile(r"\.\.(?:\s|$)|\.\.\w+::")
+_KEPT_DIRECTIVE = re.compile(
+    r"\.\.\s*(?:note|warning|tip|important|caution|hint|attention|admonition)::\s*(.*)"
+)
+_BULLET = re.compile(r"(?:[-*+•o]|\(?(?:\d{1,2}|[a-zA-Z]|[ivx]{1,4})[.)])\s+(?=\S)")
+_SIGNATURE = re.compile(
+    r"[\w.]+\s*[(\[].*(?:[)\]],?|->.*|,|\\)$|.*\)\s*->.*|@.*|[-+]{1,2}[\w-]+(?:[ =,].*)?|[$#%]\s.*|def\s.*|class\s\w+\(.*|import\s\w+|from\s[\w.]+\simport.*"
+)
+
+_INLINE = [
+    (re.compile(r"<(https?:[^>]*)>"), r"\1"),
+    (re.compile(r"!?\[([^\]\[]+)\]\((?:[^()\s]|\([^()]*\))*\)"), r"\1"),  # [words](address)
+    (re.compile(r"\[([^\]\[]+)\]\[[^\]\[]*\]"), r"\1"),  # [words][name]
+    (re.compile(r"(?::[\w+-]+)*:[\w+-]+:`[~!]?([^`<]*?)\s*<[^`>]*>`"), r"\1"),  # :role:`words <target>`
+    (re.compile(r"(?::[\w+-]+)*:[\w+-]+:`~(?:[\w]+\.)*([^`]*)`"), r"\1"),  # :role:`~a.b.words`
+    (re.compile(r"(?::[\w+-]+)*:[\w+-]+:`[!.]?([^`]*)`"), r"\1"),  # :role:`words`
+    (re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}"), r"\1"),  # `words <address>`_
+    (re.compile(r"``([^`]+)``"), r"\1"),
+    (re.compile(r"`([^`]+)`_{0,2}"), r"\1"),
+    (re.compile(r"\s*\[[#*\w.-]+\]_"), ""),  # [1]_
+    (re.compile(r"(?<![\w*])\*\*(\S(?:[^*]*\S)?)\*\*(?![\w*])"), r"\1"),
+    (re.compile(r"(?<![\w*])\*(\S(?:[^*]*\S)?)\*(?![\w*])"), r"\1"),
+    (re.compile(r"(?<![\w_])__?([a-zA-Z][^_]*[a-z])__?(?![\w_])"), r"\1"),  # _emphasis_
+    (re.compile(r"</?(?:a|b|i|p|br|em|strong|code|pre|sup|sub|ul|ol|li|div|span|h\d|tt|img|table|tr|td)(?:\s[^<>]*)?/?>", re.I), ""),
+    (re.compile(r"\|([\w ]+)\|_*"), r"\1"),  # |substitution|
+    (re.compile(r"\\([*_`|<>\"'])"), r"\1"),
+    (re.compile(r"\s*\((?:see |cf\. )?https?:[^\s)]*\)"), ""),
+    (re.compile(r"(?<=\w)::(?=\s|$)"), ":"),
+    (re.compile(r"(?<=\w)``?|``?(?=\w)"), ""),  # a quote without its partner
+    (re.compile(r"^(?:#{1,6}\s+|@\w+\s)"), ""),
+    (re.compile(r"\s+"), " "),
+    (re.compile(r"\s+([,.;:!?)](?:\s|$))"), r"\1"),
+]  # fmt: skip
+
+_COMMON = frozenset(
+    "a an the of to in is are was be been being for and or not if as by with on at from this that these those it its "
+    "which when where how what then than can could may must should will would do does has have had into no but all any "
+    "each only one you we they your our so such up out other use used".split()
+)
+_WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
+_CODE_TOKEN = re.compile(
+    r".*[_=<>{}\[\]\\/|$@#^~*+%&].*|.*\w[.(]\w.*|.*\(\).*|.*[a-z][A-Z].*|[\d.,:;x()-]+|--?\w.*|\W+|.*::.*"
+)
+_NEVER = re.compile(
+    r"https?:|www\.|[{}\\]|==|>>>|->|=>|:=|\$|\bcopyright\b|\(c\)|licensed under|all rights reserved|"
+    r"warrant(?:y|ies)|redistribut|\bTODO\b|\bFIXME\b|\bXXX\b|@\w+\.\w|\bself\.|\.\. |::|^[\w.]+\s*=\s|\[\.\.\.|`",
+    re.IGNORECASE,
+)  # fmt: skip
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _block_end(lines: list[str], start: int, indent: int) -> int:
+    """The first line from `start` on that is neither blank nor indented by more than `indent`."""
+    while start < len(lines) and (not lines[start].strip() or _indent(lines[start]) > indent):
+        start += 1
+    return start
+
+
+def _section_end(lines: list[str], start: int, indent: int) -> int:
+    """Where the section ends whose first line below its name is `start`: lists that were never indented end at a
+    blank line."""
+    while start < len(lines) and lines[start].strip() and _indent(lines[start]) == indent:
+        if _SECTION_LINE.fullmatch(lines[start].strip()):
+            return start
+        start += 1
+    return _block_end(lines, start, indent)
+
+
+def _underlined(lines: list[str], at: int) -> bool:
+    if at + 1 >= len(lines) or not lines[at].strip():
+        return False
+    title, line = lines[at].strip(), lines[at + 1].strip()
+    return (
+        bool(_UNDERLINE.fullmatch(line)) and len(line) >= 0.6 * len(title) and not _ORNAMENT.fullmatch(title)
+    )
+
+
+def _until(lines: list[str], start: int, stop) -> int:
+    while start < len(lines) and not stop(start):
+        start += 1
+    return start
+
+
+def _strip_inline(text: str) -> str:
+    for pattern, replacement in _INLINE:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def is_prose(sentence: str) -> bool:
+    """Whether a sentence reads like English rather than like code, a name list, an address or a licence."""
+    words = _WORD.findall(sentence)
+    if len(words) < 4 or len(words) > 100 or _NEVER.search(sentence):
+        return False
+    if not (sentence[0].isupper() or sentence[-1] in ".!?"):
+        return False
+    if sum(word.lower() in _COMMON for word in words) < max(1, len(words) // 12):
+        return False
+    tokens = sentence.split()
+    code = sum(bool(_CODE_TOKEN.fullmatch(token)) for token in tokens)
+    if code > 0.3 * len(tokens) or sentence.count("(") != sentence.count(")") or sentence.count('"') % 2:
+        return False
+    return sum(c.isalpha() or c.isspace() for c in sentence) >= 0.85 * len(sentence)
+
+
+def paragraphs(docstring: str) -> list[list[str]]:
+    """The prose of a docstring: paragraphs, each a list of sentences, in order; empty where there is none."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    found: list[list[str]] = []
+    current: list[str] = []
+
+    def flush() -> None:
+        text = " ".join(current)
+        text = re.sub(r"(?<=[a-z])- (?=[a-z])", "-", text)  # a word hyphenated at the end of a line
+        current.clear()
+        kept = [sentence for sentence in sentences.split(_strip_inline(text)) if is_prose(sentence)]
+        if kept:
+            found.append(kept)
+
+    at = 0
+    while at < len(lines):
+        line, indent = lines[at].strip(), _indent(lines[at])
+        if not line:
+            flush()
+            at += 1
+        elif _FENCE.match(line):
+            flush()
+            mark = line[:3]
+            at = _until(lines, at + 1, lambda i, mark=mark: lines[i].strip().startswith(mark)) + 1
+        elif line.startswith((">>>", "In [", "Traceback")):
+            flush()
+            at = _until(lines, at + 1, lambda i: not lines[i].strip())
+        elif _underlined(lines, at):
+            flush()
+            at += 2
+            if _SECTION_HEADING.fullmatch(line):
+                at = _until(lines, at, lambda i: _underlined(lines, i))
+        elif _SIMPLE_TABLE.fullmatch(line):
+            flush()
+            at = _until(
+                lines,
+                at + 1,
+                lambda i: (
+                    _SIMPLE_TABLE.fullmatch(lines[i].strip()) and not "".join(lines[i + 1 : i + 2]).strip()
+                ),
+            )
+            at += 1
+        elif _ORNAMENT.fullmatch(line) or _TABLE_ROW.fullmatch(line) or _SIGNATURE.fullmatch(line):
+            flush()
+            at += 1
+        elif _SECTION_LINE.fullmatch(line):
+            flush()
+            at = _section_end(lines, at + 1, indent)
+        elif _FIELD.match(line):
+            flush()
+            at = _block_end(lines, at + 1, indent)
+        elif _DIRECTIVE.match(line):
+            flush()
+            kept = _KEPT_DIRECTIVE.fullmatch(line)
+            if kept:
+                current.append(kept[1])
+                at += 1
+            else:
+                at = _block_end(lines, at + 1, indent)
+        else:
+            bullet = _BULLET.match(line)
+            if bullet:
+                flush()
+                line = line[bullet.end() :]
+            current.append(line)
+            at += 1
+            if line.endswith("::"):
+                flush()
+                at = _block_end(lines, at, indent)
+    flush()
+    return found
