@@ -114,14 +114,14 @@ def parse(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
 def expand_flagfiles(args: Iterable[str]) -> list[str]:
     """Replaces `--flagfile=PATH` and `--flagfile PATH` by the flags in that file.
 
-    A flagfile holds one flag a line, `--name=value`, `--name` or `--noname`. Blank lines and lines that start
-    with `#` count for nothing, and neither does what follows two spaces and a `#`. A value in double quotes is
-    read as a JSON string. A flagfile named inside another is found beside it, one named in `args` from the
-    working directory.
+    A flagfile holds one flag a line, `--name=value`, `--name` or `--noname`. Blank lines and lines that
+    start with `#` count for nothing, and neither does what follows two spaces and a `#`. A value in double
+    quotes is read as a JSON string. A flagfile named inside another is found beside it, one named in `args`
+    from the working directory.
 
     Raises:
-      UserError: a file that is missing, unreadable, not UTF-8, circular or nested more than 16 deep, or a line
-        that is no flag; names the file and the line.
+      UserError: a file that is missing, unreadable, not UTF-8, circular or nested more than 16 deep, or a
+        line that is no flag; names the file and the line.
     """
     return [argument for argument, _ in _expand(args)]
 

@@ -1,0 +1,368 @@
+"""Checkpoints that are complete, checked when read, and never half-written.
+
+    RUN/checkpoints/00001200/variables.safetensors  every variable of model and optimizer, seeds included
+    RUN/checkpoints/00001200/checkpoint.json        step, the caller's state, names, dtypes, shapes, checksums
+    RUN/best -> checkpoints/00000900
+
+A checkpoint is written beside its place and renamed, so it is there whole or not at all. safetensors has no
+checksum of its own: a flipped bit would load, so checkpoint.json keeps the sha256, and its own besides.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (teaches NumPy the name "bfloat16")
+import numpy as np
+import safetensors
+import safetensors.numpy
+from absl import logging
+
+from tfzoo import files
+from tfzoo.errors import UserError
+
+FORMAT = 1
+VARIABLES, RECORD = "variables.safetensors", "checkpoint.json"
+MAX_RECORD_BYTES = 64 << 20
+_STEP = re.compile(r"\d{8,}")
+
+Contents = tuple[int, dict[str, Any], dict[str, np.ndarray]]  # step, state, variables
+
+
+class _Damaged(Exception):
+    """What is wrong with which file of a checkpoint."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      folder: RUN/checkpoints.
+      keep: how many to keep; the one that RUN/best points to is kept besides.
+      read_only: for whoever reads a run that somebody else may be writing: nothing is cleaned up, and `save`
+        and `mark_best` raise. Otherwise what killed writers left behind is removed here.
+    """
+
+    def __init__(self, folder: str | os.PathLike, keep: int = 2, read_only: bool = False):
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, not {keep}")
+        self._folder = pathlib.Path(folder)
+        self._best = self._folder.parent / "best"
+        self._keep = keep
+        self._read_only = read_only
+        self._damaged: set[int] = set()
+        if not read_only:
+            files.remove_partials(self._folder)
+            for link in self._best.parent.glob(f"{self._best.name}.*{files.PARTIAL}"):
+                link.unlink(missing_ok=True)
+
+    def steps(self) -> list[int]:
+        """The steps there are checkpoints of, damaged ones included, oldest first."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self._folder.iterdir() if _STEP.fullmatch(entry.name))
+
+    def path(self, step: int) -> pathlib.Path:
+        """The folder of a step's checkpoint, which need not exist."""
+        return self._folder / f"{step:08d}"
+
+    def save(self, step: int, variables: Mapping[str, Any], state: Mapping[str, Any]) -> pathlib.Path:
+        """Writes a checkpoint, then removes the oldest beyond `keep`. One that exists is left alone.
+
+        Args:
+          step: 0 or more.
+          variables: name -> keras.Variable, tf.Variable or array. Not called from inside a tf.function.
+          state: what JSON can hold; tuples come back as lists.
+        """
+        self._must_write()
+        path = self.path(step)
+        if step in self._damaged and path.exists():
+            self._remove(step)  # Read and found damaged: this one replaces it.
+        if not path.exists():
+            # Not np.ascontiguousarray, which turns a scalar into an array of one.
+            arrays = {
+                name: np.asarray(_to_numpy(variable), order="C") for name, variable in variables.items()
+            }
+            with files.atomic_folder(path) as partial:
+                safetensors.numpy.save_file(arrays, partial / VARIABLES)
+                record = {
+                    "format": FORMAT,
+                    "step": int(step),
+                    "state": dict(state),
+                    "bytes": (partial / VARIABLES).stat().st_size,
+                    "sha256": files.sha256(partial / VARIABLES),
+                    "variables": {name: list(_signature(array)) for name, array in arrays.items()},
+                }
+                (partial / RECORD).write_bytes(_encode(record))
+        self._prune(step)
+        return path
+
+    def restore(self, variables: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        """Assigns the newest intact checkpoint to `variables`, all of them or none.
+
+        A damaged checkpoint costs a warning, and the one before it is taken.
+
+        Returns:
+          (step, state), or None if there is no checkpoint at all.
+
+        Raises:
+          UserError: there are checkpoints but none is intact, or the newest intact one holds other variables,
+            shapes or dtypes than `variables`.
+        """
+        if not self.steps():
+            return None
+        step, state, arrays = self._newest()
+        _compare(self.path(step), variables, arrays)
+        for name, variable in variables.items():
+            if isinstance(variable, np.ndarray):
+                variable[...] = arrays[name]
+            else:
+                variable.assign(arrays[name])
+        return step, state
+
+    def read(self, path: str | os.PathLike | None = None) -> Contents:
+        """A checkpoint's (step, state, variables as arrays), verified.
+
+        Args:
+          path: a checkpoint's folder, or RUN/best; None takes the newest intact one, as `restore` does.
+
+        Raises:
+          UserError: there is none, or the one asked for is damaged.
+        """
+        if path is not None:
+            try:
+                return _read(pathlib.Path(path).resolve())
+            except _Damaged as damage:
+                raise UserError(f"{damage}; choose another checkpoint") from None
+        if not self.steps():
+            raise UserError(f"{self._folder}: no checkpoint there; name the folder of a run that saved one")
+        return self._newest()
+
+    def mark_best(self, step: int) -> None:
+        """Points RUN/best to a step's checkpoint, in one move. The old best is pruned with the next save."""
+        self._must_write()
+        if not self.path(step).is_dir():
+            raise ValueError(f"{self.path(step)} does not exist, so it cannot be the best checkpoint")
+        partial = self._best.with_name(f"{self._best.name}.{os.getpid()}{files.PARTIAL}")
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(os.path.join(self._folder.name, self.path(step).name))
+        os.replace(partial, self._best)
+
+    def best_step(self) -> int | None:
+        """The step RUN/best points to; None if there is no such link."""
+        try:
+            name = os.path.basename(os.readlink(self._best))
+        except OSError:
+            return None
+        return int(name) if _STEP.fullmatch(name) else None
+
+    def _must_write(self) -> None:
+        if self._read_only:
+            raise ValueError(f"{self._folder} was opened with read_only=True")
+
+    def _newest(self) -> Contents:
+        damages = []
+        for step in reversed(self.steps()):
+            try:
+                contents = _read(self.path(step))
+            except _Damaged as damage:
+                logging.warning("%s; falling back to the checkpoint before it", damage)
+                self._damaged.add(step)
+                damages.append(str(damage))
+            else:
+                self._damaged.discard(step)
+                return contents
+        raise UserError(
+            f"{self._folder}: none of its {len(damages)} checkpoints can be read ({damages[0]}); "
+            "put a copy of one back, or start anew in another folder"
+        )
+
+    def _prune(self, saved: int) -> None:
+        intact = [step for step in self.steps() if step not in self._damaged]
+        kept = {saved, self.best_step(), *intact[-self._keep :]}
+        for step in self.steps():
+            if step not in kept:
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        # Renamed first: a removal that is killed must not leave half a checkpoint under a checkpoint's name.
+        path = self.path(step)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.old{files.PARTIAL}")
+        os.rename(path, partial)
+        shutil.rmtree(partial)
+        self._damaged.discard(step)
+
+
+def model_variables(model, optimizer=None) -> dict[str, Any]:
+    """Every variable of a built model and its built optimizer, by a name that any process gives it alike.
+
+    Keras numbers what has no name of its own by a counter of the whole process ("dense_7", "adamw_1"). Here
+    such numbers count within one parent, in the order of `model.variables`, so that a model built second gets
+    the same names as one built first ("dense.0"). Dropout's seed states are among them.
+
+    Returns:
+      "model/..." and "optimizer/..." -> keras.Variable; an optimizer's slot is
+      "optimizer/" + its model variable's name + "/momentum" or whatever Keras calls it.
+
+    Raises:
+      ValueError: the model or the optimizer is not built yet, so that variables would be missing.
+    """
+    if not model.variables or (optimizer is not None and not optimizer.built):
+        raise ValueError("build the model and the optimizer before asking for their variables")
+    automatic = {
+        layer.name
+        for layer in model._flatten_layers()
+        if re.sub(r"_\d+$", "", layer.name) == _snake_case(type(layer).__name__)
+    }
+    variables: dict[str, Any] = {}
+    numbered = _Renumbered(automatic)
+    slots = {}  # "bert_layer_0_kernel", as Keras starts a slot's name -> our name for that variable.
+    for variable in model.variables:
+        name = numbered(variable.path)
+        slots[variable.path.replace("/", "_")] = name
+        _add(variables, f"model/{name}", variable)
+
+    optimizers = []
+    while optimizer is not None:  # A LossScaleOptimizer is outside, the one that updates inside.
+        optimizers.append(optimizer)
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    for variable in optimizers[0].variables if optimizers else []:
+        owner, _, name = variable.path.rpartition("/")
+        prefix = "optimizer/" + "inner/" * [one.name for one in optimizers].index(owner)
+        starts = [start for start in slots if name.startswith(f"{start}_")]
+        if starts:
+            start = max(starts, key=len)
+            name = f"{slots[start]}/{name[len(start) + 1 :]}"
+        _add(variables, prefix + name, variable)
+
+    expected = {id(variable) for variable in model.variables}
+    expected |= {id(variable) for variable in (optimizers[0].variables if optimizers else [])}
+    assert {id(variable) for variable in variables.values()} == expected
+    return variables
+
+
+class _Renumbered:
+    """Rewrites variable paths so that automatic names are numbered within their parent."""
+
+    def __init__(self, automatic: set[str]):
+        self._automatic = automatic
+        self._names: dict[tuple[str, str], str] = {}
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def __call__(self, path: str) -> str:
+        ours = ""
+        for part in path.split("/"):
+            if (ours, part) not in self._names:
+                name = part
+                if part in self._automatic or re.fullmatch(r"seed_generator(_\d+)?", part):
+                    base = re.sub(r"_\d+$", "", part)
+                    count = self._counts.setdefault((ours, base), 0)
+                    self._counts[ours, base] += 1
+                    name = f"{base}.{count}"
+                self._names[ours, part] = name
+            ours = f"{ours}/{self._names[ours, part]}".lstrip("/")
+        return ours
+
+
+def _add(variables: dict[str, Any], name: str, variable: Any) -> None:
+    """Adds a variable; a name that is taken, which Keras does not forbid, gets a number."""
+    unique, count = name, 1
+    while unique in variables:
+        unique, count = f"{name}#{count}", count + 1
+    variables[unique] = variable
+
+
+def _snake_case(name: str) -> str:
+    """A class's name as Keras turns it into a layer's name."""
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _to_numpy(variable: Any) -> np.ndarray:
+    # A keras.Variable that was made under a tf.distribute strategy wraps one that only .numpy() can read.
+    variable = getattr(variable, "value", variable) if hasattr(variable, "path") else variable
+    return np.asarray(variable.numpy() if hasattr(variable, "numpy") else variable)
+
+
+def _signature(variable: Any) -> tuple[str, list[int]]:
+    """(dtype's name, shape) of a variable or an array."""
+    return getattr(variable.dtype, "name", variable.dtype), [int(size) for size in variable.shape]
+
+
+def _encode(record: dict[str, Any]) -> bytes:
+    """The one spelling of a record, with its checksum: any other byte anywhere is damage."""
+    record = json.loads(json.dumps(record))  # Keys that are numbers become text before they are sorted.
+    record["checksum"] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return (json.dumps(record, sort_keys=True, indent=1) + "\n").encode()
+
+
+def _read(folder: pathlib.Path) -> Contents:
+    """Reads and verifies one checkpoint.
+
+    Raises:
+      _Damaged: anything about it is not as it was written.
+    """
+    record_path, variables_path = folder / RECORD, folder / VARIABLES
+    try:
+        if record_path.stat().st_size > MAX_RECORD_BYTES:
+            raise _Damaged(f"{record_path}: too large")
+        data = record_path.read_bytes()
+        size = variables_path.stat().st_size
+    except OSError as error:
+        raise _Damaged(f"{error.filename}: {(error.strerror or str(error)).lower()}") from None
+    try:
+        record = json.loads(data)
+        claimed = record.pop("checksum")
+        intact = _encode(record) == data and bool(claimed)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        intact = False
+    if not intact:
+        raise _Damaged(f"{record_path}: not as it was written")
+    if record["format"] != FORMAT:
+        raise UserError(f"{record_path}: format {record['format']}, this tfzoo reads {FORMAT}; update tfzoo")
+    if str(record["step"]) != folder.name.lstrip("0").rjust(1, "0"):
+        raise _Damaged(f"{record_path}: is of step {record['step']}, not {folder.name}")
+
+    if size != record["bytes"]:
+        raise _Damaged(f"{variables_path}: {size} bytes, {record['bytes']} were written")
+    try:
+        if files.sha256(variables_path) != record["sha256"]:
+            raise _Damaged(f"{variables_path}: its sha256 is not the one recorded")
+        arrays = safetensors.numpy.load_file(variables_path)
+    except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
+        raise _Damaged(f"{variables_path}: {error}") from None
+    if {name: list(_signature(array)) for name, array in arrays.items()} != record["variables"]:
+        raise _Damaged(f"{variables_path}: other variables than {RECORD} lists")
+    return record["step"], record["state"], arrays
+
+
+def _compare(path: pathlib.Path, variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError unless both sides have the same names, dtypes and shapes."""
+    complaints = []
+    missing, extra = variables.keys() - arrays.keys(), arrays.keys() - variables.keys()
+    if missing:
+        complaints.append(f"not in the checkpoint: {_listed(missing)}")
+    if extra:
+        complaints.append(f"only in the checkpoint: {_listed(extra)}")
+    other = []
+    for name in sorted(variables.keys() & arrays.keys()):
+        (dtype, shape), (saved_dtype, saved_shape) = _signature(variables[name]), _signature(arrays[name])
+        if (dtype, shape) != (saved_dtype, saved_shape):
+            other.append(f"{name} (here {dtype} {shape}, in the checkpoint {saved_dtype} {saved_shape})")
+    if other:
+        complaints.append(f"different: {_listed(other)}")
+    if complaints:
+        raise UserError(
+            f"{path}: does not fit this model and optimizer; {'; '.join(complaints)}; "
+            "use the flags it was made with, or another folder"
+        )
+
+
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
