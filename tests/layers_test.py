@@ -11,7 +11,7 @@ SOURCES = {
     path.relative_to(ROOT): ast.parse(path.read_bytes()) for path in sorted(ROOT.glob("tfzoo/**/*.py"))
 }
 
-# What each room may import of tfzoo besides itself; what is not named here stands above and may import any of it.
+# What each room may import of tfzoo besides itself; what is not named here stands above them all.
 BELOW = {"errors", "files"}
 MAY_IMPORT = {
     "errors": set(),
