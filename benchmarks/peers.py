@@ -3,8 +3,8 @@
     python benchmarks/peers.py NAME[:WAY] PRECISION INTER_OP_THREADS     (train_step.py calls it, over pipes)
 
 The step: BERT with 4 layers of 512, 8 heads, 2,048 in the feed-forward part and 30,522 words; 16 rows of 128
-tokens, 20 masked positions in each; masked-language-model head with tied output embedding; dropout 0.1 (attention
-too); AdamW with learning rate 1e-4 and weight decay 0.01; global-norm clipping at 1.
+tokens, 20 masked positions in each; masked-language-model head with tied output embedding; dropout 0.1, on
+attention too; AdamW with learning rate 1e-4 and weight decay 0.01; global-norm clipping at 1.
 """
 
 import contextlib

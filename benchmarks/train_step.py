@@ -2,8 +2,8 @@
 
     .venv-peers/bin/python benchmarks/train_step.py [--contenders=ours,kerashub,garden] [--precisions=float32]
 
-Every contender lives in a process of its own. They take turns, a few steps each, while the others sleep, so that
-whatever else the machine does meets them all alike; the ratios are medians over rounds of neighbouring turns.
+Every contender lives in a process of its own. They take turns, a few steps each, while the others sleep, so
+that what else the machine does meets them all alike; ratios are medians over rounds of neighbouring turns.
 """
 
 import argparse
