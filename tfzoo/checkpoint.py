@@ -96,7 +96,7 @@ class Checkpoints:
                     "state": dict(state),
                     "bytes": (partial / VARIABLES).stat().st_size,
                     "sha256": files.sha256(partial / VARIABLES),
-                    "variables": {name: list(_signature(array)) for name, array in arrays.items()},
+                    "variables": {name: _signature(array) for name, array in arrays.items()},
                 }
                 (partial / RECORD).write_bytes(_encode(record))
         self._prune(step)
@@ -232,7 +232,7 @@ def model_variables(model, optimizer=None) -> dict[str, Any]:
         optimizers.append(optimizer)
         optimizer = getattr(optimizer, "inner_optimizer", None)
     for variable in optimizers[0].variables if optimizers else []:
-        owner, _, name = variable.path.rpartition("/")
+        owner, name = variable.path.split("/")[-2:]
         prefix = "optimizer/" + "inner/" * [one.name for one in optimizers].index(owner)
         starts = [start for start in slots if name.startswith(f"{start}_")]
         if starts:
@@ -289,9 +289,9 @@ def _to_numpy(variable: Any) -> np.ndarray:
     return np.asarray(variable.numpy() if hasattr(variable, "numpy") else variable)
 
 
-def _signature(variable: Any) -> tuple[str, list[int]]:
-    """(dtype's name, shape) of a variable or an array."""
-    return getattr(variable.dtype, "name", variable.dtype), [int(size) for size in variable.shape]
+def _signature(variable: Any) -> str:
+    """A variable's or an array's dtype and shape: "float32 [2, 3]"."""
+    return f"{getattr(variable.dtype, 'name', variable.dtype)} {[int(size) for size in variable.shape]}"
 
 
 def _encode(record: dict[str, Any]) -> bytes:
@@ -336,7 +336,7 @@ def _read(folder: pathlib.Path) -> Contents:
         arrays = safetensors.numpy.load_file(variables_path)
     except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
         raise _Damaged(f"{variables_path}: {error}") from None
-    if {name: list(_signature(array)) for name, array in arrays.items()} != record["variables"]:
+    if {name: _signature(array) for name, array in arrays.items()} != record["variables"]:
         raise _Damaged(f"{variables_path}: other variables than {RECORD} lists")
     return record["step"], record["state"], arrays
 
@@ -349,11 +349,11 @@ def _compare(path: pathlib.Path, variables: Mapping[str, Any], arrays: Mapping[s
         complaints.append(f"not in the checkpoint: {_listed(missing)}")
     if extra:
         complaints.append(f"only in the checkpoint: {_listed(extra)}")
-    other = []
-    for name in sorted(variables.keys() & arrays.keys()):
-        (dtype, shape), (saved_dtype, saved_shape) = _signature(variables[name]), _signature(arrays[name])
-        if (dtype, shape) != (saved_dtype, saved_shape):
-            other.append(f"{name} (here {dtype} {shape}, in the checkpoint {saved_dtype} {saved_shape})")
+    other = [
+        f"{name} (here {_signature(variables[name])}, in the checkpoint {_signature(arrays[name])})"
+        for name in variables.keys() & arrays.keys()
+        if _signature(variables[name]) != _signature(arrays[name])
+    ]
     if other:
         complaints.append(f"different: {_listed(other)}")
     if complaints:

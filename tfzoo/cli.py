@@ -214,9 +214,7 @@ def _read_flagfile(path: str, origin: str, around: tuple[pathlib.Path, ...]) -> 
     reals = [os.path.realpath(outer) for outer in around]
     if os.path.realpath(file) in reals:
         circle = [*around[reals.index(os.path.realpath(file)) :], file]
-        raise UserError(
-            f"{name}: circular: {' -> '.join(map(str, circle))}; remove one of these --flagfile lines"
-        )
+        raise UserError(f"{name}: circular: {' -> '.join(map(str, circle))}; remove one of these lines")
     if len(around) >= MAX_DEPTH:
         raise UserError(f"{name}: flagfiles are nested more than {MAX_DEPTH} deep; flatten them")
     try:
@@ -376,7 +374,7 @@ def _help_page(main: Callable, flags: absl_flags.FlagValues) -> str:
         if low is not None or high is not None:
             notes.append(_bounds(low, high).removeprefix("must be "))
         if flag.default is not None:
-            notes.append(f"default {flag.default_as_str}")
+            notes.append(f"default {flag.default_as_str[1:-1]}")  # It comes in quotes.
         about = " ".join((flag.help or "").split()) + (f" ({'; '.join(notes)})" if notes else "")
         page += [f"  {start}", textwrap.fill(about, 100, initial_indent="      ", subsequent_indent="      ")]
     page += ["  --flagfile=FILE", "      Reads flags from a file, one a line; later flags win.", "  --help"]
