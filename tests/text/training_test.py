@@ -1,0 +1,73 @@
+"""Vocabulary training: small texts whose vocabulary can be told, and the same one in every process."""
+
+import json
+import os
+import subprocess
+import sys
+import unittest
+
+from tfzoo.errors import UserError
+from tfzoo.text import SPECIAL_TOKENS, training
+
+
+class TrainWordPieceTest(unittest.TestCase):
+    def test_letters_first_then_the_frequent_pairs(self):
+        vocab = training.train_wordpiece(["aab aab aab aab", "Áab c"], 14, lowercase=True)
+        self.assertEqual(vocab[:5], list(SPECIAL_TOKENS))
+        self.assertEqual(set(vocab[5:11]), {"a", "b", "c", "##a", "##b", "##c"})
+        self.assertEqual(vocab[11:], ["##ab", "aab"])  # "Áab" became "aab"; then nothing is left to merge.
+
+    def test_cased_keeps_case_and_accents(self):
+        vocab = training.train_wordpiece(["Áa É"], 100, lowercase=False)
+        self.assertLessEqual({"Á", "É", "a", "##a"}, set(vocab))
+        self.assertNotIn("á", vocab)
+
+    def test_what_stands_alone_has_no_inside_form(self):
+        vocab = training.train_wordpiece(["漢字 x, y!"], 100, lowercase=True)
+        self.assertLessEqual({"漢", "字", ",", "!", "x", "##x"}, set(vocab))
+        self.assertFalse({"##漢", "##字", "##,", "##!"} & set(vocab))
+
+    def test_size_is_never_exceeded_and_the_rarest_letters_go_first(self):
+        for size in (7, 8, 20, 60):
+            vocab = training.train_wordpiece(["zzzz yyy xx w abcdefghijklmnop"] * 3, size, lowercase=True)
+            self.assertLessEqual(len(vocab), size)
+            self.assertIn("z", vocab)
+            self.assertEqual(len(set(vocab)), len(vocab))
+        with self.assertRaisesRegex(UserError, r"vocab_size \(6\) must be at least 7"):
+            training.train_wordpiece(["a"], 6, lowercase=True)
+        with self.assertRaisesRegex(UserError, "no letter"):
+            training.train_wordpiece(iter(["", " \0"]), 100, lowercase=True)
+
+    def test_letters_too_rare_to_matter_get_no_token(self):
+        vocab = training.train_wordpiece(["ab" * 40] * 500 + ["q"], 100, lowercase=True)
+        self.assertIn("a", vocab)
+        self.assertNotIn("q", vocab)
+
+    def test_the_same_in_every_process_and_order(self):
+        # Many pairs of equal frequency, so that any unsettled order shows.
+        script = (
+            "import json, random, sys\n"
+            "from tfzoo.text.training import train_wordpiece\n"
+            "letters = 'abcdefghijklmnopqrstuvwxyzäöüéèçñ漢字'\n"
+            "texts = [''.join(random.Random(i).choices(letters + ' ', k=50)) for i in range(200)]\n"
+            "random.Random(int(sys.argv[1])).shuffle(texts)\n"
+            "print(json.dumps(train_wordpiece(texts, 500, lowercase=False)))\n"
+        )
+        results = set()
+        for seed in range(3):
+            environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(sys.path)}
+            done = subprocess.run(
+                [sys.executable, "-c", script, str(seed)],
+                env=environment,
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            self.assertEqual(len(json.loads(done.stdout)), 500)
+            results.add(done.stdout)
+        self.assertEqual(len(results), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,394 @@
+"""WordPiece against the `tokenizers` library, on varied lines and character by character."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import textwrap
+import unicodedata
+
+import numpy as np
+import tensorflow as tf
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from tfzoo.errors import UserError
+from tfzoo.text import SPECIAL_TOKENS, training
+from tfzoo.text.wordpiece import WordPiece
+
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog, doesn't it? Yes: 3.14 (about)!",
+    "Der Fluß überquert größere Straßen; ÄÖÜ äöü – „Anführung“ ẞ.",
+    "Ça déjà vu, l'été à Nîmes: œuvre, naïve, ÉCOLE.",
+    "Türkçe: İstanbul'da ılık bir gün, Iğdır ve İzmir.",
+    "Ὀδυσσεύς καὶ ΣΊΣΥΦΟΣ· ο λόγος ΤΟΥΣ.",
+    "Съешь же ещё этих мягких французских булок, Йод.",
+    "هذه جملة عربية قصيرة، أليس كذلك؟ مُحَمَّد",
+    "זוהי שָׁלוֹם עולם.",
+    "यह हिन्दी का एक छोटा वाक्य है। क्या यह ठीक है?",
+    "ภาษาไทยไม่มีช่องว่างระหว่างคำทำให้คำหนึ่งคำยาวมากจนเกินหนึ่งร้อยไบต์",
+    "한국어 문장은 음절로 쓰입니다. 훈민정음",
+    "日本語の文章です。カタカナとひらがな、ガギグと漢字。",
+    "这是一个中文句子,没有空格!真的吗?「引号」",
+    "Tiếng Việt có rất nhiều dấu: ườ ễ ợ ặ Đ đ.",
+    "Emoji 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ❤️ 🇩🇪 and ™ © № ½ ﬁne Ⅷ x² ℃.",
+]
+INSERTS = [
+    *("\u200d", "\u200e", "\u200f", "\u202b", "\u202c", "\u2066", "\ufeff", "\u00ad", "\ufe0f"),
+    *("\0", "\x01", "\x0b", "\x0c", "\x1f", "\x7f", "\x85", "\x9f", "\t", "\n", "\r\n", "\u00a0", "\u3000"),
+    *("\u2028", "\u2029", "\u1680", "\u2009", "\ufffd", "\ue000", "\U000f0000", "\U0010fff9", "\U0010fffd"),
+    *(
+        "\u0301",
+        "\u0308\u0323",
+        "\u0323\u0308",
+        "\u3099",
+        "\u0b56",
+        ",",
+        "!",
+        "?",
+        "～",
+        "ＡＢｃ",
+        "：",
+        "、",
+    ),
+    *("[MASK]", "[UNK]", "[CLS]", "##ing", "##", "[unused1]", "'", "``", "$", "^", "|", "~", "_", "«"),
+    *("\U00020000", "\U0001f600", "ǅ", "ŉ", "ΐ", "ß", "Σ", "ς", "ΑΣ", "ﬃ", "가", "\u1100\u1161", "K", "Å"),
+    *("a" * 99, "b" * 100, "c" * 101, "é" * 100, "e\u0301" * 100, "ж" * 101, "ก" * 100, "ก" * 101, "x" * 500),
+    *("𐐀" * 100, "𐐀" * 101, "가" * 33, "가" * 34, "字" * 120, "d" * 60 + "-" + "d" * 60),
+]
+
+
+def lines(count: int) -> list[str]:
+    """Varied lines: mixtures of ten languages and more, with what breaks tokenizers put in at random places."""
+    rng = random.Random(7)
+    result = ["", " ", "\0", "\u200f", "[MASK]", *SENTENCES, *INSERTS]
+    while len(result) < count:
+        text = " ".join(rng.sample(SENTENCES, rng.randint(1, 3)))
+        start = rng.randrange(len(text))
+        text = text[start : start + rng.randint(1, 120)]
+        for _ in range(rng.choice((0, 1, 1, 3, 6))):
+            at = rng.randint(0, len(text))
+            text = text[:at] + rng.choice(INSERTS) + text[at:]
+        result.append(rng.choice((text, text, text, text.upper(), unicodedata.normalize("NFD", text))))
+    return result
+
+
+def reference(vocab: list[str], lowercase: bool) -> tokenizers.Tokenizer:
+    ids = {token: i for i, token in enumerate(vocab)}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+class WordPieceTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.lines = lines(3000)
+        cls.trained = {
+            lowercase: WordPiece(training.train_wordpiece(SENTENCES * 3, 1200, lowercase), lowercase)
+            for lowercase in (True, False)
+        }
+
+    def check_against_reference(self, tokenizer: WordPiece):
+        oracle = reference(tokenizer.vocab, tokenizer.lowercase)
+        encodings = oracle.encode_batch(self.lines)
+        ids, starts, ends = (ragged.to_list() for ragged in tokenizer.tokenize_with_offsets(self.lines))
+        self.assertEqual(tokenizer.tokenize(self.lines).to_list(), ids)
+        normalizer = oracle.normalizer
+        vocab, unknown = tokenizer.vocab, 0
+        for i, (line, encoding) in enumerate(zip(self.lines, encodings)):
+            self.assertEqual(ids[i], encoding.ids, ascii(line))
+            spans = list(zip(starts[i], ends[i]))
+            self.assertEqual(spans, encoding.offsets, ascii(line))
+            for j, (start, end) in enumerate(spans):
+                self.assertLess(start, end)
+                if ids[i][j] == tokenizer.unknown_id:
+                    unknown += 1
+                    continue
+                piece = vocab[ids[i][j]].removeprefix("##")
+                came_from = normalizer.normalize_str(line[start:end]).replace(" ", "")
+                if (start, end) in spans[:j] + spans[
+                    j + 1 :
+                ]:  # One character taken apart into several tokens.
+                    self.assertIn(piece, came_from)
+                else:
+                    self.assertEqual(came_from, piece, ascii(line))
+        self.assertGreater(unknown, 100)  # Or the lines would not try the limits.
+
+    def test_a_trained_vocabulary_gives_the_references_ids_and_offsets(self):
+        for tokenizer in self.trained.values():
+            with self.subTest(lowercase=tokenizer.lowercase):
+                self.check_against_reference(tokenizer)
+
+    def test_berts_vocabularies_give_the_references_ids_and_offsets(self):
+        if "TFZOO_DATA" not in os.environ:
+            self.skipTest("TFZOO_DATA names no folder with vocab/bert-base-uncased/vocab.txt")
+        for name, lowercase in (("uncased", True), ("cased", False), ("chinese", True), ("chinese", False)):
+            with self.subTest(name=name, lowercase=lowercase):
+                path = pathlib.Path(os.environ["TFZOO_DATA"], "vocab", f"bert-base-{name}", "vocab.txt")
+                self.check_against_reference(WordPiece.from_file(path, lowercase))
+
+    def test_every_character_of_unicode_3_2(self):
+        # Newer characters depend on the version of Unicode that a library was built with.
+        old = unicodedata.ucd_3_2_0
+        others = {0x1734, 0x166D, 0x1885, 0x1886}  # Their categories have changed since.
+        characters = [
+            chr(c)
+            for c in range(0x110000)
+            if c not in others and old.category(chr(c)) not in ("Cn", "Cs", "Co")
+        ]
+        self.assertGreater(len(characters), 90_000)
+        texts = [f"a{c}b" for c in [*characters, "\ue000", "\U000f0001"]]
+        for lowercase in (True, False):
+            normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+            known = sorted({c for text in texts for c in normalizer.normalize_str(text)} - {" "})
+            tokenizer = WordPiece([*SPECIAL_TOKENS, *known, *(f"##{c}" for c in known)], lowercase)
+            got = tokenizer.tokenize(texts).to_list()
+            oracle = reference(tokenizer.vocab, lowercase)
+            wrong = [
+                ascii(text)
+                for text, ids, encoding in zip(texts, got, oracle.encode_batch(texts))
+                if ids != encoding.ids
+            ]
+            self.assertEqual(wrong, [])
+
+    def test_a_word_of_over_100_characters_is_unknown_and_one_of_over_100_bytes_is_not(self):
+        tokenizer = self.trained[True]
+        thai = "ก" * 100  # 300 bytes.
+        unknown = [tokenizer.unknown_id]
+        short, long, split = tokenizer.tokenize([thai, thai + "ก", f"{thai},{thai}"]).to_list()
+        self.assertNotIn(tokenizer.unknown_id, short)
+        self.assertEqual(long, unknown)
+        self.assertEqual(split, short + tokenizer.tokenize([","]).to_list()[0] + short)
+        # Accents go before the limit counts.
+        self.assertNotIn(tokenizer.unknown_id, tokenizer.tokenize(["e\u0301" * 100]).to_list()[0])
+
+    def test_special_tokens_are_plain_text_unless_asked_for(self):
+        tokenizer = self.trained[True]
+        ids = tokenizer.tokenize
+        text = ["so [MASK]ing[MASK][CLS] it"]
+        so, ing, it = (ids([word]).to_list()[0] for word in ("so", "ing", "it"))
+        plain = {word: ids([word]).to_list()[0] for word in ("[MASK]", "[CLS]")}
+        self.assertGreaterEqual(len(plain["[MASK]"]), 3)
+        self.assertNotIn(tokenizer.mask_id, plain["[MASK]"])
+        mask, cls = [tokenizer.mask_id], [tokenizer.cls_id]
+        self.assertEqual(
+            ids(text).to_list()[0], so + plain["[MASK]"] + ing + plain["[MASK]"] + plain["[CLS]"] + it
+        )
+        self.assertEqual(
+            ids(text, special=("[MASK]",)).to_list()[0], so + mask + ing + mask + plain["[CLS]"] + it
+        )
+        self.assertEqual(
+            ids(text, special=("[CLS]", "[MASK]")).to_list()[0], so + mask + ing + mask + cls + it
+        )
+
+        # Nothing that is deleted makes or counterfeits one.
+        for text in ("[MA\U0010fffdSK]", "[MA\0SK]", "[ma\U0010fffdsk]", "[mask]"):
+            self.assertEqual(ids([text], special=("[MASK]",)).to_list()[0], plain["[MASK]"], ascii(text))
+        for code in range(0x10FFF9, 0x10FFFE):
+            self.assertEqual(ids([chr(code)], special=("[MASK]",)).to_list()[0], [])
+            self.assertEqual(ids([chr(code)]).to_list()[0], [])
+
+        with self.assertRaisesRegex(UserError, r"'\[mask\]' is not one of"):
+            ids(["a"], special=("[mask]",))
+
+    def test_asking_for_specials_agrees_with_the_reference(self):
+        for tokenizer in self.trained.values():
+            oracle = reference(tokenizer.vocab, tokenizer.lowercase)
+            oracle.add_special_tokens(["[MASK]"])
+            got = tokenizer.tokenize(self.lines, special=("[MASK]",)).to_list()
+            for line, ids, encoding in zip(self.lines, got, oracle.encode_batch(self.lines)):
+                self.assertEqual(ids, encoding.ids, ascii(line))
+
+    def test_invalid_utf8_is_dropped(self):
+        tokenizer = self.trained[True]
+        broken = [b"the\xff fox", b"\xed\xa0\x80the", b"\xc3(", b"fox\xe0\xa4"]
+        whole = [text.decode("utf-8", "ignore") for text in (broken[0], broken[1], broken[2], broken[3])]
+        self.assertEqual(tokenizer.tokenize(broken).to_list(), tokenizer.tokenize(whole).to_list())
+        _, starts, ends = tokenizer.tokenize_with_offsets(broken[:1])
+        fox = b"the\xff fox".decode("utf-8", "replace").index("fox")
+        self.assertEqual((starts.to_list()[0][-1] >= fox, ends.to_list()[0][-1]), (True, fox + 3))
+
+    def test_no_texts_and_empty_texts(self):
+        tokenizer = self.trained[True]
+        self.assertEqual(tokenizer.tokenize(tf.constant([], tf.string)).to_list(), [])
+        for ragged in (tokenizer.tokenize(["", ""]), *tokenizer.tokenize_with_offsets(["", ""])):
+            self.assertEqual(ragged.to_list(), [[], []])
+            self.assertEqual(ragged.dtype, tf.int32)
+        with self.assertRaisesRegex(ValueError, r"shape \[N\]"):
+            tokenizer.tokenize(tf.constant("no batch"))
+
+    def test_detokenize_goes_there_and_back(self):
+        for tokenizer in self.trained.values():
+            ids = tokenizer.tokenize(self.lines)
+            known = [row for row in ids.to_list() if tokenizer.unknown_id not in row]
+            self.assertGreater(len(known), 500)
+            texts = tokenizer.detokenize(tf.ragged.constant(known, dtype=tf.int32))
+            self.assertEqual(tokenizer.tokenize(texts).to_list(), known)
+            decoder = tokenizers.decoders.WordPiece(cleanup=False)
+            for row, text in zip(known, texts.numpy()):
+                self.assertEqual(text.decode(), decoder.decode([tokenizer.vocab[i] for i in row]))
+
+    def test_detokenize_drops_padding_and_frame(self):
+        tokenizer = self.trained[True]
+        fox = tokenizer.tokenize(["the fox"]).to_list()[0]
+        pad, cls, sep, mask = tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
+        ids = [[cls, *fox, sep, pad], [cls, mask, tokenizer.unknown_id, sep] + [pad] * (len(fox) - 1)]
+        for dtype in (tf.int32, tf.int64):
+            texts = tokenizer.detokenize(tf.constant(ids, dtype))
+            self.assertEqual(texts.numpy().tolist(), [b"the fox", b"[MASK] [UNK]"])
+        for wrong in (-1, tokenizer.vocab_size):
+            with self.assertRaises(tf.errors.InvalidArgumentError):
+                tokenizer.detokenize([[wrong]])
+
+    def test_tf_data_gives_the_same_ids(self):
+        tokenizer = self.trained[True]
+        dataset = tf.data.Dataset.from_tensor_slices(self.lines).batch(100)
+        dataset = dataset.map(lambda texts: tokenizer.tokenize(texts, special=("[MASK]",)))
+        got = [row for batch in dataset for row in batch.to_list()]
+        self.assertEqual(got, tokenizer.tokenize(self.lines, special=("[MASK]",)).to_list())
+
+    def test_an_export_gives_the_same_in_a_fresh_process(self):
+        tokenizer = self.trained[False]
+
+        class Server(tf.Module):
+            def __init__(self):
+                super().__init__()
+                self.tokenizer = tokenizer
+
+            @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+            def serve(self, texts):
+                ids, starts, ends = self.tokenizer.tokenize_with_offsets(texts)
+                masked = self.tokenizer.tokenize(texts, special=("[MASK]",))
+                return {
+                    "ids": ids.flat_values,
+                    "splits": ids.row_splits,
+                    "starts": starts.flat_values,
+                    "ends": ends.flat_values,
+                    "plain": self.tokenizer.tokenize(texts).flat_values,
+                    "masked": masked.flat_values,
+                    "masked_splits": masked.row_splits,
+                    "texts": self.tokenizer.detokenize(ids),
+                }
+
+        server = Server()
+        here = {name: value.numpy() for name, value in server.serve(tf.constant(self.lines)).items()}
+        self.assertAllEqual(here["ids"], tokenizer.tokenize(self.lines).flat_values)
+        folder = pathlib.Path(self.get_temp_dir())
+        tf.saved_model.save(server, folder / "model")
+        (folder / "lines.json").write_text(json.dumps(self.lines))
+        script = textwrap.dedent("""
+            import json, sys
+            import numpy as np
+            import tensorflow as tf, tensorflow_text
+            texts = tf.constant(json.load(open("lines.json")))
+            outputs = tf.saved_model.load("model").serve(texts)
+            assert not any(name.startswith("tfzoo") for name in sys.modules)
+            texts = outputs.pop("texts").numpy()
+            np.savez("out.npz", texts=[text.hex() for text in texts], **outputs)
+        """)
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True, timeout=300)
+        there = np.load(folder / "out.npz")
+        self.assertEqual(there["texts"].tolist(), [text.hex() for text in here.pop("texts")])
+        for name, value in here.items():
+            np.testing.assert_array_equal(there[name], value, name)
+
+
+class VocabularyTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir(), self.id())
+        self.folder.mkdir()
+        self.path = self.folder / "vocab.txt"
+        self.vocab = [*SPECIAL_TOKENS, "a", "##b", "\u2028", "é", "\x85"]
+
+    def test_properties(self):
+        tokenizer = WordPiece(["x", "[MASK]", "[PAD]", "##y", "[UNK]", "[SEP]", "[CLS]"], lowercase=False)
+        self.assertEqual(tokenizer.vocab_size, 7)
+        self.assertEqual(tokenizer.vocab[3], "##y")
+        self.assertFalse(tokenizer.lowercase)
+        self.assertEqual((tokenizer.pad_id, tokenizer.unknown_id, tokenizer.mask_id), (2, 4, 1))
+        self.assertEqual((tokenizer.cls_id, tokenizer.sep_id), (6, 5))
+        self.assertEqual(tokenizer.special_ids, [1, 2, 4, 5, 6])
+        self.assertEqual(tokenizer.continues.tolist(), [False, False, False, True, False, False, False])
+        self.assertEqual(tokenizer.continues.dtype, np.bool_)
+        ids = tokenizer.tokenize(["xy [SEP]q[MASK][UNK][PAD][CLS]"], special=SPECIAL_TOKENS)
+        self.assertEqual(ids.to_list(), [[0, 3, 5, 4, 1, 4, 2, 6]])
+
+    def test_fingerprint(self):
+        one = WordPiece(self.vocab, True).fingerprint()
+        self.assertRegex(one, "^[0-9a-f]{64}$")
+        self.assertEqual(one, WordPiece(self.vocab, True).fingerprint())
+        self.assertNotEqual(one, WordPiece(self.vocab, False).fingerprint())
+        self.assertNotEqual(one, WordPiece([*self.vocab, "b"], True).fingerprint())
+
+    def test_save_and_from_folder(self):
+        for lowercase in (True, False):
+            tokenizer = WordPiece(self.vocab, lowercase)
+            tokenizer.save(self.folder)
+            again = WordPiece.from_folder(self.folder)
+            self.assertEqual(again.vocab, self.vocab)
+            self.assertEqual(again.fingerprint(), tokenizer.fingerprint())
+            config = json.loads((self.folder / "tokenizer_config.json").read_text())
+            self.assertEqual(config["do_lower_case"], lowercase)
+            self.assertEqual((config["tokenizer_class"], config["mask_token"]), ("BertTokenizer", "[MASK]"))
+        self.assertEqual(sorted(os.listdir(self.folder)), ["tokenizer_config.json", "vocab.txt"])
+
+    def test_a_file_with_windows_line_ends_and_no_last_one(self):
+        self.path.write_bytes("\r\n".join(self.vocab).encode())
+        self.assertEqual(WordPiece.from_file(self.path, True).vocab, self.vocab)
+
+    def test_bad_vocabularies_name_the_file_and_the_line(self):
+        good = [token.encode() for token in self.vocab]
+        for content, message in (
+            ([*good, b"a"], "line 11: token 'a' is on line 6 already"),
+            ([*good[:6], b"", *good[6:]], "line 7: the token is empty"),
+            ([*good, b"\xff\xfe"], "line 11: .* is not UTF-8"),
+            ([*good, b"x\ry"], "line 11: token .* holds a line break"),
+            ([token for token in good if token != b"[UNK]"], r"\[UNK\] not found on lines 1 to 9"),
+            ([], r"\[PAD\] \[UNK\] \[CLS\] \[SEP\] \[MASK\] not found"),
+            ([*good, b"x" * 300], "line 11: token .* is longer than 256 bytes"),
+        ):
+            with self.subTest(message=message):
+                self.path.write_bytes(b"\n".join(content) + b"\n" * bool(content))
+                with self.assertRaisesRegex(UserError, message) as caught:
+                    WordPiece.from_file(self.path, True)
+                self.assertIn(str(self.path), str(caught.exception))
+                self.assertNotIn("\n", str(caught.exception))
+        with self.assertRaisesRegex(UserError, "cannot be read"):
+            WordPiece.from_file(self.folder / "none.txt", True)
+        with self.assertRaisesRegex(UserError, "^vocabulary, line 6: token 'a' is on line 5 already"):
+            WordPiece([*SPECIAL_TOKENS[:4], "a", "a"])
+
+    def test_configs_that_ask_for_something_else_are_refused(self):
+        WordPiece(self.vocab).save(self.folder)
+        path = self.folder / "tokenizer_config.json"
+        good = json.loads(path.read_text())
+        path.write_text(json.dumps({"do_lower_case": False, "mask_token": {"content": "[MASK]"}}))
+        self.assertFalse(WordPiece.from_folder(self.folder).lowercase)
+        for content, message in (
+            (json.dumps({**good, "do_lower_case": "yes"}), "do_lower_case is 'yes'"),
+            (json.dumps({**good, "strip_accents": False}), "strip_accents is False"),
+            (json.dumps({**good, "tokenize_chinese_chars": False}), "tokenize_chinese_chars"),
+            (json.dumps({**good, "mask_token": "<mask>"}), "mask_token is '<mask>'"),
+            ("{", "cannot be read as JSON"),
+            ("[" * 100_000, "cannot be read as JSON"),
+            ("[]", "holds a list"),
+        ):
+            with self.subTest(message=message):
+                path.write_text(content)
+                with self.assertRaisesRegex(UserError, message) as caught:
+                    WordPiece.from_folder(self.folder)
+                self.assertIn(str(path), str(caught.exception))
+        path.unlink()
+        with self.assertRaisesRegex(UserError, "no such file"):
+            WordPiece.from_folder(self.folder)
+
+
+if __name__ == "__main__":
+    tf.test.main()

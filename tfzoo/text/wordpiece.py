@@ -1,0 +1,385 @@
+"""WordPiece as BERT has it, made of TensorFlow ops alone, so that an exported model reads text.
+
+Source: Devlin et al., BERT (arXiv:1810.04805), whose tokenization.py defines the steps: clean, lower-case and
+strip accents (uncased only), split at white space, punctuation and CJK characters, then take the longest
+known piece from the left, again and again (Wu et al., arXiv:1609.08144, section 4.1; the linear-time
+algorithm is Song et al., arXiv:2012.15524).
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from tfzoo import files
+from tfzoo.errors import UserError
+from tfzoo.text import SPECIAL_TOKENS
+
+VOCAB_FILE = "vocab.txt"
+CONFIG_FILE = "tokenizer_config.json"
+# What the config file calls SPECIAL_TOKENS, in their order.
+_CONFIG_NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+
+_MAX_CHARACTERS = 100  # BERT's limit: a longer word is [UNK].
+_MAX_TOKEN_BYTES = 256  # tensorflow-text's limit.
+_MAX_BYTES = 4 * _MAX_CHARACTERS  # No word within BERT's limit is longer than this in UTF-8.
+
+# Five private-use characters, one for each special token, take the place of those that the caller wants
+# recognised. Private use is deleted from users' text, so nothing else can look like them.
+_STAND_INS = tuple(chr(0x10FFF9 + i) for i in range(len(SPECIAL_TOKENS)))
+_STAND_IN_RANGE = r"\x{10FFF9}-\x{10FFFD}"
+_UNWANTED = (  # Control, format and private-use characters, and the mark of a broken one.
+    r"\x{0}-\x{8}\x{b}\x{c}\x{e}-\x{1f}\x{7f}-\x{9f}\p{Cf}\x{FFFD}"
+    r"\x{E000}-\x{F8FF}\x{F0000}-\x{FFFFD}\x{100000}-\x{10FFF8}"  # \p{Co} without the stand-ins.
+)
+_DELETED = f"[{_UNWANTED}{_STAND_IN_RANGE}]"
+_DELETED_BUT_STAND_INS = f"[{_UNWANTED}]"
+
+
+class WordPiece(tf.Module):
+    """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel.
+
+    The ids are those of BERT's own tokenizer, uncased (lower-cased and without accents) or cased; Chinese is
+    split into characters in both. A SavedModel with this inside needs `import tensorflow_text` before it is
+    loaded.
+
+    What is not exact is so because of the version of Unicode. About 800 characters of rare scripts got a
+    category, a lower case or a decomposition, or had it changed, after the tables of one library and before
+    those of another were made; a line with such a character may differ. Against the `tokenizers` library every
+    character of Unicode 3.2 agrees but for U+166D, U+1734, U+1885 and U+1886; and U+2B820 to U+2B91F, which BERT
+    splits off as CJK, as here, and that library does not.
+    """
+
+    def __init__(self, vocab: Sequence[str], lowercase: bool = True):
+        """`vocab[i]` is the text of token i; the pieces that continue a word begin with ##.
+
+        Raises:
+          UserError: a token is empty, repeated, overlong or holds a line break, or one of [PAD] [UNK] [CLS]
+          [SEP] [MASK] is
+            missing.
+        """
+        super().__init__(name="wordpiece")
+        tokens = list(vocab)
+        _check(tokens, "vocabulary")
+        # tf.Module would wrap a list and track each of its strings; an array it leaves alone.
+        self._vocab = np.array(tokens, dtype=object)
+        self._lowercase = bool(lowercase)
+        ids = {token: i for i, token in enumerate(tokens)}
+        self._special = np.array([ids[token] for token in SPECIAL_TOKENS], dtype=np.int32)
+        self._continues = np.array([token.startswith("##") for token in tokens])
+        with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
+            self._model = tf_text.FastWordpieceTokenizer(
+                [*tokens, *_STAND_INS],
+                max_bytes_per_word=_MAX_BYTES,
+                unknown_token="[UNK]",
+                token_out_type=tf.int32,
+            )
+            # What each id adds when ids are joined to text.
+            pieces = [token[2:] if token.startswith("##") else f" {token}" for token in tokens]
+            for i in (self.pad_id, self.cls_id, self.sep_id):
+                pieces[i] = ""
+            self._pieces = tf.constant(pieces)
+            self._begins = tf.constant(np.append(~self._continues, [True] * len(_STAND_INS)))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike, lowercase: bool) -> "WordPiece":
+        """Reads a vocab.txt: UTF-8, one token a line, the first line is token 0.
+
+        Raises:
+          UserError: the file is missing, is not UTF-8, or is no vocabulary; the message names the file and
+          the line.
+        """
+        tokens = _read_vocab(pathlib.Path(path))
+        _check(tokens, os.fspath(path))
+        return cls(tokens, lowercase)
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike) -> "WordPiece":
+        """Reads vocab.txt and tokenizer_config.json as Hugging Face's BERT folders have them.
+
+        Raises:
+          UserError: a file is missing or broken, or asks for what is not built here.
+        """
+        path = pathlib.Path(folder, CONFIG_FILE)
+        try:
+            config = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no such file, and it says whether the vocabulary is cased; without one, "
+                f"pass {VOCAB_FILE} to WordPiece.from_file"
+            ) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+        if not isinstance(config, dict):
+            raise UserError(f"{path}: holds a {type(config).__name__}, not an object of settings")
+        lowercase = config.get("do_lower_case", True)  # Hugging Face's default, too.
+        if not isinstance(lowercase, bool):
+            raise UserError(f"{path}: do_lower_case is {lowercase!r}, not true or false")
+        if config.get("strip_accents") not in (None, lowercase):
+            raise UserError(
+                f"{path}: strip_accents is {config['strip_accents']!r} where do_lower_case is {lowercase}; "
+                "only the two together are built here"
+            )
+        if config.get("tokenize_chinese_chars", True) is not True:
+            raise UserError(f"{path}: tokenize_chinese_chars is off; only true is built here")
+        for name, token in zip(_CONFIG_NAMES, SPECIAL_TOKENS, strict=True):
+            value = config.get(name, token)
+            value = value.get("content") if isinstance(value, dict) else value
+            if value != token:
+                raise UserError(f"{path}: {name} is {value!r}; only {token} is known here")
+        return cls.from_file(pathlib.Path(folder, VOCAB_FILE), lowercase)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes vocab.txt and tokenizer_config.json, which `from_folder` and Hugging Face's BertTokenizer
+        read."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": self._lowercase,
+            "strip_accents": None,
+            "tokenize_chinese_chars": True,
+            **dict(zip(_CONFIG_NAMES, SPECIAL_TOKENS, strict=True)),
+        }
+        files.atomic_write(folder / VOCAB_FILE, "".join(f"{token}\n" for token in self._vocab))
+        files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+
+    @property
+    def vocab(self) -> list[str]:
+        return list(self._vocab)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._vocab)
+
+    @property
+    def lowercase(self) -> bool:
+        return self._lowercase
+
+    @property
+    def pad_id(self) -> int:
+        return int(self._special[0])
+
+    @property
+    def unknown_id(self) -> int:
+        return int(self._special[1])
+
+    @property
+    def cls_id(self) -> int:
+        return int(self._special[2])
+
+    @property
+    def sep_id(self) -> int:
+        return int(self._special[3])
+
+    @property
+    def mask_id(self) -> int:
+        return int(self._special[4])
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids of [PAD] [UNK] [CLS] [SEP] [MASK], sorted."""
+        return sorted(self._special.tolist())
+
+    @property
+    def continues(self) -> np.ndarray:
+        """bool [V]: True where the token continues a word (its text begins with ##)."""
+        return self._continues
+
+    def fingerprint(self) -> str:
+        """A SHA-256 in hexadecimal, equal for equal vocabulary and case."""
+        text = "".join(f"{token}\n" for token in self._vocab)
+        return hashlib.sha256(f"lowercase={self._lowercase}\n{text}".encode()).hexdigest()
+
+    def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
+        """texts: strings [N] -> ids: int32 [N, None], without [CLS] and [SEP].
+
+        Bytes that are not UTF-8 are dropped, as BERT does. `special` names tokens, such as ("[MASK]",), that
+        become that token where they stand in a text, before anything else is looked at; any other is plain
+        text.
+
+        Raises:
+          UserError: `special` names what is not a special token.
+        """
+        texts = _valid_utf8(texts)
+        if not special:
+            ids, _, _ = self._tokenize(self._normalize(texts, _DELETED))
+            return ids
+        # A stand-in of the user's own gives way to NUL, which is deleted as well: deleting it here could join
+        # [MA SK].
+        texts = tf.strings.regex_replace(texts, f"[{_STAND_IN_RANGE}]", "\0")
+        for token in special:
+            if token not in SPECIAL_TOKENS:
+                raise UserError(f"special: {token!r} is not one of {' '.join(SPECIAL_TOKENS)}")
+            stand_in = _STAND_INS[SPECIAL_TOKENS.index(token)]
+            texts = tf.strings.regex_replace(texts, re.escape(token), f" {stand_in} ")
+        ids, _, _ = self._tokenize(self._normalize(texts, _DELETED_BUT_STAND_INS))
+        ordinary = self.vocab_size  # Ids from here on are the stand-ins'.
+        values = ids.flat_values
+        stood_for = tf.gather(self._special, tf.maximum(values - ordinary, 0))
+        return ids.with_flat_values(tf.where(values < ordinary, values, stood_for))
+
+    def tokenize_with_offsets(
+        self, texts: tf.Tensor
+    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; ids as `tokenize` gives them.
+
+        Token j of text i came from `texts[i][starts[i, j]:ends[i, j]]`, in code points of the text as it was
+        given (each invalid byte sequence is one U+FFFD). Characters that cleaning deletes belong to the token
+        around them, and to none at a token's edges. Two tokens of one original character, such as a Hangul
+        syllable taken apart, both have that character. Where combining marks that are kept follow each other
+        out of canonical order, a border between tokens inside that run of marks may be off by some of its
+        characters.
+        """
+        texts = _valid_utf8(texts)
+        normalized = self._normalize(texts, _DELETED)
+        ids, starts, ends = self._tokenize(normalized)
+
+        # The replacements keep no map from the new text to the old. But what becomes of a character does not
+        # depend on its neighbours, so the lengths in bytes of what each becomes add up to one.
+        characters = tf.strings.unicode_decode(texts, "UTF-8")
+        distinct, which = tf.unique(characters.flat_values)
+        becomes = self._normalize(tf.strings.unicode_encode(distinct[:, tf.newaxis], "UTF-8"), _DELETED)
+        consumed = tf.cumsum(tf.gather(tf.cast(tf.strings.length(becomes), tf.int64), which))
+        # Bytes and characters are counted through the whole batch, so that one search serves all rows.
+        first_byte = tf.cumsum(tf.cast(tf.strings.length(normalized), tf.int64), exclusive=True)
+        first_character = characters.row_starts()
+
+        def character(byte: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+            """The character of its row that a byte of the normalised row came from."""
+            found = tf.searchsorted(
+                consumed, byte + tf.gather(first_byte, rows), side="right", out_type=tf.int64
+            )
+            return tf.cast(found - tf.gather(first_character, rows), tf.int32)
+
+        rows = ids.value_rowids()
+        return (
+            ids,
+            ids.with_flat_values(character(starts, rows)),
+            ids.with_flat_values(character(ends - 1, rows) + 1),
+        )
+
+    def detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """ids: int [N, L] or ragged [N, None] -> strings [N]: words parted by one space, pieces joined to
+        them.
+
+        [PAD], [CLS] and [SEP] are dropped; [UNK] and [MASK] stay, as text. Tokenizing the result gives the
+        ids again where they came from a text and hold none of these.
+
+        Raises:
+          tf.errors.InvalidArgumentError: an id is outside the vocabulary.
+        """
+        if isinstance(ids, tf.RaggedTensor):
+            ids = ids.to_tensor(self.pad_id)
+        pieces = tf.gather(self._pieces, tf.convert_to_tensor(ids))
+        return tf.strings.strip(tf.strings.reduce_join(pieces, axis=-1))
+
+    def _normalize(self, texts: tf.Tensor, deleted: str) -> tf.Tensor:
+        """What BERT does to a text before it splits it."""
+        texts = tf.strings.regex_replace(texts, deleted, "")
+        texts = tf.strings.regex_replace(texts, r"[\p{Z}\t\r\n]", " ")
+        if self._lowercase:
+            texts = tf_text.normalize_utf8(texts, "NFD")
+            texts = tf.strings.regex_replace(texts, r"\p{Mn}", "")
+            # BERT lower-cases each character by itself, so it never makes the final form of a sigma. (And
+            # tensorflow-text's case folding would also make ss of ß, and a comma of a full-width one.)
+            texts = tf.strings.regex_replace(texts, "Σ", "σ")
+            texts = tf.strings.lower(texts, encoding="utf-8")
+        return texts
+
+    def _tokenize(self, normalized: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
+        """strings [N] -> ids int32 [N, None], and the tokens' starts and ends in bytes, int64 [tokens].
+
+        The op's own limit counts bytes and BERT's counts characters, so the op gets one that no shorter word
+        reaches, and the words between the two limits are found among what it returns.
+        """
+        ids, starts, ends = self._model.tokenize_with_offsets(normalized)
+        values, starts, ends = ids.flat_values, starts.flat_values, ends.flat_values
+        begins = tf.gather(self._begins, values)  # Each word is one token that begins it and any that do not.
+        word_starts = tf.boolean_mask(starts, begins)
+        word_ends = tf.boolean_mask(ends, tf.concat([begins[1:], tf.ones_like(begins[:1])], 0))
+        suspects = tf.where(word_ends - word_starts > _MAX_CHARACTERS)[:, 0]
+        counts = ids.row_lengths()
+
+        def replace_long_words() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+            rows = ids.value_rowids()
+            start, end = tf.gather(word_starts, suspects), tf.gather(word_ends, suspects)
+            lines = tf.gather(normalized, tf.gather(tf.boolean_mask(rows, begins), suspects))
+            lengths = tf.strings.length(tf.strings.substr(lines, start, end - start), unit="UTF8_CHAR")
+            too_long = tf.scatter_nd(
+                suspects[:, tf.newaxis],
+                tf.cast(lengths > _MAX_CHARACTERS, tf.int32),
+                tf.shape(word_starts, tf.int64),
+            )
+            word = tf.cumsum(tf.cast(begins, tf.int32)) - 1
+            long = tf.gather(too_long, word) > 0
+            keep = begins | ~long
+            return (
+                tf.boolean_mask(tf.where(long, self.unknown_id, values), keep),
+                tf.boolean_mask(starts, keep),
+                tf.boolean_mask(tf.where(long, tf.gather(word_ends, word), ends), keep),
+                tf.math.unsorted_segment_sum(tf.cast(keep, tf.int64), rows, tf.size(counts)),
+            )
+
+        values, starts, ends, counts = tf.cond(
+            tf.size(suspects) > 0, replace_long_words, lambda: (values, starts, ends, counts)
+        )
+        return tf.RaggedTensor.from_row_lengths(values, counts, validate=False), starts, ends
+
+
+def _valid_utf8(texts: tf.Tensor) -> tf.Tensor:
+    """Strings [N] with every invalid byte sequence replaced by U+FFFD, which the ops that follow delete."""
+    texts = tf.convert_to_tensor(texts, tf.string)
+    if texts.shape.rank not in (1, None):
+        raise ValueError(f"texts must be strings of shape [N], not {texts.shape}")
+    return tf.strings.unicode_transcode(tf.ensure_shape(texts, [None]), "UTF-8", "UTF-8", errors="replace")
+
+
+def _read_vocab(path: pathlib.Path) -> list[str]:
+    try:
+        lines = path.read_bytes().split(
+            b"\n"
+        )  # Not splitlines: tokens such as U+2028 or U+0085 would end a line.
+    except OSError as error:
+        raise UserError(f"{path}: the vocabulary cannot be read ({error.strerror})") from None
+    if lines[-1] == b"":
+        lines.pop()
+    tokens = []
+    for number, line in enumerate(lines, 1):
+        try:
+            tokens.append(line.removesuffix(b"\r").decode())
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, line {number}: {line[:40]!r} is not UTF-8; convert the file") from None
+    return tokens
+
+
+def _check(tokens: list[str], name: str) -> None:
+    """Refuses what is no vocabulary; lines count from 1, so that line i + 1 holds token i."""
+    seen: dict[str, int] = {}
+    for number, token in enumerate(tokens, 1):
+        if not token:
+            raise UserError(f"{name}, line {number}: the token is empty; remove the line")
+        if "\n" in token or "\r" in token:
+            raise UserError(f"{name}, line {number}: token {token!r} holds a line break; remove it")
+        if len(token.encode(errors="replace")) > _MAX_TOKEN_BYTES:
+            raise UserError(
+                f"{name}, line {number}: token {token[:20]!r}... is longer than "
+                f"{_MAX_TOKEN_BYTES} bytes; remove it"
+            )
+        if token in seen:
+            raise UserError(
+                f"{name}, line {number}: token {token!r} is on line {seen[token]} already; remove one"
+            )
+        seen[token] = number
+    missing = [token for token in SPECIAL_TOKENS if token not in seen]
+    if missing:
+        raise UserError(
+            f"{name}: {' '.join(missing)} not found on lines 1 to {len(tokens)}; "
+            f"a BERT vocabulary has {' '.join(SPECIAL_TOKENS)}"
+        )
