@@ -212,7 +212,7 @@ def model_variables(model, optimizer=None) -> dict[str, Any]:
     Raises:
       ValueError: the model or the optimizer is not built yet, so that variables would be missing.
     """
-    if not model.variables or (optimizer is not None and not optimizer.built):
+    if not model.built or (optimizer is not None and not optimizer.built):
         raise ValueError("build the model and the optimizer before asking for their variables")
     automatic = {
         layer.name
@@ -227,21 +227,18 @@ def model_variables(model, optimizer=None) -> dict[str, Any]:
         slots[variable.path.replace("/", "_")] = name
         _add(variables, f"model/{name}", variable)
 
-    optimizers = []
-    while optimizer is not None:  # A LossScaleOptimizer is outside, the one that updates inside.
-        optimizers.append(optimizer)
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    for variable in optimizers[0].variables if optimizers else []:
-        owner, name = variable.path.split("/")[-2:]
-        prefix = "optimizer/" + "inner/" * [one.name for one in optimizers].index(owner)
+    updating = optimizer.variables if optimizer else []
+    inner = getattr(optimizer, "inner_optimizer", None)  # Of a LossScaleOptimizer.
+    for variable in updating:
+        owner, _, name = variable.path.rpartition("/")  # Adafactor names no owner.
+        prefix = "optimizer/" + ("inner/" if inner and owner == inner.name else "")
         starts = [start for start in slots if name.startswith(f"{start}_")]
         if starts:
             start = max(starts, key=len)
             name = f"{slots[start]}/{name[len(start) + 1 :]}"
         _add(variables, prefix + name, variable)
 
-    expected = {id(variable) for variable in model.variables}
-    expected |= {id(variable) for variable in (optimizers[0].variables if optimizers else [])}
+    expected = {id(variable) for variable in [*model.variables, *updating]}
     assert {id(variable) for variable in variables.values()} == expected
     return variables
 

@@ -374,7 +374,7 @@ def _help_page(main: Callable, flags: absl_flags.FlagValues) -> str:
         if low is not None or high is not None:
             notes.append(_bounds(low, high).removeprefix("must be "))
         if flag.default is not None:
-            notes.append(f"default {flag.default_as_str[1:-1]}")  # It comes in quotes.
+            notes.append(f"default {str(flag.default_as_str)[1:-1]}")  # It comes in quotes.
         about = " ".join((flag.help or "").split()) + (f" ({'; '.join(notes)})" if notes else "")
         page += [f"  {start}", textwrap.fill(about, 100, initial_indent="      ", subsequent_indent="      ")]
     page += ["  --flagfile=FILE", "      Reads flags from a file, one a line; later flags win.", "  --help"]

@@ -1,0 +1,446 @@
+"""Round trips, damage and kills need arrays only; TensorFlow comes in where variables are Keras's."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import struct
+import tempfile
+import time
+from unittest import mock
+
+import keras
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+
+from tfzoo import checkpoint, files
+from tfzoo.checkpoint import Checkpoints, model_variables
+from tfzoo.errors import UserError
+
+
+def arrays(step=0, size=8):
+    """Arrays whose content says of which step they are."""
+    return {
+        "model/kernel": np.full([size, 3], step + 0.1, np.float32),
+        "model/half": np.array([step, np.nan, -0.0, 3e38], ml_dtypes.bfloat16),
+        "model/seed": np.array([step, 2**32 - 1], np.uint32),
+        "optimizer/iteration": np.array(step + 2**40, np.int64),
+        "optimizer/finite": np.array(step % 2 == 0),
+        "optimizer/empty": np.zeros([0, 2], np.float16),
+    }
+
+
+class CheckpointsCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.run_dir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()), "run")
+        self.folder = self.run_dir / "checkpoints"
+        self.random = random.Random(7)
+
+    def saved(self, *steps, keep=2):
+        checkpoints = Checkpoints(self.folder, keep)
+        for step in steps:
+            checkpoints.save(step, arrays(step), {"epoch": step, "names": ["ä", None], "loss": 0.1})
+        return checkpoints
+
+    def restored(self):
+        """The step that is restored, after checking that it is restored whole."""
+        variables = {name: np.zeros_like(array) for name, array in arrays().items()}
+        found = Checkpoints(self.folder).restore(variables)
+        assert found is not None
+        step, state = found
+        self.assertEqual(state, {"epoch": step, "names": ["ä", None], "loss": 0.1})
+        self.assert_same_bits(variables, arrays(step))
+        return step
+
+    def assert_same_bits(self, left, right):
+        self.assertEqual(list(left), list(right))
+        for name in left:
+            self.assertEqual(left[name].dtype, right[name].dtype, name)
+            self.assertEqual(left[name].shape, right[name].shape, name)
+            self.assertEqual(left[name].tobytes(), right[name].tobytes(), name)
+
+    def names(self, folder=None):
+        return sorted(os.listdir(folder or self.folder))
+
+
+class SaveTest(CheckpointsCase):
+    def test_round_trip_is_bit_for_bit(self):
+        self.saved(1200)
+        self.assertEqual(self.names(), ["00001200"])
+        self.assertEqual(self.names(self.folder / "00001200"), ["checkpoint.json", "variables.safetensors"])
+        self.assertEqual(self.restored(), 1200)
+
+    def test_nothing_there(self):
+        variables = arrays(5)
+        self.assertIsNone(Checkpoints(self.folder).restore(variables))
+        self.assert_same_bits(variables, arrays(5))
+        with self.assertRaisesRegex(UserError, "no checkpoint there"):
+            Checkpoints(self.folder).read()
+
+    def test_keeps_the_newest_and_the_best(self):
+        checkpoints = self.saved(1, 2, 3)
+        self.assertEqual(checkpoints.steps(), [2, 3])
+        checkpoints.mark_best(2)
+        self.saved(4, 5, 100_000_000)
+        self.assertEqual(checkpoints.steps(), [2, 5, 100_000_000])
+        self.assertEqual(os.readlink(self.run_dir / "best"), "checkpoints/00000002")
+        checkpoints.mark_best(5)
+        self.saved(100_000_001, keep=1)
+        self.assertEqual((checkpoints.steps(), checkpoints.best_step()), ([5, 100_000_001], 5))
+        self.assertEqual(self.names(self.run_dir), ["best", "checkpoints"])
+        with self.assertRaises(ValueError):
+            checkpoints.mark_best(6)
+
+    def test_best_survives_moving_the_run(self):
+        self.saved(1).mark_best(1)
+        moved = self.run_dir.with_name(self.run_dir.name + "_moved")
+        self.run_dir.rename(moved)
+        self.assertEqual(Checkpoints(moved / "checkpoints").read(moved / "best")[0], 1)
+
+    def test_saving_a_step_again_replaces_nothing(self):
+        checkpoints = self.saved(1)
+        before = os.stat(self.folder / "00000001" / "checkpoint.json")
+        checkpoints.save(1, {"other": np.zeros(2)}, {})
+        self.assertEqual(os.stat(self.folder / "00000001" / "checkpoint.json"), before)
+        self.assertEqual(self.restored(), 1)
+
+    def test_a_state_that_json_cannot_hold_leaves_nothing(self):
+        checkpoints = self.saved(1)
+        with self.assertRaises(TypeError):
+            checkpoints.save(2, arrays(2), {"x": object()})
+        self.assertEqual(self.names(), ["00000001"])
+
+    def test_numbers_as_keys_and_what_is_no_number(self):
+        checkpoints = Checkpoints(self.folder)
+        checkpoints.save(0, {}, {"x": {1: 2, 10: (3,)}, "best": float("inf")})
+        self.assertEqual(checkpoints.read()[:2], (0, {"x": {"1": 2, "10": [3]}, "best": float("inf")}))
+
+    def test_a_reader_leaves_the_writers_files_alone(self):
+        self.saved(1)
+        (self.folder / "00000002.1.partial").mkdir()
+        reader = Checkpoints(self.folder, read_only=True)
+        self.assertEqual(reader.read()[0], 1)
+        self.assertIn("00000002.1.partial", self.names())
+        with self.assertRaises(ValueError):
+            reader.save(2, {}, {})
+        with self.assertRaises(ValueError):
+            reader.mark_best(1)
+
+
+class MismatchTest(CheckpointsCase):
+    def test_names_both_sides_and_assigns_nothing(self):
+        self.saved(1)
+        variables = arrays(9)
+        variables["model/bias"] = variables.pop("model/kernel")
+        variables["model/half"] = variables["model/half"].astype(np.float32)
+        variables["model/seed"] = np.zeros(3, np.uint32)
+        before = {name: array.copy() for name, array in variables.items()}
+        with self.assertRaises(UserError) as caught:
+            Checkpoints(self.folder).restore(variables)
+        self.assertEqual(
+            str(caught.exception),
+            f"{self.folder}/00000001: does not fit this model and optimizer; "
+            "not in the checkpoint: model/bias; only in the checkpoint: model/kernel; "
+            "different: model/half (here float32 [4], in the checkpoint bfloat16 [4]), "
+            "model/seed (here uint32 [3], in the checkpoint uint32 [2]); "
+            "use the flags it was made with, or another folder",
+        )
+        self.assert_same_bits(variables, before)
+
+    def test_many_names_stay_one_line(self):
+        self.saved(1)
+        with self.assertRaisesRegex(UserError, r"not in the checkpoint: x0, x1, x10, x11, x12 and 15 more;"):
+            Checkpoints(self.folder).restore({f"x{i}": np.zeros(1) for i in range(20)})
+
+    def test_another_format_is_no_damage(self):
+        self.saved(1)
+        with mock.patch("tfzoo.checkpoint.FORMAT", 2):
+            with self.assertRaisesRegex(UserError, "format 1, this tfzoo reads 2"):
+                Checkpoints(self.folder).restore(arrays())
+
+
+class DamageTest(CheckpointsCase):
+    def assert_falls_back(self, words=""):
+        with self.assertLogs("absl", "WARNING") as logs:
+            self.assertEqual(self.restored(), 1)
+        self.assertLen(logs.output, 1)
+        self.assertIn("00000002/", logs.output[0])
+        self.assertIn(words, logs.output[0])
+        self.assertNotIn("\n", logs.output[0])
+
+    def damage(self, name):
+        """A fresh pair of checkpoints, and the path of a file of the newer one."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.saved(1, 2)
+        return self.folder / "00000002" / name
+
+    def test_every_flipped_byte_is_found(self):
+        for name in ("variables.safetensors", "checkpoint.json"):
+            path = self.damage(name)
+            intact = path.read_bytes()
+            for _ in range(200):
+                flipped = bytearray(intact)
+                flipped[self.random.randrange(len(flipped))] ^= self.random.randrange(1, 256)
+                path.write_bytes(flipped)
+                self.assert_falls_back(name)
+            path.write_bytes(intact)
+            self.assertEqual(self.restored(), 2)
+
+    def test_white_space_counts(self):
+        path = self.damage("checkpoint.json")
+        for data in (path.read_bytes() + b" ", path.read_bytes().replace(b"\n", b" ")):
+            path.write_bytes(data)
+            self.assert_falls_back("checkpoint.json: not as it was written")
+
+    def test_truncated_emptied_lengthened_deleted(self):
+        for name in ("variables.safetensors", "checkpoint.json"):
+            intact = self.damage(name).read_bytes()
+            for data in (b"", intact[:7], intact[: len(intact) // 2], intact[:-1], intact + b"\0"):
+                self.damage(name).write_bytes(data)
+                self.assert_falls_back(name)
+            self.damage(name).unlink()
+            self.assert_falls_back(f"{name}: no such file or directory")
+            path = self.damage(name)
+            path.unlink()
+            path.mkdir()
+            self.assert_falls_back(name)
+
+    def test_garbled_json(self):
+        for text in ("{", "[]", "null", "3", "{}", '{"checksum": ""}', "[" * 100_000, '"\\ud800"', "\xff"):
+            self.damage("checkpoint.json").write_bytes(text.encode("latin-1"))
+            self.assert_falls_back("checkpoint.json: not as it was written")
+
+    def rewrite(self, data):
+        """Puts `data` where the variables were, with a record that is content with it."""
+        path = self.damage("variables.safetensors")
+        path.write_bytes(data)
+        record_path = path.with_name("checkpoint.json")
+        record = json.loads(record_path.read_bytes())
+        del record["checksum"]
+        record["bytes"], record["sha256"] = len(data), files.sha256(path)
+        record_path.write_bytes(checkpoint._encode(record))
+
+    def test_a_header_that_lies_under_a_good_checksum(self):
+        data = self.damage("variables.safetensors").read_bytes()
+        for length in (2**44, 2**63, 2**64 - 1, len(data), 0):
+            self.rewrite(struct.pack("<Q", length) + data[8:])
+            self.assert_falls_back("variables.safetensors")
+        self.rewrite(data.replace(b"model/half", b"model/calf"))
+        self.assert_falls_back("variables.safetensors: other variables than checkpoint.json lists")
+        self.rewrite(data)
+        self.assertEqual(self.restored(), 2)
+
+    def test_a_renamed_checkpoint(self):
+        self.damage("")
+        (self.folder / "00000002").rename(self.folder / "00000020")
+        with self.assertLogs("absl", "WARNING") as logs:
+            self.assertEqual(self.restored(), 1)
+        self.assertIn("is of step 2, not 00000020", logs.output[0])
+
+    def test_none_readable_is_an_error_and_not_step_0(self):
+        for step in (1, 2):
+            (self.saved(1, 2).path(step) / "checkpoint.json").write_bytes(b"")
+        for call in (lambda: Checkpoints(self.folder).restore(arrays()), Checkpoints(self.folder).read):
+            with self.assertLogs("absl", "WARNING"):
+                with self.assertRaisesRegex(UserError, r"none of its 2 checkpoints can be read \(.*00000002"):
+                    call()
+
+    def test_a_checkpoint_that_is_asked_for_never_falls_back(self):
+        self.damage("variables.safetensors").write_bytes(b"")
+        with self.assertRaisesRegex(UserError, "0 bytes, .* were written; choose another"):
+            Checkpoints(self.folder).read(self.folder / "00000002")
+        self.assertEqual(Checkpoints(self.folder).read(self.folder / "00000001")[0], 1)
+        with self.assertRaisesRegex(UserError, "00000003/checkpoint.json: no such file"):
+            Checkpoints(self.folder).read(self.folder / "00000003")
+
+    def test_going_on_after_a_fall_replaces_the_damaged_one(self):
+        self.damage("variables.safetensors").write_bytes(b"")
+        checkpoints = Checkpoints(self.folder)
+        with self.assertLogs("absl", "WARNING"):
+            checkpoints.restore(arrays())
+        checkpoints.save(2, arrays(2), {"epoch": 2, "names": ["ä", None], "loss": 0.1})
+        self.assertEqual(self.restored(), 2)
+        self.assertEqual(self.names(), ["00000001", "00000002"])
+
+    def test_a_damaged_one_does_not_take_an_intact_ones_place(self):
+        self.damage("variables.safetensors").write_bytes(b"")
+        checkpoints = Checkpoints(self.folder)
+        with self.assertLogs("absl", "WARNING"):
+            checkpoints.restore(arrays())
+        checkpoints.save(3, arrays(3), {})
+        self.assertEqual(checkpoints.steps(), [1, 3])
+
+
+class KillTest(CheckpointsCase):
+    def test_kill_9_while_saving_leaves_an_intact_newest_and_no_litter(self):
+        newest, litter = 0, 0
+        for _ in range(12):
+            child = os.fork()
+            if not child:
+                try:  # Nothing of TensorFlow's works in a fork, and nothing of it is needed.
+                    checkpoints = Checkpoints(self.folder)
+                    step = newest
+                    while True:
+                        step += 1
+                        checkpoints.save(step, arrays(step, size=30_000), {"step": step})
+                        checkpoints.mark_best(step)
+                finally:
+                    os._exit(1)
+            while (
+                not os.path.isdir(self.folder / f"{newest + 1:08d}") and not os.waitpid(child, os.WNOHANG)[0]
+            ):
+                time.sleep(0.001)
+            time.sleep(self.random.uniform(0, 0.03))
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            self.assertEqual(os.WTERMSIG(status), signal.SIGKILL)
+            litter += any(name.endswith(".partial") for name in self.names() + self.names(self.run_dir))
+
+            checkpoints = Checkpoints(self.folder)
+            self.assertEqual([name for name in self.names() if len(name) != 8], [])
+            self.assertEqual(self.names(self.run_dir), ["best", "checkpoints"])
+            with self.assertNoLogs("absl", "WARNING"):
+                step, state, variables = checkpoints.read()
+            self.assertEqual(step, max(checkpoints.steps()))
+            self.assertGreater(step, newest)
+            self.assertEqual(state, {"step": step})
+            self.assert_same_bits(dict(sorted(variables.items())), dict(sorted(arrays(step, 30_000).items())))
+            self.assertEqual(checkpoints.read(self.run_dir / "best")[0], checkpoints.best_step())
+            newest = step
+        self.assertGreater(litter, 0, "no kill hit a writer in the middle: this test tests nothing")
+
+
+class Part(keras.layers.Layer):
+    """Layers where keras and tf.train have been seen to lose them: in lists and in dicts."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.listed = [keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(4)]
+        self.named = {"norm": keras.layers.LayerNormalization(name="norm"), "drop": keras.layers.Dropout(0.5)}
+        self.generator = keras.random.SeedGenerator(5)
+
+    def call(self, x, training=False):
+        for layer in self.listed:
+            x = layer(x, training=training) if isinstance(layer, keras.layers.Dropout) else layer(x)
+        x = self.named["drop"](self.named["norm"](x), training=training)
+        return keras.random.dropout(x, 0.5, seed=self.generator) if training else x
+
+
+class Model(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.parts = [Part(name="layer_0"), Part(name="layer_1")]
+        self.out = keras.layers.Dense(2, dtype="bfloat16")
+
+    def call(self, x, training=False):
+        for part in self.parts:
+            x = part(x, training=training)
+        return self.out(x)
+
+
+def build(optimizer=None):
+    model = Model()
+    model(np.zeros([2, 4], np.float32))
+    optimizer = optimizer or keras.optimizers.AdamW(0.01)
+    optimizer.build(model.trainable_variables)
+    return model, optimizer
+
+
+def train(model, optimizer, steps):
+    """The losses of a few steps with dropout on."""
+    losses = []
+    for step in range(steps):
+        with tf.GradientTape() as tape:
+            x = tf.random.stateless_uniform([2, 4], [1, step])
+            loss = tf.reduce_mean(tf.square(tf.cast(model(x, training=True), tf.float32) - 1))
+        variables = [variable.value for variable in model.trainable_variables]
+        optimizer.apply(tape.gradient(loss, variables), model.trainable_variables)
+        losses.append(float(loss))
+    return losses
+
+
+class ModelVariablesTest(CheckpointsCase):
+    def test_complete_and_named_alike_in_any_process(self):
+        model, optimizer = build()
+        first = model_variables(model, optimizer)
+        for built, options in ((model.variables, "model/"), (optimizer.variables, "optimizer/")):
+            ours = [id(variable) for name, variable in first.items() if name.startswith(options)]
+            self.assertCountEqual(ours, [id(variable) for variable in built])
+        self.assertEqual(sum("seed_generator" in name for name in first), 6)
+        self.assertContainsSubset(
+            [
+                "model/model.0/layer_1/dense.1/kernel",
+                "model/model.0/layer_1/norm/gamma",
+                "model/model.0/dense.0/bias",
+                "model/seed_generator.5/seed_generator_state",
+                "optimizer/iteration",
+                "optimizer/model.0/layer_1/dense.1/kernel/momentum",
+                "optimizer/model.0/layer_1/norm/gamma/velocity",
+            ],
+            first,
+        )
+        self.assertEqual(list(model_variables(*build())), list(first))
+        self.assertNotEqual(model.out.path, build()[0].out.path)  # The counters this is about are there.
+
+    def test_optimizers_inside_optimizers_and_slots_of_their_own(self):
+        for make in (
+            lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
+            lambda: keras.optimizers.Adafactor(),
+            lambda: keras.optimizers.AdamW(use_ema=True, gradient_accumulation_steps=2),
+        ):
+            model, optimizer = build(make())
+            names = list(model_variables(model, optimizer))
+            self.assertLen(names, len(model.variables) + len(optimizer.variables))
+            self.assertEqual(list(model_variables(*build(make()))), names)
+
+    def test_layers_of_one_name(self):
+        model = keras.Sequential([keras.Sequential([keras.layers.Dense(4, name="same")]) for _ in range(2)])
+        model.build([1, 4])
+        self.assertLen(model_variables(model), 4)
+
+    def test_not_built_yet(self):
+        model, _ = build()
+        for wrong in ((Model(), None), (model, keras.optimizers.AdamW())):
+            with self.assertRaisesRegex(ValueError, "build the model and the optimizer"):
+                model_variables(*wrong)
+
+    def test_a_restored_model_goes_on_with_the_same_losses(self):
+        model, optimizer = build()
+        train(model, optimizer, 3)
+        Checkpoints(self.folder).save(3, model_variables(model, optimizer), {})
+        expected = train(model, optimizer, 4)
+
+        model, optimizer = build()
+        variables = model_variables(model, optimizer)
+        self.assertEqual(Checkpoints(self.folder).restore(variables), (3, {}))
+        self.assertEqual(int(optimizer.iterations), 3)
+        self.assertEqual(train(model, optimizer, 4), expected)
+
+        # And would not, had one seed's state been left out.
+        Checkpoints(self.folder).restore(variables)
+        variables["model/seed_generator.0/seed_generator_state"].assign([0, 0])
+        self.assertNotEqual(train(model, optimizer, 4), expected)
+
+    def test_variables_of_tensorflow_and_of_a_strategy(self):
+        with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+            variables = {
+                "keras": keras.Variable(np.arange(3), dtype="bfloat16", name="keras"),
+                "tensorflow": tf.Variable([1, 2], dtype=tf.uint32),
+                "scalar": keras.Variable(7, dtype="int64", name="scalar"),
+            }
+        checkpoints = Checkpoints(self.folder)
+        checkpoints.save(1, variables, {})
+        for variable in variables.values():
+            variable.assign(tf.zeros_like(variable))
+        checkpoints.restore(variables)
+        self.assertAllEqual(variables["keras"].value, np.arange(3).astype(ml_dtypes.bfloat16))
+        self.assertAllEqual(variables["tensorflow"], [1, 2])
+        self.assertEqual(variables["scalar"].numpy(), 7)
+
+
+if __name__ == "__main__":
+    tf.test.main()
