@@ -38,7 +38,8 @@ class Contender:
         self.seconds: list[float] = []
         self.last: dict = {}
 
-    def run(self, steps: int) -> list[float]:
+    def run(self, steps: int) -> float:
+        """Returns the seconds a step took."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
@@ -55,7 +56,7 @@ class Contender:
 
 
 def measure(specs: list[str], precision: str, rounds: int, steps: int) -> list[Contender]:
-    """Runs the contenders in turns; each one's `seconds` holds its median step of every round."""
+    """Runs the contenders in turns; each one's `seconds` gets the time of a step in every round."""
     contenders = []
     for spec in specs:  # One after the other: tracing and compiling are no part of it, and would disturb.
         contenders.append(Contender(spec, precision))
@@ -64,7 +65,7 @@ def measure(specs: list[str], precision: str, rounds: int, steps: int) -> list[C
         order = contenders if turn % 2 == 0 else contenders[::-1]
         for contender in order:
             contender.run(1)  # Wakes its threads and fills the caches.
-            contender.seconds.append(statistics.median(contender.run(steps)))
+            contender.seconds.append(contender.run(steps))
     for contender in contenders:
         contender.close()
     return contenders
