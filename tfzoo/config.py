@@ -41,7 +41,14 @@ class TransformerConfig:
             if not _is_a(getattr(self, field.name), field.type):
                 value = getattr(self, field.name)
                 raise UserError(f"{field.name} ({value!r}) must be of type {field.type.__name__}")
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "intermediate_size",
+            "max_positions",
+        ):
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
         self._require(self.num_segments >= 0, "num_segments", "must be at least 0")
         for name in ("dropout", "attention_dropout"):
@@ -104,7 +111,9 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--overrides={assignment}: write FIELD=VALUE, such as num_layers=4")
         if name not in fields:
-            raise UserError(f"--overrides={assignment}: unknown config field {name!r}{_closest(name, fields)}")
+            raise UserError(
+                f"--overrides={assignment}: unknown config field {name!r}{_closest(name, fields)}"
+            )
         kind = fields[name].type
         try:
             result[name] = _BOOLEANS[text.lower()] if kind is bool else kind(text)  # type: ignore[operator]

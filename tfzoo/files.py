@@ -77,3 +77,12 @@ def sha256(path: str | os.PathLike) -> str:
     """The hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_folder(path: str | os.PathLike) -> None:
+    """Removes a folder so that a kill never leaves half of it under its name: renamed first, then deleted."""
+    path = pathlib.Path(path)
+    partial = _partial(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    os.rename(path, partial)
+    shutil.rmtree(partial)

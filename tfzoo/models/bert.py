@@ -1,8 +1,8 @@
 """BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805): a bidirectional encoder, post-norm, with segments.
 
-    token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E], pooled [B, E]
-    masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
-    next_sentence_logits [B, 2]: index 0 says that segment B follows A, 1 that it does not
+token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E], pooled [B, E]
+masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
+next_sentence_logits [B, 2]: index 0 says that segment B follows A, 1 that it does not
 """
 
 import keras
@@ -60,13 +60,17 @@ class Model(keras.Model):
         policy = self.dtype_policy
         self.config = config
         self.encoder = Encoder(config, dtype=policy, name="encoder")
-        self.masked_lm = nn.MaskedLMHead(config, self.encoder.embeddings.tokens, dtype=policy, name="masked_lm")
+        self.masked_lm = nn.MaskedLMHead(
+            config, self.encoder.embeddings.tokens, dtype=policy, name="masked_lm"
+        )
         self.next_sentence = nn.Classifier(2, _initializer(config), dtype=policy, name="next_sentence")
         self({"token_ids": ops.zeros((1, 2), "int32")})  # Creates the variables.
 
     def call(self, inputs, training=False):
         nn.check_inputs(inputs, self.INPUTS[:1], self.INPUTS[1:])
-        outputs = self.encoder({k: v for k, v in inputs.items() if k != "masked_positions"}, training=training)
+        outputs = self.encoder(
+            {k: v for k, v in inputs.items() if k != "masked_positions"}, training=training
+        )
         logits = self.masked_lm(outputs["sequence"], inputs.get("masked_positions"))
         return outputs | {"logits": logits, "next_sentence_logits": self.next_sentence(outputs["pooled"])}
 

@@ -4,7 +4,13 @@ Shapes, once for all: B batch, L query length, M key length, E hidden, H heads, 
 V vocabulary, P positions asked for.
 """
 
-from tfzoo.nn.attention import Attention, causal_mask, dot_product_attention, mask_bias, padding_attention_mask
+from tfzoo.nn.attention import (
+    Attention,
+    causal_mask,
+    dot_product_attention,
+    mask_bias,
+    padding_attention_mask,
+)
 from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation
 from tfzoo.nn.block import MLP, Block, Stack
 from tfzoo.nn.embedding import Embeddings, TokenEmbedding

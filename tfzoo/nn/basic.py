@@ -41,11 +41,18 @@ def _gelu(x):
     return x * cdf, gradient
 
 
+def _gelu_tanh(x):
+    return ops.gelu(x, approximate=True)
+
+
 def activation(name: str):
-    """The function named by TransformerConfig.activation: gelu is x * Phi(x), gelu_tanh its approximation."""
+    """The function named by TransformerConfig.activation: gelu is x * Phi(x), gelu_tanh its approximation.
+
+    One name always gives the same function, so that a layer's can be recognised again.
+    """
     return {
         "gelu": _gelu,  # Keeps one tensor for the backward pass where automatic differentiation keeps several.
-        "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
+        "gelu_tanh": _gelu_tanh,
         "relu": ops.relu,
         "silu": ops.silu,
     }[name]
@@ -83,8 +90,12 @@ class LayerNorm(keras.layers.Layer):
 
     def build(self, input_shape):
         # Under a float16 policy Keras would hand the variables out in float16.
-        self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma", autocast=False)
-        self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta", autocast=False)
+        self.gamma = self.add_weight(
+            shape=(input_shape[-1],), initializer="ones", name="gamma", autocast=False
+        )
+        self.beta = self.add_weight(
+            shape=(input_shape[-1],), initializer="zeros", name="beta", autocast=False
+        )
 
     def call(self, x):
         shape = ops.shape(x)
@@ -105,7 +116,7 @@ class Dropout(keras.layers.Layer):
         self.rate, self.seed = rate, seed
 
     def build(self, input_shape):
-        self.seed_generator = keras.random.SeedGenerator(self.seed) if self.rate > 0 else None
+        self.seed_generator = keras.random.SeedGenerator(self.seed, name="seeds") if self.rate > 0 else None
 
     def call(self, x, training=False):
         if not training or self.seed_generator is None:

@@ -57,7 +57,9 @@ class Embeddings(keras.layers.Layer):
             self.positions = self.add_weight(shape=shape, initializer=initializer.clone(), name="positions")
         if config.num_segments:
             self.segments = self.add_weight(
-                shape=(config.num_segments, config.hidden_size), initializer=initializer.clone(), name="segments"
+                shape=(config.num_segments, config.hidden_size),
+                initializer=initializer.clone(),
+                name="segments",
             )
         if self.norm is not None:
             self.norm.build((None, None, config.hidden_size))
@@ -69,7 +71,9 @@ class Embeddings(keras.layers.Layer):
         if self.positions is not None:
             table = read(self.positions)
         else:
-            table = ops.convert_to_tensor(sinusoidal_positions(self.config.max_positions, self.config.hidden_size))
+            table = ops.convert_to_tensor(
+                sinusoidal_positions(self.config.max_positions, self.config.hidden_size)
+            )
         x = self.tokens(token_ids)
         # With positions 0, 1, 2, ... a slice serves every row, and its gradient is a plain sum.
         position = table[None, :length] if position_ids is None else ops.take(table, position_ids, axis=0)

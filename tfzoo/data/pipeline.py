@@ -1,0 +1,66 @@
+"""From rows to batches: order, reading, the objective's `prepare`, batching, as one tf.data pipeline."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo.data import order
+from tfzoo.data.pairs import PairRows
+
+
+def examples(
+    rows: PairRows, positions: tf.data.Dataset, seed: int, epoch: int | None = None
+) -> tf.data.Dataset:
+    """Examples at global positions (a dataset of int64), each with the seed of its own.
+
+    An example is {"first": int32 [a], "second": int32 [b], "next_sentence": int32 [], "seed": int32 [2]}. `epoch`
+    given, rows come in their own order and every pass is that epoch, as an evaluation needs.
+    """
+
+    def read(index, numbers):
+        first, second, label = rows.row(int(index), numbers)
+        return np.asarray(first), np.asarray(second), np.int32(label)
+
+    def example(position):
+        if epoch is None:
+            current, index = order.epoch_and_index(position, len(rows), seed)
+        else:
+            current, index = tf.constant(epoch, tf.int64), position
+        example_seed = order.example_seed(seed, current, index)
+        # The row's own draws and the objective's come from one seed, folded differently.
+        numbers = tf.random.stateless_uniform([3], tf.random.experimental.stateless_fold_in(example_seed, 1))
+        first, second, label = tf.numpy_function(
+            read, [index, numbers], [tf.int32, tf.int32, tf.int32], stateful=False
+        )
+        return {
+            "first": tf.ensure_shape(first, [None]),
+            "second": tf.ensure_shape(second, [None]),
+            "next_sentence": tf.ensure_shape(label, []),
+            "seed": tf.random.experimental.stateless_fold_in(example_seed, 2),
+        }
+
+    return positions.map(example, num_parallel_calls=2, deterministic=True)
+
+
+def training_batches(rows, objective, *, batch_size: int, seed: int, first_step: int, num_steps: int):
+    """Batches of steps `first_step` to `num_steps`: step s takes the positions s * batch_size and following."""
+    positions = tf.data.Dataset.range(first_step * batch_size, num_steps * batch_size)
+    batches = examples(rows, positions, seed).map(objective.prepare, num_parallel_calls=2, deterministic=True)
+    return batches.batch(batch_size, drop_remainder=True).prefetch(4).with_options(_options())
+
+
+def evaluation_batches(rows, objective, *, batch_size: int, seed: int, num_batches: int):
+    """The first rows of the held-out part, in order and always prepared alike; whole batches."""
+    positions = tf.data.Dataset.range(min(len(rows), num_batches * batch_size))
+    batches = examples(rows, positions, seed, epoch=0).map(
+        objective.prepare, num_parallel_calls=2, deterministic=True
+    )
+    return batches.batch(batch_size, drop_remainder=True).with_options(_options())
+
+
+def _options() -> tf.data.Options:
+    options = tf.data.Options()
+    # Every process reads what its positions say: nothing is to be sharded by file.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    # The training step runs with one inter-op thread; the pipeline must not wait for it.
+    options.threading.private_threadpool_size = 2
+    return options

@@ -1,0 +1,98 @@
+"""What can be had without a model: guessing by frequency, and looking up one neighbouring word.
+
+A figure of a language model says little alone. These are counted in the same training text and asked for the
+same words.
+"""
+
+import numpy as np
+
+
+class NeighbourTable:
+    """p(word | neighbour) with Witten-Bell smoothing (Witten and Bell 1991, method C), from pairs seen in a text.
+
+    p(w | n) = (c(n, w) + T(n) p(w)) / (c(n) + T(n)), T(n) being the number of different words seen beside n, and
+    p(w) add-one smoothed frequency.
+    """
+
+    def __init__(self, neighbours: np.ndarray, words: np.ndarray, frequency: np.ndarray):
+        self._size, self._frequency = len(frequency), frequency
+        self._pairs, self._counts = np.unique(
+            neighbours.astype(np.int64) * self._size + words, return_counts=True
+        )
+        seen = self._pairs // self._size
+        self._types = np.bincount(seen, minlength=self._size)
+        self._totals = np.bincount(seen, weights=self._counts, minlength=self._size)
+        # Sorted by neighbour, then by count: the last of each neighbour is its likeliest word.
+        order = np.lexsort((self._counts, seen))
+        self._best = np.full(self._size, int(np.argmax(frequency)))
+        self._best[seen[order]] = self._pairs[order] % self._size
+
+    def likeliest(self, neighbours: np.ndarray) -> np.ndarray:
+        return self._best[neighbours]
+
+    def probability(self, neighbours: np.ndarray, words: np.ndarray) -> np.ndarray:
+        keys = neighbours.astype(np.int64) * self._size + words
+        where = np.minimum(np.searchsorted(self._pairs, keys), len(self._pairs) - 1)
+        count = np.where(self._pairs[where] == keys, self._counts[where], 0)
+        types = self._types[neighbours]
+        smoothed = count + types * self._frequency[words]
+        total = self._totals[neighbours] + types
+        return np.where(total > 0, smoothed / np.maximum(total, 1), self._frequency[words])
+
+
+def masked_lm_baselines(train_ids: np.ndarray, batches, tokenizer) -> dict[str, dict[str, float]]:
+    """Accuracies and losses (nats) of guesses about the words that MaskedLM's batches ask for.
+
+    Args:
+      train_ids: int32 [N], the training text.
+      batches: the evaluation's, as dicts of numpy arrays.
+
+    Returns:
+      {"frequency": ..., "neighbour": ...}, each with masked_lm_accuracy, masked_lm_loss and, where there are
+      pairs, next_sentence_accuracy. "neighbour" sees the word to the left or to the right as the model would see
+      it, whichever side scores better, and takes frequency where that word is masked or special; of a pair it
+      says "next" where the last word before the cut makes the first one after it likelier than its frequency.
+    """
+    size = tokenizer.vocab_size
+    counts = np.bincount(train_ids, minlength=size) + 1.0
+    counts[tokenizer.special_ids] = 0
+    frequency = counts / counts.sum()
+    frequency[tokenizer.special_ids] = 1e-12
+    left = NeighbourTable(train_ids[:-1], train_ids[1:], frequency)
+    right = NeighbourTable(train_ids[1:], train_ids[:-1], frequency)
+
+    words, befores, afters, pair_labels, pair_guesses = [], [], [], [], []
+    for batch in batches:
+        ids = np.pad(batch["token_ids"], [(0, 0), (0, 1)])
+        row, column = np.nonzero(batch["masked_weights"])
+        position = batch["masked_positions"][row, column]
+        words.append(batch["masked_ids"][row, column])
+        befores.append(ids[row, position - 1])
+        afters.append(ids[row, position + 1])
+        paired = np.flatnonzero(batch["next_sentence_weight"])
+        if len(paired):
+            start = np.argmax(batch["segment_ids"][paired], 1)
+            last, first = ids[paired, start - 2], ids[paired, start]
+            pair_labels.append(batch["next_sentence"][paired])
+            pair_guesses.append(np.where(left.probability(last, first) > frequency[first], 0, 1))
+    word = np.concatenate(words)
+
+    def score(guess, probability):
+        return {
+            "masked_lm_accuracy": float(np.mean(guess == word)),
+            "masked_lm_loss": float(-np.mean(np.log(probability))),
+        }
+
+    common = np.full(len(word), int(np.argmax(frequency)))
+    by_frequency = score(common, frequency[word])
+    sides = []
+    for table, neighbours in ((left, np.concatenate(befores)), (right, np.concatenate(afters))):
+        hidden = np.isin(neighbours, tokenizer.special_ids)
+        guess = np.where(hidden, common, table.likeliest(neighbours))
+        sides.append(score(guess, np.where(hidden, frequency[word], table.probability(neighbours, word))))
+    by_neighbour = max(sides, key=lambda side: side["masked_lm_accuracy"])
+    if pair_labels:
+        label = np.concatenate(pair_labels)
+        by_frequency["next_sentence_accuracy"] = float(max(np.mean(label), 1 - np.mean(label)))
+        by_neighbour["next_sentence_accuracy"] = float(np.mean(np.concatenate(pair_guesses) == label))
+    return {"frequency": by_frequency, "neighbour": by_neighbour}

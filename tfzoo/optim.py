@@ -1,0 +1,154 @@
+"""Optimizers and learning-rate schedules: Keras's, corrected where a test against the paper says so.
+
+The training step hands them gradients that are summed over all replicas, divided and clipped already (see
+`tfzoo.train.make_step`), so Keras's own reduction must not run a second time.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfzoo.errors import UserError
+
+OPTIMIZERS = ("adamw", "lamb", "adafactor")
+SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant")
+
+
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """Rises linearly from 0 to `peak` over `warmup_steps`, then follows `schedule`.
+
+    linear and cosine reach `end` at `total_steps` and stay there (cosine: Loshchilov and Hutter 2017);
+    inverse_sqrt is peak * sqrt(warmup_steps / step) (Vaswani et al. 2017, section 5.3, scaled to reach the peak);
+    constant stays at the peak. The update of step s, counted from 0, uses the rate at s + 1: the first one is
+    not lost to a rate of 0.
+    """
+
+    def __init__(self, peak: float, *, warmup_steps: int, total_steps: int, schedule: str, end: float = 0.0):
+        if schedule not in SCHEDULES:
+            raise UserError(f"--schedule={schedule}: must be one of {', '.join(SCHEDULES)}")
+        if schedule in ("linear", "cosine") and warmup_steps > total_steps:
+            raise UserError(f"--warmup_steps={warmup_steps}: must not exceed --steps ({total_steps})")
+        self.peak, self.end, self.schedule = peak, end, schedule
+        self.warmup_steps, self.total_steps = warmup_steps, total_steps
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32) + 1.0
+        warmup, total = float(self.warmup_steps), float(self.total_steps)
+        progress = tf.clip_by_value((step - warmup) / max(total - warmup, 1.0), 0.0, 1.0)
+        after = {
+            "linear": self.peak + (self.end - self.peak) * progress,
+            "cosine": self.end + (self.peak - self.end) * 0.5 * (1.0 + tf.cos(math.pi * progress)),
+            "inverse_sqrt": self.peak * tf.math.rsqrt(step / max(warmup, 1.0)),
+            "constant": tf.constant(self.peak),
+        }[self.schedule]
+        return tf.where(step < warmup, self.peak * step / max(warmup, 1.0), after)
+
+    def get_config(self):
+        names = ("peak", "warmup_steps", "total_steps", "schedule", "end")
+        return {name: getattr(self, name) for name in names}
+
+
+class _AlreadyReduced:
+    """Switches off the optimizer's own sum over replicas: the step has done it before anything read a gradient.
+
+    The method is private to Keras's TensorFlow optimizers, which is why pyproject.toml pins Keras's minor version.
+    """
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return grads_and_vars
+
+
+class AdamW(_AlreadyReduced, keras.optimizers.AdamW):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), Keras's numbers in one fused pass."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        momentum, velocity = self._momentums[index].value, self._velocities[index].value
+        dtype = variable.dtype
+        step = tf.cast(self.iterations.value + 1, dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=momentum.handle,
+            v=velocity.handle,
+            beta1_power=tf.pow(tf.constant(self.beta_1, dtype), step),
+            beta2_power=tf.pow(tf.constant(self.beta_2, dtype), step),
+            lr=tf.cast(learning_rate, dtype),
+            beta1=tf.constant(self.beta_1, dtype),
+            beta2=tf.constant(self.beta_2, dtype),
+            epsilon=tf.constant(self.epsilon, dtype),
+            grad=tf.cast(gradient, dtype),
+        )
+
+
+class Lamb(_AlreadyReduced, keras.optimizers.Lamb):
+    """LAMB (You et al. 2020, algorithm 2).
+
+    Keras leaves the decay out of the update whose norm makes the trust ratio; in the paper it is in.
+    """
+
+    def _apply_weight_decay(self, variables):
+        pass  # update_step does it.
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        m, v = self._momentums[index], self._velocities[index]
+        rate, gradient = ops.cast(learning_rate, variable.dtype), ops.cast(gradient, variable.dtype)
+        step = ops.cast(self.iterations + 1, variable.dtype)
+        self.assign_add(m, (gradient - m) * (1 - self.beta_1))
+        self.assign_add(v, (ops.square(gradient) - v) * (1 - self.beta_2))
+        m_hat = m / (1 - ops.power(self.beta_1, step))
+        v_hat = v / (1 - ops.power(self.beta_2, step))
+        update = m_hat / (ops.sqrt(v_hat) + self.epsilon)
+        if self.weight_decay and self._use_weight_decay(variable):
+            update = update + self.weight_decay * variable
+        weight_norm, update_norm = ops.norm(variable), ops.norm(update)
+        usable = ops.logical_and(weight_norm > 0, update_norm > 0)
+        ratio = ops.where(usable, weight_norm / ops.where(usable, update_norm, 1.0), 1.0)
+        self.assign_sub(variable, rate * ratio * update)
+
+
+class Adafactor(_AlreadyReduced, keras.optimizers.Adafactor):
+    """Adafactor (Shazeer and Stern 2018, algorithm 4) with the learning rate as an upper bound of its own."""
+
+
+def make_optimizer(
+    name: str,
+    learning_rate,
+    variables,
+    *,
+    weight_decay: float = 0.0,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-8,
+    loss_scaling: bool = False,
+):
+    """An optimizer built on `variables`, decaying matrices only: not biases, not norms' gains.
+
+    Args:
+      name: one of OPTIMIZERS. The betas and epsilon are adamw's and lamb's.
+      learning_rate: a number or a schedule.
+      loss_scaling: wraps it in Keras's dynamic LossScaleOptimizer, for float16.
+    """
+    decay = weight_decay or None
+    adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+    # Named, so that variable names do not depend on how many optimizers this process has made.
+    if name == "adamw":
+        optimizer = AdamW(learning_rate, weight_decay=weight_decay, name=name, **adam)
+    elif name == "lamb":
+        optimizer = Lamb(learning_rate, weight_decay=decay, name=name, **adam)
+    elif name == "adafactor":
+        optimizer = Adafactor(learning_rate, weight_decay=decay, name=name)
+    else:
+        raise UserError(f"--optimizer={name}: must be one of {', '.join(OPTIMIZERS)}")
+    optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
+    if loss_scaling:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
+    optimizer.build(variables)
+    return optimizer
+
+
+def decays(variable) -> bool:
+    """True for matrices and embeddings; False for biases and norms, which have one dimension."""
+    return len(variable.shape) > 1

@@ -1,0 +1,66 @@
+"""A run's folder: what training writes, and what every other entry point reads.
+
+flags.cfg       every flag but run_dir: python -m tfzoo.train --flagfile=flags.cfg repeats the run
+config.json     {"model": name, "config": TransformerConfig's fields}
+corpus.json     the corpus's fingerprint and counts
+tokenizer/      vocab.txt, tokenizer_config.json
+checkpoints/    the newest few; best -> the one with the lowest held-out loss
+metrics.jsonl   one object a line; events for TensorBoard; loss.png
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+from tfzoo import checkpoint, files, models
+from tfzoo import config as config_lib
+from tfzoo.config import TransformerConfig
+from tfzoo.errors import UserError
+from tfzoo.text.wordpiece import WordPiece
+
+
+def write_config(run_dir: str | os.PathLike, name: str, config: TransformerConfig) -> None:
+    record = {"model": name, "config": dataclasses.asdict(config)}
+    files.atomic_write(pathlib.Path(run_dir, "config.json"), json.dumps(record, indent=2) + "\n")
+
+
+def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None = None):
+    """A trained model and its tokenizer, from a run's folder.
+
+    Args:
+      model_dir: the --run_dir of a training run.
+      checkpoint_dir: one of its checkpoints; None takes best/ where there is one, else the newest.
+
+    Returns:
+      (model, tokenizer): the Keras model in float32 and the WordPiece it was trained with.
+
+    Raises:
+      UserError: a file is missing or damaged, or the checkpoint holds other variables than the model.
+    """
+    folder = pathlib.Path(model_dir)
+    path = folder / "config.json"
+    try:
+        record = json.loads(path.read_text())
+        name, config = record["model"], record["config"]
+    except OSError as error:
+        raise UserError(
+            f"--model_dir={folder}: {path} cannot be read ({error.strerror}); name a run's folder"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a run's config; name a folder that tfzoo.train wrote") from None
+    tokenizer = WordPiece.from_folder(folder / "tokenizer")
+    if tokenizer.vocab_size != config.get("vocab_size"):
+        raise UserError(
+            f"{folder / 'tokenizer'} has {tokenizer.vocab_size} tokens, the model's vocab_size is "
+            f"{config.get('vocab_size')}; put the run's own tokenizer back"
+        )
+    if checkpoint_dir is None and (folder / "best").exists():
+        checkpoint_dir = folder / "best"
+    store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
+    step, _, arrays = store.read(checkpoint_dir)
+    model = models.find(name)[0].Model(config_lib.from_mapping(config))
+    variables = checkpoint.model_variables(model)
+    arrays = {key: value for key, value in arrays.items() if key in variables}
+    checkpoint.assign_all(store.path(step), variables, arrays)
+    return model, tokenizer

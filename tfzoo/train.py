@@ -1,0 +1,589 @@
+"""Pre-trains a model: data, model, step, resume, loop, from top to bottom.
+
+    python -m tfzoo.train --flagfile=configs/bert.cfg --run_dir=runs/bert
+
+Started again with the same --run_dir it goes on where it stopped, and logs what it would have logged.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import time
+
+from absl import flags as absl_flags
+from absl import logging
+
+from tfzoo import cli, files
+from tfzoo.errors import CheckFailed, UserError
+
+# Flags that say where and how often, not what: a resumed run may change them.
+FREE_FLAGS = (
+    "run_dir",
+    "resume",
+    "cache_dir",
+    "log_every",
+    "evaluate_every",
+    "evaluate_batches",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "steps_per_call",
+    "steps",
+)
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    def define(kind, name, default, text, **bounds):
+        getattr(absl_flags, f"DEFINE_{kind}")(name, default=default, help=text, flag_values=flags, **bounds)
+
+    define("string", "run_dir", None, "Folder of the run; one that holds a run is resumed.", required=True)
+    define(
+        "bool", "resume", True, "Go on with the run in --run_dir; --noresume refuses a folder that holds one."
+    )
+    # Model.
+    define("string", "model", "bert_tiny", "A model's name, such as bert_small.")
+    define("list", "overrides", [], "Fields of its config that differ: num_layers=4,dropout=0.0")
+    define(
+        "enum", "precision", "float32", "What is computed in.", enum_values=["float32", "bfloat16", "float16"]
+    )
+    define("enum", "strategy", "default", "tf.distribute strategy.", enum_values=["default", "one_device"])
+    # Data.
+    define("enum", "objective", "masked_lm", "What is learned.", enum_values=["masked_lm"])
+    define(
+        "string",
+        "corpus",
+        "docstrings",
+        '"docstrings", or a path or glob of .txt, .jsonl, .txt.gz, .jsonl.gz.',
+    )
+    define("string", "text_field", "text", "The field of a .jsonl object that holds the text.")
+    define(
+        "enum", "bad_text", "strict", "What to do about bad input.", enum_values=["strict", "replace", "skip"]
+    )
+    define(
+        "string", "cache_dir", None, "Where cleaned and tokenized text is kept; ~/.cache/tfzoo if not given."
+    )
+    define("string", "vocab_file", None, "A vocab.txt; without it a vocabulary is trained on the corpus.")
+    define("integer", "vocab_size", 8192, "Size of a vocabulary that is trained.", lower_bound=100)
+    define("bool", "lowercase", True, "Fold case and accents.")
+    define("integer", "sequence_length", 128, "Tokens in a row.", lower_bound=8)
+    define("float", "mask_rate", 0.15, "Share of the tokens to predict.", lower_bound=0.01, upper_bound=0.9)
+    define("bool", "whole_words", False, "Mask all pieces of a word together.")
+    define("bool", "next_sentence", True, "Predict also whether the second segment follows the first.")
+    # Optimisation.
+    define("integer", "steps", 1000, "Updates in all.", lower_bound=1)
+    define("integer", "batch_size", 32, "Rows an update, over all replicas.", lower_bound=1)
+    define(
+        "integer",
+        "accumulation",
+        1,
+        "Parts that a replica's share of the batch is computed in.",
+        lower_bound=1,
+    )
+    define("enum", "optimizer", "adamw", "Optimizer.", enum_values=["adamw", "lamb", "adafactor"])
+    define("float", "learning_rate", 1e-3, "The highest learning rate.", lower_bound=0.0)
+    define(
+        "enum",
+        "schedule",
+        "linear",
+        "After the warm-up.",
+        enum_values=["linear", "cosine", "inverse_sqrt", "constant"],
+    )
+    define("integer", "warmup_steps", 100, "Updates in which the rate rises.", lower_bound=0)
+    define(
+        "float",
+        "weight_decay",
+        0.01,
+        "Decoupled decay of matrices; not of biases and norms.",
+        lower_bound=0.0,
+    )
+    define("float", "beta_1", 0.9, "Decay of the mean gradient.", lower_bound=0.0, upper_bound=0.9999)
+    define(
+        "float", "beta_2", 0.999, "Decay of the mean squared gradient.", lower_bound=0.0, upper_bound=0.999999
+    )
+    define(
+        "float", "clip_norm", 1.0, "Longest gradient over all variables; 0 does not clip.", lower_bound=0.0
+    )
+    define("integer", "seed", 0, "Decides initial weights, order, masks and dropout.", lower_bound=0)
+    # Cadence.
+    define("integer", "steps_per_call", 10, "Most updates before Python sees the losses.", lower_bound=1)
+    define("integer", "log_every", 10, "Updates between lines of metrics.jsonl.", lower_bound=1)
+    define("integer", "evaluate_every", 500, "Updates between evaluations.", lower_bound=1)
+    define("integer", "evaluate_batches", 50, "Batches of an evaluation.", lower_bound=1)
+    define("integer", "checkpoint_every", 500, "Updates between checkpoints.", lower_bound=1)
+    define("integer", "keep_checkpoints", 2, "How many to keep, besides the best.", lower_bound=1)
+
+
+def main(flags: absl_flags.FlagValues) -> int:
+    run_dir = pathlib.Path(flags.run_dir)
+    resuming = check_run_dir(flags, run_dir)
+    stop = StopOnSignal()
+
+    # What is imported from here on needs TensorFlow, which takes its time; wrong flags are reported before.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from tfzoo import checkpoint, distribution, models, optim, runs
+    from tfzoo import config as config_lib
+    from tfzoo.data import pipeline
+    from tfzoo.data.pairs import PairRows
+    from tfzoo.data.tokenized import cached
+    from tfzoo.objectives.baselines import masked_lm_baselines
+    from tfzoo.objectives.masked_lm import MaskedLM
+
+    # ---------------------------------------------------------------- Data
+    page, config = models.find(flags.model)
+    overrides = config_lib.parse_overrides(flags.overrides)
+    config_lib.from_mapping(vars(config) | overrides)  # Bad overrides are reported before anything is read.
+    cache_dir = pathlib.Path(flags.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
+    corpus, tokenizer = read_corpus(flags, run_dir, cache_dir, resuming)
+    if flags.vocab_file or "vocab_size" not in overrides:
+        overrides["vocab_size"] = tokenizer.vocab_size
+    config = config_lib.from_mapping(vars(config) | overrides)
+    check_sizes(flags, config, tokenizer)
+
+    objective = MaskedLM(
+        tokenizer,
+        flags.sequence_length,
+        mask_rate=flags.mask_rate,
+        whole_words=flags.whole_words,
+        next_sentence=flags.next_sentence,
+    )
+    train_corpus = cached(corpus.train, tokenizer, corpus.fingerprint + "train", cache_dir)
+    held_out = cached(corpus.held_out, tokenizer, corpus.fingerprint + "held_out", cache_dir)
+    train_rows = PairRows(train_corpus, objective.row_tokens, pairs=flags.next_sentence)
+    held_out_rows = PairRows(held_out, objective.row_tokens, pairs=flags.next_sentence)
+    evaluation = pipeline.evaluation_batches(
+        held_out_rows,
+        objective,
+        batch_size=min(flags.batch_size, len(held_out_rows)),
+        seed=flags.seed,
+        num_batches=flags.evaluate_batches,
+    ).cache()
+
+    # --------------------------------------------------------------- Model
+    strategy = distribution.make_strategy(flags.strategy)
+    keras.utils.set_random_seed(flags.seed)
+    policy = "float32" if flags.precision == "float32" else f"mixed_{flags.precision}"
+    schedule = optim.WarmUp(
+        flags.learning_rate,
+        warmup_steps=flags.warmup_steps,
+        total_steps=flags.steps,
+        schedule=flags.schedule,
+    )
+    with strategy.scope():
+        model = page.Model(config, dtype=policy)
+        optimizer = optim.make_optimizer(
+            flags.optimizer,
+            schedule,
+            model.trainable_variables,
+            weight_decay=flags.weight_decay,
+            beta_1=flags.beta_1,
+            beta_2=flags.beta_2,
+            loss_scaling=flags.precision == "float16",
+        )
+
+    # ---------------------------------------------------------------- Step
+    run_steps = make_step(
+        strategy, model, optimizer, objective, num_parts=flags.accumulation, clip_norm=flags.clip_norm
+    )
+    evaluate = make_evaluation(strategy, model, objective)
+
+    # -------------------------------------------------------------- Resume
+    # 1. The newest intact checkpoint, if there is one. 2. The log is cut back to it. 3. Data follow from the step.
+    checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", keep=flags.keep_checkpoints)
+    variables = checkpoint.model_variables(model, optimizer)
+    restored = checkpoints.restore(variables)
+    step, state = restored or (0, {"losses": [], "best": None})
+    if not resuming:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(run_dir / "tokenizer")
+        runs.write_config(run_dir, flags.model, config)
+        record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
+        files.atomic_write(run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
+    cli.write_flags(flags, run_dir / "flags.cfg", leave_out=("run_dir", "resume", "cache_dir"))
+    metrics = MetricsLog(run_dir, step)
+    print(
+        f"{flags.model}: {model.count_params():,} parameters; {len(train_corpus.token_ids):,} tokens in "
+        f"{len(train_rows):,} rows to train on, {len(held_out.token_ids):,} held out; "
+        f"{flags.steps * flags.batch_size / len(train_rows):.1f} epochs"
+    )
+    baselines = masked_lm_baselines(
+        np.asarray(train_corpus.token_ids), list(evaluation.as_numpy_iterator()), tokenizer
+    )
+    if step:
+        print(f"going on at step {step:,} of {flags.steps:,}")
+
+    # ---------------------------------------------------------------- Loop
+    dataset = pipeline.training_batches(
+        train_rows,
+        objective,
+        batch_size=flags.batch_size,
+        seed=flags.seed,
+        first_step=step,
+        num_steps=flags.steps,
+    )
+    iterator = iter(strategy.experimental_distribute_dataset(dataset))
+    losses, best = state["losses"], state["best"]
+    tokens_a_step = flags.batch_size * flags.sequence_length
+    bar = ProgressBar(step, flags.steps)
+    measured_step, measured_at = step, time.monotonic()
+
+    def due(every: int) -> bool:
+        return step % every == 0 or step == flags.steps
+
+    def save() -> None:
+        checkpoints.save(step, variables, {"losses": losses, "best": best})
+
+    with bar:
+        while step < flags.steps and not stop.asked:
+            # As many updates as fit before the next thing to do.
+            cadences = (flags.log_every, flags.evaluate_every, flags.checkpoint_every)
+            count = min(
+                flags.steps_per_call, flags.steps - step, *(every - step % every for every in cadences)
+            )
+            new = run_steps(iterator, tf.constant(count)).numpy()
+            if not np.all(np.isfinite(new)):
+                bad = step + 1 + int(np.argmin(np.isfinite(new)))
+                raise CheckFailed(
+                    f"the loss of step {bad} is {new[bad - step - 1]}; nothing was saved after step "
+                    f"{checkpoints.steps()[-1] if checkpoints.steps() else 0}; "
+                    f"lower --learning_rate={flags.learning_rate:g} or --clip_norm={flags.clip_norm:g}"
+                )
+            step += count
+            losses += [float(loss) for loss in new]
+
+            if due(flags.log_every):
+                now = time.monotonic()
+                record = {
+                    "step": step,
+                    "loss": math.fsum(losses) / len(losses),
+                    "learning_rate": float(schedule(step - 1)),
+                    "tokens_per_second": (step - measured_step) * tokens_a_step / (now - measured_at),
+                }
+                losses, measured_step, measured_at = [], step, now
+                metrics.write(record)
+                bar.show(step, record)
+            if due(flags.evaluate_every):
+                figures = evaluate(evaluation)
+                metrics.write({"step": step} | figures)
+                bar.print(evaluation_table(step, figures, baselines))
+                if best is None or figures["masked_lm_loss"] < best:
+                    best = figures["masked_lm_loss"]
+                    save()
+                    checkpoints.mark_best(step)
+                measured_step, measured_at = step, time.monotonic()  # An evaluation is no training time.
+            if due(flags.checkpoint_every):
+                save()
+        if stop.asked:
+            save()
+    metrics.close()
+    if stop.asked:
+        print(
+            f"stopped by {stop.asked} at step {step:,}; everything is saved, and the same command goes on from there"
+        )
+        return cli.STOPPED
+    print(f"done: {run_dir} holds the run; its curve is {run_dir / 'loss.png'}")
+    return cli.DONE
+
+
+def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
+    """True if `run_dir` holds a run to go on with.
+
+    Raises:
+      UserError: it holds one that --noresume forbids, or one that other flags made, which are named.
+    """
+    record = run_dir / "flags.cfg"
+    if not record.exists():
+        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+            raise UserError(f"--run_dir={run_dir}: exists and holds no run (no flags.cfg); name a new folder")
+        return False
+    if not flags.resume:
+        raise UserError(
+            f"--run_dir={run_dir}: holds a run already; name a new folder, or leave out --noresume"
+        )
+    before = absl_flags.FlagValues()
+    define_flags(before)
+    cli.parse(before, [f"--flagfile={record}", f"--run_dir={run_dir}"])
+    changed = [name for name in flags if name not in FREE_FLAGS and flags[name].value != before[name].value]
+    if changed:
+        listed = ", ".join(f"--{name} ({before[name].value} -> {flags[name].value})" for name in changed)
+        raise UserError(
+            f"--run_dir={run_dir}: was begun with other flags: {listed}; keep them, or name a new folder"
+        )
+    if flags.steps != before["steps"].value and flags.schedule in ("linear", "cosine"):
+        logging.warning(
+            "--steps changes from %d to %d, and the schedule with it", before["steps"].value, flags.steps
+        )
+    return True
+
+
+def read_corpus(flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: pathlib.Path, resuming: bool):
+    """(corpus, tokenizer); a resumed run must find the text that it began with."""
+    from tfzoo.data.corpus import load_corpus
+    from tfzoo.data.tokenized import cached_vocabulary
+    from tfzoo.text.wordpiece import WordPiece
+
+    corpus = load_corpus(
+        flags.corpus, cache_dir=cache_dir, text_field=flags.text_field, policy=flags.bad_text
+    )
+    if resuming:
+        before = json.loads((run_dir / "corpus.json").read_text())["fingerprint"]
+        if before != corpus.fingerprint:
+            raise UserError(
+                f"--corpus={flags.corpus}: the text is not the one this run began with "
+                f"(fingerprint {before[:12]}, now {corpus.fingerprint[:12]}); "
+                "restore the packages or files, or name a new --run_dir"
+            )
+        return corpus, WordPiece.from_folder(run_dir / "tokenizer")
+    if flags.vocab_file:
+        return corpus, WordPiece.from_file(flags.vocab_file, flags.lowercase)
+    return corpus, WordPiece(
+        cached_vocabulary(corpus, flags.vocab_size, flags.lowercase, cache_dir), flags.lowercase
+    )
+
+
+def check_sizes(flags: absl_flags.FlagValues, config, tokenizer) -> None:
+    """Raises UserError where sizes that are each allowed do not go together."""
+    if flags.sequence_length > config.max_positions:
+        raise UserError(
+            f"--sequence_length={flags.sequence_length}: must not exceed the model's max_positions "
+            f"({config.max_positions})"
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"--overrides=vocab_size={config.vocab_size}: must be at least the tokenizer's {tokenizer.vocab_size}"
+        )
+    if flags.batch_size % flags.accumulation:
+        raise UserError(f"--accumulation={flags.accumulation}: must divide --batch_size ({flags.batch_size})")
+
+
+def make_step(strategy, model, optimizer, objective, *, num_parts: int = 1, clip_norm: float = 0.0):
+    """The training step: `run(iterator, count) -> losses [count]`, float32, one of each update.
+
+    The order makes any number of replicas and parts compute what one computes: sums of gradients, loss and weight
+    first over the parts, then over the replicas, and only then the division, the check for infinities, clipping,
+    decay and update.
+
+    Args:
+      num_parts: the replica's batch is computed in that many parts, one after the other.
+      clip_norm: longest gradient over all variables; 0 does not clip.
+    """
+    import tensorflow as tf
+
+    variables = [variable.value for variable in model.trainable_variables]
+    dynamic_scale = getattr(optimizer, "dynamic_scale", None)  # float16 only
+
+    def sums(batch):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            loss, weight = objective.loss(model, batch, training=True)
+            scaled = loss if dynamic_scale is None else loss * dynamic_scale.value
+        # A gather's gradient is sparse, and sparse gradients are summed differently over replicas: all become dense.
+        return [loss, weight, *map(tf.convert_to_tensor, tape.gradient(scaled, variables))]
+
+    def sums_of_parts(batch):
+        if num_parts == 1:
+            return sums(batch)
+        parts = {name: tf.reshape(x, [num_parts, -1, *x.shape[1:]]) for name, x in batch.items()}
+
+        def body(i, totals):
+            new = sums({name: tf.ensure_shape(x[i], x.shape[1:]) for name, x in parts.items()})
+            return i + 1, [total + part for total, part in zip(totals, new, strict=True)]
+
+        zeros = [tf.zeros([]), tf.zeros([]), *map(tf.zeros_like, variables)]
+        return tf.while_loop(lambda i, _: i < num_parts, body, (0, zeros), parallel_iterations=1)[1]
+
+    def replica_step(batch):
+        totals = sums_of_parts(batch)
+        replica = tf.distribute.get_replica_context()
+        if replica.num_replicas_in_sync > 1:
+            totals = replica.all_reduce(tf.distribute.ReduceOp.SUM, totals)
+        loss, weight, *gradients = totals
+        weight = tf.maximum(weight, 1.0)
+        scale = weight if dynamic_scale is None else weight * dynamic_scale.value
+        factor = 1.0 / weight  # The loss scale stays in: Keras's LossScaleOptimizer divides by it.
+        if clip_norm:
+            norm = tf.linalg.global_norm(gradients) / scale
+            factor *= clip_norm / tf.maximum(norm, clip_norm)
+        optimizer.apply([gradient * factor for gradient in gradients])
+        return loss / weight
+
+    @tf.function
+    def run(iterator, count):
+        losses = tf.TensorArray(tf.float32, count)
+        for i in tf.range(count):
+            loss = strategy.run(replica_step, (next(iterator),))
+            losses = losses.write(i, strategy.experimental_local_results(loss)[0])
+        return losses.stack()
+
+    return run
+
+
+def make_evaluation(strategy, model, objective):
+    """`evaluate(batches) -> {name: float}`: the objective's metrics, and each loss's perplexity."""
+    import tensorflow as tf
+
+    @tf.function
+    def totals(batch):
+        metrics = strategy.run(lambda part: objective.metrics(model, part), (batch,))
+        return tf.nest.map_structure(lambda x: strategy.reduce("SUM", x, axis=None), metrics)
+
+    def evaluate(batches):
+        sums: dict[str, list[float]] = {}
+        for batch in strategy.experimental_distribute_dataset(batches):
+            for name, (value, weight) in totals(batch).items():
+                entry = sums.setdefault(name, [0.0, 0.0])
+                entry[0] += float(value)
+                entry[1] += float(weight)
+        figures = {name: value / weight for name, (value, weight) in sums.items() if weight}
+        return figures | {
+            name.replace("_loss", "_perplexity"): math.exp(min(value, 700.0))
+            for name, value in figures.items()
+            if name == "masked_lm_loss"
+        }
+
+    return evaluate
+
+
+def evaluation_table(step: int, figures: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
+    """The held-out figures, each beside what guessing and looking up one neighbour score."""
+    rows = [f"step {step:>6,}, held out       model  by frequency  by neighbour"]
+    for label, name, form in (
+        ("masked words right", "masked_lm_accuracy", "{:.2%}"),
+        ("perplexity", "masked_lm_perplexity", "{:.1f}"),
+        ("next sentence right", "next_sentence_accuracy", "{:.2%}"),
+    ):
+        if name not in figures:
+            continue
+        guesses = []
+        for baseline in baselines.values():
+            if name == "masked_lm_perplexity":
+                guesses.append(math.exp(baseline["masked_lm_loss"]))
+            else:
+                guesses.append(baseline.get(name, math.nan))
+        cells = [form.format(value) for value in (figures[name], *guesses)]
+        rows.append(f"  {label:<20} {cells[0]:>10} {cells[1]:>13} {cells[2]:>13}")
+    return "\n".join(rows)
+
+
+class StopOnSignal:
+    """Turns the first SIGTERM or SIGINT into a wish to stop; a second one acts at once."""
+
+    def __init__(self):
+        self.asked = ""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number, frame):
+        self.asked = signal.Signals(number).name
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+
+
+class MetricsLog:
+    """metrics.jsonl, TensorBoard events and loss.png of a run, from `step` on."""
+
+    def __init__(self, run_dir: pathlib.Path, step: int):
+        import tensorflow as tf
+
+        self._path, self._png = run_dir / "metrics.jsonl", run_dir / "loss.png"
+        # What a killed run logged after its last checkpoint is logged again, and its last line may be half a line.
+        kept = [record for record in read_metrics(self._path) if record["step"] <= step]
+        files.atomic_write(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = open(self._path, "a")
+        self._events = tf.summary.create_file_writer(str(run_dir / "events"))
+
+    def write(self, record: dict) -> None:
+        import tensorflow as tf
+
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        with self._events.as_default(record["step"]):
+            for name, value in record.items():
+                if name != "step":
+                    tf.summary.scalar(name, value)
+        self._events.flush()
+        if "masked_lm_loss" in record:
+            plot(read_metrics(self._path), self._png)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+    """The whole lines of a metrics.jsonl; nothing where there is none."""
+    records = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+    return records
+
+
+def plot(records: list[dict], path: pathlib.Path) -> None:
+    """Draws the training loss and the held-out masked-word accuracy over the steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    left = figure.subplots()
+    trained = [record for record in records if "loss" in record]
+    left.plot([r["step"] for r in trained], [r["loss"] for r in trained], color="tab:blue", linewidth=1)
+    left.set(xlabel="step", ylabel="training loss (nats)", title="Training loss and held-out accuracy")
+    left.grid(alpha=0.3)
+    evaluated = [record for record in records if "masked_lm_accuracy" in record]
+    right = left.twinx()
+    right.plot(
+        [r["step"] for r in evaluated],
+        [100 * r["masked_lm_accuracy"] for r in evaluated],
+        color="tab:orange",
+        marker="o",
+        markersize=3,
+    )
+    right.set_ylabel("held-out masked words right (%)")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{files.PARTIAL}")
+    figure.savefig(partial, format="png", dpi=120)
+    os.replace(partial, path)
+
+
+class ProgressBar:
+    """tqdm's bar where there is a terminal; a line now and then where there is none."""
+
+    def __init__(self, step: int, steps: int):
+        import tqdm
+
+        self._bar = tqdm.tqdm(
+            total=steps,
+            initial=step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def show(self, step: int, record: dict) -> None:
+        self._bar.set_postfix_str(
+            f"loss {record['loss']:.3f}, lr {record['learning_rate']:.1e}, {record['tokens_per_second']:,.0f} tokens/s",
+            refresh=False,
+        )
+        self._bar.update(step - self._bar.n)
+
+    def print(self, text: str) -> None:
+        self._bar.clear()
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags))
