@@ -373,13 +373,13 @@ class ModelVariablesTest(CheckpointsCase):
         self.assertEqual(sum("seed_generator" in name for name in first), 6)
         self.assertContainsSubset(
             [
-                "model/model.0/layer_1/dense.1/kernel",
-                "model/model.0/layer_1/norm/gamma",
-                "model/model.0/dense.0/bias",
-                "model/seed_generator.5/seed_generator_state",
+                "model/model/layer_1/dense_1/kernel",
+                "model/model/layer_1/norm/gamma",
+                "model/model/dense/bias",
+                "model/seed_generator_5/seed_generator_state",
                 "optimizer/iteration",
-                "optimizer/model.0/layer_1/dense.1/kernel/momentum",
-                "optimizer/model.0/layer_1/norm/gamma/velocity",
+                "optimizer/model/layer_1/dense_1/kernel/momentum",
+                "optimizer/model/layer_1/norm/gamma/velocity",
             ],
             first,
         )
@@ -422,7 +422,7 @@ class ModelVariablesTest(CheckpointsCase):
 
         # And would not, had one seed's state been left out.
         Checkpoints(self.folder).restore(variables)
-        variables["model/seed_generator.0/seed_generator_state"].assign([0, 0])
+        variables["model/seed_generator/seed_generator_state"].assign([0, 0])
         self.assertNotEqual(train(model, optimizer, 4), expected)
 
     def test_variables_of_tensorflow_and_of_a_strategy(self):

@@ -117,12 +117,7 @@ class Checkpoints:
         if not self.steps():
             return None
         step, state, arrays = self._newest()
-        _compare(self.path(step), variables, arrays)
-        for name, variable in variables.items():
-            if isinstance(variable, np.ndarray):
-                variable[...] = arrays[name]
-            else:
-                variable.assign(arrays[name])
+        assign_all(self.path(step), variables, arrays)
         return step, state
 
     def read(self, path: str | os.PathLike | None = None) -> Contents:
@@ -198,12 +193,28 @@ class Checkpoints:
         self._damaged.discard(step)
 
 
+def assign_all(
+    path: str | os.PathLike, variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Assigns what was read from the checkpoint at `path`, after comparing all of it.
+
+    Raises:
+      UserError: the names, dtypes or shapes differ; nothing is assigned then.
+    """
+    _compare(pathlib.Path(path), variables, arrays)
+    for name, variable in variables.items():
+        if isinstance(variable, np.ndarray):
+            variable[...] = arrays[name]
+        else:
+            variable.assign(arrays[name])
+
+
 def model_variables(model, optimizer=None) -> dict[str, Any]:
     """Every variable of a built model and its built optimizer, by a name that any process gives it alike.
 
     Keras numbers what has no name of its own by a counter of the whole process ("dense_7", "adamw_1"). Here
     such numbers count within one parent, in the order of `model.variables`, so that a model built second gets
-    the same names as one built first ("dense.0"). Dropout's seed states are among them.
+    the same names as one built first. Dropout's seed states are among them.
 
     Returns:
       "model/..." and "optimizer/..." -> keras.Variable; an optimizer's slot is
@@ -260,7 +271,7 @@ class _Renumbered:
                     base = re.sub(r"_\d+$", "", part)
                     count = self._counts.setdefault((ours, base), 0)
                     self._counts[ours, base] += 1
-                    name = f"{base}.{count}"
+                    name = f"{base}_{count}" if count else base
                 self._names[ours, part] = name
             ours = f"{ours}/{self._names[ours, part]}".lstrip("/")
         return ours
