@@ -1,0 +1,40 @@
+"""manifest.json: what an artifact is and holds. export/README.md describes the fields, export/verify.py reads them."""
+
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+from typing import Any
+
+import tfzoo
+from tfzoo import files
+
+NAME = "manifest.json"
+FORMAT = "tfzoo-artifact-1"
+
+
+def tools() -> dict[str, str]:
+    """The versions that made an artifact."""
+    packages = ("tensorflow", "tensorflow-text", "keras", "numpy", "onnx", "onnxruntime")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"tfzoo": tfzoo.__version__, "python": platform.python_version(), **versions}
+
+
+def listing(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Every file under `folder` but the manifest, with its size and SHA-256."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+        for path in paths
+    }
+
+
+def write(folder: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes `content`, the listing of the folder and, so that the manifest proves itself too, its own SHA-256:
+    that of the file with this field empty."""
+    content = {"format": FORMAT, **content, "files": listing(folder), "manifest_sha256": ""}
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    text = text.replace('"manifest_sha256": ""', f'"manifest_sha256": "{digest}"')
+    files.atomic_write(folder / NAME, text)
