@@ -36,6 +36,7 @@ class Contender:
             env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
         )
         self.seconds: list[float] = []
+        self.cpu: list[float] = []
         self.last: dict = {}
 
     def run(self, steps: int) -> float:
@@ -66,6 +67,7 @@ def measure(specs: list[str], precision: str, rounds: int, steps: int) -> list[C
         for contender in order:
             contender.run(1)  # Wakes its threads and fills the caches.
             contender.seconds.append(contender.run(steps))
+            contender.cpu.append(contender.last["cpu"])
     for contender in contenders:
         contender.close()
     return contenders
@@ -77,6 +79,7 @@ def report(contenders: list[Contender], precision: str) -> str:
     heads = [
         precision,
         "ms a step",
+        "CPU ms",
         "tokens/s",
         "peak GiB",
         "parameters",
@@ -91,6 +94,7 @@ def report(contenders: list[Contender], precision: str) -> str:
             [
                 contender.spec,
                 f"{1000 * step:.0f}",
+                f"{1000 * statistics.median(contender.cpu):.0f}",
                 f"{peers.TOKENS / step:.0f}",
                 f"{last['peak'] / 2**30:.2f}",
                 f"{last['parameters'] / 1e6:.1f} M",
