@@ -18,7 +18,6 @@ An entry point is
 | 130, 141 | interrupted with nothing to save; nobody reads the output any more |
 """
 
-import difflib
 import inspect
 import json
 import math
@@ -34,7 +33,7 @@ from collections.abc import Callable, Iterable, Sequence
 from absl import flags as absl_flags
 
 from tfzoo import files
-from tfzoo.errors import CheckFailed, UserError
+from tfzoo.errors import CheckFailed, UserError, suggest
 
 DONE, BUG, WRONG_USE, STOPPED, FAILED_CHECK = 0, 1, 2, 3, 4
 INTERRUPTED, NO_READER = 130, 141  # What a shell reports for SIGINT and SIGPIPE.
@@ -124,12 +123,6 @@ def expand_flagfiles(args: Iterable[str]) -> list[str]:
         line that is no flag; names the file and the line.
     """
     return [argument for argument, _ in _expand(args)]
-
-
-def suggest(name: str, choices: Iterable[str]) -> str:
-    """' (did you mean X?)' for the closest of `choices`, '' where none is close."""
-    close = difflib.get_close_matches(name, list(choices), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def explicit_flags(flags: absl_flags.FlagValues) -> dict[str, object]:

@@ -1,12 +1,11 @@
 """The sizes and choices of a transformer. Standard library only, so that reading a config costs nothing."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from tfzoo.errors import UserError
+from tfzoo.errors import UserError, suggest
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")  # "gelu" is exact (erf)
 POSITIONS = ("learned", "sinusoidal")
@@ -91,7 +90,7 @@ def from_mapping(values: Mapping[str, Any]) -> TransformerConfig:
     fields = {field.name: field for field in dataclasses.fields(TransformerConfig)}
     for name in values:
         if name not in fields:
-            raise UserError(f"unknown config field {name!r}{_closest(name, fields)}")
+            raise UserError(f"unknown config field {name!r}{_remedy(name, fields)}")
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
     if missing:
         raise UserError(f"config lacks the field {missing[0]!r}; add it")
@@ -111,9 +110,7 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--overrides={assignment}: write FIELD=VALUE, such as num_layers=4")
         if name not in fields:
-            raise UserError(
-                f"--overrides={assignment}: unknown config field {name!r}{_closest(name, fields)}"
-            )
+            raise UserError(f"--overrides={assignment}: unknown config field {name!r}{_remedy(name, fields)}")
         kind = fields[name].type
         try:
             result[name] = _BOOLEANS[text.lower()] if kind is bool else kind(text)  # type: ignore[operator]
@@ -126,6 +123,5 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def _closest(name: str, names) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean {close[0]}?)" if close else f"; the fields are {', '.join(names)}"
+def _remedy(name: str, fields) -> str:
+    return suggest(name, fields) or f"; the fields are {', '.join(fields)}"

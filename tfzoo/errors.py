@@ -1,5 +1,8 @@
 """The two ways in which a command ends badly without a bug of ours; `cli.run` turns them into exit codes."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Wrong use or wrong input: one line that names the thing, its value and the remedy (exit code 2)."""
@@ -7,3 +10,9 @@ class UserError(ValueError):
 
 class CheckFailed(Exception):
     """A check of the result failed, such as a NaN loss or an export that does not verify (exit code 4)."""
+
+
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """' (did you mean X?)' for the closest of `choices`, '' where none is close."""
+    close = difflib.get_close_matches(name, list(choices), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -5,7 +5,6 @@
 Started again with the same --run_dir it goes on where it stopped, and logs what it would have logged.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ import time
 from absl import flags as absl_flags
 from absl import logging
 
-from tfzoo import cli, files
+from tfzoo import cli, files, report
 from tfzoo.errors import CheckFailed, UserError
 
 # Flags that say where and how often, not what: a resumed run may change them.
@@ -157,6 +156,9 @@ def main(flags: absl_flags.FlagValues) -> int:
     held_out = cached(corpus.held_out, tokenizer, corpus.fingerprint + "held_out", cache_dir)
     train_rows = PairRows(train_corpus, objective.row_tokens, pairs=flags.next_sentence)
     held_out_rows = PairRows(held_out, objective.row_tokens, pairs=flags.next_sentence)
+    for name, rows in (("training", train_rows), ("held-out", held_out_rows)):
+        if not len(rows):
+            raise UserError(f"--corpus={flags.corpus}: its {name} part holds no words; give more text")
     evaluation = pipeline.evaluation_batches(
         held_out_rows,
         objective,
@@ -194,11 +196,11 @@ def main(flags: absl_flags.FlagValues) -> int:
     evaluate = make_evaluation(strategy, model, objective)
 
     # -------------------------------------------------------------- Resume
-    # 1. The newest intact checkpoint, if there is one. 2. The log is cut back to it. 3. Data follow from the step.
+    # The newest intact checkpoint; the log cut back to its step; the data follow from the step.
     checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", keep=flags.keep_checkpoints)
     variables = checkpoint.model_variables(model, optimizer)
     restored = checkpoints.restore(variables)
-    step, state = restored or (0, {"losses": [], "best": None})
+    step, state = restored or (0, {"losses": [], "best": None, "best_step": 0})
     if not resuming:
         run_dir.mkdir(parents=True, exist_ok=True)
         tokenizer.save(run_dir / "tokenizer")
@@ -206,7 +208,7 @@ def main(flags: absl_flags.FlagValues) -> int:
         record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
         files.atomic_write(run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
     cli.write_flags(flags, run_dir / "flags.cfg", leave_out=("run_dir", "resume", "cache_dir"))
-    metrics = MetricsLog(run_dir, step)
+    metrics = report.MetricsLog(run_dir, step)
     print(
         f"{flags.model}: {model.count_params():,} parameters; {len(train_corpus.token_ids):,} tokens in "
         f"{len(train_rows):,} rows to train on, {len(held_out.token_ids):,} held out; "
@@ -215,8 +217,11 @@ def main(flags: absl_flags.FlagValues) -> int:
     baselines = masked_lm_baselines(
         np.asarray(train_corpus.token_ids), list(evaluation.as_numpy_iterator()), tokenizer
     )
-    if step:
-        print(f"going on at step {step:,} of {flags.steps:,}")
+    if resuming:
+        print(
+            f"going on at step {step:,} of {flags.steps:,}"
+            + ("" if restored else ": no checkpoint was saved")
+        )
 
     # ---------------------------------------------------------------- Loop
     dataset = pipeline.training_batches(
@@ -228,17 +233,20 @@ def main(flags: absl_flags.FlagValues) -> int:
         num_steps=flags.steps,
     )
     iterator = iter(strategy.experimental_distribute_dataset(dataset))
-    losses, best = state["losses"], state["best"]
+    losses, best, best_step = state["losses"], state["best"], state["best_step"]
+    if best_step and checkpoints.path(best_step).is_dir():
+        checkpoints.mark_best(best_step)  # The kill may have come between saving and marking.
     tokens_a_step = flags.batch_size * flags.sequence_length
-    bar = ProgressBar(step, flags.steps)
+    bar = report.ProgressBar(step, flags.steps)
     measured_step, measured_at = step, time.monotonic()
 
     def due(every: int) -> bool:
         return step % every == 0 or step == flags.steps
 
     def save() -> None:
-        checkpoints.save(step, variables, {"losses": losses, "best": best})
+        checkpoints.save(step, variables, {"losses": losses, "best": best, "best_step": best_step})
 
+    stop.ready = True
     with bar:
         while step < flags.steps and not stop.asked:
             # As many updates as fit before the next thing to do.
@@ -271,9 +279,9 @@ def main(flags: absl_flags.FlagValues) -> int:
             if due(flags.evaluate_every):
                 figures = evaluate(evaluation)
                 metrics.write({"step": step} | figures)
-                bar.print(evaluation_table(step, figures, baselines))
+                bar.print(report.evaluation_table(step, figures, baselines))
                 if best is None or figures["masked_lm_loss"] < best:
-                    best = figures["masked_lm_loss"]
+                    best, best_step = figures["masked_lm_loss"], step
                     save()
                     checkpoints.mark_best(step)
                 measured_step, measured_at = step, time.monotonic()  # An evaluation is no training time.
@@ -284,7 +292,7 @@ def main(flags: absl_flags.FlagValues) -> int:
     metrics.close()
     if stop.asked:
         print(
-            f"stopped by {stop.asked} at step {step:,}; everything is saved, and the same command goes on from there"
+            f"stopped by {stop.asked} at step {step:,}; all is saved, and the same command goes on from there"
         )
         return cli.STOPPED
     print(f"done: {run_dir} holds the run; its curve is {run_dir / 'loss.png'}")
@@ -299,7 +307,14 @@ def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
     """
     record = run_dir / "flags.cfg"
     if not record.exists():
-        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        # flags.cfg is written last: with these alone a run was killed while it began, and begins again.
+        begun = {"tokenizer", "config.json", "corpus.json"}
+        strange = run_dir.exists() and not run_dir.is_dir()
+        strange = strange or (
+            run_dir.exists()
+            and any(e.name not in begun and not e.name.endswith(files.PARTIAL) for e in run_dir.iterdir())
+        )
+        if strange:
             raise UserError(f"--run_dir={run_dir}: exists and holds no run (no flags.cfg); name a new folder")
         return False
     if not flags.resume:
@@ -356,7 +371,8 @@ def check_sizes(flags: absl_flags.FlagValues, config, tokenizer) -> None:
         )
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"--overrides=vocab_size={config.vocab_size}: must be at least the tokenizer's {tokenizer.vocab_size}"
+            f"--overrides=vocab_size={config.vocab_size}: must be at least the tokenizer's "
+            f"({tokenizer.vocab_size})"
         )
     if flags.batch_size % flags.accumulation:
         raise UserError(f"--accumulation={flags.accumulation}: must divide --batch_size ({flags.batch_size})")
@@ -365,9 +381,9 @@ def check_sizes(flags: absl_flags.FlagValues, config, tokenizer) -> None:
 def make_step(strategy, model, optimizer, objective, *, num_parts: int = 1, clip_norm: float = 0.0):
     """The training step: `run(iterator, count) -> losses [count]`, float32, one of each update.
 
-    The order makes any number of replicas and parts compute what one computes: sums of gradients, loss and weight
-    first over the parts, then over the replicas, and only then the division, the check for infinities, clipping,
-    decay and update.
+    Any number of replicas and parts computes what one computes, because of the order: sums of gradients, loss
+    and weight first over the parts, then over the replicas, and only then the division, the check for
+    infinities, clipping, decay and update.
 
     Args:
       num_parts: the replica's batch is computed in that many parts, one after the other.
@@ -383,7 +399,7 @@ def make_step(strategy, model, optimizer, objective, *, num_parts: int = 1, clip
             tape.watch(variables)
             loss, weight = objective.loss(model, batch, training=True)
             scaled = loss if dynamic_scale is None else loss * dynamic_scale.value
-        # A gather's gradient is sparse, and sparse gradients are summed differently over replicas: all become dense.
+        # A gather's gradient is sparse, and those are summed differently over replicas: all become dense.
         return [loss, weight, *map(tf.convert_to_tensor, tape.gradient(scaled, variables))]
 
     def sums_of_parts(batch):
@@ -450,139 +466,26 @@ def make_evaluation(strategy, model, objective):
     return evaluate
 
 
-def evaluation_table(step: int, figures: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
-    """The held-out figures, each beside what guessing and looking up one neighbour score."""
-    rows = [f"step {step:>6,}, held out       model  by frequency  by neighbour"]
-    for label, name, form in (
-        ("masked words right", "masked_lm_accuracy", "{:.2%}"),
-        ("perplexity", "masked_lm_perplexity", "{:.1f}"),
-        ("next sentence right", "next_sentence_accuracy", "{:.2%}"),
-    ):
-        if name not in figures:
-            continue
-        guesses = []
-        for baseline in baselines.values():
-            if name == "masked_lm_perplexity":
-                guesses.append(math.exp(baseline["masked_lm_loss"]))
-            else:
-                guesses.append(baseline.get(name, math.nan))
-        cells = [form.format(value) for value in (figures[name], *guesses)]
-        rows.append(f"  {label:<20} {cells[0]:>10} {cells[1]:>13} {cells[2]:>13}")
-    return "\n".join(rows)
-
-
 class StopOnSignal:
-    """Turns the first SIGTERM or SIGINT into a wish to stop; a second one acts at once."""
+    """Turns the first SIGTERM or SIGINT into a wish to stop; a second one acts at once.
+
+    Before `ready` is set there is nothing to be saved, and the first one acts at once too.
+    """
 
     def __init__(self):
-        self.asked = ""
+        self.asked, self.ready = "", False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
     def _note(self, number, frame):
+        if not self.ready:
+            print(
+                f"stopped by {signal.Signals(number).name} before the first step; there was nothing to save"
+            )
+            raise SystemExit(cli.STOPPED)
         self.asked = signal.Signals(number).name
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)
-
-
-class MetricsLog:
-    """metrics.jsonl, TensorBoard events and loss.png of a run, from `step` on."""
-
-    def __init__(self, run_dir: pathlib.Path, step: int):
-        import tensorflow as tf
-
-        self._path, self._png = run_dir / "metrics.jsonl", run_dir / "loss.png"
-        # What a killed run logged after its last checkpoint is logged again, and its last line may be half a line.
-        kept = [record for record in read_metrics(self._path) if record["step"] <= step]
-        files.atomic_write(self._path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(self._path, "a")
-        self._events = tf.summary.create_file_writer(str(run_dir / "events"))
-
-    def write(self, record: dict) -> None:
-        import tensorflow as tf
-
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        with self._events.as_default(record["step"]):
-            for name, value in record.items():
-                if name != "step":
-                    tf.summary.scalar(name, value)
-        self._events.flush()
-        if "masked_lm_loss" in record:
-            plot(read_metrics(self._path), self._png)
-
-    def close(self) -> None:
-        self._file.close()
-        self._events.close()
-
-
-def read_metrics(path: pathlib.Path) -> list[dict]:
-    """The whole lines of a metrics.jsonl; nothing where there is none."""
-    records = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
-    return records
-
-
-def plot(records: list[dict], path: pathlib.Path) -> None:
-    """Draws the training loss and the held-out masked-word accuracy over the steps."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    left = figure.subplots()
-    trained = [record for record in records if "loss" in record]
-    left.plot([r["step"] for r in trained], [r["loss"] for r in trained], color="tab:blue", linewidth=1)
-    left.set(xlabel="step", ylabel="training loss (nats)", title="Training loss and held-out accuracy")
-    left.grid(alpha=0.3)
-    evaluated = [record for record in records if "masked_lm_accuracy" in record]
-    right = left.twinx()
-    right.plot(
-        [r["step"] for r in evaluated],
-        [100 * r["masked_lm_accuracy"] for r in evaluated],
-        color="tab:orange",
-        marker="o",
-        markersize=3,
-    )
-    right.set_ylabel("held-out masked words right (%)")
-    partial = path.with_name(f"{path.name}.{os.getpid()}{files.PARTIAL}")
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, path)
-
-
-class ProgressBar:
-    """tqdm's bar where there is a terminal; a line now and then where there is none."""
-
-    def __init__(self, step: int, steps: int):
-        import tqdm
-
-        self._bar = tqdm.tqdm(
-            total=steps,
-            initial=step,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._bar.close()
-
-    def show(self, step: int, record: dict) -> None:
-        self._bar.set_postfix_str(
-            f"loss {record['loss']:.3f}, lr {record['learning_rate']:.1e}, {record['tokens_per_second']:,.0f} tokens/s",
-            refresh=False,
-        )
-        self._bar.update(step - self._bar.n)
-
-    def print(self, text: str) -> None:
-        self._bar.clear()
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import importlib
 from typing import Any
 
 from tfzoo import config as config_lib
-from tfzoo.errors import UserError
+from tfzoo.errors import UserError, suggest
 
 # name -> the module with its CONFIGS and Model. Imported when asked for: listing families costs nothing.
 FAMILIES = {"bert": "tfzoo.models.bert"}
@@ -22,7 +22,9 @@ def find(name: str):
             page = importlib.import_module(module)
             if name in page.CONFIGS:
                 return page, config_lib.from_mapping(page.CONFIGS[name])
-            raise UserError(f"--model={name}: {family} has {', '.join(page.CONFIGS)}")
+            raise UserError(
+                f"--model={name}: no such size{suggest(name, page.CONFIGS)}; {family} has {', '.join(page.CONFIGS)}"
+            )
     raise UserError(f"--model={name}: no such family; the families are {', '.join(FAMILIES)}")
 
 
