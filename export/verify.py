@@ -5,17 +5,19 @@
 finds every artifact under the folders and checks, for each:
   - every file is there, none is there unlisted, and each has the SHA-256 that manifest.json lists;
   - the signatures have the names, dtypes and shapes that manifest.json states;
-  - the inputs in golden.npz give the outputs in golden.npz: numbers within the tolerance, arg-max, words, flags equal.
+  - the inputs in golden.npz give the outputs in golden.npz: numbers within the tolerance; arg-max, words and
+    flags equal.
 
 Prints one line an artifact. Exit code 0: all is as it should be. 4: something is not. 2: wrong use.
 
-Needs numpy, and for ONNX onnxruntime, for a SavedModel tensorflow and tensorflow-text. Nothing of the library that wrote
-the artifacts is used, so that what it gets wrong when writing is not got wrong again here in the same way.
+Needs numpy, and for ONNX onnxruntime, for a SavedModel tensorflow and tensorflow-text. Nothing of the library
+that wrote the artifacts is used, so that what it got wrong is not got wrong here again, and agrees.
 """
 
 import hashlib
 import importlib
 import json
+import os
 import pathlib
 import sys
 
@@ -63,7 +65,10 @@ def artifacts(folder):
 
 
 def verify(folder):
-    """Checks one artifact and describes it in a line; raises Failure, or what a damaged file made a reader raise."""
+    """Checks one artifact and describes it in a line.
+
+    Raises Failure, or what a damaged file made its reader raise.
+    """
     manifest = read_manifest(folder)
     check_files(folder, manifest["files"])
     measured = replay(folder, manifest)
@@ -110,16 +115,17 @@ def check_files(folder, listed):
 
 
 def replay(folder, manifest):
-    """Runs every case of golden.npz. Returns, for each output, the largest difference or the number of equal answers.
+    """Runs every case of golden.npz.
 
-    Raises Failure where an answer is not within the tolerance.
+    Returns {"SIGNATURE/OUTPUT": {"difference": the largest, "tolerance": what is allowed, "equal": how many
+    answers were compared for equality}}. Raises Failure where an answer is not as it should be.
     """
     run, found = {"savedmodel": load_savedmodel, "onnx": load_onnx}[manifest["kind"]](folder)
     check_signatures(found, manifest["signatures"])
     cases = read_golden(folder)
     if {signature for signature, _ in cases} != manifest["signatures"].keys():
         raise Failure("golden.npz does not hold the signatures that manifest.json states")
-    measured = {}
+    measured: dict[str, dict] = {}
     for (signature, case), arrays in cases.items():
         got = run(signature, arrays["inputs"])
         for name in manifest["signatures"][signature]["outputs"]:
@@ -129,17 +135,20 @@ def replay(folder, manifest):
                 result = compare(got[name], arrays["outputs"][name], limit)
             except Failure as failure:
                 raise Failure(f"case {case} of {where}: {failure}") from None
-            total = measured.setdefault(
-                where, {} if limit is None else {"difference": 0.0, "tolerance": limit}
-            )
-            total["equal"] = total.get("equal", 0) + result["equal"]
+            total = measured.setdefault(where, {"equal": 0})
+            total["equal"] += result["equal"]
             if limit is not None:
-                total["difference"] = max(total["difference"], result["difference"])
+                total["tolerance"] = limit
+                total["difference"] = max(total.get("difference", 0.0), result["difference"])
     return measured
 
 
 def compare(got, want, limit):
-    """got: an output. want: an array, or a group of arrays that stands for one; FOLDER/README.md describes them."""
+    """got: an output. want: an array, or a group of arrays that stands for one.
+
+    A group is values with `decided`, where they must be equal, the others being too close to call; or it is
+    logits, see compare_logits. limit: of the difference, relative; None asks for equality.
+    """
     if isinstance(want, dict) and "positions" in want:
         return compare_logits(got, want, limit)
     if isinstance(want, dict):
@@ -158,7 +167,9 @@ def compare(got, want, limit):
 
 
 def compare_logits(got, want, limit):
-    """The values at some positions; arg-max and log-sum-exp at all."""
+    """got [B, L, V]. want: `values` [N, V] at `positions` [N, 2] (row, place); `argmax`, `logsumexp` and
+    `decided` [B, L]. The limit is relative to the largest value, or to 1 where that is less.
+    """
     if got.shape[:2] != want["argmax"].shape or got.shape[2:] != want["values"].shape[1:]:
         raise Failure(f"shape {got.shape}, not {(*want['argmax'].shape, *want['values'].shape[1:])}")
     rows, places = want["positions"].T
@@ -184,7 +195,7 @@ def difference(got, want, scale, limit):
 
 def read_golden(folder):
     """{(signature, case): {"inputs": {name: array}, "outputs": {name: array or group of arrays}}}."""
-    cases = {}
+    cases: dict[tuple[str, str], dict] = {}
     with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
         for key in arrays.files:
             signature, case, side, name, *part = key.split("/")
@@ -197,7 +208,7 @@ def read_golden(folder):
 
 
 def check_signatures(found, stated):
-    """found: {signature: {"inputs": {name: (dtype, shape)}, ...}}; a shape's free axes are None, or have names."""
+    """found: {signature: {"inputs": {name: (dtype, shape)}, ...}}; free axes are None, or have names."""
     if found.keys() != stated.keys():
         raise Failure(f"signatures {sorted(found)}, not {sorted(stated)}")
     for signature, sides in stated.items():
@@ -234,6 +245,7 @@ def load_onnx(folder):
 
 
 def load_savedmodel(folder):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tf = importlib.import_module("tensorflow")
     importlib.import_module("tensorflow_text")  # The tokenizer's ops.
     loaded = tf.saved_model.load(str(folder))
@@ -262,8 +274,7 @@ def load_savedmodel(folder):
         }
         for name, signature in loaded.signatures.items()
     }
-    run.loaded = loaded  # A signature holds its variables by weak references.
-    return run, found
+    return run, found  # `run` keeps `loaded`, whose signatures hold the variables by weak references only.
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Models as artifacts that need nothing of tfzoo: `artifact.export` writes them, export/verify.py replays them."""
+"""Artifacts that need nothing of tfzoo: `artifact.export` writes them, export/verify.py replays them."""

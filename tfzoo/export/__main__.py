@@ -1,4 +1,5 @@
-"""Writes a trained model as artifacts that need nothing of tfzoo, and publishes only what another process has replayed.
+"""Writes a trained model as artifacts that need nothing of tfzoo. None is published before another process
+has replayed it with the same answers.
 
 python -m tfzoo.export --model_dir=runs/bert --output_dir=exports
 """

@@ -1,4 +1,4 @@
-"""An artifact from a model: written beside its place, replayed in another process, and only then put there."""
+"""An artifact from a model: written beside its place, replayed by another process, only then put there."""
 
 import contextlib
 import dataclasses
@@ -121,7 +121,7 @@ def _write(
 ) -> None:
     """Fills a folder with an artifact and checks it here, where a failure is easiest to understand."""
     signatures, arrays, opsets = _WRITERS[kind](model, tokenizer, folder)
-    np.savez_compressed(folder / "golden.npz", **golden.flatten(arrays))
+    golden.write(folder / "golden.npz", arrays)
     shutil.copyfile(verify.__file__, folder / "verify.py")
     limits = golden.tolerances(model.config.num_layers)
     content = {

@@ -1,9 +1,13 @@
-"""golden.npz: inputs, and what the Keras model answers to them, computed eagerly and apart from what is exported.
+"""golden.npz: inputs, and what the Keras model answers to them, computed eagerly and apart from the exports.
 
 Arrays are named SIGNATURE/CASE/inputs/NAME and SIGNATURE/CASE/outputs/NAME. Logits would fill the file, so
-NAME is a group: `positions` [N, 2] (row, place) and `values` [N, V] there, and for all places `argmax`,
-`logsumexp` and `decided` [B, L]; decided says where the largest leads by more than the tolerance. `words` has the like.
+there NAME is a group: `positions` [N, 2] (row, place) and `values` [N, V] at these, and for all places
+`argmax`, `logsumexp` and `decided` [B, L], which says where the largest leads by more than the tolerance.
+`words` is a group too: `values` and, again, `decided`, both [B, M, 5].
 """
+
+import os
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,7 +26,7 @@ _TEXTS = (
 
 
 def tolerances(num_layers: int) -> dict[str, float]:
-    """By depth. `logits`: difference over max(1, the largest); `probabilities`: over the probability itself."""
+    """What is allowed, by depth, relative: of logits to the largest or to 1, of a probability to itself."""
     return (
         {"logits": 2e-5, "probabilities": 2e-4}
         if num_layers < 12
@@ -31,7 +35,7 @@ def tolerances(num_layers: int) -> dict[str, float]:
 
 
 def token_cases(model: keras.Model, tokenizer: WordPiece) -> dict[str, dict[str, np.ndarray]]:
-    """Inputs of the model, by case: three batch sizes and lengths up to the longest, padded rows, non-ASCII text."""
+    """Inputs, by case: three batch sizes, lengths up to the longest, padded rows, non-ASCII text."""
     config = model.config
     random = np.random.default_rng(0)
     cases = {}
@@ -89,7 +93,7 @@ def logits(model: keras.Model, inputs: dict[str, np.ndarray]) -> dict[str, np.nd
 
 
 def text_cases(model: keras.Model) -> dict[str, list[str]]:
-    """Texts, by case: three batch sizes and none, non-ASCII, empty, without [MASK], longer than the model's longest."""
+    """Texts, by case: three batch sizes and none; non-ASCII, empty, without [MASK], over the longest."""
     long = f"{MASK} " + "a " * model.config.max_positions + MASK
     return {"0": [], "1": [_TEXTS[0]], "2": [_TEXTS[1], long], "4": list(_TEXTS)}
 
@@ -135,13 +139,16 @@ def _ids(tokenizer: WordPiece, text: str, room: int) -> tuple[list[int], bool]:
     return [tokenizer.cls_id, *ids[:room], tokenizer.sep_id], len(ids) > room
 
 
-def flatten(arrays: dict, prefix: str = "") -> dict[str, np.ndarray]:
-    """{"a": {"b": array}} -> {"a/b": array}."""
-    flat = {}
-    for name, value in arrays.items():
-        flat |= (
-            flatten(value, f"{prefix}{name}/")
-            if isinstance(value, dict)
-            else {prefix + name: np.asarray(value)}
-        )
-    return flat
+def write(path: str | os.PathLike, signatures: dict) -> None:
+    """Writes {signature: {case: {"inputs" or "outputs": {name: array or group of arrays}}}}."""
+    flat: dict[str, Any] = {}
+
+    def add(values: dict, prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                add(value, f"{prefix}{name}/")
+            else:
+                flat[prefix + name] = value
+
+    add(signatures, "")
+    np.savez_compressed(path, **flat)

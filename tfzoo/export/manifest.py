@@ -1,4 +1,4 @@
-"""manifest.json: what an artifact is and holds. export/README.md describes the fields, export/verify.py reads them."""
+"""manifest.json: what an artifact is and holds. export/README.md describes it, export/verify.py reads it."""
 
 import hashlib
 import importlib.metadata
@@ -31,8 +31,7 @@ def listing(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def write(folder: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes `content`, the listing of the folder and, so that the manifest proves itself too, its own SHA-256:
-    that of the file with this field empty."""
+    """Writes `content`, the folder's listing, and the SHA-256 that this file has with that field empty."""
     content = {"format": FORMAT, **content, "files": listing(folder), "manifest_sha256": ""}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()

@@ -6,6 +6,8 @@ A layer's function says in operators what its `call` says in keras.ops, without 
 is proven afterwards, against the Keras model. https://onnx.ai/onnx/operators/ describes the operators.
 """
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import onnx
@@ -64,7 +66,7 @@ class Graph:
         node.output[0] = name  # Nothing reads it inside: it is the last.
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, axes))
 
-    def emit(self, layer: keras.layers.Layer, *inputs: str, **keywords) -> str:
+    def emit(self, layer: keras.layers.Layer, *inputs: str | None) -> str:
         """Appends what `layer` does to `inputs`.
 
         Raises:
@@ -77,7 +79,7 @@ class Graph:
                 f"{type(layer).__name__} ({layer.path}) has no ONNX emitter; add one to EMITTERS in "
                 f"tfzoo/export/onnx_emit.py, or export with --formats=savedmodel"
             )
-        return emitter(self, layer, *inputs, **keywords)
+        return emitter(self, layer, *inputs)
 
     def model(self, name: str) -> onnx.ModelProto:
         """The finished model.
@@ -102,8 +104,8 @@ class Graph:
 def emit(model: keras.Model) -> onnx.ModelProto:
     """The graph of a model whose weights are float32, with Hugging Face's names for its inputs and outputs.
 
-    BERT: input_ids, attention_mask and, where the model has segments, token_type_ids, int64 [batch, sequence] ->
-    logits, float32 [batch, sequence, V]. ONNX has no assertions, but an id outside the table makes the Gather fail.
+    BERT: input_ids, attention_mask and, where the model has segments, token_type_ids, int64 [batch, sequence]
+    -> logits, float32 [batch, sequence, V]. ONNX has no assertions; ids outside a table make Gather fail.
 
     Raises:
       UserError: a layer without an emitter, by name, or a model over 2 GiB.
@@ -172,7 +174,7 @@ def _token_embedding(graph: Graph, layer: nn.TokenEmbedding, token_ids: str) -> 
 
 
 def _rows(graph: Graph, table: str, ids: str, at: str) -> str:
-    """table [N, E], ids [B, L] -> [B, L, E]. A negative id, which Gather would count from the end, is made huge."""
+    """table [N, E], ids [B, L] -> [B, L, E]. Gather counts negative ids from the end: they are made huge."""
     ids = graph.add("BitwiseAnd", ids, graph.constant("constants/int64_max", _INT64_MAX), at=at)
     return graph.add("Gather", table, ids, at=at)
 
@@ -235,7 +237,7 @@ def _bert(graph: Graph, model: bert.Model) -> str:
     return "logits"
 
 
-EMITTERS = {
+EMITTERS: dict[type, Callable[..., str]] = {
     nn.Attention: _attention,
     nn.Block: _block,
     nn.Dense: _dense,

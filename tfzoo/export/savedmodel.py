@@ -21,7 +21,7 @@ _UNUSED = re.compile(r"\[unused\d+\]")
 
 
 def readable(tokenizer: WordPiece, vocab_size: int) -> np.ndarray:
-    """bool [V]: True for what one would read as a word: no special token, no piece (##) and no [unused1]."""
+    """bool [V]: True for what one would read as a word: no special token, no ## piece, no [unused1]."""
     words = np.zeros(vocab_size, bool)
     words[: tokenizer.vocab_size] = [
         not (c or _UNUSED.fullmatch(t)) for t, c in zip(tokenizer.vocab, tokenizer.continues)
@@ -34,7 +34,7 @@ def check(config: TransformerConfig, tokenizer: WordPiece) -> None:
     """Raises UserError where a tokenizer and a model do not go together."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model's vocab_size is {config.vocab_size}; "
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is {config.vocab_size}; "
             "export the model with the tokenizer that it was trained with"
         )
     if config.max_positions < 3:
@@ -94,7 +94,7 @@ class _MaskedWords(tf.Module):
         super().__init__(name="masked_words")
         config = model.config
         self.tokenizer = tokenizer
-        # The weights alone: of a Keras model that is tracked itself, its training functions would be saved too.
+        # The weights alone: of a Keras model that is tracked, its training functions would be saved too.
         self.weights = [weight.value for weight in model.weights]
         self._call: Callable[[dict], dict] = lambda inputs: model(inputs, training=False)
         words = readable(tokenizer, config.vocab_size)
@@ -117,16 +117,18 @@ class _MaskedWords(tf.Module):
                 self._tokens, autograph=False, input_signature=[token_ids, segment_ids, mask]
             )
         else:
-            self.tokens = tf.function(
-                lambda t, m: self._tokens(t, None, m), input_signature=[token_ids, mask]
-            )
+
+            def without_segments(token_ids, padding_mask):
+                return self._tokens(token_ids, None, padding_mask)
+
+            self.tokens = tf.function(without_segments, autograph=False, input_signature=[token_ids, mask])
 
     def _serving_default(self, text):
         """text [B] -> words, probabilities [B, M, 5]; num_masks, truncated [B]. M: the most masks a text has.
 
         Text i has its words in words[i, :num_masks[i]], the likeliest first; what follows is "" and 0. The
-        probabilities are the model's own, over the whole vocabulary. A text over max_positions - 2 tokens is cut
-        there, which `truncated` says; masks beyond that are not counted.
+        probabilities are the model's own, over the whole vocabulary. A text over max_positions - 2 tokens is
+        cut there, which `truncated` says; masks beyond that are not counted.
         """
         tokenizer, room = self.tokenizer, self._config.max_positions - 2
         ids = tokenizer.tokenize(text, special=(MASK,))
