@@ -66,7 +66,8 @@ PACKAGES = {
     "yaml": "pyyaml",
 }
 STANDARD_LIBRARY = "python"
-HELD_OUT = frozenset({"tensorboard", "onnx", "asyncio", "email"})
+_MANY = 100  # Files for which starting processes pays.
+HELD_OUT = frozenset({"tensorboard", "onnx", "werkzeug", "asyncio", "email"})
 
 _SKIPPED_FOLDERS = frozenset(
     "test tests idle_test __pycache__ site-packages dist-packages _vendor vendor extern externals "
@@ -194,7 +195,7 @@ def _clean(paths: list[str]) -> list[list[list[list[str]]] | None]:
         )
         return json.loads(done.stdout)
 
-    if len(paths) < 100:
+    if len(paths) < _MANY:
         return [_clean_file(path) for path in paths]
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         parts = list(pool.map(run, [paths[i::count] for i in range(count)]))

@@ -41,7 +41,7 @@ HELD_OUT_EVERY = 50  # One document in this many is held out.
 
 # Text shrinks to a fifth by gzip, a log file to a hundredth; zeros to a thousandth. Small files may be odd.
 _MAX_RATIO = 200
-_RATIO_FROM_BYTES = 8 << 20
+_RATIO_FROM_BYTES = 1 << 20
 
 
 class _Bad(Exception):
@@ -101,18 +101,14 @@ class _Reader:
             raw = file = stack.enter_context(open(path, "rb"))
             if path.endswith(".gz"):
                 file = stack.enter_context(gzip.open(raw))
-            rest, inside = (
-                b"",
-                False,
-            )  # Of a line over the limit: what is not yet yielded, and being within it.
+            rest = b""  # Of a line over the limit: what is not yielded yet.
+            inside = False  # Whether what comes belongs to a line over the limit.
             while True:
                 try:
                     piece = file.readline(self.max_line_bytes + 1 - len(rest))
                 except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                    bad = _Bad(
-                        "damaged_gzip", f"gzip stream damaged or cut short ({error})", "fetch the file again"
-                    )
-                    self._bad(path, number + 1, bad)
+                    words = f"gzip stream damaged or cut short ({error})"
+                    self._bad(path, number + 1, _Bad("damaged_gzip", words, "fetch the file again"))
                     if self.policy == "skip":
                         raise _Dropped from None
                     piece = b""
@@ -133,7 +129,7 @@ class _Reader:
                 rest = b""
                 if split_long and not whole:
                     cut = piece.rfind(b" ") + 1 or len(piece) - 1
-                    while cut > 1 and piece[cut] & 0xC0 == 0x80:  # Within a character.
+                    while 1 < cut < len(piece) and piece[cut] & 0xC0 == 0x80:  # Within a character.
                         cut -= 1
                     piece, rest = piece[:cut], piece[cut:]
                 if (whole and not inside) or split_long:
@@ -235,7 +231,7 @@ class _Reader:
             raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
         if not found:
             bad = _Bad("files_without_text", "no text in the file", "fill it or leave it out")
-            self._bad(path, self.counts["lines"] and 1, bad)
+            self._bad(path, 1, bad)
         return found
 
 
@@ -309,7 +305,7 @@ def read(
       UserError: see the table at the head of this file.
     """
     if policy not in POLICIES:
-        raise UserError(f"--corpus_policy={policy}: unknown; take one of {', '.join(POLICIES)}")
+        raise UserError(f"policy={policy} is unknown; take one of {', '.join(POLICIES)}")
     if max_line_bytes < 16 or max_bytes < max_line_bytes:
         raise UserError(
             f"max_line_bytes={max_line_bytes}, max_bytes={max_bytes}: need 16 <= max_line_bytes <= max_bytes"

@@ -10,7 +10,7 @@ import re
 
 from tfzoo.data import sentences
 
-VERSION = 1  # Counts changes of what comes out: part of every fingerprint.
+VERSION = 2  # Counts changes of what comes out: part of every fingerprint.
 
 _SECTIONS = (
     r"(?:(?:other|call|keyword|optional|positional|required|method|class|constructor|init)\s+)?"
@@ -34,47 +34,63 @@ _KEPT_DIRECTIVE = re.compile(
     r"\.\.\s*(?:note|warning|tip|important|caution|hint|attention|admonition)::\s*(.*)"
 )
 _BULLET = re.compile(r"(?:[-*+•o]|\(?(?:\d{1,2}|[a-zA-Z]|[ivx]{1,4})[.)])\s+(?=\S)")
+_QUOTED = re.compile(r"^(\s*)>(?!>)\s?(?:\[!\w+\])?")  # a Markdown quotation
+_NAME = re.compile(r"(?:param(?:eter)?\s)?[a-z_`*][\w`*]*(?:\s*\([^()]*\))?:\s|[\w.]+\([^()]*\)\s--?\s")
 _SIGNATURE = re.compile(
-    r"[\w.]+\s*[(\[].*(?:[)\]],?|->.*|,|\\)$|.*\)\s*->.*|@.*|[-+]{1,2}[\w-]+(?:[ =,].*)?|[$#%]\s.*|def\s.*|class\s\w+\(.*|import\s\w+|from\s[\w.]+\simport.*"
+    r"[\w.]+[(\[](?:[^()]|\([^()]*\))*(?:[)\]],?|,|\\)|.*\)\s*->.*|@[\w.]+(?:\(.*)?|--?[a-zA-Z][\w-]*(?:[ =,].*)?|"
+    r"[$#%]\s.*|def\s\w+\(.*|class\s\w+\(.*|import\s\w+|from\s[\w.]+\simport.*"
 )
 
+_TAGS = r"a|b|i|p|br|em|strong|code|pre|sup|sub|ul|ol|li|div|span|h\d|tt|img|table|tr|td"
 _INLINE = [
-    (re.compile(r"<(https?:[^>]*)>"), r"\1"),
+    (re.compile(r"^[\w.]+\([^()]*\)(?:\s*->\s*\S+)?\s+--?\s+"), ""),  # f(x) -> y -- words
+    (re.compile(r"\[`([^`\]]+)`\](?!\()"), r"\1"),  # [`name`]
     (re.compile(r"!?\[([^\]\[]+)\]\((?:[^()\s]|\([^()]*\))*\)"), r"\1"),  # [words](address)
     (re.compile(r"\[([^\]\[]+)\]\[[^\]\[]*\]"), r"\1"),  # [words][name]
     (re.compile(r"(?::[\w+-]+)*:[\w+-]+:`[~!]?([^`<]*?)\s*<[^`>]*>`"), r"\1"),  # :role:`words <target>`
     (re.compile(r"(?::[\w+-]+)*:[\w+-]+:`~(?:[\w]+\.)*([^`]*)`"), r"\1"),  # :role:`~a.b.words`
     (re.compile(r"(?::[\w+-]+)*:[\w+-]+:`[!.]?([^`]*)`"), r"\1"),  # :role:`words`
     (re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}"), r"\1"),  # `words <address>`_
+    (re.compile(r"`~\.?(?:\w+\.)*(\w[^`]*)`"), r"\1"),  # `~a.b.words`
     (re.compile(r"``([^`]+)``"), r"\1"),
     (re.compile(r"`([^`]+)`_{0,2}"), r"\1"),
     (re.compile(r"\s*\[[#*\w.-]+\]_"), ""),  # [1]_
     (re.compile(r"(?<![\w*])\*\*(\S(?:[^*]*\S)?)\*\*(?![\w*])"), r"\1"),
     (re.compile(r"(?<![\w*])\*(\S(?:[^*]*\S)?)\*(?![\w*])"), r"\1"),
-    (re.compile(r"(?<![\w_])__?([a-zA-Z][^_]*[a-z])__?(?![\w_])"), r"\1"),  # _emphasis_
-    (re.compile(r"</?(?:a|b|i|p|br|em|strong|code|pre|sup|sub|ul|ol|li|div|span|h\d|tt|img|table|tr|td)(?:\s[^<>]*)?/?>", re.I), ""),
+    (re.compile(r"(?<!\w)_([a-zA-Z][a-zA-Z ]*)_(?!\w)"), r"\1"),  # _emphasis_, but not __init__
+    (re.compile(rf"</?(?:{_TAGS})(?:\s[^<>]*)?/?>", re.IGNORECASE), ""),
     (re.compile(r"\|([\w ]+)\|_*"), r"\1"),  # |substitution|
     (re.compile(r"\\([*_`|<>\"'])"), r"\1"),
     (re.compile(r"\s*\((?:see |cf\. )?https?:[^\s)]*\)"), ""),
     (re.compile(r"(?<=\w)::(?=\s|$)"), ":"),
     (re.compile(r"(?<=\w)``?|``?(?=\w)"), ""),  # a quote without its partner
     (re.compile(r"^(?:#{1,6}\s+|@\w+\s)"), ""),
+    (re.compile(r"^[a-z_]\w*(?:\s*\([^()]*\))?:\s+(?=[A-Z])"), ""),  # name (type): Words
     (re.compile(r"\s+"), " "),
     (re.compile(r"\s+([,.;:!?)](?:\s|$))"), r"\1"),
 ]  # fmt: skip
+
+_MARKUP = re.compile(r"[`*_<>\[\]|\\@#]|::|--|:[\w+-]+:|https?:|\s{2}|\s[,.;:!?)]|^[a-z_]\w*(?: \(.*?\))?: ")
 
 _COMMON = frozenset(
     "a an the of to in is are was be been being for and or not if as by with on at from this that these those it its "
     "which when where how what then than can could may must should will would do does has have had into no but all any "
     "each only one you we they your our so such up out other use used".split()
 )
+_CLOSED = (".", "!", "?", ")", '"', "'")
+_VERBS = frozenset("is are must should can may will has specifies defaults".split())
 _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 _CODE_TOKEN = re.compile(
     r".*[_=<>{}\[\]\\/|$@#^~*+%&].*|.*\w[.(]\w.*|.*\(\).*|.*[a-z][A-Z].*|[\d.,:;x()-]+|--?\w.*|\W+|.*::.*"
 )
+# What follows a colon has mostly gone; without a full stop, so has what went on in code.
+_CUT_OFF = re.compile(
+    r"[:,;(-]$|\b(?:a|an|the|of|to|by|and|or|with|in|as|is|are|for|from|at|on|if|that|which)$"
+)
 _NEVER = re.compile(
     r"https?:|www\.|[{}\\]|==|>>>|->|=>|:=|\$|\bcopyright\b|\(c\)|licensed under|all rights reserved|"
-    r"warrant(?:y|ies)|redistribut|\bTODO\b|\bFIXME\b|\bXXX\b|@\w+\.\w|\bself\.|\.\. |::|^[\w.]+\s*=\s|\[\.\.\.|`",
+    r"warrant(?:y|ies)|redistribut|\bas is[\x22']|under the terms|contributor agreement|"
+    r"\bTODO\b|\bFIXME\b|\bXXX\b|@\w+\.\w|\.\. |::|^[\w.]+\s*=\s|\[\.\.\.|`",
     re.IGNORECASE,
 )  # fmt: skip
 
@@ -115,39 +131,60 @@ def _until(lines: list[str], start: int, stop) -> int:
     return start
 
 
+def _is_term(lines: list[str]) -> bool:
+    """Whether the lines are the term of a definition list."""
+    return len(lines) == 1 and len(lines[0].split()) <= 3 and not lines[0].endswith((".", ",", ";"))
+
+
 def _strip_inline(text: str) -> str:
+    if not _MARKUP.search(text):
+        return text.strip()
     for pattern, replacement in _INLINE:
         text = pattern.sub(replacement, text)
     return text.strip()
 
 
 def is_prose(sentence: str) -> bool:
-    """Whether a sentence reads like English rather than like code, a name list, an address or a licence."""
+    """Whether a sentence, its markup gone, reads like English: not code, a list of names, an address or a licence."""
     words = _WORD.findall(sentence)
-    if len(words) < 4 or len(words) > 100 or _NEVER.search(sentence):
+    if len(words) < 4 or len(words) > 80 or _NEVER.search(sentence):
         return False
-    if not (sentence[0].isupper() or sentence[-1] in ".!?"):
-        return False
-    if sum(word.lower() in _COMMON for word in words) < max(1, len(words) // 12):
+    if _CUT_OFF.search(sentence) or not (sentence[0].isupper() or sentence[-1] in ".!?"):
         return False
     tokens = sentence.split()
     code = sum(bool(_CODE_TOKEN.fullmatch(token)) for token in tokens)
     if code > 0.3 * len(tokens) or sentence.count("(") != sentence.count(")") or sentence.count('"') % 2:
         return False
-    return sum(c.isalpha() or c.isspace() for c in sentence) >= 0.85 * len(sentence)
+    common = sum(word.lower() in _COMMON for word in words)
+    if common < len(words) // 12 or (common == 0 and (code or sentence[-1] != ".")):
+        return False
+    return sum(c.isalpha() or c in " _." for c in sentence) >= 0.85 * len(sentence)
+
+
+def _is_fragment(sentence: str) -> bool:
+    """Whether a sentence, its markup in place, begins in small letters without being about a name: "size is ..."."""
+    first, second = (sentence.split(maxsplit=2) + ["", ""])[:2]
+    if not first[:1].islower() or _NAME.match(sentence) or re.search(r"\W.|_|\d|[A-Z]", first):
+        return False
+    return first in _COMMON or second not in _VERBS
 
 
 def paragraphs(docstring: str) -> list[list[str]]:
     """The prose of a docstring: paragraphs, each a list of sentences, in order; empty where there is none."""
-    lines = inspect.cleandoc(docstring).splitlines()
+    lines = [_QUOTED.sub(r"\1", line) for line in inspect.cleandoc(docstring).splitlines()]
     found: list[list[str]] = []
     current: list[str] = []
+    start = 0  # How far the first line of `current` is indented,
+    listed = False  # and whether it is an item of a list.
 
     def flush() -> None:
         text = " ".join(current)
         text = re.sub(r"(?<=[a-z])- (?=[a-z])", "-", text)  # a word hyphenated at the end of a line
         current.clear()
-        kept = [sentence for sentence in sentences.split(_strip_inline(text)) if is_prose(sentence)]
+        whole = [part for part in sentences.split(text) if listed or not _is_fragment(part)]
+        kept = [sentence for sentence in map(_strip_inline, whole) if sentence and is_prose(sentence)]
+        if found and not listed and kept and not kept[-1].endswith(_CLOSED):
+            kept.pop()  # A title, or what code went on: only summaries do without a full stop.
         if kept:
             found.append(kept)
 
@@ -160,6 +197,9 @@ def paragraphs(docstring: str) -> list[list[str]]:
         elif _FENCE.match(line):
             flush()
             mark = line[:3]
+            if mark in line[3:]:  # All on one line.
+                at += 1
+                continue
             at = _until(lines, at + 1, lambda i, mark=mark: lines[i].strip().startswith(mark)) + 1
         elif line.startswith((">>>", "In [", "Traceback")):
             flush()
@@ -182,7 +222,7 @@ def paragraphs(docstring: str) -> list[list[str]]:
         elif _ORNAMENT.fullmatch(line) or _TABLE_ROW.fullmatch(line) or _SIGNATURE.fullmatch(line):
             flush()
             at += 1
-        elif _SECTION_LINE.fullmatch(line):
+        elif _SECTION_LINE.fullmatch(line) and not (current and line[0].islower()):
             flush()
             at = _section_end(lines, at + 1, indent)
         elif _FIELD.match(line):
@@ -201,6 +241,16 @@ def paragraphs(docstring: str) -> list[list[str]]:
             if bullet:
                 flush()
                 line = line[bullet.end() :]
+            elif current and (
+                indent < start
+                or (
+                    _NAME.match(line) and current[-1].endswith((".", ":"))
+                )  # a list of names and what they mean
+                or (indent > start and not listed and (current[-1].endswith(":") or _is_term(current)))
+            ):
+                flush()
+            if not current:
+                start, listed = indent, bool(bullet)
             current.append(line)
             at += 1
             if line.endswith("::"):

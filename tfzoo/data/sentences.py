@@ -11,7 +11,7 @@ _END = re.compile(
     r"""(?P<chinese>[。！？][。！？!?…]*[”’」』）》】〉"')\]]*)\s*
       | (?P<english>(?:\.{2,}|…+|[.!?]+)["'”’»)\]]*)
         (?P<space>\s+)
-        (?=["'“‘«(\[]*[^\W_a-z])""",
+        (?=["'“‘«(\[]*[^\W_a-z] | `+\w | :\w+:`)  # also code quotes and reST roles, whatever they hold""",
     re.VERBOSE,
 )
 # Never the end of a sentence: something always follows.

@@ -1,0 +1,202 @@
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import textwrap
+import unittest
+from unittest import mock
+
+from tfzoo.data import corpus, docstrings
+from tfzoo.errors import UserError
+
+MODULE = '''
+"""The module does the first thing. It does the second thing as well."""
+
+raise RuntimeError("this module must not be imported")
+
+class Thing:
+    """A thing of the first kind is held."""
+
+    if True:
+        async def run(self):
+            """Runs the thing to the end of it."""
+
+def later():
+    """Comes after the others in the source."""
+
+add_newdoc("a.b", "compiled", ("compiled", """Does what compiled functions do."""))
+'''
+
+
+class ExtractTest(unittest.TestCase):
+    def test_source_order(self):
+        self.assertEqual(
+            docstrings.extract(MODULE),
+            [
+                "The module does the first thing. It does the second thing as well.",
+                "A thing of the first kind is held.",
+                "Runs the thing to the end of it.",
+                "Comes after the others in the source.",
+                "Does what compiled functions do.",
+            ],
+        )
+
+    def test_topics(self):
+        source = "topics = {'a': 'One text ' 'in two.', 'b': 'Another text.'}\nother = {'c': 'No text.'}"
+        self.assertEqual(docstrings.extract(source), ["One text in two.", "Another text."])
+
+
+class ReadTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+        patch = mock.patch.object(sys, "path", [folder.name])
+        patch.start()
+        self.addCleanup(patch.stop)
+        self.write("apkg", "__init__.py", MODULE)
+        self.write("apkg", "sub/more.py", '"""It says more of the same. It says so at length."""')
+        self.write("apkg", "tests/a.py", '"""Tests are not read at all. They are left out."""')
+        self.write("apkg", "a_test.py", '"""Tests are not read at all. They are left out."""')
+        self.write(
+            "heldpkg",
+            "__init__.py",
+            '"""This is held out from the training. It is not the same.\n\nIt DOES the 2nd thing."""',
+        )
+        self.packages = {"apkg": "apkg", "heldpkg": "heldpkg"}
+        self.held_out = frozenset({"heldpkg"})
+
+    def write(self, package, name, text):
+        path = self.folder / package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        importlib.invalidate_caches()
+
+    def read(self, cache=None, **kwargs):
+        return docstrings.read(
+            cache, kwargs.pop("packages", self.packages), kwargs.pop("held_out", self.held_out)
+        )
+
+    def test_documents_are_modules_in_order(self):
+        read = self.read()
+        self.assertEqual(
+            read.train,
+            [
+                corpus.Document(
+                    "apkg",
+                    [
+                        "The module does the first thing.",
+                        "It does the second thing as well.",
+                        "A thing of the first kind is held.",
+                        "Runs the thing to the end of it.",
+                        "Comes after the others in the source.",
+                        "Does what compiled functions do.",
+                    ],
+                ),
+                corpus.Document("apkg", ["It says more of the same.", "It says so at length."]),
+            ],
+        )
+        self.assertEqual([d.source for d in read.held_out], ["heldpkg"])
+        self.assertEqual(read.name, "docstrings")
+        self.assertEqual(read.report["train"]["docstrings"], 6)
+        self.assertEqual(read.report["train"]["documents"], 2)
+        self.assertEqual(read.report["train"]["sentences"], 8)
+        json.dumps(read.report)
+
+    def test_what_is_held_out_stands_nowhere_else(self):
+        self.write(
+            "apkg",
+            "copy.py",
+            '"""This is held out,  from the TRAINING. This is not held out at all.\n\nAnd a third sentence is here."""',
+        )
+        read = self.read()
+        self.assertEqual(
+            read.train[1].sentences, ["This is not held out at all.", "And a third sentence is here."]
+        )
+
+    def test_duplicates_stand_once(self):
+        self.write(
+            "apkg", "zcopy.py", 'def f():\n    """It says more of the same.\n    It says so at length."""\n'
+        )
+        read = self.read()
+        self.assertEqual(len(read.train), 2)
+        self.assertEqual(read.report["train"]["duplicates"], 1)
+
+    def test_fingerprint_tells_sources_packages_and_parts(self):
+        first = self.read().fingerprint
+        self.assertEqual(self.read().fingerprint, first)
+        self.assertRegex(first, "^[0-9a-f]{64}$")
+        self.write("other", "__init__.py", '"""There is one more. It is held out."""')
+        more = {**self.packages, "other": "other"}
+        self.assertNotEqual(self.read(packages=more).fingerprint, first)
+        self.assertNotEqual(
+            self.read(packages=more, held_out={"other"}).fingerprint, self.read(packages=more).fingerprint
+        )
+        self.write("apkg", "sub/more.py", '"""It says more of the same. It says it at length."""')
+        self.assertNotEqual(self.read().fingerprint, first)
+
+    def test_fingerprint_tells_the_cleaning(self):
+        first = self.read().fingerprint
+        with mock.patch.object(docstrings.prose, "VERSION", -1):
+            self.assertNotEqual(self.read().fingerprint, first)
+
+    def test_cache(self):
+        cache = self.folder / "cache" / "deep"
+        first = self.read(cache)
+        with mock.patch.object(docstrings, "_clean", side_effect=AssertionError("read again")):
+            self.assertEqual(self.read(cache), first)
+        [file] = cache.iterdir()
+        whole = file.read_bytes()
+        for damaged in (whole[:-9], whole.replace(b"length", b"lenght"), b""):
+            file.write_bytes(damaged)
+            self.assertEqual(self.read(cache), first)
+            self.assertEqual(file.read_bytes(), whole)
+
+    def test_files_that_do_not_parse_are_counted(self):
+        self.write("apkg", "broken.py", "def f(:")
+        self.write("apkg", "nul.py", "\0")
+        self.assertEqual(self.read().report["train"]["files_unparsed"], 2)
+
+    def test_nothing_to_hold_out_or_to_train_on(self):
+        with self.assertRaisesRegex(UserError, "no docstrings were found in nowhere; install"):
+            self.read(held_out={"nowhere"})
+        with self.assertRaisesRegex(UserError, "no docstrings were found in heldpkg"):
+            self.read(packages={"heldpkg": "heldpkg"})
+
+    def test_processes_agree_with_one(self):
+        for i in range(120):
+            self.write(
+                "apkg",
+                f"many/m{i:03}.py",
+                f'"""It is module {chr(97 + i % 26)}{i}x of them. All é of it is here {i}."""',
+            )
+        paths = [path for _, _, path in docstrings._sources(self.packages)[0]]
+        self.assertGreater(len(paths), docstrings._MANY)
+        self.assertEqual(docstrings._clean(paths), [docstrings._clean_file(path) for path in paths])
+
+
+class StandardLibraryTest(unittest.TestCase):
+    def test_is_found_without_tests_and_other_packages(self):
+        sources, versions = docstrings._sources({"python": ""})
+        names = {source for source, _, _ in sources}
+        self.assertLessEqual({"email", "asyncio", "argparse", "pydoc_data"}, names)
+        self.assertFalse(names & {"test", "site-packages", "numpy", "pip"})
+        self.assertFalse(
+            [
+                path
+                for _, path, _ in sources
+                if "/test" in path and "testmock" not in path and "/tests/" in path
+            ]
+        )
+        self.assertEqual(list(versions), ["python"])
+
+    def test_imports_no_tensorflow(self):
+        code = textwrap.dedent("""
+            import sys
+            from tfzoo.data import corpus, docstrings, files, prose, sentences
+            assert not {"tensorflow", "keras", "numpy"} & set(sys.modules), sorted(sys.modules)
+        """)
+        root = pathlib.Path(docstrings.__file__).parents[2]
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
