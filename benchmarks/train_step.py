@@ -24,9 +24,7 @@ class Contender:
 
     def __init__(self, spec: str, precision: str) -> None:
         self.spec = spec
-        name, _, inter_op = spec.partition(
-            "@"
-        )  # kerashub:fit@1 sets one inter-op thread; the default is TensorFlow's.
+        name, _, inter_op = spec.partition("@")  # kerashub:fit@1 sets one inter-op thread; the default is TensorFlow's.
         self.process = subprocess.Popen(
             [sys.executable, str(WORKER), name, precision, inter_op or "0"],
             stdin=subprocess.PIPE,
@@ -107,12 +105,8 @@ def report(contenders: list[Contender], precision: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--contenders", default="ours,kerashub,garden", help="NAME[:WAY][@INTER_OP_THREADS],..."
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contenders", default="ours,kerashub,garden", help="NAME[:WAY][@INTER_OP_THREADS],...")
     parser.add_argument("--precisions", default="float32,bfloat16")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3, help="steps a turn")
