@@ -24,9 +24,9 @@ class Contender:
 
     def __init__(self, spec: str, precision: str) -> None:
         self.spec = spec
-        name, _, inter_op = spec.partition("@")  # kerashub:fit@1 sets one inter-op thread; the default is TensorFlow's.
+        name, _, inter_op = spec.partition("@")  # Empty: as many as suit it best.
         self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), name, precision, inter_op or "0"],
+            [sys.executable, str(WORKER), name, precision, inter_op],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if "BENCH_VERBOSE" in os.environ else subprocess.DEVNULL,

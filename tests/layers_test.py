@@ -7,9 +7,7 @@ import sys
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SOURCES = {
-    path.relative_to(ROOT): ast.parse(path.read_bytes()) for path in sorted(ROOT.glob("tfzoo/**/*.py"))
-}
+SOURCES = {path.relative_to(ROOT): ast.parse(path.read_bytes()) for path in sorted(ROOT.glob("tfzoo/**/*.py"))}
 
 # What each room may import of tfzoo besides itself; what is not named here stands above them all.
 BELOW = {"errors", "files"}
@@ -51,9 +49,7 @@ class LayersTest(unittest.TestCase):
             for name in imports(path, tree):
                 top, _, rest = name.partition(".")
                 if top == "tfzoo" and room(path) in MAY_IMPORT:
-                    self.assertIn(
-                        rest.split(".")[0], MAY_IMPORT[room(path)] | {room(path)}, f"{path} imports {name}"
-                    )
+                    self.assertIn(rest.split(".")[0], MAY_IMPORT[room(path)] | {room(path)}, f"{path} imports {name}")
 
     def test_the_top_level_folders_and_tfzoo_know_nothing_of_each_other(self) -> None:
         for path in [*ROOT.glob("export/**/*.py"), *ROOT.glob("serving/**/*.py")]:
@@ -93,10 +89,7 @@ class LayersTest(unittest.TestCase):
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     tree = ast.parse(ast.unparse(tree))
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return tree
 
