@@ -137,9 +137,7 @@ class WordPieceTest(tf.test.TestCase):
         old = unicodedata.ucd_3_2_0
         others = {0x1734, 0x166D, 0x1885, 0x1886}  # Their categories have changed since.
         characters = [
-            chr(c)
-            for c in range(0x110000)
-            if c not in others and old.category(chr(c)) not in ("Cn", "Cs", "Co")
+            chr(c) for c in range(0x110000) if c not in others and old.category(chr(c)) not in ("Cn", "Cs", "Co")
         ]
         self.assertGreater(len(characters), 90_000)
         texts = [f"a{c}b" for c in [*characters, "\ue000", "\U000f0001"]]
@@ -176,15 +174,9 @@ class WordPieceTest(tf.test.TestCase):
         self.assertGreaterEqual(len(plain["[MASK]"]), 3)
         self.assertNotIn(tokenizer.mask_id, plain["[MASK]"])
         mask, cls = [tokenizer.mask_id], [tokenizer.cls_id]
-        self.assertEqual(
-            ids(text).to_list()[0], so + plain["[MASK]"] + ing + plain["[MASK]"] + plain["[CLS]"] + it
-        )
-        self.assertEqual(
-            ids(text, special=("[MASK]",)).to_list()[0], so + mask + ing + mask + plain["[CLS]"] + it
-        )
-        self.assertEqual(
-            ids(text, special=("[CLS]", "[MASK]")).to_list()[0], so + mask + ing + mask + cls + it
-        )
+        self.assertEqual(ids(text).to_list()[0], so + plain["[MASK]"] + ing + plain["[MASK]"] + plain["[CLS]"] + it)
+        self.assertEqual(ids(text, special=("[MASK]",)).to_list()[0], so + mask + ing + mask + plain["[CLS]"] + it)
+        self.assertEqual(ids(text, special=("[CLS]", "[MASK]")).to_list()[0], so + mask + ing + mask + cls + it)
 
         # Nothing that is deleted makes or counterfeits one.
         for fake in ("[MA\U0010fffdSK]", "[MA\0SK]", "[ma\U0010fffdsk]", "[mask]"):
@@ -225,7 +217,10 @@ class WordPieceTest(tf.test.TestCase):
 
     def test_no_texts_and_empty_texts(self):
         tokenizer = self.trained[True]
-        self.assertEqual(tokenizer.tokenize(tf.constant([], tf.string)).to_list(), [])
+        none = tf.constant([], tf.string)
+        for ragged in (tokenizer.tokenize(none, special=("[MASK]",)), *tokenizer.tokenize_with_offsets(none)):
+            self.assertEqual(ragged.to_list(), [])
+        self.assertEqual(tokenizer.detokenize(tokenizer.tokenize(none)).shape, [0])
         for ragged in (tokenizer.tokenize(["", ""]), *tokenizer.tokenize_with_offsets(["", ""])):
             self.assertEqual(ragged.to_list(), [[], []])
             self.assertEqual(ragged.dtype, tf.int32)

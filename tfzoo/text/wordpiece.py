@@ -52,7 +52,7 @@ class WordPiece(tf.Module):
     split into characters in both. A SavedModel with this inside needs `import tensorflow_text` before it is
     loaded.
 
-    What is not exact is so because of the version of Unicode. About 800 characters of rare scripts got a
+    What is not exact is so because of the version of Unicode. About 700 characters of rare scripts got a
     category, a lower case or a decomposition, or had it changed, after the tables of one library and
     before those of another were made; a line with such a character may differ. Against the `tokenizers`
     library every character of Unicode 3.2 agrees but for U+166D, U+1734, U+1885 and U+1886; and U+2B820
@@ -63,9 +63,8 @@ class WordPiece(tf.Module):
         """`vocab[i]` is the text of token i; the pieces that continue a word begin with ##.
 
         Raises:
-          UserError: a token is empty, repeated, overlong or holds a line break, or one of [PAD] [UNK] [CLS]
-          [SEP] [MASK] is
-            missing.
+          UserError: a token is empty, repeated, overlong or holds a line break, or one of the five special
+            tokens is missing.
         """
         super().__init__(name="wordpiece")
         tokens = list(vocab)
@@ -214,8 +213,7 @@ class WordPiece(tf.Module):
         if not special:
             ids, _, _ = self._tokenize(self._normalize(texts, _DELETED))
             return ids
-        # A stand-in of the user's own gives way to NUL, which is deleted as well: deleting it here could join
-        # [MA SK].
+        # A stand-in of the user's own becomes NUL, which goes as well, but later: [MA, it, SK] is no [MASK].
         texts = tf.strings.regex_replace(texts, f"[{_STAND_IN_RANGE}]", "\0")
         for token in special:
             if token not in SPECIAL_TOKENS:
@@ -228,9 +226,7 @@ class WordPiece(tf.Module):
         stood_for = tf.gather(self._special, tf.maximum(values - ordinary, 0))
         return ids.with_flat_values(tf.where(values < ordinary, values, stood_for))
 
-    def tokenize_with_offsets(
-        self, texts: tf.Tensor
-    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+    def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; ids as `tokenize` gives them.
 
         Token j of text i came from `texts[i][starts[i, j]:ends[i, j]]`, in code points of the text as it was
@@ -256,9 +252,7 @@ class WordPiece(tf.Module):
 
         def character(byte: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
             """The character of its row that a byte of the normalised row came from."""
-            found = tf.searchsorted(
-                consumed, byte + tf.gather(first_byte, rows), side="right", out_type=tf.int64
-            )
+            found = tf.searchsorted(consumed, byte + tf.gather(first_byte, rows), side="right", out_type=tf.int64)
             return tf.cast(found - tf.gather(first_character, rows), tf.int32)
 
         rows = ids.value_rowids()
@@ -269,8 +263,7 @@ class WordPiece(tf.Module):
         )
 
     def detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-        """ids: int [N, L] or ragged [N, None] -> strings [N]: words parted by one space, pieces joined to
-        them.
+        """ids: int [N, L] or ragged [N, None] -> strings [N], words parted by one space.
 
         [PAD], [CLS] and [SEP] are dropped; [UNK] and [MASK] stay, as text. Tokenizing the result gives the
         ids again where they came from a text and hold none of these.
@@ -293,7 +286,7 @@ class WordPiece(tf.Module):
             # BERT lower-cases each character by itself, so it never makes the final form of a sigma. (And
             # tensorflow-text's case folding would also make ss of ß, and a comma of a full-width one.)
             texts = tf.strings.regex_replace(texts, "Σ", "σ")
-            # The Unicode lower-casing obeys the process's locale, and a Turkish one makes ı of I: ASCII goes
+            # Unicode's lower-casing obeys the process's locale, and a Turkish one makes ı of I: so ASCII
             # first.
             texts = tf.strings.lower(tf.strings.lower(texts), encoding="utf-8")
         return texts
@@ -353,9 +346,7 @@ def _valid_utf8(texts: tf.Tensor) -> tf.Tensor:
 
 def _read_vocab(path: pathlib.Path) -> list[str]:
     try:
-        lines = path.read_bytes().split(
-            b"\n"
-        )  # Not splitlines: tokens such as U+2028 or U+0085 would end a line.
+        lines = path.read_bytes().split(b"\n")  # Not splitlines: tokens such as U+2028 or U+0085 would end a line.
     except OSError as error:
         raise UserError(f"{path}: the vocabulary cannot be read ({error.strerror})") from None
     if lines[-1] == b"":
@@ -379,13 +370,10 @@ def _check(tokens: list[str], name: str) -> None:
             raise UserError(f"{name}, line {number}: token {token!r} holds a line break; remove it")
         if len(token.encode(errors="replace")) > _MAX_TOKEN_BYTES:
             raise UserError(
-                f"{name}, line {number}: token {token[:20]!r}... is longer than "
-                f"{_MAX_TOKEN_BYTES} bytes; remove it"
+                f"{name}, line {number}: token {token[:20]!r}... is longer than {_MAX_TOKEN_BYTES} bytes; remove it"
             )
         if token in seen:
-            raise UserError(
-                f"{name}, line {number}: token {token!r} is on line {seen[token]} already; remove one"
-            )
+            raise UserError(f"{name}, line {number}: token {token!r} is on line {seen[token]} already; remove one")
         seen[token] = number
     missing = [token for token in SPECIAL_TOKENS if token not in seen]
     if missing:
