@@ -75,9 +75,7 @@ class ReadTest(unittest.TestCase):
         importlib.invalidate_caches()
 
     def read(self, cache=None, **kwargs):
-        return docstrings.read(
-            cache, kwargs.pop("packages", self.packages), kwargs.pop("held_out", self.held_out)
-        )
+        return docstrings.read(cache, kwargs.pop("packages", self.packages), kwargs.pop("held_out", self.held_out))
 
     def test_documents_are_modules_in_order(self):
         read = self.read()
@@ -109,17 +107,13 @@ class ReadTest(unittest.TestCase):
         self.write(
             "apkg",
             "copy.py",
-            '"""This is held out,  from the TRAINING. This is not held out at all.\n\nAnd a third sentence is here."""',
+            '"""This is held out,  from the TRAINING. This is not held out at all.\n\nAnd a third is here."""',
         )
         read = self.read()
-        self.assertEqual(
-            read.train[1].sentences, ["This is not held out at all.", "And a third sentence is here."]
-        )
+        self.assertEqual(read.train[1].sentences, ["This is not held out at all.", "And a third is here."])
 
     def test_duplicates_stand_once(self):
-        self.write(
-            "apkg", "zcopy.py", 'def f():\n    """It says more of the same.\n    It says so at length."""\n'
-        )
+        self.write("apkg", "zcopy.py", 'def f():\n    """It says more of the same.\n    It says so at length."""\n')
         read = self.read()
         self.assertEqual(len(read.train), 2)
         self.assertEqual(read.report["train"]["duplicates"], 1)
@@ -184,11 +178,7 @@ class StandardLibraryTest(unittest.TestCase):
         self.assertLessEqual({"email", "asyncio", "argparse", "pydoc_data"}, names)
         self.assertFalse(names & {"test", "site-packages", "numpy", "pip"})
         self.assertFalse(
-            [
-                path
-                for _, path, _ in sources
-                if "/test" in path and "testmock" not in path and "/tests/" in path
-            ]
+            [path for _, path, _ in sources if "/test" in path and "testmock" not in path and "/tests/" in path]
         )
         self.assertEqual(list(versions), ["python"])
 

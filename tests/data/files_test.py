@@ -45,9 +45,7 @@ class FilesTest(unittest.TestCase):
 class FormatsTest(FilesTest):
     def test_txt(self):
         path = self.write("a.txt", "One here. Two here.\r\nThree\r\n\r\n \nFour here.\n\n\n五。六。")
-        self.assertEqual(
-            self.texts(path), {("One here.", "Two here.", "Three"), ("Four here.",), ("五。", "六。")}
-        )
+        self.assertEqual(self.texts(path), {("One here.", "Two here.", "Three"), ("Four here.",), ("五。", "六。")})
 
     def test_txt_with_a_byte_order_mark(self):
         path = self.write("a.txt", "\ufeffOne here.\n\nTwo here.")
@@ -141,7 +139,7 @@ class PartsTest(FilesTest):
 
 class PolicyTest(FilesTest):
     def check(self, name, data, message, kind, replace, skip, count=1, **kwargs):
-        """What is wrong in `data` is refused with `message`, or counted as `kind` and read as `replace`, `skip`."""
+        """What is wrong in `data` is refused with `message`, or counted as `kind` and read as given."""
         path = self.write(name, data) if isinstance(data, str | bytes) else str(data)
         self.refused(message, path, **kwargs)
         self.refused("or read with the policy replace or skip", path, **kwargs)
@@ -246,9 +244,7 @@ class PolicyTest(FilesTest):
         for line, message in cases.items():
             with self.subTest(line[:30]):
                 data = '{"text": "A."}\n' + line + '\n{"text": "C."}'
-                self.check(
-                    "a.jsonl", data, f"a.jsonl:2: {message}", "invalid_json", ["A.", "C."], ["A.", "C."]
-                )
+                self.check("a.jsonl", data, f"a.jsonl:2: {message}", "invalid_json", ["A.", "C."], ["A.", "C."])
 
     def test_wrong_json(self):
         cases = {
@@ -304,9 +300,7 @@ class PolicyTest(FilesTest):
         (self.folder / "a.txt.gz").write_bytes(whole)
         self.refused("gzip stream damaged or cut short (CRC check failed", self.folder / "a.txt.gz")
         (self.folder / "b.txt.gz").write_bytes(b"One.\n\nTwo.\n")
-        self.refused(
-            "b.txt.gz:1: gzip stream damaged or cut short (Not a gzipped file", self.folder / "b.txt.gz"
-        )
+        self.refused("b.txt.gz:1: gzip stream damaged or cut short (Not a gzipped file", self.folder / "b.txt.gz")
         self.refused("no text in 1 file(s)", self.folder / "b.txt.gz", policy="skip")
 
 
@@ -318,8 +312,8 @@ class LimitsTest(FilesTest):
                 self.refused("as from a decompression bomb", path, policy=policy, max_line_bytes=1 << 23)
 
     def test_bomb_of_short_lines(self):
-        path = self.write("a.txt.gz", b"x" * 99 + b"\n" * (1 << 21))
-        self.refused("a.txt.gz: 1048", path)
+        path = self.write("a.txt.gz", (b"x" * 63 + b"\n") * (1 << 15))
+        self.refused("bytes came out of", path)
 
     def test_long_lines_of_a_bomb_are_not_kept(self):
         path = self.write("a.jsonl.gz", b"[" * (1 << 22))
@@ -327,9 +321,7 @@ class LimitsTest(FilesTest):
 
     def test_well_compressed_text_is_no_bomb(self):
         rows = random.Random(0)
-        path = self.write(
-            "a.txt.gz", "".join(f"{rows.getrandbits(64)} {'word ' * 200}.\n\n" for _ in range(2000))
-        )
+        path = self.write("a.txt.gz", "".join(f"{rows.getrandbits(64)} {'word ' * 200}.\n\n" for _ in range(2000)))
         self.assertEqual(self.read(path).report["problems"], {})
 
     def test_max_bytes_in_all(self):
@@ -348,9 +340,7 @@ class LimitsTest(FilesTest):
 
 class NothingToReadTest(FilesTest):
     def test_no_file(self):
-        self.refused(
-            "a.txt: there is no such file; give docstrings, or a path or glob", self.folder / "a.txt"
-        )
+        self.refused("a.txt: there is no such file; give docstrings, or a path or glob", self.folder / "a.txt")
         self.refused("--corpus=docstring: there is no such file", "docstring")
         self.refused("--corpus is empty", "")
 
@@ -363,9 +353,7 @@ class NothingToReadTest(FilesTest):
         self.refused(f"--corpus={self.folder} is a folder; name its files, as in", self.folder)
 
     def test_other_suffix(self):
-        self.refused(
-            "a.csv: its name ends in none of .txt, .txt.gz, .jsonl, .jsonl.gz", self.write("a.csv", "a")
-        )
+        self.refused("a.csv: its name ends in none of .txt, .txt.gz, .jsonl, .jsonl.gz", self.write("a.csv", "a"))
         self.refused("a.csv: its name ends in none of", self.folder / "*")
 
     def test_no_regular_file(self):

@@ -4,8 +4,8 @@ from tfzoo.data import prose
 
 GOOGLE = """Adds two tensors of one shape.
 
-    The sum is computed element by element, in the `dtype` of **both**
-    of them. See [the guide](https://example.com/guide) for more.
+    The sum is computed element by element, in the `dtype` of **both**.
+    See [the guide](https://example.com/guide) for more.
 
     For example:
 
@@ -109,7 +109,7 @@ class ProseTest(unittest.TestCase):
             flat(GOOGLE),
             [
                 "Adds two tensors of one shape.",
-                "The sum is computed element by element, in the dtype of both of them. See the guide for more.",
+                "The sum is computed element by element, in the dtype of both. See the guide for more.",
                 "Note: the result is not cached in any way.",
                 "This paragraph stands behind the sections, and it stays.",
             ],
@@ -144,8 +144,8 @@ class ProseTest(unittest.TestCase):
         )
 
     def test_summary_without_a_full_stop_stays(self):
-        self.assertEqual(flat("Return a copy of the list\n\nA title of the kind\n\nIt is shallow, and it is new."),
-                         ["Return a copy of the list", "It is shallow, and it is new."])  # fmt: skip
+        text = "Return a copy of the list\n\nA title of the kind\n\nIt is shallow, and it is new."
+        self.assertEqual(flat(text), ["Return a copy of the list", "It is shallow, and it is new."])
 
     def test_signatures_lists_of_names_and_licences_go(self):
         for text in (
@@ -163,19 +163,13 @@ class ProseTest(unittest.TestCase):
                 self.assertEqual(flat(text), [])
 
     def test_special_names_keep_their_underscores(self):
-        self.assertEqual(
-            flat("It is called by `__init__` of the class."), ["It is called by __init__ of the class."]
-        )
+        self.assertEqual(flat("It is called by `__init__` of the class."), ["It is called by __init__ of the class."])
 
     def test_names_with_their_meaning(self):
         self.assertEqual(
-            flat(
-                "The fields are those of the record.\n\nsize: The number of the rows.\nkind (str): The name of the kind."
-            ),
-            ["The fields are those of the record.", "The number of the rows.", "The name of the kind."],
+            flat("The fields are those of the record.\n\nsize: The number of the rows.\nkind (str): The name of it."),
+            ["The fields are those of the record.", "The number of the rows.", "The name of it."],
         )
 
     def test_ends_at_an_unclosed_fence(self):
-        self.assertEqual(
-            flat("This is the first part.\n\n```\nThis is the code of it."), ["This is the first part."]
-        )
+        self.assertEqual(flat("This is the first part.\n\n```\nThis is the code of it."), ["This is the first part."])

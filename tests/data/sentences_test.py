@@ -15,6 +15,7 @@ class SentencesTest(unittest.TestCase):
             "Names, e.g. Anna or Dr. Smith, i.e. People, vs. Things.",
             "See Fig. 3 or No. 5.",
             "Say no.",
+            "You may.",
             "Done.",
         )
 
@@ -41,9 +42,7 @@ class SentencesTest(unittest.TestCase):
         self.check("A full stop inc. or approx. here. and no more.")
 
     def test_chinese(self):
-        self.check(
-            "今天很好。", "你去吗？", "去！！", "“走吧。”", "他说：“好”。", "（完。）", "对……也许", between=""
-        )
+        self.check("今天很好。", "你去吗？", "去！！", "“走吧。”", "他说：“好”。", "（完。）", "对……也许", between="")
         self.check("版本是2.0。", "English。", "好。", between="")
 
     def test_white_space(self):

@@ -25,8 +25,8 @@ class Document:
 class Corpus:
     """Documents to train on and documents to measure on, which share no text.
 
-    `fingerprint` is the hexadecimal SHA-256 of what was read and of the version of the code that cleaned it: two
-    corpora of one fingerprint are the same. `report` holds counts, ready for JSON.
+    `fingerprint` is the hexadecimal SHA-256 of what was read and of the version of the code that cleaned it:
+    two corpora of one fingerprint are the same. `report` holds counts, ready for JSON.
     """
 
     name: str
@@ -59,8 +59,8 @@ def load_corpus(
     """Reads the corpus that `spec` names.
 
     Args:
-      spec: "docstrings", for the docstrings of the packages beside this one (`tfzoo.data.docstrings`), or the path
-        or glob of .txt or .jsonl files, each also as .gz (`tfzoo.data.files`).
+      spec: "docstrings", for the docstrings of the packages beside this one (`tfzoo.data.docstrings`), or the
+        path or glob of .txt or .jsonl files, each also as .gz (`tfzoo.data.files`).
       cache_dir: where the cleaned docstrings are kept for the next time; None keeps nothing.
       text_field: the field of a .jsonl object that holds the text.
       policy: what to do about bad input in files: "strict" raises, "replace" repairs what can be repaired,
@@ -75,6 +75,4 @@ def load_corpus(
 
     if spec == DOCSTRINGS:
         return docstrings.read(cache_dir)
-    return files.read(
-        spec, text_field=text_field, policy=policy, max_line_bytes=max_line_bytes, max_bytes=max_bytes
-    )
+    return files.read(spec, text_field=text_field, policy=policy, max_line_bytes=max_line_bytes, max_bytes=max_bytes)

@@ -1,8 +1,8 @@
 """The docstrings of the packages that stand beside this one: real English with nothing to fetch.
 
-Sources are parsed, never imported, in processes of their own: a pool of `multiprocessing` would fork a process in which
-TensorFlow's threads run, or import the main module, and TensorFlow with it, once more for each worker. What was read
-is cached under its fingerprint.
+Sources are parsed, never imported, in processes of their own: a pool of `multiprocessing` would fork a process
+in which TensorFlow's threads run, or import the main module, and TensorFlow with it, once more for each worker.
+What was read is cached under its fingerprint.
 
 A document is one module, its docstrings in the order of the source. No sentence stands twice in the corpus,
 and the held-out part is whole packages, whose sentences are dropped wherever else they stand.
@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
@@ -31,7 +32,7 @@ from tfzoo.errors import UserError
 
 VERSION = 1  # Counts changes of what this file makes of the same docstrings.
 
-# Import name -> distribution, of what tfzoo needs at run time: another set of extras leaves the corpus as it is.
+# Import name -> distribution, of what tfzoo needs at run time: extras then leave the corpus as it is.
 PACKAGES = {
     "PIL": "pillow",
     "absl": "absl-py",
@@ -73,13 +74,11 @@ _SKIPPED_FOLDERS = frozenset(
     "test tests idle_test __pycache__ site-packages dist-packages _vendor vendor extern externals "
     "_bundled lib2to3 turtledemo idlelib".split()
 )
-_SKIPPED_FILES = re.compile(
-    r".*_test\.py|test_.*\.py|.*_pb2(?:_grpc)?\.py|_sysconfigdata.*\.py|conftest\.py|LICENSE.*"
-)
+_SKIPPED_FILES = re.compile(r".*_test\.py|test_.*\.py|.*_pb2(?:_grpc)?\.py|_sysconfigdata.*\.py|conftest\.py|LICENSE.*")
 
 
 def _python_files(root: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
-    """Yields (path relative to `root`, path) of the sources under `root`, in an order no file system changes."""
+    """Yields (path relative to `root`, path) of the sources under `root`, whatever the file system's order."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS)
         for name in sorted(names):
@@ -127,8 +126,8 @@ def _sources(packages: Mapping[str, str]) -> tuple[list[tuple[str, str, str]], d
 
 
 def extract(source: bytes | str) -> list[str]:
-    """The docstrings of a module in the order of its source: module, classes, functions, NumPy's `add_newdoc` calls
-    (its compiled functions' docstrings) and the standard library's `topics` (the language reference).
+    """The docstrings of a module in the order of its source: of the module, its classes and functions, NumPy's
+    `add_newdoc` calls (for compiled functions) and the standard library's `topics` (the language reference).
 
     Raises:
       SyntaxError, ValueError, RecursionError: `source` is not Python.
@@ -136,8 +135,9 @@ def extract(source: bytes | str) -> list[str]:
     found: list[str] = []
 
     def strings(node: ast.AST) -> list[str]:
-        constants = (n for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str))
-        return [n.value for n in sorted(constants, key=lambda n: (n.lineno, n.col_offset))]
+        constants = [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
+        constants.sort(key=lambda n: (n.lineno, n.col_offset))
+        return [n.value for n in constants if isinstance(n.value, str)]
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -171,17 +171,13 @@ def _clean_file(path: str) -> list[list[list[str]]] | None:
 
 def _worker() -> None:
     """What each process runs: paths as JSON on the standard input, their prose on the output."""
-    import warnings
-
     warnings.simplefilter("ignore")  # Others' invalid escapes.
     json.dump([_clean_file(path) for path in json.load(sys.stdin)], sys.stdout)
 
 
 def _clean(paths: list[str]) -> list[list[list[list[str]]] | None]:
     """`_clean_file` of each path, in as many processes as there are cores."""
-    count = max(
-        1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
-    )
+    count = max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8))
     root = str(pathlib.Path(__file__).parents[2])
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
@@ -220,9 +216,7 @@ def _documents(
 ) -> tuple[list[Document], dict[str, int]]:
     """Makes documents of what stands in none of `seen`, to which it adds."""
     documents = []
-    counts = dict.fromkeys(
-        ("files", "files_unparsed", "docstrings", "without_prose", "duplicates", "kept"), 0
-    )
+    counts = dict.fromkeys(("files", "files_unparsed", "docstrings", "without_prose", "duplicates", "kept"), 0)
     for (source, _, _), docstrings in zip(sources, cleaned, strict=True):
         counts["files"] += 1
         if docstrings is None:
@@ -254,7 +248,7 @@ def _load(path: pathlib.Path) -> Corpus | None:
         return None
     kept = json.loads(payload)
     parts = {part: [Document(*document) for document in kept.pop(part)] for part in ("train", "held_out")}
-    return Corpus(**kept, **parts)
+    return Corpus(kept["name"], kept["fingerprint"], parts["train"], parts["held_out"], kept["report"])
 
 
 def _store(corpus: Corpus, path: pathlib.Path) -> None:
@@ -274,8 +268,8 @@ def read(
 
     Args:
       cache_dir: the folder of the cache; None keeps nothing.
-      packages: import name -> distribution (for its version); "python" is the standard library. Those that are
-        not installed are left out, which the fingerprint tells.
+      packages: import name -> distribution (for its version); "python" is the standard library. Those that
+        are not installed are left out, which the fingerprint tells.
       held_out: top-level names of packages and standard modules that make the held-out part.
 
     Raises:
@@ -288,18 +282,15 @@ def read(
         return corpus
     cleaned = _clean([path for _, _, path in sources])
     seen: set[bytes] = set()
-    parts, report = {}, {"packages": versions}
+    parts: dict[str, list[Document]] = {}
+    report: dict[str, Any] = {"packages": versions}
     for part in ("held_out", "train"):  # In this order: what both have stays in the held-out part.
-        chosen = [
-            i for i, (source, _, _) in enumerate(sources) if (source in held_out) == (part == "held_out")
-        ]
+        chosen = [i for i, (source, _, _) in enumerate(sources) if (source in held_out) == (part == "held_out")]
         parts[part], counts = _documents([sources[i] for i in chosen], [cleaned[i] for i in chosen], seen)
         report[part] = counts | sizes(parts[part])
         if not parts[part]:
             names = ", ".join(sorted(held_out if part == "held_out" else packages))
-            raise UserError(
-                f"--corpus={DOCSTRINGS}: no docstrings were found in {names}; install them or give a path"
-            )
+            raise UserError(f"--corpus={DOCSTRINGS}: no docstrings were found in {names}; install them or give a path")
     corpus = Corpus(DOCSTRINGS, fingerprint, parts["train"], parts["held_out"], report)
     if cache is not None:
         _store(corpus, cache)

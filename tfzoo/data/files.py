@@ -1,8 +1,8 @@
-"""Text files as a corpus: .txt and .jsonl, each also as .gz, under an explicit policy for what is wrong with them.
+"""Text files as a corpus: .txt and .jsonl, each also as .gz, under a policy for what is wrong with them.
 
-.txt is read as BERT's own data was: a blank line ends a document, and a line is a paragraph (or a sentence) that never
-goes on in the next line. A file without blank lines is one document. .jsonl holds a document a line, an object
-whose `text_field` is a string; line ends within it end paragraphs.
+.txt is read as BERT's own data was: a blank line ends a document, and a line is a paragraph (or a sentence) that
+never goes on in the next line. A file without blank lines is one document. .jsonl holds a document a line, an
+object whose `text_field` is a string; line ends within it end paragraphs.
 
 | what is wrong | strict | replace | skip |
 |---|---|---|---|
@@ -23,6 +23,7 @@ import contextlib
 import glob
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -72,17 +73,13 @@ class _Reader:
 
     def _bad(self, path: str, line: int, bad: _Bad) -> None:
         if self.policy == "strict":
-            raise UserError(
-                f"{path}:{line}: {bad.words}; {bad.remedy}, or read with the policy replace or skip"
-            )
+            raise UserError(f"{path}:{line}: {bad.words}; {bad.remedy}, or read with the policy replace or skip")
         self.problems[bad.kind] += 1
 
     def _check_size(self, path: str, read: int, compressed: int | None) -> None:
         """Stops at what would fill the memory, whatever the policy."""
         if self.counts["bytes_read"] > self.max_bytes:
-            raise UserError(
-                f"{path}: more than max_bytes={self.max_bytes} in all; read fewer files or raise the limit"
-            )
+            raise UserError(f"{path}: more than max_bytes={self.max_bytes} in all; read fewer files or raise the limit")
         if compressed is not None and read > _RATIO_FROM_BYTES and read > _MAX_RATIO * compressed:
             raise UserError(
                 f"{path}: {read} bytes came out of {compressed}, over {_MAX_RATIO} times as many, as from a "
@@ -98,9 +95,9 @@ class _Reader:
         number, read = 0, 0
         split_long = self.policy == "replace" and not _is_jsonl(path)
         with contextlib.ExitStack() as stack:
-            raw = file = stack.enter_context(open(path, "rb"))
-            if path.endswith(".gz"):
-                file = stack.enter_context(gzip.open(raw))
+            raw = stack.enter_context(open(path, "rb"))
+            packed = stack.enter_context(gzip.GzipFile(fileobj=raw)) if path.endswith(".gz") else None
+            file: io.BufferedIOBase = packed or raw
             rest = b""  # Of a line over the limit: what is not yielded yet.
             inside = False  # Whether what comes belongs to a line over the limit.
             while True:
@@ -114,7 +111,7 @@ class _Reader:
                     piece = b""
                 read += len(piece)
                 self.counts["bytes_read"] += len(piece)
-                self._check_size(path, read, raw.tell() if file is not raw else None)
+                self._check_size(path, read, raw.tell() if packed else None)
                 self.digest.update(piece)
                 piece = rest + piece
                 if not piece:
@@ -241,23 +238,17 @@ def _paths(spec: str) -> list[str]:
     if not spec:
         raise UserError("--corpus is empty; give docstrings, or the path or glob of .txt or .jsonl files")
     if os.path.isdir(spec):
-        raise UserError(
-            f"--corpus={spec} is a folder; name its files, as in --corpus='{spec.rstrip('/')}/*.txt'"
-        )
+        raise UserError(f"--corpus={spec} is a folder; name its files, as in --corpus='{spec.rstrip('/')}/*.txt'")
     paths = [spec]
     if not os.path.lexists(spec):
         if not glob.has_magic(spec):
-            raise UserError(
-                f"--corpus={spec}: there is no such file; give docstrings, or a path or glob that exists"
-            )
+            raise UserError(f"--corpus={spec}: there is no such file; give docstrings, or a path or glob that exists")
         paths = sorted(path for path in glob.glob(spec, recursive=True) if not os.path.isdir(path))
         if not paths:
             raise UserError(f"--corpus={spec}: the glob matches no file; correct it")
     for path in paths:
         if not path.endswith(SUFFIXES):
-            raise UserError(
-                f"{path}: its name ends in none of {', '.join(SUFFIXES)}; convert it or narrow the glob"
-            )
+            raise UserError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}; convert it or narrow the glob")
         if not os.path.exists(path) or not stat.S_ISREG(os.stat(path).st_mode):
             raise UserError(f"{path}: not a regular file; give a file")
     return paths
@@ -272,9 +263,7 @@ def _part(documents: list[Document], spec: str) -> tuple[list[Document], list[Do
     if len(documents) == 1:  # One text without blank lines: its end is held out.
         source, kept = documents[0].source, documents[0].sentences
         if len(kept) < 2:
-            raise UserError(
-                f"--corpus={spec}: one sentence cannot be both trained on and held out; give more text"
-            )
+            raise UserError(f"--corpus={spec}: one sentence cannot be both trained on and held out; give more text")
         cut = len(kept) - max(1, len(kept) // HELD_OUT_EVERY)
         return [Document(source, kept[:cut])], [Document(source, kept[cut:])]
     hashes = [int.from_bytes(_hash(document)) for document in documents]
@@ -297,9 +286,9 @@ def read(
 ) -> Corpus:
     """Reads the files that `spec` names, a path or glob (`**` included); see the head of this file.
 
-    A document that says the same as one before is left out; about one in `HELD_OUT_EVERY` is held out, at least
-    one. Of a single document the end is held out. The fingerprint is of the files' lines and of the settings, so
-    that moving or compressing the files keeps it.
+    A document that says the same as one before is left out; about one in `HELD_OUT_EVERY` is held out, at
+    least one. Of a single document the end is held out. The fingerprint is of the files' lines and of the
+    settings, so that moving or compressing the files keeps it.
 
     Raises:
       UserError: see the table at the head of this file.
@@ -323,9 +312,7 @@ def read(
                 documents.append(document)
         reader.digest.update(b"\0")  # Where a file ends, documents end.
     if not documents:
-        raise UserError(
-            f"--corpus={spec}: no text in {reader.counts['files']} file(s); give files that hold some"
-        )
+        raise UserError(f"--corpus={spec}: no text in {reader.counts['files']} file(s); give files that hold some")
     train, held_out = _part(documents, spec)
     report: dict[str, Any] = {**reader.counts, "duplicates": duplicates, "problems": dict(reader.problems)}
     report |= {"train": sizes(train), "held_out": sizes(held_out)}

@@ -1,8 +1,8 @@
 """Docstrings to prose: Google, NumPy and Sphinx styles, reST and Markdown.
 
-Sections that list names (Args, Parameters, Returns, Raises, See Also, Examples, ...) go, and with them code, doctests,
-tables, fields and directives; of the rest the markup goes and the words stay. What then does not read like a sentence is
-dropped: a corpus can afford to lose a sentence sooner than to keep a signature.
+Sections that list names (Args, Parameters, Returns, Raises, See Also, Examples, ...) go, and with them code,
+doctests, tables, fields and directives; of the rest the markup goes and the words stay. What then does not read
+like a sentence is dropped: a corpus can afford to lose a sentence sooner than to keep a signature.
 """
 
 import inspect
@@ -14,9 +14,11 @@ VERSION = 2  # Counts changes of what comes out: part of every fingerprint.
 
 _SECTIONS = (
     r"(?:(?:other|call|keyword|optional|positional|required|method|class|constructor|init)\s+)?"
-    r"(?:args?|arguments?|param(?:eter)?s?|kwargs|keywords|attributes?|attrs|propert(?:y|ies)|fields|methods?)"
+    r"(?:args?|arguments?|param(?:eter)?s?|kwargs|keywords|attributes?|attrs|"
+    r"propert(?:y|ies)|fields|methods?)"
     r"|returns?|yields?|receives|raises?|exceptions?|throws|warns|see[ ]also|seealso|examples?|usage|"
-    r"(?:typical|example|sample|basic|simple|standalone)\s+usage|usage\s+examples?|references?|inputs?|outputs?|"
+    r"(?:typical|example|sample|basic|simple|standalone)\s+usage|usage\s+examples?|references?|inputs?|"
+    r"outputs?|"
     r"(?:input|output)\s+shapes?|authors?|copyright|licen[sc]e|todo|todos|signature|call\s+signatures?|"
     r"type\s+constraints|history|changelog|synopsis|options|functions|classes|exports|public\s+functions"
 )
@@ -30,15 +32,13 @@ _TABLE_ROW = re.compile(r"\|.*|.*\|\s*$|.*\S(?: {3,}|\t)\S.*\S(?: {3,}|\t)\S.*|.
 _FENCE = re.compile(r"```|~~~")
 _FIELD = re.compile(r":[a-zA-Z][\w ,.*`\[\]-]*:(?!`)")
 _DIRECTIVE = re.compile(r"\.\.(?:\s|$)|\.\.\w+::")
-_KEPT_DIRECTIVE = re.compile(
-    r"\.\.\s*(?:note|warning|tip|important|caution|hint|attention|admonition)::\s*(.*)"
-)
+_KEPT_DIRECTIVE = re.compile(r"\.\.\s*(?:note|warning|tip|important|caution|hint|attention|admonition)::\s*(.*)")
 _BULLET = re.compile(r"(?:[-*+•o]|\(?(?:\d{1,2}|[a-zA-Z]|[ivx]{1,4})[.)])\s+(?=\S)")
 _QUOTED = re.compile(r"^(\s*)>(?!>)\s?(?:\[!\w+\])?")  # a Markdown quotation
 _NAME = re.compile(r"(?:param(?:eter)?\s)?[a-z_`*][\w`*]*(?:\s*\([^()]*\))?:\s|[\w.]+\([^()]*\)\s--?\s")
 _SIGNATURE = re.compile(
-    r"[\w.]+[(\[](?:[^()]|\([^()]*\))*(?:[)\]],?|,|\\)|.*\)\s*->.*|@[\w.]+(?:\(.*)?|--?[a-zA-Z][\w-]*(?:[ =,].*)?|"
-    r"[$#%]\s.*|def\s\w+\(.*|class\s\w+\(.*|import\s\w+|from\s[\w.]+\simport.*"
+    r"[\w.]+[(\[](?:[^()]|\([^()]*\))*(?:[)\]],?|,|\\)|.*\)\s*->.*|@[\w.]+(?:\(.*)?|"
+    r"--?[a-zA-Z][\w-]*(?:[ =,].*)?|[$#%]\s.*|def\s\w+\(.*|class\s\w+\(.*|import\s\w+|from\s[\w.]+\simport.*"
 )
 
 _TAGS = r"a|b|i|p|br|em|strong|code|pre|sup|sub|ul|ol|li|div|span|h\d|tt|img|table|tr|td"
@@ -73,9 +73,9 @@ _INLINE = [
 _MARKUP = re.compile(r"[`*_<>\[\]|\\@#]|::|--|:[\w+-]+:|https?:|\s{2}|\s[,.;:!?)]|^[a-z_]\w*(?: \(.*?\))?: ")
 
 _COMMON = frozenset(
-    "a an the of to in is are was be been being for and or not if as by with on at from this that these those it its "
-    "which when where how what then than can could may must should will would do does has have had into no but all any "
-    "each only one you we they your our so such up out other use used".split()
+    "a an the of to in is are was be been being for and or not if as by with on at from this that these "
+    "those it its which when where how what then than can could may must should will would do does has "
+    "have had into no but all any each only one you we they your our so such up out other use used".split()
 )
 _CLOSED = (".", "!", "?", ")", '"', "'")
 _VERBS = frozenset("is are must should can may will has specifies defaults".split())
@@ -84,9 +84,7 @@ _CODE_TOKEN = re.compile(
     r".*[_=<>{}\[\]\\/|$@#^~*+%&].*|.*\w[.(]\w.*|.*\(\).*|.*[a-z][A-Z].*|[\d.,:;x()-]+|--?\w.*|\W+|.*::.*"
 )
 # What follows a colon has mostly gone; without a full stop, so has what went on in code.
-_CUT_OFF = re.compile(
-    r"[:,;(-]$|\b(?:a|an|the|of|to|by|and|or|with|in|as|is|are|for|from|at|on|if|that|which)$"
-)
+_CUT_OFF = re.compile(r"[:,;(-]$|\b(?:a|an|the|of|to|by|and|or|with|in|as|is|are|for|from|at|on|if|that|which)$")
 _NEVER = re.compile(
     r"https?:|www\.|[{}\\]|==|>>>|->|=>|:=|\$|\bcopyright\b|\(c\)|licensed under|all rights reserved|"
     r"warrant(?:y|ies)|redistribut|\bas is[\x22']|under the terms|contributor agreement|"
@@ -107,8 +105,8 @@ def _block_end(lines: list[str], start: int, indent: int) -> int:
 
 
 def _section_end(lines: list[str], start: int, indent: int) -> int:
-    """Where the section ends whose first line below its name is `start`: lists that were never indented end at a
-    blank line."""
+    """Where the section ends whose first line below its name is `start`: at the first line that is indented no
+    more than the name; or, where nothing was indented, at a blank line."""
     while start < len(lines) and lines[start].strip() and _indent(lines[start]) == indent:
         if _SECTION_LINE.fullmatch(lines[start].strip()):
             return start
@@ -120,9 +118,7 @@ def _underlined(lines: list[str], at: int) -> bool:
     if at + 1 >= len(lines) or not lines[at].strip():
         return False
     title, line = lines[at].strip(), lines[at + 1].strip()
-    return (
-        bool(_UNDERLINE.fullmatch(line)) and len(line) >= 0.6 * len(title) and not _ORNAMENT.fullmatch(title)
-    )
+    return bool(_UNDERLINE.fullmatch(line)) and len(line) >= 0.6 * len(title) and not _ORNAMENT.fullmatch(title)
 
 
 def _until(lines: list[str], start: int, stop) -> int:
@@ -145,7 +141,7 @@ def _strip_inline(text: str) -> str:
 
 
 def is_prose(sentence: str) -> bool:
-    """Whether a sentence, its markup gone, reads like English: not code, a list of names, an address or a licence."""
+    """Whether a sentence, its markup gone, reads like English: not like code, names, an address, a licence."""
     words = _WORD.findall(sentence)
     if len(words) < 4 or len(words) > 80 or _NEVER.search(sentence):
         return False
@@ -162,7 +158,7 @@ def is_prose(sentence: str) -> bool:
 
 
 def _is_fragment(sentence: str) -> bool:
-    """Whether a sentence, its markup in place, begins in small letters without being about a name: "size is ..."."""
+    """Whether a sentence, its markup in place, begins in small letters but not with a name: "of the size."."""
     first, second = (sentence.split(maxsplit=2) + ["", ""])[:2]
     if not first[:1].islower() or _NAME.match(sentence) or re.search(r"\W.|_|\d|[A-Z]", first):
         return False
@@ -214,9 +210,7 @@ def paragraphs(docstring: str) -> list[list[str]]:
             at = _until(
                 lines,
                 at + 1,
-                lambda i: (
-                    _SIMPLE_TABLE.fullmatch(lines[i].strip()) and not "".join(lines[i + 1 : i + 2]).strip()
-                ),
+                lambda i: _SIMPLE_TABLE.fullmatch(lines[i].strip()) and not "".join(lines[i + 1 : i + 2]).strip(),
             )
             at += 1
         elif _ORNAMENT.fullmatch(line) or _TABLE_ROW.fullmatch(line) or _SIGNATURE.fullmatch(line):
@@ -243,9 +237,7 @@ def paragraphs(docstring: str) -> list[list[str]]:
                 line = line[bullet.end() :]
             elif current and (
                 indent < start
-                or (
-                    _NAME.match(line) and current[-1].endswith((".", ":"))
-                )  # a list of names and what they mean
+                or (_NAME.match(line) and current[-1].endswith((".", ":")))  # a list of names and what they mean
                 or (indent > start and not listed and (current[-1].endswith(":") or _is_term(current)))
             ):
                 flush()

@@ -1,8 +1,9 @@
 """Splitting English and Chinese text into sentences, by rules.
 
-A sentence ends at `.`, `!` or `?` before white space and something a sentence begins with, and at `。`, `！` or
-`？` wherever they stand. Closing quotes and brackets belong to the sentence they close. Full stops of abbreviations,
-initials and list numbers end nothing; those in numbers, versions and file names are followed by no space.
+A sentence ends at `.`, `!` or `?` before white space and something a sentence begins with, and at `。`, `！`
+or `？` wherever they stand. Closing quotes and brackets belong to the sentence they close. Full stops of
+abbreviations, initials and list numbers end nothing; those in numbers, versions and file names are followed by
+no space.
 """
 
 import re
@@ -11,15 +12,15 @@ _END = re.compile(
     r"""(?P<chinese>[。！？][。！？!?…]*[”’」』）》】〉"')\]]*)\s*
       | (?P<english>(?:\.{2,}|…+|[.!?]+)["'”’»)\]]*)
         (?P<space>\s+)
-        (?=["'“‘«(\[]*[^\W_a-z] | `+\w | :\w+:`)  # also code quotes and reST roles, whatever they hold""",
+        (?=["'“‘«(\[]*[^\W_a-z] | `+\w | :\w+:`)  # also code quotes and reST roles""",
     re.VERBOSE,
 )
 # Never the end of a sentence: something always follows.
 _ABBREVIATIONS = frozenset(
-    "e.g i.e cf vs viz al approx resp ca eq eqs fig figs sec sect ch chap vol no nos p pp ed eds "
-    "dr mr mrs ms prof st jr sr jan feb mar apr jun jul aug sep sept oct nov dec incl excl eg ie ref refs".split()
+    "e.g i.e cf vs viz al approx resp ca eq eqs fig figs sec sect ch chap vol no nos p pp ed eds dr mr "
+    "mrs ms prof st jr sr jan feb mar apr jun jul aug sep sept oct nov dec incl excl eg ie ref refs".split()
 )
-# "no." is "number" only before one; "st.", "sec." and "ch." likewise.
+# Short for something only before a number: "no. 5", but "Say no."
 _BEFORE_NUMBER = frozenset("no nos p pp ch sec sect vol ed eds fig figs eq eqs ref refs".split())
 _LAST_WORD = re.compile(r"[\w.]+$")
 
