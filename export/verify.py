@@ -33,9 +33,7 @@ class Failure(Exception):
 
 def main(arguments):
     if not arguments or any(argument.startswith("-") for argument in arguments):
-        print(
-            "usage: python verify.py FOLDER...  (replays every artifact under the folders)", file=sys.stderr
-        )
+        print("usage: python verify.py FOLDER...  (replays every artifact under the folders)", file=sys.stderr)
         return 2
     folders = []
     for argument in arguments:
@@ -222,18 +220,14 @@ def check_signatures(found, stated):
                     a == b or (a is None and isinstance(b, str)) for a, b in zip(shape, tensor["shape"])
                 )
                 if dtype != tensor["dtype"] or not same:
-                    raise Failure(
-                        f"{signature}/{name} is {dtype} {shape}, not {tensor['dtype']} {tensor['shape']}"
-                    )
+                    raise Failure(f"{signature}/{name} is {dtype} {shape}, not {tensor['dtype']} {tensor['shape']}")
 
 
 def load_onnx(folder):
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     names = {"tensor(int64)": "int64", "tensor(float)": "float32"}
 
     def describe(values):
@@ -258,9 +252,7 @@ def load_savedmodel(folder):
             name: tf.constant(np.char.encode(value, "utf-8") if value.dtype.kind == "U" else value)
             for name, value in inputs.items()
         }
-        return {
-            name: decoded(value.numpy()) for name, value in loaded.signatures[signature](**tensors).items()
-        }
+        return {name: decoded(value.numpy()) for name, value in loaded.signatures[signature](**tensors).items()}
 
     def decoded(values):
         if values.dtype != object:

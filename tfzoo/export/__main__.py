@@ -22,9 +22,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "formats", ["savedmodel", "onnx"], "which artifacts to write: savedmodel, onnx", flag_values=flags
     )
     string("name", "bert", "the name under which the model is served")
-    absl_flags.DEFINE_integer(
-        "version", None, "a whole number; the next free one by default", flag_values=flags
-    )
+    absl_flags.DEFINE_integer("version", None, "a whole number; the next free one by default", flag_values=flags)
     absl_flags.mark_flags_as_required(["model_dir", "output_dir"], flag_values=flags)
     cli.positive(flags, "version")
 

@@ -27,11 +27,7 @@ _TEXTS = (
 
 def tolerances(num_layers: int) -> dict[str, float]:
     """What is allowed, by depth, relative: of logits to the largest or to 1, of a probability to itself."""
-    return (
-        {"logits": 2e-5, "probabilities": 2e-4}
-        if num_layers < 12
-        else {"logits": 1e-4, "probabilities": 1e-3}
-    )
+    return {"logits": 2e-5, "probabilities": 2e-4} if num_layers < 12 else {"logits": 1e-4, "probabilities": 1e-3}
 
 
 def token_cases(model: keras.Model, tokenizer: WordPiece) -> dict[str, dict[str, np.ndarray]]:

@@ -37,9 +37,7 @@ class Graph:
         """Appends a node with one output; `at` is the path of the layer that it stands for."""
         name = f"{at}/{operator}"
         if name in self._names:
-            name = next(
-                f"{name}_{i}" for i in range(2, len(self.nodes) + 3) if f"{name}_{i}" not in self._names
-            )
+            name = next(f"{name}_{i}" for i in range(2, len(self.nodes) + 3) if f"{name}_{i}" not in self._names)
         self._names.add(name)
         self.nodes.append(helper.make_node(operator, inputs, [f"{name}:0"], name=name, **attributes))
         return f"{name}:0"
@@ -92,9 +90,7 @@ class Graph:
             raise UserError(
                 f"{name} has {size:,} bytes of weights, and an ONNX file holds 2 GiB; export a smaller model"
             )
-        graph = helper.make_graph(
-            self.nodes, name, self.inputs, self.outputs, list(self.initializers.values())
-        )
+        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.initializers.values()))
         opsets = [helper.make_opsetid("", OPSET)]
         # The oldest format that has the opset, so that runtimes of its time read the file.
         version = helper.find_min_ir_version_for(opsets)
@@ -144,9 +140,7 @@ def _attention(graph: Graph, layer: nn.Attention, x: str, mask: str) -> str:
     """mask: float [B, 1, L, L], added to the scores."""
     query, key, value = (graph.emit(projection, x) for projection in (layer.query, layer.key, layer.value))
     heads = dict(q_num_heads=layer.num_heads, kv_num_heads=layer.num_heads)
-    return graph.emit(
-        layer.output_projection, graph.add("Attention", query, key, value, mask, at=layer.path, **heads)
-    )
+    return graph.emit(layer.output_projection, graph.add("Attention", query, key, value, mask, at=layer.path, **heads))
 
 
 def _mlp(graph: Graph, layer: nn.MLP, x: str) -> str:
@@ -155,9 +149,7 @@ def _mlp(graph: Graph, layer: nn.MLP, x: str) -> str:
 
 def _block(graph: Graph, layer: nn.Block, x: str, mask: str) -> str:
     if layer.norm_first:
-        x = graph.add(
-            "Add", x, graph.emit(layer.attention, graph.emit(layer.self_norm, x), mask), at=layer.path
-        )
+        x = graph.add("Add", x, graph.emit(layer.attention, graph.emit(layer.self_norm, x), mask), at=layer.path)
         return graph.add("Add", x, graph.emit(layer.mlp, graph.emit(layer.mlp_norm, x)), at=layer.path)
     x = graph.emit(layer.self_norm, graph.add("Add", x, graph.emit(layer.attention, x, mask), at=layer.path))
     return graph.emit(layer.mlp_norm, graph.add("Add", x, graph.emit(layer.mlp, x), at=layer.path))
@@ -179,9 +171,7 @@ def _rows(graph: Graph, table: str, ids: str, at: str) -> str:
     return graph.add("Gather", table, ids, at=at)
 
 
-def _embeddings(
-    graph: Graph, layer: nn.Embeddings, token_ids: str, segment_ids: str | None, length: str
-) -> str:
+def _embeddings(graph: Graph, layer: nn.Embeddings, token_ids: str, segment_ids: str | None, length: str) -> str:
     """length: int64 [1], L."""
     at, config = layer.path, layer.config
     x = graph.emit(layer.tokens, token_ids)
@@ -192,18 +182,14 @@ def _embeddings(
         table = graph.constant(f"{at}/positions", positions)
     x = graph.add("Add", x, graph.add("Slice", table, graph.ints(0), length, graph.ints(0), at=at), at=at)
     if segment_ids is not None:
-        x = graph.add(
-            "Add", x, _rows(graph, graph.weight(layer.segments), segment_ids, f"{at}/segments"), at=at
-        )
+        x = graph.add("Add", x, _rows(graph, graph.weight(layer.segments), segment_ids, f"{at}/segments"), at=at)
     return x if layer.norm is None else graph.emit(layer.norm, x)
 
 
 def _masked_lm_head(graph: Graph, layer: nn.MaskedLMHead, x: str) -> str:
     x = graph.emit(layer.norm, graph.emit(layer.transform, x))
     table = graph.add("Transpose", graph.weight(layer.embedding.embeddings), at=layer.path, perm=[1, 0])
-    return graph.add(
-        "Add", graph.add("MatMul", x, table, at=layer.path), graph.weight(layer.bias), at=layer.path
-    )
+    return graph.add("Add", graph.add("MatMul", x, table, at=layer.path), graph.weight(layer.bias), at=layer.path)
 
 
 def _padding_bias(graph: Graph, attention_mask: str, length: str, at: str) -> str:

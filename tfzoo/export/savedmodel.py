@@ -34,13 +34,11 @@ def check(config: TransformerConfig, tokenizer: WordPiece) -> None:
     """Raises UserError where a tokenizer and a model do not go together."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is {config.vocab_size}; "
-            "export the model with the tokenizer that it was trained with"
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model's vocab_size is "
+            f"{config.vocab_size}; export the model with the tokenizer that it was trained with"
         )
     if config.max_positions < 3:
-        raise UserError(
-            f"max_positions ({config.max_positions}) leaves no room for text; it must be at least 3"
-        )
+        raise UserError(f"max_positions ({config.max_positions}) leaves no room for text; it must be at least 3")
     if not readable(tokenizer, config.vocab_size).any():
         raise UserError("the tokenizer's vocabulary holds no whole word, only special tokens and pieces")
 
@@ -103,25 +101,18 @@ class _MaskedWords(tf.Module):
         self._top = min(TOP, int(words.sum()))
         self._config = config
 
-        text = tf.TensorSpec([None], tf.string, "text")
-        ids, mask = (
-            tf.TensorSpec([None, None], tf.int32),
-            tf.TensorSpec([None, None], tf.bool, "padding_mask"),
-        )
-        token_ids, segment_ids = (
-            tf.TensorSpec(ids.shape, ids.dtype, n) for n in ("token_ids", "segment_ids")
-        )
-        self.serving_default = tf.function(self._serving_default, autograph=False, input_signature=[text])
+        def function(body, *inputs):
+            return tf.function(body, autograph=False, input_signature=inputs)
+
+        token_ids, segment_ids = (tf.TensorSpec([None, None], tf.int32, n) for n in ("token_ids", "segment_ids"))
+        mask = tf.TensorSpec([None, None], tf.bool, "padding_mask")
+        self.serving_default = function(self._serving_default, tf.TensorSpec([None], tf.string, "text"))
         if config.num_segments:
-            self.tokens = tf.function(
-                self._tokens, autograph=False, input_signature=[token_ids, segment_ids, mask]
-            )
+            self.tokens = function(self._tokens, token_ids, segment_ids, mask)
         else:
-
-            def without_segments(token_ids, padding_mask):
-                return self._tokens(token_ids, None, padding_mask)
-
-            self.tokens = tf.function(without_segments, autograph=False, input_signature=[token_ids, mask])
+            self.tokens = function(
+                lambda token_ids, padding_mask: self._tokens(token_ids, None, padding_mask), token_ids, mask
+            )
 
     def _serving_default(self, text):
         """text [B] -> words, probabilities [B, M, 5]; num_masks, truncated [B]. M: the most masks a text has.
@@ -177,14 +168,10 @@ class _MaskedWords(tf.Module):
         ]
         for name in inputs:
             same = tf.reduce_all(tf.shape(inputs[name]) == tf.shape(token_ids))
-            checks.append(
-                _require(same, f"{name} must have the shape of token_ids, and has", tf.shape(inputs[name]))
-            )
+            checks.append(_require(same, f"{name} must have the shape of token_ids, and has", tf.shape(inputs[name])))
         if segment_ids is not None:
             checks.append(_in_range("segment_ids", segment_ids, config.num_segments))
-        with tf.control_dependencies(
-            checks
-        ):  # Before anything is looked up, for a message that says what is wrong.
+        with tf.control_dependencies(checks):  # Before anything is looked up, for a message that says what is wrong.
             inputs = {name: tf.identity(value) for name, value in inputs.items()}
         return {"logits": self._call(inputs)["logits"]}
 

@@ -1,0 +1,333 @@
+"""One export, replayed, looked at and damaged."""
+
+import contextlib
+import io
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from unittest import mock
+
+import numpy as np
+import onnx
+import tensorflow as tf
+
+import tfzoo
+from tests.export import small
+from tfzoo import cli
+from tfzoo.errors import CheckFailed, UserError
+from tfzoo.export import __main__ as entry_point
+from tfzoo.export import artifact, golden, manifest, onnx_emit, savedmodel, verify
+
+ROOT = pathlib.Path(__file__).parents[2]
+VERIFY = ROOT / "export" / "verify.py"
+
+# A process of its own, which replays the artifacts and then asks the SavedModel what an outsider may ask.
+OUTSIDER = """
+import json, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "tfzoo":
+            raise ImportError(f"{name} is not to be used here")
+
+sys.meta_path.insert(0, Refuse())
+folder, savedmodel, onnx = sys.argv[1:]
+sys.path.insert(0, folder)
+import verify
+report = {"verify": verify.main([savedmodel, onnx])}
+
+import tensorflow as tf
+loaded = tf.saved_model.load(savedmodel)
+text, tokens = loaded.signatures["serving_default"], loaded.signatures["tokens"]
+
+def ask(texts):
+    outputs = text(text=tf.constant(texts, tf.string))
+    answer = {name: value.numpy().tolist() for name, value in outputs.items()}
+    return answer | {"shape": outputs["words"].shape.as_list()}
+
+def refusal(ids, segments, mask=None):
+    ids, segments = tf.constant(ids, tf.int32), tf.constant(segments, tf.int32)
+    mask = tf.ones(ids.shape, tf.bool) if mask is None else tf.constant(mask)
+    try:
+        tokens(token_ids=ids, segment_ids=segments, padding_mask=mask)
+    except tf.errors.InvalidArgumentError as error:
+        return error.message
+    return ""
+
+report |= {
+    "none": ask([]),
+    "plain": ask(["", "the function"]),
+    "mixed": ask(["the [MASK] of [MASK]", "", "[MASK]"]),
+    "long": ask(["[MASK] " + "a " * 28 + "[MASK]", "[MASK] " + "a " * 29 + "[MASK]"]),
+    "not_utf8": ask([b"\\xff\\xfe [MASK]"]),
+    "fine": refusal([[1, 2]], [[0, 1]]),
+    "negative": refusal([[1, -1]], [[0, 1]]),
+    "beyond": refusal([[1, VOCAB]], [[0, 1]]),
+    "segment": refusal([[1, 2]], [[0, 2]]),
+    "too_long": refusal([[1] * 33], [[0] * 33]),
+    "no_length": refusal([[]], [[]]),
+    "shapes": refusal([[1, 2]], [[0]]),
+    "mask_shape": refusal([[1, 2]], [[0, 0]], [[True]]),
+}
+report = json.dumps(report, default=lambda value: value.decode())
+print("REPORT", report)
+"""
+
+
+def setUpModule():
+    global FOLDER, MODEL, TOKENIZER, EXPORTED
+    FOLDER = pathlib.Path(tempfile.mkdtemp())
+    unittest.addModuleCleanup(shutil.rmtree, FOLDER)
+    MODEL, TOKENIZER = small.model(), small.tokenizer()
+    EXPORTED = artifact.export(MODEL, TOKENIZER, FOLDER / "exports")
+
+
+def run_verify(*arguments):
+    return subprocess.run([sys.executable, VERIFY, *arguments], capture_output=True, text=True)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+class ArtifactTest(tf.test.TestCase):
+    def test_folders_and_files(self):
+        self.assertEqual(
+            EXPORTED,
+            {kind: FOLDER / "exports" / kind / "bert" / "1" for kind in ("savedmodel", "onnx")},
+        )
+        for kind, folder in EXPORTED.items():
+            self.assertEqual([path.name for path in folder.parent.iterdir()], ["1"])
+            stated = json.loads((folder / "manifest.json").read_text())
+            found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+            self.assertEqual(stated["files"].keys(), found - {"manifest.json"})
+            self.assertLessEqual({"golden.npz", "verify.py", verify.MODELS[kind]}, found)
+            self.assertEqual((folder / "verify.py").read_bytes(), VERIFY.read_bytes())
+            self.assertLess(stated["measured"]["tokens/logits"]["difference"], stated["tolerances"]["tokens"]["logits"])
+            self.assertEqual(stated["tokenizer"]["fingerprint"], TOKENIZER.fingerprint())
+            self.assertEqual(stated["tools"]["tensorflow"], tf.__version__)
+        self.assertEqual(stated["opset"], {"ai.onnx": 23})
+
+    def test_golden_covers_what_it_should(self):
+        for folder, ids, mask in (
+            (EXPORTED["onnx"], "input_ids", "attention_mask"),
+            (EXPORTED["savedmodel"], "token_ids", "padding_mask"),
+        ):
+            cases = verify.read_golden(folder)
+            shapes = [case["inputs"][ids].shape for (signature, _), case in cases.items() if signature == "tokens"]
+            self.assertGreaterEqual(len({batch for batch, _ in shapes}), 3)
+            self.assertGreaterEqual(len({length for _, length in shapes}), 3)
+            self.assertEqual(max(length for _, length in shapes), MODEL.config.max_positions)
+            self.assertTrue(any((case["inputs"][mask] == 0).any() for case in cases.values() if mask in case["inputs"]))
+            self.assertIn(small.VOCAB.index("京"), cases["tokens", "text"]["inputs"][ids])
+            decided = [case["outputs"]["logits"]["decided"] for case in cases.values() if "logits" in case["outputs"]]
+            self.assertGreater(np.concatenate([d.ravel() for d in decided]).mean(), 0.9)
+
+    def test_an_outsider_can_use_it(self):
+        code = OUTSIDER.replace("VOCAB", str(len(small.VOCAB)))
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, VERIFY.parent, EXPORTED["savedmodel"], EXPORTED["onnx"]],
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+        *lines, last = done.stdout.splitlines()
+        self.assertLen([line for line in lines if line.startswith("ok ") and "largest difference" in line], 2)
+        report = json.loads(last.removeprefix("REPORT "))
+        self.assertEqual(report["verify"], 0)
+
+        self.assertEqual((report["none"]["shape"], report["none"]["num_masks"]), ([0, 0, 5], []))
+        self.assertEqual((report["plain"]["shape"], report["plain"]["num_masks"]), ([2, 0, 5], [0, 0]))
+        mixed = report["mixed"]
+        self.assertEqual((mixed["shape"], mixed["num_masks"]), ([3, 2, 5], [2, 0, 1]))
+        self.assertEqual((mixed["words"][2][1], mixed["probabilities"][2][1]), ([""] * 5, [0.0] * 5))
+        expected = golden.words(MODEL, TOKENIZER, ["the [MASK] of [MASK]", "", "[MASK]"])
+        self.assertEqual(mixed["words"], expected["words"]["values"].tolist())
+        self.assertAllClose(mixed["probabilities"], expected["probabilities"], rtol=1e-4)
+        self.assertEqual(report["long"]["truncated"], [False, True])
+        self.assertEqual(report["long"]["num_masks"], [2, 1])
+        self.assertEqual(report["not_utf8"]["words"][0], mixed["words"][2][:1])
+
+        self.assertEqual(report["fine"], "")
+        self.assertIn(f"token_ids must be from 0 to {len(small.VOCAB) - 1}", report["negative"])
+        self.assertIn(f"token_ids must be from 0 to {len(small.VOCAB) - 1}", report["beyond"])
+        self.assertIn("segment_ids must be from 0 to 1", report["segment"])
+        self.assertIn("the length of token_ids must be from 1 to 32", report["too_long"])
+        self.assertIn("the length of token_ids must be from 1 to 32", report["no_length"])
+        self.assertIn("segment_ids must have the shape of token_ids", report["shapes"])
+        self.assertIn("padding_mask must have the shape of token_ids", report["mask_shape"])
+
+    def test_words_are_what_one_reads(self):
+        readable = [word for word, yes in zip(small.VOCAB, savedmodel.readable(TOKENIZER, len(small.VOCAB))) if yes]
+        self.assertEqual(readable, [*small.LETTERS, "the", "of", "function", ".", "東", "京", "ω"])
+
+    def test_verify_refuses_every_damaged_copy(self):
+        expected = {}
+        for kind, folder in EXPORTED.items():
+            damages = {p.relative_to(folder).as_posix(): flip for p in folder.rglob("*") if p.is_file()}
+            damages |= {"extra.txt": lambda path: path.write_text("new"), "golden.npz ": None, "manifest.json ": None}
+            for name, damage in damages.items():
+                copy = FOLDER / "damaged" / kind / str(len(expected))
+                shutil.copytree(folder, copy)
+                path = copy / name.strip()
+                if damage is None:
+                    path.unlink()
+                else:
+                    damage(path)
+                expected[copy] = name.strip()
+        done = run_verify(FOLDER / "damaged")
+        self.assertEqual(done.returncode, 4, done.stderr)
+        lines = done.stdout.splitlines()
+        self.assertLen(lines, len(expected))
+        for copy, name in expected.items():
+            (line,) = (line for line in lines if line.startswith(f"FAILED  {copy}:"))
+            if name == "manifest.json":  # What a flipped byte makes of JSON is anyone's guess.
+                continue
+            self.assertIn(f": {name}: ", line)
+
+    def test_verify_refuses_other_answers(self):
+        """Damage with a manifest that fits: only the replay can tell."""
+        folder = EXPORTED["onnx"]
+        stated = json.loads((folder / "manifest.json").read_text())
+
+        def refused(change, pattern):
+            with tempfile.TemporaryDirectory(dir=FOLDER) as copy:
+                copy = shutil.copytree(folder, copy, dirs_exist_ok=True)
+                content = {key: stated[key] for key in stated if key not in ("files", "manifest_sha256")}
+                change(pathlib.Path(copy), content)
+                (pathlib.Path(copy) / "manifest.json").unlink()
+                manifest.write(pathlib.Path(copy), content)
+                with self.assertRaisesRegex(verify.Failure, pattern):
+                    verify.verify(pathlib.Path(copy))
+
+        def rewrite(change):
+            def graph(copy, _):
+                model = onnx.load(copy / "model.onnx")
+                change(model.graph)
+                onnx.save_model(model, copy / "model.onnx")
+
+            return graph
+
+        def one_weight(graph):
+            (tensor,) = (t for t in graph.initializer if t.name.endswith("layer_1/mlp/up/kernel"))
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[3, 3] += 0.01
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+        def stale(copy, _):
+            arrays = dict(np.load(copy / "golden.npz"))
+            arrays["tokens/2x32/outputs/logits/argmax"][1, 5] += 1
+            np.savez(copy / "golden.npz", **arrays)
+
+        refused(rewrite(one_weight), "differs by|arg-max")
+        refused(rewrite(lambda graph: rename(graph, "logits", "logit")), "outputs")
+        refused(rewrite(lambda graph: rename(graph, "attention_mask", "mask")), "inputs")
+        refused(stale, "arg-max is another at 1 of")
+        refused(lambda _, content: content["signatures"]["tokens"]["inputs"].pop("token_type_ids"), "inputs")
+
+    def test_wrong_use_of_verify(self):
+        empty = FOLDER / "empty"
+        empty.mkdir()
+        for arguments in ([], ["--help"], [str(empty)], [str(FOLDER / "nowhere")]):
+            with contextlib.redirect_stderr(io.StringIO()) as stderr:
+                self.assertEqual(verify.main(arguments), 2)
+            self.assertLen(stderr.getvalue().splitlines(), 1)
+
+
+def rename(graph, old, new):
+    for value in [*graph.input, *graph.output]:
+        if value.name == old:
+            value.name = new
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                if name == old:
+                    names[i] = new
+
+
+class PublishTest(tf.test.TestCase):
+    """Of ONNX alone: a process that replays it needs no TensorFlow, and starts quickly."""
+
+    def setUp(self):
+        super().setUp()
+        self.output_dir = FOLDER / self.id().rsplit(".", 1)[-1]
+
+    def export(self, **keywords):
+        return artifact.export(MODEL, TOKENIZER, self.output_dir, formats=["onnx"], **keywords)["onnx"]
+
+    def test_nothing_that_does_not_verify_is_published(self):
+        write = manifest.write
+        for name in ("model.onnx", "golden.npz", "tokenizer/vocab.txt", "manifest.json", "verify.py"):
+
+            def damaging(folder, content, name=name):
+                write(folder, content)
+                flip(folder / name)
+
+            with self.subTest(name), mock.patch.object(manifest, "write", damaging):
+                with self.assertRaisesRegex(CheckFailed, "nothing published"):
+                    self.export()
+                self.assertFalse(self.output_dir.exists())
+
+    def test_a_wrong_graph_is_not_published(self):
+        emit, bias = onnx_emit.emit, onnx_emit._padding_bias
+
+        def swapped(model):
+            graph = emit(model)
+            for old, new in (("input_ids", "x"), ("token_type_ids", "input_ids"), ("x", "token_type_ids")):
+                rename(graph.graph, old, new)
+            return graph
+
+        def ignored(graph, attention_mask, length, at):
+            all_true = graph.add("Equal", attention_mask, attention_mask, at=at)
+            return bias(graph, graph.add("Cast", all_true, at=at, to=onnx.TensorProto.INT64), length, at)
+
+        self.output_dir.mkdir()
+        (self.output_dir / "mine.txt").write_text("stays")
+        for name, wrong in (("emit", swapped), ("_padding_bias", ignored)):
+            with self.subTest(name), mock.patch.object(onnx_emit, name, wrong):
+                with self.assertRaises(CheckFailed):
+                    self.export()
+                self.assertEqual([path.name for path in self.output_dir.iterdir()], ["mine.txt"])
+
+    def test_versions(self):
+        self.assertEqual(self.export(version=7).name, "7")
+        self.assertEqual(self.export().name, "8")
+        with self.assertRaisesRegex(UserError, "--version=7: .*exists"):
+            self.export(version=7)
+
+    def test_arguments(self):
+        for pattern, keywords in (
+            ("--name=a/b", dict(name="a/b")),
+            ("--name=..", dict(name="..")),
+            ("--version=0", dict(version=0)),
+            ("--formats=tflite: no such format", dict(formats=["tflite"])),
+            ("--formats=:", dict(formats=[])),
+        ):
+            with self.assertRaisesRegex(UserError, pattern):
+                artifact.export(MODEL, TOKENIZER, self.output_dir, **keywords)
+        with self.assertRaisesRegex(UserError, "cannot be exported; BERT can"):
+            artifact.export(MODEL.encoder, TOKENIZER, self.output_dir)
+        with self.assertRaisesRegex(UserError, "the tokenizer has 65 tokens and the model's vocab_size is 64"):
+            artifact.export(small.model(vocab_size=64), TOKENIZER, self.output_dir)
+        self.assertFalse(self.output_dir.exists())
+
+    def test_the_command(self):
+        arguments = [f"--flagfile={ROOT / 'export' / 'bert.cfg'}", "--model_dir=RUN", f"--output_dir={self.output_dir}"]
+        with mock.patch.object(tfzoo, "load", lambda *_: (MODEL, TOKENIZER), create=True):
+            with contextlib.redirect_stdout(io.StringIO()) as stdout:
+                code = cli.run(entry_point.main, entry_point.define_flags, [*arguments, "--formats=onnx"])
+            self.assertEqual(code, 0)
+            self.assertIn(str(self.output_dir / "onnx" / "bert" / "1"), stdout.getvalue())
+            with contextlib.redirect_stderr(io.StringIO()) as stderr:
+                code = cli.run(entry_point.main, entry_point.define_flags, arguments[:1])
+            self.assertEqual((code, len(stderr.getvalue().splitlines())), (2, 1))
+
+
+if __name__ == "__main__":
+    tf.test.main()
