@@ -64,7 +64,8 @@ class Model(keras.Model):
             config, self.encoder.embeddings.tokens, dtype=policy, name="masked_lm"
         )
         self.next_sentence = nn.Classifier(2, _initializer(config), dtype=policy, name="next_sentence")
-        self({"token_ids": ops.zeros((1, 2), "int32")})  # Creates the variables.
+        # Creates the variables. Two tokens, for Keras warns of a softmax over one.
+        self({"token_ids": ops.zeros((1, min(2, config.max_positions)), "int32")})
 
     def call(self, inputs, training=False):
         nn.check_inputs(inputs, self.INPUTS[:1], self.INPUTS[1:])
