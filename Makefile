@@ -12,7 +12,7 @@ INSTALLED := .venv/installed
 PEERS_INSTALLED := .venv-peers/installed
 LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet pyproject.toml
 
-.PHONY: help install train test faults check format bench wheel lock clean
+.PHONY: help install train demo test faults check format bench wheel lock clean
 
 help:  ## say what there is (this)
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -21,6 +21,11 @@ install: $(INSTALLED)  ## make .venv from requirements/dev.txt
 
 train: $(INSTALLED)  ## train a small BERT on the text of this machine's Python packages (about six minutes)
 	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --run_dir=$(RUN_DIR)
+
+demo: $(INSTALLED)  ## train briefly, export as SavedModel and ONNX, and let an outsider verify both
+	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --flagfile=configs/demo.cfg --run_dir=runs/demo
+	$(PY) -m tfzoo.export --model_dir=runs/demo --output_dir=exports
+	$(PY) export/verify.py exports
 
 test: $(INSTALLED)  ## run the tests
 	$(PY) -m pytest
