@@ -103,14 +103,68 @@ class Lamb(_AlreadyReduced, keras.optimizers.Lamb):
         update = m_hat / (ops.sqrt(v_hat) + self.epsilon)
         if self.weight_decay and self._use_weight_decay(variable):
             update = update + self.weight_decay * variable
-        weight_norm, update_norm = ops.norm(variable), ops.norm(update)
+        weight_norm, update_norm = _norm(variable), _norm(update)
         usable = ops.logical_and(weight_norm > 0, update_norm > 0)
         ratio = ops.where(usable, weight_norm / ops.where(usable, update_norm, 1.0), 1.0)
         self.assign_sub(variable, rate * ratio * update)
 
 
+def _norm(x):
+    """Over all elements, whatever the rank: ops.norm ends at matrices."""
+    return ops.sqrt(ops.sum(ops.square(x)))
+
+
 class Adafactor(_AlreadyReduced, keras.optimizers.Adafactor):
-    """Adafactor (Shazeer and Stern 2018, algorithm 4) with the learning rate as an upper bound of its own."""
+    """Adafactor (Shazeer and Stern 2018, algorithms 4 and 5) with the learning rate as an upper bound of its own.
+
+    Keras keeps the second moment of a matrix in full beside its factors, which are there to save that memory, and
+    divides 0 by 0 where a row and a column without gradients meet: the product of their factors underflows. Here
+    the roots are multiplied instead.
+    """
+
+    def build(self, var_list):
+        if self.built:
+            return
+        keras.optimizers.Optimizer.build(self, var_list)
+        # What has no factors has one moment, in the place of the row's.
+        self._r = [self.add_variable(_row_shape(v.shape), name=f"{v.name}_row", dtype=v.dtype) for v in var_list]
+        self._c = [
+            self.add_variable((*v.shape[:-2], v.shape[-1]), name=f"{v.name}_column", dtype=v.dtype)
+            if len(v.shape) > 1
+            else None
+            for v in var_list
+        ]
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        rate, gradient = ops.cast(learning_rate, variable.dtype), ops.cast(gradient, variable.dtype)
+        step = ops.cast(self.iterations + 1, variable.dtype)
+        beta = 1 - ops.power(step, self.beta_2_decay)
+        squares = ops.square(gradient) + self.epsilon_1
+
+        def follow(moment, new):
+            moved = beta * moment + (1 - beta) * new
+            self.assign(moment, moved)
+            return moved
+
+        if self._c[index] is None:
+            update = gradient * ops.rsqrt(follow(self._r[index], squares))
+        else:
+            row = follow(self._r[index], ops.mean(squares, -1))
+            column = follow(self._c[index], ops.mean(squares, -2))
+            row = ops.rsqrt(row) * ops.sqrt(ops.mean(row, -1, keepdims=True))
+            update = gradient * row[..., :, None] * ops.rsqrt(column)[..., None, :]
+        update = update / ops.maximum(1.0, _rms(update) / self.clip_threshold)
+        size = ops.maximum(self.epsilon_2, _rms(variable)) * ops.minimum(rate, ops.rsqrt(step))
+        self.assign_sub(variable, size * update)
+
+
+def _row_shape(shape):
+    return shape[:-1] if len(shape) > 1 else shape
+
+
+def _rms(x):
+    return ops.sqrt(ops.mean(ops.square(x)))
 
 
 def make_optimizer(
