@@ -1,0 +1,287 @@
+"""Optimizers against their papers in float64 NumPy, schedules at named steps, the decay mask, loss scaling."""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfzoo import optim
+from tfzoo.errors import UserError
+
+SHAPES = {"kernel": (4, 3), "bias": (3,), "table": (5, 2, 3)}
+STEPS = 10
+
+
+def variables():
+    random = np.random.default_rng(0)
+    return [keras.Variable(random.normal(size=s), name=n, dtype="float32") for n, s in SHAPES.items()]
+
+
+def gradients():
+    random = np.random.default_rng(1)
+    return [[random.normal(size=s) * 10.0**-i for i, s in enumerate(SHAPES.values())] for _ in range(STEPS)]
+
+
+def single(arrays):
+    return [tf.constant(array, tf.float32) for array in arrays]
+
+
+def run(optimizer, values, steps=None):
+    """The variables after each step, in a graph as training runs it."""
+    apply = tf.function(lambda grads: optimizer.apply(grads))
+    results = []
+    for grads in steps or gradients():
+        apply(single(grads))
+        results.append([v.numpy() for v in values])
+    return results
+
+
+def numpy_run(update, decay):
+    """The same by `update(index, step, gradient, value, decay) -> value` of a paper; matrices alone decay."""
+    values = [v.numpy().astype(np.float64) for v in variables()]
+    results = []
+    for step, grads in enumerate(gradients(), 1):
+        values = [
+            update(i, step, g, x, decay if x.ndim > 1 else 0.0)
+            for i, (g, x) in enumerate(zip(grads, values, strict=True))
+        ]
+        results.append(values)
+    return results
+
+
+class OptimizerCase(tf.test.TestCase):
+    def check(self, results, expected, tolerance=1e-5):
+        """What was learned agrees to the tolerance, but for the weights being rounded to float32 each step."""
+        start = [v.numpy().astype(np.float64) for v in variables()]
+        for step in range(STEPS):
+            for one, two, before in zip(results[step], expected[step], start, strict=True):
+                rounding = 2**-24 * np.abs(two).max() * (step + 1)
+                error = np.abs(one - two).max()
+                self.assertLess(error, tolerance * np.abs(two - before).max() + rounding, f"step {step}")
+
+
+class AdamWTest(OptimizerCase):
+    rate, b1, b2, eps, decay = 0.01, 0.8, 0.95, 1e-7, 0.1
+
+    def made(self, name="adamw", **overrides):
+        values = variables()
+        settings = dict(beta_1=self.b1, beta_2=self.b2, epsilon=self.eps, weight_decay=self.decay)
+        return optim.make_optimizer(name, self.rate, values, **settings | overrides), values
+
+    def test_the_paper(self):
+        m, v = {}, {}
+
+        def update(i, t, g, x, decay):
+            # Loshchilov and Hutter 2019, algorithm 2, eta_t alpha being the rate and decoupled decay scaled by it.
+            m[i] = self.b1 * m.get(i, 0) + (1 - self.b1) * g
+            v[i] = self.b2 * v.get(i, 0) + (1 - self.b2) * g**2
+            m_hat, v_hat = m[i] / (1 - self.b1**t), v[i] / (1 - self.b2**t)
+            # Kingma and Ba 2015, section 2: epsilon stands beside the uncorrected root.
+            eps = self.eps / math.sqrt(1 - self.b2**t)
+            return x - self.rate * (m_hat / (np.sqrt(v_hat) + eps) + decay * x)
+
+        self.check(run(*self.made()), numpy_run(update, self.decay))
+
+    def test_keras(self):
+        ours, theirs = self.made(), variables()
+        optimizer = keras.optimizers.AdamW(
+            self.rate, beta_1=self.b1, beta_2=self.b2, epsilon=self.eps, weight_decay=self.decay
+        )
+        optimizer.exclude_from_weight_decay(var_list=[theirs[1]])
+        optimizer.build(theirs)
+        expected = [[x.astype(np.float64) for x in step] for step in run(optimizer, theirs)]
+        self.check(run(*ours), expected)
+        for one, two in zip(ours[0].variables, optimizer.variables, strict=True):
+            self.assertAllClose(one, two, 1e-5, 1e-12)  # Its state too.
+
+    def test_the_decay_mask(self):
+        zeros = [[np.zeros(s) for s in SHAPES.values()]]
+        for name in ("adamw", "lamb", "adafactor"):
+            optimizer, values = self.made(name)
+            kernel, bias, table = (x.numpy() for x in values)
+            (after,) = run(optimizer, values, zeros)
+            self.assertAllEqual(after[1], bias, name)
+            for one, two in ((after[0], kernel), (after[2], table)):
+                self.assertTrue(np.all(np.abs(one) < np.abs(two)), name)
+
+    def test_no_decay(self):
+        zeros = [[np.zeros(s) for s in SHAPES.values()]]
+        for name in ("adamw", "lamb", "adafactor"):
+            optimizer, values = self.made(name, weight_decay=0.0)
+            before = [x.numpy() for x in values]
+            for one, two in zip(run(optimizer, values, zeros)[0], before, strict=True):
+                self.assertAllEqual(one, two, name)
+
+    def test_a_schedule_is_followed(self):
+        values = variables()
+        schedule = optim.WarmUp(0.1, warmup_steps=4, total_steps=10, schedule="linear")
+        optimizer = optim.make_optimizer("adamw", schedule, values)
+        before = [v.numpy() for v in values]
+        (one, two) = run(optimizer, values, [[np.ones(s) for s in SHAPES.values()]] * 2)
+        # With a constant gradient every step is the rate long.
+        self.assertAllClose(before[0] - one[0], np.full(SHAPES["kernel"], 0.1 / 4), 1e-4)
+        self.assertAllClose(one[0] - two[0], np.full(SHAPES["kernel"], 0.2 / 4), 1e-4)
+
+    def test_which_variables_decay(self):
+        self.assertEqual([optim.decays(v) for v in variables()], [True, False, True])
+
+    def test_unknown_name(self):
+        with self.assertRaisesRegex(UserError, "--optimizer=sgd: must be one of adamw, lamb, adafactor"):
+            optim.make_optimizer("sgd", 0.1, variables())
+
+
+class LambTest(OptimizerCase):
+    def test_the_paper(self):
+        rate, b1, b2, eps = 0.01, 0.9, 0.99, 1e-6
+        for decay in (0.0, 0.1):
+            m, v = {}, {}
+
+            def update(i, t, g, x, decay, m=m, v=v):
+                # You et al. 2020, algorithm 2, with phi(z) = z.
+                m[i] = b1 * m.get(i, 0) + (1 - b1) * g
+                v[i] = b2 * v.get(i, 0) + (1 - b2) * g**2
+                r = (m[i] / (1 - b1**t)) / (np.sqrt(v[i] / (1 - b2**t)) + eps) + decay * x
+                return x - rate * np.linalg.norm(x) / np.linalg.norm(r) * r
+
+            values = variables()
+            optimizer = optim.make_optimizer(
+                "lamb", rate, values, beta_1=b1, beta_2=b2, epsilon=eps, weight_decay=decay
+            )
+            self.check(run(optimizer, values), numpy_run(update, decay))
+
+    def test_weights_of_zero_and_gradients_of_zero(self):
+        value = keras.Variable(np.zeros([2, 2]), dtype="float32")
+        optimizer = optim.make_optimizer("lamb", 0.1, [value])
+        run(optimizer, [value], [[np.zeros([2, 2])], [np.ones([2, 2])]])
+        # A ratio of 1 where a norm is 0: Adam's step.
+        m_hat, v_hat = 0.1 / (1 - 0.9**2), 0.001 / (1 - 0.999**2)
+        self.assertAllClose(value, np.full([2, 2], -0.1 * m_hat / math.sqrt(v_hat)), 1e-3)
+
+
+class AdafactorTest(OptimizerCase):
+    def test_the_paper(self):
+        rate, decay = 0.02, 0.1
+        r, c, v = {}, {}, {}
+
+        def update(i, t, g, x, decay):
+            # Shazeer and Stern 2018, algorithms 4 (matrices) and 5 (vectors), with section 9's constants.
+            def rms(z):
+                return np.sqrt(np.mean(z**2))
+
+            rho = min(rate, 1 / math.sqrt(t))
+            x = x - rate * decay * x  # Decoupled, before the update.
+            alpha = max(1e-3, rms(x)) * rho
+            beta = 1 - t**-0.8
+            squares = g**2 + 1e-30
+            if g.ndim > 1:
+                r[i] = beta * r.get(i, 0) + (1 - beta) * squares.sum(-1, keepdims=True)
+                c[i] = beta * c.get(i, 0) + (1 - beta) * squares.sum(-2, keepdims=True)
+                v[i] = r[i] * c[i] / r[i].sum(-2, keepdims=True)
+            else:
+                v[i] = beta * v.get(i, 0) + (1 - beta) * squares
+            u = g / np.sqrt(v[i])
+            return x - alpha * u / max(1.0, rms(u))
+
+        values = variables()
+        optimizer = optim.make_optimizer("adafactor", rate, values, weight_decay=decay)
+        self.check(run(optimizer, values), numpy_run(update, decay))
+
+    def test_factors_are_all_that_is_kept_of_a_matrix(self):
+        value = keras.Variable(np.ones([40, 30]), dtype="float32")
+        optimizer = optim.make_optimizer("adafactor", 0.1, [value])
+        kept = sorted(tuple(v.shape) for v in optimizer.variables if len(v.shape))
+        self.assertEqual(kept, [(30,), (40,)])
+
+    def test_rows_and_columns_without_a_gradient(self):
+        # A word that never comes up, and a unit that is never active.
+        for scale in (1.0, 1e-6):
+            value = keras.Variable(np.ones([4, 3]), dtype="float32")
+            optimizer = optim.make_optimizer("adafactor", 0.1, [value])
+            gradient = np.full([4, 3], scale)
+            gradient[1], gradient[:, 2] = 0, 0
+            after = run(optimizer, [value], [[gradient]] * 3)[-1][0]
+            self.assertTrue(np.all(np.isfinite(after)), after)
+            self.assertAllEqual(after[gradient == 0], np.ones(6))
+            self.assertAllLess(after[gradient != 0], 0.9)
+
+
+class WarmUpTest(tf.test.TestCase):
+    def rates(self, schedule, steps, warmup=10, total=110, end=0.0):
+        rate = optim.WarmUp(2.0, warmup_steps=warmup, total_steps=total, schedule=schedule, end=end)
+        return [float(rate(step)) for step in steps]
+
+    def test_rates_of_named_updates(self):
+        # Update 0 uses the rate at 1, update 9 is the last of ten warm-up steps, update 59 is half-way.
+        steps = [0, 4, 9, 34, 59, 109, 500]
+        for schedule, expected in (
+            ("constant", [0.2, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
+            ("linear", [0.2, 1.0, 2.0, 1.5, 1.0, 0.0, 0.0]),
+            ("cosine", [0.2, 1.0, 2.0, 1 + math.sqrt(0.5), 1.0, 0.0, 0.0]),
+            ("inverse_sqrt", [0.2, 1.0, 2.0, *(2 * math.sqrt(10 / s) for s in (35, 60, 110, 501))]),
+        ):
+            self.assertAllClose(self.rates(schedule, steps), expected, 1e-5, 1e-6, msg=schedule)
+
+    def test_end(self):
+        self.assertAllClose(self.rates("linear", [59, 109, 200], end=0.5), [1.25, 0.5, 0.5], 1e-5)
+        self.assertAllClose(self.rates("cosine", [59, 109, 200], end=0.5), [1.25, 0.5, 0.5], 1e-5)
+
+    def test_without_warm_up(self):
+        for schedule in optim.SCHEDULES:
+            first = self.rates(schedule, [0], warmup=0, total=10**6)[0]
+            self.assertNear(first, 2.0, 1e-4, schedule)
+        self.assertAllClose(self.rates("linear", [10, 19], warmup=20, total=20), [1.1, 2.0], 1e-5)
+
+    def test_vaswani(self):
+        # Section 5.3: d^-0.5 min(s^-0.5, s w^-1.5), whose peak is (d w)^-0.5.
+        d, warmup = 512, 4000
+        rate = optim.WarmUp((d * warmup) ** -0.5, warmup_steps=warmup, total_steps=1, schedule="inverse_sqrt")
+        for s in (1, 100, 4000, 4001, 50_000):
+            expected = d**-0.5 * min(s**-0.5, s * warmup**-1.5)
+            self.assertAllClose(rate(tf.constant(s - 1, tf.int64)), expected, 1e-5)
+
+    def test_wrong_use(self):
+        with self.assertRaisesRegex(UserError, "--schedule=step: must be one of linear"):
+            self.rates("step", [0])
+        with self.assertRaisesRegex(UserError, r"--warmup_steps=20: must not exceed --steps \(10\)"):
+            self.rates("linear", [0], warmup=20, total=10)
+
+    def test_config_makes_the_same_schedule(self):
+        rate = optim.WarmUp(2.0, warmup_steps=5, total_steps=9, schedule="cosine", end=0.1)
+        again = optim.WarmUp(**rate.get_config())
+        self.assertEqual([float(rate(s)) for s in range(12)], [float(again(s)) for s in range(12)])
+
+
+class LossScalingTest(tf.test.TestCase):
+    def test_finite_gradients_are_unscaled_and_others_skipped(self):
+        values, plain = variables(), variables()
+        optimizer = optim.make_optimizer("adamw", 0.01, values, weight_decay=0.1, loss_scaling=True)
+        reference = optim.make_optimizer("adamw", 0.01, plain, weight_decay=0.1)
+        grads = gradients()
+        scale = float(optimizer.dynamic_scale)
+        self.assertGreater(scale, 1)
+        run(optimizer, values, [[g * scale for g in grads[0]]])
+        run(reference, plain, grads[:1])
+        for one, two in zip(values, plain, strict=True):
+            self.assertAllClose(one, two, 1e-6, 1e-7)
+
+        before = [v.numpy() for v in [*values, *optimizer.inner_optimizer.variables]]
+        for bad in (np.inf, np.nan):
+            broken = [g.copy() for g in grads[1]]
+            broken[2].flat[4] = bad
+            run(optimizer, values, [broken])
+            scale /= 2
+            self.assertEqual(float(optimizer.dynamic_scale), scale)
+            after = [v.numpy() for v in [*values, *optimizer.inner_optimizer.variables]]
+            for one, two in zip(after, before, strict=True):
+                self.assertAllEqual(one, two)
+
+    def test_its_state_is_among_its_variables(self):
+        optimizer = optim.make_optimizer("adamw", 0.01, variables(), loss_scaling=True)
+        kept = {id(v) for v in optimizer.variables}
+        self.assertContainsSubset({id(optimizer.dynamic_scale), id(optimizer.step_counter)}, kept)
+        self.assertIn(id(optimizer.inner_optimizer.iterations), kept)
+
+
+if __name__ == "__main__":
+    tf.test.main()
