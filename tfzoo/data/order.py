@@ -17,6 +17,6 @@ def epoch_and_index(position, num_examples: int, seed: int):
 
 
 def example_seed(seed: int, epoch, index):
-    """A seed [2] int32 for tf.random.stateless_*, of its own for every (seed, epoch, index)."""
+    """A seed [2] for tf.random.stateless_*, int64 as epoch and index are, of its own for each of them."""
     folded = tf.random.experimental.stateless_fold_in(tf.constant([seed & 0x7FFFFFFF, 0], tf.int32), epoch)
     return tf.random.experimental.stateless_fold_in(folded, index)

@@ -70,7 +70,7 @@ def cached(
         sums = json.loads((folder / "sha256.json").read_text())
         if all(files.sha256(folder / f"{name}.npy") == sums[name] for name in names):
             return TokenizedCorpus(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     corpus = tokenize(documents, tokenizer)
     if folder.exists():
