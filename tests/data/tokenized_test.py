@@ -1,0 +1,87 @@
+"""A corpus as flat arrays: every token of every sentence, borders where they belong, a cache that is checked."""
+
+import pathlib
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo.data import tokenized
+from tfzoo.data.corpus import Corpus, Document
+from tfzoo.text.wordpiece import WordPiece
+
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d", "##s", "."]
+DOCUMENTS = [
+    Document("one", ["a b.", "cs d"]),
+    Document("two", ["", "\u200b"]),  # Without tokens.
+    Document("three", ["", "d", "", "zebra as"]),
+    Document("four", []),
+]
+IDS = [5, 6, 10, 7, 9, 8, 8, 1, 5, 9]
+
+
+class TokenizeTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.tokenizer = WordPiece(VOCAB)
+
+    def check(self, corpus):
+        self.assertAllEqual(corpus.token_ids, IDS)
+        self.assertEqual(corpus.token_ids.dtype, np.int32)
+        self.assertAllEqual(corpus.sentence_starts, [0, 3, 6, 7, 10])
+        self.assertAllEqual(corpus.document_starts, [0, 6, 10])
+
+    def test_borders(self):
+        self.check(tokenized.tokenize(DOCUMENTS, self.tokenizer))
+
+    def test_however_many_are_tokenized_at_a_time(self):
+        for size in (1, 2, 3, 8):
+            with mock.patch.object(tokenized, "_BATCH", size):
+                self.check(tokenized.tokenize(DOCUMENTS, self.tokenizer))
+
+    def test_nothing(self):
+        for documents in ([], [Document("x", [])], [Document("x", [""])]):
+            corpus = tokenized.tokenize(documents, self.tokenizer)
+            self.assertEqual(corpus.token_ids.shape, (0,))
+            self.assertAllEqual(corpus.sentence_starts, [0])
+            self.assertAllEqual(corpus.document_starts, [0])
+
+    def test_the_cache(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.check(tokenized.cached(DOCUMENTS, self.tokenizer, "f", folder))
+        with mock.patch.object(tokenized, "tokenize", side_effect=AssertionError("not from the cache")):
+            self.check(tokenized.cached(DOCUMENTS, self.tokenizer, "f", folder))
+            for other in (("g", self.tokenizer), ("f", WordPiece([*VOCAB, "e"]))):
+                with self.assertRaisesRegex(AssertionError, "not from the cache"):
+                    tokenized.cached(DOCUMENTS, other[1], other[0], folder)
+
+    def test_a_damaged_cache_is_made_again(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        tokenized.cached(DOCUMENTS, self.tokenizer, "f", folder)
+        (array,) = pathlib.Path(folder).glob("*/token_ids.npy")
+        whole = array.read_bytes()
+        for damaged in (whole[:-1] + b"\x01", whole[:-4], b""):
+            array.write_bytes(damaged)
+            self.check(tokenized.cached(DOCUMENTS, self.tokenizer, "f", folder))
+            self.assertEqual(array.read_bytes(), whole)
+        (array.parent / "sha256.json").write_text("[]")
+        self.check(tokenized.cached(DOCUMENTS, self.tokenizer, "f", folder))
+
+
+class VocabularyTest(tf.test.TestCase):
+    def test_trained_on_the_training_part_and_kept(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        train = [Document("x", ["apple banana"] * 5)]
+        corpus = Corpus("c", "f" * 64, train, [Document("y", ["cherry"] * 50)], {})
+        vocab = tokenized.cached_vocabulary(corpus, 100, True, folder)
+        self.assertIn("apple", vocab)
+        self.assertNotIn("cherry", vocab)
+        with mock.patch.object(tokenized, "train_wordpiece", side_effect=AssertionError("trained")):
+            self.assertEqual(tokenized.cached_vocabulary(corpus, 100, True, folder), vocab)
+            with self.assertRaisesRegex(AssertionError, "trained"):
+                tokenized.cached_vocabulary(corpus, 100, False, folder)
+
+
+if __name__ == "__main__":
+    tf.test.main()
