@@ -173,9 +173,10 @@ def compare_logits(got, want, limit):
     rows, places = want["positions"].T
     scale = max(1.0, np.abs(want["values"]).max())
     worst = difference(got[rows, places], want["values"], scale, limit)
-    largest = got.max(-1).astype(np.float64)
-    logsumexp = np.log(np.exp(got - largest[..., None]).sum(-1)) + largest
-    worst = max(worst, difference(logsumexp, want["logsumexp"], scale, limit))
+    for row, stated in zip(got.astype(np.float32), want["logsumexp"]):  # Row by row, to save memory.
+        largest = row.max(-1).astype(np.float64)
+        logsumexp = np.log(np.exp(row - largest[:, None]).sum(-1)) + largest
+        worst = max(worst, difference(logsumexp, stated, scale, limit))
     wrong = (got.argmax(-1) != want["argmax"]) & want["decided"]
     if wrong.any():
         raise Failure(f"the arg-max is another at {int(wrong.sum())} of {wrong.size} positions")

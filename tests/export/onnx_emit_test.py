@@ -1,5 +1,7 @@
 """The graphs against the Keras models, in onnxruntime."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import onnx
@@ -11,7 +13,7 @@ from tfzoo import nn
 from tfzoo.errors import UserError
 from tfzoo.export import artifact, onnx_emit
 
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "as BERT is": {},
     "norm first, no segments": dict(norm_first=True, activation="gelu_tanh", num_segments=0),
     "sinusoidal positions": dict(positions="sinusoidal", activation="relu"),

@@ -28,10 +28,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    import tfzoo  # TensorFlow takes seconds to import, and --help needs none of it.
+    from tfzoo import runs  # TensorFlow takes seconds to import, and --help needs none of it.
     from tfzoo.export import artifact
 
-    model, tokenizer = tfzoo.load(flags.model_dir, flags.checkpoint)
+    model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
     folders = artifact.export(
         model, tokenizer, flags.output_dir, name=flags.name, version=flags.version, formats=flags.formats
     )

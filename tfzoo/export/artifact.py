@@ -35,7 +35,7 @@ def export(
     version: int | None = None,
     formats: Sequence[str] = FORMATS,
 ) -> dict[str, pathlib.Path]:
-    """Writes OUTPUT_DIR/FORMAT/NAME/VERSION/ for each format, all of them or none.
+    """Writes OUTPUT_DIR/FORMAT/NAME/VERSION/ for each format. None appears before all have been replayed.
 
     Args:
       version: the next free one where it is None.

@@ -67,15 +67,12 @@ def logits(model: keras.Model, inputs: dict[str, np.ndarray]) -> dict[str, np.nd
     """The group of arrays that stands for logits [B, L, V]."""
     values = np.asarray(model(inputs)["logits"])
     batch, length, vocab = values.shape
-    wide = values.astype(np.float64)
-    largest = wide.max(-1)
-    logsumexp = np.log(np.exp(wide - largest[..., None]).sum(-1)) + largest
-    if vocab > 1:
-        second = np.partition(values, -2)[..., -2]
-        least = 2 * tolerances(model.config.num_layers)["logits"] * max(1.0, np.abs(values).max())
-        decided = values.max(-1) - second > least
-    else:
-        decided = np.ones((batch, length), bool)
+    least = 2 * tolerances(model.config.num_layers)["logits"] * max(1.0, np.abs(values).max())
+    logsumexp, decided = np.zeros((batch, length), np.float32), np.zeros((batch, length), bool)
+    for i, row in enumerate(values):  # One by one, to save memory.
+        second, largest = np.partition(row.astype(np.float64), (-2, -1))[:, -2:].T
+        logsumexp[i] = np.log(np.exp(row - largest[:, None]).sum(-1)) + largest
+        decided[i] = largest - second > least
     count = min(batch * length, max(4, _VALUES // vocab))
     places = np.linspace(0, batch * length - 1, count).astype(int)  # The first and the last among them.
     positions = np.stack([places // length, places % length], axis=1).astype(np.int32)
@@ -83,7 +80,7 @@ def logits(model: keras.Model, inputs: dict[str, np.ndarray]) -> dict[str, np.nd
         "positions": positions,
         "values": values[positions[:, 0], positions[:, 1]],
         "argmax": values.argmax(-1).astype(np.int32),
-        "logsumexp": logsumexp.astype(np.float32),
+        "logsumexp": logsumexp,
         "decided": decided,
     }
 
