@@ -3,8 +3,10 @@
 A row is a window of at most `num_tokens` tokens of one document. Windows follow each other without gap or
 overlap, so no token is lost, and a row's index alone determines the row. Every epoch cuts a row anew at one of
 the sentence boundaries inside it. Then, half of the time, what follows the cut is replaced by as many tokens
-from the start of a sentence of another document: first and second segment have the same lengths and the same
-kind of end whether they belong together or not, so that nothing but the text tells.
+from the start of a sentence of another document: one that ends there too where the row ends its document, one
+that goes on where the row's goes on, and never a document's first sentence, for what follows a cut is none. First
+and second segment so have the same lengths, beginnings and ends whether they belong together or not, and nothing
+but the text tells. A row for which no other document has such a sentence is not cut.
 """
 
 import numpy as np
@@ -29,6 +31,11 @@ class PairRows:
             ends.append(cuts[1:])
         none = [np.zeros(0, np.int64)]
         self._starts, self._ends = np.concatenate(starts or none), np.concatenate(ends or none)
+        # The sentences that may stand in: all but documents' first, by how many tokens their document still has.
+        inner = np.setdiff1d(corpus.sentence_starts, corpus.document_starts)
+        left = corpus.document_starts[np.searchsorted(corpus.document_starts, inner)] - inner
+        by_left = np.argsort(left, kind="stable")
+        self._inner, self._left = inner[by_left], left[by_left]
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -38,11 +45,11 @@ class PairRows:
 
         Args:
           index: below len(self).
-          numbers: [3] floats in [0, 1), which decide where to cut, whether to replace, and by what.
+          numbers: [4] floats in [0, 1), which decide where to cut, whether to replace, and (the last two) by what.
 
         Returns:
           first, second: int32 token ids; together at most num_tokens. label: NEXT, NOT_NEXT, or NO_PAIR for a row
-          with no sentence boundary inside, which is not cut (second is empty).
+          that is not cut, having no sentence boundary inside or nothing to replace its end (second is empty).
         """
         corpus = self._corpus
         begin, end = int(self._starts[index]), int(self._ends[index])
@@ -53,15 +60,27 @@ class PairRows:
             return corpus.token_ids[begin:end], corpus.token_ids[:0], NO_PAIR
         cut = int(sentences[low + int(float(numbers[0]) * (high - low))])
         first, second = corpus.token_ids[begin:cut], corpus.token_ids[cut:end]
+        other = self._stand_in(begin, end, cut, numbers[2:])
+        if other is None:
+            return corpus.token_ids[begin:end], corpus.token_ids[:0], NO_PAIR
         if numbers[1] < 0.5:
             return first, second, NEXT
-        # The document's own sentences are the numbers from `own` to `beyond`; draw among all others.
-        document = np.searchsorted(corpus.document_starts, begin, side="right") - 1
-        own, beyond = np.searchsorted(sentences, corpus.document_starts[document : document + 2])
-        others = len(sentences) - 1 - (beyond - own)
-        if others == 0:
-            return first, second, NEXT  # There is one document only.
-        drawn = int(float(numbers[2]) * others)
-        start = int(sentences[drawn if drawn < own else drawn + beyond - own])
-        limit = corpus.document_starts[np.searchsorted(corpus.document_starts, start, side="right")]
-        return first, corpus.token_ids[start : min(start + end - cut, int(limit))], NOT_NEXT
+        return first, corpus.token_ids[other : other + end - cut], NOT_NEXT
+
+    def _stand_in(self, begin: int, end: int, cut: int, numbers) -> int | None:
+        """Where a sentence of another document starts that may replace the tokens from `cut` to `end`, if any does."""
+        borders = self._corpus.document_starts
+        document = np.searchsorted(borders, begin, side="right") - 1
+        own, beyond = borders[document], borders[document + 1]
+        low = np.searchsorted(self._left, end - cut)
+        high = np.searchsorted(self._left, end - cut, side="right")
+        candidates = self._inner[low:high] if end == beyond else self._inner[high:]
+        # The whole list is gone through only where the first draw is from this document.
+        for number in numbers:
+            if len(candidates) == 0:
+                return None
+            drawn = candidates[int(float(number) * len(candidates))]
+            if not own <= drawn < beyond:
+                return int(drawn)
+            candidates = candidates[(candidates < own) | (candidates >= beyond)]
+        return None

@@ -7,9 +7,7 @@ from tfzoo.data import order
 from tfzoo.data.pairs import PairRows
 
 
-def examples(
-    rows: PairRows, positions: tf.data.Dataset, seed: int, epoch: int | None = None
-) -> tf.data.Dataset:
+def examples(rows: PairRows, positions: tf.data.Dataset, seed: int, epoch: int | None = None) -> tf.data.Dataset:
     """Examples at global positions (a dataset of int64), each with the seed of its own.
 
     An example is {"first": int32 [a], "second": int32 [b], "next_sentence": int32 [], "seed": int32 [2]}. `epoch`
@@ -27,10 +25,8 @@ def examples(
             current, index = tf.constant(epoch, tf.int64), position
         example_seed = order.example_seed(seed, current, index)
         # The row's own draws and the objective's come from one seed, folded differently.
-        numbers = tf.random.stateless_uniform([3], tf.random.experimental.stateless_fold_in(example_seed, 1))
-        first, second, label = tf.numpy_function(
-            read, [index, numbers], [tf.int32, tf.int32, tf.int32], stateful=False
-        )
+        numbers = tf.random.stateless_uniform([4], tf.random.experimental.stateless_fold_in(example_seed, 1))
+        first, second, label = tf.numpy_function(read, [index, numbers], [tf.int32, tf.int32, tf.int32], stateful=False)
         return {
             "first": tf.ensure_shape(first, [None]),
             "second": tf.ensure_shape(second, [None]),
@@ -51,9 +47,7 @@ def training_batches(rows, objective, *, batch_size: int, seed: int, first_step:
 def evaluation_batches(rows, objective, *, batch_size: int, seed: int, num_batches: int):
     """The first rows of the held-out part, in order and always prepared alike; whole batches."""
     positions = tf.data.Dataset.range(min(len(rows), num_batches * batch_size))
-    batches = examples(rows, positions, seed, epoch=0).map(
-        objective.prepare, num_parallel_calls=2, deterministic=True
-    )
+    batches = examples(rows, positions, seed, epoch=0).map(objective.prepare, num_parallel_calls=2, deterministic=True)
     return batches.batch(batch_size, drop_remainder=True).with_options(_options())
 
 
