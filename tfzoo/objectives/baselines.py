@@ -26,13 +26,15 @@ class NeighbourTable:
         order = np.lexsort((self._counts, seen))
         self._best = np.full(self._size, int(np.argmax(frequency)))
         self._best[seen[order]] = self._pairs[order] % self._size
+        # Searching ends at a pair past all others, also where a text is too short to have any.
+        self._pairs, self._counts = np.append(self._pairs, self._size**2), np.append(self._counts, 0)
 
     def likeliest(self, neighbours: np.ndarray) -> np.ndarray:
         return self._best[neighbours]
 
     def probability(self, neighbours: np.ndarray, words: np.ndarray) -> np.ndarray:
         keys = neighbours.astype(np.int64) * self._size + words
-        where = np.minimum(np.searchsorted(self._pairs, keys), len(self._pairs) - 1)
+        where = np.searchsorted(self._pairs, keys)
         count = np.where(self._pairs[where] == keys, self._counts[where], 0)
         types = self._types[neighbours]
         smoothed = count + types * self._frequency[words]
