@@ -1,0 +1,93 @@
+"""Batches: the rows that the order names, bit for bit the same from whatever step they are read."""
+
+import numpy as np
+import tensorflow as tf
+
+from tests.data.pairs_test import corpus, random_corpus
+from tfzoo.data import order, pipeline
+from tfzoo.data.pairs import PairRows
+
+
+class Plain:
+    """An objective that shows what it is given."""
+
+    def prepare(self, example):
+        def pad(x):
+            return tf.ensure_shape(tf.pad(x, [[0, 40 - tf.size(x)]], constant_values=-1), [40])
+
+        return example | {"first": pad(example["first"]), "second": pad(example["second"])}
+
+
+class PipelineTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.rows = PairRows(random_corpus(20, longest=4), 30)
+
+    def training(self, first_step=0, num_steps=12, seed=3, batch_size=4):
+        batches = pipeline.training_batches(
+            self.rows, Plain(), batch_size=batch_size, seed=seed, first_step=first_step, num_steps=num_steps
+        )
+        return list(batches.as_numpy_iterator())
+
+    def test_from_any_step_on_the_same_bits(self):
+        whole = self.training()
+        self.assertLen(whole, 12)
+        for first in (0, 1, 7, 11, 12):
+            rest = self.training(first)
+            self.assertLen(rest, 12 - first)
+            for one, two in zip(rest, whole[first:], strict=True):
+                for name in one:
+                    self.assertEqual(one[name].tobytes(), two[name].tobytes(), name)
+        longer = self.training(num_steps=20)[:12]
+        self.assertAllEqual([b["seed"] for b in longer], [b["seed"] for b in whole])
+
+    def test_the_batch_size_changes_nothing_but_the_grouping(self):
+        small, large = self.training(num_steps=24, batch_size=2), self.training(num_steps=4, batch_size=12)
+        for name in small[0]:
+            one, two = (np.concatenate([batch[name] for batch in batches]) for batches in (small, large))
+            self.assertAllEqual(one, two)
+
+    def test_rows_follow_the_order_and_every_epoch_draws_anew(self):
+        count = len(self.rows)
+        batches = self.training(num_steps=2 * count, batch_size=1)
+        seeds = []
+        for position, batch in enumerate(batches):
+            epoch, index = order.epoch_and_index(position, count, 3)
+            first, *_ = self.rows.row(int(index), np.zeros(4))
+            # The first token of a row is its own number in the corpus.
+            self.assertEqual(batch["first"][0, 0], first[0])
+            self.assertEqual(int(epoch), position // count)
+            seeds.append(tuple(batch["seed"][0]))
+        self.assertLen(set(seeds), 2 * count)
+        by_row = {}
+        for batch in batches:
+            by_row.setdefault(batch["first"][0, 0], []).append(batch["first"][0])
+        self.assertTrue(any(not np.array_equal(*both) for both in by_row.values()))
+
+    def test_seeds_differ(self):
+        one, two = (np.concatenate([b["first"][:, 0] for b in self.training(seed=s)]) for s in (3, 4))
+        self.assertNotAllEqual(one, two)
+
+    def test_evaluation_is_in_order_and_always_alike(self):
+        def read(num_batches):
+            batches = pipeline.evaluation_batches(self.rows, Plain(), batch_size=4, seed=3, num_batches=num_batches)
+            return list(batches.as_numpy_iterator())
+
+        three, again = read(3), read(3)
+        self.assertLen(three, 3)
+        for one, two in zip(three, again, strict=True):
+            for name in one:
+                self.assertAllEqual(one[name], two[name])
+        firsts = np.concatenate([batch["first"][:, 0] for batch in three])
+        self.assertAllEqual(firsts, [self.rows.row(i, np.zeros(4))[0][0] for i in range(12)])
+        self.assertLen(read(1000), len(self.rows) // 4)  # Whole batches of what there is.
+
+    def test_an_empty_corpus_gives_no_evaluation_batches(self):
+        rows = PairRows(corpus([]), 30)
+        batches = pipeline.evaluation_batches(rows, Plain(), batch_size=4, seed=3, num_batches=2)
+        self.assertEmpty(list(batches))
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,298 @@
+"""Masked words and pairs: what is drawn, what is shown, and the loss against NumPy."""
+
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+import tfzoo
+from tests.nn.formulas import randomize
+from tfzoo.objectives import masked_lm
+from tfzoo.objectives.masked_lm import MaskedLM
+from tfzoo.text.wordpiece import WordPiece
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# Ids 0-4 special, 5-34 begin a word, 35-54 continue one.
+VOCAB = [*SPECIAL, *(chr(97 + i % 26) * (1 + i // 26) for i in range(30)), *(f"##{chr(97 + i)}" for i in range(20))]
+PAD, UNK, CLS, SEP, MASK = range(5)
+
+
+def example(first, second=(), label=-1, seed=0):
+    return {
+        "first": tf.constant(first, tf.int32, [len(first)]),
+        "second": tf.constant(second, tf.int32, [len(second)]),
+        "next_sentence": tf.constant(label, tf.int32),
+        "seed": tf.constant([seed, 2], tf.int32),
+    }
+
+
+def random_row(length, seed, lowest=0):
+    return np.random.default_rng(seed).integers(lowest, len(VOCAB), length)
+
+
+class MaskedLMCase(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.tokenizer = WordPiece(VOCAB)
+
+    def prepared(self, objective, examples):
+        """Features of many examples, by one graph as in the pipeline: a dict of stacked arrays."""
+        signature = {
+            name: tf.TensorSpec([None] if name in ("first", "second") else x.shape, x.dtype)
+            for name, x in examples[0].items()
+        }
+        prepare = tf.function(objective.prepare, input_signature=[signature])
+        features = [prepare(each) for each in examples]
+        return {name: np.stack([f[name].numpy() for f in features]) for name in features[0]}
+
+
+class PrepareTest(MaskedLMCase):
+    def test_the_worked_example(self):
+        objective = MaskedLM(self.tokenizer, 9, mask_rate=0.5)
+        shown = [0.0]  # All drawn words become [MASK].
+        uniform = tf.random.stateless_uniform
+
+        def draws(shape, seed, *args, **kwargs):
+            if len(shape) == 1:  # The scores of the tokens 10, 11, 12 and 13: the first and third are least.
+                return tf.constant([0.1, 0.9, 0.2, 0.8])
+            return uniform(shape, seed, *args, **kwargs) * shown[0]
+
+        with mock.patch.object(masked_lm.tf.random, "stateless_uniform", draws):
+            features = objective.prepare(example([10, 11], [12, 13], label=1))
+        expected = {
+            "token_ids": [CLS, MASK, 11, SEP, MASK, 13, SEP, PAD, PAD],
+            "segment_ids": [0, 0, 0, 0, 1, 1, 1, 0, 0],
+            "padding_mask": [True] * 7 + [False] * 2,
+            "masked_positions": [1, 4, 0],
+            "masked_ids": [10, 12, 0],
+            "masked_weights": [1.0, 1.0, 0.0],
+            "next_sentence": 1,
+            "next_sentence_weight": 1.0,
+        }
+        self.assertEqual(sorted(features), sorted(expected))
+        for name, value in expected.items():
+            self.assertAllEqual(features[name], value)
+
+    def test_rates_specials_and_restoring(self):
+        length = 64
+        for whole_words in (False, True):
+            objective = MaskedLM(self.tokenizer, length, whole_words=whole_words)
+            examples, originals = [], []
+            for i in range(200):
+                row = random_row(objective.row_tokens, i)
+                cut = 5 + i % 50
+                examples.append(example(row[:cut], row[cut:], i % 2, seed=i))
+                originals.append([CLS, *row[:cut], SEP, *row[cut:], SEP])
+            features, originals = self.prepared(objective, examples), np.array(originals)
+            drawn_all = kept = masked = changed = 0
+            seen = np.zeros(len(VOCAB), int)
+            for i, original in enumerate(originals):
+                count = int(features["masked_weights"][i].sum())
+                positions, ids = features["masked_positions"][i, :count], features["masked_ids"][i, :count]
+                self.assertTrue(np.all(np.diff(positions) > 0))
+                self.assertAllEqual(features["masked_weights"][i], np.arange(len(features["masked_ids"][i])) < count)
+                self.assertTrue(np.all(original[positions] >= 5), "a special token was drawn")
+                restored = features["token_ids"][i].copy()
+                shown = restored[positions]
+                self.assertTrue(np.all((shown >= 5) | (shown == MASK)), "a special token was put in")
+                restored[positions] = ids
+                self.assertAllEqual(restored, original)
+                wanted = max(1, round(0.15 * np.sum(original >= 5)))
+                if whole_words:
+                    self.assertLessEqual(count, wanted)
+                    self.assertGreaterEqual(count, wanted - 4)
+                else:
+                    self.assertEqual(count, wanted)
+                drawn_all += count
+                masked += np.sum(shown == MASK)
+                kept += np.sum(shown == ids)
+                changed += np.sum((shown != MASK) & (shown != ids))
+                np.add.at(seen, shown[(shown != MASK) & (shown != ids)], 1)
+            spread = 4 * np.sqrt(0.25 / drawn_all)
+            self.assertNear(masked / drawn_all, 0.8, spread)
+            # One random word in fifty is the word itself.
+            self.assertNear(kept / drawn_all, 0.1 + 0.1 / 50, spread)
+            self.assertNear(changed / drawn_all, 0.1 - 0.1 / 50, spread)
+            # Every ordinary word comes up, the first and the last too.
+            self.assertAllEqual(seen[:5], np.zeros(5))
+            self.assertGreater(np.mean(seen[5:] > 0), 0.9)
+
+    def test_every_position_is_drawn_alike(self):
+        for whole_words in (False, True):
+            objective = MaskedLM(self.tokenizer, 43, whole_words=whole_words)
+            row = np.full(40, 7)
+            features = self.prepared(objective, [example(row, seed=i) for i in range(300)])
+            weights = features["masked_weights"] > 0
+            counts = np.bincount(features["masked_positions"][weights], minlength=43)
+            self.assertEqual(counts.sum(), 300 * 6)
+            self.assertAllEqual(counts[[0, 41, 42]], [0, 0, 0])
+            self.assertLess(np.abs(counts[1:41] - 45).max(), 5 * np.sqrt(45))
+
+    def test_seeds_decide(self):
+        objective = MaskedLM(self.tokenizer, 64)
+        row = random_row(61, 0, lowest=5)
+        one, same, other = (objective.prepare(example(row, seed=seed)) for seed in (1, 1, 2))
+        for name in one:
+            self.assertAllEqual(one[name], same[name])
+        self.assertNotAllEqual(one["masked_positions"], other["masked_positions"])
+
+    def test_whole_words(self):
+        # Words of 1, 2, 3 and 4 pieces; [UNK] and [SEP] end one; a row may begin within a word.
+        row = [36, 5, 6, 35, 7, 36, 37, UNK, 38, 8, 39, 40, 41, 9, 10, 11]
+        words = [{1}, {2}, {3, 4}, {5, 6, 7}, {9}, {10, 11, 12, 13}, {14}, {15}, {16}, {18, 19}, {20}]
+        second = [37, 38, 12]
+        objective = MaskedLM(self.tokenizer, 24, mask_rate=0.4, whole_words=True)
+        features = self.prepared(objective, [example(row, second, 0, seed=i) for i in range(150)])
+        drawn = set()
+        for positions, weights in zip(features["masked_positions"], features["masked_weights"], strict=True):
+            chosen = set(positions[weights > 0].tolist())
+            self.assertLessEqual(len(chosen), round(0.4 * 18))
+            for word in words:
+                self.assertIn(len(word & chosen), (0, len(word)))
+                drawn |= {tuple(sorted(word))} if word <= chosen else set()
+            self.assertLessEqual(chosen, set().union(*words))
+        self.assertLen(drawn, len(words))  # Each has been drawn.
+
+    def test_empty_short_and_longest_rows(self):
+        for whole_words in (False, True):
+            for next_sentence in (False, True):
+                objective = MaskedLM(self.tokenizer, 24, whole_words=whole_words, next_sentence=next_sentence)
+                self.assertEqual(objective.row_tokens, 21)
+                rows = [[], [UNK], [9], [UNK, 9, UNK], random_row(21, 0, lowest=5)]
+                features = self.prepared(objective, [example(row) for row in rows])
+                self.assertAllEqual(features["masked_weights"].sum(1)[:4], [0, 0, 1, 1])
+                self.assertAllEqual(features["masked_positions"][:4, 0], [0, 0, 1, 2])
+                self.assertAllEqual(features["padding_mask"].sum(1), [2, 3, 3, 5, 23])
+                self.assertAllEqual(features["token_ids"][0, :3], [CLS, SEP, PAD])
+                self.assertAllEqual(features["next_sentence_weight"], np.zeros(5))
+                self.assertAllEqual(features["segment_ids"], np.zeros([5, 24]))
+        full = objective.prepare(example(random_row(10, 0, lowest=5), random_row(11, 0, lowest=5), 1))
+        self.assertAllEqual(full["padding_mask"], np.ones(24, bool))
+        self.assertEqual(full["token_ids"][-1], SEP)
+
+    def test_labels(self):
+        objective = MaskedLM(self.tokenizer, 24)
+        for label, expected in ((0, (0, 1.0)), (1, (1, 1.0)), (-1, (0, 0.0))):
+            features = objective.prepare(example([7, 8], [9] if label >= 0 else [], label))
+            self.assertEqual((features["next_sentence"], features["next_sentence_weight"]), expected)
+
+    def test_shapes_are_static(self):
+        for whole_words in (False, True):
+            objective = MaskedLM(self.tokenizer, 24, whole_words=whole_words)
+            dataset = tf.data.Dataset.from_tensors(example([5, 6]))
+            signature = {
+                name: tf.TensorSpec([None] if name in ("first", "second") else spec.shape, spec.dtype)
+                for name, spec in dataset.element_spec.items()
+            }
+            outputs = tf.function(objective.prepare, input_signature=[signature]).get_concrete_function()
+            for name, spec in outputs.structured_outputs.items():
+                self.assertTrue(spec.shape.is_fully_defined(), name)
+
+
+class LossTest(MaskedLMCase):
+    def setUp(self):
+        super().setUp()
+        self.model = tfzoo.build(
+            "bert_tiny",
+            vocab_size=len(VOCAB),
+            hidden_size=8,
+            num_layers=1,
+            num_heads=2,
+            intermediate_size=12,
+            max_positions=32,
+            dropout=0.0,
+            attention_dropout=0.0,
+        )
+        randomize(self.model)
+
+    def batch(self, objective, count=6):
+        rows = [random_row(12 + i, i) for i in range(count)]
+        labels = [(0, 1, -1)[i % 3] for i in range(count)]
+        return self.prepared(
+            objective,
+            [
+                example(row[:9], row[9:] if label >= 0 else [], label, seed=i)
+                for i, (row, label) in enumerate(zip(rows, labels, strict=True))
+            ],
+        )
+
+    def expected(self, batch, next_sentence=True):
+        """{name: (sum, weight)} by NumPy, from the logits at all positions."""
+        inputs = {name: batch[name] for name in ("token_ids", "segment_ids", "padding_mask")}
+        outputs = self.model(inputs)
+
+        def nats(logits, label):
+            logits = logits.numpy().astype(np.float64)
+            return np.log(np.exp(logits).sum()) - logits[label], float(np.argmax(logits) == label)
+
+        sums = np.zeros([2, 3])
+        loss = 0.0
+        for i in range(len(batch["token_ids"])):
+            words = [
+                nats(outputs["logits"][i, position], label)
+                for position, label, weight in zip(
+                    batch["masked_positions"][i], batch["masked_ids"][i], batch["masked_weights"][i], strict=True
+                )
+                if weight
+            ]
+            sums[0] += [sum(w[0] for w in words), sum(w[1] for w in words), len(words)]
+            loss += sum(w[0] for w in words)
+            if next_sentence and batch["next_sentence_weight"][i]:
+                pair = nats(outputs["next_sentence_logits"][i], batch["next_sentence"][i])
+                sums[1] += [*pair, 1]
+                loss += pair[0] * len(words)
+        return loss, sums
+
+    def test_loss_and_metrics_against_numpy(self):
+        for next_sentence in (True, False):
+            objective = MaskedLM(self.tokenizer, 32, next_sentence=next_sentence)
+            batch = self.batch(objective)
+            if not next_sentence:
+                self.assertAllEqual(batch["next_sentence_weight"], np.zeros(6))
+            loss, (words, pairs) = self.expected(batch, next_sentence)
+            self.assertAllClose(objective.loss(self.model, batch), (loss, words[2]), 1e-5)
+            metrics = objective.metrics(self.model, batch)
+            expected = {
+                "masked_lm_loss": (words[0], words[2]),
+                "masked_lm_accuracy": (words[1], words[2]),
+            }
+            if next_sentence:
+                expected |= {
+                    "next_sentence_loss": (pairs[0], pairs[2]),
+                    "next_sentence_accuracy": (pairs[1], pairs[2]),
+                }
+            self.assertEqual(sorted(metrics), sorted(expected))
+            for name, value in expected.items():
+                self.assertAllClose(metrics[name], value, 1e-5, msg=name)
+
+    def test_sums_over_parts_are_the_sum_of_the_whole(self):
+        objective = MaskedLM(self.tokenizer, 32)
+        batch = self.batch(objective)
+        whole = objective.loss(self.model, batch)
+        for cuts in ([2], [1, 3, 4]):
+            parts = [
+                objective.loss(self.model, {name: x[i:j] for name, x in batch.items()})
+                for i, j in zip([0, *cuts], [*cuts, 6], strict=True)
+            ]
+            self.assertAllClose([sum(p[0] for p in parts), sum(p[1] for p in parts)], whole, 1e-6)
+
+    def test_only_the_masked_positions_get_logits(self):
+        objective = MaskedLM(self.tokenizer, 32)
+        batch = self.batch(objective)
+        predictions = batch["masked_ids"].shape[1]
+        self.assertLess(predictions, 6)
+        logits = []
+        head = self.model.masked_lm.call
+
+        def call(*args, **kwargs):
+            logits.append(head(*args, **kwargs))
+            return logits[-1]
+
+        with mock.patch.object(self.model.masked_lm, "call", call):
+            objective.loss(self.model, batch)
+        self.assertEqual([tuple(x.shape) for x in logits], [(6, predictions, len(VOCAB))])
+
+
+if __name__ == "__main__":
+    tf.test.main()
