@@ -140,9 +140,7 @@ def main(flags: absl_flags.FlagValues) -> int:
     config_lib.from_mapping(vars(config) | overrides)  # Bad overrides are reported before anything is read.
     cache_dir = pathlib.Path(flags.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
     corpus, tokenizer = read_corpus(flags, run_dir, cache_dir, resuming)
-    if flags.vocab_file or "vocab_size" not in overrides:
-        overrides["vocab_size"] = tokenizer.vocab_size
-    config = config_lib.from_mapping(vars(config) | overrides)
+    config = config_lib.from_mapping(vars(config) | {"vocab_size": tokenizer.vocab_size} | overrides)
     check_sizes(flags, config, tokenizer)
 
     objective = MaskedLM(
@@ -201,6 +199,8 @@ def main(flags: absl_flags.FlagValues) -> int:
     variables = checkpoint.model_variables(model, optimizer)
     restored = checkpoints.restore(variables)
     step, state = restored or (0, {"losses": [], "best": None, "best_step": 0})
+    for folder in (run_dir, run_dir / "tokenizer"):
+        files.remove_partials(folder)  # What a kill left behind.
     if not resuming:
         run_dir.mkdir(parents=True, exist_ok=True)
         tokenizer.save(run_dir / "tokenizer")
@@ -260,7 +260,8 @@ def main(flags: absl_flags.FlagValues) -> int:
                 raise CheckFailed(
                     f"the loss of step {bad} is {new[bad - step - 1]}; nothing was saved after step "
                     f"{checkpoints.steps()[-1] if checkpoints.steps() else 0}; "
-                    f"lower --learning_rate={flags.learning_rate:g} or --clip_norm={flags.clip_norm:g}"
+                    f"begin anew in another --run_dir, with --learning_rate below {flags.learning_rate:g}"
+                    + (f" or --clip_norm below {flags.clip_norm:g}" if flags.clip_norm else " or with --clip_norm")
                 )
             step += count
             losses += [float(loss) for loss in new]
@@ -316,6 +317,9 @@ def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
         )
         if strange:
             raise UserError(f"--run_dir={run_dir}: exists and holds no run (no flags.cfg); name a new folder")
+        above = next(parent for parent in run_dir.absolute().parents if parent.exists())
+        if not run_dir.exists() and not (above.is_dir() and os.access(above, os.W_OK)):
+            raise UserError(f"--run_dir={run_dir}: cannot be made in {above}; name a folder that can be written to")
         return False
     if not flags.resume:
         raise UserError(
@@ -347,7 +351,12 @@ def read_corpus(flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: 
         flags.corpus, cache_dir=cache_dir, text_field=flags.text_field, policy=flags.bad_text
     )
     if resuming:
-        before = json.loads((run_dir / "corpus.json").read_text())["fingerprint"]
+        try:
+            before = json.loads((run_dir / "corpus.json").read_text())["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{run_dir / 'corpus.json'}: missing or damaged; put it back, or name a new --run_dir"
+            ) from None
         if before != corpus.fingerprint:
             raise UserError(
                 f"--corpus={flags.corpus}: the text is not the one this run began with "
@@ -369,10 +378,9 @@ def check_sizes(flags: absl_flags.FlagValues, config, tokenizer) -> None:
             f"--sequence_length={flags.sequence_length}: must not exceed the model's max_positions "
             f"({config.max_positions})"
         )
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
-            f"--overrides=vocab_size={config.vocab_size}: must be at least the tokenizer's "
-            f"({tokenizer.vocab_size})"
+            f"--overrides=vocab_size={config.vocab_size}: is not the tokenizer's ({tokenizer.vocab_size}); leave it out"
         )
     if flags.batch_size % flags.accumulation:
         raise UserError(f"--accumulation={flags.accumulation}: must divide --batch_size ({flags.batch_size})")
