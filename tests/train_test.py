@@ -1,0 +1,438 @@
+"""The training command as people meet it: what it refuses, what it leaves in a run's folder, and that runs repeat.
+
+Every run here happens in this process, through `cli.run`; tests/faults_test.py kills runs in processes of their own.
+A run takes seconds, nearly all of them tracing, so that tests share runs where they only read them.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import tempfile
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import tiny_run
+from tfzoo import checkpoint, cli, report, runs, train
+from tfzoo.data import pipeline
+from tfzoo.data.corpus import load_corpus
+from tfzoo.data.pairs import PairRows
+from tfzoo.data.tokenized import tokenize
+from tfzoo.objectives.masked_lm import MaskedLM
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+# What describes the runs whose folder the tests only read, or copy and go on with.
+SHARED = dict(steps=6, checkpoint_every=2, evaluate_every=3, keep_checkpoints=9)
+
+
+def run(*argv):
+    """(exit code, stdout, stderr) of the training command."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run(train.main, train.define_flags, [str(argument) for argument in argv])
+    return code, out.getvalue(), err.getvalue()
+
+
+def content(folder):
+    """Every file's bytes, by its path."""
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+class TrainCase(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.shared = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        tiny_run.write_corpus(cls.shared / "corpus.txt")
+
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.run_dir = self.folder / "run"
+        for number in (signal.SIGTERM, signal.SIGINT):  # The command takes these for itself.
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        self.enterContext(mock.patch.object(report, "plot"))  # Drawing takes a quarter of such a run.
+
+    def flags(self, **others):
+        return [*tiny_run.flags(self.shared, **(SHARED | others))]
+
+    def assert_done(self, *argv):
+        code, out, err = run(*argv)
+        self.assertEqual(code, 0, out + err)
+        return out
+
+    def assert_error(self, pattern, *argv, run_dir=None):
+        """Exit code 2, one line on stderr, nothing on stdout, and --run_dir left as it was."""
+        run_dir = run_dir or self.run_dir
+        before = content(run_dir), run_dir.exists()
+        code, out, err = run(*argv, f"--run_dir={run_dir}")
+        self.assertEqual((code, out, err.count("\n")), (2, "", 1), out + err)
+        self.assertRegex(err, f"^error: {pattern}")
+        self.assertEqual((content(run_dir), run_dir.exists()), before)
+
+    def cut_back(self, run_dir, step):
+        """A copy of a finished run's folder as a kill after `step`'s checkpoint would have left it."""
+        shutil.copytree(run_dir, self.run_dir, symlinks=True)
+        later = [path for path in (self.run_dir / "checkpoints").iterdir() if int(path.name) > step]
+        self.assertNotEmpty(later)
+        for path in later:
+            shutil.rmtree(path)
+        if not (self.run_dir / "best").exists():
+            (self.run_dir / "best").unlink()
+
+
+class FlagsTest(TrainCase):
+    """What is wrong with the flags is said in one line, before anything is written."""
+
+    def test_a_flag_by_itself(self):
+        for pattern, argument in (
+            (r"--bach_size=8: no such flag \(did you mean --batch_size\?\)\n", "--bach_size=8"),
+            (r"--steps=0: must be at least 1\n", "--steps=0"),
+            (r"--batch_size=1.5: must be a whole number\n", "--batch_size=1.5"),
+            (r"--learning_rate=-1: must be at least 0.0\n", "--learning_rate=-1"),
+            (r"--learning_rate=nan: must be a finite number\n", "--learning_rate=nan"),
+            (r"--mask_rate=0.95: must be from 0.01 to 0.9\n", "--mask_rate=0.95"),
+            (r"--optimizer=adamv: must be one of adamw, lamb, adafactor \(did you mean adamw", "--optimizer=adamv"),
+            (r"--model=bert_smal: no such size \(did you mean bert_small\?\); bert has", "--model=bert_smal"),
+            (r"--model=gpt2: no such family; the families are bert\n", "--model=gpt2"),
+            (r"--overrides=layers=2: unknown config field 'layers'", "--overrides=layers=2"),
+            (r"--overrides=hiden_size=2: .*\(did you mean hidden_size\?\)\n", "--overrides=hiden_size=2"),
+            (r"--overrides=dropout=much: dropout takes a value of type float\n", "--overrides=dropout=much"),
+            (r".*dropout \(1.0\) must be at least 0 and below 1\n", "--overrides=dropout=1"),
+            (r".*hidden_size \(30\) must be a multiple of num_heads \(4\)", "--overrides=hidden_size=30,num_heads=4"),
+            (r"--corpus=nowhere.txt: there is no such file; ", "--corpus=nowhere.txt"),
+            (r"--corpus=no\*.txt: the glob matches no file; ", "--corpus=no*.txt"),
+            (r"nowhere.txt: ", "--vocab_file=nowhere.txt"),
+            (r"--flagfile=nowhere.cfg: no such file or directory; check the path\n", "--flagfile=nowhere.cfg"),
+        ):
+            with self.subTest(argument=argument):
+                self.assert_error(pattern, *self.flags(), argument)
+
+    def test_run_dir_is_required(self):
+        code, out, err = run(*self.flags())
+        self.assertEqual((code, out, err), (2, "", "error: --run_dir is required: add --run_dir=VALUE\n"))
+
+    def test_flags_that_do_not_go_together(self):
+        vocab_file = self.folder / "vocab.txt"
+        vocab_file.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n" + "\n".join("abcdefgh") + "\n")
+        sizes = "hidden_size=16,num_layers=1,num_heads=2,max_positions=32"
+        for pattern, flags in (
+            (r"--sequence_length=64: must not exceed the model's max_positions \(32\)", dict(sequence_length=64)),
+            (r"--accumulation=3: must divide --batch_size \(4\)\n", dict(accumulation=3)),
+            (r"--warmup_steps=7: must not exceed --steps \(6\)\n", dict(warmup_steps=7)),
+            (r"--overrides=vocab_size=150: .*\(\d+\)", dict(overrides=f"{sizes},vocab_size=150")),
+            # Larger would train rows for tokens that no text has, and no tokenizer could name.
+            (r"--overrides=vocab_size=999: .*\(\d+\)", dict(overrides=f"{sizes},vocab_size=999")),
+            (
+                r"--overrides=vocab_size=14: .*\(13\)",
+                dict(overrides=f"{sizes},vocab_size=14", vocab_file=vocab_file),
+            ),
+        ):
+            with self.subTest(**flags):
+                self.assert_error(pattern, *self.flags(**flags))
+
+    def test_flagfiles(self):
+        circle = self.folder / "circle.cfg"
+        circle.write_text("--flagfile=back.cfg\n")
+        (self.folder / "back.cfg").write_text("--steps=3\n--flagfile=circle.cfg\n")
+        for number in range(1200):
+            (self.folder / f"deep{number}.cfg").write_text(f"--flagfile=deep{number + 1}.cfg\n")
+        wrong = self.folder / "wrong.cfg"
+        wrong.write_text("--steps=3\n\n--bach_size=8\n")
+        for pattern, path in (
+            (r".*back.cfg:2: --flagfile=circle.cfg: circular: .*; remove one of these lines\n", circle),
+            (r".*: flagfiles are nested more than \d+ deep; flatten them\n", self.folder / "deep0.cfg"),
+            (r".*wrong.cfg:3: --bach_size=8: no such flag \(did you mean --batch_size\?\)\n", wrong),
+        ):
+            with self.subTest(path=path.name):
+                self.assert_error(pattern, *self.flags(), f"--flagfile={path}")
+
+    def test_texts(self):
+        for pattern, text in (
+            (r".*corpus.txt:1: invalid UTF-8", b"Bad \xff byte.\n\nGood.\n"),
+            (r".*corpus.txt:1: no text in the file", b""),
+            (r".*corpus.txt: one sentence cannot be both trained on and held out", b"One sentence.\n"),
+            (r".*its held-out part holds no words", "Some words。\N{ZERO WIDTH SPACE}\n".encode()),
+        ):
+            corpus = self.folder / "corpus.txt"
+            corpus.write_bytes(text)
+            with self.subTest(text=text):
+                self.assert_error(pattern, *self.flags(corpus=corpus))
+
+    def test_run_dirs(self):
+        file = self.folder / "file"
+        file.write_text("mine")
+        self.assert_error(r"--run_dir=.*file: exists and holds no run", *self.flags(), run_dir=file)
+        self.assert_error(r"--run_dir=.*file/run: ", *self.flags(), run_dir=file / "run")
+        self.assertEqual(file.read_text(), "mine")
+        self.run_dir.mkdir()
+        (self.run_dir / "thesis.txt").write_text("mine")
+        self.assert_error(r"--run_dir=.*: exists and holds no run \(no flags.cfg\); name a new", *self.flags())
+
+
+class RunTest(TrainCase):
+    """One run of two evaluations, and what becomes of its folder."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.done = cls.shared / "run"
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        code, out, err = run(*tiny_run.flags(cls.shared, **SHARED), f"--run_dir={cls.done}")
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        assert code == 0, out + err
+        cls.out, cls.expected = out, tiny_run.measured(cls.done)
+
+    def test_what_a_run_leaves_behind(self):
+        self.assertEqual(
+            sorted(path.name for path in self.done.iterdir()),
+            ["best", "checkpoints", "config.json", "corpus.json", "events", "flags.cfg", "loss.png"]
+            + ["metrics.jsonl", "tokenizer"],
+        )
+        self.assertEmpty(list(self.shared.rglob("*.partial")))
+        records = tiny_run.records(self.done)
+        trained = [record for record in records if "loss" in record]
+        evaluated = [record for record in records if "masked_lm_loss" in record]
+        self.assertLen(records, len(trained) + len(evaluated))
+        self.assertEqual([record["step"] for record in trained], [1, 2, 3, 4, 5, 6])
+        for record in trained:
+            self.assertEqual(list(record), ["step", "loss", "learning_rate", "tokens_per_second"])
+            self.assertGreater(record["tokens_per_second"], 0)
+        # Warm-up over two updates, then down to 0.
+        self.assertAllClose([r["learning_rate"] for r in trained], [0.005, 0.01, 0.0075, 0.005, 0.0025, 0])
+        self.assertEqual([record["step"] for record in evaluated], [3, 6])
+        for record in evaluated:
+            self.assertAllClose(record["masked_lm_perplexity"], np.exp(record["masked_lm_loss"]))
+            self.assertBetween(record["masked_lm_accuracy"], 0, 1)
+            self.assertBetween(record["next_sentence_accuracy"], 0, 1)
+        self.assertRegex(self.out, r"held out +model +by frequency +by neighbour")
+        for label in ("masked words right", "perplexity", "next sentence right"):
+            self.assertRegex(self.out, rf"{label}( +[\d.]+%?){{3}}\n")
+
+        corpus = json.loads((self.done / "corpus.json").read_text())
+        self.assertRegex(corpus["fingerprint"], r"^[0-9a-f]{64}$")
+        self.assertEqual(corpus["report"]["files"], 1)
+        config = json.loads((self.done / "config.json").read_text())
+        self.assertEqual((config["model"], config["config"]["hidden_size"]), ("bert_tiny", 16))
+        self.assertEqual((self.done / "loss.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+        steps = [int(path.name) for path in sorted((self.done / "checkpoints").iterdir())]
+        best = min(evaluated, key=lambda record: record["masked_lm_loss"])["step"]
+        self.assertEqual((self.done / "best").readlink(), pathlib.Path("checkpoints", f"{best:08d}"))
+        self.assertContainsSubset([2, 4, 6, best], steps)
+
+    def test_tensorboard_reads_the_events(self):
+        found = {}
+        for path in (self.done / "events").iterdir():
+            for event in tf.compat.v1.train.summary_iterator(str(path)):
+                for value in event.summary.value:
+                    found[event.step, value.tag] = float(tf.make_ndarray(value.tensor))
+        for record in tiny_run.records(self.done):
+            for name, value in record.items():
+                if name != "step":
+                    self.assertEqual(found[record["step"], name], np.float32(value), name)
+
+    def test_the_model_that_is_loaded_is_the_one_that_was_measured(self):
+        flags = dict(argument.lstrip("-").split("=", 1) for argument in tiny_run.flags(self.shared))
+        for step in (3, 6):
+            folder = self.done / "checkpoints" / f"{step:08d}"
+            if not folder.exists():
+                continue  # Not the best, and 3 is no multiple of 2.
+            model, tokenizer = runs.load(self.done, folder)
+            corpus = load_corpus(flags["corpus"], cache_dir=None)
+            objective = MaskedLM(tokenizer, int(flags["sequence_length"]))
+            rows = PairRows(tokenize(corpus.held_out, tokenizer), objective.row_tokens)
+            batches = pipeline.evaluation_batches(
+                rows, objective, batch_size=min(4, len(rows)), seed=0, num_batches=int(flags["evaluate_batches"])
+            )
+            figures = train.make_evaluation(tf.distribute.get_strategy(), model, objective)(batches)
+            for name, value in figures.items():
+                self.assertEqual(repr(value), self.expected[step, name], f"{name} of step {step}")
+
+    def test_flags_cfg_repeats_the_run(self):
+        text = (self.done / "flags.cfg").read_text()
+        self.assertNotIn("run_dir", text)
+        self.assert_done(f"--flagfile={self.done / 'flags.cfg'}", f"--run_dir={self.run_dir}")
+        self.assertEqual(tiny_run.measured(self.run_dir), self.expected)
+        self.assertEqual((self.run_dir / "flags.cfg").read_text(), text)
+
+    def test_resumed_with_other_cadences_it_logs_the_same(self):
+        self.cut_back(self.done, step=2)
+        for name in ("flags.cfg.99.partial", "loss.png.99.partial"):  # As a kill may leave them.
+            (self.run_dir / name).write_text("half")
+        others = dict(steps_per_call=3, checkpoint_every=4, evaluate_every=6, evaluate_batches=1, keep_checkpoints=1)
+        out = self.assert_done(*self.flags(**others), f"--run_dir={self.run_dir}")
+        self.assertIn("going on at step 2 of 6", out)
+        self.assertEqual(
+            {key: value for key, value in tiny_run.measured(self.run_dir).items() if key[1] == "loss"},
+            {key: value for key, value in self.expected.items() if key[1] == "loss"},
+        )
+        self.assertEmpty(list(self.run_dir.rglob("*.partial")))
+
+    def test_a_finished_run_has_nothing_to_do(self):
+        shutil.copytree(self.done, self.run_dir, symlinks=True)
+        self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
+        self.assertEqual(tiny_run.measured(self.run_dir), self.expected)
+
+    def test_what_a_resume_refuses(self):
+        shutil.copytree(self.done, self.run_dir, symlinks=True)
+        begun = "--run_dir=.*/run: was begun with other flags: "
+        other = tiny_run.write_corpus(self.folder / "other.txt", seed=1)
+        sizes = "hidden_size=32,num_layers=1,num_heads=2,intermediate_size=32,max_positions=32"
+        for pattern, flags in (
+            (
+                begun + r"--batch_size \(4 -> 8\), --seed \(0 -> 1\); keep them, or name a new",
+                dict(batch_size=8, seed=1),
+            ),
+            (begun + r"--model \(bert_tiny -> bert_mini\); ", dict(model="bert_mini")),
+            (begun + r"--overrides \(.*hidden_size=16.* -> .*hidden_size=32.*\); ", dict(overrides=sizes)),
+            (begun + r"--corpus \(.*corpus.txt -> .*other.txt\); ", dict(corpus=other)),
+            (begun + r"--accumulation \(2 -> 1\); ", dict(accumulation=1)),
+            (begun + r"--precision \(float32 -> bfloat16\); ", dict(precision="bfloat16")),
+        ):
+            with self.subTest(**flags):
+                self.assert_error(pattern, *self.flags(**flags))
+        self.assert_error("--run_dir=.*: holds a run already; name a new folder", *self.flags(), "--noresume")
+
+    def test_a_resume_refuses_another_text_of_the_same_name(self):
+        corpus = tiny_run.write_corpus(self.folder / "corpus.txt")
+        self.cut_back(self.done, step=2)
+        flags = self.run_dir / "flags.cfg"
+        flags.write_text(flags.read_text().replace(str(self.shared / "corpus.txt"), str(corpus)))
+        with open(corpus, "a") as file:
+            file.write("\nOne more.\n")
+        self.assert_error(
+            r"--corpus=.*corpus.txt: the text is not the one this run began with \(fingerprint .*\); restore",
+            *self.flags(corpus=corpus),
+        )
+
+    def test_a_run_whose_folder_lost_a_part(self):
+        for name in ("corpus.json", "tokenizer/vocab.txt"):
+            with self.subTest(name=name):
+                shutil.copytree(self.done, self.run_dir, symlinks=True)
+                (self.run_dir / name).unlink()
+                self.assert_error(rf".*{name}", *self.flags())
+                shutil.rmtree(self.run_dir)
+
+    def test_sigterm_before_the_first_step_ends_at_once(self):
+        def asked(*args):
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.fail("The signal was to end it.")
+
+        with mock.patch.object(train, "read_corpus", asked), self.assertRaises(SystemExit) as stopped:
+            run(*self.flags(), f"--run_dir={self.run_dir}")
+        self.assertEqual(stopped.exception.code, cli.STOPPED)
+        self.assertFalse(self.run_dir.exists())
+
+    def test_sigterm_saves_the_very_step(self):
+        write = report.MetricsLog.write
+
+        def asked(log, record):
+            write(log, record)
+            if record["step"] == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with mock.patch.object(report.MetricsLog, "write", asked):
+            code, out, _ = run(*self.flags(checkpoint_every=100), f"--run_dir={self.run_dir}")
+        self.assertEqual(code, cli.STOPPED)
+        self.assertIn("stopped by SIGTERM at step 5; all is saved", out)
+        self.assertEqual(checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).steps()[-1], 5)
+        self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
+        self.assertEqual(tiny_run.measured(self.run_dir), self.expected)
+
+
+class NotANumberTest(TrainCase):
+    def test_it_stops_and_names_the_step(self):
+        updates = tf.Variable(0)
+        loss = MaskedLM.loss
+
+        def at_last_nan(*args, **kwargs):
+            value, weight = loss(*args, **kwargs)
+            return tf.where(updates.assign_add(1) == 6, np.nan, value), weight
+
+        with mock.patch.object(MaskedLM, "loss", at_last_nan):
+            code, _, err = run(
+                *self.flags(steps=8, accumulation=1, log_every=2, checkpoint_every=4, evaluate_every=8),
+                f"--run_dir={self.run_dir}",
+            )
+        self.assertEqual(code, 4)
+        lines = [line for line in err.split("\n") if line.startswith("error:")]
+        self.assertLen(lines, 1)
+        self.assertRegex(lines[0], r"the loss of step 6 is nan; nothing was saved after step 4; .*--learning_rate")
+        self.assertNotIn("Traceback", err)
+        self.assertEqual([record["step"] for record in tiny_run.records(self.run_dir)], [2, 4])
+        self.assertEqual(checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).steps(), [4])
+
+    @pytest.mark.faults
+    def test_an_absurd_learning_rate(self):
+        flags = dict(steps=8, learning_rate=1e38, clip_norm=0, warmup_steps=0, checkpoint_every=8, evaluate_every=8)
+        code, _, err = run(*self.flags(**flags), f"--run_dir={self.run_dir}")
+        self.assertEqual(code, 4)
+        found = re.search(r"the loss of step (\d) is (nan|inf)", err)
+        assert found, err
+        step = int(found[1])
+        self.assertEqual([record["step"] for record in tiny_run.records(self.run_dir)], list(range(1, step)))
+
+
+class PrecisionsAndOptimizersTest(TrainCase):
+    """Each is part of one run that is cut back and resumed; together they are two runs instead of four."""
+
+    def check(self, **flags):
+        done = self.folder / "done"
+        self.assert_done(*self.flags(evaluate_every=100, **flags), f"--run_dir={done}")
+        expected = tiny_run.measured(done)
+        self.assertLen({value for (_, name), value in expected.items() if name == "loss"}, 6)
+        self.cut_back(done, step=4)
+        self.assert_done(*self.flags(evaluate_every=100, **flags), f"--run_dir={self.run_dir}")
+        self.assertEqual(tiny_run.measured(self.run_dir), expected)
+        ends = [checkpoint.Checkpoints(each / "checkpoints", read_only=True) for each in (done, self.run_dir)]
+        first, second = (end.read()[2] for end in ends)
+        self.assertEqual(first.keys(), second.keys())
+        for name in first:
+            self.assertEqual(first[name].tobytes(), second[name].tobytes(), name)
+        return first
+
+    def test_bfloat16_with_lamb(self):
+        self.check(precision="bfloat16", optimizer="lamb")
+
+    def test_float16_with_adafactor(self):
+        variables = self.check(precision="float16", optimizer="adafactor")
+        scale = [name for name in variables if "scale" in name and variables[name].shape == ()]
+        self.assertNotEmpty(scale, sorted(variables))
+
+
+class ConfigsTest(TrainCase):
+    def test_recipes_run(self):
+        small = ("--steps=2", "--evaluate_every=2", f"--corpus={self.shared / 'corpus.txt'}")
+        for recipe in ("bert.cfg", "demo.cfg"):
+            argv = [f"--flagfile={CONFIGS / 'bert.cfg'}"]
+            argv += [f"--flagfile={CONFIGS / recipe}"] * (recipe != "bert.cfg")
+            with self.subTest(recipe=recipe):
+                run_dir = self.folder / recipe
+                self.assert_done(
+                    *argv, f"--flagfile={CONFIGS / 'debug.cfg'}", *small, f"--cache_dir={self.shared}/cache",
+                    f"--run_dir={run_dir}",
+                )  # fmt: skip
+                self.assertEqual([record["step"] for record in tiny_run.records(run_dir)], [1, 2, 2])
+
+    def test_every_recipe_is_read(self):
+        names = sorted(path.name for path in CONFIGS.glob("*.cfg"))
+        self.assertContainsSubset(["base.cfg", "bert.cfg", "debug.cfg", "demo.cfg"], names)
+        for name in names:
+            with self.subTest(name=name):
+                flags = cli.absl_flags.FlagValues()
+                train.define_flags(flags)
+                cli.parse(flags, [f"--flagfile={CONFIGS / name}", "--run_dir=unused"])
+                if name not in ("debug.cfg", "demo.cfg"):  # These are appended to a recipe.
+                    self.assertEqual(flags.corpus, "docstrings")
+
+
+if __name__ == "__main__":
+    tf.test.main()
