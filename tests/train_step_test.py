@@ -1,0 +1,266 @@
+"""The training step and the evaluation: parts, replicas, clipping and loss scaling change nothing they should not."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfzoo
+from tests.nn.formulas import randomize
+from tfzoo import nn, optim
+from tfzoo.objectives.masked_lm import MaskedLM
+from tfzoo.text.wordpiece import WordPiece
+from tfzoo.train import make_evaluation, make_step
+
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwx"]
+LENGTH, PREDICTIONS, BATCH = 12, 3, 8
+
+
+class SGD(optim._AlreadyReduced, keras.optimizers.SGD):
+    pass
+
+
+def features(count, seed=0):
+    """Rows of random words with 0 to 3 of them asked for and a pair in two rows of three."""
+    random = np.random.default_rng(seed)
+    weights = (np.arange(PREDICTIONS) < random.integers(0, PREDICTIONS + 1, [count, 1])).astype(np.float32)
+    return {
+        "token_ids": random.integers(5, len(VOCAB), [count, LENGTH]).astype(np.int32),
+        "segment_ids": random.integers(0, 2, [count, LENGTH]).astype(np.int32),
+        "padding_mask": np.arange(LENGTH) < random.integers(4, LENGTH + 1, [count, 1]),
+        "masked_positions": random.integers(0, 4, [count, PREDICTIONS]).astype(np.int32),
+        "masked_ids": random.integers(5, len(VOCAB), [count, PREDICTIONS]).astype(np.int32),
+        "masked_weights": weights,
+        "next_sentence": random.integers(0, 2, [count]).astype(np.int32),
+        "next_sentence_weight": (np.arange(count) % 3 > 0).astype(np.float32),
+    }
+
+
+def batches(steps, seed=0):
+    return tf.data.Dataset.from_tensor_slices(features(steps * BATCH, seed)).batch(BATCH, drop_remainder=True)
+
+
+def objective():
+    return MaskedLM(WordPiece(VOCAB), LENGTH)
+
+
+def model(dtype=None, dropout=0.0):
+    keras.utils.set_random_seed(1)
+    result = tfzoo.build(
+        "bert_tiny",
+        dtype=dtype,
+        vocab_size=len(VOCAB),
+        hidden_size=8,
+        num_layers=1,
+        num_heads=2,
+        intermediate_size=12,
+        max_positions=LENGTH,
+        dropout=dropout,
+        attention_dropout=dropout,
+    )
+    randomize(result)
+    return result
+
+
+def optimizer_for(name, variables, loss_scaling=False):
+    if name == "sgd":
+        result = SGD(0.5, name="sgd")
+        result.build(variables)
+        return result
+    return optim.make_optimizer(name, 0.02, variables, weight_decay=0.1, epsilon=1e-6, loss_scaling=loss_scaling)
+
+
+def train(strategy, name, steps=6, dtype=None, dropout=0.0, loss_scaling=False, **kwargs):
+    """(losses, model, optimizer) after so many steps, two a call."""
+    with strategy.scope():
+        net = model(dtype, dropout)
+        optimizer = optimizer_for(name, net.trainable_variables, loss_scaling)
+    run = make_step(strategy, net, optimizer, objective(), **kwargs)
+    iterator = iter(strategy.experimental_distribute_dataset(batches(steps)))
+    losses = np.concatenate([run(iterator, tf.constant(2)).numpy() for _ in range(steps // 2)])
+    return losses, net, optimizer
+
+
+def largest_difference(one, two):
+    """Between weights. A key's bias is left out: the softmax cancels it, so its gradient is nothing but rounding,
+    which Adam and LAMB make large."""
+    return max(
+        np.abs(a.numpy() - b.numpy()).max()
+        for a, b in zip(one.trainable_weights, two.trainable_weights, strict=True)
+        if not a.path.endswith("key/bias")
+    )
+
+
+def default(*args, **kwargs):
+    return train(tf.distribute.get_strategy(), *args, **kwargs)
+
+
+class StepTest(tf.test.TestCase):
+    def test_losses_are_means_over_the_batch(self):
+        losses, *_ = default("sgd", steps=2, clip_norm=1e-9)  # So that no step changes the model much.
+        net, data = model(), features(2 * BATCH)
+        for step, found in enumerate(losses):
+            part = {name: x[step * BATCH : (step + 1) * BATCH] for name, x in data.items()}
+            total, weight = objective().loss(net, part)
+            self.assertAllClose(found, total / weight, 1e-5)
+
+    def test_parts_compute_what_the_whole_does(self):
+        whole, net, _ = default("adamw", clip_norm=0.5)
+        losses, again, _ = default("adamw", clip_norm=0.5, num_parts=4)
+        self.assertAllClose(losses, whole, 1e-6, 1e-6)
+        self.assertLess(largest_difference(net, again), 1e-5)
+        self.assertLess(whole[-1], whole[0] - 0.1)
+
+    def test_clipping_bounds_the_global_norm(self):
+        before, data = model(), features(2 * BATCH)
+        part = {name: x[:BATCH] for name, x in data.items()}
+        with tf.GradientTape() as tape:
+            total, weight = objective().loss(before, part)
+        variables = [v.value for v in before.trainable_variables]
+        gradients = [tf.convert_to_tensor(g) / weight for g in tape.gradient(total, variables)]
+        norm = np.sqrt(sum(np.sum(g.numpy().astype(np.float64) ** 2) for g in gradients))
+        for clip, expected in ((norm / 4, 0.25), (norm * 4, 1.0)):
+            after = model()
+            run = make_step(
+                tf.distribute.get_strategy(),
+                after,
+                optimizer_for("sgd", after.trainable_variables),
+                objective(),
+                clip_norm=clip,
+            )
+            run(iter(batches(2)), tf.constant(1))
+            for one, two, gradient in zip(before.trainable_weights, after.trainable_weights, gradients, strict=True):
+                # At a rate of 0.5.
+                self.assertAllClose(one - two, 0.5 * expected * gradient.numpy(), 1e-4, 1e-6)
+
+    def test_loss_scaling_changes_nothing_in_float32(self):
+        plain, net, _ = default("adamw", steps=4, clip_norm=0.5)
+        scaled, again, _ = default("adamw", steps=4, clip_norm=0.5, loss_scaling=True, num_parts=2)
+        self.assertAllClose(scaled, plain, 1e-6, 1e-6)
+        self.assertLess(largest_difference(net, again), 1e-5)
+
+    def test_float16_skips_a_step_that_overflows(self):
+        net = model("mixed_float16")
+        optimizer = optimizer_for("adamw", net.trainable_variables, loss_scaling=True)
+        run = make_step(tf.distribute.get_strategy(), net, optimizer, objective(), clip_norm=0.5)
+        iterator = iter(batches(4))
+        for scale, moves in ((2.0**60, False), (2.0**59, False), (2.0**8, True), (2.0**8, True)):
+            optimizer.dynamic_scale.assign(scale)
+            before = [v.numpy() for v in [*net.trainable_variables, *optimizer.inner_optimizer.variables]]
+            (loss,) = run(iterator, tf.constant(1)).numpy()
+            after = [v.numpy() for v in [*net.trainable_variables, *optimizer.inner_optimizer.variables]]
+            self.assertTrue(np.isfinite(loss))
+            self.assertTrue(all(np.all(np.isfinite(x)) for x in after))
+            self.assertEqual(any(np.any(a != b) for a, b in zip(before, after, strict=True)), moves)
+            self.assertEqual(float(optimizer.dynamic_scale), scale if moves else scale / 2)
+
+    def test_half_precision_learns(self):
+        total, weight = objective().loss(model(), {name: x[:BATCH] for name, x in features(6 * BATCH).items()})
+        first = total / weight
+        for dtype in ("bfloat16", "float16"):
+            losses, *_ = default("adamw", clip_norm=0.5, dtype=f"mixed_{dtype}", loss_scaling=dtype == "float16")
+            self.assertNear(losses[0], first, 0.01 * first)
+            self.assertLess(losses[-1], losses[0] - 0.1)
+
+    def test_a_batch_that_asks_for_nothing(self):
+        data = features(BATCH) | {"masked_weights": np.zeros([BATCH, PREDICTIONS], np.float32)}
+        net = model()
+        optimizer = optimizer_for("sgd", net.trainable_variables)
+        run = make_step(tf.distribute.get_strategy(), net, optimizer, objective(), clip_norm=1.0)
+        losses = run(iter(tf.data.Dataset.from_tensors(data)), tf.constant(1))
+        self.assertAllEqual(losses, [0.0])
+        self.assertEqual(largest_difference(net, model()), 0)
+
+    def test_one_device_is_the_default(self):
+        one, *_ = train(tf.distribute.OneDeviceStrategy("CPU:0"), "adamw", steps=2, clip_norm=0.5)
+        self.assertAllEqual(one, default("adamw", steps=2, clip_norm=0.5)[0])
+
+
+class EvaluationTest(tf.test.TestCase):
+    def test_sums_are_exact_with_ragged_weights(self):
+        net, data = model(), features(3 * BATCH, seed=7)
+        figures = make_evaluation(tf.distribute.get_strategy(), net, objective())(batches(3, seed=7))
+        sums = {}
+        for row in range(3 * BATCH):
+            for name, pair in objective().metrics(net, {k: x[row : row + 1] for k, x in data.items()}).items():
+                sums[name] = sums.get(name, 0) + np.array(pair, np.float64)
+        self.assertEqual(sums["masked_lm_loss"][1], data["masked_weights"].sum())
+        self.assertEqual(sums["next_sentence_loss"][1], 16)
+        for name, (total, weight) in sums.items():
+            self.assertAllClose(figures[name], total / weight, 1e-6)
+        self.assertAllClose(figures["masked_lm_perplexity"], np.exp(figures["masked_lm_loss"]))
+        self.assertLen(figures, 5)
+
+    def test_twice_the_same_with_dropout_in_the_model(self):
+        evaluate = make_evaluation(tf.distribute.get_strategy(), model(dropout=0.5), objective())
+        self.assertEqual(evaluate(batches(2)), evaluate(batches(2)))
+
+
+class ReplicasTest(tf.test.TestCase):
+    def check(self, call):
+        # In a process of its own, for the number of devices is fixed once TensorFlow has begun.
+        command = [sys.executable, "-c", f"from tests import train_step_test; train_step_test.{call}"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        self.assertEqual((result.returncode, result.stdout.split()[-1:]), (0, ["fine"]), result.stderr[-3000:])
+
+    def test_two_are_one(self):
+        self.check('two_replicas("sgd", "adamw")')
+
+    @pytest.mark.faults
+    def test_two_are_one_for_every_optimizer(self):
+        self.check('two_replicas("sgd", "adamw", "lamb", "adafactor")')
+
+
+def two_replicas(*names):
+    """Compares two virtual devices with one; run in a fresh process."""
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())
+    one = tf.distribute.get_strategy()
+
+    by_name = {}
+    for name in names:
+        more = dict(num_parts=2, loss_scaling=True) if name == "adamw" else {}
+        kwargs = dict(clip_norm=0.3) | more
+        expected, net, _ = train(one, name, **kwargs)
+        losses, again, _ = train(two, name, **kwargs)
+        by_name[name] = expected
+        np.testing.assert_allclose(losses, expected, 2e-6, 2e-6, err_msg=f"{name} {kwargs}")
+        assert largest_difference(net, again) < 1e-5, (name, largest_difference(net, again))
+    # Keras's own optimizer reduces a second time: this comparison can fail.
+    optim._AlreadyReduced._all_reduce_sum_gradients, ours = (
+        lambda self, pairs: keras.optimizers.SGD._all_reduce_sum_gradients(self, pairs),
+        optim._AlreadyReduced._all_reduce_sum_gradients,
+    )
+    wrong, *_ = train(two, "sgd", clip_norm=0.3)
+    optim._AlreadyReduced._all_reduce_sum_gradients = ours
+    assert np.abs(wrong - by_name["sgd"]).max() > 1e-3
+
+    figures = [make_evaluation(s, _made(s), objective())(batches(3, seed=7)) for s in (one, two)]
+    for name, value in figures[0].items():
+        np.testing.assert_allclose(figures[1][name], value, 1e-6, err_msg=name)
+
+    with two.scope():
+        dropout = nn.Dropout(0.5, seed=1)
+        dropout.build(None)
+    draw = tf.function(lambda: two.run(lambda: dropout(tf.ones([64]), training=True)))
+    state = dropout.seed_generator.state.numpy()
+    first, second = ([x.numpy() for x in two.experimental_local_results(draw())] for _ in range(2))
+    drawn = [*first, *second]
+    assert all(np.any(drawn[i] != drawn[j]) for i in range(4) for j in range(i)), "replicas draw the same"
+    dropout.seed_generator.state.assign(state)
+    np.testing.assert_array_equal([x.numpy() for x in two.experimental_local_results(draw())], first)
+    print("fine")
+
+
+def _made(strategy):
+    with strategy.scope():
+        return model()
+
+
+if __name__ == "__main__":
+    tf.test.main()
