@@ -18,6 +18,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags as absl_flags
 
 from tests import tiny_run
 from tfzoo import checkpoint, cli, report, runs, train
@@ -331,22 +332,6 @@ class RunTest(TrainCase):
         self.assertEqual(stopped.exception.code, cli.STOPPED)
         self.assertFalse(self.run_dir.exists())
 
-    def test_sigterm_saves_the_very_step(self):
-        write = report.MetricsLog.write
-
-        def asked(log, record):
-            write(log, record)
-            if record["step"] == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        with mock.patch.object(report.MetricsLog, "write", asked):
-            code, out, _ = run(*self.flags(checkpoint_every=100), f"--run_dir={self.run_dir}")
-        self.assertEqual(code, cli.STOPPED)
-        self.assertIn("stopped by SIGTERM at step 5; all is saved", out)
-        self.assertEqual(checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).steps()[-1], 5)
-        self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
-        self.assertEqual(tiny_run.measured(self.run_dir), self.expected)
-
 
 class NotANumberTest(TrainCase):
     def test_it_stops_and_names_the_step(self):
@@ -365,7 +350,7 @@ class NotANumberTest(TrainCase):
         self.assertEqual(code, 4)
         lines = [line for line in err.split("\n") if line.startswith("error:")]
         self.assertLen(lines, 1)
-        self.assertRegex(lines[0], r"the loss of step 6 is nan; nothing was saved after step 4; .*--learning_rate")
+        self.assertRegex(lines[0], r"the loss of step 6, or its gradient, is not finite; nothing was saved after step 4; .*--learning_rate")
         self.assertNotIn("Traceback", err)
         self.assertEqual([record["step"] for record in tiny_run.records(self.run_dir)], [2, 4])
         self.assertEqual(checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).steps(), [4])
@@ -382,15 +367,16 @@ class NotANumberTest(TrainCase):
 
 
 class PrecisionsAndOptimizersTest(TrainCase):
-    """Each is part of one run that is cut back and resumed; together they are two runs instead of four."""
+    """A run of each, cut back to step 4 and resumed, ends with the same bits."""
 
     def check(self, **flags):
         done = self.folder / "done"
-        self.assert_done(*self.flags(evaluate_every=100, **flags), f"--run_dir={done}")
+        flags = dict(evaluate_every=100, log_every=3) | flags  # At step 4 the mean of 4 to 6 has begun.
+        self.assert_done(*self.flags(**flags), f"--run_dir={done}")
         expected = tiny_run.measured(done)
-        self.assertLen({value for (_, name), value in expected.items() if name == "loss"}, 6)
+        self.assertLen({value for (_, name), value in expected.items() if name == "loss"}, 2)
         self.cut_back(done, step=4)
-        self.assert_done(*self.flags(evaluate_every=100, **flags), f"--run_dir={self.run_dir}")
+        self.assert_done(*self.flags(**flags), f"--run_dir={self.run_dir}")
         self.assertEqual(tiny_run.measured(self.run_dir), expected)
         ends = [checkpoint.Checkpoints(each / "checkpoints", read_only=True) for each in (done, self.run_dir)]
         first, second = (end.read()[2] for end in ends)
@@ -399,39 +385,49 @@ class PrecisionsAndOptimizersTest(TrainCase):
             self.assertEqual(first[name].tobytes(), second[name].tobytes(), name)
         return first
 
-    def test_bfloat16_with_lamb(self):
-        self.check(precision="bfloat16", optimizer="lamb")
+    @pytest.mark.faults
+    def test_bfloat16_with_lamb_on_one_device(self):
+        self.check(precision="bfloat16", optimizer="lamb", strategy="one_device")
 
     def test_float16_with_adafactor(self):
         variables = self.check(precision="float16", optimizer="adafactor")
-        scale = [name for name in variables if "scale" in name and variables[name].shape == ()]
-        self.assertNotEmpty(scale, sorted(variables))
+        # Infinite gradients have changed the loss scale, so that a resume from its first value would show.
+        self.assertLess(variables["optimizer/dynamic_scale"], 2.0**15)
+        self.assertIn("optimizer/step_counter", variables)
 
 
 class ConfigsTest(TrainCase):
-    def test_recipes_run(self):
-        small = ("--steps=2", "--evaluate_every=2", f"--corpus={self.shared / 'corpus.txt'}")
-        for recipe in ("bert.cfg", "demo.cfg"):
-            argv = [f"--flagfile={CONFIGS / 'bert.cfg'}"]
-            argv += [f"--flagfile={CONFIGS / recipe}"] * (recipe != "bert.cfg")
-            with self.subTest(recipe=recipe):
-                run_dir = self.folder / recipe
-                self.assert_done(
-                    *argv, f"--flagfile={CONFIGS / 'debug.cfg'}", *small, f"--cache_dir={self.shared}/cache",
-                    f"--run_dir={run_dir}",
-                )  # fmt: skip
-                self.assertEqual([record["step"] for record in tiny_run.records(run_dir)], [1, 2, 2])
+    def parsed(self, *names):
+        flags = absl_flags.FlagValues()
+        train.define_flags(flags)
+        cli.parse(flags, [*(f"--flagfile={CONFIGS / name}" for name in names), "--run_dir=unused"])
+        return flags
 
     def test_every_recipe_is_read(self):
         names = sorted(path.name for path in CONFIGS.glob("*.cfg"))
         self.assertContainsSubset(["base.cfg", "bert.cfg", "debug.cfg", "demo.cfg"], names)
         for name in names:
             with self.subTest(name=name):
-                flags = cli.absl_flags.FlagValues()
-                train.define_flags(flags)
-                cli.parse(flags, [f"--flagfile={CONFIGS / name}", "--run_dir=unused"])
-                if name not in ("debug.cfg", "demo.cfg"):  # These are appended to a recipe.
-                    self.assertEqual(flags.corpus, "docstrings")
+                appended = name in ("debug.cfg", "demo.cfg")
+                flags = self.parsed("bert.cfg", name) if appended else self.parsed(name)
+                self.assertEqual(flags.corpus, "docstrings")  # base.cfg is at the bottom of every one.
+                self.assertGreaterEqual(flags.steps, flags.warmup_steps)
+        self.assertLess(self.parsed("bert.cfg", "demo.cfg").steps, self.parsed("bert.cfg").steps)
+
+    def test_recipes_run(self):
+        appended = {"base.cfg", "debug.cfg", "demo.cfg"}
+        for recipe in sorted({path.name for path in CONFIGS.glob("*.cfg")} - appended):
+            with self.subTest(recipe=recipe):
+                run_dir = self.folder / recipe
+                self.assert_done(
+                    f"--flagfile={CONFIGS / recipe}",
+                    f"--flagfile={CONFIGS / 'debug.cfg'}",
+                    f"--corpus={self.shared / 'corpus.txt'}",
+                    f"--cache_dir={self.shared / 'cache'}",
+                    f"--run_dir={run_dir}",
+                    "--steps=2",
+                )
+                self.assertEqual([record["step"] for record in tiny_run.records(run_dir)], [1, 2, 2])
 
 
 if __name__ == "__main__":
