@@ -212,19 +212,21 @@ class WarmUpTest(tf.test.TestCase):
         return [float(rate(step)) for step in steps]
 
     def test_rates_of_named_updates(self):
-        # Update 0 uses the rate at 1, update 9 is the last of ten warm-up steps, update 59 is half-way.
-        steps = [0, 4, 9, 34, 59, 109, 500]
+        # Update 9 is the last of ten warm-up steps, 60 is half-way from 10 to 110, where the decay has ended.
+        steps = [0, 4, 9, 35, 60, 110, 500]
         for schedule, expected in (
             ("constant", [0.2, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
             ("linear", [0.2, 1.0, 2.0, 1.5, 1.0, 0.0, 0.0]),
             ("cosine", [0.2, 1.0, 2.0, 1 + math.sqrt(0.5), 1.0, 0.0, 0.0]),
-            ("inverse_sqrt", [0.2, 1.0, 2.0, *(2 * math.sqrt(10 / s) for s in (35, 60, 110, 501))]),
+            ("inverse_sqrt", [0.2, 1.0, 2.0, *(2 * math.sqrt(10 / s) for s in (36, 61, 111, 501))]),
         ):
             self.assertAllClose(self.rates(schedule, steps), expected, 1e-5, 1e-6, msg=schedule)
 
     def test_end(self):
-        self.assertAllClose(self.rates("linear", [59, 109, 200], end=0.5), [1.25, 0.5, 0.5], 1e-5)
-        self.assertAllClose(self.rates("cosine", [59, 109, 200], end=0.5), [1.25, 0.5, 0.5], 1e-5)
+        self.assertAllClose(self.rates("linear", [60, 110, 200], end=0.5), [1.25, 0.5, 0.5], 1e-5)
+        self.assertAllClose(self.rates("cosine", [60, 110, 200], end=0.5), [1.25, 0.5, 0.5], 1e-5)
+        # The last update of 110 is not lost to a rate of 0.
+        self.assertAllClose(self.rates("linear", [109]), [0.02], 1e-5)
 
     def test_without_warm_up(self):
         for schedule in optim.SCHEDULES:

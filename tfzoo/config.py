@@ -33,7 +33,6 @@ class TransformerConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     initializer_range: float = 0.02  # Standard deviation of the truncated normal.
-    tie_embeddings: bool = True
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

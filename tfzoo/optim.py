@@ -21,8 +21,8 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
     linear and cosine reach `end` at `total_steps` and stay there (cosine: Loshchilov and Hutter 2017);
     inverse_sqrt is peak * sqrt(warmup_steps / step) (Vaswani et al. 2017, section 5.3, scaled to reach the peak);
-    constant stays at the peak. The update of step s, counted from 0, uses the rate at s + 1: the first one is
-    not lost to a rate of 0.
+    constant stays at the peak. No update is lost to a rate of 0: the first of a warm-up takes peak / warmup_steps,
+    and `end` is what would follow the last.
     """
 
     def __init__(self, peak: float, *, warmup_steps: int, total_steps: int, schedule: str, end: float = 0.0):
@@ -36,7 +36,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step):
         step = tf.cast(step, tf.float32) + 1.0
         warmup, total = float(self.warmup_steps), float(self.total_steps)
-        progress = tf.clip_by_value((step - warmup) / max(total - warmup, 1.0), 0.0, 1.0)
+        progress = tf.clip_by_value((step - 1.0 - warmup) / max(total - warmup, 1.0), 0.0, 1.0)
         after = {
             "linear": self.peak + (self.end - self.peak) * progress,
             "cosine": self.end + (self.peak - self.end) * 0.5 * (1.0 + tf.cos(math.pi * progress)),
@@ -61,9 +61,14 @@ class _AlreadyReduced:
 
 
 class AdamW(_AlreadyReduced, keras.optimizers.AdamW):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), Keras's numbers in one fused pass."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): Keras's numbers in fewer passes over memory."""
+
+    def _apply_weight_decay(self, variables):
+        pass  # update_step does it.
 
     def update_step(self, gradient, variable, learning_rate):
+        if self.weight_decay and self._use_weight_decay(variable):
+            variable.assign(variable * (1.0 - tf.cast(learning_rate, variable.dtype) * self.weight_decay))
         index = self._get_variable_index(variable)
         momentum, velocity = self._momentums[index].value, self._velocities[index].value
         dtype = variable.dtype

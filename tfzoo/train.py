@@ -5,6 +5,7 @@
 Started again with the same --run_dir it goes on where it stopped, and logs what it would have logged.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -39,15 +40,11 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         getattr(absl_flags, f"DEFINE_{kind}")(name, default=default, help=text, flag_values=flags, **bounds)
 
     define("string", "run_dir", None, "Folder of the run; one that holds a run is resumed.", required=True)
-    define(
-        "bool", "resume", True, "Go on with the run in --run_dir; --noresume refuses a folder that holds one."
-    )
+    define("bool", "resume", True, "Go on with the run in --run_dir; --noresume refuses a folder that holds one.")
     # Model.
     define("string", "model", "bert_tiny", "A model's name, such as bert_small.")
     define("list", "overrides", [], "Fields of its config that differ: num_layers=4,dropout=0.0")
-    define(
-        "enum", "precision", "float32", "What is computed in.", enum_values=["float32", "bfloat16", "float16"]
-    )
+    define("enum", "precision", "float32", "What is computed in.", enum_values=["float32", "bfloat16", "float16"])
     define("enum", "strategy", "default", "tf.distribute strategy.", enum_values=["default", "one_device"])
     # Data.
     define("enum", "objective", "masked_lm", "What is learned.", enum_values=["masked_lm"])
@@ -58,12 +55,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         '"docstrings", or a path or glob of .txt, .jsonl, .txt.gz, .jsonl.gz.',
     )
     define("string", "text_field", "text", "The field of a .jsonl object that holds the text.")
-    define(
-        "enum", "bad_text", "strict", "What to do about bad input.", enum_values=["strict", "replace", "skip"]
-    )
-    define(
-        "string", "cache_dir", None, "Where cleaned and tokenized text is kept; ~/.cache/tfzoo if not given."
-    )
+    define("enum", "bad_text", "strict", "What to do about bad input.", enum_values=["strict", "replace", "skip"])
+    define("string", "cache_dir", None, "Where cleaned and tokenized text is kept; ~/.cache/tfzoo if not given.")
     define("string", "vocab_file", None, "A vocab.txt; without it a vocabulary is trained on the corpus.")
     define("integer", "vocab_size", 8192, "Size of a vocabulary that is trained.", lower_bound=100)
     define("bool", "lowercase", True, "Fold case and accents.")
@@ -99,13 +92,11 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         lower_bound=0.0,
     )
     define("float", "beta_1", 0.9, "Decay of the mean gradient.", lower_bound=0.0, upper_bound=0.9999)
+    define("float", "beta_2", 0.999, "Decay of the mean squared gradient.", lower_bound=0.0, upper_bound=0.999999)
+    define("float", "clip_norm", 1.0, "Longest gradient over all variables; 0 does not clip.", lower_bound=0.0)
     define(
-        "float", "beta_2", 0.999, "Decay of the mean squared gradient.", lower_bound=0.0, upper_bound=0.999999
+        "integer", "seed", 0, "Decides initial weights, order, masks and dropout.", lower_bound=0, upper_bound=2**31 - 1
     )
-    define(
-        "float", "clip_norm", 1.0, "Longest gradient over all variables; 0 does not clip.", lower_bound=0.0
-    )
-    define("integer", "seed", 0, "Decides initial weights, order, masks and dropout.", lower_bound=0)
     # Cadence.
     define("integer", "steps_per_call", 10, "Most updates before Python sees the losses.", lower_bound=1)
     define("integer", "log_every", 10, "Updates between lines of metrics.jsonl.", lower_bound=1)
@@ -135,6 +126,11 @@ def main(flags: absl_flags.FlagValues) -> int:
     from tfzoo.objectives.masked_lm import MaskedLM
 
     # ---------------------------------------------------------------- Data
+    if not tf.config.list_physical_devices("GPU"):
+        # On a CPU one operation at a time, on all cores, is faster than several beside each other.
+        with contextlib.suppress(RuntimeError):  # In a process that has used TensorFlow it is too late.
+            tf.config.threading.set_inter_op_parallelism_threads(1)
+
     page, config = models.find(flags.model)
     overrides = config_lib.parse_overrides(flags.overrides)
     config_lib.from_mapping(vars(config) | overrides)  # Bad overrides are reported before anything is read.
@@ -214,14 +210,9 @@ def main(flags: absl_flags.FlagValues) -> int:
         f"{len(train_rows):,} rows to train on, {len(held_out.token_ids):,} held out; "
         f"{flags.steps * flags.batch_size / len(train_rows):.1f} epochs"
     )
-    baselines = masked_lm_baselines(
-        np.asarray(train_corpus.token_ids), list(evaluation.as_numpy_iterator()), tokenizer
-    )
+    baselines = masked_lm_baselines(np.asarray(train_corpus.token_ids), list(evaluation.as_numpy_iterator()), tokenizer)
     if resuming:
-        print(
-            f"going on at step {step:,} of {flags.steps:,}"
-            + ("" if restored else ": no checkpoint was saved")
-        )
+        print(f"going on at step {step:,} of {flags.steps:,}" + ("" if restored else ": no checkpoint was saved"))
 
     # ---------------------------------------------------------------- Loop
     dataset = pipeline.training_batches(
@@ -251,14 +242,12 @@ def main(flags: absl_flags.FlagValues) -> int:
         while step < flags.steps and not stop.asked:
             # As many updates as fit before the next thing to do.
             cadences = (flags.log_every, flags.evaluate_every, flags.checkpoint_every)
-            count = min(
-                flags.steps_per_call, flags.steps - step, *(every - step % every for every in cadences)
-            )
+            count = min(flags.steps_per_call, flags.steps - step, *(every - step % every for every in cadences))
             new = run_steps(iterator, tf.constant(count)).numpy()
             if not np.all(np.isfinite(new)):
                 bad = step + 1 + int(np.argmin(np.isfinite(new)))
                 raise CheckFailed(
-                    f"the loss of step {bad} is {new[bad - step - 1]}; nothing was saved after step "
+                    f"the loss of step {bad}, or its gradient, is not finite; nothing was saved after step "
                     f"{checkpoints.steps()[-1] if checkpoints.steps() else 0}; "
                     f"begin anew in another --run_dir, with --learning_rate below {flags.learning_rate:g}"
                     + (f" or --clip_norm below {flags.clip_norm:g}" if flags.clip_norm else " or with --clip_norm")
@@ -292,9 +281,7 @@ def main(flags: absl_flags.FlagValues) -> int:
             save()
     metrics.close()
     if stop.asked:
-        print(
-            f"stopped by {stop.asked} at step {step:,}; all is saved, and the same command goes on from there"
-        )
+        print(f"stopped by {stop.asked} at step {step:,}; all is saved, and the same command goes on from there")
         return cli.STOPPED
     print(f"done: {run_dir} holds the run; its curve is {run_dir / 'loss.png'}")
     return cli.DONE
@@ -322,22 +309,16 @@ def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
             raise UserError(f"--run_dir={run_dir}: cannot be made in {above}; name a folder that can be written to")
         return False
     if not flags.resume:
-        raise UserError(
-            f"--run_dir={run_dir}: holds a run already; name a new folder, or leave out --noresume"
-        )
+        raise UserError(f"--run_dir={run_dir}: holds a run already; name a new folder, or leave out --noresume")
     before = absl_flags.FlagValues()
     define_flags(before)
     cli.parse(before, [f"--flagfile={record}", f"--run_dir={run_dir}"])
     changed = [name for name in flags if name not in FREE_FLAGS and flags[name].value != before[name].value]
     if changed:
         listed = ", ".join(f"--{name} ({before[name].value} -> {flags[name].value})" for name in changed)
-        raise UserError(
-            f"--run_dir={run_dir}: was begun with other flags: {listed}; keep them, or name a new folder"
-        )
+        raise UserError(f"--run_dir={run_dir}: was begun with other flags: {listed}; keep them, or name a new folder")
     if flags.steps != before["steps"].value and flags.schedule in ("linear", "cosine"):
-        logging.warning(
-            "--steps changes from %d to %d, and the schedule with it", before["steps"].value, flags.steps
-        )
+        logging.warning("--steps changes from %d to %d, and the schedule with it", before["steps"].value, flags.steps)
     return True
 
 
@@ -347,9 +328,7 @@ def read_corpus(flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: 
     from tfzoo.data.tokenized import cached_vocabulary
     from tfzoo.text.wordpiece import WordPiece
 
-    corpus = load_corpus(
-        flags.corpus, cache_dir=cache_dir, text_field=flags.text_field, policy=flags.bad_text
-    )
+    corpus = load_corpus(flags.corpus, cache_dir=cache_dir, text_field=flags.text_field, policy=flags.bad_text)
     if resuming:
         try:
             before = json.loads((run_dir / "corpus.json").read_text())["fingerprint"]
@@ -366,9 +345,7 @@ def read_corpus(flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: 
         return corpus, WordPiece.from_folder(run_dir / "tokenizer")
     if flags.vocab_file:
         return corpus, WordPiece.from_file(flags.vocab_file, flags.lowercase)
-    return corpus, WordPiece(
-        cached_vocabulary(corpus, flags.vocab_size, flags.lowercase, cache_dir), flags.lowercase
-    )
+    return corpus, WordPiece(cached_vocabulary(corpus, flags.vocab_size, flags.lowercase, cache_dir), flags.lowercase)
 
 
 def check_sizes(flags: absl_flags.FlagValues, config, tokenizer) -> None:
@@ -388,6 +365,8 @@ def check_sizes(flags: absl_flags.FlagValues, config, tokenizer) -> None:
 
 def make_step(strategy, model, optimizer, objective, *, num_parts: int = 1, clip_norm: float = 0.0):
     """The training step: `run(iterator, count) -> losses [count]`, float32, one of each update.
+
+    A loss is NaN also where only the gradient is not finite: the weights are spoilt then.
 
     Any number of replicas and parts computes what one computes, because of the order: sums of gradients, loss
     and weight first over the parts, then over the replicas, and only then the division, the check for
@@ -430,12 +409,14 @@ def make_step(strategy, model, optimizer, objective, *, num_parts: int = 1, clip
         loss, weight, *gradients = totals
         weight = tf.maximum(weight, 1.0)
         scale = weight if dynamic_scale is None else weight * dynamic_scale.value
+        norm = tf.linalg.global_norm(gradients) / scale
         factor = 1.0 / weight  # The loss scale stays in: Keras's LossScaleOptimizer divides by it.
         if clip_norm:
-            norm = tf.linalg.global_norm(gradients) / scale
             factor *= clip_norm / tf.maximum(norm, clip_norm)
         optimizer.apply([gradient * factor for gradient in gradients])
-        return loss / weight
+        if dynamic_scale is not None:
+            return loss / weight  # An infinite gradient is skipped, and the scale lowered.
+        return tf.where(tf.math.is_finite(norm), loss / weight, math.nan)
 
     @tf.function
     def run(iterator, count):
@@ -487,9 +468,7 @@ class StopOnSignal:
 
     def _note(self, number, frame):
         if not self.ready:
-            print(
-                f"stopped by {signal.Signals(number).name} before the first step; there was nothing to save"
-            )
+            print(f"stopped by {signal.Signals(number).name} before the first step; there was nothing to save")
             raise SystemExit(cli.STOPPED)
         self.asked = signal.Signals(number).name
         for each in (signal.SIGTERM, signal.SIGINT):

@@ -85,6 +85,4 @@ class Attention(keras.layers.Layer):
 
     def _split(self, x):  # [B, L, E] -> [B, H, L, D]
         shape = ops.shape(x)
-        return ops.transpose(
-            ops.reshape(x, (shape[0], shape[1], self.num_heads, self.head_dim)), (0, 2, 1, 3)
-        )
+        return ops.transpose(ops.reshape(x, (shape[0], shape[1], self.num_heads, self.head_dim)), (0, 2, 1, 3))

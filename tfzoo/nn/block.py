@@ -10,9 +10,7 @@ from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation
 class MLP(keras.layers.Layer):
     """x [B, L, E] -> down(activation(up(x))) [B, L, E] (Vaswani et al. 2017, section 3.3)."""
 
-    def __init__(
-        self, hidden_size, intermediate_size, activation_name, initializer="glorot_uniform", **kwargs
-    ):
+    def __init__(self, hidden_size, intermediate_size, activation_name, initializer="glorot_uniform", **kwargs):
         super().__init__(**kwargs)
         policy = self.dtype_policy
         self.up = Dense(
@@ -74,9 +72,7 @@ class Block(keras.layers.Layer):
                 self.attention(self.self_norm(x), bias=bias, training=training), training=training
             )
             return x + self.mlp_dropout(self.mlp(self.mlp_norm(x)), training=training)
-        x = self.self_norm(
-            x + self.self_dropout(self.attention(x, bias=bias, training=training), training=training)
-        )
+        x = self.self_norm(x + self.self_dropout(self.attention(x, bias=bias, training=training), training=training))
         return self.mlp_norm(x + self.mlp_dropout(self.mlp(x), training=training))
 
 

@@ -1,6 +1,7 @@
 """Token, position and segment embeddings."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from tfzoo.config import TransformerConfig
@@ -27,7 +28,7 @@ class TokenEmbedding(keras.layers.Layer):
         shape = ops.shape(x)
         flat = ops.reshape(ops.cast(x, self.compute_dtype), (-1, self.hidden_size))
         table = ops.cast(read(self.embeddings), self.compute_dtype)
-        return ops.reshape(ops.matmul(flat, ops.transpose(table)), (*shape[:-1], self.vocab_size))
+        return ops.reshape(tf.matmul(flat, table, transpose_b=True), (*shape[:-1], self.vocab_size))
 
 
 class Embeddings(keras.layers.Layer):
@@ -71,9 +72,7 @@ class Embeddings(keras.layers.Layer):
         if self.positions is not None:
             table = read(self.positions)
         else:
-            table = ops.convert_to_tensor(
-                sinusoidal_positions(self.config.max_positions, self.config.hidden_size)
-            )
+            table = ops.convert_to_tensor(sinusoidal_positions(self.config.max_positions, self.config.hidden_size))
         x = self.tokens(token_ids)
         # With positions 0, 1, 2, ... a slice serves every row, and its gradient is a plain sum.
         position = table[None, :length] if position_ids is None else ops.take(table, position_ids, axis=0)

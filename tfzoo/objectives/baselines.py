@@ -16,9 +16,7 @@ class NeighbourTable:
 
     def __init__(self, neighbours: np.ndarray, words: np.ndarray, frequency: np.ndarray):
         self._size, self._frequency = len(frequency), frequency
-        self._pairs, self._counts = np.unique(
-            neighbours.astype(np.int64) * self._size + words, return_counts=True
-        )
+        self._pairs, self._counts = np.unique(neighbours.astype(np.int64) * self._size + words, return_counts=True)
         seen = self._pairs // self._size
         self._types = np.bincount(seen, minlength=self._size)
         self._totals = np.bincount(seen, weights=self._counts, minlength=self._size)

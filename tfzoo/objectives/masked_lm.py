@@ -11,7 +11,7 @@ class MaskedLM:
 
     The number drawn in a row of n tokens is round(0.15 n), at least 1; special tokens are never drawn, and never
     put in. With whole_words all pieces of a word are drawn together (the "whole word masking" of the released
-    models of 2019): words in random order, each taken if it still fits.
+    models of 2019): words in random order, each taken if it still fits, which may leave a short row without any.
 
     Worked example, with [CLS] 2, [SEP] 3, [MASK] 4, a rate of 0.5 and a seed that happens to draw the first and
     the third token: first [10, 11], second [12, 13] become
@@ -63,9 +63,7 @@ class MaskedLM:
         drawn_ids = tf.gather(token_ids, positions)
 
         kind, word = tf.unstack(
-            tf.random.stateless_uniform([2, self._predictions], _fold(example["seed"], 1))[
-                :, : tf.size(positions)
-            ]
+            tf.random.stateless_uniform([2, self._predictions], _fold(example["seed"], 1))[:, : tf.size(positions)]
         )
         random_ids = tf.gather(
             self._ordinary_ids, tf.cast(word * tf.cast(tf.size(self._ordinary_ids), tf.float32), tf.int32)
@@ -120,9 +118,7 @@ class MaskedLM:
         """
         words, _, pair, _ = self._forward(model, batch, training)
         weights = batch["masked_weights"]
-        per_row = tf.reduce_sum(words * weights, 1) + pair * batch["next_sentence_weight"] * tf.reduce_sum(
-            weights, 1
-        )
+        per_row = tf.reduce_sum(words * weights, 1) + pair * batch["next_sentence_weight"] * tf.reduce_sum(weights, 1)
         return tf.reduce_sum(per_row), tf.reduce_sum(weights)
 
     def metrics(self, model, batch):
