@@ -85,9 +85,7 @@ class Checkpoints:
             self._remove(step)  # Read and found damaged: this one replaces it.
         if not path.exists():
             # Not np.ascontiguousarray, which turns a scalar into an array of one.
-            arrays = {
-                name: np.asarray(_to_numpy(variable), order="C") for name, variable in variables.items()
-            }
+            arrays = {name: np.asarray(_to_numpy(variable), order="C") for name, variable in variables.items()}
             with files.atomic_folder(path) as partial:
                 safetensors.numpy.save_file(arrays, partial / VARIABLES)
                 record = {
@@ -193,9 +191,7 @@ class Checkpoints:
         self._damaged.discard(step)
 
 
-def assign_all(
-    path: str | os.PathLike, variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> None:
+def assign_all(path: str | os.PathLike, variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Assigns what was read from the checkpoint at `path`, after comparing all of it.
 
     Raises:

@@ -104,9 +104,7 @@ def parse(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
         if required:
             raise UserError(f"--{required[1]} is required: add --{required[1]}=VALUE") from None
         named = re.match(r"--(\w+)=", text)
-        origins = [
-            origin for argument, origin in expanded if named and _flag_name(argument) == named[1] and origin
-        ]
+        origins = [origin for argument, origin in expanded if named and _flag_name(argument) == named[1] and origin]
         raise UserError(f"{origins[-1]}: {text}" if origins else text) from None
 
 
@@ -130,9 +128,7 @@ def explicit_flags(flags: absl_flags.FlagValues) -> dict[str, object]:
     return {name: flags[name].value for name in flags if flags[name].present}
 
 
-def write_flags(
-    flags: absl_flags.FlagValues, path: str | os.PathLike, leave_out: Iterable[str] = ("run_dir",)
-) -> None:
+def write_flags(flags: absl_flags.FlagValues, path: str | os.PathLike, leave_out: Iterable[str] = ("run_dir",)) -> None:
     """Writes a flagfile with every flag's value, defaults included, so that it repeats the run even when
     defaults change later. Flags that are None are left out.
 
@@ -147,16 +143,12 @@ def write_flags(
         for value in flag.value if isinstance(flag.value, list) else [flag.value]:
             text = str(value)
             if "\n" in text or not _is_unicode(text):
-                raise UserError(
-                    f"--{name}={text}: a flagfile cannot hold this value; leave out the line break"
-                )
+                raise UserError(f"--{name}={text}: a flagfile cannot hold this value; leave out the line break")
         for line in flag.serialize().split("\n") if flag.serialize() else []:
             start, equals, value = line.partition("=")
             # A value that would be read differently, for the sake of a comment or of quotes, is quoted.
             lines.append(start + equals + (value if _read_value(value) == value else json.dumps(value)))
-    files.atomic_write(
-        path, "# Every flag of a run: --flagfile=THIS_FILE repeats it.\n" + "\n".join(lines) + "\n"
-    )
+    files.atomic_write(path, "# Every flag of a run: --flagfile=THIS_FILE repeats it.\n" + "\n".join(lines) + "\n")
 
 
 def positive(flags: absl_flags.FlagValues, *names: str) -> None:
@@ -171,9 +163,7 @@ def positive(flags: absl_flags.FlagValues, *names: str) -> None:
         )
 
 
-def in_range(
-    flags: absl_flags.FlagValues, name: str, low: float | None = None, high: float | None = None
-) -> None:
+def in_range(flags: absl_flags.FlagValues, name: str, low: float | None = None, high: float | None = None) -> None:
     """Makes a numeric flag refuse what is outside `low` <= value <= `high`, and NaN. None stays allowed."""
 
     def inside(value):
@@ -269,9 +259,7 @@ def _checked(flags: absl_flags.FlagValues, expanded: list[tuple[str, str]]) -> l
             checked.append(f"--{name}")
             continue
         if name not in flags:
-            near = suggest(name, [*flags, *(f"no{boolean}" for boolean in booleans)]).replace(
-                "mean ", "mean --"
-            )
+            near = suggest(name, [*flags, *(f"no{boolean}" for boolean in booleans)]).replace("mean ", "mean --")
             shown = f"--{name}{equals}{value}"
             raise UserError(f"{where}{shown}: no such flag{near or '; --help lists them'}")
         if name in booleans and not equals:
@@ -351,9 +339,7 @@ def _output_is_closed() -> bool:
 
 def _help_page(main: Callable, flags: absl_flags.FlagValues) -> str:
     module = inspect.getmodule(main)
-    program = (
-        module.__spec__.name if module and module.__spec__ else pathlib.Path(sys.argv[0]).name
-    ) or "PROGRAM"
+    program = (module.__spec__.name if module and module.__spec__ else pathlib.Path(sys.argv[0]).name) or "PROGRAM"
     usage = f"python -m {program.removesuffix('.__main__')} [--flagfile=FILE] [--name=value ...]"
     page = [usage, "", inspect.cleandoc((module and module.__doc__) or main.__doc__ or ""), "", "Flags:"]
     for name in flags:

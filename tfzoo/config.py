@@ -9,6 +9,7 @@ from tfzoo.errors import UserError, suggest
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")  # "gelu" is exact (erf)
 POSITIONS = ("learned", "sinusoidal")
+POSITION_INITIALIZERS = ("normal", "sinusoidal")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class TransformerConfig:
     max_positions: int = 512
     num_segments: int = 0  # 0: no segment embedding.
     positions: str = "learned"
+    position_initializer: str = "normal"  # What learned positions begin as.
     activation: str = "gelu"
     norm_first: bool = False  # False normalises after each residual sum (2017), True before each sublayer.
     norm_epsilon: float = 1e-12
@@ -53,13 +55,15 @@ class TransformerConfig:
             self._require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
         for name in ("norm_epsilon", "initializer_range"):
             self._require(0 < getattr(self, name) < float("inf"), name, "must be above 0 and finite")
-        for name, choices in (("activation", ACTIVATIONS), ("positions", POSITIONS)):
+        for name, choices in (
+            ("activation", ACTIVATIONS),
+            ("positions", POSITIONS),
+            ("position_initializer", POSITION_INITIALIZERS),
+        ):
             self._require(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}")
         if self.hidden_size % self.num_heads:
-            raise UserError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of num_heads ({self.num_heads})"
-            )
-        if self.positions == "sinusoidal":
+            raise UserError(f"hidden_size ({self.hidden_size}) must be a multiple of num_heads ({self.num_heads})")
+        if "sinusoidal" in (self.positions, self.position_initializer):
             self._require(self.hidden_size % 2 == 0, "hidden_size", "must be even for sinusoidal positions")
 
     def _require(self, holds: bool, name: str, remedy: str) -> None:

@@ -121,8 +121,7 @@ class ProgressBar:
 
     def show(self, step: int, record: dict) -> None:
         self._bar.set_postfix_str(
-            f"loss {record['loss']:.3f}, lr {record['learning_rate']:.1e}, "
-            f"{record['tokens_per_second']:,.0f} tokens/s",
+            f"loss {record['loss']:.3f}, lr {record['learning_rate']:.1e}, {record['tokens_per_second']:,.0f} tokens/s",
             refresh=False,
         )
         self._bar.update(step - self._bar.n)

@@ -56,9 +56,7 @@ def _values_and_lengths(ragged):
     return ragged.values, ragged.row_lengths()
 
 
-def cached(
-    documents: list[Document], tokenizer, fingerprint: str, cache_dir: str | os.PathLike
-) -> TokenizedCorpus:
+def cached(documents: list[Document], tokenizer, fingerprint: str, cache_dir: str | os.PathLike) -> TokenizedCorpus:
     """`tokenize`, or what an earlier call with the same fingerprint and tokenizer has left in `cache_dir`.
 
     What is read back is checked against its checksum, and made again where that fails.
@@ -86,13 +84,9 @@ def cached(
     return corpus
 
 
-def cached_vocabulary(
-    corpus: Corpus, vocab_size: int, lowercase: bool, cache_dir: str | os.PathLike
-) -> list[str]:
+def cached_vocabulary(corpus: Corpus, vocab_size: int, lowercase: bool, cache_dir: str | os.PathLike) -> list[str]:
     """A WordPiece vocabulary trained on the corpus's training part, or the one kept from the last time."""
-    key = hashlib.sha256(f"{_VERSION} {corpus.fingerprint} {vocab_size} {lowercase}".encode()).hexdigest()[
-        :24
-    ]
+    key = hashlib.sha256(f"{_VERSION} {corpus.fingerprint} {vocab_size} {lowercase}".encode()).hexdigest()[:24]
     path = pathlib.Path(cache_dir, f"vocabulary-{key}.json")
     try:
         return json.loads(path.read_text())

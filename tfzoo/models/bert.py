@@ -60,18 +60,14 @@ class Model(keras.Model):
         policy = self.dtype_policy
         self.config = config
         self.encoder = Encoder(config, dtype=policy, name="encoder")
-        self.masked_lm = nn.MaskedLMHead(
-            config, self.encoder.embeddings.tokens, dtype=policy, name="masked_lm"
-        )
+        self.masked_lm = nn.MaskedLMHead(config, self.encoder.embeddings.tokens, dtype=policy, name="masked_lm")
         self.next_sentence = nn.Classifier(2, _initializer(config), dtype=policy, name="next_sentence")
         # Creates the variables. Two tokens, for Keras warns of a softmax over one.
         self({"token_ids": ops.zeros((1, min(2, config.max_positions)), "int32")})
 
     def call(self, inputs, training=False):
         nn.check_inputs(inputs, self.INPUTS[:1], self.INPUTS[1:])
-        outputs = self.encoder(
-            {k: v for k, v in inputs.items() if k != "masked_positions"}, training=training
-        )
+        outputs = self.encoder({k: v for k, v in inputs.items() if k != "masked_positions"}, training=training)
         logits = self.masked_lm(outputs["sequence"], inputs.get("masked_positions"))
         return outputs | {"logits": logits, "next_sentence_logits": self.next_sentence(outputs["pooled"])}
 

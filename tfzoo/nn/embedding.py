@@ -1,5 +1,7 @@
 """Token, position and segment embeddings."""
 
+import math
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -55,7 +57,7 @@ class Embeddings(keras.layers.Layer):
         shape = (config.max_positions, config.hidden_size)
         self.positions = self.segments = None
         if config.positions == "learned":
-            self.positions = self.add_weight(shape=shape, initializer=initializer.clone(), name="positions")
+            self.positions = self.add_weight(shape=shape, initializer=_position_initializer(config), name="positions")
         if config.num_segments:
             self.segments = self.add_weight(
                 shape=(config.num_segments, config.hidden_size),
@@ -86,3 +88,15 @@ class Embeddings(keras.layers.Layer):
         if self.norm is not None:
             x = self.norm(x)
         return self.dropout(x, training=training)
+
+
+def _position_initializer(config: TransformerConfig):
+    if config.position_initializer == "normal":
+        return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+
+    def sinusoidal(shape, dtype=None):
+        # A shift is a rotation of sinusoids, which attention finds far sooner than it finds the order of random
+        # vectors. Scaled from their own deviation, sqrt(1/2), to that of the other embeddings.
+        return ops.cast(sinusoidal_positions(*shape) * (config.initializer_range * math.sqrt(2)), dtype)
+
+    return sinusoidal
