@@ -39,9 +39,7 @@ def main() -> None:
         tokenized.cached(corpus.train, tokenizer, corpus.fingerprint + "train", cache_dir), objective.row_tokens
     )
     batches = iter(
-        pipeline.training_batches(
-            rows, objective, batch_size=peers.BATCH_SIZE, seed=0, first_step=0, num_steps=1 << 30
-        )
+        pipeline.training_batches(rows, objective, batch_size=peers.BATCH_SIZE, seed=0, first_step=0, num_steps=1 << 30)
     )
     train, _ = peers.ours("float32", "train")
     train(2)

@@ -290,9 +290,7 @@ class KillTest(CheckpointsCase):
                         checkpoints.mark_best(step)
                 finally:
                     os._exit(1)
-            while (
-                not os.path.isdir(self.folder / f"{newest + 1:08d}") and not os.waitpid(child, os.WNOHANG)[0]
-            ):
+            while not os.path.isdir(self.folder / f"{newest + 1:08d}") and not os.waitpid(child, os.WNOHANG)[0]:
                 time.sleep(0.001)
             time.sleep(self.random.uniform(0, 0.03))
             os.kill(child, signal.SIGKILL)

@@ -183,9 +183,7 @@ class FlagfileTest(Shell):
 
     def test_wrong_flags_name_the_file_and_the_line(self):
         self.write("a.cfg", "\n--batchsize=4\n")
-        self.assert_error(
-            "a.cfg:2: --batchsize=4: no such flag (did you mean --batch_size?)", "--flagfile=a.cfg"
-        )
+        self.assert_error("a.cfg:2: --batchsize=4: no such flag (did you mean --batch_size?)", "--flagfile=a.cfg")
         self.write("a.cfg", "# first\n\n--steps=-4")
         self.assert_error("a.cfg:3: --steps=-4: must be at least 1", "--flagfile=a.cfg")
         self.write("a.cfg", "--batch_size=0")
@@ -196,9 +194,7 @@ class FlagfileTest(Shell):
     def test_lines_that_are_no_flags(self):
         for line in ("steps=3", "--steps 3", "--", "-- steps=3", "--=3", "// why"):
             self.write("a.cfg", f"--steps=2\n{line}\n")
-            self.assert_error(
-                f"a.cfg:2: {line}: is no flag; write one --name=value a line", "--flagfile=a.cfg"
-            )
+            self.assert_error(f"a.cfg:2: {line}: is no flag; write one --name=value a line", "--flagfile=a.cfg")
 
     def test_circular(self):
         self.write("a.cfg", "--flagfile=a.cfg")
@@ -228,12 +224,8 @@ class FlagfileTest(Shell):
     def test_unreadable(self):
         beside = "it was looked for beside x/a.cfg"
         self.write("x/a.cfg", "\n--flagfile=b.cfg")
-        self.assert_error(
-            f"x/a.cfg:2: --flagfile=b.cfg: no such file or directory; {beside}", "--flagfile=x/a.cfg"
-        )
-        self.assert_error(
-            "--flagfile=b.cfg: no such file or directory; check the path", "--flagfile", "b.cfg"
-        )
+        self.assert_error(f"x/a.cfg:2: --flagfile=b.cfg: no such file or directory; {beside}", "--flagfile=x/a.cfg")
+        self.assert_error("--flagfile=b.cfg: no such file or directory; check the path", "--flagfile", "b.cfg")
         self.assert_error("--flagfile=x: is a directory; check the path", "--flagfile=x")
         self.assert_error("--flagfile=: is a directory; check the path", "--flagfile=")
         self.assert_error("--flagfile needs a path: write --flagfile=PATH", "--flagfile")
@@ -274,9 +266,7 @@ class WriteFlagsTest(Shell):
         self.assertEqual(pathlib.Path("again.cfg").read_bytes(), pathlib.Path("flags.cfg").read_bytes())
 
     def test_defaults_are_written_sorted_and_none_is_not(self):
-        cli.write_flags(
-            self.parsed("--run_dir=here", "--formats="), "flags.cfg", leave_out=["run_dir", "steps"]
-        )
+        cli.write_flags(self.parsed("--run_dir=here", "--formats="), "flags.cfg", leave_out=["run_dir", "steps"])
         lines = pathlib.Path("flags.cfg").read_text().splitlines()
         expected = ["--batch_size=8", "--dropout=0.1", "--formats=", "--learning_rate=0.001", "--overrides="]
         self.assertEqual(lines[1:], [*expected, "--precision=float32", "--resume"])

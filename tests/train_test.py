@@ -350,7 +350,10 @@ class NotANumberTest(TrainCase):
         self.assertEqual(code, 4)
         lines = [line for line in err.split("\n") if line.startswith("error:")]
         self.assertLen(lines, 1)
-        self.assertRegex(lines[0], r"the loss of step 6, or its gradient, is not finite; nothing was saved after step 4; .*--learning_rate")
+        self.assertRegex(
+            lines[0],
+            r"the loss of step 6, or its gradient, is not finite; nothing was saved after step 4; .*--learning_rate",
+        )
         self.assertNotIn("Traceback", err)
         self.assertEqual([record["step"] for record in tiny_run.records(self.run_dir)], [2, 4])
         self.assertEqual(checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).steps(), [4])
