@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,10 +38,9 @@ class TransformerConfig:
     initializer_range: float = 0.02  # Standard deviation of the truncated normal.
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if not _is_a(getattr(self, field.name), field.type):
-                value = getattr(self, field.name)
-                raise UserError(f"{field.name} ({value!r}) must be of type {field.type.__name__}")
+        for name, kind in _KINDS.items():
+            if not _is_a(getattr(self, name), kind):
+                raise UserError(f"{name} ({getattr(self, name)!r}) must be of type {kind.__name__}")
         for name in (
             "vocab_size",
             "hidden_size",
@@ -78,6 +78,9 @@ class TransformerConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
+_KINDS: dict[str, type] = typing.get_type_hints(TransformerConfig)
+
+
 def _is_a(value: Any, kind: type) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -106,19 +109,18 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     Raises:
       UserError: no `=`, an unknown field, or a value that is not of the field's type.
     """
-    fields = {field.name: field for field in dataclasses.fields(TransformerConfig)}
     result: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals:
             raise UserError(f"--overrides={assignment}: write FIELD=VALUE, such as num_layers=4")
-        if name not in fields:
-            raise UserError(f"--overrides={assignment}: unknown config field {name!r}{_remedy(name, fields)}")
-        kind = fields[name].type
+        if name not in _KINDS:
+            raise UserError(f"--overrides={assignment}: unknown config field {name!r}{_remedy(name, _KINDS)}")
+        kind = _KINDS[name]
         try:
-            result[name] = _BOOLEANS[text.lower()] if kind is bool else kind(text)  # type: ignore[operator]
+            result[name] = _BOOLEANS[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):
-            wanted = "true or false" if kind is bool else f"a value of type {kind.__name__}"  # type: ignore[union-attr]
+            wanted = "true or false" if kind is bool else f"a value of type {kind.__name__}"
             raise UserError(f"--overrides={assignment}: {name} takes {wanted}") from None
     return result
 
