@@ -208,7 +208,7 @@ class RunTest(TrainCase):
             self.assertEqual(list(record), ["step", "loss", "learning_rate", "tokens_per_second"])
             self.assertGreater(record["tokens_per_second"], 0)
         # Warm-up over two updates, then down to 0.
-        self.assertAllClose([r["learning_rate"] for r in trained], [0.005, 0.01, 0.0075, 0.005, 0.0025, 0])
+        self.assertAllClose([r["learning_rate"] for r in trained], [0.005, 0.01, 0.01, 0.0075, 0.005, 0.0025])
         self.assertEqual([record["step"] for record in evaluated], [3, 6])
         for record in evaluated:
             self.assertAllClose(record["masked_lm_perplexity"], np.exp(record["masked_lm_loss"]))

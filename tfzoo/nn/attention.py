@@ -3,6 +3,7 @@
 import math
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from tfzoo.nn.basic import Dense, Dropout
@@ -46,7 +47,7 @@ def dot_product_attention(query, key, value, bias=None, dropout=None):
         scores = scores + bias
     if scores.dtype == "float16":
         scores = ops.cast(scores, "float32")
-    weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
+    weights = ops.cast(tf.nn.softmax(scores), value.dtype)
     if dropout is not None:
         weights = dropout(weights)
     return ops.matmul(weights, value)
