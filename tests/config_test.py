@@ -57,10 +57,10 @@ class TransformerConfigTest(unittest.TestCase):
 
 class OverridesTest(unittest.TestCase):
     def test_read_by_declared_type(self):
-        overrides = parse_overrides(["num_layers=4", " dropout = 1e-1", "norm_first=True", "activation=relu"])
+        overrides = parse_overrides("num_layers=2,num_layers=4, dropout = 1e-1,norm_first=True,activation=relu")
         self.assertEqual(overrides, dict(num_layers=4, dropout=0.1, norm_first=True, activation="relu"))
-        self.assertIs(parse_overrides(["norm_first=0"])["norm_first"], False)
-        self.assertEqual(parse_overrides([]), {})
+        self.assertIs(parse_overrides("norm_first=0")["norm_first"], False)
+        self.assertEqual(parse_overrides(""), {})
 
     def test_errors_name_the_flag_and_the_remedy(self):
         for assignment, message in (
@@ -72,7 +72,7 @@ class OverridesTest(unittest.TestCase):
             ("norm_first=perhaps", "norm_first takes true or false"),
         ):
             with self.assertRaisesRegex(UserError, f"--overrides={assignment}: .*{message}"):
-                parse_overrides([assignment])
+                parse_overrides(assignment)
 
     def test_every_choice_has_a_home(self):
         for name in config_lib.ACTIVATIONS:

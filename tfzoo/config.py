@@ -103,22 +103,22 @@ def from_mapping(values: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig(**values)
 
 
-def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """Reads `["num_layers=4", "norm_first=true"]` by the types that TransformerConfig declares.
+def parse_overrides(text: str) -> dict[str, Any]:
+    """Reads "num_layers=4,norm_first=true" by the types that TransformerConfig declares; the last of a field wins.
 
     Raises:
       UserError: no `=`, an unknown field, or a value that is not of the field's type.
     """
     result: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, text = (part.strip() for part in assignment.partition("="))
+    for assignment in text.split(",") if text else []:
+        name, equals, value = (part.strip() for part in assignment.partition("="))
         if not equals:
             raise UserError(f"--overrides={assignment}: write FIELD=VALUE, such as num_layers=4")
         if name not in _KINDS:
             raise UserError(f"--overrides={assignment}: unknown config field {name!r}{_remedy(name, _KINDS)}")
         kind = _KINDS[name]
         try:
-            result[name] = _BOOLEANS[text.lower()] if kind is bool else kind(text)
+            result[name] = _BOOLEANS[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError):
             wanted = "true or false" if kind is bool else f"a value of type {kind.__name__}"
             raise UserError(f"--overrides={assignment}: {name} takes {wanted}") from None

@@ -43,7 +43,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("bool", "resume", True, "Go on with the run in --run_dir; --noresume refuses a folder that holds one.")
     # Model.
     define("string", "model", "bert_tiny", "A model's name, such as bert_small.")
-    define("list", "overrides", [], "Fields of its config that differ: num_layers=4,dropout=0.0")
+    define("multi_string", "overrides", [], "Fields of its config that differ, num_layers=4,dropout=0.0; they add up.")
     define("enum", "precision", "float32", "What is computed in.", enum_values=["float32", "bfloat16", "float16"])
     define("enum", "strategy", "default", "tf.distribute strategy.", enum_values=["default", "one_device"])
     # Data.
@@ -132,7 +132,7 @@ def main(flags: absl_flags.FlagValues) -> int:
             tf.config.threading.set_inter_op_parallelism_threads(1)
 
     page, config = models.find(flags.model)
-    overrides = config_lib.parse_overrides(flags.overrides)
+    overrides = config_lib.parse_overrides(",".join(flags.overrides))
     config_lib.from_mapping(vars(config) | overrides)  # Bad overrides are reported before anything is read.
     cache_dir = pathlib.Path(flags.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
     corpus, tokenizer = read_corpus(flags, run_dir, cache_dir, resuming)
