@@ -82,7 +82,8 @@ def plot(records: list[dict], path: pathlib.Path) -> None:
     left = figure.subplots()
     trained = [record for record in records if "loss" in record]
     left.plot([r["step"] for r in trained], [r["loss"] for r in trained], color="tab:blue", linewidth=1)
-    left.set(xlabel="step", ylabel="training loss (nats)", title="Training loss and held-out accuracy")
+    left.set(xlabel="step", title="Training loss and held-out accuracy")
+    left.set_ylabel("training loss (nats)", color="tab:blue")
     left.grid(alpha=0.3)
     evaluated = [record for record in records if "masked_lm_accuracy" in record]
     right = left.twinx()
@@ -93,7 +94,7 @@ def plot(records: list[dict], path: pathlib.Path) -> None:
         marker="o",
         markersize=3,
     )
-    right.set_ylabel("held-out masked words right (%)")
+    right.set_ylabel("held-out masked words right (%)", color="tab:orange")
     partial = path.with_name(f"{path.name}.{os.getpid()}{files.PARTIAL}")
     figure.savefig(partial, format="png", dpi=120)
     os.replace(partial, path)
