@@ -30,7 +30,6 @@ ROUNDS, BATCHES, STEPS = 5, 400, 3
 
 def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(2)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
     cache_dir = os.path.expanduser("~/.cache/tfzoo")
     corpus = load_corpus("docstrings", cache_dir=cache_dir)
     tokenizer = WordPiece(tokenized.cached_vocabulary(corpus, 8192, True, cache_dir))

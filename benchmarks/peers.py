@@ -256,7 +256,7 @@ def garden(precision: str, way: str) -> tuple[Train, int]:
 
 # What makes it, the fastest way that was found for it, and the inter-op threads of that (0: TensorFlow's choice).
 CONTENDERS: dict[str, tuple[Callable[[str, str], tuple[Train, int]], str, int]] = {
-    "ours": (ours, "train", 1),
+    "ours": (ours, "train", 0),
     "kerashub": (kerashub, "batch", 0),
     "garden": (garden, "function", 0),
 }

@@ -5,7 +5,6 @@
 Started again with the same --run_dir it goes on where it stopped, and logs what it would have logged.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -126,11 +125,6 @@ def main(flags: absl_flags.FlagValues) -> int:
     from tfzoo.objectives.masked_lm import MaskedLM
 
     # ---------------------------------------------------------------- Data
-    if not tf.config.list_physical_devices("GPU"):
-        # On a CPU one operation at a time, on all cores, is faster than several beside each other.
-        with contextlib.suppress(RuntimeError):  # In a process that has used TensorFlow it is too late.
-            tf.config.threading.set_inter_op_parallelism_threads(1)
-
     page, config = models.find(flags.model)
     overrides = config_lib.parse_overrides(",".join(flags.overrides))
     config_lib.from_mapping(vars(config) | overrides)  # Bad overrides are reported before anything is read.

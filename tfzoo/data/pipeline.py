@@ -55,6 +55,6 @@ def _options() -> tf.data.Options:
     options = tf.data.Options()
     # Every process reads what its positions say: nothing is to be sharded by file.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    # The training step runs with one inter-op thread; the pipeline must not wait for it.
+    # Threads of its own: the pipeline must not wait for the training step's.
     options.threading.private_threadpool_size = 2
     return options

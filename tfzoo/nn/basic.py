@@ -145,6 +145,7 @@ class Dropout(keras.layers.Layer):
 def _drop(x, seed, threshold: int):
     size = tf.size(x)
     words = tf.random.stateless_uniform([(size + 1) // 2], seed, None, None, tf.uint32)
-    keep = tf.cast(tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size], tf.int32) >= threshold
+    # As signed numbers, which TensorFlow compares without a copy in another type.
+    keep = tf.reshape(tf.bitcast(words, tf.int16), [-1])[:size] >= threshold - 32768
     factor = tf.cast(tf.reshape(keep, tf.shape(x)), x.dtype) * tf.cast(65536 / (65536 - threshold), x.dtype)
     return x * factor
