@@ -142,7 +142,7 @@ class PolicyTest(FilesTest):
         """What is wrong in `data` is refused with `message`, or counted as `kind` and read as given."""
         path = self.write(name, data) if isinstance(data, str | bytes) else str(data)
         self.refused(message, path, **kwargs)
-        self.refused("or read with the policy replace or skip", path, **kwargs)
+        self.refused("or take --bad_text=replace or skip", path, **kwargs)
         for policy, expected in (("replace", replace), ("skip", skip)):
             with self.subTest(policy):
                 read = self.read(path, policy=policy, **kwargs)

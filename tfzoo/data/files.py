@@ -73,7 +73,7 @@ class _Reader:
 
     def _bad(self, path: str, line: int, bad: _Bad) -> None:
         if self.policy == "strict":
-            raise UserError(f"{path}:{line}: {bad.words}; {bad.remedy}, or read with the policy replace or skip")
+            raise UserError(f"{path}:{line}: {bad.words}; {bad.remedy}, or take --bad_text=replace or skip")
         self.problems[bad.kind] += 1
 
     def _check_size(self, path: str, read: int, compressed: int | None) -> None:
