@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -183,11 +182,7 @@ class Checkpoints:
                 self._remove(step)
 
     def _remove(self, step: int) -> None:
-        # Renamed first: a removal that is killed must not leave half a checkpoint under a checkpoint's name.
-        path = self.path(step)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.old{files.PARTIAL}")
-        os.rename(path, partial)
-        shutil.rmtree(partial)
+        files.remove_folder(self.path(step))
         self._damaged.discard(step)
 
 

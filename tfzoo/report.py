@@ -1,9 +1,9 @@
 """What a run tells people: metrics.jsonl, TensorBoard events, loss.png, a progress bar, a table."""
 
 import contextlib
+import io
 import json
 import math
-import os
 import pathlib
 import sys
 
@@ -95,9 +95,9 @@ def plot(records: list[dict], path: pathlib.Path) -> None:
         markersize=3,
     )
     right.set_ylabel("held-out masked words right (%)", color="tab:orange")
-    partial = path.with_name(f"{path.name}.{os.getpid()}{files.PARTIAL}")
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, path)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    files.atomic_write(path, image.getvalue())
 
 
 class ProgressBar:
