@@ -1,0 +1,246 @@
+"""Hugging Face folders, read and written without torch or transformers.
+
+config.json                what the model is: model_type, architectures and sizes under the family's own names
+model.safetensors          its weights, in one file or, with model.safetensors.index.json, in several
+generation_config.json     how it is decoded; carried along
+vocab.txt, ...             the tokenizer
+
+The pages of tfzoo.models hold the tables that say whose field and whose tensor is which: MODEL_TYPES, ARCHITECTURES,
+CONFIG, REQUIRED, PREFIX and WEIGHTS. A family that Hugging Face does not have (WEIGHTS is None) is written in the same
+files under our own names.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from tfzoo import config as config_lib
+from tfzoo import files, models, nn, tensors, weights
+from tfzoo.errors import UserError, suggest
+from tfzoo.text.wordpiece import WordPiece
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def load(
+    folder: str | os.PathLike,
+    *,
+    heads: Sequence[str] | None = None,
+    num_labels: int | None = None,
+    pool: str | None = None,
+    dtype: Any = None,
+):
+    """The model and the tokenizer of a Hugging Face folder.
+
+    Args:
+      folder: with config.json and safetensors.
+      heads: the heads that the model is to have, such as ("classify",) for fine-tuning. Those that the folder lacks
+        begin fresh, and what it has of others is left; both are logged. None takes those of its architecture.
+      num_labels: classes of the heads classify, tag and pair; None takes the folder's.
+      pool: what classify reads; None takes the family's way.
+      dtype: a Keras dtype or policy to compute in. Weights are float32 in memory however they are stored.
+
+    Returns:
+      (model, tokenizer); the tokenizer is None where the folder has none that tfzoo reads.
+
+    Raises:
+      UserError: anything about the folder that does not fit, in one line that names file and tensor. No weights are
+        read, and no memory taken for them, before names and shapes agree.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / "config.json"
+    record = _read_config(path)
+    page = _page(path, record)
+    config = _decode_config(path, record, page)
+    fresh = heads is not None
+    heads = _heads(path, record, page) if heads is None else tuple(heads)
+    arguments = dict(heads=heads, num_labels=num_labels or _num_labels(record), pool=pool)
+    with tensors.open_folder(folder) as file:
+        if config.num_layers + config.num_decoder_layers > len(file):
+            raise UserError(
+                f"{path}: num_layers ({config.num_layers + config.num_decoder_layers:,}) exceeds the number of tensors "
+                f"in the folder ({len(file):,}); the two must be of one model"
+            )
+        # Variables of a graph have shapes and no memory.
+        with tf.Graph().as_default(), nn.zero_initializers():
+            skeleton = page.Model(config, **arguments)
+            found = weights.account(weights.slots(page.WEIGHTS, skeleton), file, page, folder, fresh)
+        with nn.zero_initializers(unless=bool(found.not_assigned)):
+            model = page.Model(config, **arguments, dtype=dtype)
+        weights.load(weights.slots(page.WEIGHTS, model), file, found)
+    for what, names in (("begin fresh", found.not_assigned), ("are left in the file", found.not_used)):
+        if names:
+            logging.info("%s: %s %s", folder, ", ".join(names), what)
+    model.hub_config = json.dumps(record)
+    generation = folder / "generation_config.json"
+    model.generation_config = json.dumps(tensors.read_json(generation)) if generation.exists() else ""
+    return model, WordPiece.from_folder(folder) if (folder / "vocab.txt").exists() else None
+
+
+def save(
+    model,
+    folder: str | os.PathLike,
+    tokenizer=None,
+    *,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a folder that Hugging Face loads with the same outputs, beside its place and then into it.
+
+    Args:
+      model: of one of the families.
+      folder: must not exist yet, or be empty.
+      tokenizer: written beside the weights where given.
+      dtype: float32, float16 or bfloat16, of the stored weights.
+      max_shard_bytes: a larger model is split into several files.
+
+    Raises:
+      UserError: the folder holds something, or an unknown dtype.
+    """
+    folder = pathlib.Path(folder)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r}: weights are stored as one of {', '.join(DTYPES)}")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds something already; name a new folder")
+    page = models.page_of(model)
+    record = _encode_config(model, page) | {"dtype": dtype}
+    with files.atomic_folder(folder) as partial:
+        tensors.write_folder(
+            partial,
+            weights.stored(weights.slots(page.WEIGHTS, model), DTYPES[dtype]),
+            max_shard_bytes=max_shard_bytes,
+        )
+        if tokenizer is not None:
+            tokenizer.save(partial)
+        if getattr(model, "generation_config", ""):
+            generation = json.loads(model.generation_config)
+            (partial / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        (partial / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+    record = tensors.read_json(path)
+    if not isinstance(record, dict):
+        raise UserError(f"{path} holds {type(record).__name__}, not an object; it must be a model's config")
+    return record
+
+
+def _page(path, record):
+    kind = record.get("model_type")
+    if kind not in models.MODEL_TYPES:
+        raise UserError(
+            f"{path}: model_type {kind!r} is not one that tfzoo knows{suggest(str(kind), models.MODEL_TYPES)}; "
+            f"they are {', '.join(models.MODEL_TYPES)}"
+        )
+    return models.page(models.MODEL_TYPES[kind])
+
+
+def _decode_config(path, record, page) -> config_lib.TransformerConfig:
+    cls = models.config_class(page)
+    for key, allowed in getattr(page, "REQUIRED", {}).items():
+        allowed = allowed if isinstance(allowed, tuple) else (allowed,)
+        if key in record and record[key] not in allowed:
+            raise UserError(
+                f"{path}: {key} is {record[key]!r}, and tfzoo's {page.__name__.rpartition('.')[2]} has it as "
+                f"{' or '.join(repr(value) for value in allowed)} only"
+            )
+    fields = dict(page.MODEL_TYPES[record["model_type"]])
+    try:
+        if page.CONFIG is None:
+            names = config_lib.kinds(cls)
+            fields |= {name: record[name] for name in names if name in record}
+        else:
+            fields |= {
+                ours: _decode(ours, record[theirs])
+                for ours, theirs in page.CONFIG.items()
+                if record.get(theirs) is not None
+            }
+        if hasattr(page, "decode_config"):
+            fields |= page.decode_config(record)
+        return config_lib.from_mapping(fields, cls)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: {type(error).__name__} {error}; it must be a config of {record['model_type']}") from None
+
+
+def _decode(ours, value):
+    if ours == "activation":
+        if value not in _ACTIVATIONS:
+            raise UserError(f"the activation {value!r} is not one of {', '.join(_ACTIVATIONS)}")
+        return _ACTIVATIONS[value]
+    return value
+
+
+def _encode(ours, value):
+    return "gelu_new" if ours == "activation" and value == "gelu_tanh" else value
+
+
+def _heads(path, record, page) -> tuple[str, ...]:
+    if page.WEIGHTS is None:
+        return tuple(record.get("heads", page.Model.DEFAULT_HEADS))
+    for name in record.get("architectures") or ():
+        if name in page.ARCHITECTURES:
+            return page.ARCHITECTURES[name]
+    raise UserError(
+        f"{path}: architectures is {record.get('architectures')!r}, and tfzoo knows {', '.join(page.ARCHITECTURES)}; "
+        f"name the heads, such as heads={page.Model.DEFAULT_HEADS!r}"
+    )
+
+
+def _num_labels(record: Mapping[str, Any]) -> int:
+    labels = record.get("id2label")
+    return len(labels) if isinstance(labels, Mapping) and labels else int(record.get("num_labels") or 2)
+
+
+def _encode_config(model, page) -> dict[str, Any]:
+    """config.json: the folder's that the model was read from, with the model's own fields over it."""
+    config = dataclasses.asdict(model.config)
+    kind = next(
+        (kind for kind, fixed in page.MODEL_TYPES.items() if all(config[k] == v for k, v in fixed.items())),
+        next(iter(page.MODEL_TYPES)),
+    )
+    record = json.loads(getattr(model, "hub_config", "") or "{}")
+    record.pop("torch_dtype", None)
+    kind = record.get("model_type", kind)
+    record |= {"model_type": kind}
+    if page.CONFIG is None:
+        return record | config | {"heads": list(model.head_names), "num_labels": model.num_labels}
+    fields = {theirs: config[ours] for ours, theirs in page.CONFIG.items()}
+    for ours, theirs in page.CONFIG.items():
+        # One of several names for the same thing stays as it was.
+        same = theirs in record and record[theirs] is not None and _decode(ours, record[theirs]) == config[ours]
+        fields[theirs] = record[theirs] if same else _encode(ours, config[ours])
+    if hasattr(page, "encode_config"):
+        fields |= page.encode_config(model.config)
+    names = [
+        name
+        for name, heads in page.ARCHITECTURES.items()
+        if heads == model.head_names and name.lower().startswith(kind.replace("-", ""))
+    ]
+    if not names:
+        raise UserError(
+            f"Hugging Face has no {kind} with the heads {', '.join(model.head_names)}; "
+            f"it has {', '.join(page.ARCHITECTURES)}"
+        )
+    if record.get("architectures") != names[:1]:
+        fields["architectures"] = names[:1]
+    if {"classify", "tag"} & set(model.head_names) and _num_labels(record) != model.num_labels:
+        fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(model.num_labels)}
+        fields["label2id"] = {f"LABEL_{i}": i for i in range(model.num_labels)}
+    return record | fields

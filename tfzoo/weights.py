@@ -1,0 +1,315 @@
+"""Weights under other people's names, in and out, by the tables of the families' pages.
+
+A page's WEIGHTS says which of our layers or variables a stored module or tensor is; `{}` is a layer's index:
+
+    "bert.encoder.layer.{}.intermediate.dense": "encoder/stack/layer_{}/mlp/up"
+
+A destination that is a layer maps the module's .weight and .bias to the layer's variables by their kind: a kernel is
+stored transposed, gamma and beta and embeddings as they are. A destination that is a variable is keyed by the whole
+name of the tensor, which is stored as it is. The markers below say what is stored otherwise. A dict gives the
+destination by the model's head, where one name serves several heads.
+
+One interpreter reads and writes, and accounts for every tensor on both sides before it touches one.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from tfzoo import tensors
+from tfzoo.errors import UserError
+
+_CHUNK = 1 << 24  # Larger tensors are assigned piece by piece, so that loading needs little beyond the model.
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv1D:
+    """A dense layer whose kernel is stored as we hold it, [I, O]."""
+
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """Dense layers that are stored as one, their outputs side by side; conv1d: as [I, O], else as [O, I]."""
+
+    paths: Sequence[str]
+    conv1d: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Reshaped:
+    """A variable that is stored in another shape, with its elements in the same order."""
+
+    path: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tied:
+    """Another name for a variable. Some files have it as well, or in the other's place; it is never written."""
+
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """A tensor that some files have and that holds nothing learned; it is passed over."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One stored tensor: the variables that it holds, and the way between the two."""
+
+    name: str
+    variables: tuple
+    shape: tuple[int, ...]  # As stored.
+    to_stored: Callable[[Sequence[np.ndarray]], np.ndarray]
+    from_stored: Callable[[np.ndarray], Sequence[np.ndarray]]
+    rows: str = ""  # "rows": pieces of the stored rows are rows of the variable; "columns": they are its columns.
+    aliases: tuple[str, ...] = ()
+
+
+def relative_path(variable) -> str:
+    """A variable's path without the model's name, such as "encoder/embeddings/tokens/embeddings"."""
+    return variable.path.partition("/")[2]
+
+
+def is_state(variable) -> bool:
+    """Whether a variable is a random generator's state, which is not a weight."""
+    return variable.path.rpartition("/")[2] == "seed_generator_state"
+
+
+def slots(table: Mapping | None, model) -> list[Slot]:
+    """How each weight of a model is stored, by a page's WEIGHTS; None stores all under our own names.
+
+    Raises:
+      KeyError: the table lacks one of the model's variables: the page has a gap.
+    """
+    found: dict[str, dict] = {}
+    aliases: dict[str, list[str]] = {}
+    entries = list(_entries(table, model.head_names)) if table is not None else []
+    for variable in model.variables:
+        if is_state(variable):
+            continue
+        path = relative_path(variable)
+        if table is None:
+            found[path.replace("/", ".")] = {"marker": None, "variables": {0: variable}, "leaf": path}
+            continue
+        matches = [match for entry in entries if (match := _match(entry, path))]
+        kept = [match for match in matches if not isinstance(match.marker, Tied)]
+        if len(kept) != 1:
+            raise KeyError(f"WEIGHTS has {len(kept)} entries for {variable.path}")
+        (match,) = kept
+        slot = found.setdefault(match.name, {"marker": match.marker, "variables": {}, "leaf": match.leaf})
+        slot["variables"][match.place] = variable
+        aliases.setdefault(match.name, []).extend(m.name for m in matches if isinstance(m.marker, Tied))
+    return [
+        _slot(name, [s["variables"][i] for i in sorted(s["variables"])], s["marker"], s["leaf"], aliases.get(name, ()))
+        for name, s in found.items()
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Match:
+    name: str  # Of the stored tensor.
+    marker: object
+    place: int  # Of the variable among those that the tensor holds.
+    leaf: str  # The variable's own name; "" where the destination is the variable itself.
+
+
+_LEAVES = {"kernel": ".weight", "bias": ".bias", "gamma": ".weight", "beta": ".bias", "embeddings": ".weight"}
+
+
+def _entries(table, heads):
+    """(stored name, marker, paths) of each entry that a model with these heads can have."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            value = next((value[head] for head in heads if head in value), None)
+        if isinstance(value, Fused):
+            yield name, value, value.paths
+        elif isinstance(value, str):
+            yield name, None, (value,)
+        elif value is not None and not isinstance(value, Computed):
+            yield name, value, (value.path,)
+
+
+def _match(entry, path):
+    name, marker, destinations = entry
+    for place, destination in enumerate(destinations):
+        pattern = re.escape(destination).replace(r"\{\}", r"(\d+)")
+        match = re.fullmatch(rf"{pattern}(?:/(\w+))?", path)
+        if match:
+            *indices, leaf = match.groups()
+            stored = name.format(*indices)
+            return _Match(stored + (_LEAVES[leaf] if leaf else ""), marker, place, leaf or "")
+    return None
+
+
+def _slot(name, variables, marker, leaf, aliases) -> Slot:
+    shapes = [tuple(variable.shape) for variable in variables]
+    turned = leaf == "kernel" and not isinstance(marker, Conv1D | Reshaped) and not getattr(marker, "conv1d", False)
+    if isinstance(marker, Fused):
+        axis = -1 if marker.conv1d or leaf == "bias" else 0
+        stored = [shape[::-1] if turned else shape for shape in shapes]
+        ends = np.cumsum([shape[axis] for shape in stored])[:-1]
+        size = sum(shape[axis] for shape in stored)
+        shape = (*stored[0][:-1], size) if axis == -1 else (size, *stored[0][1:])
+
+        def join(arrays):
+            return np.concatenate([array.T if turned else array for array in arrays], axis)
+
+        def split(array):
+            return [part.T if turned else part for part in np.split(array, ends, axis)]
+
+        return Slot(name, tuple(variables), shape, join, split, aliases=tuple(aliases))
+    (variable,), (own,) = variables, shapes
+    if isinstance(marker, Reshaped):
+        shape = np.broadcast_to(np.float32(0), own).reshape(marker.shape).shape
+        return Slot(
+            name,
+            (variable,),
+            shape,
+            lambda arrays: arrays[0].reshape(shape),
+            lambda array: [array.reshape(own)],
+            aliases=tuple(aliases),
+        )
+    if turned:
+        return Slot(
+            name, (variable,), own[::-1], lambda a: a[0].T, lambda a: [a.T], rows="columns", aliases=tuple(aliases)
+        )
+    return Slot(name, (variable,), own, lambda a: a[0], lambda a: [a], rows="rows", aliases=tuple(aliases))
+
+
+def stored_arrays(slots: Iterable[Slot], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Values by our paths, such as gradients, under the stored names and in the stored shapes."""
+    return {slot.name: slot.to_stored([values[relative_path(v)] for v in slot.variables]) for slot in slots}
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """What a file and a model have of each other."""
+
+    sources: dict[str, str]  # Slot's name -> the name in the file.
+    tied: dict[str, str]  # A further name in the file -> the slot's name.
+    not_used: list[str]  # Tensors that the table knows and this model has no place for: other heads'.
+    not_assigned: list[str]  # Slots of heads that the file knows nothing of.
+
+
+def account(slots: Sequence[Slot], file, page, where, fresh_heads: bool = False) -> Account:
+    """Matches a file's tensors with a model's, by name and shape, before anything is read.
+
+    Args:
+      slots: of `slots`.
+      file: a Tensors of tfzoo.tensors.
+      page: a family's module, with WEIGHTS and PREFIX.
+      where: the file or folder, for messages.
+      fresh_heads: whether heads may be missing from the file, and the file may have other heads.
+
+    Raises:
+      UserError: a tensor is missing, unknown or of another shape.
+    """
+    table, prefix = page.WEIGHTS, getattr(page, "PREFIX", "")
+    by_name = {name: slot for slot in slots for name in (slot.name, *slot.aliases)}
+    known = [re.compile(_name_pattern(name)) for name in table or ()]
+    computed = [re.compile(_name_pattern(n)) for n, v in (table or {}).items() if isinstance(v, Computed)]
+    sources: dict[str, str] = {}
+    tied, not_used, unknown = {}, [], []
+    for stored in file.names:
+        name = _canonical(stored, by_name, prefix)
+        if name in by_name:
+            slot = by_name[name]
+            if name == slot.name or slot.name not in sources:
+                if slot.name in sources:
+                    tied[sources[slot.name]] = slot.name
+                sources[slot.name] = stored
+            else:
+                tied[stored] = slot.name
+        elif any(pattern.fullmatch(n) for pattern in computed for n in (name, prefix + name)):
+            continue
+        elif fresh_heads and any(pattern.fullmatch(n) for pattern in known for n in (name, prefix + name)):
+            not_used.append(stored)
+        else:
+            unknown.append(stored)
+    missing = [slot.name for slot in slots if slot.name not in sources]
+    not_assigned = [name for name in missing if fresh_heads and not _of_body(by_name[name])]
+    missing = [name for name in missing if name not in not_assigned]
+    if missing or unknown:
+        raise UserError(
+            f"{where}: "
+            + "; ".join(
+                f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+                for what, names in (("not assigned", missing), ("not used", unknown))
+                if names
+            )
+            + "; the file and its config.json must be of one model"
+        )
+    for slot_name, stored in (*sources.items(), *((s, n) for n, s in tied.items())):
+        expected, shape = by_name[slot_name].shape, tuple(file.shape(stored))
+        if shape != expected:
+            raise UserError(
+                f"{file.file(stored)}: {stored} has the shape {list(shape)}, and by config.json it has "
+                f"{list(expected)}; the two must be of one model"
+            )
+    return Account(sources, tied, not_used, not_assigned)
+
+
+def _canonical(stored, by_name, prefix):
+    """The name that the table has for a stored one: of today's norms, and with the prefix of models with heads."""
+    new = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", stored))
+    for name in (stored, new, prefix + stored, prefix + new, stored.removeprefix(prefix), new.removeprefix(prefix)):
+        if name in by_name:
+            return name
+    return new
+
+
+def _name_pattern(name: str) -> str:
+    return re.escape(name).replace(r"\{\}", r"\d+") + r"(\.weight|\.bias)?"
+
+
+def _of_body(slot: Slot) -> bool:
+    return relative_path(slot.variables[0]).partition("/")[0] in ("encoder", "decoder", "pooler")
+
+
+def load(slots: Sequence[Slot], file, found: Account) -> None:
+    """Copies a file's tensors into the variables, a piece at a time.
+
+    Raises:
+      UserError: a tensor holds NaN, or one that is stored twice differs from its other copy.
+    """
+    by_name = {slot.name: slot for slot in slots}
+    for name, stored in found.sources.items():
+        slot = by_name[name]
+        large = slot.rows and np.prod(slot.shape, dtype=np.int64) * 4 > _CHUNK
+        if large:
+            value = slot.variables[0].value
+            for start, piece in file.chunks(stored):
+                piece = np.ascontiguousarray((piece.T if slot.rows == "columns" else piece), np.float32)
+                if slot.rows == "columns":
+                    value[:, start : start + piece.shape[1]].assign(piece)
+                else:
+                    value[start : start + piece.shape[0]].assign(piece)
+        else:
+            for variable, array in zip(slot.variables, slot.from_stored(file.read(stored))):
+                # A copy of its own: TensorFlow may keep the memory that it is given.
+                variable.assign(np.array(array, np.float32, order="C"))
+    for stored, name in found.tied.items():
+        for (_, one), (_, other) in zip(file.chunks(stored), file.chunks(found.sources[name])):
+            if not np.array_equal(one, other):
+                raise UserError(
+                    f"{file.file(stored)}: {stored} and {found.sources[name]} are one weight and differ; "
+                    "a model that does not tie them is not of this family"
+                )
+
+
+def stored(slots: Iterable[Slot], dtype: str) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], np.ndarray]]]:
+    """(name, shape, dtype, a function that makes the array) of each weight, for tensors.write_folder."""
+    for slot in slots:
+        yield slot.name, slot.shape, dtype, lambda slot=slot: _array(slot, dtype)
+
+
+def _array(slot: Slot, dtype: str) -> np.ndarray:
+    array = slot.to_stored([np.asarray(variable.value) for variable in slot.variables])
+    return np.ascontiguousarray(array).astype(tensors.DTYPES[dtype], copy=False)
