@@ -76,7 +76,7 @@ _NOT_FINITE = {
 _CONVERT = (
     "convert it to safetensors where you trust it (transformers: save_pretrained), and point tfzoo at that folder"
 )
-_AGAIN = "the file is damaged: download or save it again"
+_AGAIN = "the file is damaged or not of a kind that is read: download or save it again"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _SLOT = re.compile(r"(^|/)(adam|lamb)_[mv](_\d+)?$|^global_step$|^beta[12]_power$")
