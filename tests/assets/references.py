@@ -141,6 +141,8 @@ def gpt2_padded(draw: Draw) -> dict:
 
 
 def t5(draw: Draw) -> dict:
+    # Fewer than the usual 32 and 128, so that short rows reach the buckets that share distances.
+    buckets, distance = draw.choose((8, 10), ((8, 10), (8, 20), (12, 20), (16, 20), (32, 128)))
     return dict(
         vocab_size=draw.vocab_size,
         d_model=draw.hidden_size,
@@ -149,9 +151,8 @@ def t5(draw: Draw) -> dict:
         num_layers=draw.num_layers,
         num_decoder_layers=draw.choose(2, (1, 2, 3)),
         d_ff=draw.intermediate_size,
-        # Fewer than the usual 32 and 128, so that short rows reach the buckets that share distances.
-        relative_attention_num_buckets=draw.choose(8, (8, 12, 16, 32)),
-        relative_attention_max_distance=draw.choose(10, (8, 10, 20, 128)),
+        relative_attention_num_buckets=buckets,
+        relative_attention_max_distance=distance,
         decoder_start_token_id=0,
     )
 
@@ -417,7 +418,10 @@ def make_model(case: Case, draw: Draw, folder: pathlib.Path, seed: int):
     if untied:  # as the published ones say it
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}, indent=2) + "\n")
-    return kind.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    model = kind.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    # Reformer marks a word that sees itself alone by a score of -1e5, where float32 has steps of 0.008, and weighs
+    # the rounds of hashing by such scores: 2e-3 off in float32.
+    return model.double() if case.family == "reformer" else model
 
 
 def tensor_names(folder: pathlib.Path) -> list[str]:
@@ -460,8 +464,9 @@ def make_inputs(case: Case, name: str, draw: Draw, config) -> dict[str, np.ndarr
         # Position i may see j where j comes earlier in a random order; 1 and True: may not be seen.
         order = np.argsort(np.argsort(draw.random.random(mask.shape), axis=1), axis=1)
         inputs["permutation_mask"] = order[:, None, :] >= order[:, :, None]
-        real = [draw.random.permutation(np.flatnonzero(row))[:2] for row in mask]
-        inputs["target_mapping"] = np.eye(draw.length, dtype=np.float32)[np.array(real)]
+        # The last two words of the order are foretold: one that sees nothing would have no meaning.
+        last = np.argsort(np.where(mask, order, -1), axis=1)[:, -2:]
+        inputs["target_mapping"] = np.eye(draw.length, dtype=np.float32)[last]
     return inputs
 
 
@@ -523,7 +528,7 @@ class Rotations:
             def randn(shape, **others):
                 if layer not in rotations.kept:
                     rotations.kept[layer] = rotations.clear(vectors, layer.num_buckets, shape)
-                return rotations.kept[layer]
+                return rotations.kept[layer].to(vectors.dtype)
 
             with mock.patch.object(torch, "randn", randn):
                 return original(layer, vectors, *args, **kwargs)
@@ -534,7 +539,7 @@ class Rotations:
         factors = [num_buckets] if isinstance(num_buckets, int) else list(num_buckets)
         while True:
             drawn = torch.from_numpy(self.draw.random.standard_normal(shape, np.float32))
-            rotated = torch.einsum("bmtd,mdhr->bmhtr", vectors.detach(), drawn)
+            rotated = torch.einsum("bmtd,mdhr->bmhtr", vectors.detach(), drawn.to(vectors.dtype))
             parts = rotated.split([factor // 2 for factor in factors], dim=-1)
             best = [torch.cat([part, -part], -1).topk(2).values for part in parts]
             if min((two[..., 0] - two[..., 1]).min() for two in best) > 1e-3:
@@ -595,7 +600,7 @@ def tensor(value: np.ndarray) -> torch.Tensor:
 
 
 def array(value: torch.Tensor) -> np.ndarray:
-    return np.array(value.detach().numpy(), order="C")
+    return np.array(value.detach().float().numpy(), order="C")
 
 
 def make_case(name: str, folder: pathlib.Path, seed: int, draw_index: int | None) -> None:
@@ -631,7 +636,7 @@ def make_case(name: str, folder: pathlib.Path, seed: int, draw_index: int | None
         loss = formula if loss is None else loss
         if gradients:
             loss.backward()
-    torch.testing.assert_close(loss, formula, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, formula, rtol=1e-5, atol=1e-6, check_dtype=False)
     inputs |= {f"rotations.{i}": array(value) for i, value in enumerate(rotations.kept.values())}
     arrays = {f"input.{key}": value for key, value in inputs.items()}
     arrays |= {f"output.{key}": array(value) for key, value in outputs.items()}
