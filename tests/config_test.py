@@ -9,6 +9,24 @@ from tfzoo.config import TransformerConfig, from_mapping, parse_overrides
 from tfzoo.errors import UserError
 
 SIZES = dict(vocab_size=100, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=24)
+BOUNDS = {
+    "vocab_size": (1, 10_000_000),
+    "hidden_size": (1, 1_000_000),
+    "embedding_size": (0, 1_000_000),
+    "num_layers": (1, 10_000),
+    "num_decoder_layers": (0, 10_000),
+    "num_heads": (1, 100_000),
+    "num_kv_heads": (0, 100_000),
+    "head_dim": (0, 100_000),
+    "intermediate_size": (1, 10_000_000),
+    "max_positions": (1, 100_000_000),
+    "position_offset": (0, 1_000),
+    "num_segments": (0, 10_000),
+    "num_features": (1, 1_000_000),
+    "relative_buckets": (2, 100_000),
+    "relative_distance": (2, 1_000_000),
+    "window": (0, 100_000_000),
+}
 
 
 class TransformerConfigTest(unittest.TestCase):
@@ -17,19 +35,39 @@ class TransformerConfigTest(unittest.TestCase):
             TransformerConfig(**SIZES | overrides)
 
     def test_values_out_of_bounds_are_named(self):
-        for name in (*SIZES, "max_positions"):
-            self.refused(rf"^{name} \(0\) must be at least 1$", **{name: 0})
-        self.refused(r"num_segments \(-1\) must be at least 0", num_segments=-1)
+        for name, (low, high) in BOUNDS.items():
+            for value in (low - 1, high + 1, -(10**30), 10**30):
+                self.refused(rf"^{name} \({value}\) must be from {low:,} to {high:,}$", **{name: value})
+        self.assertEqual(TransformerConfig(**SIZES | dict(num_segments=10_000)).num_segments, 10_000)
         for name in ("dropout", "attention_dropout"):
             for value in (-0.1, 1, 1.0, 2.5, float("nan")):
                 self.refused(rf"{name} \({value}\) must be at least 0 and below 1", **{name: value})
-        for name in ("norm_epsilon", "initializer_range"):
+        for name in ("norm_epsilon", "initializer_range", "rotary_theta"):
             for value in (0, -1e-3, float("inf"), float("nan")):
                 self.refused(rf"{name} \(.*\) must be above 0", **{name: value})
         self.refused("activation .'swish'. must be one of gelu, gelu_tanh, relu, silu", activation="swish")
-        self.refused("positions .'rotary'. must be one of learned, sinusoidal", positions="rotary")
+        self.refused("positions .'rotatory'. must be one of learned, sinusoidal", positions="rotatory")
+        self.refused("attention .'flash'. must be one of full, lean, favor", attention="flash")
+        self.refused("biases .'some'. must be one of all, qkv, none", biases="some")
+        self.refused("norm .'batch'. must be one of layer, rms", norm="batch")
+        self.refused("position_initializer .'zeros'. must be one of normal, ", position_initializer="zeros")
         self.refused(r"hidden_size \(10\) must be a multiple of num_heads \(3\)", hidden_size=10)
-        self.refused(r"hidden_size \(9\) must be even", hidden_size=9, positions="sinusoidal")
+        for choice in (dict(positions="sinusoidal"), dict(positions="sinusoidal_concat")):
+            self.refused(r"hidden_size \(9\) must be even", hidden_size=9, **choice)
+            self.refused(r"embedding_size \(5\) must be even", embedding_size=5, **choice)
+            TransformerConfig(**SIZES | dict(hidden_size=9, embedding_size=4) | choice)
+        self.refused(r"hidden_size \(9\) must be even", hidden_size=9, position_initializer="sinusoidal")
+
+    def test_heads(self):
+        TransformerConfig(**SIZES | dict(hidden_size=10, head_dim=8))  # Any size goes with one that is given.
+        self.refused(r"num_heads \(3\) must be a multiple of num_kv_heads \(2\)", num_kv_heads=2)
+        self.assertEqual(TransformerConfig(**SIZES, num_kv_heads=1).num_kv_heads, 1)
+        self.refused(r"head_dim \(5\) must be even for rotary positions", head_dim=5, positions="rotary")
+        self.refused(r"head_dim \(3\) must be even for rotary positions", hidden_size=9, positions="rotary")
+
+    def test_parallel_blocks_normalise_first(self):
+        self.refused(r"norm_first \(False\) must be true with parallel_blocks", parallel_blocks=True)
+        self.assertTrue(TransformerConfig(**SIZES, parallel_blocks=True, norm_first=True).parallel_blocks)
 
     def test_types_are_strict(self):
         self.refused(r"num_layers \(2.0\) must be of type int", num_layers=2.0)
@@ -37,14 +75,22 @@ class TransformerConfigTest(unittest.TestCase):
         self.refused(r"dropout \(False\) must be of type float", dropout=False)
         self.refused(r"dropout \('0.1'\) must be of type float", dropout="0.1")
         self.refused(r"norm_first \(1\) must be of type bool", norm_first=1)
+        self.refused(r"rotary_scaling \('linear'\) must be of type dict", rotary_scaling="linear")
         self.assertEqual(TransformerConfig(**SIZES, dropout=0).dropout, 0)
 
     def test_frozen_and_its_json_reads_back(self):
         config = TransformerConfig(**SIZES, dropout=0.25, norm_first=True)
-        self.assertEqual(config.head_dim, 4)
+        self.assertEqual(config.head_dim, 0)
         self.assertEqual(from_mapping(json.loads(config.to_json())), config)
         with self.assertRaises(dataclasses.FrozenInstanceError):
             config.dropout = 0.0  # type: ignore[misc]
+
+    def test_scalings_are_not_shared(self):
+        one, two = TransformerConfig(**SIZES), TransformerConfig(**SIZES)
+        self.assertEqual(one.rotary_scaling, {})
+        self.assertIsNot(one.rotary_scaling, two.rotary_scaling)
+        scaled = TransformerConfig(**SIZES, rotary_scaling={"rope_type": "linear", "factor": 2.0})
+        self.assertEqual(from_mapping(json.loads(scaled.to_json())), scaled)
 
     def test_from_mapping_names_unknown_and_missing_fields(self):
         with self.assertRaisesRegex(UserError, "unknown config field 'num_layer' .did you mean num_layers.."):
@@ -79,6 +125,37 @@ class OverridesTest(unittest.TestCase):
             TransformerConfig(**SIZES, activation=name)
         for name in config_lib.POSITIONS:
             TransformerConfig(**SIZES, positions=name)
+        for name in config_lib.ATTENTION:
+            TransformerConfig(**SIZES, attention=name)
+        for name in config_lib.BIASES:
+            TransformerConfig(**SIZES, biases=name)
+        for name in config_lib.NORMS:
+            TransformerConfig(**SIZES, norm=name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Other(TransformerConfig):
+    positions: str = "none"
+    num_rounds: int = 2
+
+
+class SubclassTest(unittest.TestCase):
+    def test_has_its_own_fields_and_defaults(self):
+        config = from_mapping(SIZES | {"num_rounds": 4}, Other)
+        self.assertIsInstance(config, Other)
+        self.assertEqual((config.positions, config.num_rounds, config.hidden_size), ("none", 4, 12))
+        self.assertEqual(from_mapping(json.loads(config.to_json()), Other), config)
+        self.assertEqual(parse_overrides("num_rounds=3,num_layers=1", Other), dict(num_rounds=3, num_layers=1))
+
+    def test_is_as_strict(self):
+        with self.assertRaisesRegex(UserError, r"num_rounds \('2'\) must be of type int"):
+            Other(**SIZES, num_rounds="2")
+        with self.assertRaisesRegex(UserError, r"dropout \(2\) must be at least 0 and below 1"):
+            Other(**SIZES, dropout=2)
+        with self.assertRaisesRegex(UserError, "unknown config field 'num_round' .did you mean num_rounds"):
+            from_mapping(SIZES | {"num_round": 4}, Other)
+        with self.assertRaisesRegex(UserError, "unknown config field 'num_rounds'"):
+            from_mapping(SIZES | {"num_rounds": 4})
 
 
 if __name__ == "__main__":

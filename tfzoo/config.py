@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfzoo.errors import UserError, suggest
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")  # "gelu" is exact (erf)
-POSITIONS = ("learned", "sinusoidal")
+ATTENTION = ("full", "lean", "favor")
+BIASES = ("all", "qkv", "none")
+NORMS = ("layer", "rms")
+POSITIONS = ("learned", "sinusoidal", "sinusoidal_concat", "relative", "rotary", "none")
 POSITION_INITIALIZERS = ("normal", "sinusoidal")
 
 
@@ -17,68 +20,130 @@ POSITION_INITIALIZERS = ("normal", "sinusoidal")
 class TransformerConfig:
     """What a stack of transformer blocks is made of, whatever its family.
 
+    A family with a data flow of its own has a subclass with the fields that only it knows.
+
     Raises:
       UserError: a value out of bounds, naming the field, the value and what would do.
     """
 
     vocab_size: int
     hidden_size: int
-    num_layers: int
-    num_heads: int
-    intermediate_size: int  # Width inside a block's MLP.
-    max_positions: int = 512
+    num_layers: int  # Of an encoder-decoder, the encoder's.
+    num_decoder_layers: int = 0  # 0: as many as num_layers, where there is a decoder.
+    share_layers: bool = False  # True: one layer's weights, applied num_layers times (ALBERT).
+
+    # Embeddings
+    embedding_size: int = 0  # 0: hidden_size. Another size is projected to it (ELECTRA, ALBERT).
+    embedding_norm: bool = True  # A norm follows the sum of the embeddings.
+    scale_embeddings: bool = False  # Token embeddings times sqrt(hidden_size) (Vaswani et al. 2017, section 3.4).
+    tie_embeddings: bool = True  # The output's matrix is that of the token embeddings.
     num_segments: int = 0  # 0: no segment embedding.
-    positions: str = "learned"
+
+    # Positions
+    positions: str = "learned"  # sinusoidal interleaves sines and cosines, sinusoidal_concat puts them side by side.
     position_initializer: str = "normal"  # What learned positions begin as.
+    max_positions: int = 512
+    position_offset: int = 0  # Rows of the learned table before that of position 0.
+    relative_buckets: int = 32  # For positions="relative" (Raffel et al. 2020, section 2.1).
+    relative_distance: int = 128  # Distances from here on share a bucket.
+    rotary_theta: float = 10000.0  # For positions="rotary" (Su et al. 2021).
+    rotary_scaling: dict = dataclasses.field(default_factory=dict)  # {"rope_type": "llama3", "factor": 8.0, ...}
+
+    # Attention
+    num_heads: int
+    num_kv_heads: int = 0  # 0: num_heads. Fewer are shared by groups of queries (Ainslie et al. 2023).
+    head_dim: int = 0  # 0: hidden_size / num_heads.
+    attention: str = "full"  # lean: the same numbers in less memory; favor: linear in the length.
+    num_features: int = 256  # For attention="favor".
+    window: int = 0  # Keys that a causal query sees, itself included; 0: all before it.
+    scale_scores: bool = True  # Scores divided by sqrt(head_dim).
+    qk_norm: bool = False  # Queries and keys are normalised, head by head.
+
+    # Blocks
+    intermediate_size: int  # Width inside a block's MLP.
     activation: str = "gelu"
+    gated_mlp: bool = False  # activation(gate(x)) * up(x) (Shazeer 2020).
+    biases: str = "all"  # none: neither dense layers nor norms have any; qkv: queries, keys and values alone.
+    norm: str = "layer"
     norm_first: bool = False  # False normalises after each residual sum (2017), True before each sublayer.
     norm_epsilon: float = 1e-12
+    parallel_blocks: bool = False  # Attention and MLP read the same normalised input (Wang & Komatsuzaki 2021).
+
     dropout: float = 0.1
     attention_dropout: float = 0.1
     initializer_range: float = 0.02  # Standard deviation of the truncated normal.
 
     def __post_init__(self):
-        for name, kind in _KINDS.items():
+        for name, kind in kinds(type(self)).items():
             if not _is_a(getattr(self, name), kind):
                 raise UserError(f"{name} ({getattr(self, name)!r}) must be of type {kind.__name__}")
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "intermediate_size",
-            "max_positions",
-        ):
-            self._require(getattr(self, name) >= 1, name, "must be at least 1")
-        self._require(self.num_segments >= 0, "num_segments", "must be at least 0")
+        for name, (low, high) in _BOUNDS.items():
+            self._require(low <= getattr(self, name) <= high, name, f"must be from {low:,} to {high:,}")
         for name in ("dropout", "attention_dropout"):
             self._require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
-        for name in ("norm_epsilon", "initializer_range"):
+        for name in ("norm_epsilon", "initializer_range", "rotary_theta"):
             self._require(0 < getattr(self, name) < float("inf"), name, "must be above 0 and finite")
-        for name, choices in (
-            ("activation", ACTIVATIONS),
-            ("positions", POSITIONS),
-            ("position_initializer", POSITION_INITIALIZERS),
-        ):
+        for name, choices in _CHOICES.items():
             self._require(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}")
-        if self.hidden_size % self.num_heads:
-            raise UserError(f"hidden_size ({self.hidden_size}) must be a multiple of num_heads ({self.num_heads})")
-        if "sinusoidal" in (self.positions, self.position_initializer):
-            self._require(self.hidden_size % 2 == 0, "hidden_size", "must be even for sinusoidal positions")
+        if not self.head_dim:
+            self._require_multiple("hidden_size", "num_heads")
+        if self.num_kv_heads:
+            self._require_multiple("num_heads", "num_kv_heads")
+        if "sinusoidal" in self.positions or self.position_initializer == "sinusoidal":
+            name = "embedding_size" if self.embedding_size else "hidden_size"
+            self._require(getattr(self, name) % 2 == 0, name, "must be even for sinusoidal positions")
+        if self.positions == "rotary":
+            head_dim = self.head_dim or self.hidden_size // self.num_heads
+            if head_dim % 2:
+                raise UserError(f"head_dim ({head_dim}) must be even for rotary positions")
+        if self.parallel_blocks:
+            self._require(self.norm_first, "norm_first", "must be true with parallel_blocks")
 
     def _require(self, holds: bool, name: str, remedy: str) -> None:
         if not holds:
             raise UserError(f"{name} ({getattr(self, name)!r}) {remedy}")
 
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+    def _require_multiple(self, name: str, of: str) -> None:
+        if getattr(self, name) % getattr(self, of):
+            raise UserError(f"{name} ({getattr(self, name)}) must be a multiple of {of} ({getattr(self, of)})")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-_KINDS: dict[str, type] = typing.get_type_hints(TransformerConfig)
+# The upper bounds are ten times and more what any released model has: they catch a damaged file before it is
+# given memory.
+_BOUNDS = {
+    "vocab_size": (1, 10_000_000),
+    "hidden_size": (1, 1_000_000),
+    "embedding_size": (0, 1_000_000),
+    "num_layers": (1, 10_000),
+    "num_decoder_layers": (0, 10_000),
+    "num_heads": (1, 100_000),
+    "num_kv_heads": (0, 100_000),
+    "head_dim": (0, 100_000),
+    "intermediate_size": (1, 10_000_000),
+    "max_positions": (1, 100_000_000),
+    "position_offset": (0, 1_000),
+    "num_segments": (0, 10_000),
+    "num_features": (1, 1_000_000),
+    "relative_buckets": (2, 100_000),
+    "relative_distance": (2, 1_000_000),
+    "window": (0, 100_000_000),
+}
+_CHOICES = {
+    "activation": ACTIVATIONS,
+    "attention": ATTENTION,
+    "biases": BIASES,
+    "norm": NORMS,
+    "positions": POSITIONS,
+    "position_initializer": POSITION_INITIALIZERS,
+}
+
+
+def kinds(cls: type) -> dict[str, type]:
+    """A config class's fields and their types."""
+    return typing.get_type_hints(cls)
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -87,24 +152,28 @@ def _is_a(value: Any, kind: type) -> bool:
     return type(value) is kind
 
 
-def from_mapping(values: Mapping[str, Any]) -> TransformerConfig:
-    """A config from a mapping such as a row of CONFIGS or a parsed config.json.
+def from_mapping(values: Mapping[str, Any], cls: type[TransformerConfig] = TransformerConfig) -> TransformerConfig:
+    """A config of class `cls` from a mapping such as a row of CONFIGS or a parsed config.json.
 
     Raises:
       UserError: an unknown or missing field, by name.
     """
-    fields = {field.name: field for field in dataclasses.fields(TransformerConfig)}
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
             raise UserError(f"unknown config field {name!r}{_remedy(name, fields)}")
-    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING
+    ]
     if missing:
         raise UserError(f"config lacks the field {missing[0]!r}; add it")
-    return TransformerConfig(**values)
+    return cls(**values)
 
 
-def parse_overrides(text: str) -> dict[str, Any]:
-    """Reads "num_layers=4,norm_first=true" by the types that TransformerConfig declares; the last of a field wins.
+def parse_overrides(text: str, cls: type[TransformerConfig] = TransformerConfig) -> dict[str, Any]:
+    """Reads "num_layers=4,norm_first=true" by the types that `cls` declares; the last of a field wins.
 
     Raises:
       UserError: no `=`, an unknown field, or a value that is not of the field's type.
@@ -114,11 +183,11 @@ def parse_overrides(text: str) -> dict[str, Any]:
         name, equals, value = (part.strip() for part in assignment.partition("="))
         if not equals:
             raise UserError(f"--overrides={assignment}: write FIELD=VALUE, such as num_layers=4")
-        if name not in _KINDS:
-            raise UserError(f"--overrides={assignment}: unknown config field {name!r}{_remedy(name, _KINDS)}")
-        kind = _KINDS[name]
+        if name not in kinds(cls):
+            raise UserError(f"--overrides={assignment}: unknown config field {name!r}{_remedy(name, kinds(cls))}")
+        kind = kinds(cls)[name]
         try:
-            result[name] = _BOOLEANS[value.lower()] if kind is bool else kind(value)
+            result[name] = _PARSERS.get(kind, kind)(value)
         except (KeyError, ValueError):
             wanted = "true or false" if kind is bool else f"a value of type {kind.__name__}"
             raise UserError(f"--overrides={assignment}: {name} takes {wanted}") from None
@@ -126,6 +195,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
 
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_PARSERS: dict[type, Callable[[str], Any]] = {bool: lambda text: _BOOLEANS[text.lower()]}
 
 
 def _remedy(name: str, fields) -> str:

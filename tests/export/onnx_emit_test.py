@@ -1,6 +1,7 @@
 """The graphs against the Keras models, in onnxruntime."""
 
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -12,12 +13,28 @@ from tests.export import small
 from tfzoo import nn
 from tfzoo.errors import UserError
 from tfzoo.export import artifact, onnx_emit
+from tfzoo.models import bert
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "as BERT is": {},
     "norm first, no segments": dict(norm_first=True, activation="gelu_tanh", num_segments=0),
     "sinusoidal positions": dict(positions="sinusoidal", activation="relu"),
     "silu": dict(activation="silu", num_layers=1, num_heads=4, norm_epsilon=1e-3),
+    "RMS norms, grouped keys, gates, scores as they are": dict(
+        norm="rms", num_heads=4, num_kv_heads=2, head_dim=6, gated_mlp=True, scale_scores=False, biases="qkv"
+    ),
+    "no biases, norms of queries and keys, a scaled sum with an offset": dict(
+        biases="none", qk_norm=True, embedding_norm=False, scale_embeddings=True, position_offset=3
+    ),
+    "narrow embeddings, sines beside cosines, layers shared": dict(
+        embedding_size=6, positions="sinusoidal_concat", position_offset=2, share_layers=True, num_layers=3
+    ),
+    "parallel blocks, no positions": dict(norm_first=True, parallel_blocks=True, positions="none"),
+}
+UNSUPPORTED: dict[str, dict[str, Any]] = {
+    r"RelativeBias .bert/encoder/stack/relative_bias.": dict(positions="relative"),
+    r"rotary positions .bert/encoder/stack.": dict(positions="rotary"),
+    r"OtherAttention .bert/encoder/stack/layer_0/attention/kernel.": dict(attention="lean"),
 }
 
 
@@ -111,10 +128,31 @@ class EmitTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, r"Doubled .*doubled.* has no ONNX emitter; add one to EMITTERS"):
             onnx_emit.emit(model)
 
+    def test_an_option_without_an_emitter_is_named(self):
+        class OtherAttention(nn.FullAttention):
+            pass
+
+        for what, overrides in UNSUPPORTED.items():
+            with mock.patch.dict("tfzoo.nn.attention.KINDS", lean=OtherAttention):
+                model = small.model(**overrides)
+            with self.assertRaisesRegex(UserError, f"^{what} has no ONNX emitter; add one to EMITTERS"):
+                onnx_emit.emit(model)
+        config = small.model().config
+        for arguments, what in ((dict(causal=True), "causal attention"), (dict(cross=True), "cross attention")):
+            stack = nn.Stack(config, **arguments, name="stack")
+            stack.build((None, None, 16))
+            with self.assertRaisesRegex(UserError, f"^{what} .*stack.* has no ONNX emitter"):
+                onnx_emit.Graph().emit(stack, "x", "mask")
+
+    def test_a_model_without_a_language_model_is_refused(self):
+        model = bert.Model(small.model().config, heads=("tag",))
+        with self.assertRaisesRegex(UserError, "bert has no head lm"):
+            onnx_emit.emit(model)
+
     def test_an_activation_without_an_emitter_is_named(self):
         model = small.model()
-        model.masked_lm.transform.activation = keras.activations.softsign
-        with self.assertRaisesRegex(UserError, "bert/masked_lm/transform has an activation .*softsign"):
+        model.heads["lm"].transform.activation = keras.activations.softsign
+        with self.assertRaisesRegex(UserError, "bert/lm/transform has an activation .*softsign"):
             onnx_emit.emit(model)
 
 

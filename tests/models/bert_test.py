@@ -32,16 +32,16 @@ def inputs(seed=0):
 
 def numpy_bert(model, features):
     """Devlin et al. 2019 (and the code they released), layer by layer."""
-    v, config, encoder = Values(model), model.config, model.encoder
+    v, config, encoder, heads = Values(model), model.config, model.encoder, model.heads
     x = formulas.embeddings(v, encoder.embeddings, config, features["token_ids"], features.get("segment_ids"))
     mask = features["padding_mask"][:, None, None, :] if "padding_mask" in features else None
     sequence = formulas.stack(v, encoder.stack, x, config, mask)
-    pooled = np.tanh(formulas.dense(v, encoder.pooler.dense, sequence[:, 0]))
+    pooled = np.tanh(formulas.dense(v, model.pooler.dense, sequence[:, 0]))
     return {
         "sequence": sequence,
         "pooled": pooled,
-        "logits": formulas.masked_lm(v, model.masked_lm, sequence, config.activation),
-        "next_sentence_logits": formulas.dense(v, model.next_sentence.dense, pooled),
+        "logits": formulas.masked_lm(v, heads["lm"], sequence, config.activation),
+        "next_sentence_logits": formulas.dense(v, heads["next_sentence"].dense, pooled),
     }
 
 
@@ -143,9 +143,13 @@ class SizesTest(tf.test.TestCase):
     def test_parameters_are_those_published(self):
         # github.com/google-research/bert's table of small models, in millions: encoder and pooler.
         published = {"bert_tiny": 4.4, "bert_mini": 11.3, "bert_small": 29.1, "bert_medium": 41.7}
-        published |= {"bert_base": 110.1, "bert_large": 340}
-        # Of bert-base-uncased and bert-large-uncased exactly, as counted in the released checkpoints.
-        exact = {"bert_base": 109_482_240, "bert_large": 335_141_888}
+        published |= {"bert_base": 110.1, "bert_base_uncased": 110.1, "bert_base_cased": 109}
+        published |= {"bert_base_chinese": 103, "bert_base_multilingual_cased": 179}
+        published |= {"bert_large": 340, "bert_large_uncased": 340, "bert_large_cased": 335}
+        # As counted in the released checkpoints.
+        exact = {"bert_base": 109_482_240, "bert_base_uncased": 109_482_240, "bert_base_cased": 108_310_272}
+        exact |= {"bert_base_chinese": 102_267_648, "bert_base_multilingual_cased": 177_853_440}
+        exact |= {"bert_large": 335_141_888, "bert_large_uncased": 335_141_888, "bert_large_cased": 333_579_264}
         self.assertEqual(list(bert.CONFIGS), list(published))
         for name, millions in published.items():
             encoder, heads = parameters(models.find(name)[1])
@@ -185,7 +189,7 @@ class BuildTest(tf.test.TestCase):
         for name in bert.CONFIGS:
             page, config = models.find(name)
             self.assertIs(page, bert)
-            self.assertEqual(config.head_dim, 64)
+            self.assertEqual(config.hidden_size, 64 * config.num_heads)
             self.assertEqual(config.intermediate_size, 4 * config.hidden_size)
 
     def test_the_seed_decides_the_weights(self):

@@ -6,6 +6,7 @@ import tensorflow as tf
 from tests.nn import formulas
 from tests.nn.formulas import Values, check_gradients, randomize, relative_error
 from tfzoo import nn
+from tfzoo.config import TransformerConfig
 
 
 def normal(*shape, seed=0, scale=1.0):
@@ -126,6 +127,96 @@ class LayerNormTest(tf.test.TestCase):
             normalised = (expected - layer.beta.numpy()) / layer.gamma.numpy()
             self.assertLess(relative_error(gradients[1], normalised.sum(0)), 1e-4)
             self.assertAllClose(gradients[2], np.full(64, 4.0))
+
+    def test_without_beta(self):
+        layer = nn.LayerNorm(1e-3, center=False)
+        layer.build((None, 6))
+        randomize(layer)
+        self.assertEqual([w.name for w in layer.weights], ["gamma"])
+        x, upstream = normal(2, 3, 6), normal(2, 3, 6, seed=1)
+        v = Values(layer)
+        self.assertLess(relative_error(layer(x.astype(np.float32)), formulas.layer_norm(v, layer, x)), 1e-5)
+        check_gradients(self, layer, x, upstream, v, lambda: formulas.layer_norm(v, layer, x))
+
+    def test_in_a_graph(self):
+        for layer in (nn.LayerNorm(1e-3), nn.LayerNorm(1e-3, center=False), nn.RMSNorm(1e-3)):
+            layer.build((None, 6))
+            randomize(layer)
+            x = tf.constant(normal(2, 3, 6), tf.float32)
+
+            def gradients(x, layer=layer):
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    y = tf.square(layer(x))
+                return tape.gradient(y, [x, *(w.value for w in layer.trainable_weights)])
+
+            for one, two in zip(tf.function(gradients)(x), gradients(x), strict=True):
+                self.assertAllClose(tf.convert_to_tensor(one), tf.convert_to_tensor(two), 1e-5, 1e-5)
+
+
+class RMSNormTest(tf.test.TestCase):
+    def layer(self, size, epsilon=1e-6, dtype="float32"):
+        layer = nn.RMSNorm(epsilon, dtype=dtype)
+        layer.build((None, size))
+        randomize(layer)
+        return layer
+
+    def test_values(self):
+        for shape, shift in [((1, 2), 0), ((5, 16), 3), ((2, 3, 4, 7), -7)]:
+            for epsilon in (1e-6, 0.1):
+                layer = self.layer(shape[-1], epsilon)
+                self.assertEqual([w.name for w in layer.weights], ["gamma"])
+                x = (normal(*shape) + shift).astype(np.float32)
+                expected = formulas.rms_norm(Values(layer), layer, x.astype(np.float64))
+                self.assertLess(relative_error(layer(x), expected), 1e-5)
+
+    def test_gradients_of_input_and_gain(self):
+        layer = self.layer(6, 1e-3)
+        x, upstream = normal(2, 3, 6), normal(2, 3, 6, seed=1)
+        v = Values(layer)
+        check_gradients(self, layer, x, upstream, v, lambda: formulas.rms_norm(v, layer, x))
+
+    def test_gradients_are_those_of_automatic_differentiation(self):
+        layer, x = self.layer(33, 1e-5), tf.constant(normal(4, 33, scale=3.0), tf.float64)
+        upstream = tf.constant(normal(4, 33, seed=1), tf.float64)
+        gamma = tf.cast(layer.gamma.value, tf.float64)
+        with tf.GradientTape() as plain:
+            plain.watch([x, gamma])
+            y = x / tf.sqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + 1e-5) * gamma
+        expected = plain.gradient(y, [x, gamma], output_gradients=upstream)
+        x = tf.cast(x, tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        found = tape.gradient(y, [x, layer.gamma.value], output_gradients=tf.cast(upstream, tf.float32))
+        for one, two in zip(found, expected, strict=True):
+            self.assertLess(relative_error(tf.convert_to_tensor(one), two), 1e-5)
+
+    def test_half_precision_policies_compute_in_float32(self):
+        for dtype, digits in (("bfloat16", 2**-8), ("float16", 2**-11)):
+            layer = self.layer(64, dtype=f"mixed_{dtype}")
+            x = tf.cast(normal(4, 64, scale=300.0) + 1000, dtype)  # Its squares leave float16.
+            y = layer(x)
+            self.assertEqual(y.dtype, dtype)
+            expected = formulas.rms_norm(Values(layer), layer, x.numpy().astype(np.float64))
+            error = np.abs(tf.cast(y, tf.float64) - expected)
+            self.assertTrue(np.all(error <= np.abs(expected) * digits * 1.01 + 1e-5), dtype)
+
+
+class MakeNormTest(tf.test.TestCase):
+    def test_the_config_decides(self):
+        sizes = dict(vocab_size=9, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=12, norm_epsilon=0.25)
+        for overrides, kind, weights in (
+            ({}, nn.LayerNorm, ["gamma", "beta"]),
+            (dict(biases="qkv"), nn.LayerNorm, ["gamma", "beta"]),
+            (dict(biases="none"), nn.LayerNorm, ["gamma"]),
+            (dict(norm="rms"), nn.RMSNorm, ["gamma"]),
+        ):
+            norm = nn.make_norm(TransformerConfig(**sizes, **overrides), name="norm")
+            norm.build((None, 8))
+            self.assertIs(type(norm), kind)
+            self.assertEqual([w.path for w in norm.weights], [f"norm/{name}" for name in weights])
+            self.assertEqual(norm.epsilon, 0.25)
 
 
 class DropoutTest(tf.test.TestCase):

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tests.nn import formulas
 from tests.nn.formulas import Values, check_gradients, randomize, relative_error
 from tfzoo import nn
-from tfzoo.config import ACTIVATIONS, TransformerConfig
+from tfzoo.config import ACTIVATIONS, BIASES, TransformerConfig
 
 MASK = (np.arange(5) < np.array([[5], [3]]))[:, None, None, :] & np.tril(np.ones([5, 5], bool))
 
@@ -30,27 +30,47 @@ class MLPTest(tf.test.TestCase):
     def test_values(self):
         x = normal(2, 5, 8)
         for name in ACTIVATIONS:
-            layer = built(nn.MLP(8, 12, name))
+            layer = built(nn.MLP(config(activation=name)))
             y = layer(tf.constant(x, tf.float32))
             expected = formulas.mlp(Values(layer), layer, x, name)
             self.assertLess(relative_error(y, expected), 1e-5, name)
 
     def test_gradients(self):
-        layer, x, upstream = built(nn.MLP(4, 6, "gelu"), 4), normal(2, 2, 4), normal(2, 2, 4, seed=1)
-        v = Values(layer)
-        check_gradients(self, layer, x, upstream, v, lambda: formulas.mlp(v, layer, x, "gelu"))
+        x, upstream = normal(2, 2, 4), normal(2, 2, 4, seed=1)
+        for gated in (False, True):
+            layer = built(nn.MLP(config(hidden_size=4, intermediate_size=6, gated_mlp=gated)), 4)
+            v = Values(layer)
+            check_gradients(self, layer, x, upstream, v, lambda: formulas.mlp(v, layer, x, "gelu"))  # noqa: B023
+
+    def test_gates(self):
+        x = normal(2, 5, 8)
+        for name in ACTIVATIONS:
+            for biases in BIASES:
+                layer = built(nn.MLP(config(activation=name, gated_mlp=True, biases=biases)))
+                names = [f"{part}/{w}" for part in ("gate", "up", "down") for w in ("kernel", "bias")]
+                if biases != "all":
+                    names = names[::2]
+                self.assertEqual([w.path.split("/", 1)[1] for w in layer.weights], names)
+                self.assertEqual(layer.gate.kernel.shape, (8, 12))
+                y = layer(tf.constant(x, tf.float32))
+                self.assertLess(relative_error(y, formulas.mlp(Values(layer), layer, x, name)), 1e-5, name)
+
+    def test_the_gate_does_not_begin_as_what_it_gates(self):
+        layer = nn.MLP(config(gated_mlp=True))
+        layer.build((None, None, 8))
+        self.assertLess(np.mean(layer.gate.kernel.numpy() == layer.up.kernel.numpy()), 0.1)
 
 
 class BlockTest(tf.test.TestCase):
     def test_values(self):
-        x, bias = normal(2, 5, 8), nn.mask_bias(MASK, "float32")
+        x, masking = normal(2, 5, 8), nn.Mask(attention_mask=MASK)
         for norm_first in (False, True):
             c = config(norm_first=norm_first)
             layer = built(nn.Block(c))
             v = Values(layer)
             y = layer(tf.constant(x, tf.float32))
             self.assertLess(relative_error(y, formulas.block(v, layer, x, c)), 1e-5)
-            y = layer(tf.constant(x, tf.float32), bias=bias)
+            y = layer(tf.constant(x, tf.float32), masking=masking)
             self.assertLess(relative_error(y, formulas.block(v, layer, x, c, MASK)), 1e-5)
 
     def test_gradients(self):
@@ -85,7 +105,7 @@ class StackTest(tf.test.TestCase):
             for layers in (1, 3):
                 c = config(norm_first=norm_first, num_layers=layers)
                 layer = built(nn.Stack(c))
-                y = layer(tf.constant(x, tf.float32), bias=nn.mask_bias(MASK, "float32"))
+                y = layer(tf.constant(x, tf.float32), attention_mask=MASK)
                 expected = formulas.stack(Values(layer), layer, x, c, MASK)
                 self.assertLess(relative_error(y, expected), 2e-5)
 

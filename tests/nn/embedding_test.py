@@ -60,9 +60,9 @@ class EmbeddingsTest(tf.test.TestCase):
     def test_values(self):
         positions = np.array([[0, 1, 2, 3], [6, 0, 1, 1]])
         for kind in ("learned", "sinusoidal"):
-            for norm_first in (False, True):
+            for norm in (False, True):
                 for segments in (0, 3):
-                    c = config(positions=kind, norm_first=norm_first, num_segments=segments)
+                    c = config(positions=kind, embedding_norm=norm, num_segments=segments)
                     layer = embeddings(c)
                     for kwargs in (
                         {},

@@ -46,12 +46,12 @@ def relative_error(actual, expected) -> float:
     return float(np.max(np.abs(actual - expected)) / np.max(np.abs(expected)))
 
 
-def check_gradients(test, layer, x, upstream, v, formula):
+def check_gradients(test, layer, x, upstream, v, formula, **kwargs):
     """The layer's gradients of sum(upstream * y) beside central differences of the formula, for x and weights."""
     with tf.GradientTape() as tape:
         variable = tf.constant(x, tf.float32)
         tape.watch(variable)
-        y = layer(variable)
+        y = layer(variable, **kwargs)
     weights = list(layer.trainable_weights)
     gradients = tape.gradient(
         y, [variable, *(w.value for w in weights)], output_gradients=tf.constant(upstream, tf.float32)
@@ -84,76 +84,160 @@ ACTIVATIONS = {
 }
 
 
-def attention(query, key, value, mask=None):
+def attention(query, key, value, mask=None, bias=0.0, scale=None):
     """Vaswani et al. 2017, equation 1; mask True attends, and a row that attends to nothing averages."""
-    scores = query @ np.swapaxes(key, -1, -2) / math.sqrt(query.shape[-1])
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = scale * query @ np.swapaxes(key, -1, -2) + bias
     return softmax(scores if mask is None else np.where(mask, scores, -1e9)) @ value
 
 
 def dense(v, layer, x):
-    return x @ v(layer.kernel) + v(layer.bias)
+    x = x @ v(layer.kernel)
+    return x + v(layer.bias) if layer.use_bias else x
 
 
-def multi_head_attention(v, layer, x, memory=None, mask=None):
-    """Vaswani et al. 2017, section 3.2.2: head by head, then concatenated and projected. mask [B, 1 or H, L, M]."""
+def multi_head_attention(v, layer, x, memory=None, mask=None, bias=0.0, scale=None, angles=None):
+    """Vaswani et al. 2017, section 3.2.2: head by head, then concatenated and projected.
+
+    mask [B, 1 or H, L, M]; bias [1 or B, H, L, M]; angles [L, D / 2] of rotary positions. Of G heads for keys and
+    values, each serves H / G neighbouring ones for queries (Ainslie et al. 2023, figure 2).
+    """
     memory = x if memory is None else memory
+    size, group = layer.head_dim, layer.num_heads // layer.num_kv_heads
     query, key, value = (
         dense(v, projection, source)
         for projection, source in ((layer.query, x), (layer.key, memory), (layer.value, memory))
     )
-    heads, size = [], query.shape[-1] // layer.num_heads
+
+    def head(array, i, norm=None, turned=True):
+        part = array[..., i * size : (i + 1) * size]
+        part = part if norm is None else rms_norm(v, norm, part)
+        return rotary(part, angles) if turned and angles is not None else part
+
+    heads = []
     for h in range(layer.num_heads):
-        part = slice(h * size, (h + 1) * size)
+        q, k = head(query, h, layer.query_norm), head(key, h // group, layer.key_norm)
         own_mask = None if mask is None else mask[:, h if mask.shape[1] > 1 else 0]
-        heads.append(attention(query[..., part], key[..., part], value[..., part], own_mask))
+        own_bias = bias[:, h] if np.ndim(bias) else bias
+        heads.append(attention(q, k, head(value, h // group, turned=False), own_mask, own_bias, scale))
     return dense(v, layer.output_projection, np.concatenate(heads, -1))
+
+
+def rotary(x, angles):
+    """Su et al. 2021, equation 34, on pairs (i, i + D/2): as complex numbers, each turned by its angle."""
+    half = x.shape[-1] // 2
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag], -1)
+
+
+def rotary_angles(positions, size, theta):
+    """Su et al. 2021, section 3.2.2: position times theta^(-2i/D)."""
+    return np.array([[p * theta ** (-2 * i / size) for i in range(size // 2)] for p in positions])
 
 
 def layer_norm(v, layer, x):
     """Ba et al. 2016, equation 4."""
     mean = x.mean(-1, keepdims=True)
     variance = ((x - mean) ** 2).mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + layer.epsilon) * v(layer.gamma) + v(layer.beta)
+    x = (x - mean) / np.sqrt(variance + layer.epsilon) * v(layer.gamma)
+    return x + v(layer.beta) if layer.center else x
+
+
+def rms_norm(v, layer, x):
+    """Zhang and Sennrich 2019, equation 4."""
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + layer.epsilon) * v(layer.gamma)
+
+
+def norm(v, layer, x, config):
+    return {"layer": layer_norm, "rms": rms_norm}[config.norm](v, layer, x)
 
 
 def mlp(v, layer, x, activation):
-    """Vaswani et al. 2017, section 3.3."""
-    return dense(v, layer.down, ACTIVATIONS[activation](dense(v, layer.up, x)))
+    """Vaswani et al. 2017, section 3.3; with a gate Shazeer 2020, equation 6."""
+    if layer.gate is None:
+        return dense(v, layer.down, ACTIVATIONS[activation](dense(v, layer.up, x)))
+    return dense(v, layer.down, ACTIVATIONS[activation](dense(v, layer.gate, x)) * dense(v, layer.up, x))
 
 
-def block(v, layer, x, config, mask=None):
-    if config.norm_first:
-        x = x + multi_head_attention(v, layer.attention, layer_norm(v, layer.self_norm, x), mask=mask)
-        return x + mlp(v, layer.mlp, layer_norm(v, layer.mlp_norm, x), config.activation)
-    x = layer_norm(v, layer.self_norm, x + multi_head_attention(v, layer.attention, x, mask=mask))
-    return layer_norm(v, layer.mlp_norm, x + mlp(v, layer.mlp, x, config.activation))
+def block(v, layer, x, config, mask=None, memory=None, memory_mask=None, **kwargs):
+    """The residual sums of Vaswani et al. 2017, of Xiong et al. 2020 (norms first) or of Chowdhery et al. 2022,
+    section 2 (parallel). The other arguments are those of self-attention."""
+    scale = None if config.scale_scores else 1.0
+
+    def attend(x):
+        return multi_head_attention(v, layer.attention, x, mask=mask, scale=scale, **kwargs)
+
+    def cross(x):
+        return multi_head_attention(v, layer.cross_attention, x, memory, memory_mask, scale=scale)
+
+    if config.parallel_blocks:
+        normal = norm(v, layer.self_norm, x, config)
+        return x + attend(normal) + mlp(v, layer.mlp, normal, config.activation)
+    sublayers = [(attend, layer.self_norm), (cross, layer.cross_norm)][: 1 if memory is None else 2]
+    sublayers.append((lambda x: mlp(v, layer.mlp, x, config.activation), layer.mlp_norm))
+    for sublayer, its_norm in sublayers:
+        if config.norm_first:
+            x = x + sublayer(norm(v, its_norm, x, config))
+        else:
+            x = norm(v, its_norm, x + sublayer(x), config)
+    return x
 
 
-def stack(v, layer, x, config, mask=None):
+def stack(v, layer, x, config, mask=None, **kwargs):
     for each in layer.blocks:
-        x = block(v, each, x, config, mask)
-    return layer_norm(v, layer.norm, x) if config.norm_first else x
+        x = block(v, each, x, config, mask, **kwargs)
+    return norm(v, layer.norm, x, config) if config.norm_first else x
 
 
-def sinusoidal(length, size):
-    """Vaswani et al. 2017, section 3.5."""
+def sinusoidal(length, size, interleaved=True):
+    """Vaswani et al. 2017, section 3.5; not interleaved, the sines come before the cosines."""
     table = np.zeros((length, size))
     for position in range(length):
         for i in range(size // 2):
             angle = position / 10000 ** (2 * i / size)
-            table[position, 2 * i], table[position, 2 * i + 1] = math.sin(angle), math.cos(angle)
+            sine, cosine = (2 * i, 2 * i + 1) if interleaved else (i, size // 2 + i)
+            table[position, sine], table[position, cosine] = math.sin(angle), math.cos(angle)
     return table
 
 
+def relative_bucket(distance, causal, num_buckets, max_distance):
+    """Raffel et al. 2020, section 2.1, as in the authors' code (mesh_tensorflow's _relative_position_bucket).
+
+    distance: the key's position minus the query's.
+    """
+    base, back = 0, -distance
+    if causal:
+        back = max(back, 0)
+    else:
+        num_buckets //= 2
+        base, back = (num_buckets if back < 0 else 0), abs(back)
+    exact = num_buckets // 2
+    if back < exact:
+        return base + back
+    # Rounded to float32's digits, so that a whole number is not missed by a hair.
+    share = round(math.log(back / exact) / math.log(max_distance / exact) * (num_buckets - exact), 5)
+    return base + min(exact + int(share), num_buckets - 1)
+
+
 def embeddings(v, layer, config, token_ids, segment_ids=None, position_ids=None):
-    """The sum of BERT's figure 2, then a norm unless the blocks normalise first."""
-    size = config.hidden_size
-    table = sinusoidal(config.max_positions, size) if layer.positions is None else v(layer.positions)
+    """The sum of BERT's figure 2, then a norm and a projection where the config has them."""
     x = v(layer.tokens.embeddings)[token_ids]
-    x = x + (table[: token_ids.shape[1]] if position_ids is None else table[position_ids])
+    size = x.shape[-1]
+    if config.scale_embeddings:
+        x = x * math.sqrt(size)
+    if config.positions in ("learned", "sinusoidal", "sinusoidal_concat"):
+        rows = config.max_positions + config.position_offset
+        if config.positions == "learned":
+            table = v(layer.positions)
+        else:
+            table = sinusoidal(rows, size, config.positions == "sinusoidal")
+        ids = np.arange(token_ids.shape[1]) if position_ids is None else position_ids
+        x = x + table[ids + config.position_offset]
     if config.num_segments:
         x = x + v(layer.segments)[np.zeros_like(token_ids) if segment_ids is None else segment_ids]
-    return x if config.norm_first else layer_norm(v, layer.norm, x)
+    if config.embedding_norm:
+        x = norm(v, layer.norm, x, config)
+    return x if layer.projection is None else dense(v, layer.projection, x)
 
 
 def masked_lm(v, layer, x, activation):

@@ -13,10 +13,15 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
+def config(**overrides):
+    sizes = dict(vocab_size=11, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=4, norm_epsilon=1e-5)
+    return TransformerConfig(**sizes | overrides)
+
+
 class PoolerAndClassifierTest(tf.test.TestCase):
     def test_values(self):
         x = normal(3, 5, 8)
-        pooler, classifier = nn.Pooler(8), nn.Classifier(4)
+        pooler, classifier = nn.Pooler(config()), nn.Classifier(config(), 4)
         pooler.build((None, None, 8))
         classifier.build((None, 8))
         randomize(pooler)
@@ -28,24 +33,15 @@ class PoolerAndClassifierTest(tf.test.TestCase):
         self.assertLess(relative_error(classifier(y), formulas.dense(v, classifier.dense, pooled)), 1e-5)
 
     def test_logits_are_float32_under_every_policy(self):
-        classifier = nn.Classifier(4, dtype="mixed_bfloat16")
+        classifier = nn.Classifier(config(), 4, dtype="mixed_bfloat16")
         self.assertEqual(classifier(tf.zeros([2, 8], "bfloat16")).dtype, "float32")
 
 
 class MaskedLMHeadTest(tf.test.TestCase):
     def head(self, activation="gelu", dtype=None):
-        config = TransformerConfig(
-            vocab_size=11,
-            hidden_size=8,
-            num_layers=1,
-            num_heads=2,
-            intermediate_size=4,
-            activation=activation,
-            norm_epsilon=1e-5,
-        )
         embedding = nn.TokenEmbedding(11, 8, dtype=dtype)
         embedding.build()
-        head = nn.MaskedLMHead(config, embedding, dtype=dtype)
+        head = nn.MaskedLMHead(config(activation=activation), embedding, dtype=dtype)
         head.build((None, None, 8))
         randomize(embedding)
         randomize(head)

@@ -6,6 +6,7 @@ A layer's function says in operators what its `call` says in keras.ops, without 
 is proven afterwards, against the Keras model. https://onnx.ai/onnx/operators/ describes the operators.
 """
 
+import math
 from collections.abc import Callable
 
 import keras
@@ -64,7 +65,7 @@ class Graph:
         node.output[0] = name  # Nothing reads it inside: it is the last.
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, axes))
 
-    def emit(self, layer: keras.layers.Layer, *inputs: str | None) -> str:
+    def emit(self, layer: keras.layers.Layer, *inputs: str | None, **sizes: int) -> str:
         """Appends what `layer` does to `inputs`.
 
         Raises:
@@ -73,11 +74,8 @@ class Graph:
         # A subclass may compute something else, so its base's function does not serve it.
         emitter = EMITTERS.get(type(layer))
         if emitter is None:
-            raise UserError(
-                f"{type(layer).__name__} ({layer.path}) has no ONNX emitter; add one to EMITTERS in "
-                f"tfzoo/export/onnx_emit.py, or export with --formats=savedmodel"
-            )
-        return emitter(self, layer, *inputs)
+            raise _no_emitter(type(layer).__name__, layer)
+        return emitter(self, layer, *inputs, **sizes)
 
     def model(self, name: str) -> onnx.ModelProto:
         """The finished model.
@@ -111,6 +109,13 @@ def emit(model: keras.Model) -> onnx.ModelProto:
     return graph.model(model.name)
 
 
+def _no_emitter(what: str, layer: keras.layers.Layer) -> UserError:
+    return UserError(
+        f"{what} ({layer.path}) has no ONNX emitter; add one to EMITTERS in tfzoo/export/onnx_emit.py, or export with "
+        f"--formats=savedmodel"
+    )
+
+
 def _dense(graph: Graph, layer: nn.Dense, x: str) -> str:
     x = graph.add("MatMul", x, graph.weight(layer.kernel), at=layer.path)
     if layer.use_bias:
@@ -132,22 +137,50 @@ _ACTIVATIONS = {
 
 
 def _layer_norm(graph: Graph, layer: nn.LayerNorm, x: str) -> str:
-    gamma, beta = graph.weight(layer.gamma), graph.weight(layer.beta)
-    return graph.add("LayerNormalization", x, gamma, beta, at=layer.path, axis=-1, epsilon=layer.epsilon)
+    weights = [graph.weight(weight) for weight in (layer.gamma, layer.beta) if weight is not None]
+    return graph.add("LayerNormalization", x, *weights, at=layer.path, axis=-1, epsilon=layer.epsilon)
+
+
+def _rms_norm(graph: Graph, layer: nn.RMSNorm, x: str) -> str:
+    return graph.add("RMSNormalization", x, graph.weight(layer.gamma), at=layer.path, axis=-1, epsilon=layer.epsilon)
 
 
 def _attention(graph: Graph, layer: nn.Attention, x: str, mask: str) -> str:
     """mask: float [B, 1, L, L], added to the scores."""
     query, key, value = (graph.emit(projection, x) for projection in (layer.query, layer.key, layer.value))
-    heads = dict(q_num_heads=layer.num_heads, kv_num_heads=layer.num_heads)
-    return graph.emit(layer.output_projection, graph.add("Attention", query, key, value, mask, at=layer.path, **heads))
+    query, key = _by_head(graph, layer.query_norm, query), _by_head(graph, layer.key_norm, key)
+    heads = dict(q_num_heads=layer.num_heads, kv_num_heads=layer.num_kv_heads)
+    return graph.emit(layer.output_projection, graph.emit(layer.kernel, query, key, value, mask, **heads))
+
+
+def _by_head(graph: Graph, norm: nn.RMSNorm | None, x: str) -> str:
+    """x [B, L, H D], normalised over D."""
+    if norm is None:
+        return x
+    (size,) = norm.gamma.shape
+    heads = graph.add("Reshape", x, graph.ints(0, 0, -1, size), at=norm.path)
+    return graph.add("Reshape", graph.emit(norm, heads), graph.ints(0, 0, -1), at=norm.path)
+
+
+def _full_attention(graph: Graph, layer: nn.FullAttention, *inputs: str, **heads: int) -> str:
+    scale = {} if layer.scale is None else {"scale": layer.scale}
+    return graph.add("Attention", *inputs, at=layer.path, **heads, **scale)
 
 
 def _mlp(graph: Graph, layer: nn.MLP, x: str) -> str:
-    return graph.emit(layer.down, graph.emit(layer.up, x))
+    up = graph.emit(layer.up, x)
+    if layer.gate is not None:
+        up = graph.add("Mul", graph.emit(layer.gate, x), up, at=layer.path)
+    return graph.emit(layer.down, up)
 
 
 def _block(graph: Graph, layer: nn.Block, x: str, mask: str) -> str:
+    if layer.cross_attention is not None:
+        raise _no_emitter("cross attention", layer)
+    if layer.parallel:
+        normal = graph.emit(layer.self_norm, x)
+        x = graph.add("Add", x, graph.emit(layer.attention, normal, mask), at=layer.path)
+        return graph.add("Add", x, graph.emit(layer.mlp, normal), at=layer.path)
     if layer.norm_first:
         x = graph.add("Add", x, graph.emit(layer.attention, graph.emit(layer.self_norm, x), mask), at=layer.path)
         return graph.add("Add", x, graph.emit(layer.mlp, graph.emit(layer.mlp_norm, x)), at=layer.path)
@@ -156,6 +189,12 @@ def _block(graph: Graph, layer: nn.Block, x: str, mask: str) -> str:
 
 
 def _stack(graph: Graph, layer: nn.Stack, x: str, mask: str) -> str:
+    if layer.causal:
+        raise _no_emitter("causal attention", layer)
+    if layer.config.positions == "rotary":
+        raise _no_emitter("rotary positions", layer)
+    if layer.relative_bias is not None:
+        mask = graph.add("Add", mask, graph.emit(layer.relative_bias), at=layer.path)
     for block in layer.blocks:
         x = graph.emit(block, x, mask)
     return x if layer.norm is None else graph.emit(layer.norm, x)
@@ -175,15 +214,30 @@ def _embeddings(graph: Graph, layer: nn.Embeddings, token_ids: str, segment_ids:
     """length: int64 [1], L."""
     at, config = layer.path, layer.config
     x = graph.emit(layer.tokens, token_ids)
-    if layer.positions is not None:
-        table = graph.weight(layer.positions)
-    else:
-        positions = nn.sinusoidal_positions(config.max_positions, config.hidden_size)
-        table = graph.constant(f"{at}/positions", positions)
-    x = graph.add("Add", x, graph.add("Slice", table, graph.ints(0), length, graph.ints(0), at=at), at=at)
+    if config.scale_embeddings:
+        factor = graph.constant(f"{at}/scale", np.array(math.sqrt(layer.size), np.float32))
+        x = graph.add("Mul", x, factor, at=at)
+    table = _position_table(graph, layer)
+    if table is not None:
+        start = graph.ints(config.position_offset)
+        end = graph.add("Add", start, length, at=at) if config.position_offset else length
+        x = graph.add("Add", x, graph.add("Slice", table, start, end, graph.ints(0), at=at), at=at)
     if segment_ids is not None:
         x = graph.add("Add", x, _rows(graph, graph.weight(layer.segments), segment_ids, f"{at}/segments"), at=at)
-    return x if layer.norm is None else graph.emit(layer.norm, x)
+    for each in (layer.norm, layer.projection):
+        x = x if each is None else graph.emit(each, x)
+    return x
+
+
+def _position_table(graph: Graph, layer: nn.Embeddings) -> str | None:
+    config = layer.config
+    if layer.positions is not None:
+        return graph.weight(layer.positions)
+    if config.positions not in ("sinusoidal", "sinusoidal_concat"):
+        return None
+    rows = config.max_positions + config.position_offset
+    table = nn.sinusoidal_positions(rows, layer.size, config.positions == "sinusoidal")
+    return graph.constant(f"{layer.path}/positions", table)
 
 
 def _masked_lm_head(graph: Graph, layer: nn.MaskedLMHead, x: str) -> str:
@@ -205,20 +259,20 @@ def _padding_bias(graph: Graph, attention_mask: str, length: str, at: str) -> st
 _BIASES = (("zero", 0.0), ("masked", _MASKED))
 
 
-def _bert_encoder(
-    graph: Graph, layer: bert.Encoder, token_ids: str, segment_ids: str | None, attention_mask: str
-) -> str:
+def _tower(graph: Graph, layer: nn.Tower, token_ids: str, segment_ids: str | None, attention_mask: str) -> str:
     length = graph.add("Shape", token_ids, at=layer.path, start=1, end=2)
     mask = _padding_bias(graph, attention_mask, length, f"{layer.path}/mask")
     return graph.emit(layer.stack, graph.emit(layer.embeddings, token_ids, segment_ids, length), mask)
 
 
 def _bert(graph: Graph, model: bert.Model) -> str:
+    if "lm" not in model.heads:
+        raise UserError(f"{model.name} has no head lm, whose logits are what is exported; it has {model.head_names}")
     axes = ("batch", "sequence")
     token_ids, attention_mask = graph.input("input_ids", *axes), graph.input("attention_mask", *axes)
     segment_ids = graph.input("token_type_ids", *axes) if model.config.num_segments else None
     x = graph.emit(model.encoder, token_ids, segment_ids, attention_mask)
-    logits = graph.emit(model.masked_lm, x)
+    logits = graph.emit(model.heads["lm"], x)
     graph.output("logits", logits, *axes, model.config.vocab_size)
     return "logits"
 
@@ -228,11 +282,13 @@ EMITTERS: dict[type, Callable[..., str]] = {
     nn.Block: _block,
     nn.Dense: _dense,
     nn.Embeddings: _embeddings,
+    nn.FullAttention: _full_attention,
     nn.LayerNorm: _layer_norm,
     nn.MLP: _mlp,
     nn.MaskedLMHead: _masked_lm_head,
+    nn.RMSNorm: _rms_norm,
     nn.Stack: _stack,
     nn.TokenEmbedding: _token_embedding,
-    bert.Encoder: _bert_encoder,
+    nn.Tower: _tower,
     bert.Model: _bert,
 }

@@ -5,11 +5,8 @@ masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L
 next_sentence_logits [B, 2]: index 0 says that segment B follows A, 1 that it does not
 """
 
-import keras
-from keras import ops
-
 from tfzoo import nn
-from tfzoo.config import TransformerConfig
+from tfzoo.weights import Computed, Tied
 
 _BASE = dict(
     vocab_size=30522,
@@ -20,57 +17,82 @@ _BASE = dict(
     max_positions=512,
     num_segments=2,
 )
-# The table of https://github.com/google-research/bert#bert; base and large: section 3 of the paper.
+_LARGE = _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
+# The table of https://github.com/google-research/bert#bert; base and large: section 3 of the paper. Vocabularies:
+# the lists in the README's "Pre-trained models".
 CONFIGS = {
     "bert_tiny": _BASE | dict(hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512),
     "bert_mini": _BASE | dict(hidden_size=256, num_layers=4, num_heads=4, intermediate_size=1024),
     "bert_small": _BASE | dict(hidden_size=512, num_layers=4, num_heads=8, intermediate_size=2048),
     "bert_medium": _BASE | dict(hidden_size=512, num_layers=8, num_heads=8, intermediate_size=2048),
     "bert_base": _BASE,
-    "bert_large": _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
+    "bert_base_uncased": _BASE,
+    "bert_base_cased": _BASE | dict(vocab_size=28996),
+    "bert_base_chinese": _BASE | dict(vocab_size=21128),
+    "bert_base_multilingual_cased": _BASE | dict(vocab_size=119547),
+    "bert_large": _LARGE,
+    "bert_large_uncased": _LARGE,
+    "bert_large_cased": _LARGE | dict(vocab_size=28996),
 }
 
 
-class Encoder(keras.layers.Layer):
-    """token_ids, segment_ids, padding_mask [B, L] -> {"sequence": [B, L, E], "pooled": [B, E]}."""
-
-    def __init__(self, config: TransformerConfig, **kwargs):
-        super().__init__(**kwargs)
-        policy = self.dtype_policy
-        self.embeddings = nn.Embeddings(config, dtype=policy, name="embeddings")
-        self.stack = nn.Stack(config, dtype=policy, name="stack")
-        self.pooler = nn.Pooler(config.hidden_size, _initializer(config), dtype=policy, name="pooler")
-
-    def call(self, inputs, training=False):
-        x = self.embeddings(inputs["token_ids"], inputs.get("segment_ids"), training=training)
-        bias = None
-        if "padding_mask" in inputs:
-            bias = nn.mask_bias(nn.padding_attention_mask(inputs["padding_mask"]), x.dtype)
-        sequence = self.stack(x, bias=bias, training=training)
-        return {"sequence": sequence, "pooled": self.pooler(sequence)}
-
-
-class Model(keras.Model):
+class Model(nn.EncoderModel):
     """The encoder with BERT's two pre-training heads; the page above states the shapes."""
 
-    INPUTS = ("token_ids", "segment_ids", "padding_mask", "masked_positions")
-
-    def __init__(self, config: TransformerConfig, *, dtype=None, name="bert"):
-        super().__init__(dtype=dtype, name=name)
-        policy = self.dtype_policy
-        self.config = config
-        self.encoder = Encoder(config, dtype=policy, name="encoder")
-        self.masked_lm = nn.MaskedLMHead(config, self.encoder.embeddings.tokens, dtype=policy, name="masked_lm")
-        self.next_sentence = nn.Classifier(2, _initializer(config), dtype=policy, name="next_sentence")
-        # Creates the variables. Two tokens, for Keras warns of a softmax over one.
-        self({"token_ids": ops.zeros((1, min(2, config.max_positions)), "int32")})
-
-    def call(self, inputs, training=False):
-        nn.check_inputs(inputs, self.INPUTS[:1], self.INPUTS[1:])
-        outputs = self.encoder({k: v for k, v in inputs.items() if k != "masked_positions"}, training=training)
-        logits = self.masked_lm(outputs["sequence"], inputs.get("masked_positions"))
-        return outputs | {"logits": logits, "next_sentence_logits": self.next_sentence(outputs["pooled"])}
+    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "pair")
+    DEFAULT_HEADS = ("lm", "next_sentence")
+    POOLER, POOL = True, "pooled"
 
 
-def _initializer(config: TransformerConfig):
-    return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+# Hugging Face: config.json's fields, and the modules that hold our layers' weights.
+MODEL_TYPES: dict[str, dict] = {"bert": {}}  # With the fields that are the same in all of them.
+ARCHITECTURES = {
+    "BertModel": (),
+    "BertForPreTraining": ("lm", "next_sentence"),
+    "BertForMaskedLM": ("lm",),
+    "BertForNextSentencePrediction": ("next_sentence",),
+    "BertForSequenceClassification": ("classify",),
+    "BertForTokenClassification": ("tag",),
+    "BertForQuestionAnswering": ("span",),
+}
+CONFIG = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "num_segments": "type_vocab_size",
+    "activation": "hidden_act",
+    "norm_epsilon": "layer_norm_eps",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "initializer_range": "initializer_range",
+}
+REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False, "tie_word_embeddings": True}
+PREFIX = "bert."
+_LAYER, _OURS = "bert.encoder.layer.{}", "encoder/stack/layer_{}"
+WEIGHTS = {
+    "bert.embeddings.word_embeddings": "encoder/embeddings/tokens",
+    "bert.embeddings.position_embeddings.weight": "encoder/embeddings/positions",
+    "bert.embeddings.token_type_embeddings.weight": "encoder/embeddings/segments",
+    "bert.embeddings.LayerNorm": "encoder/embeddings/norm",
+    f"{_LAYER}.attention.self.query": f"{_OURS}/attention/query",
+    f"{_LAYER}.attention.self.key": f"{_OURS}/attention/key",
+    f"{_LAYER}.attention.self.value": f"{_OURS}/attention/value",
+    f"{_LAYER}.attention.output.dense": f"{_OURS}/attention/output",
+    f"{_LAYER}.attention.output.LayerNorm": f"{_OURS}/self_norm",
+    f"{_LAYER}.intermediate.dense": f"{_OURS}/mlp/up",
+    f"{_LAYER}.output.dense": f"{_OURS}/mlp/down",
+    f"{_LAYER}.output.LayerNorm": f"{_OURS}/mlp_norm",
+    "bert.pooler.dense": "pooler/dense",
+    "cls.predictions.transform.dense": "lm/transform",
+    "cls.predictions.transform.LayerNorm": "lm/norm",
+    "cls.predictions.bias": "lm/bias",
+    "cls.predictions.decoder.weight": Tied("encoder/embeddings/tokens/embeddings"),
+    "cls.predictions.decoder.bias": Tied("lm/bias"),
+    "bert.embeddings.position_ids": Computed(),
+    "cls.seq_relationship": "next_sentence/dense",
+    "classifier": {"classify": "classify/dense", "tag": "tag/dense"},
+    "qa_outputs": "span/dense",
+}

@@ -1,41 +1,76 @@
 """Layers. No family's name in here; what a layer does follows from its arguments.
 
 Shapes, once for all: B batch, L query length, M key length, E hidden, H heads, D head_dim, F intermediate,
-V vocabulary, P positions asked for.
+V vocabulary, C classes, P positions asked for.
 """
 
-from tfzoo.nn.attention import (
-    Attention,
-    causal_mask,
-    dot_product_attention,
-    mask_bias,
-    padding_attention_mask,
+from tfzoo.nn.attention import Attention, FullAttention, dot_product_attention
+from tfzoo.nn.basic import (
+    Dense,
+    Dropout,
+    LayerNorm,
+    RMSNorm,
+    activation,
+    make_initializer,
+    make_norm,
+    read,
+    zero_initializers,
 )
-from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation
 from tfzoo.nn.block import MLP, Block, Stack
 from tfzoo.nn.embedding import Embeddings, TokenEmbedding
-from tfzoo.nn.heads import Classifier, MaskedLMHead, Pooler
+from tfzoo.nn.heads import (
+    Classifier,
+    Discriminator,
+    LMHead,
+    MaskedLMHead,
+    PairClassifier,
+    Pooler,
+    gather_positions,
+    pool,
+)
 from tfzoo.nn.inputs import check_inputs
-from tfzoo.nn.position import sinusoidal_positions
+from tfzoo.nn.mask import Mask, causal_mask, mask_bias, padding_attention_mask
+from tfzoo.nn.model import DecoderModel, EncoderDecoderModel, EncoderModel, Model, Tower
+from tfzoo.nn.position import RelativeBias, rotary_tables, rotate, sinusoidal_positions
 
 __all__ = [
     "MLP",
     "Attention",
     "Block",
     "Classifier",
+    "DecoderModel",
     "Dense",
+    "Discriminator",
     "Dropout",
     "Embeddings",
+    "EncoderDecoderModel",
+    "EncoderModel",
+    "FullAttention",
+    "LMHead",
     "LayerNorm",
+    "Mask",
     "MaskedLMHead",
+    "Model",
+    "PairClassifier",
     "Pooler",
+    "RMSNorm",
+    "RelativeBias",
     "Stack",
     "TokenEmbedding",
+    "Tower",
     "activation",
     "causal_mask",
     "check_inputs",
     "dot_product_attention",
+    "gather_positions",
+    "make_initializer",
+    "make_norm",
     "mask_bias",
     "padding_attention_mask",
+    "pool",
+    "read",
+    "rotary_tables",
+    "rotate",
     "sinusoidal_positions",
+    "zero_initializers",
 ]

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention and its masks (Vaswani et al. 2017, section 3.2)."""
+"""Scaled dot-product attention, its masks and its kinds (Vaswani et al. 2017, section 3.2)."""
 
 import math
 
@@ -6,43 +6,28 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfzoo.nn.basic import Dense, Dropout
+from tfzoo.config import TransformerConfig
+from tfzoo.nn.basic import Dense, Dropout, RMSNorm, make_initializer
+from tfzoo.nn.mask import Mask
+from tfzoo.nn.position import rotate
 
 
-def padding_attention_mask(padding_mask):
-    """padding_mask [B, M] bool, True is a real token -> attention_mask [B, 1, 1, M]."""
-    return ops.cast(padding_mask, "bool")[:, None, None, :]
-
-
-def causal_mask(query_length, key_length):
-    """attention_mask [1, 1, L, M]: the last query sees every key, each one before it one key fewer."""
-    rows = ops.arange(query_length)[:, None] + (key_length - query_length)
-    return (ops.arange(key_length)[None, :] <= rows)[None, None]
-
-
-def mask_bias(attention_mask, dtype):
-    """attention_mask bool, True attends -> additive bias of the same shape: 0, or a large finite negative.
-
-    Finite, so that a row that may attend to nothing gives equal weights and not NaN.
-    """
-    masked = -3e4 if keras.backend.standardize_dtype(dtype) == "float16" else -1e9
-    return ops.cast(ops.logical_not(attention_mask), dtype) * masked
-
-
-def dot_product_attention(query, key, value, bias=None, dropout=None):
-    """softmax(query key^T / sqrt(D) + bias) value.
+def dot_product_attention(query, key, value, bias=None, dropout=None, scale=None):
+    """softmax(scale query key^T + bias) value.
 
     Args:
       query: [B, H, L, D].
       key, value: [B, H, M, D].
       bias: additive, broadcast to [B, H, L, M]; `mask_bias` makes one of a mask.
       dropout: applied to the weights.
+      scale: 1 / sqrt(D) where it is None.
 
     Returns:
       [B, H, L, D]. The softmax is computed in float32 under float16, whose range it would leave.
     """
     # Scaling the query costs M/D times less than scaling the scores.
-    scores = ops.matmul(query * (1 / math.sqrt(query.shape[-1])), ops.swapaxes(key, -1, -2))
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = ops.matmul(query * scale, ops.swapaxes(key, -1, -2))
     if bias is not None:
         scores = scores + bias
     if scores.dtype == "float16":
@@ -53,37 +38,82 @@ def dot_product_attention(query, key, value, bias=None, dropout=None):
     return ops.matmul(weights, value)
 
 
-class Attention(keras.layers.Layer):
-    """Multi-head attention: x [B, L, E] (and memory [B, M, E]) -> [B, L, E]."""
+class FullAttention(keras.layers.Layer):
+    """Every score at once: query [B, H, L, D], key and value [B, H, M, D] -> [B, H, L, D]."""
 
-    def __init__(self, hidden_size, num_heads, dropout=0.0, initializer="glorot_uniform", **kwargs):
+    def __init__(self, config: TransformerConfig, **kwargs):
         super().__init__(**kwargs)
-        if hidden_size % num_heads:
-            raise ValueError(f"hidden_size ({hidden_size}) must be a multiple of num_heads ({num_heads})")
-        self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
-        policy = self.dtype_policy
-        self.query, self.key, self.value, self.output_projection = (
-            Dense(hidden_size, kernel_initializer=initializer, dtype=policy, name=name)
-            for name in ("query", "key", "value", "output")
+        self.scale = None if config.scale_scores else 1.0
+        self.dropout = Dropout(config.attention_dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, input_shape=None):
+        self.dropout.build()
+
+    def call(self, query, key, value, masking: Mask, training=False):
+        bias = masking.fold(ops.shape(query)[2], ops.shape(key)[2], query.dtype).bias
+        return dot_product_attention(
+            query, key, value, bias, lambda weights: self.dropout(weights, training=training), self.scale
         )
-        self.dropout = Dropout(dropout, dtype=policy, name="dropout")
+
+
+# config.attention -> a layer: (config), (query [B, H, L, D], key, value [B, H, M, D], masking=Mask) -> [B, H, L, D]
+KINDS = {"full": FullAttention}
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head attention: x [B, L, E] (and memory [B, M, E]) -> [B, L, E].
+
+    With fewer key and value heads than queries, each serves a group of queries (Ainslie et al. 2023).
+    """
+
+    def __init__(self, config: TransformerConfig, **kwargs):
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads or config.num_heads
+        self.head_dim = config.head_dim or config.hidden_size // config.num_heads
+        self.query, self.key, self.value, self.output_projection = (
+            Dense(size, use_bias=use_bias, kernel_initializer=make_initializer(config), dtype=policy, name=name)
+            for name, size, use_bias in (
+                ("query", self.num_heads * self.head_dim, config.biases != "none"),
+                ("key", self.num_kv_heads * self.head_dim, config.biases != "none"),
+                ("value", self.num_kv_heads * self.head_dim, config.biases != "none"),
+                ("output", config.hidden_size, config.biases == "all"),
+            )
+        )
+        self.query_norm = self.key_norm = None
+        if config.qk_norm:
+            self.query_norm, self.key_norm = (
+                RMSNorm(config.norm_epsilon, dtype=policy, name=name) for name in ("query_norm", "key_norm")
+            )
+        self.kernel = KINDS[config.attention](config, dtype=policy, name="kernel")
 
     def build(self, input_shape, memory_shape=None):
         self.query.build(input_shape)
         self.key.build(memory_shape or input_shape)
         self.value.build(memory_shape or input_shape)
-        self.output_projection.build(input_shape)
+        self.output_projection.build((*input_shape[:-1], self.num_heads * self.head_dim))
+        for norm in (self.query_norm, self.key_norm):
+            if norm is not None:
+                norm.build((None, None, None, self.head_dim))
+        self.kernel.build()
 
-    def call(self, x, bias=None, memory=None, training=False):
-        """bias: additive, broadcast to [B, H, L, M]. memory: what to attend to, where it is not x itself."""
+    def call(self, x, masking=None, rotary=None, memory=None, training=False):
+        """masking: a Mask. rotary: `rotary_tables`. memory: what to attend to, where it is not x itself."""
         memory = x if memory is None else memory
-        query, key, value = (
-            self._split(projection(source))
-            for projection, source in ((self.query, x), (self.key, memory), (self.value, memory))
-        )
-        result = dot_product_attention(query, key, value, bias, lambda w: self.dropout(w, training=training))
-        return self.output_projection(ops.reshape(ops.transpose(result, (0, 2, 1, 3)), ops.shape(x)))
-
-    def _split(self, x):  # [B, L, E] -> [B, H, L, D]
+        query = self._split(self.query(x), self.num_heads, self.query_norm)
+        key = self._split(self.key(memory), self.num_kv_heads, self.key_norm)
+        value = self._split(self.value(memory), self.num_kv_heads)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        if self.num_kv_heads < self.num_heads:
+            key, value = (ops.repeat(t, self.num_heads // self.num_kv_heads, axis=1) for t in (key, value))
+        result = self.kernel(query, key, value, masking=masking or Mask(), training=training)
         shape = ops.shape(x)
-        return ops.transpose(ops.reshape(x, (shape[0], shape[1], self.num_heads, self.head_dim)), (0, 2, 1, 3))
+        joined = ops.reshape(ops.transpose(result, (0, 2, 1, 3)), (*shape[:2], self.num_heads * self.head_dim))
+        return self.output_projection(joined)
+
+    def _split(self, x, num_heads, norm=None):  # [B, L, H D] -> [B, H, L, D]
+        shape = ops.shape(x)
+        x = ops.reshape(x, (shape[0], shape[1], num_heads, self.head_dim))
+        return ops.transpose(x if norm is None else norm(x), (0, 2, 1, 3))

@@ -1,14 +1,18 @@
-"""The small layers that everything else is made of: Dense, LayerNorm, Dropout, activations.
+"""The small layers that everything else is made of: Dense, norms, Dropout, activations.
 
 Keras has all of them. These differ where that is measurably faster on a CPU or needed under tf.distribute;
 each says how. They compute the same numbers.
 """
 
+import contextlib
+import contextvars
 import math
 
 import keras
 import tensorflow as tf
 from keras import ops
+
+from tfzoo.config import TransformerConfig
 
 
 def read(variable):
@@ -64,7 +68,7 @@ def _gelu_tanh(x):
 
 
 def activation(name: str):
-    """The function named by TransformerConfig.activation: gelu is x * Phi(x), gelu_tanh its approximation.
+    """The function of a name: tanh, or one of config.ACTIVATIONS. gelu is x * Phi(x), gelu_tanh its approximation.
 
     One name always gives the same function, so that a layer's can be recognised again.
     """
@@ -73,12 +77,13 @@ def activation(name: str):
         "gelu_tanh": _gelu_tanh,
         "relu": ops.relu,
         "silu": ops.silu,
+        "tanh": ops.tanh,
     }[name]
 
 
 @tf.custom_gradient
-def _layer_norm(x, gamma, beta, epsilon):
-    """x [N, E] in float32, normalised over E; keeps x_hat and 1/sigma for the backward pass."""
+def _layer_norm(x, epsilon, gamma, *beta):
+    """x [N, E] in float32, normalised over E; keeps x_hat and 1/sigma for the backward pass. beta: one or none."""
     centred = x - tf.reduce_mean(x, -1, keepdims=True)
     inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
     normal = centred * inverse
@@ -90,17 +95,29 @@ def _layer_norm(x, gamma, beta, epsilon):
             - tf.reduce_mean(scaled, -1, keepdims=True)
             - normal * tf.reduce_mean(scaled * normal, -1, keepdims=True)
         )
-        return dx, tf.reduce_sum(upstream * normal, 0), tf.reduce_sum(upstream, 0), None
+        return dx, None, tf.reduce_sum(upstream * normal, 0), *(tf.reduce_sum(upstream, 0) for _ in beta)
 
-    return normal * gamma + beta, gradient
+    y = normal * gamma
+    return y + beta[0] if beta else y, gradient
 
 
-class LayerNorm(keras.layers.Layer):
-    """x [..., E] -> the same shape, with mean 0 and variance 1 over E, times gamma, plus beta (Ba et al. 2016).
+@tf.custom_gradient
+def _rms_norm(x, gamma, epsilon):
+    """x [N, E] in float32, divided by its root mean square over E."""
+    inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon)
+    normal = x * inverse
 
-    Keras's layer with a gradient of its own, which takes fewer passes over memory. Computes in float32 under
-    every dtype policy.
-    """
+    def gradient(upstream):
+        scaled = upstream * gamma
+        dx = inverse * (scaled - normal * tf.reduce_mean(scaled * normal, -1, keepdims=True))
+        return dx, tf.reduce_sum(upstream * normal, 0), None
+
+    return normal * gamma, gradient
+
+
+class _Norm(keras.layers.Layer):
+    """Normalises [..., E] over E with a gradient of its own, which takes fewer passes over memory than automatic
+    differentiation. Computes in float32 under every dtype policy."""
 
     def __init__(self, epsilon: float = 1e-12, **kwargs):
         super().__init__(**kwargs)
@@ -109,13 +126,65 @@ class LayerNorm(keras.layers.Layer):
     def build(self, input_shape):
         # Under a float16 policy Keras would hand the variables out in float16.
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma", autocast=False)
-        self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta", autocast=False)
 
     def call(self, x):
         shape = ops.shape(x)
-        flat = ops.cast(ops.reshape(x, (-1, shape[-1])), "float32")
-        y = _layer_norm(flat, read(self.gamma), read(self.beta), self.epsilon)
+        y = self.normalize(ops.cast(ops.reshape(x, (-1, shape[-1])), "float32"))
         return ops.reshape(ops.cast(y, x.dtype), shape)
+
+
+class LayerNorm(_Norm):
+    """x [..., E] -> the same shape, with mean 0 and variance 1 over E, times gamma, plus beta (Ba et al. 2016).
+
+    center False leaves beta out.
+    """
+
+    def __init__(self, epsilon: float = 1e-12, center: bool = True, **kwargs):
+        super().__init__(epsilon, **kwargs)
+        self.center, self.beta = center, None
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        if self.center:
+            self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta", autocast=False)
+
+    def normalize(self, x):
+        return _layer_norm(x, self.epsilon, *(read(w) for w in (self.gamma, self.beta) if w is not None))
+
+
+class RMSNorm(_Norm):
+    """x [..., E] -> x / sqrt(mean(x^2) + epsilon) * gamma (Zhang & Sennrich 2019)."""
+
+    def normalize(self, x):
+        return _rms_norm(x, read(self.gamma), self.epsilon)
+
+
+def make_norm(config: TransformerConfig, **kwargs) -> keras.layers.Layer:
+    """The config's kind of norm."""
+    if config.norm == "rms":
+        return RMSNorm(config.norm_epsilon, **kwargs)
+    return LayerNorm(config.norm_epsilon, center=config.biases != "none", **kwargs)
+
+
+_zeros = contextvars.ContextVar("zeros", default=False)
+
+
+@contextlib.contextmanager
+def zero_initializers(unless: bool = False):
+    """Models made inside begin as zeros: random numbers cost time, and loading overwrites them."""
+    token = _zeros.set(not unless)
+    try:
+        yield
+    finally:
+        _zeros.reset(token)
+
+
+def make_initializer(config: TransformerConfig) -> keras.initializers.Initializer:
+    """What a matrix begins as. An initializer draws its seed when it is made, and then always the same numbers: make
+    one for each matrix, or queries and keys begin as one."""
+    if _zeros.get():
+        return keras.initializers.Zeros()
+    return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
 
 
 class Dropout(keras.layers.Layer):
@@ -129,7 +198,7 @@ class Dropout(keras.layers.Layer):
         super().__init__(**kwargs)
         self.rate, self.seed = rate, seed
 
-    def build(self, input_shape):
+    def build(self, input_shape=None):
         self.seed_generator = keras.random.SeedGenerator(self.seed, name="seeds") if self.rate > 0 else None
 
     def call(self, x, training=False):

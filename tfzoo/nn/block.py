@@ -1,101 +1,169 @@
 """A transformer block and a stack of them."""
 
 import keras
+from keras import ops
 
 from tfzoo.config import TransformerConfig
 from tfzoo.nn.attention import Attention
-from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation
+from tfzoo.nn.basic import Dense, Dropout, activation, make_initializer, make_norm
+from tfzoo.nn.mask import Mask
+from tfzoo.nn.position import RelativeBias, rotary_tables
 
 
 class MLP(keras.layers.Layer):
-    """x [B, L, E] -> down(activation(up(x))) [B, L, E] (Vaswani et al. 2017, section 3.3)."""
+    """x [B, L, E] -> down(activation(up(x))) [B, L, E] (Vaswani et al. 2017, section 3.3).
 
-    def __init__(self, hidden_size, intermediate_size, activation_name, initializer="glorot_uniform", **kwargs):
-        super().__init__(**kwargs)
-        policy = self.dtype_policy
-        self.up = Dense(
-            intermediate_size,
-            activation=activation(activation_name),
-            kernel_initializer=initializer,
-            dtype=policy,
-            name="up",
-        )
-        self.down = Dense(hidden_size, kernel_initializer=initializer, dtype=policy, name="down")
-
-    def build(self, input_shape):
-        self.up.build(input_shape)
-        self.down.build((*input_shape[:-1], self.up.units))
-
-    def call(self, x):
-        return self.down(self.up(x))
-
-
-class Block(keras.layers.Layer):
-    """Self-attention and an MLP, each with dropout and a residual sum: x [B, L, E] -> [B, L, E].
-
-    norm_first False: x = norm(x + sublayer(x)), as in 2017. True: x = x + sublayer(norm(x)) (Xiong et al. 2020).
+    With gated_mlp down(activation(gate(x)) * up(x)) (Shazeer 2020).
     """
 
     def __init__(self, config: TransformerConfig, **kwargs):
         super().__init__(**kwargs)
-        policy = self.dtype_policy
-        initializer = _initializer(config)
-        self.norm_first = config.norm_first
-        self.attention = Attention(
-            config.hidden_size,
-            config.num_heads,
-            config.attention_dropout,
-            initializer,
-            dtype=policy,
-            name="attention",
-        )
-        self.self_norm = LayerNorm(config.norm_epsilon, dtype=policy, name="self_norm")
-        self.mlp = MLP(
-            config.hidden_size,
-            config.intermediate_size,
-            config.activation,
-            initializer,
-            dtype=policy,
-            name="mlp",
-        )
-        self.mlp_norm = LayerNorm(config.norm_epsilon, dtype=policy, name="mlp_norm")
-        self.self_dropout = Dropout(config.dropout, dtype=policy, name="self_dropout")
-        self.mlp_dropout = Dropout(config.dropout, dtype=policy, name="mlp_dropout")
+
+        def dense(size, name, function=None):
+            return Dense(
+                size,
+                activation=function,
+                use_bias=config.biases == "all",
+                kernel_initializer=make_initializer(config),
+                dtype=self.dtype_policy,
+                name=name,
+            )
+
+        function = activation(config.activation)
+        self.gate = dense(config.intermediate_size, "gate", function) if config.gated_mlp else None
+        self.up = dense(config.intermediate_size, "up", None if config.gated_mlp else function)
+        self.down = dense(config.hidden_size, "down")
 
     def build(self, input_shape):
-        for layer in (self.attention, self.self_norm, self.mlp, self.mlp_norm):
-            layer.build(input_shape)
+        if self.gate is not None:
+            self.gate.build(input_shape)
+        self.up.build(input_shape)
+        self.down.build((*input_shape[:-1], self.up.units))
 
-    def call(self, x, bias=None, training=False):
+    def call(self, x):
+        return self.down(self.up(x) if self.gate is None else self.gate(x) * self.up(x))
+
+
+class Block(keras.layers.Layer):
+    """Self-attention, with `cross` attention to a memory, and an MLP: x [B, L, E] -> [B, L, E].
+
+    Each has dropout and a residual sum. norm_first False: x = norm(x + sublayer(x)), as in 2017. True:
+    x = x + sublayer(norm(x)) (Xiong et al. 2020). parallel_blocks: x + attention(norm(x)) + mlp(norm(x)).
+    """
+
+    def __init__(self, config: TransformerConfig, cross: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.norm_first, self.parallel = config.norm_first, config.parallel_blocks
+        self.attention = Attention(config, dtype=policy, name="attention")
+        self.self_norm = make_norm(config, dtype=policy, name="self_norm")
+        self.cross_attention = self.cross_norm = self.cross_dropout = None
+        if cross:
+            self.cross_attention = Attention(config, dtype=policy, name="cross_attention")
+            self.cross_norm = make_norm(config, dtype=policy, name="cross_norm")
+            self.cross_dropout = Dropout(config.dropout, dtype=policy, name="cross_dropout")
+        self.mlp = MLP(config, dtype=policy, name="mlp")
+        self.mlp_norm = None if self.parallel else make_norm(config, dtype=policy, name="mlp_norm")
+        self.self_dropout, self.mlp_dropout = (
+            Dropout(config.dropout, dtype=policy, name=name) for name in ("self_dropout", "mlp_dropout")
+        )
+
+    def build(self, input_shape):
+        for layer in (self.attention, self.self_norm, self.cross_attention, self.cross_norm, self.mlp, self.mlp_norm):
+            if layer is not None:
+                layer.build(input_shape)
+        for dropout in (self.self_dropout, self.cross_dropout, self.mlp_dropout):
+            if dropout is not None:
+                dropout.build()
+
+    def call(self, x, masking=None, rotary=None, memory=None, memory_masking=None, training=False):
+        """masking, memory_masking: Masks over x's and memory's own positions. memory [B, M, E]."""
+
+        def attend(x):
+            return self.attention(x, masking=masking, rotary=rotary, training=training)
+
+        def cross(x):
+            assert self.cross_attention is not None
+            return self.cross_attention(x, masking=memory_masking, memory=memory, training=training)
+
+        if self.parallel:
+            normal = self.self_norm(x)
+            x = x + self.self_dropout(attend(normal), training=training)
+            return x + self.mlp_dropout(self.mlp(normal), training=training)
+        x = self._residual(x, attend, self.self_norm, self.self_dropout, training)
+        if self.cross_attention is not None:
+            x = self._residual(x, cross, self.cross_norm, self.cross_dropout, training)
+        return self._residual(x, self.mlp, self.mlp_norm, self.mlp_dropout, training)
+
+    def _residual(self, x, sublayer, norm, dropout, training):
         if self.norm_first:
-            x = x + self.self_dropout(
-                self.attention(self.self_norm(x), bias=bias, training=training), training=training
-            )
-            return x + self.mlp_dropout(self.mlp(self.mlp_norm(x)), training=training)
-        x = self.self_norm(x + self.self_dropout(self.attention(x, bias=bias, training=training), training=training))
-        return self.mlp_norm(x + self.mlp_dropout(self.mlp(x), training=training))
+            return x + dropout(sublayer(norm(x)), training=training)
+        return norm(x + dropout(sublayer(x), training=training))
 
 
 class Stack(keras.layers.Layer):
-    """num_layers Blocks: x [B, L, E] -> [B, L, E]; with norm_first a last norm follows them."""
+    """Blocks one after another: x [B, L, E] -> [B, L, E]; with norm_first a last norm follows them.
 
-    def __init__(self, config: TransformerConfig, **kwargs):
+    causal: a position sees itself and those before it. cross: every block also attends to a memory.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        num_layers: int | None = None,
+        causal: bool = False,
+        cross: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         policy = self.dtype_policy
-        self.blocks = [Block(config, dtype=policy, name=f"layer_{i}") for i in range(config.num_layers)]
-        self.norm = LayerNorm(config.norm_epsilon, dtype=policy, name="norm") if config.norm_first else None
+        self.config, self.causal = config, causal
+        num_layers = num_layers or config.num_layers
+        self.blocks = [
+            Block(config, cross, dtype=policy, name=f"layer_{i}")
+            for i in range(1 if config.share_layers else num_layers)
+        ]
+        if config.share_layers:
+            self.blocks *= num_layers
+        self.relative_bias = None
+        if config.positions == "relative":
+            self.relative_bias = RelativeBias(config, causal, dtype=policy, name="relative_bias")
+        self.norm = make_norm(config, dtype=policy, name="norm") if config.norm_first else None
 
     def build(self, input_shape):
-        for block in self.blocks:
+        for block in dict.fromkeys(self.blocks):
             block.build(input_shape)
+        if self.relative_bias is not None:
+            self.relative_bias.build()
         if self.norm is not None:
             self.norm.build(input_shape)
 
-    def call(self, x, bias=None, training=False):
+    def call(
+        self,
+        x,
+        padding_mask=None,
+        attention_mask=None,
+        position_ids=None,
+        memory=None,
+        memory_padding_mask=None,
+        training=False,
+    ):
+        """padding_mask [B, L] and attention_mask [B, 1 or H, L, L]: True attends. position_ids [B, L], for rotary
+        positions. memory [B, M, E], memory_padding_mask [B, M]: what blocks with cross attention read."""
+        length = ops.shape(x)[1]
+        bias = None if self.relative_bias is None else self.relative_bias(query_length=length, key_length=length)
+        masking = Mask(padding_mask, attention_mask, bias, self.causal, self.config.window if self.causal else 0)
+        memory_masking = Mask(memory_padding_mask)
+        if self.config.attention == "full":
+            masking = masking.fold(length, length, x.dtype)
+            memory_masking = memory_masking.fold(length, None, x.dtype)
+        rotary = None
+        if self.config.positions == "rotary":
+            rotary = rotary_tables(
+                self.config, ops.arange(length)[None] if position_ids is None else position_ids, x.dtype
+            )
         for block in self.blocks:
-            x = block(x, bias=bias, training=training)
+            x = block(
+                x, masking=masking, rotary=rotary, memory=memory, memory_masking=memory_masking, training=training
+            )
         return x if self.norm is None else self.norm(x)
-
-
-def _initializer(config: TransformerConfig):
-    return keras.initializers.TruncatedNormal(stddev=config.initializer_range)

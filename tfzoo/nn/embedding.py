@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfzoo.config import TransformerConfig
-from tfzoo.nn.basic import Dropout, LayerNorm, read
+from tfzoo.nn.basic import Dense, Dropout, make_initializer, make_norm, read
 from tfzoo.nn.position import sinusoidal_positions
 
 
@@ -36,49 +36,52 @@ class TokenEmbedding(keras.layers.Layer):
 class Embeddings(keras.layers.Layer):
     """token_ids [B, L] (segment_ids [B, L], position_ids [B, L]) -> sum of the embeddings [B, L, E].
 
-    With norm_first the blocks normalise what they read, and the sum stays as it is; otherwise a norm follows.
-    Dropout follows in both cases.
+    A norm follows if the config says so, then dropout, then a projection from embedding_size to E where they differ.
+
+    tokens: a TokenEmbedding to share, in place of one of its own.
     """
 
-    def __init__(self, config: TransformerConfig, **kwargs):
+    def __init__(self, config: TransformerConfig, tokens: TokenEmbedding | None = None, **kwargs):
         super().__init__(**kwargs)
         policy = self.dtype_policy
         self.config = config
-        self.initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
-        self.tokens = TokenEmbedding(
-            config.vocab_size, config.hidden_size, self.initializer, dtype=policy, name="tokens"
+        self.size = config.embedding_size or config.hidden_size
+        self.tokens = tokens or TokenEmbedding(
+            config.vocab_size, self.size, make_initializer(config), dtype=policy, name="tokens"
         )
-        self.norm = None if config.norm_first else LayerNorm(config.norm_epsilon, dtype=policy, name="norm")
+        self.norm = make_norm(config, dtype=policy, name="norm") if config.embedding_norm else None
+        self.projection = None
+        if self.size != config.hidden_size:
+            self.projection = Dense(
+                config.hidden_size, kernel_initializer=make_initializer(config), dtype=policy, name="projection"
+            )
         self.dropout = Dropout(config.dropout, dtype=policy, name="dropout")
 
     def build(self, input_shape=None):
-        config, initializer = self.config, self.initializer
-        self.tokens.build()
-        shape = (config.max_positions, config.hidden_size)
+        config = self.config
+        if not self.tokens.built:
+            self.tokens.build()
         self.positions = self.segments = None
         if config.positions == "learned":
-            self.positions = self.add_weight(shape=shape, initializer=_position_initializer(config), name="positions")
+            self.positions = self.add_weight(
+                shape=(config.max_positions + config.position_offset, self.size),
+                initializer=_position_initializer(config),
+                name="positions",
+            )
         if config.num_segments:
             self.segments = self.add_weight(
-                shape=(config.num_segments, config.hidden_size),
-                initializer=initializer.clone(),
-                name="segments",
+                shape=(config.num_segments, self.size), initializer=make_initializer(config), name="segments"
             )
-        if self.norm is not None:
-            self.norm.build((None, None, config.hidden_size))
+        for layer in (self.norm, self.projection, self.dropout):
+            if layer is not None:
+                layer.build((None, None, self.size))
 
     def call(self, token_ids, segment_ids=None, position_ids=None, training=False):
-        length = ops.shape(token_ids)[1]
-        if isinstance(length, int) and length > self.config.max_positions:
-            raise ValueError(f"the length {length} exceeds max_positions ({self.config.max_positions})")
-        if self.positions is not None:
-            table = read(self.positions)
-        else:
-            table = ops.convert_to_tensor(sinusoidal_positions(self.config.max_positions, self.config.hidden_size))
         x = self.tokens(token_ids)
-        # With positions 0, 1, 2, ... a slice serves every row, and its gradient is a plain sum.
-        position = table[None, :length] if position_ids is None else ops.take(table, position_ids, axis=0)
-        x = x + ops.cast(position, x.dtype)
+        if self.config.scale_embeddings:
+            x = x * math.sqrt(self.size)
+        if self.config.positions in ("learned", "sinusoidal", "sinusoidal_concat"):
+            x = x + ops.cast(self._positions(ops.shape(token_ids)[1], position_ids), x.dtype)
         if self.segments is not None:
             table = ops.cast(read(self.segments), x.dtype)
             if segment_ids is None:
@@ -87,12 +90,27 @@ class Embeddings(keras.layers.Layer):
                 x = x + ops.matmul(ops.one_hot(segment_ids, self.config.num_segments, dtype=x.dtype), table)
         if self.norm is not None:
             x = self.norm(x)
-        return self.dropout(x, training=training)
+        x = self.dropout(x, training=training)
+        return x if self.projection is None else self.projection(x)
+
+    def _positions(self, length, position_ids):
+        config, offset = self.config, self.config.position_offset
+        if isinstance(length, int) and length > config.max_positions:
+            raise ValueError(f"the length {length} exceeds max_positions ({config.max_positions})")
+        if self.positions is not None:
+            table = read(self.positions)
+        else:
+            interleaved = config.positions == "sinusoidal"
+            table = ops.convert_to_tensor(sinusoidal_positions(config.max_positions + offset, self.size, interleaved))
+        # With positions 0, 1, 2, ... a slice serves every row, and its gradient is a plain sum.
+        if position_ids is None:
+            return table[None, offset : offset + length]
+        return ops.take(table, position_ids + offset, axis=0)
 
 
 def _position_initializer(config: TransformerConfig):
     if config.position_initializer == "normal":
-        return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+        return make_initializer(config)
 
     def sinusoidal(shape, dtype=None):
         # A shift is a rotation of sinusoids, which attention finds far sooner than it finds the order of random

@@ -4,42 +4,119 @@ import keras
 from keras import ops
 
 from tfzoo.config import TransformerConfig
-from tfzoo.nn.basic import Dense, LayerNorm, activation, read
+from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation, make_initializer, read
 from tfzoo.nn.embedding import TokenEmbedding
 
 
 class Pooler(keras.layers.Layer):
     """sequence [B, L, E] -> tanh(Dense(first token)) [B, E] (Devlin et al. 2019, appendix A.4's code)."""
 
-    def __init__(self, hidden_size, initializer="glorot_uniform", **kwargs):
+    def __init__(self, config: TransformerConfig, **kwargs):
         super().__init__(**kwargs)
-        self.dense = Dense(
-            hidden_size,
-            activation="tanh",
-            kernel_initializer=initializer,
-            dtype=self.dtype_policy,
-            name="dense",
-        )
+        self.dense = _dense(self, config, config.hidden_size, "dense", "tanh")
 
-    def build(self, input_shape):
-        self.dense.build((None, input_shape[-1]))
+    def build(self, input_shape=None):
+        self.dense.build((None, self.dense.units))
 
     def call(self, sequence):
         return self.dense(sequence[:, 0])
 
 
-class Classifier(keras.layers.Layer):
-    """pooled [B, E] -> logits [B, num_classes], float32."""
+def pool(how: str, outputs, padding_mask=None):
+    """One vector a row: outputs["sequence"] [B, L, E] (padding_mask [B, L]) -> [B, E].
 
-    def __init__(self, num_classes, initializer="glorot_uniform", **kwargs):
+    how: "pooled" takes outputs["pooled"], "first" and "last" a real token's state, "mean" that of the real ones.
+    """
+    sequence = outputs["sequence"]
+    if how == "pooled":
+        return outputs["pooled"]
+    if padding_mask is None:
+        return {
+            "first": lambda: sequence[:, 0],
+            "last": lambda: sequence[:, -1],
+            "mean": lambda: ops.mean(sequence, 1),
+        }[how]()
+    real = ops.cast(padding_mask, "bool")
+    if how == "mean":
+        weights = ops.cast(real, sequence.dtype)[..., None]
+        return ops.sum(sequence * weights, 1) / ops.maximum(ops.sum(weights, 1), 1)
+    places = ops.arange(ops.shape(real)[1])[None]
+    if how == "first":
+        index = ops.argmax(real, 1)
+    else:
+        index = ops.max(ops.where(real, places, 0), 1)
+    return gather_positions(sequence, index[:, None])[:, 0]
+
+
+POOLS = ("pooled", "first", "last", "mean")
+
+
+class Classifier(keras.layers.Layer):
+    """pooled [B, E], or a sequence [B, L, E] -> logits [B, C] or [B, L, C], float32.
+
+    hidden: the activation of a dense layer before the last; None leaves it out. dropout: whether it precedes each.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        num_labels: int,
+        hidden: str | None = None,
+        use_bias: bool = True,
+        dropout: bool = True,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        self.dense = Dense(num_classes, kernel_initializer=initializer, dtype=self.dtype_policy, name="dense")
+        self.hidden = _dense(self, config, config.hidden_size, "hidden", hidden) if hidden else None
+        self.dense = _dense(self, config, num_labels, "dense", use_bias=use_bias)
+        self.dropout = Dropout(config.dropout if dropout else 0.0, dtype=self.dtype_policy, name="dropout")
 
     def build(self, input_shape):
+        if self.hidden is not None:
+            self.hidden.build(input_shape)
+            input_shape = (*input_shape[:-1], self.hidden.units)
+        self.dense.build(input_shape)
+        self.dropout.build()
+
+    def call(self, x, training=False):
+        if self.hidden is not None:
+            x = self.hidden(self.dropout(x, training=training))
+        return ops.cast(self.dense(self.dropout(x, training=training)), "float32")
+
+
+class Discriminator(keras.layers.Layer):
+    """sequence [B, L, E] -> logits [B, L], float32: is each token another than the text's? (Clark et al. 2020)."""
+
+    def __init__(self, config: TransformerConfig, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = _dense(self, config, config.hidden_size, "hidden", config.activation)
+        self.dense = _dense(self, config, 1, "dense")
+
+    def build(self, input_shape):
+        self.hidden.build(input_shape)
         self.dense.build(input_shape)
 
-    def call(self, pooled):
-        return ops.cast(self.dense(pooled), "float32")
+    def call(self, sequence):
+        return ops.cast(self.dense(self.hidden(sequence))[..., 0], "float32")
+
+
+class PairClassifier(keras.layers.Layer):
+    """sequence [B, L, E], pair_positions [B, 2] -> logits [B, C], float32: how do the two marked things relate?
+
+    The states at the two positions, such as the markers before two entities, are put side by side (Baldini Soares
+    et al. 2019, section 3.2, "entity start").
+    """
+
+    def __init__(self, config: TransformerConfig, num_labels: int, **kwargs):
+        super().__init__(**kwargs)
+        self.classifier = Classifier(config, num_labels, dtype=self.dtype_policy, name="classifier")
+
+    def build(self, input_shape, pair_positions_shape=None):
+        self.classifier.build((None, 2 * input_shape[-1]))
+
+    def call(self, sequence, pair_positions, training=False):
+        pair = gather_positions(sequence, pair_positions)
+        return self.classifier(ops.reshape(pair, (-1, 2 * sequence.shape[-1])), training=training)
 
 
 class MaskedLMHead(keras.layers.Layer):
@@ -52,29 +129,67 @@ class MaskedLMHead(keras.layers.Layer):
         super().__init__(**kwargs)
         policy = self.dtype_policy
         self.embedding = embedding
-        self.transform = Dense(
-            config.hidden_size,
-            activation=activation(config.activation),
-            kernel_initializer=keras.initializers.TruncatedNormal(stddev=config.initializer_range),
-            dtype=policy,
-            name="transform",
-        )
+        self.transform = _dense(self, config, embedding.hidden_size, "transform", config.activation)
         self.norm = LayerNorm(config.norm_epsilon, dtype=policy, name="norm")
 
     def build(self, input_shape):
         self.transform.build(input_shape)
-        self.norm.build(input_shape)
+        self.norm.build((*input_shape[:-1], self.embedding.hidden_size))
         self.bias = self.add_weight(shape=(self.embedding.vocab_size,), initializer="zeros", name="bias")
 
     def call(self, sequence, masked_positions=None):
         if masked_positions is not None:
-            sequence = _gather_positions(sequence, masked_positions)
+            sequence = gather_positions(sequence, masked_positions)
         logits = self.embedding.attend(self.norm(self.transform(sequence)))
         return ops.cast(logits, "float32") + ops.cast(read(self.bias), "float32")
 
 
-def _gather_positions(sequence, positions):
+class LMHead(keras.layers.Layer):
+    """sequence [B, L, E] -> logits [B, L, V], float32: the product with the token embeddings, or with a matrix of its
+    own where the config does not tie the two. use_bias adds one for each word, which train_bias False holds fixed."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        embedding: TokenEmbedding,
+        use_bias: bool = False,
+        train_bias: bool = True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.embedding, self.use_bias, self.train_bias = embedding, use_bias, train_bias
+        self.dense = None
+        if not config.tie_embeddings:
+            self.dense = _dense(self, config, config.vocab_size, "dense", use_bias=False)
+
+    def build(self, input_shape):
+        if self.dense is not None:
+            self.dense.build(input_shape)
+        if self.use_bias:
+            self.bias = self.add_weight(
+                shape=(self.embedding.vocab_size,), initializer="zeros", trainable=self.train_bias, name="bias"
+            )
+
+    def call(self, sequence, masked_positions=None):
+        if masked_positions is not None:
+            sequence = gather_positions(sequence, masked_positions)
+        logits = ops.cast(self.embedding.attend(sequence) if self.dense is None else self.dense(sequence), "float32")
+        return logits + ops.cast(read(self.bias), "float32") if self.use_bias else logits
+
+
+def gather_positions(sequence, positions):
     """sequence [B, L, E], positions [B, P] -> [B, P, E]."""
     batch, length, hidden = ops.shape(sequence)
     rows = ops.arange(batch, dtype="int32")[:, None] * length + ops.cast(positions, "int32")
     return ops.take(ops.reshape(sequence, (-1, hidden)), rows, axis=0)
+
+
+def _dense(layer, config, units, name, function=None, use_bias=True):
+    return Dense(
+        units,
+        activation=None if function is None else activation(function),
+        use_bias=use_bias,
+        kernel_initializer=make_initializer(config),
+        dtype=layer.dtype_policy,
+        name=name,
+    )

@@ -1,15 +1,143 @@
-"""Positions that are computed rather than learned."""
+"""Positions: sinusoidal tables, T5's relative bias, rotary embeddings and their scalings."""
 
+import math
+
+import keras
 import numpy as np
+from keras import ops
+
+from tfzoo.config import TransformerConfig
+from tfzoo.errors import UserError
+from tfzoo.nn.basic import make_initializer, read
 
 
-def sinusoidal_positions(length: int, hidden_size: int) -> np.ndarray:
+def sinusoidal_positions(length: int, hidden_size: int, interleaved: bool = True) -> np.ndarray:
     """The table [length, hidden_size], float32, of Vaswani et al. 2017, section 3.5.
 
-    PE(pos, 2i) = sin(pos / 10000^(2i/E)) and PE(pos, 2i+1) = cos(the same).
+    PE(pos, 2i) = sin(pos / 10000^(2i/E)) and PE(pos, 2i+1) = cos(the same); with interleaved False all sines come
+    first, as in the authors' code.
     """
     angles = np.arange(length)[:, None] / 10000 ** (np.arange(0, hidden_size, 2)[None, :] / hidden_size)
+    if not interleaved:
+        return np.concatenate([np.sin(angles), np.cos(angles)], -1).astype(np.float32)
     table = np.empty((length, hidden_size), np.float32)
     table[:, 0::2] = np.sin(angles)
     table[:, 1::2] = np.cos(angles)
     return table
+
+
+class RelativeBias(keras.layers.Layer):
+    """(L, M) -> additive bias [1, H, L, M], learned for each bucket of distances (Raffel et al. 2020, section 2.1).
+
+    Half of the buckets hold one distance each, the other half ranges that grow logarithmically up to
+    `relative_distance`. Without `causal`, keys after the query have half of all buckets to themselves.
+    """
+
+    def __init__(self, config: TransformerConfig, causal: bool, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads, self.causal = config.num_heads, causal
+        self.num_buckets, self.max_distance = config.relative_buckets, config.relative_distance
+        self.initializer = make_initializer(config)
+
+    def build(self, input_shape=None):
+        self.embeddings = self.add_weight(
+            shape=(self.num_buckets, self.num_heads), initializer=self.initializer, name="embeddings"
+        )
+
+    def call(self, query_length, key_length):
+        rows = ops.arange(query_length)[:, None] + (key_length - query_length)
+        buckets = self.bucket(ops.arange(key_length)[None, :] - rows)
+        return ops.transpose(ops.take(read(self.embeddings), buckets, axis=0), (2, 0, 1))[None]
+
+    def bucket(self, distance):
+        """distance int32, key's position minus query's -> bucket int32 of the same shape."""
+        buckets, base = self.num_buckets, 0
+        if self.causal:
+            distance = ops.maximum(-distance, 0)
+        else:
+            buckets //= 2
+            base = ops.cast(distance > 0, "int32") * buckets
+            distance = ops.abs(distance)
+        exact = buckets // 2
+        ratio = ops.log(ops.cast(ops.maximum(distance, 1), "float32") / exact) / math.log(self.max_distance / exact)
+        far = ops.minimum(exact + ops.cast(ratio * (buckets - exact), "int32"), buckets - 1)
+        return base + ops.where(distance < exact, distance, far)
+
+
+def rotary_tables(config: TransformerConfig, position_ids, dtype):
+    """position_ids [B or 1, L] -> (cos, sin), each [B or 1, 1, L, D], for `rotate`.
+
+    Frequencies are theta^(-2i/D) (Su et al. 2021, section 3.2.2), changed by rotary_scaling.
+
+    Raises:
+      UserError: an unknown rope_type.
+    """
+    head_dim = config.head_dim or config.hidden_size // config.num_heads
+    frequencies, factor = _rotary_frequencies(config, head_dim, ops.max(position_ids) + 1)
+    angles = ops.cast(position_ids, "float32")[:, None, :, None] * ops.cast(frequencies, "float32")
+    angles = ops.concatenate([angles, angles], -1)
+    return ops.cast(ops.cos(angles) * factor, dtype), ops.cast(ops.sin(angles) * factor, dtype)
+
+
+def rotate(x, tables):
+    """x [B, H, L, D]: pairs (i, i + D/2) turned by their position's angles."""
+    cos, sin = tables
+    first, second = ops.split(x, 2, axis=-1)
+    return x * cos + ops.concatenate([-second, first], -1) * sin
+
+
+def _rotary_frequencies(config: TransformerConfig, head_dim: int, length):
+    """(frequencies [D/2], factor on cosines and sines). length: a scalar tensor, the positions in use."""
+    scaling = config.rotary_scaling
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    exponents = np.arange(0, head_dim, 2) / head_dim
+    plain = config.rotary_theta**-exponents
+    factor = scaling.get("factor", 1.0)
+    original = scaling.get("original_max_position_embeddings") or config.max_positions
+    if kind == "default":
+        return plain, 1.0
+    if kind == "linear":  # Chen et al. 2023, Position Interpolation.
+        return plain / factor, 1.0
+    if kind == "dynamic":  # NTK-aware scaling by the length in use: the base grows with it.
+        used = ops.cast(ops.maximum(length, original), "float32")
+        growth = (factor * used / original) - (factor - 1)
+        base = config.rotary_theta * growth ** (head_dim / (head_dim - 2))
+        return ops.power(base, ops.convert_to_tensor(-exponents.astype(np.float32))), 1.0
+    if kind == "llama3":  # Llama 3.1: long waves slowed by `factor`, short ones kept, a smooth passage between.
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        turns = original * plain / (2 * np.pi)
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        return kept * plain + (1 - kept) * plain / factor, 1.0
+    if kind == "yarn":  # Peng et al. 2023, sections 3.2 and 3.4.
+        return _yarn(config, scaling, plain, head_dim, factor, original)
+    if kind == "longrope":  # Ding et al. 2024: a factor for each frequency, of two sets by the length in use.
+        factor = scaling.get("factor") or config.max_positions / original
+        attention = scaling.get("attention_factor")
+        if attention is None:
+            attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        short, long = (
+            (plain / np.asarray(scaling[name])).astype(np.float32) for name in ("short_factor", "long_factor")
+        )
+        return ops.where(length > original, long, short), attention
+    raise UserError(
+        f"rotary_scaling has the rope_type {kind!r}; known are default, linear, dynamic, llama3, yarn and longrope"
+    )
+
+
+def _yarn(config, scaling, plain, head_dim, factor, original):
+    def dimension(turns):  # Where a wave makes that many turns within the original length.
+        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rotary_theta))
+
+    low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0, 1)
+
+    def scale(weight):
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    attention = scaling.get("attention_factor")
+    if attention is None and scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        attention = scale(scaling["mscale"]) / scale(scaling["mscale_all_dim"])
+    return ramp * plain / factor + (1 - ramp) * plain, scale(1.0) if attention is None else attention

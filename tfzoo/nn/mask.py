@@ -1,0 +1,63 @@
+"""Who may attend to whom."""
+
+import dataclasses
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def padding_attention_mask(padding_mask):
+    """padding_mask [B, M] bool, True is a real token -> attention_mask [B, 1, 1, M]."""
+    return ops.cast(padding_mask, "bool")[:, None, None, :]
+
+
+def causal_mask(query_length, key_length, window=0):
+    """attention_mask [1, 1, L, M]: the last query sees every key, each one before it one key fewer.
+
+    window: above 0, a query sees that many keys at most, its own included.
+    """
+    rows = ops.arange(query_length)[:, None] + (key_length - query_length)
+    keys = ops.arange(key_length)[None, :]
+    seen = keys <= rows
+    if window:
+        seen = ops.logical_and(seen, keys > rows - window)
+    return seen[None, None]
+
+
+def mask_bias(attention_mask, dtype):
+    """attention_mask bool, True attends -> additive bias of the same shape: 0, or a large finite negative.
+
+    Finite, so that a row that may attend to nothing gives equal weights and not NaN.
+    """
+    masked = -3e4 if keras.backend.standardize_dtype(dtype) == "float16" else -1e9
+    return ops.cast(ops.logical_not(attention_mask), dtype) * masked
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """What a query may attend to is what all of these allow; a kind of attention uses them as it can.
+
+    A class that Keras does not look into: in a tuple it would refuse tensors beside other values.
+    """
+
+    padding_mask: Any = None  # bool [B, M], True is a real token.
+    attention_mask: Any = None  # bool [B, 1 or H, L, M], True attends.
+    bias: Any = None  # Additive [1 or B, 1 or H, L, M].
+    causal: bool = False  # Query i of L sees keys up to i + (M - L).
+    window: int = 0  # Above 0: the last `window` of those.
+
+    def fold(self, query_length, key_length, dtype) -> "Mask":
+        """The same as one additive bias (None where all is allowed), which the layers of a stack can share."""
+        seen = self.attention_mask
+        for part in (
+            None if self.padding_mask is None else padding_attention_mask(self.padding_mask),
+            causal_mask(query_length, key_length, self.window) if self.causal else None,
+        ):
+            if part is not None:
+                seen = part if seen is None else ops.logical_and(seen, part)
+        bias = None if self.bias is None else ops.cast(self.bias, dtype)
+        if seen is not None:
+            masked = mask_bias(seen, dtype)
+            bias = masked if bias is None else bias + masked
+        return Mask(bias=bias)

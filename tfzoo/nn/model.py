@@ -1,0 +1,332 @@
+"""What the families' models share: named inputs, named outputs, a tower or two, and heads."""
+
+from collections.abc import Sequence
+
+import keras
+
+from tfzoo.config import TransformerConfig
+from tfzoo.errors import UserError, suggest
+from tfzoo.nn.block import Stack
+from tfzoo.nn.embedding import Embeddings, TokenEmbedding
+from tfzoo.nn.heads import (
+    POOLS,
+    Classifier,
+    Discriminator,
+    LMHead,
+    MaskedLMHead,
+    PairClassifier,
+    Pooler,
+    pool,
+)
+from tfzoo.nn.inputs import check_inputs
+
+
+class Tower(keras.layers.Layer):
+    """Embeddings and a stack of blocks: token_ids [B, L] -> sequence [B, L, E].
+
+    tokens: a TokenEmbedding to share. The other arguments are Stack's.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        num_layers: int | None = None,
+        causal: bool = False,
+        cross: bool = False,
+        tokens: TokenEmbedding | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.embeddings = Embeddings(config, tokens, dtype=policy, name="embeddings")
+        self.stack = Stack(config, num_layers, causal, cross, dtype=policy, name="stack")
+
+    def build(self, input_shape=None):
+        self.embeddings.build()
+        self.stack.build((None, None, self.stack.config.hidden_size))
+
+    def call(
+        self,
+        token_ids,
+        segment_ids=None,
+        padding_mask=None,
+        position_ids=None,
+        attention_mask=None,
+        memory=None,
+        memory_padding_mask=None,
+        training=False,
+    ):
+        return self.stack(
+            self.embeddings(token_ids, segment_ids, position_ids, training=training),
+            padding_mask=padding_mask,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            memory=memory,
+            memory_padding_mask=memory_padding_mask,
+            training=training,
+        )
+
+
+class Model(keras.Model):
+    """A dict of named tensors in, a dict of named tensors out.
+
+    A page's subclass makes its layers in `make_body`, computes {"sequence": [B, L, E], ...} in `body`, and has a
+    method `make_NAME` for each head it can have beside those here. With a head "lm" the outputs have "logits"; with
+    any other head "NAME_logits".
+
+    Args:
+      config: a TransformerConfig.
+      heads: their names; None takes the page's DEFAULT_HEADS, () leaves the body alone.
+      num_labels: classes of the heads classify, tag and pair.
+      pool: what classify reads: pooled, first, last or mean; None takes the page's.
+      dtype: a Keras dtype or policy, such as "mixed_bfloat16".
+
+    Raises:
+      UserError: an unknown head or pool.
+      ValueError: an unknown or missing input, when called.
+    """
+
+    INPUTS: Sequence[str] = ("token_ids", "padding_mask")
+    REQUIRED_INPUTS: Sequence[str] = ("token_ids",)
+    HEADS: Sequence[str] = ("lm", "classify", "tag", "span", "pair")
+    DEFAULT_HEADS: Sequence[str] = ("lm",)
+    POOL = "first"
+    CLASSIFIER_HIDDEN: str | None = None  # Activation of a dense layer between the pooled state and the classes.
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        heads: Sequence[str] | None = None,
+        num_labels: int = 2,
+        pool: str | None = None,
+        dtype=None,
+        name: str | None = None,
+    ):
+        super().__init__(dtype=dtype, name=name or type(self).__module__.rpartition(".")[2])
+        self.config, self.num_labels, self.pool = config, num_labels, pool or self.POOL
+        pools = [how for how in POOLS if how != "pooled" or self.POOL == "pooled"]
+        for value, choices, what in [(self.pool, pools, "pool"), *((h, self.HEADS, "head") for h in heads or ())]:
+            if value not in choices:
+                raise UserError(
+                    f"{what} {value!r}: {self.name} has no such {what}{suggest(value, choices)}; "
+                    f"it has {', '.join(choices)}"
+                )
+        self.head_names = tuple(self.DEFAULT_HEADS if heads is None else heads)
+        self.make_body(config)
+        self.heads = {head: getattr(self, f"make_{head}")() for head in self.head_names}
+        self.build(None)
+
+    def build(self, input_shape=None):
+        """Creates all variables. Without it Keras would run the model to find out, which takes twice as long."""
+        sequence_shape = (None, None, self.config.hidden_size)
+        for tower in self.towers():
+            tower.build()
+        for head in self.heads.values():
+            head.build(sequence_shape)
+
+    def towers(self) -> Sequence[keras.layers.Layer]:
+        """The layers of the body, in the order of their variables; `build()` makes these."""
+        raise NotImplementedError
+
+    def make_body(self, config: TransformerConfig) -> None:
+        raise NotImplementedError
+
+    def body(self, inputs, training):
+        raise NotImplementedError
+
+    @property
+    def tokens(self) -> TokenEmbedding:
+        """The embedding that a tied head multiplies with."""
+        raise NotImplementedError
+
+    def call(self, inputs, training=False):
+        check_inputs(inputs, self.REQUIRED_INPUTS, [n for n in self.INPUTS if n not in self.REQUIRED_INPUTS])
+        outputs = self.body(inputs, training)
+        answers = {
+            "logits" if name == "lm" else f"{name}_logits": self.answer(name, head, outputs, inputs, training)
+            for name, head in self.heads.items()
+        }
+        return outputs | answers
+
+    def answer(self, name, head, outputs, inputs, training):
+        """The logits of one head."""
+        sequence = outputs["sequence"]
+        if name == "lm":
+            return head(sequence, inputs.get("masked_positions"))
+        if name == "discriminate":
+            return head(sequence)
+        if name == "pair":
+            return head(sequence, inputs["pair_positions"], training=training)
+        if name == "next_sentence":
+            return head(outputs["pooled"], training=training)
+        if name == "classify":
+            mask = inputs.get("decoder_padding_mask" if "decoder_token_ids" in inputs else "padding_mask")
+            return head(pool(self.pool, outputs, mask), training=training)
+        return head(sequence, training=training)  # tag, span
+
+    def make_classify(self):
+        return self._head(Classifier, "classify", self.num_labels, self.CLASSIFIER_HIDDEN)
+
+    def make_tag(self):
+        return self._head(Classifier, "tag", self.num_labels)
+
+    def make_span(self):
+        return self._head(Classifier, "span", 2, dropout=False)
+
+    def make_pair(self):
+        return self._head(PairClassifier, "pair", self.num_labels)
+
+    def make_lm(self):
+        return self._head(LMHead, "lm", self.tokens)
+
+    def _head(self, cls, name, *args, **kwargs):
+        return cls(self.config, *args, **kwargs, dtype=self.dtype_policy, name=name)
+
+
+class EncoderModel(Model):
+    """A bidirectional encoder: token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E].
+
+    A page with a POOLER also has pooled [B, E], where a head reads it or there is no head.
+    """
+
+    INPUTS: Sequence[str] = (
+        "token_ids",
+        "segment_ids",
+        "padding_mask",
+        "position_ids",
+        "attention_mask",
+        "masked_positions",
+        "pair_positions",
+    )
+    POOLER = False
+
+    def make_body(self, config):
+        self.encoder = Tower(config, dtype=self.dtype_policy, name="encoder")
+        pooled = {"next_sentence"} | ({"classify"} if self.pool == "pooled" else set())
+        needed = not self.head_names or pooled & set(self.head_names)
+        self.pooler = self._head(Pooler, "pooler") if self.POOLER and needed else None
+
+    def towers(self):
+        return [self.encoder] if self.pooler is None else [self.encoder, self.pooler]
+
+    @property
+    def tokens(self):
+        return self.encoder.embeddings.tokens
+
+    def body(self, inputs, training):
+        sequence = self.encoder(
+            inputs["token_ids"],
+            inputs.get("segment_ids"),
+            padding_mask=inputs.get("padding_mask"),
+            position_ids=self.position_ids(inputs),
+            attention_mask=inputs.get("attention_mask"),
+            training=training,
+        )
+        return {"sequence": sequence} | ({} if self.pooler is None else {"pooled": self.pooler(sequence)})
+
+    def position_ids(self, inputs):
+        return inputs.get("position_ids")
+
+    def make_lm(self):
+        return self._head(MaskedLMHead, "lm", self.tokens)
+
+    def make_next_sentence(self):
+        return self._head(Classifier, "next_sentence", 2, dropout=False)
+
+    def make_discriminate(self):
+        return self._head(Discriminator, "discriminate")
+
+
+class DecoderModel(Model):
+    """A causal decoder: token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V]."""
+
+    INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "masked_positions", "pair_positions")
+    POOL = "last"
+
+    def make_body(self, config):
+        self.decoder = Tower(config, causal=True, dtype=self.dtype_policy, name="decoder")
+
+    def towers(self):
+        return [self.decoder]
+
+    @property
+    def tokens(self):
+        return self.decoder.embeddings.tokens
+
+    def body(self, inputs, training):
+        sequence = self.decoder(
+            inputs["token_ids"],
+            padding_mask=inputs.get("padding_mask"),
+            position_ids=inputs.get("position_ids"),
+            attention_mask=inputs.get("attention_mask"),
+            training=training,
+        )
+        return {"sequence": sequence}
+
+    def make_classify(self):  # As Hugging Face has it: one product, without a bias.
+        return self._head(Classifier, "classify", self.num_labels, use_bias=False, dropout=False)
+
+
+class EncoderDecoderModel(Model):
+    """token_ids, padding_mask [B, M] and decoder_token_ids, decoder_padding_mask [B, L] -> memory [B, M, E], the
+    encoder's output, sequence [B, L, E], the decoder's, and logits [B, L, V]. The two share token embeddings."""
+
+    INPUTS = (
+        "token_ids",
+        "padding_mask",
+        "attention_mask",
+        "decoder_token_ids",
+        "decoder_padding_mask",
+        "decoder_attention_mask",
+    )
+    REQUIRED_INPUTS = ("token_ids", "decoder_token_ids")
+    HEADS = ("lm", "classify")
+    POOL = "last"
+    LOGITS_BIAS = False  # A constant for each word, which checkpoints bring and training leaves as it is.
+
+    def make_body(self, config):
+        self.encoder = Tower(config, dtype=self.dtype_policy, name="encoder")
+        self.decoder = Tower(
+            config,
+            config.num_decoder_layers or config.num_layers,
+            causal=True,
+            cross=True,
+            tokens=self.tokens,
+            dtype=self.dtype_policy,
+            name="decoder",
+        )
+
+    def towers(self):
+        return [self.encoder, self.decoder]
+
+    @property
+    def tokens(self):
+        return self.encoder.embeddings.tokens
+
+    def body(self, inputs, training):
+        memory = self.encode(inputs, training)
+        return {"memory": memory, "sequence": self.decode(inputs, memory, training)}
+
+    def encode(self, inputs, training=False):
+        """token_ids, padding_mask [B, M] -> memory [B, M, E]."""
+        return self.encoder(
+            inputs["token_ids"],
+            padding_mask=inputs.get("padding_mask"),
+            attention_mask=inputs.get("attention_mask"),
+            training=training,
+        )
+
+    def decode(self, inputs, memory, training=False):
+        """decoder_token_ids, decoder_padding_mask [B, L], memory and its padding_mask -> sequence [B, L, E]."""
+        return self.decoder(
+            inputs["decoder_token_ids"],
+            padding_mask=inputs.get("decoder_padding_mask"),
+            attention_mask=inputs.get("decoder_attention_mask"),
+            memory=memory,
+            memory_padding_mask=inputs.get("padding_mask"),
+            training=training,
+        )
+
+    def make_lm(self):
+        return self._head(LMHead, "lm", self.tokens, self.LOGITS_BIAS, False)
