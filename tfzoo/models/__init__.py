@@ -2,13 +2,59 @@
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from tfzoo import config as config_lib
 from tfzoo.errors import UserError, suggest
 
 # name -> the module with its CONFIGS and Model. Imported when asked for: listing families costs nothing.
-FAMILIES = {"bert": "tfzoo.models.bert"}
+FAMILIES = {
+    "albert": "tfzoo.models.albert",
+    "bart": "tfzoo.models.bart",
+    "bert": "tfzoo.models.bert",
+    "distilbert": "tfzoo.models.distilbert",
+    "electra": "tfzoo.models.electra",
+    "gpt2": "tfzoo.models.gpt2",
+    "llama": "tfzoo.models.llama",
+    "mbart": "tfzoo.models.bart",
+    "mt5": "tfzoo.models.t5",
+    "palm": "tfzoo.models.palm",
+    "roberta": "tfzoo.models.roberta",
+    "t5": "tfzoo.models.t5",
+    "transformer": "tfzoo.models.transformer",
+}
+# Hugging Face's model_type -> the family that reads it.
+MODEL_TYPES = {
+    "albert": "albert",
+    "bart": "bart",
+    "bert": "bert",
+    "distilbert": "distilbert",
+    "electra": "electra",
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "marian": "transformer",
+    "mbart": "bart",
+    "mistral": "llama",
+    "mt5": "t5",
+    "palm": "palm",
+    "qwen2": "llama",
+    "qwen3": "llama",
+    "roberta": "roberta",
+    "t5": "t5",
+    "transformer": "transformer",
+    "xlm-roberta": "roberta",
+}
+
+
+def page(family: str):
+    """The module of a family."""
+    return importlib.import_module(FAMILIES[family])
+
+
+def page_of(model):
+    """The module that a model's class is from."""
+    return importlib.import_module(type(model).__module__)
 
 
 def find(name: str):
@@ -17,27 +63,39 @@ def find(name: str):
     Raises:
       UserError: no family has a model of that name; close ones are listed.
     """
-    for family, module in FAMILIES.items():
-        if name == family or name.startswith(family + "_"):
-            page = importlib.import_module(module)
-            if name in page.CONFIGS:
-                return page, config_lib.from_mapping(page.CONFIGS[name])
-            raise UserError(
-                f"--model={name}: no such size{suggest(name, page.CONFIGS)}; {family} has {', '.join(page.CONFIGS)}"
-            )
-    raise UserError(f"--model={name}: no such family; the families are {', '.join(FAMILIES)}")
+    for family in FAMILIES:
+        module = page(family)
+        if name in module.CONFIGS:
+            return module, config_lib.from_mapping(module.CONFIGS[name], config_class(module))
+    names = [name for family in FAMILIES for name in page(family).CONFIGS]
+    raise UserError(f"--model={name}: no such model{suggest(name, names)}; there are {', '.join(names)}")
 
 
-def build(name: str, *, dtype: Any = None, **overrides):
+def config_class(module) -> type[config_lib.TransformerConfig]:
+    """TransformerConfig, or the page's own Config."""
+    return getattr(module, "Config", config_lib.TransformerConfig)
+
+
+def build(
+    name: str,
+    *,
+    heads: Sequence[str] | None = None,
+    num_labels: int = 2,
+    pool: str | None = None,
+    dtype: Any = None,
+    **overrides,
+):
     """A model with fresh weights: `tfzoo.build("bert_tiny", vocab_size=8000)`.
 
     Args:
       name: a name in one of the families' CONFIGS.
+      heads, num_labels, pool: see nn.Model.
       dtype: a Keras dtype or policy, such as "mixed_bfloat16".
-      **overrides: fields of TransformerConfig that differ from the named config.
+      **overrides: fields of the config that differ from the named one.
 
     Raises:
       UserError: an unknown name or field, or a value out of bounds.
     """
-    page, config = find(name)
-    return page.Model(config_lib.from_mapping(dataclasses.asdict(config) | overrides), dtype=dtype)
+    module, config = find(name)
+    config = config_lib.from_mapping(dataclasses.asdict(config) | overrides, type(config))
+    return module.Model(config, heads=heads, num_labels=num_labels, pool=pool, dtype=dtype)

@@ -1,0 +1,79 @@
+"""DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): BERT with half of the layers, and without segments
+and pooler.
+
+token_ids, padding_mask [B, L] -> sequence [B, L, E]
+masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
+"""
+
+from tfzoo import nn
+from tfzoo.weights import Computed, Tied
+
+_BASE = dict(
+    vocab_size=30522,
+    hidden_size=768,
+    num_layers=6,
+    num_heads=12,
+    intermediate_size=3072,
+    max_positions=512,
+)
+# Section 3 of the paper, and for the others the list in
+# https://github.com/huggingface/transformers-research-projects/tree/main/distillation; vocabularies are BERT's.
+CONFIGS = {
+    "distilbert_base_uncased": _BASE,
+    "distilbert_base_cased": _BASE | dict(vocab_size=28996),
+    "distilbert_base_multilingual_cased": _BASE | dict(vocab_size=119547),
+}
+
+
+class Model(nn.EncoderModel):
+    """The encoder and its heads; the page above states the shapes."""
+
+    INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "masked_positions", "pair_positions")
+    CLASSIFIER_HIDDEN = "relu"
+
+
+MODEL_TYPES = {"distilbert": {"norm_epsilon": 1e-12}}
+ARCHITECTURES = {
+    "DistilBertModel": (),
+    "DistilBertForMaskedLM": ("lm",),
+    "DistilBertForSequenceClassification": ("classify",),
+    "DistilBertForTokenClassification": ("tag",),
+    "DistilBertForQuestionAnswering": ("span",),
+}
+CONFIG = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "max_positions": "max_position_embeddings",
+    "activation": "activation",
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "initializer_range": "initializer_range",
+}
+# sinusoidal_pos_embds says only how the table of positions began: it is stored and read either way.
+REQUIRED = {"tie_word_embeddings": True}
+PREFIX = "distilbert."
+_LAYER, _OURS = "distilbert.transformer.layer.{}", "encoder/stack/layer_{}"
+WEIGHTS = {
+    "distilbert.embeddings.word_embeddings": "encoder/embeddings/tokens",
+    "distilbert.embeddings.position_embeddings.weight": "encoder/embeddings/positions",
+    "distilbert.embeddings.LayerNorm": "encoder/embeddings/norm",
+    f"{_LAYER}.attention.q_lin": f"{_OURS}/attention/query",
+    f"{_LAYER}.attention.k_lin": f"{_OURS}/attention/key",
+    f"{_LAYER}.attention.v_lin": f"{_OURS}/attention/value",
+    f"{_LAYER}.attention.out_lin": f"{_OURS}/attention/output",
+    f"{_LAYER}.sa_layer_norm": f"{_OURS}/self_norm",
+    f"{_LAYER}.ffn.lin1": f"{_OURS}/mlp/up",
+    f"{_LAYER}.ffn.lin2": f"{_OURS}/mlp/down",
+    f"{_LAYER}.output_layer_norm": f"{_OURS}/mlp_norm",
+    "vocab_transform": "lm/transform",
+    "vocab_layer_norm": "lm/norm",
+    "vocab_projector.weight": Tied("encoder/embeddings/tokens/embeddings"),
+    "vocab_projector.bias": "lm/bias",
+    "distilbert.embeddings.position_ids": Computed(),
+    "pre_classifier": "classify/hidden",
+    "classifier": {"classify": "classify/dense", "tag": "tag/dense"},
+    "qa_outputs": "span/dense",
+}

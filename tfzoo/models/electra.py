@@ -1,0 +1,84 @@
+"""ELECTRA (Clark et al. 2020, https://arxiv.org/abs/2003.10555): a discriminator learns which tokens a small generator
+replaced. Both are BERT's encoder with embeddings of their own width, and the two share them in pre-training.
+
+token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E]
+The discriminator, head "discriminate": discriminate_logits [B, L], above 0 where a token was replaced
+The generator, head "lm": masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
+"""
+
+import dataclasses
+
+from tfzoo import nn
+from tfzoo.models import bert
+from tfzoo.weights import Tied
+
+_SMALL = dict(
+    vocab_size=30522,
+    embedding_size=128,
+    hidden_size=256,
+    num_layers=12,
+    num_heads=4,
+    intermediate_size=1024,
+    max_positions=512,
+    num_segments=2,
+)
+_BASE = _SMALL | dict(embedding_size=768, hidden_size=768, num_heads=12, intermediate_size=3072)
+_LARGE = _BASE | dict(embedding_size=1024, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
+_QUARTER = dict(hidden_size=256, num_heads=4, intermediate_size=1024)
+# Table 6 of the paper. Generators have 1, 1/3 and 1/4 of their discriminator's width: the small one's is not the
+# paper's 1/4 (https://github.com/google-research/electra/issues/39). A generator's name goes with build(heads=("lm",)).
+CONFIGS = {
+    "electra_small": _SMALL,
+    "electra_small_generator": _SMALL,
+    "electra_base": _BASE,
+    "electra_base_generator": _BASE | _QUARTER,
+    "electra_large": _LARGE,
+    "electra_large_generator": _LARGE | _QUARTER,
+}
+
+
+class Model(nn.EncoderModel):
+    """The encoder as the one or the other, by its head; the page above states the shapes."""
+
+    HEADS = ("lm", "discriminate", "classify", "tag", "span", "pair")
+    DEFAULT_HEADS = ("discriminate",)
+    CLASSIFIER_HIDDEN = "gelu"
+
+    def make_lm(self):  # The head's activation is gelu, whatever the blocks'.
+        config = dataclasses.replace(self.config, activation="gelu")
+        return nn.MaskedLMHead(config, self.tokens, dtype=self.dtype_policy, name="lm")
+
+
+MODEL_TYPES = {"electra": {"embedding_size": 128}}
+ARCHITECTURES = {
+    "ElectraModel": (),
+    "ElectraForPreTraining": ("discriminate",),
+    "ElectraForMaskedLM": ("lm",),
+    "ElectraForSequenceClassification": ("classify",),
+    "ElectraForTokenClassification": ("tag",),
+    "ElectraForQuestionAnswering": ("span",),
+}
+CONFIG = bert.CONFIG | {"embedding_size": "embedding_size"}
+REQUIRED = bert.REQUIRED
+
+
+def encode_config(config):
+    return {"embedding_size": config.embedding_size or config.hidden_size}
+
+
+PREFIX = "electra."
+# The encoder's modules have BERT's names.
+_ENCODER = {name.replace("bert.", PREFIX, 1): ours for name, ours in bert.WEIGHTS.items() if name.startswith("bert.")}
+WEIGHTS = _ENCODER | {
+    "electra.embeddings_project": "encoder/embeddings/projection",
+    "discriminator_predictions.dense": "discriminate/hidden",
+    "discriminator_predictions.dense_prediction": "discriminate/dense",
+    "generator_predictions.dense": "lm/transform",
+    "generator_predictions.LayerNorm": "lm/norm",
+    "generator_lm_head.weight": Tied("encoder/embeddings/tokens/embeddings"),
+    "generator_lm_head.bias": "lm/bias",
+    "classifier.dense": "classify/hidden",
+    "classifier.out_proj": "classify/dense",
+    "classifier": "tag/dense",
+    "qa_outputs": "span/dense",
+}

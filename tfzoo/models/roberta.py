@@ -1,0 +1,97 @@
+"""RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT trained longer, without next sentences or segments.
+
+token_ids, padding_mask [B, L] -> sequence [B, L, E]; without a head also pooled [B, E]
+masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
+
+XLM-RoBERTa (Conneau et al. 2020, https://arxiv.org/abs/1911.02116) is the same with 250,002 words of 100 languages.
+
+Positions count a row's real tokens, wherever its padding stands. The table of positions has position_offset rows
+before them, one more than the id of the padding token: the last of those is the position of padding.
+"""
+
+import dataclasses
+
+from keras import ops
+
+from tfzoo import nn
+from tfzoo.models import bert
+from tfzoo.weights import Tied
+
+_BASE = dict(
+    vocab_size=50265,
+    hidden_size=768,
+    num_layers=12,
+    num_heads=12,
+    intermediate_size=3072,
+    max_positions=512,
+    position_offset=2,
+    num_segments=1,
+    norm_epsilon=1e-5,
+)
+_LARGE = _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
+# Appendix A of the RoBERTa paper; XLM-RoBERTa: section 3.2 and table 5 of its own. Vocabularies, positions and epsilon:
+# config.json of https://huggingface.co/FacebookAI/roberta-base and xlm-roberta-base, where the 514 positions are these
+# 512 and the two before them.
+CONFIGS = {
+    "roberta_base": _BASE,
+    "roberta_large": _LARGE,
+    "xlm_roberta_base": _BASE | dict(vocab_size=250002),
+    "xlm_roberta_large": _LARGE | dict(vocab_size=250002),
+}
+
+
+class Model(nn.EncoderModel):
+    """The encoder and its heads; the page above states the shapes."""
+
+    INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "masked_positions", "pair_positions")
+    CLASSIFIER_HIDDEN = "tanh"
+    POOLER = True  # Some checkpoints have one; no head reads it.
+
+    def position_ids(self, inputs):
+        if "position_ids" in inputs or "padding_mask" not in inputs:
+            return inputs.get("position_ids")
+        real = ops.cast(inputs["padding_mask"], "int32")
+        return ops.cumsum(real, axis=1) * real - 1
+
+    def make_lm(self):  # The head's activation is gelu, whatever the blocks'.
+        config = dataclasses.replace(self.config, activation="gelu")
+        return nn.MaskedLMHead(config, self.tokens, dtype=self.dtype_policy, name="lm")
+
+
+MODEL_TYPES: dict[str, dict] = {"roberta": {}, "xlm-roberta": {}}
+_HEADS = {
+    "Model": (),
+    "ForMaskedLM": ("lm",),
+    "ForSequenceClassification": ("classify",),
+    "ForTokenClassification": ("tag",),
+    "ForQuestionAnswering": ("span",),
+}
+ARCHITECTURES = {kind + name: heads for kind in ("Roberta", "XLMRoberta") for name, heads in _HEADS.items()}
+CONFIG = bert.CONFIG
+REQUIRED = bert.REQUIRED
+
+
+def decode_config(record):
+    offset = record.get("pad_token_id", 1) + 1
+    return {"position_offset": offset, "max_positions": record.get("max_position_embeddings", 512) - offset}
+
+
+def encode_config(config):
+    offset = config.position_offset
+    return {"pad_token_id": offset - 1, "max_position_embeddings": config.max_positions + offset}
+
+
+PREFIX = "roberta."
+# The encoder's modules have BERT's names.
+_ENCODER = {name.replace("bert.", PREFIX, 1): ours for name, ours in bert.WEIGHTS.items() if name.startswith("bert.")}
+WEIGHTS = _ENCODER | {
+    "lm_head.dense": "lm/transform",
+    "lm_head.layer_norm": "lm/norm",
+    "lm_head.bias": "lm/bias",
+    "lm_head.decoder.weight": Tied("encoder/embeddings/tokens/embeddings"),
+    "lm_head.decoder.bias": Tied("lm/bias"),
+    "classifier.dense": "classify/hidden",
+    "classifier.out_proj": "classify/dense",
+    "classifier": "tag/dense",
+    "qa_outputs": "span/dense",
+}
