@@ -55,6 +55,15 @@ class Tied:
 
 
 @dataclasses.dataclass(frozen=True)
+class When:
+    """The destination in models whose config has a field at a value; other models have no such tensor."""
+
+    field: str
+    value: object
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Computed:
     """A tensor that some files have and that holds nothing learned; it is passed over."""
 
@@ -90,7 +99,7 @@ def slots(table: Mapping | None, model) -> list[Slot]:
     """
     found: dict[str, dict] = {}
     aliases: dict[str, list[str]] = {}
-    entries = list(_entries(table, model.head_names)) if table is not None else []
+    entries = list(_entries(table, model)) if table is not None else []
     for variable in model.variables:
         if is_state(variable):
             continue
@@ -123,11 +132,13 @@ class _Match:
 _LEAVES = {"kernel": ".weight", "bias": ".bias", "gamma": ".weight", "beta": ".bias", "embeddings": ".weight"}
 
 
-def _entries(table, heads):
-    """(stored name, marker, paths) of each entry that a model with these heads can have."""
+def _entries(table, model):
+    """(stored name, marker, paths) of each entry that the model can have."""
     for name, value in table.items():
         if isinstance(value, Mapping):
-            value = next((value[head] for head in heads if head in value), None)
+            value = next((value[head] for head in model.head_names if head in value), None)
+        if isinstance(value, When):
+            value = value.path if getattr(model.config, value.field) == value.value else None
         if isinstance(value, Fused):
             yield name, value, value.paths
         elif isinstance(value, str):

@@ -1,0 +1,68 @@
+"""The Transformer (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762): a post-norm encoder-decoder with sinusoidal
+positions, whose one matrix of embeddings serves the encoder, the decoder and the output. Marian's translation models
+are of this kind, with the sines before the cosines.
+
+token_ids, padding_mask [B, M]; decoder_token_ids, decoder_padding_mask [B, L]
+-> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of the token that follows each
+"""
+
+from tfzoo import nn
+from tfzoo.models import bart
+from tfzoo.weights import Computed
+
+_FAMILY = dict(positions="sinusoidal", embedding_norm=False, norm_epsilon=1e-6)
+_BASE = _FAMILY | dict(
+    vocab_size=37000,
+    hidden_size=512,
+    num_layers=6,
+    num_heads=8,
+    intermediate_size=2048,
+    max_positions=1024,  # The sinusoids have no last position; the table ends somewhere.
+    scale_embeddings=True,
+    activation="relu",
+    attention_dropout=0.0,
+    initializer_range=512**-0.5,
+)
+# Table 3 and, for English-German, the vocabulary of section 5.1. The initializer, and the norm's epsilon, are those
+# of the embeddings in the authors' code, https://github.com/tensorflow/tensor2tensor; attention's projections have
+# biases as in Marian.
+CONFIGS = {
+    "transformer_base": _BASE,
+    "transformer_big": _BASE
+    | dict(hidden_size=1024, num_heads=16, intermediate_size=4096, dropout=0.3, initializer_range=1024**-0.5),
+}
+
+
+class Model(nn.EncoderDecoderModel):
+    """Encoder, decoder and language model head. The bias of the logits is 0 but for Marian's models."""
+
+    LOGITS_BIAS = True
+
+
+# Files with interleaved sines and cosines are written in Marian's layout under a type of their own, for Hugging
+# Face's Marian would put them side by side.
+MODEL_TYPES = {
+    "marian": _FAMILY | dict(positions="sinusoidal_concat", norm_epsilon=1e-5),
+    "transformer": _FAMILY,
+}
+ARCHITECTURES = {
+    "MarianModel": (),
+    "MarianMTModel": ("lm",),
+    "TransformerModel": (),
+    "TransformerForConditionalGeneration": ("lm",),
+}
+CONFIG = bart.CONFIG
+REQUIRED = bart.REQUIRED | {"share_encoder_decoder_embeddings": True}
+decode_config = bart.decode_config
+
+
+def encode_config(config):
+    kind = "marian" if config.positions == "sinusoidal_concat" else "transformer"
+    return bart.encode_config(config) | {"model_type": kind}
+
+
+PREFIX = bart.PREFIX
+WEIGHTS = bart.WEIGHTS | {
+    "model.encoder.embed_positions.weight": Computed(),
+    "model.decoder.embed_positions.weight": Computed(),
+}
