@@ -5,8 +5,8 @@ import importlib
 __version__ = "0.1.0"
 
 # Attributes are imported when first used (PEP 562): `import tfzoo` alone costs nothing.
-_ATTRIBUTES = {"build": "tfzoo.models", "load": "tfzoo.runs"}
-__all__ = ["build", "load"]
+_ATTRIBUTES = {"build": "tfzoo.models", "load": "tfzoo.runs", "save": "tfzoo.huggingface"}
+__all__ = ["build", "load", "save"]
 
 
 def __getattr__(name: str):

@@ -176,7 +176,9 @@ def _decode_config(path, record, page) -> config_lib.TransformerConfig:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: {type(error).__name__} {error}; it must be a config of {record['model_type']}") from None
+        raise UserError(
+            f"{path}: {type(error).__name__} {error}; it must be a config of {record['model_type']}"
+        ) from None
 
 
 def _decode(ours, value):
@@ -211,23 +213,20 @@ def _num_labels(record: Mapping[str, Any]) -> int:
 def _encode_config(model, page) -> dict[str, Any]:
     """config.json: the folder's that the model was read from, with the model's own fields over it."""
     config = dataclasses.asdict(model.config)
-    kind = next(
-        (kind for kind, fixed in page.MODEL_TYPES.items() if all(config[k] == v for k, v in fixed.items())),
-        next(iter(page.MODEL_TYPES)),
-    )
+    # The type whose fixed fields fit best; the first of equals.
+    kind = max(page.MODEL_TYPES, key=lambda kind: sum(config[k] == v for k, v in page.MODEL_TYPES[kind].items()))
     record = json.loads(getattr(model, "hub_config", "") or "{}")
     record.pop("torch_dtype", None)
     kind = record.get("model_type", kind)
-    record |= {"model_type": kind}
     if page.CONFIG is None:
-        return record | config | {"heads": list(model.head_names), "num_labels": model.num_labels}
-    fields = {theirs: config[ours] for ours, theirs in page.CONFIG.items()}
-    for ours, theirs in page.CONFIG.items():
-        # One of several names for the same thing stays as it was.
-        same = theirs in record and record[theirs] is not None and _decode(ours, record[theirs]) == config[ours]
-        fields[theirs] = record[theirs] if same else _encode(ours, config[ours])
-    if hasattr(page, "encode_config"):
-        fields |= page.encode_config(model.config)
+        return record | config | {"model_type": kind, "heads": list(model.head_names), "num_labels": model.num_labels}
+    # What was read from a folder stays as it was written there: many values have several spellings.
+    fields: dict[str, Any] = {}
+    if not record or _decode_config("hub_config", record, page) != model.config:
+        fields = {theirs: _encode(ours, config[ours]) for ours, theirs in page.CONFIG.items()}
+        if hasattr(page, "encode_config"):
+            fields |= page.encode_config(model.config)
+    kind = fields.setdefault("model_type", kind)
     names = [
         name
         for name, heads in page.ARCHITECTURES.items()

@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 
-from tfzoo import checkpoint, files, models
+from tfzoo import checkpoint, files, huggingface, models
 from tfzoo import config as config_lib
 from tfzoo.config import TransformerConfig
 from tfzoo.errors import UserError
@@ -25,27 +25,38 @@ def write_config(run_dir: str | os.PathLike, name: str, config: TransformerConfi
     files.atomic_write(pathlib.Path(run_dir, "config.json"), json.dumps(record, indent=2) + "\n")
 
 
-def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None = None):
-    """A trained model and its tokenizer, from a run's folder.
+def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None = None, **options):
+    """A model and its tokenizer, from a run's folder or from one of Hugging Face's.
 
     Args:
-      model_dir: the --run_dir of a training run.
-      checkpoint_dir: one of its checkpoints; None takes best/ where there is one, else the newest.
+      model_dir: the --run_dir of a training run, or a folder with config.json and safetensors.
+      checkpoint_dir: one of the run's checkpoints; None takes best/ where there is one, else the newest.
+      **options: of huggingface.load: heads, num_labels, pool, dtype.
 
     Returns:
-      (model, tokenizer): the Keras model in float32 and the WordPiece it was trained with.
+      (model, tokenizer): the Keras model in float32 and the tokenizer it was trained with.
 
     Raises:
       UserError: a file is missing or damaged, or the checkpoint holds other variables than the model.
     """
     folder = pathlib.Path(model_dir)
     path = folder / "config.json"
+    if path.exists() and not (folder / "flags.cfg").exists():
+        if checkpoint_dir is not None:
+            raise UserError(
+                f"--checkpoint={checkpoint_dir}: {folder} is no run's folder (it has no flags.cfg); omit it"
+            )
+        return huggingface.load(folder, **options)
+    if options:
+        raise UserError(
+            f"{folder} is a run's folder, and {', '.join(options)} are for Hugging Face's; convert it first"
+        )
     try:
         record = json.loads(path.read_text())
         name, config = record["model"], record["config"]
     except OSError as error:
         raise UserError(
-            f"--model_dir={folder}: {path} cannot be read ({error.strerror}); name a run's folder"
+            f"--model_dir={folder}: {path} cannot be read ({error.strerror}); name a run's or a Hugging Face folder"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not a run's config; name a folder that tfzoo.train wrote") from None
@@ -59,7 +70,8 @@ def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None 
         checkpoint_dir = folder / "best"
     store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
     step, _, arrays = store.read(checkpoint_dir)
-    model = models.find(name)[0].Model(config_lib.from_mapping(config))
+    page = models.find(name)[0]
+    model = page.Model(config_lib.from_mapping(config, models.config_class(page)))
     variables = checkpoint.model_variables(model)
     arrays = {key: value for key, value in arrays.items() if key in variables}
     checkpoint.assign_all(store.path(step), variables, arrays)

@@ -2,7 +2,7 @@
 
     with open_folder("bert-base-uncased") as tensors:
         for name in tensors.names:
-            for start, rows in tensors.chunks(name):  # at most 16 MiB each
+            for start, rows in tensors.chunks(name):  # at most 1 MiB each
                 ...
 
 safetensors (one file or shards), Keras's HDF5 and TensorFlow's checkpoints look the same from here. No file is
@@ -32,7 +32,7 @@ from tfzoo.errors import UserError
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 KERAS, KERAS_INDEX = "model.weights.h5", "model.weights.json"
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 16 << 20  # Of all shards together; 90,000 tensors, of the largest models published, take 10 MB.
 MAX_TENSORS = 100_000
 MAX_PARTS = (

@@ -13,15 +13,18 @@ One interpreter reads and writes, and accounts for every tensor on both sides be
 """
 
 import dataclasses
+import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+import tensorflow as tf
 
 from tfzoo import tensors
 from tfzoo.errors import UserError
 
-_CHUNK = 1 << 24  # Larger tensors are assigned piece by piece, so that loading needs little beyond the model.
+_SMALL = 1 << 18  # Elements of a tensor that is assigned whole; larger ones go chunk by chunk.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +226,8 @@ def account(slots: Sequence[Slot], file, page, where, fresh_heads: bool = False)
       UserError: a tensor is missing, unknown or of another shape.
     """
     table, prefix = page.WEIGHTS, getattr(page, "PREFIX", "")
-    by_name = {name: slot for slot in slots for name in (slot.name, *slot.aliases)}
+    # Where a matrix is not tied, what would be its alias is its name.
+    by_name = {name: slot for slot in slots for name in slot.aliases} | {slot.name: slot for slot in slots}
     known = [re.compile(_name_pattern(name)) for name in table or ()]
     computed = [re.compile(_name_pattern(n)) for n, v in (table or {}).items() if isinstance(v, Computed)]
     sources: dict[str, str] = {}
@@ -293,19 +297,13 @@ def load(slots: Sequence[Slot], file, found: Account) -> None:
     by_name = {slot.name: slot for slot in slots}
     for name, stored in found.sources.items():
         slot = by_name[name]
-        large = slot.rows and np.prod(slot.shape, dtype=np.int64) * 4 > _CHUNK
-        if large:
-            value = slot.variables[0].value
-            for start, piece in file.chunks(stored):
-                piece = np.ascontiguousarray((piece.T if slot.rows == "columns" else piece), np.float32)
-                if slot.rows == "columns":
-                    value[:, start : start + piece.shape[1]].assign(piece)
-                else:
-                    value[start : start + piece.shape[0]].assign(piece)
-        else:
+        if not slot.rows or math.prod(slot.shape) < _SMALL:
             for variable, array in zip(slot.variables, slot.from_stored(file.read(stored))):
-                # A copy of its own: TensorFlow may keep the memory that it is given.
-                variable.assign(np.array(array, np.float32, order="C"))
+                variable.assign(np.asarray(array, np.float32))
+            continue
+        for start, rows in file.chunks(stored):
+            piece = np.ascontiguousarray(rows.T if slot.rows == "columns" else rows, np.float32)
+            _put(slot.variables[0].value, piece, start, axis=piece.ndim - 1 if slot.rows == "columns" else 0)
     for stored, name in found.tied.items():
         for (_, one), (_, other) in zip(file.chunks(stored), file.chunks(found.sources[name])):
             if not np.array_equal(one, other):
@@ -315,10 +313,19 @@ def load(slots: Sequence[Slot], file, found: Account) -> None:
                 )
 
 
+def _put(variable: tf.Variable, piece: np.ndarray, start: int, axis: int) -> None:
+    """variable[start : start + n] = piece, along an axis. Written with a slice it would copy the whole variable."""
+    begin = [start if i == axis else 0 for i in range(piece.ndim)]
+    end = np.add(begin, piece.shape)
+    tf.raw_ops.ResourceStridedSliceAssign(
+        ref=variable.handle, begin=begin, end=end.astype(np.int32), strides=[1] * piece.ndim, value=piece
+    )
+
+
 def stored(slots: Iterable[Slot], dtype: str) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], np.ndarray]]]:
     """(name, shape, dtype, a function that makes the array) of each weight, for tensors.write_folder."""
     for slot in slots:
-        yield slot.name, slot.shape, dtype, lambda slot=slot: _array(slot, dtype)
+        yield slot.name, slot.shape, dtype, functools.partial(_array, slot, dtype)
 
 
 def _array(slot: Slot, dtype: str) -> np.ndarray:

@@ -29,11 +29,17 @@ from tfzoo.nn.heads import (
     pool,
 )
 from tfzoo.nn.inputs import check_inputs
+from tfzoo.nn.lsh import LocalAttention, LSHAttention, LSHConfig, ReversibleTower
 from tfzoo.nn.mask import Mask, causal_mask, mask_bias, padding_attention_mask
 from tfzoo.nn.model import DecoderModel, EncoderDecoderModel, EncoderModel, Model, Tower
 from tfzoo.nn.position import RelativeBias, rotary_tables, rotate, sinusoidal_positions
+from tfzoo.nn.relative import RelativeAttention, TwoStreamConfig, TwoStreamStack, TwoStreamTower
 
 __all__ = [
+    "LSHAttention",
+    "LSHConfig",
+    "LocalAttention",
+    "ReversibleTower",
     "MLP",
     "Attention",
     "Block",
@@ -54,10 +60,14 @@ __all__ = [
     "PairClassifier",
     "Pooler",
     "RMSNorm",
+    "RelativeAttention",
     "RelativeBias",
     "Stack",
     "TokenEmbedding",
     "Tower",
+    "TwoStreamConfig",
+    "TwoStreamStack",
+    "TwoStreamTower",
     "activation",
     "causal_mask",
     "check_inputs",

@@ -1,0 +1,227 @@
+"""Hugging Face folders: what is read, what is written, and what is refused, in one line and before memory is taken."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import safetensors.numpy
+import tensorflow as tf
+
+import tfzoo
+from tests import parity
+from tfzoo import huggingface, weights
+from tfzoo.errors import UserError
+
+GOLDEN = pathlib.Path(__file__).parent / "assets" / "golden"
+TOKENS = {"token_ids": tf.constant([[5, 6, 7, 8, 9]])}
+
+
+class FolderCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+
+    def copy(self, case="bert", config=None, change=None, drop=()):
+        """A golden folder with other fields in its config, and with its tensors changed."""
+        folder = self.folder / f"{case}_{len(list(self.folder.iterdir()))}"
+        shutil.copytree(GOLDEN / case, folder)
+        record = json.loads((folder / "config.json").read_text()) | (config or {})
+        (folder / "config.json").write_text(json.dumps(record))
+        if change or drop:
+            path = folder / "model.safetensors"
+            arrays = safetensors.numpy.load_file(path)
+            for name in drop:
+                del arrays[name]
+            for name, value in (change or {}).items():
+                arrays[name] = value(arrays[name]) if callable(value) else value
+            path.unlink()
+            safetensors.numpy.save_file(arrays, path)
+        return folder
+
+
+class LoadTest(FolderCase):
+    def test_names_of_older_files_and_of_bare_models(self):
+        expected = huggingface.load(GOLDEN / "bert")[0](TOKENS)
+        arrays = safetensors.numpy.load_file(GOLDEN / "bert" / "model.safetensors")
+        older = {
+            n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+            for n, v in arrays.items()
+        }
+        older["cls.predictions.decoder.weight"] = arrays["bert.embeddings.word_embeddings.weight"]
+        older["bert.embeddings.position_ids"] = np.arange(16)[None]
+        bare = {n.removeprefix("bert."): v for n, v in arrays.items() if n.startswith("bert.")}
+        for tensors, config in ((older, {}), (bare, {"architectures": ["BertModel"]})):
+            folder = self.copy(config=config)
+            (folder / "model.safetensors").unlink()
+            safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+            outputs = huggingface.load(folder)[0](TOKENS)
+            for name, value in outputs.items():
+                self.assertAllEqual(value, expected[name])
+
+    def test_other_heads_begin_fresh_and_what_is_left_is_said(self):
+        with self.assertLogs("absl", "INFO") as logs:
+            model, _ = tfzoo.load(GOLDEN / "bert", heads=("classify",), num_labels=4)
+        text = "\n".join(logs.output)
+        self.assertIn("classifier.weight, classifier.bias begin fresh", text)
+        self.assertIn("cls.predictions.bias", text)
+        self.assertIn("are left in the file", text)
+        outputs = model(TOKENS)
+        self.assertEqual(outputs["classify_logits"].shape, (1, 4))
+        self.assertAllEqual(outputs["pooled"], huggingface.load(GOLDEN / "bert")[0](TOKENS)["pooled"])
+        self.assertGreater(np.std(model.heads["classify"].dense.kernel), 0)
+
+    def test_half_precision_and_shards(self):
+        model, _ = huggingface.load(GOLDEN / "t5_v1_1")
+        for dtype, arguments in (("float16", {}), ("bfloat16", {}), ("float32", {"max_shard_bytes": 6000})):
+            folder = self.folder / dtype
+            huggingface.save(model, folder, dtype=dtype, **arguments)
+            self.assertEqual(len(list(folder.glob("*.safetensors"))) > 1, bool(arguments))
+            again = self.folder / f"{dtype}_again"
+            loaded = huggingface.load(folder)[0]
+            stored = huggingface.tensors.DTYPES[huggingface.DTYPES[dtype]]
+            for one, other in zip(model.variables, loaded.variables):
+                if weights.is_state(one):
+                    continue
+                self.assertAllEqual(np.asarray(one.value).astype(stored).astype(np.float32), other.value)
+            huggingface.save(loaded, again, dtype=dtype, **arguments)
+            for path in folder.iterdir():
+                self.assertEqual(path.read_bytes(), (again / path.name).read_bytes(), path.name)
+
+    def test_a_fresh_model_is_written_and_read(self):
+        heads = dict(num_heads=4, num_kv_heads=2, head_dim=8)
+        for name, overrides in (("palm_tiny", heads), ("mistral_7b", heads), ("gpt2", dict(num_heads=4))):
+            sizes = dict(vocab_size=50, hidden_size=16, num_layers=1, intermediate_size=8)
+            model = tfzoo.build(name, **sizes, **overrides)
+            tfzoo.save(model, self.folder / name)
+            again, _ = tfzoo.load(self.folder / name)
+            self.assertEqual(again.config, model.config)
+            self.assertAllEqual(again(TOKENS)["logits"], model(TOKENS)["logits"])
+        self.assertEqual(json.loads((self.folder / "mistral_7b" / "config.json").read_text())["model_type"], "mistral")
+
+    def test_saving_refuses_what_would_lose_something(self):
+        model, _ = huggingface.load(GOLDEN / "gpt2")
+        (self.folder / "notes").write_text("mine")
+        for arguments, message in (
+            (dict(folder=self.folder), "holds something already"),
+            (dict(folder=self.folder / "new", dtype="int8"), "dtype 'int8'"),
+        ):
+            with self.assertRaisesRegex(UserError, message):
+                huggingface.save(model, **arguments)
+        self.assertEqual([path.name for path in self.folder.iterdir()], ["notes"])
+        pair = tfzoo.build("bert_tiny", num_layers=1, vocab_size=50, heads=("pair",))
+        with self.assertRaisesRegex(UserError, "no bert with the heads pair"):
+            huggingface.save(pair, self.folder / "pair")
+
+
+class RefusedTest(FolderCase):
+    def refused(self, folder, *parts):
+        with self.assertRaises(UserError) as caught:
+            huggingface.load(folder)
+        message = str(caught.exception)
+        self.assertNotIn("\n", message)
+        for part in (str(folder), *parts):
+            self.assertIn(part, message)
+
+    def test_tensors_that_do_not_fit(self):
+        name = "bert.encoder.layer.1.output.dense.weight"
+        self.refused(self.copy(drop=[name]), "not assigned: " + name)
+        self.refused(self.copy(change={"bert.surprise": np.zeros(3, np.float32)}), "not used: bert.surprise")
+        self.refused(self.copy(change={name: lambda a: a[:-1]}), name, "shape [15, 24]", "[16, 24]")
+        self.refused(self.copy(change={name: lambda a: np.full_like(a, np.nan)}), name, "is nan at")
+        other = {"cls.predictions.decoder.weight": np.ones((53, 16), np.float32)}
+        self.refused(self.copy(change=other), "cls.predictions.decoder.weight", "differ")
+        self.refused(self.copy(config={"architectures": ["BertModel"]}), "not used: cls.predictions")
+
+    def test_configs_that_do_not_fit(self):
+        self.refused(self.copy(config={"model_type": "brt"}), "config.json", "'brt'", "did you mean bert")
+        self.refused(self.copy(config={"architectures": ["BertForLove"]}), "BertForLove", "BertForMaskedLM")
+        self.refused(self.copy(config={"position_embedding_type": "relative_key"}), "position_embedding_type")
+        self.refused(self.copy(config={"hidden_act": "swoosh"}), "config.json", "'swoosh'")
+        self.refused(self.copy(config={"num_attention_heads": 3}), "hidden_size (16)", "num_heads (3)")
+        self.refused(self.copy(config={"hidden_size": "16"}), "hidden_size ('16')", "of type int")
+        self.refused(self.copy(config={"hidden_size": 10**6, "num_attention_heads": 2}), "shape")
+        self.refused(self.copy(config={"hidden_size": 10**9}), "hidden_size", "must be from 1 to 1,000,000")
+        self.refused(self.copy(config={"num_hidden_layers": 9999}), "num_layers (9,999)", "number of tensors")
+        self.refused(self.copy(config={"vocab_size": 10**7}), "[53, 16]", "[10000000, 16]")
+        for text, message in (("[]", "not an object"), ("{", "JSON"), ('{"a": NaN}', "NaN"), ("[" * 99999, "JSON")):
+            folder = self.copy()
+            (folder / "config.json").write_text(text)
+            self.refused(folder, "config.json", message)
+
+    def test_files_that_are_not_weights(self):
+        pickle = self.copy()
+        (pickle / "model.safetensors").write_bytes(b"\x80\x02}q\x00.")
+        self.refused(pickle, "model.safetensors", "pickle")
+        truncated = self.copy()
+        content = (GOLDEN / "bert" / "model.safetensors").read_bytes()
+        (truncated / "model.safetensors").write_bytes(content[:-100])
+        self.refused(truncated, "model.safetensors", "truncated")
+
+
+# Loads a model of 200 MB, then refuses bad folders; prints how far memory grew, in bytes.
+_FRESH = """
+import json, pathlib, sys
+import tensorflow as tf
+from tfzoo import huggingface
+from tfzoo.errors import UserError
+
+def peak():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+def forget():
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew.
+
+warm, large, *bad = sys.argv[1:]
+huggingface.load(warm)
+grown = {}
+for folder in (*bad, large):
+    forget()
+    before = peak()
+    try:
+        kept = huggingface.load(folder)
+    except UserError as error:
+        pass
+    grown[folder] = peak() - before
+print(json.dumps(grown))
+"""
+
+
+class MemoryTest(FolderCase):
+    def test_loading_needs_little_beyond_the_model_and_refusing_next_to_nothing(self):
+        sizes = dict(vocab_size=60000, hidden_size=512, num_layers=6, num_heads=8, intermediate_size=2048)
+        large = self.folder / "large"
+        model = tfzoo.build("bert_small", **sizes, heads=("lm",))
+        size = sum(int(np.prod(v.shape)) * 4 for v in model.variables)
+        tfzoo.save(model, large)
+        del model
+        bad = [
+            self.copy(config={"hidden_size": 10**6, "num_attention_heads": 2}),
+            self.copy(config={"vocab_size": 10**7}),
+            self.copy(config={"num_hidden_layers": 9999}),
+            self.copy(config={"max_position_embeddings": 10**8}),
+        ]
+        command = [sys.executable, "-c", _FRESH, GOLDEN / "bert", large, *bad]
+        result = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=300)
+        grown = json.loads(result.stdout.splitlines()[-1])
+        self.assertLess(grown.pop(str(large)), 1.2 * size)
+        for folder, growth in grown.items():
+            self.assertLess(growth, 64e6, folder)
+
+
+class TablesTest(tf.test.TestCase):
+    def test_a_gap_in_a_page_is_our_bug_and_named(self):
+        model, _ = huggingface.load(GOLDEN / "gpt2")
+        with self.assertRaisesRegex(KeyError, "0 entries for gpt2/decoder/"):
+            weights.slots({"transformer.wte": "decoder/embeddings/tokens"}, model)
+
+    def test_every_case_of_the_reference_is_there(self):
+        self.assertGreater(len(parity.cases(GOLDEN)), 40)
+
+
+if __name__ == "__main__":
+    tf.test.main()

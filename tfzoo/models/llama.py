@@ -1,0 +1,121 @@
+"""Llama (Touvron et al. 2023, https://arxiv.org/abs/2302.13971) and those built like it: a causal decoder with rotary
+positions, RMS norms, gated MLPs and few key and value heads. Mistral (Jiang et al. 2023) sees a window, Qwen2 has
+biases on queries, keys and values, Qwen3 normalises queries and keys.
+
+token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the token that follows each
+"""
+
+from tfzoo import nn
+from tfzoo.errors import UserError
+from tfzoo.weights import Computed, Tied
+
+_BLOCK = dict(norm="rms", norm_first=True, embedding_norm=False, activation="silu", gated_mlp=True, biases="none")
+_FAMILY = _BLOCK | dict(positions="rotary", tie_embeddings=False, dropout=0.0, attention_dropout=0.0)
+_WIDTH = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size")
+
+
+def _size(base, *sizes, **others):
+    return base | dict(zip(_WIDTH, sizes)) | others
+
+
+_2 = _FAMILY | dict(vocab_size=32000, max_positions=4096, norm_epsilon=1e-5)
+_SCALING = dict(rope_type="llama3", low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+_3 = _2 | dict(vocab_size=128256, max_positions=131072, rotary_theta=500000.0)
+_3_1 = _3 | dict(rotary_scaling=_SCALING | dict(factor=8.0))
+_3_2 = _3 | dict(rotary_scaling=_SCALING | dict(factor=32.0), tie_embeddings=True)
+_QWEN2 = _FAMILY | dict(vocab_size=151936, biases="qkv", rotary_theta=1e6, norm_epsilon=1e-6, max_positions=131072)
+_QWEN3 = _QWEN2 | dict(biases="none", qk_norm=True, max_positions=40960)
+# By the config.json at https://huggingface.co/ under the address in the comment.
+CONFIGS = {
+    "llama_tiny": _size(_2, 256, 4, 8, 8, 32, 688),  # Ours, for trials.
+    "llama2_7b": _size(_2, 4096, 32, 32, 32, 128, 11008),  # meta-llama/Llama-2-7b-hf
+    "llama2_13b": _size(_2, 5120, 40, 40, 40, 128, 13824),  # meta-llama/Llama-2-13b-hf
+    "llama2_70b": _size(_2, 8192, 80, 64, 8, 128, 28672),  # meta-llama/Llama-2-70b-hf
+    "llama3_8b": _size(_3_1, 4096, 32, 32, 8, 128, 14336),  # meta-llama/Llama-3.1-8B
+    "llama3_70b": _size(_3_1, 8192, 80, 64, 8, 128, 28672),  # meta-llama/Llama-3.1-70B
+    "llama3_1b": _size(_3_2, 2048, 16, 32, 8, 64, 8192),  # meta-llama/Llama-3.2-1B
+    "llama3_3b": _size(_3_2, 3072, 28, 24, 8, 128, 8192),  # meta-llama/Llama-3.2-3B
+    "mistral_7b": _size(_2, 4096, 32, 32, 8, 128, 14336, max_positions=32768, window=4096),  # mistralai/Mistral-7B-v0.1
+    "qwen2_0.5b": _size(_QWEN2, 896, 24, 14, 2, 64, 4864, tie_embeddings=True),  # Qwen/Qwen2-0.5B
+    "qwen2_7b": _size(_QWEN2, 3584, 28, 28, 4, 128, 18944, vocab_size=152064),  # Qwen/Qwen2-7B
+    "qwen3_0.6b": _size(_QWEN3, 1024, 28, 16, 8, 128, 3072, tie_embeddings=True),  # Qwen/Qwen3-0.6B-Base
+}
+
+
+class Model(nn.DecoderModel):
+    """The decoder with its language model head."""
+
+
+MODEL_TYPES = {
+    "llama": _FAMILY,
+    "mistral": _FAMILY,
+    "qwen2": _FAMILY | dict(biases="qkv"),
+    "qwen3": _FAMILY | dict(qk_norm=True),
+}
+ARCHITECTURES = {
+    f"{name}{task}": heads
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
+    for task, heads in (("Model", ()), ("ForCausalLM", ("lm",)), ("ForSequenceClassification", ("classify",)))
+}
+CONFIG = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "activation": "hidden_act",
+    "norm_epsilon": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "attention_dropout": "attention_dropout",
+    "initializer_range": "initializer_range",
+}
+REQUIRED = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
+
+
+def decode_config(hub):
+    if "sliding_attention" in (hub.get("layer_types") or ()):
+        raise UserError("layer_types has sliding_attention in some layers; here all layers have one window")
+    # Older files have rope_theta and rope_scaling, newer ones both in rope_parameters.
+    scaling = dict(hub.get("rope_parameters") or hub.get("rope_scaling") or {})
+    theta = scaling.pop("rope_theta", None) or hub.get("rope_theta") or 10000.0
+    if scaling.get("rope_type", scaling.get("type")) == "default":
+        scaling = {}
+    window = hub.get("sliding_window") if hub["model_type"] == "mistral" else 0
+    return {"rotary_theta": float(theta), "rotary_scaling": scaling, "window": window or 0}
+
+
+def encode_config(config):
+    rope = {"rope_theta": config.rotary_theta, "rope_type": "default"} | config.rotary_scaling
+    return {
+        "head_dim": config.head_dim or config.hidden_size // config.num_heads,
+        "num_key_value_heads": config.num_kv_heads or config.num_heads,
+        "rope_parameters": rope,
+        "sliding_window": config.window or None,
+        **({"model_type": "mistral"} if config.window else {}),  # The only one of them that reads a window.
+    }
+
+
+PREFIX = "model."
+_LAYER, _OURS = "model.layers.{}", "decoder/stack/layer_{}"
+WEIGHTS = {
+    "model.embed_tokens": "decoder/embeddings/tokens",
+    f"{_LAYER}.input_layernorm": f"{_OURS}/self_norm",
+    f"{_LAYER}.self_attn.q_proj": f"{_OURS}/attention/query",
+    f"{_LAYER}.self_attn.k_proj": f"{_OURS}/attention/key",
+    f"{_LAYER}.self_attn.v_proj": f"{_OURS}/attention/value",
+    f"{_LAYER}.self_attn.o_proj": f"{_OURS}/attention/output",
+    f"{_LAYER}.self_attn.q_norm": f"{_OURS}/attention/query_norm",
+    f"{_LAYER}.self_attn.k_norm": f"{_OURS}/attention/key_norm",
+    f"{_LAYER}.post_attention_layernorm": f"{_OURS}/mlp_norm",
+    f"{_LAYER}.mlp.gate_proj": f"{_OURS}/mlp/gate",
+    f"{_LAYER}.mlp.up_proj": f"{_OURS}/mlp/up",
+    f"{_LAYER}.mlp.down_proj": f"{_OURS}/mlp/down",
+    "model.norm": "decoder/stack/norm",
+    "lm_head": "lm/dense",
+    "lm_head.weight": Tied("decoder/embeddings/tokens/embeddings"),
+    "score": "classify/dense",
+    f"{_LAYER}.self_attn.rotary_emb.inv_freq": Computed(),
+}
