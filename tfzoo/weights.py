@@ -9,7 +9,8 @@ stored transposed, gamma and beta and embeddings as they are. A destination that
 name of the tensor, which is stored as it is. The markers below say what is stored otherwise. A dict gives the
 destination by the model's head, where one name serves several heads.
 
-One interpreter reads and writes, and accounts for every tensor on both sides before it touches one.
+One interpreter reads and writes, and accounts for every tensor on both sides before it touches one. Files that are not
+Hugging Face's have tables and a Naming of their own (tfzoo.foreign).
 """
 
 import dataclasses
@@ -30,6 +31,13 @@ _SMALL = 1 << 18  # Elements of a tensor that is assigned whole; larger ones go 
 @dataclasses.dataclass(frozen=True)
 class Conv1D:
     """A dense layer whose kernel is stored as we hold it, [I, O]."""
+
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Turned:
+    """A matrix that is stored transposed, where others are not, or the other way round."""
 
     path: str
 
@@ -72,6 +80,22 @@ class Computed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Naming:
+    """What a kind of file calls the variables of a layer, and how it holds a kernel."""
+
+    leaves: Mapping[str, str]  # Our variable -> what follows the layer's name in the file.
+    transposed: bool  # Kernels are stored as [O, I], not [I, O].
+    canonical: Callable[[str], str]  # A name in a file -> the same as the tables write it.
+
+
+HUGGING_FACE = Naming(
+    {"kernel": ".weight", "bias": ".bias", "gamma": ".weight", "beta": ".bias", "embeddings": ".weight"},
+    transposed=True,
+    canonical=lambda name: re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name)),  # Older files' norms.
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class Slot:
     """One stored tensor: the variables that it holds, and the way between the two."""
 
@@ -94,7 +118,7 @@ def is_state(variable) -> bool:
     return variable.path.rpartition("/")[2] == "seed_generator_state"
 
 
-def slots(table: Mapping | None, model) -> list[Slot]:
+def slots(table: Mapping | None, model, naming: Naming = HUGGING_FACE) -> list[Slot]:
     """How each weight of a model is stored, by a page's WEIGHTS; None stores all under our own names.
 
     Raises:
@@ -110,7 +134,7 @@ def slots(table: Mapping | None, model) -> list[Slot]:
         if table is None:
             found[path.replace("/", ".")] = {"marker": None, "variables": {0: variable}, "leaf": path}
             continue
-        matches = [match for entry in entries if (match := _match(entry, path))]
+        matches = [match for entry in entries if (match := _match(entry, path, naming))]
         kept = [match for match in matches if not isinstance(match.marker, Tied)]
         if len(kept) != 1:
             raise KeyError(f"WEIGHTS has {len(kept)} entries for {variable.path}")
@@ -119,7 +143,14 @@ def slots(table: Mapping | None, model) -> list[Slot]:
         slot["variables"][match.place] = variable
         aliases.setdefault(match.name, []).extend(m.name for m in matches if isinstance(m.marker, Tied))
     return [
-        _slot(name, [s["variables"][i] for i in sorted(s["variables"])], s["marker"], s["leaf"], aliases.get(name, ()))
+        _slot(
+            name,
+            [s["variables"][i] for i in sorted(s["variables"])],
+            s["marker"],
+            s["leaf"],
+            aliases.get(name, ()),
+            naming,
+        )
         for name, s in found.items()
     ]
 
@@ -130,9 +161,6 @@ class _Match:
     marker: object
     place: int  # Of the variable among those that the tensor holds.
     leaf: str  # The variable's own name; "" where the destination is the variable itself.
-
-
-_LEAVES = {"kernel": ".weight", "bias": ".bias", "gamma": ".weight", "beta": ".bias", "embeddings": ".weight"}
 
 
 def _entries(table, model):
@@ -150,7 +178,7 @@ def _entries(table, model):
             yield name, value, (value.path,)
 
 
-def _match(entry, path):
+def _match(entry, path, naming):
     name, marker, destinations = entry
     for place, destination in enumerate(destinations):
         pattern = re.escape(destination).replace(r"\{\}", r"(\d+)")
@@ -158,13 +186,14 @@ def _match(entry, path):
         if match:
             *indices, leaf = match.groups()
             stored = name.format(*indices)
-            return _Match(stored + (_LEAVES[leaf] if leaf else ""), marker, place, leaf or "")
+            return _Match(stored + (naming.leaves[leaf] if leaf else ""), marker, place, leaf or "")
     return None
 
 
-def _slot(name, variables, marker, leaf, aliases) -> Slot:
+def _slot(name, variables, marker, leaf, aliases, naming) -> Slot:
     shapes = [tuple(variable.shape) for variable in variables]
-    turned = leaf == "kernel" and not isinstance(marker, Conv1D | Reshaped) and not getattr(marker, "conv1d", False)
+    kernel = leaf == "kernel" and not isinstance(marker, Conv1D | Reshaped) and not getattr(marker, "conv1d", False)
+    turned = (kernel and naming.transposed) != isinstance(marker, Turned)
     if isinstance(marker, Fused):
         axis = -1 if marker.conv1d or leaf == "bias" else 0
         stored = [shape[::-1] if turned else shape for shape in shapes]
@@ -212,7 +241,9 @@ class Account:
     not_assigned: list[str]  # Slots of heads that the file knows nothing of.
 
 
-def account(slots: Sequence[Slot], file, page, where, fresh_heads: bool = False) -> Account:
+def account(
+    slots: Sequence[Slot], file, page, where, fresh_heads: bool = False, naming: Naming = HUGGING_FACE
+) -> Account:
     """Matches a file's tensors with a model's, by name and shape, before anything is read.
 
     Args:
@@ -221,6 +252,7 @@ def account(slots: Sequence[Slot], file, page, where, fresh_heads: bool = False)
       page: a family's module, with WEIGHTS and PREFIX.
       where: the file or folder, for messages.
       fresh_heads: whether heads may be missing from the file, and the file may have other heads.
+      naming: the file's.
 
     Raises:
       UserError: a tensor is missing, unknown or of another shape.
@@ -228,12 +260,12 @@ def account(slots: Sequence[Slot], file, page, where, fresh_heads: bool = False)
     table, prefix = page.WEIGHTS, getattr(page, "PREFIX", "")
     # Where a matrix is not tied, what would be its alias is its name.
     by_name = {name: slot for slot in slots for name in slot.aliases} | {slot.name: slot for slot in slots}
-    known = [re.compile(_name_pattern(name)) for name in table or ()]
-    computed = [re.compile(_name_pattern(n)) for n, v in (table or {}).items() if isinstance(v, Computed)]
+    known = [re.compile(_name_pattern(name, naming)) for name in table or ()]
+    computed = [re.compile(_name_pattern(n, naming)) for n, v in (table or {}).items() if isinstance(v, Computed)]
     sources: dict[str, str] = {}
     tied, not_used, unknown = {}, [], []
     for stored in file.names:
-        name = _canonical(stored, by_name, prefix)
+        name = _canonical(stored, by_name, prefix, naming)
         if name in by_name:
             slot = by_name[name]
             if name == slot.name or slot.name not in sources:
@@ -271,17 +303,18 @@ def account(slots: Sequence[Slot], file, page, where, fresh_heads: bool = False)
     return Account(sources, tied, not_used, not_assigned)
 
 
-def _canonical(stored, by_name, prefix):
-    """The name that the table has for a stored one: of today's norms, and with the prefix of models with heads."""
-    new = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", stored))
+def _canonical(stored, by_name, prefix, naming):
+    """The name that the table has for a stored one: with the prefix of models with heads."""
+    new = naming.canonical(stored)
     for name in (stored, new, prefix + stored, prefix + new, stored.removeprefix(prefix), new.removeprefix(prefix)):
         if name in by_name:
             return name
     return new
 
 
-def _name_pattern(name: str) -> str:
-    return re.escape(name).replace(r"\{\}", r"\d+") + r"(\.weight|\.bias)?"
+def _name_pattern(name: str, naming: Naming) -> str:
+    leaves = "|".join(re.escape(leaf) for leaf in {*naming.leaves.values()})
+    return re.escape(name).replace(r"\{\}", r"\d+") + rf"({leaves})?"
 
 
 def _of_body(slot: Slot) -> bool:
