@@ -1,0 +1,682 @@
+"""Attention among the tokens of equal hash, in reversible layers (Kitaev et al. 2020).
+
+Here R is the number of hash rounds, C the length of a chunk, W that of the window of keys which a chunk sees, and S
+the number of columns of a round's random rotation. Time and memory are linear in the length L, but for a sort in
+O(L log L) and, where the length decides the number of buckets, hashes in O(L sqrt(L)). L is static.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfzoo.config import TransformerConfig
+from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation, make_initializer, read
+from tfzoo.nn.embedding import TokenEmbedding
+
+# A token attends to itself only where it may attend to nothing else (section 2, "Shared-QK attention"): its own
+# score is far below every other, and what is masked is far below that.
+_SELF, _MASKED = -1e5, -1e9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LSHConfig(TransformerConfig):
+    """What a stack of reversible layers with hashed and local attention is made of."""
+
+    attention_layers: list = dataclasses.field(default_factory=lambda: ["local", "lsh"])  # One for each layer.
+    causal: bool = True  # No position attends to a later one.
+    num_hashes: int = 1  # R.
+    num_buckets: list = dataclasses.field(default_factory=list)  # Even factors of their number; []: by the length.
+    lsh_chunk_length: int = 64  # C, and how many chunks beside its own a token looks at.
+    lsh_chunks_before: int = 1
+    lsh_chunks_after: int = 0
+    local_chunk_length: int = 64
+    local_chunks_before: int = 1
+    local_chunks_after: int = 0
+    mlp_chunk_length: int = 0  # Positions that the MLP works on at a time; 0: all.
+    lsh_attention_dropout: float = 0.0  # attention_dropout is that of local attention.
+    axial_positions: bool = True  # See AxialPositions. False: an embedding for each of max_positions.
+    axial_shape: list = dataclasses.field(default_factory=lambda: [64, 64])
+    axial_dims: list = dataclasses.field(default_factory=lambda: [64, 192])
+    activation: str = "relu"
+    tie_embeddings: bool = False
+
+    def padded_length(self, length: int) -> int:
+        """The length in whole chunks of every kind; one that fits into the smallest is left as it is."""
+        chunk_lengths = {getattr(self, f"{kind}_chunk_length") for kind in self.attention_layers}
+        return length if length <= min(chunk_lengths) else length + -length % math.lcm(*chunk_lengths)
+
+    def __post_init__(self):
+        super().__post_init__()
+        kinds, require = self.attention_layers, self._require
+        require(all(kind in ("lsh", "local") for kind in kinds), "attention_layers", "must be of lsh and local")
+        require(len(kinds) == self.num_layers, "attention_layers", f"must be as many as num_layers ({self.num_layers})")
+        for name in ("num_hashes", "lsh_chunk_length", "local_chunk_length"):
+            require(1 <= getattr(self, name) <= 1_000_000, name, "must be from 1 to 1,000,000")
+        for name in ("lsh_chunks_before", "lsh_chunks_after", "local_chunks_before", "local_chunks_after"):
+            require(0 <= getattr(self, name) <= 1_000, name, "must be from 0 to 1,000")
+        require(self.mlp_chunk_length >= 0, "mlp_chunk_length", "must be at least 0")
+        require(0 <= self.lsh_attention_dropout < 1, "lsh_attention_dropout", "must be at least 0 and below 1")
+        require(
+            all(type(factor) is int and factor > 0 and factor % 2 == 0 for factor in self.num_buckets)
+            and math.prod(self.num_buckets) < 2**31,
+            "num_buckets",
+            "must be even numbers whose product is below 2^31",
+        )
+        if self.causal:
+            for name in ("lsh_chunks_after", "local_chunks_after"):
+                require(getattr(self, name) == 0, name, "must be 0 in a causal model")
+        if self.axial_positions:
+            for name in ("axial_shape", "axial_dims"):
+                require(all(type(n) is int and n > 0 for n in getattr(self, name)), name, "must be positive integers")
+            require(len(self.axial_shape) == len(self.axial_dims) > 0, "axial_dims", "must be one for each axis")
+            require(math.prod(self.axial_shape) <= 100_000_000, "axial_shape", "must be of 100,000,000 at most")
+            require(sum(self.axial_dims) == self.hidden_size, "axial_dims", f"must add up to {self.hidden_size}")
+
+
+def hash_buckets(vectors, rotations, factors: Sequence[int]):
+    """vectors [B, H, L, D], rotations [H, D, R, S] -> the bucket of each, int32 [B, H, R, L].
+
+    A hash into b buckets is the index of the largest entry of [xR; -xR] with a random R of b / 2 columns (section 2,
+    after Andoni et al. 2015). Buckets whose number has several factors are hashed into by each of them, and S is the
+    sum of all columns.
+    """
+    rotated = tf.einsum("bhld,hdrs->bhrls", tf.stop_gradient(vectors), tf.cast(rotations, vectors.dtype))
+    buckets, product = 0, 1
+    for part, factor in zip(tf.split(rotated, [f // 2 for f in factors], axis=-1), factors, strict=True):
+        # The largest of both halves, without putting them side by side.
+        below = -tf.reduce_min(part, -1) > tf.reduce_max(part, -1)
+        index = tf.where(
+            below,
+            tf.argmin(part, -1, output_type=tf.int32) + factor // 2,
+            tf.argmax(part, -1, output_type=tf.int32),
+        )
+        buckets, product = buckets + index * product, product * factor
+    return buckets
+
+
+def bucket_factors(length: int, chunk_length: int, max_positions: int) -> list[int]:
+    """How many buckets a length asks for: about two a chunk, as a power of two; two factors when they are many."""
+    power = (2 * (length // chunk_length)).bit_length() - 1
+    if 2**power > 2 * max(math.isqrt(max_positions // chunk_length), chunk_length):
+        return [2 ** (power // 2), 2 ** (power - power // 2)]
+    return [2**power]
+
+
+def lsh_attention(
+    query_key,
+    value,
+    buckets,
+    *,
+    chunk_length: int,
+    chunks_before: int = 1,
+    chunks_after: int = 0,
+    causal: bool = False,
+    padding_mask=None,
+    dropout: Callable | None = None,
+):
+    """Attention with shared queries and keys within chunks of tokens sorted by bucket (section 2, figure 2).
+
+    Args:
+      query_key, value: [B, H, L, D], L a multiple of chunk_length.
+      buckets: int32 [B, H, R, L]. The result depends on their order only. Padding is sorted behind everything.
+      chunks_before, chunks_after: neighbours that a chunk sees. The rounds' chunks form one ring.
+      padding_mask: bool [B, L], True is a real token.
+      dropout: applied to the weights.
+
+    Returns:
+      [B, H, L, D]: the mean over the rounds, each weighted by the sum of its exponentiated scores.
+    """
+    batch, heads, rounds, length = ops.shape(buckets)
+    if padding_mask is not None:
+        buckets = tf.where(padding_mask[:, None, None, :], buckets, tf.int32.max)
+    order = tf.argsort(buckets, axis=-1, stable=True)
+    inverse = tf.argsort(order, axis=-1)
+
+    def chunks(x):  # [B, H, R, L, ...] -> [B, H, R L / C, C, ...]
+        return tf.reshape(x, (batch, heads, rounds * length // chunk_length, chunk_length, *x.shape[4:]))
+
+    def window(x):
+        return _window(x, chunks_before, chunks_after)
+
+    query, positions = chunks(_sort(query_key, order, inverse)), chunks(order)
+    real = None
+    if padding_mask is not None:
+        real = window(chunks(tf.gather(padding_mask, order, axis=1, batch_dims=1)))
+    y, total = _attend(
+        query,
+        window(_normalize(query)),
+        window(chunks(_sort(value, order, inverse))),
+        positions,
+        window(positions),
+        real,
+        causal,
+        share=True,
+        dropout=dropout,
+    )
+    y = _unsort(tf.reshape(y, (batch, heads, rounds, length, y.shape[-1])), order, inverse)
+    if rounds == 1:
+        return y[:, :, 0]
+    total = _unsort(tf.reshape(total, (batch, heads, rounds, length)), order, inverse)
+    return tf.reduce_sum(y * tf.cast(tf.nn.softmax(total, axis=2), y.dtype)[..., None], 2)
+
+
+def local_attention(
+    query,
+    key,
+    value,
+    *,
+    chunk_length: int,
+    chunks_before: int = 1,
+    chunks_after: int = 0,
+    causal: bool = False,
+    padding_mask=None,
+    dropout: Callable | None = None,
+):
+    """Attention of each chunk to itself and its neighbours; the chunks form a ring.
+
+    Args:
+      query, key, value: [B, H, L, D], L a multiple of chunk_length.
+      the others: as those of lsh_attention.
+
+    Returns:
+      [B, H, L, D].
+    """
+    batch, heads, length, depth = ops.shape(query)
+
+    def chunks(x):
+        return tf.reshape(x, (*ops.shape(x)[:2], length // chunk_length, chunk_length, *x.shape[3:]))
+
+    def window(x):
+        return _window(chunks(x), chunks_before, chunks_after)
+
+    positions = tf.range(length)[None, None]
+    y, _ = _attend(
+        chunks(query),
+        window(key * (1 / math.sqrt(depth))),
+        window(value),
+        chunks(positions),
+        window(positions),
+        None if padding_mask is None else window(padding_mask[:, None]),
+        causal,
+        share=False,
+        dropout=dropout,
+    )
+    return tf.reshape(y, (batch, heads, length, depth))
+
+
+def _attend(query, key, value, query_positions, key_positions, real, causal, share, dropout):
+    """Softmax attention of chunks [..., C, D] to their windows [..., W, D].
+
+    Returns [..., C, D] and the logarithm of the sum of exponentiated scores [..., C].
+
+    positions: int32 [..., C] and [..., W]. real: bool [..., W] or None. share: queries are keys.
+    """
+    # In half precision neither the masks' values nor the sums over rounds would do.
+    scores = tf.cast(tf.matmul(query, key, transpose_b=True), "float32")
+    rows, columns = query_positions[..., :, None], key_positions[..., None, :]
+    if causal:
+        scores = tf.where(rows >= columns, scores, _MASKED)
+    if real is not None:
+        scores = tf.where(real[..., None, :], scores, _MASKED)
+    if share:
+        scores = tf.where(rows == columns, _SELF, scores)
+    # A softmax that gives its denominator away. Not exp(scores - total): near _SELF float32 has steps of 0.008.
+    highest = tf.stop_gradient(tf.reduce_max(scores, -1, keepdims=True))
+    exponents = tf.exp(scores - highest)
+    total = tf.reduce_sum(exponents, -1, keepdims=True)
+    weights = tf.cast(exponents / total, value.dtype)
+    y = tf.matmul(weights if dropout is None else dropout(weights), value)
+    return y, (highest + tf.math.log(total))[..., 0]
+
+
+def _window(x, before, after):
+    """x [B, H, N, C, ...] -> [B, H, N, W, ...], W = (before + 1 + after) C: each chunk among its neighbours."""
+    count = x.shape[2]
+    steps = (max(-count, min(step, count)) for step in range(before, -after - 1, -1))
+    return tf.concat([tf.roll(x, step, 2) if step % count else x for step in steps], 3)
+
+
+def _normalize(x, epsilon=1e-6):
+    """x [..., D] with mean square 1, and divided by sqrt(D), as the keys are."""
+    return x * (tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon) / math.sqrt(x.shape[-1]))
+
+
+@tf.custom_gradient
+def _sort(x, order, inverse):
+    """x [B, H, L, D] -> [B, H, R, L, D]. Knowing the inverse, its gradient gathers too."""
+
+    def gradient(upstream):
+        return tf.reduce_sum(tf.gather(upstream, inverse, batch_dims=3), 2), None, None
+
+    return tf.gather(x, order, batch_dims=2), gradient
+
+
+@tf.custom_gradient
+def _unsort(x, order, inverse):
+    """x [B, H, R, L, ...] -> the same in the order before the sort."""
+
+    def gradient(upstream):
+        return tf.gather(upstream, order, batch_dims=3), None, None
+
+    return tf.gather(x, inverse, batch_dims=3), gradient
+
+
+def _drop(x, rate, seed, index, training):
+    """Dropout whose mask follows from the seed, so that a second computation repeats it."""
+    if not training or not rate:
+        return x
+    seed = tf.random.experimental.stateless_fold_in(seed, index)
+    return tf.nn.experimental.stateless_dropout(x, rate, seed)
+
+
+def _whole(length, chunk_length):
+    """The length in whole chunks; one that fits into a chunk is one."""
+    return length if length <= chunk_length else length + -length % chunk_length
+
+
+def _pad(x, padding_mask, length):
+    """x [B, L, E] and the mask of its first tokens -> both with a longer length, the mask None if all are real."""
+    if padding_mask is None and x.shape[1] < length:
+        padding_mask = tf.ones(ops.shape(x)[:2], "bool")
+    if padding_mask is not None:
+        padding_mask = tf.cast(padding_mask, "bool")
+        padding_mask = tf.pad(padding_mask, [[0, 0], [0, length - padding_mask.shape[1]]])
+    return tf.pad(x, [[0, 0], [0, length - x.shape[1]], [0, 0]]), padding_mask
+
+
+class _ChunkedAttention(keras.layers.Layer):
+    """What both kinds have in common: projections without biases to heads and back."""
+
+    projections: tuple[str, ...]
+
+    def __init__(self, config: LSHConfig, kind, dropout, **kwargs):
+        super().__init__(**kwargs)
+        self.config, self.dropout = config, dropout
+        self.num_heads = config.num_heads
+        self.head_dim = config.head_dim or config.hidden_size // config.num_heads
+        self.chunk_length, self.before, self.after = (
+            getattr(config, f"{kind}_{name}") for name in ("chunk_length", "chunks_before", "chunks_after")
+        )
+        self.inputs_to_heads = [self._dense(name, self.num_heads * self.head_dim) for name in self.projections]
+        self.output_projection = self._dense("output", config.hidden_size)
+
+    def _dense(self, name, units):
+        initializer = make_initializer(self.config)
+        return Dense(units, use_bias=False, kernel_initializer=initializer, dtype=self.dtype_policy, name=name)
+
+    def build(self, input_shape):
+        for projection in self.inputs_to_heads:
+            projection.build(input_shape)
+        self.output_projection.build((*input_shape[:-1], self.num_heads * self.head_dim))
+
+    def heads(self, x):
+        """x [B, L, E] -> [B, H, L, D] of each projection."""
+        shape = (*ops.shape(x)[:2], self.num_heads, self.head_dim)
+        return [ops.transpose(ops.reshape(project(x), shape), (0, 2, 1, 3)) for project in self.inputs_to_heads]
+
+    def merge(self, y, length):
+        """y [B, H, L', D] -> [B, L, E] of the first L."""
+        y = ops.transpose(y, (0, 2, 1, 3))[:, :length]
+        return self.output_projection(ops.reshape(y, (*ops.shape(y)[:2], self.num_heads * self.head_dim)))
+
+    def options(self, length, padding_mask, seed, training):
+        """What the functions above take. A length within one chunk is a chunk."""
+        whole = length <= self.chunk_length
+        return dict(
+            chunk_length=length if whole else self.chunk_length,
+            chunks_before=0 if whole else self.before,
+            chunks_after=0 if whole else self.after,
+            causal=self.config.causal,
+            padding_mask=padding_mask,
+            dropout=lambda weights: _drop(weights, self.dropout, seed, 1, training),
+        )
+
+
+class LocalAttention(_ChunkedAttention):
+    """x [B, L, E] -> [B, L, E]: each chunk attends to itself and its neighbours."""
+
+    projections = ("query", "key", "value")
+
+    def __init__(self, config: LSHConfig, **kwargs):
+        super().__init__(config, "local", config.attention_dropout, **kwargs)
+
+    def call(self, x, padding_mask=None, seed=(0, 0), training=False):
+        """seed: int32 [2]; the same seed drops the same weights."""
+        length = _static_length(x)
+        x, padding_mask = _pad(x, padding_mask, _whole(length, self.chunk_length))
+        options = self.options(x.shape[1], padding_mask, seed, training)
+        return self.merge(local_attention(*self.heads(x), **options), length)
+
+
+class LSHAttention(_ChunkedAttention):
+    """x [B, L, E] -> [B, L, E], and the buckets int32 [B, H, R, L']; L' is L, padded to whole chunks.
+
+    A length within one chunk is attended to in full, without any hash.
+    """
+
+    projections = ("query_key", "value")
+
+    def __init__(self, config: LSHConfig, **kwargs):
+        super().__init__(config, "lsh", config.lsh_attention_dropout, **kwargs)
+
+    def call(self, x, padding_mask=None, rotations=None, buckets=None, seed=(0, 0), training=False):
+        """rotations: [H, D, R, S], else drawn by the seed. buckets: those of an earlier call, instead of a hash."""
+        length = _static_length(x)
+        x, padding_mask = _pad(x, padding_mask, _whole(length, self.chunk_length))
+        query_key, value = self.heads(x)
+        if x.shape[1] <= self.chunk_length:
+            buckets = tf.zeros((*ops.shape(query_key)[:2], 1, x.shape[1]), "int32")
+        elif buckets is None:
+            buckets = self.hash(query_key, rotations, seed)
+        options = self.options(x.shape[1], padding_mask, seed, training)
+        return self.merge(lsh_attention(query_key, value, buckets, **options), length), buckets
+
+    def hash(self, query_key, rotations, seed):
+        config = self.config
+        factors = config.num_buckets or bucket_factors(query_key.shape[2], self.chunk_length, config.max_positions)
+        if rotations is None:
+            shape = (self.num_heads, self.head_dim, config.num_hashes, sum(factors) // 2)
+            seed = tf.random.experimental.stateless_fold_in(seed, 0)
+            rotations = tf.random.stateless_normal(shape, seed)
+        return hash_buckets(query_key, rotations, factors)
+
+
+def _static_length(x):
+    if x.shape[1] is None:
+        raise ValueError("the length must be static: give the input a shape such as [None, 4096]")
+    return x.shape[1]
+
+
+class ChunkedMLP(keras.layers.Layer):
+    """x [B, L, E] -> down(activation(dropout(up(x)))), some positions at a time (section 3, "Chunking").
+
+    With mlp_chunk_length the wide activations exist for that many positions only, in the backward pass too, which
+    computes them once more.
+    """
+
+    def __init__(self, config: LSHConfig, **kwargs):
+        super().__init__(**kwargs)
+        self.chunk_length, self.dropout = config.mlp_chunk_length, config.dropout
+        self.activation = activation(config.activation)
+        self.up, self.down = (
+            Dense(units, kernel_initializer=make_initializer(config), dtype=self.dtype_policy, name=name)
+            for units, name in ((config.intermediate_size, "up"), (config.hidden_size, "down"))
+        )
+
+    def build(self, input_shape):
+        self.up.build(input_shape)
+        self.down.build((*input_shape[:-1], self.up.units))
+
+    def call(self, x, seed=(0, 0), training=False):
+        length, size = _static_length(x), self.chunk_length
+        if not size or size >= length:
+            return self.transform(x, seed, training)
+        x, _ = _pad(x, None, _whole(length, size))
+        batch, padded, width = ops.shape(x)
+        variables = self.variables
+        values = [read(variable) for variable in variables]
+
+        def one(parts):
+            x, index = parts
+
+            @tf.recompute_grad
+            def compute(x, *values):
+                with keras.StatelessScope(zip(variables, values, strict=True)):
+                    own = tf.random.experimental.stateless_fold_in(seed, index)
+                    return self.transform(x, own, training)
+
+            return compute(x, *values)
+
+        chunks = tf.transpose(tf.reshape(x, (batch, padded // size, size, width)), (1, 0, 2, 3))
+        y = tf.map_fn(
+            one, (chunks, tf.range(padded // size)), parallel_iterations=1, fn_output_signature=self.compute_dtype
+        )
+        y = tf.reshape(tf.transpose(y, (1, 0, 2, 3)), (batch, padded, width))
+        return tf.ensure_shape(y[:, :length], (None, length, width))
+
+    def transform(self, x, seed, training):
+        return self.down(self.activation(_drop(self.up(x), self.dropout, seed, 0, training)))
+
+
+def reversible(functions: Sequence[Callable], values: Sequence[Sequence], a, b):
+    """Applies (a, b) -> (b, a + f(b)) for each function, keeping nothing of it for the backward pass but the results.
+
+    The backward pass goes from a layer's outputs back to its inputs, computing f(b) once more, so that the memory for
+    activations does not grow with depth (section 3; Gomez et al. 2017).
+
+    Args:
+      functions: f(x, values, kept) -> (y, kept), each a pure function of its arguments. What it keeps (small integers,
+        such as buckets, or None) is given to the second computation; in the first one `kept` is None.
+      values: for each function the tensors, such as weights, that gradients are wanted for, besides x.
+      a, b: [...] of one shape and dtype.
+
+    Returns:
+      The last (a, b).
+    """
+
+    @tf.custom_gradient
+    def run(a, b, *flat):
+        parts = tf.nest.pack_sequence_as([list(part) for part in values], flat)
+        kept = []
+        for function, part in zip(functions, parts, strict=True):
+            y, keep = function(b, part, None)
+            a, b = b, a + y
+            kept.append(keep)
+
+        def gradient(da, db):
+            x, y, collected = a, b, []
+            for function, part, keep in reversed(list(zip(functions, parts, kept, strict=True))):
+                # Without the dependency a graph may compute all layers again before it needs the first.
+                with tf.control_dependencies([da, db]):
+                    x = tf.identity(x)
+                    with tf.GradientTape(watch_accessed_variables=False) as tape:
+                        tape.watch([x, part])
+                        z, _ = function(x, part, keep)
+                    zero = tf.UnconnectedGradients.ZERO
+                    dx, dpart = tape.gradient(z, [x, part], db, unconnected_gradients=zero)
+                x, y = y - z, x
+                da, db = db, da + dx
+                collected.append(dpart)
+            return da, db, *tf.nest.flatten(collected[::-1])
+
+        return (a, b), gradient
+
+    return run(a, b, *tf.nest.flatten([list(part) for part in values]))
+
+
+class ReversibleBlock(keras.layers.Layer):
+    """The two functions of a reversible layer: attention and the MLP, each of its normalised input."""
+
+    def __init__(self, config: LSHConfig, kind: str, **kwargs):
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.dropout = config.dropout
+        self.attention = {"lsh": LSHAttention, "local": LocalAttention}[kind](config, dtype=policy, name="attention")
+        self.self_norm = LayerNorm(config.norm_epsilon, dtype=policy, name="self_norm")
+        self.mlp = ChunkedMLP(config, dtype=policy, name="mlp")
+        self.mlp_norm = LayerNorm(config.norm_epsilon, dtype=policy, name="mlp_norm")
+
+    def build(self, input_shape):
+        for layer in (self.attention, self.self_norm, self.mlp, self.mlp_norm):
+            layer.build(input_shape)
+
+    def functions(self, padding_mask, rotations, seed, training):
+        """[(f(x [B, L, E], values, kept) -> (y [B, L, E], kept), the variables whose values f takes), ...]."""
+        fold = tf.random.experimental.stateless_fold_in
+        common = dict(training=training)
+
+        def attend(x, buckets):
+            x = self.self_norm(x)
+            options = common | dict(padding_mask=padding_mask, seed=fold(seed, 0))
+            if isinstance(self.attention, LSHAttention):
+                y, buckets = self.attention(x, rotations=rotations, buckets=buckets, **options)
+            else:
+                y = self.attention(x, **options)
+            return _drop(y, self.dropout, fold(seed, 1), 0, training), buckets
+
+        def feed(x, _):
+            y = self.mlp(self.mlp_norm(x), seed=fold(seed, 2), **common)
+            return _drop(y, self.dropout, fold(seed, 3), 0, training), None
+
+        def pure(function, variables):
+            def call(x, values, kept):
+                with keras.StatelessScope(zip(variables, values, strict=True)):
+                    y, kept = function(x, kept)
+                return tf.cast(y, x.dtype), kept
+
+            return call, variables
+
+        return [
+            pure(attend, self.self_norm.variables + self.attention.variables),
+            pure(feed, self.mlp_norm.variables + self.mlp.variables),
+        ]
+
+
+class ReversibleStack(keras.layers.Layer):
+    """x [B, L, E] -> [B, L, 2 E]: both streams of the reversible layers, side by side and normalised.
+
+    The streams are kept in the variables' dtype: in a half one the way back would lose what the way there rounded.
+    """
+
+    def __init__(self, config: LSHConfig, **kwargs):
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.config = config
+        self.blocks = [
+            ReversibleBlock(config, kind, dtype=policy, name=f"layer_{i}")
+            for i, kind in enumerate(config.attention_layers)
+        ]
+        self.norm = LayerNorm(config.norm_epsilon, dtype=policy, name="norm")
+        self.dropout = Dropout(config.dropout, dtype=policy, name="dropout")
+
+    def build(self, input_shape=None):
+        size = self.config.hidden_size
+        for block in self.blocks:
+            block.build((None, None, size))
+        self.norm.build((None, None, 2 * size))
+        self.seed_generator = keras.random.SeedGenerator(name="seeds")
+
+    def call(self, x, padding_mask=None, rotations=(), training=False):
+        """padding_mask: bool [B, L]. rotations: [H, D, R, S] or None for each LSH layer. None is drawn: always the
+        same in evaluation, and in training another for each step and replica."""
+        length = _static_length(x)
+        x, padding_mask = _pad(tf.cast(x, self.variable_dtype), padding_mask, self.config.padded_length(length))
+        a, b = self.streams(x, padding_mask, rotations, training)
+        y = tf.concat([a, b], -1)[:, :length]
+        return self.dropout(self.norm(y), training=training)
+
+    def streams(self, x, padding_mask, rotations, training, reverse=reversible):
+        seed, parts, rotations = self.seed(training), [], iter(rotations)
+        for i, block in enumerate(self.blocks):
+            own = next(rotations, None) if isinstance(block.attention, LSHAttention) else None
+            own_seed = tf.random.experimental.stateless_fold_in(seed, i)
+            parts += block.functions(padding_mask, own, own_seed, training)
+        functions, variables = zip(*parts, strict=True)
+        return reverse(functions, [[read(variable) for variable in part] for part in variables], x, x)
+
+    def seed(self, training):
+        if not training:
+            return tf.zeros(2, "int32")
+        seed = tf.cast(self.seed_generator.next(), "int32")
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
+        return seed
+
+
+class AxialPositions(keras.layers.Layer):
+    """token_ids [B, L] -> embeddings [L, E] of the positions 0, 1, ..., as in the authors' code (Trax).
+
+    Position p has coordinates in a grid of `shape`, the last running fastest, and an embedding of its own of dims[i]
+    numbers for each coordinate i; they are concatenated. One axis makes the usual learned table.
+    """
+
+    def __init__(self, shape: Sequence[int], dims: Sequence[int], initializer="uniform", **kwargs):
+        super().__init__(**kwargs)
+        self.shape, self.dims, self.initializer = tuple(shape), tuple(dims), initializer
+
+    def build(self, input_shape=None):
+        axes = len(self.shape)
+        self.axes = [
+            self.add_weight(
+                shape=(*(size if j == i else 1 for j in range(axes)), dim),
+                initializer=self.initializer,
+                name=f"axis_{i}" if axes > 1 else "table",
+            )
+            for i, (size, dim) in enumerate(zip(self.shape, self.dims, strict=True))
+        ]
+
+    def call(self, token_ids):
+        length = _static_length(token_ids)
+        if length > math.prod(self.shape):
+            raise ValueError(f"the length {length} exceeds the {math.prod(self.shape)} positions of {self.shape}")
+        columns = math.prod(self.shape[1:])
+        rows = -(-length // columns)
+        grid = (rows, *self.shape[1:])
+        tables = [read(table) for table in self.axes]
+        tables[0] = tables[0][:rows]
+        tables = [tf.broadcast_to(table, (*grid, table.shape[-1])) for table in tables]
+        return tf.reshape(tf.concat(tables, -1), (rows * columns, sum(self.dims)))[:length]
+
+
+class AxialEmbeddings(keras.layers.Layer):
+    """token_ids [B, L] -> the sum of token and position embeddings [B, L, E], with dropout on each."""
+
+    def __init__(self, config: LSHConfig, **kwargs):
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.tokens = TokenEmbedding(
+            config.vocab_size, config.hidden_size, make_initializer(config), dtype=policy, name="tokens"
+        )
+        if config.axial_positions:
+            # Everything else adds to streams that begin with these; so does the deviation of the released models.
+            normal = keras.initializers.RandomNormal(stddev=1.0)
+            self.positions = AxialPositions(
+                config.axial_shape, config.axial_dims, normal, dtype=policy, name="positions"
+            )
+        else:
+            self.positions = AxialPositions(
+                [config.max_positions], [config.hidden_size], make_initializer(config), dtype=policy, name="positions"
+            )
+        self.token_dropout, self.position_dropout = (
+            Dropout(config.dropout, dtype=policy, name=f"{name}_dropout") for name in ("token", "position")
+        )
+
+    def build(self, input_shape=None):
+        self.tokens.build()
+        self.positions.build()
+
+    def call(self, token_ids, training=False):
+        length = _static_length(token_ids)
+        x = self.token_dropout(self.tokens(token_ids), training=training)
+        positions = self.positions(token_ids)[None]
+        if training:
+            # All rows of the grid lose the same columns.
+            columns = math.prod(self.positions.shape[1:])
+            batch = tf.shape(token_ids)[0]
+            shape = (batch, 1, columns, 1) if columns > 1 else (batch, length, 1, x.shape[-1])
+            kept = self.position_dropout(tf.ones(shape, x.dtype), training=True)
+            kept = tf.broadcast_to(kept, (batch, -(-length // columns), columns, shape[-1]))
+            positions = positions * tf.reshape(kept, (batch, -1, shape[-1]))[:, :length]
+        return x + positions
+
+
+class ReversibleTower(keras.layers.Layer):
+    """AxialEmbeddings and a ReversibleStack: token_ids [B, L] -> sequence [B, L, 2 E]."""
+
+    def __init__(self, config: LSHConfig, **kwargs):
+        super().__init__(**kwargs)
+        self.embeddings = AxialEmbeddings(config, dtype=self.dtype_policy, name="embeddings")
+        self.stack = ReversibleStack(config, dtype=self.dtype_policy, name="stack")
+
+    def build(self, input_shape=None):
+        self.embeddings.build()
+        self.stack.build()
+
+    def call(self, token_ids, padding_mask=None, rotations=(), training=False):
+        x = self.embeddings(token_ids, training=training)
+        return self.stack(x, padding_mask=padding_mask, rotations=rotations, training=training)
