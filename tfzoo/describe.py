@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfzoo import nn
 from tfzoo.config import TransformerConfig
+from tfzoo.errors import UserError
 
 
 def count_parameters(page, config: TransformerConfig, heads: Sequence[str] | None = None) -> int:
@@ -19,9 +20,10 @@ def count_parameters(page, config: TransformerConfig, heads: Sequence[str] | Non
       heads: as for page.Model.
     """
     decoder_layers = config.num_decoder_layers or config.num_layers
-    small = config
-    if type(config) is TransformerConfig:  # A family's own kind may have layers that differ, so it is laid out whole.
+    try:
         small = dataclasses.replace(config, num_layers=2, num_decoder_layers=2 if config.num_decoder_layers else 0)
+    except UserError:  # It names its layers one by one, for they differ: the whole is laid out.
+        small = config
     # Variables of a graph have shapes and no memory.
     with tf.Graph().as_default(), nn.zero_initializers():
         variables = page.Model(small, heads=heads).trainable_variables
