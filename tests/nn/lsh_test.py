@@ -12,7 +12,7 @@ from tests.nn.formulas import Values, numeric_gradient, randomize, relative_erro
 from tfzoo.errors import UserError
 from tfzoo.nn import lsh
 
-SMALL = dict(
+SMALL: dict[str, Any] = dict(
     vocab_size=11, hidden_size=12, num_layers=2, num_heads=2, head_dim=4, intermediate_size=20, max_positions=64
 )
 SMALL |= dict(attention_layers=["lsh", "local"], lsh_chunk_length=4, local_chunk_length=4, num_hashes=2)

@@ -1,0 +1,111 @@
+"""Reformer (Kitaev et al. 2020, https://arxiv.org/abs/2001.04451): hashed attention and reversible layers.
+
+token_ids, padding_mask [B, L] -> sequence [B, L, 2 E], the two streams side by side; logits [B, L, V]
+rotations.i [H, D, num_hashes, sum(num_buckets) / 2]: what the i-th "lsh" layer hashes by. Without it the rotations are
+the same in every evaluation, and others in every training step.
+
+L is static, and at most the product of axial_shape.
+"""
+
+from typing import Any
+
+from tfzoo import nn
+
+Config = nn.LSHConfig
+# config.json of https://huggingface.co/google/reformer-crime-and-punishment and google/reformer-enwik8.
+_CRIME: dict[str, Any] = dict(vocab_size=320, hidden_size=256, num_layers=6, num_heads=2, head_dim=64)
+_CRIME |= dict(attention_layers=["local", "lsh"] * 3, num_buckets=[64, 128], dropout=0.05, attention_dropout=0.05)
+_CRIME |= dict(intermediate_size=512, max_positions=524288, axial_shape=[512, 1024], axial_dims=[64, 192])
+_ENWIK8: dict[str, Any] = dict(vocab_size=258, hidden_size=1024, num_layers=12, num_heads=8, head_dim=128)
+_ENWIK8 |= dict(attention_layers=["local", "local", "lsh", "local"] * 3, num_hashes=4, num_buckets=[512])
+_ENWIK8 |= dict(lsh_chunk_length=256, local_chunk_length=128, max_positions=65536)
+_ENWIK8 |= dict(intermediate_size=4096, axial_shape=[128, 512], axial_dims=[256, 768])
+_ENWIK8 |= dict(dropout=0.2, attention_dropout=0.2, lsh_attention_dropout=0.1)
+CONFIGS = {"reformer_crime_and_punishment": _CRIME, "reformer_enwik8": _ENWIK8}
+
+
+class Model(nn.Model):
+    """A tower of reversible layers, causal or not by its config; the page above states the shapes."""
+
+    CLASSIFIER_HIDDEN = "tanh"
+
+    def make_body(self, config):
+        self.encoder = nn.ReversibleTower(config, dtype=self.dtype_policy, name="encoder")
+        self.rotations = [f"rotations.{i}" for i in range(config.attention_layers.count("lsh"))]
+        self.INPUTS = ("token_ids", "padding_mask", *self.rotations, "masked_positions", "pair_positions")
+
+    def build(self, input_shape=None):
+        self.encoder.build()
+        for head in self.heads.values():
+            head.build((None, None, 2 * self.config.hidden_size))
+
+    def towers(self):
+        return [self.encoder]
+
+    @property
+    def tokens(self):
+        return self.encoder.embeddings.tokens
+
+    def body(self, inputs, training):
+        rotations = [inputs.get(name) for name in self.rotations]
+        mask = inputs.get("padding_mask")
+        return {"sequence": self.encoder(inputs["token_ids"], mask, rotations=rotations, training=training)}
+
+    def make_lm(self):
+        return self._head(nn.LMHead, "lm", self.tokens, True)
+
+
+# Hugging Face: config.json's fields, and the modules and tensors that hold our layers' weights.
+MODEL_TYPES: dict[str, dict] = {"reformer": {}}
+ARCHITECTURES = {
+    "ReformerModel": (),
+    "ReformerModelWithLMHead": ("lm",),  # Causal, and the next one not.
+    "ReformerForMaskedLM": ("lm",),
+    "ReformerForSequenceClassification": ("classify",),
+    "ReformerForQuestionAnswering": ("span",),
+}
+CONFIG = {name: name for name in ("vocab_size", "hidden_size", "num_hashes", "initializer_range")}
+CONFIG |= dict(num_layers="num_hidden_layers", num_heads="num_attention_heads", head_dim="attention_head_size")
+CONFIG |= dict(intermediate_size="feed_forward_size", max_positions="max_position_embeddings", activation="hidden_act")
+CONFIG |= dict(norm_epsilon="layer_norm_eps", dropout="hidden_dropout_prob", causal="is_decoder")
+CONFIG |= dict(attention_layers="attn_layers", mlp_chunk_length="chunk_size_feed_forward")
+CONFIG |= dict(axial_positions="axial_pos_embds", axial_shape="axial_pos_shape", axial_dims="axial_pos_embds_dim")
+CONFIG |= dict(attention_dropout="local_attention_probs_dropout_prob")
+CONFIG |= dict(lsh_attention_dropout="lsh_attention_probs_dropout_prob")
+for _kind in ("lsh", "local"):
+    CONFIG |= {f"{_kind}_chunks_{side}": f"{_kind}_num_chunks_{side}" for side in ("before", "after")}
+    CONFIG[f"{_kind}_chunk_length"] = f"{_kind}_attn_chunk_length"
+
+
+def decode_config(record):
+    buckets = record.get("num_buckets") or []
+    return {"num_buckets": buckets if isinstance(buckets, list) else [buckets]}
+
+
+def encode_config(config):
+    buckets = config.num_buckets
+    architecture = "ReformerModelWithLMHead" if config.causal else "ReformerForMaskedLM"
+    return {"num_buckets": buckets if len(buckets) > 1 else (*buckets, None)[0], "architectures": [architecture]}
+
+
+REQUIRED = {"tie_word_embeddings": False}
+PREFIX = "reformer."
+_LAYER, _OURS = "reformer.encoder.layers.{}", "encoder/stack/layer_{}"
+WEIGHTS = {
+    "reformer.embeddings.word_embeddings": "encoder/embeddings/tokens",
+    "reformer.embeddings.position_embeddings.weights.{}": "encoder/embeddings/positions/axis_{}",
+    "reformer.embeddings.position_embeddings.embedding.weight": "encoder/embeddings/positions/table",
+    f"{_LAYER}.attention.layer_norm": f"{_OURS}/self_norm",
+    f"{_LAYER}.attention.output.dense": f"{_OURS}/attention/output",
+    f"{_LAYER}.feed_forward.layer_norm": f"{_OURS}/mlp_norm",
+    f"{_LAYER}.feed_forward.dense.dense": f"{_OURS}/mlp/up",
+    f"{_LAYER}.feed_forward.output.dense": f"{_OURS}/mlp/down",
+    "reformer.encoder.layer_norm": "encoder/stack/norm",
+    "lm_head.decoder": "lm/dense",
+    "lm_head.bias": "lm/bias",  # Which transformers 5 reads and writes, and leaves out of the logits.
+    "classifier.dense": "classify/hidden",
+    "classifier.out_proj": "classify/dense",
+    "qa_outputs": "span/dense",
+}
+_KINDS = ("query", "key", "query_key", "value")
+WEIGHTS |= {f"{_LAYER}.attention.self_attention.{kind}": f"{_OURS}/attention/{kind}" for kind in _KINDS}
