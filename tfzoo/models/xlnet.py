@@ -1,0 +1,95 @@
+"""XLNet (Yang et al. 2019, https://arxiv.org/abs/1906.08237): predicts tokens in any order, by relative positions.
+
+token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V]
+target_mapping [B, P, L], one-hot, what to predict -> query_sequence [B, P, E], logits [B, P, V]
+permutation_mask [B, L, L]: True where position i may see token j; a target must not see its own
+previous_sequence [layers, B, M, E] (M is 0 at first) -> previous_sequence for the segment that follows
+"""
+
+from tfzoo import nn
+from tfzoo.weights import Tied
+
+Config = nn.TwoStreamConfig
+# Layers, widths and heads: https://github.com/zihangdai/xlnet#released-models. The rest: config.json of
+# https://huggingface.co/xlnet/xlnet-base-cased and .../xlnet-large-cased.
+_BASE = dict(vocab_size=32000, hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072)
+CONFIGS = {
+    "xlnet_base": _BASE,
+    "xlnet_large": _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
+}
+
+
+class Model(nn.EncoderModel):
+    """Padding may be on either side: the released models have it left, and classify reads <cls>, the last token."""
+
+    STACK_INPUTS = ("segment_ids", "padding_mask", "permutation_mask", "target_mapping", "previous_sequence")
+    INPUTS = ("token_ids", *STACK_INPUTS, "pair_positions")
+    POOL, CLASSIFIER_HIDDEN = "last", "tanh"
+
+    def make_body(self, config):
+        self.encoder, self.pooler = nn.TwoStreamTower(config, dtype=self.dtype_policy, name="encoder"), None
+
+    def body(self, inputs, training):
+        rest = {name: inputs[name] for name in self.STACK_INPUTS if name in inputs}
+        return self.encoder(inputs["token_ids"], **rest, training=training)
+
+    def make_lm(self):
+        return self._head(nn.LMHead, "lm", self.tokens, True)
+
+    def answer(self, name, head, outputs, inputs, training):
+        if name == "lm":
+            return head(outputs.get("query_sequence", outputs["sequence"]))
+        return super().answer(name, head, outputs, inputs, training)
+
+
+# Hugging Face: config.json's fields, and the modules and tensors that hold our layers' weights.
+MODEL_TYPES: dict[str, dict] = {"xlnet": {}}
+ARCHITECTURES = {
+    "XLNetModel": (),
+    "XLNetLMHeadModel": ("lm",),
+    "XLNetForSequenceClassification": ("classify",),
+    "XLNetForTokenClassification": ("tag",),
+    "XLNetForQuestionAnsweringSimple": ("span",),
+}
+CONFIG = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "intermediate_size": "d_inner",
+    "activation": "ff_activation",
+    "norm_epsilon": "layer_norm_eps",
+    "dropout": "dropout",
+    "attention_dropout": "dropout",
+    "initializer_range": "initializer_range",
+    "memory_length": "mem_len",
+}
+REQUIRED = {"attn_type": "bi", "bi_data": False, "clamp_len": -1, "reuse_len": (None, 0)}
+REQUIRED |= {
+    "summary_type": "last",
+    "summary_use_proj": True,
+    "summary_activation": "tanh",
+    "tie_word_embeddings": True,
+}
+PREFIX = "transformer."
+_LAYER, _OURS = "transformer.layer.{}", "encoder/stack/layer_{}"
+_KERNELS = ("query", "key", "value", "relative", "output")  # Stored under their first letters.
+WEIGHTS = {
+    "transformer.word_embedding": "encoder/embeddings/tokens",
+    "transformer.mask_emb": "encoder/stack/query_start",
+    **{f"{_LAYER}.rel_attn.{name[0]}": f"{_OURS}/attention/{name}/kernel" for name in _KERNELS},
+    f"{_LAYER}.rel_attn.r_w_bias": f"{_OURS}/attention/content_bias",
+    f"{_LAYER}.rel_attn.r_r_bias": f"{_OURS}/attention/position_bias",
+    f"{_LAYER}.rel_attn.r_s_bias": f"{_OURS}/attention/segment_bias",
+    f"{_LAYER}.rel_attn.seg_embed": f"{_OURS}/attention/segments",
+    f"{_LAYER}.rel_attn.layer_norm": f"{_OURS}/self_norm",
+    f"{_LAYER}.ff.layer_1": f"{_OURS}/mlp/up",
+    f"{_LAYER}.ff.layer_2": f"{_OURS}/mlp/down",
+    f"{_LAYER}.ff.layer_norm": f"{_OURS}/mlp_norm",
+    "lm_loss.weight": Tied("encoder/embeddings/tokens/embeddings"),
+    "lm_loss.bias": "lm/bias",
+    "sequence_summary.summary": "classify/hidden",
+    "logits_proj": "classify/dense",
+    "classifier": "tag/dense",
+    "qa_outputs": "span/dense",
+}
