@@ -73,6 +73,67 @@ class BlockTest(tf.test.TestCase):
             y = layer(tf.constant(x, tf.float32), masking=masking)
             self.assertLess(relative_error(y, formulas.block(v, layer, x, c, MASK)), 1e-5)
 
+    def test_every_choice(self):
+        x, masking = normal(2, 5, 8), nn.Mask(attention_mask=MASK)
+        for overrides in (
+            dict(norm="rms", biases="none", gated_mlp=True, scale_scores=False),
+            dict(biases="none", norm_first=True),
+            dict(num_kv_heads=1, head_dim=6, qk_norm=True, biases="qkv", norm="rms", norm_first=True),
+        ):
+            c = config(**overrides)
+            layer = built(nn.Block(c))
+            self.assertEqual(any(w.name == "beta" for w in layer.weights), c.norm == "layer" and c.biases != "none")
+            y = layer(tf.constant(x, tf.float32), masking=masking)
+            expected = formulas.block(Values(layer), layer, x, c, MASK)
+            self.assertLess(relative_error(y, expected), 1e-5, overrides)
+
+    def test_cross_attention(self):
+        x, memory = normal(2, 5, 8), normal(2, 7, 8, seed=1)
+        padding = np.arange(7) < np.array([[7], [4]])
+        for norm_first in (False, True):
+            for scale_scores in (False, True):
+                c = config(norm_first=norm_first, scale_scores=scale_scores)
+                layer = built(nn.Block(c, cross=True))
+                kwargs = dict(memory=tf.constant(memory, tf.float32), masking=nn.Mask(attention_mask=MASK))
+                y = layer(tf.constant(x, tf.float32), memory_masking=nn.Mask(padding), **kwargs)
+                v = Values(layer)
+                expected = formulas.block(v, layer, x, c, MASK, memory, padding[:, None, None])
+                self.assertLess(relative_error(y, expected), 1e-5)
+                y = layer(tf.constant(x, tf.float32), **kwargs)
+                self.assertLess(relative_error(y, formulas.block(v, layer, x, c, MASK, memory)), 1e-5)
+
+    def test_without_cross_attention_there_are_no_variables_for_it(self):
+        def names(**kwargs):
+            layer = built(nn.Block(config(), name="block", **kwargs))
+            return {path for path in (w.path for w in layer.variables) if "cross" in path}
+
+        self.assertEqual(names(), set())
+        parts = [f"attention/{p}/{w}" for p in ("query", "key", "value", "output") for w in ("kernel", "bias")]
+        parts += ["norm/gamma", "norm/beta"]
+        self.assertContainsSubset({f"block/cross_{part}" for part in parts}, names(cross=True))
+
+    def test_parallel(self):
+        x = normal(2, 5, 8)
+        for overrides in ({}, dict(biases="none", gated_mlp=True, activation="silu", num_kv_heads=1)):
+            c = config(norm_first=True, parallel_blocks=True, **overrides)
+            layer = built(nn.Block(c))
+            self.assertIsNone(layer.mlp_norm)
+            y = layer(tf.constant(x, tf.float32), masking=nn.Mask(attention_mask=MASK))
+            self.assertLess(relative_error(y, formulas.block(Values(layer), layer, x, c, MASK)), 1e-5)
+
+    def test_gradients_of_cross_attention_and_parallel_sums(self):
+        x, memory, upstream = normal(1, 2, 4), normal(1, 3, 4, seed=2), normal(1, 2, 4, seed=1)
+        small = dict(hidden_size=4, intermediate_size=6, norm_epsilon=1e-2, norm_first=True)
+        c = config(**small, parallel_blocks=True)
+        layer = built(nn.Block(c), 4)
+        v = Values(layer)
+        check_gradients(self, layer, x, upstream, v, lambda: formulas.block(v, layer, x, c))
+        c = config(**small)
+        layer = built(nn.Block(c, cross=True), 4)
+        v = Values(layer)
+        kwargs = dict(memory=tf.constant(memory, tf.float32))
+        check_gradients(self, layer, x, upstream, v, lambda: formulas.block(v, layer, x, c, memory=memory), **kwargs)
+
     def test_gradients(self):
         x, upstream = normal(1, 2, 4), normal(1, 2, 4, seed=1)
         for norm_first in (False, True):
@@ -89,6 +150,8 @@ class BlockTest(tf.test.TestCase):
             self.assertLen(layer.non_trainable_variables, draws)
             self.assertEqual(bool(np.any(layer(x, training=True) != layer(x, training=True))), draws > 0, rates)
             self.assertAllEqual(layer(x), layer(x))
+        layer = built(nn.Block(config(dropout=0.5, attention_dropout=0.5), cross=True))
+        self.assertLen(layer.non_trainable_variables, 5)
 
     def test_a_residual_passes_what_dropout_takes_away(self):
         # Almost everything is dropped, so a block with norms first is almost the identity.
@@ -108,6 +171,56 @@ class StackTest(tf.test.TestCase):
                 y = layer(tf.constant(x, tf.float32), attention_mask=MASK)
                 expected = formulas.stack(Values(layer), layer, x, c, MASK)
                 self.assertLess(relative_error(y, expected), 2e-5)
+
+    def test_causal_windows_and_padding(self):
+        x, padding = normal(2, 5, 8), np.arange(5) < np.array([[5], [3]])
+        places = np.arange(5)
+        for window in (0, 1, 3):
+            c = config(window=window)
+            layer = built(nn.Stack(c, causal=True))
+            mask = (places[None, :] <= places[:, None]) & (places[None, :] > places[:, None] - (window or 99))
+            v = Values(layer)
+            y = layer(tf.constant(x, tf.float32))
+            self.assertLess(relative_error(y, formulas.stack(v, layer, x, c, mask[None, None])), 1e-5)
+            # A row that is padding altogether sees nothing and averages, here as there.
+            mask = mask & padding[:, None, None]
+            y = layer(tf.constant(x, tf.float32), padding_mask=padding)
+            self.assertLess(relative_error(y, formulas.stack(v, layer, x, c, mask)), 1e-5)
+            arbitrary = np.random.default_rng(2).random([2, 2, 5, 5]) < 0.7
+            y = layer(tf.constant(x, tf.float32), padding_mask=padding, attention_mask=arbitrary)
+            self.assertLess(relative_error(y, formulas.stack(v, layer, x, c, mask & arbitrary)), 1e-5)
+        both = built(nn.Stack(config(window=2)))  # Windows are of causal stacks.
+        expected = formulas.stack(Values(both), both, x, config())
+        self.assertLess(relative_error(both(tf.constant(x, tf.float32)), expected), 1e-5)
+
+    def test_a_memory_for_every_layer(self):
+        x, memory = normal(2, 5, 8), normal(2, 7, 8, seed=1)
+        padding = np.arange(7) < np.array([[7], [4]])
+        for norm_first in (False, True):
+            c = config(norm_first=norm_first)
+            layer = built(nn.Stack(c, 3, causal=True, cross=True))
+            self.assertLen(layer.blocks, 3)
+            y = layer(tf.constant(x, tf.float32), memory=tf.constant(memory, tf.float32), memory_padding_mask=padding)
+            mask = np.tril(np.ones([5, 5], bool))[None, None]
+            kwargs = dict(memory=memory, memory_mask=padding[:, None, None])
+            self.assertLess(relative_error(y, formulas.stack(Values(layer), layer, x, c, mask, **kwargs)), 2e-5)
+
+    def test_shared_layers_are_one_layer_several_times(self):
+        x, c = normal(2, 5, 8), config(share_layers=True, num_layers=3)
+        layer, one = built(nn.Stack(c)), built(nn.Stack(config(num_layers=1)))
+        self.assertEqual([w.shape for w in layer.trainable_weights], [w.shape for w in one.trainable_weights])
+        self.assertLen({id(block) for block in layer.blocks}, 1)
+        v = Values(layer)
+        expected = x
+        for _ in range(3):
+            expected = formulas.block(v, layer.blocks[0], expected, c)
+        self.assertLess(relative_error(layer(tf.constant(x, tf.float32)), expected), 2e-5)
+
+    def test_shared_layers_sum_their_gradients(self):
+        c = config(share_layers=True, num_layers=2, hidden_size=4, intermediate_size=6, norm_epsilon=1e-2)
+        layer, x, upstream = built(nn.Stack(c), 4), normal(1, 2, 4), normal(1, 2, 4, seed=1)
+        v = Values(layer)
+        check_gradients(self, layer, x, upstream, v, lambda: formulas.stack(v, layer, x, c))
 
     def test_layers_have_names_and_weights_of_their_own(self):
         layer = nn.Stack(config(num_layers=3))

@@ -6,14 +6,14 @@ import tensorflow as tf
 from tests.nn import formulas
 from tests.nn.formulas import Values, numeric_gradient, randomize, relative_error
 from tfzoo import nn
-from tfzoo.config import TransformerConfig
+from tfzoo.config import POSITIONS, TransformerConfig
 
 IDS = np.array([[3, 1, 0, 8], [5, 5, 5, 2]])
 SEGMENTS = np.array([[0, 0, 1, 1], [0, 1, 2, 0]])
 
 
 def config(**overrides):
-    sizes = dict(vocab_size=9, hidden_size=6, num_layers=1, num_heads=2, intermediate_size=8)
+    sizes = dict(vocab_size=9, hidden_size=6, num_layers=1, num_heads=2, intermediate_size=8, head_dim=4)
     return TransformerConfig(**sizes | dict(max_positions=7, num_segments=3, norm_epsilon=1e-5) | overrides)
 
 
@@ -22,14 +22,6 @@ def embeddings(c):
     layer.build()
     randomize(layer)
     return layer
-
-
-class PositionsTest(tf.test.TestCase):
-    def test_sinusoidal(self):
-        for length, size in [(1, 2), (50, 8), (512, 64)]:
-            table = nn.sinusoidal_positions(length, size)
-            self.assertEqual(table.dtype, np.float32)
-            self.assertAllClose(table, formulas.sinusoidal(length, size), 1e-6, 1e-6)
 
 
 class TokenEmbeddingTest(tf.test.TestCase):
@@ -59,7 +51,7 @@ class TokenEmbeddingTest(tf.test.TestCase):
 class EmbeddingsTest(tf.test.TestCase):
     def test_values(self):
         positions = np.array([[0, 1, 2, 3], [6, 0, 1, 1]])
-        for kind in ("learned", "sinusoidal"):
+        for kind in POSITIONS:
             for norm in (False, True):
                 for segments in (0, 3):
                     c = config(positions=kind, embedding_norm=norm, num_segments=segments)
@@ -88,10 +80,62 @@ class EmbeddingsTest(tf.test.TestCase):
             )
             self.assertLess(relative_error(tf.convert_to_tensor(gradient), expected), 1e-5, weight.path)
 
+    def test_sizes_scale_and_offset(self):
+        positions = np.array([[0, 1, 2, 3], [6, 0, 1, 1]])
+        for kind in ("learned", "sinusoidal", "sinusoidal_concat"):
+            for overrides in (
+                dict(scale_embeddings=True),
+                dict(position_offset=2),
+                dict(embedding_size=4),
+                dict(embedding_size=8, scale_embeddings=True, position_offset=1, norm="rms", embedding_norm=False),
+            ):
+                c = config(positions=kind, **overrides)
+                layer = embeddings(c)
+                v = Values(layer)
+                for kwargs in ({}, {"position_ids": positions}):
+                    expected = formulas.embeddings(v, layer, c, IDS, SEGMENTS, **kwargs)
+                    self.assertLess(relative_error(layer(IDS, SEGMENTS, **kwargs), expected), 1e-5, (kind, overrides))
+
+    def test_variables(self):
+        def shapes(**overrides):
+            return {w.path.split("/", 1)[1]: tuple(w.shape) for w in embeddings(config(**overrides)).weights}
+
+        norm = {"norm/gamma": (6,), "norm/beta": (6,)}
+        rows = {"positions": (7, 6), "segments": (3, 6)}
+        self.assertEqual(shapes(dropout=0.0), {"tokens/embeddings": (9, 6)} | rows | norm)
+        none = dict(dropout=0.0, positions="none", num_segments=0)
+        self.assertEqual(shapes(**none), {"tokens/embeddings": (9, 6)} | norm)
+        self.assertEqual(shapes(**none, embedding_norm=False), {"tokens/embeddings": (9, 6)})
+        self.assertEqual(
+            shapes(dropout=0.0, position_offset=2, embedding_size=4, norm="rms"),
+            {
+                "tokens/embeddings": (9, 4),
+                "positions": (9, 4),
+                "segments": (3, 4),
+                "norm/gamma": (4,),
+                "projection/kernel": (4, 6),
+                "projection/bias": (6,),
+            },
+        )
+
+    def test_two_may_share_their_tokens(self):
+        one = embeddings(config())
+        two = nn.Embeddings(config(positions="none", num_segments=0, embedding_norm=False), one.tokens)
+        two.build()
+        self.assertIs(two.tokens, one.tokens)
+        self.assertAllEqual(two(IDS), one.tokens(IDS))
+
     def test_too_long_an_input_is_refused(self):
         layer = embeddings(config())
         with self.assertRaisesRegex(ValueError, r"length 8 exceeds max_positions \(7\)"):
             layer(np.zeros([1, 8], np.int32))
+        layer = embeddings(config(position_offset=2))  # Which adds rows, not positions.
+        self.assertEqual(layer(np.zeros([1, 7], np.int32)).shape, (1, 7, 6))
+        with self.assertRaisesRegex(ValueError, r"length 8 exceeds max_positions \(7\)"):
+            layer(np.zeros([1, 8], np.int32))
+        for kind in ("relative", "rotary", "none"):
+            layer = embeddings(config(positions=kind))
+            self.assertEqual(layer(np.zeros([1, 8], np.int32)).shape, (1, 8, 6))
 
     def test_dropout_only_while_training(self):
         layer = embeddings(config(dropout=0.5))

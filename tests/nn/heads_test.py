@@ -1,4 +1,4 @@
-"""Pooler, classifier and masked-word head against their formulas, and the check of inputs."""
+"""Every head against its formula, what pools a sequence, and the check of inputs."""
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,16 @@ def config(**overrides):
     return TransformerConfig(**sizes | overrides)
 
 
+def built(layer, shape=None):
+    layer.build(shape)
+    randomize(layer)
+    return layer
+
+
+def single(array):
+    return tf.constant(array, tf.float32)
+
+
 class PoolerAndClassifierTest(tf.test.TestCase):
     def test_values(self):
         x = normal(3, 5, 8)
@@ -32,9 +42,116 @@ class PoolerAndClassifierTest(tf.test.TestCase):
         self.assertLess(relative_error(y, pooled), 1e-5)
         self.assertLess(relative_error(classifier(y), formulas.dense(v, classifier.dense, pooled)), 1e-5)
 
+    def test_a_layer_between_and_no_bias(self):
+        for x in (normal(3, 8), normal(3, 5, 8)):
+            classifier = built(nn.Classifier(config(), 4, "tanh"), x.shape)
+            v = Values(classifier)
+            expected = formulas.dense(v, classifier.dense, np.tanh(formulas.dense(v, classifier.hidden, x)))
+            self.assertLess(relative_error(classifier(single(x)), expected), 1e-5)
+            classifier = built(nn.Classifier(config(), 4, use_bias=False), x.shape)
+            self.assertEqual([w.name for w in classifier.trainable_weights], ["kernel"])
+            expected = x @ Values(classifier)(classifier.dense.kernel)
+            self.assertLess(relative_error(classifier(single(x)), expected), 1e-5)
+
+    def test_dropout_only_while_training_and_where_it_is_wanted(self):
+        x = single(normal(3, 8))
+        for hidden, dropout in ((None, True), ("tanh", True), (None, False), ("tanh", False)):
+            classifier = built(nn.Classifier(config(dropout=0.5), 4, hidden, dropout=dropout), x.shape)
+            self.assertAllEqual(classifier(x), classifier(x))
+            one, two = classifier(x, training=True), classifier(x, training=True)
+            self.assertEqual(bool(np.any(one != two)), dropout)
+            self.assertLen(classifier.non_trainable_variables, int(dropout))
+
     def test_logits_are_float32_under_every_policy(self):
         classifier = nn.Classifier(config(), 4, dtype="mixed_bfloat16")
         self.assertEqual(classifier(tf.zeros([2, 8], "bfloat16")).dtype, "float32")
+
+
+class PoolTest(tf.test.TestCase):
+    def test_without_padding(self):
+        x, pooled = normal(3, 5, 8), normal(3, 8, seed=1)
+        outputs = {"sequence": single(x), "pooled": single(pooled)}
+        for how, expected in (("first", x[:, 0]), ("last", x[:, -1]), ("mean", x.mean(1)), ("pooled", pooled)):
+            self.assertLess(relative_error(nn.pool(how, outputs), expected), 1e-6, how)
+
+    def test_padding_on_either_side(self):
+        x, pooled = normal(4, 5, 8), normal(4, 8, seed=1)
+        outputs = {"sequence": single(x), "pooled": single(pooled)}
+        real = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 1, 0, 0]], bool)
+        firsts, lasts = [0, 0, 3, 2], [4, 1, 4, 2]
+        for how, expected in (
+            ("first", np.stack([row[i] for row, i in zip(x, firsts, strict=True)])),
+            ("last", np.stack([row[i] for row, i in zip(x, lasts, strict=True)])),
+            ("mean", np.stack([row[keep].mean(0) for row, keep in zip(x, real, strict=True)])),
+            ("pooled", pooled),
+        ):
+            for mask in (real, real.astype(np.int32)):
+                self.assertLess(relative_error(nn.pool(how, outputs, mask), expected), 1e-6, how)
+
+    def test_a_row_without_tokens_gives_numbers(self):
+        outputs = {"sequence": single(normal(1, 5, 8))}
+        for how in ("first", "last", "mean"):
+            y = nn.pool(how, outputs, np.zeros([1, 5], bool))
+            self.assertTrue(np.all(np.isfinite(y)), how)
+
+    def test_half_precision_keeps_its_dtype(self):
+        outputs = {"sequence": tf.cast(normal(2, 5, 8), "bfloat16")}
+        for how in ("first", "last", "mean"):
+            self.assertEqual(nn.pool(how, outputs, np.ones([2, 5], bool)).dtype, "bfloat16")
+
+
+class DiscriminatorTest(tf.test.TestCase):
+    def test_values(self):
+        x = normal(2, 5, 8)
+        for activation in ACTIVATIONS:
+            head = built(nn.Discriminator(config(activation=activation)), x.shape)
+            v = Values(head)
+            hidden = formulas.ACTIVATIONS[activation](formulas.dense(v, head.hidden, x))
+            expected = formulas.dense(v, head.dense, hidden)[..., 0]
+            self.assertLess(relative_error(head(single(x)), expected), 1e-5)
+
+
+class PairClassifierTest(tf.test.TestCase):
+    def test_values(self):
+        x, places = normal(3, 5, 8), np.array([[0, 4], [2, 2], [3, 1]])
+        head = built(nn.PairClassifier(config(), 4), x.shape)
+        pairs = np.stack([np.concatenate([row[i], row[j]]) for row, (i, j) in zip(x, places, strict=True)])
+        expected = formulas.dense(Values(head), head.classifier.dense, pairs)
+        self.assertEqual(expected.shape, (3, 4))
+        self.assertLess(relative_error(head(single(x), places), expected), 1e-5)
+
+
+class LMHeadTest(tf.test.TestCase):
+    def test_tied_and_not_with_biases_and_without(self):
+        x, places = normal(2, 5, 8), np.array([[4, 0, 0], [2, 1, 3]])
+        for tied in (True, False):
+            for arguments, names in (((), []), ((True,), ["bias"]), ((True, False), ["bias"])):
+                embedding = built(nn.TokenEmbedding(11, 8))
+                c = config(tie_embeddings=tied)
+                head = nn.LMHead(c, embedding, *arguments, name="lm")
+                head.build((None, None, 8))
+                if head.use_bias:
+                    head.bias.assign(normal(11, seed=3))
+                v = Values(head, embedding)
+                own = set() if tied else {"lm/dense/kernel"}
+                table = {embedding.embeddings.path}
+                trained = set() if arguments == (True, False) else set(names)
+                self.assertEqual({w.path for w in head.weights}, table | own | {f"lm/{name}" for name in names})
+                self.assertEqual(
+                    {w.path for w in head.trainable_weights}, table | own | {f"lm/{name}" for name in trained}
+                )
+                matrix = v(embedding.embeddings).T if tied else v(head.dense.kernel)
+                expected = x @ matrix + (v(head.bias) if names else 0)
+                self.assertLess(relative_error(head(single(x)), expected), 1e-5)
+                y = head(single(x), places)
+                self.assertLess(relative_error(y, expected[np.arange(2)[:, None], places]), 1e-5)
+
+    def test_logits_are_float32_under_every_policy(self):
+        for tied in (True, False):
+            embedding = nn.TokenEmbedding(11, 8, dtype="mixed_bfloat16")
+            embedding.build()
+            head = nn.LMHead(config(tie_embeddings=tied), embedding, True, dtype="mixed_bfloat16")
+            self.assertEqual(head(tf.zeros([2, 5, 8], "bfloat16")).dtype, "float32")
 
 
 class MaskedLMHeadTest(tf.test.TestCase):
@@ -56,6 +173,13 @@ class MaskedLMHeadTest(tf.test.TestCase):
             self.assertLess(relative_error(y, expected), 1e-5)
             y = head(tf.constant(x, tf.float32), positions)
             self.assertLess(relative_error(y, expected[np.arange(2)[:, None], positions]), 1e-5)
+
+    def test_embeddings_of_another_size(self):
+        x, embedding = normal(2, 5, 8), built(nn.TokenEmbedding(11, 6))
+        head = built(nn.MaskedLMHead(config(embedding_size=6), embedding), x.shape)
+        self.assertEqual([head.transform.kernel.shape, head.norm.gamma.shape], [(8, 6), (6,)])
+        expected = formulas.masked_lm(Values(head, embedding), head, x, "gelu")
+        self.assertLess(relative_error(head(single(x)), expected), 1e-5)
 
     def test_logits_are_float32_under_every_policy(self):
         for dtype in ("bfloat16", "float16"):

@@ -141,7 +141,8 @@ class Model(keras.Model):
         raise NotImplementedError
 
     def call(self, inputs, training=False):
-        check_inputs(inputs, self.REQUIRED_INPUTS, [n for n in self.INPUTS if n not in self.REQUIRED_INPUTS])
+        required = (*self.REQUIRED_INPUTS, *(("pair_positions",) if "pair" in self.heads else ()))
+        check_inputs(inputs, required, [name for name in self.INPUTS if name not in required])
         outputs = self.body(inputs, training)
         answers = {
             "logits" if name == "lm" else f"{name}_logits": self.answer(name, head, outputs, inputs, training)
@@ -241,7 +242,7 @@ class EncoderModel(Model):
 class DecoderModel(Model):
     """A causal decoder: token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V]."""
 
-    INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "masked_positions", "pair_positions")
+    INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "pair_positions")
     POOL = "last"
 
     def make_body(self, config):

@@ -1,0 +1,282 @@
+"""What every page inherits: named inputs and outputs, heads, and what no token may know."""
+
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from tests.nn import formulas
+from tests.nn.formulas import Values, randomize, relative_error
+from tfzoo import nn
+from tfzoo.config import TransformerConfig
+from tfzoo.errors import UserError
+
+VOCAB, LENGTHS = 13, np.array([[7], [4], [1]])
+REAL = np.arange(7) < LENGTHS
+
+
+def config(**overrides):
+    sizes = dict(vocab_size=VOCAB, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=12, max_positions=9)
+    return TransformerConfig(**sizes | dict(norm_epsilon=1e-5) | overrides)
+
+
+def ids(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, VOCAB, shape).astype(np.int32)
+
+
+def made(cls, heads=None, seed=0, arguments=None, **overrides):
+    model = cls(config(**overrides), heads=heads, name="model", **arguments or {})
+    randomize(model, seed, 0.2)
+    return model
+
+
+class Encoder(nn.EncoderModel):
+    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "pair", "discriminate")
+    POOLER, POOL = True, "pooled"
+
+
+CAUSAL: tuple[dict[str, Any], ...] = (
+    dict(),
+    dict(norm_first=True, positions="rotary", norm="rms", num_kv_heads=1, gated_mlp=True, biases="none"),
+    dict(positions="relative", scale_scores=False, window=3),
+    dict(norm_first=True, parallel_blocks=True, positions="none"),
+)
+
+
+class InputsTest(tf.test.TestCase):
+    def test_unknown_and_missing_are_named(self):
+        model, values = made(nn.DecoderModel), {"token_ids": ids(3, 7)}
+        with self.assertRaisesRegex(ValueError, "unknown input 'input_ids'; the model takes token_ids, padding_mask,"):
+            model(values | {"input_ids": ids(3, 7)})
+        with self.assertRaisesRegex(ValueError, "unknown input 'segment_ids'"):
+            model(values | {"segment_ids": ids(3, 7)})
+        with self.assertRaisesRegex(ValueError, "'token_ids' is missing"):
+            model({"padding_mask": REAL})
+        with self.assertRaisesRegex(ValueError, "'decoder_token_ids' is missing"):
+            made(nn.EncoderDecoderModel)(values)
+
+    def test_a_pair_needs_its_positions(self):
+        model = made(nn.EncoderModel, ("pair",))
+        with self.assertRaisesRegex(ValueError, "'pair_positions' is missing"):
+            model({"token_ids": ids(3, 7)})
+        outputs = model({"token_ids": ids(3, 7), "pair_positions": np.array([[0, 1], [2, 0], [3, 3]])})
+        self.assertEqual(outputs["pair_logits"].shape, (3, 2))
+
+
+class HeadsTest(tf.test.TestCase):
+    def test_unknown_heads_and_pools_are_named(self):
+        with self.assertRaisesRegex(UserError, "head 'clasify': model has no such head .did you mean classify.*lm, "):
+            made(nn.EncoderModel, ("clasify",))
+        with self.assertRaisesRegex(UserError, "head 'next_sentence': model has no such head.*it has lm, classify"):
+            made(nn.DecoderModel, ("lm", "next_sentence"))
+        with self.assertRaisesRegex(UserError, "pool 'middle': model has no such pool.*it has first, last, mean"):
+            made(nn.EncoderModel, ("classify",), arguments={"pool": "middle"})
+        with self.assertRaisesRegex(UserError, "pool 'pooled': model has no such pool"):
+            made(nn.EncoderModel, ("classify",), arguments={"pool": "pooled"})
+
+    def test_names_and_shapes(self):
+        values = {"token_ids": ids(3, 7), "padding_mask": REAL}
+        shapes = dict(lm=(3, 7, VOCAB), next_sentence=(3, 2), classify=(3, 5), tag=(3, 7, 5), span=(3, 7, 2))
+        shapes |= dict(pair=(3, 5), discriminate=(3, 7))
+        model = made(Encoder, tuple(shapes), arguments={"num_labels": 5})
+        outputs = model(values | {"pair_positions": np.zeros([3, 2], np.int32)})
+        expected = {("logits" if head == "lm" else f"{head}_logits"): shape for head, shape in shapes.items()}
+        expected |= {"sequence": (3, 7, 8), "pooled": (3, 8)}
+        self.assertEqual({name: tuple(value.shape) for name, value in outputs.items()}, expected)
+        for name in expected.keys() - {"sequence", "pooled"}:
+            self.assertEqual(outputs[name].dtype, "float32")
+
+        self.assertEqual(made(nn.EncoderModel)(values).keys(), {"sequence", "logits"})
+        self.assertEqual(made(nn.EncoderModel, ())(values).keys(), {"sequence"})
+
+    def test_a_pooler_where_it_is_read(self):
+        for heads, pool, there in (
+            ((), None, True),
+            (("next_sentence",), None, True),
+            (("classify",), None, True),
+            (("classify",), "mean", False),
+            (("lm", "tag"), None, False),
+        ):
+            model = made(Encoder, heads, arguments={"pool": pool})
+            self.assertEqual(model.pooler is not None, there, heads)
+            outputs = model({"token_ids": ids(3, 7)})
+            self.assertEqual("pooled" in outputs, there)
+
+    def test_classify_reads_what_pool_says(self):
+        values = {"token_ids": ids(3, 7), "padding_mask": REAL}
+        for pool in ("first", "last", "mean"):
+            model = made(nn.EncoderModel, ("classify",), arguments={"pool": pool})
+            outputs = model(values)
+            sequence = outputs["sequence"].numpy().astype(np.float64)
+            vector = {
+                "first": sequence[:, 0],
+                "last": sequence[np.arange(3), LENGTHS[:, 0] - 1],
+                "mean": np.stack([row[:n].mean(0) for row, n in zip(sequence, LENGTHS[:, 0], strict=True)]),
+            }[pool]
+            expected = formulas.dense(Values(model), model.heads["classify"].dense, vector)
+            self.assertLess(relative_error(outputs["classify_logits"], expected), 1e-5)
+
+    def test_every_layer_is_built_with_the_model(self):
+        """Or its seeds would come too late for checkpoints, and inside of a step."""
+        for cls in (Encoder, nn.EncoderModel, nn.DecoderModel, nn.EncoderDecoderModel):
+            heads, size = list(cls.HEADS), 6 if issubclass(cls, nn.EncoderModel) else 0
+            with mock.patch.object(cls, "call", side_effect=AssertionError):  # Not by running it.
+                model = made(cls, heads, dropout=0.5, attention_dropout=0.5, qk_norm=True, embedding_size=size)
+            self.assertEqual([layer.path for layer in model._flatten_layers() if not layer.built], [])
+            values = {name: ids(3, 7) for name in model.REQUIRED_INPUTS}
+            if "pair" in heads:
+                values["pair_positions"] = np.zeros([3, 2], np.int32)
+            before = [id(variable) for variable in model.variables]
+            model(values, training=True)
+            self.assertEqual([id(variable) for variable in model.variables], before)
+            paths = [variable.path for variable in model.variables]
+            self.assertLen(set(paths), len(paths))
+            self.assertTrue(all(path.startswith("model/") for path in paths))
+
+    def test_no_two_matrices_begin_alike(self):
+        model = nn.EncoderDecoderModel(config(gated_mlp=True))
+        matrices = [w for w in model.trainable_weights if len(w.shape) == 2]
+        for i, one in enumerate(matrices):
+            for two in matrices[:i]:
+                if one.shape == two.shape:
+                    self.assertLess(np.mean(one.numpy() == two.numpy()), 0.1, (one.path, two.path))
+
+
+class DecoderTest(tf.test.TestCase):
+    def test_equals_the_formulas(self):
+        for overrides in (dict(norm_first=True, num_layers=2), dict(num_kv_heads=1, head_dim=6, tie_embeddings=False)):
+            model, values = made(nn.DecoderModel, **overrides), {"token_ids": ids(3, 7), "padding_mask": REAL}
+            c, v = model.config, Values(model)
+            x = formulas.embeddings(v, model.decoder.embeddings, c, values["token_ids"])
+            mask = np.tril(np.ones([7, 7], bool)) & REAL[:, None, None]
+            sequence = formulas.stack(v, model.decoder.stack, x, c, mask)
+            head = model.heads["lm"]
+            matrix = v(model.tokens.embeddings).T if c.tie_embeddings else v(head.dense.kernel)
+            outputs = model(values)
+            self.assertLess(relative_error(outputs["sequence"], sequence), 1e-5)
+            self.assertLess(relative_error(outputs["logits"], sequence @ matrix), 1e-5)
+
+    def test_no_token_knows_those_after_it(self):
+        for overrides in CAUSAL:
+            model, tokens = made(nn.DecoderModel, num_layers=2, **overrides), ids(3, 7)
+            logits = model({"token_ids": tokens})["logits"]
+            for place in (1, 4, 6):
+                changed = tokens.copy()
+                changed[:, place:] = (changed[:, place:] + 5) % VOCAB
+                again = model({"token_ids": changed})["logits"]
+                self.assertAllEqual(again[:, :place], logits[:, :place], overrides)
+                self.assertGreater(np.abs(again[:, place:] - logits[:, place:]).min(-1).max(), 1e-4)
+
+    def test_a_window_forgets(self):
+        model, tokens = made(nn.DecoderModel, window=3), ids(3, 7)
+        sequence = model({"token_ids": tokens})["sequence"]
+        tokens[:, 1] = (tokens[:, 1] + 5) % VOCAB
+        same = np.all(model({"token_ids": tokens})["sequence"] == sequence, axis=(0, 2))
+        self.assertAllEqual(same, [True, False, False, False, True, True, True])
+
+    def test_padding_changes_nothing(self):
+        for overrides in CAUSAL:
+            model, tokens = made(nn.DecoderModel, **overrides), ids(3, 7)
+            logits = model({"token_ids": tokens, "padding_mask": REAL})["logits"]
+            changed = np.where(REAL, tokens, 11)
+            again = model({"token_ids": changed, "padding_mask": REAL})["logits"]
+            self.assertAllEqual(again[REAL], logits[REAL])
+            alone = model({"token_ids": tokens[1:2, :4]})["logits"]
+            self.assertLess(relative_error(alone[0], logits[1, :4].numpy()), 1e-5)
+
+    def test_positions_of_ones_own(self):
+        for positions in ("learned", "rotary"):
+            model, tokens = made(nn.DecoderModel, positions=positions), ids(1, 4)
+            logits = model({"token_ids": tokens})["logits"]
+            padded = np.concatenate([ids(1, 3, seed=1), tokens], 1)  # On the left, with positions that say so.
+            places = np.array([[0, 0, 0, 0, 1, 2, 3]])
+            values = {"token_ids": padded, "padding_mask": np.arange(7)[None] >= 3, "position_ids": places}
+            self.assertLess(relative_error(model(values)["logits"][:, 3:], logits.numpy()), 1e-5)
+
+    def test_lengths_unknown_in_a_graph(self):
+        for overrides in CAUSAL[1:3]:
+            model, tokens = made(nn.DecoderModel, **overrides), ids(3, 7)
+            spec = {
+                "token_ids": tf.TensorSpec([None, None], tf.int32),
+                "padding_mask": tf.TensorSpec([None, None], bool),
+            }
+            function = tf.function(lambda inputs: model(inputs)["logits"], input_signature=[spec])  # noqa: B023
+            for length in (7, 2):
+                values = {"token_ids": tokens[:, :length], "padding_mask": REAL[:, :length]}
+                self.assertAllClose(function(values), model(values)["logits"], 1e-5, 1e-5)
+
+
+class EncoderDecoderTest(tf.test.TestCase):
+    def values(self):
+        tokens = {"token_ids": ids(3, 7), "decoder_token_ids": ids(3, 5, seed=1)}
+        return tokens | {"padding_mask": REAL, "decoder_padding_mask": np.arange(5) < np.array([[5], [5], [2]])}
+
+    def test_shapes_and_sharing(self):
+        model = made(nn.EncoderDecoderModel, num_layers=2, num_decoder_layers=3)
+        outputs = model(self.values())
+        shapes = {"memory": (3, 7, 8), "sequence": (3, 5, 8), "logits": (3, 5, VOCAB)}
+        self.assertEqual({name: tuple(value.shape) for name, value in outputs.items()}, shapes)
+        self.assertLen(model.encoder.stack.blocks, 2)
+        self.assertLen(model.decoder.stack.blocks, 3)
+        self.assertLen([w for w in model.weights if w.shape == (VOCAB, 8)], 1)
+        self.assertLen(made(nn.EncoderDecoderModel, num_layers=2).decoder.stack.blocks, 2)
+
+    def test_equals_the_formulas(self):
+        values = self.values()
+        for overrides in (
+            dict(num_layers=2),
+            dict(norm_first=True, norm="rms", biases="none", gated_mlp=True, scale_embeddings=True),
+        ):
+            model = made(nn.EncoderDecoderModel, **overrides)
+            c, v, outputs = model.config, Values(model), model(values)
+            x = formulas.embeddings(v, model.encoder.embeddings, c, values["token_ids"])
+            padding = REAL[:, None, None]
+            memory = formulas.stack(v, model.encoder.stack, x, c, padding)
+            self.assertLess(relative_error(outputs["memory"], memory), 1e-5)
+            x = formulas.embeddings(v, model.decoder.embeddings, c, values["decoder_token_ids"])
+            mask = np.tril(np.ones([5, 5], bool)) & values["decoder_padding_mask"][:, None, None]
+            sequence = formulas.stack(v, model.decoder.stack, x, c, mask, memory=memory, memory_mask=padding)
+            self.assertLess(relative_error(outputs["sequence"], sequence), 2e-5)
+            logits = sequence @ v(model.tokens.embeddings).T
+            self.assertLess(relative_error(outputs["logits"], logits), 2e-5)
+
+    def test_padding_in_the_memory_changes_nothing(self):
+        for overrides in ({}, dict(norm_first=True, positions="relative", norm="rms")):
+            model, values = made(nn.EncoderDecoderModel, **overrides), self.values()
+            outputs = model(values)
+            again = model(values | {"token_ids": np.where(REAL, values["token_ids"], 11)})
+            self.assertAllEqual(again["logits"], outputs["logits"])
+            self.assertAllEqual(again["memory"][REAL], outputs["memory"][REAL])
+            alone = model(
+                {"token_ids": values["token_ids"][1:2, :4], "decoder_token_ids": values["decoder_token_ids"][1:2]}
+            )
+            self.assertLess(relative_error(alone["logits"][0], outputs["logits"][1].numpy()), 1e-5)
+            # And a real token changes something.
+            changed = values["token_ids"].copy()
+            changed[:, 0] = (changed[:, 0] + 5) % VOCAB
+            self.assertGreater(
+                np.abs(model(values | {"token_ids": changed})["logits"] - outputs["logits"]).min(-1).max(), 1e-4
+            )
+
+    def test_the_decoder_is_causal_and_the_encoder_is_not(self):
+        model, values = made(nn.EncoderDecoderModel), self.values()
+        outputs = model(values)
+        changed = values["decoder_token_ids"].copy()
+        changed[:, 3:] = (changed[:, 3:] + 5) % VOCAB
+        again = model(values | {"decoder_token_ids": changed})
+        self.assertAllEqual(again["sequence"][:, :3], outputs["sequence"][:, :3])
+        changed = values["token_ids"].copy()
+        changed[0, 6] = (changed[0, 6] + 5) % VOCAB
+        again = model(values | {"token_ids": changed})
+        self.assertTrue(np.all(np.any(again["memory"][0] != outputs["memory"][0], axis=-1)))
+
+    def test_in_two_parts(self):
+        model, values = made(nn.EncoderDecoderModel), self.values()
+        memory = model.encode(values)
+        self.assertAllEqual(memory, model(values)["memory"])
+        self.assertAllEqual(model.decode(values, memory), model(values)["sequence"])
+
+
+if __name__ == "__main__":
+    tf.test.main()
