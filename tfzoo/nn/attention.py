@@ -8,6 +8,8 @@ from keras import ops
 
 from tfzoo.config import TransformerConfig
 from tfzoo.nn.basic import Dense, Dropout, RMSNorm, make_initializer
+from tfzoo.nn.kernel import FavorAttention
+from tfzoo.nn.lean import LeanAttention
 from tfzoo.nn.mask import Mask
 from tfzoo.nn.position import rotate
 
@@ -57,7 +59,7 @@ class FullAttention(keras.layers.Layer):
 
 
 # config.attention -> a layer: (config), (query [B, H, L, D], key, value [B, H, M, D], masking=Mask) -> [B, H, L, D]
-KINDS = {"full": FullAttention}
+KINDS: dict[str, type[keras.layers.Layer]] = {"full": FullAttention, "lean": LeanAttention, "favor": FavorAttention}
 
 
 class Attention(keras.layers.Layer):

@@ -1,0 +1,285 @@
+"""FAVOR+: attention by positive orthogonal random features, in time and memory O(L).
+
+Choromanski et al. 2020, https://arxiv.org/abs/2009.14794: exp(q k) is the mean over normal w of f_w(q) f_w(k), with
+f_w(x) = exp(w x - |x|^2 / 2) (lemma 1), so that sums over keys can be taken before a query is known.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from tfzoo.config import TransformerConfig
+from tfzoo.errors import UserError
+from tfzoo.nn.basic import read
+from tfzoo.nn.lean import block_size, join_blocks, loop, size, split_blocks
+from tfzoo.nn.mask import Mask
+
+CHUNK = 256  # Positions whose features are held at once.
+ABSENT = -1e30  # A logarithm of nothing that, unlike -inf, can be subtracted from itself.
+
+
+class FavorAttention(keras.layers.Layer):
+    """An estimate of softmax attention: query [B, H, L, D], key and value [B, H, M, D], a Mask -> [B, H, L, D].
+
+    Its error falls as 1 / sqrt(config.num_features). A query that may attend to nothing gets 0. Dropout on the weights
+    is left out, for there are none.
+
+    Args:
+      config: its field `redraw_every`, where it has one, draws new features after so many calls in training (0: never).
+      seed: of the features; None takes one at random.
+
+    Raises:
+      UserError: positions, masks or a window that would need the scores.
+    """
+
+    def __init__(self, config: TransformerConfig, seed: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        _refuse(config.window, f"a window (window={config.window})")
+        _refuse(config.positions == "relative", "a bias (positions='relative')")
+        self.scale_scores = config.scale_scores
+        self.shape = (config.num_features, config.head_dim or config.hidden_size // config.num_heads)
+        self.redraw_every = getattr(config, "redraw_every", 0)
+        # Its state, which checkpoints keep, is the seed and the number of calls: all replicas count alike.
+        self.seeds = keras.random.SeedGenerator(seed, name="seeds")
+
+    def build(self, input_shape=None):
+        state = tf.cast(self.seeds.state.value, tf.int32)
+        self.features = self.add_weight(
+            shape=self.shape,
+            initializer=lambda shape, dtype: tf.cast(draw_features(shape[0], shape[1], state), dtype),
+            trainable=False,
+            autocast=False,
+            aggregation="none",  # Every replica draws for itself, and the same.
+            name="features",
+        )
+
+    def redraw(self, seed: int) -> None:
+        """Replaces the features by those of a seed."""
+        self.features.assign(draw_features(*self.shape, tf.constant([seed, 0], tf.int32)))
+
+    def call(self, query, key, value, masking: Mask, training=False):
+        _refuse(masking.window, f"a window (window={masking.window})")
+        _refuse(masking.bias is not None, "a bias")
+        _refuse(masking.attention_mask is not None, "an attention_mask")
+        if training and self.redraw_every:
+            seed = tf.cast(self.seeds.next(), tf.int32)
+            due = (seed[1] > 0) & (seed[1] % self.redraw_every == 0)
+            # The branch is around the drawing alone: replicas cannot assign inside of one.
+            self.features.assign(
+                tf.cond(due, lambda: draw_features(*self.shape, seed), lambda: tf.identity(read(self.features)))
+            )
+        scale = 1 / math.sqrt(self.shape[1]) if self.scale_scores else 1.0
+        return favor_attention(query, key, value, read(self.features), masking, scale)
+
+
+def _refuse(asked, what: str) -> None:
+    if asked:
+        raise UserError(f"attention='favor' has no scores that {what} could change; attention='lean' or 'full' has")
+
+
+def draw_features(count: int, depth: int, seed):
+    """[count, depth] float32: every row is normal, and those of each `depth` in a row are orthogonal (section 2.4).
+
+    seed: int32 [2]; the same seed gives the same features.
+    """
+    blocks = -(-count // depth)
+    turns, lengths = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    q, r = tf.linalg.qr(tf.random.stateless_normal([blocks, depth, depth], turns))
+    q *= tf.sign(tf.linalg.diag_part(r))[:, None, :]  # Without this the directions are not uniform (Mezzadri 2007).
+    norms = tf.norm(tf.random.stateless_normal([blocks, depth, depth], lengths), axis=-1, keepdims=True)
+    return tf.reshape(tf.linalg.matrix_transpose(q) * norms, [blocks * depth, depth])[:count]
+
+
+def favor_attention(query, key, value, features, masking: Mask, scale, chunk: int = CHUNK):
+    """sum_j f(q_i) f(k_j) v_j / sum_j f(q_i) f(k_j), over those keys that padding and causality allow.
+
+    The sums over keys, [features, D + 1], are carried from chunk to chunk, and made again in the backward pass
+    (appendix B.1, without keeping the prefix sums). What is carried is divided by exp(the largest exponent so far),
+    feature by feature; with each query's largest exponent taken out too no sum overflows, and without causality no
+    denominator is below 1. All of this cancels in the quotient, as do |q|^2 / 2 and the number of features.
+
+    Args:
+      query: [B, H, L, D].
+      key, value: [B, H, M, D]; M >= L where causal.
+      features: [number, D].
+      masking: padding_mask and causal are used.
+      scale: of the scores that are estimated.
+
+    Returns:
+      [B, H, L, D] in value's dtype, computed in float32.
+    """
+    wide = tf.float64 if query.dtype == tf.float64 else tf.float32
+    features = tf.stop_gradient(tf.cast(features, wide)) * math.sqrt(scale)
+    length, memory = size(query, 2), size(key, 2)
+    # Every query sees the keys of `past`, and under causality of the rest those up to its own place.
+    past = memory - length if masking.causal else memory
+    if isinstance(past, int) and past < 0:
+        raise UserError(f"{length} causal queries over {memory} keys: attention='favor' wants as many keys or more")
+    real = tf.ones([1, memory]) if masking.padding_mask is None else masking.padding_mask
+    real = tf.cast(real, wide)[:, None, :, None]
+    block = block_size(length, chunk)
+    seen = tf.linalg.band_part(tf.ones([block, block], wide), -1, 0)
+
+    def project(x):  # [B, H, C, D] -> [B, H, C, features]
+        return _multiply(x, tf.transpose(features))
+
+    def key_logs(x, real):
+        logs = project(x) - 0.5 * scale * tf.reduce_sum(x * x, -1, keepdims=True)
+        return tf.where(real > 0, logs, tf.cast(ABSENT, wide))
+
+    @tf.custom_gradient
+    def attend(query, key, value):
+        queries = split_blocks(tf.cast(query, wide), block)
+        count = size(queries, 0)
+        zero = tf.zeros_like(queries[0, :, :, :1, :1])
+        number, depth = features.shape[0], value.shape[3]
+        nothing = (zero + tf.fill([1, number], tf.cast(ABSENT, wide)), zero + tf.zeros([number, depth + 1], wide))
+        far = near = None
+        if not (isinstance(past, int) and past == 0):
+            far = _Keys(key[:, :, :past], value[:, :, :past], real[:, :, :past], block_size(past, chunk), wide)
+        if masking.causal:
+            near = _Keys(key[:, :, past:], value[:, :, past:], real[:, :, past:], block, wide)
+
+        def beginning():
+            """The sums over `far`, which the first query begins with."""
+            if far is None:
+                return nothing
+
+            def absorb(j, *state):
+                return j + 1, *_absorb(state, key_logs(far.keys[j], far.real[j]), far.values[j])
+
+            return loop(lambda j, *_: j < far.count, absorb, (0, *nothing))[1:]
+
+        def own_keys(i):
+            return None if near is None else _Chunk(key_logs(near.keys[i], near.real[i]), near.values[i], seen)
+
+        def forward(i, peaks, totals, outs, sums, tops):
+            state, own, logs = (peaks, totals), own_keys(i), project(queries[i])
+            top = tf.reduce_max(logs + (peaks if own is None else tf.maximum(peaks, own.peaks)), -1, keepdims=True)
+            parts = _product(state, own, _weights(state, own, logs - top))
+            out = tf.math.divide_no_nan(parts[..., :-1], parts[..., -1:])
+            state = state if own is None else _absorb(state, own.logs, own.values)
+            return i + 1, *state, outs.write(i, out), sums.write(i, parts[..., -1:]), tops.write(i, top)
+
+        arrays = [tf.TensorArray(wide, count) for _ in range(3)]
+        arrays = loop(lambda i, *_: i < count, forward, (0, *beginning(), *arrays))[3:]
+        outs, sums, tops = (array.stack() for array in arrays)
+
+        def gradient(upstream):
+            # Of [numerator, denominator]; 0 for a query that saw nothing.
+            payload = tf.math.divide_no_nan(split_blocks(tf.cast(upstream, wide), block), sums)
+            payload = tf.concat([payload, -tf.reduce_sum(payload * outs, -1, keepdims=True)], -1)
+
+            def for_query(i, peaks, totals, dqueries):
+                state, own = (peaks, totals), own_keys(i)
+                weights = _weights(state, own, project(queries[i]) - tops[i])
+                dquery = _multiply(_gradient(state, own, weights, payload[i]), features)
+                state = state if own is None else _absorb(state, own.logs, own.values)
+                return i + 1, *state, dqueries.write(i, dquery)
+
+            state = (0, *beginning(), tf.TensorArray(wide, count))
+            dqueries = loop(lambda i, *_: i < count, for_query, state)[-1].stack()
+
+            # What a key gives it gives to the queries from its own place on: the same sums with the parts exchanged,
+            # from the end to the beginning.
+            def to_key(state, own, x, real, values):
+                weights = _weights(state, own, key_logs(x, real))
+                dlogs = _gradient(state, own, weights, values)
+                dkey = _multiply(dlogs, features) - scale * x * tf.reduce_sum(dlogs, -1, keepdims=True)
+                return dkey, _product(state, own, weights)[..., :-1]
+
+            def for_near(i, peaks, totals, dkeys, dvalues):
+                state, logs = (peaks, totals), project(queries[i]) - tops[i]
+                logs = tf.where(sums[i] > 0, logs, tf.cast(ABSENT, wide))
+                if near is not None:
+                    own = _Chunk(logs, payload[i], tf.transpose(seen))
+                    dkey, dvalue = to_key(state, own, near.keys[i], near.real[i], near.values[i])
+                    dkeys, dvalues = dkeys.write(i, dkey), dvalues.write(i, dvalue)
+                return i - 1, *_absorb(state, logs, payload[i]), dkeys, dvalues
+
+            arrays = [tf.TensorArray(wide, 0 if near is None else count) for _ in range(2)]
+            _, *state, dkeys, dvalues = loop(lambda i, *_: i >= 0, for_near, (count - 1, *nothing, *arrays))
+            parts = [] if near is None else [near.join(dkeys, dvalues)]
+            if far is not None:
+
+                def for_far(j, dkeys, dvalues):
+                    dkey, dvalue = to_key(state, None, far.keys[j], far.real[j], far.values[j])
+                    return j + 1, dkeys.write(j, dkey), dvalues.write(j, dvalue)
+
+                arrays = [tf.TensorArray(wide, far.count) for _ in range(2)]
+                parts.insert(0, far.join(*loop(lambda j, *_: j < far.count, for_far, (0, *arrays))[1:]))
+            dkey, dvalue = (tf.concat(pieces, 2) for pieces in zip(*parts))
+            gradients = (join_blocks(dqueries, query), dkey, dvalue)
+            return tuple(tf.cast(g, x.dtype) for g, x in zip(gradients, (query, key, value)))
+
+        return tf.cast(join_blocks(outs, query), value.dtype), gradient
+
+    return attend(query, key, value)
+
+
+def _multiply(x, matrix):
+    """x [..., I], matrix [I, O] -> [..., O]. Flat: TensorFlow 2.20's product that broadcasts a matrix over a batch is
+    at times wrong on a CPU, or crashes."""
+    shape = tf.shape(x)
+    result = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), matrix)
+    result = tf.reshape(result, tf.concat([shape[:-1], [matrix.shape[1]]], 0))
+    return tf.ensure_shape(result, [*x.shape[:-1], matrix.shape[1]])
+
+
+class _Keys:
+    """Keys [N, B, H, C, D] with [value, 1], 0 where there is no key, for the sums above and below the fraction."""
+
+    def __init__(self, key, value, real, block: int, wide):
+        self.key, self.value = key, value
+        self.keys, self.real = split_blocks(tf.cast(key, wide), block), split_blocks(real, block)
+        ones = tf.ones_like(value[..., :1], wide)
+        self.values = split_blocks(tf.concat([tf.cast(value, wide), ones], -1) * real, block)
+        self.count = size(self.keys, 0)
+
+    def join(self, dkeys, dvalues):
+        return join_blocks(dkeys.stack(), self.key), join_blocks(dvalues.stack(), self.value)
+
+
+class _Chunk:
+    """The sources of sums that the readers of the same chunk may read in part: logs [B, H, C, m], values [B, H, C, X].
+
+    allowed [C, C]: which reader (row) reads which source (column).
+    """
+
+    def __init__(self, logs, values, allowed):
+        self.logs, self.values, self.allowed = logs, values, allowed
+        self.peaks = tf.reduce_max(logs, 2, keepdims=True)
+        self.weights = tf.exp(logs - self.peaks)
+
+
+def _absorb(state, logs, values):
+    """Adds a chunk to the state: peaks [B, H, 1, m] and totals [B, H, m, X], the sums of exp(logs - peaks) values."""
+    peaks, totals = state
+    above = tf.maximum(peaks, tf.reduce_max(logs, 2, keepdims=True))
+    shrink = tf.linalg.matrix_transpose(tf.exp(peaks - above))
+    return above, totals * shrink + tf.matmul(tf.exp(logs - above), values, transpose_a=True)
+
+
+def _weights(state, own, logs):
+    """What readers with these logs multiply the state's totals with, and those of their own chunk."""
+    return tf.exp(logs + state[0]), None if own is None else tf.exp(logs + own.peaks)
+
+
+def _product(state, own, weights):
+    """The sums that the readers read: [B, H, C, X]."""
+    far, near = weights
+    result = tf.matmul(far, state[1])
+    if own is not None:
+        result += tf.matmul(own.allowed * tf.matmul(near, own.weights, transpose_b=True), own.values)
+    return result
+
+
+def _gradient(state, own, weights, upstream):
+    """The gradient for the readers' logs of sum(upstream * _product)."""
+    far, near = weights
+    result = far * tf.matmul(upstream, state[1], transpose_b=True)
+    if own is not None:
+        shares = own.allowed * tf.matmul(upstream, own.values, transpose_b=True)
+        result += near * tf.matmul(shares, own.weights)
+    return result

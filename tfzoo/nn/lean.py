@@ -1,0 +1,276 @@
+"""Exact attention that never holds all scores at once: memory O(L) where full attention takes O(L^2).
+
+Scores are made a block at a time under a running softmax and made again in the backward pass (Rabe and Staats 2021,
+https://arxiv.org/abs/2112.05682; Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 and 4).
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from tfzoo.config import TransformerConfig
+from tfzoo.nn.basic import Dropout, _drop
+from tfzoo.nn.mask import Mask
+
+ROWS, COLUMNS = 256, 512  # Of a block of scores: small enough for a cache, large enough for a matrix product.
+MASKED = -1e9  # What mask_bias adds to a score that a mask hides.
+
+
+class LeanAttention(keras.layers.Layer):
+    """The numbers of FullAttention: query [B, H, L, D], key and value [B, H, M, D], a Mask -> [B, H, L, D].
+
+    Blocks wholly in the future (causal) or wholly outside the window cost nothing, unless an attention_mask is given.
+    """
+
+    def __init__(self, config: TransformerConfig, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = None if config.scale_scores else 1.0
+        self.dropout = Dropout(config.attention_dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, input_shape=None):
+        self.dropout.build(input_shape)
+
+    def call(self, query, key, value, masking, training=False):
+        scale = 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
+        return lean_attention(query, key, value, masking, scale, *(self._draw() if training else ()))
+
+    def _draw(self):
+        """(seed, threshold) for `_drop`; () where nothing is dropped."""
+        if self.dropout.seed_generator is None:
+            return ()
+        seed = tf.cast(self.dropout.seed_generator.next(), tf.int32)
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
+        return seed, min(round(self.dropout.rate * 65536), 65535)
+
+
+def lean_attention(query, key, value, masking: Mask, scale, seed=None, threshold=0, rows=ROWS, columns=COLUMNS):
+    """softmax(scale query key^T + bias, masked) value, with dropout on the weights where a seed is given.
+
+    Args:
+      query: [B, H, L, D].
+      key, value: [B, H, M, D].
+      masking: who may attend to whom; gradients reach its bias.
+      seed: int32 [2]; threshold: of 65,536 weights so many are dropped. A block draws from the seed and its own place,
+        and so the same again in the backward pass.
+      rows, columns: of a block.
+
+    Returns:
+      [B, H, L, D] in value's dtype. Sums are kept in float32.
+    """
+    tiles = _Tiles(query, key, masking, rows, columns)
+    wide = tf.float64 if query.dtype == tf.float64 else tf.float32
+    narrow = value.dtype
+
+    def dropped(x, i, j):
+        if seed is None:
+            return x
+        fold = tf.random.experimental.stateless_fold_in
+        return _drop(x, fold(fold(seed, i), j), threshold)
+
+    def scores(q, keys, bias, i, j):  # [B, H, rows, columns]
+        s = tf.cast(tf.matmul(q, keys[j], transpose_b=True), wide)
+        if bias:
+            s += tf.cast(tiles.cut(bias[0], i, j), wide)
+        hidden = tiles.hidden(i, j, wide)
+        return s if hidden is None else s + hidden
+
+    @tf.custom_gradient
+    def attend(query, key, value, *bias):
+        queries = split_blocks(query * tf.cast(scale, query.dtype), tiles.rows)
+        keys, values = (split_blocks(x, tiles.columns) for x in (key, value))
+
+        def row(i, outs, maxima, sums):
+            q = queries[i]
+
+            def column(j, result, maximum, total):
+                s = scores(q, keys, bias, i, j)
+                above = tf.maximum(maximum, tf.reduce_max(s, -1, keepdims=True))
+                weights = tf.exp(s - above)
+                shrink = tf.exp(maximum - above)
+                part = tf.matmul(tf.cast(dropped(weights, i, j), narrow), values[j])
+                return (
+                    j + 1,
+                    result * shrink + tf.cast(part, wide),
+                    above,
+                    total * shrink + tf.reduce_sum(weights, -1, keepdims=True),
+                )
+
+            zero = tf.zeros_like(q[..., :1], wide)
+            state = (tiles.first[i], zero + tf.zeros([value.shape[3]], wide), zero + wide.min, zero)
+            _, result, maximum, total = loop(lambda j, *_: j < tiles.end[i], column, state)
+            return i + 1, outs.write(i, result / total), maxima.write(i, maximum), sums.write(i, total)
+
+        arrays = [tf.TensorArray(wide, tiles.num_rows) for _ in range(3)]
+        _, *arrays = loop(lambda i, *_: i < tiles.num_rows, row, (0, *arrays))
+        # The maximum and the sum apart: where all is masked, the logarithm of their product would lose the sum.
+        outs, maxima, sums = (array.stack() for array in arrays)
+
+        def gradient(upstream):
+            upstreams = split_blocks(upstream, tiles.rows)
+
+            def row(i, dqueries, dkeys, dvalues, dbias):
+                maximum = maxima[i]
+                up = tf.cast(upstreams[i], wide) / sums[i]  # The weights below are not divided by their sum: this is.
+                mean = tf.reduce_sum(up * outs[i], -1, keepdims=True)
+                q, up = queries[i], tf.cast(up, narrow)
+
+                def column(j, dq, dkeys, dvalues, dbias):
+                    weights = tf.exp(scores(q, keys, bias, i, j) - maximum)
+                    dv = tf.matmul(tf.cast(dropped(weights, i, j), narrow), up, transpose_a=True)
+                    dweights = dropped(tf.cast(tf.matmul(up, values[j], transpose_b=True), wide), i, j)
+                    dscores = weights * (dweights - mean)
+                    if bias:
+                        dbias = dbias.write(i * tiles.num_columns + j, _sum_to(dscores, tiles.cut(bias[0], i, j)))
+                    dscores = tf.cast(dscores, narrow)
+                    dk = tf.matmul(dscores, q, transpose_a=True)
+                    return (
+                        j + 1,
+                        dq + tf.cast(tf.matmul(dscores, keys[j]), wide),
+                        dkeys.write(j, dkeys.read(j) + tf.cast(dk, wide)),
+                        dvalues.write(j, dvalues.read(j) + tf.cast(dv, wide)),
+                        dbias,
+                    )
+
+                state = (tiles.first[i], tf.zeros_like(q, wide), dkeys, dvalues, dbias)
+                _, dq, *others = loop(lambda j, *_: j < tiles.end[i], column, state)
+                return i + 1, dqueries.write(i, dq * scale), *others
+
+            def zeros(blocks):
+                array = tf.TensorArray(wide, tiles.num_columns, clear_after_read=False)
+                return array.unstack(tf.zeros_like(blocks, wide))
+
+            dbias = tf.TensorArray(wide, tiles.num_rows * tiles.num_columns if bias else 0)
+            state = (0, tf.TensorArray(wide, tiles.num_rows), zeros(keys), zeros(values), dbias)
+            _, dqueries, dkeys, dvalues, dbias = loop(lambda i, *_: i < tiles.num_rows, row, state)
+            gradients = [
+                tf.cast(join_blocks(blocks.stack(), like), like.dtype)
+                for blocks, like in ((dqueries, query), (dkeys, key), (dvalues, value))
+            ]
+            return *gradients, *(tf.cast(tiles.paste(dbias.stack(), x), x.dtype) for x in bias)
+
+        return tf.cast(join_blocks(outs, query), narrow), gradient
+
+    return attend(query, key, value, *([] if masking.bias is None else [masking.bias]))
+
+
+class _Tiles:
+    """How [L, M] scores fall into blocks, and what the masks say of each block."""
+
+    def __init__(self, query, key, masking: Mask, rows: int, columns: int):
+        self.masking = masking
+        self.length, self.memory = size(query, 2), size(key, 2)
+        self.rows, self.columns = block_size(self.length, rows), block_size(self.memory, columns)
+        self.num_rows, self.num_columns = -(-self.length // self.rows), -(-self.memory // self.columns)
+        self.first, self.end = self._ranges()
+
+    def _ranges(self):
+        """For each row of blocks the first block that is not skipped, and the one after the last: int32 [num_rows]."""
+        begin, end = self._visible(tf.range(self.num_rows * self.rows))
+        first, last = (tf.reshape(x, [-1, self.rows]) for x in (begin // self.columns, -(-end // self.columns)))
+        if self.masking.attention_mask is not None:
+            return tf.zeros_like(first[:, 0]), tf.zeros_like(last[:, 0]) + self.num_columns
+        # A row that sees no key averages over all of them, also over those of skipped blocks: skip none there.
+        padding = self.masking.padding_mask
+        seen = tf.ones([1, self.memory], tf.int32) if padding is None else tf.cast(padding, tf.int32)
+        seen = tf.pad(tf.cumsum(seen, 1), [[0, 0], [1, 0]])
+        blind = tf.reduce_any(tf.gather(seen, end, axis=1) <= tf.gather(seen, begin, axis=1), 0)
+        blind = tf.reduce_any(tf.reshape(blind, [-1, self.rows]), 1)
+        return (
+            tf.where(blind, 0, tf.reduce_min(first, 1)),
+            tf.where(blind, self.num_columns, tf.reduce_max(last, 1)),
+        )
+
+    def _visible(self, rows):
+        """rows int32 [N] -> the first key that each sees, by causality and window alone, and the one after the last."""
+        at = tf.minimum(rows, self.length - 1) + (self.memory - self.length)
+        begin, end = tf.zeros_like(at), tf.zeros_like(at) + self.memory
+        if self.masking.causal:
+            end = tf.maximum(at + 1, 0)
+            if self.masking.window:
+                begin = tf.clip_by_value(at - self.masking.window + 1, 0, self.memory)
+        return begin, end
+
+    def hidden(self, i, j, dtype):
+        """What masks add to block (i, j): 0, MASKED, or -inf past the last key; broadcasts to [B, H, rows, columns]."""
+        columns = j * self.columns + tf.range(self.columns)
+        allowed = None
+        if self.masking.causal:
+            begin, end = self._visible(i * self.rows + tf.range(self.rows))
+            allowed = ((columns >= begin[:, None]) & (columns < end[:, None]))[None, None]
+        if self.masking.padding_mask is not None:
+            padding = self.cut(tf.cast(self.masking.padding_mask, tf.bool)[:, None, None, :], None, j)
+            allowed = padding if allowed is None else allowed & padding
+        if self.masking.attention_mask is not None:
+            tile = self.cut(self.masking.attention_mask, i, j)
+            allowed = tile if allowed is None else allowed & tile
+        zero = tf.zeros([], dtype)
+        result = None if allowed is None else tf.where(allowed, zero, tf.cast(MASKED, dtype))
+        if not isinstance(self.memory, int) or self.memory % self.columns:
+            past = tf.where(columns < self.memory, zero, -math.inf)
+            result = past if result is None else result + past
+        return result
+
+    def cut(self, x, i, j):
+        """Block (i, j) of x [b, h, L, M], padded; i None: x [b, h, 1, M] has one row for all."""
+        rows, begin = (1, 0) if i is None else (self.rows, i * self.rows)
+        if _divides(self.columns, self.memory) and (i is None or _divides(rows, self.length)):
+            return tf.slice(x, [0, 0, begin, j * self.columns], [*tf.unstack(tf.shape(x)[:2]), rows, self.columns])
+        part = x[:, :, begin : begin + rows, j * self.columns : (j + 1) * self.columns]
+        missing = [rows - tf.shape(part)[2], self.columns - tf.shape(part)[3]]
+        part = tf.pad(part, [[0, 0], [0, 0], [0, missing[0]], [0, missing[1]]])
+        return tf.ensure_shape(part, [*x.shape[:2], rows, self.columns])
+
+    def paste(self, blocks, like):
+        """blocks [num_rows * num_columns, b, h, rows, columns] -> [b, h, L, M]; the inverse of `cut`."""
+        shape = tf.shape(blocks)
+        grid = tf.reshape(blocks, tf.concat([[self.num_rows, self.num_columns], shape[1:]], 0))
+        whole = tf.transpose(grid, [2, 3, 0, 4, 1, 5])
+        whole = tf.reshape(whole, [shape[1], shape[2], self.num_rows * self.rows, self.num_columns * self.columns])
+        return tf.reshape(whole[:, :, : self.length, : self.memory], tf.shape(like))
+
+
+def size(x, axis: int):
+    """x's length along an axis: an int where it is known beforehand, else a tensor."""
+    return tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
+
+
+def block_size(length, block: int) -> int:
+    """`block`, or a length that is shorter and known, so that a short sequence is not padded."""
+    return min(block, length) if isinstance(length, int) else block
+
+
+def split_blocks(x, block: int):
+    """x [B, H, L, D] -> [N, B, H, block, D], with zeros after the end; at least one block."""
+    length = size(x, 2)
+    count = -(-length // block)
+    if not isinstance(length, int):
+        count = tf.maximum(count, 1)  # An array of no blocks has no shape.
+    if not _divides(block, length):
+        x = tf.pad(x, [[0, 0], [0, 0], [0, count * block - length], [0, 0]])
+    shape = [size(x, 0), x.shape[1], count, block, x.shape[3]]
+    return tf.transpose(tf.reshape(x, shape), [2, 0, 1, 3, 4])
+
+
+def join_blocks(blocks, like):
+    """The inverse of `split_blocks`: [N, B, H, block, D] -> [B, H, L, D], where `like` is [B, H, L, anything]."""
+    count, batch, heads, block, depth = (size(blocks, axis) for axis in range(5))
+    whole = tf.reshape(tf.transpose(blocks, [1, 2, 0, 3, 4]), [batch, heads, count * block, depth])
+    return tf.ensure_shape(whole[:, :, : size(like, 2)], [*like.shape[:3], blocks.shape[4]])
+
+
+def loop(condition, body, state):
+    """tf.while_loop, one turn after another: turns side by side would each hold blocks of their own."""
+    return tf.while_loop(condition, body, state, parallel_iterations=1)
+
+
+def _divides(block: int, length) -> bool:
+    return isinstance(length, int) and length % block == 0
+
+
+def _sum_to(x, like):
+    """The gradient of broadcasting `like` to x's shape."""
+    axes = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(x), s1=tf.shape(like))[1]
+    return tf.reshape(tf.reduce_sum(x, axes), tf.shape(like))
