@@ -171,13 +171,15 @@ def parameters(config):
 
 
 class BuildTest(tf.test.TestCase):
-    def test_unknown_names_list_what_there_is(self):
-        with self.assertRaisesRegex(UserError, "--model=bert_huge: .*bert has bert_tiny, .*bert_large"):
-            models.find("bert_huge")
-        with self.assertRaisesRegex(UserError, "--model=bart_base: no such family; the families are bert"):
-            models.find("bart_base")
-        with self.assertRaisesRegex(UserError, "--model=bertha: no such family"):
-            models.find("bertha")
+    def test_unknown_names_are_told_what_is_close_and_what_lists_all(self):
+        for name, close in (("bert_huge", "bert_large"), ("bert_smal", "bert_small"), ("roberta_bas", "roberta_base")):
+            message = (
+                rf"^--model={name}: no such model \(did you mean {close}\?\); python -m tfzoo.describe lists them$"
+            )
+            with self.assertRaisesRegex(UserError, message):
+                models.find(name)
+        with self.assertRaisesRegex(UserError, "^--model=zzzz: no such model; python -m tfzoo.describe lists them$"):
+            models.find("zzzz")
 
     def test_bad_overrides_are_named(self):
         with self.assertRaisesRegex(UserError, "unknown config field 'layers'"):

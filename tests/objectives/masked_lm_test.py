@@ -1,5 +1,6 @@
 """Masked words and pairs: what is drawn, what is shown, and the loss against NumPy."""
 
+import dataclasses
 from unittest import mock
 
 import numpy as np
@@ -266,6 +267,16 @@ class LossTest(MaskedLMCase):
             for name, value in expected.items():
                 self.assertAllClose(metrics[name], value, 1e-5, msg=name)
 
+    def test_asks_for_no_head_that_it_does_not_read(self):
+        self.assertEqual(MaskedLM(self.tokenizer, 32).heads, ("lm", "next_sentence"))
+        objective = MaskedLM(self.tokenizer, 32, next_sentence=False)
+        self.assertEqual(objective.heads, ("lm",))
+        config = dataclasses.replace(self.model.config, num_segments=0)
+        model = type(self.model)(config, heads=objective.heads)
+        batch = self.batch(objective)
+        loss, weight = objective.loss(model, batch)
+        self.assertEqual(objective.metrics(model, batch)["masked_lm_loss"], (loss, weight))
+
     def test_sums_over_parts_are_the_sum_of_the_whole(self):
         objective = MaskedLM(self.tokenizer, 32)
         batch = self.batch(objective)
@@ -283,13 +294,13 @@ class LossTest(MaskedLMCase):
         predictions = batch["masked_ids"].shape[1]
         self.assertLess(predictions, 6)
         logits = []
-        head = self.model.masked_lm.call
+        head = self.model.heads["lm"].call
 
         def call(*args, **kwargs):
             logits.append(head(*args, **kwargs))
             return logits[-1]
 
-        with mock.patch.object(self.model.masked_lm, "call", call):
+        with mock.patch.object(self.model.heads["lm"], "call", call):
             objective.loss(self.model, batch)
         self.assertEqual([tuple(x.shape) for x in logits], [(6, predictions, len(VOCAB))])
 

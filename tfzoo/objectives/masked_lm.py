@@ -41,6 +41,11 @@ class MaskedLM:
         self._continues = tf.constant(tokenizer.continues)
 
     @property
+    def heads(self) -> tuple[str, ...]:
+        """What a model must have to be trained by this."""
+        return ("lm", "next_sentence") if self._next_sentence else ("lm",)
+
+    @property
     def row_tokens(self) -> int:
         """How many tokens of text fit in a row: [CLS] and two [SEP] take the rest."""
         return self._length - 3
@@ -116,20 +121,26 @@ class MaskedLM:
         next-sentence loss. Weighting a row's pair by its words keeps one weight for both, which is what makes sums
         over replicas and microbatches exact.
         """
-        words, _, pair, _ = self._forward(model, batch, training)
+        outputs = self._forward(model, batch, training)
         weights = batch["masked_weights"]
-        per_row = tf.reduce_sum(words * weights, 1) + pair * batch["next_sentence_weight"] * tf.reduce_sum(weights, 1)
-        return tf.reduce_sum(per_row), tf.reduce_sum(weights)
+        words, _ = _cross_entropy(outputs["logits"], batch["masked_ids"])
+        loss = tf.reduce_sum(words * weights)
+        if self._next_sentence:
+            pair, _ = _cross_entropy(outputs["next_sentence_logits"], batch["next_sentence"])
+            loss += tf.reduce_sum(pair * batch["next_sentence_weight"] * tf.reduce_sum(weights, 1))
+        return loss, tf.reduce_sum(weights)
 
     def metrics(self, model, batch):
         """masked_lm_loss, masked_lm_accuracy, next_sentence_loss, next_sentence_accuracy, each (sum, weight)."""
-        words, word_hits, pair, pair_hits = self._forward(model, batch, training=False)
+        outputs = self._forward(model, batch, training=False)
+        words, word_hits = _cross_entropy(outputs["logits"], batch["masked_ids"])
         weights, pair_weights = batch["masked_weights"], batch["next_sentence_weight"]
         result = {
             "masked_lm_loss": (tf.reduce_sum(words * weights), tf.reduce_sum(weights)),
             "masked_lm_accuracy": (tf.reduce_sum(word_hits * weights), tf.reduce_sum(weights)),
         }
         if self._next_sentence:
+            pair, pair_hits = _cross_entropy(outputs["next_sentence_logits"], batch["next_sentence"])
             result["next_sentence_loss"] = (tf.reduce_sum(pair * pair_weights), tf.reduce_sum(pair_weights))
             result["next_sentence_accuracy"] = (
                 tf.reduce_sum(pair_hits * pair_weights),
@@ -138,10 +149,7 @@ class MaskedLM:
         return result
 
     def _forward(self, model, batch, training):
-        outputs = model({name: batch[name] for name in model.INPUTS}, training=training)
-        words, word_hits = _cross_entropy(outputs["logits"], batch["masked_ids"])
-        pair, pair_hits = _cross_entropy(outputs["next_sentence_logits"], batch["next_sentence"])
-        return words, word_hits, pair, pair_hits
+        return model({name: batch[name] for name in model.INPUTS if name in batch}, training=training)
 
 
 def _cross_entropy(logits, labels):
