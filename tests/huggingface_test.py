@@ -74,6 +74,16 @@ class LoadTest(FolderCase):
         self.assertAllEqual(outputs["pooled"], huggingface.load(GOLDEN / "bert")[0](TOKENS)["pooled"])
         self.assertGreater(np.std(model.heads["classify"].dense.kernel), 0)
 
+    def test_a_file_may_have_more_heads_than_its_architecture(self):
+        """The best-known ones do: bert-base-uncased says BertForMaskedLM, and has the other head and the pooler."""
+        folder = self.copy(config={"architectures": ["BertForMaskedLM"]})
+        with self.assertLogs("absl", "INFO") as logs:
+            model, _ = huggingface.load(folder)
+        self.assertEqual(model.head_names, ("lm",))
+        self.assertIn("bert.pooler.dense.bias, ", logs.output[0])
+        self.assertIn("cls.seq_relationship.weight are left in the file", logs.output[0])
+        self.assertAllEqual(model(TOKENS)["logits"], huggingface.load(GOLDEN / "bert")[0](TOKENS)["logits"])
+
     def test_half_precision_and_shards(self):
         model, _ = huggingface.load(GOLDEN / "t5_v1_1")
         for dtype, arguments in (("float16", {}), ("bfloat16", {}), ("float32", {"max_shard_bytes": 6000})):
@@ -112,6 +122,11 @@ class LoadTest(FolderCase):
             with self.assertRaisesRegex(UserError, message):
                 huggingface.save(model, **arguments)
         self.assertEqual([path.name for path in self.folder.iterdir()], ["notes"])
+        odd = tfzoo.build("bert_tiny", num_layers=1, vocab_size=50, norm_first=True)
+        with self.assertRaisesRegex(
+            UserError, r"norm_first \(True\) cannot be said in Hugging Face's config of a bert"
+        ):
+            huggingface.save(odd, self.folder / "odd")
         pair = tfzoo.build("bert_tiny", num_layers=1, vocab_size=50, heads=("pair",))
         with self.assertRaisesRegex(UserError, "no bert with the heads pair"):
             huggingface.save(pair, self.folder / "pair")
@@ -134,7 +149,7 @@ class RefusedTest(FolderCase):
         self.refused(self.copy(change={name: lambda a: np.full_like(a, np.nan)}), name, "is nan at")
         other = {"cls.predictions.decoder.weight": np.ones((53, 16), np.float32)}
         self.refused(self.copy(change=other), "cls.predictions.decoder.weight", "differ")
-        self.refused(self.copy(config={"architectures": ["BertModel"]}), "not used: cls.predictions")
+        self.refused(self.copy(config={"num_hidden_layers": 1}), "not used: bert.encoder.layer.1.attention")
 
     def test_configs_that_do_not_fit(self):
         self.refused(self.copy(config={"model_type": "brt"}), "config.json", "'brt'", "did you mean bert")

@@ -29,8 +29,8 @@ class ParityTest(tf.test.TestCase):
 
         def changed(case):
             model, tokenizer = load(case)
-            variable = model.encoder.stack.blocks[1].mlp.down.bias
-            variable.assign(variable + 1e-3)
+            variable = model.encoder.stack.blocks[1].mlp.down.kernel
+            variable.assign(variable * 1.001)
             return model, tokenizer
 
         with unittest.mock.patch.object(parity.huggingface, "load", changed):

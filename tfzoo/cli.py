@@ -56,6 +56,7 @@ def run(
     stopped it and everything was saved.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is imported, and only where unset.
     try:
         try:
             flags = absl_flags.FlagValues()

@@ -44,16 +44,18 @@ def load(
     num_labels: int | None = None,
     pool: str | None = None,
     dtype: Any = None,
+    tokenizer: bool = True,
 ):
     """The model and the tokenizer of a Hugging Face folder.
 
     Args:
       folder: with config.json and safetensors.
       heads: the heads that the model is to have, such as ("classify",) for fine-tuning. Those that the folder lacks
-        begin fresh, and what it has of others is left; both are logged. None takes those of its architecture.
+        begin fresh. None takes those of its architecture. What it has of other heads is left, and logged.
       num_labels: classes of the heads classify, tag and pair; None takes the folder's.
       pool: what classify reads; None takes the family's way.
       dtype: a Keras dtype or policy to compute in. Weights are float32 in memory however they are stored.
+      tokenizer: False leaves the tokenizer's files alone.
 
     Returns:
       (model, tokenizer); the tokenizer is None where the folder has none that tfzoo reads.
@@ -66,15 +68,16 @@ def load(
     path = folder / "config.json"
     record = _read_config(path)
     page = _page(path, record)
-    config = _decode_config(path, record, page)
+    config = decode_config(path, record, page)
     fresh = heads is not None
     heads = _heads(path, record, page) if heads is None else tuple(heads)
-    arguments = dict(heads=heads, num_labels=num_labels or _num_labels(record), pool=pool)
+    arguments = dict(heads=heads, num_labels=num_labels or _num_labels(record, page), pool=pool)
     with tensors.open_folder(folder) as file:
-        if config.num_layers + config.num_decoder_layers > len(file):
+        layers = 0 if config.share_layers else config.num_layers + config.num_decoder_layers
+        if layers > len(file):
             raise UserError(
-                f"{path}: num_layers ({config.num_layers + config.num_decoder_layers:,}) exceeds the number of tensors "
-                f"in the folder ({len(file):,}); the two must be of one model"
+                f"{path}: num_layers ({layers:,}) exceeds the number of tensors in the folder ({len(file):,}); "
+                f"the two must be of one model"
             )
         # Variables of a graph have shapes and no memory.
         with tf.Graph().as_default(), nn.zero_initializers():
@@ -89,7 +92,7 @@ def load(
     model.hub_config = json.dumps(record)
     generation = folder / "generation_config.json"
     model.generation_config = json.dumps(tensors.read_json(generation)) if generation.exists() else ""
-    return model, WordPiece.from_folder(folder) if (folder / "vocab.txt").exists() else None
+    return model, WordPiece.from_folder(folder) if tokenizer and (folder / "vocab.txt").exists() else None
 
 
 def save(
@@ -115,10 +118,11 @@ def save(
     folder = pathlib.Path(folder)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}: weights are stored as one of {', '.join(DTYPES)}")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds something already; name a new folder")
+    check_new(folder)
     page = models.page_of(model)
-    record = _encode_config(model, page) | {"dtype": dtype}
+    record = encode_config(model, page) | {"dtype": dtype}
+    if folder.exists():
+        folder.rmdir()
     with files.atomic_folder(folder) as partial:
         tensors.write_folder(
             partial,
@@ -131,6 +135,13 @@ def save(
             generation = json.loads(model.generation_config)
             (partial / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         (partial / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def check_new(folder: pathlib.Path) -> None:
+    """Raises:
+    UserError: the folder holds something, or is none."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} holds something already; name a new folder")
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -150,7 +161,12 @@ def _page(path, record):
     return models.page(models.MODEL_TYPES[kind])
 
 
-def _decode_config(path, record, page) -> config_lib.TransformerConfig:
+def decode_config(path, record, page) -> config_lib.TransformerConfig:
+    """Our config of Hugging Face's config.json, read as `record` from `path`.
+
+    Raises:
+      UserError: a field is missing, out of bounds or asks for what the page does not have.
+    """
     cls = models.config_class(page)
     for key, allowed in getattr(page, "REQUIRED", {}).items():
         allowed = allowed if isinstance(allowed, tuple) else (allowed,)
@@ -205,12 +221,13 @@ def _heads(path, record, page) -> tuple[str, ...]:
     )
 
 
-def _num_labels(record: Mapping[str, Any]) -> int:
+def _num_labels(record: Mapping[str, Any], page) -> int:
     labels = record.get("id2label")
-    return len(labels) if isinstance(labels, Mapping) and labels else int(record.get("num_labels") or 2)
+    default = getattr(page, "NUM_LABELS", 2)  # Where the file says nothing.
+    return len(labels) if isinstance(labels, Mapping) and labels else int(record.get("num_labels") or default)
 
 
-def _encode_config(model, page) -> dict[str, Any]:
+def encode_config(model, page) -> dict[str, Any]:
     """config.json: the folder's that the model was read from, with the model's own fields over it."""
     config = dataclasses.asdict(model.config)
     # The type whose fixed fields fit best; the first of equals.
@@ -222,7 +239,7 @@ def _encode_config(model, page) -> dict[str, Any]:
         return record | config | {"model_type": kind, "heads": list(model.head_names), "num_labels": model.num_labels}
     # What was read from a folder stays as it was written there: many values have several spellings.
     fields: dict[str, Any] = {}
-    if not record or _decode_config("hub_config", record, page) != model.config:
+    if not record or decode_config("hub_config", record, page) != model.config:
         fields = {theirs: _encode(ours, config[ours]) for ours, theirs in page.CONFIG.items()}
         if hasattr(page, "encode_config"):
             fields |= page.encode_config(model.config)
@@ -237,9 +254,17 @@ def _encode_config(model, page) -> dict[str, Any]:
             f"Hugging Face has no {kind} with the heads {', '.join(model.head_names)}; "
             f"it has {', '.join(page.ARCHITECTURES)}"
         )
-    if record.get("architectures") != names[:1]:
+    if (fields.get("architectures") or record.get("architectures")) not in [[name] for name in names]:
         fields["architectures"] = names[:1]
-    if {"classify", "tag"} & set(model.head_names) and _num_labels(record) != model.num_labels:
+    if {"classify", "tag"} & set(model.head_names) and len(record.get("id2label") or ()) != model.num_labels:
         fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(model.num_labels)}
         fields["label2id"] = {f"LABEL_{i}": i for i in range(model.num_labels)}
-    return record | fields
+    record |= fields
+    if decode_config("config.json", record, page) != model.config:
+        read = dataclasses.asdict(decode_config("config.json", record, page))
+        name = next(name for name, value in config.items() if read[name] != value)
+        raise UserError(
+            f"{name} ({config[name]!r}) cannot be said in Hugging Face's config of a {record['model_type']}, "
+            f"which has {read[name]!r}"
+        )
+    return record

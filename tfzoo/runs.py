@@ -1,7 +1,7 @@
 """A run's folder: what training writes, and what every other entry point reads.
 
 flags.cfg       every flag but run_dir: python -m tfzoo.train --flagfile=flags.cfg repeats the run
-config.json     {"model": name, "config": TransformerConfig's fields}
+config.json     {"model": name, "heads": [names], "config": TransformerConfig's fields}
 corpus.json     the corpus's fingerprint and counts
 tokenizer/      vocab.txt, tokenizer_config.json
 checkpoints/    the newest few; best -> the one with the lowest held-out loss
@@ -15,13 +15,12 @@ import pathlib
 
 from tfzoo import checkpoint, files, huggingface, models
 from tfzoo import config as config_lib
-from tfzoo.config import TransformerConfig
 from tfzoo.errors import UserError
 from tfzoo.text.wordpiece import WordPiece
 
 
-def write_config(run_dir: str | os.PathLike, name: str, config: TransformerConfig) -> None:
-    record = {"model": name, "config": dataclasses.asdict(config)}
+def write_config(run_dir: str | os.PathLike, name: str, model) -> None:
+    record = {"model": name, "heads": list(model.head_names), "config": dataclasses.asdict(model.config)}
     files.atomic_write(pathlib.Path(run_dir, "config.json"), json.dumps(record, indent=2) + "\n")
 
 
@@ -53,7 +52,7 @@ def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None 
         )
     try:
         record = json.loads(path.read_text())
-        name, config = record["model"], record["config"]
+        name, heads, config = record["model"], record["heads"], record["config"]
     except OSError as error:
         raise UserError(
             f"--model_dir={folder}: {path} cannot be read ({error.strerror}); name a run's or a Hugging Face folder"
@@ -71,7 +70,7 @@ def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None 
     store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
     step, _, arrays = store.read(checkpoint_dir)
     page = models.find(name)[0]
-    model = page.Model(config_lib.from_mapping(config, models.config_class(page)))
+    model = page.Model(config_lib.from_mapping(config, models.config_class(page)), heads=heads)
     variables = checkpoint.model_variables(model)
     arrays = {key: value for key, value in arrays.items() if key in variables}
     checkpoint.assign_all(store.path(step), variables, arrays)

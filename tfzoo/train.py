@@ -126,11 +126,12 @@ def main(flags: absl_flags.FlagValues) -> int:
 
     # ---------------------------------------------------------------- Data
     page, config = models.find(flags.model)
-    overrides = config_lib.parse_overrides(",".join(flags.overrides))
-    config_lib.from_mapping(vars(config) | overrides)  # Bad overrides are reported before anything is read.
+    overrides = config_lib.parse_overrides(",".join(flags.overrides), type(config))
+    config_lib.from_mapping(vars(config) | overrides, type(config))  # Bad ones are reported before anything is read.
+    check_model(flags, page)
     cache_dir = pathlib.Path(flags.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
     corpus, tokenizer = read_corpus(flags, run_dir, cache_dir, resuming)
-    config = config_lib.from_mapping(vars(config) | {"vocab_size": tokenizer.vocab_size} | overrides)
+    config = config_lib.from_mapping(vars(config) | {"vocab_size": tokenizer.vocab_size} | overrides, type(config))
     check_sizes(flags, config, tokenizer)
 
     objective = MaskedLM(
@@ -166,7 +167,7 @@ def main(flags: absl_flags.FlagValues) -> int:
         schedule=flags.schedule,
     )
     with strategy.scope():
-        model = page.Model(config, dtype=policy)
+        model = page.Model(config, heads=objective.heads, dtype=policy)
         optimizer = optim.make_optimizer(
             flags.optimizer,
             schedule,
@@ -194,7 +195,7 @@ def main(flags: absl_flags.FlagValues) -> int:
     if not resuming:
         run_dir.mkdir(parents=True, exist_ok=True)
         tokenizer.save(run_dir / "tokenizer")
-        runs.write_config(run_dir, flags.model, config)
+        runs.write_config(run_dir, flags.model, model)
         record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
         files.atomic_write(run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
     cli.write_flags(flags, run_dir / "flags.cfg", leave_out=("run_dir", "resume", "cache_dir"))
@@ -340,6 +341,16 @@ def read_corpus(flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: 
     if flags.vocab_file:
         return corpus, WordPiece.from_file(flags.vocab_file, flags.lowercase)
     return corpus, WordPiece(cached_vocabulary(corpus, flags.vocab_size, flags.lowercase, cache_dir), flags.lowercase)
+
+
+def check_model(flags: absl_flags.FlagValues, page) -> None:
+    """Raises UserError where a model cannot be trained by the objective."""
+    if "masked_positions" not in page.Model.INPUTS:
+        raise UserError(
+            f"--model={flags.model}: --objective=masked_lm needs an encoder, such as bert_small or roberta_base"
+        )
+    if flags.next_sentence and "next_sentence" not in page.Model.HEADS:
+        raise UserError(f"--model={flags.model}: it has no next-sentence head; add --nonext_sentence")
 
 
 def check_sizes(flags: absl_flags.FlagValues, config, tokenizer) -> None:

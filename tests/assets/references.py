@@ -29,7 +29,6 @@ ARGUMENTS = {  # our names -> Hugging Face's
     "padding_mask": "attention_mask",
     "decoder_token_ids": "decoder_input_ids",
     "decoder_padding_mask": "decoder_attention_mask",
-    "permutation_mask": "perm_mask",
     "target_mapping": "target_mapping",
 }
 OUTPUTS = {  # head -> the output that its loss is taken of
@@ -461,9 +460,9 @@ def make_inputs(case: Case, name: str, draw: Draw, config) -> dict[str, np.ndarr
         tokens[:, 0] = config.decoder_start_token_id
         inputs["decoder_token_ids"] = tokens
     if name == "xlnet_permutation":
-        # Position i may see j where j comes earlier in a random order; 1 and True: may not be seen.
+        # Position i may see j where j comes earlier in a random order.
         order = np.argsort(np.argsort(draw.random.random(mask.shape), axis=1), axis=1)
-        inputs["permutation_mask"] = order[:, None, :] >= order[:, :, None]
+        inputs["permutation_mask"] = order[:, None, :] < order[:, :, None]
         # The last two words of the order are foretold: one that sees nothing would have no meaning.
         last = np.argsort(np.where(mask, order, -1), axis=1)[:, -2:]
         inputs["target_mapping"] = np.eye(draw.length, dtype=np.float32)[last]
@@ -563,7 +562,9 @@ def answer(case: Case, model, inputs: dict, labels: dict) -> tuple[dict[str, tor
         parts = {"sequence": model.base_model}
     hooks = [part.register_forward_hook(hook(key)) for key, part in parts.items()]
     arguments = {ARGUMENTS[key]: tensor(value) for key, value in inputs.items() if key in ARGUMENTS}
-    memory = [tensor(value).transpose(0, 1) for key, value in inputs.items() if key.startswith("previous_sequence")]
+    if "permutation_mask" in inputs:
+        arguments["perm_mask"] = tensor(~inputs["permutation_mask"])
+    memory = [tensor(value).transpose(0, 1) for value in inputs.get("previous_sequence", ())]
     if memory:
         arguments["mems"] = memory
     if case.family == "xlnet":
@@ -582,7 +583,7 @@ def answer(case: Case, model, inputs: dict, labels: dict) -> tuple[dict[str, tor
     if "target_mapping" in inputs:  # ends with the two streams of the last layer
         outputs["sequence"], outputs["query_sequence"] = out.hidden_states[-2:]
     if memory:
-        outputs |= {f"next_sequence.{i}": value.transpose(0, 1) for i, value in enumerate(out.mems)}
+        outputs["previous_sequence"] = torch.stack([value.transpose(0, 1) for value in out.mems])
     if pretraining:
         outputs["logits"] = out.prediction_logits
         outputs["next_sentence_logits"] = out.get("seq_relationship_logits", out.get("sop_logits"))
@@ -624,7 +625,7 @@ def make_case(name: str, folder: pathlib.Path, seed: int, draw_index: int | None
         before, _ = make_text(draw, draw.length, dataclasses.replace(case, left="all"), model.config.vocab_size)
         with torch.no_grad():
             memory = model(input_ids=tensor(before), use_mems=True).mems
-        inputs |= {f"previous_sequence.{i}": array(value.transpose(0, 1)) for i, value in enumerate(memory)}
+        inputs["previous_sequence"] = array(torch.stack([value.transpose(0, 1) for value in memory]))
     target, labels = make_target(case, draw, inputs, model.config.vocab_size)
     rotations = Rotations(draw)
     gradients = case.gradients or not (golden or name == "reformer_masked")

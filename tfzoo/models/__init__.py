@@ -17,12 +17,13 @@ FAMILIES = {
     "electra": "tfzoo.models.electra",
     "gpt2": "tfzoo.models.gpt2",
     "llama": "tfzoo.models.llama",
-    "mbart": "tfzoo.models.bart",
-    "mt5": "tfzoo.models.t5",
     "palm": "tfzoo.models.palm",
+    "performer": "tfzoo.models.performer",
+    "reformer": "tfzoo.models.reformer",
     "roberta": "tfzoo.models.roberta",
     "t5": "tfzoo.models.t5",
     "transformer": "tfzoo.models.transformer",
+    "xlnet": "tfzoo.models.xlnet",
 }
 # Hugging Face's model_type -> the family that reads it.
 MODEL_TYPES = {
@@ -38,12 +39,15 @@ MODEL_TYPES = {
     "mistral": "llama",
     "mt5": "t5",
     "palm": "palm",
+    "performer": "performer",
     "qwen2": "llama",
     "qwen3": "llama",
+    "reformer": "reformer",
     "roberta": "roberta",
     "t5": "t5",
     "transformer": "transformer",
     "xlm-roberta": "roberta",
+    "xlnet": "xlnet",
 }
 
 
@@ -68,7 +72,7 @@ def find(name: str):
         if name in module.CONFIGS:
             return module, config_lib.from_mapping(module.CONFIGS[name], config_class(module))
     names = [name for family in FAMILIES for name in page(family).CONFIGS]
-    raise UserError(f"--model={name}: no such model{suggest(name, names)}; there are {', '.join(names)}")
+    raise UserError(f"--model={name}: no such model{suggest(name, names)}; python -m tfzoo.describe lists them")
 
 
 def config_class(module) -> type[config_lib.TransformerConfig]:
