@@ -12,7 +12,7 @@ from tests.nn.formulas import relative_error
 from tfzoo import nn
 from tfzoo.config import TransformerConfig
 from tfzoo.errors import UserError
-from tfzoo.nn.kernel import FavorAttention, draw_features, favor_attention
+from tfzoo.nn.kernel import draw_features, favor_attention
 
 CONFIG = dict(vocab_size=5, hidden_size=12, num_layers=1, num_heads=3, intermediate_size=8, attention="favor")
 
@@ -181,9 +181,8 @@ class FeaturesTest(tf.test.TestCase):
 
 class FavorAttentionTest(tf.test.TestCase):
     def layer(self, num_features=4096, redraw_every=0, **kwargs):
-        config = TransformerConfig(**CONFIG, num_features=num_features, **kwargs)
-        object.__setattr__(config, "redraw_every", redraw_every)  # A field of the Performer's own config.
-        return FavorAttention(config, seed=3)
+        config = nn.FavorConfig(**CONFIG, num_features=num_features, redraw_every=redraw_every, **kwargs)
+        return nn.FavorAttention(config, seed=3)
 
     def test_near_full_attention(self):
         tensors = [tf.constant(normal(2, 3, 9, 4, seed=i, scale=0.3), tf.float32) for i in range(3)]

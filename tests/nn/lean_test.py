@@ -12,7 +12,7 @@ from tests.nn.formulas import relative_error
 from tfzoo import nn
 from tfzoo.config import TransformerConfig
 from tfzoo.nn import lean
-from tfzoo.nn.lean import LeanAttention, lean_attention
+from tfzoo.nn.lean import lean_attention
 
 CONFIG = dict(vocab_size=5, hidden_size=12, num_layers=1, num_heads=3, intermediate_size=8)
 
@@ -151,7 +151,7 @@ class LeanAttentionTest(tf.test.TestCase):
         tensors = parts((2, 3, 7, 7, 4))
         for scale_scores in (True, False):
             config = TransformerConfig(**CONFIG, attention_dropout=0.5, scale_scores=scale_scores)
-            layer, full = LeanAttention(config), nn.FullAttention(config)
+            layer, full = nn.LeanAttention(config), nn.FullAttention(config)
             for mask in (nn.Mask(), nn.Mask(causal=True, window=2)):
                 self.assertLess(np.abs(layer(*tensors, masking=mask) - full(*tensors, masking=mask)).max(), 1e-5)
             one, two = (layer(*tensors, masking=nn.Mask(), training=True) for _ in range(2))

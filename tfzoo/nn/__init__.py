@@ -29,6 +29,8 @@ from tfzoo.nn.heads import (
     pool,
 )
 from tfzoo.nn.inputs import check_inputs
+from tfzoo.nn.kernel import FavorAttention, FavorConfig
+from tfzoo.nn.lean import LeanAttention
 from tfzoo.nn.lsh import LocalAttention, LSHAttention, LSHConfig, ReversibleTower
 from tfzoo.nn.mask import Mask, causal_mask, mask_bias, padding_attention_mask
 from tfzoo.nn.model import DecoderModel, EncoderDecoderModel, EncoderModel, Model, Tower
@@ -51,9 +53,12 @@ __all__ = [
     "Embeddings",
     "EncoderDecoderModel",
     "EncoderModel",
+    "FavorAttention",
+    "FavorConfig",
     "FullAttention",
     "LMHead",
     "LayerNorm",
+    "LeanAttention",
     "Mask",
     "MaskedLMHead",
     "Model",

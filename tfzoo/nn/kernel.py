@@ -4,6 +4,7 @@ Choromanski et al. 2020, https://arxiv.org/abs/2009.14794: exp(q k) is the mean 
 f_w(x) = exp(w x - |x|^2 / 2) (lemma 1), so that sums over keys can be taken before a query is known.
 """
 
+import dataclasses
 import math
 
 import keras
@@ -19,6 +20,19 @@ CHUNK = 256  # Positions whose features are held at once.
 ABSENT = -1e30  # A logarithm of nothing that, unlike -inf, can be subtracted from itself.
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FavorConfig(TransformerConfig):
+    """What a stack with this attention is made of."""
+
+    attention: str = "favor"
+    causal: bool = False  # No position attends to a later one.
+    redraw_every: int = 0  # Calls in training after which each layer draws new features; 0: never.
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require(self.redraw_every >= 0, "redraw_every", "must be at least 0")
+
+
 class FavorAttention(keras.layers.Layer):
     """An estimate of softmax attention: query [B, H, L, D], key and value [B, H, M, D], a Mask -> [B, H, L, D].
 
@@ -26,7 +40,7 @@ class FavorAttention(keras.layers.Layer):
     is left out, for there are none.
 
     Args:
-      config: its field `redraw_every`, where it has one, draws new features after so many calls in training (0: never).
+      config: a FavorConfig, or another, whose features are never redrawn.
       seed: of the features; None takes one at random.
 
     Raises:
@@ -39,7 +53,7 @@ class FavorAttention(keras.layers.Layer):
         _refuse(config.positions == "relative", "a bias (positions='relative')")
         self.scale_scores = config.scale_scores
         self.shape = (config.num_features, config.head_dim or config.hidden_size // config.num_heads)
-        self.redraw_every = getattr(config, "redraw_every", 0)
+        self.redraw_every = config.redraw_every if isinstance(config, FavorConfig) else 0
         # Its state, which checkpoints keep, is the seed and the number of calls: all replicas count alike.
         self.seeds = keras.random.SeedGenerator(seed, name="seeds")
 

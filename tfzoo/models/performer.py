@@ -1,0 +1,55 @@
+"""Performer (Choromanski et al. 2020, https://arxiv.org/abs/2009.14794): a transformer whose attention is estimated by
+random features, in time and memory linear in the length.
+
+token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the words there, or, with causal=true, of the
+token that follows each
+masked_positions [B, P] -> logits [B, P, V] of the words there alone
+"""
+
+from tfzoo import nn
+
+Config = nn.FavorConfig
+# Pre-norm with fixed sinusoids is what the paper's runs were built on (section 4: "pre-existing Transformer training
+# code in Jax"), ReLU appendix D.4, 256 features A.3, the 32,768 words of PG-19 A.1.1, 8,192 positions section 4.5. How
+# often features are redrawn (section 4.2) the paper does not say.
+_BASE = dict(
+    vocab_size=32768,
+    hidden_size=512,
+    num_layers=6,
+    num_heads=8,
+    intermediate_size=2048,
+    max_positions=8192,
+    positions="sinusoidal",
+    embedding_norm=False,
+    norm_first=True,
+    norm_epsilon=1e-6,
+    activation="relu",
+    attention="favor",
+    num_features=256,
+    redraw_every=1000,
+)
+CONFIGS = {
+    "performer_small": _BASE | dict(hidden_size=64, num_heads=1, intermediate_size=64),  # Appendix E
+    "performer_regular": _BASE,  # Section 4.1
+    "performer_protein": _BASE  # Figure 6; 25 amino acids (appendix C.2) and five special tokens of ours.
+    | dict(vocab_size=30, num_layers=36, intermediate_size=1024, max_positions=1024),
+}
+
+
+class Model(nn.EncoderModel):
+    """The encoder (the paper's "B") or, with causal=true, the decoder ("U"); the page above states the shapes."""
+
+    INPUTS = ("token_ids", "padding_mask", "position_ids", "masked_positions", "pair_positions")
+    POOL = "mean"
+
+    def make_body(self, config):
+        self.causal = config.causal
+        self.encoder = nn.Tower(config, causal=self.causal, dtype=self.dtype_policy, name="encoder")
+        self.pooler = None
+
+    def make_lm(self):
+        return nn.Model.make_lm(self) if self.causal else super().make_lm()
+
+
+MODEL_TYPES: dict[str, dict] = {"performer": {}}
+CONFIG = WEIGHTS = None  # Hugging Face has none: stored under our own names.
