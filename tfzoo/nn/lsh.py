@@ -558,6 +558,7 @@ class ReversibleStack(keras.layers.Layer):
         for block in self.blocks:
             block.build((None, None, size))
         self.norm.build((None, None, 2 * size))
+        self.dropout.build()
         self.seed_generator = keras.random.SeedGenerator(name="seeds")
 
     def call(self, x, padding_mask=None, rotations=(), training=False):
@@ -647,8 +648,8 @@ class AxialEmbeddings(keras.layers.Layer):
         )
 
     def build(self, input_shape=None):
-        self.tokens.build()
-        self.positions.build()
+        for layer in (self.tokens, self.positions, self.token_dropout, self.position_dropout):
+            layer.build()
 
     def call(self, token_ids, training=False):
         length = _static_length(token_ids)

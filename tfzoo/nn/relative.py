@@ -100,7 +100,7 @@ class RelativeAttention(keras.layers.Layer):
         self.dropout = Dropout(config.attention_dropout, dtype=policy, name="dropout")
 
     def build(self, input_shape):
-        for layer in (self.query, self.key, self.value, self.relative, self.output_projection):
+        for layer in (self.query, self.key, self.value, self.relative, self.output_projection, self.dropout):
             layer.build()
         self.content_bias, self.position_bias, self.segment_bias, self.segments = (
             self.add_weight(
@@ -182,6 +182,8 @@ class TwoStreamBlock(keras.layers.Layer):
     def build(self, input_shape):
         for layer in (self.attention, self.self_norm, self.mlp, self.mlp_norm):
             layer.build(input_shape)
+        for dropout in (self.self_dropout, self.inner_dropout, self.mlp_dropout):
+            dropout.build()
 
     def call(
         self,
@@ -222,6 +224,7 @@ class TwoStreamStack(keras.layers.Layer):
     def build(self, input_shape):
         for block in self.blocks:
             block.build(input_shape)
+        self.dropout.build()
         self.query_start = self.add_weight(
             shape=(1, 1, input_shape[-1]), initializer=make_initializer(self.config), name="query_start"
         )
