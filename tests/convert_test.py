@@ -1,0 +1,439 @@
+"""Every kind of source, through the command line's main, against the golden files and KerasHub's own answers."""
+
+import contextlib
+import gzip
+import io
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import safetensors.numpy
+import tensorflow as tf
+
+from tests.export import small
+from tfzoo import checkpoint, cli, convert, foreign, huggingface, runs, tensors
+from tfzoo.text.wordpiece import WordPiece
+
+ASSETS = pathlib.Path(__file__).parent / "assets"
+GOLDEN, PRESETS = ASSETS / "golden", ASSETS / "keras_hub"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(97 + i) for i in range(26)), "##a", "##b"]
+
+
+def outputs(folder, case):
+    """What the model in `folder` answers to a case's inputs, and what it should, by name."""
+    golden = dict(np.load(case / "golden.npz"))
+    inputs = {name.removeprefix("input."): value for name, value in golden.items() if name.startswith("input.")}
+    model, _ = huggingface.load(folder, tokenizer=False)
+    answers = model({name: tf.constant(value) for name, value in inputs.items()})
+    for name, expected in golden.items():
+        if name.startswith("output."):
+            name = name.removeprefix("output.")
+            answer = answers[name].numpy()
+            decodes = "decoder_padding_mask" in inputs and name != "memory"
+            real = inputs["decoder_padding_mask" if decodes else "padding_mask"]
+            if answer.shape[:2] == real.shape:  # What stands at padding may be anything.
+                answer, expected = answer[real], expected[real]
+            yield name, answer, expected
+
+
+class ConvertCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+        self.to = self.folder / "to"
+
+    def convert(self, source, *flags, code=0, to=None):
+        """The lines printed, on stdout or, where it fails, on stderr."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            arguments = [f"--from={source}", f"--to={to or self.to}", *flags]
+            self.assertEqual(cli.run(convert.main, convert.define_flags, arguments), code, err.getvalue())
+        return (err if code else out).getvalue().splitlines()
+
+    def refused(self, source, pattern, *flags):
+        (line,) = self.convert(source, *flags, code=2)
+        self.assertRegex(line, pattern)
+        self.assertFalse(self.to.exists())
+
+    def assert_same_tensors(self, one, other, left_out=()):
+        with tensors.open_folder(one) as first, tensors.open_folder(other) as second:
+            self.assertEqual(set(first.names) - set(left_out), set(second.names))
+            for name in second.names:
+                self.assertEqual(first.read(name).tobytes(), second.read(name).tobytes(), name)
+
+
+class HuggingFaceTest(ConvertCase):
+    def copy(self, case, **files):
+        folder = self.folder / case
+        shutil.copytree(GOLDEN / case, folder)
+        for name in ("case.json", "golden.npz"):
+            (folder / name).unlink()
+        for name, content in files.items():
+            (folder / name.replace("_dot_", ".")).write_bytes(content)
+        return folder
+
+    def test_there_and_back_with_what_stands_beside_the_weights(self):
+        beside = {
+            "vocab.txt": b"not\r\nWordPiece",
+            "tokenizer_config.json": b'{"do_lower_case":true, "strip_accents": false}',
+            "tokenizer.json": b"{}",
+            "special_tokens_map.json": b"{ }",
+            "chat_template.jinja": b"{{ x }}",
+            "generation_config.json": b'{"max_length":5}',
+        }
+        source = self.copy("bart")
+        for name, content in beside.items():
+            (source / name).write_bytes(content)
+        (source / "pytorch_model.bin").write_bytes(b"\x80\x02")
+        lines = self.convert(source)
+        self.assertEqual(lines[0], f"read {source}: a Hugging Face folder")
+        self.assertRegex(
+            lines[1], r"to: BartForConditionalGeneration, [\d,]+ parameters, \d+ tensors in 1 file, float32$"
+        )
+        self.assertEqual(lines[2], f"beside it: {', '.join(sorted(beside))}")
+        self.assertEqual(lines[3], "files left: pytorch_model.bin")
+        for name, content in beside.items():
+            self.assertEqual((self.to / name).read_bytes(), content)
+        self.assert_same_tensors(source, self.to)
+        before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, self.to))
+        self.assertEqual(before, after)
+
+    def test_other_types_and_back(self):
+        source = self.copy("t5")
+        for dtype in ("float16", "bfloat16"):
+            half, again, back = (self.folder / f"{dtype}_{name}" for name in ("half", "again", "back"))
+            self.assertIn(f", {dtype}", self.convert(source, f"--dtype={dtype}", to=half)[1])
+            self.assertIn(f", {dtype}", self.convert(half, to=again)[1])
+            self.assertEqual((half / "model.safetensors").read_bytes(), (again / "model.safetensors").read_bytes())
+            self.convert(half, "--dtype=float32", to=back)
+            with tensors.open_folder(source) as before, tensors.open_folder(back) as after:
+                stored = tensors.DTYPES[huggingface.DTYPES[dtype]]
+                for name in after.names:
+                    self.assertAllEqual(before.read(name).astype(stored).astype(np.float32), after.read(name))
+
+    def test_shards(self):
+        model = small.model(hidden_size=256, intermediate_size=1024)
+        huggingface.save(model, self.folder / "one", small.tokenizer())
+        self.assertIn("in 3 files", self.convert(self.folder / "one", "--max_shard_mb=3")[1])
+        self.convert(self.to, to=self.folder / "back")
+        for name in ("model.safetensors", "config.json", "vocab.txt", "tokenizer_config.json"):
+            self.assertEqual((self.folder / "one" / name).read_bytes(), (self.folder / "back" / name).read_bytes())
+
+    def test_tensors_that_are_not_written_again_are_named(self):
+        source = self.copy("bert")
+        arrays = safetensors.numpy.load_file(source / "model.safetensors")
+        arrays["bert.embeddings.position_ids"] = np.arange(16)[None]
+        arrays["cls.predictions.decoder.weight"] = arrays["bert.embeddings.word_embeddings.weight"]
+        older = {n.replace("LayerNorm.weight", "LayerNorm.gamma").removeprefix("bert."): v for n, v in arrays.items()}
+        (source / "model.safetensors").unlink()
+        safetensors.numpy.save_file(older, source / "model.safetensors")
+        self.assertEqual(
+            self.convert(source)[2], "tensors left: cls.predictions.decoder.weight, embeddings.position_ids"
+        )
+        self.assert_same_tensors(GOLDEN / "bert", self.to)
+
+
+class RefusedTest(ConvertCase):
+    def test_in_one_line(self):
+        empty = self.folder / "empty"
+        empty.mkdir()
+        self.refused(self.folder / "nowhere", "^error: --from=.*nowhere: no such folder")
+        self.refused(empty, "neither config.json nor a checkpoint")
+        pickle = self.folder / "pickle"
+        pickle.mkdir()
+        shutil.copy(GOLDEN / "bert" / "config.json", pickle)
+        (pickle / "pytorch_model.bin").write_bytes(b"\x80\x02")
+        self.refused(pickle, "a pickle")
+        shutil.copy(pickle / "pytorch_model.bin", pickle / "model.safetensors")
+        self.refused(pickle, "model.safetensors: is a pickle")
+        self.refused(GOLDEN / "bert", "--checkpoint=x: a Hugging Face folder has no use for it", "--checkpoint=x")
+
+    def test_a_target_that_holds_something(self):
+        self.to.mkdir()
+        self.convert(GOLDEN / "bert")  # Empty: it may be there.
+        before = {path.name: path.read_bytes() for path in self.to.iterdir()}
+        self.assertIn("model.safetensors", before)
+        (line,) = self.convert(GOLDEN / "gpt2", code=2)
+        self.assertRegex(line, "to holds something already")
+        self.assertEqual(before, {path.name: path.read_bytes() for path in self.to.iterdir()})
+        (self.folder / "file").write_text("")
+        self.assertRegex(self.convert(GOLDEN / "gpt2", code=2, to=self.folder / "file")[0], "file holds something")
+        self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["file", "to"])
+
+
+class RunTest(ConvertCase):
+    def test_the_best_or_a_named_checkpoint(self):
+        run, model = self.folder / "run", small.model()
+        run.mkdir()
+        (run / "flags.cfg").write_text("--model=bert_tiny\n")
+        runs.write_config(run, "bert_tiny", model)
+        small.tokenizer().save(run / "tokenizer")
+        store = checkpoint.Checkpoints(run / "checkpoints")
+        values = {}
+        for step in (1, 2):
+            model.set_weights([w + step for w in model.get_weights()])
+            store.save(step, checkpoint.model_variables(model), {})
+            values[step] = model.heads["lm"].bias.numpy()
+        for step, flags in ((2, ()), (1, (f"--checkpoint={store.path(1)}",))):
+            to = self.folder / str(step)
+            lines = self.convert(run, *flags, to=to)
+            self.assertRegex(lines[1], "BertForPreTraining, .*float32$")
+            self.assertEqual(lines[2:], ["beside it: tokenizer_config.json, vocab.txt"])
+            loaded, tokenizer = huggingface.load(to)
+            self.assertAllEqual(loaded.heads["lm"].bias, values[step])
+            self.assertEqual(tokenizer.fingerprint(), small.tokenizer().fingerprint())
+
+
+def tf1_name(name):
+    """google-research's name of one of Hugging Face's tensors, by how the latter were made from the former."""
+    name = re.sub(r"_embeddings\.weight$", "_embeddings", name)
+    name = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name)
+    name = re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name)
+    name = name.replace("seq_relationship.weight", "seq_relationship.output_weights")
+    name = re.sub(r"(predictions|seq_relationship|lm_head)\.bias$", r"\1.output_bias", name)
+    name = name.replace("generator_lm_head", "generator_predictions").replace("dense_prediction", "dense_1")
+    name = re.sub(r"\.weight$", ".kernel", name)
+    return name.replace("layer.", "layer_").replace(".", "/")
+
+
+def tf1_arrays(case):
+    arrays = safetensors.numpy.load_file(case / "model.safetensors")
+    return {tf1_name(n): v.T if tf1_name(n).endswith("/kernel") else v for n, v in arrays.items()}
+
+
+class TF1Test(ConvertCase):
+    def write(self, name, arrays, config=None, words=WORDS, prefix="bert_model.ckpt"):
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        arrays = arrays | {"global_step": np.int64(7)}
+        arrays |= {f"{n}/adam_{k}": v for n, v in list(arrays.items())[:3] for k in "mv"}
+        values = [tf.constant(value) for value in arrays.values()]
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / prefix), tensor_names=list(arrays), shape_and_slices=[""] * len(arrays), tensors=values
+        )
+        if config is not None:
+            (folder / "bert_config.json").write_text(json.dumps(config))
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+        return folder
+
+    def bert_config(self, case="bert"):
+        record = json.loads((GOLDEN / case / "config.json").read_text())
+        names = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act"
+        names += " max_position_embeddings type_vocab_size hidden_dropout_prob attention_probs_dropout_prob"
+        return {n: record[n] for n in [*names.split(), "initializer_range"]} | {"directionality": "bidi"}
+
+    def test_bert(self):
+        folder = self.write("uncased_L-2_H-16_A-2", tf1_arrays(GOLDEN / "bert"), self.bert_config())
+        (folder / "bert_model.ckpt.meta").write_bytes(b"")
+        lines = self.convert(folder)
+        self.assertEqual(lines[0], f"read {folder}: a TF1 checkpoint of BERT")
+        self.assertRegex(lines[1], "BertForPreTraining, .*float32$")
+        self.assertEqual(lines[2:], ["beside it: tokenizer_config.json, vocab.txt", "files left: bert_model.ckpt.meta"])
+        self.assert_same_tensors(GOLDEN / "bert", self.to)
+        for name, answer, expected in outputs(self.to, GOLDEN / "bert"):
+            self.assertAllClose(answer, expected, rtol=0, atol=1e-5, msg=name)
+        self.assertEqual((self.to / "vocab.txt").read_bytes(), (folder / "vocab.txt").read_bytes())
+        self.assertTrue(WordPiece.from_folder(self.to).lowercase)
+        before, after = (json.loads((f / "config.json").read_text()) for f in (GOLDEN / "bert", self.to))
+        self.assertEqual({n: before[n] for n in after if n in before}, {n: after[n] for n in after if n in before})
+        self.convert(folder / "bert_model.ckpt", to=self.folder / "by_prefix")
+        self.assert_same_tensors(GOLDEN / "bert", self.folder / "by_prefix")
+
+    def test_case(self):
+        arrays, config = tf1_arrays(GOLDEN / "bert"), self.bert_config()
+        for name, flags, lowercase in (
+            ("cased_L-12_H-768_A-12", (), False),
+            ("wwm_cased_L-24_H-1024_A-16", (), False),
+            ("multi_cased_L-12_H-768_A-12", (), False),
+            ("multilingual_L-12_H-768_A-12", (), True),
+            ("chinese_L-12_H-768_A-12", (), True),
+            ("mine", ("--nolowercase",), False),
+        ):
+            to = self.folder / f"to_{name}"
+            self.convert(self.write(name, arrays, config), *flags, to=to)
+            self.assertEqual(WordPiece.from_folder(to).lowercase, lowercase, name)
+        self.refused(self.folder / "mine", "pass --lowercase or --nolowercase")
+        self.refused(self.write("uncased", arrays, config, WORDS + [f"x{i}" for i in range(90)]), "vocab.txt: has 123")
+
+    def test_heads_of_fine_tuned_models(self):
+        body = {n: v for n, v in tf1_arrays(GOLDEN / "bert_classify").items() if n.startswith("bert/")}
+        arrays = safetensors.numpy.load_file(GOLDEN / "bert_classify" / "model.safetensors")
+        extra = {"output_weights": arrays["classifier.weight"], "output_bias": arrays["classifier.bias"]}
+        lines = self.convert(self.write("uncased", body | extra, self.bert_config("bert_classify")))
+        self.assertIn("BertForSequenceClassification", lines[1])
+        self.assert_same_tensors(GOLDEN / "bert_classify", self.to)
+        body = {n: v for n, v in tf1_arrays(GOLDEN / "bert_span").items() if n.startswith("bert/")}
+        arrays = safetensors.numpy.load_file(GOLDEN / "bert_span" / "model.safetensors")
+        extra = {"cls/squad/output_weights": arrays["qa_outputs.weight"]}
+        extra["cls/squad/output_bias"] = arrays["qa_outputs.bias"]
+        body |= {"bert/pooler/dense/kernel": np.ones((16, 16), np.float32)}
+        body |= {"bert/pooler/dense/bias": np.ones(16, np.float32)}
+        lines = self.convert(
+            self.write("span_uncased", body | extra, self.bert_config("bert_span")), to=self.folder / "span"
+        )
+        self.assertIn("tensors left: bert/pooler/dense/bias, bert/pooler/dense/kernel", lines)
+        self.assert_same_tensors(GOLDEN / "bert_span", self.folder / "span")
+
+    def test_electra(self):
+        discriminator = tf1_arrays(GOLDEN / "electra_discriminator")
+        generator = {
+            name.replace("electra/", "generator/", 1): value
+            for name, value in tf1_arrays(GOLDEN / "electra_generator").items()
+        }
+        shared = {n: v for n, v in generator.items() if not n.startswith("generator/embeddings/")}
+        config = self.bert_config("electra_discriminator")
+        self.assertGreater(len(generator), len(shared))
+        folder = self.write("electra_small", shared | discriminator, config, prefix="electra_small")
+        lines = self.convert(folder)
+        self.assertRegex(lines[1], "ElectraForPreTraining, ")
+        self.assertRegex(lines[3], "^tensors left: generator/.* more$")
+        self.assert_same_tensors(GOLDEN / "electra_discriminator", self.to)
+        self.assertTrue(WordPiece.from_folder(self.to).lowercase)
+        for name, answer, expected in outputs(self.to, GOLDEN / "electra_discriminator"):
+            self.assertAllClose(answer, expected, rtol=0, atol=1e-5, msg=name)
+
+        # The generator has the discriminator's embeddings, and as many heads as fit 64 each.
+        expected = self.folder / "expected"
+        shutil.copytree(GOLDEN / "electra_generator", expected)
+        arrays = safetensors.numpy.load_file(expected / "model.safetensors")
+        others = safetensors.numpy.load_file(GOLDEN / "electra_discriminator" / "model.safetensors")
+        own = {n for n in arrays if n.startswith("electra.embeddings.")}
+        (expected / "model.safetensors").unlink()
+        safetensors.numpy.save_file(arrays | {n: others[n] for n in own}, expected / "model.safetensors")
+        self.convert(folder, "--part=generator", to=self.folder / "generator")
+        self.assert_same_tensors(expected, self.folder / "generator")
+        record = json.loads((self.folder / "generator" / "config.json").read_text())
+        self.assertEqual((record["architectures"], record["num_attention_heads"]), (["ElectraForMaskedLM"], 1))
+
+        untied = self.write("electra_untied", generator | discriminator, config)
+        self.convert(untied, "--part=generator", to=self.folder / "untied")
+        self.assert_same_tensors(GOLDEN / "electra_generator", self.folder / "untied")
+
+    def test_electra_without_a_config(self):
+        folder = self.write("electra", tf1_arrays(GOLDEN / "electra_discriminator"))
+        self.convert(folder)
+        self.assert_same_tensors(GOLDEN / "electra_discriminator", self.to)
+        record = json.loads((self.to / "config.json").read_text())
+        theirs = json.loads((GOLDEN / "electra_discriminator" / "config.json").read_text())
+        for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
+            self.assertEqual(record[name], theirs[name], name)
+
+    def test_refused(self):
+        arrays, config = tf1_arrays(GOLDEN / "bert"), self.bert_config()
+        self.refused(self.write("uncased_none", arrays), "bert_config.json: no such file")
+        self.refused(self.write("uncased_other", {"x": np.ones(3)}, config), "neither of BERT nor of ELECTRA")
+        self.refused(self.write("uncased_extra", arrays | {"bert/more": np.ones(3)}, config), "not used: bert/more")
+        name = "bert/encoder/layer_1/output/dense/bias"
+        less = {n: v for n, v in arrays.items() if n != name}
+        self.refused(self.write("uncased_less", less, config), f"not assigned: {name}")
+        self.refused(
+            self.write("uncased_shape", arrays | {name: np.ones(3)}, config), name + r" has the shape \[3\], .*\[16\]"
+        )
+        nan = np.full_like(arrays[name], np.nan)
+        self.refused(self.write("uncased_nan", arrays | {name: nan}, config), f"tensor '{name}' is nan")
+        self.refused(self.write("uncased_wide", arrays, config | {"vocab_size": 10**7}), "shape")
+        self.refused(self.write("uncased_deep", arrays, config | {"num_hidden_layers": 9999}), "9,999")
+        folder = self.write("uncased_two", arrays, config, prefix="a.ckpt")
+        self.write("uncased_two", arrays, config, prefix="b.ckpt")
+        self.refused(folder, "has 2 checkpoints")
+        self.convert(folder, "--checkpoint=b.ckpt")
+
+
+class KerasHubTest(ConvertCase):
+    def preset(self, name, **settings):
+        folder = self.folder / f"{name}_{len(list(self.folder.iterdir()))}"
+        shutil.copytree(PRESETS / name, folder)
+        (folder / "model.weights.h5").write_bytes(gzip.decompress((folder / "model.weights.h5.gz").read_bytes()))
+        (folder / "model.weights.h5.gz").unlink()
+        (folder / "golden.npz").unlink()
+        record = json.loads((folder / "config.json").read_text())
+        record["config"] |= settings
+        (folder / "config.json").write_text(json.dumps(record))
+        return folder
+
+    def test_the_same_answers(self):
+        architectures = {
+            "bert": "BertModel",
+            "roberta": "RobertaModel",
+            "xlm_roberta": "XLMRobertaModel",
+            "distilbert": "DistilBertModel",
+            "electra": "ElectraModel",
+            "electra_plain": "ElectraModel",
+            "albert": "AlbertModel",
+            "gpt2": "GPT2LMHeadModel",
+            "bart": "BartForConditionalGeneration",
+            "t5": "T5ForConditionalGeneration",
+            "t5_gated": "T5ForConditionalGeneration",
+            "llama": "LlamaForCausalLM",
+            "llama3": "LlamaForCausalLM",
+            "mistral": "MistralForCausalLM",
+            "qwen": "Qwen2ForCausalLM",
+            "qwen3": "Qwen3ForCausalLM",
+        }
+        self.assertEqual(set(architectures), {path.name for path in PRESETS.iterdir()})
+        covered = {json.loads((path / "config.json").read_text())["class_name"] for path in PRESETS.iterdir()}
+        self.assertEqual(covered, set(foreign.BACKBONES))
+        for case, architecture in architectures.items():
+            with self.subTest(case):
+                to = self.folder / f"to_{case}"
+                lines = self.convert(self.preset(case), to=to)
+                self.assertIn(f": {architecture}, ", lines[1])
+                left = "tensors left: " + ", ".join(
+                    f"layers/dense{'_1' if case == 'electra' else ''}/vars/{i}" for i in (0, 1)
+                )
+                self.assertEqual(left in lines, "electra" in case)
+                count = 0
+                for name, answer, expected in outputs(to, PRESETS / case):
+                    limit = 1e-5 * max(1, np.abs(expected).max())
+                    self.assertAllClose(answer, expected, rtol=0, atol=limit, msg=f"{case} {name}")
+                    count += 1
+                self.assertGreater(count, 0)
+
+    def test_tokenizers(self):
+        self.assertEqual(self.convert(self.preset("bert"))[2:], ["beside it: tokenizer_config.json, vocab.txt"])
+        tokenizer = WordPiece.from_folder(self.to)
+        self.assertTrue(tokenizer.lowercase)
+        self.assertEqual(tokenizer.vocab, (PRESETS / "bert/assets/tokenizer/vocabulary.txt").read_text().split())
+        gpt2 = self.preset("gpt2")
+        (gpt2 / "task.json").write_text("{}")
+        lines = self.convert(gpt2, to=self.folder / "gpt2")
+        self.assertEqual(lines[2:], ["beside it: merges.txt, vocab.json", "files left: task.json"])
+        for ours, theirs in (("merges.txt", "merges.txt"), ("vocab.json", "vocabulary.json")):
+            expected = (PRESETS / "gpt2" / "assets" / "tokenizer" / theirs).read_bytes()
+            self.assertEqual((self.folder / "gpt2" / ours).read_bytes(), expected)
+        for case, name in (("t5", "spiece.model"), ("xlm_roberta", "sentencepiece.bpe.model")):
+            folder = self.preset(case)
+            (folder / "assets" / "tokenizer").mkdir(parents=True)
+            (folder / "assets" / "tokenizer" / "vocabulary.spm").write_bytes(b"spm")
+            self.convert(folder, to=self.folder / f"to_{case}")
+            self.assertEqual((self.folder / f"to_{case}" / name).read_bytes(), b"spm")
+
+    def test_refused(self):
+        self.refused(self.preset("bert", vocabulary_size=10**7), r"shape \[29, 8\], .*\[10000000, 8\]")
+        self.refused(self.preset("bert", num_layers=3), "not assigned: layers/transformer_encoder_2/")
+        self.refused(self.preset("bert", num_layers=1), "not used: layers/transformer_encoder_1/")
+        self.refused(self.preset("bert", num_heads=3), r"config.json: hidden_size \(8\).*num_heads \(3\)")
+        self.refused(self.preset("bert", shape="round"), "config.json: shape is 'round'")
+        self.refused(self.preset("albert", num_groups=2), "num_groups is 2; only 1")
+        self.refused(self.preset("llama", rope_position_scaling_factor=2.0), "factor is 2.0; only 1.0")
+        folder = self.preset("bert")
+        record = json.loads((folder / "config.json").read_text()) | {"class_name": "BertBackbon"}
+        (folder / "config.json").write_text(json.dumps(record))
+        self.refused(folder, "'BertBackbon' .*did you mean BertBackbone")
+
+
+class ProcessTest(ConvertCase):
+    def test_the_command(self):
+        command = [sys.executable, "-m", "tfzoo.convert", f"--from={GOLDEN / 'distilbert'}", f"--to={self.to}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        self.assertEqual((done.returncode, done.stdout.count("\n")), (0, 3), done.stderr)
+        self.assert_same_tensors(GOLDEN / "distilbert", self.to)
+
+
+if __name__ == "__main__":
+    tf.test.main()

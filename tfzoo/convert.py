@@ -1,0 +1,270 @@
+"""Writes a model as a Hugging Face folder: config.json, safetensors and the tokenizer's files.
+
+python -m tfzoo.convert --from=uncased_L-12_H-768_A-12 --to=bert-base-uncased
+
+--from is a Hugging Face folder (to store its weights in another type or in other shards), a run's folder, a TF1
+checkpoint of google-research's BERT or ELECTRA, or a KerasHub preset. What is not carried over is listed.
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from absl import flags as absl_flags
+
+from tfzoo import cli
+from tfzoo.errors import UserError
+
+# What Hugging Face's tokenizers and generation read.
+_CARRIED = {
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "target.spm",
+    "generation_config.json",
+}
+# KerasHub's names of vocabularies, and Hugging Face's; a SentencePiece model's depends on the family.
+_ASSETS = {"vocabulary.txt": "vocab.txt", "vocabulary.json": "vocab.json", "merges.txt": "merges.txt"}
+_SPM = {
+    "albert": "spiece.model",
+    "t5": "spiece.model",
+    "roberta": "sentencepiece.bpe.model",
+    "llama": "tokenizer.model",
+}
+# google-research/bert, tokenization.py, validate_case_matches_checkpoint: what a checkpoint's folder says by its name.
+_LOWERCASE = re.compile(r"(?:^|_)(uncased|multilingual_L|chinese_L|electra)", re.IGNORECASE)
+_CASED = re.compile(r"(?:^|_)cased", re.IGNORECASE)
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    def string(name, default, text):
+        absl_flags.DEFINE_string(name, default, text, flag_values=flags)
+
+    string("from", None, "the model: a folder, or a TF1 checkpoint's prefix")
+    string("to", None, "the Hugging Face folder to write; it must not be there, or be empty")
+    string("checkpoint", None, "which of several to read: a run's, or a TF1 checkpoint's prefix in the folder")
+    absl_flags.DEFINE_enum(
+        "dtype", "same", ["same", "float32", "float16", "bfloat16"], "how to store weights", flag_values=flags
+    )
+    absl_flags.DEFINE_integer("max_shard_mb", 5000, "a larger model is split into several files", flag_values=flags)
+    absl_flags.DEFINE_boolean(
+        "lowercase",
+        None,
+        "whether a TF1 checkpoint's vocab.txt is uncased; else its folder's name says",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_enum(
+        "part",
+        "discriminator",
+        ["discriminator", "generator"],
+        "which of the two in a TF1 checkpoint of ELECTRA",
+        flag_values=flags,
+    )
+    absl_flags.mark_flags_as_required(["from", "to"], flag_values=flags)
+    cli.positive(flags, "max_shard_mb")
+
+
+@dataclasses.dataclass
+class Found:
+    """A model that was read, and what goes beside it."""
+
+    kind: str
+    folder: pathlib.Path
+    model: Any
+    dtype: str = "float32"  # As which its weights were stored.
+    tokenizer: Any = None
+    carried: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)  # Copied: name in the target -> file.
+    tensors_left: Sequence[str] = ()
+    files_left: Sequence[str] = ()
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes what goes beside the weights; huggingface.save asks it of a tokenizer."""
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+        for name, path in self.carried.items():
+            shutil.copyfile(path, folder / name)
+
+
+def main(flags: absl_flags.FlagValues) -> None:
+    from tfzoo import huggingface, tensors  # TensorFlow takes seconds to import, and --help needs none of it.
+
+    source, target = pathlib.Path(flags["from"].value or ""), pathlib.Path(flags.to)
+    huggingface.check_new(target)
+    found = _read(source, flags)
+    dtype = found.dtype if flags.dtype == "same" else flags.dtype
+    found.model.generation_config = ""  # Copied as it is, where there is one.
+    try:
+        huggingface.save(found.model, target, found, dtype=dtype, max_shard_bytes=flags.max_shard_mb * 10**6)
+    except OSError as error:
+        raise UserError(f"--to={target}: cannot be written ({error.strerror or error}); name another folder") from None
+    with tensors.open_folder(target) as file:
+        count = sum(math.prod(file.shape(name)) for name in file.names)
+        shards = len({file.file(name) for name in file.names})
+        size = f"{count:,} parameters, {len(file)} tensors in {shards} file{'s' if shards > 1 else ''}, {dtype}"
+    record = tensors.read_json(target / "config.json")
+    print(f"read {source}: {found.kind}")
+    print(f"wrote {target}: {(record.get('architectures') or [record['model_type']])[0]}, {size}")
+    beside = (path.name for path in target.iterdir() if path.name != "config.json" and path.name[:5] != "model")
+    for what, names in (
+        ("beside it", sorted(beside)),
+        ("tensors left", found.tensors_left),
+        ("files left", found.files_left),
+    ):
+        if names:
+            print(f"{what}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}")
+
+
+def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
+    from tfzoo import runs, tensors
+
+    checkpoint = flags.checkpoint
+    if not source.is_dir():
+        if not source.with_name(source.name + ".index").is_file():
+            raise UserError(f"--from={source}: no such folder; name one with a model in it")
+        source, checkpoint = source.parent, source.name
+    config = source / "config.json"
+    if (source / "flags.cfg").exists():
+        _omit(flags, "a run's folder", "part", "lowercase")
+        model, tokenizer = runs.load(source, checkpoint)
+        return Found("a run's folder", source, model, tokenizer=tokenizer)
+    if config.exists() and any(source.glob("*.weights.*")) and "class_name" in tensors.read_json(config):
+        _omit(flags, "a KerasHub preset", "checkpoint", "part", "lowercase")
+        return _keras(source)
+    if any(source.glob("*.index")) and not any(source.glob("*.safetensors")):
+        return _tf1(source, checkpoint, flags)
+    if config.exists():
+        _omit(flags, "a Hugging Face folder", "checkpoint", "part", "lowercase")
+        return _hugging_face(source)
+    raise UserError(
+        f"--from={source}: neither config.json nor a checkpoint (*.index) is there; name a Hugging Face folder, "
+        "a run's, a TF1 checkpoint's or a KerasHub preset's"
+    )
+
+
+def _omit(flags: absl_flags.FlagValues, what: str, *names: str) -> None:
+    for name in names:
+        if flags[name].present:
+            raise UserError(f"--{name}={flags[name].value}: {what} has no use for it; omit it")
+
+
+def _hugging_face(folder: pathlib.Path) -> Found:
+    from tfzoo import huggingface, models, tensors, weights
+
+    with tensors.open_folder(folder) as file:
+        stored, dtype = file.names, _dtype(file)
+        used = {file.file(name).name for name in stored} | {tensors.INDEX, "config.json"}
+    model, _ = huggingface.load(folder, tokenizer=False)
+    page = models.page_of(model)
+    prefix, canonical = getattr(page, "PREFIX", ""), weights.HUGGING_FACE.canonical
+    kept = {slot.name.removeprefix(prefix) for slot in weights.slots(page.WEIGHTS, model)}
+    carried = {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and (path.name in _CARRIED or path.name.startswith("chat_template."))
+    }
+    return Found(
+        "a Hugging Face folder",
+        folder,
+        model,
+        dtype,
+        carried=carried,
+        tensors_left=[name for name in stored if canonical(name).removeprefix(prefix) not in kept],
+        files_left=_left(folder, used | set(carried)),
+    )
+
+
+def _tf1(folder: pathlib.Path, checkpoint: str | None, flags: absl_flags.FlagValues) -> Found:
+    from tfzoo import foreign
+    from tfzoo.text.wordpiece import WordPiece
+
+    source = foreign.open_tf1(folder, checkpoint, flags.part)
+    with source.file as file:
+        tokenizer = None
+        vocabulary = folder / "vocab.txt"
+        if vocabulary.exists():
+            lowercase = _lowercase(folder, source.family) if flags.lowercase is None else flags.lowercase
+            tokenizer = WordPiece.from_file(vocabulary, lowercase)
+            if tokenizer.vocab_size > source.config.vocab_size:
+                raise UserError(
+                    f"{vocabulary}: has {tokenizer.vocab_size} tokens, the model's vocab_size is "
+                    f"{source.config.vocab_size}; put the model's own vocabulary back"
+                )
+        model, not_used = foreign.load(source)
+        return Found(
+            f"{source.kind} of {source.family.upper()}",
+            folder,
+            model,
+            _dtype(file),
+            tokenizer,
+            tensors_left=not_used,
+            files_left=_left(folder, source.used | {"vocab.txt"}),
+        )
+
+
+def _lowercase(folder: pathlib.Path, family: str) -> bool:
+    name = folder.resolve().name
+    if family == "electra" or _LOWERCASE.search(name):
+        return True
+    if _CASED.search(name):
+        return False
+    raise UserError(f"{folder}: nothing says whether vocab.txt is cased; pass --lowercase or --nolowercase")
+
+
+def _keras(folder: pathlib.Path) -> Found:
+    from tfzoo import foreign, tensors
+    from tfzoo.text.wordpiece import WordPiece
+
+    source = foreign.open_keras(folder)
+    with source.file as file:
+        assets = folder / "assets" / "tokenizer"
+        names = _ASSETS | {"vocabulary.spm": _SPM.get(source.family, "spiece.model")}
+        carried = {names[path.name]: path for path in sorted(assets.glob("*")) if path.name in names}
+        tokenizer = None
+        settings = folder / "tokenizer.json"
+        if "vocab.txt" in carried:
+            record = tensors.read_json(settings) if settings.exists() else {}
+            lowercase = record.get("config", {}).get("lowercase") if isinstance(record, dict) else None
+            if not isinstance(lowercase, bool):
+                raise UserError(
+                    f"{settings}: does not say whether the vocabulary is lowercase; put the preset's own back"
+                )
+            tokenizer = WordPiece.from_file(carried["vocab.txt"], lowercase)
+        model, not_used = foreign.load(source)
+        return Found(
+            f"{source.kind} of {source.family.upper()}",
+            folder,
+            model,
+            _dtype(file),
+            tokenizer,
+            carried,
+            not_used,
+            _left(folder, source.used | {"assets", "tokenizer.json"}),
+        )
+
+
+def _left(folder: pathlib.Path, used: Collection[str]) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name not in used)
+
+
+def _dtype(file) -> str:
+    """The type of all weights of a file, or float32 where they differ or are of another."""
+    names = {"F16": "float16", "BF16": "bfloat16"}
+    kinds = {file.dtype(name) for name in file.names} & {"F16", "BF16", "F32", "F64"}
+    return names.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags))

@@ -1,0 +1,560 @@
+"""Models as other libraries keep them: TF1 checkpoints of google-research's BERT and ELECTRA, and KerasHub's presets.
+
+Each has tables like the pages' WEIGHTS, read by the same interpreter (tfzoo.weights). What differs is the Naming: both
+hold kernels as we do, [I, O], and Keras numbers layers of one class and splits heads, [I, H, D].
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo import config as config_lib
+from tfzoo import huggingface, models, nn, tensors, weights
+from tfzoo.errors import UserError, suggest
+from tfzoo.weights import Turned
+
+PARTS = ("discriminator", "generator")  # Of an ELECTRA checkpoint, which holds both.
+_ABSENT = "absent: "  # What begins the name of a variable that these files lack and that is zero in such models.
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model found in another library's files, in our words. `file` is open: use it as a context."""
+
+    kind: str
+    where: pathlib.Path
+    family: str
+    model_type: str  # Of Hugging Face.
+    config: config_lib.TransformerConfig
+    heads: tuple[str, ...]
+    num_labels: int
+    file: tensors.Tensors
+    WEIGHTS: Mapping[str, Any]
+    naming: weights.Naming
+    adapt: Callable[[weights.Slot, config_lib.TransformerConfig], weights.Slot]
+    used: frozenset[str]  # Names of the files that were read, but for the tokenizer's.
+
+
+def load(source: Source):
+    """The model, and the names of the tensors that it has no place for, such as a generator's beside a discriminator.
+
+    Raises:
+      UserError: file and config do not fit, before memory is taken for weights; or a tensor is damaged.
+    """
+    page, config = models.page(source.family), source.config
+    depth = 1 if config.share_layers else config.num_layers + config.num_decoder_layers
+    if depth > len(source.file):
+        raise UserError(
+            f"{source.where}: num_layers ({depth:,}) exceeds the number of tensors there ({len(source.file):,}); "
+            "the two must be of one model"
+        )
+    arguments = dict(heads=source.heads, num_labels=source.num_labels)
+    with tf.Graph().as_default(), nn.zero_initializers():  # Variables of a graph have shapes and no memory.
+        skeleton = page.Model(config, **arguments)
+        slots, _ = _slots(source, skeleton)
+        found = weights.account(slots, source.file, source, source.where, naming=source.naming)
+    with nn.zero_initializers():
+        model = page.Model(config, **arguments)
+    slots, absent = _slots(source, model)
+    weights.load(slots, source.file, found)
+    for variable in absent:
+        variable.assign(tf.zeros(variable.shape))
+    record = huggingface.encode_config(model, page)
+    model.hub_config = json.dumps(record | {"model_type": source.model_type})
+    return model, found.not_used
+
+
+def _slots(source, model):
+    slots = weights.slots(source.WEIGHTS, model, source.naming)
+    absent = [variable for slot in slots if slot.name.startswith(_ABSENT) for variable in slot.variables]
+    return [source.adapt(slot, model.config) for slot in slots if not slot.name.startswith(_ABSENT)], absent
+
+
+def _read_object(path):
+    record = tensors.read_json(path)
+    if not isinstance(record, dict):
+        raise UserError(f"{path} holds {type(record).__name__}, not an object; it must be a model's config")
+    return record
+
+
+# TF1: https://github.com/google-research/bert and https://github.com/google-research/electra
+
+TF1 = weights.Naming(
+    {"kernel": "/kernel", "bias": "/bias", "gamma": "/gamma", "beta": "/beta", "embeddings": ""},
+    transposed=False,
+    canonical=lambda name: name,
+)
+
+
+def _tf1_encoder(scope, embeddings):
+    layer, ours = f"{scope}/encoder/layer_{{}}", "encoder/stack/layer_{}"
+    return {
+        f"{embeddings}/word_embeddings": "encoder/embeddings/tokens",
+        f"{embeddings}/position_embeddings": "encoder/embeddings/positions",
+        f"{embeddings}/token_type_embeddings": "encoder/embeddings/segments",
+        f"{embeddings}/LayerNorm": "encoder/embeddings/norm",
+        f"{scope}/embeddings_project": "encoder/embeddings/projection",
+        f"{layer}/attention/self/query": f"{ours}/attention/query",
+        f"{layer}/attention/self/key": f"{ours}/attention/key",
+        f"{layer}/attention/self/value": f"{ours}/attention/value",
+        f"{layer}/attention/output/dense": f"{ours}/attention/output",
+        f"{layer}/attention/output/LayerNorm": f"{ours}/self_norm",
+        f"{layer}/intermediate/dense": f"{ours}/mlp/up",
+        f"{layer}/output/dense": f"{ours}/mlp/down",
+        f"{layer}/output/LayerNorm": f"{ours}/mlp_norm",
+    }
+
+
+# The pre-training heads of run_pretraining.py, and those of run_classifier.py and run_squad.py.
+_BERT_HEADS = {
+    "lm": "cls/predictions/output_bias",
+    "next_sentence": "cls/seq_relationship/output_bias",
+    "classify": "output_bias",
+    "span": "cls/squad/output_bias",
+}
+BERT = _tf1_encoder("bert", "bert/embeddings") | {
+    "bert/pooler/dense": "pooler/dense",
+    "cls/predictions/transform/dense": "lm/transform",
+    "cls/predictions/transform/LayerNorm": "lm/norm",
+    "cls/predictions/output_bias": "lm/bias",
+    "cls/seq_relationship/output_weights": Turned("next_sentence/dense/kernel"),
+    "cls/seq_relationship/output_bias": "next_sentence/dense/bias",
+    "output_weights": Turned("classify/dense/kernel"),
+    "output_bias": "classify/dense/bias",
+    "cls/squad/output_weights": Turned("span/dense/kernel"),
+    "cls/squad/output_bias": "span/dense/bias",
+}
+_ELECTRA_HEADS = {
+    "discriminator": {
+        "discriminator_predictions/dense": "discriminate/hidden",
+        "discriminator_predictions/dense_1": "discriminate/dense",
+    },
+    "generator": {
+        "generator_predictions/dense": "lm/transform",
+        "generator_predictions/LayerNorm": "lm/norm",
+        "generator_predictions/output_bias": "lm/bias",
+    },
+}
+
+
+def electra_table(part: str, own_embeddings: bool = False) -> dict[str, Any]:
+    """The names of one part of an ELECTRA checkpoint, and with None those of the other.
+
+    own_embeddings: the generator's embeddings are not the discriminator's.
+    """
+    tables = {
+        "discriminator": _tf1_encoder("electra", "electra/embeddings") | _ELECTRA_HEADS["discriminator"],
+        "generator": _tf1_encoder("generator", "generator/embeddings" if own_embeddings else "electra/embeddings")
+        | _ELECTRA_HEADS["generator"],
+    }
+    return {name: None for other in PARTS for name in tables[other]} | tables[part]
+
+
+def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str = PARTS[0]) -> Source:
+    """A BERT or an ELECTRA as google-research's code saves it.
+
+    BERT's sizes are in bert_config.json. ELECTRA's come without it and follow from the tensors, with heads of 64
+    (electra/util/training_utils.py); a bert_config.json beside them speaks for the discriminator.
+
+    Args:
+      folder: with one checkpoint; the optimizer's slots are left out.
+      checkpoint: its prefix, such as bert_model.ckpt, where the folder has several.
+      part: of an ELECTRA, discriminator or generator.
+
+    Raises:
+      UserError: it cannot be read, or is neither of the two.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / "bert_config.json"
+    record = _read_object(path) if path.exists() else {}
+    file = tensors.open_tf1(folder / checkpoint if checkpoint else folder)
+    try:
+        if any(name.startswith(("electra/", "generator/")) for name in file.names):
+            family = "electra"
+            heads: tuple[str, ...] = ("discriminate",) if part == "discriminator" else ("lm",)
+            own_embeddings = "generator/embeddings/word_embeddings" in file
+            table: Mapping[str, Any] = electra_table(part, own_embeddings)
+            scope = {"discriminator": "electra", "generator": "generator"}[part]
+            sizes = _electra_sizes(file, scope, "generator" if own_embeddings and scope == "generator" else "electra")
+            record = sizes | record if part == "discriminator" else record | sizes
+        elif "bert/embeddings/word_embeddings" in file:
+            family, table = "bert", BERT
+            heads = tuple(head for head, name in _BERT_HEADS.items() if name in file)
+            if not record:
+                raise UserError(f"{path}: no such file, and it says how many heads the model has; put it back")
+        else:
+            raise UserError(
+                f"{folder}: the checkpoint is neither of BERT nor of ELECTRA: it has {', '.join(file.names[:3])}"
+            )
+        config = huggingface.decode_config(path, record | {"model_type": family}, models.page(family))
+    except Exception:
+        file.close()
+        raise
+    prefix = file.file(file.names[0]).stem
+    used = {path.name, *(p.name for p in folder.iterdir() if re.match(re.escape(prefix) + r"\.(index$|data-)", p.name))}
+    return Source(
+        kind="a TF1 checkpoint",
+        where=folder,
+        family=family,
+        model_type=family,
+        config=config,
+        heads=heads,
+        num_labels=file.shape("output_bias")[0] if "output_bias" in file else 2,
+        file=file,
+        WEIGHTS=table,
+        naming=TF1,
+        adapt=lambda slot, _: slot,
+        used=frozenset(used),
+    )
+
+
+def _electra_sizes(file, scope, embeddings) -> dict[str, int]:
+    """config.json's sizes, by the shapes."""
+    layer = f"{scope}/encoder/layer_0"
+
+    def shape(name):
+        if name not in file or len(file.shape(name)) != 2:
+            raise UserError(f"no matrix {name} in the checkpoint, which every ELECTRA has")
+        return file.shape(name)
+
+    tokens = shape(f"{embeddings}/embeddings/word_embeddings")
+    hidden, intermediate = shape(f"{layer}/intermediate/dense/kernel")
+    layers = {m[1] for name in file.names if (m := re.match(rf"{scope}/encoder/layer_(\d+)/", name))}
+    return {
+        "vocab_size": tokens[0],
+        "embedding_size": tokens[1],
+        "hidden_size": hidden,
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": max(1, hidden // 64),
+        "intermediate_size": intermediate,
+        "max_position_embeddings": shape(f"{embeddings}/embeddings/position_embeddings")[0],
+        "type_vocab_size": shape(f"{embeddings}/embeddings/token_type_embeddings")[0],
+    }
+
+
+# KerasHub: https://github.com/keras-team/keras-hub
+
+
+def _keras_name(name: str) -> str:
+    """layers/transformer_encoder/_key_dense/vars/0 -> layers/transformer_encoder_0/key_dense/vars/0
+
+    Keras numbers the layers of a class from the second on. Whether an attribute begins with an underscore has changed.
+    """
+    name = re.sub(r"/_", "/", name).replace("layernorm/", "layer_norm/")
+    return re.sub(r"^layers/(\w*?[a-z])(?=/)", r"layers/\1_0", name)
+
+
+KERAS = weights.Naming(
+    {"kernel": "/vars/0", "bias": "/vars/1", "gamma": "/vars/0", "beta": "/vars/1", "embeddings": "/vars/0"},
+    transposed=False,
+    canonical=_keras_name,
+)
+
+
+def _keras_blocks(theirs, ours):
+    """A block; what a family's blocks lack, such as cross attention, matches nothing."""
+    table = {
+        f"{theirs}/self_attention_layer_norm": f"{ours}/self_norm",
+        f"{theirs}/cross_attention_layer_norm": f"{ours}/cross_norm",
+        f"{theirs}/feedforward_layer_norm": f"{ours}/mlp_norm",
+        f"{theirs}/feedforward_intermediate_dense": f"{ours}/mlp/up",
+        f"{theirs}/feedforward_gate_dense": f"{ours}/mlp/gate",
+        f"{theirs}/feedforward_output_dense": f"{ours}/mlp/down",
+        f"{theirs}/self_attention_layer/query_dense_layer_norm": f"{ours}/attention/query_norm",
+        f"{theirs}/self_attention_layer/key_dense_layer_norm": f"{ours}/attention/key_norm",
+    }
+    for name in ("query", "key", "value", "output"):
+        table[f"{theirs}/self_attention_layer/{name}_dense"] = f"{ours}/attention/{name}"
+        table[f"{theirs}/cross_attention_layer/{name}_dense"] = f"{ours}/cross_attention/{name}"
+    return table
+
+
+_ENCODER = _keras_blocks("layers/transformer_encoder_{}", "encoder/stack/layer_{}")
+_BERT = _ENCODER | {
+    "layers/reversible_embedding_0": "encoder/embeddings/tokens",
+    "layers/position_embedding_0/vars/0": "encoder/embeddings/positions",
+    "layers/embedding_0/vars/0": "encoder/embeddings/segments",
+    "layers/layer_normalization_0": "encoder/embeddings/norm",
+    "layers/dense_0": "pooler/dense",
+}
+_DISTILBERT = _ENCODER | {
+    "layers/token_and_position_embedding_0/token_embedding": "encoder/embeddings/tokens",
+    "layers/token_and_position_embedding_0/position_embedding/vars/0": "encoder/embeddings/positions",
+    "layers/layer_normalization_0": "encoder/embeddings/norm",
+}
+# Its pooler was never trained, and Hugging Face's has none.
+_ELECTRA = _BERT | {"layers/dense_0": None}
+_ELECTRA_PROJECTED = _BERT | {"layers/dense_0": "encoder/embeddings/projection", "layers/dense_1": None}
+_ALBERT = _BERT | {"layers/dense_0": "encoder/embeddings/projection", "layers/dense_1": "pooler/dense"}
+_GPT2 = _keras_blocks("layers/transformer_decoder_{}", "decoder/stack/layer_{}") | {
+    "layers/reversible_embedding_0": "decoder/embeddings/tokens",
+    "layers/position_embedding_0/vars/0": "decoder/embeddings/positions",
+    "layers/layer_normalization_0": "decoder/stack/norm",
+}
+_BART = (
+    _ENCODER
+    | _keras_blocks("layers/transformer_decoder_{}", "decoder/stack/layer_{}")
+    | {
+        "layers/reversible_embedding_0": "encoder/embeddings/tokens",
+        "layers/position_embedding_0/vars/0": "encoder/embeddings/positions",
+        "layers/position_embedding_1/vars/0": "decoder/embeddings/positions",
+        "layers/layer_normalization_0": "encoder/embeddings/norm",
+        "layers/layer_normalization_1": "decoder/embeddings/norm",
+        _ABSENT + "final_logits_bias": "lm/bias",
+    }
+)
+
+
+def _llama(decoder, norm):
+    return _keras_blocks(f"layers/{decoder}_{{}}", "decoder/stack/layer_{}") | {
+        "layers/reversible_embedding_0": "decoder/embeddings/tokens",
+        "layers/reversible_embedding_0/vars/1": "lm/dense/kernel",
+        f"layers/{norm}_0": "decoder/stack/norm",
+    }
+
+
+_T5: dict[str, Any] = {
+    "layers/reversible_embedding_0": "encoder/embeddings/tokens",
+    "layers/reversible_embedding_0/vars/1": "lm/dense/kernel",
+    "layers/t5_layer_norm_0": "encoder/stack/norm",
+    "layers/t5_layer_norm_1": "decoder/stack/norm",
+}
+for _stack in ("encoder", "decoder"):
+    # In the files the decoder's layers are numbered on from the encoder's; see _t5_naming.
+    _theirs, _ours = f"layers/t5_{_stack}_layer_{{}}", f"{_stack}/stack/layer_{{}}"
+    _T5 |= {
+        f"layers/t5_{_stack}_layer_0/self_attention": f"{_stack}/stack/relative_bias",
+        f"{_theirs}/self_attention_layer_norm": f"{_ours}/self_norm",
+        f"{_theirs}/cross_attention_layer_norm": f"{_ours}/cross_norm",
+        f"{_theirs}/layer_norm": f"{_ours}/mlp_norm",
+        f"{_theirs}/output_projector": f"{_ours}/mlp/down",
+    }
+    for _name in ("query", "key", "value", "output"):
+        _T5[f"{_theirs}/self_attention/{_name}_projector"] = f"{_ours}/attention/{_name}"
+        _T5[f"{_theirs}/cross_attention/{_name}_projector"] = f"{_ours}/cross_attention/{_name}"
+    # KerasHub calls the activated one of the two input_projector.
+    _T5[f"{_theirs}/input_projector"] = f"{_ours}/mlp/GATE"
+    _T5[f"{_theirs}/gate_projector"] = f"{_ours}/mlp/up"
+
+
+def _t5_table(gated: bool):
+    first = "gate" if gated else "up"
+    return {name: path.replace("GATE", first) for name, path in _T5.items() if gated or "gate_projector" not in name}
+
+
+def _t5_naming(num_layers: int) -> weights.Naming:
+    def canonical(name):
+        name = _keras_name(name)
+        match = re.match(r"layers/t5_transformer_layer_(\d+)/", name)
+        if not match:
+            return name
+        stack, index = (
+            ("encoder", int(match[1])) if int(match[1]) < num_layers else ("decoder", int(match[1]) - num_layers)
+        )
+        return f"layers/t5_{stack}_layer_{index}/{name[match.end() :]}"
+
+    return dataclasses.replace(KERAS, canonical=canonical)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A class of KerasHub in our words; `fields` are those of our config that it fixes."""
+
+    family: str
+    table: Mapping[str, Any]
+    heads: tuple[str, ...] = ()  # Those without weights of their own: a tied language model.
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    model_type: str = ""  # The family's name if left out.
+
+
+_ROBERTA = _DISTILBERT | {
+    _ABSENT + "token_type_embeddings": "encoder/embeddings/segments",
+    _ABSENT + "pooler": "pooler/dense",
+}
+_ROBERTA_FIELDS = dict(position_offset=2, num_segments=1, norm_epsilon=1e-5)
+_LM = ("lm",)
+BACKBONES = {
+    "BertBackbone": Backbone("bert", _BERT, fields=dict(activation="gelu_tanh")),
+    "RobertaBackbone": Backbone("roberta", _ROBERTA, fields=_ROBERTA_FIELDS),
+    "XLMRobertaBackbone": Backbone("roberta", _ROBERTA, fields=_ROBERTA_FIELDS, model_type="xlm-roberta"),
+    "DistilBertBackbone": Backbone("distilbert", _DISTILBERT),
+    "ElectraBackbone": Backbone("electra", _ELECTRA, fields=dict(activation="gelu_tanh")),
+    "AlbertBackbone": Backbone("albert", _ALBERT),
+    "GPT2Backbone": Backbone("gpt2", _GPT2, _LM),
+    "BartBackbone": Backbone("bart", _BART, _LM),
+    "T5Backbone": Backbone("t5", _T5, _LM),
+    "LlamaBackbone": Backbone("llama", _llama("llama_transformer_decoder", "llama_layer_norm"), _LM),
+    "Llama3Backbone": Backbone("llama", _llama("llama_transformer_decoder", "llama_layer_norm"), _LM),
+    "MistralBackbone": Backbone(
+        "llama",
+        _llama("mistral_transformer_decoder", "mistral_layer_normalization"),
+        _LM,
+        dict(max_positions=32768),
+        "mistral",
+    ),
+    "QwenBackbone": Backbone(
+        "llama", _llama("qwen_transformer_decoder", "qwen_layer_norm"), _LM, dict(max_positions=32768), "qwen2"
+    ),
+    "Qwen3Backbone": Backbone(
+        "llama", _llama("qwen3_transformer_decoder", "qwen3_layer_norm"), _LM, dict(max_positions=40960), "qwen3"
+    ),
+}
+_FIELDS = {
+    "vocabulary_size": "vocab_size",
+    "vocab_size": "vocab_size",
+    "num_layers": "num_layers",
+    "num_heads": "num_heads",
+    "num_query_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "hidden_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+    "embedding_dim": "embedding_size",
+    "head_dim": "head_dim",
+    "key_value_dim": "head_dim",
+    "max_sequence_length": "max_positions",
+    "num_segments": "num_segments",
+    "dropout": "dropout",
+    "layer_norm_epsilon": "norm_epsilon",
+    "rope_max_wavelength": "rotary_theta",
+    "sliding_window": "window",
+    "use_gated_activation": "gated_mlp",
+    "activation": "activation",
+}
+_FIXED = {
+    "num_groups": 1,
+    "num_inner_repetitions": 1,
+    "rope_scaling_factor": 1.0,
+    "rope_position_scaling_factor": 1.0,  # KerasHub 0.32 takes it and does not use it.
+    "use_sliding_window_attention": False,
+}
+# What else configs have: Keras's own, what the file of weights says itself, and what is read below. Qwen's window is
+# off or, in Qwen3, as long as its training.
+_ELSEWHERE = {"name", "trainable", "dtype", "tie_word_embeddings", "tie_embedding_weights", "sliding_window_size"}
+_ELSEWHERE |= {"rope_frequency_adjustment_factor", "rope_low_freq_factor", "rope_high_freq_factor"}
+_ELSEWHERE |= {"rope_pretraining_sequence_length"}
+
+
+def open_keras(folder: str | os.PathLike) -> Source:
+    """A KerasHub preset: config.json with a backbone of BACKBONES, and model.weights.h5. Heads of tasks
+    (task.weights.h5) are not read; what needs no weights of its own, a tied language model, is.
+
+    Raises:
+      UserError: an unknown backbone, or one that Hugging Face's model of the family cannot be.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / "config.json"
+    record = _read_object(path)
+    name, settings = record.get("class_name"), record.get("config")
+    if name not in BACKBONES or not isinstance(settings, dict):
+        raise UserError(
+            f"{path}: class_name {name!r} is not one that tfzoo knows{suggest(str(name), BACKBONES)}; "
+            f"they are {', '.join(BACKBONES)}"
+        )
+    backbone = BACKBONES[name]
+    page = models.page(backbone.family)
+    model_type = backbone.model_type or backbone.family
+    for key, value in settings.items():
+        if key in _FIXED and value != _FIXED[key]:
+            raise UserError(f"{path}: {key} is {value!r}; only {_FIXED[key]!r} is built here")
+        if key not in _FIELDS | _FIXED and key not in _ELSEWHERE and value not in (None, False):
+            raise UserError(f"{path}: {key} is {value!r}, which tfzoo does not know")
+    file = tensors.open_h5(folder)
+    try:
+        fields = {ours: settings[theirs] for theirs, ours in _FIELDS.items() if settings.get(theirs) is not None}
+        fields = page.MODEL_TYPES[model_type] | dict(backbone.fields) | fields
+        # Keras has one rate for both.
+        fields["attention_dropout"] = fields.get("dropout", 0.0)
+        table, naming = backbone.table, KERAS
+        if "lm/dense/kernel" in table.values():
+            fields["tie_embeddings"] = not any(n.endswith("reversible_embedding/vars/1") for n in file.names)
+        try:
+            # What is as large as something else is written out, as Hugging Face does.
+            if "num_decoder_layers" in page.CONFIG:
+                fields["num_decoder_layers"] = fields["num_layers"]
+            if "head_dim" in page.CONFIG:
+                fields.setdefault("head_dim", fields["hidden_size"] // fields["num_heads"])
+            if backbone.family == "t5":
+                table, naming = _t5_table(bool(fields.get("gated_mlp"))), _t5_naming(fields["num_layers"])
+                # The authors' gated models have the approximate gelu, which KerasHub's presets call gelu.
+                fields["activation"] = {"gelu": "gelu_tanh"}.get(fields["activation"], fields["activation"])
+            if backbone.family == "llama":
+                fields |= _rope(settings)
+            if backbone.family == "electra" and fields["embedding_size"] != fields["hidden_size"]:
+                table = _ELECTRA_PROJECTED
+            config = config_lib.from_mapping(fields, models.config_class(page))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: {type(error).__name__} {error}; it must be a config of {name}") from None
+    except Exception:
+        file.close()
+        raise
+    return Source(
+        kind="a KerasHub preset",
+        where=folder,
+        family=backbone.family,
+        model_type=model_type,
+        config=config,
+        heads=backbone.heads,
+        num_labels=2,
+        file=file,
+        WEIGHTS=table,
+        naming=naming,
+        adapt=_adapt,
+        used=frozenset({"config.json", "metadata.json", *(file.file(n).name for n in file.names), tensors.KERAS_INDEX}),
+    )
+
+
+def _rope(settings) -> dict[str, Any]:
+    """The rotary positions, scaled as Llama 3.1's are or not at all."""
+    theta, length = float(settings["rope_max_wavelength"]), settings.get("rope_pretraining_sequence_length")
+    if not length:
+        return {"rotary_theta": theta}
+    names = {name: f"rope_{name}" for name in ("low_freq_factor", "high_freq_factor")}
+    names["factor"] = "rope_frequency_adjustment_factor"
+    scaling = {name: float(settings[theirs]) for name, theirs in names.items()}
+    return {
+        "rotary_theta": theta,
+        "rotary_scaling": scaling | {"rope_type": "llama3", "original_max_position_embeddings": length},
+        "max_positions": int(length * scaling["factor"]),
+    }
+
+
+def _adapt(slot: weights.Slot, config) -> weights.Slot:
+    """How Keras stores a variable: heads have an axis, and tables of positions begin with the first position."""
+    path = weights.relative_path(slot.variables[0])
+    own = tuple(slot.variables[0].shape)
+    match = re.search(r"attention/(query|key|value|output)/(kernel|bias)$", path)
+    if match and config.positions != "relative":  # T5's attention is a layer of its own.
+        heads = config.num_kv_heads if match[1] in ("key", "value") and config.num_kv_heads else config.num_heads
+        if match[1] != "output":
+            shape = (*own[:-1], heads, own[-1] // heads)
+        elif match[2] == "kernel":
+            shape = (heads, own[0] // heads, own[1])
+        else:
+            return slot
+        return dataclasses.replace(
+            slot,
+            shape=shape,
+            to_stored=lambda arrays: arrays[0].reshape(shape),
+            from_stored=lambda array: [array.reshape(own)],
+            rows="",
+        )
+    offset = config.position_offset
+    if path.endswith("embeddings/positions") and offset:
+        # The rows before the first position belong to padding, which nothing attends to.
+        return dataclasses.replace(
+            slot,
+            shape=(own[0] - offset, own[1]),
+            to_stored=lambda arrays: arrays[0][offset:],
+            from_stored=lambda array: [np.pad(array, ((offset, 0), (0, 0)))],
+            rows="",
+        )
+    return slot
