@@ -237,7 +237,7 @@ class Account:
 
     sources: dict[str, str]  # Slot's name -> the name in the file.
     tied: dict[str, str]  # A further name in the file -> the slot's name.
-    not_used: list[str]  # Tensors that the table knows and this model has no place for: other heads'.
+    not_used: list[str]  # Tensors of heads that this model does not have.
     not_assigned: list[str]  # Slots of heads that the file knows nothing of.
 
 
@@ -251,7 +251,8 @@ def account(
       file: a Tensors of tfzoo.tensors.
       page: a family's module, with WEIGHTS and PREFIX.
       where: the file or folder, for messages.
-      fresh_heads: whether heads may be missing from the file, and the file may have other heads.
+      fresh_heads: whether heads may be missing from the file. It may have heads that the model lacks in any case:
+        many a released file has more than the architecture in its config.json.
       naming: the file's.
 
     Raises:
@@ -260,7 +261,7 @@ def account(
     table, prefix = page.WEIGHTS, getattr(page, "PREFIX", "")
     # Where a matrix is not tied, what would be its alias is its name.
     by_name = {name: slot for slot in slots for name in slot.aliases} | {slot.name: slot for slot in slots}
-    known = [re.compile(_name_pattern(name, naming)) for name in table or ()]
+    heads = [re.compile(_name_pattern(n, naming)) for n, v in (table or {}).items() if _is_head(v)]
     computed = [re.compile(_name_pattern(n, naming)) for n, v in (table or {}).items() if isinstance(v, Computed)]
     sources: dict[str, str] = {}
     tied, not_used, unknown = {}, [], []
@@ -276,7 +277,7 @@ def account(
                 tied[stored] = slot.name
         elif any(pattern.fullmatch(n) for pattern in computed for n in (name, prefix + name)):
             continue
-        elif fresh_heads and any(pattern.fullmatch(n) for pattern in known for n in (name, prefix + name)):
+        elif any(pattern.fullmatch(n) for pattern in heads for n in (name, prefix + name)):
             not_used.append(stored)
         else:
             unknown.append(stored)
@@ -310,6 +311,14 @@ def _canonical(stored, by_name, prefix, naming):
         if name in by_name:
             return name
     return new
+
+
+def _is_head(value) -> bool:
+    """Whether an entry of a table is of a head or a pooler, not of the body; None says that nothing here reads it."""
+    if value is None:
+        return True
+    paths = value.values() if isinstance(value, Mapping) else getattr(value, "paths", [getattr(value, "path", value)])
+    return all(isinstance(p, str) and p.partition("/")[0] not in ("encoder", "decoder") for p in paths)
 
 
 def _name_pattern(name: str, naming: Naming) -> str:
