@@ -231,7 +231,7 @@ class TF1Test(ConvertCase):
         folder = self.write("uncased_L-2_H-16_A-2", tf1_arrays(GOLDEN / "bert"), self.bert_config())
         (folder / "bert_model.ckpt.meta").write_bytes(b"")
         lines = self.convert(folder)
-        self.assertEqual(lines[0], f"read {folder}: a TF1 checkpoint of BERT")
+        self.assertEqual(lines[0], f"read {folder}: a TF1 checkpoint, bert")
         self.assertRegex(lines[1], "BertForPreTraining, .*float32$")
         self.assertEqual(lines[2:], ["beside it: tokenizer_config.json, vocab.txt", "files left: bert_model.ckpt.meta"])
         self.assert_same_tensors(GOLDEN / "bert", self.to)

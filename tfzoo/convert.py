@@ -204,7 +204,7 @@ def _tf1(folder: pathlib.Path, checkpoint: str | None, flags: absl_flags.FlagVal
                 )
         model, not_used = foreign.load(source)
         return Found(
-            f"{source.kind} of {source.family.upper()}",
+            f"{source.kind}, {source.model_type}",
             folder,
             model,
             _dtype(file),
@@ -244,7 +244,7 @@ def _keras(folder: pathlib.Path) -> Found:
             tokenizer = WordPiece.from_file(carried["vocab.txt"], lowercase)
         model, not_used = foreign.load(source)
         return Found(
-            f"{source.kind} of {source.family.upper()}",
+            f"{source.kind}, {source.model_type}",
             folder,
             model,
             _dtype(file),
