@@ -107,6 +107,16 @@ class TransformerConfig:
         if getattr(self, name) % getattr(self, of):
             raise UserError(f"{name} ({getattr(self, name)}) must be a multiple of {of} ({getattr(self, of)})")
 
+    def resolved(self) -> dict[str, Any]:
+        """The fields, with what 0 stands for in those that are derived: two configs are alike if these are equal."""
+        derived = {
+            "num_decoder_layers": self.num_layers,
+            "embedding_size": self.hidden_size,
+            "num_kv_heads": self.num_heads,
+            "head_dim": self.hidden_size // self.num_heads,
+        }
+        return dataclasses.asdict(self) | {name: getattr(self, name) or value for name, value in derived.items()}
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
