@@ -7,12 +7,15 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 PY := .venv/bin/python
 PEERS := .venv-peers/bin/python
+REFERENCES := .venv-references/bin/python
+REFERENCES_INSTALLED := .venv-references/installed
+DRAWS ?= 20
 # The stamp is written last, so that an interrupted install is never taken for a finished one.
 INSTALLED := .venv/installed
 PEERS_INSTALLED := .venv-peers/installed
 LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet pyproject.toml
 
-.PHONY: help install train demo test faults check format bench wheel lock clean
+.PHONY: help install train demo test faults parity check format bench wheel lock clean
 
 help:  ## say what there is (this)
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -33,6 +36,15 @@ test: $(INSTALLED)  ## run the tests
 faults: $(INSTALLED)  ## run the long tests that kill and break things
 	$(PY) -m pytest -m faults
 
+# Another seed is another set of random models: make parity SEED=7
+SEED ?= $(shell date +%s)
+parity: $(INSTALLED) $(REFERENCES_INSTALLED)  ## compare every family afresh with Hugging Face's, both ways
+	rm -rf build/parity
+	$(REFERENCES) tests/assets/references.py --output=build/parity --draws=$(DRAWS) --seed=$(SEED)
+	$(PY) -m tests.parity build/parity --readme=README.md
+	$(PY) -m tests.parity build/parity/fresh --fresh
+	$(REFERENCES) tests/assets/references.py --check build/parity
+
 check: $(INSTALLED)  ## lint, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -44,6 +56,8 @@ format: $(INSTALLED)  ## let ruff mend what it can
 
 bench: $(PEERS_INSTALLED)  ## measure against KerasHub and Model Garden (in .venv-peers)
 	$(PEERS) benchmarks/train_step.py
+	$(PEERS) benchmarks/forward.py
+	$(PEERS) benchmarks/attention.py
 	$(PEERS) benchmarks/input.py
 
 wheel: $(INSTALLED)  ## build dist/*.whl
@@ -54,10 +68,14 @@ lock: $(INSTALLED)  ## choose versions anew, for every Python of pyproject.toml 
 	$(LOCK) $(if $(UPGRADE),--upgrade) --group peers --output-file requirements/peers.txt
 
 clean:  ## remove the environments, caches and builds; runs/ stays
-	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-peers .venv-references build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(INSTALLED): requirements/dev.txt
 $(PEERS_INSTALLED): requirements/peers.txt
+$(REFERENCES_INSTALLED): requirements/references.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 # A finished environment is brought up to date in place; what an interrupted install left is thrown away.
 .venv/installed .venv-peers/installed:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \

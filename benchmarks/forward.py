@@ -1,0 +1,197 @@
+"""BERT-base's forward pass beside KerasHub's and Model Garden's, and beside plain matrix products: `make bench`, or
+
+    .venv-peers/bin/python benchmarks/forward.py [--contenders=ours,kerashub,garden] [--batches=1,8]
+
+Every contender lives in a process of its own with two threads, and they take turns. `products` multiplies square
+matrices and nothing else: what it reaches is the limit that a forward pass, most of which is matrix products, is
+measured against. The pass: 12 layers of 768, 128 tokens a row, a padded row among them, float32, no heads.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+LENGTH, HIDDEN, LAYERS, INTERMEDIATE, VOCAB = 128, 768, 12, 3072, 30522
+SIDE = 2048  # Of the matrices that `products` multiplies.
+
+
+def flops(batch: int) -> float:
+    """Of the products with weights, and of scores and weighted sums; 2 for each multiplication."""
+    tokens = batch * LENGTH
+    layer = 2 * tokens * (4 * HIDDEN**2 + 2 * HIDDEN * INTERMEDIATE) + 4 * tokens * LENGTH * HIDDEN
+    return LAYERS * layer + 2 * batch * HIDDEN**2
+
+
+def inputs(batch: int):
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    padding_mask = np.ones([batch, LENGTH], np.int32)
+    padding_mask[0, LENGTH * 3 // 4 :] = 0
+    return random.integers(1000, VOCAB, [batch, LENGTH], np.int32), np.zeros([batch, LENGTH], np.int32), padding_mask
+
+
+def ours() -> Callable[[int], Any]:
+    """tfzoo's encoder with its pooler."""
+    import tensorflow as tf
+
+    from tfzoo import models
+
+    model = models.build("bert_base", heads=())
+    run = tf.function(lambda features: model(features)["pooled"])
+
+    def forward(batch):
+        token_ids, segment_ids, padding_mask = map(tf.constant, inputs(batch))
+        features = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": tf.cast(padding_mask, tf.bool)}
+        return lambda: run(features)
+
+    return forward
+
+
+def kerashub() -> Callable[[int], Any]:
+    """KerasHub's BertBackbone."""
+    import keras_hub
+    import tensorflow as tf
+
+    model = keras_hub.models.BertBackbone(
+        vocabulary_size=VOCAB, num_layers=LAYERS, num_heads=12, hidden_dim=HIDDEN, intermediate_dim=INTERMEDIATE
+    )
+    run = tf.function(lambda features: model(features, training=False)["pooled_output"])
+
+    def forward(batch):
+        features = dict(zip(("token_ids", "segment_ids", "padding_mask"), map(tf.constant, inputs(batch))))
+        return lambda: run(features)
+
+    return forward
+
+
+def garden() -> Callable[[int], Any]:
+    """Model Garden's BertEncoder."""
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    import tensorflow as tf
+    from official.nlp.modeling import networks
+
+    model = networks.BertEncoderV2(
+        vocab_size=VOCAB, hidden_size=HIDDEN, num_layers=LAYERS, num_attention_heads=12, inner_dim=INTERMEDIATE
+    )
+    run = tf.function(lambda features: model(features, training=False)["pooled_output"])
+
+    def forward(batch):
+        names = ("input_word_ids", "input_type_ids", "input_mask")
+        features = dict(zip(names, map(tf.constant, inputs(batch))))
+        return lambda: run(features)
+
+    return forward
+
+
+def products() -> Callable[[int], Any]:
+    """Square matrix products; its flops are its own."""
+    import tensorflow as tf
+
+    left, right = tf.random.normal([SIDE, SIDE]), tf.random.normal([SIDE, SIDE])
+    run = tf.function(lambda: tf.matmul(left, right))
+    return lambda batch: run
+
+
+CONTENDERS = {"ours": ours, "kerashub": kerashub, "garden": garden, "products": products}
+
+
+def work(name: str) -> None:
+    """Answers each line "BATCH TIMES" of standard input by the seconds that one run took."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # What libraries print is no answer.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+    if name == "garden":
+        os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(2)
+    make = CONTENDERS[name]()
+    made: dict[int, Callable[[], Any]] = {}
+    for line in sys.stdin:
+        batch, times = map(int, line.split())
+        run = made.setdefault(batch, make(batch))
+        start = time.perf_counter()
+        for _ in range(times):
+            result = run()
+        result.numpy()
+        print(json.dumps((time.perf_counter() - start) / times), file=answers)
+
+
+class Worker:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if "BENCH_VERBOSE" in os.environ else subprocess.DEVNULL,
+            text=True,
+            env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
+        )
+        self.seconds: list[float] = []
+
+    def run(self, batch: int, times: int) -> float:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{batch} {times}\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name} died with code {self.process.wait()}; BENCH_VERBOSE=1 shows why")
+        return json.loads(line)
+
+
+def table(workers: list[Worker], batch: int) -> str:
+    first, last = workers[0], workers[-1]
+    lines = [
+        f"| {batch} x {LENGTH} | ms | GFLOP/s | of the products' | {first.name} is faster by |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    limits = [2 * SIDE**3 / seconds for seconds in last.seconds]
+    for worker in workers:
+        work = 2 * SIDE**3 if worker is last else flops(batch)
+        shares = [work / seconds / limit for seconds, limit in zip(worker.seconds, limits)]
+        ratios = [theirs / own for theirs, own in zip(worker.seconds, first.seconds)]
+        seconds = statistics.median(worker.seconds)
+        lines.append(
+            f"| {worker.name} | {1000 * seconds:.0f} | {work / seconds / 1e9:.0f} | {statistics.median(shares):.3f} | "
+            f"{'' if worker is last else f'{statistics.median(ratios):.3f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contenders", default="ours,kerashub,garden")
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        with contextlib.suppress(KeyboardInterrupt):
+            work(args.worker)
+        return
+    workers = [Worker(name) for name in (*args.contenders.split(","), "products")]
+    for batch in map(int, args.batches.split(",")):
+        times = max(1, 16 // batch)
+        for worker in workers:
+            worker.seconds = []
+            worker.run(batch, 3)
+        for turn in range(args.rounds):
+            for worker in workers if turn % 2 == 0 else workers[::-1]:
+                worker.run(batch, 1)  # Wakes its threads and fills the caches.
+                worker.seconds.append(worker.run(batch, times))
+        print(table(workers, batch), flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    main()
