@@ -97,16 +97,19 @@ def _real(name, ours, expected, golden):
 
 
 def table(results: dict[pathlib.Path, dict[str, float]]) -> str:
-    """A row for each case: the worst of its draws."""
+    """A row for each family: its cases (tests/assets/references.py has them), and the worst of all draws."""
     rows: dict[str, list] = {}
     for case, differences in results.items():
+        family = json.loads((case / "case.json").read_text())["family"]
         name = case.parent.name if case.name.isdigit() else case.name
-        rows.setdefault(name, []).append(differences)
-    lines = ["| case | draws | outputs and loss | gradients |", "|---|---|---|---|"]
-    for name, draws in sorted(rows.items()):
-        outputs = max(v for d in draws for k, v in d.items() if k != "gradients")
-        gradients = [d["gradients"] for d in draws if "gradients" in d]
-        lines.append(f"| {name} | {len(draws)} | {outputs:.1e} | {f'{max(gradients):.1e}' if gradients else ''} |")
+        rows.setdefault(family, []).append((name, differences))
+    lines = ["| family | cases | models | outputs and loss | gradients |", "|---|---|---:|---:|---:|"]
+    for family, draws in sorted(rows.items()):
+        names = ", ".join(sorted({name for name, _ in draws}))
+        outputs = max(v for _, d in draws for k, v in d.items() if k != "gradients")
+        gradients = max((d["gradients"] for _, d in draws if "gradients" in d), default=None)
+        shown = "" if gradients is None else f"{gradients:.1e}"
+        lines.append(f"| {family} | {names} | {len(draws)} | {outputs:.1e} | {shown} |")
     return "\n".join(lines)
 
 
