@@ -79,7 +79,8 @@ def flops_a_token(weights: Sequence[Weight], config: TransformerConfig, heads: S
     section 2.1, with the output's product. An encoder-decoder's are those of a source and a target token together,
     with as many of either. What is small beside these (norms, softmax) is left out.
     """
-    products = sum(w.uses * w.size for w in weights if w.path.endswith("kernel") and len(w.shape) == 2)
+    a_row = ("pooler/", "next_sentence/", "classify/")  # Once a row, not a token.
+    products = sum(w.uses * w.size for w in weights if w.path.endswith("kernel") and not w.path.startswith(a_row))
     tied = "lm" in heads and not any(w.path.startswith("lm/dense") for w in weights)
     products += config.vocab_size * (config.embedding_size or config.hidden_size) if tied else 0
     width = config.num_heads * (config.head_dim or config.hidden_size // config.num_heads)

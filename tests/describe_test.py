@@ -1,0 +1,57 @@
+"""What a model costs: by hand-counted figures."""
+
+import contextlib
+import io
+
+import tensorflow as tf
+
+from tfzoo import cli, describe, models
+
+
+def flops(name, heads=(), length=128, **overrides):
+    page, config = models.find(name)
+    config = type(config)(**config.__dict__ | overrides)
+    return describe.flops_a_token(describe.lay_out(page, config, heads), config, heads, length)
+
+
+class DescribeTest(tf.test.TestCase):
+    def test_flops_of_bert_base(self):
+        # A layer: 4 E^2 of attention, 2 E F of the MLP; L E scores and as many weighted sums. Two each.
+        layer = 2 * (4 * 768**2 + 2 * 768 * 3072) + 4 * 128 * 768
+        self.assertEqual(flops("bert_base"), 12 * layer)
+        transform, words = 2 * 768**2, 2 * 768 * 30522
+        self.assertEqual(flops("bert_base", ("lm",)), 12 * layer + transform + words)
+
+    def test_flops_know_sharing_grouping_gates_and_windows(self):
+        self.assertEqual(flops("albert_base_v2"), flops("bert_base") + 2 * 128 * 768)
+        attention = 2 * (2 * 4096**2 + 2 * 4096 * 1024)
+        seen, mlp, words = 4 * 128 * 4096, 2 * 3 * 4096 * 14336, 2 * 4096 * 128256
+        self.assertEqual(flops("llama3_8b", ("lm",)), 32 * (attention + seen + mlp) + words)
+        self.assertEqual(flops("mistral_7b", (), 8192), flops("mistral_7b", (), 4096))
+
+    def test_of_an_encoder_decoder_both_sides_count(self):
+        e, f = 512, 2048
+        encoder, decoder = 2 * (4 * e**2 + 2 * e * f) + 4 * 128 * e, 2 * (8 * e**2 + 2 * e * f) + 2 * 4 * 128 * e
+        self.assertEqual(flops("t5_small", ("lm",)), 6 * (encoder + decoder) + 2 * e * 32128)
+
+    def test_the_command(self):
+        def run(*arguments):
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = cli.run(describe.main, describe.define_flags, arguments)
+            return code, out.getvalue() + err.getvalue()
+
+        code, text = run("--model=bert_base", "--heads=classify")
+        self.assertEqual(code, 0)
+        self.assertRegex(text, r"encoder/stack/layer_\{\}/mlp/up/kernel +768 x 3,072 +x 12 +28,311,552\n")
+        self.assertIn("parameters        109,483,778\n", text)
+        self.assertIn("memory to serve   418 MiB in float32", text)
+        code, text = run()
+        self.assertEqual(code, 0)
+        for family in models.FAMILIES:
+            self.assertRegex(text, f"(?m)^{family}: ")
+        self.assertEqual(run("--model=bert_bas")[0], cli.WRONG_USE)
+
+
+if __name__ == "__main__":
+    tf.test.main()
