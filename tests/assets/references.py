@@ -2,8 +2,11 @@
 
     python tests/assets/references.py --output=tests/assets/golden
     python tests/assets/references.py --output=FOLDER --draws=20 --cases=bert,gpt2
+    python tests/assets/references.py --check FOLDER
 
-Needs torch and transformers, and nothing of tfzoo. README.md beside this page says what the files hold.
+The last is the other direction: what tests/parity.py wrote beside its cases in FOLDER, Hugging Face loads, and answers
+as the case says. Needs torch and transformers, and nothing of tfzoo. README.md beside this page says what the files
+hold.
 """
 
 import argparse
@@ -12,7 +15,7 @@ import json
 import pathlib
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from unittest import mock
 
 import numpy as np
@@ -37,6 +40,7 @@ OUTPUTS = {  # head -> the output that its loss is taken of
     "tag": "tag_logits",
     "span": "span_logits",
     "discriminate": "discriminate_logits",
+    "next_sentence": "next_sentence_logits",
 }
 LABELS = {"classify": 3, "tag": 5}
 
@@ -516,8 +520,8 @@ class Rotations:
     A rotation for which two buckets are all but equally near some word is drawn again: rounding would decide.
     """
 
-    def __init__(self, draw: Draw):
-        self.draw = draw
+    def __init__(self, draw: Draw | None, given: Sequence[np.ndarray] = ()):
+        self.draw, self.given = draw, list(given)
         self.kept: dict[LSHSelfAttention, torch.Tensor] = {}
 
     def patch(self):
@@ -525,6 +529,8 @@ class Rotations:
 
         def hash_vectors(layer, vectors, *args, **kwargs):
             def randn(shape, **others):
+                if layer not in rotations.kept and rotations.given:
+                    rotations.kept[layer] = torch.from_numpy(rotations.given.pop(0))
                 if layer not in rotations.kept:
                     rotations.kept[layer] = rotations.clear(vectors, layer.num_buckets, shape)
                 return rotations.kept[layer].to(vectors.dtype)
@@ -556,8 +562,7 @@ def answer(case: Case, model, inputs: dict, labels: dict) -> tuple[dict[str, tor
         return keep
 
     if model.config.is_encoder_decoder:
-        core = getattr(model, "model", model)
-        parts = {"sequence": core.decoder, "memory": core.encoder}
+        parts = {"sequence": model.base_model.decoder, "memory": model.base_model.encoder}
     else:
         parts = {"sequence": model.base_model}
     hooks = [part.register_forward_hook(hook(key)) for key, part in parts.items()]
@@ -573,7 +578,7 @@ def answer(case: Case, model, inputs: dict, labels: dict) -> tuple[dict[str, tor
         arguments["attention_mask"] = arguments["attention_mask"].float()
     if "labels" in labels and case.model == "ElectraForPreTraining":
         labels = dict(labels=labels["labels"].astype(np.float32))
-    pretraining = "next_sentence" in case.heads
+    pretraining = "next_sentence" in case.heads and len(case.heads) > 1
     out = model(**arguments, **({} if pretraining else {key: tensor(value) for key, value in labels.items()}))
     for handle in hooks:
         handle.remove()
@@ -590,9 +595,9 @@ def answer(case: Case, model, inputs: dict, labels: dict) -> tuple[dict[str, tor
         return outputs, None
     if "span" in case.heads:
         outputs["span_logits"] = torch.stack([out.start_logits, out.end_logits], -1)
-    else:
+    elif case.heads:
         outputs[OUTPUTS[case.heads[0]]] = out.logits
-    return outputs, out.loss
+    return outputs, out.get("loss")
 
 
 def tensor(value: np.ndarray) -> torch.Tensor:
@@ -657,9 +662,88 @@ def make_case(name: str, folder: pathlib.Path, seed: int, draw_index: int | None
     (folder / "case.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
+def check(case: pathlib.Path) -> float:
+    """Load what our side wrote of a case; the largest difference of its outputs, divided by max(1, max|reference|).
+
+    Raises:
+      AssertionError: a tensor is missing, unknown or of another shape, or the config could not serve.
+    """
+    about = json.loads((case / "case.json").read_text())
+    folder, golden = case / "saved", dict(np.load(case / "golden.npz"))
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    model, found = getattr(transformers, name).from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+    )
+    for what, keys in found.items():
+        assert not keys, f"{what}: {keys}"
+    check_config(model.config)
+    if about["family"] == "reformer":
+        model = model.double()
+        if hasattr(model, "lm_head"):
+            model.lm_head.decoder.bias = model.lm_head.bias  # See make_case.
+    inputs = {key.removeprefix("input."): value for key, value in golden.items() if key.startswith("input.")}
+    drawn = [inputs[f"rotations.{i}"] for i in range(sum(key.startswith("rotations.") for key in inputs))]
+    with Rotations(None, drawn).patch(), torch.no_grad():
+        outputs, _ = answer(Case(about["family"], name, tuple(about["heads"]), bert), model.eval(), inputs, {})
+    expected = {key.removeprefix("output."): value for key, value in golden.items() if key.startswith("output.")}
+    assert expected.keys() <= outputs.keys(), f"no {expected.keys() - outputs.keys()}"
+    return max(difference(*real(key, array(outputs[key]), value, inputs)) for key, value in expected.items())
+
+
+def check_config(config) -> None:
+    """Ids that generation and training read must be words, or not be there."""
+    for name in ("pad", "bos", "eos", "decoder_start", "forced_eos"):
+        value = getattr(config, f"{name}_token_id", None)
+        assert value is None or 0 <= value < config.vocab_size, f"{name}_token_id is {value} of {config.vocab_size}"
+    if config.is_encoder_decoder:
+        assert config.decoder_start_token_id is not None, "decoder_start_token_id is missing"
+
+
+def difference(theirs: np.ndarray, expected: np.ndarray) -> float:
+    assert theirs.shape == expected.shape, f"shapes {theirs.shape} and {expected.shape}"
+    return float(np.max(np.abs(theirs - expected)) / max(1.0, np.max(np.abs(expected))))
+
+
+def real(name: str, theirs: np.ndarray, expected: np.ndarray, inputs: dict) -> tuple[np.ndarray, np.ndarray]:
+    """What stands at real tokens."""
+    decoder = "decoder_padding_mask" in inputs and name != "memory"
+    mask = inputs.get("decoder_padding_mask" if decoder else "padding_mask")
+    if mask is None or expected.shape[:2] != mask.shape or theirs.shape != expected.shape:
+        return theirs, expected
+    return theirs[mask], expected[mask]
+
+
+def check_all(folder: pathlib.Path) -> None:
+    """Check every case of a folder, print the worst of each, and exit with 1 where one fails."""
+    worst: dict[str, list[float]] = {}
+    failed = []
+    cases = sorted(path.parent for path in folder.rglob("case.json"))
+    if not cases:
+        raise SystemExit(f"no cases in {folder}")
+    for case in cases:
+        fresh = json.loads((case / "case.json").read_text()).get("fresh", False)
+        try:
+            value = check(case)
+        except Exception as error:  # Whatever one case meets, the others are checked.
+            failed.append(f"{case}: {type(error).__name__}: {error}")
+            continue
+        name = case.parent.name if case.name.isdigit() else case.name
+        worst.setdefault(f"{name} (made here)" if fresh else name, []).append(value)
+        # A case's own weights came back bit by bit; what was made on our side also ran on our side.
+        if not value <= (1e-5 if fresh else 1e-6):
+            failed.append(f"{case}: differs by {value:.1e}")
+    print("| Hugging Face on what was written | folders | outputs |", "|---|---|---|", sep="\n")
+    print(*(f"| {name} | {len(all_)} | {max(all_):.1e} |" for name, all_ in sorted(worst.items())), sep="\n")
+    print(*failed, f"{len(failed)} of {len(cases)} failed", sep="\n")
+    if failed:
+        raise SystemExit(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="the folder that gets one folder a case")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--output", type=pathlib.Path, help="the folder that gets one folder a case")
+    what.add_argument("--check", type=pathlib.Path, help="the folder whose cases tests/parity.py has written back")
     parser.add_argument("--cases", default="", help="only those whose names begin so, separated by commas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=1, help="more than one: each case so often, at random sizes")
@@ -667,6 +751,9 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)  # the order of sums, and so the last bit, would hang on the number of threads
+    if options.check:
+        check_all(options.check)
+        return
     names = [name for name in CASES if name.startswith(tuple(options.cases.split(",")))]
     if not names:
         parser.error(f"--cases={options.cases} names none of {', '.join(CASES)}")
