@@ -1,7 +1,8 @@
-"""Training of WordPiece vocabularies; needs no TensorFlow."""
+"""Training of vocabularies; needs no TensorFlow."""
 
+import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
@@ -70,3 +71,80 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> l
     tokenizer.train_from_iterator(texts, trainer)
     ids = tokenizer.get_vocab()
     return sorted(ids, key=ids.__getitem__)
+
+
+def train_characters(texts: Iterable[str], specials: Iterable[str] = ()) -> list[str]:
+    """A vocabulary for `Characters`: `specials`, then every code point of `texts`, in order.
+
+    Source: Karpathy, nanoGPT (data/shakespeare_char/prepare.py), which has no specials.
+
+    Raises:
+      UserError: the texts hold no character.
+    """
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    if not characters:
+        raise UserError("the texts hold no character to make a vocabulary of; check the corpus")
+    return [*specials, *sorted(characters)]
+
+
+def train_sentencepiece(
+    texts: Iterable[str],
+    vocab_size: int,
+    kind: str = "unigram",
+    specials: Sequence[str] = ("<pad>", "</s>", "<unk>"),
+    byte_fallback: bool = False,
+    normalization: str = "nmt_nfkc",
+    keep_spaces: bool = False,
+) -> bytes:
+    """A model's file (spiece.model), of at most `vocab_size` pieces, that the `sentencepiece` library learns.
+
+    `kind` is "unigram" (T5, XLNet, ALBERT) or "bpe" (Llama 2). `specials` are pieces 0, 1, ... and are never found in
+    a text; <unk> must be among them, <pad>, <s> and </s> have their usual meaning, and any other is a control piece.
+    T5's are the default; Llama's are ("<unk>", "<s>", "</s>"). With `byte_fallback` a character without a piece is
+    written as its UTF-8 bytes. `normalization` is the library's name of a rule; "identity" and `keep_spaces` (runs of
+    spaces stay) lose nothing, as in Llama 2.
+
+    The same texts, in whatever order, give the same file. They are held in memory.
+
+    Raises:
+      UserError: the library cannot make such a model of these texts; the message says why.
+    """
+    # The one place that needs the library: tokenizing does not.
+    import sentencepiece
+
+    if kind not in ("unigram", "bpe"):
+        raise UserError(f"kind: {kind!r} is neither unigram nor bpe")
+    if "<unk>" not in specials or len(set(specials)) != len(specials):
+        raise UserError(f"specials: {' '.join(specials)} must hold <unk>, and none twice")
+    sentences = sorted(line for text in texts for line in text.split("\n") if line)
+    if not sentences:
+        raise UserError("the texts hold no line to learn a vocabulary from; check the corpus")
+    ids = {
+        name: specials.index(piece) if piece in specials else -1
+        for name, piece in (("pad_id", "<pad>"), ("unk_id", "<unk>"), ("bos_id", "<s>"), ("eos_id", "</s>"))
+    }
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,  # A small corpus gives fewer.
+            byte_fallback=byte_fallback,
+            normalization_rule_name=normalization,
+            remove_extra_whitespaces=not keep_spaces,
+            split_digits=kind == "bpe",  # As Llama's.
+            control_symbols=[piece for piece in specials if piece not in ("<pad>", "<unk>", "<s>", "</s>")],
+            character_coverage=COVERAGE,
+            max_sentence_length=1 << 30,  # In bytes; a longer one would be left out without a word.
+            num_threads=1,  # More would sum in another order, by the machine.
+            minloglevel=2,
+            **ids,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"no model of {vocab_size} pieces ({kind}) can be trained on these texts: {reason}") from None
+    return model.getvalue()

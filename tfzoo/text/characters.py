@@ -1,0 +1,245 @@
+"""Characters as tokens, as nanoGPT's character-level models have them: code points, and nothing lost.
+
+Source: Karpathy, nanoGPT (data/shakespeare_char/prepare.py): the sorted characters of a corpus.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo import files
+from tfzoo.errors import UserError
+from tfzoo.text.special import tokenize_around
+
+VOCAB_FILE = "characters.txt"
+CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_CLASS = "Characters"
+# The entries of a vocabulary that are no character, by role.
+SPECIALS = {
+    "pad": "<pad>", "unknown": "<unk>", "bos": "<s>", "eos": "</s>", "cls": "<cls>", "sep": "<sep>", "mask": "<mask>",
+}  # fmt: skip
+
+_ESCAPE = re.compile(r"\\(?:\\|n|r|t|u\{([0-9a-fA-F]{1,6})\})")
+_NAMED = {"\\": "\\\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+class Characters(tf.Module):
+    """Text to the ids of its characters and back, the same eagerly, in `tf.data` and in a SavedModel.
+
+    A character is a Unicode code point; `detokenize(tokenize(texts))` is `texts`, byte for byte, where every character
+    is in the vocabulary. Special tokens are plain text unless `tokenize` is told otherwise.
+    """
+
+    def __init__(self, vocab: Sequence[str]):
+        """`vocab[i]` is the character, or one of SPECIALS, of token i.
+
+        Raises:
+          UserError: an entry is empty, repeated, or neither one character nor one of SPECIALS.
+        """
+        super().__init__(name="characters")
+        tokens = list(vocab)
+        _check(tokens, "vocabulary")
+        # tf.Module would wrap a list and track each of its strings; an array it leaves alone.
+        self._vocab = np.array(tokens, dtype=object)
+        ids = {token: i for i, token in enumerate(tokens)}
+        self._by_role = tuple((role, ids[text]) for role, text in SPECIALS.items() if text in ids)
+        characters = sorted((ord(token), i) for i, token in enumerate(tokens) if len(token) == 1)
+        dropped = {i for role, i in self._by_role if role not in ("unknown", "mask")}
+        with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
+            self._codes = tf.constant([code for code, _ in characters], tf.int32)
+            self._code_ids = tf.constant([i for _, i in characters], tf.int32)
+            self._pieces = tf.constant([b"" if i in dropped else token.encode() for i, token in enumerate(tokens)])
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike) -> "Characters":
+        r"""Reads a vocabulary: UTF-8, one entry a line, the first line is token 0. \\ \n \r \t and \u{1F600} (a code
+        point in hexadecimal) stand for what cannot be on a line of its own.
+
+        Raises:
+          UserError: the file is missing, is not UTF-8, or is no such vocabulary; the message names file and line.
+        """
+        path = pathlib.Path(path)
+        tokens = _read_vocab(path)
+        _check(tokens, os.fspath(path))
+        return cls(tokens)
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike) -> "Characters":
+        """Reads what `save` wrote: characters.txt.
+
+        Raises:
+          UserError: as `from_file`.
+        """
+        return cls.from_file(pathlib.Path(folder, VOCAB_FILE))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes characters.txt, and a tokenizer_config.json that names this class."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files.atomic_write(folder / VOCAB_FILE, "".join(f"{_escape(token)}\n" for token in self._vocab))
+        config = {"tokenizer_class": TOKENIZER_CLASS}
+        files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+
+    @property
+    def vocab(self) -> list[str]:
+        return list(self._vocab)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._vocab)
+
+    def _role(self, role: str) -> int | None:
+        return dict(self._by_role).get(role)
+
+    @property
+    def pad_id(self) -> int | None:
+        return self._role("pad")
+
+    @property
+    def unknown_id(self) -> int | None:
+        return self._role("unknown")
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._role("bos")
+
+    @property
+    def eos_id(self) -> int | None:
+        return self._role("eos")
+
+    @property
+    def cls_id(self) -> int | None:
+        return self._role("cls")
+
+    @property
+    def sep_id(self) -> int | None:
+        return self._role("sep")
+
+    @property
+    def mask_id(self) -> int | None:
+        return self._role("mask")
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids of those of SPECIALS that the vocabulary has, sorted."""
+        return sorted(i for _, i in self._by_role)
+
+    def fingerprint(self) -> str:
+        """A SHA-256 in hexadecimal, equal for equal vocabulary."""
+        text = "".join(f"{_escape(token)}\n" for token in self._vocab)
+        return hashlib.sha256(f"characters\n{text}".encode()).hexdigest()
+
+    def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
+        """texts: strings [N] -> ids: int32 [N, None], one a code point.
+
+        Bytes that are not UTF-8 count as U+FFFD. `special` names special tokens that become that token where they
+        stand in a text; any other is plain text.
+
+        Raises:
+          UserError: `special` names what is not a special token.
+          tf.errors.InvalidArgumentError: a text has a character that the vocabulary lacks, and there is no <unk>.
+        """
+        known = {str(self._vocab[i]): i for i in self.special_ids}
+        return tokenize_around(_strings(texts), special, known, self._tokenize)
+
+    def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; token j is code point j."""
+        ids = self._tokenize(_strings(texts))
+        starts = tf.ragged.range(ids.row_lengths())
+        starts = ids.with_flat_values(tf.cast(starts.flat_values, tf.int32))
+        return ids, starts, starts + 1
+
+    def detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """ids: int [N, L] or ragged [N, None] -> strings [N]; the exact inverse of `tokenize`.
+
+        Special tokens are dropped, but for <unk> and <mask>, which stay as text.
+
+        Raises:
+          tf.errors.InvalidArgumentError: an id is outside the vocabulary.
+        """
+        if isinstance(ids, tf.RaggedTensor):
+            pieces = ids.with_flat_values(tf.gather(self._pieces, ids.flat_values)).to_tensor("")
+        else:
+            pieces = tf.gather(self._pieces, tf.convert_to_tensor(ids))
+        return tf.strings.reduce_join(pieces, axis=-1)
+
+    def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        codes = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
+        values = codes.flat_values
+        place = tf.minimum(tf.searchsorted(self._codes, values), tf.size(self._codes) - 1)
+        found = tf.gather(self._codes, place) == values
+        ids = tf.gather(self._code_ids, place)
+        if self.unknown_id is not None:
+            return codes.with_flat_values(tf.where(found, ids, self.unknown_id))
+        missing = tf.boolean_mask(values, ~found)[:1]
+        check = tf.debugging.Assert(
+            tf.reduce_all(found),
+            ["code point", missing, "is not in the vocabulary, which has no <unk>"],
+        )
+        with tf.control_dependencies([] if check is None else [check]):
+            return codes.with_flat_values(tf.identity(ids))
+
+
+def _strings(texts: tf.Tensor) -> tf.Tensor:
+    texts = tf.convert_to_tensor(texts, tf.string)
+    if texts.shape.rank not in (1, None):
+        raise ValueError(f"texts must be strings of shape [N], not {texts.shape}")
+    return tf.ensure_shape(texts, [None])
+
+
+def _escape(token: str) -> str:
+    if token in _NAMED:
+        return _NAMED[token]
+    # What an editor would not show, or take for a line's end, is written by its number.
+    return token if len(token) > 1 or token == " " or token.isprintable() else rf"\u{{{ord(token):X}}}"
+
+
+def _read_vocab(path: pathlib.Path) -> list[str]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: the vocabulary cannot be read ({error.strerror})") from None
+    if lines[-1] == b"":
+        lines.pop()
+    named = {escaped: character for character, escaped in _NAMED.items()}
+    tokens = []
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, line {number}: {line[:40]!r} is not UTF-8; convert the file") from None
+        if text.startswith("\\"):
+            match = _ESCAPE.fullmatch(text)
+            code = int(match[1], 16) if match and match[1] else 0
+            if not match or code > 0x10FFFF:
+                raise UserError(
+                    f"{path}, line {number}: {text[:20]!r} is no escape; \\\\ \\n \\r \\t and \\u{{...}} are"
+                )
+            text = chr(code) if match[1] else named[text]
+        tokens.append(text)
+    return tokens
+
+
+def _check(tokens: list[str], name: str) -> None:
+    """Refuses what is no vocabulary; lines count from 1, so that line i + 1 holds token i."""
+    seen: dict[str, int] = {}
+    for number, token in enumerate(tokens, 1):
+        if not token:
+            raise UserError(f"{name}, line {number}: the entry is empty; remove the line")
+        if len(token) > 1 and token not in SPECIALS.values():
+            raise UserError(
+                f"{name}, line {number}: {token[:20]!r} is neither a character nor one of {' '.join(SPECIALS.values())}"
+            )
+        if 0xD800 <= ord(token[0]) <= 0xDFFF:
+            raise UserError(f"{name}, line {number}: {token!r} is half a character (a surrogate); remove it")
+        if token in seen:
+            raise UserError(f"{name}, line {number}: {token!r} is on line {seen[token]} already; remove one")
+        seen[token] = number
+    if not any(len(token) == 1 for token in tokens):
+        raise UserError(f"{name}: holds no character on lines 1 to {len(tokens)}; train one from a corpus")

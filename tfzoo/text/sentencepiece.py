@@ -1,0 +1,624 @@
+"""SentencePiece as T5, XLNet, ALBERT, Llama, XLM-R and mBART have it, made of TensorFlow ops alone, so that an exported
+model reads text.
+
+Source: Kudo and Richardson, SentencePiece (arXiv:1808.06226); Kudo, Subword Regularization (arXiv:1804.10959), whose
+unigram model it is; the byte-pair encoding is Sennrich et al.'s (arXiv:1508.07909).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import sys
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_text as tf_text
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+from tfzoo import files
+from tfzoo.errors import UserError, suggest
+from tfzoo.text.special import tokenize_around
+
+CONFIG_FILE = "tokenizer_config.json"
+ROLES = ("pad", "unknown", "bos", "eos", "cls", "sep", "mask")
+# What tokenizer_config.json calls ROLES, in their order.
+_CONFIG_NAMES = ("pad_token", "unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "mask_token")
+_SPACE = "\u2581"  # SentencePiece's own mark of a space.
+_PYTHON_SPACES = (
+    r"[\x{9}-\x{d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
+)
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # SentencePiece's types of pieces.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What differs between the models that use SentencePiece, but is not in its file."""
+
+    tokenizer_class: str  # Hugging Face's name.
+    file: str
+    roles: dict[str, str]  # Role -> the token's text.
+    sentinels: int = 0  # <extra_id_0>, <extra_id_1>, ..., numbered downwards from the last id.
+    cleans: bool = False  # XLNet's preprocessing of text, in Python there.
+    lowercase: bool = False
+    keep_accents: bool = True
+    shifted: bool = False  # fairseq's ids: <s> <pad> </s> <unk>, then the model's own from 3 on, plus 1.
+    added: tuple[str, ...] = ()  # Tokens after the last piece.
+
+
+_FAIRSEQ = {
+    "bos": "<s>", "pad": "<pad>", "eos": "</s>", "unknown": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>",
+}  # fmt: skip
+_MBART_LANGUAGES = (
+    "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT lv_LV my_MM ne_NP nl_XX "
+    "ro_RO ru_RU si_LK tr_TR vi_VN zh_CN"
+)
+KINDS = {
+    "t5": _Kind(
+        "T5Tokenizer", "spiece.model", {"pad": "<pad>", "eos": "</s>", "unknown": "<unk>"}, sentinels=100
+    ),
+    "llama": _Kind("LlamaTokenizer", "tokenizer.model", {"bos": "<s>", "eos": "</s>", "unknown": "<unk>"}),
+    "xlnet": _Kind(
+        "XLNetTokenizer",
+        "spiece.model",
+        {**_FAIRSEQ, "cls": "<cls>", "sep": "<sep>"},
+        cleans=True,
+        keep_accents=False,
+    ),
+    "albert": _Kind(
+        "AlbertTokenizer",
+        "spiece.model",
+        {
+            "pad": "<pad>", "unknown": "<unk>", "bos": "[CLS]", "cls": "[CLS]",
+            "eos": "[SEP]", "sep": "[SEP]", "mask": "[MASK]",
+        },
+        cleans=True,
+        lowercase=True,
+        keep_accents=False,
+    ),
+    "xlm-roberta": _Kind(
+        "XLMRobertaTokenizer", "sentencepiece.bpe.model", _FAIRSEQ, shifted=True, added=("<mask>",)
+    ),
+    "mbart": _Kind(
+        "MBartTokenizer",
+        "sentencepiece.bpe.model",
+        _FAIRSEQ,
+        shifted=True,
+        added=(*_MBART_LANGUAGES.split(), "<mask>"),
+    ),
+}  # fmt: skip
+
+
+class SentencePiece(tf.Module):
+    """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel.
+
+    The ids are those of the `sentencepiece` library for every text, with what the families do around it: T5's 100
+    sentinels, numbered downwards from the last id; XLNet's and ALBERT's treatment of quotes, accents and case, and of
+    a piece such as "9,", taken apart; fairseq's numbering in XLM-R and mBART. A SavedModel with this inside needs
+    `import tensorflow_text` before it is loaded.
+
+    Special tokens in a text are plain text, but for what the model's file declares to be a user-defined symbol: such
+    a piece, special or not, is found in any text, by the library as here (XLNet's <eop> is one).
+
+    With `keep_accents` False, what is an accent, and with `lowercase`, what is lower case, is as of the Unicode version
+    of this Python (accents) and of TensorFlow's ICU: rare characters added to Unicode between two versions may differ.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        kind: str = "t5",
+        *,
+        sentinels: int | None = None,
+        lowercase: bool | None = None,
+        keep_accents: bool | None = None,
+        roles: dict[str, str] | None = None,
+        name: str = "SentencePiece model",
+    ):
+        """`model` is the content of a spiece.model; None stands for what `kind`, one of KINDS, does.
+
+        `roles` (role -> text of a piece) replaces some of the kind's; a role whose piece is not in the vocabulary has
+        no id. `name` is what errors call the model.
+
+        Raises:
+          UserError: `model` is no SentencePiece model, is cut short, has no unknown piece, or has a piece twice; or an
+            option does not belong to the kind.
+        """
+        super().__init__(name="sentencepiece")
+        if kind not in KINDS:
+            raise UserError(f"kind: {kind!r} is not one of {' '.join(KINDS)}{suggest(kind, KINDS)}")
+        row = KINDS[kind]
+        sentinels = row.sentinels if sentinels is None else sentinels
+        if sentinels and not row.sentinels:
+            raise UserError(f"sentinels: {sentinels} for kind {kind!r}; only t5 has them")
+        if not row.cleans and (lowercase or keep_accents is False):
+            raise UserError(f"lowercase, keep_accents: kind {kind!r} has neither; only xlnet and albert do")
+        self._kind = kind
+        self._row = row
+        self._sentinels = sentinels
+        self._lowercase = row.lowercase if lowercase is None else lowercase
+        self._keep_accents = row.keep_accents if keep_accents is None else keep_accents
+        self._bytes = bytes(model)
+        proto = _parse(self._bytes, name)
+        pieces = [(piece.piece.decode(), piece.type) for piece in proto.pieces]
+        unknown = next(i for i, (_, type_) in enumerate(pieces) if type_ == _UNKNOWN)
+
+        # Every id's text and type, in order.
+        if row.shifted:
+            texts = [text for text, _ in pieces]
+            if texts[:3] != ["<unk>", "<s>", "</s>"]:
+                raise UserError(
+                    f"{name}: pieces 0 to 2 are {' '.join(texts[:3])}, not <unk> <s> </s> as {kind}'s numbering needs"
+                )
+            frame = [("<s>", _CONTROL), ("<pad>", _CONTROL), ("</s>", _CONTROL), ("<unk>", _UNKNOWN)]
+            tokens = frame + pieces[3:]
+            new_ids = np.arange(len(pieces)) + 1
+            new_ids[:3] = 3, 0, 2
+        else:
+            tokens = list(pieces)
+            new_ids = None
+        tokens += [(text, _CONTROL) for text in row.added]
+        tokens += [(f"<extra_id_{i}>", _CONTROL) for i in reversed(range(sentinels))]
+        ids: dict[str, int] = {}
+        for i, (text, _) in enumerate(tokens):
+            if text in ids:
+                raise UserError(f"{name}: piece {text!r} is there already, and {kind} adds it; use another kind")
+            ids[text] = i
+        # tf.Module would wrap lists and dicts and track what is in them; arrays and tuples of data it leaves alone.
+        self._vocab = np.array([text for text, _ in tokens], dtype=object)
+        self._roles = tuple({**row.roles, **(roles or {})}.items())
+        wrong = next((role for role, _ in self._roles if role not in ROLES), None)
+        if wrong is not None:
+            raise UserError(f"roles: {wrong!r} is not one of {' '.join(ROLES)}")
+        types = [type_ for _, type_ in tokens]
+        by_role = {role: ids[text] for role, text in self._roles if text in ids and types[ids[text]] != _NORMAL}
+        by_role["unknown"] = int(new_ids[unknown]) if row.shifted else unknown
+        self._by_role = tuple(by_role.items())
+        self._sentinel_ids = tuple(ids[f"<extra_id_{i}>"] for i in range(sentinels))
+        special = {i for i, type_ in enumerate(types) if type_ == _CONTROL} | set(by_role.values())
+        self._special = tuple(sorted(special))
+        self._prefixed = proto.normalizer_spec.add_dummy_prefix
+        self._strips = proto.normalizer_spec.remove_extra_whitespaces
+        self._suffixed = proto.trainer_spec.treat_whitespace_as_suffix
+        self._has_bytes = _BYTE in types
+
+        with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
+            try:
+                self._model = tf_text.SentencepieceTokenizer(self._bytes, out_type=tf.int32)
+                self._model.tokenize(tf.constant(["a"]))
+            except (tf.errors.OpError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"{name}: the model cannot be used ({reason}); get the file again") from None
+            self._new_ids = None if new_ids is None else tf.constant(new_ids, tf.int32)
+            self._splits = self._comma_table(pieces, unknown) if row.cleans else None
+            kept = {by_role["unknown"], by_role.get("mask")}
+            self._pieces = tf.constant(
+                [
+                    b"" if i in special and i not in kept else _surface(text, type_, proto.trainer_spec.unk_surface)
+                    for i, (text, type_) in enumerate(tokens)
+                ]
+            )
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike, kind: str = "t5", **options) -> "SentencePiece":
+        """Reads a spiece.model (also named tokenizer.model or sentencepiece.bpe.model); `options` as in the class.
+
+        Raises:
+          UserError: the file is missing or is no such model; the message names the file.
+        """
+        try:
+            model = pathlib.Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: the model cannot be read ({error.strerror})") from None
+        return cls(model, kind, name=os.fspath(path), **options)
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike) -> "SentencePiece":
+        """Reads a Hugging Face folder: tokenizer_config.json, and the model's file. Where the former does not name its
+        tokenizer_class, as in old folders, config.json's model_type tells the kind.
+
+        Raises:
+          UserError: a file is missing or broken, or asks for what is not built here.
+        """
+        path = pathlib.Path(folder, CONFIG_FILE)
+        config = _read_json(path)
+        class_name = config.get("tokenizer_class")
+        if class_name is None:
+            other = pathlib.Path(folder, "config.json")
+            kind = _read_json(other).get("model_type") if other.exists() else None
+            if kind not in KINDS:
+                raise UserError(
+                    f"{path}: names no tokenizer_class, and {other} gives model_type {kind!r}, which is none of "
+                    f"{' '.join(KINDS)}; add a tokenizer_class"
+                )
+        else:
+            names = {row.tokenizer_class: kind for kind, row in KINDS.items()}
+            kind = names.get(str(class_name).removesuffix("Fast"))
+            if kind is None:
+                raise UserError(f"{path}: tokenizer_class is {class_name!r}; only {' '.join(names)} are built here")
+        row = KINDS[kind]
+        options: dict = {}
+        if row.sentinels:
+            options["sentinels"] = config.get("extra_ids", row.sentinels)
+            if type(options["sentinels"]) is not int or not 0 <= options["sentinels"] <= 10_000:
+                raise UserError(f"{path}: extra_ids is {options['sentinels']!r}, not a number from 0 to 10000")
+        if row.cleans:
+            options["lowercase"] = config.get("do_lower_case", row.lowercase)
+            options["keep_accents"] = config.get("keep_accents", row.keep_accents)
+            for key, value in (("do_lower_case", options["lowercase"]), ("keep_accents", options["keep_accents"])):
+                if not isinstance(value, bool):
+                    raise UserError(f"{path}: {key} is {value!r}, not true or false")
+            if config.get("remove_space", True) is not True:
+                raise UserError(f"{path}: remove_space is {config['remove_space']!r}; only true is built here")
+        roles = {}
+        for role, key in zip(ROLES, _CONFIG_NAMES, strict=True):
+            value = config.get(key)
+            value = value.get("content") if isinstance(value, dict) else value
+            if value is None:
+                continue
+            if not isinstance(value, str):
+                raise UserError(f"{path}: {key} is {value!r}, not a text")
+            roles[role] = value
+        tokenizer = cls.from_file(pathlib.Path(folder, row.file), kind, roles=roles, **options)
+        for role, text in roles.items():
+            if row.roles.get(role) != text and text not in tokenizer.vocab:
+                key = _CONFIG_NAMES[ROLES.index(role)]
+                raise UserError(
+                    f"{path}: {key} is {text!r}, which {row.file} does not have; added tokens are not built"
+                )
+        return tokenizer
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the model's file and tokenizer_config.json, which `from_folder` and Hugging Face's tokenizers read."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config: dict = {"tokenizer_class": self._row.tokenizer_class}
+        for role, text in self._roles:
+            if getattr(self, f"{role}_id") is not None:
+                config[_CONFIG_NAMES[ROLES.index(role)]] = text
+        if self._row.sentinels:
+            config["extra_ids"] = self._sentinels
+        if self._row.cleans:
+            config |= {
+                "do_lower_case": self._lowercase, "keep_accents": self._keep_accents, "remove_space": True,
+            }  # fmt: skip
+        files.atomic_write(folder / self._row.file, self._bytes)
+        files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        return self._kind
+
+    @property
+    def model(self) -> bytes:
+        """The content of the model's file."""
+        return self._bytes
+
+    @property
+    def vocab(self) -> list[str]:
+        """The text of every token; a space is U+2581."""
+        return list(self._vocab)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids: the pieces and the sentinels or other tokens that the kind adds."""
+        return len(self._vocab)
+
+    def _role(self, role: str) -> int | None:
+        return dict(self._by_role).get(role)
+
+    @property
+    def pad_id(self) -> int | None:
+        return self._role("pad")
+
+    @property
+    def unknown_id(self) -> int:
+        return self._role("unknown")
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._role("bos")
+
+    @property
+    def eos_id(self) -> int | None:
+        return self._role("eos")
+
+    @property
+    def cls_id(self) -> int | None:
+        return self._role("cls")
+
+    @property
+    def sep_id(self) -> int | None:
+        return self._role("sep")
+
+    @property
+    def mask_id(self) -> int | None:
+        return self._role("mask")
+
+    @property
+    def sentinel_ids(self) -> list[int]:
+        """The ids of <extra_id_0>, <extra_id_1>, ...: numbered downwards from vocab_size - 1."""
+        return list(self._sentinel_ids)
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids of control pieces, of every role and of the sentinels, sorted."""
+        return list(self._special)
+
+    def fingerprint(self) -> str:
+        """A SHA-256 in hexadecimal, equal for equal model and options."""
+        options = (self._kind, self._sentinels, self._lowercase, self._keep_accents, sorted(self._by_role))
+        return hashlib.sha256(f"{options}\n".encode() + self._bytes).hexdigest()
+
+    def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
+        """texts: strings [N] -> ids: int32 [N, None], without the tokens that begin or end a sequence.
+
+        Bytes that are not UTF-8 become U+FFFD. `special` names special tokens, such as ("<extra_id_0>",), that become
+        that token where they stand in a text; what is between two is tokenized as a text of its own. Any other is plain
+        text.
+
+        Raises:
+          UserError: `special` names what is not a special token.
+        """
+        texts = _strings(texts)
+        known = {self._vocab[i]: i for i in self._special}
+        return tokenize_around(texts, special, known, self._tokenize)
+
+    def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; ids as `tokenize` gives them.
+
+        Token j of text i came from `texts[i][starts[i, j]:ends[i, j]]`, in code points of the text as it was given: the
+        library's own alignment, so that the space before a word is its first piece's.
+
+        Raises:
+          UserError: the kind is xlnet or albert: what they do to a text keeps no map.
+        """
+        if self._row.cleans:
+            raise UserError(f"offsets: a tokenizer of kind {self._kind!r} has none; use tokenize")
+        texts = _valid_utf8(_strings(texts))
+        ids, starts, ends = self._model.tokenize_with_offsets(texts)
+        rows = ids.value_rowids()
+        # Bytes are counted through the whole batch, so that one search serves all rows.
+        _, begins = tf.strings.unicode_decode_with_offsets(texts, "UTF-8")
+        first_byte = tf.cumsum(tf.cast(tf.strings.length(texts), tf.int64), exclusive=True)
+        byte_of = begins.flat_values + tf.gather(first_byte, begins.value_rowids())
+        first_character = begins.row_starts()
+
+        def character(byte: tf.Tensor) -> tf.Tensor:
+            found = tf.searchsorted(
+                byte_of, tf.cast(byte, tf.int64) + tf.gather(first_byte, rows), side="left", out_type=tf.int64
+            )
+            return tf.cast(found - tf.gather(first_character, rows), tf.int32)
+
+        return (
+            self._renumber(ids),
+            ids.with_flat_values(character(starts.flat_values)),
+            ids.with_flat_values(character(ends.flat_values)),
+        )
+
+    def detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """ids: int [N, L] or ragged [N, None] -> strings [N], as the library decodes them.
+
+        Padding and special tokens are dropped, sentinels too; the unknown piece and the mask stay, as text (the
+        unknown's is the model's own, usually " ⁇ "). What normalisation took away does not come back.
+
+        Raises:
+          tf.errors.InvalidArgumentError: an id is outside the vocabulary.
+        """
+        if isinstance(ids, tf.RaggedTensor):
+            pieces = ids.with_flat_values(tf.gather(self._pieces, ids.flat_values)).to_tensor("")
+        else:
+            pieces = tf.gather(self._pieces, tf.convert_to_tensor(ids))
+        texts = tf.strings.reduce_join(pieces, axis=-1)
+        if self._suffixed:
+            texts = tf.strings.regex_replace(texts, f"{_SPACE}$", "")
+        elif self._strips:
+            texts = tf.strings.regex_replace(texts, f"^{_SPACE}+", "")
+        elif self._prefixed:
+            texts = tf.strings.regex_replace(texts, f"^{_SPACE}", "")
+        texts = tf.strings.regex_replace(texts, _SPACE, " ")
+        return _valid_utf8(texts) if self._has_bytes else texts
+
+    def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        if not self._row.cleans:
+            return self._renumber(self._model.tokenize(texts))
+        ids = self._model.tokenize(self._clean(texts))
+        if self._splits is None:
+            return ids
+        which, table = self._splits
+        pieces = tf.gather(table, tf.gather(which, ids.flat_values))
+        values = tf.where(
+            (tf.gather(which, ids.flat_values) == 0)[:, tf.newaxis] & (tf.range(tf.shape(table)[1]) == 0),
+            ids.flat_values[:, tf.newaxis],
+            pieces,
+        )
+        split = tf.RaggedTensor.from_tensor(values, padding=-1, row_splits_dtype=tf.int64)
+        return ids.with_flat_values(split).merge_dims(1, 2)
+
+    def _renumber(self, ids: tf.RaggedTensor) -> tf.RaggedTensor:
+        if self._new_ids is None:
+            return ids
+        return ids.with_flat_values(tf.gather(self._new_ids, ids.flat_values))
+
+    def _clean(self, texts: tf.Tensor) -> tf.Tensor:
+        """What XLNet's and ALBERT's own code does to a text before SentencePiece sees it, in its order.
+
+        Source: prepro_utils.preprocess_text of XLNet's release, tokenization.preprocess_text of ALBERT's.
+        """
+        texts = tf.strings.regex_replace(_valid_utf8(texts), f"{_PYTHON_SPACES}+", " ")
+        texts = tf.strings.regex_replace(texts, "^ | $", "")
+        texts = tf.strings.regex_replace(texts, "``|''", '"')
+        if not self._keep_accents:
+            texts = tf_text.normalize_utf8(texts, "NFKD")
+            texts = tf.strings.regex_replace(texts, _accents(), "")
+        if self._lowercase:
+            # ICU lower-cases by the process's locale, and a Turkish one makes ı of I: so what differs comes first.
+            texts = tf.strings.regex_replace(texts, "İ", "i\u0307")
+            texts = tf.strings.lower(tf.strings.lower(texts), encoding="utf-8")
+        return texts
+
+    def _comma_table(self, pieces: list[tuple[str, int]], unknown: int) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """XLNet and ALBERT take pieces such as "9," apart: the same for every text, so a table says how.
+
+        Returns (which row of the table each id has, int32 [pieces], 0 for the id itself; the table int32 [rows, most],
+        padded with -1), or None where there is no such piece.
+        """
+        ids = {text: i for i, (text, _) in enumerate(pieces)}
+        chosen = [i for i, (text, _) in enumerate(pieces) if len(text) > 1 and text[-1] == "," and text[-2].isdigit()]
+        if not chosen:
+            return None
+        without = self._model.tokenize([pieces[i][0][:-1].replace(_SPACE, "") for i in chosen]).to_list()
+        rows = [[]]
+        for i, parts in zip(chosen, without, strict=True):
+            if not pieces[i][0].startswith(_SPACE) and parts and pieces[parts[0]][0].startswith(_SPACE):
+                rest = pieces[parts[0]][0][1:]
+                parts = ([ids.get(rest, unknown)] if rest else []) + parts[1:]
+            rows.append([*parts, ids.get(",", unknown)])
+        which = np.zeros(len(pieces), np.int32)
+        which[chosen] = np.arange(1, len(rows))
+        table = tf.ragged.constant(rows, dtype=tf.int32).to_tensor(-1)
+        return tf.constant(which), table
+
+
+def _surface(text: str, type_: int, unknown: str) -> bytes:
+    """What a piece adds to a text when ids are joined to one; spaces are still U+2581."""
+    if type_ == _BYTE:
+        return bytes([int(text[1:-1], 16)])  # <0x41>
+    return unknown.encode() if type_ == _UNKNOWN else text.encode()
+
+
+def _strings(texts: tf.Tensor) -> tf.Tensor:
+    texts = tf.convert_to_tensor(texts, tf.string)
+    if texts.shape.rank not in (1, None):
+        raise ValueError(f"texts must be strings of shape [N], not {texts.shape}")
+    return tf.ensure_shape(texts, [None])
+
+
+def _valid_utf8(texts: tf.Tensor) -> tf.Tensor:
+    """Strings [N] with every invalid byte sequence replaced by U+FFFD."""
+    return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+
+
+@functools.cache
+def _accents() -> str:
+    """A class of every character that Python's unicodedata.combining is not 0 for."""
+    codes = [c for c in range(sys.maxunicode + 1) if unicodedata.combining(chr(c))]
+    starts = [c for c in codes if not unicodedata.combining(chr(c - 1))]
+    ends = [c for c in codes if c == sys.maxunicode or not unicodedata.combining(chr(c + 1))]
+    return "[" + "".join(rf"\x{{{a:x}}}-\x{{{b:x}}}" for a, b in zip(starts, ends, strict=True)) + "]"
+
+
+@functools.cache
+def _model_proto() -> type:
+    """The message of a model's file: the fields read here of SentencePiece's sentencepiece_model.proto.
+
+    Its own generated module asks for a newer protobuf than TensorFlow has.
+    """
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="tfzoo_sentencepiece.proto", package="tfzoo", syntax="proto2")
+
+    def add(name: str, *fields: tuple) -> None:
+        kind = file.message_type.add(name=name)
+        for number, field_name, type_, default in fields:
+            added = kind.field.add(name=field_name, number=number, label=field.LABEL_OPTIONAL)
+            if isinstance(type_, str):
+                added.type, added.type_name = field.TYPE_MESSAGE, f".tfzoo.{type_}"
+                added.label = field.LABEL_REPEATED if default == "repeated" else field.LABEL_OPTIONAL
+            else:
+                added.type = type_
+                if default is not None:
+                    added.default_value = default
+
+    add(
+        "Piece",
+        (1, "piece", field.TYPE_BYTES, None),
+        (2, "score", field.TYPE_FLOAT, None),
+        (3, "type", field.TYPE_INT32, "1"),
+    )
+    add(
+        "TrainerSpec",
+        (3, "model_type", field.TYPE_INT32, "1"),
+        (24, "treat_whitespace_as_suffix", field.TYPE_BOOL, None),
+        (44, "unk_surface", field.TYPE_STRING, " \u2047 "),
+    )
+    add(
+        "NormalizerSpec",
+        (1, "name", field.TYPE_BYTES, None),
+        (2, "precompiled_charsmap", field.TYPE_BYTES, None),
+        (3, "add_dummy_prefix", field.TYPE_BOOL, "true"),
+        (4, "remove_extra_whitespaces", field.TYPE_BOOL, "true"),
+        (5, "escape_whitespaces", field.TYPE_BOOL, "true"),
+    )
+    add(
+        "Model",
+        (1, "pieces", "Piece", "repeated"),
+        (2, "trainer_spec", "TrainerSpec", None),
+        (3, "normalizer_spec", "NormalizerSpec", None),
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tfzoo.Model"))
+
+
+def _parse(data: bytes, name: str) -> message.Message:
+    """The model's message, or a UserError that calls it `name`."""
+    proto = _model_proto()()
+    if data.startswith(b"version https://git-lfs"):
+        raise UserError(f"{name}: is a pointer of Git LFS, not the model; fetch the file itself (git lfs pull)")
+    # The first field of every model is a piece: tag 1, with a length.
+    if not data.startswith(b"\x0a"):
+        raise UserError(f"{name}: is no SentencePiece model (it begins with {data[:8]!r})")
+    try:
+        proto.ParseFromString(data)
+    except message.DecodeError:
+        raise UserError(
+            f"{name}: is no SentencePiece model, or is cut short ({len(data)} bytes); get it again"
+        ) from None
+    if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
+        raise UserError(
+            f"{name}: is cut short, or no SentencePiece model ({len(data)} bytes, {len(proto.pieces)} pieces, no "
+            "settings after them); get it again"
+        )
+    seen: dict[str, int] = {}
+    for i, piece in enumerate(proto.pieces):
+        try:
+            text = piece.piece.decode()
+        except UnicodeDecodeError:
+            raise UserError(f"{name}: piece {i} ({piece.piece[:20]!r}) is not UTF-8; get the file again") from None
+        if not text:
+            raise UserError(f"{name}: piece {i} is empty; train the model again")
+        if text in seen:
+            raise UserError(f"{name}: piece {i} ({text!r}) is piece {seen[text]} already; train the model again")
+        if piece.type not in (_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE):
+            raise UserError(f"{name}: piece {i} ({text!r}) is of type {piece.type}, which SentencePiece does not have")
+        seen[text] = i
+    unknowns = [i for i, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN]
+    if len(unknowns) != 1:
+        found = "no unknown piece" if not unknowns else f"{len(unknowns)} unknown pieces"
+        raise UserError(f"{name}: has {found} among its {len(seen)}; a model has one, usually <unk>")
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    size = int.from_bytes(charsmap[:4], "little")
+    if charsmap and (len(charsmap) <= 4 or size + 4 >= len(charsmap) or size % 4):
+        raise UserError(f"{name}: its table of normalisation is damaged; get the file again")
+    return proto
+
+
+def _read_json(path: pathlib.Path) -> dict:
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file, and it says which tokenizer this is; without one, pass the model's file to "
+            "SentencePiece.from_file"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds a {type(config).__name__}, not an object of settings")
+    return config
