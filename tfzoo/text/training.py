@@ -1,14 +1,15 @@
 """Training of vocabularies; needs no TensorFlow."""
 
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from tfzoo.errors import UserError
-from tfzoo.text import SPECIAL_TOKENS
+from tfzoo.text import SPECIAL_TOKENS, SPLIT_PATTERNS
 
 COVERAGE = 0.9999  # The rarest letters, together one character in 10,000, get no token.
 
@@ -87,6 +88,52 @@ def train_characters(texts: Iterable[str], specials: Iterable[str] = ()) -> list
     if not characters:
         raise UserError("the texts hold no character to make a vocabulary of; check the corpus")
     return [*specials, *sorted(characters)]
+
+
+def train_byte_level(
+    texts: Iterable[str],
+    vocab_size: int,
+    special_tokens: Sequence[str] = ("<|endoftext|>",),
+    pattern: str = "gpt2",
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """(vocabulary, merges) for `ByteLevelBPE`: at most `vocab_size` tokens that the `tokenizers` library learns.
+
+    The special tokens come first, then the 256 bytes, then what the merges make, most frequent first. `pattern`, one of
+    SPLIT_PATTERNS, splits the texts into words. The same texts, in whatever order, give the same vocabulary.
+
+    Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), section 2.2.
+
+    Raises:
+      UserError: vocab_size has no room for the bytes beside the special tokens, or an option is none.
+    """
+    if pattern not in SPLIT_PATTERNS:
+        raise UserError(f"pattern: {pattern!r} is not one of {' '.join(SPLIT_PATTERNS)}")
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bad = [token for token in special_tokens if not token or token in alphabet]
+    if bad or len(set(special_tokens)) != len(special_tokens):
+        raise UserError(f"special_tokens: {list(special_tokens)} must be distinct, and no single letters")
+    if vocab_size < len(alphabet) + len(special_tokens):
+        raise UserError(
+            f"vocab_size ({vocab_size}) must be at least {len(alphabet) + len(special_tokens)}: "
+            f"the 256 bytes and {len(special_tokens)} special tokens"
+        )
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERNS[pattern]), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(special_tokens),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return sorted(model["vocab"], key=model["vocab"].__getitem__), [(left, right) for left, right in model["merges"]]
 
 
 def train_sentencepiece(
