@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/attention.py [--kinds=full,lean] [--lengths=512,2048] [--plot=docs/attention.png]
 
 Batch 1, 8 heads of 64, float32, no mask. Every cell is a process of its own, so that its peak is its own; those of one
-length take turns, so that what else the machine does meets them all alike.
+length take turns, so that what else the machine does meets them all alike. CPU time adds up the threads, and tells on a
+busy machine what the clock does not: growth with the length is best read from it.
 """
 
 import argparse
@@ -67,18 +68,18 @@ def make_step(kind: str, length: int):
 
 
 def work(kind: str, length: int) -> None:
-    """Reads numbers of steps from stdin; answers with the seconds of a step and the bytes the peak has grown by."""
+    """Reads numbers of steps from stdin; answers with a step's seconds, CPU seconds, and bytes added to the peak."""
     import resource
 
     step = make_step(kind, length)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for line in sys.stdin:
-        begin = time.perf_counter()
-        for _ in range(int(line)):
+        steps, begin, cpu = int(line), time.perf_counter(), time.process_time()
+        for _ in range(steps):
             step()
-        seconds = (time.perf_counter() - begin) / int(line)
+        seconds, cpu = (time.perf_counter() - begin) / steps, (time.process_time() - cpu) / steps
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-        print(json.dumps(dict(seconds=seconds, bytes=grown)), flush=True)
+        print(json.dumps([seconds, cpu, grown]), flush=True)
 
 
 class Cell:
@@ -94,21 +95,18 @@ class Cell:
             text=True,
             env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "PYTHONPATH": str(ROOT)},
         )
-        self.seconds: list[float] = []
-        self.bytes = 0
+        self.turns: list[list[float]] = []
         self.run(1)  # Traces.
-        self.steps = max(1, min(50, round(0.5 / self.run(1))))
+        self.steps = max(1, min(50, round(0.5 / self.run(1)[0])))
 
-    def run(self, steps: int) -> float:
+    def run(self, steps: int) -> list[float]:
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             sys.exit(f"{self.kind} died with code {self.process.wait()}; BENCH_VERBOSE=1 shows why")
-        answer = json.loads(line)
-        self.bytes = answer["bytes"]
-        return answer["seconds"]
+        return json.loads(line)
 
     def close(self) -> None:
         assert self.process.stdin
@@ -122,8 +120,8 @@ def free_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def measure(kinds: list[str], length: int, rounds: int) -> dict[str, tuple[float, int]]:
-    """(seconds of a step, bytes at its peak) of each kind that fits."""
+def measure(kinds: list[str], length: int, rounds: int) -> dict[str, list[float]]:
+    """Of each kind that fits the medians of `work`'s answers."""
     cells = []
     for kind in kinds:
         if kind == "full" and COPIES * HEADS * length**2 * 4 > free_memory():
@@ -132,20 +130,20 @@ def measure(kinds: list[str], length: int, rounds: int) -> dict[str, tuple[float
         cells.append(Cell(kind, length))
     for turn in range(rounds):
         for cell in cells if turn % 2 == 0 else cells[::-1]:
-            cell.seconds.append(cell.run(cell.steps))
+            cell.turns.append(cell.run(cell.steps))
     for cell in cells:
         cell.close()
-    return {cell.kind: (statistics.median(cell.seconds), cell.bytes) for cell in cells}
+    return {cell.kind: [statistics.median(values) for values in zip(*cell.turns)] for cell in cells}
 
 
-def table(results: dict[int, dict], kinds: list[str], which: int, unit: float, digits: int) -> str:
+def table(results: dict[int, dict], kinds: list[str], head: str, which: int, unit: float, digits: int = 0) -> str:
     """A Markdown table: a kind a row, a length a column, and the exponent of growth from each length to the next."""
     lengths = list(results)
     steps = list(zip(lengths, lengths[1:]))
     heads = [f"{n:,}" for n in lengths] + [f"{a:,} to {b:,}: L^" for a, b in steps]
-    lines = [["ms a step" if which == 0 else "peak, MiB", *heads], ["---"] + ["---:"] * len(heads)]
+    lines = [[head, *heads], ["---"] + ["---:"] * len(heads)]
     for kind in kinds:
-        values = [results[n].get(kind, (None, None))[which] for n in lengths]
+        values = [results[n][kind][which] if kind in results[n] else None for n in lengths]
         row = [KINDS[kind]] + ["does not fit" if v is None else f"{v / unit:,.{digits}f}" for v in values]
         for (a, b), before, after in zip(steps, values, values[1:]):
             row.append("" if not before or not after else f"{math.log(after / before) / math.log(b / a):.2f}")
@@ -160,7 +158,7 @@ def draw(results: dict[int, dict], kinds: list[str], path: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for which, (axis, label, unit) in enumerate(zip(axes, ("seconds a step", "peak memory, MiB"), (1, 2**20))):
+    for which, (axis, label, unit) in zip((1, 2), zip(axes, ("CPU seconds a step", "peak memory, MiB"), (1, 2**20))):
         for marker, kind in zip("osD^v", kinds):
             points = [(n, results[n][kind][which] / unit) for n in results if kind in results[n]]
             axis.loglog(*zip(*points), marker=marker, label=KINDS[kind])
@@ -189,8 +187,9 @@ def main() -> None:
     for length in map(int, args.lengths.split(",")):
         results[length] = measure(kinds, length, args.rounds)
         print(length, json.dumps(results[length]), file=sys.stderr, flush=True)
-    print(table(results, kinds, 0, 1e-3, 1), end="\n\n")
-    print(table(results, kinds, 1, 2**20, 0))
+    print(table(results, kinds, "ms a step", 0, 1e-3), end="\n\n")
+    print(table(results, kinds, "CPU ms a step", 1, 1e-3), end="\n\n")
+    print(table(results, kinds, "peak, MiB", 2, 2**20))
     if args.plot:
         draw(results, kinds, args.plot)
 
