@@ -3,9 +3,13 @@
 FOLDER holds cases of tests/assets/references.py, at any depth. For each: the folder goes through the real converter,
 outputs, loss and gradients are compared, and the model is written back as NAME/saved, with every stored tensor
 bit-identical. --readme rewrites the table between the marks in that file.
+
+--fresh is for the other direction: it fills FOLDER with tiny models of our own, NAME/saved, and what they give,
+NAME/golden.npz, of every kind and head that Hugging Face has; `references.py --check FOLDER` lets it answer.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -16,14 +20,31 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import tfzoo
 from tfzoo import huggingface, models, tensors, weights
+from tfzoo.text.wordpiece import WordPiece
 
 OUTPUTS, GRADIENTS = 1e-5, 1e-4  # Allowed, times max(1, max|reference|).
 MARKS = "<!-- parity: written by make parity -->", "<!-- end of parity -->"
 
 
+VOCAB, LENGTH, LABELS = 53, 12, 3
+TINY = dict(vocab_size=VOCAB, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=24, max_positions=16)
+# What else must shrink, in models that have it. No size is another's, so that none can stand for it.
+TINY_TOO = dict(num_decoder_layers=3, num_kv_heads=2, head_dim=6, embedding_size=10, window=4)
+FRESH: dict[str, dict] = {
+    "reformer": dict(axial_shape=[4, 4], axial_dims=[6, 10], lsh_chunk_length=4, local_chunk_length=4, num_hashes=2)
+    | dict(num_buckets=[2, 4], attention_layers=["lsh", "local"]),
+    "t5": dict(relative_buckets=8, relative_distance=20),
+    "transformer": dict(positions="sinusoidal_concat", norm_epsilon=1e-5),  # As Marian has them.
+}
+PADDING = {"roberta": 1, "bart": 1, "xlnet": 5, "transformer": VOCAB - 1}  # Else 0, the tokenizer's.
+
+
 def cases(folder) -> list[pathlib.Path]:
-    return sorted(path.parent for path in pathlib.Path(folder).rglob("case.json"))
+    """The folders of references' cases."""
+    paths = sorted(pathlib.Path(folder).rglob("case.json"))
+    return [path.parent for path in paths if not json.loads(path.read_text()).get("fresh")]
 
 
 def compare(case: pathlib.Path) -> dict[str, float]:
@@ -113,15 +134,89 @@ def table(results: dict[pathlib.Path, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def fresh_models():
+    """(name, arguments of tfzoo.build) for every family that Hugging Face has: every head of its first size, and of
+    the other sizes those that differ in more than size."""
+    for family in models.FAMILIES:
+        page, seen = models.page(family), []
+        for name in page.CONFIGS if page.WEIGHTS is not None else ():
+            _, config = models.find(name)
+            overrides = TINY | {k: v for k, v in TINY_TOO.items() if getattr(config, k)} | FRESH.get(family, {})
+            config = dataclasses.replace(config, **overrides)
+            if config in seen:
+                continue
+            heads = sorted(set(page.ARCHITECTURES.values())) if not seen else [page.Model.DEFAULT_HEADS]
+            seen.append(config)
+            for head in heads:
+                yield name, overrides | dict(heads=head)
+                if family == "reformer" and "lm" in head:
+                    yield name, overrides | dict(heads=head, causal=False)
+
+
+def write_fresh(folder: pathlib.Path, name: str, arguments: dict, seed: int) -> pathlib.Path:
+    """Builds a model, gives all its weights noise, saves it, and records what it gives."""
+    random = np.random.default_rng(seed)
+    model = tfzoo.build(name, num_labels=LABELS, **arguments)
+    for variable in model.variables:
+        if not weights.is_state(variable):
+            variable.assign_add(random.normal(0, 0.15, variable.shape))
+    case = folder / "-".join([name, *model.head_names, *(["masked"] if arguments.get("causal") is False else [])])
+    shutil.rmtree(case, ignore_errors=True)
+    family = models.page_of(model).__name__.rpartition(".")[2]
+    words = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(5, VOCAB))])
+    tfzoo.save(model, case / "saved", words if PADDING.get(family, 0) == 0 else None)
+    inputs = fresh_inputs(model, family, random)
+    outputs = model(inputs)
+    arrays = {f"input.{k}": v for k, v in inputs.items()} | {f"output.{k}": v.numpy() for k, v in outputs.items()}
+    np.savez_compressed(case / "golden.npz", **arrays)
+    about = dict(family=family, heads=model.head_names, fresh=True)
+    (case / "case.json").write_text(json.dumps(about, indent=2) + "\n")
+    return case
+
+
+def fresh_inputs(model, family: str, random) -> dict[str, np.ndarray]:
+    """Three rows, one of them full, the others padded on the right (XLNet's on the left)."""
+    config, classify = model.config, "classify" in model.head_names
+    mask, words = _rows(LENGTH, random)
+    if classify:  # The end, where Hugging Face's encoder-decoders look for the class.
+        words[np.arange(3), mask.sum(1) - 1] = {"bart": 2, "t5": 1}.get(family, 6)
+    if family == "xlnet":
+        mask, words = mask[:, ::-1], words[:, ::-1]
+    padding = PADDING.get(family, 0)
+    inputs = {"token_ids": np.where(mask, words, padding).astype(np.int32), "padding_mask": mask}
+    if "segment_ids" in model.INPUTS:
+        inputs["segment_ids"] = ((np.arange(LENGTH) > 2) & mask).astype(np.int32)
+    if "decoder_token_ids" in model.INPUTS:
+        decoder_mask, words = (mask, np.roll(words, 1, 1)) if classify else _rows(LENGTH - 3, random)
+        words[:, 0] = {"bart": 2}.get(family, padding)
+        inputs["decoder_token_ids"] = np.where(decoder_mask, words, padding).astype(np.int32)
+        inputs["decoder_padding_mask"] = decoder_mask
+    for name in getattr(model, "rotations", ()):
+        shape = (config.num_heads, config.head_dim, config.num_hashes, sum(config.num_buckets) // 2)
+        inputs[name] = random.normal(size=shape).astype(np.float32)
+    return inputs
+
+
+def _rows(length, random):
+    mask = np.arange(length) < np.array([length, length - 5, 3])[:, None]
+    return mask, random.integers(6, VOCAB - 1, mask.shape)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--readme", type=pathlib.Path)
+    parser.add_argument("--fresh", action="store_true")
     args = parser.parse_args()
+    if args.fresh:
+        written = [write_fresh(args.folder, *model, seed) for seed, model in enumerate(fresh_models())]
+        print(f"{len(written)} models written to {args.folder}")
+        return
     results, failed = {}, []
-    for case in cases(args.folder):
-        if case.name == "saved":
-            continue
+    found = cases(args.folder)
+    if not found:
+        parser.error(f"no cases in {args.folder}")
+    for case in found:
         try:
             results[case] = compare(case)
             shutil.rmtree(case / "saved", ignore_errors=True)

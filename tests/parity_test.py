@@ -1,11 +1,14 @@
 """Every family beside its reference: the golden files of tests/assets, through the real converter and back."""
 
+import json
 import pathlib
 import tempfile
 import unittest.mock
 
+import numpy as np
 import tensorflow as tf
 
+import tfzoo
 from tests import parity
 
 GOLDEN = pathlib.Path(__file__).parent / "assets" / "golden"
@@ -23,6 +26,25 @@ class ParityTest(tf.test.TestCase):
         for case in parity.cases(GOLDEN):
             with self.subTest(case=case.name), tempfile.TemporaryDirectory() as folder:
                 parity.there_and_back(case, pathlib.Path(folder))
+
+    def test_a_model_of_our_own_says_what_hugging_face_needs(self):
+        expected = {
+            "gpt2": dict(eos_token_id=None, bos_token_id=None, pad_token_id=0, architectures=["GPT2LMHeadModel"]),
+            "t5_small": dict(decoder_start_token_id=0, tie_word_embeddings=True, d_kv=6, num_decoder_layers=2),
+            "mbart_large_cc25": dict(decoder_start_token_id=2, model_type="mbart", decoder_ffn_dim=24),
+            "transformer_base": dict(decoder_start_token_id=52, pad_token_id=52, model_type="marian"),
+            "mistral_7b": dict(sliding_window=4, model_type="mistral", num_key_value_heads=2, pad_token_id=0),
+        }
+        found = {name: arguments for name, arguments in parity.fresh_models() if "lm" in arguments["heads"]}
+        for name, fields in expected.items():
+            with self.subTest(name=name), tempfile.TemporaryDirectory() as folder:
+                case = parity.write_fresh(pathlib.Path(folder), name, found[name], seed=1)
+                record = json.loads((case / "saved" / "config.json").read_text())
+                self.assertLessEqual(fields.items(), record.items())
+                golden = dict(np.load(case / "golden.npz"))
+                model, _ = tfzoo.load(case / "saved")
+                outputs = model({k.removeprefix("input."): v for k, v in golden.items() if k.startswith("input.")})
+                self.assertAllEqual(outputs["logits"], golden["output.logits"])
 
     def test_a_small_change_of_a_weight_is_noticed(self):
         load = parity.huggingface.load

@@ -121,6 +121,8 @@ def save(
     check_new(folder)
     page = models.page_of(model)
     record = encode_config(model, page) | {"dtype": dtype}
+    if tokenizer is not None and tokenizer.pad_id is not None and not getattr(model, "hub_config", ""):
+        record.setdefault("pad_token_id", tokenizer.pad_id)
     if folder.exists():
         folder.rmdir()
     with files.atomic_folder(folder) as partial:
@@ -228,7 +230,11 @@ def _num_labels(record: Mapping[str, Any], page) -> int:
 
 
 def encode_config(model, page) -> dict[str, Any]:
-    """config.json: the folder's that the model was read from, with the model's own fields over it."""
+    """config.json: the folder's that the model was read from, with the model's own fields over it.
+
+    A page's encode_config gives fields that its CONFIG cannot say, its new_config those that a model which was read
+    from nowhere needs besides, such as ids of special tokens within its vocabulary.
+    """
     config = dataclasses.asdict(model.config)
     # The type whose fixed fields fit best; the first of equals.
     kind = max(page.MODEL_TYPES, key=lambda kind: sum(config[k] == v for k, v in page.MODEL_TYPES[kind].items()))
@@ -243,6 +249,8 @@ def encode_config(model, page) -> dict[str, Any]:
         fields = {theirs: _encode(ours, config[ours]) for ours, theirs in page.CONFIG.items()}
         if hasattr(page, "encode_config"):
             fields |= page.encode_config(model.config)
+    if not record and hasattr(page, "new_config"):
+        fields |= page.new_config(model.config)
     kind = fields.setdefault("model_type", kind)
     names = [
         name

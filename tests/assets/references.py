@@ -675,6 +675,8 @@ def check(case: pathlib.Path) -> float:
         folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
     )
     for what, keys in found.items():
+        # Without a head, Hugging Face writes Marian's sinusoids, which it makes itself where they are not there.
+        keys = {key for key in keys if not (name == "MarianModel" and "embed_positions" in key)}
         assert not keys, f"{what}: {keys}"
     check_config(model.config)
     if about["family"] == "reformer":

@@ -71,6 +71,10 @@ def encode_config(config):
     }
 
 
+def new_config(config):
+    return {"decoder_start_token_id": 2}  # </s>, in mBART too, whose language codes are not known here.
+
+
 PREFIX = "model."
 _TOKENS = Tied("encoder/embeddings/tokens/embeddings")
 WEIGHTS = {

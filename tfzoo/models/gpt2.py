@@ -63,6 +63,10 @@ def decode_config(hub):
     return {"intermediate_size": hub.get("n_inner") or 4 * hub["n_embd"]}
 
 
+def new_config(config):  # Hugging Face's default is <|endoftext|>, which another vocabulary need not have.
+    return {} if config.vocab_size > 50256 else {"bos_token_id": None, "eos_token_id": None}
+
+
 PREFIX = "transformer."
 _LAYER, _OURS = "transformer.h.{}", "decoder/stack/layer_{}"
 WEIGHTS = {

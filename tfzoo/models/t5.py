@@ -97,6 +97,10 @@ def encode_config(config):
     }
 
 
+def new_config(config):
+    return {"decoder_start_token_id": 0}  # The padding's id.
+
+
 PREFIX = "transformer."
 _TOKENS = Tied("encoder/embeddings/tokens/embeddings")
 WEIGHTS = {

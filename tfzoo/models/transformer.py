@@ -61,6 +61,11 @@ def encode_config(config):
     return bart.encode_config(config) | {"model_type": kind}
 
 
+def new_config(config):  # As in the published ones, the padding is the last word, and the decoder begins with it.
+    last = config.vocab_size - 1
+    return {"pad_token_id": last, "decoder_start_token_id": last, "eos_token_id": 0, "forced_eos_token_id": 0}
+
+
 PREFIX = bart.PREFIX
 WEIGHTS = bart.WEIGHTS | {
     "model.encoder.embed_positions.weight": Computed(),
