@@ -146,14 +146,16 @@ class Stack(keras.layers.Layer):
         position_ids=None,
         memory=None,
         memory_padding_mask=None,
+        memory_attention_mask=None,
         training=False,
     ):
         """padding_mask [B, L] and attention_mask [B, 1 or H, L, L]: True attends. position_ids [B, L], for rotary
-        positions. memory [B, M, E], memory_padding_mask [B, M]: what blocks with cross attention read."""
+        positions. memory [B, M, E], memory_padding_mask [B, M], memory_attention_mask [B, 1 or H, L, M]: what blocks
+        with cross attention read."""
         length = ops.shape(x)[1]
         bias = None if self.relative_bias is None else self.relative_bias(query_length=length, key_length=length)
         masking = Mask(padding_mask, attention_mask, bias, self.causal, self.config.window if self.causal else 0)
-        memory_masking = Mask(memory_padding_mask)
+        memory_masking = Mask(memory_padding_mask, memory_attention_mask)
         if self.config.attention == "full":
             masking = masking.fold(length, length, x.dtype)
             memory_masking = memory_masking.fold(length, None, x.dtype)

@@ -25,6 +25,12 @@ def causal_mask(query_length, key_length, window=0):
     return seen[None, None]
 
 
+def block_attention_mask(query_blocks, key_blocks):
+    """query_blocks [B, L] and key_blocks [B, M], each token's document in a packed row (0 is padding) ->
+    attention_mask [B, 1, L, M]: a token sees its own document."""
+    return ops.equal(query_blocks[:, None, :, None], key_blocks[:, None, None, :])
+
+
 def mask_bias(attention_mask, dtype):
     """attention_mask bool, True attends -> additive bias of the same shape: 0, or a large finite negative.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import keras
+from keras import ops
 
 from tfzoo.config import TransformerConfig
 from tfzoo.errors import UserError, suggest
@@ -19,6 +20,7 @@ from tfzoo.nn.heads import (
     pool,
 )
 from tfzoo.nn.inputs import check_inputs
+from tfzoo.nn.mask import block_attention_mask
 
 
 class Tower(keras.layers.Layer):
@@ -54,6 +56,7 @@ class Tower(keras.layers.Layer):
         attention_mask=None,
         memory=None,
         memory_padding_mask=None,
+        memory_attention_mask=None,
         training=False,
     ):
         return self.stack(
@@ -63,12 +66,16 @@ class Tower(keras.layers.Layer):
             position_ids=position_ids,
             memory=memory,
             memory_padding_mask=memory_padding_mask,
+            memory_attention_mask=memory_attention_mask,
             training=training,
         )
 
 
 class Model(keras.Model):
     """A dict of named tensors in, a dict of named tensors out.
+
+    block_ids [B, L] says which of several documents in a row a token is of, 0 being padding: it then attends to that
+    document alone. position_ids [B, L] that begin anew in each make a packed document's outputs its own.
 
     A page's subclass makes its layers in `make_body`, computes {"sequence": [B, L, E], ...} in `body`, and has a
     method `make_NAME` for each head it can have beside those here. With a head "lm" the outputs have "logits"; with
@@ -185,6 +192,22 @@ class Model(keras.Model):
         return cls(self.config, *args, **kwargs, dtype=self.dtype_policy, name=name)
 
 
+def _attention_mask(inputs, prefix=""):
+    """What attention_mask [B, 1 or H, L, L] and block_ids [B, L] allow together; None where neither is given."""
+    mask, blocks = inputs.get(f"{prefix}attention_mask"), inputs.get(f"{prefix}block_ids")
+    if blocks is None:
+        return mask
+    same = block_attention_mask(blocks, blocks)
+    return same if mask is None else ops.logical_and(same, mask)
+
+
+def _cross_mask(inputs):
+    """The decoder's documents see the encoder's of the same number."""
+    if "decoder_block_ids" not in inputs or "block_ids" not in inputs:
+        return None
+    return block_attention_mask(inputs["decoder_block_ids"], inputs["block_ids"])
+
+
 class EncoderModel(Model):
     """A bidirectional encoder: token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E].
 
@@ -197,6 +220,7 @@ class EncoderModel(Model):
         "padding_mask",
         "position_ids",
         "attention_mask",
+        "block_ids",
         "masked_positions",
         "pair_positions",
     )
@@ -221,7 +245,7 @@ class EncoderModel(Model):
             inputs.get("segment_ids"),
             padding_mask=inputs.get("padding_mask"),
             position_ids=self.position_ids(inputs),
-            attention_mask=inputs.get("attention_mask"),
+            attention_mask=_attention_mask(inputs),
             training=training,
         )
         return {"sequence": sequence} | ({} if self.pooler is None else {"pooled": self.pooler(sequence)})
@@ -242,7 +266,7 @@ class EncoderModel(Model):
 class DecoderModel(Model):
     """A causal decoder: token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V]."""
 
-    INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "pair_positions")
+    INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "block_ids", "pair_positions")
     POOL = "last"
 
     def make_body(self, config):
@@ -260,7 +284,7 @@ class DecoderModel(Model):
             inputs["token_ids"],
             padding_mask=inputs.get("padding_mask"),
             position_ids=inputs.get("position_ids"),
-            attention_mask=inputs.get("attention_mask"),
+            attention_mask=_attention_mask(inputs),
             training=training,
         )
         return {"sequence": sequence}
@@ -276,10 +300,14 @@ class EncoderDecoderModel(Model):
     INPUTS = (
         "token_ids",
         "padding_mask",
+        "position_ids",
         "attention_mask",
+        "block_ids",
         "decoder_token_ids",
         "decoder_padding_mask",
+        "decoder_position_ids",
         "decoder_attention_mask",
+        "decoder_block_ids",
     )
     REQUIRED_INPUTS = ("token_ids", "decoder_token_ids")
     HEADS = ("lm", "classify")
@@ -314,7 +342,8 @@ class EncoderDecoderModel(Model):
         return self.encoder(
             inputs["token_ids"],
             padding_mask=inputs.get("padding_mask"),
-            attention_mask=inputs.get("attention_mask"),
+            position_ids=inputs.get("position_ids"),
+            attention_mask=_attention_mask(inputs),
             training=training,
         )
 
@@ -323,9 +352,11 @@ class EncoderDecoderModel(Model):
         return self.decoder(
             inputs["decoder_token_ids"],
             padding_mask=inputs.get("decoder_padding_mask"),
-            attention_mask=inputs.get("decoder_attention_mask"),
+            position_ids=inputs.get("decoder_position_ids"),
+            attention_mask=_attention_mask(inputs, "decoder_"),
             memory=memory,
             memory_padding_mask=inputs.get("padding_mask"),
+            memory_attention_mask=_cross_mask(inputs),
             training=training,
         )
 
