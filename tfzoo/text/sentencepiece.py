@@ -29,6 +29,7 @@ ROLES = ("pad", "unknown", "bos", "eos", "cls", "sep", "mask")
 # What tokenizer_config.json calls ROLES, in their order.
 _CONFIG_NAMES = ("pad_token", "unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "mask_token")
 _SPACE = "\u2581"  # SentencePiece's own mark of a space.
+_NUL = "\U0010ffff"
 _PYTHON_SPACES = (
     r"[\x{9}-\x{d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 )
@@ -97,7 +98,8 @@ KINDS = {
 class SentencePiece(tf.Module):
     """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel.
 
-    The ids are those of the `sentencepiece` library for every text, with what the families do around it: T5's 100
+    The ids are those of the `sentencepiece` library, releases up to 0.2.1, for every text. (Later ones break ties between
+    equally probable splits otherwise, as in the middle of a run such as "........."; unigram models only.) With them goes what the families do around it: T5's 100
     sentinels, numbered downwards from the last id; XLNet's and ALBERT's treatment of quotes, accents and case, and of
     a piece such as "9,", taken apart; fairseq's numbering in XLM-R and mBART. A SavedModel with this inside needs
     `import tensorflow_text` before it is loaded.
@@ -359,7 +361,7 @@ class SentencePiece(tf.Module):
     def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
         """texts: strings [N] -> ids: int32 [N, None], without the tokens that begin or end a sequence.
 
-        Bytes that are not UTF-8 become U+FFFD. `special` names special tokens, such as ("<extra_id_0>",), that become
+        Bytes that are not UTF-8 are what the library makes of them (mostly <unk>). `special` names special tokens, such as ("<extra_id_0>",), that become
         that token where they stand in a text; what is between two is tokenized as a text of its own. Any other is plain
         text.
 
@@ -381,7 +383,7 @@ class SentencePiece(tf.Module):
         """
         if self._row.cleans:
             raise UserError(f"offsets: a tokenizer of kind {self._kind!r} has none; use tokenize")
-        texts = _valid_utf8(_strings(texts))
+        texts = _strings(texts)
         ids, starts, ends = self._model.tokenize_with_offsets(texts)
         rows = ids.value_rowids()
         # Bytes are counted through the whole batch, so that one search serves all rows.
@@ -406,7 +408,8 @@ class SentencePiece(tf.Module):
         """ids: int [N, L] or ragged [N, None] -> strings [N], as the library decodes them.
 
         Padding and special tokens are dropped, sentinels too; the unknown piece and the mask stay, as text (the
-        unknown's is the model's own, usually " ⁇ "). What normalisation took away does not come back.
+        unknown's is the model's own, usually " ⁇ "). What normalisation took away does not come back. Bytes that make no
+        UTF-8, in ids that came from no text, become U+FFFD, if not always as many as the library's.
 
         Raises:
           tf.errors.InvalidArgumentError: an id is outside the vocabulary.
@@ -460,7 +463,10 @@ class SentencePiece(tf.Module):
         if self._lowercase:
             # ICU lower-cases by the process's locale, and a Turkish one makes ı of I: so what differs comes first.
             texts = tf.strings.regex_replace(texts, "İ", "i\u0307")
+            # The op ends a text at NUL, so a noncharacter, as unknown to any model, stands in for it.
+            texts = tf.strings.regex_replace(texts, r"\x{0}", _NUL)
             texts = tf.strings.lower(tf.strings.lower(texts), encoding="utf-8")
+            texts = tf.strings.regex_replace(texts, _NUL, "\0")
         return texts
 
     def _comma_table(self, pieces: list[tuple[str, int]], unknown: int) -> tuple[tf.Tensor, tf.Tensor] | None:

@@ -1,0 +1,564 @@
+"""SentencePiece against the `sentencepiece` library, on varied lines, for real models and tiny ones."""
+
+import functools
+import json
+import os
+import pathlib
+import pickle
+import random
+import re
+import subprocess
+import sys
+import textwrap
+import unicodedata
+
+import numpy as np
+import sentencepiece
+import tensorflow as tf
+
+from tests.text.wordpiece_test import INSERTS, SENTENCES
+from tfzoo.errors import UserError
+from tfzoo.text import training
+from tfzoo.text.sentencepiece import KINDS, SentencePiece, _model_proto
+
+MORE = [
+    "中文自然语言处理:分词是第一步。他说:「今天天气真好!」我们去公园散步吧……",
+    "臺灣的繁體中文,標點符號「」『』、;:?!——與全形數字123",
+    "春眠不觉晓,处处闻啼鸟。夜来风雨声,花落知多少。",
+    "中英mixed混排text,数字2024年3月15日,价格¥1,234.56元(约$170)",
+    "def f(x: int) -> str:\n\treturn f'{x!r:>{10}}'  # {} [] <- ->\n",
+    "for (int i = 0; i < n; ++i) { a[i] += b[i] << 2; } /* TODO */ #include <vector>",
+    "SELECT * FROM t WHERE a >= 3 AND name LIKE '%x_%';   -- comment",
+    "In 1984, 3,000 people paid 9,99, not ``10,5''; 12,345,678, and ²,³, too. 5,",
+    "Hello!!! ... ------ ====== ______ \t\t  hahahahaha   aaa  www.example.com/?q=1&r=%20",
+    "¡Hola! ¿Qué tal? El niño comió piñas; se escribió así.",
+    "ÉCOLE ΣΊΣΥΦΟΣ ΑΣ. ΑΣ, İSTANBUL ǅ ﬃ ẞ \u1e9b\u0323 \u03d4 \u00a8 \u2126 \u212b",
+]
+SPECIALS = ["</s>", "<s>", "<unk>", "<pad>", "<extra_id_0>", "<extra_id_99>", "<mask>", "<eop>", "<sep>", "<0x41>"]
+PLACES = [*INSERTS, *SPECIALS, "\u2581", " \u2581 ", "  ", "``", "''", "1,", "\u0660,", "\u00a0 ", "\x1c", "…", "ー"]
+
+
+def lines(count: int) -> list[str]:
+    """Varied lines: ten languages and more, Chinese as much as English, code, and what breaks tokenizers put in."""
+    rng = random.Random(11)
+    sentences = [*SENTENCES, *MORE]
+    result = ["", " ", "  ", "\0", "\u200f", "a" * 5000, "字" * 5000, "ха" * 2500, "👩‍👩‍👧" * 1000, *sentences, *PLACES]
+    while len(result) < count:
+        text = rng.choice(("", " ")).join(rng.sample(sentences, rng.randint(1, 3)))
+        start = rng.randrange(len(text))
+        text = text[start : start + rng.randint(1, 150)]
+        for _ in range(rng.choice((0, 1, 1, 3, 6))):
+            at = rng.randint(0, len(text))
+            text = text[:at] + rng.choice(PLACES) + text[at:]
+        result.append(rng.choice((text, text, text, text.upper(), unicodedata.normalize("NFD", text))))
+    return result
+
+
+def clean(text: str, lowercase: bool, keep_accents: bool) -> str:
+    """What the released code of XLNet and ALBERT does to a text."""
+    text = " ".join(text.split()).replace("``", '"').replace("''", '"')
+    if not keep_accents:
+        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return text.lower() if lowercase else text
+
+
+def clean_ids(oracle: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
+    """Ids of a cleaned text, by the same code's rule for pieces such as 9 and a comma."""
+    ids: list[int] = []
+    for piece in oracle.encode(text, out_type=str):
+        if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit():
+            parts = oracle.encode(piece[:-1].replace("\u2581", ""), out_type=str)
+            if piece[0] != "\u2581" and parts[0][0] == "\u2581":
+                parts = parts[1:] if len(parts[0]) == 1 else [parts[0][1:], *parts[1:]]
+            ids += [oracle.piece_to_id(part) for part in [*parts, ","]]
+        else:
+            ids.append(oracle.piece_to_id(piece))
+    return ids
+
+
+class SentencePieceTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.lines = lines(5000)
+        texts = [line for line in lines(700) if len(line) < 400 and not any(special in line for special in SPECIALS)]
+        cls.models = {
+            "unigram": training.train_sentencepiece(texts, 1500),
+            "unigram with bytes": training.train_sentencepiece(SENTENCES, 900, byte_fallback=True),
+            "bpe": training.train_sentencepiece(texts, 1500, "bpe"),
+            "llama": training.train_sentencepiece(
+                SENTENCES, 900, "bpe", ("<unk>", "<s>", "</s>"), True, "identity", keep_spaces=True
+            ),
+            "fairseq": training.train_sentencepiece(texts, 1500, specials=("<unk>", "<s>", "</s>")),
+            "xlnet": training.train_sentencepiece(
+                [*texts, *("7, 1, 19, 9,9, x3,x" for _ in range(50))],
+                1500,
+                specials=("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>"),
+            ),
+            "albert": training.train_sentencepiece(
+                [clean(text, True, False) for text in [*texts, *("7, 1, 19, 9,9, x3,x" for _ in range(50))]],
+                1500,
+                specials=("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"),
+            ),
+        }
+
+    def check_against_reference(self, model: bytes, kind: str = "t5", min_unknown: int = 0):
+        tokenizer = SentencePiece(model, kind)
+        oracle = sentencepiece.SentencePieceProcessor(model_proto=model)
+        want = oracle.encode(self.lines)
+        ids, starts, ends = (ragged.to_list() for ragged in tokenizer.tokenize_with_offsets(self.lines))
+        self.assertEqual(tokenizer.tokenize(self.lines).to_list(), ids)
+        self.assertEqual([ascii(a) for a, b, c in zip(self.lines, ids, want) if b != c], [])
+        unknown = sum(tokenizer.unknown_id in row for row in ids)
+        self.assertGreaterEqual(unknown, min_unknown)
+        protos = oracle.encode(self.lines[:1000], out_type="immutable_proto")
+        for line, begin, end, proto in zip(self.lines, starts, ends, protos):
+            self.assertEqual(begin, [piece.begin for piece in proto.pieces], ascii(line))
+            self.assertEqual(end, [piece.end for piece in proto.pieces], ascii(line))
+        texts = tokenizer.detokenize(tf.ragged.constant(ids, dtype=tf.int32)).numpy()
+        wrong = [ascii(a) for a, b, c in zip(self.lines, texts, oracle.decode(want)) if b.decode() != c]
+        self.assertEqual(wrong, [])
+
+    def test_tiny_models_give_the_librarys_ids_offsets_and_texts(self):
+        for name in ("unigram", "unigram with bytes", "bpe", "llama"):
+            with self.subTest(name=name):
+                has_bytes = name in ("unigram with bytes", "llama")
+                self.check_against_reference(
+                    self.models[name], "llama" if name == "llama" else "t5", 0 if has_bytes else 100
+                )
+                tokenizer = SentencePiece(self.models[name], sentinels=0)
+                self.assertEqual("<0x41>" in tokenizer.vocab, has_bytes)
+
+    def test_released_models_give_the_librarys_ids_offsets_and_texts(self):
+        if "TFZOO_DATA" not in os.environ:
+            self.skipTest("TFZOO_DATA names no folder with vocab/t5/spiece.model")
+        for name in ("t5/spiece.model", "trax-sentencepiece/sentencepiece.model"):
+            with self.subTest(name=name):
+                path = pathlib.Path(os.environ["TFZOO_DATA"], "vocab", name)
+                self.check_against_reference(path.read_bytes(), min_unknown=100)
+
+    def test_t5_as_released(self):
+        if "TFZOO_DATA" not in os.environ:
+            self.skipTest("TFZOO_DATA names no folder with vocab/t5/spiece.model")
+        tokenizer = SentencePiece.from_file(pathlib.Path(os.environ["TFZOO_DATA"], "vocab/t5/spiece.model"))
+        self.assertEqual(tokenizer.vocab_size, 32_100)
+        self.assertEqual((tokenizer.pad_id, tokenizer.eos_id, tokenizer.unknown_id), (0, 1, 2))
+        self.assertEqual(tokenizer.sentinel_ids[:2] + tokenizer.sentinel_ids[-1:], [32_099, 32_098, 32_000])
+        text = "The house is wonderful."  # The example of T5's page in transformers.
+        self.assertEqual(tokenizer.tokenize([text]).to_list(), [[37, 629, 19, 1627, 5]])
+        ids = tokenizer.tokenize(["The <extra_id_0> walks"], special=("<extra_id_0>",)).to_list()
+        self.assertEqual(ids, [[37, 32_099, 10_681]])
+
+    def test_xlnet_and_albert_give_the_ids_of_their_own_code(self):
+        for kind, choices in (("xlnet", ((False, False), (True, True))), ("albert", ((True, False), (False, True)))):
+            oracle = sentencepiece.SentencePieceProcessor(model_proto=self.models[kind])
+            row = KINDS[kind]
+            self.assertEqual(choices[0], (row.lowercase, row.keep_accents))
+            for lowercase, keep_accents in choices:
+                with self.subTest(kind=kind, lowercase=lowercase, keep_accents=keep_accents):
+                    tokenizer = SentencePiece(self.models[kind], kind, lowercase=lowercase, keep_accents=keep_accents)
+                    cleaned = [clean(line, lowercase, keep_accents) for line in self.lines]
+                    want = [clean_ids(oracle, text) for text in cleaned]
+                    got = tokenizer.tokenize(self.lines).to_list()
+                    self.assertEqual([ascii(a) for a, b, c in zip(self.lines, got, want) if b != c], [])
+                    taken_apart = sum(a != b for a, b in zip(want, oracle.encode(cleaned)))
+                    self.assertGreater(taken_apart, 20)
+            with self.assertRaisesRegex(UserError, "offsets"):
+                tokenizer.tokenize_with_offsets(["a"])
+
+    def test_every_old_character_is_cleaned_as_python_does(self):
+        # Characters newer than both Unicode tables may differ, as the docstring says.
+        old = unicodedata.ucd_3_2_0
+        characters = [chr(c) for c in range(0x110000) if old.category(chr(c)) not in ("Cn", "Cs", "Co")]
+        self.assertGreater(len(characters), 90_000)
+        texts = [f"a{c}b A{c}" for c in characters]
+        for lowercase in (True, False):
+            for keep_accents in (True, False):
+                tokenizer = SentencePiece(self.models["xlnet"], "xlnet", lowercase=lowercase, keep_accents=keep_accents)
+                got = tokenizer._clean(tf.constant(texts)).numpy()
+                wrong = [
+                    ascii(text)
+                    for text, result in zip(texts, got)
+                    if result.decode() != clean(text, lowercase, keep_accents)
+                ]
+                self.assertEqual(wrong, [])
+
+    def test_fairseqs_numbering(self):
+        model = self.models["fairseq"]
+        oracle = sentencepiece.SentencePieceProcessor(model_proto=model)
+        want = [[3 if i == 0 else i + 1 for i in ids] for ids in oracle.encode(self.lines)]
+        size = oracle.get_piece_size()
+        for kind, total in (("xlm-roberta", size + 2), ("mbart", size + 27)):
+            tokenizer = SentencePiece(model, kind)
+            self.assertEqual(tokenizer.tokenize(self.lines).to_list(), want)
+            self.assertEqual(tokenizer.vocab_size, total)
+            roles = (tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id, tokenizer.unknown_id, tokenizer.mask_id)
+            self.assertEqual(roles, (0, 1, 2, 3, total - 1))
+            self.assertEqual(tokenizer.vocab[:4], ["<s>", "<pad>", "</s>", "<unk>"])
+            self.assertEqual(tokenizer.vocab[4], oracle.id_to_piece(3))
+            ids = [[0, *want[20], 2, 1, 1]]
+            self.assertEqual(tokenizer.detokenize(ids).numpy()[0], tokenizer.detokenize([want[20]]).numpy()[0])
+        self.assertEqual(tokenizer.vocab.index("en_XX"), size + 4)  # The fourth language: mBART's 250,004.
+        with self.assertRaisesRegex(UserError, "pieces 0 to 2 are <pad> </s> <unk>"):
+            SentencePiece(self.models["unigram"], "mbart")
+
+    def test_special_tokens_are_plain_text_unless_asked_for(self):
+        for name, kind in (("unigram", "t5"), ("llama", "llama"), ("xlnet", "xlnet"), ("fairseq", "mbart")):
+            tokenizer = SentencePiece(self.models[name], kind)
+            for token in (tokenizer.vocab[i] for i in tokenizer.special_ids):
+                plain = tokenizer.tokenize([f"so {token} it", token]).to_list()
+                token_id = tokenizer.vocab.index(token)
+                if token_id != tokenizer.unknown_id:  # Which < may be.
+                    self.assertNotIn(token_id, plain[0] + plain[1], (kind, token))
+                self.assertGreater(len(plain[1]), 1)
+                one, two = tokenizer.tokenize(["so ", " it"]).to_list()
+                asked = tokenizer.tokenize([f"so {token} it", token, "", "so "], special=(token,)).to_list()
+                self.assertEqual(asked, [[*one, token_id, *two], [token_id], [], one])
+        tokenizer = SentencePiece(self.models["unigram"])
+        text = ["<extra_id_1></s><extra_id_10><extra_id_1> x"]
+        ids = tokenizer.tokenize(text, special=("<extra_id_1>", "<extra_id_10>")).to_list()[0]
+        one, ten = tokenizer.sentinel_ids[1], tokenizer.sentinel_ids[10]
+        plain, x = (tokenizer.tokenize([part]).to_list()[0] for part in ("</s>", " x"))
+        self.assertEqual(ids, [one, *plain, ten, one, *x])
+        with self.assertRaisesRegex(UserError, "'<mask>' is not one of"):
+            tokenizer.tokenize(["a"], special=("<mask>",))
+        none = tf.constant([], tf.string)
+        self.assertEqual(tokenizer.tokenize(none, special=("</s>",)).to_list(), [])
+
+    def test_user_defined_symbols_are_found_in_any_text_as_the_library_does(self):
+        path = pathlib.Path(self.get_temp_dir(), "symbols")
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(SENTENCES), model_prefix=str(path), vocab_size=600, minloglevel=2,
+            user_defined_symbols=["<eop>", "quick b"], hard_vocab_limit=False,
+        )  # fmt: skip
+        model = path.with_suffix(".model").read_bytes()
+        tokenizer = SentencePiece(model)
+        self.check_against_reference(model)
+        symbol = tokenizer.vocab.index("<eop>")
+        self.assertIn(symbol, tokenizer.tokenize(["a<eop>b"]).to_list()[0])
+
+    def test_invalid_utf8_is_replaced(self):
+        broken = (b"the\xff fox", b"\xc3(", b"fox\xe0\xa4", b"fox\xf8 dog", b"\xed\xa0\x80the", b"\xc0\x80 fox")
+        for name in ("unigram", "llama"):
+            tokenizer = SentencePiece(self.models[name], "llama" if name == "llama" else "t5")
+            oracle = sentencepiece.SentencePieceProcessor(model_proto=self.models[name])
+            for text in broken:
+                ids = tokenizer.tokenize([text, "the"]).to_list()[0]
+                self.assertEqual(ids, oracle.encode(text), text)
+                self.assertEqual(tokenizer.tokenize_with_offsets([text])[0].to_list()[0], ids)
+        tokenizer = SentencePiece(self.models["xlnet"], "xlnet")
+        for text in broken:
+            want = tokenizer.tokenize([text.decode("utf-8", "replace")]).to_list()
+            self.assertEqual(tokenizer.tokenize([text]).to_list(), want, text)
+
+    def test_no_texts_and_empty_texts(self):
+        for name, kind in (("unigram", "t5"), ("llama", "llama"), ("xlnet", "xlnet")):
+            tokenizer = SentencePiece(self.models[name], kind)
+            none = tokenizer.tokenize(tf.constant([], tf.string))
+            self.assertEqual(none.to_list(), [])
+            self.assertEqual(tokenizer.detokenize(none).shape, [0])
+            empty = tokenizer.tokenize(["", ""])
+            self.assertEqual((empty.to_list(), empty.dtype), ([[], []], tf.int32))
+            self.assertEqual(tokenizer.detokenize(empty).numpy().tolist(), [b"", b""])
+            with self.assertRaisesRegex(ValueError, r"shape \[N\]"):
+                tokenizer.tokenize(tf.constant("no batch"))
+
+    def test_detokenize_drops_padding_and_special_tokens(self):
+        tokenizer = SentencePiece(self.models["unigram"])
+        fox = tokenizer.tokenize(["the fox"]).to_list()[0]
+        pad, eos, sentinel = tokenizer.pad_id, tokenizer.eos_id, tokenizer.sentinel_ids[0]
+        for dtype in (tf.int32, tf.int64):
+            ids = tf.constant([[pad, sentinel, *fox, eos, pad]], dtype)
+            self.assertEqual(tokenizer.detokenize(ids).numpy().tolist(), [b"the fox"])
+        self.assertEqual(tokenizer.detokenize([[tokenizer.unknown_id]]).numpy()[0].decode(), " \u2047 ")
+        for wrong in (-1, tokenizer.vocab_size):
+            with self.assertRaises(tf.errors.InvalidArgumentError):
+                tokenizer.detokenize([[wrong]])
+
+    def test_detokenize_any_ids_as_the_library_does(self):
+        rng = np.random.default_rng(3)
+        for name, kind in (("unigram", "t5"), ("llama", "llama"), ("bpe", "t5"), ("unigram with bytes", "t5")):
+            tokenizer = SentencePiece(self.models[name], kind)
+            oracle = sentencepiece.SentencePieceProcessor(model_proto=self.models[name])
+            ids = rng.integers(0, oracle.get_piece_size(), (300, 12))
+            got = [re.sub("\ufffd+", "?", text.decode()) for text in tokenizer.detokenize(ids).numpy()]
+            self.assertEqual(got, [re.sub("\ufffd+", "?", text) for text in oracle.decode(ids.tolist())], name)
+
+    def test_nothing_is_lost_by_llamas_rules(self):
+        tokenizer = SentencePiece(self.models["llama"], "llama")
+        texts = [line for line in self.lines if "\u2581" not in line]  # Which it takes for a space.
+        got = tokenizer.detokenize(tokenizer.tokenize(texts)).numpy()
+        self.assertEqual([text.decode() for text in got], texts)
+
+    def test_tf_data_gives_the_same_ids(self):
+        for name, kind in (("unigram", "t5"), ("xlnet", "xlnet"), ("fairseq", "mbart")):
+            tokenizer = SentencePiece(self.models[name], kind)
+            dataset = tf.data.Dataset.from_tensor_slices(self.lines).batch(100)
+            dataset = dataset.map(functools.partial(tokenizer.tokenize, special=("</s>",)))
+            got = [row for batch in dataset for row in batch.to_list()]
+            self.assertEqual(got, tokenizer.tokenize(self.lines, special=("</s>",)).to_list())
+
+    def test_an_export_gives_the_same_in_a_fresh_process_and_in_turkey(self):
+        server = tf.Module()
+        server.tokenizers = {
+            name: SentencePiece(self.models[name], kind)
+            for name, kind in (("unigram", "t5"), ("llama", "llama"), ("albert", "albert"), ("fairseq", "mbart"))
+        }
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def serve(texts):
+            results = {}
+            for name, tokenizer in server.tokenizers.items():
+                ids = tokenizer.tokenize(texts)
+                asked = tokenizer.tokenize(texts, special=("<unk>",))
+                results[f"{name}_ids"], results[f"{name}_splits"] = ids.flat_values, ids.row_splits
+                results[f"{name}_asked"], results[f"{name}_asked_splits"] = asked.flat_values, asked.row_splits
+                results[f"{name}_texts"] = tokenizer.detokenize(ids)
+            results["ends"] = server.tokenizers["unigram"].tokenize_with_offsets(texts)[2].flat_values
+            return results
+
+        server.serve = serve
+        here = {name: value.numpy() for name, value in serve(tf.constant(self.lines)).items()}
+        for name, tokenizer in server.tokenizers.items():
+            self.assertAllEqual(here[f"{name}_ids"], tokenizer.tokenize(self.lines).flat_values)
+        folder = pathlib.Path(self.get_temp_dir())
+        tf.saved_model.save(server, folder / "model")
+        (folder / "lines.json").write_text(json.dumps(self.lines))
+        script = textwrap.dedent("""
+            import json, sys
+            import numpy as np
+            import tensorflow as tf, tensorflow_text
+            texts = tf.constant(json.load(open("lines.json")))
+            outputs = tf.saved_model.load("model").serve(texts)
+            assert not any(name.startswith(("tfzoo", "sentencepiece")) for name in sys.modules)
+            outputs = {name: value.numpy() for name, value in outputs.items()}
+            np.savez("out.npz", **{
+                name: [text.hex() for text in value] if value.dtype == object else value
+                for name, value in outputs.items()
+            })
+        """)
+        # A Turkish locale lower-cases I to a dotless one, wherever it is let.
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "LC_ALL": "tr_TR.UTF-8"}
+        subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True, timeout=300)
+        there = np.load(folder / "out.npz")
+        self.assertEqual(sorted(there), sorted(here))
+        for name, value in here.items():
+            want = np.array([text.hex() for text in value]) if value.dtype == object else value
+            np.testing.assert_array_equal(there[name], want, name)
+
+
+class ModelFileTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.model = training.train_sentencepiece(SENTENCES, 500)
+        cls.xlnet = training.train_sentencepiece(
+            SENTENCES, 500, specials=("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>")
+        )
+        cls.albert = training.train_sentencepiece(
+            SENTENCES, 500, specials=("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
+        )
+        cls.llama = training.train_sentencepiece(SENTENCES, 800, "bpe", ("<unk>", "<s>", "</s>"), True)
+
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir(), self.id())
+        self.folder.mkdir()
+        self.path = self.folder / "spiece.model"
+
+    def models(self):
+        return {
+            "t5": self.model, "xlnet": self.xlnet, "albert": self.albert, "llama": self.llama,
+            "xlm-roberta": self.llama, "mbart": self.llama,
+        }  # fmt: skip
+
+    def changed(self, change) -> bytes:
+        proto = _model_proto()()
+        proto.ParseFromString(self.model)
+        change(proto)
+        return proto.SerializeToString()
+
+    def test_roles(self):
+        def roles(tokenizer):
+            names = ("pad", "unknown", "bos", "eos", "cls", "sep", "mask")
+            return [getattr(tokenizer, f"{name}_id") for name in names]
+
+        self.assertEqual(roles(SentencePiece(self.model)), [0, 2, None, 1, None, None, None])
+        self.assertEqual(roles(SentencePiece(self.xlnet, "xlnet")), [5, 0, 1, 2, 3, 4, 6])
+        self.assertEqual(roles(SentencePiece(self.albert, "albert")), [0, 1, 2, 3, 2, 3, 4])
+        self.assertEqual(roles(SentencePiece(self.llama, "llama")), [None, 0, 1, 2, None, None, None])
+        self.assertEqual(roles(SentencePiece(self.llama, "xlm-roberta"))[:6], [1, 3, 0, 2, 0, 2])
+        tokenizer = SentencePiece(self.model, sentinels=3)
+        size = tokenizer.vocab_size
+        self.assertEqual(tokenizer.sentinel_ids, [size - 1, size - 2, size - 3])
+        self.assertEqual(tokenizer.special_ids, [0, 1, 2, size - 3, size - 2, size - 1])
+        self.assertEqual(tokenizer.vocab[-1], "<extra_id_0>")
+
+    def test_save_and_from_folder(self):
+        text = ["The quick brown fox, İstanbul ÉCOLE 3,14"]
+        self.assertEqual(sorted(self.models()), sorted(KINDS))
+        for kind, model in self.models().items():
+            with self.subTest(kind=kind):
+                folder = self.folder / kind
+                tokenizer = SentencePiece(model, kind)
+                tokenizer.save(folder)
+                again = SentencePiece.from_folder(folder)
+                self.assertEqual(again.fingerprint(), tokenizer.fingerprint())
+                self.assertEqual((again.kind, again.model, again.vocab), (kind, model, tokenizer.vocab))
+                self.assertEqual(again.tokenize(text).to_list(), tokenizer.tokenize(text).to_list())
+        tokenizer = SentencePiece(self.xlnet, "xlnet", lowercase=True, keep_accents=True)
+        tokenizer.save(self.folder / "options")
+        again = SentencePiece.from_folder(self.folder / "options")
+        self.assertEqual(again.fingerprint(), tokenizer.fingerprint())
+        tokenizer = SentencePiece(self.llama, "llama", roles={"pad": "</s>"})
+        tokenizer.save(self.folder / "pad")
+        self.assertEqual(SentencePiece.from_folder(self.folder / "pad").pad_id, 2)
+        tokenizer = SentencePiece(self.model, sentinels=7)
+        tokenizer.save(self.folder / "seven")
+        self.assertLen(SentencePiece.from_folder(self.folder / "seven").sentinel_ids, 7)
+
+    def test_an_old_folder_says_what_it_is_in_config_json(self):
+        SentencePiece(self.model).save(self.folder)
+        (self.folder / "tokenizer_config.json").write_text('{"model_max_length": 512}')
+        with self.assertRaisesRegex(UserError, "names no tokenizer_class"):
+            SentencePiece.from_folder(self.folder)
+        (self.folder / "config.json").write_text('{"model_type": "t5"}')
+        self.assertLen(SentencePiece.from_folder(self.folder).sentinel_ids, 100)
+
+    def test_fingerprint(self):
+        tokenizer = SentencePiece(self.model)
+        self.assertRegex(tokenizer.fingerprint(), "^[0-9a-f]{64}$")
+        self.assertEqual(tokenizer.fingerprint(), SentencePiece(self.model).fingerprint())
+        others = [
+            SentencePiece(self.model, sentinels=0), SentencePiece(self.xlnet), SentencePiece(self.xlnet, "xlnet"),
+            SentencePiece(self.xlnet, "xlnet", lowercase=True), SentencePiece(self.xlnet, "xlnet", keep_accents=True),
+        ]  # fmt: skip
+        prints = {tokenizer.fingerprint(), *(other.fingerprint() for other in others)}
+        self.assertLen(prints, 6)
+
+    def test_files_that_are_no_models(self):
+        def drop_unknown(proto):
+            proto.pieces[2].type = 1
+
+        def repeat(proto):
+            proto.pieces[40].piece = proto.pieces[30].piece
+
+        def empty(proto):
+            proto.pieces[40].piece = b""
+
+        def not_utf8(proto):
+            proto.pieces[40].piece = b"\xff\xfe"
+
+        def odd_type(proto):
+            proto.pieces[40].type = 9
+
+        def damage(proto):
+            proto.normalizer_spec.precompiled_charsmap = b"\xff" * 40
+
+        first_piece = 2 + self.model[1]
+        for content, message in (
+            (b"", "is no SentencePiece model"),
+            (b"[PAD]\n[UNK]\n", r"is no SentencePiece model \(it begins with b'\[PAD\]"),
+            (b'{"version": "1.0"}', "is no SentencePiece model"),
+            (b"\n\n\n\n", "is no SentencePiece model"),
+            (b"\nthe first line is empty\n", "is no SentencePiece model"),
+            (pickle.dumps(["a"]), "is no SentencePiece model"),
+            (b"PK\x03\x04....", "is no SentencePiece model"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "pointer of Git LFS"),
+            (self.model[:first_piece], "cut short, or no SentencePiece model"),
+            (self.changed(drop_unknown), "has no unknown piece among its"),
+            (self.changed(repeat), "piece 40 .* is piece 30 already"),
+            (self.changed(empty), "piece 40 is empty"),
+            (self.changed(not_utf8), "piece 40 .* is not UTF-8"),
+            (self.changed(odd_type), "piece 40 .* is of type 9"),
+            (self.changed(damage), "table of normalisation is damaged"),
+        ):
+            with self.subTest(message=message):
+                self.path.write_bytes(content)
+                with self.assertRaisesRegex(UserError, message) as caught:
+                    SentencePiece.from_file(self.path)
+                self.assertIn(str(self.path), str(caught.exception))
+                self.assertNotIn("\n", str(caught.exception))
+        with self.assertRaisesRegex(UserError, "cannot be read"):
+            SentencePiece.from_file(self.folder / "none.model")
+
+    def test_a_model_cut_short_anywhere_is_refused(self):
+        rng = random.Random(5)
+        proto = _model_proto()()
+        proto.ParseFromString(self.model)
+        for size in [len(self.model) - 1, 1, 2, 3, *rng.sample(range(len(self.model)), 60), *range(4000, 4040)]:
+            with self.assertRaises(UserError):
+                SentencePiece(self.model[:size])
+
+    def test_options_that_do_not_belong(self):
+        for arguments, message in (
+            ((self.model, "albrt"), r"'albrt' is not one of .*did you mean albert"),
+            ((self.llama, "llama", 5), "only t5 has them"),
+            ((self.model, "t5", None, True), "neither"),
+            ((self.model, "t5", None, None, None, {"start": "<s>"}), "'start' is not one of"),
+        ):
+            names = ("model", "kind", "sentinels", "lowercase", "keep_accents", "roles")
+            with self.assertRaisesRegex(UserError, message):
+                SentencePiece(**dict(zip(names, arguments)))
+        model = training.train_sentencepiece(SENTENCES, 500, specials=("<pad>", "</s>", "<unk>", "<extra_id_0>"))
+        with self.assertRaisesRegex(UserError, "'<extra_id_0>' is there already"):
+            SentencePiece(model)
+        self.assertEqual(SentencePiece(model, sentinels=0).vocab[3], "<extra_id_0>")
+
+    def test_configs_that_ask_for_something_else_are_refused(self):
+        SentencePiece(self.xlnet, "xlnet").save(self.folder)
+        path = self.folder / "tokenizer_config.json"
+        good = json.loads(path.read_text())
+        self.assertEqual((good["tokenizer_class"], good["mask_token"]), ("XLNetTokenizer", "<mask>"))
+        path.write_text(json.dumps({"tokenizer_class": "XLNetTokenizerFast", "mask_token": {"content": "<mask>"}}))
+        self.assertEqual(SentencePiece.from_folder(self.folder).mask_id, 6)
+        for content, message in (
+            (json.dumps({**good, "do_lower_case": "yes"}), "do_lower_case is 'yes'"),
+            (json.dumps({**good, "keep_accents": 1}), "keep_accents is 1"),
+            (json.dumps({**good, "remove_space": False}), "remove_space is False"),
+            (json.dumps({**good, "mask_token": "[M]"}), r"mask_token is '\[M\]', which spiece.model does not have"),
+            (json.dumps({**good, "mask_token": 3}), "mask_token is 3"),
+            (json.dumps({**good, "tokenizer_class": "BertTokenizer"}), "tokenizer_class is 'BertTokenizer'"),
+            (json.dumps({**good, "tokenizer_class": "T5Tokenizer", "extra_ids": -1}), "extra_ids is -1"),
+            ("{", "cannot be read as JSON"),
+            ("[" * 100_000, "cannot be read as JSON"),
+            ("[]", "holds a list"),
+        ):
+            with self.subTest(message=message):
+                path.write_text(content)
+                with self.assertRaisesRegex(UserError, message) as caught:
+                    SentencePiece.from_folder(self.folder)
+                self.assertIn(str(path), str(caught.exception))
+        path.unlink()
+        with self.assertRaisesRegex(UserError, "no such file"):
+            SentencePiece.from_folder(self.folder)
+
+
+class TrainingTest(tf.test.TestCase):
+    def test_training_is_the_same_in_any_order(self):
+        shuffled = list(SENTENCES)
+        random.Random(1).shuffle(shuffled)
+        for kind in ("unigram", "bpe"):
+            model = training.train_sentencepiece(SENTENCES, 500, kind)
+            self.assertEqual(model, training.train_sentencepiece(iter(shuffled), 500, kind))
+            self.assertEqual(SentencePiece(model).vocab[:3], ["<pad>", "</s>", "<unk>"])
+            self.assertLessEqual(SentencePiece(model, sentinels=0).vocab_size, 500)
+
+    def test_a_long_line_is_not_left_out(self):
+        model = training.train_sentencepiece(["z" * 3 + "q" * 10_000, "abc"], 20)
+        self.assertIn("q", "".join(SentencePiece(model).vocab))
+
+    def test_what_cannot_be_trained(self):
+        for arguments, message in (
+            ((SENTENCES, 5), "no model of 5 pieces"),
+            ((["", "\n"], 500), "hold no line"),
+            ((SENTENCES, 500, "word"), "'word' is neither"),
+            ((SENTENCES, 500, "bpe", ("<s>",)), "must hold <unk>"),
+        ):
+            with self.assertRaisesRegex(UserError, message) as caught:
+                training.train_sentencepiece(*arguments)
+            self.assertNotIn("\n", str(caught.exception))
+
+
+if __name__ == "__main__":
+    tf.test.main()
