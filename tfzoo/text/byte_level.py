@@ -362,11 +362,12 @@ class ByteLevelBPE(tf.Module):
 
         def character(byte: tf.Tensor) -> tf.Tensor:
             found = tf.searchsorted(consumed, byte, side="right", out_type=tf.int64)
-            return tf.cast(found - tf.gather(characters.row_starts(), rows), tf.int32) - tf.gather(put_before, rows)
+            found = tf.cast(found - tf.gather(characters.row_starts(), rows), tf.int32)
+            return tf.maximum(found - tf.gather(put_before, rows), 0)  # The added space is at the first character.
 
         return (
             ids,
-            ids.with_flat_values(tf.maximum(character(byte_starts), 0)),
+            ids.with_flat_values(character(byte_starts)),
             ids.with_flat_values(character(byte_ends - 1) + 1),
         )
 

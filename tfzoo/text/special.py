@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
-import tensorflow_text as tf_text
 
 from tfzoo.errors import UserError
+
+_BORDER = b"\xff\xfe\xff\xfe"  # No UTF-8 holds these bytes.
 
 
 def check(special: Sequence[str], known: Mapping[str, int]) -> None:
@@ -36,7 +37,8 @@ def tokenize_around(
         return tokenize(texts)
     names = sorted(set(special), key=lambda token: (-len(token), token))
     pattern = "|".join(re.escape(token) for token in names)
-    parts = tf_text.regex_split(texts, pattern, pattern)  # Keeps the delimiters, drops what is empty.
+    # Not tf_text.regex_split: it ends a part at NUL.
+    parts = tf.strings.split(tf.strings.regex_replace(texts, f"({pattern})", _BORDER + rb"\1" + _BORDER), _BORDER)
     flat = parts.flat_values
     same = flat[:, tf.newaxis] == tf.constant(names)
     is_special = tf.reduce_any(same, axis=1)
