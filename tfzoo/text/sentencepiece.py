@@ -98,11 +98,11 @@ KINDS = {
 class SentencePiece(tf.Module):
     """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel.
 
-    The ids are those of the `sentencepiece` library, releases up to 0.2.1, for every text. (Later ones break ties between
-    equally probable splits otherwise, as in the middle of a run such as "........."; unigram models only.) With them goes what the families do around it: T5's 100
-    sentinels, numbered downwards from the last id; XLNet's and ALBERT's treatment of quotes, accents and case, and of
-    a piece such as "9,", taken apart; fairseq's numbering in XLM-R and mBART. A SavedModel with this inside needs
-    `import tensorflow_text` before it is loaded.
+    The ids are those of the `sentencepiece` library, in its releases up to 0.2.1, for every text; later ones choose
+    otherwise between splits of a unigram model that are equally probable, such as of a run of one character
+    ("........."). With them goes what the families do around it: T5's 100 sentinels, numbered downwards from the last
+    id; XLNet's and ALBERT's treatment of quotes, accents and case, and of a piece such as "9,", taken apart; fairseq's
+    numbering in XLM-R and mBART. A SavedModel with this inside needs `import tensorflow_text` before it is loaded.
 
     Special tokens in a text are plain text, but for what the model's file declares to be a user-defined symbol: such
     a piece, special or not, is found in any text, by the library as here (XLNet's <eop> is one).
@@ -191,7 +191,10 @@ class SentencePiece(tf.Module):
 
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
             try:
-                self._model = tf_text.SentencepieceTokenizer(self._bytes, out_type=tf.int32)
+                # The op's resource is found by the name of its node: in a process that loads two exports, or one with
+                # two tokenizers, one name would give both the same model.
+                unique = f"sentencepiece_{hashlib.sha256(self._bytes).hexdigest()[:32]}"
+                self._model = tf_text.SentencepieceTokenizer(self._bytes, out_type=tf.int32, name=unique)
                 self._model.tokenize(tf.constant(["a"]))
             except (tf.errors.OpError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]
@@ -361,9 +364,9 @@ class SentencePiece(tf.Module):
     def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
         """texts: strings [N] -> ids: int32 [N, None], without the tokens that begin or end a sequence.
 
-        Bytes that are not UTF-8 are what the library makes of them (mostly <unk>). `special` names special tokens, such as ("<extra_id_0>",), that become
-        that token where they stand in a text; what is between two is tokenized as a text of its own. Any other is plain
-        text.
+        Bytes that are not UTF-8 are what the library makes of them, mostly <unk>. `special` names special tokens, such
+        as ("<extra_id_0>",), that become that token where they stand in a text; what is between two is tokenized as a
+        text of its own. Any other is plain text.
 
         Raises:
           UserError: `special` names what is not a special token.
@@ -408,8 +411,8 @@ class SentencePiece(tf.Module):
         """ids: int [N, L] or ragged [N, None] -> strings [N], as the library decodes them.
 
         Padding and special tokens are dropped, sentinels too; the unknown piece and the mask stay, as text (the
-        unknown's is the model's own, usually " ⁇ "). What normalisation took away does not come back. Bytes that make no
-        UTF-8, in ids that came from no text, become U+FFFD, if not always as many as the library's.
+        unknown's is the model's own, usually " ⁇ "). What normalisation took away does not come back. Byte pieces that
+        make no UTF-8, in ids that came from no text, become U+FFFD, if not always as many as the library's.
 
         Raises:
           tf.errors.InvalidArgumentError: an id is outside the vocabulary.

@@ -1,0 +1,184 @@
+"""Characters: nothing lost, the same everywhere, and files that say what is wrong with them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import tensorflow as tf
+
+from tests.text.wordpiece_test import lines
+from tfzoo.errors import UserError
+from tfzoo.text import training
+from tfzoo.text.characters import SPECIALS, Characters
+
+ODD = ["\0", "\n", "\r", "\t", "\\", " ", "\u2028", "\x85", "\u200d", "\ufeff", "\U0010ffff", "\ue000", "<", "\u0301"]
+
+
+class CharactersTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.lines = [*lines(3000), *ODD, *SPECIALS.values(), "a\0b", "字" * 5000]
+        cls.tokenizer = Characters(training.train_characters(cls.lines, SPECIALS.values()))
+
+    def test_as_nanogpt_has_them(self):
+        # The encoding of prepare.py: characters sorted, ids counted from 0.
+        text = "First Citizen:\nBefore we proceed"
+        vocab = training.train_characters([text])
+        self.assertEqual(vocab, sorted(set(text)))
+        want = [vocab.index(c) for c in text]
+        self.assertEqual(Characters(vocab).tokenize([text]).to_list(), [want])
+        tokenizer = Characters(vocab)
+        self.assertEqual((tokenizer.pad_id, tokenizer.unknown_id, tokenizer.special_ids), (None, None, []))
+
+    def test_ids_are_those_of_the_code_points(self):
+        ids = {token: i for i, token in enumerate(self.tokenizer.vocab)}
+        got = self.tokenizer.tokenize(self.lines)
+        self.assertEqual(got.dtype, tf.int32)
+        self.assertEqual(got.to_list(), [[ids[c] for c in line] for line in self.lines])
+        with_offsets, starts, ends = (r.to_list() for r in self.tokenizer.tokenize_with_offsets(self.lines))
+        self.assertEqual(with_offsets, got.to_list())
+        self.assertEqual(starts, [list(range(len(line))) for line in self.lines])
+        self.assertEqual(ends, [[i + 1 for i in row] for row in starts])
+
+    def test_detokenize_is_the_exact_inverse(self):
+        texts = self.tokenizer.detokenize(self.tokenizer.tokenize(self.lines)).numpy()
+        self.assertEqual([text.decode() for text in texts], self.lines)
+
+    def test_any_order_of_the_vocabulary(self):
+        tokenizer = Characters(["b", "<unk>", "字", "a"])
+        self.assertEqual(tokenizer.tokenize(["ab字x"]).to_list(), [[3, 0, 2, 1]])
+
+    def test_unknown_characters(self):
+        self.assertEqual(Characters(["a", "<unk>"]).tokenize(["xa\U0010ffff"]).to_list(), [[1, 0, 1]])
+        with self.assertRaisesRegex(tf.errors.InvalidArgumentError, "(?s)code point.*120.*no <unk>"):
+            Characters(["a", "b"]).tokenize(["ax"])
+        function = tf.function(Characters(["a", "b"]).tokenize)
+        self.assertEqual(function(tf.constant(["ab"])).to_list(), [[0, 1]])
+        with self.assertRaisesRegex(tf.errors.InvalidArgumentError, "no <unk>"):
+            function(tf.constant(["ax"]))
+        self.assertEqual(Characters(["a", "\ufffd"]).tokenize([b"a\xff"]).to_list(), [[0, 1]])
+
+    def test_special_tokens_are_plain_text_unless_asked_for(self):
+        ids = {token: i for i, token in enumerate(self.tokenizer.vocab)}
+        for token in SPECIALS.values():
+            plain = self.tokenizer.tokenize([f"a{token}b"]).to_list()[0]
+            self.assertEqual(plain, [ids[c] for c in f"a{token}b"])
+            asked = self.tokenizer.tokenize([f"a{token}b", "", token], special=(token,)).to_list()
+            self.assertEqual(asked, [[ids["a"], ids[token], ids["b"]], [], [ids[token]]])
+        with self.assertRaisesRegex(UserError, r"'\[MASK\]' is not one of <pad>"):
+            self.tokenizer.tokenize(["a"], special=("[MASK]",))
+
+    def test_detokenize_drops_padding_and_frame(self):
+        t = self.tokenizer
+        a = t.vocab.index("a")
+        ids = [[t.bos_id, a, t.mask_id, t.eos_id, t.pad_id], [t.cls_id, a, t.unknown_id, t.sep_id, a]]
+        for dtype in (tf.int32, tf.int64):
+            self.assertEqual(t.detokenize(tf.constant(ids, dtype)).numpy().tolist(), [b"a<mask>", b"a<unk>a"])
+        self.assertEqual(t.special_ids, [0, 1, 2, 3, 4, 5, 6])
+        for wrong in (-1, t.vocab_size):
+            with self.assertRaises(tf.errors.InvalidArgumentError):
+                t.detokenize([[wrong]])
+
+    def test_no_texts_and_empty_texts(self):
+        for tokenizer in (self.tokenizer, Characters(["a"])):
+            none = tokenizer.tokenize(tf.constant([], tf.string))
+            self.assertEqual(none.to_list(), [])
+            self.assertEqual(tokenizer.detokenize(none).shape, [0])
+            empty = tokenizer.tokenize(["", ""])
+            self.assertEqual(empty.to_list(), [[], []])
+            self.assertEqual(tokenizer.detokenize(empty).numpy().tolist(), [b"", b""])
+        with self.assertRaisesRegex(ValueError, r"shape \[N\]"):
+            self.tokenizer.tokenize(tf.constant("no batch"))
+
+    def test_tf_data_and_a_fresh_process_give_the_same(self):
+        dataset = tf.data.Dataset.from_tensor_slices(self.lines).batch(100).map(self.tokenizer.tokenize)
+        here = self.tokenizer.tokenize(self.lines)
+        self.assertEqual([row for batch in dataset for row in batch.to_list()], here.to_list())
+
+        server = tf.Module()
+        server.tokenizer = self.tokenizer
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def serve(texts):
+            ids = server.tokenizer.tokenize(texts)
+            return {"ids": ids.flat_values, "splits": ids.row_splits, "texts": server.tokenizer.detokenize(ids)}
+
+        server.serve = serve
+        folder = pathlib.Path(self.get_temp_dir())
+        tf.saved_model.save(server, folder / "model")
+        (folder / "lines.json").write_text(json.dumps(self.lines))
+        script = textwrap.dedent("""
+            import json
+            import numpy as np
+            import tensorflow as tf, tensorflow_text
+            lines = json.load(open("lines.json"))
+            outputs = tf.saved_model.load("model").serve(tf.constant(lines))
+            assert [text.decode() for text in outputs["texts"].numpy()] == lines
+            np.savez("out.npz", ids=outputs["ids"], splits=outputs["splits"])
+        """)
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True, timeout=300)
+        there = np.load(folder / "out.npz")
+        np.testing.assert_array_equal(there["ids"], here.flat_values)
+        np.testing.assert_array_equal(there["splits"], here.row_splits)
+
+
+class VocabularyTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir(), self.id())
+        self.path = self.folder / "characters.txt"
+
+    def test_save_and_from_folder(self):
+        vocab = [*training.train_characters(["".join(ODD)], SPECIALS.values())]
+        tokenizer = Characters(vocab)
+        tokenizer.save(self.folder)
+        again = Characters.from_folder(self.folder)
+        self.assertEqual(again.vocab, vocab)
+        self.assertEqual(again.fingerprint(), tokenizer.fingerprint())
+        self.assertNotEqual(Characters([*vocab, "x"]).fingerprint(), tokenizer.fingerprint())
+        text = self.path.read_text()
+        self.assertLen(text.splitlines(), len(vocab))  # So that every editor counts the lines alike.
+        self.assertIn("\n\\n\n", text)
+        self.assertIn("\n\\u{2028}\n", text)
+        self.path.write_bytes(text.replace("\n", "\r\n").encode())
+        self.assertEqual(Characters.from_folder(self.folder).vocab, vocab)
+
+    def test_bad_vocabularies_name_the_file_and_the_line(self):
+        self.folder.mkdir()
+        for content, message in (
+            (b"a\nb\na\n", "line 3: 'a' is on line 1 already"),
+            (b"a\n\\u{61}\n", "line 2: 'a' is on line 1 already"),
+            (b"a\n\nb\n", "line 2: the entry is empty"),
+            (b"a\nbc\n", "line 2: 'bc' is neither a character nor one of <pad>"),
+            (b"a\n\xff\n", r"line 2: b'\\xff' is not UTF-8"),
+            (b"a\n\\x\n", "line 2: .* is no escape"),
+            (b"a\n\\u{110000}\n", "line 2: .* is no escape"),
+            (b"a\n\\u{D800}\n", "line 2: .* is half a character"),
+            (b"", "holds no character"),
+            (b"<pad>\n", "holds no character on lines 1 to 1"),
+        ):
+            with self.subTest(message=message):
+                self.path.write_bytes(content)
+                with self.assertRaisesRegex(UserError, message) as caught:
+                    Characters.from_file(self.path)
+                self.assertIn(str(self.path), str(caught.exception))
+                self.assertNotIn("\n", str(caught.exception))
+        with self.assertRaisesRegex(UserError, "cannot be read"):
+            Characters.from_file(self.folder / "none.txt")
+        with self.assertRaisesRegex(UserError, "^vocabulary, line 2: 'a' is on line 1 already"):
+            Characters(["a", "a"])
+
+    def test_training(self):
+        self.assertEqual(training.train_characters(["ba", "字\n"], ["<pad>"]), ["<pad>", "\n", "a", "b", "字"])
+        with self.assertRaisesRegex(UserError, "hold no character"):
+            training.train_characters(["", ""])
+
+
+if __name__ == "__main__":
+    tf.test.main()
