@@ -19,6 +19,8 @@ NEXT, NOT_NEXT, NO_PAIR = 0, 1, -1
 class PairRows:
     """Random access to rows; `row(index, numbers)` is pure."""
 
+    FEATURES = {"first": 1, "second": 1, "next_sentence": 0}  # What `row` returns: name -> rank.
+
     def __init__(self, corpus: TokenizedCorpus, num_tokens: int, pairs: bool = True):
         """num_tokens: the longest row, special tokens not counted. pairs: False never cuts a row."""
         self._corpus, self._pairs = corpus, pairs
@@ -31,6 +33,9 @@ class PairRows:
             ends.append(cuts[1:])
         none = [np.zeros(0, np.int64)]
         self._starts, self._ends = np.concatenate(starts or none), np.concatenate(ends or none)
+        room = max(len(self), 1) * num_tokens
+        self.padding_share = float(1 - (self._ends - self._starts).sum() / room) if len(self) else 0.0
+        """What part of all rows is empty."""
         # The sentences that may stand in: all but documents' first, by how many tokens their document still has.
         inner = np.setdiff1d(corpus.sentence_starts, corpus.document_starts)
         left = corpus.document_starts[np.searchsorted(corpus.document_starts, inner)] - inner

@@ -1,22 +1,24 @@
-"""From rows to batches: order, reading, the objective's `prepare`, batching, as one tf.data pipeline."""
+"""From rows to batches: order, reading, the objective's `prepare`, batching, as one tf.data pipeline.
+
+Rows are any object with a length, `row(index, numbers)`, a pure function of the index and four random numbers in
+[0, 1), and FEATURES, the names and ranks of the int32 arrays that it returns: PairRows, PackedRows.
+"""
 
 import numpy as np
 import tensorflow as tf
 
 from tfzoo.data import order
-from tfzoo.data.pairs import PairRows
 
 
-def examples(rows: PairRows, positions: tf.data.Dataset, seed: int, epoch: int | None = None) -> tf.data.Dataset:
+def examples(rows, positions: tf.data.Dataset, seed: int, epoch: int | None = None) -> tf.data.Dataset:
     """Examples at global positions (a dataset of int64), each with the seed of its own.
 
-    An example is {"first": int32 [a], "second": int32 [b], "next_sentence": int32 [], "seed": int32 [2]}. `epoch`
-    given, rows come in their own order and every pass is that epoch, as an evaluation needs.
+    An example is what the row has, such as {"token_ids": int32 [n], "block_ids": int32 [n]}, and "seed", int32 [2].
+    `epoch` given, rows come in their own order and every pass is that epoch, as an evaluation needs.
     """
 
     def read(index, numbers):
-        first, second, label = rows.row(int(index), numbers)
-        return np.asarray(first), np.asarray(second), np.int32(label)
+        return [np.asarray(feature, np.int32) for feature in rows.row(int(index), numbers)]
 
     def example(position):
         if epoch is None:
@@ -26,13 +28,12 @@ def examples(rows: PairRows, positions: tf.data.Dataset, seed: int, epoch: int |
         example_seed = order.example_seed(seed, current, index)
         # The row's own draws and the objective's come from one seed, folded differently.
         numbers = tf.random.stateless_uniform([4], tf.random.experimental.stateless_fold_in(example_seed, 1))
-        first, second, label = tf.numpy_function(read, [index, numbers], [tf.int32, tf.int32, tf.int32], stateful=False)
-        return {
-            "first": tf.ensure_shape(first, [None]),
-            "second": tf.ensure_shape(second, [None]),
-            "next_sentence": tf.ensure_shape(label, []),
-            "seed": tf.random.experimental.stateless_fold_in(example_seed, 2),
+        values = tf.numpy_function(read, [index, numbers], [tf.int32] * len(rows.FEATURES), stateful=False)
+        features = {
+            name: tf.ensure_shape(value, [None] * rank)
+            for (name, rank), value in zip(rows.FEATURES.items(), values, strict=True)
         }
+        return features | {"seed": tf.random.experimental.stateless_fold_in(example_seed, 2)}
 
     return positions.map(example, num_parallel_calls=2, deterministic=True)
 

@@ -1,0 +1,92 @@
+"""What objectives have in common: documents in a row, draws, cross-entropy, and guessing by frequency.
+
+A row's documents are its blocks: block_ids int32 [N] are 1, 2, ... in rising order, one for each token.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+
+def fold(seed, number: int):
+    """A seed [2] of its own for each number."""
+    return tf.random.experimental.stateless_fold_in(seed, number)
+
+
+def pad(x, length: int, value):
+    """x [N] -> [length], a static shape."""
+    padded = tf.pad(x, [[0, length - tf.size(x)]], constant_values=value)
+    return tf.ensure_shape(padded, [length])
+
+
+def block_sizes(block_ids):
+    """How many tokens each block has: int32 [D], D the last block's number."""
+    return tf.math.bincount(block_ids - 1)
+
+
+def positions_in(block_ids):
+    """Each token's place in its block, from 0: int32 [N]."""
+    sizes = block_sizes(block_ids)
+    return tf.range(tf.size(block_ids)) - tf.gather(tf.cumsum(sizes, exclusive=True), block_ids - 1)
+
+
+def frame(token_ids, block_ids, first_id: int | None = None, last_id: int | None = None):
+    """token_ids, block_ids [N] with a token put before and after each block (None: none)."""
+    before, after = int(first_id is not None), int(last_id is not None)
+    sizes = block_sizes(block_ids) + before + after
+    framed_blocks = tf.repeat(tf.range(1, tf.size(sizes) + 1), sizes)
+    places = tf.range(tf.size(token_ids)) + before * block_ids + after * (block_ids - 1)
+    framed = tf.scatter_nd(places[:, None], token_ids, [tf.size(framed_blocks)])
+    position = positions_in(framed_blocks)
+    if first_id is not None:
+        framed = tf.where(position == 0, first_id, framed)
+    if last_id is not None:
+        framed = tf.where(position == tf.gather(sizes, framed_blocks - 1) - 1, last_id, framed)
+    return framed, framed_blocks
+
+
+def draw(scores, block_ids, counts):
+    """Of each block the counts[block - 1] items with the least scores: bool [N].
+
+    scores: float [N], from -0.5 on and below 1. counts: int32 [D].
+    """
+    # One sort orders by block, then by score; float64 holds both exactly.
+    order = tf.argsort(2 * tf.cast(block_ids, tf.float64) + tf.cast(scores, tf.float64), stable=True)
+    # In that order each place has the block that it has in the row.
+    taken = positions_in(block_ids) < tf.gather(counts, block_ids - 1)
+    return tf.scatter_nd(order[:, None], tf.cast(taken, tf.int32), [tf.size(scores)]) > 0
+
+
+def cross_entropy(logits, labels):
+    """logits float32 [..., V], labels int [...] -> loss in nats and hits (0 or 1), float32 [...]."""
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    return loss, tf.cast(tf.argmax(logits, -1, labels.dtype) == labels, tf.float32)
+
+
+def forward(model, batch, training):
+    """The model's outputs for those of its inputs that a batch has."""
+    return model({name: batch[name] for name in model.INPUTS if name in batch}, training=training)
+
+
+def frequency_baseline(train_ids: np.ndarray, batches, tokenizer, name: str) -> dict[str, dict[str, float]]:
+    """Accuracy and loss (nats) of always giving each token its frequency, over the batches' targets.
+
+    Words have their frequency (add-one smoothed) in the training text. Of special tokens that has none, and they get
+    their share of the targets themselves: no less than could be known.
+
+    Args:
+      train_ids: int32 [N], the training text.
+      batches: the evaluation's, as dicts of numpy arrays with targets and target_weights.
+
+    Returns:
+      {"frequency": {NAME_loss, NAME_accuracy}}
+    """
+    size, special = tokenizer.vocab_size, tokenizer.special_ids
+    targets = np.concatenate([batch["targets"][batch["target_weights"] > 0] for batch in batches])
+    asked = np.bincount(targets, minlength=size) / max(len(targets), 1)
+    frequency = np.bincount(train_ids, minlength=size) + 1.0
+    frequency[special] = 0
+    frequency *= (1 - asked[special].sum()) / max(frequency.sum(), 1)
+    frequency[special] = asked[special]
+    # asked is 0 wherever frequency is.
+    loss = -np.sum(asked * np.log(np.maximum(frequency, 1e-300)))
+    return {"frequency": {f"{name}_loss": float(loss), f"{name}_accuracy": float(asked[np.argmax(frequency)])}}
