@@ -151,10 +151,11 @@ class ByteLevelBPE(tf.Module):
         self._run_ends = rf"([{_SPACE}])([{last}][^{_SPACE}])"
         self._cuts = _cuts(ordinary.values())
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
-            self._model = tf_text.SentencepieceTokenizer(
-                _sentencepiece_model(len(tokens), {i: (b, made[i]) for i, b in ordinary.items() if i in made}),
-                out_type=tf.int32,
-            )
+            model = _sentencepiece_model(len(tokens), {i: (b, made[i]) for i, b in ordinary.items() if i in made})
+            # Where a SavedModel is loaded the op finds its model by the name of a node, so that one of another
+            # tokenizer, in this SavedModel or another of the same process, must not have the same.
+            name = f"merges_{hashlib.sha256(model).hexdigest()}"
+            self._model = tf_text.SentencepieceTokenizer(model, out_type=tf.int32, name=name)
             self._word_table = _table({_latin(b): i for i, b in words.items()})
             self._piece_table = _table(self._whole_pieces(words))
             # What each id adds when ids are joined to text, and how many bytes of a text it came from.
