@@ -14,6 +14,7 @@ import pathlib
 import sys
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -179,7 +180,7 @@ class SentencePiece(tf.Module):
             raise UserError(f"roles: {wrong!r} is not one of {' '.join(ROLES)}")
         types = [type_ for _, type_ in tokens]
         by_role = {role: ids[text] for role, text in self._roles if text in ids and types[ids[text]] != _NORMAL}
-        by_role["unknown"] = int(new_ids[unknown]) if row.shifted else unknown
+        by_role["unknown"] = unknown if new_ids is None else int(new_ids[unknown])
         self._by_role = tuple(by_role.items())
         self._sentinel_ids = tuple(ids[f"<extra_id_{i}>"] for i in range(sentinels))
         special = {i for i, type_ in enumerate(types) if type_ == _CONTROL} | set(by_role.values())
@@ -324,7 +325,7 @@ class SentencePiece(tf.Module):
 
     @property
     def unknown_id(self) -> int:
-        return self._role("unknown")
+        return dict(self._by_role)["unknown"]
 
     @property
     def bos_id(self) -> int | None:
@@ -483,7 +484,7 @@ class SentencePiece(tf.Module):
         if not chosen:
             return None
         without = self._model.tokenize([pieces[i][0][:-1].replace(_SPACE, "") for i in chosen]).to_list()
-        rows = [[]]
+        rows: list[list[int]] = [[]]
         for i, parts in zip(chosen, without, strict=True):
             if not pieces[i][0].startswith(_SPACE) and parts and pieces[parts[0]][0].startswith(_SPACE):
                 rest = pieces[parts[0]][0][1:]
@@ -575,7 +576,7 @@ def _model_proto() -> type:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tfzoo.Model"))
 
 
-def _parse(data: bytes, name: str) -> message.Message:
+def _parse(data: bytes, name: str) -> Any:
     """The model's message, or a UserError that calls it `name`."""
     proto = _model_proto()()
     if data.startswith(b"version https://git-lfs"):
