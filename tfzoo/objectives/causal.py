@@ -32,6 +32,7 @@ class Causal:
     """
 
     heads = ("lm",)
+    FIGURES = (("next tokens right", "causal_accuracy", "{:.2%}"), ("perplexity", "causal_perplexity", "{:.2f}"))
     main_metric = "causal_loss"
 
     def __init__(self, tokenizer, sequence_length: int, *, pack: bool = True):
@@ -54,10 +55,8 @@ class Causal:
         return self._length + 1
 
     def rows(self, corpus: TokenizedCorpus) -> PackedRows:
-        """A block of n tokens takes n - 1 places."""
-        return PackedRows(
-            corpus, self._length, -1, first_id=self._bos, last_id=self._eos, overlap=1, pack=self._pack
-        )
+        """What `prepare` takes its examples from: a block of n tokens takes n - 1 places."""
+        return PackedRows(corpus, self._length, -1, first_id=self._bos, last_id=self._eos, overlap=1, pack=self._pack)
 
     def prepare(self, example):
         """One example of PackedRows -> features with static shapes (L sequence_length).

@@ -5,6 +5,12 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from tfzoo.data.packing import PackedRows
+from tfzoo.data.pairs import PairRows
+from tfzoo.data.tokenized import TokenizedCorpus
+from tfzoo.objectives import shared
+from tfzoo.objectives.baselines import masked_lm_baselines
+
 
 class MaskedLM:
     """Draws 15% of the tokens to be predicted; of these 80% become [MASK], 10% a random word, 10% stay.
@@ -22,7 +28,18 @@ class MaskedLM:
         masked_ids        [10, 12]
 
     padded to sequence_length and to the most that can be drawn.
+
+    With `pack` several documents share a row, but not where sentence pairs are asked for. Each has its [CLS] and
+    [SEP], and what is said above of a row is then said of each: so many of its own tokens are drawn.
     """
+
+    # What an evaluation shows, the first of them as the curve; and the loss by which the best checkpoint is chosen.
+    FIGURES = (
+        ("masked words right", "masked_lm_accuracy", "{:.2%}"),
+        ("perplexity", "masked_lm_perplexity", "{:.1f}"),
+        ("next sentence right", "next_sentence_accuracy", "{:.2%}"),
+    )
+    main_metric = "masked_lm_loss"
 
     def __init__(
         self,
@@ -32,9 +49,11 @@ class MaskedLM:
         mask_rate: float = 0.15,
         whole_words: bool = False,
         next_sentence: bool = True,
+        pack: bool = False,
     ):
         self._tokenizer, self._length = tokenizer, sequence_length
         self._rate, self._whole_words, self._next_sentence = mask_rate, whole_words, next_sentence
+        self._pack = pack and not next_sentence
         self._predictions = max(1, math.ceil(mask_rate * self.row_tokens))
         words = np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
         self._ordinary_ids = tf.constant(words, tf.int32)
@@ -46,71 +65,102 @@ class MaskedLM:
         return ("lm", "next_sentence") if self._next_sentence else ("lm",)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """The model's inputs that are fed; segment_ids to models that have segments."""
+        packed = ("block_ids", "position_ids") if self._pack else ()
+        return ("token_ids", "segment_ids", "padding_mask", "masked_positions", *packed)
+
+    @property
     def row_tokens(self) -> int:
-        """How many tokens of text fit in a row: [CLS] and two [SEP] take the rest."""
-        return self._length - 3
+        """How many tokens of text fit in a row: [CLS] and two [SEP] take the rest, of a packed document one [SEP]."""
+        return self._length - (2 if self._pack else 3)
+
+    def rows(self, corpus: TokenizedCorpus) -> PairRows | PackedRows:
+        """What `prepare` takes its examples from."""
+        if not self._pack:
+            return PairRows(corpus, self.row_tokens, pairs=self._next_sentence)
+
+        def drawn(sizes):  # At most; in float32, as in the graph.
+            return np.clip(np.round(np.float32(self._rate) * sizes.astype(np.float32)), 1, self._predictions)
+
+        return PackedRows(corpus, self._length, extra=2, also=[(self._predictions, drawn)])
 
     def prepare(self, example):
-        """One example of `data.pipeline.examples` -> features with static shapes (L sequence_length, P predictions).
+        """One example of PairRows or, packed, PackedRows -> features with static shapes (L sequence_length, P
+        predictions).
 
         token_ids, segment_ids int32 [L], padding_mask bool [L], masked_positions, masked_ids int32 [P],
-        masked_weights float32 [P], next_sentence int32 [], next_sentence_weight float32 [].
+        masked_weights float32 [P]; packed, block_ids, position_ids int32 [L], else next_sentence int32 [],
+        next_sentence_weight float32 [].
         """
-        tokenizer = self._tokenizer
+        if self._pack:
+            cls, sep = self._tokenizer.cls_id, self._tokenizer.sep_id
+            token_ids, block_ids = shared.frame(example["token_ids"], example["block_ids"], cls, sep)
+            return self._masked(token_ids, tf.zeros_like(token_ids), block_ids, example["seed"]) | {
+                "block_ids": shared.pad(block_ids, self._length, 0),
+                "position_ids": shared.pad(shared.positions_in(block_ids), self._length, 0),
+            }
         first, second = example["first"], example["second"]
-        cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
+        cls, sep = [self._tokenizer.cls_id], [self._tokenizer.sep_id]
         # A row that was not cut has one segment and one [SEP].
         ending = tf.concat([second, sep], 0) if self._next_sentence else second[:0]
         ending = ending[: tf.where(tf.size(second) > 0, tf.size(ending), 0)]
         token_ids = tf.concat([cls, first, sep, ending], 0)
         segment_ids = tf.concat([tf.zeros_like(token_ids[: tf.size(first) + 2]), tf.ones_like(ending)], 0)
-        positions = self._draw(token_ids, example["seed"])
-        drawn_ids = tf.gather(token_ids, positions)
+        has_pair = tf.logical_and(example["next_sentence"] >= 0, self._next_sentence)
+        return self._masked(token_ids, segment_ids, tf.ones_like(token_ids), example["seed"]) | {
+            "next_sentence": tf.maximum(example["next_sentence"], 0),
+            "next_sentence_weight": tf.cast(has_pair, tf.float32),
+        }
 
+    def _masked(self, token_ids, segment_ids, block_ids, seed):
+        """The features of a row, of which each block is masked by itself."""
+        tokenizer = self._tokenizer
+        positions = self._draw(token_ids, block_ids, seed)
+        drawn_ids = tf.gather(token_ids, positions)
         kind, word = tf.unstack(
-            tf.random.stateless_uniform([2, self._predictions], _fold(example["seed"], 1))[:, : tf.size(positions)]
+            tf.random.stateless_uniform([2, self._predictions], shared.fold(seed, 1))[:, : tf.size(positions)]
         )
         random_ids = tf.gather(
             self._ordinary_ids, tf.cast(word * tf.cast(tf.size(self._ordinary_ids), tf.float32), tf.int32)
         )
         shown_ids = tf.where(kind < 0.8, tokenizer.mask_id, tf.where(kind < 0.9, random_ids, drawn_ids))
         token_ids = tf.tensor_scatter_nd_update(token_ids, positions[:, None], shown_ids)
-
-        has_pair = tf.logical_and(example["next_sentence"] >= 0, self._next_sentence)
         return {
-            "token_ids": _pad(token_ids, self._length, tokenizer.pad_id),
-            "segment_ids": _pad(segment_ids, self._length, 0),
+            "token_ids": shared.pad(token_ids, self._length, tokenizer.pad_id),
+            "segment_ids": shared.pad(segment_ids, self._length, 0),
             "padding_mask": tf.range(self._length) < tf.size(token_ids),
-            "masked_positions": _pad(positions, self._predictions, 0),
-            "masked_ids": _pad(drawn_ids, self._predictions, 0),
-            "masked_weights": _pad(tf.ones_like(positions, tf.float32), self._predictions, 0.0),
-            "next_sentence": tf.maximum(example["next_sentence"], 0),
-            "next_sentence_weight": tf.cast(has_pair, tf.float32),
+            "masked_positions": shared.pad(positions, self._predictions, 0),
+            "masked_ids": shared.pad(drawn_ids, self._predictions, 0),
+            "masked_weights": shared.pad(tf.ones_like(positions, tf.float32), self._predictions, 0.0),
         }
 
-    def _draw(self, token_ids, seed):
+    def _draw(self, token_ids, block_ids, seed):
         """Positions to be predicted, in rising order: int32 [n], n at most self._predictions."""
         special = tf.reduce_any(token_ids[:, None] == self._tokenizer.special_ids, 1)
         candidates = tf.cast(tf.where(~special)[:, 0], tf.int32)
-        count = tf.size(candidates)
-        wanted = tf.cast(tf.round(self._rate * tf.cast(count, tf.float32)), tf.int32)
-        wanted = tf.minimum(tf.clip_by_value(wanted, 1, self._predictions), count)
-        scores = tf.random.stateless_uniform([count], _fold(seed, 0))
+        blocks = tf.gather(block_ids, candidates)
+        counts = shared.block_sizes(blocks)
+        wanted = tf.cast(tf.round(self._rate * tf.cast(counts, tf.float32)), tf.int32)
+        wanted = tf.minimum(tf.clip_by_value(wanted, 1, self._predictions), counts)
+        scores = tf.random.stateless_uniform([tf.size(candidates)], shared.fold(seed, 0))
         if not self._whole_words:
-            return tf.sort(tf.gather(candidates, tf.argsort(scores, stable=True)[:wanted]))
+            return tf.boolean_mask(candidates, shared.draw(scores, blocks, wanted))
         # A piece that continues shares the score of the piece before it; a special token ends a word.
         begins = ~tf.gather(self._continues, tf.gather(token_ids, candidates))
-        begins |= tf.concat([[True], candidates[1:] != candidates[:-1] + 1], 0)[:count]
+        begins |= tf.concat([[True], candidates[1:] != candidates[:-1] + 1], 0)[: tf.size(candidates)]
         word = tf.cumsum(tf.cast(begins, tf.int32)) - 1
         pieces = tf.math.bincount(word, minlength=0)
-        by_score = tf.argsort(tf.boolean_mask(scores, begins), stable=True)
+        owners, scores = tf.boolean_mask(blocks, begins), tf.boolean_mask(scores, begins)
+        by_score = tf.argsort(2 * tf.cast(owners, tf.float64) + tf.cast(scores, tf.float64), stable=True)
 
         def take(state, index):
-            taken, _ = state
-            fits = taken + pieces[index] <= wanted
-            return tf.where(fits, taken + pieces[index], taken), fits
+            taken, _, block = state
+            taken = tf.where(owners[index] == block, taken, 0)
+            fits = taken + pieces[index] <= wanted[owners[index] - 1]
+            return tf.where(fits, taken + pieces[index], taken), fits, owners[index]
 
-        _, chosen = tf.scan(take, by_score, (tf.constant(0), tf.constant(False)))
+        _, chosen, _ = tf.scan(take, by_score, (tf.constant(0), tf.constant(False), tf.constant(0)))
         chosen = tf.scatter_nd(by_score[:, None], tf.cast(chosen, tf.int32), [tf.size(pieces)]) > 0
         return tf.boolean_mask(candidates, tf.gather(chosen, word))
 
@@ -121,26 +171,26 @@ class MaskedLM:
         next-sentence loss. Weighting a row's pair by its words keeps one weight for both, which is what makes sums
         over replicas and microbatches exact.
         """
-        outputs = self._forward(model, batch, training)
+        outputs = shared.forward(model, batch, training)
         weights = batch["masked_weights"]
-        words, _ = _cross_entropy(outputs["logits"], batch["masked_ids"])
+        words, _ = shared.cross_entropy(outputs["logits"], batch["masked_ids"])
         loss = tf.reduce_sum(words * weights)
         if self._next_sentence:
-            pair, _ = _cross_entropy(outputs["next_sentence_logits"], batch["next_sentence"])
+            pair, _ = shared.cross_entropy(outputs["next_sentence_logits"], batch["next_sentence"])
             loss += tf.reduce_sum(pair * batch["next_sentence_weight"] * tf.reduce_sum(weights, 1))
         return loss, tf.reduce_sum(weights)
 
     def metrics(self, model, batch):
         """masked_lm_loss, masked_lm_accuracy, next_sentence_loss, next_sentence_accuracy, each (sum, weight)."""
-        outputs = self._forward(model, batch, training=False)
-        words, word_hits = _cross_entropy(outputs["logits"], batch["masked_ids"])
+        outputs = shared.forward(model, batch, training=False)
+        words, word_hits = shared.cross_entropy(outputs["logits"], batch["masked_ids"])
         weights, pair_weights = batch["masked_weights"], batch["next_sentence_weight"]
         result = {
             "masked_lm_loss": (tf.reduce_sum(words * weights), tf.reduce_sum(weights)),
             "masked_lm_accuracy": (tf.reduce_sum(word_hits * weights), tf.reduce_sum(weights)),
         }
         if self._next_sentence:
-            pair, pair_hits = _cross_entropy(outputs["next_sentence_logits"], batch["next_sentence"])
+            pair, pair_hits = shared.cross_entropy(outputs["next_sentence_logits"], batch["next_sentence"])
             result["next_sentence_loss"] = (tf.reduce_sum(pair * pair_weights), tf.reduce_sum(pair_weights))
             result["next_sentence_accuracy"] = (
                 tf.reduce_sum(pair_hits * pair_weights),
@@ -148,20 +198,6 @@ class MaskedLM:
             )
         return result
 
-    def _forward(self, model, batch, training):
-        return model({name: batch[name] for name in model.INPUTS if name in batch}, training=training)
-
-
-def _cross_entropy(logits, labels):
-    """logits float32 [..., V], labels int [...] -> loss in nats and hits (0 or 1), float32 [...]."""
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    return loss, tf.cast(tf.argmax(logits, -1, labels.dtype) == labels, tf.float32)
-
-
-def _fold(seed, number: int):
-    return tf.random.experimental.stateless_fold_in(seed, number)
-
-
-def _pad(x, length: int, value):
-    padded = tf.pad(x, [[0, length - tf.size(x)]], constant_values=value)
-    return tf.ensure_shape(padded, [length])
+    def baselines(self, train_ids, batches) -> dict[str, dict[str, float]]:
+        """What guessing by frequency and by a neighbouring word score: `masked_lm_baselines`."""
+        return masked_lm_baselines(train_ids, batches, self._tokenizer)

@@ -34,6 +34,7 @@ class SpanCorruption:
     """
 
     heads = ("lm",)
+    FIGURES = (("span tokens right", "span_accuracy", "{:.2%}"), ("perplexity", "span_perplexity", "{:.2f}"))
     main_metric = "span_loss"
 
     def __init__(
@@ -42,7 +43,7 @@ class SpanCorruption:
         sequence_length: int,
         *,
         noise_density: float = 0.15,
-        mean_span: float = 3.0,
+        mean_span_length: float = 3.0,
         target_length: int | None = None,
         pack: bool = True,
     ):
@@ -64,7 +65,7 @@ class SpanCorruption:
         # Two tokens are the least that has noise; of one, the second is then left out.
         sizes = np.maximum(np.arange(int(sequence_length / (1 - noise_density)) + 2 * sequence_length + 2), 2)
         noise = np.clip(np.round(sizes * noise_density).astype(np.int64), 1, sizes - 1)
-        spans = np.clip(np.round(noise / mean_span).astype(np.int64), 1, np.minimum(noise, sizes - noise))
+        spans = np.clip(np.round(noise / mean_span_length).astype(np.int64), 1, np.minimum(noise, sizes - noise))
         input_lengths, target_lengths = sizes - noise + spans + 1, noise + spans + 1
         input_lengths[:2], target_lengths[:2] = [1, 2], [1, 2]  # Of one token: itself, and a sentinel for all of it.
         fits = input_lengths <= sequence_length
@@ -78,8 +79,8 @@ class SpanCorruption:
         self._input_lengths, self._target_lengths = input_lengths, target_lengths
         if spans[self._row_tokens] > len(sentinels):
             raise UserError(
-                f"sequence_length {sequence_length}: rows have up to {spans[self._row_tokens]} spans, and the tokenizer "
-                f"has {len(sentinels)} sentinels; use shorter rows or longer spans"
+                f"sequence_length {sequence_length}: a row has up to {spans[self._row_tokens]} spans, and the tokenizer "
+                f"{len(sentinels)} sentinels; use shorter rows or longer spans"
             )
         self._sentinels = tf.constant(sentinels, tf.int32)
 
@@ -100,6 +101,7 @@ class SpanCorruption:
         return self._target_length
 
     def rows(self, corpus: TokenizedCorpus) -> PackedRows:
+        """What `prepare` takes its examples from: the documents of a row fit in both its lengths when corrupted."""
         also = [
             (self._length, lambda sizes: self._input_lengths[sizes]),
             (self._target_length, lambda sizes: self._target_lengths[sizes]),
@@ -112,16 +114,15 @@ class SpanCorruption:
         token_ids int32 [L], padding_mask bool [L], decoder_token_ids, targets int32 [T], target_weights float32 [T];
         packed, block_ids, position_ids int32 [L], decoder_block_ids, decoder_position_ids int32 [T] too.
         """
-        return self.corrupt(example["token_ids"], example["block_ids"], self.draw(example["block_ids"], example["seed"]))
+        token_ids, block_ids = example["token_ids"], example["block_ids"]
+        return self.corrupt(token_ids, block_ids, self.draw(block_ids, example["seed"]))
 
     def draw(self, block_ids, seed):
         """block_ids int32 [N] -> which tokens are noise, bool [N]."""
         sizes = shared.block_sizes(block_ids)
         noise, spans = tf.gather(self._noise, sizes), tf.gather(self._spans, sizes)
         drawn = tf.maximum(sizes, 2)
-        runs = [
-            _random_parts(counts, spans, shared.fold(seed, i)) for i, counts in enumerate((drawn - noise, noise))
-        ]
+        runs = [_random_parts(counts, spans, shared.fold(seed, i)) for i, counts in enumerate((drawn - noise, noise))]
         is_noise = tf.repeat(tf.tile([False, True], [tf.size(runs[0])]), tf.reshape(tf.stack(runs, 1), [-1]))
         # Of documents of one token the second place was only there for the draw.
         drawn_blocks = tf.repeat(tf.range(1, tf.size(sizes) + 1), drawn)
