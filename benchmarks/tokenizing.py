@@ -1,0 +1,149 @@
+"""Tokens a second in a graph beside the `tokenizers` library, one thread each, taking turns:
+
+    .venv/bin/python benchmarks/tokenizing.py
+
+With TFZOO_DATA the texts are wikitext-2 (English), XQuAD (German, Chinese) and Tang poems, and the vocabularies
+BERT's, T5's and GPT-2's. Without it they are the docstrings of the installed packages, and vocabularies trained on
+them. The times are CPU time, which another process on the machine changes less than the clock; the last column is the
+ratio of their medians. (A script named tokenize.py would hide the standard library's from the others here.)
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAYON_NUM_THREADS"] = "1"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import tensorflow as tf
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+from tfzoo.text import training
+from tfzoo.text.byte_level import ByteLevelBPE
+from tfzoo.text.sentencepiece import SentencePiece, _parse
+from tfzoo.text.wordpiece import WordPiece
+
+MAX_CHARACTERS = 500_000
+
+
+def texts() -> dict[str, list[str]]:
+    if "TFZOO_DATA" not in os.environ:
+        from tfzoo.data.corpus import load_corpus
+
+        corpus = load_corpus("docstrings", cache_dir=os.path.expanduser("~/.cache/tfzoo"))
+        found = {"docstrings": ["\n".join(document) for document in itertools.islice(corpus.train, 5000)]}
+    else:
+        data = pathlib.Path(os.environ["TFZOO_DATA"])
+
+        def xquad(language: str) -> list[str]:
+            content = json.loads((data / "xquad" / f"xquad.{language}.json").read_text(encoding="utf-8"))
+            parts = [part for article in content["data"] for part in article["paragraphs"]]
+            return [s for part in parts for s in (part["context"], *(qa["question"] for qa in part["qas"]))]
+
+        found = {
+            "wikitext-2": (data / "wikitext-2" / "valid.txt").read_text(encoding="utf-8").split("\n"),
+            "xquad de": xquad("de"),
+            "xquad zh": xquad("zh"),
+            "poems zh": (data / "chinese-poetry" / "tang.txt").read_text(encoding="utf-8").split("\n"),
+        }
+    result = {}
+    for name, lines in found.items():
+        ends = itertools.accumulate(len(line) for line in lines)
+        result[name] = [
+            line.strip() for line, end in zip(lines, ends, strict=True) if line.strip() and end <= MAX_CHARACTERS
+        ]
+    return result
+
+
+def contenders(training_texts: list[str]) -> dict[str, tuple[tf.Module, tokenizers.Tokenizer]]:
+    """Ours, and the library's with the same vocabulary."""
+    data = pathlib.Path(os.environ["TFZOO_DATA"], "vocab") if "TFZOO_DATA" in os.environ else None
+    if data:
+        wordpiece = WordPiece.from_file(data / "bert-base-uncased" / "vocab.txt", lowercase=True)
+        model = (data / "t5" / "spiece.model").read_bytes()
+        byte_level = ByteLevelBPE.from_folder(data / "gpt2")
+    else:
+        wordpiece = WordPiece(training.train_wordpiece(training_texts, 8192, lowercase=True))
+        model = training.train_sentencepiece(training_texts, 8192)
+        byte_level = ByteLevelBPE(*training.train_byte_level(training_texts, 8192), special_tokens=["<|endoftext|>"])
+
+    ids = {token: i for i, token in enumerate(wordpiece.vocab)}
+    bert = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    bert.normalizer = normalizers.BertNormalizer(lowercase=True)
+    bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+    # As transformers converts a spiece.model.
+    proto = _parse(model, "model")
+    pieces = [(piece.piece.decode(), piece.score) for piece in proto.pieces]
+    unknown = next(i for i, piece in enumerate(proto.pieces) if piece.type == 2)
+    t5 = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=unknown))
+    t5.normalizer = normalizers.Sequence(
+        [normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    t5.pre_tokenizer = pre_tokenizers.Metaspace()
+
+    ids = {token: i for i, token in enumerate(byte_level.vocab)}
+    gpt2 = tokenizers.Tokenizer(models.BPE(ids, byte_level.merges))
+    gpt2.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    gpt2.decoder = decoders.ByteLevel()
+    return {
+        "WordPiece": (wordpiece, bert),
+        "SentencePiece": (SentencePiece(model), t5),
+        "byte-level BPE": (byte_level, gpt2),
+    }
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch_size", type=int, default=1000, help="texts a call, for both (1000)")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    corpora = texts()
+    print("| tokenizer | text | ours, tokens/s | tokenizers | lines that differ | ratio |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    for kind, (tokenizer, library) in contenders(next(iter(corpora.values()))).items():
+        graph = tf.function(tokenizer.tokenize, input_signature=[tf.TensorSpec([None], tf.string)])
+        for name, lines in corpora.items():
+            batches = [
+                lines[start : start + arguments.batch_size] for start in range(0, len(lines), arguments.batch_size)
+            ]
+            tensors = [tf.constant(batch) for batch in batches]
+
+            def ours(tensors=tensors, graph=graph) -> list[tf.RaggedTensor]:
+                return [graph(batch) for batch in tensors]
+
+            def theirs(batches=batches, library=library) -> list:
+                return [library.encode_batch_fast(batch, add_special_tokens=False) for batch in batches]
+
+            got = [row for batch in ours() for row in batch.to_list()]
+            want = [encoding.ids for batch in theirs() for encoding in batch]
+            different = sum(a != b for a, b in zip(got, want, strict=True))
+            times: dict[Callable, list[float]] = {ours: [], theirs: []}
+            for i in range(arguments.rounds):
+                for contender in (ours, theirs) if i % 2 else (theirs, ours):
+                    times[contender].append(cpu_seconds(contender))
+            tokens = sum(map(len, got))
+            a, b = (tokens / statistics.median(times[contender]) for contender in (ours, theirs))
+            row = (kind, name, f"{a:,.0f}", f"{b:,.0f}", f"{different} of {len(lines):,}", f"{a / b:.2f}")
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
