@@ -121,8 +121,9 @@ def save(
     check_new(folder)
     page = models.page_of(model)
     record = encode_config(model, page) | {"dtype": dtype}
-    if tokenizer is not None and tokenizer.pad_id is not None and not getattr(model, "hub_config", ""):
-        record.setdefault("pad_token_id", tokenizer.pad_id)
+    padding = getattr(tokenizer, "pad_id", None)
+    if padding is not None and not getattr(model, "hub_config", ""):
+        record.setdefault("pad_token_id", padding)
     if folder.exists():
         folder.rmdir()
     with files.atomic_folder(folder) as partial:
