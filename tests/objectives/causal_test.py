@@ -1,0 +1,164 @@
+"""Next tokens: each once, never another document's, and the loss against NumPy, packed or not."""
+
+import types
+
+import numpy as np
+import tensorflow as tf
+
+import tfzoo
+from tests.data.packing_test import documents
+from tests.nn.formulas import randomize
+from tfzoo.data import pipeline
+from tfzoo.data.tokenized import TokenizedCorpus
+from tfzoo.objectives.causal import Causal
+
+BOS, EOS, PAD = 1, 2, 0
+WORDS = 40
+
+
+def tokenizer(bos: int | None = BOS, eos: int | None = EOS, pad: int | None = PAD):
+    special = sorted({i for i in (bos, eos, pad) if i is not None})
+    vocab = [f"t{i}" for i in range(WORDS)]
+    return types.SimpleNamespace(vocab=vocab, vocab_size=WORDS, special_ids=special, bos_id=bos, eos_id=eos, pad_id=pad)
+
+
+def example(*blocks, seed=0):
+    return {
+        "token_ids": tf.constant(np.concatenate([[], *blocks]), tf.int32),
+        "block_ids": tf.constant(np.repeat(np.arange(len(blocks)) + 1, [len(b) for b in blocks]), tf.int32),
+        "seed": tf.constant([seed, 2], tf.int32),
+    }
+
+
+def random_corpus(count, longest, seed=0):
+    """Documents of random words from 3 on."""
+    random = np.random.default_rng(seed)
+    text = documents(*random.integers(1, longest, count).tolist())
+    return TokenizedCorpus(
+        random.integers(3, WORDS, len(text.token_ids)).astype(np.int32), text.sentence_starts, text.document_starts
+    )
+
+
+def batch_of(objective, corpus):
+    """All rows of a corpus as one batch."""
+    rows = objective.rows(corpus)
+    batches = pipeline.evaluation_batches(rows, objective, batch_size=len(rows), seed=3, num_batches=1)
+    return next(batches.as_numpy_iterator())
+
+
+def pairs(batch):
+    """(input, target) of every place that has weight, sorted."""
+    asked = batch["target_weights"] > 0
+    return sorted(zip(batch["token_ids"][asked].tolist(), batch["targets"][asked].tolist(), strict=True))
+
+
+class PrepareTest(tf.test.TestCase):
+    def test_the_worked_example(self):
+        features = Causal(tokenizer(), 7).prepare(example([1, 10, 11, 2], [1, 12, 2]))
+        expected = {
+            "token_ids": [1, 10, 11, 1, 12, PAD, PAD],
+            "block_ids": [1, 1, 1, 2, 2, 0, 0],
+            "position_ids": [0, 1, 2, 0, 1, 0, 0],
+            "targets": [10, 11, 2, 12, 2, 0, 0],
+            "target_weights": [1, 1, 1, 1, 1, 0, 0],
+        }
+        self.assertEqual(sorted(features), sorted(expected))
+        for name, value in expected.items():
+            self.assertAllEqual(features[name], value)
+
+    def test_every_token_is_a_target_once_and_follows_its_own_document(self):
+        for longest, length in ((3, 16), (30, 16), (200, 16), (30, 100)):
+            corpus = random_corpus(60, longest)
+            for bos in (BOS, None):
+                for eos in (EOS, None):
+                    expected = []
+                    for begin, end in zip(corpus.document_starts[:-1], corpus.document_starts[1:], strict=True):
+                        ids = [i for i in (bos, *corpus.token_ids[begin:end].tolist(), eos) if i is not None]
+                        expected += zip(ids[:-1], ids[1:], strict=True)
+                    for pack in (True, False):
+                        batch = batch_of(Causal(tokenizer(bos, eos), length, pack=pack), corpus)
+                        self.assertEqual(pairs(batch), sorted(expected))
+                        self.assertEqual("block_ids" in batch, pack)
+
+    def test_full_rows_where_documents_are_long(self):
+        batch = batch_of(Causal(tokenizer(None, None, None), 64), documents(641))
+        self.assertAllEqual(batch["token_ids"].reshape(-1), np.arange(640))
+        self.assertAllEqual(batch["targets"].reshape(-1), np.arange(1, 641))
+        self.assertAllEqual(batch["target_weights"], np.ones([10, 64]))
+
+    def test_the_end_of_a_text(self):
+        plain = tokenizer(None, None)
+        plain.vocab[7] = "<|endoftext|>"
+        for words, end in ((plain, 7), (types.SimpleNamespace(vocab=["a"], pad_id=0), None)):
+            objective = Causal(words, 8)
+            tokens, _ = objective.rows(documents(3)).row(0)
+            self.assertAllEqual(tokens, [0, 1, 2] if end is None else [0, 1, 2, end])
+
+    def test_empty_and_one_token_documents(self):
+        objective = Causal(tokenizer(), 6)
+        for blocks, targets in (((), []), (([5],), []), (([5], [6, 7], [8]), [7]), (([1, 2], [1, 2]), [2, 2])):
+            features = objective.prepare(example(*blocks))
+            count = len(targets)
+            self.assertAllEqual(features["targets"][:count], targets)
+            self.assertAllEqual(features["target_weights"], [1] * count + [0] * (6 - count))
+            self.assertAllEqual(features["block_ids"] > 0, features["target_weights"] > 0)
+
+    def test_shapes_are_static(self):
+        for pack in (True, False):
+            objective = Causal(tokenizer(), 9, pack=pack)
+            ids = tf.TensorSpec([None], tf.int32)
+            signature = {"token_ids": ids, "block_ids": ids, "seed": tf.TensorSpec([2], tf.int32)}
+            outputs = tf.function(objective.prepare, input_signature=[signature]).get_concrete_function()
+            for name, spec in outputs.structured_outputs.items():
+                self.assertEqual(spec.shape, [9], name)
+            self.assertLessEqual(set(objective.inputs), set(outputs.structured_outputs))
+
+
+class LossTest(tf.test.TestCase):
+    def model(self, name, **overrides):
+        sizes = dict(vocab_size=WORDS, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12)
+        sizes |= dict(max_positions=32, dropout=0.0, attention_dropout=0.0)
+        model = tfzoo.build(name, **sizes, **overrides)
+        randomize(model)
+        return model
+
+    def test_loss_and_metrics_against_numpy(self):
+        objective, model = Causal(tokenizer(), 16), self.model("gpt2")
+        batch = batch_of(objective, random_corpus(12, 12))
+        loss = hits = 0.0
+        for i, blocks in enumerate(batch["block_ids"]):
+            for block in range(1, blocks.max() + 1):  # Each document by itself.
+                part = blocks == block
+                logits = model({"token_ids": batch["token_ids"][i, part][None]})["logits"][0].numpy().astype(np.float64)
+                for row, target in zip(logits, batch["targets"][i, part], strict=True):
+                    loss += np.log(np.exp(row).sum()) - row[target]
+                    hits += np.argmax(row) == target
+        weight = np.sum(batch["block_ids"] > 0)
+        self.assertAllClose(objective.loss(model, batch), (loss, weight), 1e-5)
+        metrics = objective.metrics(model, batch)
+        self.assertEqual(sorted(metrics), ["causal_accuracy", "causal_loss"])
+        self.assertAllClose(metrics["causal_loss"], (loss, weight), 1e-5)
+        self.assertAllClose(metrics["causal_accuracy"], (hits, weight))
+        self.assertIn(objective.main_metric, metrics)
+
+    def test_packed_and_unpacked_rows_have_the_same_loss(self):
+        corpus = random_corpus(30, 25)
+        for name in ("gpt2", "llama_tiny"):
+            model = self.model(name, **({"num_kv_heads": 1} if name != "gpt2" else {}))
+            packed, alone = (Causal(tokenizer(), 16, pack=pack) for pack in (True, False))
+            one, two = (objective.loss(model, batch_of(objective, corpus)) for objective in (packed, alone))
+            self.assertEqual(one[1], two[1])
+            self.assertNear(one[0] / one[1], two[0] / two[1], 1e-5)
+            self.assertLess(len(packed.rows(corpus)), len(alone.rows(corpus)))
+
+    def test_baselines_have_the_same_names(self):
+        objective = Causal(tokenizer(), 16)
+        corpus = random_corpus(30, 25)
+        batch = batch_of(objective, corpus)
+        found = objective.baselines(corpus.token_ids, [batch])
+        self.assertEqual(set(found["frequency"]), {"causal_loss", "causal_accuracy"})
+        self.assertLess(found["frequency"]["causal_loss"], np.log(WORDS))
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,59 @@
+"""What objectives share: blocks, draws, and guessing by frequency."""
+
+import math
+import types
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo.objectives import shared
+
+
+def ids(*values):
+    return tf.constant(values, tf.int32, [len(values)])
+
+
+class BlocksTest(tf.test.TestCase):
+    def test_positions_begin_anew(self):
+        self.assertAllEqual(shared.positions_in(ids(1, 1, 2, 3, 3, 3)), [0, 1, 0, 0, 1, 2])
+        self.assertAllEqual(shared.positions_in(ids(1, 3, 3)), [0, 0, 1])  # A block may have nothing left.
+        self.assertAllEqual(shared.positions_in(ids()), [])
+
+    def test_frame(self):
+        tokens, blocks = ids(10, 11, 12), ids(1, 1, 2)
+        for first, last, expected, expected_blocks in (
+            (None, None, [10, 11, 12], [1, 1, 2]),
+            (7, None, [7, 10, 11, 7, 12], [1, 1, 1, 2, 2]),
+            (None, 8, [10, 11, 8, 12, 8], [1, 1, 1, 2, 2]),
+            (7, 8, [7, 10, 11, 8, 7, 12, 8], [1, 1, 1, 1, 2, 2, 2]),
+        ):
+            framed, framed_blocks = shared.frame(tokens, blocks, first, last)
+            self.assertAllEqual(framed, expected)
+            self.assertAllEqual(framed_blocks, expected_blocks)
+        for part in shared.frame(ids(), ids(), 7, 8):
+            self.assertAllEqual(part, [])
+
+    def test_draw_takes_the_least_of_each_block(self):
+        scores = tf.constant([0.9, 0.5, -0.5, 0.1, 0.7, 0.0, 0.99])
+        drawn = shared.draw(scores, ids(1, 1, 1, 2, 2, 3, 4), ids(2, 1, 0, 1))
+        self.assertAllEqual(drawn, [False, True, True, True, False, False, True])
+        self.assertAllEqual(shared.draw(tf.zeros([0]), ids(), ids()), [])
+
+
+class FrequencyTest(tf.test.TestCase):
+    def test_by_hand(self):
+        # Words 2, 3, 4; 0 and 1 are special. In the text: 2 three times, 3 once, 4 never; one more of each.
+        tokenizer = types.SimpleNamespace(vocab_size=5, special_ids=[0, 1])
+        targets = np.array([[2, 3, 1], [4, 2, 0]], np.int32)
+        weights = np.array([[1, 1, 1], [1, 0, 0]], np.float32)
+        batches = [{"targets": targets[i : i + 1], "target_weights": weights[i : i + 1]} for i in range(2)]
+        found = shared.frequency_baseline(np.array([2, 3, 2, 2]), batches, tokenizer, "causal")
+        # A quarter of the four targets is special: 1.
+        frequency = {1: 1 / 4, 2: 3 / 4 * 4 / 7, 3: 3 / 4 * 2 / 7, 4: 3 / 4 * 1 / 7}
+        self.assertEqual(sorted(found["frequency"]), ["causal_accuracy", "causal_loss"])
+        self.assertAlmostEqual(found["frequency"]["causal_accuracy"], 1 / 4)
+        self.assertAlmostEqual(found["frequency"]["causal_loss"], -sum(map(math.log, frequency.values())) / 4)
+
+
+if __name__ == "__main__":
+    tf.test.main()
