@@ -33,7 +33,7 @@ class TransformerConfig:
     share_layers: bool = False  # True: one layer's weights, applied num_layers times (ALBERT).
 
     # Embeddings
-    embedding_size: int = 0  # 0: hidden_size. Another size is projected to it (ELECTRA, ALBERT).
+    embedding_size: int = 0  # 0: hidden_size. What is named here is projected to it, even its equal (ELECTRA, ALBERT).
     embedding_norm: bool = True  # A norm follows the sum of the embeddings.
     scale_embeddings: bool = False  # Token embeddings times sqrt(hidden_size) (Vaswani et al. 2017, section 3.4).
     tie_embeddings: bool = True  # The output's matrix is that of the token embeddings.
@@ -111,7 +111,6 @@ class TransformerConfig:
         """The fields, with what 0 stands for in those that are derived: two configs are alike if these are equal."""
         derived = {
             "num_decoder_layers": self.num_layers,
-            "embedding_size": self.hidden_size,
             "num_kv_heads": self.num_heads,
             "head_dim": self.hidden_size // self.num_heads,
         }

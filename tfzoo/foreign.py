@@ -486,7 +486,9 @@ def open_keras(folder: str | os.PathLike) -> Source:
                 fields["activation"] = {"gelu": "gelu_tanh"}.get(fields["activation"], fields["activation"])
             if backbone.family == "llama":
                 fields |= _rope(settings)
-            if backbone.family == "electra" and fields["embedding_size"] != fields["hidden_size"]:
+            if backbone.family == "electra" and fields["embedding_size"] == fields["hidden_size"]:
+                fields["embedding_size"] = 0  # Nothing is projected.
+            elif backbone.family == "electra":
                 table = _ELECTRA_PROJECTED
             config = config_lib.from_mapping(fields, models.config_class(page))
         except UserError as error:

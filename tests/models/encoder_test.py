@@ -68,6 +68,18 @@ class EncoderTest(tf.test.TestCase):
         again = two.encoder.stack.blocks[0](one(inputs)["sequence"])
         self.assertAllClose(two(inputs)["sequence"], again, atol=1e-6)
 
+    def test_albert_projects_embeddings_of_any_size_and_electra_narrow_ones(self):
+        folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+        for name, size, projected in (("albert_base_v2", 8, 1), ("electra_small", 6, 1), ("electra_base", 0, 0)):
+            model = models.build(name, **SMALL, embedding_size=size, heads=())
+            self.assertEqual(model.encoder.embeddings.projection is not None, bool(projected))
+            huggingface.save(model, folder / name)
+            self.assertEqual(huggingface.load(folder / name)[0].config, model.config)
+        record = json.loads((folder / "electra_base" / "config.json").read_text())
+        self.assertEqual(record["embedding_size"], 8)
+        with self.assertRaisesRegex(UserError, "embedding_size"):
+            huggingface.save(models.build("albert_base_v2", **SMALL, embedding_size=0, heads=()), folder / "none")
+
     def test_what_the_pages_do_not_do_is_refused_by_name(self):
         for case, field, value in (
             ("roberta", "is_decoder", True),

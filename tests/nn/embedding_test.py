@@ -106,6 +106,8 @@ class EmbeddingsTest(tf.test.TestCase):
         none = dict(dropout=0.0, positions="none", num_segments=0)
         self.assertEqual(shapes(**none), {"tokens/embeddings": (9, 6)} | norm)
         self.assertEqual(shapes(**none, embedding_norm=False), {"tokens/embeddings": (9, 6)})
+        projection = {"projection/kernel": (6, 6), "projection/bias": (6,)}
+        self.assertEqual(shapes(**none, embedding_size=6), {"tokens/embeddings": (9, 6)} | norm | projection)
         self.assertEqual(
             shapes(dropout=0.0, position_offset=2, embedding_size=4, norm="rms"),
             {

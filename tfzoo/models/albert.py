@@ -7,6 +7,7 @@ next_sentence_logits [B, 2]: the order of two consecutive segments; index 0 says
 """
 
 from tfzoo import nn
+from tfzoo.errors import UserError
 from tfzoo.models import bert
 from tfzoo.weights import Computed, Tied
 
@@ -60,6 +61,14 @@ REQUIRED = {
     "position_embedding_type": "absolute",
     "tie_word_embeddings": True,
 }
+
+
+def encode_config(config):
+    if not config.embedding_size:
+        raise UserError("embedding_size (0): Hugging Face's ALBERT projects its embeddings; name their size")
+    return {}
+
+
 PREFIX = "albert."
 _LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 _OURS = "encoder/stack/layer_0"

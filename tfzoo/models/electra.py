@@ -22,8 +22,8 @@ _SMALL = dict(
     max_positions=512,
     num_segments=2,
 )
-_BASE = _SMALL | dict(embedding_size=768, hidden_size=768, num_heads=12, intermediate_size=3072)
-_LARGE = _BASE | dict(embedding_size=1024, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
+_BASE = _SMALL | dict(embedding_size=0, hidden_size=768, num_heads=12, intermediate_size=3072)
+_LARGE = _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
 _QUARTER = dict(hidden_size=256, num_heads=4, intermediate_size=1024)
 # Table 6 of the paper. Generators have 1, 1/3 and 1/4 of their discriminator's width: the small one's is not the
 # paper's 1/4 (https://github.com/google-research/electra/issues/39). A generator's name goes with build(heads=("lm",)).
@@ -31,9 +31,9 @@ CONFIGS = {
     "electra_small": _SMALL,
     "electra_small_generator": _SMALL,
     "electra_base": _BASE,
-    "electra_base_generator": _BASE | _QUARTER,
+    "electra_base_generator": _BASE | _QUARTER | dict(embedding_size=768),
     "electra_large": _LARGE,
-    "electra_large_generator": _LARGE | _QUARTER,
+    "electra_large_generator": _LARGE | _QUARTER | dict(embedding_size=1024),
 }
 
 
@@ -60,6 +60,11 @@ ARCHITECTURES = {
 }
 CONFIG = bert.CONFIG | {"embedding_size": "embedding_size"}
 REQUIRED = bert.REQUIRED
+
+
+def decode_config(hub):  # Embeddings as wide as the blocks are not projected.
+    size = hub.get("embedding_size", 128)
+    return {"embedding_size": 0 if size == hub.get("hidden_size") else size}
 
 
 def encode_config(config):

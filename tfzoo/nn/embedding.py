@@ -36,7 +36,7 @@ class TokenEmbedding(keras.layers.Layer):
 class Embeddings(keras.layers.Layer):
     """token_ids [B, L] (segment_ids [B, L], position_ids [B, L]) -> sum of the embeddings [B, L, E].
 
-    A norm follows if the config says so, then dropout, then a projection from embedding_size to E where they differ.
+    A norm follows if the config says so, then dropout, then a projection from embedding_size to E if that is given.
 
     tokens: a TokenEmbedding to share, in place of one of its own.
     """
@@ -51,7 +51,7 @@ class Embeddings(keras.layers.Layer):
         )
         self.norm = make_norm(config, dtype=policy, name="norm") if config.embedding_norm else None
         self.projection = None
-        if self.size != config.hidden_size:
+        if config.embedding_size:
             self.projection = Dense(
                 config.hidden_size, kernel_initializer=make_initializer(config), dtype=policy, name="projection"
             )
