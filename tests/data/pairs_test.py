@@ -77,8 +77,13 @@ class RowsTest(unittest.TestCase):
             for one, two in zip(rows.row(i, numbers), again.row(i, numbers), strict=True):
                 np.testing.assert_array_equal(one, two)
 
+    def test_padding_is_counted(self):
+        rows = PairRows(corpus([[5, 6], [4]]), 10)  # 11 tokens are two rows.
+        self.assertEqual((len(rows), rows.padding_share), (3, 0.5))
+
     def test_nothing(self):
-        self.assertEqual(len(PairRows(corpus([]), 10)), 0)
+        rows = PairRows(corpus([]), 10)
+        self.assertEqual((len(rows), rows.padding_share), (0, 0.0))
 
 
 class PairsTest(unittest.TestCase):

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tests.data.pairs_test import corpus, random_corpus
 from tfzoo.data import order, pipeline
+from tfzoo.data.packing import PackedRows
 from tfzoo.data.pairs import PairRows
 
 
@@ -87,6 +88,21 @@ class PipelineTest(tf.test.TestCase):
         rows = PairRows(corpus([]), 30)
         batches = pipeline.evaluation_batches(rows, Plain(), batch_size=4, seed=3, num_batches=2)
         self.assertEmpty(list(batches))
+
+
+class PackedTest(tf.test.TestCase):
+    """Rows of another kind, with features of other names and ranks."""
+
+    def test_examples_are_what_the_rows_have(self):
+        rows = PackedRows(random_corpus(20, longest=4), 60)
+        examples = pipeline.examples(rows, tf.data.Dataset.range(len(rows)), 3, epoch=0)
+        for i, example in enumerate(examples.as_numpy_iterator()):
+            self.assertEqual(sorted(example), ["block_ids", "seed", "token_ids"])
+            for found, expected in zip((example["token_ids"], example["block_ids"]), rows.row(i), strict=True):
+                self.assertAllEqual(found, expected)
+        self.assertEqual(examples.element_spec["token_ids"].shape.rank, 1)
+        seeds = {tuple(example["seed"]) for example in examples.as_numpy_iterator()}
+        self.assertLen(seeds, len(rows))
 
 
 if __name__ == "__main__":

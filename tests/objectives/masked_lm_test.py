@@ -7,7 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 import tfzoo
+from tests.data.packing_test import documents
 from tests.nn.formulas import randomize
+from tfzoo.data import pipeline
+from tfzoo.data.pairs import PairRows
 from tfzoo.objectives import masked_lm
 from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.text.wordpiece import WordPiece
@@ -189,6 +192,118 @@ class PrepareTest(MaskedLMCase):
             outputs = tf.function(objective.prepare, input_signature=[signature]).get_concrete_function()
             for name, spec in outputs.structured_outputs.items():
                 self.assertTrue(spec.shape.is_fully_defined(), name)
+
+
+def packed_example(*blocks, seed=0):
+    return {
+        "token_ids": tf.constant(np.concatenate([[], *blocks]), tf.int32),
+        "block_ids": tf.constant(np.repeat(np.arange(len(blocks)) + 1, [len(b) for b in blocks]), tf.int32),
+        "seed": tf.constant([seed, 2], tf.int32),
+    }
+
+
+def text(count, longest, seed=0):
+    """Documents of random words, special ones among them."""
+    random = np.random.default_rng(seed)
+    corpus = documents(*random.integers(1, longest, count).tolist())
+    corpus.token_ids[:] = random.integers(1, len(VOCAB), len(corpus.token_ids))
+    return corpus
+
+
+class PackedTest(MaskedLMCase):
+    def batch(self, objective, corpus):
+        rows = objective.rows(corpus)
+        batches = pipeline.evaluation_batches(rows, objective, batch_size=len(rows), seed=3, num_batches=1)
+        return rows, next(batches.as_numpy_iterator())
+
+    def test_each_document_is_framed_and_masked_by_itself(self):
+        for whole_words in (False, True):
+            for longest, length in ((3, 32), (90, 64)):
+                corpus = text(120, longest)
+                objective = MaskedLM(self.tokenizer, length, whole_words=whole_words, next_sentence=False, pack=True)
+                rows, batch = self.batch(objective, corpus)
+                self.assertNotIn("next_sentence", batch)
+                tokens = 0
+                for i in range(len(rows)):
+                    asked = batch["masked_weights"][i] > 0
+                    positions, shown = batch["masked_positions"][i][asked], batch["token_ids"][i].copy()
+                    original, blocks = shown.copy(), batch["block_ids"][i]
+                    original[positions] = batch["masked_ids"][i][asked]
+                    self.assertTrue(np.all(np.diff(positions) > 0))
+                    self.assertTrue(np.all(original[positions] >= 5), "a special token was drawn")
+                    self.assertAllEqual(batch["padding_mask"][i], blocks > 0)
+                    row, row_blocks = rows.row(i)
+                    for block in range(1, row_blocks.max() + 1):
+                        own = blocks == block
+                        words = row[row_blocks == block]
+                        self.assertEqual(original[own].tolist(), [CLS, *words, SEP])
+                        self.assertEqual(batch["position_ids"][i][own].tolist(), list(range(len(words) + 2)))
+                        ordinary = np.sum(words >= 5)
+                        wanted = min(max(1, round(float(np.float32(0.15) * np.float32(ordinary)))), ordinary)
+                        drawn = np.sum(blocks[positions] == block)
+                        if whole_words:
+                            self.assertLessEqual(drawn, wanted)
+                        else:
+                            self.assertEqual(drawn, wanted)
+                        tokens += len(words)
+                self.assertEqual(tokens, len(corpus.token_ids))
+
+    def test_whole_words_of_each_document(self):
+        objective = MaskedLM(self.tokenizer, 32, mask_rate=0.4, whole_words=True, next_sentence=False, pack=True)
+        # Words at 1-2, 3; 6-8, 9, 10 of the framed row; what goes on at a document's beginning is a word of its own.
+        examples = [packed_example([5, 36, 6], [40, 41, 42, 9, 10], seed=i) for i in range(60)]
+        features = self.prepared(objective, examples)
+        words, seen = [{1, 2}, {3}, {6, 7, 8}, {9}, {10}], set()
+        for positions, weights in zip(features["masked_positions"], features["masked_weights"], strict=True):
+            chosen = set(positions[weights > 0].tolist())
+            self.assertLessEqual(chosen, {3, 9, 10})  # Of 3 one, of 5 two: the longer words do not fit.
+            seen |= chosen
+            for word in words:
+                self.assertIn(len(word & chosen), (0, len(word)))
+            self.assertLen(chosen & {9, 10}, 2)
+        self.assertEqual(seen, {3, 9, 10})
+
+    def test_one_document_is_masked_as_in_a_row_of_its_own(self):
+        row = random_row(20, 0)
+        packed = MaskedLM(self.tokenizer, 24, next_sentence=False, pack=True).prepare(packed_example(row, seed=4))
+        alone = MaskedLM(self.tokenizer, 24, next_sentence=False).prepare(example(row, seed=4))
+        for name in ("token_ids", "padding_mask", "masked_positions", "masked_ids"):
+            self.assertAllEqual(packed[name], alone[name])
+
+    def test_packed_and_unpacked_documents_have_the_same_loss(self):
+        objective = MaskedLM(self.tokenizer, 32, next_sentence=False, pack=True)
+        _, batch = self.batch(objective, text(15, 20))
+        self.assertGreater(batch["block_ids"].max(), 2)
+        self.assertLessEqual(set(objective.inputs), set(batch))
+        sizes = dict(vocab_size=len(VOCAB), hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12)
+        model = tfzoo.build("bert_tiny", **sizes, max_positions=32, dropout=0.0, attention_dropout=0.0, heads=("lm",))
+        randomize(model)
+        loss = count = 0.0
+        for i, blocks in enumerate(batch["block_ids"]):
+            asked = batch["masked_weights"][i] > 0
+            positions, ids = batch["masked_positions"][i][asked], batch["masked_ids"][i][asked]
+            for block in range(1, blocks.max() + 1):
+                own = blocks[positions] == block
+                alone = {
+                    "token_ids": batch["token_ids"][i][blocks == block],
+                    "masked_positions": positions[own] - np.argmax(blocks == block),
+                    "masked_ids": ids[own],
+                    "masked_weights": np.ones(own.sum(), np.float32),
+                }
+                if own.any():
+                    one, weight = objective.loss(model, {name: tf.constant(x[None]) for name, x in alone.items()})
+                    loss, count = loss + one, count + weight
+        total, weight = objective.loss(model, batch)
+        self.assertEqual(weight, count)
+        self.assertNear(total / weight, loss / count, 1e-5)
+        baselines = objective.baselines(np.array([7, 8, 9, 7]), [batch])
+        self.assertEqual(set(baselines["frequency"]), set(objective.metrics(model, batch)))
+
+    def test_pairs_are_not_packed(self):
+        objective = MaskedLM(self.tokenizer, 32, next_sentence=True, pack=True)
+        self.assertIsInstance(objective.rows(text(5, 20)), PairRows)
+        self.assertNotIn("block_ids", objective.inputs)
+        self.assertEqual(objective.row_tokens, 29)
 
 
 class LossTest(MaskedLMCase):

@@ -69,7 +69,7 @@ def masked_lm_baselines(train_ids: np.ndarray, batches, tokenizer) -> dict[str, 
         words.append(batch["masked_ids"][row, column])
         befores.append(ids[row, position - 1])
         afters.append(ids[row, position + 1])
-        paired = np.flatnonzero(batch["next_sentence_weight"])
+        paired = np.flatnonzero(batch.get("next_sentence_weight", 0))
         if len(paired):
             start = np.argmax(batch["segment_ids"][paired], 1)
             last, first = ids[paired, start - 2], ids[paired, start]

@@ -184,12 +184,13 @@ class MaskedLM:
         """masked_lm_loss, masked_lm_accuracy, next_sentence_loss, next_sentence_accuracy, each (sum, weight)."""
         outputs = shared.forward(model, batch, training=False)
         words, word_hits = shared.cross_entropy(outputs["logits"], batch["masked_ids"])
-        weights, pair_weights = batch["masked_weights"], batch["next_sentence_weight"]
+        weights = batch["masked_weights"]
         result = {
             "masked_lm_loss": (tf.reduce_sum(words * weights), tf.reduce_sum(weights)),
             "masked_lm_accuracy": (tf.reduce_sum(word_hits * weights), tf.reduce_sum(weights)),
         }
         if self._next_sentence:
+            pair_weights = batch["next_sentence_weight"]
             pair, pair_hits = shared.cross_entropy(outputs["next_sentence_logits"], batch["next_sentence"])
             result["next_sentence_loss"] = (tf.reduce_sum(pair * pair_weights), tf.reduce_sum(pair_weights))
             result["next_sentence_accuracy"] = (

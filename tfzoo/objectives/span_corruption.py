@@ -79,8 +79,8 @@ class SpanCorruption:
         self._input_lengths, self._target_lengths = input_lengths, target_lengths
         if spans[self._row_tokens] > len(sentinels):
             raise UserError(
-                f"sequence_length {sequence_length}: up to {spans[self._row_tokens]} spans in a row, but the tokenizer has "
-                f"{len(sentinels)} sentinels; use shorter rows or longer spans"
+                f"sequence_length {sequence_length}: its rows have up to {spans[self._row_tokens]} spans, more than "
+                f"the tokenizer's {len(sentinels)} sentinels; use shorter rows or longer spans"
             )
         self._sentinels = tf.constant(sentinels, tf.int32)
 

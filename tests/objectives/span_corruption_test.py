@@ -1,0 +1,313 @@
+"""Corrupted spans: how many and how long, that nothing is lost, each document by itself, and the loss against NumPy."""
+
+import types
+
+import numpy as np
+import tensorflow as tf
+
+import tfzoo
+from tests.data.packing_test import documents
+from tests.nn.formulas import randomize
+from tests.objectives.causal_test import batch_of, example
+from tfzoo.data import pipeline
+from tfzoo.data.tokenized import TokenizedCorpus
+from tfzoo.errors import UserError
+from tfzoo.objectives.span_corruption import SpanCorruption
+
+PAD, EOS, UNK, WORDS, SENTINELS = 0, 1, 2, 50, 100
+SIZE = WORDS + SENTINELS
+FEATURES = ("token_ids", "padding_mask", "decoder_token_ids", "targets", "target_weights")
+
+
+def tokenizer(sentinels=SENTINELS):
+    """Words 3 to 49, then sentinels: the first is the last id."""
+    ids = [SIZE - 1 - i for i in range(sentinels)]
+    special = sorted([PAD, EOS, UNK, *ids])
+    return types.SimpleNamespace(vocab_size=SIZE, special_ids=special, sentinel_ids=ids, eos_id=EOS, pad_id=PAD)
+
+
+def random_corpus(count, longest, seed=0):
+    """Documents of random words, now and then an unknown one."""
+    random = np.random.default_rng(seed)
+    text = documents(*random.integers(1, longest, count).tolist())
+    words = random.integers(UNK, WORDS, len(text.token_ids)).astype(np.int32)
+    return TokenizedCorpus(words, text.sentence_starts, text.document_starts)
+
+
+def noise_and_spans(n):
+    """Raffel et al.'s numbers."""
+    noise = min(max(round(0.15 * n), 1), n - 1)
+    return noise, max(round(noise / 3), 1)
+
+
+def split(ids, first=SIZE - 1):
+    """Inputs or targets up to </s> as [(sentinel's number or None, the words after it)]."""
+    parts = [(None, [])]
+    for i in ids:
+        if i >= WORDS:
+            parts.append((first - i, []))
+        else:
+            parts[-1][1].append(int(i))
+    return parts
+
+
+def restored(inputs, targets):
+    """The document of which these are inputs and targets, without </s>."""
+    spans = dict(split(targets))
+    assert spans.pop(None) == [], "targets begin with a sentinel"
+    numbers = [number for number, _ in split(inputs)[1:]]
+    assert numbers == list(range(len(numbers))) == sorted(spans)[: len(numbers)], "numbered from the first"
+    return [word for number, words in split(inputs) for word in (*spans.get(number, ()), *words)]
+
+
+def compiled(function, *specs):
+    return tf.function(function, input_signature=[tf.TensorSpec(shape, tf.int32) for shape in specs])
+
+
+class NoiseTest(tf.test.TestCase):
+    def test_numbers_for_every_length(self):
+        objective = SpanCorruption(tokenizer(), 256)
+        draw = compiled(objective.draw, [None], [2])
+        for n in (2, 3, 4, 5, 6, 7, 9, 10, 16, 17, 20, 30, 50, 77, 130, 200, objective.row_tokens):
+            for seed in range(3):
+                noise = draw(tf.ones([n], tf.int32), tf.constant([seed, 1])).numpy()
+                begins = noise & ~np.concatenate([[False], noise[:-1]])
+                self.assertEqual((noise.sum(), begins.sum()), noise_and_spans(n), n)
+                self.assertEqual((noise[0], noise[-1]), (False, True))
+        self.assertAllEqual(draw(tf.ones([1], tf.int32), tf.constant([0, 1])), [False])
+        self.assertAllEqual(draw(tf.ones([0], tf.int32), tf.constant([0, 1])), [])
+
+    def test_rate_and_mean_length_are_what_is_asked_for(self):
+        for density, mean in ((0.15, 3.0), (0.3, 2.0), (0.5, 1.0), (0.15, 8.0)):
+            objective = SpanCorruption(tokenizer(), 128, noise_density=density, mean_span_length=mean)
+            noise = objective.draw(tf.ones([100], tf.int32), tf.constant([5, 1])).numpy()
+            begins = noise & ~np.concatenate([[False], noise[:-1]])
+            self.assertEqual(noise.sum(), 100 * density)
+            self.assertAllClose(noise.sum() / begins.sum(), mean, 0.1)
+
+    def test_every_way_to_cut_is_drawn_alike(self):
+        # Of 20 tokens 6 are noise in 2 spans: 5 ways to cut the noise, 13 the rest.
+        objective = SpanCorruption(tokenizer(), 30, noise_density=0.3)
+        blocks = tf.repeat([1, 2, 3], [20, 20, 1])
+        draw = compiled(objective.draw, [None], [2])
+        count = 650
+        drawn = np.array([draw(blocks, tf.constant([7, seed])).numpy() for seed in range(count)])
+        self.assertFalse(drawn[:, 40].any())
+        seen = []
+        for part in (drawn[:, :20], drawn[:, 20:40]):
+            ways = {}
+            for noise in part:
+                edges = tuple(np.flatnonzero(np.diff(noise.astype(int))) + 1)
+                ways[edges] = ways.get(edges, 0) + 1
+            self.assertLessEqual(len(ways), 65)
+            self.assertGreater(len(ways), 60)
+            first = np.bincount([edges[0] for edges in ways for _ in range(ways[edges])], minlength=14)[1:]
+            length = np.bincount([edges[1] - edges[0] for edges in ways for _ in range(ways[edges])], minlength=6)[1:]
+            self.assertLess(np.abs(first - count / 13).max(), 4.5 * np.sqrt(count / 13))
+            self.assertLess(np.abs(length - count / 5).max(), 4.5 * np.sqrt(count / 5))
+            seen.append(part)
+        self.assertLess(np.mean(np.all(seen[0] == seen[1], 1)), 0.1)  # Each document draws for itself.
+
+
+class PrepareTest(tf.test.TestCase):
+    def test_the_worked_example(self):
+        words = types.SimpleNamespace(vocab_size=100, special_ids=[0, 1], sentinel_ids=[99, 98, 97], eos_id=1, pad_id=0)
+        objective = SpanCorruption(words, 11, target_length=8)
+        noise = tf.constant([0, 0, 1, 1, 0, 0, 0, 0, 1, 0]) > 0
+        features = objective.corrupt(tf.range(10, 20), tf.ones([10], tf.int32), noise)
+        expected = {
+            "token_ids": [10, 11, 99, 14, 15, 16, 17, 98, 19, 1, 0],
+            "padding_mask": [True] * 10 + [False],
+            "block_ids": [1] * 10 + [0],
+            "position_ids": [*range(10), 0],
+            "targets": [99, 12, 13, 98, 18, 97, 1, 0],
+            "target_weights": [1.0] * 7 + [0.0],
+            "decoder_token_ids": [0, 99, 12, 13, 98, 18, 97, 0],
+            "decoder_block_ids": [1] * 7 + [0],
+            "decoder_position_ids": [*range(7), 0],
+        }
+        self.assertEqual(sorted(features), sorted(expected))
+        for name, value in expected.items():
+            self.assertAllEqual(features[name], value)
+
+    def test_a_document_of_row_tokens_fills_the_row(self):
+        # The t5 library's figures for 512: 568 tokens, 114 targets.
+        objective = SpanCorruption(tokenizer(), 512)
+        self.assertEqual((objective.row_tokens, objective.target_length), (568, 114))
+        for length in (8, 9, 16, 33, 64, 100, 255):
+            objective = SpanCorruption(tokenizer(), length)
+            n = objective.row_tokens
+            features = objective.prepare(example(np.full(n, 7)))
+            self.assertAllEqual(features["padding_mask"], np.ones(length))
+            self.assertAllEqual(features["target_weights"], np.ones(objective.target_length))
+            noise, spans = noise_and_spans(n + 1)
+            self.assertEqual(n + 1 - noise + spans + 1, length + 1)  # One more would not fit.
+
+    def test_inputs_and_targets_restore_every_document(self):
+        for longest, length, packs in ((4, 32, [True]), (40, 64, [True]), (300, 64, [True, False])):
+            corpus = random_corpus(40, longest, seed=longest)
+            for pack in packs:
+                objective = SpanCorruption(tokenizer(), length, pack=pack)
+                rows = objective.rows(corpus)
+                batch = batch_of(objective, corpus)
+                for i in range(len(rows)):
+                    tokens, blocks = rows.row(i)
+                    for block in range(1, blocks.max() + 1):
+                        sides = []
+                        for ids, numbers, padding in (
+                            ("token_ids", "block_ids", "padding_mask"),
+                            ("targets", "decoder_block_ids", "target_weights"),
+                        ):
+                            own = batch[numbers][i] == block if pack else batch[padding][i] > 0
+                            part = batch[ids][i][own]
+                            self.assertEqual(part[-1], EOS)
+                            self.assertNotIn(EOS, part[:-1])
+                            sides.append(part[:-1])
+                        original = tokens[blocks == block]
+                        self.assertEqual(restored(*sides), original.tolist())
+                        if len(original) > 1:
+                            noise, spans = noise_and_spans(len(original))
+                            self.assertLen(sides[0], len(original) - noise + spans)
+                            self.assertLen(sides[1], noise + spans)
+
+    def test_the_decoder_reads_its_targets_shifted_in_each_document(self):
+        objective = SpanCorruption(tokenizer(), 64)
+        batch = batch_of(objective, random_corpus(80, 20))
+        shifted, targets, blocks = (batch[n] for n in ("decoder_token_ids", "targets", "decoder_block_ids"))
+        begins = np.diff(blocks, axis=1, prepend=0) > 0
+        self.assertAllEqual(shifted[begins], np.full(begins.sum(), PAD))
+        inside = (blocks > 0) & ~begins
+        self.assertAllEqual(shifted[:, 1:][inside[:, 1:]], targets[:, :-1][inside[:, 1:]])
+        self.assertAllEqual(blocks > 0, batch["target_weights"] > 0)
+        self.assertAllEqual(batch["block_ids"] > 0, batch["padding_mask"])
+        for name in ("token_ids", "targets"):
+            where = batch["block_ids" if name == "token_ids" else "decoder_block_ids"] == 0
+            self.assertAllEqual(batch[name][where], np.full(where.sum(), PAD))
+        self.assertGreater(blocks.max(), 3)
+        for i in range(len(blocks)):  # Both sides hold the same documents.
+            self.assertAllEqual(
+                np.unique(blocks[i][blocks[i] > 0]), np.unique(batch["block_ids"][i][batch["padding_mask"][i]])
+            )
+
+    def test_empty_and_one_token_documents(self):
+        objective = SpanCorruption(tokenizer(), 8)
+        empty = objective.prepare(example())
+        for name in ("padding_mask", "target_weights", "block_ids"):
+            self.assertFalse(np.any(empty[name]))
+        # Nothing is taken out of one token: what there is to tell is that nothing is missing.
+        objective = SpanCorruption(tokenizer(), 8, target_length=6)
+        one = objective.prepare(example([5], [6, 7]))
+        self.assertAllEqual(one["token_ids"], [5, EOS, 6, SIZE - 1, EOS, PAD, PAD, PAD])
+        self.assertAllEqual(one["targets"], [SIZE - 1, EOS, SIZE - 1, 7, EOS, PAD])
+        self.assertAllEqual(one["decoder_block_ids"], [1, 1, 2, 2, 2, 0])
+
+    def test_the_same_example_of_the_same_epoch_is_corrupted_alike(self):
+        objective, corpus = SpanCorruption(tokenizer(), 48), random_corpus(60, 40)
+
+        def read(first_step, num_steps, batch_size):
+            batches = pipeline.training_batches(
+                objective.rows(corpus),
+                objective,
+                batch_size=batch_size,
+                seed=3,
+                first_step=first_step,
+                num_steps=num_steps,
+            )
+            return list(batches.as_numpy_iterator())
+
+        whole, later, wide = read(0, 24, 2), read(16, 24, 2), read(0, 4, 12)
+        for one, two in zip(whole[16:], later, strict=True):
+            for name in one:
+                self.assertEqual(one[name].tobytes(), two[name].tobytes(), name)
+        for name in whole[0]:
+            one, two = (np.concatenate([batch[name] for batch in batches]) for batches in (whole, wide))
+            self.assertAllEqual(one, two)
+        row = example(np.arange(3, 45))
+        one, same, other = (objective.prepare(row | {"seed": tf.constant([seed, 2])}) for seed in (1, 1, 2))
+        self.assertAllEqual(one["token_ids"], same["token_ids"])
+        self.assertNotAllEqual(one["token_ids"], other["token_ids"])
+
+    def test_shapes_are_static(self):
+        ids = tf.TensorSpec([None], tf.int32)
+        signature = {"token_ids": ids, "block_ids": ids, "seed": tf.TensorSpec([2], tf.int32)}
+        for pack in (True, False):
+            objective = SpanCorruption(tokenizer(), 40, pack=pack)
+            outputs = tf.function(objective.prepare, input_signature=[signature]).get_concrete_function()
+            for name, spec in outputs.structured_outputs.items():
+                short = "decoder" in name or "target" in name
+                self.assertEqual(spec.shape, [objective.target_length if short else 40], name)
+            self.assertLessEqual(set(objective.inputs), set(outputs.structured_outputs))
+
+    def test_what_cannot_be(self):
+        with self.assertRaisesRegex(UserError, "39 sentinels"):
+            SpanCorruption(tokenizer(39), 1024)
+        for lacking in ("sentinel_ids", "eos_id", "pad_id"):
+            words = tokenizer()
+            delattr(words, lacking)
+            with self.assertRaisesRegex(UserError, "sentinels, padding"):
+                SpanCorruption(words, 64)
+        with self.assertRaisesRegex(UserError, "too short"):
+            SpanCorruption(tokenizer(), 64, target_length=1)
+
+
+class LossTest(tf.test.TestCase):
+    def model(self, name):
+        sizes = dict(vocab_size=SIZE, hidden_size=8, num_layers=2, num_heads=2, head_dim=4, intermediate_size=12)
+        sizes |= dict(dropout=0.0, attention_dropout=0.0)
+        model = tfzoo.build(name, **sizes, **({"max_positions": 64} if name == "bart_base" else {}))
+        randomize(model)
+        return model
+
+    def test_loss_and_metrics_against_numpy_document_by_document(self):
+        objective = SpanCorruption(tokenizer(), 32, target_length=16)
+        batch = batch_of(objective, random_corpus(9, 20))
+        self.assertGreater(batch["block_ids"].max(), 2)
+        for name in ("t5_small", "bart_base"):
+            model = self.model(name)
+            loss = hits = 0.0
+            for i, blocks in enumerate(batch["decoder_block_ids"]):
+                for block in range(1, blocks.max() + 1):
+                    source, part = batch["block_ids"][i] == block, blocks == block
+                    inputs = {
+                        "token_ids": batch["token_ids"][i, source][None],
+                        "decoder_token_ids": batch["decoder_token_ids"][i, part][None],
+                    }
+                    logits = model(inputs)["logits"][0].numpy().astype(np.float64)
+                    for row, target in zip(logits, batch["targets"][i, part], strict=True):
+                        loss += np.log(np.exp(row).sum()) - row[target]
+                        hits += np.argmax(row) == target
+            weight = np.sum(batch["decoder_block_ids"] > 0)
+            total, count = objective.loss(model, batch)
+            self.assertEqual(count, weight)
+            self.assertNear(total / count, loss / weight, 1e-5)  # Packed as by themselves.
+            metrics = objective.metrics(model, batch)
+            self.assertEqual(sorted(metrics), ["span_accuracy", "span_loss"])
+            self.assertAllClose(metrics["span_loss"], (loss, weight), 1e-5)
+            self.assertAllClose(metrics["span_accuracy"], (hits, weight))
+            self.assertIn(objective.main_metric, metrics)
+
+    def test_unpacked_rows(self):
+        objective, model = SpanCorruption(tokenizer(), 32, pack=False), self.model("t5_small")
+        batch = batch_of(objective, random_corpus(6, 25))
+        self.assertEqual(sorted(batch), sorted(FEATURES))
+        loss = count = 0.0
+        for i in range(len(batch["targets"])):
+            source, part = batch["padding_mask"][i], batch["target_weights"][i] > 0
+            alone = {name: batch[name][i : i + 1, source] for name in ("token_ids", "padding_mask")}
+            alone |= {n: batch[n][i : i + 1, part] for n in ("decoder_token_ids", "targets", "target_weights")}
+            one, weight = objective.loss(model, alone)
+            loss, count = loss + one, count + weight
+        total, weight = objective.loss(model, batch)
+        self.assertEqual(weight, count)
+        self.assertNear(total / weight, loss / count, 1e-5)
+
+    def test_baselines_have_the_same_names(self):
+        objective, corpus = SpanCorruption(tokenizer(), 48), random_corpus(60, 40)
+        found = objective.baselines(corpus.token_ids, [batch_of(objective, corpus)])["frequency"]
+        self.assertEqual(set(found), {"span_loss", "span_accuracy"})
+        # The first sentinel, or </s>, is the likeliest target where documents are short.
+        self.assertGreater(found["span_accuracy"], 0.1)
+
+
+if __name__ == "__main__":
+    tf.test.main()
