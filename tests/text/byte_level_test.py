@@ -158,9 +158,10 @@ class ByteLevelBPETest(tf.test.TestCase):
                 self.check_against_reference(tokenizer, ignore_merges=name == "llama3", nfc=name == "qwen2")
 
     def check_against_reference(self, tokenizer: ByteLevelBPE, ignore_merges: bool = False, nfc: bool = False):
-        oracle = reference(tokenizer, ignore_merges, nfc=nfc)
-        self.assertEqual(wrong(tokenizer, oracle, self.lines), [])
+        encodings = reference(tokenizer, ignore_merges, nfc=nfc).encode_batch(self.lines)
         ids = tokenizer.tokenize(self.lines)
+        got = ids.to_list()
+        self.assertEqual([ascii(t) for t, row, e in zip(self.lines, got, encodings) if row != e.ids], [])
         self.assertEqual(ids.dtype, tf.int32)
         back = [t.decode() for t in tokenizer.detokenize(ids).numpy()]
         self.assertEqual(back, [unicodedata.normalize("NFC", t) if nfc else t for t in self.lines])
@@ -169,8 +170,8 @@ class ByteLevelBPETest(tf.test.TestCase):
                 tokenizer.tokenize_with_offsets(self.lines)
             return
         same, starts, ends = (ragged.to_list() for ragged in tokenizer.tokenize_with_offsets(self.lines))
-        self.assertEqual(same, ids.to_list())
-        for i, encoding in enumerate(oracle.encode_batch(self.lines)):
+        self.assertEqual(same, got)
+        for i, encoding in enumerate(encodings):
             self.assertEqual(list(zip(starts[i], ends[i])), encoding.offsets, ascii(self.lines[i]))
 
     def test_the_released_vocabularies(self):
@@ -191,11 +192,16 @@ class ByteLevelBPETest(tf.test.TestCase):
         for line, ids, encoding in zip(self.lines, got, released.encode_batch(self.lines, add_special_tokens=False)):
             self.assertEqual(ids, encoding.ids, ascii(line))
 
-    def test_every_character_up_to_unicode_15_0(self):
-        # Newer characters depend on the version of Unicode that a library was built with.
-        self.assertGreaterEqual(tuple(map(int, unicodedata.unidata_version.split(".")[:2])), (14, 0))
-        characters = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Cs", "Co")]
-        self.assertGreater(len(characters), 140_000)
+    def test_every_character(self):
+        # All that this Python's Unicode knows, but of the blocks that hold thousands of one kind only some.
+        large = [(0x3400, 0xA48D), (0xAC00, 0xD7A4), (0x12000, 0x14647), (0x17000, 0x18D09), (0x20000, 0x3134B)]
+        characters = [
+            chr(c)
+            for c in range(0x110000)
+            if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co")
+            and (c % 32 == 0 or not any(first < c < end for first, end in large))
+        ]
+        self.assertGreater(len(characters), 25_000)
         for name in ("gpt2", "llama3"):  # Qwen2's pattern has the same classes.
             tokenizer = self.all[name]
             oracle = reference(tokenizer, name == "llama3")
@@ -350,21 +356,21 @@ class ByteLevelBPETest(tf.test.TestCase):
                 for name, tokenizer in self.kinds.items():
                     ids = tokenizer.tokenize(texts)
                     special = [tokenizer.vocab[i] for i in tokenizer.special_ids]
-                    asked = tokenizer.tokenize(texts, special=special)
                     outputs |= {f"{name}_ids": ids.flat_values, f"{name}_splits": ids.row_splits}
-                    outputs |= {f"{name}_asked": asked.flat_values, f"{name}_asked_splits": asked.row_splits}
+                    if name == "roberta":
+                        outputs |= {"asked": tokenizer.tokenize(texts, special=special).flat_values}
                     outputs |= {f"{name}_texts": tf.strings.to_hash_bucket_fast(tokenizer.detokenize(ids), 1 << 60)}
                     if name == "gpt2":
                         outputs |= {f"{name}_starts": tokenizer.tokenize_with_offsets(texts)[1].flat_values}
                 return outputs
 
-        server = Server(self.all)
-        here = {name: value.numpy() for name, value in server.serve(tf.constant(self.lines)).items()}
+        server, lines = Server(self.all), self.lines[:2000]  # Four in one: none may take another's model.
+        here = {name: value.numpy() for name, value in server.serve(tf.constant(lines)).items()}
         for name, tokenizer in self.all.items():
-            self.assertAllEqual(here[f"{name}_ids"], tokenizer.tokenize(self.lines).flat_values)
+            self.assertAllEqual(here[f"{name}_ids"], tokenizer.tokenize(lines).flat_values)
         folder = pathlib.Path(self.get_temp_dir())
         tf.saved_model.save(server, folder / "model")
-        (folder / "lines.json").write_text(json.dumps(self.lines))
+        (folder / "lines.json").write_text(json.dumps(lines))
         script = textwrap.dedent("""
             import json, sys
             import numpy as np
