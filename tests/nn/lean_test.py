@@ -180,7 +180,7 @@ class LeanAttentionTest(tf.test.TestCase):
         ours, full = map(int, result.stdout.split())
         scores = 8192**2 * 4
         self.assertLess(ours, scores / 3)
-        self.assertGreater(full, 2 * scores)  # Those it keeps, and their gradient: the measurement sees them.
+        self.assertGreater(full, 1.5 * scores)  # Those it keeps, and their gradient: the measurement sees them.
 
 
 def print_growth():

@@ -100,22 +100,22 @@ class Attention(keras.layers.Layer):
                 norm.build((None, None, None, self.head_dim))
         self.kernel.build()
 
-    def call(self, x, masking=None, rotary=None, memory=None, training=False):
-        """masking: a Mask. rotary: `rotary_tables`. memory: what to attend to, where it is not x itself."""
-        memory = x if memory is None else memory
-        query = self._split(self.query(x), self.num_heads, self.query_norm)
-        key = self._split(self.key(memory), self.num_kv_heads, self.key_norm)
-        value = self._split(self.value(memory), self.num_kv_heads)
+    def call(self, x, masking=None, rotary=None, memory=None, length=None, training=False):
+        """masking: a Mask. rotary: `rotary_tables`. memory: what to attend to, where it is not x itself. length: L,
+        where x is [B L, E], as a Stack has it."""
+        length = ops.shape(x)[1] if length is None else length
+        memory, memory_length = (x, length) if memory is None else (memory, ops.shape(memory)[1])
+        query = self._split(self.query(x), length, self.num_heads, self.query_norm)
+        key = self._split(self.key(memory), memory_length, self.num_kv_heads, self.key_norm)
+        value = self._split(self.value(memory), memory_length, self.num_kv_heads)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         if self.num_kv_heads < self.num_heads:
             key, value = (ops.repeat(t, self.num_heads // self.num_kv_heads, axis=1) for t in (key, value))
         result = self.kernel(query, key, value, masking=masking or Mask(), training=training)
-        shape = ops.shape(x)
-        joined = ops.reshape(ops.transpose(result, (0, 2, 1, 3)), (*shape[:2], self.num_heads * self.head_dim))
-        return self.output_projection(joined)
+        joined = (*ops.shape(x)[:-1], self.num_heads * self.head_dim)
+        return self.output_projection(ops.reshape(ops.transpose(result, (0, 2, 1, 3)), joined))
 
-    def _split(self, x, num_heads, norm=None):  # [B, L, H D] -> [B, H, L, D]
-        shape = ops.shape(x)
-        x = ops.reshape(x, (shape[0], shape[1], num_heads, self.head_dim))
+    def _split(self, x, length, num_heads, norm=None):  # [B, L, H D] or [B L, H D] -> [B, H, L, D]
+        x = ops.reshape(x, (-1, length, num_heads, self.head_dim))
         return ops.transpose(x if norm is None else norm(x), (0, 2, 1, 3))

@@ -43,13 +43,13 @@ class Dense(keras.layers.Dense):
 
     def call(self, inputs, training=None):
         shape = ops.shape(inputs)
-        x = ops.reshape(inputs, (-1, shape[-1]))
+        x = inputs if len(shape) == 2 else ops.reshape(inputs, (-1, shape[-1]))
         x = _matmul(x, read(self.kernel))
         if self.use_bias:
             x = tf.nn.bias_add(x, read(self.bias))
         if self.activation is not None:
             x = self.activation(x)
-        return ops.reshape(x, (*shape[:-1], self.units))
+        return x if len(shape) == 2 else ops.reshape(x, (*shape[:-1], self.units))
 
 
 @tf.custom_gradient
@@ -129,8 +129,9 @@ class _Norm(keras.layers.Layer):
 
     def call(self, x):
         shape = ops.shape(x)
-        y = self.normalize(ops.cast(ops.reshape(x, (-1, shape[-1])), "float32"))
-        return ops.reshape(ops.cast(y, x.dtype), shape)
+        flat = x if len(shape) == 2 else ops.reshape(x, (-1, shape[-1]))
+        y = ops.cast(self.normalize(ops.cast(flat, "float32")), x.dtype)
+        return y if len(shape) == 2 else ops.reshape(y, shape)
 
 
 class LayerNorm(_Norm):

@@ -76,15 +76,16 @@ class Block(keras.layers.Layer):
             if dropout is not None:
                 dropout.build()
 
-    def call(self, x, masking=None, rotary=None, memory=None, memory_masking=None, training=False):
-        """masking, memory_masking: Masks over x's and memory's own positions. memory [B, M, E]."""
+    def call(self, x, masking=None, rotary=None, memory=None, memory_masking=None, length=None, training=False):
+        """masking, memory_masking: Masks over x's and memory's own positions. memory [B, M, E]. length: L, where x is
+        [B L, E]."""
 
         def attend(x):
-            return self.attention(x, masking=masking, rotary=rotary, training=training)
+            return self.attention(x, masking=masking, rotary=rotary, length=length, training=training)
 
         def cross(x):
             assert self.cross_attention is not None
-            return self.cross_attention(x, masking=memory_masking, memory=memory, training=training)
+            return self.cross_attention(x, masking=memory_masking, memory=memory, length=length, training=training)
 
         if self.parallel:
             normal = self.self_norm(x)
@@ -152,7 +153,8 @@ class Stack(keras.layers.Layer):
         """padding_mask [B, L] and attention_mask [B, 1 or H, L, L]: True attends. position_ids [B, L], for rotary
         positions. memory [B, M, E], memory_padding_mask [B, M], memory_attention_mask [B, 1 or H, L, M]: what blocks
         with cross attention read."""
-        length = ops.shape(x)[1]
+        shape = ops.shape(x)
+        length = shape[1]
         bias = None if self.relative_bias is None else self.relative_bias(query_length=length, key_length=length)
         masking = Mask(padding_mask, attention_mask, bias, self.causal, self.config.window if self.causal else 0)
         memory_masking = Mask(memory_padding_mask, memory_attention_mask)
@@ -164,8 +166,9 @@ class Stack(keras.layers.Layer):
             rotary = rotary_tables(
                 self.config, ops.arange(length)[None] if position_ids is None else position_ids, x.dtype
             )
+        # One token a row: with no reshape in between, TensorFlow adds the residual within the matrix product.
+        x = ops.reshape(x, (-1, shape[2]))
+        shared = dict(masking=masking, rotary=rotary, memory=memory, memory_masking=memory_masking, length=length)
         for block in self.blocks:
-            x = block(
-                x, masking=masking, rotary=rotary, memory=memory, memory_masking=memory_masking, training=training
-            )
-        return x if self.norm is None else self.norm(x)
+            x = block(x, **shared, training=training)
+        return ops.reshape(x if self.norm is None else self.norm(x), shape)
