@@ -150,6 +150,7 @@ class PrepareTest(tf.test.TestCase):
                 objective = SpanCorruption(tokenizer(), length, pack=pack)
                 rows = objective.rows(corpus)
                 batch = batch_of(objective, corpus)
+                self.assertAllClose(rows.padding_share, 1 - batch["padding_mask"].mean())
                 for i in range(len(rows)):
                     tokens, blocks = rows.row(i)
                     for block in range(1, blocks.max() + 1):

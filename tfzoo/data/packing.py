@@ -23,8 +23,9 @@ class PackedRows:
         self,
         corpus: TokenizedCorpus,
         num_tokens: int,
-        extra: int = 0,
+        extra: int | Callable[[np.ndarray], np.ndarray] = 0,
         *,
+        longest: int | None = None,
         first_id: int | None = None,
         last_id: int | None = None,
         overlap: int = 0,
@@ -35,7 +36,9 @@ class PackedRows:
 
         Args:
           num_tokens: what fits in a row.
-          extra: each piece costs its tokens and these, for what the objective puts around it.
+          extra: each piece costs its tokens and these, for what the objective puts around it; or lengths of pieces,
+            int64 [N] -> how much more or less they cost, int64 [N].
+          longest: of pieces, in tokens; if None num_tokens, less extra where that is a number.
           first_id, last_id: tokens put before and after each document, and cut with it.
           overlap: how many of its last tokens a piece shares with the document's next one.
           also: further limits, each (limit, costs): lengths of pieces, int64 [N] -> costs, int64 [N], whose sum over
@@ -48,7 +51,8 @@ class PackedRows:
         self._corpus = corpus
         self._first, self._last = (np.array([] if i is None else [i], np.int32) for i in (first_id, last_id))
         lengths = np.diff(corpus.document_starts) + len(self._first) + len(self._last)
-        longest = num_tokens - extra
+        if longest is None:
+            longest = num_tokens - (0 if callable(extra) else extra)
         step = longest - overlap
         counts = np.maximum(-(-(lengths - overlap) // step), 1)
         # Of each piece: its document, and where it begins and ends there.
@@ -59,7 +63,9 @@ class PackedRows:
 
         sizes = self._ends - self._begins
         limits = np.array([num_tokens, *(limit for limit, _ in also)], np.int64)
-        costs = np.stack([sizes + extra, *(cost(sizes) for _, cost in also)], 1).astype(np.int64)
+        costs = np.stack(
+            [sizes + (extra(sizes) if callable(extra) else extra), *(cost(sizes) for _, cost in also)], 1
+        ).astype(np.int64)
         if np.any(costs > limits):
             raise ValueError(f"a piece of {longest} tokens costs {costs.max(0).tolist()} of {limits.tolist()}")
         if pack:

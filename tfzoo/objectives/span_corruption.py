@@ -102,11 +102,12 @@ class SpanCorruption:
 
     def rows(self, corpus: TokenizedCorpus) -> PackedRows:
         """What `prepare` takes its examples from: the documents of a row fit in both its lengths when corrupted."""
-        also = [
-            (self._length, lambda sizes: self._input_lengths[sizes]),
-            (self._target_length, lambda sizes: self._target_lengths[sizes]),
-        ]
-        return PackedRows(corpus, self._row_tokens, also=also, pack=self._pack)
+
+        def grown(sizes):  # By sentinels and </s>, less the noise.
+            return self._input_lengths[sizes] - sizes
+
+        also = [(self._target_length, lambda sizes: self._target_lengths[sizes])]
+        return PackedRows(corpus, self._length, grown, longest=self._row_tokens, also=also, pack=self._pack)
 
     def prepare(self, example):
         """One example of PackedRows -> features with static shapes (L sequence_length, T target_length).
