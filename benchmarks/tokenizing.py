@@ -40,7 +40,7 @@ def texts() -> dict[str, list[str]]:
         from tfzoo.data.corpus import load_corpus
 
         corpus = load_corpus("docstrings", cache_dir=os.path.expanduser("~/.cache/tfzoo"))
-        found = {"docstrings": ["\n".join(document) for document in itertools.islice(corpus.train, 5000)]}
+        found = {"docstrings": ["\n".join(document.sentences) for document in itertools.islice(corpus.train, 5000)]}
     else:
         data = pathlib.Path(os.environ["TFZOO_DATA"])
 
@@ -50,7 +50,8 @@ def texts() -> dict[str, list[str]]:
             return [s for part in parts for s in (part["context"], *(qa["question"] for qa in part["qas"]))]
 
         found = {
-            "wikitext-2": (data / "wikitext-2" / "valid.txt").read_text(encoding="utf-8").split("\n"),
+            # Its <unk>, written in a text, is a token to the library's T5.
+            "wikitext-2": (data / "wikitext-2" / "valid.txt").read_text("utf-8").replace("<unk>", "unk").split("\n"),
             "xquad de": xquad("de"),
             "xquad zh": xquad("zh"),
             "poems zh": (data / "chinese-poetry" / "tang.txt").read_text(encoding="utf-8").split("\n"),
