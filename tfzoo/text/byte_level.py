@@ -419,7 +419,7 @@ class ByteLevelBPE(tf.Module):
         letters = tf.strings.unicode_transcode(self._with_word_ends(texts), "ISO-8859-1", "UTF-8")
         letters = tf.strings.regex_replace(letters, r"\x{0}", _LATIN_NUL)
         if self._cuts:
-            letters = tf.strings.regex_replace(letters, self._cuts, rf"\1\3\5\7{_LATIN_WORD_END}\2\4\6\8")
+            letters = tf.strings.regex_replace(letters, self._cuts, rf"\1{_LATIN_WORD_END}\2")
         words = tf.strings.split(letters, _LATIN_WORD_END)
         ids = _look_up(words.flat_values, self._word_table, self._model.tokenize)
         return words.with_values(ids).merge_dims(1, 2)
@@ -511,24 +511,24 @@ def _last_merge(token: str, ranks: Mapping[tuple[str, str], int]) -> int:
 
 
 def _cuts(tokens: Iterable[bytes]) -> str:
-    """An expression over letters for two bytes, of which the second begins a character, that stand together in no
-    token. Its groups 1, 3, 5 and 7 are the first byte and 2, 4, 6 and 8 the second. Empty where there are none."""
+    """An expression over letters for two bytes, its groups, of which the second begins a character, that stand together
+    in no token. Empty where there are none."""
     together = np.zeros((256, 256), bool)
     for token in tokens:
         together[list(token[:-1]), list(token[1:])] = True
-    # RE2 puts back nine groups at most. Of first bytes times second bytes, four such products hold most pairs when
-    # second bytes of about equally many partners are together.
+    # A class of first bytes times a class of second bytes: the largest such product, where those second bytes are
+    # together that have the fewest partners. (Several products cut more, but their groups cost what that gains.)
     seconds = np.arange(0xC2, 0xF5)
     partners = together[0x80:0xC0, 0xC2:0xF5].sum(0)
-    groups = []
-    for least, most in ((0, 0), (1, 4), (5, 16), (17, 48)):
-        second = seconds[(partners >= least) & (partners <= most)]
-        first = 0x80 + np.flatnonzero(~together[0x80:0xC0, second].any(1))
-        if second.size and first.size:
-            classes = ["".join(f"\\x{{{byte:x}}}" for byte in chosen) for chosen in (first, second)]
-            groups.append(f"([{classes[0]}])([{classes[1]}])")
-    # Groups that are not there must still be groups.
-    return "|".join(groups + ["([^\\x{0}-\\x{10ffff}])([^\\x{0}-\\x{10ffff}])"] * (4 - len(groups))) if groups else ""
+    products = []
+    for most in np.unique(partners):
+        second = seconds[partners <= most]
+        products.append((0x80 + np.flatnonzero(~together[0x80:0xC0, second].any(1)), second))
+    first, second = max(products, key=lambda product: product[0].size * product[1].size)
+    if not first.size:
+        return ""
+    classes = ("".join(f"\\x{{{byte:x}}}" for byte in chosen) for chosen in (first, second))
+    return "".join(f"([{letters}])" for letters in classes)
 
 
 def _sentencepiece_model(vocab_size: int, tokens: Mapping[int, tuple[bytes, int]]) -> bytes:
