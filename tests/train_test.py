@@ -102,7 +102,7 @@ class FlagsTest(TrainCase):
             (r"--mask_rate=0.95: must be from 0.01 to 0.9\n", "--mask_rate=0.95"),
             (r"--optimizer=adamv: must be one of adamw, lamb, adafactor \(did you mean adamw", "--optimizer=adamv"),
             (r"--model=bert_smal: no such model \(did you mean bert_small\?\); python -m tf", "--model=bert_smal"),
-            (r"--model=gpt2: --objective=masked_lm needs an encoder", "--model=gpt2"),
+            (r"--model=gpt2: --objective=masked_lm needs an encoder, such as", "--model=gpt2"),
             (r"--model=roberta_base: it has no next-sentence head; add --nonext_sentence\n", "--model=roberta_base"),
             (r"--overrides=layers=2: unknown config field 'layers'", "--overrides=layers=2"),
             (r"--overrides=hiden_size=2: .*\(did you mean hidden_size\?\)\n", "--overrides=hiden_size=2"),
@@ -316,11 +316,11 @@ class RunTest(TrainCase):
         )
 
     def test_a_run_whose_folder_lost_a_part(self):
-        for name in ("corpus.json", "tokenizer/vocab.txt"):
+        for name, said in (("corpus.json", "corpus.json"), ("tokenizer/vocab.txt", "tokenizer: holds no tokenizer")):
             with self.subTest(name=name):
                 shutil.copytree(self.done, self.run_dir, symlinks=True)
                 (self.run_dir / name).unlink()
-                self.assert_error(rf".*{name}", *self.flags())
+                self.assert_error(rf".*{said}", *self.flags())
                 shutil.rmtree(self.run_dir)
 
     def test_sigterm_before_the_first_step_ends_at_once(self):

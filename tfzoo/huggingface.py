@@ -21,9 +21,9 @@ import tensorflow as tf
 from absl import logging
 
 from tfzoo import config as config_lib
-from tfzoo import files, models, nn, tensors, weights
+from tfzoo import files, models, nn, tensors, text, weights
 from tfzoo.errors import UserError, suggest
-from tfzoo.text.wordpiece import WordPiece
+from tfzoo.text import byte_level
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ACTIVATIONS = {
@@ -92,7 +92,16 @@ def load(
     model.hub_config = json.dumps(record)
     generation = folder / "generation_config.json"
     model.generation_config = json.dumps(tensors.read_json(generation)) if generation.exists() else ""
-    return model, WordPiece.from_folder(folder) if tokenizer and (folder / "vocab.txt").exists() else None
+    return model, _tokenizer(folder) if tokenizer else None
+
+
+def _tokenizer(folder: pathlib.Path):
+    """The folder's tokenizer; None where it has none, or only a tokenizer.json of a kind that tfzoo does not read."""
+    names = ("vocab.txt", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "characters.txt")
+    path = folder / "tokenizer.json"
+    if any((folder / name).exists() for name in names) or (path.exists() and byte_level.is_byte_level(path)):
+        return text.load(folder)
+    return None
 
 
 def save(

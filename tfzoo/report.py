@@ -6,37 +6,41 @@ import json
 import math
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from tfzoo import files
 
 
-def evaluation_table(step: int, figures: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
-    """The held-out figures, each beside what guessing and looking up one neighbour score."""
-    rows = [f"step {step:>6,}, held out       model  by frequency  by neighbour"]
-    for label, name, form in (
-        ("masked words right", "masked_lm_accuracy", "{:.2%}"),
-        ("perplexity", "masked_lm_perplexity", "{:.1f}"),
-        ("next sentence right", "next_sentence_accuracy", "{:.2%}"),
-    ):
+def evaluation_table(
+    step: int, figures: dict[str, float], baselines: dict[str, dict[str, float]], rows: Sequence[tuple[str, str, str]]
+) -> str:
+    """The held-out figures, each beside what guessing scores.
+
+    Args:
+      baselines: {"frequency": {name: value}, ...}; a perplexity is made of its loss.
+      rows: an objective's FIGURES: (label, name, format).
+    """
+    lines = [f"step {step:>6,}, held out       model" + "".join(f"{f'by {name}':>14}" for name in baselines)]
+    for label, name, form in rows:
         if name not in figures:
             continue
         guesses = []
         for baseline in baselines.values():
-            if name == "masked_lm_perplexity":
-                guesses.append(math.exp(baseline["masked_lm_loss"]))
-            else:
-                guesses.append(baseline.get(name, math.nan))
+            loss = baseline.get(name.replace("_perplexity", "_loss"), math.nan)
+            guesses.append(math.exp(loss) if name.endswith("_perplexity") else loss)
         cells = [form.format(value) for value in (figures[name], *guesses)]
-        rows.append(f"  {label:<20} {cells[0]:>10} {cells[1]:>13} {cells[2]:>13}")
-    return "\n".join(rows)
+        lines.append(f"  {label:<20} {cells[0]:>10}" + "".join(f"{cell:>14}" for cell in cells[1:]))
+    return "\n".join(lines)
 
 
 class MetricsLog:
     """metrics.jsonl, TensorBoard events and loss.png of a run, from `step` on."""
 
-    def __init__(self, run_dir: pathlib.Path, step: int):
+    def __init__(self, run_dir: pathlib.Path, step: int, figure: tuple[str, str, str]):
+        """figure: which of an objective's FIGURES the curve shows."""
         import tensorflow as tf
 
+        self._figure = figure
         self._path, self._png = run_dir / "metrics.jsonl", run_dir / "loss.png"
         # What a killed run logged after its last checkpoint will be logged again; its last line may be half one.
         kept = [record for record in read_metrics(self._path) if record["step"] <= step]
@@ -54,8 +58,8 @@ class MetricsLog:
                 if name != "step":
                     tf.summary.scalar(name, value)
         self._events.flush()
-        if "masked_lm_loss" in record:
-            plot(read_metrics(self._path), self._png)
+        if self._figure[1] in record:
+            plot(read_metrics(self._path), self._png, self._figure)
 
     def close(self) -> None:
         self._file.close()
@@ -72,29 +76,31 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
     return records
 
 
-def plot(records: list[dict], path: pathlib.Path) -> None:
-    """Draws the training loss and the held-out masked-word accuracy over the steps."""
+def plot(records: list[dict], path: pathlib.Path, figure_shown: tuple[str, str, str]) -> None:
+    """Draws the training loss and one held-out figure (label, name, format) over the steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    label, name, form = figure_shown
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left = figure.subplots()
     trained = [record for record in records if "loss" in record]
     left.plot([r["step"] for r in trained], [r["loss"] for r in trained], color="tab:blue", linewidth=1)
-    left.set(xlabel="step", title="Training loss and held-out accuracy")
+    left.set(xlabel="step", title=f"Training loss and held-out {label}")
     left.set_ylabel("training loss (nats)", color="tab:blue")
     left.grid(alpha=0.3)
-    evaluated = [record for record in records if "masked_lm_accuracy" in record]
+    percent = 100 if form.endswith("%}") else 1
+    evaluated = [record for record in records if name in record]
     right = left.twinx()
     right.plot(
         [r["step"] for r in evaluated],
-        [100 * r["masked_lm_accuracy"] for r in evaluated],
+        [percent * r[name] for r in evaluated],
         color="tab:orange",
         marker="o",
         markersize=3,
     )
-    right.set_ylabel("held-out masked words right (%)", color="tab:orange")
+    right.set_ylabel(f"held-out {label}{' (%)' if percent == 100 else ''}", color="tab:orange")
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
     files.atomic_write(path, image.getvalue())

@@ -3,7 +3,7 @@
 flags.cfg       every flag but run_dir: python -m tfzoo.train --flagfile=flags.cfg repeats the run
 config.json     {"model": name, "heads": [names], "config": TransformerConfig's fields}
 corpus.json     the corpus's fingerprint and counts
-tokenizer/      vocab.txt, tokenizer_config.json
+tokenizer/      in Hugging Face's layout: vocab.txt, or vocab.json and merges.txt, or spiece.model, ...
 checkpoints/    the newest few; best -> the one with the lowest held-out loss
 metrics.jsonl   one object a line; events for TensorBoard; loss.png
 """
@@ -13,10 +13,9 @@ import json
 import os
 import pathlib
 
-from tfzoo import checkpoint, files, huggingface, models
+from tfzoo import checkpoint, files, huggingface, models, text
 from tfzoo import config as config_lib
 from tfzoo.errors import UserError
-from tfzoo.text.wordpiece import WordPiece
 
 
 def write_config(run_dir: str | os.PathLike, name: str, model) -> None:
@@ -59,7 +58,7 @@ def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None 
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not a run's config; name a folder that tfzoo.train wrote") from None
-    tokenizer = WordPiece.from_folder(folder / "tokenizer")
+    tokenizer = text.load(folder / "tokenizer")
     if tokenizer.vocab_size != config.get("vocab_size"):
         raise UserError(
             f"{folder / 'tokenizer'} has {tokenizer.vocab_size} tokens, the model's vocab_size is "

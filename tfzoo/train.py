@@ -46,7 +46,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("enum", "precision", "float32", "What is computed in.", enum_values=["float32", "bfloat16", "float16"])
     define("enum", "strategy", "default", "tf.distribute strategy.", enum_values=["default", "one_device"])
     # Data.
-    define("enum", "objective", "masked_lm", "What is learned.", enum_values=["masked_lm"])
+    objectives = ["masked_lm", "causal", "span_corruption"]
+    define("enum", "objective", "masked_lm", "What is learned.", enum_values=objectives)
     define(
         "string",
         "corpus",
@@ -56,13 +57,18 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("string", "text_field", "text", "The field of a .jsonl object that holds the text.")
     define("enum", "bad_text", "strict", "What to do about bad input.", enum_values=["strict", "replace", "skip"])
     define("string", "cache_dir", None, "Where cleaned and tokenized text is kept; ~/.cache/tfzoo if not given.")
-    define("string", "vocab_file", None, "A vocab.txt; without it a vocabulary is trained on the corpus.")
+    kinds = ["wordpiece", "byte_level", "sentencepiece", "characters"]
+    define("enum", "tokenizer", "wordpiece", "The kind of tokenizer that is trained on the corpus.", enum_values=kinds)
+    define("string", "tokenizer_dir", None, "A folder with a tokenizer's files, to be taken in place of one trained.")
+    define("string", "vocab_file", None, "A vocab.txt, to be taken in place of a WordPiece vocabulary trained.")
     define("integer", "vocab_size", 8192, "Size of a vocabulary that is trained.", lower_bound=100)
-    define("bool", "lowercase", True, "Fold case and accents.")
+    define("bool", "lowercase", True, "WordPiece: fold case and accents.")
     define("integer", "sequence_length", 128, "Tokens in a row.", lower_bound=8)
-    define("float", "mask_rate", 0.15, "Share of the tokens to predict.", lower_bound=0.01, upper_bound=0.9)
-    define("bool", "whole_words", False, "Mask all pieces of a word together.")
-    define("bool", "next_sentence", True, "Predict also whether the second segment follows the first.")
+    define("float", "mask_rate", 0.15, "Share of the tokens to mask or corrupt.", lower_bound=0.01, upper_bound=0.9)
+    define("bool", "whole_words", False, "masked_lm: mask all pieces of a word together.")
+    define("bool", "next_sentence", True, "masked_lm: predict also whether the second segment follows the first.")
+    define("float", "mean_span", 3.0, "span_corruption: tokens in a span, on average.", lower_bound=1.0)
+    define("bool", "pack", True, "Several documents in a row, each attending to itself; not with next_sentence.")
     # Optimisation.
     define("integer", "steps", 1000, "Updates in all.", lower_bound=1)
     define("integer", "batch_size", 32, "Rows an update, over all replicas.", lower_bound=1)
@@ -119,32 +125,22 @@ def main(flags: absl_flags.FlagValues) -> int:
     from tfzoo import checkpoint, distribution, models, optim, runs
     from tfzoo import config as config_lib
     from tfzoo.data import pipeline
-    from tfzoo.data.pairs import PairRows
     from tfzoo.data.tokenized import cached
-    from tfzoo.objectives.baselines import masked_lm_baselines
-    from tfzoo.objectives.masked_lm import MaskedLM
 
     # ---------------------------------------------------------------- Data
     page, config = models.find(flags.model)
     overrides = config_lib.parse_overrides(",".join(flags.overrides), type(config))
     config_lib.from_mapping(vars(config) | overrides, type(config))  # Bad ones are reported before anything is read.
-    check_model(flags, page)
     cache_dir = pathlib.Path(flags.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
     corpus, tokenizer = read_corpus(flags, run_dir, cache_dir, resuming)
     config = config_lib.from_mapping(vars(config) | {"vocab_size": tokenizer.vocab_size} | overrides, type(config))
     check_sizes(flags, config, tokenizer)
 
-    objective = MaskedLM(
-        tokenizer,
-        flags.sequence_length,
-        mask_rate=flags.mask_rate,
-        whole_words=flags.whole_words,
-        next_sentence=flags.next_sentence,
-    )
+    objective = make_objective(flags, tokenizer)
+    check_model(flags, page, objective)
     train_corpus = cached(corpus.train, tokenizer, corpus.fingerprint + "train", cache_dir)
     held_out = cached(corpus.held_out, tokenizer, corpus.fingerprint + "held_out", cache_dir)
-    train_rows = PairRows(train_corpus, objective.row_tokens, pairs=flags.next_sentence)
-    held_out_rows = PairRows(held_out, objective.row_tokens, pairs=flags.next_sentence)
+    train_rows, held_out_rows = objective.rows(train_corpus), objective.rows(held_out)
     for name, rows in (("training", train_rows), ("held-out", held_out_rows)):
         if not len(rows):
             raise UserError(f"--corpus={flags.corpus}: its {name} part holds no words; give more text")
@@ -199,13 +195,13 @@ def main(flags: absl_flags.FlagValues) -> int:
         record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
         files.atomic_write(run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
     cli.write_flags(flags, run_dir / "flags.cfg", leave_out=("run_dir", "resume", "cache_dir"))
-    metrics = report.MetricsLog(run_dir, step)
+    metrics = report.MetricsLog(run_dir, step, objective.FIGURES[0])
     print(
         f"{flags.model}: {model.count_params():,} parameters; {len(train_corpus.token_ids):,} tokens in "
         f"{len(train_rows):,} rows to train on, {len(held_out.token_ids):,} held out; "
         f"{flags.steps * flags.batch_size / len(train_rows):.1f} epochs"
     )
-    baselines = masked_lm_baselines(np.asarray(train_corpus.token_ids), list(evaluation.as_numpy_iterator()), tokenizer)
+    baselines = objective.baselines(np.asarray(train_corpus.token_ids), list(evaluation.as_numpy_iterator()))
     if resuming:
         print(f"going on at step {step:,} of {flags.steps:,}" + ("" if restored else ": no checkpoint was saved"))
 
@@ -264,9 +260,9 @@ def main(flags: absl_flags.FlagValues) -> int:
             if due(flags.evaluate_every):
                 figures = evaluate(evaluation)
                 metrics.write({"step": step} | figures)
-                bar.print(report.evaluation_table(step, figures, baselines))
-                if best is None or figures["masked_lm_loss"] < best:
-                    best, best_step = figures["masked_lm_loss"], step
+                bar.print(report.evaluation_table(step, figures, baselines, objective.FIGURES))
+                if best is None or figures[objective.main_metric] < best:
+                    best, best_step = figures[objective.main_metric], step
                     save()
                     checkpoints.mark_best(step)
                 measured_step, measured_at = step, time.monotonic()  # An evaluation is no training time.
@@ -319,8 +315,9 @@ def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
 
 def read_corpus(flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: pathlib.Path, resuming: bool):
     """(corpus, tokenizer); a resumed run must find the text that it began with."""
+    from tfzoo import text
     from tfzoo.data.corpus import load_corpus
-    from tfzoo.data.tokenized import cached_vocabulary
+    from tfzoo.data.tokenized import cached_tokenizer
     from tfzoo.text.wordpiece import WordPiece
 
     corpus = load_corpus(flags.corpus, cache_dir=cache_dir, text_field=flags.text_field, policy=flags.bad_text)
@@ -337,19 +334,55 @@ def read_corpus(flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: 
                 f"(fingerprint {before[:12]}, now {corpus.fingerprint[:12]}); "
                 "restore the packages or files, or name a new --run_dir"
             )
-        return corpus, WordPiece.from_folder(run_dir / "tokenizer")
+        return corpus, text.load(run_dir / "tokenizer")
     if flags.vocab_file:
         return corpus, WordPiece.from_file(flags.vocab_file, flags.lowercase)
-    return corpus, WordPiece(cached_vocabulary(corpus, flags.vocab_size, flags.lowercase, cache_dir), flags.lowercase)
+    if flags.tokenizer_dir:
+        return corpus, text.load(flags.tokenizer_dir)
+    return corpus, cached_tokenizer(corpus, flags.tokenizer, flags.vocab_size, flags.lowercase, cache_dir)
 
 
-def check_model(flags: absl_flags.FlagValues, page) -> None:
-    """Raises UserError where a model cannot be trained by the objective."""
-    if "masked_positions" not in page.Model.INPUTS:
-        raise UserError(
-            f"--model={flags.model}: --objective=masked_lm needs an encoder, such as bert_small or roberta_base"
+def make_objective(flags: absl_flags.FlagValues, tokenizer):
+    """The objective that the flags name."""
+    if flags.objective == "masked_lm":
+        from tfzoo.objectives.masked_lm import MaskedLM
+
+        return MaskedLM(
+            tokenizer,
+            flags.sequence_length,
+            mask_rate=flags.mask_rate,
+            whole_words=flags.whole_words,
+            next_sentence=flags.next_sentence,
+            pack=flags.pack,
         )
-    if flags.next_sentence and "next_sentence" not in page.Model.HEADS:
+    if flags.objective == "causal":
+        from tfzoo.objectives.causal import Causal
+
+        return Causal(tokenizer, flags.sequence_length, pack=flags.pack)
+    from tfzoo.objectives.span_corruption import SpanCorruption
+
+    return SpanCorruption(
+        tokenizer,
+        flags.sequence_length,
+        noise_density=flags.mask_rate,
+        mean_span_length=flags.mean_span,
+        pack=flags.pack,
+    )
+
+
+def check_model(flags: absl_flags.FlagValues, page, objective) -> None:
+    """Raises UserError where a model cannot be trained by the objective."""
+    from tfzoo import nn
+
+    kind, what, example = {
+        "masked_lm": (nn.EncoderModel, "an encoder", "bert_small or roberta_base"),
+        "causal": (nn.DecoderModel, "a causal decoder", "gpt2 or llama_tiny"),
+        "span_corruption": (nn.EncoderDecoderModel, "an encoder-decoder", "t5_small or bart_base"),
+    }[flags.objective]
+    reads_masks = flags.objective != "masked_lm" or "masked_positions" in page.Model.INPUTS
+    if not issubclass(page.Model, kind) or not reads_masks:
+        raise UserError(f"--model={flags.model}: --objective={flags.objective} needs {what}, such as {example}")
+    if set(objective.heads) - set(page.Model.HEADS):
         raise UserError(f"--model={flags.model}: it has no next-sentence head; add --nonext_sentence")
 
 
@@ -454,7 +487,7 @@ def make_evaluation(strategy, model, objective):
         return figures | {
             name.replace("_loss", "_perplexity"): math.exp(min(value, 700.0))
             for name, value in figures.items()
-            if name == "masked_lm_loss"
+            if name == objective.main_metric
         }
 
     return evaluate

@@ -69,18 +69,32 @@ class TokenizeTest(tf.test.TestCase):
         self.check(tokenized.cached(DOCUMENTS, self.tokenizer, "f", folder))
 
 
-class VocabularyTest(tf.test.TestCase):
+class TokenizerTest(tf.test.TestCase):
     def test_trained_on_the_training_part_and_kept(self):
         folder = self.enterContext(tempfile.TemporaryDirectory())
-        train = [Document("x", ["apple banana"] * 5)]
+        train = [Document("x", ["apple banana " * 3] * 5)]
         corpus = Corpus("c", "f" * 64, train, [Document("y", ["cherry"] * 50)], {})
-        vocab = tokenized.cached_vocabulary(corpus, 100, True, folder)
-        self.assertIn("apple", vocab)
-        self.assertNotIn("cherry", vocab)
-        with mock.patch.object(tokenized, "train_wordpiece", side_effect=AssertionError("trained")):
-            self.assertEqual(tokenized.cached_vocabulary(corpus, 100, True, folder), vocab)
-            with self.assertRaisesRegex(AssertionError, "trained"):
-                tokenized.cached_vocabulary(corpus, 100, False, folder)
+        for kind in tokenized.TOKENIZERS:
+            with self.subTest(kind):
+                tokenizer = tokenized.cached_tokenizer(corpus, kind, 400, True, folder)
+                ids = tokenizer.tokenize(tf.constant(["apple banana", "cherry"]))
+                self.assertEqual(tokenizer.detokenize(ids)[0], b"apple banana")
+                if kind == "wordpiece":
+                    self.assertEqual(len(ids[0]), 2)
+                    self.assertAllEqual(ids[1], [tokenizer.unknown_id])
+                with mock.patch.object(tokenized, "train_tokenizer", side_effect=AssertionError("trained")):
+                    again = tokenized.cached_tokenizer(corpus, kind, 400, True, folder)
+                    self.assertEqual(again.fingerprint(), tokenizer.fingerprint())
+                    with self.assertRaisesRegex(AssertionError, "trained"):
+                        tokenized.cached_tokenizer(corpus, kind, 401, True, folder)
+
+    def test_sentences_stay_apart_where_spaces_are_kept(self):
+        documents = [Document("x", ["One two.", "Three."]), Document("y", ["Four."])]
+        for kind in ("byte_level", "characters"):
+            tokenizer = tokenized.train_tokenizer(kind, ["One two. Three. Four."], 300, False)
+            corpus = tokenized.tokenize(documents, tokenizer)
+            texts = tokenizer.detokenize(tf.RaggedTensor.from_row_splits(corpus.token_ids, corpus.document_starts))
+            self.assertAllEqual(texts, [b"One two. Three.", b"Four."])
 
 
 if __name__ == "__main__":

@@ -5,15 +5,21 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
 
-from tfzoo import files
+from tfzoo import files, text
 from tfzoo.data.corpus import Corpus, Document
-from tfzoo.text.training import train_wordpiece
+from tfzoo.errors import UserError
+from tfzoo.text import training
+from tfzoo.text.byte_level import ByteLevelBPE
+from tfzoo.text.characters import Characters
+from tfzoo.text.sentencepiece import SentencePiece
+from tfzoo.text.wordpiece import WordPiece
 
-_VERSION = 1  # Part of the cache's key: raise it when the arrays change their meaning.
+_VERSION = 2  # Part of the cache's key: raise it when the arrays change their meaning.
 _BATCH = 4096  # Sentences tokenized at a time.
 
 
@@ -31,8 +37,14 @@ class TokenizedCorpus:
 
 
 def tokenize(documents: list[Document], tokenizer) -> TokenizedCorpus:
-    """Tokenizes sentence by sentence, in order."""
-    sentences = [sentence for document in documents for sentence in document.sentences]
+    """Tokenizes sentence by sentence, in order.
+
+    A tokenizer that keeps spaces gets one before every sentence but a document's first.
+    """
+    space = " " if isinstance(tokenizer, ByteLevelBPE | Characters) else ""
+    sentences = [
+        (space if i else "") + sentence for document in documents for i, sentence in enumerate(document.sentences)
+    ]
     encode = tf.function(
         lambda texts: _values_and_lengths(tokenizer.tokenize(texts)),
         input_signature=[tf.TensorSpec([None], tf.string)],
@@ -84,16 +96,48 @@ def cached(documents: list[Document], tokenizer, fingerprint: str, cache_dir: st
     return corpus
 
 
-def cached_vocabulary(corpus: Corpus, vocab_size: int, lowercase: bool, cache_dir: str | os.PathLike) -> list[str]:
-    """A WordPiece vocabulary trained on the corpus's training part, or the one kept from the last time."""
-    key = hashlib.sha256(f"{_VERSION} {corpus.fingerprint} {vocab_size} {lowercase}".encode()).hexdigest()[:24]
-    path = pathlib.Path(cache_dir, f"vocabulary-{key}.json")
+TOKENIZERS = ("wordpiece", "byte_level", "sentencepiece", "characters")
+_SENTINELS = 100  # T5's
+
+
+def cached_tokenizer(corpus: Corpus, kind: str, vocab_size: int, lowercase: bool, cache_dir: str | os.PathLike):
+    """A tokenizer trained on the corpus's training part, or the one kept from the last time.
+
+    Args:
+      kind: one of TOKENIZERS.
+      vocab_size: at most that many tokens; of characters, all that there are.
+      lowercase: of wordpiece: fold case and accents.
+    """
+    key = hashlib.sha256(f"{_VERSION} {corpus.fingerprint} {kind} {vocab_size} {lowercase}".encode()).hexdigest()[:24]
+    folder = pathlib.Path(cache_dir, f"tokenizer-{key}")
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return text.load(folder)
+    except UserError:
         pass
-    sentences = (sentence for document in corpus.train for sentence in document.sentences)
-    vocab = train_wordpiece(sentences, vocab_size, lowercase)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.atomic_write(path, json.dumps(vocab, ensure_ascii=False))
-    return vocab
+    tokenizer = train_tokenizer(
+        kind, (sentence for document in corpus.train for sentence in document.sentences), vocab_size, lowercase
+    )
+    if folder.exists():
+        files.remove_folder(folder)
+    try:
+        with files.atomic_folder(folder) as partial:
+            tokenizer.save(partial)
+    except FileExistsError:
+        pass  # Another run has just written the same.
+    return tokenizer
+
+
+def train_tokenizer(kind: str, sentences: Iterable[str], vocab_size: int, lowercase: bool):
+    """A tokenizer of a kind, one of TOKENIZERS, trained on sentences."""
+    if kind == "wordpiece":
+        return WordPiece(training.train_wordpiece(sentences, vocab_size, lowercase), lowercase)
+    if kind == "byte_level":
+        return ByteLevelBPE(
+            *training.train_byte_level(sentences, vocab_size, (END_OF_TEXT,)), special_tokens=(END_OF_TEXT,)
+        )
+    if kind == "sentencepiece":
+        return SentencePiece(training.train_sentencepiece(sentences, vocab_size - _SENTINELS), sentinels=_SENTINELS)
+    return Characters(training.train_characters(sentences, ("<unk>",)))  # Held-out text may have others.
+
+
+END_OF_TEXT = "<|endoftext|>"
