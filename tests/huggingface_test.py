@@ -149,7 +149,7 @@ class RefusedTest(FolderCase):
         self.refused(self.copy(change={name: lambda a: np.full_like(a, np.nan)}), name, "is nan at")
         other = {"cls.predictions.decoder.weight": np.ones((53, 16), np.float32)}
         self.refused(self.copy(change=other), "cls.predictions.decoder.weight", "differ")
-        self.refused(self.copy(config={"num_hidden_layers": 1}), "not used: bert.encoder.layer.1.attention")
+        self.refused(self.copy(config={"num_hidden_layers": 1}), "1 layers of the encoder", "tensors are of 2")
 
     def test_configs_that_do_not_fit(self):
         self.refused(self.copy(config={"model_type": "brt"}), "config.json", "'brt'", "did you mean bert")
@@ -160,7 +160,8 @@ class RefusedTest(FolderCase):
         self.refused(self.copy(config={"hidden_size": "16"}), "hidden_size ('16')", "of type int")
         self.refused(self.copy(config={"hidden_size": 10**6, "num_attention_heads": 2}), "shape")
         self.refused(self.copy(config={"hidden_size": 10**9}), "hidden_size", "must be from 1 to 1,000,000")
-        self.refused(self.copy(config={"num_hidden_layers": 9999}), "num_layers (9,999)", "number of tensors")
+        self.refused(self.copy(config={"num_hidden_layers": 9999}), "9,999 layers", "tensors are of 2")
+        self.refused(self.copy(config={"num_hidden_layers": 25}), "25 layers of the encoder", "tensors are of 2")
         self.refused(self.copy(config={"vocab_size": 10**7}), "[53, 16]", "[10000000, 16]")
         for text, message in (("[]", "not an object"), ("{", "JSON"), ('{"a": NaN}', "NaN"), ("[" * 99999, "JSON")):
             folder = self.copy()

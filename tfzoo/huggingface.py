@@ -73,12 +73,7 @@ def load(
     heads = _heads(path, record, page) if heads is None else tuple(heads)
     arguments = dict(heads=heads, num_labels=num_labels or _num_labels(record, page), pool=pool)
     with tensors.open_folder(folder) as file:
-        layers = 0 if config.share_layers else config.num_layers + config.num_decoder_layers
-        if layers > len(file):
-            raise UserError(
-                f"{path}: num_layers ({layers:,}) exceeds the number of tensors in the folder ({len(file):,}); "
-                f"the two must be of one model"
-            )
+        weights.check_layers(config, file, page, folder)
         # Variables of a graph have shapes and no memory.
         with tf.Graph().as_default(), nn.zero_initializers():
             skeleton = page.Model(config, **arguments)

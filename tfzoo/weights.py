@@ -241,6 +241,33 @@ class Account:
     not_assigned: list[str]  # Slots of heads that the file knows nothing of.
 
 
+def check_layers(config, file, page, where) -> None:
+    """Compares the number of layers with the indices in the names of a Hugging Face file, which costs next to nothing:
+    a model of thousands of layers need not be laid out to be refused.
+
+    Raises:
+      UserError: the file has more layers than the config, or fewer.
+    """
+    prefix = getattr(page, "PREFIX", "")
+    counts = {"encoder": config.num_layers, "decoder": config.num_decoder_layers or config.num_layers}
+    found: dict[str, int] = {}
+    for name, value in (page.WEIGHTS or {}).items():
+        path = getattr(value, "paths", [getattr(value, "path", value)])[0] if not isinstance(value, Mapping) else ""
+        if "{}" in name and isinstance(path, str) and "/layer_{}" in path:
+            pattern = re.compile(re.escape(name).replace(r"\{\}", r"(\d+)") + r"(?:\.\w+)?")
+            tower = path.partition("/")[0]
+            for stored in file.names:
+                match = pattern.fullmatch(stored) or pattern.fullmatch(prefix + stored)
+                if match:
+                    found[tower] = max(found.get(tower, 0), int(match[1]) + 1)
+    for tower, count in found.items():
+        if count != counts[tower]:
+            raise UserError(
+                f"{where}: config.json says {counts[tower]:,} layers of the {tower}, and the tensors are of {count:,}; "
+                f"the two must be of one model"
+            )
+
+
 def account(
     slots: Sequence[Slot], file, page, where, fresh_heads: bool = False, naming: Naming = HUGGING_FACE
 ) -> Account:
