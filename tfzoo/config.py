@@ -14,6 +14,7 @@ BIASES = ("all", "qkv", "none")
 NORMS = ("layer", "rms")
 POSITIONS = ("learned", "sinusoidal", "sinusoidal_concat", "relative", "rotary", "none")
 POSITION_INITIALIZERS = ("normal", "sinusoidal")
+ATTENTION_INITIALIZERS = ("independent", "alike")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,9 @@ class TransformerConfig:
     attention: str = "full"  # lean: the same numbers in less memory; favor: linear in the length.
     num_features: int = 256  # For attention="favor".
     window: int = 0  # Keys that a causal query sees, itself included; 0: all before it.
+    # alike: the four matrices begin as one, where their shapes are one. A token then begins by attending to those like
+    # itself, with sinusoidal positions to its neighbours (compare Trockman & Kolter 2023, Mimetic Initialization).
+    attention_initializer: str = "independent"
     scale_scores: bool = True  # Scores divided by sqrt(head_dim).
     qk_norm: bool = False  # Queries and keys are normalised, head by head.
 
@@ -143,6 +147,7 @@ _BOUNDS = {
 _CHOICES = {
     "activation": ACTIVATIONS,
     "attention": ATTENTION,
+    "attention_initializer": ATTENTION_INITIALIZERS,
     "biases": BIASES,
     "norm": NORMS,
     "positions": POSITIONS,

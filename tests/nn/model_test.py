@@ -143,6 +143,17 @@ class HeadsTest(tf.test.TestCase):
                     self.assertLess(np.mean(one.numpy() == two.numpy()), 0.1, (one.path, two.path))
 
 
+class AlikeTest(tf.test.TestCase):
+    def test_attention_may_begin_as_one_matrix(self):
+        model = Encoder(config(attention_initializer="alike"))
+        attention = model.encoder.stack.blocks[0].attention
+        for layer in (attention.key, attention.value, attention.output_projection):
+            self.assertAllEqual(layer.kernel, attention.query.kernel)
+        grouped = Encoder(config(attention_initializer="alike", num_kv_heads=1)).encoder.stack.blocks[0].attention
+        self.assertAllEqual(grouped.key.kernel, grouped.value.kernel)
+        self.assertNotAllEqual(attention.query.kernel, model.encoder.stack.blocks[0].mlp.up.kernel[:, :8])
+
+
 class DecoderTest(tf.test.TestCase):
     def test_equals_the_formulas(self):
         for overrides in (dict(norm_first=True, num_layers=2), dict(num_kv_heads=1, head_dim=6, tie_embeddings=False)):

@@ -74,8 +74,16 @@ class Attention(keras.layers.Layer):
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads or config.num_heads
         self.head_dim = config.head_dim or config.hidden_size // config.num_heads
+        shared = make_initializer(config)  # One initializer gives the same numbers wherever the shape is the same.
+        alike = config.attention_initializer == "alike"
         self.query, self.key, self.value, self.output_projection = (
-            Dense(size, use_bias=use_bias, kernel_initializer=make_initializer(config), dtype=policy, name=name)
+            Dense(
+                size,
+                use_bias=use_bias,
+                kernel_initializer=shared if alike else make_initializer(config),
+                dtype=policy,
+                name=name,
+            )
             for name, size, use_bias in (
                 ("query", self.num_heads * self.head_dim, config.biases != "none"),
                 ("key", self.num_kv_heads * self.head_dim, config.biases != "none"),
