@@ -23,7 +23,6 @@ from tfzoo.data import pipeline, tokenized
 from tfzoo.data.corpus import load_corpus
 from tfzoo.data.pairs import PairRows
 from tfzoo.objectives.masked_lm import MaskedLM
-from tfzoo.text.wordpiece import WordPiece
 
 ROUNDS, BATCHES, STEPS = 5, 400, 3
 
@@ -32,7 +31,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(2)
     cache_dir = os.path.expanduser("~/.cache/tfzoo")
     corpus = load_corpus("docstrings", cache_dir=cache_dir)
-    tokenizer = WordPiece(tokenized.cached_vocabulary(corpus, 8192, True, cache_dir))
+    tokenizer = tokenized.cached_tokenizer(corpus, "wordpiece", 8192, True, cache_dir)
     objective = MaskedLM(tokenizer, peers.SEQUENCE_LENGTH)
     rows = PairRows(
         tokenized.cached(corpus.train, tokenizer, corpus.fingerprint + "train", cache_dir), objective.row_tokens

@@ -542,6 +542,7 @@ class Rotations:
 
     def clear(self, vectors: torch.Tensor, num_buckets: int | list[int], shape: tuple[int, ...]) -> torch.Tensor:
         factors = [num_buckets] if isinstance(num_buckets, int) else list(num_buckets)
+        assert self.draw is not None
         while True:
             drawn = torch.from_numpy(self.draw.random.standard_normal(shape, np.float32))
             rotated = torch.einsum("bmtd,mdhr->bmhtr", vectors.detach(), drawn.to(vectors.dtype))
