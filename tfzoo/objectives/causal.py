@@ -9,7 +9,7 @@ from tfzoo.objectives import shared
 _END_OF_TEXT = "<|endoftext|>"
 
 
-class Causal:
+class Causal(shared.TokenTargets):
     """Predicts the next token of a document, and that it ends where the tokenizer has a token for the end of a text.
 
     A document's first token is predicted if the tokenizer has one for the beginning. A document longer than a row is
@@ -31,6 +31,7 @@ class Causal:
         target_weights  [ 1,  1,  1,  1,  1]
     """
 
+    name = "causal"
     heads = ("lm",)
     FIGURES = (("next tokens right", "causal_accuracy", "{:.2%}"), ("perplexity", "causal_perplexity", "{:.2f}"))
     main_metric = "causal_loss"
@@ -77,22 +78,3 @@ class Causal:
             features["block_ids"] = shared.pad(block_ids, self._length, 0)
             features["position_ids"] = shared.pad(shared.positions_in(block_ids), self._length, 0)
         return features
-
-    def loss(self, model, batch, training=True):
-        """(sum, weight): cross-entropy in nats over all targets, and their number."""
-        weights = batch["target_weights"]
-        words, _ = shared.cross_entropy(shared.forward(model, batch, training)["logits"], batch["targets"])
-        return tf.reduce_sum(words * weights), tf.reduce_sum(weights)
-
-    def metrics(self, model, batch):
-        """causal_loss, causal_accuracy, each (sum, weight)."""
-        weights = batch["target_weights"]
-        words, hits = shared.cross_entropy(shared.forward(model, batch, training=False)["logits"], batch["targets"])
-        return {
-            "causal_loss": (tf.reduce_sum(words * weights), tf.reduce_sum(weights)),
-            "causal_accuracy": (tf.reduce_sum(hits * weights), tf.reduce_sum(weights)),
-        }
-
-    def baselines(self, train_ids, batches) -> dict[str, dict[str, float]]:
-        """What guessing by frequency scores: `shared.frequency_baseline`."""
-        return shared.frequency_baseline(train_ids, batches, self._tokenizer, "causal")

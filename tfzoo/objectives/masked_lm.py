@@ -152,7 +152,7 @@ class MaskedLM:
         word = tf.cumsum(tf.cast(begins, tf.int32)) - 1
         pieces = tf.math.bincount(word, minlength=0)
         owners, scores = tf.boolean_mask(blocks, begins), tf.boolean_mask(scores, begins)
-        by_score = tf.argsort(2 * tf.cast(owners, tf.float64) + tf.cast(scores, tf.float64), stable=True)
+        by_score = shared.order_by_score(scores, owners)
 
         def take(state, index):
             taken, _, block = state

@@ -44,13 +44,18 @@ def frame(token_ids, block_ids, first_id: int | None = None, last_id: int | None
     return framed, framed_blocks
 
 
+def order_by_score(scores, block_ids):
+    """Indices [N] by block, and in each block by score. scores: float [N], from -0.5 on and below 1."""
+    # One sort does both; float64 holds both exactly.
+    return tf.argsort(2 * tf.cast(block_ids, tf.float64) + tf.cast(scores, tf.float64), stable=True)
+
+
 def draw(scores, block_ids, counts):
     """Of each block the counts[block - 1] items with the least scores: bool [N].
 
-    scores: float [N], from -0.5 on and below 1. counts: int32 [D].
+    scores: as of order_by_score. counts: int32 [D].
     """
-    # One sort orders by block, then by score; float64 holds both exactly.
-    order = tf.argsort(2 * tf.cast(block_ids, tf.float64) + tf.cast(scores, tf.float64), stable=True)
+    order = order_by_score(scores, block_ids)
     # In that order each place has the block that it has in the row.
     taken = positions_in(block_ids) < tf.gather(counts, block_ids - 1)
     return tf.scatter_nd(order[:, None], tf.cast(taken, tf.int32), [tf.size(scores)]) > 0
@@ -65,6 +70,34 @@ def cross_entropy(logits, labels):
 def forward(model, batch, training):
     """The model's outputs for those of its inputs that a batch has."""
     return model({name: batch[name] for name in model.INPUTS if name in batch}, training=training)
+
+
+class TokenTargets:
+    """What an objective with a target for each token does with its batches: they hold `targets`, `target_weights`.
+
+    A subclass sets `name`, which its metrics begin with, and `_tokenizer`.
+    """
+
+    name: str
+
+    def loss(self, model, batch, training=True):
+        """(sum, weight): cross-entropy in nats over all targets, and their number."""
+        weights = batch["target_weights"]
+        words, _ = cross_entropy(forward(model, batch, training)["logits"], batch["targets"])
+        return tf.reduce_sum(words * weights), tf.reduce_sum(weights)
+
+    def metrics(self, model, batch):
+        """NAME_loss, NAME_accuracy, each (sum, weight)."""
+        weights = batch["target_weights"]
+        words, hits = cross_entropy(forward(model, batch, training=False)["logits"], batch["targets"])
+        return {
+            f"{self.name}_loss": (tf.reduce_sum(words * weights), tf.reduce_sum(weights)),
+            f"{self.name}_accuracy": (tf.reduce_sum(hits * weights), tf.reduce_sum(weights)),
+        }
+
+    def baselines(self, train_ids, batches) -> dict[str, dict[str, float]]:
+        """What guessing by frequency scores: `frequency_baseline`."""
+        return frequency_baseline(train_ids, batches, self._tokenizer, self.name)
 
 
 def frequency_baseline(train_ids: np.ndarray, batches, tokenizer, name: str) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ from tfzoo.errors import UserError
 from tfzoo.objectives import shared
 
 
-class SpanCorruption:
+class SpanCorruption(shared.TokenTargets):
     """Replaces spans, 15% of the tokens and 3 long on average, by sentinels; the targets are sentinels and spans.
 
     Of a document of n tokens round(0.15 n) are noise, at least one and at most n - 1, in round(noise / 3) spans, at
@@ -33,6 +33,7 @@ class SpanCorruption:
     padded to sequence_length and target_length.
     """
 
+    name = "span"
     heads = ("lm",)
     FIGURES = (("span tokens right", "span_accuracy", "{:.2%}"), ("perplexity", "span_perplexity", "{:.2f}"))
     main_metric = "span_loss"
@@ -166,25 +167,6 @@ class SpanCorruption:
         tokens = tf.where(begins > 0, tf.gather(self._sentinels, tf.maximum(number, 0)), tokens)
         kept = ~(replaced & goes_on)
         return tf.boolean_mask(tokens, kept), tf.boolean_mask(blocks, kept)
-
-    def loss(self, model, batch, training=True):
-        """(sum, weight): cross-entropy in nats over all targets, sentinels and </s> too, and their number."""
-        weights = batch["target_weights"]
-        words, _ = shared.cross_entropy(shared.forward(model, batch, training)["logits"], batch["targets"])
-        return tf.reduce_sum(words * weights), tf.reduce_sum(weights)
-
-    def metrics(self, model, batch):
-        """span_loss, span_accuracy, each (sum, weight)."""
-        weights = batch["target_weights"]
-        words, hits = shared.cross_entropy(shared.forward(model, batch, training=False)["logits"], batch["targets"])
-        return {
-            "span_loss": (tf.reduce_sum(words * weights), tf.reduce_sum(weights)),
-            "span_accuracy": (tf.reduce_sum(hits * weights), tf.reduce_sum(weights)),
-        }
-
-    def baselines(self, train_ids, batches) -> dict[str, dict[str, float]]:
-        """What guessing by frequency scores: `shared.frequency_baseline`."""
-        return shared.frequency_baseline(train_ids, batches, self._tokenizer, "span")
 
 
 def _random_parts(counts, parts, seed):
