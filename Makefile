@@ -30,8 +30,9 @@ demo: $(INSTALLED)  ## train briefly, export as SavedModel and ONNX, and let an 
 	$(PY) -m tfzoo.export --model_dir=runs/demo --output_dir=exports
 	$(PY) export/verify.py exports
 
+# Two processes, a file to each: every further one imports TensorFlow again.
 test: $(INSTALLED)  ## run the tests
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile
 
 faults: $(INSTALLED)  ## run the long tests that kill and break things
 	$(PY) -m pytest -m faults
