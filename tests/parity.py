@@ -47,11 +47,10 @@ def cases(folder) -> list[pathlib.Path]:
     return [path.parent for path in paths if not json.loads(path.read_text()).get("fresh")]
 
 
-def compare(case: pathlib.Path) -> dict[str, float]:
+def compare(case: pathlib.Path, model) -> dict[str, float]:
     """The largest difference of each output, of the loss and of all gradients, divided by max(1, max|reference|)."""
     info = json.loads((case / "case.json").read_text())
     golden = dict(np.load(case / "golden.npz"))
-    model, _ = huggingface.load(case)
     inputs = {name.removeprefix("input."): tf.constant(v) for name, v in golden.items() if name.startswith("input.")}
     with tf.GradientTape() as tape:
         outputs = model(inputs)
@@ -87,13 +86,12 @@ def loss_of(logits, target, kind):
     return tf.reduce_sum(each * counted) / counted.sum()
 
 
-def there_and_back(case: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the model of `case` to `folder`.
+def there_and_back(case: pathlib.Path, model, tokenizer, folder: pathlib.Path) -> None:
+    """Writes the model that was read from `case` to `folder`.
 
     Raises:
       AssertionError: a tensor, or a field of config.json, is not what it was.
     """
-    model, tokenizer = huggingface.load(case)
     huggingface.save(model, folder, tokenizer)
     with tensors.open_folder(case) as one, tensors.open_folder(folder) as other:
         assert one.names == other.names, (case.name, set(one.names) ^ set(other.names))
@@ -218,9 +216,10 @@ def main():
         parser.error(f"no cases in {args.folder}")
     for case in found:
         try:
-            results[case] = compare(case)
+            model, tokenizer = huggingface.load(case)
+            results[case] = compare(case, model)
             shutil.rmtree(case / "saved", ignore_errors=True)
-            there_and_back(case, case / "saved")
+            there_and_back(case, model, tokenizer, case / "saved")
         except Exception as error:
             failed.append(f"{case}: {type(error).__name__}: {error}")
             continue
