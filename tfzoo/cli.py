@@ -15,6 +15,7 @@ An entry point is
 | 2 | wrong use or wrong input: one line says what, and what to do |
 | 3 | stopped by a signal, with everything saved |
 | 4 | a check failed (NaN, an export that does not verify) |
+| 5 | another worker of the run is gone: start all again |
 | 130, 141 | interrupted with nothing to save; nobody reads the output any more |
 """
 
@@ -33,9 +34,9 @@ from collections.abc import Callable, Iterable, Sequence
 from absl import flags as absl_flags
 
 from tfzoo import files
-from tfzoo.errors import CheckFailed, UserError, suggest
+from tfzoo.errors import CheckFailed, UserError, WorkerLost, suggest
 
-DONE, BUG, WRONG_USE, STOPPED, FAILED_CHECK = 0, 1, 2, 3, 4
+DONE, BUG, WRONG_USE, STOPPED, FAILED_CHECK, LOST_WORKER = 0, 1, 2, 3, 4, 5
 INTERRUPTED, NO_READER = 130, 141  # What a shell reports for SIGINT and SIGPIPE.
 
 MAX_DEPTH = 16  # Flagfiles inside flagfiles.
@@ -75,6 +76,9 @@ def run(
         except CheckFailed as error:
             _complain(f"error: {error}")
             return FAILED_CHECK
+        except WorkerLost as error:
+            _complain(f"error: {error}")
+            return LOST_WORKER
         except KeyboardInterrupt:
             _complain("interrupted")
             return INTERRUPTED

@@ -1,21 +1,205 @@
-"""From a flag to a tf.distribute strategy."""
+"""From flags to a tf.distribute strategy, and what its workers tell each other.
 
-import tensorflow as tf
+TF_CONFIG names the processes of a run over several hosts, as `python -m tfzoo.launch` sets it:
 
-from tfzoo.errors import UserError
+    {"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}
 
-# The training step is written for any number of replicas; more strategies are offered once they are proven equal.
-STRATEGIES = ("default", "one_device")
+Worker 0, or the task "chief" where there is one, writes the run's folder; the others read it. So --run_dir lies
+where all of them see it. docs/distributed.md tells how to start such runs.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import zlib
+from collections.abc import Iterator
+
+from tfzoo.errors import UserError, WorkerLost
+
+STRATEGIES = ("default", "one_device", "mirrored", "multi_worker", "tpu", "parameter_server")
 
 
-def make_strategy(name: str) -> tf.distribute.Strategy:
-    """The strategy of --strategy: "default" is TensorFlow's own, "one_device" pins everything to one.
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """TF_CONFIG: addresses by kind of task, and which of them this process is."""
+
+    addresses: dict[str, list[str]]
+    kind: str = "worker"
+    index: int = 0
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run's folder; true of one that is alone."""
+        return self.kind == "chief" or (self.kind == "worker" and self.index == 0 and "chief" not in self.addresses)
+
+    @property
+    def serves(self) -> bool:
+        """Whether a parameter server's run has this process wait for orders."""
+        return "ps" in self.addresses and self.kind in ("worker", "ps")
+
+
+def read_cluster(strategy: str, text: str | None = None) -> Cluster:
+    """The cluster of TF_CONFIG (or of `text`), held against --strategy.
 
     Raises:
-      UserError: another name.
+      UserError: it is no such JSON, names no task of its cluster, or does not go with the strategy.
     """
+    text = os.environ.get("TF_CONFIG", "") if text is None else text
+    launch = "start it by `python -m tfzoo.launch --workers=2"
+    if not text.strip():
+        if strategy in ("multi_worker", "parameter_server"):
+            servers = " --parameter_servers=1" if strategy == "parameter_server" else ""
+            raise UserError(f"--strategy={strategy}: TF_CONFIG is not set; {launch}{servers} -- ...`")
+        return Cluster({})
+    try:
+        record = json.loads(text)
+        addresses = {str(kind): [str(address) for address in some] for kind, some in record["cluster"].items()}
+        task = record.get("task", {"type": "worker", "index": 0})
+        cluster = Cluster(addresses, str(task["type"]), int(task["index"]))
+        assert 0 <= cluster.index < len(addresses[cluster.kind])
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
+        raise UserError(
+            f"TF_CONFIG={text[:200]}: must be {{'cluster': {{'worker': [addresses]}}, "
+            "'task': {'type': 'worker', 'index': i}} as JSON, the task being one of the cluster's"
+        ) from None
+    if strategy == "multi_worker" and (set(addresses) - {"worker", "chief"} or cluster.kind == "evaluator"):
+        raise UserError(f"--strategy=multi_worker: TF_CONFIG has {', '.join(addresses)}; name workers only")
+    if strategy == "parameter_server" and not {"chief", "worker", "ps"} <= set(addresses):
+        raise UserError(f"--strategy=parameter_server: TF_CONFIG has {', '.join(addresses)}; name chief, worker and ps")
+    if strategy not in ("multi_worker", "parameter_server", "tpu") and sum(map(len, addresses.values())) > 1:
+        raise UserError(f"--strategy={strategy}: TF_CONFIG names several tasks; add --strategy=multi_worker")
+    return cluster
+
+
+def make_strategy(name: str, *, num_devices: int = 0, tpu: str = ""):
+    """The tf.distribute.Strategy of --strategy. To be made before TensorFlow computes anything.
+
+    Args:
+      name: default is TensorFlow's own; one_device pins everything to one; mirrored has a copy of the model on each
+        device of this machine; multi_worker on each worker of TF_CONFIG; tpu on each core of a TPU; with
+        parameter_server workers of TF_CONFIG compute what its chief asks for.
+      num_devices: of mirrored; 0 takes all GPUs. On a machine without GPUs so many virtual ones share its CPU.
+      tpu: the TPU's name or address; "local" on a TPU VM.
+
+    Raises:
+      UserError: what is asked for is not there.
+    """
+    import tensorflow as tf
+
+    if num_devices and name != "mirrored":
+        raise UserError(f"--num_devices={num_devices}: is for --strategy=mirrored; leave it out")
     if name == "default":
         return tf.distribute.get_strategy()
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")
+    if name == "mirrored":
+        return _mirrored(num_devices)
+    if name == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "tpu":
+        return _tpu(tpu)
+    if name == "parameter_server":
+        return tf.distribute.ParameterServerStrategy(tf.distribute.cluster_resolver.TFConfigClusterResolver())
     raise UserError(f"--strategy={name}: must be one of {', '.join(STRATEGIES)}")
+
+
+def _mirrored(num_devices: int):
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        if num_devices > len(gpus):
+            raise UserError(f"--num_devices={num_devices}: this machine has {len(gpus)} GPUs; ask for no more")
+        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(num_devices or len(gpus))])
+    if num_devices < 1:
+        raise UserError("--strategy=mirrored: this machine has no GPU; add --num_devices=2 to try it on its CPU")
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
+    except RuntimeError:  # TensorFlow has begun.
+        if len(tf.config.list_logical_devices("CPU")) < num_devices:
+            raise
+    # The default on CPUs, a collective, can die where one process makes several such strategies.
+    reduction = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(num_devices)], cross_device_ops=reduction)
+
+
+def _tpu(address: str):
+    import tensorflow as tf
+
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=address or "local")
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--tpu={address or 'local'}: no TPU answers there ({reason}); name one that does") from None
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def serve(cluster: Cluster) -> None:
+    """What a parameter server's run has its workers and servers do: wait for orders, until they are killed."""
+    import tensorflow as tf
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # There is nothing to save, and no Python runs from here on.
+    server = tf.distribute.Server(
+        tf.train.ClusterSpec(cluster.addresses), job_name=cluster.kind, task_index=cluster.index, protocol="grpc"
+    )
+    server.join()
+
+
+def has_workers(strategy) -> bool:
+    """Whether several processes take the steps together."""
+    import tensorflow as tf
+
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def any_worker(strategy, wish: bool) -> bool:
+    """Whether any of the workers wishes so; all of them have to ask at the same step."""
+    return max(_everyones(strategy, int(wish))) > 0 if has_workers(strategy) else bool(wish)
+
+
+def check_alike(strategy, **facts) -> None:
+    """Raises UserError where workers differ in a fact, any value that has a repr."""
+    if not has_workers(strategy):
+        return
+    for name, fact in facts.items():
+        number = fact if isinstance(fact, int) else zlib.crc32(repr(fact).encode())
+        everyones = _everyones(strategy, number)
+        if len(set(everyones)) > 1:
+            shown = f": {', '.join(map(str, everyones))}" if isinstance(fact, int) else ""
+            raise UserError(
+                f"the workers differ in their {name.replace('_', ' ')}{shown}; give all the same flags and files, "
+                "and a --run_dir that all of them see"
+            )
+
+
+def _everyones(strategy, number: int) -> list[int]:
+    """The number that each replica gives."""
+    import tensorflow as tf
+
+    def gather(number):
+        return tf.distribute.get_replica_context().all_gather(number, axis=0)
+
+    result = tf.function(lambda number: strategy.run(gather, (number,)))(tf.constant([number], tf.int64))
+    return strategy.experimental_local_results(result)[0].numpy().tolist()
+
+
+@contextlib.contextmanager
+def losing_workers(strategy) -> Iterator[None]:
+    """Turns what TensorFlow raises when another process of the run is gone into WorkerLost."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError):
+        if not hasattr(strategy, "cluster_resolver") or strategy.cluster_resolver is None:
+            raise
+        raise WorkerLost(
+            "another worker of this run is gone; start all of them again with the same command, and they go on "
+            "from the last checkpoint"
+        ) from None

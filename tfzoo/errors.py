@@ -1,4 +1,4 @@
-"""The two ways in which a command ends badly without a bug of ours; `cli.run` turns them into exit codes."""
+"""The ways in which a command ends badly without a bug of ours; `cli.run` turns them into exit codes."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class UserError(ValueError):
 
 class CheckFailed(Exception):
     """A check of the result failed, such as a NaN loss or an export that does not verify (exit code 4)."""
+
+
+class WorkerLost(Exception):
+    """Another process of the same run is gone; started again, all of them go on (exit code 5)."""
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:

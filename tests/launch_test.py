@@ -1,0 +1,180 @@
+"""Starting, listening to and ending several processes as one; the commands here are short and use no TensorFlow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import unittest
+
+from tfzoo import distribution, launch
+from tfzoo.errors import UserError
+
+
+def started(*flags, code, **options):
+    command = [sys.executable, "-m", "tfzoo.launch", *flags, "--", sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def run(*flags, code):
+    """(exit code, stdout, stderr)"""
+    process = started(*flags, code=code)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+class LaunchTest(unittest.TestCase):
+    def test_each_worker_has_its_place_and_its_prefix(self):
+        code, out, err = run("--workers=3", code="import os; print(os.environ['TF_CONFIG']); print('sí')")
+        self.assertEqual((code, err), (0, ""))
+        lines = out.splitlines()
+        found = {}
+        for line in lines:
+            name, _, rest = line.partition("] ")
+            if rest.startswith("{"):
+                found[name] = json.loads(rest)
+        self.assertEqual(sorted(found), ["[worker 0", "[worker 1", "[worker 2"])
+        clusters = [json.dumps(config["cluster"]) for config in found.values()]
+        self.assertEqual(len(set(clusters)), 1)
+        (kind,) = json.loads(clusters[0])
+        addresses = json.loads(clusters[0])[kind]
+        self.assertEqual((kind, len(set(addresses))), ("worker", 3))
+        for name, config in found.items():
+            self.assertEqual(config["task"], {"type": "worker", "index": int(name[-1])})
+            self.assertIn(f"{name}] sí", lines)
+
+    def test_one_that_dies_ends_all(self):
+        dying = "import os, signal, time\nif '\"index\": 1' in os.environ['TF_CONFIG']: {}\ntime.sleep(600)"
+        for death, expected in (
+            ("os.kill(os.getpid(), signal.SIGKILL)", 5),
+            ("raise SystemExit(2)", 2),
+            ("raise SystemExit(4)", 4),
+            ("raise SystemExit(77)", 5),
+        ):
+            began = time.monotonic()
+            code, _, err = run("--workers=2", code=dying.format(death))
+            self.assertEqual(code, expected, err)
+            self.assertIn("[launch] worker 1 has ended ", err)
+            self.assertLess(time.monotonic() - began, 60)
+
+    def test_one_that_heeds_no_signal_is_killed(self):
+        code, _, err = run(
+            "--workers=2",
+            code="""
+            import os, signal, time
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            print("ready", flush=True)
+            if '"index": 0' in os.environ["TF_CONFIG"]:
+                raise SystemExit(4)
+            time.sleep(600)
+            """,
+        )
+        self.assertEqual(code, 4, err)
+
+    def test_signals_are_passed_on_once(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process = started(
+                "--workers=2",
+                code="""
+                import signal, sys, time
+                got = []
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, lambda number, _: got.append(number))
+                print("ready", flush=True)
+                while not got:
+                    time.sleep(0.01)
+                time.sleep(0.3)  # A second one would be seen.
+                print("got", *map(int, got), flush=True)
+                sys.exit(3)
+                """,
+            )
+            for _ in range(2):
+                self.assertIn("ready", process.stdout.readline())
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 3, err)
+            self.assertEqual(sorted(out.splitlines()), [f"[worker {i}] got {int(number)}" for i in range(2)])
+
+    def test_a_parameter_servers_run_outlives_a_worker(self):
+        code, out, err = run(
+            "--workers=2",
+            "--parameter_servers=1",
+            code="""
+            import json, os, signal, time
+            task = json.loads(os.environ["TF_CONFIG"])["task"]
+            if task == {"type": "worker", "index": 0}:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(3 if task["type"] == "chief" else 600)
+            print(task["type"], "is done")
+            """,
+        )
+        self.assertEqual((code, out), (0, "[chief 0] chief is done\n"), err)
+        self.assertIn("worker 0 has ended by SIGKILL; the others go on", err)
+
+    def test_wrong_use(self):
+        for argv, message in (
+            (["--workers=2"], "there is no command"),
+            (["--workers=0", "--", "true"], "--workers=0: must be at least 1"),
+            (["--", "true"], "--workers is required"),
+            (["--workers=1", "--", "/no/such/program"], "/no/such/program: cannot be started"),
+        ):
+            result = subprocess.run([sys.executable, "-m", "tfzoo.launch", *argv], capture_output=True, text=True)
+            self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1), result.stderr)
+            self.assertIn(message, result.stderr)
+
+    def test_nothing_is_left_behind(self):
+        process = started("--workers=2", code="import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+        pids = [int(process.stdout.readline().split("] ")[1]) for _ in range(2)]
+        process.send_signal(signal.SIGTERM)  # Whose default is to end.
+        process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 5)
+        for pid in pids:
+            self.assertRaises(ProcessLookupError, os.kill, pid, 0)
+
+    def test_free_ports(self):
+        ports = launch.free_ports(20)
+        self.assertEqual(len(set(ports)), 20)
+
+
+class ClusterTest(unittest.TestCase):
+    def config(self, kind="worker", index=0, **cluster):
+        return json.dumps({"cluster": cluster or {"worker": ["a:1", "b:1"]}, "task": {"type": kind, "index": index}})
+
+    def test_who_is_chief(self):
+        def chief(strategy, *args, **kwargs):
+            return distribution.read_cluster(strategy, self.config(*args, **kwargs)).is_chief
+
+        self.assertTrue(distribution.read_cluster("default", "").is_chief)
+        self.assertTrue(chief("multi_worker"))
+        self.assertFalse(chief("multi_worker", index=1))
+        both = dict(chief=["a:1"], worker=["b:1"])
+        self.assertTrue(chief("multi_worker", "chief", **both))
+        self.assertFalse(chief("multi_worker", "worker", **both))
+        self.assertTrue(chief("default", worker=["a:1"]))
+
+    def test_who_serves(self):
+        cluster = dict(chief=["a:1"], worker=["b:1"], ps=["c:1"])
+        for kind, expected in (("chief", False), ("worker", True), ("ps", True)):
+            text = self.config(kind, **cluster)
+            self.assertEqual(distribution.read_cluster("parameter_server", text).serves, expected)
+
+    def test_wrong_use(self):
+        for strategy, text, message in (
+            ("multi_worker", "", "--strategy=multi_worker: TF_CONFIG is not set; start it by `python -m tfzoo.launch"),
+            ("parameter_server", "", "--parameter_servers=1"),
+            ("multi_worker", "{", r"TF_CONFIG=\{: must be"),
+            ("multi_worker", '{"cluster": {}}', "must be"),
+            ("multi_worker", self.config(index=2), "the task being one of the cluster's"),
+            ("multi_worker", self.config(index=-1), "the task being one of the cluster's"),
+            ("multi_worker", self.config("ps", ps=["a:1"], worker=["b:1"]), "name workers only"),
+            ("parameter_server", self.config(), "name chief, worker and ps"),
+            ("default", self.config(), "--strategy=default: TF_CONFIG names several tasks; add"),
+        ):
+            with self.assertRaisesRegex(UserError, message):
+                distribution.read_cluster(strategy, text)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,186 @@
+"""Starts the workers of one run on this machine, for trying out what several hosts will do.
+
+    python -m tfzoo.launch --workers=2 -- python -m tfzoo.train --strategy=multi_worker --flagfile=... --run_dir=...
+    python -m tfzoo.launch --workers=2 --parameter_servers=1 -- python -m tfzoo.train --strategy=parameter_server ...
+
+Each gets a TF_CONFIG of its own, with free ports of 127.0.0.1. What they print comes with the name of who said it.
+Signals are passed on. When one ends badly, so do all, and so does this command: with that one's exit code if the
+table of exit codes has it, else 5. A parameter server's run outlives its workers, not its servers.
+"""
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from absl import flags as absl_flags
+
+from tfzoo import cli
+from tfzoo.errors import UserError
+
+GRACE = 5.0  # Seconds from asking a process to end to ending it.
+STOP_GRACE = 60.0  # When the others have stopped by themselves, having saved.
+_TOLD = (cli.DONE, cli.WRONG_USE, cli.STOPPED, cli.FAILED_CHECK, cli.LOST_WORKER)
+
+
+class Task:
+    """One process and the threads that read what it prints."""
+
+    def __init__(self, kind: str, index: int, addresses: dict[str, list[str]], command: list[str]):
+        self.kind, self.name = kind, f"{kind} {index}"
+        config = json.dumps({"cluster": addresses, "task": {"type": kind, "index": index}})
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ | {"TF_CONFIG": config},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # A terminal's Ctrl-C would reach them beside being passed on, and a second signal ends at once.
+            start_new_session=True,
+        )
+        self._readers = [
+            threading.Thread(target=self._copy, args=pair, daemon=True)
+            for pair in ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _copy(self, source, target) -> None:
+        for line in source:
+            try:
+                target.write(f"[{self.name}] {line.decode(errors='replace').rstrip()}\n")
+                target.flush()
+            except OSError:  # Nobody reads any more; the process goes on.
+                continue
+
+    def send(self, number: int) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def finish(self) -> None:
+        """Waits until all that it printed is passed on."""
+        for reader in self._readers:
+            reader.join(timeout=5)  # A grandchild may hold the pipe open.
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_integer("workers", None, "Workers to start.", flag_values=flags, required=True)
+    absl_flags.DEFINE_integer(
+        "parameter_servers", 0, "Parameter servers to start, and a chief.", lower_bound=0, flag_values=flags
+    )
+    cli.positive(flags, "workers")
+
+
+def main(flags: absl_flags.FlagValues, command: list[str]) -> int:
+    kinds = {"worker": flags.workers}
+    if flags.parameter_servers:
+        kinds = {"chief": 1, "worker": flags.workers, "ps": flags.parameter_servers}
+    ports = iter(free_ports(sum(kinds.values())))
+    addresses = {kind: [f"127.0.0.1:{next(ports)}" for _ in range(count)] for kind, count in kinds.items()}
+
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: asked.append(number))
+    tasks: list[Task] = []
+    try:
+        for kind, some in addresses.items():
+            for index in range(len(some)):
+                try:
+                    tasks.append(Task(kind, index, addresses, command))
+                except OSError as error:
+                    reason = (error.strerror or str(error)).lower()
+                    raise UserError(f"{command[0]}: cannot be started ({reason}); name a program") from None
+        return watch(tasks, asked)
+    finally:
+        for task in tasks:
+            task.send(signal.SIGKILL)
+        for task in tasks:
+            task.process.wait()
+            task.finish()
+
+
+def watch(tasks: list[Task], asked: list[int]) -> int:
+    """Passes signals on until the run has ended; the exit code. `asked` fills with signals meanwhile."""
+    serving = any(task.kind == "ps" for task in tasks)
+    passed_on, ended, codes = 0, set(), []
+    until = float("inf")  # When whoever is left is to be killed.
+    while len(ended) < len(tasks):
+        for number in asked[passed_on:]:
+            passed_on += 1
+            for task in tasks:
+                if not serving or task.kind == "chief":
+                    task.send(number)
+        for task in tasks:
+            status = task.process.poll()
+            if status is None or task in ended:
+                continue
+            ended.add(task)
+            if serving and task.kind == "chief":
+                return _exit_code(status)
+            if serving and task.kind == "worker":
+                _say(f"{task.name} has ended {_how(status)}; the others go on")
+                if all(other in ended for other in tasks if other.kind == "worker"):
+                    _say("no worker is left")
+                    return cli.LOST_WORKER
+                continue
+            codes.append(_exit_code(status))
+            if status == cli.STOPPED:
+                until = min(until, time.monotonic() + STOP_GRACE)
+            elif status or serving:
+                _say(f"{task.name} has ended {_how(status)}; so are the others")
+                until = min(until, time.monotonic() + GRACE)
+                for other in tasks:
+                    other.send(signal.SIGTERM)
+        if time.monotonic() > until:
+            codes.append(cli.LOST_WORKER)
+            break
+        time.sleep(0.05)
+    # What went wrong first; being stopped is what went wrong if nothing else did.
+    return next((code for code in codes if code not in (cli.DONE, cli.STOPPED)), max(codes))
+
+
+def _exit_code(status: int) -> int:
+    return status if status in _TOLD else cli.LOST_WORKER
+
+
+def _how(status: int) -> str:
+    if status < 0:
+        return f"by {signal.Signals(-status).name}"
+    return f"with exit code {status}"
+
+
+def _say(text: str) -> None:
+    print(f"[launch] {text}", file=sys.stderr, flush=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on just now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def run(argv: list[str]) -> int:
+    """The exit code of a command line: our flags, --, a command."""
+    ours = list(itertools.takewhile(lambda argument: argument != "--", argv))
+    command = argv[len(ours) + 1 :]
+
+    def start(flags):
+        """Starts the workers of one run on this machine."""
+        if not command:
+            raise UserError("there is no command; write it after --, as in --workers=2 -- python -m tfzoo.train ...")
+        return main(flags, command)
+
+    start.__doc__ = __doc__
+    return cli.run(start, define_flags, ours)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
