@@ -170,12 +170,19 @@ def _entries(table, model):
             value = next((value[head] for head in model.head_names if head in value), None)
         if isinstance(value, When):
             value = value.path if getattr(model.config, value.field) == value.value else None
-        if isinstance(value, Fused):
-            yield name, value, value.paths
-        elif isinstance(value, str):
-            yield name, None, (value,)
-        elif value is not None and not isinstance(value, Computed):
-            yield name, value, (value.path,)
+        paths = _destinations(value)
+        if paths:
+            yield name, None if isinstance(value, str) else value, paths
+
+
+def _destinations(value) -> Sequence[str]:
+    """The paths that an entry of a table names, whatever its kind; none where nothing here reads it."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, Fused):
+        return value.paths
+    path = getattr(value, "path", value)
+    return [path] if isinstance(path, str) else []
 
 
 def _match(entry, path, naming):
@@ -191,6 +198,7 @@ def _match(entry, path, naming):
 
 
 def _slot(name, variables, marker, leaf, aliases, naming) -> Slot:
+    slot = functools.partial(Slot, name, tuple(variables), aliases=tuple(aliases))
     shapes = [tuple(variable.shape) for variable in variables]
     kernel = leaf == "kernel" and not isinstance(marker, Conv1D | Reshaped) and not getattr(marker, "conv1d", False)
     turned = (kernel and naming.transposed) != isinstance(marker, Turned)
@@ -207,23 +215,14 @@ def _slot(name, variables, marker, leaf, aliases, naming) -> Slot:
         def split(array):
             return [part.T if turned else part for part in np.split(array, ends, axis)]
 
-        return Slot(name, tuple(variables), shape, join, split, aliases=tuple(aliases))
-    (variable,), (own,) = variables, shapes
+        return slot(shape, join, split)
+    (own,) = shapes
     if isinstance(marker, Reshaped):
         shape = np.broadcast_to(np.float32(0), own).reshape(marker.shape).shape
-        return Slot(
-            name,
-            (variable,),
-            shape,
-            lambda arrays: arrays[0].reshape(shape),
-            lambda array: [array.reshape(own)],
-            aliases=tuple(aliases),
-        )
+        return slot(shape, lambda arrays: arrays[0].reshape(shape), lambda array: [array.reshape(own)])
     if turned:
-        return Slot(
-            name, (variable,), own[::-1], lambda a: a[0].T, lambda a: [a.T], rows="columns", aliases=tuple(aliases)
-        )
-    return Slot(name, (variable,), own, lambda a: a[0], lambda a: [a], rows="rows", aliases=tuple(aliases))
+        return slot(own[::-1], lambda arrays: arrays[0].T, lambda array: [array.T], rows="columns")
+    return slot(own, lambda arrays: arrays[0], lambda array: [array], rows="rows")
 
 
 def stored_arrays(slots: Iterable[Slot], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -252,8 +251,8 @@ def check_layers(config, file, page, where) -> None:
     counts = {"encoder": config.num_layers, "decoder": config.num_decoder_layers or config.num_layers}
     found: dict[str, int] = {}
     for name, value in (page.WEIGHTS or {}).items():
-        path = getattr(value, "paths", [getattr(value, "path", value)])[0] if not isinstance(value, Mapping) else ""
-        if "{}" in name and isinstance(path, str) and "/layer_{}" in path:
+        path = next(iter(_destinations(value)), "")
+        if "{}" in name and "/layer_{}" in path:
             pattern = re.compile(re.escape(name).replace(r"\{\}", r"(\d+)") + r"(?:\.\w+)?")
             tower = path.partition("/")[0]
             for stored in file.names:
@@ -342,10 +341,7 @@ def _canonical(stored, by_name, prefix, naming):
 
 def _is_head(value) -> bool:
     """Whether an entry of a table is of a head or a pooler, not of the body; None says that nothing here reads it."""
-    if value is None:
-        return True
-    paths = value.values() if isinstance(value, Mapping) else getattr(value, "paths", [getattr(value, "path", value)])
-    return all(isinstance(p, str) and p.partition("/")[0] not in ("encoder", "decoder") for p in paths)
+    return all(path.partition("/")[0] not in ("encoder", "decoder") for path in _destinations(value))
 
 
 def _name_pattern(name: str, naming: Naming) -> str:
