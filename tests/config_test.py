@@ -51,6 +51,7 @@ class TransformerConfigTest(unittest.TestCase):
         self.refused("biases .'some'. must be one of all, qkv, none", biases="some")
         self.refused("norm .'batch'. must be one of layer, rms", norm="batch")
         self.refused("position_initializer .'zeros'. must be one of normal, ", position_initializer="zeros")
+        self.refused("initializer .'xavier'. must be one of normal, scaled_residual, fan_in", initializer="xavier")
         self.refused(r"hidden_size \(10\) must be a multiple of num_heads \(3\)", hidden_size=10)
         for choice in (dict(positions="sinusoidal"), dict(positions="sinusoidal_concat")):
             self.refused(r"hidden_size \(9\) must be even", hidden_size=9, **choice)

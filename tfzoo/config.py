@@ -15,6 +15,7 @@ NORMS = ("layer", "rms")
 POSITIONS = ("learned", "sinusoidal", "sinusoidal_concat", "relative", "rotary", "none")
 POSITION_INITIALIZERS = ("normal", "sinusoidal")
 ATTENTION_INITIALIZERS = ("independent", "alike")
+INITIALIZERS = ("normal", "scaled_residual", "fan_in")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,11 @@ class TransformerConfig:
 
     dropout: float = 0.1
     attention_dropout: float = 0.1
-    initializer_range: float = 0.02  # Standard deviation of the truncated normal.
+    # normal: truncated, of standard deviation initializer_range, as BERT's. scaled_residual: not truncated, and what is
+    # added to the residual stream divided by sqrt(2 num_layers) (Radford et al. 2019, section 2.3). fan_in: matrices of
+    # 1 / sqrt(inputs), embeddings of 1, as T5's authors' code.
+    initializer: str = "normal"
+    initializer_range: float = 0.02
 
     def __post_init__(self):
         for name, kind in kinds(type(self)).items():
@@ -148,6 +153,7 @@ _CHOICES = {
     "activation": ACTIVATIONS,
     "attention": ATTENTION,
     "attention_initializer": ATTENTION_INITIALIZERS,
+    "initializer": INITIALIZERS,
     "biases": BIASES,
     "norm": NORMS,
     "positions": POSITIONS,

@@ -286,7 +286,8 @@ def encode_config(model, page) -> dict[str, Any]:
 def _alike(config) -> dict[str, Any]:
     """What two configs must share for their models to give the same."""
     fields = config.resolved()
-    del fields["position_initializer"], fields["attention_initializer"]  # Of fresh models alone.
+    for name in ("initializer", "attention_initializer", "position_initializer"):
+        del fields[name]  # Of fresh models alone.
     if config.positions in ("relative", "none"):
         del fields["max_positions"]  # No table of that length.
     return fields | ({"attention": "full"} if config.attention == "lean" else {})  # The same numbers.

@@ -8,6 +8,7 @@ from tfzoo.weights import Computed, Conv1D, Fused, Tied
 
 # What all of them share: https://github.com/openai/gpt-2/blob/master/src/model.py
 _FAMILY = dict(norm_first=True, embedding_norm=False, activation="gelu_tanh", norm_epsilon=1e-5)
+_FAMILY |= dict(initializer="scaled_residual")  # Section 2.3.
 _BASE = _FAMILY | dict(
     vocab_size=50257,
     hidden_size=768,

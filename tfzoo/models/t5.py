@@ -12,7 +12,7 @@ from tfzoo.errors import UserError
 from tfzoo.weights import Computed, Tied, When
 
 _FAMILY = dict(positions="relative", norm="rms", norm_first=True, norm_epsilon=1e-6, biases="none", scale_scores=False)
-_FAMILY |= dict(embedding_norm=False)
+_FAMILY |= dict(embedding_norm=False, initializer="fan_in")
 _GATED = dict(activation="gelu_tanh", gated_mlp=True, tie_embeddings=False)
 _WIDTH = ("hidden_size", "num_layers", "num_heads", "head_dim", "intermediate_size")
 

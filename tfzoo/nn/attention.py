@@ -80,15 +80,15 @@ class Attention(keras.layers.Layer):
             Dense(
                 size,
                 use_bias=use_bias,
-                kernel_initializer=shared if alike else make_initializer(config),
+                kernel_initializer=shared if alike else make_initializer(config, role),
                 dtype=policy,
                 name=name,
             )
-            for name, size, use_bias in (
-                ("query", self.num_heads * self.head_dim, config.biases != "none"),
-                ("key", self.num_kv_heads * self.head_dim, config.biases != "none"),
-                ("value", self.num_kv_heads * self.head_dim, config.biases != "none"),
-                ("output", config.hidden_size, config.biases == "all"),
+            for name, size, use_bias, role in (
+                ("query", self.num_heads * self.head_dim, config.biases != "none", "query"),
+                ("key", self.num_kv_heads * self.head_dim, config.biases != "none", "kernel"),
+                ("value", self.num_kv_heads * self.head_dim, config.biases != "none", "kernel"),
+                ("output", config.hidden_size, config.biases == "all", "residual"),
             )
         )
         self.query_norm = self.key_norm = None

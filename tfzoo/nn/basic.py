@@ -180,12 +180,28 @@ def zero_initializers(unless: bool = False):
         _zeros.reset(token)
 
 
-def make_initializer(config: TransformerConfig) -> keras.initializers.Initializer:
-    """What a matrix begins as. An initializer draws its seed when it is made, and then always the same numbers: make
-    one for each matrix, or queries and keys begin as one."""
+def make_initializer(config: TransformerConfig, role: str = "kernel") -> keras.initializers.Initializer:
+    """What a matrix begins as, by config.initializer. An initializer draws its seed when it is made, and then always
+    the same numbers: make one for each matrix, or queries and keys begin as one.
+
+    Args:
+      role: "embedding", a table; "query", a kernel that makes queries; "residual", one whose product is added to the
+        residual stream; "kernel", any other.
+    """
     if _zeros.get():
         return keras.initializers.Zeros()
-    return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+    if config.initializer == "fan_in":
+        if role == "embedding":
+            return keras.initializers.RandomNormal(stddev=1.0)
+        variance = 1.0
+        if role == "query" and not config.scale_scores:  # Scores begin as if they were divided by sqrt(head_dim).
+            variance /= config.head_dim or config.hidden_size // config.num_heads
+        return keras.initializers.VarianceScaling(variance, mode="fan_in", distribution="untruncated_normal")
+    stddev = config.initializer_range
+    if config.initializer == "scaled_residual":
+        residual = (2 * config.num_layers) ** -0.5 if role == "residual" else 1.0
+        return keras.initializers.RandomNormal(stddev=stddev * residual)
+    return keras.initializers.TruncatedNormal(stddev=stddev)
 
 
 class Dropout(keras.layers.Layer):

@@ -19,12 +19,12 @@ class MLP(keras.layers.Layer):
     def __init__(self, config: TransformerConfig, **kwargs):
         super().__init__(**kwargs)
 
-        def dense(size, name, function=None):
+        def dense(size, name, function=None, role="kernel"):
             return Dense(
                 size,
                 activation=function,
                 use_bias=config.biases == "all",
-                kernel_initializer=make_initializer(config),
+                kernel_initializer=make_initializer(config, role),
                 dtype=self.dtype_policy,
                 name=name,
             )
@@ -32,7 +32,7 @@ class MLP(keras.layers.Layer):
         function = activation(config.activation)
         self.gate = dense(config.intermediate_size, "gate", function) if config.gated_mlp else None
         self.up = dense(config.intermediate_size, "up", None if config.gated_mlp else function)
-        self.down = dense(config.hidden_size, "down")
+        self.down = dense(config.hidden_size, "down", role="residual")
 
     def build(self, input_shape):
         if self.gate is not None:

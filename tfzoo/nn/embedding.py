@@ -47,7 +47,7 @@ class Embeddings(keras.layers.Layer):
         self.config = config
         self.size = config.embedding_size or config.hidden_size
         self.tokens = tokens or TokenEmbedding(
-            config.vocab_size, self.size, make_initializer(config), dtype=policy, name="tokens"
+            config.vocab_size, self.size, make_initializer(config, "embedding"), dtype=policy, name="tokens"
         )
         self.norm = make_norm(config, dtype=policy, name="norm") if config.embedding_norm else None
         self.projection = None
@@ -70,7 +70,9 @@ class Embeddings(keras.layers.Layer):
             )
         if config.num_segments:
             self.segments = self.add_weight(
-                shape=(config.num_segments, self.size), initializer=make_initializer(config), name="segments"
+                shape=(config.num_segments, self.size),
+                initializer=make_initializer(config, "embedding"),
+                name="segments",
             )
         for layer in (self.norm, self.projection, self.dropout):
             if layer is not None:
@@ -110,11 +112,12 @@ class Embeddings(keras.layers.Layer):
 
 def _position_initializer(config: TransformerConfig):
     if config.position_initializer == "normal":
-        return make_initializer(config)
+        return make_initializer(config, "embedding")
 
     def sinusoidal(shape, dtype=None):
         # A shift is a rotation of sinusoids, which attention finds far sooner than it finds the order of random
         # vectors. Scaled from their own deviation, sqrt(1/2), to that of the other embeddings.
-        return ops.cast(sinusoidal_positions(*shape) * (config.initializer_range * math.sqrt(2)), dtype)
+        deviation = 1.0 if config.initializer == "fan_in" else config.initializer_range
+        return ops.cast(sinusoidal_positions(*shape) * (deviation * math.sqrt(2)), dtype)
 
     return sinusoidal
