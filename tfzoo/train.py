@@ -55,6 +55,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         '"docstrings", or a path or glob of .txt, .jsonl, .txt.gz, .jsonl.gz.',
     )
     define("string", "text_field", "text", "The field of a .jsonl object that holds the text.")
+    define("bool", "raw_text", False, "Read .txt files as they stand, line ends too, and hold out their end.")
+    define("float", "held_out", 0.02, "Share of files' text to hold out.", lower_bound=0.0001, upper_bound=0.9)
     define("enum", "bad_text", "strict", "What to do about bad input.", enum_values=["strict", "replace", "skip"])
     define("string", "cache_dir", None, "Where cleaned and tokenized text is kept; ~/.cache/tfzoo if not given.")
     kinds = ["wordpiece", "byte_level", "sentencepiece", "characters"]
@@ -88,6 +90,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "After the warm-up.",
         enum_values=["linear", "cosine", "inverse_sqrt", "constant"],
     )
+    define("float", "final_learning_rate", 0.0, "What linear and cosine schedules end at.", lower_bound=0.0)
     define("integer", "warmup_steps", 100, "Updates in which the rate rises.", lower_bound=0)
     define(
         "float",
@@ -106,7 +109,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("integer", "steps_per_call", 10, "Most updates before Python sees the losses.", lower_bound=1)
     define("integer", "log_every", 10, "Updates between lines of metrics.jsonl.", lower_bound=1)
     define("integer", "evaluate_every", 500, "Updates between evaluations.", lower_bound=1)
-    define("integer", "evaluate_batches", 50, "Batches of an evaluation.", lower_bound=1)
+    define("integer", "evaluate_batches", 50, "Batches of an evaluation; 0 takes all.", lower_bound=0)
     define("integer", "checkpoint_every", 500, "Updates between checkpoints.", lower_bound=1)
     define("integer", "keep_checkpoints", 2, "How many to keep, besides the best.", lower_bound=1)
 
@@ -149,7 +152,7 @@ def main(flags: absl_flags.FlagValues) -> int:
         objective,
         batch_size=min(flags.batch_size, len(held_out_rows)),
         seed=flags.seed,
-        num_batches=flags.evaluate_batches,
+        num_batches=flags.evaluate_batches or -(-len(held_out_rows) // flags.batch_size),
     ).cache()
 
     # --------------------------------------------------------------- Model
@@ -161,6 +164,7 @@ def main(flags: absl_flags.FlagValues) -> int:
         warmup_steps=flags.warmup_steps,
         total_steps=flags.steps,
         schedule=flags.schedule,
+        end=flags.final_learning_rate,
     )
     with strategy.scope():
         model = page.Model(config, heads=objective.heads, dtype=policy)
@@ -320,7 +324,14 @@ def read_corpus(flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: 
     from tfzoo.data.tokenized import cached_tokenizer
     from tfzoo.text.wordpiece import WordPiece
 
-    corpus = load_corpus(flags.corpus, cache_dir=cache_dir, text_field=flags.text_field, policy=flags.bad_text)
+    corpus = load_corpus(
+        flags.corpus,
+        cache_dir=cache_dir,
+        text_field=flags.text_field,
+        policy=flags.bad_text,
+        raw=flags.raw_text,
+        held_out=flags.held_out,
+    )
     if resuming:
         try:
             before = json.loads((run_dir / "corpus.json").read_text())["fingerprint"]

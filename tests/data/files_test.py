@@ -106,6 +106,15 @@ class PartsTest(FilesTest):
         self.assertLessEqual({d.sentences[0] for d in read.held_out}, held_out)
         self.assertFalse(held_out & {d.sentences[0] for d in more.train})
 
+    def test_the_share_is_as_asked(self):
+        path = self.write("a.txt", self.documents(0, 2000))
+        few, many = (self.read(path, held_out=share).held_out for share in (0.1, 0.5))
+        self.assertTrue(140 <= len(few) <= 260, len(few))  # 4.5 standard deviations.
+        self.assertTrue(900 <= len(many) <= 1100, len(many))
+        self.assertLessEqual({d.sentences[0] for d in few}, {d.sentences[0] for d in many})
+        one = self.read(self.write("b.txt", "".join(f"It is line {i}.\n" for i in range(200))), held_out=0.1)
+        self.assertEqual([len(d.sentences) for d in one.train + one.held_out], [180, 20])
+
     def test_at_least_one_is_held_out(self):
         for count in range(2, 12):
             read = self.read(self.write("a.txt", self.documents(0, count)))
@@ -135,6 +144,47 @@ class PartsTest(FilesTest):
         self.assertNotEqual(self.read(f"{self.folder}/b.txt", policy="skip").fingerprint, first)
         self.assertNotEqual(self.read(self.write("a.txt", self.documents(0, 6))).fingerprint, first)
         self.assertNotEqual(self.read(self.write("a.txt", self.documents(0, 5) + " ")).fingerprint, first)
+
+
+class RawTest(FilesTest):
+    TEXT = "First:\r\n  One,  two.\n\n\n  Drei ü, 四。\n" * 5
+
+    def joined(self, documents):
+        self.assertEqual({document.separator for document in documents}, {""})
+        return ["".join(document.sentences) for document in documents]
+
+    def test_a_file_as_it_stands_and_its_end_held_out(self):
+        for name in ("a.txt", "a.txt.gz"):
+            read = self.read(self.write(name, self.TEXT), raw=True, held_out=0.1)
+            cut = int(len(self.TEXT) * 0.9)
+            self.assertEqual(self.joined(read.train), [self.TEXT[:cut]])
+            self.assertEqual(self.joined(read.held_out), [self.TEXT[cut:]])
+            self.assertNotIn(self.TEXT[cut - 1], "\n")  # Within a line.
+
+    def test_files_follow_one_another(self):
+        for name, text in (("a.txt", "a" * 50), ("b.txt", "b" * 30), ("c.txt", "c" * 20)):
+            self.write(name, text)
+        read = self.read(f"{self.folder}/*.txt", raw=True, held_out=0.4)
+        self.assertEqual(self.joined(read.train), ["a" * 50, "b" * 10])
+        self.assertEqual(self.joined(read.held_out), ["b" * 20, "c" * 20])
+        self.assertEqual([len(d.sentences) for d in read.train], [1, 1])
+
+    def test_policies_hold(self):
+        path = self.write("a.txt", b"Good.\n\nBa\xffd.\nGood.\n" * 3)
+        self.refused("a.txt:3: invalid UTF-8", path, raw=True)
+        skipped = self.read(path, raw=True, policy="skip")
+        self.assertEqual("".join(self.joined(skipped.train + skipped.held_out)), "Good.\n\nGood.\n" * 3)
+
+    def test_what_cannot_be_read_raw(self):
+        self.refused("a.jsonl: --raw_text reads .txt alone", self.write("a.jsonl", '{"text": "A."}'), raw=True)
+        self.refused("no text in the file", self.write("a.txt", "\n \n"), raw=True)
+        self.refused("1 characters cannot be both trained on and held out", self.write("b.txt", "A"), raw=True)
+        self.refused("--raw_text: the docstrings are no files", "docstrings", raw=True)
+
+    def test_another_fingerprint(self):
+        path = self.write("a.txt", self.TEXT)
+        kinds = [dict(), dict(raw=True), dict(held_out=0.1), dict(raw=True, held_out=0.1)]
+        self.assertEqual(len({self.read(path, **kind).fingerprint for kind in kinds}), 4)
 
 
 class PolicyTest(FilesTest):

@@ -82,7 +82,18 @@ class PipelineTest(tf.test.TestCase):
                 self.assertAllEqual(one[name], two[name])
         firsts = np.concatenate([batch["first"][:, 0] for batch in three])
         self.assertAllEqual(firsts, [self.rows.row(i, np.zeros(4))[0][0] for i in range(12)])
-        self.assertLen(read(1000), len(self.rows) // 4)  # Whole batches of what there is.
+
+    def test_all_rows_are_evaluated_and_none_twice(self):
+        size = 7
+        self.assertGreater(len(self.rows) % size, 0)
+        batches = pipeline.evaluation_batches(self.rows, Plain(), batch_size=size, seed=3, num_batches=1000)
+        whole = {name: shape.shape for name, shape in batches.element_spec.items()}
+        for name, shape in whole.items():
+            self.assertTrue(shape.is_fully_defined() and shape[0] == size, name)
+        firsts = np.concatenate([batch["first"][:, 0] for batch in batches.as_numpy_iterator()])
+        count = len(self.rows)
+        self.assertAllEqual(firsts[:count], [self.rows.row(i, np.zeros(4))[0][0] for i in range(count)])
+        self.assertAllEqual(firsts[count:], [0] * (-count % size))
 
     def test_an_empty_corpus_gives_no_evaluation_batches(self):
         rows = PairRows(corpus([]), 30)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfzoo.data import tokenized
 from tfzoo.data.corpus import Corpus, Document
+from tfzoo.text.characters import Characters
 from tfzoo.text.wordpiece import WordPiece
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d", "##s", "."]
@@ -39,6 +40,17 @@ class TokenizeTest(tf.test.TestCase):
         for size in (1, 2, 3, 8):
             with mock.patch.object(tokenized, "_BATCH", size):
                 self.check(tokenized.tokenize(DOCUMENTS, self.tokenizer))
+
+    def test_what_stands_between_sentences(self):
+        text = "A  line,\n\n  and another.\n"
+        characters = Characters(sorted(set(text)))
+        raw = [Document("x", text.splitlines(keepends=True), separator="")]
+        self.assertEqual(self.text(tokenized.tokenize(raw, characters), characters), text)
+        sentences = [Document("x", ["A line,", "and another."])]
+        self.assertEqual(self.text(tokenized.tokenize(sentences, characters), characters), "A line, and another.")
+
+    def text(self, corpus, tokenizer):
+        return tokenizer.detokenize(corpus.token_ids[None])[0].numpy().decode()
 
     def test_nothing(self):
         for documents in ([], [Document("x", [])], [Document("x", [""])]):

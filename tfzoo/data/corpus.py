@@ -7,18 +7,26 @@ import dataclasses
 import os
 from typing import Any
 
+from tfzoo.errors import UserError
+
 DOCSTRINGS = "docstrings"
 POLICIES = ("strict", "replace", "skip")
 MAX_LINE_BYTES = 1 << 20
 MAX_BYTES = 2 << 30
+HELD_OUT = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Sentences that stood together, in order; `source` is the package or the file they stood in."""
+    """Sentences that stood together, in order; `source` is the package or the file they stood in.
+
+    `separator` is what a tokenizer that keeps spaces reads between two of them: nothing in text as it stands, whose
+    "sentences" are lines with their ends.
+    """
 
     source: str
     sentences: list[str]
+    separator: str = " "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +61,8 @@ def load_corpus(
     cache_dir: str | os.PathLike | None,
     text_field: str = "text",
     policy: str = "strict",
+    raw: bool = False,
+    held_out: float = HELD_OUT,
     max_line_bytes: int = MAX_LINE_BYTES,
     max_bytes: int = MAX_BYTES,
 ) -> Corpus:
@@ -65,6 +75,9 @@ def load_corpus(
       text_field: the field of a .jsonl object that holds the text.
       policy: what to do about bad input in files: "strict" raises, "replace" repairs what can be repaired,
         "skip" leaves it out; the last two count it in the report.
+      raw: .txt files as they stand, line ends and blank lines included, each a document, for models of characters or
+        bytes; their end is held out.
+      held_out: what part of the files' text is held out.
       max_line_bytes: the longest line accepted, in bytes.
       max_bytes: the most that is read in all, in bytes after decompression.
 
@@ -74,5 +87,15 @@ def load_corpus(
     from tfzoo.data import docstrings, files
 
     if spec == DOCSTRINGS:
+        if raw:
+            raise UserError("--raw_text: the docstrings are no files; name some with --corpus")
         return docstrings.read(cache_dir)
-    return files.read(spec, text_field=text_field, policy=policy, max_line_bytes=max_line_bytes, max_bytes=max_bytes)
+    return files.read(
+        spec,
+        text_field=text_field,
+        policy=policy,
+        raw=raw,
+        held_out=held_out,
+        max_line_bytes=max_line_bytes,
+        max_bytes=max_bytes,
+    )

@@ -2,7 +2,8 @@
 
 .txt is read as BERT's own data was: a blank line ends a document, and a line is a paragraph (or a sentence) that
 never goes on in the next line. A file without blank lines is one document. .jsonl holds a document a line, an
-object whose `text_field` is a string; line ends within it end paragraphs.
+object whose `text_field` is a string; line ends within it end paragraphs. Raw, a .txt file is one document as it
+stands, line ends and blank lines included.
 
 | what is wrong | strict | replace | skip |
 |---|---|---|---|
@@ -20,6 +21,7 @@ Errors name the file and the line; all else is counted in the report. Memory hol
 import codecs
 import collections
 import contextlib
+import dataclasses
 import glob
 import gzip
 import hashlib
@@ -33,12 +35,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from tfzoo.data import sentences
-from tfzoo.data.corpus import MAX_BYTES, MAX_LINE_BYTES, POLICIES, Corpus, Document, sizes
+from tfzoo.data.corpus import HELD_OUT, MAX_BYTES, MAX_LINE_BYTES, POLICIES, Corpus, Document, sizes
 from tfzoo.errors import UserError
 
-VERSION = 1  # Counts changes of what comes out of the same files.
+VERSION = 2  # Counts changes of what comes out of the same files.
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
-HELD_OUT_EVERY = 50  # One document in this many is held out.
 
 # Text shrinks to a fifth by gzip, a log file to a hundredth; zeros to a thousandth. Small files may be odd.
 _MAX_RATIO = 200
@@ -64,12 +65,12 @@ def _is_jsonl(path: str) -> bool:
 class _Reader:
     """Reads files one after the other, applies the policy and keeps the counts."""
 
-    def __init__(self, text_field: str, policy: str, max_line_bytes: int, max_bytes: int):
-        self.text_field, self.policy = text_field, policy
+    def __init__(self, text_field: str, policy: str, raw: bool, max_line_bytes: int, max_bytes: int):
+        self.text_field, self.policy, self.raw = text_field, policy, raw
         self.max_line_bytes, self.max_bytes = max_line_bytes, max_bytes
         self.counts = {"files": 0, "lines": 0, "bytes_read": 0}
         self.problems: collections.Counter[str] = collections.Counter()
-        self.digest = hashlib.sha256(json.dumps([VERSION, text_field, policy, max_line_bytes]).encode())
+        self.digest = hashlib.sha256(json.dumps([VERSION, text_field, policy, raw, max_line_bytes]).encode())
 
     def _bad(self, path: str, line: int, bad: _Bad) -> None:
         if self.policy == "strict":
@@ -87,7 +88,7 @@ class _Reader:
             )
 
     def _lines(self, path: str) -> Iterator[tuple[int, bytes]]:
-        """Yields (line number from 1, bytes without the line end), never holding more than a line.
+        """Yields (line number from 1, bytes, raw with the line end), never holding more than a line.
 
         Raises:
           _Dropped: the gzip stream is damaged, and the policy is to skip the file.
@@ -130,7 +131,7 @@ class _Reader:
                         cut -= 1
                     piece, rest = piece[:cut], piece[cut:]
                 if (whole and not inside) or split_long:
-                    yield number, piece.rstrip(b"\r\n")
+                    yield number, piece if self.raw else piece.rstrip(b"\r\n")
                 inside = not whole
 
     def _clean(self, path: str, number: int, text: str) -> str:
@@ -218,7 +219,11 @@ class _Reader:
         self.counts["files"] += 1
         found = []
         try:
-            for paragraphs in self._documents(path):
+            if self.raw:
+                lines = [line for _, line in self._decoded(path)]
+                if any(line.strip() for line in lines):
+                    found.append(Document(path, lines, separator=""))
+            for paragraphs in [] if self.raw else self._documents(path):
                 kept = [sentence for paragraph in paragraphs for sentence in sentences.split(paragraph)]
                 if kept:
                     found.append(Document(path, kept))
@@ -258,16 +263,16 @@ def _hash(document: Document) -> bytes:
     return hashlib.sha256("\n".join(document.sentences).encode()).digest()
 
 
-def _part(documents: list[Document], spec: str) -> tuple[list[Document], list[Document]]:
+def _part(documents: list[Document], share: float, spec: str) -> tuple[list[Document], list[Document]]:
     """Splits into (train, held_out), by what the documents say: adding a document moves no other."""
     if len(documents) == 1:  # One text without blank lines: its end is held out.
         source, kept = documents[0].source, documents[0].sentences
         if len(kept) < 2:
             raise UserError(f"--corpus={spec}: one sentence cannot be both trained on and held out; give more text")
-        cut = len(kept) - max(1, len(kept) // HELD_OUT_EVERY)
+        cut = len(kept) - max(1, round(len(kept) * share))
         return [Document(source, kept[:cut])], [Document(source, kept[cut:])]
     hashes = [int.from_bytes(_hash(document)) for document in documents]
-    chosen = {i for i, value in enumerate(hashes) if value % HELD_OUT_EVERY == 0}
+    chosen = {i for i, value in enumerate(hashes) if value < share * 2**256}
     if not 0 < len(chosen) < len(documents):
         chosen = {hashes.index(min(hashes))}
     return (
@@ -276,19 +281,40 @@ def _part(documents: list[Document], spec: str) -> tuple[list[Document], list[Do
     )
 
 
+def _cut(documents: list[Document], share: float, spec: str) -> tuple[list[Document], list[Document]]:
+    """Splits text as it stands into (train, held_out), after a character; the files follow one another."""
+    size = sum(len(line) for document in documents for line in document.sentences)
+    left = int(size * (1 - share))
+    if not 0 < left < size:
+        raise UserError(f"--corpus={spec}: {size} characters cannot be both trained on and held out; give more text")
+    train, held_out = [], []
+    for document in documents:
+        before, after = [], []
+        for line in document.sentences:
+            before.append(line[:left])
+            after.append(line[left:])
+            left = max(left - len(line), 0)
+        for part, lines in ((train, before), (held_out, after)):
+            if any(lines):
+                part.append(dataclasses.replace(document, sentences=[line for line in lines if line]))
+    return train, held_out
+
+
 def read(
     spec: str,
     *,
     text_field: str = "text",
     policy: str = "strict",
+    raw: bool = False,
+    held_out: float = HELD_OUT,
     max_line_bytes: int = MAX_LINE_BYTES,
     max_bytes: int = MAX_BYTES,
 ) -> Corpus:
     """Reads the files that `spec` names, a path or glob (`**` included); see the head of this file.
 
-    A document that says the same as one before is left out; about one in `HELD_OUT_EVERY` is held out, at
-    least one. Of a single document the end is held out. The fingerprint is of the files' lines and of the
-    settings, so that moving or compressing the files keeps it.
+    A document that says the same as one before is left out. The share `held_out` of the documents is held out, at
+    least one; of a single document, and of what is read `raw`, the end. The fingerprint is of the files' lines and of
+    the settings, so that moving or compressing the files keeps it.
 
     Raises:
       UserError: see the table at the head of this file.
@@ -299,11 +325,13 @@ def read(
         raise UserError(
             f"max_line_bytes={max_line_bytes}, max_bytes={max_bytes}: need 16 <= max_line_bytes <= max_bytes"
         )
-    reader = _Reader(text_field, policy, max_line_bytes, max_bytes)
+    reader = _Reader(text_field, policy, raw, max_line_bytes, max_bytes)
     documents: list[Document] = []
     seen: set[bytes] = set()
     duplicates = 0
     for path in _paths(spec):
+        if raw and _is_jsonl(path):
+            raise UserError(f"{path}: --raw_text reads .txt alone; leave it out, or narrow the glob")
         for document in reader.read(path):
             key = _hash(document)
             duplicates += key in seen
@@ -313,7 +341,8 @@ def read(
         reader.digest.update(b"\0")  # Where a file ends, documents end.
     if not documents:
         raise UserError(f"--corpus={spec}: no text in {reader.counts['files']} file(s); give files that hold some")
-    train, held_out = _part(documents, spec)
+    reader.digest.update(repr(held_out).encode())
+    train, rest = (_cut if raw else _part)(documents, held_out, spec)
     report: dict[str, Any] = {**reader.counts, "duplicates": duplicates, "problems": dict(reader.problems)}
-    report |= {"train": sizes(train), "held_out": sizes(held_out)}
-    return Corpus(spec, reader.digest.hexdigest(), train, held_out, report)
+    report |= {"train": sizes(train), "held_out": sizes(rest)}
+    return Corpus(spec, reader.digest.hexdigest(), train, rest, report)

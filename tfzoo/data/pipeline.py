@@ -46,10 +46,23 @@ def training_batches(rows, objective, *, batch_size: int, seed: int, first_step:
 
 
 def evaluation_batches(rows, objective, *, batch_size: int, seed: int, num_batches: int):
-    """The first rows of the held-out part, in order and always prepared alike; whole batches."""
+    """The first rows of the held-out part, in order and always prepared alike.
+
+    What a last batch lacks is filled with zeros, and so with weights of 0.
+    """
     positions = tf.data.Dataset.range(min(len(rows), num_batches * batch_size))
     batches = examples(rows, positions, seed, epoch=0).map(objective.prepare, num_parallel_calls=2, deterministic=True)
-    return batches.batch(batch_size, drop_remainder=True).with_options(_options())
+
+    def whole(batch):
+        return {
+            name: tf.ensure_shape(
+                tf.pad(x, [[0, batch_size - tf.shape(x)[0]], *[[0, 0]] * (len(x.shape) - 1)]),
+                [batch_size, *x.shape[1:]],
+            )
+            for name, x in batch.items()
+        }
+
+    return batches.batch(batch_size).map(whole).with_options(_options())
 
 
 def _options() -> tf.data.Options:

@@ -39,11 +39,13 @@ class TokenizedCorpus:
 def tokenize(documents: list[Document], tokenizer) -> TokenizedCorpus:
     """Tokenizes sentence by sentence, in order.
 
-    A tokenizer that keeps spaces gets one before every sentence but a document's first.
+    A tokenizer that keeps spaces gets the document's separator before every sentence but the first.
     """
-    space = " " if isinstance(tokenizer, ByteLevelBPE | Characters) else ""
+    keeps_spaces = isinstance(tokenizer, ByteLevelBPE | Characters)
     sentences = [
-        (space if i else "") + sentence for document in documents for i, sentence in enumerate(document.sentences)
+        (document.separator if i and keeps_spaces else "") + sentence
+        for document in documents
+        for i, sentence in enumerate(document.sentences)
     ]
     encode = tf.function(
         lambda texts: _values_and_lengths(tokenizer.tokenize(texts)),
