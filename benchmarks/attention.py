@@ -10,14 +10,13 @@ busy machine what the clock does not: growth with the length is best read from i
 import argparse
 import json
 import math
-import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from side_by_side import Worker, answer, markdown, turns
+
 HEADS, DEPTH = 8, 64
 KINDS = {
     "full": "full",
@@ -67,51 +66,21 @@ def make_step(kind: str, length: int):
     return lambda: step(query, key, value, upstream)[0].numpy()
 
 
-def work(kind: str, length: int) -> None:
-    """Reads numbers of steps from stdin; answers with a step's seconds, CPU seconds, and bytes added to the peak."""
+def work(kind: str, length: int):
+    """steps -> a step's seconds, CPU seconds, and bytes added to the peak."""
     import resource
 
     step = make_step(kind, length)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for line in sys.stdin:
-        steps, begin, cpu = int(line), time.perf_counter(), time.process_time()
+
+    def measured(steps: int) -> tuple[float, float, int]:
+        begin, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             step()
         seconds, cpu = (time.perf_counter() - begin) / steps, (time.process_time() - cpu) / steps
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-        print(json.dumps([seconds, cpu, grown]), flush=True)
+        return seconds, cpu, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
-
-class Cell:
-    """A process that does one kind at one length."""
-
-    def __init__(self, kind: str, length: int) -> None:
-        self.kind = kind
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, f"--work={kind},{length}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if "BENCH_VERBOSE" in os.environ else subprocess.DEVNULL,
-            text=True,
-            env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        self.turns: list[list[float]] = []
-        self.run(1)  # Traces.
-        self.steps = max(1, min(50, round(0.5 / self.run(1)[0])))
-
-    def run(self, steps: int) -> list[float]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{self.kind} died with code {self.process.wait()}; BENCH_VERBOSE=1 shows why")
-        return json.loads(line)
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+    return measured
 
 
 def free_memory() -> int:
@@ -122,18 +91,20 @@ def free_memory() -> int:
 
 def measure(kinds: list[str], length: int, rounds: int) -> dict[str, list[float]]:
     """Of each kind that fits the medians of `work`'s answers."""
-    cells = []
+    cells, steps = [], {}
     for kind in kinds:
         if kind == "full" and COPIES * HEADS * length**2 * 4 > free_memory():
             print(f"full does not fit at {length}: {free_memory() / 2**30:.1f} GiB are free", file=sys.stderr)
             continue
-        cells.append(Cell(kind, length))
-    for turn in range(rounds):
-        for cell in cells if turn % 2 == 0 else cells[::-1]:
-            cell.turns.append(cell.run(cell.steps))
+        cell = Worker(kind, __file__, f"--work={kind},{length}")
+        cell.ask(1)  # Traces.
+        steps[kind] = max(1, min(50, round(0.5 / cell.ask(1)[0])))
+        cells.append(cell)
+    for cell in turns(cells, rounds):
+        cell.answers.append(cell.ask(steps[cell.name]))
     for cell in cells:
         cell.close()
-    return {cell.kind: [statistics.median(values) for values in zip(*cell.turns)] for cell in cells}
+    return {cell.name: [statistics.median(values) for values in zip(*cell.answers)] for cell in cells}
 
 
 def table(results: dict[int, dict], kinds: list[str], head: str, which: int, unit: float, digits: int = 0) -> str:
@@ -141,14 +112,14 @@ def table(results: dict[int, dict], kinds: list[str], head: str, which: int, uni
     lengths = list(results)
     steps = list(zip(lengths, lengths[1:]))
     heads = [f"{n:,}" for n in lengths] + [f"{a:,} to {b:,}: L^" for a, b in steps]
-    lines = [[head, *heads], ["---"] + ["---:"] * len(heads)]
+    rows = []
     for kind in kinds:
         values = [results[n][kind][which] if kind in results[n] else None for n in lengths]
         row = [KINDS[kind]] + ["does not fit" if v is None else f"{v / unit:,.{digits}f}" for v in values]
         for (a, b), before, after in zip(steps, values, values[1:]):
             row.append("" if not before or not after else f"{math.log(after / before) / math.log(b / a):.2f}")
-        lines.append(row)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append(row)
+    return markdown([head, *heads], rows)
 
 
 def draw(results: dict[int, dict], kinds: list[str], path: str) -> None:
@@ -181,7 +152,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.work:
         kind, length = args.work.split(",")
-        work(kind, int(length))
+        answer(lambda: work(kind, int(length)))
         return
     kinds, results = args.kinds.split(","), {}
     for length in map(int, args.lengths.split(",")):

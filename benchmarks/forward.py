@@ -8,16 +8,13 @@ measured against. The pass: 12 layers of 768, 128 tokens a row, a padded row amo
 """
 
 import argparse
-import contextlib
-import json
 import os
-import pathlib
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from side_by_side import Worker, answer, ratio, turns
 
 LENGTH, HIDDEN, LAYERS, INTERMEDIATE, VOCAB = 128, 768, 12, 3072, 30522
 SIDE = 2048  # Of the matrices that `products` multiplies.
@@ -104,11 +101,8 @@ def products() -> Callable[[int], Any]:
 CONTENDERS = {"ours": ours, "kerashub": kerashub, "garden": garden, "products": products}
 
 
-def work(name: str) -> None:
-    """Answers each line "BATCH TIMES" of standard input by the seconds that one run took."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # What libraries print is no answer.
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+def work(name: str) -> Callable[[int, int], float]:
+    """(batch, times) -> the seconds that one run took."""
     if name == "garden":
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
     import tensorflow as tf
@@ -116,37 +110,16 @@ def work(name: str) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(2)
     make = CONTENDERS[name]()
     made: dict[int, Callable[[], Any]] = {}
-    for line in sys.stdin:
-        batch, times = map(int, line.split())
+
+    def seconds(batch: int, times: int) -> float:
         run = made.setdefault(batch, make(batch))
         start = time.perf_counter()
         for _ in range(times):
             result = run()
         result.numpy()
-        print(json.dumps((time.perf_counter() - start) / times), file=answers)
+        return (time.perf_counter() - start) / times
 
-
-class Worker:
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if "BENCH_VERBOSE" in os.environ else subprocess.DEVNULL,
-            text=True,
-            env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
-        )
-        self.seconds: list[float] = []
-
-    def run(self, batch: int, times: int) -> float:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{batch} {times}\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{self.name} died with code {self.process.wait()}; BENCH_VERBOSE=1 shows why")
-        return json.loads(line)
+    return seconds
 
 
 def table(workers: list[Worker], batch: int) -> str:
@@ -155,15 +128,14 @@ def table(workers: list[Worker], batch: int) -> str:
         f"| {batch} x {LENGTH} | ms | GFLOP/s | of the products' | {first.name} is faster by |",
         "|---|---:|---:|---:|---:|",
     ]
-    limits = [2 * SIDE**3 / seconds for seconds in last.seconds]
+    limits = [2 * SIDE**3 / seconds for seconds in last.answers]
     for worker in workers:
         work = 2 * SIDE**3 if worker is last else flops(batch)
-        shares = [work / seconds / limit for seconds, limit in zip(worker.seconds, limits)]
-        ratios = [theirs / own for theirs, own in zip(worker.seconds, first.seconds)]
-        seconds = statistics.median(worker.seconds)
+        shares = [work / seconds / limit for seconds, limit in zip(worker.answers, limits)]
+        seconds = statistics.median(worker.answers)
         lines.append(
             f"| {worker.name} | {1000 * seconds:.0f} | {work / seconds / 1e9:.0f} | {statistics.median(shares):.3f} | "
-            f"{'' if worker is last else f'{statistics.median(ratios):.3f}'} |"
+            f"{'' if worker is last else f'{ratio(worker.answers, first.answers):.3f}'} |"
         )
     return "\n".join(lines)
 
@@ -176,21 +148,21 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        with contextlib.suppress(KeyboardInterrupt):
-            work(args.worker)
+        answer(lambda: work(args.worker))
         return
-    workers = [Worker(name) for name in (*args.contenders.split(","), "products")]
+    workers = [Worker(name, __file__, f"--worker={name}") for name in (*args.contenders.split(","), "products")]
     for batch in map(int, args.batches.split(",")):
         times = max(1, 16 // batch)
         for worker in workers:
-            worker.seconds = []
-            worker.run(batch, 3)
-        for turn in range(args.rounds):
-            for worker in workers if turn % 2 == 0 else workers[::-1]:
-                worker.run(batch, 1)  # Wakes its threads and fills the caches.
-                worker.seconds.append(worker.run(batch, times))
+            worker.answers = []
+            worker.ask(batch, 3)
+        for worker in turns(workers, args.rounds):
+            worker.ask(batch, 1)  # Wakes its threads and fills the caches.
+            worker.answers.append(worker.ask(batch, times))
         print(table(workers, batch), flush=True)
         print()
+    for worker in workers:
+        worker.close()
 
 
 if __name__ == "__main__":

@@ -7,15 +7,14 @@ tokens, 20 masked positions in each; masked-language-model head with tied output
 attention too; AdamW with learning rate 1e-4 and weight decay 0.01; global-norm clipping at 1.
 """
 
-import contextlib
-import json
 import os
-import pathlib
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from side_by_side import answer
 
 BATCH_SIZE, SEQUENCE_LENGTH, MASKED = 16, 128, 20
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, INTERMEDIATE_SIZE, MAX_POSITIONS = 30522, 512, 4, 8, 2048, 512
@@ -262,11 +261,8 @@ CONTENDERS: dict[str, tuple[Callable[[str, str], tuple[Train, int]], str, int]] 
 }
 
 
-def work(contender: str, precision: str, inter_op: str) -> None:
-    """Runs as many steps as each line of standard input says, and answers each line by a line of JSON."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # What libraries print is no answer.
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+def work(contender: str, precision: str, inter_op: str) -> Callable[[int], dict[str, float]]:
+    """steps -> what a step took, the last loss and the process's peak."""
     name, _, way = contender.partition(":")
     make, fastest_way, threads = CONTENDERS[name]
     if name == "garden":
@@ -276,18 +272,17 @@ def work(contender: str, precision: str, inter_op: str) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(2)
     tf.config.threading.set_inter_op_parallelism_threads(int(inter_op or threads))
     train, parameters = make(precision, way or fastest_way)
-    for line in sys.stdin:
+
+    def measured(steps: int) -> dict[str, float]:
         start, start_cpu = time.perf_counter(), time.process_time()
-        loss = float(train(int(line)))
-        seconds = (time.perf_counter() - start) / int(line)
-        cpu = (time.process_time() - start_cpu) / int(line)
+        loss = float(train(steps))
+        seconds = (time.perf_counter() - start) / steps
+        cpu = (time.process_time() - start_cpu) / steps
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(
-            json.dumps({"seconds": seconds, "cpu": cpu, "loss": loss, "peak": peak, "parameters": parameters}),
-            file=answers,
-        )
+        return {"seconds": seconds, "cpu": cpu, "loss": loss, "peak": peak, "parameters": parameters}
+
+    return measured
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        work(*sys.argv[1:])
+    answer(lambda: work(*sys.argv[1:]))

@@ -7,101 +7,51 @@ that what else the machine does meets them all alike; ratios are medians over ro
 """
 
 import argparse
-import json
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
 
 import peers
+from side_by_side import Worker, markdown, ratio, turns
 
-WORKER = pathlib.Path(__file__).with_name("peers.py")
-
-
-class Contender:
-    """A worker process; `run(n)` lets it train n steps, and waits."""
-
-    def __init__(self, spec: str, precision: str) -> None:
-        self.spec = spec
-        name, _, inter_op = spec.partition("@")  # Empty: as many as suit it best.
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), name, precision, inter_op],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if "BENCH_VERBOSE" in os.environ else subprocess.DEVNULL,
-            text=True,
-            env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
-        )
-        self.seconds: list[float] = []
-        self.cpu: list[float] = []
-        self.last: dict = {}
-
-    def run(self, steps: int) -> float:
-        """Returns the seconds a step took."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{self.spec} died with code {self.process.wait()}; BENCH_VERBOSE=1 shows why")
-        self.last = json.loads(line)
-        return self.last["seconds"]
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+SCRIPT = str(pathlib.Path(__file__).with_name("peers.py"))
 
 
-def measure(specs: list[str], precision: str, rounds: int, steps: int) -> list[Contender]:
-    """Runs the contenders in turns; each one's `seconds` gets the time of a step in every round."""
+def measure(specs: list[str], precision: str, rounds: int, steps: int) -> list[Worker]:
+    """Runs the contenders in turns; each one's `answers` gets what a step took in every round."""
     contenders = []
     for spec in specs:  # One after the other: tracing and compiling are no part of it, and would disturb.
-        contenders.append(Contender(spec, precision))
-        contenders[-1].run(3)
-    for turn in range(rounds):
-        order = contenders if turn % 2 == 0 else contenders[::-1]
-        for contender in order:
-            contender.run(1)  # Wakes its threads and fills the caches.
-            contender.seconds.append(contender.run(steps))
-            contender.cpu.append(contender.last["cpu"])
+        name, _, inter_op = spec.partition("@")  # Empty: as many as suit it best.
+        contenders.append(Worker(spec, SCRIPT, name, precision, inter_op))
+        contenders[-1].ask(3)
+    for contender in turns(contenders, rounds):
+        contender.ask(1)  # Wakes its threads and fills the caches.
+        contender.answers.append(contender.ask(steps))
     for contender in contenders:
         contender.close()
     return contenders
 
 
-def report(contenders: list[Contender], precision: str) -> str:
+def report(contenders: list[Worker], precision: str) -> str:
     """A table; its last column says how many times as fast as each contender the first one is."""
-    first = contenders[0]
-    heads = [
-        precision,
-        "ms a step",
-        "CPU ms",
-        "tokens/s",
-        "peak GiB",
-        "parameters",
-        "loss",
-        f"{first.spec} is faster by",
-    ]
+    heads = ["ms a step", "CPU ms", "tokens/s", "peak GiB", "parameters", "loss"]
+    seconds = [[answer["seconds"] for answer in contender.answers] for contender in contenders]
     rows = []
-    for contender in contenders:
-        step = statistics.median(contender.seconds)
-        last = contender.last
+    for contender, taken in zip(contenders, seconds):
+        step = statistics.median(taken)
+        last = contender.answers[-1]
         rows.append(
             [
-                contender.spec,
+                contender.name,
                 f"{1000 * step:.0f}",
-                f"{1000 * statistics.median(contender.cpu):.0f}",
+                f"{1000 * statistics.median(answer['cpu'] for answer in contender.answers):.0f}",
                 f"{peers.TOKENS / step:.0f}",
                 f"{last['peak'] / 2**30:.2f}",
                 f"{last['parameters'] / 1e6:.1f} M",
                 f"{last['loss']:.2f}",
-                f"{statistics.median(a / b for a, b in zip(contender.seconds, first.seconds)):.3f}",
+                f"{ratio(taken, seconds[0]):.3f}",
             ]
         )
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown([precision, *heads, f"{contenders[0].name} is faster by"], rows)
 
 
 def main() -> None:
