@@ -1,5 +1,6 @@
 """Round trips, damage and kills need arrays only; TensorFlow comes in where variables are Keras's."""
 
+import errno
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import shutil
 import signal
 import struct
 import tempfile
+import threading
 import time
 from unittest import mock
 
@@ -273,6 +275,39 @@ class DamageTest(CheckpointsCase):
             checkpoints.restore(arrays())
         checkpoints.save(3, arrays(3), {})
         self.assertEqual(checkpoints.steps(), [1, 3])
+
+
+class MeanwhileTest(CheckpointsCase):
+    def test_what_is_written_is_what_was_there_when_save_was_called(self):
+        variables, state = arrays(5), {"losses": [0.5]}
+        written = threading.Event()
+        checkpoints = Checkpoints(self.folder)
+        with mock.patch.object(
+            checkpoint.tensors, "write_file", lambda *a, call=checkpoint.tensors.write_file: (written.wait(), call(*a))
+        ):
+            checkpoints.save(5, variables, state, best=True, wait=False)
+            self.assertEqual(checkpoints.steps(), [])
+            variables["model/kernel"][...] = -1.0
+            state["losses"].append(9.0)
+            written.set()
+            checkpoints.wait()
+        step, state, found = Checkpoints(self.folder).read()
+        self.assertEqual((step, state), (5, {"losses": [0.5]}))
+        self.assert_same_bits(found, {name: found[name] for name in found} | arrays(5))
+        self.assertEqual(checkpoints.best_step(), 5)
+
+    def test_the_next_save_waits_and_says_what_went_wrong(self):
+        for last in ("save", "wait"):
+            checkpoints = self.saved(1)
+            with mock.patch.object(checkpoint.tensors, "write_file", side_effect=OSError(errno.ENOSPC, "full")):
+                checkpoints.save(2, arrays(2), {}, wait=False)
+                with self.assertRaisesRegex(UserError, "00000002: cannot be written .no space left on device.; free"):
+                    checkpoints.save(3, arrays(3), {}, wait=False) if last == "save" else checkpoints.wait()
+            self.assertEqual(self.names(), ["00000001"])
+            self.assertEqual(self.restored(), 1)
+            checkpoints.save(4, arrays(4), {})  # The machine has room again.
+            self.assertEqual(checkpoints.steps(), [1, 4])
+            shutil.rmtree(self.run_dir)
 
 
 class KillTest(CheckpointsCase):

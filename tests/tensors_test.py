@@ -40,7 +40,7 @@ def samples() -> dict[str, np.ndarray]:
 
 
 def sources(arrays):
-    return [(n, a.shape, tensors_lib._NAMES[a.dtype], lambda a=a: a) for n, a in arrays.items()]
+    return [(n, a.shape, tensors_lib.NAMES[a.dtype], lambda a=a: a) for n, a in arrays.items()]
 
 
 def pack(header, payload: bytes = b"") -> bytes:

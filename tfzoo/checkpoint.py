@@ -8,6 +8,9 @@ A checkpoint is written beside its place and renamed, so it is there whole or no
 checksum of its own: a flipped bit would load, so checkpoint.json keeps the sha256, and its own besides.
 """
 
+import concurrent.futures
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +25,7 @@ import safetensors
 import safetensors.numpy
 from absl import logging
 
-from tfzoo import files
+from tfzoo import files, tensors
 from tfzoo.errors import UserError
 
 FORMAT = 1
@@ -48,6 +51,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2, read_only: bool = False):
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)  # The interpreter waits for it at its end.
+        self._writing: concurrent.futures.Future[None] | None = None
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self._folder = pathlib.Path(folder)
@@ -70,34 +75,66 @@ class Checkpoints:
         """The folder of a step's checkpoint, which need not exist."""
         return self._folder / f"{step:08d}"
 
-    def save(self, step: int, variables: Mapping[str, Any], state: Mapping[str, Any]) -> pathlib.Path:
+    def save(
+        self, step: int, variables: Mapping[str, Any], state: Mapping[str, Any], best: bool = False, wait: bool = True
+    ) -> pathlib.Path:
         """Writes a checkpoint, then removes the oldest beyond `keep`. One that exists is left alone.
 
         Args:
           step: 0 or more.
           variables: name -> keras.Variable, tf.Variable or array. Not called from inside a tf.function.
           state: what JSON can hold; tuples come back as lists.
+          best: points RUN/best to it once it is there.
+          wait: False copies the variables and writes them meanwhile, in a thread; `wait` or the next save waits for
+            that, and raises what went wrong with it.
+
+        Raises:
+          UserError: the machine refuses to write it (a full disk); the checkpoints before it are intact.
         """
         self._must_write()
+        self.wait()
+        # Not np.ascontiguousarray, which turns a scalar into an array of one.
+        convert = functools.partial(np.asarray if wait else np.array, order="C")
+        arrays = {}
+        if step in self._damaged or not self.path(step).exists():
+            arrays = {name: convert(_to_numpy(variable)) for name, variable in variables.items()}
+        record = {"format": FORMAT, "step": int(step), "state": copy.deepcopy(dict(state))}
+        if wait:
+            self._write(step, arrays, record, best)
+        else:
+            self._writing = self._thread.submit(self._write, step, arrays, record, best)
+        return self.path(step)
+
+    def wait(self) -> None:
+        """Until the last `save` is written.
+
+        Raises:
+          UserError: what `save` raises.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, step: int, arrays: dict[str, np.ndarray], record: dict[str, Any], best: bool) -> None:
         path = self.path(step)
         if step in self._damaged and path.exists():
             self._remove(step)  # Read and found damaged: this one replaces it.
         if not path.exists():
-            # Not np.ascontiguousarray, which turns a scalar into an array of one.
-            arrays = {name: np.asarray(_to_numpy(variable), order="C") for name, variable in variables.items()}
             with files.atomic_folder(path) as partial:
-                safetensors.numpy.save_file(arrays, partial / VARIABLES)
-                record = {
-                    "format": FORMAT,
-                    "step": int(step),
-                    "state": dict(state),
+                sources = [
+                    (name, array.shape, tensors.NAMES[array.dtype], functools.partial(_itself, array))
+                    for name, array in arrays.items()
+                ]
+                tensors.write_file(partial / VARIABLES, sources, {})
+                record |= {
                     "bytes": (partial / VARIABLES).stat().st_size,
                     "sha256": files.sha256(partial / VARIABLES),
                     "variables": {name: _signature(array) for name, array in arrays.items()},
                 }
                 (partial / RECORD).write_bytes(_encode(record))
+        if best:
+            self.mark_best(step)
         self._prune(step)
-        return path
 
     def restore(self, variables: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
         """Assigns the newest intact checkpoint to `variables`, all of them or none.
@@ -141,9 +178,10 @@ class Checkpoints:
         if not self.path(step).is_dir():
             raise ValueError(f"{self.path(step)} does not exist, so it cannot be the best checkpoint")
         partial = self._best.with_name(f"{self._best.name}.{os.getpid()}{files.PARTIAL}")
-        partial.unlink(missing_ok=True)
-        partial.symlink_to(os.path.join(self._folder.name, self.path(step).name))
-        os.replace(partial, self._best)
+        with files.writing(self._best):
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(os.path.join(self._folder.name, self.path(step).name))
+            os.replace(partial, self._best)
 
     def best_step(self) -> int | None:
         """The step RUN/best points to; None if there is no such link."""
@@ -280,6 +318,10 @@ def _snake_case(name: str) -> str:
     """A class's name as Keras turns it into a layer's name."""
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _itself(array: np.ndarray) -> np.ndarray:
+    return array
 
 
 def _to_numpy(variable: Any) -> np.ndarray:

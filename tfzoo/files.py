@@ -1,13 +1,76 @@
 """Writing files so that a kill at any moment leaves the old content or the new, never a mixture."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
+from tfzoo.errors import UserError
+
 PARTIAL = ".partial"  # What is being written is named NAME.PID.partial, and is never read.
+
+
+# What the machine refuses although the program is right, and what helps.
+_REFUSALS = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or have the quota raised",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "name a folder that can be written to",
+    errno.EACCES: "allow writing there",
+    errno.EPERM: "allow writing there",
+    errno.EIO: "look after the disk",
+}
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Around what writes to `path`: a full disk or a folder that forbids it becomes one line.
+
+    Raises:
+      UserError: the machine refuses the block's writes.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _REFUSALS.get(error.errno or 0)
+        if remedy is None:
+            raise
+        raise UserError(f"{path}: cannot be written ({os.strerror(error.errno or 0).lower()}); {remedy}") from None
+
+
+class Lock:
+    """At most one process has a folder's lock. The system takes it back when that process ends, however it ends."""
+
+    def __init__(self, folder: str | os.PathLike):
+        """Raises:
+        UserError: another process has the lock.
+        """
+        path = pathlib.Path(folder, LOCK)
+        with writing(path):
+            self._file = open(path, "a+")  # Never "w": the owner's number stands in it.
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            owner = self._file.read(20).strip()
+            self._file.close()
+            raise UserError(
+                f"{folder}: another process{f' ({owner})' if owner else ''} writes there; wait for its end, or name "
+                "another folder"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
+
+
+LOCK = "lock"
 
 
 def _sync(path: pathlib.Path) -> None:
@@ -24,18 +87,23 @@ def _partial(path: pathlib.Path) -> pathlib.Path:
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
-    """Writes `data` (text as UTF-8) beside `path` and renames it into place."""
+    """Writes `data` (text as UTF-8) beside `path` and renames it into place.
+
+    Raises:
+      UserError: the machine refuses it, as `writing` says.
+    """
     path = pathlib.Path(path)
     partial = _partial(path)
     try:
-        with open(partial, "wb") as file:
+        with writing(path), open(partial, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync(path.parent)
+            os.replace(partial, path)
+            _sync(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Nothing that could be written could be left.
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -44,22 +112,24 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     Raises:
       FileExistsError: `path` is there already. It is left as it is.
+      UserError: the machine refuses it, as `writing` says.
     """
     path = pathlib.Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists already")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
-        yield partial
-        for folder, _, names in os.walk(partial):
-            for name in names:
-                _sync(pathlib.Path(folder, name))
-            _sync(pathlib.Path(folder))
-        os.rename(partial, path)
-        _sync(path.parent)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            yield partial
+            for folder, _, names in os.walk(partial):
+                for name in names:
+                    _sync(pathlib.Path(folder, name))
+                _sync(pathlib.Path(folder))
+            os.rename(partial, path)
+            _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -61,7 +61,7 @@ DTYPES: dict[str, np.dtype] = {
     "U64": np.dtype(np.uint64),
 }
 _RANKS = {name: rank for rank, name in enumerate(DTYPES)}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # Without the sign's bit, the bits of NaN and infinity are the largest: (unsigned type, all bits but the sign's, least).
 _NOT_FINITE = {
@@ -525,18 +525,19 @@ def write_folder(
         total += size
     metadata = {"format": "pt"} if metadata is None else dict(metadata)
     if len(shards) == 1:
-        _write_file(folder / MODEL, shards[0], metadata)
+        write_file(folder / MODEL, shards[0], metadata)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file_name, shard, metadata)
+        write_file(folder / file_name, shard, metadata)
         weight_map.update((name, file_name) for name, *_ in shard)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_file(path: pathlib.Path, sources: list[Source], metadata: Mapping[str, str]) -> None:
+def write_file(path: pathlib.Path, sources: Iterable[Source], metadata: Mapping[str, str]) -> None:
+    """One file of `write_folder`."""
     sources = sorted(sources, key=lambda source: (-_RANKS[source[2]], source[0]))
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     position = 0
@@ -627,7 +628,7 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
     places = {}
     claimed = 0
     for name, shape in sorted(shapes.items()):
-        dtype = _NAMES.get(np.dtype(dtypes[name].as_numpy_dtype))
+        dtype = NAMES.get(np.dtype(dtypes[name].as_numpy_dtype))
         try:
             if dtype is None:
                 raise ValueError(f"dtype {dtypes[name].name} is none of {', '.join(DTYPES)}")
@@ -728,7 +729,7 @@ def _hdf5_place(path: pathlib.Path, item: Any, file_size: int) -> _Place:
     exact = h5py.h5t.py_create(stored, logical=True) == item.id.get_type()
     if stored == np.dtype("V2") and item.attrs.get("dtype") == "bfloat16":
         stored, exact = DTYPES["BF16"], True
-    if stored not in _NAMES or not exact:
+    if stored not in NAMES or not exact:
         raise ValueError(f"dtype {stored} is none of {', '.join(DTYPES)}")
     _check_shape(item.shape)
     size = math.prod(item.shape) * stored.itemsize
@@ -737,7 +738,7 @@ def _hdf5_place(path: pathlib.Path, item: Any, file_size: int) -> _Place:
         raise ValueError("is virtual, external, compressed or without content, as Keras writes none")
     if offset + size > file_size:
         raise ValueError(f"shape {list(item.shape)} ends at byte {offset + size}, the file has {file_size}")
-    return _Place(path, _NAMES[stored], item.shape, offset)
+    return _Place(path, NAMES[stored], item.shape, offset)
 
 
 def _line(error: Exception) -> str:

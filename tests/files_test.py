@@ -1,0 +1,110 @@
+"""What is written is there whole or not at all, and one process at a time writes in a folder."""
+
+import os
+import pathlib
+import resource
+import signal
+import tempfile
+import unittest
+
+from tfzoo import files
+from tfzoo.errors import UserError
+
+
+class FilesCase(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+    def in_a_child(self, function):
+        """The exit code of a forked process that calls `function`."""
+        child = os.fork()
+        if not child:
+            try:
+                function()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class RefusedTest(FilesCase):
+    def refused(self, function):
+        """Calls `function` where no file may have more than a megabyte; the message of the error that it must raise."""
+        read, write = os.pipe()
+
+        def limited():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+            with self.assertRaises(UserError) as raised:
+                function()
+            os.write(write, str(raised.exception).encode())
+
+        code = self.in_a_child(limited)
+        os.close(write)
+        with open(read) as messages:
+            message = messages.read()
+        self.assertEqual(code, 0, message)
+        return message
+
+    def test_a_file_that_may_not_grow_so_large(self):
+        path = self.folder / "file"
+        files.atomic_write(path, "before")
+        message = self.refused(lambda: files.atomic_write(path, b"x" * (1 << 21)))
+        self.assertEqual(
+            message, f"{path}: cannot be written (file too large); raise the limit on the size of files (ulimit -f)"
+        )
+        self.assertEqual(path.read_text(), "before")
+        self.assertEqual(os.listdir(self.folder), ["file"])
+
+    def test_a_folder_with_such_a_file(self):
+        def write():
+            with files.atomic_folder(self.folder / "new") as partial:
+                (partial / "small").write_text("x")
+                (partial / "large").write_bytes(b"x" * (1 << 21))
+
+        self.assertIn(f"{self.folder / 'new'}: cannot be written (file too large)", self.refused(write))
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_other_errors_stay_what_they_are(self):
+        with self.assertRaises(FileNotFoundError):
+            files.atomic_write(self.folder / "no" / "file", "x")
+        with self.assertRaises(IsADirectoryError), files.writing("file"):
+            raise IsADirectoryError
+
+
+class LockTest(FilesCase):
+    def test_a_second_process_is_refused_and_told_who_has_it(self):
+        lock = files.Lock(self.folder)
+
+        def second():
+            with self.assertRaisesRegex(UserError, rf"{self.folder}: another process \({os.getppid()}\) writes there"):
+                files.Lock(self.folder)
+
+        self.assertEqual(self.in_a_child(second), 0)
+        lock.release()
+        self.assertEqual(self.in_a_child(lambda: files.Lock(self.folder)), 0)
+
+    def test_a_dead_process_leaves_no_lock(self):
+        read, write = os.pipe()
+
+        def hold():
+            lock = files.Lock(self.folder)
+            os.write(write, b"locked")
+            signal.pause()
+            lock.release()
+
+        child = os.fork()
+        if not child:
+            hold()
+        os.read(read, 6)
+        with self.assertRaises(UserError):
+            files.Lock(self.folder)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        files.Lock(self.folder).release()
+        for descriptor in (read, write):
+            os.close(descriptor)
+
+
+if __name__ == "__main__":
+    unittest.main()
