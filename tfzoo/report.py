@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from tfzoo import files
+from tfzoo.errors import UserError
 
 
 def evaluation_table(
@@ -49,15 +50,25 @@ class MetricsLog:
         self._events = tf.summary.create_file_writer(str(run_dir / "events"))
 
     def write(self, record: dict) -> None:
+        """Raises:
+        UserError: the machine refuses it (a full disk).
+        """
         import tensorflow as tf
 
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        with self._events.as_default(record["step"]):
-            for name, value in record.items():
-                if name != "step":
-                    tf.summary.scalar(name, value)
-        self._events.flush()
+        with files.writing(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        try:
+            with self._events.as_default(record["step"]):
+                for name, value in record.items():
+                    if name != "step":
+                        tf.summary.scalar(name, value)
+            self._events.flush()
+        except tf.errors.OpError as error:
+            why = " ".join(error.message.split())[-200:]
+            raise UserError(
+                f"{self._path.with_name('events')}: cannot be written ({why}); free some space there"
+            ) from None
         if self._figure[1] in record:
             plot(read_metrics(self._path), self._png, self._figure)
 
