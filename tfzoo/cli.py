@@ -29,7 +29,7 @@ import select
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from absl import flags as absl_flags
 
@@ -49,8 +49,9 @@ def run(
     main: Callable[[absl_flags.FlagValues], int | None],
     define_flags: Callable[[absl_flags.FlagValues], None],
     argv: Sequence[str] | None = None,
+    subcommand: str = "",
 ) -> int:
-    """Parses `argv` (the arguments without the program's name), calls `main`, returns the exit code.
+    """Parses `argv` (the arguments without the names of program and subcommand), calls `main`, returns the exit code.
 
     `define_flags` defines the program's flags on the FlagValues it is given, so that two entry points in one
     process never collide. `main` gets the parsed flags; None means 0. It returns 3 (STOPPED) when a signal
@@ -63,7 +64,7 @@ def run(
             flags = absl_flags.FlagValues()
             define_flags(flags)
             if any(argument in _HELP for argument in arguments):
-                print(_help_page(main, flags))
+                print(_help_page(main, flags, subcommand))
                 code: int | None = DONE
             else:
                 parse(flags, arguments)
@@ -90,6 +91,35 @@ def run(
     except Exception:
         traceback.print_exc()
         return BUG
+
+
+def run_subcommand(
+    commands: Mapping[str, tuple[Callable[[absl_flags.FlagValues], int | None], Callable[..., None]]],
+    about: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """`run` of the subcommand that the first argument names; `commands` are name -> (main, define_flags).
+
+    `about` is said by --help, before the list of subcommands.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else ""
+    if name in commands:
+        main, define_flags = commands[name]
+        return run(main, define_flags, arguments[1:], name)
+
+    def other(_) -> None:
+        listed = ", ".join(commands)
+        if name in _HELP:
+            first_lines = {each: (main.__doc__ or "").splitlines()[0] for each, (main, _) in commands.items()}
+            summaries = "\n".join(f"  {each:<12}{line}" for each, line in first_lines.items())
+            print(f"{inspect.cleandoc(about)}\n\nSubcommands, each with a --help of its own:\n{summaries}")
+        elif name.startswith("-") or not name:
+            raise UserError(f"the first argument must be a subcommand: {listed}")
+        else:
+            raise UserError(f"{name}: no such subcommand{suggest(name, commands) or f'; there are {listed}'}")
+
+    return run(other, lambda flags: None, [])
 
 
 def parse(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -342,11 +372,12 @@ def _output_is_closed() -> bool:
     return closed
 
 
-def _help_page(main: Callable, flags: absl_flags.FlagValues) -> str:
+def _help_page(main: Callable, flags: absl_flags.FlagValues, subcommand: str) -> str:
     module = inspect.getmodule(main)
     program = (module.__spec__.name if module and module.__spec__ else pathlib.Path(sys.argv[0]).name) or "PROGRAM"
-    usage = f"python -m {program.removesuffix('.__main__')} [--flagfile=FILE] [--name=value ...]"
-    page = [usage, "", inspect.cleandoc((module and module.__doc__) or main.__doc__ or ""), "", "Flags:"]
+    command = f"{program.removesuffix('.__main__')} {subcommand}".strip()
+    about = (main if subcommand else module or main).__doc__ or main.__doc__ or ""
+    page = [f"python -m {command} [--flagfile=FILE] [--name=value ...]", "", inspect.cleandoc(about), "", "Flags:"]
     for name in flags:
         flag = flags[name]
         start = f"--[no]{name}" if flag.boolean else f"--{name}=VALUE"

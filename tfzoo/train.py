@@ -52,7 +52,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "string",
         "corpus",
         "docstrings",
-        '"docstrings", or a path or glob of .txt, .jsonl, .txt.gz, .jsonl.gz.',
+        '"docstrings", a path or glob of .txt, .jsonl, .txt.gz, .jsonl.gz, or a folder that tfzoo.corpus pack wrote.',
     )
     define("string", "text_field", "text", "The field of a .jsonl object that holds the text.")
     define("bool", "raw_text", False, "Read .txt files as they stand, line ends too, and hold out their end.")
@@ -116,6 +116,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def main(flags: absl_flags.FlagValues) -> int:
     run_dir = pathlib.Path(flags.run_dir)
+    packed_folder = open_packed(flags)
     resuming = check_run_dir(flags, run_dir)
     stop = StopOnSignal()
 
@@ -128,25 +129,19 @@ def main(flags: absl_flags.FlagValues) -> int:
     from tfzoo import checkpoint, distribution, models, optim, runs
     from tfzoo import config as config_lib
     from tfzoo.data import pipeline
-    from tfzoo.data.tokenized import cached
 
     # ---------------------------------------------------------------- Data
     page, config = models.find(flags.model)
     overrides = config_lib.parse_overrides(",".join(flags.overrides), type(config))
     config_lib.from_mapping(vars(config) | overrides, type(config))  # Bad ones are reported before anything is read.
     cache_dir = pathlib.Path(flags.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
-    corpus, tokenizer = read_corpus(flags, run_dir, cache_dir, resuming)
+    corpus, tokenizer = read_corpus(flags, run_dir, cache_dir, resuming, packed_folder)
     config = config_lib.from_mapping(vars(config) | {"vocab_size": tokenizer.vocab_size} | overrides, type(config))
     check_sizes(flags, config, tokenizer)
 
     objective = make_objective(flags, tokenizer)
     check_model(flags, page, objective)
-    train_corpus = cached(corpus.train, tokenizer, corpus.fingerprint + "train", cache_dir)
-    held_out = cached(corpus.held_out, tokenizer, corpus.fingerprint + "held_out", cache_dir)
-    train_rows, held_out_rows = objective.rows(train_corpus), objective.rows(held_out)
-    for name, rows in (("training", train_rows), ("held-out", held_out_rows)):
-        if not len(rows):
-            raise UserError(f"--corpus={flags.corpus}: its {name} part holds no words; give more text")
+    (train_rows, held_out_rows), (train_ids, held_out_ids) = read_rows(flags, corpus, tokenizer, objective, cache_dir)
     evaluation = pipeline.evaluation_batches(
         held_out_rows,
         objective,
@@ -189,27 +184,32 @@ def main(flags: absl_flags.FlagValues) -> int:
     checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", keep=flags.keep_checkpoints)
     variables = checkpoint.model_variables(model, optimizer)
     restored = checkpoints.restore(variables)
-    step, state = restored or (0, {"losses": [], "best": None, "best_step": 0})
+    step, state = restored or (0, {"losses": [], "places": [], "best": None, "best_step": 0})
     for folder in (run_dir, run_dir / "tokenizer"):
         files.remove_partials(folder)  # What a kill left behind.
     if not resuming:
         run_dir.mkdir(parents=True, exist_ok=True)
         tokenizer.save(run_dir / "tokenizer")
         runs.write_config(run_dir, flags.model, model)
-        record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
+        record = {
+            "fingerprint": corpus.fingerprint,
+            "tokenizer": tokenizer.fingerprint(),
+            "report": corpus.report,
+        }
         files.atomic_write(run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
     cli.write_flags(flags, run_dir / "flags.cfg", leave_out=("run_dir", "resume", "cache_dir"))
     metrics = report.MetricsLog(run_dir, step, objective.FIGURES[0])
     print(
-        f"{flags.model}: {model.count_params():,} parameters; {len(train_corpus.token_ids):,} tokens in "
-        f"{len(train_rows):,} rows to train on, {len(held_out.token_ids):,} held out; "
-        f"{flags.steps * flags.batch_size / len(train_rows):.1f} epochs"
+        f"{flags.model}: {model.count_params():,} parameters; {len(train_ids):,} tokens in "
+        f"{len(train_rows):,} rows to train on, {train_rows.padding_share:.1%} of them padding, "
+        f"{len(held_out_ids):,} held out; {flags.steps * flags.batch_size / len(train_rows):.1f} epochs"
     )
-    baselines = objective.baselines(np.asarray(train_corpus.token_ids), list(evaluation.as_numpy_iterator()))
+    baselines = objective.baselines(np.asarray(train_ids), list(evaluation.as_numpy_iterator()))
     if resuming:
         print(f"going on at step {step:,} of {flags.steps:,}" + ("" if restored else ": no checkpoint was saved"))
 
     # ---------------------------------------------------------------- Loop
+    counted: dict[int, tuple[int, int]] = {}
     dataset = pipeline.training_batches(
         train_rows,
         objective,
@@ -217,9 +217,11 @@ def main(flags: absl_flags.FlagValues) -> int:
         seed=flags.seed,
         first_step=step,
         num_steps=flags.steps,
+        places=counted,
     )
     iterator = iter(strategy.experimental_distribute_dataset(dataset))
     losses, best, best_step = state["losses"], state["best"], state["best_step"]
+    places = state.get("places", [])  # (with a token, in all) of the batches that belong to the losses.
     if best_step and checkpoints.path(best_step).is_dir():
         checkpoints.mark_best(best_step)  # The kill may have come between saving and marking.
     tokens_a_step = flags.batch_size * flags.sequence_length
@@ -230,7 +232,7 @@ def main(flags: absl_flags.FlagValues) -> int:
         return step % every == 0 or step == flags.steps
 
     def save() -> None:
-        checkpoints.save(step, variables, {"losses": losses, "best": best, "best_step": best_step})
+        checkpoints.save(step, variables, {"losses": losses, "places": places, "best": best, "best_step": best_step})
 
     stop.ready = True
     with bar:
@@ -247,18 +249,20 @@ def main(flags: absl_flags.FlagValues) -> int:
                     f"begin anew in another --run_dir, with --learning_rate below {flags.learning_rate:g}"
                     + (f" or --clip_norm below {flags.clip_norm:g}" if flags.clip_norm else " or with --clip_norm")
                 )
-            step += count
             losses += [float(loss) for loss in new]
+            places += [counted.pop(i) for i in range(step, step + count)]
+            step += count
 
             if due(flags.log_every):
                 now = time.monotonic()
                 record = {
                     "step": step,
                     "loss": math.fsum(losses) / len(losses),
+                    "padding_share": 1 - sum(filled for filled, _ in places) / sum(room for _, room in places),
                     "learning_rate": float(schedule(step - 1)),
                     "tokens_per_second": (step - measured_step) * tokens_a_step / (now - measured_at),
                 }
-                losses, measured_step, measured_at = [], step, now
+                losses, places, measured_step, measured_at = [], [], step, now
                 metrics.write(record)
                 bar.show(step, record)
             if due(flags.evaluate_every):
@@ -317,14 +321,43 @@ def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
     return True
 
 
-def read_corpus(flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: pathlib.Path, resuming: bool):
-    """(corpus, tokenizer); a resumed run must find the text that it began with."""
+def open_packed(flags: absl_flags.FlagValues):
+    """The PackedFolder that --corpus names, None where it names text; the flags that packing decided are set.
+
+    Raises:
+      UserError: the folder holds no packed text, or a flag was given that contradicts it.
+    """
+    if not os.path.isdir(os.path.expanduser(flags.corpus)):
+        return None
+    from tfzoo.data.packed import PackedFolder
+
+    folder = PackedFolder.open(flags.corpus)
+    given = cli.explicit_flags(flags)
+    for name, value in folder.flags.items():
+        if name in given and given[name] != value:
+            raise UserError(
+                f"--{name}={given[name]}: {folder.folder} was packed with --{name}={value}; leave it out, or pack the "
+                "text again"
+            )
+        flags[name].value = value
+    return folder
+
+
+def read_corpus(
+    flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: pathlib.Path, resuming: bool, packed_folder=None
+):
+    """(corpus, tokenizer), the corpus being `packed_folder` where there is one; its files are checked here.
+
+    A resumed run must find the text and the tokenizer that it began with.
+    """
     from tfzoo import text
     from tfzoo.data.corpus import load_corpus
     from tfzoo.data.tokenized import cached_tokenizer
     from tfzoo.text.wordpiece import WordPiece
 
-    corpus = load_corpus(
+    if packed_folder:
+        packed_folder.verify()
+    corpus = packed_folder or load_corpus(
         flags.corpus,
         cache_dir=cache_dir,
         text_field=flags.text_field,
@@ -334,7 +367,8 @@ def read_corpus(flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: 
     )
     if resuming:
         try:
-            before = json.loads((run_dir / "corpus.json").read_text())["fingerprint"]
+            record = json.loads((run_dir / "corpus.json").read_text())
+            before, tokenizer_before = record["fingerprint"], record.get("tokenizer")
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
                 f"{run_dir / 'corpus.json'}: missing or damaged; put it back, or name a new --run_dir"
@@ -345,12 +379,48 @@ def read_corpus(flags: absl_flags.FlagValues, run_dir: pathlib.Path, cache_dir: 
                 f"(fingerprint {before[:12]}, now {corpus.fingerprint[:12]}); "
                 "restore the packages or files, or name a new --run_dir"
             )
-        return corpus, text.load(run_dir / "tokenizer")
+        tokenizer = text.load(run_dir / "tokenizer")
+        if tokenizer_before not in (None, tokenizer.fingerprint()):  # Runs of an earlier day have none.
+            raise UserError(
+                f"{run_dir / 'tokenizer'}: is not the tokenizer this run began with (fingerprint "
+                f"{tokenizer_before[:12]}, now {tokenizer.fingerprint()[:12]}); put it back, or name a new --run_dir"
+            )
+        return corpus, tokenizer
+    given = None
     if flags.vocab_file:
-        return corpus, WordPiece.from_file(flags.vocab_file, flags.lowercase)
-    if flags.tokenizer_dir:
-        return corpus, text.load(flags.tokenizer_dir)
+        given = WordPiece.from_file(flags.vocab_file, flags.lowercase)
+    elif flags.tokenizer_dir:
+        given = text.load(flags.tokenizer_dir)
+    if packed_folder:
+        if given is not None:
+            name = f"--vocab_file={flags.vocab_file}" if flags.vocab_file else f"--tokenizer_dir={flags.tokenizer_dir}"
+            packed_folder.check_tokenizer(given, name)
+        return corpus, packed_folder.tokenizer
+    if given is not None:
+        return corpus, given
     return corpus, cached_tokenizer(corpus, flags.tokenizer, flags.vocab_size, flags.lowercase, cache_dir)
+
+
+def read_rows(flags: absl_flags.FlagValues, corpus, tokenizer, objective, cache_dir: pathlib.Path):
+    """Rows and token ids of a Corpus or a PackedFolder: ((train, held out), (train, held out)).
+
+    Raises:
+      UserError: a part is empty.
+    """
+    from tfzoo.data.packed import PARTS, PackedFolder
+    from tfzoo.data.tokenized import cached
+
+    if isinstance(corpus, PackedFolder):
+        return tuple(corpus.rows(part) for part in PARTS), tuple(corpus.token_ids(part) for part in PARTS)
+    parts = [
+        cached(documents, tokenizer, corpus.fingerprint + part, cache_dir)
+        for part, documents in zip(PARTS, (corpus.train, corpus.held_out), strict=True)
+    ]
+    rows = tuple(objective.rows(part) for part in parts)
+    for name, part in zip(("training", "held-out"), rows, strict=True):
+        if not len(part):
+            raise UserError(f"--corpus={flags.corpus}: its {name} part holds no words; give more text")
+    return rows, tuple(part.token_ids for part in parts)
 
 
 def make_objective(flags: absl_flags.FlagValues, tokenizer):

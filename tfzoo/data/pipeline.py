@@ -1,7 +1,7 @@
 """From rows to batches: order, reading, the objective's `prepare`, batching, as one tf.data pipeline.
 
 Rows are any object with a length, `row(index, numbers)`, a pure function of the index and four random numbers in
-[0, 1), and FEATURES, the names and ranks of the int32 arrays that it returns: PairRows, PackedRows.
+[0, 1), and FEATURES, the names and ranks of the int32 arrays that it returns: PairRows, PackedRows, StoredRows.
 """
 
 import numpy as np
@@ -38,11 +38,46 @@ def examples(rows, positions: tf.data.Dataset, seed: int, epoch: int | None = No
     return positions.map(example, num_parallel_calls=2, deterministic=True)
 
 
-def training_batches(rows, objective, *, batch_size: int, seed: int, first_step: int, num_steps: int):
-    """Batches of steps `first_step` to `num_steps`: step s takes the positions s * batch_size and following."""
+def training_batches(
+    rows,
+    objective,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    num_steps: int,
+    places: dict[int, tuple[int, int]] | None = None,
+):
+    """Batches of steps `first_step` to `num_steps`: step s takes the positions s * batch_size and following.
+
+    `places` gets what each step's batch was counted to hold, by `count_places`, before the batch is handed out.
+    """
     positions = tf.data.Dataset.range(first_step * batch_size, num_steps * batch_size)
     batches = examples(rows, positions, seed).map(objective.prepare, num_parallel_calls=2, deterministic=True)
-    return batches.batch(batch_size, drop_remainder=True).prefetch(4).with_options(_options())
+    batches = batches.batch(batch_size, drop_remainder=True)
+    if places is not None:
+
+        def note(step, filled, all_of_them):
+            places[int(step)] = int(filled), int(all_of_them)
+            return np.int64(0)
+
+        def noted(step, batch):
+            done = tf.numpy_function(note, [step, *count_places(batch)], tf.int64)
+            with tf.control_dependencies([done]):
+                return {name: tf.identity(x) for name, x in batch.items()}
+
+        batches = batches.enumerate(first_step).map(noted)
+    return batches.prefetch(4).with_options(_options())
+
+
+def count_places(batch) -> tuple[tf.Tensor, tf.Tensor]:
+    """(with a token, in all): a batch's places for tokens, of an encoder and of a decoder together, int64.
+
+    padding_mask says it of an encoder. Of a decoder target_weights do: each token that it reads has its target.
+    """
+    marks = [batch[name] for name in ("padding_mask", "target_weights") if name in batch]
+    filled = [tf.math.count_nonzero(mark) for mark in marks]
+    return tf.add_n(filled), tf.add_n([tf.size(mark, tf.int64) for mark in marks])
 
 
 def evaluation_batches(rows, objective, *, batch_size: int, seed: int, num_batches: int):
