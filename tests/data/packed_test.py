@@ -1,0 +1,246 @@
+"""Packed folders: rows come back as they went in, damage is found, and a kill leaves nothing to be taken for whole.
+
+NumPy only; the tokenizer is a stand-in, tests/corpus_test.py has real ones.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from tfzoo import files
+from tfzoo.data import packed
+from tfzoo.data.packed import PackedFolder
+from tfzoo.errors import UserError
+
+
+class Tokenizer:
+    vocab_size = 300
+
+    def __init__(self, name="one"):
+        self.name = name
+
+    def fingerprint(self):
+        return self.name * 20
+
+    def save(self, folder):
+        folder.mkdir()
+        (folder / "vocab.txt").write_text(self.name)
+
+
+class Rows:
+    """Random rows of one to four blocks."""
+
+    padding_share = 0.25
+
+    def __init__(self, count, seed=0, seconds=0.0):
+        draw = np.random.default_rng(seed)
+        self.rows = []
+        self.seconds = seconds
+        for _ in range(count):
+            sizes = draw.integers(1, 9, draw.integers(1, 5))
+            tokens = draw.integers(0, 300, sizes.sum(), np.int32)
+            self.rows.append((tokens, np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def row(self, index):
+        time.sleep(self.seconds)
+        return self.rows[index]
+
+
+TRAIN, HELD_OUT = Rows(100), Rows(7, seed=1)
+IDS = np.arange(300, dtype=np.int32)
+
+
+def write(folder, train=TRAIN, tokenizer=None, shard_rows=30):
+    return packed.write(
+        folder,
+        {"train": train, "held_out": HELD_OUT},
+        {"train": IDS, "held_out": IDS[:5]},
+        tokenizer or Tokenizer(),
+        flags={"objective": "causal", "sequence_length": 32},
+        corpus={"name": "x", "fingerprint": "f", "report": {"files": 1}},
+        shard_rows=shard_rows,
+    )
+
+
+class PackedCase(unittest.TestCase):
+    def setUp(self):
+        self.parent = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.folder = self.parent / "packed"
+
+    def assert_whole(self, folder):
+        opened = PackedFolder.open(folder)
+        opened.verify()
+        self.assert_same(opened.rows("train"), TRAIN)
+        self.assert_same(opened.rows("held_out"), HELD_OUT)
+
+    def assert_same(self, stored, rows):
+        self.assertEqual(len(stored), len(rows))
+        for index in random.Random(0).sample(range(len(rows)), len(rows)):
+            for one, two in zip(stored.row(index), rows.row(index), strict=True):
+                self.assertEqual(one.dtype, np.int32)
+                np.testing.assert_array_equal(one, two)
+
+
+class FolderTest(PackedCase):
+    def test_what_went_in_comes_out(self):
+        for shard_rows, count in ((30, 4), (100, 1), (99, 2)):
+            folder = self.parent / str(shard_rows)
+            write(folder, shard_rows=shard_rows)
+            self.assertEqual(len(list(folder.glob("train-*"))), count)
+            self.assert_whole(folder)
+        opened = PackedFolder.open(folder)
+        self.assertEqual(opened.rows("train").padding_share, 0.25)
+        np.testing.assert_array_equal(opened.token_ids("train"), IDS)
+        self.assertEqual(opened.token_ids("train").dtype, np.uint16)
+        self.assertEqual(len(opened.token_ids("held_out")), 5)
+        self.assertEqual(opened.flags, {"objective": "causal", "sequence_length": 32})
+        self.assertEqual(opened.report, {"files": 1})
+
+    def test_a_record_is_what_the_head_of_the_file_says(self):
+        rows = Rows(1)
+        rows.rows = [(np.array([7, 8, 9, 5], np.int32), np.array([1, 1, 1, 2], np.int32))]
+        write(self.folder, rows)
+        reader = ArrayRecordReader(str(self.folder / "train-00000-of-00001.array_record"))
+        self.assertEqual(reader.read(), np.array([2, 3, 1, 7, 8, 9, 5], "<i4").tobytes())
+
+    def test_the_fingerprint_is_of_rows_and_tokenizer(self):
+        found = {}
+        for name, arguments in (
+            ("one", {}),
+            ("same", {"shard_rows": 10}),
+            ("rows", {"train": Rows(100, seed=5)}),
+            ("tokenizer", {"tokenizer": Tokenizer("two")}),
+        ):
+            write(self.parent / name, **arguments)
+            found[name] = PackedFolder.open(self.parent / name).fingerprint
+        self.assertEqual(found["one"], found["same"])
+        self.assertEqual(len(set(found.values())), 3)
+        # Written again, the same bytes.
+        write(self.parent / "again")
+        for path in (self.parent / "again").rglob("*.*"):
+            self.assertEqual(
+                path.read_bytes(), (self.parent / "one" / path.relative_to(self.parent / "again")).read_bytes()
+            )
+
+    def test_what_is_there_is_left_alone(self):
+        self.folder.mkdir()
+        (self.folder / "mine").write_text("x")
+        with self.assertRaisesRegex(UserError, f"--output_dir={self.folder}: is there already"):
+            write(self.folder)
+        self.assertEqual([path.name for path in self.parent.rglob("*")], ["packed", "mine"])
+
+    def test_what_is_no_packed_folder(self):
+        with self.assertRaisesRegex(UserError, f"--corpus={self.parent}: is a folder that holds no packed text"):
+            PackedFolder.open(self.parent)
+        write(self.folder)
+        path = self.folder / packed.MANIFEST
+        manifest = json.loads(path.read_text())
+        manifest["version"] = 99
+        manifest["sha256"] = packed._checksum(manifest)
+        path.write_text(json.dumps(manifest))
+        with self.assertRaisesRegex(UserError, f"{path}: is of version 99, this reads 1"):
+            PackedFolder.open(self.folder)
+
+
+class DamageTest(PackedCase):
+    def setUp(self):
+        super().setUp()
+        write(self.folder)
+        self.names = [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
+
+    def test_one_bit_in_any_file(self):
+        self.assertEqual(len(self.names), 4 + 1 + 2 + 1 + 1)
+        for name in self.names:
+            path = self.folder / name
+            whole = path.read_bytes()
+            # Of the manifest every byte.
+            places = range(len(whole)) if name == packed.MANIFEST else [0, len(whole) // 2, len(whole) - 1]
+            for place in places:
+                path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+                with self.assertRaisesRegex(UserError, f"^{path}: is (damaged|of version)[^\n]*$", msg=str(place)):
+                    PackedFolder.open(self.folder).verify()
+            path.write_bytes(whole)
+        self.assert_whole(self.folder)
+
+    def test_cut_short_missing_or_exchanged(self):
+        one, two = (self.folder / f"train-0000{i}-of-00004.array_record" for i in range(2))
+        whole = one.read_bytes()
+        one.write_bytes(whole[:-1])
+        with self.assertRaisesRegex(UserError, f"^{one}: has {len(whole) - 1:,} bytes, where {len(whole):,} were"):
+            PackedFolder.open(self.folder).verify()
+        one.unlink()
+        with self.assertRaisesRegex(UserError, f"^{one}: is missing; "):
+            PackedFolder.open(self.folder).verify()
+        one.write_bytes(two.read_bytes())
+        with self.assertRaisesRegex(UserError, f"^{one}: "):
+            PackedFolder.open(self.folder).verify()
+        # Without the check, rows that are not there are refused at least.
+        shutil.copy(self.folder / "train-00003-of-00004.array_record", one)
+        with self.assertRaisesRegex(UserError, f"^{one}: does not hold the 30 rows"):
+            PackedFolder.open(self.folder).rows("train")
+
+    def test_another_tokenizer(self):
+        opened = PackedFolder.open(self.folder)
+        opened.check_tokenizer(Tokenizer(), "mine")
+        with self.assertRaisesRegex(UserError, "^mine: is not the tokenizer .*fingerprint twotwo.*, not oneone"):
+            opened.check_tokenizer(Tokenizer("two"), "mine")
+
+
+class KillTest(PackedCase):
+    def test_a_kill_leaves_nothing_that_is_taken_for_whole(self):
+        program = (
+            "import sys, pathlib; from tests.data import packed_test as t; print('ready', flush=True); "
+            "t.write(pathlib.Path(sys.argv[1]), t.Rows(100, seconds=0.002), shard_rows=7)"
+        )
+        root = pathlib.Path(__file__).resolve().parents[2]
+        draw = random.Random(0)
+        killed = 0
+        for trial in range(6):
+            folder = self.parent / f"packed{trial}"
+            with subprocess.Popen([sys.executable, "-c", program, folder], cwd=root, stdout=subprocess.PIPE) as process:
+                process.stdout.readline()
+                time.sleep(draw.uniform(0.02, 0.25))
+                process.send_signal(signal.SIGKILL)
+            left = list(self.parent.glob(f"packed{trial}*"))
+            for path in left:
+                if path.name.endswith(files.PARTIAL):
+                    killed += 1
+                    with self.assertRaisesRegex(UserError, "what an interrupted run left|holds no packed text"):
+                        PackedFolder.open(path)
+            if not folder.exists():
+                write(folder)
+            self.assert_whole(folder)
+            self.assertEqual(list(self.parent.glob(f"packed{trial}*")), [folder])
+        self.assertGreaterEqual(killed, 3)
+
+    def test_only_what_the_dead_left_is_removed(self):
+        dead, living, other, file = (self.parent / f"packed{name}.partial" for name in (".11", ".22", ".new.33", ".44"))
+        for folder in (dead, living, other):
+            folder.mkdir()
+            (folder / "train-00000-of-00001.array_record").write_bytes(b"x")
+        file.write_text("x")
+        descriptor = os.open(living, os.O_RDONLY)
+        self.addCleanup(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        write(self.folder)
+        self.assertEqual(sorted(self.parent.iterdir()), sorted([self.folder, living, other, file]))
+        self.assert_whole(self.folder)
+
+
+if __name__ == "__main__":
+    unittest.main()
