@@ -32,24 +32,25 @@ def main() -> None:
     cache_dir = os.path.expanduser("~/.cache/tfzoo")
     corpus = load_corpus("docstrings", cache_dir=cache_dir)
     tokenizer = tokenized.cached_tokenizer(corpus, "wordpiece", 8192, True, cache_dir)
-    objective = MaskedLM(tokenizer, peers.SEQUENCE_LENGTH)
+    objective = MaskedLM(tokenizer, peers.SEQUENCE_LENGTH["bert"])
     rows = PairRows(
         tokenized.cached(corpus.train, tokenizer, corpus.fingerprint + "train", cache_dir), objective.row_tokens
     )
+    batch_size = peers.BATCH_SIZE["bert"]
     batches = iter(
-        pipeline.training_batches(rows, objective, batch_size=peers.BATCH_SIZE, seed=0, first_step=0, num_steps=1 << 30)
+        pipeline.training_batches(rows, objective, batch_size=batch_size, seed=0, first_step=0, num_steps=1 << 30)
     )
-    train, _ = peers.ours("float32", "train")
+    train, _ = peers.ours("bert", "float32", "train")
     train(2)
     delivered, consumed = [], []
     for _ in range(ROUNDS):
         start = time.perf_counter()
         for _ in range(BATCHES):
             next(batches)
-        delivered.append(BATCHES * peers.TOKENS / (time.perf_counter() - start))
+        delivered.append(BATCHES * peers.tokens("bert") / (time.perf_counter() - start))
         start = time.perf_counter()
         float(train(STEPS))
-        consumed.append(STEPS * peers.TOKENS / (time.perf_counter() - start))
+        consumed.append(STEPS * peers.tokens("bert") / (time.perf_counter() - start))
     ratio = statistics.median(a / b for a, b in zip(delivered, consumed))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print("| input | tokens/s |\n| --- | ---: |")

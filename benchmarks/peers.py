@@ -1,10 +1,17 @@
 """The contenders of train_step.py, each the same training step, each run in a process of its own.
 
-    python benchmarks/peers.py NAME[:WAY] PRECISION INTER_OP_THREADS     (train_step.py calls it, over pipes)
+    python benchmarks/peers.py SHAPE NAME[:WAY] PRECISION INTER_OP_THREADS     (train_step.py calls it, over pipes)
 
-The step: BERT with 4 layers of 512, 8 heads, 2,048 in the feed-forward part and 30,522 words; 16 rows of 128
-tokens, 20 masked positions in each; masked-language-model head with tied output embedding; dropout 0.1, on
-attention too; AdamW with learning rate 1e-4 and weight decay 0.01; global-norm clipping at 1.
+The step: 4 layers of 512 with 8 heads and 2,048 in the feed-forward part; AdamW with learning rate 1e-4 and weight
+decay 0.01; global-norm clipping at 1. Nothing is padding.
+
+| shape | words | rows | predicted | dropout |
+| --- | ---: | --- | --- | --- |
+| bert | 30,522 | 16 of 128 | 20 masked positions a row, through BERT's head | 0.1, on attention too |
+| gpt2 | 50,257 | 8 of 256 | every token | 0.1, on attention too |
+| t5 | 32,128 | 8 of 256, and of 64 for the decoder's 4 layers | the decoder's tokens | none, as T5 1.1 had it |
+
+The output matrix is that of the token embeddings in all three.
 """
 
 import os
@@ -16,88 +23,121 @@ from typing import Any
 
 from side_by_side import answer
 
-BATCH_SIZE, SEQUENCE_LENGTH, MASKED = 16, 128, 20
-VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, INTERMEDIATE_SIZE, MAX_POSITIONS = 30522, 512, 4, 8, 2048, 512
-LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM, DROPOUT = 1e-4, 0.01, 1.0, 0.1
-TOKENS = BATCH_SIZE * SEQUENCE_LENGTH
+BATCH_SIZE = {"bert": 16, "gpt2": 8, "t5": 8}
+SEQUENCE_LENGTH = {"bert": 128, "gpt2": 256, "t5": 256}
+MASKED, TARGET_LENGTH = 20, 64
+VOCAB_SIZE = {"bert": 30522, "gpt2": 50257, "t5": 32128}
+DROPOUT = {"bert": 0.1, "gpt2": 0.1, "t5": 0.0}
+HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, INTERMEDIATE_SIZE = 512, 4, 8, 2048
+MAX_POSITIONS = {"bert": 512, "gpt2": 1024}
+LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.01, 1.0
 
 # Trains as many steps as it is told and returns the last loss, a tensor or a number.
 Train = Callable[[int], Any]
 
 
-def batches() -> Iterator[dict[str, Any]]:
-    """The same random batches for everyone, without end."""
+def tokens(shape: str) -> int:
+    """How many a step reads, the decoder's included."""
+    return BATCH_SIZE[shape] * (SEQUENCE_LENGTH[shape] + (TARGET_LENGTH if shape == "t5" else 0))
+
+
+def batches(shape: str) -> Iterator[dict[str, Any]]:
+    """The same four random batches for everyone, without end, by tfzoo's names; `targets` are what is predicted."""
     import numpy as np
 
     random = np.random.default_rng(0)
-    made = []
+    batch_size, length = BATCH_SIZE[shape], SEQUENCE_LENGTH[shape]
+
+    def words(columns: int):
+        return random.integers(5, VOCAB_SIZE[shape], [batch_size, columns], np.int32)
+
+    made: list[dict[str, Any]] = []
     for _ in range(4):
-        segment_ids = np.zeros([BATCH_SIZE, SEQUENCE_LENGTH], np.int32)
-        segment_ids[:, SEQUENCE_LENGTH // 2 :] = 1
-        positions = [random.choice(SEQUENCE_LENGTH, MASKED, replace=False) for _ in range(BATCH_SIZE)]
-        made.append(
-            {
-                "token_ids": random.integers(5, VOCAB_SIZE, segment_ids.shape, np.int32),
-                "segment_ids": segment_ids,
-                "padding_mask": np.ones(segment_ids.shape, np.bool_),
-                "positions": np.sort(np.array(positions, np.int32), axis=1),
-                "labels": random.integers(5, VOCAB_SIZE, [BATCH_SIZE, MASKED], np.int32),
-            }
-        )
+        batch = {"token_ids": words(length), "padding_mask": np.ones([batch_size, length], np.bool_)}
+        if shape == "bert":
+            batch["segment_ids"] = np.tile(np.arange(length, dtype=np.int32) * 2 // length, [batch_size, 1])
+            positions = [random.choice(length, MASKED, replace=False) for _ in range(batch_size)]
+            batch["masked_positions"] = np.sort(np.array(positions, np.int32), axis=1)
+            batch["targets"] = words(MASKED)
+        elif shape == "gpt2":
+            batch["targets"] = words(length)
+        else:
+            batch["targets"] = words(TARGET_LENGTH)
+            batch["decoder_token_ids"] = np.pad(batch["targets"], [(0, 0), (1, 0)])[:, :-1]
+        made.append(batch)
     while True:
         yield from made
 
 
-def ours(precision: str, way: str) -> tuple[Train, int]:
+def our_model(shape: str, dropout: float, dtype: str = "float32"):
+    """tfzoo's, with what predicts words and, of bert, BERT's head for pairs."""
+    from tfzoo import models
+
+    sizes: dict[str, Any] = {"max_positions": MAX_POSITIONS[shape]} if shape in MAX_POSITIONS else {}
+    if shape == "t5":
+        sizes["head_dim"] = HIDDEN_SIZE // NUM_HEADS
+    return models.build(
+        {"bert": "bert_small", "gpt2": "gpt2", "t5": "t5_small"}[shape],
+        dtype=dtype,
+        vocab_size=VOCAB_SIZE[shape],
+        hidden_size=HIDDEN_SIZE,
+        num_layers=NUM_LAYERS,
+        num_heads=NUM_HEADS,
+        intermediate_size=INTERMEDIATE_SIZE,
+        dropout=dropout,
+        attention_dropout=dropout,
+        **sizes,
+    )
+
+
+def our_objective(shape: str):
+    """The objective of tfzoo, less what it needs of a tokenizer."""
+    from tfzoo.objectives import shared
+    from tfzoo.objectives.masked_lm import MaskedLM
+    from tfzoo.text.wordpiece import WordPiece
+
+    if shape != "bert":
+        return shared.TokenTargets()  # All that Causal and SpanCorruption do with a batch.
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [f"word{i}" for i in range(VOCAB_SIZE[shape] - len(special))]
+    return MaskedLM(WordPiece(special + words), SEQUENCE_LENGTH[shape])
+
+
+def our_features(shape: str, batch: dict[str, Any]) -> dict[str, Any]:
+    """What tfzoo's model and objective are given of a batch."""
+    import numpy as np
+
+    batch = dict(batch)
+    weights = np.ones(batch["targets"].shape, np.float32)
+    if shape == "bert":
+        none = np.zeros([BATCH_SIZE[shape]], np.int32)
+        pair = {"next_sentence": none, "next_sentence_weight": none.astype(np.float32)}
+        return batch | pair | {"masked_ids": batch.pop("targets"), "masked_weights": weights}
+    if shape == "gpt2":
+        del batch["padding_mask"]  # As in training: no token sees what comes after it.
+    return batch | {"target_weights": weights}
+
+
+def ours(shape: str, precision: str, way: str) -> tuple[Train, int]:
     """tfzoo's model, objective and optimizer in the step of tfzoo.train.  way: "train", the only one.
 
-    It does a little more than the others: its next-sentence head is computed too.
+    Of bert it does a little more than the others: its next-sentence head is computed too.
     """
     import keras
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import distribution, models, optim
+    from tfzoo import distribution, optim
     from tfzoo import train as train_lib
-    from tfzoo.objectives.masked_lm import MaskedLM
-    from tfzoo.text.wordpiece import WordPiece
 
     if way != "train":
         raise ValueError(f"unknown way {way!r}")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = WordPiece(special + [f"word{i}" for i in range(VOCAB_SIZE - len(special))])
     keras.utils.set_random_seed(0)
-    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
-    model = models.build(
-        "bert_small",
-        dtype=policy,
-        vocab_size=VOCAB_SIZE,
-        hidden_size=HIDDEN_SIZE,
-        num_layers=NUM_LAYERS,
-        num_heads=NUM_HEADS,
-        intermediate_size=INTERMEDIATE_SIZE,
-        max_positions=MAX_POSITIONS,
-        dropout=DROPOUT,
-        attention_dropout=DROPOUT,
-    )
+    model = our_model(shape, DROPOUT[shape], POLICIES[precision])
     optimizer = optim.make_optimizer("adamw", LEARNING_RATE, model.trainable_variables, weight_decay=WEIGHT_DECAY)
-    objective = MaskedLM(tokenizer, SEQUENCE_LENGTH)
     strategy = distribution.make_strategy("default")
-    run_steps = train_lib.make_step(strategy, model, optimizer, objective, clip_norm=CLIP_NORM)
-
-    def features(batch: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "token_ids": batch["token_ids"],
-            "segment_ids": batch["segment_ids"],
-            "padding_mask": batch["padding_mask"],
-            "masked_positions": batch["positions"],
-            "masked_ids": batch["labels"],
-            "masked_weights": np.ones([BATCH_SIZE, MASKED], np.float32),
-            "next_sentence": np.zeros([BATCH_SIZE], np.int32),
-            "next_sentence_weight": np.zeros([BATCH_SIZE], np.float32),
-        }
-
-    some = [features(batch) for batch, _ in zip(batches(), range(4))]
+    run_steps = train_lib.make_step(strategy, model, optimizer, our_objective(shape), clip_norm=CLIP_NORM)
+    some = [our_features(shape, batch) for batch, _ in zip(batches(shape), range(4))]
     dataset = tf.data.Dataset.from_tensor_slices({name: np.stack([row[name] for row in some]) for name in some[0]})
     iterator = iter(dataset.repeat())
 
@@ -107,40 +147,61 @@ def ours(precision: str, way: str) -> tuple[Train, int]:
     return train, model.count_params()
 
 
-def kerashub(precision: str, way: str) -> tuple[Train, int]:
-    """KerasHub's BertMaskedLM.
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
-    way: "fit", "batch" (train_on_batch) or "function" (a tf.function of its user's); "-xla" compiles it.
-    """
-    import keras
-    import keras_hub
-    import tensorflow as tf
 
-    keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision])
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=VOCAB_SIZE,
+def kerashub_model(shape: str, dropout: float):
+    """KerasHub's model that predicts words."""
+    from keras_hub import models
+
+    sizes = dict(
+        vocabulary_size=VOCAB_SIZE[shape],
         num_layers=NUM_LAYERS,
         num_heads=NUM_HEADS,
         hidden_dim=HIDDEN_SIZE,
         intermediate_dim=INTERMEDIATE_SIZE,
-        dropout=DROPOUT,
-        max_sequence_length=MAX_POSITIONS,
+        dropout=dropout,
     )
-    model = keras_hub.models.BertMaskedLM(backbone)
+    if shape == "bert":
+        return models.BertMaskedLM(models.BertBackbone(**sizes, max_sequence_length=MAX_POSITIONS[shape]))
+    if shape == "gpt2":
+        return models.GPT2CausalLM(models.GPT2Backbone(**sizes, max_sequence_length=MAX_POSITIONS[shape]))
+    return models.T5Seq2SeqLM(models.T5Backbone(**sizes, activation="relu", use_gated_activation=False))
+
+
+def kerashub_features(shape: str, batch: dict[str, Any]) -> dict[str, Any]:
+    """What KerasHub's model is given of a batch."""
+    mask = batch["padding_mask"].astype("int32")
+    if shape == "t5":
+        return {
+            "encoder_token_ids": batch["token_ids"],
+            "encoder_padding_mask": mask,
+            "decoder_token_ids": batch["decoder_token_ids"],
+            "decoder_padding_mask": mask[:, :TARGET_LENGTH],
+        }
+    features = {"token_ids": batch["token_ids"], "padding_mask": mask}
+    if shape == "bert":
+        features |= {"segment_ids": batch["segment_ids"], "mask_positions": batch["masked_positions"]}
+    return features
+
+
+def kerashub(shape: str, precision: str, way: str) -> tuple[Train, int]:
+    """KerasHub's model with Keras's loss and AdamW.
+
+    way: "fit", "batch" (train_on_batch) or "function" (a tf.function of its user's); "-xla" compiles it.
+    """
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(POLICIES[precision])
+    model = kerashub_model(shape, DROPOUT[shape])
     optimizer = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, global_clipnorm=CLIP_NORM)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     how, _, xla = way.partition("-")
     # metrics=[] is to its advantage: unlike ours, its accuracy is left out.
     model.compile(optimizer=optimizer, loss=loss_of, metrics=[], weighted_metrics=[], jit_compile=bool(xla))
-
-    def pairs() -> Iterator[tuple[dict[str, Any], Any]]:
-        for batch in batches():
-            features = {name: batch[name] for name in ("token_ids", "segment_ids")}
-            features["padding_mask"] = batch["padding_mask"].astype("int32")
-            yield {**features, "mask_positions": batch["positions"]}, batch["labels"]
-
-    data = pairs()
+    data = ((kerashub_features(shape, batch), batch["targets"]) for batch in batches(shape))
     if how == "fit":
         some = [next(data) for _ in range(4)]
         dataset = tf.data.Dataset.from_tensor_slices(
@@ -181,8 +242,8 @@ def kerashub(precision: str, way: str) -> tuple[Train, int]:
     return train, model.count_params()
 
 
-def garden(precision: str, way: str) -> tuple[Train, int]:
-    """Model Garden's pretrainer, trained by the train_step of its own MaskedLMTask.
+def garden(shape: str, precision: str, way: str) -> tuple[Train, int]:
+    """Model Garden's BERT pretrainer, trained by the train_step of its own MaskedLMTask.
 
     way: "function" (with its AdamWeightDecay) or "keras" (with tf_keras's AdamW); "-xla" compiles it.
     """
@@ -193,18 +254,20 @@ def garden(precision: str, way: str) -> tuple[Train, int]:
     from official.nlp.configs import bert, encoders
     from official.nlp.tasks import masked_lm
 
+    if shape != "bert":
+        raise ValueError(f"Model Garden has no {shape}")
     tf_keras.utils.set_random_seed(0)
-    tf_keras.mixed_precision.set_global_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision])
+    tf_keras.mixed_precision.set_global_policy(POLICIES[precision])
     encoder = encoders.BertEncoderConfig(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=VOCAB_SIZE[shape],
         hidden_size=HIDDEN_SIZE,
         num_layers=NUM_LAYERS,
         num_attention_heads=NUM_HEADS,
         intermediate_size=INTERMEDIATE_SIZE,
-        max_position_embeddings=MAX_POSITIONS,
+        max_position_embeddings=MAX_POSITIONS[shape],
         type_vocab_size=2,
-        dropout_rate=DROPOUT,
-        attention_dropout_rate=DROPOUT,
+        dropout_rate=DROPOUT[shape],
+        attention_dropout_rate=DROPOUT[shape],
     )
     config = bert.PretrainerConfig(
         encoder=encoders.EncoderConfig(type="bert", bert=encoder), cls_heads=[], mlm_activation="gelu"
@@ -233,7 +296,7 @@ def garden(precision: str, way: str) -> tuple[Train, int]:
     def graph(inputs: dict[str, Any]) -> Any:
         return task.train_step(inputs, model, optimizer, metrics)[task.loss]
 
-    data = batches()
+    data = batches(shape)
 
     def train(steps: int) -> Any:
         for _ in range(steps):
@@ -242,9 +305,9 @@ def garden(precision: str, way: str) -> tuple[Train, int]:
                 "input_word_ids": batch["token_ids"],
                 "input_mask": batch["padding_mask"].astype("int32"),
                 "input_type_ids": batch["segment_ids"],
-                "masked_lm_positions": batch["positions"],
-                "masked_lm_ids": batch["labels"],
-                "masked_lm_weights": batch["labels"].clip(1, 1).astype("float32"),
+                "masked_lm_positions": batch["masked_positions"],
+                "masked_lm_ids": batch["targets"],
+                "masked_lm_weights": batch["targets"].clip(1, 1).astype("float32"),
             }
             loss = graph({name: tf.constant(value) for name, value in inputs.items()})
         return loss
@@ -253,15 +316,38 @@ def garden(precision: str, way: str) -> tuple[Train, int]:
     return train, sum(int(tf.size(variable)) for variable in model.trainable_variables)
 
 
+def same_loss(shape: str) -> tuple[float, float]:
+    """The losses of one batch by tfzoo and by KerasHub, with the same weights and no dropout."""
+    import keras
+    import tensorflow as tf
+
+    from tfzoo.objectives import shared
+
+    mine, theirs = our_model(shape, 0.0), kerashub_model(shape, 0.0)
+    # Both name them in the same order, but for those that no other has the size of.
+    left = list(theirs.trainable_variables)
+    for variable in mine.trainable_variables:
+        like = next((v for v in left if v.value.shape.num_elements() == variable.value.shape.num_elements()), None)
+        assert like is not None, variable.path
+        like.assign(tf.reshape(variable.value, like.shape))
+        left = [v for v in left if v is not like]
+    assert not left, [v.path for v in left]
+    batch = next(batches(shape))
+    features = {name: tf.constant(x) for name, x in our_features(shape, batch).items()}
+    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    words, _ = shared.cross_entropy(shared.forward(mine, features, False)["logits"], features["targets"])
+    return float(tf.reduce_mean(words)), float(loss_of(batch["targets"], theirs(kerashub_features(shape, batch))))
+
+
 # What makes it, the fastest way that was found for it, and the inter-op threads of that (0: TensorFlow's choice).
-CONTENDERS: dict[str, tuple[Callable[[str, str], tuple[Train, int]], str, int]] = {
+CONTENDERS: dict[str, tuple[Callable[[str, str, str], tuple[Train, int]], str, int]] = {
     "ours": (ours, "train", 0),
     "kerashub": (kerashub, "batch", 0),
     "garden": (garden, "function", 0),
 }
 
 
-def work(contender: str, precision: str, inter_op: str) -> Callable[[int], dict[str, float]]:
+def work(shape: str, contender: str, precision: str, inter_op: str) -> Callable[[int], dict[str, float]]:
     """steps -> what a step took, the last loss and the process's peak."""
     name, _, way = contender.partition(":")
     make, fastest_way, threads = CONTENDERS[name]
@@ -271,7 +357,7 @@ def work(contender: str, precision: str, inter_op: str) -> Callable[[int], dict[
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
     tf.config.threading.set_inter_op_parallelism_threads(int(inter_op or threads))
-    train, parameters = make(precision, way or fastest_way)
+    train, parameters = make(shape, precision, way or fastest_way)
 
     def measured(steps: int) -> dict[str, float]:
         start, start_cpu = time.perf_counter(), time.process_time()
@@ -285,4 +371,7 @@ def work(contender: str, precision: str, inter_op: str) -> Callable[[int], dict[
 
 
 if __name__ == "__main__":
-    answer(lambda: work(*sys.argv[1:]))
+    if sys.argv[1] == "same_loss":
+        print("The same weights give {:.6f} (ours) and {:.6f} (KerasHub).".format(*same_loss(sys.argv[2])))
+    else:
+        answer(lambda: work(*sys.argv[1:]))

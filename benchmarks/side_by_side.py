@@ -17,6 +17,11 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+def environment() -> dict[str, str]:
+    """A script of this folder finds tfzoo by it."""
+    return {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "PYTHONPATH": str(ROOT)}
+
+
 class Worker:
     """A process that runs a script of this folder, which must call `answer`. BENCH_VERBOSE=1 shows what it says."""
 
@@ -29,7 +34,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=None if "BENCH_VERBOSE" in os.environ else subprocess.DEVNULL,
             text=True,
-            env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "PYTHONPATH": str(ROOT)},
+            env=environment(),
         )
 
     def ask(self, *question: Any) -> Any:

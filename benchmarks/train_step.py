@@ -1,6 +1,6 @@
-"""One BERT training step beside KerasHub's and Model Garden's: `make bench`, or
+"""One training step of BERT, GPT-2 and T5 beside KerasHub's and Model Garden's: `make bench`, or
 
-    .venv-peers/bin/python benchmarks/train_step.py [--contenders=ours,kerashub,garden] [--precisions=float32]
+    .venv-peers/bin/python benchmarks/train_step.py [--shapes=bert] [--contenders=ours,kerashub] [--precisions=float32]
 
 Every contender lives in a process of its own. They take turns, a few steps each, while the others sleep, so
 that what else the machine does meets them all alike; ratios are medians over rounds of neighbouring turns.
@@ -9,19 +9,21 @@ that what else the machine does meets them all alike; ratios are medians over ro
 import argparse
 import pathlib
 import statistics
+import subprocess
+import sys
 
 import peers
-from side_by_side import Worker, markdown, ratio, turns
+from side_by_side import Worker, environment, markdown, ratio, turns
 
 SCRIPT = str(pathlib.Path(__file__).with_name("peers.py"))
 
 
-def measure(specs: list[str], precision: str, rounds: int, steps: int) -> list[Worker]:
+def measure(shape: str, specs: list[str], precision: str, rounds: int, steps: int) -> list[Worker]:
     """Runs the contenders in turns; each one's `answers` gets what a step took in every round."""
     contenders = []
     for spec in specs:  # One after the other: tracing and compiling are no part of it, and would disturb.
         name, _, inter_op = spec.partition("@")  # Empty: as many as suit it best.
-        contenders.append(Worker(spec, SCRIPT, name, precision, inter_op))
+        contenders.append(Worker(spec, SCRIPT, shape, name, precision, inter_op))
         contenders[-1].ask(3)
     for contender in turns(contenders, rounds):
         contender.ask(1)  # Wakes its threads and fills the caches.
@@ -31,7 +33,7 @@ def measure(specs: list[str], precision: str, rounds: int, steps: int) -> list[W
     return contenders
 
 
-def report(contenders: list[Worker], precision: str) -> str:
+def report(shape: str, contenders: list[Worker], precision: str) -> str:
     """A table; its last column says how many times as fast as each contender the first one is."""
     heads = ["ms a step", "CPU ms", "tokens/s", "peak GiB", "parameters", "loss"]
     seconds = [[answer["seconds"] for answer in contender.answers] for contender in contenders]
@@ -44,27 +46,33 @@ def report(contenders: list[Worker], precision: str) -> str:
                 contender.name,
                 f"{1000 * step:.0f}",
                 f"{1000 * statistics.median(answer['cpu'] for answer in contender.answers):.0f}",
-                f"{peers.TOKENS / step:.0f}",
+                f"{peers.tokens(shape) / step:.0f}",
                 f"{last['peak'] / 2**30:.2f}",
                 f"{last['parameters'] / 1e6:.1f} M",
                 f"{last['loss']:.2f}",
                 f"{ratio(taken, seconds[0]):.3f}",
             ]
         )
-    return markdown([precision, *heads, f"{contenders[0].name} is faster by"], rows)
+    return markdown([f"{shape}, {precision}", *heads, f"{contenders[0].name} is faster by"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="bert,gpt2,t5")
     parser.add_argument("--contenders", default="ours,kerashub,garden", help="NAME[:WAY][@INTER_OP_THREADS],...")
     parser.add_argument("--precisions", default="float32,bfloat16")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3, help="steps a turn")
+    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="compare losses before")
     args = parser.parse_args()
-    for precision in args.precisions.split(","):
-        contenders = measure(args.contenders.split(","), precision, args.rounds, args.steps)
-        print(report(contenders, precision), flush=True)
-        print()
+    for shape in args.shapes.split(","):
+        if args.check and shape != "bert":  # Of bert our head for pairs has no counterpart.
+            subprocess.run([sys.executable, SCRIPT, "same_loss", shape], check=True, env=environment())
+        specs = [spec for spec in args.contenders.split(",") if shape == "bert" or not spec.startswith("garden")]
+        for precision in args.precisions.split(","):
+            contenders = measure(shape, specs, precision, args.rounds, args.steps)
+            print(report(shape, contenders, precision), flush=True)
+            print()
 
 
 if __name__ == "__main__":
