@@ -1,0 +1,252 @@
+"""The corpus command: its vocabulary is training's, and training from what it packed is training from the text."""
+
+import contextlib
+import io
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags as absl_flags
+
+from tests import tiny_run
+from tfzoo import cli, corpus, files, report, text, train
+from tfzoo.data import pipeline
+from tfzoo.data.corpus import load_corpus
+from tfzoo.data.packed import PackedFolder
+from tfzoo.data.tokenized import tokenize, train_tokenizer
+from tfzoo.objectives.causal import Causal
+from tfzoo.objectives.masked_lm import MaskedLM
+from tfzoo.objectives.span_corruption import SpanCorruption
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def run(function, *argv):
+    """(exit code, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = function([str(argument) for argument in argv])
+    return code, out.getvalue(), err.getvalue()
+
+
+def prepare(*argv):
+    return run(lambda arguments: cli.run_subcommand(corpus.COMMANDS, corpus.__doc__, arguments), *argv)
+
+
+def training(*argv):
+    return run(lambda arguments: cli.run(train.main, train.define_flags, arguments), *argv)
+
+
+class CorpusTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.shared = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.text = tiny_run.write_corpus(cls.shared / "corpus.txt")
+        cls.common = [f"--corpus={cls.text}", f"--cache_dir={cls.shared / 'cache'}"]
+        cls.packed = cls.shared / "packed"
+        cls.assert_done(cls, prepare("pack", *cls.common, *cls.packing("causal"), f"--output_dir={cls.packed}"))
+
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        for number in (signal.SIGTERM, signal.SIGINT):  # Training takes these for itself.
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        self.enterContext(mock.patch.object(report, "plot"))
+
+    @staticmethod
+    def packing(objective, *others):
+        kind = "sentencepiece" if objective == "span_corruption" else "wordpiece"
+        return [f"--objective={objective}", "--sequence_length=16", f"--tokenizer={kind}", "--vocab_size=200", *others]
+
+    def assert_done(self, result):
+        code, out, err = result
+        assert code == 0, out + err
+        return out
+
+    def assert_error(self, pattern, result):
+        code, out, err = result
+        self.assertEqual((code, out, err.count("\n")), (2, "", 1), out + err)
+        self.assertRegex(err, f"^error: {pattern}")
+
+    def test_subcommands(self):
+        for pattern, argv in (
+            ("the first argument must be a subcommand: vocabulary, pack\n", []),
+            ("the first argument must be a subcommand", ["--corpus=x", "pack"]),
+            (r"pak: no such subcommand \(did you mean pack\?\)\n", ["pak"]),
+            ("zzz: no such subcommand; there are vocabulary, pack\n", ["zzz", "--help"]),
+            ("--output_dir is required", ["pack", *self.common]),
+            ("--steps=3: no such flag", ["pack", "--steps=3"]),
+            (f"--output_dir={self.packed}: is there already", ["pack", f"--output_dir={self.packed}"]),
+            (f"--output_dir={self.packed}: is there already", ["vocabulary", f"--output_dir={self.packed}"]),
+            (f"--output_dir={self.text}/x: cannot be made in ", ["pack", f"--output_dir={self.text}/x"]),
+            ("--corpus=nowhere.txt: there is no such file", ["pack", "--corpus=nowhere.txt", "--output_dir=x"]),
+            (f"--corpus={self.packed} is a folder", ["pack", f"--corpus={self.packed}", "--output_dir=x"]),
+        ):
+            with self.subTest(argv):
+                self.assert_error(pattern, prepare(*argv))
+        page = self.assert_done(prepare("--help"))
+        self.assertIn("  vocabulary  Trains a tokenizer", page)
+        for name in corpus.COMMANDS:
+            page = self.assert_done(prepare(name, "--help"))
+            self.assertRegex(page, rf"^python -m \S+ {name} \[--flagfile")
+            self.assertIn("--output_dir=VALUE", page)
+
+    def test_a_vocabulary_is_the_one_that_training_would_learn(self):
+        sentences = [s for d in load_corpus(str(self.text), cache_dir=None).train for s in d.sentences]
+        for kind in ("wordpiece", "characters"):
+            output = self.folder / kind
+            arguments = (f"--tokenizer={kind}", "--vocab_size=150", f"--output_dir={output}")
+            self.assert_done(prepare("vocabulary", *self.common, *arguments))
+            expected = train_tokenizer(kind, sentences, 150, True)
+            self.assertEqual(text.load(output).fingerprint(), expected.fingerprint())
+        self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["characters", "wordpiece"])
+
+    def test_packed_rows_are_those_of_the_text(self):
+        read = load_corpus(str(self.text), cache_dir=None)
+        for objective, make in (
+            ("masked_lm", lambda tokenizer: MaskedLM(tokenizer, 16, mask_rate=0.3, next_sentence=False, pack=True)),
+            ("causal", lambda tokenizer: Causal(tokenizer, 16)),
+            ("span_corruption", lambda tokenizer: SpanCorruption(tokenizer, 16, noise_density=0.3)),
+        ):
+            output = self.folder / objective
+            flags = self.packing(objective, "--mask_rate=0.3", "--shard_rows=200", f"--output_dir={output}")
+            self.assert_done(prepare("pack", *self.common, *flags))
+            opened = PackedFolder.open(output)
+            opened.verify()
+            for part, documents in (("train", read.train), ("held_out", read.held_out)):
+                tokens = tokenize(documents, opened.tokenizer)
+                rows, stored = make(opened.tokenizer).rows(tokens), opened.rows(part)
+                self.assertEqual((len(stored), stored.padding_share), (len(rows), rows.padding_share))
+                for index in range(len(rows)):
+                    for one, two in zip(stored.row(index), rows.row(index), strict=True):
+                        self.assertEqual((one.dtype, one.tobytes()), (two.dtype, two.tobytes()))
+                self.assertAllEqual(opened.token_ids(part), tokens.token_ids)
+        self.assertIn("mean_span", opened.flags)
+        self.assertIs(PackedFolder.open(self.folder / "masked_lm").flags["next_sentence"], False)
+
+    def flags(self, run_dir, **others):
+        values = dict(model="gpt2", objective="causal", steps=4, log_every=4, evaluate_every=4, checkpoint_every=2)
+        return [*tiny_run.flags(self.shared, **(values | {"evaluate_batches": 1} | others)), f"--run_dir={run_dir}"]
+
+    def test_the_same_run_from_text_and_from_a_packed_folder_also_resumed(self):
+        raw, from_packed = self.folder / "raw", self.folder / "packed"
+        one = self.assert_done(training(*self.flags(raw)))
+        whole = self.flags(from_packed, corpus=self.packed)
+        # What packing decided need not be said.
+        needless = ("objective", "sequence_length", "vocab_size")
+        flags = [flag for flag in whole if flag.split("=")[0].lstrip("-") not in needless]
+        two = self.assert_done(training(*flags))
+        self.assertEqual(tiny_run.measured(raw), tiny_run.measured(from_packed))
+        self.assertEqual(one.replace(str(raw), ""), two.replace(str(from_packed), ""))  # Baselines too.
+
+        # The log's share is that of the batches, whose padding belongs to no block.
+        opened = PackedFolder.open(self.packed)
+        self.assertIn(f"rows to train on, {opened.rows('train').padding_share:.1%} of them padding", one)
+        batches = pipeline.training_batches(
+            opened.rows("train"), Causal(opened.tokenizer, 16), batch_size=4, seed=0, first_step=0, num_steps=4
+        )
+        share = np.mean([np.mean(batch["block_ids"] == 0) for batch in batches.as_numpy_iterator()])
+        self.assertGreater(share, 0)
+        (logged,) = [record for record in tiny_run.records(raw) if "loss" in record]
+        self.assertAlmostEqual(logged["padding_share"], share, places=12)
+
+        # Cut back into the middle of what a line of the log is about.
+        shutil.rmtree(from_packed / "checkpoints" / f"{4:08}")
+        (from_packed / "best").unlink(missing_ok=True)
+        again = training(f"--flagfile={from_packed / 'flags.cfg'}", f"--run_dir={from_packed}")
+        self.assertIn("going on at step 2", self.assert_done(again))
+        self.assertEqual(tiny_run.measured(raw), tiny_run.measured(from_packed))
+        # A run of another folder is another run.
+        record = from_packed / "corpus.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"fingerprint": "f" * 64}))
+        self.assert_error(f"--corpus={self.packed}: the text is not the one this run began with", training(*flags))
+
+    def test_what_contradicts_the_folder(self):
+        other = self.folder / "vocabulary"
+        train_tokenizer("characters", ["abc"], 100, True).save(other)
+        for pattern, flags in (
+            ("--sequence_length=32: .*packed with --sequence_length=16; ", dict(sequence_length=32)),
+            ("--objective=masked_lm: .*packed with --objective=causal; ", dict(objective="masked_lm")),
+            ("--tokenizer=characters: .*packed with --tokenizer=wordpiece; ", dict(tokenizer="characters")),
+            ("--vocab_size=300: .*packed with --vocab_size=200; ", dict(vocab_size=300)),
+            ("--pack=False: .*packed with --pack=True; ", dict(pack="false")),
+            (f"--tokenizer_dir={other}: is not the tokenizer that {self.packed} ", dict(tokenizer_dir=other)),
+        ):
+            with self.subTest(**flags):
+                run_dir = self.folder / "run"
+                self.assert_error(pattern, training(*self.flags(run_dir, corpus=self.packed, **flags)))
+                self.assertFalse(run_dir.exists())
+
+    def test_damage_and_another_tokenizer(self):
+        for name, change, pattern in (
+            ("train-00000-of-00001.array_record", lambda b: b[:99] + b"\x55" + b[100:], "is damaged"),
+            ("held_out-00000-of-00001.array_record", lambda b: b[:-1], "has .* bytes, where"),
+            ("manifest.json", lambda b: b.replace(b'"sequence_length": 16', b'"sequence_length": 32'), "is damaged"),
+            ("tokenizer/vocab.txt", lambda b: b.replace(b"[MASK]", b"[MASC]"), "is damaged or was changed"),
+        ):
+            folder = self.folder / f"{name[:5]}"
+            shutil.copytree(self.packed, folder)
+            path = folder / name
+            path.write_bytes(change(path.read_bytes()))
+            with self.subTest(name):
+                result = training(*self.flags(self.folder / "run", corpus=folder), "--noresume")
+                self.assert_error(f"{path}: {pattern}", result)
+        # A tokenizer beside the folder's own is found by what it does.
+        folder = self.folder / "swapped"
+        shutil.copytree(self.packed, folder)
+        (folder / "tokenizer" / "vocab.txt").rename(folder / "tokenizer" / "vocab.bak")
+        train_tokenizer("characters", ["abc"], 100, True).save(folder / "tokenizer")
+        with self.assertRaisesRegex(ValueError, "is not the tokenizer that .*swapped was packed with"):
+            _ = PackedFolder.open(folder).tokenizer
+        self.assertFalse((self.folder / "run").exists())
+
+    def test_a_resumed_run_wants_the_tokenizer_it_began_with(self):
+        run_dir = self.folder / "run"
+        (run_dir / "tokenizer").mkdir(parents=True)
+        train_tokenizer("characters", ["abc"], 100, True).save(run_dir / "tokenizer")
+        opened = PackedFolder.open(self.packed)
+        record = {"fingerprint": opened.fingerprint, "tokenizer": opened.tokenizer.fingerprint()}
+        (run_dir / "corpus.json").write_text(json.dumps(record))
+        flags = absl_flags.FlagValues()
+        train.define_flags(flags)
+        cli.parse(flags, [f"--run_dir={run_dir}", f"--corpus={self.packed}"])
+        with self.assertRaisesRegex(ValueError, "tokenizer: is not the tokenizer this run began with .*put it back"):
+            train.read_corpus(flags, run_dir, self.folder, True, opened)
+
+    @pytest.mark.faults
+    def test_the_command_killed_at_any_moment(self):
+        output = self.folder / "packed"
+        arguments = [*self.common, *self.packing("causal"), "--shard_rows=5", f"--output_dir={output}"]
+        for shards in (0, 1, 40, 130):
+            command = [sys.executable, "-m", "tfzoo.corpus", "pack", *arguments]
+            with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+                while process.poll() is None and len(list(self.folder.glob("packed.*.partial/*_record"))) < shards + 1:
+                    time.sleep(0.001)
+                process.kill()
+            self.assertEqual(process.returncode, -signal.SIGKILL)
+            self.assertFalse(output.exists())
+            (left,) = self.folder.glob("packed.*")
+            self.assertTrue(left.name.endswith(files.PARTIAL))
+            for folder in (left, output):
+                run_dir = self.folder / "run"
+                self.assertEqual(training(f"--corpus={folder}", f"--run_dir={run_dir}")[0], 2)
+                self.assertFalse(run_dir.exists())
+        self.assert_done(prepare("pack", *arguments))
+        self.assertEqual(list(self.folder.iterdir()), [output])
+        opened = PackedFolder.open(output)
+        opened.verify()
+        self.assertEqual(opened.fingerprint, PackedFolder.open(self.packed).fingerprint)
+
+
+if __name__ == "__main__":
+    tf.test.main()
