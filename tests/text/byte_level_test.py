@@ -6,101 +6,20 @@ import pathlib
 import random
 import subprocess
 import sys
-import textwrap
 import unicodedata
 
-import numpy as np
 import tensorflow as tf
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from tests.text.wordpiece_test import INSERTS, SENTENCES
+from tests.text.varied import CHINESE, CODE, LONG, SENTENCES, SPECIALS, lines
 from tfzoo import text
 from tfzoo.errors import UserError
 from tfzoo.text import SPLIT_PATTERNS, training
 from tfzoo.text.byte_level import BYTES, ByteLevelBPE
 from tfzoo.text.wordpiece import WordPiece
 
-CHINESE = [
-    "自然语言处理的第一步是分词:他说「今天天气真好!」我们去公园散步吧……",
-    "臺灣的繁體中文,標點符號「」『』、;:?!——與全形數字123,還有注音ㄅㄆㄇ。",
-    "春眠不觉晓,处处闻啼鸟。夜来风雨声,花落知多少。",
-    "中英mixed混排text,数字2024年3月15日,价格¥1,234.56元(约$170)",
-    "人工智能和机器学习的模型在中文的文本上训练,中国人说中文,中文的字很多。",
-    "他们的问题是什么?我们的问题不是这个问题,是那个问题。 第一、第二、第三。",
-    "生僻字:𠮷𠀀䶮㐂龘,部首⼀⼁,兼容字豈更。",
-    "北京市海淀区中关村大街27号,邮编100080,电话010-6275-1234。",
-]
-OTHERS = [
-    "def f(x: int) -> str:\n\treturn f'{x!r:>{10}}'  # {} [] <- ->\n",
-    "for (int i = 0; i < n; ++i) {\n    a[i] += b[i] << 2;\n\n    }\r\n  /* TODO */ #include <vector>",
-    "I'm sure they'll say we've won; it'd be what you're after. I'M SURE THEY'LL. o'clock 'tis 's",
-    "SELECT * FROM t WHERE a >= 3 AND name LIKE '%x_%';   -- comment\n\n\n",
-    "In 1984, 3,000 people paid 12345678.90 --- ²³½Ⅷ ٣٤٥ १२३ ...!!!\n",
-    "¡Hola! ¿Qué tal? El niño comió piñas; se escribió así.",
-    "日本の文章、カタカナ。한국의 문장. ข้อความภาษาไทย नमस्ते दुनिया! Привет, мир! 中文",
-]
-SPECIALS = ["<|endoftext|>", "<s>", "</s>", "<mask>", "<pad>", "<unk>", "<|im_start|>", "[MASK]"]
-SPACES = [
-    "  ",
-    "   ",
-    " \n",
-    "\n ",
-    "\n\n",
-    " \n \n x",
-    "\t",
-    "\v",
-    " \r\n",
-    "\r",
-    "\u3000",
-    "\u00a0 ",
-    " \u2003a",
-    "\x1c",
-]
-PLACES = [
-    *INSERTS,
-    *SPECIALS,
-    *SPACES,
-    *SPACES,
-    "'s",
-    "'S",
-    "'\u017f",
-    "'ll",
-    "'LL",
-    "👩‍👩‍👧‍👦",
-    "🏳️‍🌈",
-    "👍🏽",
-    "\U0010ffff",
-]
-LONG = [
-    "a" * 5000,
-    "字" * 5000,
-    "中文" * 2500,
-    "ха" * 2500,
-    "👩‍👩‍👧" * 800,
-    " " * 5000,
-    "1" * 5000,
-    "\n" * 3000,
-    "!?" * 2500,
-]
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-
-
-def lines(count: int, seed: int = 13) -> list[str]:
-    """Varied lines: ten languages and more, half of them Chinese, code, and what breaks tokenizers put in."""
-    rng = random.Random(seed)
-    sentences = [*SENTENCES, *OTHERS]
-    result = ["", " ", "  ", "\0", "\n", "\u200f", *sentences, *CHINESE, *PLACES]
-    while len(result) < count:
-        some = rng.choice((sentences, CHINESE, sentences + CHINESE))
-        line = rng.choice(("", " ", "  ")).join(rng.sample(some, rng.randint(1, 3)))
-        start = rng.randrange(len(line))
-        line = line[start : start + rng.randint(1, 150)]
-        for _ in range(rng.choice((0, 1, 1, 3, 6))):
-            at = rng.randint(0, len(line))
-            line = line[:at] + rng.choice(PLACES) + line[at:]
-        result.append(rng.choice((line, line, line, line.upper(), unicodedata.normalize("NFD", line))))
-    return result
 
 
 def reference(tokenizer: ByteLevelBPE, ignore_merges: bool = False, prefix: bool = False, nfc: bool = False):
@@ -128,13 +47,13 @@ class ByteLevelBPETest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.lines = [*LONG, *lines(5000)]
+        cls.lines = lines(5000)
         texts = [line for line in lines(800, seed=1) if not any(special in line for special in SPECIALS)]
         names = ("<|begin_of_text|>", "<|end_of_text|>")
         cls.trained = {
             "gpt2": training.train_byte_level(texts, 2500),
             # Of few merges, so that hardly any characters are ever together.
-            "roberta": training.train_byte_level([*SENTENCES, *OTHERS[:4]] * 3, 450, ROBERTA),
+            "roberta": training.train_byte_level([*SENTENCES, *CODE] * 3, 450, ROBERTA),
             "llama3": training.train_byte_level(texts, 2500, names, "llama3"),
             "qwen2": training.train_byte_level(texts, 2500, ("<|endoftext|>", "<|im_start|>"), "qwen2"),
         }
@@ -293,7 +212,7 @@ class ByteLevelBPETest(tf.test.TestCase):
                 self.assertEqual(ids, encoding.ids, ascii(line))
 
     def test_the_same_ids_alone_and_in_any_batch_and_in_tf_data(self):
-        some = self.lines[::10] + LONG
+        some = [*self.lines[::10], *LONG]
         want = self.gpt2.tokenize(some).to_list()
         self.assertEqual([self.gpt2.tokenize([line]).to_list()[0] for line in some[:60]], want[:60])
         self.assertEqual(self.gpt2.tokenize(some[::-1]).to_list(), want[::-1])
@@ -343,49 +262,6 @@ class ByteLevelBPETest(tf.test.TestCase):
         for bad in (-1, tokenizer.vocab_size):
             with self.assertRaises(tf.errors.InvalidArgumentError):
                 tokenizer.detokenize([[bad]])
-
-    def test_an_export_gives_the_same_in_a_fresh_process(self):
-        class Server(tf.Module):
-            def __init__(self, kinds: dict[str, ByteLevelBPE]):
-                super().__init__()
-                self.kinds = kinds
-
-            @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-            def serve(self, texts):
-                outputs = {}
-                for name, tokenizer in self.kinds.items():
-                    ids = tokenizer.tokenize(texts)
-                    special = [tokenizer.vocab[i] for i in tokenizer.special_ids]
-                    outputs |= {f"{name}_ids": ids.flat_values, f"{name}_splits": ids.row_splits}
-                    if name == "roberta":
-                        outputs |= {"asked": tokenizer.tokenize(texts, special=special).flat_values}
-                        outputs |= {"starts": tokenizer.tokenize_with_offsets(texts)[1].flat_values}
-                    outputs |= {f"{name}_texts": tf.strings.to_hash_bucket_fast(tokenizer.detokenize(ids), 1 << 60)}
-                return outputs
-
-        # Two in one: neither may take the other's model.
-        kinds = {name: self.all[name] for name in ("roberta", "llama3")}
-        server, lines = Server(kinds), self.lines[:2000]
-        here = {name: value.numpy() for name, value in server.serve(tf.constant(lines)).items()}
-        for name, tokenizer in kinds.items():
-            self.assertAllEqual(here[f"{name}_ids"], tokenizer.tokenize(lines).flat_values)
-        folder = pathlib.Path(self.get_temp_dir())
-        tf.saved_model.save(server, folder / "model")
-        (folder / "lines.json").write_text(json.dumps(lines))
-        script = textwrap.dedent("""
-            import json, sys
-            import numpy as np
-            import tensorflow as tf, tensorflow_text
-            texts = tf.constant(json.load(open("lines.json")))
-            outputs = tf.saved_model.load("model").serve(texts)
-            assert not {"tfzoo", "tokenizers", "keras_hub"} & {name.split(".")[0] for name in sys.modules}
-            np.savez("out.npz", **outputs)
-        """)
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "LC_ALL": "tr_TR.UTF-8"}
-        subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True, timeout=300)
-        there = np.load(folder / "out.npz")
-        for name, value in here.items():
-            np.testing.assert_array_equal(there[name], value, name)
 
 
 class FilesTest(tf.test.TestCase):

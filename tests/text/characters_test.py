@@ -1,16 +1,10 @@
 """Characters: nothing lost, the same everywhere, and files that say what is wrong with them."""
 
-import json
-import os
 import pathlib
-import subprocess
-import sys
-import textwrap
 
-import numpy as np
 import tensorflow as tf
 
-from tests.text.wordpiece_test import lines
+from tests.text.varied import lines
 from tfzoo.errors import UserError
 from tfzoo.text import training
 from tfzoo.text.characters import SPECIALS, Characters
@@ -22,7 +16,7 @@ class CharactersTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.lines = [*lines(3000), *ODD, *SPECIALS.values(), "a\0b", "字" * 5000]
+        cls.lines = [*lines(5000), *ODD, *SPECIALS.values(), "a\0b"]
         cls.tokenizer = Characters(training.train_characters(cls.lines, SPECIALS.values()))
 
     def test_as_nanogpt_has_them(self):
@@ -95,37 +89,10 @@ class CharactersTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, r"shape \[N\]"):
             self.tokenizer.tokenize(tf.constant("no batch"))
 
-    def test_tf_data_and_a_fresh_process_give_the_same(self):
+    def test_tf_data_gives_the_same_ids(self):
         dataset = tf.data.Dataset.from_tensor_slices(self.lines).batch(100).map(self.tokenizer.tokenize)
-        here = self.tokenizer.tokenize(self.lines)
-        self.assertEqual([row for batch in dataset for row in batch.to_list()], here.to_list())
-
-        server = tf.Module()
-        server.tokenizer = self.tokenizer
-
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-        def serve(texts):
-            ids = server.tokenizer.tokenize(texts)
-            return {"ids": ids.flat_values, "splits": ids.row_splits, "texts": server.tokenizer.detokenize(ids)}
-
-        server.serve = serve
-        folder = pathlib.Path(self.get_temp_dir())
-        tf.saved_model.save(server, folder / "model")
-        (folder / "lines.json").write_text(json.dumps(self.lines))
-        script = textwrap.dedent("""
-            import json
-            import numpy as np
-            import tensorflow as tf, tensorflow_text
-            lines = json.load(open("lines.json"))
-            outputs = tf.saved_model.load("model").serve(tf.constant(lines))
-            assert [text.decode() for text in outputs["texts"].numpy()] == lines
-            np.savez("out.npz", ids=outputs["ids"], splits=outputs["splits"])
-        """)
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True, timeout=300)
-        there = np.load(folder / "out.npz")
-        np.testing.assert_array_equal(there["ids"], here.flat_values)
-        np.testing.assert_array_equal(there["splits"], here.row_splits)
+        got = [row for batch in dataset for row in batch.to_list()]
+        self.assertEqual(got, self.tokenizer.tokenize(self.lines).to_list())
 
 
 class VocabularyTest(tf.test.TestCase):

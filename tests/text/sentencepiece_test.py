@@ -7,51 +7,16 @@ import pathlib
 import pickle
 import random
 import re
-import subprocess
-import sys
-import textwrap
 import unicodedata
 
 import numpy as np
 import sentencepiece
 import tensorflow as tf
 
-from tests.text.wordpiece_test import INSERTS, SENTENCES
+from tests.text.varied import SENTENCES, SPECIALS, lines
 from tfzoo.errors import UserError
 from tfzoo.text import training
 from tfzoo.text.sentencepiece import KINDS, SentencePiece, _model_proto
-
-MORE = [
-    "中文自然语言处理:分词是第一步。他说:「今天天气真好!」我们去公园散步吧……",
-    "臺灣的繁體中文,標點符號「」『』、;:?!——與全形數字123",
-    "春眠不觉晓,处处闻啼鸟。夜来风雨声,花落知多少。",
-    "中英mixed混排text,数字2024年3月15日,价格¥1,234.56元(约$170)",
-    "def f(x: int) -> str:\n\treturn f'{x!r:>{10}}'  # {} [] <- ->\n",
-    "for (int i = 0; i < n; ++i) { a[i] += b[i] << 2; } /* TODO */ #include <vector>",
-    "SELECT * FROM t WHERE a >= 3 AND name LIKE '%x_%';   -- comment",
-    "In 1984, 3,000 people paid 9,99, not ``10,5''; 12,345,678, and ²,³, too. 5,",
-    "Hello!!! ... ------ ====== ______ \t\t  hahahahaha   aaa  www.example.com/?q=1&r=%20",
-    "¡Hola! ¿Qué tal? El niño comió piñas; se escribió así.",
-    "ÉCOLE ΣΊΣΥΦΟΣ ΑΣ. ΑΣ, İSTANBUL ǅ ﬃ ẞ \u1e9b\u0323 \u03d4 \u00a8 \u2126 \u212b",
-]
-SPECIALS = ["</s>", "<s>", "<unk>", "<pad>", "<extra_id_0>", "<extra_id_99>", "<mask>", "<eop>", "<sep>", "<0x41>"]
-PLACES = [*INSERTS, *SPECIALS, "\u2581", " \u2581 ", "  ", "``", "''", "1,", "\u0660,", "\u00a0 ", "\x1c", "…", "ー"]
-
-
-def lines(count: int) -> list[str]:
-    """Varied lines: ten languages and more, Chinese as much as English, code, and what breaks tokenizers put in."""
-    rng = random.Random(11)
-    sentences = [*SENTENCES, *MORE]
-    result = ["", " ", "  ", "\0", "\u200f", "a" * 5000, "字" * 5000, "ха" * 2500, "👩‍👩‍👧" * 1000, *sentences, *PLACES]
-    while len(result) < count:
-        text = rng.choice(("", " ")).join(rng.sample(sentences, rng.randint(1, 3)))
-        start = rng.randrange(len(text))
-        text = text[start : start + rng.randint(1, 150)]
-        for _ in range(rng.choice((0, 1, 1, 3, 6))):
-            at = rng.randint(0, len(text))
-            text = text[:at] + rng.choice(PLACES) + text[at:]
-        result.append(rng.choice((text, text, text, text.upper(), unicodedata.normalize("NFD", text))))
-    return result
 
 
 def clean(text: str, lowercase: bool, keep_accents: bool) -> str:
@@ -297,54 +262,6 @@ class SentencePieceTest(tf.test.TestCase):
             dataset = dataset.map(functools.partial(tokenizer.tokenize, special=("</s>",)))
             got = [row for batch in dataset for row in batch.to_list()]
             self.assertEqual(got, tokenizer.tokenize(self.lines, special=("</s>",)).to_list())
-
-    def test_an_export_gives_the_same_in_a_fresh_process_and_in_turkey(self):
-        server = tf.Module()
-        server.tokenizers = {
-            name: SentencePiece(self.models[name], kind)
-            for name, kind in (("unigram", "t5"), ("llama", "llama"), ("albert", "albert"), ("fairseq", "mbart"))
-        }
-
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-        def serve(texts):
-            results = {}
-            for name, tokenizer in server.tokenizers.items():
-                ids = tokenizer.tokenize(texts)
-                asked = tokenizer.tokenize(texts, special=("<unk>",))
-                results[f"{name}_ids"], results[f"{name}_splits"] = ids.flat_values, ids.row_splits
-                results[f"{name}_asked"], results[f"{name}_asked_splits"] = asked.flat_values, asked.row_splits
-                results[f"{name}_texts"] = tokenizer.detokenize(ids)
-            results["ends"] = server.tokenizers["unigram"].tokenize_with_offsets(texts)[2].flat_values
-            return results
-
-        server.serve = serve
-        here = {name: value.numpy() for name, value in serve(tf.constant(self.lines)).items()}
-        for name, tokenizer in server.tokenizers.items():
-            self.assertAllEqual(here[f"{name}_ids"], tokenizer.tokenize(self.lines).flat_values)
-        folder = pathlib.Path(self.get_temp_dir())
-        tf.saved_model.save(server, folder / "model")
-        (folder / "lines.json").write_text(json.dumps(self.lines))
-        script = textwrap.dedent("""
-            import json, sys
-            import numpy as np
-            import tensorflow as tf, tensorflow_text
-            texts = tf.constant(json.load(open("lines.json")))
-            outputs = tf.saved_model.load("model").serve(texts)
-            assert not any(name.startswith(("tfzoo", "sentencepiece")) for name in sys.modules)
-            outputs = {name: value.numpy() for name, value in outputs.items()}
-            np.savez("out.npz", **{
-                name: [text.hex() for text in value] if value.dtype == object else value
-                for name, value in outputs.items()
-            })
-        """)
-        # A Turkish locale lower-cases I to a dotless one, wherever it is let.
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "LC_ALL": "tr_TR.UTF-8"}
-        subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True, timeout=300)
-        there = np.load(folder / "out.npz")
-        self.assertEqual(sorted(there), sorted(here))
-        for name, value in here.items():
-            want = np.array([text.hex() for text in value]) if value.dtype == object else value
-            np.testing.assert_array_equal(there[name], want, name)
 
 
 class ModelFileTest(tf.test.TestCase):

@@ -37,12 +37,10 @@ from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text import SPLIT_PATTERNS
 from tfzoo.text.special import tokenize_around
+from tfzoo.text.tokenizer import ROLES, Tokenizer, join, strings, valid_utf8
 
 TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
 CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-ROLES = ("pad", "unknown", "bos", "eos", "cls", "sep", "mask")
-# What tokenizer_config.json calls ROLES, in their order.
-_CONFIG_NAMES = ("pad_token", "unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "mask_token")
 # What the released vocabularies mean by these, where no file says so.
 _USUAL = {
     "<s>": ("bos", "cls"), "<pad>": ("pad",), "</s>": ("eos", "sep"), "<unk>": ("unknown",), "<mask>": ("mask",),
@@ -53,7 +51,6 @@ _USUAL = {
 _SPACE = r"\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
 _SPACE_BUT_LINE_ENDS = _SPACE.replace(r"\t-\r", r"\t\x{b}\x{c}")
 _SPACE_BUT_PLAIN = _SPACE.replace(" ", "")
-_VALID_UTF8 = r"[\x{0}-\x{D7FF}\x{E000}-\x{10FFFF}]*"
 _PLAIN_SPACES = rf" ?(?:[^{_SPACE}] ?|[{_SPACE_BUT_PLAIN}])*"  # No plain space behind white space.
 _LOOKAHEAD = r"|\s+(?!\S)|\s+"  # What the patterns end with.
 
@@ -74,7 +71,7 @@ def _letters() -> dict[str, int]:
 BYTES = _letters()  # Letter -> byte.
 
 
-class ByteLevelBPE(tf.Module):
+class ByteLevelBPE(Tokenizer):
     """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel.
 
     The ids are those of the `tokenizers` library, and the text that comes back is the text that went in. A SavedModel
@@ -85,6 +82,8 @@ class ByteLevelBPE(tf.Module):
     by among all 1,112,064 code points; in composing there are the combining marks of rare scripts that came after
     Unicode 9, where one stands beside another mark.
     """
+
+    keeps_spaces = True
 
     def __init__(
         self,
@@ -112,7 +111,6 @@ class ByteLevelBPE(tf.Module):
           UserError: a token is empty or repeated, a byte has none, a merge names what is not in the vocabulary, or
             an option is none.
         """
-        super().__init__(name="byte_level_bpe")
         tokens, merges = list(vocab), list(merges)
         _check_vocab(tokens, "vocabulary", lambda token: "")
         _check_merges(set(tokens), merges, lambda i: f"merges, number {i + 1}", "the vocabulary")
@@ -134,11 +132,9 @@ class ByteLevelBPE(tf.Module):
             if token not in special:
                 raise UserError(f"roles: the {role} token {token!r} is not one of special_tokens")
 
-        # tf.Module would wrap lists and dicts and track what is in them; arrays it leaves alone, and functions.
-        self._vocab = np.array(tokens, dtype=object)
+        role_ids = {role: ids[roles[role]] for role in ROLES if role in roles}
+        super().__init__("byte_level_bpe", tokens, role_ids, [*special.values()])
         self._merges = np.array(merges, dtype=object).reshape(-1, 2)
-        self._special = np.array(sorted(special.values()), dtype=np.int32)
-        self._roles = np.array([roles.get(role) for role in ROLES], dtype=object)
         self._pattern, self._ignore_merges = pattern, bool(ignore_merges)
         self._add_prefix_space, self._nfc = bool(add_prefix_space), bool(nfc)
         self._lstrip, self._rstrip = tuple(sorted(set(lstrip))), tuple(sorted(set(rstrip)))
@@ -160,10 +156,9 @@ class ByteLevelBPE(tf.Module):
             self._word_table = _table({_latin(b): i for i, b in words.items()})
             self._piece_table = _table(self._whole_pieces(words))
             # What each id adds when ids are joined to text, and how many bytes of a text it came from.
-            kept = {self.mask_id, self.unknown_id}
+            dropped = self._dropped()
             pieces = [
-                ordinary[i] if i in ordinary else t.encode() if i in kept or t not in special else b""
-                for i, t in enumerate(tokens)
+                ordinary[i] if i in ordinary else b"" if i in dropped else t.encode() for i, t in enumerate(tokens)
             ]
             self._pieces = tf.constant(pieces)
             self._lengths = tf.constant([len(ordinary.get(i, b"")) for i in range(len(tokens))], tf.int64)
@@ -191,7 +186,7 @@ class ByteLevelBPE(tf.Module):
         folder.mkdir(parents=True, exist_ok=True)
         vocab = {token: i for i, token in enumerate(self._vocab)}
         merges = [f"{left} {right}" for left, right in self._merges]
-        roles = dict(zip(ROLES, self._roles.tolist(), strict=True))
+        roles = {role: self._vocab[i] for role, i in self._role_ids}
         added = [
             {
                 "id": vocab[token],
@@ -217,7 +212,7 @@ class ByteLevelBPE(tf.Module):
                 ],
             }
         frame: dict = {**byte_level, "use_regex": True}
-        if roles["cls"] and roles["sep"]:
+        if "cls" in roles and "sep" in roles:
             frame = {
                 "type": "RobertaProcessing",
                 "sep": [roles["sep"], vocab[roles["sep"]]],
@@ -248,72 +243,26 @@ class ByteLevelBPE(tf.Module):
             },
         }
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": self._add_prefix_space}
-        config |= {name: roles[role] for name, role in zip(_CONFIG_NAMES, ROLES, strict=True) if roles[role]}
+        config |= {ROLES[role]: token for role, token in roles.items()}
         files.atomic_write(folder / TOKENIZER_FILE, json.dumps(content, ensure_ascii=False))
         files.atomic_write(folder / VOCAB_FILE, json.dumps(vocab, ensure_ascii=False))
         files.atomic_write(folder / MERGES_FILE, "".join(f"{line}\n" for line in ["#version: 0.2", *merges]))
         files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     @property
-    def vocab(self) -> list[str]:
-        """The tokens in GPT-2's letters for bytes; the special ones as they are."""
-        return list(self._vocab)
-
-    @property
     def merges(self) -> list[tuple[str, str]]:
         return [(left, right) for left, right in self._merges]
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._vocab)
 
     @property
     def pattern(self) -> str:
         return self._pattern
 
-    @property
-    def special_ids(self) -> list[int]:
-        """The ids of the special tokens, sorted."""
-        return self._special.tolist()
-
-    @property
-    def pad_id(self) -> int | None:
-        return self._id("pad")
-
-    @property
-    def unknown_id(self) -> int | None:
-        return self._id("unknown")
-
-    @property
-    def bos_id(self) -> int | None:
-        return self._id("bos")
-
-    @property
-    def eos_id(self) -> int | None:
-        return self._id("eos")
-
-    @property
-    def cls_id(self) -> int | None:
-        return self._id("cls")
-
-    @property
-    def sep_id(self) -> int | None:
-        return self._id("sep")
-
-    @property
-    def mask_id(self) -> int | None:
-        return self._id("mask")
-
-    def _special_tokens(self) -> dict[str, int]:
-        return {self._vocab[i]: i for i in self._special.tolist()}
-
-    def _id(self, role: str) -> int | None:
-        return self._special_tokens().get(self._roles[ROLES.index(role)])
-
     def fingerprint(self) -> str:
         """A SHA-256 in hexadecimal, equal for equal vocabularies, merges and options."""
+        by_role = dict(self._role_ids)
+        roles = [self._vocab[by_role[role]] if role in by_role else None for role in ROLES]
         content = [
-            self._vocab.tolist(), self._merges.tolist(), self._special.tolist(), self._roles.tolist(), self._pattern,
+            self._vocab.tolist(), self._merges.tolist(), self._special, roles, self._pattern,
             self._ignore_merges, self._add_prefix_space, self._nfc, self._lstrip, self._rstrip,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -327,7 +276,7 @@ class ByteLevelBPE(tf.Module):
         Raises:
           UserError: `special` names what is not a special token.
         """
-        texts = _valid_utf8(texts)
+        texts = valid_utf8(strings(texts))
         if not special:
             return self._tokenize(self._prepared(texts))
         for token in sorted({*special} & {*self._lstrip}):
@@ -349,7 +298,7 @@ class ByteLevelBPE(tf.Module):
         """
         if self._nfc:
             raise UserError("nfc: this tokenizer composes texts before it reads them, so that there are no offsets")
-        texts = _valid_utf8(texts)
+        texts = valid_utf8(strings(texts))
         prepared = self._prepared(texts)
         ids = self._tokenize(prepared)
         # Bytes and characters are counted through the whole batch, so that one search serves all rows.
@@ -382,11 +331,7 @@ class ByteLevelBPE(tf.Module):
         Raises:
           tf.errors.InvalidArgumentError: an id is outside the vocabulary.
         """
-        if isinstance(ids, tf.RaggedTensor):
-            pieces = ids.with_flat_values(tf.gather(self._pieces, ids.flat_values)).to_tensor("")
-        else:
-            pieces = tf.gather(self._pieces, tf.convert_to_tensor(ids))
-        return _valid_utf8(tf.strings.reduce_join(pieces, axis=-1))
+        return valid_utf8(join(self._pieces, ids))
 
     def _prepared(self, texts: tf.Tensor) -> tf.Tensor:
         """What happens to a text before it is split."""
@@ -460,19 +405,6 @@ def _table(ids: Mapping[bytes, int]) -> tf.lookup.StaticHashTable:
         tf.constant(list(ids) or [b""], tf.string), tf.constant(list(ids.values()) or [-1], tf.int32)
     )
     return tf.lookup.StaticHashTable(entries, default_value=-1)
-
-
-def _valid_utf8(texts: tf.Tensor) -> tf.Tensor:
-    """Strings [N] with U+FFFD for every invalid byte sequence."""
-    texts = tf.convert_to_tensor(texts, tf.string)
-    if texts.shape.rank not in (1, None):
-        raise ValueError(f"texts must be strings of shape [N], not {texts.shape}")
-    texts = tf.ensure_shape(texts, [None])
-    return tf.cond(  # Looking takes a tenth of the time that transcoding would.
-        tf.reduce_all(tf.strings.regex_full_match(texts, _VALID_UTF8)),
-        lambda: texts,
-        lambda: tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace"),
-    )
 
 
 def _is_text(token: str) -> bool:
@@ -735,7 +667,7 @@ def _roles(folder: pathlib.Path, ids: Mapping[str, int]) -> tuple[dict[str, str]
         settings, text = _read_json(folder / file)
         more = settings.get("additional_special_tokens")
         values = [(None, value) for value in (more if isinstance(more, list) else [])]
-        for role, value in [*((r, settings.get(n)) for r, n in zip(ROLES, _CONFIG_NAMES, strict=True)), *values]:
+        for role, value in [*((role, settings.get(name)) for role, name in ROLES.items()), *values]:
             token = value.get("content") if isinstance(value, dict) else value
             if token is None:
                 continue

@@ -10,12 +10,12 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text.special import tokenize_around
+from tfzoo.text.tokenizer import Tokenizer, join, strings
 
 VOCAB_FILE = "characters.txt"
 CONFIG_FILE = "tokenizer_config.json"
@@ -29,12 +29,14 @@ _ESCAPE = re.compile(r"\\(?:\\|n|r|t|u\{([0-9a-fA-F]{1,6})\})")
 _NAMED = {"\\": "\\\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
-class Characters(tf.Module):
+class Characters(Tokenizer):
     """Text to the ids of its characters and back, the same eagerly, in `tf.data` and in a SavedModel.
 
     A character is a Unicode code point; `detokenize(tokenize(texts))` is `texts`, byte for byte, where every character
     is in the vocabulary. Special tokens are plain text unless `tokenize` is told otherwise.
     """
+
+    keeps_spaces = True
 
     def __init__(self, vocab: Sequence[str]):
         """`vocab[i]` is the character, or one of SPECIALS, of token i.
@@ -42,15 +44,12 @@ class Characters(tf.Module):
         Raises:
           UserError: an entry is empty, repeated, or neither one character nor one of SPECIALS.
         """
-        super().__init__(name="characters")
         tokens = list(vocab)
         _check(tokens, "vocabulary")
-        # tf.Module would wrap a list and track each of its strings; an array it leaves alone.
-        self._vocab = np.array(tokens, dtype=object)
         ids = {token: i for i, token in enumerate(tokens)}
-        self._by_role = tuple((role, ids[text]) for role, text in SPECIALS.items() if text in ids)
+        super().__init__("characters", tokens, {role: ids[text] for role, text in SPECIALS.items() if text in ids})
         characters = sorted((ord(token), i) for i, token in enumerate(tokens) if len(token) == 1)
-        dropped = {i for role, i in self._by_role if role not in ("unknown", "mask")}
+        dropped = self._dropped()
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
             self._codes = tf.constant([code for code, _ in characters], tf.int32)
             self._code_ids = tf.constant([i for _, i in characters], tf.int32)
@@ -86,50 +85,6 @@ class Characters(tf.Module):
         config = {"tokenizer_class": TOKENIZER_CLASS}
         files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
-    @property
-    def vocab(self) -> list[str]:
-        return list(self._vocab)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._vocab)
-
-    def _role(self, role: str) -> int | None:
-        return dict(self._by_role).get(role)
-
-    @property
-    def pad_id(self) -> int | None:
-        return self._role("pad")
-
-    @property
-    def unknown_id(self) -> int | None:
-        return self._role("unknown")
-
-    @property
-    def bos_id(self) -> int | None:
-        return self._role("bos")
-
-    @property
-    def eos_id(self) -> int | None:
-        return self._role("eos")
-
-    @property
-    def cls_id(self) -> int | None:
-        return self._role("cls")
-
-    @property
-    def sep_id(self) -> int | None:
-        return self._role("sep")
-
-    @property
-    def mask_id(self) -> int | None:
-        return self._role("mask")
-
-    @property
-    def special_ids(self) -> list[int]:
-        """The ids of those of SPECIALS that the vocabulary has, sorted."""
-        return sorted(i for _, i in self._by_role)
-
     def fingerprint(self) -> str:
         """A SHA-256 in hexadecimal, equal for equal vocabulary."""
         text = "".join(f"{_escape(token)}\n" for token in self._vocab)
@@ -145,12 +100,11 @@ class Characters(tf.Module):
           UserError: `special` names what is not a special token.
           tf.errors.InvalidArgumentError: a text has a character that the vocabulary lacks, and there is no <unk>.
         """
-        known = {str(self._vocab[i]): i for i in self.special_ids}
-        return tokenize_around(_strings(texts), special, known, self._tokenize)
+        return tokenize_around(strings(texts), special, self._special_tokens(), self._tokenize)
 
     def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; token j is code point j."""
-        ids = self._tokenize(_strings(texts))
+        ids = self._tokenize(strings(texts))
         starts = tf.ragged.range(ids.row_lengths())
         starts = ids.with_flat_values(tf.cast(starts.flat_values, tf.int32))
         return ids, starts, starts + 1
@@ -163,11 +117,7 @@ class Characters(tf.Module):
         Raises:
           tf.errors.InvalidArgumentError: an id is outside the vocabulary.
         """
-        if isinstance(ids, tf.RaggedTensor):
-            pieces = ids.with_flat_values(tf.gather(self._pieces, ids.flat_values)).to_tensor("")
-        else:
-            pieces = tf.gather(self._pieces, tf.convert_to_tensor(ids))
-        return tf.strings.reduce_join(pieces, axis=-1)
+        return join(self._pieces, ids)
 
     def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
         codes = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
@@ -184,13 +134,6 @@ class Characters(tf.Module):
         )
         with tf.control_dependencies([] if check is None else [check]):
             return codes.with_flat_values(tf.identity(ids))
-
-
-def _strings(texts: tf.Tensor) -> tf.Tensor:
-    texts = tf.convert_to_tensor(texts, tf.string)
-    if texts.shape.rank not in (1, None):
-        raise ValueError(f"texts must be strings of shape [N], not {texts.shape}")
-    return tf.ensure_shape(texts, [None])
 
 
 def _escape(token: str) -> str:

@@ -24,13 +24,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from tfzoo import files
 from tfzoo.errors import UserError, suggest
 from tfzoo.text.special import tokenize_around
+from tfzoo.text.tokenizer import ROLES, Tokenizer, join, strings, valid_utf8
 
 CONFIG_FILE = "tokenizer_config.json"
-ROLES = ("pad", "unknown", "bos", "eos", "cls", "sep", "mask")
-# What tokenizer_config.json calls ROLES, in their order.
-_CONFIG_NAMES = ("pad_token", "unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "mask_token")
 _SPACE = "\u2581"  # SentencePiece's own mark of a space.
-_NUL = "\U0010ffff"
+_ESCAPE, _NUL, _OTHER = "\U0010ffff", "\U0010fffe", "\U0010fffd"
 _PYTHON_SPACES = (
     r"[\x{9}-\x{d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 )
@@ -96,7 +94,7 @@ KINDS = {
 }  # fmt: skip
 
 
-class SentencePiece(tf.Module):
+class SentencePiece(Tokenizer):
     """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel.
 
     The ids are those of the `sentencepiece` library, in its releases up to 0.2.1, for every text; later ones choose
@@ -132,7 +130,6 @@ class SentencePiece(tf.Module):
           UserError: `model` is no SentencePiece model, is cut short, has no unknown piece, or has a piece twice; or an
             option does not belong to the kind.
         """
-        super().__init__(name="sentencepiece")
         if kind not in KINDS:
             raise UserError(f"kind: {kind!r} is not one of {' '.join(KINDS)}{suggest(kind, KINDS)}")
         row = KINDS[kind]
@@ -141,13 +138,7 @@ class SentencePiece(tf.Module):
             raise UserError(f"sentinels: {sentinels} for kind {kind!r}; only t5 has them")
         if not row.cleans and (lowercase or keep_accents is False):
             raise UserError(f"lowercase, keep_accents: kind {kind!r} has neither; only xlnet and albert do")
-        self._kind = kind
-        self._row = row
-        self._sentinels = sentinels
-        self._lowercase = row.lowercase if lowercase is None else lowercase
-        self._keep_accents = row.keep_accents if keep_accents is None else keep_accents
-        self._bytes = bytes(model)
-        proto = _parse(self._bytes, name)
+        proto = _parse(bytes(model), name)
         pieces = [(piece.piece.decode(), piece.type) for piece in proto.pieces]
         unknown = next(i for i, (_, type_) in enumerate(pieces) if type_ == _UNKNOWN)
 
@@ -172,19 +163,23 @@ class SentencePiece(tf.Module):
             if text in ids:
                 raise UserError(f"{name}: piece {text!r} is there already, and {kind} adds it; use another kind")
             ids[text] = i
-        # tf.Module would wrap lists and dicts and track what is in them; arrays and tuples of data it leaves alone.
-        self._vocab = np.array([text for text, _ in tokens], dtype=object)
-        self._roles = tuple({**row.roles, **(roles or {})}.items())
-        wrong = next((role for role, _ in self._roles if role not in ROLES), None)
+        by_role = row.roles | (roles or {})
+        wrong = next((role for role in by_role if role not in ROLES), None)
         if wrong is not None:
             raise UserError(f"roles: {wrong!r} is not one of {' '.join(ROLES)}")
         types = [type_ for _, type_ in tokens]
-        by_role = {role: ids[text] for role, text in self._roles if text in ids and types[ids[text]] != _NORMAL}
-        by_role["unknown"] = unknown if new_ids is None else int(new_ids[unknown])
-        self._by_role = tuple(by_role.items())
+        role_ids = {role: ids[text] for role, text in by_role.items() if text in ids and types[ids[text]] != _NORMAL}
+        role_ids["unknown"] = unknown if new_ids is None else int(new_ids[unknown])
+        controls = [i for i, type_ in enumerate(types) if type_ == _CONTROL]
+        super().__init__("sentencepiece", [text for text, _ in tokens], role_ids, controls)
+        self._kind = kind
+        self._row = row
+        self._sentinels = sentinels
+        self._lowercase = row.lowercase if lowercase is None else lowercase
+        self._keep_accents = row.keep_accents if keep_accents is None else keep_accents
+        self._bytes = bytes(model)
+        self._roles = tuple(by_role.items())
         self._sentinel_ids = tuple(ids[f"<extra_id_{i}>"] for i in range(sentinels))
-        special = {i for i, type_ in enumerate(types) if type_ == _CONTROL} | set(by_role.values())
-        self._special = tuple(sorted(special))
         self._prefixed = proto.normalizer_spec.add_dummy_prefix
         self._strips = proto.normalizer_spec.remove_extra_whitespaces
         self._suffixed = proto.trainer_spec.treat_whitespace_as_suffix
@@ -202,10 +197,10 @@ class SentencePiece(tf.Module):
                 raise UserError(f"{name}: the model cannot be used ({reason}); get the file again") from None
             self._new_ids = None if new_ids is None else tf.constant(new_ids, tf.int32)
             self._splits = self._comma_table(pieces, unknown) if row.cleans else None
-            kept = {by_role["unknown"], by_role.get("mask")}
+            dropped = self._dropped()
             self._pieces = tf.constant(
                 [
-                    b"" if i in special and i not in kept else _surface(text, type_, proto.trainer_spec.unk_surface)
+                    b"" if i in dropped else _surface(text, type_, proto.trainer_spec.unk_surface)
                     for i, (text, type_) in enumerate(tokens)
                 ]
             )
@@ -262,7 +257,7 @@ class SentencePiece(tf.Module):
             if config.get("remove_space", True) is not True:
                 raise UserError(f"{path}: remove_space is {config['remove_space']!r}; only true is built here")
         roles = {}
-        for role, key in zip(ROLES, _CONFIG_NAMES, strict=True):
+        for role, key in ROLES.items():
             value = config.get(key)
             value = value.get("content") if isinstance(value, dict) else value
             if value is None:
@@ -273,9 +268,8 @@ class SentencePiece(tf.Module):
         tokenizer = cls.from_file(pathlib.Path(folder, row.file), kind, roles=roles, **options)
         for role, text in roles.items():
             if row.roles.get(role) != text and text not in tokenizer.vocab:
-                key = _CONFIG_NAMES[ROLES.index(role)]
                 raise UserError(
-                    f"{path}: {key} is {text!r}, which {row.file} does not have; added tokens are not built"
+                    f"{path}: {ROLES[role]} is {text!r}, which {row.file} does not have; added tokens are not built"
                 )
         return tokenizer
 
@@ -286,7 +280,7 @@ class SentencePiece(tf.Module):
         config: dict = {"tokenizer_class": self._row.tokenizer_class}
         for role, text in self._roles:
             if getattr(self, f"{role}_id") is not None:
-                config[_CONFIG_NAMES[ROLES.index(role)]] = text
+                config[ROLES[role]] = text
         if self._row.sentinels:
             config["extra_ids"] = self._sentinels
         if self._row.cleans:
@@ -307,59 +301,13 @@ class SentencePiece(tf.Module):
         return self._bytes
 
     @property
-    def vocab(self) -> list[str]:
-        """The text of every token; a space is U+2581."""
-        return list(self._vocab)
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids: the pieces and the sentinels or other tokens that the kind adds."""
-        return len(self._vocab)
-
-    def _role(self, role: str) -> int | None:
-        return dict(self._by_role).get(role)
-
-    @property
-    def pad_id(self) -> int | None:
-        return self._role("pad")
-
-    @property
-    def unknown_id(self) -> int:
-        return dict(self._by_role)["unknown"]
-
-    @property
-    def bos_id(self) -> int | None:
-        return self._role("bos")
-
-    @property
-    def eos_id(self) -> int | None:
-        return self._role("eos")
-
-    @property
-    def cls_id(self) -> int | None:
-        return self._role("cls")
-
-    @property
-    def sep_id(self) -> int | None:
-        return self._role("sep")
-
-    @property
-    def mask_id(self) -> int | None:
-        return self._role("mask")
-
-    @property
     def sentinel_ids(self) -> list[int]:
         """The ids of <extra_id_0>, <extra_id_1>, ...: numbered downwards from vocab_size - 1."""
         return list(self._sentinel_ids)
 
-    @property
-    def special_ids(self) -> list[int]:
-        """The ids of control pieces, of every role and of the sentinels, sorted."""
-        return list(self._special)
-
     def fingerprint(self) -> str:
         """A SHA-256 in hexadecimal, equal for equal model and options."""
-        options = (self._kind, self._sentinels, self._lowercase, self._keep_accents, sorted(self._by_role))
+        options = (self._kind, self._sentinels, self._lowercase, self._keep_accents, sorted(self._role_ids))
         return hashlib.sha256(f"{options}\n".encode() + self._bytes).hexdigest()
 
     def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
@@ -372,9 +320,7 @@ class SentencePiece(tf.Module):
         Raises:
           UserError: `special` names what is not a special token.
         """
-        texts = _strings(texts)
-        known = {self._vocab[i]: i for i in self._special}
-        return tokenize_around(texts, special, known, self._tokenize)
+        return tokenize_around(strings(texts), special, self._special_tokens(), self._tokenize)
 
     def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; ids as `tokenize` gives them.
@@ -387,7 +333,7 @@ class SentencePiece(tf.Module):
         """
         if self._row.cleans:
             raise UserError(f"offsets: a tokenizer of kind {self._kind!r} has none; use tokenize")
-        texts = _strings(texts)
+        texts = strings(texts)
         ids, starts, ends = self._model.tokenize_with_offsets(texts)
         rows = ids.value_rowids()
         # Bytes are counted through the whole batch, so that one search serves all rows.
@@ -418,11 +364,7 @@ class SentencePiece(tf.Module):
         Raises:
           tf.errors.InvalidArgumentError: an id is outside the vocabulary.
         """
-        if isinstance(ids, tf.RaggedTensor):
-            pieces = ids.with_flat_values(tf.gather(self._pieces, ids.flat_values)).to_tensor("")
-        else:
-            pieces = tf.gather(self._pieces, tf.convert_to_tensor(ids))
-        texts = tf.strings.reduce_join(pieces, axis=-1)
+        texts = join(self._pieces, ids)
         if self._suffixed:
             texts = tf.strings.regex_replace(texts, f"{_SPACE}$", "")
         elif self._strips:
@@ -430,7 +372,7 @@ class SentencePiece(tf.Module):
         elif self._prefixed:
             texts = tf.strings.regex_replace(texts, f"^{_SPACE}", "")
         texts = tf.strings.regex_replace(texts, _SPACE, " ")
-        return _valid_utf8(texts) if self._has_bytes else texts
+        return valid_utf8(texts) if self._has_bytes else texts
 
     def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
         if not self._row.cleans:
@@ -458,7 +400,7 @@ class SentencePiece(tf.Module):
 
         Source: prepro_utils.preprocess_text of XLNet's release, tokenization.preprocess_text of ALBERT's.
         """
-        texts = tf.strings.regex_replace(_valid_utf8(texts), f"{_PYTHON_SPACES}+", " ")
+        texts = tf.strings.regex_replace(valid_utf8(texts), f"{_PYTHON_SPACES}+", " ")
         texts = tf.strings.regex_replace(texts, "^ | $", "")
         texts = tf.strings.regex_replace(texts, "``|''", '"')
         if not self._keep_accents:
@@ -467,10 +409,12 @@ class SentencePiece(tf.Module):
         if self._lowercase:
             # ICU lower-cases by the process's locale, and a Turkish one makes ı of I: so what differs comes first.
             texts = tf.strings.regex_replace(texts, "İ", "i\u0307")
-            # The op ends a text at NUL, so a noncharacter, as unknown to any model, stands in for it.
-            texts = tf.strings.regex_replace(texts, r"\x{0}", _NUL)
+            # The op ends a text at NUL, so a pair stands in for it that no text has: its first is paired, too.
+            texts = tf.strings.regex_replace(texts, _ESCAPE, _ESCAPE + _OTHER)
+            texts = tf.strings.regex_replace(texts, r"\x{0}", _ESCAPE + _NUL)
             texts = tf.strings.lower(tf.strings.lower(texts), encoding="utf-8")
-            texts = tf.strings.regex_replace(texts, _NUL, "\0")
+            texts = tf.strings.regex_replace(texts, _ESCAPE + _NUL, "\0")
+            texts = tf.strings.regex_replace(texts, _ESCAPE + _OTHER, _ESCAPE)
         return texts
 
     def _comma_table(self, pieces: list[tuple[str, int]], unknown: int) -> tuple[tf.Tensor, tf.Tensor] | None:
@@ -501,18 +445,6 @@ def _surface(text: str, type_: int, unknown: str) -> bytes:
     if type_ == _BYTE:
         return bytes([int(text[1:-1], 16)])  # <0x41>
     return unknown.encode() if type_ == _UNKNOWN else text.encode()
-
-
-def _strings(texts: tf.Tensor) -> tf.Tensor:
-    texts = tf.convert_to_tensor(texts, tf.string)
-    if texts.shape.rank not in (1, None):
-        raise ValueError(f"texts must be strings of shape [N], not {texts.shape}")
-    return tf.ensure_shape(texts, [None])
-
-
-def _valid_utf8(texts: tf.Tensor) -> tf.Tensor:
-    """Strings [N] with every invalid byte sequence replaced by U+FFFD."""
-    return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
 
 
 @functools.cache

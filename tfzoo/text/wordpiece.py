@@ -20,11 +20,12 @@ import tensorflow_text as tf_text
 from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text import SPECIAL_TOKENS
+from tfzoo.text.special import check
+from tfzoo.text.tokenizer import ROLES, Tokenizer, join, strings, valid_utf8
 
 VOCAB_FILE = "vocab.txt"
 CONFIG_FILE = "tokenizer_config.json"
-# What the config file calls SPECIAL_TOKENS, in their order.
-_CONFIG_NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+_BY_ROLE = dict(zip(("pad", "unknown", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
 
 _MAX_CHARACTERS = 100  # BERT's limit: a longer word is [UNK].
 _MAX_TOKEN_BYTES = 256  # tensorflow-text's limit.
@@ -42,10 +43,9 @@ _DELETED = f"[{_UNWANTED}{_STAND_IN_RANGE}]"
 _DELETED_BUT_STAND_INS = f"[{_UNWANTED}]"
 # \p{Z}, tab and line ends, but not the plain space: to replace each by itself takes half of all the time.
 _SPACES = r"[\t\n\r\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
-_VALID_UTF8 = r"[\x{0}-\x{D7FF}\x{E000}-\x{10FFFF}]*"
 
 
-class WordPiece(tf.Module):
+class WordPiece(Tokenizer):
     """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel.
 
     The ids are those of BERT's own tokenizer, uncased (lower-cased and without accents) or cased; Chinese is
@@ -66,14 +66,11 @@ class WordPiece(tf.Module):
           UserError: a token is empty, repeated, overlong or holds a line break, or one of the five special
             tokens is missing.
         """
-        super().__init__(name="wordpiece")
         tokens = list(vocab)
         _check(tokens, "vocabulary")
-        # tf.Module would wrap a list and track each of its strings; an array it leaves alone.
-        self._vocab = np.array(tokens, dtype=object)
-        self._lowercase = bool(lowercase)
         ids = {token: i for i, token in enumerate(tokens)}
-        self._special = np.array([ids[token] for token in SPECIAL_TOKENS], dtype=np.int32)
+        super().__init__("wordpiece", tokens, {role: ids[token] for role, token in _BY_ROLE.items()})
+        self._lowercase = bool(lowercase)
         self._continues = np.array([token.startswith("##") for token in tokens])
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
             self._model = tf_text.FastWordpieceTokenizer(
@@ -84,7 +81,7 @@ class WordPiece(tf.Module):
             )
             # What each id adds when ids are joined to text.
             pieces = [token[2:] if token.startswith("##") else f" {token}" for token in tokens]
-            for i in (self.pad_id, self.cls_id, self.sep_id):
+            for i in self._dropped():
                 pieces[i] = ""
             self._pieces = tf.constant(pieces)
             self._begins = tf.constant(np.append(~self._continues, [True] * len(_STAND_INS)))
@@ -130,7 +127,8 @@ class WordPiece(tf.Module):
             )
         if config.get("tokenize_chinese_chars", True) is not True:
             raise UserError(f"{path}: tokenize_chinese_chars is off; only true is built here")
-        for name, token in zip(_CONFIG_NAMES, SPECIAL_TOKENS, strict=True):
+        for role, token in _BY_ROLE.items():
+            name = ROLES[role]
             value = config.get(name, token)
             value = value.get("content") if isinstance(value, dict) else value
             if value != token:
@@ -147,47 +145,14 @@ class WordPiece(tf.Module):
             "do_lower_case": self._lowercase,
             "strip_accents": None,
             "tokenize_chinese_chars": True,
-            **dict(zip(_CONFIG_NAMES, SPECIAL_TOKENS, strict=True)),
+            **{ROLES[role]: token for role, token in _BY_ROLE.items()},
         }
         files.atomic_write(folder / VOCAB_FILE, "".join(f"{token}\n" for token in self._vocab))
         files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
     @property
-    def vocab(self) -> list[str]:
-        return list(self._vocab)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._vocab)
-
-    @property
     def lowercase(self) -> bool:
         return self._lowercase
-
-    @property
-    def pad_id(self) -> int:
-        return int(self._special[0])
-
-    @property
-    def unknown_id(self) -> int:
-        return int(self._special[1])
-
-    @property
-    def cls_id(self) -> int:
-        return int(self._special[2])
-
-    @property
-    def sep_id(self) -> int:
-        return int(self._special[3])
-
-    @property
-    def mask_id(self) -> int:
-        return int(self._special[4])
-
-    @property
-    def special_ids(self) -> list[int]:
-        """The ids of [PAD] [UNK] [CLS] [SEP] [MASK], sorted."""
-        return sorted(self._special.tolist())
 
     @property
     def continues(self) -> np.ndarray:
@@ -209,21 +174,20 @@ class WordPiece(tf.Module):
         Raises:
           UserError: `special` names what is not a special token.
         """
-        texts = _valid_utf8(texts)
+        texts = valid_utf8(strings(texts))
         if not special:
             ids, _, _ = self._tokenize(self._normalize(texts, _DELETED))
             return ids
         # A stand-in of the user's own becomes NUL, which goes as well, but later: [MA, it, SK] is no [MASK].
         texts = tf.strings.regex_replace(texts, f"[{_STAND_IN_RANGE}]", "\0")
+        check(special, self._special_tokens())
         for token in special:
-            if token not in SPECIAL_TOKENS:
-                raise UserError(f"special: {token!r} is not one of {' '.join(SPECIAL_TOKENS)}")
             stand_in = _STAND_INS[SPECIAL_TOKENS.index(token)]
             texts = tf.strings.regex_replace(texts, re.escape(token), f" {stand_in} ")
         ids, _, _ = self._tokenize(self._normalize(texts, _DELETED_BUT_STAND_INS))
         ordinary = self.vocab_size  # Ids from here on are the stand-ins'.
         values = ids.flat_values
-        stood_for = tf.gather(self._special, tf.maximum(values - ordinary, 0))
+        stood_for = tf.gather([self._role(role) for role in _BY_ROLE], tf.maximum(values - ordinary, 0))
         return ids.with_flat_values(tf.where(values < ordinary, values, stood_for))
 
     def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
@@ -236,7 +200,7 @@ class WordPiece(tf.Module):
         are kept follow each other out of canonical order, a border between tokens inside that run of marks
         may be off by some of its characters.
         """
-        texts = _valid_utf8(texts)
+        texts = valid_utf8(strings(texts))
         normalized = self._normalize(texts, _DELETED)
         ids, starts, ends = self._tokenize(normalized)
 
@@ -271,10 +235,7 @@ class WordPiece(tf.Module):
         Raises:
           tf.errors.InvalidArgumentError: an id is outside the vocabulary.
         """
-        if isinstance(ids, tf.RaggedTensor):
-            ids = ids.to_tensor(self.pad_id)
-        pieces = tf.gather(self._pieces, tf.convert_to_tensor(ids))
-        return tf.strings.strip(tf.strings.reduce_join(pieces, axis=-1))
+        return tf.strings.strip(join(self._pieces, ids))
 
     def _normalize(self, texts: tf.Tensor, deleted: str) -> tf.Tensor:
         """What BERT does to a text before it splits it."""
@@ -329,19 +290,6 @@ class WordPiece(tf.Module):
             tf.size(suspects) > 0, replace_long_words, lambda: (values, starts, ends, counts)
         )
         return tf.RaggedTensor.from_row_lengths(values, counts, validate=False), starts, ends
-
-
-def _valid_utf8(texts: tf.Tensor) -> tf.Tensor:
-    """Strings [N] with every invalid byte sequence replaced by U+FFFD, which the ops that follow delete."""
-    texts = tf.convert_to_tensor(texts, tf.string)
-    if texts.shape.rank not in (1, None):
-        raise ValueError(f"texts must be strings of shape [N], not {texts.shape}")
-    texts = tf.ensure_shape(texts, [None])
-    return tf.cond(  # Looking takes a tenth of the time that transcoding would.
-        tf.reduce_all(tf.strings.regex_full_match(texts, _VALID_UTF8)),
-        lambda: texts,
-        lambda: tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace"),
-    )
 
 
 def _read_vocab(path: pathlib.Path) -> list[str]:
