@@ -4,9 +4,14 @@ import numpy as np
 import tensorflow as tf
 
 from tests.data.pairs_test import corpus, random_corpus
+from tests.objectives import causal_test, masked_lm_test, span_corruption_test
 from tfzoo.data import order, pipeline
 from tfzoo.data.packing import PackedRows
 from tfzoo.data.pairs import PairRows
+from tfzoo.objectives.causal import Causal
+from tfzoo.objectives.masked_lm import MaskedLM
+from tfzoo.objectives.span_corruption import SpanCorruption
+from tfzoo.text.wordpiece import WordPiece
 
 
 class Plain:
@@ -114,6 +119,48 @@ class PackedTest(tf.test.TestCase):
         self.assertEqual(examples.element_spec["token_ids"].shape.rank, 1)
         seeds = {tuple(example["seed"]) for example in examples.as_numpy_iterator()}
         self.assertLen(seeds, len(rows))
+
+
+class PlacesTest(tf.test.TestCase):
+    """What part of a batch is padding, as its ids and blocks say: no text here has the padding's id."""
+
+    def batches(self, objective, first_step=0):
+        places: dict[int, tuple[int, int]] = {}
+        text = causal_test.random_corpus(40, 30)
+        batches = pipeline.training_batches(
+            objective.rows(text), objective, batch_size=4, seed=3, first_step=first_step, num_steps=8, places=places
+        )
+        for step, batch in enumerate(batches.as_numpy_iterator(), first_step):
+            self.assertIn(step, places)
+            yield step, batch, places.pop(step)
+
+    def test_counts(self):
+        spans, words = span_corruption_test.tokenizer(), WordPiece(masked_lm_test.VOCAB)
+        for objective, names in (
+            (Causal(causal_test.tokenizer(), 24), ["block_ids"]),
+            (SpanCorruption(spans, 24), ["block_ids", "decoder_block_ids"]),
+            (MaskedLM(words, 24, next_sentence=False, pack=True), ["block_ids"]),
+            (MaskedLM(words, 24), ["token_ids"]),
+            (SpanCorruption(spans, 24, pack=False), ["token_ids", "targets"]),
+        ):
+            with self.subTest(type(objective).__name__, names=names):
+                empty = 0
+                for _, batch, (filled, places) in self.batches(objective):
+                    self.assertEqual(filled, sum(np.count_nonzero(batch[name]) for name in names))
+                    self.assertEqual(places, sum(batch[name].size for name in names))
+                    empty += places - filled
+                self.assertGreater(empty, 0)
+        # Unpacked, the ids alone do not tell.
+        objective = Causal(causal_test.tokenizer(), 24, pack=False)
+        for _, batch, (filled, places) in self.batches(objective):
+            self.assertEqual((filled, places), (np.count_nonzero(batch["targets"]), 96))
+
+    def test_from_any_step_on_the_same(self):
+        objective = SpanCorruption(span_corruption_test.tokenizer(), 24)
+        whole = {step: places for step, _, places in self.batches(objective)}
+        self.assertGreater(len(set(whole.values())), 1)
+        rest = {step: places for step, _, places in self.batches(objective, 5)}
+        self.assertEqual(rest, {step: whole[step] for step in (5, 6, 7)})
 
 
 if __name__ == "__main__":
