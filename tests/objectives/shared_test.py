@@ -40,6 +40,34 @@ class BlocksTest(tf.test.TestCase):
         self.assertAllEqual(shared.draw(tf.zeros([0]), ids(), ids()), [])
 
 
+class CrossEntropyTest(tf.test.TestCase):
+    def test_by_the_formula(self):
+        # Some logits far apart, some impossible, some beyond what exp can take.
+        random = np.random.default_rng(0)
+        logits = random.normal(size=[3, 4, 50]).astype(np.float32) * np.float32([1, 30, 1e-3, 1])[:, None]
+        logits[0, 3] += 2000
+        logits[1, 3, 10:] = -np.inf
+        labels = random.integers(0, 10, [3, 4]).astype(np.int32)
+        upstream = np.float32(random.normal(size=[3, 4]))
+        upstream[2, 2] = 0
+        exact = logits.astype(np.float64)
+        log_total = np.log(np.sum(np.exp(exact - exact.max(-1, keepdims=True)), -1)) + exact.max(-1)
+        one_hot = np.eye(50)[labels]
+        expected_loss = log_total - np.take_along_axis(exact, labels[..., None], -1)[..., 0]
+        expected_gradient = (np.exp(exact - log_total[..., None]) - one_hot) * upstream[..., None]
+
+        for function in (shared.cross_entropy, tf.function(shared.cross_entropy)):
+            with tf.GradientTape() as tape:
+                given = tf.constant(logits)
+                tape.watch(given)
+                loss, hits = function(given, tf.constant(labels))
+            self.assertAllClose(loss, expected_loss, rtol=1e-6, atol=1e-6)
+            self.assertAllClose(
+                tape.gradient(loss, given, output_gradients=upstream), expected_gradient, rtol=1e-5, atol=1e-7
+            )
+            self.assertAllEqual(hits, np.argmax(logits, -1) == labels)
+
+
 class FrequencyTest(tf.test.TestCase):
     def test_by_hand(self):
         # Words 2, 3, 4; 0 and 1 are special. In the text: 2 three times, 3 once, 4 never; one more of each.

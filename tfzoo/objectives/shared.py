@@ -61,9 +61,26 @@ def draw(scores, block_ids, counts):
     return tf.scatter_nd(order[:, None], tf.cast(taken, tf.int32), [tf.size(scores)]) > 0
 
 
+@tf.custom_gradient
+def _log_loss(logits, labels):
+    """logits [N, V], labels int [N] -> [N]: tf.nn.sparse_softmax_cross_entropy_with_logits, in less than half its time
+    on a CPU. With many words it is a fifth of a training step there."""
+    highest = tf.reduce_max(logits, -1, keepdims=True)
+    exponentials = tf.exp(logits - highest)
+    total = tf.reduce_sum(exponentials, -1)
+    loss = tf.math.log(total) + (highest[:, 0] - tf.gather(logits, labels, batch_dims=1))
+
+    def gradient(upstream):
+        places = tf.stack([tf.range(tf.size(labels, labels.dtype)), labels], 1)
+        softmax = exponentials * (upstream / total)[:, None]
+        return tf.tensor_scatter_nd_sub(softmax, places, upstream), None
+
+    return loss, gradient
+
+
 def cross_entropy(logits, labels):
     """logits float32 [..., V], labels int [...] -> loss in nats and hits (0 or 1), float32 [...]."""
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    loss = tf.reshape(_log_loss(tf.reshape(logits, [-1, logits.shape[-1]]), tf.reshape(labels, [-1])), tf.shape(labels))
     return loss, tf.cast(tf.argmax(logits, -1, labels.dtype) == labels, tf.float32)
 
 
