@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import tempfile
@@ -21,7 +22,7 @@ import tensorflow as tf
 from absl import flags as absl_flags
 
 from tests import tiny_run
-from tfzoo import checkpoint, cli, report, runs, train
+from tfzoo import checkpoint, cli, files, report, runs, train
 from tfzoo.data import pipeline
 from tfzoo.data.corpus import load_corpus
 from tfzoo.data.pairs import PairRows
@@ -196,8 +197,8 @@ class RunTest(TrainCase):
     def test_what_a_run_leaves_behind(self):
         self.assertEqual(
             sorted(path.name for path in self.done.iterdir()),
-            ["best", "checkpoints", "config.json", "corpus.json", "events", "flags.cfg", "loss.png"]
-            + ["metrics.jsonl", "tokenizer"],
+            ["best", "checkpoints", "config.json", "corpus.json", "events", "flags.cfg", "lock"]
+            + ["loss.png", "metrics.jsonl", "tokenizer"],
         )
         self.assertEmpty(list(self.shared.rglob("*.partial")))
         records = tiny_run.records(self.done)
@@ -206,7 +207,7 @@ class RunTest(TrainCase):
         self.assertLen(records, len(trained) + len(evaluated))
         self.assertEqual([record["step"] for record in trained], [1, 2, 3, 4, 5, 6])
         for record in trained:
-            self.assertEqual(list(record), ["step", "loss", "learning_rate", "tokens_per_second"])
+            self.assertEqual(list(record), ["step", "loss", "padding_share", "learning_rate", "tokens_per_second"])
             self.assertGreater(record["tokens_per_second"], 0)
         # Warm-up over two updates, then down to 0.
         self.assertAllClose([r["learning_rate"] for r in trained], [0.005, 0.01, 0.01, 0.0075, 0.005, 0.0025])
@@ -280,6 +281,29 @@ class RunTest(TrainCase):
 
     def test_a_finished_run_has_nothing_to_do(self):
         shutil.copytree(self.done, self.run_dir, symlinks=True)
+        self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
+        self.assertEqual(tiny_run.measured(self.run_dir), self.expected)
+
+    def test_two_at_once_are_one_too_many(self):
+        shutil.copytree(self.done, self.run_dir, symlinks=True)
+        lock = files.Lock(self.run_dir)
+        self.assert_error(rf"{self.run_dir}: another process \({os.getpid()}\) writes there; wait", *self.flags())
+        lock.release()
+        self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
+
+    def test_a_checkpoint_that_does_not_fit(self):
+        self.cut_back(self.done, step=2)
+        size = (self.done / "checkpoints" / "00000006" / "variables.safetensors").stat().st_size
+        _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, hard))
+        try:
+            code, _, err = run(*self.flags(), f"--run_dir={self.run_dir}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        lines = [line for line in err.splitlines() if line.startswith("error:") or "Traceback" in line]
+        self.assertEqual((code, len(lines)), (2, 1), err)
+        self.assertRegex(lines[0], "checkpoints/0000000[34]: cannot be written .file too large.; raise the limit")
+        self.assertEqual([path.name for path in (self.run_dir / "checkpoints").iterdir()], ["00000002"])
         self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
         self.assertEqual(tiny_run.measured(self.run_dir), self.expected)
 

@@ -118,6 +118,7 @@ def main(flags: absl_flags.FlagValues) -> int:
     run_dir = pathlib.Path(flags.run_dir)
     packed_folder = open_packed(flags)
     resuming = check_run_dir(flags, run_dir)
+    lock = files.Lock(run_dir) if resuming else None
     stop = StopOnSignal()
 
     # What is imported from here on needs TensorFlow, which takes its time; wrong flags are reported before.
@@ -181,6 +182,10 @@ def main(flags: absl_flags.FlagValues) -> int:
 
     # -------------------------------------------------------------- Resume
     # The newest intact checkpoint; the log cut back to its step; the data follow from the step.
+    if lock is None:
+        with files.writing(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+        lock = files.Lock(run_dir)
     checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", keep=flags.keep_checkpoints)
     variables = checkpoint.model_variables(model, optimizer)
     restored = checkpoints.restore(variables)
@@ -188,7 +193,6 @@ def main(flags: absl_flags.FlagValues) -> int:
     for folder in (run_dir, run_dir / "tokenizer"):
         files.remove_partials(folder)  # What a kill left behind.
     if not resuming:
-        run_dir.mkdir(parents=True, exist_ok=True)
         tokenizer.save(run_dir / "tokenizer")
         runs.write_config(run_dir, flags.model, model)
         record = {
@@ -231,8 +235,9 @@ def main(flags: absl_flags.FlagValues) -> int:
     def due(every: int) -> bool:
         return step % every == 0 or step == flags.steps
 
-    def save() -> None:
-        checkpoints.save(step, variables, {"losses": losses, "places": places, "best": best, "best_step": best_step})
+    def save(is_best: bool = False) -> None:
+        state = {"losses": losses, "places": places, "best": best, "best_step": best_step}
+        checkpoints.save(step, variables, state, best=is_best, wait=False)  # Written while training goes on.
 
     stop.ready = True
     with bar:
@@ -243,6 +248,7 @@ def main(flags: absl_flags.FlagValues) -> int:
             new = run_steps(iterator, tf.constant(count)).numpy()
             if not np.all(np.isfinite(new)):
                 bad = step + 1 + int(np.argmin(np.isfinite(new)))
+                checkpoints.wait()
                 raise CheckFailed(
                     f"the loss of step {bad}, or its gradient, is not finite; nothing was saved after step "
                     f"{checkpoints.steps()[-1] if checkpoints.steps() else 0}; "
@@ -252,6 +258,7 @@ def main(flags: absl_flags.FlagValues) -> int:
             losses += [float(loss) for loss in new]
             places += [counted.pop(i) for i in range(step, step + count)]
             step += count
+            is_best = False
 
             if due(flags.log_every):
                 now = time.monotonic()
@@ -270,15 +277,15 @@ def main(flags: absl_flags.FlagValues) -> int:
                 metrics.write({"step": step} | figures)
                 bar.print(report.evaluation_table(step, figures, baselines, objective.FIGURES))
                 if best is None or figures[objective.main_metric] < best:
-                    best, best_step = figures[objective.main_metric], step
-                    save()
-                    checkpoints.mark_best(step)
+                    best, best_step, is_best = figures[objective.main_metric], step, True
                 measured_step, measured_at = step, time.monotonic()  # An evaluation is no training time.
-            if due(flags.checkpoint_every):
-                save()
+            if is_best or due(flags.checkpoint_every):
+                save(is_best)
         if stop.asked:
             save()
+        checkpoints.wait()
     metrics.close()
+    lock.release()
     if stop.asked:
         print(f"stopped by {stop.asked} at step {step:,}; all is saved, and the same command goes on from there")
         return cli.STOPPED
@@ -295,7 +302,7 @@ def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
     record = run_dir / "flags.cfg"
     if not record.exists():
         # flags.cfg is written last: with these alone a run was killed while it began, and begins again.
-        begun = {"tokenizer", "config.json", "corpus.json"}
+        begun = {"tokenizer", "config.json", "corpus.json", files.LOCK}
         strange = run_dir.exists() and not run_dir.is_dir()
         strange = strange or (
             run_dir.exists()
