@@ -60,6 +60,8 @@ bench: $(PEERS_INSTALLED)  ## measure against KerasHub and Model Garden (in .ven
 	$(PEERS) benchmarks/forward.py
 	$(PEERS) benchmarks/attention.py
 	$(PEERS) benchmarks/input.py
+	$(PEERS) benchmarks/loop.py
+	$(PEERS) benchmarks/packing.py
 
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(PY) -m build --wheel --no-isolation

@@ -1,0 +1,120 @@
+"""What packing brings, in useful tokens a second: `make bench`, or
+
+    TFZOO_DATA=FOLDER .venv-peers/bin/python benchmarks/packing.py [--rows=8] [--length=256]
+
+Each line of wikitext-2, a paragraph or a heading, is a document; TFZOO_DATA names the folder with wikitext-2/valid.txt
+and the released vocabularies in vocab/. One document a row and packed rows train the same model (4 layers of 256) with
+the same rows in a batch; useful are the tokens that are no padding. All take turns.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import time
+
+from side_by_side import Worker, answer, markdown, ratio, turns
+
+# What is trained: the model, the vocabulary's folder.
+OBJECTIVES = {"causal": ("gpt2", "gpt2"), "masked_lm": ("bert_small", "bert-base-uncased")}
+BATCHES = 40
+
+
+def work(objective: str, pack: bool, batch_size: int, length: int):
+    """steps -> {"seconds": of a step, "useful": tokens of a step that are no padding}"""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from tfzoo import distribution, models, optim, text
+    from tfzoo import train as train_lib
+    from tfzoo.data import pipeline, tokenized
+    from tfzoo.data.corpus import Document
+    from tfzoo.objectives.causal import Causal
+    from tfzoo.objectives.masked_lm import MaskedLM
+
+    tf.config.threading.set_intra_op_parallelism_threads(2)
+    data = pathlib.Path(os.environ["TFZOO_DATA"])
+    lines = (data / "wikitext-2" / "valid.txt").read_text().splitlines()
+    name, vocabulary = OBJECTIVES[objective]
+    tokenizer = text.load(data / "vocab" / vocabulary)
+    corpus = tokenized.tokenize([Document("wikitext-2", [line]) for line in lines if line.strip()], tokenizer)
+    if objective == "causal":
+        trained = Causal(tokenizer, length, pack=pack)
+    else:
+        trained = MaskedLM(tokenizer, length, next_sentence=False, pack=pack)
+
+    keras.utils.set_random_seed(0)
+    model = models.build(
+        name,
+        heads=("lm",),
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=256,
+        num_layers=4,
+        num_heads=4,
+        intermediate_size=1024,
+        max_positions=length,
+    )
+    optimizer = optim.make_optimizer("adamw", 1e-4, model.trainable_variables, weight_decay=0.01)
+    strategy = distribution.make_strategy("default")
+    run_steps = train_lib.make_step(strategy, model, optimizer, trained, clip_norm=1.0)
+    rows = trained.rows(corpus)
+    batches = pipeline.training_batches(rows, trained, batch_size=batch_size, seed=0, first_step=0, num_steps=BATCHES)
+    real = "target_weights" if objective == "causal" else "padding_mask"
+    useful = float(np.mean([np.count_nonzero(batch[real]) for batch in batches.as_numpy_iterator()]))
+    iterator = iter(batches.cache().repeat())
+
+    def measured(steps: int) -> dict[str, float]:
+        start = time.perf_counter()
+        run_steps(iterator, tf.constant(steps)).numpy()
+        return {"seconds": (time.perf_counter() - start) / steps, "useful": useful}
+
+    return measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=8, help="rows a batch")
+    parser.add_argument("--length", type=int, default=256, help="tokens a row")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2, help="steps a turn")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        objective, pack = args.work.split(",")
+        answer(lambda: work(objective, pack == "packed", args.rows, args.length))
+        return
+    if "TFZOO_DATA" not in os.environ:
+        print("packing.py is left out: TFZOO_DATA does not name a folder with wikitext-2 and vocab")
+        return
+    sizes = [f"--rows={args.rows}", f"--length={args.length}"]
+    workers = [
+        Worker(f"{objective}, {how}", __file__, f"--work={objective},{how}", *sizes)
+        for objective in OBJECTIVES
+        for how in ("packed", "one a row")
+    ]
+    for worker in workers:
+        worker.ask(2)
+    for worker in turns(workers, args.rounds):
+        worker.ask(1)  # Wakes its threads and fills the caches.
+        worker.answers.append(worker.ask(args.steps))
+    speeds = [[a["useful"] / a["seconds"] for a in worker.answers] for worker in workers]
+    rows = []
+    for i, worker in enumerate(workers):
+        worker.close()
+        useful = worker.answers[0]["useful"]
+        rows.append(
+            [
+                worker.name,
+                f"{1 - useful / args.rows / args.length:.1%}",
+                f"{1000 * statistics.median(a['seconds'] for a in worker.answers):.0f}",
+                f"{statistics.median(speeds[i]):,.0f}",
+                f"{ratio(speeds[i], speeds[i // 2 * 2 + 1]):.2f}",
+            ]
+        )
+    heads = [f"{args.rows} x {args.length}", "padding", "ms a step", "useful tokens/s", "times one a row"]
+    print(markdown(heads, rows))
+
+
+if __name__ == "__main__":
+    main()
