@@ -227,7 +227,7 @@ class CorpusTest(tf.test.TestCase):
     def test_the_command_killed_at_any_moment(self):
         output = self.folder / "packed"
         arguments = [*self.common, *self.packing("causal"), "--shard_rows=5", f"--output_dir={output}"]
-        for shards in (0, 1, 40, 130):
+        for shards in (0, 40):  # Of about a hundred.
             command = [sys.executable, "-m", "tfzoo.corpus", "pack", *arguments]
             with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
                 while process.poll() is None and len(list(self.folder.glob("packed.*.partial/*_record"))) < shards + 1:
