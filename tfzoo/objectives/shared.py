@@ -103,9 +103,13 @@ class TokenTargets:
         words, _ = cross_entropy(forward(model, batch, training)["logits"], batch["targets"])
         return tf.reduce_sum(words * weights), tf.reduce_sum(weights)
 
+    def measured(self, batch):
+        """Weights [...] of the targets that metrics and baselines are about: here all."""
+        return batch["target_weights"]
+
     def metrics(self, model, batch):
         """NAME_loss, NAME_accuracy, each (sum, weight)."""
-        weights = batch["target_weights"]
+        weights = self.measured(batch)
         words, hits = cross_entropy(forward(model, batch, training=False)["logits"], batch["targets"])
         return {
             f"{self.name}_loss": (tf.reduce_sum(words * weights), tf.reduce_sum(weights)),
@@ -114,6 +118,7 @@ class TokenTargets:
 
     def baselines(self, train_ids, batches) -> dict[str, dict[str, float]]:
         """What guessing by frequency scores: `frequency_baseline`."""
+        batches = [batch | {"target_weights": np.asarray(self.measured(batch))} for batch in batches]
         return frequency_baseline(train_ids, batches, self._tokenizer, self.name)
 
 

@@ -35,6 +35,7 @@ class SpanCorruption(shared.TokenTargets):
 
     name = "span"
     heads = ("lm",)
+    # Of the spans' own tokens. The others, sentinels and </s>, need no understanding, and are a third of the targets.
     FIGURES = (("span tokens right", "span_accuracy", "{:.2%}"), ("perplexity", "span_perplexity", "{:.2f}"))
     main_metric = "span_loss"
 
@@ -84,6 +85,7 @@ class SpanCorruption(shared.TokenTargets):
                 f"the tokenizer's {len(sentinels)} sentinels; use shorter rows or longer spans"
             )
         self._sentinels = tf.constant(sentinels, tf.int32)
+        self._is_text = tf.constant(np.isin(np.arange(tokenizer.vocab_size), [*sentinels, eos], invert=True), tf.float32)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -109,6 +111,9 @@ class SpanCorruption(shared.TokenTargets):
 
         also = [(self._target_length, lambda sizes: self._target_lengths[sizes])]
         return PackedRows(corpus, self._length, grown, longest=self._row_tokens, also=also, pack=self._pack)
+
+    def measured(self, batch):
+        return batch["target_weights"] * tf.gather(self._is_text, batch["targets"])
 
     def prepare(self, example):
         """One example of PackedRows -> features with static shapes (L sequence_length, T target_length).
