@@ -85,7 +85,9 @@ class SpanCorruption(shared.TokenTargets):
                 f"the tokenizer's {len(sentinels)} sentinels; use shorter rows or longer spans"
             )
         self._sentinels = tf.constant(sentinels, tf.int32)
-        self._is_text = tf.constant(np.isin(np.arange(tokenizer.vocab_size), [*sentinels, eos], invert=True), tf.float32)
+        self._is_text = tf.constant(
+            np.isin(np.arange(tokenizer.vocab_size), [*sentinels, eos], invert=True), tf.float32
+        )
 
     @property
     def inputs(self) -> tuple[str, ...]:
