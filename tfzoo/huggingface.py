@@ -23,7 +23,7 @@ from absl import logging
 from tfzoo import config as config_lib
 from tfzoo import files, models, nn, tensors, text, weights
 from tfzoo.errors import UserError, suggest
-from tfzoo.text import byte_level
+from tfzoo.text.tokenizer import ROLES
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ACTIVATIONS = {
@@ -72,6 +72,7 @@ def load(
     fresh = heads is not None
     heads = _heads(path, record, page) if heads is None else tuple(heads)
     arguments = dict(heads=heads, num_labels=num_labels or _num_labels(record, page), pool=pool)
+    its_tokenizer = _tokenizer(folder, path, record, config.vocab_size) if tokenizer else None
     with tensors.open_folder(folder) as file:
         weights.check_layers(config, file, page, folder)
         # Variables of a graph have shapes and no memory.
@@ -87,16 +88,30 @@ def load(
     model.hub_config = json.dumps(record)
     generation = folder / "generation_config.json"
     model.generation_config = json.dumps(tensors.read_json(generation)) if generation.exists() else ""
-    return model, _tokenizer(folder) if tokenizer else None
+    return model, its_tokenizer
 
 
-def _tokenizer(folder: pathlib.Path):
-    """The folder's tokenizer; None where it has none, or only a tokenizer.json of a kind that tfzoo does not read."""
-    names = ("vocab.txt", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "characters.txt")
-    path = folder / "tokenizer.json"
-    if any((folder / name).exists() for name in names) or (path.exists() and byte_level.is_byte_level(path)):
-        return text.load(folder)
-    return None
+def _tokenizer(folder: pathlib.Path, path: pathlib.Path, record: Mapping[str, Any], vocab_size: int):
+    """The folder's tokenizer, which config.json, read as `record` from `path`, must agree with; None where it has none,
+    or only a tokenizer.json of a kind that tfzoo does not read."""
+    kind = text.find(folder)
+    if kind is None:
+        return None
+    tokenizer = text.load(folder)
+    other = f"the {kind} tokenizer beside it"
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{path}: vocab_size is {vocab_size}, and {other} has {tokenizer.vocab_size} tokens; "
+            "put the model's own tokenizer there"
+        )
+    for role, name in ROLES.items():
+        given, found = record.get(f"{name}_id"), getattr(tokenizer, f"{role}_id")
+        if None not in (given, found) and found not in (given if isinstance(given, list) else [given]):
+            raise UserError(
+                f"{path}: {name}_id is {given}, and {found} in {other}; put the model's own tokenizer there, or mend "
+                "the one that is wrong"
+            )
+    return tokenizer
 
 
 def save(
@@ -125,9 +140,9 @@ def save(
     check_new(folder)
     page = models.page_of(model)
     record = encode_config(model, page) | {"dtype": dtype}
-    padding = getattr(tokenizer, "pad_id", None)
-    if padding is not None and not getattr(model, "hub_config", ""):
-        record.setdefault("pad_token_id", padding)
+    if not getattr(model, "hub_config", ""):  # The config of one that was read has them.
+        ids = {role: getattr(tokenizer, f"{role}_id", None) for role in ("pad", "bos", "eos")}
+        record |= {f"{ROLES[role]}_id": i for role, i in ids.items() if i is not None}
     if folder.exists():
         folder.rmdir()
     with files.atomic_folder(folder) as partial:

@@ -1,7 +1,7 @@
 """A run's folder: what training writes, and what every other entry point reads.
 
 flags.cfg       every flag but run_dir: python -m tfzoo.train --flagfile=flags.cfg repeats the run
-config.json     {"model": name, "heads": [names], "config": TransformerConfig's fields}
+config.json     {"model": name, "heads": [names], "config": TransformerConfig's fields, "tokenizer": its fingerprint}
 corpus.json     the corpus's fingerprint and counts
 tokenizer/      in Hugging Face's layout: vocab.txt, or vocab.json and merges.txt, or spiece.model, ...
 checkpoints/    the newest few; best -> the one with the lowest held-out loss
@@ -18,8 +18,10 @@ from tfzoo import config as config_lib
 from tfzoo.errors import UserError
 
 
-def write_config(run_dir: str | os.PathLike, name: str, model) -> None:
+def write_config(run_dir: str | os.PathLike, name: str, model, tokenizer=None) -> None:
     record = {"model": name, "heads": list(model.head_names), "config": dataclasses.asdict(model.config)}
+    if tokenizer is not None:
+        record["tokenizer"] = tokenizer.fingerprint()
     files.atomic_write(pathlib.Path(run_dir, "config.json"), json.dumps(record, indent=2) + "\n")
 
 
@@ -63,6 +65,11 @@ def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None 
         raise UserError(
             f"{folder / 'tokenizer'} has {tokenizer.vocab_size} tokens, the model's vocab_size is "
             f"{config.get('vocab_size')}; put the run's own tokenizer back"
+        )
+    if record.get("tokenizer") not in (None, tokenizer.fingerprint()):  # Runs of an earlier day have none.
+        raise UserError(
+            f"{folder / 'tokenizer'}: is not the tokenizer of the run (fingerprint {tokenizer.fingerprint()[:12]}, in "
+            f"{path} {str(record['tokenizer'])[:12]}); put the run's own back"
         )
     if checkpoint_dir is None and (folder / "best").exists():
         checkpoint_dir = folder / "best"

@@ -5,8 +5,9 @@ time:
 
     vocab_size                     how many tokens there are; ids are 0 to vocab_size - 1
     special_ids                    sorted ids of the tokens that stand for no text
-    pad_id unknown_id bos_id       ids by role, None where the vocabulary has none (WordPiece, whose roles are
-    eos_id cls_id sep_id mask_id   fixed, has only those of BERT)
+    pad_id unknown_id bos_id       ids by role, None where the vocabulary has none
+    eos_id cls_id sep_id mask_id
+    keeps_spaces                   whether texts that are to be joined need a space between them
     tokenize(texts, special=())    strings [N] -> ids, ragged int32 [N, None]; nothing is added. Special tokens written
                                    in a text are plain text, but for those whose texts `special` holds
     tokenize_with_offsets(texts)   -> ids, starts, ends, where positions in the original text (code points) are exact
@@ -18,6 +19,7 @@ Ids do not depend on which texts share a batch. A SavedModel with a tokenizer in
 before it is loaded, and nothing of ours.
 """
 
+import importlib
 import os
 import pathlib
 from typing import TYPE_CHECKING
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING
 from tfzoo.errors import UserError
 
 if TYPE_CHECKING:
-    import tensorflow as tf
+    from tfzoo.text.tokenizer import Tokenizer
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # In the order a vocabulary of ours has them.
 
@@ -41,14 +43,22 @@ _SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.mo
 _CHARACTERS_FILE = "characters.txt"
 
 
-def load(folder: str | os.PathLike) -> "tf.Module":
-    """The tokenizer in a folder in Hugging Face's layout, of the class that its files ask for.
+_CLASSES = {
+    "wordpiece": "WordPiece",
+    "byte_level": "ByteLevelBPE",
+    "sentencepiece": "SentencePiece",
+    "characters": "Characters",
+}
 
-    vocab.txt is WordPiece; a byte-level tokenizer.json, or vocab.json with merges.txt, ByteLevelBPE; spiece.model,
-    tokenizer.model or sentencepiece.bpe.model SentencePiece; characters.txt plain characters.
+
+def find(folder: str | os.PathLike) -> str | None:
+    """The kind of tokenizer, and the module of it, that a folder in Hugging Face's layout holds; None without one.
+
+    vocab.txt is wordpiece; a byte-level tokenizer.json, or vocab.json with merges.txt, byte_level; spiece.model,
+    tokenizer.model or sentencepiece.bpe.model sentencepiece; characters.txt characters.
 
     Raises:
-      UserError: there is none of these, or it is broken.
+      UserError: a tokenizer.json is broken.
     """
     folder = pathlib.Path(folder)
 
@@ -56,23 +66,30 @@ def load(folder: str | os.PathLike) -> "tf.Module":
         return all((folder / name).is_file() for name in names)
 
     if has("vocab.txt"):
-        from tfzoo.text.wordpiece import WordPiece
-
-        return WordPiece.from_folder(folder)
-    if has("vocab.json", "merges.txt") or has("tokenizer.json"):
+        return "wordpiece"
+    if has("tokenizer.json"):
         from tfzoo.text import byte_level
 
-        if not has("tokenizer.json") or byte_level.is_byte_level(folder / "tokenizer.json"):
-            return byte_level.ByteLevelBPE.from_folder(folder)
+        if byte_level.is_byte_level(folder / "tokenizer.json"):
+            return "byte_level"
+    elif has("vocab.json", "merges.txt"):
+        return "byte_level"
     if any(has(name) for name in _SENTENCEPIECE_FILES):
-        from tfzoo.text.sentencepiece import SentencePiece
+        return "sentencepiece"
+    return "characters" if has(_CHARACTERS_FILE) else None
 
-        return SentencePiece.from_folder(folder)
-    if has(_CHARACTERS_FILE):
-        from tfzoo.text.characters import Characters
 
-        return Characters.from_folder(folder)
-    if has("tokenizer.json"):
+def load(folder: str | os.PathLike) -> "Tokenizer":
+    """The tokenizer in a folder in Hugging Face's layout, of the class that its files ask for: see `find`.
+
+    Raises:
+      UserError: there is none, or it is broken.
+    """
+    folder = pathlib.Path(folder)
+    kind = find(folder)
+    if kind:
+        return getattr(importlib.import_module(f"tfzoo.text.{kind}"), _CLASSES[kind]).from_folder(folder)
+    if (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder / 'tokenizer.json'}: is not byte-level, and no other form is read from this file")
     raise UserError(
         f"{folder}: holds no tokenizer: no vocab.txt, no tokenizer.json, no vocab.json with merges.txt, "

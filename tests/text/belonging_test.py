@@ -1,0 +1,115 @@
+"""A tokenizer that does not belong to the checkpoint beside it is refused, whatever its kind."""
+
+import json
+import pathlib
+import shutil
+import tempfile
+
+import tensorflow as tf
+
+import tfzoo
+from tests.text.varied import SENTENCES
+from tfzoo import checkpoint, runs
+from tfzoo.errors import UserError
+from tfzoo.text import SPECIAL_TOKENS, training
+from tfzoo.text.byte_level import ByteLevelBPE
+from tfzoo.text.characters import Characters
+from tfzoo.text.sentencepiece import SentencePiece
+from tfzoo.text.wordpiece import WordPiece
+
+SIZES = dict(hidden_size=8, num_heads=2, num_layers=1, intermediate_size=8, max_positions=8)
+
+
+def tokenizers() -> dict[str, tuple[str, tf.Module, tf.Module]]:
+    """Of every kind: a model for it, a tokenizer, and another with the same roles and one token more."""
+    byte_level, merges = training.train_byte_level(SENTENCES, 300, ("<s>", "</s>"))
+    specials = dict(special_tokens=("<s>", "</s>"))
+    characters = ["<pad>", "</s>", *"abcdefgh"]
+    spiece = training.train_sentencepiece(SENTENCES, 400)
+    return {
+        "wordpiece": ("bert_tiny", WordPiece([*SPECIAL_TOKENS, "a"]), WordPiece([*SPECIAL_TOKENS, "b", "c"])),
+        "byte_level": (
+            "gpt2", ByteLevelBPE(byte_level, merges, **specials), ByteLevelBPE([*byte_level, "Ġ的"], merges, **specials)
+        ),
+        "sentencepiece": ("t5_small", SentencePiece(spiece, sentinels=0), SentencePiece(spiece, sentinels=1)),
+        "characters": ("gpt2", Characters(characters), Characters([*characters, "i"])),
+    }  # fmt: skip
+
+
+class BelongingTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+
+    def refused(self, folder: pathlib.Path, *parts: str):
+        with self.assertRaises(UserError) as caught:
+            runs.load(folder)
+        message = str(caught.exception)
+        for part in parts:
+            self.assertIn(part, message)
+        self.assertNotIn("\n", message)
+
+    def test_in_a_hugging_face_folder(self):
+        for kind, (name, right, larger) in tokenizers().items():
+            with self.subTest(kind=kind):
+                sizes = SIZES | ({"num_decoder_layers": 1, "head_dim": 4} if name == "t5_small" else {})
+                model = tfzoo.build(name, vocab_size=right.vocab_size, **sizes)
+                folder = self.folder / kind
+                tfzoo.save(model, folder, right)
+                path = folder / "config.json"
+                record = json.loads(path.read_text())
+                self.assertEqual(record.get("pad_token_id"), right.pad_id)
+                self.assertEqual(tfzoo.load(folder)[1].fingerprint(), right.fingerprint())
+
+                role = "pad" if kind == "wordpiece" else "eos"
+                key, own = f"{role}_token_id", getattr(right, f"{role}_id")
+                path.write_text(json.dumps(record | {key: [own, own + 1]}))  # As Llama 3 has several ends.
+                tfzoo.load(folder)
+                path.write_text(json.dumps(record | {key: own + 1}))
+                self.refused(folder, f"{path}: {key} is {own + 1}, and {own} in the {kind} tokenizer beside it")
+                self.assertIsNone(tfzoo.huggingface.load(folder, tokenizer=False)[1])
+                path.write_text(json.dumps(record))
+                larger.save(folder)
+                self.refused(
+                    folder, f"{path}: vocab_size is {right.vocab_size}, and the {kind} tokenizer beside it has "
+                    f"{right.vocab_size + 1} tokens",
+                )  # fmt: skip
+
+    def test_in_a_runs_folder(self):
+        for kind, (_, right, larger) in tokenizers().items():
+            with self.subTest(kind=kind):
+                run = self.folder / kind
+                run.mkdir()
+                (run / "flags.cfg").write_text("")
+                # As large as the larger one, so that only the fingerprint tells.
+                model = tfzoo.build("gpt2", vocab_size=larger.vocab_size, **SIZES)
+                runs.write_config(run, "gpt2", model, larger)
+                larger.save(run / "tokenizer")
+                checkpoint.Checkpoints(run / "checkpoints").save(1, checkpoint.model_variables(model), {})
+                self.assertEqual(runs.load(run)[1].fingerprint(), larger.fingerprint())
+
+                tokenizer = run / "tokenizer"
+                shutil.rmtree(tokenizer)
+                self.other(kind, larger).save(tokenizer)
+                self.refused(run, f"{tokenizer}: is not the tokenizer of the run", str(run / "config.json"))
+                record = json.loads((run / "config.json").read_text())
+                del record["tokenizer"]  # A run of an earlier day.
+                (run / "config.json").write_text(json.dumps(record))
+                runs.load(run)
+                shutil.rmtree(tokenizer)
+                right.save(tokenizer)
+                self.refused(run, f"{tokenizer} has {right.vocab_size} tokens, the model's vocab_size is")
+
+    def other(self, kind: str, like: tf.Module) -> tf.Module:
+        """Another of the kind, as large."""
+        if kind == "wordpiece":
+            return WordPiece([*like.vocab[:-1], "d"])
+        if kind == "characters":
+            return Characters([*like.vocab[:-1], "j"])
+        if kind == "byte_level":
+            return ByteLevelBPE([*like.vocab[:-1], "Ġ字"], like.merges, special_tokens=("<s>", "</s>"))
+        return SentencePiece(like.model, sentinels=1, roles={"pad": "</s>"})
+
+
+if __name__ == "__main__":
+    tf.test.main()
