@@ -194,7 +194,7 @@ def main(flags: absl_flags.FlagValues) -> int:
         files.remove_partials(folder)  # What a kill left behind.
     if not resuming:
         tokenizer.save(run_dir / "tokenizer")
-        runs.write_config(run_dir, flags.model, model)
+        runs.write_config(run_dir, flags.model, model, tokenizer)
         record = {
             "fingerprint": corpus.fingerprint,
             "tokenizer": tokenizer.fingerprint(),
