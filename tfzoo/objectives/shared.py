@@ -3,6 +3,8 @@
 A row's documents are its blocks: block_ids int32 [N] are 1, 2, ... in rising order, one for each token.
 """
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -96,6 +98,7 @@ class TokenTargets:
     """
 
     name: str
+    _tokenizer: Any
 
     def loss(self, model, batch, training=True):
         """(sum, weight): cross-entropy in nats over all targets, and their number."""
