@@ -20,7 +20,7 @@ from typing import Any
 from side_by_side import Worker, answer, markdown, ratio, turns
 
 CONTENDERS = ("ours", "fit", "fit:plain", "fit:10", "mirrored")
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "small": dict(batch_size=8, length=32, vocab_size=1000, hidden_size=64, num_layers=2, num_heads=2),
     "middle": dict(batch_size=16, length=128, vocab_size=8192, hidden_size=192, num_layers=3, num_heads=3),
 }

@@ -12,11 +12,11 @@ import os
 import pathlib
 import statistics
 import time
+from typing import Any
 
 from side_by_side import Worker, answer, markdown, ratio, turns
 
-# What is trained: the model, the vocabulary's folder.
-OBJECTIVES = {"causal": ("gpt2", "gpt2"), "masked_lm": ("bert_small", "bert-base-uncased")}
+MODELS = {"causal": "gpt2", "masked_lm": "bert_small"}
 BATCHES = 40
 
 
@@ -32,12 +32,17 @@ def work(objective: str, pack: bool, batch_size: int, length: int):
     from tfzoo.data.corpus import Document
     from tfzoo.objectives.causal import Causal
     from tfzoo.objectives.masked_lm import MaskedLM
+    from tfzoo.text.wordpiece import WordPiece
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
     data = pathlib.Path(os.environ["TFZOO_DATA"])
     lines = (data / "wikitext-2" / "valid.txt").read_text().splitlines()
-    name, vocabulary = OBJECTIVES[objective]
-    tokenizer = text.load(data / "vocab" / vocabulary)
+    tokenizer: Any
+    trained: Any
+    if objective == "causal":
+        tokenizer = text.load(data / "vocab" / "gpt2")
+    else:
+        tokenizer = WordPiece.from_file(data / "vocab" / "bert-base-uncased" / "vocab.txt", True)
     corpus = tokenized.tokenize([Document("wikitext-2", [line]) for line in lines if line.strip()], tokenizer)
     if objective == "causal":
         trained = Causal(tokenizer, length, pack=pack)
@@ -46,7 +51,7 @@ def work(objective: str, pack: bool, batch_size: int, length: int):
 
     keras.utils.set_random_seed(0)
     model = models.build(
-        name,
+        MODELS[objective],
         heads=("lm",),
         vocab_size=tokenizer.vocab_size,
         hidden_size=256,
@@ -90,7 +95,7 @@ def main() -> None:
     sizes = [f"--rows={args.rows}", f"--length={args.length}"]
     workers = [
         Worker(f"{objective}, {how}", __file__, f"--work={objective},{how}", *sizes)
-        for objective in OBJECTIVES
+        for objective in MODELS
         for how in ("packed", "one a row")
     ]
     for worker in workers:

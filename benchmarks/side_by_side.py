@@ -40,7 +40,8 @@ class Worker:
     def ask(self, *question: Any) -> Any:
         """Its answer; ends this process if that one has ended."""
         assert self._process.stdin and self._process.stdout
-        print(json.dumps(question), file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # Reading finds out, too.
+            print(json.dumps(question), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
             sys.exit(f"{self.name} died with code {self._process.wait()}; BENCH_VERBOSE=1 shows why")
