@@ -138,5 +138,10 @@ def _check_output(flags: absl_flags.FlagValues) -> pathlib.Path:
 
 COMMANDS = {"vocabulary": (vocabulary, define_vocabulary_flags), "pack": (pack, define_pack_flags)}
 
+
+def main() -> int:
+    return cli.run_subcommand(COMMANDS, __doc__)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run_subcommand(COMMANDS, __doc__))
+    sys.exit(main())
