@@ -58,6 +58,7 @@ class TransformerConfigTest(unittest.TestCase):
             self.refused(r"embedding_size \(5\) must be even", embedding_size=5, **choice)
             TransformerConfig(**SIZES | dict(hidden_size=9, embedding_size=4) | choice)
         self.refused(r"hidden_size \(9\) must be even", hidden_size=9, position_initializer="sinusoidal")
+        self.refused("positions .'learned'. must be relative for position_init", position_initializer="near")
 
     def test_heads(self):
         TransformerConfig(**SIZES | dict(hidden_size=10, head_dim=8))  # Any size goes with one that is given.

@@ -13,8 +13,8 @@ ATTENTION = ("full", "lean", "favor")
 BIASES = ("all", "qkv", "none")
 NORMS = ("layer", "rms")
 POSITIONS = ("learned", "sinusoidal", "sinusoidal_concat", "relative", "rotary", "none")
-POSITION_INITIALIZERS = ("normal", "sinusoidal")
-ATTENTION_INITIALIZERS = ("independent", "alike")
+POSITION_INITIALIZERS = ("normal", "sinusoidal", "near")
+ATTENTION_INITIALIZERS = ("independent", "alike", "cross_alike")
 INITIALIZERS = ("normal", "scaled_residual", "fan_in")
 
 
@@ -43,7 +43,8 @@ class TransformerConfig:
 
     # Positions
     positions: str = "learned"  # sinusoidal interleaves sines and cosines, sinusoidal_concat puts them side by side.
-    position_initializer: str = "normal"  # What learned positions begin as.
+    # What learned positions begin as: sinusoidal is for a table, near for relative ones: the farther, the less.
+    position_initializer: str = "normal"
     max_positions: int = 512
     position_offset: int = 0  # Rows of the learned table before that of position 0.
     relative_buckets: int = 32  # For positions="relative" (Raffel et al. 2020, section 2.1).
@@ -60,6 +61,7 @@ class TransformerConfig:
     window: int = 0  # Keys that a causal query sees, itself included; 0: all before it.
     # alike: the four matrices begin as one, where their shapes are one. A token then begins by attending to those like
     # itself, with sinusoidal positions to its neighbours (compare Trockman & Kolter 2023, Mimetic Initialization).
+    # cross_alike: in cross attention alone, where a decoder's token begins by finding itself in the memory.
     attention_initializer: str = "independent"
     scale_scores: bool = True  # Scores divided by sqrt(head_dim).
     qk_norm: bool = False  # Queries and keys are normalised, head by head.
@@ -101,6 +103,8 @@ class TransformerConfig:
         if "sinusoidal" in self.positions or self.position_initializer == "sinusoidal":
             name = "embedding_size" if self.embedding_size else "hidden_size"
             self._require(getattr(self, name) % 2 == 0, name, "must be even for sinusoidal positions")
+        if self.position_initializer == "near":
+            self._require(self.positions == "relative", "positions", "must be relative for position_initializer=near")
         if self.positions == "rotary":
             head_dim = self.head_dim or self.hidden_size // self.num_heads
             if head_dim % 2:

@@ -153,6 +153,14 @@ class AlikeTest(tf.test.TestCase):
         self.assertAllEqual(grouped.key.kernel, grouped.value.kernel)
         self.assertNotAllEqual(attention.query.kernel, model.encoder.stack.blocks[0].mlp.up.kernel[:, :8])
 
+    def test_cross_attention_may_begin_as_one_matrix(self):
+        choices = dict(attention_initializer="cross_alike", initializer="fan_in", scale_scores=False)
+        block = nn.EncoderDecoderModel(config(**choices)).decoder.stack.blocks[0]
+        cross, own = block.cross_attention, block.attention
+        self.assertAllEqual(cross.key.kernel, cross.value.kernel)
+        self.assertAllClose(cross.query.kernel, cross.key.kernel / 2, 1e-6)  # Heads of 4: scores begin scaled.
+        self.assertNotAllClose(own.key.kernel, own.value.kernel)
+
 
 class InitializerTest(tf.test.TestCase):
     """Standard deviations, each to 5%: of the fewest numbers, 4,096, one in 1,000 is off by 3.6%."""

@@ -56,6 +56,20 @@ class RelativeBiasTest(tf.test.TestCase):
                         bucket = formulas.relative_bucket(distance, causal, 8, 10)
                         self.assertAllEqual(bias[0, :, i, j], table[bucket])
 
+    def test_near(self):
+        # Press et al. 2022, section 3: of four heads the slopes are 1/4, 1/16, 1/64, 1/256.
+        slopes = np.array([1 / 4, 1 / 16, 1 / 64, 1 / 256])
+        for causal in (True, False):
+            layer = nn.RelativeBias(config(positions="relative", position_initializer="near", num_heads=4), causal)
+            layer.build()
+            bias = layer(query_length=200, key_length=200)[0].numpy()
+            for distance in range(8):  # Each has a bucket of its own.
+                self.assertAllClose(bias[:, 100, 100 - distance], -distance * slopes, 1e-6)
+                if not causal:
+                    self.assertAllClose(bias[:, 100, 100 + distance], -distance * slopes, 1e-6)
+            self.assertTrue(np.all(np.diff(bias[:, 199, :]) >= 0))  # The farther, the less.
+            self.assertAllClose(bias[:, 199, 0], -128 * slopes, rtol=0.3)
+
     def test_lengths_unknown_in_a_graph(self):
         layer = self.layer(False)
         function = tf.function(lambda n: layer(query_length=n, key_length=n))

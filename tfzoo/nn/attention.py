@@ -1,6 +1,7 @@
 """Scaled dot-product attention, its masks and its kinds (Vaswani et al. 2017, section 3.2)."""
 
 import math
+import random
 
 import keras
 import tensorflow as tf
@@ -65,22 +66,24 @@ KINDS: dict[str, type[keras.layers.Layer]] = {"full": FullAttention, "lean": Lea
 class Attention(keras.layers.Layer):
     """Multi-head attention: x [B, L, E] (and memory [B, M, E]) -> [B, L, E].
 
-    With fewer key and value heads than queries, each serves a group of queries (Ainslie et al. 2023).
+    With fewer key and value heads than queries, each serves a group of queries (Ainslie et al. 2023). cross: it is
+    to attend to a memory.
     """
 
-    def __init__(self, config: TransformerConfig, **kwargs):
+    def __init__(self, config: TransformerConfig, cross: bool = False, **kwargs):
         super().__init__(**kwargs)
         policy = self.dtype_policy
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads or config.num_heads
         self.head_dim = config.head_dim or config.hidden_size // config.num_heads
-        shared = make_initializer(config)  # One initializer gives the same numbers wherever the shape is the same.
-        alike = config.attention_initializer == "alike"
+        # Of one seed, matrices of one shape begin as one, but for their roles' deviations.
+        alike = config.attention_initializer in ("alike", "cross_alike" if cross else "alike")
+        seed = random.randint(1, 10**9) if alike else None
         self.query, self.key, self.value, self.output_projection = (
             Dense(
                 size,
                 use_bias=use_bias,
-                kernel_initializer=shared if alike else make_initializer(config, role),
+                kernel_initializer=make_initializer(config, role, seed),
                 dtype=policy,
                 name=name,
             )

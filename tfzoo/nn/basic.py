@@ -180,13 +180,16 @@ def zero_initializers(unless: bool = False):
         _zeros.reset(token)
 
 
-def make_initializer(config: TransformerConfig, role: str = "kernel") -> keras.initializers.Initializer:
+def make_initializer(
+    config: TransformerConfig, role: str = "kernel", seed: int | None = None
+) -> keras.initializers.Initializer:
     """What a matrix begins as, by config.initializer. An initializer draws its seed when it is made, and then always
     the same numbers: make one for each matrix, or queries and keys begin as one.
 
     Args:
       role: "embedding", a table; "query", a kernel that makes queries; "residual", one whose product is added to the
         residual stream; "kernel", any other.
+      seed: drawn when it is made, if None.
     """
     if _zeros.get():
         return keras.initializers.Zeros()
@@ -196,12 +199,12 @@ def make_initializer(config: TransformerConfig, role: str = "kernel") -> keras.i
         variance = 1.0
         if role == "query" and not config.scale_scores:  # Scores begin as if they were divided by sqrt(head_dim).
             variance /= config.head_dim or config.hidden_size // config.num_heads
-        return keras.initializers.VarianceScaling(variance, mode="fan_in", distribution="untruncated_normal")
+        return keras.initializers.VarianceScaling(variance, mode="fan_in", distribution="untruncated_normal", seed=seed)
     stddev = config.initializer_range
     if config.initializer == "scaled_residual":
         residual = (2 * config.num_layers) ** -0.5 if role == "residual" else 1.0
-        return keras.initializers.RandomNormal(stddev=stddev * residual)
-    return keras.initializers.TruncatedNormal(stddev=stddev)
+        return keras.initializers.RandomNormal(stddev=stddev * residual, seed=seed)
+    return keras.initializers.TruncatedNormal(stddev=stddev, seed=seed)
 
 
 class Dropout(keras.layers.Layer):

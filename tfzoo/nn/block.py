@@ -59,7 +59,7 @@ class Block(keras.layers.Layer):
         self.self_norm = make_norm(config, dtype=policy, name="self_norm")
         self.cross_attention = self.cross_norm = self.cross_dropout = None
         if cross:
-            self.cross_attention = Attention(config, dtype=policy, name="cross_attention")
+            self.cross_attention = Attention(config, cross=True, dtype=policy, name="cross_attention")
             self.cross_norm = make_norm(config, dtype=policy, name="cross_norm")
             self.cross_dropout = Dropout(config.dropout, dtype=policy, name="cross_dropout")
         self.mlp = MLP(config, dtype=policy, name="mlp")

@@ -37,7 +37,7 @@ class RelativeBias(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_heads, self.causal = config.num_heads, causal
         self.num_buckets, self.max_distance = config.relative_buckets, config.relative_distance
-        self.initializer = make_initializer(config)
+        self.initializer = self._near if config.position_initializer == "near" else make_initializer(config)
 
     def build(self, input_shape=None):
         self.embeddings = self.add_weight(
@@ -48,6 +48,15 @@ class RelativeBias(keras.layers.Layer):
         rows = ops.arange(query_length)[:, None] + (key_length - query_length)
         buckets = self.bucket(ops.arange(key_length)[None, :] - rows)
         return ops.transpose(ops.take(read(self.embeddings), buckets, axis=0), (2, 0, 1))[None]
+
+    def _near(self, shape, dtype=None):
+        # Press et al. 2022, section 3: minus the distance times a slope of each head's own, here a bucket's least one.
+        distances = np.arange(-self.max_distance, self.max_distance + 1)
+        buckets = ops.convert_to_numpy(self.bucket(ops.convert_to_tensor(distances, "int32")))
+        least = np.full(shape[0], self.max_distance)
+        np.minimum.at(least, buckets, abs(distances))
+        slopes = 2.0 ** (-8 * np.arange(1, self.num_heads + 1) / self.num_heads)
+        return ops.cast(-least[:, None] * slopes, dtype)
 
     def bucket(self, distance):
         """distance int32, key's position minus query's -> bucket int32 of the same shape."""
