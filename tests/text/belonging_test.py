@@ -17,19 +17,21 @@ from tfzoo.text.characters import Characters
 from tfzoo.text.sentencepiece import SentencePiece
 from tfzoo.text.wordpiece import WordPiece
 
+ENDS = ("<s>", "</s>")
 SIZES = dict(hidden_size=8, num_heads=2, num_layers=1, intermediate_size=8, max_positions=8)
 
 
 def tokenizers() -> dict[str, tuple[str, tf.Module, tf.Module]]:
     """Of every kind: a model for it, a tokenizer, and another with the same roles and one token more."""
-    byte_level, merges = training.train_byte_level(SENTENCES, 300, ("<s>", "</s>"))
-    specials = dict(special_tokens=("<s>", "</s>"))
+    byte_level, merges = training.train_byte_level(SENTENCES, 300, ENDS)
     characters = ["<pad>", "</s>", *"abcdefgh"]
     spiece = training.train_sentencepiece(SENTENCES, 400)
     return {
         "wordpiece": ("bert_tiny", WordPiece([*SPECIAL_TOKENS, "a"]), WordPiece([*SPECIAL_TOKENS, "b", "c"])),
         "byte_level": (
-            "gpt2", ByteLevelBPE(byte_level, merges, **specials), ByteLevelBPE([*byte_level, "Ġ的"], merges, **specials)
+            "gpt2",
+            ByteLevelBPE(byte_level, merges, special_tokens=ENDS),
+            ByteLevelBPE([*byte_level, "Ġ的"], merges, special_tokens=ENDS),
         ),
         "sentencepiece": ("t5_small", SentencePiece(spiece, sentinels=0), SentencePiece(spiece, sentinels=1)),
         "characters": ("gpt2", Characters(characters), Characters([*characters, "i"])),
@@ -107,7 +109,7 @@ class BelongingTest(tf.test.TestCase):
         if kind == "characters":
             return Characters([*like.vocab[:-1], "j"])
         if kind == "byte_level":
-            return ByteLevelBPE([*like.vocab[:-1], "Ġ字"], like.merges, special_tokens=("<s>", "</s>"))
+            return ByteLevelBPE([*like.vocab[:-1], "Ġ字"], like.merges, special_tokens=ENDS)
         return SentencePiece(like.model, sentinels=1, roles={"pad": "</s>"})
 
 

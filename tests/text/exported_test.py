@@ -84,7 +84,7 @@ class ExportedTest(tf.test.TestCase):
         (folder / "names.json").write_text(json.dumps([*server.tokenizers]))
         # A Turkish locale lower-cases I to a dotless one, in TensorFlow's op as well, wherever it is let.
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "LC_ALL": "tr_TR.UTF-8"}
-        subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, env=environment, check=True, timeout=300)
+        subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, env=environment, check=True, timeout=600)
         for name, tokenizer in server.tokenizers.items():
             here = {key: value.numpy() for key, value in results(tokenizer, texts).items()}
             here["texts"] = np.array([text.hex() for text in here["texts"]])
