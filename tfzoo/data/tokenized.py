@@ -41,9 +41,8 @@ def tokenize(documents: list[Document], tokenizer) -> TokenizedCorpus:
 
     A tokenizer that keeps spaces gets the document's separator before every sentence but the first.
     """
-    keeps_spaces = isinstance(tokenizer, ByteLevelBPE | Characters)
     sentences = [
-        (document.separator if i and keeps_spaces else "") + sentence
+        (document.separator if i and tokenizer.keeps_spaces else "") + sentence
         for document in documents
         for i, sentence in enumerate(document.sentences)
     ]
