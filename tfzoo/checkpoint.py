@@ -94,11 +94,12 @@ class Checkpoints:
         self._must_write()
         self.wait()
         # Not np.ascontiguousarray, which turns a scalar into an array of one.
-        convert = functools.partial(np.asarray if wait else np.array, order="C")
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         if step in self._damaged or not self.path(step).exists():
-            arrays = {name: convert(_to_numpy(variable)) for name, variable in variables.items()}
-        record = {"format": FORMAT, "step": int(step), "state": copy.deepcopy(dict(state))}
+            arrays = {name: np.asarray(_to_numpy(variable), order="C") for name, variable in variables.items()}
+        if not wait:
+            arrays = {name: array.copy() for name, array in arrays.items()}
+        record: dict[str, Any] = {"format": FORMAT, "step": int(step), "state": copy.deepcopy(dict(state))}
         if wait:
             self._write(step, arrays, record, best)
         else:

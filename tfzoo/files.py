@@ -69,6 +69,12 @@ class Lock:
     def release(self) -> None:
         self._file.close()
 
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.release()
+
 
 LOCK = "lock"
 

@@ -5,6 +5,7 @@
 Started again with the same --run_dir it goes on where it stopped, and logs what it would have logged.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -115,10 +116,17 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues) -> int:
+    with contextlib.ExitStack() as closing:
+        return train(flags, closing)
+
+
+def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
+    """closing: gets what is to be closed however this ends."""
     run_dir = pathlib.Path(flags.run_dir)
     packed_folder = open_packed(flags)
     resuming = check_run_dir(flags, run_dir)
-    lock = files.Lock(run_dir) if resuming else None
+    if resuming:
+        closing.enter_context(files.Lock(run_dir))
     stop = StopOnSignal()
 
     # What is imported from here on needs TensorFlow, which takes its time; wrong flags are reported before.
@@ -182,10 +190,10 @@ def main(flags: absl_flags.FlagValues) -> int:
 
     # -------------------------------------------------------------- Resume
     # The newest intact checkpoint; the log cut back to its step; the data follow from the step.
-    if lock is None:
+    if not resuming:
         with files.writing(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
-        lock = files.Lock(run_dir)
+        closing.enter_context(files.Lock(run_dir))
     checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", keep=flags.keep_checkpoints)
     variables = checkpoint.model_variables(model, optimizer)
     restored = checkpoints.restore(variables)
@@ -285,7 +293,6 @@ def main(flags: absl_flags.FlagValues) -> int:
             save()
         checkpoints.wait()
     metrics.close()
-    lock.release()
     if stop.asked:
         print(f"stopped by {stop.asked} at step {step:,}; all is saved, and the same command goes on from there")
         return cli.STOPPED
