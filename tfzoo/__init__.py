@@ -5,8 +5,13 @@ import importlib
 __version__ = "0.1.0"
 
 # Attributes are imported when first used (PEP 562): `import tfzoo` alone costs nothing.
-_ATTRIBUTES = {"build": "tfzoo.models", "load": "tfzoo.runs", "save": "tfzoo.huggingface"}
-__all__ = ["build", "load", "save"]
+_ATTRIBUTES = {
+    "build": "tfzoo.models",
+    "generate_ids": "tfzoo.generation",
+    "load": "tfzoo.runs",
+    "save": "tfzoo.huggingface",
+}
+__all__ = ["build", "generate_ids", "load", "save"]
 
 
 def __getattr__(name: str):

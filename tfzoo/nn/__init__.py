@@ -4,7 +4,7 @@ Shapes, once for all: B batch, L query length, M key length, E hidden, H heads, 
 V vocabulary, C classes, P positions asked for.
 """
 
-from tfzoo.nn.attention import Attention, FullAttention, dot_product_attention
+from tfzoo.nn.attention import Attention, FullAttention, cached_attention, dot_product_attention
 from tfzoo.nn.basic import (
     Dense,
     Dropout,
@@ -17,6 +17,7 @@ from tfzoo.nn.basic import (
     zero_initializers,
 )
 from tfzoo.nn.block import MLP, Block, Stack
+from tfzoo.nn.cache import Cache
 from tfzoo.nn.embedding import Embeddings, TokenEmbedding
 from tfzoo.nn.heads import (
     Classifier,
@@ -45,6 +46,7 @@ __all__ = [
     "MLP",
     "Attention",
     "Block",
+    "Cache",
     "Classifier",
     "DecoderModel",
     "Dense",
@@ -74,6 +76,7 @@ __all__ = [
     "TwoStreamStack",
     "TwoStreamTower",
     "activation",
+    "cached_attention",
     "causal_mask",
     "check_inputs",
     "dot_product_attention",

@@ -41,6 +41,24 @@ def dot_product_attention(query, key, value, bias=None, dropout=None, scale=None
     return ops.matmul(weights, value)
 
 
+def cached_attention(query, key, value, bias, scale=None):
+    """The numbers of `dot_product_attention`, where key and value [B, G, M, D] may have fewer heads than query
+    [B, H, L, D]: each serves H / G of them, and is read once for all."""
+    query = query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    shape, groups = ops.shape(query), key.shape[1]
+    grouped = groups < shape[1]
+    if grouped:
+        query = ops.reshape(query, (-1, groups, shape[1] // groups * shape[2], shape[3]))
+    scores = tf.matmul(query, key, transpose_b=True)
+    rows = ops.shape(scores)
+    if bias is not None:
+        scores = (ops.reshape(scores, (*shape[:3], -1)) if grouped else scores) + bias
+    if scores.dtype == tf.float16:
+        scores = ops.cast(scores, "float32")
+    weights = ops.cast(tf.nn.softmax(scores), value.dtype)
+    return ops.reshape(tf.matmul(ops.reshape(weights, rows) if grouped else weights, value), shape)
+
+
 class FullAttention(keras.layers.Layer):
     """Every score at once: query [B, H, L, D], key and value [B, H, M, D] -> [B, H, L, D]."""
 
@@ -111,22 +129,43 @@ class Attention(keras.layers.Layer):
                 norm.build((None, None, None, self.head_dim))
         self.kernel.build()
 
-    def call(self, x, masking=None, rotary=None, memory=None, length=None, training=False):
+    def call(self, x, masking=None, rotary=None, memory=None, length=None, cache=None, training=False):
         """masking: a Mask. rotary: `rotary_tables`. memory: what to attend to, where it is not x itself. length: L,
-        where x is [B L, E], as a Stack has it."""
+        where x is [B L, E], as a Stack has it. cache: an AttentionCache; one that is filled is read too, or, where
+        nothing is added to it, in memory's place."""
         length = ops.shape(x)[1] if length is None else length
-        memory, memory_length = (x, length) if memory is None else (memory, ops.shape(memory)[1])
         query = self._split(self.query(x), length, self.num_heads, self.query_norm)
-        key = self._split(self.key(memory), memory_length, self.num_kv_heads, self.key_norm)
-        value = self._split(self.value(memory), memory_length, self.num_kv_heads)
         if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
-        if self.num_kv_heads < self.num_heads:
-            key, value = (ops.repeat(t, self.num_heads // self.num_kv_heads, axis=1) for t in (key, value))
-        result = self.kernel(query, key, value, masking=masking or Mask(), training=training)
+            query = rotate(query, rotary)
+        if cache is not None and cache.filled:
+            if cache.room is None:
+                key, value = cache.key, cache.value
+            else:
+                key, value = cache.extend(*self._key_and_value(x, length, rotary))
+            result = cached_attention(query, key, value, masking.bias, self.kernel.scale)
+        else:
+            memory, memory_length = (x, length) if memory is None else (memory, ops.shape(memory)[1])
+            key, value = self._key_and_value(memory, memory_length, rotary)
+            if cache is not None:
+                cache.fill(key, value)
+            if self.num_kv_heads < self.num_heads:
+                key, value = (ops.repeat(t, self.num_heads // self.num_kv_heads, axis=1) for t in (key, value))
+            result = self.kernel(query, key, value, masking=masking or Mask(), training=training)
         joined = (*ops.shape(x)[:-1], self.num_heads * self.head_dim)
-        return self.output_projection(ops.reshape(ops.transpose(result, (0, 2, 1, 3)), joined))
+        return self.output_projection(ops.reshape(_swap(result), joined))
+
+    def _key_and_value(self, x, length, rotary):
+        key = self._split(self.key(x), length, self.num_kv_heads, self.key_norm)
+        value = self._split(self.value(x), length, self.num_kv_heads)
+        return key if rotary is None else rotate(key, rotary), value
 
     def _split(self, x, length, num_heads, norm=None):  # [B, L, H D] or [B L, H D] -> [B, H, L, D]
         x = ops.reshape(x, (-1, length, num_heads, self.head_dim))
-        return ops.transpose(x if norm is None else norm(x), (0, 2, 1, 3))
+        return _swap(x if norm is None else norm(x))
+
+
+def _swap(x):  # [B, L, H, D] <-> [B, H, L, D]
+    if 1 in x.shape[1:3]:  # The same numbers in the same order: nothing to copy.
+        shape = ops.shape(x)
+        return ops.reshape(x, (shape[0], shape[2], shape[1], shape[3]))
+    return ops.transpose(x, (0, 2, 1, 3))

@@ -76,16 +76,29 @@ class Block(keras.layers.Layer):
             if dropout is not None:
                 dropout.build()
 
-    def call(self, x, masking=None, rotary=None, memory=None, memory_masking=None, length=None, training=False):
+    def call(
+        self,
+        x,
+        masking=None,
+        rotary=None,
+        memory=None,
+        memory_masking=None,
+        length=None,
+        cache=None,
+        cross_cache=None,
+        training=False,
+    ):
         """masking, memory_masking: Masks over x's and memory's own positions. memory [B, M, E]. length: L, where x is
-        [B L, E]."""
+        [B L, E]. cache, cross_cache: AttentionCaches."""
 
         def attend(x):
-            return self.attention(x, masking=masking, rotary=rotary, length=length, training=training)
+            return self.attention(x, masking=masking, rotary=rotary, length=length, cache=cache, training=training)
 
         def cross(x):
             assert self.cross_attention is not None
-            return self.cross_attention(x, masking=memory_masking, memory=memory, length=length, training=training)
+            return self.cross_attention(
+                x, masking=memory_masking, memory=memory, length=length, cache=cross_cache, training=training
+            )
 
         if self.parallel:
             normal = self.self_norm(x)
@@ -118,7 +131,7 @@ class Stack(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         policy = self.dtype_policy
-        self.config, self.causal = config, causal
+        self.config, self.causal, self.cross = config, causal, cross
         num_layers = num_layers or config.num_layers
         self.blocks = [
             Block(config, cross, dtype=policy, name=f"layer_{i}")
@@ -148,19 +161,30 @@ class Stack(keras.layers.Layer):
         memory=None,
         memory_padding_mask=None,
         memory_attention_mask=None,
+        cache=None,
         training=False,
     ):
         """padding_mask [B, L] and attention_mask [B, 1 or H, L, L]: True attends. position_ids [B, L], for rotary
         positions. memory [B, M, E], memory_padding_mask [B, M], memory_attention_mask [B, 1 or H, L, M]: what blocks
-        with cross attention read."""
+        with cross attention read.
+
+        cache: a Cache, which an empty one's first call fills. With a filled one x is a step's tokens, and the masks
+        are attention_mask [B, 1, L, M] alone, over the cache's slots; it also says what is causal.
+        """
         shape = ops.shape(x)
         length = shape[1]
-        bias = None if self.relative_bias is None else self.relative_bias(query_length=length, key_length=length)
-        masking = Mask(padding_mask, attention_mask, bias, self.causal, self.config.window if self.causal else 0)
-        memory_masking = Mask(memory_padding_mask, memory_attention_mask)
-        if self.config.attention == "full":
-            masking = masking.fold(length, length, x.dtype)
-            memory_masking = memory_masking.fold(length, None, x.dtype)
+        if cache is not None and cache.filled:
+            masking = self._step_masking(position_ids, attention_mask, cache, x.dtype)
+            memory_masking = cache.memory_masking
+        else:
+            bias = None if self.relative_bias is None else self.relative_bias(query_length=length, key_length=length)
+            masking = Mask(padding_mask, attention_mask, bias, self.causal, self.config.window if self.causal else 0)
+            memory_masking = Mask(memory_padding_mask, memory_attention_mask)
+            if cache is not None:
+                cache.memory_masking = memory_masking.fold(length, None, x.dtype)
+            if self.config.attention == "full":
+                masking = masking.fold(length, length, x.dtype)
+                memory_masking = memory_masking.fold(length, None, x.dtype)
         rotary = None
         if self.config.positions == "rotary":
             rotary = rotary_tables(
@@ -169,6 +193,15 @@ class Stack(keras.layers.Layer):
         # One token a row: with no reshape in between, TensorFlow adds the residual within the matrix product.
         x = ops.reshape(x, (-1, shape[2]))
         shared = dict(masking=masking, rotary=rotary, memory=memory, memory_masking=memory_masking, length=length)
-        for block in self.blocks:
-            x = block(x, **shared, training=training)
+        for i, block in enumerate(self.blocks):
+            caches = {} if cache is None else dict(cache=cache.layers[i], cross_cache=cache.cross[i])
+            x = block(x, **shared, **caches, training=training)
         return ops.reshape(x if self.norm is None else self.norm(x), shape)
+
+    def _step_masking(self, position_ids, attention_mask, cache, dtype):
+        """The bias of a step: what attention_mask [B, 1, L, M] hides, and what is too far away."""
+        rows, keys = position_ids[:, None, :, None], cache.positions[:, None, None, :]
+        if self.config.window:
+            attention_mask = ops.logical_and(attention_mask, keys > rows - self.config.window)
+        bias = None if self.relative_bias is None else self.relative_bias.at(keys[:, 0] - rows[:, 0])
+        return Mask(attention_mask=attention_mask, bias=bias).fold(None, None, dtype)

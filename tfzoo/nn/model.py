@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from tfzoo.config import TransformerConfig
 from tfzoo.errors import UserError, suggest
 from tfzoo.nn.block import Stack
+from tfzoo.nn.cache import Cache
 from tfzoo.nn.embedding import Embeddings, TokenEmbedding
 from tfzoo.nn.heads import (
     POOLS,
@@ -57,6 +59,7 @@ class Tower(keras.layers.Layer):
         memory=None,
         memory_padding_mask=None,
         memory_attention_mask=None,
+        cache=None,
         training=False,
     ):
         return self.stack(
@@ -67,6 +70,7 @@ class Tower(keras.layers.Layer):
             memory=memory,
             memory_padding_mask=memory_padding_mask,
             memory_attention_mask=memory_attention_mask,
+            cache=cache,
             training=training,
         )
 
@@ -173,6 +177,10 @@ class Model(keras.Model):
             return head(pool(self.pool, outputs, mask), training=training)
         return head(sequence, training=training)  # tag, span
 
+    def next_logits(self, sequence):
+        """A decoder's states [..., E] -> logits [..., V] of the token after each, as the head "lm" gives them."""
+        return self.answer("lm", self.heads["lm"], {"sequence": sequence}, {}, False)
+
     def make_classify(self):
         return self._head(Classifier, "classify", self.num_labels, self.CLASSIFIER_HIDDEN)
 
@@ -206,6 +214,58 @@ def _cross_mask(inputs):
     if "decoder_block_ids" not in inputs or "block_ids" not in inputs:
         return None
     return block_attention_mask(inputs["decoder_block_ids"], inputs["block_ids"])
+
+
+class _Decoding:
+    """How a model with a causal decoder reads a text piece by piece, with a cache of what it has read."""
+
+    decoder: Tower
+
+    def start(self, token_ids, padding_mask, room, memory=None, memory_padding_mask=None):
+        """Reads the first tokens.
+
+        Args:
+          token_ids: int32 [B, L].
+          padding_mask: bool [B, L], True is a real token; padding may be on either side. None: all are real.
+          room: int or scalar int32, slots that the cache is to have behind those of the L tokens.
+          memory, memory_padding_mask: [B, M, E] and bool [B, M], of an encoder.
+
+        Returns:
+          (sequence [B, L, E], Cache with L + room slots, whose `positions` go on behind each row's last token).
+        """
+        stack = self.decoder.stack
+        cache = Cache(len(stack.blocks), room, stack.cross)
+        batch, length = ops.shape(token_ids)
+        if padding_mask is None:
+            position_ids = None
+            positions = tf.range(length + room)[None]
+        else:
+            count = tf.cumsum(tf.cast(padding_mask, tf.int32), 1)
+            position_ids = tf.maximum(count - 1, 0)
+            positions = tf.concat([position_ids, count[:, -1:] + tf.range(room)], 1)
+        cache.positions = tf.broadcast_to(positions, [batch, length + room])
+        sequence = self.decoder(
+            token_ids,
+            padding_mask=padding_mask,
+            position_ids=position_ids,
+            memory=memory,
+            memory_padding_mask=memory_padding_mask,
+            cache=cache,
+        )
+        return sequence, cache
+
+    def step(self, token_ids, position_ids, attention_mask, cache):
+        """Reads further tokens, and adds them to the cache.
+
+        Args:
+          token_ids, position_ids: int32 [B, L], in any order or beside each other.
+          attention_mask: bool [B, 1, L, M], the slots that each may read, its own included.
+          cache: of `Cache.step`, which says into which slots they go.
+
+        Returns:
+          sequence [B, L, E].
+        """
+        return self.decoder(token_ids, position_ids=position_ids, attention_mask=attention_mask, cache=cache)
 
 
 class EncoderModel(Model):
@@ -263,7 +323,7 @@ class EncoderModel(Model):
         return self._head(Discriminator, "discriminate")
 
 
-class DecoderModel(Model):
+class DecoderModel(_Decoding, Model):
     """A causal decoder: token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V]."""
 
     INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "block_ids", "pair_positions")
@@ -293,7 +353,7 @@ class DecoderModel(Model):
         return self._head(Classifier, "classify", self.num_labels, use_bias=False, dropout=False)
 
 
-class EncoderDecoderModel(Model):
+class EncoderDecoderModel(_Decoding, Model):
     """token_ids, padding_mask [B, M] and decoder_token_ids, decoder_padding_mask [B, L] -> memory [B, M, E], the
     encoder's output, sequence [B, L, E], the decoder's, and logits [B, L, V]. The two share token embeddings."""
 

@@ -46,8 +46,11 @@ class RelativeBias(keras.layers.Layer):
 
     def call(self, query_length, key_length):
         rows = ops.arange(query_length)[:, None] + (key_length - query_length)
-        buckets = self.bucket(ops.arange(key_length)[None, :] - rows)
-        return ops.transpose(ops.take(read(self.embeddings), buckets, axis=0), (2, 0, 1))[None]
+        return self.at(ops.arange(key_length)[None, None, :] - rows[None])
+
+    def at(self, distance):
+        """distance int32 [B, L, M], key's position minus query's -> bias [B, H, L, M]."""
+        return ops.transpose(ops.take(read(self.embeddings), self.bucket(distance), axis=0), (0, 3, 1, 2))
 
     def _near(self, shape, dtype=None):
         # Press et al. 2022, section 3: minus the distance times a slope of each head's own, here a bucket's least one.

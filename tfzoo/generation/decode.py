@@ -1,0 +1,207 @@
+"""From prompts to new tokens, inside a graph and from Python."""
+
+import json
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo.errors import CheckFailed, UserError
+from tfzoo.generation.options import ROWS, Options, read_options
+from tfzoo.generation.prompt import read_prompt, table_length
+from tfzoo.generation.sample import sample
+from tfzoo.generation.stops import Stops
+
+_IDS = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+
+
+class Generated(NamedTuple):
+    """What `generate_ids` returns with return_scores. R is num_return_sequences."""
+
+    token_ids: Any  # int32 [B R, N], padded after a text's end.
+    scores: Any  # float32 [B R, N], log-probability of each token by the model itself; 0 after the end.
+    lengths: Any  # int32 [B R], the end's token included.
+    sequence_scores: Any  # float32 [B R], what a beam search ranks by; else the sum of the scores.
+
+
+def decode(model, options: Options, token_ids, padding_mask, rows, new_tokens, stops: Stops | None = None) -> dict:
+    """Continues prompts, with tensors alone: for a tf.function, which may be exported or compiled by XLA.
+
+    Args:
+      model: of a family with a causal decoder and a language model head.
+      options: what is fixed in the graph.
+      token_ids: int32 [B, P], prompts; of an encoder-decoder, what the encoder reads.
+      padding_mask: bool [B, P], True is a real token; padding may be on either side.
+      rows: tensors [B] by names of ROWS, for those in use: a parameter without a tensor does nothing. Where tokens are
+        drawn "seed" is needed.
+      new_tokens: N, int or scalar int32, the most tokens that are new; rows["max_new_tokens"] may ask for fewer. A
+        text also ends at the model's last position.
+      stops: where a text ends; None: at options.eos_token_id.
+
+    Returns:
+      token_ids: int32 [B R, N] without prompt or start token, padded after the end. R is num_return_sequences; the
+        texts of a prompt follow one another, the best first in a beam search.
+      lengths: int32 [B R], tokens in each, with what ended it.
+      scores: float32 [B R, N], each token's log-probability by the model itself, whatever was forbidden or filtered;
+        0 after the end. Where options.return_scores.
+      bad: bool [B R], where the model's logits were not finite.
+    """
+    stops = stops or Stops(options.eos_token_id)
+    token_ids, padding_mask = tf.cast(token_ids, tf.int32), tf.cast(padding_mask, tf.bool)
+    memory = memory_mask = None
+    if hasattr(model, "encode"):
+        memory_mask = padding_mask
+        memory = model.encode({"token_ids": token_ids, "padding_mask": padding_mask})
+        token_ids = tf.fill([tf.shape(token_ids)[0], 1], options.decoder_start_token_id)
+        padding_mask = tf.ones_like(token_ids, tf.bool)
+    batch = tf.shape(token_ids)[0]
+    rows = dict(rows)
+    most = tf.fill([batch], new_tokens)
+    most = tf.minimum(most, rows.get("max_new_tokens", most))
+    if (limit := table_length(model)) is not None:
+        most = tf.minimum(most, limit - tf.reduce_sum(tf.cast(padding_mask, tf.int32), 1))
+    rows["max_new_tokens"] = most
+    prompt = read_prompt(model, token_ids, padding_mask, new_tokens, options, memory, memory_mask)
+    times = options.num_return_sequences
+    if options.do_sample:
+        # The first text of a prompt has the row's own seed, whatever their number.
+        seeds = rows["seed"][:, None] + tf.range(times)[None] * 0x3C6EF372
+        rows = {name: tf.repeat(value, times, axis=0) for name, value in rows.items()} | {
+            "seed": tf.reshape(seeds, [-1])
+        }
+        prompt = prompt.repeat(times)
+    return sample(prompt, options, rows, stops, new_tokens)
+
+
+def generate_ids(model, token_ids, padding_mask=None, *, max_new_tokens=20, **options):
+    """Continues prompts, or answers them where the model is an encoder-decoder.
+
+    Args:
+      model: of a family with a causal decoder and a language model head.
+      token_ids: int [B, P], prompts; or ragged; of an encoder-decoder, what the encoder reads.
+      padding_mask: bool [B, P], True is a real token; padding may be on either side. None: all are real.
+      max_new_tokens: a number, or one for each row; N is the highest.
+      **options: those of Options and, for all rows or each, ROWS. Ids of special tokens that are not given are those
+        of the model's own generation_config.json or config.json, where it came from a folder that has them.
+
+    Returns:
+      int32 [B R, N], the new tokens without prompt or start token, padded after the end; R is num_return_sequences.
+      With return_scores a Generated.
+
+    Raises:
+      UserError: a prompt without a token, options that contradict each other or the model, or a prompt that leaves no
+        room for max_new_tokens.
+      CheckFailed: the model's logits are not numbers.
+    """
+    if isinstance(token_ids, tf.RaggedTensor):
+        padding_mask = tf.sequence_mask(token_ids.row_lengths(), dtype=tf.bool)
+        token_ids = token_ids.to_tensor()
+    ids = np.asarray(token_ids)
+    mask = np.ones(ids.shape, bool) if padding_mask is None else np.asarray(padding_mask).astype(bool)
+    static, rows = read_options(max_new_tokens=max_new_tokens, **(special_ids(model) | options))
+    _check_model(model, static)
+    if ids.ndim != 2 or mask.shape != ids.shape:
+        raise UserError(f"token_ids {ids.shape} and padding_mask {mask.shape} must both be [rows, tokens]")
+    for name, value in rows.items():
+        if np.ndim(value) and len(value) != len(ids):
+            raise UserError(f"{name} has {len(value)} values for {len(ids)} rows; give one for all, or one for each")
+    count = int(np.max(rows["max_new_tokens"], initial=0))
+    if not len(ids):
+        return _none(static, count)
+    _check_prompts(model, ids, mask, rows["max_new_tokens"])
+    if static.do_sample and "seed" not in rows:
+        rows["seed"] = np.frombuffer(os.urandom(4 * len(ids)), np.int32)
+    tensors = {name: tf.constant(np.broadcast_to(value, [len(ids)])) for name, value in rows.items()}
+    function = _compiled(model, static, tuple(sorted(rows)))
+    outputs = function(tf.constant(ids, tf.int32), tf.constant(mask), tensors, tf.zeros([count], tf.int8))
+    if np.any(bad := outputs["bad"].numpy()):
+        raise CheckFailed(
+            f"row {int(np.argmax(bad))}: the model's logits are not finite numbers; its weights, or a dtype with too "
+            "narrow a range (float16), are the likely cause"
+        )
+    if not static.return_scores:
+        return outputs["token_ids"]
+    total = outputs.get("sequence_scores", tf.reduce_sum(outputs["scores"], 1))
+    return Generated(outputs["token_ids"], outputs["scores"], outputs["lengths"], total)
+
+
+def special_ids(model) -> dict[str, Any]:
+    """The ids that generation_config.json or config.json of the model's folder has, by options' names."""
+    found: dict[str, Any] = {}
+    for name in ("hub_config", "generation_config"):
+        record = json.loads(getattr(model, name, "") or "{}")
+        found |= {key: record[key] for key in _IDS if record.get(key) is not None}
+    return found
+
+
+def _none(options: Options, count: int):
+    ids, scores = np.zeros((0, count), np.int32), np.zeros((0, count), np.float32)
+    return Generated(ids, scores, ids.sum(1), scores.sum(1)) if options.return_scores else tf.constant(ids)
+
+
+def _check_model(model, options: Options) -> None:
+    if not hasattr(model, "start") or "lm" not in model.head_names:
+        raise UserError(
+            f"model {model.name!r} has no causal decoder with a head 'lm'; text comes from gpt2, llama, t5, ..."
+        )
+    if model.config.attention not in ("full", "lean"):
+        raise UserError(
+            f"attention {model.config.attention!r} keeps no keys and values; build the model with attention='full'"
+        )
+    if hasattr(model, "encode") and options.decoder_start_token_id is None:
+        raise UserError("decoder_start_token_id is missing; name the id that the decoder's texts begin with")
+    size = model.config.vocab_size
+    named = {
+        "eos_token_id": options.eos_token_id,
+        "forced_bos_token_id": options.forced_bos_token_id,
+        "forced_eos_token_id": [options.forced_eos_token_id],
+        "pad_token_id": [options.pad_token_id],
+        "decoder_start_token_id": [options.decoder_start_token_id],
+        "bad_words_ids": [i for word in options.bad_words_ids for i in word],
+    }
+    for name, ids in named.items():
+        for i in ids:
+            if i is not None and not 0 <= i < size:
+                raise UserError(f"{name} has {i}, and the model's tokens are 0 to {size - 1}")
+
+
+def _check_prompts(model, ids, mask, max_new_tokens) -> None:
+    size, counts = model.config.vocab_size, mask.sum(1)
+    if (wrong := mask & ((ids < 0) | (ids >= size))).any():
+        row, place = np.argwhere(wrong)[0]
+        raise UserError(f"token_ids[{row}, {place}] is {ids[row, place]}, and the model's tokens are 0 to {size - 1}")
+    if not counts.all():
+        raise UserError(f"token_ids: row {int(np.argmin(counts))} is an empty prompt; begin it with one token at least")
+    config = model.config
+    if hasattr(model, "encode"):
+        counts = np.ones_like(counts)
+    ends = config.positions not in ("relative", "none") and config.rotary_scaling.get("rope_type") != "dynamic"
+    if ends and np.any(counts + max_new_tokens > config.max_positions):
+        row = int(np.argmax(counts + max_new_tokens))
+        most = int(np.broadcast_to(max_new_tokens, counts.shape)[row])
+        raise UserError(
+            f"max_new_tokens ({most}) after a prompt of {counts[row]} tokens (row {row}) goes past the model's "
+            f"max_positions ({config.max_positions}); ask for {max(0, config.max_positions - counts[row])} at most"
+        )
+
+
+def _compiled(model, options: Options, names: tuple[str, ...]):
+    """`decode` as a tf.function, made once for a model and the same options. Its sizes are those of its arguments."""
+    # Set past Keras, which would take what it finds for a part of the model.
+    functions = model.__dict__.setdefault("_tfzoo_decoders", {})
+    if (options, names) not in functions:
+        signature = [
+            tf.TensorSpec([None, None], tf.int32),
+            tf.TensorSpec([None, None], tf.bool),
+            {name: tf.TensorSpec([None], ROWS[name][0]) for name in names},
+            tf.TensorSpec([None], tf.int8),
+        ]
+
+        def run(token_ids, padding_mask, rows, room):
+            # N is a shape, which XLA must know beforehand, and not a number.
+            return decode(model, options, token_ids, padding_mask, rows, tf.shape(room)[0])
+
+        function = tf.function(run, jit_compile=options.jit_compile or None, autograph=False)
+        functions[options, names] = function.get_concrete_function(*signature)
+    return functions[options, names]

@@ -1,0 +1,93 @@
+"""Random numbers and choices by them: each row's from its own seed alone, whatever else is in the batch."""
+
+import math
+
+import tensorflow as tf
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def uniform(seeds, stream, step):
+    """Random numbers in [0, 1), float32, for int32 `seeds`, `stream` and `step` of shapes that broadcast.
+
+    Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"): the seed and the
+    stream are its key, the step its counter. One number is 24 bits.
+    """
+    seeds, stream, step = (tf.cast(x, tf.uint32) for x in (seeds, stream, step))
+    keys = [seeds, stream, seeds ^ stream ^ tf.constant(0x1BD11BDA, tf.uint32)]
+    x, y = step + keys[0], keys[1] + tf.zeros_like(step)
+    for i in range(5):
+        for shift in _ROTATIONS[i % 2]:
+            x += y
+            y = tf.bitwise.left_shift(y, tf.constant(shift, tf.uint32)) | tf.bitwise.right_shift(
+                y, tf.constant(32 - shift, tf.uint32)
+            )
+            y ^= x
+        x += keys[(i + 1) % 3]
+        y += keys[(i + 2) % 3] + tf.constant(i + 1, tf.uint32)
+    return tf.cast(tf.bitwise.right_shift(x, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
+
+
+def pick(weights, numbers):
+    """weights [..., V], none negative; numbers [...] in [0, 1) -> int32 [...], each with its share of the weights."""
+    sums = tf.cumsum(weights, axis=-1)
+    # Of numbers below 1 with 24 bits, none reaches the sum: what is picked has a weight above 0.
+    return tf.reduce_sum(tf.cast(sums <= numbers[..., None] * sums[..., -1:], tf.int32), -1)
+
+
+def filter_logits(logits, rows):
+    """What sampling may choose of: logits [B, V] -> the same, divided by the temperature, with -inf for the others.
+
+    `rows` has tensors [B] under the names of the parameters in use, which are applied in this order:
+      temperature: 0 leaves the likeliest alone.
+      top_k: so many of the likeliest, and their equals; 0 is all.
+      top_p: the likeliest that together have this probability (Holtzman et al. 2020, section 3.1).
+      min_p: those at least min_p times as likely as the likeliest (Nguyen et al. 2024).
+      typical_p: those whose information is nearest to the expected, together of this probability (Meister et al. 2023).
+    """
+    rows = {name: tf.cast(value, logits.dtype)[:, None] for name, value in rows.items() if name != "top_k"} | {
+        name: rows[name][:, None] for name in ("top_k",) if name in rows
+    }
+    top = tf.reduce_max(logits, -1, keepdims=True)
+    if "temperature" in rows:
+        heat = rows["temperature"]
+        greedy = heat <= 0
+        logits = tf.where(greedy, tf.where(logits >= top, logits, -math.inf), logits / tf.where(greedy, 1.0, heat))
+        top = tf.reduce_max(logits, -1, keepdims=True)
+    if "top_k" in rows or "top_p" in rows:
+        least = _least(logits, rows.get("top_k"), rows.get("top_p"))
+        logits = tf.where(logits >= least, logits, -math.inf)
+    if "min_p" in rows:
+        logits = tf.where(logits - top >= tf.math.log(rows["min_p"]), logits, -math.inf)
+    if "typical_p" in rows:
+        logits = _typical(logits, rows["typical_p"])
+    return logits
+
+
+def _least(logits, top_k, top_p):
+    """The smallest logit [B, 1] among the top_k likeliest that together have top_p."""
+    size = logits.shape[-1]
+    ordered = tf.sort(logits, axis=-1, direction="DESCENDING")
+    least = ordered[:, -1:]
+    if top_k is not None:
+        last = tf.where(top_k > 0, tf.minimum(top_k, size), size) - 1
+        least = tf.gather(ordered, last, batch_dims=1)
+    if top_p is not None:
+        chosen = tf.nn.softmax(tf.where(ordered >= least, ordered, -math.inf))
+        before = tf.cumsum(chosen, axis=-1, exclusive=True)
+        kept = tf.reduce_sum(tf.cast(before < top_p, tf.int32), -1, keepdims=True)
+        smallest = tf.gather(ordered, tf.maximum(kept, 1) - 1, batch_dims=1)
+        least = tf.where(top_p < 1, tf.maximum(least, smallest), least)
+    return least
+
+
+def _typical(logits, mass):
+    logs = tf.nn.log_softmax(logits)
+    weights = tf.exp(logs)
+    expected = -tf.reduce_sum(tf.math.multiply_no_nan(logs, weights), -1, keepdims=True)
+    distance = tf.abs(-logs - expected)
+    nearest, order = tf.math.top_k(-distance, logits.shape[-1])
+    sums = tf.cumsum(tf.gather(weights, order, batch_dims=1), axis=-1)
+    last = tf.reduce_sum(tf.cast(sums < mass, tf.int32), -1, keepdims=True)
+    limit = -tf.gather(nearest, tf.minimum(last, logits.shape[-1] - 1), batch_dims=1)
+    return tf.where((distance <= limit) | (mass >= 1), logits, -math.inf)

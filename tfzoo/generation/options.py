@@ -1,0 +1,180 @@
+"""How to decode: names, defaults and meanings are those of Hugging Face's GenerationConfig where it has them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfzoo.errors import UserError, suggest
+
+# Options that may differ from row to row, as tensors [B]: their type, and the value that does nothing.
+ROWS: dict[str, tuple[Any, Any]] = {
+    "max_new_tokens": (np.int32, None),
+    "min_new_tokens": (np.int32, 0),
+    "temperature": (np.float32, 1.0),
+    "top_k": (np.int32, 0),
+    "top_p": (np.float32, 1.0),
+    "min_p": (np.float32, 0.0),
+    "typical_p": (np.float32, 1.0),
+    "repetition_penalty": (np.float32, 1.0),
+    "presence_penalty": (np.float32, 0.0),
+    "seed": (np.int32, None),
+}
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+# name -> (lowest, highest, whether the lowest is allowed)
+_BOUNDS = {
+    "max_new_tokens": (1, 2**31 - 1, True),
+    "min_new_tokens": (0, 2**31 - 1, True),
+    "temperature": (0, np.inf, True),
+    "top_k": (0, 2**31 - 1, True),
+    "top_p": (0, 1, False),
+    "min_p": (0, 1, True),
+    "typical_p": (0, 1, False),
+    "repetition_penalty": (0, np.inf, False),
+    "presence_penalty": (-np.inf, np.inf, True),
+    "seed": (-(2**31), 2**31 - 1, True),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is the same for all rows and fixed when a graph is made. `rows` says which of ROWS have tensors besides.
+
+    Raises:
+      UserError: a value out of bounds, or options that contradict each other.
+    """
+
+    do_sample: bool = False
+    num_beams: int = 1
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False  # True, False or "never".
+    num_return_sequences: int = 1
+    penalty_alpha: float = 0.0  # Above 0: contrastive search among the top_k likeliest.
+    candidates: int = 0  # Contrastive search's top_k.
+    prompt_lookup_num_tokens: int = 0
+    max_matching_ngram_size: int = 2
+    num_assistant_tokens: int = 5
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    forced_bos_token_id: tuple[int, ...] = ()  # The first tokens; usually one.
+    forced_eos_token_id: int | None = None
+    eos_token_id: tuple[int, ...] = ()
+    pad_token_id: int = 0
+    decoder_start_token_id: int | None = None
+    logits_processor: tuple[Callable, ...] = ()
+    return_scores: bool = False
+    prefill_chunk: int = 0  # A prompt is read so many tokens at a time; 0: in one pass.
+    jit_compile: bool = False  # Whether XLA compiles it.
+
+    def __post_init__(self):
+        positive = ("num_beams", "num_beam_groups", "num_return_sequences", "max_matching_ngram_size")
+        for name in (*positive, "num_assistant_tokens"):
+            self._require(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in ("no_repeat_ngram_size", "prompt_lookup_num_tokens", "prefill_chunk", "diversity_penalty"):
+            self._require(getattr(self, name) >= 0, name, "must be at least 0")
+        self._require(0 <= self.penalty_alpha <= 1, "penalty_alpha", "must be from 0 to 1")
+        self._require(self.early_stopping in (True, False, "never"), "early_stopping", 'must be True, False or "never"')
+        self._require(all(self.bad_words_ids), "bad_words_ids", "has a word of no tokens; remove it")
+        if self.num_beams > 1:
+            self._require(not self.do_sample, "do_sample", "contradicts num_beams above 1; choose one")
+            self._require(
+                self.num_return_sequences <= self.num_beams,
+                "num_return_sequences",
+                f"must be at most num_beams ({self.num_beams})",
+            )
+            self._require(
+                self.num_beams % self.num_beam_groups == 0,
+                "num_beam_groups",
+                f"must divide num_beams ({self.num_beams})",
+            )
+            self._require(
+                self.num_beam_groups > 1 or not self.diversity_penalty,
+                "diversity_penalty",
+                "is between groups: set num_beam_groups above 1",
+            )
+        else:
+            for name, usual in (("num_beam_groups", 1), ("diversity_penalty", 0), ("early_stopping", False)):
+                self._require(getattr(self, name) == usual, name, "is for beam search: set num_beams above 1")
+            self._require(
+                self.num_return_sequences == 1 or self.do_sample,
+                "num_return_sequences",
+                "would give equal texts: set do_sample, or num_beams at least as high",
+            )
+        for name in ("penalty_alpha", "prompt_lookup_num_tokens"):
+            if getattr(self, name):
+                self._require(self.num_beams == 1, name, f"contradicts num_beams ({self.num_beams}); set it to 1")
+        if self.penalty_alpha:
+            self._require(not self.do_sample, "penalty_alpha", "contradicts do_sample; this search draws nothing")
+            self._require(
+                not self.prompt_lookup_num_tokens, "penalty_alpha", "contradicts prompt_lookup_num_tokens; choose one"
+            )
+            self._require(self.candidates >= 1, "penalty_alpha", "needs top_k, the number of candidates")
+
+    def _require(self, holds: bool, name: str, remedy: str) -> None:
+        if not holds:
+            raise UserError(f"{name} ({getattr(self, name)!r}) {remedy}")
+
+
+def read_options(**values) -> tuple[Options, dict[str, Any]]:
+    """Options of one's own words: (Options, {name of ROWS: scalar or array [B]}), without those that do nothing.
+
+    None leaves an option at its default; ids may be one or several.
+
+    Raises:
+      UserError: an unknown name, a value out of bounds, or options that contradict each other.
+    """
+    known = {field.name for field in dataclasses.fields(Options)} - {"candidates"} | set(ROWS)
+    for name in values:
+        if name not in known:
+            raise UserError(
+                f"{name}: no such option of decoding{suggest(name, known)}; they are {', '.join(sorted(known))}"
+            )
+    values = {name: value for name, value in values.items() if value is not None}
+    rows = {}
+    for name, (dtype, nothing) in ROWS.items():
+        if name in values:
+            value = _row_value(name, values.pop(name), dtype)
+            if nothing is None or np.any(value != nothing):
+                rows[name] = value
+    for name in ("eos_token_id", "forced_bos_token_id"):
+        if name in values:
+            values[name] = tuple(int(i) for i in np.atleast_1d(values[name]))
+    if "bad_words_ids" in values:
+        values["bad_words_ids"] = tuple(tuple(int(i) for i in word) for word in values["bad_words_ids"])
+    if "logits_processor" in values:
+        given = values["logits_processor"]
+        values["logits_processor"] = tuple(given) if isinstance(given, Sequence) else (given,)
+    if values.get("penalty_alpha"):
+        candidates = rows.pop("top_k", np.int32(0))
+        if np.ndim(candidates):
+            raise UserError("top_k: contrastive search has one for all rows; give a number")
+        values["candidates"] = int(candidates)
+    options = Options(**values)
+    if not options.do_sample:
+        for name in SAMPLING:
+            if name in rows:
+                raise UserError(f"{name} ({_shown(rows[name])}) is for sampling: set do_sample")
+    return options, rows
+
+
+def _row_value(name: str, value, dtype):
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "iuf" or (np.issubdtype(dtype, np.integer) and array.dtype.kind == "f"):
+            raise TypeError
+    except (TypeError, ValueError):
+        kind = "whole numbers" if np.issubdtype(dtype, np.integer) else "numbers"
+        raise UserError(f"{name} ({value!r}) must be a number, or one for each row, of {kind}") from None
+    low, high, reached = _BOUNDS[name]
+    good = (array >= low if reached else array > low) & (array <= high)
+    if array.ndim > 1 or not np.all(good):
+        above = "at least" if reached else "above"
+        raise UserError(f"{name} ({_shown(array)}) must be {above} {low} and at most {high}, one for all or each row")
+    return array.astype(dtype)
+
+
+def _shown(value) -> str:
+    return str(np.asarray(value).tolist())

@@ -1,0 +1,120 @@
+"""A prompt read by a model, and what every strategy goes on from."""
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from tfzoo.nn.cache import Cache
+
+
+@dataclasses.dataclass
+class Prompt:
+    """What is known when the first new token is to be chosen. P is the prompts' length, N the most new tokens.
+
+    Prompts are moved to the right, so that each ends in slot P - 1 and its row's new tokens follow from slot P on.
+    """
+
+    model: Any
+    cache: Cache
+    token_ids: Any  # int32 [B, P], -1 before a prompt's first token.
+    count: Any  # int32 [B], tokens of each prompt.
+    sequence: Any  # [B, P or 1, E], the states of the prompt's tokens, or of the last alone.
+    logits: Any  # [B, V], of the first new token.
+    length: Any  # P
+    jit_compile: bool
+
+    def step(self, tensors, token_ids, offsets, slots, visible=None):
+        """Reads tokens behind the prompt.
+
+        Args:
+          tensors: of the cache.
+          token_ids: int32 [B, L].
+          offsets: int32 [1 or B, L], each token's place behind the prompt: 0 is the first new token's.
+          slots: int32 [1 or B, L], where their keys and values go.
+          visible: bool [B or 1, L, S], which of the S slots behind the prompt each sees, itself included; None: all up
+            to its own.
+
+        Returns:
+          (sequence [B, L, E], the cache's new tensors).
+        """
+        cache = self.cache.step(tensors, slots, self.jit_compile)
+        places = tf.range(tf.shape(cache.positions)[1])
+        seen = places >= (self.length - self.count)[:, None]  # [B, M]
+        if visible is None:
+            visible = seen[:, None] & (places <= slots[..., None])
+        else:
+            prompt = tf.fill([tf.shape(visible)[0], tf.shape(visible)[1], self.length], True)
+            visible = seen[:, None] & tf.concat([prompt, visible], 2)
+        position_ids = self.count[:, None] + offsets
+        if (limit := table_length(self.model)) is not None:  # Rows that have ended are led along, beyond the table.
+            position_ids = tf.minimum(position_ids, limit - 1)
+        sequence = self.model.step(token_ids, position_ids, visible[:, None], cache)
+        return sequence, cache.tensors
+
+    def repeat(self, times: int) -> "Prompt":
+        """Each row `times` times, one after another."""
+        if times == 1:
+            return self
+
+        def repeated(x):
+            return tf.repeat(x, times, axis=0)
+
+        names = ("token_ids", "count", "sequence", "logits")
+        rows = {name: repeated(getattr(self, name)) for name in names}
+        return dataclasses.replace(self, cache=self.cache.map(repeated), **rows)
+
+
+def table_length(model) -> int | None:
+    """The places that the model has a table of; None where places have no end."""
+    config = model.config
+    return config.max_positions if config.positions in ("learned", "sinusoidal", "sinusoidal_concat") else None
+
+
+def read_prompt(model, token_ids, padding_mask, room, options, memory=None, memory_padding_mask=None) -> Prompt:
+    """token_ids int32 [B, P], padding_mask bool [B, P] -> Prompt, its cache with `room` slots behind the prompt.
+
+    Padding may be anywhere. memory [B, M, E] and its mask: of an encoder.
+    """
+    order = tf.argsort(tf.cast(padding_mask, tf.int32), axis=1, stable=True)  # Padding goes to the front.
+    token_ids, mask = (tf.gather(x, order, batch_dims=1) for x in (token_ids, padding_mask))
+    chunk = options.prefill_chunk
+    if chunk:
+        missing = -tf.shape(token_ids)[1] % chunk
+        token_ids, mask = (tf.pad(x, [[0, 0], [missing, 0]]) for x in (token_ids, mask))
+    length = tf.shape(token_ids)[1]
+    count = tf.reduce_sum(tf.cast(mask, tf.int32), 1)
+    first = chunk or length
+    sequence, cache = model.start(
+        token_ids[:, :first], mask[:, :first], length - first + room, memory, memory_padding_mask
+    )
+    ids = tf.where(mask, token_ids, -1)
+    prompt = Prompt(model, cache, ids, count, sequence, None, length, options.jit_compile)
+    if chunk:
+        prompt = _read_on(prompt, token_ids, mask, room, chunk)
+    logits = model.next_logits(prompt.sequence[:, -1:])[:, 0]
+    return dataclasses.replace(prompt, logits=logits)
+
+
+def _read_on(prompt: Prompt, token_ids, mask, room, chunk: int) -> Prompt:
+    """The pieces of a prompt after the first."""
+    model, cache = prompt.model, prompt.cache
+    cache.positions = tf.range(prompt.length + room)[None] - (prompt.length - prompt.count)[:, None]
+    cache.positions = tf.maximum(cache.positions, 0)
+    places = tf.range(tf.shape(cache.positions)[1])
+    seen = places >= (prompt.length - prompt.count)[:, None]
+
+    def body(begin, last, tensors):
+        slots = begin + tf.range(chunk)[None]
+        step = cache.step(tensors, slots, prompt.jit_compile)
+        visible = seen[:, None] & (places <= slots[..., None])
+        ids, position_ids = (
+            tf.ensure_shape(x[:, begin : begin + chunk], [None, chunk]) for x in (token_ids, cache.positions)
+        )
+        sequence = model.step(ids, position_ids, visible[:, None], step)
+        return begin + chunk, sequence[:, -1:], step.tensors
+
+    state = (chunk, prompt.sequence[:, -1:], cache.tensors)
+    _, last, tensors = tf.while_loop(lambda begin, *_: begin < prompt.length, body, state, parallel_iterations=1)
+    cache = cache.step(tensors, tf.zeros([1, 1], tf.int32), prompt.jit_compile)
+    return dataclasses.replace(prompt, cache=cache, sequence=last)
