@@ -287,7 +287,8 @@ def _cut(documents: list[Document], share: float, spec: str) -> tuple[list[Docum
     left = int(size * (1 - share))
     if not 0 < left < size:
         raise UserError(f"--corpus={spec}: {size} characters cannot be both trained on and held out; give more text")
-    train, held_out = [], []
+    train: list[Document] = []
+    held_out: list[Document] = []
     for document in documents:
         before, after = [], []
         for line in document.sentences:
