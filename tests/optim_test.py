@@ -127,8 +127,8 @@ class AdamWTest(OptimizerCase):
         self.assertEqual([optim.decays(v) for v in variables()], [True, False, True])
 
     def test_unknown_name(self):
-        with self.assertRaisesRegex(UserError, "--optimizer=sgd: must be one of adamw, lamb, adafactor"):
-            optim.make_optimizer("sgd", 0.1, variables())
+        with self.assertRaisesRegex(UserError, "--optimizer=adam: must be one of adamw, lamb, adafactor"):
+            optim.make_optimizer("adam", 0.1, variables())
 
 
 class LambTest(OptimizerCase):

@@ -240,7 +240,11 @@ def two_replicas(*names):
     optim._AlreadyReduced._all_reduce_sum_gradients = ours
     assert np.abs(wrong - by_name["sgd"]).max() > 1e-3
 
-    figures = [make_evaluation(s, _made(s), objective())(batches(3, seed=7)) for s in (one, two)]
+    evaluations = [
+        (make_evaluation(s, _made(s), objective()), s.experimental_distribute_dataset(batches(3, seed=7)))
+        for s in (one, two)
+    ]
+    figures = [evaluate(data) for evaluate, data in evaluations]
     for name, value in figures[0].items():
         np.testing.assert_allclose(figures[1][name], value, 1e-6, err_msg=name)
 

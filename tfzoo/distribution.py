@@ -151,42 +151,51 @@ def serve(cluster: Cluster) -> None:
     server.join()
 
 
-def has_workers(strategy) -> bool:
-    """Whether several processes take the steps together."""
+def spread(strategy, batches):
+    """`batches(context)` for each worker, as the strategy's steps read them: to be iterated."""
     import tensorflow as tf
 
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+        return batches(tf.distribute.InputContext())  # The chief reads, and hands out.
+    return strategy.distribute_datasets_from_function(batches)
 
 
-def any_worker(strategy, wish: bool) -> bool:
-    """Whether any of the workers wishes so; all of them have to ask at the same step."""
-    return max(_everyones(strategy, int(wish))) > 0 if has_workers(strategy) else bool(wish)
+class Workers:
+    """What the processes that take a run's steps together ask each other; one that is alone asks nobody.
 
+    All of them have to ask the same at the same step.
+    """
 
-def check_alike(strategy, **facts) -> None:
-    """Raises UserError where workers differ in a fact, any value that has a repr."""
-    if not has_workers(strategy):
-        return
-    for name, fact in facts.items():
-        number = fact if isinstance(fact, int) else zlib.crc32(repr(fact).encode())
-        everyones = _everyones(strategy, number)
-        if len(set(everyones)) > 1:
-            shown = f": {', '.join(map(str, everyones))}" if isinstance(fact, int) else ""
-            raise UserError(
-                f"the workers differ in their {name.replace('_', ' ')}{shown}; give all the same flags and files, "
-                "and a --run_dir that all of them see"
-            )
+    def __init__(self, strategy):
+        import tensorflow as tf
 
+        self._several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
-def _everyones(strategy, number: int) -> list[int]:
-    """The number that each replica gives."""
-    import tensorflow as tf
+        def step(number):
+            replica = tf.distribute.get_replica_context()
+            mine = tf.one_hot(replica.replica_id_in_sync_group, replica.num_replicas_in_sync, dtype=tf.int64)
+            return replica.all_reduce(tf.distribute.ReduceOp.SUM, mine * number)
 
-    def gather(number):
-        return tf.distribute.get_replica_context().all_gather(number, axis=0)
+        @tf.function
+        def everyones(number):
+            return strategy.experimental_local_results(strategy.run(step, (number,)))[0]
 
-    result = tf.function(lambda number: strategy.run(gather, (number,)))(tf.constant([number], tf.int64))
-    return strategy.experimental_local_results(result)[0].numpy().tolist()
+        self._everyones = lambda number: everyones(tf.constant(number, tf.int64)).numpy().tolist()
+
+    def any(self, wish: object) -> bool:
+        """Whether any of them wishes so."""
+        return any(self._everyones(int(bool(wish)))) if self._several else bool(wish)
+
+    def check_alike(self, **facts) -> None:
+        """Raises UserError where they differ in a fact, any value that has a repr."""
+        for name, fact in facts.items() if self._several else ():
+            everyones = self._everyones(fact if isinstance(fact, int) else zlib.crc32(repr(fact).encode()))
+            if len(set(everyones)) > 1:
+                shown = f" ({', '.join(map(str, everyones))})" if isinstance(fact, int) else ""
+                raise UserError(
+                    f"the workers differ in their {name.replace('_', ' ')}{shown}; give all the same flags and files, "
+                    "and a --run_dir that all of them see"
+                )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ The training step hands them gradients that are summed over all replicas, divide
 `tfzoo.train.make_step`), so Keras's own reduction must not run a second time.
 """
 
+import contextlib
 import math
 
 import keras
@@ -12,7 +13,7 @@ from keras import ops
 
 from tfzoo.errors import UserError
 
-OPTIMIZERS = ("adamw", "lamb", "adafactor")
+OPTIMIZERS = ("adamw", "lamb", "adafactor", "sgd", "lars")
 SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant")
 
 
@@ -116,6 +117,38 @@ class Lamb(_AlreadyReduced, keras.optimizers.Lamb):
         self.assign_sub(variable, rate * ratio * update)
 
 
+class SGD(_AlreadyReduced, keras.optimizers.SGD):
+    """Stochastic gradient descent with momentum."""
+
+
+class Lars(_AlreadyReduced, keras.optimizers.SGD):
+    """LARS (You et al. 2017, https://arxiv.org/abs/1708.03888, algorithm 1): SGD with steps in proportion to weights.
+
+    A matrix W with gradient G steps by rate * TRUST |W| / (|G| + decay |W|) * (G + decay W), through the momentum.
+    Biases and norms, which begin as zeros and ones, step as in SGD.
+    """
+
+    TRUST = 0.001
+
+    def _apply_weight_decay(self, variables):
+        pass  # update_step does it.
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate, gradient = ops.cast(learning_rate, variable.dtype), ops.cast(gradient, variable.dtype)
+        if decays(variable):
+            decay = self.weight_decay or 0.0
+            weight_norm, length = _norm(variable), _norm(gradient) + decay * _norm(variable)
+            usable = ops.logical_and(weight_norm > 0, length > 0)
+            ratio = ops.where(usable, self.TRUST * weight_norm / ops.where(usable, length, 1.0), 1.0)
+            gradient = ratio * (gradient + decay * variable)
+        update = rate * gradient
+        if self.momentum:
+            velocity = self.momentums[self._get_variable_index(variable)]
+            update = update + self.momentum * velocity
+            self.assign(velocity, update)
+        self.assign_sub(variable, update)
+
+
 def _norm(x):
     """Over all elements, whatever the rank: ops.norm ends at matrices."""
     return ops.sqrt(ops.sum(ops.square(x)))
@@ -183,31 +216,61 @@ def make_optimizer(
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     epsilon: float = 1e-8,
+    ema_decay: float = 0.0,
     loss_scaling: bool = False,
 ):
     """An optimizer built on `variables`, decaying matrices only: not biases, not norms' gains.
 
     Args:
-      name: one of OPTIMIZERS. The betas and epsilon are adamw's and lamb's.
+      name: one of OPTIMIZERS. The betas and epsilon are adamw's and lamb's; beta_1 is the momentum of sgd and lars.
       learning_rate: a number or a schedule.
+      ema_decay: of an exponential moving average of the variables, for `averaged`; 0 keeps none.
       loss_scaling: wraps it in Keras's dynamic LossScaleOptimizer, for float16.
     """
     decay = weight_decay or None
+    average = dict(use_ema=True, ema_momentum=ema_decay) if ema_decay else {}
     adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
     # Named, so that variable names do not depend on how many optimizers this process has made.
     if name == "adamw":
-        optimizer = AdamW(learning_rate, weight_decay=weight_decay, name=name, **adam)
+        optimizer = AdamW(learning_rate, weight_decay=weight_decay, name=name, **adam, **average)
     elif name == "lamb":
-        optimizer = Lamb(learning_rate, weight_decay=decay, name=name, **adam)
+        optimizer = Lamb(learning_rate, weight_decay=decay, name=name, **adam, **average)
     elif name == "adafactor":
-        optimizer = Adafactor(learning_rate, weight_decay=decay, name=name)
+        optimizer = Adafactor(learning_rate, weight_decay=decay, name=name, **average)
+    elif name in ("sgd", "lars"):
+        kind = SGD if name == "sgd" else Lars
+        optimizer = kind(learning_rate, momentum=beta_1, weight_decay=decay, name=name, **average)
     else:
         raise UserError(f"--optimizer={name}: must be one of {', '.join(OPTIMIZERS)}")
     optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
     if loss_scaling:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
     optimizer.build(variables)
+    for variable, mean in _averages(optimizer):
+        mean.assign(variable.value)  # Keras begins with zeros, which an update that is skipped would leave there.
     return optimizer
+
+
+def _averages(optimizer) -> list[tuple]:
+    """(variable, its average), of whichever optimizer; nothing where it keeps none."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not inner.use_ema:
+        return []
+    return list(zip(inner._trainable_variables, inner._model_variables_moving_average, strict=True))
+
+
+@contextlib.contextmanager
+def averaged(optimizer):
+    """Inside, the variables that the optimizer trains hold their averages, where it keeps them."""
+    pairs = _averages(optimizer)
+    own = [variable.value.numpy() for variable, _ in pairs]
+    for variable, mean in pairs:
+        variable.assign(mean.value.numpy())
+    try:
+        yield
+    finally:
+        for (variable, _), value in zip(pairs, own, strict=True):
+            variable.assign(value)
 
 
 def decays(variable) -> bool:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 
 from tfzoo import checkpoint, files, huggingface, models, text
 from tfzoo import config as config_lib
@@ -23,6 +24,12 @@ def write_config(run_dir: str | os.PathLike, name: str, model, tokenizer=None) -
     if tokenizer is not None:
         record["tokenizer"] = tokenizer.fingerprint()
     files.atomic_write(pathlib.Path(run_dir, "config.json"), json.dumps(record, indent=2) + "\n")
+
+
+def _averages(arrays: dict) -> dict:
+    """What --ema_decay kept, under the names of the weights that it averages."""
+    pattern = re.compile(r"optimizer/(?:inner/)?(.+)/average")
+    return {f"model/{match[1]}": arrays[key] for key in arrays if (match := pattern.fullmatch(key))}
 
 
 def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None = None, **options):
@@ -78,6 +85,6 @@ def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None 
     page = models.find(name)[0]
     model = page.Model(config_lib.from_mapping(config, models.config_class(page)), heads=heads)
     variables = checkpoint.model_variables(model)
-    arrays = {key: value for key, value in arrays.items() if key in variables}
+    arrays = {key: value for key, value in (arrays | _averages(arrays)).items() if key in variables}
     checkpoint.assign_all(store.path(step), variables, arrays)
     return model, tokenizer

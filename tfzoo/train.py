@@ -17,7 +17,7 @@ import time
 from absl import flags as absl_flags
 from absl import logging
 
-from tfzoo import cli, files, report
+from tfzoo import cli, distribution, files, report
 from tfzoo.errors import CheckFailed, UserError
 
 # Flags that say where and how often, not what: a resumed run may change them.
@@ -32,6 +32,9 @@ FREE_FLAGS = (
     "keep_checkpoints",
     "steps_per_call",
     "steps",
+    "strategy",
+    "num_devices",
+    "tpu",
 )
 
 
@@ -45,7 +48,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("string", "model", "bert_tiny", "A model's name, such as bert_small.")
     define("multi_string", "overrides", [], "Fields of its config that differ, num_layers=4,dropout=0.0; they add up.")
     define("enum", "precision", "float32", "What is computed in.", enum_values=["float32", "bfloat16", "float16"])
-    define("enum", "strategy", "default", "tf.distribute strategy.", enum_values=["default", "one_device"])
+    # Devices: docs/distributed.md.
+    define("enum", "strategy", "default", "What computes a step.", enum_values=list(distribution.STRATEGIES))
+    define("integer", "num_devices", 0, "mirrored: GPUs to use, 0 for all; parts of a machine without.", lower_bound=0)
+    define("string", "tpu", "", "tpu: its name or address; that of this TPU VM by default.")
     # Data.
     objectives = ["masked_lm", "causal", "span_corruption"]
     define("enum", "objective", "masked_lm", "What is learned.", enum_values=objectives)
@@ -82,7 +88,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "Parts that a replica's share of the batch is computed in.",
         lower_bound=1,
     )
-    define("enum", "optimizer", "adamw", "Optimizer.", enum_values=["adamw", "lamb", "adafactor"])
+    optimizers = ["adamw", "lamb", "adafactor", "sgd", "lars"]
+    define("enum", "optimizer", "adamw", "Optimizer.", enum_values=optimizers)
     define("float", "learning_rate", 1e-3, "The highest learning rate.", lower_bound=0.0)
     define(
         "enum",
@@ -100,9 +107,20 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "Decoupled decay of matrices; not of biases and norms.",
         lower_bound=0.0,
     )
-    define("float", "beta_1", 0.9, "Decay of the mean gradient.", lower_bound=0.0, upper_bound=0.9999)
+    define(
+        "float", "beta_1", 0.9, "Decay of the mean gradient; sgd, lars: momentum.", lower_bound=0.0, upper_bound=0.9999
+    )
     define("float", "beta_2", 0.999, "Decay of the mean squared gradient.", lower_bound=0.0, upper_bound=0.999999)
     define("float", "clip_norm", 1.0, "Longest gradient over all variables; 0 does not clip.", lower_bound=0.0)
+    define("float", "clip_each", 0.0, "Longest gradient of a variable, clipped before; 0 does not.", lower_bound=0.0)
+    define(
+        "float",
+        "ema_decay",
+        0.0,
+        "Decay of an average of the weights, which is what is evaluated, loaded and exported; 0 keeps none.",
+        lower_bound=0.0,
+        upper_bound=0.999999,
+    )
     define(
         "integer", "seed", 0, "Decides initial weights, order, masks and dropout.", lower_bound=0, upper_bound=2**31 - 1
     )
@@ -124,8 +142,10 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     """closing: gets what is to be closed however this ends."""
     run_dir = pathlib.Path(flags.run_dir)
     packed_folder = open_packed(flags)
-    resuming = check_run_dir(flags, run_dir)
-    if resuming:
+    cluster = distribution.read_cluster(flags.strategy)
+    chief = cluster.is_chief  # Of several workers it alone writes and prints.
+    resuming = check_run_dir(flags, run_dir) if chief else (run_dir / "flags.cfg").exists()
+    if resuming and chief:
         closing.enter_context(files.Lock(run_dir))
     stop = StopOnSignal()
 
@@ -135,7 +155,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import checkpoint, distribution, models, optim, runs
+    from tfzoo import checkpoint, models, optim, runs
     from tfzoo import config as config_lib
     from tfzoo.data import pipeline
 
@@ -143,24 +163,31 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     page, config = models.find(flags.model)
     overrides = config_lib.parse_overrides(",".join(flags.overrides), type(config))
     config_lib.from_mapping(vars(config) | overrides, type(config))  # Bad ones are reported before anything is read.
+    if cluster.serves:
+        distribution.serve(cluster)
+    strategy = distribution.make_strategy(flags.strategy, num_devices=flags.num_devices, tpu=flags.tpu)
+    stop.listen()  # TensorFlow's workers take SIGTERM for themselves.
     cache_dir = pathlib.Path(flags.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
     corpus, tokenizer = read_corpus(flags, run_dir, cache_dir, resuming, packed_folder)
     config = config_lib.from_mapping(vars(config) | {"vocab_size": tokenizer.vocab_size} | overrides, type(config))
-    check_sizes(flags, config, tokenizer)
+    check_sizes(flags, config, tokenizer, strategy.num_replicas_in_sync)
 
     objective = make_objective(flags, tokenizer)
     check_model(flags, page, objective)
     (train_rows, held_out_rows), (train_ids, held_out_ids) = read_rows(flags, corpus, tokenizer, objective, cache_dir)
-    evaluation = pipeline.evaluation_batches(
-        held_out_rows,
-        objective,
-        batch_size=min(flags.batch_size, len(held_out_rows)),
-        seed=flags.seed,
-        num_batches=flags.evaluate_batches or -(-len(held_out_rows) // flags.batch_size),
-    ).cache()
+    replicas = strategy.num_replicas_in_sync
+
+    def evaluation_batches(context=pipeline.ALONE):
+        return pipeline.evaluation_batches(
+            held_out_rows,
+            objective,
+            batch_size=-(-min(flags.batch_size, len(held_out_rows)) // replicas) * replicas,
+            seed=flags.seed,
+            num_batches=flags.evaluate_batches or -(-len(held_out_rows) // flags.batch_size),
+            context=context,
+        ).cache()
 
     # --------------------------------------------------------------- Model
-    strategy = distribution.make_strategy(flags.strategy)
     keras.utils.set_random_seed(flags.seed)
     policy = "float32" if flags.precision == "float32" else f"mixed_{flags.precision}"
     schedule = optim.WarmUp(
@@ -170,6 +197,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         schedule=flags.schedule,
         end=flags.final_learning_rate,
     )
+    workers = distribution.Workers(strategy)
     with strategy.scope():
         model = page.Model(config, heads=objective.heads, dtype=policy)
         optimizer = optim.make_optimizer(
@@ -179,77 +207,93 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             weight_decay=flags.weight_decay,
             beta_1=flags.beta_1,
             beta_2=flags.beta_2,
+            ema_decay=flags.ema_decay,
             loss_scaling=flags.precision == "float16",
         )
 
     # ---------------------------------------------------------------- Step
     run_steps = make_step(
-        strategy, model, optimizer, objective, num_parts=flags.accumulation, clip_norm=flags.clip_norm
+        strategy,
+        model,
+        optimizer,
+        objective,
+        num_parts=flags.accumulation,
+        clip_norm=flags.clip_norm,
+        clip_each=flags.clip_each,
     )
     evaluate = make_evaluation(strategy, model, objective)
 
     # -------------------------------------------------------------- Resume
     # The newest intact checkpoint; the log cut back to its step; the data follow from the step.
-    if not resuming:
+    if chief and not resuming:
         with files.writing(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
         closing.enter_context(files.Lock(run_dir))
-    checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", keep=flags.keep_checkpoints)
+    checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", keep=flags.keep_checkpoints, read_only=not chief)
     variables = checkpoint.model_variables(model, optimizer)
     restored = checkpoints.restore(variables)
     step, state = restored or (0, {"losses": [], "places": [], "best": None, "best_step": 0})
-    for folder in (run_dir, run_dir / "tokenizer"):
-        files.remove_partials(folder)  # What a kill left behind.
-    if not resuming:
-        tokenizer.save(run_dir / "tokenizer")
-        runs.write_config(run_dir, flags.model, model, tokenizer)
-        record = {
-            "fingerprint": corpus.fingerprint,
-            "tokenizer": tokenizer.fingerprint(),
-            "report": corpus.report,
-        }
-        files.atomic_write(run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
-    cli.write_flags(flags, run_dir / "flags.cfg", leave_out=("run_dir", "resume", "cache_dir"))
-    metrics = report.MetricsLog(run_dir, step, objective.FIGURES[0])
-    print(
-        f"{flags.model}: {model.count_params():,} parameters; {len(train_ids):,} tokens in "
-        f"{len(train_rows):,} rows to train on, {train_rows.padding_share:.1%} of them padding, "
-        f"{len(held_out_ids):,} held out; {flags.steps * flags.batch_size / len(train_rows):.1f} epochs"
-    )
-    baselines = objective.baselines(np.asarray(train_ids), list(evaluation.as_numpy_iterator()))
-    if resuming:
-        print(f"going on at step {step:,} of {flags.steps:,}" + ("" if restored else ": no checkpoint was saved"))
+    alike = {name: value for name, value in flags.flag_values_dict().items() if name not in ("run_dir", "cache_dir")}
+    workers.check_alike(flags=alike, text=corpus.fingerprint, tokenizer=tokenizer.fingerprint(), last_step=step)
+    if chief:
+        for folder in (run_dir, run_dir / "tokenizer"):
+            files.remove_partials(folder)  # What a kill left behind.
+        if not resuming:
+            tokenizer.save(run_dir / "tokenizer")
+            runs.write_config(run_dir, flags.model, model, tokenizer)
+            record = {
+                "fingerprint": corpus.fingerprint,
+                "tokenizer": tokenizer.fingerprint(),
+                "report": corpus.report,
+            }
+            files.atomic_write(run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
+        cli.write_flags(flags, run_dir / "flags.cfg", leave_out=("run_dir", "resume", "cache_dir"))
+        metrics = report.MetricsLog(run_dir, step, objective.FIGURES[0])
+        bar = report.ProgressBar(step, flags.steps)
+        print(
+            f"{flags.model}: {model.count_params():,} parameters; {len(train_ids):,} tokens in "
+            f"{len(train_rows):,} rows to train on, {train_rows.padding_share:.1%} of them padding, "
+            f"{len(held_out_ids):,} held out; {flags.steps * flags.batch_size / len(train_rows):.1f} epochs"
+        )
+        baselines = objective.baselines(np.asarray(train_ids), list(evaluation_batches().as_numpy_iterator()))
+        if resuming:
+            print(f"going on at step {step:,} of {flags.steps:,}" + ("" if restored else ": no checkpoint was saved"))
 
     # ---------------------------------------------------------------- Loop
-    counted: dict[int, tuple[int, int]] = {}
-    dataset = pipeline.training_batches(
-        train_rows,
-        objective,
-        batch_size=flags.batch_size,
-        seed=flags.seed,
-        first_step=step,
-        num_steps=flags.steps,
-        places=counted,
-    )
-    iterator = iter(strategy.experimental_distribute_dataset(dataset))
+    counted: dict[int, tuple[int, int]] = {}  # Of several workers each counts its own part.
+
+    def training_batches(context=pipeline.ALONE):
+        return pipeline.training_batches(
+            train_rows,
+            objective,
+            batch_size=flags.batch_size,
+            seed=flags.seed,
+            first_step=step,
+            num_steps=flags.steps,
+            places=counted,
+            context=context,
+        )
+
+    iterator = iter(distribution.spread(strategy, training_batches))
+    evaluation = distribution.spread(strategy, evaluation_batches)
     losses, best, best_step = state["losses"], state["best"], state["best_step"]
     places = state.get("places", [])  # (with a token, in all) of the batches that belong to the losses.
-    if best_step and checkpoints.path(best_step).is_dir():
+    if chief and best_step and checkpoints.path(best_step).is_dir():
         checkpoints.mark_best(best_step)  # The kill may have come between saving and marking.
     tokens_a_step = flags.batch_size * flags.sequence_length
-    bar = report.ProgressBar(step, flags.steps)
     measured_step, measured_at = step, time.monotonic()
 
     def due(every: int) -> bool:
         return step % every == 0 or step == flags.steps
 
     def save(is_best: bool = False) -> None:
-        state = {"losses": losses, "places": places, "best": best, "best_step": best_step}
-        checkpoints.save(step, variables, state, best=is_best, wait=False)  # Written while training goes on.
+        if chief:
+            state = {"losses": losses, "places": places, "best": best, "best_step": best_step}
+            checkpoints.save(step, variables, state, best=is_best, wait=False)  # Written while training goes on.
 
-    stop.ready = True
-    with bar:
-        while step < flags.steps and not stop.asked:
+    stop.ready, stopping = True, False
+    with bar if chief else contextlib.nullcontext(), distribution.losing_workers(strategy):
+        while step < flags.steps and not (stopping := workers.any(stop.asked)):
             # As many updates as fit before the next thing to do.
             cadences = (flags.log_every, flags.evaluate_every, flags.checkpoint_every)
             count = min(flags.steps_per_call, flags.steps - step, *(every - step % every for every in cadences))
@@ -278,26 +322,31 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                     "tokens_per_second": (step - measured_step) * tokens_a_step / (now - measured_at),
                 }
                 losses, places, measured_step, measured_at = [], [], step, now
-                metrics.write(record)
-                bar.show(step, record)
+                if chief:
+                    metrics.write(record)
+                    bar.show(step, record)
             if due(flags.evaluate_every):
-                figures = evaluate(evaluation)
-                metrics.write({"step": step} | figures)
-                bar.print(report.evaluation_table(step, figures, baselines, objective.FIGURES))
+                with optim.averaged(optimizer):
+                    figures = evaluate(evaluation)
+                if chief:
+                    metrics.write({"step": step} | figures)
+                    bar.print(report.evaluation_table(step, figures, baselines, objective.FIGURES))
                 if best is None or figures[objective.main_metric] < best:
                     best, best_step, is_best = figures[objective.main_metric], step, True
                 measured_step, measured_at = step, time.monotonic()  # An evaluation is no training time.
             if is_best or due(flags.checkpoint_every):
                 save(is_best)
-        if stop.asked:
+        if stopping:
             save()
         checkpoints.wait()
-    metrics.close()
-    if stop.asked:
-        print(f"stopped by {stop.asked} at step {step:,}; all is saved, and the same command goes on from there")
-        return cli.STOPPED
-    print(f"done: {run_dir} holds the run; its curve is {run_dir / 'loss.png'}")
-    return cli.DONE
+    if chief:
+        metrics.close()
+        if stopping:
+            why = stop.asked or "another worker's signal"
+            print(f"stopped by {why} at step {step:,}; all is saved, and the same command goes on from there")
+        else:
+            print(f"done: {run_dir} holds the run; its curve is {run_dir / 'loss.png'}")
+    return cli.STOPPED if stopping else cli.DONE
 
 
 def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
@@ -481,7 +530,7 @@ def check_model(flags: absl_flags.FlagValues, page, objective) -> None:
         raise UserError(f"--model={flags.model}: it has no next-sentence head; add --nonext_sentence")
 
 
-def check_sizes(flags: absl_flags.FlagValues, config, tokenizer) -> None:
+def check_sizes(flags: absl_flags.FlagValues, config, tokenizer, num_replicas: int) -> None:
     """Raises UserError where sizes that are each allowed do not go together."""
     if flags.sequence_length > config.max_positions:
         raise UserError(
@@ -492,14 +541,55 @@ def check_sizes(flags: absl_flags.FlagValues, config, tokenizer) -> None:
         raise UserError(
             f"--overrides=vocab_size={config.vocab_size}: is not the tokenizer's ({tokenizer.vocab_size}); leave it out"
         )
-    if flags.batch_size % flags.accumulation:
-        raise UserError(f"--accumulation={flags.accumulation}: must divide --batch_size ({flags.batch_size})")
+    if flags.batch_size % num_replicas:
+        raise UserError(
+            f"--batch_size={flags.batch_size}: must be a multiple of the {num_replicas} devices that share it"
+        )
+    if flags.batch_size // num_replicas % flags.accumulation:
+        shared = f", shared by {num_replicas} devices" if num_replicas > 1 else ""
+        raise UserError(f"--accumulation={flags.accumulation}: must divide --batch_size ({flags.batch_size}{shared})")
 
 
-def make_step(strategy, model, optimizer, objective, *, num_parts: int = 1, clip_norm: float = 0.0):
-    """The training step: `run(iterator, count) -> losses [count]`, float32, one of each update.
+def make_step(strategy, model, optimizer, objective, **options):
+    """The training steps: `run(iterator, count) -> losses [count]`, float32, one of each update.
 
-    A loss is NaN also where only the gradient is not finite: the weights are spoilt then.
+    A loss is NaN also where only the gradient is not finite: the weights are spoilt then. The options are
+    make_replica_step's.
+    """
+    import tensorflow as tf
+
+    replica_step = make_replica_step(model, optimizer, objective, **options)
+
+    @tf.function
+    def run(iterator, count):
+        losses = tf.TensorArray(tf.float32, count)
+        for i in tf.range(count):
+            loss = strategy.run(replica_step, (next(iterator),))
+            losses = losses.write(i, strategy.experimental_local_results(loss)[0])
+        return losses.stack()
+
+    if not isinstance(strategy, tf.distribute.ParameterServerStrategy):
+        return run
+
+    coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+    scheduled = tf.function(lambda batch: strategy.run(replica_step, (batch,)))
+
+    def run_asynchronously(iterator, count):
+        """Workers take batches as they come, and compute with weights that others are changing."""
+        first = int(optimizer.iterations.numpy())
+        losses = [coordinator.schedule(scheduled, args=(next(iterator),)) for _ in range(int(count))]
+        coordinator.join()
+        # Of updates at the same moment the counter, which the learning rate follows, loses some.
+        optimizer.iterations.assign(first + int(count))
+        return tf.stack([loss.fetch() for loss in losses])
+
+    return run_asynchronously
+
+
+def make_replica_step(
+    model, optimizer, objective, *, num_parts: int = 1, clip_norm: float = 0.0, clip_each: float = 0.0
+):
+    """`step(batch) -> loss`: a replica's part of an update, and the loss of all replicas' batches.
 
     Any number of replicas and parts computes what one computes, because of the order: sums of gradients, loss
     and weight first over the parts, then over the replicas, and only then the division, the check for
@@ -508,6 +598,7 @@ def make_step(strategy, model, optimizer, objective, *, num_parts: int = 1, clip
     Args:
       num_parts: the replica's batch is computed in that many parts, one after the other.
       clip_norm: longest gradient over all variables; 0 does not clip.
+      clip_each: longest gradient of each variable by itself, clipped before; 0 does not.
     """
     import tensorflow as tf
 
@@ -542,28 +633,29 @@ def make_step(strategy, model, optimizer, objective, *, num_parts: int = 1, clip
         loss, weight, *gradients = totals
         weight = tf.maximum(weight, 1.0)
         scale = weight if dynamic_scale is None else weight * dynamic_scale.value
+        shares = [1.0] * len(gradients)  # What is left of each when it is clipped by itself.
         norm = tf.linalg.global_norm(gradients) / scale
+        if clip_each:
+            norms = [tf.norm(gradient) / scale for gradient in gradients]
+            shares = [clip_each / tf.maximum(each, clip_each) for each in norms]
+            norm = tf.norm(tf.stack(norms) * tf.stack(shares))
         factor = 1.0 / weight  # The loss scale stays in: Keras's LossScaleOptimizer divides by it.
         if clip_norm:
             factor *= clip_norm / tf.maximum(norm, clip_norm)
-        optimizer.apply([gradient * factor for gradient in gradients])
+        # One product a gradient: TensorFlow may reorder several, and not alike on all replicas.
+        optimizer.apply([gradient * (factor * share) for gradient, share in zip(gradients, shares, strict=True)])
         if dynamic_scale is not None:
             return loss / weight  # An infinite gradient is skipped, and the scale lowered.
         return tf.where(tf.math.is_finite(norm), loss / weight, math.nan)
 
-    @tf.function
-    def run(iterator, count):
-        losses = tf.TensorArray(tf.float32, count)
-        for i in tf.range(count):
-            loss = strategy.run(replica_step, (next(iterator),))
-            losses = losses.write(i, strategy.experimental_local_results(loss)[0])
-        return losses.stack()
-
-    return run
+    return replica_step
 
 
 def make_evaluation(strategy, model, objective):
-    """`evaluate(batches) -> {name: float}`: the objective's metrics, and each loss's perplexity."""
+    """`evaluate(batches) -> {name: float}`: the objective's metrics, and each loss's perplexity.
+
+    batches: as the strategy distributes them.
+    """
     import tensorflow as tf
 
     @tf.function
@@ -573,7 +665,7 @@ def make_evaluation(strategy, model, objective):
 
     def evaluate(batches):
         sums: dict[str, list[float]] = {}
-        for batch in strategy.experimental_distribute_dataset(batches):
+        for batch in batches:
             for name, (value, weight) in totals(batch).items():
                 entry = sums.setdefault(name, [0.0, 0.0])
                 entry[0] += float(value)
@@ -596,6 +688,10 @@ class StopOnSignal:
 
     def __init__(self):
         self.asked, self.ready = "", False
+        self.listen()
+
+    def listen(self):
+        """Takes the signals, again where somebody else has taken them since."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 

@@ -9,6 +9,9 @@ import tensorflow as tf
 
 from tfzoo.data import order
 
+Context = tf.distribute.InputContext
+ALONE = Context()
+
 
 def examples(rows, positions: tf.data.Dataset, seed: int, epoch: int | None = None) -> tf.data.Dataset:
     """Examples at global positions (a dataset of int64), each with the seed of its own.
@@ -47,26 +50,34 @@ def training_batches(
     first_step: int,
     num_steps: int,
     places: dict[int, tuple[int, int]] | None = None,
+    context: Context = ALONE,
 ):
     """Batches of steps `first_step` to `num_steps`: step s takes the positions s * batch_size and following.
 
     `places` gets what each step's batch was counted to hold, by `count_places`, before the batch is handed out.
+    context: whose input it is. Each of its replicas gets a batch a step, and in a step all replicas of a run together
+    get what one would get.
     """
-    positions = tf.data.Dataset.range(first_step * batch_size, num_steps * batch_size)
+    positions = _positions(first_step, num_steps, batch_size, context)
     batches = examples(rows, positions, seed).map(objective.prepare, num_parallel_calls=2, deterministic=True)
-    batches = batches.batch(batch_size, drop_remainder=True)
+    batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
     if places is not None:
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines
 
-        def note(step, filled, all_of_them):
-            places[int(step)] = int(filled), int(all_of_them)
+        def note(number, filled, all_of_them):
+            step = first_step + int(number) // replicas
+            before = places.get(step, (0, 0))
+            places[step] = before[0] + int(filled), before[1] + int(all_of_them)
             return np.int64(0)
 
-        def noted(step, batch):
-            done = tf.numpy_function(note, [step, *count_places(batch)], tf.int64)
+        def noted(number, batch):
+            done = tf.numpy_function(note, [number, *count_places(batch)], tf.int64)
             with tf.control_dependencies([done]):
                 return {name: tf.identity(x) for name, x in batch.items()}
 
-        batches = batches.enumerate(first_step).map(noted)
+        batches = batches.enumerate().map(noted)
+    if context.num_input_pipelines > 1:
+        batches = batches.repeat()  # Without an end, workers need not ask each other at every step whether it is there.
     return batches.prefetch(4).with_options(_options())
 
 
@@ -80,24 +91,33 @@ def count_places(batch) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.add_n(filled), tf.add_n([tf.size(mark, tf.int64) for mark in marks])
 
 
-def evaluation_batches(rows, objective, *, batch_size: int, seed: int, num_batches: int):
+def evaluation_batches(rows, objective, *, batch_size: int, seed: int, num_batches: int, context: Context = ALONE):
     """The first rows of the held-out part, in order and always prepared alike.
 
     What a last batch lacks is filled with zeros, and so with weights of 0.
     """
-    positions = tf.data.Dataset.range(min(len(rows), num_batches * batch_size))
-    batches = examples(rows, positions, seed, epoch=0).map(objective.prepare, num_parallel_calls=2, deterministic=True)
+    count = min(len(rows), num_batches * batch_size)
+    positions = _positions(0, -(-count // batch_size), batch_size, context)
+    prepared = examples(rows, positions.map(lambda position: tf.minimum(position, count - 1)), seed, epoch=0).map(
+        objective.prepare, num_parallel_calls=2, deterministic=True
+    )
 
-    def whole(batch):
-        return {
-            name: tf.ensure_shape(
-                tf.pad(x, [[0, batch_size - tf.shape(x)[0]], *[[0, 0]] * (len(x.shape) - 1)]),
-                [batch_size, *x.shape[1:]],
-            )
-            for name, x in batch.items()
-        }
+    def emptied(position, example):
+        return {name: tf.where(position < count, x, tf.zeros_like(x)) for name, x in example.items()}
 
-    return batches.batch(batch_size).map(whole).with_options(_options())
+    batches = tf.data.Dataset.zip(positions, prepared).map(emptied)
+    batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
+    return batches.with_options(_options())
+
+
+def _positions(first: int, end: int, batch_size: int, context: Context) -> tf.data.Dataset:
+    """Of each step from `first` to `end` the part of its positions that is a worker's."""
+    share = batch_size // context.num_input_pipelines
+    if share == batch_size:
+        return tf.data.Dataset.range(first * batch_size, end * batch_size)
+    begin = context.input_pipeline_id * share
+    steps = tf.data.Dataset.range(first * batch_size + begin, end * batch_size + begin, batch_size)
+    return steps.flat_map(lambda position: tf.data.Dataset.range(position, position + share))
 
 
 def _options() -> tf.data.Options:

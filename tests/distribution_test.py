@@ -1,0 +1,502 @@
+"""Two devices, two workers, three workers: the run of one device, to the last digits of float32.
+
+The functions below the tests run in the processes of tests/worlds.py; the tests compare what they return.
+"""
+
+import hashlib
+import itertools
+import math
+import pathlib
+import tempfile
+import unittest
+
+import pytest
+
+from tests import tiny_run
+from tests.worlds import Worlds
+
+STEPS, BATCH = 20, 18  # Three workers, three parts: 2 rows each.
+MANY = ("mirrored2", "workers2", "workers3")
+NO_CLIPPING, EACH, NORM = {}, {"clip_each": 0.05}, {"clip_norm": 0.1}  # Values that bite: a test says so.
+# Every pair of two choices is in one of these.
+PAIRWISE = [
+    dict(optimizer="sgd", clip=NO_CLIPPING, parts=1, average=0.0),
+    dict(optimizer="adamw", clip=NO_CLIPPING, parts=3, average=0.8),
+    dict(optimizer="sgd", clip=EACH, parts=3, average=0.0),
+    dict(optimizer="adamw", clip=EACH, parts=1, average=0.8),
+    dict(optimizer="sgd", clip=NORM, parts=1, average=0.8),
+    dict(optimizer="adamw", clip=NORM, parts=3, average=0.0),
+]
+ALL = [
+    dict(optimizer=optimizer, clip=clip, parts=parts, average=average)
+    for optimizer, clip, parts, average in itertools.product(
+        ("sgd", "adamw"), (NO_CLIPPING, EACH, NORM), (1, 3), (0.0, 0.8)
+    )
+]
+MODELS = [
+    dict(model=model, optimizer=optimizer, clip=NORM, parts=parts, average=average)
+    for model, optimizer, parts, average in (
+        ("bert", "adamw", 1, 0.8),
+        ("gpt2", "sgd", 3, 0.8),
+        ("t5", "adamw", 3, 0.0),
+        ("bert", "lamb", 3, 0.0),
+        ("gpt2", "adafactor", 1, 0.0),
+        ("t5", "lars", 1, 0.0),
+    )
+]
+
+
+worlds: Worlds  # One for all tests here: importing TensorFlow is most of what they cost.
+
+
+def setUpModule():
+    global worlds
+    worlds = Worlds("tests.distribution_test")
+    unittest.addModuleCleanup(worlds.close)
+
+
+class DistributionCase(unittest.TestCase):
+    def compare(self, cases, names=MANY):
+        """Trains each case in each world; the largest difference, of what is allowed."""
+        calls = [["losses", case] for case in cases]
+        ((*expected,),) = worlds.run("one", calls)
+        worst = 0.0
+        for name in names:
+            ranks = worlds.run(name, calls)
+            for i, (case, one) in enumerate(zip(cases, expected, strict=True)):
+                self.assertEqual(len(one["losses"]), STEPS)
+                self.assertLess(one["losses"][-1], one["losses"][0] - 0.01, case)
+                digests = {digest for rank in ranks for digest in rank[i]["digests"]}
+                self.assertEqual(len(digests), 1, f"{name} {case}: weights differ between replicas")
+                self.assertEqual(sum(len(rank[i]["digests"]) for rank in ranks), int(name[-1]))
+                for rank in ranks:
+                    self.assertEqual(rank[i]["losses"], ranks[0][i]["losses"])
+                    # The last one is measured with the averaged weights.
+                    found, wanted = ([*x["losses"], x["averaged"]] for x in (rank[i], one))
+                    for step, (a, b) in enumerate(zip(found, wanted, strict=True)):
+                        worst = max(worst, abs(a - b) / (1e-6 * max(1.0, abs(b))))
+                        self.assertLessEqual(abs(a - b), 1e-6 * max(1.0, abs(b)), f"{name} {case} step {step}: {a} {b}")
+        print(f"{len(cases)} cases in {len(names)} worlds: at most {worst:.2f} of the difference allowed")
+        return expected
+
+
+class EqualityTest(DistributionCase):
+    def test_many_are_one(self):
+        plain, _, each, _, norm, _ = self.compare(PAIRWISE, ("mirrored2", "workers2"))
+        # Clipping bites, and the average is not what was last.
+        for clipped in (each, norm):
+            self.assertGreater(abs(clipped["losses"][-1] - plain["losses"][-1]), 1e-2)
+        self.assertGreater(abs(norm["averaged"] - norm["last"]), 1e-3)
+        self.assertEqual(plain["averaged"], plain["last"])
+        # Keras's own optimizer reduces a second time: the comparison can fail.
+        ((wrong,),) = worlds.run("mirrored2", [["losses", PAIRWISE[4] | {"stock": True}]])
+        self.assertGreater(max(abs(a - b) for a, b in zip(wrong["losses"], norm["losses"], strict=True)), 1e-3)
+
+    @pytest.mark.faults
+    def test_many_are_one_in_every_combination(self):
+        self.compare(ALL)
+
+    @pytest.mark.faults
+    def test_many_are_one_for_real_models(self):
+        self.compare(MODELS)
+
+
+class ReplicasTest(DistributionCase):
+    def test_what_replicas_do_alone_and_together(self):
+        """An overflow on the last replica; masks of their own."""
+        for name in ("mirrored2", "workers2"):
+            calls = [["overflow", {}], ["masks", {}], ["evaluation", {}]]
+            ((*alone,),) = worlds.run("one", calls[2:])
+            ranks = worlds.run(name, calls)
+            for overflow, _, evaluation in ranks:
+                self.assertEqual(overflow["changed"], [False, True], name)
+                self.assertEqual(overflow["scales"], [[2.0**9] * (2 // len(ranks))] * 2)
+                self.assertTrue(all(map(math.isfinite, overflow["losses"])))
+                for figure, value in alone[0].items():
+                    self.assertLessEqual(abs(evaluation[figure] - value), 1e-6 * max(1.0, abs(value)), figure)
+            first, second, again = ([mask for rank in ranks for mask in rank[1][i]] for i in range(3))
+            self.assertEqual(len({*first, *second}), 4, f"{name}: replicas draw the same")
+            self.assertEqual(first, again)
+
+    def test_the_order_is_one(self):
+        ((found,),) = worlds.run("one", [["order", {}]])
+        whole = found["1 from 0"]
+        self.assertEqual(len(found), 12)
+        for key, rows in found.items():
+            first = int(key.split()[-1])
+            self.assertEqual(rows, whole[first * BATCH :], key)
+        for epoch in range(2):
+            self.assertEqual(sorted(whole[epoch * 120 : (epoch + 1) * 120]), list(range(120)))
+        self.assertNotEqual(whole[:120], whole[120:240])
+
+
+class CommandTest(DistributionCase):
+    def setUp(self):
+        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+    def train(self, world, run_dir, stop_after=0, **others):
+        """Exit code, stdout and stderr of each worker."""
+        flags = [*tiny_run.flags(self.folder, **(dict(batch_size=12, schedule="constant") | others))]
+        if world != "one":
+            flags.append("--strategy=mirrored" if world.startswith("mirrored") else "--strategy=multi_worker")
+            flags += ["--num_devices=2"] * world.startswith("mirrored")
+        argv = [*flags, f"--run_dir={run_dir}"]
+        ranks = worlds.run(world, [["command", {"argv": argv, "stop_after": stop_after}]], begun=False)
+        return [rank[0] for rank in ranks]
+
+    def losses(self, run_dir):
+        return [record["loss"] for record in tiny_run.records(run_dir) if "loss" in record]
+
+    def test_two_workers_stop_and_go_on(self):
+        whole, parts = self.folder / "whole", self.folder / "parts"
+        done, quiet = self.train("workers2", whole, steps=5, evaluate_every=5, checkpoint_every=3)
+        self.assertEqual((done["code"], quiet["code"], quiet["out"]), (0, 0, ""), (done, quiet))
+        self.assertIn("held out", done["out"])
+        # One of them gets a signal: both stop at the same step.
+        flags = dict(steps=5, evaluate_every=5, checkpoint_every=100)
+        ranks = self.train("workers2", parts, stop_after=2, **flags)
+        self.assertEqual([rank["code"] for rank in ranks], [3, 3], ranks)
+        self.assertIn("stopped by another worker's signal at step 2;", ranks[0]["out"])
+        ranks = self.train("workers2", parts, **flags)
+        self.assertEqual([rank["code"] for rank in ranks], [0, 0], ranks)
+        self.assertIn("going on at step 2 of 5", ranks[0]["out"])
+        self.assertEqual(tiny_run.measured(parts), tiny_run.measured(whole))  # Dropout and all.
+
+    def test_what_is_refused(self):
+        for flags, message in (
+            (dict(batch_size=7, accumulation=1), "--batch_size=7: must be a multiple of the 2 devices that share it"),
+            (dict(accumulation=5), "--accumulation=5: must divide --batch_size (12, shared by 2 devices)"),
+        ):
+            (rank,) = self.train("mirrored2", self.folder / "run", **flags)
+            self.assertEqual((rank["code"], rank["err"]), (2, f"error: {message}\n"))
+
+    @pytest.mark.faults
+    def test_the_number_of_workers_may_change(self):
+        plain = dict(
+            overrides="hidden_size=16,num_layers=1,num_heads=2,intermediate_size=32,max_positions=32,dropout=0,"
+            "attention_dropout=0"
+        )
+        self.train("one", self.folder / "one", steps=12, **plain)
+        expected = self.losses(self.folder / "one")
+        for first, second in (
+            ("workers2", "one"),
+            ("workers2", "workers3"),
+            ("one", "mirrored2"),
+            ("workers3", "workers2"),
+        ):
+            run_dir = self.folder / f"{first}_{second}"
+            self.train(first, run_dir, steps=6, **plain)
+            ranks = self.train(second, run_dir, steps=12, **plain)
+            self.assertEqual([rank["code"] for rank in ranks], [0] * len(ranks), ranks)
+            found = self.losses(run_dir)
+            self.assertEqual(len(found), 12)
+            for a, b in zip(found, expected, strict=True):
+                self.assertLessEqual(abs(a - b), 1e-6 * max(1.0, abs(b)), (first, second))
+
+
+# ---------------------------------------------------------------- What runs in the worlds
+def import_all():
+    """What the functions below import, so that it is imported once."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
+    import tqdm
+
+    from tests import train_step_test
+    from tfzoo import checkpoint, optim, runs, train
+    from tfzoo.data import packing, pairs, pipeline, tokenized
+    from tfzoo.models import bert, gpt2, t5
+    from tfzoo.objectives import baselines, masked_lm, shared
+
+    assert all((matplotlib, tqdm, train_step_test, checkpoint, optim, runs, train, packing, pairs, pipeline, tokenized))
+    assert all((bert, gpt2, t5, baselines, masked_lm, shared))
+
+
+class Table:
+    """Rows of a dict of arrays, and the objective's `prepare` that looks them up."""
+
+    FEATURES = {"index": 0}
+
+    def __init__(self, features):
+        self.features = features
+
+    def __len__(self):
+        return len(next(iter(self.features.values())))
+
+    def row(self, index, numbers):
+        return [index]
+
+    def prepare(self, example):
+        import tensorflow as tf
+
+        return {name: tf.gather(values, example["index"]) for name, values in self.features.items()}
+
+
+def batches(world, table, steps=STEPS, first=0):
+    """An iterator over a world's batches, by the real pipeline."""
+    from tfzoo.data import pipeline
+
+    def make(context):
+        return pipeline.training_batches(
+            table, table, batch_size=BATCH, seed=3, first_step=first, num_steps=steps, context=context
+        )
+
+    return iter(world.strategy.distribute_datasets_from_function(make))
+
+
+def token_rows(count=120, length=6, words=20, seed=0):
+    """Words, their successors as targets, and weights, most of them 1 or 0."""
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    ids = random.integers(1, words, [count, length + 1]).astype(np.int32)
+    weights = random.choice([0.0, 1.0, 1.0, 0.5], [count, length]).astype(np.float32)
+    return {"token_ids": ids[:, :-1], "targets": ids[:, 1:], "target_weights": weights}
+
+
+def made(model):
+    """(model, objective, rows) of a name."""
+    import keras
+    import numpy as np
+
+    import tfzoo
+    from tests import train_step_test
+    from tests.nn.formulas import randomize
+    from tfzoo.objectives.shared import TokenTargets
+
+    class Targets(TokenTargets):
+        name = "test"
+
+    keras.utils.set_random_seed(1)
+    sizes = dict(vocab_size=20, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=12, max_positions=8)
+    sizes |= dict(dropout=0.0, attention_dropout=0.0)
+    rows = token_rows()
+    if model == "bert":
+        return train_step_test.model(), train_step_test.objective(), train_step_test.features(120)
+    if model == "t5":
+        net = tfzoo.build("t5_small", **sizes, num_decoder_layers=1)
+        decoder = np.roll(rows["targets"], 1, axis=1)
+        rows |= {"decoder_token_ids": decoder, "padding_mask": rows["token_ids"] != 3}
+    elif model == "gpt2":
+        net = tfzoo.build("gpt2", **sizes)
+    else:
+        net = Small()
+    randomize(net)
+    return net, Targets(), rows
+
+
+def Small(dtype=None):
+    """An embedding, whose gradient is sparse, a norm and a matrix: all that a step can get wrong, quickly traced."""
+    import keras
+
+    from tfzoo import nn
+
+    class SmallModel(keras.Model):
+        INPUTS = ("token_ids",)
+
+        def __init__(self):
+            super().__init__(dtype=dtype, name="small")
+            self.table = keras.layers.Embedding(20, 8, dtype=self.dtype_policy, name="table")
+            self.norm = nn.LayerNorm(1e-6, dtype=self.dtype_policy, name="norm")
+            self.words = nn.Dense(20, dtype=self.dtype_policy, name="words")
+            self.table.build([None])
+            self.norm.build((None, 8))
+            self.words.build((None, 8))
+            self.built = True
+
+        def call(self, inputs, training=False):
+            import tensorflow as tf
+
+            return {"logits": tf.cast(self.words(self.norm(self.table(inputs["token_ids"]))), tf.float32)}
+
+    return SmallModel()
+
+
+def losses(world, model="small", optimizer="sgd", clip=NO_CLIPPING, parts=1, average=0.0, stock=False):
+    """What STEPS steps give, and whether the replicas agree."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from tfzoo import optim, train
+
+    kept = optim._AlreadyReduced._all_reduce_sum_gradients
+    if stock:
+        reduce = keras.optimizers.SGD._all_reduce_sum_gradients
+        optim._AlreadyReduced._all_reduce_sum_gradients = lambda self, pairs: reduce(self, pairs)
+    with world.strategy.scope():
+        net, objective, rows = made(model)
+        rate = {"sgd": 0.5, "lars": 20.0}.get(optimizer, 0.02)
+        updater = optim.make_optimizer(
+            optimizer, rate, net.trainable_variables, weight_decay=0.1, epsilon=1e-6, ema_decay=average
+        )
+    run = train.make_step(world.strategy, net, updater, objective, num_parts=parts, **clip)
+    iterator = batches(world, Table(rows))
+    found = [loss for _ in range(2) for loss in run(iterator, tf.constant(STEPS // 2)).numpy().tolist()]
+    optim._AlreadyReduced._all_reduce_sum_gradients = kept
+
+    def measured():
+        total, weight = objective.loss(net, {name: tf.constant(x[:60]) for name, x in rows.items()}, training=False)
+        return float(total / weight)
+
+    last = measured()
+    with optim.averaged(updater):
+        averaged = measured()
+    assert measured() == last
+    copies = [world.strategy.experimental_local_results(v.value) for v in [*net.variables, *updater.variables]]
+    digests = []
+    for replica in range(len(copies[0])):
+        digest = hashlib.sha256()
+        for variable in copies:
+            digest.update(np.asarray(variable[replica].numpy()).tobytes())
+        digests.append(digest.hexdigest())
+    assert all(map(math.isfinite, found))
+    return {"losses": found, "last": last, "averaged": averaged, "digests": digests}
+
+
+def overflow(world):
+    """Two steps in float16; in the first the last replica's gradient, and no other's, is infinite."""
+    import numpy as np
+    import tensorflow as tf
+
+    from tfzoo import optim, train
+    from tfzoo.data import order
+    from tfzoo.objectives.shared import TokenTargets
+
+    class Stretched(TokenTargets):
+        """The loss as it is, and its gradient times the largest `stretch` of the replica's rows."""
+
+        name = "test"
+
+        def loss(self, model, batch, training=True):
+            total, weight = super().loss(model, batch, training)
+            more = total * (tf.reduce_max(batch["stretch"]) - 1.0)
+            return total + (more - tf.stop_gradient(more)), weight
+
+    count = world.strategy.num_replicas_in_sync
+    rows = token_rows()
+    stretch = np.ones([len(rows["token_ids"])], np.float32)
+    for position in range(BATCH - BATCH // count, BATCH):
+        stretch[int(order.epoch_and_index(position, len(stretch), 3)[1])] = 1e30
+    with world.strategy.scope():
+        net = Small("mixed_float16")
+        updater = optim.make_optimizer("adamw", 0.01, net.trainable_variables, weight_decay=0.1, loss_scaling=True)
+    updater.dynamic_scale.assign(2.0**10)
+    run = train.make_step(world.strategy, net, updater, Stretched(), clip_norm=0.5)
+    data = batches(world, Table(rows | {"stretch": stretch}))
+    every = [*net.trainable_variables, *updater.inner_optimizer.variables]
+    found: dict[str, list] = {"losses": [], "changed": [], "scales": []}
+    for _ in range(2):
+        before = [v.value.numpy() for v in every]
+        found["losses"] += run(data, tf.constant(1)).numpy().tolist()
+        found["changed"].append(any(np.any(a != v.value.numpy()) for a, v in zip(before, every, strict=True)))
+        copies = world.strategy.experimental_local_results(updater.dynamic_scale.value)
+        found["scales"].append([float(copy.numpy()) for copy in copies])
+    return found
+
+
+def masks(world):
+    """What this process's replicas draw, twice, and once more from where they began."""
+    import tensorflow as tf
+
+    from tfzoo import checkpoint, nn
+
+    with world.strategy.scope():
+        dropout = nn.Dropout(0.5, seed=1)
+        dropout.build(None)
+
+    @tf.function
+    def draw():
+        return world.strategy.run(lambda: dropout(tf.ones([64]), training=True))
+
+    def drawn():
+        return ["".join(str(int(x > 0)) for x in mask) for mask in map(as_list, local(draw()))]
+
+    def local(value):
+        return world.strategy.experimental_local_results(value)
+
+    def as_list(mask):
+        return mask.numpy().tolist()
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = checkpoint.Checkpoints(pathlib.Path(folder) / "checkpoints")
+        variables = {"seeds": dropout.seed_generator.state}
+        store.save(1, variables, {})
+        first, second = drawn(), drawn()
+        store.restore(variables)
+        return [first, second, drawn()]
+
+
+def evaluation(world):
+    """BERT's metrics over 40 rows, the last batch not full."""
+    from tfzoo import train
+    from tfzoo.data import pipeline
+
+    with world.strategy.scope():
+        net, objective, rows = made("bert")
+    table = Table({name: values[:40] for name, values in rows.items()})
+
+    def make(context):
+        return pipeline.evaluation_batches(table, table, batch_size=BATCH, seed=3, num_batches=9, context=context)
+
+    evaluate = train.make_evaluation(world.strategy, net, objective)
+    return evaluate(world.strategy.distribute_datasets_from_function(make))
+
+
+def order(world):
+    """The rows that so many workers with so many devices each take together, from a step on."""
+    import numpy as np
+    import tensorflow as tf
+
+    from tfzoo.data import pipeline
+
+    table, found = Table({"index": np.arange(120)}), {}
+    for workers, devices, first in itertools.product((1, 2, 3), (1, 3), (0, 4)):
+        iterators = []
+        for worker in range(workers):
+            context = tf.distribute.InputContext(workers, worker, workers * devices)
+            data = pipeline.training_batches(
+                table, table, batch_size=BATCH, seed=3, first_step=first, num_steps=14, context=context
+            )
+            iterators.append(iter(data))
+        rows = [
+            next(iterator)["index"].numpy().tolist()
+            for _ in range(first, 14)
+            for iterator in iterators
+            for _ in range(devices)
+        ]
+        found[f"{workers}{' x 3' * (devices > 1)} from {first}"] = sum(rows, [])
+    return found
+
+
+def command(world, argv, stop_after=0):
+    """tfzoo.train in this process; a SIGTERM for the last worker alone after so many steps."""
+    import contextlib
+    import io
+    import os
+    import signal
+
+    from tfzoo import cli, train
+
+    if stop_after and world.rank == 1:
+        make_step = train.make_step
+
+        def made(*args, **kwargs):
+            run, calls = make_step(*args, **kwargs), itertools.count(1)
+
+            def and_stop(*args):
+                losses = run(*args)
+                if next(calls) == stop_after:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return losses
+
+            return and_stop
+
+        train.make_step = made
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run(train.main, train.define_flags, argv)
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,168 @@
+"""Runs a test's functions in other worlds: two mirrored devices, or several workers, each a process of its own.
+
+The number of devices and the address of a worker are fixed once TensorFlow has begun, and importing it takes long. So
+this file, run as a program, imports it and computes nothing: for every world it forks the processes that the world has.
+
+    worlds = Worlds("tests.distribution_test")
+    results = worlds.run("workers2", [["losses", {"optimizer": "sgd"}]])   # results[rank][call]
+
+calls `losses(world, optimizer="sgd")` of that module in both workers; what it returns has to be JSON.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # As a program, this file finds only what stands beside it.
+
+from tfzoo import launch  # noqa: E402
+
+# name -> the processes it has by kind
+WORLDS = {
+    "one": {"worker": 1},
+    "mirrored2": {"worker": 1},
+    "workers2": {"worker": 2},
+    "workers3": {"worker": 3},
+    "servers": {"chief": 1, "worker": 2, "ps": 1},
+}
+
+
+@dataclasses.dataclass
+class World:
+    """Where a function finds itself."""
+
+    name: str
+    rank: int
+    strategy: Any  # None in a world of parameter servers, and where `begun` is False.
+
+
+class Worlds:
+    """A process that forks; close() ends it."""
+
+    def __init__(self, module: str):
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+        environment.pop("TF_CONFIG", None)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def run(self, name: str, calls: Sequence, seconds: float = 600, begun: bool = True) -> list[list]:
+        """What each process's calls returned. Not `begun`: the functions make the strategy themselves.
+
+        Raises:
+          AssertionError: a process failed, and what it printed; None stands for a server's results.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            order = dict(name=name, calls=calls, folder=folder, seconds=seconds, begun=begun)
+            orders, answers = self._process.stdin, self._process.stdout
+            assert orders and answers
+            orders.write(json.dumps(order) + "\n")
+            orders.flush()
+            codes = json.loads(answers.readline() or "[null]")
+            printed = "\n".join(path.read_text()[-4000:] for path in sorted(pathlib.Path(folder).glob("*.out")))
+            assert not any(codes), f"exit codes {codes} of {name}\n{printed}"
+            return [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*.json"))]
+
+
+def serve(module_name: str) -> None:
+    """Forks what stdin asks for."""
+    import tensorflow as tf
+
+    from tfzoo import distribution
+
+    module = importlib.import_module(module_name)
+    module.import_all()
+
+    def child(order, kind, rank, addresses):
+        os.environ["TF_CONFIG"] = json.dumps({"cluster": addresses, "task": {"type": kind, "index": rank}})
+        if order["name"] == "one" or order["name"].startswith("mirrored"):
+            del os.environ["TF_CONFIG"]
+        strategy = None
+        if order["name"] == "servers" and kind != "chief":
+            distribution.serve(distribution.read_cluster("parameter_server"))
+        elif order["begun"]:
+            kind = order["name"].rstrip("0123456789")
+            count = int(order["name"].removeprefix(kind) or 0)
+            strategy = {
+                "one": tf.distribute.get_strategy,
+                "mirrored": lambda: distribution.make_strategy("mirrored", num_devices=count),
+                "workers": lambda: distribution.make_strategy("multi_worker"),
+                "servers": lambda: distribution.make_strategy("parameter_server"),
+            }[kind]()
+        world = World(order["name"], rank, strategy)
+        results = [getattr(module, name)(world, **arguments) for name, arguments in order["calls"]]
+        pathlib.Path(order["folder"], f"{rank}.json").write_text(json.dumps(results))
+
+    for line in sys.stdin:
+        order = json.loads(line)
+        kinds = WORLDS[order["name"]]
+        ports = iter(launch.free_ports(sum(kinds.values())))
+        addresses = {kind: [f"127.0.0.1:{next(ports)}" for _ in range(count)] for kind, count in kinds.items()}
+        sys.stdout.flush()
+        children = {}
+        for kind, count in kinds.items():
+            for rank in range(count):
+                pid = os.fork()
+                if not pid:
+                    code = 1
+                    try:
+                        output = os.open(f"{order['folder']}/{kind}{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                        os.dup2(output, 1)
+                        os.dup2(output, 2)
+                        child(order, kind, rank, addresses)
+                        code = 0
+                    except BaseException:
+                        import traceback
+
+                        traceback.print_exc()
+                    finally:
+                        sys.stdout.flush()
+                        sys.stderr.flush()
+                        os._exit(code)
+                children[pid] = kind
+        print(json.dumps(_wait(children, order["seconds"], "chief" in kinds)), flush=True)
+
+
+def _wait(children: dict[int, str], seconds: float, serving: bool) -> list[int]:
+    """Exit codes; when one fails, or the chief of servers is done, the others are killed."""
+    import signal
+    import time
+
+    codes, until = [], time.monotonic() + seconds
+    left = dict(children)
+    while left:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            kind, code = left.pop(pid), os.waitstatus_to_exitcode(status)
+            if serving and kind != "chief":
+                continue
+            codes.append(code)
+            if code or serving:
+                until = min(until, time.monotonic() + (0 if serving else 20))  # The others may notice themselves.
+        elif time.monotonic() > until:
+            for other in left:
+                os.kill(other, signal.SIGKILL)
+                os.waitpid(other, 0)
+            return codes if serving and codes else [*codes, *[-9] * len(left)]
+        else:
+            time.sleep(0.02)
+    return codes
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
