@@ -8,10 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfzoo.errors import CheckFailed, UserError
+from tfzoo.generation.beam import beam_search
+from tfzoo.generation.contrastive import contrastive_search
 from tfzoo.generation.options import ROWS, Options, read_options
 from tfzoo.generation.prompt import read_prompt, table_length
 from tfzoo.generation.sample import sample
-from tfzoo.generation.stops import Stops
+from tfzoo.generation.speculative import draft_length, speculate
+from tfzoo.generation.stops import Stops, string_table, token_texts
 
 _IDS = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
@@ -25,7 +28,9 @@ class Generated(NamedTuple):
     sequence_scores: Any  # float32 [B R], what a beam search ranks by; else the sum of the scores.
 
 
-def decode(model, options: Options, token_ids, padding_mask, rows, new_tokens, stops: Stops | None = None) -> dict:
+def decode(
+    model, options: Options, token_ids, padding_mask, rows, new_tokens, stops: Stops | None = None, assistant=None
+) -> dict:
     """Continues prompts, with tensors alone: for a tf.function, which may be exported or compiled by XLA.
 
     Args:
@@ -38,6 +43,7 @@ def decode(model, options: Options, token_ids, padding_mask, rows, new_tokens, s
       new_tokens: N, int or scalar int32, the most tokens that are new; rows["max_new_tokens"] may ask for fewer. A
         text also ends at the model's last position.
       stops: where a text ends; None: at options.eos_token_id.
+      assistant: a smaller model of the same vocabulary, for speculative decoding.
 
     Returns:
       token_ids: int32 [B R, N] without prompt or start token, padded after the end. R is num_return_sequences; the
@@ -45,36 +51,59 @@ def decode(model, options: Options, token_ids, padding_mask, rows, new_tokens, s
       lengths: int32 [B R], tokens in each, with what ended it.
       scores: float32 [B R, N], each token's log-probability by the model itself, whatever was forbidden or filtered;
         0 after the end. Where options.return_scores.
+      sequence_scores: float32 [B R], of a beam search: what it ranks by.
       bad: bool [B R], where the model's logits were not finite.
     """
     stops = stops or Stops(options.eos_token_id)
     token_ids, padding_mask = tf.cast(token_ids, tf.int32), tf.cast(padding_mask, tf.bool)
-    memory = memory_mask = None
-    if hasattr(model, "encode"):
-        memory_mask = padding_mask
-        memory = model.encode({"token_ids": token_ids, "padding_mask": padding_mask})
-        token_ids = tf.fill([tf.shape(token_ids)[0], 1], options.decoder_start_token_id)
-        padding_mask = tf.ones_like(token_ids, tf.bool)
     batch = tf.shape(token_ids)[0]
-    rows = dict(rows)
+    used = 1 if hasattr(model, "encode") else tf.reduce_sum(tf.cast(padding_mask, tf.int32), 1)
     most = tf.fill([batch], new_tokens)
     most = tf.minimum(most, rows.get("max_new_tokens", most))
     if (limit := table_length(model)) is not None:
-        most = tf.minimum(most, limit - tf.reduce_sum(tf.cast(padding_mask, tf.int32), 1))
-    rows["max_new_tokens"] = most
-    prompt = read_prompt(model, token_ids, padding_mask, new_tokens, options, memory, memory_mask)
-    times = options.num_return_sequences
+        most = tf.minimum(most, limit - used)
+    rows = dict(rows) | {"max_new_tokens": most}
+    times = options.num_return_sequences if options.do_sample else 1
     if options.do_sample:
         # The first text of a prompt has the row's own seed, whatever their number.
         seeds = rows["seed"][:, None] + tf.range(times)[None] * 0x3C6EF372
-        rows = {name: tf.repeat(value, times, axis=0) for name, value in rows.items()} | {
-            "seed": tf.reshape(seeds, [-1])
-        }
-        prompt = prompt.repeat(times)
-    return sample(prompt, options, rows, stops, new_tokens)
+        rows = {name: tf.repeat(value, times, axis=0) for name, value in rows.items()}
+        rows["seed"] = tf.reshape(seeds, [-1])
+
+    def read(reader, room):
+        return _read(reader, options, token_ids, padding_mask, room).repeat(times)
+
+    if options.num_beams > 1:
+        return beam_search(read(model, new_tokens * options.num_beams), options, rows, stops, new_tokens)
+    if options.penalty_alpha:
+        return contrastive_search(read(model, new_tokens * options.candidates), options, rows, stops, new_tokens)
+    if assistant is not None or options.prompt_lookup_num_tokens:
+        room = new_tokens + draft_length(options) + 1
+        helper = None if assistant is None else read(assistant, room)
+        return speculate(read(model, room), helper, options, rows, stops, new_tokens)
+    return sample(read(model, new_tokens), options, rows, stops, new_tokens)
 
 
-def generate_ids(model, token_ids, padding_mask=None, *, max_new_tokens=20, **options):
+def _read(model, options: Options, token_ids, padding_mask, room):
+    """The Prompt of a decoder; of an encoder-decoder, that of the start token, with token_ids read by the encoder."""
+    if not hasattr(model, "encode"):
+        return read_prompt(model, token_ids, padding_mask, room, options)
+    memory = model.encode({"token_ids": token_ids, "padding_mask": padding_mask})
+    start = tf.fill([tf.shape(token_ids)[0], 1], options.decoder_start_token_id)
+    return read_prompt(model, start, tf.ones_like(start, tf.bool), room, options, memory, padding_mask)
+
+
+def generate_ids(
+    model,
+    token_ids,
+    padding_mask=None,
+    *,
+    max_new_tokens=20,
+    stop_strings=(),
+    tokenizer=None,
+    assistant_model=None,
+    **options,
+):
     """Continues prompts, or answers them where the model is an encoder-decoder.
 
     Args:
@@ -82,6 +111,9 @@ def generate_ids(model, token_ids, padding_mask=None, *, max_new_tokens=20, **op
       token_ids: int [B, P], prompts; or ragged; of an encoder-decoder, what the encoder reads.
       padding_mask: bool [B, P], True is a real token; padding may be on either side. None: all are real.
       max_new_tokens: a number, or one for each row; N is the highest.
+      stop_strings: a text ends with the token that completes one of them.
+      tokenizer: whose tokens stop_strings are looked for in.
+      assistant_model: a smaller model of the same vocabulary that drafts num_assistant_tokens at a time.
       **options: those of Options and, for all rows or each, ROWS. Ids of special tokens that are not given are those
         of the model's own generation_config.json or config.json, where it came from a folder that has them.
 
@@ -101,6 +133,11 @@ def generate_ids(model, token_ids, padding_mask=None, *, max_new_tokens=20, **op
     mask = np.ones(ids.shape, bool) if padding_mask is None else np.asarray(padding_mask).astype(bool)
     static, rows = read_options(max_new_tokens=max_new_tokens, **(special_ids(model) | options))
     _check_model(model, static)
+    if assistant_model is not None:
+        _check_assistant(model, assistant_model, static)
+    strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+    if strings and tokenizer is None:
+        raise UserError(f"stop_strings ({', '.join(map(repr, strings))}) need a tokenizer; name it")
     if ids.ndim != 2 or mask.shape != ids.shape:
         raise UserError(f"token_ids {ids.shape} and padding_mask {mask.shape} must both be [rows, tokens]")
     for name, value in rows.items():
@@ -113,7 +150,8 @@ def generate_ids(model, token_ids, padding_mask=None, *, max_new_tokens=20, **op
     if static.do_sample and "seed" not in rows:
         rows["seed"] = np.frombuffer(os.urandom(4 * len(ids)), np.int32)
     tensors = {name: tf.constant(np.broadcast_to(value, [len(ids)])) for name, value in rows.items()}
-    function = _compiled(model, static, tuple(sorted(rows)))
+    names = tuple(sorted(rows))
+    function = _compiled(model, static, names, strings, tokenizer if strings else None, assistant_model)
     outputs = function(tf.constant(ids, tf.int32), tf.constant(mask), tensors, tf.zeros([count], tf.int8))
     if np.any(bad := outputs["bad"].numpy()):
         raise CheckFailed(
@@ -166,6 +204,20 @@ def _check_model(model, options: Options) -> None:
                 raise UserError(f"{name} has {i}, and the model's tokens are 0 to {size - 1}")
 
 
+def _check_assistant(model, assistant, options: Options) -> None:
+    _check_model(assistant, options)
+    for name in ("num_beams", "penalty_alpha", "prompt_lookup_num_tokens"):
+        if getattr(options, name) > (1 if name == "num_beams" else 0):
+            raise UserError(f"{name} ({getattr(options, name)}) contradicts assistant_model; choose one")
+    if assistant.config.vocab_size != model.config.vocab_size:
+        raise UserError(
+            f"assistant_model has vocab_size {assistant.config.vocab_size}, the model {model.config.vocab_size}; "
+            "choose one with the same tokens"
+        )
+    if hasattr(assistant, "encode") != hasattr(model, "encode"):
+        raise UserError(f"assistant_model {assistant.name!r} must be an encoder-decoder only if {model.name!r} is one")
+
+
 def _check_prompts(model, ids, mask, max_new_tokens) -> None:
     size, counts = model.config.vocab_size, mask.sum(1)
     if (wrong := mask & ((ids < 0) | (ids >= size))).any():
@@ -186,22 +238,32 @@ def _check_prompts(model, ids, mask, max_new_tokens) -> None:
         )
 
 
-def _compiled(model, options: Options, names: tuple[str, ...]):
-    """`decode` as a tf.function, made once for a model and the same options. Its sizes are those of its arguments."""
+def _compiled(model, options: Options, names: tuple[str, ...], strings, tokenizer, assistant):
+    """`_function` as a graph, made once for a model and the same options. Its sizes are those of its arguments."""
     # Set past Keras, which would take what it finds for a part of the model.
     functions = model.__dict__.setdefault("_tfzoo_decoders", {})
-    if (options, names) not in functions:
+    key = options, names, strings, id(tokenizer), id(assistant)
+    if key not in functions:
         signature = [
             tf.TensorSpec([None, None], tf.int32),
             tf.TensorSpec([None, None], tf.bool),
             {name: tf.TensorSpec([None], ROWS[name][0]) for name in names},
             tf.TensorSpec([None], tf.int8),
         ]
+        run = _function(model, options, names, strings, tokenizer, assistant)
+        graph = tf.function(run, jit_compile=options.jit_compile or None, autograph=False)
+        # With what the ids are of: another object must not come to have them.
+        functions[key] = graph.get_concrete_function(*signature), tokenizer, assistant
+    return functions[key][0]
 
-        def run(token_ids, padding_mask, rows, room):
-            # N is a shape, which XLA must know beforehand, and not a number.
-            return decode(model, options, token_ids, padding_mask, rows, tf.shape(room)[0])
 
-        function = tf.function(run, jit_compile=options.jit_compile or None, autograph=False)
-        functions[options, names] = function.get_concrete_function(*signature)
-    return functions[options, names]
+def _function(model, options: Options, names, strings, tokenizer, assistant):
+    """(token_ids, padding_mask, rows, room [N]) -> `decode`'s outputs."""
+    pieces = token_texts(tokenizer) if strings else ()
+    stops = Stops(options.eos_token_id, [string_table(string.encode(), pieces) for string in strings])
+
+    def run(token_ids, padding_mask, rows, room):
+        # N is a shape, which XLA must know beforehand, and not a number.
+        return decode(model, options, token_ids, padding_mask, rows, tf.shape(room)[0], stops, assistant)
+
+    return run

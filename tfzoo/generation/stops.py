@@ -59,3 +59,14 @@ def string_table(string: bytes, pieces: Sequence[bytes]) -> np.ndarray:
     for i in range(longest):
         table = np.where(i < lengths, follow[table, letters[i]], table)
     return table
+
+
+def token_texts(tokenizer) -> list[bytes]:
+    """The text of each token where it follows another, for `string_table`; of special tokens none."""
+    ids = np.arange(tokenizer.vocab_size, dtype=np.int32)
+    special = set(tokenizer.special_ids)
+    # Behind a token that begins a text and shows: what it adds is the token's own text.
+    before = next(int(i) for i in ids if int(i) not in special and tokenizer.detokenize([[int(i)]]).numpy()[0].strip())
+    start = tokenizer.detokenize([[before]]).numpy()[0]
+    texts = tokenizer.detokenize(np.stack([np.full_like(ids, before), ids], 1)).numpy()
+    return [b"" if i in special else text.removeprefix(start) for i, text in enumerate(texts)]

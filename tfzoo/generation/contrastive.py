@@ -1,0 +1,85 @@
+"""Contrastive search (Su et al. 2022, https://arxiv.org/abs/2202.06417, section 2.2)."""
+
+import tensorflow as tf
+
+from tfzoo.generation.constraints import constrain, needs_history
+from tfzoo.generation.options import Options
+from tfzoo.generation.prompt import Prompt
+from tfzoo.generation.sample import start_history
+
+
+def contrastive_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
+    """As `sample`, with a cache of K slots for each new token, K being options.candidates.
+
+    Of the K likeliest tokens v, which the model reads side by side, the one with the highest
+    (1 - alpha) p(v) - alpha max_j cos(h_v, h_j) follows, h_j being the states of all tokens before it. So a step's
+    logits are known before its token: the chosen candidate's.
+    """
+    alpha, width = options.penalty_alpha, options.candidates
+    batch, size = tf.shape(prompt.logits)[0], prompt.logits.shape[-1]
+    behind = prompt.count[:, None] + tf.range(new_tokens * width)[None] // width
+    prompt.cache.positions = tf.concat([prompt.cache.positions[:, : prompt.length], behind], 1)
+    states = tf.math.l2_normalize(tf.cast(prompt.sequence, tf.float32), -1)
+    # A padded place is like nothing: its product is below every cosine.
+    real = tf.pad(prompt.token_ids >= 0, [[0, 0], [0, new_tokens]], constant_values=True)
+
+    def body(state):
+        state = dict(state)
+        step, logits, history, done = state["step"], state["logits"], state.get("history"), state["done"]
+        state["bad"] |= ~done & tf.math.is_nan(tf.reduce_sum(logits, -1))
+        allowed = tf.nn.softmax(constrain(options, rows, history, step, logits))
+        likely, candidates = tf.math.top_k(allowed, width)
+        own = tf.range(width)
+        slots = (prompt.length + step * width + own)[None]
+        chain = tf.one_hot(state["chain"], width, True, False, dtype=tf.bool)  # [B, N, K], the chosen of each step.
+        chain = tf.repeat(tf.reshape(chain, [batch, 1, new_tokens * width]), width, axis=1)
+        visible = chain | (tf.range(new_tokens * width)[None] == (step * width + own)[:, None])[None]
+        offsets = tf.fill([1, width], step)
+        sequence, state["tensors"] = prompt.step(state["tensors"], candidates, offsets, slots, visible)
+        here = tf.math.l2_normalize(tf.cast(sequence, tf.float32), -1)
+        cosine = tf.matmul(here, state["states"], transpose_b=True)
+        places = tf.range(tf.shape(cosine)[2])
+        known = real & (places < prompt.length + step)[None]
+        alike = tf.reduce_max(tf.where(known[:, None], cosine, -2.0), -1)
+        value = (1 - alpha) * likely - alpha * alike
+        best = tf.argmax(tf.where(likely > 0, value, -4.0), -1, tf.int32)
+        token = tf.gather(candidates, best, batch_dims=1)
+        chosen = tf.gather(sequence, best, batch_dims=1)
+        kept = tf.gather(here, best, batch_dims=1)[:, None]
+        newest = (places == prompt.length + step)[None, :, None]
+        state["states"] = tf.where(newest, kept, state["states"])
+        column = (tf.range(new_tokens) == step)[None]
+        state["chain"] = tf.where(column, best[:, None], state["chain"])
+        write = column & ~done[:, None]
+        state["token_ids"] = tf.where(write, token[:, None], state["token_ids"])
+        score = tf.gather(tf.nn.log_softmax(logits), token, batch_dims=1)
+        state["scores"] = tf.where(write, score[:, None], state["scores"])
+        if history is not None:
+            state["history"] = tf.concat([history[:, 1:], token[:, None]], 1)
+        state["lengths"] += tf.cast(~done, tf.int32)
+        state["found"], stopped = stops.feed(state["found"], token)
+        state["done"] = done | stopped | (step + 1 >= rows["max_new_tokens"])
+        state["logits"] = prompt.model.next_logits(chosen[:, None])[:, 0]
+        return (state | {"step": step + 1},)
+
+    state = {
+        "step": 0,
+        "token_ids": tf.fill([batch, new_tokens], options.pad_token_id),
+        "scores": tf.zeros([batch, new_tokens]),
+        "lengths": tf.zeros([batch], tf.int32),
+        "done": rows["max_new_tokens"] <= 0,
+        "bad": tf.zeros([batch], tf.bool),
+        "found": stops.start(batch),
+        "logits": tf.ensure_shape(prompt.logits, [None, size]),
+        "states": tf.pad(states, [[0, 0], [0, new_tokens], [0, 0]]),
+        "chain": tf.fill([batch, new_tokens], -1),
+        "tensors": prompt.cache.tensors,
+    }
+    if needs_history(options, rows):
+        state["history"] = start_history(prompt.token_ids, new_tokens, options)
+
+    def more(state):
+        return (state["step"] < new_tokens) & ~tf.reduce_all(state["done"])
+
+    (state,) = tf.while_loop(more, body, (state,), parallel_iterations=1)
+    return {name: state[name] for name in ("token_ids", "scores", "lengths", "bad")}
