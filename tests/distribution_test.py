@@ -171,6 +171,22 @@ class CommandTest(DistributionCase):
             self.assertEqual((rank["code"], rank["err"]), (2, f"error: {message}\n"))
 
     @pytest.mark.faults
+    def test_parameter_servers_learn_and_lose_a_worker(self):
+        flags = tiny_run.flags(self.folder, steps=40, batch_size=12, steps_per_call=5, checkpoint_every=20)
+        argv = [*flags, "--strategy=parameter_server", f"--run_dir={self.folder / 'run'}"]
+        ((rank,),) = worlds.run("servers", [["command", {"argv": argv, "kill_after": 3}]], begun=False)
+        self.assertEqual(rank["code"], 0, rank)
+        found = self.losses(self.folder / "run")
+        self.assertEqual(len(found), 40)
+        self.assertLess(sum(found[-5:]), sum(found[:5]) - 0.5)
+        self.assertIn("held out", rank["out"])
+        # Resumed by one device, its schedule goes on where it was.
+        (rank,) = self.train(
+            "one", self.folder / "run", steps=44, batch_size=12, schedule="linear", checkpoint_every=20
+        )
+        self.assertIn("going on at step 40 of 44", rank["out"])
+
+    @pytest.mark.faults
     def test_the_number_of_workers_may_change(self):
         plain = dict(
             overrides="hidden_size=16,num_layers=1,num_heads=2,intermediate_size=32,max_positions=32,dropout=0,"
@@ -468,8 +484,8 @@ def order(world):
     return found
 
 
-def command(world, argv, stop_after=0):
-    """tfzoo.train in this process; a SIGTERM for the last worker alone after so many steps."""
+def command(world, argv, stop_after=0, kill_after=0):
+    """tfzoo.train in this process; after so many calls of the step a SIGTERM for worker 1 alone, a SIGKILL for 0."""
     import contextlib
     import io
     import os
@@ -477,7 +493,7 @@ def command(world, argv, stop_after=0):
 
     from tfzoo import cli, train
 
-    if stop_after and world.rank == 1:
+    if kill_after or (stop_after and world.rank == 1):
         make_step = train.make_step
 
         def made(*args, **kwargs):
@@ -485,8 +501,11 @@ def command(world, argv, stop_after=0):
 
             def and_stop(*args):
                 losses = run(*args)
-                if next(calls) == stop_after:
+                number = next(calls)
+                if number == stop_after:
                     os.kill(os.getpid(), signal.SIGTERM)
+                if number == kill_after:
+                    os.kill(int((world.folder / "worker0.pid").read_text()), signal.SIGKILL)
                 return losses
 
             return and_stop

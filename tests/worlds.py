@@ -41,7 +41,8 @@ class World:
 
     name: str
     rank: int
-    strategy: Any  # None in a world of parameter servers, and where `begun` is False.
+    strategy: Any  # None where `begun` is False.
+    folder: pathlib.Path  # Holds KIND + RANK + ".pid" of each process.
 
 
 class Worlds:
@@ -104,7 +105,7 @@ def serve(module_name: str) -> None:
                 "workers": lambda: distribution.make_strategy("multi_worker"),
                 "servers": lambda: distribution.make_strategy("parameter_server"),
             }[kind]()
-        world = World(order["name"], rank, strategy)
+        world = World(order["name"], rank, strategy, pathlib.Path(order["folder"]))
         results = [getattr(module, name)(world, **arguments) for name, arguments in order["calls"]]
         pathlib.Path(order["folder"], f"{rank}.json").write_text(json.dumps(results))
 
@@ -124,6 +125,7 @@ def serve(module_name: str) -> None:
                         output = os.open(f"{order['folder']}/{kind}{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                         os.dup2(output, 1)
                         os.dup2(output, 2)
+                        pathlib.Path(order["folder"], f"{kind}{rank}.pid").write_text(str(os.getpid()))
                         child(order, kind, rank, addresses)
                         code = 0
                     except BaseException:

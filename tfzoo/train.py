@@ -661,12 +661,19 @@ def make_evaluation(strategy, model, objective):
     @tf.function
     def totals(batch):
         metrics = strategy.run(lambda part: objective.metrics(model, part), (batch,))
+        if strategy.num_replicas_in_sync == 1:
+            return metrics
         return tf.nest.map_structure(lambda x: strategy.reduce("SUM", x, axis=None), metrics)
+
+    def computed(batch):
+        if not isinstance(strategy, tf.distribute.ParameterServerStrategy):
+            return totals(batch)
+        return tf.distribute.coordinator.ClusterCoordinator(strategy).schedule(totals, args=(batch,)).fetch()
 
     def evaluate(batches):
         sums: dict[str, list[float]] = {}
         for batch in batches:
-            for name, (value, weight) in totals(batch).items():
+            for name, (value, weight) in computed(batch).items():
                 entry = sums.setdefault(name, [0.0, 0.0])
                 entry[0] += float(value)
                 entry[1] += float(weight)
