@@ -1,0 +1,553 @@
+"""Decoding beside transformers' generate, beside a loop without a cache, and beside the papers' formulas."""
+
+import contextlib
+import itertools
+import json
+import pathlib
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfzoo
+from tests import parity
+from tfzoo import generate_ids, huggingface
+from tfzoo.errors import CheckFailed, UserError
+from tfzoo.generation import draws, options, stops
+
+GOLDEN = pathlib.Path(__file__).parent / "assets" / "golden_generation"
+# The others run under `make faults`.
+QUICK = ("greedy_min_new_tokens", "beam_several", "beam_constraints", "greedy_forced")
+QUICK_TOO = ("greedy_repetition_penalty", "greedy_no_repeat_ngram", "beam_long", "beam_early", "beam_never")  # GPT-2's.
+TINY = dict(vocab_size=23, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=24, max_positions=64)
+START = 1
+
+
+@contextlib.contextmanager
+def op_by_op():
+    """Without a graph, whose making takes longer than what these tests have it do."""
+    module = sys.modules["tfzoo.generation.decode"]
+    with mock.patch.object(module, "_compiled", module._function):
+        yield
+
+
+def build(name, seed=0, noise=0.4, **overrides):
+    """A tiny model whose every weight is random."""
+    model = tfzoo.build(name, **(TINY | overrides))
+    random = np.random.default_rng(seed)
+    for variable in model.variables:
+        if not parity.weights.is_state(variable):
+            variable.assign_add(random.normal(0, noise, variable.shape))
+    if model.config.positions == "relative":  # T5's output is its embeddings: a strong one would be followed by itself.
+        model.tokens.embeddings.assign(0.1 * model.tokens.embeddings)
+    return model
+
+
+def outputs_of(model, prompt, tokens):
+    """The outputs of one pass, without a cache; logits and states are those of each token's forerunner, and the last."""
+    if hasattr(model, "encode"):
+        inputs, skip = dict(token_ids=np.array([prompt]), decoder_token_ids=np.array([[START, *tokens]])), 0
+    else:
+        inputs, skip = dict(token_ids=np.array([[*prompt, *tokens]])), len(prompt) - 1
+    return {name: x.numpy()[0, skip:] for name, x in model(inputs).items() if name != "memory"}
+
+
+def logits_after(model, prompt, tokens):
+    """[V], after a prompt and `tokens`, by a pass over all of them."""
+    return outputs_of(model, prompt, tokens)["logits"][-1]
+
+
+def greedy(model, prompt, count):
+    tokens = []
+    for _ in range(count):
+        tokens.append(int(np.argmax(logits_after(model, prompt, tokens))))
+    return tokens
+
+
+def is_greedy(model, prompt, tokens):
+    """Whether each token is the likeliest after those before it."""
+    return np.array_equal(outputs_of(model, prompt, tokens)["logits"].argmax(-1)[:-1], tokens)
+
+
+def padded(prompts, sides):
+    """Prompts in one batch, each padded on its side or on both: (token_ids, padding_mask)."""
+    width = max(map(len, prompts)) + 2
+    ids, mask = np.full((len(prompts), width), 7), np.zeros((len(prompts), width), bool)
+    for row, (prompt, side) in enumerate(zip(prompts, sides, strict=True)):
+        begin = {"left": width - len(prompt), "right": 0, "both": 1}[side]
+        ids[row, begin : begin + len(prompt)], mask[row, begin : begin + len(prompt)] = prompt, True
+    return ids, mask
+
+
+def softmax(logits):
+    e = np.exp(logits - np.max(logits))
+    return e / e.sum()
+
+
+def golden(name):
+    model, _ = huggingface.load(GOLDEN / name)
+    return model, json.loads((GOLDEN / name / "golden.json").read_text())
+
+
+def decoder_start(model):
+    return dict(decoder_start_token_id=START) if hasattr(model, "encode") else {}
+
+
+class GoldenTest(tf.test.TestCase):
+    def check(self, name, wanted):
+        model, record = golden(name)
+        prompts = record["prompts"]
+        sides = ["right"] * 10 if hasattr(model, "encode") else ["left", "right"] * 5
+        ids, mask = padded(prompts, sides)
+        self.assertGreaterEqual(len(set(map(len, prompts))), 10)
+        for case, expected in record["cases"].items():
+            if not wanted(case):
+                continue
+            with self.subTest(model=name, case=case), op_by_op():
+                found = generate_ids(
+                    model, ids, mask, max_new_tokens=record["max_new_tokens"], return_scores=True, **expected["options"]
+                )
+                rows = [row[:count].tolist() for row, count in zip(found.token_ids.numpy(), found.lengths.numpy())]
+                self.assertEqual(rows, expected["token_ids"])
+                for row, count in zip(found.token_ids.numpy(), found.lengths.numpy()):
+                    self.assertAllEqual(row[count:], np.zeros_like(row[count:]))
+                if "scores" in expected:
+                    self.assertAllClose(found.sequence_scores, expected["scores"], 2e-5, 2e-5)
+
+    def test_gpt2_answers_as_transformers_does(self):
+        self.check("gpt2", lambda case: case in QUICK + QUICK_TOO)
+
+    def test_llama_does(self):
+        self.check("llama", lambda case: case in QUICK)
+
+    def test_t5_does(self):
+        self.check("t5", lambda case: case in QUICK)
+
+    def test_bart_does(self):
+        self.check("bart", lambda case: case in QUICK)
+
+    @pytest.mark.faults
+    def test_all_answer_every_case(self):
+        for name in ("gpt2", "llama", "t5", "bart"):
+            self.check(name, lambda case: case not in QUICK)
+
+    def test_a_graph_gives_the_same(self):
+        model, record = golden("gpt2")
+        ids, mask = padded(record["prompts"], ["left"] * 10)
+        for case in ("greedy_no_repeat_ngram", "beam_constraints"):
+            expected = record["cases"][case]
+            found = generate_ids(model, ids, mask, max_new_tokens=record["max_new_tokens"], **expected["options"])
+            width = max(map(len, expected["token_ids"]))
+            rows = [row + [0] * (width - len(row)) for row in expected["token_ids"]]
+            self.assertAllEqual(found[:, :width], rows)
+
+
+class CacheTest(tf.test.TestCase):
+    PROMPTS = ([3], [5, 9, 11, 2], [4, 8, 15, 16, 3, 21, 12])
+
+    def test_what_is_decoded_with_a_cache_is_what_is_decoded_without(self):
+        relative = dict(relative_buckets=8, relative_distance=12, head_dim=6)
+        for name, overrides in (
+            ("gpt2", {}),
+            ("mistral_7b", dict(num_kv_heads=2, head_dim=6, window=3)),
+            ("palm_tiny", dict(head_dim=6)),
+            ("llama_tiny", dict(num_kv_heads=2, head_dim=6, attention="lean")),
+            ("t5_small", relative),
+            ("bart_base", {}),
+            ("transformer_base", {}),
+        ):
+            model = build(name, **overrides)
+            encoder = hasattr(model, "encode")
+            ids, mask = padded(self.PROMPTS, ["right"] * 3 if encoder else ["both", "right", "left"])
+            for chunk in (0,) if encoder else (0, 4):
+                with self.subTest(model=name, chunk=chunk), op_by_op():
+                    found = generate_ids(
+                        model, ids, mask, max_new_tokens=9, prefill_chunk=chunk, **decoder_start(model)
+                    )
+                    for prompt, tokens in zip(self.PROMPTS, found.numpy(), strict=True):
+                        self.assertTrue(is_greedy(model, prompt, tokens))
+                        self.assertGreater(len(set(tokens)), 1)
+                    self.assertGreater(len(np.unique(found)), 4, name)
+
+    def test_scores_are_the_model_s_log_probabilities(self):
+        model = build("llama_tiny", num_kv_heads=1)
+        ids, mask = padded(self.PROMPTS, ["left", "both", "right"])
+        with op_by_op():
+            found = generate_ids(
+                model, ids, mask, max_new_tokens=6, return_scores=True, do_sample=True, seed=3, temperature=2.0, top_k=5
+            )
+        for row, prompt in enumerate(self.PROMPTS):
+            tokens = found.token_ids[row].numpy()
+            logits = outputs_of(model, prompt, tokens)["logits"].astype(np.float64)
+            expected = [np.log(softmax(x))[token] for x, token in zip(logits, tokens)]
+            self.assertAllClose(found.scores[row], expected, 1e-5, 1e-5)
+            self.assertAllClose(found.sequence_scores[row], sum(expected), 1e-5, 1e-5)
+
+    def test_a_compiled_function_serves_other_sizes_and_again(self):
+        model = build("gpt2")
+        for prompts, count in ((self.PROMPTS, 5), (self.PROMPTS[1:], 8), (self.PROMPTS, 5)):
+            ids, mask = padded(prompts, ["left"] * len(prompts))
+            found = generate_ids(model, ids, mask, max_new_tokens=count).numpy()
+            self.assertEqual(found.shape, (len(prompts), count))
+            self.assertTrue(all(is_greedy(model, *pair) for pair in zip(prompts, found)))
+        self.assertLen(model._tfzoo_decoders, 1)
+        xla = generate_ids(model, ids, mask, max_new_tokens=5, jit_compile=True)
+        self.assertAllEqual(xla, found)
+
+    def test_rows_end_where_each_is_told_to(self):
+        model = build("gpt2")
+        ids, mask = padded(self.PROMPTS, ["left"] * 3)
+        with op_by_op():
+            found = generate_ids(model, ids, mask, max_new_tokens=[2, 6, 4], pad_token_id=22, return_scores=True)
+        self.assertAllEqual(found.lengths, [2, 6, 4])
+        for row, (prompt, count) in enumerate(zip(self.PROMPTS, (2, 6, 4))):
+            self.assertAllEqual(found.token_ids[row], greedy(model, prompt, count) + [22] * (6 - count))
+            self.assertAllEqual(found.scores[row, count:], np.zeros(6 - count))
+
+
+def filtered(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0):
+    """The distribution that sampling draws from, one token at a time, as the papers say it."""
+    p = softmax(logits / temperature)
+
+    def keep(order, mass):
+        kept, total = [], 0.0
+        for i in order:
+            if total >= mass:
+                break
+            kept.append(i)
+            total += p[i]
+        return kept
+
+    def only(chosen):
+        chosen = np.isin(np.arange(len(p)), list(chosen))
+        return np.where(chosen, p, 0) / p[chosen].sum()
+
+    likely = np.argsort(-p, kind="stable")
+    if top_k:
+        p = only(likely[:top_k])
+    if top_p < 1:
+        p = only(keep(likely, top_p))
+    if min_p:
+        p = only(np.flatnonzero(p >= min_p * p.max()))
+    if typical_p < 1:
+        real = np.flatnonzero(p)
+        surprise = -np.log(p[real])
+        expected = (p[real] * surprise).sum()
+        p = only(keep(real[np.argsort(np.abs(surprise - expected), kind="stable")], typical_p))
+    return p
+
+
+class SamplingTest(tf.test.TestCase):
+    def test_threefry_is_the_published_one(self):
+        # kat_vectors of Random123, the authors' library: threefry2x32, 20 rounds.
+        for counter, key, expected in (
+            ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+            ((2**32 - 1, 2**32 - 1), (2**32 - 1, 2**32 - 1), (0x1CB996FC, 0xBB002BE7)),
+            ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
+        ):
+            words = draws.threefry(*([tf.constant(x, tf.uint32) for x in pair] for pair in (key, counter)))
+            self.assertEqual(tuple(int(x) for x in words), expected)
+
+    def test_filters_are_those_of_the_papers(self):
+        random = np.random.default_rng(0)
+        each = [
+            dict(temperature=0.6),
+            dict(top_k=5),
+            dict(top_p=0.7),
+            dict(min_p=0.2),
+            dict(typical_p=0.6),
+            dict(temperature=1.7, top_k=9, top_p=0.8, min_p=0.05, typical_p=0.9),
+            dict(top_k=1),
+            dict(top_p=1e-6),
+            dict(typical_p=1e-6),
+            dict(top_k=1000),
+        ]
+        logits = random.normal(0, 2, (len(each), 17)).astype(np.float32)
+        for names in [{name} for name in options.SAMPLING] + [set(options.SAMPLING)]:
+            chosen = [row if set(row) <= names else {} for row in each]
+            rows = {
+                name: tf.constant([row.get(name, options.ROWS[name][1]) for row in chosen], options.ROWS[name][0])
+                for name in names
+            }
+            found = tf.nn.softmax(draws.filter_logits(tf.constant(logits), rows))
+            expected = [filtered(x.astype(np.float64), **row) for x, row in zip(logits, chosen)]
+            self.assertAllClose(found, expected, 1e-5, 1e-6)
+        cold = draws.filter_logits(tf.constant(logits), {"temperature": tf.zeros([len(each)])})
+        self.assertAllEqual(tf.argmax(cold, -1), np.argmax(logits, -1))
+        self.assertAllEqual(tf.math.count_nonzero(tf.exp(cold), -1), np.ones(len(each)))
+
+    def test_frequencies_are_those_of_the_filtered_distribution(self):
+        model, count, prompt = build("gpt2", vocab_size=12, noise=0.3), 4000, [3, 8, 5]
+        kinds = [{}, dict(temperature=0.7, top_k=7), dict(top_p=0.8), dict(min_p=0.1), dict(typical_p=0.8)]
+        rows = {
+            name: np.repeat([kind.get(name, options.ROWS[name][1]) for kind in kinds], count)
+            for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")
+        }
+        with op_by_op():
+            found = generate_ids(
+                model,
+                np.tile(prompt, (len(kinds) * count, 1)),
+                max_new_tokens=1,
+                do_sample=True,
+                seed=np.arange(len(kinds) * count),
+                **rows,
+            )
+        logits = logits_after(model, prompt, []).astype(np.float64)
+        for i, kind in enumerate(kinds):
+            tokens = found.numpy()[i * count : (i + 1) * count, 0]
+            self.assert_drawn_from(filtered(logits, **kind), np.bincount(tokens, minlength=12), str(kind))
+
+    def assert_drawn_from(self, distribution, counts, what):
+        possible = distribution > 0
+        self.assertEqual(counts[~possible].sum(), 0, what)
+        expected = distribution[possible] * counts.sum()
+        order = np.argsort(expected)
+        # Rare ones together, so that each cell is expected five times.
+        cells, observed, last = [0.0], [0], 0
+        for i in order:
+            if cells[last] >= 5:
+                cells, observed, last = [*cells, 0.0], [*observed, 0], last + 1
+            cells[last] += expected[i]
+            observed[last] += counts[possible][i]
+        self.assertGreater(len(cells), 2, what)
+        square = sum((o - e) ** 2 / e for o, e in zip(observed, cells))
+        # The chance of a square as large: the upper tail of chi-square with one degree less than there are cells.
+        self.assertGreater(float(tf.math.igammac((len(cells) - 1) / 2, square / 2)), 1e-3, what)
+
+    def test_a_row_s_text_is_its_seed_s_whatever_is_beside_it(self):
+        model = build("llama_tiny", num_kv_heads=2)
+        prompts = [[4, 2], [3, 5, 7, 11], [9], [4, 2]]
+        ids, mask = padded(prompts, ["left"] * 4)
+        asked = dict(max_new_tokens=8, do_sample=True, temperature=1.5)
+        with op_by_op():
+            together = generate_ids(model, ids, mask, seed=[1, 2, 3, 1], **asked).numpy()
+            alone = [generate_ids(model, [p], seed=s, **asked).numpy()[0] for p, s in zip(prompts, (1, 2, 3))]
+            several = generate_ids(model, [prompts[1]], seed=2, num_return_sequences=3, **asked).numpy()
+            other = generate_ids(model, ids, mask, seed=[1, 2, 3, 4], **asked).numpy()
+        self.assertAllEqual(together[:3], alone)
+        self.assertAllEqual(together[0], together[3])
+        self.assertAllEqual(several[0], together[1])
+        self.assertLen({tuple(row) for row in several}, 3)
+        self.assertAllEqual(other[:3], together[:3])
+        self.assertNotAllEqual(other[3], together[3])
+
+    def test_speculation_draws_what_the_model_alone_would(self):
+        size, prompt, count = 5, [3, 1, 3, 1], 4000
+        model, small = build("gpt2", 1, vocab_size=size, noise=0.35), build("gpt2", 2, vocab_size=size, num_layers=1)
+        asked = dict(temperature=1.3, top_k=4)
+        exact, first = {}, filtered(logits_after(model, prompt, []), **asked)
+        for a, b in itertools.product(range(size), repeat=2):
+            if first[a]:
+                second = filtered(logits_after(model, prompt, [a]), **asked)
+                third = second[b] and filtered(logits_after(model, prompt, [a, b]), **asked)
+                exact.update({(a, b, c): first[a] * second[b] * third[c] for c in range(size) if second[b]})
+        distribution = np.array([exact.get(key, 0.0) for key in itertools.product(range(size), repeat=3)])
+        self.assertAllClose(distribution.sum(), 1)
+        asked |= dict(max_new_tokens=3, do_sample=True, seed=np.arange(count))
+        for way in (dict(assistant_model=small, num_assistant_tokens=2), dict(prompt_lookup_num_tokens=3)):
+            with op_by_op():
+                found = generate_ids(model, np.tile(prompt, (count, 1)), **asked, **way).numpy()
+            counts = np.bincount(found @ [size**2, size, 1], minlength=size**3)
+            self.assert_drawn_from(distribution, counts, str(list(way)))
+
+
+class StrategyTest(tf.test.TestCase):
+    def test_speculation_finds_the_greedy_text(self):
+        for name in ("gpt2", "t5_small"):
+            model, small = build(name, 1), build(name, 2, num_layers=1)
+            ids, mask = padded(CacheTest.PROMPTS, ["right"] * 3)
+            asked = dict(max_new_tokens=8, no_repeat_ngram_size=3, eos_token_id=4) | decoder_start(model)
+            with op_by_op():
+                plain = generate_ids(model, ids, mask, return_scores=True, **asked)
+                for way in (dict(assistant_model=small), dict(assistant_model=model), dict(prompt_lookup_num_tokens=2)):
+                    found = generate_ids(model, ids, mask, return_scores=True, **asked, **way)
+                    self.assertAllEqual(found.token_ids, plain.token_ids)
+                    self.assertAllEqual(found.lengths, plain.lengths)
+                    self.assertAllClose(found.scores, plain.scores, 1e-5, 1e-5)
+
+    def test_speculation_reads_the_model_seldom(self):
+        model, reads = build("gpt2"), []
+        step = type(model).step
+
+        def counted(self, *args):
+            reads.append(args[0].shape)
+            return step(self, *args)
+
+        with op_by_op(), mock.patch.object(type(model), "step", counted):
+            generate_ids(model, [[3, 4]], max_new_tokens=9, assistant_model=model, num_assistant_tokens=3)
+        # One token of the prompt; then twice three drafts, all kept, and one more.
+        self.assertEqual([shape for shape in reads if shape[1] == 4], [(1, 4), (1, 4)])
+
+    def states(self, model, prompt, tokens):
+        """All states, the prompt's too where the decoder reads it."""
+        if hasattr(model, "encode"):
+            return outputs_of(model, prompt, tokens)["sequence"]
+        return outputs_of(model, prompt[:1], [*prompt[1:], *tokens])["sequence"]
+
+    def test_contrastive_search_is_the_paper_s(self):
+        alpha, width, count = 0.6, 3, 4
+        for name in ("gpt2", "bart_base"):
+            model = build(name)
+            prompts = CacheTest.PROMPTS[1:]
+            ids, mask = padded(prompts, ["right"] * 2)
+            with op_by_op():
+                found = generate_ids(
+                    model, ids, mask, max_new_tokens=count, penalty_alpha=alpha, top_k=width, **decoder_start(model)
+                )
+            for row, prompt in enumerate(prompts):
+                tokens = []
+                for _ in range(count):
+                    p = softmax(logits_after(model, prompt, tokens))
+                    values = []
+                    for v in np.argsort(-p)[:width]:
+                        states = self.states(model, prompt, [*tokens, v])
+                        states /= np.linalg.norm(states, axis=-1, keepdims=True)
+                        values.append(((1 - alpha) * p[v] - alpha * (states[:-1] @ states[-1]).max(), v))
+                    tokens.append(int(max(values)[1]))
+                self.assertAllEqual(found[row], tokens)
+                self.assertNotEqual(tokens, greedy(model, prompt, count))
+
+    def test_groups_of_beams_keep_apart_by_the_paper_s_penalty(self):
+        model, count, penalty = build("gpt2"), 4, 1.5
+        for prompt in CacheTest.PROMPTS[:2]:
+            # Two groups of two: the second pays for each beam of the first that has just taken the token.
+            groups = [[(0.0, ())] for _ in range(2)]
+            for _ in range(count):
+                taken = np.zeros(TINY["vocab_size"])
+                for i, beams in enumerate(groups):
+                    found = []
+                    for total, tokens in beams:
+                        logs = np.log(softmax(logits_after(model, prompt, tokens))) - penalty * taken
+                        found += [(total + log, (*tokens, v)) for v, log in enumerate(logs)]
+                    groups[i] = sorted(found, reverse=True)[:2]
+                    for _, tokens in groups[i]:
+                        taken[tokens[-1]] += 1
+            expected = sorted((beam for beams in groups for beam in beams), reverse=True)
+            with op_by_op():
+                found = generate_ids(
+                    model,
+                    [prompt],
+                    max_new_tokens=count,
+                    num_beams=4,
+                    num_beam_groups=2,
+                    diversity_penalty=penalty,
+                    num_return_sequences=4,
+                    return_scores=True,
+                )
+            self.assertAllEqual(found.token_ids, [tokens for _, tokens in expected])
+            self.assertAllClose(found.sequence_scores, [total / count for total, _ in expected], 1e-4, 1e-4)
+
+    def test_presence_penalty_is_of_new_tokens_and_a_processor_sees_them_all(self):
+        model, prompt, seen = build("gpt2"), [5, 9, 5], []
+
+        def processor(token_ids, logits):
+            seen.append(token_ids.numpy())
+            return tf.where(tf.range(TINY["vocab_size"])[None] == 6, -np.inf, logits)
+
+        with op_by_op():
+            found = generate_ids(model, [prompt], max_new_tokens=6, presence_penalty=1.1, logits_processor=processor)
+        tokens = []
+        for i in range(6):
+            logits = logits_after(model, prompt, tokens)
+            logits[list(set(tokens))] -= 1.1
+            logits[6] = -np.inf
+            self.assertEqual([x for x in seen[i][0] if x >= 0], prompt + tokens)
+            tokens.append(int(np.argmax(logits)))
+        self.assertAllEqual(found[0], tokens)
+
+    def test_a_stop_string_is_found_wherever_tokens_cut_it(self):
+        random = np.random.default_rng(0)
+        pieces = [b"a", b"b", b"ab", b"ba", b"", b"aab", b"bbab", "é".encode(), "é".encode()[:1], "é".encode()[1:]]
+        for string in (b"abab", b"aa", b"b", b"aabaab", "é".encode(), "aé".encode()):
+            table = stops.string_table(string, pieces)
+            for _ in range(40):
+                state, text = 0, b""
+                for token in random.integers(0, len(pieces), 12):
+                    state, text = table[state, token], text + pieces[token]
+                    self.assertEqual(state == len(string), string in text, (string, text))
+
+    def test_a_text_ends_with_its_stop_string(self):
+        class Letters:
+            vocab_size, special_ids = 23, [0]
+
+            def detokenize(self, ids):
+                rows = np.asarray(ids)
+                return tf.constant(["".join(chr(97 + i) for i in row if i) for row in rows])
+
+        model, prompt = build("gpt2"), [5, 9, 11, 2]
+        plain = greedy(model, prompt, 10)
+        stop = "".join(chr(97 + i) for i in plain[3:5])
+        place = "".join(chr(97 + i) for i in plain).index(stop) + 2
+        with op_by_op():
+            found = generate_ids(
+                model, [prompt], max_new_tokens=10, stop_strings=stop, tokenizer=Letters(), return_scores=True
+            )
+        self.assertAllEqual(found.token_ids[0], plain[:place] + [0] * (10 - place))
+        self.assertAllEqual(found.lengths, [place])
+
+
+class ErrorsTest(tf.test.TestCase):
+    def test_what_cannot_be_is_said_in_a_line_that_names_it(self):
+        model = build("gpt2")
+        other = tfzoo.build("gpt2", **(TINY | dict(vocab_size=29)))
+        for message, given in (
+            ("max_new_tokens (63) after a prompt of 2 tokens", dict(max_new_tokens=63)),
+            ("max_new_tokens (0) must be at least 1", dict(max_new_tokens=0)),
+            ("temprature: no such option (did you mean temperature?)", dict(temprature=1)),
+            ("top_p (0.0) must be above 0 and at most 1", dict(do_sample=True, top_p=0.0)),
+            ("temperature (0.5) is for sampling: set do_sample", dict(temperature=0.5)),
+            ("do_sample (True) contradicts num_beams", dict(do_sample=True, num_beams=2)),
+            ("num_return_sequences (3) must be at most num_beams (2)", dict(num_beams=2, num_return_sequences=3)),
+            ("num_return_sequences (2) would give equal texts", dict(num_return_sequences=2)),
+            ("early_stopping (True) is for beam search", dict(early_stopping=True)),
+            ("num_beam_groups (3) must divide num_beams (4)", dict(num_beams=4, num_beam_groups=3)),
+            ("penalty_alpha (0.5) needs top_k", dict(penalty_alpha=0.5)),
+            ("penalty_alpha (0.5) contradicts num_beams (2)", dict(penalty_alpha=0.5, top_k=2, num_beams=2)),
+            ("eos_token_id has 23", dict(eos_token_id=23)),
+            ("seed has 2 values for 1 rows", dict(seed=[1, 2], do_sample=True)),
+            ("top_k ('four') must be a number", dict(do_sample=True, top_k="four")),
+            ("assistant_model has vocab_size 29", dict(assistant_model=other)),
+            ("num_beams (2) contradicts assistant_model", dict(assistant_model=model, num_beams=2)),
+            ("stop_strings ('.') need a tokenizer", dict(stop_strings=".")),
+        ):
+            with self.subTest(message), self.assertRaises(UserError) as caught:
+                generate_ids(model, [[3, 4]], **given)
+            self.assertStartsWith(str(caught.exception), message)
+
+    def test_prompts_are_looked_at(self):
+        model = build("gpt2")
+        for message, ids, mask in (
+            ("token_ids: row 1 is an empty prompt", [[3, 4], [3, 4]], [[1, 1], [0, 0]]),
+            ("token_ids[0, 1] is 23", [[3, 23]], None),
+            ("token_ids (2,) and padding_mask (2,)", [3, 4], None),
+        ):
+            with self.subTest(message), self.assertRaises(UserError) as caught:
+                generate_ids(model, ids, mask)
+            self.assertStartsWith(str(caught.exception), message)
+        none = generate_ids(model, np.zeros((0, 4), int), max_new_tokens=5, return_scores=True)
+        self.assertEqual((none.token_ids.shape, none.scores.shape, none.lengths.shape), ((0, 5), (0, 5), (0,)))
+
+    def test_models_that_cannot_are_named(self):
+        tiny = {name: value for name, value in TINY.items() if name != "max_positions"} | dict(max_positions=16)
+        bert = tfzoo.build("bert_tiny", **tiny)
+        with self.assertRaisesRegex(UserError, "model 'bert' has no causal decoder"):
+            generate_ids(bert, [[3]])
+        with self.assertRaisesRegex(UserError, "attention 'favor' keeps no keys"):
+            generate_ids(tfzoo.build("gpt2", **tiny, attention="favor"), [[3]])
+        with self.assertRaisesRegex(UserError, "decoder_start_token_id is missing"):
+            generate_ids(tfzoo.build("transformer_base", **tiny), [[3]])
+
+    def test_logits_that_are_no_numbers_are_an_error_of_their_row(self):
+        model = build("gpt2")
+        model.tokens.embeddings.assign(
+            tf.tensor_scatter_nd_update(model.tokens.embeddings.value, [[7]], [[np.nan] * 16])
+        )
+        for way in ({}, dict(num_beams=2), dict(prompt_lookup_num_tokens=2), dict(penalty_alpha=0.5, top_k=2)):
+            with op_by_op(), self.assertRaisesRegex(CheckFailed, "row 0: the model's logits are not finite"):
+                generate_ids(model, [[3, 7], [3, 4]], max_new_tokens=3, **way)
+
+
+if __name__ == "__main__":
+    tf.test.main()
