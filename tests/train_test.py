@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import time
 from unittest import mock
 
 import numpy as np
@@ -27,6 +28,7 @@ from tfzoo.data import pipeline
 from tfzoo.data.corpus import load_corpus
 from tfzoo.data.pairs import PairRows
 from tfzoo.data.tokenized import tokenize
+from tfzoo.errors import UserError
 from tfzoo.objectives.masked_lm import MaskedLM
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
@@ -360,18 +362,9 @@ class RunTest(TrainCase):
 
 class NotANumberTest(TrainCase):
     def test_it_stops_and_names_the_step(self):
-        updates = tf.Variable(0)
-        loss = MaskedLM.loss
-
-        def at_last_nan(*args, **kwargs):
-            value, weight = loss(*args, **kwargs)
-            return tf.where(updates.assign_add(1) == 6, np.nan, value), weight
-
-        with mock.patch.object(MaskedLM, "loss", at_last_nan):
-            code, _, err = run(
-                *self.flags(steps=8, accumulation=1, log_every=2, checkpoint_every=4, evaluate_every=8),
-                f"--run_dir={self.run_dir}",
-            )
+        flags = dict(steps=8, accumulation=1, log_every=2, checkpoint_every=4, evaluate_every=8)
+        with self.nan_at(6):
+            code, _, err = run(*self.flags(**flags), f"--run_dir={self.run_dir}")
         self.assertEqual(code, 4)
         lines = [line for line in err.split("\n") if line.startswith("error:")]
         self.assertLen(lines, 1)
@@ -383,6 +376,66 @@ class NotANumberTest(TrainCase):
         self.assertEqual([record["step"] for record in tiny_run.records(self.run_dir)], [2, 4])
         self.assertEqual(checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).steps(), [4])
 
+    @contextlib.contextmanager
+    def nan_at(self, *updates):
+        """The loss is NaN in these updates, of those of one process; yields the token ids of all so far."""
+        seen: list[bytes] = []
+        loss = MaskedLM.loss
+
+        def note(token_ids):
+            seen.append(token_ids.tobytes())
+            return np.bool_(len(seen) in updates)
+
+        def noted(objective, model, batch, training=True):
+            value, weight = loss(objective, model, batch, training)
+            return tf.where(tf.numpy_function(note, [batch["token_ids"]], tf.bool), np.nan, value), weight
+
+        with mock.patch.object(MaskedLM, "loss", noted):
+            yield seen
+
+    def weights(self, step):
+        arrays = checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).read(
+            self.run_dir / "checkpoints" / f"{step:08d}"
+        )[2]
+        return [array for name, array in arrays.items() if name.startswith("model/") and "seed" not in name]
+
+    def test_skip_leaves_the_weights_as_they_are(self):
+        flags = self.flags(
+            steps=7, accumulation=1, checkpoint_every=1, keep_checkpoints=9, evaluate_every=7, on_nonfinite="skip"
+        )
+        with self.nan_at(4, 5):
+            self.assert_done(*flags, f"--run_dir={self.run_dir}")
+        trained = [record for record in tiny_run.records(self.run_dir) if "learning_rate" in record]
+        self.assertEqual(["loss" in record for record in trained], [True, True, True, False, False, True, True])
+        self.assertEqual([record.get("nonfinite", 0) for record in trained], [0, 0, 0, 1, 2, 2, 2])
+        for step, same in ((2, False), (3, True), (4, True), (5, False)):
+            pairs = zip(self.weights(step), self.weights(step + 1), strict=True)
+            self.assertEqual(all(np.array_equal(one, other) for one, other in pairs), same, f"after step {step}")
+
+    def test_too_many_in_a_row(self):
+        flags = dict(steps=7, accumulation=1, on_nonfinite="skip", max_nonfinite=1)
+        with self.nan_at(4, 5):
+            code, _, err = run(*self.flags(**flags), f"--run_dir={self.run_dir}")
+        self.assertEqual(code, 4, err)
+        self.assertIn("the loss of step 5, or its gradient, is not finite after 1 others", err)
+
+    def test_rollback_goes_on_past_the_batches_that_led_there(self):
+        flags = dict(accumulation=1, checkpoint_every=4, evaluate_every=100)
+        with self.nan_at() as expected:
+            self.assert_done(*self.flags(steps=10, **flags), f"--run_dir={self.folder / 'ten'}")
+        self.assertLen(set(expected), 10)
+        with self.nan_at(6) as seen:
+            self.assert_done(*self.flags(steps=8, on_nonfinite="rollback", **flags), f"--run_dir={self.run_dir}")
+        # Six updates, back to the fourth, and four more with what follows.
+        self.assertEqual(seen, expected)
+        records = tiny_run.records(self.run_dir)
+        self.assertEqual(
+            [(r["step"], r.get("nonfinite")) for r in records if "loss" in r],
+            [*((step, None) for step in range(1, 5)), *((step, 1) for step in range(5, 9))],
+        )
+        _, state, _ = checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).read()
+        self.assertEqual(state["passed_over"], 2)
+
     @pytest.mark.faults
     def test_an_absurd_learning_rate(self):
         flags = dict(steps=8, learning_rate=1e38, clip_norm=0, warmup_steps=0, checkpoint_every=8, evaluate_every=8)
@@ -392,6 +445,55 @@ class NotANumberTest(TrainCase):
         assert found, err
         step = int(found[1])
         self.assertEqual([record["step"] for record in tiny_run.records(self.run_dir)], list(range(1, step)))
+
+
+class MachineTest(TrainCase):
+    """What is not the run's fault."""
+
+    def test_a_row_that_cannot_be_read(self):
+        row = PairRows.row
+
+        def damaged(rows, index, numbers):
+            if index % 50 == 7:
+                raise UserError(f"rows.array_record: record {index} cannot be read; pack the text again")
+            return row(rows, index, numbers)
+
+        with mock.patch.object(PairRows, "row", damaged):
+            code, _, err = run(*self.flags(steps=30), f"--run_dir={self.run_dir}")
+            lines = [line for line in err.splitlines() if line.startswith("error:")]
+            self.assertEqual((code, len(lines)), (2, 1), err)
+            self.assertRegex(lines[0], r"rows.array_record: record \d+ cannot be read; pack the text again$")
+            self.assertNotIn("Traceback", err)
+            with self.assertLogs("absl", "WARNING") as logs:
+                self.assert_done(*self.flags(steps=30, max_bad_rows=9), f"--run_dir={self.folder / 'other'}")
+        self.assertRegex(logs.output[0], r"record \d+ cannot be read; pack the text again; the row is left out")
+
+    def test_memory_says_what_to_lower(self):
+        def large(objective, model, batch, training=True):
+            value, weight = MaskedLM.loss.original(objective, model, batch, training)
+            size = tf.cast(weight, tf.int64) * 0 + (1 << 44)
+            return value + tf.reduce_sum(tf.random.uniform([size])), weight
+
+        large.original = MaskedLM.loss
+        with mock.patch.object(MaskedLM, "loss", large):
+            code, _, err = run(*self.flags(batch_size=8, accumulation=2), f"--run_dir={self.run_dir}")
+        self.assertEqual(code, 2, err)
+        self.assertRegex(
+            err, r"error: out of memory at a tensor with shape\[\d+\] in a step of 4 rows of 16 tokens at a time: "
+        )
+        self.assertRegex(err, "--accumulation=4 computes the same with 2; or lower --batch_size, --sequence_length or")
+
+    def test_a_clock_that_goes_back_a_day(self):
+        done = self.folder / "done"
+        self.assert_done(*self.flags(), f"--run_dir={done}")
+        self.cut_back(done, step=4)
+        now = time.time
+        with mock.patch.object(time, "time", lambda: now() - 86400):
+            self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
+        self.assertEqual(tiny_run.measured(self.run_dir), tiny_run.measured(done))
+        steps = [record["step"] for record in tiny_run.records(self.run_dir)]
+        self.assertEqual(steps, sorted(steps))
+        self.assertGreater(min(r["tokens_per_second"] for r in tiny_run.records(self.run_dir) if "loss" in r), 0)
 
 
 class PrecisionsAndOptimizersTest(TrainCase):

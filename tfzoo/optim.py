@@ -218,6 +218,7 @@ def make_optimizer(
     epsilon: float = 1e-8,
     ema_decay: float = 0.0,
     loss_scaling: bool = False,
+    skip_nonfinite: bool = False,
 ):
     """An optimizer built on `variables`, decaying matrices only: not biases, not norms' gains.
 
@@ -226,6 +227,7 @@ def make_optimizer(
       learning_rate: a number or a schedule.
       ema_decay: of an exponential moving average of the variables, for `averaged`; 0 keeps none.
       loss_scaling: wraps it in Keras's dynamic LossScaleOptimizer, for float16.
+      skip_nonfinite: leaves out updates whose gradient is not finite, as loss scaling does by itself.
     """
     decay = weight_decay or None
     average = dict(use_ema=True, ema_momentum=ema_decay) if ema_decay else {}
@@ -243,8 +245,10 @@ def make_optimizer(
     else:
         raise UserError(f"--optimizer={name}: must be one of {', '.join(OPTIMIZERS)}")
     optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
-    if loss_scaling:
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
+    if loss_scaling or skip_nonfinite:
+        # A scale of 1 that never grows changes nothing, and halved after a skip it still changes no digit.
+        scale = {} if loss_scaling else dict(initial_scale=1.0, dynamic_growth_steps=2**31 - 1)
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale", **scale)
     optimizer.build(variables)
     for variable, mean in _averages(optimizer):
         mean.assign(variable.value)  # Keras begins with zeros, which an update that is skipped would leave there.

@@ -138,10 +138,8 @@ class ProgressBar:
         self._bar.close()
 
     def show(self, step: int, record: dict) -> None:
-        self._bar.set_postfix_str(
-            f"loss {record['loss']:.3f}, lr {record['learning_rate']:.1e}, {record['tokens_per_second']:,.0f} tokens/s",
-            refresh=False,
-        )
+        loss, rate, speed = record.get("loss", math.nan), record["learning_rate"], record["tokens_per_second"]
+        self._bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.1e}, {speed:,.0f} tokens/s", refresh=False)
         self._bar.update(step - self._bar.n)
 
     def print(self, text: str) -> None:

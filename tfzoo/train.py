@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import sys
 import time
@@ -124,6 +125,17 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define(
         "integer", "seed", 0, "Decides initial weights, order, masks and dropout.", lower_bound=0, upper_bound=2**31 - 1
     )
+    # What goes wrong.
+    define(
+        "enum",
+        "on_nonfinite",
+        "stop",
+        "A loss or gradient that is not finite: stop; skip that update; or rollback, to the newest checkpoint and past "
+        "the batches since.",
+        enum_values=["stop", "skip", "rollback"],
+    )
+    define("integer", "max_nonfinite", 10, "So many of them in a row end the run in any case.", lower_bound=0)
+    define("integer", "max_bad_rows", 0, "So many rows that cannot be read are left out before one stops the run.")
     # Cadence.
     define("integer", "steps_per_call", 10, "Most updates before Python sees the losses.", lower_bound=1)
     define("integer", "log_every", 10, "Updates between lines of metrics.jsonl.", lower_bound=1)
@@ -176,6 +188,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     check_model(flags, page, objective)
     (train_rows, held_out_rows), (train_ids, held_out_ids) = read_rows(flags, corpus, tokenizer, objective, cache_dir)
     replicas = strategy.num_replicas_in_sync
+    closing.enter_context(explained(flags, replicas))
 
     def evaluation_batches(context=pipeline.ALONE):
         return pipeline.evaluation_batches(
@@ -185,6 +198,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             seed=flags.seed,
             num_batches=flags.evaluate_batches or -(-len(held_out_rows) // flags.batch_size),
             context=context,
+            max_bad_rows=flags.max_bad_rows,
         ).cache()
 
     # --------------------------------------------------------------- Model
@@ -209,6 +223,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             beta_2=flags.beta_2,
             ema_decay=flags.ema_decay,
             loss_scaling=flags.precision == "float16",
+            skip_nonfinite=flags.on_nonfinite == "skip",
         )
 
     # ---------------------------------------------------------------- Step
@@ -220,6 +235,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         num_parts=flags.accumulation,
         clip_norm=flags.clip_norm,
         clip_each=flags.clip_each,
+        mark_skips=flags.on_nonfinite == "skip",
     )
     evaluate = make_evaluation(strategy, model, objective)
 
@@ -232,7 +248,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", keep=flags.keep_checkpoints, read_only=not chief)
     variables = checkpoint.model_variables(model, optimizer)
     restored = checkpoints.restore(variables)
-    step, state = restored or (0, {"losses": [], "places": [], "best": None, "best_step": 0})
+    step, state = restored or (0, {})
     alike = {name: value for name, value in flags.flag_values_dict().items() if name not in ("run_dir", "cache_dir")}
     workers.check_alike(flags=alike, text=corpus.fingerprint, tokenizer=tokenizer.fingerprint(), last_step=step)
     if chief:
@@ -249,7 +265,6 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             files.atomic_write(run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
         cli.write_flags(flags, run_dir / "flags.cfg", leave_out=("run_dir", "resume", "cache_dir"))
         metrics = report.MetricsLog(run_dir, step, objective.FIGURES[0])
-        bar = report.ProgressBar(step, flags.steps)
         print(
             f"{flags.model}: {model.count_params():,} parameters; {len(train_ids):,} tokens in "
             f"{len(train_rows):,} rows to train on, {train_rows.padding_share:.1%} of them padding, "
@@ -260,55 +275,89 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             print(f"going on at step {step:,} of {flags.steps:,}" + ("" if restored else ": no checkpoint was saved"))
 
     # ---------------------------------------------------------------- Loop
-    counted: dict[int, tuple[int, int]] = {}  # Of several workers each counts its own part.
-
     def training_batches(context=pipeline.ALONE):
         return pipeline.training_batches(
             train_rows,
             objective,
             batch_size=flags.batch_size,
             seed=flags.seed,
-            first_step=step,
-            num_steps=flags.steps,
+            first_step=step + passed_over,
+            num_steps=flags.steps + passed_over,
             places=counted,
             context=context,
+            max_bad_rows=flags.max_bad_rows,
         )
 
-    iterator = iter(distribution.spread(strategy, training_batches))
-    evaluation = distribution.spread(strategy, evaluation_batches)
-    losses, best, best_step = state["losses"], state["best"], state["best_step"]
-    places = state.get("places", [])  # (with a token, in all) of the batches that belong to the losses.
-    if chief and best_step and checkpoints.path(best_step).is_dir():
-        checkpoints.mark_best(best_step)  # The kill may have come between saving and marking.
-    tokens_a_step = flags.batch_size * flags.sequence_length
-    measured_step, measured_at = step, time.monotonic()
+    def save(is_best: bool = False) -> None:
+        if chief:
+            state = {
+                "losses": losses,  # Since the last line of the log,
+                "places": places,  # and of their batches (with a token, in all).
+                "best": best,
+                "best_step": best_step,
+                "passed_over": passed_over,
+                "nonfinite": nonfinite,
+                "in_a_row": in_a_row,
+            }
+            checkpoints.save(step, variables, state, best=is_best, wait=False)  # Written while training goes on.
+
+    def remembered(state):
+        return [state.get(*entry) for entry in (("losses", []), ("places", []), ("best", None), ("best_step", 0))]
 
     def due(every: int) -> bool:
         return step % every == 0 or step == flags.steps
 
-    def save(is_best: bool = False) -> None:
-        if chief:
-            state = {"losses": losses, "places": places, "best": best, "best_step": best_step}
-            checkpoints.save(step, variables, state, best=is_best, wait=False)  # Written while training goes on.
+    evaluation = distribution.spread(strategy, evaluation_batches)
+    tokens_a_step = flags.batch_size * flags.sequence_length
+    measured_step, measured_at = step, time.monotonic()
+    losses, places, best, best_step = remembered(state)
+    passed_over = state.get("passed_over", 0)  # Batches that no update was made of: they led to what is not finite.
+    nonfinite = state.get("nonfinite", 0)  # Updates that were left out or gone back for,
+    in_a_row, failed_at = state.get("in_a_row", 0), 0  # how many of them with nothing gained between, the last's step.
+    if chief and best_step and checkpoints.path(best_step).is_dir():
+        checkpoints.mark_best(best_step)  # The kill may have come between saving and marking.
+    if not restored and flags.on_nonfinite == "rollback":
+        save()
+    counted: dict[int, tuple[int, int]] = {}  # Of several workers each counts its own part.
+    iterator = iter(distribution.spread(strategy, training_batches))
 
     stop.ready, stopping = True, False
-    with bar if chief else contextlib.nullcontext(), distribution.losing_workers(strategy):
+    bar = report.ProgressBar(step, flags.steps) if chief else None
+    with bar if bar else contextlib.nullcontext(), distribution.losing_workers(strategy):
         while step < flags.steps and not (stopping := workers.any(stop.asked)):
             # As many updates as fit before the next thing to do.
             cadences = (flags.log_every, flags.evaluate_every, flags.checkpoint_every)
             count = min(flags.steps_per_call, flags.steps - step, *(every - step % every for every in cadences))
             new = run_steps(iterator, tf.constant(count)).numpy()
-            if not np.all(np.isfinite(new)):
-                bad = step + 1 + int(np.argmin(np.isfinite(new)))
+            finite = np.isfinite(new)
+            if not np.all(finite):
+                bad = step + 1 + int(np.argmin(finite))
+                nonfinite += int(np.count_nonzero(~finite)) if flags.on_nonfinite == "skip" else 1
                 checkpoints.wait()
-                raise CheckFailed(
-                    f"the loss of step {bad}, or its gradient, is not finite; nothing was saved after step "
-                    f"{checkpoints.steps()[-1] if checkpoints.steps() else 0}; "
-                    f"begin anew in another --run_dir, with --learning_rate below {flags.learning_rate:g}"
-                    + (f" or --clip_norm below {flags.clip_norm:g}" if flags.clip_norm else " or with --clip_norm")
-                )
-            losses += [float(loss) for loss in new]
-            places += [counted.pop(i) for i in range(step, step + count)]
+                if flags.on_nonfinite == "stop" or in_a_row >= flags.max_nonfinite:
+                    raise CheckFailed(not_finite(flags, bad, in_a_row, checkpoints.steps()))
+                logging.warning("the loss of step %d, or its gradient, is not finite: %s", bad, flags.on_nonfinite)
+            if flags.on_nonfinite == "rollback" and not np.all(finite):
+                workers.any(False)  # The chief has written what all of them now read.
+                step, state = checkpoints.restore(variables) or (0, {})
+                losses, places, best, best_step = remembered(state)
+                passed_over += bad - step
+                in_a_row, failed_at = in_a_row + 1, bad
+                measured_step, measured_at = step, time.monotonic()
+                counted = {}
+                iterator = iter(distribution.spread(strategy, training_batches))
+                if chief:
+                    metrics.close()
+                    metrics = report.MetricsLog(run_dir, step, objective.FIGURES[0])
+                continue
+            if flags.on_nonfinite == "skip":
+                for is_finite in finite:
+                    in_a_row = 0 if is_finite else in_a_row + 1
+                optimizer.dynamic_scale.assign(1.0)
+            elif step + count >= failed_at:
+                in_a_row = 0
+            losses += [float(loss) for loss in new[finite]]
+            places += [counted.pop(i + passed_over) for i in range(step, step + count)]
             step += count
             is_best = False
 
@@ -316,7 +365,8 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                 now = time.monotonic()
                 record = {
                     "step": step,
-                    "loss": math.fsum(losses) / len(losses),
+                    **({"loss": math.fsum(losses) / len(losses)} if losses else {}),
+                    **({"nonfinite": nonfinite} if nonfinite else {}),
                     "padding_share": 1 - sum(filled for filled, _ in places) / sum(room for _, room in places),
                     "learning_rate": float(schedule(step - 1)),
                     "tokens_per_second": (step - measured_step) * tokens_a_step / (now - measured_at),
@@ -349,6 +399,48 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     return cli.STOPPED if stopping else cli.DONE
 
 
+def not_finite(flags: absl_flags.FlagValues, step: int, in_a_row: int, saved: list[int]) -> str:
+    """What to say of a loss that ends the run."""
+    remedy = (
+        f"begin anew in another --run_dir, with --learning_rate below {flags.learning_rate:g}"
+        + (f" or --clip_norm below {flags.clip_norm:g}" if flags.clip_norm else " or with --clip_norm")
+        + (", or go on past those batches with --on_nonfinite=rollback" if flags.on_nonfinite == "stop" else "")
+    )
+    count = f" after {in_a_row} others with nothing gained between" if in_a_row else ""
+    return (
+        f"the loss of step {step}, or its gradient, is not finite{count}; nothing was saved after step "
+        f"{saved[-1] if saved else 0}; {remedy}"
+    )
+
+
+@contextlib.contextmanager
+def explained(flags: absl_flags.FlagValues, replicas: int):
+    """Turns what TensorFlow raises in the middle of a run into a line that helps.
+
+    Raises:
+      UserError: the memory does not suffice, or a row could not be read.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        share = flags.batch_size // replicas
+        more = next((n for n in range(flags.accumulation + 1, share + 1) if share % n == 0), None)
+        shape = re.search(r"tensor with shape\[[\d,]*\]", str(error))
+        raise UserError(
+            f"out of memory{f' at a {shape[0]}' if shape else ''} in a step of {share // flags.accumulation} rows of "
+            f"{flags.sequence_length} tokens at a time: "
+            + (f"--accumulation={more} computes the same with {share // more}; or lower" if more else "lower")
+            + " --batch_size, --sequence_length or the model's size"
+        ) from None
+    except tf.errors.OpError as error:
+        found = re.search(r"UserError: (.*)", error.message)  # An exception in the input pipeline arrives as text.
+        if found is None:
+            raise
+        raise UserError(found[1]) from None
+
+
 def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
     """True if `run_dir` holds a run to go on with.
 
@@ -376,6 +468,8 @@ def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
     define_flags(before)
     cli.parse(before, [f"--flagfile={record}", f"--run_dir={run_dir}"])
     changed = [name for name in flags if name not in FREE_FLAGS and flags[name].value != before[name].value]
+    if (flags.on_nonfinite == "skip") != (before["on_nonfinite"].value == "skip"):
+        changed.append("on_nonfinite")  # The optimizer has a variable more that skips.
     if changed:
         listed = ", ".join(f"--{name} ({before[name].value} -> {flags[name].value})" for name in changed)
         raise UserError(f"--run_dir={run_dir}: was begun with other flags: {listed}; keep them, or name a new folder")
@@ -587,7 +681,14 @@ def make_step(strategy, model, optimizer, objective, **options):
 
 
 def make_replica_step(
-    model, optimizer, objective, *, num_parts: int = 1, clip_norm: float = 0.0, clip_each: float = 0.0
+    model,
+    optimizer,
+    objective,
+    *,
+    num_parts: int = 1,
+    clip_norm: float = 0.0,
+    clip_each: float = 0.0,
+    mark_skips: bool = False,
 ):
     """`step(batch) -> loss`: a replica's part of an update, and the loss of all replicas' batches.
 
@@ -599,11 +700,12 @@ def make_replica_step(
       num_parts: the replica's batch is computed in that many parts, one after the other.
       clip_norm: longest gradient over all variables; 0 does not clip.
       clip_each: longest gradient of each variable by itself, clipped before; 0 does not.
+      mark_skips: the loss of an update that the optimizer leaves out is NaN, as where it would spoil the weights.
     """
     import tensorflow as tf
 
     variables = [variable.value for variable in model.trainable_variables]
-    dynamic_scale = getattr(optimizer, "dynamic_scale", None)  # float16 only
+    dynamic_scale = getattr(optimizer, "dynamic_scale", None)  # Of a LossScaleOptimizer.
 
     def sums(batch):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -642,10 +744,12 @@ def make_replica_step(
         factor = 1.0 / weight  # The loss scale stays in: Keras's LossScaleOptimizer divides by it.
         if clip_norm:
             factor *= clip_norm / tf.maximum(norm, clip_norm)
+        if mark_skips:  # The optimizer looks at the gradients alone.
+            factor = tf.where(tf.math.is_finite(loss), factor, math.nan)
         # One product a gradient: TensorFlow may reorder several, and not alike on all replicas.
         optimizer.apply([gradient * (factor * share) for gradient, share in zip(gradients, shares, strict=True)])
-        if dynamic_scale is not None:
-            return loss / weight  # An infinite gradient is skipped, and the scale lowered.
+        if dynamic_scale is not None and not mark_skips:
+            return loss / weight  # An infinite gradient is skipped, and the scale lowered: that is float16's usual way.
         return tf.where(tf.math.is_finite(norm), loss / weight, math.nan)
 
     return replica_step

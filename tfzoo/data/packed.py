@@ -58,7 +58,7 @@ class StoredRows:
         Raises:
           UserError: a file holds another number of rows.
         """
-        self._readers = []
+        self._paths, self._readers = list(counts), []
         for path, count in counts.items():
             reader = ArrayRecordReader(os.fspath(path), "readahead_buffer_size:0,max_parallelism:0")
             if not reader.ok() or reader.num_records() != count:
@@ -75,11 +75,22 @@ class StoredRows:
         return int(self._starts[-1])
 
     def row(self, index: int, numbers=None) -> tuple[np.ndarray, np.ndarray]:
-        """One row: token_ids, block_ids int32 [n]; numbers are taken as other rows take them."""
+        """One row: token_ids, block_ids int32 [n]; numbers are taken as other rows take them.
+
+        Raises:
+          UserError: its record is damaged; names file and record.
+        """
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        number = int(index - self._starts[shard])
         with self._lock:
-            self._readers[shard].seek(int(index - self._starts[shard]))
-            record = self._readers[shard].read()
+            try:
+                self._readers[shard].seek(number)
+                record = self._readers[shard].read()
+            except Exception as error:  # Damage shows itself in several types of them.
+                why = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"{self._paths[shard]}: record {number} cannot be read ({why}); pack the text again"
+                ) from None
         values = np.frombuffer(record, "<i4")
         sizes, token_ids = values[1 : values[0] + 1], values[values[0] + 1 :]
         return token_ids, np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)

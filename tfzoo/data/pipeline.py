@@ -6,22 +6,36 @@ Rows are any object with a length, `row(index, numbers)`, a pure function of the
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tfzoo.data import order
+from tfzoo.errors import UserError
 
 Context = tf.distribute.InputContext
 ALONE = Context()
 
 
-def examples(rows, positions: tf.data.Dataset, seed: int, epoch: int | None = None) -> tf.data.Dataset:
+def examples(
+    rows, positions: tf.data.Dataset, seed: int, epoch: int | None = None, max_bad_rows: int = 0
+) -> tf.data.Dataset:
     """Examples at global positions (a dataset of int64), each with the seed of its own.
 
     An example is what the row has, such as {"token_ids": int32 [n], "block_ids": int32 [n]}, and "seed", int32 [2].
-    `epoch` given, rows come in their own order and every pass is that epoch, as an evaluation needs.
+    `epoch` given, rows come in their own order and every pass is that epoch, as an evaluation needs. Of rows that
+    cannot be read (a UserError), so many as max_bad_rows are taken for empty, with a warning.
     """
+    unread: set[int] = set()
 
     def read(index, numbers):
-        return [np.asarray(feature, np.int32) for feature in rows.row(int(index), numbers)]
+        try:
+            return [np.asarray(feature, np.int32) for feature in rows.row(int(index), numbers)]
+        except UserError as error:
+            if int(index) not in unread:
+                if len(unread) >= max_bad_rows:
+                    raise
+                logging.warning("%s; the row is left out", error)
+            unread.add(int(index))
+            return [np.zeros([0] * rank, np.int32) for rank in rows.FEATURES.values()]
 
     def example(position):
         if epoch is None:
@@ -51,6 +65,7 @@ def training_batches(
     num_steps: int,
     places: dict[int, tuple[int, int]] | None = None,
     context: Context = ALONE,
+    max_bad_rows: int = 0,
 ):
     """Batches of steps `first_step` to `num_steps`: step s takes the positions s * batch_size and following.
 
@@ -59,7 +74,9 @@ def training_batches(
     get what one would get.
     """
     positions = _positions(first_step, num_steps, batch_size, context)
-    batches = examples(rows, positions, seed).map(objective.prepare, num_parallel_calls=2, deterministic=True)
+    batches = examples(rows, positions, seed, max_bad_rows=max_bad_rows).map(
+        objective.prepare, num_parallel_calls=2, deterministic=True
+    )
     batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
     if places is not None:
         replicas = context.num_replicas_in_sync // context.num_input_pipelines
@@ -91,14 +108,17 @@ def count_places(batch) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.add_n(filled), tf.add_n([tf.size(mark, tf.int64) for mark in marks])
 
 
-def evaluation_batches(rows, objective, *, batch_size: int, seed: int, num_batches: int, context: Context = ALONE):
+def evaluation_batches(
+    rows, objective, *, batch_size: int, seed: int, num_batches: int, context: Context = ALONE, max_bad_rows: int = 0
+):
     """The first rows of the held-out part, in order and always prepared alike.
 
     What a last batch lacks is filled with zeros, and so with weights of 0.
     """
     count = min(len(rows), num_batches * batch_size)
     positions = _positions(0, -(-count // batch_size), batch_size, context)
-    prepared = examples(rows, positions.map(lambda position: tf.minimum(position, count - 1)), seed, epoch=0).map(
+    known = positions.map(lambda position: tf.minimum(position, count - 1))
+    prepared = examples(rows, known, seed, epoch=0, max_bad_rows=max_bad_rows).map(
         objective.prepare, num_parallel_calls=2, deterministic=True
     )
 
