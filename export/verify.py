@@ -6,7 +6,7 @@ finds every artifact under the folders and checks, for each:
   - every file is there, none is there unlisted, and each has the SHA-256 that manifest.json lists;
   - the signatures have the names, dtypes and shapes that manifest.json states;
   - the inputs in golden.npz give the outputs in golden.npz: numbers within the tolerance; arg-max, words and
-    flags equal.
+    flags equal. A decoder reads half of each row at once, then tokens one by one, then the rest.
 
 Prints one line an artifact. Exit code 0: all is as it should be. 4: something is not. 2: wrong use.
 
@@ -24,7 +24,7 @@ import sys
 import numpy as np
 
 FORMAT = "tfzoo-artifact-1"
-MODELS = {"savedmodel": "saved_model.pb", "onnx": "model.onnx"}
+MODELS = {"savedmodel": ("saved_model.pb",), "onnx": ("model.onnx", "encoder_model.onnx")}
 
 
 class Failure(Exception):
@@ -58,7 +58,7 @@ def main(arguments):
 
 def artifacts(folder):
     """The folders at or under `folder` that are an artifact, or were one until its manifest went."""
-    marks = ("manifest.json", "golden.npz", *MODELS.values())
+    marks = ("manifest.json", "golden.npz", *(name for names in MODELS.values() for name in names))
     return sorted({path.parent for mark in marks for path in folder.rglob(mark)})
 
 
@@ -118,37 +118,55 @@ def replay(folder, manifest):
     Returns {"SIGNATURE/OUTPUT": {"difference": the largest, "tolerance": what is allowed, "equal": how many
     answers were compared for equality}}. Raises Failure where an answer is not as it should be.
     """
-    run, found = {"savedmodel": load_savedmodel, "onnx": load_onnx}[manifest["kind"]](folder)
-    check_signatures(found, manifest["signatures"])
+    if manifest["kind"] == "savedmodel":
+        run, found = load_savedmodel(folder)
+        check_signatures(found, manifest["signatures"])
+        return compare_all(run, read_golden(folder), manifest["tolerances"])
     cases = read_golden(folder)
-    if {signature for signature, _ in cases} != manifest["signatures"].keys():
+    measured = {}
+    for variant, details in {"": manifest, **manifest.get("variants", {})}.items():
+        run, found = load_onnx(folder, manifest["signatures"], variant and f"_{variant}")
+        check_signatures(found, manifest["signatures"])
+        results = compare_all(run, cases, details["tolerances"], exact=not variant)
+        measured |= {f"{variant}:{key}" if variant else key: result for key, result in results.items()}
+    return measured
+
+
+def compare_all(run, cases, tolerances, exact=True):
+    """run(signature, inputs) -> outputs, for all cases; see `replay`. Without `exact` arg-maxes may differ."""
+    if {signature for signature, _ in cases} != tolerances.keys():
         raise Failure("golden.npz does not hold the signatures that manifest.json states")
     measured: dict[str, dict] = {}
     for (signature, case), arrays in cases.items():
         got = run(signature, arrays["inputs"])
-        for name in manifest["signatures"][signature]["outputs"]:
+        for name, want in arrays["outputs"].items():
             where = f"{signature}/{name}"
-            limit = manifest["tolerances"][signature].get(name)
+            limit = tolerances[signature].get(name)
             try:
-                result = compare(got[name], arrays["outputs"][name], limit)
+                result = compare(got[name], want, limit, exact)
             except Failure as failure:
                 raise Failure(f"case {case} of {where}: {failure}") from None
-            total = measured.setdefault(where, {"equal": 0})
+            total = measured.setdefault(where, {"equal": 0, "compared": 0})
             total["equal"] += result["equal"]
+            total["compared"] += result["compared"]
             if limit is not None:
-                total["tolerance"] = limit
-                total["difference"] = max(total.get("difference", 0.0), result["difference"])
+                total["tolerance"] = limit["allowed"]
+                for key, join in (("difference", max), ("mean", max)):
+                    total[key] = join(total.get(key, 0.0), result[key])
     return measured
 
 
-def compare(got, want, limit):
+def compare(got, want, limit, exact=True):
     """got: an output. want: an array, or a group of arrays that stands for one.
 
     A group is values with `decided`, where they must be equal, the others being too close to call; or it is
-    logits, see compare_logits. limit: of the difference, relative; None asks for equality.
+    logits, see compare_logits. limit: what numbers may differ by, {"allowed": x, "of": "largest"} of the largest
+    number or of 1, where that is less, "each" of each; None asks for equality.
+
+    Returns {"difference": the largest, "mean": theirs, "equal": answers found equal, "compared": of how many}.
     """
     if isinstance(want, dict) and "positions" in want:
-        return compare_logits(got, want, limit)
+        return compare_logits(got, want, limit, exact)
     if isinstance(want, dict):
         want, decided = want["values"], want["decided"]
     else:
@@ -160,36 +178,40 @@ def compare(got, want, limit):
         if len(wrong):
             at = tuple(wrong[0])
             raise Failure(f"{got[at]!r} at {list(map(int, at))}, not {want[at]!r}")
-        return {"equal": int(decided.sum())}
-    return {"difference": difference(got, want, np.maximum(np.abs(want), 1e-30), limit), "equal": 0}
+        return {"equal": int(decided.sum()), "compared": int(decided.sum())}
+    scale = max(1.0, np.abs(want).max(initial=0.0)) if limit["of"] == "largest" else np.maximum(np.abs(want), 1e-30)
+    return difference(got, want, scale, limit["allowed"]) | {"equal": 0, "compared": 0}
 
 
-def compare_logits(got, want, limit):
+def compare_logits(got, want, limit, exact):
     """got [B, L, V]. want: `values` [N, V] at `positions` [N, 2] (row, place); `argmax`, `logsumexp` and
-    `decided` [B, L]. The limit is relative to the largest value, or to 1 where that is less.
+    `decided` [B, L]; places where `real` [B, L] is false may hold anything.
     """
     if got.shape[:2] != want["argmax"].shape or got.shape[2:] != want["values"].shape[1:]:
         raise Failure(f"shape {got.shape}, not {(*want['argmax'].shape, *want['values'].shape[1:])}")
     rows, places = want["positions"].T
-    scale = max(1.0, np.abs(want["values"]).max())
-    worst = difference(got[rows, places], want["values"], scale, limit)
-    for row, stated in zip(got.astype(np.float32), want["logsumexp"]):  # Row by row, to save memory.
+    scale, allowed = max(1.0, np.abs(want["values"]).max()), limit["allowed"]
+    result = difference(got[rows, places], want["values"], scale, allowed)
+    for row, stated, real in zip(got.astype(np.float32), want["logsumexp"], want["real"]):  # To save memory.
         largest = row.max(-1).astype(np.float64)
         logsumexp = np.log(np.exp(row - largest[:, None]).sum(-1)) + largest
-        worst = max(worst, difference(logsumexp, stated, scale, limit))
-    wrong = (got.argmax(-1) != want["argmax"]) & want["decided"]
-    if wrong.any():
+        sums = difference(logsumexp[real], stated[real], scale, allowed)
+        result["difference"] = max(result["difference"], sums["difference"])
+    decided = want["decided"]
+    wrong = (got.argmax(-1) != want["argmax"]) & decided
+    if exact and wrong.any():
         raise Failure(f"the arg-max is another at {int(wrong.sum())} of {wrong.size} positions")
-    return {"difference": worst, "equal": int(want["decided"].sum())}
+    return result | {"equal": int((decided & ~wrong).sum()), "compared": int(decided.sum())}
 
 
 def difference(got, want, scale, limit):
     if not np.isfinite(got).all():
         raise Failure("not finite")
-    worst = float((np.abs(got.astype(np.float64) - want) / scale).max(initial=0.0))
+    apart = np.abs(got.astype(np.float64) - want) / scale
+    worst = float(apart.max(initial=0.0))
     if worst > limit:
         raise Failure(f"differs by {worst:.1e}, and {limit:.0e} is allowed")
-    return worst
+    return {"difference": worst, "mean": float(apart.mean()) if apart.size else 0.0}
 
 
 def read_golden(folder):
@@ -224,19 +246,77 @@ def check_signatures(found, stated):
                     raise Failure(f"{signature}/{name} is {dtype} {shape}, not {tensor['dtype']} {tensor['shape']}")
 
 
-def load_onnx(folder):
+def load_onnx(folder, names, suffix=""):
+    """The graphs `names`, of the variant with a `suffix`: (run, what they take and give)."""
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    names = {"tensor(int64)": "int64", "tensor(float)": "float32"}
+    types = {"tensor(int64)": "int64", "tensor(float)": "float32"}
 
     def describe(values):
-        return {value.name: (names.get(value.type, value.type), list(value.shape)) for value in values}
+        return {value.name: (types.get(value.type, value.type), list(value.shape)) for value in values}
 
-    outputs = [value.name for value in session.get_outputs()]
-    found = {"tokens": {"inputs": describe(session.get_inputs()), "outputs": describe(session.get_outputs())}}
-    return lambda _, inputs: dict(zip(outputs, session.run(outputs, inputs))), found
+    graphs, found = {}, {}
+    for name in names:
+        path = str(folder / f"{name}{suffix}.onnx")
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        found[name] = {"inputs": describe(session.get_inputs()), "outputs": describe(session.get_outputs())}
+        graphs[name] = session.run
+    return reader(graphs, found), found
+
+
+def reader(graphs, found):
+    """run(signature, inputs) -> outputs, with as many graphs and calls as it takes.
+
+    graphs: {name: (names of outputs, inputs) -> outputs}. found: {name: {"inputs": {name: (dtype, shape)}, ...}}.
+    """
+
+    def call(name, inputs):
+        outputs = list(found[name]["outputs"])
+        return dict(zip(outputs, graphs[name](outputs, inputs)))
+
+    def empty(name, rows):
+        """Keys and values of nothing, for the inputs that a step's outputs replace."""
+        fed = {key.replace("present", "past_key_values") for key in found[name]["outputs"] if key.startswith("present")}
+        shapes = {key: found[name]["inputs"][key][1] for key in fed}
+        return {key: np.zeros((rows, shape[1], 0, shape[3]), np.float32) for key, shape in shapes.items()}
+
+    def past(outputs):
+        return {key.replace("present", "past_key_values"): x for key, x in outputs.items() if key.startswith("present")}
+
+    def piece_by_piece(name, ids, kept, inputs_of):
+        logits, begin = [], 0
+        length = ids.shape[1]
+        ends = [max(1, length // 2), *range(max(1, length // 2) + 1, length)[:4], length]
+        for end in sorted(set(ends)):
+            outputs = call(name, {"input_ids": ids[:, begin:end], **inputs_of(begin, end), **kept})
+            logits.append(outputs["logits"])
+            kept, begin = kept | past(outputs), end
+        return {"logits": np.concatenate(logits, 1)}
+
+    def direct(_, inputs):
+        return call("model", inputs)
+
+    def decoder(_, inputs):
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        positions = {"position_ids": np.maximum(mask.cumsum(1) - 1, 0)}
+        asked = {name: value for name, value in positions.items() if name in found["model"]["inputs"]}
+
+        def inputs_of(begin, end):
+            return {"attention_mask": mask[:, :end]} | {name: x[:, begin:end] for name, x in asked.items()}
+
+        return piece_by_piece("model", ids, empty("model", len(ids)), inputs_of)
+
+    def encoder_decoder(_, inputs):
+        mask, ids = inputs["attention_mask"], inputs["decoder_input_ids"]
+        encoded = call("encoder_model", {"input_ids": inputs["input_ids"], "attention_mask": mask})
+        name = "decoder_with_past_model"
+        kept = empty(name, len(ids)) | past(encoded)
+        return piece_by_piece(name, ids, kept, lambda *_: {"encoder_attention_mask": mask})
+
+    if "encoder_model" in found:
+        return encoder_decoder
+    return decoder if any(name.startswith("past") for name in found["model"]["inputs"]) else direct
 
 
 def load_savedmodel(folder):
@@ -249,11 +329,31 @@ def load_savedmodel(folder):
         return {name: (spec.dtype.name, spec.shape.as_list()) for name, spec in specs.items()}
 
     def run(signature, inputs):
+        if "inputs" in loaded.signatures[signature].structured_input_signature[1]:
+            inputs = {"inputs": examples(inputs)}
         tensors = {
             name: tf.constant(np.char.encode(value, "utf-8") if value.dtype.kind == "U" else value)
             for name, value in inputs.items()
         }
         return {name: decoded(value.numpy()) for name, value in loaded.signatures[signature](**tensors).items()}
+
+    def examples(features):
+        """Texts by name -> tf.Examples, serialized."""
+        rows = [dict(zip(features, row)) for row in zip(*features.values())]
+        return np.array(
+            [
+                tf.train.Example(
+                    features=tf.train.Features(
+                        feature={
+                            name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))
+                            for name, text in row.items()
+                        }
+                    )
+                ).SerializeToString()
+                for row in rows
+            ],
+            object,
+        )
 
     def decoded(values):
         if values.dtype != object:

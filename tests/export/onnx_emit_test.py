@@ -1,5 +1,6 @@
 """The graphs against the Keras models, in onnxruntime."""
 
+import pathlib
 from typing import Any
 from unittest import mock
 
@@ -7,18 +8,20 @@ import keras
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import tensorflow as tf
 
 from tests.export import small
-from tfzoo import nn
-from tfzoo.errors import UserError
-from tfzoo.export import artifact, onnx_emit
-from tfzoo.models import bert
+from tfzoo import models, nn
+from tfzoo.errors import CheckFailed, UserError
+from tfzoo.export import golden, onnx_check, onnx_emit, variants, verify
+from tfzoo.export.answers import Options
+from tfzoo.export.artifact import with_precision
 
+# What the blocks of BERT's family can be told to be.
 CONFIGS: dict[str, dict[str, Any]] = {
-    "as BERT is": {},
     "norm first, no segments": dict(norm_first=True, activation="gelu_tanh", num_segments=0),
-    "sinusoidal positions": dict(positions="sinusoidal", activation="relu"),
+    "sinusoidal positions, attention in tiles": dict(positions="sinusoidal", activation="relu", attention="lean"),
     "silu": dict(activation="silu", num_layers=1, num_heads=4, norm_epsilon=1e-3),
     "RMS norms, grouped keys, gates, scores as they are": dict(
         norm="rms", num_heads=4, num_kv_heads=2, head_dim=6, gated_mlp=True, scale_scores=False, biases="qkv"
@@ -30,59 +33,115 @@ CONFIGS: dict[str, dict[str, Any]] = {
         embedding_size=6, positions="sinusoidal_concat", position_offset=2, share_layers=True, num_layers=3
     ),
     "parallel blocks, no positions": dict(norm_first=True, parallel_blocks=True, positions="none"),
+    "distances": dict(positions="relative", relative_buckets=8, relative_distance=12),
+    "rotary": dict(positions="rotary"),
 }
-UNSUPPORTED: dict[str, dict[str, Any]] = {
-    r"RelativeBias .bert/encoder/stack/relative_bias.": dict(positions="relative"),
-    r"rotary positions .bert/encoder/stack.": dict(positions="rotary"),
-    r"OtherAttention .bert/encoder/stack/layer_0/attention/kernel.": dict(attention="lean"),
-}
+_WAVES = dict(low_freq_factor=1.0, high_freq_factor=4.0)
+_SCALED = dict(factor=4.0, original_max_position_embeddings=8)
+# Decoders, whose graphs have a past.
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {}),
+    "llama": ("llama", {}),
+    "a window, norms of queries and keys": ("llama", dict(window=3, qk_norm=True, biases="qkv", num_kv_heads=4)),
+    "llama3": ("llama", dict(rotary_scaling=dict(rope_type="llama3") | _WAVES | _SCALED)),
+    "yarn": ("llama", dict(rotary_scaling=dict(rope_type="yarn") | _SCALED)),
+    "dynamic": ("llama", dict(rotary_scaling=dict(rope_type="dynamic") | _SCALED)),
+    "longrope": (
+        "llama",
+        dict(rotary_scaling=dict(rope_type="longrope", short_factor=[1, 1.5, 2], long_factor=[3, 2, 1]) | _SCALED),
+    ),
+    "palm": ("palm", {}),
+    "bart": ("bart", {}),
+    "t5": ("t5", {}),
+    "t5, version 1.1": ("t5", dict(gated_mlp=True, activation="gelu_tanh", tie_embeddings=False)),
+    "transformer": ("transformer", {}),
+}  # fmt: skip
+EMITTED = [family for family in small.FAMILIES if family != "reformer"]
 
 
-def inputs(batch, length, segments=2):
-    random = np.random.default_rng(1)
-    values = {
-        "token_ids": random.integers(0, len(small.VOCAB), (batch, length)),
-        "segment_ids": random.integers(0, 2, (batch, length)),
-        "padding_mask": np.arange(length) < np.linspace(length, 0, batch)[:, None],  # The last row has no token.
-    }
-    if not segments:
-        del values["segment_ids"]
-    return values
+def session(graph):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def run(graph, values):
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    named = {artifact.ONNX_NAMES[name]: value.astype(np.int64) for name, value in values.items()}
-    return session.run(["logits"], named)[0]
+def ask(graphs, inputs):
+    """What verify.py makes of graphs for inputs under ONNX's names."""
+    sessions = {name: session(graph).run for name, graph in graphs.items()}
+    found = {name: onnx_check.describe(graph) for name, graph in graphs.items()}
+    return verify.reader(sessions, found)("tokens", inputs)
 
 
 class EmitTest(tf.test.TestCase):
-    def test_every_config_answers_as_keras_does(self):
+    def check(self, model, **options):
+        graphs = onnx_emit.emit(model, **options)
+        for graph in graphs.values():
+            onnx.checker.check_model(graph, full_check=True)
+        cached = any("past" in value.name for graph in graphs.values() for value in graph.graph.input)
+        limits = golden.tolerances(model, ["logits"])["logits"]
+        for inputs in golden.token_cases(model, None, Options(sequence_length=32)).values():
+            case = golden.onnx_case(model, inputs, cached)
+            got = ask(graphs, case["inputs"])
+            self.assertEqual(got.keys(), case["outputs"].keys())
+            for name, want in case["outputs"].items():
+                verify.compare(got[name], want, limits)
+
+    def check_families(self, heads_of, profiles):
+        for family in EMITTED:
+            for heads in heads_of(models.page(family).Model.HEADS, EMITTED.index(family)):
+                for profile in profiles:
+                    with self.subTest(family=family, heads=heads, profile=profile):
+                        self.check(small.model(family, heads=heads), profile=profile, cache=False)
+
+    def test_every_family(self):
+        # Each with one head, all heads in one family or another; the rest are below.
+        self.check_families(lambda heads, i: [(heads[i % len(heads)],)], ["standard"])
+
+    @pytest.mark.faults
+    def test_every_family_and_head(self):
+        self.check_families(lambda heads, i: [(), heads, *((head,) for head in heads)], ["standard", "compat"])
+
+    def test_what_blocks_can_be(self):
         for name, overrides in CONFIGS.items():
             with self.subTest(name):
-                model = small.model(**overrides)
-                graph = onnx_emit.emit(model)
-                onnx.checker.check_model(graph, full_check=True)
-                for batch, length in ((1, 1), (3, 7), (2, 32)):
-                    values = inputs(batch, length, model.config.num_segments)
-                    expected = model(values)["logits"]
-                    self.assertAllClose(
-                        run(graph, values), expected, rtol=0, atol=2e-5 * max(1, np.abs(expected).max())
-                    )
+                overrides = dict(num_layers=1) | overrides
+                self.check(small.model(**overrides), profile="compat" if len(name) % 2 else "standard")
+
+    def check_decoders(self, names, **options):
+        for name in names:
+            family, overrides = DECODERS[name]
+            with self.subTest(name):
+                self.check(small.model(family, **overrides), **options)
+
+    def test_decoders_read_piece_by_piece(self):
+        self.check_decoders(["gpt2", "a window, norms of queries and keys", "longrope", "t5"])
+        self.check_decoders(["dynamic", "bart"], profile="compat")
+
+    @pytest.mark.faults
+    def test_every_decoder(self):
+        for profile in ("standard", "compat"):
+            self.check_decoders(DECODERS, profile=profile)
+
+    def test_every_pool(self):
+        for pool in ("first", "last", "mean"):
+            with self.subTest(pool):
+                self.check(small.model("distilbert", heads=("classify",), pool=pool))
 
     def test_reads_every_input(self):
-        graph = onnx_emit.emit(small.model())
-        values = inputs(3, 8)
-        answer = run(graph, values)
-        for name in values:
-            other = values | {name: np.roll(values[name], 1, axis=1)}
-            self.assertNotAllClose(run(graph, other), answer, atol=1e-3, msg=name)
+        for family, heads in (("bert", ("pair",)), ("bart", ("classify",))):
+            model = small.model(family, heads=heads)
+            graphs = onnx_emit.emit(model)
+            inputs = golden.onnx_case(model, golden.token_cases(model, None, Options(16))["3x4"], False)["inputs"]
+            answer = ask(graphs, inputs)["logits"]
+            for name, value in inputs.items():
+                other = inputs | {name: np.roll(value, 1, axis=1)}
+                self.assertNotAllClose(ask(graphs, other)["logits"], answer, atol=1e-3, msg=name)
 
     def test_names_axes_operators_and_weights(self):
-        model = small.model(num_layers=4)
-        graph = onnx_emit.emit(model)
+        model = small.model(num_layers=4, heads=("lm",))
+        (graph,) = onnx_emit.emit(model).values()
         tensors = {value.name: value.type.tensor_type for value in [*graph.graph.input, *graph.graph.output]}
-        self.assertEqual(list(tensors), ["input_ids", "attention_mask", "token_type_ids", "logits"])
+        self.assertEqual(list(tensors), ["input_ids", "token_type_ids", "attention_mask", "logits"])
         for name, tensor in tensors.items():
             axes = [axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
             self.assertEqual(axes, ["batch", "sequence", *([len(small.VOCAB)] if name == "logits" else [])])
@@ -94,26 +153,96 @@ class EmitTest(tf.test.TestCase):
         self.assertEqual(operators.count("Gelu"), 5)
 
         weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
-        used = [w for w in model.weights if "pooler" not in w.path and "next_sentence" not in w.path]
-        for weight in used:
+        for weight in model.weights:
             self.assertAllEqual(weights.pop(weight.path), weight.numpy())
         self.assertTrue(all(name.startswith("constants/") for name in weights), list(weights))
 
+    def test_hugging_faces_names(self):
+        graphs = onnx_emit.emit(small.model("t5"))
+        self.assertEqual(list(graphs), ["encoder_model", "decoder_with_past_model"])
+        parts = [f"{part}.{kind}" for part in ("encoder", "decoder") for kind in ("key", "value")]
+        (encoder, decoder) = (
+            [[value.name for value in values] for values in (g.graph.input, g.graph.output)] for g in graphs.values()
+        )
+        self.assertEqual(encoder[0], ["input_ids", "attention_mask"])
+        self.assertEqual(encoder[1][0], "last_hidden_state")
+        self.assertCountEqual(encoder[1][1:], [f"present.{i}.{part}" for i in range(3) for part in parts[:2]])
+        self.assertEqual(decoder[0][:2], ["input_ids", "encoder_attention_mask"])
+        self.assertCountEqual(decoder[0][2:], [f"past_key_values.{i}.{part}" for i in range(3) for part in parts])
+        self.assertEqual(decoder[1][0], "logits")
+        self.assertCountEqual(decoder[1][1:], [f"present.{i}.{part}" for i in range(3) for part in parts[2:]])
+
+        (graph,) = onnx_emit.emit(small.model(heads=("span",))).values()
+        self.assertEqual([value.name for value in graph.graph.output], ["start_logits", "end_logits"])
+        (graph,) = onnx_emit.emit(small.model(heads=())).values()
+        self.assertEqual([value.name for value in graph.graph.output], ["last_hidden_state", "pooler_output"])
+
+    def test_the_compat_profile_has_what_opset_18_has(self):
+        for graph in onnx_emit.emit(small.model("llama"), profile="compat").values():
+            self.assertEqual([(opset.domain, opset.version) for opset in graph.opset_import], [("", 18)])
+            onnx_check.known_operators(graph)
+            self.assertNotIn("Attention", {node.op_type for node in graph.graph.node})
+
+    def test_the_reference_implementation_agrees(self):
+        for family in ("xlnet", "t5", "performer"):
+            onnx_check.check_twin(small.model(family))
+        onnx_check.check_twin(small.model("llama"), "compat")
+
+    def test_unknown_operators_fail(self):
+        (graph,) = onnx_emit.emit(small.model(num_layers=1)).values()
+        for domain, operator in (("", "Erfc"), ("com.microsoft", "BiasGelu")):
+            other = onnx.ModelProto.FromString(graph.SerializeToString())
+            other.graph.node[3].op_type, other.graph.node[3].domain = operator, domain
+            with self.assertRaisesRegex(ValueError, f"no operator .*{operator} is known"):
+                onnx_check.known_operators(other)
+
     def test_ids_out_of_range_fail(self):
-        graph = onnx_emit.emit(small.model())
-        for name, bad in (("token_ids", -1), ("token_ids", len(small.VOCAB)), ("segment_ids", -1), ("segment_ids", 2)):
-            values = inputs(1, 4)
+        graphs = onnx_emit.emit(small.model())
+        good = {name: np.zeros((1, 4), np.int64) for name in ("input_ids", "token_type_ids", "attention_mask")}
+        ask(graphs, good)
+        for name, bad in (
+            ("input_ids", -1),
+            ("input_ids", len(small.VOCAB)),
+            ("token_type_ids", -1),
+            ("token_type_ids", 2),
+        ):
+            values = {key: value.copy() for key, value in good.items()}
             values[name][0, 2] = bad
             with self.assertRaisesRegex(Exception, "out of data bounds"):
-                run(graph, values)
+                ask(graphs, values)
         with self.assertRaisesRegex(Exception, "broadcast"):  # Positions that do not exist.
-            run(graph, inputs(1, 33))
+            ask(graphs, {name: np.zeros((1, 33), np.int64) for name in good})
 
     def test_a_model_of_another_precision_is_exported_in_float32(self):
-        model = small.model(dtype="mixed_bfloat16")
-        graph = onnx_emit.emit(artifact._float32(model))
-        values = inputs(2, 8)
-        self.assertAllClose(run(graph, values), small.model()(values)["logits"], rtol=0, atol=1e-4)
+        half = small.model(heads=("tag",), dtype="mixed_bfloat16")
+        model = with_precision(half, "float32")
+        self.assertEqual(model.compute_dtype, "float32")
+        self.check(model)
+        values = {"token_ids": np.ones((1, 4), np.int32)}
+        self.assertAllClose(model(values)["tag_logits"], small.model(heads=("tag",))(values)["tag_logits"], atol=1e-6)
+
+    def test_half_precision(self):
+        model = small.model("gpt2")
+        case = golden.onnx_case(model, golden.token_cases(model, None, Options(16))["3x4"], True)
+        for profile in ("standard", "compat"):
+            graphs = onnx_emit.emit(model, dtype="float16", profile=profile)
+            kinds = {tensor.data_type for tensor in graphs["model"].graph.initializer if "layer_0" in tensor.name}
+            self.assertEqual(kinds, {onnx.TensorProto.FLOAT16})
+            got = ask(graphs, case["inputs"])["logits"]
+            self.assertEqual(got.dtype, np.float32)
+            verify.compare(got, case["outputs"]["logits"], {"of": "largest", "allowed": 1e-2})
+
+    def test_weights_beside_the_graph(self):
+        model = small.model(vocab_size=3000)
+        folder = self.get_temp_dir()
+        (graph,) = onnx_emit.emit(model, folder).values()
+        with open(f"{folder}/model.onnx", "wb") as file:
+            file.write(graph.SerializeToString())
+        self.assertLess(len(graph.SerializeToString()), model.count_params() * 4 / 2)
+        inputs = {name: np.ones((1, 4), np.int64) for name in ("input_ids", "token_type_ids", "attention_mask")}
+        (whole,) = onnx_emit.emit(model).values()
+        run = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"]).run
+        self.assertAllEqual(run(["logits"], inputs)[0], ask({"model": whole}, inputs)["logits"])
 
     def test_a_layer_without_an_emitter_is_named(self):
         class Doubled(nn.LayerNorm):
@@ -125,35 +254,49 @@ class EmitTest(tf.test.TestCase):
         block._tracker.unlock()
         block.mlp_norm = Doubled(name="doubled")
         block.mlp_norm.build((None, None, 16))
-        with self.assertRaisesRegex(UserError, r"Doubled .*doubled.* has no ONNX emitter; add one to EMITTERS"):
+        with self.assertRaisesRegex(UserError, r"Doubled .*doubled.* has no ONNX emitter; add one in"):
             onnx_emit.emit(model)
 
-    def test_an_option_without_an_emitter_is_named(self):
-        class OtherAttention(nn.FullAttention):
-            pass
-
-        for what, overrides in UNSUPPORTED.items():
-            with mock.patch.dict("tfzoo.nn.attention.KINDS", lean=OtherAttention):
-                model = small.model(**overrides)
-            with self.assertRaisesRegex(UserError, f"^{what} has no ONNX emitter; add one to EMITTERS"):
-                onnx_emit.emit(model)
-        config = small.model().config
-        for arguments, what in ((dict(causal=True), "causal attention"), (dict(cross=True), "cross attention")):
-            stack = nn.Stack(config, **arguments, name="stack")
-            stack.build((None, None, 16))
-            with self.assertRaisesRegex(UserError, f"^{what} .*stack.* has no ONNX emitter"):
-                onnx_emit.Graph().emit(stack, "x", "mask")
-
-    def test_a_model_without_a_language_model_is_refused(self):
-        model = bert.Model(small.model().config, heads=("tag",))
-        with self.assertRaisesRegex(UserError, "bert has no head lm"):
-            onnx_emit.emit(model)
-
-    def test_an_activation_without_an_emitter_is_named(self):
+    def test_what_has_no_emitter_is_named(self):
+        with self.assertRaisesRegex(UserError, r"reformer.Model .reformer. has no ONNX emitter; .*savedmodel"):
+            onnx_emit.emit(small.model("reformer"))
+        with self.assertRaisesRegex(UserError, "causal.* FAVOR.* .performer/.*/kernel. has no ONNX emitter"):
+            onnx_emit.emit(small.model("performer", causal=True))
+        with self.assertRaisesRegex(UserError, "--onnx_profile=old"):
+            onnx_emit.emit(small.model(), profile="old")
         model = small.model()
         model.heads["lm"].transform.activation = keras.activations.softsign
         with self.assertRaisesRegex(UserError, "bert/lm/transform has an activation .*softsign"):
             onnx_emit.emit(model)
+
+
+class CheckTest(tf.test.TestCase):
+    def test_a_wrong_emitter_fails_the_twin(self):
+        def shifted(graph, layer, x):
+            return graph.add("Add", layer_norm(graph, layer, x), graph.number(0.01), at=layer.path)
+
+        layer_norm = onnx_emit.EMITTERS[nn.LayerNorm]
+        with mock.patch.dict(onnx_emit.EMITTERS, {nn.LayerNorm: shifted}):
+            with self.assertRaisesRegex(CheckFailed, "reference implementation does not answer"):
+                onnx_check.check_twin(small.model())
+
+    def test_variants_say_how_far_they_are(self):
+        model, folder = small.model("gpt2", hidden_size=32), pathlib.Path(self.get_temp_dir())
+        graphs = onnx_emit.save(model, folder)
+        cases = golden.token_cases(model, None, Options(16))
+        golden.write(
+            folder / "golden.npz", {"tokens": {n: golden.onnx_case(model, case, True) for n, case in cases.items()}}
+        )
+        written = variants.write(model, folder, graphs, ["float16", "int8"], "standard")
+        half, eighth = (written[name]["measured"]["tokens/logits"] for name in ("float16", "int8"))
+        self.assertBetween(half["difference"], 1e-5, 1e-2)
+        self.assertBetween(eighth["difference"], half["difference"], 0.2)
+        self.assertGreater(eighth["equal"] / eighth["compared"], 0.7)
+        names = {path.name for path in folder.iterdir()}
+        self.assertEqual(names, {"golden.npz", "model.onnx", "model_float16.onnx", "model_int8.onnx"})
+        operators = {node.op_type for node in onnx.load(folder / "model_int8.onnx").graph.node}
+        self.assertIn("MatMulInteger", operators)
+        self.assertNotIn("MatMul", operators)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,41 @@ from absl import flags as absl_flags
 
 from tfzoo import cli
 
+# What `artifact.export` is told, beside the model.
+_OPTIONS = (
+    "name version formats sequence_length text_pair long_texts pooling max_new_tokens precision "
+    "onnx_profile onnx_variants keep_versions"
+).split()
+
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    def string(name, default, text):
-        absl_flags.DEFINE_string(name, default, text, flag_values=flags)
+    def define(kind, name, default, text, **options):
+        getattr(absl_flags, f"DEFINE_{kind}")(name=name, default=default, help=text, flag_values=flags, **options)
 
-    string("model_dir", None, "a run's folder: its best/ is read, or else its newest checkpoint")
-    string("checkpoint", None, "which checkpoint of the run to read instead")
-    string("output_dir", None, "where to write FORMAT/NAME/VERSION/")
-    absl_flags.DEFINE_list(
-        "formats", ["savedmodel", "onnx"], "which artifacts to write: savedmodel, onnx", flag_values=flags
+    define("string", "model_dir", None, "a run's folder (its best/ is read, or else its newest checkpoint) or a "
+           "Hugging Face folder")  # fmt: skip
+    define("string", "checkpoint", None, "which checkpoint of the run to read instead")
+    define("string", "output_dir", None, "where to write FORMAT/NAME/VERSION/")
+    define("list", "formats", ["savedmodel", "onnx"], "which artifacts to write: savedmodel, onnx")
+    define("string", "name", None, "the name under which the model is served; its family's by default")
+    define("integer", "version", None, "a whole number; the next free one by default")
+    define("integer", "keep_versions", None, "remove versions older than the newest so many; by default none")
+    define(
+        "integer", "sequence_length", None, "tokens of the longest text; what the model reads, up to 1024, by default"
     )
-    string("name", "bert", "the name under which the model is served")
-    absl_flags.DEFINE_integer("version", None, "a whole number; the next free one by default", flag_values=flags)
+    define("enum", "long_texts", "truncate", "what becomes of longer texts", enum_values=["truncate", "refuse"])
+    define("boolean", "text_pair", False, "a classifier that reads pairs of texts")
+    define("enum", "pooling", "mean", "what makes one vector of a text, for a model without heads",
+           enum_values=["mean", "first", "last", "pooled"])  # fmt: skip
+    define("integer", "max_new_tokens", 64, "the most tokens that a language model writes")
+    define("enum", "precision", "float32", "what the SavedModel computes in",
+           enum_values=["float32", "bfloat16", "float16"])  # fmt: skip
+    define("enum", "onnx_profile", "standard", "ONNX operators: of opset 23, or of 18 for older runtimes",
+           enum_values=["standard", "compat"])  # fmt: skip
+    define("list", "onnx_variants", [], "graphs to write beside the float32 ones: float16, int8")
     absl_flags.mark_flags_as_required(["model_dir", "output_dir"], flag_values=flags)
-    cli.positive(flags, "version")
+    for name in ("version", "keep_versions", "sequence_length", "max_new_tokens"):
+        cli.positive(flags, name)
 
 
 def main(flags: absl_flags.FlagValues) -> None:
@@ -32,9 +52,7 @@ def main(flags: absl_flags.FlagValues) -> None:
     from tfzoo.export import artifact
 
     model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
-    folders = artifact.export(
-        model, tokenizer, flags.output_dir, name=flags.name, version=flags.version, formats=flags.formats
-    )
+    folders = artifact.export(model, tokenizer, flags.output_dir, **{name: flags[name].value for name in _OPTIONS})
     for kind, folder in folders.items():
         print(f"{kind}: {folder}, replayed by another process; see {folder / 'manifest.json'}")
 

@@ -9,36 +9,63 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import onnx
-import onnx.checker
-from onnx.reference import ReferenceEvaluator
 
-from tfzoo import files
+from tfzoo import files, nn
 from tfzoo.errors import CheckFailed, UserError
-from tfzoo.export import golden, manifest, onnx_emit, savedmodel, verify
-from tfzoo.models import bert
-from tfzoo.text.wordpiece import WordPiece
+from tfzoo.export import (
+    answers,
+    golden,
+    manifest,
+    onnx_check,
+    onnx_emit,
+    savedmodel,
+    tokenizer_files,
+    variants,
+    verify,
+    warmup,
+)
+from tfzoo.export.answers import Options
 
 FORMATS = ("savedmodel", "onnx")
-# Ours, and Hugging Face's.
-ONNX_NAMES = {"token_ids": "input_ids", "padding_mask": "attention_mask", "segment_ids": "token_type_ids"}
+PRECISIONS = ("float32", "bfloat16", "float16")
+_LONGEST = 1024  # Tokens of a text, unless asked otherwise.
 
 
 def export(
     model: keras.Model,
-    tokenizer: WordPiece,
+    tokenizer: Any,
     output_dir: str | os.PathLike,
-    name: str = "bert",
+    name: str | None = None,
     version: int | None = None,
     formats: Sequence[str] = FORMATS,
+    *,
+    sequence_length: int | None = None,
+    text_pair: bool = False,
+    long_texts: str = "truncate",
+    pooling: str = "mean",
+    max_new_tokens: int = 64,
+    precision: str = "float32",
+    onnx_profile: str = "standard",
+    onnx_variants: Sequence[str] = (),
+    keep_versions: int | None = None,
 ) -> dict[str, pathlib.Path]:
     """Writes OUTPUT_DIR/FORMAT/NAME/VERSION/ for each format. None appears before all have been replayed.
 
     Args:
+      tokenizer: of tfzoo.text; None exports a model that reads ids alone.
+      name: the family's where it is None.
       version: the next free one where it is None.
+      sequence_length: of the longest text; None takes what the model can read, up to 1024.
+      text_pair, long_texts, pooling, max_new_tokens: see answers.Options.
+      precision: what the SavedModel computes in; ONNX is float32, with variants.
+      onnx_profile: one of onnx_graph.PROFILES.
+      onnx_variants: of variants.VARIANTS, written beside the float32 graphs.
+      keep_versions: afterwards, older versions than the newest so many are removed.
 
     Returns:
       format -> folder.
@@ -47,7 +74,12 @@ def export(
       UserError: a model, name, version or format that cannot be exported.
       CheckFailed: an artifact does not answer as the model does. Nothing is left behind.
     """
-    _check_arguments(model, tokenizer, name, version, formats)
+    family = answers.family(model)
+    name = family if name is None else name
+    _check_arguments(name, version, formats, precision, onnx_variants, keep_versions)
+    longest = min(model.config.max_positions, _LONGEST) if sequence_length is None else sequence_length
+    options = Options(longest, text_pair, long_texts, pooling, max_new_tokens)
+    savedmodel.check(model, tokenizer, options)
     parents = {kind: pathlib.Path(output_dir, kind, name) for kind in formats}
     if version is None:
         version = 1 + max((v for parent in parents.values() for v in _versions(parent)), default=0)
@@ -56,43 +88,69 @@ def export(
         if folder.exists():
             raise UserError(f"--version={version}: {folder} exists already; choose another, or leave the flag out")
 
-    model = _float32(model)
+    makers = {
+        "savedmodel": lambda folder: _write_savedmodel(
+            with_precision(model, precision), tokenizer, folder, options, name
+        ),
+        "onnx": lambda folder: _write_onnx(
+            with_precision(model, "float32"), tokenizer, folder, options, onnx_profile, onnx_variants
+        ),
+    }
     with contextlib.ExitStack() as stack:
         partials = {}
         for kind, folder in folders.items():
             stack.enter_context(_new_parents(folder.parent))
             partials[kind] = stack.enter_context(files.atomic_folder(folder))
         for kind, partial in partials.items():
-            _write(kind, model, tokenizer, partial, name, version)
+            content = {"kind": kind, "name": name, "version": version, **makers[kind](partial)}
+            _finish(partial, content, model, tokenizer, options)
         _replay_elsewhere(list(partials.values()))
+    if keep_versions is not None:
+        for parent in parents.values():
+            for old in sorted(_versions(parent))[:-keep_versions]:
+                files.remove_folder(parent / str(old))
     return folders
 
 
-def _check_arguments(model, tokenizer, name, version, formats) -> None:
-    if not isinstance(model, bert.Model):
-        raise UserError(f"{type(model).__module__}.{type(model).__name__} cannot be exported; BERT can")
-    savedmodel.check(model.config, tokenizer)
+def _check_arguments(name, version, formats, precision, onnx_variants, keep_versions) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"--name={name}: must be of letters, digits, _, . and -, and begin with one of the first two")
-    if version is not None and version < 1:
-        raise UserError(f"--version={version}: must be at least 1")
-    if not formats or len(set(formats)) < len(formats):
-        raise UserError(f"--formats={','.join(formats)}: name at least one of {', '.join(FORMATS)}, each once")
-    for kind in formats:
-        if kind not in FORMATS:
-            raise UserError(f"--formats={kind}: no such format; the formats are {', '.join(FORMATS)}")
+    for flag, value in (("version", version), ("keep_versions", keep_versions)):
+        if value is not None and value < 1:
+            raise UserError(f"--{flag}={value}: must be at least 1")
+    if not formats:
+        raise UserError(f"--formats=: name at least one of {', '.join(FORMATS)}, each once")
+    for flag, values, choices in (
+        ("formats", formats, FORMATS),
+        ("precision", [precision], PRECISIONS),
+        ("onnx_variants", onnx_variants, variants.VARIANTS),
+    ):
+        for value in values:
+            if value not in choices or list(values).count(value) > 1:
+                raise UserError(f"--{flag}={','.join(values)}: must be of {', '.join(choices)}, each at most once")
 
 
 def _versions(parent: pathlib.Path) -> list[int]:
     return [int(path.name) for path in parent.glob("*") if path.name.isdecimal()]
 
 
-def _float32(model: keras.Model) -> keras.Model:
-    """The model with float32 arithmetic; its weights are float32 under every policy."""
-    if model.compute_dtype == "float32":
+def with_precision(model: keras.Model, precision: str) -> keras.Model:
+    """The model computing in another precision; its weights are float32 under every policy."""
+    if model.compute_dtype == precision:
         return model
-    twin = type(model)(model.config, dtype="float32", name=model.name)
-    twin.set_weights(model.get_weights())
+    policy = "float32" if precision == "float32" else f"mixed_{precision}"
+    with nn.zero_initializers():
+        twin = type(model)(
+            model.config,
+            heads=model.head_names,
+            num_labels=model.num_labels,
+            pool=model.pool,
+            dtype=policy,
+            name=model.name,
+        )
+    for variable, value in zip(twin.weights, model.weights, strict=True):
+        variable.assign(value)
+    twin.hub_config = getattr(model, "hub_config", "")
     return twin
 
 
@@ -110,89 +168,88 @@ def _new_parents(folder: pathlib.Path) -> Iterator[None]:
         raise
 
 
-def _write(kind: str, model: keras.Model, tokenizer: WordPiece, folder: pathlib.Path, name: str, version: int) -> None:
-    """Fills a folder with an artifact and checks it here, where a failure is easiest to understand."""
-    signatures, arrays, opsets = _WRITERS[kind](model, tokenizer, folder)
-    golden.write(folder / "golden.npz", arrays)
+def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Options) -> None:
+    """Adds what all artifacts have, and checks the folder here, where a failure is easiest to understand."""
     shutil.copyfile(verify.__file__, folder / "verify.py")
-    limits = golden.tolerances(model.config.num_layers)
-    content = {
-        "kind": kind,
-        "name": name,
-        "version": version,
-        "signatures": signatures,
-        **({"opset": opsets} if opsets else {}),
+    content |= {
         "model": {
-            "family": "bert",
+            "family": answers.family(model),
+            "heads": list(model.head_names),
             "parameters": model.count_params(),
             "config": dataclasses.asdict(model.config),
         },
-        "tokenizer": {
-            "class": type(tokenizer).__name__,
-            "lowercase": tokenizer.lowercase,
-            "fingerprint": tokenizer.fingerprint(),
-        },
+        **({"labels": answers.labels_of(model)} if {"classify", "tag"} & set(model.head_names) else {}),
+        "options": dataclasses.asdict(options),
         "tools": manifest.tools(),
-        "tolerances": {
-            signature: {output: limits[output] for output in sides["outputs"] if output in limits}
-            for signature, sides in signatures.items()
-        },
     }
+    if tokenizer is not None:
+        content["tokenizer"] = {"class": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint()}
     try:
         content["measured"] = verify.replay(folder, content)
     except Exception as error:  # A graph that is wrong may fail in any way.
-        raise CheckFailed(f"the {kind} of {name} does not answer as the model does: {_line(error)}") from error
+        raise CheckFailed(f"the {content['kind']} does not answer as the model does: {one_line(error)}") from error
     manifest.write(folder, content)
 
 
-def _write_savedmodel(model, tokenizer, folder):
-    savedmodel.save(model, tokenizer, folder)
-    arrays = {
-        "serving_default": {
-            case: {"inputs": {"text": np.array(texts, "U")}, "outputs": golden.words(model, tokenizer, texts)}
-            for case, texts in golden.text_cases(model).items()
-        },
+def _write_savedmodel(model, tokenizer, folder, options: Options, name: str) -> dict:
+    savedmodel.save(model, tokenizer, folder, options)
+    stated = savedmodel.signatures(model, tokenizer, options)
+    arrays: dict[str, dict] = {
         "tokens": {
-            case: {"inputs": inputs, "outputs": {"logits": golden.logits(model, inputs)}}
-            for case, inputs in golden.token_cases(model, tokenizer).items()
-        },
-    }
-    return savedmodel.signatures(model.config, tokenizer), arrays, None
-
-
-def _write_onnx(model, tokenizer, folder):
-    graph = onnx_emit.emit(model)
-    path = folder / "model.onnx"
-    onnx.save_model(graph, path)
-    arrays = {
-        case: {
-            "inputs": {ONNX_NAMES[name]: value.astype(np.int64) for name, value in inputs.items()},
-            "outputs": {"logits": golden.logits(model, inputs)},
+            case: {"inputs": inputs, "outputs": golden.outputs(model, inputs)}
+            for case, inputs in golden.token_cases(model, tokenizer, options).items()
         }
-        for case, inputs in golden.token_cases(model, tokenizer).items()
     }
-    _check_onnx(path, graph, min(arrays.values(), key=lambda case: case["inputs"]["input_ids"].size))
-    tokenizer.save(folder / "tokenizer")  # Whoever runs the graph needs it for text.
-    outside = savedmodel.signatures(model.config, tokenizer)["tokens"]
-    inputs = {ONNX_NAMES[name]: tensor | {"dtype": "int64"} for name, tensor in outside["inputs"].items()}
-    opsets = {opset.domain or "ai.onnx": opset.version for opset in graph.opset_import}
-    return {"tokens": outside | {"inputs": inputs}}, {"tokens": arrays}, opsets
+    answer = None if tokenizer is None else answers.find(model, tokenizer, options)
+    if answer is None:
+        case, least = min(arrays["tokens"].items(), key=lambda item: item[1]["inputs"]["token_ids"].size)
+        arrays["serving_default"] = {case: least}
+    else:
+        arrays["serving_default"] = {
+            case: {
+                "inputs": {name: np.array(texts, "U") for name, texts in given.items()},
+                "outputs": golden.text_outputs(answer, given),
+            }
+            for case, given in golden.text_cases(answer).items()
+        }
+        if isinstance(answer, answers.Continuations):
+            given = golden.text_cases(answer)["4"]
+            arrays["generate"] = {"4": golden.generate_case(answer, given)}
+        for signature in stated.keys() - arrays.keys():
+            arrays[signature] = {
+                case: {"inputs": sides["inputs"], "outputs": golden.example_outputs(signature, sides["outputs"])}
+                for case, sides in arrays["serving_default"].items()
+            }
+    golden.write(folder / "golden.npz", arrays)
+    warmup.write(folder, name, arrays)
+    tolerances = {signature: golden.tolerances(model, list(sides["outputs"])) for signature, sides in stated.items()}
+    return {"signatures": stated, "precision": model.compute_dtype, "tolerances": tolerances}
 
 
-_WRITERS = {"savedmodel": _write_savedmodel, "onnx": _write_onnx}
+def _write_onnx(model, tokenizer, folder, options: Options, profile: str, chosen: Sequence[str]) -> dict:
+    onnx_check.check_twin(model, profile)
+    graphs = onnx_emit.save(model, folder, profile=profile)
+    for path in graphs:
+        onnx_check.check(path)
+    stated = {path.stem: onnx_emit.signature(path) for path in graphs}
+    arrays = {}
+    for case, inputs in golden.token_cases(model, tokenizer, options).items():
+        arrays[case] = golden.onnx_case(model, inputs, cached="past_key_values" in str(stated))
+    golden.write(folder / "golden.npz", {"tokens": arrays})
+    if tokenizer is not None:
+        tokenizer_files.write(tokenizer, answers.family(model), folder / "tokenizer")  # For whoever has texts.
+    names = list(next(iter(arrays.values()))["outputs"])
+    content = {
+        "signatures": stated,
+        "opset": {"ai.onnx": onnx.load(graphs[0], load_external_data=False).opset_import[0].version},
+        "tolerances": {"tokens": golden.tolerances(model, names)},
+    }
+    if chosen:
+        content["variants"] = variants.write(model, folder, graphs, chosen, profile)
+    return content
 
 
-def _check_onnx(path: pathlib.Path, graph: onnx.ModelProto, case: dict) -> None:
-    """ONNX's own checker, and its reference implementation on the smallest case."""
-    try:
-        onnx.checker.check_model(path, full_check=True)
-        (got,) = ReferenceEvaluator(graph).run(["logits"], case["inputs"])
-        verify.compare(got, case["outputs"]["logits"], 1e-4)
-    except Exception as error:
-        raise CheckFailed(f"the ONNX graph does not pass ONNX's own checks: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """One line, and no longer than one can read."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 

@@ -1,185 +1,224 @@
-"""A SavedModel for TF Serving's stock ops: text in and words out, or ids in and logits out.
+"""A SavedModel for TF Serving's stock ops.
+
+    serving_default   texts in, answers in words out, by head (answers.py); ids for a model that has no such answer
+    generate          texts and how to write, a number for each row, in; texts out: of language models that write
+    tokens            ids in, the heads' logits out, or the body's outputs of a model without heads
+    classify, regress of a classifier: tf.Examples in, as TF Serving's Classify and Regress have them
 
 The tokenizer is inside; `import tensorflow_text` before loading. Nothing is jit-compiled and no Python runs.
 """
 
 import os
-import re
-from collections.abc import Callable
+import pathlib
+from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
-from tfzoo.config import TransformerConfig
+from tfzoo import files
 from tfzoo.errors import UserError
-from tfzoo.text.wordpiece import WordPiece
+from tfzoo.export import answers, onnx_emit
+from tfzoo.export.answers import Answer, Continuations, Labels, Options, require
 
-MASK = "[MASK]"
-TOP = 5  # Words for each [MASK].
-_UNUSED = re.compile(r"\[unused\d+\]")
-
-
-def readable(tokenizer: WordPiece, vocab_size: int) -> np.ndarray:
-    """bool [V]: True for what one would read as a word: no special token, no ## piece, no [unused1]."""
-    words = np.zeros(vocab_size, bool)
-    words[: tokenizer.vocab_size] = [
-        not (c or _UNUSED.fullmatch(t)) for t, c in zip(tokenizer.vocab, tokenizer.continues)
-    ]
-    words[tokenizer.special_ids] = False
-    return words
+_METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
 
 
-def check(config: TransformerConfig, tokenizer: WordPiece) -> None:
-    """Raises UserError where a tokenizer and a model do not go together."""
-    if tokenizer.vocab_size > config.vocab_size:
+def check(model: keras.Model, tokenizer: Any, options: Options) -> None:
+    """Raises UserError where a tokenizer, a model and what is asked for do not go together."""
+    config = model.config
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model's vocab_size is "
             f"{config.vocab_size}; export the model with the tokenizer that it was trained with"
         )
-    if config.max_positions < 3:
-        raise UserError(f"max_positions ({config.max_positions}) leaves no room for text; it must be at least 3")
-    if not readable(tokenizer, config.vocab_size).any():
-        raise UserError("the tokenizer's vocabulary holds no whole word, only special tokens and pieces")
+    length, bounded = options.sequence_length, config.positions in ("learned", "sinusoidal", "sinusoidal_concat")
+    if length < 1 or (bounded and length > config.max_positions):
+        most = f"from 1 to {config.max_positions}" if bounded else "at least 1"
+        raise UserError(f"--sequence_length={length}: must be {most}")
 
 
-def save(model: keras.Model, tokenizer: WordPiece, folder: str | os.PathLike) -> None:
+def save(model: keras.Model, tokenizer: Any, folder: str | os.PathLike, options: Options) -> None:
     """Writes saved_model.pb, variables/ and assets/ into `folder`; `signatures` says what they answer."""
-    module = _MaskedWords(model, tokenizer)
-    tf.saved_model.save(
-        module,
-        os.fspath(folder),
-        signatures={
-            "serving_default": module.serving_default.get_concrete_function(),
-            "tokens": module.tokens.get_concrete_function(),
-        },
-    )
+    module = _Module(model, tokenizer, options)
+    functions = {name: function.get_concrete_function() for name, function in module.functions.items()}
+    tf.saved_model.save(module, os.fspath(folder), signatures=functions)
+    if _METHODS.keys() & functions.keys():
+        _name_methods(pathlib.Path(folder, "saved_model.pb"))
 
 
-def signatures(config: TransformerConfig, tokenizer: WordPiece) -> dict:
+def signatures(model: keras.Model, tokenizer: Any, options: Options) -> dict:
     """Names, dtypes and shapes, as manifest.json has them."""
 
-    def tensor(dtype: str, *shape: str | int) -> dict:
+    def tensor(dtype: str, shape) -> dict:
         return {"dtype": dtype, "shape": list(shape)}
 
-    top = min(TOP, int(readable(tokenizer, config.vocab_size).sum()))
-    ids = tensor("int32", "batch", "sequence")
-    return {
-        "serving_default": {
-            "inputs": {"text": tensor("string", "batch")},
-            "outputs": {
-                "words": tensor("string", "batch", "masks", top),
-                "probabilities": tensor("float32", "batch", "masks", top),
-                "num_masks": tensor("int32", "batch"),
-                "truncated": tensor("bool", "batch"),
-            },
-        },
-        "tokens": {
-            "inputs": {
-                "token_ids": ids,
-                **({"segment_ids": ids} if config.num_segments else {}),
-                "padding_mask": tensor("bool", "batch", "sequence"),
-            },
-            "outputs": {"logits": tensor("float32", "batch", "sequence", config.vocab_size)},
-        },
+    tokens = {
+        "inputs": {name: tensor(dtype, shape) for name, (dtype, shape) in _token_inputs(model, options).items()},
+        "outputs": {name: tensor("float32", shape) for name, shape in token_outputs(model, options).items()},
     }
+    answer = _answer(model, tokenizer, options)
+    if answer is None:
+        return {"serving_default": tokens, "tokens": tokens}
+    text = {
+        "inputs": {name: tensor("string", ["batch"]) for name in answer.inputs},
+        "outputs": {name: tensor(dtype, shape) for name, (dtype, shape) in answer.outputs.items()},
+    }
+    examples = {
+        name: {"inputs": {"inputs": tensor("string", ["batch"])}, "outputs": outputs}
+        for name, outputs in (
+            (
+                "classify",
+                {name: text["outputs"].get(ours) for name, ours in (("classes", "labels"), ("scores", "scores"))},
+            ),
+            ("regress", {"outputs": tensor("float32", ["batch"])}),
+        )
+        if name in _example_signatures(answer)
+    }
+    if isinstance(answer, Continuations):
+        rows = {name: tensor(dtype, ["batch"]) for name, dtype in answer.ROWS.items()}
+        examples["generate"] = text | {"inputs": text["inputs"] | rows}
+    return {"serving_default": text, "tokens": tokens, **examples}
 
 
-class _MaskedWords(tf.Module):
-    """What is saved: the tokenizer, the weights and the two functions."""
+def token_outputs(model: keras.Model, options: Options) -> dict[str, tuple]:
+    """The shapes of what `tokens` answers."""
+    config, length = model.config, _length(model, options)
+    size = answers.sequence_size(model)
+    mine = "decoder_sequence" if "decoder_token_ids" in model.INPUTS else length
+    shapes = {
+        "sequence": ("batch", mine, size),
+        "memory": ("batch", length, size),
+        "pooled": ("batch", size),
+        "logits": ("batch", mine, config.vocab_size),
+        "tag_logits": ("batch", mine, model.num_labels),
+        "span_logits": ("batch", mine, 2),
+        "discriminate_logits": ("batch", mine),
+        "next_sentence_logits": ("batch", 2),
+    }
+    return {name: shapes.get(name, ("batch", model.num_labels)) for name in onnx_emit.outputs_of(model)}
 
-    def __init__(self, model: keras.Model, tokenizer: WordPiece):
-        super().__init__(name="masked_words")
-        config = model.config
+
+def _token_inputs(model: keras.Model, options: Options) -> dict[str, tuple[str, tuple]]:
+    length = _length(model, options)
+    inputs: dict[str, tuple[str, tuple]] = {}
+    for name in onnx_emit.inputs_of(model):
+        axes = ("batch", "decoder_sequence" if name.startswith("decoder_") else length)
+        inputs[name] = ("bool" if name.endswith("mask") else "int32", axes)
+    if "pair_positions" in inputs:
+        inputs["pair_positions"] = ("int32", ("batch", 2))
+    return inputs
+
+
+def _length(model: keras.Model, options: Options) -> int | str:
+    return options.sequence_length if answers.family(model) == "reformer" else "sequence"
+
+
+def _answer(model, tokenizer, options) -> Answer | None:
+    return None if tokenizer is None else answers.find(model, tokenizer, options)
+
+
+def _example_signatures(answer: Answer | None) -> list[str]:
+    """Classify has classes to choose from; regress gives the one number, or of two classes the second's score."""
+    if not isinstance(answer, Labels):
+        return []
+    count = len(answer.labels)
+    return ["regress"] if count == 1 else ["classify", "regress"] if count == 2 else ["classify"]
+
+
+class _Module(tf.Module):
+    """What is saved: the tokenizer, the weights and a function for each signature."""
+
+    def __init__(self, model: keras.Model, tokenizer: Any, options: Options):
+        super().__init__(name="exported")
         self.tokenizer = tokenizer
         # The weights alone: of a Keras model that is tracked, its training functions would be saved too.
         self.weights = [weight.value for weight in model.weights]
-        self._call: Callable[[dict], dict] = lambda inputs: model(inputs, training=False)
-        words = readable(tokenizer, config.vocab_size)
-        vocab = np.array(tokenizer.vocab + [""] * (config.vocab_size - tokenizer.vocab_size))
-        self._words, self._vocab = tf.constant(words), tf.constant(np.char.encode(vocab, "utf-8"))
-        self._top = min(TOP, int(words.sum()))
-        self._config = config
-
-        def function(body, *inputs):
-            return tf.function(body, autograph=False, input_signature=inputs)
-
-        token_ids, segment_ids = (tf.TensorSpec([None, None], tf.int32, n) for n in ("token_ids", "segment_ids"))
-        mask = tf.TensorSpec([None, None], tf.bool, "padding_mask")
-        self.serving_default = function(self._serving_default, tf.TensorSpec([None], tf.string, "text"))
-        if config.num_segments:
-            self.tokens = function(self._tokens, token_ids, segment_ids, mask)
-        else:
-            self.tokens = function(
-                lambda token_ids, padding_mask: self._tokens(token_ids, None, padding_mask), token_ids, mask
+        self._call = lambda inputs: model(inputs, training=False)
+        self._config, self._options = model.config, options
+        self._outputs = onnx_emit.outputs_of(model)
+        specs = [
+            tf.TensorSpec([axis if isinstance(axis, int) else None for axis in shape], dtype, name)
+            for name, (dtype, shape) in _token_inputs(model, options).items()
+        ]
+        tokens = _function(self._tokens, specs)
+        self.functions = {"serving_default": tokens, "tokens": tokens}
+        answer = _answer(model, tokenizer, options)
+        if answer is not None:
+            texts = [tf.TensorSpec([None], tf.string, name) for name in answer.inputs]
+            self.functions["serving_default"] = _function(lambda **given: answer.answer(given, self._call), texts)
+        if isinstance(answer, Continuations):
+            rows = [tf.TensorSpec([None], dtype, name) for name, dtype in answer.ROWS.items()]
+            self.functions["generate"] = _function(
+                lambda text, **given: answer.answer({"text": text}, self._call, given), [*texts, *rows]
+            )
+        for name in _example_signatures(answer):
+            assert answer is not None
+            self.functions[name] = _function(
+                lambda inputs, name=name: self._from_examples(answer, name, inputs),
+                [tf.TensorSpec([None], tf.string, "inputs")],
             )
 
-    def _serving_default(self, text):
-        """text [B] -> words, probabilities [B, M, 5]; num_masks, truncated [B]. M: the most masks a text has.
+    def _from_examples(self, answer: Answer, method: str, inputs):
+        features = {name: tf.io.FixedLenFeature([], tf.string) for name in answer.inputs}
+        outputs = answer.answer(tf.io.parse_example(inputs, features), self._call)
+        if method == "classify":
+            return {"classes": outputs["labels"], "scores": outputs["scores"]}
+        return {"outputs": outputs["value"] if "value" in outputs else outputs["scores"][:, 1]}
 
-        Text i has its words in words[i, :num_masks[i]], the likeliest first; what follows is "" and 0. The
-        probabilities are the model's own, over the whole vocabulary. A text over max_positions - 2 tokens is
-        cut there, which `truncated` says; masks beyond that are not counted.
-        """
-        tokenizer, room = self.tokenizer, self._config.max_positions - 2
-        ids = tokenizer.tokenize(text, special=(MASK,))
-        truncated = ids.row_lengths() > room
-        ends = tf.ones_like(text, tf.int32)[:, tf.newaxis]
-        ids = tf.concat([ends * tokenizer.cls_id, ids[:, :room], ends * tokenizer.sep_id], axis=1)
-        lengths = ids.row_lengths()
-        length = tf.maximum(tf.reduce_max(lengths), 2)  # Of an empty batch the maximum is the lowest integer.
-        token_ids = ids.to_tensor(tokenizer.pad_id, shape=tf.stack([-1, length]))
-
-        is_mask = token_ids == tokenizer.mask_id
-        num_masks = tf.reduce_sum(tf.cast(is_mask, tf.int32), axis=1)
-        grid = tf.zeros_like(token_ids) + tf.range(tf.shape(token_ids)[1])
-        positions = tf.ragged.boolean_mask(grid, is_mask).to_tensor(0)
-        outputs = self._call(
-            {
-                "token_ids": token_ids,
-                "segment_ids": tf.zeros_like(token_ids),
-                "padding_mask": tf.sequence_mask(lengths, length),
-                "masked_positions": positions,
-            }
-        )
-        probabilities = tf.where(self._words, tf.nn.softmax(outputs["logits"]), -1.0)
-        likeliest, which = tf.math.top_k(probabilities, self._top)
-        present = tf.sequence_mask(num_masks, tf.shape(positions)[1])[:, :, tf.newaxis]
-        return {
-            "words": tf.where(present, tf.gather(self._vocab, which), ""),
-            "probabilities": tf.where(present, likeliest, 0.0),
-            "num_masks": num_masks,
-            "truncated": truncated,
-        }
-
-    def _tokens(self, token_ids, segment_ids, padding_mask):
-        """token_ids, segment_ids, padding_mask [B, L] -> logits [B, L, V]. Fails on what is out of range."""
-        config = self._config
-        length = tf.shape(token_ids)[1]
-        inputs = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        checks = [
-            _require(
-                (1 <= length) & (length <= config.max_positions),
-                f"the length of token_ids must be from 1 to {config.max_positions}, and is",
-                length,
-            ),
-            _in_range("token_ids", token_ids, config.vocab_size),
-        ]
-        for name in inputs:
-            same = tf.reduce_all(tf.shape(inputs[name]) == tf.shape(token_ids))
-            checks.append(_require(same, f"{name} must have the shape of token_ids, and has", tf.shape(inputs[name])))
-        if segment_ids is not None:
-            checks.append(_in_range("segment_ids", segment_ids, config.num_segments))
-        with tf.control_dependencies(checks):  # Before anything is looked up, for a message that says what is wrong.
+    def _tokens(self, **inputs):
+        """Fails on what is out of range, for a message that says what is wrong."""
+        with tf.control_dependencies(self._checks(inputs)):  # Before anything is looked up.
             inputs = {name: tf.identity(value) for name, value in inputs.items()}
-        return {"logits": self._call(inputs)["logits"]}
+        outputs = self._call(inputs)
+        return {name: tf.cast(outputs[name], tf.float32) for name in self._outputs}
+
+    def _checks(self, inputs: dict) -> list:
+        config, checks = self._config, []
+        for first in [name for name in ("token_ids", "decoder_token_ids") if name in inputs]:
+            length, most = tf.shape(inputs[first])[1], self._options.sequence_length
+            holds = (1 <= length) & (length <= most)
+            checks += [
+                require(holds, f"the length of {first} must be from 1 to {most}, and is", length),
+                _in_range(first, inputs[first], config.vocab_size),
+            ]
+            prefix = first.removesuffix("token_ids")
+            for name in ("segment_ids", "padding_mask"):
+                if prefix + name in inputs:
+                    shape = tf.shape(inputs[prefix + name])
+                    same = tf.reduce_all(shape == tf.shape(inputs[first]))
+                    checks.append(require(same, f"{prefix}{name} must have the shape of {first}, and has", shape))
+        rows = tf.shape(inputs["token_ids"])[0]
+        for name in ("decoder_token_ids", "pair_positions"):
+            if name in inputs:
+                found = tf.shape(inputs[name])[0]
+                checks.append(require(found == rows, f"{name} must have as many rows as token_ids, and has", found))
+        if "segment_ids" in inputs and config.num_segments:
+            checks.append(_in_range("segment_ids", inputs["segment_ids"], config.num_segments))
+        if "pair_positions" in inputs:
+            checks.append(_in_range("pair_positions", inputs["pair_positions"], tf.shape(inputs["token_ids"])[1]))
+        return checks
 
 
-def _require(holds, message: str, value):
-    return tf.debugging.Assert(holds, [message, value], summarize=5)
+def _function(body, specs: list[tf.TensorSpec]):
+    """A tf.function whose arguments are named by their specs."""
+    names = [spec.name for spec in specs]
+    return tf.function(lambda *values: body(**dict(zip(names, values))), autograph=False, input_signature=specs)
 
 
-def _in_range(name: str, ids, size: int):
+def _in_range(name: str, ids, size):
+    """size: a number, or a scalar tensor."""
     bad = tf.boolean_mask(ids, (ids < 0) | (ids >= size))
-    return _require(tf.size(bad) == 0, f"{name} must be from 0 to {size - 1}, and has", bad)
+    bound = f"from 0 to {size - 1}" if isinstance(size, int) else "positions in token_ids"
+    return require(tf.size(bad) == 0, f"{name} must be {bound}, and has", bad)
+
+
+def _name_methods(path: pathlib.Path) -> None:
+    """TF Serving's Classify and Regress ask for signatures that say they are meant for them, which Keras's and
+    TensorFlow's own `save` do not let one say."""
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    for meta_graph in saved.meta_graphs:
+        for name, method in _METHODS.items():
+            if name in meta_graph.signature_def:
+                meta_graph.signature_def[name].method_name = method
+    files.atomic_write(path, saved.SerializeToString(deterministic=True))

@@ -1,0 +1,39 @@
+// Classifies texts with an exported ONNX model: node classify.mjs ARTIFACT TEXT...
+//
+// ARTIFACT is exports/onnx/NAME/VERSION with a tokenizer/tokenizer.json.
+//   ONNXRUNTIME_NODE_INSTALL=skip npm install onnxruntime-node @huggingface/tokenizers
+
+import { readFile } from "node:fs/promises";
+import { Tokenizer } from "@huggingface/tokenizers";
+import ort from "onnxruntime-node";
+
+const [folder, ...texts] = process.argv.slice(2);
+const read = async (name) => JSON.parse(await readFile(`${folder}/${name}`, "utf8"));
+const manifest = await read("manifest.json");
+const tokenizer = new Tokenizer(
+  await read("tokenizer/tokenizer.json"),
+  await read("tokenizer/tokenizer_config.json"),
+);
+const session = await ort.InferenceSession.create(`${folder}/model.onnx`);
+
+for (const text of texts) {
+  const encoded = tokenizer.encode(text, { return_token_type_ids: true });
+  const length = encoded.ids.length;
+  if (length > manifest.options.sequence_length) throw new Error(`${length} tokens are too many: ${text}`);
+  const columns = {
+    input_ids: encoded.ids,
+    attention_mask: encoded.attention_mask,
+    token_type_ids: encoded.token_type_ids ?? Array(length).fill(0),
+  };
+  const feeds = Object.fromEntries(
+    session.inputNames.map((name) => [
+      name,
+      new ort.Tensor("int64", BigInt64Array.from(columns[name], BigInt), [1, length]),
+    ]),
+  );
+  const logits = Array.from((await session.run(feeds)).logits.data);
+  const exponents = logits.map((x) => Math.exp(x - Math.max(...logits)));
+  const total = exponents.reduce((a, b) => a + b);
+  const best = logits.indexOf(Math.max(...logits));
+  console.log(`${manifest.labels[best]}\t${(exponents[best] / total).toFixed(4)}\t${text}`);
+}

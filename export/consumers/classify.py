@@ -1,0 +1,33 @@
+"""Classifies texts with an exported ONNX model: python classify.py ARTIFACT TEXT...
+
+ARTIFACT is exports/onnx/NAME/VERSION with a tokenizer/tokenizer.json. Needs numpy, onnxruntime and tokenizers.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import onnxruntime
+import tokenizers
+
+folder, texts = pathlib.Path(sys.argv[1]), sys.argv[2:]
+manifest = json.loads((folder / "manifest.json").read_text())
+tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+tokenizer.enable_truncation(manifest["options"]["sequence_length"])
+tokenizer.enable_padding()
+session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+
+encoded = tokenizer.encode_batch(texts)
+columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+inputs = {
+    name: np.array([getattr(text, column) for text in encoded], np.int64)
+    for name, column in columns.items()
+    if name in {value.name for value in session.get_inputs()}
+}
+(logits,) = session.run(["logits"], inputs)
+scores = np.exp(logits - logits.max(-1, keepdims=True))
+scores /= scores.sum(-1, keepdims=True)
+for text, row in zip(texts, scores):
+    best = int(row.argmax())
+    print(f"{manifest['labels'][best]}\t{row[best]:.4f}\t{text}")

@@ -1,0 +1,87 @@
+"""What a graph must pass before it is replayed: known operators, ONNX's checker and its reference implementation."""
+
+import dataclasses
+import pathlib
+
+import keras
+import numpy as np
+import onnx
+import onnx.checker
+import onnx.defs
+from onnx.reference import ReferenceEvaluator
+
+from tfzoo.errors import CheckFailed
+from tfzoo.export import golden, onnx_emit, verify
+from tfzoo.export.answers import Options, family
+
+
+def check(path: pathlib.Path) -> None:
+    """Raises CheckFailed for a graph that is not valid, or has an operator that its opset does not know."""
+    try:
+        known_operators(onnx.load(path, load_external_data=False))
+        onnx.checker.check_model(path, full_check=True)
+    except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise CheckFailed(f"{path.name} is not valid ONNX: {' '.join(str(error).split())[:500]}") from error
+
+
+def known_operators(model: onnx.ModelProto) -> None:
+    """Raises ValueError for a node without a schema in the model's opsets. ONNX's checker lets those of other domains
+    pass, which no runtime need have."""
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    for node in model.graph.node:
+        if node.domain not in opsets or not onnx.defs.has(node.op_type, opsets[node.domain], node.domain):
+            raise ValueError(f"{node.name}: no operator {node.domain or 'ai.onnx'}.{node.op_type} is known")
+
+
+def check_twin(model: keras.Model, profile: str = "standard") -> None:
+    """A small model of the same kind, its graphs run by ONNX's reference implementation, which is slow.
+
+    Raises:
+      CheckFailed: they do not answer as Keras does.
+    """
+    twin = small_twin(model)
+    graphs = onnx_emit.emit(twin, profile=profile)
+    run = {name: ReferenceEvaluator(graph).run for name, graph in graphs.items()}
+    found = {name: describe(graph) for name, graph in graphs.items()}
+    cached = any(name.startswith("past") for sides in found.values() for name in sides["inputs"])
+    options = Options(sequence_length=min(8, twin.config.max_positions))
+    case = golden.onnx_case(twin, list(golden.token_cases(twin, None, options).values())[-1], cached)
+    try:
+        got = verify.reader(run, found)("tokens", case["inputs"])
+        limits = golden.tolerances(twin, list(case["outputs"]))
+        for name, want in case["outputs"].items():
+            verify.compare(got[name], want, limits[name] | {"allowed": 1e-4})
+    except Exception as error:  # A graph that is wrong may fail in any way.
+        reason = " ".join(str(error).split())[:500]
+        raise CheckFailed(f"ONNX's reference implementation does not answer as the model does: {reason}") from error
+
+
+def describe(graph: onnx.ModelProto) -> dict:
+    """Names and shapes, as verify.py has them of a session."""
+
+    def values(each):
+        return {v.name: (None, [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]) for v in each}
+
+    return {"inputs": values(graph.graph.input), "outputs": values(graph.graph.output)}
+
+
+def small_twin(model: keras.Model) -> keras.Model:
+    """A model of the same layers, but fewer and narrower, with weights at random."""
+    config = model.config
+    sizes = dict(num_layers=2, num_decoder_layers=2, vocab_size=50, intermediate_size=24, max_positions=32)
+    changed = {name: min(size, getattr(config, name)) for name, size in sizes.items()}
+    if hasattr(config, "attention_layers"):
+        changed["attention_layers"] = list(dict.fromkeys(config.attention_layers))[: changed["num_layers"]]
+        changed["num_layers"] = len(changed["attention_layers"])
+    twin = type(model)(
+        dataclasses.replace(config, **changed),
+        heads=model.head_names,
+        num_labels=model.num_labels,
+        pool=model.pool,
+        dtype="float32",
+        name=family(model),
+    )
+    random = np.random.default_rng(0)
+    for variable in twin.trainable_variables:
+        variable.assign_add(random.normal(scale=0.05, size=variable.shape))
+    return twin

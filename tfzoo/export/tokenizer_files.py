@@ -1,0 +1,51 @@
+"""The tokenizer beside an ONNX graph: Hugging Face's files, and, where the `tokenizers` library has a form of it, a
+tokenizer.json that puts around a text what the model reads there."""
+
+import contextlib
+import pathlib
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from tfzoo.errors import UserError
+from tfzoo.text import framing
+from tfzoo.text.framing import PAIR, TEXT
+from tfzoo.text.wordpiece import WordPiece
+
+
+def write(tokenizer: Any, family: str, folder: pathlib.Path) -> None:
+    """Fills `folder`, which `tfzoo.text.load` and Hugging Face's libraries read."""
+    tokenizer.save(folder)
+    path = folder / "tokenizer.json"
+    if isinstance(tokenizer, WordPiece):
+        fast = _wordpiece(tokenizer)
+    elif path.exists():
+        fast = tokenizers.Tokenizer.from_file(str(path))
+    else:
+        return
+    special = {tokenizer.vocab[i]: i for i in tokenizer.special_ids}
+    templates = {}
+    for name, pair in (("single", False), ("pair", True)):
+        with contextlib.suppress(UserError):  # No token would part two texts.
+            templates[name] = _template(framing.frame(family, tokenizer, pair), tokenizer)
+    if templates.get("single", ["$A:0"]) != ["$A:0"]:
+        fast.post_processor = processors.TemplateProcessing(**templates, special_tokens=list(special.items()))
+    fast.save(str(path))
+
+
+def _wordpiece(tokenizer: WordPiece) -> tokenizers.Tokenizer:
+    fast = tokenizers.Tokenizer(models.WordPiece({t: i for i, t in enumerate(tokenizer.vocab)}, unk_token="[UNK]"))
+    fast.normalizer = normalizers.BertNormalizer(lowercase=tokenizer.lowercase)
+    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    fast.decoder = decoders.WordPiece()
+    # Where they stand in a text they are meant: `tokenizers` has no other way.
+    fast.add_special_tokens([tokenizer.vocab[i] for i in tokenizer.special_ids])
+    fast.enable_padding(pad_id=tokenizer.pad_id, pad_token="[PAD]")
+    return fast
+
+
+def _template(frame: framing.Frame, tokenizer: Any) -> list[str]:
+    names: dict[int | str, str] = {TEXT: "$A", PAIR: "$B"}
+    names |= {i: tokenizer.vocab[i] for i in tokenizer.special_ids}
+    return [f"{names[part]}:{segment}" for part, segment in zip(frame.parts, frame.segments)]
