@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+_HALF = "\ufffd".encode()  # What half a character is shown as.
+
 
 class Stops:
     """Tokens that end a text, and strings; both remain in it.
@@ -65,8 +67,11 @@ def token_texts(tokenizer) -> list[bytes]:
     """The text of each token where it follows another, for `string_table`; of special tokens none."""
     ids = np.arange(tokenizer.vocab_size, dtype=np.int32)
     special = set(tokenizer.special_ids)
-    # Behind a token that begins a text and shows: what it adds is the token's own text.
-    before = next(int(i) for i in ids if int(i) not in special and tokenizer.detokenize([[int(i)]]).numpy()[0].strip())
-    start = tokenizer.detokenize([[before]]).numpy()[0]
+    # Behind a token that begins a text and shows, whole: what it adds is the token's own text.
+    shown = ((int(i), tokenizer.detokenize([[int(i)]]).numpy()[0]) for i in ids if int(i) not in special)
+    before, start = next((i, text) for i, text in shown if text.strip() and _HALF not in text)
     texts = tokenizer.detokenize(np.stack([np.full_like(ids, before), ids], 1)).numpy()
+    # Where a token holds half a character its bytes are known to the tokenizer alone.
+    if any(_HALF in text for text in texts):
+        texts = [own if _HALF in text else text for own, text in zip(tokenizer._pieces.numpy(), texts, strict=True)]
     return [b"" if i in special else text.removeprefix(start) for i, text in enumerate(texts)]
