@@ -194,6 +194,22 @@ class DamageTest(PackedCase):
         with self.assertRaisesRegex(UserError, f"^{one}: does not hold the 30 rows"):
             PackedFolder.open(self.folder).rows("train")
 
+    def test_damage_while_it_is_read(self):
+        """What comes after the check, in mid-epoch: the record is named, and those around it are read."""
+        path = self.folder / "train-00001-of-00004.array_record"
+        whole = path.read_bytes()
+        rows, lost = PackedFolder.open(self.folder).rows("train"), []
+        for place in range(100, 2000, 100):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            for index in range(30, 60):
+                try:
+                    np.testing.assert_array_equal(rows.row(index)[0], TRAIN.rows[index][0])
+                except UserError as error:
+                    self.assertRegex(str(error), f"^{path}: record {index - 30} cannot be read .*; pack ")
+                    lost.append(place)
+        self.assertGreater(len(lost), 5)
+        self.assertEqual(len(lost), len(set(lost)), "a byte has cost more than a record")
+
     def test_another_tokenizer(self):
         opened = PackedFolder.open(self.folder)
         opened.check_tokenizer(Tokenizer(), "mine")

@@ -60,7 +60,7 @@ class StoredRows:
         """
         self._paths, self._readers = list(counts), []
         for path, count in counts.items():
-            reader = ArrayRecordReader(os.fspath(path), "readahead_buffer_size:0,max_parallelism:0")
+            reader = _open(path)
             if not reader.ok() or reader.num_records() != count:
                 raise UserError(
                     f"{path}: does not hold the {count:,} rows that its manifest lists; pack the text again"
@@ -87,6 +87,7 @@ class StoredRows:
                 self._readers[shard].seek(number)
                 record = self._readers[shard].read()
             except Exception as error:  # Damage shows itself in several types of them.
+                self._readers[shard] = _open(self._paths[shard])  # After an error a reader reads nothing more.
                 why = " ".join(str(error).split())[:200]
                 raise UserError(
                     f"{self._paths[shard]}: record {number} cannot be read ({why}); pack the text again"
@@ -94,6 +95,10 @@ class StoredRows:
         values = np.frombuffer(record, "<i4")
         sizes, token_ids = values[1 : values[0] + 1], values[values[0] + 1 :]
         return token_ids, np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
+
+
+def _open(path: pathlib.Path) -> ArrayRecordReader:
+    return ArrayRecordReader(os.fspath(path), "readahead_buffer_size:0,max_parallelism:0")
 
 
 def _record(token_ids: np.ndarray, block_ids: np.ndarray) -> bytes:
