@@ -12,12 +12,13 @@ import pytest
 import tensorflow as tf
 
 from tests.export import small
-from tfzoo import models, nn
+from tfzoo import huggingface, models, nn
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import golden, onnx_check, onnx_emit, variants, verify
 from tfzoo.export.answers import Options
 from tfzoo.export.artifact import with_precision
 
+REFERENCES = pathlib.Path(__file__).parents[1] / "assets" / "golden"
 # What the blocks of BERT's family can be told to be.
 CONFIGS: dict[str, dict[str, Any]] = {
     "norm first, no segments": dict(norm_first=True, activation="gelu_tanh", num_segments=0),
@@ -126,6 +127,39 @@ class EmitTest(tf.test.TestCase):
         for pool in ("first", "last", "mean"):
             with self.subTest(pool):
                 self.check(small.model("distilbert", heads=("classify",), pool=pool))
+
+    def check_references(self, names):
+        """The graphs of Hugging Face's folders give what Hugging Face's models gave."""
+        for name in names:
+            with self.subTest(name):
+                model, _ = huggingface.load(REFERENCES / name)
+                golden_file = np.load(REFERENCES / name / "golden.npz")
+                (graph,) = onnx_emit.emit(model, cache=False).values()
+                inputs = {key: golden_file.get(f"input.{key}") for key in onnx_emit.inputs_of(model)}
+                shape = inputs["token_ids"].shape
+                blank = {"padding_mask": np.ones(shape), "decoder_padding_mask": None, "segment_ids": np.zeros(shape)}
+                if "decoder_token_ids" in inputs:
+                    blank["decoder_padding_mask"] = np.ones(inputs["decoder_token_ids"].shape)
+                feed = {
+                    onnx_emit.NAMES[key]: (blank[key] if value is None else value).astype(np.int64)
+                    for key, value in inputs.items()
+                }
+                got = ask({"model": graph}, feed)
+                for ours, theirs in onnx_emit.output_names(model).items():
+                    want = golden_file[f"output.{ours}"]
+                    value = np.stack(list(got.values()), -1) if ours == "span_logits" else got[theirs]
+                    mask = inputs.get("decoder_padding_mask", inputs["padding_mask"])
+                    if mask is not None and want.shape[:2] == mask.shape:
+                        value, want = value[mask], want[mask]
+                    self.assertAllClose(value, want, rtol=0, atol=2e-5 * max(1, np.abs(want).max()))
+
+    def test_hugging_faces_own_answers(self):
+        self.check_references(["bert_classify", "llama_longrope", "t5", "roberta_span"])
+
+    @pytest.mark.faults
+    def test_hugging_faces_own_answers_of_every_family(self):
+        other = {"reformer", "reformer_masked", "xlnet_memory", "xlnet_permutation"}
+        self.check_references(sorted(path.name for path in REFERENCES.iterdir() if path.name not in other))
 
     def test_reads_every_input(self):
         for family, heads in (("bert", ("pair",)), ("bart", ("classify",))):

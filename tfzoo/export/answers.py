@@ -242,7 +242,7 @@ class Labels(Answer):
     def __init__(self, model, tokenizer, options):
         self.pieces = {TEXT: "text", PAIR: "text_pair"} if options.text_pair else {TEXT: "text"}
         super().__init__(model, tokenizer, options)
-        self.labels = labels_of(model)
+        self.labels = self.labels_of(model)
         self.several = hub_config(model).get("problem_type") == "multi_label_classification"
         count = len(self.labels)
         self.outputs = {
@@ -253,6 +253,9 @@ class Labels(Answer):
         if count == 1:
             self.outputs = {"value": ("float32", ("batch",))}
         self.outputs |= {"truncated": ("bool", ("batch",))}
+
+    def labels_of(self, model: keras.Model) -> list[str]:
+        return labels_of(model)
 
     def answer(self, texts, call):
         reading = self.reader.read(texts)
@@ -275,11 +278,9 @@ class NextSentence(Labels):
 
     def __init__(self, model, tokenizer, options):
         super().__init__(model, tokenizer, dataclasses.replace(options, text_pair=True))
-        self.labels = ["follows", "does not follow"]
-        self.outputs = self.outputs | {
-            "labels": ("string", ("batch", 2)),
-            "scores": ("float32", ("batch", 2)),
-        }
+
+    def labels_of(self, model):
+        return ["follows", "does not follow"]
 
 
 class Entities(Answer):
