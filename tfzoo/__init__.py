@@ -8,10 +8,11 @@ __version__ = "0.1.0"
 _ATTRIBUTES = {
     "build": "tfzoo.models",
     "generate_ids": "tfzoo.generation",
+    "generate_text": "tfzoo.generation.texts",
     "load": "tfzoo.runs",
     "save": "tfzoo.huggingface",
 }
-__all__ = ["build", "generate_ids", "load", "save"]
+__all__ = ["build", "generate_ids", "generate_text", "load", "save"]
 
 
 def __getattr__(name: str):

@@ -2,7 +2,7 @@
 
 config.json                what the model is: model_type, architectures and sizes under the family's own names
 model.safetensors          its weights, in one file or, with model.safetensors.index.json, in several
-generation_config.json     how it is decoded; carried along
+generation_config.json     how it is decoded: carried along, or the ids that texts begin and end with
 vocab.txt, ...             the tokenizer
 
 The pages of tfzoo.models hold the tables that say whose field and whose tensor is which: MODEL_TYPES, ARCHITECTURES,
@@ -140,9 +140,16 @@ def save(
     check_new(folder)
     page = models.page_of(model)
     record = encode_config(model, page) | {"dtype": dtype}
+    generation = json.loads(getattr(model, "generation_config", "") or "{}")
     if not getattr(model, "hub_config", ""):  # The config of one that was read has them.
-        ids = {role: getattr(tokenizer, f"{role}_id", None) for role in ("pad", "bos", "eos")}
+        known = getattr(tokenizer, "tokenizer", tokenizer)  # convert's Found has one.
+        ids = {role: getattr(known, f"{role}_id", None) for role in ("pad", "bos", "eos")}
         record |= {f"{ROLES[role]}_id": i for role, i in ids.items() if i is not None}
+        if hasattr(model, "start") and "lm" in model.head_names:
+            ids = {"pad_token_id": ids["pad"], "eos_token_id": ids["eos"]}
+            if hasattr(model, "encode"):  # As tfzoo's objectives begin what a decoder reads.
+                ids["decoder_start_token_id"] = ids["pad_token_id"]
+            generation = {name: i for name, i in ids.items() if i is not None} | generation
     if folder.exists():
         folder.rmdir()
     with files.atomic_folder(folder) as partial:
@@ -153,8 +160,7 @@ def save(
         )
         if tokenizer is not None:
             tokenizer.save(partial)
-        if getattr(model, "generation_config", ""):
-            generation = json.loads(model.generation_config)
+        if generation and not (partial / "generation_config.json").exists():
             (partial / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         (partial / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
 

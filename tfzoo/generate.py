@@ -1,0 +1,222 @@
+"""Text from a model: what follows a prompt, an answer to it, or a conversation.
+
+python -m tfzoo.generate --model_dir=runs/gpt --prompt="This function returns"
+python -m tfzoo.generate --model_dir=runs/gpt --input=prompts.txt --output=texts.jsonl --do_sample --top_p=0.9 --seed=1
+python -m tfzoo.generate --model_dir=SmolLM2-135M-Instruct --chat
+
+--input is a file with a prompt a line, or .jsonl with {"prompt": ...}, where a record may have temperature, top_k,
+top_p, min_p, typical_p, repetition_penalty, presence_penalty, max_new_tokens, min_new_tokens and seed of its own. One
+text is printed as it is, on a terminal while it grows; several are printed, or written to --output, as JSON, a line
+each.
+
+Options have the names and meanings of Hugging Face's GenerationConfig. What is not given is taken from the folder's
+generation_config.json.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags as absl_flags
+
+from tfzoo import cli
+from tfzoo.errors import CheckFailed, UserError
+
+_WHOLE = {
+    "max_new_tokens": "The most tokens to add; else the folder's, else 64.",
+    "min_new_tokens": "The text does not end before so many.",
+    "top_k": "Sampling: among so many of the likeliest (0: all); contrastive search: the candidates.",
+    "num_beams": "Above 1: beam search.",
+    "num_beam_groups": "Beams in groups that are kept apart by --diversity_penalty.",
+    "num_return_sequences": "Texts a prompt.",
+    "no_repeat_ngram_size": "No group of so many tokens comes twice.",
+    "prompt_lookup_num_tokens": "Above 0: so many tokens are guessed at a time from the prompt; the text is the same.",
+    "max_matching_ngram_size": "How long a place in the prompt must agree to be guessed from, at most.",
+    "num_assistant_tokens": "How many tokens --assistant_dir guesses at a time.",
+    "prefill_chunk": "A prompt is read so many tokens at a time; 0: in one pass.",
+    "seed": "The same seed gives the same text, whatever else is in the batch; else each is drawn anew.",
+}
+_REAL = {
+    "temperature": "Sampling: below 1 sharper, above 1 flatter; 0 takes the likeliest.",
+    "top_p": "Sampling: among the likeliest that together have this probability.",
+    "min_p": "Sampling: among those at least this part as likely as the likeliest.",
+    "typical_p": "Sampling: among those nearest to the expected information, together of this probability.",
+    "repetition_penalty": "Above 1: tokens that were there are less likely.",
+    "presence_penalty": "Taken from the logits of new tokens that were there.",
+    "diversity_penalty": "Between groups of beams.",
+    "length_penalty": "Beam search divides by the length to this power.",
+    "penalty_alpha": "Above 0: contrastive search, with --top_k candidates.",
+}
+_TRUTH = {
+    "do_sample": "Draws tokens; else the likeliest follows.",
+    "jit_compile": "Compiles by XLA: the first text takes longer, the others less.",
+}
+_EARLY = {"true": True, "false": False, "never": "never"}
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    def define(kind, name, default, text):
+        getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags)
+
+    define("string", "model_dir", None, "A run's folder, or one of Hugging Face's.")
+    define("string", "checkpoint", None, "One of the run's checkpoints; best/ or the newest by default.")
+    define("multi_string", "prompt", None, "What a text begins with, or is the answer to; several prompts by several.")
+    define("string", "input", None, "A file of prompts: a line each, or .jsonl.")
+    define("string", "output", None, "A .jsonl file to write.")
+    define("bool", "chat", False, "A conversation: each line of the input is a turn; /reset begins anew.")
+    define("string", "system", None, "What the conversation's first message, the system's, says.")
+    define("bool", "stream", None, "Whether one text is printed while it grows; by default on a terminal.")
+    define("integer", "batch_size", 8, "Prompts of --input at a time.")
+    define(
+        "multi_string", "special", [], "Special tokens, such as <extra_id_0>, that prompts may hold; else plain text."
+    )
+    define("bool", "skip_special_tokens", True, "Leaves special tokens out of the texts.")
+    define("bool", "return_scores", False, "Each token's log-probability, in JSON.")
+    define("string", "assistant_dir", None, "A smaller model of the same vocabulary, that guesses tokens ahead.")
+    define("multi_string", "stop_strings", None, "A text ends as soon as it holds one of these.")
+    define("multi_string", "bad_words", None, "Words that do not come, each at a text's beginning and behind a space.")
+    absl_flags.DEFINE_enum("early_stopping", None, list(_EARLY), "When a beam search ends.", flag_values=flags)
+    for name, text in _TRUTH.items():
+        define("bool", name, None, text)
+    for name, text in _WHOLE.items():
+        define("integer", name, None, text)
+    for name, text in _REAL.items():
+        define("float", name, None, text)
+    absl_flags.mark_flags_as_required(["model_dir"], flag_values=flags)
+    cli.positive(flags, "batch_size")
+
+
+def main(flags: absl_flags.FlagValues) -> None:
+    given = [name for name in ("prompt", "input", "chat") if flags[name].value]
+    if len(given) != 1:
+        both = " and ".join(f"--{name}" for name in given)
+        raise UserError(
+            f"{both}: contradict each other; choose one" if given else "--prompt, --input or --chat: give one of them"
+        )
+    for name in ("output", "return_scores", "special") if flags.chat else ("system",):
+        if flags[name].value:
+            remedy = "is not for --chat; omit it" if flags.chat else "is for --chat; add it"
+            raise UserError(f"--{name}={flags[name].value}: {remedy}")
+    from tfzoo import runs  # TensorFlow takes seconds to import, and --help needs none of it.
+
+    model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
+    options = _options(flags, tokenizer)
+    if flags.chat:
+        _chat(flags, model, tokenizer, options)
+    else:
+        _generate(flags, model, tokenizer, options)
+
+
+def _options(flags: absl_flags.FlagValues, tokenizer) -> dict[str, Any]:
+    """The options of decoding that were given."""
+    from tfzoo import runs
+    from tfzoo.generation import texts
+
+    names = (*_TRUTH, *_WHOLE, *_REAL, "stop_strings")
+    options = {name: flags[name].value for name in names if flags[name].value is not None}
+    if flags.early_stopping is not None:
+        options["early_stopping"] = _EARLY[flags.early_stopping]
+    if flags.bad_words:
+        words = [form for word in flags.bad_words for form in (word, f" {word}")]
+        options["bad_words_ids"] = sorted({tuple(ids) for ids in texts.encode(tokenizer, words) if ids})
+    if flags.assistant_dir is not None:
+        options["assistant_model"], _ = runs.load(flags.assistant_dir)
+    return options
+
+
+def _generate(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any]) -> None:
+    from tfzoo import records
+    from tfzoo.generation import ROWS, texts
+
+    how: dict[str, Any] = dict(special=flags.special, skip_special_tokens=flags.skip_special_tokens)
+    times = options.get("num_return_sequences", 1)
+    alone = flags.prompt is not None and len(flags.prompt) == 1 and flags.output is None and not flags.return_scores
+    stream = flags.stream
+    if stream is None:
+        other = ("num_beams", "prompt_lookup_num_tokens", "assistant_model", "jit_compile")
+        stream = alone and times == 1 and sys.stdout.isatty() and not any(options.get(name) for name in other)
+    if stream:
+        if not alone:
+            raise UserError("--stream is for one --prompt, without --output and --return_scores; omit it")
+        texts.generate_text(model, flags.prompt, tokenizer, on_text=_show, **how, **options)
+        print()
+        return
+    lines: Iterator[tuple[str, dict[str, Any]]]
+    if flags.prompt:
+        lines = iter([("--prompt", {"prompt": text}) for text in flags.prompt])
+    else:
+        lines = records.read(flags.input, "prompt")
+    with records.writer(flags.output) as write:
+        while batch := list(itertools.islice(lines, flags.batch_size)):
+            prompts = [records.text(where, record, "prompt") for where, record in batch]
+            own = {
+                name: [record.get(name, options.get(name, nothing)) for _, record in batch]
+                for name, (_, nothing) in ROWS.items()
+                if any(name in record for _, record in batch)
+            }
+            for name, values in own.items():
+                if None in values:
+                    where = batch[values.index(None)][0]
+                    raise UserError(f"{where}: others have a {name} of their own; give it one, or set --{name}")
+            try:
+                answers = texts.generate_text(model, prompts, tokenizer, return_scores=True, **how, **(options | own))
+            except (UserError, CheckFailed) as error:
+                if flags.prompt:
+                    raise
+                raise type(error)(f"{batch[0][0]} and what follows: {error}") from None
+            if alone and len(answers) == 1:
+                print(answers[0].text)
+                return
+            for i, answer in enumerate(answers):
+                record = {"prompt": prompts[i // times], "text": answer.text, "tokens": len(answer.token_ids)}
+                if flags.return_scores:
+                    record |= {"token_ids": answer.token_ids, "scores": answer.scores, "score": answer.sequence_score}
+                write(record)
+
+
+def _chat(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any]) -> None:
+    from tfzoo.chat import ChatTemplate
+    from tfzoo.generation import texts
+
+    folder = flags.model_dir
+    texts.prompt_frame(model, tokenizer)  # That there is a tokenizer.
+    template = ChatTemplate.from_folder(folder, tokenizer)
+    beginning = [] if flags.system is None else [{"role": "system", "content": flags.system}]
+    messages = list(beginning)
+    here = sys.stdin.isatty()
+    stream = options.get("num_beams", 1) == 1 and not {"assistant_model", "prompt_lookup_num_tokens"} & set(options)
+    stream = (stream and not options.get("jit_compile")) if flags.stream is None else flags.stream
+    while True:
+        if here:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        said = line.strip("\r\n")
+        if not said.strip():
+            continue
+        if said.strip() == "/reset":
+            messages = list(beginning)
+            continue
+        messages.append({"role": "user", "content": said})
+        try:
+            ids = template.ids(messages)
+            on_text = _show if stream else None
+            answer = texts.generate_from(model, [ids], tokenizer, on_text=on_text, **options)[0]
+        except UserError as error:
+            if not here:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            messages.pop()
+            continue
+        print("" if stream else answer, flush=True)
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags))

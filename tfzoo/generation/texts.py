@@ -1,0 +1,323 @@
+"""Text in, text out: prompts as their model was trained, options as its folder has them, text while it grows."""
+
+import dataclasses
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo.errors import UserError
+from tfzoo.generation.decode import generate_ids, special_ids
+from tfzoo.generation.options import ROWS, SAMPLING, Options
+from tfzoo.text import framing
+
+NEW_TOKENS = 64  # Where neither the caller nor the model's folder says how many.
+# Options that say which search it is: one that is asked for takes the place of the folder's.
+_SEARCHES = {"do_sample": False, "num_beams": 1, "penalty_alpha": 0.0, "prompt_lookup_num_tokens": 0}
+_OF_BEAMS = ("num_beam_groups", "diversity_penalty", "early_stopping", "length_penalty")
+_OWN = {"candidates", "logits_processor", "return_scores", "prefill_chunk", "jit_compile"}  # Never a folder's.
+_END_OF_TEXT = "<|endoftext|>"
+_HALF = "\ufffd"  # What half a character looks like.
+
+
+class Answer(NamedTuple):
+    """A text that was generated."""
+
+    text: str
+    token_ids: list[int]  # With the one that ended it.
+    scores: list[float]  # Each token's log-probability by the model itself.
+    sequence_score: float  # What a beam search ranks by; else the sum of the scores.
+
+
+def generate_text(
+    model,
+    prompts: str | Sequence[str],
+    tokenizer,
+    *,
+    special: Sequence[str] = (),
+    skip_special_tokens: bool = True,
+    return_scores: bool = False,
+    on_text: Callable[[str], None] | None = None,
+    **options,
+) -> list:
+    """Continues texts, or answers them where the model is an encoder-decoder.
+
+    Args:
+      model, tokenizer: as of tfzoo.load.
+      prompts: one text or several, framed as the model was trained. Special tokens written in them are plain text.
+      special: special tokens, such as "<extra_id_0>", that are not.
+      skip_special_tokens: whether special tokens are left out of the texts.
+      return_scores: whether the result has Answers.
+      on_text: called with each piece of the one text as soon as it is known, in whole characters.
+      **options: of generate_ids. What is not given is as in the folder's generation_config.json; what that leaves out
+        does nothing (transformers would sample among the 50 likeliest).
+
+    Returns:
+      The texts without their prompts, as str or Answer. With num_return_sequences R a prompt's R follow one another.
+
+    Raises:
+      UserError: an empty prompt, options that contradict each other or the model, or no room for max_new_tokens.
+      CheckFailed: the model's logits are not numbers.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    ids = encode_prompts(model, tokenizer, texts, special)
+    return generate_from(
+        model,
+        ids,
+        tokenizer,
+        skip_special_tokens=skip_special_tokens,
+        on_text=on_text,
+        answers=return_scores,
+        **options,
+    )
+
+
+def generate_from(
+    model,
+    prompt_ids: Sequence[Sequence[int]],
+    tokenizer,
+    *,
+    skip_special_tokens: bool = True,
+    on_text: Callable[[str], None] | None = None,
+    answers: bool = False,
+    **options,
+) -> list:
+    """`generate_text` of prompts that are token ids already, with nothing put around them."""
+    options = {name: value for name, value in options.items() if value is not None}
+    if not prompt_ids:
+        return []
+    counts = [1 if hasattr(model, "encode") else len(row) for row in prompt_ids]
+    options = _with_defaults(model, tokenizer, counts, options)
+    if options.get("stop_strings"):
+        options["tokenizer"] = tokenizer
+    stream = None
+    if on_text is not None:
+        _check_stream(prompt_ids, options)
+        stream = model.__dict__.setdefault("_tfzoo_stream", _Stream())
+        options["logits_processor"] = (*_tuple(options.get("logits_processor")), stream)
+
+    def text_of(row: int, ids: Sequence[int]) -> str:
+        before = () if hasattr(model, "encode") else prompt_ids[row]
+        return decode_text(tokenizer, ids, before, skip_special_tokens)
+
+    growing = Growing(lambda ids: text_of(0, ids), on_text or str)
+    batch = tf.ragged.constant([list(row) for row in prompt_ids], dtype=tf.int32, ragged_rank=1)
+    if stream is None:
+        result = generate_ids(model, batch, **options, return_scores=True)
+    else:
+        with stream.heard_by(growing.feed):
+            result = generate_ids(model, batch, **options, return_scores=True)
+    token_ids, scores, lengths, totals = (np.asarray(x) for x in result)
+    times = len(token_ids) // len(prompt_ids)
+    found = []
+    for i, length in enumerate(lengths):
+        row = token_ids[i, :length].tolist()
+        found.append(Answer(text_of(i // times, row), row, scores[i, :length].tolist(), float(totals[i])))
+    if stream is not None:
+        growing.end(found[0].text)
+    return found if answers else [answer.text for answer in found]
+
+
+def prompt_frame(model, tokenizer) -> tuple[list[int], list[int]]:
+    """Ids that stand before and after a prompt: as the family's checkpoints were trained where the model is of a
+    Hugging Face folder, else as tfzoo's objectives frame a document.
+
+    Raises:
+      UserError: there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise UserError(
+            f"model {model.name!r} has no tokenizer beside it that tfzoo reads; put its files into the folder"
+        )
+    if getattr(model, "hub_config", ""):
+        parts = list(framing.frame(type(model).__module__.rpartition(".")[2], tokenizer).parts)
+        place = parts.index(framing.TEXT)
+        before, after = parts[:place], parts[place + 1 :]
+    elif hasattr(model, "encode"):
+        before, after = [], [tokenizer.eos_id]
+    else:
+        before, after = [tokenizer.bos_id], []
+    return [i for i in before if isinstance(i, int)], [i for i in after if isinstance(i, int)]
+
+
+def encode_prompts(model, tokenizer, texts: Sequence[str], special: Sequence[str] = ()) -> list[list[int]]:
+    """Each text's ids, framed.
+
+    Raises:
+      UserError: an empty text, or one with characters that the vocabulary has not.
+    """
+    before, after = prompt_frame(model, tokenizer)
+    rows = []
+    for i, ids in enumerate(encode(tokenizer, texts, special)):
+        if not ids:
+            raise UserError(f"prompt {i} ({texts[i]!r}) is empty; write what the text is to begin with")
+        rows.append([*before, *ids, *after])
+    return rows
+
+
+def encode(tokenizer, texts: Sequence[str], special: Sequence[str] = ()) -> list[list[int]]:
+    """Each text's ids, with nothing around them.
+
+    Raises:
+      UserError: characters that the vocabulary has not.
+    """
+    if not texts:
+        return []
+    try:
+        return tokenizer.tokenize(tf.constant([text.encode(errors="replace") for text in texts]), special).to_list()
+    except tf.errors.InvalidArgumentError as error:
+        words = str(error.message).split("\n")[0][:200]
+        raise UserError(f"the tokenizer cannot read a text: {words}; leave that character out") from None
+
+
+def decode_text(tokenizer, token_ids: Sequence[int], before: Sequence[int] = (), skip_special: bool = True) -> str:
+    """The text that token_ids add to `before`."""
+    if not skip_special:
+        special, parts, run = set(tokenizer.special_ids), [], list[int]()
+        for i in token_ids:
+            if i in special:
+                parts += [_detokenize(tokenizer, run), tokenizer.vocab[i]]
+                run = []
+            else:
+                run.append(i)
+        return "".join([*parts, _detokenize(tokenizer, run)])
+    start = _detokenize(tokenizer, before)
+    whole = _detokenize(tokenizer, [*before, *token_ids])
+    return whole[len(start) :] if whole.startswith(start) else _detokenize(tokenizer, token_ids)
+
+
+def _detokenize(tokenizer, ids: Sequence[int]) -> str:
+    return tokenizer.detokenize(tf.constant([list(ids)], tf.int32))[0].numpy().decode(errors="replace") if ids else ""
+
+
+class Growing:
+    """A text of which one token after another becomes known."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], on_text: Callable[[str], Any]):
+        self._decode, self._on_text, self._ids, self._shown = decode, on_text, list[int](), ""
+
+    def feed(self, token: int) -> None:
+        """Hands on what the token adds that will not change any more: whole characters."""
+        self._ids.append(token)
+        self.end(self._decode(self._ids).rstrip(_HALF))
+
+    def end(self, text: str) -> None:
+        """Hands on what is new in a text."""
+        if text.startswith(self._shown) and text != self._shown:
+            new, self._shown = text[len(self._shown) :], text
+            self._on_text(new)
+
+
+class _Stream:
+    """A logits processor that changes nothing, and hears the newest token at each step."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._listener: Callable[[int], Any] = str
+        self._begun, self._error = False, None
+
+    def __call__(self, history, logits):
+        # Through the logits, so that no step goes on before.
+        heard = tf.py_function(self._hear, [history[0, -1]], [])
+        with tf.control_dependencies([heard]):
+            return tf.identity(logits)
+
+    def _hear(self, token) -> None:
+        try:
+            if self._begun:  # At the first step the newest token is the prompt's.
+                self._listener(int(token))
+            self._begun = True
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def heard_by(self, listener: Callable[[int], Any]):
+        return _Hearing(self, listener)
+
+
+class _Hearing:
+    """While a stream has a listener, whose errors are raised as they were."""
+
+    def __init__(self, stream: _Stream, listener):
+        self._stream, self._listener = stream, listener
+
+    def __enter__(self):
+        self._stream._lock.acquire()
+        self._stream._listener, self._stream._begun, self._stream._error = self._listener, False, None
+
+    def __exit__(self, *_):
+        error, self._stream._listener = self._stream._error, str
+        self._stream._lock.release()
+        if error is not None:
+            raise error
+
+
+def _check_stream(prompt_ids, options: Mapping[str, Any]) -> None:
+    if len(prompt_ids) > 1 or options.get("num_return_sequences", 1) > 1:
+        raise UserError("stream: several texts grow at once; give one prompt, and num_return_sequences 1")
+    for name in ("num_beams", "prompt_lookup_num_tokens", "assistant_model", "jit_compile"):
+        if options.get(name) not in (None, False, 0, *([1] if name == "num_beams" else [])):
+            raise UserError(f"stream: {name} does not make one token after another; leave one of the two out")
+
+
+def _with_defaults(model, tokenizer, counts: Sequence[int], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, with what it leaves out from the model's folder and the tokenizer. counts: the prompts' tokens, or 1 for
+    a start token."""
+    folder = _folder_options(model)
+    longest, shortest = folder.pop("max_length", None), folder.pop("min_length", None)
+    if any(given.get(name, off) != off for name, off in _SEARCHES.items()) or given.get("assistant_model"):
+        folder = {name: value for name, value in folder.items() if name not in (*_SEARCHES, *_OF_BEAMS)}
+    options = folder | dict(given)
+    # What the folder has for another search than this one.
+    idle = set() if options.get("do_sample") else {*SAMPLING} - ({"top_k"} if options.get("penalty_alpha") else set())
+    beams = options.get("num_beams", 1)
+    if beams == 1:
+        idle |= {*_OF_BEAMS}
+        idle |= set() if options.get("do_sample") else {"num_return_sequences"}
+    options = {name: value for name, value in options.items() if name in given or name not in idle}
+
+    if "max_new_tokens" not in options:
+        if longest is not None and "max_new_tokens" not in given:
+            most = [longest - count for count in counts]
+            if min(most) < 1:
+                row = int(np.argmin(most))
+                raise UserError(
+                    f"generation_config.json: max_length ({longest}) is used up by the {counts[row]} tokens of prompt "
+                    f"{row}; set max_new_tokens"
+                )
+        else:
+            room = [model.config.max_positions - count for count in counts]
+            most = [max(1, min(NEW_TOKENS, places)) for places in room]
+        options["max_new_tokens"] = np.array(most, np.int32)
+    if shortest is not None and "min_new_tokens" not in options:
+        least = np.maximum(shortest - np.array(counts, np.int32), 0)
+        options["min_new_tokens"] = np.minimum(least, options["max_new_tokens"])
+    return _own_ids(model, tokenizer) | options
+
+
+def _folder_options(model) -> dict[str, Any]:
+    """What generation_config.json, or an older folder's config.json, says of options."""
+    record = json.loads(getattr(model, "generation_config", "") or getattr(model, "hub_config", "") or "{}")
+    known = {field.name for field in dataclasses.fields(Options)} | set(ROWS)
+    known = known - _OWN | {"stop_strings", "max_length", "min_length"}
+    ids = {name for name in known if name.endswith(("_id", "_ids"))} - {"bad_words_ids"}  # generate_ids reads these.
+    return {name: record[name] for name in known - ids if record.get(name) is not None}
+
+
+def _own_ids(model, tokenizer) -> dict[str, Any]:
+    """Ids of special tokens by options' names, where the folder has none: the tokenizer's."""
+    found = special_ids(model)
+    eos, pad = tokenizer.eos_id, tokenizer.pad_id
+    if eos is None and _END_OF_TEXT in tokenizer.vocab:
+        eos = tokenizer.vocab.index(_END_OF_TEXT)
+    own = {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
+    if hasattr(model, "encode"):
+        own["decoder_start_token_id"] = pad
+    return {name: value for name, value in own.items() if value is not None and name not in found}
+
+
+def _tuple(value) -> tuple:
+    return () if value is None else tuple(value) if isinstance(value, Sequence) else (value,)

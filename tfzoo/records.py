@@ -1,0 +1,74 @@
+"""Lines of text in, lines of JSON out: what generate and score read and write."""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tfzoo import files
+from tfzoo.errors import UserError
+
+
+def read(path: str | os.PathLike, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(FILE:LINE, record) of each line: an object of a .jsonl file, else {field: the line}. Blank lines are skipped.
+
+    Raises:
+      UserError: the file cannot be read, is not UTF-8 or holds nothing, or a line is no object.
+    """
+    path = pathlib.Path(path)
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--input={path}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"--input={path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+    if not any(map(str.strip, lines)):
+        raise UserError(f'--input={path}: holds no {field}; write one a line, or {{"{field}": ...}} in .jsonl')
+    for number, line in enumerate(lines, 1):
+        line = line.removesuffix("\r")
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        if path.suffix != ".jsonl":
+            yield where, {field: line}
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: is not JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise UserError(f'{where}: is no object; write {{"{field}": ...}}')
+        yield where, record
+
+
+def text(where: str, record: dict[str, Any], field: str) -> str:
+    """A record's string.
+
+    Raises:
+      UserError: it has none of that name.
+    """
+    value = record.get(field)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {field!r} is {'missing' if value is None else 'no string'}; write one")
+    return value
+
+
+@contextlib.contextmanager
+def writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes a record as a line: to a file, which is there only when all are, or where there is no
+    path to stdout at once."""
+
+    def line(record: dict[str, Any]) -> str:
+        return json.dumps(record, ensure_ascii=False) + "\n"
+
+    if path is None:
+        yield lambda record: print(line(record), end="", flush=True)
+        return
+    lines: list[str] = []
+    yield lambda record: lines.append(line(record))
+    with files.writing(path):
+        files.atomic_write(path, "".join(lines).encode(errors="replace"))
+    print(f"wrote {path}: {len(lines)} lines", file=sys.stderr)
