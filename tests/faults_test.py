@@ -124,7 +124,8 @@ class Run:
 class KillTest(unittest.TestCase):
     forks: Forks
     shared: pathlib.Path
-    undisturbed: dict[int, tuple] = {}  # By the number of steps: a run to compare with is needed more than once.
+    undisturbed: dict[tuple, tuple] = {}  # By steps and precision: a run to compare with is needed more than once.
+    precision = "float32"
 
     @classmethod
     def setUpClass(cls):
@@ -141,12 +142,18 @@ class KillTest(unittest.TestCase):
 
     def flags(self, steps):
         return tiny_run.flags(
-            self.shared, steps=steps, steps_per_call=3, checkpoint_every=5, evaluate_every=20, evaluate_batches=1
+            self.shared,
+            steps=steps,
+            steps_per_call=3,
+            checkpoint_every=5,
+            evaluate_every=20,
+            evaluate_batches=1,
+            precision=self.precision,
         )
 
     def left_alone(self, steps):
         """What a run logs that nobody disturbs, and the seconds to its first step and from step to step."""
-        if steps not in self.undisturbed:
+        if (steps, self.precision) not in self.undisturbed:
             run = self.new_run("left_alone", steps)
             began = time.monotonic()
             run.start()
@@ -157,8 +164,8 @@ class KillTest(unittest.TestCase):
             expected = tiny_run.measured(run.run_dir)
             self.assertEqual([step for step, name in expected if name == "loss"], list(range(1, steps + 1)))
             start_time, *step_times = (after - before for before, after in itertools.pairwise(times))
-            self.undisturbed[steps] = expected, start_time, statistics.median(step_times)
-        return self.undisturbed[steps]
+            self.undisturbed[steps, self.precision] = expected, start_time, statistics.median(step_times)
+        return self.undisturbed[steps, self.precision]
 
     def compare(self, run, expected):
         """(figures compared, those that differ)."""
@@ -169,7 +176,7 @@ class KillTest(unittest.TestCase):
     def interrupt_at_random(self, steps, rounds):
         """Each round kills a run three times and stops it once by SIGTERM; then it runs to its end.
 
-        Returns how often it was killed.
+        Returns how often it was killed, and how many steps that cost.
         """
         expected, start_time, step_time = self.left_alone(steps)
         plan = ["stepping", "saving", "starting", "stopped"] * rounds
@@ -220,7 +227,7 @@ class KillTest(unittest.TestCase):
             f"{start_time:.1f} s to start, {1000 * step_time:.0f} ms a step"
         )
         self.assertGreater(replayed, 0, "the kills cost nothing, so this test shows nothing")
-        return kills
+        return kills, replayed
 
     def check_folder(self, run, steps):
         """The run's folder holds what it should, whatever was killed in it."""
@@ -235,7 +242,7 @@ class KillTest(unittest.TestCase):
         expected, *_ = self.left_alone(steps)
         run = self.new_run(f"without_{seed}", steps, leave_out_seed=seed)
         run.start()
-        self.assertTrue(run.wait_for(lambda: run.logged_step() > 5), run.output())
+        self.assertTrue(run.wait_for(lambda: 0 < run.saved_step() < run.logged_step()), run.output())
         run.send(signal.SIGKILL)
         saved = run.saved_step()
         self.assertGreater(saved, 0)
@@ -248,14 +255,18 @@ class KillTest(unittest.TestCase):
         return differing
 
     def test_a_few_kills(self):
-        self.assertEqual(self.interrupt_at_random(steps=40, rounds=1), 3)
+        kills, _ = self.interrupt_at_random(steps=40, rounds=1)
+        self.assertEqual(kills, 3)
 
     def test_a_seed_left_out_is_noticed(self):
         self.assertNotEqual(self.losses_without_seed(SEEDS - 1), [])
 
     @pytest.mark.faults
-    def test_many_kills(self):
-        self.assertGreaterEqual(self.interrupt_at_random(steps=120, rounds=7), 20)
+    def test_a_hundred_kills_in_mixed_precision(self):
+        self.precision = "float16"  # With the state of its loss scale.
+        kills, replayed = self.interrupt_at_random(steps=120, rounds=34)
+        self.assertGreaterEqual(kills, 100)
+        self.assertGreaterEqual(replayed, 50)
 
     @pytest.mark.faults
     def test_each_seed_left_out_is_noticed(self):
