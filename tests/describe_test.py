@@ -34,6 +34,19 @@ class DescribeTest(tf.test.TestCase):
         encoder, decoder = 2 * (4 * e**2 + 2 * e * f) + 4 * 128 * e, 2 * (8 * e**2 + 2 * e * f) + 2 * 4 * 128 * e
         self.assertEqual(flops("t5_small", ("lm",)), 6 * (encoder + decoder) + 2 * e * 32128)
 
+    def test_learning_from_a_row(self):
+        sizes = dict(vocab_size=50, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12, max_positions=16)
+        # Kaplan et al. 2020: 6 for each number of a matrix, 12 L E for a layer's attention. E 8, F 12, V 50.
+        layer, words = 4 * 8**2 + 2 * 8 * 12, 8 * 50
+        decoder = models.build("gpt2", **sizes)
+        self.assertEqual(describe.training_flops(decoder, 10), 10 * (2 * (6 * layer + 12 * 10 * 8) + 6 * words))
+        encoder = models.build("bert_tiny", heads=("lm",), **sizes)
+        body = 10 * 2 * (6 * layer + 12 * 10 * 8)
+        self.assertEqual(describe.training_flops(encoder, 10, predictions=3), body + 3 * 6 * (8**2 + words))
+        both = models.build("t5_small", **sizes | dict(num_layers=1, num_decoder_layers=1, head_dim=4))
+        source, target = 6 * layer + 12 * 10 * 8, 6 * (layer + 4 * 8**2 + words) + 2 * 12 * 10 * 8
+        self.assertEqual(describe.training_flops(both, 10, targets=5), 10 * source + 5 * target)
+
     def test_the_command(self):
         def run(*arguments):
             out, err = io.StringIO(), io.StringIO()

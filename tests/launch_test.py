@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import unittest
 
 from tfzoo import distribution, launch
 from tfzoo.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def started(*flags, code, **options):
@@ -159,6 +162,31 @@ class ClusterTest(unittest.TestCase):
         for kind, expected in (("chief", False), ("worker", True), ("ps", True)):
             text = self.config(kind, **cluster)
             self.assertEqual(distribution.read_cluster("parameter_server", text).serves, expected)
+
+    def test_the_manifests(self):
+        script = (ROOT / "docs/distributed/kubernetes.yaml").read_text().split("- |\n")[1].split("exec ")[0]
+        result = subprocess.run(
+            ["sh", "-ec", script + 'echo "$TF_CONFIG"'],
+            env=os.environ | {"JOB_COMPLETION_INDEX": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        cluster = distribution.read_cluster("multi_worker", result.stdout)
+        self.assertEqual((cluster.index, len(cluster.addresses["worker"])), (1, 2))
+        script = (ROOT / "docs/distributed/train.sbatch").read_text()
+        script = script.replace("srun --kill-on-bad-exit=1", "").replace(
+            "exec python", 'echo "$TF_CONFIG"; exit; python'
+        )
+        result = subprocess.run(
+            ["bash", "-c", "scontrol() { echo node1; echo node2; }\n" + script],
+            env=os.environ | {"SLURM_PROCID": "1", "SLURM_JOB_NODELIST": "node[1-2]"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        cluster = distribution.read_cluster("multi_worker", result.stdout)
+        self.assertEqual((cluster.index, cluster.addresses), (1, {"worker": ["node1:2222", "node2:2222"]}))
 
     def test_wrong_use(self):
         for strategy, text, message in (

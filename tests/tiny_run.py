@@ -57,5 +57,5 @@ def measured(run_dir: pathlib.Path) -> dict[tuple[int, str], str]:
         (record["step"], name): repr(value)
         for record in records(run_dir)
         for name, value in record.items()
-        if name not in ("step", "tokens_per_second")
+        if name not in ("step", "tokens_per_second", "model_tflops")
     }

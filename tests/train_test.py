@@ -209,7 +209,10 @@ class RunTest(TrainCase):
         self.assertLen(records, len(trained) + len(evaluated))
         self.assertEqual([record["step"] for record in trained], [1, 2, 3, 4, 5, 6])
         for record in trained:
-            self.assertEqual(list(record), ["step", "loss", "padding_share", "learning_rate", "tokens_per_second"])
+            self.assertEqual(
+                list(record),
+                ["step", "loss", "padding_share", "learning_rate", "tokens_per_second", "model_tflops"],
+            )
             self.assertGreater(record["tokens_per_second"], 0)
         # Warm-up over two updates, then down to 0.
         self.assertAllClose([r["learning_rate"] for r in trained], [0.005, 0.01, 0.01, 0.0075, 0.005, 0.0025])

@@ -91,6 +91,35 @@ def flops_a_token(weights: Sequence[Weight], config: TransformerConfig, heads: S
     return 2 * products + 4 * seen * width * layers
 
 
+def training_flops(model, length: int, *, targets: int = 0, predictions: int = 0) -> float:
+    """Multiplications and additions that learning from one row takes: 6 N + attention for each token.
+
+    Three times the forward pass, the backward pass being two: 6 for each number of a matrix, and 12 L H D a layer.
+    These are the model's, whatever else is computed: rematerialised layers count once. A decoder that reads an
+    encoder has its own number of tokens, and a head that answers at few places those alone.
+
+    Args:
+      model: a built nn.Model.
+      length: tokens of a row.
+      targets: tokens of an encoder-decoder's decoder; 0 is as many.
+      predictions: places whose logits are computed; 0 is all.
+    """
+    config = model.config
+    weights = []
+    for variable in model.trainable_variables:
+        path = variable.path.partition("/")[2]
+        layers = config.num_decoder_layers or config.num_layers if path.startswith("decoder/") else config.num_layers
+        uses = layers if config.share_layers and "/layer_" in path else 1
+        weights.append(Weight(path, tuple(variable.shape), 1, uses))
+    body = [weight for weight in weights if not weight.path.startswith("lm/")]
+    decoder = [weight for weight in body if weight.path.startswith("decoder/")]
+    encoder = [weight for weight in body if not weight.path.startswith("decoder/")]
+    count = targets or length
+    head = flops_a_token(weights, config, model.head_names, length) - flops_a_token(body, config, (), length)
+    total = length * flops_a_token(encoder, config, (), length) + count * flops_a_token(decoder, config, (), length)
+    return 3 * (total + (predictions or (count if decoder else length)) * head)
+
+
 def activation_bytes(config: TransformerConfig, batch_size: int, length: int) -> float:
     """About what a training step keeps for its backward pass, in float32: Korthikanti et al. 2022, section 4.1.
 

@@ -33,6 +33,7 @@ FREE_FLAGS = (
     "keep_checkpoints",
     "steps_per_call",
     "steps",
+    "peak_tflops",
     "strategy",
     "num_devices",
     "tpu",
@@ -137,6 +138,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("integer", "max_nonfinite", 10, "So many of them in a row end the run in any case.", lower_bound=0)
     define("integer", "max_bad_rows", 0, "So many rows that cannot be read are left out before one stops the run.")
     # Cadence.
+    define("float", "peak_tflops", 0.0, "Of all devices together; given, utilisation is logged.", lower_bound=0.0)
     define("integer", "steps_per_call", 10, "Most updates before Python sees the losses.", lower_bound=1)
     define("integer", "log_every", 10, "Updates between lines of metrics.jsonl.", lower_bound=1)
     define("integer", "evaluate_every", 500, "Updates between evaluations.", lower_bound=1)
@@ -167,7 +169,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import checkpoint, models, optim, runs
+    from tfzoo import checkpoint, describe, models, optim, runs
     from tfzoo import config as config_lib
     from tfzoo.data import pipeline
 
@@ -309,6 +311,13 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
 
     evaluation = distribution.spread(strategy, evaluation_batches)
     tokens_a_step = flags.batch_size * flags.sequence_length
+    places_of = {name: spec.shape[1] for name, spec in evaluation_batches().element_spec.items() if spec.shape.rank > 1}
+    flops_a_row = describe.training_flops(
+        model,
+        flags.sequence_length,
+        targets=places_of.get("decoder_token_ids", 0),
+        predictions=places_of.get("masked_positions", 0),
+    )
     measured_step, measured_at = step, time.monotonic()
     losses, places, best, best_step = remembered(state)
     passed_over = state.get("passed_over", 0)  # Batches that no update was made of: they led to what is not finite.
@@ -371,6 +380,10 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                     "learning_rate": float(schedule(step - 1)),
                     "tokens_per_second": (step - measured_step) * tokens_a_step / (now - measured_at),
                 }
+                flops = record["tokens_per_second"] / flags.sequence_length * flops_a_row
+                record["model_tflops"] = flops / 1e12  # A second.
+                if flags.peak_tflops:
+                    record["mfu"] = flops / 1e12 / flags.peak_tflops
                 losses, places, measured_step, measured_at = [], [], step, now
                 if chief:
                     metrics.write(record)
@@ -713,7 +726,8 @@ def make_replica_step(
             loss, weight = objective.loss(model, batch, training=True)
             scaled = loss if dynamic_scale is None else loss * dynamic_scale.value
         # A gather's gradient is sparse, and those are summed differently over replicas: all become dense.
-        return [loss, weight, *map(tf.convert_to_tensor, tape.gradient(scaled, variables))]
+        gradients = tape.gradient(scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [loss, weight, *map(tf.convert_to_tensor, gradients)]
 
     def sums_of_parts(batch):
         if num_parts == 1:
@@ -721,7 +735,7 @@ def make_replica_step(
         parts = {name: tf.reshape(x, [num_parts, -1, *x.shape[1:]]) for name, x in batch.items()}
 
         def body(i, totals):
-            new = sums({name: tf.ensure_shape(x[i], x.shape[1:]) for name, x in parts.items()})
+            new = sums({name: x[i] for name, x in parts.items()})
             return i + 1, [total + part for total, part in zip(totals, new, strict=True)]
 
         zeros = [tf.zeros([]), tf.zeros([]), *map(tf.zeros_like, variables)]

@@ -235,10 +235,8 @@ def favor_attention(query, key, value, features, masking: Mask, scale, chunk: in
 def _multiply(x, matrix):
     """x [..., I], matrix [I, O] -> [..., O]. Flat: TensorFlow 2.20's product that broadcasts a matrix over a batch is
     at times wrong on a CPU, or crashes."""
-    shape = tf.shape(x)
     result = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), matrix)
-    result = tf.reshape(result, tf.concat([shape[:-1], [matrix.shape[1]]], 0))
-    return tf.ensure_shape(result, [*x.shape[:-1], matrix.shape[1]])
+    return tf.reshape(result, [*(size(x, axis) for axis in range(len(x.shape) - 1)), matrix.shape[1]])
 
 
 class _Keys:

@@ -221,7 +221,7 @@ class _Tiles:
         part = x[:, :, begin : begin + rows, j * self.columns : (j + 1) * self.columns]
         missing = [rows - tf.shape(part)[2], self.columns - tf.shape(part)[3]]
         part = tf.pad(part, [[0, 0], [0, 0], [0, missing[0]], [0, missing[1]]])
-        return tf.ensure_shape(part, [*x.shape[:2], rows, self.columns])
+        return known(part, [*x.shape[:2], rows, self.columns])
 
     def paste(self, blocks, like):
         """blocks [num_rows * num_columns, b, h, rows, columns] -> [b, h, L, M]; the inverse of `cut`."""
@@ -242,6 +242,11 @@ def block_size(length, block: int) -> int:
     return min(block, length) if isinstance(length, int) else block
 
 
+def known(x, shape):
+    """x, whose shape is this; XLA takes what is said of a shape that it knows for a size that may change."""
+    return x if x.shape.is_fully_defined() else tf.ensure_shape(x, shape)
+
+
 def split_blocks(x, block: int):
     """x [B, H, L, D] -> [N, B, H, block, D], with zeros after the end; at least one block."""
     length = size(x, 2)
@@ -258,7 +263,7 @@ def join_blocks(blocks, like):
     """The inverse of `split_blocks`: [N, B, H, block, D] -> [B, H, L, D], where `like` is [B, H, L, anything]."""
     count, batch, heads, block, depth = (size(blocks, axis) for axis in range(5))
     whole = tf.reshape(tf.transpose(blocks, [1, 2, 0, 3, 4]), [batch, heads, count * block, depth])
-    return tf.ensure_shape(whole[:, :, : size(like, 2)], [*like.shape[:3], blocks.shape[4]])
+    return known(whole[:, :, : size(like, 2)], [*like.shape[:3], blocks.shape[4]])
 
 
 def loop(condition, body, state):

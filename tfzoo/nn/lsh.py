@@ -16,6 +16,7 @@ from keras import ops
 from tfzoo.config import TransformerConfig
 from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation, make_initializer, read
 from tfzoo.nn.embedding import TokenEmbedding
+from tfzoo.nn.lean import known
 
 # A token attends to itself only where it may attend to nothing else (section 2, "Shared-QK attention"): its own
 # score is far below every other, and what is masked is far below that.
@@ -436,7 +437,7 @@ class ChunkedMLP(keras.layers.Layer):
             one, (chunks, tf.range(padded // size)), parallel_iterations=1, fn_output_signature=self.compute_dtype
         )
         y = tf.reshape(tf.transpose(y, (1, 0, 2, 3)), (batch, padded, width))
-        return tf.ensure_shape(y[:, :length], (None, length, width))
+        return known(y[:, :length], (None, length, width))
 
     def transform(self, x, seed, training):
         return self.down(self.activation(_drop(self.up(x), self.dropout, seed, 0, training)))
