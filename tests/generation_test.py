@@ -46,7 +46,7 @@ def build(name, seed=0, noise=0.4, **overrides):
 
 
 def outputs_of(model, prompt, tokens):
-    """The outputs of one pass, without a cache; logits and states are those of each token's forerunner, and the last."""
+    """A pass without a cache: the outputs at the prompt's last token and at all tokens."""
     if hasattr(model, "encode"):
         inputs, skip = dict(token_ids=np.array([prompt]), decoder_token_ids=np.array([[START, *tokens]])), 0
     else:
@@ -164,12 +164,18 @@ class CacheTest(tf.test.TestCase):
             for chunk in (0,) if encoder else (0, 4):
                 with self.subTest(model=name, chunk=chunk), op_by_op():
                     found = generate_ids(
-                        model, ids, mask, max_new_tokens=9, prefill_chunk=chunk, **decoder_start(model)
+                        model,
+                        ids,
+                        mask,
+                        max_new_tokens=9,
+                        prefill_chunk=chunk,
+                        return_scores=True,
+                        **decoder_start(model),
                     )
-                    for prompt, tokens in zip(self.PROMPTS, found.numpy(), strict=True):
-                        self.assertTrue(is_greedy(model, prompt, tokens))
-                        self.assertGreater(len(set(tokens)), 1)
-                    self.assertGreater(len(np.unique(found)), 4, name)
+                for prompt, tokens, scores in zip(self.PROMPTS, found.token_ids.numpy(), found.scores, strict=True):
+                    logits = outputs_of(model, prompt, tokens)["logits"][:-1]
+                    self.assertAllEqual(tokens, logits.argmax(-1))
+                    self.assertAllClose(scores, [np.log(softmax(x).max()) for x in logits], 1e-5, 1e-5)
 
     def test_scores_are_the_model_s_log_probabilities(self):
         model = build("llama_tiny", num_kv_heads=1)
@@ -311,7 +317,7 @@ class SamplingTest(tf.test.TestCase):
                 cells, observed, last = [*cells, 0.0], [*observed, 0], last + 1
             cells[last] += expected[i]
             observed[last] += counts[possible][i]
-        self.assertGreater(len(cells), 2, what)
+        self.assertGreaterEqual(len(cells), 2, what)
         square = sum((o - e) ** 2 / e for o, e in zip(observed, cells))
         # The chance of a square as large: the upper tail of chi-square with one degree less than there are cells.
         self.assertGreater(float(tf.math.igammac((len(cells) - 1) / 2, square / 2)), 1e-3, what)
@@ -358,10 +364,10 @@ class StrategyTest(tf.test.TestCase):
         for name in ("gpt2", "t5_small"):
             model, small = build(name, 1), build(name, 2, num_layers=1)
             ids, mask = padded(CacheTest.PROMPTS, ["right"] * 3)
-            asked = dict(max_new_tokens=8, no_repeat_ngram_size=3, eos_token_id=4) | decoder_start(model)
+            asked = dict(max_new_tokens=6, no_repeat_ngram_size=3, eos_token_id=4) | decoder_start(model)
             with op_by_op():
                 plain = generate_ids(model, ids, mask, return_scores=True, **asked)
-                for way in (dict(assistant_model=small), dict(assistant_model=model), dict(prompt_lookup_num_tokens=2)):
+                for way in (dict(assistant_model=small, num_assistant_tokens=2), dict(prompt_lookup_num_tokens=2)):
                     found = generate_ids(model, ids, mask, return_scores=True, **asked, **way)
                     self.assertAllEqual(found.token_ids, plain.token_ids)
                     self.assertAllEqual(found.lengths, plain.lengths)
@@ -388,7 +394,7 @@ class StrategyTest(tf.test.TestCase):
 
     def test_contrastive_search_is_the_paper_s(self):
         alpha, width, count = 0.6, 3, 4
-        for name in ("gpt2", "bart_base"):
+        for name in ("gpt2", "t5_small"):
             model = build(name)
             prompts = CacheTest.PROMPTS[1:]
             ids, mask = padded(prompts, ["right"] * 2)
@@ -407,7 +413,7 @@ class StrategyTest(tf.test.TestCase):
                         values.append(((1 - alpha) * p[v] - alpha * (states[:-1] @ states[-1]).max(), v))
                     tokens.append(int(max(values)[1]))
                 self.assertAllEqual(found[row], tokens)
-                self.assertNotEqual(tokens, greedy(model, prompt, count))
+            self.assertNotEqual(tokens, greedy(model, prompt, count))
 
     def test_groups_of_beams_keep_apart_by_the_paper_s_penalty(self):
         model, count, penalty = build("gpt2"), 4, 1.5
@@ -495,7 +501,7 @@ class ErrorsTest(tf.test.TestCase):
         for message, given in (
             ("max_new_tokens (63) after a prompt of 2 tokens", dict(max_new_tokens=63)),
             ("max_new_tokens (0) must be at least 1", dict(max_new_tokens=0)),
-            ("temprature: no such option (did you mean temperature?)", dict(temprature=1)),
+            ("temprature: no such option of decoding (did you mean temperature?)", dict(temprature=1)),
             ("top_p (0.0) must be above 0 and at most 1", dict(do_sample=True, top_p=0.0)),
             ("temperature (0.5) is for sampling: set do_sample", dict(temperature=0.5)),
             ("do_sample (True) contradicts num_beams", dict(do_sample=True, num_beams=2)),

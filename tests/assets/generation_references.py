@@ -21,7 +21,8 @@ import torch
 import transformers
 
 VOCAB, PAD, NEW = 61, 0, 12
-NOISE = dict(gpt2=0.35, llama=0.35, t5=0.5, bart=0.5)  # Enough that texts differ.
+NOISE = dict(gpt2=0.35, llama=0.35, t5=0.5, bart=0.8)  # Enough that texts differ.
+EMBEDDINGS = dict(t5=0.1, bart=0.3)
 BEAM = dict(num_beams=3, return_dict_in_generate=True, output_scores=True)
 CASES: dict[str, dict] = {
     "greedy": {},
@@ -96,8 +97,9 @@ def make_model(name: str, seed: int, folder: pathlib.Path):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape), alpha=NOISE[name])
-        if name == "t5":  # Whose output is the embeddings: a strong one would be followed by itself.
-            model.shared.weight.mul_(0.1)
+        # Where the output is the embeddings, a strong one would be followed by itself.
+        if name in EMBEDDINGS:
+            model.get_input_embeddings().weight.mul_(EMBEDDINGS[name])
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     return [kind.from_pretrained(folder, dtype=dtype).eval() for dtype in (torch.float32, torch.float64)]

@@ -7,25 +7,28 @@ import tensorflow as tf
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-def uniform(seeds, stream, step):
-    """Random numbers in [0, 1), float32, for int32 `seeds`, `stream` and `step` of shapes that broadcast.
+def threefry(keys, counters):
+    """keys, counters: two uint32 tensors each, of shapes that broadcast -> two uint32 tensors, as good as random.
 
-    Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"): the seed and the
-    stream are its key, the step its counter. One number is 24 bits.
+    Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3", section 3.3).
     """
-    seeds, stream, step = (tf.cast(x, tf.uint32) for x in (seeds, stream, step))
-    keys = [seeds, stream, seeds ^ stream ^ tf.constant(0x1BD11BDA, tf.uint32)]
-    x, y = step + keys[0], keys[1] + tf.zeros_like(step)
+    keys = [*keys, keys[0] ^ keys[1] ^ tf.constant(0x1BD11BDA, tf.uint32)]
+    x, y = counters[0] + keys[0], counters[1] + keys[1]
     for i in range(5):
         for shift in _ROTATIONS[i % 2]:
             x += y
-            y = tf.bitwise.left_shift(y, tf.constant(shift, tf.uint32)) | tf.bitwise.right_shift(
-                y, tf.constant(32 - shift, tf.uint32)
-            )
-            y ^= x
+            left, right = (tf.constant(n, tf.uint32) for n in (shift, 32 - shift))
+            y = x ^ (tf.bitwise.left_shift(y, left) | tf.bitwise.right_shift(y, right))
         x += keys[(i + 1) % 3]
         y += keys[(i + 2) % 3] + tf.constant(i + 1, tf.uint32)
-    return tf.cast(tf.bitwise.right_shift(x, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
+    return x, y
+
+
+def uniform(seeds, stream, step):
+    """Random numbers in [0, 1), float32 of 24 bits, for int32 tensors whose shapes broadcast."""
+    seeds, stream, step = (tf.cast(x, tf.uint32) for x in (seeds, stream, step))
+    words, _ = threefry((seeds, stream), (step, tf.zeros_like(step)))
+    return tf.cast(tf.bitwise.right_shift(words, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
 
 
 def pick(weights, numbers):
