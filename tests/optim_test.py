@@ -159,6 +159,52 @@ class LambTest(OptimizerCase):
         self.assertAllClose(value, np.full([2, 2], -0.1 * m_hat / math.sqrt(v_hat)), 1e-3)
 
 
+class SGDTest(OptimizerCase):
+    def check_against(self, name, step):
+        rate, momentum, decay = 0.5, 0.9, 0.1
+        v = {}
+
+        def update(i, t, g, x, decay):
+            x, scaled = step(g, x, decay, rate)
+            v[i] = momentum * v.get(i, 0) + scaled
+            return x - v[i]
+
+        values = variables()
+        optimizer = optim.make_optimizer(name, rate, values, beta_1=momentum, weight_decay=decay)
+        self.check(run(optimizer, values), numpy_run(update, decay))
+
+    def test_sgd(self):
+        # Heavy ball (Polyak 1964), with decoupled decay (Loshchilov and Hutter 2019, algorithm 1).
+        self.check_against("sgd", lambda g, x, decay, rate: (x - rate * decay * x, rate * g))
+
+    def test_lars(self):
+        # You et al. 2017, algorithm 1, with a trust of 0.001; vectors as in SGD.
+        def step(g, x, decay, rate):
+            if x.ndim == 1:
+                return x, rate * g
+            size = np.linalg.norm(x)
+            return x, rate * 0.001 * size / (np.linalg.norm(g) + decay * size) * (g + decay * x)
+
+        self.check_against("lars", step)
+
+    def test_averages(self):
+        values = variables()
+        first = [v.numpy() for v in values]
+        optimizer = optim.make_optimizer("sgd", 0.1, values, ema_decay=0.8)
+        with optim.averaged(optimizer):
+            for v, before in zip(values, first, strict=True):
+                self.assertAllEqual(v, before)  # Before the first update.
+        steps = run(optimizer, values)
+        expected = steps[0]
+        for weights in steps[1:]:
+            expected = [0.8 * mean + 0.2 * x for mean, x in zip(expected, weights, strict=True)]
+        with optim.averaged(optimizer):
+            for v, mean in zip(values, expected, strict=True):
+                self.assertAllClose(v, mean, 1e-5, 1e-6)
+        for v, last in zip(values, steps[-1], strict=True):
+            self.assertAllEqual(v, last)
+
+
 class AdafactorTest(OptimizerCase):
     def test_the_paper(self):
         rate, decay = 0.02, 0.1

@@ -206,9 +206,6 @@ class ReplicasTest(tf.test.TestCase):
         result = subprocess.run(command, capture_output=True, text=True, timeout=600)
         self.assertEqual((result.returncode, result.stdout.split()[-1:]), (0, ["fine"]), result.stderr[-3000:])
 
-    def test_two_are_one(self):
-        self.check('two_replicas("sgd", "adamw")')
-
     @pytest.mark.faults
     def test_two_are_one_for_every_optimizer(self):
         self.check('two_replicas("sgd", "adamw", "lamb", "adafactor")')
