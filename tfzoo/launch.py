@@ -107,7 +107,9 @@ def main(flags: absl_flags.FlagValues, command: list[str]) -> int:
 def watch(tasks: list[Task], asked: list[int]) -> int:
     """Passes signals on until the run has ended; the exit code. `asked` fills with signals meanwhile."""
     serving = any(task.kind == "ps" for task in tasks)
-    passed_on, ended, codes = 0, set(), []
+    passed_on = 0
+    ended: set[Task] = set()
+    codes: list[int] = []
     until = float("inf")  # When whoever is left is to be killed.
     while len(ended) < len(tasks):
         for number in asked[passed_on:]:
