@@ -17,7 +17,8 @@ from tests.worlds import Worlds
 
 STEPS, BATCH = 20, 18  # Three workers, three parts: 2 rows each.
 MANY = ("mirrored2", "workers2", "workers3")
-NO_CLIPPING, EACH, NORM = {}, {"clip_each": 0.05}, {"clip_norm": 0.1}  # Values that bite: a test says so.
+NO_CLIPPING: dict[str, float] = {}
+EACH, NORM = {"clip_each": 0.05}, {"clip_norm": 0.1}  # Values that bite: a test says so.
 # Every pair of two choices is in one of these.
 PAIRWISE = [
     dict(optimizer="sgd", clip=NO_CLIPPING, parts=1, average=0.0),

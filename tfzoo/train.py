@@ -385,13 +385,13 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                 if flags.peak_tflops:
                     record["mfu"] = flops / 1e12 / flags.peak_tflops
                 losses, places, measured_step, measured_at = [], [], step, now
-                if chief:
+                if bar:
                     metrics.write(record)
                     bar.show(step, record)
             if due(flags.evaluate_every):
                 with optim.averaged(optimizer):
                     figures = evaluate(evaluation)
-                if chief:
+                if bar:
                     metrics.write({"step": step} | figures)
                     bar.print(report.evaluation_table(step, figures, baselines, objective.FIGURES))
                 if best is None or figures[objective.main_metric] < best:

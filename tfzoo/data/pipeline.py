@@ -4,6 +4,8 @@ Rows are any object with a length, `row(index, numbers)`, a pure function of the
 [0, 1), and FEATURES, the names and ranks of the int32 arrays that it returns: PairRows, PackedRows, StoredRows.
 """
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -11,8 +13,8 @@ from absl import logging
 from tfzoo.data import order
 from tfzoo.errors import UserError
 
-Context = tf.distribute.InputContext
-ALONE = Context()
+Context = Any  # A tf.distribute.InputContext: TensorFlow ships no types.
+ALONE = tf.distribute.InputContext()
 
 
 def examples(
