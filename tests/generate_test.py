@@ -140,6 +140,14 @@ class TextTest(Case):
             self.assertEqual("".join(pieces), text)
             self.assertEqual([text], tfzoo.generate_text(self.model, "a", self.tokenizer, **how))
 
+    def test_what_does_not_grow_is_shown_at_the_end(self):
+        pieces = []
+        how = dict(max_new_tokens=4, num_beams=2)
+        (text,) = tfzoo.generate_text(self.model, "ab", self.tokenizer, on_text=pieces.append, **how)
+        self.assertEqual(pieces, [text])
+        with self.assertRaisesRegex(UserError, "on_text is for one text"):
+            tfzoo.generate_text(self.model, ["a", "b"], self.tokenizer, on_text=pieces.append)
+
     def test_a_listener_that_fails_is_heard_of(self):
         def fail(text):
             raise BrokenPipeError("gone")
@@ -256,7 +264,7 @@ class CommandTest(Case):
         self.assert_error("--system=be: is for --chat", "--prompt=a", "--system=be")
         self.assert_error("temperature .* is for sampling: set do_sample", "--prompt=a", "--temperature=0.5")
         self.assert_error("do_sample .* contradicts num_beams", "--prompt=a", "--do_sample", "--num_beams=2")
-        self.assert_error("stream: num_beams", "--prompt=a", "--stream", "--num_beams=2")
+        self.assert_error("--stream is for one text", "--prompt=a", "--prompt=b", "--stream")
         self.assert_error("goes past the model's max_positions", "--prompt=abc", "--max_new_tokens=126")
         self.assert_error("goes past the model's max_positions", f"--prompt={'a' * 130}")
         self.assert_error(r"bad.jsonl:2: 'prompt' is missing", f"--input={bad}")

@@ -132,13 +132,9 @@ def _generate(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str,
     how: dict[str, Any] = dict(special=flags.special, skip_special_tokens=flags.skip_special_tokens)
     times = options.get("num_return_sequences", 1)
     alone = flags.prompt is not None and len(flags.prompt) == 1 and flags.output is None and not flags.return_scores
-    stream = flags.stream
-    if stream is None:
-        other = ("num_beams", "prompt_lookup_num_tokens", "assistant_model", "jit_compile")
-        stream = alone and times == 1 and sys.stdout.isatty() and not any(options.get(name) for name in other)
-    if stream:
-        if not alone:
-            raise UserError("--stream is for one --prompt, without --output and --return_scores; omit it")
+    if flags.stream and not (alone and times == 1):
+        raise UserError("--stream is for one text of one --prompt, without --output and --return_scores; omit it")
+    if alone and times == 1 and (sys.stdout.isatty() if flags.stream is None else flags.stream):
         texts.generate_text(model, flags.prompt, tokenizer, on_text=_show, **how, **options)
         print()
         return
@@ -185,8 +181,6 @@ def _chat(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any
     beginning = [] if flags.system is None else [{"role": "system", "content": flags.system}]
     messages = list(beginning)
     here = sys.stdin.isatty()
-    stream = options.get("num_beams", 1) == 1 and not {"assistant_model", "prompt_lookup_num_tokens"} & set(options)
-    stream = (stream and not options.get("jit_compile")) if flags.stream is None else flags.stream
     while True:
         if here:
             print("> ", end="", flush=True)
@@ -202,15 +196,14 @@ def _chat(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any
         messages.append({"role": "user", "content": said})
         try:
             ids = template.ids(messages)
-            on_text = _show if stream else None
-            answer = texts.generate_from(model, [ids], tokenizer, on_text=on_text, **options)[0]
+            answer = texts.generate_from(model, [ids], tokenizer, on_text=_show, **options)[0]
         except UserError as error:
             if not here:
                 raise
             print(f"error: {error}", file=sys.stderr)
             messages.pop()
             continue
-        print("" if stream else answer, flush=True)
+        print(flush=True)
         messages.append({"role": "assistant", "content": answer})
 
 

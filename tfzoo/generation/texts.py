@@ -51,7 +51,8 @@ def generate_text(
       special: special tokens, such as "<extra_id_0>", that are not.
       skip_special_tokens: whether special tokens are left out of the texts.
       return_scores: whether the result has Answers.
-      on_text: called with each piece of the one text as soon as it is known, in whole characters.
+      on_text: called with each piece of the one text as soon as it is known, in whole characters; where a search does
+        not make one token after another, or XLA compiles it, with the text.
       **options: of generate_ids. What is not given is as in the folder's generation_config.json; what that leaves out
         does nothing (transformers would sample among the 50 likeliest).
 
@@ -94,8 +95,9 @@ def generate_from(
     if options.get("stop_strings"):
         options["tokenizer"] = tokenizer
     stream = None
-    if on_text is not None:
-        _check_stream(prompt_ids, options)
+    if on_text is not None and (len(prompt_ids) > 1 or options.get("num_return_sequences", 1) > 1):
+        raise UserError("on_text is for one text; give one prompt, and num_return_sequences 1")
+    if on_text is not None and _grows(options):
         stream = model.__dict__.setdefault("_tfzoo_stream", _Stream())
         options["logits_processor"] = (*_tuple(options.get("logits_processor")), stream)
 
@@ -116,7 +118,7 @@ def generate_from(
     for i, length in enumerate(lengths):
         row = token_ids[i, :length].tolist()
         found.append(Answer(text_of(i // times, row), row, scores[i, :length].tolist(), float(totals[i])))
-    if stream is not None:
+    if on_text is not None:
         growing.end(found[0].text)
     return found if answers else [answer.text for answer in found]
 
@@ -255,12 +257,10 @@ class _Hearing:
             raise error
 
 
-def _check_stream(prompt_ids, options: Mapping[str, Any]) -> None:
-    if len(prompt_ids) > 1 or options.get("num_return_sequences", 1) > 1:
-        raise UserError("stream: several texts grow at once; give one prompt, and num_return_sequences 1")
-    for name in ("num_beams", "prompt_lookup_num_tokens", "assistant_model", "jit_compile"):
-        if options.get(name) not in (None, False, 0, *([1] if name == "num_beams" else [])):
-            raise UserError(f"stream: {name} does not make one token after another; leave one of the two out")
+def _grows(options: Mapping[str, Any]) -> bool:
+    """Whether tokens become known one after another."""
+    others = ("prompt_lookup_num_tokens", "assistant_model", "jit_compile")
+    return options.get("num_beams", 1) == 1 and not any(options.get(name) for name in others)
 
 
 def _with_defaults(model, tokenizer, counts: Sequence[int], given: Mapping[str, Any]) -> dict[str, Any]:
