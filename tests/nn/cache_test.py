@@ -1,0 +1,106 @@
+"""Steps over a cache beside a pass over the whole text."""
+
+import numpy as np
+import tensorflow as tf
+
+import tfzoo
+from tests import parity
+from tfzoo import nn
+
+TINY = dict(vocab_size=23, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=24, max_positions=32)
+PROMPT, ROOM = 5, 6
+
+
+def build(name, **overrides):
+    model = tfzoo.build(name, **(TINY | overrides))
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        if not parity.weights.is_state(variable):
+            variable.assign_add(random.normal(0, 0.15, variable.shape))
+    return model
+
+
+class CacheTest(tf.test.TestCase):
+    def test_pieces_of_a_text_give_what_the_whole_gives(self):
+        random = np.random.default_rng(1)
+        ids = random.integers(3, 20, (3, PROMPT + ROOM)).astype(np.int32)
+        memory_ids, memory_mask = random.integers(3, 20, (3, 7)), np.arange(7) < np.array([[7], [4], [2]])
+        mask = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], bool)
+        real = np.concatenate([mask, np.ones((3, ROOM), bool)], 1)
+        places = np.maximum(np.cumsum(real, 1) - 1, 0).astype(np.int32)
+        for name, overrides in (
+            ("gpt2", {}),
+            ("llama_tiny", dict(num_kv_heads=2, head_dim=6, window=3)),
+            ("palm_tiny", dict(head_dim=6)),
+            ("t5_small", dict(relative_buckets=8, relative_distance=20, head_dim=6)),
+            ("bart_base", {}),
+        ):
+            model, memory = build(name, **overrides), ()
+            inputs = dict(token_ids=ids, padding_mask=real, position_ids=places)
+            if hasattr(model, "encode"):
+                inputs = {f"decoder_{key}": value for key, value in inputs.items()}
+                inputs |= dict(token_ids=memory_ids, padding_mask=memory_mask)
+                memory = (model.encode(inputs), tf.constant(memory_mask))
+            expected = model(inputs)["logits"].numpy()
+            for jit_compile in (False, True) if name == "palm_tiny" else (False,):
+                with self.subTest(model=name, jit_compile=jit_compile):
+                    run = self.in_pieces
+                    if jit_compile:
+                        run = tf.function(run, jit_compile=True, autograph=False)
+                    found = run(model, tf.constant(ids), tf.constant(mask), memory, jit_compile)
+                    self.assertAllClose(found.numpy()[real], expected[real], 2e-6, 2e-6)
+
+    def in_pieces(self, model, ids, mask, memory, jit_compile):
+        """The prompt, then one token, one more, three at once, and one."""
+        sequence, cache = model.start(ids[:, :PROMPT], mask, ROOM, *memory)
+        parts, tensors, begin = [sequence], cache.tensors, PROMPT
+        slots = tf.range(PROMPT + ROOM)
+        seen = tf.concat([mask, tf.ones([mask.shape[0], ROOM], tf.bool)], 1)
+        for length in (1, 1, 3, 1):
+            rows = slots[begin : begin + length]
+            step = cache.step(tensors, rows[None], jit_compile)
+            visible = seen[:, None, None] & (slots <= rows[:, None])
+            parts.append(
+                model.step(ids[:, begin : begin + length], cache.positions[:, begin : begin + length], visible, step)
+            )
+            tensors, begin = step.tensors, begin + length
+        return model.next_logits(tf.concat(parts, 1))
+
+    def test_rows_write_to_slots_of_their_own(self):
+        model = build("gpt2")
+        ids = tf.constant([[3, 4, 5, 6], [7, 8, 9, 10]])
+        _, cache = model.start(ids[:, :2], None, 3)
+        before = [x.numpy() for x in cache.tensors]
+        slots = tf.constant([[2, 3], [4, 3]])
+        step = cache.step(cache.tensors, slots)
+        visible = tf.ones([2, 1, 2, 5], tf.bool)
+        model.step(ids[:, 2:], tf.constant([[2, 3], [4, 3]]), visible, step)
+        for old, new in zip(before, step.tensors):
+            changed = np.any(new.numpy() != old, (1, 3))
+            self.assertAllEqual(changed, [[0, 0, 1, 1, 0], [0, 0, 0, 1, 1]])
+
+    def test_a_cache_holds_each_key_head_once_and_the_memory_once(self):
+        model = build("llama_tiny", num_kv_heads=2, head_dim=6)
+        _, cache = model.start(tf.constant([[3, 4]]), None, 4)
+        self.assertEqual({tuple(x.shape) for x in cache.tensors}, {(1, 2, 6, 6)})
+        model = build("bart_base")
+        memory = model.encode(dict(token_ids=tf.constant([[3, 4, 5]])))
+        _, cache = model.start(tf.constant([[2]]), None, 4, memory)
+        layer = cache.cross[1]
+        step = cache.step(cache.tensors, tf.constant([[1]]))
+        model.step(tf.constant([[7]]), tf.constant([[1]]), tf.ones([1, 1, 1, 5], tf.bool), step)
+        self.assertIs(step.cross[1].key, layer.key)
+        self.assertEqual(layer.key.shape, (1, 4, 3, 4))
+
+    def test_grouped_heads_attend_as_repeated_ones_do(self):
+        random = np.random.default_rng(0)
+        query, key, value = (
+            tf.constant(random.normal(size=(2, h, n, 6)), tf.float32) for h, n in ((6, 3), (2, 5), (2, 5))
+        )
+        bias = tf.constant(random.normal(size=(2, 1, 3, 5)), tf.float32)
+        expected = nn.dot_product_attention(query, *(tf.repeat(x, 3, axis=1) for x in (key, value)), bias)
+        self.assertAllClose(nn.cached_attention(query, key, value, bias), expected, 1e-6, 1e-6)
+
+
+if __name__ == "__main__":
+    tf.test.main()
