@@ -1,0 +1,135 @@
+"""What strategies of decoding make of a model: how various the texts are, and how likely another model finds them.
+
+    .venv/bin/python benchmarks/strategies.py --model_dir=runs/gpt --judge_dir=runs/judge [--prompts=64]
+
+Prompts are beginnings of what the run held out of its corpus (or of --texts, .jsonl with {"text": ...}), and what
+really follows them stands in the table's last row. The judge is a model of the same language, of whatever tokenizer;
+without one the column is left out.
+
+    words, distinct 1, 2   words of a text; the part of all texts' words, and pairs of them, that are distinct
+    self-BLEU              each text against the others: 100 where all are alike
+    repeated               the part of a text's groups of four words that it held before
+    perplexity             of the tokens under the model itself; under the judge, given the prompt
+"""
+
+import argparse
+import json
+import math
+import pathlib
+
+from side_by_side import markdown
+
+STRATEGIES: dict[str, dict] = {
+    "greedy": {},
+    "beam search, 4": dict(num_beams=4),
+    "beam search, 4, no three words twice": dict(num_beams=4, no_repeat_ngram_size=3),
+    "contrastive, 0.6 of 4": dict(penalty_alpha=0.6, top_k=4),
+    "temperature 0.7": dict(do_sample=True, temperature=0.7),
+    "top-k 40": dict(do_sample=True, top_k=40),
+    "top-p 0.9": dict(do_sample=True, top_p=0.9),
+    "min-p 0.1": dict(do_sample=True, min_p=0.1),
+    "typical 0.9": dict(do_sample=True, typical_p=0.9),
+    "sampling": dict(do_sample=True),
+}
+
+
+def held_out(model_dir: pathlib.Path) -> list[str]:
+    """The texts that a run held out."""
+    from absl import flags as absl_flags
+
+    from tfzoo import cli, train
+    from tfzoo.data.corpus import load_corpus
+
+    flags = absl_flags.FlagValues()
+    train.define_flags(flags)
+    cli.parse(flags, [f"--flagfile={model_dir / 'flags.cfg'}", f"--run_dir={model_dir}"])
+    how = dict(text_field=flags.text_field, policy=flags.bad_text, raw=flags.raw_text, held_out=flags.held_out)
+    corpus = load_corpus(flags.corpus, cache_dir=None, **how)
+    return [document.separator.join(document.sentences) for document in corpus.held_out]
+
+
+def pieces(tokenizer, texts: list[str], count: int, before: int, after: int) -> tuple[list[str], list[str]]:
+    """`count` prompts of `before` tokens, from all over the texts, and the `after` tokens that follow each."""
+    from tfzoo.generation.texts import decode_text, encode
+
+    rows = []
+    for ids in encode(tokenizer, texts):
+        rows += [ids[i : i + before + after] for i in range(0, len(ids) - before - after + 1, before + after)]
+    rows = [rows[i * len(rows) // count] for i in range(min(count, len(rows)))]
+    return (
+        [decode_text(tokenizer, ids[:before]) for ids in rows],
+        [decode_text(tokenizer, ids[before:], ids[:before]) for ids in rows],
+    )
+
+
+def perplexity(scores: list[float]) -> str:
+    return f"{math.exp(-sum(scores) / len(scores)):,.1f}" if scores else "-"
+
+
+def likelihoods(model, tokenizer, prompts: list[str], texts: list[str]) -> list[float]:
+    """The scores of all texts' tokens after their prompts; a text that ended at once has none."""
+    from tfzoo.likelihood import score_continuations
+
+    some = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text.strip()]
+    found = score_continuations(model, [prompt for prompt, _ in some], [text for _, text in some], tokenizer)
+    return [score for one in found for score in one.scores]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_dir", type=pathlib.Path, required=True)
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--judge_dir")
+    parser.add_argument("--texts")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompt_tokens", type=int, default=16)
+    parser.add_argument("--new_tokens", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="a .jsonl file for the texts")
+    flags = parser.parse_args()
+
+    from tfzoo import diversity, runs
+    from tfzoo.generation.texts import Answer, generate_text
+
+    model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
+    judge = runs.load(flags.judge_dir) if flags.judge_dir else None
+    if flags.texts:
+        lines = pathlib.Path(flags.texts).read_text(encoding="utf-8").splitlines()
+        texts = [json.loads(line)["text"] for line in lines]
+    else:
+        texts = held_out(flags.model_dir)
+    prompts, real = pieces(tokenizer, texts, flags.prompts, flags.prompt_tokens, flags.new_tokens)
+    found: dict[str, tuple[list[str], list[float]]] = {}
+    for name, options in STRATEGIES.items():
+        if options.get("do_sample"):  # Each prompt draws its own numbers.
+            options = options | {"seed": list(range(flags.seed, flags.seed + len(prompts)))}
+        how = options | {"max_new_tokens": flags.new_tokens}
+        answers: list[Answer] = generate_text(model, prompts, tokenizer, return_scores=True, **how)
+        found[name] = [one.text for one in answers], [score for one in answers for score in one.scores]
+    found["the text itself"] = real, likelihoods(model, tokenizer, prompts, real)
+    rows, records = [], []
+    for name, (written, scores) in found.items():
+        words = [diversity.words(text) for text in written]
+        row = [
+            name,
+            f"{sum(map(len, words)) / len(words):.1f}",
+            f"{diversity.distinct(words, 1):.3f}",
+            f"{diversity.distinct(words, 2):.3f}",
+            f"{100 * diversity.self_bleu(words):.1f}",
+            f"{100 * diversity.repetition(words, 4):.1f}%",
+            perplexity(scores),
+        ]
+        if judge:
+            row.append(perplexity(likelihoods(judge[0], judge[1], prompts, written)))
+        rows.append(row)
+        records += [{"strategy": name, "prompt": p, "text": t} for p, t in zip(prompts, written, strict=True)]
+    heads = ["strategy", "words", "distinct 1", "distinct 2", "self-BLEU", "repeated", "perplexity"]
+    print(f"{len(prompts)} prompts of {flags.prompt_tokens} tokens, at most {flags.new_tokens} new ones\n")
+    print(markdown(heads + (["the judge's"] if judge else []), rows))
+    if flags.output:
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        pathlib.Path(flags.output).write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
