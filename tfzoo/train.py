@@ -304,7 +304,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             checkpoints.save(step, variables, state, best=is_best, wait=False)  # Written while training goes on.
 
     def remembered(state):
-        return [state.get(*entry) for entry in (("losses", []), ("places", []), ("best", None), ("best_step", 0))]
+        return state.get("losses", []), state.get("places", []), state.get("best"), state.get("best_step", 0)
 
     def due(every: int) -> bool:
         return step % every == 0 or step == flags.steps
