@@ -115,15 +115,16 @@ def check_files(folder, listed):
 def replay(folder, manifest):
     """Runs every case of golden.npz.
 
-    Returns {"SIGNATURE/OUTPUT": {"difference": the largest, "tolerance": what is allowed, "equal": how many
-    answers were compared for equality}}. Raises Failure where an answer is not as it should be.
+    Returns {"SIGNATURE/OUTPUT": {"difference": the largest, "mean": that of the worst case, "tolerance": what is
+    allowed, "equal" and "compared": answers}}, those of variants as "VARIANT:SIGNATURE/OUTPUT". Raises Failure where
+    an answer is not as it should be.
     """
     if manifest["kind"] == "savedmodel":
         run, found = load_savedmodel(folder)
         check_signatures(found, manifest["signatures"])
         return compare_all(run, read_golden(folder), manifest["tolerances"])
     cases = read_golden(folder)
-    measured = {}
+    measured: dict[str, dict] = {}
     for variant, details in {"": manifest, **manifest.get("variants", {})}.items():
         run, found = load_onnx(folder, manifest["signatures"], variant and f"_{variant}")
         check_signatures(found, manifest["signatures"])
@@ -151,8 +152,8 @@ def compare_all(run, cases, tolerances, exact=True):
             total["compared"] += result["compared"]
             if limit is not None:
                 total["tolerance"] = limit["allowed"]
-                for key, join in (("difference", max), ("mean", max)):
-                    total[key] = join(total.get(key, 0.0), result[key])
+                for key in ("difference", "mean"):
+                    total[key] = max(total.get(key, 0.0), result[key])
     return measured
 
 

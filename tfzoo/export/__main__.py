@@ -5,6 +5,7 @@ python -m tfzoo.export --model_dir=runs/bert --output_dir=exports
 """
 
 import sys
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -52,7 +53,8 @@ def main(flags: absl_flags.FlagValues) -> None:
     from tfzoo.export import artifact
 
     model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
-    folders = artifact.export(model, tokenizer, flags.output_dir, **{name: flags[name].value for name in _OPTIONS})
+    options: dict[str, Any] = {name: flags[name].value for name in _OPTIONS}
+    folders = artifact.export(model, tokenizer, flags.output_dir, **options)
     for kind, folder in folders.items():
         print(f"{kind}: {folder}, replayed by another process; see {folder / 'manifest.json'}")
 

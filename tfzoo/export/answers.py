@@ -126,7 +126,7 @@ class Reader:
             result = tf.tensor_scatter_nd_update(tf.fill(shape, fill), indices, tf.concat(values, 0))
             return tf.ensure_shape(result, [None, self.static])
 
-        ids, *places, segments, of = zip(*parts)
+        ids, *places, segments, pieces = zip(*parts)
         inputs = {
             "token_ids": dense(ids, pad_id(self.tokenizer)),
             "segment_ids": dense(segments),
@@ -136,9 +136,9 @@ class Reader:
             late = tf.concat([tf.fill([shape[0], 1], self.start_id), inputs["token_ids"][:, :-1]], 1)
             inputs |= {"decoder_token_ids": late, "decoder_padding_mask": inputs["padding_mask"]}
         inputs = {name: value for name, value in inputs.items() if name in self.model.INPUTS}
-        of = dense(of)
+        pieces = dense(pieces)
         starts, ends = map(dense, places) if places else (None, None)
-        return Reading(inputs, truncated, {p: of == 1 + i for i, p in enumerate(self.pieces)}, starts, ends)
+        return Reading(inputs, truncated, {p: pieces == 1 + i for i, p in enumerate(self.pieces)}, starts, ends)
 
     def _cut(self, lengths):
         """Each of two texts may have half of the room, and what the other leaves."""
@@ -535,11 +535,10 @@ class Tags:
     """What labels say: `kinds[i]`, the number of label i's type in `names`, -1 for none; `opens[i]`: it begins one."""
 
     def __init__(self, labels: list[str]):
-        parts = [re.fullmatch(r"([BI])-(.+)", label) for label in labels]
-        types = [None if label == "O" else part[2] if part else label for label, part in zip(labels, parts)]
-        self.names = sorted({name for name in types if name is not None})
-        self.kinds = [-1 if name is None else self.names.index(name) for name in types]
-        self.opens = [bool(part) and part[1] == "B" for part in parts]
+        parts = [(label[0], label[2:]) if re.match("[BI]-.", label) else ("I", label) for label in labels]
+        self.names = sorted({name for _, name in parts} - {"O"})
+        self.kinds = [self.names.index(name) if name in self.names else -1 for _, name in parts]
+        self.opens = [letter == "B" for letter, _ in parts]
 
 
 def word_tables(tokenizer: Any, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

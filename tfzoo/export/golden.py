@@ -199,7 +199,7 @@ def text_cases(answer: Answer) -> dict[str, dict[str, list[str]]]:
     texts = [text.format(mask, mask) for text in _TEXTS]
     long = f"{mask} " + "a " * answer.options.sequence_length + mask
     first = {"0": [], "1": texts[:1], "2": [texts[1], long], "4": texts}
-    cases = {case: [(text,) for text in values] for case, values in first.items()}
+    cases: dict[str, list[tuple[str, ...]]] = {case: [(text,) for text in values] for case, values in first.items()}
     if len(answer.inputs) == 2:
         cases = {case: [(b[-24:], a) for a, b in zip(values, values[::-1])] for case, values in first.items()}
     if answer.options.long_texts == "refuse":

@@ -100,9 +100,9 @@ def emit(
 def save(
     model: keras.Model, folder: str | os.PathLike, suffix: str = "", dtype: str = "float32", **options
 ) -> list[pathlib.Path]:
-    """Writes the graphs of `emit` as NAME{suffix}.onnx -> their paths. What is too large for a file of its own has its
-    weights beside it."""
-    apart = model.count_params() * np.dtype(dtype).itemsize > MAX_BYTES
+    """Writes the graphs of `emit` as NAME{suffix}.onnx -> their paths. What might be too large for a file of its own
+    (embeddings may be in it twice) has its weights beside it."""
+    apart = model.count_params() * np.dtype(dtype).itemsize > MAX_BYTES // 2
     paths = []
     for name, graph in emit(model, folder if apart else None, suffix, dtype=dtype, **options).items():
         paths.append(pathlib.Path(folder, f"{name}{suffix}.onnx"))
@@ -169,8 +169,7 @@ def _single(graph: Graph, model: keras.Model) -> None:
     inputs = {}
     for name in inputs_of(model):
         prefix = "decoder_" if name.startswith("decoder_") else ""
-        axes = ("batch", 2) if name == "pair_positions" else ("batch", f"{prefix}sequence")
-        inputs[name] = graph.input(NAMES[name], *axes)
+        inputs[name] = graph.input(NAMES[name], "batch", 2 if name == "pair_positions" else f"{prefix}sequence")
     outputs = BODIES[type(model)](graph, model, inputs)
     if model.heads:
         outputs = {
@@ -264,7 +263,7 @@ def _encoder_body(graph: Graph, model: keras.Model, inputs: dict, position_ids: 
 def _roberta_body(graph: Graph, model: roberta.Model, inputs: dict) -> dict:
     """A token's position is how many real tokens come before it; padding's is -1."""
     mask, at = inputs["padding_mask"], f"{model.name}/position_ids"
-    count = graph.add("Mul", graph.add("CumSum", mask, graph.int(1), at=at), mask, at=at)
+    count = graph.add("Mul", graph.add("CumSum", mask, graph.whole(1), at=at), mask, at=at)
     return _encoder_body(graph, model, inputs, graph.add("Sub", count, graph.ints(1), at=at))
 
 
@@ -434,17 +433,13 @@ def _scale(layer: nn.Attention) -> float:
 
 
 def _cached_cross_attention(graph: Graph, layer: nn.Attention, query: str, shared: Shared, index: int) -> str:
+    if layer.num_kv_heads != layer.num_heads:
+        raise no_emitter("cross attention with grouped keys", layer)
     past = f"past_key_values.{index}{shared.past_memory}"
-    key, value = (_repeated(graph, layer, _narrow(graph, f"{past}.{name}", layer.path)) for name in ("key", "value"))
+    key, value = (_narrow(graph, f"{past}.{name}", layer.path) for name in ("key", "value"))
     query = graph.heads(query, layer.num_heads, layer.path)
     y = graph.add("Attention", query, key, value, shared.memory_bias, at=layer.path, scale=_scale(layer))
     return graph.merge(y, layer.path)
-
-
-def _repeated(graph: Graph, layer: nn.Attention, x: str) -> str:
-    if layer.num_kv_heads != layer.num_heads:
-        raise no_emitter("cross attention with grouped keys", layer)
-    return x
 
 
 def _narrow(graph: Graph, x: str, at: str) -> str:
@@ -595,6 +590,7 @@ def _bias(graph: Graph, stack: nn.Stack, attention_mask: str | None, start: str,
         rows = graph.add("Unsqueeze", graph.range(start, end, at), graph.ints(1), at=at)
         columns = graph.add("Unsqueeze", graph.range(graph.ints(0), end, at), graph.ints(0), at=at)
     if not stack.causal:
+        assert attention_mask is not None
         bias = _padding_bias(graph, attention_mask, length, at)
     else:
         seen = graph.add("LessOrEqual", columns, rows, at=at)
@@ -660,7 +656,7 @@ def _embeddings(
     if segment_ids is not None:
         x = graph.add("Add", x, graph.rows(graph.weight(layer.segments), segment_ids, f"{at}/segments"), at=at)
     elif layer.segments is not None:  # Everything is in segment 0.
-        x = graph.add("Add", x, graph.add("Gather", graph.weight(layer.segments), graph.int(0), at=at), at=at)
+        x = graph.add("Add", x, graph.add("Gather", graph.weight(layer.segments), graph.whole(0), at=at), at=at)
     for each in (layer.norm, layer.projection):
         x = x if each is None else graph.emit(each, x)
     return x
@@ -689,19 +685,19 @@ def _relative_bias(graph: Graph, layer: nn.RelativeBias, distance: str) -> str:
 
     buckets, later = layer.num_buckets, None
     if layer.causal:
-        distance = add("Max", add("Neg", distance), graph.int(0))
+        distance = add("Max", add("Neg", distance), graph.whole(0))
     else:
         buckets //= 2
         later = add(
-            "Mul", add("Cast", add("Greater", distance, graph.int(0)), to=TensorProto.INT64), graph.int(buckets)
+            "Mul", add("Cast", add("Greater", distance, graph.whole(0)), to=TensorProto.INT64), graph.whole(buckets)
         )
         distance = add("Abs", distance)
     exact = buckets // 2
-    ratio = add("Div", add("Cast", add("Max", distance, graph.int(1)), to=TensorProto.FLOAT), wide(float(exact)))
+    ratio = add("Div", add("Cast", add("Max", distance, graph.whole(1)), to=TensorProto.FLOAT), wide(float(exact)))
     ratio = add("Div", add("Log", ratio), wide(math.log(layer.max_distance / exact)))
     far = add("Cast", add("Mul", ratio, wide(float(buckets - exact))), to=TensorProto.INT64)
-    far = add("Min", add("Add", far, graph.int(exact)), graph.int(buckets - 1))
-    bucket = add("Where", add("Less", distance, graph.int(exact)), distance, far)
+    far = add("Min", add("Add", far, graph.whole(exact)), graph.whole(buckets - 1))
+    bucket = add("Where", add("Less", distance, graph.whole(exact)), distance, far)
     bucket = bucket if later is None else add("Add", bucket, later)
     bias = add("Gather", graph.weight(layer.embeddings), bucket)
     return add("Unsqueeze", add("Transpose", bias, perm=[2, 0, 1]), graph.ints(0))
@@ -773,7 +769,7 @@ def _tied(graph: Graph, layer: nn.MaskedLMHead | nn.LMHead, x: str) -> str:
 
 
 def _pooler(graph: Graph, layer: nn.Pooler, sequence: str) -> str:
-    return graph.emit(layer.dense, graph.add("Gather", sequence, graph.int(0), at=layer.path, axis=1))
+    return graph.emit(layer.dense, graph.add("Gather", sequence, graph.whole(0), at=layer.path, axis=1))
 
 
 def _classifier(graph: Graph, layer: nn.Classifier, x: str) -> str:
@@ -816,7 +812,7 @@ def _two_stream_tower(
     if segment_ids is not None:
         rows, columns = (add("Unsqueeze", segment_ids, graph.ints(1, axis)) for axis in (3, 2))
         other = add("Cast", add("Not", add("Equal", rows, columns)), to=_type(graph))
-    distances = add("Range", graph.scalar(length, at), graph.scalar(add("Neg", length), at), graph.int(-1))
+    distances = add("Range", graph.scalar(length, at), graph.scalar(add("Neg", length), at), graph.whole(-1))
     distances = add("Unsqueeze", add("Cast", distances, to=TensorProto.FLOAT), graph.ints(1))
     size = stack.config.hidden_size
     rates = np.asarray(10000 ** (-np.arange(0, size, 2) / size), np.float32)

@@ -109,7 +109,7 @@ class Graph:
         """int64 [number of values]."""
         return self.constant(f"constants/{'_'.join(map(str, values))}", np.array(values, np.int64))
 
-    def int(self, value: int) -> str:
+    def whole(self, value: int) -> str:
         """int64 []."""
         return self.constant(f"constants/scalar_{value}", np.array(value, np.int64))
 
@@ -119,12 +119,12 @@ class Graph:
 
     def output(self, name: str, source: str, *axes) -> None:
         """Gives the tensor `source` a name outside, where it is float32."""
-        to = dict(at=f"outputs/{name}")
+        at = f"outputs/{name}"
         if self.dtype != np.float32:
-            source = self.add("Cast", source, **to, to=TensorProto.FLOAT)
+            source = self.add("Cast", source, at=at, to=TensorProto.FLOAT)
         (node,) = (node for node in self.nodes if source in node.output)
         if any(source in other.input for other in self.nodes) or source in {o.name for o in self.outputs}:
-            source = self.add("Identity", source, **to)
+            source = self.add("Identity", source, at=at)
             node = self.nodes[-1]
         node.output[list(node.output).index(source)] = name
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, axes))
@@ -169,7 +169,7 @@ class Graph:
 
     def range(self, start: str, end: str, at: str) -> str:
         """int64 [end - start]; start and end are [1]."""
-        return self.add("Range", self.scalar(start, at), self.scalar(end, at), self.int(1), at=at)
+        return self.add("Range", self.scalar(start, at), self.scalar(end, at), self.whole(1), at=at)
 
     def rows(self, table: str, ids: str, at: str) -> str:
         """table [N, E], ids [B, L] -> [B, L, E]. Gather counts negative ids from the end: they are made huge."""
@@ -274,7 +274,7 @@ def _repeat_heads(graph: Graph, x: str, group: int, num_heads: int, at: str) -> 
     return graph.add("Reshape", x, shape, at=at)
 
 
-_EARLIER = {
+_EARLIER: dict[str, Callable[..., Any]] = {
     "Attention": _attention,
     "Gelu": _gelu,
     "RMSNormalization": _rms_normalization,

@@ -64,7 +64,7 @@ def signatures(model: keras.Model, tokenizer: Any, options: Options) -> dict:
         "inputs": {name: tensor("string", ["batch"]) for name in answer.inputs},
         "outputs": {name: tensor(dtype, shape) for name, (dtype, shape) in answer.outputs.items()},
     }
-    examples = {
+    examples: dict[str, dict] = {
         name: {"inputs": {"inputs": tensor("string", ["batch"])}, "outputs": outputs}
         for name, outputs in (
             (
