@@ -18,6 +18,7 @@ from tfzoo.errors import UserError
 from tfzoo.generation import texts
 from tfzoo.text.byte_level import BYTES, ByteLevelBPE
 
+ASSETS = pathlib.Path(__file__).parent / "assets"
 SPECIALS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32, "max_positions": 128}
 SIZES |= {"dropout": 0, "attention_dropout": 0}
@@ -298,11 +299,14 @@ class ChatTest(Case):
         self.assertEqual(ids, [2, *self.ids(f"user\n{wicked}"), 3, *self.ids("\n")])
         self.assertEqual([ids.count(2), ids.count(3)], [1, 1])
 
-    def test_templates_know_what_transformers_tells_them(self):
-        source = "{{ bos_token }}{% generation %}{{ messages | tojson }}{% endgeneration %}{{ tools is none }}"
-        tokenizer = byte_tokenizer(bos="<s>", eos="</s>")
-        ids = self.template(source, tokenizer).ids([dict(role="user", content="é")])
-        self.assertEqual(ids, [0, *self.ids('[{"role": "user", "content": "é"}]True')])
+    def test_ids_are_those_of_transformers(self):
+        golden = json.loads((ASSETS / "golden_chat" / "golden.json").read_text())
+        special, roles = golden["special"], dict(bos="<s>", eos="</s>")
+        tokenizer = ByteLevelBPE([*special, *golden["letters"]], [], special_tokens=special, roles=roles)
+        for case in golden["cases"]:
+            template = self.template(golden["templates"][case["template"]], tokenizer)
+            ids = template.ids(case["messages"], case["add_generation_prompt"])
+            self.assertEqual(ids, case["ids"], case)
 
     def test_templates_run_in_a_sandbox(self):
         for source, words in (
