@@ -9,4 +9,13 @@ from tfzoo.generation.decode import Generated, decode, generate_ids
 from tfzoo.generation.options import ROWS, Options, read_options
 from tfzoo.generation.stops import Stops, string_table
 
-__all__ = ["ROWS", "Generated", "Options", "Stops", "decode", "generate_ids", "read_options", "string_table"]
+__all__ = [
+    "ROWS",
+    "Generated",
+    "Options",
+    "Stops",
+    "decode",
+    "generate_ids",
+    "read_options",
+    "string_table",
+]
