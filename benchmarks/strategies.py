@@ -44,7 +44,8 @@ def held_out(model_dir: pathlib.Path) -> list[str]:
     train.define_flags(flags)
     cli.parse(flags, [f"--flagfile={model_dir / 'flags.cfg'}", f"--run_dir={model_dir}"])
     how = dict(text_field=flags.text_field, policy=flags.bad_text, raw=flags.raw_text, held_out=flags.held_out)
-    corpus = load_corpus(flags.corpus, cache_dir=None, **how)
+    cache_dir = flags.cache_dir or pathlib.Path.home() / ".cache" / "tfzoo"
+    corpus = load_corpus(flags.corpus, cache_dir=cache_dir, **how)
     return [document.separator.join(document.sentences) for document in corpus.held_out]
 
 
