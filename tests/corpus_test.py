@@ -213,14 +213,16 @@ class CorpusTest(tf.test.TestCase):
     def test_a_resumed_run_wants_the_tokenizer_it_began_with(self):
         run_dir = self.folder / "run"
         (run_dir / "tokenizer").mkdir(parents=True)
-        train_tokenizer("characters", ["abc"], 100, True).save(run_dir / "tokenizer")
+        other = train_tokenizer("characters", ["abc"], 100, True)
+        other.save(run_dir / "tokenizer")
         opened = PackedFolder.open(self.packed)
-        record = {"fingerprint": opened.fingerprint, "tokenizer": opened.tokenizer.fingerprint()}
-        (run_dir / "corpus.json").write_text(json.dumps(record))
+        (run_dir / "corpus.json").write_text(json.dumps({"fingerprint": opened.fingerprint}))
+        record = {"model": "gpt2", "heads": ["lm"], "config": {"vocab_size": other.vocab_size}}
+        (run_dir / "config.json").write_text(json.dumps(record | {"tokenizer": opened.tokenizer.fingerprint()}))
         flags = absl_flags.FlagValues()
         train.define_flags(flags)
         cli.parse(flags, [f"--run_dir={run_dir}", f"--corpus={self.packed}"])
-        with self.assertRaisesRegex(ValueError, "tokenizer: is not the tokenizer this run began with .*put it back"):
+        with self.assertRaisesRegex(ValueError, "tokenizer: is not the tokenizer of the run .*put the run's own back"):
             train.read_corpus(flags, run_dir, self.folder, True, opened)
 
     @pytest.mark.faults

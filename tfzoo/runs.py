@@ -26,6 +26,45 @@ def write_config(run_dir: str | os.PathLike, name: str, model, tokenizer=None) -
     files.atomic_write(pathlib.Path(run_dir, "config.json"), json.dumps(record, indent=2) + "\n")
 
 
+def _read_config(folder: pathlib.Path) -> dict:
+    path = folder / "config.json"
+    try:
+        record = json.loads(path.read_text())
+        assert {"model", "heads"} <= record.keys() and isinstance(record["config"], dict)
+    except OSError as error:
+        raise UserError(
+            f"--model_dir={folder}: {path} cannot be read ({error.strerror}); name a run's or a Hugging Face folder"
+        ) from None
+    except (ValueError, AssertionError, AttributeError, KeyError):
+        raise UserError(f"{path} is not a run's config; name a folder that tfzoo.train wrote") from None
+    return record
+
+
+def tokenizer_of(run_dir: str | os.PathLike):
+    """The tokenizer of a run.
+
+    Raises:
+      UserError: it is missing, damaged, or not the one that the run began with.
+    """
+    return _tokenizer(pathlib.Path(run_dir), _read_config(pathlib.Path(run_dir)))
+
+
+def _tokenizer(folder: pathlib.Path, record: dict):
+    tokenizer = text.load(folder / "tokenizer")
+    vocab_size, fingerprint = record["config"].get("vocab_size"), record.get("tokenizer")
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"{folder / 'tokenizer'} has {tokenizer.vocab_size} tokens, the model's vocab_size is {vocab_size}; "
+            "put the run's own tokenizer back"
+        )
+    if fingerprint not in (None, tokenizer.fingerprint()):  # Runs of an earlier day have none.
+        raise UserError(
+            f"{folder / 'tokenizer'}: is not the tokenizer of the run (fingerprint {tokenizer.fingerprint()[:12]}, in "
+            f"{folder / 'config.json'} {str(fingerprint)[:12]}); put the run's own back"
+        )
+    return tokenizer
+
+
 def _averages(arrays: dict) -> dict:
     """What --ema_decay kept, under the names of the weights that it averages."""
     pattern = re.compile(r"optimizer/(?:inner/)?(.+)/average")
@@ -58,26 +97,9 @@ def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None 
         raise UserError(
             f"{folder} is a run's folder, and {', '.join(options)} are for Hugging Face's; convert it first"
         )
-    try:
-        record = json.loads(path.read_text())
-        name, heads, config = record["model"], record["heads"], record["config"]
-    except OSError as error:
-        raise UserError(
-            f"--model_dir={folder}: {path} cannot be read ({error.strerror}); name a run's or a Hugging Face folder"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not a run's config; name a folder that tfzoo.train wrote") from None
-    tokenizer = text.load(folder / "tokenizer")
-    if tokenizer.vocab_size != config.get("vocab_size"):
-        raise UserError(
-            f"{folder / 'tokenizer'} has {tokenizer.vocab_size} tokens, the model's vocab_size is "
-            f"{config.get('vocab_size')}; put the run's own tokenizer back"
-        )
-    if record.get("tokenizer") not in (None, tokenizer.fingerprint()):  # Runs of an earlier day have none.
-        raise UserError(
-            f"{folder / 'tokenizer'}: is not the tokenizer of the run (fingerprint {tokenizer.fingerprint()[:12]}, in "
-            f"{path} {str(record['tokenizer'])[:12]}); put the run's own back"
-        )
+    record = _read_config(folder)
+    name, heads, config = record["model"], record["heads"], record["config"]
+    tokenizer = _tokenizer(folder, record)
     if checkpoint_dir is None and (folder / "best").exists():
         checkpoint_dir = folder / "best"
     store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)

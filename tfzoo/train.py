@@ -259,11 +259,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         if not resuming:
             tokenizer.save(run_dir / "tokenizer")
             runs.write_config(run_dir, flags.model, model, tokenizer)
-            record = {
-                "fingerprint": corpus.fingerprint,
-                "tokenizer": tokenizer.fingerprint(),
-                "report": corpus.report,
-            }
+            record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
             files.atomic_write(run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
         cli.write_flags(flags, run_dir / "flags.cfg", leave_out=("run_dir", "resume", "cache_dir"))
         metrics = report.MetricsLog(run_dir, step, objective.FIGURES[0])
@@ -520,7 +516,7 @@ def read_corpus(
 
     A resumed run must find the text and the tokenizer that it began with.
     """
-    from tfzoo import text
+    from tfzoo import runs, text
     from tfzoo.data.corpus import load_corpus
     from tfzoo.data.tokenized import cached_tokenizer
     from tfzoo.text.wordpiece import WordPiece
@@ -537,8 +533,7 @@ def read_corpus(
     )
     if resuming:
         try:
-            record = json.loads((run_dir / "corpus.json").read_text())
-            before, tokenizer_before = record["fingerprint"], record.get("tokenizer")
+            before = json.loads((run_dir / "corpus.json").read_text())["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
                 f"{run_dir / 'corpus.json'}: missing or damaged; put it back, or name a new --run_dir"
@@ -549,13 +544,7 @@ def read_corpus(
                 f"(fingerprint {before[:12]}, now {corpus.fingerprint[:12]}); "
                 "restore the packages or files, or name a new --run_dir"
             )
-        tokenizer = text.load(run_dir / "tokenizer")
-        if tokenizer_before not in (None, tokenizer.fingerprint()):  # Runs of an earlier day have none.
-            raise UserError(
-                f"{run_dir / 'tokenizer'}: is not the tokenizer this run began with (fingerprint "
-                f"{tokenizer_before[:12]}, now {tokenizer.fingerprint()[:12]}); put it back, or name a new --run_dir"
-            )
-        return corpus, tokenizer
+        return corpus, runs.tokenizer_of(run_dir)
     given = None
     if flags.vocab_file:
         given = WordPiece.from_file(flags.vocab_file, flags.lowercase)
