@@ -1,6 +1,7 @@
 """Round trips, damage and kills need arrays only; TensorFlow comes in where variables are Keras's."""
 
 import errno
+import itertools
 import json
 import os
 import pathlib
@@ -16,9 +17,10 @@ from unittest import mock
 import keras
 import ml_dtypes
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from tfzoo import checkpoint, files
+from tfzoo import checkpoint, files, tensors
 from tfzoo.checkpoint import Checkpoints, model_variables
 from tfzoo.errors import UserError
 
@@ -181,10 +183,11 @@ class DamageTest(CheckpointsCase):
         return self.folder / "00000002" / name
 
     def test_every_flipped_byte_is_found(self):
+        """1,000 of 1,000."""
         for name in ("variables.safetensors", "checkpoint.json"):
             path = self.damage(name)
             intact = path.read_bytes()
-            for _ in range(200):
+            for _ in range(500):
                 flipped = bytearray(intact)
                 flipped[self.random.randrange(len(flipped))] ^= self.random.randrange(1, 256)
                 path.write_bytes(flipped)
@@ -311,40 +314,133 @@ class MeanwhileTest(CheckpointsCase):
 
 
 class KillTest(CheckpointsCase):
-    def test_kill_9_while_saving_leaves_an_intact_newest_and_no_litter(self):
-        newest, litter = 0, 0
-        for _ in range(12):
+    """Children that save without end are killed: what is found then is whole, and no more than it should be."""
+
+    SIZE = 30_000
+
+    def kills(self, save, newest, most, count):
+        """Kills `count` children while they save.
+
+        Args:
+          save: save(number) writes what is to be `arrays(number)`, on top of what has lower numbers.
+          newest: the number of the newest that is there, all of it having been read; 0 where there is none.
+          most: how many of them may lie on the disk at any time.
+        """
+        found, litter, largest = 0, 0, 0
+        one = sum(array.nbytes for array in arrays(0, self.SIZE).values()) + 10_000  # Names, sizes, checksums.
+        for _ in range(count):
+            read, write = os.pipe()
             child = os.fork()
             if not child:
                 try:  # Nothing of TensorFlow's works in a fork, and nothing of it is needed.
-                    checkpoints = Checkpoints(self.folder)
-                    step = newest
-                    while True:
-                        step += 1
-                        checkpoints.save(step, arrays(step, size=30_000), {"step": step})
-                        checkpoints.mark_best(step)
+                    for number in itertools.count(found + 1):
+                        save(number)
+                        os.write(write, b".")
                 finally:
                     os._exit(1)
-            while not os.path.isdir(self.folder / f"{newest + 1:08d}") and not os.waitpid(child, os.WNOHANG)[0]:
-                time.sleep(0.001)
+            os.close(write)
+            self.assertEqual(os.read(read, 1), b".", "the child has ended")  # It has saved once.
             time.sleep(self.random.uniform(0, 0.03))
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
+            os.close(read)
             self.assertEqual(os.WTERMSIG(status), signal.SIGKILL)
-            litter += any(name.endswith(".partial") for name in self.names() + self.names(self.run_dir))
+            litter += any(
+                files.PARTIAL in name for _, folders, names in os.walk(self.run_dir) for name in folders + names
+            )
+            size = sum(path.lstat().st_size for path in self.run_dir.rglob("*") if path.is_file())
+            largest = max(largest, size)
+            self.assertLessEqual(size, most * one)
+            before, found = found, newest()
+            self.assertGreater(found, before)
+        print(f"{count} kills, {litter} in the middle of writing, 0 unreadable; at most {largest / one:.1f} copies")
+        self.assertGreater(litter, 0, "no kill hit a writer in the middle: this test tests nothing")
 
+    def kill_checkpoints(self, count):
+        def save(step):
+            checkpoints = Checkpoints(self.folder)
+            checkpoints.save(step, arrays(step, self.SIZE), {"step": step})
+            checkpoints.mark_best(step)
+
+        def newest():
             checkpoints = Checkpoints(self.folder)
             self.assertEqual([name for name in self.names() if len(name) != 8], [])
             self.assertEqual(self.names(self.run_dir), ["best", "checkpoints"])
             with self.assertNoLogs("absl", "WARNING"):
                 step, state, variables = checkpoints.read()
+            for other in checkpoints.steps():
+                self.assertEqual(checkpoints.read(checkpoints.path(other))[0], other)
             self.assertEqual(step, max(checkpoints.steps()))
-            self.assertGreater(step, newest)
             self.assertEqual(state, {"step": step})
-            self.assert_same_bits(dict(sorted(variables.items())), dict(sorted(arrays(step, 30_000).items())))
+            self.assert_same_bits(dict(sorted(variables.items())), dict(sorted(arrays(step, self.SIZE).items())))
             self.assertEqual(checkpoints.read(self.run_dir / "best")[0], checkpoints.best_step())
-            newest = step
-        self.assertGreater(litter, 0, "no kill hit a writer in the middle: this test tests nothing")
+            return step
+
+        self.kills(save, newest, 3, count)  # The two that are kept, one of them the best, and a new one.
+
+    def kill_folders(self, count):
+        """As weights are saved for others: in several files, in a folder that must be new."""
+        folder = self.run_dir / "model"
+
+        def content(number):  # What is not finite is refused when it is read.
+            return {name: array for name, array in arrays(number, self.SIZE).items() if name != "model/half"}
+
+        def save(number):
+            if folder.exists():
+                files.remove_folder(folder)
+            sources = [
+                (name, array.shape, tensors.NAMES[array.dtype], lambda array=array: array)
+                for name, array in content(number).items()
+            ]
+            with files.atomic_folder(folder) as partial:
+                tensors.write_folder(partial, sources, max_shard_bytes=100)
+
+        last = 0
+
+        def newest():
+            nonlocal last
+            last += 1  # Killed between removing the old one and having the new one in place, there is none.
+            if not folder.exists():
+                return last
+            with tensors.open_folder(folder) as opened:
+                number = int(opened.read("model/seed")[0])
+                self.assertCountEqual(opened.names(), content(number))
+                for name, array in content(number).items():
+                    self.assertEqual(opened.read(name).tobytes(), array.tobytes())
+            last = max(last, number)
+            return last
+
+        self.kills(save, newest, 2, count)
+
+    def kill_files(self, count):
+        path = self.run_dir / "metrics.jsonl"
+
+        def save(number):
+            path.parent.mkdir(exist_ok=True)
+            files.atomic_write(path, f"{number:08d}\n" * 40_000)
+
+        def newest():
+            lines = path.read_text().splitlines()
+            self.assertLen(lines, 40_000)
+            self.assertLen(set(lines), 1)
+            return int(lines[0])
+
+        self.kills(save, newest, 2, count)
+
+    def test_a_few_kills_while_checkpoints_are_saved(self):
+        self.kill_checkpoints(12)
+
+    def test_a_few_kills_while_weights_are_saved(self):
+        self.kill_folders(12)
+
+    def test_a_few_kills_while_a_file_is_written(self):
+        self.kill_files(12)
+
+    @pytest.mark.faults
+    def test_a_hundred_kills_of_each(self):
+        for kill in (self.kill_checkpoints, self.kill_folders, self.kill_files):
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+            kill(100)
 
 
 class Part(keras.layers.Layer):

@@ -120,6 +120,7 @@ class Checkpoints:
         path = self.path(step)
         if step in self._damaged and path.exists():
             self._remove(step)  # Read and found damaged: this one replaces it.
+        self._prune(*self._damaged)  # What a kill kept the last save from removing.
         if not path.exists():
             with files.atomic_folder(path) as partial:
                 sources = [
@@ -213,9 +214,10 @@ class Checkpoints:
             "put a copy of one back, or start anew in another folder"
         )
 
-    def _prune(self, saved: int) -> None:
+    def _prune(self, *also: int) -> None:
+        """Removes all but the newest, the best and `also`."""
         intact = [step for step in self.steps() if step not in self._damaged]
-        kept = {saved, self.best_step(), *intact[-self._keep :]}
+        kept = {*also, self.best_step(), *intact[-self._keep :]}
         for step in self.steps():
             if step not in kept:
                 self._remove(step)

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -92,8 +93,39 @@ def _partial(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
 
 
+@contextlib.contextmanager
+def _held(partial: pathlib.Path) -> Iterator[None]:
+    """Locks what is being written, so that `_remove_leftovers` can tell it from what a dead process left."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # Of a file system without locks nothing is removed either.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: pathlib.Path, folders: bool) -> None:
+    """Removes the partial files, or folders, that killed writers of `path` left; a living one's stays."""
+    pattern = re.compile(re.escape(path.name) + r"\.\d+" + re.escape(PARTIAL))
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    for partial in (path.with_name(name) for name in names if pattern.fullmatch(name)):
+        if partial.is_dir() != folders or partial.is_symlink():
+            continue
+        with contextlib.suppress(OSError):  # Another one is faster, or the folder is not ours.
+            descriptor = os.open(partial, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if folders:
+                    shutil.rmtree(partial)
+                else:
+                    partial.unlink()
+            finally:
+                os.close(descriptor)
+
+
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
-    """Writes `data` (text as UTF-8) beside `path` and renames it into place.
+    """Writes `data` (text as UTF-8) beside `path` and renames it into place. What killed writers left goes.
 
     Raises:
       UserError: the machine refuses it, as `writing` says.
@@ -101,7 +133,8 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
     path = pathlib.Path(path)
     partial = _partial(path)
     try:
-        with writing(path), open(partial, "wb") as file:
+        _remove_leftovers(path, folders=False)
+        with writing(path), open(partial, "wb") as file, _held(partial):
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -116,6 +149,8 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
 def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a new folder beside `path`; when the block ends well it is synced and renamed to `path`.
 
+    What killed writers of `path` left beside it is removed first.
+
     Raises:
       FileExistsError: `path` is there already. It is left as it is.
       UserError: the machine refuses it, as `writing` says.
@@ -128,14 +163,16 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
+            _remove_leftovers(path, folders=True)
             partial.mkdir()
-            yield partial
-            for folder, _, names in os.walk(partial):
-                for name in names:
-                    _sync(pathlib.Path(folder, name))
-                _sync(pathlib.Path(folder))
-            os.rename(partial, path)
-            _sync(path.parent)
+            with _held(partial):
+                yield partial
+                for folder, _, names in os.walk(partial):
+                    for name in names:
+                        _sync(pathlib.Path(folder, name))
+                    _sync(pathlib.Path(folder))
+                os.rename(partial, path)
+                _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

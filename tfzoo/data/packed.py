@@ -11,18 +11,14 @@ text itself. A record is a row: little-endian int32, first the number of its blo
 tokens. Importing this imports no TensorFlow.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import pathlib
-import re
-import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -133,8 +129,7 @@ def write(
     """
     folder = pathlib.Path(folder)
     try:
-        remove_leftovers(folder)
-        with files.atomic_folder(folder) as partial, _locked(partial):
+        with files.atomic_folder(folder) as partial:
             digest = hashlib.sha256(f"{_VERSION} {tokenizer.fingerprint()}".encode())
             counts: dict[str, int] = {}
             for part in PARTS:
@@ -193,26 +188,6 @@ def _write_shards(folder: pathlib.Path, part: str, rows: Rows, shard_rows: int, 
             raise UserError(f"{folder / name}: cannot be written ({reason}); free some space there") from None
         counts[name] = len(indices)
     return counts
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a lock on a folder, which ends with this process, however that ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def remove_leftovers(folder: pathlib.Path) -> None:
-    """Removes what killed writers of `folder` left beside it; what a living one writes stays."""
-    pattern = re.compile(re.escape(folder.name) + r"\.\d+" + re.escape(files.PARTIAL))
-    for partial in folder.parent.iterdir() if folder.parent.is_dir() else ():
-        if pattern.fullmatch(partial.name) and partial.is_dir():
-            with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(partial):
-                shutil.rmtree(partial)
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
