@@ -248,6 +248,9 @@ class CommandTest(Case):
         lines.write_text("one\ntwo\n")
         code, out, err = self.run_main(f"--input={lines}", "--max_new_tokens=2")
         self.assertEqual([json.loads(line)["prompt"] for line in out.splitlines()], ["one", "two"])
+        prompts.write_text('{"prompt": "half \\ud83d"}\n')
+        code, out, err = self.run_main(f"--input={prompts}", "--max_new_tokens=2")
+        self.assertEqual((code, json.loads(out)["prompt"]), (0, "half ?"), err)
 
     def test_what_is_refused_is_one_line(self):
         encoder = self.shared / "bert"

@@ -62,7 +62,8 @@ def writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     path to stdout at once."""
 
     def line(record: dict[str, Any]) -> str:
-        return json.dumps(record, ensure_ascii=False) + "\n"
+        # Lone surrogates, which JSON can write and UTF-8 cannot, become question marks.
+        return json.dumps(record, ensure_ascii=False).encode(errors="replace").decode() + "\n"
 
     if path is None:
         yield lambda record: print(line(record), end="", flush=True)
@@ -70,5 +71,5 @@ def writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     lines: list[str] = []
     yield lambda record: lines.append(line(record))
     with files.writing(path):
-        files.atomic_write(path, "".join(lines).encode(errors="replace"))
+        files.atomic_write(path, "".join(lines))
     print(f"wrote {path}: {len(lines)} lines", file=sys.stderr)
