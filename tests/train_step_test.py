@@ -73,10 +73,12 @@ def optimizer_for(name, variables, loss_scaling=False):
     return optim.make_optimizer(name, 0.02, variables, weight_decay=0.1, epsilon=1e-6, loss_scaling=loss_scaling)
 
 
-def train(strategy, name, steps=6, dtype=None, dropout=0.0, loss_scaling=False, **kwargs):
+def train(strategy, name, steps=6, dtype=None, dropout=0.0, loss_scaling=False, remat=False, **kwargs):
     """(losses, model, optimizer) after so many steps, two a call."""
     with strategy.scope():
         net = model(dtype, dropout)
+        if remat:
+            net.recompute_blocks()
         optimizer = optimizer_for(name, net.trainable_variables, loss_scaling)
     run = make_step(strategy, net, optimizer, objective(), **kwargs)
     iterator = iter(strategy.experimental_distribute_dataset(batches(steps)))
@@ -173,6 +175,15 @@ class StepTest(tf.test.TestCase):
         losses = run(iter(tf.data.Dataset.from_tensors(data)), tf.constant(1))
         self.assertAllEqual(losses, [0.0])
         self.assertEqual(largest_difference(net, model()), 0)
+
+    def test_recomputed_blocks_change_no_loss(self):
+        kwargs = dict(dropout=0.3, clip_norm=0.5, num_parts=2)
+        plain, net, _ = default("adamw", **kwargs)
+        losses, again, _ = default("adamw", remat=True, **kwargs)
+        self.assertAllClose(losses, plain, 1e-6, 1e-6)
+        self.assertLess(largest_difference(net, again), 1e-5)
+        for one, two in zip(net.non_trainable_variables, again.non_trainable_variables, strict=True):
+            self.assertAllEqual(one, two)  # The seeds: none was drawn a second time.
 
     def test_one_device_is_the_default(self):
         one, *_ = train(tf.distribute.OneDeviceStrategy("CPU:0"), "adamw", steps=2, clip_norm=0.5)

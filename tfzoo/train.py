@@ -37,6 +37,7 @@ FREE_FLAGS = (
     "strategy",
     "num_devices",
     "tpu",
+    "remat",
 )
 
 
@@ -50,6 +51,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("string", "model", "bert_tiny", "A model's name, such as bert_small.")
     define("multi_string", "overrides", [], "Fields of its config that differ, num_layers=4,dropout=0.0; they add up.")
     define("enum", "precision", "float32", "What is computed in.", enum_values=["float32", "bfloat16", "float16"])
+    define("enum", "remat", "none", "What is computed twice to save memory.", enum_values=["none", "block"])
     # Devices: docs/distributed.md.
     define("enum", "strategy", "default", "What computes a step.", enum_values=list(distribution.STRATEGIES))
     define("integer", "num_devices", 0, "mirrored: GPUs to use, 0 for all; parts of a machine without.", lower_bound=0)
@@ -216,6 +218,8 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     workers = distribution.Workers(strategy)
     with strategy.scope():
         model = page.Model(config, heads=objective.heads, dtype=policy)
+        if flags.remat == "block":
+            model.recompute_blocks()
         optimizer = optim.make_optimizer(
             flags.optimizer,
             schedule,

@@ -1,12 +1,17 @@
 """MLP, Block and Stack against their formulas, norms before and after."""
 
+from unittest import mock
+
+import keras
 import numpy as np
 import tensorflow as tf
 
+import tfzoo
 from tests.nn import formulas
 from tests.nn.formulas import Values, check_gradients, randomize, relative_error
 from tfzoo import nn
 from tfzoo.config import ACTIVATIONS, BIASES, TransformerConfig
+from tfzoo.errors import UserError
 
 MASK = (np.arange(5) < np.array([[5], [3]]))[:, None, None, :] & np.tril(np.ones([5, 5], bool))
 
@@ -241,6 +246,57 @@ class StackTest(tf.test.TestCase):
                 self.assertLessEqual(np.abs(values).max(), 0.1)
             else:
                 self.assertAllEqual(values, np.full_like(values, weight.name == "gamma"))
+
+
+class RecomputedTest(tf.test.TestCase):
+    def gradients(self, name, remat, **sizes):
+        """(calls of a block, gradients) in training, with dropout, of two calls."""
+        keras.utils.set_random_seed(1)
+        sizes = dict(vocab_size=9, hidden_size=8, num_heads=2, num_layers=2, intermediate_size=12) | sizes
+        model = tfzoo.build(name, **sizes, dropout=0.3, attention_dropout=0.3)
+        randomize(model)
+        if remat:
+            model.recompute_blocks()
+        ids = tf.constant([[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]])
+        inputs = {"token_ids": ids, "padding_mask": ids > 0}
+        if "decoder_token_ids" in model.INPUTS:
+            inputs["decoder_token_ids"] = ids
+        calls, call = [], nn.Block.call
+        # A key's bias is left out: the softmax cancels it, and its gradient is nothing but rounding.
+        variables = [v.value for v in model.trainable_variables if not v.path.endswith("key/bias")]
+
+        @tf.function
+        def computed():
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(variables)
+                loss = tf.reduce_sum(tf.square(model(inputs, training=True)["logits"]))
+            return [tf.convert_to_tensor(x) for x in tape.gradient(loss, variables)]
+
+        def counted(*args, **kwargs):
+            calls.append(1)
+            return call(*args, **kwargs)
+
+        with mock.patch.object(nn.Block, "call", counted):
+            first, second = computed(), computed()
+        self.assertGreater(np.abs(first[0] - second[0]).max(), 1e-3)  # Other masks.
+        return len(calls), [*first, *second]
+
+    def test_gradients_are_the_same(self):
+        for name, sizes in (
+            ("t5_small", dict(num_decoder_layers=2, head_dim=4)),  # A learned bias, a memory.
+            ("llama_tiny", dict(num_kv_heads=1, head_dim=4)),  # Rotary positions.
+            ("gpt2", dict(attention="lean")),
+            ("albert_base_v2", dict(embedding_size=4)),  # One block's variables, twice.
+        ):
+            count, plain = self.gradients(name, False, **sizes)
+            twice, found = self.gradients(name, True, **sizes)
+            self.assertEqual(twice, 2 * count, name)
+            for one, two in zip(plain, found, strict=True):
+                self.assertLess(relative_error(two, one), 1e-5, name)
+
+    def test_a_family_of_other_blocks_refuses(self):
+        with self.assertRaisesRegex(UserError, "reformer's blocks cannot be computed again"):
+            tfzoo.build("reformer_crime_and_punishment").recompute_blocks()
 
 
 if __name__ == "__main__":

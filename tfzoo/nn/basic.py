@@ -224,11 +224,47 @@ class Dropout(keras.layers.Layer):
     def call(self, x, training=False):
         if not training or self.seed_generator is None:
             return x
-        seed = tf.cast(self.seed_generator.next(), tf.int32)
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
+        seed = draw_seed(self.seed_generator)
         return _drop(x, seed, min(round(self.rate * 65536), 65535))
+
+
+_draws: contextvars.ContextVar[tuple | None] = contextvars.ContextVar("draws", default=None)
+
+
+def draw_seed(generator: keras.random.SeedGenerator):
+    """The generator's next seed, int32 [2], and each replica's own."""
+    noted, again = _draws.get() or (None, None)
+    if again is not None:
+        return next(again)
+    seed = tf.cast(generator.next(), tf.int32)
+    replica = tf.distribute.get_replica_context()
+    if replica is not None and replica.num_replicas_in_sync > 1:
+        seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
+    if noted is not None:
+        noted.append(seed)
+    return seed
+
+
+def recomputed(function, *tensors):
+    """function(*tensors), of which nothing is kept for the gradient: it is computed again then, with dropout's masks
+    as they were (Chen et al. 2016, https://arxiv.org/abs/1604.06174, section 4).
+
+    tensors: of floating point. What else `function` reads gets no gradient, but for variables.
+    """
+    noted: list = []
+    passes = []
+
+    @tf.autograph.experimental.do_not_convert
+    def one_pass(*tensors):
+        again = iter(tuple(noted)) if passes else None  # The seeds of the first pass.
+        passes.append(again)
+        token = _draws.set((noted, again))
+        try:
+            return function(*tensors)
+        finally:
+            _draws.reset(token)
+
+    return tf.recompute_grad(one_pass)(*tensors)
 
 
 def _drop(x, seed, threshold: int):

@@ -1,11 +1,13 @@
 """A transformer block and a stack of them."""
 
+import dataclasses
+
 import keras
 from keras import ops
 
 from tfzoo.config import TransformerConfig
 from tfzoo.nn.attention import Attention
-from tfzoo.nn.basic import Dense, Dropout, activation, make_initializer, make_norm
+from tfzoo.nn.basic import Dense, Dropout, activation, make_initializer, make_norm, recomputed
 from tfzoo.nn.mask import Mask
 from tfzoo.nn.position import RelativeBias, rotary_tables
 
@@ -118,7 +120,8 @@ class Block(keras.layers.Layer):
 class Stack(keras.layers.Layer):
     """Blocks one after another: x [B, L, E] -> [B, L, E]; with norm_first a last norm follows them.
 
-    causal: a position sees itself and those before it. cross: every block also attends to a memory.
+    causal: a position sees itself and those before it. cross: every block also attends to a memory. The attribute
+    `remat` has every block keep its input alone while training, and compute the rest again for the gradient.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ class Stack(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         policy = self.dtype_policy
-        self.config, self.causal, self.cross = config, causal, cross
+        self.config, self.causal, self.cross, self.remat = config, causal, cross, False
         num_layers = num_layers or config.num_layers
         self.blocks = [
             Block(config, cross, dtype=policy, name=f"layer_{i}")
@@ -194,6 +197,9 @@ class Stack(keras.layers.Layer):
         x = ops.reshape(x, (-1, shape[2]))
         shared = dict(masking=masking, rotary=rotary, memory=memory, memory_masking=memory_masking, length=length)
         for i, block in enumerate(self.blocks):
+            if self.remat and training and cache is None:
+                x = _recomputed_block(block, x, **shared)
+                continue
             caches = {} if cache is None else dict(cache=cache.layers[i], cross_cache=cache.cross[i])
             x = block(x, **shared, **caches, training=training)
         return ops.reshape(x if self.norm is None else self.norm(x), shape)
@@ -205,3 +211,16 @@ class Stack(keras.layers.Layer):
             attention_mask = ops.logical_and(attention_mask, keys > rows - self.config.window)
         bias = None if self.relative_bias is None else self.relative_bias.at(keys[:, 0] - rows[:, 0])
         return Mask(attention_mask=attention_mask, bias=bias).fold(None, None, dtype)
+
+
+def _recomputed_block(block, x, masking, memory, **others):
+    """The training block(x), computed again for the gradient, which x, the memory and a learned bias get."""
+    inputs = {"x": x, "memory": memory, "bias": masking.bias}
+    inputs = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+
+    def call(*tensors):
+        given = dict(zip(inputs, tensors, strict=True))
+        own_masking = dataclasses.replace(masking, bias=given.get("bias"))
+        return block(given["x"], masking=own_masking, memory=given.get("memory"), **others, training=True)
+
+    return recomputed(call, *inputs.values())

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfzoo.config import TransformerConfig
-from tfzoo.nn.basic import Dropout, _drop
+from tfzoo.nn.basic import Dropout, _drop, draw_seed
 from tfzoo.nn.mask import Mask
 
 ROWS, COLUMNS = 256, 512  # Of a block of scores: small enough for a cache, large enough for a matrix product.
@@ -39,11 +39,7 @@ class LeanAttention(keras.layers.Layer):
         """(seed, threshold) for `_drop`; () where nothing is dropped."""
         if self.dropout.seed_generator is None:
             return ()
-        seed = tf.cast(self.dropout.seed_generator.next(), tf.int32)
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
-        return seed, min(round(self.dropout.rate * 65536), 65535)
+        return draw_seed(self.dropout.seed_generator), min(round(self.dropout.rate * 65536), 65535)
 
 
 def lean_attention(query, key, value, masking: Mask, scale, seed=None, threshold=0, rows=ROWS, columns=COLUMNS):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfzoo.config import TransformerConfig
-from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation, make_initializer, read
+from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation, draw_seed, make_initializer, read
 from tfzoo.nn.embedding import TokenEmbedding
 from tfzoo.nn.lean import known
 
@@ -581,13 +581,7 @@ class ReversibleStack(keras.layers.Layer):
         return reverse(functions, [[read(variable) for variable in part] for part in variables], x, x)
 
     def seed(self, training):
-        if not training:
-            return tf.zeros(2, "int32")
-        seed = tf.cast(self.seed_generator.next(), "int32")
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
-        return seed
+        return draw_seed(self.seed_generator) if training else tf.zeros(2, "int32")
 
 
 class AxialPositions(keras.layers.Layer):

@@ -151,6 +151,18 @@ class Model(keras.Model):
         """The embedding that a tied head multiplies with."""
         raise NotImplementedError
 
+    def recompute_blocks(self) -> None:
+        """Trains with less memory and more time: of a block only its input is kept, and the rest computed again.
+
+        Raises:
+          UserError: this family's blocks are others, such as Reformer's, which keep nothing as they are.
+        """
+        stacks = [layer for layer in self._flatten_layers() if isinstance(layer, Stack)]
+        if not stacks:
+            raise UserError(f"remat 'block': {self.name}'s blocks cannot be computed again; take none")
+        for stack in stacks:
+            stack.remat = True
+
     def call(self, inputs, training=False):
         required = (*self.REQUIRED_INPUTS, *(("pair_positions",) if "pair" in self.heads else ()))
         check_inputs(inputs, required, [name for name in self.INPUTS if name not in required])
