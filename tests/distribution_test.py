@@ -5,15 +5,23 @@ The functions below the tests run in the processes of tests/worlds.py; the tests
 
 import hashlib
 import itertools
+import json
 import math
+import os
 import pathlib
+import random
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 import unittest
 
 import pytest
 
 from tests import tiny_run
-from tests.worlds import Worlds
+from tests.worlds import ROOT, Worlds
+from tfzoo import launch
 
 STEPS, BATCH = 20, 18  # Three workers, three parts: 2 rows each.
 MANY = ("mirrored2", "workers2", "workers3")
@@ -135,14 +143,14 @@ class CommandTest(DistributionCase):
     def setUp(self):
         self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
 
-    def train(self, world, run_dir, stop_after=0, **others):
+    def train(self, world, run_dir, stop_after=0, nan_at=0, **others):
         """Exit code, stdout and stderr of each worker."""
         flags = [*tiny_run.flags(self.folder, **(dict(batch_size=12, schedule="constant") | others))]
         if world != "one":
             flags.append("--strategy=mirrored" if world.startswith("mirrored") else "--strategy=multi_worker")
             flags += ["--num_devices=2"] * world.startswith("mirrored")
         argv = [*flags, f"--run_dir={run_dir}"]
-        ranks = worlds.run(world, [["command", {"argv": argv, "stop_after": stop_after}]], begun=False)
+        ranks = worlds.run(world, [["command", dict(argv=argv, stop_after=stop_after, nan_at=nan_at)]], begun=False)
         return [rank[0] for rank in ranks]
 
     def losses(self, run_dir):
@@ -188,11 +196,86 @@ class CommandTest(DistributionCase):
         self.assertIn("going on at step 40 of 44", rank["out"])
 
     @pytest.mark.faults
+    def test_a_stopped_a_killed_and_a_resumed_worker(self):
+        """Processes as a cluster starts them, in the middle of their steps, with dropout."""
+        flags = dict(steps=300, evaluate_every=300, checkpoint_every=10)
+        whole, run_dir = self.folder / "whole", self.folder / "run"
+        ranks = self.train("workers2", whole, **flags)
+        self.assertEqual([rank["code"] for rank in ranks], [0, 0], ranks)
+
+        def logged():
+            return len(self.losses(run_dir))
+
+        def saved():
+            return max(int(path.name) for path in (run_dir / "checkpoints").iterdir() if path.name.isdecimal())
+
+        # SIGTERM of one: both stop, saved, with nothing lost.
+        workers, seconds = self.interrupt(run_dir, signal.SIGTERM, logged, **flags)
+        self.assertEqual([worker.returncode for worker in workers], [3, 3], self.output())
+        self.assertLess(seconds, 30)
+        self.assertEqual(saved(), logged())
+        before = logged()
+        self.assertGreater(before, 0)
+        # kill -9 of one: the other does not wait for it for ever.
+        workers, seconds = self.interrupt(run_dir, signal.SIGKILL, logged, **flags)
+        self.assertEqual([worker.returncode for worker in workers], [5, -signal.SIGKILL], self.output())
+        self.assertLess(seconds, 60)
+        self.assertIn("another worker of this run is gone; start all of them again", self.output())
+        self.assertGreater(logged(), before)
+        replayed = logged() - saved()
+        ranks = self.train("workers2", run_dir, **flags)
+        self.assertEqual([rank["code"] for rank in ranks], [0, 0], ranks)
+        self.assertEqual(tiny_run.measured(run_dir), tiny_run.measured(whole))
+        print(f"stopped at step {before}; killed later, {seconds:.0f} s to notice, {replayed} steps run again")
+
+    def output(self):
+        return "\n".join((self.folder / f"{rank}.out").read_text()[-3000:] for rank in range(2))
+
+    def interrupt(self, run_dir, number, logged, **flags):
+        """Starts two workers and sends worker 1 the signal after some steps; (both, seconds that they then took)."""
+        argv = [*tiny_run.flags(self.folder, **(dict(batch_size=12, schedule="constant") | flags))]
+        command = [sys.executable, "-m", "tfzoo.train", *argv, "--strategy=multi_worker", f"--run_dir={run_dir}"]
+        addresses = [f"127.0.0.1:{port}" for port in launch.free_ports(2)]
+        workers = []
+        for rank in range(2):
+            config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+            environment = os.environ | {"TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": "-1"}
+            with open(self.folder / f"{rank}.out", "w") as output:
+                workers.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=ROOT))
+            self.addCleanup(workers[-1].wait)
+            self.addCleanup(workers[-1].kill)
+        first, more = logged(), random.Random(5).randint(20, 40)
+        while logged() < first + more and None in (worker.poll() for worker in workers):
+            time.sleep(0.005)
+        began = time.monotonic()
+        workers[1].send_signal(number)
+        for worker in workers:
+            worker.wait(120)
+        return workers, time.monotonic() - began
+
+    @pytest.mark.faults
+    def test_two_workers_roll_back_together(self):
+        flags = self.PLAIN | dict(steps=8, checkpoint_every=3, on_nonfinite="rollback", evaluate_every=8)
+        for world in ("one", "workers2"):
+            for rank in self.train(world, self.folder / world, nan_at=5, **flags):
+                self.assertEqual(rank["code"], 0, rank)
+        one, two = (tiny_run.records(self.folder / world) for world in ("one", "workers2"))
+        trained = [(record["step"], record.get("nonfinite")) for record in two if "loss" in record]
+        # Back to step 3, of which a checkpoint was written meanwhile, and on.
+        self.assertEqual(trained, [*((step, None) for step in range(1, 4)), *((step, 1) for step in range(4, 9))])
+        for a, b in zip(one, two, strict=True):
+            self.assertEqual(a["step"], b["step"])
+            if "loss" in a:
+                self.assertLessEqual(abs(a["loss"] - b["loss"]), 1e-6 * max(1.0, abs(a["loss"])))
+
+    PLAIN = dict(
+        overrides="hidden_size=16,num_layers=1,num_heads=2,intermediate_size=32,max_positions=32,dropout=0,"
+        "attention_dropout=0"
+    )
+
+    @pytest.mark.faults
     def test_the_number_of_workers_may_change(self):
-        plain = dict(
-            overrides="hidden_size=16,num_layers=1,num_heads=2,intermediate_size=32,max_positions=32,dropout=0,"
-            "attention_dropout=0"
-        )
+        plain = self.PLAIN
         self.train("one", self.folder / "one", steps=12, **plain)
         expected = self.losses(self.folder / "one")
         for first, second in (
@@ -290,7 +373,10 @@ def made(model):
     if model == "bert":
         return train_step_test.model(), train_step_test.objective(), train_step_test.features(120)
     if model == "t5":
-        net = tfzoo.build("t5_small", **sizes, num_decoder_layers=1)
+        # With the 64 numbers a head that t5_small has, scores, which T5 does not scale, have deviations of 9 here. The
+        # order of a batch's rows alone, on one device, then changes losses by 100 times what is allowed; with 4 by a
+        # tenth of it.
+        net = tfzoo.build("t5_small", **sizes, num_decoder_layers=1, head_dim=4)
         decoder = np.roll(rows["targets"], 1, axis=1)
         rows |= {"decoder_token_ids": decoder, "padding_mask": rows["token_ids"] != 3}
     elif model == "gpt2":
@@ -486,16 +572,15 @@ def order(world):
     return found
 
 
-def command(world, argv, stop_after=0, kill_after=0):
-    """tfzoo.train in this process; after so many calls of the step a SIGTERM for worker 1 alone, a SIGKILL for 0."""
+def command(world, argv, stop_after=0, kill_after=0, nan_at=0):
+    """tfzoo.train in this process; after so many calls of the step a SIGTERM for worker 1 alone, a SIGKILL for 0; a
+    call whose losses are NaN."""
     import contextlib
     import io
-    import os
-    import signal
 
     from tfzoo import cli, train
 
-    if kill_after or (stop_after and world.rank == 1):
+    if kill_after or nan_at or (stop_after and world.rank == 1):
         make_step = train.make_step
 
         def made(*args, **kwargs):
@@ -508,7 +593,7 @@ def command(world, argv, stop_after=0, kill_after=0):
                     os.kill(os.getpid(), signal.SIGTERM)
                 if number == kill_after:
                     os.kill(int((world.folder / "worker0.pid").read_text()), signal.SIGKILL)
-                return losses
+                return losses * math.nan if number == nan_at else losses
 
             return and_stop
 

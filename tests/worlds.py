@@ -62,7 +62,7 @@ class Worlds:
     def close(self) -> None:
         self._process.communicate()
 
-    def run(self, name: str, calls: Sequence, seconds: float = 600, begun: bool = True) -> list[list]:
+    def run(self, name: str, calls: Sequence, seconds: float = 1800, begun: bool = True) -> list[list]:
         """What each process's calls returned. Not `begun`: the functions make the strategy themselves.
 
         Raises:
