@@ -369,6 +369,8 @@ def load(slots: Sequence[Slot], file, found: Account) -> None:
         for start, rows in file.chunks(stored):
             piece = np.ascontiguousarray(rows.T if slot.rows == "columns" else rows, np.float32)
             _put(slot.variables[0].value, piece, start, axis=piece.ndim - 1 if slot.rows == "columns" else 0)
+        # Writing a part makes TensorFlow copy the whole at every later read, which decoding does for each token.
+        tf.raw_ops.DisableCopyOnRead(resource=slot.variables[0].value.handle)
     for stored, name in found.tied.items():
         for (_, one), (_, other) in zip(file.chunks(stored), file.chunks(found.sources[name])):
             if not np.array_equal(one, other):
