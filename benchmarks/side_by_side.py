@@ -25,16 +25,16 @@ def environment() -> dict[str, str]:
 class Worker:
     """A process that runs a script of this folder, which must call `answer`. BENCH_VERBOSE=1 shows what it says."""
 
-    def __init__(self, name: str, script: str, *arguments: str) -> None:
+    def __init__(self, name: str, script: str, *arguments: str, python: str = sys.executable, **variables: str) -> None:
         self.name = name
         self.answers: list[Any] = []  # For its user to collect what counts.
         self._process = subprocess.Popen(
-            [sys.executable, script, *arguments],
+            [python, script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if "BENCH_VERBOSE" in os.environ else subprocess.DEVNULL,
             text=True,
-            env=environment(),
+            env=environment() | variables,
         )
 
     def ask(self, *question: Any) -> Any:

@@ -1,0 +1,264 @@
+"""Decoding beside KerasHub's and transformers', and beside the machine's own limit: `make bench`, or
+
+    .venv-peers/bin/python benchmarks/decode.py [--tasks=gpt2:1,gpt2:8,t5:1] [--contenders=ours,kerashub] [--rounds=5]
+
+    gpt2:B   GPT-2 small, greedy, B prompts of 32 tokens, 64 new ones each
+    t5:B     T5-small, beam search with 4 beams, B texts of 32 tokens, 64 new ones each
+
+Weights are random, the same for all: a Hugging Face folder that ours writes and everyone reads. No token ends a text.
+Contenders have a process each with two threads, and take turns; "-xla" behind a name compiles it. transformers has
+torch, and is there if .venv-references is. `products` multiplies the last token's states with every matrix of GPT-2,
+as it is laid out best, and does nothing else: no token can be had faster than its weights are read.
+
+    ms              of a call, the median
+    first           ms to the first token: a call that asks for one
+    per token       ms of each of the others
+    of the limit    the products' ms over ms per token
+    first call      seconds of the very first call, in which graphs are made and compiled; again: in a second process
+                    that finds what XLA kept on disk (TF_XLA_FLAGS=--tf_xla_persistent_cache_directory)
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from side_by_side import ROOT, Worker, answer, markdown, ratio, turns
+
+PROMPT, NEW, BEAMS = 32, 64, 4
+REFERENCES = ROOT / ".venv-references" / "bin" / "python"
+NAMES = {"gpt2": "gpt2", "t5": "t5_small"}
+# (family, batch, new tokens) -> the new tokens [batch, new]
+Generate = Callable[[str, int, int], Any]
+
+
+def prompts(batch: int):
+    import numpy as np
+
+    return np.random.default_rng(0).integers(5, 30000, [batch, PROMPT], np.int32)
+
+
+def ours(folder: pathlib.Path, xla: bool) -> Generate:
+    import tfzoo
+
+    models: dict[str, Any] = {}
+
+    def generate(family, batch, new):
+        if family not in models:
+            models[family] = tfzoo.load(folder / family)[0]
+        options = dict(max_new_tokens=new, eos_token_id=(), num_beams=1 if family == "gpt2" else BEAMS)
+        return tfzoo.generate_ids(models[family], prompts(batch), jit_compile=xla, **options).numpy()
+
+    return generate
+
+
+def kerashub(folder: pathlib.Path, xla: bool) -> Generate:
+    import numpy as np
+    from keras_hub import models as hub
+
+    models: dict[str, Any] = {}
+
+    def generate(family, batch, new):
+        if family not in models:
+            if family == "gpt2":
+                backbone = hub.GPT2Backbone.from_preset(str(folder / family), dropout=0.0)
+                models[family] = hub.GPT2CausalLM(backbone)
+                models[family].compile(sampler="greedy", jit_compile=xla)
+            else:
+                from keras_hub.samplers import BeamSampler
+
+                models[family] = hub.T5Seq2SeqLM(hub.T5Backbone.from_preset(str(folder / family), dropout=0.0))
+                models[family].compile(sampler=BeamSampler(num_beams=BEAMS), jit_compile=xla)
+        ids = prompts(batch)
+        if family == "gpt2":
+            whole = np.pad(ids, [(0, 0), (0, new)])
+            mask = np.pad(np.ones_like(ids), [(0, 0), (0, new)])
+            inputs = {"token_ids": whole, "padding_mask": mask}
+            return models[family].generate(inputs, stop_token_ids=None)["token_ids"][:, PROMPT:]
+        start = np.zeros([batch, 1 + new], np.int32)
+        mask = np.zeros_like(start)
+        mask[:, 0] = 1
+        inputs = {
+            "encoder_token_ids": ids,
+            "encoder_padding_mask": np.ones_like(ids),
+            "decoder_token_ids": start,
+            "decoder_padding_mask": mask,
+        }
+        return models[family].generate(inputs, stop_token_ids=None)["decoder_token_ids"][:, 1:]
+
+    return generate
+
+
+def transformers(folder: pathlib.Path, xla: bool) -> Generate:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    torch.set_num_threads(2)
+    models: dict[str, Any] = {}
+
+    def generate(family, batch, new):
+        if family not in models:
+            kind = AutoModelForCausalLM if family == "gpt2" else AutoModelForSeq2SeqLM
+            models[family] = kind.from_pretrained(folder / family, dtype=torch.float32).eval()
+            models[family].generation_config.eos_token_id = None
+        ids = torch.tensor(prompts(batch), dtype=torch.long)
+        options = dict(max_new_tokens=new, do_sample=False, num_beams=1 if family == "gpt2" else BEAMS, pad_token_id=0)
+        with torch.inference_mode():
+            found = models[family].generate(ids, attention_mask=torch.ones_like(ids), **options)
+        return found[:, PROMPT if family == "gpt2" else 1 :].numpy()
+
+    return generate
+
+
+def products(folder: pathlib.Path, xla: bool) -> Generate:
+    """Of GPT-2 small's matrices alone, each once a token."""
+    import tensorflow as tf
+
+    size, inner, layers, words = 768, 3072, 12, 50257
+    shapes = [(size, 3 * size), (size, size), (size, inner), (inner, size)] * layers
+    matrices = [tf.Variable(tf.random.normal(shape, stddev=0.01)) for shape in shapes]
+    table = tf.Variable(tf.random.normal([size, words]))
+
+    @tf.function(jit_compile=xla or None, autograph=False)
+    def run(x):
+        for matrix in matrices:
+            rows = matrix.shape[0]
+            x = tf.matmul(x[:, :rows], matrix)
+        return tf.argmax(tf.matmul(x, table), 1)
+
+    def generate(family, batch, new):
+        x = tf.ones([batch, size])
+        return [run(x).numpy() for _ in range(new)][:0]
+
+    return generate
+
+
+CONTENDERS = {"ours": ours, "kerashub": kerashub, "transformers": transformers, "products": products}
+
+
+def work(contender: str, folder: pathlib.Path) -> Callable[..., Any]:
+    """(family, batch, new tokens) -> (seconds of a call, its tokens)."""
+    name, _, how = contender.partition("-")
+    if name != "transformers":
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(2)
+    generate = CONTENDERS[name](folder, how == "xla")
+    seen = set()
+
+    def seconds(family: str, batch: int, new: int, want: bool = False):
+        if family not in seen:  # Weights are loaded by no call that is measured.
+            seen.add(family)
+            generate(family, 3, 2)
+        start = time.perf_counter()
+        found = generate(family, batch, new)
+        return time.perf_counter() - start, [[int(i) for i in row] for row in found] if want else None
+
+    return seconds
+
+
+def write(folder: pathlib.Path, families: list[str]) -> None:
+    """Random weights as Hugging Face folders."""
+    import keras
+
+    import tfzoo
+
+    keras.utils.set_random_seed(0)
+    for family in families:
+        model = tfzoo.build(NAMES[family])
+        for weight in model.weights:  # Words apart enough that no two have nearly the same probability.
+            if weight.path.endswith("tokens/embeddings"):
+                weight.assign(weight.value * (5.0 if family == "gpt2" else 1.0))
+        tfzoo.save(model, folder / family)
+
+
+def start(contender: str, folder: pathlib.Path, cache: pathlib.Path) -> Worker:
+    python = str(REFERENCES) if contender == "transformers" else sys.executable
+    flags = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={cache}"} if contender.endswith("-xla") else {}
+    return Worker(contender, __file__, f"--worker={contender}", f"--folder={folder}", python=python, **flags)
+
+
+def measure(task: str, names: list[str], folder: pathlib.Path, args) -> str:
+    family, batch = task.split(":")[0], int(task.split(":")[1])
+    if family != "gpt2":
+        names = [name for name in names if not name.startswith("products")]
+    workers = [start(name, folder, folder / "xla") for name in names]
+    first_calls, tokens, first = {}, {}, {worker.name: [] for worker in workers}
+    for worker in workers:
+        first_calls[worker.name], tokens[worker.name] = worker.ask(family, batch, NEW, True)
+        worker.ask(family, batch, 1)
+    for worker in turns(workers, args.rounds):
+        first[worker.name].append(worker.ask(family, batch, 1)[0])
+        worker.answers.append(worker.ask(family, batch, NEW)[0])
+    again = {}
+    for worker in workers:
+        worker.close()
+        if worker.name.startswith("ours"):
+            second = start(worker.name, folder, folder / "xla")
+            again[worker.name] = second.ask(family, batch, NEW)[0]
+            second.close()
+    answers = {worker.name: worker.answers for worker in workers}
+    each = {
+        name: [(a - b) / (NEW - 1) for a, b in zip(answers[name], first[name], strict=True)]
+        if not name.startswith("products")
+        else [a / NEW for a in answers[name]]
+        for name in names
+    }
+    limits = [name for name in names if name.startswith("products")]
+    limit = min(limits, key=lambda name: statistics.median(each[name])) if limits else None
+    peers = [name for name in names if name.startswith(("kerashub", "transformers"))]
+    peer = min(peers, key=lambda name: statistics.median(answers[name])) if peers else None
+    rows = []
+    for name in names:
+        row = [name, f"{1000 * statistics.median(answers[name]):.0f}", f"{1000 * statistics.median(first[name]):.0f}"]
+        row += [f"{1000 * statistics.median(each[name]):.1f}"]
+        row += [f"{batch * NEW / statistics.median(answers[name]):.1f}"]
+        row += [f"{ratio(each[limit], each[name]):.2f}"] if limit else []
+        row += [f"{ratio(answers[peer], answers[name]):.2f}"] if peer else []
+        row += [f"{first_calls[name]:.1f}", f"{again[name]:.1f}" if name in again else ""]
+        if name == "ours" or name.startswith("products"):
+            row.append("")
+        else:
+            alike = [a == b for a, b in zip(tokens[name], tokens["ours"], strict=True)]
+            row.append(f"{sum(alike)} of {batch}")
+        rows.append(row)
+    heads = [task, "ms", "first", "per token", "tokens/s", *(["of the limit"] if limit else [])]
+    heads += [f"faster than {peer} by"] if peer else []
+    return markdown([*heads, "first call, s", "again", "texts like ours"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="gpt2:1,gpt2:8,t5:1")
+    peers = ["kerashub", "kerashub-xla", *(["transformers"] if REFERENCES.exists() else [])]
+    parser.add_argument("--contenders", default=",".join(["ours", "ours-xla", *peers, "products", "products-xla"]))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", help="where the weights are, or are to be written; they are kept")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker == "write":
+        answer(lambda: lambda *families: write(pathlib.Path(args.folder), list(families)))
+        return
+    if args.worker:
+        answer(lambda: work(args.worker, pathlib.Path(args.folder)))
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(args.folder or temporary)
+        families = sorted({task.split(":")[0] for task in args.tasks.split(",")})
+        if missing := [family for family in families if not (folder / family).exists()]:
+            writer = Worker("write", __file__, "--worker=write", f"--folder={folder}")
+            writer.ask(*missing)
+            writer.close()
+        for task in args.tasks.split(","):
+            print(measure(task, args.contenders.split(","), folder, args), flush=True)
+            print()
+
+
+if __name__ == "__main__":
+    main()
