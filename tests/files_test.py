@@ -1,5 +1,6 @@
 """What is written is there whole or not at all, and one process at a time writes in a folder."""
 
+import fcntl
 import os
 import pathlib
 import resource
@@ -64,6 +65,28 @@ class RefusedTest(FilesCase):
 
         self.assertIn(f"{self.folder / 'new'}: cannot be written (file too large)", self.refused(write))
         self.assertEqual(os.listdir(self.folder), [])
+
+    def test_of_two_writers_of_a_folder_the_first_wins(self):
+        path = self.folder / "new"
+        with self.assertRaisesRegex(FileExistsError, "new exists already"), files.atomic_folder(path) as partial:
+            (partial / "name").write_text("second")
+            path.mkdir()
+            (path / "name").write_text("first")
+        self.assertEqual(os.listdir(self.folder), ["new"])
+        self.assertEqual((path / "name").read_text(), "first")
+
+    def test_what_the_dead_left_goes_and_what_the_living_write_stays(self):
+        for number in (1, 2):
+            (self.folder / f"file.{number}.partial").write_text("x")
+            (self.folder / f"folder.{number}.partial").mkdir()
+        for name in ("file", "folder"):
+            descriptor = os.open(self.folder / f"{name}.2.partial", os.O_RDONLY)
+            self.addCleanup(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        files.atomic_write(self.folder / "file", "x")
+        with files.atomic_folder(self.folder / "folder"):
+            pass
+        self.assertEqual(sorted(os.listdir(self.folder)), ["file", "file.2.partial", "folder", "folder.2.partial"])
 
     def test_other_errors_stay_what_they_are(self):
         with self.assertRaises(FileNotFoundError):

@@ -152,7 +152,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     What killed writers of `path` left beside it is removed first.
 
     Raises:
-      FileExistsError: `path` is there already. It is left as it is.
+      FileExistsError: `path` is there already, or once the block has ended. It is left as it is.
       UserError: the machine refuses it, as `writing` says.
     """
     path = pathlib.Path(path)
@@ -171,7 +171,12 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
                     for name in names:
                         _sync(pathlib.Path(folder, name))
                     _sync(pathlib.Path(folder))
-                os.rename(partial, path)
+                try:
+                    os.rename(partial, path)
+                except OSError as error:  # Onto a folder that is not empty.
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    raise FileExistsError(f"{path} exists already") from None
                 _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
