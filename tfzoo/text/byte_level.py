@@ -37,7 +37,7 @@ from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text import SPLIT_PATTERNS
 from tfzoo.text.special import tokenize_around
-from tfzoo.text.tokenizer import ROLES, Tokenizer, join, strings, valid_utf8
+from tfzoo.text.tokenizer import ROLES, Tokenizer, join, sentencepiece_op, strings, valid_utf8
 
 TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
 CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -149,10 +149,7 @@ class ByteLevelBPE(Tokenizer):
         self._cuts = _cuts(ordinary.values())
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
             model = _sentencepiece_model(len(tokens), {i: (b, made[i]) for i, b in ordinary.items() if i in made})
-            # Where a SavedModel is loaded the op finds its model by the name of a node, so that one of another
-            # tokenizer, in this SavedModel or another of the same process, must not have the same.
-            name = f"merges_{hashlib.sha256(model).hexdigest()}"
-            self._model = tf_text.SentencepieceTokenizer(model, out_type=tf.int32, name=name)
+            self._model = sentencepiece_op(model)
             self._word_table = _table({_latin(b): i for i, b in words.items()})
             self._piece_table = _table(self._whole_pieces(words))
             # What each id adds when ids are joined to text, and how many bytes of a text it came from.

@@ -24,7 +24,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from tfzoo import files
 from tfzoo.errors import UserError, suggest
 from tfzoo.text.special import tokenize_around
-from tfzoo.text.tokenizer import ROLES, Tokenizer, join, strings, valid_utf8
+from tfzoo.text.tokenizer import ROLES, Tokenizer, join, sentencepiece_op, strings, valid_utf8
 
 CONFIG_FILE = "tokenizer_config.json"
 _SPACE = "\u2581"  # SentencePiece's own mark of a space.
@@ -188,10 +188,7 @@ class SentencePiece(Tokenizer):
 
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
             try:
-                # The op's resource is found by the name of its node: in a process that loads two exports, or one with
-                # two tokenizers, one name would give both the same model.
-                unique = f"sentencepiece_{hashlib.sha256(self._bytes).hexdigest()[:32]}"
-                self._model = tf_text.SentencepieceTokenizer(self._bytes, out_type=tf.int32, name=unique)
+                self._model = sentencepiece_op(self._bytes)
                 self._model.tokenize(tf.constant(["a"]))
             except (tf.errors.OpError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]

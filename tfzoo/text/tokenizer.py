@@ -1,9 +1,12 @@
 """What tokenizers of every kind share: a vocabulary with roles, the check of texts, and the way back to text."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_text as tf_text
+from tensorflow_text.python.ops import sentencepiece_tokenizer
 
 # Role -> what tokenizer_config.json calls it.
 ROLES = {
@@ -109,3 +112,21 @@ def join(pieces: tf.Tensor, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
         return tf.strings.reduce_join(tf.gather(pieces, tf.convert_to_tensor(ids)), axis=-1)
     # Not to_tensor: one long row would make all others as long.
     return tf.strings.unsorted_segment_join(tf.gather(pieces, ids.flat_values), ids.value_rowids(), ids.nrows())
+
+
+def sentencepiece_op(model: bytes) -> tf_text.SentencepieceTokenizer:
+    """tensorflow-text's tokenizer of a serialized model, made so that others and new seeds leave it alone."""
+    # A SavedModel's op finds its model by the name of a node: another tokenizer's, in this SavedModel or another of the
+    # same process, must not have the same.
+    name = f"sentencepiece_{hashlib.sha256(model).hexdigest()}"
+    op = tf_text.SentencepieceTokenizer(model, out_type=tf.int32, name=name)
+    op._model_resource = _SharedModel(model, name)
+    return op
+
+
+class _SharedModel(sentencepiece_tokenizer._SentencepieceModelResource):
+    """A model that no kernel owns: keras.utils.set_random_seed throws all kernels away."""
+
+    def _create_resource(self):
+        op = sentencepiece_tokenizer.gen_sentencepiece_tokenizer.sentencepiece_op
+        return op(model=self._model, shared_name=self._name)
