@@ -36,6 +36,18 @@ class TokenEmbeddingTest(tf.test.TestCase):
             if len(shape) > 1:
                 self.assertLess(relative_error(layer.attend(tf.constant(x, tf.float32)), expected), 1e-5)
 
+    def test_the_tied_output_a_step_at_a_time(self):
+        layer = nn.TokenEmbedding(9, 6)
+        layer.build()
+        randomize(layer)
+        table = layer.embeddings.numpy().astype(np.float64)
+        for turn in (False, True):
+            for rows in (1, 3, 4, 7):
+                x = np.random.default_rng(rows).normal(size=(rows, 1, 6))
+                with layer.for_steps(tf.constant(turn)):
+                    found = layer.attend(tf.constant(x, tf.float32))
+                self.assertLess(relative_error(found, x @ table.T), 1e-5)
+
     def test_the_tied_gradient_is_the_sum_of_both_uses(self):
         layer = nn.TokenEmbedding(9, 6)
         layer.build()

@@ -1,5 +1,6 @@
 """From prompts to new tokens, inside a graph and from Python."""
 
+import contextlib
 import json
 import os
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from tfzoo.generation.speculative import draft_length, speculate
 from tfzoo.generation.stops import Stops, string_table, token_texts
 
 _IDS = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+
+TURNED = 16  # Tokens, above which a single row pays for a transposed copy of the output's embeddings.
 
 
 class Generated(NamedTuple):
@@ -73,15 +76,21 @@ def decode(
     def read(reader, room):
         return _read(reader, options, token_ids, padding_mask, room).repeat(times)
 
-    if options.num_beams > 1:
-        return beam_search(read(model, new_tokens * options.num_beams), options, rows, stops, new_tokens)
-    if options.penalty_alpha:
-        return contrastive_search(read(model, new_tokens * options.candidates), options, rows, stops, new_tokens)
-    if assistant is not None or options.prompt_lookup_num_tokens:
-        room = new_tokens + draft_length(options) + 1
-        helper = None if assistant is None else read(assistant, room)
-        return speculate(read(model, room), helper, options, rows, stops, new_tokens)
-    return sample(read(model, new_tokens), options, rows, stops, new_tokens)
+    with contextlib.ExitStack() as stack:
+        if not options.jit_compile:
+            one = (batch * times * options.num_beams == 1) & (new_tokens > TURNED)
+            for reader in (model, assistant):
+                if reader is not None and reader.config.tie_embeddings:
+                    stack.enter_context(reader.tokens.for_steps(one))
+        if options.num_beams > 1:
+            return beam_search(read(model, new_tokens * options.num_beams), options, rows, stops, new_tokens)
+        if options.penalty_alpha:
+            return contrastive_search(read(model, new_tokens * options.candidates), options, rows, stops, new_tokens)
+        if assistant is not None or options.prompt_lookup_num_tokens:
+            room = new_tokens + draft_length(options) + 1
+            helper = None if assistant is None else read(assistant, room)
+            return speculate(read(model, room), helper, options, rows, stops, new_tokens)
+        return sample(read(model, new_tokens), options, rows, stops, new_tokens)
 
 
 def _read(model, options: Options, token_ids, padding_mask, room):
