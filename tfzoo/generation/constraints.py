@@ -58,7 +58,7 @@ def needs_history(options, rows) -> bool:
 
 def mark(ids, marks, size: int):
     """ids int32 [B, T], marks bool [B, T] -> bool [B, size], True for ids that are marked somewhere in their row."""
-    batch, length = tf.unstack(tf.shape(ids))
+    batch, length = tf.shape(ids)[0], tf.shape(ids)[1]
     places = tf.maximum(ids, 0) + tf.range(batch)[:, None] * size
     counts = tf.math.unsorted_segment_max(
         tf.reshape(tf.cast(marks, tf.int32), [batch * length]), tf.reshape(places, [-1]), batch * size
