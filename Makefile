@@ -62,6 +62,7 @@ bench: $(PEERS_INSTALLED)  ## measure against KerasHub and Model Garden (in .ven
 	$(PEERS) benchmarks/input.py
 	$(PEERS) benchmarks/loop.py
 	$(PEERS) benchmarks/packing.py
+	$(PEERS) benchmarks/decode.py
 
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(PY) -m build --wheel --no-isolation
