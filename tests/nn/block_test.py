@@ -270,7 +270,7 @@ class RecomputedTest(tf.test.TestCase):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
                 loss = tf.reduce_sum(tf.square(model(inputs, training=True)["logits"]))
-            return [tf.convert_to_tensor(x) for x in tape.gradient(loss, variables)]
+            return [tf.convert_to_tensor(x) for x in tape.gradient(loss, variables) if x is not None]  # A pooler's is.
 
         def counted(*args, **kwargs):
             calls.append(1)
