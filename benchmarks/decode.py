@@ -188,7 +188,9 @@ def measure(task: str, names: list[str], folder: pathlib.Path, args) -> str:
     if family != "gpt2":
         names = [name for name in names if not name.startswith("products")]
     workers = [start(name, folder, folder / "xla") for name in names]
-    first_calls, tokens, first = {}, {}, {worker.name: [] for worker in workers}
+    first_calls: dict[str, float] = {}
+    tokens: dict[str, Any] = {}
+    first: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for worker in workers:
         first_calls[worker.name], tokens[worker.name] = worker.ask(family, batch, NEW, True)
         worker.ask(family, batch, 1)
