@@ -252,7 +252,7 @@ def recomputed(function, *tensors):
     tensors: of floating point. What else `function` reads gets no gradient, but for variables.
     """
     noted: list = []
-    passes = []
+    passes: list = []
 
     @tf.autograph.experimental.do_not_convert
     def one_pass(*tensors):
