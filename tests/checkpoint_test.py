@@ -404,7 +404,7 @@ class KillTest(CheckpointsCase):
                 return last
             with tensors.open_folder(folder) as opened:
                 number = int(opened.read("model/seed")[0])
-                self.assertCountEqual(opened.names(), content(number))
+                self.assertCountEqual(opened.names, content(number))
                 for name, array in content(number).items():
                     self.assertEqual(opened.read(name).tobytes(), array.tobytes())
             last = max(last, number)

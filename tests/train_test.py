@@ -486,6 +486,7 @@ class MachineTest(TrainCase):
         )
         self.assertRegex(err, "--accumulation=4 computes the same with 2; or lower --batch_size, --sequence_length or")
 
+    @pytest.mark.faults
     def test_a_clock_that_goes_back_a_day(self):
         done = self.folder / "done"
         self.assert_done(*self.flags(), f"--run_dir={done}")
@@ -522,6 +523,7 @@ class PrecisionsAndOptimizersTest(TrainCase):
     def test_bfloat16_with_lamb_on_one_device(self):
         self.check(precision="bfloat16", optimizer="lamb", strategy="one_device")
 
+    @pytest.mark.faults
     def test_float16_with_adafactor(self):
         variables = self.check(precision="float16", optimizer="adafactor")
         # Infinite gradients have changed the loss scale, so that a resume from its first value would show.

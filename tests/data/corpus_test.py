@@ -16,7 +16,15 @@ class LoadCorpusTest(unittest.TestCase):
                 "./docstrings", cache_dir="cache", text_field="body", policy="skip", max_line_bytes=99, max_bytes=999
             )
         self.assertIs(found, read.return_value)
-        read.assert_called_once_with("./docstrings", text_field="body", policy="skip", max_line_bytes=99, max_bytes=999)
+        read.assert_called_once_with(
+            "./docstrings",
+            text_field="body",
+            policy="skip",
+            max_line_bytes=99,
+            max_bytes=999,
+            raw=False,
+            held_out=0.02,
+        )
 
     def test_sizes(self):
         documents = [corpus.Document("a", ["One is here.", "Ü."]), corpus.Document("b", ["Two."])]
