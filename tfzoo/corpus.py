@@ -65,7 +65,7 @@ def pack(flags: absl_flags.FlagValues) -> None:
 
     corpus, tokenizer = _read(flags)
     objective = train.make_objective(_as_training(flags), tokenizer)
-    rows, token_ids = train.read_rows(flags, corpus, tokenizer, objective, _cache_dir(flags))
+    rows, token_ids = train.read_rows(flags, corpus, tokenizer, objective, train.cache_folder(flags))
     manifest = packed.write(
         output_dir,
         dict(zip(packed.PARTS, rows, strict=True)),
@@ -116,13 +116,9 @@ def _decided(flags: absl_flags.FlagValues, tokenizer) -> dict:
     return decided
 
 
-def _cache_dir(flags: absl_flags.FlagValues) -> pathlib.Path:
-    return pathlib.Path(flags.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
-
-
 def _read(flags: absl_flags.FlagValues):
     """(corpus, tokenizer), as training reads them."""
-    return train.read_corpus(_as_training(flags), pathlib.Path(), _cache_dir(flags), resuming=False)
+    return train.read_corpus(_as_training(flags), pathlib.Path(), train.cache_folder(flags), resuming=False)
 
 
 def _check_output(flags: absl_flags.FlagValues) -> pathlib.Path:
@@ -130,9 +126,7 @@ def _check_output(flags: absl_flags.FlagValues) -> pathlib.Path:
     output_dir = pathlib.Path(flags.output_dir).expanduser()
     if os.path.lexists(output_dir):
         raise UserError(f"--output_dir={output_dir}: is there already; remove it, or name a new folder")
-    above = next(parent for parent in output_dir.absolute().parents if parent.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UserError(f"--output_dir={output_dir}: cannot be made in {above}; name a folder that can be written to")
+    files.check_can_be_made(output_dir, "output_dir")
     return output_dir
 
 

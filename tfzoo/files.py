@@ -43,6 +43,13 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({os.strerror(error.errno or 0).lower()}); {remedy}") from None
 
 
+def check_can_be_made(folder: pathlib.Path, flag: str) -> None:
+    """Raises UserError, naming `flag`, where a folder that is not there yet could not be written in the end."""
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UserError(f"--{flag}={folder}: cannot be made in {above}; name a folder that can be written to")
+
+
 class Lock:
     """At most one process has a folder's lock. The system takes it back when that process ends, however it ends."""
 

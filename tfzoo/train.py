@@ -183,7 +183,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         distribution.serve(cluster)
     strategy = distribution.make_strategy(flags.strategy, num_devices=flags.num_devices, tpu=flags.tpu)
     stop.listen()  # TensorFlow's workers take SIGTERM for themselves.
-    cache_dir = pathlib.Path(flags.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
+    cache_dir = cache_folder(flags)
     corpus, tokenizer = read_corpus(flags, run_dir, cache_dir, resuming, packed_folder)
     config = config_lib.from_mapping(vars(config) | {"vocab_size": tokenizer.vocab_size} | overrides, type(config))
     check_sizes(flags, config, tokenizer, strategy.num_replicas_in_sync)
@@ -471,9 +471,8 @@ def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
         )
         if strange:
             raise UserError(f"--run_dir={run_dir}: exists and holds no run (no flags.cfg); name a new folder")
-        above = next(parent for parent in run_dir.absolute().parents if parent.exists())
-        if not run_dir.exists() and not (above.is_dir() and os.access(above, os.W_OK)):
-            raise UserError(f"--run_dir={run_dir}: cannot be made in {above}; name a folder that can be written to")
+        if not run_dir.exists():
+            files.check_can_be_made(run_dir, "run_dir")
         return False
     if not flags.resume:
         raise UserError(f"--run_dir={run_dir}: holds a run already; name a new folder, or leave out --noresume")
@@ -511,6 +510,11 @@ def open_packed(flags: absl_flags.FlagValues):
             )
         flags[name].value = value
     return folder
+
+
+def cache_folder(flags: absl_flags.FlagValues) -> pathlib.Path:
+    """--cache_dir, or where the cache is without it."""
+    return pathlib.Path(flags.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
 
 
 def read_corpus(
