@@ -106,9 +106,8 @@ class TransformerConfig:
         if self.position_initializer == "near":
             self._require(self.positions == "relative", "positions", "must be relative for position_initializer=near")
         if self.positions == "rotary":
-            head_dim = self.head_dim or self.hidden_size // self.num_heads
-            if head_dim % 2:
-                raise UserError(f"head_dim ({head_dim}) must be even for rotary positions")
+            if self.resolved_head_dim % 2:
+                raise UserError(f"head_dim ({self.resolved_head_dim}) must be even for rotary positions")
         if self.parallel_blocks:
             self._require(self.norm_first, "norm_first", "must be true with parallel_blocks")
 
@@ -120,14 +119,22 @@ class TransformerConfig:
         if getattr(self, name) % getattr(self, of):
             raise UserError(f"{name} ({getattr(self, name)}) must be a multiple of {of} ({getattr(self, of)})")
 
+    @property
+    def resolved_num_decoder_layers(self) -> int:
+        return self.num_decoder_layers or self.num_layers
+
+    @property
+    def resolved_num_kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def resolved_head_dim(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_heads
+
     def resolved(self) -> dict[str, Any]:
         """The fields, with what 0 stands for in those that are derived: two configs are alike if these are equal."""
-        derived = {
-            "num_decoder_layers": self.num_layers,
-            "num_kv_heads": self.num_heads,
-            "head_dim": self.hidden_size // self.num_heads,
-        }
-        return dataclasses.asdict(self) | {name: getattr(self, name) or value for name, value in derived.items()}
+        derived = ("num_decoder_layers", "num_kv_heads", "head_dim")
+        return dataclasses.asdict(self) | {name: getattr(self, f"resolved_{name}") for name in derived}
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

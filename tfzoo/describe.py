@@ -45,7 +45,7 @@ def lay_out(page, config: TransformerConfig, heads: Sequence[str] | None = None)
 
     from tfzoo import nn
 
-    decoder_layers = config.num_decoder_layers or config.num_layers
+    decoder_layers = config.resolved_num_decoder_layers
     try:
         small = dataclasses.replace(config, num_layers=2, num_decoder_layers=2 if config.num_decoder_layers else 0)
     except UserError:  # It names its layers one by one, for they differ: the whole is laid out.
@@ -83,7 +83,7 @@ def flops_a_token(weights: Sequence[Weight], config: TransformerConfig, heads: S
     products = sum(w.uses * w.size for w in weights if w.path.endswith("kernel") and not w.path.startswith(a_row))
     tied = "lm" in heads and not any(w.path.startswith("lm/dense") for w in weights)
     products += config.vocab_size * (config.embedding_size or config.hidden_size) if tied else 0
-    width = config.num_heads * (config.head_dim or config.hidden_size // config.num_heads)
+    width = config.num_heads * config.resolved_head_dim
     seen = min(length, config.window or length)
     if config.attention == "favor":
         seen = 2 * config.num_features  # Features of queries and keys, and the two products with them.
@@ -108,7 +108,7 @@ def training_flops(model, length: int, *, targets: int = 0, predictions: int = 0
     weights = []
     for variable in model.trainable_variables:
         path = variable.path.partition("/")[2]
-        layers = config.num_decoder_layers or config.num_layers if path.startswith("decoder/") else config.num_layers
+        layers = config.resolved_num_decoder_layers if path.startswith("decoder/") else config.num_layers
         uses = layers if config.share_layers and "/layer_" in path else 1
         weights.append(Weight(path, tuple(variable.shape), 1, uses))
     body = [weight for weight in weights if not weight.path.startswith("lm/")]

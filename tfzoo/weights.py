@@ -248,7 +248,7 @@ def check_layers(config, file, page, where) -> None:
       UserError: the file has more layers than the config, or fewer.
     """
     prefix = getattr(page, "PREFIX", "")
-    counts = {"encoder": config.num_layers, "decoder": config.num_decoder_layers or config.num_layers}
+    counts = {"encoder": config.num_layers, "decoder": config.resolved_num_decoder_layers}
     found: dict[str, int] = {}
     for name, value in (page.WEIGHTS or {}).items():
         path = next(iter(_destinations(value)), "")

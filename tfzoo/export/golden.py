@@ -34,9 +34,7 @@ def tolerances(model: keras.Model, names: Sequence[str]) -> dict[str, dict]:
     """What is allowed of outputs with numbers: by depth and precision, a share of the largest (or of 1, where that is
     less), or of each number itself where they are probabilities."""
     config = model.config
-    layers = config.num_layers + (config.num_decoder_layers or config.num_layers) * isinstance(
-        model, nn.EncoderDecoderModel
-    )
+    layers = config.num_layers + config.resolved_num_decoder_layers * isinstance(model, nn.EncoderDecoderModel)
     allowed = {"float32": 2e-5 if layers < 12 else 1e-4, "float16": 1e-2, "bfloat16": 8e-2}[model.compute_dtype]
     limits = {
         "scores": ("each", 10 * allowed),

@@ -227,7 +227,7 @@ def _decoder_part(graph: Graph, model: keras.Model) -> None:
     """The decoder for L tokens after P others, with what the encoder's graph gave."""
     token_ids = graph.input("input_ids", "batch", "decoder_sequence")
     attention_mask = graph.input("encoder_attention_mask", *_TEXT)
-    layers = model.config.num_decoder_layers or model.config.num_layers
+    layers = model.config.resolved_num_decoder_layers
     _cache(graph, model.config, layers, ".encoder", "sequence")
     _cache(graph, model.config, layers, ".decoder", "past_sequence")
     x = graph.emit(model.decoder, token_ids, None, memory_mask=attention_mask, past=".decoder", past_memory=".encoder")
@@ -238,7 +238,7 @@ def _decoder_part(graph: Graph, model: keras.Model) -> None:
 
 def _cache(graph: Graph, config, layers: int, part: str, length: str) -> None:
     """Inputs for keys and values."""
-    heads, size = config.num_kv_heads or config.num_heads, config.head_dim or config.hidden_size // config.num_heads
+    heads, size = config.resolved_num_kv_heads, config.resolved_head_dim
     for i in range(layers):
         for name in ("key", "value"):
             graph.input(f"past_key_values.{i}{part}.{name}", "batch", heads, length, size, dtype=TensorProto.FLOAT)
@@ -716,7 +716,7 @@ def _rotary(graph: Graph, config, position_ids: str, at: str) -> tuple[str, str]
     scaling = config.rotary_scaling
     kind = scaling.get("rope_type", scaling.get("type"))
     original = scaling.get("original_max_position_embeddings") or config.max_positions
-    head_dim = config.head_dim or config.hidden_size // config.num_heads
+    head_dim = config.resolved_head_dim
     used = add("Add", add("ReduceMax", positions, keepdims=0), wide("one", 1.0))  # Positions, from 0 on.
     plain, factor = _frequencies(config, head_dim, original)
     if kind == "longrope":

@@ -65,7 +65,7 @@ def decode_config(hub):
 
 def encode_config(config):
     return {
-        "decoder_layers": config.num_decoder_layers or config.num_layers,
+        "decoder_layers": config.resolved_num_decoder_layers,
         "decoder_attention_heads": config.num_heads,
         "decoder_ffn_dim": config.intermediate_size,
     }

@@ -90,8 +90,8 @@ def decode_config(hub):
 def encode_config(config):
     rope = {"rope_theta": config.rotary_theta, "rope_type": "default"} | config.rotary_scaling
     return {
-        "head_dim": config.head_dim or config.hidden_size // config.num_heads,
-        "num_key_value_heads": config.num_kv_heads or config.num_heads,
+        "head_dim": config.resolved_head_dim,
+        "num_key_value_heads": config.resolved_num_kv_heads,
         "rope_parameters": rope,
         "sliding_window": config.window or None,
         **({"model_type": "mistral"} if config.window else {}),  # The only one of them that reads a window.

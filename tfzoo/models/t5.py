@@ -90,8 +90,8 @@ def encode_config(config):
     if (mlp := (config.activation, config.gated_mlp)) not in names:
         raise UserError(f"activation {mlp[0]!r} with gated_mlp {mlp[1]}: Hugging Face's T5 has {', '.join(_MLPS)} only")
     return {
-        "num_decoder_layers": config.num_decoder_layers or config.num_layers,
-        "d_kv": config.head_dim or config.hidden_size // config.num_heads,
+        "num_decoder_layers": config.resolved_num_decoder_layers,
+        "d_kv": config.resolved_head_dim,
         "feed_forward_proj": names[mlp],
         "tie_word_embeddings": config.tie_embeddings,
     }

@@ -92,8 +92,8 @@ class Attention(keras.layers.Layer):
         super().__init__(**kwargs)
         policy = self.dtype_policy
         self.num_heads = config.num_heads
-        self.num_kv_heads = config.num_kv_heads or config.num_heads
-        self.head_dim = config.head_dim or config.hidden_size // config.num_heads
+        self.num_kv_heads = config.resolved_num_kv_heads
+        self.head_dim = config.resolved_head_dim
         # Of one seed, matrices of one shape begin as one, but for their roles' deviations.
         alike = config.attention_initializer in ("alike", "cross_alike" if cross else "alike")
         seed = random.randint(1, 10**9) if alike else None

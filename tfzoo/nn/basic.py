@@ -198,7 +198,7 @@ def make_initializer(
             return keras.initializers.RandomNormal(stddev=1.0)
         variance = 1.0
         if role == "query" and not config.scale_scores:  # Scores begin as if they were divided by sqrt(head_dim).
-            variance /= config.head_dim or config.hidden_size // config.num_heads
+            variance /= config.resolved_head_dim
         return keras.initializers.VarianceScaling(variance, mode="fan_in", distribution="untruncated_normal", seed=seed)
     stddev = config.initializer_range
     if config.initializer == "scaled_residual":

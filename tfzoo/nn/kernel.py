@@ -52,7 +52,7 @@ class FavorAttention(keras.layers.Layer):
         _refuse(config.window, f"a window (window={config.window})")
         _refuse(config.positions == "relative", "a bias (positions='relative')")
         self.scale_scores = config.scale_scores
-        self.shape = (config.num_features, config.head_dim or config.hidden_size // config.num_heads)
+        self.shape = (config.num_features, config.resolved_head_dim)
         self.redraw_every = config.redraw_every if isinstance(config, FavorConfig) else 0
         # Its state, which checkpoints keep, is the seed and the number of calls: all replicas count alike.
         self.seeds = keras.random.SeedGenerator(seed, name="seeds")

@@ -298,7 +298,7 @@ class _ChunkedAttention(keras.layers.Layer):
         super().__init__(**kwargs)
         self.config, self.dropout = config, dropout
         self.num_heads = config.num_heads
-        self.head_dim = config.head_dim or config.hidden_size // config.num_heads
+        self.head_dim = config.resolved_head_dim
         self.chunk_length, self.before, self.after = (
             getattr(config, f"{kind}_{name}") for name in ("chunk_length", "chunks_before", "chunks_after")
         )

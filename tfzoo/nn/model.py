@@ -390,7 +390,7 @@ class EncoderDecoderModel(_Decoding, Model):
         self.encoder = Tower(config, dtype=self.dtype_policy, name="encoder")
         self.decoder = Tower(
             config,
-            config.num_decoder_layers or config.num_layers,
+            config.resolved_num_decoder_layers,
             causal=True,
             cross=True,
             tokens=self.tokens,

@@ -84,7 +84,7 @@ def rotary_tables(config: TransformerConfig, position_ids, dtype):
     Raises:
       UserError: an unknown rope_type.
     """
-    head_dim = config.head_dim or config.hidden_size // config.num_heads
+    head_dim = config.resolved_head_dim
     frequencies, factor = _rotary_frequencies(config, head_dim, ops.max(position_ids) + 1)
     angles = ops.cast(position_ids, "float32")[:, None, :, None] * ops.cast(frequencies, "float32")
     angles = ops.concatenate([angles, angles], -1)

@@ -63,7 +63,7 @@ class Projection(keras.layers.Layer):
 
     def __init__(self, config: TransformerConfig, turned: bool = False, **kwargs):
         super().__init__(**kwargs)
-        head_dim = config.head_dim or config.hidden_size // config.num_heads
+        head_dim = config.resolved_head_dim
         self.config, self.turned, self.shape = config, turned, (config.hidden_size, config.num_heads, head_dim)
 
     def build(self, input_shape=None):
@@ -92,7 +92,7 @@ class RelativeAttention(keras.layers.Layer):
         super().__init__(**kwargs)
         policy = self.dtype_policy
         self.config, self.num_heads = config, config.num_heads
-        self.head_dim = config.head_dim or config.hidden_size // config.num_heads
+        self.head_dim = config.resolved_head_dim
         self.query, self.key, self.value, self.relative, self.output_projection = (
             Projection(config, name == "output", dtype=policy, name=name)
             for name in ("query", "key", "value", "relative", "output")
