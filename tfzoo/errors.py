@@ -16,6 +16,11 @@ class WorkerLost(Exception):
     """Another process of the same run is gone; started again, all of them go on (exit code 5)."""
 
 
+def one_line(error: Exception, most: int = 500) -> str:
+    """What another library's exception says, on one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """' (did you mean X?)' for the closest of `choices`, '' where none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1)

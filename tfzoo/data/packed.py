@@ -25,7 +25,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from tfzoo import files
-from tfzoo.errors import UserError
+from tfzoo.errors import UserError, one_line
 
 MANIFEST = "manifest.json"
 PARTS = ("train", "held_out")
@@ -84,9 +84,8 @@ class StoredRows:
                 record = self._readers[shard].read()
             except Exception as error:  # Damage shows itself in several types of them.
                 self._readers[shard] = _open(self._paths[shard])  # After an error a reader reads nothing more.
-                why = " ".join(str(error).split())[:200]
                 raise UserError(
-                    f"{self._paths[shard]}: record {number} cannot be read ({why}); pack the text again"
+                    f"{self._paths[shard]}: record {number} cannot be read ({one_line(error, 200)}); pack the text again"
                 ) from None
         values = np.frombuffer(record, "<i4")
         sizes, token_ids = values[1 : values[0] + 1], values[values[0] + 1 :]

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from tfzoo import files, nn
-from tfzoo.errors import CheckFailed, UserError
+from tfzoo.errors import CheckFailed, UserError, one_line
 from tfzoo.export import (
     answers,
     golden,
@@ -187,7 +187,9 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
     try:
         content["measured"] = verify.replay(folder, content)
     except Exception as error:  # A graph that is wrong may fail in any way.
-        raise CheckFailed(f"the {content['kind']} does not answer as the model does: {one_line(error)}") from error
+        raise CheckFailed(
+            f"the {content['kind']} does not answer as the model does: {type(error).__name__}: {one_line(error)}"
+        ) from error
     manifest.write(folder, content)
 
 
@@ -247,11 +249,6 @@ def _write_onnx(model, tokenizer, folder, options: Options, profile: str, chosen
     if chosen:
         content["variants"] = variants.write(model, folder, graphs, chosen, profile)
     return content
-
-
-def one_line(error: Exception) -> str:
-    """One line, and no longer than one can read."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _replay_elsewhere(folders: Sequence[pathlib.Path]) -> None:

@@ -10,7 +10,7 @@ import onnx.checker
 import onnx.defs
 from onnx.reference import ReferenceEvaluator
 
-from tfzoo.errors import CheckFailed
+from tfzoo.errors import CheckFailed, one_line
 from tfzoo.export import golden, onnx_emit, verify
 from tfzoo.export.answers import Options, family
 
@@ -21,7 +21,7 @@ def check(path: pathlib.Path) -> None:
         known_operators(onnx.load(path, load_external_data=False))
         onnx.checker.check_model(path, full_check=True)
     except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CheckFailed(f"{path.name} is not valid ONNX: {' '.join(str(error).split())[:500]}") from error
+        raise CheckFailed(f"{path.name} is not valid ONNX: {one_line(error)}") from error
 
 
 def known_operators(model: onnx.ModelProto) -> None:
@@ -52,8 +52,9 @@ def check_twin(model: keras.Model, profile: str = "standard") -> None:
         for name, want in case["outputs"].items():
             verify.compare(got[name], want, limits[name] | {"allowed": 1e-4})
     except Exception as error:  # A graph that is wrong may fail in any way.
-        reason = " ".join(str(error).split())[:500]
-        raise CheckFailed(f"ONNX's reference implementation does not answer as the model does: {reason}") from error
+        raise CheckFailed(
+            f"ONNX's reference implementation does not answer as the model does: {one_line(error)}"
+        ) from error
 
 
 def describe(graph: onnx.ModelProto) -> dict:

@@ -22,7 +22,7 @@ import tensorflow_text as tf_text
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from tfzoo import files
-from tfzoo.errors import UserError, suggest
+from tfzoo.errors import UserError, one_line, suggest
 from tfzoo.text.special import tokenize_around
 from tfzoo.text.tokenizer import ROLES, Tokenizer, join, sentencepiece_op, strings, valid_utf8
 
@@ -191,7 +191,7 @@ class SentencePiece(Tokenizer):
                 self._model = sentencepiece_op(self._bytes)
                 self._model.tokenize(tf.constant(["a"]))
             except (tf.errors.OpError, ValueError) as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error, 200)
                 raise UserError(f"{name}: the model cannot be used ({reason}); get the file again") from None
             self._new_ids = None if new_ids is None else tf.constant(new_ids, tf.int32)
             self._splits = self._comma_table(pieces, unknown) if row.cleans else None

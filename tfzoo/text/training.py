@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
-from tfzoo.errors import UserError
+from tfzoo.errors import UserError, one_line
 from tfzoo.text import SPECIAL_TOKENS, SPLIT_PATTERNS
 
 COVERAGE = 0.9999  # The rarest letters, together one character in 10,000, get no token.
@@ -192,6 +192,7 @@ def train_sentencepiece(
             **ids,
         )
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"no model of {vocab_size} pieces ({kind}) can be trained on these texts: {reason}") from None
+        raise UserError(
+            f"no model of {vocab_size} pieces ({kind}) can be trained on these texts: {one_line(error)}"
+        ) from None
     return model.getvalue()
