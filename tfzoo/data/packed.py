@@ -84,8 +84,9 @@ class StoredRows:
                 record = self._readers[shard].read()
             except Exception as error:  # Damage shows itself in several types of them.
                 self._readers[shard] = _open(self._paths[shard])  # After an error a reader reads nothing more.
+                why = one_line(error, 200)
                 raise UserError(
-                    f"{self._paths[shard]}: record {number} cannot be read ({one_line(error, 200)}); pack the text again"
+                    f"{self._paths[shard]}: record {number} cannot be read ({why}); pack the text again"
                 ) from None
         values = np.frombuffer(record, "<i4")
         sizes, token_ids = values[1 : values[0] + 1], values[values[0] + 1 :]
