@@ -114,10 +114,11 @@ class ReplicasTest(DistributionCase):
     def test_what_replicas_do_alone_and_together(self):
         """An overflow on the last replica; masks of their own."""
         for name in ("mirrored2", "workers2"):
-            calls = [["overflow", {}], ["masks", {}], ["evaluation", {}]]
-            ((*alone,),) = worlds.run("one", calls[2:])
+            calls = [["overflow", {}], ["masks", {}], ["evaluation", {}], ["totals", {}]]
+            ((*alone,),) = worlds.run("one", calls[2:3])
             ranks = worlds.run(name, calls)
-            for overflow, _, evaluation in ranks:
+            for overflow, _, evaluation, totals in ranks:
+                self.assertEqual(totals, [[1, 10], [3, 20]][len(ranks) - 1])
                 self.assertEqual(overflow["changed"], [False, True], name)
                 self.assertEqual(overflow["scales"], [[2.0**9] * (2 // len(ranks))] * 2)
                 self.assertTrue(all(map(math.isfinite, overflow["losses"])))
@@ -153,8 +154,8 @@ class CommandTest(DistributionCase):
         ranks = worlds.run(world, [["command", dict(argv=argv, stop_after=stop_after, nan_at=nan_at)]], begun=False)
         return [rank[0] for rank in ranks]
 
-    def losses(self, run_dir):
-        return [record["loss"] for record in tiny_run.records(run_dir) if "loss" in record]
+    def losses(self, run_dir, name="loss"):
+        return [record[name] for record in tiny_run.records(run_dir) if "loss" in record]
 
     def test_two_workers_stop_and_go_on(self):
         whole, parts = self.folder / "whole", self.folder / "parts"
@@ -266,6 +267,7 @@ class CommandTest(DistributionCase):
         for a, b in zip(one, two, strict=True):
             self.assertEqual(a["step"], b["step"])
             if "loss" in a:
+                self.assertEqual(a["padding_share"], b["padding_share"])
                 self.assertLessEqual(abs(a["loss"] - b["loss"]), 1e-6 * max(1.0, abs(a["loss"])))
 
     PLAIN = dict(
@@ -292,6 +294,8 @@ class CommandTest(DistributionCase):
             self.assertEqual(len(found), 12)
             for a, b in zip(found, expected, strict=True):
                 self.assertLessEqual(abs(a - b), 1e-6 * max(1.0, abs(b)), (first, second))
+            shares = [self.losses(run_dir, "padding_share") for run_dir in (run_dir, self.folder / "one")]
+            self.assertEqual(shares[0], shares[1])  # Of all workers' rows.
 
 
 # ---------------------------------------------------------------- What runs in the worlds
@@ -331,14 +335,15 @@ class Table:
         return {name: tf.gather(values, example["index"]) for name, values in self.features.items()}
 
 
-def batches(world, table, steps=STEPS, first=0):
-    """An iterator over a world's batches, by the real pipeline."""
+def batches(world, table, steps=STEPS, first=0, backwards=False):
+    """An iterator over a world's batches, by the real pipeline; the rows of each in the other order."""
     from tfzoo.data import pipeline
 
     def make(context):
-        return pipeline.training_batches(
+        data = pipeline.training_batches(
             table, table, batch_size=BATCH, seed=3, first_step=first, num_steps=steps, context=context
         )
+        return data.map(lambda batch: {name: x[::-1] for name, x in batch.items()}) if backwards else data
 
     return iter(world.strategy.distribute_datasets_from_function(make))
 
@@ -414,7 +419,17 @@ def Small(dtype=None):
     return SmallModel()
 
 
-def losses(world, model="small", optimizer="sgd", clip=NO_CLIPPING, parts=1, average=0.0, stock=False):
+def losses(
+    world,
+    model="small",
+    optimizer="sgd",
+    clip=NO_CLIPPING,
+    parts=1,
+    average=0.0,
+    stock=False,
+    backwards=False,
+    rate=None,
+):
     """What STEPS steps give, and whether the replicas agree."""
     import keras
     import numpy as np
@@ -429,12 +444,12 @@ def losses(world, model="small", optimizer="sgd", clip=NO_CLIPPING, parts=1, ave
     with world.strategy.scope():
         net, objective, rows = made(model)
         # Adam makes rounding large where a gradient is almost 0, as some of real models are.
-        rate = {"sgd": 0.5, "lars": 20.0}.get(optimizer, 0.02 if model == "small" else 0.005)
+        rate = rate or {"sgd": 0.5, "lars": 20.0}.get(optimizer, 0.02 if model == "small" else 0.005)
         updater = optim.make_optimizer(
             optimizer, rate, net.trainable_variables, weight_decay=0.1, epsilon=1e-6, ema_decay=average
         )
     run = train.make_step(world.strategy, net, updater, objective, num_parts=parts, **clip)
-    iterator = batches(world, Table(rows))
+    iterator = batches(world, Table(rows), backwards=backwards)
     found = [loss for _ in range(2) for loss in run(iterator, tf.constant(STEPS // 2)).numpy().tolist()]
     optim._AlreadyReduced._all_reduce_sum_gradients = kept
 
@@ -528,6 +543,13 @@ def masks(world):
         first, second = drawn(), drawn()
         store.restore(variables)
         return [first, second, drawn()]
+
+
+def totals(world):
+    """Of what each worker names, the first (1, 10), the second (2, 10)."""
+    from tfzoo import distribution
+
+    return distribution.Workers(world.strategy).totals(world.rank + 1, 10)
 
 
 def evaluation(world):

@@ -132,6 +132,10 @@ class FlagsTest(TrainCase):
             (r"--sequence_length=64: must not exceed the model's max_positions \(32\)", dict(sequence_length=64)),
             (r"--accumulation=3: must divide --batch_size \(4\)\n", dict(accumulation=3)),
             (r"--warmup_steps=7: must not exceed --steps \(6\)\n", dict(warmup_steps=7)),
+            (
+                r"--model=performer_small: it cannot tell documents packed in a row apart; add --nopack\n",
+                dict(model="performer_small", next_sentence="false"),
+            ),
             (r"--overrides=vocab_size=150: .*\(\d+\)", dict(overrides=f"{sizes},vocab_size=150")),
             # Larger would train rows for tokens that no text has, and no tokenizer could name.
             (r"--overrides=vocab_size=999: .*\(\d+\)", dict(overrides=f"{sizes},vocab_size=999")),

@@ -170,26 +170,33 @@ class Workers:
         import tensorflow as tf
 
         self._several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        replicas = len(strategy.extended.worker_devices) if self._several else 1  # Of each worker.
 
-        def step(number):
+        def step(numbers):
             replica = tf.distribute.get_replica_context()
             mine = tf.one_hot(replica.replica_id_in_sync_group, replica.num_replicas_in_sync, dtype=tf.int64)
-            return replica.all_reduce(tf.distribute.ReduceOp.SUM, mine * number)
+            return replica.all_reduce(tf.distribute.ReduceOp.SUM, mine[:, None] * numbers)
 
         @tf.function
-        def everyones(number):
-            return strategy.experimental_local_results(strategy.run(step, (number,)))[0]
+        def everyones(numbers):
+            return strategy.experimental_local_results(strategy.run(step, (numbers,)))[0]
 
-        self._everyones = lambda number: everyones(tf.constant(number, tf.int64)).numpy().tolist()
+        # For each of them a list of the numbers that it names.
+        self._everyones = lambda *numbers: everyones(tf.constant(numbers, tf.int64))[::replicas].numpy().tolist()
 
     def any(self, wish: object) -> bool:
         """Whether any of them wishes so."""
-        return any(self._everyones(int(bool(wish)))) if self._several else bool(wish)
+        return any(number for (number,) in self._everyones(int(bool(wish)))) if self._several else bool(wish)
+
+    def totals(self, *numbers: int) -> list[int]:
+        """Of each number the sum of what all of them name."""
+        return [sum(column) for column in zip(*self._everyones(*numbers))] if self._several else list(numbers)
 
     def check_alike(self, **facts) -> None:
         """Raises UserError where they differ in a fact, any value that has a repr."""
         for name, fact in facts.items() if self._several else ():
-            everyones = self._everyones(fact if isinstance(fact, int) else zlib.crc32(repr(fact).encode()))
+            mine = fact if isinstance(fact, int) else zlib.crc32(repr(fact).encode())
+            everyones = [number for (number,) in self._everyones(mine)]
             if len(set(everyones)) > 1:
                 shown = f" ({', '.join(map(str, everyones))})" if isinstance(fact, int) else ""
                 raise UserError(

@@ -292,9 +292,11 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
 
     def save(is_best: bool = False) -> None:
         if chief:
+            if not (run_dir / "flags.cfg").exists():
+                raise UserError(f"{run_dir}: is no longer the folder of this run (no flags.cfg); put it back")
             state = {
                 "losses": losses,  # Since the last line of the log,
-                "places": places,  # and of their batches (with a token, in all).
+                "places": places,  # and of their batches (places with a token, in all).
                 "best": best,
                 "best_step": best_step,
                 "passed_over": passed_over,
@@ -327,7 +329,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         checkpoints.mark_best(best_step)  # The kill may have come between saving and marking.
     if not restored and flags.on_nonfinite == "rollback":
         save()
-    counted: dict[int, tuple[int, int]] = {}  # Of several workers each counts its own part.
+    counted: dict[int, tuple[int, int]] = {}  # By step, of this worker's part.
     iterator = iter(distribution.spread(strategy, training_batches))
 
     stop.ready, stopping = True, False
@@ -366,7 +368,8 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             elif step + count >= failed_at:
                 in_a_row = 0
             losses += [float(loss) for loss in new[finite]]
-            places += [counted.pop(i + passed_over) for i in range(step, step + count)]
+            mine = [counted.pop(i + passed_over) for i in range(step, step + count)]
+            places.append(workers.totals(*(sum(numbers) for numbers in zip(*mine))))
             step += count
             is_best = False
 
@@ -632,6 +635,8 @@ def check_model(flags: absl_flags.FlagValues, page, objective) -> None:
         raise UserError(f"--model={flags.model}: --objective={flags.objective} needs {what}, such as {example}")
     if set(objective.heads) - set(page.Model.HEADS):
         raise UserError(f"--model={flags.model}: it has no next-sentence head; add --nonext_sentence")
+    if "block_ids" in set(objective.inputs) - set(page.Model.INPUTS):
+        raise UserError(f"--model={flags.model}: it cannot tell documents packed in a row apart; add --nopack")
 
 
 def check_sizes(flags: absl_flags.FlagValues, config, tokenizer, num_replicas: int) -> None:

@@ -8,6 +8,7 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
+from tests.nn.formulas import randomize
 from tfzoo import huggingface, models
 from tfzoo.errors import UserError
 
@@ -34,6 +35,17 @@ class EncoderTest(tf.test.TestCase):
             padded[mask] = ids
             sequence = model({"token_ids": padded[None], "padding_mask": mask[None]})["sequence"][0]
             self.assertAllClose(sequence[mask], alone, atol=1e-5)
+
+    def test_packed_documents_attend_to_themselves_alone(self):
+        ids = np.array([[5, 9, 7, 12, 8, 6, 11]])
+        packed = {"token_ids": ids, "position_ids": np.array([[0, 1, 2, 0, 1, 2, 3]])}
+        for name in ("roberta_base", "distilbert_base_uncased"):
+            model = models.build(name, heads=("lm",), **SMALL)
+            randomize(model)
+            logits = model(packed | {"block_ids": np.array([[1] * 3 + [2] * 4])})["logits"]
+            for part in (slice(0, 3), slice(3, 7)):
+                self.assertAllClose(logits[:, part], model({"token_ids": ids[:, part]})["logits"], atol=1e-5)
+            self.assertNotAllClose(logits, model(packed)["logits"], atol=1e-3)
 
     def test_roberta_positions_are_written_as_hugging_face_counts_them(self):
         model = models.build("roberta_base", heads=(), **SMALL)
