@@ -180,6 +180,7 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
         },
         **({"labels": answers.labels_of(model)} if {"classify", "tag"} & set(model.head_names) else {}),
         "options": dataclasses.asdict(options),
+        **_answering(None if tokenizer is None else answers.find(model, tokenizer, options)),
         "tools": manifest.tools(),
     }
     if tokenizer is not None:
@@ -194,6 +195,16 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
 
 
 def _write_savedmodel(model, tokenizer, folder, options: Options, name: str) -> dict:
+def _answering(answer: answers.Answer | None) -> dict:
+    """What whoever runs the graph has to know to answer as `answer` does, by Hugging Face's names."""
+    if isinstance(answer, answers.Continuations):
+        return {"generation": answer.ids}
+    if isinstance(answer, answers.Labels):
+        kinds = ("regression", "multi_label_classification", "single_label_classification")
+        return {"problem_type": kinds[0 if len(answer.labels) == 1 else 1 if answer.several else 2]}
+    return {}
+
+
     savedmodel.save(model, tokenizer, folder, options)
     stated = savedmodel.signatures(model, tokenizer, options)
     arrays: dict[str, dict] = {
