@@ -179,8 +179,8 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
             "config": dataclasses.asdict(model.config),
         },
         **({"labels": answers.labels_of(model)} if {"classify", "tag"} & set(model.head_names) else {}),
-        "options": dataclasses.asdict(options),
         **_answering(None if tokenizer is None else answers.find(model, tokenizer, options)),
+        "options": dataclasses.asdict(options),
         "tools": manifest.tools(),
     }
     if tokenizer is not None:
@@ -194,7 +194,6 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
     manifest.write(folder, content)
 
 
-def _write_savedmodel(model, tokenizer, folder, options: Options, name: str) -> dict:
 def _answering(answer: answers.Answer | None) -> dict:
     """What whoever runs the graph has to know to answer as `answer` does, by Hugging Face's names."""
     if isinstance(answer, answers.Continuations):
@@ -205,6 +204,7 @@ def _answering(answer: answers.Answer | None) -> dict:
     return {}
 
 
+def _write_savedmodel(model, tokenizer, folder, options: Options, name: str) -> dict:
     savedmodel.save(model, tokenizer, folder, options)
     stated = savedmodel.signatures(model, tokenizer, options)
     arrays: dict[str, dict] = {
