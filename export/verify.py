@@ -6,7 +6,8 @@ finds every artifact under the folders and checks, for each:
   - every file is there, none is there unlisted, and each has the SHA-256 that manifest.json lists;
   - the signatures have the names, dtypes and shapes that manifest.json states;
   - the inputs in golden.npz give the outputs in golden.npz: numbers within the tolerance; arg-max, words and
-    flags equal. A decoder reads half of each row at once, then tokens one by one, then the rest.
+    flags equal. A decoder reads half of each row at once, then tokens one by one, then the rest; and it writes
+    greedily. A folder for onnxruntime-genai is written from by that, too, where it is installed.
 
 Prints one line an artifact. Exit code 0: all is as it should be. 4: something is not. 2: wrong use.
 
@@ -16,6 +17,7 @@ that wrote the artifacts is used, so that what it got wrong is not got wrong her
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -125,11 +127,16 @@ def replay(folder, manifest):
         return compare_all(run, read_golden(folder), manifest["tolerances"])
     cases = read_golden(folder)
     measured: dict[str, dict] = {}
+    shared = manifest.get("profile") == "genai"
     for variant, details in {"": manifest, **manifest.get("variants", {})}.items():
-        run, found = load_onnx(folder, manifest["signatures"], variant and f"_{variant}")
-        check_signatures(found, manifest["signatures"])
+        run, found = load_onnx(folder, manifest["signatures"], variant and f"_{variant}", shared)
+        check_signatures(found, details.get("signatures", manifest["signatures"]))
         results = compare_all(run, cases, details["tolerances"], exact=not variant)
         measured |= {f"{variant}:{key}" if variant else key: result for key, result in results.items()}
+    if shared and importlib.util.find_spec("onnxruntime_genai"):
+        run, written = load_genai(folder, cases)
+        results = compare_all(run, written, {"generate": {}})
+        measured |= {f"onnxruntime-genai:{key}": result for key, result in results.items()}
     return measured
 
 
@@ -176,10 +183,12 @@ def compare(got, want, limit, exact=True):
         raise Failure(f"shape {got.shape}, not {want.shape}")
     if limit is None:
         wrong = np.argwhere((got != want) & decided)
-        if len(wrong):
+        if len(wrong) and exact:
             at = tuple(wrong[0])
             raise Failure(f"{got[at]!r} at {list(map(int, at))}, not {want[at]!r}")
-        return {"equal": int(decided.sum()), "compared": int(decided.sum())}
+        # What is written counts until it parts from what was to be written.
+        equal = np.logical_and.accumulate(decided & (got == want), -1)
+        return {"equal": int(equal.sum()), "compared": int(decided.sum())}
     scale = max(1.0, np.abs(want).max(initial=0.0)) if limit["of"] == "largest" else np.maximum(np.abs(want), 1e-30)
     return difference(got, want, scale, limit["allowed"]) | {"equal": 0, "compared": 0}
 
@@ -247,40 +256,64 @@ def check_signatures(found, stated):
                     raise Failure(f"{signature}/{name} is {dtype} {shape}, not {tensor['dtype']} {tensor['shape']}")
 
 
-def load_onnx(folder, names, suffix=""):
-    """The graphs `names`, of the variant with a `suffix`: (run, what they take and give)."""
+def load_onnx(folder, names, suffix="", shared=False):
+    """The graphs `names`, of the variant with a `suffix`: (run, what they take and give). shared: see `reader`."""
+    return load_graphs({name: str(folder / f"{name}{suffix}.onnx") for name in names}, shared)
+
+
+def load_graphs(graphs, shared=False):
+    """The same of {name: path or bytes}."""
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    types = {"tensor(int64)": "int64", "tensor(float)": "float32"}
+    types = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(float16)": "float16"}
 
     def describe(values):
         return {value.name: (types.get(value.type, value.type), list(value.shape)) for value in values}
 
-    graphs, found = {}, {}
-    for name in names:
-        path = str(folder / f"{name}{suffix}.onnx")
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    def in_place(session):
+        def run(outputs, inputs):
+            """Keys and values go on in the arrays in which they come."""
+            binding = session.io_binding()
+            given = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+            arrays = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in given.items()}
+            for name, value in arrays.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in outputs:
+                past = name.replace("present", "past_key_values")
+                if past in arrays:
+                    binding.bind_ortvalue_output(name, arrays[past])
+                else:
+                    binding.bind_output(name)
+            session.run_with_iobinding(binding)
+            return [value.numpy() for value in binding.get_outputs()]
+
+        return run
+
+    running, found = {}, {}
+    for name, graph in graphs.items():
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         found[name] = {"inputs": describe(session.get_inputs()), "outputs": describe(session.get_outputs())}
-        graphs[name] = session.run
-    return reader(graphs, found), found
+        running[name] = in_place(session) if shared else session.run
+    return reader(running, found, shared), found
 
 
-def reader(graphs, found):
+def reader(graphs, found, shared=False):
     """run(signature, inputs) -> outputs, with as many graphs and calls as it takes.
 
     graphs: {name: (names of outputs, inputs) -> outputs}. found: {name: {"inputs": {name: (dtype, shape)}, ...}}.
+    shared: keys and values have one buffer, which holds the longest text, and padding is on the right.
     """
 
     def call(name, inputs):
         outputs = list(found[name]["outputs"])
         return dict(zip(outputs, graphs[name](outputs, inputs)))
 
-    def empty(name, rows):
+    def empty(name, rows, room=0):
         """Keys and values of nothing, for the inputs that a step's outputs replace."""
         fed = {key.replace("present", "past_key_values") for key in found[name]["outputs"] if key.startswith("present")}
-        shapes = {key: found[name]["inputs"][key][1] for key in fed}
-        return {key: np.zeros((rows, shape[1], 0, shape[3]), np.float32) for key, shape in shapes.items()}
+        stated = {key: found[name]["inputs"][key] for key in fed}
+        return {key: np.zeros((rows, shape[1], room, shape[3]), dtype) for key, (dtype, shape) in stated.items()}
 
     def past(outputs):
         return {key.replace("present", "past_key_values"): x for key, x in outputs.items() if key.startswith("present")}
@@ -295,29 +328,114 @@ def reader(graphs, found):
             kept, begin = kept | past(outputs), end
         return {"logits": np.concatenate(logits, 1)}
 
+    def written(name, ids, kept, inputs_of, count):
+        begin = 0
+        for _ in range(count):
+            end = ids.shape[1]
+            outputs = call(name, {"input_ids": ids[:, begin:], **inputs_of(begin, end), **kept})
+            likeliest = outputs["logits"][:, -1].argmax(-1)
+            ids, kept, begin = np.concatenate([ids, likeliest[:, None]], 1), kept | past(outputs), end
+        return {"generated_ids": ids[:, -count:]}
+
     def direct(_, inputs):
         return call("model", inputs)
 
-    def decoder(_, inputs):
+    def positions(values):
+        return {"position_ids": values} if "position_ids" in found["model"]["inputs"] else {}
+
+    def decoder(signature, inputs):
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        positions = {"position_ids": np.maximum(mask.cumsum(1) - 1, 0)}
-        asked = {name: value for name, value in positions.items() if name in found["model"]["inputs"]}
 
         def inputs_of(begin, end):
-            return {"attention_mask": mask[:, :end]} | {name: x[:, begin:end] for name, x in asked.items()}
+            seen = np.ones((len(ids), end), np.int64)
+            seen[:, : mask.shape[1]] = mask[:, :end]
+            return {"attention_mask": seen, **positions(np.maximum(seen.cumsum(1) - 1, 0)[:, begin:end])}
 
+        if signature == "generate":
+            count = int(inputs["max_new_tokens"])
+            kept = empty("model", len(ids), (ids.shape[1] + count) * shared)
+            return written("model", ids, kept, inputs_of, count)
+        if shared:
+            return in_one_buffer(ids, np.maximum(1, mask.sum(1)))
         return piece_by_piece("model", ids, empty("model", len(ids)), inputs_of)
 
-    def encoder_decoder(_, inputs):
+    def in_one_buffer(ids, lengths):
+        """Half of each row at once, then some tokens one by one, then, row by row, the rest."""
+        buffers, rows, logits = empty("model", *ids.shape), np.arange(len(ids)), None
+        ends = np.maximum(1, lengths // 2)
+        begins = np.zeros_like(ends)
+        pieces = [(begins, ends)] + [
+            (np.minimum(ends + i, lengths) - 1, np.minimum(ends + i, lengths)) for i in range(1, 5)
+        ]
+
+        def read(chosen, begins, ends):
+            """Tokens begins..ends of the chosen rows, of which all but the longest are padded."""
+            nonlocal logits
+            places = begins[:, None] + np.arange((ends - begins).max())
+            given = np.where(places < ends[:, None], np.take_along_axis(ids[chosen], places, 1), 0)
+            mask = (np.arange(ends.max()) < ends[:, None]).astype(np.int64)
+            kept = {name: np.ascontiguousarray(value[chosen]) for name, value in buffers.items()}
+            outputs = call("model", {"input_ids": given, "attention_mask": mask, **positions(places), **kept})
+            for name, value in past(outputs).items():
+                buffers[name][chosen] = value
+            got = outputs["logits"]
+            if logits is None:
+                logits = np.zeros((*ids.shape, got.shape[2]), got.dtype)
+            for row, values, begin, end in zip(chosen, got, begins, ends):
+                logits[row, begin:end] = values[: end - begin]
+
+        for begins, ends in pieces:
+            read(rows, begins, ends)
+        for row in rows[ends < lengths]:  # More than one token behind others is for one row at a time.
+            read(rows[row : row + 1], ends[row : row + 1], lengths[row : row + 1])
+        return {"logits": logits}
+
+    def encoder_decoder(signature, inputs):
         mask, ids = inputs["attention_mask"], inputs["decoder_input_ids"]
         encoded = call("encoder_model", {"input_ids": inputs["input_ids"], "attention_mask": mask})
         name = "decoder_with_past_model"
         kept = empty(name, len(ids)) | past(encoded)
+        if signature == "generate":
+            count = int(inputs["max_new_tokens"])
+            return written(name, ids, kept, lambda *_: {"encoder_attention_mask": mask}, count)
         return piece_by_piece(name, ids, kept, lambda *_: {"encoder_attention_mask": mask})
 
     if "encoder_model" in found:
         return encoder_decoder
     return decoder if any(name.startswith("past") for name in found["model"]["inputs"]) else direct
+
+
+def load_genai(folder, cases):
+    """(run, the cases of generate as they are for it), by onnxruntime-genai and the folder's genai_config.json."""
+    genai = importlib.import_module("onnxruntime_genai")
+    model = genai.Model(str(folder))
+    ends = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
+
+    def run(_, inputs):
+        ids, count = inputs["input_ids"], int(inputs["max_new_tokens"])
+        asked = genai.GeneratorParams(model)
+        asked.set_search_options(do_sample=False, batch_size=len(ids), max_length=ids.shape[1] + count)
+        generator = genai.Generator(model, asked)
+        generator.append_tokens(ids.astype(np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+        written = np.zeros((len(ids), count), np.int64)
+        for i, row in enumerate(written):
+            new = generator.get_sequence(i)[ids.shape[1] :]
+            row[: len(new)] = new
+        return {"generated_ids": written}
+
+    def until_the_end(output):
+        """It ends a text behind an end-of-text token, where golden.npz has it go on."""
+        open_still = np.logical_and.accumulate(~np.isin(output["values"], ends), 1)
+        before = np.concatenate([np.ones_like(open_still[:, :1]), open_still[:, :-1]], 1)
+        return output | {"decided": output["decided"] & before}
+
+    return run, {
+        key: case | {"outputs": {name: until_the_end(output) for name, output in case["outputs"].items()}}
+        for key, case in cases.items()
+        if key[0] == "generate"
+    }
 
 
 def load_savedmodel(folder):

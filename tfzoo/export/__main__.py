@@ -40,8 +40,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("integer", "max_new_tokens", 64, "the most tokens that a language model writes")
     define("enum", "precision", "float32", "what the SavedModel computes in",
            enum_values=["float32", "bfloat16", "float16"])  # fmt: skip
-    define("enum", "onnx_profile", "standard", "ONNX operators: of opset 23, or of 18 for older runtimes",
-           enum_values=["standard", "compat"])  # fmt: skip
+    define("enum", "onnx_profile", "standard", "ONNX operators: of opset 23; of 18 for older runtimes; or a decoder's "
+           "folder for onnxruntime-genai", enum_values=["standard", "compat", "genai"])  # fmt: skip
     define("list", "onnx_variants", [], "graphs to write beside the float32 ones: float16, int8")
     absl_flags.mark_flags_as_required(["model_dir", "output_dir"], flag_values=flags)
     for name in ("version", "keep_versions", "sequence_length", "max_new_tokens"):

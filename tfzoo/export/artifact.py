@@ -19,6 +19,7 @@ from tfzoo import files, nn
 from tfzoo.errors import CheckFailed, UserError, one_line
 from tfzoo.export import (
     answers,
+    genai,
     golden,
     manifest,
     onnx_check,
@@ -245,17 +246,28 @@ def _write_onnx(model, tokenizer, folder, options: Options, profile: str, chosen
     for path in graphs:
         onnx_check.check(path)
     stated = {path.stem: onnx_emit.signature(path) for path in graphs}
-    arrays = {}
+    arrays: dict[str, dict] = {"tokens": {}}
+    cached = "past_key_values" in str(stated)
     for case, inputs in golden.token_cases(model, tokenizer, options).items():
-        arrays[case] = golden.onnx_case(model, inputs, cached="past_key_values" in str(stated))
-    golden.write(folder / "golden.npz", {"tokens": arrays})
+        arrays["tokens"][case] = golden.onnx_case(model, inputs, cached, right=profile == "genai")
+    tolerances = {"tokens": golden.tolerances(model, list(next(iter(arrays["tokens"].values()))["outputs"]))}
+    if cached:
+        arrays["generate"], tolerances["generate"] = golden.written_cases(model, tokenizer, options), {}
+    golden.write(folder / "golden.npz", arrays)
+    if profile == "genai":
+        genai.write(model, tokenizer, folder, graphs[0].name)
     if tokenizer is not None:
-        tokenizer_files.write(tokenizer, answers.family(model), folder / "tokenizer")  # For whoever has texts.
-    names = list(next(iter(arrays.values()))["outputs"])
+        # For whoever has texts; onnxruntime-genai looks for it beside its config.
+        place = folder if profile == "genai" else folder / "tokenizer"
+        tokenizer_files.write(tokenizer, answers.family(model), place)
     content = {
         "signatures": stated,
-        "opset": {"ai.onnx": onnx.load(graphs[0], load_external_data=False).opset_import[0].version},
-        "tolerances": {"tokens": golden.tolerances(model, names)},
+        "profile": profile,
+        "opset": {
+            opset.domain or "ai.onnx": opset.version
+            for opset in onnx.load(graphs[0], load_external_data=False).opset_import
+        },
+        "tolerances": tolerances,
     }
     if chosen:
         content["variants"] = variants.write(model, folder, graphs, chosen, profile)

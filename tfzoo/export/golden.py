@@ -21,6 +21,7 @@ from tfzoo.export.answers import Answer, Options
 from tfzoo.text.framing import PAIR, TEXT
 
 _VALUES = 400_000  # Logits kept of one case, at most, where four places do not take more.
+_WRITTEN = 16  # Tokens written greedily.
 # Where there is a mask token it stands for {}.
 _TEXTS = (
     "The {} of the function is a {}.",
@@ -118,22 +119,21 @@ def outputs(model: keras.Model, inputs: Mapping[str, np.ndarray], real: np.ndarr
     return {name: logits(model, value, real) if name == "logits" else value for name, value in arrays.items()}
 
 
-def onnx_case(model: keras.Model, inputs: Mapping[str, np.ndarray], cached: bool) -> dict[str, dict]:
+def onnx_case(
+    model: keras.Model, inputs: Mapping[str, np.ndarray], cached: bool, right: bool = False
+) -> dict[str, dict]:
     """A case of `token_cases` under the names of ONNX, and what the model gives: verify.py's `reader` takes these.
 
-    cached: for graphs that take past keys and values. Padding is then on the left, and a decoder of an
+    cached: for graphs that take past keys and values. Padding is then on the left (or `right`), and a decoder of an
     encoder-decoder has none.
     """
     inputs, real = dict(inputs), None
     if cached and isinstance(model, nn.EncoderDecoderModel):
         del inputs["decoder_padding_mask"]
     elif cached:
-        # Positions beyond the original length change the angles of the keys before them, which are kept as they are.
-        scaling = model.config.rotary_scaling
-        if scaling.get("rope_type", scaling.get("type")) in ("dynamic", "longrope"):
-            most = scaling.get("original_max_position_embeddings") or model.config.max_positions
-            inputs = {name: value[:, :most] for name, value in inputs.items()}
-        inputs = {name: _to_the_right(value, inputs["padding_mask"]) for name, value in inputs.items()}
+        inputs = {name: value[:, : _steady(model.config)] for name, value in inputs.items()}
+        if not right:
+            inputs = {name: _to_the_right(value, inputs["padding_mask"]) for name, value in inputs.items()}
         real = inputs["padding_mask"]
     asked = dict(inputs)
     if real is not None:
@@ -151,8 +151,62 @@ def onnx_case(model: keras.Model, inputs: Mapping[str, np.ndarray], cached: bool
     }
 
 
+def _steady(config) -> int:
+    """The length up to which keys that are kept are those that a longer text would give."""
+    scaling = config.rotary_scaling
+    if scaling.get("rope_type", scaling.get("type")) in (
+        "dynamic",
+        "longrope",
+    ):  # Longer ones turn all by other angles.
+        return scaling.get("original_max_position_embeddings") or config.max_positions
+    return config.max_positions
+
+
 def _to_the_right(values: np.ndarray, real: np.ndarray) -> np.ndarray:
     return np.stack([np.roll(row, len(row) - count) for row, count in zip(values, real.sum(1))])
+
+
+def written_cases(model: keras.Model, tokenizer: Any, options: Options) -> dict[str, dict[str, dict]]:
+    """What a model writes greedily behind some ids (an encoder-decoder: in answer to them), as `onnx_case` has it.
+
+    Each token is of the logits of all before it, read at once. Nothing ends a text early.
+    """
+    random = np.random.default_rng(1)
+    both = isinstance(model, nn.EncoderDecoderModel)
+    longest = min(options.sequence_length, _steady(model.config))
+    count, length = max(1, min(_WRITTEN, longest // 2)), max(1, longest // 4)
+    prompts = {"ids": random.integers(0, model.config.vocab_size, (2, length))}
+    if tokenizer is not None and len(row := tokenizer.tokenize([_TEXTS[-1]]).to_list()[0]):
+        prompts["text"] = np.array([row[:length]])
+    start = answers.special_ids(model).get("decoder_start_token_id", 0)
+    cases = {}
+    for case, ids in prompts.items():
+        inputs = {"token_ids": ids, "padding_mask": np.ones(ids.shape, bool)}
+        written = np.full((len(ids), 1), start) if both else ids
+        first, decided = written.shape[1], []
+        for _ in range(count):
+            if both:
+                values = model({**inputs, "decoder_token_ids": written.astype(np.int32)})["logits"]
+            else:
+                values = model({"token_ids": written.astype(np.int32)})["logits"]
+            values = np.asarray(values, np.float64)[:, -1]
+            second, largest = np.sort(values, -1)[:, -2:].T
+            decided.append(largest - second > _margin(model) * np.maximum(1.0, np.abs(values).max(-1)))
+            written = np.concatenate([written, values.argmax(-1)[:, None]], 1)
+        asked = {"input_ids": ids, "attention_mask": np.ones(ids.shape), "max_new_tokens": np.array(count)}
+        if both:
+            asked["decoder_input_ids"] = written[:, :1]
+        cases[case] = {
+            "inputs": {name: value.astype(np.int64) for name, value in asked.items()},
+            "outputs": {
+                "generated_ids": {
+                    "values": written[:, first:].astype(np.int64),
+                    # What follows a token that is not decided is not decided either.
+                    "decided": np.logical_and.accumulate(np.stack(decided, 1), 1),
+                }
+            },
+        }
+    return cases
 
 
 def example_outputs(signature: str, answered: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import onnx
 import onnx.checker
 import onnx.defs
 from onnx.reference import ReferenceEvaluator
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from tfzoo.errors import CheckFailed, one_line
-from tfzoo.export import golden, onnx_emit, verify
+from tfzoo.export import golden, onnx_emit, onnx_graph, verify
 from tfzoo.export.answers import Options, family
 
 
@@ -26,28 +27,39 @@ def check(path: pathlib.Path) -> None:
 
 def known_operators(model: onnx.ModelProto) -> None:
     """Raises ValueError for a node without a schema in the model's opsets. ONNX's checker lets those of other domains
-    pass, which no runtime need have."""
+    pass, which no runtime need have; onnxruntime's own are known where the model says that it has them."""
     opsets = {opset.domain: opset.version for opset in model.opset_import}
+    of_onnxruntime = {schema.name for schema in get_all_operator_schema() if schema.domain == onnx_graph.MICROSOFT}
     for node in model.graph.node:
-        if node.domain not in opsets or not onnx.defs.has(node.op_type, opsets[node.domain], node.domain):
+        known = node.domain in opsets and (
+            onnx.defs.has(node.op_type, opsets[node.domain], node.domain)
+            or (node.domain == onnx_graph.MICROSOFT and node.op_type in of_onnxruntime)
+        )
+        if not known:
             raise ValueError(f"{node.name}: no operator {node.domain or 'ai.onnx'}.{node.op_type} is known")
 
 
 def check_twin(model: keras.Model, profile: str = "standard") -> None:
     """A small model of the same kind, its graphs run by ONNX's reference implementation, which is slow.
 
+    Of onnxruntime's own operators there is no other implementation: graphs with these are run by onnxruntime.
+
     Raises:
       CheckFailed: they do not answer as Keras does.
     """
     twin = small_twin(model)
     graphs = onnx_emit.emit(twin, profile=profile)
-    run = {name: ReferenceEvaluator(graph).run for name, graph in graphs.items()}
+    shared = profile == "genai"
     found = {name: describe(graph) for name, graph in graphs.items()}
     cached = any(name.startswith("past") for sides in found.values() for name in sides["inputs"])
+    if any(opset.domain for graph in graphs.values() for opset in graph.opset_import):
+        read, _ = verify.load_graphs({name: graph.SerializeToString() for name, graph in graphs.items()}, shared)
+    else:
+        read = verify.reader({name: ReferenceEvaluator(graph).run for name, graph in graphs.items()}, found)
     options = Options(sequence_length=min(8, twin.config.max_positions))
-    case = golden.onnx_case(twin, list(golden.token_cases(twin, None, options).values())[-1], cached)
+    case = golden.onnx_case(twin, list(golden.token_cases(twin, None, options).values())[-1], cached, shared)
     try:
-        got = verify.reader(run, found)("tokens", case["inputs"])
+        got = read("tokens", case["inputs"])
         limits = golden.tolerances(twin, list(case["outputs"]))
         for name, want in case["outputs"].items():
             verify.compare(got[name], want, limits[name] | {"allowed": 1e-4})
@@ -61,7 +73,13 @@ def describe(graph: onnx.ModelProto) -> dict:
     """Names and shapes, as verify.py has them of a session."""
 
     def values(each):
-        return {v.name: (None, [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]) for v in each}
+        return {
+            v.name: (
+                onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type).name,
+                [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim],
+            )
+            for v in each
+        }
 
     return {"inputs": values(graph.graph.input), "outputs": values(graph.graph.output)}
 

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper
 
 from tfzoo import nn
 from tfzoo.errors import UserError
-from tfzoo.export.onnx_graph import DTYPES, MAX_BYTES, Graph, no_emitter
+from tfzoo.export.onnx_graph import DTYPES, MAX_BYTES, MICROSOFT, Graph, no_emitter
 from tfzoo.models import (
     albert,
     bart,
@@ -80,6 +80,11 @@ def emit(
       UserError: a layer without an emitter, by name.
     """
     cache = options.pop("cache", True) and "lm" in model.heads
+    if options.get("profile") == "genai" and not (cache and isinstance(model, nn.DecoderModel)):
+        raise UserError(
+            f"--onnx_profile=genai: is for decoders that write (head lm), and this is a {type(model).__module__}.Model "
+            f"with the heads {', '.join(model.heads) or 'none'}; use --onnx_profile=standard"
+        )
     parts: Mapping[str, Callable[..., None]] = {"model": _single}
     if cache and isinstance(model, nn.EncoderDecoderModel):
         parts = {"encoder_model": _encoder_part, "decoder_with_past_model": _decoder_part}
@@ -241,7 +246,12 @@ def _cache(graph: Graph, config, layers: int, part: str, length: str) -> None:
     heads, size = config.resolved_num_kv_heads, config.resolved_head_dim
     for i in range(layers):
         for name in ("key", "value"):
-            graph.input(f"past_key_values.{i}{part}.{name}", "batch", heads, length, size, dtype=TensorProto.FLOAT)
+            graph.input(f"past_key_values.{i}{part}.{name}", "batch", heads, length, size, dtype=_outside(graph))
+
+
+def _outside(graph: Graph) -> int:
+    """The type of keys and values outside. One buffer for what comes in and what goes on leaves no room for a Cast."""
+    return _type(graph) if graph.profile == "genai" else TensorProto.FLOAT
 
 
 # Bodies: {input: name} -> {output: name}
@@ -396,6 +406,8 @@ class Shared:
     memory_bias: str | None = None  # whose scores have this added.
     past: str | None = None  # Keys and values come in as past_key_values.i{past}, and go on as present.i{past};
     past_memory: str | None = None  # those of the memory only come in.
+    places: tuple[str, str] | None = None  # Of profile genai: int32 [B], each row's last place; [], how many there are.
+    window: int = 0  # Keys that a query sees; 0 is all.
 
 
 def _attention(
@@ -443,7 +455,7 @@ def _cached_cross_attention(graph: Graph, layer: nn.Attention, query: str, share
 
 
 def _narrow(graph: Graph, x: str, at: str) -> str:
-    """Keys and values are float32 outside."""
+    """What is float32 outside."""
     return x if graph.dtype == np.float32 else graph.add("Cast", x, at=at, to=_type(graph))
 
 
@@ -465,10 +477,20 @@ def _full_attention(
         bias = shared.memory_bias if cross else shared.bias
         return graph.add("Attention", query, key, value, bias, at=at, **options)
     kept = f"{index}{shared.past}"
-    past = [_narrow(graph, f"past_key_values.{kept}.{name}", at) for name in ("key", "value")]
-    y, *present = graph.add("Attention", query, key, value, shared.bias, *past, at=at, outputs=3, **options)
+    past = [f"past_key_values.{kept}.{name}" for name in ("key", "value")]
+    if shared.places is not None:
+        sizes = dict(num_heads=layer.num_heads, kv_num_heads=layer.num_kv_heads, scale=_scale(layer))
+        window = dict(local_window_size=shared.window) if shared.window else {}
+        y, *present = graph.add(
+            "GroupQueryAttention", query, key, value, *past, *shared.places,
+            at=at, outputs=3, domain=MICROSOFT, **sizes, **window,
+        )  # fmt: skip
+    else:
+        past = [_narrow(graph, x, at) for x in past]
+        y, *present = graph.add("Attention", query, key, value, shared.bias, *past, at=at, outputs=3, **options)
     for name, tensor in zip(("key", "value"), present):
-        graph.output(f"present.{kept}.{name}", tensor, "batch", layer.num_kv_heads, "total_sequence", layer.head_dim)
+        axes = "batch", layer.num_kv_heads, "total_sequence", layer.head_dim
+        graph.output(f"present.{kept}.{name}", tensor, *axes, dtype=_outside(graph))
     return y
 
 
@@ -570,8 +592,23 @@ def _tower(
             position_ids = graph.add("Expand", graph.range(start, end, at), shape, at=at)
         rotary = _rotary(graph, config, position_ids, f"{layer.path}/rotary")
     favor = config.attention == "favor"
+    places = None
+    if graph.profile == "genai":
+        if config.resolved_head_dim % 8:
+            raise UserError(
+                f"--onnx_profile=genai: GroupQueryAttention has heads of multiples of 8 numbers, and {stack.path} has "
+                f"head_dim={config.resolved_head_dim}; use --onnx_profile=standard"
+            )
+        if stack.relative_bias is not None:
+            raise UserError(
+                f"--onnx_profile=genai: GroupQueryAttention adds nothing to the scores, as {stack.relative_bias.path} "
+                f"does; use --onnx_profile=standard"
+            )
+        places = _places(graph, attention_mask, at)
     shared = Shared(
-        bias=None if favor else _bias(graph, stack, attention_mask, start, end, length, at),
+        bias=None if favor or places else _bias(graph, stack, attention_mask, start, end, length, at),
+        places=places,
+        window=config.window,
         seen=attention_mask,
         causal=stack.causal,
         rotary=rotary,
@@ -581,6 +618,14 @@ def _tower(
         past_memory=past_memory,
     )
     return graph.emit(stack, x, shared)
+
+
+def _places(graph: Graph, attention_mask: str | None, at: str) -> tuple[str, str]:
+    """attention_mask int64 [B, M], its padding on the right -> int32 [B], int32 []: Shared.places."""
+    count = graph.add("ReduceSum", attention_mask, graph.ints(1), at=at, keepdims=0)
+    last = graph.add("Cast", graph.add("Sub", count, graph.whole(1), at=at), at=at, to=TensorProto.INT32)
+    whole = graph.scalar(graph.size(str(attention_mask), 1, at), at)
+    return last, graph.add("Cast", whole, at=at, to=TensorProto.INT32)
 
 
 def _bias(graph: Graph, stack: nn.Stack, attention_mask: str | None, start: str, end: str, length: str, at: str):

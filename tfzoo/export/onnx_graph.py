@@ -16,8 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tfzoo.errors import UserError
 
-# standard: opset 23 is the first with Attention. compat: for runtimes of 2023 and later.
-PROFILES = {"standard": 23, "compat": 18}
+# standard: opset 23 is the first with Attention. compat: for runtimes of 2023 and later. genai: for onnxruntime-genai,
+# with onnxruntime's own GroupQueryAttention, whose keys and values stay in one buffer.
+PROFILES = {"standard": 23, "compat": 18, "genai": 23}
+MICROSOFT = "com.microsoft"  # The domain of onnxruntime's own operators.
 DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 MAX_BYTES = 2**31 - 2**24  # Protocol buffers end at 2 GiB; the rest is room for the nodes.
 _SMALL = 4096  # Tensors of fewer bytes stay in the file of the graph.
@@ -54,7 +56,8 @@ class Graph:
     ):
         if profile not in PROFILES:
             raise UserError(f"--onnx_profile={profile}: must be one of {', '.join(PROFILES)}")
-        self.emitters, self.opset, self.dtype, self.data = emitters, PROFILES[profile], np.dtype(dtype), data
+        self.emitters, self.profile, self.opset = emitters, profile, PROFILES[profile]
+        self.dtype, self.data = np.dtype(dtype), data
         self.copy_tied = copy_tied
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -117,17 +120,17 @@ class Graph:
         self.inputs.append(helper.make_tensor_value_info(name, dtype, axes))
         return name
 
-    def output(self, name: str, source: str, *axes) -> None:
-        """Gives the tensor `source` a name outside, where it is float32."""
+    def output(self, name: str, source: str, *axes, dtype: int = TensorProto.FLOAT) -> None:
+        """Gives the tensor `source` a name outside, where it is of `dtype`."""
         at = f"outputs/{name}"
-        if self.dtype != np.float32:
-            source = self.add("Cast", source, at=at, to=TensorProto.FLOAT)
+        if dtype != DTYPES[self.dtype.name]:
+            source = self.add("Cast", source, at=at, to=dtype)
         (node,) = (node for node in self.nodes if source in node.output)
         if any(source in other.input for other in self.nodes) or source in {o.name for o in self.outputs}:
             source = self.add("Identity", source, at=at)
             node = self.nodes[-1]
         node.output[list(node.output).index(source)] = name
-        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, axes))
+        self.outputs.append(helper.make_tensor_value_info(name, dtype, axes))
 
     def model(self, name: str) -> onnx.ModelProto:
         """The finished model.
@@ -142,6 +145,8 @@ class Graph:
         opsets = [helper.make_opsetid("", self.opset)]
         # The oldest format that has the opset, so that runtimes of its time read the file.
         version = helper.find_min_ir_version_for(opsets)
+        if any(node.domain == MICROSOFT for node in self.nodes):
+            opsets.append(helper.make_opsetid(MICROSOFT, 1))
         return helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="tfzoo")
 
     def _tensor(self, name: str, value: np.ndarray) -> onnx.TensorProto:
