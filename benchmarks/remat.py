@@ -1,15 +1,20 @@
 """What `--remat=block` saves and costs: a step's time and the process's largest memory, with it and without.
 
-    .venv/bin/python benchmarks/remat.py [--layers=12]
+    .venv/bin/python benchmarks/remat.py [--layers=12] [--rounds=3]
 
-Each in a process of its own, the same GPT-2, weights and batches: the losses printed are the same.
+Each in processes of its own, in turns, the same GPT-2, weights and batches: the losses printed are the same. Medians,
+and ratios within a round.
 """
 
 import argparse
+import json
 import re
+import statistics
 import subprocess
 import sys
 import time
+
+from side_by_side import environment, markdown, ratio
 
 WIDTH, ROWS, LENGTH, WORDS, STEPS = 256, 8, 256, 1000, 4
 
@@ -22,8 +27,8 @@ def peak_memory() -> float:
     return int(found[1]) / 1024
 
 
-def work(remat: bool, layers: int) -> str:
-    """A row of the table."""
+def work(remat: bool, layers: int) -> dict[str, float]:
+    """Megabytes that training adds at most, CPU seconds of a step, the last loss."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -55,22 +60,33 @@ def work(remat: bool, layers: int) -> str:
     began = time.process_time()
     loss = run(iterator, tf.constant(STEPS)).numpy()[-1]
     seconds = (time.process_time() - began) / STEPS
-    return f"| {'block' if remat else 'none'} | {peak_memory() - before:,.0f} | {seconds:.2f} | {loss:.6f} |"
+    return {"memory": peak_memory() - before, "seconds": seconds, "loss": float(loss)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--remat", choices=("none", "block"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--remat", choices=("none", "block"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.remat:
-        print(work(arguments.remat == "block", arguments.layers))
+        print(json.dumps(work(arguments.remat == "block", arguments.layers)))
         return
+    found: dict[str, list[dict[str, float]]] = {"none": [], "block": []}
+    for number in range(arguments.rounds):
+        for remat in list(found)[:: 1 if number % 2 == 0 else -1]:
+            command = [sys.executable, __file__, f"--layers={arguments.layers}", f"--remat={remat}"]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment())
+            found[remat].append(json.loads(done.stdout.splitlines()[-1]))
     print(f"{arguments.layers} layers of {WIDTH}, {ROWS} rows of {LENGTH} tokens, dropout 0.1\n")
-    print("| --remat | MB that training adds at most | CPU seconds a step | loss |\n|---|---:|---:|---:|")
-    for remat in ("none", "block"):
-        command = [sys.executable, __file__, f"--layers={arguments.layers}", f"--remat={remat}"]
-        print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout, end="", flush=True)
+    rows = []
+    for remat, measured in found.items():
+        row = [remat]
+        for name, form in (("memory", "{:,.0f}"), ("seconds", "{:.2f}")):
+            values, plain = ([each[name] for each in some] for some in (measured, found["none"]))
+            row += [form.format(statistics.median(values)), f"{ratio(values, plain):.2f}"]
+        rows.append([*row, f"{measured[0]['loss']:.6f}"])
+    print(markdown(["--remat", "MB that training adds at most", "ratio", "CPU seconds a step", "ratio", "loss"], rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a TPU refuses is in no training step: each is compiled with static shapes, and its HLO read. None runs here."""
 
 import re
+import types
 
 import keras
 import numpy as np
@@ -8,13 +9,17 @@ import pytest
 import tensorflow as tf
 
 import tfzoo
-from tfzoo import models, nn, optim
+from tests.data.pairs_test import corpus
+from tfzoo import models, optim, train
+from tfzoo.data import pipeline
+from tfzoo.data.tokenized import TokenizedCorpus
+from tfzoo.errors import UserError
+from tfzoo.objectives.causal import Causal
 from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.objectives.shared import TokenTargets
-from tfzoo.text.wordpiece import WordPiece
-from tfzoo.train import make_replica_step
+from tfzoo.objectives.span_corruption import SpanCorruption
 
-BATCH, LENGTH, WORDS = 4, 8, 40
+BATCH, LENGTH, WORDS, SENTINELS = 4, 16, 40, 10
 # Dynamic sizes, and kinds of data that XLA has not.
 REFUSED = {
     "a dimension of no fixed size": re.compile(r"\[[^\]]*<=\d"),
@@ -47,30 +52,62 @@ SIZES: dict[str, dict] = {
     "t5": dict(num_decoder_layers=1, head_dim=4),
     "transformer": dict(num_decoder_layers=1),
 }
-
-
 KNOWN = {"reformer": ["set-dimension-size"]}  # TopKV2, which its sorting by buckets is, says its static size so.
 
 
+def tokenizer():
+    """What the objectives ask of one: a few special tokens, words, sentinels."""
+    names = ("pad_id", "eos_id", "unk_id", "cls_id", "sep_id", "mask_id", "bos_id")
+    sentinels = list(range(WORDS - SENTINELS, WORDS))
+    return types.SimpleNamespace(
+        vocab=[f"t{i}" for i in range(WORDS)],
+        vocab_size=WORDS,
+        special_ids=[*range(len(names)), *sentinels],
+        sentinel_ids=sentinels,
+        continues=np.arange(WORDS) % 3 == 0,
+        **{name: i for i, name in enumerate(names)},
+    )
+
+
+# --objective -> each way of it that has a graph of its own.
+OBJECTIVES: dict[str, list] = {
+    "masked_lm": [
+        lambda: MaskedLM(tokenizer(), LENGTH),
+        lambda: MaskedLM(tokenizer(), LENGTH, whole_words=True, next_sentence=False),
+        lambda: MaskedLM(tokenizer(), LENGTH, next_sentence=False, pack=True),
+    ],
+    "causal": [lambda: Causal(tokenizer(), LENGTH), lambda: Causal(tokenizer(), LENGTH, pack=False)],
+    "span_corruption": [
+        lambda: SpanCorruption(tokenizer(), LENGTH),
+        lambda: SpanCorruption(tokenizer(), LENGTH, pack=False),
+    ],
+}
+
+
 class Targets(TokenTargets):
+    """For families that no objective trains yet."""
+
     name = "tpu"
+    heads = ("lm",)
 
 
-def features(page) -> tuple[dict, object]:
-    """(a batch, an objective) for a family's kind of model."""
-    ids = np.random.default_rng(0).integers(5, WORDS, [BATCH, LENGTH]).astype(np.int32)
-    batch = {"token_ids": ids, "targets": ids, "target_weights": np.ones([BATCH, LENGTH], np.float32)}
-    if issubclass(page.Model, nn.EncoderDecoderModel):
-        batch |= {"decoder_token_ids": ids, "padding_mask": np.ones([BATCH, LENGTH], bool)}
-    elif "block_ids" in page.Model.INPUTS:
-        blocks = np.repeat([[1, 2]], LENGTH // 2, axis=1).astype(np.int32) * np.ones([BATCH, 1], np.int32)
-        batch |= {"block_ids": blocks, "position_ids": np.tile(np.arange(LENGTH, dtype=np.int32), [BATCH, 1])}
-    return batch, Targets()
+def batch_of(objective) -> dict:
+    """A training batch as the pipeline makes it; its shapes must be static."""
+    if isinstance(objective, Targets):
+        ids = np.random.default_rng(0).integers(7, WORDS, [BATCH, LENGTH]).astype(np.int32)
+        return {"token_ids": ids, "targets": ids, "target_weights": np.ones([BATCH, LENGTH], np.float32)}
+    text = corpus([[5, 6], [3], [7, 4, 6], [2, 2], [9]] * 8)
+    words = np.random.default_rng(0).integers(7, WORDS - SENTINELS, len(text.token_ids)).astype(np.int32)
+    rows = objective.rows(TokenizedCorpus(words, text.sentence_starts, text.document_starts))
+    batches = pipeline.training_batches(rows, objective, batch_size=BATCH, seed=0, first_step=0, num_steps=1)
+    for name, spec in batches.element_spec.items():
+        assert spec.shape.is_fully_defined(), (name, spec)
+    return next(iter(batches))
 
 
 def hlo(model, objective, batch, **options) -> str:
     optimizer = optim.make_optimizer("adamw", 0.1, model.trainable_variables, weight_decay=0.1)
-    step = tf.function(make_replica_step(model, optimizer, objective, **options), jit_compile=True)
+    step = tf.function(train.make_replica_step(model, optimizer, objective, **options), jit_compile=True)
     arguments = {name: tf.constant(value) for name, value in batch.items()}
     return step.experimental_get_compiler_ir(arguments)(stage="hlo")
 
@@ -80,27 +117,18 @@ def complaints(text: str) -> list[str]:
 
 
 class TPUTest(tf.test.TestCase):
-    def check(self, text, known=()):
+    def check(self, family, objective, **options):
+        page = models.page(family)
+        name = next(iter(page.CONFIGS))
+        keras.utils.set_random_seed(1)
+        model = tfzoo.build(name, heads=objective.heads, **SMALL | SIZES.get(family, {}))
+        text = hlo(model, objective, batch_of(objective), **options)
         self.assertIn("ENTRY", text)
         self.assertIn("dot(", text)
-        self.assertEqual(complaints(text), list(known))
+        self.assertEqual(complaints(text), KNOWN.get(family, []))
 
     def test_masked_words_and_parts(self):
-        vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(97, 97 + WORDS - 5))]
-        objective = MaskedLM(WordPiece(vocab), LENGTH)
-        count = 3
-        batch = {
-            "token_ids": np.full([BATCH, LENGTH], 7, np.int32),
-            "segment_ids": np.zeros([BATCH, LENGTH], np.int32),
-            "padding_mask": np.ones([BATCH, LENGTH], bool),
-            "masked_positions": np.zeros([BATCH, count], np.int32),
-            "masked_ids": np.full([BATCH, count], 7, np.int32),
-            "masked_weights": np.ones([BATCH, count], np.float32),
-            "next_sentence": np.zeros([BATCH], np.int32),
-            "next_sentence_weight": np.ones([BATCH], np.float32),
-        }
-        model = tfzoo.build("bert_tiny", **SMALL)
-        self.check(hlo(model, objective, batch, num_parts=2, clip_norm=1.0, clip_each=1.0))
+        self.check("bert", OBJECTIVES["masked_lm"][0](), num_parts=2, clip_norm=1.0, clip_each=1.0)
 
     def test_the_lint_finds_what_it_is_for(self):
         step = tf.function(lambda x: tf.reduce_sum(tf.boolean_mask(x, x > 0)), jit_compile=True)
@@ -108,15 +136,30 @@ class TPUTest(tf.test.TestCase):
         self.assertIn("a dimension of no fixed size", complaints(text))
 
     @pytest.mark.faults
-    def test_every_family(self):
+    def test_every_family_and_every_objective(self):
+        seen: dict[str, int] = {}
         for family in models.FAMILIES:
-            page = models.page(family)
-            with self.subTest(family=family):
-                keras.utils.set_random_seed(1)
-                batch, objective = features(page)
-                sizes = SMALL | SIZES.get(family, {})
-                model = tfzoo.build(next(iter(page.CONFIGS)), heads=("lm",), **sizes)
-                self.check(hlo(model, objective, batch, clip_norm=1.0), KNOWN.get(family, ()))
+            page, trained = models.page(family), 0
+            for name, ways in OBJECTIVES.items():
+                for way, make in enumerate(ways):
+                    objective = make()
+                    flags = types.SimpleNamespace(model=next(iter(page.CONFIGS)), objective=name)
+                    try:
+                        train.check_model(flags, page, objective)
+                    except UserError:
+                        continue  # Nor does the command train it so.
+                    trained += 1
+                    with self.subTest(family=family, objective=name, way=way):
+                        self.check(family, objective, clip_norm=1.0)
+                        seen[f"{name} {way}"] = seen.get(f"{name} {way}", 0) + 1
+            if not trained:
+                with self.subTest(family=family):
+                    self.check(family, Targets(), clip_norm=1.0)
+                    seen[family] = 1
+        print(f"steps compiled and read: {sum(seen.values())}: {seen}")
+        self.assertContainsSubset(
+            [f"{name} {way}" for name, ways in OBJECTIVES.items() for way in range(len(ways))], seen
+        )
 
 
 if __name__ == "__main__":

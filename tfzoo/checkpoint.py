@@ -118,25 +118,30 @@ class Checkpoints:
 
     def _write(self, step: int, arrays: dict[str, np.ndarray], record: dict[str, Any], best: bool) -> None:
         path = self.path(step)
-        if step in self._damaged and path.exists():
-            self._remove(step)  # Read and found damaged: this one replaces it.
-        self._prune(*self._damaged)  # What a kill kept the last save from removing.
-        if not path.exists():
-            with files.atomic_folder(path) as partial:
-                sources = [
-                    (name, array.shape, tensors.NAMES[array.dtype], functools.partial(_itself, array))
-                    for name, array in arrays.items()
-                ]
-                tensors.write_file(partial / VARIABLES, sources, {})
-                record |= {
-                    "bytes": (partial / VARIABLES).stat().st_size,
-                    "sha256": files.sha256(partial / VARIABLES),
-                    "variables": {name: _signature(array) for name, array in arrays.items()},
-                }
-                (partial / RECORD).write_bytes(_encode(record))
-        if best:
-            self.mark_best(step)
-        self._prune(step)
+        with files.writing(path):
+            if step in self._damaged and path.exists():
+                self._remove(step)  # Read and found damaged: this one replaces it.
+            self._prune(*self._damaged)  # What a kill kept the last save from removing.
+            if not path.exists():
+                self._write_folder(path, arrays, record)
+            if best:
+                self.mark_best(step)
+            self._prune(step)
+
+    @staticmethod
+    def _write_folder(path: pathlib.Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+        with files.atomic_folder(path) as partial:
+            sources = [
+                (name, array.shape, tensors.NAMES[array.dtype], functools.partial(_itself, array))
+                for name, array in arrays.items()
+            ]
+            tensors.write_file(partial / VARIABLES, sources, {})
+            record |= {
+                "bytes": (partial / VARIABLES).stat().st_size,
+                "sha256": files.sha256(partial / VARIABLES),
+                "variables": {name: _signature(array) for name, array in arrays.items()},
+            }
+            (partial / RECORD).write_bytes(_encode(record))
 
     def restore(self, variables: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
         """Assigns the newest intact checkpoint to `variables`, all of them or none.

@@ -29,7 +29,7 @@ _REFUSALS = {
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Around what writes to `path`: a full disk or a folder that forbids it becomes one line.
+    """Around what writes to `path`: a full disk or a folder that forbids it, or is gone, becomes one line.
 
     Raises:
       UserError: the machine refuses the block's writes.
@@ -38,6 +38,8 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = _REFUSALS.get(error.errno or 0)
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST) and not pathlib.Path(path).parent.is_dir():
+            remedy = "its folder was removed or replaced: put it back"
         if remedy is None:
             raise
         raise UserError(f"{path}: cannot be written ({os.strerror(error.errno or 0).lower()}); {remedy}") from None

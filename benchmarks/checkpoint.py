@@ -1,0 +1,112 @@
+"""How long a step waits for its checkpoint: written meanwhile, beside a copy of the variables alone and a save that is
+waited for.
+
+    .venv/bin/python benchmarks/checkpoint.py [--sizes=small,middle] [--folder=/tmp]
+
+GPT-2 of two sizes with AdamW's moments. Each round, in an order that reverses: the copy; `Checkpoints.save`, waiting;
+the same with wait=False, from the call to its return, once the one before it is written; and what five steps take
+longer while such a checkpoint is written beside them.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+from side_by_side import ROOT, markdown, ratio
+
+sys.path.insert(0, str(ROOT))
+
+SIZES: dict[str, dict[str, Any]] = {
+    "small": dict(batch_size=8, length=32, vocab_size=1000, hidden_size=64, num_layers=2, num_heads=2),
+    "middle": dict(batch_size=8, length=64, vocab_size=16384, hidden_size=384, num_layers=6, num_heads=6),
+}
+STEPS = 5
+
+
+def measure(size: str, folder: pathlib.Path, rounds: int) -> None:
+    """Prints a table."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from tfzoo import checkpoint, models, optim, train
+    from tfzoo.objectives import shared
+
+    tf.config.threading.set_intra_op_parallelism_threads(2)
+    sizes = dict(SIZES[size])
+    rows, length = sizes.pop("batch_size"), sizes.pop("length")
+    keras.utils.set_random_seed(0)
+    model = models.build("gpt2", intermediate_size=4 * sizes["hidden_size"], max_positions=length, **sizes)
+    optimizer = optim.make_optimizer("adamw", 1e-3, model.trainable_variables)
+    variables = checkpoint.model_variables(model, optimizer)
+    tokens = np.random.default_rng(0).integers(0, sizes["vocab_size"], [rows, length + 1], np.int32)
+    features = {"token_ids": tokens[:, :-1], "targets": tokens[:, 1:], "target_weights": np.ones([rows, length], "f4")}
+    iterator = iter(tf.data.Dataset.from_tensors(features).repeat())
+    run = train.make_step(tf.distribute.get_strategy(), model, optimizer, shared.TokenTargets())
+    checkpoints = checkpoint.Checkpoints(folder / size, keep=1)
+    saved = 0
+
+    def copy():
+        return [np.array(variable.value.numpy(), copy=True) for variable in variables.values()]
+
+    def save(wait):
+        nonlocal saved
+        saved += 1
+        checkpoints.save(saved, variables, {}, wait=wait)
+
+    def steps():
+        run(iterator, tf.constant(STEPS)).numpy()
+
+    def timed(function, *arguments) -> float:
+        began = time.perf_counter()
+        function(*arguments)
+        return 1000 * (time.perf_counter() - began)
+
+    def beside():
+        save(False)
+        seconds = timed(steps)
+        checkpoints.wait()
+        return seconds
+
+    def meanwhile():
+        milliseconds = timed(save, False)
+        checkpoints.wait()
+        return milliseconds
+
+    ways = {
+        "the variables copied, nothing else": lambda: timed(copy),
+        "saved, waiting for it": lambda: timed(save, True),
+        "saved meanwhile: until the call returns": meanwhile,
+        f"{STEPS} steps": lambda: timed(steps),
+        f"{STEPS} steps while one is written": beside,
+    }
+    for way in ways.values():
+        way()
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
+            found[name].append(ways[name]())
+    size_mb = sum(np.asarray(v.value).nbytes for v in variables.values()) / 1e6
+    copied = found["the variables copied, nothing else"]
+    table = [[name, f"{statistics.median(times):.1f}", f"{ratio(times, copied):.2f}"] for name, times in found.items()]
+    print(markdown([f"{size}: {size_mb:,.1f} MB in {len(variables)} variables", "ms", "times the copy"], table))
+    print(flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default=",".join(SIZES))
+    parser.add_argument("--folder", help="on the disk that is to be written to")
+    parser.add_argument("--rounds", type=int, default=11)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for size in arguments.sizes.split(","):
+            measure(size, pathlib.Path(folder), arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
