@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -28,7 +27,6 @@ from tfzoo.text.wordpiece import WordPiece
 
 ROOT = pathlib.Path(__file__).parents[2]
 VERIFY = ROOT / "export" / "verify.py"
-CONSUMERS = ROOT / "export" / "consumers"
 
 # A process of its own, which replays the artifacts and then asks the SavedModel what an outsider may ask.
 OUTSIDER = """
@@ -114,7 +112,6 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         dict(heads=("span",)),
         dict(onnx_profile="compat", onnx_variants=["float16"], formats=["onnx"]),
     ),
-    "sorter": ("bert", dict(heads=("classify",)), dict(formats=["onnx"])),
     "translator": ("t5", {}, dict(formats=["onnx"], onnx_variants=["int8"])),
 }
 # What takes longer, for `make faults`.
@@ -250,37 +247,6 @@ class ArtifactTest(tf.test.TestCase):
         self.assertIn("the length of token_ids must be from 1 to 32", report["no_length"])
         self.assertIn("segment_ids must have the shape of token_ids", report["shapes"])
         self.assertIn("padding_mask must have the shape of token_ids", report["mask_shape"])
-
-    def check_consumer(self, *command, cwd=None):
-        """A program of export/consumers says of texts what the model says."""
-        texts = ["the function of a", "Größe, naïve café 東京", "x"]
-        done = subprocess.run([*command, OTHERS["sorter"]["onnx"], *texts], capture_output=True, text=True, cwd=cwd)
-        self.assertEqual(done.returncode, 0, done.stderr[-2000:])
-        model = small.model(*MODELS["sorter"][:1], num_layers=1, **MODELS["sorter"][1])
-        answer = answers.find(model, TOKENIZER, answers.Options(32))
-        expected = golden.text_outputs(answer, {"text": texts})
-        rows = [line.split("\t") for line in done.stdout.splitlines()]
-        self.assertEqual([row[0] for row in rows], expected["label"]["values"].tolist())
-        self.assertAllClose([float(row[1]) for row in rows], expected["scores"].max(-1), atol=6e-5)
-        self.assertEqual([row[2] for row in rows], texts)
-
-    def test_the_python_consumer(self):
-        self.check_consumer(sys.executable, CONSUMERS / "classify.py")
-
-    @pytest.mark.faults
-    def test_the_javascript_consumer(self):
-        if shutil.which("npm") is None:
-            self.skipTest("npm is not installed")
-        folder = FOLDER / "javascript"
-        folder.mkdir()
-        shutil.copy(CONSUMERS / "classify.mjs", folder)
-        packages = ["onnxruntime-node", "@huggingface/tokenizers"]
-        environment = {**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"}
-        command = ["npm", "install", "--no-audit", "--no-fund", *packages]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            self.skipTest(f"npm install: {done.stderr[-200:]}")
-        self.check_consumer("node", "classify.mjs", cwd=folder)
 
     def test_signatures_for_classify_and_regress(self):
         folder = OTHERS["classifier"]["savedmodel"]
