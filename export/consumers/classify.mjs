@@ -10,6 +10,8 @@ import ort from "onnxruntime-node";
 const [folder, ...texts] = process.argv.slice(2);
 const read = async (name) => JSON.parse(await readFile(`${folder}/${name}`, "utf8"));
 const manifest = await read("manifest.json");
+const several = manifest.problem_type === "multi_label_classification";
+if (!several && manifest.problem_type !== "single_label_classification") throw new Error(`${folder} does not hold a classifier`);
 const tokenizer = new Tokenizer(
   await read("tokenizer/tokenizer.json"),
   await read("tokenizer/tokenizer_config.json"),
@@ -32,8 +34,8 @@ for (const text of texts) {
     ]),
   );
   const logits = Array.from((await session.run(feeds)).logits.data);
-  const exponents = logits.map((x) => Math.exp(x - Math.max(...logits)));
-  const total = exponents.reduce((a, b) => a + b);
   const best = logits.indexOf(Math.max(...logits));
-  console.log(`${manifest.labels[best]}\t${(exponents[best] / total).toFixed(4)}\t${text}`);
+  const sum = logits.map((x) => Math.exp(x - logits[best])).reduce((a, b) => a + b);
+  const score = several ? 1 / (1 + Math.exp(-logits[best])) : 1 / sum;
+  console.log(`${manifest.labels[best]}\t${score.toFixed(4)}\t${text}`);
 }

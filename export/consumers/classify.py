@@ -13,6 +13,8 @@ import tokenizers
 
 folder, texts = pathlib.Path(sys.argv[1]), sys.argv[2:]
 manifest = json.loads((folder / "manifest.json").read_text())
+if manifest.get("problem_type") not in ("single_label_classification", "multi_label_classification"):
+    sys.exit(f"{folder} does not hold a classifier")
 tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
 tokenizer.enable_truncation(manifest["options"]["sequence_length"])
 tokenizer.enable_padding()
@@ -26,8 +28,11 @@ inputs = {
     if name in {value.name for value in session.get_inputs()}
 }
 (logits,) = session.run(["logits"], inputs)
-scores = np.exp(logits - logits.max(-1, keepdims=True))
-scores /= scores.sum(-1, keepdims=True)
+if manifest["problem_type"] == "multi_label_classification":
+    scores = 1 / (1 + np.exp(-logits))
+else:
+    scores = np.exp(logits - logits.max(-1, keepdims=True))
+    scores /= scores.sum(-1, keepdims=True)
 for text, row in zip(texts, scores):
     best = int(row.argmax())
     print(f"{manifest['labels'][best]}\t{row[best]:.4f}\t{text}")
