@@ -12,8 +12,9 @@ from tfzoo import files
 from tfzoo.errors import UserError
 
 
-def read(path: str | os.PathLike, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[tuple[str, dict[str, Any]]]:
     """(FILE:LINE, record) of each line: an object of a .jsonl file, else {field: the line}. Blank lines are skipped.
+    `flag` is the one that named the file.
 
     Raises:
       UserError: the file cannot be read, is not UTF-8 or holds nothing, or a line is no object.
@@ -22,11 +23,11 @@ def read(path: str | os.PathLike, field: str) -> Iterator[tuple[str, dict[str, A
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"--input={path}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
+        raise UserError(f"--{flag}={path}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
     except OSError as error:
-        raise UserError(f"--input={path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+        raise UserError(f"--{flag}={path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
     if not any(map(str.strip, lines)):
-        raise UserError(f'--input={path}: holds no {field}; write one a line, or {{"{field}": ...}} in .jsonl')
+        raise UserError(f'--{flag}={path}: holds no {field}; write one a line, or {{"{field}": ...}} in .jsonl')
     for number, line in enumerate(lines, 1):
         line = line.removesuffix("\r")
         if not line.strip():
