@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.export import small
+from tfzoo import generation
 from tfzoo.errors import UserError
 from tfzoo.export import answers
 from tfzoo.export.answers import Options, Tags
@@ -195,6 +196,48 @@ class AnswersTest(tf.test.TestCase):
             )
         with self.assertRaisesRegex(UserError, "--pooling=pooled"):
             answers.find(small.model("xlnet", heads=()), TOKENIZER, Options(32, pooling="pooled"))
+
+    def test_a_text_is_looked_for_as_the_folder_says(self):
+        texts = ["of the function", "a", "東京"]
+        said = dict(num_beams=3, length_penalty=0.5, no_repeat_ngram_size=2, do_sample=True, temperature=0.7, top_k=9)
+        model = small.model("gpt2", heads=("lm",))
+        self.assertEqual(answers.search_of(model, 1), {})
+        model.generation_config = json.dumps(said)
+        self.assertEqual(answers.search_of(model, 1), dict(no_repeat_ngram_size=2))
+        with self.assertRaisesRegex(UserError, "--num_beams=3: must be a multiple"):
+            model.generation_config = json.dumps(said | {"num_beam_groups": 2})
+            answers.search_of(model, 3)
+        model.generation_config = json.dumps(said)
+        search = answers.search_of(model)
+        self.assertEqual(search, dict(num_beams=3, length_penalty=0.5, no_repeat_ngram_size=2))
+        found = answers.find(model, TOKENIZER, Options(24, max_new_tokens=6, search=search))
+
+        def written(text, most, **options):
+            ids = found.reader.read({"text": tf.constant([text])}).inputs["token_ids"]
+            options |= dict(max_new_tokens=most, return_scores=True)
+            new = generation.generate_ids(model, ids, **found.ids, **options)
+            return TOKENIZER.detokenize([new.token_ids[0, : int(new.lengths[0])].numpy()])[0], int(new.lengths[0])
+
+        spec = tf.TensorSpec([None], tf.string)
+        ask = tf.function(lambda text: found.answer({"text": text}, None), input_signature=[spec], autograph=False)
+        got = ask(tf.constant(texts))
+        wanted = [written(text, 6, **search) for text in texts]
+        self.assertEqual(list(zip(got["generated_text"].numpy(), got["num_tokens"].numpy())), wanted)
+        self.assertNotEqual(wanted, [written(text, 6, no_repeat_ngram_size=2) for text in texts])
+        self.assertEqual(ask(tf.constant([], tf.string))["num_tokens"].shape, [0])
+        # Row by row: beams, the likeliest tokens, fewer tokens by beams.
+        counts = [6, 6, 3]
+        rows = dict(max_new_tokens=counts, temperature=[0, 1, 0], top_k=[0, 1, 0], top_p=[1] * 3, seed=[5] * 3)
+        rows = {name: tf.constant(values, found.ROWS[name]) for name, values in rows.items()}
+        rowwise = tf.function(
+            lambda text, rows: found.answer({"text": text}, None, rows),
+            input_signature=[spec, {name: tf.TensorSpec([None], values.dtype) for name, values in rows.items()}],
+            autograph=False,
+        )
+        got = rowwise(tf.constant(texts), rows)
+        options = [search, dict(no_repeat_ngram_size=2), search]
+        wanted = [written(text, n, **each) for text, n, each in zip(texts, counts, options)]
+        self.assertEqual(list(zip(got["generated_text"].numpy(), got["num_tokens"].numpy())), wanted)
 
 
 if __name__ == "__main__":

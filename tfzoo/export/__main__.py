@@ -13,7 +13,7 @@ from tfzoo import cli
 
 # What `artifact.export` is told, beside the model.
 _OPTIONS = (
-    "name version formats sequence_length text_pair long_texts pooling max_new_tokens precision "
+    "name version formats sequence_length text_pair long_texts pooling max_new_tokens num_beams precision "
     "onnx_profile onnx_variants keep_versions"
 ).split()
 
@@ -38,13 +38,14 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("enum", "pooling", "mean", "what makes one vector of a text, for a model without heads",
            enum_values=["mean", "first", "last", "pooled"])  # fmt: skip
     define("integer", "max_new_tokens", 64, "the most tokens that a language model writes")
+    define("integer", "num_beams", None, "of the search for its likeliest text; as the model's folder says by default")
     define("enum", "precision", "float32", "what the SavedModel computes in",
            enum_values=["float32", "bfloat16", "float16"])  # fmt: skip
     define("enum", "onnx_profile", "standard", "ONNX operators: of opset 23; of 18 for older runtimes; or a decoder's "
            "folder for onnxruntime-genai", enum_values=["standard", "compat", "genai"])  # fmt: skip
     define("list", "onnx_variants", [], "graphs to write beside the float32 ones: float16, int8")
     absl_flags.mark_flags_as_required(["model_dir", "output_dir"], flag_values=flags)
-    for name in ("version", "keep_versions", "sequence_length", "max_new_tokens"):
+    for name in ("version", "keep_versions", "sequence_length", "max_new_tokens", "num_beams"):
         cli.positive(flags, name)
 
 

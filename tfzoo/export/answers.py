@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfzoo import generation, models, nn
 from tfzoo.errors import UserError
 from tfzoo.generation.decode import special_ids
+from tfzoo.generation.texts import folder_options
 from tfzoo.text import framing
 from tfzoo.text.framing import PAIR, TEXT
 
@@ -37,6 +38,7 @@ class Options:
     long_texts: what becomes of longer ones: "truncate" or "refuse".
     pooling: of embeddings: mean, first, last or pooled.
     max_new_tokens: the most tokens that a language model writes.
+    search: options of decoding by which it looks for the likeliest text: beams, penalties and what may not be written.
     """
 
     sequence_length: int
@@ -44,6 +46,27 @@ class Options:
     long_texts: str = "truncate"
     pooling: str = "mean"
     max_new_tokens: int = 64
+    search: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# Of a folder's generation_config.json what an export takes over. Not what draws, nor what compares strings.
+_OF_BEAMS = ("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping")
+_CONSTRAINTS = (*("min_new_tokens", "repetition_penalty", "presence_penalty", "no_repeat_ngram_size", "bad_words_ids"),)
+
+
+def search_of(model: keras.Model, num_beams: int | None = None) -> dict[str, Any]:
+    """Options.search as the model's folder has it, or with another number of beams."""
+    found = folder_options(model)
+    beams = found.get("num_beams", 1) if num_beams is None else num_beams
+    if num_beams is not None and beams % found.get("num_beam_groups", 1):
+        raise UserError(f"--num_beams={beams}: must be a multiple of the folder's num_beam_groups; name another")
+    names = (*_OF_BEAMS, *_CONSTRAINTS) if beams > 1 else _CONSTRAINTS
+    found = {name: found[name] for name in names if name in found}
+    return found | ({"num_beams": beams} if beams > 1 else {})
+
+
+def without_beams(search: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in search.items() if name not in _OF_BEAMS}
 
 
 def family(model: keras.Model) -> str:
@@ -461,12 +484,14 @@ class Embeddings(Answer):
 
 
 class Continuations(Answer):
-    """What a language model writes, greedily: `generated_text` string [B], of `num_tokens` int32 [B].
+    """What a language model writes, the likeliest by options.search: `generated_text` string [B], of `num_tokens` int32
+    [B].
 
     A decoder goes on behind `text`, an encoder-decoder answers it. A text of no tokens cannot be gone on from.
     """
 
-    # What the signature `generate` reads beside the text, a number for each row. A temperature of 0 is greedy.
+    # What the signature `generate` reads beside the text, a number for each row. Rows of temperature 0 get the
+    # likeliest text, as without these numbers; the others are drawn, token by token, whatever the number of beams.
     ROWS = {
         name: np.dtype(generation.ROWS[name][0]).name
         for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
@@ -489,7 +514,7 @@ class Continuations(Answer):
         }
 
     def answer(self, texts, call, rows=None):
-        """rows: tensors [B] by ROWS; None is greedy."""
+        """rows: tensors [B] by ROWS; None looks for the likeliest text."""
         reading = self.reader.read(texts)
         mask = reading.inputs["padding_mask"]
         empty = tf.where(~tf.reduce_any(mask, 1))
@@ -501,17 +526,39 @@ class Continuations(Answer):
             checks.append(require(holds, f"max_new_tokens must be from 1 to {most}, and is", asked))
         with tf.control_dependencies(checks):
             token_ids = tf.identity(reading.inputs["token_ids"])
-        options = self.decoding(do_sample=rows is not None)
-        written = generation.decode(self.model, options, token_ids, mask, rows or {}, self.options.max_new_tokens)
-        ids = tf.RaggedTensor.from_tensor(written["token_ids"], tf.cast(written["lengths"], tf.int64))
+        written, lengths = self._write(token_ids, mask, rows)
+        ids = tf.RaggedTensor.from_tensor(written, tf.cast(lengths, tf.int64))
         return {
             "generated_text": self.tokenizer.detokenize(ids),
-            "num_tokens": written["lengths"],
+            "num_tokens": lengths,
             "truncated": reading.truncated,
         }
 
-    def decoding(self, **options) -> generation.Options:
-        return generation.read_options(**options, **self.ids)[0]
+    def _write(self, token_ids, mask, rows):
+        """(ids [B, max_new_tokens], lengths [B])."""
+
+        def decode(rows, **options):
+            static, fixed = generation.read_options(**options, **self.ids)
+            each = {name: tf.fill(tf.shape(mask)[:1], value) for name, value in fixed.items()}
+            found = generation.decode(self.model, static, token_ids, mask, each | rows, self.options.max_new_tokens)
+            return found["token_ids"], found["lengths"]
+
+        def nothing():
+            return tf.zeros([tf.shape(mask)[0], self.options.max_new_tokens], tf.int32), tf.zeros_like(
+                mask[:, 0], tf.int32
+            )
+
+        search = self.options.search
+        if rows is None:
+            return decode({}, **search)
+        drawing = without_beams(search)
+        if "num_beams" not in search:  # Drawn at temperature 0, the likeliest token is the one.
+            return decode(rows, do_sample=True, **drawing)
+        likeliest = rows["temperature"] == 0
+        most = {"max_new_tokens": rows["max_new_tokens"]}
+        found = tf.cond(tf.reduce_any(likeliest), lambda: decode(most, **search), nothing)
+        drawn = tf.cond(tf.reduce_all(likeliest), nothing, lambda: decode(rows, do_sample=True, **drawing))
+        return tf.where(likeliest[:, tf.newaxis], found[0], drawn[0]), tf.where(likeliest, found[1], drawn[1])
 
 
 # The first of these that a model has is what its text signature is about.

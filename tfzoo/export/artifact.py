@@ -50,6 +50,7 @@ def export(
     long_texts: str = "truncate",
     pooling: str = "mean",
     max_new_tokens: int = 64,
+    num_beams: int | None = None,
     precision: str = "float32",
     onnx_profile: str = "standard",
     onnx_variants: Sequence[str] = (),
@@ -63,6 +64,7 @@ def export(
       version: the next free one where it is None.
       sequence_length: of the longest text; None takes what the model can read, up to 1024.
       text_pair, long_texts, pooling, max_new_tokens: see answers.Options.
+      num_beams: of the search for the likeliest text; None takes the model's folder's, else there are none.
       precision: what the SavedModel computes in; ONNX is float32, with variants.
       onnx_profile: one of onnx_graph.PROFILES.
       onnx_variants: of variants.VARIANTS, written beside the float32 graphs.
@@ -79,7 +81,8 @@ def export(
     name = family if name is None else name
     _check_arguments(name, version, formats, precision, onnx_variants, keep_versions)
     longest = min(model.config.max_positions, _LONGEST) if sequence_length is None else sequence_length
-    options = Options(longest, text_pair, long_texts, pooling, max_new_tokens)
+    search = answers.search_of(model, num_beams)
+    options = Options(longest, text_pair, long_texts, pooling, max_new_tokens, search)
     savedmodel.check(model, tokenizer, options)
     parents = {kind: pathlib.Path(output_dir, kind, name) for kind in formats}
     if version is None:

@@ -7,12 +7,14 @@ likely within the tolerance. Logits of words would fill the file. They are the g
 anything may stand.
 """
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfzoo import generation, nn
 from tfzoo.errors import CheckFailed
@@ -276,7 +278,7 @@ def generate_case(answer: answers.Continuations, texts: Mapping[str, Sequence[st
     asked = {name: values.astype(answer.ROWS[name]) for name, values in asked.items()}
     return {
         "inputs": {"text": np.array(texts["text"], "U"), **asked},
-        "outputs": text_outputs(answer, texts, asked["max_new_tokens"]),
+        "outputs": text_outputs(answer, texts, asked["max_new_tokens"], asked["temperature"] == 0),
     }
 
 
@@ -505,32 +507,60 @@ def _embeddings(answer: answers.Embeddings, rows: list[_Row]) -> dict:
     return {"embeddings": vectors}
 
 
-def _continuations(answer: answers.Continuations, rows: list[_Row], counts: np.ndarray | None = None) -> dict:
-    """counts: tokens asked for in each row. Each row is written by itself, and read again as a whole."""
-    most = answer.options.max_new_tokens
+def _continuations(
+    answer: answers.Continuations,
+    rows: list[_Row],
+    counts: np.ndarray | None = None,
+    likeliest: np.ndarray | None = None,
+) -> dict:
+    """Each row is written by itself.
+
+    counts: tokens asked for in each. likeliest: whether the likeliest text was, or the likeliest token each time.
+    """
+    forced = any(name.startswith("forced") for name in answer.ids)
+    noises = _noises(_margin(answer.model))
     texts, lengths, decided = [], [], []
     for i, row in enumerate(rows):
-        written = generation.generate_ids(
-            answer.model, [row.ids], max_new_tokens=most, return_scores=True, **answer.ids
-        )
-        ids = np.asarray(written.token_ids)[0, : int(written.lengths[0])]
-        ids = ids if counts is None else ids[: counts[i]]
-        logits = _next_logits(answer, row, ids)
-        second, largest = np.sort(logits, -1)[:, -2:].T
-        sure = largest - second > _margin(answer.model) * max(1.0, np.abs(logits).max())
-        forced = any(name.startswith("forced") for name in answer.ids)
-        if not forced and (sure & (logits.argmax(-1) != ids)).any():
-            raise CheckFailed(
-                f"{answer.model.name} writes with its cache what it does not write without it: {row.texts}"
-            )
+        search = answer.options.search
+        if likeliest is not None and not likeliest[i]:
+            search = answers.without_beams(search)
+        asked = search | {"max_new_tokens": answer.options.max_new_tokens if counts is None else int(counts[i])}
+        ids = _written(answer, row, **asked)
+        if search or forced:  # No single logit decides: does a little noise change it?
+            again = [_written(answer, row, **asked, logits_processor=noise) for noise in noises]
+            decided.append(all(np.array_equal(others, ids) for others in again))
+        else:  # Read again as a whole.
+            logits = _next_logits(answer, row, ids)
+            second, largest = np.sort(logits, -1)[:, -2:].T
+            sure = largest - second > _margin(answer.model) * max(1.0, np.abs(logits).max())
+            if (sure & (logits.argmax(-1) != ids)).any():
+                raise CheckFailed(
+                    f"{answer.model.name} writes with its cache what it does not write without it: {row.texts}"
+                )
+            decided.append(bool(sure.all()))
         texts.append(answer.tokenizer.detokenize([ids.tolist()]).numpy()[0].decode(errors="replace"))
         lengths.append(len(ids))
-        decided.append(bool(sure.all()))
     sure_at = np.array(decided, bool)
     return {
         "generated_text": {"values": np.array(texts, "U"), "decided": sure_at},
         "num_tokens": {"values": np.array(lengths, np.int32), "decided": sure_at},
     }
+
+
+def _written(answer: answers.Continuations, row: _Row, **options) -> np.ndarray:
+    written = generation.generate_ids(answer.model, [row.ids], return_scores=True, **answer.ids, **options)
+    return np.asarray(written.token_ids)[0, : int(written.lengths[0])]
+
+
+@functools.cache  # Decoding is compiled for each.
+def _noises(margin: float) -> list[Callable]:
+    """Logits processors that add what rounding may."""
+
+    def noise(seed, history, logits):
+        largest = tf.reduce_max(tf.where(tf.math.is_finite(logits), tf.abs(logits), 1.0))
+        return logits + margin * tf.maximum(1.0, largest) * tf.random.stateless_normal(tf.shape(logits), [seed, 0])
+
+    return [functools.partial(noise, seed) for seed in (1, 2)]
 
 
 def _next_logits(answer: answers.Continuations, row: _Row, ids: np.ndarray) -> np.ndarray:

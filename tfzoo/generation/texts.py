@@ -266,7 +266,7 @@ def _grows(options: Mapping[str, Any]) -> bool:
 def _with_defaults(model, tokenizer, counts: Sequence[int], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given`, with what it leaves out from the model's folder and the tokenizer. counts: the prompts' tokens, or 1 for
     a start token."""
-    folder = _folder_options(model)
+    folder = folder_options(model)
     longest, shortest = folder.pop("max_length", None), folder.pop("min_length", None)
     if any(given.get(name, off) != off for name, off in _SEARCHES.items()) or given.get("assistant_model"):
         folder = {name: value for name, value in folder.items() if name not in (*_SEARCHES, *_OF_BEAMS)}
@@ -298,7 +298,7 @@ def _with_defaults(model, tokenizer, counts: Sequence[int], given: Mapping[str, 
     return _own_ids(model, tokenizer) | options
 
 
-def _folder_options(model) -> dict[str, Any]:
+def folder_options(model) -> dict[str, Any]:
     """What generation_config.json, or an older folder's config.json, says of options."""
     record = json.loads(getattr(model, "generation_config", "") or getattr(model, "hub_config", "") or "{}")
     known = {field.name for field in dataclasses.fields(Options)} | set(ROWS)
