@@ -65,7 +65,11 @@ class MetricsLog:
                         tf.summary.scalar(name, value)
             self._events.flush()
         except tf.errors.OpError as error:
-            why = " ".join(error.message.split())[-200:]
+            why = (
+                "no space left on device"
+                if "No space left" in error.message
+                else " ".join(error.message.split())[-200:]
+            )
             raise UserError(
                 f"{self._path.with_name('events')}: cannot be written ({why}); free some space there"
             ) from None

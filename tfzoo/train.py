@@ -205,6 +205,8 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             max_bad_rows=flags.max_bad_rows,
         ).cache()
 
+    held_out = evaluation_batches()  # As one device reads them.
+
     # --------------------------------------------------------------- Model
     keras.utils.set_random_seed(flags.seed)
     policy = "float32" if flags.precision == "float32" else f"mixed_{flags.precision}"
@@ -272,7 +274,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             f"{len(train_rows):,} rows to train on, {train_rows.padding_share:.1%} of them padding, "
             f"{len(held_out_ids):,} held out; {flags.steps * flags.batch_size / len(train_rows):.1f} epochs"
         )
-        baselines = objective.baselines(np.asarray(train_ids), list(evaluation_batches().as_numpy_iterator()))
+        baselines = objective.baselines(np.asarray(train_ids), list(held_out.as_numpy_iterator()))
         if resuming:
             print(f"going on at step {step:,} of {flags.steps:,}" + ("" if restored else ": no checkpoint was saved"))
 
@@ -313,7 +315,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
 
     evaluation = distribution.spread(strategy, evaluation_batches)
     tokens_a_step = flags.batch_size * flags.sequence_length
-    places_of = {name: spec.shape[1] for name, spec in evaluation_batches().element_spec.items() if spec.shape.rank > 1}
+    places_of = {name: spec.shape[1] for name, spec in held_out.element_spec.items() if spec.shape.rank > 1}
     flops_a_row = describe.training_flops(
         model,
         flags.sequence_length,
