@@ -27,15 +27,19 @@ STEPS, BATCH = 20, 18  # Three workers, three parts: 2 rows each.
 MANY = ("mirrored2", "workers2", "workers3")
 NO_CLIPPING: dict[str, float] = {}
 EACH, NORM = {"clip_each": 0.05}, {"clip_norm": 0.1}  # Values that bite: a test says so.
-# Every pair of two choices is in one of these.
-PAIRWISE = [
-    dict(optimizer="sgd", clip=NO_CLIPPING, parts=1, average=0.0),
-    dict(optimizer="adamw", clip=NO_CLIPPING, parts=3, average=0.8),
-    dict(optimizer="sgd", clip=EACH, parts=3, average=0.0),
-    dict(optimizer="adamw", clip=EACH, parts=1, average=0.8),
-    dict(optimizer="sgd", clip=NORM, parts=1, average=0.8),
-    dict(optimizer="adamw", clip=NORM, parts=3, average=0.0),
-]
+# Every pair of two choices is in one of these, the world among the choices.
+PAIRWISE = {
+    "mirrored2": [
+        dict(optimizer="adamw", clip=NO_CLIPPING, parts=3, average=0.8),
+        dict(optimizer="sgd", clip=EACH, parts=3, average=0.0),
+        dict(optimizer="sgd", clip=NORM, parts=1, average=0.8),
+    ],
+    "workers2": [
+        dict(optimizer="sgd", clip=NO_CLIPPING, parts=1, average=0.0),
+        dict(optimizer="adamw", clip=EACH, parts=1, average=0.8),
+        dict(optimizer="adamw", clip=NORM, parts=3, average=0.0),
+    ],
+}
 ALL = [
     dict(optimizer=optimizer, clip=clip, parts=parts, average=average)
     for optimizer, clip, parts, average in itertools.product(
@@ -69,9 +73,8 @@ class DistributionCase(unittest.TestCase):
         """Trains each case in each world; the largest difference, of what is allowed."""
         calls = [["losses", case] for case in cases]
         ((*expected,),) = worlds.run("one", calls)
-        worst = 0.0
         for name in names:
-            ranks = worlds.run(name, calls)
+            worst, ranks = 0.0, worlds.run(name, calls)
             for i, (case, one) in enumerate(zip(cases, expected, strict=True)):
                 self.assertEqual(len(one["losses"]), STEPS)
                 self.assertLess(one["losses"][-1], one["losses"][0] - 0.01, case)
@@ -85,20 +88,21 @@ class DistributionCase(unittest.TestCase):
                     for step, (a, b) in enumerate(zip(found, wanted, strict=True)):
                         worst = max(worst, abs(a - b) / (1e-6 * max(1.0, abs(b))))
                         self.assertLessEqual(abs(a - b), 1e-6 * max(1.0, abs(b)), f"{name} {case} step {step}: {a} {b}")
-        print(f"{len(cases)} cases in {len(names)} worlds: at most {worst:.2f} of the difference allowed")
+            print(f"{name}: {len(cases)} cases, at most {worst:.2f} of the difference allowed", flush=True)
         return expected
 
 
 class EqualityTest(DistributionCase):
     def test_many_are_one(self):
-        plain, _, each, _, norm, _ = self.compare(PAIRWISE, ("mirrored2", "workers2"))
+        _, each, norm = self.compare(PAIRWISE["mirrored2"], ["mirrored2"])
+        plain, _, _ = self.compare(PAIRWISE["workers2"], ["workers2"])
         # Clipping bites, and the average is not what was last.
         for clipped in (each, norm):
             self.assertGreater(abs(clipped["losses"][-1] - plain["losses"][-1]), 1e-2)
         self.assertGreater(abs(norm["averaged"] - norm["last"]), 1e-3)
         self.assertEqual(plain["averaged"], plain["last"])
         # Keras's own optimizer reduces a second time: the comparison can fail.
-        ((wrong,),) = worlds.run("mirrored2", [["losses", PAIRWISE[4] | {"stock": True}]])
+        ((wrong,),) = worlds.run("mirrored2", [["losses", PAIRWISE["mirrored2"][2] | {"stock": True}]])
         self.assertGreater(max(abs(a - b) for a, b in zip(wrong["losses"], norm["losses"], strict=True)), 1e-3)
 
     @pytest.mark.faults
@@ -107,22 +111,29 @@ class EqualityTest(DistributionCase):
 
     @pytest.mark.faults
     def test_many_are_one_for_real_models(self):
-        self.compare(MODELS)
+        expected = self.compare(MODELS)
+        # What the order of a batch's rows changes on one device is rounding: were it as much, nothing would be shown.
+        ((*backwards,),) = worlds.run("one", [["losses", case | {"backwards": True}] for case in MODELS])
+        for case, one, other in zip(MODELS, expected, backwards, strict=True):
+            pairs = zip(other["losses"], one["losses"], strict=True)
+            rounding = max(abs(a - b) / (1e-6 * max(1.0, abs(b))) for a, b in pairs)
+            print(f"{case['model']}, {case['optimizer']}: rows backwards, {rounding:.2f} of the difference allowed")
+            self.assertLess(rounding, 0.5)
 
 
 class ReplicasTest(DistributionCase):
     def test_what_replicas_do_alone_and_together(self):
         """An overflow on the last replica; masks of their own."""
+        calls = [["overflow", {}], ["masks", {}], ["evaluation", {}], ["totals", {}]]
+        ((alone,),) = worlds.run("one", [["evaluation", {}]])
         for name in ("mirrored2", "workers2"):
-            calls = [["overflow", {}], ["masks", {}], ["evaluation", {}], ["totals", {}]]
-            ((*alone,),) = worlds.run("one", calls[2:3])
             ranks = worlds.run(name, calls)
             for overflow, _, evaluation, totals in ranks:
                 self.assertEqual(totals, [[1, 10], [3, 20]][len(ranks) - 1])
                 self.assertEqual(overflow["changed"], [False, True], name)
                 self.assertEqual(overflow["scales"], [[2.0**9] * (2 // len(ranks))] * 2)
                 self.assertTrue(all(map(math.isfinite, overflow["losses"])))
-                for figure, value in alone[0].items():
+                for figure, value in alone.items():
                     self.assertLessEqual(abs(evaluation[figure] - value), 1e-6 * max(1.0, abs(value)), figure)
             first, second, again = ([mask for rank in ranks for mask in rank[1][i]] for i in range(3))
             self.assertEqual(len({*first, *second}), 4, f"{name}: replicas draw the same")
@@ -159,11 +170,11 @@ class CommandTest(DistributionCase):
 
     def test_two_workers_stop_and_go_on(self):
         whole, parts = self.folder / "whole", self.folder / "parts"
-        done, quiet = self.train("workers2", whole, steps=5, evaluate_every=5, checkpoint_every=3)
+        flags = dict(steps=5, evaluate_every=5, evaluate_batches=1, accumulation=1)
+        done, quiet = self.train("workers2", whole, checkpoint_every=3, **flags)
         self.assertEqual((done["code"], quiet["code"], quiet["out"]), (0, 0, ""), (done, quiet))
         self.assertIn("held out", done["out"])
         # One of them gets a signal: both stop at the same step.
-        flags = dict(steps=5, evaluate_every=5, checkpoint_every=100)
         ranks = self.train("workers2", parts, stop_after=2, **flags)
         self.assertEqual([rank["code"] for rank in ranks], [3, 3], ranks)
         self.assertIn("stopped by another worker's signal at step 2;", ranks[0]["out"])
@@ -419,17 +430,7 @@ def Small(dtype=None):
     return SmallModel()
 
 
-def losses(
-    world,
-    model="small",
-    optimizer="sgd",
-    clip=NO_CLIPPING,
-    parts=1,
-    average=0.0,
-    stock=False,
-    backwards=False,
-    rate=None,
-):
+def losses(world, model="small", optimizer="sgd", clip=NO_CLIPPING, parts=1, average=0.0, stock=False, backwards=False):
     """What STEPS steps give, and whether the replicas agree."""
     import keras
     import numpy as np
@@ -443,8 +444,10 @@ def losses(
         optim._AlreadyReduced._all_reduce_sum_gradients = lambda self, pairs: reduce(self, pairs)
     with world.strategy.scope():
         net, objective, rows = made(model)
-        # Adam makes rounding large where a gradient is almost 0, as some of real models are.
-        rate = rate or {"sgd": 0.5, "lars": 20.0}.get(optimizer, 0.02 if model == "small" else 0.005)
+        # Adam makes rounding large where a gradient is almost 0, as some of real models are. LARS steps matrices by a
+        # thousandth of the rate, but norms by all of it: at 20 the order of rows alone, on one device, changes
+        # T5's losses by half of what is allowed, at 2 by a seventh.
+        rate = {"sgd": 0.5, "lars": 2.0}.get(optimizer, 0.02 if model == "small" else 0.005)
         updater = optim.make_optimizer(
             optimizer, rate, net.trainable_variables, weight_decay=0.1, epsilon=1e-6, ema_decay=average
         )

@@ -8,11 +8,13 @@ A kill proves something only where it costs something: the tests count the steps
 that with the state of a single dropout seed left out of the checkpoints the losses do differ.
 """
 
+import contextlib
 import itertools
 import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -27,6 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # As a program, this file finds only what stands beside it.
 
 from tests import tiny_run  # noqa: E402
+from tfzoo import checkpoint  # noqa: E402  (imports no TensorFlow)
 
 STOPPED = 3
 SEEDS = 4  # Of a model of one layer: dropout after the embeddings, in the attention, after it and after the MLP.
@@ -43,9 +46,9 @@ class Forks:
     def close(self):
         self._process.communicate()
 
-    def start(self, argv, output, leave_out_seed=None) -> int:
+    def start(self, argv, output, leave_out_seed=None, slow_saves=False) -> int:
         """The child's process id."""
-        return self._ask(start=argv, output=str(output), leave_out_seed=leave_out_seed)
+        return self._ask(start=argv, output=str(output), leave_out_seed=leave_out_seed, slow_saves=slow_saves)
 
     def exit_code(self, child, wait=True) -> int | None:
         """The signal that ended it comes as a negative number; None where it has not ended."""
@@ -64,14 +67,14 @@ class Forks:
 class Run:
     """One --run_dir, started as often as it takes."""
 
-    def __init__(self, forks, folder, argv, leave_out_seed=None):
+    def __init__(self, forks, folder, argv, **options):
         folder.mkdir()
         self.run_dir, self._output = folder / "run", folder / "output"
-        self._argv, self._forks, self._leave_out_seed = [*argv, f"--run_dir={self.run_dir}"], forks, leave_out_seed
+        self._argv, self._forks, self._options = [*argv, f"--run_dir={self.run_dir}"], forks, options
 
     def start(self):
         self._old_log, self._code = self._log(), None
-        self._child = self._forks.start(self._argv, self._output, self._leave_out_seed)
+        self._child = self._forks.start(self._argv, self._output, **self._options)
 
     def finish(self) -> int:
         if self._code is None:
@@ -101,6 +104,13 @@ class Run:
     def is_saving(self) -> bool:
         folder = self.run_dir / "checkpoints"
         return folder.is_dir() and any(name.endswith(".partial") for name in os.listdir(folder))
+
+    def is_half_saved(self) -> bool:
+        """With slow_saves, between the two files of a checkpoint; the wait lasts longer than two looks."""
+        if not any((self.run_dir / "checkpoints").glob("*.partial/variables.safetensors")):
+            return False
+        time.sleep(0.1)
+        return self.is_saving()
 
     def lines(self) -> int:
         path = self.run_dir / "metrics.jsonl"
@@ -146,7 +156,7 @@ class KillTest(unittest.TestCase):
             steps=steps,
             steps_per_call=3,
             checkpoint_every=5,
-            evaluate_every=20,
+            evaluate_every=40,
             evaluate_batches=1,
             precision=self.precision,
         )
@@ -262,6 +272,107 @@ class KillTest(unittest.TestCase):
         self.assertNotEqual(self.losses_without_seed(SEEDS - 1), [])
 
     @pytest.mark.faults
+    def test_a_disk_that_fills_up(self):
+        """A disk of its own, filled by somebody else in the middle of a run, with more or less left."""
+        expected, *_ = self.left_alone(40)
+        disk = self.mounted("-t", "tmpfs", "-o", "size=8m", "tmpfs")
+        messages, saved = [], []
+        for left in (0, 1 << 12, 1 << 14, 1 << 15, 1 << 16):  # A checkpoint has about 2 ** 16 bytes.
+            run = Run(self.forks, disk / f"left_{left}", self.flags(40))
+            run.start()
+            self.assertTrue(run.wait_for(lambda: run.saved_step() >= 5), run.output())  # noqa: B023
+            with open(disk / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
+                while True:
+                    ballast.write(bytes(1 << 12))
+            os.truncate(disk / "ballast", (disk / "ballast").stat().st_size - left)
+            messages.append(self.refused(run))
+            self.assertRegex(
+                messages[-1], r"cannot be written \(.*[Nn]o space left on device.*\); free some space there"
+            )
+            saved.append(self.intact(run))
+            (disk / "ballast").unlink()
+            self.goes_on(run, expected)
+            shutil.rmtree(run.run_dir.parent)
+        print(f"a disk filled {len(messages)} times; saved {saved}; it said", *sorted(set(messages)), sep="\n  ")
+        self.assertIn("checkpoints", " ".join(messages))
+
+    @pytest.mark.faults
+    def test_a_folder_that_becomes_read_only(self):
+        """Between the two files of a checkpoint."""
+        expected, *_ = self.left_alone(40)
+        for number in range(2):
+            run = self.new_run(f"run_{number}", 40, slow_saves=True)
+            run.start()
+            self.assertTrue(run.wait_for(lambda: run.saved_step() >= 5 and run.is_half_saved()))  # noqa: B023
+            folder = self.mounted("--bind", run.run_dir / "checkpoints", folder=run.run_dir / "checkpoints")
+            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+            message = self.refused(run)
+            self.assertRegex(message, r"cannot be written \(read-only file system\); name a folder that can be written")
+            self.assertTrue(run.is_saving())  # It could not even remove what it had begun.
+            saved = self.intact(run)
+            subprocess.run(["umount", folder], check=True)
+            self.goes_on(run, expected)
+            print(f"became read-only after step {saved}: {message}")
+
+    @pytest.mark.faults
+    def test_a_folder_that_is_taken_away(self):
+        """In the middle of a save: the checkpoints' folder makes way for a file, then the run's folder goes."""
+        expected, *_ = self.left_alone(40)
+        for taken in ("checkpoints", ""):
+            run = self.new_run(f"taken_{taken}", 40, slow_saves=True)
+            run.start()
+            self.assertTrue(run.wait_for(lambda: run.saved_step() >= 5 and run.is_half_saved()))  # noqa: B023
+            folder = run.run_dir / taken if taken else run.run_dir
+            elsewhere = folder.with_name("elsewhere")
+            folder.rename(elsewhere)
+            if taken:
+                folder.write_text("mine")
+            message = self.refused(run)
+            self.assertRegex(message, "put it back")
+            if taken:
+                self.assertEqual(folder.read_text(), "mine")
+                folder.unlink()
+            self.assertFalse(folder.exists(), list(run.run_dir.parent.rglob("*")))
+            elsewhere.rename(folder)
+            saved = self.intact(run)
+            self.goes_on(run, expected)
+            print(f"{taken or 'the run'} taken away after step {saved}: {message}")
+
+    def mounted(self, *arguments, folder=None):
+        """A folder with something mounted on it, if this machine lets us."""
+        folder = folder or self.folder / "disk"
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", *map(str, arguments), str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            self.skipTest(f"mount needs rights that this machine does not give ({done.stderr.strip()})")
+        self.addCleanup(subprocess.run, ["umount", "--lazy", str(folder)], stderr=subprocess.DEVNULL)
+        return folder
+
+    def refused(self, run):
+        """The one line of an error that a run must end with."""
+        code, output = run.finish(), run.output()
+        lines = [line for line in output.splitlines() if line.startswith("error: ")]
+        self.assertEqual((code, len(lines)), (2, 1), output)
+        self.assertNotIn("Traceback", output)
+        return lines[0].removeprefix("error: ").replace(str(run.run_dir), "RUN").strip()
+
+    def intact(self, run) -> int:
+        """The step that the newest checkpoint is of, which must not be damaged."""
+        with self.assertNoLogs("absl", "WARNING"):
+            step, _, _ = checkpoint.Checkpoints(run.run_dir / "checkpoints", read_only=True).read()
+        self.assertGreaterEqual(step, 5)
+        return step
+
+    def goes_on(self, run, expected):
+        """Once the machine is well again the same command logs what the run left alone did."""
+        run.start()
+        self.assertEqual(run.finish(), 0, run.output())
+        found = tiny_run.measured(run.run_dir)
+        losses = {key: figure for key, figure in expected.items() if key[1] == "loss"}
+        self.assertEqual({key: figure for key, figure in found.items() if key[1] == "loss"}, losses)
+        self.assertEqual(list(run.run_dir.rglob("*.partial")), [])
+
+    @pytest.mark.faults
     def test_a_hundred_kills_in_mixed_precision(self):
         self.precision = "float16"  # With the state of its loss scale.
         kills, replayed = self.interrupt_at_random(steps=120, rounds=34)
@@ -284,7 +395,7 @@ def serve_forks():
     import tensorflow as tf
     import tqdm
 
-    from tfzoo import checkpoint, cli, distribution, optim, runs, train
+    from tfzoo import cli, distribution, files, optim, runs, train
     from tfzoo.data import pipeline
     from tfzoo.models import bert
     from tfzoo.objectives import baselines, masked_lm
@@ -293,6 +404,9 @@ def serve_forks():
     assert all(imported)
 
     def run(order):
+        if order["slow_saves"]:
+            sha256 = files.sha256  # Which comes between the two files.
+            files.sha256 = lambda path: (time.sleep(1), sha256(path))[1]
         if order["leave_out_seed"] is not None:
             every = checkpoint.model_variables
 

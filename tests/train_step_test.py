@@ -239,6 +239,13 @@ def two_replicas(*names):
         by_name[name] = expected
         np.testing.assert_allclose(losses, expected, 2e-6, 2e-6, err_msg=f"{name} {kwargs}")
         assert largest_difference(net, again) < 1e-5, (name, largest_difference(net, again))
+    # Blocks that are computed again draw each replica's masks again.
+    (plain, net, _), (losses, again, _) = (
+        train(two, "adamw", dropout=0.3, clip_norm=0.3, num_parts=2, remat=remat) for remat in (False, True)
+    )
+    np.testing.assert_allclose(losses, plain, 1e-6, 1e-6, err_msg="remat")
+    assert largest_difference(net, again) < 1e-5, ("remat", largest_difference(net, again))
+    assert np.abs(losses - by_name["adamw"]).max() > 1e-3, "dropout was off"
     # Keras's own optimizer reduces a second time: this comparison can fail.
     optim._AlreadyReduced._all_reduce_sum_gradients, ours = (
         lambda self, pairs: keras.optimizers.SGD._all_reduce_sum_gradients(self, pairs),
