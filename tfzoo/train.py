@@ -6,6 +6,7 @@ Started again with the same --run_dir it goes on where it stopped, and logs what
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -149,6 +150,23 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("integer", "keep_checkpoints", 2, "How many to keep, besides the best.", lower_bound=1)
 
 
+@dataclasses.dataclass
+class Progress:
+    """What a run knows of itself, besides the step and the variables; every checkpoint has it."""
+
+    losses: list[float] = dataclasses.field(default_factory=list)  # Since the last line of the log,
+    places: list[list[int]] = dataclasses.field(default_factory=list)  # of their batches: with a token, in all.
+    best: float | None = None  # Of the main metric,
+    best_step: int = 0  # and when.
+    passed_over: int = 0  # Batches that no update was made of: they led to what is not finite.
+    nonfinite: int = 0  # Updates that were left out or gone back for,
+    in_a_row: int = 0  # how many of them with nothing gained between.
+
+    def padding_share(self) -> float:
+        filled, room = map(sum, zip(*self.places))
+        return 1 - filled / room
+
+
 def main(flags: absl_flags.FlagValues) -> int:
     with contextlib.ExitStack() as closing:
         return train(flags, closing)
@@ -257,6 +275,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     variables = checkpoint.model_variables(model, optimizer)
     restored = checkpoints.restore(variables)
     step, state = restored or (0, {})
+    progress = Progress(**state)
     alike = {name: value for name, value in flags.flag_values_dict().items() if name not in ("run_dir", "cache_dir")}
     workers.check_alike(flags=alike, text=corpus.fingerprint, tokenizer=tokenizer.fingerprint(), last_step=step)
     if chief:
@@ -285,8 +304,8 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             objective,
             batch_size=flags.batch_size,
             seed=flags.seed,
-            first_step=step + passed_over,
-            num_steps=flags.steps + passed_over,
+            first_step=step + progress.passed_over,
+            num_steps=flags.steps + progress.passed_over,
             places=counted,
             context=context,
             max_bad_rows=flags.max_bad_rows,
@@ -296,19 +315,8 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         if chief:
             if not (run_dir / "flags.cfg").exists():
                 raise UserError(f"{run_dir}: is no longer the folder of this run (no flags.cfg); put it back")
-            state = {
-                "losses": losses,  # Since the last line of the log,
-                "places": places,  # and of their batches (places with a token, in all).
-                "best": best,
-                "best_step": best_step,
-                "passed_over": passed_over,
-                "nonfinite": nonfinite,
-                "in_a_row": in_a_row,
-            }
-            checkpoints.save(step, variables, state, best=is_best, wait=False)  # Written while training goes on.
-
-    def remembered(state):
-        return state.get("losses", []), state.get("places", []), state.get("best"), state.get("best_step", 0)
+            # Written while training goes on.
+            checkpoints.save(step, variables, dataclasses.asdict(progress), best=is_best, wait=False)
 
     def due(every: int) -> bool:
         return step % every == 0 or step == flags.steps
@@ -323,12 +331,9 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         predictions=places_of.get("masked_positions", 0),
     )
     measured_step, measured_at = step, time.monotonic()
-    losses, places, best, best_step = remembered(state)
-    passed_over = state.get("passed_over", 0)  # Batches that no update was made of: they led to what is not finite.
-    nonfinite = state.get("nonfinite", 0)  # Updates that were left out or gone back for,
-    in_a_row, failed_at = state.get("in_a_row", 0), 0  # how many of them with nothing gained between, the last's step.
-    if chief and best_step and checkpoints.path(best_step).is_dir():
-        checkpoints.mark_best(best_step)  # The kill may have come between saving and marking.
+    failed_at = 0  # The step whose loss was last not finite.
+    if chief and progress.best_step and checkpoints.path(progress.best_step).is_dir():
+        checkpoints.mark_best(progress.best_step)  # The kill may have come between saving and marking.
     if not restored and flags.on_nonfinite == "rollback":
         save()
     counted: dict[int, tuple[int, int]] = {}  # By step, of this worker's part.
@@ -345,17 +350,21 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             finite = np.isfinite(new)
             if not np.all(finite):
                 bad = step + 1 + int(np.argmin(finite))
-                nonfinite += int(np.count_nonzero(~finite)) if flags.on_nonfinite == "skip" else 1
+                progress.nonfinite += int(np.count_nonzero(~finite)) if flags.on_nonfinite == "skip" else 1
                 checkpoints.wait()
-                if flags.on_nonfinite == "stop" or in_a_row >= flags.max_nonfinite:
-                    raise CheckFailed(not_finite(flags, bad, in_a_row, checkpoints.steps()))
+                if flags.on_nonfinite == "stop" or progress.in_a_row >= flags.max_nonfinite:
+                    raise CheckFailed(not_finite(flags, bad, progress.in_a_row, checkpoints.steps()))
                 logging.warning("the loss of step %d, or its gradient, is not finite: %s", bad, flags.on_nonfinite)
             if flags.on_nonfinite == "rollback" and not np.all(finite):
                 workers.any(False)  # The chief has written what all of them now read.
                 step, state = checkpoints.restore(variables) or (0, {})
-                losses, places, best, best_step = remembered(state)
-                passed_over += bad - step
-                in_a_row, failed_at = in_a_row + 1, bad
+                progress = dataclasses.replace(
+                    Progress(**state),
+                    passed_over=progress.passed_over + bad - step,
+                    nonfinite=progress.nonfinite,
+                    in_a_row=progress.in_a_row + 1,
+                )
+                failed_at = bad
                 measured_step, measured_at = step, time.monotonic()
                 counted = {}
                 iterator = iter(distribution.spread(strategy, training_batches))
@@ -365,13 +374,13 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                 continue
             if flags.on_nonfinite == "skip":
                 for is_finite in finite:
-                    in_a_row = 0 if is_finite else in_a_row + 1
+                    progress.in_a_row = 0 if is_finite else progress.in_a_row + 1
                 optimizer.dynamic_scale.assign(1.0)
             elif step + count >= failed_at:
-                in_a_row = 0
-            losses += [float(loss) for loss in new[finite]]
-            mine = [counted.pop(i + passed_over) for i in range(step, step + count)]
-            places.append(workers.totals(*(sum(numbers) for numbers in zip(*mine))))
+                progress.in_a_row = 0
+            progress.losses += [float(loss) for loss in new[finite]]
+            mine = [counted.pop(i + progress.passed_over) for i in range(step, step + count)]
+            progress.places.append(workers.totals(*(sum(numbers) for numbers in zip(*mine))))
             step += count
             is_best = False
 
@@ -379,9 +388,9 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                 now = time.monotonic()
                 record = {
                     "step": step,
-                    **({"loss": math.fsum(losses) / len(losses)} if losses else {}),
-                    **({"nonfinite": nonfinite} if nonfinite else {}),
-                    "padding_share": 1 - sum(filled for filled, _ in places) / sum(room for _, room in places),
+                    **({"loss": math.fsum(progress.losses) / len(progress.losses)} if progress.losses else {}),
+                    **({"nonfinite": progress.nonfinite} if progress.nonfinite else {}),
+                    "padding_share": progress.padding_share(),
                     "learning_rate": float(schedule(step - 1)),
                     "tokens_per_second": (step - measured_step) * tokens_a_step / (now - measured_at),
                 }
@@ -389,7 +398,8 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                 record["model_tflops"] = flops / 1e12  # A second.
                 if flags.peak_tflops:
                     record["mfu"] = flops / 1e12 / flags.peak_tflops
-                losses, places, measured_step, measured_at = [], [], step, now
+                progress.losses, progress.places = [], []
+                measured_step, measured_at = step, now
                 if bar:
                     metrics.write(record)
                     bar.show(step, record)
@@ -399,8 +409,8 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                 if bar:
                     metrics.write({"step": step} | figures)
                     bar.print(report.evaluation_table(step, figures, baselines, objective.FIGURES))
-                if best is None or figures[objective.main_metric] < best:
-                    best, best_step, is_best = figures[objective.main_metric], step, True
+                if progress.best is None or figures[objective.main_metric] < progress.best:
+                    progress.best, progress.best_step, is_best = figures[objective.main_metric], step, True
                 measured_step, measured_at = step, time.monotonic()  # An evaluation is no training time.
             if is_best or due(flags.checkpoint_every):
                 save(is_best)
