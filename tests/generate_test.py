@@ -267,7 +267,13 @@ class CommandTest(Case):
         self.assert_error("give one of them")
         self.assert_error("--system=be: is for --chat", "--prompt=a", "--system=be")
         self.assert_error("temperature .* is for sampling: set do_sample", "--prompt=a", "--temperature=0.5")
-        self.assert_error("do_sample .* contradicts num_beams", "--prompt=a", "--do_sample", "--num_beams=2")
+        self.assert_error(
+            "num_beam_groups .* contradicts do_sample",
+            "--prompt=a",
+            "--do_sample",
+            "--num_beams=4",
+            "--num_beam_groups=2",
+        )
         self.assert_error("--stream is for one text", "--prompt=a", "--prompt=b", "--stream")
         self.assert_error("goes past the model's max_positions", "--prompt=abc", "--max_new_tokens=126")
         self.assert_error("goes past the model's max_positions", f"--prompt={'a' * 130}")

@@ -339,6 +339,64 @@ class SamplingTest(tf.test.TestCase):
         self.assertAllEqual(other[:3], together[:3])
         self.assertNotAllEqual(other[3], together[3])
 
+    def test_beams_are_drawn_as_one_after_another_would_be(self):
+        """Each step draws 2 K of the K V texts, one after another by what is left; the K likeliest of them go on."""
+        size, beams, count, prompt = 5, 2, 4000, [3, 1, 2]
+        model = build("gpt2", 4, vocab_size=size, noise=0.3)
+        asked = dict(temperature=1.6, top_k=4)
+        end = 4
+
+        def continuations(tokens):
+            logs = np.log(softmax(logits_after(model, prompt, list(tokens)).astype(np.float64))) / asked["temperature"]
+            logs[np.argsort(-logs)[asked["top_k"] :]] = -np.inf
+            return logs
+
+        def drawn(chances, places):
+            """The ways to draw so many, in their order, and their probabilities."""
+            if not places:
+                return {(): 1.0}
+            found = {}
+            for i in np.flatnonzero(chances > 1e-300):
+                rest = np.where(np.arange(len(chances)) == i, 0, chances)
+                rest = rest / rest.sum() if rest.sum() else rest
+                found |= {(i, *more): chances[i] * p for more, p in drawn(rest, places - 1).items()}
+            return found or {(): 1.0}
+
+        # A state: (sum, text) of those that go on, and of those that ended; by their probability.
+        states = {(((0.0, ()),), ()): 1.0}
+        for step in range(2):
+            following: dict = {}
+            for (going, ended), chance in states.items():
+                texts = [
+                    (total + log, (*text, v)) for total, text in going for v, log in enumerate(continuations(text))
+                ]
+                for order, p in drawn(softmax(np.array([total for total, _ in texts])), 2 * beams).items():
+                    chosen = [texts[i] for i in order]
+                    stops = [text[-1] == end or step == 1 for _, text in chosen]
+                    done = [(total / (step + 1), text) for (total, text), stop in zip(chosen[:beams], stops) if stop]
+                    done = tuple(sorted([*ended, *done], reverse=True)[:beams])
+                    alive = sorted((text for text, stop in zip(chosen, stops) if not stop), reverse=True)[:beams]
+                    # A search ends where it cannot find better texts.
+                    if len(done) == beams and (not alive or alive[0][0] / (step + 1) <= done[-1][0]):
+                        alive = []
+                    key = (tuple(alive), done)
+                    following[key] = following.get(key, 0.0) + chance * p
+            states = following
+        exact: dict = {}
+        for (_, ended), chance in states.items():
+            text = ended[0][1]
+            exact[text] = exact.get(text, 0.0) + chance
+        keys = [*itertools.product(range(size), repeat=2), (end,)]
+        distribution = np.array([exact.get(key, 0.0) for key in keys])
+        self.assertAllClose(distribution.sum(), 1)
+        with op_by_op():
+            found = generate_ids(
+                model, np.tile(prompt, (count, 1)), max_new_tokens=2, num_beams=beams, do_sample=True,
+                seed=np.arange(count), eos_token_id=end, return_scores=True, **asked,
+            )  # fmt: skip
+        texts = [tuple(row[:n]) for row, n in zip(found.token_ids.numpy().tolist(), found.lengths.numpy())]
+        self.assert_drawn_from(distribution, np.array([texts.count(key) for key in keys]), "beams")
+
     def test_speculation_draws_what_the_model_alone_would(self):
         size, prompt, count = 5, [3, 1, 3, 1], 4000
         model, small = build("gpt2", 1, vocab_size=size, noise=0.35), build("gpt2", 2, vocab_size=size, num_layers=1)
@@ -504,7 +562,8 @@ class ErrorsTest(tf.test.TestCase):
             ("temprature: no such option of decoding (did you mean temperature?)", dict(temprature=1)),
             ("top_p (0.0) must be above 0 and at most 1", dict(do_sample=True, top_p=0.0)),
             ("temperature (0.5) is for sampling: set do_sample", dict(temperature=0.5)),
-            ("do_sample (True) contradicts num_beams", dict(do_sample=True, num_beams=2)),
+            ("num_beam_groups (2) contradicts do_sample", dict(do_sample=True, num_beams=2, num_beam_groups=2)),
+            ("temperature (0) leaves nothing to draw", dict(do_sample=True, num_beams=2, temperature=0)),
             ("num_return_sequences (3) must be at most num_beams (2)", dict(num_beams=2, num_return_sequences=3)),
             ("num_return_sequences (2) would give equal texts", dict(num_return_sequences=2)),
             ("early_stopping (True) is for beam search", dict(early_stopping=True)),

@@ -1,16 +1,20 @@
 """Beam search: the K likeliest texts side by side; with groups, kept apart (Vijayakumar et al. 2018, section 3).
 
-When a text ends, and when a search does, is decided as in transformers' beam search, so that texts are the same.
+When a text ends, and when a search does, is decided as in transformers' beam search, so that texts are the same. So is
+what sampling does to it: the candidates of a step are drawn, by their texts' probabilities and without replacement,
+and of those drawn the likeliest go on.
 """
 
 import tensorflow as tf
 
 from tfzoo.generation.constraints import constrain, needs_history
-from tfzoo.generation.options import Options
+from tfzoo.generation.draws import exponential, filter_logits
+from tfzoo.generation.options import SAMPLING, Options
 from tfzoo.generation.prompt import Prompt
 from tfzoo.generation.sample import start_history
 
 LOW = -1e9  # Worse than any score.
+STREAM = 3  # Of random numbers: those that candidates are drawn by.
 
 
 def beam_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
@@ -24,6 +28,8 @@ def beam_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> di
     width = beams // groups
     batch, size = tf.shape(prompt.logits)[0], prompt.logits.shape[-1]
     each = {name: tf.repeat(value, beams, axis=0) for name, value in rows.items()}
+    filters = {name: each[name] for name in SAMPLING if name in each}
+    least = max(2, 1 + len(options.eos_token_id))  # More tokens than can end a text.
     # Slot t K + k behind the prompt holds the t-th new token of beam k.
     behind = prompt.count[:, None] + tf.range(new_tokens * beams)[None] // beams
     prompt.cache.positions = tf.concat([prompt.cache.positions[:, : prompt.length], behind], 1)
@@ -37,6 +43,8 @@ def beam_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> di
         plain = tf.nn.log_softmax(logits)
         seen = None if history is None else tf.reshape(history, [batch * beams, tf.shape(history)[2]])
         allowed = constrain(options, each, seen, step, tf.reshape(plain, [batch * beams, size]))
+        if options.do_sample:
+            allowed = filter_logits(allowed, filters, least)
         allowed = tf.reshape(allowed, [batch, beams, size])
         taken = tf.zeros([batch, 1, size])
         next_groups, parents = [], []
@@ -57,7 +65,15 @@ def beam_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> di
         """One group's next step, by log-probabilities [B, W, V] with and without constraints -> (group, parents)."""
         # Of 2 W candidates and more W at least go on, even if every beam has a text that ends among them.
         total = tf.reshape(allowed + group["sums"][:, :, None], [batch, width * size])
-        sums, index = tf.math.top_k(total, max(2, 1 + len(options.eos_token_id)) * width)
+        count = least * width
+        if options.do_sample:
+            # The highest of log p - log(e), for exponential e, are draws without replacement, in their order (Kool et
+            # al. 2019, https://arxiv.org/abs/1903.06059, section 2.3).
+            noise = exponential(rows["seed"], STREAM, step, width * size)
+            _, index = tf.math.top_k(total - tf.math.log(noise), count)
+            sums = tf.gather(total, index, batch_dims=1)
+        else:
+            sums, index = tf.math.top_k(total, count)
         parent, token = index // size, index % size
         texts = _write(_take(group["texts"], parent), token, step)
         score = tf.gather(tf.reshape(plain, [batch, width * size]), index, batch_dims=1)

@@ -2,10 +2,10 @@
 
 import tensorflow as tf
 
-from tfzoo.generation.constraints import constrain, needs_history
+from tfzoo.generation.constraints import constrain
 from tfzoo.generation.options import Options
 from tfzoo.generation.prompt import Prompt
-from tfzoo.generation.sample import start_history
+from tfzoo.generation.sample import more, results, start_state, write
 
 
 def contrastive_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
@@ -25,8 +25,8 @@ def contrastive_search(prompt: Prompt, options: Options, rows, stops, new_tokens
 
     def body(state):
         state = dict(state)
-        step, logits, history, done = state["step"], state["logits"], state.get("history"), state["done"]
-        state["bad"] |= ~done & tf.math.is_nan(tf.reduce_sum(logits, -1))
+        step, logits, history = state["step"], state["logits"], state.get("history")
+        state["bad"] |= ~state["done"] & tf.math.is_nan(tf.reduce_sum(logits, -1))
         allowed = tf.nn.softmax(constrain(options, rows, history, step, logits))
         likely, candidates = tf.math.top_k(allowed, width)
         own = tf.range(width)
@@ -50,36 +50,13 @@ def contrastive_search(prompt: Prompt, options: Options, rows, stops, new_tokens
         state["states"] = tf.where(newest, kept, state["states"])
         column = (tf.range(new_tokens) == step)[None]
         state["chain"] = tf.where(column, best[:, None], state["chain"])
-        write = column & ~done[:, None]
-        state["token_ids"] = tf.where(write, token[:, None], state["token_ids"])
-        score = tf.gather(tf.nn.log_softmax(logits), token, batch_dims=1)
-        state["scores"] = tf.where(write, score[:, None], state["scores"])
-        if history is not None:
-            state["history"] = tf.concat([history[:, 1:], token[:, None]], 1)
-        state["lengths"] += tf.cast(~done, tf.int32)
-        state["found"], stopped = stops.feed(state["found"], token)
-        state["done"] = done | stopped | (step + 1 >= rows["max_new_tokens"])
-        state["logits"] = prompt.model.next_logits(chosen[:, None])[:, 0]
-        return (state | {"step": step + 1},)
+        state = write(state, token, logits, rows, stops)
+        return (state | {"logits": prompt.model.next_logits(chosen[:, None])[:, 0]},)
 
-    state = {
-        "step": 0,
-        "token_ids": tf.fill([batch, new_tokens], options.pad_token_id),
-        "scores": tf.zeros([batch, new_tokens]),
-        "lengths": tf.zeros([batch], tf.int32),
-        "done": rows["max_new_tokens"] <= 0,
-        "bad": tf.zeros([batch], tf.bool),
-        "found": stops.start(batch),
+    state = start_state(prompt, options, rows, stops, new_tokens) | {
         "logits": tf.ensure_shape(prompt.logits, [None, size]),
         "states": tf.pad(states, [[0, 0], [0, new_tokens], [0, 0]]),
         "chain": tf.fill([batch, new_tokens], -1),
-        "tensors": prompt.cache.tensors,
     }
-    if needs_history(options, rows):
-        state["history"] = start_history(prompt.token_ids, new_tokens, options)
-
-    def more(state):
-        return (state["step"] < new_tokens) & ~tf.reduce_all(state["done"])
-
-    (state,) = tf.while_loop(more, body, (state,), parallel_iterations=1)
-    return {name: state[name] for name in ("token_ids", "scores", "lengths", "bad")}
+    (state,) = tf.while_loop(lambda state: more(state, new_tokens), body, (state,), parallel_iterations=1)
+    return results(state)

@@ -66,8 +66,8 @@ def decode(
     if (limit := table_length(model)) is not None:
         most = tf.minimum(most, limit - used)
     rows = dict(rows) | {"max_new_tokens": most}
-    times = options.num_return_sequences if options.do_sample else 1
-    if options.do_sample:
+    times = options.num_return_sequences if options.do_sample and options.num_beams == 1 else 1
+    if options.do_sample and options.num_beams == 1:
         # The first text of a prompt has the row's own seed, whatever their number.
         seeds = rows["seed"][:, None] + tf.range(times)[None] * 0x3C6EF372
         rows = {name: tf.repeat(value, times, axis=0) for name, value in rows.items()}
@@ -77,11 +77,10 @@ def decode(
         return _read(reader, options, token_ids, padding_mask, room).repeat(times)
 
     with contextlib.ExitStack() as stack:
-        if not options.jit_compile:
-            one = (batch * times * options.num_beams == 1) & (new_tokens > TURNED)
-            for reader in (model, assistant):
-                if reader is not None and reader.config.tie_embeddings:
-                    stack.enter_context(reader.tokens.for_steps(one))
+        one = (batch * times * options.num_beams == 1) & (new_tokens > TURNED)
+        for reader in (model, assistant):
+            if reader is not None and reader.config.tie_embeddings:
+                stack.enter_context(reader.tokens.for_steps(one, options.jit_compile))
         if options.num_beams > 1:
             return beam_search(read(model, new_tokens * options.num_beams), options, rows, stops, new_tokens)
         if options.penalty_alpha:

@@ -31,6 +31,16 @@ def uniform(seeds, stream, step):
     return tf.cast(tf.bitwise.right_shift(words, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
 
 
+def exponential(seeds, stream, step, count: int):
+    """Positive random numbers of mean 1, float32 [B, count], for int32 seeds [B]."""
+    seeds, stream, step = (tf.cast(x, tf.uint32) for x in (seeds[:, None], stream, step))
+    places = tf.range((count + 1) // 2)[None]
+    words = threefry((seeds, stream), (step, tf.cast(places, tf.uint32)))
+    # Of 32 bits, never 0, and as fine near 0 as anywhere: there the choice is made.
+    parts = (tf.cast(tf.concat(words, 1)[:, :count], tf.float32) + 0.5) * 2.0**-32
+    return -tf.math.log1p(-tf.minimum(parts, 1 - 2.0**-24))
+
+
 def pick(weights, numbers):
     """weights [..., V], none negative; numbers [...] in [0, 1) -> int32 [...], each with its share of the weights."""
     sums = tf.cumsum(weights, axis=-1)
@@ -38,8 +48,10 @@ def pick(weights, numbers):
     return tf.reduce_sum(tf.cast(sums <= numbers[..., None] * sums[..., -1:], tf.int32), -1)
 
 
-def filter_logits(logits, rows):
+def filter_logits(logits, rows, least: int = 1):
     """What sampling may choose of: logits [B, V] -> the same, divided by the temperature, with -inf for the others.
+
+    `least` of the likeliest are always kept, but where the temperature is 0.
 
     `rows` has tensors [B] under the names of the parameters in use, which are applied in this order:
       temperature: 0 leaves the likeliest alone.
@@ -58,39 +70,42 @@ def filter_logits(logits, rows):
         logits = tf.where(greedy, tf.where(logits >= top, logits, -math.inf), logits / tf.where(greedy, 1.0, heat))
         top = tf.reduce_max(logits, -1, keepdims=True)
     if "top_k" in rows or "top_p" in rows:
-        least = _least(logits, rows.get("top_k"), rows.get("top_p"))
-        logits = tf.where(logits >= least, logits, -math.inf)
+        smallest = _smallest(logits, rows.get("top_k"), rows.get("top_p"), least)
+        logits = tf.where(logits >= smallest, logits, -math.inf)
     if "min_p" in rows:
-        logits = tf.where(logits - top >= tf.math.log(rows["min_p"]), logits, -math.inf)
+        kept = logits - top >= tf.math.log(rows["min_p"])
+        if least > 1:
+            kept |= logits >= tf.math.top_k(logits, min(least, logits.shape[-1]))[0][:, -1:]
+        logits = tf.where(kept, logits, -math.inf)
     if "typical_p" in rows:
-        logits = _typical(logits, rows["typical_p"])
+        logits = _typical(logits, rows["typical_p"], least)
     return logits
 
 
-def _least(logits, top_k, top_p):
-    """The smallest logit [B, 1] among the top_k likeliest that together have top_p."""
+def _smallest(logits, top_k, top_p, least):
+    """The smallest logit [B, 1] among the top_k likeliest that together have top_p, and `least` at least."""
     size = logits.shape[-1]
     ordered = tf.sort(logits, axis=-1, direction="DESCENDING")
-    least = ordered[:, -1:]
+    smallest = ordered[:, -1:]
     if top_k is not None:
-        last = tf.where(top_k > 0, tf.minimum(top_k, size), size) - 1
-        least = tf.gather(ordered, last, batch_dims=1)
+        last = tf.where(top_k > 0, tf.minimum(tf.maximum(top_k, least), size), size) - 1
+        smallest = tf.gather(ordered, last, batch_dims=1)
     if top_p is not None:
-        chosen = tf.nn.softmax(tf.where(ordered >= least, ordered, -math.inf))
+        chosen = tf.nn.softmax(tf.where(ordered >= smallest, ordered, -math.inf))
         before = tf.cumsum(chosen, axis=-1, exclusive=True)
         kept = tf.reduce_sum(tf.cast(before < top_p, tf.int32), -1, keepdims=True)
-        smallest = tf.gather(ordered, tf.maximum(kept, 1) - 1, batch_dims=1)
-        least = tf.where(top_p < 1, tf.maximum(least, smallest), least)
-    return least
+        nucleus = tf.gather(ordered, tf.clip_by_value(kept, min(least, size), size) - 1, batch_dims=1)
+        smallest = tf.where(top_p < 1, tf.maximum(smallest, nucleus), smallest)
+    return smallest
 
 
-def _typical(logits, mass):
+def _typical(logits, mass, least):
     logs = tf.nn.log_softmax(logits)
     weights = tf.exp(logs)
     expected = -tf.reduce_sum(tf.math.multiply_no_nan(logs, weights), -1, keepdims=True)
     distance = tf.abs(-logs - expected)
     nearest, order = tf.math.top_k(-distance, logits.shape[-1])
     sums = tf.cumsum(tf.gather(weights, order, batch_dims=1), axis=-1)
-    last = tf.reduce_sum(tf.cast(sums < mass, tf.int32), -1, keepdims=True)
+    last = tf.maximum(tf.reduce_sum(tf.cast(sums < mass, tf.int32), -1, keepdims=True), least - 1)
     limit = -tf.gather(nearest, tf.minimum(last, logits.shape[-1] - 1), batch_dims=1)
     return tf.where((distance <= limit) | (mass >= 1), logits, -math.inf)

@@ -79,7 +79,6 @@ class Options:
         self._require(self.early_stopping in (True, False, "never"), "early_stopping", 'must be True, False or "never"')
         self._require(all(self.bad_words_ids), "bad_words_ids", "has a word of no tokens; remove it")
         if self.num_beams > 1:
-            self._require(not self.do_sample, "do_sample", "contradicts num_beams above 1; choose one")
             self._require(
                 self.num_return_sequences <= self.num_beams,
                 "num_return_sequences",
@@ -89,6 +88,11 @@ class Options:
                 self.num_beams % self.num_beam_groups == 0,
                 "num_beam_groups",
                 f"must divide num_beams ({self.num_beams})",
+            )
+            self._require(
+                self.num_beam_groups == 1 or not self.do_sample,
+                "num_beam_groups",
+                "contradicts do_sample; groups draw nothing",
             )
             self._require(
                 self.num_beam_groups > 1 or not self.diversity_penalty,
@@ -157,6 +161,8 @@ def read_options(**values) -> tuple[Options, dict[str, Any]]:
         for name in SAMPLING:
             if name in rows:
                 raise UserError(f"{name} ({_shown(rows[name])}) is for sampling: set do_sample")
+    if options.num_beams > 1 and not np.all(rows.get("temperature", 1)):
+        raise UserError("temperature (0) leaves nothing to draw beams from; give more, or set num_beams to 1")
     return options, rows
 
 

@@ -22,7 +22,6 @@ def sample(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
     Returns:
       token_ids int32 [B, N], scores float32 [B, N], lengths int32 [B], bad bool [B]: see `decode`.
     """
-    batch = tf.shape(prompt.logits)[0]
     numbers: Any = None
     if options.do_sample:  # All of them beforehand: on one vector at a time, many small operations would cost more.
         numbers = uniform(rows["seed"][:, None], 0, tf.range(new_tokens)[None])
@@ -30,25 +29,15 @@ def sample(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
 
     def choose(state, logits):
         """The next token of logits [B, V]."""
-        step, history, done = state["step"], state.get("history"), state["done"]
-        state["bad"] |= ~done & tf.math.is_nan(tf.reduce_sum(logits, -1))
+        step, history = state["step"], state.get("history")
+        state["bad"] |= ~state["done"] & tf.math.is_nan(tf.reduce_sum(logits, -1))
         allowed = constrain(options, rows, history, step, logits)
         if options.do_sample:
             weights = tf.nn.softmax(filter_logits(allowed, filters))
             token = pick(weights, numbers[:, step])
         else:
             token = tf.argmax(allowed, -1, tf.int32)
-        here = (tf.range(new_tokens) == step)[None] & ~done[:, None]
-        state["token_ids"] = tf.where(here, token[:, None], state["token_ids"])
-        if options.return_scores:
-            score = tf.gather(tf.nn.log_softmax(logits), token, batch_dims=1)
-            state["scores"] = tf.where(here, score[:, None], state["scores"])
-        if history is not None:
-            state["history"] = tf.concat([history[:, 1:], token[:, None]], 1)
-        state["lengths"] += tf.cast(~done, tf.int32)
-        state["found"], stopped = stops.feed(state["found"], token)
-        state["done"] = done | stopped | (step + 1 >= rows["max_new_tokens"])
-        return state | {"step": step + 1, "token": token}
+        return write(state, token, logits, rows, stops) | {"token": token}
 
     def body(state):
         step, token = state["step"], state["token"]
@@ -56,6 +45,14 @@ def sample(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
         sequence, state["tensors"] = prompt.step(state["tensors"], token[:, None], place, prompt.length + place)
         return (choose(state, prompt.model.next_logits(sequence)[:, 0]),)
 
+    state = choose(start_state(prompt, options, rows, stops, new_tokens), prompt.logits)
+    (state,) = tf.while_loop(lambda state: more(state, new_tokens), body, (state,), parallel_iterations=1)
+    return results(state)
+
+
+def start_state(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
+    """What `write` keeps of B texts that have not begun, and the cache's tensors."""
+    batch = tf.shape(prompt.logits)[0]
     state = {
         "step": 0,
         "token_ids": tf.fill([batch, new_tokens], options.pad_token_id),
@@ -69,8 +66,27 @@ def sample(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
         state["scores"] = tf.zeros([batch, new_tokens])
     if needs_history(options, rows):
         state["history"] = start_history(prompt.token_ids, new_tokens, options)
-    state = choose(state, prompt.logits)
-    (state,) = tf.while_loop(lambda state: more(state, new_tokens), body, (state,), parallel_iterations=1)
+    return state
+
+
+def write(state: dict, token, logits, rows, stops) -> dict:
+    """The state after a step: token [B], chosen by logits [B, V], behind each text that goes on."""
+    step, done = state["step"], state["done"]
+    here = (tf.range(tf.shape(state["token_ids"])[1]) == step)[None] & ~done[:, None]
+    new = {"step": step + 1, "token_ids": tf.where(here, token[:, None], state["token_ids"])}
+    if "scores" in state:
+        score = tf.gather(tf.nn.log_softmax(logits), token, batch_dims=1)
+        new["scores"] = tf.where(here, score[:, None], state["scores"])
+    if "history" in state:
+        new["history"] = tf.concat([state["history"][:, 1:], token[:, None]], 1)
+    new["lengths"] = state["lengths"] + tf.cast(~done, tf.int32)
+    new["found"], stopped = stops.feed(state["found"], token)
+    new["done"] = done | stopped | (step + 1 >= rows["max_new_tokens"])
+    return state | new
+
+
+def results(state: dict) -> dict:
+    """What `decode` returns of a state."""
     return {name: state[name] for name in ("token_ids", "scores", "lengths", "bad") if name in state}
 
 

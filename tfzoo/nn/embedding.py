@@ -42,25 +42,32 @@ class TokenEmbedding(keras.layers.Layer):
         return ops.reshape(logits, (*shape[:-1], self.vocab_size))
 
     @contextlib.contextmanager
-    def for_steps(self, turn):
-        """Inside, `attend` takes few rows at a time, again and again, as a loop of decoding does, without XLA.
+    def for_steps(self, turn, jit_compile: bool = False):
+        """Inside, `attend` takes few rows at a time, again and again, as a loop of decoding does.
 
         turn: scalar bool tensor, whether single rows will be so many that they pay for a transposed copy of the table.
+        jit_compile: whether XLA compiles it, which makes no such copies in a time worth while.
         """
         table = self._table()
-        turned = tf.cond(turn, lambda: tf.transpose(table), lambda: tf.zeros([self.hidden_size, 0], table.dtype))
+
+        def plain(x):
+            return tf.matmul(x, table, transpose_b=True)
+
+        def columns(x):
+            # With the rows as columns, and as a matrix of one batch, which TensorFlow does not take apart again, both
+            # oneDNN and XLA read the table twice as fast where rows are some.
+            return tf.transpose(tf.matmul(table[None], tf.transpose(x)[None])[0])
 
         def product(x):
-            # oneDNN reads a table that is not transposed at half the machine's speed. With the rows as columns, and as
-            # a matrix of one batch, which TensorFlow does not take apart again, it is as fast where they are some.
-            ways = [
-                lambda: tf.matmul(x, table, transpose_b=True),
-                lambda: tf.matmul(x, turned),
-                lambda: tf.transpose(tf.matmul(table[None], tf.transpose(x)[None])[0]),
-            ]
             rows = tf.shape(x)[0]
+            if jit_compile:  # Its shapes are known when it compiles, and one way alone is.
+                return tf.cond(rows > 1, lambda: columns(x), lambda: plain(x))
+            # oneDNN reads a table that is not transposed at half the machine's speed.
+            ways = [lambda: plain(x), lambda: tf.matmul(x, turned), lambda: columns(x)]
             return tf.switch_case(tf.where(rows >= SOME_ROWS, 2, tf.cast(turn & (rows == 1), tf.int32)), ways)
 
+        if not jit_compile:
+            turned = tf.cond(turn, lambda: tf.transpose(table), lambda: tf.zeros([self.hidden_size, 0], table.dtype))
         self._product = product
         try:
             yield
