@@ -7,7 +7,9 @@ finds every artifact under the folders and checks, for each:
   - the signatures have the names, dtypes and shapes that manifest.json states;
   - the inputs in golden.npz give the outputs in golden.npz: numbers within the tolerance; arg-max, words and
     flags equal. A decoder reads half of each row at once, then tokens one by one, then the rest; and it writes
-    greedily. A folder for onnxruntime-genai is written from by that, too, where it is installed.
+    greedily. A folder for onnxruntime-genai is written from by that, too, where it is installed;
+  - tokenizer.json and tokenizer.onnx give golden.npz's texts the ids that golden.npz has, where the packages
+    tokenizers and onnxruntime-extensions are installed to read them. The line says where they are not.
 
 Prints one line an artifact. Exit code 0: all is as it should be. 4: something is not. 2: wrong use.
 
@@ -21,6 +23,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -34,6 +37,8 @@ class Failure(Exception):
 
 
 def main(arguments):
+    if arguments[:1] == ["--tokenizer"]:  # As replay_tokenizer_graph asks.
+        return tokenizer_graph(pathlib.Path(arguments[1]))
     if not arguments or any(argument.startswith("-") for argument in arguments):
         print("usage: python verify.py FOLDER...  (replays every artifact under the folders)", file=sys.stderr)
         return 2
@@ -79,9 +84,10 @@ def verify(folder):
     key = max(numbers, key=lambda key: numbers[key]["difference"] / numbers[key]["tolerance"])
     worst = numbers[key]
     equal = sum(value.get("equal", 0) for value in measured.values())
+    skipped = "".join(f"; {key} not replayed: {x['skipped']}" for key, x in measured.items() if "skipped" in x)
     return (
         f"{name}: largest difference {worst['difference']:.1e} of {worst['tolerance']:.0e} allowed ({key}), "
-        f"{equal} answers equal"
+        f"{equal} answers equal{skipped}"
     )
 
 
@@ -137,7 +143,7 @@ def replay(folder, manifest):
         run, written = load_genai(folder, cases)
         results = compare_all(run, written, {"generate": {}})
         measured |= {f"onnxruntime-genai:{key}": result for key, result in results.items()}
-    return measured
+    return measured | replay_tokenizer_file(folder) | replay_tokenizer_graph(folder)
 
 
 def compare_all(run, cases, tolerances, exact=True):
@@ -224,12 +230,86 @@ def difference(got, want, scale, limit):
     return {"difference": worst, "mean": float(apart.mean()) if apart.size else 0.0}
 
 
-def read_golden(folder):
-    """{(signature, case): {"inputs": {name: array}, "outputs": {name: array or group of arrays}}}."""
+def replay_tokenizer_file(folder):
+    """{"tokenizer.json": what `compare` gives} of the texts in golden.npz, {} where there is no such file."""
+    cases = read_golden(folder, tokenizer=True)
+    # onnxruntime-genai has it beside its graph.
+    paths = [path for path in (folder / "tokenizer" / "tokenizer.json", folder / "tokenizer.json") if path.is_file()]
+    if not paths or not cases:
+        return {}
+    if not importlib.util.find_spec("tokenizers"):
+        return {"tokenizer.json": {"skipped": "tokenizers is not installed"}}
+    tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(str(paths[0]))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    (case,) = cases.values()
+    found: dict[str, list] = {"input_ids": [], "attention_mask": [], "token_type_ids": []}
+    for texts in zip(*(values.tolist() for values in case["inputs"].values())):
+        encoded = tokenizer.encode(*texts)
+        for name, row in zip(found, (encoded.ids, encoded.attention_mask, encoded.type_ids)):
+            found[name].append(row)
+    return {"tokenizer.json": compare_texts("tokenizer.json", found, case)}
+
+
+def replay_tokenizer_graph(folder):
+    """The same of tokenizer.onnx, in a process of its own: one that has TensorFlow does not survive the import of
+    onnxruntime_extensions."""
+    if not (folder / "tokenizer.onnx").is_file():
+        return {}
+    if not importlib.util.find_spec("onnxruntime_extensions"):
+        return {"tokenizer.onnx": {"skipped": "onnxruntime-extensions is not installed"}}
+    command = [sys.executable, "-P", __file__, "--tokenizer", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failure((done.stdout or done.stderr).strip() or f"tokenizer.onnx: ended with code {done.returncode}")
+    return {"tokenizer.onnx": json.loads(done.stdout)}
+
+
+def tokenizer_graph(folder):
+    """What that process does and prints, and its exit code."""
+    extensions = importlib.import_module("onnxruntime_extensions")
+    onnxruntime = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.register_custom_ops_library(extensions.get_library_path())
+    session = onnxruntime.InferenceSession(str(folder / "tokenizer.onnx"), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    (case,) = read_golden(folder, tokenizer=True).values()
+    try:
+        values = session.run(names, {name: texts.astype(object) for name, texts in case["inputs"].items()})
+        found = {name: value.tolist() for name, value in zip(names, values)}
+        print(json.dumps(compare_texts("tokenizer.onnx", found, case)))
+    except Exception as error:
+        print(error if isinstance(error, Failure) else f"tokenizer.onnx: {error}")
+        return 4
+    return 0
+
+
+def compare_texts(where, found, case):
+    """found: {output: rows}. The rows of `case` are padded; what is there may be, too, or not."""
+    if missing := case["outputs"].keys() - found.keys():
+        raise Failure(f"{where}: gives no {', '.join(sorted(missing))}")
+    lengths = case["outputs"]["attention_mask"].sum(1)
+    for name, rows in case["outputs"].items():
+        if len(found[name]) != len(rows):
+            raise Failure(f"{where}: {name} has {len(found[name])} rows, not {len(rows)}")
+        for row, want, length, *texts in zip(found[name], rows.tolist(), lengths, *case["inputs"].values()):
+            padded = [*row, *want[len(row) :]]
+            if padded != want or len(row) < length:
+                quoted = " and ".join(repr(str(text)) for text in texts)
+                raise Failure(f"{where}: {name} of {quoted} is {row[:20]}, not {want[:length][:20]}")
+    return {"equal": len(lengths), "compared": len(lengths)}
+
+
+def read_golden(folder, tokenizer=False):
+    """{(signature, case): {"inputs": {name: array}, "outputs": {name: array or group of arrays}}}: of the tokenizer,
+    whose texts stand there as a signature of that name, or of all others."""
     cases: dict[tuple[str, str], dict] = {}
     with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
         for key in arrays.files:
             signature, case, side, name, *part = key.split("/")
+            if (signature == "tokenizer") != tokenizer:
+                continue
             values = cases.setdefault((signature, case), {"inputs": {}, "outputs": {}})[side]
             if part:
                 values.setdefault(name, {})[part[0]] = arrays[key]

@@ -4,6 +4,7 @@ has replayed it with the same answers.
 python -m tfzoo.export --model_dir=runs/bert --output_dir=exports
 """
 
+import json
 import sys
 from typing import Any
 
@@ -58,6 +59,9 @@ def main(flags: absl_flags.FlagValues) -> None:
     folders = artifact.export(model, tokenizer, flags.output_dir, **options)
     for kind, folder in folders.items():
         print(f"{kind}: {folder}, replayed by another process; see {folder / 'manifest.json'}")
+        refused = json.loads((folder / "manifest.json").read_text()).get("tokenizer", {}).get("no_graph")
+        if refused:
+            print(f"{kind}: no tokenizer.onnx: {refused}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tfzoo.export import (
     onnx_emit,
     savedmodel,
     tokenizer_files,
+    tokenizer_graph,
     variants,
     verify,
     warmup,
@@ -183,12 +184,13 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
             "config": dataclasses.asdict(model.config),
         },
         **({"labels": answers.labels_of(model)} if {"classify", "tag"} & set(model.head_names) else {}),
-        **_answering(None if tokenizer is None else answers.find(model, tokenizer, options)),
+        **_answering(model, tokenizer, options),
         "options": dataclasses.asdict(options),
         "tools": manifest.tools(),
     }
     if tokenizer is not None:
-        content["tokenizer"] = {"class": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint()}
+        stated = {"class": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint()}
+        content["tokenizer"] = stated | content.get("tokenizer", {})
     try:
         content["measured"] = verify.replay(folder, content)
     except Exception as error:  # A graph that is wrong may fail in any way.
@@ -198,8 +200,11 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
     manifest.write(folder, content)
 
 
-def _answering(answer: answers.Answer | None) -> dict:
-    """What whoever runs the graph has to know to answer as `answer` does, by Hugging Face's names."""
+def _answering(model, tokenizer, options: Options) -> dict:
+    """What whoever runs the graph has to know to answer as the text signature does, by Hugging Face's names."""
+    if tokenizer is None:
+        return {}
+    answer = answers.find(model, tokenizer, dataclasses.replace(options, max_new_tokens=1))
     if isinstance(answer, answers.Continuations):
         return {"generation": answer.ids}
     if isinstance(answer, answers.Labels):
@@ -256,14 +261,17 @@ def _write_onnx(model, tokenizer, folder, options: Options, profile: str, chosen
     tolerances = {"tokens": golden.tolerances(model, list(next(iter(arrays["tokens"].values()))["outputs"]))}
     if cached:
         arrays["generate"], tolerances["generate"] = golden.written_cases(model, tokenizer, options), {}
-    golden.write(folder / "golden.npz", arrays)
+    lines = None if tokenizer is None else tokenizer_graph.case(model, tokenizer, options)
+    golden.write(folder / "golden.npz", arrays | ({} if lines is None else {"tokenizer": {"lines": lines}}))
     if profile == "genai":
         genai.write(model, tokenizer, folder, graphs[0].name)
     if tokenizer is not None:
         # For whoever has texts; onnxruntime-genai looks for it beside its config.
         place = folder if profile == "genai" else folder / "tokenizer"
         tokenizer_files.write(tokenizer, answers.family(model), place)
+    refused = None if tokenizer is None else tokenizer_graph.write(model, tokenizer, options, folder)
     content = {
+        **({} if refused is None else {"tokenizer": {"no_graph": refused}}),
         "signatures": stated,
         "profile": profile,
         "opset": {

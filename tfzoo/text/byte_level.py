@@ -254,6 +254,11 @@ class ByteLevelBPE(Tokenizer):
     def pattern(self) -> str:
         return self._pattern
 
+    @property
+    def is_gpt2(self) -> bool:
+        """Whether a text becomes ids as in GPT-2: by its pattern and by merges alone, with nothing done before."""
+        return self._pattern == "gpt2" and not (self._ignore_merges or self._add_prefix_space or self._nfc)
+
     def fingerprint(self) -> str:
         """A SHA-256 in hexadecimal, equal for equal vocabularies, merges and options."""
         by_role = dict(self._role_ids)

@@ -1,0 +1,282 @@
+"""tokenizer.onnx: from texts to what the model's graph reads, by the operators of onnxruntime-extensions.
+
+It stands beside an ONNX model only where it has been seen to give the tokenizer's own ids for `LINES`. Those operators
+are exact for GPT-2's and RoBERTa's byte-level vocabularies and for SentencePiece's models. BERT's are not: they keep
+accents, take full-width punctuation for letters, and put [UNK] inside words.
+
+Importing onnxruntime_extensions into a process that holds TensorFlow ends it: verify.py does so, in one
+of its own.
+"""
+
+import importlib.util
+import json
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import tensorflow as tf
+from onnx import TensorProto, helper, numpy_helper
+
+from tfzoo.errors import UserError, one_line
+from tfzoo.export import answers, onnx_emit, verify
+from tfzoo.export.answers import Options
+from tfzoo.text import framing
+from tfzoo.text.byte_level import ByteLevelBPE
+from tfzoo.text.framing import PAIR, TEXT, Frame
+from tfzoo.text.sentencepiece import KINDS, SentencePiece
+
+NAME = "tokenizer.onnx"
+_EXTENSIONS = "ai.onnx.contrib"
+_OPSET = 18
+# Several scripts, what looks like a space and what does not, what splits words, and nothing at all. No text of a
+# special token: tokenizer.json has no way to say that it is plain text.
+LINES = (
+    "The quick brown fox isn't here; it'll be back at 9:30, they've said. WE'RE SURE!",
+    "",
+    " ",
+    "   three before, and two behind  ",
+    "a",
+    "one\ttab, one\nline, two\n\nlines, \r\n and \u00a0, \u2003, \u3000 for spaces",
+    "x = [i ** 2 for i in range(10)]  # 'quoted', \"doubly\", `so`",
+    "    if (a<=b&&c!=d){return ~x^0xFF;}",
+    "https://example.org/a_b-c?d=1&e=%20#f, name.surname@example.org",
+    "3.14159 1,000,000 2²⁰ ½ Ⅷ ٣٤٥ १२३ 0000000000",
+    "Größere Straßen, ÄÖÜ, Maßstab – „so“",
+    "L'été déjà vu à Nîmes: œuvre, naïve, ÉCOLE, e\u0301cole",
+    "İstanbul'da ılık bir gün",
+    "Съешь же ещё этих мягких булок, Ёлка",
+    "Ὀδυσσεὺς καὶ ΣΊΣΥΦΟΣ· ο λόγος ΤΟΥΣ",
+    "جملة عربية قصيرة، أليس كذلك؟ مُحَمَّد",
+    "שלום עולם, שָׁלוֹם",
+    "यह हिन्दी का एक छोटा वाक्य है।",
+    "ภาษาไทยไม่มีช่องว่างระหว่างคำ",
+    "한국어 문장은 음절로 쓰입니다.",
+    "日本語の文章です。カタカナ、ｶﾀｶﾅ、ひらがな、漢字!",
+    "这是一个中文句子，没有空格！「真的」吗？",
+    "全形:ＡＢＣ１２３，繁體中文與標點……",
+    "Nhiều dấu tiếng Việt: ườ ễ ợ ặ Đ đ",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ❤️ 🇩🇪 ™ © ﬁne ℃",
+    "hahahahahahaha aaaaaaaaaaaaaaaaaaaaaaaa ------ ====== ______ !!!??? ...",
+    "\u200b zero \u200d width \ufeff \u00ad hyphen \u2060",
+    "'s 'S 't 're 'VE 'm 'll 'd don't DON'T o'clock 'tis",
+    "``quotes'' «guillemets» ‹single› ‚low‘",
+    "𐐀𐐨 𝒜𝓁𝓅𝒽𝒶 𠮷𠀀 䶮",
+)
+
+
+def case(model: keras.Model, tokenizer: Any, options: Options) -> dict[str, dict[str, np.ndarray]] | None:
+    """`LINES` as the model reads them, under the names of ONNX: a case of golden.npz. None where nothing says how the
+    model reads a text.
+
+    Lines that are longer than the model reads, and for a tokenizer without <unk> those with characters that it does
+    not know, are left out.
+    """
+    frame = frame_of(model, tokenizer, options)
+    if frame is None:
+        return None
+    names = tuple("text" if part == TEXT else "text_pair" for part in frame.texts)
+    rows = []
+    for i, line in enumerate(LINES):
+        texts = (line, LINES[i - 1])[: len(names)]
+        try:
+            ids = [tokenizer.tokenize([text])[0].numpy().tolist() for text in texts]
+        except tf.errors.InvalidArgumentError:
+            continue
+        if sum(map(len, ids)) <= frame.room(options.sequence_length):
+            rows.append((texts, *_framed(frame, dict(zip(frame.texts, ids)))))
+    length = max((len(ids) for _, ids, _ in rows), default=0)
+
+    def table(rows, fill):
+        return np.array([[*row, *[fill] * (length - len(row))] for row in rows], np.int64).reshape(len(rows), length)
+
+    columns = {
+        "input_ids": table([ids for _, ids, _ in rows], answers.pad_id(tokenizer)),
+        "attention_mask": table([[1] * len(ids) for _, ids, _ in rows], 0),
+        "token_type_ids": table([segments for _, _, segments in rows], 0),
+    }
+    asked = {onnx_emit.NAMES[name] for name in onnx_emit.inputs_of(model)}
+    return {
+        "inputs": {name: np.array([texts[i] for texts, _, _ in rows], "U") for i, name in enumerate(names)},
+        "outputs": {name: value for name, value in columns.items() if name in asked},
+    }
+
+
+def frame_of(model: keras.Model, tokenizer: Any, options: Options) -> Frame | None:
+    pair = options.text_pair or model.head_names == ("next_sentence",) or "span" in model.heads
+    try:
+        return framing.frame(answers.family(model), tokenizer, pair)
+    except UserError:
+        return None
+
+
+def _framed(frame: Frame, ids: dict[str, list[int]]) -> tuple[list[int], list[int]]:
+    """Ids and segments of a row."""
+    row, segments = [], []
+    for part, segment in zip(frame.parts, frame.segments):
+        new = ids[part] if isinstance(part, str) else [part]
+        row, segments = row + new, segments + [segment] * len(new)
+    return row, segments
+
+
+def write(model: keras.Model, tokenizer: Any, options: Options, folder: pathlib.Path) -> str | None:
+    """Writes tokenizer.onnx into an artifact's folder that holds golden.npz -> None, or why there is none.
+
+    `text` (and `text_pair`) string [batch] -> `input_ids`, `attention_mask` and, of a model that reads them,
+    `token_type_ids` int64 [batch, sequence], cut to the longest that the artifact reads, as its SavedModel does.
+    """
+    if importlib.util.find_spec("onnxruntime_extensions") is None:
+        return "onnxruntime-extensions is not installed, so that nothing could prove it"
+    frame = frame_of(model, tokenizer, options)
+    try:
+        if frame is None:
+            raise UserError("nothing says which special tokens stand around a text")
+        path = folder / NAME
+        path.write_bytes(emit(tokenizer, frame, options, _inputs(model)).SerializeToString(deterministic=True))
+    except UserError as error:
+        return str(error)
+    try:
+        verify.replay_tokenizer_graph(folder)
+    except Exception as error:  # The operators may fail in any way.
+        path.unlink()
+        return f"onnxruntime-extensions' operators give other ids: {one_line(error, 200)}"
+    return None
+
+
+def _inputs(model: keras.Model) -> list[str]:
+    names = [onnx_emit.NAMES[name] for name in onnx_emit.inputs_of(model)]
+    return [name for name in names if name in ("input_ids", "attention_mask", "token_type_ids")]
+
+
+def emit(tokenizer: Any, frame: Frame, options: Options, outputs: list[str]) -> onnx.ModelProto:
+    """The graph of a tokenizer within a frame, for those of input_ids, attention_mask, token_type_ids named.
+
+    Raises:
+      UserError: onnxruntime-extensions has no operator that does what this tokenizer does.
+    """
+    graph = _Graph()
+    kind: Any = _byte_level
+    if isinstance(tokenizer, SentencePiece) and not KINDS[tokenizer.kind].cleans:
+        kind = _sentencepiece
+    elif not (isinstance(tokenizer, ByteLevelBPE) and tokenizer.is_gpt2):
+        name = getattr(tokenizer, "kind", type(tokenizer).__name__)
+        raise UserError(f"onnxruntime-extensions has no operator that gives the ids of {name} for every text")
+    names = ["text" if part == TEXT else "text_pair" for part in frame.texts]
+    pieces = {part: kind(graph, tokenizer, name) for part, name in zip(frame.texts, names)}
+    # Each of two texts may have half of the room, and what the other leaves.
+    room = frame.room(options.sequence_length)
+    kept = {TEXT: graph.add("Min", pieces[TEXT].counts, graph.ints(room))}
+    if PAIR in pieces:
+        left = graph.add("Max", graph.add("Sub", graph.ints(room), pieces[PAIR].counts), graph.ints((room + 1) // 2))
+        kept[TEXT] = graph.add("Min", pieces[TEXT].counts, left)
+        kept[PAIR] = graph.add("Min", pieces[PAIR].counts, graph.add("Sub", graph.ints(room), kept[TEXT]))
+    # `ends` [B, 1]: where each part begins; every place of a row then asks which part it is in.
+    begins, end = [], graph.add("Mul", kept[TEXT], graph.ints(0))
+    for part in frame.parts:
+        begins.append(end)
+        end = graph.add("Add", end, kept[part] if isinstance(part, str) else graph.ints(1))
+    # At least one place, so that a maximum of no rows has something to take.
+    longest = graph.add("ReduceMax", graph.add("Concat", end, graph.constant([[1]]), axis=0), keepdims=0)
+    place = graph.add("Range", graph.constant(0), longest, graph.constant(1))
+    place = graph.add("Expand", graph.add("Unsqueeze", place, graph.ints(0)), graph.shape(end, longest))
+    ids, segments = graph.add("Mul", place, graph.ints(0)), graph.add("Mul", place, graph.ints(0))
+    ids = graph.add("Add", ids, graph.ints(answers.pad_id(tokenizer)))
+    for part, segment, begin in zip(frame.parts, frame.segments, begins):
+        at = graph.add("Sub", place, begin)
+        size = kept[part] if isinstance(part, str) else graph.ints(1)
+        inside = graph.add("And", graph.add("GreaterOrEqual", at, graph.ints(0)), graph.add("Less", at, size))
+        value = graph.ints(part) if isinstance(part, int) else pieces[part].at(graph, at, inside)
+        ids = graph.add("Where", inside, value, ids)
+        segments = graph.add("Where", inside, graph.ints(segment), segments)
+    mask = graph.add("Cast", graph.add("Less", place, end), to=TensorProto.INT64)
+    values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+    return graph.model(names, {name: values[name] for name in outputs})
+
+
+class _Pieces:
+    """Ids of all rows one behind the other, int64 [N]; where each row begins, and how many it has, int64 [B, 1]."""
+
+    def __init__(self, flat: str, begins: str, counts: str):
+        self.flat, self.begins, self.counts = flat, begins, counts
+
+    def at(self, graph: "_Graph", at: str, inside: str) -> str:
+        """The ids at places [B, L] of the rows, where `inside`."""
+        flat = graph.add("Concat", self.flat, graph.ints(0), axis=0)  # Never empty.
+        index = graph.add("Where", inside, graph.add("Add", at, self.begins), graph.ints(0))
+        return graph.add("Gather", flat, index)
+
+
+def _byte_level(graph: "_Graph", tokenizer: ByteLevelBPE, text: str) -> _Pieces:
+    vocab = json.dumps({token: i for i, token in enumerate(tokenizer.vocab)}, ensure_ascii=False)
+    merges = "".join(f"{left} {right}\n" for left, right in tokenizer.merges)
+    ids, mask = graph.custom("GPT2Tokenizer", [text], 2, vocab=vocab, merges=merges, padding_length=-1)
+    width = graph.add("Shape", ids, start=1, end=2)
+    rows = graph.add(
+        "Range", graph.constant(0), graph.add("Squeeze", graph.add("Shape", ids, end=1)), graph.constant(1)
+    )
+    begins = graph.add("Mul", graph.add("Unsqueeze", rows, graph.ints(1)), width)
+    counts = graph.add("ReduceSum", mask, graph.ints(1), keepdims=1)
+    return _Pieces(graph.add("Reshape", ids, graph.ints(-1)), begins, counts)
+
+
+def _sentencepiece(graph: "_Graph", tokenizer: SentencePiece, text: str) -> _Pieces:
+    no = graph.constant(np.array([False]))
+    settings = [graph.constant(np.array([0], np.int64)), graph.constant(np.array([0], np.float32)), no, no, no]
+    ids, splits = graph.custom("SentencepieceTokenizer", [text, *settings], 2, model=tokenizer.model)
+    begins = graph.add("Slice", splits, graph.ints(0), graph.ints(-1))
+    ends = graph.add("Slice", splits, graph.ints(1), graph.ints(2**31))
+    counts = graph.add("Unsqueeze", graph.add("Sub", ends, begins), graph.ints(1))
+    flat = graph.add("Cast", ids, to=TensorProto.INT64)
+    if KINDS[tokenizer.kind].shifted:  # <unk> <s> </s> come first, and are 3, 0 and 2.
+        shifted = graph.add("Add", flat, graph.ints(1))
+        first = graph.add("Gather", graph.constant(np.array([3, 0, 2])), graph.add("Min", flat, graph.ints(2)))
+        flat = graph.add("Where", graph.add("Less", flat, graph.ints(3)), first, shifted)
+    return _Pieces(flat, graph.add("Unsqueeze", begins, graph.ints(1)), counts)
+
+
+class _Graph:
+    """Nodes and constants under numbers for names."""
+
+    def __init__(self):
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+
+    def add(self, operator: str, *inputs: str, **attributes) -> str:
+        name = f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return name
+
+    def custom(self, operator: str, inputs: list[str], outputs: int, **attributes) -> list[str]:
+        name = f"{operator}_{len(self.nodes)}"
+        names = [f"{name}:{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(operator, inputs, names, name=name, domain=_EXTENSIONS, **attributes))
+        return names
+
+    def constant(self, value) -> str:
+        array = np.asarray(value)
+        name = f"constant_{array.dtype}_{array.shape}_{len(self.constants)}" if array.size > 1 else repr(array)
+        self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def ints(self, value: int) -> str:
+        """int64 [1]."""
+        return self.constant(np.array([value], np.int64))
+
+    def shape(self, rows: str, length: str) -> str:
+        """int64 [2]: as many rows as `rows` [B, 1] has, and a length []."""
+        length = self.add("Unsqueeze", length, self.ints(0))
+        return self.add("Concat", self.add("Shape", rows, end=1), length, axis=0)
+
+    def model(self, texts: list[str], outputs: dict[str, str]) -> onnx.ModelProto:
+        for name, value in outputs.items():
+            self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
+        graph = helper.make_graph(
+            self.nodes,
+            "tokenizer",
+            [helper.make_tensor_value_info(name, TensorProto.STRING, ["batch"]) for name in texts],
+            [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in outputs],
+            list(self.constants.values()),
+        )
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_EXTENSIONS, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="tfzoo")
