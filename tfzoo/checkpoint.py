@@ -93,12 +93,9 @@ class Checkpoints:
         """
         self._must_write()
         self.wait()
-        # Not np.ascontiguousarray, which turns a scalar into an array of one.
         arrays: dict[str, np.ndarray] = {}
         if step in self._damaged or not self.path(step).exists():
-            arrays = {name: np.asarray(_to_numpy(variable), order="C") for name, variable in variables.items()}
-        if not wait:
-            arrays = {name: array.copy() for name, array in arrays.items()}
+            arrays = {name: _to_numpy(variable, keep=not wait) for name, variable in variables.items()}
         record: dict[str, Any] = {"format": FORMAT, "step": int(step), "state": copy.deepcopy(dict(state))}
         if wait:
             self._write(step, arrays, record, best)
@@ -332,10 +329,14 @@ def _itself(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _to_numpy(variable: Any) -> np.ndarray:
+def _to_numpy(variable: Any, keep: bool) -> np.ndarray:
+    """A variable's numbers, to be kept while it changes or not."""
     # A keras.Variable that was made under a tf.distribute strategy wraps one that only .numpy() can read.
     variable = getattr(variable, "value", variable) if hasattr(variable, "path") else variable
-    return np.asarray(variable.numpy() if hasattr(variable, "numpy") else variable)
+    if hasattr(variable, "numpy"):
+        variable, keep = variable.numpy(), False  # A copy already.
+    # Not np.ascontiguousarray, which turns a scalar into an array of one.
+    return np.array(variable, order="C") if keep else np.asarray(variable, order="C")
 
 
 def _signature(variable: Any) -> str:
