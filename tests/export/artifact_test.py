@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 import onnx
+import onnxruntime_genai as genai
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
@@ -113,6 +114,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         dict(onnx_profile="compat", onnx_variants=["float16"], formats=["onnx"]),
     ),
     "translator": ("t5", {}, dict(formats=["onnx"], onnx_variants=["int8"])),
+    "speaker": (
+        "llama",
+        dict(head_dim=8),
+        dict(formats=["onnx"], onnx_profile="genai", max_new_tokens=8, onnx_variants=["int4_weights"]),
+    ),
 }
 # What takes longer, for `make faults`.
 MORE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -247,6 +253,32 @@ class ArtifactTest(tf.test.TestCase):
         self.assertIn("the length of token_ids must be from 1 to 32", report["no_length"])
         self.assertIn("segment_ids must have the shape of token_ids", report["shapes"])
         self.assertIn("padding_mask must have the shape of token_ids", report["mask_shape"])
+
+    def test_onnxruntime_genai_writes_what_the_model_writes(self):
+        folder = OTHERS["speaker"]["onnx"]
+        stated = json.loads((folder / "manifest.json").read_text())
+        self.assertEqual((stated["profile"], stated["opset"]), ("genai", {"ai.onnx": 23, "com.microsoft": 1}))
+        self.assertIn("onnxruntime-genai:generate/generated_ids", stated["measured"])
+        self.assertIn("int4_weights:generate/generated_ids", stated["measured"])
+        runner = genai.Model(str(folder))
+        compared = 0
+        for case in ("ids", "text"):
+            arrays = verify.read_golden(folder)["generate", case]
+            asked = genai.GeneratorParams(runner)
+            prompts, expected = arrays["inputs"]["input_ids"], arrays["outputs"]["generated_ids"]
+            count, length = int(arrays["inputs"]["max_new_tokens"]), prompts.shape[1]
+            asked.set_search_options(do_sample=False, batch_size=len(prompts), max_length=length + count)
+            generator = genai.Generator(runner, asked)
+            generator.append_tokens(prompts.astype(np.int32))
+            while not generator.is_done():
+                generator.generate_next_token()
+            for i, row in enumerate(expected["values"].tolist()):
+                written = generator.get_sequence(i).tolist()[length:]
+                end = row.index(0) + 1 if 0 in row else count  # Behind [PAD], the end of a text here, it stops.
+                end = min(end, int(expected["decided"][i].sum()))
+                self.assertEqual(written[:end], row[:end])
+                compared += end
+        self.assertGreater(compared, count)
 
     def test_signatures_for_classify_and_regress(self):
         folder = OTHERS["classifier"]["savedmodel"]

@@ -61,16 +61,9 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
 EMITTED = [family for family in small.FAMILIES if family != "reformer"]
 
 
-def session(graph):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def reader(graphs):
+def reader(graphs, shared=False):
     """verify.py's way of running graphs: (_, inputs under ONNX's names) -> outputs."""
-    sessions = {name: session(graph).run for name, graph in graphs.items()}
-    return verify.reader(sessions, {name: onnx_check.describe(graph) for name, graph in graphs.items()})
+    return verify.load_graphs({name: graph.SerializeToString() for name, graph in graphs.items()}, shared)[0]
 
 
 def ask(graphs, inputs):
@@ -85,12 +78,12 @@ class EmitTest(tf.test.TestCase):
         for graph in graphs.values():
             onnx.checker.check_model(graph, full_check=True)
         cached = any("past" in value.name for graph in graphs.values() for value in graph.graph.input)
-        limits = golden.tolerances(model, ["logits"])["logits"]
-        run = reader(graphs)
+        limits, shared = golden.tolerances(model, ["logits"])["logits"], options.get("profile") == "genai"
+        run = reader(graphs, shared)
         for name, inputs in golden.token_cases(model, None, Options(sequence_length=32)).items():
             if name not in self.CASES:
                 continue
-            case = golden.onnx_case(model, inputs, cached)
+            case = golden.onnx_case(model, inputs, cached, shared)
             got = run("tokens", case["inputs"])
             self.assertEqual(got.keys(), case["outputs"].keys())
             for name, want in case["outputs"].items():
@@ -122,6 +115,23 @@ class EmitTest(tf.test.TestCase):
     def test_decoders_read_piece_by_piece(self):
         self.check_decoders(["gpt2", "a window, norms of queries and keys", "longrope", "t5"])
         self.check_decoders(["dynamic", "bart"], profile="compat")
+
+    def test_one_buffer_for_keys_and_values(self):
+        for name, head_dim in (("gpt2", 8), ("a window, norms of queries and keys", 16)):
+            family, overrides = DECODERS[name]
+            with self.subTest(name):
+                self.check(small.model(family, **overrides | dict(head_dim=head_dim)), profile="genai")
+
+    def test_what_onnxruntime_genai_cannot_run(self):
+        for pattern, model in (
+            ("decoders that write .head lm., and this is a .*bert.Model with the heads", small.model("bert")),
+            ("this is a .*t5.Model", small.model("t5")),
+            ("gpt2.Model with the heads classify;", small.model("gpt2", heads=("classify",))),
+            ("multiples of 8 numbers, and .* has head_dim=6", small.model("llama")),
+            ("adds nothing to the scores, as .*relative", small.model("gpt2", positions="relative")),
+        ):
+            with self.assertRaisesRegex(UserError, f"--onnx_profile=genai: .*{pattern}"):
+                onnx_emit.emit(model, profile="genai")
 
     def test_every_pool(self):
         for pool in ("first", "last", "mean"):
@@ -310,6 +320,12 @@ class EverythingTest(EmitTest):
         for profile in ("standard", "compat"):
             self.check_decoders(DECODERS, profile=profile)
 
+    def test_every_decoder_in_one_buffer(self):
+        for name, (family, overrides) in DECODERS.items():
+            if family in ("gpt2", "llama", "palm") and name != "longrope":  # Which has factors for 6 numbers a head.
+                with self.subTest(name):
+                    self.check(small.model(family, **overrides | dict(head_dim=8)), profile="genai")
+
     def test_hugging_faces_own_answers_of_every_family(self):
         other = {"reformer", "reformer_masked", "xlnet_memory", "xlnet_permutation"}
         self.check_references(sorted(path.name for path in REFERENCES.iterdir() if path.name not in other))
@@ -331,21 +347,63 @@ class CheckTest(tf.test.TestCase):
 
     def test_variants_say_how_far_they_are(self):
         model, folder = small.model("gpt2", hidden_size=32), pathlib.Path(self.get_temp_dir())
-        graphs = onnx_emit.save(model, folder)
-        cases = golden.token_cases(model, None, Options(16))
+        graphs, options = onnx_emit.save(model, folder), Options(16)
+        cases = golden.token_cases(model, None, options)
+        written = golden.written_cases(model, None, options)
         golden.write(
-            folder / "golden.npz", {"tokens": {n: golden.onnx_case(model, case, True) for n, case in cases.items()}}
+            folder / "golden.npz",
+            {"tokens": {n: golden.onnx_case(model, case, True) for n, case in cases.items()}, "generate": written},
         )
-        written = variants.write(model, folder, graphs, ["float16", "int8"], "standard")
-        half, eighth = (written[name]["measured"]["tokens/logits"] for name in ("float16", "int8"))
-        self.assertBetween(half["difference"], 1e-5, 1e-2)
-        self.assertBetween(eighth["difference"], half["difference"], 0.2)
-        self.assertGreater(eighth["equal"] / eighth["compared"], 0.7)
-        names = {path.name for path in folder.iterdir()}
-        self.assertEqual(names, {"golden.npz", "model.onnx", "model_float16.onnx", "model_int8.onnx"})
-        operators = {node.op_type for node in onnx.load(folder / "model_int8.onnx").graph.node}
-        self.assertIn("MatMulInteger", operators)
-        self.assertNotIn("MatMul", operators)
+        rows = golden.calibration(model, None, options)
+        self.assertTrue(all((row["attention_mask"] == 1).all() and len(row["input_ids"]) == 1 for row in rows))
+        found = variants.write(model, folder, graphs, variants.VARIANTS, "standard", rows)
+        self.assertEqual(tuple(found), variants.VARIANTS)
+        far = {name: each["measured"]["tokens/logits"]["difference"] for name, each in found.items()}
+        self.assertBetween(far["float16"], 1e-5, 1e-2)
+        self.assertLess(far["float16"], far["int8_weights"])
+        self.assertLess(far["int8_weights"], min(far["int8"], far["int4_weights"]))
+        self.assertLess(far["int8"], far["int8_static"])
+        self.assertLess(far["int8_static"], 0.3)
+        tokens = {name: each["measured"]["generate/generated_ids"] for name, each in found.items()}
+        self.assertEqual(tokens["float16"], {"equal": 16, "compared": 16})
+        self.assertLess(tokens["int4_weights"]["equal"], 16)
+        for name, each in found.items():
+            self.assertGreater(each["measured"]["tokens/logits"]["equal"], 0.7 * 21, name)
+            self.assertGreater(min(each["milliseconds"], each["float32"]["milliseconds"]), 0)
+            size = (folder / f"model_{name}.onnx").stat().st_size
+            self.assertEqual((each["bytes"], each["float32"]["bytes"]), (size, graphs[0].stat().st_size))
+        files = {f"model_{name}.onnx" for name in variants.VARIANTS} | {"golden.npz", "model.onnx"}
+        self.assertEqual({path.name for path in folder.iterdir()}, files)
+
+        # All 13 products with weights, and no other, are quantised.
+        for name in ("int8", "int8_weights", "int4_weights"):
+            operators = [node.op_type for node in onnx.load(folder / f"model_{name}.onnx").graph.node]
+            operator = "MatMulInteger" if name == "int8" else "MatMulNBits"
+            self.assertEqual((operators.count(operator), operators.count("MatMul")), (13, 0))
+        nodes = onnx.load(folder / "model_int8_static.onnx").graph.node
+        dequantised = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+        products = [node for node in nodes if node.op_type == "MatMul"]
+        self.assertLen(products, 13)
+        self.assertTrue(all(set(node.input) <= dequantised for node in products))
+
+    def test_static_quantisation_reads_texts_as_the_model_does(self):
+        tokenizer, options = small.tokenizer(), Options(8, text_pair=True, max_new_tokens=2)
+        the, function, of = (small.VOCAB.index(word) for word in ("the", "function", "of"))
+        begin, end = small.VOCAB.index("[CLS]"), small.VOCAB.index("[SEP]")
+
+        def rows(family, heads, *texts):
+            model = small.model(family, heads=heads, num_layers=1)
+            return golden.calibration(model, tokenizer, options, texts)
+
+        (pair,) = rows("bert", ("classify",), "the function\tof", "  ")
+        self.assertAllEqual(pair["input_ids"], [[begin, the, function, end, of, end]])
+        self.assertAllEqual(pair["token_type_ids"], [[0, 0, 0, 0, 1, 1]])
+        (text,) = rows("gpt2", ("lm",), "the function of")
+        self.assertAllEqual(text["input_ids"], [[the, function, of]])
+        self.assertAllEqual(text["attention_mask"], [[1, 1, 1]])
+        (tokens,) = rows("electra", ("discriminate",), "the " * 9)
+        self.assertAllEqual(tokens["input_ids"], [[the] * 8])
+        self.assertGreaterEqual(len(rows("gpt2", ("lm",))), 3)  # golden.npz's own texts.
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli
+from tfzoo import cli, records
 
 # What `artifact.export` is told, beside the model.
 _OPTIONS = (
@@ -44,7 +44,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
            enum_values=["float32", "bfloat16", "float16"])  # fmt: skip
     define("enum", "onnx_profile", "standard", "ONNX operators: of opset 23; of 18 for older runtimes; or a decoder's "
            "folder for onnxruntime-genai", enum_values=["standard", "compat", "genai"])  # fmt: skip
-    define("list", "onnx_variants", [], "graphs to write beside the float32 ones: float16, int8")
+    define("list", "onnx_variants", [], "graphs to write beside the float32 ones: float16, int8, int8_static, "
+           "int8_weights, int4_weights")  # fmt: skip
+    define("string", "calibration_file", None, "texts, one a line, by which int8_static is calibrated (a pair's are "
+           "parted by a tab); golden.npz's few by default")  # fmt: skip
     absl_flags.mark_flags_as_required(["model_dir", "output_dir"], flag_values=flags)
     for name in ("version", "keep_versions", "sequence_length", "max_new_tokens", "num_beams"):
         cli.positive(flags, name)
@@ -56,6 +59,11 @@ def main(flags: absl_flags.FlagValues) -> None:
 
     model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
     options: dict[str, Any] = {name: flags[name].value for name in _OPTIONS}
+    if flags.calibration_file is not None:
+        options["calibration_texts"] = [
+            records.text(where, record, "text")
+            for where, record in records.read(flags.calibration_file, "text", "calibration_file")
+        ]
     folders = artifact.export(model, tokenizer, flags.output_dir, **options)
     for kind, folder in folders.items():
         print(f"{kind}: {folder}, replayed by another process; see {folder / 'manifest.json'}")

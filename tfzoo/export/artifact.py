@@ -55,6 +55,7 @@ def export(
     precision: str = "float32",
     onnx_profile: str = "standard",
     onnx_variants: Sequence[str] = (),
+    calibration_texts: Sequence[str] = (),
     keep_versions: int | None = None,
 ) -> dict[str, pathlib.Path]:
     """Writes OUTPUT_DIR/FORMAT/NAME/VERSION/ for each format. None appears before all have been replayed.
@@ -69,6 +70,7 @@ def export(
       precision: what the SavedModel computes in; ONNX is float32, with variants.
       onnx_profile: one of onnx_graph.PROFILES.
       onnx_variants: of variants.VARIANTS, written beside the float32 graphs.
+      calibration_texts: what int8_static is calibrated on; golden.npz's texts where there are none.
       keep_versions: afterwards, older versions than the newest so many are removed.
 
     Returns:
@@ -98,7 +100,7 @@ def export(
             with_precision(model, precision), tokenizer, folder, options, name
         ),
         "onnx": lambda folder: _write_onnx(
-            with_precision(model, "float32"), tokenizer, folder, options, onnx_profile, onnx_variants
+            with_precision(model, "float32"), tokenizer, folder, options, onnx_profile, onnx_variants, calibration_texts
         ),
     }
     with contextlib.ExitStack() as stack:
@@ -248,7 +250,9 @@ def _write_savedmodel(model, tokenizer, folder, options: Options, name: str) -> 
     return {"signatures": stated, "precision": model.compute_dtype, "tolerances": tolerances}
 
 
-def _write_onnx(model, tokenizer, folder, options: Options, profile: str, chosen: Sequence[str]) -> dict:
+def _write_onnx(
+    model, tokenizer, folder, options: Options, profile: str, chosen: Sequence[str], texts: Sequence[str]
+) -> dict:
     onnx_check.check_twin(model, profile)
     graphs = onnx_emit.save(model, folder, profile=profile)
     for path in graphs:
@@ -281,7 +285,8 @@ def _write_onnx(model, tokenizer, folder, options: Options, profile: str, chosen
         "tolerances": tolerances,
     }
     if chosen:
-        content["variants"] = variants.write(model, folder, graphs, chosen, profile)
+        rows = golden.calibration(model, tokenizer, options, texts) if "int8_static" in chosen else []
+        content["variants"] = variants.write(model, folder, graphs, chosen, profile, rows)
     return content
 
 

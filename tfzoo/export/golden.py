@@ -101,9 +101,9 @@ def token_cases(model: keras.Model, tokenizer: Any, options: Options) -> dict[st
     return cases
 
 
-def _text_case(model, tokenizer, longest) -> dict[str, np.ndarray]:
-    rows = [list(row)[:longest] for row in tokenizer.tokenize([text.format("", "") for text in _TEXTS]).to_list()]
-    length = max(1, *map(len, rows))
+def _text_case(model, tokenizer, longest, texts: Sequence[str] = _TEXTS) -> dict[str, np.ndarray]:
+    rows = [list(row)[:longest] for row in tokenizer.tokenize([text.format("", "") for text in texts]).to_list()]
+    length = max(1, max(map(len, rows)))
     real = np.arange(length) < np.array([len(row) for row in rows])[:, None]
     ids = np.array([row + [answers.pad_id(tokenizer)] * (length - len(row)) for row in rows], np.int32)
     inputs = {}
@@ -112,6 +112,29 @@ def _text_case(model, tokenizer, longest) -> dict[str, np.ndarray]:
     if "pair_positions" in inputs:
         inputs["pair_positions"] = np.zeros((len(rows), 2), np.int32)
     return inputs
+
+
+def calibration(
+    model: keras.Model, tokenizer: Any, options: Options, texts: Sequence[str] = ()
+) -> list[dict[str, np.ndarray]]:
+    """Rows without padding, under ONNX's names: of the texts (a pair's are parted by a tab), else of golden.npz's,
+    and where there is no tokenizer of golden.npz's ids."""
+    if tokenizer is None:
+        cases = token_cases(model, None, options).values()
+        rows = [{name: value[:1] for name, value in inputs.items()} for inputs in cases]
+    else:
+        answer = answers.find(model, tokenizer, options)
+        mask = getattr(answer, "mask", "")
+        rows = []
+        for text in filter(str.strip, texts or [text.format(mask, mask) for text in _TEXTS]):
+            if answer is None:
+                rows.append(_text_case(model, tokenizer, options.sequence_length, [text]))
+            elif len((row := _Row(answer, (text.split("\t") * 2)[: len(answer.inputs)])).ids):
+                rows.append(row.inputs)
+    return [
+        {onnx_emit.NAMES[name]: row[name].astype(np.int64) for name in onnx_emit.inputs_of(model) if name in row}
+        for row in rows
+    ]
 
 
 def outputs(model: keras.Model, inputs: Mapping[str, np.ndarray], real: np.ndarray | None = None) -> dict[str, Any]:

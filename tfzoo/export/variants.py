@@ -1,73 +1,203 @@
 """Smaller or faster forms of an ONNX artifact's graphs, and how far their answers are from float32's.
 
-float16   weights and activations in half; runtimes without kernels for it compute in float32
-int8      weights in 8 bits, activations quantised as they come (dynamic quantisation) before each matrix product
+float16        weights and activations in half; runtimes without kernels for it compute in float32
+int8           weights in 8 bits, activations quantised as they come (dynamic quantisation) before each matrix product
+int8_static    the same, but what activations may be was measured beforehand on some texts: nothing is looked for
+int8_weights   weights in 8 bits, in blocks of 32 with a scale each; activations stay as they are
+int4_weights   weights in 4 bits, likewise
 """
 
+import contextlib
+import logging
 import math
 import pathlib
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
-from onnxruntime.quantization import QuantType, quantize_dynamic
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from tfzoo.export import onnx_emit, verify
 
-VARIANTS = ("float16", "int8")
+VARIANTS = ("float16", "int8", "int8_static", "int8_weights", "int4_weights")
+_ROUNDS = 5  # Of taking turns with float32's graphs, to see which is the faster.
+_BLOCK = 32  # Weights that share a scale.
+_BITS = {"int8_weights": 8, "int4_weights": 4}
 
 
 def write(
-    model: keras.Model, folder: pathlib.Path, graphs: Sequence[pathlib.Path], chosen: Sequence[str], profile: str
+    model: keras.Model,
+    folder: pathlib.Path,
+    graphs: Sequence[pathlib.Path],
+    chosen: Sequence[str],
+    profile: str,
+    calibration: Sequence[Mapping[str, np.ndarray]],
 ) -> dict[str, Any]:
     """Writes NAME_VARIANT.onnx for each of `graphs`, and measures them on the folder's golden.npz.
 
+    Args:
+      calibration: for int8_static: rows as `golden.calibration` has them.
+
     Returns:
-      {variant: {"bytes", "measured": {output: difference, mean, arg-maxes compared and equal}, "tolerances"}}, where
-      twice the measured difference is allowed: other processors round otherwise.
+      {variant: {"bytes", "milliseconds" for the longest case, "float32" with the same of float32's graphs, "measured":
+      {output: difference, mean, arg-maxes compared and equal; of a text written greedily, tokens until it parts},
+      "signatures", "tolerances"}}, where twice the measured difference is allowed: other processors round otherwise.
     """
     cases = verify.read_golden(folder)
-    anything = {
-        "tokens": {name: {"of": "largest", "allowed": math.inf} for name in next(iter(cases.values()))["outputs"]}
-    }
+    shared, names = profile == "genai", [path.stem for path in graphs]
+    anything: dict[str, dict] = {signature: {} for signature, _ in cases}
+    for (signature, _), case in cases.items():
+        if signature == "tokens":
+            anything[signature] |= {name: {"of": "largest", "allowed": math.inf} for name in case["outputs"]}
+    plain, _ = verify.load_onnx(folder, names, shared=shared)
+    longest = max((case for (of, _), case in cases.items() if of == "tokens"), key=lambda case: _size(case["inputs"]))
     written = {}
-    for variant in chosen:
-        paths = _WRITERS[variant](model, folder, profile)
-        run, _ = verify.load_onnx(folder, [path.stem for path in graphs], f"_{variant}")
-        measured = verify.compare_all(run, cases, anything, exact=False)
-        for result in measured.values():
-            del result["tolerance"]
-        allowed = {
-            key.removeprefix("tokens/"): {"of": "largest", "allowed": 2 * result["difference"] + 1e-6}
-            for key, result in measured.items()
-        }
-        written[variant] = {
-            "bytes": sum(path.stat().st_size for path in paths),
-            "measured": measured,
-            "tolerances": {"tokens": allowed},
-        }
+    with _without_advice(), _wide(model, folder, profile) if set(chosen) - {"float16"} else contextlib.nullcontext():
+        for variant in chosen:
+            if variant == "float16":
+                onnx_emit.save(model, folder, "_float16", dtype="float16", profile=profile)
+            else:
+                fed = _fed(folder, names, calibration) if variant == "int8_static" else {}
+                for name in names:
+                    _quantise(variant, folder / f"{name}_wide.onnx", folder / f"{name}_{variant}.onnx", fed.get(name))
+            run, found = verify.load_onnx(folder, names, f"_{variant}", shared)
+            measured = verify.compare_all(run, cases, anything, exact=False)
+            allowed: dict[str, dict] = {signature: {} for signature in anything}
+            for key, result in measured.items():
+                if result.pop("tolerance", None) is not None:
+                    limit = {"of": "largest", "allowed": 2 * result["difference"] + 1e-6}
+                    allowed["tokens"][key.removeprefix("tokens/")] = limit
+            milliseconds, of_float32 = _turns(longest["inputs"], run, plain)
+            written[variant] = {
+                "bytes": _bytes(folder, names, f"_{variant}"),
+                "milliseconds": milliseconds,
+                "float32": {"bytes": _bytes(folder, names, ""), "milliseconds": of_float32},
+                "measured": measured,
+                "signatures": {
+                    name: {side: _stated(tensors) for side, tensors in sides.items()} for name, sides in found.items()
+                },
+                "tolerances": allowed,
+            }
     return written
 
 
-def _float16(model: keras.Model, folder: pathlib.Path, profile: str) -> list[pathlib.Path]:
-    return onnx_emit.save(model, folder, "_float16", dtype="float16", profile=profile)
+def _size(inputs: Mapping[str, np.ndarray]) -> int:
+    return inputs["input_ids"].size
 
 
-def _int8(model: keras.Model, folder: pathlib.Path, profile: str) -> list[pathlib.Path]:
-    written = []
-    for path in onnx_emit.save(model, folder, "_wide", copy_tied=True, profile=profile):
-        written.append(path.with_name(path.name.replace("_wide", "_int8")))
-        data = path.with_name(f"{path.name}.data")
-        quantize_dynamic(
-            path,
-            written[-1],
-            op_types_to_quantize=["MatMul"],
-            weight_type=QuantType.QInt8,
-            use_external_data_format=data.exists(),
+def _stated(tensors: Mapping[str, tuple[str, list]]) -> dict[str, dict]:
+    return {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in tensors.items()}
+
+
+def _bytes(folder: pathlib.Path, names: Sequence[str], suffix: str) -> int:
+    return sum(path.stat().st_size for name in names for path in folder.glob(f"{name}{suffix}.onnx*"))
+
+
+def _turns(inputs: Mapping[str, np.ndarray], *contenders) -> list[float]:
+    """Milliseconds of each: medians of what they take in turns, after one turn that counts for nothing."""
+    times: list[list[float]] = [[] for _ in contenders]
+    for _ in range(1 + _ROUNDS):
+        for run, taken in zip(contenders, times):
+            begin = time.perf_counter()
+            run("tokens", inputs)
+            taken.append(1000 * (time.perf_counter() - begin))
+    return [round(statistics.median(taken[1:]), 2) for taken in times]
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """onnxruntime's quantisers advise, by the root logger, to prepare graphs that need nothing of the kind."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def _wide(model: keras.Model, folder: pathlib.Path, profile: str) -> Iterator[None]:
+    """NAME_wide.onnx: the graphs with a matrix of its own for each matrix product."""
+    paths = onnx_emit.save(model, folder, "_wide", copy_tied=True, profile=profile)
+    try:
+        yield
+    finally:
+        for path in paths:
+            path.unlink()
+            path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+
+
+class _Fed:
+    """Inputs one after the other, as quantize_static wants them."""
+
+    def __init__(self, inputs: Sequence[Mapping[str, np.ndarray]]):
+        self._inputs = iter(inputs)
+
+    def get_next(self) -> Mapping[str, np.ndarray] | None:
+        return next(self._inputs, None)
+
+
+def _fed(
+    folder: pathlib.Path, names: Sequence[str], calibration: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, list[Mapping[str, np.ndarray]]]:
+    """What each graph is given while `calibration` is read: {name: its inputs, call by call}."""
+    fed: dict[str, list] = {name: [] for name in names}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+
+    def recording(name):
+        session = onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+
+        def run(outputs, inputs):
+            fed[name].append(inputs)
+            return session.run(outputs, inputs)
+
+        return run
+
+    _, found = verify.load_onnx(folder, names)
+    read = verify.reader({name: recording(name) for name in names}, found)
+    for inputs in calibration:
+        read("tokens", inputs)
+    return fed
+
+
+def _quantise(variant: str, source: pathlib.Path, target: pathlib.Path, fed: Sequence | None) -> None:
+    apart = source.with_name(f"{source.name}.data").exists()
+    if variant in _BITS:
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(source),
+            bits=_BITS[variant],
+            block_size=_BLOCK,
+            is_symmetric=True,
+            op_types_to_quantize=("MatMul",),
         )
-        path.unlink()
-        data.unlink(missing_ok=True)
-    return written
-
-
-_WRITERS = {"float16": _float16, "int8": _int8}
+        quantizer.process()
+        quantizer.model.save_model_to_file(target, apart)
+        return
+    options: dict[str, Any] = dict(
+        op_types_to_quantize=["MatMul"],
+        weight_type=QuantType.QInt8,
+        use_external_data_format=apart,
+        extra_options={
+            "MatMulConstBOnly": True,  # Scores and shares of attention stay as they are.
+            "DefaultTensorType": onnx.TensorProto.FLOAT,  # Of what onnxruntime's own operators give.
+        },
+    )
+    if fed is None:
+        quantize_dynamic(source, target, **options)
+        return
+    quantize_static(
+        source,
+        target,
+        _Fed(fed),
+        activation_type=QuantType.QUInt8,
+        per_channel=True,
+        **options,
+    )
