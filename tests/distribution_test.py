@@ -65,7 +65,10 @@ worlds: Worlds  # One for all tests here: importing TensorFlow is most of what t
 def setUpModule():
     global worlds
     worlds = Worlds("tests.distribution_test")
-    unittest.addModuleCleanup(worlds.close)
+
+
+def tearDownModule():
+    worlds.close()
 
 
 class DistributionCase(unittest.TestCase):
