@@ -177,6 +177,30 @@ class CacheTest(tf.test.TestCase):
                     self.assertAllEqual(tokens, logits.argmax(-1))
                     self.assertAllClose(scores, [np.log(softmax(x).max()) for x in logits], 1e-5, 1e-5)
 
+    def test_frequencies_that_go_by_the_length_are_those_of_the_whole_text(self):
+        """Past the original length, in pieces and at once: the pass without a cache is over a row of the full length."""
+        count = 9
+        for scaling in (
+            dict(rope_type="dynamic", factor=2.0),
+            dict(rope_type="longrope", short_factor=[1.0, 1.2], long_factor=[3.0, 5.0]),
+        ):
+            scaling |= dict(original_max_position_embeddings=10)
+            model = build("llama_tiny", num_kv_heads=2, head_dim=4, rotary_scaling=scaling)
+            ids, mask = padded(self.PROMPTS, ["both", "right", "left"])  # One stays within the original length.
+            for how in ({}, dict(prefill_chunk=4), dict(prompt_lookup_num_tokens=2), dict(num_beams=2)):
+                with self.subTest(**scaling, **how), op_by_op():
+                    found = generate_ids(model, ids, mask, max_new_tokens=count, return_scores=True, **how)
+                for prompt, tokens, scores in zip(self.PROMPTS, found.token_ids.numpy(), found.scores, strict=True):
+                    logits = outputs_of(model, prompt, tokens)["logits"][:-1]
+                    logs = np.log([softmax(x) for x in logits])
+                    self.assertAllClose(scores, logs[range(count), tokens], 1e-5, 1e-5)
+                    if not how:
+                        self.assertAllEqual(tokens, logits.argmax(-1))
+            # And they do go by the length.
+            short = outputs_of(model, self.PROMPTS[2], [])["logits"]
+            whole = outputs_of(model, self.PROMPTS[2], tokens)["logits"]
+            self.assertGreater(abs(whole[0] - short[0]).max(), 1e-3)
+
     def test_scores_are_the_model_s_log_probabilities(self):
         model = build("llama_tiny", num_kv_heads=1)
         ids, mask = padded(self.PROMPTS, ["left", "both", "right"])

@@ -37,16 +37,22 @@ class TokenEmbeddingTest(tf.test.TestCase):
                 self.assertLess(relative_error(layer.attend(tf.constant(x, tf.float32)), expected), 1e-5)
 
     def test_the_tied_output_a_step_at_a_time(self):
-        layer = nn.TokenEmbedding(9, 6)
+        layer = nn.TokenEmbedding(300, 6)  # More than one piece of what XLA turns.
         layer.build()
         randomize(layer)
         table = layer.embeddings.numpy().astype(np.float64)
-        for turn in (False, True):
-            for rows in (1, 3, 4, 7):
-                x = np.random.default_rng(rows).normal(size=(rows, 1, 6))
-                with layer.for_steps(tf.constant(turn)):
-                    found = layer.attend(tf.constant(x, tf.float32))
-                self.assertLess(relative_error(found, x @ table.T), 1e-5)
+        for rows in (1, 3, 4, 7):
+            x = np.random.default_rng(rows).normal(size=(rows, 1, 6))
+            for tokens in (3, 30):
+
+                def step(x, jit_compile, tokens=tokens):
+                    with layer.for_steps(tf.shape(x)[0], tokens, jit_compile):
+                        return layer.attend(x)
+
+                self.assertLess(relative_error(step(tf.constant(x, tf.float32), False), x @ table.T), 1e-5)
+                if rows in (1, 4):
+                    compiled = tf.function(lambda x: step(x, True), jit_compile=True, autograph=False)
+                    self.assertLess(relative_error(compiled(tf.constant(x, tf.float32)), x @ table.T), 1e-5)
 
     def test_the_tied_gradient_is_the_sum_of_both_uses(self):
         layer = nn.TokenEmbedding(9, 6)

@@ -19,8 +19,6 @@ from tfzoo.generation.stops import Stops, string_table, token_texts
 
 _IDS = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
-TURNED = 16  # Tokens, above which a single row pays for a transposed copy of the output's embeddings.
-
 
 class Generated(NamedTuple):
     """What `generate_ids` returns with return_scores. R is num_return_sequences."""
@@ -44,7 +42,8 @@ def decode(
       rows: tensors [B] by names of ROWS, for those in use: a parameter without a tensor does nothing. Where tokens are
         drawn "seed" is needed.
       new_tokens: N, int or scalar int32, the most tokens that are new; rows["max_new_tokens"] may ask for fewer. A
-        text also ends at the model's last position.
+        text also ends at the model's last position. Rotary scalings that go by the length ("dynamic", "longrope")
+        take that of the prompt with all these tokens, from the first token on.
       stops: where a text ends; None: at options.eos_token_id.
       assistant: a smaller model of the same vocabulary, for speculative decoding.
 
@@ -65,7 +64,7 @@ def decode(
     most = tf.minimum(most, rows.get("max_new_tokens", most))
     if (limit := table_length(model)) is not None:
         most = tf.minimum(most, limit - used)
-    rows = dict(rows) | {"max_new_tokens": most}
+    rows, reach = dict(rows) | {"max_new_tokens": most}, used + most
     times = options.num_return_sequences if options.do_sample and options.num_beams == 1 else 1
     if options.do_sample and options.num_beams == 1:
         # The first text of a prompt has the row's own seed, whatever their number.
@@ -74,13 +73,13 @@ def decode(
         rows["seed"] = tf.reshape(seeds, [-1])
 
     def read(reader, room):
-        return _read(reader, options, token_ids, padding_mask, room).repeat(times)
+        return _read(reader, options, token_ids, padding_mask, room, reach).repeat(times)
 
     with contextlib.ExitStack() as stack:
-        one = (batch * times * options.num_beams == 1) & (new_tokens > TURNED)
         for reader in (model, assistant):
             if reader is not None and reader.config.tie_embeddings:
-                stack.enter_context(reader.tokens.for_steps(one, options.jit_compile))
+                together = batch * times * options.num_beams
+                stack.enter_context(reader.tokens.for_steps(together, new_tokens, options.jit_compile))
         if options.num_beams > 1:
             return beam_search(read(model, new_tokens * options.num_beams), options, rows, stops, new_tokens)
         if options.penalty_alpha:
@@ -92,13 +91,13 @@ def decode(
         return sample(read(model, new_tokens), options, rows, stops, new_tokens)
 
 
-def _read(model, options: Options, token_ids, padding_mask, room):
+def _read(model, options: Options, token_ids, padding_mask, room, reach):
     """The Prompt of a decoder; of an encoder-decoder, that of the start token, with token_ids read by the encoder."""
     if not hasattr(model, "encode"):
-        return read_prompt(model, token_ids, padding_mask, room, options)
+        return read_prompt(model, token_ids, padding_mask, room, options, reach)
     memory = model.encode({"token_ids": token_ids, "padding_mask": padding_mask})
     start = tf.fill([tf.shape(token_ids)[0], 1], options.decoder_start_token_id)
-    return read_prompt(model, start, tf.ones_like(start, tf.bool), room, options, memory, padding_mask)
+    return read_prompt(model, start, tf.ones_like(start, tf.bool), room, options, reach, memory, padding_mask)
 
 
 def generate_ids(
@@ -118,7 +117,8 @@ def generate_ids(
       model: of a family with a causal decoder and a language model head.
       token_ids: int [B, P], prompts; or ragged; of an encoder-decoder, what the encoder reads.
       padding_mask: bool [B, P], True is a real token; padding may be on either side. None: all are real.
-      max_new_tokens: a number, or one for each row; N is the highest.
+      max_new_tokens: a number, or one for each row; N is the highest. It is part of what a text hangs on where the
+        model's rotary scaling goes by the length: see `decode`.
       stop_strings: a text ends with the token that completes one of them.
       tokenizer: whose tokens stop_strings are looked for in.
       assistant_model: a smaller model of the same vocabulary that drafts num_assistant_tokens at a time.

@@ -71,10 +71,11 @@ def table_length(model) -> int | None:
     return config.max_positions if config.positions in ("learned", "sinusoidal", "sinusoidal_concat") else None
 
 
-def read_prompt(model, token_ids, padding_mask, room, options, memory=None, memory_padding_mask=None) -> Prompt:
+def read_prompt(model, token_ids, padding_mask, room, options, reach, memory=None, memory_padding_mask=None) -> Prompt:
     """token_ids int32 [B, P], padding_mask bool [B, P] -> Prompt, its cache with `room` slots behind the prompt.
 
-    Padding may be anywhere. memory [B, M, E] and its mask: of an encoder.
+    Padding may be anywhere. reach: int32 [B], how long the texts may become. memory [B, M, E] and its mask: of an
+    encoder.
     """
     order = tf.argsort(tf.cast(padding_mask, tf.int32), axis=1, stable=True)  # Padding goes to the front.
     token_ids, mask = (tf.gather(x, order, batch_dims=1) for x in (token_ids, padding_mask))
@@ -86,7 +87,7 @@ def read_prompt(model, token_ids, padding_mask, room, options, memory=None, memo
     count = tf.reduce_sum(tf.cast(mask, tf.int32), 1)
     first = chunk or length
     sequence, cache = model.start(
-        token_ids[:, :first], mask[:, :first], length - first + room, memory, memory_padding_mask
+        token_ids[:, :first], mask[:, :first], length - first + room, memory, memory_padding_mask, reach
     )
     ids = tf.where(mask, token_ids, -1)
     prompt = Prompt(model, cache, ids, count, sequence, None, length, options.jit_compile)

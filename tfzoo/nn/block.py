@@ -190,9 +190,8 @@ class Stack(keras.layers.Layer):
                 memory_masking = memory_masking.fold(length, None, x.dtype)
         rotary = None
         if self.config.positions == "rotary":
-            rotary = rotary_tables(
-                self.config, ops.arange(length)[None] if position_ids is None else position_ids, x.dtype
-            )
+            places = ops.arange(length)[None] if position_ids is None else position_ids
+            rotary = rotary_tables(self.config, places, x.dtype, None if cache is None else cache.reach)
         # One token a row: with no reshape in between, TensorFlow adds the residual within the matrix product.
         x = ops.reshape(x, (-1, shape[2]))
         shared = dict(masking=masking, rotary=rotary, memory=memory, memory_masking=memory_masking, length=length)

@@ -53,6 +53,7 @@ class Cache:
         self.cross: Any = [AttentionCache() if cross else None for _ in range(num_layers)]
         self.memory_masking: Mask | None = None
         self.positions: Any = None  # int32 [B, M], the place in the text of each slot's token, there or yet to come.
+        self.reach: Any = None  # int32 [B], how long each text may become, where that is known.
 
     @property
     def filled(self) -> bool:
@@ -78,7 +79,8 @@ class Cache:
         rows = tf.reshape(tf.range(batch * heads) * length, [batch, heads, 1]) + slots[:, None, :]
         write = _Writer(tf.reshape(rows, [-1]), jit_compile)
         other = Cache(0, 0)
-        other.cross, other.memory_masking, other.positions = self.cross, self.memory_masking, self.positions
+        other.cross, other.memory_masking = self.cross, self.memory_masking
+        other.positions, other.reach = self.positions, self.reach
         other.layers = [AttentionCache(0, key, value, write) for key, value in pairs]
         return other
 
@@ -89,6 +91,7 @@ class Cache:
         if masking is not None:
             other.memory_masking = Mask(bias=None if masking.bias is None else function(masking.bias))
         other.positions = function(self.positions)
+        other.reach = None if self.reach is None else function(self.reach)
         other.layers, other.cross = (
             [x and AttentionCache(x.room, function(x.key), function(x.value)) for x in layers]
             for layers in (self.layers, self.cross)

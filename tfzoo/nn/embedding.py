@@ -14,6 +14,7 @@ from tfzoo.nn.basic import Dense, Dropout, make_initializer, make_norm, read
 from tfzoo.nn.position import sinusoidal_positions
 
 SOME_ROWS = 4  # From here on a product with the rows as columns is faster (two cores, GPT-2's 50,257 words).
+TURNED = 16  # Products, above which they pay for a transposed copy of the table.
 
 
 class TokenEmbedding(keras.layers.Layer):
@@ -42,32 +43,31 @@ class TokenEmbedding(keras.layers.Layer):
         return ops.reshape(logits, (*shape[:-1], self.vocab_size))
 
     @contextlib.contextmanager
-    def for_steps(self, turn, jit_compile: bool = False):
+    def for_steps(self, rows, tokens, jit_compile: bool = False):
         """Inside, `attend` takes few rows at a time, again and again, as a loop of decoding does.
 
-        turn: scalar bool tensor, whether single rows will be so many that they pay for a transposed copy of the table.
-        jit_compile: whether XLA compiles it, which makes no such copies in a time worth while.
+        rows, tokens: scalar int tensors, how many rows there will mostly be, and how often.
+        jit_compile: whether XLA compiles it.
         """
         table = self._table()
-
-        def plain(x):
-            return tf.matmul(x, table, transpose_b=True)
-
-        def columns(x):
-            # With the rows as columns, and as a matrix of one batch, which TensorFlow does not take apart again, both
-            # oneDNN and XLA read the table twice as fast where rows are some.
-            return tf.transpose(tf.matmul(table[None], tf.transpose(x)[None])[0])
+        # oneDNN reads a table that is not transposed at half the machine's speed for one row, XLA for several.
+        turn = (tokens > TURNED) & ((rows > 1) if jit_compile else (rows == 1))
+        copy = _transposed if jit_compile else tf.transpose
+        turned = tf.cond(turn, lambda: copy(table), lambda: tf.zeros([self.hidden_size, 0], table.dtype))
 
         def product(x):
-            rows = tf.shape(x)[0]
-            if jit_compile:  # Its shapes are known when it compiles, and one way alone is.
-                return tf.cond(rows > 1, lambda: columns(x), lambda: plain(x))
-            # oneDNN reads a table that is not transposed at half the machine's speed.
-            ways = [lambda: plain(x), lambda: tf.matmul(x, turned), lambda: columns(x)]
-            return tf.switch_case(tf.where(rows >= SOME_ROWS, 2, tf.cast(turn & (rows == 1), tf.int32)), ways)
+            # With the rows as columns, and as a matrix of one batch, which TensorFlow does not take apart again, oneDNN
+            # is as fast where they are some.
+            ways = [
+                lambda: tf.matmul(x, table, transpose_b=True),
+                lambda: tf.matmul(x, turned),
+                lambda: tf.transpose(tf.matmul(table[None], tf.transpose(x)[None])[0]),
+            ]
+            way = tf.cast(turn & (tf.shape(x)[0] == rows), tf.int32)
+            if not jit_compile:
+                way = tf.where(tf.shape(x)[0] >= SOME_ROWS, 2, way)
+            return tf.switch_case(way, ways)
 
-        if not jit_compile:
-            turned = tf.cond(turn, lambda: tf.transpose(table), lambda: tf.zeros([self.hidden_size, 0], table.dtype))
         self._product = product
         try:
             yield
@@ -153,6 +153,21 @@ class Embeddings(keras.layers.Layer):
         if position_ids is None:
             return table[None, offset : offset + length]
         return ops.take(table, position_ids + offset, axis=0)
+
+
+def _transposed(table):
+    """table [V, E] -> [E, V], for XLA, which transposes a matrix that its cache does not hold ten times as fast in
+    pieces."""
+    size, width, block = table.shape[0], table.shape[1], 256
+    count = -(-size // block)
+    padded = tf.pad(table, [[0, count * block - size], [0, 0]])
+    pieces = tf.TensorArray(table.dtype, count, element_shape=[width, block])
+
+    def piece(i, pieces):
+        return i + 1, pieces.write(i, tf.transpose(tf.slice(padded, [i * block, 0], [block, width])))
+
+    _, pieces = tf.while_loop(lambda i, _: i < count, piece, (0, pieces))
+    return tf.reshape(tf.transpose(pieces.stack(), (1, 0, 2)), [width, count * block])[:, :size]
 
 
 def _position_initializer(config: TransformerConfig):

@@ -233,7 +233,7 @@ class _Decoding:
 
     decoder: Tower
 
-    def start(self, token_ids, padding_mask, room, memory=None, memory_padding_mask=None):
+    def start(self, token_ids, padding_mask, room, memory=None, memory_padding_mask=None, reach=None):
         """Reads the first tokens.
 
         Args:
@@ -241,12 +241,16 @@ class _Decoding:
           padding_mask: bool [B, L], True is a real token; padding may be on either side. None: all are real.
           room: int or scalar int32, slots that the cache is to have behind those of the L tokens.
           memory, memory_padding_mask: [B, M, E] and bool [B, M], of an encoder.
+          reach: int32 [B], how long each row's text may become. Rotary scalings that go by the length ("dynamic",
+            "longrope") take this one from the first token on: what the cache holds of a token would otherwise be of
+            other frequencies than what is compared with it later.
 
         Returns:
           (sequence [B, L, E], Cache with L + room slots, whose `positions` go on behind each row's last token).
         """
         stack = self.decoder.stack
         cache = Cache(len(stack.blocks), room, stack.cross)
+        cache.reach = reach
         batch, length = ops.shape(token_ids)
         if padding_mask is None:
             position_ids = None

@@ -76,16 +76,18 @@ class RelativeBias(keras.layers.Layer):
         return base + ops.where(distance < exact, distance, far)
 
 
-def rotary_tables(config: TransformerConfig, position_ids, dtype):
+def rotary_tables(config: TransformerConfig, position_ids, dtype, reach=None):
     """position_ids [B or 1, L] -> (cos, sin), each [B or 1, 1, L, D], for `rotate`.
 
-    Frequencies are theta^(-2i/D) (Su et al. 2021, section 3.2.2), changed by rotary_scaling.
+    Frequencies are theta^(-2i/D) (Su et al. 2021, section 3.2.2), changed by rotary_scaling. The scalings "dynamic" and
+    "longrope" go by how long the text is: reach, int [B], or the highest position and one.
 
     Raises:
       UserError: an unknown rope_type.
     """
     head_dim = config.resolved_head_dim
-    frequencies, factor = _rotary_frequencies(config, head_dim, ops.max(position_ids) + 1)
+    length = ops.max(position_ids) + 1 if reach is None else ops.reshape(reach, (-1, 1, 1, 1))
+    frequencies, factor = _rotary_frequencies(config, head_dim, length)
     angles = ops.cast(position_ids, "float32")[:, None, :, None] * ops.cast(frequencies, "float32")
     angles = ops.concatenate([angles, angles], -1)
     return ops.cast(ops.cos(angles) * factor, dtype), ops.cast(ops.sin(angles) * factor, dtype)
@@ -99,7 +101,8 @@ def rotate(x, tables):
 
 
 def _rotary_frequencies(config: TransformerConfig, head_dim: int, length):
-    """(frequencies [D/2], factor on cosines and sines). length: a scalar tensor, the positions in use."""
+    """(frequencies [D/2], factor on cosines and sines). length: a scalar tensor, the positions in use, or [B, 1, 1, 1],
+    which gives frequencies [B, 1, 1, D/2] where they go by it."""
     scaling = config.rotary_scaling
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     exponents = np.arange(0, head_dim, 2) / head_dim
