@@ -9,7 +9,7 @@ from keras import ops
 
 def padding_attention_mask(padding_mask):
     """padding_mask [B, M] bool, True is a real token -> attention_mask [B, 1, 1, M]."""
-    return ops.cast(padding_mask, "bool")[:, None, None, :]
+    return ops.expand_dims(ops.cast(padding_mask, "bool"), (1, 2))
 
 
 def causal_mask(query_length, key_length, window=0):
@@ -17,12 +17,12 @@ def causal_mask(query_length, key_length, window=0):
 
     window: above 0, a query sees that many keys at most, its own included.
     """
-    rows = ops.arange(query_length)[:, None] + (key_length - query_length)
-    keys = ops.arange(key_length)[None, :]
+    rows = ops.expand_dims(ops.arange(query_length), 1) + (key_length - query_length)
+    keys = ops.expand_dims(ops.arange(key_length), 0)
     seen = keys <= rows
     if window:
         seen = ops.logical_and(seen, keys > rows - window)
-    return seen[None, None]
+    return ops.expand_dims(seen, (0, 1))
 
 
 def block_attention_mask(query_blocks, key_blocks):
