@@ -13,7 +13,8 @@ finds every artifact under the folders and checks, for each:
 
 Prints one line an artifact. Exit code 0: all is as it should be. 4: something is not. 2: wrong use.
 
-Needs numpy, and for ONNX onnxruntime, for a SavedModel tensorflow and tensorflow-text. Nothing of the library
+Needs numpy, and for ONNX onnxruntime, for a SavedModel tensorflow and tensorflow-text, for LiteRT ai-edge-litert
+or tensorflow. Nothing of the library
 that wrote the artifacts is used, so that what it got wrong is not got wrong here again, and agrees.
 """
 
@@ -29,7 +30,7 @@ import sys
 import numpy as np
 
 FORMAT = "tfzoo-artifact-1"
-MODELS = {"savedmodel": ("saved_model.pb",), "onnx": ("model.onnx", "encoder_model.onnx")}
+MODELS = {"savedmodel": ("saved_model.pb",), "onnx": ("model.onnx", "encoder_model.onnx"), "litert": ("model.tflite",)}
 
 
 class Failure(Exception):
@@ -127,12 +128,12 @@ def replay(folder, manifest):
     allowed, "equal" and "compared": answers}}, those of variants as "VARIANT:SIGNATURE/OUTPUT". Raises Failure where
     an answer is not as it should be.
     """
-    if manifest["kind"] == "savedmodel":
-        run, found = load_savedmodel(folder)
+    if manifest["kind"] in ("savedmodel", "litert"):
+        run, found = load_savedmodel(folder) if manifest["kind"] == "savedmodel" else load_litert(folder)
         check_signatures(found, manifest["signatures"])
-        return compare_all(run, read_golden(folder), manifest["tolerances"])
-    cases = read_golden(folder)
-    measured: dict[str, dict] = {}
+        measured = compare_all(run, read_golden(folder), manifest["tolerances"])
+        return measured | replay_tokenizer_file(folder)
+    cases, measured = read_golden(folder), {}
     shared = manifest.get("profile") == "genai"
     for variant, details in {"": manifest, **manifest.get("variants", {})}.items():
         run, found = load_onnx(folder, manifest["signatures"], variant and f"_{variant}", shared)
@@ -506,10 +507,9 @@ def load_genai(folder, cases):
         return {"generated_ids": written}
 
     def until_the_end(output):
-        """It ends a text behind an end-of-text token, where golden.npz has it go on."""
+        """It ends a text at an end-of-text token, where golden.npz has it go on."""
         open_still = np.logical_and.accumulate(~np.isin(output["values"], ends), 1)
-        before = np.concatenate([np.ones_like(open_still[:, :1]), open_still[:, :-1]], 1)
-        return output | {"decided": output["decided"] & before}
+        return output | {"decided": output["decided"] & open_still}
 
     return run, {
         key: case | {"outputs": {name: until_the_end(output) for name, output in case["outputs"].items()}}
@@ -567,6 +567,31 @@ def load_savedmodel(folder):
         for name, signature in loaded.signatures.items()
     }
     return run, found  # `run` keeps `loaded`, whose signatures hold the variables by weak references only.
+
+
+def load_litert(folder):
+    if importlib.util.find_spec("ai_edge_litert"):
+        interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter
+    else:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        interpreter = importlib.import_module("tensorflow").lite.Interpreter
+    loaded = interpreter(model_path=str(folder / "model.tflite"))
+    runners = {name: loaded.get_signature_runner(name) for name in loaded.get_signature_list()}
+
+    def describe(details):
+        return {
+            name: (np.dtype(detail["dtype"]).name, [None if n < 0 else int(n) for n in detail["shape_signature"]])
+            for name, detail in details.items()
+        }
+
+    def run(signature, inputs):
+        return {name: value.copy() for name, value in runners[signature](**inputs).items()}
+
+    found = {
+        name: {"inputs": describe(runner.get_input_details()), "outputs": describe(runner.get_output_details())}
+        for name, runner in runners.items()
+    }
+    return run, found
 
 
 if __name__ == "__main__":

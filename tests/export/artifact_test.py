@@ -274,7 +274,7 @@ class ArtifactTest(tf.test.TestCase):
                 generator.generate_next_token()
             for i, row in enumerate(expected["values"].tolist()):
                 written = generator.get_sequence(i).tolist()[length:]
-                end = row.index(0) + 1 if 0 in row else count  # Behind [PAD], the end of a text here, it stops.
+                end = row.index(0) if 0 in row else count  # At [PAD], the end of a text here, it stops.
                 end = min(end, int(expected["decided"][i].sum()))
                 self.assertEqual(written[:end], row[:end])
                 compared += end
