@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import tfzoo
 from tests import parity
-from tfzoo import generate_ids, huggingface
+from tfzoo import generate_ids, generation, huggingface
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.generation import draws, options, stops
 
@@ -225,6 +225,19 @@ class CacheTest(tf.test.TestCase):
         self.assertLen(model._tfzoo_decoders, 1)
         xla = generate_ids(model, ids, mask, max_new_tokens=5, jit_compile=True)
         self.assertAllEqual(xla, found)
+
+    def test_xla_with_fixed_shapes_as_a_tpu_has_it(self):
+        model = build("gpt2")
+        ids, mask = padded(self.PROMPTS, ["left"] * len(self.PROMPTS))
+        asked = dict(num_beams=3, num_return_sequences=2, no_repeat_ngram_size=2)
+        static, _ = options.read_options(**asked, jit_compile=True)
+
+        @tf.function(jit_compile=True, autograph=False)
+        def run(ids, mask):
+            return generation.decode(model, static, ids, mask, {}, 5)["token_ids"]
+
+        expected = generate_ids(model, ids, mask, max_new_tokens=5, **asked)
+        self.assertAllEqual(run(tf.constant(ids), tf.constant(mask)), expected)
 
     def test_rows_end_where_each_is_told_to(self):
         model = build("gpt2")

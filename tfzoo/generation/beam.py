@@ -6,6 +6,7 @@ and of those drawn the likeliest go on.
 """
 
 import tensorflow as tf
+from keras import ops
 
 from tfzoo.generation.constraints import constrain, needs_history
 from tfzoo.generation.draws import exponential, filter_logits
@@ -26,7 +27,7 @@ def beam_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> di
     """
     beams, groups = options.num_beams, options.num_beam_groups
     width = beams // groups
-    batch, size = tf.shape(prompt.logits)[0], prompt.logits.shape[-1]
+    batch, size = ops.shape(prompt.logits)[0], prompt.logits.shape[-1]  # Numbers where they are fixed in the graph.
     each = {name: tf.repeat(value, beams, axis=0) for name, value in rows.items()}
     filters = {name: each[name] for name in SAMPLING if name in each}
     least = max(2, 1 + len(options.eos_token_id))  # More tokens than can end a text.
@@ -41,7 +42,7 @@ def beam_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> di
         wrong = tf.math.is_nan(tf.reduce_sum(logits, [1, 2]))
         state["bad"] |= wrong & tf.reduce_any(tf.stack([group["open"] for group in state["groups"]]), 0)
         plain = tf.nn.log_softmax(logits)
-        seen = None if history is None else tf.reshape(history, [batch * beams, tf.shape(history)[2]])
+        seen = None if history is None else tf.reshape(history, [batch * beams, ops.shape(history)[2]])
         allowed = constrain(options, each, seen, step, tf.reshape(plain, [batch * beams, size]))
         if options.do_sample:
             allowed = filter_logits(allowed, filters, least)
@@ -81,11 +82,11 @@ def beam_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> di
         flat = tf.reshape(token, [-1])
         found = _take(group["found"], parent)
         found, ends = stops.feed(tf.reshape(found, [tf.size(flat), len(stops.tables)]), flat)
-        found = tf.reshape(found, [batch, tf.shape(token)[1], len(stops.tables)])
-        ends = tf.reshape(ends, tf.shape(token)) | (step + 1 >= rows["max_new_tokens"])[:, None]
+        found = tf.reshape(found, [batch, count, len(stops.tables)])
+        ends = tf.reshape(ends, [batch, count]) | (step + 1 >= rows["max_new_tokens"])[:, None]
         # Texts that end here, among those that did before.
         length = tf.cast(step + 1, tf.float32)
-        best = tf.range(tf.shape(token)[1])[None] < width
+        best = tf.range(count)[None] < width
         ended = tf.where(ends & best & group["open"][:, None], sums / length**options.length_penalty, LOW)
         kept, order = tf.math.top_k(tf.concat([group["end_sums"], ended], 1), width)
 
@@ -96,7 +97,7 @@ def beam_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> di
             end_sums=kept,
             end_texts=merged(group["end_texts"], texts),
             end_scores=merged(group["end_scores"], scores),
-            end_lengths=merged(group["end_lengths"], tf.fill(tf.shape(token), step + 1)),
+            end_lengths=merged(group["end_lengths"], tf.fill([batch, count], step + 1)),
         )
         # Beams that go on.
         sums, order = tf.math.top_k(tf.where(ends, sums + LOW, sums), width)
