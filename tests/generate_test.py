@@ -92,6 +92,28 @@ class TextTest(Case):
             model.hub_config = ""
             self.assertEqual(texts.encode_prompts(model, tokenizer, ["a"]), [run], name)
 
+    def test_a_folder_keeps_what_texts_begin_with_and_the_chat_template(self):
+        tokenizer, model = byte_tokenizer(bos="<s>", eos="</s>"), tiny()
+        expected = texts.encode_prompts(model, tokenizer, ["a"])
+        self.assertEqual(expected, [[0, *self.ids("a")]])  # As a run's documents begin.
+        folder = self.shared / "begun"
+        huggingface.save(model, folder, tokenizer)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": CHATML}))
+        messages = [dict(role="user", content="a")]
+        for i in range(2):
+            model, tokenizer = tfzoo.load(folder)
+            self.assertEqual(texts.encode_prompts(model, tokenizer, ["a"]), expected)
+            record = json.loads((folder / "tokenizer.json").read_text())["post_processor"]
+            self.assertEqual(record["single"][0], {"SpecialToken": {"id": "<s>", "type_id": 0}})
+            ids = chat.ChatTemplate.from_folder(folder, tokenizer).ids(messages)
+            self.assertEqual(ids, self.template_ids())
+            folder = self.shared / f"begun_{i}"
+            tfzoo.save(model, folder, tokenizer)
+
+    def template_ids(self):
+        return [2, *self.ids("user\na"), 3, *self.ids("\n"), 2, *self.ids("assistant\n")]
+
     def test_special_tokens_in_a_prompt_are_text_unless_they_are_asked_for(self):
         (plain,) = texts.encode_prompts(self.model, self.tokenizer, ["a</s>"])
         self.assertEqual(plain, [self.ids(letter)[0] for letter in "a</s>"])

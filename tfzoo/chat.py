@@ -8,7 +8,6 @@ out before it is tokenized: so no message can end itself and go on as another's.
 import datetime
 import json
 import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,9 +19,9 @@ import jinja2.sandbox
 
 from tfzoo.errors import UserError
 from tfzoo.generation.texts import encode
+from tfzoo.text.template import CONFIG_FILE, TEMPLATE_FILE, read_chat_template
 from tfzoo.text.tokenizer import ROLES
 
-TEMPLATE_FILE, CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Noncharacters, which no text is to hold.
 
 
@@ -74,25 +73,13 @@ class ChatTemplate:
         Raises:
           UserError: there is none, or it cannot be read.
         """
-        folder = pathlib.Path(folder)
-        path = folder / TEMPLATE_FILE
-        try:
-            if path.exists():
-                return cls(path.read_text(encoding="utf-8"), tokenizer, str(path))
-            path = folder / CONFIG_FILE
-            record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from None
-        source = record.get("chat_template") if isinstance(record, dict) else None
-        if isinstance(source, list):
-            source = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}.get(
-                "default"
-            )
-        if not isinstance(source, str):
+        found = read_chat_template(folder)
+        if found is None:
             raise UserError(
                 f"{folder}: has no chat template ({TEMPLATE_FILE}, or chat_template in {CONFIG_FILE}); use --prompt, "
                 "or put the model's own there"
             )
+        path, source = found
         return cls(source, tokenizer, str(path))
 
     def ids(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, **variables) -> list[int]:

@@ -3,6 +3,7 @@
 config.json                what the model is: model_type, architectures and sizes under the family's own names
 model.safetensors          its weights, in one file or, with model.safetensors.index.json, in several
 generation_config.json     how it is decoded: carried along, or the ids that texts begin and end with
+chat_template.jinja        how a conversation is written: carried along
 vocab.txt, ...             the tokenizer
 
 The pages of tfzoo.models hold the tables that say whose field and whose tensor is which: MODEL_TYPES, ARCHITECTURES,
@@ -23,6 +24,7 @@ from absl import logging
 from tfzoo import config as config_lib
 from tfzoo import files, models, nn, tensors, text, weights
 from tfzoo.errors import UserError, suggest
+from tfzoo.text import template
 from tfzoo.text.tokenizer import ROLES
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -88,6 +90,8 @@ def load(
     model.hub_config = json.dumps(record)
     generation = folder / "generation_config.json"
     model.generation_config = json.dumps(tensors.read_json(generation)) if generation.exists() else ""
+    chat = template.read_chat_template(folder)
+    model.chat_template = chat[1] if chat else ""
     return model, its_tokenizer
 
 
@@ -141,8 +145,8 @@ def save(
     page = models.page_of(model)
     record = encode_config(model, page) | {"dtype": dtype}
     generation = json.loads(getattr(model, "generation_config", "") or "{}")
+    known = getattr(tokenizer, "tokenizer", tokenizer)  # convert's Found has one.
     if not getattr(model, "hub_config", ""):  # The config of one that was read has them.
-        known = getattr(tokenizer, "tokenizer", tokenizer)  # convert's Found has one.
         ids = {role: getattr(known, f"{role}_id", None) for role in ("pad", "bos", "eos")}
         record |= {f"{ROLES[role]}_id": i for role, i in ids.items() if i is not None}
         if hasattr(model, "start") and "lm" in model.head_names:
@@ -160,6 +164,12 @@ def save(
         )
         if tokenizer is not None:
             tokenizer.save(partial)
+            if getattr(model, "chat_template", ""):
+                template.write_chat_template(partial, model.chat_template)
+            begun = isinstance(model, nn.DecoderModel) and not getattr(model, "hub_config", "")
+            bos = getattr(known, "bos_id", None)
+            if bos is not None and (begun or known.adds_bos):
+                template.write_bos(partial, known.vocab[bos], bos)
         if generation and not (partial / "generation_config.json").exists():
             (partial / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         (partial / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")

@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 
-from tfzoo import checkpoint, files, huggingface, models, text
+from tfzoo import checkpoint, files, huggingface, models, nn, text
 from tfzoo import config as config_lib
 from tfzoo.errors import UserError
 
@@ -109,4 +109,5 @@ def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None 
     variables = checkpoint.model_variables(model)
     arrays = {key: value for key, value in (arrays | _averages(arrays)).items() if key in variables}
     checkpoint.assign_all(store.path(step), variables, arrays)
+    tokenizer.adds_bos = isinstance(model, nn.DecoderModel)  # As the objective begins a document.
     return model, tokenizer

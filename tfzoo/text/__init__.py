@@ -8,6 +8,7 @@ time:
     pad_id unknown_id bos_id       ids by role, None where the vocabulary has none
     eos_id cls_id sep_id mask_id
     keeps_spaces                   whether texts that are to be joined need a space between them
+    adds_bos                       whether its folder says that a decoder's texts begin with bos_id
     tokenize(texts, special=())    strings [N] -> ids, ragged int32 [N, None]; nothing is added. Special tokens written
                                    in a text are plain text, but for those whose texts `special` holds
     tokenize_with_offsets(texts)   -> ids, starts, ends, where positions in the original text (code points) are exact
@@ -25,6 +26,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from tfzoo.errors import UserError
+from tfzoo.text import template
 
 if TYPE_CHECKING:
     from tfzoo.text.tokenizer import Tokenizer
@@ -88,7 +90,9 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
     folder = pathlib.Path(folder)
     kind = find(folder)
     if kind:
-        return getattr(importlib.import_module(f"tfzoo.text.{kind}"), _CLASSES[kind]).from_folder(folder)
+        tokenizer = getattr(importlib.import_module(f"tfzoo.text.{kind}"), _CLASSES[kind]).from_folder(folder)
+        tokenizer.adds_bos = template.adds_bos(folder)
+        return tokenizer
     if (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder / 'tokenizer.json'}: is not byte-level, and no other form is read from this file")
     raise UserError(

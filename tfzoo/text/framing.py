@@ -32,7 +32,8 @@ def frame(family: str, tokenizer: Any, pair: bool = False) -> Frame:
     """The frame of a family with a tokenizer; of a pair, where asked for.
 
     With [CLS] and [SEP] it is BERT's, RoBERTa's doubled separator or XLNet's, whose classifier comes last; T5's and
-    Marian's texts end with </s>, Llama's begin with what its tokenizer begins with, GPT-2's have nothing around them.
+    Marian's texts end with </s>, Llama's begin with what its tokenizer begins with, GPT-2's have nothing around them
+    unless the tokenizer's folder asks for it.
 
     Raises:
       UserError: a pair, where nothing would part the two texts, or a text that needs to name its language.
@@ -41,7 +42,8 @@ def frame(family: str, tokenizer: Any, pair: bool = False) -> Frame:
     if getattr(tokenizer, "kind", None) == "mbart":
         raise UserError("mBART's texts end with the code of their language, which is not known here")
     if family in ("gpt2", "llama", "palm"):
-        before, between, after = ([bos] if family == "llama" and bos is not None else []), None, []
+        begun = bos is not None and (family == "llama" or getattr(tokenizer, "adds_bos", False))
+        before, between, after = ([bos] if begun else []), None, []
     elif family in ("t5", "transformer") or cls is None or sep is None:
         end = [] if eos is None else [eos]
         before, between, after = [], end or None, end

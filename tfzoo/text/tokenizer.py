@@ -22,6 +22,7 @@ class Tokenizer(tf.Module):
     from_folder and fingerprint."""
 
     keeps_spaces = False  # Whether texts that are to be joined need a space between them.
+    adds_bos = False  # Whether its folder, or the run, says that a decoder's texts begin with bos_id.
 
     def __init__(self, name: str, vocab: Sequence[str], role_ids: Mapping[str, int], special_ids: Sequence[int] = ()):
         """`vocab[i]` is the text of token i; `role_ids` has the id of those of ROLES that there are, `special_ids` of
