@@ -14,8 +14,8 @@ finds every artifact under the folders and checks, for each:
 Prints one line an artifact. Exit code 0: all is as it should be. 4: something is not. 2: wrong use.
 
 Needs numpy, and for ONNX onnxruntime, for a SavedModel tensorflow and tensorflow-text, for LiteRT ai-edge-litert
-or tensorflow. Nothing of the library
-that wrote the artifacts is used, so that what it got wrong is not got wrong here again, and agrees.
+or tensorflow. Nothing of the library that wrote the artifacts is used, so that what it got wrong is not got wrong here
+again, and agrees.
 """
 
 import hashlib

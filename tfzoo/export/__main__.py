@@ -27,7 +27,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
            "Hugging Face folder")  # fmt: skip
     define("string", "checkpoint", None, "which checkpoint of the run to read instead")
     define("string", "output_dir", None, "where to write FORMAT/NAME/VERSION/")
-    define("list", "formats", ["savedmodel", "onnx"], "which artifacts to write: savedmodel, onnx")
+    define("list", "formats", ["savedmodel", "onnx"], "which artifacts to write: savedmodel, onnx, litert")
     define("string", "name", None, "the name under which the model is served; its family's by default")
     define("integer", "version", None, "a whole number; the next free one by default")
     define("integer", "keep_versions", None, "remove versions older than the newest so many; by default none")

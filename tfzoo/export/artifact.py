@@ -21,6 +21,7 @@ from tfzoo.export import (
     answers,
     genai,
     golden,
+    litert,
     manifest,
     onnx_check,
     onnx_emit,
@@ -33,7 +34,7 @@ from tfzoo.export import (
 )
 from tfzoo.export.answers import Options
 
-FORMATS = ("savedmodel", "onnx")
+FORMATS = ("savedmodel", "onnx", "litert")
 PRECISIONS = ("float32", "bfloat16", "float16")
 _LONGEST = 1024  # Tokens of a text, unless asked otherwise.
 
@@ -44,7 +45,7 @@ def export(
     output_dir: str | os.PathLike,
     name: str | None = None,
     version: int | None = None,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = ("savedmodel", "onnx"),
     *,
     sequence_length: int | None = None,
     text_pair: bool = False,
@@ -67,7 +68,7 @@ def export(
       sequence_length: of the longest text; None takes what the model can read, up to 1024.
       text_pair, long_texts, pooling, max_new_tokens: see answers.Options.
       num_beams: of the search for the likeliest text; None takes the model's folder's, else there are none.
-      precision: what the SavedModel computes in; ONNX is float32, with variants.
+      precision: what the SavedModel computes in; ONNX is float32, with variants, and LiteRT is float32.
       onnx_profile: one of onnx_graph.PROFILES.
       onnx_variants: of variants.VARIANTS, written beside the float32 graphs.
       calibration_texts: what int8_static is calibrated on; golden.npz's texts where there are none.
@@ -102,6 +103,7 @@ def export(
         "onnx": lambda folder: _write_onnx(
             with_precision(model, "float32"), tokenizer, folder, options, onnx_profile, onnx_variants, calibration_texts
         ),
+        "litert": lambda folder: _write_litert(with_precision(model, "float32"), tokenizer, folder, options),
     }
     with contextlib.ExitStack() as stack:
         partials = {}
@@ -288,6 +290,21 @@ def _write_onnx(
         rows = golden.calibration(model, tokenizer, options, texts) if "int8_static" in chosen else []
         content["variants"] = variants.write(model, folder, graphs, chosen, profile, rows)
     return content
+
+
+def _write_litert(model, tokenizer, folder, options: Options) -> dict:
+    litert.save(model, folder, options)
+    stated = {"tokens": savedmodel.signatures(model, tokenizer, options)["tokens"]}
+    cases = {
+        case: {"inputs": inputs, "outputs": golden.outputs(model, inputs)}
+        for case, inputs in golden.token_cases(model, tokenizer, options).items()
+    }
+    lines = None if tokenizer is None else tokenizer_graph.case(model, tokenizer, options)
+    golden.write(folder / "golden.npz", {"tokens": cases} | ({} if lines is None else {"tokenizer": {"lines": lines}}))
+    if tokenizer is not None:
+        tokenizer_files.write(tokenizer, answers.family(model), folder / "tokenizer")
+    tolerances = {"tokens": golden.tolerances(model, list(stated["tokens"]["outputs"]))}
+    return {"signatures": stated, "precision": "float32", "tolerances": tolerances}
 
 
 def _replay_elsewhere(folders: Sequence[pathlib.Path]) -> None:

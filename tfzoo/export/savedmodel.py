@@ -99,6 +99,14 @@ def token_outputs(model: keras.Model, options: Options) -> dict[str, tuple]:
     return {name: shapes.get(name, ("batch", model.num_labels)) for name in onnx_emit.outputs_of(model)}
 
 
+def token_specs(model: keras.Model, options: Options) -> dict[str, tf.TensorSpec]:
+    """What `tokens` reads."""
+    return {
+        name: tf.TensorSpec([axis if isinstance(axis, int) else None for axis in shape], dtype, name)
+        for name, (dtype, shape) in _token_inputs(model, options).items()
+    }
+
+
 def _token_inputs(model: keras.Model, options: Options) -> dict[str, tuple[str, tuple]]:
     length = _length(model, options)
     inputs: dict[str, tuple[str, tuple]] = {}
@@ -137,11 +145,7 @@ class _Module(tf.Module):
         self._call = lambda inputs: model(inputs, training=False)
         self._config, self._options = model.config, options
         self._outputs = onnx_emit.outputs_of(model)
-        specs = [
-            tf.TensorSpec([axis if isinstance(axis, int) else None for axis in shape], dtype, name)
-            for name, (dtype, shape) in _token_inputs(model, options).items()
-        ]
-        tokens = _function(self._tokens, specs)
+        tokens = _function(self._tokens, [*token_specs(model, options).values()])
         self.functions = {"serving_default": tokens, "tokens": tokens}
         answer = _answer(model, tokenizer, options)
         if answer is not None:

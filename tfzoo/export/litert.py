@@ -1,0 +1,94 @@
+"""LiteRT (TensorFlow Lite): the signature `tokens` in its builtin operators alone, for phones and what is smaller.
+
+https://ai.google.dev/edge/litert/conversion/tensorflow/overview describes the converter, which TensorFlow brings.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from tfzoo.errors import UserError, one_line
+from tfzoo.export import onnx_emit, savedmodel
+from tfzoo.export.answers import Options
+from tfzoo.nn import basic
+
+NAME = "model.tflite"
+_MAX_BYTES = 2**31 - 2**24  # Flat buffers end at 2 GiB.
+_INSTEAD = "export with --formats=savedmodel"
+
+
+def save(model: keras.Model, folder: str | os.PathLike, options: Options) -> pathlib.Path:
+    """Writes model.tflite, of float32 weights, with the inputs and outputs of the SavedModel's `tokens`.
+
+    Raises:
+      UserError: LiteRT lacks an operator, which the message names with the layer, or the model is too large for it.
+    """
+    if model.count_params() * 4 > _MAX_BYTES:
+        raise UserError(
+            f"--formats=litert: {model.count_params():,} weights do not fit the 2 GiB of a file; {_INSTEAD}"
+        )
+    specs = savedmodel.token_specs(model, options)
+    names = onnx_emit.outputs_of(model)
+
+    def call(*values):
+        found = model(dict(zip(specs, values)), training=False)
+        return {name: tf.cast(found[name], tf.float32) for name in names}
+
+    module = tf.Module()
+    module.weights = [weight.value for weight in model.weights]  # As savedmodel.py has them.
+    module.tokens = tf.function(call, autograph=False, input_signature=[*specs.values()])
+    with tempfile.TemporaryDirectory() as saved, _known_gelu(model):
+        tf.saved_model.save(module, saved, signatures={"tokens": module.tokens.get_concrete_function()})
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=["tokens"])
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        try:
+            with _silent():
+                content = converter.convert()
+        except Exception as error:  # The converter's own class has moved from release to release.
+            raise UserError(f"--formats=litert: {_why(error)}; {_INSTEAD}") from error
+    path = pathlib.Path(folder, NAME)
+    path.write_bytes(content)
+    return path
+
+
+def _why(error: Exception) -> str:
+    """The operations that the converter names, and a layer that asks for one of them."""
+    operations = sorted(set(re.findall(r"'(tf\.\w+)' op", str(error))))
+    if not operations:
+        return f"LiteRT's converter fails ({one_line(error, 300)})"
+    place = re.search(r'fused\["\w+:", "([^"@]+)/[^"@/]+@', str(error))
+    layer = f", which {place[1]} asks for" if place else ""
+    return f"LiteRT has no builtin operator that does {' or '.join(operations)}{layer}"
+
+
+@contextlib.contextmanager
+def _known_gelu(model: keras.Model) -> Iterator[None]:
+    """The converter knows GELU as TensorFlow writes it, not the form in which it is fast to train."""
+    ours = basic.activation("gelu")
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "activation", None) is ours]
+    try:
+        for layer in layers:
+            layer.activation = tf.nn.gelu
+        yield
+    finally:
+        for layer in layers:
+            layer.activation = ours
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """The converter prints whole graphs where it fails, beneath Python; what it raises says enough."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
