@@ -17,7 +17,8 @@ def continued(session, ids, most, end, choose):
     """The token ids [N] that follow `ids`, at most `most` of them, the last being `end` where that comes first."""
     inputs, outputs = session.get_inputs(), [value.name for value in session.get_outputs()]
     past = {x.name: np.zeros((1, x.shape[1], 0, x.shape[3]), np.float32) for x in inputs if x.name.startswith("past")}
-    seen, new, written = 0, list(ids), []
+    seen, new = 0, list(ids)
+    written: list[int] = []
     while len(written) < most and written[-1:] != [end]:
         seen += len(new)
         feeds = {

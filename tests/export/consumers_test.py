@@ -64,7 +64,7 @@ def setUpModule():
 
 def program(name: str) -> Any:
     """One of the Python programs, as a module."""
-    spec = importlib.util.spec_from_file_location(name, CONSUMERS / f"{name}.py")
+    spec: Any = importlib.util.spec_from_file_location(name, CONSUMERS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -88,7 +88,7 @@ def run(*command, cwd=None) -> str:
 
 class ConsumersTest(tf.test.TestCase):
     def expected(self) -> dict:
-        answer = answers.find(CLASSIFIER, small.tokenizer(), answers.Options(32))
+        answer: Any = answers.find(CLASSIFIER, small.tokenizer(), answers.Options(32))
         return golden.text_outputs(answer, {"text": TEXTS})
 
     def check_classified(self, output: str):

@@ -12,15 +12,17 @@ import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
+import tokenizers
 from onnx import helper
 
 from tests.export import small
 from tests.text.varied import CHINESE, CODE, LONG, SENTENCES, SPECIALS, lines
 from tfzoo.errors import UserError
-from tfzoo.export import golden, tokenizer_graph, verify
+from tfzoo.export import golden, tokenizer_files, tokenizer_graph, verify
 from tfzoo.export.answers import Options
 from tfzoo.text import framing, sentencepiece, training
 from tfzoo.text.byte_level import ByteLevelBPE
+from tfzoo.text.characters import Characters
 from tfzoo.text.sentencepiece import SentencePiece
 from tfzoo.text.wordpiece import WordPiece
 
@@ -162,6 +164,17 @@ class TokenizerGraphTest(tf.test.TestCase):
             for replay in (verify.replay_tokenizer_graph, verify.replay_tokenizer_file):
                 ((_, result),) = replay(good).items()
                 self.assertRegex(result["skipped"], "is not installed")
+
+    def test_characters_for_the_tokenizers_library(self):
+        for vocab in (["<unk>", "\n", " ", "a", "京"], ["<s>", *sorted({c for line in CHINESE for c in line})]):
+            characters = Characters(vocab)
+            tokenizer_files.write(characters, "gpt2", self.folder)
+            fast = tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+            for text in CHINESE if "<unk>" not in vocab else ["a\n 京 b<s>", "", "🙂e\u0301", *CHINESE]:
+                ids = characters.tokenize([text]).to_list()[0]
+                self.assertEqual(fast.encode(text).ids, ids)
+                if characters.unknown_id not in ids:
+                    self.assertEqual(fast.decode(ids), text)
 
     @pytest.mark.faults
     def test_the_operators_of_bert_are_still_not_exact(self):

@@ -10,6 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from tfzoo.errors import UserError
 from tfzoo.text import framing
+from tfzoo.text.characters import SPECIALS, Characters
 from tfzoo.text.framing import PAIR, TEXT
 from tfzoo.text.wordpiece import WordPiece
 
@@ -20,6 +21,8 @@ def write(tokenizer: Any, family: str, folder: pathlib.Path) -> None:
     path = folder / "tokenizer.json"
     if isinstance(tokenizer, WordPiece):
         fast = _wordpiece(tokenizer)
+    elif isinstance(tokenizer, Characters):
+        fast = _characters(tokenizer)
     elif path.exists():
         fast = tokenizers.Tokenizer.from_file(str(path))
     else:
@@ -42,6 +45,14 @@ def _wordpiece(tokenizer: WordPiece) -> tokenizers.Tokenizer:
     # Where they stand in a text they are meant: `tokenizers` has no other way.
     fast.add_special_tokens([tokenizer.vocab[i] for i in tokenizer.special_ids])
     fast.enable_padding(pad_id=tokenizer.pad_id, pad_token="[PAD]")
+    return fast
+
+
+def _characters(tokenizer: Characters) -> tokenizers.Tokenizer:
+    vocab = {token: i for i, token in enumerate(tokenizer.vocab)}
+    fast = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=SPECIALS["unknown"]))
+    fast.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    fast.decoder = decoders.Fuse()
     return fast
 
 

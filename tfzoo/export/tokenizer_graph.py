@@ -113,7 +113,8 @@ def frame_of(model: keras.Model, tokenizer: Any, options: Options) -> Frame | No
 
 def _framed(frame: Frame, ids: dict[str, list[int]]) -> tuple[list[int], list[int]]:
     """Ids and segments of a row."""
-    row, segments = [], []
+    row: list[int] = []
+    segments: list[int] = []
     for part, segment in zip(frame.parts, frame.segments):
         new = ids[part] if isinstance(part, str) else [part]
         row, segments = row + new, segments + [segment] * len(new)
