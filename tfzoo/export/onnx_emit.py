@@ -506,8 +506,8 @@ def _favor_attention(
     cross: bool = False,
 ) -> str:
     """Sums over keys of exp(logs), the largest exponents taken out, as nn.kernel.favor_attention has it."""
-    if shared.causal or index is not None or cross or layer.num_kv_heads != layer.num_heads:
-        raise no_emitter("causal, cross or grouped FAVOR+ attention", kernel)
+    if index is not None or cross or layer.num_kv_heads != layer.num_heads:
+        raise no_emitter("FAVOR+ attention with a past, across or with grouped keys", kernel)
     at, heads = kernel.path, layer.num_heads
 
     def add(operator, *inputs, **attributes):
@@ -519,6 +519,18 @@ def _favor_attention(
     query, key, value = (graph.heads(x, heads, at) for x in (query, key, value))
     squares = add("ReduceSum", add("Mul", key, key), graph.ints(-1))
     logs = add("Sub", add("MatMul", key, table), add("Mul", squares, graph.number(0.5 * scale)))  # [B, H, M, F]
+    if shared.causal:
+        # ONNX has no running maximum, without which sums up to a place overflow. The same shares as scores do not:
+        # the logarithm of each key's sum over features.
+        exponents = add("MatMul", query, table)
+        tops = [add("ReduceMax", x, graph.ints(-1)) for x in (exponents, logs)]
+        shares, weights = (add("Exp", add("Sub", x, top)) for x, top in zip((exponents, logs), tops))
+        sums = add("MatMul", shares, add("Transpose", weights, perm=[0, 1, 3, 2]))
+        sums = add("Max", sums, graph.number(1e-37 if graph.dtype == np.float32 else 6e-8))
+        scores = add("Add", add("Log", sums), add("Transpose", tops[1], perm=[0, 1, 3, 2]))
+        y = add("MatMul", add("Softmax", add("Add", scores, shared.bias), axis=-1), value)
+        sees = add("Equal", add("ReduceMax", shared.bias, graph.ints(-1)), graph.number(0.0))
+        return graph.merge(add("Where", sees, y, graph.number(0.0)), at)  # A query that sees nothing gets 0.
     real = add("Unsqueeze", add("Cast", shared.seen, to=TensorProto.BOOL), graph.ints(1, 3))
     logs = add("Where", real, logs, graph.number(-1e30 if graph.dtype == np.float32 else -6e4))
     peaks = add("ReduceMax", logs, graph.ints(2))
@@ -606,7 +618,7 @@ def _tower(
             )
         places = _places(graph, attention_mask, at)
     shared = Shared(
-        bias=None if favor or places else _bias(graph, stack, attention_mask, start, end, length, at),
+        bias=None if places or (favor and not stack.causal) else _bias(graph, stack, attention_mask, start, end, length, at),
         places=places,
         window=config.window,
         seen=attention_mask,
