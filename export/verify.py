@@ -3,7 +3,8 @@
     python verify.py FOLDER...
 
 finds every artifact under the folders and checks, for each:
-  - every file is there, none is there unlisted, and each has the SHA-256 that manifest.json lists;
+  - every file is there, none is there unlisted, each has the SHA-256 that manifest.json lists, and nothing (a link,
+    a graph's tensors, a SavedModel's assets) leads out of the folder;
   - the signatures have the names, dtypes and shapes that manifest.json states;
   - the inputs in golden.npz give the outputs in golden.npz: numbers within the tolerance; arg-max, words and
     flags equal. A decoder reads half of each row at once, then tokens one by one, then the rest; and it writes
@@ -24,6 +25,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -107,18 +109,38 @@ def read_manifest(folder):
 
 
 def check_files(folder, listed):
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
-    del found["manifest.json"]
+    """Nothing leaves the folder: no links, and no tensors in files that are not the artifact's."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise Failure(f"{name}: a link or a device, where files are meant to be")
+        if path.is_file() and name != "manifest.json":
+            found[name] = path
     for name in sorted(listed.keys() - found.keys()):
         raise Failure(f"{name}: missing")
     for name in sorted(found.keys() - listed.keys()):
         raise Failure(f"{name}: not listed in manifest.json")
     for name, path in found.items():
-        if path.is_symlink():
-            raise Failure(f"{name}: a link, where a file is listed")
         with open(path, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != listed[name]["sha256"]:
                 raise Failure(f"{name}: its sha256 is not the one listed")
+        if path.suffix == ".onnx":
+            for place in external_data(path):
+                if place not in listed:
+                    raise Failure(f"{name}: has tensors in {place!r}, which is no file of the artifact")
+
+
+def external_data(path):
+    """The files in which a graph says that tensors are, as it writes them. Read from the bytes, where such a file is
+    the value of a key "location": there is no package onnx here."""
+    data = path.read_bytes()
+    for found in re.finditer(rb"\n\x08location\x12", data):
+        at, length, shift = found.end(), 0, 0
+        while data[at] & 0x80:
+            length, at, shift = length | (data[at] & 0x7F) << shift, at + 1, shift + 7
+        length, at = length | data[at] << shift, at + 1
+        yield data[at : at + length].decode(errors="replace")
 
 
 def replay(folder, manifest):
@@ -522,6 +544,7 @@ def load_savedmodel(folder):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tf = importlib.import_module("tensorflow")
     importlib.import_module("tensorflow_text")  # The tokenizer's ops.
+    check_saved_model(folder)
     loaded = tf.saved_model.load(str(folder))
 
     def describe(specs):
@@ -567,6 +590,32 @@ def load_savedmodel(folder):
         for name, signature in loaded.signatures.items()
     }
     return run, found  # `run` keeps `loaded`, whose signatures hold the variables by weak references only.
+
+
+def check_saved_model(folder):
+    """What tf.saved_model.load does not look at. TF Serving feeds what the file says that a signature's inputs are
+    called in the graph: they must reach the arguments of that name. What is read beside the variables is in assets/."""
+    protos = importlib.import_module("tensorflow.core.protobuf.saved_model_pb2")
+    saved = protos.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    for graph in saved.meta_graphs:
+        for asset in graph.asset_file_def:
+            path = pathlib.PurePath(asset.filename)
+            if path.is_absolute() or ".." in path.parts or not (folder / "assets" / path).is_file():
+                raise Failure(f"saved_model.pb: reads {asset.filename!r}, which is no file in assets/")
+        nodes = {node.name: node for node in graph.graph_def.node}
+        functions = {function.signature.name: function for function in graph.graph_def.library.function}
+        for name, signature in graph.signature_def.items():
+            if not signature.inputs:  # Of what initialises the tables.
+                continue
+            outputs = {key: tensor.name.partition(":") for key, tensor in signature.outputs.items()}
+            call = nodes[next(iter(outputs.values()))[0]]
+            asked = [argument.name for argument in functions[call.attr["f"].func.name].signature.input_arg]
+            fed = dict(zip(asked, call.input))
+            wrong = [key for key, tensor in signature.inputs.items() if fed.get(key) != tensor.name.removesuffix(":0")]
+            # A function's outputs are in the order of their names.
+            wrong += [key for i, key in enumerate(sorted(outputs)) if outputs[key] != (call.name, ":", str(i))]
+            if wrong:
+                raise Failure(f"saved_model.pb: {name} does not have its {wrong[0]} where its function has it")
 
 
 def load_litert(folder):

@@ -1,0 +1,217 @@
+"""What is wrong, or leaves its folder, does not pass: damage of every kind, with a manifest that fits it."""
+
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import tempfile
+import unittest
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnx
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from tests.export import small
+from tfzoo import runs
+from tfzoo.errors import CheckFailed, UserError
+from tfzoo.export import artifact, manifest, savedmodel, verify
+from tfzoo.text.wordpiece import WordPiece
+
+FOLDER: pathlib.Path
+# The words of another model: as many, in another order.
+OTHER = WordPiece([*small.SPECIAL, *reversed(small.VOCAB[len(small.SPECIAL) :])])
+
+
+def setUpModule():
+    global FOLDER
+    FOLDER = pathlib.Path(tempfile.mkdtemp())
+    unittest.addModuleCleanup(shutil.rmtree, FOLDER)
+
+
+def export(kind: str, tokenizer=None, **options) -> pathlib.Path:
+    model = small.model("bert", heads=("classify",), num_layers=1, **options)
+    place = pathlib.Path(tempfile.mkdtemp(dir=FOLDER))
+    with mock.patch.object(artifact, "_replay_elsewhere"):
+        return artifact.export(model, tokenizer or small.tokenizer(), place, formats=[kind])[kind]
+
+
+class Sabotage(tf.test.TestCase):
+    def refused(self, folder: pathlib.Path, pattern: str, change: Callable[[pathlib.Path], Any]) -> None:
+        """verify.py refuses a copy of the artifact with a change, and a manifest that fits."""
+        copy = shutil.copytree(folder, pathlib.Path(tempfile.mkdtemp(dir=FOLDER)), dirs_exist_ok=True)
+        stated = json.loads((copy / "manifest.json").read_text())
+        change(copy)
+        content = {key: stated[key] for key in stated if key not in ("files", "manifest_sha256")}
+        (copy / "manifest.json").unlink()
+        manifest.write(copy, content)
+        with self.assertRaisesRegex(Exception, pattern):
+            verify.verify(copy)
+        self.assertEqual(verify.main([str(copy)]), 4)
+
+
+def take(source: pathlib.Path, name: str) -> Callable[[pathlib.Path], Any]:
+    """Puts a file or folder of another artifact in the place of an artifact's own."""
+
+    def change(copy: pathlib.Path) -> None:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, copy / name, dirs_exist_ok=True)
+        else:
+            shutil.copy(source / name, copy / name)
+
+    return change
+
+
+class OnnxTest(Sabotage):
+    def test_what_leaves_the_folder(self):
+        folder = export("onnx")
+        secret = FOLDER / "secret.bin"
+        secret.write_bytes(bytes(10_000))
+
+        def beside(location):
+            """All weights in a file of their own, which the graph then calls `location`."""
+
+            def change(copy):
+                model = onnx.load(copy / "model.onnx")
+                (copy / "model.onnx").unlink()
+                onnx.save_model(model, copy / "model.onnx", save_as_external_data=True, location="w.data")
+                model = onnx.load(copy / "model.onnx", load_external_data=False)
+                for tensor in model.graph.initializer:
+                    for entry in tensor.external_data:
+                        entry.value = location if entry.key == "location" else entry.value
+                (copy / "model.onnx").write_bytes(model.SerializeToString())
+
+            return change
+
+        copy = shutil.copytree(folder, FOLDER / "beside")
+        beside("w.data")(copy)
+        self.assertEqual(set(verify.external_data(copy / "model.onnx")), {"w.data"})
+        for location in ("../secret.bin", str(secret), "sub/../w.data", "x" * 300):
+            self.refused(folder, "^model.onnx: has tensors in '.*, which is no file of the artifact", beside(location))
+        link = "a link or a device, where files are meant to be"
+        self.refused(folder, f"^w.data: {link}", lambda copy: (copy / "w.data").symlink_to(secret))
+        self.refused(folder, f"^sub: {link}", lambda copy: (copy / "sub").symlink_to(FOLDER, target_is_directory=True))
+        self.refused(folder, f"^pipe: {link}", lambda copy: os.mkfifo(copy / "pipe"))
+
+        def elsewhere(copy):
+            shutil.move(copy / "tokenizer", FOLDER / "moved")
+            (copy / "tokenizer").symlink_to(FOLDER / "moved", target_is_directory=True)
+
+        self.refused(folder, f"^tokenizer: {link}", elsewhere)
+        stated = json.loads((folder / "manifest.json").read_text())
+        for name in ("../secret.bin", str(secret)):
+            with self.assertRaisesRegex(verify.Failure, "missing"):
+                verify.check_files(folder, stated["files"] | {name: {"sha256": "", "bytes": 0}})
+
+        def pickled(copy):
+            np.savez(copy / "golden.npz", **{"tokens/1/inputs/x": np.array([{}], object)})
+
+        self.refused(folder, "allow_pickle=False", pickled)
+
+    def test_a_tokenizer_of_another_model(self):
+        folder, other = export("onnx"), export("onnx", OTHER)
+        self.refused(folder, "^tokenizer.json: input_ids of ", take(other, "tokenizer"))
+        self.refused(folder, "arg-max|differs", take(export("onnx", num_labels=3, norm_epsilon=1.0), "golden.npz"))
+
+
+@pytest.mark.faults
+class SavedModelTest(Sabotage):
+    def test_damage_with_a_manifest_that_fits(self):
+        folder, other = export("savedmodel"), export("savedmodel", OTHER)
+        trained = export("savedmodel", norm_epsilon=1.0)
+        self.assertRegex(verify.verify(folder), "answers equal$")
+
+        def one_byte(copy):
+            (path,) = (copy / "variables").glob("variables.data*")
+            data = bytearray(path.read_bytes())
+            weight = small.model("bert", heads=("classify",), num_layers=1).heads["classify"].weights[0].numpy()
+            data[data.index(weight.tobytes()) + 2] ^= 0x40
+            path.write_bytes(data)
+
+        def swapped(copy):
+            saved = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
+            inputs = saved.meta_graphs[0].signature_def["tokens"].inputs
+            one, two = inputs["token_ids"].name, inputs["segment_ids"].name
+            inputs["token_ids"].name, inputs["segment_ids"].name = two, one
+            (copy / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+        def exchanged(copy):
+            saved = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
+            outputs = saved.meta_graphs[0].signature_def["serving_default"].outputs
+            outputs["label"].name, outputs["labels"].name = outputs["labels"].name, outputs["label"].name
+            (copy / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+        def asset(name):
+            def change(copy):
+                saved = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
+                saved.meta_graphs[0].asset_file_def.add(filename=name)
+                (copy / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+            return change
+
+        self.refused(folder, "DataLoss|[Cc]hecksum|differs", one_byte)
+        self.refused(folder, "tokens does not have its (segment|token)_ids where its function has it", swapped)
+        self.refused(folder, "serving_default does not have its labels? where", exchanged)
+        self.refused(folder, "differs", take(trained, "golden.npz"))  # A stale golden file.
+        self.refused(folder, "serving_default", take(other, "golden.npz"))  # A tokenizer of another model.
+        for name in ("../../secret.bin", str(FOLDER / "secret.bin"), "missing.txt"):
+            self.refused(folder, "reads '.*', which is no file in assets/", asset(name))
+
+    def test_a_wrong_graph_is_not_published(self):
+        """Inputs swapped and a mask dropped, in the function that is exported."""
+        made = savedmodel._Module.__init__
+
+        def wrong(change):
+            def init(module, model, tokenizer, options):
+                made(module, model, tokenizer, options)
+                call = module._call
+                module._call = lambda inputs: call(change(dict(inputs)))
+
+            return mock.patch.object(savedmodel._Module, "__init__", init)
+
+        def swapped(inputs):
+            return inputs | {"token_ids": inputs["segment_ids"], "segment_ids": inputs["token_ids"] % 2}
+
+        def unmasked(inputs):
+            return inputs | {"padding_mask": tf.ones_like(inputs["padding_mask"])}
+
+        for change in (swapped, unmasked):
+            with self.subTest(change.__name__), wrong(change):
+                with self.assertRaisesRegex(CheckFailed, "does not answer as the model does: .*differs by"):
+                    export("savedmodel")
+
+
+class ThirdPartyTest(unittest.TestCase):
+    def test_code_in_a_folder_is_not_run(self):
+        """A Hugging Face folder that brings its own code, or pickles, is refused without either being read."""
+        folder = pathlib.Path(tempfile.mkdtemp(dir=FOLDER))
+        trace = folder / "ran"
+        (folder / "modeling_mine.py").write_text(f"open({str(trace)!r}, 'w')\n")
+        own = {"AutoModel": "modeling_mine.Mine", "AutoConfig": "modeling_mine.Mine"}
+        (folder / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": own}))
+
+        class Opens:
+            def __reduce__(self):
+                return open, (str(trace), "w")
+
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Opens()))
+        with self.assertRaisesRegex(UserError, "mine"):
+            runs.load(folder, None)
+        (folder / "config.json").write_text(json.dumps({"model_type": "bert", "auto_map": own} | BERT))
+        with self.assertRaises(UserError):
+            runs.load(folder, None)
+        self.assertFalse(trace.exists())
+
+
+BERT = dict(
+    vocab_size=65, hidden_size=16, num_attention_heads=2, intermediate_size=32, num_hidden_layers=1,
+    max_position_embeddings=32, type_vocab_size=2,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    tf.test.main()
