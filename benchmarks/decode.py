@@ -6,13 +6,14 @@
     t5:B     T5-small, beam search with 4 beams, B texts of 32 tokens, 64 new ones each
 
 Weights are random, the same for all: a Hugging Face folder that ours writes and everyone reads. No token ends a text.
-Contenders have a process each with two threads, and take turns; "-xla" behind a name compiles it. transformers has
-torch, and is there if .venv-references is. `products` multiplies the last token's states with every matrix of GPT-2,
-as it is laid out best, and does nothing else: no token can be had faster than its weights are read.
+Contenders have a process each with two threads, and take turns; "-xla" behind a name compiles it, "-bfloat16" and
+"-int8" behind ours keep its weights so, and "-1" behind transformers gives it one thread. transformers has torch, and
+is there if .venv-references is. `products` multiplies the last token's states with every matrix of GPT-2, as it is laid
+out best, and does nothing else: no token can be had faster than its weights are read.
 
     ms              of a call, the median
     first           ms to the first token: a call that asks for one
-    per token       ms of each of the others
+    per token       ms of each of the others; CPU: of both threads together, which other programs disturb less
     of the limit    the products' ms over ms per token
     first call      seconds of the very first call, in which graphs are made and compiled; again: in a second process
                     that finds what XLA kept on disk (TF_XLA_FLAGS=--tf_xla_persistent_cache_directory)
@@ -25,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from side_by_side import ROOT, Worker, answer, markdown, ratio, turns
@@ -35,6 +36,7 @@ REFERENCES = ROOT / ".venv-references" / "bin" / "python"
 NAMES = {"gpt2": "gpt2", "t5": "t5_small"}
 # (family, batch, new tokens) -> the new tokens [batch, new]
 Generate = Callable[[str, int, int], Any]
+How = Sequence[str]  # What stands behind a contender's name.
 
 
 def prompts(batch: int):
@@ -43,7 +45,7 @@ def prompts(batch: int):
     return np.random.default_rng(0).integers(5, 30000, [batch, PROMPT], np.int32)
 
 
-def ours(folder: pathlib.Path, xla: bool) -> Generate:
+def ours(folder: pathlib.Path, how: How) -> Generate:
     import tfzoo
 
     models: dict[str, Any] = {}
@@ -51,13 +53,15 @@ def ours(folder: pathlib.Path, xla: bool) -> Generate:
     def generate(family, batch, new):
         if family not in models:
             models[family] = tfzoo.load(folder / family)[0]
+            for dtype in set(how) - {"xla"}:
+                tfzoo.store_weights(models[family], dtype)
         options = dict(max_new_tokens=new, eos_token_id=(), num_beams=1 if family == "gpt2" else BEAMS)
-        return tfzoo.generate_ids(models[family], prompts(batch), jit_compile=xla, **options).numpy()
+        return tfzoo.generate_ids(models[family], prompts(batch), jit_compile="xla" in how, **options).numpy()
 
     return generate
 
 
-def kerashub(folder: pathlib.Path, xla: bool) -> Generate:
+def kerashub(folder: pathlib.Path, how: How) -> Generate:
     import numpy as np
     from keras_hub import models as hub
 
@@ -68,12 +72,12 @@ def kerashub(folder: pathlib.Path, xla: bool) -> Generate:
             if family == "gpt2":
                 backbone = hub.GPT2Backbone.from_preset(str(folder / family), dropout=0.0)
                 models[family] = hub.GPT2CausalLM(backbone)
-                models[family].compile(sampler="greedy", jit_compile=xla)
+                models[family].compile(sampler="greedy", jit_compile="xla" in how)
             else:
                 from keras_hub.samplers import BeamSampler
 
                 models[family] = hub.T5Seq2SeqLM(hub.T5Backbone.from_preset(str(folder / family), dropout=0.0))
-                models[family].compile(sampler=BeamSampler(num_beams=BEAMS), jit_compile=xla)
+                models[family].compile(sampler=BeamSampler(num_beams=BEAMS), jit_compile="xla" in how)
         ids = prompts(batch)
         if family == "gpt2":
             whole = np.pad(ids, [(0, 0), (0, new)])
@@ -94,11 +98,11 @@ def kerashub(folder: pathlib.Path, xla: bool) -> Generate:
     return generate
 
 
-def transformers(folder: pathlib.Path, xla: bool) -> Generate:
+def transformers(folder: pathlib.Path, how: How) -> Generate:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "1" in how else 2)
     models: dict[str, Any] = {}
 
     def generate(family, batch, new):
@@ -115,7 +119,7 @@ def transformers(folder: pathlib.Path, xla: bool) -> Generate:
     return generate
 
 
-def products(folder: pathlib.Path, xla: bool) -> Generate:
+def products(folder: pathlib.Path, how: How) -> Generate:
     """Of GPT-2 small's matrices alone, each once a token."""
     import tensorflow as tf
 
@@ -124,7 +128,7 @@ def products(folder: pathlib.Path, xla: bool) -> Generate:
     matrices = [tf.Variable(tf.random.normal(shape, stddev=0.01)) for shape in shapes]
     table = tf.Variable(tf.random.normal([size, words]))
 
-    @tf.function(jit_compile=xla or None, autograph=False)
+    @tf.function(jit_compile="xla" in how or None, autograph=False)
     def run(x):
         for matrix in matrices:
             rows = matrix.shape[0]
@@ -142,22 +146,23 @@ CONTENDERS = {"ours": ours, "kerashub": kerashub, "transformers": transformers, 
 
 
 def work(contender: str, folder: pathlib.Path) -> Callable[..., Any]:
-    """(family, batch, new tokens) -> (seconds of a call, its tokens)."""
-    name, _, how = contender.partition("-")
+    """(family, batch, new tokens) -> (seconds of a call, of all its threads, its tokens)."""
+    name, *how = contender.split("-")
     if name != "transformers":
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(2)
-    generate = CONTENDERS[name](folder, how == "xla")
+    generate = CONTENDERS[name](folder, how)
     seen = set()
 
     def seconds(family: str, batch: int, new: int, want: bool = False):
         if family not in seen:  # Weights are loaded by no call that is measured.
             seen.add(family)
             generate(family, 3, 2)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         found = generate(family, batch, new)
-        return time.perf_counter() - start, [[int(i) for i in row] for row in found] if want else None
+        took = time.perf_counter() - start, time.process_time() - cpu
+        return *took, [[int(i) for i in row] for row in found] if want else None
 
     return seconds
 
@@ -178,7 +183,7 @@ def write(folder: pathlib.Path, families: list[str]) -> None:
 
 
 def start(contender: str, folder: pathlib.Path, cache: pathlib.Path) -> Worker:
-    python = str(REFERENCES) if contender == "transformers" else sys.executable
+    python = str(REFERENCES) if contender.startswith("transformers") else sys.executable
     flags = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={cache}"} if contender.endswith("-xla") else {}
     return Worker(contender, __file__, f"--worker={contender}", f"--folder={folder}", python=python, **flags)
 
@@ -191,12 +196,15 @@ def measure(task: str, names: list[str], folder: pathlib.Path, args) -> str:
     first_calls: dict[str, float] = {}
     tokens: dict[str, Any] = {}
     first: dict[str, list[float]] = {worker.name: [] for worker in workers}
+    cpu: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for worker in workers:
-        first_calls[worker.name], tokens[worker.name] = worker.ask(family, batch, NEW, True)
+        first_calls[worker.name], _, tokens[worker.name] = worker.ask(family, batch, NEW, True)
         worker.ask(family, batch, 1)
     for worker in turns(workers, args.rounds):
-        first[worker.name].append(worker.ask(family, batch, 1)[0])
-        worker.answers.append(worker.ask(family, batch, NEW)[0])
+        one, whole = worker.ask(family, batch, 1), worker.ask(family, batch, NEW)
+        first[worker.name].append(one[0])
+        worker.answers.append(whole[0])
+        cpu[worker.name].append((whole[1] - one[1]) / (NEW - 1))
     again = {}
     for worker in workers:
         worker.close()
@@ -218,7 +226,7 @@ def measure(task: str, names: list[str], folder: pathlib.Path, args) -> str:
     rows = []
     for name in names:
         row = [name, f"{1000 * statistics.median(answers[name]):.0f}", f"{1000 * statistics.median(first[name]):.0f}"]
-        row += [f"{1000 * statistics.median(each[name]):.1f}"]
+        row += [f"{1000 * statistics.median(each[name]):.1f}", f"{1000 * statistics.median(cpu[name]):.1f}"]
         row += [f"{batch * NEW / statistics.median(answers[name]):.1f}"]
         row += [f"{ratio(each[limit], each[name]):.2f}"] if limit else []
         row += [f"{ratio(answers[peer], answers[name]):.2f}"] if peer else []
@@ -229,7 +237,7 @@ def measure(task: str, names: list[str], folder: pathlib.Path, args) -> str:
             alike = [a == b for a, b in zip(tokens[name], tokens["ours"], strict=True)]
             row.append(f"{sum(alike)} of {batch}")
         rows.append(row)
-    heads = [task, "ms", "first", "per token", "tokens/s", *(["of the limit"] if limit else [])]
+    heads = [task, "ms", "first", "per token", "CPU", "tokens/s", *(["of the limit"] if limit else [])]
     heads += [f"faster than {peer} by"] if peer else []
     return markdown([*heads, "first call, s", "again", "texts like ours"], rows)
 

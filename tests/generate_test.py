@@ -245,6 +245,17 @@ class CommandTest(Case):
         self.assertEqual(self.run_main("--prompt=ab", "--max_new_tokens=7"), (0, expected, ""))
         self.assertEqual(self.run_main("--prompt=ab", "--max_new_tokens=7", "--stream"), (0, expected, ""))
 
+    def test_weights_in_fewer_bytes(self):
+        model, _ = tfzoo.load(self.folder)
+        tfzoo.store_weights(model, "int8")
+        load = unittest.mock.patch.object(runs, "load", lambda *_: (model, self.tokenizer))
+        with load, self.assertRaisesRegex(UserError, "kept as int8 already"):
+            flags = unittest.mock.Mock(model_dir="a", checkpoint=None, weights="bfloat16")
+            cli.load_model(flags)
+        expected = tfzoo.generate_text(model, "ab", self.tokenizer, max_new_tokens=3)[0]
+        found = self.run_main("--prompt=ab", "--max_new_tokens=3", "--weights=int8", model_dir=self.folder)
+        self.assertEqual(found, (0, expected + "\n", ""))
+
     def test_files_of_prompts_and_of_texts(self):
         prompts = self.shared / "prompts.jsonl"
         prompts.write_text(

@@ -11,8 +11,9 @@ _ATTRIBUTES = {
     "generate_text": "tfzoo.generation.texts",
     "load": "tfzoo.runs",
     "save": "tfzoo.huggingface",
+    "store_weights": "tfzoo.nn",
 }
-__all__ = ["build", "generate_ids", "generate_text", "load", "save"]
+__all__ = ["build", "generate_ids", "generate_text", "load", "save", "store_weights"]
 
 
 def __getattr__(name: str):

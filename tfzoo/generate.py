@@ -59,8 +59,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     def define(kind, name, default, text):
         getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags)
 
-    define("string", "model_dir", None, "A run's folder, or one of Hugging Face's.")
-    define("string", "checkpoint", None, "One of the run's checkpoints; best/ or the newest by default.")
+    cli.define_model_flags(flags)
     define("multi_string", "prompt", None, "What a text begins with, or is the answer to; several prompts by several.")
     define("string", "input", None, "A file of prompts: a line each, or .jsonl.")
     define("string", "output", None, "A .jsonl file to write.")
@@ -83,7 +82,6 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         define("integer", name, None, text)
     for name, text in _REAL.items():
         define("float", name, None, text)
-    absl_flags.mark_flags_as_required(["model_dir"], flag_values=flags)
     cli.positive(flags, "batch_size")
 
 
@@ -98,9 +96,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         if flags[name].value:
             remedy = "is not for --chat; omit it" if flags.chat else "is for --chat; add it"
             raise UserError(f"--{name}={flags[name].value}: {remedy}")
-    from tfzoo import runs  # TensorFlow takes seconds to import, and --help needs none of it.
-
-    model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
+    model, tokenizer = cli.load_model(flags)
     options = _options(flags, tokenizer)
     if flags.chat:
         _chat(flags, model, tokenizer, options)
@@ -110,7 +106,7 @@ def main(flags: absl_flags.FlagValues) -> None:
 
 def _options(flags: absl_flags.FlagValues, tokenizer) -> dict[str, Any]:
     """The options of decoding that were given."""
-    from tfzoo import runs
+    from tfzoo import nn, runs
     from tfzoo.generation import texts
 
     names = (*_TRUTH, *_WHOLE, *_REAL, "stop_strings")
@@ -122,6 +118,7 @@ def _options(flags: absl_flags.FlagValues, tokenizer) -> dict[str, Any]:
         options["bad_words_ids"] = sorted({tuple(ids) for ids in texts.encode(tokenizer, words) if ids})
     if flags.assistant_dir is not None:
         options["assistant_model"], _ = runs.load(flags.assistant_dir)
+        nn.store_weights(options["assistant_model"], flags.weights)
     return options
 
 

@@ -136,12 +136,14 @@ def save(
       max_shard_bytes: a larger model is split into several files.
 
     Raises:
-      UserError: the folder holds something, or an unknown dtype.
+      UserError: the folder holds something, an unknown dtype, or weights that are no longer what they were.
     """
     folder = pathlib.Path(folder)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}: weights are stored as one of {', '.join(DTYPES)}")
     check_new(folder)
+    if kept := nn.stored_weights(model):
+        raise UserError(f"model {model.name!r}: its weights are kept as {kept}; save it before tfzoo.store_weights")
     page = models.page_of(model)
     record = encode_config(model, page) | {"dtype": dtype}
     generation = json.loads(getattr(model, "generation_config", "") or "{}")

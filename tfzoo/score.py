@@ -29,8 +29,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     def define(kind, name, default, text):
         getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags)
 
-    define("string", "model_dir", None, "A run's folder, or one of Hugging Face's.")
-    define("string", "checkpoint", None, "One of the run's checkpoints; best/ or the newest by default.")
+    cli.define_model_flags(flags)
     define("multi_string", "text", None, "A text; several by several.")
     define("string", "context", None, "What a continuation follows.")
     define("multi_string", "continuation", None, "What follows the context; several by several.")
@@ -40,7 +39,6 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("integer", "length", None, "Tokens read together; max_positions by default.")
     define("integer", "stride", None, "How far windows are apart; half the length by default.")
     define("integer", "batch_size", 8, "Windows at a time.")
-    absl_flags.mark_flags_as_required(["model_dir"], flag_values=flags)
     cli.positive(flags, "batch_size")
 
 
@@ -55,9 +53,9 @@ def main(flags: absl_flags.FlagValues) -> None:
         )
     if (flags.context is None) != (flags.continuation is None):
         raise UserError("--context and --continuation: are given together")
-    from tfzoo import likelihood, records, runs  # TensorFlow takes seconds to import, and --help needs none of it.
+    from tfzoo import likelihood, records  # TensorFlow takes seconds to import, and --help needs none of it.
 
-    model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
+    model, tokenizer = cli.load_model(flags)
     how: dict[str, Any] = dict(length=flags.length, stride=flags.stride, batch_size=flags.batch_size)
     if flags.text is not None:
         lines = iter([("--text", {"text": text}) for text in flags.text])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfzoo import nn
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.generation.beam import beam_search
 from tfzoo.generation.contrastive import contrastive_search
@@ -76,6 +77,7 @@ def decode(
         return _read(reader, options, token_ids, padding_mask, room, reach).repeat(times)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(nn.compiled_steps(options.jit_compile))
         for reader in (model, assistant):
             if reader is not None and reader.config.tie_embeddings:
                 together = batch * times * options.num_beams

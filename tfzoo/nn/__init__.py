@@ -37,6 +37,7 @@ from tfzoo.nn.mask import Mask, causal_mask, mask_bias, padding_attention_mask
 from tfzoo.nn.model import DecoderModel, EncoderDecoderModel, EncoderModel, Model, Tower
 from tfzoo.nn.position import RelativeBias, rotary_tables, rotate, sinusoidal_positions
 from tfzoo.nn.relative import RelativeAttention, TwoStreamConfig, TwoStreamStack, TwoStreamTower
+from tfzoo.nn.stored import StoredMatrix, compiled_steps, store_weights, stored_weights
 
 __all__ = [
     "LSHAttention",
@@ -58,6 +59,10 @@ __all__ = [
     "FavorAttention",
     "FavorConfig",
     "FullAttention",
+    "StoredMatrix",
+    "compiled_steps",
+    "store_weights",
+    "stored_weights",
     "LMHead",
     "LayerNorm",
     "LeanAttention",

@@ -41,10 +41,12 @@ def _matmul(x, kernel):
 class Dense(keras.layers.Dense):
     """x [..., I] -> [..., O]. Works on [N, I], where TensorFlow fuses the product with the bias."""
 
+    stored = None  # A StoredMatrix in the kernel's place.
+
     def call(self, inputs, training=None):
         shape = ops.shape(inputs)
         x = inputs if len(shape) == 2 else ops.reshape(inputs, (-1, shape[-1]))
-        x = _matmul(x, read(self.kernel))
+        x = _matmul(x, read(self.kernel)) if self.stored is None else self.stored.product(x)
         if self.use_bias:
             x = tf.nn.bias_add(x, read(self.bias))
         if self.activation is not None:

@@ -20,6 +20,8 @@ TURNED = 16  # Products, above which they pay for a transposed copy of the table
 class TokenEmbedding(keras.layers.Layer):
     """token_ids [B, L] -> [B, L, E]; `attend` is the tied output: x [..., E] -> logits [..., V]."""
 
+    stored: Any = None  # A StoredMatrix in the place of `embeddings`.
+
     def __init__(self, vocab_size, hidden_size, initializer="uniform", **kwargs):
         super().__init__(**kwargs)
         self.vocab_size, self.hidden_size, self.initializer = vocab_size, hidden_size, initializer
@@ -31,12 +33,16 @@ class TokenEmbedding(keras.layers.Layer):
         )
 
     def call(self, token_ids):
+        if self.stored is not None:
+            return ops.cast(self.stored.rows(token_ids), self.compute_dtype)
         return ops.take(read(self.embeddings), token_ids, axis=0)
 
     def attend(self, x):
         shape = ops.shape(x)
         flat = ops.reshape(ops.cast(x, self.compute_dtype), (-1, self.hidden_size))
-        if self._product is not None:
+        if self.stored is not None:
+            logits = self.stored.product(flat)
+        elif self._product is not None:
             logits = self._product(flat)
         else:
             logits = tf.matmul(flat, self._table(), transpose_b=True)
@@ -49,6 +55,9 @@ class TokenEmbedding(keras.layers.Layer):
         rows, tokens: scalar int tensors, how many rows there will mostly be, and how often.
         jit_compile: whether XLA compiles it.
         """
+        if self.stored is not None:
+            yield
+            return
         table = self._table()
         # oneDNN reads a table that is not transposed at half the machine's speed for one row, XLA for several.
         turn = (tokens > TURNED) & ((rows > 1) if jit_compile else (rows == 1))

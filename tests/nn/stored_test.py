@@ -1,0 +1,105 @@
+"""Weights kept as bfloat16 and int8: what is computed is what a plain model with the rounded weights computes."""
+
+import tempfile
+
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+
+import tfzoo
+from tests import generation_test, parity
+from tfzoo import nn
+from tfzoo.errors import UserError
+
+TINY = dict(vocab_size=23, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=24)
+IDS = np.array([[3, 9, 5, 1], [7, 7, 2, 22]])
+
+
+def rounded(matrix, dtype):
+    """The matrix [O, I] that is meant by what is stored."""
+    if dtype == "bfloat16":
+        return matrix.astype(ml_dtypes.bfloat16).astype(np.float32)
+    scale = np.abs(matrix).max(1, keepdims=True) / np.float32(127)
+    return np.rint(matrix / scale) * scale
+
+
+def build(name, **overrides):
+    model = tfzoo.build(name, **(TINY | overrides))
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        if not parity.weights.is_state(variable):
+            variable.assign_add(random.normal(0, 0.3, variable.shape))
+    return model
+
+
+class StoredTest(tf.test.TestCase):
+    def test_what_is_computed_is_what_rounded_weights_give(self):
+        for name, overrides in (
+            ("gpt2", dict(max_positions=16)),
+            ("llama_tiny", dict(num_kv_heads=1, max_positions=16)),
+            ("t5_small", dict(head_dim=8)),
+        ):
+            inputs = {"token_ids": IDS}
+            if name == "t5_small":
+                inputs["decoder_token_ids"] = IDS[::-1]
+            for dtype in ("bfloat16", "int8"):
+                plain, stored = build(name, **overrides), build(name, **overrides)
+                stored.set_weights(plain.get_weights())
+                as_they_were = plain(inputs)["logits"].numpy()
+                size = sum(variable.numpy().nbytes for variable in stored.variables)
+                tfzoo.store_weights(stored, dtype)
+                self.assertEqual(nn.stored_weights(stored), dtype)
+                self.assertLess(
+                    sum(v.numpy().nbytes for v in stored.variables), size * dict(bfloat16=0.6, int8=0.5)[dtype]
+                )
+                matrices = 0
+                for variable in plain.variables:
+                    if variable.path.endswith("/kernel"):
+                        variable.assign(rounded(variable.numpy().T, dtype).T)
+                    elif variable.path.endswith("tokens/embeddings"):
+                        variable.assign(rounded(variable.numpy(), dtype))
+                    matrices += variable.path.endswith(("/kernel", "tokens/embeddings"))
+                self.assertEqual(matrices, sum(isinstance(x, nn.StoredMatrix) for x in stored._flatten_layers()))
+                expected, found = plain(inputs)["logits"].numpy(), stored(inputs)["logits"].numpy()
+                self.assertAllClose(found, expected, 1e-5, 1e-5)
+                self.assertGreater(np.abs(expected - as_they_were).max(), 1e-3)
+                if name == "gpt2":
+                    with generation_test.op_by_op():
+                        texts = [tfzoo.generate_ids(model, IDS, max_new_tokens=5) for model in (plain, stored)]
+                    self.assertAllEqual(*texts)
+
+    def test_products_in_a_loop_that_xla_compiles(self):
+        matrix = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+        for dtype in ("bfloat16", "int8"):
+            stored = nn.StoredMatrix(matrix, dtype)
+
+            @tf.function(jit_compile=True, autograph=False)
+            def product(x, stored=stored):
+                with nn.compiled_steps(True):
+                    return stored.product(x)
+
+            for rows in (1, 3, 9):  # Each has a way of its own.
+                x = np.random.default_rng(rows).normal(size=(rows, 5)).astype(np.float32)
+                self.assertAllClose(product(tf.constant(x)), x @ rounded(matrix, dtype).T, 1e-5, 1e-5)
+
+    def test_a_row_of_zeros_stays_one(self):
+        matrix = np.array([[0.0, 0.0], [1.0, -2.0]], np.float32)
+        stored = nn.StoredMatrix(matrix, "int8")
+        self.assertAllClose(stored.rows([0, 1]), [[0, 0], [64 / 127 * 2, -2]], 1e-6)
+        self.assertAllEqual(stored.product(tf.constant([[0.0, 1.0]]))[0, 0], 0)
+
+    def test_what_cannot_be(self):
+        model = build("gpt2", max_positions=16)
+        tfzoo.store_weights(model, "float32")
+        self.assertEqual(nn.stored_weights(model), "")
+        with self.assertRaisesRegex(UserError, "weights 'int4': are kept as one of float32, bfloat16, int8"):
+            tfzoo.store_weights(model, "int4")
+        tfzoo.store_weights(model, "int8")
+        with self.assertRaisesRegex(UserError, "kept as int8 already"):
+            tfzoo.store_weights(model, "bfloat16")
+        with tempfile.TemporaryDirectory() as folder, self.assertRaisesRegex(UserError, "save it before"):
+            tfzoo.save(model, folder)
+
+
+if __name__ == "__main__":
+    tf.test.main()

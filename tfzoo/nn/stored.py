@@ -1,0 +1,124 @@
+"""Matrices kept in fewer bytes than float32, for models that only answer: bfloat16, or int8 with a scale a row."""
+
+import contextlib
+import contextvars
+
+import keras
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+
+from tfzoo.errors import UserError
+from tfzoo.nn.basic import Dense, read
+from tfzoo.nn.embedding import TokenEmbedding
+
+DTYPES = ("float32", "bfloat16", "int8")
+FEW = 8  # Rows, up to which XLA is faster with one after another (two cores, GPT-2's output matrix).
+_compiled = contextvars.ContextVar("compiled", default=False)
+
+
+class StoredMatrix(keras.layers.Layer):
+    """A matrix [O, I] as `dtype`. It is read as float32, and products are added up in float32.
+
+    int8: a row is its values, from -127 to 127, times the row's scale, float32; the largest of them is exact.
+    """
+
+    def __init__(self, matrix: np.ndarray, dtype: str, **kwargs):
+        super().__init__(**kwargs)
+        self.scales = None
+        if dtype == "int8":
+            scales = np.abs(matrix).max(1) / np.float32(127)
+            scales[scales == 0] = 1
+            matrix = np.rint(matrix / scales[:, None]).astype(np.int8)
+            self.scales = self._keep("scales", scales, "float32")
+        self.values = self._keep("values", matrix.astype(ml_dtypes.bfloat16) if dtype == "bfloat16" else matrix, dtype)
+        self.built = True
+
+    def _keep(self, name, array, dtype):
+        variable = self.add_weight(
+            shape=array.shape, initializer="zeros", dtype=dtype, trainable=False, autocast=False, name=name
+        )
+        variable.assign(array)
+        return variable
+
+    def product(self, x):
+        """x [N, I] -> x times the matrix transposed, [N, O]."""
+        values, few = read(self.values), tf.cast(x, tf.float32)
+        if _compiled.get():  # Its shapes are known when it compiles, and one way alone is.
+            ways = [lambda: _product(few, values), lambda: _row(few, values), lambda: _rows(few, values)]
+            count = tf.shape(x)[0]
+            product = tf.switch_case(tf.where(count == 1, 1, tf.where(count <= FEW, 2, 0)), ways)
+        else:
+            product = _product(few, values)
+        return tf.cast(product if self.scales is None else product * read(self.scales), x.dtype)
+
+    def rows(self, ids):
+        """ids int [...] -> rows [..., I], float32."""
+        rows = tf.cast(tf.gather(read(self.values), ids), tf.float32)
+        return rows if self.scales is None else rows * tf.gather(read(self.scales), ids)[..., None]
+
+
+def _product(x, values):
+    return tf.matmul(x, tf.cast(values, tf.float32), transpose_b=True)
+
+
+def _row(x, values):
+    """The product of one row, for which XLA reads values as they are stored, and casts them on the way."""
+    from tensorflow.compiler.tf2xla.ops import gen_xla_ops  # Made for XLA alone, and not a part of tf.
+
+    # It would cast them once for all, before a loop of decoding, but for a barrier that only the loop can pass.
+    return _product(*gen_xla_ops.xla_optimization_barrier([x, values]))
+
+
+def _rows(x, values):
+    return tf.map_fn(lambda row: _row(row[None], values)[0], x)
+
+
+@contextlib.contextmanager
+def compiled_steps(jit_compile: bool):
+    """Inside, products are made for a loop that XLA compiles, where jit_compile says so."""
+    token = _compiled.set(jit_compile)
+    try:
+        yield
+    finally:
+        _compiled.reset(token)
+
+
+def store_weights(model: keras.Model, dtype: str) -> None:
+    """Keeps the matrices of a model's dense layers and its token embeddings as bfloat16 or int8 from here on, in a half
+    or a quarter of the memory. The rest stays as it is; the model can no longer be trained, nor saved.
+
+    Args:
+      model: one of ours.
+      dtype: of DTYPES; float32 changes nothing. bfloat16 rounds each weight to 8 bits of precision. int8 has 255 steps
+        for each output of a layer, and for each token.
+
+    Raises:
+      UserError: an unknown dtype, or a model whose weights are stored so already.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"weights {dtype!r}: are kept as one of {', '.join(DTYPES)}")
+    if dtype == "float32":
+        return
+    if stored_weights(model):
+        raise UserError(f"weights {dtype!r}: {model.name}'s are kept as {stored_weights(model)} already; load it anew")
+    model.__dict__.pop("_tfzoo_decoders", None)  # Graphs that read the weights as they were.
+    for layer in [layer for layer in model._flatten_layers() if isinstance(layer, (Dense, TokenEmbedding))]:
+        table = isinstance(layer, TokenEmbedding)
+        variable = layer.embeddings if table else layer._kernel
+        matrix = variable.numpy()
+        stored = StoredMatrix(matrix if table else matrix.T, dtype, name="stored")
+        layer._tracker.unlock()  # As Keras does it where it quantizes a layer.
+        layer._untrack_variable(variable)
+        if table:
+            layer.embeddings = None
+        else:
+            layer._kernel = None
+        layer.stored = stored
+        layer._tracker.lock()
+
+
+def stored_weights(model: keras.Model) -> str:
+    """What `store_weights` keeps a model's matrices as; "" where they are as they were."""
+    kinds = {layer.values.dtype for layer in model._flatten_layers() if isinstance(layer, StoredMatrix)}
+    return ", ".join(kinds)
