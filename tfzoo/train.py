@@ -755,6 +755,7 @@ def make_replica_step(
         zeros = [tf.zeros([]), tf.zeros([]), *map(tf.zeros_like, variables)]
         return tf.while_loop(lambda i, _: i < num_parts, body, (0, zeros), parallel_iterations=1)[1]
 
+    @tf.autograph.experimental.do_not_convert  # It needs no Python rewritten, which takes seconds.
     def replica_step(batch):
         totals = sums_of_parts(batch)
         replica = tf.distribute.get_replica_context()
@@ -790,7 +791,7 @@ def make_evaluation(strategy, model, objective):
     """
     import tensorflow as tf
 
-    @tf.function
+    @tf.function(autograph=False)
     def totals(batch):
         metrics = strategy.run(lambda part: objective.metrics(model, part), (batch,))
         if strategy.num_replicas_in_sync == 1:

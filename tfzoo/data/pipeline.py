@@ -13,6 +13,7 @@ from absl import logging
 from tfzoo.data import order
 from tfzoo.errors import UserError
 
+_as_it_is = tf.autograph.experimental.do_not_convert  # Rewriting Python's `if`s, of which none is needed, takes long.
 Context = Any  # A tf.distribute.InputContext: TensorFlow ships no types.
 ALONE = tf.distribute.InputContext()
 
@@ -54,7 +55,7 @@ def examples(
         }
         return features | {"seed": tf.random.experimental.stateless_fold_in(example_seed, 2)}
 
-    return positions.map(example, num_parallel_calls=2, deterministic=True)
+    return positions.map(_as_it_is(example), num_parallel_calls=2, deterministic=True)
 
 
 def training_batches(
@@ -77,7 +78,7 @@ def training_batches(
     """
     positions = _positions(first_step, num_steps, batch_size, context)
     batches = examples(rows, positions, seed, max_bad_rows=max_bad_rows).map(
-        objective.prepare, num_parallel_calls=2, deterministic=True
+        _as_it_is(objective.prepare), num_parallel_calls=2, deterministic=True
     )
     batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
     if places is not None:
@@ -94,7 +95,7 @@ def training_batches(
             with tf.control_dependencies([done]):
                 return {name: tf.identity(x) for name, x in batch.items()}
 
-        batches = batches.enumerate().map(noted)
+        batches = batches.enumerate().map(_as_it_is(noted))
     if context.num_input_pipelines > 1:
         batches = batches.repeat()  # Without an end, workers need not ask each other at every step whether it is there.
     return batches.prefetch(4).with_options(_options())
@@ -119,15 +120,15 @@ def evaluation_batches(
     """
     count = min(len(rows), num_batches * batch_size)
     positions = _positions(0, -(-count // batch_size), batch_size, context)
-    known = positions.map(lambda position: tf.minimum(position, count - 1))
+    known = positions.map(_as_it_is(lambda position: tf.minimum(position, count - 1)))
     prepared = examples(rows, known, seed, epoch=0, max_bad_rows=max_bad_rows).map(
-        objective.prepare, num_parallel_calls=2, deterministic=True
+        _as_it_is(objective.prepare), num_parallel_calls=2, deterministic=True
     )
 
     def emptied(position, example):
         return {name: tf.where(position < count, x, tf.zeros_like(x)) for name, x in example.items()}
 
-    batches = tf.data.Dataset.zip(positions, prepared).map(emptied)
+    batches = tf.data.Dataset.zip(positions, prepared).map(_as_it_is(emptied))
     batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
     return batches.with_options(_options())
 
@@ -139,7 +140,7 @@ def _positions(first: int, end: int, batch_size: int, context: Context) -> tf.da
         return tf.data.Dataset.range(first * batch_size, end * batch_size)
     begin = context.input_pipeline_id * share
     steps = tf.data.Dataset.range(first * batch_size + begin, end * batch_size + begin, batch_size)
-    return steps.flat_map(lambda position: tf.data.Dataset.range(position, position + share))
+    return steps.flat_map(_as_it_is(lambda position: tf.data.Dataset.range(position, position + share)))
 
 
 def _options() -> tf.data.Options:
