@@ -42,7 +42,7 @@ def pool(how: str, outputs, padding_mask=None):
         return ops.sum(sequence * weights, 1) / ops.maximum(ops.sum(weights, 1), 1)
     places = ops.arange(ops.shape(real)[1])[None]
     if how == "first":
-        index = ops.argmax(real, 1)
+        index = ops.argmax(ops.cast(real, "int32"), 1)  # ONNX has no arg-max of truths.
     else:
         index = ops.max(ops.where(real, places, 0), 1)
     return gather_positions(sequence, index[:, None])[:, 0]
