@@ -25,10 +25,14 @@ install: $(INSTALLED)  ## make .venv from requirements/dev.txt
 train: $(INSTALLED)  ## train a small BERT on the text of this machine's Python packages (about six minutes)
 	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --run_dir=$(RUN_DIR)
 
-demo: $(INSTALLED)  ## train briefly, export as SavedModel and ONNX, and let an outsider verify both
+demo: $(INSTALLED)  ## train briefly, export as SavedModel and ONNX, let an outsider verify both, say how to use them
 	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --flagfile=configs/demo.cfg --run_dir=runs/demo
 	$(PY) -m tfzoo.export --model_dir=runs/demo --output_dir=exports
 	$(PY) export/verify.py exports
+	@echo 'To serve the one, text in and words out (serving/README.md says how it is asked):'
+	@echo '  docker run --rm -p 8501:8501 -v "$$PWD/exports/savedmodel/bert:/models/bert:ro" -e MODEL_NAME=bert tensorflow/serving:2.20.0'
+	@echo 'To run the other, with numpy, onnxruntime and tokenizers alone:'
+	@echo "  $(PY) export/consumers/fill.py exports/onnx/bert/$$(ls exports/onnx/bert | sort -n | tail -1) 'Returns the [MASK] of the array.'"
 
 # Two processes, a file to each: every further one imports TensorFlow again.
 test: $(INSTALLED)  ## run the tests

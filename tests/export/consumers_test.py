@@ -154,6 +154,20 @@ class ConsumersTest(tf.test.TestCase):
             self.assertTrue(np.all(np.abs(found - chances) <= 5 * np.sqrt(np.array(chances) / count)), found)
 
     @pytest.mark.faults
+    def test_masked_words_in_python(self):
+        model, tokenizer = small.model(), small.tokenizer()
+        with mock.patch.object(artifact, "_replay_elsewhere"):
+            folder = artifact.export(model, tokenizer, FOLDER / "exports", "words", formats=["onnx"])["onnx"]
+        found = run(sys.executable, CONSUMERS / "fill.py", folder, "the [MASK] of ω [MASK]").splitlines()
+        self.assertLen(found, 2)
+        ids = [2, *tokenizer.tokenize(["the [MASK] of ω [MASK]"], special=["[MASK]"]).to_list()[0], 3]
+        logits = model({"token_ids": np.array([ids]), "padding_mask": np.ones((1, len(ids)), bool)})["logits"][0]
+        for line, chances in zip(found, tf.nn.softmax(logits).numpy()[np.array(ids) == tokenizer.mask_id]):
+            best = np.argsort(-chances)[:5]
+            self.assertEqual([part.split()[0] for part in line.split("   ")], [small.VOCAB[i] for i in best])
+            self.assertAllClose([float(part.split()[1]) for part in line.split("   ")], chances[best], atol=6e-5)
+
+    @pytest.mark.faults
     def test_in_javascript(self):
         folder = javascript(self)
         self.check_classified(run("node", "classify.mjs", EXPORTED["classifier"], *TEXTS, cwd=folder))
