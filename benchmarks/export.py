@@ -1,112 +1,255 @@
-"""BERT-base in onnxruntime: our graphs beside tf2onnx's of the same model, and what exporting a large model costs.
+"""Exported graphs in onnxruntime, and what exporting costs.
 
-    .venv/bin/python benchmarks/export.py [--model=bert_base] [--batches=1,8] [--rounds=7]
-    .venv/bin/python benchmarks/export.py --large=600   # millions of parameters, the weights beside the graph
+    .venv/bin/python benchmarks/export.py [--rounds=9]            # BERT-base at 1 x 128 and 8 x 128
+    .venv/bin/python benchmarks/export.py --layers=4              # of so many layers, beside tf2onnx's
+    .venv/bin/python benchmarks/export.py --decode                # GPT-2 small: one token behind 128
+    .venv/bin/python benchmarks/export.py --proof                 # BERT-base: export, replay; seconds and memory
+    .venv/bin/python benchmarks/export.py --large=600             # millions of parameters, weights beside the graph
 
-Every contender lives in a process of its own with two threads, and they take turns. 128 tokens a row, head lm at all
-of them. `tf2onnx` is given the shapes, for a graph with two free axes it converts into one that does not run.
+Contenders: our graphs; with --layers tf2onnx's of the same model, given the shapes, for with two free axes it converts
+into one that does not run (and of twelve layers it takes more than 20 GB to convert); without, where .venv-references
+is (make parity makes it), transformers' model of the same shape through torch.onnx and onnxruntime's optimizer, which
+fuses most of what TorchScript's exporter makes of attn_implementation "eager". Each runs in a process of its own with
+two threads that do not spin, and they take turns. Beside the time of a run stands the time that the processor worked
+for it: what else the machine does is in the one and not in the other.
 """
 
 import argparse
 import math
 import pathlib
+import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
 
-from side_by_side import ROOT, Worker, answer, markdown, ratio, turns
+from side_by_side import ROOT, Worker, answer, environment, markdown, ratio, turns
 
-CONTENDERS = ("standard", "compat", "int8", "tf2onnx")
-LENGTH = 128
+REFERENCES = ROOT / ".venv-references" / "bin" / "python"
+LENGTH = 128  # Tokens of a row, or of the past.
+ROOM = 256  # Of the one buffer of keys and values.
+# Contender -> the file of its graph; {} is the batch size.
+ENCODERS = {
+    "standard": "model.onnx",
+    "compat": "model_compat.onnx",
+    "int8": "model_int8.onnx",
+    "tf2onnx": "tf2onnx_{}.onnx",
+    "transformers, optimized": "peer.onnx",
+    "the same, int8": "peer_int8.onnx",
+}
+DECODERS = {
+    "standard": "model.onnx",
+    "genai": "model_genai.onnx",
+    "genai, int8_weights": "model_genai_int8_weights.onnx",
+    "genai, int4_weights": "model_genai_int4_weights.onnx",
+    "transformers, optimized": "peer.onnx",
+}
 
 
-def build(name: str):
+def write(name: str, folder: pathlib.Path, batches: list[int], decode: bool, layers: int | None) -> None:
+    """Our graphs, and tf2onnx's."""
+    import numpy as np
+
     import tfzoo
-
-    return tfzoo.build(name, heads=("lm",))
-
-
-def graph_of(contender: str, model, batch: int, folder: pathlib.Path) -> pathlib.Path:
-    """Writes a contender's graph -> its path."""
+    from tests.export import tf2onnx_test
     from tfzoo.export import onnx_emit, variants
 
-    if contender == "int8":
-        return variants._int8(model, folder, "standard")[0]
-    if contender != "tf2onnx":
-        return onnx_emit.save(model, folder, profile=contender)[0]
+    model = tfzoo.build(name, heads=("lm",), **({} if layers is None else dict(num_layers=layers)))
+    onnx_emit.save(model, folder)
+    profile = "genai" if decode else "compat"
+    onnx_emit.save(model, folder, f"_{profile}", profile=profile)
+    (wide,) = onnx_emit.save(model, folder, "_wide", copy_tied=True, profile="genai" if decode else "standard")
+    for variant in ("int8_weights", "int4_weights") if decode else ("int8",):
+        variants._quantise(variant, wide, folder / f"model_{'genai_' if decode else ''}{variant}.onnx", None)
+    wide.unlink()
+    for batch in batches if layers is not None else ():
+        ids = np.zeros((batch, LENGTH), np.int32)
+        inputs = {name: ids == 0 if name.endswith("mask") else ids for name in onnx_emit.inputs_of(model)}
+        graph = tf2onnx_test.converted(model, inputs)
+        (folder / f"tf2onnx_{batch}.onnx").write_bytes(graph.SerializeToString())
+
+
+def write_peer(folder: pathlib.Path, decode: bool) -> None:
+    """The peers' graphs; in .venv-references."""
     import onnx
-    import tensorflow as tf
-    import tf2onnx
+    import torch
+    import transformers
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.transformers import optimizer
 
-    names = onnx_emit.inputs_of(model)
-    kinds = [tf.bool if name.endswith("mask") else tf.int32 for name in names]
-    specs = [tf.TensorSpec([batch, LENGTH], kind, name) for name, kind in zip(names, kinds)]
-    function = tf.function(lambda *values: model(dict(zip(names, values)))["logits"], input_signature=specs)
-    graph, _ = tf2onnx.convert.from_function(function, specs, opset=18)
-    onnx.save(graph, folder / "model.onnx")
-    return folder / "model.onnx"
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    free = {0: "batch", 1: "sequence"}
+    path = folder / "peer.onnx"
+    model: Any
+    if not decode:
+        config = transformers.BertConfig(attn_implementation="eager")
+        model = transformers.BertForMaskedLM(config).eval()
+        names, arguments, outputs = ["input_ids", "attention_mask", "token_type_ids"], (ids, ids + 1, ids), ["logits"]
+        axes = dict.fromkeys(names, free)
+    else:
+        config = transformers.GPT2Config(attn_implementation="eager")
+
+        class Step(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.whole = transformers.GPT2LMHeadModel(config)
+
+            def forward(self, token_ids, mask, positions, *past):
+                cache = transformers.DynamicCache()
+                for i in range(config.n_layer):
+                    cache.update(past[2 * i], past[2 * i + 1], i)
+                found = self.whole(token_ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
+                layers = found.past_key_values.layers
+                return found.logits, *(part for layer in layers for part in (layer.keys, layer.values))
+
+        model = Step().eval()
+        size = config.n_embd // config.n_head
+        past = [torch.zeros(2, config.n_head, 4, size) for _ in range(2 * config.n_layer)]
+        kept = [f"{i}.{part}" for i in range(config.n_layer) for part in ("key", "value")]
+        names = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{each}" for each in kept)]
+        outputs = ["logits", *(f"present.{each}" for each in kept)]
+        arguments = (ids, torch.ones(2, 7, dtype=torch.long), ids, *past)
+        axes = {each: {0: "batch", 2: "past_sequence"} for each in names[3:]}
+        axes |= {"input_ids": free, "position_ids": free, "attention_mask": {0: "batch", 1: "total_sequence"}}
+    options: dict[str, Any] = dict(opset_version=18, dynamo=False)
+    torch.onnx.export(model, arguments, path, input_names=names, output_names=outputs, dynamic_axes=axes, **options)
+    sizes = dict(num_heads=12, hidden_size=768)
+    graph = optimizer.optimize_model(str(path), model_type="gpt2" if decode else "bert", **sizes)
+    print(graph.get_fused_operator_statistics())
+    onnx.save(graph.model, path)
+    if not decode:
+        extra = {"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True}
+        quantize_dynamic(path, folder / "peer_int8.onnx", weight_type=QuantType.QInt8, extra_options=extra)
 
 
-def contend(contender: str, name: str):
-    """(batch) -> milliseconds of one run, nodes, bytes."""
+def contend():
+    """(path, batch, past) -> milliseconds of one run, of the processor's work for it."""
     import numpy as np
-    import onnx
     import onnxruntime
 
-    model, sessions = build(name), {}
+    prepared: dict[tuple, Any] = {}
 
-    def prepare(batch):
-        with tempfile.TemporaryDirectory() as folder:
-            path = graph_of(contender, model, batch, pathlib.Path(folder))
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 2
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            sizes = len(onnx.load(path).graph.node), path.stat().st_size
-        random = np.random.default_rng(0)
-        feeds = {}
+    def prepare(path, batch, past):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 2, 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        length, random = (1 if past else LENGTH), np.random.default_rng(0)
+        kinds = {
+            "tensor(int64)": np.int64,
+            "tensor(int32)": np.int32,
+            "tensor(bool)": bool,
+            "tensor(float)": np.float32,
+        }
+        binding = session.io_binding()
         for value in session.get_inputs():
-            kind = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": bool}[value.type]
-            ids = random.integers(0, 1000 if "ids" in value.name and "type" not in value.name else 2, (batch, LENGTH))
-            feeds[value.name] = (ids if "mask" not in value.name else np.ones_like(ids)).astype(kind)
-        session.run(None, feeds)
-        sessions[batch] = session, feeds, sizes
+            if value.name.startswith("past"):
+                shape = [batch, value.shape[1], ROOM if "genai" in path else past, value.shape[3]]
+                array = np.zeros(shape, np.float32)
+                given = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+                if "genai" in path:
+                    binding.bind_ortvalue_output(value.name.replace("past_key_values", "present"), given)
+            else:
+                array = random.integers(0, 1000, (batch, length))
+                if "mask" in value.name:
+                    array = np.ones((batch, past + length))
+                elif "position" in value.name:
+                    array = np.full((batch, length), past)
+                elif "type" in value.name or "segment" in value.name:
+                    array = np.zeros_like(array)
+                given = onnxruntime.OrtValue.ortvalue_from_numpy(array.astype(kinds[value.type]))
+            binding.bind_ortvalue_input(value.name, given)
+        for value in session.get_outputs():
+            if not (value.name.startswith("present") and "genai" in path):
+                binding.bind_output(value.name)
+        return session, binding
 
-    def run(batch):
-        if batch not in sessions:
-            prepare(batch)
-        session, feeds, sizes = sessions[batch]
-        begin = time.perf_counter()
-        session.run(None, feeds)
-        return [1000 * (time.perf_counter() - begin), *sizes]
+    def run(path, batch, past):
+        if (path, batch, past) not in prepared:
+            prepared.clear()
+            prepared[path, batch, past] = prepare(path, batch, past)
+        session, binding = prepared[path, batch, past]
+        begin, work = time.perf_counter(), time.process_time()
+        session.run_with_iobinding(binding)
+        return [1000 * (time.perf_counter() - begin), 1000 * (time.process_time() - work)]
 
     return run
 
 
-def compare(name: str, batches: list[int], rounds: int) -> None:
-    workers = [Worker(contender, __file__, f"--contender={contender}", f"--model={name}") for contender in CONTENDERS]
-    for batch in batches:
+def compare(name: str, batches: list[int], rounds: int, decode: bool, layers: int | None) -> None:
+    import onnx
+
+    contenders, past = (DECODERS, LENGTH) if decode else (ENCODERS, 0)
+    (ROOT / "build").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
+        command = [f"--write={folder}", f"--model={name}", f"--batches={','.join(map(str, batches))}"]
+        command += ["--decode"] if decode else []
+        command += [] if layers is None else [f"--layers={layers}"]
+        subprocess.run([sys.executable, __file__, *command], env=environment(), check=True)
+        if REFERENCES.exists() and layers is None:
+            subprocess.run([REFERENCES, __file__, "--peer", *command], env=environment(), check=True)
+        workers = [Worker(contender, __file__, "--run") for contender in contenders]
+        for batch in batches:
+            paths = {each: pathlib.Path(folder, file.format(batch)) for each, file in contenders.items()}
+            there = [worker for worker in workers if paths[worker.name].exists()]
+            for worker in there:
+                worker.answers = []
+                for _ in range(2):
+                    worker.ask(str(paths[worker.name]), batch, past)
+            for worker in turns(there, rounds):
+                worker.answers.append(worker.ask(str(paths[worker.name]), batch, past))
+            times = {worker.name: list(zip(*worker.answers)) for worker in there}
+            rivals = [rival for rival in ("tf2onnx", "transformers, optimized") if rival in times]
+            rows = []
+            for worker in there:
+                path, (wall, work) = paths[worker.name], times[worker.name]
+                row = [worker.name, f"{sorted(wall)[len(wall) // 2]:.1f}", f"{sorted(work)[len(work) // 2]:.1f}"]
+                for rival in rivals:
+                    row += [f"{ratio(theirs, ours):.2f}" for theirs, ours in zip(times[rival], (wall, work))]
+                nodes = len(onnx.load(path, load_external_data=False).graph.node)
+                rows.append([*row, f"{nodes:,}", f"{path.stat().st_size:,}"])
+            shape = f"one token behind {past}" if decode else f"{batch} x {LENGTH}"
+            print(f"\n{name}, {shape}, two threads")
+            heads = [f"{kind}faster than {rival} by" for rival in rivals for kind in ("", "by work ")]
+            print(markdown(["", "ms", "ms of work", *heads, "nodes", "bytes"], rows))
         for worker in workers:
-            worker.ask(batch)
-            worker.answers = []
-        for worker in turns(workers, rounds):
-            worker.answers.append(worker.ask(batch))
-        times = {worker.name: [answered[0] for answered in worker.answers] for worker in workers}
-        rows = [
-            [worker.name, f"{min(times[worker.name]):.0f}", f"{ratio(times['tf2onnx'], times[worker.name]):.2f}"]
-            + [f"{size:,}" for size in worker.answers[-1][1:]]
-            for worker in workers
-        ]
-        print(f"\n{name}, {batch} x {LENGTH}, float32 but for int8")
-        print(markdown(["", "ms", "faster than tf2onnx by", "nodes", "bytes"], rows))
-    for worker in workers:
-        worker.close()
+            worker.close()
 
 
 def peak_bytes() -> int:
     """The most memory that this process ever held."""
     (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])
+
+
+def proof(name: str) -> None:
+    """Exports a model as SavedModel and ONNX, with the replay in another process."""
+    import resource
+
+    import tfzoo
+    from tfzoo.export import artifact
+    from tfzoo.text.wordpiece import WordPiece
+
+    letters = [chr(i) for i in range(97, 123)]
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    before = peak_bytes()
+    model = tfzoo.build(name, heads=("lm",))
+    vocab += [f"[unused{i}]" for i in range(model.config.vocab_size - len(vocab))]
+    weights = 4 * model.count_params()
+    built = peak_bytes()
+    (ROOT / "build").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
+        for kind in artifact.FORMATS[:2]:
+            begin, work = time.perf_counter(), time.process_time()
+            artifact.export(model, WordPiece(vocab), folder, formats=[kind])
+            seconds, work = time.perf_counter() - begin, time.process_time() - work
+            peak = (peak_bytes() - before) / weights
+            print(
+                f"{kind}: {seconds:.0f} s ({work:.0f} s of work here), {peak:.2f} x the weights above importing so far"
+            )
+    other = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(f"weights {weights:,} bytes; built {(built - before) / weights:.2f} x; the process that replays is no larger "
+          f"than {other / weights:.2f} x in all")  # fmt: skip
 
 
 def large(millions: int) -> None:
@@ -138,19 +281,32 @@ def large(millions: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="bert_base")
+    parser.add_argument("--model")
     parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--proof", action="store_true")
     parser.add_argument("--large", type=int, help="millions of parameters")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    for inner in ("--run", "--peer"):
+        parser.add_argument(inner, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--write", type=pathlib.Path, help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    if flags.contender:
-        answer(lambda: contend(flags.contender, flags.model))
+    name = flags.model or ("gpt2" if flags.decode else "bert_base")
+    batches = [1] if flags.decode else [int(batch) for batch in flags.batches.split(",")]
+    sys.path.insert(0, str(ROOT))
+    if flags.run:
+        answer(contend)
+    elif flags.write and flags.peer:
+        write_peer(flags.write, flags.decode)
+    elif flags.write:
+        write(name, flags.write, batches, flags.decode, flags.layers)
     elif flags.large:
-        sys.path.insert(0, str(ROOT))
         large(flags.large)
+    elif flags.proof:
+        proof(name)
     else:
-        compare(flags.model, [int(batch) for batch in flags.batches.split(",")], flags.rounds)
+        compare(name, batches, flags.rounds, flags.decode, flags.layers)
 
 
 if __name__ == "__main__":
