@@ -49,6 +49,7 @@ for (const name of session.inputNames.filter((name) => name.startsWith("past")))
   const [, heads, , size] = shapes[name].shape;
   feeds[name] = new ort.Tensor("float32", new Float32Array(0), [1, heads, 0, size]);
 }
+const ends = [manifest.generation.eos_token_id].flat(); // One, several or none.
 const ids = [...prompted];
 let seen = 0;
 do {
@@ -61,7 +62,7 @@ do {
     feeds[name] = outputs[name.replace("past_key_values", "present")];
   const vocab = outputs.logits.dims[2];
   ids.push(choose(outputs.logits.data.slice(-vocab)));
-} while (ids.length < prompted.length + most && ids.at(-1) !== manifest.generation.eos_token_id);
+} while (ids.length < prompted.length + most && !ends.includes(ids.at(-1)));
 
 const written = ids.slice(prompted.length);
 console.log(flags.ids ? written.join(" ") : tokenizer.decode(ids, { skip_special_tokens: true }));

@@ -13,13 +13,13 @@ import onnxruntime
 import tokenizers
 
 
-def continued(session, ids, most, end, choose):
-    """The token ids [N] that follow `ids`, at most `most` of them, the last being `end` where that comes first."""
+def continued(session, ids, most, ends, choose):
+    """The token ids [N] that follow `ids`: at most `most` of them, and none after one of `ends`."""
     inputs, outputs = session.get_inputs(), [value.name for value in session.get_outputs()]
     past = {x.name: np.zeros((1, x.shape[1], 0, x.shape[3]), np.float32) for x in inputs if x.name.startswith("past")}
     seen, new = 0, list(ids)
     written: list[int] = []
-    while len(written) < most and written[-1:] != [end]:
+    while len(written) < most and not (written and written[-1] in ends):
         seen += len(new)
         feeds = {
             "input_ids": np.array([new], np.int64),
@@ -66,8 +66,8 @@ def main():
     most = min(flags.max_new_tokens, manifest["options"]["sequence_length"] - len(ids))
     if not ids or most < 1:
         parser.error(f"a prompt of {len(ids)} tokens cannot be gone on from")
-    end = manifest["generation"].get("eos_token_id")
-    new = continued(session, ids, most, end, chooser(flags.temperature, flags.top_k, flags.seed))
+    ends = np.atleast_1d(manifest["generation"].get("eos_token_id", []))  # One, several or none.
+    new = continued(session, ids, most, ends, chooser(flags.temperature, flags.top_k, flags.seed))
     print(*new) if flags.ids else print(tokenizer.decode(ids + new))
 
 

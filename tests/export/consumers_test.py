@@ -114,7 +114,7 @@ class ConsumersTest(tf.test.TestCase):
         self.assertEqual(stated["generation"], {"eos_token_id": TOKENIZER.eos_id, "pad_token_id": 0})
         ids = written(PROMPTS[0], 64)
         end = next(token for token in ids if token != ids[0])  # Not the first, so that a step is taken before it.
-        stated["generation"]["eos_token_id"] = end
+        stated["generation"]["eos_token_id"] = [TOKENIZER.eos_id, end]
         (ended / "manifest.json").write_text(json.dumps(stated))
         short = run(*command, ended, PROMPTS[0], "--ids", cwd=cwd)
         self.assertEqual([int(token) for token in short.split()], ids[: ids.index(end) + 1])
@@ -134,8 +134,8 @@ class ConsumersTest(tf.test.TestCase):
         expected = written(PROMPTS[0], 40)
         self.assertGreater(len(set(expected)), 5)
         likeliest = generate.chooser(0, 0, None)
-        self.assertEqual(generate.continued(session, ids, 40, None, likeliest), expected)
-        self.assertEqual(generate.continued(session, ids, 40, expected[7], likeliest)[-1], expected[7])
+        self.assertEqual(generate.continued(session, ids, 40, [], likeliest), expected)
+        self.assertEqual(generate.continued(session, ids, 40, [expected[7]], likeliest)[-1], expected[7])
         with mock.patch.object(sys, "argv", ["", str(EXPORTED["writer"]), PROMPTS[0], "--max_new_tokens=500"]):
             with contextlib.redirect_stdout(io.StringIO()) as stdout:
                 generate.main()

@@ -22,7 +22,7 @@ from tfzoo.export import artifact, litert, manifest, verify
 from tfzoo.export.answers import Options
 
 # By what has no builtin operator there. export/README.md says so.
-REFUSED = {"performer": "tf.TensorListReserve", "reformer": "tf.Roll", "xlnet": "tf.MatrixDiagV3"}
+REFUSED = {"performer": "tf.TensorListReserve", "reformer": "tf.Roll"}
 
 
 class LiteRTTest(tf.test.TestCase):

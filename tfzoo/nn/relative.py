@@ -41,7 +41,7 @@ def relative_sinusoids(query_length, key_length, size: int):
     """
     distances = tf.range(key_length, -query_length, -1)
     rates = tf.constant(10000 ** (-np.arange(0, size, 2) / size), tf.float32)
-    angles = tf.cast(distances, tf.float32)[:, None] * rates
+    angles = tf.expand_dims(tf.cast(distances, tf.float32), 1) * rates
     return tf.concat([tf.sin(angles), tf.cos(angles)], -1)
 
 
@@ -259,19 +259,21 @@ class TwoStreamStack(keras.layers.Layer):
         past = 0 if previous_sequence is None else ops.shape(previous_sequence[0])[1]
         dtype = content.dtype
         content_bias = query_bias = other_segment = None
-        visible = None if padding_mask is None else ops.cast(padding_mask, "bool")[:, None, :]
+        visible = None if padding_mask is None else ops.expand_dims(ops.cast(padding_mask, "bool"), 1)
         if permutation_mask is not None:
             permutation_mask = ops.cast(permutation_mask, "bool")
             visible = permutation_mask if visible is None else visible & permutation_mask
         if visible is not None:
-            seen = tf.eye(length, dtype=tf.bool) | visible
+            places = tf.range(length)
+            seen = tf.equal(tf.expand_dims(places, 1), places) | visible
             content_bias, query_bias = (
                 mask_bias(tf.pad(mask, [[0, 0], [0, 0], [past, 0]], constant_values=True), dtype)
                 for mask in (seen, visible)
             )
         if segment_ids is not None:
-            keys = tf.pad(ops.cast(segment_ids, "int32"), [[0, 0], [past, 0]])
-            other_segment = ops.cast(ops.cast(segment_ids, "int32")[:, :, None] != keys[:, None], dtype)
+            rows = ops.cast(segment_ids, "int32")
+            keys = tf.pad(rows, [[0, 0], [past, 0]])
+            other_segment = ops.cast(ops.not_equal(ops.expand_dims(rows, 2), ops.expand_dims(keys, 1)), dtype)
         positions = ops.cast(relative_sinusoids(length, past + length, size), dtype)
         positions = self.dropout(positions, training=training)
         query = None
