@@ -8,22 +8,10 @@ import tf2onnx
 
 from tests.export import small
 from tfzoo import models
-from tfzoo.export import golden, onnx_check, onnx_emit
+from tfzoo.export import golden, onnx_check, onnx_emit, onnx_trace, verify
 from tfzoo.export.answers import Options
 
-OPSET = 18  # tf2onnx 1.17 has no later one.
 FAMILIES = [family for family in small.FAMILIES if family != "reformer"]
-
-
-def erfc(ctx, node, name, args):
-    """1 - erf(x): ONNX has no Erfc, and tf2onnx would leave it in the graph."""
-    del args
-    kind, shape = ctx.get_dtype(node.output[0]), ctx.get_shape(node.output[0])
-    ctx.remove_node(node.name)
-    erf = ctx.make_node("Erf", node.input, shapes=[shape], dtypes=[kind])
-    one = ctx.make_const(f"{name}/one", np.array(1, np.float32))
-    inputs = [one.output[0], erf.output[0]]
-    ctx.make_node("Sub", inputs, outputs=node.output, name=name, shapes=[shape], dtypes=[kind])
 
 
 def converted(model, inputs):
@@ -36,7 +24,9 @@ def converted(model, inputs):
         outputs = model(dict(zip(inputs, values)), training=False)
         return [outputs[name] for name in names]
 
-    graph, _ = tf2onnx.convert.from_function(call, specs, opset=OPSET, custom_op_handlers={"Erfc": (erfc, [])})
+    graph, _ = tf2onnx.convert.from_function(
+        call, specs, opset=onnx_trace.OPSET, custom_op_handlers={"Erfc": (onnx_trace.erfc, [])}
+    )
     onnx_check.known_operators(graph)
     return graph
 
@@ -67,6 +57,28 @@ class WitnessTest(tf.test.TestCase):
 
     def test_one_family(self):
         self.check("xlnet", ("classify",))
+
+    @pytest.mark.faults
+    def test_what_is_traced_answers_as_the_model_does(self):
+        for heads in (("lm",), ("classify",), ("span",), ()):
+            with self.subTest(heads=heads):
+                model = small.model("reformer", heads=heads)
+                (graph,) = onnx_emit.emit(model, length=32).values()
+                onnx_check.known_operators(graph)
+                read, found = verify.load_graphs({"model": graph.SerializeToString()})
+                for _, shape in found["model"]["inputs"].values():
+                    self.assertEqual(shape, ["batch", 32])
+                for _, shape in found["model"]["outputs"].values():
+                    self.assertEqual(shape[0], "batch")
+                for inputs in golden.token_cases(model, None, Options(32)).values():
+                    case = golden.onnx_case(model, inputs, False)
+                    got = read("tokens", case["inputs"])
+                    for name, want in case["outputs"].items():
+                        verify.compare(got[name], want, {"of": "largest", "allowed": 2e-5})
+                for bad in (-1, len(small.VOCAB)):
+                    ids = np.full((1, 32), bad)
+                    with self.assertRaisesRegex(Exception, "out of data bounds|out of bounds|indices"):
+                        read("tokens", {"input_ids": ids, "attention_mask": np.ones_like(ids)})
 
     @pytest.mark.faults
     def test_every_family_and_head(self):

@@ -256,7 +256,7 @@ def _write_onnx(
     model, tokenizer, folder, options: Options, profile: str, chosen: Sequence[str], texts: Sequence[str]
 ) -> dict:
     onnx_check.check_twin(model, profile)
-    graphs = onnx_emit.save(model, folder, profile=profile)
+    graphs = onnx_emit.save(model, folder, profile=profile, length=options.sequence_length)
     for path in graphs:
         onnx_check.check(path)
     stated = {path.stem: onnx_emit.signature(path) for path in graphs}
@@ -288,7 +288,7 @@ def _write_onnx(
     }
     if chosen:
         rows = golden.calibration(model, tokenizer, options, texts) if "int8_static" in chosen else []
-        content["variants"] = variants.write(model, folder, graphs, chosen, profile, rows)
+        content["variants"] = variants.write(model, folder, graphs, chosen, profile, rows, options.sequence_length)
     return content
 
 

@@ -74,7 +74,8 @@ def emit(
 
     Args:
       folder: where weights are put, as NAME{suffix}.onnx.data; None keeps them in the graph.
-      **options: Graph's profile, dtype and copy_tied; cache False gives decoders a graph without past keys and values.
+      **options: Graph's profile, dtype and copy_tied; cache False gives decoders a graph without past keys and values;
+        length is that of all texts for a model that is traced (onnx_trace), max_positions by default.
 
     Raises:
       UserError: a layer without an emitter, by name.
@@ -85,6 +86,11 @@ def emit(
             f"--onnx_profile=genai: is for decoders that write (head lm), and this is a {type(model).__module__}.Model "
             f"with the heads {', '.join(model.heads) or 'none'}; use --onnx_profile=standard"
         )
+    length = options.pop("length", None)
+    if type(model) not in BODIES:
+        from tfzoo.export import onnx_trace  # Which takes a moment to import.
+
+        return {"model": onnx_trace.trace(model, length or model.config.max_positions, options.get("dtype", "float32"))}
     parts: Mapping[str, Callable[..., None]] = {"model": _single}
     if cache and isinstance(model, nn.EncoderDecoderModel):
         parts = {"encoder_model": _encoder_part, "decoder_with_past_model": _decoder_part}
@@ -95,8 +101,6 @@ def emit(
         graph = Graph(
             EMITTERS, **options, data=None if folder is None else pathlib.Path(folder, f"{name}{suffix}.onnx.data")
         )
-        if type(model) not in BODIES:
-            raise no_emitter(f"{type(model).__module__}.Model", model)
         write(graph, model)
         graphs[name] = graph.model(model.name)
     return graphs
@@ -618,7 +622,9 @@ def _tower(
             )
         places = _places(graph, attention_mask, at)
     shared = Shared(
-        bias=None if places or (favor and not stack.causal) else _bias(graph, stack, attention_mask, start, end, length, at),
+        bias=None
+        if places or (favor and not stack.causal)
+        else _bias(graph, stack, attention_mask, start, end, length, at),
         places=places,
         window=config.window,
         seen=attention_mask,

@@ -38,11 +38,13 @@ def write(
     chosen: Sequence[str],
     profile: str,
     calibration: Sequence[Mapping[str, np.ndarray]],
+    length: int | None = None,
 ) -> dict[str, Any]:
     """Writes NAME_VARIANT.onnx for each of `graphs`, and measures them on the folder's golden.npz.
 
     Args:
       calibration: for int8_static: rows as `golden.calibration` has them.
+      length: see onnx_emit.emit.
 
     Returns:
       {variant: {"bytes", "milliseconds" for the longest case, "float32" with the same of float32's graphs, "measured":
@@ -50,6 +52,7 @@ def write(
       "signatures", "tolerances"}}, where twice the measured difference is allowed: other processors round otherwise.
     """
     cases = verify.read_golden(folder)
+    options: dict[str, Any] = dict(profile=profile, length=length)
     shared, names = profile == "genai", [path.stem for path in graphs]
     anything: dict[str, dict] = {signature: {} for signature, _ in cases}
     for (signature, _), case in cases.items():
@@ -58,10 +61,10 @@ def write(
     plain, _ = verify.load_onnx(folder, names, shared=shared)
     longest = max((case for (of, _), case in cases.items() if of == "tokens"), key=lambda case: _size(case["inputs"]))
     written = {}
-    with _without_advice(), _wide(model, folder, profile) if set(chosen) - {"float16"} else contextlib.nullcontext():
+    with _without_advice(), _wide(model, folder, **options) if set(chosen) - {"float16"} else contextlib.nullcontext():
         for variant in chosen:
             if variant == "float16":
-                onnx_emit.save(model, folder, "_float16", dtype="float16", profile=profile)
+                onnx_emit.save(model, folder, "_float16", dtype="float16", **options)
             else:
                 fed = _fed(folder, names, calibration) if variant == "int8_static" else {}
                 for name in names:
@@ -123,9 +126,9 @@ def _without_advice() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _wide(model: keras.Model, folder: pathlib.Path, profile: str) -> Iterator[None]:
+def _wide(model: keras.Model, folder: pathlib.Path, **options) -> Iterator[None]:
     """NAME_wide.onnx: the graphs with a matrix of its own for each matrix product."""
-    paths = onnx_emit.save(model, folder, "_wide", copy_tied=True, profile=profile)
+    paths = onnx_emit.save(model, folder, "_wide", copy_tied=True, **options)
     try:
         yield
     finally:
