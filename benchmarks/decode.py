@@ -185,6 +185,8 @@ def write(folder: pathlib.Path, families: list[str]) -> None:
 def start(contender: str, folder: pathlib.Path, cache: pathlib.Path) -> Worker:
     python = str(REFERENCES) if contender.startswith("transformers") else sys.executable
     flags = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={cache}"} if contender.endswith("-xla") else {}
+    if contender.startswith("transformers"):  # Threads of torch wait by spinning, on a busy machine most of the time.
+        flags = {"OMP_WAIT_POLICY": "passive"}
     return Worker(contender, __file__, f"--worker={contender}", f"--folder={folder}", python=python, **flags)
 
 

@@ -161,13 +161,13 @@ class CacheTest(tf.test.TestCase):
             model = build(name, **overrides)
             encoder = hasattr(model, "encode")
             ids, mask = padded(self.PROMPTS, ["right"] * 3 if encoder else ["both", "right", "left"])
-            for chunk in (0,) if encoder else (0, 4):
+            for chunk in (0, 4) if name in ("gpt2", "mistral_7b") else (0,):
                 with self.subTest(model=name, chunk=chunk), op_by_op():
                     found = generate_ids(
                         model,
                         ids,
                         mask,
-                        max_new_tokens=9,
+                        max_new_tokens=5,
                         prefill_chunk=chunk,
                         return_scores=True,
                         **decoder_start(model),
@@ -187,7 +187,8 @@ class CacheTest(tf.test.TestCase):
             scaling |= dict(original_max_position_embeddings=10)
             model = build("llama_tiny", num_kv_heads=2, head_dim=4, rotary_scaling=scaling)
             ids, mask = padded(self.PROMPTS, ["both", "right", "left"])  # One stays within the original length.
-            for how in ({}, dict(prefill_chunk=4), dict(prompt_lookup_num_tokens=2), dict(num_beams=2)):
+            dynamic = scaling["rope_type"] == "dynamic"
+            for how in ({}, dict(prefill_chunk=4) if dynamic else dict(prompt_lookup_num_tokens=2)):
                 with self.subTest(**scaling, **how), op_by_op():
                     found = generate_ids(model, ids, mask, max_new_tokens=count, return_scores=True, **how)
                 for prompt, tokens, scores in zip(self.PROMPTS, found.token_ids.numpy(), found.scores, strict=True):
@@ -488,7 +489,7 @@ class StrategyTest(tf.test.TestCase):
         return outputs_of(model, prompt[:1], [*prompt[1:], *tokens])["sequence"]
 
     def test_contrastive_search_is_the_paper_s(self):
-        alpha, width, count = 0.6, 3, 4
+        alpha, width, count = 0.6, 3, 3
         for name in ("gpt2", "t5_small"):
             model = build(name)
             prompts = CacheTest.PROMPTS[1:]
