@@ -489,7 +489,7 @@ class StrategyTest(tf.test.TestCase):
         return outputs_of(model, prompt[:1], [*prompt[1:], *tokens])["sequence"]
 
     def test_contrastive_search_is_the_paper_s(self):
-        alpha, width, count = 0.6, 3, 3
+        alpha, width, count = 0.6, 3, 4
         for name in ("gpt2", "t5_small"):
             model = build(name)
             prompts = CacheTest.PROMPTS[1:]
