@@ -28,7 +28,7 @@ import tensorflow as tf
 from tests.export import small
 from tests.text.varied import CODE, SENTENCES
 from tfzoo import generation
-from tfzoo.export import answers, artifact, golden
+from tfzoo.export import answers, artifact, golden, tokenizer_graph
 from tfzoo.text import training
 from tfzoo.text.byte_level import ByteLevelBPE
 
@@ -52,7 +52,8 @@ def setUpModule():
     CLASSIFIER = small.model("bert", heads=("classify",), num_layers=1)
     CLASSIFIER.hub_config = json.dumps({"id2label": dict(enumerate(LABELS))})
     WRITER = small.model("gpt2", vocab_size=TOKENIZER.vocab_size, max_positions=96)
-    with mock.patch.object(artifact, "_replay_elsewhere"):
+    # What is tested elsewhere, and takes its time.
+    with mock.patch.object(artifact, "_replay_elsewhere"), mock.patch.object(tokenizer_graph, "write", return_value=""):
         EXPORTED = {
             name: artifact.export(model, tokenizer, FOLDER / "exports", name, formats=["onnx"])["onnx"]
             for name, model, tokenizer in (

@@ -75,11 +75,15 @@ class LiteRTTest(tf.test.TestCase):
         refused("differs by", stale)
         refused(r"inputs \[.*'segments'", lambda copy: rename(copy / "model.tflite"))
 
-    def test_what_does_not_convert(self):
+    def test_too_large(self):
         model = small.model("gpt2", num_layers=1)
         with mock.patch.object(type(model), "count_params", return_value=2**29):
             with self.assertRaisesRegex(UserError, "--formats=litert: 536,870,912 weights do not fit"):
                 litert.save(model, self.folder, Options(8))
+
+    @pytest.mark.faults
+    def test_what_does_not_convert(self):
+        model = small.model("gpt2", num_layers=1)
         layer = model.decoder.stack.blocks[0].mlp
 
         def shuffled(x):

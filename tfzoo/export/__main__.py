@@ -5,6 +5,7 @@ python -m tfzoo.export --model_dir=runs/bert --output_dir=exports
 """
 
 import json
+import logging
 import sys
 from typing import Any
 
@@ -58,6 +59,8 @@ def main(flags: absl_flags.FlagValues) -> None:
     from tfzoo.export import artifact
 
     model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
+    for name in ("absl", "tensorflow"):  # What they say of a SavedModel's functions is for those who write such.
+        logging.getLogger(name).setLevel(logging.WARNING)
     options: dict[str, Any] = {name: flags[name].value for name in _OPTIONS}
     if flags.calibration_file is not None:
         options["calibration_texts"] = [
