@@ -5,7 +5,8 @@
     gpt2:B   GPT-2 small, greedy, B prompts of 32 tokens, 64 new ones each
     t5:B     T5-small, beam search with 4 beams, B texts of 32 tokens, 64 new ones each
 
-Weights are random, the same for all: a Hugging Face folder that ours writes and everyone reads. No token ends a text.
+Weights are random, the same for all: a Hugging Face folder that ours writes and everyone reads, but KerasHub's T5,
+which has random ones of its own, as it reads none of Hugging Face's. No token ends a text.
 Contenders have a process each with two threads, and take turns; "-xla" behind a name compiles it, "-bfloat16" and
 "-int8" behind ours keep its weights so, and "-1" behind transformers gives it one thread. transformers has torch, and
 is there if .venv-references is. `products` multiplies the last token's states with every matrix of GPT-2, as it is laid
@@ -76,7 +77,9 @@ def kerashub(folder: pathlib.Path, how: How) -> Generate:
             else:
                 from keras_hub.samplers import BeamSampler
 
-                models[family] = hub.T5Seq2SeqLM(hub.T5Backbone.from_preset(str(folder / family), dropout=0.0))
+                sizes = dict(vocabulary_size=32128, num_layers=6, num_heads=8, hidden_dim=512, intermediate_dim=2048)
+                backbone = hub.T5Backbone(**sizes, dropout=0.0, activation="relu", use_gated_activation=False)
+                models[family] = hub.T5Seq2SeqLM(backbone)
                 models[family].compile(sampler=BeamSampler(num_beams=BEAMS), jit_compile="xla" in how)
         ids = prompts(batch)
         if family == "gpt2":
