@@ -28,7 +28,7 @@ def dot_product_attention(query, key, value, bias=None, dropout=None, scale=None
     Returns:
       [B, H, L, D]. The softmax is computed in float32 under float16, whose range it would leave.
     """
-    # Scaling the key costs M/D times less than scaling the scores. Not the query: of that, the product and a bias with a
+    # Scaling the key costs M/D times less than scaling scores. Not the query: of that, the product and a bias with a
     # row for each query TensorFlow makes one operation without a gradient, for which oneDNN takes 25 times as long.
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = ops.matmul(query, ops.swapaxes(key * scale, -1, -2))
