@@ -199,6 +199,13 @@ class EmitTest(tf.test.TestCase):
             self.assertAllEqual(weights.pop(weight.path), weight.numpy())
         self.assertTrue(all(name.startswith("constants/") for name in weights), list(weights))
 
+    def test_every_constant_is_read(self):
+        """onnxruntime warns of others."""
+        for family in ("roberta", "llama", "t5"):
+            for graph in onnx_emit.emit(small.model(family)).values():
+                read = {name for node in graph.graph.node for name in node.input}
+                self.assertLessEqual({tensor.name for tensor in graph.graph.initializer}, read)
+
     def test_hugging_faces_names(self):
         graphs = onnx_emit.emit(small.model("t5"))
         self.assertEqual(list(graphs), ["encoder_model", "decoder_with_past_model"])

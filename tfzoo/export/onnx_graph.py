@@ -141,7 +141,10 @@ class Graph:
         size = sum(len(tensor.raw_data) for tensor in self.initializers.values())
         if size > MAX_BYTES:
             raise UserError(f"{name} has {size:,} bytes of weights, and an ONNX file of its own holds 2 GiB")
-        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.initializers.values()))
+        # A constant that nothing reads would be a warning to whoever loads the graph.
+        read = {name for node in self.nodes for name in node.input}
+        weights = [tensor for tensor in self.initializers.values() if tensor.name in read]
+        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, weights)
         opsets = [helper.make_opsetid("", self.opset)]
         # The oldest format that has the opset, so that runtimes of its time read the file.
         version = helper.find_min_ir_version_for(opsets)
