@@ -251,7 +251,7 @@ class CommandTest(Case):
         load = unittest.mock.patch.object(runs, "load", lambda *_: (model, self.tokenizer))
         with load, self.assertRaisesRegex(UserError, "kept as int8 already"):
             flags = unittest.mock.Mock(model_dir="a", checkpoint=None, weights="bfloat16")
-            cli.load_model(flags)
+            generate.load_model(flags)
         expected = tfzoo.generate_text(model, "ab", self.tokenizer, max_new_tokens=3)[0]
         found = self.run_main("--prompt=ab", "--max_new_tokens=3", "--weights=int8", model_dir=self.folder)
         self.assertEqual(found, (0, expected + "\n", ""))

@@ -186,31 +186,6 @@ def write_flags(flags: absl_flags.FlagValues, path: str | os.PathLike, leave_out
     files.atomic_write(path, "# Every flag of a run: --flagfile=THIS_FILE repeats it.\n" + "\n".join(lines) + "\n")
 
 
-def define_model_flags(flags: absl_flags.FlagValues) -> None:
-    """What a program that asks a language model reads it from; `load_model` does so."""
-    absl_flags.DEFINE_string("model_dir", None, "A run's folder, or one of Hugging Face's.", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "checkpoint", None, "One of the run's checkpoints; best/ or the newest by default.", flag_values=flags
-    )
-    absl_flags.DEFINE_enum(
-        "weights",
-        "float32",
-        ["float32", "bfloat16", "int8"],
-        "How matrices are kept: rounded, in a half or a quarter of the memory; faster with --jit_compile.",
-        flag_values=flags,
-    )
-    absl_flags.mark_flags_as_required(["model_dir"], flag_values=flags)
-
-
-def load_model(flags: absl_flags.FlagValues):
-    """The model and the tokenizer of --model_dir, --checkpoint and --weights."""
-    from tfzoo import nn, runs  # TensorFlow takes seconds to import.
-
-    model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
-    nn.store_weights(model, flags.weights)
-    return model, tokenizer
-
-
 def positive(flags: absl_flags.FlagValues, *names: str) -> None:
     """Makes these numeric flags refuse zero, negative numbers and NaN. None stays allowed."""
     for name in names:

@@ -55,11 +55,36 @@ _TRUTH = {
 _EARLY = {"true": True, "false": False, "never": "never"}
 
 
+def define_model_flags(flags: absl_flags.FlagValues) -> None:
+    """What a language model is read from, by `load_model`: the same flags for generate and score."""
+    absl_flags.DEFINE_string("model_dir", None, "A run's folder, or one of Hugging Face's.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "checkpoint", None, "One of the run's checkpoints; best/ or the newest by default.", flag_values=flags
+    )
+    absl_flags.DEFINE_enum(
+        "weights",
+        "float32",
+        ["float32", "bfloat16", "int8"],
+        "How matrices are kept: rounded, in a half or a quarter of the memory; faster with --jit_compile.",
+        flag_values=flags,
+    )
+    absl_flags.mark_flags_as_required(["model_dir"], flag_values=flags)
+
+
+def load_model(flags: absl_flags.FlagValues):
+    """The model and the tokenizer of --model_dir, --checkpoint and --weights."""
+    from tfzoo import nn, runs  # TensorFlow takes seconds to import.
+
+    model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
+    nn.store_weights(model, flags.weights)
+    return model, tokenizer
+
+
 def define_flags(flags: absl_flags.FlagValues) -> None:
     def define(kind, name, default, text):
         getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags)
 
-    cli.define_model_flags(flags)
+    define_model_flags(flags)
     define("multi_string", "prompt", None, "What a text begins with, or is the answer to; several prompts by several.")
     define("string", "input", None, "A file of prompts: a line each, or .jsonl.")
     define("string", "output", None, "A .jsonl file to write.")
@@ -96,7 +121,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         if flags[name].value:
             remedy = "is not for --chat; omit it" if flags.chat else "is for --chat; add it"
             raise UserError(f"--{name}={flags[name].value}: {remedy}")
-    model, tokenizer = cli.load_model(flags)
+    model, tokenizer = load_model(flags)
     options = _options(flags, tokenizer)
     if flags.chat:
         _chat(flags, model, tokenizer, options)

@@ -23,13 +23,14 @@ from absl import flags as absl_flags
 
 from tfzoo import cli
 from tfzoo.errors import CheckFailed, UserError
+from tfzoo.generate import define_model_flags, load_model
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     def define(kind, name, default, text):
         getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags)
 
-    cli.define_model_flags(flags)
+    define_model_flags(flags)
     define("multi_string", "text", None, "A text; several by several.")
     define("string", "context", None, "What a continuation follows.")
     define("multi_string", "continuation", None, "What follows the context; several by several.")
@@ -55,7 +56,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         raise UserError("--context and --continuation: are given together")
     from tfzoo import likelihood, records  # TensorFlow takes seconds to import, and --help needs none of it.
 
-    model, tokenizer = cli.load_model(flags)
+    model, tokenizer = load_model(flags)
     how: dict[str, Any] = dict(length=flags.length, stride=flags.stride, batch_size=flags.batch_size)
     if flags.text is not None:
         lines = iter([("--text", {"text": text}) for text in flags.text])
