@@ -4,8 +4,8 @@ waited for.
     .venv/bin/python benchmarks/checkpoint.py [--sizes=small,middle] [--folder=/tmp]
 
 GPT-2 of two sizes with AdamW's moments. Each round, in an order that reverses: the copy; `Checkpoints.save`, waiting;
-the same with wait=False, from the call to its return, once the one before it is written; and what five steps take
-longer while such a checkpoint is written beside them.
+the same with wait=False, from the call to its return, once the one before it is written; and what steps take while
+such a checkpoint is written beside them.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": dict(batch_size=8, length=32, vocab_size=1000, hidden_size=64, num_layers=2, num_heads=2),
     "middle": dict(batch_size=8, length=64, vocab_size=16384, hidden_size=384, num_layers=6, num_heads=6),
 }
-STEPS = 5
+STEPS = 2
 
 
 def measure(size: str, folder: pathlib.Path, rounds: int) -> None:
@@ -51,7 +51,7 @@ def measure(size: str, folder: pathlib.Path, rounds: int) -> None:
     saved = 0
 
     def copy():
-        return [np.array(variable.value.numpy(), copy=True) for variable in variables.values()]
+        return [variable.value.numpy() for variable in variables.values()]  # Which copies.
 
     def save(wait):
         nonlocal saved
