@@ -40,6 +40,10 @@ class Failure(Exception):
 
 
 def main(arguments):
+    if arguments[:1] == ["--measure"]:  # As an export asks that has no room for a second copy of the weights.
+        folder = pathlib.Path(arguments[1])
+        print(json.dumps(replay(folder, read_manifest(folder))))
+        return 0
     if arguments[:1] == ["--tokenizer"]:  # As replay_tokenizer_graph asks.
         return tokenizer_graph(pathlib.Path(arguments[1]))
     if not arguments or any(argument.startswith("-") for argument in arguments):

@@ -133,7 +133,7 @@ class Graph:
         self.outputs.append(helper.make_tensor_value_info(name, dtype, axes))
 
     def model(self, name: str) -> onnx.ModelProto:
-        """The finished model.
+        """The finished model, into which the weights go: the graph has none afterwards.
 
         Raises:
           UserError: it is larger than its file can be, and no `data` was given.
@@ -143,14 +143,18 @@ class Graph:
             raise UserError(f"{name} has {size:,} bytes of weights, and an ONNX file of its own holds 2 GiB")
         # A constant that nothing reads would be a warning to whoever loads the graph.
         read = {name for node in self.nodes for name in node.input}
-        weights = [tensor for tensor in self.initializers.values() if tensor.name in read]
-        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, weights)
+        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, [])
         opsets = [helper.make_opsetid("", self.opset)]
         # The oldest format that has the opset, so that runtimes of its time read the file.
         version = helper.find_min_ir_version_for(opsets)
         if any(node.domain == MICROSOFT for node in self.nodes):
             opsets.append(helper.make_opsetid(MICROSOFT, 1))
-        return helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="tfzoo")
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="tfzoo")
+        for key in list(self.initializers):  # One by one, for each is copied.
+            tensor = self.initializers.pop(key)
+            if key in read:
+                model.graph.initializer.append(tensor)
+        return model
 
     def _tensor(self, name: str, value: np.ndarray) -> onnx.TensorProto:
         if self.data is None or value.nbytes < _SMALL:
