@@ -291,6 +291,13 @@ class EmitTest(tf.test.TestCase):
         run = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"]).run
         self.assertAllEqual(run(["logits"], inputs)[0], ask({"model": whole}, inputs)["logits"])
 
+    def test_what_is_written_is_what_was_emitted(self):
+        model, folder = small.model(vocab_size=3000), self.get_temp_dir()  # A matrix whose size has three varint bytes.
+        (path,) = onnx_emit.save(model, folder)
+        (graph,) = onnx_emit.emit(model).values()
+        self.assertEqual(onnx.load(path), graph)
+        self.assertEqual(path.stat().st_size, graph.ByteSize())
+
     def test_a_layer_without_an_emitter_is_named(self):
         class Doubled(nn.LayerNorm):
             def call(self, x):

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper
 
 from tfzoo import nn
 from tfzoo.errors import UserError
-from tfzoo.export.onnx_graph import DTYPES, MAX_BYTES, MICROSOFT, Graph, no_emitter
+from tfzoo.export.onnx_graph import DTYPES, MAX_BYTES, MICROSOFT, Graph, no_emitter, write_file
 from tfzoo.models import (
     albert,
     bart,
@@ -115,7 +115,7 @@ def save(
     paths = []
     for name, graph in emit(model, folder if apart else None, suffix, dtype=dtype, **options).items():
         paths.append(pathlib.Path(folder, f"{name}{suffix}.onnx"))
-        paths[-1].write_bytes(graph.SerializeToString(deterministic=True))
+        write_file(graph, paths[-1])
     return paths
 
 

@@ -199,6 +199,35 @@ class Graph:
         return self.add("Reshape", x, self.ints(0, 0, -1), at=at)
 
 
+def write_file(model: onnx.ModelProto, path: pathlib.Path) -> None:
+    """Writes `model`, which loses its weights: one after the other, for to serialize all at once takes a multiple of
+    their bytes. https://protobuf.dev/programming-guides/encoding/ is what is written."""
+    tensors = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    nodes = model.graph.SerializeToString(deterministic=True)
+    model.ClearField("graph")
+    sizes = [len(tensor.SerializeToString(deterministic=True)) for tensor in tensors]
+    initializer, graph = (
+        bytes([kind.DESCRIPTOR.fields_by_name[name].number << 3 | 2])
+        for kind, name in ((onnx.GraphProto, "initializer"), (onnx.ModelProto, "graph"))
+    )
+    begins = [initializer + _varint(size) for size in sizes]
+    with open(path, "wb") as file:
+        file.write(model.SerializeToString(deterministic=True))
+        file.write(graph + _varint(len(nodes) + sum(map(len, begins)) + sum(sizes)) + nodes)
+        for begin, tensor in zip(begins, tensors):
+            file.write(begin + tensor.SerializeToString(deterministic=True))
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    parts = []
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
+
+
 def _gelu(graph: Graph, x: str, *, at: str, approximate: str = "none") -> str:
     def add(operator, *inputs):
         return graph.add(operator, *inputs, at=at)
