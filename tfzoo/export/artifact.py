@@ -222,7 +222,10 @@ def _answering(model, tokenizer, options: Options) -> dict:
     """What whoever runs the graph has to know to answer as the text signature does, by Hugging Face's names."""
     if tokenizer is None:
         return {}
-    answer = answers.find(model, tokenizer, dataclasses.replace(options, max_new_tokens=1))
+    try:
+        answer = answers.find(model, tokenizer, dataclasses.replace(options, max_new_tokens=1))
+    except UserError:  # Nothing says how it reads texts, and ids are all it needs.
+        return {}
     if isinstance(answer, answers.Continuations):
         return {"generation": answer.ids}
     if isinstance(answer, answers.Labels):
@@ -308,7 +311,7 @@ def _write_onnx(
 
 def _write_litert(model, tokenizer, folder, options: Options) -> dict:
     litert.save(model, folder, options)
-    stated = {"tokens": savedmodel.signatures(model, tokenizer, options)["tokens"]}
+    stated = {"tokens": savedmodel.signatures(model, None, options)["tokens"]}
     cases = {
         case: {"inputs": inputs, "outputs": golden.outputs(model, inputs)}
         for case, inputs in golden.token_cases(model, tokenizer, options).items()
