@@ -65,7 +65,7 @@ def define_model_flags(flags: absl_flags.FlagValues) -> None:
         "weights",
         "float32",
         ["float32", "bfloat16", "int8"],
-        "How matrices are kept: rounded, in a half or a quarter of the memory; faster with --jit_compile.",
+        "How matrices are kept: rounded, in a half or a quarter of the memory; int8 is faster with --jit_compile.",
         flag_values=flags,
     )
     absl_flags.mark_flags_as_required(["model_dir"], flag_values=flags)
