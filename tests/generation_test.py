@@ -178,7 +178,7 @@ class CacheTest(tf.test.TestCase):
                     self.assertAllClose(scores, [np.log(softmax(x).max()) for x in logits], 1e-5, 1e-5)
 
     def test_frequencies_that_go_by_the_length_are_those_of_the_whole_text(self):
-        """Past the original length, in pieces and at once: the pass without a cache is over a row of the full length."""
+        """Past the original length, in pieces and at once; without a cache the row has the full length."""
         count = 9
         for scaling in (
             dict(rope_type="dynamic", factor=2.0),

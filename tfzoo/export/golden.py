@@ -204,7 +204,7 @@ def written_cases(model: keras.Model, tokenizer: Any, options: Options) -> dict[
     if tokenizer is not None and len(row := tokenizer.tokenize([_TEXTS[-1]]).to_list()[0]):
         prompts["text"] = np.array([row[:length]])
     start = answers.special_ids(model).get("decoder_start_token_id", 0)
-    cases = {}
+    cases: dict[str, dict[str, dict]] = {}
     for case, ids in prompts.items():
         inputs = {"token_ids": ids, "padding_mask": np.ones(ids.shape, bool)}
         written = np.full((len(ids), 1), start) if both else ids

@@ -49,7 +49,7 @@ def trace(model: keras.Model, length: int, dtype: str = "float32") -> onnx.Model
                 beyond = tf.fill(tf.shape(value), tf.constant(2**31 - 1, tf.int64))
                 inputs[name] = tf.cast(tf.where(value < 0, beyond, value), tf.int32)
         found = model(inputs, training=False)
-        outputs = {}
+        outputs: dict[str, tf.Tensor] = {}
         for name, other in onnx_emit.output_names(model).items():
             if name == "span_logits":
                 outputs |= {"start_logits": found[name][..., 0], "end_logits": found[name][..., 1]}
