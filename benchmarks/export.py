@@ -159,7 +159,7 @@ def contend():
         for value in session.get_inputs():
             if value.name.startswith("past"):
                 shape = [batch, value.shape[1], ROOM if "genai" in path else past, value.shape[3]]
-                array = np.zeros(shape, np.float32)
+                array: Any = np.zeros(shape, np.float32)
                 given = onnxruntime.OrtValue.ortvalue_from_numpy(array)
                 if "genai" in path:
                     binding.bind_ortvalue_output(value.name.replace("past_key_values", "present"), given)
@@ -281,7 +281,7 @@ def large(millions: int) -> None:
         sizes: dict[str, Any] = dict(hidden_size=width, num_layers=layers, num_heads=16, num_kv_heads=4, head_dim=64)
         model = models.build("llama3_8b", **sizes, intermediate_size=intermediate, vocab_size=1000)
     weights, loaded = 4 * model.count_params(), peak_bytes()
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
         begin = time.perf_counter()
         (path,) = onnx_emit.save(model, folder)
         seconds = time.perf_counter() - begin
