@@ -3,8 +3,6 @@
 Larger and slower than what is emitted, of one length, and in the operators of opset 18, tf2onnx's last.
 """
 
-from typing import Any
-
 import keras
 import numpy as np
 import onnx
