@@ -238,8 +238,6 @@ def peak_bytes() -> int:
 
 def proof(name: str) -> None:
     """Exports a model as SavedModel and ONNX, with the replay in another process."""
-    import resource
-
     import tfzoo
     from tfzoo.export import artifact
     from tfzoo.text.wordpiece import WordPiece
@@ -261,9 +259,7 @@ def proof(name: str) -> None:
             print(
                 f"{kind}: {seconds:.0f} s ({work:.0f} s of work here), {peak:.2f} x the weights above importing so far"
             )
-    other = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(f"weights {weights:,} bytes; built {(built - before) / weights:.2f} x; the process that replays is no larger "
-          f"than {other / weights:.2f} x in all")  # fmt: skip
+    print(f"weights {weights:,} bytes; built {(built - before) / weights:.2f} x")
 
 
 def large(millions: int) -> None:
