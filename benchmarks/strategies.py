@@ -16,8 +16,11 @@ import argparse
 import json
 import math
 import pathlib
+import sys
 
-from side_by_side import markdown
+from side_by_side import ROOT, markdown
+
+sys.path.insert(0, str(ROOT))
 
 STRATEGIES: dict[str, dict] = {
     "greedy": {},

@@ -15,9 +15,12 @@ The texts are what the run held out of its corpus, in pieces; a decoder reads ea
 import argparse
 import pathlib
 import statistics
+import sys
 
-from side_by_side import markdown
+from side_by_side import ROOT, markdown
 from strategies import held_out
+
+sys.path.insert(0, str(ROOT))
 
 
 def main() -> None:
