@@ -88,9 +88,13 @@ class RefusedTest(FilesCase):
             pass
         self.assertEqual(sorted(os.listdir(self.folder)), ["file", "file.2.partial", "folder", "folder.2.partial"])
 
-    def test_other_errors_stay_what_they_are(self):
-        with self.assertRaises(FileNotFoundError):
+    def test_a_folder_that_is_gone(self):
+        with self.assertRaisesRegex(UserError, "cannot be written .*; its folder was removed or replaced: put it back"):
             files.atomic_write(self.folder / "no" / "file", "x")
+
+    def test_other_errors_stay_what_they_are(self):
+        with self.assertRaises(FileNotFoundError), files.writing(self.folder / "file"):
+            (self.folder / "another").read_text()
         with self.assertRaises(IsADirectoryError), files.writing("file"):
             raise IsADirectoryError
 
