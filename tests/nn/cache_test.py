@@ -3,8 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-import tfzoo
-from tests import parity
+from tests import generation_test
 from tfzoo import nn
 
 TINY = dict(vocab_size=23, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=24, max_positions=32)
@@ -12,12 +11,7 @@ PROMPT, ROOM = 5, 6
 
 
 def build(name, **overrides):
-    model = tfzoo.build(name, **(TINY | overrides))
-    random = np.random.default_rng(0)
-    for variable in model.variables:
-        if not parity.weights.is_state(variable):
-            variable.assign_add(random.normal(0, 0.15, variable.shape))
-    return model
+    return generation_test.build(name, noise=0.15, **(TINY | overrides))
 
 
 class CacheTest(tf.test.TestCase):

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfzoo
-from tests import generation_test, parity
+from tests import generation_test
 from tfzoo import nn
 from tfzoo.errors import UserError
 
@@ -24,12 +24,7 @@ def rounded(matrix, dtype):
 
 
 def build(name, **overrides):
-    model = tfzoo.build(name, **(TINY | overrides))
-    random = np.random.default_rng(0)
-    for variable in model.variables:
-        if not parity.weights.is_state(variable):
-            variable.assign_add(random.normal(0, 0.3, variable.shape))
-    return model
+    return generation_test.build(name, noise=0.3, **(TINY | overrides))
 
 
 class StoredTest(tf.test.TestCase):
