@@ -1,6 +1,6 @@
 """The training loop beside Keras's `fit` on the same model, and on two devices beside one: `make bench`, or
 
-    .venv/bin/python benchmarks/loop.py [--sizes=small,middle] [--contenders=ours,fit]
+    .venv/bin/python benchmarks/loop.py [--sizes=small,middle] [--contenders=ours,fit] [--threads=2]
 
 Every contender trains tfzoo's GPT-2 of one size by AdamW with clipping on the same batches from memory, and begins with
 the same weights, so that all report the same losses.
@@ -10,6 +10,9 @@ the same weights, so that all report the same losses.
     fit        Keras's `fit` as it comes, which compiles by XLA
     fit:plain  without XLA
     fit:10     without XLA, ten updates a call (steps_per_execution)
+
+All have two threads to run operations side by side, and --threads that share one operation: a small model's are over
+before a second one has woken up, so that one is better for everybody.
 """
 
 import argparse
@@ -27,7 +30,7 @@ SIZES: dict[str, dict[str, Any]] = {
 STEPS_A_CALL, LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 10, 1e-3, 0.01, 1.0
 
 
-def work(contender: str, size: str):
+def work(contender: str, size: str, threads: str):
     """steps, a multiple of STEPS_A_CALL -> {"seconds": of a step, "loss": their mean}"""
     import keras
     import numpy as np
@@ -37,7 +40,7 @@ def work(contender: str, size: str):
     from tfzoo import train as train_lib
     from tfzoo.objectives import shared
 
-    tf.config.threading.set_intra_op_parallelism_threads(2)
+    tf.config.threading.set_intra_op_parallelism_threads(int(threads))
     if contender == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -74,20 +77,20 @@ def work(contender: str, size: str):
         iterator = iter(strategy.experimental_distribute_dataset(dataset))
         run_steps = train_lib.make_step(strategy, model, optimizer, shared.TokenTargets(), clip_norm=CLIP_NORM)
 
-        def train(steps: int) -> Any:
-            calls = range(0, steps, STEPS_A_CALL)
-            return np.mean([run_steps(iterator, tf.constant(STEPS_A_CALL)).numpy() for _ in calls])
+        def train(steps: int) -> tuple[float, Any]:
+            start, calls = time.perf_counter(), range(0, steps, STEPS_A_CALL)
+            losses = [run_steps(iterator, tf.constant(STEPS_A_CALL)).numpy() for _ in calls]
+            return time.perf_counter() - start, np.mean(losses)
 
     def measured(steps: int) -> dict[str, float]:
-        start = time.perf_counter()
-        loss = float(train(steps))
-        return {"seconds": (time.perf_counter() - start) / steps, "loss": loss}
+        seconds, loss = train(steps)
+        return {"seconds": seconds / steps, "loss": float(loss)}
 
     return measured
 
 
 def fit(model, way: str, tokens, batch_size: int):
-    """steps -> the mean loss of an epoch of so many."""
+    """steps -> seconds and mean loss of an epoch of so many."""
     import keras
     import tensorflow as tf
 
@@ -114,13 +117,29 @@ def fit(model, way: str, tokens, batch_size: int):
     )
     dataset = tf.data.Dataset.from_tensor_slices((tokens[:, :-1], tokens[:, 1:]))
     dataset = dataset.batch(batch_size, drop_remainder=True).cache().repeat()
-    return lambda steps: whole.fit(dataset, steps_per_epoch=steps, verbose=0).history["loss"][0]
+
+    class Clock(keras.callbacks.Callback):
+        """The epoch alone: to end its iterator `fit` may wait a second or two for tf.data's tuner to wake up."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.seconds = -time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seconds += time.perf_counter()
+
+    def train(steps: int) -> tuple[float, Any]:
+        clock = Clock()
+        history = whole.fit(dataset, steps_per_epoch=steps, verbose=0, callbacks=[clock])
+        return clock.seconds, history.history["loss"][0]
+
+    return train
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--threads", default="2,1", help="that share an operation")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -128,23 +147,27 @@ def main() -> None:
         answer(lambda: work(*args.work.split(",")))
         return
     for size in args.sizes.split(","):
-        workers = [Worker(name, __file__, f"--work={name},{size}") for name in args.contenders.split(",")]
-        first_losses = []
-        for worker in workers:
-            first_losses.append(worker.ask(STEPS_A_CALL)["loss"])
-        seconds = statistics.median(worker.ask(STEPS_A_CALL)["seconds"] for worker in workers)
-        steps = STEPS_A_CALL * max(1, round(1 / seconds / STEPS_A_CALL))  # About a second a turn.
-        for worker in turns(workers, args.rounds):
-            worker.ask(STEPS_A_CALL)  # Wakes its threads and fills the caches.
-            worker.answers.append(worker.ask(steps)["seconds"])
-        rows = []
-        for worker, loss in zip(workers, first_losses):
-            worker.close()
-            milliseconds = 1000 * statistics.median(worker.answers)
-            faster = ratio(worker.answers, workers[0].answers)
-            rows.append([worker.name, f"{milliseconds:.1f}", f"{loss:.4f}", f"{faster:.2f}"])
-        print(markdown([size, "ms a step", f"loss, first {STEPS_A_CALL}", f"{workers[0].name} is faster by"], rows))
-        print(flush=True)
+        for threads in args.threads.split(","):
+            compare(size, threads, args.contenders.split(","), args.rounds)
+
+
+def compare(size: str, threads: str, contenders: list[str], rounds: int) -> None:
+    workers = [Worker(name, __file__, f"--work={name},{size},{threads}") for name in contenders]
+    first_losses = [worker.ask(STEPS_A_CALL)["loss"] for worker in workers]
+    seconds = statistics.median(worker.ask(STEPS_A_CALL)["seconds"] for worker in workers)
+    steps = STEPS_A_CALL * max(1, round(1 / seconds / STEPS_A_CALL))  # About a second a turn.
+    for worker in turns(workers, rounds):
+        worker.ask(STEPS_A_CALL)  # Wakes its threads and fills the caches.
+        worker.answers.append(worker.ask(steps)["seconds"])
+    rows = []
+    for worker, loss in zip(workers, first_losses):
+        worker.close()
+        milliseconds = 1000 * statistics.median(worker.answers)
+        faster = ratio(worker.answers, workers[0].answers)
+        rows.append([worker.name, f"{milliseconds:.1f}", f"{loss:.4f}", f"{faster:.2f}"])
+    title = f"{size}, {threads} thread{'s' if threads != '1' else ''} an operation"
+    print(markdown([title, "ms a step", f"loss, first {STEPS_A_CALL}", f"{workers[0].name} is faster by"], rows))
+    print(flush=True)
 
 
 if __name__ == "__main__":
