@@ -20,12 +20,15 @@ def read(variable):
     return tf.convert_to_tensor(ops.convert_to_tensor(variable))
 
 
+LARGE = 2**18  # Elements of a kernel from which on turning it for its gradient saves more than it takes.
+
+
 @tf.custom_gradient
 def _matmul(x, kernel):
     """x [N, I], kernel [I, O] -> [N, O]."""
 
     def gradient(upstream):
-        if kernel.dtype == tf.float32:
+        if kernel.dtype == tf.float32 and kernel.shape.num_elements() >= LARGE:
             # oneDNN takes a third longer over a product with a transposed second factor than over one with the
             # transposed matrix itself, which is quickly made. As a matrix of one batch, TensorFlow's optimizer
             # does not turn the two back into one.
