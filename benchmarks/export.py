@@ -1,17 +1,15 @@
 """Exported graphs in onnxruntime, and what exporting costs.
 
     .venv/bin/python benchmarks/export.py [--rounds=9]            # BERT-base at 1 x 128 and 8 x 128
-    .venv/bin/python benchmarks/export.py --layers=4              # of so many layers, beside tf2onnx's
     .venv/bin/python benchmarks/export.py --decode                # GPT-2 small: one token behind 128
     .venv/bin/python benchmarks/export.py --proof                 # BERT-base: export, replay; seconds and memory
     .venv/bin/python benchmarks/export.py --large=600             # millions of parameters, weights beside the graph
 
-Contenders: our graphs; with --layers tf2onnx's of the same model, given the shapes, for with two free axes it converts
-into one that does not run (and of twelve layers it takes more than 20 GB to convert); without, where .venv-references
-is (make parity makes it), transformers' model of the same shape through torch.onnx and onnxruntime's optimizer, which
-fuses most of what TorchScript's exporter makes of attn_implementation "eager". Each runs in a process of its own with
-two threads that do not spin, and they take turns. Beside the time of a run stands the time that the processor worked
-for it: what else the machine does is in the one and not in the other.
+Contenders: our graphs; tf2onnx's of a model of that shape, given the shapes, for with two free axes it converts into
+one that does not run; and, where .venv-references is (make parity makes it), transformers' model of that shape through
+torch.onnx and onnxruntime's optimizer, which fuses most of what TorchScript's exporter makes of attn_implementation
+"eager". Each runs in a process of its own with two threads that do not spin, and they take turns. Beside the time of a
+run stands the time that the processor worked for it: what else the machine does is in the one and not in the other.
 """
 
 import argparse
@@ -34,7 +32,7 @@ ENCODERS = {
     "standard": "model.onnx",
     "compat": "model_compat.onnx",
     "int8": "model_int8.onnx",
-    "tf2onnx": "tf2onnx_{}/__MODEL_PROTO.onnx",
+    "tf2onnx": "tf2onnx_{}.onnx",
     "transformers, optimized": "peer.onnx",
     "the same, int8": "peer_int8.onnx",
 }
@@ -47,16 +45,12 @@ DECODERS = {
 }
 
 
-def write(name: str, folder: pathlib.Path, batches: list[int], decode: bool, layers: int | None) -> None:
-    """Our graphs, and tf2onnx's."""
-    import numpy as np
-    import tensorflow as tf
-    import tf2onnx
-
+def write(name: str, folder: pathlib.Path, decode: bool) -> None:
+    """Our graphs."""
     import tfzoo
-    from tfzoo.export import onnx_emit, onnx_trace, variants
+    from tfzoo.export import onnx_emit, variants
 
-    model = tfzoo.build(name, heads=("lm",), **({} if layers is None else dict(num_layers=layers)))
+    model = tfzoo.build(name, heads=("lm",))
     onnx_emit.save(model, folder)
     profile = "genai" if decode else "compat"
     onnx_emit.save(model, folder, f"_{profile}", profile=profile)
@@ -64,23 +58,49 @@ def write(name: str, folder: pathlib.Path, batches: list[int], decode: bool, lay
     for variant in ("int8_weights", "int4_weights") if decode else ("int8",):
         variants._quantise(variant, wide, folder / f"model_{'genai_' if decode else ''}{variant}.onnx", None)
     wide.unlink()
+
+
+def write_traced(name: str, folder: pathlib.Path, batches: list[int]) -> None:
+    """tf2onnx's graphs. It holds some forty copies of all weights while it converts, so one layer's stand for all
+    layers' until it is done."""
+    import numpy as np
+    import onnx
+    import tensorflow as tf
+    import tf2onnx
+
+    import tfzoo
+    from tfzoo.export import onnx_emit, onnx_trace
+
+    model = tfzoo.build(name, heads=("lm",), share_layers=True)
     names = onnx_emit.inputs_of(model)
     np.__dict__["product"] = np.prod  # tf2onnx 1.17 calls it, and NumPy 2 has it no more.
 
     def call(*values):
         return model(dict(zip(names, values)))["logits"]
 
-    for batch in batches if layers is not None else ():
+    for batch in batches:
         kinds = [tf.bool if name.endswith("mask") else tf.int32 for name in names]
         specs = [tf.TensorSpec([batch, LENGTH], kind, name) for name, kind in zip(names, kinds)]
         function = tf.function(call, input_signature=specs)
-        zipped = folder / "tf2onnx.zip"
-        # Weights apart: else it holds some forty copies of them.
-        options: dict[str, Any] = dict(opset=onnx_trace.OPSET, large_model=True, output_path=str(zipped))
-        tf2onnx.convert.from_function(function, specs, custom_op_handlers={"Erfc": (onnx_trace.erfc, [])}, **options)
-        with zipfile.ZipFile(zipped) as archive:
-            archive.extractall(folder / f"tf2onnx_{batch}")
-        zipped.unlink()
+        with tempfile.TemporaryDirectory(dir=folder) as parts:
+            zipped = pathlib.Path(parts, "graph.zip")
+            options: dict[str, Any] = dict(opset=onnx_trace.OPSET, large_model=True, output_path=str(zipped))
+            tf2onnx.convert.from_function(
+                function, specs, custom_op_handlers={"Erfc": (onnx_trace.erfc, [])}, **options
+            )
+            with zipfile.ZipFile(zipped) as archive:
+                archive.extractall(parts)
+            graph = onnx.load(pathlib.Path(parts, "__MODEL_PROTO.onnx"))
+        weights = {tensor.name: tensor for tensor in graph.graph.initializer if len(tensor.raw_data) > 1000}
+        used: set[str] = set()
+        for node in graph.graph.node:
+            for i, each in enumerate(node.input):
+                if each in weights and each in used:
+                    copy = graph.graph.initializer.add()
+                    copy.CopyFrom(weights[each])
+                    copy.name = node.input[i] = f"{each}/{node.name}/{i}"
+                used.add(each)
+        onnx.save(graph, folder / f"tf2onnx_{batch}.onnx")
 
 
 def write_peer(folder: pathlib.Path, decode: bool) -> None:
@@ -190,18 +210,19 @@ def contend():
     return run
 
 
-def compare(name: str, batches: list[int], rounds: int, decode: bool, layers: int | None) -> None:
+def compare(name: str, batches: list[int], rounds: int, decode: bool) -> None:
     import onnx
 
     contenders, past = (DECODERS, LENGTH) if decode else (ENCODERS, 0)
     (ROOT / "build").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
-        command = [f"--write={folder}", f"--model={name}", f"--batches={','.join(map(str, batches))}"]
+        command = [__file__, f"--write={folder}", f"--model={name}", f"--batches={','.join(map(str, batches))}"]
         command += ["--decode"] if decode else []
-        command += [] if layers is None else [f"--layers={layers}"]
-        subprocess.run([sys.executable, __file__, *command], env=environment(), check=True)
-        if REFERENCES.exists() and layers is None:
-            subprocess.run([REFERENCES, __file__, "--peer", *command], env=environment(), check=True)
+        makers = [[sys.executable, *command]]
+        makers += [] if decode else [[sys.executable, *command, "--traced"]]
+        makers += [[str(REFERENCES), *command, "--peer"]] if REFERENCES.exists() else []
+        for maker in makers:
+            subprocess.run(maker, env=environment(), check=True)
         workers = [Worker(contender, __file__, "--run") for contender in contenders]
         for batch in batches:
             paths = {each: pathlib.Path(folder, file.format(batch)) for each, file in contenders.items()}
@@ -294,11 +315,10 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--layers", type=int)
     parser.add_argument("--decode", action="store_true")
     parser.add_argument("--proof", action="store_true")
     parser.add_argument("--large", type=int, help="millions of parameters")
-    for inner in ("--run", "--peer"):
+    for inner in ("--run", "--peer", "--traced"):
         parser.add_argument(inner, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--write", type=pathlib.Path, help=argparse.SUPPRESS)
     flags = parser.parse_args()
@@ -309,14 +329,16 @@ def main() -> None:
         answer(contend)
     elif flags.write and flags.peer:
         write_peer(flags.write, flags.decode)
+    elif flags.write and flags.traced:
+        write_traced(name, flags.write, batches)
     elif flags.write:
-        write(name, flags.write, batches, flags.decode, flags.layers)
+        write(name, flags.write, flags.decode)
     elif flags.large:
         large(flags.large)
     elif flags.proof:
         proof(name)
     else:
-        compare(name, batches, flags.rounds, flags.decode, flags.layers)
+        compare(name, batches, flags.rounds, flags.decode)
 
 
 if __name__ == "__main__":

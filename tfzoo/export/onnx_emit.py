@@ -423,16 +423,31 @@ def _attention(
     cross: bool = False,
 ) -> str:
     """index: the block's place in its stack."""
-    query = _by_head(graph, layer.query_norm, graph.emit(layer.query, x))
     if cross and shared.past_memory is not None:
+        query = _by_head(graph, layer.query_norm, graph.emit(layer.query, x))
         return graph.emit(layer.output_projection, _cached_cross_attention(graph, layer, query, shared, index))
-    memory = shared.memory if cross else x
-    key, value = _by_head(graph, layer.key_norm, graph.emit(layer.key, memory)), graph.emit(layer.value, memory)
+    if shared.past is not None and not cross:
+        query, key, value = _query_key_value(graph, layer, x)
+    else:
+        memory = shared.memory if cross else x
+        query, key, value = graph.emit(layer.query, x), graph.emit(layer.key, memory), graph.emit(layer.value, memory)
+    query, key = _by_head(graph, layer.query_norm, query), _by_head(graph, layer.key_norm, key)
     if shared.rotary is not None and not cross:
         query = graph.add("RotaryEmbedding", query, *shared.rotary, at=layer.path, num_heads=layer.num_heads)
         key = graph.add("RotaryEmbedding", key, *shared.rotary, at=layer.path, num_heads=layer.num_kv_heads)
     y = graph.emit(layer.kernel, query, key, value, layer, shared, None if shared.past is None else index, cross)
     return graph.emit(layer.output_projection, y)
+
+
+def _query_key_value(graph: Graph, layer: nn.Attention, x: str) -> tuple[str, str, str]:
+    """[B, L, H D], [B, L, G D] twice: by one product. For one token that is faster; for
+    many three are, whose results need not be parted."""
+    at, parts = f"{layer.path}/query_key_value", (layer.query, layer.key, layer.value)
+    y = graph.add("MatMul", x, graph.joined(f"{at}/kernel", [part.kernel for part in parts]), at=at)
+    if layer.query.use_bias:
+        y = graph.add("Add", y, graph.joined(f"{at}/bias", [part.bias for part in parts]), at=at)
+    sizes = graph.ints(*(part.units for part in parts))
+    return graph.add("Split", y, sizes, at=at, outputs=3, axis=-1)
 
 
 def _by_head(graph: Graph, norm: nn.RMSNorm | None, x: str) -> str:
@@ -812,23 +827,34 @@ def _frequencies(config, head_dim: int, length: int) -> tuple[np.ndarray, float]
 
 
 def _masked_lm_head(graph: Graph, layer: nn.MaskedLMHead, x: str) -> str:
-    x = _tied(graph, layer, graph.emit(layer.norm, graph.emit(layer.transform, x)))
-    return graph.add("Add", x, graph.weight(layer.bias), at=layer.path)
+    return _tied(graph, layer, graph.emit(layer.norm, graph.emit(layer.transform, x)))
 
 
 def _lm_head(graph: Graph, layer: nn.LMHead, x: str) -> str:
-    x = _tied(graph, layer, x) if layer.dense is None else graph.emit(layer.dense, x)
+    if layer.dense is None:
+        return _tied(graph, layer, x)
+    x = graph.emit(layer.dense, x)
     return graph.add("Add", x, graph.weight(layer.bias), at=layer.path) if layer.use_bias else x
 
 
 def _tied(graph: Graph, layer: nn.MaskedLMHead | nn.LMHead, x: str) -> str:
-    """x times the token embeddings, which runtimes transpose once, when they load the graph."""
+    """x [B, L, E] times the token embeddings, with the head's bias."""
+
+    def add(operator, *inputs, **attributes):
+        return graph.add(operator, *inputs, at=layer.path, **attributes)
+
     embeddings = layer.embedding.embeddings
-    if graph.copy_tied:
+    bias = graph.weight(layer.bias) if isinstance(layer, nn.MaskedLMHead) or layer.use_bias else None
+    if graph.copy_tied:  # A bias is not to be quantised.
         table = graph.constant(f"{embeddings.path}/transposed", embeddings.numpy().T.astype(graph.dtype))
-        return graph.add("MatMul", x, table, at=layer.path)
-    table = graph.add("Transpose", graph.weight(embeddings), at=layer.path, perm=[1, 0])
-    return graph.add("MatMul", x, table, at=layer.path)
+        logits = add("MatMul", x, table)
+        return logits if bias is None else add("Add", logits, bias)
+    # Runtimes transpose, and put a bias under the table, once, when they load the graph.
+    table = add("Transpose", graph.weight(embeddings), perm=[1, 0])
+    if bias is not None:  # As one more product: to add it would be to read and write all logits once more.
+        table = add("Concat", table, add("Unsqueeze", bias, graph.ints(0)), axis=0)
+        x = add("Pad", x, graph.ints(0, 0, 0, 0, 0, 1), graph.number(1.0))
+    return add("MatMul", x, table)
 
 
 def _pooler(graph: Graph, layer: nn.Pooler, sequence: str) -> str:

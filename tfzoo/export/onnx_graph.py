@@ -6,7 +6,7 @@ https://onnx.ai/onnx/operators/ describes them all.
 
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -99,6 +99,10 @@ class Graph:
         value = np.asarray(variable.numpy(), np.float32).astype(self.dtype, copy=False)
         return self.constant(variable.path, value if shape is None else value.reshape(shape))
 
+    def joined(self, name: str, variables: Sequence[Any]) -> str:
+        """Keras variables side by side: [..., O], [..., P], ... as one initializer [..., O + P + ...]."""
+        return self.constant(name, np.concatenate([v.numpy() for v in variables], -1).astype(self.dtype, copy=False))
+
     def constant(self, name: str, value: np.ndarray) -> str:
         if name not in self.initializers:
             self.initializers[name] = self._tensor(name, np.asarray(value, order="C"))
@@ -141,6 +145,7 @@ class Graph:
         size = sum(len(tensor.raw_data) for tensor in self.initializers.values())
         if size > MAX_BYTES:
             raise UserError(f"{name} has {size:,} bytes of weights, and an ONNX file of its own holds 2 GiB")
+        # No shapes are stated on the way: see variants._quantise for what onnxruntime makes of them.
         # A constant that nothing reads would be a warning to whoever loads the graph.
         read = {name for node in self.nodes for name in node.input}
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, [])
