@@ -15,7 +15,7 @@ import tensorflow as tf
 from tests.export import small
 from tfzoo import huggingface, models, nn
 from tfzoo.errors import CheckFailed, UserError
-from tfzoo.export import golden, onnx_check, onnx_emit, variants, verify
+from tfzoo.export import golden, onnx_check, onnx_emit, onnx_graph, variants, verify
 from tfzoo.export.answers import Options
 from tfzoo.export.artifact import with_precision
 
@@ -212,6 +212,20 @@ class EmitTest(tf.test.TestCase):
                 if family == "gpt2":
                     biases = [layer.bias.numpy() for layer in layers]
                     self.assertAllEqual(weights[f"{name}/bias"], np.concatenate(biases))
+
+    def test_a_header_is_the_file_without_its_weights(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        for apart in (False, True):
+            (graph,) = onnx_emit.emit(small.model("gpt2"), folder if apart else None).values()
+            for name, write in (("ours", onnx_graph.write_file), ("theirs", onnx.save)):
+                path, copy = folder / f"{name}.onnx", onnx.ModelProto()
+                copy.CopyFrom(graph)
+                write(copy, path)
+                header = onnx_graph.read_header(path)
+                whole = onnx.load(path, load_external_data=False)
+                self.assertNotEmpty(whole.graph.initializer)
+                del whole.graph.initializer[:]
+                self.assertEqual(header, whole)
 
     def test_quantised_graphs_state_no_shapes(self):
         """Of which onnxruntime would make an operator that is slow."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import onnx
 
 from tfzoo import files, nn
 from tfzoo.errors import CheckFailed, UserError, one_line
@@ -26,6 +25,7 @@ from tfzoo.export import (
     manifest,
     onnx_check,
     onnx_emit,
+    onnx_graph,
     savedmodel,
     tokenizer_files,
     tokenizer_graph,
@@ -112,7 +112,8 @@ def export(
         for kind, folder in folders.items():
             stack.enter_context(_new_parents(folder.parent))
             partials[kind] = stack.enter_context(files.atomic_folder(folder))
-        for kind, partial in partials.items():
+        # ONNX first: to be checked a graph is held twice, and TensorFlow does not give back what writing another takes.
+        for kind, partial in sorted(partials.items(), key=lambda item: item[0] != "onnx"):
             content = {"kind": kind, "name": name, "version": version, **makers[kind](partial)}
             _finish(partial, content, model, tokenizer, options)
         _replay_elsewhere(list(partials.values()))
@@ -297,10 +298,7 @@ def _write_onnx(
         **({} if refused is None else {"tokenizer": {"no_graph": refused}}),
         "signatures": stated,
         "profile": profile,
-        "opset": {
-            opset.domain or "ai.onnx": opset.version
-            for opset in onnx.load(graphs[0], load_external_data=False).opset_import
-        },
+        "opset": {opset.domain or "ai.onnx": opset.version for opset in onnx_graph.read_header(graphs[0]).opset_import},
         "tolerances": tolerances,
     }
     if chosen:

@@ -23,6 +23,7 @@ from tfzoo.export.answers import Answer, Options
 from tfzoo.text.framing import PAIR, TEXT
 
 _VALUES = 400_000  # Logits kept of one case, at most, where four places do not take more.
+_AT_ONCE = 64  # Places whose logits are looked at in double precision.
 _WRITTEN = 16  # Tokens written greedily.
 # Where there is a mask token it stands for {}.
 _TEXTS = (
@@ -245,12 +246,14 @@ def logits(model: keras.Model, values: np.ndarray, real: np.ndarray | None = Non
     """The group of arrays that stands for logits [B, L, V]. real: bool [B, L], where they say something."""
     real = np.ones(values.shape[:2], bool) if real is None else real
     batch, length, vocab = values.shape
-    least = _margin(model) * max(1.0, np.abs(values).max())
+    least = _margin(model) * max(1.0, values.max(), -values.min())
     logsumexp, decided = np.zeros((batch, length), np.float32), np.zeros((batch, length), bool)
-    for i, row in enumerate(values):  # One by one, to save memory.
-        second, largest = np.partition(row.astype(np.float64), (-2, -1))[:, -2:].T
-        logsumexp[i] = np.log(np.exp(row - largest[:, None]).sum(-1)) + largest
-        decided[i] = largest - second > least
+    for first in range(0, batch * length, _AT_ONCE):
+        some = slice(first, first + _AT_ONCE)
+        wide = values.reshape(-1, vocab)[some].astype(np.float64)
+        second, largest = np.partition(wide, (-2, -1))[:, -2:].T
+        logsumexp.reshape(-1)[some] = np.log(np.exp(wide - largest[:, None]).sum(-1)) + largest
+        decided.reshape(-1)[some] = largest - second > least
     decided &= real
     places = np.argwhere(real)
     count = min(len(places), max(4, _VALUES // vocab))

@@ -19,7 +19,7 @@ from tfzoo.export.answers import Options, family
 def check(path: pathlib.Path) -> None:
     """Raises CheckFailed for a graph that is not valid, or has an operator that its opset does not know."""
     try:
-        known_operators(onnx.load(path, load_external_data=False))
+        known_operators(onnx_graph.read_header(path))
         onnx.checker.check_model(path, full_check=True)
     except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CheckFailed(f"{path.name} is not valid ONNX: {one_line(error)}") from error

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper
 
 from tfzoo import nn
 from tfzoo.errors import UserError
-from tfzoo.export.onnx_graph import DTYPES, MAX_BYTES, MICROSOFT, Graph, no_emitter, write_file
+from tfzoo.export.onnx_graph import DTYPES, MAX_BYTES, MICROSOFT, Graph, no_emitter, read_header, write_file
 from tfzoo.models import (
     albert,
     bart,
@@ -121,7 +121,7 @@ def save(
 
 def signature(path: pathlib.Path) -> dict:
     """What a graph takes and gives, as manifest.json has it."""
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = read_header(path).graph
 
     def describe(values):
         return {

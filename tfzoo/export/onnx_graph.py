@@ -5,8 +5,9 @@ https://onnx.ai/onnx/operators/ describes them all.
 """
 
 import math
+import mmap
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,6 +23,9 @@ PROFILES = {"standard": 23, "compat": 18, "genai": 23}
 MICROSOFT = "com.microsoft"  # The domain of onnxruntime's own operators.
 DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 MAX_BYTES = 2**31 - 2**24  # Protocol buffers end at 2 GiB; the rest is room for the nodes.
+# Numbers of fields.
+_GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
+_INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
 _SMALL = 4096  # Tensors of fewer bytes stay in the file of the graph.
 _INT64_MAX = np.array(2**63 - 1, np.int64)
 
@@ -212,14 +216,10 @@ def write_file(model: onnx.ModelProto, path: pathlib.Path) -> None:
     nodes = model.graph.SerializeToString(deterministic=True)
     model.ClearField("graph")
     sizes = [len(tensor.SerializeToString(deterministic=True)) for tensor in tensors]
-    initializer, graph = (
-        bytes([kind.DESCRIPTOR.fields_by_name[name].number << 3 | 2])
-        for kind, name in ((onnx.GraphProto, "initializer"), (onnx.ModelProto, "graph"))
-    )
-    begins = [initializer + _varint(size) for size in sizes]
+    begins = [_varint(_INITIALIZER << 3 | 2) + _varint(size) for size in sizes]
     with open(path, "wb") as file:
         file.write(model.SerializeToString(deterministic=True))
-        file.write(graph + _varint(len(nodes) + sum(map(len, begins)) + sum(sizes)) + nodes)
+        file.write(_varint(_GRAPH << 3 | 2) + _varint(len(nodes) + sum(map(len, begins)) + sum(sizes)) + nodes)
         for begin, tensor in zip(begins, tensors):
             file.write(begin + tensor.SerializeToString(deterministic=True))
 
@@ -231,6 +231,35 @@ def _varint(value: int) -> bytes:
         parts.append(value & 127 | 128)
         value >>= 7
     return bytes([*parts, value])
+
+
+def read_header(path: pathlib.Path) -> onnx.ModelProto:
+    """The model of a file without its weights, which stay unread: onnx.load would hold all of the file twice."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+
+        def varint(at: int) -> tuple[int, int]:
+            value = shift = 0
+            while data[at] & 128:
+                value, at, shift = value | (data[at] & 127) << shift, at + 1, shift + 7
+            return value | data[at] << shift, at + 1
+
+        def fields(at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+            """(number, where the field begins, where its content begins, where it ends), of numbers and messages."""
+            while at < end:
+                key, content = varint(at)
+                size, after = varint(content)
+                begin, content, at = at, after, after + size * (key & 7 == 2)
+                yield key >> 3, begin, content, at
+
+        model = onnx.ModelProto()
+        for number, begin, content, end in fields(0, len(data)):
+            if number != _GRAPH:
+                model.MergeFromString(data[begin:end])
+                continue
+            for inner, begin, _, stop in fields(content, end):
+                if inner != _INITIALIZER:
+                    model.graph.MergeFromString(data[begin:stop])
+        return model
 
 
 def _gelu(graph: Graph, x: str, *, at: str, approximate: str = "none") -> str:
