@@ -71,9 +71,11 @@ def main(arguments):
 
 
 def artifacts(folder):
-    """The folders at or under `folder` that are an artifact, or were one until its manifest went."""
+    """The folders at or under `folder` that are an artifact, or were one until its manifest went. Not those in there
+    that an export is still writing."""
     marks = ("manifest.json", "golden.npz", *(name for names in MODELS.values() for name in names))
-    return sorted({path.parent for mark in marks for path in folder.rglob(mark)})
+    found = {path.parent for mark in marks for path in folder.rglob(mark)}
+    return sorted(path for path in found if not any(p.endswith(".partial") for p in path.relative_to(folder).parts))
 
 
 def verify(folder):
@@ -135,16 +137,56 @@ def check_files(folder, listed):
                     raise Failure(f"{name}: has tensors in {place!r}, which is no file of the artifact")
 
 
+# Of ONNX's messages the fields in which others are that may lead to a tensor: {number: what is in it}.
+# https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+FIELDS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+
+
 def external_data(path):
-    """The files in which a graph says that tensors are, as it writes them. Read from the bytes, where such a file is
-    the value of a key "location": there is no package onnx here."""
+    """The files in which a graph says that tensors are, as it writes them. Read from the bytes, for there is no
+    package onnx here."""
     data = path.read_bytes()
-    for found in re.finditer(rb"\n\x08location\x12", data):
-        at, length, shift = found.end(), 0, 0
+
+    def varint(at):
+        value = shift = 0
         while data[at] & 0x80:
-            length, at, shift = length | (data[at] & 0x7F) << shift, at + 1, shift + 7
-        length, at = length | data[at] << shift, at + 1
-        yield data[at : at + length].decode(errors="replace")
+            value, at, shift = value | (data[at] & 0x7F) << shift, at + 1, shift + 7
+        return value | data[at] << shift, at + 1
+
+    def fields(at, end):
+        """(number, begin, end) of each part of a message."""
+        while at < end:
+            key, at = varint(at)
+            begin, kind = at, key & 7
+            if kind == 2:
+                size, begin = varint(at)
+                at = begin + size
+            else:
+                at = varint(at)[1] if kind == 0 else at + {1: 8, 5: 4}[kind]
+            if at > end:
+                raise Failure(f"{path.name}: is no ONNX file")
+            yield key >> 3, begin, at
+
+    def places(message, begin, end):
+        for number, first, last in fields(begin, end):
+            inner = FIELDS[message].get(number)
+            if inner == "entry":
+                entry = {part: data[x:y] for part, x, y in fields(first, last)}
+                if entry.get(1) == b"location":
+                    yield entry.get(2, b"").decode(errors="replace")
+            elif inner:
+                yield from places(inner, first, last)
+
+    yield from places("model", 0, len(data))
 
 
 def replay(folder, manifest):
@@ -166,10 +208,14 @@ def replay(folder, manifest):
         check_signatures(found, details.get("signatures", manifest["signatures"]))
         results = compare_all(run, cases, details["tolerances"], exact=not variant)
         measured |= {f"{variant}:{key}" if variant else key: result for key, result in results.items()}
+    if shared:
+        check_genai(folder)
     if shared and importlib.util.find_spec("onnxruntime_genai"):
         run, written = load_genai(folder, cases)
         results = compare_all(run, written, {"generate": {}})
         measured |= {f"onnxruntime-genai:{key}": result for key, result in results.items()}
+    elif shared:
+        measured["genai_config.json"] = {"skipped": "onnxruntime-genai is not installed"}
     return measured | replay_tokenizer_file(folder) | replay_tokenizer_graph(folder)
 
 
@@ -248,11 +294,12 @@ def compare_logits(got, want, limit, exact):
 
 
 def difference(got, want, scale, limit):
-    if not np.isfinite(got).all():
-        raise Failure("not finite")
+    for values, where in ((got, ""), (want, " in golden.npz")):
+        if not np.isfinite(values).all():
+            raise Failure(f"not finite{where}")
     apart = np.abs(got.astype(np.float64) - want) / scale
     worst = float(apart.max(initial=0.0))
-    if worst > limit:
+    if not worst <= limit:
         raise Failure(f"differs by {worst:.1e}, and {limit:.0e} is allowed")
     return {"difference": worst, "mean": float(apart.mean()) if apart.size else 0.0}
 
@@ -512,6 +559,30 @@ def reader(graphs, found, shared=False):
     return decoder if any(name.startswith("past") for name in found["model"]["inputs"]) else direct
 
 
+GENAI = {
+    "": {"model", "search"},
+    "model": {"type", "vocab_size", "context_length", "bos_token_id", "eos_token_id", "pad_token_id", "decoder"},
+    "decoder": {"session_options", "filename", "head_size", "hidden_size", "num_attention_heads", "num_hidden_layers",
+                "num_key_value_heads", "inputs", "outputs"},
+    "search": {"do_sample", "max_length", "past_present_share_buffer"},
+}  # fmt: skip
+
+
+def check_genai(folder):
+    """onnxruntime-genai loads what genai_config.json names, libraries too: it may say no more than an export does."""
+    config = json.loads((folder / "genai_config.json").read_text())
+    decoder = config["model"]["decoder"]
+    parts = {"": config, "model": config["model"], "decoder": decoder, "search": config["search"]}
+    for name, part in parts.items():
+        for key in sorted(part.keys() - GENAI[name]):
+            raise Failure(f"genai_config.json: has {name + '.' * bool(name)}{key}, which no export writes")
+    if decoder["session_options"] != {"provider_options": []}:
+        raise Failure(f"genai_config.json: has session_options {decoder['session_options']}, which no export writes")
+    name = decoder["filename"]
+    if pathlib.PurePath(name).name != name or not (folder / name).is_file():
+        raise Failure(f"genai_config.json: has the graph {name!r}, which is no file of the artifact")
+
+
 def load_genai(folder, cases):
     """(run, the cases of generate as they are for it), by onnxruntime-genai and the folder's genai_config.json."""
     genai = importlib.import_module("onnxruntime_genai")
@@ -596,9 +667,15 @@ def load_savedmodel(folder):
     return run, found  # `run` keeps `loaded`, whose signatures hold the variables by weak references only.
 
 
+# What reads or writes files by itself, or calls Python.
+REACHES_OUT = re.compile(r"ReadFile|WriteFile|MatchingFiles|\w*PyFunc\w*|Print(V2)?|\w*Dataset\w*|\w*Reader(V2)?")
+
+
 def check_saved_model(folder):
     """What tf.saved_model.load does not look at. TF Serving feeds what the file says that a signature's inputs are
-    called in the graph: they must reach the arguments of that name. What is read beside the variables is in assets/."""
+    called in the graph: they must reach the arguments of that name. What is read beside the variables is in assets/.
+
+    A SavedModel is a program all the same, and what this knows nothing of may do harm when it is run."""
     protos = importlib.import_module("tensorflow.core.protobuf.saved_model_pb2")
     saved = protos.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     for graph in saved.meta_graphs:
@@ -608,6 +685,12 @@ def check_saved_model(folder):
                 raise Failure(f"saved_model.pb: reads {asset.filename!r}, which is no file in assets/")
         nodes = {node.name: node for node in graph.graph_def.node}
         functions = {function.signature.name: function for function in graph.graph_def.library.function}
+        for part in (graph.graph_def.node, *(function.node_def for function in functions.values())):
+            fixed = {node.name for node in part if node.op == "Const"}
+            for node in part:
+                named = node.op.startswith("InitializeTableFromTextFile") and node.input[1].partition(":")[0] in fixed
+                if named or REACHES_OUT.fullmatch(node.op):
+                    raise Failure(f"saved_model.pb: {node.name} ({node.op}) reads or writes what is no asset")
         for name, signature in graph.signature_def.items():
             if not signature.inputs:  # Of what initialises the tables.
                 continue

@@ -1,6 +1,7 @@
 // Classifies texts with an exported ONNX model: node classify.mjs ARTIFACT TEXT...
 //
-// ARTIFACT is exports/onnx/NAME/VERSION with a tokenizer/tokenizer.json.
+// ARTIFACT is exports/onnx/NAME/VERSION with a tokenizer/tokenizer.json. Of a model that reads pairs, a TEXT is two
+// with a tab between them.
 //   ONNXRUNTIME_NODE_INSTALL=skip npm install onnxruntime-node @huggingface/tokenizers
 
 import { readFile } from "node:fs/promises";
@@ -11,7 +12,9 @@ const [folder, ...texts] = process.argv.slice(2);
 const read = async (name) => JSON.parse(await readFile(`${folder}/${name}`, "utf8"));
 const manifest = await read("manifest.json");
 const several = manifest.problem_type === "multi_label_classification";
-if (!several && manifest.problem_type !== "single_label_classification") throw new Error(`${folder} does not hold a classifier`);
+const classifies = several || manifest.problem_type === "single_label_classification";
+if (!classifies || manifest.model.heads.length > 1) throw new Error(`${folder} does not hold a classifier, or not that alone`);
+const pairs = manifest.texts.length === 2;
 const tokenizer = new Tokenizer(
   await read("tokenizer/tokenizer.json"),
   await read("tokenizer/tokenizer_config.json"),
@@ -19,7 +22,9 @@ const tokenizer = new Tokenizer(
 const session = await ort.InferenceSession.create(`${folder}/model.onnx`);
 
 for (const text of texts) {
-  const encoded = tokenizer.encode(text, { return_token_type_ids: true });
+  const [first, second] = text.split("\t");
+  if (pairs !== (second !== undefined)) throw new Error(`${folder} reads ${pairs ? "pairs, a tab between them" : "single texts, without tabs"}: ${text}`);
+  const encoded = tokenizer.encode(first, { text_pair: second ?? null, return_token_type_ids: true });
   const length = encoded.ids.length;
   if (length > manifest.options.sequence_length) throw new Error(`${length} tokens are too many: ${text}`);
   const columns = {

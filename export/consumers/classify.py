@@ -1,6 +1,7 @@
 """Classifies texts with an exported ONNX model: python classify.py ARTIFACT TEXT...
 
-ARTIFACT is exports/onnx/NAME/VERSION with a tokenizer/tokenizer.json. Needs numpy, onnxruntime and tokenizers.
+ARTIFACT is exports/onnx/NAME/VERSION with a tokenizer/tokenizer.json. Of a model that reads pairs, a TEXT is two with a
+tab between them. Needs numpy, onnxruntime and tokenizers.
 """
 
 import json
@@ -13,14 +14,19 @@ import tokenizers
 
 folder, texts = pathlib.Path(sys.argv[1]), sys.argv[2:]
 manifest = json.loads((folder / "manifest.json").read_text())
-if manifest.get("problem_type") not in ("single_label_classification", "multi_label_classification"):
-    sys.exit(f"{folder} does not hold a classifier")
+classifies = manifest.get("problem_type") in ("single_label_classification", "multi_label_classification")
+if not classifies or len(manifest["model"]["heads"]) > 1:
+    sys.exit(f"{folder} does not hold a classifier, or not that alone")
+pairs = len(manifest["texts"]) == 2
+for text in texts:
+    if pairs != ("\t" in text):
+        sys.exit(f"{folder} reads {'pairs, a tab between them' if pairs else 'single texts, without tabs'}: {text!r}")
 tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
 tokenizer.enable_truncation(manifest["options"]["sequence_length"])
 tokenizer.enable_padding()
 session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
-encoded = tokenizer.encode_batch(texts)
+encoded = tokenizer.encode_batch([tuple(text.split("\t", 1)) if pairs else text for text in texts])
 columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 inputs = {
     name: np.array([getattr(text, column) for text in encoded], np.int64)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests.export import small
 from tfzoo import generation
 from tfzoo.errors import UserError
-from tfzoo.export import answers
+from tfzoo.export import answers, savedmodel
 from tfzoo.export.answers import Options, Tags
 from tfzoo.text import framing
 from tfzoo.text.byte_level import ByteLevelBPE
@@ -95,8 +95,23 @@ class ReaderTest(tf.test.TestCase):
 
     def test_an_encoder_decoder_reads_on_both_sides(self):
         inputs = self.read([["a b"]], "bart").inputs
-        self.assertAllEqual(inputs["decoder_token_ids"], [[2, *inputs["token_ids"][0, :-1]]])
+        self.assertAllEqual(inputs["decoder_token_ids"], [[TOKENIZER.pad_id, *inputs["token_ids"][0, :-1]]])
         self.assertAllEqual(inputs["decoder_padding_mask"], inputs["padding_mask"])
+
+    def test_what_a_decoder_reads_first(self):
+        """As `generate` has it: the folder's word, generation_config.json's before config.json's; padding in a run."""
+        model = small.model("bart")
+        for config, generation_config, start in (
+            (None, None, TOKENIZER.pad_id),
+            ({}, None, TOKENIZER.pad_id),
+            ({"id2label": {}}, None, 2),  # BART's own.
+            ({"decoder_start_token_id": 0}, None, 0),
+            ({"decoder_start_token_id": 3}, {"decoder_start_token_id": 0}, 0),
+            ({"id2label": {}}, {"decoder_start_token_id": 5}, 5),
+        ):
+            model.hub_config = "" if config is None else json.dumps(config)
+            model.generation_config = "" if generation_config is None else json.dumps(generation_config)
+            self.assertEqual(answers.decoder_start_id(model, TOKENIZER), start)
 
 
 class AnswersTest(tf.test.TestCase):
@@ -113,6 +128,12 @@ class AnswersTest(tf.test.TestCase):
         model.hub_config = json.dumps({"problem_type": "multi_label_classification"})
         found, _ = answer(model, TOKENIZER, [["a", "b"]], np.zeros((2, 3)))
         self.assertAllClose(found["scores"], np.full((2, 3), 0.5))
+        model.hub_config = json.dumps({"problem_type": "regression"})
+        found, _ = answer(model, TOKENIZER, [["a"]], [[2.5, -1, 7]])
+        self.assertAllEqual(found["values"], [[2.5, -1, 7]])
+        self.assertAllEqual(found["labels"], [[b"LABEL_0", b"LABEL_1", b"LABEL_2"]])
+        self.assertNotIn("scores", found)
+        self.assertEqual(list(savedmodel.signatures(model, TOKENIZER, Options(8))), ["serving_default", "tokens"])
         found, _ = answer(small.model(heads=("classify",), num_labels=1), TOKENIZER, [["a"]], [[2.5]])
         self.assertAllEqual(found["value"], [2.5])
 
@@ -225,19 +246,38 @@ class AnswersTest(tf.test.TestCase):
         self.assertEqual(list(zip(got["generated_text"].numpy(), got["num_tokens"].numpy())), wanted)
         self.assertNotEqual(wanted, [written(text, 6, no_repeat_ngram_size=2) for text in texts])
         self.assertEqual(ask(tf.constant([], tf.string))["num_tokens"].shape, [0])
-        # Row by row: beams, the likeliest tokens, fewer tokens by beams.
-        counts = [6, 6, 3]
-        rows = dict(max_new_tokens=counts, temperature=[0, 1, 0], top_k=[0, 1, 0], top_p=[1] * 3, seed=[5] * 3)
+        # Row by row: beams, the likeliest tokens, fewer tokens by beams, and drawn.
+        texts, counts = [*texts, "the", "the"], [6, 6, 3, 6, 6]
+        drawn = dict(temperature=1.5, top_k=20, top_p=0.8)
+        rows: dict = dict(
+            max_new_tokens=counts,
+            temperature=[0, 1, 0, 1.5, 1.5],
+            top_k=[0, 1, 0, 20, 20],
+            top_p=[1, 1, 1, 0.8, 0.8],
+            seed=[5, 5, 5, 6, 7],
+        )
         rows = {name: tf.constant(values, found.ROWS[name]) for name, values in rows.items()}
         rowwise = tf.function(
             lambda text, rows: found.answer({"text": text}, None, rows),
             input_signature=[spec, {name: tf.TensorSpec([None], values.dtype) for name, values in rows.items()}],
             autograph=False,
         )
-        got = rowwise(tf.constant(texts), rows)
-        options = [search, dict(no_repeat_ngram_size=2), search]
+        plain = dict(no_repeat_ngram_size=2)
+        chosen = plain | dict(do_sample=True) | drawn
+        options = [search, plain, search, chosen | dict(seed=6), chosen | dict(seed=7)]
+
+        def asked(rows):
+            got = rowwise(tf.constant(texts), rows)
+            return list(zip(got["generated_text"].numpy(), got["num_tokens"].numpy()))
+
         wanted = [written(text, n, **each) for text, n, each in zip(texts, counts, options)]
-        self.assertEqual(list(zip(got["generated_text"].numpy(), got["num_tokens"].numpy())), wanted)
+        self.assertEqual(asked(rows), wanted)
+        self.assertNotEqual(wanted[3], wanted[4])  # By the seed alone.
+        # Each of the numbers says something.
+        for name, value in (("temperature", 0.2), ("top_k", 2), ("top_p", 0.1)):
+            self.assertNotEqual(
+                asked(rows | {name: tf.fill([5], tf.constant(value, found.ROWS[name]))})[3:], wanted[3:]
+            )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from tfzoo import cli, runs
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import __main__ as entry_point
 from tfzoo.export import answers, artifact, golden, manifest, onnx_check, onnx_emit, verify
+from tfzoo.export.genai import write as write_genai
 from tfzoo.text.wordpiece import WordPiece
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -280,6 +281,17 @@ class ArtifactTest(tf.test.TestCase):
                 compared += end
         self.assertGreater(compared, count)
 
+    def test_several_tokens_that_end_a_text(self):
+        model, folder = small.model("llama", num_layers=1, head_dim=8), FOLDER / "several"
+        model.hub_config = json.dumps({"eos_token_id": [3, 7]})
+        folder.mkdir()
+        onnx_emit.save(model, folder, profile="genai")
+        write_genai(model, TOKENIZER, folder, "model.onnx")
+        stated = json.loads((folder / "genai_config.json").read_text())["model"]
+        self.assertEqual((stated["bos_token_id"], stated["eos_token_id"]), (3, [3, 7]))
+        genai.Model(str(folder))  # Reads it.
+        verify.check_genai(folder)
+
     def test_signatures_for_classify_and_regress(self):
         folder = OTHERS["classifier"]["savedmodel"]
         saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
@@ -370,6 +382,14 @@ class ArtifactTest(tf.test.TestCase):
         refused(stale, "arg-max is another at 1 of")
         refused(lambda _, content: content["signatures"]["model"]["inputs"].pop("token_type_ids"), "inputs")
 
+    def test_what_is_still_being_written_is_not_replayed(self):
+        folder = FOLDER / "writing"
+        for name in ("1", "2.77.partial"):
+            (folder / "bert" / name).mkdir(parents=True)
+            (folder / "bert" / name / "golden.npz").write_text("")
+        self.assertEqual(verify.artifacts(folder), [folder / "bert" / "1"])
+        self.assertEqual(verify.artifacts(folder / "bert" / "2.77.partial"), [folder / "bert" / "2.77.partial"])
+
     def test_wrong_use_of_verify(self):
         empty = FOLDER / "empty"
         empty.mkdir()
@@ -456,6 +476,48 @@ class PublishTest(tf.test.TestCase):
             self.export(version=7)
         folder = self.export(version=10, keep_versions=2)
         self.assertCountEqual([path.name for path in folder.parent.iterdir()], ["8", "10"])
+        (folder.parent / "0002").mkdir()
+        self.export(version=3, keep_versions=2)  # The new one stays, whatever its number.
+        self.assertCountEqual([path.name for path in folder.parent.iterdir()], ["3", "10"])
+
+    def test_another_export_of_the_same_version(self):
+        """The one that comes second is refused, and takes away none but its own."""
+        kinds = ["litert", "onnx"]
+        made = artifact._replay_elsewhere
+
+        def overtaken(folders):
+            made(folders)
+            (self.output_dir / "onnx" / "bert" / "1").mkdir()
+            (self.output_dir / "onnx" / "bert" / "1" / "theirs.txt").write_text("stays")
+
+        def written(model, tokenizer, folder, options):
+            (folder / "model.tflite").write_text("")
+            return {}
+
+        with (
+            mock.patch.object(artifact, "_replay_elsewhere", overtaken),
+            mock.patch.object(artifact, "_write_litert", written),
+            mock.patch.object(artifact, "_finish"),
+            mock.patch.object(artifact.subprocess, "run", lambda *_, **__: mock.Mock(returncode=0)),
+        ):
+            for order in (kinds, kinds[::-1]):
+                with self.subTest(order), self.assertRaisesRegex(UserError, "^--version=1: .*exists already; choose"):
+                    artifact.export(MODEL, TOKENIZER, self.output_dir, formats=order)
+                found = [path.relative_to(self.output_dir) for path in self.output_dir.rglob("*") if path.is_file()]
+                self.assertEqual(list(map(str, found)), ["onnx/bert/1/theirs.txt"])
+                shutil.rmtree(self.output_dir)
+
+    def test_another_precision_has_the_folder_s_configuration(self):
+        model = small.model("gpt2", num_layers=1)
+        model.hub_config, model.generation_config = (
+            json.dumps({"eos_token_id": 3}),
+            json.dumps({"eos_token_id": [3, 7]}),
+        )
+        twin = artifact.with_precision(model, "bfloat16")
+        self.assertEqual(
+            answers.find(twin, TOKENIZER, answers.Options(32, max_new_tokens=2)).ids["eos_token_id"], [3, 7]
+        )
+        self.assertEqual((twin.hub_config, twin.generation_config), (model.hub_config, model.generation_config))
 
     def test_arguments(self):
         for pattern, keywords in (

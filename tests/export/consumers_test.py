@@ -224,7 +224,7 @@ def javascript(test: unittest.TestCase) -> pathlib.Path:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         shutil.rmtree(folder)
-        test.skipTest(f"npm install: {done.stderr[-200:]}")
+        raise AssertionError(f"npm install: {done.stderr[-500:]}")
     return folder
 
 

@@ -414,7 +414,8 @@ class CheckTest(tf.test.TestCase):
         )
         rows = golden.calibration(model, None, options)
         self.assertTrue(all((row["attention_mask"] == 1).all() and len(row["input_ids"]) == 1 for row in rows))
-        found = variants.write(model, folder, graphs, variants.VARIANTS, "standard", rows)
+        limits: dict[str, dict] = {"tokens": golden.tolerances(model, ["logits"]), "generate": {}}
+        found = variants.write(model, folder, graphs, variants.VARIANTS, "standard", rows, limits)
         self.assertEqual(tuple(found), variants.VARIANTS)
         far = {name: each["measured"]["tokens/logits"]["difference"] for name, each in found.items()}
         self.assertBetween(far["float16"], 1e-5, 1e-2)
@@ -433,6 +434,23 @@ class CheckTest(tf.test.TestCase):
         files = {f"model_{name}.onnx" for name in variants.VARIANTS} | {"golden.npz", "model.onnx"}
         self.assertEqual({path.name for path in folder.iterdir()}, files)
 
+        with (
+            mock.patch.dict(variants.MOST, int8=1e-9),
+            self.assertRaisesRegex(
+                CheckFailed, "--onnx_variants: int8 does not answer as float32 does: .*differs by .*; leave it out"
+            ),
+        ):
+            variants.write(model, folder, graphs, ["int8"], "standard", rows, limits)
+        with (
+            mock.patch.object(variants, "_quantise", side_effect=RuntimeError("no\nsuch")),
+            self.assertRaisesRegex(CheckFailed, "int8 does not answer as float32 does: no such; leave it out"),
+        ):
+            variants.write(model, folder, graphs, ["int8"], "standard", rows, limits)
+        limits["tokens"]["logits"]["allowed"] = 0.0
+        with self.assertRaisesRegex(
+            CheckFailed, "what is to be quantised does not answer as the model does: .*differs"
+        ):
+            variants.write(model, folder, graphs, ["int8"], "standard", rows, limits)
         # All 9 products with weights, and no other, are quantised.
         for name in ("int8", "int8_weights", "int4_weights"):
             operators = [node.op_type for node in onnx.load(folder / f"model_{name}.onnx").graph.node]

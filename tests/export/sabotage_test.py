@@ -118,6 +118,38 @@ class OnnxTest(Sabotage):
 
         self.refused(folder, "allow_pickle=False", pickled)
 
+    def test_places_written_otherwise(self):
+        """As ONNX's readers take them: the value before the key, numbers longer than need be, in a node, in a field
+        that is parted in two."""
+
+        def external(*entries):
+            return b"".join(b"\x6a" + bytes([len(entry)]) + entry for entry in entries)
+
+        key, value = b"\x0a\x08location", b"\x12\x06/x.bin"
+        found = []
+        for entry in (key + value, value + key, b"\x0a\x88\x00location" + value, b"\x0a\x01x" + key + value):
+            tensor = b"\x08\x01" + external(b"\x0a\x06offset\x12\x010", entry) + b"\x70\x01"
+            attribute = b"\x2a" + bytes([len(tensor)]) + tensor  # Of a node, as of an initializer: both are field 5.
+            node = b"\x2a" + bytes([len(attribute)]) + attribute
+            inner = b"\x0a" + bytes([len(node)]) + node
+            for graph in (attribute, inner):
+                path = FOLDER / "places.onnx"
+                path.write_bytes(b"\x08\x0a\x3a\x00\x3a" + bytes([len(graph)]) + graph)
+                found += verify.external_data(path)
+        self.assertEqual(found, ["/x.bin"] * 8)
+        (FOLDER / "places.onnx").write_bytes(b"\x3a\x7f")
+        with self.assertRaisesRegex(verify.Failure, "is no ONNX file"):
+            list(verify.external_data(FOLDER / "places.onnx"))
+
+    def test_golden_answers_that_are_no_numbers(self):
+        def spoilt(copy):
+            arrays = dict(np.load(copy / "golden.npz"))
+            key = next(key for key in arrays if key.endswith("outputs/logits"))
+            arrays[key] = np.full_like(arrays[key], np.nan)
+            np.savez(copy / "golden.npz", **arrays)
+
+        self.refused(self.folder, "not finite in golden.npz", spoilt)
+
     def test_a_tokenizer_of_another_model(self):
         self.refused(self.folder, "^tokenizer.json: input_ids of ", take(export("onnx", OTHER), "tokenizer"))
 
@@ -126,8 +158,40 @@ class OnnxTest(Sabotage):
         self.refused(self.folder, "differs", take(export("onnx", norm_epsilon=1.0), "golden.npz"))
 
 
-@pytest.mark.faults
+class GenaiTest(Sabotage):
+    def test_what_its_configuration_may_not_say(self):
+        """onnxruntime-genai would load the library of custom_ops_library, which then does what it likes."""
+        place = pathlib.Path(tempfile.mkdtemp(dir=FOLDER))
+        model = small.model("gpt2", num_layers=1, hidden_size=32)
+        with mock.patch.object(artifact, "_replay_elsewhere"):
+            made = artifact.export(
+                model, None, place, formats=["onnx"], onnx_profile="genai", sequence_length=16, max_new_tokens=4
+            )
+        folder = made["onnx"]
+
+        def says(change):
+            def rewrite(copy):
+                stated = json.loads((copy / "genai_config.json").read_text())
+                change(stated["model"]["decoder"], stated)
+                (copy / "genai_config.json").write_text(json.dumps(stated))
+
+            return rewrite
+
+        for pattern, change in (
+            ("session_options", lambda decoder, _: decoder["session_options"].update(custom_ops_library="ops.so")),
+            ("session_options", lambda decoder, _: decoder["session_options"].update(provider_options=[{"cuda": {}}])),
+            ("the graph '../model.onnx'", lambda decoder, _: decoder.update(filename="../model.onnx")),
+            ("has decoder.pipeline", lambda decoder, _: decoder.update(pipeline=[])),
+            ("has model.vision", lambda _, stated: stated["model"].update(vision={})),
+            ("has engine", lambda _, stated: stated.update(engine={})),
+        ):
+            self.refused(folder, f"^genai_config.json: .*{pattern}", says(change))
+        with mock.patch.object(verify.importlib.util, "find_spec", return_value=None):
+            self.assertIn("genai_config.json not replayed: onnxruntime-genai is not installed", verify.verify(folder))
+
+
 class SavedModelTest(Sabotage):
+    @pytest.mark.faults
     def test_damage_with_a_manifest_that_fits(self):
         folder, other = export("savedmodel"), export("savedmodel", OTHER)
         trained = export("savedmodel", norm_epsilon=1.0)
@@ -169,6 +233,27 @@ class SavedModelTest(Sabotage):
         for name in ("../../secret.bin", str(FOLDER / "secret.bin"), "missing.txt"):
             self.refused(folder, "reads '.*', which is no file in assets/", asset(name))
 
+    def test_what_reaches_out(self):
+        folder = export("savedmodel")
+
+        def add(op, inputs=(), function=False):
+            def change(copy):
+                saved = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
+                graph = saved.meta_graphs[0].graph_def
+                nodes = graph.library.function[0].node_def if function else graph.node
+                nodes.add(name="secret", op="Const")
+                nodes.add(name="mine", op=op, input=inputs)
+                (copy / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+            return change
+
+        for op in ("ReadFile", "WriteFile", "MatchingFiles", "EagerPyFunc", "PyFunc", "PrintV2", "TextLineDataset"):
+            for function in (False, True):
+                self.refused(folder, f"mine \\({op}\\) reads or writes what is no asset", add(op, (), function))
+        table = "InitializeTableFromTextFileV2"
+        self.refused(folder, f"mine \\({table}\\) reads", add(table, ["table", "secret"]))
+
+    @pytest.mark.faults
     def test_a_wrong_graph_is_not_published(self):
         """Inputs swapped and a mask dropped, in the function that is exported."""
         made = savedmodel._Module.__init__

@@ -105,7 +105,7 @@ class Reader:
         self.model, self.tokenizer, self.options, self.pieces = model, tokenizer, options, pieces
         self.frame = framing.frame(family(model), tokenizer, PAIR in pieces)
         self.has_offsets = has_offsets(tokenizer)
-        self.start_id = decoder_start_id(model) if _is_pair(model) else None
+        self.start_id = decoder_start_id(model, tokenizer) if _is_pair(model) else None
         # Reformer's lengths are static.
         self.static = options.sequence_length if family(model) == "reformer" else None
         if self.frame.room(options.sequence_length) < len(pieces):
@@ -219,10 +219,12 @@ def has_offsets(tokenizer: Any) -> bool:
     return True
 
 
-def decoder_start_id(model: keras.Model) -> int:
-    """What the decoder reads first."""
-    default = models.page_of(model).new_config(model.config)["decoder_start_token_id"]
-    return hub_config(model).get("decoder_start_token_id") or default
+def decoder_start_id(model: keras.Model, tokenizer: Any) -> int:
+    """What the decoder reads first: as the model's folder says; padding in a run, as tfzoo's objectives begin."""
+    start = special_ids(model).get("decoder_start_token_id")
+    if start is None and not hub_config(model):
+        start = getattr(tokenizer, "pad_id", None)
+    return models.page_of(model).new_config(model.config)["decoder_start_token_id"] if start is None else start
 
 
 def hub_config(model: keras.Model) -> dict[str, Any]:
@@ -257,7 +259,8 @@ class Labels(Answer):
     """Classification: `label` string [B], the likeliest, and `scores` float32 [B, C] with their `labels` [B, C].
 
     Scores are probabilities, together 1 unless several labels may hold at once (problem_type in config.json). With one
-    class there is nothing to choose: `value` [B] is the model's number.
+    class there is nothing to choose: `value` [B] is the model's number. A regression of several numbers gives
+    `values` [B, C] with their `labels`.
     """
 
     head = "classify"
@@ -266,15 +269,16 @@ class Labels(Answer):
         self.pieces = {TEXT: "text", PAIR: "text_pair"} if options.text_pair else {TEXT: "text"}
         super().__init__(model, tokenizer, options)
         self.labels = self.labels_of(model)
-        self.several = hub_config(model).get("problem_type") == "multi_label_classification"
         count = len(self.labels)
-        self.outputs = {
-            "label": ("string", ("batch",)),
-            "labels": ("string", ("batch", count)),
-            "scores": ("float32", ("batch", count)),
-        }
+        stated = hub_config(model).get("problem_type") or "single_label_classification"
+        self.problem_type = "regression" if count == 1 else stated  # In Hugging Face's words.
+        each = ("string", ("batch", count))
         if count == 1:
             self.outputs = {"value": ("float32", ("batch",))}
+        elif self.problem_type == "regression":
+            self.outputs = {"labels": each, "values": ("float32", ("batch", count))}
+        else:
+            self.outputs = {"label": ("string", ("batch",)), "labels": each, "scores": ("float32", ("batch", count))}
         self.outputs |= {"truncated": ("bool", ("batch",))}
 
     def labels_of(self, model: keras.Model) -> list[str]:
@@ -286,11 +290,13 @@ class Labels(Answer):
         if len(self.labels) == 1:
             return {"value": logits[:, 0], "truncated": reading.truncated}
         labels = tf.constant(self.labels)
-        return {
+        found = {"labels": tf.tile(labels[tf.newaxis], [tf.shape(logits)[0], 1]), "truncated": reading.truncated}
+        if self.problem_type == "regression":
+            return found | {"values": logits}
+        several = self.problem_type == "multi_label_classification"
+        return found | {
             "label": tf.gather(labels, tf.argmax(logits, -1)),
-            "labels": tf.tile(labels[tf.newaxis], [tf.shape(logits)[0], 1]),
-            "scores": tf.sigmoid(logits) if self.several else tf.nn.softmax(logits),
-            "truncated": reading.truncated,
+            "scores": tf.sigmoid(logits) if several else tf.nn.softmax(logits),
         }
 
 

@@ -92,7 +92,7 @@ def export(
     savedmodel.check(model, tokenizer, options)
     parents = {kind: pathlib.Path(output_dir, kind, name) for kind in formats}
     if version is None:
-        version = 1 + max((v for parent in parents.values() for v in _versions(parent)), default=0)
+        version = 1 + max((v for parent in parents.values() for v, _ in _versions(parent)), default=0)
     folders = {kind: parent / str(version) for kind, parent in parents.items()}
     for folder in folders.values():
         if folder.exists():
@@ -107,20 +107,32 @@ def export(
         ),
         "litert": lambda folder: _write_litert(with_precision(model, "float32"), tokenizer, folder, options),
     }
-    with contextlib.ExitStack() as stack:
-        partials = {}
-        for kind, folder in folders.items():
-            stack.enter_context(_new_parents(folder.parent))
-            partials[kind] = stack.enter_context(files.atomic_folder(folder))
-        # ONNX first: to be checked a graph is held twice, and TensorFlow does not give back what writing another takes.
-        for kind, partial in sorted(partials.items(), key=lambda item: item[0] != "onnx"):
-            content = {"kind": kind, "name": name, "version": version, **makers[kind](partial)}
-            _finish(partial, content, model, tokenizer, options)
-        _replay_elsewhere(list(partials.values()))
+    places: dict[pathlib.Path, tuple[int, int]] = {}  # What has been written here, by device and number of the folder.
+    try:
+        with contextlib.ExitStack() as stack:
+            partials = {}
+            for kind, folder in folders.items():
+                stack.enter_context(_new_parents(folder.parent))
+                partials[kind] = stack.enter_context(files.atomic_folder(folder))
+                places[folder] = _identity(partials[kind])
+            # ONNX first: to be checked a graph is held twice, and TensorFlow does not give back what writing another
+            # takes.
+            for kind, partial in sorted(partials.items(), key=lambda item: item[0] != "onnx"):
+                content = {"kind": kind, "name": name, "version": version, **makers[kind](partial)}
+                _finish(partial, content, model, tokenizer, options)
+            _replay_elsewhere(list(partials.values()))
+    except BaseException as error:
+        for folder, place in places.items():  # All of them appear, or none.
+            if folder.exists() and _identity(folder) == place:
+                files.remove_folder(folder)
+        if isinstance(error, FileExistsError):  # Another export was quicker.
+            raise UserError(f"--version={version}: {error}; choose another, or leave the flag out") from None
+        raise
     if keep_versions is not None:
         for parent in parents.values():
-            for old in sorted(_versions(parent))[:-keep_versions]:
-                files.remove_folder(parent / str(old))
+            others = sorted((number, path) for number, path in _versions(parent) if number != version)
+            for _, old in others[: len(others) + 1 - keep_versions]:
+                files.remove_folder(old)
     return folders
 
 
@@ -142,8 +154,14 @@ def _check_arguments(name, version, formats, precision, onnx_variants, keep_vers
                 raise UserError(f"--{flag}={','.join(values)}: must be of {', '.join(choices)}, each at most once")
 
 
-def _versions(parent: pathlib.Path) -> list[int]:
-    return [int(path.name) for path in parent.glob("*") if path.name.isdecimal()]
+def _versions(parent: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    return [(int(path.name), path) for path in parent.glob("*") if path.name.isdecimal()]
+
+
+def _identity(folder: pathlib.Path) -> tuple[int, int]:
+    """What a folder keeps when it is renamed."""
+    stated = folder.stat()
+    return stated.st_dev, stated.st_ino
 
 
 def with_precision(model: keras.Model, precision: str) -> keras.Model:
@@ -162,7 +180,8 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
         )
     for variable, value in zip(twin.weights, model.weights, strict=True):
         variable.assign(value)
-    twin.hub_config = getattr(model, "hub_config", "")
+    for name in ("hub_config", "generation_config"):  # Labels; how texts are written, and which tokens end them.
+        setattr(twin, name, getattr(model, name, ""))
     return twin
 
 
@@ -227,12 +246,14 @@ def _answering(model, tokenizer, options: Options) -> dict:
         answer = answers.find(model, tokenizer, dataclasses.replace(options, max_new_tokens=1))
     except UserError:  # Nothing says how it reads texts, and ids are all it needs.
         return {}
+    if answer is None:
+        return {}
+    known: dict[str, Any] = {"texts": list(answer.inputs)}
     if isinstance(answer, answers.Continuations):
-        return {"generation": answer.ids}
+        known["generation"] = answer.ids
     if isinstance(answer, answers.Labels):
-        kinds = ("regression", "multi_label_classification", "single_label_classification")
-        return {"problem_type": kinds[0 if len(answer.labels) == 1 else 1 if answer.several else 2]}
-    return {}
+        known |= {"problem_type": answer.problem_type, "labels": answer.labels}
+    return known
 
 
 def _write_savedmodel(model, tokenizer, folder, options: Options, name: str) -> dict:
@@ -303,7 +324,8 @@ def _write_onnx(
     }
     if chosen:
         rows = golden.calibration(model, tokenizer, options, texts) if "int8_static" in chosen else []
-        content["variants"] = variants.write(model, folder, graphs, chosen, profile, rows, options.sequence_length)
+        length = options.sequence_length
+        content["variants"] = variants.write(model, folder, graphs, chosen, profile, rows, tolerances, length)
     return content
 
 

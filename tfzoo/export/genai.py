@@ -22,6 +22,9 @@ def write(model: keras.Model, tokenizer: Any, folder: pathlib.Path, filename: st
     pad = 0 if tokenizer is None else answers.pad_id(tokenizer)
     end = ids.get("eos_token_id", getattr(tokenizer, "eos_id", None))
     end = pad if end is None else end  # onnxruntime-genai knows no text without one.
+    begin = getattr(tokenizer, "bos_id", None)
+    if begin is None:  # One is asked for, whether texts begin with it or not.
+        begin = end[0] if isinstance(end, list) else end
     names = {f"past_{part}_names": f"past_key_values.%d.{part}" for part in ("key", "value")}
     inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask", "position_ids": "position_ids", **names}
     outputs = {"logits": "logits"} | {f"present_{part}_names": f"present.%d.{part}" for part in ("key", "value")}
@@ -41,7 +44,7 @@ def write(model: keras.Model, tokenizer: Any, folder: pathlib.Path, filename: st
             "type": "decoder",
             "vocab_size": config.vocab_size,
             "context_length": config.max_positions,
-            "bos_token_id": ids.get("bos_token_id", end),
+            "bos_token_id": begin,
             "eos_token_id": end,
             "pad_token_id": pad,
             "decoder": decoder,

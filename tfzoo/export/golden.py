@@ -292,24 +292,28 @@ def text_cases(answer: Answer) -> dict[str, dict[str, list[str]]]:
 
 
 def generate_case(answer: answers.Continuations, texts: Mapping[str, Sequence[str]]) -> dict[str, dict]:
-    """A case of the signature `generate`: so many tokens a row, and two ways of asking for the likeliest."""
+    """A case of the signature `generate`: so many tokens a row, the likeliest text, the likeliest token each time, and
+    tokens that are drawn, in turns."""
     count, most = len(texts["text"]), answer.options.max_new_tokens
+    way = np.arange(count) % 3
     asked = {
         "max_new_tokens": 1 + np.arange(count) * 3 % most,
-        "temperature": np.arange(count) % 2,
-        "top_k": np.arange(count) % 2,
-        "top_p": np.ones(count),
+        "temperature": np.array([0, 1, 0.8])[way],
+        "top_k": np.array([0, 1, 5])[way],
+        "top_p": np.array([1, 1, 0.9])[way],
         "seed": np.arange(count),
     }
     asked = {name: values.astype(answer.ROWS[name]) for name, values in asked.items()}
+    rows = [dict(zip(asked, values)) for values in zip(*(values.tolist() for values in asked.values()))]
     return {
         "inputs": {"text": np.array(texts["text"], "U"), **asked},
-        "outputs": text_outputs(answer, texts, asked["max_new_tokens"], asked["temperature"] == 0),
+        "outputs": text_outputs(answer, texts, rows),
     }
 
 
 def text_outputs(answer: Answer, texts: Mapping[str, Sequence[str]], *more) -> dict[str, Any]:
-    """What the text signature answers: row by row, without padding, in Python."""
+    """What the text signature answers: row by row, without padding, in Python. more: of `generate`, what each is
+    asked for."""
     rows = [_Row(answer, row) for row in zip(*texts.values())]
     found = _EXPECTED[type(answer)](answer, rows, *more)
     return found | {"truncated": np.array([row.truncated for row in rows], bool)}
@@ -379,10 +383,14 @@ def _labels(answer: answers.Labels, rows: list[_Row]) -> dict:
     ordered = np.sort(logits, -1)
     decided = ordered[:, -1] - ordered[:, -2] > _margin(answer.model) * np.maximum(1, np.abs(logits).max(-1))
     labels = np.array(answer.labels)
-    scores = 1 / (1 + np.exp(-logits)) if answer.several else _softmax(logits)
+    named = np.tile(labels, (len(rows), 1))
+    if answer.problem_type == "regression":
+        return {"labels": named, "values": logits.astype(np.float32)}
+    several = answer.problem_type == "multi_label_classification"
+    scores = 1 / (1 + np.exp(-logits)) if several else _softmax(logits)
     return {
         "label": {"values": labels[logits.argmax(-1)], "decided": decided},
-        "labels": np.tile(labels, (len(rows), 1)),
+        "labels": named,
         "scores": scores.astype(np.float32),
     }
 
@@ -534,26 +542,26 @@ def _embeddings(answer: answers.Embeddings, rows: list[_Row]) -> dict:
 
 
 def _continuations(
-    answer: answers.Continuations,
-    rows: list[_Row],
-    counts: np.ndarray | None = None,
-    likeliest: np.ndarray | None = None,
+    answer: answers.Continuations, rows: list[_Row], asked: Sequence[Mapping[str, Any]] | None = None
 ) -> dict:
     """Each row is written by itself.
 
-    counts: tokens asked for in each. likeliest: whether the likeliest text was, or the likeliest token each time.
+    asked: what `generate` is told of each; None for the text signature.
     """
     forced = any(name.startswith("forced") for name in answer.ids)
     noises = _noises(_margin(answer.model))
     texts, lengths, decided = [], [], []
     for i, row in enumerate(rows):
         search = answer.options.search
-        if likeliest is not None and not likeliest[i]:
+        own = {"max_new_tokens": answer.options.max_new_tokens} if asked is None else dict(asked[i])
+        drawn = own.get("top_k", 0) > 1
+        if asked is not None and own["temperature"] > 0:
             search = answers.without_beams(search)
-        asked = search | {"max_new_tokens": answer.options.max_new_tokens if counts is None else int(counts[i])}
-        ids = _written(answer, row, **asked)
-        if search or forced:  # No single logit decides: does a little noise change it?
-            again = [_written(answer, row, **asked, logits_processor=noise) for noise in noises]
+        own = own | {"do_sample": True} if drawn else {"max_new_tokens": own["max_new_tokens"]}
+        options = search | own
+        ids = _written(answer, row, **options)
+        if search or forced or drawn:  # No single logit decides: does a little noise change it?
+            again = [_written(answer, row, **options, logits_processor=noise) for noise in noises]
             decided.append(all(np.array_equal(others, ids) for others in again))
         else:  # Read again as a whole.
             logits = _next_logits(answer, row, ids)

@@ -131,6 +131,8 @@ def _example_signatures(answer: Answer | None) -> list[str]:
     if not isinstance(answer, Labels):
         return []
     count = len(answer.labels)
+    if count > 1 and answer.problem_type == "regression":
+        return []
     return ["regress"] if count == 1 else ["classify", "regress"] if count == 2 else ["classify"]
 
 

@@ -9,7 +9,6 @@ int4_weights   weights in 4 bits, activations in 8
 
 import contextlib
 import logging
-import math
 import pathlib
 import statistics
 import time
@@ -23,9 +22,12 @@ import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+from tfzoo.errors import CheckFailed, UserError, one_line
 from tfzoo.export import onnx_emit, verify
 
-VARIANTS = ("float16", "int8", "int8_static", "int8_weights", "int4_weights")
+# How far from float32's largest number an answer may be: beyond that a variant is of no use.
+MOST = {"float16": 0.05, "int8": 1.0, "int8_static": 1.0, "int8_weights": 1.0, "int4_weights": 1.0}
+VARIANTS = tuple(MOST)
 _ROUNDS = 5  # Of taking turns with float32's graphs, to see which is the faster.
 _BLOCK = 32  # Weights that share a scale.
 _BITS = {"int8_weights": 8, "int4_weights": 4}
@@ -38,55 +40,74 @@ def write(
     chosen: Sequence[str],
     profile: str,
     calibration: Sequence[Mapping[str, np.ndarray]],
+    tolerances: Mapping[str, dict],
     length: int | None = None,
 ) -> dict[str, Any]:
     """Writes NAME_VARIANT.onnx for each of `graphs`, and measures them on the folder's golden.npz.
 
     Args:
       calibration: for int8_static: rows as `golden.calibration` has them.
+      tolerances: of float32's graphs, which those hold that are quantised, too.
       length: see onnx_emit.emit.
 
     Returns:
       {variant: {"bytes", "milliseconds" for the longest case, "float32" with the same of float32's graphs, "measured":
       {output: difference, mean, arg-maxes compared and equal; of a text written greedily, tokens until it parts},
       "signatures", "tolerances"}}, where twice the measured difference is allowed: other processors round otherwise.
+
+    Raises:
+      CheckFailed: one cannot be made, does not run, or is further from float32 than MOST.
     """
     cases = verify.read_golden(folder)
     options: dict[str, Any] = dict(profile=profile, length=length)
     shared, names = profile == "genai", [path.stem for path in graphs]
-    anything: dict[str, dict] = {signature: {} for signature, _ in cases}
-    for (signature, _), case in cases.items():
-        if signature == "tokens":
-            anything[signature] |= {name: {"of": "largest", "allowed": math.inf} for name in case["outputs"]}
     plain, _ = verify.load_onnx(folder, names, shared=shared)
     longest = max((case for (of, _), case in cases.items() if of == "tokens"), key=lambda case: _size(case["inputs"]))
+
+    def one(variant: str) -> dict[str, Any]:
+        if variant == "float16":
+            onnx_emit.save(model, folder, "_float16", dtype="float16", **options)
+        else:
+            fed = _fed(folder, names, calibration) if variant == "int8_static" else {}
+            for name in names:
+                _quantise(variant, folder / f"{name}_wide.onnx", folder / f"{name}_{variant}.onnx", fed.get(name))
+        run, found = verify.load_onnx(folder, names, f"_{variant}", shared)
+        most = {name: {"of": "largest", "allowed": MOST[variant]} for name in longest["outputs"]}
+        allowed = {signature: most if signature == "tokens" else {} for signature, _ in cases}
+        measured = verify.compare_all(run, cases, allowed, exact=False)
+        for key, result in measured.items():
+            if result.pop("tolerance", None) is not None:
+                most[key.removeprefix("tokens/")]["allowed"] = 2 * result["difference"] + 1e-6
+        milliseconds, of_float32 = _turns(longest["inputs"], run, plain)
+        return {
+            "bytes": _bytes(folder, names, f"_{variant}"),
+            "milliseconds": milliseconds,
+            "float32": {"bytes": _bytes(folder, names, ""), "milliseconds": of_float32},
+            "measured": measured,
+            "signatures": {
+                name: {side: _stated(tensors) for side, tensors in sides.items()} for name, sides in found.items()
+            },
+            "tolerances": allowed,
+        }
+
     written = {}
-    with _without_advice(), _wide(model, folder, **options) if set(chosen) - {"float16"} else contextlib.nullcontext():
+    wide = _wide(model, folder, **options) if set(chosen) - {"float16"} else contextlib.nullcontext(())
+    with _without_advice(), wide as paths:
+        if paths:
+            run, _ = verify.load_onnx(folder, names, "_wide", shared)
+            try:
+                verify.compare_all(run, cases, tolerances)
+            except verify.Failure as failure:
+                raise CheckFailed(f"what is to be quantised does not answer as the model does: {failure}") from failure
         for variant in chosen:
-            if variant == "float16":
-                onnx_emit.save(model, folder, "_float16", dtype="float16", **options)
-            else:
-                fed = _fed(folder, names, calibration) if variant == "int8_static" else {}
-                for name in names:
-                    _quantise(variant, folder / f"{name}_wide.onnx", folder / f"{name}_{variant}.onnx", fed.get(name))
-            run, found = verify.load_onnx(folder, names, f"_{variant}", shared)
-            measured = verify.compare_all(run, cases, anything, exact=False)
-            allowed: dict[str, dict] = {signature: {} for signature in anything}
-            for key, result in measured.items():
-                if result.pop("tolerance", None) is not None:
-                    limit = {"of": "largest", "allowed": 2 * result["difference"] + 1e-6}
-                    allowed["tokens"][key.removeprefix("tokens/")] = limit
-            milliseconds, of_float32 = _turns(longest["inputs"], run, plain)
-            written[variant] = {
-                "bytes": _bytes(folder, names, f"_{variant}"),
-                "milliseconds": milliseconds,
-                "float32": {"bytes": _bytes(folder, names, ""), "milliseconds": of_float32},
-                "measured": measured,
-                "signatures": {
-                    name: {side: _stated(tensors) for side, tensors in sides.items()} for name, sides in found.items()
-                },
-                "tolerances": allowed,
-            }
+            try:
+                written[variant] = one(variant)
+            except (UserError, OSError):
+                raise
+            except Exception as error:  # Quantisers and runtimes raise what they like.
+                raise CheckFailed(
+                    f"--onnx_variants: {variant} does not answer as float32 does: {one_line(error)}; leave it out"
+                ) from error
     return written
 
 
@@ -126,11 +147,11 @@ def _without_advice() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _wide(model: keras.Model, folder: pathlib.Path, **options) -> Iterator[None]:
+def _wide(model: keras.Model, folder: pathlib.Path, **options) -> Iterator[list[pathlib.Path]]:
     """NAME_wide.onnx: the graphs with a matrix of its own for each matrix product."""
     paths = onnx_emit.save(model, folder, "_wide", copy_tied=True, **options)
     try:
-        yield
+        yield paths
     finally:
         for path in paths:
             path.unlink()
