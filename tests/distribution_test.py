@@ -163,14 +163,15 @@ class CommandTest(DistributionCase):
     def setUp(self):
         self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
 
-    def train(self, world, run_dir, stop_after=0, nan_at=0, **others):
+    def train(self, world, run_dir, stop_after=0, nan_at=0, fail_after=0, **others):
         """Exit code, stdout and stderr of each worker."""
         flags = [*tiny_run.flags(self.folder, **(dict(batch_size=12, schedule="constant") | others))]
         if world != "one":
             flags.append("--strategy=mirrored" if world.startswith("mirrored") else "--strategy=multi_worker")
             flags += ["--num_devices=2"] * world.startswith("mirrored")
         argv = [*flags, f"--run_dir={run_dir}"]
-        ranks = worlds.run(world, [["command", dict(argv=argv, stop_after=stop_after, nan_at=nan_at)]], begun=False)
+        calls = [["command", dict(argv=argv, stop_after=stop_after, nan_at=nan_at, fail_after=fail_after)]]
+        ranks = worlds.run(world, calls, begun=False)
         return [rank[0] for rank in ranks]
 
     def losses(self, run_dir, name="loss"):
@@ -204,16 +205,46 @@ class CommandTest(DistributionCase):
             (rank,) = self.train("mirrored2", self.folder / "run", **flags)
             self.assertEqual((rank["code"], rank["err"]), (2, f"error: {message}\n"))
 
+    def test_parameter_servers_lose_a_worker(self):
+        found = self.parameter_servers(steps=10, kill_after=2)
+        self.assertLess(sum(found[-3:]), sum(found[:3]))
+
+    def parameter_servers(self, kill_after, **flags):
+        """The losses of a run that loses one of two workers after so many calls."""
+        argv = tiny_run.flags(self.folder, **flags, batch_size=12, steps_per_call=5, checkpoint_every=20)
+        argv += ["--strategy=parameter_server", f"--run_dir={self.folder / 'run'}"]
+        ((rank,),) = worlds.run("servers", [["command", {"argv": argv, "kill_after": kill_after}]], begun=False)
+        self.assertEqual(rank["code"], 0, rank)
+        self.assertIn("held out", rank["out"])
+        found = self.losses(self.folder / "run")
+        self.assertEqual(len(found), flags["steps"])
+        return found
+
+    def test_a_port_that_is_taken(self):
+        for (said,) in worlds.run("workers2", [["taken", {}]], begun=False):
+            self.assertRegex(
+                said, r"^TF_CONFIG: 127.0.0.1:\d+ cannot be listened on \(.*\); end what has that port, or"
+            )
+
+    def test_a_killed_and_a_failing_worker(self):
+        """The other one ends by itself, and both go on."""
+        flags = self.PLAIN | dict(steps=8, evaluate_every=8, evaluate_batches=1, checkpoint_every=2)
+        run_dir = self.folder / "run"
+        # One that fails says so, and ends with the code of a bug; whoever waits for it ends too.
+        ranks = self.train("workers2", run_dir, fail_after=3, **flags)
+        self.assertEqual([rank["code"] for rank in ranks], [5, 1], ranks)
+        self.assertIn("another worker of this run is gone; start all of them again", ranks[0]["err"])
+        workers, seconds = self.interrupt(
+            run_dir, signal.SIGKILL, lambda: len(self.losses(run_dir)), 1, **flags | {"steps": 3000}
+        )
+        self.assertEqual([worker.returncode for worker in workers], [5, -signal.SIGKILL], self.output())
+        self.assertLess(seconds, 60)
+        self.assertIn("going on at step 2 of 3,000", self.output())
+
     @pytest.mark.faults
     def test_parameter_servers_learn_and_lose_a_worker(self):
-        flags = tiny_run.flags(self.folder, steps=40, batch_size=12, steps_per_call=5, checkpoint_every=20)
-        argv = [*flags, "--strategy=parameter_server", f"--run_dir={self.folder / 'run'}"]
-        ((rank,),) = worlds.run("servers", [["command", {"argv": argv, "kill_after": 3}]], begun=False)
-        self.assertEqual(rank["code"], 0, rank)
-        found = self.losses(self.folder / "run")
-        self.assertEqual(len(found), 40)
+        found = self.parameter_servers(steps=40, kill_after=3)
         self.assertLess(sum(found[-5:]), sum(found[:5]) - 0.5)
-        self.assertIn("held out", rank["out"])
         # Resumed by one device, its schedule goes on where it was.
         (rank,) = self.train(
             "one", self.folder / "run", steps=44, batch_size=12, schedule="linear", checkpoint_every=20
@@ -256,8 +287,8 @@ class CommandTest(DistributionCase):
     def output(self):
         return "\n".join((self.folder / f"{rank}.out").read_text()[-3000:] for rank in range(2))
 
-    def interrupt(self, run_dir, number, logged, **flags):
-        """Starts two workers and sends worker 1 the signal after some steps; (both, seconds that they then took)."""
+    def interrupt(self, run_dir, number, logged, more=None, **flags):
+        """Starts two workers and sends worker 1 the signal after `more` steps; (both, seconds that they then took)."""
         argv = [*tiny_run.flags(self.folder, **(dict(batch_size=12, schedule="constant") | flags))]
         command = [sys.executable, "-m", "tfzoo.train", *argv, "--strategy=multi_worker", f"--run_dir={run_dir}"]
         addresses = [f"127.0.0.1:{port}" for port in launch.free_ports(2)]
@@ -269,7 +300,7 @@ class CommandTest(DistributionCase):
                 workers.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=ROOT))
             self.addCleanup(workers[-1].wait)
             self.addCleanup(workers[-1].kill)
-        first, more = logged(), random.Random(5).randint(20, 40)
+        first, more = logged(), more or random.Random(5).randint(20, 40)
         while logged() < first + more and None in (worker.poll() for worker in workers):
             time.sleep(0.005)
         began = time.monotonic()
@@ -605,15 +636,30 @@ def order(world):
     return found
 
 
-def command(world, argv, stop_after=0, kill_after=0, nan_at=0):
-    """tfzoo.train in this process; after so many calls of the step a SIGTERM for worker 1 alone, a SIGKILL for 0; a
-    call whose losses are NaN."""
+def taken(world):
+    """What a worker says whose port somebody else listens on."""
+    import socket
+
+    from tfzoo import distribution, errors
+
+    cluster = distribution.read_cluster("multi_worker")
+    host, _, port = cluster.addresses["worker"][cluster.index].partition(":")
+    with socket.create_server((host, int(port))):
+        try:
+            distribution.make_strategy("multi_worker")
+        except errors.UserError as error:
+            return str(error)
+
+
+def command(world, argv, stop_after=0, kill_after=0, nan_at=0, fail_after=0):
+    """tfzoo.train in this process; after so many calls of the step a SIGTERM, or an exception, for worker 1 alone, a
+    SIGKILL for 0; a call whose losses are NaN."""
     import contextlib
     import io
 
     from tfzoo import cli, train
 
-    if kill_after or nan_at or (stop_after and world.rank == 1):
+    if kill_after or nan_at or ((stop_after or fail_after) and world.rank == 1):
         make_step = train.make_step
 
         def made(*args, **kwargs):
@@ -624,6 +670,8 @@ def command(world, argv, stop_after=0, kill_after=0, nan_at=0):
                 number = next(calls)
                 if number == stop_after:
                     os.kill(os.getpid(), signal.SIGTERM)
+                if number == fail_after:
+                    raise RuntimeError("on purpose")
                 if number == kill_after:
                     os.kill(int((world.folder / "worker0.pid").read_text()), signal.SIGKILL)
                 return losses * math.nan if number == nan_at else losses

@@ -52,6 +52,7 @@ class LaunchTest(unittest.TestCase):
         dying = "import os, signal, time\nif '\"index\": 1' in os.environ['TF_CONFIG']: {}\ntime.sleep(600)"
         for death, expected in (
             ("os.kill(os.getpid(), signal.SIGKILL)", 5),
+            ("raise ValueError", 1),
             ("raise SystemExit(2)", 2),
             ("raise SystemExit(4)", 4),
             ("raise SystemExit(77)", 5),

@@ -159,6 +159,28 @@ class StepTest(tf.test.TestCase):
             self.assertEqual(any(np.any(a != b) for a, b in zip(before, after, strict=True)), moves)
             self.assertEqual(float(optimizer.dynamic_scale), scale if moves else scale / 2)
 
+    def test_a_norm_that_overflows_is_skipped(self):
+        """Each gradient is finite, and so is the loss; their squares are not."""
+        stretch = tf.Variable(1e25)
+
+        class Stretched(MaskedLM):
+            def loss(self, model, batch, training=True):
+                total, weight = super().loss(model, batch, training)
+                more = total * (stretch - 1.0)
+                return total + (more - tf.stop_gradient(more)), weight
+
+        net = model()
+        optimizer = optim.make_optimizer("sgd", 0.1, net.trainable_variables, skip_nonfinite=True)
+        stretched = Stretched(WordPiece(VOCAB), LENGTH)
+        run = make_step(tf.distribute.get_strategy(), net, optimizer, stretched, clip_norm=0.5, mark_skips=True)
+        iterator = iter(batches(2))
+        for size, skipped in ((1e25, True), (1.0, False)):
+            stretch.assign(size)
+            before = [v.numpy() for v in net.trainable_variables]
+            (loss,) = run(iterator, tf.constant(1)).numpy()
+            changed = any(np.any(a != v.numpy()) for a, v in zip(before, net.trainable_variables, strict=True))
+            self.assertEqual((np.isnan(loss), changed), (skipped, not skipped))
+
     def test_half_precision_learns(self):
         total, weight = objective().loss(model(), {name: x[:BATCH] for name, x in features(6 * BATCH).items()})
         first = total / weight

@@ -15,6 +15,7 @@ import shutil
 import signal
 import tempfile
 import time
+import types
 from unittest import mock
 
 import numpy as np
@@ -23,7 +24,7 @@ import tensorflow as tf
 from absl import flags as absl_flags
 
 from tests import tiny_run
-from tfzoo import checkpoint, cli, files, report, runs, train
+from tfzoo import checkpoint, cli, files, optim, report, runs, train
 from tfzoo.data import pipeline
 from tfzoo.data.corpus import load_corpus
 from tfzoo.data.pairs import PairRows
@@ -131,6 +132,10 @@ class FlagsTest(TrainCase):
         for pattern, flags in (
             (r"--sequence_length=64: must not exceed the model's max_positions \(32\)", dict(sequence_length=64)),
             (r"--accumulation=3: must divide --batch_size \(4\)\n", dict(accumulation=3)),
+            (
+                r"ByteLevelBPE: masked .* has none for cls, sep, mask.*; use a WordPiece tokenizer\n",
+                dict(tokenizer="byte_level", vocab_size=300),
+            ),
             (r"--warmup_steps=7: must not exceed --steps \(6\)\n", dict(warmup_steps=7)),
             (
                 r"--model=performer_small: it cannot tell documents packed in a row apart; add --nopack\n",
@@ -261,9 +266,9 @@ class RunTest(TrainCase):
             corpus = load_corpus(flags["corpus"], cache_dir=None)
             objective = MaskedLM(tokenizer, int(flags["sequence_length"]))
             rows = PairRows(tokenize(corpus.held_out, tokenizer), objective.row_tokens)
-            batches = pipeline.evaluation_batches(
-                rows, objective, batch_size=min(4, len(rows)), seed=0, num_batches=int(flags["evaluate_batches"])
-            )
+            parts = int(flags["accumulation"])  # As the training step, it computes so many parts of a batch.
+            count = int(flags["evaluate_batches"]) * parts
+            batches = pipeline.evaluation_batches(rows, objective, batch_size=4 // parts, seed=0, num_batches=count)
             figures = train.make_evaluation(tf.distribute.get_strategy(), model, objective)(batches)
             for name, value in figures.items():
                 self.assertEqual(repr(value), self.expected[step, name], f"{name} of step {step}")
@@ -292,6 +297,60 @@ class RunTest(TrainCase):
         shutil.copytree(self.done, self.run_dir, symlinks=True)
         self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
         self.assertEqual(tiny_run.measured(self.run_dir), self.expected)
+
+    def test_a_signal_does_not_wait_for_an_evaluation(self):
+        make, stopped = train.make_evaluation, self.folder / "stopped"
+
+        def signalled(batches):
+            for number, batch in enumerate(batches):
+                if number:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        def made(*args):
+            evaluate = make(*args)
+            return lambda batches, **kwargs: evaluate(signalled(batches), **kwargs)
+
+        with mock.patch.object(train, "make_evaluation", made):
+            code, out, err = run(*self.flags(), f"--run_dir={stopped}")
+        self.assertEqual(code, cli.STOPPED, err)
+        self.assertIn("stopped by SIGTERM at step 3; all is saved", out)
+        self.assertNotIn("held out    ", out)
+        before = {key: value for key, value in self.expected.items() if key[0] < 3 or key == (3, "loss")}
+        self.assertEqual({k: v for k, v in tiny_run.measured(stopped).items() if k in before}, before)
+        self.assertNotIn((3, "masked_lm_loss"), tiny_run.measured(stopped))
+        # Measured first of all when it goes on; also when that was logged and killed before anything was saved.
+        self.assert_done(*self.flags(), f"--run_dir={stopped}")
+        self.assertEqual(tiny_run.measured(stopped), self.expected)
+        self.cut_back(stopped, step=3)
+        self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
+        for run_dir in (stopped, self.run_dir):
+            self.assertEqual(tiny_run.measured(run_dir), self.expected)
+            self.assertLen(tiny_run.records(run_dir), 8)
+            self.assertEqual((run_dir / "best").readlink(), (self.done / "best").readlink())
+
+    def test_a_call_takes_few_seconds(self):
+        """As many updates as fit in CALL_SECONDS, by a clock that advances two seconds an update."""
+        make, counts, clock = train.make_step, [], [0.0]
+
+        def made(*args, **kwargs):
+            steps = make(*args, **kwargs)
+
+            def timed(iterator, count):
+                counts.append(int(count))
+                clock[0] += 2.0 * int(count)
+                return steps(iterator, count)
+
+            return timed
+
+        with (
+            mock.patch.object(train, "make_step", made),
+            mock.patch.object(train, "time", types.SimpleNamespace(monotonic=lambda: clock[0])),
+        ):
+            self.assert_done(
+                *self.flags(log_every=6, evaluate_every=6, checkpoint_every=6), f"--run_dir={self.run_dir}"
+            )
+        self.assertEqual(counts, [1, 2, 2, 1])
 
     def test_two_at_once_are_one_too_many(self):
         shutil.copytree(self.done, self.run_dir, symlinks=True)
@@ -329,7 +388,7 @@ class RunTest(TrainCase):
             (begun + r"--model \(bert_tiny -> bert_mini\); ", dict(model="bert_mini")),
             (begun + r"--overrides \(.*hidden_size=16.* -> .*hidden_size=32.*\); ", dict(overrides=sizes)),
             (begun + r"--corpus \(.*corpus.txt -> .*other.txt\); ", dict(corpus=other)),
-            (begun + r"--accumulation \(2 -> 1\); ", dict(accumulation=1)),
+            (begun + r"--on_nonfinite \(stop -> skip\); ", dict(on_nonfinite="skip")),
             (begun + r"--precision \(float32 -> bfloat16\); ", dict(precision="bfloat16")),
         ):
             with self.subTest(**flags):
@@ -415,16 +474,44 @@ class NotANumberTest(TrainCase):
         trained = [record for record in tiny_run.records(self.run_dir) if "learning_rate" in record]
         self.assertEqual(["loss" in record for record in trained], [True, True, True, False, False, True, True])
         self.assertEqual([record.get("nonfinite", 0) for record in trained], [0, 0, 0, 1, 2, 2, 2])
+        # Of the last update, which a step that is skipped does not make: up in two, down to 0 after the seventh.
+        rates = [0.005, 0.01, 0.01, 0.01, 0.01, 0.008, 0.006]
+        self.assertAllClose([record["learning_rate"] for record in trained], rates)
         for step, same in ((2, False), (3, True), (4, True), (5, False)):
             pairs = zip(self.weights(step), self.weights(step + 1), strict=True)
             self.assertEqual(all(np.array_equal(one, other) for one, other in pairs), same, f"after step {step}")
 
     def test_too_many_in_a_row(self):
         flags = dict(steps=7, accumulation=1, on_nonfinite="skip", max_nonfinite=1)
-        with self.nan_at(4, 5):
-            code, _, err = run(*self.flags(**flags), f"--run_dir={self.run_dir}")
-        self.assertEqual(code, 4, err)
-        self.assertIn("the loss of step 5, or its gradient, is not finite after 1 others", err)
+        many = dict(log_every=7, checkpoint_every=7, evaluate_every=7)  # After the first, several updates a call.
+        for number, others in enumerate(({}, many)):
+            run_dir = self.folder / str(number)
+            with self.nan_at(4, 5), mock.patch.object(train, "CALL_SECONDS", 1e9):
+                code, _, err = run(*self.flags(**(flags | others)), f"--run_dir={run_dir}")
+            self.assertEqual(code, 4, err)
+            self.assertIn("the loss of step 5, or its gradient, is not finite after 1 others", err)
+
+    def test_float16_keeps_its_scale(self):
+        """Where updates are skipped; one that its scale was too high for does not count as not finite."""
+        flags = self.flags(
+            steps=8, accumulation=1, evaluate_every=8, precision="float16", on_nonfinite="skip", max_nonfinite=1
+        )
+        scales = []
+        make = optim.make_optimizer
+
+        def high(*args, **kwargs):
+            optimizer = make(*args, **kwargs)
+            optimizer.dynamic_scale.assign(2.0**40)
+            scales.append(optimizer.dynamic_scale)
+            return optimizer
+
+        with mock.patch.object(optim, "make_optimizer", high), self.nan_at(4):
+            self.assert_done(*flags, f"--run_dir={self.run_dir}")
+        trained = [record for record in tiny_run.records(self.run_dir) if "learning_rate" in record]
+        self.assertEqual(["loss" in record for record in trained], [True, True, True, False, True, True, True, True])
+        self.assertEqual([record.get("nonfinite", 0) for record in trained], [0, 0, 0, 1, 1, 1, 1, 1])
+        self.assertEqual(float(scales[0]), 2.0**32)  # Halved by each of the eight: an overflow, or the NaN.
+        self.assertEqual([record["learning_rate"] for record in trained], [trained[0]["learning_rate"]] * 8)
 
     def test_rollback_goes_on_past_the_batches_that_led_there(self):
         flags = dict(accumulation=1, checkpoint_every=4, evaluate_every=100)
@@ -488,7 +575,20 @@ class MachineTest(TrainCase):
         self.assertRegex(
             err, r"error: out of memory at a tensor with shape\[\d+\] in a step of 4 rows of 16 tokens at a time: "
         )
-        self.assertRegex(err, "--accumulation=4 computes the same with 2; or lower --batch_size, --sequence_length or")
+        self.assertRegex(
+            err, "add --accumulation=4, which computes the same with 2; or begin anew in another --run_dir"
+        )
+        # It may be added to the run that there is; an evaluation asks for no more memory at a time.
+        rows, metrics = set(), MaskedLM.metrics
+
+        def noted(objective, model, batch):
+            rows.add(batch["token_ids"].shape[0])
+            return metrics(objective, model, batch)
+
+        with mock.patch.object(MaskedLM, "metrics", noted), self.assertLogs("absl", "WARNING") as logs:
+            self.assert_done(*self.flags(batch_size=8, accumulation=4), f"--run_dir={self.run_dir}")
+        self.assertEqual(rows, {2})
+        self.assertIn("--accumulation changes from 2 to 4: the same updates, dropout drawn anew", logs.output[0])
 
     @pytest.mark.faults
     def test_a_clock_that_goes_back_a_day(self):

@@ -16,6 +16,9 @@ import signal
 import zlib
 from collections.abc import Iterator
 
+from absl import logging
+
+from tfzoo import errors
 from tfzoo.errors import UserError, WorkerLost
 
 STRATEGIES = ("default", "one_device", "mirrored", "multi_worker", "tpu", "parameter_server")
@@ -84,7 +87,7 @@ def make_strategy(name: str, *, num_devices: int = 0, tpu: str = ""):
       tpu: the TPU's name or address; "local" on a TPU VM.
 
     Raises:
-      UserError: what is asked for is not there.
+      UserError: what is asked for is not there, or this worker's port is taken.
     """
     import tensorflow as tf
 
@@ -97,7 +100,14 @@ def make_strategy(name: str, *, num_devices: int = 0, tpu: str = ""):
     if name == "mirrored":
         return _mirrored(num_devices)
     if name == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except tf.errors.UnknownError as error:  # "Could not start gRPC server": the log says why, the error does not.
+            task = read_cluster(name)
+            raise UserError(
+                f"TF_CONFIG: {task.addresses[task.kind][task.index]} cannot be listened on ({errors.one_line(error)}); "
+                "end what has that port, or name another"
+            ) from None
     if name == "tpu":
         return _tpu(tpu)
     if name == "parameter_server":
@@ -188,6 +198,10 @@ class Workers:
         """Whether any of them wishes so."""
         return any(number for (number,) in self._everyones(int(bool(wish)))) if self._several else bool(wish)
 
+    def fewest(self, number: int) -> int:
+        """The smallest of what they name."""
+        return min(everyones[0] for everyones in self._everyones(number)) if self._several else number
+
     def totals(self, *numbers: int) -> list[int]:
         """Of each number the sum of what all of them name."""
         return [sum(column) for column in zip(*self._everyones(*numbers))] if self._several else list(numbers)
@@ -212,9 +226,16 @@ def losing_workers(strategy) -> Iterator[None]:
 
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError):
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.InternalError,
+        tf.errors.DeadlineExceededError,
+    ) as error:
         if not hasattr(strategy, "cluster_resolver") or strategy.cluster_resolver is None:
             raise
+        logging.error("%s: %s", type(error).__name__, errors.one_line(error))  # In case it is something else.
         raise WorkerLost(
             "another worker of this run is gone; start all of them again with the same command, and they go on "
             "from the last checkpoint"

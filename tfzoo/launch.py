@@ -25,7 +25,7 @@ from tfzoo.errors import UserError
 
 GRACE = 5.0  # Seconds from asking a process to end to ending it.
 STOP_GRACE = 60.0  # When the others have stopped by themselves, having saved.
-_TOLD = (cli.DONE, cli.WRONG_USE, cli.STOPPED, cli.FAILED_CHECK, cli.LOST_WORKER)
+_TOLD = (cli.DONE, cli.BUG, cli.WRONG_USE, cli.STOPPED, cli.FAILED_CHECK, cli.LOST_WORKER)
 
 
 class Task:

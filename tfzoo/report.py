@@ -37,14 +37,19 @@ def evaluation_table(
 class MetricsLog:
     """metrics.jsonl, TensorBoard events and loss.png of a run, from `step` on."""
 
-    def __init__(self, run_dir: pathlib.Path, step: int, figure: tuple[str, str, str]):
-        """figure: which of an objective's FIGURES the curve shows."""
+    def __init__(self, run_dir: pathlib.Path, step: int, figure: tuple[str, str, str], evaluated: bool = True):
+        """figure: which of an objective's FIGURES the curve shows. evaluated: whether an evaluation at `step` is kept;
+        it is logged again otherwise."""
         import tensorflow as tf
 
         self._figure = figure
         self._path, self._png = run_dir / "metrics.jsonl", run_dir / "loss.png"
         # What a killed run logged after its last checkpoint will be logged again; its last line may be half one.
-        kept = [record for record in read_metrics(self._path) if record["step"] <= step]
+        kept = [
+            record
+            for record in read_metrics(self._path)
+            if record["step"] < step or (record["step"] == step and (evaluated or figure[1] not in record))
+        ]
         files.atomic_write(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(self._path, "a")
         self._events = tf.summary.create_file_writer(str(run_dir / "events"))

@@ -38,8 +38,13 @@ FREE_FLAGS = (
     "strategy",
     "num_devices",
     "tpu",
+    "accumulation",
     "remat",
+    "on_nonfinite",
+    "max_nonfinite",
+    "max_bad_rows",
 )
+CALL_SECONDS = 5.0  # Updates of one call take no longer, where one alone does not: a signal waits for them.
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -138,7 +143,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "the batches since.",
         enum_values=["stop", "skip", "rollback"],
     )
-    define("integer", "max_nonfinite", 10, "So many of them in a row end the run in any case.", lower_bound=0)
+    define("integer", "max_nonfinite", 10, "Most of them in a row; one more ends the run in any case.", lower_bound=0)
     define("integer", "max_bad_rows", 0, "So many rows that cannot be read are left out before one stops the run.")
     # Cadence.
     define("float", "peak_tflops", 0.0, "Of all devices together; given, utilisation is logged.", lower_bound=0.0)
@@ -161,6 +166,7 @@ class Progress:
     passed_over: int = 0  # Batches that no update was made of: they led to what is not finite.
     nonfinite: int = 0  # Updates that were left out or gone back for,
     in_a_row: int = 0  # how many of them with nothing gained between.
+    evaluating: bool = False  # Stopped while the held-out part was measured: it is to be measured first of all.
 
     def padding_share(self) -> float:
         filled, room = map(sum, zip(*self.places))
@@ -200,6 +206,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     if cluster.serves:
         distribution.serve(cluster)
     strategy = distribution.make_strategy(flags.strategy, num_devices=flags.num_devices, tpu=flags.tpu)
+    closing.enter_context(distribution.losing_workers(strategy))
     stop.listen()  # TensorFlow's workers take SIGTERM for themselves.
     cache_dir = cache_folder(flags)
     corpus, tokenizer = read_corpus(flags, run_dir, cache_dir, resuming, packed_folder)
@@ -213,12 +220,14 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     closing.enter_context(explained(flags, replicas))
 
     def evaluation_batches(context=pipeline.ALONE):
+        # What memory the training step has to do with is enough here: a part of a batch at a time.
+        share = flags.accumulation * replicas
         return pipeline.evaluation_batches(
             held_out_rows,
             objective,
-            batch_size=-(-min(flags.batch_size, len(held_out_rows)) // replicas) * replicas,
+            batch_size=-(-min(flags.batch_size, len(held_out_rows)) // share) * replicas,
             seed=flags.seed,
-            num_batches=flags.evaluate_batches or -(-len(held_out_rows) // flags.batch_size),
+            num_batches=(flags.evaluate_batches or -(-len(held_out_rows) // flags.batch_size)) * flags.accumulation,
             context=context,
             max_bad_rows=flags.max_bad_rows,
         ).cache()
@@ -253,6 +262,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         )
 
     # ---------------------------------------------------------------- Step
+    scales = flags.precision == "float16"  # Then an infinite gradient is nothing to tell of: the scale is too high.
     run_steps = make_step(
         strategy,
         model,
@@ -261,7 +271,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         num_parts=flags.accumulation,
         clip_norm=flags.clip_norm,
         clip_each=flags.clip_each,
-        mark_skips=flags.on_nonfinite == "skip",
+        mark_skips=flags.on_nonfinite == "skip" and not scales,
     )
     evaluate = make_evaluation(strategy, model, objective)
 
@@ -278,6 +288,10 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     progress = Progress(**state)
     alike = {name: value for name, value in flags.flag_values_dict().items() if name not in ("run_dir", "cache_dir")}
     workers.check_alike(flags=alike, text=corpus.fingerprint, tokenizer=tokenizer.fingerprint(), last_step=step)
+
+    def open_log() -> report.MetricsLog:
+        return report.MetricsLog(run_dir, step, objective.FIGURES[0], evaluated=not progress.evaluating)
+
     if chief:
         for folder in (run_dir, run_dir / "tokenizer"):
             files.remove_partials(folder)  # What a kill left behind.
@@ -287,7 +301,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
             files.atomic_write(run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
         cli.write_flags(flags, run_dir / "flags.cfg", leave_out=("run_dir", "resume", "cache_dir"))
-        metrics = report.MetricsLog(run_dir, step, objective.FIGURES[0])
+        metrics = open_log()
         print(
             f"{flags.model}: {model.count_params():,} parameters; {len(train_ids):,} tokens in "
             f"{len(train_rows):,} rows to train on, {train_rows.padding_share:.1%} of them padding, "
@@ -318,6 +332,11 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             # Written while training goes on.
             checkpoints.save(step, variables, dataclasses.asdict(progress), best=is_best, wait=False)
 
+    def settle() -> None:
+        """Until all that was saved is written, and every worker knows: whoever ends before may end the chief too."""
+        checkpoints.wait()
+        workers.any(False)
+
     def due(every: int) -> bool:
         return step % every == 0 or step == flags.steps
 
@@ -332,6 +351,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     )
     measured_step, measured_at = step, time.monotonic()
     failed_at = 0  # The step whose loss was last not finite.
+    step_seconds = CALL_SECONDS  # Of one update, as far as is known.
     if chief and progress.best_step and checkpoints.path(progress.best_step).is_dir():
         checkpoints.mark_best(progress.best_step)  # The kill may have come between saving and marking.
     if not restored and flags.on_nonfinite == "rollback":
@@ -341,82 +361,103 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
 
     stop.ready, stopping = True, False
     bar = report.ProgressBar(step, flags.steps) if chief else None
-    with bar if bar else contextlib.nullcontext(), distribution.losing_workers(strategy):
-        while step < flags.steps and not (stopping := workers.any(stop.asked)):
-            # As many updates as fit before the next thing to do.
-            cadences = (flags.log_every, flags.evaluate_every, flags.checkpoint_every)
-            count = min(flags.steps_per_call, flags.steps - step, *(every - step % every for every in cadences))
-            new = run_steps(iterator, tf.constant(count)).numpy()
-            finite = np.isfinite(new)
-            if not np.all(finite):
-                bad = step + 1 + int(np.argmin(finite))
-                progress.nonfinite += int(np.count_nonzero(~finite)) if flags.on_nonfinite == "skip" else 1
-                checkpoints.wait()
-                if flags.on_nonfinite == "stop" or progress.in_a_row >= flags.max_nonfinite:
-                    raise CheckFailed(not_finite(flags, bad, progress.in_a_row, checkpoints.steps()))
-                logging.warning("the loss of step %d, or its gradient, is not finite: %s", bad, flags.on_nonfinite)
-            if flags.on_nonfinite == "rollback" and not np.all(finite):
-                workers.any(False)  # The chief has written what all of them now read.
-                step, state = checkpoints.restore(variables) or (0, {})
-                progress = dataclasses.replace(
-                    Progress(**state),
-                    passed_over=progress.passed_over + bad - step,
-                    nonfinite=progress.nonfinite,
-                    in_a_row=progress.in_a_row + 1,
-                )
-                failed_at = bad
-                measured_step, measured_at = step, time.monotonic()
-                counted = {}
-                iterator = iter(distribution.spread(strategy, training_batches))
-                if chief:
-                    metrics.close()
-                    metrics = report.MetricsLog(run_dir, step, objective.FIGURES[0])
-                continue
-            if flags.on_nonfinite == "skip":
-                for is_finite in finite:
-                    progress.in_a_row = 0 if is_finite else progress.in_a_row + 1
-                optimizer.dynamic_scale.assign(1.0)
-            elif step + count >= failed_at:
-                progress.in_a_row = 0
-            progress.losses += [float(loss) for loss in new[finite]]
-            mine = [counted.pop(i + progress.passed_over) for i in range(step, step + count)]
-            progress.places.append(workers.totals(*(sum(numbers) for numbers in zip(*mine))))
-            step += count
-            is_best = False
+    with bar if bar else contextlib.nullcontext():
+        while step < flags.steps or progress.evaluating:
+            if not progress.evaluating:
+                # As many updates as fit before the next thing to do; none where somebody is asked to stop.
+                cadences = (flags.log_every, flags.evaluate_every, flags.checkpoint_every)
+                count = min(flags.steps_per_call, flags.steps - step, *(every - step % every for every in cadences))
+                count = min(count, max(1, int(CALL_SECONDS / step_seconds)))
+                count = workers.fewest(0 if stop.asked else count)
+                if not count:
+                    stopping = True
+                    break
+                began = time.monotonic()
+                new = run_steps(iterator, tf.constant(count)).numpy()
+                step_seconds = (time.monotonic() - began) / count
 
-            if due(flags.log_every):
-                now = time.monotonic()
-                record = {
-                    "step": step,
-                    **({"loss": math.fsum(progress.losses) / len(progress.losses)} if progress.losses else {}),
-                    **({"nonfinite": progress.nonfinite} if progress.nonfinite else {}),
-                    "padding_share": progress.padding_share(),
-                    "learning_rate": float(schedule(step - 1)),
-                    "tokens_per_second": (step - measured_step) * tokens_a_step / (now - measured_at),
-                }
-                flops = record["tokens_per_second"] / flags.sequence_length * flops_a_row
-                record["model_tflops"] = flops / 1e12  # A second.
-                if flags.peak_tflops:
-                    record["mfu"] = flops / 1e12 / flags.peak_tflops
-                progress.losses, progress.places = [], []
-                measured_step, measured_at = step, now
-                if bar:
-                    metrics.write(record)
-                    bar.show(step, record)
-            if due(flags.evaluate_every):
+                finite = np.isfinite(new)
+                for number, is_finite in enumerate(finite, step + 1):
+                    if is_finite:
+                        progress.in_a_row = 0 if number >= failed_at else progress.in_a_row
+                        continue
+                    if flags.on_nonfinite == "stop" or progress.in_a_row >= flags.max_nonfinite:
+                        settle()
+                        raise CheckFailed(not_finite(flags, number, progress.in_a_row, checkpoints.steps()))
+                    logging.warning(
+                        "the loss of step %d, or its gradient, is not finite: %s", number, flags.on_nonfinite
+                    )
+                    progress.nonfinite += 1
+                    progress.in_a_row += 1
+                    if flags.on_nonfinite == "rollback":
+                        failed_at = number
+                        break
+                if flags.on_nonfinite == "rollback" and not np.all(finite):
+                    settle()
+                    step, state = checkpoints.restore(variables) or (0, {})
+                    workers.check_alike(last_step=step)
+                    progress = dataclasses.replace(
+                        Progress(**state),
+                        passed_over=progress.passed_over + failed_at - step,
+                        nonfinite=progress.nonfinite,
+                        in_a_row=progress.in_a_row,
+                    )
+                    measured_step, measured_at = step, time.monotonic()
+                    counted = {}
+                    iterator = iter(distribution.spread(strategy, training_batches))
+                    if chief:
+                        metrics.close()
+                        metrics = open_log()
+                    continue
+                if flags.on_nonfinite == "skip" and not scales:
+                    optimizer.dynamic_scale.assign(1.0)
+                progress.losses += [float(loss) for loss in new[finite]]
+                mine = [counted.pop(i + progress.passed_over) for i in range(step, step + count)]
+                progress.places.append(workers.totals(*(sum(numbers) for numbers in zip(*mine))))
+                step += count
+
+                if due(flags.log_every):
+                    now = time.monotonic()
+                    record = {
+                        "step": step,
+                        **({"loss": math.fsum(progress.losses) / len(progress.losses)} if progress.losses else {}),
+                        **({"nonfinite": progress.nonfinite} if progress.nonfinite else {}),
+                        "padding_share": progress.padding_share(),
+                        # Of the last update: those that were left out took none.
+                        "learning_rate": float(schedule(max(int(optimizer.iterations.numpy()) - 1, 0))),
+                        "tokens_per_second": (step - measured_step) * tokens_a_step / (now - measured_at),
+                    }
+                    flops = record["tokens_per_second"] / flags.sequence_length * flops_a_row
+                    record["model_tflops"] = flops / 1e12  # A second.
+                    if flags.peak_tflops:
+                        record["mfu"] = flops / 1e12 / flags.peak_tflops
+                    progress.losses, progress.places = [], []
+                    measured_step, measured_at = step, now
+                    if bar:
+                        metrics.write(record)
+                        bar.show(step, record)
+                progress.evaluating = due(flags.evaluate_every)
+
+            is_best = False
+            if progress.evaluating:
                 with optim.averaged(optimizer):
-                    figures = evaluate(evaluation)
+                    figures = evaluate(evaluation, stopped=lambda: workers.any(stop.asked))
+                if figures is None:
+                    stopping = True
+                    break
+                progress.evaluating = False
                 if bar:
                     metrics.write({"step": step} | figures)
                     bar.print(report.evaluation_table(step, figures, baselines, objective.FIGURES))
-                if progress.best is None or figures[objective.main_metric] < progress.best:
-                    progress.best, progress.best_step, is_best = figures[objective.main_metric], step, True
+                loss = figures.get(objective.main_metric, math.nan)
+                if math.isfinite(loss) and (progress.best is None or loss < progress.best):
+                    progress.best, progress.best_step, is_best = loss, step, True
                 measured_step, measured_at = step, time.monotonic()  # An evaluation is no training time.
             if is_best or due(flags.checkpoint_every):
                 save(is_best)
         if stopping:
             save()
-        checkpoints.wait()
+        settle()
     if chief:
         metrics.close()
         if stopping:
@@ -459,8 +500,8 @@ def explained(flags: absl_flags.FlagValues, replicas: int):
         raise UserError(
             f"out of memory{f' at a {shape[0]}' if shape else ''} in a step of {share // flags.accumulation} rows of "
             f"{flags.sequence_length} tokens at a time: "
-            + (f"--accumulation={more} computes the same with {share // more}; or lower" if more else "lower")
-            + " --batch_size, --sequence_length or the model's size"
+            + (f"add --accumulation={more}, which computes the same with {share // more}; or " if more else "")
+            + "begin anew in another --run_dir with a lower --batch_size or --sequence_length, or a smaller model"
         ) from None
     except tf.errors.OpError as error:
         found = re.search(r"UserError: (.*)", error.message)  # An exception in the input pipeline arrives as text.
@@ -495,13 +536,19 @@ def check_run_dir(flags: absl_flags.FlagValues, run_dir: pathlib.Path) -> bool:
     define_flags(before)
     cli.parse(before, [f"--flagfile={record}", f"--run_dir={run_dir}"])
     changed = [name for name in flags if name not in FREE_FLAGS and flags[name].value != before[name].value]
-    if (flags.on_nonfinite == "skip") != (before["on_nonfinite"].value == "skip"):
+    if (flags.on_nonfinite == "skip") != (before["on_nonfinite"].value == "skip") and flags.precision != "float16":
         changed.append("on_nonfinite")  # The optimizer has a variable more that skips.
     if changed:
         listed = ", ".join(f"--{name} ({before[name].value} -> {flags[name].value})" for name in changed)
         raise UserError(f"--run_dir={run_dir}: was begun with other flags: {listed}; keep them, or name a new folder")
     if flags.steps != before["steps"].value and flags.schedule in ("linear", "cosine"):
         logging.warning("--steps changes from %d to %d, and the schedule with it", before["steps"].value, flags.steps)
+    if flags.accumulation != before["accumulation"].value:
+        logging.warning(
+            "--accumulation changes from %d to %d: the same updates, dropout drawn anew",
+            before["accumulation"].value,
+            flags.accumulation,
+        )
     return True
 
 
@@ -727,7 +774,8 @@ def make_replica_step(
       num_parts: the replica's batch is computed in that many parts, one after the other.
       clip_norm: longest gradient over all variables; 0 does not clip.
       clip_each: longest gradient of each variable by itself, clipped before; 0 does not.
-      mark_skips: the loss of an update that the optimizer leaves out is NaN, as where it would spoil the weights.
+      mark_skips: the loss of every update that the optimizer leaves out is NaN. Otherwise a LossScaleOptimizer's is
+        what it is: it leaves out an infinite gradient, and lowers its scale, in the usual way of float16.
     """
     import tensorflow as tf
 
@@ -773,12 +821,12 @@ def make_replica_step(
         factor = 1.0 / weight  # The loss scale stays in: Keras's LossScaleOptimizer divides by it.
         if clip_norm:
             factor *= clip_norm / tf.maximum(norm, clip_norm)
-        if mark_skips:  # The optimizer looks at the gradients alone.
-            factor = tf.where(tf.math.is_finite(loss), factor, math.nan)
+        if dynamic_scale is not None:  # It looks at the gradients alone, each by itself.
+            factor = tf.where(tf.math.is_finite(loss) & tf.math.is_finite(norm), factor, math.nan)
         # One product a gradient: TensorFlow may reorder several, and not alike on all replicas.
         optimizer.apply([gradient * (factor * share) for gradient, share in zip(gradients, shares, strict=True)])
         if dynamic_scale is not None and not mark_skips:
-            return loss / weight  # An infinite gradient is skipped, and the scale lowered: that is float16's usual way.
+            return loss / weight
         return tf.where(tf.math.is_finite(norm), loss / weight, math.nan)
 
     return replica_step
@@ -787,7 +835,8 @@ def make_replica_step(
 def make_evaluation(strategy, model, objective):
     """`evaluate(batches) -> {name: float}`: the objective's metrics, and each loss's perplexity.
 
-    batches: as the strategy distributes them.
+    batches: as the strategy distributes them. `evaluate(batches, stopped)` asks before each whether to stop, and
+    returns None then.
     """
     import tensorflow as tf
 
@@ -803,9 +852,11 @@ def make_evaluation(strategy, model, objective):
             return totals(batch)
         return tf.distribute.coordinator.ClusterCoordinator(strategy).schedule(totals, args=(batch,)).fetch()
 
-    def evaluate(batches):
+    def evaluate(batches, stopped=lambda: False):
         sums: dict[str, list[float]] = {}
         for batch in batches:
+            if stopped():
+                return None
             for name, (value, weight) in computed(batch).items():
                 entry = sums.setdefault(name, [0.0, 0.0])
                 entry[0] += float(value)

@@ -11,8 +11,10 @@ from tests.data.packing_test import documents
 from tests.nn.formulas import randomize
 from tfzoo.data import pipeline
 from tfzoo.data.pairs import PairRows
+from tfzoo.errors import UserError
 from tfzoo.objectives import masked_lm
 from tfzoo.objectives.masked_lm import MaskedLM
+from tfzoo.text.characters import SPECIALS, Characters
 from tfzoo.text.wordpiece import WordPiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -49,6 +51,20 @@ class MaskedLMCase(tf.test.TestCase):
         prepare = tf.function(objective.prepare, input_signature=[signature])
         features = [prepare(each) for each in examples]
         return {name: np.stack([f[name].numpy() for f in features]) for name in features[0]}
+
+
+class TokenizersTest(tf.test.TestCase):
+    def test_one_that_cannot_tell_the_pieces_of_a_word(self):
+        characters = Characters([*SPECIALS.values(), *"abc"])
+        MaskedLM(characters, 9)
+        with self.assertRaisesRegex(
+            UserError, "--whole_words: Characters does not mark the pieces that continue a word"
+        ):
+            MaskedLM(characters, 9, whole_words=True)
+
+    def test_one_without_special_tokens(self):
+        with self.assertRaisesRegex(UserError, "this one has none for cls, sep; use a WordPiece tokenizer"):
+            MaskedLM(Characters(["<pad>", "<mask>", *"abc"]), 9)
 
 
 class PrepareTest(MaskedLMCase):

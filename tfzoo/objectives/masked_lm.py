@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfzoo.data.packing import PackedRows
 from tfzoo.data.pairs import PairRows
 from tfzoo.data.tokenized import TokenizedCorpus
+from tfzoo.errors import UserError
 from tfzoo.objectives import shared
 from tfzoo.objectives.baselines import masked_lm_baselines
 
@@ -51,13 +52,29 @@ class MaskedLM:
         next_sentence: bool = True,
         pack: bool = False,
     ):
+        """Raises:
+        UserError: the tokenizer lacks a special token that rows are made of, or cannot tell which pieces continue a
+          word, as whole_words needs.
+        """
+        missing = [role for role in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{role}_id", None) is None]
+        if missing:
+            raise UserError(
+                f"{type(tokenizer).__name__}: masked language modelling needs a tokenizer with a token for each of "
+                f"cls, sep, mask and pad, and this one has none for {', '.join(missing)}; use a WordPiece tokenizer"
+            )
+        continues = getattr(tokenizer, "continues", None)
+        if whole_words and continues is None:
+            raise UserError(
+                f"--whole_words: {type(tokenizer).__name__} does not mark the pieces that continue a word; leave it "
+                "out, or use a WordPiece tokenizer"
+            )
         self._tokenizer, self._length = tokenizer, sequence_length
         self._rate, self._whole_words, self._next_sentence = mask_rate, whole_words, next_sentence
         self._pack = pack and not next_sentence
         self._predictions = max(1, math.ceil(mask_rate * self.row_tokens))
         words = np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
         self._ordinary_ids = tf.constant(words, tf.int32)
-        self._continues = tf.constant(tokenizer.continues)
+        self._continues = continues
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -147,7 +164,7 @@ class MaskedLM:
         if not self._whole_words:
             return tf.boolean_mask(candidates, shared.draw(scores, blocks, wanted))
         # A piece that continues shares the score of the piece before it; a special token ends a word.
-        begins = ~tf.gather(self._continues, tf.gather(token_ids, candidates))
+        begins = ~tf.gather(tf.constant(self._continues), tf.gather(token_ids, candidates))
         begins |= tf.concat([[True], candidates[1:] != candidates[:-1] + 1], 0)[: tf.size(candidates)]
         word = tf.cumsum(tf.cast(begins, tf.int32)) - 1
         pieces = tf.math.bincount(word, minlength=0)
