@@ -112,6 +112,40 @@ class SaveTest(CheckpointsCase):
         self.assertEqual(os.stat(self.folder / "00000001" / "checkpoint.json"), before)
         self.assertEqual(self.restored(), 1)
 
+    def test_interim_ones(self):
+        """Restored as any, but gone back to by no run, and gone with the next save."""
+        checkpoints = self.saved(5, 10)
+        checkpoints.save(12, arrays(12), {"epoch": 12}, interim=True)
+        self.assertEqual(checkpoints.steps(), [10, 12])  # Of the two that are kept it is one,
+        checkpoints.save(13, arrays(13), {"epoch": 13}, interim=True)
+        self.assertEqual(checkpoints.steps(), [10, 13])  # but never instead of the last that lasts.
+        variables = arrays()
+        self.assertEqual(checkpoints.restore(variables), (13, {"epoch": 13}))
+        self.assert_same_bits(variables, arrays(13))
+        step, _ = checkpoints.restore(variables, interim=False)
+        self.assertEqual(step, 10)
+        self.assert_same_bits(variables, arrays(10))
+        checkpoints.save(15, arrays(15), {"epoch": 15})
+        self.assertEqual(checkpoints.steps(), [10, 15])
+        # One that turns out to be due becomes another in place; its variables are what they were.
+        checkpoints.save(20, arrays(20), {"epoch": "stopped"}, interim=True)
+        before = (checkpoints.path(20) / checkpoint.VARIABLES).stat()
+        checkpoints.save(20, arrays(20), {"epoch": 20}, best=True)
+        self.assertEqual((checkpoints.path(20) / checkpoint.VARIABLES).stat(), before)
+        self.assertEqual(checkpoints.restore(variables, interim=False), (20, {"epoch": 20}))
+        self.assert_same_bits(variables, arrays(20))
+        # And one that no other save made so stays what it is.
+        checkpoints.save(20, arrays(20), {}, interim=True)
+        checkpoints.save(21, arrays(21), {}, interim=True)
+        checkpoints.remove_interim()
+        self.assertEqual(checkpoints.steps()[-1:], [20])
+        self.assertEqual(self.names(checkpoints.path(20)), ["checkpoint.json", "variables.safetensors"])
+
+    def test_an_interim_one_alone_is_gone_back_to(self):
+        checkpoints = Checkpoints(self.folder, keep=1)
+        checkpoints.save(3, arrays(3), {}, interim=True)
+        self.assertEqual(checkpoints.restore(arrays(), interim=False), (3, {}))
+
     def test_a_state_that_json_cannot_hold_leaves_nothing(self):
         checkpoints = self.saved(1)
         with self.assertRaises(TypeError):

@@ -242,6 +242,16 @@ class CommandTest(DistributionCase):
         self.assertIn("going on at step 2 of 3,000", self.output())
 
     @pytest.mark.faults
+    def test_a_worker_that_is_lost_before_the_first_step(self):
+        """While they wait for one another: the third never comes, and the first is killed."""
+        workers = self.started(self.folder / "run", 2, of=3)
+        time.sleep(15)  # Importing takes less; all that could go wrong is that it is killed earlier still.
+        workers[0].kill()
+        self.assertEqual(workers[1].wait(120), 5, self.output())
+        self.assertIn("another worker of this run is gone; start all of them again", self.output())
+        self.assertNotIn("Traceback", self.output())
+
+    @pytest.mark.faults
     def test_parameter_servers_learn_and_lose_a_worker(self):
         found = self.parameter_servers(steps=40, kill_after=3)
         self.assertLess(sum(found[-5:]), sum(found[:5]) - 0.5)
@@ -287,19 +297,24 @@ class CommandTest(DistributionCase):
     def output(self):
         return "\n".join((self.folder / f"{rank}.out").read_text()[-3000:] for rank in range(2))
 
-    def interrupt(self, run_dir, number, logged, more=None, **flags):
-        """Starts two workers and sends worker 1 the signal after `more` steps; (both, seconds that they then took)."""
+    def started(self, run_dir, count, of, **flags):
+        """So many workers of a cluster of `of`."""
         argv = [*tiny_run.flags(self.folder, **(dict(batch_size=12, schedule="constant") | flags))]
         command = [sys.executable, "-m", "tfzoo.train", *argv, "--strategy=multi_worker", f"--run_dir={run_dir}"]
-        addresses = [f"127.0.0.1:{port}" for port in launch.free_ports(2)]
+        addresses = [f"127.0.0.1:{port}" for port in launch.free_ports(of)]
         workers = []
-        for rank in range(2):
+        for rank in range(count):
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
             environment = os.environ | {"TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": "-1"}
             with open(self.folder / f"{rank}.out", "w") as output:
                 workers.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=ROOT))
             self.addCleanup(workers[-1].wait)
             self.addCleanup(workers[-1].kill)
+        return workers
+
+    def interrupt(self, run_dir, number, logged, more=None, **flags):
+        """Starts two workers and sends worker 1 the signal after `more` steps; (both, seconds that they then took)."""
+        workers = self.started(run_dir, 2, of=2, **flags)
         first, more = logged(), more or random.Random(5).randint(20, 40)
         while logged() < first + more and None in (worker.poll() for worker in workers):
             time.sleep(0.005)

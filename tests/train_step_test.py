@@ -169,17 +169,25 @@ class StepTest(tf.test.TestCase):
                 more = total * (stretch - 1.0)
                 return total + (more - tf.stop_gradient(more)), weight
 
-        net = model()
-        optimizer = optim.make_optimizer("sgd", 0.1, net.trainable_variables, skip_nonfinite=True)
-        stretched = Stretched(WordPiece(VOCAB), LENGTH)
-        run = make_step(tf.distribute.get_strategy(), net, optimizer, stretched, clip_norm=0.5, mark_skips=True)
-        iterator = iter(batches(2))
-        for size, skipped in ((1e25, True), (1.0, False)):
-            stretch.assign(size)
-            before = [v.numpy() for v in net.trainable_variables]
-            (loss,) = run(iterator, tf.constant(1)).numpy()
-            changed = any(np.any(a != v.numpy()) for a, v in zip(before, net.trainable_variables, strict=True))
-            self.assertEqual((np.isnan(loss), changed), (skipped, not skipped))
+        def check(optimizer_options, *steps):
+            net = model()
+            optimizer = optim.make_optimizer("sgd", 0.1, net.trainable_variables, **optimizer_options)
+            stretched = Stretched(WordPiece(VOCAB), LENGTH)
+            run = make_step(tf.distribute.get_strategy(), net, optimizer, stretched, clip_norm=0.5)
+            iterator = iter(batches(len(steps)))
+            for size, scale, told, moved in steps:
+                stretch.assign(size)
+                optimizer.dynamic_scale.assign(scale)
+                before = [v.numpy() for v in net.trainable_variables]
+                (loss,) = run(iterator, tf.constant(1)).numpy()
+                changed = any(np.any(a != v.numpy()) for a, v in zip(before, net.trainable_variables, strict=True))
+                self.assertEqual((np.isnan(loss), changed), (told, moved), f"{optimizer_options} {size} {scale}")
+            return float(optimizer.dynamic_scale)
+
+        self.assertEqual(check(dict(skip_nonfinite=True), (1e25, 1.0, True, False), (1.0, 1.0, False, True)), 1.0)
+        # A scale that can be lowered is; at 1 it is not the scale.
+        steps = (1e25, 2.0, False, False), (1e25, 1.0, True, False), (1.0, 8.0, False, True), (1e25, 1.0, True, False)
+        self.assertEqual(check(dict(loss_scaling=True), *steps), 0.5)
 
     def test_half_precision_learns(self):
         total, weight = objective().loss(model(), {name: x[:BATCH] for name, x in features(6 * BATCH).items()})

@@ -420,9 +420,13 @@ class RunTest(TrainCase):
             os.kill(os.getpid(), signal.SIGTERM)
             self.fail("The signal was to end it.")
 
-        with mock.patch.object(train, "read_corpus", asked), self.assertRaises(SystemExit) as stopped:
+        with (
+            mock.patch.object(train, "read_corpus", asked),
+            mock.patch.object(os, "_exit", side_effect=SystemExit) as left,
+            self.assertRaises(SystemExit),
+        ):
             run(*self.flags(), f"--run_dir={self.run_dir}")
-        self.assertEqual(stopped.exception.code, cli.STOPPED)
+        left.assert_called_once_with(cli.STOPPED)
         self.assertFalse(self.run_dir.exists())
 
 
@@ -458,6 +462,61 @@ class NotANumberTest(TrainCase):
 
         with mock.patch.object(MaskedLM, "loss", noted):
             yield seen
+
+    def disturbed(self, *updates, stop_at=None, **flags):
+        """What a run logs whose batches of these numbers (from 1) give NaN; and the exit code.
+
+        stop_at: by a SIGTERM during that call of the step, it is stopped once and goes on."""
+        flags = self.flags(steps=14, accumulation=1, evaluate_every=14, on_nonfinite="rollback", **flags)
+        run_dir = self.folder / f"stopped_{stop_at}"
+        make_batches, make = pipeline.training_batches, train.make_step
+
+        def batches(*args, first_step, **kwargs):
+            def marked(number, batch):
+                bad = tf.reduce_any(number == tf.constant(updates, tf.int64))
+                return batch | {"masked_weights": tf.where(bad, np.nan, batch["masked_weights"])}
+
+            data = make_batches(*args, first_step=first_step, **kwargs)
+            return data.enumerate(first_step + 1).map(marked)
+
+        def made(*args, **kwargs):
+            steps, calls = make(*args, **kwargs), []
+
+            def stopped(iterator, count):
+                calls.append(count)
+                if len(calls) == stop_at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return steps(iterator, count)
+
+            return stopped
+
+        with mock.patch.object(pipeline, "training_batches", batches):
+            if stop_at:
+                with mock.patch.object(train, "make_step", made):
+                    code, out, err = run(*flags, f"--run_dir={run_dir}")
+                self.assertEqual(code, cli.STOPPED, out + err)
+            code, _, _ = run(*flags, f"--run_dir={run_dir}")
+        return code, tiny_run.measured(run_dir)
+
+    def test_a_stop_changes_no_rollback(self):
+        """Neither where the run goes back to, nor how often it may."""
+        for flags in (dict(checkpoint_every=5), dict(checkpoint_every=5, keep_checkpoints=1)):
+            code, expected = self.disturbed(8, **flags)
+            self.assertEqual((code, expected[14, "nonfinite"]), (0, "1"))
+            self.assertEqual(self.disturbed(8, stop_at=7, **flags), (code, expected))
+            shutil.rmtree(self.folder / "stopped_None")
+            shutil.rmtree(self.folder / "stopped_7")
+        # Twice with nothing gained between: the second comes at step 8 again, or before.
+        flags = dict(checkpoint_every=5, max_nonfinite=1)
+        code, expected = self.disturbed(8, 11, **flags)
+        self.assertEqual(code, 4)
+        self.assertEqual(self.disturbed(8, 11, stop_at=9, **flags), (code, expected))
+
+    def test_what_counts_as_gained(self):
+        """After step 8 failed, a failure at 7 does not make 7 enough."""
+        flags = dict(checkpoint_every=5, max_nonfinite=2)
+        # From step 5: 8 fails with batch 8, 7 with batch 10, 8 with batch 13.
+        self.assertEqual(self.disturbed(8, 10, 13, **flags)[0], 4)
 
     def weights(self, step):
         arrays = checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).read(

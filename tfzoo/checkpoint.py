@@ -4,7 +4,8 @@
     RUN/checkpoints/00001200/checkpoint.json        step, the caller's state, names, dtypes, shapes, checksums
     RUN/best -> checkpoints/00000900
 
-A checkpoint is written beside its place and renamed, so it is there whole or not at all. safetensors has no
+A checkpoint is written beside its place and renamed, so it is there whole or not at all. An interim one is made where a
+run is stopped, between those that are due. safetensors has no
 checksum of its own: a flipped bit would load, so checkpoint.json keeps the sha256, and its own besides.
 """
 
@@ -61,7 +62,8 @@ class Checkpoints:
         self._read_only = read_only
         self._damaged: set[int] = set()
         if not read_only:
-            files.remove_partials(self._folder)
+            for written in (self._folder, *map(self.path, self.steps())):
+                files.remove_partials(written)
             for link in self._best.parent.glob(f"{self._best.name}.*{files.PARTIAL}"):
                 link.unlink(missing_ok=True)
 
@@ -76,9 +78,16 @@ class Checkpoints:
         return self._folder / f"{step:08d}"
 
     def save(
-        self, step: int, variables: Mapping[str, Any], state: Mapping[str, Any], best: bool = False, wait: bool = True
+        self,
+        step: int,
+        variables: Mapping[str, Any],
+        state: Mapping[str, Any],
+        best: bool = False,
+        wait: bool = True,
+        interim: bool = False,
     ) -> pathlib.Path:
-        """Writes a checkpoint, then removes the oldest beyond `keep`. One that exists is left alone.
+        """Writes a checkpoint, then removes the oldest beyond `keep`. One that exists is left alone, but for an
+        interim one that is saved again as another: it becomes that, with `state`.
 
         Args:
           step: 0 or more.
@@ -87,6 +96,8 @@ class Checkpoints:
           best: points RUN/best to it once it is there.
           wait: False copies the variables and writes them meanwhile, in a thread; `wait` or the next save waits for
             that, and raises what went wrong with it.
+          interim: made between those that are due, because the run is stopped. It is kept until the next one is
+            written, and is not what a run goes back to.
 
         Raises:
           UserError: the machine refuses to write it (a full disk); the checkpoints before it are intact.
@@ -97,6 +108,7 @@ class Checkpoints:
         if step in self._damaged or not self.path(step).exists():
             arrays = {name: _to_numpy(variable, keep=not wait) for name, variable in variables.items()}
         record: dict[str, Any] = {"format": FORMAT, "step": int(step), "state": copy.deepcopy(dict(state))}
+        record["interim"] = interim
         if wait:
             self._write(step, arrays, record, best)
         else:
@@ -121,6 +133,8 @@ class Checkpoints:
             self._prune(*self._damaged)  # What a kill kept the last save from removing.
             if not path.exists():
                 self._write_folder(path, arrays, record)
+            elif self._is_interim(step) and not record["interim"]:
+                files.atomic_write(path / RECORD, _encode(_read_record(path) | record))
             if best:
                 self.mark_best(step)
             self._prune(step)
@@ -140,8 +154,9 @@ class Checkpoints:
             }
             (partial / RECORD).write_bytes(_encode(record))
 
-    def restore(self, variables: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
-        """Assigns the newest intact checkpoint to `variables`, all of them or none.
+    def restore(self, variables: Mapping[str, Any], interim: bool = True) -> tuple[int, dict[str, Any]] | None:
+        """Assigns the newest intact checkpoint to `variables`, all of them or none; one that is not interim if
+        `interim` is False and there is one.
 
         A damaged checkpoint costs a warning, and the one before it is taken.
 
@@ -154,7 +169,7 @@ class Checkpoints:
         """
         if not self.steps():
             return None
-        step, state, arrays = self._newest()
+        step, state, arrays = self._newest(interim)
         assign_all(self.path(step), variables, arrays)
         return step, state
 
@@ -175,6 +190,13 @@ class Checkpoints:
         if not self.steps():
             raise UserError(f"{self._folder}: no checkpoint there; name the folder of a run that saved one")
         return self._newest()
+
+    def remove_interim(self) -> None:
+        """Removes the interim checkpoints: the run has gone back, and what it will be at their steps is another."""
+        self._must_write()
+        for step in self.steps():
+            if self._is_interim(step):
+                self._remove(step)
 
     def mark_best(self, step: int) -> None:
         """Points RUN/best to a step's checkpoint, in one move. The old best is pruned with the next save."""
@@ -199,9 +221,18 @@ class Checkpoints:
         if self._read_only:
             raise ValueError(f"{self._folder} was opened with read_only=True")
 
-    def _newest(self) -> Contents:
+    def _is_interim(self, step: int) -> bool:
+        try:
+            return _read_record(self.path(step)).get("interim", False)
+        except (_Damaged, UserError):
+            return False
+
+    def _newest(self, interim: bool = True) -> Contents:
         damages = []
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        if not interim:
+            steps = [step for step in steps if not self._is_interim(step)] or steps
+        for step in reversed(steps):
             try:
                 contents = _read(self.path(step))
             except _Damaged as damage:
@@ -217,9 +248,13 @@ class Checkpoints:
         )
 
     def _prune(self, *also: int) -> None:
-        """Removes all but the newest, the best and `also`."""
+        """Removes all but the newest, the best and `also`. An interim one counts among the newest while it is the
+        newest; one that is not interim is always left."""
         intact = [step for step in self.steps() if step not in self._damaged]
-        kept = {*also, self.best_step(), *intact[-self._keep :]}
+        interim = [step for step in intact if self._is_interim(step)]
+        newest = [step for step in intact[-1:] if step in interim]
+        lasting = [step for step in intact if step not in interim]
+        kept = {*also, self.best_step(), *newest, *lasting[-max(1, self._keep - len(newest)) :]}
         for step in self.steps():
             if step not in kept:
                 self._remove(step)
@@ -351,20 +386,19 @@ def _encode(record: dict[str, Any]) -> bytes:
     return (json.dumps(record, sort_keys=True, indent=1) + "\n").encode()
 
 
-def _read(folder: pathlib.Path) -> Contents:
-    """Reads and verifies one checkpoint.
+def _read_record(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads and verifies checkpoint.json, without its checksum.
 
     Raises:
       _Damaged: anything about it is not as it was written.
     """
-    record_path, variables_path = folder / RECORD, folder / VARIABLES
+    record_path = folder / RECORD
     try:
         if record_path.stat().st_size > MAX_RECORD_BYTES:
             raise _Damaged(f"{record_path}: too large")
         data = record_path.read_bytes()
-        size = variables_path.stat().st_size
     except OSError as error:
-        raise _Damaged(f"{error.filename}: {(error.strerror or str(error)).lower()}") from None
+        raise _unreadable(error) from None
     try:
         record = json.loads(data)
         claimed = record.pop("checksum")
@@ -377,7 +411,24 @@ def _read(folder: pathlib.Path) -> Contents:
         raise UserError(f"{record_path}: format {record['format']}, this tfzoo reads {FORMAT}; update tfzoo")
     if str(record["step"]) != folder.name.lstrip("0").rjust(1, "0"):
         raise _Damaged(f"{record_path}: is of step {record['step']}, not {folder.name}")
+    return record
 
+
+def _unreadable(error: OSError) -> _Damaged:
+    return _Damaged(f"{error.filename}: {(error.strerror or str(error)).lower()}")
+
+
+def _read(folder: pathlib.Path) -> Contents:
+    """Reads and verifies one checkpoint.
+
+    Raises:
+      _Damaged: anything about it is not as it was written.
+    """
+    record, variables_path = _read_record(folder), folder / VARIABLES
+    try:
+        size = variables_path.stat().st_size
+    except OSError as error:
+        raise _unreadable(error) from None
     if size != record["bytes"]:
         raise _Damaged(f"{variables_path}: {size} bytes, {record['bytes']} were written")
     try:

@@ -101,7 +101,8 @@ def make_strategy(name: str, *, num_devices: int = 0, tpu: str = ""):
         return _mirrored(num_devices)
     if name == "multi_worker":
         try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
+            with _losing(True):  # It waits for the others.
+                return tf.distribute.MultiWorkerMirroredStrategy()
         except tf.errors.UnknownError as error:  # "Could not start gRPC server": the log says why, the error does not.
             task = read_cluster(name)
             raise UserError(
@@ -219,9 +220,13 @@ class Workers:
                 )
 
 
-@contextlib.contextmanager
-def losing_workers(strategy) -> Iterator[None]:
+def losing_workers(strategy):
     """Turns what TensorFlow raises when another process of the run is gone into WorkerLost."""
+    return _losing(getattr(strategy, "cluster_resolver", None) is not None)
+
+
+@contextlib.contextmanager
+def _losing(several: bool) -> Iterator[None]:
     import tensorflow as tf
 
     try:
@@ -233,7 +238,7 @@ def losing_workers(strategy) -> Iterator[None]:
         tf.errors.InternalError,
         tf.errors.DeadlineExceededError,
     ) as error:
-        if not hasattr(strategy, "cluster_resolver") or strategy.cluster_resolver is None:
+        if not several:
             raise
         logging.error("%s: %s", type(error).__name__, errors.one_line(error))  # In case it is something else.
         raise WorkerLost(

@@ -63,6 +63,13 @@ class _AlreadyReduced:
         return grads_and_vars
 
 
+class SkipNonFinite(keras.optimizers.LossScaleOptimizer):
+    """Leaves out updates whose gradients are not finite, and scales nothing: the scale stays 1."""
+
+    def _stateful_handle_non_finite_grads(self):  # Private to Keras, as the method above.
+        pass
+
+
 class AdamW(_AlreadyReduced, keras.optimizers.AdamW):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019): Keras's numbers in fewer passes over memory."""
 
@@ -250,10 +257,10 @@ def make_optimizer(
     else:
         raise UserError(f"--optimizer={name}: must be one of {', '.join(OPTIMIZERS)}")
     optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
-    if loss_scaling or skip_nonfinite:
-        # A scale of 1 that never grows changes nothing, and halved after a skip it still changes no digit.
-        scale = {} if loss_scaling else dict(initial_scale=1.0, dynamic_growth_steps=2**31 - 1)
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale", **scale)
+    if loss_scaling:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
+    elif skip_nonfinite:
+        optimizer = SkipNonFinite(optimizer, initial_scale=1.0, dynamic_growth_steps=2**31 - 1, name="loss_scale")
     optimizer.build(variables)
     for variable, mean in _averages(optimizer):
         mean.assign(variable.value)  # Keras begins with zeros, which an update that is skipped would leave there.

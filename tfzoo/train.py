@@ -165,7 +165,8 @@ class Progress:
     best_step: int = 0  # and when.
     passed_over: int = 0  # Batches that no update was made of: they led to what is not finite.
     nonfinite: int = 0  # Updates that were left out or gone back for,
-    in_a_row: int = 0  # how many of them with nothing gained between.
+    in_a_row: int = 0  # how many of them with nothing gained between,
+    failed_at: int = 0  # and the step to be passed before anything is gained.
     evaluating: bool = False  # Stopped while the held-out part was measured: it is to be measured first of all.
 
     def padding_share(self) -> float:
@@ -262,7 +263,6 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         )
 
     # ---------------------------------------------------------------- Step
-    scales = flags.precision == "float16"  # Then an infinite gradient is nothing to tell of: the scale is too high.
     run_steps = make_step(
         strategy,
         model,
@@ -271,7 +271,6 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         num_parts=flags.accumulation,
         clip_norm=flags.clip_norm,
         clip_each=flags.clip_each,
-        mark_skips=flags.on_nonfinite == "skip" and not scales,
     )
     evaluate = make_evaluation(strategy, model, objective)
 
@@ -325,12 +324,13 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             max_bad_rows=flags.max_bad_rows,
         )
 
-    def save(is_best: bool = False) -> None:
+    def save(is_best: bool = False, interim: bool = False) -> None:
         if chief:
             if not (run_dir / "flags.cfg").exists():
                 raise UserError(f"{run_dir}: is no longer the folder of this run (no flags.cfg); put it back")
             # Written while training goes on.
-            checkpoints.save(step, variables, dataclasses.asdict(progress), best=is_best, wait=False)
+            state = dataclasses.asdict(progress)
+            checkpoints.save(step, variables, state, best=is_best, wait=False, interim=interim)
 
     def settle() -> None:
         """Until all that was saved is written, and every worker knows: whoever ends before may end the chief too."""
@@ -350,8 +350,8 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         predictions=places_of.get("masked_positions", 0),
     )
     measured_step, measured_at = step, time.monotonic()
-    failed_at = 0  # The step whose loss was last not finite.
     step_seconds = CALL_SECONDS  # Of one update, as far as is known.
+    at_once = len(cluster.addresses["worker"]) if flags.strategy == "parameter_server" else 1  # Updates side by side.
     if chief and progress.best_step and checkpoints.path(progress.best_step).is_dir():
         checkpoints.mark_best(progress.best_step)  # The kill may have come between saving and marking.
     if not restored and flags.on_nonfinite == "rollback":
@@ -359,6 +359,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     counted: dict[int, tuple[int, int]] = {}  # By step, of this worker's part.
     iterator = iter(distribution.spread(strategy, training_batches))
 
+    workers.any(False)  # Until all of them are ready, there is nothing to save.
     stop.ready, stopping = True, False
     bar = report.ProgressBar(step, flags.steps) if chief else None
     with bar if bar else contextlib.nullcontext():
@@ -367,7 +368,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                 # As many updates as fit before the next thing to do; none where somebody is asked to stop.
                 cadences = (flags.log_every, flags.evaluate_every, flags.checkpoint_every)
                 count = min(flags.steps_per_call, flags.steps - step, *(every - step % every for every in cadences))
-                count = min(count, max(1, int(CALL_SECONDS / step_seconds)))
+                count = min(count, max(at_once, int(CALL_SECONDS / step_seconds)))
                 count = workers.fewest(0 if stop.asked else count)
                 if not count:
                     stopping = True
@@ -379,7 +380,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                 finite = np.isfinite(new)
                 for number, is_finite in enumerate(finite, step + 1):
                     if is_finite:
-                        progress.in_a_row = 0 if number >= failed_at else progress.in_a_row
+                        progress.in_a_row = 0 if number >= progress.failed_at else progress.in_a_row
                         continue
                     if flags.on_nonfinite == "stop" or progress.in_a_row >= flags.max_nonfinite:
                         settle()
@@ -390,17 +391,20 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                     progress.nonfinite += 1
                     progress.in_a_row += 1
                     if flags.on_nonfinite == "rollback":
-                        failed_at = number
+                        progress.failed_at = max(progress.failed_at, number)
                         break
                 if flags.on_nonfinite == "rollback" and not np.all(finite):
                     settle()
-                    step, state = checkpoints.restore(variables) or (0, {})
+                    step, state = checkpoints.restore(variables, interim=False) or (0, {})
                     workers.check_alike(last_step=step)
+                    if chief:
+                        checkpoints.remove_interim()
                     progress = dataclasses.replace(
                         Progress(**state),
-                        passed_over=progress.passed_over + failed_at - step,
+                        passed_over=progress.passed_over + number - step,
                         nonfinite=progress.nonfinite,
                         in_a_row=progress.in_a_row,
+                        failed_at=progress.failed_at,
                     )
                     measured_step, measured_at = step, time.monotonic()
                     counted = {}
@@ -409,8 +413,6 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                         metrics.close()
                         metrics = open_log()
                     continue
-                if flags.on_nonfinite == "skip" and not scales:
-                    optimizer.dynamic_scale.assign(1.0)
                 progress.losses += [float(loss) for loss in new[finite]]
                 mine = [counted.pop(i + progress.passed_over) for i in range(step, step + count)]
                 progress.places.append(workers.totals(*(sum(numbers) for numbers in zip(*mine))))
@@ -456,7 +458,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             if is_best or due(flags.checkpoint_every):
                 save(is_best)
         if stopping:
-            save()
+            save(interim=True)
         settle()
     if chief:
         metrics.close()
@@ -721,8 +723,8 @@ def check_sizes(flags: absl_flags.FlagValues, config, tokenizer, num_replicas: i
 def make_step(strategy, model, optimizer, objective, **options):
     """The training steps: `run(iterator, count) -> losses [count]`, float32, one of each update.
 
-    A loss is NaN also where only the gradient is not finite: the weights are spoilt then. The options are
-    make_replica_step's.
+    A loss is NaN also where only the gradient is not finite: the weights are spoilt then, or an optimizer that skips
+    has left the update out. The options are make_replica_step's.
     """
     import tensorflow as tf
 
@@ -762,7 +764,6 @@ def make_replica_step(
     num_parts: int = 1,
     clip_norm: float = 0.0,
     clip_each: float = 0.0,
-    mark_skips: bool = False,
 ):
     """`step(batch) -> loss`: a replica's part of an update, and the loss of all replicas' batches.
 
@@ -774,8 +775,6 @@ def make_replica_step(
       num_parts: the replica's batch is computed in that many parts, one after the other.
       clip_norm: longest gradient over all variables; 0 does not clip.
       clip_each: longest gradient of each variable by itself, clipped before; 0 does not.
-      mark_skips: the loss of every update that the optimizer leaves out is NaN. Otherwise a LossScaleOptimizer's is
-        what it is: it leaves out an infinite gradient, and lowers its scale, in the usual way of float16.
     """
     import tensorflow as tf
 
@@ -825,9 +824,10 @@ def make_replica_step(
             factor = tf.where(tf.math.is_finite(loss) & tf.math.is_finite(norm), factor, math.nan)
         # One product a gradient: TensorFlow may reorder several, and not alike on all replicas.
         optimizer.apply([gradient * (factor * share) for gradient, share in zip(gradients, shares, strict=True)])
-        if dynamic_scale is not None and not mark_skips:
-            return loss / weight
-        return tf.where(tf.math.is_finite(norm), loss / weight, math.nan)
+        fine = tf.math.is_finite(norm)
+        if dynamic_scale is not None:  # While it is above 1, it is lowered, which is the usual way of float16.
+            fine |= scale > weight
+        return tf.where(fine, loss / weight, math.nan)
 
     return replica_step
 
@@ -888,8 +888,9 @@ class StopOnSignal:
 
     def _note(self, number, frame):
         if not self.ready:
-            print(f"stopped by {signal.Signals(number).name} before the first step; there was nothing to save")
-            raise SystemExit(cli.STOPPED)
+            why = signal.Signals(number).name
+            print(f"stopped by {why} before the first step; there was nothing to save", flush=True)
+            os._exit(cli.STOPPED)  # An exception would get lost in TensorFlow, where it waits for other workers.
         self.asked = signal.Signals(number).name
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)
