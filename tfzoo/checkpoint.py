@@ -5,8 +5,8 @@
     RUN/best -> checkpoints/00000900
 
 A checkpoint is written beside its place and renamed, so it is there whole or not at all. An interim one is made where a
-run is stopped, between those that are due. safetensors has no
-checksum of its own: a flipped bit would load, so checkpoint.json keeps the sha256, and its own besides.
+run is stopped, between those that are due. safetensors has no checksum of its own: a flipped bit would load, so
+checkpoint.json keeps the sha256, and its own besides.
 """
 
 import concurrent.futures
