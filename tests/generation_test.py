@@ -177,6 +177,14 @@ class CacheTest(tf.test.TestCase):
                     self.assertAllEqual(tokens, logits.argmax(-1))
                     self.assertAllClose(scores, [np.log(softmax(x).max()) for x in logits], 1e-5, 1e-5)
 
+    def test_a_graph_of_one_layer(self):
+        """What only one layer reads comes straight from the loop: TensorFlow's own fusion takes another output of it."""
+        for name in ("gpt2", "t5_small", "bart_base", "transformer_base"):
+            model = build(name, num_layers=1)
+            (tokens,) = generate_ids(model, [self.PROMPTS[1]], max_new_tokens=5, **decoder_start(model)).numpy()
+            self.assertLen(tokens, 5)
+            self.assertTrue(is_greedy(model, self.PROMPTS[1], tokens), name)
+
     def test_frequencies_that_go_by_the_length_are_those_of_the_whole_text(self):
         """Past the original length, in pieces and at once; without a cache the row has the full length."""
         count = 9

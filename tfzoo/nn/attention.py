@@ -47,7 +47,10 @@ def cached_attention(query, key, value, bias, scale=None):
     [B, H, L, D]: each serves H / G of them, and is read once for all."""
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if query.shape[2] == 1:
-        query = query * scale
+        # Past a reshape, that TensorFlow (2.20) may not make one operation of it, the product and the bias: that takes
+        # the bias for the first output of what it comes from, which in a loop is a Switch, whose second it is.
+        flat = ops.reshape(query, (-1, query.shape[1] * query.shape[3]))
+        query = ops.reshape(flat * scale, ops.shape(query))
     else:
         key = key * scale  # As in dot_product_attention.
     shape, groups = ops.shape(query), key.shape[1]
