@@ -75,7 +75,8 @@ def artifacts(folder):
     that an export is still writing."""
     marks = ("manifest.json", "golden.npz", *(name for names in MODELS.values() for name in names))
     found = {path.parent for mark in marks for path in folder.rglob(mark)}
-    return sorted(path for path in found if not any(p.endswith(".partial") for p in path.relative_to(folder).parts))
+    partial = re.compile(r".+\.\d+\.partial")
+    return sorted(path for path in found if not any(map(partial.fullmatch, path.relative_to(folder).parts)))
 
 
 def verify(folder):
@@ -85,6 +86,8 @@ def verify(folder):
     """
     manifest = read_manifest(folder)
     check_files(folder, manifest["files"])
+    if "genai_config.json" in manifest["files"]:
+        check_genai(folder)
     measured = replay(folder, manifest)
     name = f"{manifest['kind']} {manifest['name']} version {manifest['version']}"
     numbers = {key: value for key, value in measured.items() if "difference" in value}
@@ -166,6 +169,8 @@ def external_data(path):
         """(number, begin, end) of each part of a message."""
         while at < end:
             key, at = varint(at)
+            if key >> 32:  # Others would read what is left of it.
+                raise Failure(f"{path.name}: is no ONNX file")
             begin, kind = at, key & 7
             if kind == 2:
                 size, begin = varint(at)
@@ -204,12 +209,13 @@ def replay(folder, manifest):
     cases, measured = read_golden(folder), {}
     shared = manifest.get("profile") == "genai"
     for variant, details in {"": manifest, **manifest.get("variants", {})}.items():
+        for name in (variant or "model", *manifest["signatures"]):
+            if not re.fullmatch(r"\w+", name):
+                raise Failure(f"manifest.json: {name!r} is the name of no graph")
         run, found = load_onnx(folder, manifest["signatures"], variant and f"_{variant}", shared)
         check_signatures(found, details.get("signatures", manifest["signatures"]))
         results = compare_all(run, cases, details["tolerances"], exact=not variant)
         measured |= {f"{variant}:{key}" if variant else key: result for key, result in results.items()}
-    if shared:
-        check_genai(folder)
     if shared and importlib.util.find_spec("onnxruntime_genai"):
         run, written = load_genai(folder, cases)
         results = compare_all(run, written, {"generate": {}})
@@ -569,8 +575,12 @@ GENAI = {
 
 
 def check_genai(folder):
-    """onnxruntime-genai loads what genai_config.json names, libraries too: it may say no more than an export does."""
-    config = json.loads((folder / "genai_config.json").read_text())
+    """onnxruntime-genai loads what genai_config.json names, libraries too: it may say no more than an export does, and
+    that in an export's way, for where a name comes twice readers differ."""
+    text = (folder / "genai_config.json").read_text()
+    config = json.loads(text)
+    if text != json.dumps(config, indent=1) + "\n":
+        raise Failure("genai_config.json: is not written as an export writes it")
     decoder = config["model"]["decoder"]
     parts = {"": config, "model": config["model"], "decoder": decoder, "search": config["search"]}
     for name, part in parts.items():
@@ -579,7 +589,7 @@ def check_genai(folder):
     if decoder["session_options"] != {"provider_options": []}:
         raise Failure(f"genai_config.json: has session_options {decoder['session_options']}, which no export writes")
     name = decoder["filename"]
-    if pathlib.PurePath(name).name != name or not (folder / name).is_file():
+    if pathlib.PurePath(name).name != name or not name.endswith(".onnx") or not (folder / name).is_file():
         raise Failure(f"genai_config.json: has the graph {name!r}, which is no file of the artifact")
 
 
@@ -667,8 +677,14 @@ def load_savedmodel(folder):
     return run, found  # `run` keeps `loaded`, whose signatures hold the variables by weak references only.
 
 
-# What reads or writes files by itself, or calls Python.
-REACHES_OUT = re.compile(r"ReadFile|WriteFile|MatchingFiles|\w*PyFunc\w*|Print(V2)?|\w*Dataset\w*|\w*Reader(V2)?")
+# What reads or writes files by itself, calls Python or other machines, or ends the process.
+REACHES_OUT = re.compile(
+    r"ReadFile|WriteFile|MatchingFiles|\w*PyFunc\w*|Print(V2)?|\w*Dataset\w*|\w*Iterator\w*|\w*Reader(V2)?|\w*Summary\w*"
+    r"|Debug\w*|\w*Checkpoints?|Save|SaveSlices|DistributedSave|Restore|RestoreSlice|ImmutableConst|LoadAndRemapMatrix"
+    r"|GenerateVocabRemapping|FixedUnigramCandidateSampler|EncodeProto|DecodeProto\w*|RemoteCall|\w*Rpc\w*|_?(Host)?Send"
+    r"|_?(Host)?Recv|Collective\w*|Abort"
+)
+SAVER = ("SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename")  # Of the saver alone, which a server calls.
 
 
 def check_saved_model(folder):
@@ -685,12 +701,20 @@ def check_saved_model(folder):
                 raise Failure(f"saved_model.pb: reads {asset.filename!r}, which is no file in assets/")
         nodes = {node.name: node for node in graph.graph_def.node}
         functions = {function.signature.name: function for function in graph.graph_def.library.function}
-        for part in (graph.graph_def.node, *(function.node_def for function in functions.values())):
-            fixed = {node.name for node in part if node.op == "Const"}
+        by_saver = (graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name)
+        savers = {nodes[name].attr["f"].func.name for name in by_saver if name in nodes}
+        for of, part in [("", graph.graph_def.node), *((name, f.node_def) for name, f in functions.items())]:
+            arguments = {argument.name for argument in functions[of].signature.input_arg} if of else set()
             for node in part:
-                named = node.op.startswith("InitializeTableFromTextFile") and node.input[1].partition(":")[0] in fixed
-                if named or REACHES_OUT.fullmatch(node.op):
+                # Files of tables are assets, which come as arguments.
+                table = node.op.startswith("InitializeTableFromTextFile") and node.input[1] not in arguments
+                saves = node.op in SAVER and of not in savers
+                if table or saves or (node.op not in SAVER and REACHES_OUT.fullmatch(node.op)):
                     raise Failure(f"saved_model.pb: {node.name} ({node.op}) reads or writes what is no asset")
+                for value in node.attr.values():
+                    called = {value.func.name, *(f.name for f in value.list.func)}
+                    if called & savers and (of or node.name not in by_saver):
+                        raise Failure(f"saved_model.pb: {node.name} ({node.op}) saves or restores")
         for name, signature in graph.signature_def.items():
             if not signature.inputs:  # Of what initialises the tables.
                 continue

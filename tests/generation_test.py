@@ -178,7 +178,7 @@ class CacheTest(tf.test.TestCase):
                     self.assertAllClose(scores, [np.log(softmax(x).max()) for x in logits], 1e-5, 1e-5)
 
     def test_a_graph_of_one_layer(self):
-        """What only one layer reads comes straight from the loop: TensorFlow's own fusion takes another output of it."""
+        """What one layer alone reads comes straight from the loop: TensorFlow's fusion takes another output of that."""
         for name in ("gpt2", "t5_small", "bart_base", "transformer_base"):
             model = build(name, num_layers=1)
             (tokens,) = generate_ids(model, [self.PROMPTS[1]], max_new_tokens=5, **decoder_start(model)).numpy()

@@ -22,7 +22,8 @@ const tokenizer = new Tokenizer(
 const session = await ort.InferenceSession.create(`${folder}/model.onnx`);
 
 for (const text of texts) {
-  const [first, second] = text.split("\t");
+  const [first, ...rest] = text.split("\t");
+  const second = rest.length ? rest.join("\t") : undefined;
   if (pairs !== (second !== undefined)) throw new Error(`${folder} reads ${pairs ? "pairs, a tab between them" : "single texts, without tabs"}: ${text}`);
   const encoded = tokenizer.encode(first, { text_pair: second ?? null, return_token_type_ids: true });
   const length = encoded.ids.length;

@@ -128,6 +128,11 @@ class AnswersTest(tf.test.TestCase):
         model.hub_config = json.dumps({"problem_type": "multi_label_classification"})
         found, _ = answer(model, TOKENIZER, [["a", "b"]], np.zeros((2, 3)))
         self.assertAllClose(found["scores"], np.full((2, 3), 0.5))
+        model.hub_config = json.dumps({"problem_type": "ranking"})
+        with self.assertRaisesRegex(
+            UserError, "config.json: problem_type is 'ranking'; it must be one of single_label"
+        ):
+            answers.find(model, TOKENIZER, answers.Options(32))
         model.hub_config = json.dumps({"problem_type": "regression"})
         found, _ = answer(model, TOKENIZER, [["a"]], [[2.5, -1, 7]])
         self.assertAllEqual(found["values"], [[2.5, -1, 7]])

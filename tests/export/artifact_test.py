@@ -23,7 +23,7 @@ from tests.export import small
 from tfzoo import cli, runs
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import __main__ as entry_point
-from tfzoo.export import answers, artifact, golden, manifest, onnx_check, onnx_emit, verify
+from tfzoo.export import answers, artifact, golden, manifest, onnx_check, onnx_emit, variants, verify
 from tfzoo.export.genai import write as write_genai
 from tfzoo.text.wordpiece import WordPiece
 
@@ -384,10 +384,10 @@ class ArtifactTest(tf.test.TestCase):
 
     def test_what_is_still_being_written_is_not_replayed(self):
         folder = FOLDER / "writing"
-        for name in ("1", "2.77.partial"):
+        for name in ("1", "2.77.partial", "mine.partial"):
             (folder / "bert" / name).mkdir(parents=True)
             (folder / "bert" / name / "golden.npz").write_text("")
-        self.assertEqual(verify.artifacts(folder), [folder / "bert" / "1"])
+        self.assertEqual(verify.artifacts(folder), [folder / "bert" / "1", folder / "bert" / "mine.partial"])
         self.assertEqual(verify.artifacts(folder / "bert" / "2.77.partial"), [folder / "bert" / "2.77.partial"])
 
     def test_wrong_use_of_verify(self):
@@ -478,7 +478,35 @@ class PublishTest(tf.test.TestCase):
         self.assertCountEqual([path.name for path in folder.parent.iterdir()], ["8", "10"])
         (folder.parent / "0002").mkdir()
         self.export(version=3, keep_versions=2)  # The new one stays, whatever its number.
-        self.assertCountEqual([path.name for path in folder.parent.iterdir()], ["3", "10"])
+        self.assertCountEqual([path.name for path in folder.parent.iterdir()], ["3", "8", "10"])
+        self.export(keep_versions=9)  # More than there are.
+        self.assertCountEqual([path.name for path in folder.parent.iterdir()], ["3", "8", "10", "11"])
+
+    def test_halves_in_opset_18(self):
+        """Rows without tokens, of which float16 makes something else, are in no case of ONNX's."""
+        for family, heads in (("bert", ("classify",)), ("distilbert", ("span",))):
+            options = dict(formats=["onnx"], onnx_profile="compat", onnx_variants=["float16"])
+            with self.subTest(family), mock.patch.object(artifact, "_replay_elsewhere"):
+                model = small.model(family, heads=heads)
+                folder = artifact.export(model, TOKENIZER, self.output_dir, **options)["onnx"]
+                cases = verify.read_golden(folder)
+                self.assertIn(("tokens", "text"), cases)
+                for case in cases.values():
+                    self.assertTrue(case["inputs"]["attention_mask"].any(1).all())
+
+    def test_a_graph_that_ends_the_process(self):
+        kill = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+        run = subprocess.run
+        with (
+            mock.patch.object(
+                variants.subprocess, "run", lambda command, **kw: run([sys.executable, "-c", kill], **kw)
+            ),
+            self.assertRaisesRegex(
+                CheckFailed, "onnxruntime ends by SIGSEGV when it loads model_int8.onnx; leave it out"
+            ),
+        ):
+            self.export(onnx_variants=["int8"])
+        self.assertFalse(self.output_dir.exists())
 
     def test_another_export_of_the_same_version(self):
         """The one that comes second is refused, and takes away none but its own."""
@@ -523,6 +551,7 @@ class PublishTest(tf.test.TestCase):
         for pattern, keywords in (
             ("--name=a/b", dict(name="a/b")),
             ("--name=..", dict(name="..")),
+            ("--name=my.partial", dict(name="my.partial")),
             ("--version=0", dict(version=0)),
             ("--formats=tflite: must be of savedmodel, onnx", dict(formats=["tflite"])),
             ("--formats=:", dict(formats=[])),
@@ -537,6 +566,10 @@ class PublishTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, "the tokenizer has 65 tokens and the model's vocab_size is 64"):
             artifact.export(small.model(vocab_size=64), TOKENIZER, self.output_dir)
         self.assertFalse(self.output_dir.exists())
+        self.output_dir.write_text("a file")
+        with self.assertRaisesRegex(UserError, "--output_dir=.*: cannot be made in .*; name a folder"):
+            artifact.export(MODEL, TOKENIZER, self.output_dir)
+        self.output_dir.unlink()
 
     def test_the_command(self):
         arguments = [f"--flagfile={ROOT / 'export' / 'bert.cfg'}", "--model_dir=RUN", f"--output_dir={self.output_dir}"]
@@ -548,6 +581,13 @@ class PublishTest(tf.test.TestCase):
             with contextlib.redirect_stderr(io.StringIO()) as stderr:
                 code = cli.run(entry_point.main, entry_point.define_flags, arguments[:1])
             self.assertEqual((code, len(stderr.getvalue().splitlines())), (2, 1))
+            blank = FOLDER / "blank.jsonl"
+            blank.write_text('{"text": "  "}\n')
+            with contextlib.redirect_stderr(io.StringIO()) as stderr:
+                arguments.append(f"--calibration_file={blank}")
+                code = cli.run(entry_point.main, entry_point.define_flags, arguments)
+            self.assertEqual(code, 2)
+            self.assertRegex(stderr.getvalue(), "^error: --calibration_file=.*: holds no text; write one a line\n$")
 
 
 if __name__ == "__main__":

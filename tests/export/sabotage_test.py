@@ -42,10 +42,10 @@ def export(kind: str, tokenizer=None, **options) -> pathlib.Path:
 
 
 class Sabotage(tf.test.TestCase):
-    def refused(self, folder: pathlib.Path, pattern: str, change: Callable[[pathlib.Path], Any]) -> None:
-        """verify.py refuses a copy of the artifact with a change, and a manifest that fits."""
+    def refused(self, folder: pathlib.Path, pattern: str, change: Callable[[pathlib.Path], Any], stated=None) -> None:
+        """verify.py refuses a copy of the artifact with a change, and a manifest that fits: `stated`, if given."""
         copy = shutil.copytree(folder, pathlib.Path(tempfile.mkdtemp(dir=FOLDER)), dirs_exist_ok=True)
-        stated = json.loads((copy / "manifest.json").read_text())
+        stated = stated or json.loads((copy / "manifest.json").read_text())
         change(copy)
         content = {key: stated[key] for key in stated if key not in ("files", "manifest_sha256")}
         (copy / "manifest.json").unlink()
@@ -137,9 +137,22 @@ class OnnxTest(Sabotage):
                 path.write_bytes(b"\x08\x0a\x3a\x00\x3a" + bytes([len(graph)]) + graph)
                 found += verify.external_data(path)
         self.assertEqual(found, ["/x.bin"] * 8)
-        (FOLDER / "places.onnx").write_bytes(b"\x3a\x7f")
-        with self.assertRaisesRegex(verify.Failure, "is no ONNX file"):
-            list(verify.external_data(FOLDER / "places.onnx"))
+        # One that is cut off, and a field's number of which other readers take the last 32 bits.
+        for data in (b"\x3a\x7f", b"\xba\x80\x80\x80\x10\x00"):
+            (FOLDER / "places.onnx").write_bytes(data)
+            with self.assertRaisesRegex(verify.Failure, "is no ONNX file"):
+                list(verify.external_data(FOLDER / "places.onnx"))
+
+    def test_what_is_not_the_folders_is_not_loaded(self):
+        def elsewhere(copy):
+            stated["signatures"] = {f"{FOLDER}/model": stated["signatures"]["model"]}
+
+        def library(copy):
+            (copy / "genai_config.json").write_text('{"model": {"decoder": {"session_options": {}}}}')
+
+        stated = json.loads((self.folder / "manifest.json").read_text())
+        self.refused(self.folder, "^manifest.json: '/.*/model' is the name of no graph", elsewhere, stated)
+        self.refused(self.folder, "^genai_config.json: is not written as an export writes it", library)
 
     def test_golden_answers_that_are_no_numbers(self):
         def spoilt(copy):
@@ -173,7 +186,7 @@ class GenaiTest(Sabotage):
             def rewrite(copy):
                 stated = json.loads((copy / "genai_config.json").read_text())
                 change(stated["model"]["decoder"], stated)
-                (copy / "genai_config.json").write_text(json.dumps(stated))
+                (copy / "genai_config.json").write_text(json.dumps(stated, indent=1) + "\n")
 
             return rewrite
 
@@ -181,11 +194,21 @@ class GenaiTest(Sabotage):
             ("session_options", lambda decoder, _: decoder["session_options"].update(custom_ops_library="ops.so")),
             ("session_options", lambda decoder, _: decoder["session_options"].update(provider_options=[{"cuda": {}}])),
             ("the graph '../model.onnx'", lambda decoder, _: decoder.update(filename="../model.onnx")),
+            ("the graph 'golden.npz'", lambda decoder, _: decoder.update(filename="golden.npz")),
             ("has decoder.pipeline", lambda decoder, _: decoder.update(pipeline=[])),
             ("has model.vision", lambda _, stated: stated["model"].update(vision={})),
             ("has engine", lambda _, stated: stated.update(engine={})),
         ):
             self.refused(folder, f"^genai_config.json: .*{pattern}", says(change))
+
+        def twice(copy):
+            text = (copy / "genai_config.json").read_text()
+            before = '"session_options": '
+            (copy / "genai_config.json").write_text(
+                text.replace(before, f'{before}{{"custom_ops_library": "x"}}, {before}')
+            )
+
+        self.refused(folder, "^genai_config.json: is not written as an export writes it", twice)
         with mock.patch.object(verify.importlib.util, "find_spec", return_value=None):
             self.assertIn("genai_config.json not replayed: onnxruntime-genai is not installed", verify.verify(folder))
 
@@ -247,11 +270,27 @@ class SavedModelTest(Sabotage):
 
             return change
 
-        for op in ("ReadFile", "WriteFile", "MatchingFiles", "EagerPyFunc", "PyFunc", "PrintV2", "TextLineDataset"):
+        for op in (
+            *("ReadFile", "WriteFile", "MatchingFiles", "EagerPyFunc", "PyFunc", "PrintV2", "TextLineDataset"),
+            *("CreateSummaryFileWriter", "DebugIdentityV3", "SaveV2", "RestoreV2", "MergeV2Checkpoints", "Save"),
+            *("ImmutableConst", "DecodeProtoV2", "LoadAndRemapMatrix", "DeleteMultiDeviceIterator"),
+        ):
             for function in (False, True):
                 self.refused(folder, f"mine \\({op}\\) reads or writes what is no asset", add(op, (), function))
         table = "InitializeTableFromTextFileV2"
-        self.refused(folder, f"mine \\({table}\\) reads", add(table, ["table", "secret"]))
+        for function in (False, True):
+            self.refused(folder, f"mine \\({table}\\) reads", add(table, ["table", "secret"], function))
+
+        def saves(copy):
+            """A signature's function calls the saver's."""
+            saved = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
+            graph = saved.meta_graphs[0]
+            (saver,) = (n for n in graph.graph_def.node if f"{n.name}:0" == graph.saver_def.save_tensor_name)
+            call = graph.graph_def.library.function[0].node_def.add(name="mine", op="StatefulPartitionedCall")
+            call.attr["f"].func.name = saver.attr["f"].func.name
+            (copy / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+        self.refused(folder, "mine \\(StatefulPartitionedCall\\) saves or restores", saves)
 
     @pytest.mark.faults
     def test_a_wrong_graph_is_not_published(self):

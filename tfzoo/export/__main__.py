@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from tfzoo import cli, records
+from tfzoo.errors import UserError
 
 # What `artifact.export` is told, beside the model.
 _OPTIONS = (
@@ -67,6 +68,8 @@ def main(flags: absl_flags.FlagValues) -> None:
             records.text(where, record, "text")
             for where, record in records.read(flags.calibration_file, "text", "calibration_file")
         ]
+        if not any(text.strip() for text in options["calibration_texts"]):
+            raise UserError(f"--calibration_file={flags.calibration_file}: holds no text; write one a line")
     folders = artifact.export(model, tokenizer, flags.output_dir, **options)
     for kind, folder in folders.items():
         print(f"{kind}: {folder}, replayed by another process; see {folder / 'manifest.json'}")

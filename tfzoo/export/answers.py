@@ -255,6 +255,10 @@ class Answer:
         raise NotImplementedError
 
 
+# Hugging Face's words for how a classifier's logits are read.
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
+
+
 class Labels(Answer):
     """Classification: `label` string [B], the likeliest, and `scores` float32 [B, C] with their `labels` [B, C].
 
@@ -270,8 +274,10 @@ class Labels(Answer):
         super().__init__(model, tokenizer, options)
         self.labels = self.labels_of(model)
         count = len(self.labels)
-        stated = hub_config(model).get("problem_type") or "single_label_classification"
-        self.problem_type = "regression" if count == 1 else stated  # In Hugging Face's words.
+        stated = hub_config(model).get("problem_type") or PROBLEMS[0]
+        if stated not in PROBLEMS:
+            raise UserError(f"config.json: problem_type is {stated!r}; it must be one of {', '.join(PROBLEMS)}")
+        self.problem_type = "regression" if count == 1 else stated
         each = ("string", ("batch", count))
         if count == 1:
             self.outputs = {"value": ("float32", ("batch",))}

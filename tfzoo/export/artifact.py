@@ -74,7 +74,7 @@ def export(
       onnx_profile: one of onnx_graph.PROFILES.
       onnx_variants: of variants.VARIANTS, written beside the float32 graphs.
       calibration_texts: what int8_static is calibrated on; golden.npz's texts where there are none.
-      keep_versions: afterwards, older versions than the newest so many are removed.
+      keep_versions: afterwards, older versions than the newest so many are removed, but never this one.
 
     Returns:
       format -> folder.
@@ -97,6 +97,7 @@ def export(
     for folder in folders.values():
         if folder.exists():
             raise UserError(f"--version={version}: {folder} exists already; choose another, or leave the flag out")
+        files.check_can_be_made(folder, "output_dir")
 
     makers = {
         "savedmodel": lambda folder: _write_savedmodel(
@@ -125,20 +126,25 @@ def export(
         for folder, place in places.items():  # All of them appear, or none.
             if folder.exists() and _identity(folder) == place:
                 files.remove_folder(folder)
+                with contextlib.suppress(OSError):  # Others are in there.
+                    folder.parent.rmdir()
         if isinstance(error, FileExistsError):  # Another export was quicker.
             raise UserError(f"--version={version}: {error}; choose another, or leave the flag out") from None
         raise
     if keep_versions is not None:
         for parent in parents.values():
-            others = sorted((number, path) for number, path in _versions(parent) if number != version)
-            for _, old in others[: len(others) + 1 - keep_versions]:
-                files.remove_folder(old)
+            for number, old in sorted(_versions(parent))[:-keep_versions]:
+                if number != version:
+                    files.remove_folder(old)
     return folders
 
 
 def _check_arguments(name, version, formats, precision, onnx_variants, keep_versions) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"--name={name}: must be of letters, digits, _, . and -, and begin with one of the first two")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name.endswith(files.PARTIAL):
+        raise UserError(
+            f"--name={name}: must be of letters, digits, _, . and -, begin with one of the first two, and not end with "
+            f"{files.PARTIAL}"
+        )
     for flag, value in (("version", version), ("keep_versions", keep_versions)):
         if value is not None and value < 1:
             raise UserError(f"--{flag}={value}: must be at least 1")

@@ -443,6 +443,9 @@ def _query_key_value(graph: Graph, layer: nn.Attention, x: str) -> tuple[str, st
     """[B, L, H D], [B, L, G D] twice: by one product. For one token that is faster; for
     many three are, whose results need not be parted."""
     at, parts = f"{layer.path}/query_key_value", (layer.query, layer.key, layer.value)
+    if any(type(part) is not nn.Dense for part in parts):  # Each has an emitter of its own, or none.
+        query, key, value = (graph.emit(part, x) for part in parts)
+        return query, key, value
     y = graph.add("MatMul", x, graph.joined(f"{at}/kernel", [part.kernel for part in parts]), at=at)
     if layer.query.use_bias:
         y = graph.add("Add", y, graph.joined(f"{at}/bias", [part.bias for part in parts]), at=at)
