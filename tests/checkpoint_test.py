@@ -134,17 +134,27 @@ class SaveTest(CheckpointsCase):
         self.assertEqual((checkpoints.path(20) / checkpoint.VARIABLES).stat(), before)
         self.assertEqual(checkpoints.restore(variables, interim=False), (20, {"epoch": 20}))
         self.assert_same_bits(variables, arrays(20))
-        # And one that no other save made so stays what it is.
+        # And one that is not interim stays what it is.
         checkpoints.save(20, arrays(20), {}, interim=True)
         checkpoints.save(21, arrays(21), {}, interim=True)
-        checkpoints.remove_interim()
-        self.assertEqual(checkpoints.steps()[-1:], [20])
+        self.assertEqual((checkpoints.steps()[-2:], checkpoints.steps(interim=False)[-1]), ([20, 21], 20))
+        checkpoints.remove_after(20)
+        self.assertEqual(checkpoints.steps()[-1], 20)
         self.assertEqual(self.names(checkpoints.path(20)), ["checkpoint.json", "variables.safetensors"])
 
     def test_an_interim_one_alone_is_gone_back_to(self):
         checkpoints = Checkpoints(self.folder, keep=1)
         checkpoints.save(3, arrays(3), {}, interim=True)
         self.assertEqual(checkpoints.restore(arrays(), interim=False), (3, {}))
+        checkpoints.remove_after(3)
+        self.assertEqual(checkpoints.steps(), [3])
+
+    def test_an_interim_one_stands_in_for_a_damaged_one(self):
+        checkpoints = self.saved(5)
+        checkpoints.save(7, arrays(7), {}, interim=True)
+        (checkpoints.path(5) / checkpoint.VARIABLES).write_bytes(b"")
+        with self.assertLogs("absl", "WARNING"):
+            self.assertEqual(checkpoints.restore(arrays(), interim=False), (7, {}))
 
     def test_a_state_that_json_cannot_hold_leaves_nothing(self):
         checkpoints = self.saved(1)

@@ -185,9 +185,16 @@ class StepTest(tf.test.TestCase):
             return float(optimizer.dynamic_scale)
 
         self.assertEqual(check(dict(skip_nonfinite=True), (1e25, 1.0, True, False), (1.0, 1.0, False, True)), 1.0)
-        # A scale that can be lowered is; at 1 it is not the scale.
-        steps = (1e25, 2.0, False, False), (1e25, 1.0, True, False), (1.0, 8.0, False, True), (1e25, 1.0, True, False)
-        self.assertEqual(check(dict(loss_scaling=True), *steps), 0.5)
+        # A scale that can be lowered is. Where the mean loss, of some ten targets, is scaled by less than 1, it is not
+        # the scale.
+        small = 2.0**-6
+        steps = (
+            (1e25, 1.0, False, False),
+            (1e25, small, True, False),
+            (1.0, 8.0, False, True),
+            (1e25, small, True, False),
+        )
+        self.assertEqual(check(dict(loss_scaling=True), *steps), small / 2)
 
     def test_half_precision_learns(self):
         total, weight = objective().loss(model(), {name: x[:BATCH] for name, x in features(6 * BATCH).items()})

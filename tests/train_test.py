@@ -420,13 +420,9 @@ class RunTest(TrainCase):
             os.kill(os.getpid(), signal.SIGTERM)
             self.fail("The signal was to end it.")
 
-        with (
-            mock.patch.object(train, "read_corpus", asked),
-            mock.patch.object(os, "_exit", side_effect=SystemExit) as left,
-            self.assertRaises(SystemExit),
-        ):
+        with mock.patch.object(train, "read_corpus", asked), self.assertRaises(SystemExit) as stopped:
             run(*self.flags(), f"--run_dir={self.run_dir}")
-        left.assert_called_once_with(cli.STOPPED)
+        self.assertEqual(stopped.exception.code, cli.STOPPED)
         self.assertFalse(self.run_dir.exists())
 
 
@@ -463,10 +459,11 @@ class NotANumberTest(TrainCase):
         with mock.patch.object(MaskedLM, "loss", noted):
             yield seen
 
-    def disturbed(self, *updates, stop_at=None, **flags):
+    def disturbed(self, *updates, stop_at=None, at_first="rollback", **flags):
         """What a run logs whose batches of these numbers (from 1) give NaN; and the exit code.
 
-        stop_at: by a SIGTERM during that call of the step, it is stopped once and goes on."""
+        stop_at: by a SIGTERM during that call of the step, it is stopped once and goes on. at_first: --on_nonfinite
+        until then."""
         flags = self.flags(steps=14, accumulation=1, evaluate_every=14, on_nonfinite="rollback", **flags)
         run_dir = self.folder / f"stopped_{stop_at}"
         make_batches, make = pipeline.training_batches, train.make_step
@@ -493,7 +490,7 @@ class NotANumberTest(TrainCase):
         with mock.patch.object(pipeline, "training_batches", batches):
             if stop_at:
                 with mock.patch.object(train, "make_step", made):
-                    code, out, err = run(*flags, f"--run_dir={run_dir}")
+                    code, out, err = run(*flags, f"--on_nonfinite={at_first}", f"--run_dir={run_dir}")
                 self.assertEqual(code, cli.STOPPED, out + err)
             code, _, _ = run(*flags, f"--run_dir={run_dir}")
         return code, tiny_run.measured(run_dir)
@@ -511,6 +508,15 @@ class NotANumberTest(TrainCase):
         code, expected = self.disturbed(8, 11, **flags)
         self.assertEqual(code, 4)
         self.assertEqual(self.disturbed(8, 11, stop_at=9, **flags), (code, expected))
+
+    def test_where_nothing_but_a_stop_was_saved(self):
+        """What the run goes back to then is kept until something else is there, and gone back to again."""
+        code, logged = self.disturbed(5, 7, stop_at=3, at_first="stop", checkpoint_every=10)
+        self.assertEqual((code, logged[14, "nonfinite"]), (0, "2"))
+        self.assertEqual([step for step, name in logged if name == "loss"], list(range(1, 15)))
+        self.assertEqual(
+            sorted(path.name for path in (self.folder / "stopped_3" / "checkpoints").iterdir())[-1:], ["00000014"]
+        )
 
     def test_what_counts_as_gained(self):
         """After step 8 failed, a failure at 7 does not make 7 enough."""

@@ -67,11 +67,12 @@ class Checkpoints:
             for link in self._best.parent.glob(f"{self._best.name}.*{files.PARTIAL}"):
                 link.unlink(missing_ok=True)
 
-    def steps(self) -> list[int]:
-        """The steps there are checkpoints of, damaged ones included, oldest first."""
+    def steps(self, interim: bool = True) -> list[int]:
+        """The steps there are checkpoints of, damaged ones included, oldest first; interim ones or not."""
         if not self._folder.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self._folder.iterdir() if _STEP.fullmatch(entry.name))
+        steps = sorted(int(entry.name) for entry in self._folder.iterdir() if _STEP.fullmatch(entry.name))
+        return [step for step in steps if interim or not self._is_interim(step)]
 
     def path(self, step: int) -> pathlib.Path:
         """The folder of a step's checkpoint, which need not exist."""
@@ -155,8 +156,8 @@ class Checkpoints:
             (partial / RECORD).write_bytes(_encode(record))
 
     def restore(self, variables: Mapping[str, Any], interim: bool = True) -> tuple[int, dict[str, Any]] | None:
-        """Assigns the newest intact checkpoint to `variables`, all of them or none; one that is not interim if
-        `interim` is False and there is one.
+        """Assigns the newest intact checkpoint to `variables`, all of them or none. Where `interim` is False an interim
+        one is taken only if no other is intact.
 
         A damaged checkpoint costs a warning, and the one before it is taken.
 
@@ -191,12 +192,17 @@ class Checkpoints:
             raise UserError(f"{self._folder}: no checkpoint there; name the folder of a run that saved one")
         return self._newest()
 
-    def remove_interim(self) -> None:
-        """Removes the interim checkpoints: the run has gone back, and what it will be at their steps is another."""
+    def remove_after(self, last: int) -> None:
+        """Removes what was saved after step `last`: the run has gone back there, and will be another at later steps.
+
+        Raises:
+          UserError: the machine refuses it.
+        """
         self._must_write()
-        for step in self.steps():
-            if self._is_interim(step):
-                self._remove(step)
+        with files.writing(self._folder):
+            for step in self.steps():
+                if step > last and step != self.best_step():
+                    self._remove(step)
 
     def mark_best(self, step: int) -> None:
         """Points RUN/best to a step's checkpoint, in one move. The old best is pruned with the next save."""
@@ -231,7 +237,7 @@ class Checkpoints:
         damages = []
         steps = self.steps()
         if not interim:
-            steps = [step for step in steps if not self._is_interim(step)] or steps
+            steps = sorted(steps, key=lambda step: (not self._is_interim(step), step))
         for step in reversed(steps):
             try:
                 contents = _read(self.path(step))
@@ -251,9 +257,8 @@ class Checkpoints:
         """Removes all but the newest, the best and `also`. An interim one counts among the newest while it is the
         newest; one that is not interim is always left."""
         intact = [step for step in self.steps() if step not in self._damaged]
-        interim = [step for step in intact if self._is_interim(step)]
-        newest = [step for step in intact[-1:] if step in interim]
-        lasting = [step for step in intact if step not in interim]
+        lasting = [step for step in self.steps(interim=False) if step in intact]
+        newest = [step for step in intact[-1:] if step not in lasting]
         kept = {*also, self.best_step(), *newest, *lasting[-max(1, self._keep - len(newest)) :]}
         for step in self.steps():
             if step not in kept:

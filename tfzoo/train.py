@@ -188,7 +188,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     resuming = check_run_dir(flags, run_dir) if chief else (run_dir / "flags.cfg").exists()
     if resuming and chief:
         closing.enter_context(files.Lock(run_dir))
-    stop = StopOnSignal()
+    stop = StopOnSignal(alone=not cluster.addresses)
 
     # What is imported from here on needs TensorFlow, which takes its time; wrong flags are reported before.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -354,8 +354,8 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     at_once = len(cluster.addresses["worker"]) if flags.strategy == "parameter_server" else 1  # Updates side by side.
     if chief and progress.best_step and checkpoints.path(progress.best_step).is_dir():
         checkpoints.mark_best(progress.best_step)  # The kill may have come between saving and marking.
-    if not restored and flags.on_nonfinite == "rollback":
-        save()
+    if flags.on_nonfinite == "rollback" and not checkpoints.steps(interim=False):
+        save()  # What there is to go back to.
     counted: dict[int, tuple[int, int]] = {}  # By step, of this worker's part.
     iterator = iter(distribution.spread(strategy, training_batches))
 
@@ -395,10 +395,11 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                         break
                 if flags.on_nonfinite == "rollback" and not np.all(finite):
                     settle()
-                    step, state = checkpoints.restore(variables, interim=False) or (0, {})
+                    # There is one, unless a worker does not see what the chief has saved.
+                    step, state = checkpoints.restore(variables, interim=False) or (-1, {})
                     workers.check_alike(last_step=step)
                     if chief:
-                        checkpoints.remove_interim()
+                        checkpoints.remove_after(step)
                     progress = dataclasses.replace(
                         Progress(**state),
                         passed_over=progress.passed_over + number - step,
@@ -776,10 +777,14 @@ def make_replica_step(
       clip_norm: longest gradient over all variables; 0 does not clip.
       clip_each: longest gradient of each variable by itself, clipped before; 0 does not.
     """
+    import keras
     import tensorflow as tf
 
+    from tfzoo import optim
+
     variables = [variable.value for variable in model.trainable_variables]
-    dynamic_scale = getattr(optimizer, "dynamic_scale", None)  # Of a LossScaleOptimizer.
+    skips = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    dynamic_scale = optimizer.dynamic_scale if skips and not isinstance(optimizer, optim.SkipNonFinite) else None
 
     def sums(batch):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -820,13 +825,13 @@ def make_replica_step(
         factor = 1.0 / weight  # The loss scale stays in: Keras's LossScaleOptimizer divides by it.
         if clip_norm:
             factor *= clip_norm / tf.maximum(norm, clip_norm)
-        if dynamic_scale is not None:  # It looks at the gradients alone, each by itself.
+        if skips:  # The optimizer looks at the gradients alone, each by itself.
             factor = tf.where(tf.math.is_finite(loss) & tf.math.is_finite(norm), factor, math.nan)
         # One product a gradient: TensorFlow may reorder several, and not alike on all replicas.
         optimizer.apply([gradient * (factor * share) for gradient, share in zip(gradients, shares, strict=True)])
         fine = tf.math.is_finite(norm)
-        if dynamic_scale is not None:  # While it is above 1, it is lowered, which is the usual way of float16.
-            fine |= scale > weight
+        if dynamic_scale is not None:  # While the mean loss is scaled by more than 1, it is too much: float16's way.
+            fine |= scale > 1.0
         return tf.where(fine, loss / weight, math.nan)
 
     return replica_step
@@ -877,8 +882,9 @@ class StopOnSignal:
     Before `ready` is set there is nothing to be saved, and the first one acts at once too.
     """
 
-    def __init__(self):
-        self.asked, self.ready = "", False
+    def __init__(self, alone: bool):
+        """alone: there are no other processes to be waited for."""
+        self.asked, self.ready, self._alone = "", False, alone
         self.listen()
 
     def listen(self):
@@ -890,6 +896,8 @@ class StopOnSignal:
         if not self.ready:
             why = signal.Signals(number).name
             print(f"stopped by {why} before the first step; there was nothing to save", flush=True)
+            if self._alone:
+                raise SystemExit(cli.STOPPED)
             os._exit(cli.STOPPED)  # An exception would get lost in TensorFlow, where it waits for other workers.
         self.asked = signal.Signals(number).name
         for each in (signal.SIGTERM, signal.SIGINT):
