@@ -567,8 +567,13 @@ class PublishTest(tf.test.TestCase):
             artifact.export(small.model(vocab_size=64), TOKENIZER, self.output_dir)
         self.assertFalse(self.output_dir.exists())
         self.output_dir.write_text("a file")
-        with self.assertRaisesRegex(UserError, "--output_dir=.*: cannot be made in .*; name a folder"):
-            artifact.export(MODEL, TOKENIZER, self.output_dir)
+        for place, pattern in (
+            (self.output_dir, "--output_dir=.*: is no folder; name one"),
+            (self.output_dir / "in_it", "--output_dir=.*in_it: cannot be made in .*; name a folder"),
+            (pathlib.Path("/proc/x"), "/proc/x.* cannot be "),  # Where root may write, and yet may not.
+        ):
+            with self.assertRaisesRegex(UserError, pattern):
+                artifact.export(MODEL, TOKENIZER, place, formats=["onnx"])
         self.output_dir.unlink()
 
     def test_the_command(self):

@@ -90,6 +90,11 @@ def export(
     search = answers.search_of(model, num_beams)
     options = Options(longest, text_pair, long_texts, pooling, max_new_tokens, search)
     savedmodel.check(model, tokenizer, options)
+    output_dir = pathlib.Path(output_dir)
+    if not output_dir.exists():
+        files.check_can_be_made(output_dir, "output_dir")
+    elif not output_dir.is_dir():
+        raise UserError(f"--output_dir={output_dir}: is no folder; name one")
     parents = {kind: pathlib.Path(output_dir, kind, name) for kind in formats}
     if version is None:
         version = 1 + max((v for parent in parents.values() for v, _ in _versions(parent)), default=0)
@@ -97,7 +102,6 @@ def export(
     for folder in folders.values():
         if folder.exists():
             raise UserError(f"--version={version}: {folder} exists already; choose another, or leave the flag out")
-        files.check_can_be_made(folder, "output_dir")
 
     makers = {
         "savedmodel": lambda folder: _write_savedmodel(
@@ -195,7 +199,8 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
 def _new_parents(folder: pathlib.Path) -> Iterator[None]:
     """Makes a folder and those it stands in; takes the new ones away again if the block fails."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
