@@ -86,7 +86,7 @@ def verify(folder):
     """
     manifest = read_manifest(folder)
     check_files(folder, manifest["files"])
-    if "genai_config.json" in manifest["files"]:
+    if "genai_config.json" in manifest["files"] or manifest.get("profile") == "genai":
         check_genai(folder)
     measured = replay(folder, manifest)
     name = f"{manifest['kind']} {manifest['name']} version {manifest['version']}"
@@ -134,7 +134,7 @@ def check_files(folder, listed):
         with open(path, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != listed[name]["sha256"]:
                 raise Failure(f"{name}: its sha256 is not the one listed")
-        if path.suffix == ".onnx":
+        if name.endswith(".onnx"):
             for place in external_data(path):
                 if place not in listed:
                     raise Failure(f"{name}: has tensors in {place!r}, which is no file of the artifact")
@@ -202,8 +202,9 @@ def replay(folder, manifest):
     an answer is not as it should be.
     """
     if manifest["kind"] in ("savedmodel", "litert"):
-        run, found = load_savedmodel(folder) if manifest["kind"] == "savedmodel" else load_litert(folder)
-        check_signatures(found, manifest["signatures"])
+        stated = manifest["signatures"]
+        run, found = load_savedmodel(folder, stated) if manifest["kind"] == "savedmodel" else load_litert(folder)
+        check_signatures(found, stated)
         measured = compare_all(run, read_golden(folder), manifest["tolerances"])
         return measured | replay_tokenizer_file(folder)
     cases, measured = read_golden(folder), {}
@@ -625,11 +626,11 @@ def load_genai(folder, cases):
     }
 
 
-def load_savedmodel(folder):
+def load_savedmodel(folder, signatures):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tf = importlib.import_module("tensorflow")
     importlib.import_module("tensorflow_text")  # The tokenizer's ops.
-    check_saved_model(folder)
+    check_saved_model(folder, signatures)
     loaded = tf.saved_model.load(str(folder))
 
     def describe(specs):
@@ -682,14 +683,15 @@ REACHES_OUT = re.compile(
     r"ReadFile|WriteFile|MatchingFiles|\w*PyFunc\w*|Print(V2)?|\w*Dataset\w*|\w*Iterator\w*|\w*Reader(V2)?|\w*Summary\w*"
     r"|Debug\w*|\w*Checkpoints?|Save|SaveSlices|DistributedSave|Restore|RestoreSlice|ImmutableConst|LoadAndRemapMatrix"
     r"|GenerateVocabRemapping|FixedUnigramCandidateSampler|EncodeProto|DecodeProto\w*|RemoteCall|\w*Rpc\w*|_?(Host)?Send"
-    r"|_?(Host)?Recv|Collective\w*|Abort"
+    r"|_?(Host)?Recv|Collective\w*|Abort|InitializeTableFromTextFile(V2)?|SaveV2|RestoreV2"
 )
-SAVER = ("SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename")  # Of the saver alone, which a server calls.
+INIT = "__saved_model_init_op"  # What servers run first, beside the signatures: it fills tables.
 
 
-def check_saved_model(folder):
+def check_saved_model(folder, signatures):
     """What tf.saved_model.load does not look at. TF Serving feeds what the file says that a signature's inputs are
-    called in the graph: they must reach the arguments of that name. What is read beside the variables is in assets/.
+    called in the graph: they must reach the arguments of that name. It calls the saver with the variables' place: that
+    alone may save, or restore what it is given. What else is read is in assets/.
 
     A SavedModel is a program all the same, and what this knows nothing of may do harm when it is run."""
     protos = importlib.import_module("tensorflow.core.protobuf.saved_model_pb2")
@@ -701,25 +703,32 @@ def check_saved_model(folder):
                 raise Failure(f"saved_model.pb: reads {asset.filename!r}, which is no file in assets/")
         nodes = {node.name: node for node in graph.graph_def.node}
         functions = {function.signature.name: function for function in graph.graph_def.library.function}
-        by_saver = (graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name)
-        savers = {nodes[name].attr["f"].func.name for name in by_saver if name in nodes}
+        saver = graph.saver_def
+        by_saver = {saver.save_tensor_name.partition(":")[0]: "save", saver.restore_op_name: "restore"}
+        savers = {nodes[name].attr["f"].func.name: role for name, role in by_saver.items() if name in nodes}
         for of, part in [("", graph.graph_def.node), *((name, f.node_def) for name, f in functions.items())]:
-            arguments = {argument.name for argument in functions[of].signature.input_arg} if of else set()
             for node in part:
-                # Files of tables are assets, which come as arguments.
-                table = node.op.startswith("InitializeTableFromTextFile") and node.input[1] not in arguments
-                saves = node.op in SAVER and of not in savers
-                if table or saves or (node.op not in SAVER and REACHES_OUT.fullmatch(node.op)):
+                role = savers.get(of)
+                usual = role == "save" and node.op in ("SaveV2", "MergeV2Checkpoints")
+                if role == "restore" and node.op == "RestoreV2":
+                    usual = node.input[0] in (argument.name for argument in functions[of].signature.input_arg)
+                if REACHES_OUT.fullmatch(node.op) and not usual:
                     raise Failure(f"saved_model.pb: {node.name} ({node.op}) reads or writes what is no asset")
                 for value in node.attr.values():
                     called = {value.func.name, *(f.name for f in value.list.func)}
-                    if called & savers and (of or node.name not in by_saver):
+                    if called & savers.keys() and (of or node.name not in by_saver):
                         raise Failure(f"saved_model.pb: {node.name} ({node.op}) saves or restores")
+        if found := graph.signature_def.keys() - {INIT} ^ signatures.keys():
+            raise Failure(
+                f"saved_model.pb: {min(found)} is a signature there, or in manifest.json, and not in the other"
+            )
         for name, signature in graph.signature_def.items():
-            if not signature.inputs:  # Of what initialises the tables.
+            if name == INIT:
                 continue
             outputs = {key: tensor.name.partition(":") for key, tensor in signature.outputs.items()}
             call = nodes[next(iter(outputs.values()))[0]]
+            if call.name in by_saver:
+                raise Failure(f"saved_model.pb: {name} saves or restores")
             asked = [argument.name for argument in functions[call.attr["f"].func.name].signature.input_arg]
             fed = dict(zip(asked, call.input))
             wrong = [key for key, tensor in signature.inputs.items() if fed.get(key) != tensor.name.removesuffix(":0")]

@@ -139,7 +139,7 @@ class SaveTest(CheckpointsCase):
         checkpoints.save(21, arrays(21), {}, interim=True)
         self.assertEqual((checkpoints.steps()[-2:], checkpoints.steps(interim=False)[-1]), ([20, 21], 20))
         checkpoints.remove_after(20)
-        self.assertEqual(checkpoints.steps()[-1], 20)
+        self.assertEqual((checkpoints.steps()[-1], checkpoints.best_step()), (20, 20))
         self.assertEqual(self.names(checkpoints.path(20)), ["checkpoint.json", "variables.safetensors"])
 
     def test_an_interim_one_alone_is_gone_back_to(self):
@@ -148,6 +148,9 @@ class SaveTest(CheckpointsCase):
         self.assertEqual(checkpoints.restore(arrays(), interim=False), (3, {}))
         checkpoints.remove_after(3)
         self.assertEqual(checkpoints.steps(), [3])
+        checkpoints.save(4, arrays(4), {}, best=True)
+        checkpoints.remove_after(3)
+        self.assertEqual((checkpoints.steps(), checkpoints.best_step()), ([], None))
 
     def test_an_interim_one_stands_in_for_a_damaged_one(self):
         checkpoints = self.saved(5)

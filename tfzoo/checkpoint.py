@@ -193,15 +193,18 @@ class Checkpoints:
         return self._newest()
 
     def remove_after(self, last: int) -> None:
-        """Removes what was saved after step `last`: the run has gone back there, and will be another at later steps.
+        """Removes what was saved after step `last`, and RUN/best where it points there: the run has gone back, and will
+        be another at later steps.
 
         Raises:
           UserError: the machine refuses it.
         """
         self._must_write()
         with files.writing(self._folder):
+            if (self.best_step() or 0) > last:
+                self._best.unlink()
             for step in self.steps():
-                if step > last and step != self.best_step():
+                if step > last:
                     self._remove(step)
 
     def mark_best(self, step: int) -> None:

@@ -332,6 +332,10 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
             state = dataclasses.asdict(progress)
             checkpoints.save(step, variables, state, best=is_best, wait=False, interim=interim)
 
+    def mark_best() -> None:
+        if chief and progress.best_step and checkpoints.path(progress.best_step).is_dir():
+            checkpoints.mark_best(progress.best_step)
+
     def settle() -> None:
         """Until all that was saved is written, and every worker knows: whoever ends before may end the chief too."""
         checkpoints.wait()
@@ -352,8 +356,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     measured_step, measured_at = step, time.monotonic()
     step_seconds = CALL_SECONDS  # Of one update, as far as is known.
     at_once = len(cluster.addresses["worker"]) if flags.strategy == "parameter_server" else 1  # Updates side by side.
-    if chief and progress.best_step and checkpoints.path(progress.best_step).is_dir():
-        checkpoints.mark_best(progress.best_step)  # The kill may have come between saving and marking.
+    mark_best()  # The kill may have come between saving and marking.
     if flags.on_nonfinite == "rollback" and not checkpoints.steps(interim=False):
         save()  # What there is to go back to.
     counted: dict[int, tuple[int, int]] = {}  # By step, of this worker's part.
@@ -395,11 +398,11 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                         break
                 if flags.on_nonfinite == "rollback" and not np.all(finite):
                     settle()
-                    # There is one, unless a worker does not see what the chief has saved.
-                    step, state = checkpoints.restore(variables, interim=False) or (-1, {})
+                    back = checkpoints.restore(variables, interim=False)
+                    if chief and back is None:
+                        raise UserError(f"{run_dir / 'checkpoints'}: its checkpoints are gone; put them back")
+                    step, state = back or (-1, {})  # Of a worker that does not see what the chief does.
                     workers.check_alike(last_step=step)
-                    if chief:
-                        checkpoints.remove_after(step)
                     progress = dataclasses.replace(
                         Progress(**state),
                         passed_over=progress.passed_over + number - step,
@@ -407,6 +410,9 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
                         in_a_row=progress.in_a_row,
                         failed_at=progress.failed_at,
                     )
+                    if chief:
+                        checkpoints.remove_after(step)
+                    mark_best()
                     measured_step, measured_at = step, time.monotonic()
                     counted = {}
                     iterator = iter(distribution.spread(strategy, training_batches))
@@ -784,7 +790,7 @@ def make_replica_step(
 
     variables = [variable.value for variable in model.trainable_variables]
     skips = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    dynamic_scale = optimizer.dynamic_scale if skips and not isinstance(optimizer, optim.SkipNonFinite) else None
+    dynamic_scale = optimizer.dynamic_scale if skips else None  # Which SkipNonFinite leaves at 1.
 
     def sums(batch):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -830,8 +836,8 @@ def make_replica_step(
         # One product a gradient: TensorFlow may reorder several, and not alike on all replicas.
         optimizer.apply([gradient * (factor * share) for gradient, share in zip(gradients, shares, strict=True)])
         fine = tf.math.is_finite(norm)
-        if dynamic_scale is not None:  # While the mean loss is scaled by more than 1, it is too much: float16's way.
-            fine |= scale > 1.0
+        if skips and not isinstance(optimizer, optim.SkipNonFinite):
+            fine |= scale > 1.0  # While the mean loss is scaled by more than 1, it is too much: float16's usual way.
         return tf.where(fine, loss / weight, math.nan)
 
     return replica_step

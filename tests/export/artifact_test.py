@@ -568,13 +568,18 @@ class PublishTest(tf.test.TestCase):
         self.assertFalse(self.output_dir.exists())
         self.output_dir.write_text("a file")
         for place, pattern in (
-            (self.output_dir, "--output_dir=.*: is no folder; name one"),
+            (self.output_dir, "--output_dir=(.*): \\1 is no folder; name another"),
             (self.output_dir / "in_it", "--output_dir=.*in_it: cannot be made in .*; name a folder"),
             (pathlib.Path("/proc/x"), "/proc/x.* cannot be "),  # Where root may write, and yet may not.
         ):
             with self.assertRaisesRegex(UserError, pattern):
                 artifact.export(MODEL, TOKENIZER, place, formats=["onnx"])
         self.output_dir.unlink()
+        (self.output_dir / "onnx").mkdir(parents=True)
+        (self.output_dir / "onnx" / "bert").write_text("a file")
+        with self.assertRaisesRegex(UserError, "--output_dir=.*: .*/onnx/bert is no folder; name another"):
+            artifact.export(MODEL, TOKENIZER, self.output_dir, formats=["onnx"])
+        shutil.rmtree(self.output_dir)
 
     def test_the_command(self):
         arguments = [f"--flagfile={ROOT / 'export' / 'bert.cfg'}", "--model_dir=RUN", f"--output_dir={self.output_dir}"]

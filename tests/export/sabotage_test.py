@@ -209,6 +209,7 @@ class GenaiTest(Sabotage):
             )
 
         self.refused(folder, "^genai_config.json: is not written as an export writes it", twice)
+        self.refused(folder, "genai_config.json", lambda copy: (copy / "genai_config.json").unlink())
         with mock.patch.object(verify.importlib.util, "find_spec", return_value=None):
             self.assertIn("genai_config.json not replayed: onnxruntime-genai is not installed", verify.verify(folder))
 
@@ -291,6 +292,39 @@ class SavedModelTest(Sabotage):
             (copy / "saved_model.pb").write_bytes(saved.SerializeToString())
 
         self.refused(folder, "mine \\(StatefulPartitionedCall\\) saves or restores", saves)
+
+        def restores_elsewhere(op, inputs):
+            """In the function that a server calls to read the variables."""
+
+            def change(copy):
+                saved = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
+                graph = saved.meta_graphs[0]
+                (saver,) = (n for n in graph.graph_def.node if n.name == graph.saver_def.restore_op_name)
+                functions = {f.signature.name: f for f in graph.graph_def.library.function}
+                nodes = functions[saver.attr["f"].func.name].node_def
+                nodes.add(name="secret", op="Const")
+                nodes.add(name="mine", op=op, input=inputs)
+                (copy / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+            return change
+
+        self.refused(folder, "mine \\(SaveV2\\) reads or writes", restores_elsewhere("SaveV2", ["file_prefix"]))
+        self.refused(folder, "mine \\(RestoreV2\\) reads or writes", restores_elsewhere("RestoreV2", ["secret"]))
+
+        def one_more(output):
+            def change(copy):
+                saved = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
+                graph = saved.meta_graphs[0]
+                name = graph.saver_def.save_tensor_name if output == "saver" else output
+                graph.signature_def["mine"].outputs["x"].name = name
+                (copy / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+            return change
+
+        self.refused(folder, "mine is a signature there, or in manifest.json, and not in the other", one_more("saver"))
+        stated = json.loads((folder / "manifest.json").read_text())
+        stated["signatures"]["mine"] = stated["signatures"]["tokens"]
+        self.refused(folder, "mine saves or restores", one_more("saver"), stated)
 
     @pytest.mark.faults
     def test_a_wrong_graph_is_not_published(self):

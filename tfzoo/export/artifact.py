@@ -93,9 +93,10 @@ def export(
     output_dir = pathlib.Path(output_dir)
     if not output_dir.exists():
         files.check_can_be_made(output_dir, "output_dir")
-    elif not output_dir.is_dir():
-        raise UserError(f"--output_dir={output_dir}: is no folder; name one")
     parents = {kind: pathlib.Path(output_dir, kind, name) for kind in formats}
+    for path in (output_dir, *(above for parent in parents.values() for above in (parent.parent, parent))):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--output_dir={output_dir}: {path} is no folder; name another")
     if version is None:
         version = 1 + max((v for parent in parents.values() for v, _ in _versions(parent)), default=0)
     folders = {kind: parent / str(version) for kind, parent in parents.items()}
