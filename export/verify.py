@@ -44,6 +44,9 @@ def main(arguments):
         folder = pathlib.Path(arguments[1])
         print(json.dumps(replay(folder, read_manifest(folder))))
         return 0
+    if arguments[:1] == ["--load"]:  # As an export asks of graphs that might end the process.
+        load_graphs({path: path for path in arguments[1:]})
+        return 0
     if arguments[:1] == ["--tokenizer"]:  # As replay_tokenizer_graph asks.
         return tokenizer_graph(pathlib.Path(arguments[1]))
     if not arguments or any(argument.startswith("-") for argument in arguments):
@@ -159,39 +162,45 @@ def external_data(path):
     package onnx here."""
     data = path.read_bytes()
 
+    def places(message, begin, end):
+        for number, _, first, last in fields(data, begin, end):
+            inner = FIELDS[message].get(number)
+            if inner == "entry":
+                entry = {part: data[x:y] for part, _, x, y in fields(data, first, last)}
+                if entry.get(1) == b"location":
+                    yield entry.get(2, b"").decode(errors="replace")
+            elif inner:
+                yield from places(inner, first, last)
+
+    try:
+        yield from places("model", 0, len(data))
+    except Failure as failure:
+        raise Failure(f"{path.name}: {failure}") from None
+
+
+def fields(data, at, end):
+    """Of each field of a protocol buffer in data[at:end]: its number, where it begins, where its content does, and where
+    it ends."""
+
     def varint(at):
         value = shift = 0
         while data[at] & 0x80:
             value, at, shift = value | (data[at] & 0x7F) << shift, at + 1, shift + 7
         return value | data[at] << shift, at + 1
 
-    def fields(at, end):
-        """(number, begin, end) of each part of a message."""
-        while at < end:
-            key, at = varint(at)
-            if key >> 32:  # Others would read what is left of it.
-                raise Failure(f"{path.name}: is no ONNX file")
-            begin, kind = at, key & 7
-            if kind == 2:
-                size, begin = varint(at)
-                at = begin + size
-            else:
-                at = varint(at)[1] if kind == 0 else at + {1: 8, 5: 4}[kind]
-            if at > end:
-                raise Failure(f"{path.name}: is no ONNX file")
-            yield key >> 3, begin, at
-
-    def places(message, begin, end):
-        for number, first, last in fields(begin, end):
-            inner = FIELDS[message].get(number)
-            if inner == "entry":
-                entry = {part: data[x:y] for part, x, y in fields(first, last)}
-                if entry.get(1) == b"location":
-                    yield entry.get(2, b"").decode(errors="replace")
-            elif inner:
-                yield from places(inner, first, last)
-
-    yield from places("model", 0, len(data))
+    while at < end:
+        begin, (key, at) = at, varint(at)
+        if key >> 32:  # Others would read what is left of it.
+            raise Failure("is no ONNX file")
+        content, kind = at, key & 7
+        if kind == 2:
+            size, content = varint(at)
+            at = content + size
+        else:
+            at = varint(at)[1] if kind == 0 else at + {1: 8, 5: 4}[kind]
+        if at > end:
+            raise Failure("is no ONNX file")
+        yield key >> 3, begin, content, at
 
 
 def replay(folder, manifest):

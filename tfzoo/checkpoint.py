@@ -260,7 +260,7 @@ class Checkpoints:
         """Removes all but the newest, the best and `also`. An interim one counts among the newest while it is the
         newest; one that is not interim is always left."""
         intact = [step for step in self.steps() if step not in self._damaged]
-        lasting = [step for step in self.steps(interim=False) if step in intact]
+        lasting = [step for step in intact if not self._is_interim(step)]
         newest = [step for step in intact[-1:] if step not in lasting]
         kept = {*also, self.best_step(), *newest, *lasting[-max(1, self._keep - len(newest)) :]}
         for step in self.steps():

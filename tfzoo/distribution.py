@@ -201,7 +201,7 @@ class Workers:
 
     def fewest(self, number: int) -> int:
         """The smallest of what they name."""
-        return min(everyones[0] for everyones in self._everyones(number)) if self._several else number
+        return min(named for (named,) in self._everyones(number)) if self._several else number
 
     def totals(self, *numbers: int) -> list[int]:
         """Of each number the sum of what all of them name."""

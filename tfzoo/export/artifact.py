@@ -113,29 +113,25 @@ def export(
         ),
         "litert": lambda folder: _write_litert(with_precision(model, "float32"), tokenizer, folder, options),
     }
-    places: dict[pathlib.Path, tuple[int, int]] = {}  # What has been written here, by device and number of the folder.
     try:
         with contextlib.ExitStack() as stack:
+            # What is entered first ends last: a folder that cannot be named takes back those that were, and then the
+            # folders above them.
+            for parent in parents.values():
+                stack.enter_context(_new_parents(parent))
+            written = stack.enter_context(_all_or_none())
             partials = {}
             for kind, folder in folders.items():
-                stack.enter_context(_new_parents(folder.parent))
                 partials[kind] = stack.enter_context(files.atomic_folder(folder))
-                places[folder] = _identity(partials[kind])
+                written[folder] = _identity(partials[kind])
             # ONNX first: to be checked a graph is held twice, and TensorFlow does not give back what writing another
             # takes.
             for kind, partial in sorted(partials.items(), key=lambda item: item[0] != "onnx"):
                 content = {"kind": kind, "name": name, "version": version, **makers[kind](partial)}
                 _finish(partial, content, model, tokenizer, options)
             _replay_elsewhere(list(partials.values()))
-    except BaseException as error:
-        for folder, place in places.items():  # All of them appear, or none.
-            if folder.exists() and _identity(folder) == place:
-                files.remove_folder(folder)
-                with contextlib.suppress(OSError):  # Others are in there.
-                    folder.parent.rmdir()
-        if isinstance(error, FileExistsError):  # Another export was quicker.
-            raise UserError(f"--version={version}: {error}; choose another, or leave the flag out") from None
-        raise
+    except FileExistsError as error:  # Another export was quicker.
+        raise UserError(f"--version={version}: {error}; choose another, or leave the flag out") from None
     if keep_versions is not None:
         for parent in parents.values():
             for number, old in sorted(_versions(parent))[:-keep_versions]:
@@ -194,6 +190,19 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
     for name in ("hub_config", "generation_config"):  # Labels; how texts are written, and which tokens end them.
         setattr(twin, name, getattr(model, name, ""))
     return twin
+
+
+@contextlib.contextmanager
+def _all_or_none() -> Iterator[dict[pathlib.Path, tuple[int, int]]]:
+    """Yields a dict for folders and their `_identity`; if the block fails, removes those that are still the same."""
+    written: dict[pathlib.Path, tuple[int, int]] = {}
+    try:
+        yield written
+    except BaseException:
+        for folder, identity in written.items():
+            if folder.exists() and _identity(folder) == identity:
+                files.remove_folder(folder)
+        raise
 
 
 @contextlib.contextmanager

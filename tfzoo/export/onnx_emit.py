@@ -426,7 +426,8 @@ def _attention(
     if cross and shared.past_memory is not None:
         query = _by_head(graph, layer.query_norm, graph.emit(layer.query, x))
         return graph.emit(layer.output_projection, _cached_cross_attention(graph, layer, query, shared, index))
-    if shared.past is not None and not cross:
+    parts = (layer.query, layer.key, layer.value)
+    if shared.past is not None and not cross and all(type(part) is nn.Dense for part in parts):  # As Graph.emit.
         query, key, value = _query_key_value(graph, layer, x)
     else:
         memory = shared.memory if cross else x
@@ -440,12 +441,9 @@ def _attention(
 
 
 def _query_key_value(graph: Graph, layer: nn.Attention, x: str) -> tuple[str, str, str]:
-    """[B, L, H D], [B, L, G D] twice: by one product. For one token that is faster; for
-    many three are, whose results need not be parted."""
+    """[B, L, H D], [B, L, G D] twice: by one product. For one token that is faster; for many three are, whose results
+    need not be parted."""
     at, parts = f"{layer.path}/query_key_value", (layer.query, layer.key, layer.value)
-    if any(type(part) is not nn.Dense for part in parts):  # Each has an emitter of its own, or none.
-        query, key, value = (graph.emit(part, x) for part in parts)
-        return query, key, value
     y = graph.add("MatMul", x, graph.joined(f"{at}/kernel", [part.kernel for part in parts]), at=at)
     if layer.query.use_bias:
         y = graph.add("Add", y, graph.joined(f"{at}/bias", [part.bias for part in parts]), at=at)

@@ -7,7 +7,7 @@ https://onnx.ai/onnx/operators/ describes them all.
 import math
 import mmap
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tfzoo.errors import UserError
+from tfzoo.export import verify
 
 # standard: opset 23 is the first with Attention. compat: for runtimes of 2023 and later. genai: for onnxruntime-genai,
 # with onnxruntime's own GroupQueryAttention, whose keys and values stay in one buffer.
@@ -236,27 +237,12 @@ def _varint(value: int) -> bytes:
 def read_header(path: pathlib.Path) -> onnx.ModelProto:
     """The model of a file without its weights, which stay unread: onnx.load would hold all of the file twice."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-
-        def varint(at: int) -> tuple[int, int]:
-            value = shift = 0
-            while data[at] & 128:
-                value, at, shift = value | (data[at] & 127) << shift, at + 1, shift + 7
-            return value | data[at] << shift, at + 1
-
-        def fields(at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-            """(number, where the field begins, where its content begins, where it ends), of numbers and messages."""
-            while at < end:
-                key, content = varint(at)
-                size, after = varint(content)
-                begin, content, at = at, after, after + size * (key & 7 == 2)
-                yield key >> 3, begin, content, at
-
         model = onnx.ModelProto()
-        for number, begin, content, end in fields(0, len(data)):
+        for number, begin, content, end in verify.fields(data, 0, len(data)):
             if number != _GRAPH:
                 model.MergeFromString(data[begin:end])
                 continue
-            for inner, begin, _, stop in fields(content, end):
+            for inner, begin, _, stop in verify.fields(data, content, end):
                 if inner != _INITIALIZER:
                     model.graph.MergeFromString(data[begin:stop])
         return model

@@ -118,11 +118,8 @@ def write(
 def _check_loads(paths: Sequence[pathlib.Path]) -> None:
     """Raises CheckFailed where loading a graph ends the process, as onnxruntime 1.32 does with XLNet's in float16 and
     opset 18."""
-    code = (
-        "import sys, onnxruntime; options = onnxruntime.SessionOptions(); options.log_severity_level = 4\n"
-        "for path in sys.argv[1:]: onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *map(str, paths)], capture_output=True, check=False)
+    command = [sys.executable, "-P", verify.__file__, "--load", *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode < 0:
         raise CheckFailed(f"onnxruntime ends by {signal.Signals(-done.returncode).name} when it loads {paths[0].name}")
 
