@@ -179,7 +179,7 @@ def external_data(path):
 
 
 def fields(data, at, end):
-    """Of each field of a protocol buffer in data[at:end]: its number, where it begins, where its content does, and where
+    """Of each field of a protocol buffer, data[at:end]: its number, where it begins, where its content does, and where
     it ends."""
 
     def varint(at):
