@@ -33,15 +33,16 @@ def measure(size: str, folder: pathlib.Path, rounds: int) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import checkpoint, models, optim, train
+    from tfzoo import models, train
     from tfzoo.objectives import shared
+    from tfzoo.training import checkpoint, optimizers
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
     sizes = dict(SIZES[size])
     rows, length = sizes.pop("batch_size"), sizes.pop("length")
     keras.utils.set_random_seed(0)
     model = models.build("gpt2", intermediate_size=4 * sizes["hidden_size"], max_positions=length, **sizes)
-    optimizer = optim.make_optimizer("adamw", 1e-3, model.trainable_variables)
+    optimizer = optimizers.make_optimizer("adamw", 1e-3, model.trainable_variables)
     variables = checkpoint.model_variables(model, optimizer)
     tokens = np.random.default_rng(0).integers(0, sizes["vocab_size"], [rows, length + 1], np.int32)
     features = {"token_ids": tokens[:, :-1], "targets": tokens[:, 1:], "target_weights": np.ones([rows, length], "f4")}

@@ -48,7 +48,8 @@ DECODERS = {
 def write(name: str, folder: pathlib.Path, decode: bool) -> None:
     """Our graphs."""
     import tfzoo
-    from tfzoo.export import onnx_emit, variants
+    from tfzoo.export import variants
+    from tfzoo.export.onnx import emit as onnx_emit
 
     model = tfzoo.build(name, heads=("lm",))
     onnx_emit.save(model, folder)
@@ -69,7 +70,8 @@ def write_traced(name: str, folder: pathlib.Path, batches: list[int]) -> None:
     import tf2onnx
 
     import tfzoo
-    from tfzoo.export import onnx_emit, onnx_trace
+    from tfzoo.export.onnx import emit as onnx_emit
+    from tfzoo.export.onnx import trace as onnx_trace
 
     model = tfzoo.build(name, heads=("lm",), share_layers=True)
     names = onnx_emit.inputs_of(model)

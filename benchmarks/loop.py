@@ -36,9 +36,10 @@ def work(contender: str, size: str, threads: str):
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import models, optim
+    from tfzoo import models
     from tfzoo import train as train_lib
     from tfzoo.objectives import shared
+    from tfzoo.training import optimizers
 
     tf.config.threading.set_intra_op_parallelism_threads(int(threads))
     if contender == "mirrored":
@@ -62,7 +63,7 @@ def work(contender: str, size: str, threads: str):
             **sizes,
         )
         if not contender.startswith("fit"):
-            optimizer = optim.make_optimizer(
+            optimizer = optimizers.make_optimizer(
                 "adamw", LEARNING_RATE, model.trainable_variables, weight_decay=WEIGHT_DECAY
             )
     if contender.startswith("fit"):
@@ -94,7 +95,7 @@ def fit(model, way: str, tokens, batch_size: int):
     import keras
     import tensorflow as tf
 
-    from tfzoo import optim
+    from tfzoo.training import optimizers
 
     class Logits(keras.Model):
         def __init__(self):
@@ -107,7 +108,7 @@ def fit(model, way: str, tokens, batch_size: int):
     optimizer = keras.optimizers.AdamW(
         LEARNING_RATE, weight_decay=WEIGHT_DECAY, epsilon=1e-8, global_clipnorm=CLIP_NORM
     )
-    optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if not optim.decays(v)])
+    optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if not optimizers.decays(v)])
     whole = Logits()
     whole.compile(
         optimizer=optimizer,

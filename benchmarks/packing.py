@@ -26,13 +26,14 @@ def work(objective: str, pack: bool, batch_size: int, length: int):
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import distribution, models, optim, text
+    from tfzoo import models, text
     from tfzoo import train as train_lib
     from tfzoo.data import pipeline, tokenized
     from tfzoo.data.corpus import Document
     from tfzoo.objectives.causal import Causal
     from tfzoo.objectives.masked_lm import MaskedLM
     from tfzoo.text.wordpiece import WordPiece
+    from tfzoo.training import distribution, optimizers
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
     data = pathlib.Path(os.environ["TFZOO_DATA"])
@@ -60,7 +61,7 @@ def work(objective: str, pack: bool, batch_size: int, length: int):
         intermediate_size=1024,
         max_positions=length,
     )
-    optimizer = optim.make_optimizer("adamw", 1e-4, model.trainable_variables, weight_decay=0.01)
+    optimizer = optimizers.make_optimizer("adamw", 1e-4, model.trainable_variables, weight_decay=0.01)
     strategy = distribution.make_strategy("default")
     run_steps = train_lib.make_step(strategy, model, optimizer, trained, clip_norm=1.0)
     rows = trained.rows(corpus)

@@ -127,14 +127,14 @@ def ours(shape: str, precision: str, way: str) -> tuple[Train, int]:
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import distribution, optim
     from tfzoo import train as train_lib
+    from tfzoo.training import distribution, optimizers
 
     if way != "train":
         raise ValueError(f"unknown way {way!r}")
     keras.utils.set_random_seed(0)
     model = our_model(shape, DROPOUT[shape], POLICIES[precision])
-    optimizer = optim.make_optimizer("adamw", LEARNING_RATE, model.trainable_variables, weight_decay=WEIGHT_DECAY)
+    optimizer = optimizers.make_optimizer("adamw", LEARNING_RATE, model.trainable_variables, weight_decay=WEIGHT_DECAY)
     strategy = distribution.make_strategy("default")
     run_steps = train_lib.make_step(strategy, model, optimizer, our_objective(shape), clip_norm=CLIP_NORM)
     some = [our_features(shape, batch) for batch, _ in zip(batches(shape), range(4))]

@@ -33,8 +33,9 @@ def work(remat: bool, layers: int) -> dict[str, float]:
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import models, optim, train
+    from tfzoo import models, train
     from tfzoo.objectives import shared
+    from tfzoo.training import optimizers
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -51,7 +52,7 @@ def work(remat: bool, layers: int) -> dict[str, float]:
     )
     if remat:
         model.recompute_blocks()
-    optimizer = optim.make_optimizer("adamw", 1e-3, model.trainable_variables, weight_decay=0.01)
+    optimizer = optimizers.make_optimizer("adamw", 1e-3, model.trainable_variables, weight_decay=0.01)
     features = {"token_ids": tokens[:, :-1], "targets": tokens[:, 1:], "target_weights": np.ones([ROWS, LENGTH], "f4")}
     iterator = iter(tf.data.Dataset.from_tensors(features).repeat())
     run = train.make_step(tf.distribute.get_strategy(), model, optimizer, shared.TokenTargets(), clip_norm=1.0)

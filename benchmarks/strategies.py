@@ -72,7 +72,7 @@ def perplexity(scores: list[float]) -> str:
 
 def likelihoods(model, tokenizer, prompts: list[str], texts: list[str]) -> list[float]:
     """The scores of all texts' tokens after their prompts; a text that ended at once has none."""
-    from tfzoo.likelihood import score_continuations
+    from tfzoo.evaluation.likelihood import score_continuations
 
     some = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text.strip()]
     found = score_continuations(model, [prompt for prompt, _ in some], [text for _, text in some], tokenizer)
@@ -92,8 +92,9 @@ def main() -> None:
     parser.add_argument("--output", help="a .jsonl file for the texts")
     flags = parser.parse_args()
 
-    from tfzoo import diversity, runs
+    from tfzoo.evaluation import diversity
     from tfzoo.generation.texts import Answer, generate_text
+    from tfzoo.training import runs
 
     model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
     judge = runs.load(flags.judge_dir) if flags.judge_dir else None

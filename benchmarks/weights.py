@@ -33,8 +33,9 @@ def main() -> None:
 
     import numpy as np
 
-    from tfzoo import generation, nn, runs
+    from tfzoo import generation, nn
     from tfzoo.generation.texts import encode
+    from tfzoo.training import runs
 
     length = flags.prompt_tokens + flags.new_tokens
     before = None

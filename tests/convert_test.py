@@ -16,8 +16,10 @@ import safetensors.numpy
 import tensorflow as tf
 
 from tests.export import small
-from tfzoo import checkpoint, cli, convert, foreign, huggingface, runs, tensors
+from tfzoo import cli, convert
 from tfzoo.text.wordpiece import WordPiece
+from tfzoo.training import checkpoint, runs
+from tfzoo.weights import foreign, formats, huggingface
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 GOLDEN, PRESETS = ASSETS / "golden", ASSETS / "keras_hub"
@@ -61,7 +63,7 @@ class ConvertCase(tf.test.TestCase):
         self.assertFalse(self.to.exists())
 
     def assert_same_tensors(self, one, other, left_out=()):
-        with tensors.open_folder(one) as first, tensors.open_folder(other) as second:
+        with formats.open_folder(one) as first, formats.open_folder(other) as second:
             self.assertEqual(set(first.names) - set(left_out), set(second.names))
             for name in second.names:
                 self.assertEqual(first.read(name).tobytes(), second.read(name).tobytes(), name)
@@ -111,8 +113,8 @@ class HuggingFaceTest(ConvertCase):
             self.assertIn(f", {dtype}", self.convert(half, to=again)[1])
             self.assertEqual((half / "model.safetensors").read_bytes(), (again / "model.safetensors").read_bytes())
             self.convert(half, "--dtype=float32", to=back)
-            with tensors.open_folder(source) as before, tensors.open_folder(back) as after:
-                stored = tensors.DTYPES[huggingface.DTYPES[dtype]]
+            with formats.open_folder(source) as before, formats.open_folder(back) as after:
+                stored = formats.DTYPES[huggingface.DTYPES[dtype]]
                 for name in after.names:
                     self.assertAllEqual(before.read(name).astype(stored).astype(np.float32), after.read(name))
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import flags as absl_flags
 
 from tests import tiny_run
-from tfzoo import cli, corpus, files, report, text, train
+from tfzoo import cli, corpus, files, text, train
 from tfzoo.data import pipeline
 from tfzoo.data.corpus import load_corpus
 from tfzoo.data.packed import PackedFolder
@@ -26,6 +26,7 @@ from tfzoo.data.tokenized import tokenize, train_tokenizer
 from tfzoo.objectives.causal import Causal
 from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.objectives.span_corruption import SpanCorruption
+from tfzoo.training import report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -155,7 +156,7 @@ class CorpusTest(tf.test.TestCase):
         batches = pipeline.training_batches(
             opened.rows("train"), Causal(opened.tokenizer, 16), batch_size=4, seed=0, first_step=0, num_steps=4
         )
-        share = np.mean([np.mean(batch["block_ids"] == 0) for batch in batches.as_numpy_iterator()])
+        share = np.mean([np.mean(batch["document_ids"] == 0) for batch in batches.as_numpy_iterator()])
         self.assertGreater(share, 0)
         (logged,) = [record for record in tiny_run.records(raw) if "loss" in record]
         self.assertAlmostEqual(logged["padding_share"], share, places=12)

@@ -395,12 +395,13 @@ def serve_forks():
     import tensorflow as tf
     import tqdm
 
-    from tfzoo import cli, distribution, files, optim, runs, train
+    from tfzoo import cli, files, train
     from tfzoo.data import pipeline
     from tfzoo.models import bert
     from tfzoo.objectives import baselines, masked_lm
+    from tfzoo.training import distribution, optimizers, runs
 
-    imported = (matplotlib, tqdm, distribution, optim, runs, pipeline, bert, baselines, masked_lm, tf)
+    imported = (matplotlib, tqdm, distribution, optimizers, runs, pipeline, bert, baselines, masked_lm, tf)
     assert all(imported)
 
     def run(order):

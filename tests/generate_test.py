@@ -13,10 +13,12 @@ import keras
 import numpy as np
 
 import tfzoo
-from tfzoo import chat, cli, generate, huggingface, runs
+from tfzoo import chat, cli, generate
 from tfzoo.errors import UserError
 from tfzoo.generation import texts
 from tfzoo.text.byte_level import BYTES, ByteLevelBPE
+from tfzoo.training import runs
+from tfzoo.weights import huggingface
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 SPECIALS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]

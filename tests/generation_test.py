@@ -13,9 +13,10 @@ import tensorflow as tf
 
 import tfzoo
 from tests import parity
-from tfzoo import generate_ids, generation, huggingface
+from tfzoo import generate_ids, generation
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.generation import draws, options, stops
+from tfzoo.weights import huggingface
 
 GOLDEN = pathlib.Path(__file__).parent / "assets" / "golden_generation"
 # The others run under `make faults`.

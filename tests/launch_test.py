@@ -10,8 +10,9 @@ import textwrap
 import time
 import unittest
 
-from tfzoo import distribution, launch
+from tfzoo import launch
 from tfzoo.errors import UserError
+from tfzoo.training import distribution
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

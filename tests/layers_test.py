@@ -16,8 +16,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "config": BELOW,
     "nn": BELOW | {"config"},
-    "tensors": BELOW,
-    "weights": BELOW | {"config", "tensors"},  # Models come as arguments, here and in objectives.
+    "weights": BELOW | {"config", "models", "nn", "text"},
     "models": BELOW | {"config", "nn", "weights"},  # A page's table uses the markers of weights.
     "text": BELOW,
     "data": BELOW | {"text"},

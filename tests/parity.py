@@ -21,8 +21,10 @@ import numpy as np
 import tensorflow as tf
 
 import tfzoo
-from tfzoo import huggingface, models, tensors, weights
+from tfzoo import models
 from tfzoo.text.wordpiece import WordPiece
+from tfzoo.weights import formats, huggingface
+from tfzoo.weights import table as weight_table
 
 OUTPUTS, GRADIENTS = 1e-5, 1e-4  # Allowed, times max(1, max|reference|).
 MARKS = "<!-- parity: written by make parity -->", "<!-- end of parity -->"
@@ -63,11 +65,11 @@ def compare(case: pathlib.Path, model) -> dict[str, float]:
     expected = {n.removeprefix("gradient."): v for n, v in golden.items() if n.startswith("gradient.")}
     if expected:
         trained = model.trainable_variables
-        values = {weights.relative_path(v): np.zeros(v.shape, np.float32) for v in model.variables}
+        values = {weight_table.relative_path(v): np.zeros(v.shape, np.float32) for v in model.variables}
         for variable, gradient in zip(trained, tape.gradient(loss, trained)):
             if gradient is not None:
-                values[weights.relative_path(variable)] = tf.convert_to_tensor(gradient).numpy()
-        ours = weights.stored_arrays(weights.slots(models.page_of(model).WEIGHTS, model), values)
+                values[weight_table.relative_path(variable)] = tf.convert_to_tensor(gradient).numpy()
+        ours = weight_table.stored_arrays(weight_table.slots(models.page_of(model).WEIGHTS, model), values)
         differences["gradients"] = max(_difference(ours[name], value) for name, value in expected.items())
     return differences
 
@@ -93,11 +95,11 @@ def there_and_back(case: pathlib.Path, model, tokenizer, folder: pathlib.Path) -
       AssertionError: a tensor, or a field of config.json, is not what it was.
     """
     huggingface.save(model, folder, tokenizer)
-    with tensors.open_folder(case) as one, tensors.open_folder(folder) as other:
+    with formats.open_folder(case) as one, formats.open_folder(folder) as other:
         assert one.names == other.names, (case.name, set(one.names) ^ set(other.names))
         for name in one.names:
             assert one.read(name).tobytes() == other.read(name).tobytes(), (case.name, name)
-    before, after = (tensors.read_json(path / "config.json") for path in (case, folder))
+    before, after = (formats.read_json(path / "config.json") for path in (case, folder))
     changed = {key for key in {*before, *after} if before.get(key) != after.get(key)}
     assert not changed, (case.name, {key: (before.get(key), after.get(key)) for key in changed})
 
@@ -156,7 +158,7 @@ def write_fresh(folder: pathlib.Path, name: str, arguments: dict, seed: int) -> 
     random = np.random.default_rng(seed)
     model = tfzoo.build(name, num_labels=LABELS, **arguments)
     for variable in model.variables:
-        if not weights.is_state(variable):
+        if not weight_table.is_state(variable):
             variable.assign_add(random.normal(0, 0.15, variable.shape))
     case = folder / "-".join([name, *model.head_names, *(["masked"] if arguments.get("causal") is False else [])])
     shutil.rmtree(case, ignore_errors=True)

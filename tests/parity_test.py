@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import tfzoo
 from tests import parity
-from tfzoo import huggingface
+from tfzoo.weights import huggingface
 
 GOLDEN = pathlib.Path(__file__).parent / "assets" / "golden"
 

@@ -13,9 +13,11 @@ import keras
 import numpy as np
 
 import tfzoo
-from tfzoo import cli, diversity, likelihood, runs, score
+from tfzoo import cli, score
 from tfzoo.errors import CheckFailed, UserError
+from tfzoo.evaluation import diversity, likelihood
 from tfzoo.text.byte_level import BYTES, ByteLevelBPE
+from tfzoo.training import runs
 
 SPECIALS = ["<s>", "</s>", "<pad>"]
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32, "max_positions": 16}

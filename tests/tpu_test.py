@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import tfzoo
 from tests.data.pairs_test import corpus
-from tfzoo import models, optim, train
+from tfzoo import models, train
 from tfzoo.data import pipeline
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
@@ -18,6 +18,7 @@ from tfzoo.objectives.causal import Causal
 from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.objectives.shared import TokenTargets
 from tfzoo.objectives.span_corruption import SpanCorruption
+from tfzoo.training import optimizers
 
 BATCH, LENGTH, WORDS, SENTINELS = 4, 16, 40, 10
 # Dynamic sizes, and kinds of data that XLA has not.
@@ -106,7 +107,7 @@ def batch_of(objective) -> dict:
 
 
 def hlo(model, objective, batch, **options) -> str:
-    optimizer = optim.make_optimizer("adamw", 0.1, model.trainable_variables, weight_decay=0.1)
+    optimizer = optimizers.make_optimizer("adamw", 0.1, model.trainable_variables, weight_decay=0.1)
     step = tf.function(train.make_replica_step(model, optimizer, objective, **options), jit_compile=True)
     arguments = {name: tf.constant(value) for name, value in batch.items()}
     return step.experimental_get_compiler_ir(arguments)(stage="hlo")

@@ -24,13 +24,14 @@ import tensorflow as tf
 from absl import flags as absl_flags
 
 from tests import tiny_run
-from tfzoo import checkpoint, cli, files, optim, report, runs, train
+from tfzoo import cli, files, train
 from tfzoo.data import pipeline
 from tfzoo.data.corpus import load_corpus
 from tfzoo.data.pairs import PairRows
 from tfzoo.data.tokenized import tokenize
 from tfzoo.errors import UserError
 from tfzoo.objectives.masked_lm import MaskedLM
+from tfzoo.training import checkpoint, optimizers, report, runs
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 # What describes the runs whose folder the tests only read, or copy and go on with.
@@ -562,7 +563,7 @@ class NotANumberTest(TrainCase):
             steps=8, accumulation=1, evaluate_every=8, precision="float16", on_nonfinite="skip", max_nonfinite=1
         )
         scales = []
-        make = optim.make_optimizer
+        make = optimizers.make_optimizer
 
         def high(*args, **kwargs):
             optimizer = make(*args, **kwargs)
@@ -570,7 +571,7 @@ class NotANumberTest(TrainCase):
             scales.append(optimizer.dynamic_scale)
             return optimizer
 
-        with mock.patch.object(optim, "make_optimizer", high), self.nan_at(4):
+        with mock.patch.object(optimizers, "make_optimizer", high), self.nan_at(4):
             self.assert_done(*flags, f"--run_dir={self.run_dir}")
         trained = [record for record in tiny_run.records(self.run_dir) if "learning_rate" in record]
         self.assertEqual(["loss" in record for record in trained], [True, True, True, False, True, True, True, True])

@@ -3,7 +3,7 @@
 The number of devices and the address of a worker are fixed once TensorFlow has begun, and importing it takes long. So
 this file, run as a program, imports it and computes nothing: for every world it forks the processes that the world has.
 
-    worlds = Worlds("tests.distribution_test")
+    worlds = Worlds("tests.training.distribution_test")
     results = worlds.run("workers2", [["losses", {"optimizer": "sgd"}]])   # results[rank][call]
 
 calls `losses(world, optimizer="sgd")` of that module in both workers; what it returns has to be JSON.
@@ -84,7 +84,7 @@ def serve(module_name: str) -> None:
     """Forks what stdin asks for."""
     import tensorflow as tf
 
-    from tfzoo import distribution
+    from tfzoo.training import distribution
 
     module = importlib.import_module(module_name)
     module.import_all()

@@ -9,8 +9,8 @@ _ATTRIBUTES = {
     "build": "tfzoo.models",
     "generate_ids": "tfzoo.generation",
     "generate_text": "tfzoo.generation.texts",
-    "load": "tfzoo.runs",
-    "save": "tfzoo.huggingface",
+    "load": "tfzoo.training.runs",
+    "save": "tfzoo.weights.huggingface",
     "store_weights": "tfzoo.nn",
 }
 __all__ = ["build", "generate_ids", "generate_text", "load", "save", "store_weights"]

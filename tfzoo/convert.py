@@ -99,7 +99,7 @@ class Found:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    from tfzoo import huggingface, tensors  # TensorFlow takes seconds to import, and --help needs none of it.
+    from tfzoo.weights import formats, huggingface  # TensorFlow takes seconds to import, and --help needs none of it.
 
     source, target = pathlib.Path(flags["from"].value or ""), pathlib.Path(flags.to)
     huggingface.check_new(target)
@@ -110,11 +110,11 @@ def main(flags: absl_flags.FlagValues) -> None:
         huggingface.save(found.model, target, found, dtype=dtype, max_shard_bytes=flags.max_shard_mb * 10**6)
     except OSError as error:
         raise UserError(f"--to={target}: cannot be written ({error.strerror or error}); name another folder") from None
-    with tensors.open_folder(target) as file:
+    with formats.open_folder(target) as file:
         count = sum(math.prod(file.shape(name)) for name in file.names)
         shards = len({file.file(name) for name in file.names})
         size = f"{count:,} parameters, {len(file)} tensors in {shards} file{'s' if shards > 1 else ''}, {dtype}"
-    record = tensors.read_json(target / "config.json")
+    record = formats.read_json(target / "config.json")
     print(f"read {source}: {found.kind}")
     print(f"wrote {target}: {(record.get('architectures') or [record['model_type']])[0]}, {size}")
     beside = (path.name for path in target.iterdir() if path.name != "config.json" and path.name[:5] != "model")
@@ -128,7 +128,8 @@ def main(flags: absl_flags.FlagValues) -> None:
 
 
 def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
-    from tfzoo import runs, tensors
+    from tfzoo.training import runs
+    from tfzoo.weights import formats
 
     checkpoint = flags.checkpoint
     if not source.is_dir():
@@ -140,7 +141,7 @@ def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
         _omit(flags, "a run's folder", "part", "lowercase")
         model, tokenizer = runs.load(source, checkpoint)
         return Found("a run's folder", source, model, tokenizer=tokenizer)
-    if config.exists() and any(source.glob("*.weights.*")) and "class_name" in tensors.read_json(config):
+    if config.exists() and any(source.glob("*.weights.*")) and "class_name" in formats.read_json(config):
         _omit(flags, "a KerasHub preset", "checkpoint", "part", "lowercase")
         return _keras(source)
     if any(source.glob("*.index")) and not any(source.glob("*.safetensors")):
@@ -161,15 +162,16 @@ def _omit(flags: absl_flags.FlagValues, what: str, *names: str) -> None:
 
 
 def _hugging_face(folder: pathlib.Path) -> Found:
-    from tfzoo import huggingface, models, tensors, weights
+    from tfzoo import models
+    from tfzoo.weights import formats, huggingface, table
 
-    with tensors.open_folder(folder) as file:
+    with formats.open_folder(folder) as file:
         stored, dtype = file.names, _dtype(file)
-        used = {file.file(name).name for name in stored} | {tensors.INDEX, "config.json"}
+        used = {file.file(name).name for name in stored} | {formats.INDEX, "config.json"}
     model, _ = huggingface.load(folder, tokenizer=False)
     page = models.page_of(model)
-    prefix, canonical = getattr(page, "PREFIX", ""), weights.HUGGING_FACE.canonical
-    kept = {slot.name.removeprefix(prefix) for slot in weights.slots(page.WEIGHTS, model)}
+    prefix, canonical = getattr(page, "PREFIX", ""), table.HUGGING_FACE.canonical
+    kept = {slot.name.removeprefix(prefix) for slot in table.slots(page.WEIGHTS, model)}
     carried = {
         path.name: path
         for path in sorted(folder.iterdir())
@@ -187,8 +189,8 @@ def _hugging_face(folder: pathlib.Path) -> Found:
 
 
 def _tf1(folder: pathlib.Path, checkpoint: str | None, flags: absl_flags.FlagValues) -> Found:
-    from tfzoo import foreign
     from tfzoo.text.wordpiece import WordPiece
+    from tfzoo.weights import foreign
 
     source = foreign.open_tf1(folder, checkpoint, flags.part)
     with source.file as file:
@@ -224,8 +226,8 @@ def _lowercase(folder: pathlib.Path, family: str) -> bool:
 
 
 def _keras(folder: pathlib.Path) -> Found:
-    from tfzoo import foreign, tensors
     from tfzoo.text.wordpiece import WordPiece
+    from tfzoo.weights import foreign, formats
 
     source = foreign.open_keras(folder)
     with source.file as file:
@@ -235,7 +237,7 @@ def _keras(folder: pathlib.Path) -> Found:
         tokenizer = None
         settings = folder / "tokenizer.json"
         if "vocab.txt" in carried:
-            record = tensors.read_json(settings) if settings.exists() else {}
+            record = formats.read_json(settings) if settings.exists() else {}
             lowercase = record.get("config", {}).get("lowercase") if isinstance(record, dict) else None
             if not isinstance(lowercase, bool):
                 raise UserError(

@@ -131,8 +131,9 @@ def main(flags: absl_flags.FlagValues) -> None:
 
 def _options(flags: absl_flags.FlagValues, tokenizer) -> dict[str, Any]:
     """The options of decoding that were given."""
-    from tfzoo import nn, runs
+    from tfzoo import nn
     from tfzoo.generation import texts
+    from tfzoo.training import runs
 
     names = (*_TRUTH, *_WHOLE, *_REAL, "stop_strings")
     options = {name: flags[name].value for name in names if flags[name].value is not None}

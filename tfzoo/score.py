@@ -54,7 +54,8 @@ def main(flags: absl_flags.FlagValues) -> None:
         )
     if (flags.context is None) != (flags.continuation is None):
         raise UserError("--context and --continuation: are given together")
-    from tfzoo import likelihood, records  # TensorFlow takes seconds to import, and --help needs none of it.
+    from tfzoo import records  # TensorFlow takes seconds to import, and --help needs none of it.
+    from tfzoo.evaluation import likelihood
 
     model, tokenizer = load_model(flags)
     how: dict[str, Any] = dict(length=flags.length, stride=flags.stride, batch_size=flags.batch_size)

@@ -19,8 +19,9 @@ import time
 from absl import flags as absl_flags
 from absl import logging
 
-from tfzoo import cli, distribution, files, report
+from tfzoo import cli, files
 from tfzoo.errors import CheckFailed, UserError
+from tfzoo.training import distribution, report
 
 # Flags that say where and how often, not what: a resumed run may change them.
 FREE_FLAGS = (
@@ -196,9 +197,10 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import checkpoint, describe, models, optim, runs
     from tfzoo import config as config_lib
+    from tfzoo import describe, models
     from tfzoo.data import pipeline
+    from tfzoo.training import checkpoint, optimizers, runs
 
     # ---------------------------------------------------------------- Data
     page, config = models.find(flags.model)
@@ -238,7 +240,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
     # --------------------------------------------------------------- Model
     keras.utils.set_random_seed(flags.seed)
     policy = "float32" if flags.precision == "float32" else f"mixed_{flags.precision}"
-    schedule = optim.WarmUp(
+    schedule = optimizers.WarmUp(
         flags.learning_rate,
         warmup_steps=flags.warmup_steps,
         total_steps=flags.steps,
@@ -250,7 +252,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
         model = page.Model(config, heads=objective.heads, dtype=policy)
         if flags.remat == "block":
             model.recompute_blocks()
-        optimizer = optim.make_optimizer(
+        optimizer = optimizers.make_optimizer(
             flags.optimizer,
             schedule,
             model.trainable_variables,
@@ -449,7 +451,7 @@ def train(flags: absl_flags.FlagValues, closing: contextlib.ExitStack) -> int:
 
             is_best = False
             if progress.evaluating:
-                with optim.averaged(optimizer):
+                with optimizers.averaged(optimizer):
                     figures = evaluate(evaluation, stopped=lambda: workers.any(stop.asked))
                 if figures is None:
                     stopping = True
@@ -595,10 +597,11 @@ def read_corpus(
 
     A resumed run must find the text and the tokenizer that it began with.
     """
-    from tfzoo import runs, text
+    from tfzoo import text
     from tfzoo.data.corpus import load_corpus
     from tfzoo.data.tokenized import cached_tokenizer
     from tfzoo.text.wordpiece import WordPiece
+    from tfzoo.training import runs
 
     if packed_folder:
         packed_folder.verify()
@@ -703,7 +706,7 @@ def check_model(flags: absl_flags.FlagValues, page, objective) -> None:
         raise UserError(f"--model={flags.model}: --objective={flags.objective} needs {what}, such as {example}")
     if set(objective.heads) - set(page.Model.HEADS):
         raise UserError(f"--model={flags.model}: it has no next-sentence head; add --nonext_sentence")
-    if "block_ids" in set(objective.inputs) - set(page.Model.INPUTS):
+    if "document_ids" in set(objective.inputs) - set(page.Model.INPUTS):
         raise UserError(f"--model={flags.model}: it cannot tell documents packed in a row apart; add --nopack")
 
 
@@ -786,7 +789,7 @@ def make_replica_step(
     import keras
     import tensorflow as tf
 
-    from tfzoo import optim
+    from tfzoo.training import optimizers
 
     variables = [variable.value for variable in model.trainable_variables]
     skips = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -836,7 +839,7 @@ def make_replica_step(
         # One product a gradient: TensorFlow may reorder several, and not alike on all replicas.
         optimizer.apply([gradient * (factor * share) for gradient, share in zip(gradients, shares, strict=True)])
         fine = tf.math.is_finite(norm)
-        if skips and not isinstance(optimizer, optim.SkipNonFinite):
+        if skips and not isinstance(optimizer, optimizers.SkipNonFinite):
             fine |= scale > 1.0  # While the mean loss is scaled by more than 1, it is too much: float16's usual way.
         return tf.where(fine, loss / weight, math.nan)
 

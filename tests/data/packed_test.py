@@ -40,7 +40,7 @@ class Tokenizer:
 
 
 class Rows:
-    """Random rows of one to four blocks."""
+    """Random rows of one to four documents."""
 
     padding_share = 0.25
 

@@ -24,13 +24,13 @@ def random_documents(count, longest, seed=0):
 
 
 def read(rows):
-    """Each row as a list of its blocks."""
+    """Each row as a list of its documents' pieces."""
     result = []
     for i in range(len(rows)):
-        token_ids, block_ids = rows.row(i)
-        assert token_ids.dtype == block_ids.dtype == np.int32
-        starts = np.flatnonzero(np.diff(block_ids, prepend=0))
-        assert block_ids[starts].tolist() == list(range(1, len(starts) + 1))
+        token_ids, document_ids = rows.row(i)
+        assert token_ids.dtype == document_ids.dtype == np.int32
+        starts = np.flatnonzero(np.diff(document_ids, prepend=0))
+        assert document_ids[starts].tolist() == list(range(1, len(starts) + 1))
         result.append([part.tolist() for part in np.split(token_ids, starts[1:])])
     return result
 
@@ -40,7 +40,7 @@ class PackedRowsTest(unittest.TestCase):
         # Lengths 5, 4, 3, 3, 2, 9: the 9 fills a row and a piece of 1; 5 leaves 3, which is 3's; then 4, 3 and 1.
         rows = PackedRows(documents(5, 4, 3, 3, 2, 9), 8)
         found = read(rows)
-        self.assertEqual([[len(block) for block in row] for row in found], [[5, 3], [4, 3, 1], [2], [8]])
+        self.assertEqual([[len(piece) for piece in row] for row in found], [[5, 3], [4, 3, 1], [2], [8]])
         self.assertEqual(found[1], [[5, 6, 7, 8], [12, 13, 14], [25]])
         self.assertEqual(rows.padding_share, 1 - 26 / 32)
 
@@ -49,13 +49,13 @@ class PackedRowsTest(unittest.TestCase):
             text = random_documents(count, longest, seed=longest)
             for num_tokens, extra, pack in ((40, 0, True), (40, 0, False), (40, 2, True), (7, 3, True), (999, 0, True)):
                 with self.subTest(longest=longest, num_tokens=num_tokens, extra=extra, pack=pack):
-                    blocks = [block for row in read(PackedRows(text, num_tokens, extra, pack=pack)) for block in row]
-                    tokens = sorted(token for block in blocks for token in block)
+                    pieces = [piece for row in read(PackedRows(text, num_tokens, extra, pack=pack)) for piece in row]
+                    tokens = sorted(token for piece in pieces for token in piece)
                     self.assertEqual(tokens, text.token_ids.tolist())
                     borders = set(text.document_starts.tolist())
-                    for block in blocks:  # Consecutive tokens of one document.
-                        self.assertEqual(block, list(range(block[0], block[0] + len(block))))
-                        self.assertFalse(borders & set(block[1:]))
+                    for piece in pieces:  # Consecutive tokens of one document.
+                        self.assertEqual(piece, list(range(piece[0], piece[0] + len(piece))))
+                        self.assertFalse(borders & set(piece[1:]))
 
     def test_no_limit_is_exceeded_and_padding_is_counted(self):
         text = random_documents(400, 60)
@@ -67,7 +67,7 @@ class PackedRowsTest(unittest.TestCase):
             rows = PackedRows(text, 60, extra, also=also)
             used = 0
             for row in read(rows):
-                sizes = np.array([len(block) for block in row])
+                sizes = np.array([len(piece) for piece in row])
                 used += np.sum(sizes + extra)
                 self.assertLessEqual(np.sum(sizes + extra), 60)
                 for limit, cost in also:
@@ -86,7 +86,7 @@ class PackedRowsTest(unittest.TestCase):
     def test_long_documents_are_cut_into_full_pieces(self):
         for pack in (True, False):
             found = read(PackedRows(documents(25, 30), 10, pack=pack))
-            pieces = sorted(block for row in found for block in row)
+            pieces = sorted(piece for row in found for piece in row)
             self.assertEqual([len(piece) for piece in pieces], [10, 10, 5, 10, 10, 10])
         self.assertEqual([row[0][0] for row in found], [0, 10, 20, 25, 35, 45])  # In order.
 
@@ -94,12 +94,12 @@ class PackedRowsTest(unittest.TestCase):
         # <first> 0 1 <last>, and 11 tokens in pieces of at most 6 that share one.
         text = documents(2, 9)
         rows = PackedRows(text, 5, -1, first_id=FIRST, last_id=LAST, overlap=1)
-        pieces = [block for row in read(rows) for block in row]
+        pieces = [piece for row in read(rows) for piece in row]
         self.assertEqual(pieces, [[FIRST, 0, 1, LAST], [FIRST, 2, 3, 4, 5, 6], [6, 7, 8, 9, 10, LAST]])
         for first, last in ((FIRST, None), (None, LAST)):
-            blocks = [b for row in read(PackedRows(text, 50, first_id=first, last_id=last)) for b in row]
+            pieces = [b for row in read(PackedRows(text, 50, first_id=first, last_id=last)) for b in row]
             expected = [[0, 1], list(range(2, 11))]
-            self.assertEqual(blocks, [[FIRST, *e] if first else [*e, LAST] for e in expected])
+            self.assertEqual(pieces, [[FIRST, *e] if first else [*e, LAST] for e in expected])
         # A last token that no longer fits stands alone; with an overlap it never does.
         self.assertEqual(read(PackedRows(documents(4), 4, last_id=LAST)), [[[0, 1, 2, 3]], [[LAST]]])
         self.assertEqual(read(PackedRows(documents(4), 3, -1, last_id=LAST, overlap=1)), [[[0, 1, 2, 3]], [[3, LAST]]])
@@ -110,8 +110,8 @@ class PackedRowsTest(unittest.TestCase):
             rows = PackedRows(text, num_tokens, -1, first_id=FIRST, last_id=LAST, overlap=1)
             pairs = []
             for row in read(rows):
-                self.assertLessEqual(sum(len(block) - 1 for block in row), num_tokens)
-                pairs += [pair for block in row for pair in zip(block[:-1], block[1:], strict=True)]
+                self.assertLessEqual(sum(len(piece) - 1 for piece in row), num_tokens)
+                pairs += [pair for piece in row for pair in zip(piece[:-1], piece[1:], strict=True)]
             expected = []
             for begin, end in zip(text.document_starts[:-1], text.document_starts[1:], strict=True):
                 document = [FIRST, *range(begin, end), LAST]

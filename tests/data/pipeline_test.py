@@ -113,8 +113,8 @@ class PackedTest(tf.test.TestCase):
         rows = PackedRows(random_corpus(20, longest=4), 60)
         examples = pipeline.examples(rows, tf.data.Dataset.range(len(rows)), 3, epoch=0)
         for i, example in enumerate(examples.as_numpy_iterator()):
-            self.assertEqual(sorted(example), ["block_ids", "seed", "token_ids"])
-            for found, expected in zip((example["token_ids"], example["block_ids"]), rows.row(i), strict=True):
+            self.assertEqual(sorted(example), ["document_ids", "seed", "token_ids"])
+            for found, expected in zip((example["token_ids"], example["document_ids"]), rows.row(i), strict=True):
                 self.assertAllEqual(found, expected)
         self.assertEqual(examples.element_spec["token_ids"].shape.rank, 1)
         seeds = {tuple(example["seed"]) for example in examples.as_numpy_iterator()}
@@ -137,9 +137,9 @@ class PlacesTest(tf.test.TestCase):
     def test_counts(self):
         spans, words = span_corruption_test.tokenizer(), WordPiece(masked_lm_test.VOCAB)
         for objective, names in (
-            (Causal(causal_test.tokenizer(), 24), ["block_ids"]),
-            (SpanCorruption(spans, 24), ["block_ids", "decoder_block_ids"]),
-            (MaskedLM(words, 24, next_sentence=False, pack=True), ["block_ids"]),
+            (Causal(causal_test.tokenizer(), 24), ["document_ids"]),
+            (SpanCorruption(spans, 24), ["document_ids", "decoder_document_ids"]),
+            (MaskedLM(words, 24, next_sentence=False, pack=True), ["document_ids"]),
             (MaskedLM(words, 24), ["token_ids"]),
             (SpanCorruption(spans, 24, pack=False), ["token_ids", "targets"]),
         ):

@@ -20,12 +20,15 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.export import small
-from tfzoo import cli, runs
+from tfzoo import cli
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import __main__ as entry_point
-from tfzoo.export import answers, artifact, golden, manifest, onnx_check, onnx_emit, variants, verify
+from tfzoo.export import answers, artifact, golden, manifest, variants, verify
 from tfzoo.export.genai import write as write_genai
+from tfzoo.export.onnx import check as onnx_check
+from tfzoo.export.onnx import emit as onnx_emit
 from tfzoo.text.wordpiece import WordPiece
+from tfzoo.training import runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 VERIFY = ROOT / "export" / "verify.py"
@@ -124,7 +127,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 MORE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "spans": ("bert", dict(heads=("span",)), {}),
     "follows": ("albert", dict(heads=("next_sentence",)), {}),
-    "pairs": ("electra", dict(heads=("pair",)), {}),
+    "pairs": ("electra", dict(heads=("relation",)), {}),
     "replaced": ("electra", dict(heads=("discriminate",)), {}),
     "vectors": ("bert", dict(heads=()), dict(pooling="pooled")),
     "mean": ("xlnet", dict(heads=()), dict(long_texts="refuse")),

@@ -18,10 +18,10 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.export import small
-from tfzoo import runs
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import artifact, manifest, savedmodel, verify
 from tfzoo.text.wordpiece import WordPiece
+from tfzoo.training import runs
 
 FOLDER: pathlib.Path
 # The words of another model: as many, in another order.

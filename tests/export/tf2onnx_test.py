@@ -8,8 +8,11 @@ import tf2onnx
 
 from tests.export import small
 from tfzoo import models
-from tfzoo.export import golden, onnx_check, onnx_emit, onnx_trace, verify
+from tfzoo.export import golden, verify
 from tfzoo.export.answers import Options
+from tfzoo.export.onnx import check as onnx_check
+from tfzoo.export.onnx import emit as onnx_emit
+from tfzoo.export.onnx import trace as onnx_trace
 
 FAMILIES = [family for family in small.FAMILIES if family != "reformer"]
 

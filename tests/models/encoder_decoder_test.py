@@ -12,10 +12,11 @@ import tensorflow as tf
 import tfzoo
 from tests.nn import formulas
 from tests.nn.formulas import Values, randomize, relative_error
-from tfzoo import huggingface, models, weights
+from tfzoo import models
 from tfzoo.config import from_mapping
 from tfzoo.errors import UserError
 from tfzoo.models import bart, t5, transformer
+from tfzoo.weights import huggingface, table
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "assets" / "golden"
 SIZES = dict(vocab_size=19, hidden_size=12, num_layers=2, num_decoder_layers=1, num_heads=3, intermediate_size=20)
@@ -35,7 +36,7 @@ def small(name, heads=None, **overrides):
     model = tfzoo.build(name, heads=heads, num_labels=4, **SMALL[name] | overrides)
     randomize(model, scale=0.2)
     for variable in model.non_trainable_variables:
-        if not weights.is_state(variable):
+        if not table.is_state(variable):
             variable.assign(np.random.default_rng(1).normal(0, 1, variable.shape))
     return model
 
@@ -165,7 +166,7 @@ class T5Test(tf.test.TestCase):
     def test_each_stack_has_biases_of_its_own_for_all_its_layers(self):
         model = small("t5_small")
         before = model(inputs())
-        tables = {weights.relative_path(w) for w in model.weights if "relative_bias" in w.path}
+        tables = {table.relative_path(w) for w in model.weights if "relative_bias" in w.path}
         self.assertEqual(tables, {f"{stack}/stack/relative_bias/embeddings" for stack in ("encoder", "decoder")})
         table = model.decoder.stack.relative_bias.embeddings
         kept = table.numpy()

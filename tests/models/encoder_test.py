@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from tests.nn.formulas import randomize
-from tfzoo import huggingface, models
+from tfzoo import models
 from tfzoo.errors import UserError
+from tfzoo.weights import huggingface
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "assets" / "golden"
 SMALL = dict(vocab_size=31, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12, max_positions=16)
@@ -42,7 +43,7 @@ class EncoderTest(tf.test.TestCase):
         for name in ("roberta_base", "distilbert_base_uncased"):
             model = models.build(name, heads=("lm",), **SMALL)
             randomize(model)
-            logits = model(packed | {"block_ids": np.array([[1] * 3 + [2] * 4])})["logits"]
+            logits = model(packed | {"document_ids": np.array([[1] * 3 + [2] * 4])})["logits"]
             for part in (slice(0, 3), slice(3, 7)):
                 self.assertAllClose(logits[:, part], model({"token_ids": ids[:, part]})["logits"], atol=1e-5)
             self.assertNotAllClose(logits, model(packed)["logits"], atol=1e-3)

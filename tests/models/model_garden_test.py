@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from tests import parity
-from tfzoo import config, weights
+from tfzoo import config
 from tfzoo.models import bert
+from tfzoo.weights import table
 
 GARDEN = pathlib.Path(__file__).parents[1] / "assets" / "model_garden"
 CASES = {"bert": dict(activation="gelu_tanh"), "bert_projected": dict(activation="relu", embedding_size=6)}
@@ -32,7 +33,7 @@ TABLE = {
     "bias": "lm/bias",
     "absent": "next_sentence/dense",
 }
-NAMING = weights.Naming({name: f"/{name}" for name in weights.HUGGING_FACE.leaves}, transposed=False, canonical=str)
+NAMING = table.Naming({name: f"/{name}" for name in table.HUGGING_FACE.leaves}, transposed=False, canonical=str)
 
 
 class ModelGardenTest(tf.test.TestCase):
@@ -66,7 +67,7 @@ def made(golden, fields):
     layers = {key.split("/")[1] for key in golden if key.startswith("weight.transformer/")}
     sizes |= dict(num_layers=len(layers), dropout=0.0, attention_dropout=0.0)
     model = bert.Model(config.TransformerConfig(**sizes | fields), heads=("lm", "next_sentence"))
-    slots = [slot for slot in weights.slots(TABLE, model, NAMING) if not slot.name.startswith("absent")]
+    slots = [slot for slot in table.slots(TABLE, model, NAMING) if not slot.name.startswith("absent")]
     values = {key.removeprefix("weight."): value for key, value in golden.items() if key.startswith("weight.")}
     assert sorted(values) == sorted(slot.name for slot in slots)
     for slot in slots:

@@ -111,10 +111,10 @@ class DiscriminatorTest(tf.test.TestCase):
             self.assertLess(relative_error(head(single(x)), expected), 1e-5)
 
 
-class PairClassifierTest(tf.test.TestCase):
+class RelationClassifierTest(tf.test.TestCase):
     def test_values(self):
         x, places = normal(3, 5, 8), np.array([[0, 4], [2, 2], [3, 1]])
-        head = built(nn.PairClassifier(config(), 4), x.shape)
+        head = built(nn.RelationClassifier(config(), 4), x.shape)
         pairs = np.stack([np.concatenate([row[i], row[j]]) for row, (i, j) in zip(x, places, strict=True)])
         expected = formulas.dense(Values(head), head.classifier.dense, pairs)
         self.assertEqual(expected.shape, (3, 4))

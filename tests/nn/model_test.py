@@ -32,7 +32,7 @@ def made(cls, heads=None, seed=0, arguments=None, **overrides):
 
 
 class Encoder(nn.EncoderModel):
-    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "pair", "discriminate")
+    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation", "discriminate")
     POOLER, POOL = True, "pooled"
 
 
@@ -57,10 +57,10 @@ class InputsTest(tf.test.TestCase):
             made(nn.EncoderDecoderModel)(values)
 
     def test_a_pair_needs_its_positions(self):
-        model = made(nn.EncoderModel, ("pair",))
-        with self.assertRaisesRegex(ValueError, "'pair_positions' is missing"):
+        model = made(nn.EncoderModel, ("relation",))
+        with self.assertRaisesRegex(ValueError, "'entity_positions' is missing"):
             model({"token_ids": ids(3, 7)})
-        outputs = model({"token_ids": ids(3, 7), "pair_positions": np.array([[0, 1], [2, 0], [3, 3]])})
+        outputs = model({"token_ids": ids(3, 7), "entity_positions": np.array([[0, 1], [2, 0], [3, 3]])})
         self.assertEqual(outputs["pair_logits"].shape, (3, 2))
 
 
@@ -80,7 +80,7 @@ class HeadsTest(tf.test.TestCase):
         shapes = dict(lm=(3, 7, VOCAB), next_sentence=(3, 2), classify=(3, 5), tag=(3, 7, 5), span=(3, 7, 2))
         shapes |= dict(pair=(3, 5), discriminate=(3, 7))
         model = made(Encoder, tuple(shapes), arguments={"num_labels": 5})
-        outputs = model(values | {"pair_positions": np.zeros([3, 2], np.int32)})
+        outputs = model(values | {"entity_positions": np.zeros([3, 2], np.int32)})
         expected = {("logits" if head == "lm" else f"{head}_logits"): shape for head, shape in shapes.items()}
         expected |= {"sequence": (3, 7, 8), "pooled": (3, 8)}
         self.assertEqual({name: tuple(value.shape) for name, value in outputs.items()}, expected)
@@ -125,8 +125,8 @@ class HeadsTest(tf.test.TestCase):
                 model = made(cls, heads, dropout=0.5, attention_dropout=0.5, qk_norm=True, embedding_size=size)
             self.assertEqual([layer.path for layer in model._flatten_layers() if not layer.built], [])
             values = {name: ids(3, 7) for name in model.REQUIRED_INPUTS}
-            if "pair" in heads:
-                values["pair_positions"] = np.zeros([3, 2], np.int32)
+            if "relation" in heads:
+                values["entity_positions"] = np.zeros([3, 2], np.int32)
             before = [id(variable) for variable in model.variables]
             model(values, training=True)
             self.assertEqual([id(variable) for variable in model.variables], before)
@@ -351,7 +351,7 @@ class PackedTest(tf.test.TestCase):
         for cls in (Encoder, nn.DecoderModel):
             for overrides in (dict(), dict(positions="rotary"), dict(positions="relative"), dict(attention="lean")):
                 model = made(cls, ("lm",), **overrides)
-                packed = model({"token_ids": self.row, "block_ids": self.blocks, "position_ids": self.positions})
+                packed = model({"token_ids": self.row, "document_ids": self.blocks, "position_ids": self.positions})
                 self.assertAllClose(packed["logits"][:, :3], model({"token_ids": self.first})["logits"], atol=1e-6)
                 self.assertAllClose(packed["logits"][:, 3:], model({"token_ids": self.second})["logits"], atol=1e-6)
 
@@ -361,10 +361,10 @@ class PackedTest(tf.test.TestCase):
             model = made(nn.EncoderDecoderModel, **overrides)
             packed = {
                 "token_ids": self.row,
-                "block_ids": self.blocks,
+                "document_ids": self.blocks,
                 "position_ids": self.positions,
                 "decoder_token_ids": np.concatenate(targets, 1),
-                "decoder_block_ids": np.tile([1] * 2 + [2] * 5, (2, 1)),
+                "decoder_document_ids": np.tile([1] * 2 + [2] * 5, (2, 1)),
                 "decoder_position_ids": np.tile([0, 1, 0, 1, 2, 3, 4], (2, 1)),
             }
             logits = model(packed)["logits"]

@@ -22,10 +22,10 @@ def tokenizer(bos: int | None = BOS, eos: int | None = EOS, pad: int | None = PA
     return types.SimpleNamespace(vocab=vocab, vocab_size=WORDS, special_ids=special, bos_id=bos, eos_id=eos, pad_id=pad)
 
 
-def example(*blocks, seed=0):
+def example(*documents, seed=0):
     return {
-        "token_ids": tf.constant(np.concatenate([[], *blocks]), tf.int32),
-        "block_ids": tf.constant(np.repeat(np.arange(len(blocks)) + 1, [len(b) for b in blocks]), tf.int32),
+        "token_ids": tf.constant(np.concatenate([[], *documents]), tf.int32),
+        "document_ids": tf.constant(np.repeat(np.arange(len(documents)) + 1, [len(b) for b in documents]), tf.int32),
         "seed": tf.constant([seed, 2], tf.int32),
     }
 
@@ -57,7 +57,7 @@ class PrepareTest(tf.test.TestCase):
         features = Causal(tokenizer(), 7).prepare(example([1, 10, 11, 2], [1, 12, 2]))
         expected = {
             "token_ids": [1, 10, 11, 1, 12, PAD, PAD],
-            "block_ids": [1, 1, 1, 2, 2, 0, 0],
+            "document_ids": [1, 1, 1, 2, 2, 0, 0],
             "position_ids": [0, 1, 2, 0, 1, 0, 0],
             "targets": [10, 11, 2, 12, 2, 0, 0],
             "target_weights": [1, 1, 1, 1, 1, 0, 0],
@@ -78,7 +78,7 @@ class PrepareTest(tf.test.TestCase):
                     for pack in (True, False):
                         batch = batch_of(Causal(tokenizer(bos, eos), length, pack=pack), corpus)
                         self.assertEqual(pairs(batch), sorted(expected))
-                        self.assertEqual("block_ids" in batch, pack)
+                        self.assertEqual("document_ids" in batch, pack)
 
     def test_full_rows_where_documents_are_long(self):
         batch = batch_of(Causal(tokenizer(None, None, None), 64), documents(641))
@@ -96,18 +96,18 @@ class PrepareTest(tf.test.TestCase):
 
     def test_empty_and_one_token_documents(self):
         objective = Causal(tokenizer(), 6)
-        for blocks, targets in (((), []), (([5],), []), (([5], [6, 7], [8]), [7]), (([1, 2], [1, 2]), [2, 2])):
-            features = objective.prepare(example(*blocks))
+        for pieces, targets in (((), []), (([5],), []), (([5], [6, 7], [8]), [7]), (([1, 2], [1, 2]), [2, 2])):
+            features = objective.prepare(example(*pieces))
             count = len(targets)
             self.assertAllEqual(features["targets"][:count], targets)
             self.assertAllEqual(features["target_weights"], [1] * count + [0] * (6 - count))
-            self.assertAllEqual(features["block_ids"] > 0, features["target_weights"] > 0)
+            self.assertAllEqual(features["document_ids"] > 0, features["target_weights"] > 0)
 
     def test_shapes_are_static(self):
         for pack in (True, False):
             objective = Causal(tokenizer(), 9, pack=pack)
             ids = tf.TensorSpec([None], tf.int32)
-            signature = {"token_ids": ids, "block_ids": ids, "seed": tf.TensorSpec([2], tf.int32)}
+            signature = {"token_ids": ids, "document_ids": ids, "seed": tf.TensorSpec([2], tf.int32)}
             outputs = tf.function(objective.prepare, input_signature=[signature]).get_concrete_function()
             for name, spec in outputs.structured_outputs.items():
                 self.assertEqual(spec.shape, [9], name)
@@ -126,14 +126,14 @@ class LossTest(tf.test.TestCase):
         objective, model = Causal(tokenizer(), 16), self.model("gpt2")
         batch = batch_of(objective, random_corpus(12, 12))
         loss = hits = 0.0
-        for i, blocks in enumerate(batch["block_ids"]):
-            for block in range(1, blocks.max() + 1):  # Each document by itself.
-                part = blocks == block
+        for i, numbers in enumerate(batch["document_ids"]):
+            for document in range(1, numbers.max() + 1):  # Each document by itself.
+                part = numbers == document
                 logits = model({"token_ids": batch["token_ids"][i, part][None]})["logits"][0].numpy().astype(np.float64)
                 for row, target in zip(logits, batch["targets"][i, part], strict=True):
                     loss += np.log(np.exp(row).sum()) - row[target]
                     hits += np.argmax(row) == target
-        weight = np.sum(batch["block_ids"] > 0)
+        weight = np.sum(batch["document_ids"] > 0)
         self.assertAllClose(objective.loss(model, batch), (loss, weight), 1e-5)
         metrics = objective.metrics(model, batch)
         self.assertEqual(sorted(metrics), ["causal_accuracy", "causal_loss"])

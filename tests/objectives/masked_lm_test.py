@@ -210,10 +210,10 @@ class PrepareTest(MaskedLMCase):
                 self.assertTrue(spec.shape.is_fully_defined(), name)
 
 
-def packed_example(*blocks, seed=0):
+def packed_example(*documents, seed=0):
     return {
-        "token_ids": tf.constant(np.concatenate([[], *blocks]), tf.int32),
-        "block_ids": tf.constant(np.repeat(np.arange(len(blocks)) + 1, [len(b) for b in blocks]), tf.int32),
+        "token_ids": tf.constant(np.concatenate([[], *documents]), tf.int32),
+        "document_ids": tf.constant(np.repeat(np.arange(len(documents)) + 1, [len(b) for b in documents]), tf.int32),
         "seed": tf.constant([seed, 2], tf.int32),
     }
 
@@ -243,20 +243,20 @@ class PackedTest(MaskedLMCase):
                 for i in range(len(rows)):
                     asked = batch["masked_weights"][i] > 0
                     positions, shown = batch["masked_positions"][i][asked], batch["token_ids"][i].copy()
-                    original, blocks = shown.copy(), batch["block_ids"][i]
+                    original, documents = shown.copy(), batch["document_ids"][i]
                     original[positions] = batch["masked_ids"][i][asked]
                     self.assertTrue(np.all(np.diff(positions) > 0))
                     self.assertTrue(np.all(original[positions] >= 5), "a special token was drawn")
-                    self.assertAllEqual(batch["padding_mask"][i], blocks > 0)
-                    row, row_blocks = rows.row(i)
-                    for block in range(1, row_blocks.max() + 1):
-                        own = blocks == block
-                        words = row[row_blocks == block]
+                    self.assertAllEqual(batch["padding_mask"][i], documents > 0)
+                    row, row_documents = rows.row(i)
+                    for document in range(1, row_documents.max() + 1):
+                        own = documents == document
+                        words = row[row_documents == document]
                         self.assertEqual(original[own].tolist(), [CLS, *words, SEP])
                         self.assertEqual(batch["position_ids"][i][own].tolist(), list(range(len(words) + 2)))
                         ordinary = np.sum(words >= 5)
                         wanted = min(max(1, round(float(np.float32(0.15) * np.float32(ordinary)))), ordinary)
-                        drawn = np.sum(blocks[positions] == block)
+                        drawn = np.sum(documents[positions] == document)
                         if whole_words:
                             self.assertLessEqual(drawn, wanted)
                         else:
@@ -289,20 +289,20 @@ class PackedTest(MaskedLMCase):
     def test_packed_and_unpacked_documents_have_the_same_loss(self):
         objective = MaskedLM(self.tokenizer, 32, next_sentence=False, pack=True)
         _, batch = self.batch(objective, text(15, 20))
-        self.assertGreater(batch["block_ids"].max(), 2)
+        self.assertGreater(batch["document_ids"].max(), 2)
         self.assertLessEqual(set(objective.inputs), set(batch))
         sizes = dict(vocab_size=len(VOCAB), hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12)
         model = tfzoo.build("bert_tiny", **sizes, max_positions=32, dropout=0.0, attention_dropout=0.0, heads=("lm",))
         randomize(model)
         loss = count = 0.0
-        for i, blocks in enumerate(batch["block_ids"]):
+        for i, numbers in enumerate(batch["document_ids"]):
             asked = batch["masked_weights"][i] > 0
             positions, ids = batch["masked_positions"][i][asked], batch["masked_ids"][i][asked]
-            for block in range(1, blocks.max() + 1):
-                own = blocks[positions] == block
+            for document in range(1, numbers.max() + 1):
+                own = numbers[positions] == document
                 alone = {
-                    "token_ids": batch["token_ids"][i][blocks == block],
-                    "masked_positions": positions[own] - np.argmax(blocks == block),
+                    "token_ids": batch["token_ids"][i][numbers == document],
+                    "masked_positions": positions[own] - np.argmax(numbers == document),
                     "masked_ids": ids[own],
                     "masked_weights": np.ones(own.sum(), np.float32),
                 }
@@ -318,7 +318,7 @@ class PackedTest(MaskedLMCase):
     def test_pairs_are_not_packed(self):
         objective = MaskedLM(self.tokenizer, 32, next_sentence=True, pack=True)
         self.assertIsInstance(objective.rows(text(5, 20)), PairRows)
-        self.assertNotIn("block_ids", objective.inputs)
+        self.assertNotIn("document_ids", objective.inputs)
         self.assertEqual(objective.row_tokens, 29)
 
 

@@ -1,4 +1,4 @@
-"""What objectives share: blocks, draws, and guessing by frequency."""
+"""What objectives share: documents, draws, and guessing by frequency."""
 
 import math
 import types
@@ -16,20 +16,20 @@ def ids(*values):
 class BlocksTest(tf.test.TestCase):
     def test_positions_begin_anew(self):
         self.assertAllEqual(shared.positions_in(ids(1, 1, 2, 3, 3, 3)), [0, 1, 0, 0, 1, 2])
-        self.assertAllEqual(shared.positions_in(ids(1, 3, 3)), [0, 0, 1])  # A block may have nothing left.
+        self.assertAllEqual(shared.positions_in(ids(1, 3, 3)), [0, 0, 1])  # A document may have nothing left.
         self.assertAllEqual(shared.positions_in(ids()), [])
 
     def test_frame(self):
-        tokens, blocks = ids(10, 11, 12), ids(1, 1, 2)
-        for first, last, expected, expected_blocks in (
+        tokens, documents = ids(10, 11, 12), ids(1, 1, 2)
+        for first, last, expected, expected_documents in (
             (None, None, [10, 11, 12], [1, 1, 2]),
             (7, None, [7, 10, 11, 7, 12], [1, 1, 1, 2, 2]),
             (None, 8, [10, 11, 8, 12, 8], [1, 1, 1, 2, 2]),
             (7, 8, [7, 10, 11, 8, 7, 12, 8], [1, 1, 1, 1, 2, 2, 2]),
         ):
-            framed, framed_blocks = shared.frame(tokens, blocks, first, last)
+            framed, framed_documents = shared.frame(tokens, documents, first, last)
             self.assertAllEqual(framed, expected)
-            self.assertAllEqual(framed_blocks, expected_blocks)
+            self.assertAllEqual(framed_documents, expected_documents)
         for part in shared.frame(ids(), ids(), 7, 8):
             self.assertAllEqual(part, [])
 

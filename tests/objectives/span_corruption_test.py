@@ -88,10 +88,10 @@ class NoiseTest(tf.test.TestCase):
     def test_every_way_to_cut_is_drawn_alike(self):
         # Of 20 tokens 6 are noise in 2 spans: 5 ways to cut the noise, 13 the rest.
         objective = SpanCorruption(tokenizer(), 30, noise_density=0.3)
-        blocks = tf.repeat([1, 2, 3], [20, 20, 1])
+        documents = tf.repeat([1, 2, 3], [20, 20, 1])
         draw = compiled(objective.draw, [None], [2])
         count = 650
-        drawn = np.array([draw(blocks, tf.constant([7, seed])).numpy() for seed in range(count)])
+        drawn = np.array([draw(documents, tf.constant([7, seed])).numpy() for seed in range(count)])
         self.assertFalse(drawn[:, 40].any())
         seen = []
         for part in (drawn[:, :20], drawn[:, 20:40]):
@@ -118,12 +118,12 @@ class PrepareTest(tf.test.TestCase):
         expected = {
             "token_ids": [10, 11, 99, 14, 15, 16, 17, 98, 19, 1, 0],
             "padding_mask": [True] * 10 + [False],
-            "block_ids": [1] * 10 + [0],
+            "document_ids": [1] * 10 + [0],
             "position_ids": [*range(10), 0],
             "targets": [99, 12, 13, 98, 18, 97, 1, 0],
             "target_weights": [1.0] * 7 + [0.0],
             "decoder_token_ids": [0, 99, 12, 13, 98, 18, 97, 0],
-            "decoder_block_ids": [1] * 7 + [0],
+            "decoder_document_ids": [1] * 7 + [0],
             "decoder_position_ids": [*range(7), 0],
         }
         self.assertEqual(sorted(features), sorted(expected))
@@ -152,19 +152,19 @@ class PrepareTest(tf.test.TestCase):
                 batch = batch_of(objective, corpus)
                 self.assertAllClose(rows.padding_share, 1 - batch["padding_mask"].mean())
                 for i in range(len(rows)):
-                    tokens, blocks = rows.row(i)
-                    for block in range(1, blocks.max() + 1):
+                    tokens, documents = rows.row(i)
+                    for document in range(1, documents.max() + 1):
                         sides = []
                         for ids, numbers, padding in (
-                            ("token_ids", "block_ids", "padding_mask"),
-                            ("targets", "decoder_block_ids", "target_weights"),
+                            ("token_ids", "document_ids", "padding_mask"),
+                            ("targets", "decoder_document_ids", "target_weights"),
                         ):
-                            own = batch[numbers][i] == block if pack else batch[padding][i] > 0
+                            own = batch[numbers][i] == document if pack else batch[padding][i] > 0
                             part = batch[ids][i][own]
                             self.assertEqual(part[-1], EOS)
                             self.assertNotIn(EOS, part[:-1])
                             sides.append(part[:-1])
-                        original = tokens[blocks == block]
+                        original = tokens[documents == document]
                         self.assertEqual(restored(*sides), original.tolist())
                         if len(original) > 1:
                             noise, spans = noise_and_spans(len(original))
@@ -174,33 +174,33 @@ class PrepareTest(tf.test.TestCase):
     def test_the_decoder_reads_its_targets_shifted_in_each_document(self):
         objective = SpanCorruption(tokenizer(), 64)
         batch = batch_of(objective, random_corpus(80, 20))
-        shifted, targets, blocks = (batch[n] for n in ("decoder_token_ids", "targets", "decoder_block_ids"))
-        begins = np.diff(blocks, axis=1, prepend=0) > 0
+        shifted, targets, documents = (batch[n] for n in ("decoder_token_ids", "targets", "decoder_document_ids"))
+        begins = np.diff(documents, axis=1, prepend=0) > 0
         self.assertAllEqual(shifted[begins], np.full(begins.sum(), PAD))
-        inside = (blocks > 0) & ~begins
+        inside = (documents > 0) & ~begins
         self.assertAllEqual(shifted[:, 1:][inside[:, 1:]], targets[:, :-1][inside[:, 1:]])
-        self.assertAllEqual(blocks > 0, batch["target_weights"] > 0)
-        self.assertAllEqual(batch["block_ids"] > 0, batch["padding_mask"])
+        self.assertAllEqual(documents > 0, batch["target_weights"] > 0)
+        self.assertAllEqual(batch["document_ids"] > 0, batch["padding_mask"])
         for name in ("token_ids", "targets"):
-            where = batch["block_ids" if name == "token_ids" else "decoder_block_ids"] == 0
+            where = batch["document_ids" if name == "token_ids" else "decoder_document_ids"] == 0
             self.assertAllEqual(batch[name][where], np.full(where.sum(), PAD))
-        self.assertGreater(blocks.max(), 3)
-        for i in range(len(blocks)):  # Both sides hold the same documents.
+        self.assertGreater(documents.max(), 3)
+        for i in range(len(documents)):  # Both sides hold the same documents.
             self.assertAllEqual(
-                np.unique(blocks[i][blocks[i] > 0]), np.unique(batch["block_ids"][i][batch["padding_mask"][i]])
+                np.unique(documents[i][documents[i] > 0]), np.unique(batch["document_ids"][i][batch["padding_mask"][i]])
             )
 
     def test_empty_and_one_token_documents(self):
         objective = SpanCorruption(tokenizer(), 8)
         empty = objective.prepare(example())
-        for name in ("padding_mask", "target_weights", "block_ids"):
+        for name in ("padding_mask", "target_weights", "document_ids"):
             self.assertFalse(np.any(empty[name]))
         # Nothing is taken out of one token: what there is to tell is that nothing is missing.
         objective = SpanCorruption(tokenizer(), 8, target_length=6)
         one = objective.prepare(example([5], [6, 7]))
         self.assertAllEqual(one["token_ids"], [5, EOS, 6, SIZE - 1, EOS, PAD, PAD, PAD])
         self.assertAllEqual(one["targets"], [SIZE - 1, EOS, SIZE - 1, 7, EOS, PAD])
-        self.assertAllEqual(one["decoder_block_ids"], [1, 1, 2, 2, 2, 0])
+        self.assertAllEqual(one["decoder_document_ids"], [1, 1, 2, 2, 2, 0])
 
     def test_the_same_example_of_the_same_epoch_is_corrupted_alike(self):
         objective, corpus = SpanCorruption(tokenizer(), 48), random_corpus(60, 40)
@@ -230,7 +230,7 @@ class PrepareTest(tf.test.TestCase):
 
     def test_shapes_are_static(self):
         ids = tf.TensorSpec([None], tf.int32)
-        signature = {"token_ids": ids, "block_ids": ids, "seed": tf.TensorSpec([2], tf.int32)}
+        signature = {"token_ids": ids, "document_ids": ids, "seed": tf.TensorSpec([2], tf.int32)}
         for pack in (True, False):
             objective = SpanCorruption(tokenizer(), 40, pack=pack)
             outputs = tf.function(objective.prepare, input_signature=[signature]).get_concrete_function()
@@ -262,13 +262,13 @@ class LossTest(tf.test.TestCase):
     def test_loss_and_metrics_against_numpy_document_by_document(self):
         objective = SpanCorruption(tokenizer(), 32, target_length=16)
         batch = batch_of(objective, random_corpus(9, 20))
-        self.assertGreater(batch["block_ids"].max(), 2)
+        self.assertGreater(batch["document_ids"].max(), 2)
         for name in ("t5_small", "bart_base"):
             model = self.model(name)
             loss = words = hits = 0.0
-            for i, blocks in enumerate(batch["decoder_block_ids"]):
-                for block in range(1, blocks.max() + 1):
-                    source, part = batch["block_ids"][i] == block, blocks == block
+            for i, numbers in enumerate(batch["decoder_document_ids"]):
+                for document in range(1, numbers.max() + 1):
+                    source, part = batch["document_ids"][i] == document, numbers == document
                     inputs = {
                         "token_ids": batch["token_ids"][i, source][None],
                         "decoder_token_ids": batch["decoder_token_ids"][i, part][None],
@@ -280,7 +280,7 @@ class LossTest(tf.test.TestCase):
                         if EOS < target < WORDS:
                             words += one
                             hits += np.argmax(row) == target
-            weight = np.sum(batch["decoder_block_ids"] > 0)
+            weight = np.sum(batch["decoder_document_ids"] > 0)
             total, count = objective.loss(model, batch)
             self.assertEqual(count, weight)
             self.assertNear(total / count, loss / weight, 1e-5)  # Packed as by themselves.

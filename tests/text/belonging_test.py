@@ -9,13 +9,13 @@ import tensorflow as tf
 
 import tfzoo
 from tests.text.varied import SENTENCES
-from tfzoo import checkpoint, runs
 from tfzoo.errors import UserError
 from tfzoo.text import SPECIAL_TOKENS, training
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.characters import Characters
 from tfzoo.text.sentencepiece import SentencePiece
 from tfzoo.text.wordpiece import WordPiece
+from tfzoo.training import checkpoint, runs
 
 ENDS = ("<s>", "</s>")
 SIZES = dict(hidden_size=8, num_heads=2, num_layers=1, intermediate_size=8, max_positions=8)
@@ -69,7 +69,7 @@ class BelongingTest(tf.test.TestCase):
                 tfzoo.load(folder)
                 path.write_text(json.dumps(record | {key: own + 1}))
                 self.refused(folder, f"{path}: {key} is {own + 1}, and {own} in the {kind} tokenizer beside it")
-                self.assertIsNone(tfzoo.huggingface.load(folder, tokenizer=False)[1])
+                self.assertIsNone(tfzoo.weights.huggingface.load(folder, tokenizer=False)[1])
                 path.write_text(json.dumps(record))
                 larger.save(folder)
                 self.refused(

@@ -7,8 +7,8 @@
     held_out-00000-of-00001.array_record     the rows to measure on
 
 Row i is row i of the `PackedRows` that was written, so that training reads the same rows in the same order as from the
-text itself. A record is a row: little-endian int32, first the number of its blocks, then the length of each, then the
-tokens. Importing this imports no TensorFlow.
+text itself. A record is a row: little-endian int32, first the number of its documents, then the length of each, then
+the tokens. Importing this imports no TensorFlow.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Rows(Protocol):
 class StoredRows:
     """Random access to the rows of files; `row(index)` is pure, and one row is in memory at a time."""
 
-    FEATURES = {"token_ids": 1, "block_ids": 1}  # What `row` returns: name -> rank.
+    FEATURES = {"token_ids": 1, "document_ids": 1}  # What `row` returns: name -> rank.
 
     def __init__(self, counts: Mapping[pathlib.Path, int], padding_share: float):
         """counts: how many rows each file holds, in order.
@@ -71,7 +71,7 @@ class StoredRows:
         return int(self._starts[-1])
 
     def row(self, index: int, numbers=None) -> tuple[np.ndarray, np.ndarray]:
-        """One row: token_ids, block_ids int32 [n]; numbers are taken as other rows take them.
+        """One row: token_ids, document_ids int32 [n]; numbers are taken as other rows take them.
 
         Raises:
           UserError: its record is damaged; names file and record.
@@ -97,8 +97,8 @@ def _open(path: pathlib.Path) -> ArrayRecordReader:
     return ArrayRecordReader(os.fspath(path), "readahead_buffer_size:0,max_parallelism:0")
 
 
-def _record(token_ids: np.ndarray, block_ids: np.ndarray) -> bytes:
-    sizes = np.bincount(block_ids)[1:]
+def _record(token_ids: np.ndarray, document_ids: np.ndarray) -> bytes:
+    sizes = np.bincount(document_ids)[1:]
     return np.concatenate([[len(sizes)], sizes, token_ids]).astype("<i4").tobytes()
 
 

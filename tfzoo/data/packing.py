@@ -1,4 +1,4 @@
-"""Rows that hold several documents, each a block of its own, so that little of a batch is padding.
+"""Rows that hold several documents, each attending to itself, so that little of a batch is padding.
 
 Documents longer than a row are cut into consecutive pieces: full ones, and what is left. Pieces are then put into rows
 by best fit, longest first (Johnson 1973), among those of a window of documents; so a row's index alone determines it,
@@ -17,7 +17,7 @@ _WINDOW = 4096  # Documents that are packed together.
 class PackedRows:
     """Random access to rows; `row(index)` is pure."""
 
-    FEATURES = {"token_ids": 1, "block_ids": 1}  # What `row` returns: name -> rank.
+    FEATURES = {"token_ids": 1, "document_ids": 1}  # What `row` returns: name -> rank.
 
     def __init__(
         self,
@@ -86,13 +86,13 @@ class PackedRows:
         return len(self._row_starts) - 1
 
     def row(self, index: int, numbers=None) -> tuple[np.ndarray, np.ndarray]:
-        """One row: token_ids, block_ids int32 [n]; the pieces in it are blocks 1, 2, ... in the corpus's order.
+        """One row: token_ids, document_ids int32 [n]; the pieces in it are documents 1, 2, ... in the corpus's order.
 
         numbers: taken as other rows take them; nothing is drawn here.
         """
         parts = [self._piece(p) for p in self._pieces[self._row_starts[index] : self._row_starts[index + 1]]]
-        blocks = np.arange(1, len(parts) + 1, dtype=np.int32)
-        return np.concatenate(parts), np.repeat(blocks, [len(part) for part in parts])
+        numbers_of_pieces = np.arange(1, len(parts) + 1, dtype=np.int32)
+        return np.concatenate(parts), np.repeat(numbers_of_pieces, [len(part) for part in parts])
 
     def _piece(self, piece: int) -> np.ndarray:
         begin, end = self._begins[piece], self._ends[piece]

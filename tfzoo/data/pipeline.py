@@ -23,7 +23,7 @@ def examples(
 ) -> tf.data.Dataset:
     """Examples at global positions (a dataset of int64), each with the seed of its own.
 
-    An example is what the row has, such as {"token_ids": int32 [n], "block_ids": int32 [n]}, and "seed", int32 [2].
+    An example is what the row has, such as {"token_ids": int32 [n], "document_ids": int32 [n]}, and "seed", int32 [2].
     `epoch` given, rows come in their own order and every pass is that epoch, as an evaluation needs. Of rows that
     cannot be read (a UserError), so many as max_bad_rows are taken for empty, with a warning.
     """

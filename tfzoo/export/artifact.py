@@ -23,9 +23,6 @@ from tfzoo.export import (
     golden,
     litert,
     manifest,
-    onnx_check,
-    onnx_emit,
-    onnx_graph,
     savedmodel,
     tokenizer_files,
     tokenizer_graph,
@@ -34,6 +31,9 @@ from tfzoo.export import (
     warmup,
 )
 from tfzoo.export.answers import Options
+from tfzoo.export.onnx import check as onnx_check
+from tfzoo.export.onnx import emit as onnx_emit
+from tfzoo.export.onnx import graph as onnx_graph
 
 FORMATS = ("savedmodel", "onnx", "litert")
 PRECISIONS = ("float32", "bfloat16", "float16")

@@ -18,8 +18,9 @@ import tensorflow as tf
 
 from tfzoo import generation, nn
 from tfzoo.errors import CheckFailed
-from tfzoo.export import answers, onnx_emit
+from tfzoo.export import answers
 from tfzoo.export.answers import Answer, Options
+from tfzoo.export.onnx import emit as onnx_emit
 from tfzoo.text.framing import PAIR, TEXT
 
 _VALUES = 400_000  # Logits kept of one case, at most, where four places do not take more.
@@ -94,7 +95,7 @@ def token_cases(model: keras.Model, tokenizer: Any, options: Options) -> dict[st
             elif name == "segment_ids":
                 values = np.arange(own) >= lengths[:, None] // 2
             else:
-                values = random.integers(0, lengths[:, None], (batch, 2))  # pair_positions
+                values = random.integers(0, lengths[:, None], (batch, 2))  # entity_positions
             inputs[name] = values if values.dtype == bool and name != "segment_ids" else values.astype(np.int32)
         cases[f"{batch}x{length}"] = inputs
     if tokenizer is not None and not static:
@@ -110,8 +111,8 @@ def _text_case(model, tokenizer, longest, texts: Sequence[str] = _TEXTS) -> dict
     inputs = {}
     for name in onnx_emit.inputs_of(model):
         inputs[name] = real if name.endswith("mask") else ids if name.endswith("token_ids") else np.zeros_like(ids)
-    if "pair_positions" in inputs:
-        inputs["pair_positions"] = np.zeros((len(rows), 2), np.int32)
+    if "entity_positions" in inputs:
+        inputs["entity_positions"] = np.zeros((len(rows), 2), np.int32)
     return inputs
 
 

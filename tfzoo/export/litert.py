@@ -14,8 +14,9 @@ import keras
 import tensorflow as tf
 
 from tfzoo.errors import UserError, one_line
-from tfzoo.export import onnx_emit, savedmodel
+from tfzoo.export import savedmodel
 from tfzoo.export.answers import Options
+from tfzoo.export.onnx import emit as onnx_emit
 from tfzoo.nn import basic
 
 NAME = "model.tflite"

@@ -18,8 +18,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from tfzoo import files
 from tfzoo.errors import UserError
-from tfzoo.export import answers, onnx_emit
+from tfzoo.export import answers
 from tfzoo.export.answers import Answer, Continuations, Labels, Options, require
+from tfzoo.export.onnx import emit as onnx_emit
 
 _METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
 
@@ -113,8 +114,8 @@ def _token_inputs(model: keras.Model, options: Options) -> dict[str, tuple[str, 
     for name in onnx_emit.inputs_of(model):
         axes = ("batch", "decoder_sequence" if name.startswith("decoder_") else length)
         inputs[name] = ("bool" if name.endswith("mask") else "int32", axes)
-    if "pair_positions" in inputs:
-        inputs["pair_positions"] = ("int32", ("batch", 2))
+    if "entity_positions" in inputs:
+        inputs["entity_positions"] = ("int32", ("batch", 2))
     return inputs
 
 
@@ -195,14 +196,14 @@ class _Module(tf.Module):
                     same = tf.reduce_all(shape == tf.shape(inputs[first]))
                     checks.append(require(same, f"{prefix}{name} must have the shape of {first}, and has", shape))
         rows = tf.shape(inputs["token_ids"])[0]
-        for name in ("decoder_token_ids", "pair_positions"):
+        for name in ("decoder_token_ids", "entity_positions"):
             if name in inputs:
                 found = tf.shape(inputs[name])[0]
                 checks.append(require(found == rows, f"{name} must have as many rows as token_ids, and has", found))
         if "segment_ids" in inputs and config.num_segments:
             checks.append(_in_range("segment_ids", inputs["segment_ids"], config.num_segments))
-        if "pair_positions" in inputs:
-            checks.append(_in_range("pair_positions", inputs["pair_positions"], tf.shape(inputs["token_ids"])[1]))
+        if "entity_positions" in inputs:
+            checks.append(_in_range("entity_positions", inputs["entity_positions"], tf.shape(inputs["token_ids"])[1]))
         return checks
 
 

@@ -20,8 +20,9 @@ import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
 from tfzoo.errors import UserError, one_line
-from tfzoo.export import answers, onnx_emit, verify
+from tfzoo.export import answers, verify
 from tfzoo.export.answers import Options
+from tfzoo.export.onnx import emit as onnx_emit
 from tfzoo.text import framing
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.framing import PAIR, TEXT, Frame

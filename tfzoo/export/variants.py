@@ -26,7 +26,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_stati
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from tfzoo.errors import CheckFailed, UserError, one_line
-from tfzoo.export import onnx_emit, verify
+from tfzoo.export import verify
+from tfzoo.export.onnx import emit as onnx_emit
 
 # How far from float32's largest number an answer may be: beyond that a variant is of no use.
 MOST = {"float16": 0.05, "int8": 1.0, "int8_static": 1.0, "int8_weights": 1.0, "int4_weights": 1.0}

@@ -9,7 +9,7 @@ next_sentence_logits [B, 2]: the order of two consecutive segments; index 0 says
 from tfzoo import nn
 from tfzoo.errors import UserError
 from tfzoo.models import bert
-from tfzoo.weights import Computed, Tied
+from tfzoo.weights.table import Computed, Tied
 
 _BASE = dict(
     vocab_size=30000,
@@ -38,7 +38,7 @@ CONFIGS = {
 class Model(nn.EncoderModel):
     """The encoder with ALBERT's two pre-training heads; the page above states the shapes."""
 
-    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "pair")
+    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation")
     DEFAULT_HEADS = ("lm", "next_sentence")
     POOLER, POOL = True, "pooled"
 

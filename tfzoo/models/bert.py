@@ -6,7 +6,7 @@ next_sentence_logits [B, 2]: index 0 says that segment B follows A, 1 that it do
 """
 
 from tfzoo import nn
-from tfzoo.weights import Computed, Tied
+from tfzoo.weights.table import Computed, Tied
 
 _BASE = dict(
     vocab_size=30522,
@@ -39,7 +39,7 @@ CONFIGS = {
 class Model(nn.EncoderModel):
     """The encoder with BERT's two pre-training heads; the page above states the shapes."""
 
-    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "pair")
+    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation")
     DEFAULT_HEADS = ("lm", "next_sentence")
     POOLER, POOL = True, "pooled"
 

@@ -10,7 +10,7 @@ import dataclasses
 
 from tfzoo import nn
 from tfzoo.models import bert
-from tfzoo.weights import Tied
+from tfzoo.weights.table import Tied
 
 _SMALL = dict(
     vocab_size=30522,
@@ -40,7 +40,7 @@ CONFIGS = {
 class Model(nn.EncoderModel):
     """The encoder as the one or the other, by its head; the page above states the shapes."""
 
-    HEADS = ("lm", "discriminate", "classify", "tag", "span", "pair")
+    HEADS = ("lm", "discriminate", "classify", "tag", "span", "relation")
     DEFAULT_HEADS = ("discriminate",)
     CLASSIFIER_HIDDEN = "gelu"
 

@@ -32,7 +32,7 @@ class Model(nn.Model):
     def make_body(self, config):
         self.encoder = nn.ReversibleTower(config, dtype=self.dtype_policy, name="encoder")
         self.rotations = [f"rotations.{i}" for i in range(config.attention_layers.count("lsh"))]
-        self.INPUTS = ("token_ids", "padding_mask", *self.rotations, "masked_positions", "pair_positions")
+        self.INPUTS = ("token_ids", "padding_mask", *self.rotations, "masked_positions", "entity_positions")
 
     def build(self, input_shape=None):
         self.encoder.build()

@@ -7,7 +7,7 @@ previous_sequence [layers, B, M, E] (M is 0 at first) -> previous_sequence for t
 """
 
 from tfzoo import nn
-from tfzoo.weights import Tied
+from tfzoo.weights.table import Tied
 
 Config = nn.TwoStreamConfig
 # Layers, widths and heads: https://github.com/zihangdai/xlnet#released-models. The rest: config.json of
@@ -23,7 +23,7 @@ class Model(nn.EncoderModel):
     """Padding may be on either side: the released models have it left, and classify reads <cls>, the last token."""
 
     STACK_INPUTS = ("segment_ids", "padding_mask", "permutation_mask", "target_mapping", "previous_sequence")
-    INPUTS = ("token_ids", *STACK_INPUTS, "pair_positions")
+    INPUTS = ("token_ids", *STACK_INPUTS, "entity_positions")
     POOL, CLASSIFIER_HIDDEN = "last", "tanh"
 
     def make_body(self, config):

@@ -24,8 +24,8 @@ from tfzoo.nn.heads import (
     Discriminator,
     LMHead,
     MaskedLMHead,
-    PairClassifier,
     Pooler,
+    RelationClassifier,
     gather_positions,
     pool,
 )
@@ -69,7 +69,7 @@ __all__ = [
     "Mask",
     "MaskedLMHead",
     "Model",
-    "PairClassifier",
+    "RelationClassifier",
     "Pooler",
     "RMSNorm",
     "RelativeAttention",

@@ -100,8 +100,8 @@ class Discriminator(keras.layers.Layer):
         return ops.cast(self.dense(self.hidden(sequence))[..., 0], "float32")
 
 
-class PairClassifier(keras.layers.Layer):
-    """sequence [B, L, E], pair_positions [B, 2] -> logits [B, C], float32: how do the two marked things relate?
+class RelationClassifier(keras.layers.Layer):
+    """sequence [B, L, E], entity_positions [B, 2] -> logits [B, C], float32: how do the two marked things relate?
 
     The states at the two positions, such as the markers before two entities, are put side by side (Baldini Soares
     et al. 2019, section 3.2, "entity start").
@@ -111,11 +111,11 @@ class PairClassifier(keras.layers.Layer):
         super().__init__(**kwargs)
         self.classifier = Classifier(config, num_labels, dtype=self.dtype_policy, name="classifier")
 
-    def build(self, input_shape, pair_positions_shape=None):
+    def build(self, input_shape, entity_positions_shape=None):
         self.classifier.build((None, 2 * input_shape[-1]))
 
-    def call(self, sequence, pair_positions, training=False):
-        pair = gather_positions(sequence, pair_positions)
+    def call(self, sequence, entity_positions, training=False):
+        pair = gather_positions(sequence, entity_positions)
         return self.classifier(ops.reshape(pair, (-1, 2 * sequence.shape[-1])), training=training)
 
 

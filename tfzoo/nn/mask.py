@@ -25,10 +25,10 @@ def causal_mask(query_length, key_length, window=0):
     return ops.expand_dims(seen, (0, 1))
 
 
-def block_attention_mask(query_blocks, key_blocks):
-    """query_blocks [B, L] and key_blocks [B, M], each token's document in a packed row (0 is padding) ->
+def document_attention_mask(query_documents, key_documents):
+    """query_documents [B, L] and key_documents [B, M], each token's document in a packed row (0 is padding) ->
     attention_mask [B, 1, L, M]: a token sees its own document."""
-    return ops.equal(query_blocks[:, None, :, None], key_blocks[:, None, None, :])
+    return ops.equal(query_documents[:, None, :, None], key_documents[:, None, None, :])
 
 
 def mask_bias(attention_mask, dtype):

@@ -17,12 +17,12 @@ from tfzoo.nn.heads import (
     Discriminator,
     LMHead,
     MaskedLMHead,
-    PairClassifier,
     Pooler,
+    RelationClassifier,
     pool,
 )
 from tfzoo.nn.inputs import check_inputs
-from tfzoo.nn.mask import block_attention_mask
+from tfzoo.nn.mask import document_attention_mask
 
 
 class Tower(keras.layers.Layer):
@@ -78,7 +78,7 @@ class Tower(keras.layers.Layer):
 class Model(keras.Model):
     """A dict of named tensors in, a dict of named tensors out.
 
-    block_ids [B, L] says which of several documents in a row a token is of, 0 being padding: it then attends to that
+    document_ids [B, L] says which of several documents in a row a token is of, 0 being padding: it then attends to that
     document alone. position_ids [B, L] that begin anew in each make a packed document's outputs its own.
 
     A page's subclass makes its layers in `make_body`, computes {"sequence": [B, L, E], ...} in `body`, and has a
@@ -88,7 +88,7 @@ class Model(keras.Model):
     Args:
       config: a TransformerConfig.
       heads: their names; None takes the page's DEFAULT_HEADS, () leaves the body alone.
-      num_labels: classes of the heads classify, tag and pair.
+      num_labels: classes of the heads classify, tag and relation.
       pool: what classify reads: pooled, first, last or mean; None takes the page's.
       dtype: a Keras dtype or policy, such as "mixed_bfloat16".
 
@@ -99,7 +99,7 @@ class Model(keras.Model):
 
     INPUTS: Sequence[str] = ("token_ids", "padding_mask")
     REQUIRED_INPUTS: Sequence[str] = ("token_ids",)
-    HEADS: Sequence[str] = ("lm", "classify", "tag", "span", "pair")
+    HEADS: Sequence[str] = ("lm", "classify", "tag", "span", "relation")
     DEFAULT_HEADS: Sequence[str] = ("lm",)
     POOL = "first"
     CLASSIFIER_HIDDEN: str | None = None  # Activation of a dense layer between the pooled state and the classes.
@@ -164,7 +164,7 @@ class Model(keras.Model):
             stack.remat = True
 
     def call(self, inputs, training=False):
-        required = (*self.REQUIRED_INPUTS, *(("pair_positions",) if "pair" in self.heads else ()))
+        required = (*self.REQUIRED_INPUTS, *(("entity_positions",) if "relation" in self.heads else ()))
         check_inputs(inputs, required, [name for name in self.INPUTS if name not in required])
         outputs = self.body(inputs, training)
         answers = {
@@ -180,8 +180,8 @@ class Model(keras.Model):
             return head(sequence, inputs.get("masked_positions"))
         if name == "discriminate":
             return head(sequence)
-        if name == "pair":
-            return head(sequence, inputs["pair_positions"], training=training)
+        if name == "relation":
+            return head(sequence, inputs["entity_positions"], training=training)
         if name == "next_sentence":
             return head(outputs["pooled"], training=training)
         if name == "classify":
@@ -202,8 +202,8 @@ class Model(keras.Model):
     def make_span(self):
         return self._head(Classifier, "span", 2, dropout=False)
 
-    def make_pair(self):
-        return self._head(PairClassifier, "pair", self.num_labels)
+    def make_relation(self):
+        return self._head(RelationClassifier, "relation", self.num_labels)
 
     def make_lm(self):
         return self._head(LMHead, "lm", self.tokens)
@@ -213,19 +213,19 @@ class Model(keras.Model):
 
 
 def _attention_mask(inputs, prefix=""):
-    """What attention_mask [B, 1 or H, L, L] and block_ids [B, L] allow together; None where neither is given."""
-    mask, blocks = inputs.get(f"{prefix}attention_mask"), inputs.get(f"{prefix}block_ids")
+    """What attention_mask [B, 1 or H, L, L] and document_ids [B, L] allow together; None where neither is given."""
+    mask, blocks = inputs.get(f"{prefix}attention_mask"), inputs.get(f"{prefix}document_ids")
     if blocks is None:
         return mask
-    same = block_attention_mask(blocks, blocks)
+    same = document_attention_mask(blocks, blocks)
     return same if mask is None else ops.logical_and(same, mask)
 
 
 def _cross_mask(inputs):
     """The decoder's documents see the encoder's of the same number."""
-    if "decoder_block_ids" not in inputs or "block_ids" not in inputs:
+    if "decoder_document_ids" not in inputs or "document_ids" not in inputs:
         return None
-    return block_attention_mask(inputs["decoder_block_ids"], inputs["block_ids"])
+    return document_attention_mask(inputs["decoder_document_ids"], inputs["document_ids"])
 
 
 class _Decoding:
@@ -296,9 +296,9 @@ class EncoderModel(Model):
         "padding_mask",
         "position_ids",
         "attention_mask",
-        "block_ids",
+        "document_ids",
         "masked_positions",
-        "pair_positions",
+        "entity_positions",
     )
     POOLER = False
 
@@ -342,7 +342,7 @@ class EncoderModel(Model):
 class DecoderModel(_Decoding, Model):
     """A causal decoder: token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V]."""
 
-    INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "block_ids", "pair_positions")
+    INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "document_ids", "entity_positions")
     POOL = "last"
 
     def make_body(self, config):
@@ -378,12 +378,12 @@ class EncoderDecoderModel(_Decoding, Model):
         "padding_mask",
         "position_ids",
         "attention_mask",
-        "block_ids",
+        "document_ids",
         "decoder_token_ids",
         "decoder_padding_mask",
         "decoder_position_ids",
         "decoder_attention_mask",
-        "decoder_block_ids",
+        "decoder_document_ids",
     )
     REQUIRED_INPUTS = ("token_ids", "decoder_token_ids")
     HEADS = ("lm", "classify")

@@ -20,12 +20,12 @@ class Causal(shared.TokenTargets):
     Worked example, with <s> 1 and </s> 2 around documents [10, 11] and [12], packed in a row:
 
         tokens        [1, 10, 11, 2, 1, 12, 2]
-        blocks        [1,  1,  1, 1, 2,  2, 2]
+        documents        [1,  1,  1, 1, 2,  2, 2]
 
     become, padded to sequence_length,
 
         token_ids       [ 1, 10, 11,  1, 12]
-        block_ids       [ 1,  1,  1,  2,  2]
+        document_ids       [ 1,  1,  1,  2,  2]
         position_ids    [ 0,  1,  2,  0,  1]
         targets         [10, 11,  2, 12,  2]
         target_weights  [ 1,  1,  1,  1,  1]
@@ -48,7 +48,7 @@ class Causal(shared.TokenTargets):
     @property
     def inputs(self) -> tuple[str, ...]:
         """The model's inputs that are fed."""
-        return ("token_ids", "block_ids", "position_ids") if self._pack else ("token_ids",)
+        return ("token_ids", "document_ids", "position_ids") if self._pack else ("token_ids",)
 
     @property
     def row_tokens(self) -> int:
@@ -56,25 +56,25 @@ class Causal(shared.TokenTargets):
         return self._length + 1
 
     def rows(self, corpus: TokenizedCorpus) -> PackedRows:
-        """What `prepare` takes its examples from: a block of n tokens takes n - 1 places."""
+        """What `prepare` takes its examples from: a document of n tokens takes n - 1 places."""
         return PackedRows(corpus, self._length, -1, first_id=self._bos, last_id=self._eos, overlap=1, pack=self._pack)
 
     def prepare(self, example):
         """One example of PackedRows -> features with static shapes (L sequence_length).
 
-        token_ids, targets int32 [L], target_weights float32 [L]; packed, block_ids (0 is padding) and position_ids
+        token_ids, targets int32 [L], target_weights float32 [L]; packed, document_ids (0 is padding) and position_ids
         int32 [L] too.
         """
-        tokens, blocks = example["token_ids"], example["block_ids"]
-        followed = blocks[:-1] == blocks[1:]
+        tokens, documents = example["token_ids"], example["document_ids"]
+        followed = documents[:-1] == documents[1:]
         token_ids, targets = tf.boolean_mask(tokens[:-1], followed), tf.boolean_mask(tokens[1:], followed)
-        block_ids = tf.boolean_mask(blocks[:-1], followed)
+        document_ids = tf.boolean_mask(documents[:-1], followed)
         features = {
             "token_ids": shared.pad(token_ids, self._length, self._pad),
             "targets": shared.pad(targets, self._length, 0),
             "target_weights": shared.pad(tf.ones_like(targets, tf.float32), self._length, 0.0),
         }
         if self._pack:
-            features["block_ids"] = shared.pad(block_ids, self._length, 0)
-            features["position_ids"] = shared.pad(shared.positions_in(block_ids), self._length, 0)
+            features["document_ids"] = shared.pad(document_ids, self._length, 0)
+            features["position_ids"] = shared.pad(shared.positions_in(document_ids), self._length, 0)
         return features

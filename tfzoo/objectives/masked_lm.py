@@ -84,7 +84,7 @@ class MaskedLM:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The model's inputs that are fed; segment_ids to models that have segments."""
-        packed = ("block_ids", "position_ids") if self._pack else ()
+        packed = ("document_ids", "position_ids") if self._pack else ()
         return ("token_ids", "segment_ids", "padding_mask", "masked_positions", *packed)
 
     @property
@@ -107,15 +107,15 @@ class MaskedLM:
         predictions).
 
         token_ids, segment_ids int32 [L], padding_mask bool [L], masked_positions, masked_ids int32 [P],
-        masked_weights float32 [P]; packed, block_ids, position_ids int32 [L], else next_sentence int32 [],
+        masked_weights float32 [P]; packed, document_ids, position_ids int32 [L], else next_sentence int32 [],
         next_sentence_weight float32 [].
         """
         if self._pack:
             cls, sep = self._tokenizer.cls_id, self._tokenizer.sep_id
-            token_ids, block_ids = shared.frame(example["token_ids"], example["block_ids"], cls, sep)
-            return self._masked(token_ids, tf.zeros_like(token_ids), block_ids, example["seed"]) | {
-                "block_ids": shared.pad(block_ids, self._length, 0),
-                "position_ids": shared.pad(shared.positions_in(block_ids), self._length, 0),
+            token_ids, document_ids = shared.frame(example["token_ids"], example["document_ids"], cls, sep)
+            return self._masked(token_ids, tf.zeros_like(token_ids), document_ids, example["seed"]) | {
+                "document_ids": shared.pad(document_ids, self._length, 0),
+                "position_ids": shared.pad(shared.positions_in(document_ids), self._length, 0),
             }
         first, second = example["first"], example["second"]
         cls, sep = [self._tokenizer.cls_id], [self._tokenizer.sep_id]
@@ -130,10 +130,10 @@ class MaskedLM:
             "next_sentence_weight": tf.cast(has_pair, tf.float32),
         }
 
-    def _masked(self, token_ids, segment_ids, block_ids, seed):
-        """The features of a row, of which each block is masked by itself."""
+    def _masked(self, token_ids, segment_ids, document_ids, seed):
+        """The features of a row, of which each document is masked by itself."""
         tokenizer = self._tokenizer
-        positions = self._draw(token_ids, block_ids, seed)
+        positions = self._draw(token_ids, document_ids, seed)
         drawn_ids = tf.gather(token_ids, positions)
         kind, word = tf.unstack(
             tf.random.stateless_uniform([2, self._predictions], shared.fold(seed, 1))[:, : tf.size(positions)]
@@ -152,28 +152,28 @@ class MaskedLM:
             "masked_weights": shared.pad(tf.ones_like(positions, tf.float32), self._predictions, 0.0),
         }
 
-    def _draw(self, token_ids, block_ids, seed):
+    def _draw(self, token_ids, document_ids, seed):
         """Positions to be predicted, in rising order: int32 [n], n at most self._predictions."""
         special = tf.reduce_any(token_ids[:, None] == self._tokenizer.special_ids, 1)
         candidates = tf.cast(tf.where(~special)[:, 0], tf.int32)
-        blocks = tf.gather(block_ids, candidates)
-        counts = shared.block_sizes(blocks)
+        documents = tf.gather(document_ids, candidates)
+        counts = shared.document_sizes(documents)
         wanted = tf.cast(tf.round(self._rate * tf.cast(counts, tf.float32)), tf.int32)
         wanted = tf.minimum(tf.clip_by_value(wanted, 1, self._predictions), counts)
         scores = tf.random.stateless_uniform([tf.size(candidates)], shared.fold(seed, 0))
         if not self._whole_words:
-            return tf.boolean_mask(candidates, shared.draw(scores, blocks, wanted))
+            return tf.boolean_mask(candidates, shared.draw(scores, documents, wanted))
         # A piece that continues shares the score of the piece before it; a special token ends a word.
         begins = ~tf.gather(tf.constant(self._continues), tf.gather(token_ids, candidates))
         begins |= tf.concat([[True], candidates[1:] != candidates[:-1] + 1], 0)[: tf.size(candidates)]
         word = tf.cumsum(tf.cast(begins, tf.int32)) - 1
         pieces = tf.math.bincount(word, minlength=0)
-        owners, scores = tf.boolean_mask(blocks, begins), tf.boolean_mask(scores, begins)
+        owners, scores = tf.boolean_mask(documents, begins), tf.boolean_mask(scores, begins)
         by_score = shared.order_by_score(scores, owners)
 
         def take(state, index):
-            taken, _, block = state
-            taken = tf.where(owners[index] == block, taken, 0)
+            taken, _, document = state
+            taken = tf.where(owners[index] == document, taken, 0)
             fits = taken + pieces[index] <= wanted[owners[index] - 1]
             return tf.where(fits, taken + pieces[index], taken), fits, owners[index]
 

@@ -1,6 +1,6 @@
 """What objectives have in common: documents in a row, draws, cross-entropy, and guessing by frequency.
 
-A row's documents are its blocks: block_ids int32 [N] are 1, 2, ... in rising order, one for each token.
+A row's documents are numbered: document_ids int32 [N] are 1, 2, ... in rising order, one for each token.
 """
 
 from typing import Any
@@ -20,46 +20,46 @@ def pad(x, length: int, value):
     return tf.ensure_shape(padded, [length])
 
 
-def block_sizes(block_ids):
-    """How many tokens each block has: int32 [D], D the last block's number."""
-    return tf.math.bincount(block_ids - 1)
+def document_sizes(document_ids):
+    """How many tokens each document has: int32 [D], D the last document's number."""
+    return tf.math.bincount(document_ids - 1)
 
 
-def positions_in(block_ids):
-    """Each token's place in its block, from 0: int32 [N]."""
-    sizes = block_sizes(block_ids)
-    return tf.range(tf.size(block_ids)) - tf.gather(tf.cumsum(sizes, exclusive=True), block_ids - 1)
+def positions_in(document_ids):
+    """Each token's place in its document, from 0: int32 [N]."""
+    sizes = document_sizes(document_ids)
+    return tf.range(tf.size(document_ids)) - tf.gather(tf.cumsum(sizes, exclusive=True), document_ids - 1)
 
 
-def frame(token_ids, block_ids, first_id: int | None = None, last_id: int | None = None):
-    """token_ids, block_ids [N] with a token put before and after each block (None: none)."""
+def frame(token_ids, document_ids, first_id: int | None = None, last_id: int | None = None):
+    """token_ids, document_ids [N] with a token put before and after each document (None: none)."""
     before, after = int(first_id is not None), int(last_id is not None)
-    sizes = block_sizes(block_ids) + before + after
-    framed_blocks = tf.repeat(tf.range(1, tf.size(sizes) + 1), sizes)
-    places = tf.range(tf.size(token_ids)) + before * block_ids + after * (block_ids - 1)
-    framed = tf.scatter_nd(places[:, None], token_ids, [tf.size(framed_blocks)])
-    position = positions_in(framed_blocks)
+    sizes = document_sizes(document_ids) + before + after
+    framed_documents = tf.repeat(tf.range(1, tf.size(sizes) + 1), sizes)
+    places = tf.range(tf.size(token_ids)) + before * document_ids + after * (document_ids - 1)
+    framed = tf.scatter_nd(places[:, None], token_ids, [tf.size(framed_documents)])
+    position = positions_in(framed_documents)
     if first_id is not None:
         framed = tf.where(position == 0, first_id, framed)
     if last_id is not None:
-        framed = tf.where(position == tf.gather(sizes, framed_blocks - 1) - 1, last_id, framed)
-    return framed, framed_blocks
+        framed = tf.where(position == tf.gather(sizes, framed_documents - 1) - 1, last_id, framed)
+    return framed, framed_documents
 
 
-def order_by_score(scores, block_ids):
-    """Indices [N] by block, and in each block by score. scores: float [N], from -0.5 on and below 1."""
+def order_by_score(scores, document_ids):
+    """Indices [N] by document, and in each document by score. scores: float [N], from -0.5 on and below 1."""
     # One sort does both; float64 holds both exactly.
-    return tf.argsort(2 * tf.cast(block_ids, tf.float64) + tf.cast(scores, tf.float64), stable=True)
+    return tf.argsort(2 * tf.cast(document_ids, tf.float64) + tf.cast(scores, tf.float64), stable=True)
 
 
-def draw(scores, block_ids, counts):
-    """Of each block the counts[block - 1] items with the least scores: bool [N].
+def draw(scores, document_ids, counts):
+    """Of each document the counts[document - 1] items with the least scores: bool [N].
 
     scores: as of order_by_score. counts: int32 [D].
     """
-    order = order_by_score(scores, block_ids)
-    # In that order each place has the block that it has in the row.
-    taken = positions_in(block_ids) < tf.gather(counts, block_ids - 1)
+    order = order_by_score(scores, document_ids)
+    # In that order each place has the document that it has in the row.
+    taken = positions_in(document_ids) < tf.gather(counts, document_ids - 1)
     return tf.scatter_nd(order[:, None], tf.cast(taken, tf.int32), [tf.size(scores)]) > 0
 
 

@@ -92,7 +92,7 @@ class SpanCorruption(shared.TokenTargets):
     @property
     def inputs(self) -> tuple[str, ...]:
         """The model's inputs that are fed."""
-        packed = ("block_ids", "position_ids", "decoder_block_ids", "decoder_position_ids")
+        packed = ("document_ids", "position_ids", "decoder_document_ids", "decoder_position_ids")
         return ("token_ids", "padding_mask", "decoder_token_ids", *(packed if self._pack else ()))
 
     @property
@@ -121,31 +121,31 @@ class SpanCorruption(shared.TokenTargets):
         """One example of PackedRows -> features with static shapes (L sequence_length, T target_length).
 
         token_ids int32 [L], padding_mask bool [L], decoder_token_ids, targets int32 [T], target_weights float32 [T];
-        packed, block_ids, position_ids int32 [L], decoder_block_ids, decoder_position_ids int32 [T] too.
+        packed, document_ids, position_ids int32 [L], decoder_document_ids, decoder_position_ids int32 [T] too.
         """
-        token_ids, block_ids = example["token_ids"], example["block_ids"]
-        return self.corrupt(token_ids, block_ids, self.draw(block_ids, example["seed"]))
+        token_ids, document_ids = example["token_ids"], example["document_ids"]
+        return self.corrupt(token_ids, document_ids, self.draw(document_ids, example["seed"]))
 
-    def draw(self, block_ids, seed):
-        """block_ids int32 [N] -> which tokens are noise, bool [N]."""
-        sizes = shared.block_sizes(block_ids)
+    def draw(self, document_ids, seed):
+        """document_ids int32 [N] -> which tokens are noise, bool [N]."""
+        sizes = shared.document_sizes(document_ids)
         noise, spans = tf.gather(self._noise, sizes), tf.gather(self._spans, sizes)
         drawn = tf.maximum(sizes, 2)
         runs = [_random_parts(counts, spans, shared.fold(seed, i)) for i, counts in enumerate((drawn - noise, noise))]
         is_noise = tf.repeat(tf.tile([False, True], [tf.size(runs[0])]), tf.reshape(tf.stack(runs, 1), [-1]))
         # Of documents of one token the second place was only there for the draw.
-        drawn_blocks = tf.repeat(tf.range(1, tf.size(sizes) + 1), drawn)
-        return tf.boolean_mask(is_noise, shared.positions_in(drawn_blocks) < tf.gather(sizes, drawn_blocks - 1))
+        drawn_documents = tf.repeat(tf.range(1, tf.size(sizes) + 1), drawn)
+        return tf.boolean_mask(is_noise, shared.positions_in(drawn_documents) < tf.gather(sizes, drawn_documents - 1))
 
-    def corrupt(self, token_ids, block_ids, noise):
-        """token_ids, block_ids int32 [N], noise bool [N], where no document begins with noise -> as `prepare`."""
+    def corrupt(self, token_ids, document_ids, noise):
+        """token_ids, document_ids int32 [N], noise bool [N], where no document begins with noise -> as `prepare`."""
         noise = tf.cast(noise, tf.int32)
         # The end of a text, which each document gets now, is neither noise nor, in the targets, the rest.
-        tokens, blocks = shared.frame(token_ids, block_ids, last_id=self._eos)
-        noise, _ = shared.frame(noise, block_ids, last_id=-1)
-        inputs, input_blocks = self._replace(tokens, blocks, noise == 1)
-        targets, target_blocks = self._replace(tokens, blocks, noise == 0)
-        target_positions = shared.positions_in(target_blocks)
+        tokens, documents = shared.frame(token_ids, document_ids, last_id=self._eos)
+        noise, _ = shared.frame(noise, document_ids, last_id=-1)
+        inputs, input_documents = self._replace(tokens, documents, noise == 1)
+        targets, target_documents = self._replace(tokens, documents, noise == 0)
+        target_positions = shared.positions_in(target_documents)
         shifted = tf.where(target_positions == 0, self._pad, tf.concat([[self._pad], targets], 0)[:-1])
 
         length, target_length = self._length, self._target_length
@@ -158,29 +158,29 @@ class SpanCorruption(shared.TokenTargets):
         }
         if self._pack:
             features |= {
-                "block_ids": shared.pad(input_blocks, length, 0),
-                "position_ids": shared.pad(shared.positions_in(input_blocks), length, 0),
-                "decoder_block_ids": shared.pad(target_blocks, target_length, 0),
+                "document_ids": shared.pad(input_documents, length, 0),
+                "position_ids": shared.pad(shared.positions_in(input_documents), length, 0),
+                "decoder_document_ids": shared.pad(target_documents, target_length, 0),
                 "decoder_position_ids": shared.pad(target_positions, target_length, 0),
             }
         return features
 
-    def _replace(self, tokens, blocks, replaced):
-        """Tokens and blocks with each run of `replaced` as one sentinel, numbered within its block."""
-        goes_on = tf.concat([[False], (blocks[1:] == blocks[:-1]) & replaced[:-1]], 0)[: tf.size(blocks)]
+    def _replace(self, tokens, documents, replaced):
+        """Tokens and documents with each run of `replaced` as one sentinel, numbered within its document."""
+        goes_on = tf.concat([[False], (documents[1:] == documents[:-1]) & replaced[:-1]], 0)[: tf.size(documents)]
         begins = tf.cast(replaced & ~goes_on, tf.int32)
-        runs = tf.math.segment_sum(begins, blocks)[1:]  # In each block; there is no block 0.
-        number = tf.cumsum(begins) - 1 - tf.gather(tf.cumsum(runs, exclusive=True), blocks - 1)
+        runs = tf.math.segment_sum(begins, documents)[1:]  # In each document; there is no document 0.
+        number = tf.cumsum(begins) - 1 - tf.gather(tf.cumsum(runs, exclusive=True), documents - 1)
         tokens = tf.where(begins > 0, tf.gather(self._sentinels, tf.maximum(number, 0)), tokens)
         kept = ~(replaced & goes_on)
-        return tf.boolean_mask(tokens, kept), tf.boolean_mask(blocks, kept)
+        return tf.boolean_mask(tokens, kept), tf.boolean_mask(documents, kept)
 
 
 def _random_parts(counts, parts, seed):
     """Cuts counts[d] things into parts[d] parts, none empty, all ways alike: int32 [D] each -> int32 [sum(parts)]."""
-    blocks = tf.repeat(tf.range(1, tf.size(counts) + 1), counts)
+    documents = tf.repeat(tf.range(1, tf.size(counts) + 1), counts)
     # The first begins a part, and so do as many others, drawn, as are missing.
-    first = shared.positions_in(blocks) == 0
-    scores = tf.where(first, -0.5, tf.random.stateless_uniform([tf.size(blocks)], seed))
-    begins = shared.draw(scores, blocks, parts)
+    first = shared.positions_in(documents) == 0
+    scores = tf.where(first, -0.5, tf.random.stateless_uniform([tf.size(documents)], seed))
+    begins = shared.draw(scores, documents, parts)
     return tf.math.bincount(tf.cumsum(tf.cast(begins, tf.int32)) - 1)

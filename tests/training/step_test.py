@@ -10,16 +10,17 @@ import tensorflow as tf
 
 import tfzoo
 from tests.nn.formulas import randomize
-from tfzoo import nn, optim
+from tfzoo import nn
 from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.train import make_evaluation, make_step
+from tfzoo.training import optimizers
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwx"]
 LENGTH, PREDICTIONS, BATCH = 12, 3, 8
 
 
-class SGD(optim._AlreadyReduced, keras.optimizers.SGD):
+class SGD(optimizers._AlreadyReduced, keras.optimizers.SGD):
     pass
 
 
@@ -70,7 +71,7 @@ def optimizer_for(name, variables, loss_scaling=False):
         result = SGD(0.5, name="sgd")
         result.build(variables)
         return result
-    return optim.make_optimizer(name, 0.02, variables, weight_decay=0.1, epsilon=1e-6, loss_scaling=loss_scaling)
+    return optimizers.make_optimizer(name, 0.02, variables, weight_decay=0.1, epsilon=1e-6, loss_scaling=loss_scaling)
 
 
 def train(strategy, name, steps=6, dtype=None, dropout=0.0, loss_scaling=False, remat=False, **kwargs):
@@ -171,7 +172,7 @@ class StepTest(tf.test.TestCase):
 
         def check(optimizer_options, *steps):
             net = model()
-            optimizer = optim.make_optimizer("sgd", 0.1, net.trainable_variables, **optimizer_options)
+            optimizer = optimizers.make_optimizer("sgd", 0.1, net.trainable_variables, **optimizer_options)
             stretched = Stretched(WordPiece(VOCAB), LENGTH)
             run = make_step(tf.distribute.get_strategy(), net, optimizer, stretched, clip_norm=0.5)
             iterator = iter(batches(len(steps)))
@@ -250,7 +251,7 @@ class EvaluationTest(tf.test.TestCase):
 class ReplicasTest(tf.test.TestCase):
     def check(self, call):
         # In a process of its own, for the number of devices is fixed once TensorFlow has begun.
-        command = [sys.executable, "-c", f"from tests import train_step_test; train_step_test.{call}"]
+        command = [sys.executable, "-c", f"from tests.training import step_test; step_test.{call}"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=600)
         self.assertEqual((result.returncode, result.stdout.split()[-1:]), (0, ["fine"]), result.stderr[-3000:])
 
@@ -284,12 +285,12 @@ def two_replicas(*names):
     assert largest_difference(net, again) < 1e-5, ("remat", largest_difference(net, again))
     assert np.abs(losses - by_name["adamw"]).max() > 1e-3, "dropout was off"
     # Keras's own optimizer reduces a second time: this comparison can fail.
-    optim._AlreadyReduced._all_reduce_sum_gradients, ours = (
+    optimizers._AlreadyReduced._all_reduce_sum_gradients, ours = (
         lambda self, pairs: keras.optimizers.SGD._all_reduce_sum_gradients(self, pairs),
-        optim._AlreadyReduced._all_reduce_sum_gradients,
+        optimizers._AlreadyReduced._all_reduce_sum_gradients,
     )
     wrong, *_ = train(two, "sgd", clip_norm=0.3)
-    optim._AlreadyReduced._all_reduce_sum_gradients = ours
+    optimizers._AlreadyReduced._all_reduce_sum_gradients = ours
     assert np.abs(wrong - by_name["sgd"]).max() > 1e-3
 
     evaluations = [

@@ -22,10 +22,11 @@ import tensorflow as tf
 from absl import logging
 
 from tfzoo import config as config_lib
-from tfzoo import files, models, nn, tensors, text, weights
+from tfzoo import files, models, nn, text
 from tfzoo.errors import UserError, suggest
 from tfzoo.text import template
 from tfzoo.text.tokenizer import ROLES
+from tfzoo.weights import formats, table
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ACTIVATIONS = {
@@ -75,21 +76,21 @@ def load(
     heads = _heads(path, record, page) if heads is None else tuple(heads)
     arguments = dict(heads=heads, num_labels=num_labels or _num_labels(record, page), pool=pool)
     its_tokenizer = _tokenizer(folder, path, record, config.vocab_size) if tokenizer else None
-    with tensors.open_folder(folder) as file:
-        weights.check_layers(config, file, page, folder)
+    with formats.open_folder(folder) as file:
+        table.check_layers(config, file, page, folder)
         # Variables of a graph have shapes and no memory.
         with tf.Graph().as_default(), nn.zero_initializers():
             skeleton = page.Model(config, **arguments)
-            found = weights.account(weights.slots(page.WEIGHTS, skeleton), file, page, folder, fresh)
+            found = table.account(table.slots(page.WEIGHTS, skeleton), file, page, folder, fresh)
         with nn.zero_initializers(unless=bool(found.not_assigned)):
             model = page.Model(config, **arguments, dtype=dtype)
-        weights.load(weights.slots(page.WEIGHTS, model), file, found)
+        table.load(table.slots(page.WEIGHTS, model), file, found)
     for what, names in (("begin fresh", found.not_assigned), ("are left in the file", found.not_used)):
         if names:
             logging.info("%s: %s %s", folder, ", ".join(names), what)
     model.hub_config = json.dumps(record)
     generation = folder / "generation_config.json"
-    model.generation_config = json.dumps(tensors.read_json(generation)) if generation.exists() else ""
+    model.generation_config = json.dumps(formats.read_json(generation)) if generation.exists() else ""
     chat = template.read_chat_template(folder)
     model.chat_template = chat[1] if chat else ""
     return model, its_tokenizer
@@ -159,9 +160,9 @@ def save(
     if folder.exists():
         folder.rmdir()
     with files.atomic_folder(folder) as partial:
-        tensors.write_folder(
+        formats.write_folder(
             partial,
-            weights.stored(weights.slots(page.WEIGHTS, model), DTYPES[dtype]),
+            table.stored(table.slots(page.WEIGHTS, model), DTYPES[dtype]),
             max_shard_bytes=max_shard_bytes,
         )
         if tokenizer is not None:
@@ -185,7 +186,7 @@ def check_new(folder: pathlib.Path) -> None:
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    record = tensors.read_json(path)
+    record = formats.read_json(path)
     if not isinstance(record, dict):
         raise UserError(f"{path} holds {type(record).__name__}, not an object; it must be a model's config")
     return record

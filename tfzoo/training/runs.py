@@ -14,9 +14,11 @@ import os
 import pathlib
 import re
 
-from tfzoo import checkpoint, files, huggingface, models, nn, text
 from tfzoo import config as config_lib
+from tfzoo import files, models, nn, text
 from tfzoo.errors import UserError
+from tfzoo.training import checkpoint
+from tfzoo.weights import huggingface
 
 
 def write_config(run_dir: str | os.PathLike, name: str, model, tokenizer=None) -> None:

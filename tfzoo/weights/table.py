@@ -10,7 +10,7 @@ name of the tensor, which is stored as it is. The markers below say what is stor
 destination by the model's head, where one name serves several heads.
 
 One interpreter reads and writes, and accounts for every tensor on both sides before it touches one. Files that are not
-Hugging Face's have tables and a Naming of their own (tfzoo.foreign).
+Hugging Face's have tables and a Naming of their own (tfzoo.weights.foreign).
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfzoo import tensors
 from tfzoo.errors import UserError
+from tfzoo.weights import formats
 
 _SMALL = 1 << 18  # Elements of a tensor that is assigned whole; larger ones go chunk by chunk.
 
@@ -274,7 +274,7 @@ def account(
 
     Args:
       slots: of `slots`.
-      file: a Tensors of tfzoo.tensors.
+      file: a Tensors of tfzoo.weights.formats.
       page: a family's module, with WEIGHTS and PREFIX.
       where: the file or folder, for messages.
       fresh_heads: whether heads may be missing from the file. It may have heads that the model lacks in any case:
@@ -390,11 +390,11 @@ def _put(variable: tf.Variable, piece: np.ndarray, start: int, axis: int) -> Non
 
 
 def stored(slots: Iterable[Slot], dtype: str) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], np.ndarray]]]:
-    """(name, shape, dtype, a function that makes the array) of each weight, for tensors.write_folder."""
+    """(name, shape, dtype, a function that makes the array) of each weight, for formats.write_folder."""
     for slot in slots:
         yield slot.name, slot.shape, dtype, functools.partial(_array, slot, dtype)
 
 
 def _array(slot: Slot, dtype: str) -> np.ndarray:
     array = slot.to_stored([np.asarray(variable.value) for variable in slot.variables])
-    return np.ascontiguousarray(array).astype(tensors.DTYPES[dtype], copy=False)
+    return np.ascontiguousarray(array).astype(formats.DTYPES[dtype], copy=False)

@@ -12,8 +12,10 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from tfzoo.errors import CheckFailed, one_line
-from tfzoo.export import golden, onnx_emit, onnx_graph, verify
+from tfzoo.export import golden, verify
 from tfzoo.export.answers import Options, family
+from tfzoo.export.onnx import emit as onnx_emit
+from tfzoo.export.onnx import graph as onnx_graph
 
 
 def check(path: pathlib.Path) -> None:

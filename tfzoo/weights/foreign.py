@@ -1,7 +1,7 @@
 """Models as other libraries keep them: TF1 checkpoints of google-research's BERT and ELECTRA, and KerasHub's presets.
 
-Each has tables like the pages' WEIGHTS, read by the same interpreter (tfzoo.weights). What differs is the Naming: both
-hold kernels as we do, [I, O], and Keras numbers layers of one class and splits heads, [I, H, D].
+Each has tables like the pages' WEIGHTS, read by the same interpreter (tfzoo.weights.table). What differs is the Naming:
+both hold kernels as we do, [I, O], and Keras numbers layers of one class and splits heads, [I, H, D].
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfzoo import config as config_lib
-from tfzoo import huggingface, models, nn, tensors, weights
+from tfzoo import models, nn
 from tfzoo.errors import UserError, suggest
-from tfzoo.weights import Turned
+from tfzoo.weights import formats, huggingface, table
+from tfzoo.weights.table import Turned
 
 PARTS = ("discriminator", "generator")  # Of an ELECTRA checkpoint, which holds both.
 _ABSENT = "absent: "  # What begins the name of a variable that these files lack and that is zero in such models.
@@ -35,10 +36,10 @@ class Source:
     config: config_lib.TransformerConfig
     heads: tuple[str, ...]
     num_labels: int
-    file: tensors.Tensors
+    file: formats.Tensors
     WEIGHTS: Mapping[str, Any]
-    naming: weights.Naming
-    adapt: Callable[[weights.Slot, config_lib.TransformerConfig], weights.Slot]
+    naming: table.Naming
+    adapt: Callable[[table.Slot, config_lib.TransformerConfig], table.Slot]
     used: frozenset[str]  # Names of the files that were read, but for the tokenizer's.
 
 
@@ -59,11 +60,11 @@ def load(source: Source):
     with tf.Graph().as_default(), nn.zero_initializers():  # Variables of a graph have shapes and no memory.
         skeleton = page.Model(config, **arguments)
         slots, _ = _slots(source, skeleton)
-        found = weights.account(slots, source.file, source, source.where, naming=source.naming)
+        found = table.account(slots, source.file, source, source.where, naming=source.naming)
     with nn.zero_initializers():
         model = page.Model(config, **arguments)
     slots, absent = _slots(source, model)
-    weights.load(slots, source.file, found)
+    table.load(slots, source.file, found)
     for variable in absent:
         variable.assign(tf.zeros(variable.shape))
     record = huggingface.encode_config(model, page)
@@ -72,13 +73,13 @@ def load(source: Source):
 
 
 def _slots(source, model):
-    slots = weights.slots(source.WEIGHTS, model, source.naming)
+    slots = table.slots(source.WEIGHTS, model, source.naming)
     absent = [variable for slot in slots if slot.name.startswith(_ABSENT) for variable in slot.variables]
     return [source.adapt(slot, model.config) for slot in slots if not slot.name.startswith(_ABSENT)], absent
 
 
 def _read_object(path):
-    record = tensors.read_json(path)
+    record = formats.read_json(path)
     if not isinstance(record, dict):
         raise UserError(f"{path} holds {type(record).__name__}, not an object; it must be a model's config")
     return record
@@ -86,7 +87,7 @@ def _read_object(path):
 
 # TF1: https://github.com/google-research/bert and https://github.com/google-research/electra
 
-TF1 = weights.Naming(
+TF1 = table.Naming(
     {"kernel": "/kernel", "bias": "/bias", "gamma": "/gamma", "beta": "/beta", "embeddings": ""},
     transposed=False,
     canonical=lambda name: name,
@@ -174,7 +175,7 @@ def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str
     folder = pathlib.Path(folder)
     path = folder / "bert_config.json"
     record = _read_object(path) if path.exists() else {}
-    file = tensors.open_tf1(folder / checkpoint if checkpoint else folder)
+    file = formats.open_tf1(folder / checkpoint if checkpoint else folder)
     try:
         if any(name.startswith(("electra/", "generator/")) for name in file.names):
             family = "electra"
@@ -251,7 +252,7 @@ def _keras_name(name: str) -> str:
     return re.sub(r"^layers/(\w*?[a-z])(?=/)", r"layers/\1_0", name)
 
 
-KERAS = weights.Naming(
+KERAS = table.Naming(
     {"kernel": "/vars/0", "bias": "/vars/1", "gamma": "/vars/0", "beta": "/vars/1", "embeddings": "/vars/0"},
     transposed=False,
     canonical=_keras_name,
@@ -349,7 +350,7 @@ def _t5_table(gated: bool):
     return {name: path.replace("GATE", first) for name, path in _T5.items() if gated or "gate_projector" not in name}
 
 
-def _t5_naming(num_layers: int) -> weights.Naming:
+def _t5_naming(num_layers: int) -> table.Naming:
     def canonical(name):
         name = _keras_name(name)
         match = re.match(r"layers/t5_transformer_layer_(\d+)/", name)
@@ -465,7 +466,7 @@ def open_keras(folder: str | os.PathLike) -> Source:
             raise UserError(f"{path}: {key} is {value!r}; only {_FIXED[key]!r} is built here")
         if key not in _FIELDS | _FIXED and key not in _ELSEWHERE and value not in (None, False):
             raise UserError(f"{path}: {key} is {value!r}, which tfzoo does not know")
-    file = tensors.open_h5(folder)
+    file = formats.open_h5(folder)
     try:
         fields = {ours: settings[theirs] for theirs, ours in _FIELDS.items() if settings.get(theirs) is not None}
         fields = page.MODEL_TYPES[model_type] | dict(backbone.fields) | fields
@@ -510,7 +511,7 @@ def open_keras(folder: str | os.PathLike) -> Source:
         WEIGHTS=table,
         naming=naming,
         adapt=_adapt,
-        used=frozenset({"config.json", "metadata.json", *(file.file(n).name for n in file.names), tensors.KERAS_INDEX}),
+        used=frozenset({"config.json", "metadata.json", *(file.file(n).name for n in file.names), formats.KERAS_INDEX}),
     )
 
 
@@ -529,9 +530,9 @@ def _rope(settings) -> dict[str, Any]:
     }
 
 
-def _adapt(slot: weights.Slot, config) -> weights.Slot:
+def _adapt(slot: table.Slot, config) -> table.Slot:
     """How Keras stores a variable: heads have an axis, and tables of positions begin with the first position."""
-    path = weights.relative_path(slot.variables[0])
+    path = table.relative_path(slot.variables[0])
     own = tuple(slot.variables[0].shape)
     match = re.search(r"attention/(query|key|value|output)/(kernel|bias)$", path)
     if match and config.positions != "relative":  # T5's attention is a layer of its own.

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper
 
 from tfzoo import nn
 from tfzoo.errors import UserError
-from tfzoo.export.onnx_graph import DTYPES, MAX_BYTES, MICROSOFT, Graph, no_emitter, read_header, write_file
+from tfzoo.export.onnx.graph import DTYPES, MAX_BYTES, MICROSOFT, Graph, no_emitter, read_header, write_file
 from tfzoo.models import (
     albert,
     bart,
@@ -56,7 +56,7 @@ NAMES = {
     "position_ids": "position_ids",
     "decoder_token_ids": "decoder_input_ids",
     "decoder_padding_mask": "decoder_attention_mask",
-    "pair_positions": "pair_positions",
+    "entity_positions": "entity_positions",
     "sequence": "last_hidden_state",
     "pooled": "pooler_output",
     "memory": "encoder_last_hidden_state",
@@ -88,7 +88,7 @@ def emit(
         )
     length = options.pop("length", None)
     if type(model) not in BODIES:
-        from tfzoo.export import onnx_trace  # Which takes a moment to import.
+        from tfzoo.export.onnx import trace as onnx_trace  # Which takes a moment to import.
 
         return {"model": onnx_trace.trace(model, length or model.config.max_positions, options.get("dtype", "float32"))}
     parts: Mapping[str, Callable[..., None]] = {"model": _single}
@@ -163,8 +163,8 @@ def inputs_of(model: keras.Model) -> list[str]:
     if "segment_ids" in model.INPUTS and (model.config.num_segments > 1 or isinstance(model, xlnet.Model)):
         names.append("segment_ids")
     names.append("padding_mask")
-    if "pair" in model.heads:
-        names.append("pair_positions")
+    if "relation" in model.heads:
+        names.append("entity_positions")
     if isinstance(model, nn.EncoderDecoderModel):
         names += ["decoder_token_ids", "decoder_padding_mask"]
     return names
@@ -178,7 +178,7 @@ def _single(graph: Graph, model: keras.Model) -> None:
     inputs = {}
     for name in inputs_of(model):
         prefix = "decoder_" if name.startswith("decoder_") else ""
-        inputs[name] = graph.input(NAMES[name], "batch", 2 if name == "pair_positions" else f"{prefix}sequence")
+        inputs[name] = graph.input(NAMES[name], "batch", 2 if name == "entity_positions" else f"{prefix}sequence")
     outputs = BODIES[type(model)](graph, model, inputs)
     if model.heads:
         outputs = {
@@ -317,8 +317,8 @@ def _answer(graph: Graph, model: keras.Model, name: str, head, outputs: dict, in
     if name == "classify":
         mask = inputs.get("decoder_padding_mask", inputs["padding_mask"])
         return graph.emit(head, _pool(graph, model.pool, outputs, mask, f"{model.name}/pool"))
-    if name == "pair":
-        return graph.emit(head, sequence, inputs["pair_positions"])
+    if name == "relation":
+        return graph.emit(head, sequence, inputs["entity_positions"])
     return graph.emit(head, sequence)
 
 
@@ -871,7 +871,7 @@ def _discriminator(graph: Graph, layer: nn.Discriminator, sequence: str) -> str:
     return graph.add("Squeeze", logits, graph.ints(-1), at=layer.path)
 
 
-def _pair_classifier(graph: Graph, layer: nn.PairClassifier, sequence: str, positions: str) -> str:
+def _relation_classifier(graph: Graph, layer: nn.RelationClassifier, sequence: str, positions: str) -> str:
     pair = _gather(graph, sequence, positions, layer.path)
     return graph.emit(layer.classifier, graph.add("Reshape", pair, graph.ints(0, -1), at=layer.path))
 
@@ -974,7 +974,7 @@ EMITTERS: dict[type, Callable[..., str]] = {
     nn.LeanAttention: _full_attention,  # The same numbers.
     nn.MLP: _mlp,
     nn.MaskedLMHead: _masked_lm_head,
-    nn.PairClassifier: _pair_classifier,
+    nn.RelationClassifier: _relation_classifier,
     nn.Pooler: _pooler,
     nn.RMSNorm: _rms_norm,
     nn.RelativeAttention: _relative_attention,

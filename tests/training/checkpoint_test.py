@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfzoo import checkpoint, files, tensors
-from tfzoo.checkpoint import Checkpoints, model_variables
+from tfzoo import files
 from tfzoo.errors import UserError
+from tfzoo.training import checkpoint
+from tfzoo.training.checkpoint import Checkpoints, model_variables
+from tfzoo.weights import formats
 
 
 def arrays(step=0, size=8):
@@ -209,7 +211,7 @@ class MismatchTest(CheckpointsCase):
 
     def test_another_format_is_no_damage(self):
         self.saved(1)
-        with mock.patch("tfzoo.checkpoint.FORMAT", 2):
+        with mock.patch("tfzoo.training.checkpoint.FORMAT", 2):
             with self.assertRaisesRegex(UserError, "format 1, this tfzoo reads 2"):
                 Checkpoints(self.folder).restore(arrays())
 
@@ -333,7 +335,7 @@ class MeanwhileTest(CheckpointsCase):
         written = threading.Event()
         checkpoints = Checkpoints(self.folder)
         with mock.patch.object(
-            checkpoint.tensors, "write_file", lambda *a, call=checkpoint.tensors.write_file: (written.wait(), call(*a))
+            checkpoint.formats, "write_file", lambda *a, call=checkpoint.formats.write_file: (written.wait(), call(*a))
         ):
             checkpoints.save(5, variables, state, best=True, wait=False)
             self.assertEqual(checkpoints.steps(), [])
@@ -349,7 +351,7 @@ class MeanwhileTest(CheckpointsCase):
     def test_the_next_save_waits_and_says_what_went_wrong(self):
         for last in ("save", "wait"):
             checkpoints = self.saved(1)
-            with mock.patch.object(checkpoint.tensors, "write_file", side_effect=OSError(errno.ENOSPC, "full")):
+            with mock.patch.object(checkpoint.formats, "write_file", side_effect=OSError(errno.ENOSPC, "full")):
                 checkpoints.save(2, arrays(2), {}, wait=False)
                 with self.assertRaisesRegex(UserError, "00000002: cannot be written .no space left on device.; free"):
                     checkpoints.save(3, arrays(3), {}, wait=False) if last == "save" else checkpoints.wait()
@@ -436,11 +438,11 @@ class KillTest(CheckpointsCase):
             if folder.exists():
                 files.remove_folder(folder)
             sources = [
-                (name, array.shape, tensors.NAMES[array.dtype], lambda array=array: array)
+                (name, array.shape, formats.NAMES[array.dtype], lambda array=array: array)
                 for name, array in content(number).items()
             ]
             with files.atomic_folder(folder) as partial:
-                tensors.write_folder(partial, sources, max_shard_bytes=100)
+                formats.write_folder(partial, sources, max_shard_bytes=100)
 
         last = 0
 
@@ -449,7 +451,7 @@ class KillTest(CheckpointsCase):
             last += 1  # Killed between removing the old one and having the new one in place, there is none.
             if not folder.exists():
                 return last
-            with tensors.open_folder(folder) as opened:
+            with formats.open_folder(folder) as opened:
                 number = int(opened.read("model/seed")[0])
                 self.assertCountEqual(opened.names, content(number))
                 for name, array in content(number).items():

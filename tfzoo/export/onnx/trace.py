@@ -10,8 +10,8 @@ import tensorflow as tf
 import tf2onnx
 
 from tfzoo.errors import UserError
-from tfzoo.export import onnx_emit
-from tfzoo.export.onnx_graph import MAX_BYTES
+from tfzoo.export.onnx import emit as onnx_emit
+from tfzoo.export.onnx.graph import MAX_BYTES
 
 OPSET = 18
 

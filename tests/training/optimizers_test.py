@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfzoo import optim
 from tfzoo.errors import UserError
+from tfzoo.training import optimizers
 
 SHAPES = {"kernel": (4, 3), "bias": (3,), "table": (5, 2, 3)}
 STEPS = 10
@@ -67,7 +67,7 @@ class AdamWTest(OptimizerCase):
     def made(self, name="adamw", **overrides):
         values = variables()
         settings = dict(beta_1=self.b1, beta_2=self.b2, epsilon=self.eps, weight_decay=self.decay)
-        return optim.make_optimizer(name, self.rate, values, **settings | overrides), values
+        return optimizers.make_optimizer(name, self.rate, values, **settings | overrides), values
 
     def test_the_paper(self):
         m, v = {}, {}
@@ -115,8 +115,8 @@ class AdamWTest(OptimizerCase):
 
     def test_a_schedule_is_followed(self):
         values = variables()
-        schedule = optim.WarmUp(0.1, warmup_steps=4, total_steps=10, schedule="linear")
-        optimizer = optim.make_optimizer("adamw", schedule, values)
+        schedule = optimizers.WarmUp(0.1, warmup_steps=4, total_steps=10, schedule="linear")
+        optimizer = optimizers.make_optimizer("adamw", schedule, values)
         before = [v.numpy() for v in values]
         (one, two) = run(optimizer, values, [[np.ones(s) for s in SHAPES.values()]] * 2)
         # With a constant gradient every step is the rate long.
@@ -124,11 +124,11 @@ class AdamWTest(OptimizerCase):
         self.assertAllClose(one[0] - two[0], np.full(SHAPES["kernel"], 0.2 / 4), 1e-4)
 
     def test_which_variables_decay(self):
-        self.assertEqual([optim.decays(v) for v in variables()], [True, False, True])
+        self.assertEqual([optimizers.decays(v) for v in variables()], [True, False, True])
 
     def test_unknown_name(self):
         with self.assertRaisesRegex(UserError, "--optimizer=adam: must be one of adamw, lamb, adafactor"):
-            optim.make_optimizer("adam", 0.1, variables())
+            optimizers.make_optimizer("adam", 0.1, variables())
 
 
 class LambTest(OptimizerCase):
@@ -145,14 +145,14 @@ class LambTest(OptimizerCase):
                 return x - rate * np.linalg.norm(x) / np.linalg.norm(r) * r
 
             values = variables()
-            optimizer = optim.make_optimizer(
+            optimizer = optimizers.make_optimizer(
                 "lamb", rate, values, beta_1=b1, beta_2=b2, epsilon=eps, weight_decay=decay
             )
             self.check(run(optimizer, values), numpy_run(update, decay))
 
     def test_weights_of_zero_and_gradients_of_zero(self):
         value = keras.Variable(np.zeros([2, 2]), dtype="float32")
-        optimizer = optim.make_optimizer("lamb", 0.1, [value])
+        optimizer = optimizers.make_optimizer("lamb", 0.1, [value])
         run(optimizer, [value], [[np.zeros([2, 2])], [np.ones([2, 2])]])
         # A ratio of 1 where a norm is 0: Adam's step.
         m_hat, v_hat = 0.1 / (1 - 0.9**2), 0.001 / (1 - 0.999**2)
@@ -170,7 +170,7 @@ class SGDTest(OptimizerCase):
             return x - v[i]
 
         values = variables()
-        optimizer = optim.make_optimizer(name, rate, values, beta_1=momentum, weight_decay=decay)
+        optimizer = optimizers.make_optimizer(name, rate, values, beta_1=momentum, weight_decay=decay)
         self.check(run(optimizer, values), numpy_run(update, decay))
 
     def test_sgd(self):
@@ -190,15 +190,15 @@ class SGDTest(OptimizerCase):
     def test_averages(self):
         values = variables()
         first = [v.numpy() for v in values]
-        optimizer = optim.make_optimizer("sgd", 0.1, values, ema_decay=0.8)
-        with optim.averaged(optimizer):
+        optimizer = optimizers.make_optimizer("sgd", 0.1, values, ema_decay=0.8)
+        with optimizers.averaged(optimizer):
             for v, before in zip(values, first, strict=True):
                 self.assertAllEqual(v, before)  # Before the first update.
         steps = run(optimizer, values)
         expected = steps[0]
         for weights in steps[1:]:
             expected = [0.8 * mean + 0.2 * x for mean, x in zip(expected, weights, strict=True)]
-        with optim.averaged(optimizer):
+        with optimizers.averaged(optimizer):
             for v, mean in zip(values, expected, strict=True):
                 self.assertAllClose(v, mean, 1e-5, 1e-6)
         for v, last in zip(values, steps[-1], strict=True):
@@ -230,12 +230,12 @@ class AdafactorTest(OptimizerCase):
             return x - alpha * u / max(1.0, rms(u))
 
         values = variables()
-        optimizer = optim.make_optimizer("adafactor", rate, values, weight_decay=decay)
+        optimizer = optimizers.make_optimizer("adafactor", rate, values, weight_decay=decay)
         self.check(run(optimizer, values), numpy_run(update, decay))
 
     def test_factors_are_all_that_is_kept_of_a_matrix(self):
         value = keras.Variable(np.ones([40, 30]), dtype="float32")
-        optimizer = optim.make_optimizer("adafactor", 0.1, [value])
+        optimizer = optimizers.make_optimizer("adafactor", 0.1, [value])
         kept = sorted(tuple(v.shape) for v in optimizer.variables if len(v.shape))
         self.assertEqual(kept, [(30,), (40,)])
 
@@ -243,7 +243,7 @@ class AdafactorTest(OptimizerCase):
         # A word that never comes up, and a unit that is never active.
         for scale in (1.0, 1e-6):
             value = keras.Variable(np.ones([4, 3]), dtype="float32")
-            optimizer = optim.make_optimizer("adafactor", 0.1, [value])
+            optimizer = optimizers.make_optimizer("adafactor", 0.1, [value])
             gradient = np.full([4, 3], scale)
             gradient[1], gradient[:, 2] = 0, 0
             after = run(optimizer, [value], [[gradient]] * 3)[-1][0]
@@ -254,7 +254,7 @@ class AdafactorTest(OptimizerCase):
 
 class WarmUpTest(tf.test.TestCase):
     def rates(self, schedule, steps, warmup=10, total=110, end=0.0):
-        rate = optim.WarmUp(2.0, warmup_steps=warmup, total_steps=total, schedule=schedule, end=end)
+        rate = optimizers.WarmUp(2.0, warmup_steps=warmup, total_steps=total, schedule=schedule, end=end)
         return [float(rate(step)) for step in steps]
 
     def test_rates_of_named_updates(self):
@@ -275,7 +275,7 @@ class WarmUpTest(tf.test.TestCase):
         self.assertAllClose(self.rates("linear", [109]), [0.02], 1e-5)
 
     def test_without_warm_up(self):
-        for schedule in optim.SCHEDULES:
+        for schedule in optimizers.SCHEDULES:
             first = self.rates(schedule, [0], warmup=0, total=10**6)[0]
             self.assertNear(first, 2.0, 1e-4, schedule)
         self.assertAllClose(self.rates("linear", [10, 19], warmup=20, total=20), [1.1, 2.0], 1e-5)
@@ -283,7 +283,7 @@ class WarmUpTest(tf.test.TestCase):
     def test_vaswani(self):
         # Section 5.3: d^-0.5 min(s^-0.5, s w^-1.5), whose peak is (d w)^-0.5.
         d, warmup = 512, 4000
-        rate = optim.WarmUp((d * warmup) ** -0.5, warmup_steps=warmup, total_steps=1, schedule="inverse_sqrt")
+        rate = optimizers.WarmUp((d * warmup) ** -0.5, warmup_steps=warmup, total_steps=1, schedule="inverse_sqrt")
         for s in (1, 100, 4000, 4001, 50_000):
             expected = d**-0.5 * min(s**-0.5, s * warmup**-1.5)
             self.assertAllClose(rate(tf.constant(s - 1, tf.int64)), expected, 1e-5)
@@ -297,16 +297,16 @@ class WarmUpTest(tf.test.TestCase):
             self.rates("constant", [0], end=0.5)
 
     def test_config_makes_the_same_schedule(self):
-        rate = optim.WarmUp(2.0, warmup_steps=5, total_steps=9, schedule="cosine", end=0.1)
-        again = optim.WarmUp(**rate.get_config())
+        rate = optimizers.WarmUp(2.0, warmup_steps=5, total_steps=9, schedule="cosine", end=0.1)
+        again = optimizers.WarmUp(**rate.get_config())
         self.assertEqual([float(rate(s)) for s in range(12)], [float(again(s)) for s in range(12)])
 
 
 class LossScalingTest(tf.test.TestCase):
     def test_finite_gradients_are_unscaled_and_others_skipped(self):
         values, plain = variables(), variables()
-        optimizer = optim.make_optimizer("adamw", 0.01, values, weight_decay=0.1, loss_scaling=True)
-        reference = optim.make_optimizer("adamw", 0.01, plain, weight_decay=0.1)
+        optimizer = optimizers.make_optimizer("adamw", 0.01, values, weight_decay=0.1, loss_scaling=True)
+        reference = optimizers.make_optimizer("adamw", 0.01, plain, weight_decay=0.1)
         grads = gradients()
         scale = float(optimizer.dynamic_scale)
         self.assertGreater(scale, 1)
@@ -327,7 +327,7 @@ class LossScalingTest(tf.test.TestCase):
                 self.assertAllEqual(one, two)
 
     def test_its_state_is_among_its_variables(self):
-        optimizer = optim.make_optimizer("adamw", 0.01, variables(), loss_scaling=True)
+        optimizer = optimizers.make_optimizer("adamw", 0.01, variables(), loss_scaling=True)
         kept = {id(v) for v in optimizer.variables}
         self.assertContainsSubset({id(optimizer.dynamic_scale), id(optimizer.step_counter)}, kept)
         self.assertIn(id(optimizer.inner_optimizer.iterations), kept)

@@ -17,9 +17,9 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from tfzoo import tensors as tensors_lib
 from tfzoo.errors import UserError
-from tfzoo.tensors import open_file, open_folder, open_h5, write_folder
+from tfzoo.weights import formats as tensors_lib
+from tfzoo.weights.formats import open_file, open_folder, open_h5, write_folder
 
 
 def samples() -> dict[str, np.ndarray]:
@@ -447,7 +447,7 @@ class FuzzTest(Folders):
 
 MEMORY = """
 import sys
-from tfzoo import tensors
+from tfzoo.weights import formats
 import numpy as np
 
 def resident(key):
@@ -458,9 +458,9 @@ def resident(key):
 def peak():
     return resident("VmHWM:")
 
-tensors.open_file(sys.argv[2]).read("x")  # Whatever is loaded at first use.
+formats.open_file(sys.argv[2]).read("x")  # Whatever is loaded at first use.
 before = peak()
-with tensors.open_file(sys.argv[1]) as opened:
+with formats.open_file(sys.argv[1]) as opened:
     opening = peak() - before
     total = sum(float(rows.sum()) for name in opened.names for _, rows in opened.chunks(name))
     chunks = peak() - before
@@ -496,7 +496,7 @@ class MemoryTest(Folders):
             # Not ru_maxrss, which begins at what the process had that started this one. In KiB.
             "peak = lambda: int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])\n"
             "before = peak()\n"
-            "try: tensors.open_file(sys.argv[1])\n"
+            "try: formats.open_file(sys.argv[1])\n"
             "except errors.UserError: print(peak() - before)"
         )
         process = subprocess.run(

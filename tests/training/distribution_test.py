@@ -64,7 +64,7 @@ worlds: Worlds  # One for all tests here: importing TensorFlow is most of what t
 
 def setUpModule():
     global worlds
-    worlds = Worlds("tests.distribution_test")
+    worlds = Worlds("tests.training.distribution_test")
 
 
 def tearDownModule():
@@ -370,13 +370,14 @@ def import_all():
     import matplotlib.figure
     import tqdm
 
-    from tests import train_step_test
-    from tfzoo import checkpoint, optim, runs, train
+    from tests.training import step_test
+    from tfzoo import train
     from tfzoo.data import packing, pairs, pipeline, tokenized
     from tfzoo.models import bert, gpt2, t5
     from tfzoo.objectives import baselines, causal, masked_lm, shared
+    from tfzoo.training import checkpoint, optimizers, runs
 
-    assert all((matplotlib, tqdm, train_step_test, checkpoint, optim, runs, train, packing, pairs, pipeline, tokenized))
+    assert all((matplotlib, tqdm, step_test, checkpoint, optimizers, runs, train, packing, pairs, pipeline, tokenized))
     assert all((bert, gpt2, t5, baselines, causal, masked_lm, shared))
 
 
@@ -429,8 +430,8 @@ def made(model):
     import numpy as np
 
     import tfzoo
-    from tests import train_step_test
     from tests.nn.formulas import randomize
+    from tests.training import step_test
     from tfzoo.objectives.shared import TokenTargets
 
     class Targets(TokenTargets):
@@ -441,7 +442,7 @@ def made(model):
     sizes |= dict(dropout=0.0, attention_dropout=0.0)
     rows = token_rows()
     if model == "bert":
-        return train_step_test.model(), train_step_test.objective(), train_step_test.features(120)
+        return step_test.model(), step_test.objective(), step_test.features(120)
     if model == "t5":
         # With the 64 numbers a head that t5_small has, scores, which T5 does not scale, have deviations of 9 here. The
         # order of a batch's rows alone, on one device, then changes losses by 100 times what is allowed; with 4 by a
@@ -490,32 +491,33 @@ def losses(world, model="small", optimizer="sgd", clip=NO_CLIPPING, parts=1, ave
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import optim, train
+    from tfzoo import train
+    from tfzoo.training import optimizers
 
-    kept = optim._AlreadyReduced._all_reduce_sum_gradients
+    kept = optimizers._AlreadyReduced._all_reduce_sum_gradients
     if stock:
         reduce = keras.optimizers.SGD._all_reduce_sum_gradients
-        optim._AlreadyReduced._all_reduce_sum_gradients = lambda self, pairs: reduce(self, pairs)
+        optimizers._AlreadyReduced._all_reduce_sum_gradients = lambda self, pairs: reduce(self, pairs)
     with world.strategy.scope():
         net, objective, rows = made(model)
         # Adam makes rounding large where a gradient is almost 0, as some of real models are. LARS steps matrices by a
         # thousandth of the rate, but norms by all of it: at 20 the order of rows alone, on one device, changes
         # T5's losses by half of what is allowed, at 2 by a seventh.
         rate = {"sgd": 0.5, "lars": 2.0}.get(optimizer, 0.02 if model == "small" else 0.005)
-        updater = optim.make_optimizer(
+        updater = optimizers.make_optimizer(
             optimizer, rate, net.trainable_variables, weight_decay=0.1, epsilon=1e-6, ema_decay=average
         )
     run = train.make_step(world.strategy, net, updater, objective, num_parts=parts, **clip)
     iterator = batches(world, Table(rows), backwards=backwards)
     found = [loss for _ in range(2) for loss in run(iterator, tf.constant(STEPS // 2)).numpy().tolist()]
-    optim._AlreadyReduced._all_reduce_sum_gradients = kept
+    optimizers._AlreadyReduced._all_reduce_sum_gradients = kept
 
     def measured():
         total, weight = objective.loss(net, {name: tf.constant(x[:60]) for name, x in rows.items()}, training=False)
         return float(total / weight)
 
     last = measured()
-    with optim.averaged(updater):
+    with optimizers.averaged(updater):
         averaged = measured()
     assert measured() == last
     copies = [world.strategy.experimental_local_results(v.value) for v in [*net.variables, *updater.variables]]
@@ -534,9 +536,10 @@ def overflow(world):
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import optim, train
+    from tfzoo import train
     from tfzoo.data import order
     from tfzoo.objectives.shared import TokenTargets
+    from tfzoo.training import optimizers
 
     class Stretched(TokenTargets):
         """The loss as it is, and its gradient times the largest `stretch` of the replica's rows."""
@@ -555,7 +558,7 @@ def overflow(world):
         stretch[int(order.epoch_and_index(position, len(stretch), 3)[1])] = 1e30
     with world.strategy.scope():
         net = Small("mixed_float16")
-        updater = optim.make_optimizer("adamw", 0.01, net.trainable_variables, weight_decay=0.1, loss_scaling=True)
+        updater = optimizers.make_optimizer("adamw", 0.01, net.trainable_variables, weight_decay=0.1, loss_scaling=True)
     updater.dynamic_scale.assign(2.0**10)
     run = train.make_step(world.strategy, net, updater, Stretched(), clip_norm=0.5)
     data = batches(world, Table(rows | {"stretch": stretch}))
@@ -574,7 +577,8 @@ def masks(world):
     """What this process's replicas draw, twice, and once more from where they began."""
     import tensorflow as tf
 
-    from tfzoo import checkpoint, nn
+    from tfzoo import nn
+    from tfzoo.training import checkpoint
 
     with world.strategy.scope():
         dropout = nn.Dropout(0.5, seed=1)
@@ -604,7 +608,7 @@ def masks(world):
 
 def totals(world):
     """Of what each worker names, the first (1, 10), the second (2, 10)."""
-    from tfzoo import distribution
+    from tfzoo.training import distribution
 
     return distribution.Workers(world.strategy).totals(world.rank + 1, 10)
 
@@ -655,7 +659,8 @@ def taken(world):
     """What a worker says whose port somebody else listens on."""
     import socket
 
-    from tfzoo import distribution, errors
+    from tfzoo import errors
+    from tfzoo.training import distribution
 
     cluster = distribution.read_cluster("multi_worker")
     host, _, port = cluster.addresses["worker"][cluster.index].partition(":")

@@ -26,8 +26,9 @@ import safetensors
 import safetensors.numpy
 from absl import logging
 
-from tfzoo import files, tensors
+from tfzoo import files
 from tfzoo.errors import UserError
+from tfzoo.weights import formats
 
 FORMAT = 1
 VARIABLES, RECORD = "variables.safetensors", "checkpoint.json"
@@ -144,10 +145,10 @@ class Checkpoints:
     def _write_folder(path: pathlib.Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
         with files.atomic_folder(path) as partial:
             sources = [
-                (name, array.shape, tensors.NAMES[array.dtype], functools.partial(_itself, array))
+                (name, array.shape, formats.NAMES[array.dtype], functools.partial(_itself, array))
                 for name, array in arrays.items()
             ]
-            tensors.write_file(partial / VARIABLES, sources, {})
+            formats.write_file(partial / VARIABLES, sources, {})
             record |= {
                 "bytes": (partial / VARIABLES).stat().st_size,
                 "sha256": files.sha256(partial / VARIABLES),

@@ -13,10 +13,10 @@ import tensorflow as tf
 
 import tfzoo
 from tests import parity
-from tfzoo import huggingface, weights
 from tfzoo.errors import UserError
+from tfzoo.weights import huggingface, table
 
-GOLDEN = pathlib.Path(__file__).parent / "assets" / "golden"
+GOLDEN = pathlib.Path(__file__).parents[1] / "assets" / "golden"
 TOKENS = {"token_ids": tf.constant([[5, 6, 7, 8, 9]])}
 
 
@@ -94,7 +94,7 @@ class LoadTest(FolderCase):
             loaded = huggingface.load(folder)[0]
             stored = huggingface.tensors.DTYPES[huggingface.DTYPES[dtype]]
             for one, other in zip(model.variables, loaded.variables):
-                if weights.is_state(one):
+                if table.is_state(one):
                     continue
                 self.assertAllEqual(np.asarray(one.value).astype(stored).astype(np.float32), other.value)
             huggingface.save(loaded, again, dtype=dtype, **arguments)
@@ -127,7 +127,7 @@ class LoadTest(FolderCase):
             UserError, r"norm_first \(True\) cannot be said in Hugging Face's config of a bert"
         ):
             huggingface.save(odd, self.folder / "odd")
-        pair = tfzoo.build("bert_tiny", num_layers=1, vocab_size=50, heads=("pair",))
+        pair = tfzoo.build("bert_tiny", num_layers=1, vocab_size=50, heads=("relation",))
         with self.assertRaisesRegex(UserError, "no bert with the heads pair"):
             huggingface.save(pair, self.folder / "pair")
 
@@ -182,7 +182,7 @@ class RefusedTest(FolderCase):
 _FRESH = """
 import json, pathlib, sys
 import tensorflow as tf
-from tfzoo import huggingface
+from tfzoo.weights import huggingface
 from tfzoo.errors import UserError
 
 def peak():
@@ -233,7 +233,7 @@ class TablesTest(tf.test.TestCase):
     def test_a_gap_in_a_page_is_our_bug_and_named(self):
         model, _ = huggingface.load(GOLDEN / "gpt2")
         with self.assertRaisesRegex(KeyError, "0 entries for gpt2/decoder/"):
-            weights.slots({"transformer.wte": "decoder/embeddings/tokens"}, model)
+            table.slots({"transformer.wte": "decoder/embeddings/tokens"}, model)
 
     def test_every_case_of_the_reference_is_there(self):
         self.assertGreater(len(parity.cases(GOLDEN)), 40)

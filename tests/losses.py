@@ -1,0 +1,67 @@
+"""Compares what two checkouts of tfzoo log, number for number: a change of structure must not change a loss.
+
+    python tests/losses.py --output=before.json                   # in the one checkout
+    python tests/losses.py --output=after.json --same_as=before.json   # in the other
+
+Runs every recipe of configs/ with configs/debug.cfg appended, twice the steps in two runs (the second resumes), and
+writes every figure of metrics.jsonl but the speed as hexadecimal floats. Exit code 1: a figure differs.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+APPENDED = ("base.cfg", "debug.cfg", "demo.cfg")
+SPEEDS = ("tokens_per_second", "model_tflops", "mfu")
+# Options that no recipe has, each on top of bert.cfg.
+VARIANTS = {
+    "bert": [[], ["--nonext_sentence", "--whole_words"], ["--ema_decay=0.9", "--accumulation=2", "--optimizer=lamb"]],
+    "gpt": [[], ["--precision=float16", "--on_nonfinite=skip", "--nopack"]],
+}
+
+
+def figures(arguments: list[str], folder: pathlib.Path) -> list[dict[str, str]]:
+    """The records of metrics.jsonl of a run that is stopped half-way and resumed."""
+    command = [sys.executable, "-m", "tfzoo.train", *arguments, f"--run_dir={folder}", "--schedule=constant"]
+    for steps in (4, 8):
+        subprocess.run([*command, "--final_learning_rate=0", f"--steps={steps}"], cwd=ROOT, check=True)
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{name: float(x).hex() for name, x in record.items() if name not in SPEEDS} for record in records]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="JSON file to write")
+    parser.add_argument("--same_as", type=pathlib.Path, help="JSON file of another checkout, to compare with")
+    options = parser.parse_args()
+    logged = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        text = pathlib.Path(temporary, "text.txt")
+        text.write_text("".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(2000)))
+        for config in sorted(ROOT.glob("configs/*.cfg")):
+            if config.name in APPENDED:
+                continue
+            for number, more in enumerate(VARIANTS.get(config.stem, [[]])):
+                arguments = [f"--flagfile={config}", f"--flagfile={ROOT / 'configs/debug.cfg'}", *more]
+                if "--raw_text" in config.read_text() or config.stem == "poetry":
+                    arguments.append(f"--corpus={text}")
+                logged[" ".join([config.stem, *more])] = figures(
+                    arguments, pathlib.Path(temporary, f"{config.stem}_{number}")
+                )
+    options.output.write_text(json.dumps(logged, indent=1) + "\n")
+    if not options.same_as:
+        return 0
+    before = json.loads(options.same_as.read_text())
+    changed = [name for name in before if before[name] != logged.get(name)]
+    for name in changed:
+        print(f"{name}: before {before[name]}\n  now {logged.get(name)}")
+    print(f"{len(before) - len(changed)} passed, {len(changed)} failed")
+    return 1 if changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training runs: configuration, inputs, step, optimizers, distribution, checkpoints, the loop, run folders."""

@@ -1,0 +1,1 @@
+"""Weight files and whose tensor is which: formats, the table interpreter, Hugging Face folders, other checkpoints."""
