@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # As a program, this file finds only what stands beside it.
 
 from tests import tiny_run  # noqa: E402
-from tfzoo import checkpoint  # noqa: E402  (imports no TensorFlow)
+from tfzoo.training import checkpoint  # noqa: E402  (imports no TensorFlow)
 
 STOPPED = 3
 SEEDS = 4  # Of a model of one layer: dropout after the embeddings, in the attention, after it and after the MLP.

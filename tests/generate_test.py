@@ -1,11 +1,13 @@
 """Text in, text out: frames, options of a folder, whole characters, conversations, and what is refused."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
 import sys
 import tempfile
+import types
 import unittest
 import unittest.mock
 
@@ -16,6 +18,7 @@ import tfzoo
 from tfzoo import chat, cli, generate
 from tfzoo.errors import UserError
 from tfzoo.generation import texts
+from tfzoo.models.record import FolderRecord
 from tfzoo.text.byte_level import BYTES, ByteLevelBPE
 from tfzoo.training import runs
 from tfzoo.weights import huggingface
@@ -86,12 +89,10 @@ class TextTest(Case):
             ("bart_base", [0, a, 1], [a, 1]),
         ):
             module = next(page for page in map(tfzoo.models.page, tfzoo.models.FAMILIES) if name in page.CONFIGS)
-            model = unittest.mock.Mock(hub_config="{}", spec=["hub_config", "name"])
-            if name[0] in "tb":
-                model = unittest.mock.Mock(hub_config="{}", spec=["hub_config", "name", "encode"])
-            type(model).__module__ = module.__name__
+            family = module.__name__.rpartition(".")[2]
+            model = unittest.mock.Mock(family=family, record=FolderRecord(), is_encoder_decoder=name[0] in "tb")
             self.assertEqual(texts.encode_prompts(model, tokenizer, ["a"]), [folder], name)
-            model.hub_config = ""
+            model.record = None
             self.assertEqual(texts.encode_prompts(model, tokenizer, ["a"]), [run], name)
 
     def test_a_folder_keeps_what_texts_begin_with_and_the_chat_template(self):
@@ -192,8 +193,8 @@ class TextTest(Case):
         self.assertEqual(text, "早你好")
 
     def test_what_the_folder_says_holds_unless_it_is_said_otherwise(self):
-        def of(config, hub="{}", counts=(4, 6), **given):
-            model = unittest.mock.Mock(generation_config=json.dumps(config), hub_config=hub, spec=["config"])
+        def of(config, hub=types.MappingProxyType({}), counts=(4, 6), **given):
+            model = unittest.mock.Mock(record=FolderRecord(hub, config), is_encoder_decoder=False, spec=["config"])
             model.config.max_positions = 50
             return texts._with_defaults(model, self.tokenizer, counts, given)
 
@@ -223,9 +224,8 @@ class TextTest(Case):
         found = of(dict(max_length=10, min_length=5))
         self.assertEqual(found["min_new_tokens"].tolist(), [1, 0])
         # An older folder's config.json, where there is no generation_config.json.
-        model = unittest.mock.Mock(
-            generation_config="", hub_config='{"num_beams": 2, "vocab_size": 7}', spec=["config"]
-        )
+        record = FolderRecord({"num_beams": 2, "vocab_size": 7})
+        model = unittest.mock.Mock(record=record, is_encoder_decoder=False, spec=["config"])
         model.config.max_positions = 50
         self.assertEqual(texts._with_defaults(model, self.tokenizer, [1], dict(max_new_tokens=1))["num_beams"], 2)
 
@@ -368,7 +368,8 @@ class ChatTest(Case):
         folder = self.shared / "chat"
         if not folder.exists():
             model, _ = tfzoo.load(self.folder)
-            model.generation_config = json.dumps(dict(eos_token_id=[1, 3], forced_bos_token_id=[*self.ids(SAID), 3]))
+            generation = dict(eos_token_id=[1, 3], forced_bos_token_id=[*self.ids(SAID), 3])
+            model.record = dataclasses.replace(model.record, generation_config=generation)
             huggingface.save(model, folder, self.tokenizer)
         config = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": CHATML}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))

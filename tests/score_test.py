@@ -16,6 +16,7 @@ import tfzoo
 from tfzoo import cli, score
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.evaluation import diversity, likelihood
+from tfzoo.models.record import FolderRecord
 from tfzoo.text.byte_level import BYTES, ByteLevelBPE
 from tfzoo.training import runs
 
@@ -88,7 +89,7 @@ class LikelihoodTest(Case):
             self.assertEqual(one.likeliest, [int(table[t - 1].argmax()) == ids[t] for t in range(1, len(ids))])
             self.assertAlmostEqual(one.log_likelihood, sum(expected), places=3)
             np.testing.assert_allclose(one.perplexity, np.exp(-np.mean(expected)), rtol=1e-5)
-        with unittest.mock.patch.object(self.model, "hub_config", "{}", create=True):  # GPT-2's own begin by nothing.
+        with unittest.mock.patch.object(self.model, "record", FolderRecord()):  # GPT-2's own begin by nothing.
             (one,) = likelihood.score_texts(self.model, ["ab"], self.tokenizer)
             ids = self.ids("ab")
             np.testing.assert_allclose(one.scores, [logs(self.model, ids)[0, ids[1]]], rtol=1e-5, atol=1e-5)
@@ -134,7 +135,7 @@ class LikelihoodTest(Case):
             ("bart_base", dict(num_decoder_layers=1), ([0], [1]), [1, 0]),
         ):
             model = tfzoo.build(name, vocab_size=259, **(SIZES | sizes))
-            model.hub_config = json.dumps({"decoder_start_token_id": start[0]})
+            model.record = FolderRecord({"decoder_start_token_id": start[0]})
             for weight in model.trainable_variables:
                 weight.assign(weight + 0.3 * keras.random.normal(weight.shape))
             contexts, continuations = ["question", "你"], ["yes", "no"]

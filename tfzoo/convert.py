@@ -105,7 +105,8 @@ def main(flags: absl_flags.FlagValues) -> None:
     huggingface.check_new(target)
     found = _read(source, flags)
     dtype = found.dtype if flags.dtype == "same" else flags.dtype
-    found.model.generation_config = ""  # Copied as it is, where there is one.
+    if found.model.record:  # generation_config.json is copied as it is, where there is one.
+        found.model.record = dataclasses.replace(found.model.record, generation_config={})
     try:
         huggingface.save(found.model, target, found, dtype=dtype, max_shard_bytes=flags.max_shard_mb * 10**6)
     except OSError as error:

@@ -73,7 +73,8 @@ def define_model_flags(flags: absl_flags.FlagValues) -> None:
 
 def load_model(flags: absl_flags.FlagValues):
     """The model and the tokenizer of --model_dir, --checkpoint and --weights."""
-    from tfzoo import nn, runs  # TensorFlow takes seconds to import.
+    from tfzoo import nn  # TensorFlow takes seconds to import.
+    from tfzoo.training import runs
 
     model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
     nn.store_weights(model, flags.weights)

@@ -1,7 +1,5 @@
 """What text signatures answer, with logits that are given, and how texts are framed."""
 
-import json
-
 import numpy as np
 import tensorflow as tf
 
@@ -10,6 +8,7 @@ from tfzoo import generation
 from tfzoo.errors import UserError
 from tfzoo.export import answers, savedmodel
 from tfzoo.export.answers import Options, Tags
+from tfzoo.models.record import FolderRecord
 from tfzoo.text import framing
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.framing import PAIR, TEXT
@@ -109,8 +108,7 @@ class ReaderTest(tf.test.TestCase):
             ({"decoder_start_token_id": 3}, {"decoder_start_token_id": 0}, 0),
             ({"id2label": {}}, {"decoder_start_token_id": 5}, 5),
         ):
-            model.hub_config = "" if config is None else json.dumps(config)
-            model.generation_config = "" if generation_config is None else json.dumps(generation_config)
+            model.record = None if config is None else FolderRecord(config, generation_config or {})
             self.assertEqual(answers.decoder_start_id(model, TOKENIZER), start)
 
 
@@ -121,19 +119,20 @@ class AnswersTest(tf.test.TestCase):
         found, _ = answer(model, TOKENIZER, [["a", "b"]], logits)
         self.assertAllEqual(found["label"], [b"LABEL_1", b"LABEL_0"])
         self.assertAllClose(found["scores"], np.exp(logits))
-        model.hub_config = json.dumps({"id2label": {"0": "no", "1": "perhaps", "2": "yes"}})
+        model.labels = ("no", "perhaps", "yes")
         found, _ = answer(model, TOKENIZER, [["a", "b"]], logits)
         self.assertAllEqual(found["labels"], [[b"no", b"perhaps", b"yes"]] * 2)
         self.assertAllEqual(found["label"], [b"perhaps", b"no"])
-        model.hub_config = json.dumps({"problem_type": "multi_label_classification"})
+        model = small.model(heads=("classify",))
+        model.record = FolderRecord({"problem_type": "multi_label_classification"})
         found, _ = answer(model, TOKENIZER, [["a", "b"]], np.zeros((2, 3)))
         self.assertAllClose(found["scores"], np.full((2, 3), 0.5))
-        model.hub_config = json.dumps({"problem_type": "ranking"})
+        model.record = FolderRecord({"problem_type": "ranking"})
         with self.assertRaisesRegex(
             UserError, "config.json: problem_type is 'ranking'; it must be one of single_label"
         ):
             answers.find(model, TOKENIZER, answers.Options(32))
-        model.hub_config = json.dumps({"problem_type": "regression"})
+        model.record = FolderRecord({"problem_type": "regression"})
         found, _ = answer(model, TOKENIZER, [["a"]], [[2.5, -1, 7]])
         self.assertAllEqual(found["values"], [[2.5, -1, 7]])
         self.assertAllEqual(found["labels"], [[b"LABEL_0", b"LABEL_1", b"LABEL_2"]])
@@ -145,7 +144,7 @@ class AnswersTest(tf.test.TestCase):
     def entities(self, family, make_tokenizer, texts, labels, names):
         model = small.model(family, heads=("tag",), num_labels=len(names), vocab_size=300)
         tokenizer = make_tokenizer()  # Behind the model, whose seed empties the cache that holds its resources.
-        model.hub_config = json.dumps({"id2label": dict(enumerate(names))})
+        model.labels = tuple(names)
         return answer(model, tokenizer, [texts], one_hot(labels, len(names)))[0]
 
     def test_entities(self):
@@ -228,12 +227,12 @@ class AnswersTest(tf.test.TestCase):
         said = dict(num_beams=3, length_penalty=0.5, no_repeat_ngram_size=2, do_sample=True, temperature=0.7, top_k=9)
         model = small.model("gpt2", heads=("lm",))
         self.assertEqual(answers.search_of(model, 1), {})
-        model.generation_config = json.dumps(said)
+        model.record = FolderRecord(generation_config=said)
         self.assertEqual(answers.search_of(model, 1), dict(no_repeat_ngram_size=2))
         with self.assertRaisesRegex(UserError, "--num_beams=3: must be a multiple"):
-            model.generation_config = json.dumps(said | {"num_beam_groups": 2})
+            model.record = FolderRecord(generation_config=said | {"num_beam_groups": 2})
             answers.search_of(model, 3)
-        model.generation_config = json.dumps(said)
+        model.record = FolderRecord(generation_config=said)
         search = answers.search_of(model)
         self.assertEqual(search, dict(num_beams=3, length_penalty=0.5, no_repeat_ngram_size=2))
         found = answers.find(model, TOKENIZER, Options(24, max_new_tokens=6, search=search))

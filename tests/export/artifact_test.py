@@ -27,6 +27,7 @@ from tfzoo.export import answers, artifact, golden, manifest, variants, verify
 from tfzoo.export.genai import write as write_genai
 from tfzoo.export.onnx import check as onnx_check
 from tfzoo.export.onnx import emit as onnx_emit
+from tfzoo.models.record import FolderRecord
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import runs
 
@@ -286,7 +287,7 @@ class ArtifactTest(tf.test.TestCase):
 
     def test_several_tokens_that_end_a_text(self):
         model, folder = small.model("llama", num_layers=1, head_dim=8), FOLDER / "several"
-        model.hub_config = json.dumps({"eos_token_id": [3, 7]})
+        model.record = FolderRecord({"eos_token_id": [3, 7]})
         folder.mkdir()
         onnx_emit.save(model, folder, profile="genai")
         write_genai(model, TOKENIZER, folder, "model.onnx")
@@ -540,15 +541,12 @@ class PublishTest(tf.test.TestCase):
 
     def test_another_precision_has_the_folder_s_configuration(self):
         model = small.model("gpt2", num_layers=1)
-        model.hub_config, model.generation_config = (
-            json.dumps({"eos_token_id": 3}),
-            json.dumps({"eos_token_id": [3, 7]}),
-        )
+        model.record = FolderRecord({"eos_token_id": 3}, {"eos_token_id": [3, 7]})
         twin = artifact.with_precision(model, "bfloat16")
         self.assertEqual(
             answers.find(twin, TOKENIZER, answers.Options(32, max_new_tokens=2)).ids["eos_token_id"], [3, 7]
         )
-        self.assertEqual((twin.hub_config, twin.generation_config), (model.hub_config, model.generation_config))
+        self.assertEqual(twin.record, model.record)
 
     def test_arguments(self):
         for pattern, keywords in (

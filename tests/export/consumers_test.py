@@ -50,7 +50,7 @@ def setUpModule():
     unittest.addModuleCleanup(shutil.rmtree, FOLDER)
     TOKENIZER = ByteLevelBPE(*training.train_byte_level([*SENTENCES, *CODE], 400), special_tokens=["<|endoftext|>"])
     CLASSIFIER = small.model("bert", heads=("classify",), num_layers=1)
-    CLASSIFIER.hub_config = json.dumps({"id2label": dict(enumerate(LABELS))})
+    CLASSIFIER.labels = tuple(LABELS)
     WRITER = small.model("gpt2", vocab_size=TOKENIZER.vocab_size, max_positions=96)
     # What is tested elsewhere, and takes its time.
     with mock.patch.object(artifact, "_replay_elsewhere"), mock.patch.object(tokenizer_graph, "write", return_value=""):

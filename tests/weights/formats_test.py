@@ -492,7 +492,7 @@ class MemoryTest(Folders):
     def test_a_hostile_header_takes_little(self):
         path = self.write("x", pack(b'{"x":[' + b"{}," * 2_000_000 + b"1]}"))
         code = (
-            "import sys; from tfzoo import errors, tensors\n"
+            "import sys; from tfzoo import errors; from tfzoo.weights import formats\n"
             # Not ru_maxrss, which begins at what the process had that started this one. In KiB.
             "peak = lambda: int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])\n"
             "before = peak()\n"

@@ -47,7 +47,7 @@ def score_texts(model, texts: Sequence[str], tokenizer, **how) -> list[Likelihoo
       UserError: an encoder-decoder, or a text of which no token can be judged.
     """
     _check(model)
-    if hasattr(model, "encode"):
+    if model.is_encoder_decoder:
         raise UserError(f"model {model.name!r} answers texts: give it context and continuation")
     before, _ = prompt_frame(model, tokenizer)
     rows = []
@@ -71,7 +71,7 @@ def score_continuations(
     Args and raises: as of score_texts.
     """
     _check(model)
-    if hasattr(model, "encode"):
+    if model.is_encoder_decoder:
         before, after = prompt_frame(model, tokenizer)
         sources = [[*before, *ids, *after] for ids in encode(tokenizer, contexts)]
         start = special_ids(model).get("decoder_start_token_id", tokenizer.pad_id)
@@ -185,7 +185,7 @@ def _compiled(model):
     of the tokens from the second on, bool [B, L - 1]: which are the likeliest)."""
     if "_tfzoo_scorer" not in model.__dict__:
         ids = tf.TensorSpec([None, None], tf.int32)
-        source = (ids, tf.TensorSpec([None, None], tf.bool)) if hasattr(model, "encode") else ()
+        source = (ids, tf.TensorSpec([None, None], tf.bool)) if model.is_encoder_decoder else ()
 
         def run(token_ids, source_ids=None, source_mask=None):
             inputs: dict[str, Any] = {"token_ids": token_ids[:, :-1]}
@@ -216,7 +216,7 @@ def _padded(rows: Sequence[Sequence[int]], masked: bool = False):
 
 
 def _check(model) -> None:
-    if not hasattr(model, "start") or "lm" not in model.head_names:
+    if not model.can_generate:
         raise UserError(
             f"model {model.name!r} has no causal decoder with a head 'lm'; texts are scored by gpt2, llama, t5, ..."
         )

@@ -56,8 +56,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    from tfzoo import runs  # TensorFlow takes seconds to import, and --help needs none of it.
     from tfzoo.export import artifact
+    from tfzoo.training import runs  # TensorFlow takes seconds to import, and --help needs none of it.
 
     model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
     for name in ("absl", "tensorflow"):  # What they say of a SavedModel's functions is for those who write such.

@@ -7,7 +7,6 @@ Whatever the head, `truncated` bool [B] says which texts were longer than the ex
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -69,30 +68,18 @@ def without_beams(search: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in search.items() if name not in _OF_BEAMS}
 
 
-def family(model: keras.Model) -> str:
-    return type(model).__module__.rpartition(".")[2]
-
-
-def is_causal(model: keras.Model) -> bool:
-    return isinstance(model, nn.DecoderModel) or bool(getattr(model.config, "causal", False))
-
-
 def find(model: keras.Model, tokenizer: Any, options: Options) -> "Answer | None":
     """What the text signature of a model answers; None where it reads ids alone."""
     for head, kind in HEADS.items():
         if head in model.heads and not (head == "lm" and _generates(model)):
             return kind(model, tokenizer, options)
-    if "lm" in model.heads and hasattr(model, "start"):
+    if model.can_generate:
         return Continuations(model, tokenizer, options)
-    return Embeddings(model, tokenizer, options) if not model.heads and not _is_pair(model) else None
-
-
-def _is_pair(model: keras.Model) -> bool:
-    return isinstance(model, nn.EncoderDecoderModel)
+    return Embeddings(model, tokenizer, options) if not model.heads and not model.is_encoder_decoder else None
 
 
 def _generates(model: keras.Model) -> bool:
-    return _is_pair(model) or is_causal(model)
+    return model.is_encoder_decoder or model.is_causal
 
 
 class Reader:
@@ -103,11 +90,11 @@ class Reader:
 
     def __init__(self, model: keras.Model, tokenizer: Any, options: Options, pieces: Mapping[str, str]):
         self.model, self.tokenizer, self.options, self.pieces = model, tokenizer, options, pieces
-        self.frame = framing.frame(family(model), tokenizer, PAIR in pieces)
+        self.frame = framing.frame(model.family, tokenizer, PAIR in pieces)
         self.has_offsets = has_offsets(tokenizer)
-        self.start_id = decoder_start_id(model, tokenizer) if _is_pair(model) else None
+        self.start_id = decoder_start_id(model, tokenizer) if model.is_encoder_decoder else None
         # Reformer's lengths are static.
-        self.static = options.sequence_length if family(model) == "reformer" else None
+        self.static = options.sequence_length if model.family == "reformer" else None
         if self.frame.room(options.sequence_length) < len(pieces):
             raise UserError(f"--sequence_length={options.sequence_length} leaves no room for text; name a larger one")
 
@@ -227,9 +214,9 @@ def decoder_start_id(model: keras.Model, tokenizer: Any) -> int:
     return models.page_of(model).new_config(model.config)["decoder_start_token_id"] if start is None else start
 
 
-def hub_config(model: keras.Model) -> dict[str, Any]:
+def hub_config(model: keras.Model) -> Mapping[str, Any]:
     """The config.json that a model was read with; {} for one of a run."""
-    return json.loads(getattr(model, "hub_config", "") or "{}")
+    return model.record.config if model.record else {}
 
 
 def require(holds, message: str, value):
@@ -510,7 +497,7 @@ class Continuations(Answer):
     }
 
     def __init__(self, model, tokenizer, options):
-        if not _is_pair(model):  # Both share the positions.
+        if not model.is_encoder_decoder:  # Both share the positions.
             options = dataclasses.replace(options, sequence_length=options.sequence_length - options.max_new_tokens)
             if options.sequence_length < 1:
                 raise UserError(f"--max_new_tokens={options.max_new_tokens} leaves no room for text; name fewer")
@@ -584,10 +571,8 @@ HEADS: dict[str, type[Answer]] = {
 
 
 def labels_of(model: keras.Model) -> list[str]:
-    """The names of a model's classes: id2label of its config.json, else LABEL_0, LABEL_1, ..."""
-    names = hub_config(model).get("id2label") or {}
-    named = len(names) == model.num_labels and all(str(i) in names for i in range(model.num_labels))
-    return [str(names[str(i)]) if named else f"LABEL_{i}" for i in range(model.num_labels)]
+    """The names of a model's classes."""
+    return list(model.labels)
 
 
 class Tags:
@@ -665,7 +650,7 @@ def masked_inputs(model: keras.Model, positions, is_mask) -> dict:
 
 def sequence_size(model: keras.Model) -> int:
     """E of `sequence`; Reformer's two streams stand side by side."""
-    return model.config.hidden_size * (2 if family(model) == "reformer" else 1)
+    return model.config.hidden_size * (2 if model.family == "reformer" else 1)
 
 
 def cut(texts, starts, ends):

@@ -83,7 +83,7 @@ def export(
       UserError: a model, name, version or format that cannot be exported.
       CheckFailed: an artifact does not answer as the model does. Nothing is left behind.
     """
-    family = answers.family(model)
+    family = model.family
     name = family if name is None else name
     _check_arguments(name, version, formats, precision, onnx_variants, keep_versions)
     longest = min(model.config.max_positions, _LONGEST) if sequence_length is None else sequence_length
@@ -180,15 +180,14 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
         twin = type(model)(
             model.config,
             heads=model.head_names,
-            num_labels=model.num_labels,
+            labels=model.labels,
             pool=model.pool,
             dtype=policy,
             name=model.name,
         )
     for variable, value in zip(twin.weights, model.weights, strict=True):
         variable.assign(value)
-    for name in ("hub_config", "generation_config"):  # Labels; how texts are written, and which tokens end them.
-        setattr(twin, name, getattr(model, name, ""))
+    twin.record = model.record  # How texts are written, and which tokens end them.
     return twin
 
 
@@ -225,7 +224,7 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
     shutil.copyfile(verify.__file__, folder / "verify.py")
     content |= {
         "model": {
-            "family": answers.family(model),
+            "family": model.family,
             "heads": list(model.head_names),
             "parameters": model.count_params(),
             "config": dataclasses.asdict(model.config),
@@ -334,7 +333,7 @@ def _write_onnx(
     if tokenizer is not None:
         # For whoever has texts; onnxruntime-genai looks for it beside its config.
         place = folder if profile == "genai" else folder / "tokenizer"
-        tokenizer_files.write(tokenizer, answers.family(model), place)
+        tokenizer_files.write(tokenizer, model.family, place)
     refused = None if tokenizer is None else tokenizer_graph.write(model, tokenizer, options, folder)
     content = {
         **({} if refused is None else {"tokenizer": {"no_graph": refused}}),
@@ -360,7 +359,7 @@ def _write_litert(model, tokenizer, folder, options: Options) -> dict:
     lines = None if tokenizer is None else tokenizer_graph.case(model, tokenizer, options)
     golden.write(folder / "golden.npz", {"tokens": cases} | ({} if lines is None else {"tokenizer": {"lines": lines}}))
     if tokenizer is not None:
-        tokenizer_files.write(tokenizer, answers.family(model), folder / "tokenizer")
+        tokenizer_files.write(tokenizer, model.family, folder / "tokenizer")
     tolerances = {"tokens": golden.tolerances(model, list(stated["tokens"]["outputs"]))}
     return {"signatures": stated, "precision": "float32", "tolerances": tolerances}
 

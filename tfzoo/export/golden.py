@@ -78,7 +78,7 @@ def token_cases(model: keras.Model, tokenizer: Any, options: Options) -> dict[st
     """Inputs, by case: three batch sizes, lengths up to the longest, padded rows, non-ASCII text."""
     random = np.random.default_rng(0)
     longest = options.sequence_length
-    static = answers.family(model) == "reformer"
+    static = model.family == "reformer"
     cases = {}
     for batch, length in ((1, max(1, longest // 16)), (3, max(1, longest // 4)), (2, longest)):
         length = longest if static else length

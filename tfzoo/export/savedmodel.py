@@ -120,7 +120,7 @@ def _token_inputs(model: keras.Model, options: Options) -> dict[str, tuple[str, 
 
 
 def _length(model: keras.Model, options: Options) -> int | str:
-    return options.sequence_length if answers.family(model) == "reformer" else "sequence"
+    return options.sequence_length if model.family == "reformer" else "sequence"
 
 
 def _answer(model, tokenizer, options) -> Answer | None:

@@ -107,7 +107,7 @@ def case(model: keras.Model, tokenizer: Any, options: Options) -> dict[str, dict
 def frame_of(model: keras.Model, tokenizer: Any, options: Options) -> Frame | None:
     pair = options.text_pair or model.head_names == ("next_sentence",) or "span" in model.heads
     try:
-        return framing.frame(answers.family(model), tokenizer, pair)
+        return framing.frame(model.family, tokenizer, pair)
     except UserError:
         return None
 

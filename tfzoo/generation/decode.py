@@ -1,7 +1,6 @@
 """From prompts to new tokens, inside a graph and from Python."""
 
 import contextlib
-import json
 import os
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from tfzoo.generation.prompt import read_prompt, table_length
 from tfzoo.generation.sample import sample
 from tfzoo.generation.speculative import draft_length, speculate
 from tfzoo.generation.stops import Stops, string_table, token_texts
+from tfzoo.models.record import FolderRecord
 
 _IDS = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
@@ -60,7 +60,7 @@ def decode(
     stops = stops or Stops(options.eos_token_id)
     token_ids, padding_mask = tf.cast(token_ids, tf.int32), tf.cast(padding_mask, tf.bool)
     batch = tf.shape(token_ids)[0]
-    used = 1 if hasattr(model, "encode") else tf.reduce_sum(tf.cast(padding_mask, tf.int32), 1)
+    used = 1 if model.is_encoder_decoder else tf.reduce_sum(tf.cast(padding_mask, tf.int32), 1)
     most = tf.fill([batch], new_tokens)
     most = tf.minimum(most, rows.get("max_new_tokens", most))
     if (limit := table_length(model)) is not None:
@@ -95,7 +95,7 @@ def decode(
 
 def _read(model, options: Options, token_ids, padding_mask, room, reach):
     """The Prompt of a decoder; of an encoder-decoder, that of the start token, with token_ids read by the encoder."""
-    if not hasattr(model, "encode"):
+    if not model.is_encoder_decoder:
         return read_prompt(model, token_ids, padding_mask, room, options, reach)
     memory = model.encode({"token_ids": token_ids, "padding_mask": padding_mask})
     start = tf.fill([tf.shape(token_ids)[0], 1], options.decoder_start_token_id)
@@ -177,8 +177,8 @@ def generate_ids(
 def special_ids(model) -> dict[str, Any]:
     """The ids that generation_config.json or config.json of the model's folder has, by options' names."""
     found: dict[str, Any] = {}
-    for name in ("hub_config", "generation_config"):
-        record = json.loads(getattr(model, name, "") or "{}")
+    source = model.record or FolderRecord()
+    for record in (source.config, source.generation_config):
         found |= {key: record[key] for key in _IDS if record.get(key) is not None}
     return found
 
@@ -189,7 +189,7 @@ def _none(options: Options, count: int):
 
 
 def _check_model(model, options: Options) -> None:
-    if not hasattr(model, "start") or "lm" not in model.head_names:
+    if not model.can_generate:
         raise UserError(
             f"model {model.name!r} has no causal decoder with a head 'lm'; text comes from gpt2, llama, t5, ..."
         )
@@ -197,7 +197,7 @@ def _check_model(model, options: Options) -> None:
         raise UserError(
             f"attention {model.config.attention!r} keeps no keys and values; build the model with attention='full'"
         )
-    if hasattr(model, "encode") and options.decoder_start_token_id is None:
+    if model.is_encoder_decoder and options.decoder_start_token_id is None:
         raise UserError("decoder_start_token_id is missing; name the id that the decoder's texts begin with")
     size = model.config.vocab_size
     named = {
@@ -224,7 +224,7 @@ def _check_assistant(model, assistant, options: Options) -> None:
             f"assistant_model has vocab_size {assistant.config.vocab_size}, the model {model.config.vocab_size}; "
             "choose one with the same tokens"
         )
-    if hasattr(assistant, "encode") != hasattr(model, "encode"):
+    if assistant.is_encoder_decoder != model.is_encoder_decoder:
         raise UserError(f"assistant_model {assistant.name!r} must be an encoder-decoder only if {model.name!r} is one")
 
 
@@ -236,7 +236,7 @@ def _check_prompts(model, ids, mask, max_new_tokens) -> None:
     if not counts.all():
         raise UserError(f"token_ids: row {int(np.argmin(counts))} is an empty prompt; begin it with one token at least")
     config = model.config
-    if hasattr(model, "encode"):
+    if model.is_encoder_decoder:
         counts = np.ones_like(counts)
     ends = config.positions not in ("relative", "none") and config.rotary_scaling.get("rope_type") != "dynamic"
     if ends and np.any(counts + max_new_tokens > config.max_positions):

@@ -1,7 +1,6 @@
 """Text in, text out: prompts as their model was trained, options as its folder has them, text while it grows."""
 
 import dataclasses
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import tensorflow as tf
 from tfzoo.errors import UserError
 from tfzoo.generation.decode import generate_ids, special_ids
 from tfzoo.generation.options import ROWS, SAMPLING, Options
+from tfzoo.models.record import FolderRecord
 from tfzoo.text import framing
 
 NEW_TOKENS = 64  # Where neither the caller nor the model's folder says how many.
@@ -90,7 +90,7 @@ def generate_from(
     options = {name: value for name, value in options.items() if value is not None}
     if not prompt_ids:
         return []
-    counts = [1 if hasattr(model, "encode") else len(row) for row in prompt_ids]
+    counts = [1 if model.is_encoder_decoder else len(row) for row in prompt_ids]
     options = _with_defaults(model, tokenizer, counts, options)
     if options.get("stop_strings"):
         options["tokenizer"] = tokenizer
@@ -102,7 +102,7 @@ def generate_from(
         options["logits_processor"] = (*_tuple(options.get("logits_processor")), stream)
 
     def text_of(row: int, ids: Sequence[int]) -> str:
-        before = () if hasattr(model, "encode") else prompt_ids[row]
+        before = () if model.is_encoder_decoder else prompt_ids[row]
         return decode_text(tokenizer, ids, before, skip_special_tokens)
 
     growing = Growing(lambda ids: text_of(0, ids), on_text or str)
@@ -134,11 +134,11 @@ def prompt_frame(model, tokenizer) -> tuple[list[int], list[int]]:
         raise UserError(
             f"model {model.name!r} has no tokenizer beside it that tfzoo reads; put its files into the folder"
         )
-    if getattr(model, "hub_config", ""):
-        parts = list(framing.frame(type(model).__module__.rpartition(".")[2], tokenizer).parts)
+    if model.record is not None:
+        parts = list(framing.frame(model.family, tokenizer).parts)
         place = parts.index(framing.TEXT)
         before, after = parts[:place], parts[place + 1 :]
-    elif hasattr(model, "encode"):
+    elif model.is_encoder_decoder:
         before, after = [], [tokenizer.eos_id]
     else:
         before, after = [tokenizer.bos_id], []
@@ -300,7 +300,8 @@ def _with_defaults(model, tokenizer, counts: Sequence[int], given: Mapping[str, 
 
 def folder_options(model) -> dict[str, Any]:
     """What generation_config.json, or an older folder's config.json, says of options."""
-    record = json.loads(getattr(model, "generation_config", "") or getattr(model, "hub_config", "") or "{}")
+    source = model.record or FolderRecord()
+    record = source.generation_config or source.config
     known = {field.name for field in dataclasses.fields(Options)} | set(ROWS)
     known = known - _OWN | {"stop_strings", "max_length", "min_length"}
     ids = {name for name in known if name.endswith(("_id", "_ids"))} - {"bad_words_ids"}  # generate_ids reads these.
@@ -314,7 +315,7 @@ def _own_ids(model, tokenizer) -> dict[str, Any]:
     if eos is None and _END_OF_TEXT in tokenizer.vocab:
         eos = tokenizer.vocab.index(_END_OF_TEXT)
     own = {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
-    if hasattr(model, "encode"):
+    if model.is_encoder_decoder:
         own["decoder_start_token_id"] = pad
     return {name: value for name, value in own.items() if value is not None and name not in found}
 

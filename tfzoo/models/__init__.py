@@ -57,8 +57,8 @@ def page(family: str):
 
 
 def page_of(model):
-    """The module that a model's class is from."""
-    return importlib.import_module(type(model).__module__)
+    """The module of a model's family."""
+    return page(model.family)
 
 
 def find(name: str):
@@ -85,6 +85,7 @@ def build(
     *,
     heads: Sequence[str] | None = None,
     num_labels: int = 2,
+    labels: Sequence[str] | None = None,
     pool: str | None = None,
     dtype: Any = None,
     **overrides,
@@ -93,7 +94,7 @@ def build(
 
     Args:
       name: a name in one of the families' CONFIGS.
-      heads, num_labels, pool: see nn.Model.
+      heads, num_labels, labels, pool: see nn.Model.
       dtype: a Keras dtype or policy, such as "mixed_bfloat16".
       **overrides: fields of the config that differ from the named one.
 
@@ -102,4 +103,4 @@ def build(
     """
     module, config = find(name)
     config = config_lib.from_mapping(dataclasses.asdict(config) | overrides, type(config))
-    return module.Model(config, heads=heads, num_labels=num_labels, pool=pool, dtype=dtype)
+    return module.Model(config, heads=heads, num_labels=num_labels, labels=labels, pool=pool, dtype=dtype)

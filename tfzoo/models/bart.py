@@ -30,6 +30,7 @@ CONFIGS = {
 class Model(nn.EncoderDecoderModel):
     """Encoder, decoder and language model head."""
 
+    family = "bart"
     CLASSIFIER_HIDDEN = "tanh"
     LOGITS_BIAS = True
 

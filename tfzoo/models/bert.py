@@ -39,6 +39,7 @@ CONFIGS = {
 class Model(nn.EncoderModel):
     """The encoder with BERT's two pre-training heads; the page above states the shapes."""
 
+    family = "bert"
     HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation")
     DEFAULT_HEADS = ("lm", "next_sentence")
     POOLER, POOL = True, "pooled"

@@ -28,6 +28,7 @@ CONFIGS = {
 class Model(nn.EncoderModel):
     """The encoder and its heads; the page above states the shapes."""
 
+    family = "distilbert"
     INPUTS = tuple(name for name in nn.EncoderModel.INPUTS if name != "segment_ids")
     CLASSIFIER_HIDDEN = "relu"
 

@@ -40,6 +40,7 @@ CONFIGS = {
 class Model(nn.EncoderModel):
     """The encoder as the one or the other, by its head; the page above states the shapes."""
 
+    family = "electra"
     HEADS = ("lm", "discriminate", "classify", "tag", "span", "relation")
     DEFAULT_HEADS = ("discriminate",)
     CLASSIFIER_HIDDEN = "gelu"

@@ -29,6 +29,8 @@ CONFIGS = {
 class Model(nn.DecoderModel):
     """The decoder with its language model head, tied to the token embeddings."""
 
+    family = "gpt2"
+
 
 MODEL_TYPES = {"gpt2": _FAMILY}
 ARCHITECTURES = {

@@ -45,6 +45,8 @@ CONFIGS = {
 class Model(nn.DecoderModel):
     """The decoder with its language model head."""
 
+    family = "llama"
+
 
 MODEL_TYPES = {
     "llama": _FAMILY,

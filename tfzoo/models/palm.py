@@ -35,6 +35,8 @@ CONFIGS = {
 class Model(nn.DecoderModel):
     """The decoder with its language model head, tied to the token embeddings."""
 
+    family = "palm"
+
 
 MODEL_TYPES: dict[str, dict] = {"palm": {}}
 CONFIG = WEIGHTS = None  # Hugging Face has none: stored under our own names.

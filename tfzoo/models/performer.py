@@ -39,6 +39,7 @@ CONFIGS = {
 class Model(nn.EncoderModel):
     """The encoder (the paper's "B") or, with causal=true, the decoder ("U"); the page above states the shapes."""
 
+    family = "performer"
     INPUTS = ("token_ids", "padding_mask", "position_ids", "masked_positions", "entity_positions")
     POOL = "mean"
 

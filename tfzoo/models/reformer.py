@@ -27,6 +27,7 @@ CONFIGS = {"reformer_crime_and_punishment": _CRIME, "reformer_enwik8": _ENWIK8}
 class Model(nn.Model):
     """A tower of reversible layers, causal or not by its config; the page above states the shapes."""
 
+    family = "reformer"
     CLASSIFIER_HIDDEN = "tanh"
 
     def make_body(self, config):

@@ -43,6 +43,7 @@ CONFIGS = {
 class Model(nn.EncoderModel):
     """The encoder and its heads; the page above states the shapes."""
 
+    family = "roberta"
     INPUTS = tuple(name for name in nn.EncoderModel.INPUTS if name != "segment_ids")
     CLASSIFIER_HIDDEN = "tanh"
     POOLER = True  # Some checkpoints have one; no head reads it.

@@ -45,6 +45,7 @@ CONFIGS |= {f"mt5_{name}": _size(*sizes, **_GATED, vocab_size=250112) for name, 
 class Model(nn.EncoderDecoderModel):
     """Encoder, decoder and language model head; each stack has one table of relative biases."""
 
+    family = "t5"
     CLASSIFIER_HIDDEN = "tanh"
 
     def answer(self, name, head, outputs, inputs, training):

@@ -36,6 +36,7 @@ CONFIGS = {
 class Model(nn.EncoderDecoderModel):
     """Encoder, decoder and language model head. The bias of the logits is 0 but for Marian's models."""
 
+    family = "transformer"
     LOGITS_BIAS = True
 
 

@@ -22,6 +22,7 @@ CONFIGS = {
 class Model(nn.EncoderModel):
     """Padding may be on either side: the released models have it left, and classify reads <cls>, the last token."""
 
+    family = "xlnet"
     STACK_INPUTS = ("segment_ids", "padding_mask", "permutation_mask", "target_mapping", "previous_sequence")
     INPUTS = ("token_ids", *STACK_INPUTS, "entity_positions")
     POOL, CLASSIFIER_HIDDEN = "last", "tanh"

@@ -1,6 +1,7 @@
 """What the families' models share: named inputs, named outputs, a tower or two, and heads."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -89,6 +90,7 @@ class Model(keras.Model):
       config: a TransformerConfig.
       heads: their names; None takes the page's DEFAULT_HEADS, () leaves the body alone.
       num_labels: classes of the heads classify, tag and relation.
+      labels: the names of these classes, and so their number; None names them LABEL_0, LABEL_1, ...
       pool: what classify reads: pooled, first, last or mean; None takes the page's.
       dtype: a Keras dtype or policy, such as "mixed_bfloat16".
 
@@ -97,6 +99,9 @@ class Model(keras.Model):
       ValueError: an unknown or missing input, when called.
     """
 
+    family = ""  # The page's name in models.FAMILIES; a user's subclass inherits it.
+    is_encoder_decoder = False
+    record: Any = None  # A models.record.FolderRecord of the folder that the model was read from; else None.
     INPUTS: Sequence[str] = ("token_ids", "padding_mask")
     REQUIRED_INPUTS: Sequence[str] = ("token_ids",)
     HEADS: Sequence[str] = ("lm", "classify", "tag", "span", "relation")
@@ -110,12 +115,15 @@ class Model(keras.Model):
         *,
         heads: Sequence[str] | None = None,
         num_labels: int = 2,
+        labels: Sequence[str] | None = None,
         pool: str | None = None,
         dtype=None,
         name: str | None = None,
     ):
-        super().__init__(dtype=dtype, name=name or type(self).__module__.rpartition(".")[2])
-        self.config, self.num_labels, self.pool = config, num_labels, pool or self.POOL
+        super().__init__(dtype=dtype, name=name or self.family or None)
+        self.config, self.pool = config, pool or self.POOL
+        self.num_labels = len(labels) if labels else num_labels
+        self.labels = tuple(labels or (f"LABEL_{i}" for i in range(num_labels)))
         pools = [how for how in POOLS if how != "pooled" or self.POOL == "pooled"]
         for value, choices, what in [(self.pool, pools, "pool"), *((h, self.HEADS, "head") for h in heads or ())]:
             if value not in choices:
@@ -135,6 +143,16 @@ class Model(keras.Model):
             tower.build()
         for head in self.heads.values():
             head.build(sequence_shape)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether each token attends to itself and to those before it alone."""
+        return bool(getattr(self.config, "causal", False))
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether tfzoo.generate_text takes the model: it has a head "lm" and a decoder that reads piece by piece."""
+        return False
 
     def towers(self) -> Sequence[keras.layers.Layer]:
         """The layers of the body, in the order of their variables; `build()` makes these."""
@@ -232,6 +250,11 @@ class _Decoding:
     """How a model with a causal decoder reads a text piece by piece, with a cache of what it has read."""
 
     decoder: Tower
+    head_names: tuple[str, ...]
+
+    @property
+    def can_generate(self) -> bool:
+        return "lm" in self.head_names
 
     def start(self, token_ids, padding_mask, room, memory=None, memory_padding_mask=None, reach=None):
         """Reads the first tokens.
@@ -344,6 +367,7 @@ class DecoderModel(_Decoding, Model):
 
     INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "document_ids", "entity_positions")
     POOL = "last"
+    is_causal = True
 
     def make_body(self, config):
         self.decoder = Tower(config, causal=True, dtype=self.dtype_policy, name="decoder")
@@ -373,6 +397,7 @@ class EncoderDecoderModel(_Decoding, Model):
     """token_ids, padding_mask [B, M] and decoder_token_ids, decoder_padding_mask [B, L] -> memory [B, M, E], the
     encoder's output, sequence [B, L, E], the decoder's, and logits [B, L, V]. The two share token embeddings."""
 
+    is_encoder_decoder = True
     INPUTS = (
         "token_ids",
         "padding_mask",

@@ -15,7 +15,7 @@ import pathlib
 import re
 
 from tfzoo import config as config_lib
-from tfzoo import files, models, nn, text
+from tfzoo import files, models, text
 from tfzoo.errors import UserError
 from tfzoo.training import checkpoint
 from tfzoo.weights import huggingface
@@ -111,5 +111,5 @@ def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None 
     variables = checkpoint.model_variables(model)
     arrays = {key: value for key, value in (arrays | _averages(arrays)).items() if key in variables}
     checkpoint.assign_all(store.path(step), variables, arrays)
-    tokenizer.adds_bos = isinstance(model, nn.DecoderModel)  # As the objective begins a document.
+    tokenizer.adds_bos = model.can_generate and not model.is_encoder_decoder  # As the objective begins a document.
     return model, tokenizer

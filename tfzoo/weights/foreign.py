@@ -5,7 +5,6 @@ both hold kernels as we do, [I, O], and Keras numbers layers of one class and sp
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -18,6 +17,7 @@ import tensorflow as tf
 from tfzoo import config as config_lib
 from tfzoo import models, nn
 from tfzoo.errors import UserError, suggest
+from tfzoo.models.record import FolderRecord
 from tfzoo.weights import formats, huggingface, table
 from tfzoo.weights.table import Turned
 
@@ -68,7 +68,7 @@ def load(source: Source):
     for variable in absent:
         variable.assign(tf.zeros(variable.shape))
     record = huggingface.encode_config(model, page)
-    model.hub_config = json.dumps(record | {"model_type": source.model_type})
+    model.record = FolderRecord(record | {"model_type": source.model_type})
     return model, found.not_used
 
 

@@ -24,6 +24,7 @@ from absl import logging
 from tfzoo import config as config_lib
 from tfzoo import files, models, nn, text
 from tfzoo.errors import UserError, suggest
+from tfzoo.models.record import FolderRecord
 from tfzoo.text import template
 from tfzoo.text.tokenizer import ROLES
 from tfzoo.weights import formats, table
@@ -74,7 +75,11 @@ def load(
     config = decode_config(path, record, page)
     fresh = heads is not None
     heads = _heads(path, record, page) if heads is None else tuple(heads)
-    arguments = dict(heads=heads, num_labels=num_labels or _num_labels(record, page), pool=pool)
+    num_labels = num_labels or _num_labels(record, page)
+    labels = FolderRecord(record).labels
+    arguments = dict(
+        heads=heads, num_labels=num_labels, labels=labels if len(labels) == num_labels else None, pool=pool
+    )
     its_tokenizer = _tokenizer(folder, path, record, config.vocab_size) if tokenizer else None
     with formats.open_folder(folder) as file:
         table.check_layers(config, file, page, folder)
@@ -88,11 +93,13 @@ def load(
     for what, names in (("begin fresh", found.not_assigned), ("are left in the file", found.not_used)):
         if names:
             logging.info("%s: %s %s", folder, ", ".join(names), what)
-    model.hub_config = json.dumps(record)
     generation = folder / "generation_config.json"
-    model.generation_config = json.dumps(formats.read_json(generation)) if generation.exists() else ""
     chat = template.read_chat_template(folder)
-    model.chat_template = chat[1] if chat else ""
+    model.record = FolderRecord(
+        config=record,
+        generation_config=formats.read_json(generation) if generation.exists() else {},
+        chat_template=chat[1] if chat else "",
+    )
     return model, its_tokenizer
 
 
@@ -147,14 +154,15 @@ def save(
         raise UserError(f"model {model.name!r}: its weights are kept as {kept}; save it before tfzoo.store_weights")
     page = models.page_of(model)
     record = encode_config(model, page) | {"dtype": dtype}
-    generation = json.loads(getattr(model, "generation_config", "") or "{}")
+    source = model.record or FolderRecord()
+    generation = dict(source.generation_config)
     known = getattr(tokenizer, "tokenizer", tokenizer)  # convert's Found has one.
-    if not getattr(model, "hub_config", ""):  # The config of one that was read has them.
+    if model.record is None:  # The config of one that was read has them.
         ids = {role: getattr(known, f"{role}_id", None) for role in ("pad", "bos", "eos")}
         record |= {f"{ROLES[role]}_id": i for role, i in ids.items() if i is not None}
-        if hasattr(model, "start") and "lm" in model.head_names:
+        if model.can_generate:
             ids = {"pad_token_id": ids["pad"], "eos_token_id": ids["eos"]}
-            if hasattr(model, "encode"):  # As tfzoo's objectives begin what a decoder reads.
+            if model.is_encoder_decoder:  # As tfzoo's objectives begin what a decoder reads.
                 ids["decoder_start_token_id"] = ids["pad_token_id"]
             generation = {name: i for name, i in ids.items() if i is not None} | generation
     if folder.exists():
@@ -167,9 +175,9 @@ def save(
         )
         if tokenizer is not None:
             tokenizer.save(partial)
-            if getattr(model, "chat_template", ""):
-                template.write_chat_template(partial, model.chat_template)
-            begun = isinstance(model, nn.DecoderModel) and not getattr(model, "hub_config", "")
+            if source.chat_template:
+                template.write_chat_template(partial, source.chat_template)
+            begun = model.is_causal and model.record is None
             bos = getattr(known, "bos_id", None)
             if bos is not None and (begun or known.adds_bos):
                 template.write_bos(partial, known.vocab[bos], bos)
@@ -277,14 +285,14 @@ def encode_config(model, page) -> dict[str, Any]:
     config = dataclasses.asdict(model.config)
     # The type whose fixed fields fit best; the first of equals.
     kind = max(page.MODEL_TYPES, key=lambda kind: sum(config[k] == v for k, v in page.MODEL_TYPES[kind].items()))
-    record = json.loads(getattr(model, "hub_config", "") or "{}")
+    record = dict(model.record.config) if model.record else {}
     record.pop("torch_dtype", None)
     kind = record.get("model_type", kind)
     if page.CONFIG is None:
         return record | config | {"model_type": kind, "heads": list(model.head_names), "num_labels": model.num_labels}
     # What was read from a folder stays as it was written there: many values have several spellings.
     fields: dict[str, Any] = {}
-    if not record or decode_config("hub_config", record, page) != model.config:
+    if not record or decode_config("config.json", record, page) != model.config:
         fields = {theirs: _encode(ours, config[ours]) for ours, theirs in page.CONFIG.items()}
         if hasattr(page, "encode_config"):
             fields |= page.encode_config(model.config)
@@ -303,9 +311,9 @@ def encode_config(model, page) -> dict[str, Any]:
         )
     if (fields.get("architectures") or record.get("architectures")) not in [[name] for name in names]:
         fields["architectures"] = names[:1]
-    if {"classify", "tag"} & set(model.head_names) and len(record.get("id2label") or ()) != model.num_labels:
-        fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(model.num_labels)}
-        fields["label2id"] = {f"LABEL_{i}": i for i in range(model.num_labels)}
+    if {"classify", "tag"} & set(model.head_names) and FolderRecord(record).labels != model.labels:
+        fields["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
+        fields["label2id"] = {label: i for i, label in enumerate(model.labels)}
     record |= fields
     written, wanted = _alike(decode_config("config.json", record, page)), _alike(model.config)
     for name, value in wanted.items():

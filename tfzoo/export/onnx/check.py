@@ -13,7 +13,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from tfzoo.errors import CheckFailed, one_line
 from tfzoo.export import golden, verify
-from tfzoo.export.answers import Options, family
+from tfzoo.export.answers import Options
 from tfzoo.export.onnx import emit as onnx_emit
 from tfzoo.export.onnx import graph as onnx_graph
 
@@ -102,7 +102,7 @@ def small_twin(model: keras.Model) -> keras.Model:
         num_labels=model.num_labels,
         pool=model.pool,
         dtype="float32",
-        name=family(model),
+        name=model.family,
     )
     random = np.random.default_rng(0)
     for variable in twin.trainable_variables:

@@ -83,7 +83,7 @@ def emit(
     cache = options.pop("cache", True) and "lm" in model.heads
     if options.get("profile") == "genai" and not (cache and isinstance(model, nn.DecoderModel)):
         raise UserError(
-            f"--onnx_profile=genai: is for decoders that write (head lm), and this is a {type(model).__module__}.Model "
+            f"--onnx_profile=genai: is for decoders that write (head lm), and this is a {model.family} "
             f"with the heads {', '.join(model.heads) or 'none'}; use --onnx_profile=standard"
         )
     length = options.pop("length", None)
