@@ -29,7 +29,7 @@ def work(objective: str, pack: bool, batch_size: int, length: int):
     from tfzoo import models, text
     from tfzoo import train as train_lib
     from tfzoo.data import pipeline, tokenized
-    from tfzoo.data.corpus import Document
+    from tfzoo.data.documents import Document
     from tfzoo.objectives.causal import Causal
     from tfzoo.objectives.masked_lm import MaskedLM
     from tfzoo.text.wordpiece import WordPiece

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import pathlib
@@ -109,7 +110,8 @@ class TextTest(Case):
             self.assertEqual(texts.encode_prompts(model, tokenizer, ["a"]), expected)
             record = json.loads((folder / "tokenizer.json").read_text())["post_processor"]
             self.assertEqual(record["single"][0], {"SpecialToken": {"id": "<s>", "type_id": 0}})
-            ids = chat.ChatTemplate.from_folder(folder, tokenizer).ids(messages)
+            encode = functools.partial(texts.encode, tokenizer)
+            ids = chat.ChatTemplate.from_folder(folder, tokenizer, encode).ids(messages)
             self.assertEqual(ids, self.template_ids())
             folder = self.shared / f"begun_{i}"
             tfzoo.save(model, folder, tokenizer)
@@ -320,7 +322,8 @@ class CommandTest(Case):
 
 class ChatTest(Case):
     def template(self, source=CHATML, tokenizer=None):
-        return chat.ChatTemplate(source, tokenizer or self.tokenizer)
+        tokenizer = tokenizer or self.tokenizer
+        return chat.ChatTemplate(source, tokenizer, functools.partial(texts.encode, tokenizer))
 
     def test_ids_of_a_conversation(self):
         messages = [dict(role="system", content="be brief"), dict(role="user", content="  你好 ")]

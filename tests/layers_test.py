@@ -1,4 +1,4 @@
-"""The house's rules about who may import whom, read from the sources; nothing is imported."""
+"""The house's rules about who may import whom, and of shape, read from the sources; nothing is imported."""
 
 import ast
 import pathlib
@@ -7,85 +7,253 @@ import sys
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SOURCES = {path.relative_to(ROOT): ast.parse(path.read_bytes()) for path in sorted(ROOT.glob("tfzoo/**/*.py"))}
+# Dotted name -> path and syntax tree, of every module and package.
+PATHS = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.glob("tfzoo/**/*.py"))
+}
+TREES = {name: ast.parse(path.read_bytes()) for name, path in PATHS.items()}
 
-# What each room may import of tfzoo besides itself; what is not named here stands above them all.
+# Programs: they may import everything but each other, and nothing imports them.
+ENTRY_POINTS = {
+    "tfzoo.convert",
+    "tfzoo.corpus",
+    "tfzoo.describe",
+    "tfzoo.export.__main__",
+    "tfzoo.generate",
+    "tfzoo.launch",
+    "tfzoo.score",
+    "tfzoo.train",
+}
+# What every module and package beside them may import of tfzoo, besides itself. A name stands for all below it.
 BELOW = {"errors", "files"}
+MODELS = BELOW | {"config", "nn", "models", "weights"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "config": BELOW,
+    "cli": BELOW,
+    "records": BELOW,
+    "chat": BELOW | {"text"},
     "nn": BELOW | {"config"},
-    "weights": BELOW | {"config", "models", "nn", "text"},
     "models": BELOW | {"config", "nn", "weights"},  # A page's table uses the markers of weights.
+    "weights": BELOW | {"config", "nn", "models", "text"},
     "text": BELOW,
     "data": BELOW | {"text"},
     "objectives": BELOW | {"config", "nn", "text", "data"},
     "tasks": BELOW | {"config", "nn", "text", "data", "objectives", "models"},
-    "serve": set(),  # It serves artifacts, whoever made them.
+    "generation": MODELS | {"text"},
+    "evaluation": MODELS | {"text", "data", "generation"},
+    "training": MODELS | {"text", "data", "objectives", "tasks", "evaluation"},
+    "export": MODELS | {"text", "generation"},
+    "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts, whoever made them.
+}
+# Importing these imports no TensorFlow, so that help, refusals and servers come at once.
+WITHOUT_TENSORFLOW = [
+    "tfzoo",
+    "tfzoo.config",
+    "tfzoo.errors",
+    "tfzoo.files",
+    "tfzoo.cli",
+    "tfzoo.records",
+    "tfzoo.chat",
+    "tfzoo.models",
+    "tfzoo.text",
+    "tfzoo.data",
+    "tfzoo.data.corpus",
+    *sorted(ENTRY_POINTS),
+]
+MAX_LINES = 100
+
+# What still breaks a rule; each of these goes.
+KNOWN_ENTRY_IMPORTS = {
+    ("tfzoo.corpus", "tfzoo.train"),
+    ("tfzoo.score", "tfzoo.generate"),
+    ("tfzoo.train", "tfzoo.describe"),
+}
+KNOWN_CYCLES = [{"tfzoo.text", "tfzoo.text.byte_level"}, {"tfzoo.export.onnx.emit", "tfzoo.export.onnx.trace"}]
+KNOWN_LONG = {
+    "tfzoo.export.verify.reader",
+    "tfzoo.generation.beam.beam_search",
+    "tfzoo.generation.speculative.speculate",
+    "tfzoo.nn.kernel.favor_attention",
+    "tfzoo.nn.lean.lean_attention",
+    "tfzoo.train.define_flags",
+    "tfzoo.train.train",
 }
 
 
-def imports(path: pathlib.Path, tree: ast.Module) -> set[str]:
-    """The dotted names of all modules that a file imports, also inside of functions."""
+def imports(package: str, nodes) -> set[str]:
+    """The dotted names of all modules that the nodes import, and of what they import from them."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(path.parts[: -node.level]) if node.level else ""
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, [base, node.module]))
             found |= {f"{module}.{alias.name}" for alias in node.names}
     return found
 
 
-def room(path: pathlib.Path) -> str:
-    return path.parts[1].removesuffix(".py")
+def package(module: str) -> str:
+    return module if PATHS[module].name == "__init__.py" else module.rpartition(".")[0]
+
+
+def imports_of(module: str) -> set[str]:
+    """What a module imports anywhere, also inside of functions."""
+    return imports(package(module), ast.walk(TREES[module]))
+
+
+def imports_at_once(module: str) -> set[str]:
+    """What importing a module imports: what stands in functions, or behind `if TYPE_CHECKING`, it does not."""
+
+    def nodes(parent):
+        for node in ast.iter_child_nodes(parent):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                continue
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            yield node
+            yield from nodes(node)
+
+    return imports(package(module), nodes(TREES[module]))
+
+
+def dictionary(module: str, name: str) -> dict[str, str]:
+    """The dict of strings that a module calls `name`."""
+    for node in TREES[module].body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{PATHS[module]} has no {name}")
+
+
+def module_of(name: str) -> str | None:
+    """The module of tfzoo that holds what has this dotted name; None where another package holds it."""
+    while name and name not in PATHS:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def cycles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """The largest sets of modules that all reach each other (Tarjan's strongly connected components)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    path: list[str] = []
+    found = []
+
+    def visit(module):
+        order[module] = lowest[module] = len(order)
+        path.append(module)
+        for other in graph[module]:
+            if other not in order:
+                visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in path:
+                lowest[module] = min(lowest[module], order[other])
+        if lowest[module] == order[module]:
+            found.append(set(path[path.index(module) :]))
+            del path[path.index(module) :]
+
+    for module in graph:
+        if module not in order:
+            visit(module)
+    return [members for members in found if len(members) > 1]
 
 
 class LayersTest(unittest.TestCase):
+    def test_every_module_has_a_place(self) -> None:
+        for name, tree in TREES.items():
+            place = name.split(".")[1] if name != "tfzoo" else None
+            if name not in ENTRY_POINTS and place:
+                self.assertIn(place, MAY_IMPORT, f"{name} is neither an entry point nor in the table of who may import")
+            has_main = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+            # verify.py is a program of its own, which stands in every artifact.
+            self.assertEqual(has_main, name in ENTRY_POINTS | {"tfzoo.export.verify"}, f"main() of {name}")
+        self.assertLessEqual(ENTRY_POINTS, set(PATHS))
+
     def test_imports_of_tfzoo_point_one_way(self) -> None:
-        for path, tree in SOURCES.items():
-            for name in imports(path, tree):
-                top, _, rest = name.partition(".")
-                if top == "tfzoo" and room(path) in MAY_IMPORT:
-                    self.assertIn(rest.split(".")[0], MAY_IMPORT[room(path)] | {room(path)}, f"{path} imports {name}")
+        for name in PATHS:
+            if name in ENTRY_POINTS or name == "tfzoo":
+                continue
+            place = name.split(".")[1]
+            for other in map(module_of, imports_of(name)):
+                if other and other != "tfzoo":
+                    self.assertIn(other.split(".")[1], MAY_IMPORT[place] | {place}, f"{name} imports {other}")
+
+    def test_nothing_imports_an_entry_point(self) -> None:
+        found = {(name, other) for name in PATHS for other in map(module_of, imports_of(name)) if other in ENTRY_POINTS}
+        self.assertEqual(found, KNOWN_ENTRY_IMPORTS)
+
+    def test_no_files_import_each_other(self) -> None:
+        graph = {name: set(filter(None, map(module_of, imports_of(name)))) - {name} for name in PATHS}
+        self.assertCountEqual(cycles(graph), KNOWN_CYCLES)
+        self.assertEqual(cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "c"}}), [{"b", "c"}])
 
     def test_the_top_level_folders_and_tfzoo_know_nothing_of_each_other(self) -> None:
         for path in [*ROOT.glob("export/**/*.py"), *ROOT.glob("serving/**/*.py")]:
-            for name in imports(path.relative_to(ROOT), ast.parse(path.read_bytes())):
+            for name in imports("", ast.walk(ast.parse(path.read_bytes()))):
                 self.assertNotIn(name.split(".")[0], {"tfzoo", "keras"}, f"{path} imports {name}")
-        for path, tree in SOURCES.items():
-            for name in imports(path, tree):
+        for module in PATHS:
+            for name in imports_of(module):
                 self.assertNotIn(
                     name.split(".")[0],
-                    {"export", "serving", "torch", "transformers"},
-                    f"{path} imports {name}",
+                    {"export", "serving", "tests", "torch", "transformers"},
+                    f"{module} imports {name}",
                 )
 
-    def test_config_needs_the_standard_library_alone(self) -> None:
-        for path, tree in SOURCES.items():
-            if room(path) in {"config", "errors", "files"}:
-                for name in imports(path, tree):
-                    known = name.split(".")[0] in sys.stdlib_module_names | {"tfzoo"}
-                    self.assertTrue(known, f"{path} imports {name}")
+    def test_config_errors_and_files_need_the_standard_library_alone(self) -> None:
+        for module in ("tfzoo.config", "tfzoo.errors", "tfzoo.files"):
+            for name in imports_of(module):
+                known = name.split(".")[0] in sys.stdlib_module_names | {"tfzoo"}
+                self.assertTrue(known, f"{module} imports {name}")
+
+    def test_what_must_come_at_once_imports_no_tensorflow(self) -> None:
+        for start in WITHOUT_TENSORFLOW:
+            seen, ways = {start}, [[start]]
+            while ways:
+                way = ways.pop()
+                for name in imports_at_once(way[-1]):
+                    top = name.split(".")[0]
+                    self.assertNotIn(top, {"tensorflow", "tensorflow_text", "keras"}, f"{' -> '.join([*way, name])}")
+                    other = module_of(name)
+                    # Importing a.b.c runs a and a.b first.
+                    parts = other.split(".") if other else []
+                    for reached in {".".join(parts[:i]) for i in range(1, len(parts) + 1)} - seen:
+                        seen.add(reached)
+                        ways.append([*way, reached])
 
     def test_nn_names_no_family(self) -> None:
-        families = {path.stem for path in ROOT.glob("tfzoo/models/[a-z]*.py")}
-        for path, tree in SOURCES.items():
-            if room(path) == "nn" and families:
+        families = dictionary("tfzoo.models", "FAMILIES")
+        for name, tree in TREES.items():
+            if name.startswith("tfzoo.nn"):
                 code = ast.unparse(_without_docstrings(tree))  # Docstrings cite papers, and may.
                 # Every family's config, and the name of a rotary scaling in config.json files.
                 code = code.replace("TransformerConfig", "").replace("llama3", "")
                 found = re.search("|".join(families), code, re.IGNORECASE)
-                self.assertIsNone(found, f"{path} names a family: {found and found[0]}")
+                self.assertIsNone(found, f"{name} names a family: {found and found[0]}")
 
     def test_only_entry_points_define_flags(self) -> None:
-        for path, tree in SOURCES.items():
-            entry_point = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+        for name, tree in TREES.items():
             for node in ast.walk(tree):
-                if isinstance(node, ast.Attribute) and node.attr.startswith("DEFINE_") and not entry_point:
-                    self.fail(f"{path}:{node.lineno} defines a flag, and has no main()")
+                if isinstance(node, ast.Attribute) and node.attr.startswith("DEFINE_") and name not in ENTRY_POINTS:
+                    self.fail(f"{PATHS[name]}:{node.lineno} defines a flag, and is not an entry point")
+
+
+class ShapeTest(unittest.TestCase):
+    def test_no_function_is_longer_than_a_hundred_lines(self) -> None:
+        found = {
+            f"{name}.{node.name}"
+            for name, tree in TREES.items()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and (node.end_lineno or node.lineno) - node.lineno + 1 > MAX_LINES
+        }
+        self.assertEqual(found, KNOWN_LONG)
+
+    def test_every_file_says_what_it_is_for(self) -> None:
+        for name, tree in TREES.items():
+            self.assertTrue(ast.get_docstring(tree), f"{PATHS[name]} has no docstring")
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -3,13 +3,15 @@
 A template is a program that came with the weights: jinja2's sandbox runs it. What a user says stays text. Where a
 message holds a special token's name, such as <|im_end|>, a mark is put into it before the template sees it, and taken
 out before it is tokenized: so no message can end itself and go on as another's.
+
+Imports no TensorFlow: who uses a template says how its texts are tokenized.
 """
 
 import datetime
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -18,10 +20,9 @@ import jinja2.nodes
 import jinja2.sandbox
 
 from tfzoo.errors import UserError
-from tfzoo.generation.texts import encode
-from tfzoo.text.template import CONFIG_FILE, TEMPLATE_FILE, read_chat_template
-from tfzoo.text.tokenizer import ROLES
+from tfzoo.text.template import CONFIG_FILE, ROLES, TEMPLATE_FILE, read_chat_template
 
+Encode = Callable[[Sequence[str]], list[list[int]]]
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Noncharacters, which no text is to hold.
 
 
@@ -42,8 +43,13 @@ class _Generation(jinja2.ext.Extension):
 class ChatTemplate:
     """Messages -> token ids."""
 
-    def __init__(self, source: str, tokenizer, where: str = "the chat template"):
-        """where: what errors call it.
+    def __init__(self, source: str, tokenizer, encode: Encode, where: str = "the chat template"):
+        """
+        Args:
+          source: the template.
+          tokenizer: has `vocab`, `special_ids`, and the ids of roles by name, such as `eos_id`.
+          encode: the ids of each text, with nothing around them and special tokens as plain text.
+          where: what errors call it.
 
         Raises:
           UserError: the source is no template.
@@ -55,7 +61,7 @@ class ChatTemplate:
         environment.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
         environment.globals["raise_exception"] = self._refuse
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        self._tokenizer, self._where = tokenizer, where
+        self._encode, self._where = encode, where
         self._special = {tokenizer.vocab[i]: i for i in tokenizer.special_ids}
         names = {name: getattr(tokenizer, f"{role}_id", None) for role, name in ROLES.items()}
         self._names = {name: tokenizer.vocab[i] for name, i in names.items() if i is not None}
@@ -67,7 +73,7 @@ class ChatTemplate:
             raise UserError(f"{where}, line {getattr(error, 'lineno', '?')}: {error}") from None
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike, tokenizer) -> "ChatTemplate":
+    def from_folder(cls, folder: str | os.PathLike, tokenizer, encode: Encode) -> "ChatTemplate":
         """Reads chat_template.jinja, or the chat_template of tokenizer_config.json (of several, "default").
 
         Raises:
@@ -80,7 +86,7 @@ class ChatTemplate:
                 "or put the model's own there"
             )
         path, source = found
-        return cls(source, tokenizer, str(path))
+        return cls(source, tokenizer, encode, str(path))
 
     def ids(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, **variables) -> list[int]:
         """The ids of a conversation.
@@ -107,7 +113,7 @@ class ChatTemplate:
             raise UserError(f"{self._where}: fails with {type(error).__name__}: {error}") from None
         parts = self._pattern.split(text) if self._pattern else [text]
         # Every second part is a special token's name; what is between is text.
-        plain = encode(self._tokenizer, [part.replace(mark, "") for part in parts[::2]])
+        plain = self._encode([part.replace(mark, "") for part in parts[::2]])
         ids = list(plain[0])
         for name, following in zip(parts[1::2], plain[1:], strict=True):
             ids += [self._special[name], *following]

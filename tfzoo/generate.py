@@ -13,6 +13,7 @@ Options have the names and meanings of Hugging Face's GenerationConfig. What is 
 generation_config.json.
 """
 
+import functools
 import itertools
 import sys
 from collections.abc import Iterator
@@ -201,7 +202,7 @@ def _chat(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any
 
     folder = flags.model_dir
     texts.prompt_frame(model, tokenizer)  # That there is a tokenizer.
-    template = ChatTemplate.from_folder(folder, tokenizer)
+    template = ChatTemplate.from_folder(folder, tokenizer, functools.partial(texts.encode, tokenizer))
     beginning = [] if flags.system is None else [{"role": "system", "content": flags.system}]
     messages = list(beginning)
     here = sys.stdin.isatty()

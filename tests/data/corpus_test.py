@@ -1,7 +1,7 @@
 import unittest
 from unittest import mock
 
-from tfzoo.data import corpus, docstrings, files
+from tfzoo.data import corpus, docstrings, documents, files
 
 
 class LoadCorpusTest(unittest.TestCase):
@@ -27,5 +27,5 @@ class LoadCorpusTest(unittest.TestCase):
         )
 
     def test_sizes(self):
-        documents = [corpus.Document("a", ["One is here.", "Ü."]), corpus.Document("b", ["Two."])]
-        self.assertEqual(corpus.sizes(documents), {"documents": 2, "sentences": 3, "words": 5, "bytes": 19})
+        read = [documents.Document("a", ["One is here.", "Ü."]), documents.Document("b", ["Two."])]
+        self.assertEqual(documents.sizes(read), {"documents": 2, "sentences": 3, "words": 5, "bytes": 19})

@@ -8,7 +8,7 @@ import textwrap
 import unittest
 from unittest import mock
 
-from tfzoo.data import corpus, docstrings
+from tfzoo.data import docstrings, documents
 from tfzoo.errors import UserError
 
 MODULE = '''
@@ -82,7 +82,7 @@ class ReadTest(unittest.TestCase):
         self.assertEqual(
             read.train,
             [
-                corpus.Document(
+                documents.Document(
                     "apkg",
                     [
                         "The module does the first thing.",
@@ -93,7 +93,7 @@ class ReadTest(unittest.TestCase):
                         "Does what compiled functions do.",
                     ],
                 ),
-                corpus.Document("apkg", ["It says more of the same.", "It says so at length."]),
+                documents.Document("apkg", ["It says more of the same.", "It says so at length."]),
             ],
         )
         self.assertEqual([d.source for d in read.held_out], ["heldpkg"])
@@ -185,7 +185,7 @@ class StandardLibraryTest(unittest.TestCase):
     def test_imports_no_tensorflow(self):
         code = textwrap.dedent("""
             import sys
-            from tfzoo.data import corpus, docstrings, files, prose, sentences
+            from tfzoo.data import corpus, docstrings, documents, files, prose, sentences
             assert not {"tensorflow", "keras", "numpy"} & set(sys.modules), sorted(sys.modules)
         """)
         root = pathlib.Path(docstrings.__file__).parents[2]

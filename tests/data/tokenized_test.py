@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfzoo.data import tokenized
-from tfzoo.data.corpus import Corpus, Document
+from tfzoo.data.documents import Corpus, Document
 from tfzoo.text.characters import Characters
 from tfzoo.text.wordpiece import WordPiece
 

@@ -1,1 +1,1 @@
-"""Text sources, cleaning, packing, batching. Importing this package imports no TensorFlow."""
+"""Text sources, cleaning, packing, batching. Importing this package does not import TensorFlow."""

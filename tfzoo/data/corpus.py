@@ -1,58 +1,13 @@
-"""What is read: a corpus is two lists of documents, and a document is a list of sentences.
+"""From the name of a corpus to its documents.
 
 Imports no TensorFlow, so that reading and cleaning stay cheap to start.
 """
 
-import dataclasses
 import os
-from typing import Any
 
+from tfzoo.data import docstrings, files
+from tfzoo.data.documents import Corpus
 from tfzoo.errors import UserError
-
-DOCSTRINGS = "docstrings"
-POLICIES = ("strict", "replace", "skip")
-MAX_LINE_BYTES = 1 << 20
-MAX_BYTES = 2 << 30
-HELD_OUT = 0.02
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """Sentences that stood together, in order; `source` is the package or the file they stood in.
-
-    `separator` is what a tokenizer that keeps spaces reads between two of them: nothing in text as it stands, whose
-    "sentences" are lines with their ends.
-    """
-
-    source: str
-    sentences: list[str]
-    separator: str = " "
-
-
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Documents to train on and documents to measure on, which share no text.
-
-    `fingerprint` is the hexadecimal SHA-256 of what was read and of the version of the code that cleaned it:
-    two corpora of one fingerprint are the same. `report` holds counts, ready for JSON.
-    """
-
-    name: str
-    fingerprint: str
-    train: list[Document]
-    held_out: list[Document]
-    report: dict[str, Any]
-
-
-def sizes(documents: list[Document]) -> dict[str, int]:
-    """Counts documents, sentences, words (between spaces) and bytes (UTF-8)."""
-    sentences = [sentence for document in documents for sentence in document.sentences]
-    return {
-        "documents": len(documents),
-        "sentences": len(sentences),
-        "words": sum(len(sentence.split()) for sentence in sentences),
-        "bytes": sum(len(sentence.encode()) for sentence in sentences),
-    }
 
 
 def load_corpus(
@@ -62,9 +17,9 @@ def load_corpus(
     text_field: str = "text",
     policy: str = "strict",
     raw: bool = False,
-    held_out: float = HELD_OUT,
-    max_line_bytes: int = MAX_LINE_BYTES,
-    max_bytes: int = MAX_BYTES,
+    held_out: float = files.HELD_OUT,
+    max_line_bytes: int = files.MAX_LINE_BYTES,
+    max_bytes: int = files.MAX_BYTES,
 ) -> Corpus:
     """Reads the corpus that `spec` names.
 
@@ -84,9 +39,7 @@ def load_corpus(
     Raises:
       UserError: there is nothing to read, or what there is breaks the policy.
     """
-    from tfzoo.data import docstrings, files
-
-    if spec == DOCSTRINGS:
+    if spec == docstrings.NAME:
         if raw:
             raise UserError("--raw_text: the docstrings are no files; name some with --corpus")
         return docstrings.read(cache_dir)

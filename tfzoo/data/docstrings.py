@@ -27,9 +27,10 @@ from typing import Any
 
 from tfzoo import files
 from tfzoo.data import prose
-from tfzoo.data.corpus import DOCSTRINGS, Corpus, Document, sizes
+from tfzoo.data.documents import Corpus, Document, sizes
 from tfzoo.errors import UserError
 
+NAME = "docstrings"  # What --corpus calls them.
 VERSION = 1  # Counts changes of what this file makes of the same docstrings.
 
 # Import name -> distribution, of what tfzoo needs at run time: extras then leave the corpus as it is.
@@ -290,8 +291,8 @@ def read(
         report[part] = counts | sizes(parts[part])
         if not parts[part]:
             names = ", ".join(sorted(held_out if part == "held_out" else packages))
-            raise UserError(f"--corpus={DOCSTRINGS}: no docstrings were found in {names}; install them or give a path")
-    corpus = Corpus(DOCSTRINGS, fingerprint, parts["train"], parts["held_out"], report)
+            raise UserError(f"--corpus={NAME}: no docstrings were found in {names}; install them or give a path")
+    corpus = Corpus(NAME, fingerprint, parts["train"], parts["held_out"], report)
     if cache is not None:
         _store(corpus, cache)
     return corpus

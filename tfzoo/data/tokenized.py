@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfzoo import files, text
-from tfzoo.data.corpus import Corpus, Document
+from tfzoo.data.documents import Corpus, Document
 from tfzoo.errors import UserError
 from tfzoo.text import training
 from tfzoo.text.byte_level import ByteLevelBPE

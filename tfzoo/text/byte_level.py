@@ -37,7 +37,8 @@ from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text import SPLIT_PATTERNS
 from tfzoo.text.special import tokenize_around
-from tfzoo.text.tokenizer import ROLES, Tokenizer, join, sentencepiece_op, strings, valid_utf8
+from tfzoo.text.template import ROLES
+from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, strings, valid_utf8
 
 TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
 CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"

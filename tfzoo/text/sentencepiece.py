@@ -24,7 +24,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from tfzoo import files
 from tfzoo.errors import UserError, one_line, suggest
 from tfzoo.text.special import tokenize_around
-from tfzoo.text.tokenizer import ROLES, Tokenizer, join, sentencepiece_op, strings, valid_utf8
+from tfzoo.text.template import ROLES
+from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, strings, valid_utf8
 
 CONFIG_FILE = "tokenizer_config.json"
 _SPACE = "\u2581"  # SentencePiece's own mark of a space.

@@ -9,6 +9,11 @@ from tfzoo import files
 from tfzoo.errors import UserError
 
 TEMPLATE_FILE, CONFIG_FILE, TOKENIZER_FILE = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
+# Role -> what tokenizer_config.json calls it.
+ROLES = {
+    "pad": "pad_token", "unknown": "unk_token", "bos": "bos_token", "eos": "eos_token", "cls": "cls_token",
+    "sep": "sep_token", "mask": "mask_token",
+}  # fmt: skip
 
 
 def read_chat_template(folder: str | os.PathLike) -> tuple[pathlib.Path, str] | None:

@@ -8,12 +8,6 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 from tensorflow_text.python.ops import sentencepiece_tokenizer
 
-# Role -> what tokenizer_config.json calls it.
-ROLES = {
-    "pad": "pad_token", "unknown": "unk_token", "bos": "bos_token", "eos": "eos_token", "cls": "cls_token",
-    "sep": "sep_token", "mask": "mask_token",
-}  # fmt: skip
-
 _VALID_UTF8 = r"[\x{0}-\x{D7FF}\x{E000}-\x{10FFFF}]*"
 
 

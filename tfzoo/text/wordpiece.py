@@ -21,7 +21,8 @@ from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text import SPECIAL_TOKENS
 from tfzoo.text.special import check
-from tfzoo.text.tokenizer import ROLES, Tokenizer, join, strings, valid_utf8
+from tfzoo.text.template import ROLES
+from tfzoo.text.tokenizer import Tokenizer, join, strings, valid_utf8
 
 VOCAB_FILE = "vocab.txt"
 CONFIG_FILE = "tokenizer_config.json"

@@ -26,7 +26,7 @@ from tfzoo import files, models, nn, text
 from tfzoo.errors import UserError, suggest
 from tfzoo.models.record import FolderRecord
 from tfzoo.text import template
-from tfzoo.text.tokenizer import ROLES
+from tfzoo.text.template import ROLES
 from tfzoo.weights import formats, table
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
