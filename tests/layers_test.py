@@ -26,10 +26,11 @@ ENTRY_POINTS = {
     "tfzoo.train",
 }
 # What every module and package beside them may import of tfzoo, besides itself. A name stands for all below it.
-BELOW = {"errors", "files"}
+BELOW = {"errors", "files", "progress"}
 MODELS = BELOW | {"config", "nn", "models", "weights"}
 MAY_IMPORT = {
     "errors": set(),
+    "progress": set(),
     "files": {"errors"},
     "config": BELOW,
     "cli": BELOW,
@@ -55,6 +56,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.errors",
     "tfzoo.files",
     "tfzoo.cli",
+    "tfzoo.progress",
     "tfzoo.records",
     "tfzoo.chat",
     "tfzoo.models",

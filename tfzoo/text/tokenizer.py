@@ -8,6 +8,8 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 from tensorflow_text.python.ops import sentencepiece_tokenizer
 
+from tfzoo import progress
+
 _VALID_UTF8 = r"[\x{0}-\x{D7FF}\x{E000}-\x{10FFFF}]*"
 
 
@@ -114,8 +116,9 @@ def sentencepiece_op(model: bytes) -> tf_text.SentencepieceTokenizer:
     # A SavedModel's op finds its model by the name of a node: another tokenizer's, in this SavedModel or another of the
     # same process, must not have the same.
     name = f"sentencepiece_{hashlib.sha256(model).hexdigest()}"
-    op = tf_text.SentencepieceTokenizer(model, out_type=tf.int32, name=name)
-    op._model_resource = _SharedModel(model, name)
+    with progress.quiet():  # The library notes that a model has no table of normalisation.
+        op = tf_text.SentencepieceTokenizer(model, out_type=tf.int32, name=name)
+        op._model_resource = _SharedModel(model, name)
     return op
 
 

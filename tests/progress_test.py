@@ -1,0 +1,140 @@
+"""What a terminal sees while a command works, what a pipe does not, and what libraries print."""
+
+import os
+import pathlib
+import pty
+import re
+import subprocess
+import sys
+import termios
+import unittest
+
+from tfzoo import progress
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CUINIT = (
+    "E cuda_platform.cc:51] failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: UNKNOWN ERROR (303)"
+)
+
+
+class Command:
+    """A program whose stderr is a terminal, or a pipe."""
+
+    def __init__(self, *argv, terminal: bool, **environment):
+        self.parent, child = pty.openpty() if terminal else os.pipe()
+        if terminal:
+            termios.tcsetwinsize(child, (24, 80))
+        others = {name: value for name, value in os.environ.items() if name != progress._LEVEL}
+        self.process = subprocess.Popen(
+            [sys.executable, *argv], cwd=ROOT, env=others | environment, stdout=subprocess.PIPE, stderr=child
+        )
+        os.close(child)
+
+    def finish(self) -> tuple[int, str, str]:
+        """(exit code, stdout, stderr)."""
+        written = b""
+        try:
+            while part := os.read(self.parent, 1 << 16):
+                written += part
+        except OSError:  # How a terminal ends.
+            pass
+        os.close(self.parent)
+        out, _ = self.process.communicate()
+        return self.process.returncode, out.decode(), written.decode()
+
+
+def run(code: str, terminal: bool, **environment) -> str:
+    """What a program writes to stderr."""
+    status, _, err = Command("-c", code, terminal=terminal, **environment).finish()
+    assert status == 0, err
+    return err
+
+
+def shown(err: str) -> list[str]:
+    """What stood in the line, one after another."""
+    return [text for text in re.split(r"[\r\n]+", err) if text.strip()]
+
+
+class StageTest(unittest.TestCase):
+    STAGES = """if True:
+        import sys
+        from tfzoo import progress
+        with progress.stage("reading"):
+            with progress.stage("looking up") as end:
+                end()
+                print("found", end="", file=sys.stderr)
+                end()
+        with progress.stage("closing") as end:
+            end()
+            print("done", end="", file=sys.stderr)
+        try:
+            with progress.stage("writing " + 100 * "x"):
+                raise KeyError
+        except KeyError:
+            pass
+        """
+
+    def test_a_terminal_sees_stages_and_keeps_none(self):
+        err = run(self.STAGES, terminal=True)
+        # Of 80 columns the last stays free.
+        long = ("writing " + 100 * "x")[:79]
+        self.assertEqual(
+            shown(err), ["reading ...", "looking up ...", "found", "reading ...", "closing ...", "done", long]
+        )
+        self.assertTrue(err.endswith("\r" + " " * 79 + "\r"))
+
+    def test_a_pipe_does_not(self):
+        self.assertEqual(run(self.STAGES, terminal=False), "founddone")
+
+    def test_a_bar_is_for_terminals(self):
+        code = """if True:
+            from tfzoo import progress
+            with progress.bar(2, "file", "reading") as bar:
+                bar.update()
+            with progress.bar(2, "file", "hidden", shown=False) as bar:
+                bar.update()
+            """
+        err = run(code, terminal=True)
+        self.assertIn("reading", err)
+        self.assertIn("0/2", err)
+        self.assertNotIn("hidden", err)
+        self.assertEqual(run(code, terminal=False), "")
+
+    def test_it_imports_the_standard_library_alone(self):
+        code = """if True:
+            import sys
+            before = set(sys.modules)
+            from tfzoo import progress
+            new = {name.split(".")[0] for name in set(sys.modules) - before}
+            assert new <= {*sys.stdlib_module_names, "tfzoo"}, new
+            """
+        self.assertEqual(run(code, terminal=False), "")
+
+
+class QuietTest(unittest.TestCase):
+    PRINTS = f"""if True:
+        import os, sys, warnings
+        from tfzoo import progress
+        with progress.quiet():
+            with progress.quiet():
+                os.write(2, b"normalizer.cc(51) LOG(INFO) precompiled_charsmap is empty.\\n")
+                os.write(2, b"{CUINIT}\\nF something.cc:1] Check failed\\n")
+            print("of Python's own", file=sys.stderr)
+        os.write(2, b"{CUINIT}\\n")
+        try:
+            with progress.quiet():
+                raise ValueError("as it was")
+        except ValueError as error:
+            print(error, file=sys.stderr)
+        """
+
+    def test_what_is_harmless_is_left_out_and_all_else_follows(self):
+        err = run(self.PRINTS, terminal=False)
+        self.assertEqual(err, f"F something.cc:1] Check failed\nof Python's own\n{CUINIT}\nas it was\n")
+
+    def test_whoever_asks_sees_everything(self):
+        err = run(self.PRINTS, terminal=False, TF_CPP_MIN_LOG_LEVEL="0")
+        self.assertEqual((err.count(CUINIT), err.count("LOG(INFO)")), (2, 1))
+
+    def test_without_stderr(self):
+        run("import os; os.close(2)\nfrom tfzoo import progress\nwith progress.quiet(): pass", terminal=False)
