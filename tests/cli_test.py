@@ -4,11 +4,11 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import unittest
 
 from absl import flags as absl_flags
 
+from tests import helpers
 from tfzoo import cli
 from tfzoo.errors import CheckFailed, UserError
 
@@ -31,7 +31,7 @@ def define_flags(flags):
 
 class Shell(unittest.TestCase):
     def setUp(self):
-        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory())).resolve()
+        self.folder = helpers.temporary_folder(self)
         self.enterContext(contextlib.chdir(self.folder))
 
     def write(self, name, text):
@@ -42,10 +42,7 @@ class Shell(unittest.TestCase):
 
     def run_main(self, *argv, main=lambda flags: None):
         """(exit code, stdout, stderr)."""
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = cli.run(main, define_flags, argv)
-        return code, out.getvalue(), err.getvalue()
+        return helpers.captured(lambda arguments: cli.run(main, define_flags, arguments), *argv)
 
     def parsed(self, *argv):
         flags = absl_flags.FlagValues()
@@ -291,6 +288,7 @@ class SuggestTest(unittest.TestCase):
 
 PROGRAM = """
 import sys
+from tests import helpers
 from tfzoo import cli
 
 def main(flags):

@@ -1,22 +1,18 @@
 """Every kind of source, through the command line's main, against the golden files and KerasHub's own answers."""
 
-import contextlib
 import gzip
-import io
 import json
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
 
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 
+from tests import helpers
 from tests.export import small
-from tfzoo import cli, convert
+from tfzoo import convert
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import checkpoint, runs
 from tfzoo.weights import foreign, formats, huggingface
@@ -46,16 +42,14 @@ def outputs(folder, case):
 class ConvertCase(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+        self.folder = helpers.temporary_folder(self)
         self.to = self.folder / "to"
 
     def convert(self, source, *flags, code=0, to=None):
         """The lines printed, on stdout or, where it fails, on stderr."""
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            arguments = [f"--from={source}", f"--to={to or self.to}", *flags]
-            self.assertEqual(cli.run(convert.main, convert.define_flags, arguments), code, err.getvalue())
-        return (err if code else out).getvalue().splitlines()
+        found, out, err = helpers.run(convert, f"--from={source}", f"--to={to or self.to}", *flags)
+        self.assertEqual(found, code, err)
+        return (err if code else out).splitlines()
 
     def refused(self, source, pattern, *flags):
         (line,) = self.convert(source, *flags, code=2)
@@ -431,9 +425,8 @@ class KerasHubTest(ConvertCase):
 
 class ProcessTest(ConvertCase):
     def test_the_command(self):
-        command = [sys.executable, "-m", "tfzoo.convert", f"--from={GOLDEN / 'distilbert'}", f"--to={self.to}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        self.assertEqual((done.returncode, done.stdout.count("\n")), (0, 3), done.stderr)
+        done = helpers.python("-m", "tfzoo.convert", f"--from={GOLDEN / 'distilbert'}", f"--to={self.to}")
+        self.assertEqual(done.stdout.count("\n"), 3, done.stderr)
         self.assert_same_tensors(GOLDEN / "distilbert", self.to)
 
 

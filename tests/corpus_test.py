@@ -1,14 +1,10 @@
 """The corpus command: its vocabulary is training's, and training from what it packed is training from the text."""
 
-import contextlib
-import io
 import json
-import pathlib
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from unittest import mock
 
@@ -17,7 +13,7 @@ import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from tests import tiny_run
+from tests import helpers, tiny_run
 from tfzoo import cli, corpus, files, text, train
 from tfzoo.data import pipeline
 from tfzoo.data.corpus import load_corpus
@@ -28,30 +24,20 @@ from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.objectives.span_corruption import SpanCorruption
 from tfzoo.training import report
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-def run(function, *argv):
-    """(exit code, stdout, stderr)."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = function([str(argument) for argument in argv])
-    return code, out.getvalue(), err.getvalue()
-
 
 def prepare(*argv):
-    return run(lambda arguments: cli.run_subcommand(corpus.COMMANDS, corpus.__doc__, arguments), *argv)
+    return helpers.captured(lambda arguments: cli.run_subcommand(corpus.COMMANDS, corpus.__doc__, arguments), *argv)
 
 
 def training(*argv):
-    return run(lambda arguments: cli.run(train.main, train.define_flags, arguments), *argv)
+    return helpers.run(train, *argv)
 
 
 class CorpusTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.shared = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.shared = helpers.temporary_folder(cls)
         cls.text = tiny_run.write_corpus(cls.shared / "corpus.txt")
         cls.common = [f"--corpus={cls.text}", f"--cache_dir={cls.shared / 'cache'}"]
         cls.packed = cls.shared / "packed"
@@ -59,7 +45,7 @@ class CorpusTest(tf.test.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.folder = helpers.temporary_folder(self)
         for number in (signal.SIGTERM, signal.SIGINT):  # Training takes these for itself.
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.enterContext(mock.patch.object(report, "plot"))
@@ -232,7 +218,9 @@ class CorpusTest(tf.test.TestCase):
         arguments = [*self.common, *self.packing("causal"), "--shard_rows=5", f"--output_dir={output}"]
         for shards in (0, 40):  # Of about a hundred.
             command = [sys.executable, "-m", "tfzoo.corpus", "pack", *arguments]
-            with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            with subprocess.Popen(
+                command, cwd=helpers.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            ) as process:
                 while process.poll() is None and len(list(self.folder.glob("packed.*.partial/*_record"))) < shards + 1:
                     time.sleep(0.001)
                 process.kill()

@@ -1,10 +1,8 @@
 """What a model costs: by hand-counted figures."""
 
-import contextlib
-import io
-
 import tensorflow as tf
 
+from tests import helpers
 from tfzoo import cli, describe, models
 
 
@@ -49,10 +47,8 @@ class DescribeTest(tf.test.TestCase):
 
     def test_the_command(self):
         def run(*arguments):
-            out, err = io.StringIO(), io.StringIO()
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                code = cli.run(describe.main, describe.define_flags, arguments)
-            return code, out.getvalue() + err.getvalue()
+            code, out, err = helpers.run(describe, *arguments)
+            return code, out + err
 
         code, text = run("--model=bert_base", "--heads=classify")
         self.assertEqual(code, 0)

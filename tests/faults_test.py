@@ -19,7 +19,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
@@ -28,7 +27,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # As a program, this file finds only what stands beside it.
 
-from tests import tiny_run  # noqa: E402
+from tests import helpers, tiny_run  # noqa: E402
 from tfzoo.training import checkpoint  # noqa: E402  (imports no TensorFlow)
 
 STOPPED = 3
@@ -139,12 +138,12 @@ class KillTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.shared = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.shared = helpers.temporary_folder(cls)
         cls.forks = Forks()
         cls.addClassCleanup(cls.forks.close)
 
     def setUp(self):
-        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.folder = helpers.temporary_folder(self)
         self.random = random.Random(5)
 
     def new_run(self, name, steps, **others):

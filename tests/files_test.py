@@ -2,19 +2,18 @@
 
 import fcntl
 import os
-import pathlib
 import resource
 import signal
-import tempfile
 import unittest
 
+from tests.helpers import temporary_folder
 from tfzoo import files
 from tfzoo.errors import UserError
 
 
 class FilesCase(unittest.TestCase):
     def setUp(self):
-        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.folder = temporary_folder(self)
 
     def in_a_child(self, function):
         """The exit code of a forked process that calls `function`."""

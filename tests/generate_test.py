@@ -1,13 +1,9 @@
 """Text in, text out: frames, options of a folder, whole characters, conversations, and what is refused."""
 
-import contextlib
 import dataclasses
 import functools
-import io
 import json
 import pathlib
-import sys
-import tempfile
 import types
 import unittest
 import unittest.mock
@@ -16,7 +12,8 @@ import keras
 import numpy as np
 
 import tfzoo
-from tfzoo import chat, cli, generate
+from tests import helpers
+from tfzoo import chat, generate
 from tfzoo.errors import UserError
 from tfzoo.generation import texts
 from tfzoo.models.record import FolderRecord
@@ -36,9 +33,7 @@ CHATML = (
 
 
 def byte_tokenizer(**roles):
-    """A token for each byte: every character beyond ASCII is cut apart."""
-    roles = roles or dict(eos="</s>")
-    return ByteLevelBPE([*SPECIALS, *BYTES], [], special_tokens=SPECIALS, roles=roles)
+    return helpers.byte_tokenizer(SPECIALS, **(roles or dict(eos="</s>")))
 
 
 def tiny(name="gpt2", vocab_size=260, **sizes):
@@ -51,7 +46,7 @@ class Case(unittest.TestCase):  # tf.test.TestCase sets the seed before each tes
         super().setUpClass()
         keras.utils.set_random_seed(5)  # First: it clears TensorFlow's caches, and with them the tokenizers' tables.
         cls.tokenizer = byte_tokenizer()
-        cls.shared = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.shared = helpers.temporary_folder(cls)
         cls.folder = cls.shared / "gpt2"
         huggingface.save(tiny(), cls.folder, cls.tokenizer)
         cls.model, _ = tfzoo.load(cls.folder)
@@ -61,16 +56,11 @@ class Case(unittest.TestCase):  # tf.test.TestCase sets the seed before each tes
 
     def run_main(self, *argv, said="", model_dir=None):
         """(exit code, stdout, stderr)."""
-        out, err = io.StringIO(), io.StringIO()
-        stdin = unittest.mock.patch.object(sys, "stdin", io.StringIO(said))
+        if model_dir is not None:
+            return helpers.run(generate, f"--model_dir={model_dir}", *argv, stdin=said)
         # The same model for all, so that no graph is made twice.
-        load = unittest.mock.patch.object(runs, "load", lambda *_: (self.model, self.tokenizer))
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.ExitStack() as patches:
-            for patch in [stdin] + ([load] if model_dir is None else []):
-                patches.enter_context(patch)
-            argv = [f"--model_dir={self.folder if model_dir is None else model_dir}", *argv]
-            code = cli.run(generate.main, generate.define_flags, argv)
-        return code, out.getvalue(), err.getvalue()
+        with unittest.mock.patch.object(runs, "load", lambda *_: (self.model, self.tokenizer)):
+            return helpers.run(generate, f"--model_dir={self.folder}", *argv, stdin=said)
 
     def assert_error(self, words, *argv, **others):
         code, out, err = self.run_main(*argv, **others)

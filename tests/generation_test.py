@@ -1,10 +1,8 @@
 """Decoding beside transformers' generate, beside a loop without a cache, and beside the papers' formulas."""
 
-import contextlib
 import itertools
 import json
 import pathlib
-import sys
 from unittest import mock
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfzoo
-from tests import parity
+from tests.helpers import noisy_model, op_by_op
 from tfzoo import generate_ids, generation
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.generation import draws, options, stops
@@ -26,24 +24,8 @@ TINY = dict(vocab_size=23, hidden_size=16, num_layers=2, num_heads=4, intermedia
 START = 1
 
 
-@contextlib.contextmanager
-def op_by_op():
-    """Without a graph, whose making takes longer than what these tests have it do."""
-    module = sys.modules["tfzoo.generation.decode"]
-    with mock.patch.object(module, "_compiled", module._function):
-        yield
-
-
-def build(name, seed=0, noise=0.4, **overrides):
-    """A tiny model whose every weight is random."""
-    model = tfzoo.build(name, **(TINY | overrides))
-    random = np.random.default_rng(seed)
-    for variable in model.variables:
-        if not parity.weights.is_state(variable):
-            variable.assign_add(random.normal(0, noise, variable.shape))
-    if model.config.positions == "relative":  # T5's output is its embeddings: a strong one would be followed by itself.
-        model.tokens.embeddings.assign(0.1 * model.tokens.embeddings)
-    return model
+def build(name, seed=0, **overrides):
+    return noisy_model(name, seed, **(TINY | overrides))
 
 
 def outputs_of(model, prompt, tokens):

@@ -1,11 +1,7 @@
 """Likelihoods against a plain computation, windows against the formula by hand, and diversity against hand counts."""
 
-import contextlib
-import io
 import json
 import math
-import pathlib
-import tempfile
 import unittest
 import unittest.mock
 
@@ -13,11 +9,11 @@ import keras
 import numpy as np
 
 import tfzoo
-from tfzoo import cli, score
+from tests import helpers
+from tfzoo import score
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.evaluation import diversity, likelihood
 from tfzoo.models.record import FolderRecord
-from tfzoo.text.byte_level import BYTES, ByteLevelBPE
 from tfzoo.training import runs
 
 SPECIALS = ["<s>", "</s>", "<pad>"]
@@ -66,8 +62,8 @@ class Case(unittest.TestCase):  # tf.test.TestCase sets the seed before each tes
         super().setUpClass()
         keras.utils.set_random_seed(3)  # First: it clears TensorFlow's caches, and with them the tokenizers' tables.
         roles = dict(bos="<s>", eos="</s>", cls="<s>", sep="</s>", pad="<pad>")
-        cls.tokenizer = ByteLevelBPE([*SPECIALS, *BYTES], [], special_tokens=SPECIALS, roles=roles)
-        cls.shared = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.tokenizer = helpers.byte_tokenizer(SPECIALS, **roles)
+        cls.shared = helpers.temporary_folder(cls)
         cls.model = tfzoo.build("gpt2", vocab_size=259, **SIZES)
         for weight in cls.model.trainable_variables:  # Far from uniform.
             weight.assign(weight + 0.3 * keras.random.normal(weight.shape))
@@ -153,11 +149,8 @@ class LikelihoodTest(Case):
 
 class CommandTest(Case):
     def run_main(self, *argv):
-        out, err = io.StringIO(), io.StringIO()
-        load = unittest.mock.patch.object(runs, "load", lambda *_: (self.model, self.tokenizer))
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), load:
-            code = cli.run(score.main, score.define_flags, ["--model_dir=m", *argv])
-        return code, out.getvalue(), err.getvalue()
+        with unittest.mock.patch.object(runs, "load", lambda *_: (self.model, self.tokenizer)):
+            return helpers.run(score, "--model_dir=m", *argv)
 
     def test_files(self):
         source, target = self.shared / "in.jsonl", self.shared / "out.jsonl"

@@ -5,7 +5,6 @@ A run takes seconds, nearly all of them tracing, so that tests share runs where 
 """
 
 import contextlib
-import io
 import json
 import os
 import pathlib
@@ -13,7 +12,6 @@ import re
 import resource
 import shutil
 import signal
-import tempfile
 import time
 import types
 from unittest import mock
@@ -23,7 +21,7 @@ import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from tests import tiny_run
+from tests import helpers, tiny_run
 from tfzoo import cli, files, train
 from tfzoo.data import pipeline
 from tfzoo.data.corpus import load_corpus
@@ -40,10 +38,7 @@ SHARED = dict(steps=6, checkpoint_every=2, evaluate_every=3, keep_checkpoints=9)
 
 def run(*argv):
     """(exit code, stdout, stderr) of the training command."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.run(train.main, train.define_flags, [str(argument) for argument in argv])
-    return code, out.getvalue(), err.getvalue()
+    return helpers.run(train, *argv)
 
 
 def content(folder):
@@ -55,12 +50,12 @@ class TrainCase(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.shared = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.shared = helpers.temporary_folder(cls)
         tiny_run.write_corpus(cls.shared / "corpus.txt")
 
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.folder = helpers.temporary_folder(self)
         self.run_dir = self.folder / "run"
         for number in (signal.SIGTERM, signal.SIGINT):  # The command takes these for itself.
             self.addCleanup(signal.signal, number, signal.getsignal(number))

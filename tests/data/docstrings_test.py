@@ -1,13 +1,11 @@
 import importlib
 import json
-import pathlib
-import subprocess
 import sys
-import tempfile
 import textwrap
 import unittest
 from unittest import mock
 
+from tests import helpers
 from tfzoo.data import docstrings, documents
 from tfzoo.errors import UserError
 
@@ -50,12 +48,8 @@ class ExtractTest(unittest.TestCase):
 
 class ReadTest(unittest.TestCase):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = pathlib.Path(folder.name)
-        patch = mock.patch.object(sys, "path", [folder.name])
-        patch.start()
-        self.addCleanup(patch.stop)
+        self.folder = helpers.temporary_folder(self)
+        self.enterContext(mock.patch.object(sys, "path", [str(self.folder)]))
         self.write("apkg", "__init__.py", MODULE)
         self.write("apkg", "sub/more.py", '"""It says more of the same. It says so at length."""')
         self.write("apkg", "tests/a.py", '"""Tests are not read at all. They are left out."""')
@@ -188,5 +182,4 @@ class StandardLibraryTest(unittest.TestCase):
             from tfzoo.data import corpus, docstrings, documents, files, prose, sentences
             assert not {"tensorflow", "keras", "numpy"} & set(sys.modules), sorted(sys.modules)
         """)
-        root = pathlib.Path(docstrings.__file__).parents[2]
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+        helpers.python("-c", code)

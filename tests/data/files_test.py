@@ -4,9 +4,9 @@ import os
 import pathlib
 import random
 import re
-import tempfile
 import unittest
 
+from tests import helpers
 from tfzoo.data import files
 from tfzoo.data.corpus import load_corpus
 from tfzoo.errors import UserError
@@ -14,9 +14,7 @@ from tfzoo.errors import UserError
 
 class FilesTest(unittest.TestCase):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = pathlib.Path(folder.name)
+        self.folder = helpers.temporary_folder(self)
 
     def write(self, name, data):
         path = self.folder / name

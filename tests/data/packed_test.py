@@ -12,13 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from tests.helpers import temporary_folder
 from tfzoo import files
 from tfzoo.data import packed
 from tfzoo.data.packed import PackedFolder
@@ -79,7 +79,7 @@ def write(folder, train=TRAIN, tokenizer=None, shard_rows=30):
 
 class PackedCase(unittest.TestCase):
     def setUp(self):
-        self.parent = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.parent = temporary_folder(self)
         self.folder = self.parent / "packed"
 
     def assert_whole(self, folder):

@@ -1,12 +1,12 @@
 """A corpus as flat arrays: every token of every sentence, borders where they belong, a cache that is checked."""
 
 import pathlib
-import tempfile
 from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 
+from tests.helpers import temporary_folder
 from tfzoo.data import tokenized
 from tfzoo.data.documents import Corpus, Document
 from tfzoo.text.characters import Characters
@@ -60,7 +60,7 @@ class TokenizeTest(tf.test.TestCase):
             self.assertAllEqual(corpus.document_starts, [0])
 
     def test_the_cache(self):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
+        folder = temporary_folder(self)
         self.check(tokenized.cached(DOCUMENTS, self.tokenizer, "f", folder))
         with mock.patch.object(tokenized, "tokenize", side_effect=AssertionError("not from the cache")):
             self.check(tokenized.cached(DOCUMENTS, self.tokenizer, "f", folder))
@@ -69,7 +69,7 @@ class TokenizeTest(tf.test.TestCase):
                     tokenized.cached(DOCUMENTS, other[1], other[0], folder)
 
     def test_a_damaged_cache_is_made_again(self):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
+        folder = temporary_folder(self)
         tokenized.cached(DOCUMENTS, self.tokenizer, "f", folder)
         (array,) = pathlib.Path(folder).glob("*/token_ids.npy")
         whole = array.read_bytes()
@@ -83,7 +83,7 @@ class TokenizeTest(tf.test.TestCase):
 
 class TokenizerTest(tf.test.TestCase):
     def test_trained_on_the_training_part_and_kept(self):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
+        folder = temporary_folder(self)
         train = [Document("x", ["apple banana " * 3] * 5)]
         corpus = Corpus("c", "f" * 64, train, [Document("y", ["cherry"] * 50)], {})
         for kind in tokenized.TOKENIZERS:

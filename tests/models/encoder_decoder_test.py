@@ -4,12 +4,12 @@ import functools
 import json
 import pathlib
 import shutil
-import tempfile
 
 import numpy as np
 import tensorflow as tf
 
 import tfzoo
+from tests.helpers import temporary_folder
 from tests.nn import formulas
 from tests.nn.formulas import Values, randomize, relative_error
 from tfzoo import models
@@ -249,7 +249,7 @@ class BartTest(tf.test.TestCase):
         self.assertTrue(config.norm_first and config.scale_embeddings)
 
     def test_a_decoder_of_other_sizes_is_refused(self):
-        folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()), "bart")
+        folder = temporary_folder(self) / "bart"
         for change, message in (
             ({"decoder_attention_heads": 4}, "decoder_attention_heads is 4 and encoder_attention_heads 2"),
             ({"decoder_ffn_dim": 32}, "decoder_ffn_dim is 32 and encoder_ffn_dim 24"),
@@ -294,7 +294,7 @@ class TransformerTest(tf.test.TestCase):
     def test_a_file_says_how_its_sinusoids_lie(self):
         for overrides, kind in (({}, "transformer"), (MARIAN, "marian")):
             model, features = small("transformer_base", **overrides), inputs()
-            folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()), kind)
+            folder = temporary_folder(self) / kind
             huggingface.save(model, folder)
             self.assertEqual(json.loads((folder / "config.json").read_text())["model_type"], kind)
             again, _ = huggingface.load(folder)

@@ -3,11 +3,11 @@
 import json
 import pathlib
 import shutil
-import tempfile
 
 import numpy as np
 import tensorflow as tf
 
+from tests.helpers import temporary_folder
 from tests.nn.formulas import randomize
 from tfzoo import models
 from tfzoo.errors import UserError
@@ -20,7 +20,7 @@ SMALL = dict(vocab_size=31, hidden_size=8, num_layers=2, num_heads=2, intermedia
 class EncoderTest(tf.test.TestCase):
     def changed(self, case, **fields):
         """A copy of a golden folder whose config.json has other fields."""
-        folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir())) / "model"
+        folder = temporary_folder(self) / "model"
         shutil.copytree(GOLDEN / case, folder)
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
@@ -50,7 +50,7 @@ class EncoderTest(tf.test.TestCase):
 
     def test_roberta_positions_are_written_as_hugging_face_counts_them(self):
         model = models.build("roberta_base", heads=(), **SMALL)
-        folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir())) / "model"
+        folder = temporary_folder(self) / "model"
         huggingface.save(model, folder)
         record = json.loads((folder / "config.json").read_text())
         self.assertEqual((record["max_position_embeddings"], record["pad_token_id"]), (18, 1))
@@ -82,7 +82,7 @@ class EncoderTest(tf.test.TestCase):
         self.assertAllClose(two(inputs)["sequence"], again, atol=1e-6)
 
     def test_albert_projects_embeddings_of_any_size_and_electra_narrow_ones(self):
-        folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+        folder = temporary_folder(self)
         for name, size, projected in (("albert_base_v2", 8, 1), ("electra_small", 6, 1), ("electra_base", 0, 0)):
             model = models.build(name, **SMALL, embedding_size=size, heads=())
             self.assertEqual(model.encoder.embeddings.projection is not None, bool(projected))

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tests import generation_test
+from tests.helpers import noisy_model
 from tfzoo import nn
 
 TINY = dict(vocab_size=23, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=24, max_positions=32)
@@ -11,7 +11,7 @@ PROMPT, ROOM = 5, 6
 
 
 def build(name, **overrides):
-    return generation_test.build(name, noise=0.15, **(TINY | overrides))
+    return noisy_model(name, noise=0.15, **(TINY | overrides))
 
 
 class CacheTest(tf.test.TestCase):

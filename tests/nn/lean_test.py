@@ -2,12 +2,11 @@
 
 import functools
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import tensorflow as tf
 
+from tests.helpers import python
 from tests.nn.formulas import relative_error
 from tfzoo import nn
 from tfzoo.config import TransformerConfig
@@ -174,9 +173,7 @@ class LeanAttentionTest(tf.test.TestCase):
 
     def test_memory_grows_with_the_length_and_not_its_square(self):
         # In a process of its own, whose memory nothing else has filled before.
-        command = [sys.executable, "-c", "from tests.nn import lean_test; lean_test.print_growth()"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        self.assertEqual(result.returncode, 0, result.stderr[-3000:])
+        result = python("-c", "from tests.nn import lean_test; lean_test.print_growth()")
         ours, full = map(int, result.stdout.split())
         scores = 8192**2 * 4
         self.assertLess(ours, scores / 3)

@@ -1,13 +1,11 @@
 """Weights kept as bfloat16 and int8: what is computed is what a plain model with the rounded weights computes."""
 
-import tempfile
-
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
 import tfzoo
-from tests import generation_test
+from tests.helpers import noisy_model, op_by_op, temporary_folder
 from tfzoo import nn
 from tfzoo.errors import UserError
 
@@ -24,7 +22,7 @@ def rounded(matrix, dtype):
 
 
 def build(name, **overrides):
-    return generation_test.build(name, noise=0.3, **(TINY | overrides))
+    return noisy_model(name, noise=0.3, **(TINY | overrides))
 
 
 class StoredTest(tf.test.TestCase):
@@ -59,7 +57,7 @@ class StoredTest(tf.test.TestCase):
                 self.assertAllClose(found, expected, 1e-5, 1e-5)
                 self.assertGreater(np.abs(expected - as_they_were).max(), 1e-3)
                 if name == "gpt2":
-                    with generation_test.op_by_op():
+                    with op_by_op():
                         texts = [tfzoo.generate_ids(model, IDS, max_new_tokens=5) for model in (plain, stored)]
                     self.assertAllEqual(*texts)
 
@@ -92,7 +90,8 @@ class StoredTest(tf.test.TestCase):
         tfzoo.store_weights(model, "int8")
         with self.assertRaisesRegex(UserError, "kept as int8 already"):
             tfzoo.store_weights(model, "bfloat16")
-        with tempfile.TemporaryDirectory() as folder, self.assertRaisesRegex(UserError, "save it before"):
+        folder = temporary_folder(self)
+        with self.assertRaisesRegex(UserError, "save it before"):
             tfzoo.save(model, folder)
 
 

@@ -3,11 +3,11 @@
 import json
 import pathlib
 import shutil
-import tempfile
 
 import tensorflow as tf
 
 import tfzoo
+from tests.helpers import temporary_folder
 from tests.text.varied import SENTENCES
 from tfzoo.errors import UserError
 from tfzoo.text import SPECIAL_TOKENS, training
@@ -41,7 +41,7 @@ def tokenizers() -> dict[str, tuple[str, tf.Module, tf.Module]]:
 class BelongingTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+        self.folder = temporary_folder(self)
 
     def refused(self, folder: pathlib.Path, *parts: str):
         with self.assertRaises(UserError) as caught:

@@ -1,9 +1,8 @@
 """Characters: nothing lost, the same everywhere, and files that say what is wrong with them."""
 
-import pathlib
-
 import tensorflow as tf
 
+from tests.helpers import temporary_folder
 from tests.text.varied import lines
 from tfzoo.errors import UserError
 from tfzoo.text import training
@@ -98,7 +97,7 @@ class CharactersTest(tf.test.TestCase):
 class VocabularyTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(self.get_temp_dir(), self.id())
+        self.folder = temporary_folder(self)
         self.path = self.folder / "characters.txt"
 
     def test_save_and_from_folder(self):
@@ -117,7 +116,6 @@ class VocabularyTest(tf.test.TestCase):
         self.assertEqual(Characters.from_folder(self.folder).vocab, vocab)
 
     def test_bad_vocabularies_name_the_file_and_the_line(self):
-        self.folder.mkdir()
         for content, message in (
             (b"a\nb\na\n", "line 3: 'a' is on line 1 already"),
             (b"a\n\\u{61}\n", "line 2: 'a' is on line 1 already"),

@@ -1,15 +1,12 @@
 """Every kind of tokenizer in an export, which a fresh process loads without tfzoo."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
 import tensorflow as tf
 
+from tests.helpers import python, temporary_folder
 from tests.text.varied import CHINESE, LONG, SENTENCES, lines
 from tfzoo.text import training
 from tfzoo.text.byte_level import ByteLevelBPE
@@ -76,15 +73,14 @@ class ExportedTest(tf.test.TestCase):
             "characters": Characters(training.train_characters(sentences, ROBERTA)),
         }
         texts = tf.constant(lines(1500, seed=2))
-        folder = pathlib.Path(self.get_temp_dir())
+        folder = temporary_folder(self)
         for name, tokenizer in server.tokenizers.items():
             setattr(server, name, served(tokenizer))
         tf.saved_model.save(server, folder / "model")
         (folder / "lines.json").write_text(json.dumps([text.decode() for text in texts.numpy()]))
         (folder / "names.json").write_text(json.dumps([*server.tokenizers]))
         # A Turkish locale lower-cases I to a dotless one, in TensorFlow's op as well, wherever it is let.
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "LC_ALL": "tr_TR.UTF-8"}
-        subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, env=environment, check=True, timeout=600)
+        python("-c", SCRIPT, cwd=folder, TF_CPP_MIN_LOG_LEVEL="3", LC_ALL="tr_TR.UTF-8")
         for name, tokenizer in server.tokenizers.items():
             here = {key: value.numpy() for key, value in results(tokenizer, texts).items()}
             here["texts"] = np.array([text.hex() for text in here["texts"]])

@@ -13,6 +13,7 @@ import numpy as np
 import sentencepiece
 import tensorflow as tf
 
+from tests.helpers import temporary_folder
 from tests.text.varied import SENTENCES, SPECIALS, lines
 from tfzoo.errors import UserError
 from tfzoo.text import training
@@ -279,8 +280,7 @@ class ModelFileTest(tf.test.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(self.get_temp_dir(), self.id())
-        self.folder.mkdir()
+        self.folder = temporary_folder(self)
         self.path = self.folder / "spiece.model"
 
     def models(self):

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
+from tests.helpers import temporary_folder
 from tests.text.varied import CHINESE, SENTENCES, lines
 from tfzoo.errors import UserError
 from tfzoo.text import SPECIAL_TOKENS, training
@@ -202,8 +203,7 @@ class WordPieceTest(tf.test.TestCase):
 class VocabularyTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(self.get_temp_dir(), self.id())
-        self.folder.mkdir()
+        self.folder = temporary_folder(self)
         self.path = self.folder / "vocab.txt"
         self.vocab = [*SPECIAL_TOKENS, "a", "##b", "\u2028", "é", "\x85"]
 

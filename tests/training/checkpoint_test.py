@@ -4,12 +4,10 @@ import errno
 import itertools
 import json
 import os
-import pathlib
 import random
 import shutil
 import signal
 import struct
-import tempfile
 import threading
 import time
 from unittest import mock
@@ -20,6 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.helpers import temporary_folder
 from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.training import checkpoint
@@ -42,7 +41,7 @@ def arrays(step=0, size=8):
 class CheckpointsCase(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.run_dir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()), "run")
+        self.run_dir = temporary_folder(self) / "run"
         self.folder = self.run_dir / "checkpoints"
         self.random = random.Random(7)
 

@@ -19,7 +19,7 @@ import unittest
 
 import pytest
 
-from tests import tiny_run
+from tests import helpers, tiny_run
 from tests.worlds import ROOT, Worlds
 from tfzoo import launch
 
@@ -161,7 +161,7 @@ class CommandTest(DistributionCase):
     )
 
     def setUp(self):
-        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.folder = helpers.temporary_folder(self)
 
     def train(self, world, run_dir, stop_after=0, nan_at=0, fail_after=0, **others):
         """Exit code, stdout and stderr of each worker."""
@@ -674,10 +674,7 @@ def taken(world):
 def command(world, argv, stop_after=0, kill_after=0, nan_at=0, fail_after=0):
     """tfzoo.train in this process; after so many calls of the step a SIGTERM, or an exception, for worker 1 alone, a
     SIGKILL for 0; a call whose losses are NaN."""
-    import contextlib
-    import io
-
-    from tfzoo import cli, train
+    from tfzoo import train
 
     if kill_after or nan_at or ((stop_after or fail_after) and world.rank == 1):
         make_step = train.make_step
@@ -699,10 +696,7 @@ def command(world, argv, stop_after=0, kill_after=0, nan_at=0, fail_after=0):
             return and_stop
 
         train.make_step = made
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.run(train.main, train.define_flags, argv)
-    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+    return dict(zip(("code", "out", "err"), helpers.run(train, *argv)))
 
 
 if __name__ == "__main__":

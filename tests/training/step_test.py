@@ -1,14 +1,12 @@
 """The training step and the evaluation: parts, replicas, clipping and loss scaling change nothing they should not."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfzoo
+from tests import helpers
 from tests.nn.formulas import randomize
 from tfzoo import nn
 from tfzoo.objectives.masked_lm import MaskedLM
@@ -251,9 +249,8 @@ class EvaluationTest(tf.test.TestCase):
 class ReplicasTest(tf.test.TestCase):
     def check(self, call):
         # In a process of its own, for the number of devices is fixed once TensorFlow has begun.
-        command = [sys.executable, "-c", f"from tests.training import step_test; step_test.{call}"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        self.assertEqual((result.returncode, result.stdout.split()[-1:]), (0, ["fine"]), result.stderr[-3000:])
+        result = helpers.python("-c", f"from tests.training import step_test; step_test.{call}")
+        self.assertEqual(result.stdout.split()[-1:], ["fine"])
 
     @pytest.mark.faults
     def test_two_are_one_for_every_optimizer(self):

@@ -7,7 +7,6 @@ import os
 import pathlib
 import pickle
 import random
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -17,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from tests import helpers
 from tfzoo.errors import UserError
 from tfzoo.weights import formats as tensors_lib
 from tfzoo.weights.formats import open_file, open_folder, open_h5, write_folder
@@ -55,9 +55,7 @@ def tensor(dtype="F32", shape=(2,), offsets=(0, 8)):
 
 class Folders(unittest.TestCase):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = pathlib.Path(folder.name)
+        self.folder = helpers.temporary_folder(self)
 
     def write(self, name: str, data: bytes) -> pathlib.Path:
         (self.folder / name).write_bytes(data)
@@ -479,9 +477,7 @@ class MemoryTest(Folders):
             source = ("x", (rows, 1024), "F32", lambda rows=rows: np.ones((rows, 1024), np.float32))
             write_folder(self.folder / name, [source])
         paths = [str(self.folder / name / "model.safetensors") for name in ("large", "small")]
-        process = subprocess.run(
-            [sys.executable, "-c", MEMORY, *paths], capture_output=True, text=True, timeout=120, check=True
-        )
+        process = helpers.python("-c", MEMORY, *paths)
         total, opening, chunks, copied = map(float, process.stdout.split())
         self.assertEqual(total, 16384 * 1024)
         self.assertLess(opening, 2)  # MiB
@@ -499,9 +495,7 @@ class MemoryTest(Folders):
             "try: formats.open_file(sys.argv[1])\n"
             "except errors.UserError: print(peak() - before)"
         )
-        process = subprocess.run(
-            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120, check=True
-        )
+        process = helpers.python("-c", code, path)
         self.assertLess(int(process.stdout) / 1024, 32)  # MiB
 
 

@@ -3,16 +3,13 @@
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
-import tempfile
 
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 
 import tfzoo
-from tests import parity
+from tests import helpers, parity
 from tfzoo.errors import UserError
 from tfzoo.weights import huggingface, table
 
@@ -23,7 +20,7 @@ TOKENS = {"token_ids": tf.constant([[5, 6, 7, 8, 9]])}
 class FolderCase(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+        self.folder = helpers.temporary_folder(self)
 
     def copy(self, case="bert", config=None, change=None, drop=()):
         """A golden folder with other fields in its config, and with its tensors changed."""
@@ -221,8 +218,7 @@ class MemoryTest(FolderCase):
             self.copy(config={"num_hidden_layers": 9999}),
             self.copy(config={"max_position_embeddings": 10**8}),
         ]
-        command = [sys.executable, "-c", _FRESH, GOLDEN / "bert", large, *bad]
-        result = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=300)
+        result = helpers.python("-c", _FRESH, GOLDEN / "bert", large, *bad)
         grown = json.loads(result.stdout.splitlines()[-1])
         self.assertLess(grown.pop(str(large)), 1.2 * size)
         for folder, growth in grown.items():
