@@ -109,9 +109,8 @@ def _read_on(prompt: Prompt, token_ids, mask, room, chunk: int) -> Prompt:
         slots = begin + tf.range(chunk)[None]
         step = cache.step(tensors, slots, prompt.jit_compile)
         visible = seen[:, None] & (places <= slots[..., None])
-        ids, position_ids = (
-            tf.ensure_shape(x[:, begin : begin + chunk], [None, chunk]) for x in (token_ids, cache.positions)
-        )
+        # A size that is the same at each turn: XLA has none for [begin : begin + chunk].
+        ids, position_ids = (tf.slice(x, [0, begin], [tf.shape(x)[0], chunk]) for x in (token_ids, cache.positions))
         sequence = model.step(ids, position_ids, visible[:, None], step)
         return begin + chunk, sequence[:, -1:], step.tensors
 
