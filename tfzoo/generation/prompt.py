@@ -19,7 +19,7 @@ class Prompt:
     cache: Cache
     token_ids: Any  # int32 [B, P], -1 before a prompt's first token.
     count: Any  # int32 [B], tokens of each prompt.
-    sequence: Any  # [B, P or 1, E], the states of the prompt's tokens, or of the last alone.
+    sequence: Any  # [B, P, E], the states of the prompt's tokens.
     logits: Any  # [B, V], of the first new token.
     length: Any  # P
     jit_compile: bool
@@ -105,16 +105,19 @@ def _read_on(prompt: Prompt, token_ids, mask, room, chunk: int) -> Prompt:
     places = tf.range(tf.shape(cache.positions)[1])
     seen = places >= (prompt.length - prompt.count)[:, None]
 
-    def body(begin, last, tensors):
+    def body(begin, states, tensors):
         slots = begin + tf.range(chunk)[None]
         step = cache.step(tensors, slots, prompt.jit_compile)
         visible = seen[:, None] & (places <= slots[..., None])
         # A size that is the same at each turn: XLA has none for [begin : begin + chunk].
         ids, position_ids = (tf.slice(x, [0, begin], [tf.shape(x)[0], chunk]) for x in (token_ids, cache.positions))
         sequence = model.step(ids, position_ids, visible[:, None], step)
-        return begin + chunk, sequence[:, -1:], step.tensors
+        return begin + chunk, states.write(begin // chunk, sequence), step.tensors
 
-    state = (chunk, prompt.sequence[:, -1:], cache.tensors)
-    _, last, tensors = tf.while_loop(lambda begin, *_: begin < prompt.length, body, state, parallel_iterations=1)
+    states = tf.TensorArray(prompt.sequence.dtype, prompt.length // chunk, element_shape=prompt.sequence.shape)
+    state = (chunk, states.write(0, prompt.sequence), cache.tensors)
+    _, states, tensors = tf.while_loop(lambda begin, *_: begin < prompt.length, body, state, parallel_iterations=1)
+    pieces = tf.transpose(states.stack(), [1, 0, 2, 3])
+    sequence = tf.reshape(pieces, [tf.shape(token_ids)[0], prompt.length, pieces.shape[-1]])
     cache = cache.step(tensors, tf.zeros([1, 1], tf.int32), prompt.jit_compile)
-    return dataclasses.replace(prompt, cache=cache, sequence=last)
+    return dataclasses.replace(prompt, cache=cache, sequence=sequence)

@@ -78,8 +78,10 @@ class Tokenizer(tf.Module):
         return {self._vocab[i]: i for i in self._special}
 
     def _dropped(self) -> set[int]:
-        """The special tokens that are no part of a text made of ids: all but those for unknown and masked words."""
-        return {*self._special} - {self.unknown_id, self.mask_id}
+        """The special tokens that are not part of a text made of ids: all but those that stand for unknown and masked
+        words alone. GPT-2's <|endoftext|> stands for unknown words too, and ends texts."""
+        others = {i for role, i in self._role_ids if role not in ("unknown", "mask")}
+        return {*self._special} - ({self.unknown_id, self.mask_id} - others)
 
 
 def strings(texts: tf.Tensor) -> tf.Tensor:
