@@ -13,7 +13,7 @@ import numpy as np
 
 import tfzoo
 from tests import helpers
-from tfzoo import chat, generate
+from tfzoo import chat, generate, text
 from tfzoo.errors import UserError
 from tfzoo.generation import texts
 from tfzoo.models.record import FolderRecord
@@ -119,13 +119,28 @@ class TextTest(Case):
             texts.decode_text(self.tokenizer, [*self.ids("你"), 1, *self.ids("a")], skip_special=False), "你</s>a"
         )
 
+    def test_a_token_that_is_both_unknown_and_the_end_is_left_out(self):
+        """Every GPT-2 folder that transformers 4 saved has one; its decode(skip_special_tokens=True) leaves it out."""
+        for unknown, expected in (("</s>", "Done."), ("<s>", "<s>Done.")):
+            folder = self.shared / f"unknown_{expected}"
+            folder.mkdir()
+            for name in ("vocab.json", "merges.txt"):
+                (folder / name).write_text((self.folder / name).read_text())
+            config = dict(tokenizer_class="GPT2Tokenizer", bos_token="</s>", eos_token="</s>", unk_token=unknown)
+            (folder / "tokenizer_config.json").write_text(json.dumps(config))
+            tokenizer = text.load(folder)
+            ids = [tokenizer.unknown_id, *self.ids("Done."), tokenizer.eos_id]
+            self.assertEqual(texts.decode_text(tokenizer, ids), expected)
+            self.assertEqual(tokenizer.detokenize([ids]).numpy()[0].decode(), expected)
+            self.assertEqual(texts.decode_text(tokenizer, ids[1:], skip_special=False), "Done.</s>")
+
     def test_text_is_that_of_the_ids(self):
         prompts = ["one", "你好", "🙂 three"]
         found = tfzoo.generate_text(self.model, prompts, self.tokenizer, max_new_tokens=7)
-        for prompt, text in zip(prompts, found, strict=True):
+        for prompt, answer in zip(prompts, found, strict=True):
             ids = tfzoo.generate_ids(self.model, [self.ids(prompt)], max_new_tokens=7, eos_token_id=1)[0].numpy()
             whole = self.tokenizer.detokenize([[*self.ids(prompt), *ids]]).numpy()[0].decode()
-            self.assertEqual(prompt + text, whole)
+            self.assertEqual(prompt + answer, whole)
         self.assertEqual(tfzoo.generate_text(self.model, [], self.tokenizer), [])
 
     def test_a_growing_text_is_shown_in_whole_characters(self):

@@ -485,10 +485,10 @@ class StrategyTest(tf.test.TestCase):
             model = build(name)
             prompts = CacheTest.PROMPTS[1:]
             ids, mask = padded(prompts, ["right"] * 2)
+            asked = dict(max_new_tokens=count, penalty_alpha=alpha, top_k=width) | decoder_start(model)
             with op_by_op():
-                found = generate_ids(
-                    model, ids, mask, max_new_tokens=count, penalty_alpha=alpha, top_k=width, **decoder_start(model)
-                )
+                found = generate_ids(model, ids, mask, **asked)
+                self.assertAllEqual(generate_ids(model, ids, mask, prefill_chunk=3, **asked), found)
             for row, prompt in enumerate(prompts):
                 tokens = []
                 for _ in range(count):
