@@ -131,9 +131,9 @@ class EmitTest(tf.test.TestCase):
 
     def test_what_onnxruntime_genai_cannot_run(self):
         for pattern, model in (
-            ("decoders that write .head lm., and this is a .*bert.Model with the heads", small.model("bert")),
-            ("this is a .*t5.Model", small.model("t5")),
-            ("gpt2.Model with the heads classify;", small.model("gpt2", heads=("classify",))),
+            ("decoders that write .head lm., and this is a bert with the heads", small.model("bert")),
+            ("this is a t5 with", small.model("t5")),
+            ("gpt2 with the heads classify;", small.model("gpt2", heads=("classify",))),
             ("multiples of 8 numbers, and .* has head_dim=6", small.model("llama")),
             ("adds nothing to the scores, as .*relative", small.model("gpt2", positions="relative")),
         ):
@@ -357,9 +357,7 @@ class EmitTest(tf.test.TestCase):
             onnx_emit.emit(model)
 
     def test_what_has_no_emitter_is_named(self):
-        with self.assertRaisesRegex(
-            UserError, "reformer.Model has no emitters .* leave float16 out of --onnx_variants"
-        ):
+        with self.assertRaisesRegex(UserError, "reformer has no emitters .* leave float16 out of --onnx_variants"):
             onnx_emit.emit(small.model("reformer"), dtype="float16")
         with self.assertRaisesRegex(UserError, "--onnx_profile=old"):
             onnx_emit.emit(small.model(), profile="old")

@@ -16,7 +16,8 @@ from tfzoo import models
 from tfzoo.config import from_mapping
 from tfzoo.errors import UserError
 from tfzoo.models import bart, t5, transformer
-from tfzoo.weights import huggingface, table
+from tfzoo.weights import huggingface
+from tfzoo.weights.table import is_state, relative_path
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "assets" / "golden"
 SIZES = dict(vocab_size=19, hidden_size=12, num_layers=2, num_decoder_layers=1, num_heads=3, intermediate_size=20)
@@ -36,7 +37,7 @@ def small(name, heads=None, **overrides):
     model = tfzoo.build(name, heads=heads, num_labels=4, **SMALL[name] | overrides)
     randomize(model, scale=0.2)
     for variable in model.non_trainable_variables:
-        if not table.is_state(variable):
+        if not is_state(variable):
             variable.assign(np.random.default_rng(1).normal(0, 1, variable.shape))
     return model
 
@@ -166,7 +167,7 @@ class T5Test(tf.test.TestCase):
     def test_each_stack_has_biases_of_its_own_for_all_its_layers(self):
         model = small("t5_small")
         before = model(inputs())
-        tables = {table.relative_path(w) for w in model.weights if "relative_bias" in w.path}
+        tables = {relative_path(w) for w in model.weights if "relative_bias" in w.path}
         self.assertEqual(tables, {f"{stack}/stack/relative_bias/embeddings" for stack in ("encoder", "decoder")})
         table = model.decoder.stack.relative_bias.embeddings
         kept = table.numpy()

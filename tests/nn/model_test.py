@@ -56,12 +56,12 @@ class InputsTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "'decoder_token_ids' is missing"):
             made(nn.EncoderDecoderModel)(values)
 
-    def test_a_pair_needs_its_positions(self):
+    def test_two_entities_need_their_positions(self):
         model = made(nn.EncoderModel, ("relation",))
         with self.assertRaisesRegex(ValueError, "'entity_positions' is missing"):
             model({"token_ids": ids(3, 7)})
         outputs = model({"token_ids": ids(3, 7), "entity_positions": np.array([[0, 1], [2, 0], [3, 3]])})
-        self.assertEqual(outputs["pair_logits"].shape, (3, 2))
+        self.assertEqual(outputs["relation_logits"].shape, (3, 2))
 
 
 class HeadsTest(tf.test.TestCase):
@@ -78,7 +78,7 @@ class HeadsTest(tf.test.TestCase):
     def test_names_and_shapes(self):
         values = {"token_ids": ids(3, 7), "padding_mask": REAL}
         shapes = dict(lm=(3, 7, VOCAB), next_sentence=(3, 2), classify=(3, 5), tag=(3, 7, 5), span=(3, 7, 2))
-        shapes |= dict(pair=(3, 5), discriminate=(3, 7))
+        shapes |= dict(relation=(3, 5), discriminate=(3, 7))
         model = made(Encoder, tuple(shapes), arguments={"num_labels": 5})
         outputs = model(values | {"entity_positions": np.zeros([3, 2], np.int32)})
         expected = {("logits" if head == "lm" else f"{head}_logits"): shape for head, shape in shapes.items()}

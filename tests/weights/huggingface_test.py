@@ -89,7 +89,7 @@ class LoadTest(FolderCase):
             self.assertEqual(len(list(folder.glob("*.safetensors"))) > 1, bool(arguments))
             again = self.folder / f"{dtype}_again"
             loaded = huggingface.load(folder)[0]
-            stored = huggingface.tensors.DTYPES[huggingface.DTYPES[dtype]]
+            stored = huggingface.formats.DTYPES[huggingface.DTYPES[dtype]]
             for one, other in zip(model.variables, loaded.variables):
                 if table.is_state(one):
                     continue
@@ -125,7 +125,7 @@ class LoadTest(FolderCase):
         ):
             huggingface.save(odd, self.folder / "odd")
         pair = tfzoo.build("bert_tiny", num_layers=1, vocab_size=50, heads=("relation",))
-        with self.assertRaisesRegex(UserError, "no bert with the heads pair"):
+        with self.assertRaisesRegex(UserError, "no bert with the heads relation"):
             huggingface.save(pair, self.folder / "pair")
 
 

@@ -33,7 +33,7 @@ def trace(model: keras.Model, length: int, dtype: str = "float32") -> onnx.Model
     Raises:
       UserError: it would not fit into a file, or another dtype than float32 is asked for.
     """
-    where = f"{model.family} has no emitters in tfzoo/export/onnx_emit.py, and is traced"
+    where = f"{model.family} has no emitters in tfzoo/export/onnx/emit.py, and is traced"
     if dtype != "float32":
         raise UserError(f"{where} in float32 alone: leave {dtype} out of --onnx_variants")
     if 4 * model.count_params() > MAX_BYTES:
