@@ -36,7 +36,7 @@ def make_step(kind: str, length: int):
     from tfzoo import nn
     from tfzoo.nn.kernel import draw_features, favor_attention
     from tfzoo.nn.lean import lean_attention
-    from tfzoo.nn.lsh import bucket_factors, hash_buckets, lsh_attention
+    from tfzoo.nn.lsh import Chunks, bucket_factors, hash_buckets, lsh_attention
 
     def normal(*shape, seed):
         return tf.random.stateless_normal(shape, [seed, 0])
@@ -52,7 +52,7 @@ def make_step(kind: str, length: int):
         "favor": lambda q, k, v: favor_attention(q, k, v, features, nn.Mask(), scale),
         "favor_causal": lambda q, k, v: favor_attention(q, k, v, features, nn.Mask(causal=True), scale),
         # Queries and keys are the same here, as the Reformer has it.
-        "lsh": lambda q, k, v: lsh_attention(q, v, hash_buckets(q, rotations, factors), chunk_length=64),
+        "lsh": lambda q, k, v: lsh_attention(q, v, hash_buckets(q, rotations, factors), Chunks(64)),
     }[kind]
 
     @tf.function

@@ -104,8 +104,9 @@ OPTIONS = [
 
 
 def arguments(options, size):
-    names = {"before": "chunks_before", "after": "chunks_after", "real": "padding_mask"}
-    return {names.get(name, name): value for name, value in options.items()} | {"chunk_length": size}
+    options = dict(options)
+    real = options.pop("real", None)
+    return dict(chunks=lsh.Chunks(size, **options), padding_mask=real)
 
 
 class AttentionTest(tf.test.TestCase):
@@ -148,7 +149,7 @@ class AttentionTest(tf.test.TestCase):
     def test_a_token_attends_to_itself_only_where_there_is_nothing_else(self):
         query_key, value = (normal(1, 1, 4, 3, seed=i) for i in range(2))
         buckets = tf.zeros((1, 1, 1, 4), "int32")
-        y = lsh.lsh_attention(*single(query_key, value), buckets, chunk_length=4, chunks_before=0, causal=True)
+        y = lsh.lsh_attention(*single(query_key, value), buckets, lsh.Chunks(4, before=0, causal=True))
         self.assertAllClose(y[0, 0, :2], [value[0, 0, 0], value[0, 0, 0]], 1e-6, 1e-6)
 
 

@@ -107,24 +107,34 @@ def bucket_factors(length: int, chunk_length: int, max_positions: int) -> list[i
     return [2**power]
 
 
-def lsh_attention(
-    query_key,
-    value,
-    buckets,
-    *,
-    chunk_length: int,
-    chunks_before: int = 1,
-    chunks_after: int = 0,
-    causal: bool = False,
-    padding_mask=None,
-    dropout: Callable | None = None,
-):
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """Which tokens see each other: those of a chunk, and of its neighbours. All rounds' chunks form one ring."""
+
+    length: int  # C.
+    before: int = 1  # Neighbours that a chunk sees.
+    after: int = 0
+    causal: bool = False  # No position sees a later one.
+
+    def split(self, x):
+        """x [B, H, R, L, ...] -> [B, H, R L / C, C, ...]; L is a multiple of C."""
+        batch, heads, rounds, length = ops.shape(x)[:4]
+        return tf.reshape(x, (batch, heads, rounds * length // self.length, self.length, *x.shape[4:]))
+
+    def window(self, x):
+        """x [B, H, N, C, ...] -> [B, H, N, W, ...], W = (before + 1 + after) C: each chunk among its neighbours."""
+        count = x.shape[2]
+        steps = (max(-count, min(step, count)) for step in range(self.before, -self.after - 1, -1))
+        return tf.concat([tf.roll(x, step, 2) if step % count else x for step in steps], 3)
+
+
+def lsh_attention(query_key, value, buckets, chunks: Chunks, padding_mask=None, dropout: Callable | None = None):
     """Attention with shared queries and keys within chunks of tokens sorted by bucket (section 2, figure 2).
 
     Args:
-      query_key, value: [B, H, L, D], L a multiple of chunk_length.
+      query_key, value: [B, H, L, D], L a multiple of chunks.length.
       buckets: int32 [B, H, R, L]. The result depends on their order only. Padding is sorted behind everything.
-      chunks_before, chunks_after: neighbours that a chunk sees. The rounds' chunks form one ring.
+      chunks: those of the sorted tokens.
       padding_mask: bool [B, L], True is a real token.
       dropout: applied to the weights.
 
@@ -136,28 +146,11 @@ def lsh_attention(
         buckets = tf.where(padding_mask[:, None, None, :], buckets, tf.int32.max)
     order = tf.argsort(buckets, axis=-1, stable=True)
     inverse = tf.argsort(order, axis=-1)
-
-    def chunks(x):  # [B, H, R, L, ...] -> [B, H, R L / C, C, ...]
-        return tf.reshape(x, (batch, heads, rounds * length // chunk_length, chunk_length, *x.shape[4:]))
-
-    def window(x):
-        return _window(x, chunks_before, chunks_after)
-
-    query, positions = chunks(_sort(query_key, order, inverse)), chunks(order)
+    query, value, positions = map(chunks.split, (_sort(query_key, order, inverse), _sort(value, order, inverse), order))
     real = None
     if padding_mask is not None:
-        real = window(chunks(tf.gather(padding_mask, order, axis=1, batch_dims=1)))
-    y, total = _attend(
-        query,
-        window(_normalize(query)),
-        window(chunks(_sort(value, order, inverse))),
-        positions,
-        window(positions),
-        real,
-        causal,
-        share=True,
-        dropout=dropout,
-    )
+        real = chunks.split(tf.gather(padding_mask, order, axis=1, batch_dims=1))
+    y, total = _attend(chunks, query, _normalize(query), value, positions, real, share=True, dropout=dropout)
     y = _unsort(tf.reshape(y, (batch, heads, rounds, length, y.shape[-1])), order, inverse)
     if rounds == 1:
         return y[:, :, 0]
@@ -165,64 +158,39 @@ def lsh_attention(
     return tf.reduce_sum(y * tf.cast(tf.nn.softmax(total, axis=2), y.dtype)[..., None], 2)
 
 
-def local_attention(
-    query,
-    key,
-    value,
-    *,
-    chunk_length: int,
-    chunks_before: int = 1,
-    chunks_after: int = 0,
-    causal: bool = False,
-    padding_mask=None,
-    dropout: Callable | None = None,
-):
-    """Attention of each chunk to itself and its neighbours; the chunks form a ring.
+def local_attention(query, key, value, chunks: Chunks, padding_mask=None, dropout: Callable | None = None):
+    """Attention of each chunk to itself and its neighbours.
 
     Args:
-      query, key, value: [B, H, L, D], L a multiple of chunk_length.
+      query, key, value: [B, H, L, D], L a multiple of chunks.length.
       the others: as those of lsh_attention.
 
     Returns:
       [B, H, L, D].
     """
     batch, heads, length, depth = ops.shape(query)
-
-    def chunks(x):
-        return tf.reshape(x, (*ops.shape(x)[:2], length // chunk_length, chunk_length, *x.shape[3:]))
-
-    def window(x):
-        return _window(chunks(x), chunks_before, chunks_after)
-
-    positions = tf.range(length)[None, None]
-    y, _ = _attend(
-        chunks(query),
-        window(key * (1 / math.sqrt(depth))),
-        window(value),
-        chunks(positions),
-        window(positions),
-        None if padding_mask is None else window(padding_mask[:, None]),
-        causal,
-        share=False,
-        dropout=dropout,
-    )
+    query, key, value = (chunks.split(x[:, :, None]) for x in (query, key * (1 / math.sqrt(depth)), value))
+    positions = chunks.split(tf.range(length)[None, None, None])
+    real = None if padding_mask is None else chunks.split(padding_mask[:, None, None])
+    y, _ = _attend(chunks, query, key, value, positions, real, share=False, dropout=dropout)
     return tf.reshape(y, (batch, heads, length, depth))
 
 
-def _attend(query, key, value, query_positions, key_positions, real, causal, share, dropout):
-    """Softmax attention of chunks [..., C, D] to their windows [..., W, D].
+def _attend(chunks: Chunks, query, key, value, positions, real, share, dropout):
+    """Softmax attention of chunks [..., C, D] to their windows.
 
     Returns [..., C, D] and the logarithm of the sum of exponentiated scores [..., C].
 
-    positions: int32 [..., C] and [..., W]. real: bool [..., W] or None. share: queries are keys.
+    positions: int32 [..., C]. real: bool [..., C] or None. share: queries are keys.
     """
+    key, value = chunks.window(key), chunks.window(value)
     # In half precision neither the masks' values nor the sums over rounds would do.
     scores = tf.cast(tf.matmul(query, key, transpose_b=True), "float32")
-    rows, columns = query_positions[..., :, None], key_positions[..., None, :]
-    if causal:
+    rows, columns = positions[..., :, None], chunks.window(positions)[..., None, :]
+    if chunks.causal:
         scores = tf.where(rows >= columns, scores, _MASKED)
     if real is not None:
-        scores = tf.where(real[..., None, :], scores, _MASKED)
+        scores = tf.where(chunks.window(real)[..., None, :], scores, _MASKED)
     if share:
         scores = tf.where(rows == columns, _SELF, scores)
     # A softmax that gives its denominator away. Not exp(scores - total): near _SELF float32 has steps of 0.008.
@@ -232,13 +200,6 @@ def _attend(query, key, value, query_positions, key_positions, real, causal, sha
     weights = tf.cast(exponents / total, value.dtype)
     y = tf.matmul(weights if dropout is None else dropout(weights), value)
     return y, (highest + tf.math.log(total))[..., 0]
-
-
-def _window(x, before, after):
-    """x [B, H, N, C, ...] -> [B, H, N, W, ...], W = (before + 1 + after) C: each chunk among its neighbours."""
-    count = x.shape[2]
-    steps = (max(-count, min(step, count)) for step in range(before, -after - 1, -1))
-    return tf.concat([tf.roll(x, step, 2) if step % count else x for step in steps], 3)
 
 
 def _normalize(x, epsilon=1e-6):
@@ -326,12 +287,11 @@ class _ChunkedAttention(keras.layers.Layer):
 
     def options(self, length, padding_mask, seed, training):
         """What the functions above take. A length within one chunk is a chunk."""
-        whole = length <= self.chunk_length
+        whole, causal = length <= self.chunk_length, self.config.causal
         return dict(
-            chunk_length=length if whole else self.chunk_length,
-            chunks_before=0 if whole else self.before,
-            chunks_after=0 if whole else self.after,
-            causal=self.config.causal,
+            chunks=Chunks(length, 0, 0, causal)
+            if whole
+            else Chunks(self.chunk_length, self.before, self.after, causal),
             padding_mask=padding_mask,
             dropout=lambda weights: _drop(weights, self.dropout, seed, 1, training),
         )
