@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfzoo
-from tfzoo import models
+from tfzoo import json_files, models
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.weights import formats, huggingface
 from tfzoo.weights import table as weight_table
@@ -99,7 +99,7 @@ def there_and_back(case: pathlib.Path, model, tokenizer, folder: pathlib.Path) -
         assert one.names == other.names, (case.name, set(one.names) ^ set(other.names))
         for name in one.names:
             assert one.read(name).tobytes() == other.read(name).tobytes(), (case.name, name)
-    before, after = (formats.read_json(path / "config.json") for path in (case, folder))
+    before, after = (json_files.read(path / "config.json") for path in (case, folder))
     changed = {key for key in {*before, *after} if before.get(key) != after.get(key)}
     assert not changed, (case.name, {key: (before.get(key), after.get(key)) for key in changed})
 

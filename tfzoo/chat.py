@@ -20,7 +20,8 @@ import jinja2.nodes
 import jinja2.sandbox
 
 from tfzoo.errors import UserError
-from tfzoo.text.template import CONFIG_FILE, ROLES, TEMPLATE_FILE, read_chat_template
+from tfzoo.text.settings import CONFIG_FILE, ROLES
+from tfzoo.text.template import TEMPLATE_FILE, read_chat_template
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Noncharacters, which no text is to hold.

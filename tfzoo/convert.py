@@ -17,8 +17,9 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli
+from tfzoo import cli, json_files
 from tfzoo.errors import UserError
+from tfzoo.json_files import Field
 
 # What Hugging Face's tokenizers and generation read.
 _CARRIED = {
@@ -115,7 +116,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         count = sum(math.prod(file.shape(name)) for name in file.names)
         shards = len({file.file(name) for name in file.names})
         size = f"{count:,} parameters, {len(file)} tensors in {shards} file{'s' if shards > 1 else ''}, {dtype}"
-    record = formats.read_json(target / "config.json")
+    record = json_files.read(target / "config.json")
     print(f"read {source}: {found.kind}")
     print(f"wrote {target}: {(record.get('architectures') or [record['model_type']])[0]}, {size}")
     beside = (path.name for path in target.iterdir() if path.name != "config.json" and path.name[:5] != "model")
@@ -130,7 +131,6 @@ def main(flags: absl_flags.FlagValues) -> None:
 
 def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
     from tfzoo.training import runs
-    from tfzoo.weights import formats
 
     checkpoint = flags.checkpoint
     if not source.is_dir():
@@ -142,7 +142,7 @@ def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
         _omit(flags, "a run's folder", "part", "lowercase")
         model, tokenizer = runs.load(source, checkpoint)
         return Found("a run's folder", source, model, tokenizer=tokenizer)
-    if config.exists() and any(source.glob("*.weights.*")) and "class_name" in formats.read_json(config):
+    if config.exists() and any(source.glob("*.weights.*")) and "class_name" in json_files.read(config):
         _omit(flags, "a KerasHub preset", "checkpoint", "part", "lowercase")
         return _keras(source)
     if any(source.glob("*.index")) and not any(source.glob("*.safetensors")):
@@ -228,7 +228,7 @@ def _lowercase(folder: pathlib.Path, family: str) -> bool:
 
 def _keras(folder: pathlib.Path) -> Found:
     from tfzoo.text.wordpiece import WordPiece
-    from tfzoo.weights import foreign, formats
+    from tfzoo.weights import foreign
 
     source = foreign.open_keras(folder)
     with source.file as file:
@@ -238,8 +238,9 @@ def _keras(folder: pathlib.Path) -> Found:
         tokenizer = None
         settings = folder / "tokenizer.json"
         if "vocab.txt" in carried:
-            record = formats.read_json(settings) if settings.exists() else {}
-            lowercase = record.get("config", {}).get("lowercase") if isinstance(record, dict) else None
+            record = json_files.read(settings) if settings.exists() else {}
+            json_files.check(record, {"config": Field(dict)}, settings)
+            lowercase = (record.get("config") or {}).get("lowercase")
             if not isinstance(lowercase, bool):
                 raise UserError(
                     f"{settings}: does not say whether the vocabulary is lowercase; put the preset's own back"

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tfzoo import files
+from tfzoo import files, json_files
 from tfzoo.errors import UserError
+from tfzoo.json_files import BadJSON
 
 
 def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -17,7 +18,7 @@ def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[t
     `flag` is the one that named the file.
 
     Raises:
-      UserError: the file cannot be read, is not UTF-8 or holds nothing, or a line is no object.
+      UserError: the file cannot be read, is not UTF-8 or holds nothing, or a line is not a JSON object.
     """
     path = pathlib.Path(path)
     try:
@@ -37,11 +38,11 @@ def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[t
             yield where, {field: line}
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: is not JSON ({error})") from None
+            record = json_files.parse(line)
+        except BadJSON as error:
+            raise UserError(f"{where}: {error}; {error.remedy}") from None
         if not isinstance(record, dict):
-            raise UserError(f'{where}: is no object; write {{"{field}": ...}}')
+            raise UserError(f'{where}: is not an object; write {{"{field}": ...}}')
         yield where, record
 
 

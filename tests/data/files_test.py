@@ -281,13 +281,14 @@ class PolicyTest(FilesTest):
 
     def test_invalid_json(self):
         cases = {
-            "{": "invalid JSON (Expecting",
-            '{"text": NaN}': "invalid JSON (NaN is not JSON)",
-            '{"text": "B.", "n": -Infinity}': "invalid JSON (-Infinity is not JSON)",
-            '{"text": "B.", "text": "D."}': "invalid JSON (a key stands twice in an object)",
-            '{"text": "B.", "n": ' + "[" * 100_000 + "]" * 100_000 + "}": "JSON nested too deeply",
-            '{"text": "B.", "n": ' + "1" * 5000 + "}": "invalid JSON (",
-            '{"text": "B."} {"text": "D."}': "invalid JSON (Extra data",
+            "{": "is not JSON (Expecting",
+            '{"text": NaN}': "NaN is not JSON;",
+            '{"text": "B.", "n": -Infinity}': "-Infinity is not JSON;",
+            '{"text": "B.", "n": 1e999}': "1e999 is too large a number;",
+            '{"text": "B.", "text": "D."}': "the key 'text' is there twice",
+            '{"text": "B.", "n": ' + "[" * 100_000 + "]" * 100_000 + "}": "is nested too deeply",
+            '{"text": "B.", "n": ' + "1" * 5000 + "}": "is not JSON that can be read (",
+            '{"text": "B."} {"text": "D."}': "is not JSON (Extra data",
         }
         for line, message in cases.items():
             with self.subTest(line[:30]):

@@ -437,9 +437,9 @@ class ModelFileTest(tf.test.TestCase):
             (json.dumps({**good, "mask_token": 3}), "mask_token is 3"),
             (json.dumps({**good, "tokenizer_class": "BertTokenizer"}), "tokenizer_class is 'BertTokenizer'"),
             (json.dumps({**good, "tokenizer_class": "T5Tokenizer", "extra_ids": -1}), "extra_ids is -1"),
-            ("{", "cannot be read as JSON"),
-            ("[" * 100_000, "cannot be read as JSON"),
-            ("[]", "holds a list"),
+            ("{", "line 1: is not JSON .Expecting property name"),
+            ("[" * 100_000, "is nested too deeply"),
+            ("[]", "holds a list, not an object"),
         ):
             with self.subTest(message=message):
                 path.write_text(content)

@@ -276,9 +276,10 @@ class VocabularyTest(tf.test.TestCase):
             (json.dumps({**good, "strip_accents": False}), "strip_accents is False"),
             (json.dumps({**good, "tokenize_chinese_chars": False}), "tokenize_chinese_chars"),
             (json.dumps({**good, "mask_token": "<mask>"}), "mask_token is '<mask>'"),
-            ("{", "cannot be read as JSON"),
-            ("[" * 100_000, "cannot be read as JSON"),
-            ("[]", "holds a list"),
+            ("{", "line 1: is not JSON .Expecting property name"),
+            ("[" * 100_000, "is nested too deeply"),
+            ('{\n"do_lower_case": true,\n"do_lower_case": true}', "line 3: the key 'do_lower_case' is there twice"),
+            ("[]", "holds a list, not an object"),
         ):
             with self.subTest(message=message):
                 path.write_text(content)

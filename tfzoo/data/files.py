@@ -34,9 +34,11 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from tfzoo import json_files
 from tfzoo.data import sentences
 from tfzoo.data.documents import Corpus, Document, sizes
 from tfzoo.errors import UserError
+from tfzoo.json_files import BadJSON
 
 VERSION = 2  # Counts changes of what comes out of the same files.
 POLICIES = ("strict", "replace", "skip")
@@ -170,22 +172,11 @@ class _Reader:
 
     def _json_text(self, line: str) -> str:
         """The text field of a line; raises _Bad."""
-
-        def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            if len(dict(pairs)) < len(pairs):
-                raise ValueError("a key stands twice in an object")
-            return dict(pairs)
-
-        def no_constant(name: str) -> None:
-            raise ValueError(f"{name} is not JSON")
-
         remedy = "write one JSON object a line"
         try:
-            value = json.loads(line, object_pairs_hook=once, parse_constant=no_constant)
-        except RecursionError:
-            raise _Bad("invalid_json", "JSON nested too deeply", remedy) from None
-        except ValueError as error:
-            raise _Bad("invalid_json", f"invalid JSON ({error})", remedy) from None
+            value = json_files.parse(line)
+        except BadJSON as error:
+            raise _Bad("invalid_json", str(error), remedy) from None
         if not isinstance(value, dict):
             raise _Bad("not_an_object", f"a JSON {type(value).__name__}, not an object", remedy)
         if self.text_field not in value:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from tfzoo import files
+from tfzoo import files, json_files
 from tfzoo.errors import UserError, one_line
 
 MANIFEST = "manifest.json"
@@ -214,7 +214,7 @@ class PackedFolder:
         if folder.name.endswith(files.PARTIAL):
             raise UserError(f"--corpus={folder}: is what an interrupted run left; pack the text again")
         try:
-            manifest = json.loads(path.read_bytes())
+            manifest = json_files.parse(path.read_bytes())
             whole = manifest["sha256"] == _checksum(manifest)
         except FileNotFoundError:
             raise UserError(

@@ -27,20 +27,12 @@ from typing import TYPE_CHECKING
 
 from tfzoo.errors import UserError
 from tfzoo.text import template
+from tfzoo.text.settings import SPECIAL_TOKENS, SPLIT_PATTERNS
 
 if TYPE_CHECKING:
     from tfzoo.text.tokenizer import Tokenizer
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # In the order a vocabulary of ours has them.
-
-# What byte-level tokenizers split a text into words by, as tokenizer.json has it.
-SPLIT_PATTERNS = {
-    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
+__all__ = ["SPECIAL_TOKENS", "SPLIT_PATTERNS", "find", "load"]
 _SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 _CHARACTERS_FILE = "characters.txt"
 

@@ -33,15 +33,15 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 import tokenizers
 
-from tfzoo import files
+from tfzoo import files, json_files
 from tfzoo.errors import UserError
-from tfzoo.text import SPLIT_PATTERNS
+from tfzoo.text import settings
+from tfzoo.text.settings import CONFIG_FILE, ROLES, SPLIT_PATTERNS, TOKENS
 from tfzoo.text.special import tokenize_around
-from tfzoo.text.template import ROLES
 from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, strings, valid_utf8
 
 TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
-CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+MAP_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
 # What the released vocabularies mean by these, where no file says so.
 _USUAL = {
     "<s>": ("bos", "cls"), "<pad>": ("pad",), "</s>": ("eos", "sep"), "<unk>": ("unknown",), "<mask>": ("mask",),
@@ -528,7 +528,7 @@ def is_byte_level(path: str | os.PathLike) -> bool:
       UserError: the file cannot be read.
     """
     path = pathlib.Path(path)
-    content, _ = _read_json(path)
+    content = json_files.read(path)
     model = content.get("model")
     byte_level = any(part.get("type") == "ByteLevel" for part in _parts(content.get("pre_tokenizer"), "pretokenizers"))
     return isinstance(model, dict) and model.get("type", "BPE") == "BPE" and byte_level
@@ -545,7 +545,7 @@ def _parts(component: object, name: str) -> list[dict]:
 def _from_tokenizer_file(folder: pathlib.Path) -> dict:
     """The arguments of ByteLevelBPE that a tokenizer.json and the files beside it stand for."""
     path = folder / TOKENIZER_FILE
-    content, text = _read_json(path)
+    content = json_files.read(path)
     if not is_byte_level(path):
         raise UserError(f"{path}: is not a byte-level BPE tokenizer (its model and pre_tokenizer say so)")
     model = content["model"]
@@ -563,16 +563,16 @@ def _from_tokenizer_file(folder: pathlib.Path) -> dict:
         raise UserError(f"{path}: normalizer is {normalizers}; only NFC or none is built here")
     pattern, add_prefix_space = _splitting(path, _parts(content.get("pre_tokenizer"), "pretokenizers"))
 
-    ids = _ids(path, text, model.get("vocab"), "model.vocab")
+    ids = _ids(path, model.get("vocab"), "model.vocab")
     added = content.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
         raise UserError(f"{path}: added_tokens is not a list of tokens")
     for token in added:
         if token.get("single_word"):
             raise UserError(f"{path}: the added token {token.get('content')!r} is single_word, which is not built here")
-        _add(ids, path, text, token.get("content"), token.get("id"))
+        _add(ids, path, token.get("content"), token.get("id"))
     special = [token["content"] for token in added]
-    tokens = _in_order(ids, path, text)
+    tokens = _in_order(ids, path)
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise UserError(f"{path}: model.merges is not a list")
@@ -616,27 +616,23 @@ def _splitting(path: pathlib.Path, parts: list[dict]) -> tuple[str, bool]:
 def _from_vocab_and_merges(folder: pathlib.Path) -> dict:
     """The arguments of ByteLevelBPE that a vocab.json, a merges.txt and the files beside them stand for."""
     path = folder / VOCAB_FILE
-    content, text = _read_json(path)
-    ids = _ids(path, text, content, "the file")
+    content = json_files.read(path)
+    ids = _ids(path, content, "the file")
     added: list[str] = []
     lstrip, rstrip = [], []
     if (folder / ADDED_FILE).exists():
-        more, more_text = _read_json(folder / ADDED_FILE)
-        for token, i in more.items():
-            _add(ids, folder / ADDED_FILE, more_text, token, i)
+        for token, i in json_files.read(folder / ADDED_FILE).items():
+            _add(ids, folder / ADDED_FILE, token, i)
             added.append(token)
-    config: dict = {}
-    if (folder / CONFIG_FILE).exists():
-        config, config_text = _read_json(folder / CONFIG_FILE)
-        decoder = config.get("added_tokens_decoder")
-        for i, token in decoder.items() if isinstance(decoder, dict) else ():
-            if not isinstance(token, dict) or not i.isdecimal():
-                raise UserError(f"{folder / CONFIG_FILE}: added_tokens_decoder has {i!r}: {token!r}, which is no token")
-            _add(ids, folder / CONFIG_FILE, config_text, token.get("content"), int(i))
-            added.append(token["content"])
-            lstrip += [token["content"]] if token.get("lstrip") else []
-            rstrip += [token["content"]] if token.get("rstrip") else []
-    tokens = _in_order(ids, path, text)
+    config = settings.read(folder)
+    for i, token in (config.get("added_tokens_decoder") or {}).items():
+        if not isinstance(token, dict) or not i.isdecimal():
+            raise UserError(f"{folder / CONFIG_FILE}: added_tokens_decoder has {i!r}: {token!r}, which is no token")
+        _add(ids, folder / CONFIG_FILE, token.get("content"), int(i))
+        added.append(token["content"])
+        lstrip += [token["content"]] if token.get("lstrip") else []
+        rstrip += [token["content"]] if token.get("rstrip") else []
+    tokens = _in_order(ids, path)
 
     path = folder / MERGES_FILE
     merges, numbers = [], []
@@ -664,19 +660,21 @@ def _roles(folder: pathlib.Path, ids: Mapping[str, int]) -> tuple[dict[str, str]
     """The roles that the folder's settings name, None without any, and all special tokens they name."""
     roles: dict[str, str] = {}
     named: dict[str, None] = {}
-    for file in (MAP_FILE, CONFIG_FILE):
-        if not (folder / file).exists():
-            continue
-        settings, text = _read_json(folder / file)
-        more = settings.get("additional_special_tokens")
+    special_map: dict = {}
+    if (folder / MAP_FILE).exists():
+        special_map = json_files.read(folder / MAP_FILE)
+        json_files.check(special_map, TOKENS, folder / MAP_FILE)
+    for path, record in ((folder / MAP_FILE, special_map), (folder / CONFIG_FILE, settings.read(folder))):
+        more = record.get("additional_special_tokens")
         values = [(None, value) for value in (more if isinstance(more, list) else [])]
-        for role, value in [*((role, settings.get(name)) for role, name in ROLES.items()), *values]:
-            token = value.get("content") if isinstance(value, dict) else value
+        for role, value in [*((role, record.get(name)) for role, name in ROLES.items()), *values]:
+            token = settings.token_text(value)
             if token is None:
                 continue
             if not isinstance(token, str) or token not in ids:
                 raise UserError(
-                    f"{folder / file}, line {_line(text, token)}: the special token {token!r} is not in the vocabulary"
+                    f"{path}, line {json_files.line_of(path, token)}: the special token {token!r} is not in the "
+                    "vocabulary"
                 )
             named[token] = None
             if role:
@@ -696,72 +694,36 @@ def _read(path: pathlib.Path) -> str:
         raise UserError(f"{path}, line {line}: is not UTF-8 ({content[error.start : error.start + 10]!r})") from None
 
 
-class _Repeated(ValueError):
-    pass
-
-
-def _read_json(path: pathlib.Path) -> tuple[dict, str]:
-    """The object in a JSON file, and the file's text. Refuses a repeated key."""
-    text = _read(path)
-
-    def unrepeated(pairs: list[tuple[str, object]]) -> dict:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            counts = collections.Counter(key for key, _ in pairs)
-            raise _Repeated(next(key for key in counts if counts[key] > 1))
-        return result
-
-    try:
-        content = json.loads(text, object_pairs_hook=unrepeated)
-    except _Repeated as error:
-        key = error.args[0]
-        raise UserError(f"{path}, line {_line(text, key, 1)}: {key!r} is there twice; remove one") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: is not JSON ({error.msg})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}, line 1: holds a {type(content).__name__}, not an object")
-    return content, text
-
-
-def _line(text: str, token: object, index: int = 0) -> int:
-    """The line of a JSON text with the `index`-th place that a string is written at."""
-    forms = "|".join(re.escape(json.dumps(token, ensure_ascii=ascii_only)) for ascii_only in (False, True))
-    places = [match.start() for match in re.finditer(forms, text)]
-    return text.count("\n", 0, places[min(index, len(places) - 1)] if places else 0) + 1
-
-
-def _ids(path: pathlib.Path, text: str, vocab: object, name: str) -> dict[str, int]:
+def _ids(path: pathlib.Path, vocab: object, name: str) -> dict[str, int]:
     if not isinstance(vocab, dict):
         raise UserError(f"{path}: {name} holds no vocabulary (token: id)")
     ids: dict[str, int] = {}
     for token, i in vocab.items():
-        _add(ids, path, text, token, i)
+        _add(ids, path, token, i)
     if not ids:
         raise UserError(f"{path}, line 1: {name} holds no token")
     return ids
 
 
-def _add(ids: dict[str, int], path: pathlib.Path, text: str, token: object, i: object) -> None:
+def _add(ids: dict[str, int], path: pathlib.Path, token: object, i: object) -> None:
     if not isinstance(token, str) or not isinstance(i, int) or isinstance(i, bool) or i < 0:
-        raise UserError(
-            f"{path}, line {_line(text, token)}: token {token!r} has id {i!r}, which is not a number from 0"
-        )
+        raise UserError(f"{_at(path, token)} has id {i!r}, which is not a number from 0")
     if ids.setdefault(token, i) != i:
-        raise UserError(f"{path}, line {_line(text, token)}: token {token!r} has id {i}, and {ids[token]} before")
+        raise UserError(f"{_at(path, token)} has id {i}, and {ids[token]} before")
 
 
-def _in_order(ids: Mapping[str, int], path: pathlib.Path, text: str) -> list[str]:
+def _at(path: pathlib.Path, token: object) -> str:
+    return f"{path}, line {json_files.line_of(path, token)}: token {token!r}"
+
+
+def _in_order(ids: Mapping[str, int], path: pathlib.Path) -> list[str]:
     """The tokens by id. Refuses two tokens of one id and ids of no token."""
     tokens: list[str] = []
     for token, i in sorted(ids.items(), key=lambda item: item[1]):
         if i < len(tokens):
-            raise UserError(f"{path}, line {_line(text, token)}: token {token!r} has id {i}, as {tokens[i]!r} has")
+            raise UserError(f"{_at(path, token)} has id {i}, as {tokens[i]!r} has")
         if i > len(tokens):
-            raise UserError(
-                f"{path}, line {_line(text, token)}: token {token!r} has id {i}, but no token has id {len(tokens)}"
-            )
+            raise UserError(f"{_at(path, token)} has id {i}, but no token has id {len(tokens)}")
         tokens.append(token)
-    _check_vocab(tokens, str(path), lambda token: f", line {_line(text, token)}")
+    _check_vocab(tokens, str(path), lambda token: f", line {json_files.line_of(path, token)}")
     return tokens

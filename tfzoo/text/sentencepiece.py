@@ -21,13 +21,13 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from tfzoo import files
+from tfzoo import files, json_files
 from tfzoo.errors import UserError, one_line, suggest
+from tfzoo.text import settings
+from tfzoo.text.settings import CONFIG_FILE, ROLES
 from tfzoo.text.special import tokenize_around
-from tfzoo.text.template import ROLES
 from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, strings, valid_utf8
 
-CONFIG_FILE = "tokenizer_config.json"
 _SPACE = "\u2581"  # SentencePiece's own mark of a space.
 _ESCAPE, _NUL, _OTHER = "\U0010ffff", "\U0010fffe", "\U0010fffd"
 _PYTHON_SPACES = (
@@ -226,11 +226,16 @@ class SentencePiece(Tokenizer):
           UserError: a file is missing or broken, or asks for what is not built here.
         """
         path = pathlib.Path(folder, CONFIG_FILE)
-        config = _read_json(path)
+        if not path.exists():
+            raise UserError(
+                f"{path}: no such file, and it says which tokenizer this is; without one, pass the model's file to "
+                "SentencePiece.from_file"
+            )
+        config = settings.read(folder)
         class_name = config.get("tokenizer_class")
         if class_name is None:
             other = pathlib.Path(folder, "config.json")
-            kind = _read_json(other).get("model_type") if other.exists() else None
+            kind = json_files.read(other).get("model_type") if other.exists() else None
             if kind not in KINDS:
                 raise UserError(
                     f"{path}: names no tokenizer_class, and {other} gives model_type {kind!r}, which is none of "
@@ -245,20 +250,14 @@ class SentencePiece(Tokenizer):
         options: dict = {}
         if row.sentinels:
             options["sentinels"] = config.get("extra_ids", row.sentinels)
-            if type(options["sentinels"]) is not int or not 0 <= options["sentinels"] <= 10_000:
-                raise UserError(f"{path}: extra_ids is {options['sentinels']!r}, not a number from 0 to 10000")
         if row.cleans:
             options["lowercase"] = config.get("do_lower_case", row.lowercase)
             options["keep_accents"] = config.get("keep_accents", row.keep_accents)
-            for key, value in (("do_lower_case", options["lowercase"]), ("keep_accents", options["keep_accents"])):
-                if not isinstance(value, bool):
-                    raise UserError(f"{path}: {key} is {value!r}, not true or false")
             if config.get("remove_space", True) is not True:
                 raise UserError(f"{path}: remove_space is {config['remove_space']!r}; only true is built here")
         roles = {}
         for role, key in ROLES.items():
-            value = config.get(key)
-            value = value.get("content") if isinstance(value, dict) else value
+            value = settings.token_text(config.get(key))
             if value is None:
                 continue
             if not isinstance(value, str):
@@ -548,18 +547,3 @@ def _parse(data: bytes, name: str) -> Any:
     if charsmap and (len(charsmap) <= 4 or size + 4 >= len(charsmap) or size % 4):
         raise UserError(f"{name}: its table of normalisation is damaged; get the file again")
     return proto
-
-
-def _read_json(path: pathlib.Path) -> dict:
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file, and it says which tokenizer this is; without one, pass the model's file to "
-            "SentencePiece.from_file"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: holds a {type(config).__name__}, not an object of settings")
-    return config

@@ -5,15 +5,12 @@ import os
 import pathlib
 from typing import Any
 
-from tfzoo import files
+from tfzoo import files, json_files
 from tfzoo.errors import UserError
+from tfzoo.text import settings
+from tfzoo.text.settings import CONFIG_FILE
 
-TEMPLATE_FILE, CONFIG_FILE, TOKENIZER_FILE = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
-# Role -> what tokenizer_config.json calls it.
-ROLES = {
-    "pad": "pad_token", "unknown": "unk_token", "bos": "bos_token", "eos": "eos_token", "cls": "cls_token",
-    "sep": "sep_token", "mask": "mask_token",
-}  # fmt: skip
+TEMPLATE_FILE, TOKENIZER_FILE = "chat_template.jinja", "tokenizer.json"
 
 
 def read_chat_template(folder: str | os.PathLike) -> tuple[pathlib.Path, str] | None:
@@ -29,7 +26,7 @@ def read_chat_template(folder: str | os.PathLike) -> tuple[pathlib.Path, str] | 
             return path, path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({error})") from None
-    source = _config(folder).get("chat_template")
+    source = settings.read(folder).get("chat_template")
     if isinstance(source, list):
         named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
         source = named.get("default")
@@ -48,18 +45,18 @@ def adds_bos(folder: str | os.PathLike) -> bool:
     Raises:
       UserError: it cannot be read.
     """
-    return _config(folder).get("add_bos_token") is True
+    return settings.read(folder).get("add_bos_token") is True
 
 
 def write_bos(folder: str | os.PathLike, token: str, token_id: int) -> None:
     """Says in a tokenizer's files that texts begin with a token: for us, and for transformers, which goes by the
     post_processor of tokenizer.json where there is one."""
     path = pathlib.Path(folder, CONFIG_FILE)
-    files.atomic_write(path, _json(_config(folder) | {"add_bos_token": True}))
+    files.atomic_write(path, _json(settings.read(folder) | {"add_bos_token": True}))
     path = pathlib.Path(folder, TOKENIZER_FILE)
     if not path.exists():
         return
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = json_files.read(path)
     special: dict[str, Any] = {"SpecialToken": {"id": token, "type_id": 0}}
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     record["post_processor"] = {
@@ -69,15 +66,6 @@ def write_bos(folder: str | os.PathLike, token: str, token_id: int) -> None:
         "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
     }
     files.atomic_write(path, json.dumps(record, ensure_ascii=False))
-
-
-def _config(folder) -> dict[str, Any]:
-    path = pathlib.Path(folder, CONFIG_FILE)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    return record if isinstance(record, dict) else {}
 
 
 def _json(record) -> str:

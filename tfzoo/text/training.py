@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from tfzoo.errors import UserError, one_line
-from tfzoo.text import SPECIAL_TOKENS, SPLIT_PATTERNS
+from tfzoo.text.settings import SPECIAL_TOKENS, SPLIT_PATTERNS
 
 COVERAGE = 0.9999  # The rarest letters, together one character in 10,000, get no token.
 

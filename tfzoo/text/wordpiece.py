@@ -19,13 +19,12 @@ import tensorflow_text as tf_text
 
 from tfzoo import files
 from tfzoo.errors import UserError
-from tfzoo.text import SPECIAL_TOKENS
+from tfzoo.text import settings
+from tfzoo.text.settings import CONFIG_FILE, ROLES, SPECIAL_TOKENS
 from tfzoo.text.special import check
-from tfzoo.text.template import ROLES
 from tfzoo.text.tokenizer import Tokenizer, join, strings, valid_utf8
 
 VOCAB_FILE = "vocab.txt"
-CONFIG_FILE = "tokenizer_config.json"
 _BY_ROLE = dict(zip(("pad", "unknown", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
 
 _MAX_CHARACTERS = 100  # BERT's limit: a longer word is [UNK].
@@ -107,20 +106,13 @@ class WordPiece(Tokenizer):
           UserError: a file is missing or broken, or asks for what is not built here.
         """
         path = pathlib.Path(folder, CONFIG_FILE)
-        try:
-            config = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        if not path.exists():
             raise UserError(
                 f"{path}: no such file, and it says whether the vocabulary is cased; without one, "
                 f"pass {VOCAB_FILE} to WordPiece.from_file"
-            ) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-        if not isinstance(config, dict):
-            raise UserError(f"{path}: holds a {type(config).__name__}, not an object of settings")
+            )
+        config = settings.read(folder)
         lowercase = config.get("do_lower_case", True)  # Hugging Face's default, too.
-        if not isinstance(lowercase, bool):
-            raise UserError(f"{path}: do_lower_case is {lowercase!r}, not true or false")
         if config.get("strip_accents") not in (None, lowercase):
             raise UserError(
                 f"{path}: strip_accents is {config['strip_accents']!r} where do_lower_case is {lowercase}; "
@@ -130,8 +122,7 @@ class WordPiece(Tokenizer):
             raise UserError(f"{path}: tokenize_chinese_chars is off; only true is built here")
         for role, token in _BY_ROLE.items():
             name = ROLES[role]
-            value = config.get(name, token)
-            value = value.get("content") if isinstance(value, dict) else value
+            value = settings.token_text(config.get(name, token))
             if value != token:
                 raise UserError(f"{path}: {name} is {value!r}; only {token} is known here")
         return cls.from_file(pathlib.Path(folder, VOCAB_FILE), lowercase)

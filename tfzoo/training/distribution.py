@@ -10,7 +10,6 @@ where all of them see it. docs/distributed.md tells how to start such runs.
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import zlib
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from tfzoo import errors
+from tfzoo import errors, json_files
 from tfzoo.errors import UserError, WorkerLost
 
 STRATEGIES = ("default", "one_device", "mirrored", "multi_worker", "tpu", "parameter_server")
@@ -57,12 +56,12 @@ def read_cluster(strategy: str, text: str | None = None) -> Cluster:
             raise UserError(f"--strategy={strategy}: TF_CONFIG is not set; {launch}{servers} -- ...`")
         return Cluster({})
     try:
-        record = json.loads(text)
+        record = json_files.parse(text)
         addresses = {str(kind): [str(address) for address in some] for kind, some in record["cluster"].items()}
         task = record.get("task", {"type": "worker", "index": 0})
         cluster = Cluster(addresses, str(task["type"]), int(task["index"]))
         assert 0 <= cluster.index < len(addresses[cluster.kind])
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
         raise UserError(
             f"TF_CONFIG={text[:200]}: must be {{'cluster': {{'worker': [addresses]}}, "
             "'task': {'type': 'worker', 'index': i}} as JSON, the task being one of the cluster's"

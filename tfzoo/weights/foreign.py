@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfzoo import config as config_lib
-from tfzoo import models, nn
+from tfzoo import json_files, models, nn
 from tfzoo.errors import UserError, suggest
 from tfzoo.models.record import FolderRecord
 from tfzoo.weights import formats, huggingface, table
@@ -76,13 +76,6 @@ def _slots(source, model):
     slots = table.slots(source.WEIGHTS, model, source.naming)
     absent = [variable for slot in slots if slot.name.startswith(_ABSENT) for variable in slot.variables]
     return [source.adapt(slot, model.config) for slot in slots if not slot.name.startswith(_ABSENT)], absent
-
-
-def _read_object(path):
-    record = formats.read_json(path)
-    if not isinstance(record, dict):
-        raise UserError(f"{path} holds {type(record).__name__}, not an object; it must be a model's config")
-    return record
 
 
 # TF1: https://github.com/google-research/bert and https://github.com/google-research/electra
@@ -174,7 +167,7 @@ def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str
     """
     folder = pathlib.Path(folder)
     path = folder / "bert_config.json"
-    record = _read_object(path) if path.exists() else {}
+    record = json_files.read(path) if path.exists() else {}
     file = formats.open_tf1(folder / checkpoint if checkpoint else folder)
     try:
         if any(name.startswith(("electra/", "generator/")) for name in file.names):
@@ -451,7 +444,7 @@ def open_keras(folder: str | os.PathLike) -> Source:
     """
     folder = pathlib.Path(folder)
     path = folder / "config.json"
-    record = _read_object(path)
+    record = json_files.read(path)
     name, settings = record.get("class_name"), record.get("config")
     if name not in BACKBONES or not isinstance(settings, dict):
         raise UserError(

@@ -20,7 +20,6 @@ import mmap
 import os
 import pathlib
 import re
-import reprlib
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -28,16 +27,16 @@ from typing import Any, NamedTuple, TypeVar
 import ml_dtypes
 import numpy as np
 
+from tfzoo import json_files
 from tfzoo.errors import UserError
+from tfzoo.json_files import BadJSON, Field, show
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 KERAS, KERAS_INDEX = "model.weights.h5", "model.weights.json"
 CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 16 << 20  # Of all shards together; 90,000 tensors, of the largest models published, take 10 MB.
 MAX_TENSORS = 100_000
-MAX_PARTS = (
-    16 * MAX_TENSORS
-)  # Brackets, commas, colons of a header: they bound the memory to parse it. A matrix has 12.
+MAX_PARTS = 16 * MAX_TENSORS  # Brackets, commas and colons of a header; a matrix has 12.
 MAX_RANK = 16
 MAX_SHARDS = 4096
 MAX_HDF5_OBJECTS = 10_000  # h5py takes about 0.1 ms for each.
@@ -80,15 +79,6 @@ _AGAIN = "the file is damaged or not of a kind that is read: download or save it
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _SLOT = re.compile(r"(^|/)(adam|lamb)_[mv](_\d+)?$|^global_step$|^beta[12]_power$")
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 160
-
-
-def _show(value: Any) -> str:
-    """What a file says, for a message: short, and on one line whatever it holds."""
-    return _REPR.repr(value)
-
 
 _Result = TypeVar("_Result")
 
@@ -221,7 +211,7 @@ def _check_finite(rows: np.ndarray, start: int, name: str, place: _Place) -> Non
             at = np.unravel_index(first + int(np.argmax(magnitudes >= limit)), rows.shape)
             where = [int(at[0]) + start, *map(int, at[1:])] if at else []
             raise UserError(
-                f"{place.file}: tensor {_show(name)} is {float(rows[at])} at {where}; the checkpoint is damaged or its"
+                f"{place.file}: tensor {show(name)} is {float(rows[at])} at {where}; the checkpoint is damaged or its"
                 " training diverged: take another"
             )
 
@@ -260,7 +250,7 @@ def open_folder(folder: str | os.PathLike) -> Tensors:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
     if pickles:
         raise UserError(
-            f"{folder}: no {MODEL}, only {_show(pickles[0])}, a pickle, which can run code when it is read; {_CONVERT}"
+            f"{folder}: no {MODEL}, only {show(pickles[0])}, a pickle, which can run code when it is read; {_CONVERT}"
         )
     raise UserError(f"{folder}: neither {MODEL} nor {INDEX} is there; name a folder that has one of them")
 
@@ -290,53 +280,38 @@ def _open_shards(index: pathlib.Path) -> Tensors:
     for shard in shards:
         path = index.parent / shard
         if not path.exists():
-            raise UserError(f"{index}: lists the shard {_show(shard)}, which is not there; download it too")
+            raise UserError(f"{index}: lists the shard {show(shard)}, which is not there; download it too")
         maps[path] = _map(path)
         length = _header_length(path, maps[path], budget)
         budget -= length
         for name, place in _places(path, maps[path], length).items():
             if name in places:
                 raise UserError(
-                    f"{path}: tensor {_show(name)} is in {places[name].file.name} too; shards must not share tensors:"
+                    f"{path}: tensor {show(name)} is in {places[name].file.name} too; shards must not share tensors:"
                     " download or save them again"
                 )
             if name not in weight_map:
-                raise UserError(f"{path}: tensor {_show(name)} is not in {index.name}; download or save both again")
+                raise UserError(f"{path}: tensor {show(name)} is not in {index.name}; download or save both again")
             places[name] = place
     for name, shard in weight_map.items():
         if name not in places or places[name].file.name != shard:
             raise UserError(
-                f"{index}: tensor {_show(name)} is not in {_show(shard)}, where it should be; download both again"
+                f"{index}: tensor {show(name)} is not in {show(shard)}, where it should be; download both again"
             )
     return Tensors(places, maps)
 
 
 def _weight_map(index: pathlib.Path) -> dict[str, Any]:
-    content = read_json(index)
-    if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
-        raise UserError(f"{index}: has no weight_map from tensors to shards; {_AGAIN}")
+    content = json_files.read(index, max_bytes=MAX_HEADER_BYTES)
+    json_files.check(content, {"weight_map": Field(dict, required=True)}, index)
     return content["weight_map"]
-
-
-@_explained
-def read_json(path: str | os.PathLike) -> Any:
-    """A JSON file such as config.json, read as strictly as the headers of weights.
-
-    Raises:
-      UserError: it cannot be read, is too large, or is not JSON.
-    """
-    path = pathlib.Path(path)
-    mapped = _map(path)
-    if len(mapped) > MAX_HEADER_BYTES:
-        raise UserError(f"{path}: has {len(mapped)} bytes, where {MAX_HEADER_BYTES} are allowed")
-    return _parse(path, mapped[:])
 
 
 def _check_shard_name(index: pathlib.Path, name: str, shard: Any) -> None:
     # A link is let through: in Hugging Face's cache every file is one.
     if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\:\x00-\x1f]", shard):
         raise UserError(
-            f"{index}: tensor {_show(name)} is said to be in {_show(shard)}; a shard must be a plain name of a file in"
+            f"{index}: tensor {show(name)} is said to be in {show(shard)}; a shard must be a plain name of a file in"
             " the same folder"
         )
 
@@ -365,9 +340,7 @@ def _header_length(path: pathlib.Path, mapped: mmap.mmap, limit: int) -> int:
                 f"{path}: is no safetensors file, or a truncated one: its header should have {length} bytes, the file"
                 f" has {len(mapped)} in all; download or save it again"
             )
-        raise UserError(
-            f"{path}: is no safetensors file: its header begins with {_show(mapped[8:9])}, not {{; {_AGAIN}"
-        )
+        raise UserError(f"{path}: is no safetensors file: its header begins with {show(mapped[8:9])}, not {{; {_AGAIN}")
     if length > limit:
         raise UserError(f"{path}: its header has {length} bytes, where {limit} are allowed; merge tensors into fewer")
     return length
@@ -391,35 +364,12 @@ def _refuse_other_formats(path: pathlib.Path, start: bytes) -> None:
         raise UserError(f"{path}: is a Git LFS pointer, not the weights; fetch them with git lfs pull")
 
 
-def _parse(path: pathlib.Path, text: bytes) -> Any:
-    """JSON without what Python's parser lets through: duplicate keys, NaN, other encodings, more than memory holds."""
-    parts = sum(text.count(mark) for mark in (b"{", b"[", b",", b":"))
-    if parts > MAX_PARTS:
-        raise UserError(f"{path}: its JSON has {parts} parts, where {MAX_PARTS} are allowed; merge tensors into fewer")
-    try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise UserError(f"{path}: its JSON is nested too deeply; {_AGAIN}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: its JSON cannot be read ({error}); {_AGAIN}") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen: set[str] = set()
-        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {_show(double)} is there twice")
-    return result
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
-
-
 def _places(path: pathlib.Path, mapped: mmap.mmap, length: int) -> dict[str, _Place]:
     """The tensors that a header declares, every claim compared with the others and with the file's size."""
-    header = _parse(path, mapped[8 : 8 + length])  # It begins with {, so it is an object.
+    try:
+        header = json_files.parse(mapped[8 : 8 + length], max_parts=MAX_PARTS)  # It begins with {: it is an object.
+    except BadJSON as error:
+        raise UserError(f"{path}: its header: {error}; {_AGAIN}") from None
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UserError(f"{path}: __metadata__ must map strings to strings; {_AGAIN}")
@@ -429,45 +379,45 @@ def _places(path: pathlib.Path, mapped: mmap.mmap, length: int) -> dict[str, _Pl
         try:
             dtype, shape, begin, end = _entry(info)
         except ValueError as error:
-            raise UserError(f"{path}: tensor {_show(name)}: {error}; {_AGAIN}") from None
+            raise UserError(f"{path}: tensor {show(name)}: {error}; {_AGAIN}") from None
         places[name] = _Place(path, dtype, shape, 8 + length + begin)
         spans.append((begin, end, name))
     position, previous = 0, ""
     for begin, end, name in sorted(spans):
         if begin < position:
-            raise UserError(f"{path}: tensors {_show(previous)} and {_show(name)} overlap at byte {begin}; {_AGAIN}")
+            raise UserError(f"{path}: tensors {show(previous)} and {show(name)} overlap at byte {begin}; {_AGAIN}")
         if begin > position:
             raise UserError(
-                f"{path}: {begin - position} bytes before tensor {_show(name)} belong to no tensor; {_AGAIN}"
+                f"{path}: {begin - position} bytes before tensor {show(name)} belong to no tensor; {_AGAIN}"
             )
         position, previous = end, name
     payload = len(mapped) - 8 - length
     if position > payload:
         raise UserError(
-            f"{path}: is truncated: tensor {_show(previous)} ends at byte {position} of {payload}; download it again"
+            f"{path}: is truncated: tensor {show(previous)} ends at byte {position} of {payload}; download it again"
         )
     if position < payload:
-        raise UserError(f"{path}: has {payload - position} bytes after its last tensor {_show(previous)}; {_AGAIN}")
+        raise UserError(f"{path}: has {payload - position} bytes after its last tensor {show(previous)}; {_AGAIN}")
     return places
 
 
 def _entry(info: Any) -> tuple[str, tuple[int, ...], int, int]:
     """(dtype, shape, first byte, the byte after the last) of one tensor; ValueError says what is wrong."""
     if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{_show(info)} must have dtype, shape and data_offsets, and nothing else")
+        raise ValueError(f"{show(info)} must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"dtype {_show(dtype)} is none of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {show(dtype)} is none of {', '.join(DTYPES)}")
     if not _are_sizes(shape):
-        raise ValueError(f"shape {_show(shape)} must be a list of integers of 0 or more")
+        raise ValueError(f"shape {show(shape)} must be a list of integers of 0 or more")
     _check_shape(shape)
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"data_offsets {_show(offsets)} must be its first byte and the one after it")
+        raise ValueError(f"data_offsets {show(offsets)} must be its first byte and the one after it")
     begin, end = offsets
     size = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != size:
         raise ValueError(
-            f"{dtype} of shape {_show(shape)} takes {size} bytes, data_offsets {_show(offsets)} have {end - begin}"
+            f"{dtype} of shape {show(shape)} takes {size} bytes, data_offsets {show(offsets)} have {end - begin}"
         )
     return dtype, tuple(shape), begin, end
 
@@ -479,7 +429,7 @@ def _are_sizes(values: Any) -> bool:
 def _check_shape(shape: Sequence[int]) -> None:
     """Bounds what NumPy cannot make: it multiplies all axes but the empty ones, in 64 bits."""
     if len(shape) > MAX_RANK or math.prod([size or 1 for size in shape]) > 1 << 56:
-        raise ValueError(f"shape {_show(list(shape))} is too large")
+        raise ValueError(f"shape {show(list(shape))} is too large")
 
 
 # Writing safetensors
@@ -582,7 +532,7 @@ class _Checkpoint(Tensors):
             array = np.asarray(self._reader.get_tensor(name))
         except Exception as error:  # Corruption raises six types and more.
             raise UserError(
-                f"{place.file}: tensor {_show(name)} cannot be read ({type(error).__name__}: {_line(error)}); {_AGAIN}"
+                f"{place.file}: tensor {show(name)} cannot be read ({type(error).__name__}: {_line(error)}); {_AGAIN}"
             ) from None
         for start, stop in _steps(place.shape, array.itemsize):
             yield start, array[start:stop] if array.ndim else array
@@ -637,7 +587,7 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
             if claimed > held:
                 raise ValueError(f"shape {shape} ends at byte {claimed} or later of {held} in all .data files")
         except ValueError as error:
-            raise UserError(f"{index}: tensor {_show(name)}: {error}; {_AGAIN}") from None
+            raise UserError(f"{index}: tensor {show(name)}: {error}; {_AGAIN}") from None
         if not _SLOT.search(name):
             places[name] = _Place(index, dtype, tuple(shape), 0)
     return _Checkpoint(places, reader)
@@ -676,7 +626,7 @@ def open_h5(path: str | os.PathLike) -> Tensors:
         maps[shard] = _map(shard)
         for name, place in _hdf5_places(shard, maps[shard]).items():
             if name in places:
-                raise UserError(f"{shard}: tensor {_show(name)} is in {places[name].file.name} too; {_AGAIN}")
+                raise UserError(f"{shard}: tensor {show(name)} is in {places[name].file.name} too; {_AGAIN}")
             places[name] = place
         _check_count(path, len(places), "tensors", MAX_HDF5_OBJECTS)
     return Tensors(places, maps)
@@ -710,7 +660,7 @@ def _hdf5_places(path: pathlib.Path, mapped: mmap.mmap) -> dict[str, _Place]:
                         else:
                             places[name] = _hdf5_place(path, item, len(mapped))
                     except ValueError as error:
-                        raise UserError(f"{path}: tensor {_show(name)}: {_line(error)}; {_AGAIN}") from None
+                        raise UserError(f"{path}: tensor {show(name)}: {_line(error)}; {_AGAIN}") from None
     except UserError:
         raise
     except Exception as error:  # h5py passes on whatever a damaged file makes its library say.

@@ -22,14 +22,24 @@ import tensorflow as tf
 from absl import logging
 
 from tfzoo import config as config_lib
-from tfzoo import files, models, nn, text
+from tfzoo import files, json_files, models, nn, text
 from tfzoo.errors import UserError, suggest
+from tfzoo.json_files import Field, Fields
 from tfzoo.models.record import FolderRecord
 from tfzoo.text import template
-from tfzoo.text.template import ROLES
+from tfzoo.text.settings import ROLES
 from tfzoo.weights import formats, table
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_IDS = (Field(int), Field(list, items=Field(int)))
+# Fields of every family's config.json; the sizes are checked by the config that they become.
+_FIELDS: Fields = {
+    "model_type": Field(str),
+    "architectures": Field(list, items=Field(str)),
+    "id2label": Field(dict),
+    "num_labels": Field(int, low=1),
+    **{f"{name}_id": _IDS for name in ROLES.values()},
+}
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -70,7 +80,8 @@ def load(
     """
     folder = pathlib.Path(folder)
     path = folder / "config.json"
-    record = _read_config(path)
+    record = json_files.read(path)
+    json_files.check(record, _FIELDS, path)
     page = _page(path, record)
     config = decode_config(path, record, page)
     fresh = heads is not None
@@ -97,7 +108,7 @@ def load(
     chat = template.read_chat_template(folder)
     model.record = FolderRecord(
         config=record,
-        generation_config=formats.read_json(generation) if generation.exists() else {},
+        generation_config=json_files.read(generation) if generation.exists() else {},
         chat_template=chat[1] if chat else "",
     )
     return model, its_tokenizer
@@ -193,13 +204,6 @@ def check_new(folder: pathlib.Path) -> None:
         raise UserError(f"{folder} holds something already; name a new folder")
 
 
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    record = formats.read_json(path)
-    if not isinstance(record, dict):
-        raise UserError(f"{path} holds {type(record).__name__}, not an object; it must be a model's config")
-    return record
-
-
 def _page(path, record):
     kind = record.get("model_type")
     if kind not in models.MODEL_TYPES:
@@ -273,7 +277,7 @@ def _heads(path, record, page) -> tuple[str, ...]:
 def _num_labels(record: Mapping[str, Any], page) -> int:
     labels = record.get("id2label")
     default = getattr(page, "NUM_LABELS", 2)  # Where the file says nothing.
-    return len(labels) if isinstance(labels, Mapping) and labels else int(record.get("num_labels") or default)
+    return len(labels) if isinstance(labels, Mapping) and labels else record.get("num_labels") or default
 
 
 def encode_config(model, page) -> dict[str, Any]:

@@ -1,0 +1,254 @@
+"""JSON that users bring, read strictly, and a check of types and ranges. Standard library only.
+
+Python's parser takes what other programs refuse or read in another way: a key that stands twice, NaN, 1e999, nesting
+that ends in a RecursionError. Here each is refused, and an error names the file, the line or the field, and the remedy.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import re
+import reprlib
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from tfzoo.errors import UserError, one_line
+
+# The largest tokenizer.json published (Gemma's) has 33 MB, 1.7 million parts and six levels.
+MAX_BYTES = 64 << 20
+MAX_PARTS = 8_000_000  # Brackets, commas and colons: they bound the memory that parsing takes.
+MAX_DEPTH = 64
+
+_AGAIN = "correct it, or get the file again"
+_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
+_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 160
+
+
+def show(value: Any) -> str:
+    """What a file says, for a message: short, and on one line whatever it holds."""
+    return _REPR.repr(value)
+
+
+class BadJSON(ValueError):
+    """What is wrong with a text, in words that follow its name; `remedy`, and `line` where one can be named, else 0."""
+
+    def __init__(self, problem: str, remedy: str = _AGAIN, line: int = 0):
+        super().__init__(problem)
+        self.remedy, self.line = remedy, line
+
+    def at(self, where: str | os.PathLike) -> UserError:
+        """The error of a text that is called `where`."""
+        return UserError(f"{where}{f', line {self.line}' if self.line else ''}: {self}; {self.remedy}")
+
+
+def parse(data: bytes | str, *, max_parts: int = MAX_PARTS) -> Any:
+    """What a JSON text holds; bytes are UTF-8, with a byte order mark or without.
+
+    Raises:
+      BadJSON: it is not UTF-8 or not JSON, has a key twice, a number that is not finite, more than `max_parts`
+        brackets, commas and colons, or more than MAX_DEPTH levels.
+    """
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+    except UnicodeDecodeError as error:
+        found = error.object[error.start : error.start + 10]
+        raise BadJSON(f"is not UTF-8 ({found!r})", "save it as UTF-8", _line_at(error.object, error.start)) from None
+    if len(text) > max_parts and (parts := sum(map(text.count, "{[,:"))) > max_parts:
+        raise BadJSON(f"has {parts} parts of JSON, where {max_parts} are allowed", "make it smaller")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_float=functools.partial(_finite, text),
+            parse_constant=functools.partial(_refuse_constant, text),
+        )
+        too_deep = _levels(value) > MAX_DEPTH
+    except _Repeated as error:
+        raise BadJSON(f"the key {show(error.args[0])} is there twice", "remove one", _repeated_line(text)) from None
+    except json.JSONDecodeError as error:
+        raise BadJSON(f"is not JSON ({error.msg})", line=error.lineno) from None
+    except RecursionError:
+        too_deep = True
+    except BadJSON:
+        raise
+    except ValueError as error:  # A number of thousands of digits.
+        raise BadJSON(f"is not JSON that can be read ({one_line(error, 100)})") from None
+    if too_deep:
+        raise BadJSON(f"is nested too deeply (more than {MAX_DEPTH} levels)")
+    return value
+
+
+def read(path: str | os.PathLike, *, kind: type = dict, max_bytes: int = MAX_BYTES) -> Any:
+    """What a JSON file holds, which must be a `kind`: dict for an object, list, or object for anything.
+
+    Raises:
+      UserError: it cannot be read, is larger than `max_bytes`, is not JSON as `parse` has it, or holds another kind.
+    """
+    path = pathlib.Path(path)
+    try:
+        if not path.is_file():  # Opening a pipe would wait forever.
+            found = "is not a plain file" if path.exists() else "no such file"
+            raise UserError(f"{path}: {found}; put a JSON file there")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise UserError(f"{path}: has {size} bytes, where {max_bytes} are allowed; make it smaller")
+            data = file.read(max_bytes)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"{path}: cannot be read ({reason}); make it readable") from None
+    if not data.strip():
+        raise UserError(f"{path}: is empty; {_AGAIN}")
+    if data.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: is a Git LFS pointer, not the file; fetch it with git lfs pull")
+    try:
+        value = parse(data)
+    except BadJSON as error:
+        raise error.at(path) from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: holds {_NAMES.get(type(value), 'null')}, not {_NAMES[kind]}; {_AGAIN}")
+    return value
+
+
+def line_of(path: str | os.PathLike, value: Any) -> int:
+    """The first line of a JSON file that a string or number is written on, for a message; 1 where there is none."""
+    text = pathlib.Path(path).read_text(encoding="utf-8-sig", errors="replace")
+    forms = "|".join(re.escape(json.dumps(value, ensure_ascii=ascii_only)) for ascii_only in (False, True))
+    match = re.search(forms, text)
+    return _line_at(text, match.start()) if match else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """What a field may hold.
+
+    kind: bool, int, float (whole numbers too), str, list or dict.
+    low, high: bounds of a number, inclusive.
+    choices: the values allowed, where not all are.
+    items: what a list's items and an object's values may be.
+    required: it must be there.
+    null: whether null is as good as no field, where it is not required.
+    """
+
+    kind: type
+    low: float | None = None
+    high: float | None = None
+    choices: tuple = ()
+    items: "Field | None" = None
+    required: bool = False
+    null: bool = True
+
+    def holds(self, value: Any) -> bool:
+        kinds: Any = (int, float) if self.kind is float else self.kind
+        if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
+            return False
+        if self.choices and value not in self.choices:
+            return False
+        if self.items is not None:
+            return all(map(self.items.holds, value.values() if isinstance(value, dict) else value))
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        if self.choices:
+            return f"one of {', '.join(map(str, self.choices))}"
+        if self.items is not None:
+            return f"{_NAMES[self.kind]} whose {'items' if self.kind is list else 'values'} are each {self.items}"
+        words = "a whole number" if self.kind is int else _NAMES[self.kind]
+        if self.low is not None and self.high is not None:
+            return f"{words} from {self.low:,} to {self.high:,}"
+        return (
+            words
+            + (f" of at least {self.low:,}" if self.low is not None else "")
+            + (f" of at most {self.high:,}" if self.high is not None else "")
+        )
+
+
+Fields = Mapping[str, Field | tuple[Field, ...]]
+
+
+def check(record: Mapping[str, Any], fields: Fields, where: str | os.PathLike) -> None:
+    """Compares an object with a table, name -> what it may hold, or several such; other fields may hold anything.
+
+    Raises:
+      UserError: a field is missing, or of another type or out of its bounds. It begins with `where`, the file.
+    """
+    for name, allowed in fields.items():
+        allowed = allowed if isinstance(allowed, tuple) else (allowed,)
+        value, wanted = record.get(name), " or ".join(map(str, allowed))
+        if name not in record or (value is None and all(field.null for field in allowed)):
+            if any(field.required for field in allowed):
+                raise UserError(f"{where}: has no {name}, which must be {wanted}; add it")
+        elif not any(field.holds(value) for field in allowed):
+            raise UserError(f"{where}: {name} is {show(value)}, not {wanted}; correct it")
+
+
+class _Repeated(ValueError):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        raise _Repeated(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return result
+
+
+def _finite(whole: str, text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise BadJSON(f"{text[:40]} is too large a number", line=_constant_line(whole, text))
+    return value
+
+
+def _refuse_constant(whole: str, text: str) -> NoReturn:
+    raise BadJSON(f"{text} is not JSON", "write null or a finite number", _constant_line(whole, text))
+
+
+def _levels(value: Any) -> int:
+    """How deeply lists and objects are nested, counted no further than one above MAX_DEPTH."""
+    level: list[Any] = [[value]]
+    count = -1
+    while level and count <= MAX_DEPTH:
+        level = [
+            child
+            for inner in level
+            for child in (inner.values() if type(inner) is dict else inner)
+            if type(child) is dict or type(child) is list
+        ]
+        count += 1
+    return count
+
+
+def _line_at(text: Any, position: int) -> int:
+    """The line of a position in a text or in bytes."""
+    return text.count(b"\n" if isinstance(text, bytes) else "\n", 0, position) + 1
+
+
+def _constant_line(text: str, constant: str) -> int:
+    for match in re.finditer(rf"{_STRING}|({re.escape(constant)})", text):
+        if match[1]:
+            return _line_at(text, match.start())
+    return 0
+
+
+def _repeated_line(text: str) -> int:
+    """The line of the first key that stands twice in one object."""
+    around: list[set[str]] = []
+    for match in re.finditer(rf"({_STRING})\s*(:?)|[{{}}]", text):
+        if match[0] == "{":
+            around.append(set())
+        elif match[0] == "}":
+            around.pop()
+        elif match[2]:
+            key = json.loads(match[1])
+            if key in around[-1]:
+                return _line_at(text, match.start())
+            around[-1].add(key)
+    return 0
