@@ -17,7 +17,8 @@ from tfzoo import chat, generate, text
 from tfzoo.errors import UserError
 from tfzoo.generation import texts
 from tfzoo.models.record import FolderRecord
-from tfzoo.text.byte_level import BYTES, ByteLevelBPE
+from tfzoo.text.byte_level import ByteLevelBPE
+from tfzoo.text.byte_level_model import BYTES
 from tfzoo.training import runs
 from tfzoo.weights import huggingface
 

@@ -16,7 +16,8 @@ from tests.text.varied import CHINESE, CODE, LONG, SENTENCES, SPECIALS, lines
 from tfzoo import text
 from tfzoo.errors import UserError
 from tfzoo.text import SPLIT_PATTERNS, training
-from tfzoo.text.byte_level import BYTES, ByteLevelBPE
+from tfzoo.text.byte_level import ByteLevelBPE
+from tfzoo.text.byte_level_model import BYTES
 from tfzoo.text.wordpiece import WordPiece
 
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")

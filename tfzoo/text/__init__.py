@@ -62,9 +62,9 @@ def find(folder: str | os.PathLike) -> str | None:
     if has("vocab.txt"):
         return "wordpiece"
     if has("tokenizer.json"):
-        from tfzoo.text import byte_level
+        from tfzoo.text import byte_level_files
 
-        if byte_level.is_byte_level(folder / "tokenizer.json"):
+        if byte_level_files.is_byte_level(folder / "tokenizer.json"):
             return "byte_level"
     elif has("vocab.json", "merges.txt"):
         return "byte_level"

@@ -19,34 +19,35 @@ How it goes, and why it is exact:
    model. So it merges the same.
 """
 
-import collections
 import hashlib
 import json
 import os
 import pathlib
 import re
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
-import tokenizers
 
-from tfzoo import files, json_files
 from tfzoo.errors import UserError
-from tfzoo.text import settings
-from tfzoo.text.settings import CONFIG_FILE, ROLES, SPLIT_PATTERNS, TOKENS
+from tfzoo.text import byte_level_files
+from tfzoo.text.byte_level_files import USUAL
+from tfzoo.text.byte_level_model import (
+    BYTES,
+    LATIN_NUL,
+    LATIN_WORD_END,
+    check_merges,
+    check_vocab,
+    cuts,
+    is_text,
+    latin,
+    made_by_merges,
+    sentencepiece_model,
+)
+from tfzoo.text.settings import ROLES, SPLIT_PATTERNS
 from tfzoo.text.special import tokenize_around
 from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, strings, valid_utf8
-
-TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
-MAP_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
-# What the released vocabularies mean by these, where no file says so.
-_USUAL = {
-    "<s>": ("bos", "cls"), "<pad>": ("pad",), "</s>": ("eos", "sep"), "<unk>": ("unknown",), "<mask>": ("mask",),
-    "<|endoftext|>": ("bos", "eos"), "<|begin_of_text|>": ("bos",), "<|end_of_text|>": ("eos",),
-}  # fmt: skip
 
 # Unicode's white space: RE2's own \s is ASCII's, without \v.
 _SPACE = r"\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
@@ -57,19 +58,6 @@ _LOOKAHEAD = r"|\s+(?!\S)|\s+"  # What the patterns end with.
 
 # Bytes that no UTF-8 holds. RE2 takes them for no character, so that they end every match.
 _WORD_END, _PIECE_END = b"\xff", b"\xfe"
-_LATIN_WORD_END = "\xff"  # What _WORD_END becomes when bytes become letters.
-_LATIN_NUL = "\u0100"  # SentencePiece ends a text at NUL.
-_LATIN_OTHER = "\u0101"  # Begins the names, in the SentencePiece model, of what is no text.
-
-
-def _letters() -> dict[str, int]:
-    """GPT-2's letters for bytes: those that can be seen stand for themselves, the others are U+0100 and on."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in seen]
-    return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-BYTES = _letters()  # Letter -> byte.
 
 
 class ByteLevelBPE(Tokenizer):
@@ -113,8 +101,8 @@ class ByteLevelBPE(Tokenizer):
             an option is none.
         """
         tokens, merges = list(vocab), list(merges)
-        _check_vocab(tokens, "vocabulary", lambda token: "")
-        _check_merges(set(tokens), merges, lambda i: f"merges, number {i + 1}", "the vocabulary")
+        check_vocab(tokens, "vocabulary", lambda token: "")
+        check_merges(set(tokens), merges, lambda i: f"merges, number {i + 1}", "the vocabulary")
         if pattern not in SPLIT_PATTERNS:
             raise UserError(f"pattern: {pattern!r} is not one of {' '.join(SPLIT_PATTERNS)}")
         ids = {token: i for i, token in enumerate(tokens)}
@@ -126,7 +114,7 @@ class ByteLevelBPE(Tokenizer):
             if token not in special:
                 raise UserError(f"lstrip, rstrip: {token!r} is not one of special_tokens")
         if roles is None:
-            roles = {role: token for token in special for role in _USUAL.get(token, ())}
+            roles = {role: token for token in special for role in USUAL.get(token, ())}
         for role, token in roles.items():
             if role not in ROLES:
                 raise UserError(f"roles: {role!r} is not one of {' '.join(ROLES)}")
@@ -140,18 +128,18 @@ class ByteLevelBPE(Tokenizer):
         self._add_prefix_space, self._nfc = bool(add_prefix_space), bool(nfc)
         self._lstrip, self._rstrip = tuple(sorted(set(lstrip))), tuple(sorted(set(rstrip)))
 
-        ordinary = {i: bytes(BYTES[c] for c in t) for i, t in enumerate(tokens) if t not in special and _is_text(t)}
-        made = _made_by_merges(self._vocab, ids, merges)
+        ordinary = {i: bytes(BYTES[c] for c in t) for i, t in enumerate(tokens) if t not in special and is_text(t)}
+        made = made_by_merges(self._vocab, ids, merges)
         words = {i: b for i, b in ordinary.items() if i in made or ignore_merges}
         expression = SPLIT_PATTERNS[pattern].removesuffix(_LOOKAHEAD) + r"|\s+"
         self._words = expression.replace(r"[^\s", f"[^{_SPACE}").replace(r"\s", f"[{_SPACE}]")
         last = _SPACE if pattern == "gpt2" else _SPACE_BUT_LINE_ENDS  # The others take \s*[\r\n]+ before.
         self._run_ends = rf"([{_SPACE}])([{last}][^{_SPACE}])"
-        self._cuts = _cuts(ordinary.values())
+        self._cuts = cuts(ordinary.values())
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
-            model = _sentencepiece_model(len(tokens), {i: (b, made[i]) for i, b in ordinary.items() if i in made})
+            model = sentencepiece_model(len(tokens), {i: (b, made[i]) for i, b in ordinary.items() if i in made})
             self._model = sentencepiece_op(model)
-            self._word_table = _table({_latin(b): i for i, b in words.items()})
+            self._word_table = _table({latin(b): i for i, b in words.items()})
             self._piece_table = _table(self._whole_pieces(words))
             # What each id adds when ids are joined to text, and how many bytes of a text it came from.
             dropped = self._dropped()
@@ -172,80 +160,26 @@ class ByteLevelBPE(Tokenizer):
           UserError: a file is missing or broken, or asks for what is not built here; the message names the file and
             the line.
         """
-        folder = pathlib.Path(folder)
-        if (folder / TOKENIZER_FILE).exists():
-            return cls(**_from_tokenizer_file(folder))
-        return cls(**_from_vocab_and_merges(folder))
+        return cls(**byte_level_files.read(pathlib.Path(folder)))
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json, vocab.json, merges.txt and tokenizer_config.json, which `from_folder` and the
         `tokenizers` and `transformers` libraries read."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        vocab = {token: i for i, token in enumerate(self._vocab)}
-        merges = [f"{left} {right}" for left, right in self._merges]
-        roles = {role: self._vocab[i] for role, i in self._role_ids}
-        added = [
-            {
-                "id": vocab[token],
-                "content": token,
-                "single_word": False,
-                "lstrip": token in self._lstrip,
-                "rstrip": token in self._rstrip,
-                "normalized": False,
-                "special": True,
-            }
-            for token in self._special_tokens()
-        ]
-        byte_level = {"type": "ByteLevel", "add_prefix_space": self._add_prefix_space, "trim_offsets": False}
-        if self._pattern == "gpt2":
-            splitter: dict = {**byte_level, "use_regex": True}
-        else:
-            split = {"Regex": SPLIT_PATTERNS[self._pattern]}
-            splitter = {
-                "type": "Sequence",
-                "pretokenizers": [
-                    {"type": "Split", "pattern": split, "behavior": "Isolated", "invert": False},
-                    {**byte_level, "use_regex": False},
-                ],
-            }
-        frame: dict = {**byte_level, "use_regex": True}
-        if "cls" in roles and "sep" in roles:
-            frame = {
-                "type": "RobertaProcessing",
-                "sep": [roles["sep"], vocab[roles["sep"]]],
-                "cls": [roles["cls"], vocab[roles["cls"]]],
-                "trim_offsets": False,
-                "add_prefix_space": self._add_prefix_space,
-            }
-        content = {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added,
-            "normalizer": {"type": "NFC"} if self._nfc else None,
-            "pre_tokenizer": splitter,
-            "post_processor": frame,
-            "decoder": {**byte_level, "use_regex": True},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": self._ignore_merges,
-                "vocab": vocab,
-                "merges": merges,
-            },
-        }
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": self._add_prefix_space}
-        config |= {ROLES[role]: token for role, token in roles.items()}
-        files.atomic_write(folder / TOKENIZER_FILE, json.dumps(content, ensure_ascii=False))
-        files.atomic_write(folder / VOCAB_FILE, json.dumps(vocab, ensure_ascii=False))
-        files.atomic_write(folder / MERGES_FILE, "".join(f"{line}\n" for line in ["#version: 0.2", *merges]))
-        files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        byte_level_files.write(
+            folder,
+            vocab=self.vocab,
+            merges=self.merges,
+            special_tokens=list(self._special_tokens()),
+            roles={role: self._vocab[i] for role, i in self._role_ids},
+            pattern=self._pattern,
+            ignore_merges=self._ignore_merges,
+            add_prefix_space=self._add_prefix_space,
+            nfc=self._nfc,
+            lstrip=self._lstrip,
+            rstrip=self._rstrip,
+        )
 
     @property
     def merges(self) -> list[tuple[str, str]]:
@@ -365,10 +299,10 @@ class ByteLevelBPE(Tokenizer):
         is_first = tf.strings.substr(pieces, 0, 1) == _WORD_END
         texts = tf.where(is_first, tf.strings.substr(pieces, 1, np.iinfo(np.int32).max), tf.strings.join([" ", pieces]))
         letters = tf.strings.unicode_transcode(self._with_word_ends(texts), "ISO-8859-1", "UTF-8")
-        letters = tf.strings.regex_replace(letters, r"\x{0}", _LATIN_NUL)
+        letters = tf.strings.regex_replace(letters, r"\x{0}", LATIN_NUL)
         if self._cuts:
-            letters = tf.strings.regex_replace(letters, self._cuts, rf"\1{_LATIN_WORD_END}\2")
-        words = tf.strings.split(letters, _LATIN_WORD_END)
+            letters = tf.strings.regex_replace(letters, self._cuts, rf"\1{LATIN_WORD_END}\2")
+        words = tf.strings.split(letters, LATIN_WORD_END)
         ids = _look_up(words.flat_values, self._word_table, self._model.tokenize)
         return words.with_values(ids).merge_dims(1, 2)
 
@@ -408,322 +342,3 @@ def _table(ids: Mapping[bytes, int]) -> tf.lookup.StaticHashTable:
         tf.constant(list(ids) or [b""], tf.string), tf.constant(list(ids.values()) or [-1], tf.int32)
     )
     return tf.lookup.StaticHashTable(entries, default_value=-1)
-
-
-def _is_text(token: str) -> bool:
-    return all(letter in BYTES for letter in token)
-
-
-def _latin(token: bytes) -> bytes:
-    """A token's bytes as letters, each the character of that number."""
-    return token.decode("latin-1").replace("\0", _LATIN_NUL).encode()
-
-
-def _made_by_merges(vocab: np.ndarray, ids: Mapping[str, int], merges: list) -> dict[int, int]:
-    """The tokens that the merges make of their own letters -> the rank of the last merge (-1 for a letter)."""
-    ranks: dict[str, list[int]] = collections.defaultdict(list)
-    for rank, (left, right) in enumerate(merges):
-        ranks[left + right].append(rank)
-    candidates = [token for token in vocab if token in ranks or len(token) == 1]
-    model = tokenizers.Tokenizer(tokenizers.models.BPE(dict(ids), merges))
-    made = {}
-    for token, encoding in zip(candidates, model.encode_batch_fast(candidates), strict=True):
-        if encoding.ids == [ids[token]]:
-            if len(ranks[token]) > 1:  # Two merges make it, of which one is used.
-                made[ids[token]] = _last_merge(token, {merge: rank for rank, merge in enumerate(merges)})
-            else:
-                made[ids[token]] = ranks[token][0] if ranks[token] else -1
-    return made
-
-
-def _last_merge(token: str, ranks: Mapping[tuple[str, str], int]) -> int:
-    """The rank of the last of the merges that make a token of its letters."""
-    parts, last = list(token), -1
-    while len(parts) > 1:
-        last, i = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(parts, parts[1:])))
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return last
-
-
-def _cuts(tokens: Iterable[bytes]) -> str:
-    """An expression over letters for two bytes, its groups, of which the second begins a character, that stand together
-    in no token. Empty where there are none."""
-    together = np.zeros((256, 256), bool)
-    for token in tokens:
-        together[list(token[:-1]), list(token[1:])] = True
-    # A class of first bytes times a class of second bytes: the largest such product, where those second bytes are
-    # together that have the fewest partners. (Several products cut more, but their groups cost what that gains.)
-    seconds = np.arange(0xC2, 0xF5)
-    partners = together[0x80:0xC0, 0xC2:0xF5].sum(0)
-    products = []
-    for most in np.unique(partners):
-        second = seconds[partners <= most]
-        products.append((0x80 + np.flatnonzero(~together[0x80:0xC0, second].any(1)), second))
-    first, second = max(products, key=lambda product: product[0].size * product[1].size)
-    if not first.size:
-        return ""
-    classes = ("".join(f"\\x{{{byte:x}}}" for byte in chosen) for chosen in (first, second))
-    return "".join(f"([{letters}])" for letters in classes)
-
-
-def _sentencepiece_model(vocab_size: int, tokens: Mapping[int, tuple[bytes, int]]) -> bytes:
-    """A SentencePiece BPE model that merges as the ranks say: id -> (bytes, rank), written as protocol buffer."""
-
-    def number(value: int) -> bytes:
-        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + number(value >> 7)
-
-    def field(tag: int, value: int | bytes) -> bytes:
-        if isinstance(value, bytes):
-            return number(tag << 3 | 2) + number(len(value)) + value
-        return number(tag << 3) + number(value)
-
-    normal, unknown, control = 1, 2, 3
-    pieces = []
-    for i in range(vocab_size + 1):  # The unknown piece, which a model must have, is the last.
-        text, rank = tokens.get(i, (b"", 0))
-        name = _latin(text) if text else f"{_LATIN_OTHER}{i}".encode()
-        kind = normal if text else unknown if i == vocab_size else control
-        pieces.append(field(1, field(1, name) + number(2 << 3 | 5) + struct.pack("<f", -rank) + field(3, kind)))
-    bpe = field(2, field(3, 2))
-    # No normalisation, no space before a text, no fewer spaces, spaces as they are.
-    as_is = field(3, field(1, b"identity") + field(3, 0) + field(4, 0) + field(5, 0))
-    return b"".join(pieces) + bpe + as_is
-
-
-def _check_vocab(tokens: list[str], name: str, where: Callable[[str], str]) -> None:
-    """Refuses what is no vocabulary; `where` gives ", line 3" for a token."""
-    seen: dict[str, int] = {}
-    for i, token in enumerate(tokens):
-        if not token:
-            raise UserError(f"{name}{where(token)}: token {i} is empty; remove it")
-        if token in seen:
-            raise UserError(f"{name}{where(token)}: token {token!r} is {seen[token]} and {i}; remove one")
-        seen[token] = i
-    missing = [byte for letter, byte in BYTES.items() if letter not in seen]
-    if missing:
-        raise UserError(
-            f"{name}: {len(missing)} of the 256 bytes have no token, the first is 0x{missing[0]:02x}; "
-            "a byte-level vocabulary has one for each"
-        )
-
-
-def _check_merges(vocab: set[str], merges: list, where: Callable[[int], str], name: str) -> None:
-    """Refuses merges that are none; `where` gives "FILE, line 3" for a merge."""
-    seen: dict[tuple, int] = {}
-    for i, merge in enumerate(merges):
-        if len(merge) != 2 or not all(isinstance(part, str) and part for part in merge):
-            raise UserError(f"{where(i)}: {merge!r} is not a merge of two tokens")
-        for part in (*merge, merge[0] + merge[1]):
-            if part not in vocab:
-                raise UserError(f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} names {part!r}, not in {name}")
-        if merge in seen:
-            raise UserError(f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} is there twice; remove it")
-        seen[merge] = i
-
-
-def is_byte_level(path: str | os.PathLike) -> bool:
-    """Whether a tokenizer.json holds byte-level byte-pair encoding.
-
-    Raises:
-      UserError: the file cannot be read.
-    """
-    path = pathlib.Path(path)
-    content = json_files.read(path)
-    model = content.get("model")
-    byte_level = any(part.get("type") == "ByteLevel" for part in _parts(content.get("pre_tokenizer"), "pretokenizers"))
-    return isinstance(model, dict) and model.get("type", "BPE") == "BPE" and byte_level
-
-
-def _parts(component: object, name: str) -> list[dict]:
-    """The members of a component of a tokenizer.json, which may be missing, one or a sequence."""
-    if not isinstance(component, dict):
-        return []
-    parts = component.get(name, []) if component.get("type") == "Sequence" else [component]
-    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-
-
-def _from_tokenizer_file(folder: pathlib.Path) -> dict:
-    """The arguments of ByteLevelBPE that a tokenizer.json and the files beside it stand for."""
-    path = folder / TOKENIZER_FILE
-    content = json_files.read(path)
-    if not is_byte_level(path):
-        raise UserError(f"{path}: is not a byte-level BPE tokenizer (its model and pre_tokenizer say so)")
-    model = content["model"]
-    for name, allowed in (
-        ("dropout", (None, 0.0)),
-        ("continuing_subword_prefix", (None, "")),
-        ("end_of_word_suffix", (None, "")),
-        ("byte_fallback", (None, False)),
-        ("ignore_merges", (None, False, True)),
-    ):
-        if model.get(name) not in allowed:
-            raise UserError(f"{path}: model.{name} is {model[name]!r}; only {allowed[-1]!r} is built here")
-    normalizers = [part.get("type") for part in _parts(content.get("normalizer"), "normalizers")]
-    if normalizers not in ([], ["NFC"]):
-        raise UserError(f"{path}: normalizer is {normalizers}; only NFC or none is built here")
-    pattern, add_prefix_space = _splitting(path, _parts(content.get("pre_tokenizer"), "pretokenizers"))
-
-    ids = _ids(path, model.get("vocab"), "model.vocab")
-    added = content.get("added_tokens") or []
-    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise UserError(f"{path}: added_tokens is not a list of tokens")
-    for token in added:
-        if token.get("single_word"):
-            raise UserError(f"{path}: the added token {token.get('content')!r} is single_word, which is not built here")
-        _add(ids, path, token.get("content"), token.get("id"))
-    special = [token["content"] for token in added]
-    tokens = _in_order(ids, path)
-    merges = model.get("merges")
-    if not isinstance(merges, list):
-        raise UserError(f"{path}: model.merges is not a list")
-    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-    _check_merges(set(tokens), merges, lambda i: f"{path}, merge {i + 1}", "model.vocab")
-    roles, named = _roles(folder, ids)
-    return {
-        "vocab": tokens,
-        "merges": merges,
-        "special_tokens": [*special, *(token for token in named if token not in special)],
-        "roles": roles,
-        "pattern": pattern,
-        "ignore_merges": bool(model.get("ignore_merges")),
-        "add_prefix_space": add_prefix_space,
-        "nfc": bool(normalizers),
-        "lstrip": [token["content"] for token in added if token.get("lstrip")],
-        "rstrip": [token["content"] for token in added if token.get("rstrip")],
-    }
-
-
-def _splitting(path: pathlib.Path, parts: list[dict]) -> tuple[str, bool]:
-    """The pattern's name and add_prefix_space that a tokenizer.json's pre_tokenizer stands for."""
-    byte_level = parts[-1]
-    prefix = byte_level.get("add_prefix_space", True)  # The library's default.
-    if len(parts) == 1 and byte_level.get("use_regex", True):
-        return "gpt2", bool(prefix)
-    if len(parts) == 2 and parts[0].get("type") == "Split" and not byte_level.get("use_regex", True):
-        split = parts[0].get("pattern")
-        split = split.get("Regex") if isinstance(split, dict) else None
-        isolated = parts[0].get("behavior") == "Isolated" and not parts[0].get("invert")
-        for name, pattern in SPLIT_PATTERNS.items():
-            # A space put before every word would not be one before the text.
-            if pattern == split and isolated and not prefix:
-                return name, False
-    raise UserError(
-        f"{path}: pre_tokenizer splits by a pattern that is not built here; known are those of "
-        f"{', '.join(SPLIT_PATTERNS)}"
-    )
-
-
-def _from_vocab_and_merges(folder: pathlib.Path) -> dict:
-    """The arguments of ByteLevelBPE that a vocab.json, a merges.txt and the files beside them stand for."""
-    path = folder / VOCAB_FILE
-    content = json_files.read(path)
-    ids = _ids(path, content, "the file")
-    added: list[str] = []
-    lstrip, rstrip = [], []
-    if (folder / ADDED_FILE).exists():
-        for token, i in json_files.read(folder / ADDED_FILE).items():
-            _add(ids, folder / ADDED_FILE, token, i)
-            added.append(token)
-    config = settings.read(folder)
-    for i, token in (config.get("added_tokens_decoder") or {}).items():
-        if not isinstance(token, dict) or not i.isdecimal():
-            raise UserError(f"{folder / CONFIG_FILE}: added_tokens_decoder has {i!r}: {token!r}, which is no token")
-        _add(ids, folder / CONFIG_FILE, token.get("content"), int(i))
-        added.append(token["content"])
-        lstrip += [token["content"]] if token.get("lstrip") else []
-        rstrip += [token["content"]] if token.get("rstrip") else []
-    tokens = _in_order(ids, path)
-
-    path = folder / MERGES_FILE
-    merges, numbers = [], []
-    for number, line in enumerate(_read(path).split("\n"), 1):
-        if line.strip("\r") and not line.startswith("#version"):
-            merges.append(tuple(line.rstrip("\r").split(" ")))
-            numbers.append(number)
-    _check_merges(set(tokens), merges, lambda i: f"{path}, line {numbers[i]}", VOCAB_FILE)
-    roles, named = _roles(folder, ids)
-    special = dict.fromkeys([*added, *named, *(token for token in _USUAL if token in ids)])
-    if not lstrip and "<mask>" in special:
-        lstrip = ["<mask>"]  # As RoBERTa and BART have it.
-    return {
-        "vocab": tokens,
-        "merges": merges,
-        "special_tokens": list(special),
-        "roles": roles,
-        "add_prefix_space": config.get("add_prefix_space") is True,
-        "lstrip": lstrip,
-        "rstrip": rstrip,
-    }
-
-
-def _roles(folder: pathlib.Path, ids: Mapping[str, int]) -> tuple[dict[str, str] | None, list[str]]:
-    """The roles that the folder's settings name, None without any, and all special tokens they name."""
-    roles: dict[str, str] = {}
-    named: dict[str, None] = {}
-    special_map: dict = {}
-    if (folder / MAP_FILE).exists():
-        special_map = json_files.read(folder / MAP_FILE)
-        json_files.check(special_map, TOKENS, folder / MAP_FILE)
-    for path, record in ((folder / MAP_FILE, special_map), (folder / CONFIG_FILE, settings.read(folder))):
-        more = record.get("additional_special_tokens")
-        values = [(None, value) for value in (more if isinstance(more, list) else [])]
-        for role, value in [*((role, record.get(name)) for role, name in ROLES.items()), *values]:
-            token = settings.token_text(value)
-            if token is None:
-                continue
-            if not isinstance(token, str) or token not in ids:
-                raise UserError(
-                    f"{path}, line {json_files.line_of(path, token)}: the special token {token!r} is not in the "
-                    "vocabulary"
-                )
-            named[token] = None
-            if role:
-                roles[role] = token
-    return roles or None, list(named)
-
-
-def _read(path: pathlib.Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: the tokenizer cannot be read ({error.strerror})") from None
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: is not UTF-8 ({content[error.start : error.start + 10]!r})") from None
-
-
-def _ids(path: pathlib.Path, vocab: object, name: str) -> dict[str, int]:
-    if not isinstance(vocab, dict):
-        raise UserError(f"{path}: {name} holds no vocabulary (token: id)")
-    ids: dict[str, int] = {}
-    for token, i in vocab.items():
-        _add(ids, path, token, i)
-    if not ids:
-        raise UserError(f"{path}, line 1: {name} holds no token")
-    return ids
-
-
-def _add(ids: dict[str, int], path: pathlib.Path, token: object, i: object) -> None:
-    if not isinstance(token, str) or not isinstance(i, int) or isinstance(i, bool) or i < 0:
-        raise UserError(f"{_at(path, token)} has id {i!r}, which is not a number from 0")
-    if ids.setdefault(token, i) != i:
-        raise UserError(f"{_at(path, token)} has id {i}, and {ids[token]} before")
-
-
-def _at(path: pathlib.Path, token: object) -> str:
-    return f"{path}, line {json_files.line_of(path, token)}: token {token!r}"
-
-
-def _in_order(ids: Mapping[str, int], path: pathlib.Path) -> list[str]:
-    """The tokens by id. Refuses two tokens of one id and ids of no token."""
-    tokens: list[str] = []
-    for token, i in sorted(ids.items(), key=lambda item: item[1]):
-        if i < len(tokens):
-            raise UserError(f"{_at(path, token)} has id {i}, as {tokens[i]!r} has")
-        if i > len(tokens):
-            raise UserError(f"{_at(path, token)} has id {i}, but no token has id {len(tokens)}")
-        tokens.append(token)
-    _check_vocab(tokens, str(path), lambda token: f", line {json_files.line_of(path, token)}")
-    return tokens

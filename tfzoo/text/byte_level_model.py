@@ -1,0 +1,136 @@
+"""What a byte-level vocabulary and its merges are compiled to; tfzoo.text.byte_level says how, and why it is exact."""
+
+import collections
+import struct
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import tokenizers
+
+from tfzoo.errors import UserError
+
+# Bytes become letters, each the character of that number, but for these.
+LATIN_WORD_END = "\xff"  # The byte that no UTF-8 holds and that ends a word.
+LATIN_NUL = "\u0100"  # SentencePiece ends a text at NUL.
+LATIN_OTHER = "\u0101"  # Begins the names, in the SentencePiece model, of what is no text.
+
+
+def _letters() -> dict[str, int]:
+    """GPT-2's letters for bytes: those that can be seen stand for themselves, the others are U+0100 and on."""
+    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+BYTES = _letters()  # Letter -> byte.
+
+
+def is_text(token: str) -> bool:
+    return all(letter in BYTES for letter in token)
+
+
+def latin(token: bytes) -> bytes:
+    """A token's bytes as letters, each the character of that number."""
+    return token.decode("latin-1").replace("\0", LATIN_NUL).encode()
+
+
+def made_by_merges(vocab: np.ndarray, ids: Mapping[str, int], merges: list) -> dict[int, int]:
+    """The tokens that the merges make of their own letters -> the rank of the last merge (-1 for a letter)."""
+    ranks: dict[str, list[int]] = collections.defaultdict(list)
+    for rank, (left, right) in enumerate(merges):
+        ranks[left + right].append(rank)
+    candidates = [token for token in vocab if token in ranks or len(token) == 1]
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(dict(ids), merges))
+    made = {}
+    for token, encoding in zip(candidates, model.encode_batch_fast(candidates), strict=True):
+        if encoding.ids == [ids[token]]:
+            if len(ranks[token]) > 1:  # Two merges make it, of which one is used.
+                made[ids[token]] = _last_merge(token, {merge: rank for rank, merge in enumerate(merges)})
+            else:
+                made[ids[token]] = ranks[token][0] if ranks[token] else -1
+    return made
+
+
+def _last_merge(token: str, ranks: Mapping[tuple[str, str], int]) -> int:
+    """The rank of the last of the merges that make a token of its letters."""
+    parts, last = list(token), -1
+    while len(parts) > 1:
+        last, i = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(parts, parts[1:])))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return last
+
+
+def cuts(tokens: Iterable[bytes]) -> str:
+    """An expression over letters for two bytes, its groups, of which the second begins a character, that stand together
+    in no token. Empty where there are none."""
+    together = np.zeros((256, 256), bool)
+    for token in tokens:
+        together[list(token[:-1]), list(token[1:])] = True
+    # A class of first bytes times a class of second bytes: the largest such product, where those second bytes are
+    # together that have the fewest partners. (Several products cut more, but their groups cost what that gains.)
+    seconds = np.arange(0xC2, 0xF5)
+    partners = together[0x80:0xC0, 0xC2:0xF5].sum(0)
+    products = []
+    for most in np.unique(partners):
+        second = seconds[partners <= most]
+        products.append((0x80 + np.flatnonzero(~together[0x80:0xC0, second].any(1)), second))
+    first, second = max(products, key=lambda product: product[0].size * product[1].size)
+    if not first.size:
+        return ""
+    classes = ("".join(f"\\x{{{byte:x}}}" for byte in chosen) for chosen in (first, second))
+    return "".join(f"([{letters}])" for letters in classes)
+
+
+def sentencepiece_model(vocab_size: int, tokens: Mapping[int, tuple[bytes, int]]) -> bytes:
+    """A SentencePiece BPE model that merges as the ranks say: id -> (bytes, rank), written as protocol buffer."""
+
+    def number(value: int) -> bytes:
+        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + number(value >> 7)
+
+    def field(tag: int, value: int | bytes) -> bytes:
+        if isinstance(value, bytes):
+            return number(tag << 3 | 2) + number(len(value)) + value
+        return number(tag << 3) + number(value)
+
+    normal, unknown, control = 1, 2, 3
+    pieces = []
+    for i in range(vocab_size + 1):  # The unknown piece, which a model must have, is the last.
+        text, rank = tokens.get(i, (b"", 0))
+        name = latin(text) if text else f"{LATIN_OTHER}{i}".encode()
+        kind = normal if text else unknown if i == vocab_size else control
+        pieces.append(field(1, field(1, name) + number(2 << 3 | 5) + struct.pack("<f", -rank) + field(3, kind)))
+    bpe = field(2, field(3, 2))
+    # No normalisation, no space before a text, no fewer spaces, spaces as they are.
+    as_is = field(3, field(1, b"identity") + field(3, 0) + field(4, 0) + field(5, 0))
+    return b"".join(pieces) + bpe + as_is
+
+
+def check_vocab(tokens: list[str], name: str, where: Callable[[str], str]) -> None:
+    """Refuses what is no vocabulary; `where` gives ", line 3" for a token."""
+    seen: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        if not token:
+            raise UserError(f"{name}{where(token)}: token {i} is empty; remove it")
+        if token in seen:
+            raise UserError(f"{name}{where(token)}: token {token!r} is {seen[token]} and {i}; remove one")
+        seen[token] = i
+    missing = [byte for letter, byte in BYTES.items() if letter not in seen]
+    if missing:
+        raise UserError(
+            f"{name}: {len(missing)} of the 256 bytes have no token, the first is 0x{missing[0]:02x}; "
+            "a byte-level vocabulary has one for each"
+        )
+
+
+def check_merges(vocab: set[str], merges: list, where: Callable[[int], str], name: str) -> None:
+    """Refuses merges that are none; `where` gives "FILE, line 3" for a merge."""
+    seen: dict[tuple, int] = {}
+    for i, merge in enumerate(merges):
+        if len(merge) != 2 or not all(isinstance(part, str) and part for part in merge):
+            raise UserError(f"{where(i)}: {merge!r} is not a merge of two tokens")
+        for part in (*merge, merge[0] + merge[1]):
+            if part not in vocab:
+                raise UserError(f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} names {part!r}, not in {name}")
+        if merge in seen:
+            raise UserError(f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} is there twice; remove it")
+        seen[merge] = i
