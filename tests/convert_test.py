@@ -15,7 +15,8 @@ from tests.export import small
 from tfzoo import convert
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import checkpoint, runs
-from tfzoo.weights import foreign, formats, huggingface
+from tfzoo.weights import huggingface, keras_presets, tensors
+from tfzoo.weights.safetensors_files import open_folder
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 GOLDEN, PRESETS = ASSETS / "golden", ASSETS / "keras_hub"
@@ -57,7 +58,7 @@ class ConvertCase(tf.test.TestCase):
         self.assertFalse(self.to.exists())
 
     def assert_same_tensors(self, one, other, left_out=()):
-        with formats.open_folder(one) as first, formats.open_folder(other) as second:
+        with open_folder(one) as first, open_folder(other) as second:
             self.assertEqual(set(first.names) - set(left_out), set(second.names))
             for name in second.names:
                 self.assertEqual(first.read(name).tobytes(), second.read(name).tobytes(), name)
@@ -107,8 +108,8 @@ class HuggingFaceTest(ConvertCase):
             self.assertIn(f", {dtype}", self.convert(half, to=again)[1])
             self.assertEqual((half / "model.safetensors").read_bytes(), (again / "model.safetensors").read_bytes())
             self.convert(half, "--dtype=float32", to=back)
-            with formats.open_folder(source) as before, formats.open_folder(back) as after:
-                stored = formats.DTYPES[huggingface.DTYPES[dtype]]
+            with open_folder(source) as before, open_folder(back) as after:
+                stored = tensors.DTYPES[huggingface.DTYPES[dtype]]
                 for name in after.names:
                     self.assertAllEqual(before.read(name).astype(stored).astype(np.float32), after.read(name))
 
@@ -373,7 +374,7 @@ class KerasHubTest(ConvertCase):
         }
         self.assertEqual(set(architectures), {path.name for path in PRESETS.iterdir()})
         covered = {json.loads((path / "config.json").read_text())["class_name"] for path in PRESETS.iterdir()}
-        self.assertEqual(covered, set(foreign.BACKBONES))
+        self.assertEqual(covered, set(keras_presets.BACKBONES))
         for case, architecture in architectures.items():
             with self.subTest(case):
                 to = self.folder / f"to_{case}"

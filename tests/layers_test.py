@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "records": BELOW,
     "chat": BELOW | {"text"},
     "nn": BELOW | {"config"},
-    "models": BELOW | {"config", "nn", "weights"},  # A page's table uses the markers of weights.
+    "models": BELOW | {"config", "nn"},
     "weights": BELOW | {"config", "nn", "models", "text"},
     "text": BELOW,
     "data": BELOW | {"text"},

@@ -23,7 +23,7 @@ import tensorflow as tf
 import tfzoo
 from tfzoo import json_files, models
 from tfzoo.text.wordpiece import WordPiece
-from tfzoo.weights import formats, huggingface
+from tfzoo.weights import huggingface, safetensors_files
 from tfzoo.weights import table as weight_table
 
 OUTPUTS, GRADIENTS = 1e-5, 1e-4  # Allowed, times max(1, max|reference|).
@@ -69,7 +69,8 @@ def compare(case: pathlib.Path, model) -> dict[str, float]:
         for variable, gradient in zip(trained, tape.gradient(loss, trained)):
             if gradient is not None:
                 values[weight_table.relative_path(variable)] = tf.convert_to_tensor(gradient).numpy()
-        ours = weight_table.stored_arrays(weight_table.slots(models.page_of(model).WEIGHTS, model), values)
+        slots = weight_table.slots(models.page_of(model).WEIGHTS, model)
+        ours = {s.name: s.to_stored([values[weight_table.relative_path(v)] for v in s.variables]) for s in slots}
         differences["gradients"] = max(_difference(ours[name], value) for name, value in expected.items())
     return differences
 
@@ -95,7 +96,7 @@ def there_and_back(case: pathlib.Path, model, tokenizer, folder: pathlib.Path) -
       AssertionError: a tensor, or a field of config.json, is not what it was.
     """
     huggingface.save(model, folder, tokenizer)
-    with formats.open_folder(case) as one, formats.open_folder(folder) as other:
+    with safetensors_files.open_folder(case) as one, safetensors_files.open_folder(folder) as other:
         assert one.names == other.names, (case.name, set(one.names) ^ set(other.names))
         for name in one.names:
             assert one.read(name).tobytes() == other.read(name).tobytes(), (case.name, name)

@@ -100,7 +100,10 @@ class Found:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    from tfzoo.weights import formats, huggingface  # TensorFlow takes seconds to import, and --help needs none of it.
+    from tfzoo.weights import (  # TensorFlow takes seconds to import, and --help needs none of it.
+        huggingface,
+        safetensors_files,
+    )
 
     source, target = pathlib.Path(flags["from"].value or ""), pathlib.Path(flags.to)
     huggingface.check_new(target)
@@ -112,7 +115,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         huggingface.save(found.model, target, found, dtype=dtype, max_shard_bytes=flags.max_shard_mb * 10**6)
     except OSError as error:
         raise UserError(f"--to={target}: cannot be written ({error.strerror or error}); name another folder") from None
-    with formats.open_folder(target) as file:
+    with safetensors_files.open_folder(target) as file:
         count = sum(math.prod(file.shape(name)) for name in file.names)
         shards = len({file.file(name) for name in file.names})
         size = f"{count:,} parameters, {len(file)} tensors in {shards} file{'s' if shards > 1 else ''}, {dtype}"
@@ -164,11 +167,11 @@ def _omit(flags: absl_flags.FlagValues, what: str, *names: str) -> None:
 
 def _hugging_face(folder: pathlib.Path) -> Found:
     from tfzoo import models
-    from tfzoo.weights import formats, huggingface, table
+    from tfzoo.weights import huggingface, safetensors_files, table
 
-    with formats.open_folder(folder) as file:
+    with safetensors_files.open_folder(folder) as file:
         stored, dtype = file.names, _dtype(file)
-        used = {file.file(name).name for name in stored} | {formats.INDEX, "config.json"}
+        used = {file.file(name).name for name in stored} | {safetensors_files.INDEX, "config.json"}
     model, _ = huggingface.load(folder, tokenizer=False)
     page = models.page_of(model)
     prefix, canonical = getattr(page, "PREFIX", ""), table.HUGGING_FACE.canonical
@@ -191,10 +194,10 @@ def _hugging_face(folder: pathlib.Path) -> Found:
 
 def _tf1(folder: pathlib.Path, checkpoint: str | None, flags: absl_flags.FlagValues) -> Found:
     from tfzoo.text.wordpiece import WordPiece
-    from tfzoo.weights import foreign
+    from tfzoo.weights import google_checkpoints
 
-    source = foreign.open_tf1(folder, checkpoint, flags.part)
-    with source.file as file:
+    source = google_checkpoints.open_tf1(folder, checkpoint, flags.part)
+    with source.file:
         tokenizer = None
         vocabulary = folder / "vocab.txt"
         if vocabulary.exists():
@@ -205,16 +208,7 @@ def _tf1(folder: pathlib.Path, checkpoint: str | None, flags: absl_flags.FlagVal
                     f"{vocabulary}: has {tokenizer.vocab_size} tokens, the model's vocab_size is "
                     f"{source.config.vocab_size}; put the model's own vocabulary back"
                 )
-        model, not_used = foreign.load(source)
-        return Found(
-            f"{source.kind}, {source.model_type}",
-            folder,
-            model,
-            _dtype(file),
-            tokenizer,
-            tensors_left=not_used,
-            files_left=_left(folder, source.used | {"vocab.txt"}),
-        )
+        return _foreign(source, tokenizer, {}, {"vocab.txt"})
 
 
 def _lowercase(folder: pathlib.Path, family: str) -> bool:
@@ -228,10 +222,10 @@ def _lowercase(folder: pathlib.Path, family: str) -> bool:
 
 def _keras(folder: pathlib.Path) -> Found:
     from tfzoo.text.wordpiece import WordPiece
-    from tfzoo.weights import foreign
+    from tfzoo.weights import keras_presets
 
-    source = foreign.open_keras(folder)
-    with source.file as file:
+    source = keras_presets.open_keras(folder)
+    with source.file:
         assets = folder / "assets" / "tokenizer"
         names = _ASSETS | {"vocabulary.spm": _SPM.get(source.family, "spiece.model")}
         carried = {names[path.name]: path for path in sorted(assets.glob("*")) if path.name in names}
@@ -246,17 +240,24 @@ def _keras(folder: pathlib.Path) -> Found:
                     f"{settings}: does not say whether the vocabulary is lowercase; put the preset's own back"
                 )
             tokenizer = WordPiece.from_file(carried["vocab.txt"], lowercase)
-        model, not_used = foreign.load(source)
-        return Found(
-            f"{source.kind}, {source.model_type}",
-            folder,
-            model,
-            _dtype(file),
-            tokenizer,
-            carried,
-            not_used,
-            _left(folder, source.used | {"assets", "tokenizer.json"}),
-        )
+        return _foreign(source, tokenizer, carried, {"assets", "tokenizer.json"})
+
+
+def _foreign(source, tokenizer, carried: Mapping[str, pathlib.Path], beside: Collection[str]) -> Found:
+    """What another library's files hold; `beside` are names of what was read besides the source's own."""
+    from tfzoo.weights import foreign
+
+    model, not_used = foreign.load(source)
+    return Found(
+        f"{source.kind}, {source.model_type}",
+        source.where,
+        model,
+        _dtype(source.file),
+        tokenizer,
+        carried,
+        not_used,
+        _left(source.where, {*source.used, *beside}),
+    )
 
 
 def _left(folder: pathlib.Path, used: Collection[str]) -> list[str]:

@@ -23,7 +23,7 @@ from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.training import checkpoint
 from tfzoo.training.checkpoint import Checkpoints, model_variables
-from tfzoo.weights import formats
+from tfzoo.weights import safetensors_files, tensors
 
 
 def arrays(step=0, size=8):
@@ -333,9 +333,8 @@ class MeanwhileTest(CheckpointsCase):
         variables, state = arrays(5), {"losses": [0.5]}
         written = threading.Event()
         checkpoints = Checkpoints(self.folder)
-        with mock.patch.object(
-            checkpoint.formats, "write_file", lambda *a, call=checkpoint.formats.write_file: (written.wait(), call(*a))
-        ):
+        write_file = safetensors_files.write_file
+        with mock.patch.object(safetensors_files, "write_file", lambda *a: (written.wait(), write_file(*a))):
             checkpoints.save(5, variables, state, best=True, wait=False)
             self.assertEqual(checkpoints.steps(), [])
             variables["model/kernel"][...] = -1.0
@@ -437,11 +436,11 @@ class KillTest(CheckpointsCase):
             if folder.exists():
                 files.remove_folder(folder)
             sources = [
-                (name, array.shape, formats.NAMES[array.dtype], lambda array=array: array)
+                (name, array.shape, tensors.NAMES[array.dtype], lambda array=array: array)
                 for name, array in content(number).items()
             ]
             with files.atomic_folder(folder) as partial:
-                formats.write_folder(partial, sources, max_shard_bytes=100)
+                safetensors_files.write_folder(partial, sources, max_shard_bytes=100)
 
         last = 0
 
@@ -450,7 +449,7 @@ class KillTest(CheckpointsCase):
             last += 1  # Killed between removing the old one and having the new one in place, there is none.
             if not folder.exists():
                 return last
-            with formats.open_folder(folder) as opened:
+            with safetensors_files.open_folder(folder) as opened:
                 number = int(opened.read("model/seed")[0])
                 self.assertCountEqual(opened.names, content(number))
                 for name, array in content(number).items():

@@ -18,8 +18,10 @@ import safetensors.numpy
 
 from tests import helpers
 from tfzoo.errors import UserError
-from tfzoo.weights import formats as tensors_lib
-from tfzoo.weights.formats import open_file, open_folder, open_h5, write_folder
+from tfzoo.weights import tensors as tensors_lib
+from tfzoo.weights.hdf5_files import open_h5
+from tfzoo.weights.safetensors_files import open_file, open_folder, write_folder
+from tfzoo.weights.tf1_files import open_tf1
 
 
 def samples() -> dict[str, np.ndarray]:
@@ -446,7 +448,7 @@ class FuzzTest(Folders):
 
 MEMORY = """
 import sys
-from tfzoo.weights import formats
+from tfzoo.weights import safetensors_files
 import numpy as np
 
 def resident(key):
@@ -457,9 +459,9 @@ def resident(key):
 def peak():
     return resident("VmHWM:")
 
-formats.open_file(sys.argv[2]).read("x")  # Whatever is loaded at first use.
+safetensors_files.open_file(sys.argv[2]).read("x")  # Whatever is loaded at first use.
 before = peak()
-with formats.open_file(sys.argv[1]) as opened:
+with safetensors_files.open_file(sys.argv[1]) as opened:
     opening = peak() - before
     total = sum(float(rows.sum()) for name in opened.names for _, rows in opened.chunks(name))
     chunks = peak() - before
@@ -489,11 +491,11 @@ class MemoryTest(Folders):
     def test_a_hostile_header_takes_little(self):
         path = self.write("x", pack(b'{"x":[' + b"{}," * 2_000_000 + b"1]}"))
         code = (
-            "import sys; from tfzoo import errors; from tfzoo.weights import formats\n"
+            "import sys; from tfzoo import errors; from tfzoo.weights import safetensors_files\n"
             # Not ru_maxrss, which begins at what the process had that started this one. In KiB.
             "peak = lambda: int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])\n"
             "before = peak()\n"
-            "try: formats.open_file(sys.argv[1])\n"
+            "try: safetensors_files.open_file(sys.argv[1])\n"
             "except errors.UserError: print(peak() - before)"
         )
         process = helpers.python("-c", code, path)
@@ -644,7 +646,7 @@ class TensorFlowTest(Folders):
         }
         prefix = self.save(weights | slots)
         for path in (prefix, prefix + ".index", self.folder):
-            with tensors_lib.open_tf1(path) as tensors:
+            with open_tf1(path) as tensors:
                 self.assertEqual(tensors.dtype("half"), "BF16")
                 self.assertEqual(tensors.shape("half"), (2, 2))
                 self.assert_same({name: tensors.read(name) for name in tensors.names}, weights)
@@ -652,7 +654,6 @@ class TensorFlowTest(Folders):
             tensors.read("half")
 
     def test_bad_checkpoints(self):
-        open_tf1 = tensors_lib.open_tf1
         self.refused("has 0 checkpoints", open_tf1, self.folder)
         self.refused("no checkpoint is there", open_tf1, self.folder / "bert_model.ckpt")
         prefix = self.save({"x": np.array([0, np.nan], np.float32), "y": np.ones(1000, np.float32)})
@@ -674,7 +675,7 @@ class TensorFlowTest(Folders):
         import tensorflow as tf
 
         prefix = tf.train.Checkpoint(x=tf.Variable(1.0)).write(str(self.folder / "object"))
-        self.refused("is an object checkpoint of TensorFlow 2", tensors_lib.open_tf1, prefix)
+        self.refused("is an object checkpoint of TensorFlow 2", open_tf1, prefix)
 
     def test_what_keras_writes(self):
         import keras

@@ -9,7 +9,7 @@ next_sentence_logits [B, 2]: the order of two consecutive segments; index 0 says
 from tfzoo import nn
 from tfzoo.errors import UserError
 from tfzoo.models import bert
-from tfzoo.weights.table import Computed, Tied
+from tfzoo.models.markers import Computed, Tied
 
 _BASE = dict(
     vocab_size=30000,

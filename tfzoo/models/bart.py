@@ -8,7 +8,7 @@ classify_logits [B, C], from the decoder's last token: both sides read the text,
 
 from tfzoo import nn
 from tfzoo.errors import UserError
-from tfzoo.weights.table import Reshaped, Tied
+from tfzoo.models.markers import Reshaped, Tied
 
 _FAMILY = dict(position_offset=2, norm_epsilon=1e-5)
 _MBART = _FAMILY | dict(norm_first=True)

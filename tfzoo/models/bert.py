@@ -6,7 +6,7 @@ next_sentence_logits [B, 2]: index 0 says that segment B follows A, 1 that it do
 """
 
 from tfzoo import nn
-from tfzoo.weights.table import Computed, Tied
+from tfzoo.models.markers import Computed, Tied
 
 _BASE = dict(
     vocab_size=30522,

@@ -6,7 +6,7 @@ masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L
 """
 
 from tfzoo import nn
-from tfzoo.weights.table import Computed, Tied
+from tfzoo.models.markers import Computed, Tied
 
 _BASE = dict(
     vocab_size=30522,

@@ -10,7 +10,7 @@ import dataclasses
 
 from tfzoo import nn
 from tfzoo.models import bert
-from tfzoo.weights.table import Tied
+from tfzoo.models.markers import Tied
 
 _SMALL = dict(
     vocab_size=30522,

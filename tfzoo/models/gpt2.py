@@ -4,7 +4,7 @@ token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the to
 """
 
 from tfzoo import nn
-from tfzoo.weights.table import Computed, Conv1D, Fused, Tied
+from tfzoo.models.markers import Computed, Conv1D, Fused, Tied
 
 # What all of them share: https://github.com/openai/gpt-2/blob/master/src/model.py
 _FAMILY = dict(norm_first=True, embedding_norm=False, activation="gelu_tanh", norm_epsilon=1e-5)

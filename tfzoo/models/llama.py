@@ -7,7 +7,7 @@ token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the to
 
 from tfzoo import nn
 from tfzoo.errors import UserError
-from tfzoo.weights.table import Computed, Tied
+from tfzoo.models.markers import Computed, Tied
 
 _BLOCK = dict(norm="rms", norm_first=True, embedding_norm=False, activation="silu", gated_mlp=True, biases="none")
 _FAMILY = _BLOCK | dict(positions="rotary", tie_embeddings=False, dropout=0.0, attention_dropout=0.0)

@@ -15,7 +15,7 @@ from keras import ops
 
 from tfzoo import nn
 from tfzoo.models import bert
-from tfzoo.weights.table import Tied
+from tfzoo.models.markers import Tied
 
 _BASE = dict(
     vocab_size=50265,

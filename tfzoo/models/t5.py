@@ -9,7 +9,7 @@ classify_logits [B, C], from the decoder's last token: both sides read the text,
 
 from tfzoo import nn
 from tfzoo.errors import UserError
-from tfzoo.weights.table import Computed, Tied, When
+from tfzoo.models.markers import Computed, Tied, When
 
 _FAMILY = dict(positions="relative", norm="rms", norm_first=True, norm_epsilon=1e-6, biases="none", scale_scores=False)
 _FAMILY |= dict(embedding_norm=False, initializer="fan_in")

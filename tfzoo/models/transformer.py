@@ -8,7 +8,7 @@ token_ids, padding_mask [B, M]; decoder_token_ids, decoder_padding_mask [B, L]
 
 from tfzoo import nn
 from tfzoo.models import bart
-from tfzoo.weights.table import Computed
+from tfzoo.models.markers import Computed
 
 _FAMILY = dict(positions="sinusoidal", embedding_norm=False, norm_epsilon=1e-6)
 _BASE = _FAMILY | dict(

@@ -7,7 +7,7 @@ previous_sequence [layers, B, M, E] (M is 0 at first) -> previous_sequence for t
 """
 
 from tfzoo import nn
-from tfzoo.weights.table import Tied
+from tfzoo.models.markers import Tied
 
 Config = nn.TwoStreamConfig
 # Layers, widths and heads: https://github.com/zihangdai/xlnet#released-models. The rest: config.json of

@@ -20,15 +20,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (teaches NumPy the name "bfloat16")
 import numpy as np
-import safetensors
-import safetensors.numpy
 from absl import logging
 
 from tfzoo import files
 from tfzoo.errors import UserError
-from tfzoo.weights import formats
+from tfzoo.weights import safetensors_files
+from tfzoo.weights.tensors import NAMES
 
 FORMAT = 1
 VARIABLES, RECORD = "variables.safetensors", "checkpoint.json"
@@ -145,10 +143,10 @@ class Checkpoints:
     def _write_folder(path: pathlib.Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
         with files.atomic_folder(path) as partial:
             sources = [
-                (name, array.shape, formats.NAMES[array.dtype], functools.partial(_itself, array))
+                (name, array.shape, NAMES[array.dtype], functools.partial(_itself, array))
                 for name, array in arrays.items()
             ]
-            formats.write_file(partial / VARIABLES, sources, {})
+            safetensors_files.write_file(partial / VARIABLES, sources, {})
             record |= {
                 "bytes": (partial / VARIABLES).stat().st_size,
                 "sha256": files.sha256(partial / VARIABLES),
@@ -443,9 +441,12 @@ def _read(folder: pathlib.Path) -> Contents:
     try:
         if files.sha256(variables_path) != record["sha256"]:
             raise _Damaged(f"{variables_path}: its sha256 is not the one recorded")
-        arrays = safetensors.numpy.load_file(variables_path)
-    except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
+        with safetensors_files.open_file(variables_path) as tensors:  # What is not finite was so when it was saved.
+            arrays = {name: tensors.read(name, finite=False) for name in tensors.names}
+    except OSError as error:
         raise _Damaged(f"{variables_path}: {error}") from None
+    except UserError as error:
+        raise _Damaged(str(error)) from None
     if {name: _signature(array) for name, array in arrays.items()} != record["variables"]:
         raise _Damaged(f"{variables_path}: other variables than {RECORD} lists")
     return record["step"], record["state"], arrays

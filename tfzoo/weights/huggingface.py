@@ -28,7 +28,7 @@ from tfzoo.json_files import Field, Fields
 from tfzoo.models.record import FolderRecord
 from tfzoo.text import template
 from tfzoo.text.settings import ROLES
-from tfzoo.weights import formats, table
+from tfzoo.weights import safetensors_files, table
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _IDS = (Field(int), Field(list, items=Field(int)))
@@ -92,7 +92,7 @@ def load(
         heads=heads, num_labels=num_labels, labels=labels if len(labels) == num_labels else None, pool=pool
     )
     its_tokenizer = _tokenizer(folder, path, record, config.vocab_size) if tokenizer else None
-    with formats.open_folder(folder) as file:
+    with safetensors_files.open_folder(folder) as file:
         table.check_layers(config, file, page, folder)
         # Variables of a graph have shapes and no memory.
         with tf.Graph().as_default(), nn.zero_initializers():
@@ -179,7 +179,7 @@ def save(
     if folder.exists():
         folder.rmdir()
     with files.atomic_folder(folder) as partial:
-        formats.write_folder(
+        safetensors_files.write_folder(
             partial,
             table.stored(table.slots(page.WEIGHTS, model), DTYPES[dtype]),
             max_shard_bytes=max_shard_bytes,

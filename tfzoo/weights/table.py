@@ -6,8 +6,8 @@ A page's WEIGHTS says which of our layers or variables a stored module or tensor
 
 A destination that is a layer maps the module's .weight and .bias to the layer's variables by their kind: a kernel is
 stored transposed, gamma and beta and embeddings as they are. A destination that is a variable is keyed by the whole
-name of the tensor, which is stored as it is. The markers below say what is stored otherwise. A dict gives the
-destination by the model's head, where one name serves several heads.
+name of the tensor, which is stored as it is. The markers of tfzoo.models.markers say what is stored otherwise. A dict
+gives the destination by the model's head, where one name serves several heads.
 
 One interpreter reads and writes, and accounts for every tensor on both sides before it touches one. Files that are not
 Hugging Face's have tables and a Naming of their own (tfzoo.weights.foreign).
@@ -23,60 +23,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfzoo.errors import UserError
-from tfzoo.weights import formats
+from tfzoo.models.markers import Computed, Conv1D, Fused, Reshaped, Tied, Turned, When
+from tfzoo.weights.tensors import DTYPES
 
 _SMALL = 1 << 18  # Elements of a tensor that is assigned whole; larger ones go chunk by chunk.
-
-
-@dataclasses.dataclass(frozen=True)
-class Conv1D:
-    """A dense layer whose kernel is stored as we hold it, [I, O]."""
-
-    path: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Turned:
-    """A matrix that is stored transposed, where others are not, or the other way round."""
-
-    path: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Fused:
-    """Dense layers that are stored as one, their outputs side by side; conv1d: as [I, O], else as [O, I]."""
-
-    paths: Sequence[str]
-    conv1d: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Reshaped:
-    """A variable that is stored in another shape, with its elements in the same order."""
-
-    path: str
-    shape: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tied:
-    """Another name for a variable. Some files have it as well, or in the other's place; it is never written."""
-
-    path: str
-
-
-@dataclasses.dataclass(frozen=True)
-class When:
-    """The destination in models whose config has a field at a value; other models have no such tensor."""
-
-    field: str
-    value: object
-    path: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Computed:
-    """A tensor that some files have and that holds nothing learned; it is passed over."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,11 +175,6 @@ def _slot(name, variables, marker, leaf, aliases, naming) -> Slot:
     return slot(own, lambda arrays: arrays[0], lambda array: [array], rows="rows")
 
 
-def stored_arrays(slots: Iterable[Slot], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Values by our paths, such as gradients, under the stored names and in the stored shapes."""
-    return {slot.name: slot.to_stored([values[relative_path(v)] for v in slot.variables]) for slot in slots}
-
-
 @dataclasses.dataclass(frozen=True)
 class Account:
     """What a file and a model have of each other."""
@@ -274,7 +219,7 @@ def account(
 
     Args:
       slots: of `slots`.
-      file: a Tensors of tfzoo.weights.formats.
+      file: tfzoo.weights.tensors.Tensors.
       page: a family's module, with WEIGHTS and PREFIX.
       where: the file or folder, for messages.
       fresh_heads: whether heads may be missing from the file. It may have heads that the model lacks in any case:
@@ -390,11 +335,11 @@ def _put(variable: tf.Variable, piece: np.ndarray, start: int, axis: int) -> Non
 
 
 def stored(slots: Iterable[Slot], dtype: str) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], np.ndarray]]]:
-    """(name, shape, dtype, a function that makes the array) of each weight, for formats.write_folder."""
+    """(name, shape, dtype, a function that makes the array) of each weight, for safetensors_files.write_folder."""
     for slot in slots:
         yield slot.name, slot.shape, dtype, functools.partial(_array, slot, dtype)
 
 
 def _array(slot: Slot, dtype: str) -> np.ndarray:
     array = slot.to_stored([np.asarray(variable.value) for variable in slot.variables])
-    return np.ascontiguousarray(array).astype(formats.DTYPES[dtype], copy=False)
+    return np.ascontiguousarray(array).astype(DTYPES[dtype], copy=False)

@@ -1,0 +1,284 @@
+"""Named tensors in files: what the formats of weights share. Checked before they are read, then read a piece at a time.
+
+    with safetensors_files.open_folder("bert-base-uncased") as tensors:
+        for name in tensors.names:
+            for start, rows in tensors.chunks(name):  # at most 1 MiB each
+                ...
+
+safetensors (one file or shards), Keras's HDF5 and TensorFlow's checkpoints look the same from here. No file is
+trusted: whatever a header claims is compared with the file's size before anything is read or allocated, and what
+could run code (pickle) is refused by its first bytes, whatever its name. Files are mapped, and pages that were
+consumed are let go, so that reading needs memory for one chunk. A file must not be shortened while it is read.
+"""
+
+import functools
+import math
+import mmap
+import os
+import pathlib
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import ml_dtypes
+import numpy as np
+
+from tfzoo import json_files
+from tfzoo.errors import UserError
+from tfzoo.json_files import Field, show
+
+CHUNK_BYTES = 1 << 20
+MAX_HEADER_BYTES = 16 << 20  # Of all shards together; 90,000 tensors, of the largest models published, take 10 MB.
+MAX_TENSORS = 100_000
+MAX_RANK = 16
+MAX_SHARDS = 4096
+
+# In safetensors' own order: larger items lie first in a file, which aligns them.
+DTYPES: dict[str, np.dtype] = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "I16": np.dtype(np.int16),
+    "U16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I32": np.dtype(np.int32),
+    "U32": np.dtype(np.uint32),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "U64": np.dtype(np.uint64),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+# Without the sign's bit, the bits of NaN and infinity are the largest: (unsigned type, all bits but the sign's, least).
+_NOT_FINITE = {
+    "F8_E5M2": (np.uint8, 0x7F, 0x7C),
+    "F8_E4M3": (np.uint8, 0x7F, 0x7F),
+    "F16": (np.uint16, 0x7FFF, 0x7C00),
+    "BF16": (np.uint16, 0x7FFF, 0x7F80),
+    "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
+    "F64": (np.uint64, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
+}
+
+CONVERT = "convert it to safetensors where you trust it (transformers: save_pretrained), and point tfzoo at that folder"
+AGAIN = "the file is damaged or not of a kind that is read: download or save it again"
+HDF5 = b"\x89HDF\r\n\x1a\n"  # What such a file begins with.
+
+_Result = TypeVar("_Result")
+
+
+class Place(NamedTuple):
+    file: pathlib.Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int  # Of the first byte, from the file's beginning.
+
+
+class Tensors:
+    """Named tensors in files, as safetensors_files, tf1_files and hdf5_files open them; a context manager.
+
+    Names are those of the file. After `close` names, shapes and dtypes are still there, and arrays that were
+    handed out stay valid.
+    """
+
+    def __init__(self, places: Mapping[str, Place], maps: Mapping[pathlib.Path, mmap.mmap]):
+        self._places = dict(sorted(places.items()))
+        self._maps = dict(maps)
+
+    @property
+    def names(self) -> list[str]:
+        """Every tensor's name, sorted."""
+        return list(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._places[name].shape
+
+    def dtype(self, name: str) -> str:
+        """As safetensors writes it: "F32", "BF16"; DTYPES has NumPy's."""
+        return self._places[name].dtype
+
+    def file(self, name: str) -> pathlib.Path:
+        """Where the tensor is, for messages."""
+        return self._places[name].file
+
+    def chunks(self, name: str, finite: bool = True) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields (first row, rows) in order, rows along the first axis, CHUNK_BYTES at a time or else one row.
+
+        A scalar comes as (0, an array without axes), and so does an empty tensor, once. The arrays are read-only
+        views of the file: copy what is to be kept, because memory is given back as soon as the next is asked for.
+
+        Raises:
+          UserError: a NaN or an infinity, naming file and tensor; not where `finite` is False.
+        """
+        place = self._places[name]
+        for start, rows in self._rows(name, place):
+            if finite:
+                _check_finite(rows, start, name, place)
+            yield start, rows
+
+    def read(self, name: str, finite: bool = True) -> np.ndarray:
+        """The whole tensor in its own dtype, a copy in memory.
+
+        Raises:
+          UserError: a NaN or an infinity, naming file and tensor; not where `finite` is False.
+        """
+        place = self._places[name]
+        result = np.empty(place.shape, DTYPES[place.dtype])
+        for start, rows in self.chunks(name, finite):
+            if rows.ndim:
+                result[start : start + len(rows)] = rows
+            else:
+                result[...] = rows
+        return result
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self._maps.clear()  # Unmapped with the last array that looks into them.
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: types.TracebackType | None) -> None:
+        self.close()
+
+    def _rows(self, name: str, place: Place) -> Iterator[tuple[int, np.ndarray]]:
+        if place.file not in self._maps:
+            raise ValueError(f"{place.file} is closed already")
+        mapped = self._maps[place.file]
+        dtype = DTYPES[place.dtype]
+        for start, stop in steps(place.shape, dtype.itemsize):
+            shape = (stop - start, *place.shape[1:]) if place.shape else ()
+            size = math.prod(shape)
+            if not size:
+                yield start, np.empty(shape, dtype)
+                continue
+            offset = place.offset + start * math.prod(place.shape[1:]) * dtype.itemsize
+            try:
+                yield start, np.frombuffer(mapped, dtype, size, offset).reshape(shape)
+            finally:
+                _let_go(mapped, offset, offset + size * dtype.itemsize)
+
+
+def steps(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of each chunk; an empty tensor is one chunk, and a scalar counts as one row."""
+    rows = shape[0] if shape else 1
+    row_bytes = math.prod(shape[1:]) * itemsize
+    if not rows * row_bytes:
+        yield 0, rows
+        return
+    step = max(1, CHUNK_BYTES // row_bytes)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def _let_go(mapped: mmap.mmap, start: int, stop: int) -> None:
+    """Takes pages out of this process's memory; touched again, they come back from the file."""
+    if hasattr(mapped, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+        start -= start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+def _check_finite(rows: np.ndarray, start: int, name: str, place: Place) -> None:
+    if place.dtype not in _NOT_FINITE:
+        return
+    unsigned, mask, limit = _NOT_FINITE[place.dtype]
+    bits = rows.reshape(-1).view(unsigned)
+    block = (256 << 10) // bits.itemsize  # Small enough that the second pass over it finds it in the cache.
+    for first in range(0, bits.size, block):
+        magnitudes = bits[first : first + block] & unsigned(mask)
+        if magnitudes.max() >= limit:
+            at = np.unravel_index(first + int(np.argmax(magnitudes >= limit)), rows.shape)
+            where = [int(at[0]) + start, *map(int, at[1:])] if at else []
+            raise UserError(
+                f"{place.file}: tensor {show(name)} is {float(rows[at])} at {where}; the checkpoint is damaged or its"
+                " training diverged: take another"
+            )
+
+
+def explained(function: Callable[[Any], _Result]) -> Callable[[str | os.PathLike], _Result]:
+    """Turns what the operating system says while files are opened into a UserError."""
+
+    @functools.wraps(function)
+    def opened(path: str | os.PathLike) -> _Result:
+        try:
+            return function(path)
+        except OSError as error:
+            raise UserError(f"{error.filename or path}: {error.strerror or error}; make it readable") from None
+
+    return opened
+
+
+def read_weight_map(index: pathlib.Path) -> dict[str, Any]:
+    """What the index of shards says: tensor, or group of tensors -> shard.
+
+    Raises:
+      UserError: it is not such an index.
+    """
+    content = json_files.read(index, max_bytes=MAX_HEADER_BYTES)
+    json_files.check(content, {"weight_map": Field(dict, required=True)}, index)
+    return content["weight_map"]
+
+
+def check_shard_name(index: pathlib.Path, name: str, shard: Any) -> None:
+    """Raises UserError where a shard is not the name of a file beside its index."""
+    # A link is let through: in Hugging Face's cache every file is one.
+    if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\:\x00-\x1f]", shard):
+        raise UserError(
+            f"{index}: tensor {show(name)} is said to be in {show(shard)}; a shard must be a plain name of a file in"
+            " the same folder"
+        )
+
+
+def check_count(path: pathlib.Path, count: int, what: str, limit: int) -> None:
+    """Raises UserError where a file has more of `what` than is allowed."""
+    if count > limit:
+        raise UserError(f"{path}: has {count} {what}, where {limit} are allowed; merge them into fewer")
+
+
+def map_file(path: pathlib.Path) -> mmap.mmap:
+    """A file's bytes, read as they are looked at.
+
+    Raises:
+      UserError: it is empty, or not a plain file.
+    """
+    if not path.is_file():  # Opening a pipe would wait forever.
+        raise UserError(f"{path}: {'is not a plain file' if path.exists() else 'no such file'}; name a file of weights")
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise UserError(f"{path}: is empty; {AGAIN}")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def refuse_other_formats(path: pathlib.Path, start: bytes) -> None:
+    """Raises UserError where a file's first bytes are those of something that is known and not read here."""
+    if start[:1] == b"\x80" and start[1:2] <= b"\x05":
+        raise UserError(f"{path}: is a pickle by its first bytes, which can run code when it is read; {CONVERT}")
+    if start[:4] in (b"PK\3\4", b"PK\5\6"):
+        raise UserError(f"{path}: is a zip archive, as torch.save makes with a pickle inside; {CONVERT}")
+    if start[:8] == HDF5:
+        raise UserError(
+            f"{path}: is an HDF5 file, not safetensors; a KerasHub preset is read from its folder, anything else:"
+            f" {CONVERT}"
+        )
+    if start[:2] == b"\x1f\x8b":
+        raise UserError(
+            f"{path}: is compressed by gzip; decompress it if you trust it, and point tfzoo at what comes out"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: is a Git LFS pointer, not the weights; fetch them with git lfs pull")
+
+
+def check_shape(shape: Sequence[int]) -> None:
+    """Raises ValueError for what NumPy cannot make: it multiplies all axes but the empty ones, in 64 bits."""
+    if len(shape) > MAX_RANK or math.prod([size or 1 for size in shape]) > 1 << 56:
+        raise ValueError(f"shape {show(list(shape))} is too large")

@@ -1,0 +1,107 @@
+"""TF1 checkpoints of variables, as google-research's BERT and ELECTRA come, read."""
+
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tfzoo.errors import UserError, one_line
+from tfzoo.json_files import show
+from tfzoo.weights.tensors import (
+    AGAIN,
+    DTYPES,
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+    NAMES,
+    Place,
+    Tensors,
+    check_count,
+    check_shape,
+    explained,
+    steps,
+)
+
+_SLOT = re.compile(r"(^|/)(adam|lamb)_[mv](_\d+)?$|^global_step$|^beta[12]_power$")
+
+
+class _TF1Tensors(Tensors):
+    """TensorFlow reads whole tensors and checks their checksums, so memory holds one tensor at a time."""
+
+    def __init__(self, places: Mapping[str, Place], reader: Any):
+        super().__init__(places, {})
+        self._reader = reader
+
+    def close(self) -> None:
+        self._reader = None
+
+    def _rows(self, name: str, place: Place) -> Iterator[tuple[int, np.ndarray]]:
+        if self._reader is None:
+            raise ValueError(f"{place.file} is closed already")
+        try:
+            array = np.asarray(self._reader.get_tensor(name))
+        except Exception as error:  # Corruption raises six types and more.
+            raise UserError(
+                f"{place.file}: tensor {show(name)} cannot be read ({type(error).__name__}: {one_line(error, 200)}); "
+                f"{AGAIN}"
+            ) from None
+        for start, stop in steps(place.shape, array.itemsize):
+            yield start, array[start:stop] if array.ndim else array
+
+
+@explained
+def open_tf1(prefix: str | os.PathLike) -> Tensors:
+    """Opens a TF1 checkpoint, as google-research's BERT and ELECTRA come; the optimizer's slots are left out.
+
+    Args:
+      prefix: such as FOLDER/bert_model.ckpt, for bert_model.ckpt.index and its .data files; or a folder with just one.
+
+    Raises:
+      UserError: it cannot be read, or its index claims more than its files hold. No tensor is read.
+    """
+    prefix = pathlib.Path(prefix)
+    if prefix.is_dir():
+        indexes = sorted(prefix.glob("*.index"))
+        if len(indexes) != 1:
+            raise UserError(f"{prefix}: has {len(indexes)} checkpoints (*.index); name one, such as bert_model.ckpt")
+        prefix = indexes[0]
+    prefix = prefix.with_suffix("") if prefix.suffix == ".index" else prefix
+    index = prefix.with_name(prefix.name + ".index")
+    if not index.is_file():
+        raise UserError(
+            f"{prefix}: no checkpoint is there ({index.name}); name one by its prefix, such as bert_model.ckpt"
+        )
+    if index.stat().st_size > MAX_HEADER_BYTES:
+        raise UserError(f"{index}: has {index.stat().st_size} bytes, where {MAX_HEADER_BYTES} are allowed")
+    pattern = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-\d{5}")
+    held = sum(path.stat().st_size for path in prefix.parent.iterdir() if pattern.fullmatch(path.name))
+
+    import tensorflow as tf  # Nothing else here needs it.
+
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    except Exception as error:
+        raise UserError(f"{index}: cannot be read ({type(error).__name__}: {one_line(error, 200)}); {AGAIN}") from None
+    check_count(index, len(shapes), "tensors", MAX_TENSORS)
+    if "_CHECKPOINTABLE_OBJECT_GRAPH" in shapes:
+        raise UserError(f"{index}: is an object checkpoint of TensorFlow 2; only TF1 checkpoints of variables are read")
+    places = {}
+    claimed = 0
+    for name, shape in sorted(shapes.items()):
+        dtype = NAMES.get(np.dtype(dtypes[name].as_numpy_dtype))
+        try:
+            if dtype is None:
+                raise ValueError(f"dtype {dtypes[name].name} is none of {', '.join(DTYPES)}")
+            check_shape(shape)
+            claimed += math.prod(shape) * DTYPES[dtype].itemsize
+            if claimed > held:
+                raise ValueError(f"shape {shape} ends at byte {claimed} or later of {held} in all .data files")
+        except ValueError as error:
+            raise UserError(f"{index}: tensor {show(name)}: {error}; {AGAIN}") from None
+        if not _SLOT.search(name):
+            places[name] = Place(index, dtype, tuple(shape), 0)
+    return _TF1Tensors(places, reader)
