@@ -1,7 +1,6 @@
 """The sizes and choices of a transformer. Standard library only, so that reading a config costs nothing."""
 
 import dataclasses
-import json
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -135,9 +134,6 @@ class TransformerConfig:
         """The fields, with what 0 stands for in those that are derived: two configs are alike if these are equal."""
         derived = ("num_decoder_layers", "num_kv_heads", "head_dim")
         return dataclasses.asdict(self) | {name: getattr(self, f"resolved_{name}") for name in derived}
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
 # The upper bounds are ten times and more what any released model has: they catch a damaged file before it is

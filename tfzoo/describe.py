@@ -67,9 +67,9 @@ def lay_out(page, config: TransformerConfig, heads: Sequence[str] | None = None)
     return [Weight(path, shape, *counts) for (path, shape), counts in alike.items()]
 
 
-def count_parameters(page, config: TransformerConfig, heads: Sequence[str] | None = None) -> int:
-    """How many trainable numbers a family's model has, of whatever size; the arguments are `lay_out`'s."""
-    return sum(weight.copies * weight.size for weight in lay_out(page, config, heads))
+def count_parameters(weights: Sequence[Weight]) -> int:
+    """How many trainable numbers a model of these has."""
+    return sum(weight.copies * weight.size for weight in weights)
 
 
 def flops_a_token(weights: Sequence[Weight], config: TransformerConfig, heads: Sequence[str], length: int) -> float:
@@ -157,7 +157,7 @@ def main(flags: absl_flags.FlagValues) -> None:
     heads = page.Model.DEFAULT_HEADS if flags.heads is None else flags.heads
     length = flags.sequence_length or min(512, config.max_positions)
     weights = lay_out(page, config, heads)
-    total = sum(weight.copies * weight.size for weight in weights)
+    total = count_parameters(weights)
 
     print(f"{flags.model}: {page.__doc__.splitlines()[0]}")
     width = max(len(weight.path) for weight in weights)

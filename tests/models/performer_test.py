@@ -112,7 +112,7 @@ class PerformerTest(tf.test.TestCase):
             page, config = models.find(name)
             block = 4 * (hidden**2 + hidden) + 2 * hidden * inner + hidden + inner + 4 * hidden
             expected = vocab * hidden + layers * block + 2 * hidden
-            self.assertEqual(describe.count_parameters(page, config, ()), expected)
+            self.assertEqual(describe.count_parameters(describe.lay_out(page, config, ())), expected)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ class SizesTest(tf.test.TestCase):
         self.assertEqual(list(reformer.CONFIGS), list(published))
         for name, count in published.items():
             config = config_lib.from_mapping(reformer.CONFIGS[name], reformer.Config)
-            self.assertEqual(describe.count_parameters(reformer, config), count, name)
+            self.assertEqual(describe.count_parameters(describe.lay_out(reformer, config)), count, name)
 
 
 class ConfigTest(tf.test.TestCase):

@@ -104,7 +104,7 @@ SIZES = {name: page for page in PAGES for name in page.CONFIGS}
 def count(name, heads, **overrides):
     page = SIZES[name]
     config = config_lib.from_mapping(page.CONFIGS[name] | overrides, models.config_class(page))
-    return describe.count_parameters(page, config, heads)
+    return describe.count_parameters(describe.lay_out(page, config, heads))
 
 
 class SizesTest(tf.test.TestCase):
@@ -129,7 +129,7 @@ class CountParametersTest(tf.test.TestCase):
         config = config_lib.from_mapping(page.CONFIGS[name] | small, models.config_class(page))
         model = page.Model(config)
         expected = sum(math.prod(variable.shape) for variable in model.trainable_variables)
-        self.assertEqual(describe.count_parameters(page, config), expected)
+        self.assertEqual(describe.count_parameters(describe.lay_out(page, config)), expected)
         return expected
 
     def test_is_what_a_model_in_memory_has(self):
