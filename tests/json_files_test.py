@@ -48,7 +48,7 @@ class ReadTest(Case):
             count = most // (begin.count("[") + begin.count("{")) - middle.count("[")
             json_files.parse(begin * count + middle + end * count)
             for depth in (count + 1, 100_000):
-                with self.assertRaisesRegex(BadJSON, f"is nested too deeply .more than {most} levels"):
+                with self.assertRaisesRegex(BadJSON, f"is JSON nested too deeply .more than {most} levels"):
                     json_files.parse(begin * depth + middle + end * depth)
         json_files.parse(json.dumps({"a": "[" * 1000, "b": [[]] * 1000}))
 

@@ -80,7 +80,7 @@ def parse(data: bytes | str, *, max_parts: int = MAX_PARTS) -> Any:
     except ValueError as error:  # A number of thousands of digits.
         raise BadJSON(f"is not JSON that can be read ({one_line(error, 100)})") from None
     if too_deep:
-        raise BadJSON(f"is nested too deeply (more than {MAX_DEPTH} levels)")
+        raise BadJSON(f"is JSON nested too deeply (more than {MAX_DEPTH} levels)")
     return value
 
 

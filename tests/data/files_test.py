@@ -286,7 +286,7 @@ class PolicyTest(FilesTest):
             '{"text": "B.", "n": -Infinity}': "-Infinity is not JSON;",
             '{"text": "B.", "n": 1e999}': "1e999 is too large a number;",
             '{"text": "B.", "text": "D."}': "the key 'text' is there twice",
-            '{"text": "B.", "n": ' + "[" * 100_000 + "]" * 100_000 + "}": "is nested too deeply",
+            '{"text": "B.", "n": ' + "[" * 100_000 + "]" * 100_000 + "}": "is JSON nested too deeply",
             '{"text": "B.", "n": ' + "1" * 5000 + "}": "is not JSON that can be read (",
             '{"text": "B."} {"text": "D."}': "is not JSON (Extra data",
         }

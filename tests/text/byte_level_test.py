@@ -375,7 +375,7 @@ class FilesTest(tf.test.TestCase):
             ("{}", "line 1: the file holds no token"),
             ("[]", "holds a list, not an object"),
             ('{\n"a": 0,,}', "line 2: is not JSON"),
-            ('{"a":' * 100_000, "is nested too deeply"),
+            ('{"a":' * 100_000, "is JSON nested too deeply"),
         ):
             with self.subTest(message=message):
                 (self.folder / "vocab.json").write_text(content)

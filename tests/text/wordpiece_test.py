@@ -277,7 +277,7 @@ class VocabularyTest(tf.test.TestCase):
             (json.dumps({**good, "tokenize_chinese_chars": False}), "tokenize_chinese_chars"),
             (json.dumps({**good, "mask_token": "<mask>"}), "mask_token is '<mask>'"),
             ("{", "line 1: is not JSON .Expecting property name"),
-            ("[" * 100_000, "is nested too deeply"),
+            ("[" * 100_000, "is JSON nested too deeply"),
             ('{\n"do_lower_case": true,\n"do_lower_case": true}', "line 3: the key 'do_lower_case' is there twice"),
             ("[]", "holds a list, not an object"),
         ):

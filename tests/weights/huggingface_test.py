@@ -11,7 +11,7 @@ import tensorflow as tf
 import tfzoo
 from tests import helpers, parity
 from tfzoo.errors import UserError
-from tfzoo.weights import huggingface, table
+from tfzoo.weights import huggingface, table, tensors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "assets" / "golden"
 TOKENS = {"token_ids": tf.constant([[5, 6, 7, 8, 9]])}
@@ -51,10 +51,10 @@ class LoadTest(FolderCase):
         older["cls.predictions.decoder.weight"] = arrays["bert.embeddings.word_embeddings.weight"]
         older["bert.embeddings.position_ids"] = np.arange(16)[None]
         bare = {n.removeprefix("bert."): v for n, v in arrays.items() if n.startswith("bert.")}
-        for tensors, config in ((older, {}), (bare, {"architectures": ["BertModel"]})):
+        for renamed, config in ((older, {}), (bare, {"architectures": ["BertModel"]})):
             folder = self.copy(config=config)
             (folder / "model.safetensors").unlink()
-            safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+            safetensors.numpy.save_file(renamed, folder / "model.safetensors")
             outputs = huggingface.load(folder)[0](TOKENS)
             for name, value in outputs.items():
                 self.assertAllEqual(value, expected[name])
@@ -89,7 +89,7 @@ class LoadTest(FolderCase):
             self.assertEqual(len(list(folder.glob("*.safetensors"))) > 1, bool(arguments))
             again = self.folder / f"{dtype}_again"
             loaded = huggingface.load(folder)[0]
-            stored = huggingface.formats.DTYPES[huggingface.DTYPES[dtype]]
+            stored = tensors.DTYPES[huggingface.DTYPES[dtype]]
             for one, other in zip(model.variables, loaded.variables):
                 if table.is_state(one):
                     continue
@@ -124,9 +124,9 @@ class LoadTest(FolderCase):
             UserError, r"norm_first \(True\) cannot be said in Hugging Face's config of a bert"
         ):
             huggingface.save(odd, self.folder / "odd")
-        pair = tfzoo.build("bert_tiny", num_layers=1, vocab_size=50, heads=("relation",))
+        relation = tfzoo.build("bert_tiny", num_layers=1, vocab_size=50, heads=("relation",))
         with self.assertRaisesRegex(UserError, "no bert with the heads relation"):
-            huggingface.save(pair, self.folder / "pair")
+            huggingface.save(relation, self.folder / "relation")
 
 
 class RefusedTest(FolderCase):

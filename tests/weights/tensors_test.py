@@ -409,7 +409,7 @@ class BadIndexTest(Folders):
         ):
             with self.subTest(name):
                 self.write("model.safetensors.index.json", text.encode())
-                self.refused(f"index.json: .*{message}", open_folder, self.folder)
+                self.refused(f"index.json[:,] .*{message}", open_folder, self.folder)
 
 
 class FuzzTest(Folders):

@@ -66,7 +66,7 @@ def load(
       folder: with config.json and safetensors.
       heads: the heads that the model is to have, such as ("classify",) for fine-tuning. Those that the folder lacks
         begin fresh. None takes those of its architecture. What it has of other heads is left, and logged.
-      num_labels: classes of the heads classify, tag and pair; None takes the folder's.
+      num_labels: classes of the heads classify, tag and relation; None takes the folder's.
       pool: what classify reads; None takes the family's way.
       dtype: a Keras dtype or policy to compute in. Weights are float32 in memory however they are stored.
       tokenizer: False leaves the tokenizer's files alone.
