@@ -349,7 +349,7 @@ class MeanwhileTest(CheckpointsCase):
     def test_the_next_save_waits_and_says_what_went_wrong(self):
         for last in ("save", "wait"):
             checkpoints = self.saved(1)
-            with mock.patch.object(checkpoint.formats, "write_file", side_effect=OSError(errno.ENOSPC, "full")):
+            with mock.patch.object(safetensors_files, "write_file", side_effect=OSError(errno.ENOSPC, "full")):
                 checkpoints.save(2, arrays(2), {}, wait=False)
                 with self.assertRaisesRegex(UserError, "00000002: cannot be written .no space left on device.; free"):
                     checkpoints.save(3, arrays(3), {}, wait=False) if last == "save" else checkpoints.wait()
