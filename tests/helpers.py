@@ -67,7 +67,8 @@ def printed_in_every_process(script: str) -> str:
 
 def byte_tokenizer(special, **roles: str):
     """Special tokens and a token for each byte: every character beyond ASCII is cut apart."""
-    from tfzoo.text.byte_level import BYTES, ByteLevelBPE
+    from tfzoo.text.byte_level import ByteLevelBPE
+    from tfzoo.text.byte_level_model import BYTES
 
     return ByteLevelBPE([*special, *BYTES], [], special_tokens=special, roles=roles)
 
