@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfzoo
-from tests.data.pairs_test import corpus
+from tests.data.corpora import corpus
 from tfzoo import models, train
 from tfzoo.data import pipeline
 from tfzoo.data.tokenized import TokenizedCorpus

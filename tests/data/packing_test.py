@@ -5,22 +5,11 @@ from unittest import mock
 
 import numpy as np
 
-from tests.data.pairs_test import corpus
+from tests.data.corpora import documents, random_documents
 from tfzoo.data import packing
 from tfzoo.data.packing import PackedRows
 
 FIRST, LAST = -1, -2
-
-
-def documents(*lengths):
-    """A corpus of such documents; the tokens are 0, 1, 2, ... in order."""
-    text = corpus([[length] for length in lengths])
-    text.token_ids[:] = np.arange(len(text.token_ids))
-    return text
-
-
-def random_documents(count, longest, seed=0):
-    return documents(*np.random.default_rng(seed).integers(1, longest, count).tolist())
 
 
 def read(rows):

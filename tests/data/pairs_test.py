@@ -4,24 +4,8 @@ import unittest
 
 import numpy as np
 
+from tests.data.corpora import STOP, corpus, random_corpus
 from tfzoo.data.pairs import NEXT, NO_PAIR, NOT_NEXT, PairRows
-from tfzoo.data.tokenized import TokenizedCorpus
-
-STOP = -9  # The last token of a sentence; the others are their own positions in the corpus.
-
-
-def corpus(documents):
-    """A corpus of documents given as lists of their sentences' lengths."""
-    sentences = np.cumsum([0, *(length for lengths in documents for length in lengths)])
-    borders = np.cumsum([0, *(sum(lengths) for lengths in documents)])
-    ids = np.arange(sentences[-1], dtype=np.int32)
-    ids[sentences[1:] - 1] = STOP
-    return TokenizedCorpus(ids, sentences.astype(np.int64), borders.astype(np.int64))
-
-
-def random_corpus(count, seed=0, longest=12):
-    random = np.random.default_rng(seed)
-    return corpus([random.integers(2, 15, random.integers(1, longest)).tolist() for _ in range(count)])
 
 
 def uncut(rows):

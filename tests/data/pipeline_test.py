@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from tests.data.pairs_test import corpus, random_corpus
-from tests.objectives import causal_test, masked_lm_test, span_corruption_test
+from tests.data.corpora import corpus, random_corpus
+from tests.objectives import examples
 from tfzoo.data import order, pipeline
 from tfzoo.data.packing import PackedRows
 from tfzoo.data.pairs import PairRows
@@ -126,7 +126,7 @@ class PlacesTest(tf.test.TestCase):
 
     def batches(self, objective, first_step=0):
         places: dict[int, tuple[int, int]] = {}
-        text = causal_test.random_corpus(40, 30)
+        text = examples.word_corpus(40, 30)
         batches = pipeline.training_batches(
             objective.rows(text), objective, batch_size=4, seed=3, first_step=first_step, num_steps=8, places=places
         )
@@ -135,9 +135,9 @@ class PlacesTest(tf.test.TestCase):
             yield step, batch, places.pop(step)
 
     def test_counts(self):
-        spans, words = span_corruption_test.tokenizer(), WordPiece(masked_lm_test.VOCAB)
+        spans, words = examples.span_tokenizer(), WordPiece(examples.VOCAB)
         for objective, names in (
-            (Causal(causal_test.tokenizer(), 24), ["document_ids"]),
+            (Causal(examples.word_tokenizer(), 24), ["document_ids"]),
             (SpanCorruption(spans, 24), ["document_ids", "decoder_document_ids"]),
             (MaskedLM(words, 24, next_sentence=False, pack=True), ["document_ids"]),
             (MaskedLM(words, 24), ["token_ids"]),
@@ -151,12 +151,12 @@ class PlacesTest(tf.test.TestCase):
                     empty += places - filled
                 self.assertGreater(empty, 0)
         # Unpacked, the ids alone do not tell.
-        objective = Causal(causal_test.tokenizer(), 24, pack=False)
+        objective = Causal(examples.word_tokenizer(), 24, pack=False)
         for _, batch, (filled, places) in self.batches(objective):
             self.assertEqual((filled, places), (np.count_nonzero(batch["targets"]), 96))
 
     def test_from_any_step_on_the_same(self):
-        objective = SpanCorruption(span_corruption_test.tokenizer(), 24)
+        objective = SpanCorruption(examples.span_tokenizer(), 24)
         whole = {step: places for step, _, places in self.batches(objective)}
         self.assertGreater(len(set(whole.values())), 1)
         rest = {step: places for step, _, places in self.batches(objective, 5)}

@@ -6,13 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from tests.nn import formulas
-from tests.nn.formulas import Values, check_gradients, numeric_gradient, randomize, relative_error
+from tests.nn.formulas import Values, check_gradients, normal, numeric_gradient, randomize, relative_error
 from tfzoo import nn
 from tfzoo.config import TransformerConfig
-
-
-def normal(*shape, seed=0, scale=1.0):
-    return np.random.default_rng(seed).normal(0, scale, shape)
 
 
 def single(*arrays):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import tfzoo
 from tests.nn import formulas
-from tests.nn.formulas import Values, check_gradients, randomize, relative_error
+from tests.nn.formulas import Values, check_gradients, normal, randomize, relative_error
 from tfzoo import nn
 from tfzoo.config import ACTIVATIONS, BIASES, TransformerConfig
 from tfzoo.errors import UserError
@@ -25,10 +25,6 @@ def built(layer, size=8):
     layer.build((None, None, size))
     randomize(layer)
     return layer
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
 
 
 class MLPTest(tf.test.TestCase):

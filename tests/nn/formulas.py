@@ -19,6 +19,11 @@ class Values:
         return self._arrays[id(variable)]
 
 
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    """float64 of this shape, the same for the same seed."""
+    return np.random.default_rng(seed).normal(0, scale, shape)
+
+
 def randomize(layer, seed: int = 0, scale: float = 0.3) -> None:
     """Adds noise to every weight, so that no bias is 0 and no gain is 1."""
     random = np.random.default_rng(seed)

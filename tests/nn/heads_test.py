@@ -4,13 +4,9 @@ import numpy as np
 import tensorflow as tf
 
 from tests.nn import formulas
-from tests.nn.formulas import Values, randomize, relative_error
+from tests.nn.formulas import Values, normal, randomize, relative_error
 from tfzoo import nn
 from tfzoo.config import ACTIVATIONS, TransformerConfig
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
 
 
 def config(**overrides):

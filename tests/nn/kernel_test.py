@@ -7,17 +7,13 @@ import tensorflow as tf
 
 from tests.helpers import python
 from tests.nn import formulas
-from tests.nn.formulas import relative_error
+from tests.nn.formulas import normal, relative_error
 from tfzoo import nn
 from tfzoo.config import TransformerConfig
 from tfzoo.errors import UserError
 from tfzoo.nn.kernel import draw_features, favor_attention
 
 CONFIG = dict(vocab_size=5, hidden_size=12, num_layers=1, num_heads=3, intermediate_size=8, attention="favor")
-
-
-def normal(*shape, seed=0, scale=1.0):
-    return np.random.default_rng(seed).normal(0, scale, shape)
 
 
 def draw(count, depth, seed=0):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.nn import formulas
-from tests.nn.formulas import Values, numeric_gradient, randomize, relative_error
+from tests.nn.formulas import Values, normal, numeric_gradient, randomize, relative_error
 from tfzoo.errors import UserError
 from tfzoo.nn import lsh
 
@@ -23,10 +23,6 @@ NO_DROPOUT = dict(dropout=0.0, attention_dropout=0.0)
 
 def config(**overrides):
     return lsh.LSHConfig(**SMALL | NO_DROPOUT | overrides)
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(0, 1, shape)
 
 
 def single(*arrays):

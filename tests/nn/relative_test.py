@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.nn import two_stream
-from tests.nn.formulas import Values, check_gradients, randomize, relative_error
+from tests.nn.formulas import Values, check_gradients, normal, randomize, relative_error
 from tfzoo import nn
 from tfzoo.errors import UserError
 from tfzoo.nn.relative import RelativeAttention, TwoStreamConfig, relative_shift, relative_sinusoids
@@ -22,10 +22,6 @@ def make_stack(dtype=None, **overrides):
     stack.build((None, None, stack.config.hidden_size))
     randomize(stack)
     return stack
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(0, 1, shape)
 
 
 def order_mask(ranks):

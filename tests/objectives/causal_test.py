@@ -6,44 +6,10 @@ import numpy as np
 import tensorflow as tf
 
 import tfzoo
-from tests.data.packing_test import documents
+from tests.data.corpora import documents
 from tests.nn.formulas import randomize
-from tfzoo.data import pipeline
-from tfzoo.data.tokenized import TokenizedCorpus
+from tests.objectives.examples import BOS, EOS, PAD, WORDS, batch_of, packed_example, word_corpus, word_tokenizer
 from tfzoo.objectives.causal import Causal
-
-BOS, EOS, PAD = 1, 2, 0
-WORDS = 40
-
-
-def tokenizer(bos: int | None = BOS, eos: int | None = EOS, pad: int | None = PAD):
-    special = sorted({i for i in (bos, eos, pad) if i is not None})
-    vocab = [f"t{i}" for i in range(WORDS)]
-    return types.SimpleNamespace(vocab=vocab, vocab_size=WORDS, special_ids=special, bos_id=bos, eos_id=eos, pad_id=pad)
-
-
-def example(*documents, seed=0):
-    return {
-        "token_ids": tf.constant(np.concatenate([[], *documents]), tf.int32),
-        "document_ids": tf.constant(np.repeat(np.arange(len(documents)) + 1, [len(b) for b in documents]), tf.int32),
-        "seed": tf.constant([seed, 2], tf.int32),
-    }
-
-
-def random_corpus(count, longest, seed=0):
-    """Documents of random words from 3 on."""
-    random = np.random.default_rng(seed)
-    text = documents(*random.integers(1, longest, count).tolist())
-    return TokenizedCorpus(
-        random.integers(3, WORDS, len(text.token_ids)).astype(np.int32), text.sentence_starts, text.document_starts
-    )
-
-
-def batch_of(objective, corpus):
-    """All rows of a corpus as one batch."""
-    rows = objective.rows(corpus)
-    batches = pipeline.evaluation_batches(rows, objective, batch_size=len(rows), seed=3, num_batches=1)
-    return next(batches.as_numpy_iterator())
 
 
 def pairs(batch):
@@ -54,7 +20,7 @@ def pairs(batch):
 
 class PrepareTest(tf.test.TestCase):
     def test_the_worked_example(self):
-        features = Causal(tokenizer(), 7).prepare(example([1, 10, 11, 2], [1, 12, 2]))
+        features = Causal(word_tokenizer(), 7).prepare(packed_example([1, 10, 11, 2], [1, 12, 2]))
         expected = {
             "token_ids": [1, 10, 11, 1, 12, PAD, PAD],
             "document_ids": [1, 1, 1, 2, 2, 0, 0],
@@ -68,7 +34,7 @@ class PrepareTest(tf.test.TestCase):
 
     def test_every_token_is_a_target_once_and_follows_its_own_document(self):
         for longest, length in ((3, 16), (30, 16), (200, 16), (30, 100)):
-            corpus = random_corpus(60, longest)
+            corpus = word_corpus(60, longest)
             for bos in (BOS, None):
                 for eos in (EOS, None):
                     expected = []
@@ -76,18 +42,18 @@ class PrepareTest(tf.test.TestCase):
                         ids = [i for i in (bos, *corpus.token_ids[begin:end].tolist(), eos) if i is not None]
                         expected += zip(ids[:-1], ids[1:], strict=True)
                     for pack in (True, False):
-                        batch = batch_of(Causal(tokenizer(bos, eos), length, pack=pack), corpus)
+                        batch = batch_of(Causal(word_tokenizer(bos, eos), length, pack=pack), corpus)
                         self.assertEqual(pairs(batch), sorted(expected))
                         self.assertEqual("document_ids" in batch, pack)
 
     def test_full_rows_where_documents_are_long(self):
-        batch = batch_of(Causal(tokenizer(None, None, None), 64), documents(641))
+        batch = batch_of(Causal(word_tokenizer(None, None, None), 64), documents(641))
         self.assertAllEqual(batch["token_ids"].reshape(-1), np.arange(640))
         self.assertAllEqual(batch["targets"].reshape(-1), np.arange(1, 641))
         self.assertAllEqual(batch["target_weights"], np.ones([10, 64]))
 
     def test_the_end_of_a_text(self):
-        plain = tokenizer(None, None)
+        plain = word_tokenizer(None, None)
         plain.vocab[7] = "<|endoftext|>"
         for words, end in ((plain, 7), (types.SimpleNamespace(vocab=["a"], pad_id=0), None)):
             objective = Causal(words, 8)
@@ -95,9 +61,9 @@ class PrepareTest(tf.test.TestCase):
             self.assertAllEqual(tokens, [0, 1, 2] if end is None else [0, 1, 2, end])
 
     def test_empty_and_one_token_documents(self):
-        objective = Causal(tokenizer(), 6)
+        objective = Causal(word_tokenizer(), 6)
         for pieces, targets in (((), []), (([5],), []), (([5], [6, 7], [8]), [7]), (([1, 2], [1, 2]), [2, 2])):
-            features = objective.prepare(example(*pieces))
+            features = objective.prepare(packed_example(*pieces))
             count = len(targets)
             self.assertAllEqual(features["targets"][:count], targets)
             self.assertAllEqual(features["target_weights"], [1] * count + [0] * (6 - count))
@@ -105,7 +71,7 @@ class PrepareTest(tf.test.TestCase):
 
     def test_shapes_are_static(self):
         for pack in (True, False):
-            objective = Causal(tokenizer(), 9, pack=pack)
+            objective = Causal(word_tokenizer(), 9, pack=pack)
             ids = tf.TensorSpec([None], tf.int32)
             signature = {"token_ids": ids, "document_ids": ids, "seed": tf.TensorSpec([2], tf.int32)}
             outputs = tf.function(objective.prepare, input_signature=[signature]).get_concrete_function()
@@ -123,8 +89,8 @@ class LossTest(tf.test.TestCase):
         return model
 
     def test_loss_and_metrics_against_numpy(self):
-        objective, model = Causal(tokenizer(), 16), self.model("gpt2")
-        batch = batch_of(objective, random_corpus(12, 12))
+        objective, model = Causal(word_tokenizer(), 16), self.model("gpt2")
+        batch = batch_of(objective, word_corpus(12, 12))
         loss = hits = 0.0
         for i, numbers in enumerate(batch["document_ids"]):
             for document in range(1, numbers.max() + 1):  # Each document by itself.
@@ -142,18 +108,18 @@ class LossTest(tf.test.TestCase):
         self.assertIn(objective.main_metric, metrics)
 
     def test_packed_and_unpacked_rows_have_the_same_loss(self):
-        corpus = random_corpus(30, 25)
+        corpus = word_corpus(30, 25)
         for name in ("gpt2", "llama_tiny"):
             model = self.model(name, **({"num_kv_heads": 1} if name != "gpt2" else {}))
-            packed, alone = (Causal(tokenizer(), 16, pack=pack) for pack in (True, False))
+            packed, alone = (Causal(word_tokenizer(), 16, pack=pack) for pack in (True, False))
             one, two = (objective.loss(model, batch_of(objective, corpus)) for objective in (packed, alone))
             self.assertEqual(one[1], two[1])
             self.assertNear(one[0] / one[1], two[0] / two[1], 1e-5)
             self.assertLess(len(packed.rows(corpus)), len(alone.rows(corpus)))
 
     def test_baselines_have_the_same_names(self):
-        objective = Causal(tokenizer(), 16)
-        corpus = random_corpus(30, 25)
+        objective = Causal(word_tokenizer(), 16)
+        corpus = word_corpus(30, 25)
         batch = batch_of(objective, corpus)
         found = objective.baselines(corpus.token_ids, [batch])
         self.assertEqual(set(found["frequency"]), {"causal_loss", "causal_accuracy"})

@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 import tfzoo
-from tests.data.packing_test import documents
+from tests.data.corpora import random_words
 from tests.nn.formulas import randomize
+from tests.objectives.examples import VOCAB, packed_example
 from tfzoo.data import pipeline
 from tfzoo.data.pairs import PairRows
 from tfzoo.errors import UserError
@@ -17,9 +18,6 @@ from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.text.characters import SPECIALS, Characters
 from tfzoo.text.wordpiece import WordPiece
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# Ids 0-4 special, 5-34 begin a word, 35-54 continue one.
-VOCAB = [*SPECIAL, *(chr(97 + i % 26) * (1 + i // 26) for i in range(30)), *(f"##{chr(97 + i)}" for i in range(20))]
 PAD, UNK, CLS, SEP, MASK = range(5)
 
 
@@ -210,20 +208,9 @@ class PrepareTest(MaskedLMCase):
                 self.assertTrue(spec.shape.is_fully_defined(), name)
 
 
-def packed_example(*documents, seed=0):
-    return {
-        "token_ids": tf.constant(np.concatenate([[], *documents]), tf.int32),
-        "document_ids": tf.constant(np.repeat(np.arange(len(documents)) + 1, [len(b) for b in documents]), tf.int32),
-        "seed": tf.constant([seed, 2], tf.int32),
-    }
-
-
 def text(count, longest, seed=0):
     """Documents of random words, special ones among them."""
-    random = np.random.default_rng(seed)
-    corpus = documents(*random.integers(1, longest, count).tolist())
-    corpus.token_ids[:] = random.integers(1, len(VOCAB), len(corpus.token_ids))
-    return corpus
+    return random_words(count, longest, 1, len(VOCAB), seed)
 
 
 class PackedTest(MaskedLMCase):

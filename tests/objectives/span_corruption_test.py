@@ -6,32 +6,22 @@ import numpy as np
 import tensorflow as tf
 
 import tfzoo
-from tests.data.packing_test import documents
+from tests.data.corpora import random_words
 from tests.nn.formulas import randomize
-from tests.objectives.causal_test import batch_of, example
+from tests.objectives.examples import SENTINELS, SPAN_UNK, batch_of, packed_example, span_tokenizer
+from tests.objectives.examples import SPAN_WORDS as WORDS
 from tfzoo.data import pipeline
-from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives.span_corruption import SpanCorruption
 
-PAD, EOS, UNK, WORDS, SENTINELS = 0, 1, 2, 50, 100
+PAD, EOS, UNK = 0, 1, SPAN_UNK
 SIZE = WORDS + SENTINELS
 FEATURES = ("token_ids", "padding_mask", "decoder_token_ids", "targets", "target_weights")
 
 
-def tokenizer(sentinels=SENTINELS):
-    """Words 3 to 49, then sentinels: the first is the last id."""
-    ids = [SIZE - 1 - i for i in range(sentinels)]
-    special = sorted([PAD, EOS, UNK, *ids])
-    return types.SimpleNamespace(vocab_size=SIZE, special_ids=special, sentinel_ids=ids, eos_id=EOS, pad_id=PAD)
-
-
 def random_corpus(count, longest, seed=0):
     """Documents of random words, now and then an unknown one."""
-    random = np.random.default_rng(seed)
-    text = documents(*random.integers(1, longest, count).tolist())
-    words = random.integers(UNK, WORDS, len(text.token_ids)).astype(np.int32)
-    return TokenizedCorpus(words, text.sentence_starts, text.document_starts)
+    return random_words(count, longest, UNK, WORDS, seed)
 
 
 def noise_and_spans(n):
@@ -66,7 +56,7 @@ def compiled(function, *specs):
 
 class NoiseTest(tf.test.TestCase):
     def test_numbers_for_every_length(self):
-        objective = SpanCorruption(tokenizer(), 256)
+        objective = SpanCorruption(span_tokenizer(), 256)
         draw = compiled(objective.draw, [None], [2])
         for n in (2, 3, 4, 5, 6, 7, 9, 10, 16, 17, 20, 30, 50, 77, 130, 200, objective.row_tokens):
             for seed in range(3):
@@ -79,7 +69,7 @@ class NoiseTest(tf.test.TestCase):
 
     def test_rate_and_mean_length_are_what_is_asked_for(self):
         for density, mean in ((0.15, 3.0), (0.3, 2.0), (0.5, 1.0), (0.15, 8.0)):
-            objective = SpanCorruption(tokenizer(), 128, noise_density=density, mean_span_length=mean)
+            objective = SpanCorruption(span_tokenizer(), 128, noise_density=density, mean_span_length=mean)
             noise = objective.draw(tf.ones([100], tf.int32), tf.constant([5, 1])).numpy()
             begins = noise & ~np.concatenate([[False], noise[:-1]])
             self.assertEqual(noise.sum(), 100 * density)
@@ -87,7 +77,7 @@ class NoiseTest(tf.test.TestCase):
 
     def test_every_way_to_cut_is_drawn_alike(self):
         # Of 20 tokens 6 are noise in 2 spans: 5 ways to cut the noise, 13 the rest.
-        objective = SpanCorruption(tokenizer(), 30, noise_density=0.3)
+        objective = SpanCorruption(span_tokenizer(), 30, noise_density=0.3)
         documents = tf.repeat([1, 2, 3], [20, 20, 1])
         draw = compiled(objective.draw, [None], [2])
         count = 650
@@ -132,12 +122,12 @@ class PrepareTest(tf.test.TestCase):
 
     def test_a_document_of_row_tokens_fills_the_row(self):
         # The t5 library's figures for 512: 568 tokens, 114 targets.
-        objective = SpanCorruption(tokenizer(), 512)
+        objective = SpanCorruption(span_tokenizer(), 512)
         self.assertEqual((objective.row_tokens, objective.target_length), (568, 114))
         for length in (8, 9, 16, 33, 64, 100, 255):
-            objective = SpanCorruption(tokenizer(), length)
+            objective = SpanCorruption(span_tokenizer(), length)
             n = objective.row_tokens
-            features = objective.prepare(example(np.full(n, 7)))
+            features = objective.prepare(packed_example(np.full(n, 7)))
             self.assertAllEqual(features["padding_mask"], np.ones(length))
             self.assertAllEqual(features["target_weights"], np.ones(objective.target_length))
             noise, spans = noise_and_spans(n + 1)
@@ -147,7 +137,7 @@ class PrepareTest(tf.test.TestCase):
         for longest, length, packs in ((4, 32, [True]), (40, 64, [True]), (300, 64, [True, False])):
             corpus = random_corpus(40, longest, seed=longest)
             for pack in packs:
-                objective = SpanCorruption(tokenizer(), length, pack=pack)
+                objective = SpanCorruption(span_tokenizer(), length, pack=pack)
                 rows = objective.rows(corpus)
                 batch = batch_of(objective, corpus)
                 self.assertAllClose(rows.padding_share, 1 - batch["padding_mask"].mean())
@@ -172,7 +162,7 @@ class PrepareTest(tf.test.TestCase):
                             self.assertLen(sides[1], noise + spans)
 
     def test_the_decoder_reads_its_targets_shifted_in_each_document(self):
-        objective = SpanCorruption(tokenizer(), 64)
+        objective = SpanCorruption(span_tokenizer(), 64)
         batch = batch_of(objective, random_corpus(80, 20))
         shifted, targets, documents = (batch[n] for n in ("decoder_token_ids", "targets", "decoder_document_ids"))
         begins = np.diff(documents, axis=1, prepend=0) > 0
@@ -191,19 +181,19 @@ class PrepareTest(tf.test.TestCase):
             )
 
     def test_empty_and_one_token_documents(self):
-        objective = SpanCorruption(tokenizer(), 8)
-        empty = objective.prepare(example())
+        objective = SpanCorruption(span_tokenizer(), 8)
+        empty = objective.prepare(packed_example())
         for name in ("padding_mask", "target_weights", "document_ids"):
             self.assertFalse(np.any(empty[name]))
         # Nothing is taken out of one token: what there is to tell is that nothing is missing.
-        objective = SpanCorruption(tokenizer(), 8, target_length=6)
-        one = objective.prepare(example([5], [6, 7]))
+        objective = SpanCorruption(span_tokenizer(), 8, target_length=6)
+        one = objective.prepare(packed_example([5], [6, 7]))
         self.assertAllEqual(one["token_ids"], [5, EOS, 6, SIZE - 1, EOS, PAD, PAD, PAD])
         self.assertAllEqual(one["targets"], [SIZE - 1, EOS, SIZE - 1, 7, EOS, PAD])
         self.assertAllEqual(one["decoder_document_ids"], [1, 1, 2, 2, 2, 0])
 
     def test_the_same_example_of_the_same_epoch_is_corrupted_alike(self):
-        objective, corpus = SpanCorruption(tokenizer(), 48), random_corpus(60, 40)
+        objective, corpus = SpanCorruption(span_tokenizer(), 48), random_corpus(60, 40)
 
         def read(first_step, num_steps, batch_size):
             batches = pipeline.training_batches(
@@ -223,7 +213,7 @@ class PrepareTest(tf.test.TestCase):
         for name in whole[0]:
             one, two = (np.concatenate([batch[name] for batch in batches]) for batches in (whole, wide))
             self.assertAllEqual(one, two)
-        row = example(np.arange(3, 45))
+        row = packed_example(np.arange(3, 45))
         one, same, other = (objective.prepare(row | {"seed": tf.constant([seed, 2])}) for seed in (1, 1, 2))
         self.assertAllEqual(one["token_ids"], same["token_ids"])
         self.assertNotAllEqual(one["token_ids"], other["token_ids"])
@@ -232,7 +222,7 @@ class PrepareTest(tf.test.TestCase):
         ids = tf.TensorSpec([None], tf.int32)
         signature = {"token_ids": ids, "document_ids": ids, "seed": tf.TensorSpec([2], tf.int32)}
         for pack in (True, False):
-            objective = SpanCorruption(tokenizer(), 40, pack=pack)
+            objective = SpanCorruption(span_tokenizer(), 40, pack=pack)
             outputs = tf.function(objective.prepare, input_signature=[signature]).get_concrete_function()
             for name, spec in outputs.structured_outputs.items():
                 short = "decoder" in name or "target" in name
@@ -241,14 +231,14 @@ class PrepareTest(tf.test.TestCase):
 
     def test_what_cannot_be(self):
         with self.assertRaisesRegex(UserError, "39 sentinels"):
-            SpanCorruption(tokenizer(39), 1024)
+            SpanCorruption(span_tokenizer(39), 1024)
         for lacking in ("sentinel_ids", "eos_id", "pad_id"):
-            words = tokenizer()
+            words = span_tokenizer()
             delattr(words, lacking)
             with self.assertRaisesRegex(UserError, "sentinels, padding"):
                 SpanCorruption(words, 64)
         with self.assertRaisesRegex(UserError, "too short"):
-            SpanCorruption(tokenizer(), 64, target_length=1)
+            SpanCorruption(span_tokenizer(), 64, target_length=1)
 
 
 class LossTest(tf.test.TestCase):
@@ -260,7 +250,7 @@ class LossTest(tf.test.TestCase):
         return model
 
     def test_loss_and_metrics_against_numpy_document_by_document(self):
-        objective = SpanCorruption(tokenizer(), 32, target_length=16)
+        objective = SpanCorruption(span_tokenizer(), 32, target_length=16)
         batch = batch_of(objective, random_corpus(9, 20))
         self.assertGreater(batch["document_ids"].max(), 2)
         for name in ("t5_small", "bart_base"):
@@ -293,7 +283,7 @@ class LossTest(tf.test.TestCase):
             self.assertIn(objective.main_metric, metrics)
 
     def test_unpacked_rows(self):
-        objective, model = SpanCorruption(tokenizer(), 32, pack=False), self.model("t5_small")
+        objective, model = SpanCorruption(span_tokenizer(), 32, pack=False), self.model("t5_small")
         batch = batch_of(objective, random_corpus(6, 25))
         self.assertEqual(sorted(batch), sorted(FEATURES))
         loss = count = 0.0
@@ -308,7 +298,7 @@ class LossTest(tf.test.TestCase):
         self.assertNear(total / weight, loss / count, 1e-5)
 
     def test_baselines_have_the_same_names(self):
-        objective, corpus = SpanCorruption(tokenizer(), 48), random_corpus(60, 40)
+        objective, corpus = SpanCorruption(span_tokenizer(), 48), random_corpus(60, 40)
         found = objective.baselines(corpus.token_ids, [batch_of(objective, corpus)])["frequency"]
         self.assertEqual(set(found), {"span_loss", "span_accuracy"})
         # The likeliest target of all is a sentinel, or </s>, and does not count.

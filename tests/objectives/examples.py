@@ -1,0 +1,53 @@
+"""Tokenizers without texts, and examples and batches of ids, for tests of objectives."""
+
+import types
+
+import numpy as np
+import tensorflow as tf
+
+from tests.data.corpora import random_words
+from tfzoo.data import pipeline
+
+PAD, BOS, EOS, WORDS = 0, 1, 2, 40
+# A WordPiece vocabulary: ids 0-4 special, 5-34 begin a word, 35-54 continue one.
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCAB = [*SPECIAL, *(chr(97 + i % 26) * (1 + i // 26) for i in range(30)), *(f"##{chr(97 + i)}" for i in range(20))]
+# Words 3 to 49, then sentinels.
+SPAN_WORDS, SENTINELS = 50, 100
+SPAN_UNK = 2
+
+
+def word_tokenizer(bos: int | None = BOS, eos: int | None = EOS, pad: int | None = PAD):
+    """WORDS words, of which some are special."""
+    special = sorted({i for i in (bos, eos, pad) if i is not None})
+    vocab = [f"t{i}" for i in range(WORDS)]
+    return types.SimpleNamespace(vocab=vocab, vocab_size=WORDS, special_ids=special, bos_id=bos, eos_id=eos, pad_id=pad)
+
+
+def span_tokenizer(sentinels=SENTINELS):
+    """SPAN_WORDS words, then sentinels: the first is the last id."""
+    pad, eos, unk, size = 0, 1, SPAN_UNK, SPAN_WORDS + SENTINELS
+    ids = [size - 1 - i for i in range(sentinels)]
+    special = sorted([pad, eos, unk, *ids])
+    return types.SimpleNamespace(vocab_size=size, special_ids=special, sentinel_ids=ids, eos_id=eos, pad_id=pad)
+
+
+def word_corpus(count, longest, seed=0):
+    """Documents of random words of word_tokenizer, none of them special."""
+    return random_words(count, longest, 3, WORDS, seed)
+
+
+def packed_example(*documents, seed=0):
+    """A row of documents' ids as PackedRows gives it."""
+    return {
+        "token_ids": tf.constant(np.concatenate([[], *documents]), tf.int32),
+        "document_ids": tf.constant(np.repeat(np.arange(len(documents)) + 1, [len(b) for b in documents]), tf.int32),
+        "seed": tf.constant([seed, 2], tf.int32),
+    }
+
+
+def batch_of(objective, corpus):
+    """All rows of a corpus as one batch."""
+    rows = objective.rows(corpus)
+    batches = pipeline.evaluation_batches(rows, objective, batch_size=len(rows), seed=3, num_batches=1)
+    return next(batches.as_numpy_iterator())
