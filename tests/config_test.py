@@ -4,7 +4,6 @@ import dataclasses
 import json
 import unittest
 
-from tfzoo import config as config_lib
 from tfzoo.config import TransformerConfig, from_mapping, parse_overrides
 from tfzoo.errors import UserError
 
@@ -121,18 +120,6 @@ class OverridesTest(unittest.TestCase):
         ):
             with self.assertRaisesRegex(UserError, f"--overrides={assignment}: .*{message}"):
                 parse_overrides(assignment)
-
-    def test_every_choice_has_a_home(self):
-        for name in config_lib.ACTIVATIONS:
-            TransformerConfig(**SIZES, activation=name)
-        for name in config_lib.POSITIONS:
-            TransformerConfig(**SIZES, positions=name)
-        for name in config_lib.ATTENTION:
-            TransformerConfig(**SIZES, attention=name)
-        for name in config_lib.BIASES:
-            TransformerConfig(**SIZES, biases=name)
-        for name in config_lib.NORMS:
-            TransformerConfig(**SIZES, norm=name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

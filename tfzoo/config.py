@@ -93,7 +93,7 @@ class TransformerConfig:
             self._require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
         for name in ("norm_epsilon", "initializer_range", "rotary_theta"):
             self._require(0 < getattr(self, name) < float("inf"), name, "must be above 0 and finite")
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             self._require(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}")
         if not self.head_dim:
             self._require_multiple("hidden_size", "num_heads")
@@ -156,7 +156,7 @@ _BOUNDS = {
     "relative_distance": (2, 1_000_000),
     "window": (0, 100_000_000),
 }
-_CHOICES = {
+CHOICES = {
     "activation": ACTIVATIONS,
     "attention": ATTENTION,
     "attention_initializer": ATTENTION_INITIALIZERS,

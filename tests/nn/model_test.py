@@ -3,11 +3,13 @@
 from typing import Any
 from unittest import mock
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tests.nn import formulas
 from tests.nn.formulas import Values, randomize, relative_error
+from tfzoo import config as config_lib
 from tfzoo import nn
 from tfzoo.config import TransformerConfig
 from tfzoo.errors import UserError
@@ -42,6 +44,35 @@ CAUSAL: tuple[dict[str, Any], ...] = (
     dict(positions="relative", scale_scores=False, window=3),
     dict(norm_first=True, parallel_blocks=True, positions="none"),
 )
+
+
+class ChoicesTest(tf.test.TestCase):
+    """Layers make what a config may choose: no choice gives another's layers, weights, first values and outputs."""
+
+    NEEDED = {"near": dict(positions="relative")}  # What a choice cannot be without.
+
+    def built(self, **overrides):
+        """All that tells one model from another."""
+        chosen = config(**overrides)
+        if repr(chosen) not in self.models:
+            keras.utils.set_random_seed(0)
+            model = nn.EncoderDecoderModel(chosen, name="model")
+            outputs = model({"token_ids": ids(2, 9), "decoder_token_ids": ids(2, 7, seed=1)})["logits"].numpy()
+            self.assertTrue(np.isfinite(outputs).all(), overrides)
+            weights = [(v.path, v.numpy().tolist()) for v in model.variables]
+            self.models[repr(chosen)] = [*map(type, model._flatten_layers())], weights, outputs.tolist()
+        return self.models[repr(chosen)]
+
+    def test_every_choice_has_a_home(self):
+        self.models = {}
+        for field, choices in config_lib.CHOICES.items():
+            self.assertIn(getattr(config(), field), choices)
+            for choice in choices:
+                needed = self.NEEDED.get(choice, {})
+                found = self.built(**{field: choice}, **needed)
+                for other in choices:
+                    if other != choice and self.NEEDED.get(other, needed) == needed:
+                        self.assertNotEqual(found, self.built(**{field: other}, **needed), (field, choice, other))
 
 
 class InputsTest(tf.test.TestCase):
