@@ -45,9 +45,9 @@ class Forks:
     def close(self):
         self._process.communicate()
 
-    def start(self, argv, output, leave_out_seed=None, slow_saves=False) -> int:
+    def start(self, argv, output, leave_out_seed=None, held_saves=False) -> int:
         """The child's process id."""
-        return self._ask(start=argv, output=str(output), leave_out_seed=leave_out_seed, slow_saves=slow_saves)
+        return self._ask(start=argv, output=str(output), leave_out_seed=leave_out_seed, held_saves=held_saves)
 
     def exit_code(self, child, wait=True) -> int | None:
         """The signal that ended it comes as a negative number; None where it has not ended."""
@@ -105,11 +105,11 @@ class Run:
         return folder.is_dir() and any(name.endswith(".partial") for name in os.listdir(folder))
 
     def is_half_saved(self) -> bool:
-        """With slow_saves, between the two files of a checkpoint; the wait lasts longer than two looks."""
-        if not any((self.run_dir / "checkpoints").glob("*.partial/variables.safetensors")):
-            return False
-        time.sleep(0.1)
-        return self.is_saving()
+        """With held_saves, between the two files of a checkpoint, until it is let go."""
+        return self._output.with_suffix(".held").exists()
+
+    def let_go(self):
+        self._output.with_suffix(".go").touch()
 
     def lines(self) -> int:
         path = self.run_dir / "metrics.jsonl"
@@ -300,11 +300,12 @@ class KillTest(unittest.TestCase):
         """Between the two files of a checkpoint."""
         expected, *_ = self.left_alone(40)
         for number in range(2):
-            run = self.new_run(f"run_{number}", 40, slow_saves=True)
+            run = self.new_run(f"run_{number}", 40, held_saves=True)
             run.start()
-            self.assertTrue(run.wait_for(lambda: run.saved_step() >= 5 and run.is_half_saved()))  # noqa: B023
+            self.assertTrue(run.wait_for(run.is_half_saved))
             folder = self.mounted("--bind", run.run_dir / "checkpoints", folder=run.run_dir / "checkpoints")
             subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+            run.let_go()
             message = self.refused(run)
             self.assertRegex(message, r"cannot be written \(read-only file system\); name a folder that can be written")
             self.assertTrue(run.is_saving())  # It could not even remove what it had begun.
@@ -318,14 +319,15 @@ class KillTest(unittest.TestCase):
         """In the middle of a save: the checkpoints' folder makes way for a file, then the run's folder goes."""
         expected, *_ = self.left_alone(40)
         for taken in ("checkpoints", ""):
-            run = self.new_run(f"taken_{taken}", 40, slow_saves=True)
+            run = self.new_run(f"taken_{taken}", 40, held_saves=True)
             run.start()
-            self.assertTrue(run.wait_for(lambda: run.saved_step() >= 5 and run.is_half_saved()))  # noqa: B023
+            self.assertTrue(run.wait_for(run.is_half_saved))
             folder = run.run_dir / taken if taken else run.run_dir
             elsewhere = folder.with_name("elsewhere")
             folder.rename(elsewhere)
             if taken:
                 folder.write_text("mine")
+            run.let_go()
             message = self.refused(run)
             self.assertRegex(message, "put it back")
             if taken:
@@ -404,14 +406,18 @@ def serve_forks():
     assert all(imported)
 
     def run(order):
-        if order["slow_saves"]:
-            sha256 = files.sha256  # Which comes between the two files.
+        if order["held_saves"]:
+            sha256 = files.sha256  # Which comes between a checkpoint's two files.
+            saves, output = itertools.count(), pathlib.Path(order["output"])
 
-            def slowly(path):
-                time.sleep(1)
+            def held(path):
+                if files.PARTIAL in str(path) and next(saves):  # The first goes through.
+                    output.with_suffix(".held").touch()
+                    while not output.with_suffix(".go").exists():
+                        time.sleep(0.01)
                 return sha256(path)
 
-            files.sha256 = slowly
+            files.sha256 = held
         if order["leave_out_seed"] is not None:
             every = checkpoint.model_variables
 

@@ -14,6 +14,7 @@ import unittest
 from unittest import mock
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+PATIENCE = 1800  # Seconds that tests wait for what must end: only what hangs takes so long, on any machine.
 
 
 def temporary_folder(test: unittest.TestCase | type[unittest.TestCase]) -> pathlib.Path:

@@ -6,7 +6,6 @@ NumPy only; the tokenizer is a stand-in, tests/corpus_test.py has real ones.
 import fcntl
 import json
 import os
-import pathlib
 import random
 import shutil
 import signal
@@ -18,7 +17,7 @@ import unittest
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from tests.helpers import temporary_folder
+from tests.helpers import ROOT, temporary_folder
 from tfzoo import files
 from tfzoo.data import packed
 from tfzoo.data.packed import PackedFolder
@@ -44,10 +43,10 @@ class Rows:
 
     padding_share = 0.25
 
-    def __init__(self, count, seed=0, seconds=0.0):
+    def __init__(self, count, seed=0, wait_at=None):
         draw = np.random.default_rng(seed)
         self.rows = []
-        self.seconds = seconds
+        self.wait_at = wait_at
         for _ in range(count):
             sizes = draw.integers(1, 9, draw.integers(1, 5))
             tokens = draw.integers(0, 300, sizes.sum(), np.int32)
@@ -57,7 +56,9 @@ class Rows:
         return len(self.rows)
 
     def row(self, index):
-        time.sleep(self.seconds)
+        if index == self.wait_at:
+            print("here", flush=True)
+            time.sleep(86400)
         return self.rows[index]
 
 
@@ -221,16 +222,20 @@ class KillTest(PackedCase):
     def test_a_kill_leaves_nothing_that_is_taken_for_whole(self):
         program = (
             "import sys, pathlib; from tests.data import packed_test as t; print('ready', flush=True); "
-            "t.write(pathlib.Path(sys.argv[1]), t.Rows(100, seconds=0.002), shard_rows=7)"
+            "t.write(pathlib.Path(sys.argv[1]), t.Rows(100, wait_at=int(sys.argv[2])), shard_rows=7)"
         )
-        root = pathlib.Path(__file__).resolve().parents[2]
         draw = random.Random(0)
         killed = 0
-        for trial in range(6):
+        # Where it waits for its end, in the first, a later and the last shard; or anywhere, or after its work.
+        for trial, row in enumerate((3, 40, 99, 100, 100, 100)):
             folder = self.parent / f"packed{trial}"
-            with subprocess.Popen([sys.executable, "-c", program, folder], cwd=root, stdout=subprocess.PIPE) as process:
-                process.stdout.readline()
-                time.sleep(draw.uniform(0.02, 0.25))
+            command = [sys.executable, "-c", program, str(folder), str(row)]
+            with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+                self.assertEqual(process.stdout.readline(), "ready\n")
+                if row < 100:
+                    self.assertEqual(process.stdout.readline(), "here\n")
+                else:
+                    time.sleep(draw.uniform(0, 0.1))
                 process.send_signal(signal.SIGKILL)
             left = list(self.parent.glob(f"packed{trial}*"))
             for path in left:
