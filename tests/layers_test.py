@@ -78,8 +78,6 @@ KNOWN_ENTRY_IMPORTS = {
 KNOWN_CYCLES = [{"tfzoo.export.onnx.emit", "tfzoo.export.onnx.trace"}]
 KNOWN_LONG = {
     "tfzoo.export.verify.reader",
-    "tfzoo.generation.beam.beam_search",
-    "tfzoo.generation.speculative.speculate",
     "tfzoo.nn.kernel.favor_attention",
     "tfzoo.nn.lean.lean_attention",
     "tfzoo.train.define_flags",

@@ -25,145 +25,200 @@ def beam_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> di
       token_ids, scores, lengths, bad, of num_return_sequences texts a row, the best first, and sequence_scores
       float32 [B R]: each text's log-probability divided by its length to the power of length_penalty.
     """
-    beams, groups = options.num_beams, options.num_beam_groups
-    width = beams // groups
-    batch, size = ops.shape(prompt.logits)[0], prompt.logits.shape[-1]  # Numbers where they are fixed in the graph.
-    each = {name: tf.repeat(value, beams, axis=0) for name, value in rows.items()}
-    filters = {name: each[name] for name in SAMPLING if name in each}
-    least = max(2, 1 + len(options.eos_token_id))  # More tokens than can end a text.
+    beams = options.num_beams
     # Slot t K + k behind the prompt holds the t-th new token of beam k.
     behind = prompt.count[:, None] + tf.range(new_tokens * beams)[None] // beams
     prompt.cache.positions = tf.concat([prompt.cache.positions[:, : prompt.length], behind], 1)
+    search = _BeamSearch(prompt, options, rows, stops, new_tokens)
+    state = search.choose(search.start(), tf.repeat(prompt.logits[:, None], beams, axis=1))
+    (state,) = tf.while_loop(search.goes_on, search.step, (state,), parallel_iterations=1)
+    return search.results(state)
 
-    def choose(state, logits):
-        """Which beams go on and which texts end, by logits [B, K, V]."""
+
+class _BeamSearch:
+    """What is the same at every step. W is the number of beams in a group.
+
+    The state of the whole search is a dict:
+      step: int32, the new tokens that every beam has.
+      bad: bool [B], where the model's logits were not finite.
+      groups: for each group the dict that `start_group` makes.
+      ancestors: int32 [B, K, N], which beam wrote the t-th token of the text of beam k.
+      tensors: of the cache.
+      history: int32 [B, K, T], where `constrain` looks at it.
+    """
+
+    def __init__(self, prompt: Prompt, options: Options, rows, stops, new_tokens):
+        self.prompt, self.options, self.rows, self.stops, self.new_tokens = prompt, options, rows, stops, new_tokens
+        self.beams, self.width = options.num_beams, options.num_beams // options.num_beam_groups
+        # Numbers where they are fixed in the graph.
+        self.batch, self.size = ops.shape(prompt.logits)[0], prompt.logits.shape[-1]
+        # Of the rows of beams, instead of the batch's.
+        self.each = {name: tf.repeat(value, self.beams, axis=0) for name, value in rows.items()}
+        self.filters = {name: self.each[name] for name in SAMPLING if name in self.each}
+        # Of 2 W candidates and more W at least go on, even if every beam has a text that ends among them.
+        self.candidates = max(2, 1 + len(options.eos_token_id))  # For each beam.
+
+    def start(self) -> dict:
+        """The state before the first token."""
+        prompt, options = self.prompt, self.options
+        state = {
+            "step": 0,
+            "bad": tf.zeros([self.batch], tf.bool),
+            "groups": [self.start_group() for _ in range(options.num_beam_groups)],
+            "ancestors": tf.fill([self.batch, self.beams, self.new_tokens], -1),
+            "tensors": prompt.cache.tensors,
+        }
+        if needs_history(options, self.rows):
+            history = start_history(prompt.token_ids, self.new_tokens, options)
+            state["history"] = tf.repeat(history[:, None], self.beams, axis=1)
+        return state
+
+    def start_group(self) -> dict:
+        """A group before the first token.
+
+        Of the beams that go on it has: sums float32 [B, W], their log-probabilities; texts int32 [B, W, N]; scores
+        float32 [B, W, N], each token's; found [B, W, strings], of `stops`; token int32 [B, W], the newest. Of the texts
+        that ended, the best first: end_sums, divided by length; end_texts, end_scores, end_lengths. open: bool [B],
+        whether it goes on.
+        """
+        batch, width = self.batch, self.width
+        texts = tf.fill([batch, width, self.new_tokens], self.options.pad_token_id)
+        scores = tf.zeros([batch, width, self.new_tokens])
+        lengths, low = tf.zeros([batch, width], tf.int32), tf.fill([batch, width], LOW)
+        return {
+            "end_sums": low,
+            "end_texts": texts,
+            "end_scores": scores,
+            "end_lengths": lengths,
+            # All beams begin alike: only the first counts.
+            "sums": tf.concat([tf.zeros([batch, 1]), low[:, 1:]], 1),
+            "texts": texts,
+            "scores": scores,
+            "found": self._by_text(self.stops.start(batch * width), width),
+            "token": lengths,
+            "open": self.rows["max_new_tokens"] > 0,
+        }
+
+    def goes_on(self, state):
+        """Whether a row of a group goes on."""
+        going = tf.reduce_any(tf.stack([group["open"] for group in state["groups"]]))
+        return (state["step"] < self.new_tokens) & going
+
+    def step(self, state) -> tuple[dict]:
+        """Reads the newest token of each beam and chooses the next."""
+        state, prompt, beams = dict(state), self.prompt, self.beams
+        place = state["step"] - 1
+        own = tf.range(beams)
+        state["ancestors"] = _write(state["ancestors"], tf.broadcast_to(own, [self.batch, beams]), place)
+        visible = tf.one_hot(state["ancestors"], beams, True, False, dtype=tf.bool)
+        visible = tf.reshape(visible, [self.batch, beams, self.new_tokens * beams])
+        slots = (prompt.length + place * beams + own)[None]
+        offsets = tf.fill([1, beams], place)
+        sequence, state["tensors"] = prompt.step(state["tensors"], _tokens(state), offsets, slots, visible)
+        return (self.choose(state, prompt.model.next_logits(sequence)),)
+
+    def choose(self, state, logits) -> dict:
+        """The state after a step: which beams go on and which texts end, by logits [B, K, V]."""
         state = dict(state)
-        step, history = state["step"], state.get("history")
+        history = state.get("history")
         wrong = tf.math.is_nan(tf.reduce_sum(logits, [1, 2]))
         state["bad"] |= wrong & tf.reduce_any(tf.stack([group["open"] for group in state["groups"]]), 0)
         plain = tf.nn.log_softmax(logits)
-        seen = None if history is None else tf.reshape(history, [batch * beams, ops.shape(history)[2]])
-        allowed = constrain(options, each, seen, step, tf.reshape(plain, [batch * beams, size]))
-        if options.do_sample:
-            allowed = filter_logits(allowed, filters, least)
-        allowed = tf.reshape(allowed, [batch, beams, size])
-        taken = tf.zeros([batch, 1, size])
-        next_groups, parents = [], []
+        allowed = self._allowed(plain, history, state["step"])
+        taken = tf.zeros([self.batch, 1, self.size])  # How many beams of the groups before take each token.
+        groups, parents = [], []
         for i, group in enumerate(state["groups"]):
-            here = slice(i * width, (i + 1) * width)
-            now = allowed[:, here] - options.diversity_penalty * taken if i else allowed[:, here]
-            group, parent = advance(group, now, plain[:, here], step)
-            next_groups.append(group)
-            parents.append(parent + i * width)
-            taken += tf.reduce_sum(tf.one_hot(group["token"], size), 1, keepdims=True)
-        state["groups"], parent = next_groups, tf.concat(parents, 1)
+            here = slice(i * self.width, (i + 1) * self.width)
+            now = allowed[:, here] - self.options.diversity_penalty * taken if i else allowed[:, here]
+            group, parent = self.advance(group, now, plain[:, here], state["step"])
+            groups.append(group)
+            parents.append(parent + i * self.width)
+            taken += tf.reduce_sum(tf.one_hot(group["token"], self.size), 1, keepdims=True)
+        state["groups"], parent = groups, tf.concat(parents, 1)
         state["ancestors"] = _take(state["ancestors"], parent)
         if history is not None:
             state["history"] = tf.concat([_take(history, parent)[:, :, 1:], _tokens(state)[:, :, None]], 2)
-        return state | {"step": step + 1}
+        return state | {"step": state["step"] + 1}
 
-    def advance(group, allowed, plain, step):
-        """One group's next step, by log-probabilities [B, W, V] with and without constraints -> (group, parents)."""
-        # Of 2 W candidates and more W at least go on, even if every beam has a text that ends among them.
-        total = tf.reshape(allowed + group["sums"][:, :, None], [batch, width * size])
-        count = least * width
-        if options.do_sample:
+    def _allowed(self, plain, history, step):
+        """Log-probabilities [B, K, V] with what may not follow at -inf."""
+        rows = self.batch * self.beams
+        seen = None if history is None else tf.reshape(history, [rows, ops.shape(history)[2]])
+        allowed = constrain(self.options, self.each, seen, step, tf.reshape(plain, [rows, self.size]))
+        if self.options.do_sample:
+            allowed = filter_logits(allowed, self.filters, self.candidates)
+        return tf.reshape(allowed, [self.batch, self.beams, self.size])
+
+    def advance(self, group, allowed, plain, step):
+        """One group's next step, by log-probabilities [B, W, V] with and without constraints: (group, the beams
+        int32 [B, W] of which its new beams are continuations)."""
+        sums, index = self._draw(group["sums"], allowed, step)
+        parent, token = index // self.size, index % self.size
+        texts = _write(_take(group["texts"], parent), token, step)
+        score = tf.gather(tf.reshape(plain, [self.batch, self.width * self.size]), index, batch_dims=1)
+        scores = _write(_take(group["scores"], parent), score, step)
+        flat = tf.reshape(token, [-1])
+        found = tf.reshape(_take(group["found"], parent), [tf.size(flat), len(self.stops.tables)])
+        found, ends = self.stops.feed(found, flat)
+        found = self._by_text(found, token.shape[1])
+        ends = tf.reshape(ends, [self.batch, token.shape[1]]) | (step + 1 >= self.rows["max_new_tokens"])[:, None]
+        ended = self._end(group, sums, texts, scores, ends, step)
+        sums, order = tf.math.top_k(tf.where(ends, sums + LOW, sums), self.width)
+        going = {"sums": sums, "texts": _take(texts, order), "scores": _take(scores, order)}
+        going |= {"found": _take(found, order), "token": _take(token, order)}
+        going["open"] = group["open"] & self._promises(sums, ended["end_sums"], step) & ~tf.reduce_all(ends, 1)
+        return ended | going, _take(parent, order)
+
+    def _draw(self, sums, allowed, step):
+        """The candidates of a group, the best first: their sums and their places among the W V continuations."""
+        total = tf.reshape(allowed + sums[:, :, None], [self.batch, self.width * self.size])
+        count = self.candidates * self.width
+        if self.options.do_sample:
             # The highest of log p - log(e), for exponential e, are draws without replacement, in their order (Kool et
             # al. 2019, https://arxiv.org/abs/1903.06059, section 2.3).
-            noise = exponential(rows["seed"], STREAM, step, width * size)
+            noise = exponential(self.rows["seed"], STREAM, step, self.width * self.size)
             _, index = tf.math.top_k(total - tf.math.log(noise), count)
             sums = tf.gather(total, index, batch_dims=1)
         else:
             sums, index = tf.math.top_k(total, count)
-        parent, token = index // size, index % size
-        texts = _write(_take(group["texts"], parent), token, step)
-        score = tf.gather(tf.reshape(plain, [batch, width * size]), index, batch_dims=1)
-        scores = _write(_take(group["scores"], parent), score, step)
-        flat = tf.reshape(token, [-1])
-        found = _take(group["found"], parent)
-        found, ends = stops.feed(tf.reshape(found, [tf.size(flat), len(stops.tables)]), flat)
-        found = tf.reshape(found, [batch, count, len(stops.tables)])
-        ends = tf.reshape(ends, [batch, count]) | (step + 1 >= rows["max_new_tokens"])[:, None]
-        # Texts that end here, among those that did before.
+        return sums, index
+
+    def _end(self, group, sums, texts, scores, ends, step) -> dict:
+        """The best of the texts that ended before and those of the candidates that end here."""
+        count = sums.shape[1]
         length = tf.cast(step + 1, tf.float32)
-        best = tf.range(count)[None] < width
-        ended = tf.where(ends & best & group["open"][:, None], sums / length**options.length_penalty, LOW)
-        kept, order = tf.math.top_k(tf.concat([group["end_sums"], ended], 1), width)
+        best = tf.range(count)[None] < self.width
+        ended = tf.where(ends & best & group["open"][:, None], sums / length**self.options.length_penalty, LOW)
+        kept, order = tf.math.top_k(tf.concat([group["end_sums"], ended], 1), self.width)
+        new = {"texts": texts, "scores": scores, "lengths": tf.fill([self.batch, count], step + 1)}
+        merged = {f"end_{name}": _take(tf.concat([group[f"end_{name}"], x], 1), order) for name, x in new.items()}
+        return {"end_sums": kept} | merged
 
-        def merged(old, new):
-            return _take(tf.concat([old, new], 1), order)
+    def _promises(self, sums, ended, step):
+        """bool [B], whether beams that go on may become better than the worst that ended."""
+        options = self.options
+        full = tf.reduce_all(ended > LOW / 2, 1)
+        longest = options.early_stopping == "never" and options.length_penalty > 0
+        length = tf.cast(self.rows["max_new_tokens"] if longest else step + 1, tf.float32)
+        better = ~full | (sums[:, 0] / length**options.length_penalty > ended[:, -1])
+        return better & ~full if options.early_stopping is True else better
 
-        result = dict(
-            end_sums=kept,
-            end_texts=merged(group["end_texts"], texts),
-            end_scores=merged(group["end_scores"], scores),
-            end_lengths=merged(group["end_lengths"], tf.fill([batch, count], step + 1)),
-        )
-        # Beams that go on.
-        sums, order = tf.math.top_k(tf.where(ends, sums + LOW, sums), width)
-        result |= dict(sums=sums, texts=_take(texts, order), scores=_take(scores, order), found=_take(found, order))
-        result["token"] = _take(token, order)
-        # Whether they can still be better than the worst that ended.
-        full = tf.reduce_all(kept > LOW / 2, 1)
-        if options.early_stopping == "never" and options.length_penalty > 0:
-            length = tf.cast(rows["max_new_tokens"], tf.float32)
-        promising = ~full | (sums[:, 0] / length**options.length_penalty > kept[:, -1])
-        if options.early_stopping is True:
-            promising &= ~full
-        result["open"] = group["open"] & promising & ~tf.reduce_all(ends, 1)
-        return result, _take(parent, order)
+    def results(self, state) -> dict:
+        """What `beam_search` returns."""
+        names, times = ("end_sums", "end_texts", "end_scores", "end_lengths"), self.options.num_return_sequences
+        sums, texts, scores, lengths = (tf.concat([group[name] for group in state["groups"]], 1) for name in names)
+        sums, order = tf.math.top_k(sums, times)
+        texts, scores, lengths = (_take(x, order) for x in (texts, scores, lengths))
+        return {
+            "token_ids": tf.reshape(texts, [self.batch * times, self.new_tokens]),
+            "scores": tf.reshape(scores, [self.batch * times, self.new_tokens]),
+            "lengths": tf.reshape(lengths, [self.batch * times]),
+            "bad": tf.repeat(state["bad"], times),
+            "sequence_scores": tf.reshape(sums, [self.batch * times]),
+        }
 
-    def body(state):
-        state = dict(state)
-        place = state["step"] - 1
-        own = tf.range(beams)
-        state["ancestors"] = _write(state["ancestors"], tf.broadcast_to(own, [batch, beams]), place)
-        visible = tf.one_hot(state["ancestors"], beams, True, False, dtype=tf.bool)
-        visible = tf.reshape(visible, [batch, beams, new_tokens * beams])
-        slots = (prompt.length + place * beams + own)[None]
-        offsets = tf.fill([1, beams], place)
-        sequence, state["tensors"] = prompt.step(state["tensors"], _tokens(state), offsets, slots, visible)
-        return (choose(state, prompt.model.next_logits(sequence)),)
-
-    def more(state):
-        going = tf.reduce_any(tf.stack([group["open"] for group in state["groups"]]))
-        return (state["step"] < new_tokens) & going
-
-    def start_group():
-        texts, scores = tf.fill([batch, width, new_tokens], options.pad_token_id), tf.zeros([batch, width, new_tokens])
-        lengths = tf.zeros([batch, width], tf.int32)
-        low = tf.fill([batch, width], LOW)
-        ended = dict(end_sums=low, end_texts=texts, end_scores=scores, end_lengths=lengths)
-        # All beams begin alike: only the first counts.
-        sums = tf.concat([tf.zeros([batch, 1]), low[:, 1:]], 1)
-        found = tf.reshape(stops.start(batch * width), [batch, width, len(stops.tables)])
-        going = rows["max_new_tokens"] > 0
-        return ended | dict(sums=sums, texts=texts, scores=scores, found=found, token=lengths, open=going)
-
-    state = {
-        "step": 0,
-        "bad": tf.zeros([batch], tf.bool),
-        "groups": [start_group() for _ in range(groups)],
-        "ancestors": tf.fill([batch, beams, new_tokens], -1),
-        "tensors": prompt.cache.tensors,
-    }
-    if needs_history(options, rows):
-        history = start_history(prompt.token_ids, new_tokens, options)
-        state["history"] = tf.repeat(history[:, None], beams, axis=1)
-    state = choose(state, tf.repeat(prompt.logits[:, None], beams, axis=1))
-    (state,) = tf.while_loop(more, body, (state,), parallel_iterations=1)
-    names = ("end_sums", "end_texts", "end_scores", "end_lengths")
-    sums, texts, scores, lengths = (tf.concat([group[name] for group in state["groups"]], 1) for name in names)
-    times = options.num_return_sequences
-    sums, order = tf.math.top_k(sums, times)
-    texts, scores, lengths = (_take(x, order) for x in (texts, scores, lengths))
-    return {
-        "token_ids": tf.reshape(texts, [batch * times, new_tokens]),
-        "scores": tf.reshape(scores, [batch * times, new_tokens]),
-        "lengths": tf.reshape(lengths, [batch * times]),
-        "bad": tf.repeat(state["bad"], times),
-        "sequence_scores": tf.reshape(sums, [batch * times]),
-    }
+    def _by_text(self, found, count):
+        return tf.reshape(found, [self.batch, count, len(self.stops.tables)])
 
 
 def _take(x, index):  # x [B, N, ...], index [B, K] -> [B, K, ...]
