@@ -25,30 +25,6 @@ FAMILIES = {
     "transformer": "tfzoo.models.transformer",
     "xlnet": "tfzoo.models.xlnet",
 }
-# Hugging Face's model_type -> the family that reads it.
-MODEL_TYPES = {
-    "albert": "albert",
-    "bart": "bart",
-    "bert": "bert",
-    "distilbert": "distilbert",
-    "electra": "electra",
-    "gpt2": "gpt2",
-    "llama": "llama",
-    "marian": "transformer",
-    "mbart": "bart",
-    "mistral": "llama",
-    "mt5": "t5",
-    "palm": "palm",
-    "performer": "performer",
-    "qwen2": "llama",
-    "qwen3": "llama",
-    "reformer": "reformer",
-    "roberta": "roberta",
-    "t5": "t5",
-    "transformer": "transformer",
-    "xlm-roberta": "roberta",
-    "xlnet": "xlnet",
-}
 
 
 def page(family: str):
@@ -59,6 +35,11 @@ def page(family: str):
 def page_of(model):
     """The module of a model's family."""
     return page(model.family)
+
+
+def model_types() -> dict[str, str]:
+    """Hugging Face's model_type -> the family that reads it, as the pages say."""
+    return dict(sorted((kind, family) for family in FAMILIES for kind in page(family).MODEL_TYPES))
 
 
 def find(name: str):

@@ -206,12 +206,13 @@ def check_new(folder: pathlib.Path) -> None:
 
 def _page(path, record):
     kind = record.get("model_type")
-    if kind not in models.MODEL_TYPES:
+    families = models.model_types()
+    if kind not in families:
         raise UserError(
-            f"{path}: model_type {kind!r} is not one that tfzoo knows{suggest(str(kind), models.MODEL_TYPES)}; "
-            f"they are {', '.join(models.MODEL_TYPES)}"
+            f"{path}: model_type {kind!r} is not one that tfzoo knows{suggest(str(kind), families)}; "
+            f"they are {', '.join(families)}"
         )
-    return models.page(models.MODEL_TYPES[kind])
+    return models.page(families[kind])
 
 
 def decode_config(path, record, page) -> config_lib.TransformerConfig:
