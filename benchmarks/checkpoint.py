@@ -33,9 +33,10 @@ def measure(size: str, folder: pathlib.Path, rounds: int) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import models, train
+    from tfzoo import models
     from tfzoo.objectives import shared
     from tfzoo.training import checkpoint, optimizers
+    from tfzoo.training import step as step_lib
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
     sizes = dict(SIZES[size])
@@ -47,7 +48,7 @@ def measure(size: str, folder: pathlib.Path, rounds: int) -> None:
     tokens = np.random.default_rng(0).integers(0, sizes["vocab_size"], [rows, length + 1], np.int32)
     features = {"token_ids": tokens[:, :-1], "targets": tokens[:, 1:], "target_weights": np.ones([rows, length], "f4")}
     iterator = iter(tf.data.Dataset.from_tensors(features).repeat())
-    run = train.make_step(tf.distribute.get_strategy(), model, optimizer, shared.TokenTargets())
+    run = step_lib.make_step(tf.distribute.get_strategy(), {"main": model}, optimizer, shared.TokenTargets(None, 0))
     checkpoints = checkpoint.Checkpoints(folder / size, keep=1)
     saved = 0
 

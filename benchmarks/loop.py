@@ -37,9 +37,9 @@ def work(contender: str, size: str, threads: str):
     import tensorflow as tf
 
     from tfzoo import models
-    from tfzoo import train as train_lib
     from tfzoo.objectives import shared
     from tfzoo.training import optimizers
+    from tfzoo.training import step as step_lib
 
     tf.config.threading.set_intra_op_parallelism_threads(int(threads))
     if contender == "mirrored":
@@ -76,7 +76,9 @@ def work(contender: str, size: str, threads: str):
         }
         dataset = tf.data.Dataset.from_tensor_slices(features).batch(batch_size, drop_remainder=True).cache().repeat()
         iterator = iter(strategy.experimental_distribute_dataset(dataset))
-        run_steps = train_lib.make_step(strategy, model, optimizer, shared.TokenTargets(), clip_norm=CLIP_NORM)
+        run_steps = step_lib.make_step(
+            strategy, {"main": model}, optimizer, shared.TokenTargets(None, 0), clip_norm=CLIP_NORM
+        )
 
         def train(steps: int) -> tuple[float, Any]:
             start, calls = time.perf_counter(), range(0, steps, STEPS_A_CALL)

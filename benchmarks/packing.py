@@ -27,13 +27,13 @@ def work(objective: str, pack: bool, batch_size: int, length: int):
     import tensorflow as tf
 
     from tfzoo import models, text
-    from tfzoo import train as train_lib
     from tfzoo.data import pipeline, tokenized
     from tfzoo.data.documents import Document
     from tfzoo.objectives.causal import Causal
     from tfzoo.objectives.masked_lm import MaskedLM
     from tfzoo.text.wordpiece import WordPiece
     from tfzoo.training import distribution, optimizers
+    from tfzoo.training import step as step_lib
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
     data = pathlib.Path(os.environ["TFZOO_DATA"])
@@ -63,7 +63,7 @@ def work(objective: str, pack: bool, batch_size: int, length: int):
     )
     optimizer = optimizers.make_optimizer("adamw", 1e-4, model.trainable_variables, weight_decay=0.01)
     strategy = distribution.make_strategy("default")
-    run_steps = train_lib.make_step(strategy, model, optimizer, trained, clip_norm=1.0)
+    run_steps = step_lib.make_step(strategy, {"main": model}, optimizer, trained, clip_norm=1.0)
     rows = trained.rows(corpus)
     batches = pipeline.training_batches(rows, trained, batch_size=batch_size, seed=0, first_step=0, num_steps=BATCHES)
     real = "target_weights" if objective == "causal" else "padding_mask"

@@ -97,7 +97,7 @@ def our_objective(shape: str):
     from tfzoo.text.wordpiece import WordPiece
 
     if shape != "bert":
-        return shared.TokenTargets()  # All that Causal and SpanCorruption do with a batch.
+        return shared.TokenTargets(None, 0)  # All that Causal and SpanCorruption do with a batch.
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [f"word{i}" for i in range(VOCAB_SIZE[shape] - len(special))]
     return MaskedLM(WordPiece(special + words), SEQUENCE_LENGTH[shape])
@@ -127,8 +127,8 @@ def ours(shape: str, precision: str, way: str) -> tuple[Train, int]:
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import train as train_lib
     from tfzoo.training import distribution, optimizers
+    from tfzoo.training import step as step_lib
 
     if way != "train":
         raise ValueError(f"unknown way {way!r}")
@@ -136,7 +136,7 @@ def ours(shape: str, precision: str, way: str) -> tuple[Train, int]:
     model = our_model(shape, DROPOUT[shape], POLICIES[precision])
     optimizer = optimizers.make_optimizer("adamw", LEARNING_RATE, model.trainable_variables, weight_decay=WEIGHT_DECAY)
     strategy = distribution.make_strategy("default")
-    run_steps = train_lib.make_step(strategy, model, optimizer, our_objective(shape), clip_norm=CLIP_NORM)
+    run_steps = step_lib.make_step(strategy, {"main": model}, optimizer, our_objective(shape), clip_norm=CLIP_NORM)
     some = [our_features(shape, batch) for batch, _ in zip(batches(shape), range(4))]
     dataset = tf.data.Dataset.from_tensor_slices({name: np.stack([row[name] for row in some]) for name in some[0]})
     iterator = iter(dataset.repeat())

@@ -33,9 +33,10 @@ def work(remat: bool, layers: int) -> dict[str, float]:
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import models, train
+    from tfzoo import models
     from tfzoo.objectives import shared
     from tfzoo.training import optimizers
+    from tfzoo.training import step as step_lib
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -55,7 +56,9 @@ def work(remat: bool, layers: int) -> dict[str, float]:
     optimizer = optimizers.make_optimizer("adamw", 1e-3, model.trainable_variables, weight_decay=0.01)
     features = {"token_ids": tokens[:, :-1], "targets": tokens[:, 1:], "target_weights": np.ones([ROWS, LENGTH], "f4")}
     iterator = iter(tf.data.Dataset.from_tensors(features).repeat())
-    run = train.make_step(tf.distribute.get_strategy(), model, optimizer, shared.TokenTargets(), clip_norm=1.0)
+    run = step_lib.make_step(
+        tf.distribute.get_strategy(), {"main": model}, optimizer, shared.TokenTargets(None, 0), clip_norm=1.0
+    )
     before = peak_memory()
     run(iterator, tf.constant(1))
     began = time.process_time()

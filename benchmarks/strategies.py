@@ -38,17 +38,9 @@ STRATEGIES: dict[str, dict] = {
 
 def held_out(model_dir: pathlib.Path) -> list[str]:
     """The texts that a run held out."""
-    from absl import flags as absl_flags
+    from tfzoo.training import TrainConfig, inputs
 
-    from tfzoo import cli, train
-    from tfzoo.data.corpus import load_corpus
-
-    flags = absl_flags.FlagValues()
-    train.define_flags(flags)
-    cli.parse(flags, [f"--flagfile={model_dir / 'flags.cfg'}", f"--run_dir={model_dir}"])
-    how = dict(text_field=flags.text_field, policy=flags.bad_text, raw=flags.raw_text, held_out=flags.held_out)
-    cache_dir = flags.cache_dir or pathlib.Path.home() / ".cache" / "tfzoo"
-    corpus = load_corpus(flags.corpus, cache_dir=cache_dir, **how)
+    corpus = inputs.read_text(TrainConfig.read(model_dir / "flags.cfg", str(model_dir)))
     return [document.separator.join(document.sentences) for document in corpus.held_out]
 
 

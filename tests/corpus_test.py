@@ -11,7 +11,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags as absl_flags
 
 from tests import helpers, tiny_run
 from tfzoo import cli, corpus, files, text, train
@@ -22,7 +21,7 @@ from tfzoo.data.tokenized import tokenize, train_tokenizer
 from tfzoo.objectives.causal import Causal
 from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.objectives.span_corruption import SpanCorruption
-from tfzoo.training import report
+from tfzoo.training import TrainConfig, inputs, report
 
 
 def prepare(*argv):
@@ -103,7 +102,7 @@ class CorpusTest(tf.test.TestCase):
         for objective, make in (
             ("masked_lm", lambda tokenizer: MaskedLM(tokenizer, 16, mask_rate=0.3, next_sentence=False, pack=True)),
             ("causal", lambda tokenizer: Causal(tokenizer, 16)),
-            ("span_corruption", lambda tokenizer: SpanCorruption(tokenizer, 16, noise_density=0.3)),
+            ("span_corruption", lambda tokenizer: SpanCorruption(tokenizer, 16, mask_rate=0.3)),
         ):
             output = self.folder / objective
             flags = self.packing(objective, "--mask_rate=0.3", "--shard_rows=200", f"--output_dir={output}")
@@ -206,11 +205,9 @@ class CorpusTest(tf.test.TestCase):
         (run_dir / "corpus.json").write_text(json.dumps({"fingerprint": opened.fingerprint}))
         record = {"model": "gpt2", "heads": ["lm"], "config": {"vocab_size": other.vocab_size}}
         (run_dir / "config.json").write_text(json.dumps(record | {"tokenizer": opened.tokenizer.fingerprint()}))
-        flags = absl_flags.FlagValues()
-        train.define_flags(flags)
-        cli.parse(flags, [f"--run_dir={run_dir}", f"--corpus={self.packed}"])
+        config = TrainConfig(run_dir=str(run_dir), corpus=str(self.packed), cache_dir=str(self.folder))
         with self.assertRaisesRegex(ValueError, "tokenizer: is not the tokenizer of the run .*put the run's own back"):
-            train.read_corpus(flags, run_dir, self.folder, True, opened)
+            inputs.read_corpus(config, run_dir, opened)
 
     def killed_while_packing(self, arguments, shards):
         """Whether the command still ran when so many shards were seen."""

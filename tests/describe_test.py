@@ -4,12 +4,13 @@ import tensorflow as tf
 
 from tests import helpers
 from tfzoo import cli, describe, models
+from tfzoo.models import costs
 
 
 def flops(name, heads=(), length=128, **overrides):
     page, config = models.find(name)
     config = type(config)(**config.__dict__ | overrides)
-    return describe.flops_a_token(describe.lay_out(page, config, heads), config, heads, length)
+    return costs.flops_a_token(costs.lay_out(page, config, heads), config, heads, length)
 
 
 class DescribeTest(tf.test.TestCase):
@@ -37,13 +38,13 @@ class DescribeTest(tf.test.TestCase):
         # Kaplan et al. 2020: 6 for each number of a matrix, 12 L E for a layer's attention. E 8, F 12, V 50.
         layer, words = 4 * 8**2 + 2 * 8 * 12, 8 * 50
         decoder = models.build("gpt2", **sizes)
-        self.assertEqual(describe.training_flops(decoder, 10), 10 * (2 * (6 * layer + 12 * 10 * 8) + 6 * words))
+        self.assertEqual(costs.training_flops(decoder, 10), 10 * (2 * (6 * layer + 12 * 10 * 8) + 6 * words))
         encoder = models.build("bert_tiny", heads=("lm",), **sizes)
         body = 10 * 2 * (6 * layer + 12 * 10 * 8)
-        self.assertEqual(describe.training_flops(encoder, 10, predictions=3), body + 3 * 6 * (8**2 + words))
+        self.assertEqual(costs.training_flops(encoder, 10, predictions=3), body + 3 * 6 * (8**2 + words))
         both = models.build("t5_small", **sizes | dict(num_layers=1, num_decoder_layers=1, head_dim=4))
         source, target = 6 * layer + 12 * 10 * 8, 6 * (layer + 4 * 8**2 + words) + 2 * 12 * 10 * 8
-        self.assertEqual(describe.training_flops(both, 10, targets=5), 10 * source + 5 * target)
+        self.assertEqual(costs.training_flops(both, 10, targets=5), 10 * source + 5 * target)
 
     def test_the_command(self):
         def run(*arguments):

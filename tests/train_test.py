@@ -5,6 +5,7 @@ A run takes seconds, nearly all of them tracing, so that tests share runs where 
 """
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -29,7 +30,8 @@ from tfzoo.data.pairs import PairRows
 from tfzoo.data.tokenized import tokenize
 from tfzoo.errors import UserError
 from tfzoo.objectives.masked_lm import MaskedLM
-from tfzoo.training import checkpoint, optimizers, report, runs
+from tfzoo.training import checkpoint, inputs, loop, optimizers, report, runs
+from tfzoo.training import step as step_lib
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 # What describes the runs whose folder the tests only read, or copy and go on with.
@@ -265,7 +267,9 @@ class RunTest(TrainCase):
             parts = int(flags["accumulation"])  # As the training step, it computes so many parts of a batch.
             count = int(flags["evaluate_batches"]) * parts
             batches = pipeline.evaluation_batches(rows, objective, batch_size=4 // parts, seed=0, num_batches=count)
-            figures = train.make_evaluation(tf.distribute.get_strategy(), model, objective)(batches)
+            figures = step_lib.make_evaluation(tf.distribute.get_strategy(), {"main": model}, objective.evaluators())(
+                batches
+            )
             for name, value in figures.items():
                 self.assertEqual(repr(value), self.expected[step, name], f"{name} of step {step}")
 
@@ -294,8 +298,15 @@ class RunTest(TrainCase):
         self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
         self.assertEqual(tiny_run.measured(self.run_dir), self.expected)
 
+    def test_fewer_steps_than_it_has_are_refused(self):
+        shutil.copytree(self.done, self.run_dir, symlinks=True)
+        self.assert_error(
+            r"--steps=5: the run in --run_dir=.*/run is at step 6 already; ask for at least as many, or name a new",
+            *self.flags(steps=5, schedule="linear"),
+        )
+
     def test_a_signal_does_not_wait_for_an_evaluation(self):
-        make, stopped = train.make_evaluation, self.folder / "stopped"
+        make, stopped = step_lib.make_evaluation, self.folder / "stopped"
 
         def signalled(batches):
             for number, batch in enumerate(batches):
@@ -307,7 +318,7 @@ class RunTest(TrainCase):
             evaluate = make(*args)
             return lambda batches, **kwargs: evaluate(signalled(batches), **kwargs)
 
-        with mock.patch.object(train, "make_evaluation", made):
+        with mock.patch.object(step_lib, "make_evaluation", made):
             code, out, err = run(*self.flags(), f"--run_dir={stopped}")
         self.assertEqual(code, cli.STOPPED, err)
         self.assertIn("stopped by SIGTERM at step 3; all is saved", out)
@@ -327,7 +338,7 @@ class RunTest(TrainCase):
 
     def test_a_call_takes_few_seconds(self):
         """As many updates as fit in CALL_SECONDS, by a clock that advances two seconds an update."""
-        make, counts, clock = train.make_step, [], [0.0]
+        make, counts, clock = step_lib.make_step, [], [0.0]
 
         def made(*args, **kwargs):
             steps = make(*args, **kwargs)
@@ -340,8 +351,8 @@ class RunTest(TrainCase):
             return timed
 
         with (
-            mock.patch.object(train, "make_step", made),
-            mock.patch.object(train, "time", types.SimpleNamespace(monotonic=lambda: clock[0])),
+            mock.patch.object(step_lib, "make_step", made),
+            mock.patch.object(loop, "time", types.SimpleNamespace(monotonic=lambda: clock[0])),
         ):
             self.assert_done(
                 *self.flags(log_every=6, evaluate_every=6, checkpoint_every=6), f"--run_dir={self.run_dir}"
@@ -416,10 +427,31 @@ class RunTest(TrainCase):
             os.kill(os.getpid(), signal.SIGTERM)
             self.fail("The signal was to end it.")
 
-        with mock.patch.object(train, "read_corpus", asked), self.assertRaises(SystemExit) as stopped:
+        with mock.patch.object(inputs, "read_corpus", asked), self.assertRaises(SystemExit) as stopped:
             run(*self.flags(), f"--run_dir={self.run_dir}")
         self.assertEqual(stopped.exception.code, cli.STOPPED)
         self.assertFalse(self.run_dir.exists())
+
+
+class PythonTest(TrainCase):
+    def test_the_example_of_the_docs(self):
+        text = (CONFIGS.parent / "docs" / "training.md").read_text()
+        code = text.split("```python\n")[1].split("```")[0]
+        shutil.copyfile(self.shared / "corpus.txt", self.folder / "README.md.txt")
+        self.enterContext(contextlib.chdir(self.folder))
+        handler = signal.getsignal(signal.SIGINT)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+            names: dict = {}
+            exec(code.replace("steps=6", "cache_dir='cache', steps=6"), names)
+        confidence = re.findall(r"^step (\d): ([\d.]+)$", out.getvalue(), re.MULTILINE)
+        self.assertEqual([step for step, _ in confidence], ["3", "6"])
+        records = [record for record in tiny_run.records(self.folder / "runs" / "api") if "confidence" in record]
+        self.assertEqual([f"{record['confidence']:.3f}" for record in records], [value for _, value in confidence])
+        self.assertBetween(records[0]["confidence"], 1 / 500, 1)
+        self.assertIsInstance(names["model"], tf.keras.Model)
+        self.assertEqual(names["trainer"].step, 6)
+        self.assertEqual(signal.getsignal(signal.SIGINT), handler)  # Given back.
 
 
 class NotANumberTest(TrainCase):
@@ -448,8 +480,8 @@ class NotANumberTest(TrainCase):
             seen.append(token_ids.tobytes())
             return np.bool_(len(seen) in updates)
 
-        def noted(objective, model, batch, training=True):
-            value, weight = loss(objective, model, batch, training)
+        def noted(objective, models, batch, training=True):
+            value, weight = loss(objective, models, batch, training)
             return tf.where(tf.numpy_function(note, [batch["token_ids"]], tf.bool), np.nan, value), weight
 
         with mock.patch.object(MaskedLM, "loss", noted):
@@ -462,7 +494,7 @@ class NotANumberTest(TrainCase):
         until then."""
         flags = self.flags(steps=14, accumulation=1, evaluate_every=14, on_nonfinite="rollback", **flags)
         run_dir = self.folder / f"stopped_{stop_at}"
-        make_batches, make = pipeline.training_batches, train.make_step
+        make_batches, make = pipeline.training_batches, step_lib.make_step
 
         def batches(*args, first_step, **kwargs):
             def marked(number, batch):
@@ -485,7 +517,7 @@ class NotANumberTest(TrainCase):
 
         with mock.patch.object(pipeline, "training_batches", batches):
             if stop_at:
-                with mock.patch.object(train, "make_step", made):
+                with mock.patch.object(step_lib, "make_step", made):
                     code, out, err = run(*flags, f"--on_nonfinite={at_first}", f"--run_dir={run_dir}")
                 self.assertEqual(code, cli.STOPPED, out + err)
             code, _, _ = run(*flags, f"--run_dir={run_dir}")
@@ -547,7 +579,7 @@ class NotANumberTest(TrainCase):
         many = dict(log_every=7, checkpoint_every=7, evaluate_every=7)  # After the first, several updates a call.
         for number, others in enumerate(({}, many)):
             run_dir = self.folder / str(number)
-            with self.nan_at(4, 5), mock.patch.object(train, "CALL_SECONDS", 1e9):
+            with self.nan_at(4, 5), mock.patch.object(loop, "CALL_SECONDS", 1e9):
                 code, _, err = run(*self.flags(**(flags | others)), f"--run_dir={run_dir}")
             self.assertEqual(code, 4, err)
             self.assertIn("the loss of step 5, or its gradient, is not finite after 1 others", err)
@@ -624,8 +656,8 @@ class MachineTest(TrainCase):
         self.assertRegex(logs.output[0], r"record \d+ cannot be read; pack the text again; the row is left out")
 
     def test_memory_says_what_to_lower(self):
-        def large(objective, model, batch, training=True):
-            value, weight = MaskedLM.loss.original(objective, model, batch, training)
+        def large(objective, models, batch, training=True):
+            value, weight = MaskedLM.loss.original(objective, models, batch, training)
             size = tf.cast(weight, tf.int64) * 0 + (1 << 44)
             return value + tf.reduce_sum(tf.random.uniform([size])), weight
 
@@ -642,9 +674,9 @@ class MachineTest(TrainCase):
         # It may be added to the run that there is; an evaluation asks for no more memory at a time.
         rows, metrics = set(), MaskedLM.metrics
 
-        def noted(objective, model, batch):
+        def noted(objective, models, batch):
             rows.add(batch["token_ids"].shape[0])
-            return metrics(objective, model, batch)
+            return metrics(objective, models, batch)
 
         with mock.patch.object(MaskedLM, "metrics", noted), self.assertLogs("absl", "WARNING") as logs:
             self.assert_done(*self.flags(batch_size=8, accumulation=4), f"--run_dir={self.run_dir}")

@@ -35,6 +35,7 @@ from absl import flags as absl_flags
 
 from tfzoo import files
 from tfzoo.errors import CheckFailed, UserError, WorkerLost, suggest
+from tfzoo.options import bounds
 
 DONE, BUG, WRONG_USE, STOPPED, FAILED_CHECK, LOST_WORKER = 0, 1, 2, 3, 4, 5
 INTERRUPTED, NO_READER = 130, 141  # What a shell reports for SIGINT and SIGPIPE.
@@ -204,7 +205,7 @@ def in_range(flags: absl_flags.FlagValues, name: str, low: float | None = None, 
     def inside(value):
         return value is None or ((low is None or value >= low) and (high is None or value <= high))
 
-    absl_flags.register_validator(name, inside, message=_bounds(low, high), flag_values=flags)
+    absl_flags.register_validator(name, inside, message=bounds(low, high), flag_values=flags)
 
 
 def _expand(args: Iterable[str]) -> list[tuple[str, str]]:
@@ -328,17 +329,11 @@ def _complaint(flag: absl_flags.Flag, text: str) -> str:
             except (ValueError, TypeError, OverflowError):
                 whole = isinstance(parser, absl_flags.IntegerParser)
                 return "must be a whole number" if whole else "must be a number"
-            return _bounds(parser.lower_bound, parser.upper_bound)
+            return bounds(parser.lower_bound, parser.upper_bound)
         return str(error)
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
     return ""
-
-
-def _bounds(low: float | None, high: float | None) -> str:
-    if low is not None and high is not None:
-        return f"must be from {low} to {high}"
-    return f"must be at least {low}" if high is None else f"must be at most {high}"
 
 
 def _is_unicode(text: str) -> bool:
@@ -377,9 +372,14 @@ def _help_page(main: Callable, flags: absl_flags.FlagValues, subcommand: str) ->
     program = (module.__spec__.name if module and module.__spec__ else pathlib.Path(sys.argv[0]).name) or "PROGRAM"
     command = f"{program.removesuffix('.__main__')} {subcommand}".strip()
     about = (main if subcommand else module or main).__doc__ or main.__doc__ or ""
-    page = [f"python -m {command} [--flagfile=FILE] [--name=value ...]", "", inspect.cleandoc(about), "", "Flags:"]
+    page = [f"python -m {command} [--flagfile=FILE] [--name=value ...]", "", inspect.cleandoc(about), ""]
+    group = None
     for name in flags:
         flag = flags[name]
+        heading = getattr(flag, "group", "") or "Flags"  # tfzoo.options gives flags a group.
+        if heading != group:
+            page += [""] * bool(group) + [f"{heading}:"]
+            group = heading
         start = f"--[no]{name}" if flag.boolean else f"--{name}=VALUE"
         parser = flag.parser
         notes = []
@@ -387,10 +387,11 @@ def _help_page(main: Callable, flags: absl_flags.FlagValues, subcommand: str) ->
             notes.append("one of " + ", ".join(parser.enum_values))
         low, high = getattr(parser, "lower_bound", None), getattr(parser, "upper_bound", None)
         if low is not None or high is not None:
-            notes.append(_bounds(low, high).removeprefix("must be "))
+            notes.append(bounds(low, high).removeprefix("must be "))
         if flag.default is not None:
             notes.append(f"default {str(flag.default_as_str)[1:-1]}")  # It comes in quotes.
         about = " ".join((flag.help or "").split()) + (f" ({'; '.join(notes)})" if notes else "")
         page += [f"  {start}", textwrap.fill(about, 100, initial_indent="      ", subsequent_indent="      ")]
+    page += [] if group == "Flags" else ["", "Flags:"]
     page += ["  --flagfile=FILE", "      Reads flags from a file, one a line; later flags win.", "  --help"]
     return "\n".join(page)

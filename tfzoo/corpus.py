@@ -9,34 +9,36 @@
 import os
 import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli, files, train
+from tfzoo import cli, files, options
 from tfzoo.errors import UserError
+from tfzoo.training import inputs, registry
+from tfzoo.training.config import CorpusConfig, TrainConfig
 
-# Training's own flags, so that text is read and cut here as it is there.
+# Training's own options, so that text is read and cut here as it is there.
 _TEXT = ("corpus", "text_field", "raw_text", "held_out", "bad_text")
 _TOKENIZER = ("tokenizer", "vocab_size", "lowercase")
-_ROWS = ("objective", "sequence_length", "mask_rate", "mean_span")
-# What rows of packed documents depend on; training from them must have the same.
-_DECIDED_BY = {"masked_lm": ("mask_rate",), "causal": (), "span_corruption": ("mask_rate", "mean_span")}
+_ROWS = ("objective", "sequence_length")
 
 
 def define_vocabulary_flags(flags: absl_flags.FlagValues) -> None:
-    _take(flags, (*_TEXT, "cache_dir", *_TOKENIZER))
-    absl_flags.DEFINE_string(
-        "output_dir", None, "Folder to write; it must not be there.", required=True, flag_values=flags
-    )
+    _define(flags, *_TEXT, "cache_dir", *_TOKENIZER)
 
 
 def define_pack_flags(flags: absl_flags.FlagValues) -> None:
-    _take(flags, (*_TEXT, "cache_dir", *_TOKENIZER, "tokenizer_dir", "vocab_file", *_ROWS))
-    absl_flags.DEFINE_string(
-        "output_dir", None, "Folder to write; it must not be there.", required=True, flag_values=flags
-    )
-    absl_flags.DEFINE_integer("shard_rows", 65536, "The most rows in a file.", lower_bound=1, flag_values=flags)
+    _define(flags, *_TEXT, "cache_dir", *_TOKENIZER, "tokenizer_dir", "vocab_file", *_ROWS)
+    free = [
+        name
+        for _, cls in registry.every()
+        for name in options.names_with(cls.Options, "decides_rows")
+        if cls.PACKED is not None and name not in cls.PACKED
+    ]
+    registry.define_flags(flags, list(dict.fromkeys(free)))
+    absl_flags.DEFINE_integer("shard_rows", 65536, "Maximum rows in a file.", lower_bound=1, flag_values=flags)
 
 
 def vocabulary(flags: absl_flags.FlagValues) -> None:
@@ -45,7 +47,7 @@ def vocabulary(flags: absl_flags.FlagValues) -> None:
     It is the tokenizer that tfzoo.train would train on the spot with the same flags.
     """
     output_dir = _check_output(flags)
-    _, tokenizer = _read(flags)
+    _, tokenizer = inputs.read_corpus(CorpusConfig(**options.values_of(flags, CorpusConfig)))
     try:
         with files.atomic_folder(output_dir) as partial:
             tokenizer.save(partial)
@@ -63,15 +65,20 @@ def pack(flags: absl_flags.FlagValues) -> None:
     output_dir = _check_output(flags)
     from tfzoo.data import packed
 
-    corpus, tokenizer = _read(flags)
-    objective = train.make_objective(_as_training(flags), tokenizer)
-    rows, token_ids = train.read_rows(flags, corpus, tokenizer, objective, train.cache_folder(flags))
+    cls = registry.find(flags.objective)
+    if cls.PACKED is None:
+        raise UserError(f"--objective={flags.objective}: its rows cannot be packed ahead; train from the text itself")
+    own = cls.Options(**(options.values_of(flags, cls.Options) | dict(cls.PACKED)))
+    config = TrainConfig(run_dir="", objective_options=own, **options.values_of(flags, TrainConfig))
+    corpus, tokenizer = inputs.read_corpus(config)
+    objective = inputs.make_objective(config, tokenizer)
+    rows, token_ids = inputs.read_rows(config, corpus, tokenizer, objective)
     manifest = packed.write(
         output_dir,
         dict(zip(packed.PARTS, rows, strict=True)),
         dict(zip(packed.PARTS, token_ids, strict=True)),
         tokenizer,
-        flags=_decided(flags, tokenizer),
+        flags=_decided(config, tokenizer),
         corpus={"name": corpus.name, "fingerprint": corpus.fingerprint, "report": corpus.report},
         shard_rows=flags.shard_rows,
     )
@@ -82,43 +89,28 @@ def pack(flags: absl_flags.FlagValues) -> None:
     print(f"{output_dir}: {len(listed)} files, {sum(file['bytes'] for file in listed):,} bytes")
 
 
-def _take(flags: absl_flags.FlagValues, names: Iterable[str]) -> None:
-    """Defines flags as training does."""
-    known = absl_flags.FlagValues()
-    train.define_flags(known)
+def _define(flags: absl_flags.FlagValues, *names: str) -> None:
+    """Defines flags of training, and --output_dir."""
+    declared = {field.name: field for field in options.fields(TrainConfig)}
     for name in names:
-        flags[name] = known[name]
+        options.define_flag(flags, declared[name])
     flags["corpus"].help = '"docstrings", or a path or glob of .txt, .jsonl, .txt.gz, .jsonl.gz.'
+    absl_flags.DEFINE_string(
+        "output_dir", None, "Folder to write; it must not exist.", required=True, flag_values=flags
+    )
 
 
-def _as_training(flags: absl_flags.FlagValues) -> absl_flags.FlagValues:
-    """Training's flags with the values of those of `flags` that it has; rows are packed, and without pairs."""
-    training = absl_flags.FlagValues()
-    train.define_flags(training)
-    for name in set(flags) & set(training):
-        training[name].value = flags[name].value
-    training["next_sentence"].value, training["pack"].value = False, True
-    training.mark_as_parsed()
-    return training
-
-
-def _decided(flags: absl_flags.FlagValues, tokenizer) -> dict:
-    """The flags of training that a packed folder has decided."""
-    names = [*_TEXT[1:], "objective", "sequence_length", *_DECIDED_BY[flags.objective]]
-    decided = {name: flags[name].value for name in names} | {"pack": True}
-    if flags.objective == "masked_lm":
-        decided["next_sentence"] = False
+def _decided(config: TrainConfig, tokenizer) -> dict[str, Any]:
+    """The options of training that a packed folder has decided."""
+    values: Mapping[str, Any] = config.values()
+    names = [*_TEXT[1:], *_ROWS, *options.names_with(type(config.objective_options), "decides_rows")]
     kinds = {"WordPiece": "wordpiece", "ByteLevelBPE": "byte_level", "SentencePiece": "sentencepiece"}
+    decided = {name: values[name] for name in names}
     decided["tokenizer"] = kinds.get(type(tokenizer).__name__, "characters")
-    if not flags.tokenizer_dir and not flags.vocab_file:
-        decided |= {"vocab_size": flags.vocab_size} if flags.tokenizer != "characters" else {}
-        decided |= {"lowercase": flags.lowercase} if flags.tokenizer == "wordpiece" else {}
+    if not config.tokenizer_dir and not config.vocab_file:
+        decided |= {"vocab_size": config.vocab_size} if config.tokenizer != "characters" else {}
+        decided |= {"lowercase": config.lowercase} if config.tokenizer == "wordpiece" else {}
     return decided
-
-
-def _read(flags: absl_flags.FlagValues):
-    """(corpus, tokenizer), as training reads them."""
-    return train.read_corpus(_as_training(flags), pathlib.Path(), train.cache_folder(flags), resuming=False)
 
 
 def _check_output(flags: absl_flags.FlagValues) -> pathlib.Path:

@@ -8,8 +8,9 @@ import tensorflow as tf
 import tfzoo
 from tests.nn import formulas
 from tests.nn.formulas import Values, randomize, relative_error
-from tfzoo import describe, models
+from tfzoo import models
 from tfzoo.errors import UserError
+from tfzoo.models import costs
 
 SMALL = dict(vocab_size=13, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, max_positions=9)
 
@@ -112,7 +113,7 @@ class PerformerTest(tf.test.TestCase):
             page, config = models.find(name)
             block = 4 * (hidden**2 + hidden) + 2 * hidden * inner + hidden + inner + 4 * hidden
             expected = vocab * hidden + layers * block + 2 * hidden
-            self.assertEqual(describe.count_parameters(describe.lay_out(page, config, ())), expected)
+            self.assertEqual(costs.count_parameters(costs.lay_out(page, config, ())), expected)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import tensorflow as tf
 
 from tests.nn.formulas import randomize, relative_error
 from tfzoo import config as config_lib
-from tfzoo import describe
-from tfzoo.models import reformer
+from tfzoo.models import costs, reformer
 
 SMALL: dict[str, Any] = dict(vocab_size=13, hidden_size=12, num_layers=3, num_heads=2, head_dim=4, intermediate_size=20)
 SMALL |= dict(attention_layers=["lsh", "local", "lsh"], lsh_chunk_length=4, local_chunk_length=4, num_hashes=2)
@@ -114,7 +113,7 @@ class SizesTest(tf.test.TestCase):
         self.assertEqual(list(reformer.CONFIGS), list(published))
         for name, count in published.items():
             config = config_lib.from_mapping(reformer.CONFIGS[name], reformer.Config)
-            self.assertEqual(describe.count_parameters(describe.lay_out(reformer, config)), count, name)
+            self.assertEqual(costs.count_parameters(costs.lay_out(reformer, config)), count, name)
 
 
 class ConfigTest(tf.test.TestCase):

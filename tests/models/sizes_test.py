@@ -6,7 +6,8 @@ import math
 import tensorflow as tf
 
 from tfzoo import config as config_lib
-from tfzoo import describe, models
+from tfzoo import models
+from tfzoo.models import costs
 
 # Without heads. KerasHub's figures ("params" in https://github.com/keras-team/keras-hub, keras_hub/src/models/*/
 # *_presets.py) where it has the same variables, which are BERT's, DistilBERT's and ALBERT's. The others: the parameters
@@ -104,7 +105,7 @@ SIZES = {name: page for page in PAGES for name in page.CONFIGS}
 def count(name, heads, **overrides):
     page = SIZES[name]
     config = config_lib.from_mapping(page.CONFIGS[name] | overrides, models.config_class(page))
-    return describe.count_parameters(describe.lay_out(page, config, heads))
+    return costs.count_parameters(costs.lay_out(page, config, heads))
 
 
 class SizesTest(tf.test.TestCase):
@@ -129,7 +130,7 @@ class CountParametersTest(tf.test.TestCase):
         config = config_lib.from_mapping(page.CONFIGS[name] | small, models.config_class(page))
         model = page.Model(config)
         expected = sum(math.prod(variable.shape) for variable in model.trainable_variables)
-        self.assertEqual(describe.count_parameters(describe.lay_out(page, config)), expected)
+        self.assertEqual(costs.count_parameters(costs.lay_out(page, config)), expected)
         return expected
 
     def test_is_what_a_model_in_memory_has(self):

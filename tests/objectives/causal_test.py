@@ -100,19 +100,19 @@ class LossTest(tf.test.TestCase):
                     loss += np.log(np.exp(row).sum()) - row[target]
                     hits += np.argmax(row) == target
         weight = np.sum(batch["document_ids"] > 0)
-        self.assertAllClose(objective.loss(model, batch), (loss, weight), 1e-5)
-        metrics = objective.metrics(model, batch)
+        self.assertAllClose(objective.loss({"main": model}, batch), (loss, weight), 1e-5)
+        metrics = objective.metrics({"main": model}, batch)
         self.assertEqual(sorted(metrics), ["causal_accuracy", "causal_loss"])
         self.assertAllClose(metrics["causal_loss"], (loss, weight), 1e-5)
         self.assertAllClose(metrics["causal_accuracy"], (hits, weight))
-        self.assertIn(objective.main_metric, metrics)
+        self.assertIn(objective.best_metric[0], metrics)
 
     def test_packed_and_unpacked_rows_have_the_same_loss(self):
         corpus = word_corpus(30, 25)
         for name in ("gpt2", "llama_tiny"):
             model = self.model(name, **({"num_kv_heads": 1} if name != "gpt2" else {}))
             packed, alone = (Causal(word_tokenizer(), 16, pack=pack) for pack in (True, False))
-            one, two = (objective.loss(model, batch_of(objective, corpus)) for objective in (packed, alone))
+            one, two = (objective.loss({"main": model}, batch_of(objective, corpus)) for objective in (packed, alone))
             self.assertEqual(one[1], two[1])
             self.assertNear(one[0] / one[1], two[0] / two[1], 1e-5)
             self.assertLess(len(packed.rows(corpus)), len(alone.rows(corpus)))

@@ -175,7 +175,9 @@ class PrepareTest(MaskedLMCase):
     def test_empty_short_and_longest_rows(self):
         for whole_words in (False, True):
             for next_sentence in (False, True):
-                objective = MaskedLM(self.tokenizer, 24, whole_words=whole_words, next_sentence=next_sentence)
+                objective = MaskedLM(
+                    self.tokenizer, 24, whole_words=whole_words, next_sentence=next_sentence, pack=False
+                )
                 self.assertEqual(objective.row_tokens, 21)
                 rows = [[], [UNK], [9], [UNK, 9, UNK], random_row(21, 0, lowest=5)]
                 features = self.prepared(objective, [example(row) for row in rows])
@@ -269,7 +271,7 @@ class PackedTest(MaskedLMCase):
     def test_one_document_is_masked_as_in_a_row_of_its_own(self):
         row = random_row(20, 0)
         packed = MaskedLM(self.tokenizer, 24, next_sentence=False, pack=True).prepare(packed_example(row, seed=4))
-        alone = MaskedLM(self.tokenizer, 24, next_sentence=False).prepare(example(row, seed=4))
+        alone = MaskedLM(self.tokenizer, 24, next_sentence=False, pack=False).prepare(example(row, seed=4))
         for name in ("token_ids", "padding_mask", "masked_positions", "masked_ids"):
             self.assertAllEqual(packed[name], alone[name])
 
@@ -294,13 +296,15 @@ class PackedTest(MaskedLMCase):
                     "masked_weights": np.ones(own.sum(), np.float32),
                 }
                 if own.any():
-                    one, weight = objective.loss(model, {name: tf.constant(x[None]) for name, x in alone.items()})
+                    one, weight = objective.loss(
+                        {"main": model}, {name: tf.constant(x[None]) for name, x in alone.items()}
+                    )
                     loss, count = loss + one, count + weight
-        total, weight = objective.loss(model, batch)
+        total, weight = objective.loss({"main": model}, batch)
         self.assertEqual(weight, count)
         self.assertNear(total / weight, loss / count, 1e-5)
         baselines = objective.baselines(np.array([7, 8, 9, 7]), [batch])
-        self.assertEqual(set(baselines["frequency"]), set(objective.metrics(model, batch)))
+        self.assertEqual(set(baselines["frequency"]), set(objective.metrics({"main": model}, batch)))
 
     def test_pairs_are_not_packed(self):
         objective = MaskedLM(self.tokenizer, 32, next_sentence=True, pack=True)
@@ -365,13 +369,13 @@ class LossTest(MaskedLMCase):
 
     def test_loss_and_metrics_against_numpy(self):
         for next_sentence in (True, False):
-            objective = MaskedLM(self.tokenizer, 32, next_sentence=next_sentence)
+            objective = MaskedLM(self.tokenizer, 32, next_sentence=next_sentence, pack=False)
             batch = self.batch(objective)
             if not next_sentence:
                 self.assertAllEqual(batch["next_sentence_weight"], np.zeros(6))
             loss, (words, pairs) = self.expected(batch, next_sentence)
-            self.assertAllClose(objective.loss(self.model, batch), (loss, words[2]), 1e-5)
-            metrics = objective.metrics(self.model, batch)
+            self.assertAllClose(objective.loss({"main": self.model}, batch), (loss, words[2]), 1e-5)
+            metrics = objective.metrics({"main": self.model}, batch)
             expected = {
                 "masked_lm_loss": (words[0], words[2]),
                 "masked_lm_accuracy": (words[1], words[2]),
@@ -387,21 +391,21 @@ class LossTest(MaskedLMCase):
 
     def test_asks_for_no_head_that_it_does_not_read(self):
         self.assertEqual(MaskedLM(self.tokenizer, 32).heads, ("lm", "next_sentence"))
-        objective = MaskedLM(self.tokenizer, 32, next_sentence=False)
+        objective = MaskedLM(self.tokenizer, 32, next_sentence=False, pack=False)
         self.assertEqual(objective.heads, ("lm",))
         config = dataclasses.replace(self.model.config, num_segments=0)
         model = type(self.model)(config, heads=objective.heads)
         batch = self.batch(objective)
-        loss, weight = objective.loss(model, batch)
-        self.assertEqual(objective.metrics(model, batch)["masked_lm_loss"], (loss, weight))
+        loss, weight = objective.loss({"main": model}, batch)
+        self.assertEqual(objective.metrics({"main": model}, batch)["masked_lm_loss"], (loss, weight))
 
     def test_sums_over_parts_are_the_sum_of_the_whole(self):
         objective = MaskedLM(self.tokenizer, 32)
         batch = self.batch(objective)
-        whole = objective.loss(self.model, batch)
+        whole = objective.loss({"main": self.model}, batch)
         for cuts in ([2], [1, 3, 4]):
             parts = [
-                objective.loss(self.model, {name: x[i:j] for name, x in batch.items()})
+                objective.loss({"main": self.model}, {name: x[i:j] for name, x in batch.items()})
                 for i, j in zip([0, *cuts], [*cuts, 6], strict=True)
             ]
             self.assertAllClose([sum(p[0] for p in parts), sum(p[1] for p in parts)], whole, 1e-6)
@@ -419,7 +423,7 @@ class LossTest(MaskedLMCase):
             return logits[-1]
 
         with mock.patch.object(self.model.heads["lm"], "call", call):
-            objective.loss(self.model, batch)
+            objective.loss({"main": self.model}, batch)
         self.assertEqual([tuple(x.shape) for x in logits], [(6, predictions, len(VOCAB))])
 
 

@@ -69,7 +69,7 @@ class NoiseTest(tf.test.TestCase):
 
     def test_rate_and_mean_length_are_what_is_asked_for(self):
         for density, mean in ((0.15, 3.0), (0.3, 2.0), (0.5, 1.0), (0.15, 8.0)):
-            objective = SpanCorruption(span_tokenizer(), 128, noise_density=density, mean_span_length=mean)
+            objective = SpanCorruption(span_tokenizer(), 128, mask_rate=density, mean_span=mean)
             noise = objective.draw(tf.ones([100], tf.int32), tf.constant([5, 1])).numpy()
             begins = noise & ~np.concatenate([[False], noise[:-1]])
             self.assertEqual(noise.sum(), 100 * density)
@@ -77,7 +77,7 @@ class NoiseTest(tf.test.TestCase):
 
     def test_every_way_to_cut_is_drawn_alike(self):
         # Of 20 tokens 6 are noise in 2 spans: 5 ways to cut the noise, 13 the rest.
-        objective = SpanCorruption(span_tokenizer(), 30, noise_density=0.3)
+        objective = SpanCorruption(span_tokenizer(), 30, mask_rate=0.3)
         documents = tf.repeat([1, 2, 3], [20, 20, 1])
         draw = compiled(objective.draw, [None], [2])
         count = 650
@@ -271,29 +271,29 @@ class LossTest(tf.test.TestCase):
                             words += one
                             hits += np.argmax(row) == target
             weight = np.sum(batch["decoder_document_ids"] > 0)
-            total, count = objective.loss(model, batch)
+            total, count = objective.loss({"main": model}, batch)
             self.assertEqual(count, weight)
             self.assertNear(total / count, loss / weight, 1e-5)  # Packed as by themselves.
-            metrics = objective.metrics(model, batch)
+            metrics = objective.metrics({"main": model}, batch)
             self.assertEqual(sorted(metrics), ["span_accuracy", "span_loss"])
             count = np.sum((batch["targets"] > EOS) & (batch["targets"] < WORDS) & (batch["target_weights"] > 0))
             self.assertLess(count, weight)
             self.assertAllClose(metrics["span_loss"], (words, count), 1e-5)
             self.assertAllClose(metrics["span_accuracy"], (hits, count))
-            self.assertIn(objective.main_metric, metrics)
+            self.assertIn(objective.best_metric[0], metrics)
 
     def test_unpacked_rows(self):
         objective, model = SpanCorruption(span_tokenizer(), 32, pack=False), self.model("t5_small")
         batch = batch_of(objective, random_corpus(6, 25))
-        self.assertEqual(sorted(batch), sorted(FEATURES))
+        self.assertEqual(sorted(batch), sorted([*FEATURES, pipeline.ROW_NUMBERS]))
         loss = count = 0.0
         for i in range(len(batch["targets"])):
             source, part = batch["padding_mask"][i], batch["target_weights"][i] > 0
             alone = {name: batch[name][i : i + 1, source] for name in ("token_ids", "padding_mask")}
             alone |= {n: batch[n][i : i + 1, part] for n in ("decoder_token_ids", "targets", "target_weights")}
-            one, weight = objective.loss(model, alone)
+            one, weight = objective.loss({"main": model}, alone)
             loss, count = loss + one, count + weight
-        total, weight = objective.loss(model, batch)
+        total, weight = objective.loss({"main": model}, batch)
         self.assertEqual(weight, count)
         self.assertNear(total / weight, loss / count, 1e-5)
 

@@ -369,13 +369,12 @@ def import_all():
     import tqdm
 
     from tests.training import step_test
-    from tfzoo import train
     from tfzoo.data import packing, pairs, pipeline, tokenized
     from tfzoo.models import bert, gpt2, t5
     from tfzoo.objectives import baselines, causal, masked_lm, shared
-    from tfzoo.training import checkpoint, optimizers, runs
+    from tfzoo.training import checkpoint, loop, optimizers, runs
 
-    assert all((matplotlib, tqdm, step_test, checkpoint, optimizers, runs, train, packing, pairs, pipeline, tokenized))
+    assert all((matplotlib, tqdm, step_test, checkpoint, optimizers, runs, loop, packing, pairs, pipeline, tokenized))
     assert all((bert, gpt2, t5, baselines, causal, masked_lm, shared))
 
 
@@ -433,7 +432,8 @@ def made(model):
     from tfzoo.objectives.shared import TokenTargets
 
     class Targets(TokenTargets):
-        name = "test"
+        name = PREFIX = "test"
+        best_metric = ("test_loss", "min")
 
     keras.utils.set_random_seed(1)
     sizes = dict(vocab_size=20, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=12, max_positions=8)
@@ -453,7 +453,7 @@ def made(model):
     else:
         net = Small()
     randomize(net)
-    return net, Targets(), rows
+    return net, Targets(None, 0), rows
 
 
 def Small(dtype=None):
@@ -489,8 +489,8 @@ def losses(world, model="small", optimizer="sgd", clip=NO_CLIPPING, parts=1, ave
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import train
     from tfzoo.training import optimizers
+    from tfzoo.training import step as step_lib
 
     kept = optimizers._AlreadyReduced._all_reduce_sum_gradients
     if stock:
@@ -505,13 +505,15 @@ def losses(world, model="small", optimizer="sgd", clip=NO_CLIPPING, parts=1, ave
         updater = optimizers.make_optimizer(
             optimizer, rate, net.trainable_variables, weight_decay=0.1, epsilon=1e-6, ema_decay=average
         )
-    run = train.make_step(world.strategy, net, updater, objective, num_parts=parts, **clip)
+    run = step_lib.make_step(world.strategy, {"main": net}, updater, objective, num_parts=parts, **clip)
     iterator = batches(world, Table(rows), backwards=backwards)
     found = [loss for _ in range(2) for loss in run(iterator, tf.constant(STEPS // 2)).numpy().tolist()]
     optimizers._AlreadyReduced._all_reduce_sum_gradients = kept
 
     def measured():
-        total, weight = objective.loss(net, {name: tf.constant(x[:60]) for name, x in rows.items()}, training=False)
+        total, weight = objective.loss(
+            {"main": net}, {name: tf.constant(x[:60]) for name, x in rows.items()}, training=False
+        )
         return float(total / weight)
 
     last = measured()
@@ -534,18 +536,19 @@ def overflow(world):
     import numpy as np
     import tensorflow as tf
 
-    from tfzoo import train
     from tfzoo.data import order
     from tfzoo.objectives.shared import TokenTargets
     from tfzoo.training import optimizers
+    from tfzoo.training import step as step_lib
 
     class Stretched(TokenTargets):
         """The loss as it is, and its gradient times the largest `stretch` of the replica's rows."""
 
-        name = "test"
+        name = PREFIX = "test"
+        best_metric = ("test_loss", "min")
 
-        def loss(self, model, batch, training=True):
-            total, weight = super().loss(model, batch, training)
+        def loss(self, models, batch, training=True):
+            total, weight = super().loss(models, batch, training)
             more = total * (tf.reduce_max(batch["stretch"]) - 1.0)
             return total + (more - tf.stop_gradient(more)), weight
 
@@ -558,7 +561,7 @@ def overflow(world):
         net = Small("mixed_float16")
         updater = optimizers.make_optimizer("adamw", 0.01, net.trainable_variables, weight_decay=0.1, loss_scaling=True)
     updater.dynamic_scale.assign(2.0**10)
-    run = train.make_step(world.strategy, net, updater, Stretched(), clip_norm=0.5)
+    run = step_lib.make_step(world.strategy, {"main": net}, updater, Stretched(None, 0), clip_norm=0.5)
     data = batches(world, Table(rows | {"stretch": stretch}))
     every = [*net.trainable_variables, *updater.inner_optimizer.variables]
     found: dict[str, list] = {"losses": [], "changed": [], "scales": []}
@@ -612,18 +615,28 @@ def totals(world):
 
 
 def evaluation(world):
-    """BERT's metrics over 40 rows, the last batch not full."""
-    from tfzoo import train
+    """BERT's metrics over 40 rows, the last batch not full, and what an evaluator is given of each row."""
     from tfzoo.data import pipeline
+    from tfzoo.evaluation.evaluator import Evaluator
+    from tfzoo.training import step as step_lib
 
     with world.strategy.scope():
         net, objective, rows = made("bert")
     table = Table({name: values[:40] for name, values in rows.items()})
 
+    class EachRow(Evaluator):
+        def predict(self, models, batch):
+            logits = models["main"]({name: batch[name] for name in models["main"].INPUTS if name in batch})["logits"]
+            return {"id": batch["token_ids"][:, 1], "logits": logits[:, 0]}
+
+        def figures(self, predictions):
+            assert predictions["id"].tolist() == table.features["token_ids"][:, 1].tolist()  # Each once, in order.
+            return {f"logit {i}": float(x) for i, x in enumerate(predictions["logits"][:, 3])}
+
     def make(context):
         return pipeline.evaluation_batches(table, table, batch_size=BATCH, seed=3, num_batches=9, context=context)
 
-    evaluate = train.make_evaluation(world.strategy, net, objective)
+    evaluate = step_lib.make_evaluation(world.strategy, {"main": net}, [*objective.evaluators(), EachRow()])
     return evaluate(world.strategy.distribute_datasets_from_function(make))
 
 
@@ -673,9 +686,10 @@ def command(world, argv, stop_after=0, kill_after=0, nan_at=0, fail_after=0):
     """tfzoo.train in this process; after so many calls of the step a SIGTERM, or an exception, for worker 1 alone, a
     SIGKILL for 0; a call whose losses are NaN."""
     from tfzoo import train
+    from tfzoo.training import step as step_lib
 
     if kill_after or nan_at or ((stop_after or fail_after) and world.rank == 1):
-        make_step = train.make_step
+        make_step = step_lib.make_step
 
         def made(*args, **kwargs):
             run, calls = make_step(*args, **kwargs), itertools.count(1)
@@ -693,7 +707,7 @@ def command(world, argv, stop_after=0, kill_after=0, nan_at=0, fail_after=0):
 
             return and_stop
 
-        train.make_step = made
+        step_lib.make_step = made
     return dict(zip(("code", "out", "err"), helpers.run(train, *argv)))
 
 

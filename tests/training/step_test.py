@@ -11,8 +11,8 @@ from tests.nn.formulas import randomize
 from tfzoo import nn
 from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.text.wordpiece import WordPiece
-from tfzoo.train import make_evaluation, make_step
 from tfzoo.training import optimizers
+from tfzoo.training.step import make_evaluation, make_step
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwx"]
 LENGTH, PREDICTIONS, BATCH = 12, 3, 8
@@ -79,7 +79,7 @@ def train(strategy, name, steps=6, dtype=None, dropout=0.0, loss_scaling=False, 
         if remat:
             net.recompute_blocks()
         optimizer = optimizer_for(name, net.trainable_variables, loss_scaling)
-    run = make_step(strategy, net, optimizer, objective(), **kwargs)
+    run = make_step(strategy, {"main": net}, optimizer, objective(), **kwargs)
     iterator = iter(strategy.experimental_distribute_dataset(batches(steps)))
     losses = np.concatenate([run(iterator, tf.constant(2)).numpy() for _ in range(steps // 2)])
     return losses, net, optimizer
@@ -105,7 +105,7 @@ class StepTest(tf.test.TestCase):
         net, data = model(), features(2 * BATCH)
         for step, found in enumerate(losses):
             part = {name: x[step * BATCH : (step + 1) * BATCH] for name, x in data.items()}
-            total, weight = objective().loss(net, part)
+            total, weight = objective().loss({"main": net}, part)
             self.assertAllClose(found, total / weight, 1e-5)
 
     def test_parts_compute_what_the_whole_does(self):
@@ -119,7 +119,7 @@ class StepTest(tf.test.TestCase):
         before, data = model(), features(2 * BATCH)
         part = {name: x[:BATCH] for name, x in data.items()}
         with tf.GradientTape() as tape:
-            total, weight = objective().loss(before, part)
+            total, weight = objective().loss({"main": before}, part)
         variables = [v.value for v in before.trainable_variables]
         gradients = [tf.convert_to_tensor(g) / weight for g in tape.gradient(total, variables)]
         norm = np.sqrt(sum(np.sum(g.numpy().astype(np.float64) ** 2) for g in gradients))
@@ -127,7 +127,7 @@ class StepTest(tf.test.TestCase):
             after = model()
             run = make_step(
                 tf.distribute.get_strategy(),
-                after,
+                {"main": after},
                 optimizer_for("sgd", after.trainable_variables),
                 objective(),
                 clip_norm=clip,
@@ -146,7 +146,7 @@ class StepTest(tf.test.TestCase):
     def test_float16_skips_a_step_that_overflows(self):
         net = model("mixed_float16")
         optimizer = optimizer_for("adamw", net.trainable_variables, loss_scaling=True)
-        run = make_step(tf.distribute.get_strategy(), net, optimizer, objective(), clip_norm=0.5)
+        run = make_step(tf.distribute.get_strategy(), {"main": net}, optimizer, objective(), clip_norm=0.5)
         iterator = iter(batches(4))
         for scale, moves in ((2.0**60, False), (2.0**59, False), (2.0**8, True), (2.0**8, True)):
             optimizer.dynamic_scale.assign(scale)
@@ -163,8 +163,8 @@ class StepTest(tf.test.TestCase):
         stretch = tf.Variable(1e25)
 
         class Stretched(MaskedLM):
-            def loss(self, model, batch, training=True):
-                total, weight = super().loss(model, batch, training)
+            def loss(self, models, batch, training=True):
+                total, weight = super().loss(models, batch, training)
                 more = total * (stretch - 1.0)
                 return total + (more - tf.stop_gradient(more)), weight
 
@@ -172,7 +172,7 @@ class StepTest(tf.test.TestCase):
             net = model()
             optimizer = optimizers.make_optimizer("sgd", 0.1, net.trainable_variables, **optimizer_options)
             stretched = Stretched(WordPiece(VOCAB), LENGTH)
-            run = make_step(tf.distribute.get_strategy(), net, optimizer, stretched, clip_norm=0.5)
+            run = make_step(tf.distribute.get_strategy(), {"main": net}, optimizer, stretched, clip_norm=0.5)
             iterator = iter(batches(len(steps)))
             for size, scale, told, moved in steps:
                 stretch.assign(size)
@@ -196,7 +196,9 @@ class StepTest(tf.test.TestCase):
         self.assertEqual(check(dict(loss_scaling=True), *steps), small / 2)
 
     def test_half_precision_learns(self):
-        total, weight = objective().loss(model(), {name: x[:BATCH] for name, x in features(6 * BATCH).items()})
+        total, weight = objective().loss(
+            {"main": model()}, {name: x[:BATCH] for name, x in features(6 * BATCH).items()}
+        )
         first = total / weight
         for dtype in ("bfloat16", "float16"):
             losses, *_ = default("adamw", clip_norm=0.5, dtype=f"mixed_{dtype}", loss_scaling=dtype == "float16")
@@ -207,7 +209,7 @@ class StepTest(tf.test.TestCase):
         data = features(BATCH) | {"masked_weights": np.zeros([BATCH, PREDICTIONS], np.float32)}
         net = model()
         optimizer = optimizer_for("sgd", net.trainable_variables)
-        run = make_step(tf.distribute.get_strategy(), net, optimizer, objective(), clip_norm=1.0)
+        run = make_step(tf.distribute.get_strategy(), {"main": net}, optimizer, objective(), clip_norm=1.0)
         losses = run(iter(tf.data.Dataset.from_tensors(data)), tf.constant(1))
         self.assertAllEqual(losses, [0.0])
         self.assertEqual(largest_difference(net, model()), 0)
@@ -229,10 +231,14 @@ class StepTest(tf.test.TestCase):
 class EvaluationTest(tf.test.TestCase):
     def test_sums_are_exact_with_ragged_weights(self):
         net, data = model(), features(3 * BATCH, seed=7)
-        figures = make_evaluation(tf.distribute.get_strategy(), net, objective())(batches(3, seed=7))
+        figures = make_evaluation(tf.distribute.get_strategy(), {"main": net}, objective().evaluators())(
+            batches(3, seed=7)
+        )
         sums = {}
         for row in range(3 * BATCH):
-            for name, pair in objective().metrics(net, {k: x[row : row + 1] for k, x in data.items()}).items():
+            for name, pair in (
+                objective().metrics({"main": net}, {k: x[row : row + 1] for k, x in data.items()}).items()
+            ):
                 sums[name] = sums.get(name, 0) + np.array(pair, np.float64)
         self.assertEqual(sums["masked_lm_loss"][1], data["masked_weights"].sum())
         self.assertEqual(sums["next_sentence_loss"][1], 16)
@@ -242,7 +248,7 @@ class EvaluationTest(tf.test.TestCase):
         self.assertLen(figures, 5)
 
     def test_twice_the_same_with_dropout_in_the_model(self):
-        evaluate = make_evaluation(tf.distribute.get_strategy(), model(dropout=0.5), objective())
+        evaluate = make_evaluation(tf.distribute.get_strategy(), {"main": model(dropout=0.5)}, objective().evaluators())
         self.assertEqual(evaluate(batches(2)), evaluate(batches(2)))
 
 
@@ -291,7 +297,10 @@ def two_replicas(*names):
     assert np.abs(wrong - by_name["sgd"]).max() > 1e-3
 
     evaluations = [
-        (make_evaluation(s, _made(s), objective()), s.experimental_distribute_dataset(batches(3, seed=7)))
+        (
+            make_evaluation(s, {"main": _made(s)}, objective().evaluators()),
+            s.experimental_distribute_dataset(batches(3, seed=7)),
+        )
         for s in (one, two)
     ]
     figures = [evaluate(data) for evaluate, data in evaluations]

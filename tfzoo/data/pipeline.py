@@ -16,6 +16,7 @@ from tfzoo.errors import UserError
 _as_it_is = tf.autograph.experimental.do_not_convert  # Rewriting Python's `if`s, of which none is needed, takes long.
 Context = Any  # A tf.distribute.InputContext: TensorFlow ships no types.
 ALONE = tf.distribute.InputContext()
+ROW_NUMBERS = "row_numbers"  # A feature of evaluation batches: int64 [B], each row's number, -1 where there is no row.
 
 
 def examples(
@@ -116,7 +117,7 @@ def evaluation_batches(
 ):
     """The first rows of the held-out part, in order and always prepared alike.
 
-    What a last batch lacks is filled with zeros, and so with weights of 0.
+    What a last batch lacks is filled with zeros, and so with weights of 0. ROW_NUMBERS says which row is which.
     """
     count = min(len(rows), num_batches * batch_size)
     positions = _positions(0, -(-count // batch_size), batch_size, context)
@@ -126,7 +127,8 @@ def evaluation_batches(
     )
 
     def emptied(position, example):
-        return {name: tf.where(position < count, x, tf.zeros_like(x)) for name, x in example.items()}
+        known = {name: tf.where(position < count, x, tf.zeros_like(x)) for name, x in example.items()}
+        return known | {ROW_NUMBERS: tf.where(position < count, position, -1)}
 
     batches = tf.data.Dataset.zip(positions, prepared).map(_as_it_is(emptied))
     batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)

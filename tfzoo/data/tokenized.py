@@ -8,16 +8,12 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
-import tensorflow as tf
 
-from tfzoo import files, text
+from tfzoo import files, lazy, text
 from tfzoo.data.documents import Corpus, Document
 from tfzoo.errors import UserError
-from tfzoo.text import training
-from tfzoo.text.byte_level import ByteLevelBPE
-from tfzoo.text.characters import Characters
-from tfzoo.text.sentencepiece import SentencePiece
-from tfzoo.text.wordpiece import WordPiece
+
+tf = lazy.module("tensorflow")
 
 _VERSION = 2  # Part of the cache's key: raise it when the arrays change their meaning.
 _BATCH = 4096  # Sentences tokenized at a time.
@@ -130,6 +126,12 @@ def cached_tokenizer(corpus: Corpus, kind: str, vocab_size: int, lowercase: bool
 
 def train_tokenizer(kind: str, sentences: Iterable[str], vocab_size: int, lowercase: bool):
     """A tokenizer of a kind, one of TOKENIZERS, trained on sentences."""
+    from tfzoo.text import training
+    from tfzoo.text.byte_level import ByteLevelBPE
+    from tfzoo.text.characters import Characters
+    from tfzoo.text.sentencepiece import SentencePiece
+    from tfzoo.text.wordpiece import WordPiece
+
     if kind == "wordpiece":
         return WordPiece(training.train_wordpiece(sentences, vocab_size, lowercase), lowercase)
     if kind == "byte_level":

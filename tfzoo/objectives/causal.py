@@ -1,10 +1,14 @@
 """GPT's objective: each token from those before it (Radford et al. 2018, section 3.1)."""
 
-import tensorflow as tf
+import types
 
+from tfzoo import lazy
 from tfzoo.data.packing import PackedRows
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.objectives import shared
+from tfzoo.objectives.objective import PackOption
+
+tf = lazy.module("tensorflow")
 
 _END_OF_TEXT = "<|endoftext|>"
 
@@ -31,13 +35,15 @@ class Causal(shared.TokenTargets):
         target_weights  [ 1,  1,  1,  1,  1]
     """
 
-    name = "causal"
-    heads = ("lm",)
+    name = PREFIX = "causal"
+    Options = PackOption
+    best_metric = ("causal_loss", "min")
+    PACKED = types.MappingProxyType({"pack": True})
+    MODEL_KIND = ("decoder", "gpt2 or llama_tiny")
     FIGURES = (("next tokens right", "causal_accuracy", "{:.2%}"), ("perplexity", "causal_perplexity", "{:.2f}"))
-    main_metric = "causal_loss"
 
-    def __init__(self, tokenizer, sequence_length: int, *, pack: bool = True):
-        self._tokenizer, self._length, self._pack = tokenizer, sequence_length, pack
+    def __init__(self, tokenizer, sequence_length: int, **options):
+        super().__init__(tokenizer, sequence_length, **options)
         # WordPiece has no such tokens.
         self._bos, self._eos = (getattr(tokenizer, name, None) for name in ("bos_id", "eos_id"))
         if self._eos is None and _END_OF_TEXT in tokenizer.vocab:
@@ -48,7 +54,7 @@ class Causal(shared.TokenTargets):
     @property
     def inputs(self) -> tuple[str, ...]:
         """The model's inputs that are fed."""
-        return ("token_ids", "document_ids", "position_ids") if self._pack else ("token_ids",)
+        return ("token_ids", "document_ids", "position_ids") if self.options.pack else ("token_ids",)
 
     @property
     def row_tokens(self) -> int:
@@ -57,7 +63,9 @@ class Causal(shared.TokenTargets):
 
     def rows(self, corpus: TokenizedCorpus) -> PackedRows:
         """What `prepare` takes its examples from: a document of n tokens takes n - 1 places."""
-        return PackedRows(corpus, self._length, -1, first_id=self._bos, last_id=self._eos, overlap=1, pack=self._pack)
+        return PackedRows(
+            corpus, self._length, -1, first_id=self._bos, last_id=self._eos, overlap=1, pack=self.options.pack
+        )
 
     def prepare(self, example):
         """One example of PackedRows -> features with static shapes (L sequence_length).
@@ -74,7 +82,7 @@ class Causal(shared.TokenTargets):
             "targets": shared.pad(targets, self._length, 0),
             "target_weights": shared.pad(tf.ones_like(targets, tf.float32), self._length, 0.0),
         }
-        if self._pack:
+        if self.options.pack:
             features["document_ids"] = shared.pad(document_ids, self._length, 0)
             features["position_ids"] = shared.pad(shared.positions_in(document_ids), self._length, 0)
         return features

@@ -1,19 +1,35 @@
 """BERT's objective: masked language modelling and next-sentence prediction (Devlin et al. 2019, section 3.1)."""
 
+import dataclasses
 import math
+import types
 
 import numpy as np
-import tensorflow as tf
 
+from tfzoo import lazy
 from tfzoo.data.packing import PackedRows
 from tfzoo.data.pairs import PairRows
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives import shared
 from tfzoo.objectives.baselines import masked_lm_baselines
+from tfzoo.objectives.objective import GROUP, MAIN, MaskRateOption, Objective, PackOption
+from tfzoo.options import option
+
+tf = lazy.module("tensorflow")
 
 
-class MaskedLM:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(MaskRateOption, PackOption):
+    """The flags of masked language modelling."""
+
+    whole_words: bool = option(False, "Mask all pieces of a word together.", group=GROUP)
+    next_sentence: bool = option(
+        True, "Predict also whether the second segment follows the first.", group=GROUP, decides_rows=True
+    )
+
+
+class MaskedLM(Objective):
     """Draws 15% of the tokens to be predicted; of these 80% become [MASK], 10% a random word, 10% stay.
 
     The number drawn in a row of n tokens is round(0.15 n), at least 1; special tokens are never drawn, and never
@@ -34,28 +50,23 @@ class MaskedLM:
     [SEP], and what is said above of a row is then said of each: so many of its own tokens are drawn.
     """
 
-    # What an evaluation shows, the first of them as the curve; and the loss by which the best checkpoint is chosen.
+    name = "masked_lm"
+    Options = Options
+    best_metric = ("masked_lm_loss", "min")
+    PACKED = types.MappingProxyType({"pack": True, "next_sentence": False})
+    MODEL_KIND = ("encoder", "bert_small or roberta_base")
     FIGURES = (
         ("masked words right", "masked_lm_accuracy", "{:.2%}"),
         ("perplexity", "masked_lm_perplexity", "{:.1f}"),
         ("next sentence right", "next_sentence_accuracy", "{:.2%}"),
     )
-    main_metric = "masked_lm_loss"
 
-    def __init__(
-        self,
-        tokenizer,
-        sequence_length: int,
-        *,
-        mask_rate: float = 0.15,
-        whole_words: bool = False,
-        next_sentence: bool = True,
-        pack: bool = False,
-    ):
+    def __init__(self, tokenizer, sequence_length: int, **options):
         """Raises:
         UserError: the tokenizer lacks a special token that rows are made of, or cannot tell which pieces continue a
           word, as whole_words needs.
         """
+        super().__init__(tokenizer, sequence_length, **options)
         missing = [role for role in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{role}_id", None) is None]
         if missing:
             raise UserError(
@@ -63,15 +74,15 @@ class MaskedLM:
                 f"cls, sep, mask and pad, and this one has none for {', '.join(missing)}; use a WordPiece tokenizer"
             )
         continues = getattr(tokenizer, "continues", None)
-        if whole_words and continues is None:
+        if self.options.whole_words and continues is None:
             raise UserError(
                 f"--whole_words: {type(tokenizer).__name__} does not mark the pieces that continue a word; leave it "
                 "out, or use a WordPiece tokenizer"
             )
-        self._tokenizer, self._length = tokenizer, sequence_length
-        self._rate, self._whole_words, self._next_sentence = mask_rate, whole_words, next_sentence
-        self._pack = pack and not next_sentence
-        self._predictions = max(1, math.ceil(mask_rate * self.row_tokens))
+        self._rate, self._whole_words = self.options.mask_rate, self.options.whole_words
+        self._next_sentence = self.options.next_sentence
+        self._pack = self.options.pack and not self._next_sentence
+        self._predictions = max(1, math.ceil(self._rate * self.row_tokens))
         words = np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
         self._ordinary_ids = tf.constant(words, tf.int32)
         self._continues = continues
@@ -181,14 +192,22 @@ class MaskedLM:
         chosen = tf.scatter_nd(by_score[:, None], tf.cast(chosen, tf.int32), [tf.size(pieces)]) > 0
         return tf.boolean_mask(candidates, tf.gather(chosen, word))
 
-    def loss(self, model, batch, training=True):
+    def check_model(self, name, page):
+        super().check_model(name, page)
+        if set(self.heads) - set(page.Model.HEADS):
+            raise UserError(f"--model={name}: it has no next-sentence head; add --nonext_sentence")
+
+    def reads_what_it_needs(self, model_class):
+        return "masked_positions" in model_class.INPUTS
+
+    def loss(self, models, batch, training=True):
         """(sum, weight): cross-entropy in nats over the predicted words, plus that of the pair for each of them.
 
         With n predicted words in every row the quotient is Devlin et al.'s mean masked-LM loss plus mean
         next-sentence loss. Weighting a row's pair by its words keeps one weight for both, which is what makes sums
         over replicas and microbatches exact.
         """
-        outputs = shared.forward(model, batch, training)
+        outputs = shared.forward(models[MAIN], batch, training)
         weights = batch["masked_weights"]
         words, _ = shared.cross_entropy(outputs["logits"], batch["masked_ids"])
         loss = tf.reduce_sum(words * weights)
@@ -197,9 +216,9 @@ class MaskedLM:
             loss += tf.reduce_sum(pair * batch["next_sentence_weight"] * tf.reduce_sum(weights, 1))
         return loss, tf.reduce_sum(weights)
 
-    def metrics(self, model, batch):
+    def metrics(self, models, batch):
         """masked_lm_loss, masked_lm_accuracy, next_sentence_loss, next_sentence_accuracy, each (sum, weight)."""
-        outputs = shared.forward(model, batch, training=False)
+        outputs = shared.forward(models[MAIN], batch, training=False)
         words, word_hits = shared.cross_entropy(outputs["logits"], batch["masked_ids"])
         weights = batch["masked_weights"]
         result = {

@@ -3,10 +3,14 @@
 A row's documents are numbered: document_ids int32 [N] are 1, 2, ... in rising order, one for each token.
 """
 
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
-import tensorflow as tf
+
+from tfzoo import lazy
+from tfzoo.objectives.objective import MAIN, Objective
+
+tf = lazy.module("tensorflow")
 
 
 def fold(seed, number: int):
@@ -63,65 +67,50 @@ def draw(scores, document_ids, counts):
     return tf.scatter_nd(order[:, None], tf.cast(taken, tf.int32), [tf.size(scores)]) > 0
 
 
-@tf.custom_gradient
-def _log_loss(logits, labels):
-    """logits [N, V], labels int [N] -> [N]: tf.nn.sparse_softmax_cross_entropy_with_logits, in less than half its time
-    on a CPU. With many words it is a fifth of a training step there."""
-    # The highest logit's share is e^0 over the sum of all, and so gives the sum without another pass of exponentials.
-    softmax = tf.nn.softmax(logits)
-    highest, share = tf.reduce_max(logits, -1), tf.reduce_max(softmax, -1)
-    loss = highest - tf.gather(logits, labels, batch_dims=1) - tf.math.log(share)
-
-    def gradient(upstream):
-        places = tf.stack([tf.range(tf.size(labels, labels.dtype)), labels], 1)
-        return tf.tensor_scatter_nd_sub(softmax * upstream[:, None], places, upstream), None
-
-    return loss, gradient
-
-
 def cross_entropy(logits, labels):
     """logits float32 [..., V], labels int [...] -> loss in nats and hits (0 or 1), float32 [...]."""
-    loss = tf.reshape(_log_loss(tf.reshape(logits, [-1, logits.shape[-1]]), tf.reshape(labels, [-1])), tf.shape(labels))
+    from tfzoo.nn.losses import log_loss
+
+    loss = tf.reshape(log_loss(tf.reshape(logits, [-1, logits.shape[-1]]), tf.reshape(labels, [-1])), tf.shape(labels))
     return loss, tf.cast(tf.argmax(logits, -1, labels.dtype) == labels, tf.float32)
 
 
 def forward(model, batch, training):
-    """The model's outputs for those of its inputs that a batch has."""
+    """The outputs of one model for those of its inputs that a batch has."""
     return model({name: batch[name] for name in model.INPUTS if name in batch}, training=training)
 
 
-class TokenTargets:
-    """What an objective with a target for each token does with its batches: they hold `targets`, `target_weights`.
+class TokenTargets(Objective):
+    """An objective with a target for each token: its batches hold `targets` and `target_weights`.
 
-    A subclass sets `name`, which its metrics begin with, and `_tokenizer`.
+    A subclass sets `PREFIX`, which its figures begin with.
     """
 
-    name: str
-    _tokenizer: Any
+    PREFIX: ClassVar[str]
 
-    def loss(self, model, batch, training=True):
+    def loss(self, models, batch, training=True):
         """(sum, weight): cross-entropy in nats over all targets, and their number."""
         weights = batch["target_weights"]
-        words, _ = cross_entropy(forward(model, batch, training)["logits"], batch["targets"])
+        words, _ = cross_entropy(forward(models[MAIN], batch, training)["logits"], batch["targets"])
         return tf.reduce_sum(words * weights), tf.reduce_sum(weights)
 
     def measured(self, batch):
         """Weights [...] of the targets that metrics and baselines are about: here all."""
         return batch["target_weights"]
 
-    def metrics(self, model, batch):
-        """NAME_loss, NAME_accuracy, each (sum, weight)."""
+    def metrics(self, models, batch):
+        """PREFIX_loss, PREFIX_accuracy, each (sum, weight)."""
         weights = self.measured(batch)
-        words, hits = cross_entropy(forward(model, batch, training=False)["logits"], batch["targets"])
+        words, hits = cross_entropy(forward(models[MAIN], batch, training=False)["logits"], batch["targets"])
         return {
-            f"{self.name}_loss": (tf.reduce_sum(words * weights), tf.reduce_sum(weights)),
-            f"{self.name}_accuracy": (tf.reduce_sum(hits * weights), tf.reduce_sum(weights)),
+            f"{self.PREFIX}_loss": (tf.reduce_sum(words * weights), tf.reduce_sum(weights)),
+            f"{self.PREFIX}_accuracy": (tf.reduce_sum(hits * weights), tf.reduce_sum(weights)),
         }
 
-    def baselines(self, train_ids, batches) -> dict[str, dict[str, float]]:
+    def baselines(self, train_ids, batches):
         """What guessing by frequency scores: `frequency_baseline`."""
         batches = [batch | {"target_weights": np.asarray(self.measured(batch))} for batch in batches]
-        return frequency_baseline(train_ids, batches, self._tokenizer, self.name)
+        return frequency_baseline(train_ids, batches, self._tokenizer, self.PREFIX)
 
 
 def frequency_baseline(train_ids: np.ndarray, batches, tokenizer, name: str) -> dict[str, dict[str, float]]:

@@ -1,12 +1,26 @@
 """T5's objective: spans of text are taken out, and to be told (Raffel et al. 2020, section 3.1.4)."""
 
-import numpy as np
-import tensorflow as tf
+import dataclasses
+import types
 
+import numpy as np
+
+from tfzoo import lazy
 from tfzoo.data.packing import PackedRows
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives import shared
+from tfzoo.objectives.objective import GROUP, MaskRateOption, PackOption
+from tfzoo.options import option
+
+tf = lazy.module("tensorflow")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(MaskRateOption, PackOption):
+    mean_span: float = option(
+        3.0, "Mean length of a corrupted span, in tokens.", group=GROUP, low=1.0, decides_rows=True
+    )
 
 
 class SpanCorruption(shared.TokenTargets):
@@ -33,28 +47,23 @@ class SpanCorruption(shared.TokenTargets):
     padded to sequence_length and target_length.
     """
 
-    name = "span"
-    heads = ("lm",)
+    name, PREFIX = "span_corruption", "span"
+    Options = Options
+    best_metric = ("span_loss", "min")
+    PACKED = types.MappingProxyType({"pack": True})
+    MODEL_KIND = ("encoder_decoder", "t5_small or bart_base")
     # Of the spans' own tokens. The others, sentinels and </s>, need no understanding, and are a third of the targets.
     FIGURES = (("span tokens right", "span_accuracy", "{:.2%}"), ("perplexity", "span_perplexity", "{:.2f}"))
-    main_metric = "span_loss"
 
-    def __init__(
-        self,
-        tokenizer,
-        sequence_length: int,
-        *,
-        noise_density: float = 0.15,
-        mean_span_length: float = 3.0,
-        target_length: int | None = None,
-        pack: bool = True,
-    ):
-        """target_length: None is what a document that fills a row needs. Many short documents in one row need more.
+    def __init__(self, tokenizer, sequence_length: int, *, target_length: int | None = None, **options):
+        """target_length: tokens of the decoder's rows; None is what a document that fills a row needs. Many short
+        documents in one row need more.
 
         Raises:
           UserError: the tokenizer has no sentinels, too few for such rows, or no </s> or padding.
         """
-        self._tokenizer, self._length, self._pack = tokenizer, sequence_length, pack
+        super().__init__(tokenizer, sequence_length, **options)
+        noise_density, mean_span_length = self.options.mask_rate, self.options.mean_span
         sentinels = list(getattr(tokenizer, "sentinel_ids", []))
         eos, pad_id = (getattr(tokenizer, name, None) for name in ("eos_id", "pad_id"))
         if not sentinels or eos is None or pad_id is None:
@@ -93,7 +102,7 @@ class SpanCorruption(shared.TokenTargets):
     def inputs(self) -> tuple[str, ...]:
         """The model's inputs that are fed."""
         packed = ("document_ids", "position_ids", "decoder_document_ids", "decoder_position_ids")
-        return ("token_ids", "padding_mask", "decoder_token_ids", *(packed if self._pack else ()))
+        return ("token_ids", "padding_mask", "decoder_token_ids", *(packed if self.options.pack else ()))
 
     @property
     def row_tokens(self) -> int:
@@ -112,7 +121,7 @@ class SpanCorruption(shared.TokenTargets):
             return self._input_lengths[sizes] - sizes
 
         also = [(self._target_length, lambda sizes: self._target_lengths[sizes])]
-        return PackedRows(corpus, self._length, grown, longest=self._row_tokens, also=also, pack=self._pack)
+        return PackedRows(corpus, self._length, grown, longest=self._row_tokens, also=also, pack=self.options.pack)
 
     def measured(self, batch):
         return batch["target_weights"] * tf.gather(self._is_text, batch["targets"])
@@ -156,7 +165,7 @@ class SpanCorruption(shared.TokenTargets):
             "targets": shared.pad(targets, target_length, self._pad),
             "target_weights": shared.pad(tf.ones_like(targets, tf.float32), target_length, 0.0),
         }
-        if self._pack:
+        if self.options.pack:
             features |= {
                 "document_ids": shared.pad(input_documents, length, 0),
                 "position_ids": shared.pad(shared.positions_in(input_documents), length, 0),

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules: Keras's, corrected where a test against the paper says so.
 
 The training step hands them gradients that are summed over all replicas, divided and clipped already (see
-`tfzoo.train.make_step`), so Keras's own reduction must not run a second time.
+`tfzoo.training.step.make_step`), so Keras's own reduction must not run a second time.
 """
 
 import contextlib
@@ -12,9 +12,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfzoo.errors import UserError
-
-OPTIMIZERS = ("adamw", "lamb", "adafactor", "sgd", "lars")
-SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant")
+from tfzoo.training.config import OPTIMIZERS, SCHEDULES
 
 
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):

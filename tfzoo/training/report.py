@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tfzoo import files
 from tfzoo.errors import UserError
@@ -38,31 +38,44 @@ class MetricsLog:
     """metrics.jsonl, TensorBoard events and loss.png of a run, from `step` on."""
 
     def __init__(self, run_dir: pathlib.Path, step: int, figure: tuple[str, str, str], evaluated: bool = True):
-        """figure: which of an objective's FIGURES the curve shows. evaluated: whether an evaluation at `step` is kept;
-        it is logged again otherwise."""
+        """What was logged after `step` goes, from both records: a run that was killed or rolled back logs it again.
+
+        Args:
+          figure: which of an objective's FIGURES the curve shows.
+          evaluated: whether an evaluation at `step` is kept; it is logged again otherwise.
+        """
         import tensorflow as tf
 
         self._figure = figure
         self._path, self._png = run_dir / "metrics.jsonl", run_dir / "loss.png"
-        # What a killed run logged after its last checkpoint will be logged again; its last line may be half one.
+        # A kill may leave half a line.
         kept = [
             record
             for record in read_metrics(self._path)
             if record["step"] < step or (record["step"] == step and (evaluated or figure[1] not in record))
         ]
         files.atomic_write(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        _match_events(run_dir / "events", kept)
         self._file = open(self._path, "a")
         self._events = tf.summary.create_file_writer(str(run_dir / "events"))
+        for record in _without_events(run_dir / "events", kept):
+            self._summarize(record)
 
     def write(self, record: dict) -> None:
         """Raises:
         UserError: the machine refuses it (a full disk).
         """
-        import tensorflow as tf
-
         with files.writing(self._path):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+        self._summarize(record)
+        if self._figure[1] in record:
+            plot(read_metrics(self._path), self._png, self._figure)
+
+    def _summarize(self, record: dict) -> None:
+        """Writes a record as events."""
+        import tensorflow as tf
+
         try:
             with self._events.as_default(record["step"]):
                 for name, value in record.items():
@@ -78,12 +91,50 @@ class MetricsLog:
             raise UserError(
                 f"{self._path.with_name('events')}: cannot be written ({why}); free some space there"
             ) from None
-        if self._figure[1] in record:
-            plot(read_metrics(self._path), self._png, self._figure)
 
     def close(self) -> None:
         self._file.close()
         self._events.close()
+
+
+_FRAME = 16  # Bytes around a record of an event file: its length, and two checksums.
+
+
+def _read_events(path: pathlib.Path) -> Iterator[tuple[bytes, list[tuple[int, str]]]]:
+    """The whole records of an event file, as bytes, each with the (step, name) of its values; none after damage."""
+    import tensorflow as tf
+    from tensorboard.compat.proto import event_pb2
+
+    content, start = path.read_bytes(), 0
+    with contextlib.suppress(tf.errors.DataLossError):
+        for data in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            end = start + _FRAME + len(data)
+            event = event_pb2.Event.FromString(data)
+            yield content[start:end], [(event.step, value.tag) for value in event.summary.value]
+            start = end
+
+
+def _event_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.glob("*tfevents*") if not path.name.endswith(files.PARTIAL))
+
+
+def _keys(records: Iterable[dict]) -> set[tuple[int, str]]:
+    return {(record["step"], name) for record in records for name in record if name != "step"}
+
+
+def _match_events(folder: pathlib.Path, records: list[dict]) -> None:
+    """Removes from the event files what the records do not have, and what is damaged."""
+    known = _keys(records)
+    for path in _event_files(folder):
+        kept = b"".join(data for data, keys in _read_events(path) if known.issuperset(keys))
+        if len(kept) < path.stat().st_size:
+            files.atomic_write(path, kept)
+
+
+def _without_events(folder: pathlib.Path, records: list[dict]) -> list[dict]:
+    """The records that the event files do not have: a kill may come between writing the two."""
+    known = {key for path in _event_files(folder) for _, keys in _read_events(path) for key in keys}
+    return [record for record in records if not known.issuperset(_keys([record]))]
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
@@ -139,6 +190,8 @@ class ProgressBar:
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
+        if sys.stderr.isatty():
+            self._bar.set_postfix_str("tracing the first step")
 
     def __enter__(self):
         return self

@@ -1,0 +1,112 @@
+"""TrainConfig: options by themselves, as flags, and in a flagfile."""
+
+import dataclasses
+import pathlib
+import tempfile
+import unittest
+import unittest.mock
+
+from absl import flags as absl_flags
+
+from tests import helpers
+from tfzoo import cli, options
+from tfzoo.errors import UserError
+from tfzoo.objectives import causal, masked_lm
+from tfzoo.options import Checked, option
+from tfzoo.training import registry
+from tfzoo.training.config import TrainConfig
+
+
+def parsed(*arguments):
+    flags = absl_flags.FlagValues()
+    TrainConfig.define_flags(flags)
+    cli.parse(flags, ["--run_dir=here", *arguments])
+    return TrainConfig.from_flags(flags)
+
+
+class TrainConfigTest(unittest.TestCase):
+    def test_it_imports_without_tensorflow(self):
+        code = "import sys; from tfzoo.training import TrainConfig; TrainConfig(run_dir='x'); "
+        code += "sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
+        helpers.python("-c", code)
+
+    def test_defaults_are_those_of_the_flags(self):
+        self.assertEqual(parsed(), TrainConfig(run_dir="here"))
+        self.assertEqual(TrainConfig(run_dir="here").objective_options, masked_lm.Options())
+
+    def test_flags_of_the_objective_go_to_its_options(self):
+        config = parsed("--objective=causal", "--nopack", "--mask_rate=0.3", "--overrides=a=1", "--overrides=b=2")
+        self.assertEqual(config.objective_options, causal.Causal.Options(pack=False))
+        self.assertEqual(config.overrides, ("a=1", "b=2"))
+        self.assertNotIn("mask_rate", config.values())
+
+    def test_what_is_wrong(self):
+        for pattern, values in (
+            ("steps=0: must be at least 1", dict(steps=0)),
+            ("steps=1.5: must be a whole number", dict(steps=1.5)),
+            ("steps=True: must be a whole number", dict(steps=True)),
+            ("learning_rate=nan: must be a finite number", dict(learning_rate=float("nan"))),
+            ("beta_1=1: must be from 0.0 to 0.9999", dict(beta_1=1)),
+            (r"optimizer=adamv: must be one of adamw, .* \(did you mean adamw\?\)", dict(optimizer="adamv")),
+            ("overrides=a=1: must be a tuple of strings", dict(overrides="a=1")),
+            ("corpus=3: must be a string", dict(corpus=3)),
+            ("pack=1: must be true or false", dict(pack=1)),
+            ("mask_rate=0.95: must be from 0.01 to 0.9", dict(mask_rate=0.95)),
+            ("mean_span: is not an option of the objective masked_lm", dict(mean_span=2.0)),
+        ):
+            with self.subTest(**values), self.assertRaisesRegex(UserError, f"^{pattern}$"):
+                TrainConfig(run_dir="here").replace(**values)
+        with self.assertRaisesRegex(UserError, "must be the Options of the objective causal"):
+            TrainConfig(run_dir="here", objective="causal", objective_options=masked_lm.Options())
+        with self.assertRaises(dataclasses.FrozenInstanceError):
+            TrainConfig(run_dir="here").steps = 3
+
+    def test_replace_and_given(self):
+        config = TrainConfig(run_dir="here").replace(steps=5, whole_words=True)
+        self.assertEqual((config.steps, config.objective_options), (5, masked_lm.Options(whole_words=True)))
+        self.assertEqual(config.given(), {"steps": 5, "whole_words": True})
+        other = config.replace(objective="causal", pack=False)
+        self.assertEqual(other.given(), {"steps": 5, "objective": "causal", "pack": False})
+
+    def test_a_flagfile_repeats_it(self):
+        config = parsed("--objective=span_corruption", "--mean_span=2.5", "--overrides=x=1,y=2", "--learning_rate=0.1")
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "flags.cfg"
+            config.write(path)
+            self.assertEqual(TrainConfig.read(path, "here"), config)
+            self.assertNotIn("run_dir", path.read_text())
+
+    def test_help_has_headings_and_the_common_flags_first(self):
+        page = helpers.python("-m", "tfzoo.train", "--help").stdout
+        headings = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        self.assertEqual(headings[:3], ["The most common:", "Objective:", "Text and tokenizer:"])
+        self.assertLess(page.index("--run_dir=VALUE"), page.index("--corpus=VALUE"))
+        self.assertIn("masked_lm, span_corruption: Fraction of the tokens to mask", page)
+
+
+class RegistryTest(unittest.TestCase):
+    def test_a_page_declares_all_that_the_protocol_asks_for(self):
+        for name, cls in registry.every():
+            with self.subTest(name):
+                self.assertEqual(cls.name, name)
+                self.assertIn(cls.best_metric[1], ("min", "max"))
+                self.assertTrue(issubclass(cls.Options, Checked) and dataclasses.is_dataclass(cls.Options))
+                self.assertEqual(len(cls.FIGURES[0]), 3)
+                if cls.PACKED is not None:
+                    self.assertLessEqual(set(cls.PACKED), set(options.names_with(cls.Options, "decides_rows")))
+
+    def test_one_option_has_one_declaration(self):
+        @dataclasses.dataclass(frozen=True, kw_only=True)
+        class Other(Checked):
+            mask_rate: float = option(0.5, "Something else.")
+
+        class Page(masked_lm.MaskedLM):
+            Options = Other
+
+        with unittest.mock.patch.object(registry, "every", lambda: [("a", masked_lm.MaskedLM), ("b", Page)]):
+            with self.assertRaisesRegex(ValueError, "--mask_rate: .* declare it differently"):
+                registry.define_flags(absl_flags.FlagValues())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,73 @@
+"""A run's two records, metrics.jsonl and TensorBoard's events, hold the same after whatever ended the run before."""
+
+import json
+from unittest import mock
+
+import tensorflow as tf
+
+from tests import helpers
+from tfzoo.training import report
+
+FIGURE = ("words right", "accuracy", "{:.2%}")
+
+
+class MetricsLogTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.run_dir = helpers.temporary_folder(self)
+        self.enterContext(mock.patch.object(report, "plot"))
+
+    def write(self, records, step=0, **how):
+        log = report.MetricsLog(self.run_dir, step, FIGURE, **how)
+        for record in records:
+            log.write(record)
+        log.close()
+
+    def events(self):
+        """(step, name, value) of all event files, sorted."""
+        return sorted(
+            (event.step, value.tag, float(tf.make_ndarray(value.tensor)))
+            for path in (self.run_dir / "events").iterdir()
+            for event in tf.compat.v1.train.summary_iterator(str(path))
+            for value in event.summary.value
+        )
+
+    def check(self, *expected):
+        """Both records hold these, (step, name, value), and each value once."""
+        lines = [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+        logged = [(line["step"], name, x) for line in lines for name, x in line.items() if name != "step"]
+        self.assertEqual(sorted(logged), sorted(expected))
+        self.assertEqual(self.events(), sorted(expected))
+
+    def test_what_came_after_the_step_goes(self):
+        self.write([{"step": 1, "loss": 4.0}, {"step": 2, "loss": 3.0}, {"step": 2, "accuracy": 0.5}])
+        self.write([{"step": 3, "loss": 2.0}, {"step": 4, "loss": 9.0}], step=2)
+        self.write([], step=3)
+        self.check((1, "loss", 4.0), (2, "loss", 3.0), (2, "accuracy", 0.5), (3, "loss", 2.0))
+        self.write([{"step": 4, "loss": 1.0}], step=3)
+        self.check((1, "loss", 4.0), (2, "loss", 3.0), (2, "accuracy", 0.5), (3, "loss", 2.0), (4, "loss", 1.0))
+
+    def test_an_evaluation_that_is_made_again(self):
+        self.write([{"step": 2, "loss": 3.0}, {"step": 2, "accuracy": 0.5}])
+        self.write([{"step": 2, "accuracy": 0.75}], step=2, evaluated=False)
+        self.check((2, "loss", 3.0), (2, "accuracy", 0.75))
+
+    def test_a_kill_between_the_two_records_and_within_one(self):
+        self.write([{"step": 1, "loss": 4.0}, {"step": 2, "loss": 3.0}])
+        (events,) = (self.run_dir / "events").iterdir()
+        events.write_bytes(events.read_bytes()[:-3])  # Of step 2 a part was written,
+        with open(self.run_dir / "metrics.jsonl", "a") as file:
+            file.write('{"step": 3, "los')  # and of step 3 half a line.
+        self.write([{"step": 3, "loss": 2.0}], step=2)
+        self.check((1, "loss", 4.0), (2, "loss", 3.0), (3, "loss", 2.0))
+
+    def test_events_that_are_right_are_left_alone(self):
+        self.write([{"step": 1, "loss": 4.0}])
+        (events,) = (self.run_dir / "events").iterdir()
+        before = events.stat().st_mtime_ns, events.read_bytes()
+        self.write([], step=1)
+        self.assertEqual((events.stat().st_mtime_ns, events.read_bytes()), before)
+
+
+if __name__ == "__main__":
+    tf.test.main()

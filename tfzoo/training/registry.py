@@ -1,0 +1,57 @@
+"""The objectives and tasks that a model can be trained on: the one list of their names.
+
+A page is imported when it is asked for, and needs no TensorFlow to be imported.
+"""
+
+import importlib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from absl import flags as absl_flags
+
+from tfzoo import options
+from tfzoo.objectives.objective import Objective
+
+# --objective -> module:class
+OBJECTIVES = {
+    "masked_lm": "tfzoo.objectives.masked_lm:MaskedLM",
+    "causal": "tfzoo.objectives.causal:Causal",
+    "span_corruption": "tfzoo.objectives.span_corruption:SpanCorruption",
+}
+
+
+def find(name: str) -> type[Objective]:
+    """The class of an objective."""
+    module, _, cls = OBJECTIVES[name].partition(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+def every() -> Iterator[tuple[str, type[Objective]]]:
+    """(name, class) of every objective."""
+    return ((name, find(name)) for name in OBJECTIVES)
+
+
+def define_flags(flags: absl_flags.FlagValues, names: Collection[str] | None = None) -> None:
+    """Defines a flag for each option of any objective. --help says which objectives read it.
+
+    Args:
+      names: of the options; None takes all.
+
+    Raises:
+      ValueError: two objectives declare the same option differently.
+    """
+    readers: dict[str, list[str]] = {}
+    declared: dict = {}
+    for name, cls in every():
+        for field in options.fields(cls.Options):
+            readers.setdefault(field.name, []).append(name)
+            first = declared.setdefault(field.name, field)
+            if (first.type, first.default, first.metadata) != (field.type, field.default, field.metadata):
+                raise ValueError(f"--{field.name}: {readers[field.name]} declare it differently; share the declaration")
+    for field in declared.values() if names is None else [declared[name] for name in names]:
+        options.define_flag(flags, field, prefix=f"{', '.join(readers[field.name])}: ")
+
+
+def make(name: str, objective_options: Any, tokenizer, sequence_length: int) -> Objective:
+    """An objective with its options."""
+    return find(name)(tokenizer, sequence_length, **vars(objective_options))

@@ -1,0 +1,70 @@
+"""Whether a folder holds a run that can be resumed with a config."""
+
+import pathlib
+
+from absl import logging
+
+from tfzoo import files, options
+from tfzoo.errors import UserError
+from tfzoo.training.config import TrainConfig
+
+
+def check_run_dir(config: TrainConfig) -> bool:
+    """True if the run's folder holds a run to go on with.
+
+    Raises:
+      UserError: it holds one that --noresume forbids, or one that was begun with other options, which are named; or it
+        is not the folder of a run.
+    """
+    run_dir = pathlib.Path(config.run_dir)
+    record = run_dir / "flags.cfg"
+    if record.exists():
+        if not config.resume:
+            raise UserError(f"--run_dir={run_dir}: holds a run already; name a new folder, or leave out --noresume")
+        _compare(TrainConfig.read(record, config.run_dir), config)
+        return True
+    # flags.cfg is written last: with these alone a run was killed while it began, and begins again.
+    begun = {"tokenizer", "config.json", "corpus.json", files.LOCK}
+    strange = run_dir.exists() and (
+        not run_dir.is_dir()
+        or any(entry.name not in begun and not entry.name.endswith(files.PARTIAL) for entry in run_dir.iterdir())
+    )
+    if strange:
+        raise UserError(f"--run_dir={run_dir}: exists and holds no run (no flags.cfg); name a new folder")
+    if not run_dir.exists():
+        files.check_can_be_made(run_dir, "run_dir")
+    return False
+
+
+def check_steps(config: TrainConfig, step: int) -> None:
+    """Raises UserError where a run has gone further than it is asked to."""
+    if step > config.steps:
+        raise UserError(
+            f"--steps={config.steps}: the run in --run_dir={config.run_dir} is at step {step} already; ask for at "
+            "least as many, or name a new --run_dir"
+        )
+
+
+def _compare(before: TrainConfig, now: TrainConfig) -> None:
+    changeable = options.names_with(type(now), "changeable")
+    old, new = before.values(), now.values()
+    changed = [name for name in old | new if name not in changeable and old.get(name) != new.get(name)]
+    if (now.on_nonfinite == "skip") != (before.on_nonfinite == "skip") and now.precision != "float16":
+        changed.append("on_nonfinite")  # The optimizer has a variable more that skips.
+    if changed:
+        listed = ", ".join(f"--{name} ({_shown(old.get(name))} -> {_shown(new.get(name))})" for name in changed)
+        raise UserError(
+            f"--run_dir={now.run_dir}: was begun with other flags: {listed}; keep them, or name a new folder"
+        )
+    if now.steps != before.steps and now.schedule in ("linear", "cosine"):
+        logging.warning("--steps changes from %d to %d, and the schedule with it", before.steps, now.steps)
+    if now.accumulation != before.accumulation:
+        logging.warning(
+            "--accumulation changes from %d to %d: the same updates, dropout drawn anew",
+            before.accumulation,
+            now.accumulation,
+        )
+
+
+def _shown(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
