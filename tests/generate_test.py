@@ -295,6 +295,15 @@ class CommandTest(Case):
         code, out, err = self.run_main(f"--input={prompts}", "--max_new_tokens=2")
         self.assertEqual((code, json.loads(out)["prompt"]), (0, "half ?"), err)
 
+    def test_a_terminal_sees_what_is_done_and_neither_sees_what_libraries_print(self):
+        argv = ["-m", "tfzoo.generate", f"--model_dir={self.folder}", "--prompt=ab", "--max_new_tokens=2"]
+        commands = [helpers.Command(*argv, "--jit_compile", terminal=terminal) for terminal in (True, False)]
+        (code, out, err), beside = (command.finish() for command in commands)
+        self.assertEqual(code, 0, err)
+        stages = ["importing TensorFlow ...", f"reading {self.folder} ..."[:79], "compiling and generating ..."]
+        self.assertEqual(helpers.shown(err), stages)
+        self.assertEqual(beside, (0, out, ""))
+
     def test_what_is_refused_is_one_line(self):
         encoder = self.shared / "bert"
         if not encoder.exists():

@@ -7,9 +7,12 @@ import contextlib
 import io
 import os
 import pathlib
+import pty
+import re
 import subprocess
 import sys
 import tempfile
+import termios
 import unittest
 from unittest import mock
 
@@ -57,6 +60,37 @@ def python(*arguments, cwd: pathlib.Path = ROOT, check: bool = True, **environme
     )
     assert not check or done.returncode == 0, f"exit code {done.returncode}\n{done.stderr[-3000:]}"
     return done
+
+
+class Command:
+    """A program whose stderr is a terminal, or a pipe."""
+
+    def __init__(self, *argv, terminal: bool, **environment):
+        self.parent, child = pty.openpty() if terminal else os.pipe()
+        if terminal:
+            termios.tcsetwinsize(child, (24, 80))
+        others = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+        self.process = subprocess.Popen(
+            [sys.executable, *argv], cwd=ROOT, env=others | environment, stdout=subprocess.PIPE, stderr=child
+        )
+        os.close(child)
+
+    def finish(self) -> tuple[int, str, str]:
+        """(exit code, stdout, stderr)."""
+        written = b""
+        try:
+            while part := os.read(self.parent, 1 << 16):
+                written += part
+        except OSError:  # How a terminal ends.
+            pass
+        os.close(self.parent)
+        out, _ = self.process.communicate()
+        return self.process.returncode, out.decode(), written.decode()
+
+
+def shown(err: str) -> list[str]:
+    """What a terminal's line showed, one text after another."""
+    return [text for text in re.split(r"[\r\n]+", err) if text.strip()]
 
 
 def printed_in_every_process(script: str) -> str:

@@ -1,58 +1,20 @@
 """What a terminal sees while a command works, what a pipe does not, and what libraries print."""
 
-import os
-import pathlib
-import pty
-import re
-import subprocess
-import sys
-import termios
 import unittest
 
-from tfzoo import progress
+from tests import helpers
+from tests.helpers import shown
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 CUINIT = (
     "E cuda_platform.cc:51] failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: UNKNOWN ERROR (303)"
 )
 
 
-class Command:
-    """A program whose stderr is a terminal, or a pipe."""
-
-    def __init__(self, *argv, terminal: bool, **environment):
-        self.parent, child = pty.openpty() if terminal else os.pipe()
-        if terminal:
-            termios.tcsetwinsize(child, (24, 80))
-        others = {name: value for name, value in os.environ.items() if name != progress._LEVEL}
-        self.process = subprocess.Popen(
-            [sys.executable, *argv], cwd=ROOT, env=others | environment, stdout=subprocess.PIPE, stderr=child
-        )
-        os.close(child)
-
-    def finish(self) -> tuple[int, str, str]:
-        """(exit code, stdout, stderr)."""
-        written = b""
-        try:
-            while part := os.read(self.parent, 1 << 16):
-                written += part
-        except OSError:  # How a terminal ends.
-            pass
-        os.close(self.parent)
-        out, _ = self.process.communicate()
-        return self.process.returncode, out.decode(), written.decode()
-
-
 def run(code: str, terminal: bool, **environment) -> str:
     """What a program writes to stderr."""
-    status, _, err = Command("-c", code, terminal=terminal, **environment).finish()
+    status, _, err = helpers.Command("-c", code, terminal=terminal, **environment).finish()
     assert status == 0, err
     return err
-
-
-def shown(err: str) -> list[str]:
-    """What stood in the line, one after another."""
-    return [text for text in re.split(r"[\r\n]+", err) if text.strip()]
 
 
 class StageTest(unittest.TestCase):

@@ -208,6 +208,21 @@ def in_range(flags: absl_flags.FlagValues, name: str, low: float | None = None, 
     absl_flags.register_validator(name, inside, message=bounds(low, high), flag_values=flags)
 
 
+def only_one(flags: absl_flags.FlagValues, *names: str) -> str:
+    """The name of the one flag among these that is given.
+
+    Raises:
+      UserError: none is, or more than one.
+    """
+    given = [name for name in names if flags[name].value not in (None, False)]
+    if not given:
+        *others, last = (f"--{name}" for name in names)
+        raise UserError(f"{', '.join(others)} or {last}: give one of them")
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(f'--{name}' for name in given)}: contradict each other; choose one")
+    return given[0]
+
+
 def _expand(args: Iterable[str]) -> list[tuple[str, str]]:
     """`args` with flagfiles replaced by their content: (argument, "FILE:LINE", or "" on the command line)."""
     expanded: list[tuple[str, str]] = []

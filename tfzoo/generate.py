@@ -13,16 +13,16 @@ Options have the names and meanings of Hugging Face's GenerationConfig. What is 
 generation_config.json.
 """
 
+import contextlib
 import functools
-import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli
-from tfzoo.errors import CheckFailed, UserError
+from tfzoo import cli, progress
+from tfzoo.errors import UserError
 
 _WHOLE = {
     "max_new_tokens": "The most tokens to add; else the folder's, else 64.",
@@ -53,6 +53,7 @@ _TRUTH = {
     "do_sample": "Draws tokens; else the likeliest follows.",
     "jit_compile": "Compiles by XLA: the first text takes longer, the others less.",
 }
+_DOING = "compiling and generating"
 _EARLY = {"true": True, "false": False, "never": "never"}
 
 
@@ -74,11 +75,16 @@ def define_model_flags(flags: absl_flags.FlagValues) -> None:
 
 def load_model(flags: absl_flags.FlagValues):
     """The model and the tokenizer of --model_dir, --checkpoint and --weights."""
-    from tfzoo import nn  # TensorFlow takes seconds to import.
-    from tfzoo.training import runs
+    return _load(flags.model_dir, flags.checkpoint, flags.weights)
 
-    model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
-    nn.store_weights(model, flags.weights)
+
+def _load(folder: str, checkpoint: str | None, weights: str):
+    with progress.importing_tensorflow():
+        from tfzoo import nn
+        from tfzoo.training import runs
+    with progress.stage(f"reading {folder}"):
+        model, tokenizer = runs.load(folder, checkpoint)
+        nn.store_weights(model, weights)
     return model, tokenizer
 
 
@@ -113,12 +119,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    given = [name for name in ("prompt", "input", "chat") if flags[name].value]
-    if len(given) != 1:
-        both = " and ".join(f"--{name}" for name in given)
-        raise UserError(
-            f"{both}: contradict each other; choose one" if given else "--prompt, --input or --chat: give one of them"
-        )
+    cli.only_one(flags, "prompt", "input", "chat")
     for name in ("output", "return_scores", "special") if flags.chat else ("system",):
         if flags[name].value:
             remedy = "is not for --chat; omit it" if flags.chat else "is for --chat; add it"
@@ -133,9 +134,7 @@ def main(flags: absl_flags.FlagValues) -> None:
 
 def _options(flags: absl_flags.FlagValues, tokenizer) -> dict[str, Any]:
     """The options of decoding that were given."""
-    from tfzoo import nn
     from tfzoo.generation import texts
-    from tfzoo.training import runs
 
     names = (*_TRUTH, *_WHOLE, *_REAL, "stop_strings")
     options = {name: flags[name].value for name in names if flags[name].value is not None}
@@ -145,14 +144,13 @@ def _options(flags: absl_flags.FlagValues, tokenizer) -> dict[str, Any]:
         words = [form for word in flags.bad_words for form in (word, f" {word}")]
         options["bad_words_ids"] = sorted({tuple(ids) for ids in texts.encode(tokenizer, words) if ids})
     if flags.assistant_dir is not None:
-        options["assistant_model"], _ = runs.load(flags.assistant_dir)
-        nn.store_weights(options["assistant_model"], flags.weights)
+        options["assistant_model"], _ = _load(flags.assistant_dir, None, flags.weights)
     return options
 
 
 def _generate(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any]) -> None:
     from tfzoo import records
-    from tfzoo.generation import ROWS, texts
+    from tfzoo.generation import texts
 
     how: dict[str, Any] = dict(special=flags.special, skip_special_tokens=flags.skip_special_tokens)
     times = options.get("num_return_sequences", 1)
@@ -160,32 +158,22 @@ def _generate(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str,
     if flags.stream and not (alone and times == 1):
         raise UserError("--stream is for one text of one --prompt, without --output and --return_scores; omit it")
     if alone and times == 1 and (sys.stdout.isatty() if flags.stream is None else flags.stream):
-        texts.generate_text(model, flags.prompt, tokenizer, on_text=_show, **how, **options)
+        with _growing() as show:
+            texts.generate_text(model, flags.prompt, tokenizer, on_text=show, **how, **options)
         print()
         return
-    lines: Iterator[tuple[str, dict[str, Any]]]
+    lines: Iterable[tuple[str, dict[str, Any]]]
     if flags.prompt:
-        lines = iter([("--prompt", {"prompt": text}) for text in flags.prompt])
+        lines = [("--prompt", {"prompt": text}) for text in flags.prompt]
     else:
         lines = records.read(flags.input, "prompt")
+    batches = records.batches(lines, flags.batch_size, "prompt", _DOING, flags.input, flags.output)
     with records.writer(flags.output) as write:
-        while batch := list(itertools.islice(lines, flags.batch_size)):
+        for batch, work in batches:
             prompts = [records.text(where, record, "prompt") for where, record in batch]
-            own = {
-                name: [record.get(name, options.get(name, nothing)) for _, record in batch]
-                for name, (_, nothing) in ROWS.items()
-                if any(name in record for _, record in batch)
-            }
-            for name, values in own.items():
-                if None in values:
-                    where = batch[values.index(None)][0]
-                    raise UserError(f"{where}: others have a {name} of their own; give it one, or set --{name}")
-            try:
+            own = _own(batch, options)
+            with work:
                 answers = texts.generate_text(model, prompts, tokenizer, return_scores=True, **how, **(options | own))
-            except (UserError, CheckFailed) as error:
-                if flags.prompt:
-                    raise
-                raise type(error)(f"{batch[0][0]} and what follows: {error}") from None
             if alone and len(answers) == 1:
                 print(answers[0].text)
                 return
@@ -194,6 +182,26 @@ def _generate(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str,
                 if flags.return_scores:
                     record |= {"token_ids": answer.token_ids, "scores": answer.scores, "score": answer.sequence_score}
                 write(record)
+
+
+def _own(batch: Sequence[tuple[str, dict[str, Any]]], options: Mapping[str, Any]) -> dict[str, list]:
+    """The options of which a record of the batch has its own, one for each record.
+
+    Raises:
+      UserError: a record has none, nor is there one for all.
+    """
+    from tfzoo.generation import ROWS
+
+    own = {
+        name: [record.get(name, options.get(name, nothing)) for _, record in batch]
+        for name, (_, nothing) in ROWS.items()
+        if any(name in record for _, record in batch)
+    }
+    for name, values in own.items():
+        if None in values:
+            where = batch[values.index(None)][0]
+            raise UserError(f"{where}: others have a {name} of their own; give it one, or set --{name}")
+    return own
 
 
 def _chat(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any]) -> None:
@@ -221,7 +229,8 @@ def _chat(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any
         messages.append({"role": "user", "content": said})
         try:
             ids = template.ids(messages)
-            answer = texts.generate_from(model, [ids], tokenizer, on_text=_show, **options)[0]
+            with _growing() as show:
+                answer = texts.generate_from(model, [ids], tokenizer, on_text=show, **options)[0]
         except UserError as error:
             if not here:
                 raise
@@ -232,8 +241,16 @@ def _chat(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any
         messages.append({"role": "assistant", "content": answer})
 
 
-def _show(text: str) -> None:
-    print(text, end="", flush=True)
+@contextlib.contextmanager
+def _growing() -> Iterator[Callable[[str], None]]:
+    """What prints a growing text; until there is some a terminal is told why."""
+    with progress.stage(_DOING) as end:
+
+        def show(text: str) -> None:
+            end()
+            print(text, end="", flush=True)
+
+        yield show
 
 
 if __name__ == "__main__":

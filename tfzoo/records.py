@@ -5,11 +5,11 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tfzoo import files, json_files
-from tfzoo.errors import UserError
+from tfzoo import files, json_files, progress
+from tfzoo.errors import CheckFailed, UserError
 from tfzoo.json_files import BadJSON
 
 
@@ -56,6 +56,40 @@ def text(where: str, record: dict[str, Any], field: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{where}: {field!r} is {'missing' if value is None else 'no string'}; write one")
     return value
+
+
+def batches(
+    lines: Iterable[tuple[str, dict[str, Any]]],
+    size: int,
+    unit: str,
+    doing: str,
+    source: str | None,
+    target: str | None,
+) -> Iterator[tuple[list[tuple[str, dict[str, Any]]], contextlib.AbstractContextManager]]:
+    """Lines, `size` at a time, each time with a context to work on them in.
+
+    An error of the work names the line that its batch begins with, where the lines are of a file, `source`. A terminal
+    sees what is being `doing`, and how many lines are done, unless it sees the results: those that go to no `target`.
+    """
+    lines = list(lines)
+    counted = len(lines) > size and (target is not None or not sys.stdout.isatty())
+    with progress.bar(len(lines), unit, shown=counted) as bar:
+        for begin in range(0, len(lines), size):
+            batch = lines[begin : begin + size]
+            # The first batch takes longer than all others.
+            yield batch, _work(batch[0][0] if source else "", "" if counted and begin else doing)
+            bar.update(len(batch))
+
+
+@contextlib.contextmanager
+def _work(where: str, doing: str) -> Iterator[None]:
+    try:
+        with progress.stage(doing) if doing else contextlib.nullcontext():
+            yield
+    except (UserError, CheckFailed) as error:
+        if not where:
+            raise
+        raise type(error)(f"{where} and what follows: {error}") from None
 
 
 @contextlib.contextmanager

@@ -14,15 +14,15 @@ A text longer than the model's --length is read in windows, --stride tokens apar
 that holds it. Encoder-decoders judge continuations.
 """
 
-import itertools
 import math
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli
-from tfzoo.errors import CheckFailed, UserError
+from tfzoo import cli, records
+from tfzoo.errors import UserError
 from tfzoo.generate import define_model_flags, load_model
 
 
@@ -44,45 +44,32 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    given = [name for name in ("text", "continuation", "input") if flags[name].value is not None]
-    if len(given) != 1:
-        both = " and ".join(f"--{name}" for name in given)
-        raise UserError(
-            f"{both}: contradict each other; choose one"
-            if given
-            else "--text, --input or --continuation: give one of them"
-        )
+    source = cli.only_one(flags, "text", "continuation", "input")
     if (flags.context is None) != (flags.continuation is None):
         raise UserError("--context and --continuation: are given together")
-    from tfzoo import records  # TensorFlow takes seconds to import, and --help needs none of it.
-    from tfzoo.evaluation import likelihood
-
     model, tokenizer = load_model(flags)
+    from tfzoo.evaluation import likelihood  # Imports TensorFlow.
+
     how: dict[str, Any] = dict(length=flags.length, stride=flags.stride, batch_size=flags.batch_size)
-    if flags.text is not None:
-        lines = iter([("--text", {"text": text}) for text in flags.text])
-    elif flags.continuation is not None:
-        pairs = [{"context": flags.context, "continuation": text} for text in flags.continuation]
-        lines = iter([("--continuation", pair) for pair in pairs])
+    lines: Iterable[tuple[str, dict[str, Any]]]
+    if source == "text":
+        lines = [("--text", {"text": text}) for text in flags.text]
+    elif source == "continuation":
+        lines = [("--continuation", {"context": flags.context, "continuation": text}) for text in flags.continuation]
     else:
         lines = records.read(flags.input, "text")
     total, count = 0.0, 0
+    batches = records.batches(lines, flags.batch_size, "text", "compiling and scoring", flags.input, flags.output)
     with records.writer(flags.output) as write:
-        while batch := list(itertools.islice(lines, flags.batch_size)):
+        for batch, work in batches:
             paired = ["continuation" in record for _, record in batch]
             if any(paired) and not all(paired):
                 raise UserError(f"{batch[paired.index(False)][0]}: has no continuation, and others have; write one")
             names = ("context", "continuation") if any(paired) else ("text",)
             columns = [[records.text(where, record, name) for where, record in batch] for name in names]
-            try:
-                if any(paired):
-                    found = likelihood.score_continuations(model, columns[0], columns[1], tokenizer, **how)
-                else:
-                    found = likelihood.score_texts(model, columns[0], tokenizer, **how)
-            except (UserError, CheckFailed) as error:
-                if flags.input is None:
-                    raise
-                raise type(error)(f"{batch[0][0]} and what follows: {error}") from None
+            score: Any = likelihood.score_continuations if any(paired) else likelihood.score_texts
+            with work:
+                found = score(model, *columns, tokenizer, **how)
             for i, one in enumerate(found):
                 record: dict[str, Any] = {name: column[i] for name, column in zip(names, columns, strict=True)}
                 record |= {"log_likelihood": one.log_likelihood, "tokens": len(one.scores)}
