@@ -9,8 +9,9 @@ import unittest
 from absl import flags as absl_flags
 
 from tests import helpers
-from tfzoo import cli
+from tfzoo import cli, convert, corpus, generate, score, train
 from tfzoo.errors import CheckFailed, UserError
+from tfzoo.export import __main__ as export
 
 
 def define_flags(flags):
@@ -126,6 +127,26 @@ class WrongFlagsTest(Shell):
     def test_without_value(self):
         self.assert_error("--batch_size: needs a value; write --batch_size=VALUE", "--batch_size")
         self.assert_error("--run_dir: needs a value; write --run_dir=VALUE", "--run_dir", "--steps=3")
+
+    def test_an_empty_path_is_not_the_working_directory(self):
+        self.assert_error("--run_dir=: is empty; name a path", "--run_dir=")
+        self.assert_error("--run_dir=: is empty; name a path", "--run_dir", "")
+        self.write("a.cfg", "--steps=3\n--run_dir=\n")
+        self.assert_error("a.cfg:2: --run_dir=: is empty; name a path", "--flagfile=a.cfg")
+        for define, names in (
+            (train.define_flags, ["run_dir"]),
+            (convert.define_flags, ["from", "to"]),
+            (export.define_flags, ["model_dir", "output_dir"]),
+            (corpus.define_pack_flags, ["output_dir"]),
+            (corpus.define_vocabulary_flags, ["output_dir"]),
+            (generate.define_flags, ["model_dir", "output"]),
+            (score.define_flags, ["model_dir", "output"]),
+        ):
+            for name in names:
+                flags = absl_flags.FlagValues()
+                define(flags)
+                with self.assertRaisesRegex(UserError, f"^--{name}=: is empty; name a path$"):
+                    cli.parse(flags, [f"--{name}="])
 
     def test_positional(self):
         hint = "unexpected argument; flags are written --name=value"
@@ -288,7 +309,6 @@ class SuggestTest(unittest.TestCase):
 
 PROGRAM = """
 import sys
-from tests import helpers
 from tfzoo import cli
 
 def main(flags):

@@ -43,6 +43,7 @@ INTERRUPTED, NO_READER = 130, 141  # What a shell reports for SIGINT and SIGPIPE
 MAX_DEPTH = 16  # Flagfiles inside flagfiles.
 _COMMENT = re.compile(r"(?:  |\t)\s*#.*$")  # Two spaces, so that a value may hold " #".
 _FLAG_LINE = re.compile(r"--?[A-Za-z]\w*(?:=.*)?$")
+_PATH_FLAG = re.compile(r"from|to|output|\w+_dir")  # Empty, such a path would be the working directory.
 _HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 
 
@@ -322,6 +323,8 @@ def _checked(flags: absl_flags.FlagValues, expanded: list[tuple[str, str]]) -> l
             if value.startswith("--"):
                 raise UserError(f"{where}--{name}: needs a value; write --{name}=VALUE")
         complaint = _complaint(flags[name], value)
+        if not value and _PATH_FLAG.fullmatch(name):
+            complaint = "is empty; name a path"
         if complaint:
             raise UserError(f"{where}--{name}={value}: {complaint}")
         checked.append(f"--{name}={value}")
