@@ -62,6 +62,43 @@ class DescribeTest(tf.test.TestCase):
             self.assertRegex(text, f"(?m)^{family}: ")
         self.assertEqual(run("--model=bert_bas")[0], cli.WRONG_USE)
 
+        for flags, message in (
+            (["--model=bert_base", "--sequence_length=-4"], "--sequence_length=-4: must be at least 1"),
+            (["--model=bert_base", "--sequence_length=0"], "--sequence_length=0: must be at least 1"),
+            (["--model=bert_base", "--sequence_length=513"], "must not exceed the model's max_positions (512); take a"),
+            (["--model=qwen3_0.6b", "--sequence_length=40961"], "the model's max_positions (40960)"),
+        ):
+            code, text = run(*flags)
+            self.assertEqual(code, cli.WRONG_USE)
+            self.assertIn(message, text)
+        for name in ("t5_small", "xlnet_base"):  # Relative positions have no end.
+            self.assertIn("at length 4,096\n", run(f"--model={name}", "--sequence_length=4096")[1])
+        flags = ["--model=bert_tiny", "--overrides=max_positions=600", "--sequence_length=600"]
+        self.assertIn("at length 600\n", run(*flags)[1])
+
+    def test_titles_are_whole(self):
+        for family in models.FAMILIES:
+            title = describe.title(models.page(family))
+            self.assertRegex(title, r"^\S.*[.]$")
+            self.assertNotIn("\n", title)
+        self.assertEqual(
+            describe.title(models.page("t5")),
+            "T5 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683): an encoder-decoder, pre-norm, with learned "
+            "biases for relative positions, unscaled scores and no other biases. Version 1.1, Flan-T5 and mT5 (Xue et "
+            "al. 2021) have gated MLPs and an output matrix of their own.",
+        )
+
+    def test_a_generator_is_built_and_described_as_one(self):
+        self.assertEqual(models.default_heads("electra_small"), ("discriminate",))
+        self.assertEqual(models.default_heads("bert_tiny"), ("lm", "next_sentence"))
+        sizes = dict(hidden_size=8, num_heads=2, num_layers=1, intermediate_size=8, vocab_size=20, max_positions=8)
+        for name in ("electra_small_generator", "electra_base_generator", "electra_large_generator"):
+            self.assertEqual(models.build(name, **sizes).head_names, ("lm",))
+        self.assertEqual(models.build("electra_small_generator", heads=("tag",), **sizes).head_names, ("tag",))
+        _, out, _ = helpers.run(describe, "--model=electra_small_generator")
+        self.assertIn("  lm/bias ", out)
+        self.assertNotIn("discriminate/", out)
+
 
 if __name__ == "__main__":
     tf.test.main()

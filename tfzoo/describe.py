@@ -12,7 +12,10 @@ from absl import flags as absl_flags
 
 from tfzoo import cli
 from tfzoo import config as config_lib
+from tfzoo.errors import UserError
 from tfzoo.models import costs
+
+_UNBOUNDED = ("relative", "none")  # Positions that no length exceeds.
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -23,8 +26,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("multi_string", "overrides", [], "Fields of its config that differ, num_layers=4,dropout=0.0; they add up.")
     define("list", "heads", None, "Its heads, such as classify; the family's by default.")
     define("integer", "batch_size", 8, "Rows of a training step.")
-    define("integer", "sequence_length", 0, "Tokens in a row; max_positions, at most 512, by default.")
-    cli.positive(flags, "batch_size")
+    define("integer", "sequence_length", None, "Tokens in a row; max_positions, at most 512, by default.")
+    cli.positive(flags, "batch_size", "sequence_length")
 
 
 def main(flags: absl_flags.FlagValues) -> None:
@@ -37,12 +40,17 @@ def main(flags: absl_flags.FlagValues) -> None:
     page, config = models.find(flags.model)
     overrides = config_lib.parse_overrides(",".join(flags.overrides), type(config))
     config = config_lib.from_mapping(dataclasses.asdict(config) | overrides, type(config))
-    heads = page.Model.DEFAULT_HEADS if flags.heads is None else flags.heads
+    heads = models.default_heads(flags.model) if flags.heads is None else flags.heads
     length = flags.sequence_length or min(512, config.max_positions)
+    if config.positions not in _UNBOUNDED and length > config.max_positions:
+        raise UserError(
+            f"--sequence_length={length}: must not exceed the model's max_positions ({config.max_positions}); "
+            f"take a shorter one, or --overrides=max_positions={length}"
+        )
     weights = costs.lay_out(page, config, heads)
     total = costs.count_parameters(weights)
 
-    print(f"{flags.model}: {page.__doc__.splitlines()[0]}")
+    print(f"{flags.model}: {title(page)}")
     width = max(len(weight.path) for weight in weights)
     for weight in weights:
         copies = f"x {weight.copies}" if weight.copies > 1 else ""
@@ -57,6 +65,11 @@ def main(flags: absl_flags.FlagValues) -> None:
         f"about {_bytes(activations)} more for a step of {flags.batch_size} x {length:,} tokens"
     )
     print(f"FLOPs a token     {flops:.3g} forward, {3 * flops:.3g} in training, at length {length:,}")
+
+
+def title(page) -> str:
+    """What a family is: the first paragraph of its page, on one line."""
+    return " ".join(page.__doc__.partition("\n\n")[0].split())
 
 
 def _bytes(count: float) -> str:

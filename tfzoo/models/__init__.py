@@ -32,6 +32,19 @@ def page(family: str):
     return importlib.import_module(FAMILIES[family])
 
 
+def class_of(module, model_class: type | None = None) -> type:
+    """The class to make a family's models of: the page's, or the one that the user gives.
+
+    Raises:
+      UserError: the user's is not a subclass of the page's.
+    """
+    if model_class is None:
+        return module.Model
+    if not (isinstance(model_class, type) and issubclass(model_class, module.Model)):
+        raise UserError(f"model_class={model_class!r}: must be a subclass of {module.__name__}.Model")
+    return model_class
+
+
 def page_of(model):
     """The module of a model's family."""
     return page(model.family)
@@ -56,6 +69,16 @@ def find(name: str):
     raise UserError(f"--model={name}: no such model{suggest(name, names)}; python -m tfzoo.describe lists them")
 
 
+def default_heads(name: str) -> tuple[str, ...]:
+    """The heads of a model such as "bert_small" where no others are asked for.
+
+    Raises:
+      UserError: as `find`.
+    """
+    module, _ = find(name)
+    return tuple(getattr(module, "DEFAULT_HEADS", {}).get(name, module.Model.DEFAULT_HEADS))
+
+
 def config_class(module) -> type[config_lib.TransformerConfig]:
     """TransformerConfig, or the page's own Config."""
     return getattr(module, "Config", config_lib.TransformerConfig)
@@ -75,7 +98,8 @@ def build(
 
     Args:
       name: a name in one of the families' CONFIGS.
-      heads, num_labels, labels, pool: see nn.Model.
+      heads: see nn.Model; None takes the model's `default_heads`.
+      num_labels, labels, pool: see nn.Model.
       dtype: a Keras dtype or policy, such as "mixed_bfloat16".
       **overrides: fields of the config that differ from the named one.
 
@@ -84,4 +108,5 @@ def build(
     """
     module, config = find(name)
     config = config_lib.from_mapping(dataclasses.asdict(config) | overrides, type(config))
+    heads = default_heads(name) if heads is None else heads
     return module.Model(config, heads=heads, num_labels=num_labels, labels=labels, pool=pool, dtype=dtype)

@@ -26,7 +26,7 @@ _BASE = _SMALL | dict(embedding_size=0, hidden_size=768, num_heads=12, intermedi
 _LARGE = _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
 _QUARTER = dict(hidden_size=256, num_heads=4, intermediate_size=1024)
 # Table 6 of the paper. Generators have 1, 1/3 and 1/4 of their discriminator's width: the small one's is not the
-# paper's 1/4 (https://github.com/google-research/electra/issues/39). A generator's name goes with build(heads=("lm",)).
+# paper's 1/4 (https://github.com/google-research/electra/issues/39).
 CONFIGS = {
     "electra_small": _SMALL,
     "electra_small_generator": _SMALL,
@@ -35,6 +35,7 @@ CONFIGS = {
     "electra_large": _LARGE,
     "electra_large_generator": _LARGE | _QUARTER | dict(embedding_size=1024),
 }
+DEFAULT_HEADS = {name: ("lm",) for name in CONFIGS if name.endswith("_generator")}  # Of the others the Model's.
 
 
 class Model(nn.EncoderModel):
