@@ -168,7 +168,7 @@ class RunTest(ConvertCase):
         run, model = self.folder / "run", small.model()
         run.mkdir()
         (run / "flags.cfg").write_text("--model=bert_tiny\n")
-        runs.write_config(run, "bert_tiny", model)
+        runs.write_config(run, {"main": model}, {"main": "bert_tiny"}, None)
         small.tokenizer().save(run / "tokenizer")
         store = checkpoint.Checkpoints(run / "checkpoints")
         values = {}

@@ -235,8 +235,8 @@ class RunTest(TrainCase):
         corpus = json.loads((self.done / "corpus.json").read_text())
         self.assertRegex(corpus["fingerprint"], r"^[0-9a-f]{64}$")
         self.assertEqual(corpus["report"]["files"], 1)
-        config = json.loads((self.done / "config.json").read_text())
-        self.assertEqual((config["model"], config["config"]["hidden_size"]), ("bert_tiny", 16))
+        model = json.loads((self.done / "config.json").read_text())["models"]["main"]
+        self.assertEqual((model["model"], model["config"]["hidden_size"]), ("bert_tiny", 16))
         self.assertEqual((self.done / "loss.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
         steps = [int(path.name) for path in sorted((self.done / "checkpoints").iterdir())]
         best = min(evaluated, key=lambda record: record["masked_lm_loss"])["step"]

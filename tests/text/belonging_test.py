@@ -85,7 +85,7 @@ class BelongingTest(tf.test.TestCase):
                 (run / "flags.cfg").write_text("")
                 # As large as the larger one, so that only the fingerprint tells.
                 model = tfzoo.build("gpt2", vocab_size=larger.vocab_size, **SIZES)
-                runs.write_config(run, "gpt2", model, larger)
+                runs.write_config(run, {"main": model}, {"main": "gpt2"}, larger)
                 larger.save(run / "tokenizer")
                 checkpoint.Checkpoints(run / "checkpoints").save(1, checkpoint.model_variables(model), {})
                 self.assertEqual(runs.load(run)[1].fingerprint(), larger.fingerprint())

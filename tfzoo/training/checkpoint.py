@@ -1,6 +1,6 @@
 """Checkpoints that are complete, checked when read, and never half-written.
 
-    RUN/checkpoints/00001200/variables.safetensors  every variable of model and optimizer, seeds included
+    RUN/checkpoints/00001200/variables.safetensors  every variable of models and optimizer, seeds included
     RUN/checkpoints/00001200/checkpoint.json        step, the caller's state, names, dtypes, shapes, checksums
     RUN/best -> checkpoints/00000900
 
@@ -9,8 +9,10 @@ run is stopped, between those that are due. safetensors has no checksum of its o
 checkpoint.json keeps the sha256, and its own besides.
 """
 
+import collections
 import concurrent.futures
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
@@ -25,6 +27,7 @@ from absl import logging
 
 from tfzoo import files
 from tfzoo.errors import UserError
+from tfzoo.objectives.objective import MAIN
 from tfzoo.weights import safetensors_files
 from tfzoo.weights.tensors import NAMES
 
@@ -285,49 +288,89 @@ def assign_all(path: str | os.PathLike, variables: Mapping[str, Any], arrays: Ma
             variable.assign(arrays[name])
 
 
-def model_variables(model, optimizer=None) -> dict[str, Any]:
-    """Every variable of a built model and its built optimizer, by a name that any process gives it alike.
+def model_variables(models, optimizer=None) -> dict[str, Any]:
+    """Every variable of built models and of their built optimizer, by a name that any process gives it alike.
 
     Keras numbers what has no name of its own by a counter of the whole process ("dense_7", "adamw_1"). Here
     such numbers count within one parent, in the order of `model.variables`, so that a model built second gets
     the same names as one built first. Dropout's seed states are among them.
 
+    Args:
+      models: a model, or role -> model. What several of them share each has under its own name, so that each can be
+        read alone.
+      optimizer: trains variables of these models; None where there is none.
+
     Returns:
-      "model/..." and "optimizer/..." -> keras.Variable; an optimizer's slot is
-      "optimizer/" + its model variable's name + "/momentum" or whatever Keras calls it.
+      "model/..." and "optimizer/..." -> keras.Variable; an optimizer's slot is "optimizer/" + its model variable's name
+      + "/momentum" or whatever Keras calls it. Of a role that is not MAIN it is "model.ROLE/..." and
+      "optimizer.ROLE/...": see `prefixes`.
 
     Raises:
-      ValueError: the model or the optimizer is not built yet, so that variables would be missing.
+      ValueError: a model or the optimizer is not built yet, so that variables would be missing.
     """
-    if not model.built or (optimizer is not None and not optimizer.built):
+    by_role = models if isinstance(models, Mapping) else {MAIN: models}
+    if not all(model.built for model in by_role.values()) or (optimizer is not None and not optimizer.built):
         raise ValueError("build the model and the optimizer before asking for their variables")
-    automatic = {
-        layer.name
-        for layer in model._flatten_layers()
-        if re.sub(r"_\d+$", "", layer.name) == _snake_case(type(layer).__name__)
-    }
     variables: dict[str, Any] = {}
-    numbered = _Renumbered(automatic)
-    slots = {}  # "bert_layer_0_kernel", as Keras starts a slot's name -> our name for that variable.
-    for variable in model.variables:
-        name = numbered(variable.path)
-        slots[variable.path.replace("/", "_")] = name
-        _add(variables, f"model/{name}", variable)
-
-    updating = optimizer.variables if optimizer else []
-    inner = getattr(optimizer, "inner_optimizer", None)  # Of a LossScaleOptimizer.
-    for variable in updating:
-        owner, _, name = variable.path.rpartition("/")  # Adafactor names no owner.
-        prefix = "optimizer/" + ("inner/" if inner and owner == inner.name else "")
-        starts = [start for start in slots if name.startswith(f"{start}_")]
-        if starts:
-            start = max(starts, key=len)
-            name = f"{slots[start]}/{name[len(start) + 1 :]}"
-        _add(variables, prefix + name, variable)
-
-    expected = {id(variable) for variable in [*model.variables, *updating]}
-    assert {id(variable) for variable in variables.values()} == expected
+    trained: dict[str, list[_Trained]] = {}  # "bert_layer_0_kernel", as Keras starts a slot's name -> whose it is.
+    for role, model in by_role.items():
+        automatic = {
+            layer.name
+            for layer in model._flatten_layers()
+            if re.sub(r"_\d+$", "", layer.name) == _snake_case(type(layer).__name__)
+        }
+        numbered = _Renumbered(automatic)
+        prefix, slots = prefixes(role)
+        for variable in model.variables:
+            name = numbered(variable.path)
+            alike = trained.setdefault(variable.path.replace("/", "_"), [])
+            same = next((one for one in alike if one.variable is variable), None)
+            if same is None:
+                alike.append(same := _Trained(variable, []))
+            same.owners.append((slots, name))
+            _add(variables, f"{prefix}{name}", variable)
+    if optimizer is not None:
+        _add_slots(variables, trained, optimizer)
+    expected = [variable for model in by_role.values() for variable in model.variables]
+    expected += optimizer.variables if optimizer is not None else []
+    assert {id(variable) for variable in variables.values()} == set(map(id, expected))
     return variables
+
+
+def prefixes(role: str) -> tuple[str, str]:
+    """What the names of a role's variables, and of their slots in an optimizer, begin with."""
+    suffix = "" if role == MAIN else f".{role}"
+    return f"model{suffix}/", f"optimizer{suffix}/"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """A variable, and (prefix of slots, name) in each of the models that have it."""
+
+    variable: Any
+    owners: list[tuple[str, str]]
+
+
+def _add_slots(variables: dict[str, Any], trained: Mapping[str, list[_Trained]], optimizer) -> None:
+    """Adds an optimizer's variables, those of a model's variable under the names that it has there."""
+    inner = getattr(optimizer, "inner_optimizer", None)  # Of a LossScaleOptimizer.
+    # Models of one family have variables of one path; Keras makes slots in the order of what is trained.
+    order = {id(variable): i for i, variable in enumerate((inner or optimizer)._trainable_variables)}
+    for alike in trained.values():
+        alike.sort(key=lambda one: order.get(id(one.variable), len(order)))
+    seen: collections.Counter[str] = collections.Counter()
+    for variable in optimizer.variables:
+        owner, _, name = variable.path.rpartition("/")  # Adafactor names no owner.
+        within = "inner/" if inner and owner == inner.name else ""
+        starts = [start for start in trained if name.startswith(f"{start}_")]
+        if not starts:
+            _add(variables, f"optimizer/{within}{name}", variable)
+            continue
+        start = max(starts, key=len)
+        alike = trained[start]
+        for slots, ours in alike[min(seen[name], len(alike) - 1)].owners:
+            _add(variables, f"{slots}{within}{ours}/{name[len(start) + 1 :]}", variable)
+        seen[name] += 1
 
 
 class _Renumbered:

@@ -26,7 +26,6 @@ from tfzoo import progress as progress_lib
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.evaluation.evaluator import Evaluator
 from tfzoo.models import costs
-from tfzoo.objectives.objective import MAIN
 from tfzoo.training import checkpoint, distribution, explain, guard, report, resume, state
 from tfzoo.training import inputs as inputs_lib
 from tfzoo.training.config import TrainConfig
@@ -306,7 +305,7 @@ class Trainer:
         self.checkpoints = checkpoint.Checkpoints(
             self.run_dir / "checkpoints", keep=config.keep_checkpoints, read_only=not self.chief
         )
-        self.variables = checkpoint.model_variables(self.models[MAIN], self.optimizer)
+        self.variables = checkpoint.model_variables(self.models, self.optimizer)
         restored = self.checkpoints.restore(self.variables)
         if restored:
             self.step, self.progress = restored[0], Progress(**restored[1])
@@ -331,7 +330,8 @@ class Trainer:
         if not self.resuming:
             corpus = self.inputs.corpus
             self.inputs.tokenizer.save(self.run_dir / "tokenizer")
-            runs.write_config(self.run_dir, self.config.model, self.models[MAIN], self.inputs.tokenizer)
+            names = self.inputs.objective.model_names(self.config.model)
+            runs.write_config(self.run_dir, self.models, names, self.inputs.tokenizer)
             record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
             files.atomic_write(self.run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
         self.config.write(self.run_dir / "flags.cfg")

@@ -1,45 +1,97 @@
 """A run's folder: what training writes, and what every other entry point reads.
 
 flags.cfg       every flag but run_dir: python -m tfzoo.train --flagfile=flags.cfg repeats the run
-config.json     {"model": name, "heads": [names], "config": TransformerConfig's fields, "tokenizer": its fingerprint}
+config.json     {"models": {"main": {"model": name, "heads": [names], "num_labels": count, "labels": [names],
+                "pool": how, "config": TransformerConfig's fields}}, "tokenizer": its fingerprint}; other models, such
+                as a teacher, have roles beside "main"
 corpus.json     the corpus's fingerprint and counts
 tokenizer/      in Hugging Face's layout: vocab.txt, or vocab.json and merges.txt, or spiece.model, ...
 checkpoints/    the newest few; best -> the one with the lowest held-out loss
 metrics.jsonl   one object a line; events for TensorBoard; loss.png
 """
 
+import collections
 import dataclasses
 import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
 
 from tfzoo import config as config_lib
-from tfzoo import files, models, text
-from tfzoo.errors import UserError
+from tfzoo import files, json_files, text
+from tfzoo import models as models_lib
+from tfzoo.errors import UserError, suggest
+from tfzoo.json_files import Field
+from tfzoo.objectives.objective import MAIN
 from tfzoo.training import checkpoint
-from tfzoo.weights import huggingface
+from tfzoo.weights import huggingface, table
+
+CONFIG = "config.json"
+_STRINGS = Field(list, items=Field(str))
+_FIELDS = {"models": Field(dict, items=Field(dict), required=True), "tokenizer": Field(str)}
+_MODEL_FIELDS = {
+    "model": Field(str, required=True),
+    "config": Field(dict, required=True),
+    "heads": dataclasses.replace(_STRINGS, required=True),
+    "num_labels": Field(int, low=1),  # These are not in the files of earlier versions.
+    "labels": _STRINGS,
+    "pool": Field(str),
+}
 
 
-def write_config(run_dir: str | os.PathLike, name: str, model, tokenizer=None) -> None:
-    record = {"model": name, "heads": list(model.head_names), "config": dataclasses.asdict(model.config)}
+def write_config(run_dir: str | os.PathLike, models: Mapping[str, Any], names: Mapping[str, str], tokenizer) -> None:
+    """Writes config.json.
+
+    Args:
+      run_dir: the run's folder.
+      models: role -> nn.Model; the one that is loaded where no role is asked for is MAIN, or else the first.
+      names: role -> the name in CONFIGS that the model was built by.
+      tokenizer: theirs; None leaves its fingerprint out.
+    """
+    record: dict[str, Any] = {"models": {role: _describe(model, names[role]) for role, model in models.items()}}
     if tokenizer is not None:
         record["tokenizer"] = tokenizer.fingerprint()
-    files.atomic_write(pathlib.Path(run_dir, "config.json"), json.dumps(record, indent=2) + "\n")
+    files.atomic_write(pathlib.Path(run_dir, CONFIG), json.dumps(record, indent=2) + "\n")
 
 
-def _read_config(folder: pathlib.Path) -> dict:
-    path = folder / "config.json"
-    try:
-        record = json.loads(path.read_text())
-        assert {"model", "heads"} <= record.keys() and isinstance(record["config"], dict)
-    except OSError as error:
-        raise UserError(
-            f"--model_dir={folder}: {path} cannot be read ({error.strerror}); name a run's or a Hugging Face folder"
-        ) from None
-    except (ValueError, AssertionError, AttributeError, KeyError):
-        raise UserError(f"{path} is not a run's config; name a folder that tfzoo.train wrote") from None
+def _describe(model, name: str) -> dict[str, Any]:
+    return {
+        "model": name,
+        "heads": list(model.head_names),
+        "num_labels": model.num_labels,
+        "labels": list(model.labels),
+        "pool": model.pool,
+        "config": dataclasses.asdict(model.config),
+    }
+
+
+def is_run(folder: str | os.PathLike) -> bool:
+    """Whether a folder is a run's, and not one of Hugging Face's."""
+    return pathlib.Path(folder, "flags.cfg").exists()
+
+
+def _read_config(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.exists():
+        raise UserError(f"--model_dir={folder}: has no {CONFIG}; name a run's or a Hugging Face folder")
+    record = json_files.read(path)
+    if "models" not in record and "config" in record:  # Of an earlier version, which had one model.
+        tokenizer = {"tokenizer": record["tokenizer"]} if "tokenizer" in record else {}
+        record = {"models": {MAIN: {key: record.get(key) for key in _MODEL_FIELDS}}} | tokenizer
+    json_files.check(record, _FIELDS, path)
+    if not record["models"]:
+        raise UserError(f"{path}: names no model; name a folder that tfzoo.train wrote")
+    for role, entry in record["models"].items():
+        json_files.check(entry, _MODEL_FIELDS, f"{path}: {role}")
     return record
+
+
+def _main_role(record: Mapping[str, Any]) -> str:
+    return MAIN if MAIN in record["models"] else next(iter(record["models"]))
 
 
 def tokenizer_of(run_dir: str | os.PathLike):
@@ -51,65 +103,136 @@ def tokenizer_of(run_dir: str | os.PathLike):
     return _tokenizer(pathlib.Path(run_dir), _read_config(pathlib.Path(run_dir)))
 
 
-def _tokenizer(folder: pathlib.Path, record: dict):
+def _tokenizer(folder: pathlib.Path, record: Mapping[str, Any]):
     tokenizer = text.load(folder / "tokenizer")
-    vocab_size, fingerprint = record["config"].get("vocab_size"), record.get("tokenizer")
+    vocab_size = record["models"][_main_role(record)]["config"].get("vocab_size")
+    fingerprint = record.get("tokenizer")
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
             f"{folder / 'tokenizer'} has {tokenizer.vocab_size} tokens, the model's vocab_size is {vocab_size}; "
             "put the run's own tokenizer back"
         )
-    if fingerprint not in (None, tokenizer.fingerprint()):  # Runs of an earlier day have none.
+    if fingerprint not in (None, tokenizer.fingerprint()):  # Runs of an earlier version have none.
         raise UserError(
             f"{folder / 'tokenizer'}: is not the tokenizer of the run (fingerprint {tokenizer.fingerprint()[:12]}, in "
-            f"{folder / 'config.json'} {str(fingerprint)[:12]}); put the run's own back"
+            f"{folder / CONFIG} {str(fingerprint)[:12]}); put the run's own back"
         )
     return tokenizer
 
 
-def _averages(arrays: dict) -> dict:
-    """What --ema_decay kept, under the names of the weights that it averages."""
-    pattern = re.compile(r"optimizer/(?:inner/)?(.+)/average")
-    return {f"model/{match[1]}": arrays[key] for key in arrays if (match := pattern.fullmatch(key))}
-
-
-def load(model_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None = None, **options):
+def load(
+    model_dir: str | os.PathLike,
+    checkpoint_dir: str | os.PathLike | None = None,
+    *,
+    role: str | None = None,
+    heads: Sequence[str] | None = None,
+    num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
+    pool: str | None = None,
+    dtype: Any = None,
+    model_class: type | None = None,
+):
     """A model and its tokenizer, from a run's folder or from one of Hugging Face's.
 
     Args:
       model_dir: the --run_dir of a training run, or a folder with config.json and safetensors.
       checkpoint_dir: one of the run's checkpoints; None takes best/ where there is one, else the newest.
-      **options: of huggingface.load: heads, num_labels, pool, dtype.
+      role: which of a run's models, where it has several; None takes the main one.
+      heads: the heads that the model is to have, such as ("classify",) for fine-tuning. Those that were not trained
+        begin fresh. None takes those that were.
+      num_labels: classes of the heads classify, tag and relation; None takes as many as there were.
+      labels: the names of these classes, and so their number; None takes those there were.
+      pool: what classify reads; None takes what it was trained with.
+      dtype: a Keras dtype or policy to compute in; None is float32, as the weights are kept.
+      model_class: a subclass of the family's Model to make; None makes the family's own.
 
     Returns:
-      (model, tokenizer): the Keras model in float32 and the tokenizer it was trained with.
+      (model, tokenizer): the Keras model, and the tokenizer it was trained with. Of a Hugging Face folder without one
+      that tfzoo reads the tokenizer is None.
 
     Raises:
       UserError: a file is missing or damaged, or the checkpoint holds other variables than the model.
     """
     folder = pathlib.Path(model_dir)
-    path = folder / "config.json"
-    if path.exists() and not (folder / "flags.cfg").exists():
-        if checkpoint_dir is not None:
-            raise UserError(
-                f"--checkpoint={checkpoint_dir}: {folder} is no run's folder (it has no flags.cfg); omit it"
-            )
+    options = dict(heads=heads, num_labels=num_labels, labels=labels, pool=pool, dtype=dtype, model_class=model_class)
+    if not is_run(folder) and (folder / CONFIG).exists():
+        for name, value in (("checkpoint", checkpoint_dir), ("role", role)):
+            if value is not None:
+                raise UserError(f"--{name}={value}: {folder} is not a run's folder (it has no flags.cfg); omit it")
         return huggingface.load(folder, **options)
-    if options:
-        raise UserError(
-            f"{folder} is a run's folder, and {', '.join(options)} are for Hugging Face's; convert it first"
-        )
+    tokenizer = tokenizer_of(folder)
+    model = load_model(folder, checkpoint_dir, role=role, **options)
+    tokenizer.adds_bos = model.can_generate and not model.is_encoder_decoder  # As the objective begins a document.
+    return model, tokenizer
+
+
+def load_model(
+    run_dir: str | os.PathLike,
+    checkpoint_dir: str | os.PathLike | None = None,
+    *,
+    role: str | None = None,
+    heads: Sequence[str] | None = None,
+    num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
+    pool: str | None = None,
+    dtype: Any = None,
+    model_class: type | None = None,
+):
+    """The model of a run alone; arguments and errors are those of `load`."""
+    folder = pathlib.Path(run_dir)
     record = _read_config(folder)
-    name, heads, config = record["model"], record["heads"], record["config"]
-    tokenizer = _tokenizer(folder, record)
+    role = role or _main_role(record)
+    if role not in record["models"]:
+        names = list(record["models"])
+        raise UserError(f"{folder}: has no model {role!r}{suggest(role, names)}; it has {', '.join(names)}")
+    entry = record["models"][role]
+    page, _ = models_lib.find(entry["model"])
+    config = config_lib.from_mapping(entry["config"], models_lib.config_class(page))
+    if labels is None and num_labels in (None, entry.get("num_labels")):
+        labels = entry.get("labels")
+    model = models_lib.class_of(page, model_class)(
+        config,
+        heads=entry["heads"] if heads is None else heads,
+        num_labels=num_labels or entry.get("num_labels") or 2,
+        labels=labels,
+        pool=pool or entry.get("pool"),
+        dtype=dtype,
+    )
     if checkpoint_dir is None and (folder / "best").exists():
         checkpoint_dir = folder / "best"
     store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
     step, _, arrays = store.read(checkpoint_dir)
-    page = models.find(name)[0]
-    model = page.Model(config_lib.from_mapping(config, models.config_class(page)), heads=heads)
-    variables = checkpoint.model_variables(model)
-    arrays = {key: value for key, value in (arrays | _averages(arrays)).items() if key in variables}
-    checkpoint.assign_all(store.path(step), variables, arrays)
-    tokenizer.adds_bos = model.can_generate and not model.is_encoder_decoder  # As the objective begins a document.
-    return model, tokenizer
+    _assign(store.path(step), model, role, arrays, fresh_heads=heads is not None)
+    return model
+
+
+def _assign(path: pathlib.Path, model, role: str, arrays: Mapping[str, Any], fresh_heads: bool) -> None:
+    """Gives a model what a checkpoint has of it, where there are averages of --ema_decay those, and logs what is not
+    in the one or the other."""
+    prefix, slots = checkpoint.prefixes(role)
+    values = {name: array for name, array in arrays.items() if name.startswith(prefix)}
+    average = re.compile(re.escape(slots) + "(?:inner/)?(.+)/average")
+    averages = {prefix + match[1]: array for name, array in arrays.items() if (match := average.fullmatch(name))}
+    # By paths within the model: a class of the user's own may name it otherwise.
+    values = _within(values | {name: array for name, array in averages.items() if name in values})
+    variables = _within(checkpoint.model_variables({role: model}))
+    if fresh_heads:
+        fresh = {name for name in variables.keys() - values.keys() if not table.is_body(name)}
+        left = {name for name in values.keys() - variables.keys() if not table.is_body(name)}
+        for names, what in ((fresh, "begin fresh"), (left, "are left in the checkpoint")):
+            if told := sorted(name for name in names if not name.endswith(table.STATE)):
+                logging.info("%s: %s %s", path, ", ".join(told), what)
+        variables = {name: variable for name, variable in variables.items() if name not in fresh}
+        values = {name: array for name, array in values.items() if name not in left}
+    for name, variable in variables.items():
+        if variable.dtype in ("bfloat16", "float16") and name in values:  # That dtype was asked for.
+            values[name] = values[name].astype(variable.dtype)
+    checkpoint.assign_all(path, variables, values)
+
+
+def _within(named: Mapping[str, Any]) -> dict[str, Any]:
+    """What checkpoint.model_variables names, by the paths within the model: "model/bert/lm/bias" -> "lm/bias"."""
+    paths = {name: name.partition("/")[2] for name in named}
+    called = collections.Counter(path.partition("/")[0] for path in paths.values()).most_common(1)
+    own = f"{called[0][0]}/" if called else ""
+    return {paths[name].removeprefix(own): value for name, value in named.items()}

@@ -56,9 +56,11 @@ def load(
     *,
     heads: Sequence[str] | None = None,
     num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
     pool: str | None = None,
     dtype: Any = None,
     tokenizer: bool = True,
+    model_class: type | None = None,
 ):
     """The model and the tokenizer of a Hugging Face folder.
 
@@ -67,9 +69,11 @@ def load(
       heads: the heads that the model is to have, such as ("classify",) for fine-tuning. Those that the folder lacks
         begin fresh. None takes those of its architecture. What it has of other heads is left, and logged.
       num_labels: classes of the heads classify, tag and relation; None takes the folder's.
+      labels: the names of these classes, and so their number; None takes the folder's.
       pool: what classify reads; None takes the family's way.
       dtype: a Keras dtype or policy to compute in. Weights are float32 in memory however they are stored.
       tokenizer: False leaves the tokenizer's files alone.
+      model_class: a subclass of the family's Model to make; None makes the family's own.
 
     Returns:
       (model, tokenizer); the tokenizer is None where the folder has none that tfzoo reads.
@@ -79,31 +83,48 @@ def load(
         read, and no memory taken for them, before names and shapes agree.
     """
     folder = pathlib.Path(folder)
-    path = folder / "config.json"
-    record = json_files.read(path)
-    json_files.check(record, _FIELDS, path)
-    page = _page(path, record)
-    config = decode_config(path, record, page)
-    fresh = heads is not None
-    heads = _heads(path, record, page) if heads is None else tuple(heads)
-    num_labels = num_labels or _num_labels(record, page)
-    labels = FolderRecord(record).labels
-    arguments = dict(
-        heads=heads, num_labels=num_labels, labels=labels if len(labels) == num_labels else None, pool=pool
+    its_tokenizer = _tokenizer(folder) if tokenizer else None
+    options = dict(heads=heads, num_labels=num_labels, labels=labels, pool=pool, dtype=dtype, model_class=model_class)
+    model, found = load_model(folder, **options)
+    for what, names in (("begin fresh", found.not_assigned), ("are left in the file", found.not_used)):
+        if names:
+            logging.info("%s: %s %s", folder, ", ".join(names), what)
+    return model, its_tokenizer
+
+
+def load_model(
+    folder: str | os.PathLike,
+    *,
+    heads: Sequence[str] | None = None,
+    num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
+    pool: str | None = None,
+    dtype: Any = None,
+    model_class: type | None = None,
+):
+    """The model of a Hugging Face folder, and the table.Account of what the two have of each other; arguments and
+    errors are those of `load`."""
+    folder = pathlib.Path(folder)
+    record, page, config = _read(folder)
+    its_labels = FolderRecord(record).labels
+    if labels is None and num_labels in (None, len(its_labels)):
+        labels = its_labels or None
+    arguments: dict[str, Any] = dict(
+        heads=_heads(folder, record, page) if heads is None else tuple(heads),
+        num_labels=num_labels or _num_labels(record, page),
+        labels=labels,
+        pool=pool,
     )
-    its_tokenizer = _tokenizer(folder, path, record, config.vocab_size) if tokenizer else None
+    make = models.class_of(page, model_class)
     with safetensors_files.open_folder(folder) as file:
         table.check_layers(config, file, page, folder)
         # Variables of a graph have shapes and no memory.
         with tf.Graph().as_default(), nn.zero_initializers():
-            skeleton = page.Model(config, **arguments)
-            found = table.account(table.slots(page.WEIGHTS, skeleton), file, page, folder, fresh)
+            skeleton = make(config, **arguments)
+            found = table.account(table.slots(page.WEIGHTS, skeleton), file, page, folder, heads is not None)
         with nn.zero_initializers(unless=bool(found.not_assigned)):
-            model = page.Model(config, **arguments, dtype=dtype)
+            model = make(config, **arguments, dtype=dtype)
         table.load(table.slots(page.WEIGHTS, model), file, found)
-    for what, names in (("begin fresh", found.not_assigned), ("are left in the file", found.not_used)):
-        if names:
-            logging.info("%s: %s %s", folder, ", ".join(names), what)
     generation = folder / "generation_config.json"
     chat = template.read_chat_template(folder)
     model.record = FolderRecord(
@@ -111,16 +132,31 @@ def load(
         generation_config=json_files.read(generation) if generation.exists() else {},
         chat_template=chat[1] if chat else "",
     )
-    return model, its_tokenizer
+    return model, found
 
 
-def _tokenizer(folder: pathlib.Path, path: pathlib.Path, record: Mapping[str, Any], vocab_size: int):
-    """The folder's tokenizer, which config.json, read as `record` from `path`, must agree with; None where it has none,
-    or only a tokenizer.json of a kind that tfzoo does not read."""
+def page_and_config(folder: pathlib.Path):
+    """The page of a folder's family, and its config in our words; errors are those of `load`."""
+    return _read(folder)[1:]
+
+
+def _read(folder: pathlib.Path):
+    """A folder's config.json, the page of its family, and its config in our words."""
+    path = folder / "config.json"
+    record = json_files.read(path)
+    json_files.check(record, _FIELDS, path)
+    page = _page(path, record)
+    return record, page, decode_config(path, record, page)
+
+
+def _tokenizer(folder: pathlib.Path):
+    """The folder's tokenizer, which config.json must agree with; None where it has none, or only a tokenizer.json of a
+    kind that tfzoo does not read."""
+    record, _, config = _read(folder)
     kind = text.find(folder)
     if kind is None:
         return None
-    tokenizer = text.load(folder)
+    tokenizer, path, vocab_size = text.load(folder), folder / "config.json", config.vocab_size
     other = f"the {kind} tokenizer beside it"
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
@@ -263,14 +299,15 @@ def _encode(ours, value):
     return "gelu_new" if ours == "activation" and value == "gelu_tanh" else value
 
 
-def _heads(path, record, page) -> tuple[str, ...]:
+def _heads(folder, record, page) -> tuple[str, ...]:
     if page.WEIGHTS is None:
         return tuple(record.get("heads", page.Model.DEFAULT_HEADS))
     for name in record.get("architectures") or ():
         if name in page.ARCHITECTURES:
             return page.ARCHITECTURES[name]
+    known, given = ", ".join(page.ARCHITECTURES), record.get("architectures")
     raise UserError(
-        f"{path}: architectures is {record.get('architectures')!r}, and tfzoo knows {', '.join(page.ARCHITECTURES)}; "
+        f"{folder / 'config.json'}: architectures is {given!r}, and tfzoo knows {known}; "
         f"name the heads, such as heads={page.Model.DEFAULT_HEADS!r}"
     )
 

@@ -26,6 +26,7 @@ from tfzoo.errors import UserError
 from tfzoo.models.markers import Computed, Conv1D, Fused, Reshaped, Tied, Turned, When
 from tfzoo.weights.tensors import DTYPES
 
+STATE = "seed_generator_state"  # What Keras calls a random generator's state, which is a variable.
 _SMALL = 1 << 18  # Elements of a tensor that is assigned whole; larger ones go chunk by chunk.
 
 
@@ -63,9 +64,14 @@ def relative_path(variable) -> str:
     return variable.path.partition("/")[2]
 
 
+def is_body(path: str) -> bool:
+    """Whether a path within a model is of its body, and not of a head or of what a head alone reads, the pooler."""
+    return path.partition("/")[0] in ("encoder", "decoder")
+
+
 def is_state(variable) -> bool:
     """Whether a variable is a random generator's state, which is not a weight."""
-    return variable.path.rpartition("/")[2] == "seed_generator_state"
+    return variable.path.rpartition("/")[2] == STATE
 
 
 def slots(table: Mapping | None, model, naming: Naming = HUGGING_FACE) -> list[Slot]:
@@ -222,8 +228,8 @@ def account(
       file: tfzoo.weights.tensors.Tensors.
       page: a family's module, with WEIGHTS and PREFIX.
       where: the file or folder, for messages.
-      fresh_heads: whether heads may be missing from the file. It may have heads that the model lacks in any case:
-        many a released file has more than the architecture in its config.json.
+      fresh_heads: whether heads and the pooler may be missing from the file. It may have heads that the model lacks in
+        any case: many a released file has more than the architecture in its config.json.
       naming: the file's.
 
     Raises:
@@ -253,7 +259,7 @@ def account(
         else:
             unknown.append(stored)
     missing = [slot.name for slot in slots if slot.name not in sources]
-    not_assigned = [name for name in missing if fresh_heads and not _of_body(by_name[name])]
+    not_assigned = [name for name in missing if fresh_heads and not is_body(relative_path(by_name[name].variables[0]))]
     missing = [name for name in missing if name not in not_assigned]
     if missing or unknown:
         raise UserError(
@@ -286,16 +292,12 @@ def _canonical(stored, by_name, prefix, naming):
 
 def _is_head(value) -> bool:
     """Whether an entry of a table is of a head or a pooler, not of the body; None says that nothing here reads it."""
-    return all(path.partition("/")[0] not in ("encoder", "decoder") for path in _destinations(value))
+    return not any(map(is_body, _destinations(value)))
 
 
 def _name_pattern(name: str, naming: Naming) -> str:
     leaves = "|".join(re.escape(leaf) for leaf in {*naming.leaves.values()})
     return re.escape(name).replace(r"\{\}", r"\d+") + rf"({leaves})?"
-
-
-def _of_body(slot: Slot) -> bool:
-    return relative_path(slot.variables[0]).partition("/")[0] in ("encoder", "decoder", "pooler")
 
 
 def load(slots: Sequence[Slot], file, found: Account) -> None:
