@@ -161,23 +161,12 @@ def load(
                 raise UserError(f"--{name}={value}: {folder} is not a run's folder (it has no flags.cfg); omit it")
         return huggingface.load(folder, **options)
     tokenizer = tokenizer_of(folder)
-    model = load_model(folder, checkpoint_dir, role=role, **options)
+    model = load_model(folder, checkpoint_dir, role, **options)
     tokenizer.adds_bos = model.can_generate and not model.is_encoder_decoder  # As the objective begins a document.
     return model, tokenizer
 
 
-def load_model(
-    run_dir: str | os.PathLike,
-    checkpoint_dir: str | os.PathLike | None = None,
-    *,
-    role: str | None = None,
-    heads: Sequence[str] | None = None,
-    num_labels: int | None = None,
-    labels: Sequence[str] | None = None,
-    pool: str | None = None,
-    dtype: Any = None,
-    model_class: type | None = None,
-):
+def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None = None, role=None, **options):
     """The model of a run alone; arguments and errors are those of `load`."""
     folder = pathlib.Path(run_dir)
     record = _read_config(folder)
@@ -185,12 +174,22 @@ def load_model(
     if role not in record["models"]:
         names = list(record["models"])
         raise UserError(f"{folder}: has no model {role!r}{suggest(role, names)}; it has {', '.join(names)}")
-    entry = record["models"][role]
+    model = _build(record["models"][role], **options)
+    if checkpoint_dir is None and (folder / "best").exists():
+        checkpoint_dir = folder / "best"
+    store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
+    step, _, arrays = store.read(checkpoint_dir)
+    _assign(store.path(step), model, role, arrays, fresh_heads=options.get("heads") is not None)
+    return model
+
+
+def _build(entry, heads=None, num_labels=None, labels=None, pool=None, dtype=None, model_class=None):
+    """A fresh model as config.json describes it, but for what is asked for."""
     page, _ = models_lib.find(entry["model"])
     config = config_lib.from_mapping(entry["config"], models_lib.config_class(page))
     if labels is None and num_labels in (None, entry.get("num_labels")):
         labels = entry.get("labels")
-    model = models_lib.class_of(page, model_class)(
+    return models_lib.class_of(page, model_class)(
         config,
         heads=entry["heads"] if heads is None else heads,
         num_labels=num_labels or entry.get("num_labels") or 2,
@@ -198,12 +197,6 @@ def load_model(
         pool=pool or entry.get("pool"),
         dtype=dtype,
     )
-    if checkpoint_dir is None and (folder / "best").exists():
-        checkpoint_dir = folder / "best"
-    store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
-    step, _, arrays = store.read(checkpoint_dir)
-    _assign(store.path(step), model, role, arrays, fresh_heads=heads is not None)
-    return model
 
 
 def _assign(path: pathlib.Path, model, role: str, arrays: Mapping[str, Any], fresh_heads: bool) -> None:

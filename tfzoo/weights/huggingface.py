@@ -92,16 +92,7 @@ def load(
     return model, its_tokenizer
 
 
-def load_model(
-    folder: str | os.PathLike,
-    *,
-    heads: Sequence[str] | None = None,
-    num_labels: int | None = None,
-    labels: Sequence[str] | None = None,
-    pool: str | None = None,
-    dtype: Any = None,
-    model_class: type | None = None,
-):
+def load_model(folder, *, heads=None, num_labels=None, labels=None, pool=None, dtype=None, model_class=None):
     """The model of a Hugging Face folder, and the table.Account of what the two have of each other; arguments and
     errors are those of `load`."""
     folder = pathlib.Path(folder)
