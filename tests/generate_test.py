@@ -312,7 +312,7 @@ class CommandTest(Case):
         bad.write_text('{"prompt": "a"}\n{"text": "b"}\n')
         empty = self.shared / "empty.txt"
         empty.write_text("\n")
-        self.assert_error("config.json cannot be read", "--prompt=a", model_dir="/nowhere")
+        self.assert_error("--model_dir=/nowhere: has no config.json; name a run's", "--prompt=a", model_dir="/nowhere")
         self.assert_error("no causal decoder", "--prompt=a", model_dir=encoder)
         self.assert_error(r"prompt 0 \(''\) is empty", "--prompt=")
         self.assert_error("--prompt and --chat: contradict", "--prompt=a", "--chat")

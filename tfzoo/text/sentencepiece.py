@@ -23,11 +23,17 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 
 from tfzoo import files, json_files
 from tfzoo.errors import UserError, one_line, suggest
+from tfzoo.json_files import Field
 from tfzoo.text import settings
 from tfzoo.text.settings import CONFIG_FILE, ROLES
 from tfzoo.text.special import tokenize_around
 from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, strings, valid_utf8
 
+_FIELDS = {
+    "do_lower_case": Field(bool, null=False),
+    "keep_accents": Field(bool, null=False),
+    "extra_ids": Field(int, low=0, high=10_000, null=False),
+}
 _SPACE = "\u2581"  # SentencePiece's own mark of a space.
 _ESCAPE, _NUL, _OTHER = "\U0010ffff", "\U0010fffe", "\U0010fffd"
 _PYTHON_SPACES = (
@@ -231,7 +237,7 @@ class SentencePiece(Tokenizer):
                 f"{path}: no such file, and it says which tokenizer this is; without one, pass the model's file to "
                 "SentencePiece.from_file"
             )
-        config = settings.read(folder)
+        config = settings.read(folder, _FIELDS)
         class_name = config.get("tokenizer_class")
         if class_name is None:
             other = pathlib.Path(folder, "config.json")

@@ -29,10 +29,6 @@ SPLIT_PATTERNS = {
 TOKENS: Fields = {name: (Field(str), Field(dict)) for name in ROLES.values()}
 _FIELDS: Fields = {
     "tokenizer_class": Field(str),
-    "do_lower_case": Field(bool, null=False),
-    "keep_accents": Field(bool, null=False),
-    "strip_accents": Field(bool),
-    "extra_ids": Field(int, low=0, high=10_000, null=False),
     "add_bos_token": Field(bool),
     "additional_special_tokens": (Field(list), Field(dict)),
     "added_tokens_decoder": Field(dict),
@@ -41,17 +37,21 @@ _FIELDS: Fields = {
 }
 
 
-def read(folder: str | os.PathLike) -> dict[str, Any]:
+def read(folder: str | os.PathLike, fields: Fields | None = None) -> dict[str, Any]:
     """A folder's tokenizer_config.json; an empty object where there is none.
 
+    Args:
+      folder: the tokenizer's.
+      fields: what the fields may hold that one kind of tokenizer alone reads.
+
     Raises:
-      UserError: it cannot be read, or a field that is read here is of another type.
+      UserError: it cannot be read, or a field that is read is of another type.
     """
     path = pathlib.Path(folder, CONFIG_FILE)
     if not path.exists():
         return {}
     record = json_files.read(path)
-    json_files.check(record, _FIELDS, path)
+    json_files.check(record, {**_FIELDS, **(fields or {})}, path)
     return record
 
 

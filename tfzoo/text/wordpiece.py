@@ -19,12 +19,14 @@ import tensorflow_text as tf_text
 
 from tfzoo import files
 from tfzoo.errors import UserError
+from tfzoo.json_files import Field
 from tfzoo.text import settings
 from tfzoo.text.settings import CONFIG_FILE, ROLES, SPECIAL_TOKENS
 from tfzoo.text.special import check
 from tfzoo.text.tokenizer import Tokenizer, join, strings, valid_utf8
 
 VOCAB_FILE = "vocab.txt"
+_FIELDS = {"do_lower_case": Field(bool, null=False), "strip_accents": Field(bool)}
 _BY_ROLE = dict(zip(("pad", "unknown", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
 
 _MAX_CHARACTERS = 100  # BERT's limit: a longer word is [UNK].
@@ -111,7 +113,7 @@ class WordPiece(Tokenizer):
                 f"{path}: no such file, and it says whether the vocabulary is cased; without one, "
                 f"pass {VOCAB_FILE} to WordPiece.from_file"
             )
-        config = settings.read(folder)
+        config = settings.read(folder, _FIELDS)
         lowercase = config.get("do_lower_case", True)  # Hugging Face's default, too.
         if config.get("strip_accents") not in (None, lowercase):
             raise UserError(
