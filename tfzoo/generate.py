@@ -11,6 +11,9 @@ each.
 
 Options have the names and meanings of Hugging Face's GenerationConfig. What is not given is taken from the folder's
 generation_config.json.
+
+Of --num_beams, --penalty_alpha, --prompt_lookup_num_tokens and --assistant_dir one at most says how tokens are
+searched for; --penalty_alpha and --num_beam_groups draw none, and contradict --do_sample.
 """
 
 import contextlib
@@ -96,9 +99,21 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("multi_string", "prompt", None, "What a text begins with, or is the answer to; several prompts by several.")
     define("string", "input", None, "A file of prompts: a line each, or .jsonl.")
     define("string", "output", None, "A .jsonl file to write.")
-    define("bool", "chat", False, "A conversation: each line of the input is a turn; /reset begins anew.")
+    define(
+        "bool",
+        "chat",
+        False,
+        "A conversation: each line of the input is a turn; /reset begins anew. Not with --output, --special, "
+        "--return_scores and --num_return_sequences.",
+    )
     define("string", "system", None, "What the conversation's first message, the system's, says.")
-    define("bool", "stream", None, "Whether one text is printed while it grows; by default on a terminal.")
+    define(
+        "bool",
+        "stream",
+        None,
+        "Whether the text of one --prompt, or an answer of --chat, is printed while it grows; by default on a "
+        "terminal. Not with --output, --return_scores and --num_return_sequences.",
+    )
     define("integer", "batch_size", 8, "Prompts of --input at a time.")
     define(
         "multi_string", "special", [], "Special tokens, such as <extra_id_0>, that prompts may hold; else plain text."
@@ -120,8 +135,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def main(flags: absl_flags.FlagValues) -> None:
     cli.only_one(flags, "prompt", "input", "chat")
-    for name in ("output", "return_scores", "special") if flags.chat else ("system",):
-        if flags[name].value:
+    for name in ("output", "return_scores", "special", "num_return_sequences") if flags.chat else ("system",):
+        if flags[name].value and (name != "num_return_sequences" or flags.num_return_sequences > 1):
             remedy = "is not for --chat; omit it" if flags.chat else "is for --chat; add it"
             raise UserError(f"--{name}={flags[name].value}: {remedy}")
     model, tokenizer = load_model(flags)
@@ -213,7 +228,9 @@ def _chat(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any
     template = ChatTemplate.from_folder(folder, tokenizer, functools.partial(texts.encode, tokenizer))
     beginning = [] if flags.system is None else [{"role": "system", "content": flags.system}]
     messages = list(beginning)
-    here = sys.stdin.isatty()
+    grows, here = flags.stream is not False, sys.stdin.isatty()
+    # An answer is one text, whatever the folder says.
+    options = options | dict(num_return_sequences=1, skip_special_tokens=flags.skip_special_tokens)
     while True:
         if here:
             print("> ", end="", flush=True)
@@ -230,7 +247,9 @@ def _chat(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any
         try:
             ids = template.ids(messages)
             with _growing() as show:
-                answer = texts.generate_from(model, [ids], tokenizer, on_text=show, **options)[0]
+                answer = texts.generate_from(model, [ids], tokenizer, on_text=show if grows else None, **options)[0]
+                if not grows:
+                    show(answer)
         except UserError as error:
             if not here:
                 raise

@@ -5,6 +5,7 @@ What is kept of a draft makes the texts those of the model alone, drawn with the
 """
 
 import tensorflow as tf
+from keras import ops
 
 from tfzoo.generation.constraints import constrain
 from tfzoo.generation.draws import filter_logits, pick, uniform
@@ -42,7 +43,8 @@ class _Speculation:
         self.prompt, self.assistant, self.options, self.rows = prompt, assistant, options, rows
         self.stops, self.new_tokens = stops, new_tokens
         self.length = draft_length(options)
-        self.batch, self.size = tf.shape(prompt.logits)[0], prompt.logits.shape[-1]
+        # Numbers where they are fixed in the graph.
+        self.batch, self.size = ops.shape(prompt.logits)[0], prompt.logits.shape[-1]
         self.filters = {name: rows[name] for name in SAMPLING if name in rows}
         self.ahead = tf.range(self.length + 1)[None]
 
