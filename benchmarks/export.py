@@ -70,19 +70,18 @@ def write_traced(name: str, folder: pathlib.Path, batches: list[int]) -> None:
     import tf2onnx
 
     import tfzoo
-    from tfzoo.export.onnx import emit as onnx_emit
+    from tfzoo.export import interface
     from tfzoo.export.onnx import trace as onnx_trace
 
     model = tfzoo.build(name, heads=("lm",), share_layers=True)
-    names = onnx_emit.inputs_of(model)
+    inputs = interface.inputs_of(model)
     np.__dict__["product"] = np.prod  # tf2onnx 1.17 calls it, and NumPy 2 has it no more.
 
     def call(*values):
-        return model(dict(zip(names, values)))["logits"]
+        return model(dict(zip(inputs, values)))["logits"]
 
     for batch in batches:
-        kinds = [tf.bool if name.endswith("mask") else tf.int32 for name in names]
-        specs = [tf.TensorSpec([batch, LENGTH], kind, name) for name, kind in zip(names, kinds)]
+        specs = [tf.TensorSpec([batch, LENGTH], value.dtype, name) for name, value in inputs.items()]
         function = tf.function(call, input_signature=specs)
         with tempfile.TemporaryDirectory(dir=folder) as parts:
             zipped = pathlib.Path(parts, "graph.zip")

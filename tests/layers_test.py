@@ -80,9 +80,8 @@ MAX_LINES = 100
 KNOWN_ENTRY_IMPORTS = {
     ("tfzoo.score", "tfzoo.generate"),
 }
-KNOWN_CYCLES = [{"tfzoo.export.onnx.emit", "tfzoo.export.onnx.trace"}]
+KNOWN_CYCLES: list[set[str]] = []
 KNOWN_LONG = {
-    "tfzoo.export.verify.reader",
     "tfzoo.nn.kernel.favor_attention",
     "tfzoo.nn.lean.lean_attention",
 }

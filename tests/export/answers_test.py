@@ -1,4 +1,4 @@
-"""What text signatures answer, with logits that are given, and how texts are framed."""
+"""What text signatures answer, with logits that are given."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,11 +7,17 @@ from tests.export import small
 from tfzoo import generation
 from tfzoo.errors import UserError
 from tfzoo.export import answers, savedmodel
-from tfzoo.export.answers import Options, Tags
+from tfzoo.export.answers import Options
+from tfzoo.export.answers.base import decoder_start_id
+from tfzoo.export.answers.continuations import Continuations
+from tfzoo.export.answers.embeddings import Embeddings
+from tfzoo.export.answers.entities import Tags
+from tfzoo.export.answers.labels import Labels
+from tfzoo.export.answers.next_sentence import NextSentence
+from tfzoo.export.answers.words import Words, readable
+from tfzoo.export.precision import Limits
 from tfzoo.models.record import FolderRecord
-from tfzoo.text import framing
 from tfzoo.text.byte_level import ByteLevelBPE
-from tfzoo.text.framing import PAIR, TEXT
 
 TOKENIZER = small.tokenizer()
 
@@ -45,58 +51,7 @@ def one_hot(labels, size, value=20.0):
     return np.eye(size, dtype=np.float32)[labels] * value
 
 
-class ReaderTest(tf.test.TestCase):
-    def read(self, texts, family="bert", tokenizer=TOKENIZER, heads=("classify",), **options):
-        pieces = {TEXT: "text", PAIR: "text_pair"} if options.get("text_pair") else {TEXT: "text"}
-        options = Options(**({"sequence_length": 32} | options))
-        reader = answers.Reader(small.model(family, heads=heads), tokenizer, options, pieces)
-        return reader.read(dict(zip(pieces.values(), map(tf.constant, texts))))
-
-    def test_frames(self):
-        cls, sep = TOKENIZER.cls_id, TOKENIZER.sep_id
-        for family, tokenizer, single, pair, segments in (
-            ("bert", TOKENIZER, (cls, TEXT, sep), (cls, TEXT, sep, PAIR, sep), (0, 0, 0, 1, 1)),
-            ("roberta", BPE, (0, TEXT, 2), (0, TEXT, 2, 2, PAIR, 2), (0,) * 6),
-            ("xlnet", TOKENIZER, (TEXT, sep, cls), (TEXT, sep, PAIR, sep, cls), (0, 0, 1, 1, 2)),
-            ("t5", BPE, (TEXT, 2), (TEXT, 2, PAIR, 2), (0, 0, 1, 1)),
-        ):
-            self.assertEqual(framing.frame(family, tokenizer).parts, single)
-            self.assertEqual(framing.frame(family, tokenizer, pair=True), framing.Frame(pair, segments))
-        self.assertEqual(framing.frame("llama", BPE).parts, (0, TEXT))
-        self.assertEqual(framing.frame("gpt2", BPE).parts, (TEXT,))
-        with self.assertRaisesRegex(UserError, "text_pair: gpt2 .*no token to part"):
-            framing.frame("gpt2", BPE, pair=True)
-
-    def test_a_batch(self):
-        reading = self.read([["the function", "", "a"], ["of", "the", ""]], text_pair=True)
-        the, function, of, a = (small.VOCAB.index(word) for word in ("the", "function", "of", "a"))
-        rows = [[2, the, function, 3, of, 3], [2, 3, the, 3, 0, 0], [2, a, 3, 3, 0, 0]]
-        self.assertAllEqual(reading.inputs["token_ids"], rows)
-        segments = [[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0]]
-        self.assertAllEqual(reading.inputs["segment_ids"], segments)
-        self.assertAllEqual(reading.inputs["padding_mask"], np.arange(6) < [[6], [4], [4]])
-        self.assertAllEqual(reading.of[PAIR], [[0, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0], [0] * 6])
-
-    def test_each_of_two_may_have_half_and_what_the_other_leaves(self):
-        texts = [["a " * 20, "b", "a " * 20], ["b", "a " * 20, "b " * 20]]
-        reading = self.read(texts, text_pair=True, sequence_length=10)
-        lengths = [tf.reduce_sum(tf.cast(reading.of[piece], tf.int32), 1).numpy().tolist() for piece in (TEXT, PAIR)]
-        self.assertEqual(lengths, [[6, 1, 4], [1, 6, 3]])
-        self.assertAllEqual(reading.truncated, [True, True, True])
-
-    def test_long_texts(self):
-        texts = [["a " * 6, "a " * 7]]
-        self.assertAllEqual(self.read(texts, sequence_length=8).truncated, [False, True])
-        with self.assertRaisesRegex(tf.errors.InvalidArgumentError, "longer than 8 tokens"):
-            self.read(texts, sequence_length=8, long_texts="refuse")
-        with self.assertRaisesRegex(UserError, "--sequence_length=2 leaves no room"):
-            self.read(texts, sequence_length=2)
-
-    def test_an_encoder_decoder_reads_on_both_sides(self):
-        inputs = self.read([["a b"]], "bart").inputs
-        self.assertAllEqual(inputs["decoder_token_ids"], [[TOKENIZER.pad_id, *inputs["token_ids"][0, :-1]]])
-        self.assertAllEqual(inputs["decoder_padding_mask"], inputs["padding_mask"])
-
+class AnswersTest(tf.test.TestCase):
     def test_what_a_decoder_reads_first(self):
         """As `generate` has it: the folder's word, generation_config.json's before config.json's; padding in a run."""
         model = small.model("bart")
@@ -109,10 +64,15 @@ class ReaderTest(tf.test.TestCase):
             ({"id2label": {}}, {"decoder_start_token_id": 5}, 5),
         ):
             model.record = None if config is None else FolderRecord(config, generation_config or {})
-            self.assertEqual(answers.decoder_start_id(model, TOKENIZER), start)
+            self.assertEqual(decoder_start_id(model, TOKENIZER), start)
 
+    def test_long_texts_may_be_refused(self):
+        model, logits = small.model(heads=("classify",)), np.zeros((2, 3))
+        found, _ = answer(model, TOKENIZER, [["a " * 6, "a " * 7]], logits, sequence_length=8)
+        self.assertAllEqual(found["truncated"], [False, True])
+        with self.assertRaisesRegex(tf.errors.InvalidArgumentError, "(?s)longer than 8 tokens,.*row.*\n1$"):
+            answer(model, TOKENIZER, [["a " * 6, "a " * 7]], logits, sequence_length=8, long_texts="refuse")
 
-class AnswersTest(tf.test.TestCase):
     def test_labels(self):
         model = small.model(heads=("classify",))
         logits = np.log([[0.2, 0.5, 0.3], [0.7, 0.1, 0.2]])
@@ -131,7 +91,7 @@ class AnswersTest(tf.test.TestCase):
         with self.assertRaisesRegex(
             UserError, "config.json: problem_type is 'ranking'; it must be one of single_label"
         ):
-            answers.find(model, TOKENIZER, answers.Options(32))
+            answers.find(model, TOKENIZER, Options(32))
         model.record = FolderRecord({"problem_type": "regression"})
         found, _ = answer(model, TOKENIZER, [["a"]], [[2.5, -1, 7]])
         self.assertAllEqual(found["values"], [[2.5, -1, 7]])
@@ -190,11 +150,11 @@ class AnswersTest(tf.test.TestCase):
         self.assertAllClose(found["scores"], [[0.25, 0, 0, 0, 0]])
 
     def test_words_are_what_one_reads(self):
-        words, readable = answers.readable(TOKENIZER, len(small.VOCAB) + 3)
-        shown = [word for word, yes in zip(words, readable) if yes]
+        words, shows = readable(TOKENIZER, len(small.VOCAB) + 3)
+        shown = [word for word, yes in zip(words, shows) if yes]
         self.assertEqual(shown, [*small.LETTERS, "the", "of", "function", ".", "東", "京", "ω"])
-        words, readable = answers.readable(BPE, BPE.vocab_size)
-        self.assertEqual([word for word, yes in zip(words, readable) if yes], ["a"])
+        words, shows = readable(BPE, BPE.vocab_size)
+        self.assertEqual([word for word, yes in zip(words, shows) if yes], ["a"])
 
     def test_two_streams_are_asked_without_seeing(self):
         model = small.model("xlnet")
@@ -207,14 +167,14 @@ class AnswersTest(tf.test.TestCase):
     def test_who_answers_texts(self):
         options = Options(32, max_new_tokens=8)
         for family, heads, kind in (
-            ("bert", ("lm", "next_sentence"), answers.Words),
-            ("bert", ("next_sentence",), answers.NextSentence),
-            ("bert", (), answers.Embeddings),
-            ("gpt2", ("lm",), answers.Continuations),
-            ("t5", ("lm",), answers.Continuations),
-            ("performer", ("lm",), answers.Words),
+            ("bert", ("lm", "next_sentence"), Words),
+            ("bert", ("next_sentence",), NextSentence),
+            ("bert", (), Embeddings),
+            ("gpt2", ("lm",), Continuations),
+            ("t5", ("lm",), Continuations),
+            ("performer", ("lm",), Words),
             ("electra", ("discriminate",), type(None)),
-            ("gpt2", ("classify",), answers.Labels),
+            ("gpt2", ("classify",), Labels),
         ):
             self.assertIsInstance(
                 answers.find(small.model(family, heads=heads, num_layers=1), TOKENIZER, options), kind
@@ -260,9 +220,9 @@ class AnswersTest(tf.test.TestCase):
             top_p=[1, 1, 1, 0.8, 0.8],
             seed=[5, 5, 5, 6, 7],
         )
-        rows = {name: tf.constant(values, found.ROWS[name]) for name, values in rows.items()}
+        rows = {name: tf.constant(values, generation.ROWS[name][0]) for name, values in rows.items()}
         rowwise = tf.function(
-            lambda text, rows: found.answer({"text": text}, None, rows),
+            lambda text, rows: found.answer({"text": text}, None, **rows),
             input_signature=[spec, {name: tf.TensorSpec([None], values.dtype) for name, values in rows.items()}],
             autograph=False,
         )
@@ -280,8 +240,118 @@ class AnswersTest(tf.test.TestCase):
         # Each of the numbers says something.
         for name, value in (("temperature", 0.2), ("top_k", 2), ("top_p", 0.1)):
             self.assertNotEqual(
-                asked(rows | {name: tf.fill([5], tf.constant(value, found.ROWS[name]))})[3:], wanted[3:]
+                asked(rows | {name: tf.fill([5], tf.constant(value, generation.ROWS[name][0]))})[3:], wanted[3:]
             )
+
+
+class RefusalTest(tf.test.TestCase):
+    """What is wrong with a request: by graphs, as they are exported."""
+
+    def function(self, model, signature="serving_default", **options):
+        options = Options(**({"sequence_length": 12} | options))
+        stated, body = savedmodel._functions(model, TOKENIZER, options)[signature]
+        function = savedmodel._function(body, stated)
+        return lambda **inputs: {name: value.numpy() for name, value in function(*inputs.values()).items()}
+
+    def refused(self, pattern, function, **inputs):
+        with self.assertRaisesRegex(tf.errors.InvalidArgumentError, f"(?s){pattern}"):
+            function(**{name: tf.constant(value) for name, value in inputs.items()})
+
+    def test_as_many_rows_of_each_input(self):
+        pair = self.function(small.model(heads=("classify",), num_layers=1), text_pair=True)
+        self.refused("text_pair must have as many rows as text, and has.*1", pair, text=["a", "b"], text_pair=["c"])
+        self.refused("text_pair must have as many rows as text, and has.*2", pair, text=["a"], text_pair=["b", "c"])
+        span = self.function(small.model(heads=("span",), num_layers=1))
+        self.refused("context must have as many rows as question", span, question=["a"], context=["b", "c"])
+        self.refused("context must have as many rows as question", span, question=["a", "b"], context=["c"])
+        tokens = self.function(small.model("t5", num_layers=1), "tokens")
+        ids, two = np.ones((1, 3), np.int32), np.ones((2, 3), np.int32)
+        given = dict(token_ids=ids, padding_mask=ids == 1, decoder_token_ids=two, decoder_padding_mask=two == 1)
+        self.refused("decoder_(token_ids|padding_mask) must have as many rows as token_ids", tokens, **given)
+
+    def test_generate(self):
+        model = small.model("gpt2", num_layers=1)
+        good = dict(text=["the", "a"], max_new_tokens=[4, 4], temperature=[1.0, 0.0], top_k=[0, 0], top_p=[1.0, 0.5])
+        good["seed"] = [1, 2]
+        nan, inf = float("nan"), float("inf")
+        bad = [
+            *(("temperature", value) for value in (nan, -1.0, inf, -inf)),
+            *(("top_p", value) for value in (nan, 1.5, -1.0, 0.0, inf)),
+            *(("top_k", value) for value in (-1,)),
+            *(("max_new_tokens", value) for value in (0, 5, -1)),
+        ]
+        by_call = self.function(model, "generate", max_new_tokens=4)
+        wanted = by_call(**{name: tf.constant(value) for name, value in good.items()})
+        for name in [name for name in good if name != "text"]:
+            self.refused(f"{name} must have as many rows as text, and has", by_call, **good | {name: good[name][:1]})
+        for name, value in bad:
+            if name != "max_new_tokens" or value < 1:  # Which may be more elsewhere.
+                with self.assertRaisesRegex(UserError, f"^{name} .* must be"):
+                    generation.read_options(do_sample=True, **{name: value})
+            self.refused(f"{name} must be .*, and is.*in row. .1.", by_call, **good | {name: [good[name][0], value]})
+        self.refused("there is nothing to go on from, in row. .1.", by_call, **good | {"text": ["the", ""]})
+
+        by_row = self.function(model, "generate", max_new_tokens=4, refuse="row")
+        found = by_row(**{name: tf.constant(value) for name, value in good.items()})
+        self.assertAllEqual(found.pop("error"), ["", ""])
+        self.assertEqual(found.keys(), wanted.keys())
+        for name, value in found.items():
+            self.assertAllEqual(value, wanted[name])
+        for name, value in [*bad, ("text", "")]:
+            given = good | {name: [good[name][0], value]}
+            found = by_row(**{name: tf.constant(value) for name, value in given.items()})
+            self.assertEqual(found["generated_text"].tolist(), [wanted["generated_text"][0], b""])
+            self.assertEqual(found["num_tokens"].tolist(), [wanted["num_tokens"][0], 0])
+            fine, error = found["error"].tolist()
+            self.assertEqual(fine, b"")
+            said = "there is nothing to go on from" if name == "text" else f"^{name} must be .*, and is {value}"
+            self.assertRegex(error.decode(), said)
+
+    def test_texts_row_by_row(self):
+        model = small.model(heads=("tag",), num_layers=1)
+        ask = self.function(model, sequence_length=8, long_texts="refuse", refuse="row")
+        texts = ["the a of", "a " * 7, ""]
+        found = ask(text=tf.constant(texts))
+        wanted = self.function(model, sequence_length=8)(text=tf.constant(texts[::2]))
+        self.assertEqual(found.pop("error").tolist(), [b"", b"the text is longer than 8 tokens", b""])
+        for name, value in found.items():
+            self.assertAllEqual(value[[0, 2]], wanted[name], name)
+            self.assertFalse(any(value[1].ravel().tolist() if value.ndim > 1 else [value[1]]), name)
+        expected = answers.find(model, TOKENIZER, Options(8, long_texts="refuse", refuse="row")).expected(
+            {"text": texts}, Limits(2e-5)
+        )
+        self.assertEqual(expected["error"].tolist(), ["", "the text is longer than 8 tokens", ""])
+        self.assertAllClose(found["scores"], expected["scores"])
+        self.assertAllEqual(found["num_entities"], expected["num_entities"]["values"])
+        self.assertEqual(ask(text=tf.constant([], tf.string))["error"].shape, (0,))
+
+    def test_ids_row_by_row(self):
+        model = small.model(heads=("relation",), num_layers=1)
+        by_call, by_row = (self.function(model, "tokens", refuse=refuse) for refuse in ("call", "row"))
+        size = len(small.VOCAB)
+        given = dict(
+            token_ids=np.array([[1, 2, 3], [1, 2, size], [4, 5, 6], [7, 8, 9]], np.int32),
+            segment_ids=np.array([[0, 1, 1], [0, 0, 0], [0, -1, 0], [0, 0, 0]], np.int32),
+            padding_mask=np.ones((4, 3), bool),
+            entity_positions=np.array([[0, 2], [0, 1], [0, 1], [1, 3]], np.int32),
+        )
+        found = by_row(**{name: tf.constant(value) for name, value in given.items()})
+        said = [
+            "",
+            f"token_ids must be from 0 to {size - 1}, and is {size}",
+            "segment_ids must be from 0 to 1, and is -1",
+            "entity_positions must be positions in token_ids, and is 3",
+        ]
+        self.assertEqual([error.decode() for error in found["error"]], said)
+        wanted = by_call(**{name: tf.constant(value[:1]) for name, value in given.items()})
+        self.assertAllClose(found["relation_logits"][:1], wanted["relation_logits"])
+        self.assertAllEqual(found["relation_logits"][1:], np.zeros((3, 3)))
+        for row, name in enumerate(("token_ids", "segment_ids", "entity_positions"), 1):
+            wrong = {name: value[row : row + 1] for name, value in given.items()}
+            self.refused(f"{name} must be .*, and is.*in row. .0.", by_call, **wrong)
+        # Of the call, not of a row:
+        short = given | {"segment_ids": given["segment_ids"][:, :2]}
+        self.refused("segment_ids must have the shape of token_ids", by_row, **short)
 
 
 if __name__ == "__main__":

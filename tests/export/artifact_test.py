@@ -23,16 +23,18 @@ from tests.export import small
 from tfzoo import cli
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import __main__ as entry_point
-from tfzoo.export import answers, artifact, golden, manifest, variants, verify
+from tfzoo.export import answers, artifact, manifest, publish, variants, verify
 from tfzoo.export.genai import write as write_genai
 from tfzoo.export.onnx import check as onnx_check
 from tfzoo.export.onnx import emit as onnx_emit
+from tfzoo.export.onnx import tower
+from tfzoo.export.precision import Limits, with_precision
 from tfzoo.models.record import FolderRecord
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import runs
 
 ROOT = pathlib.Path(__file__).parents[2]
-VERIFY = ROOT / "export" / "verify.py"
+VERIFY = ROOT / "export" / "verify.py"  # Which runs the package's own.
 
 # A process of its own, which replays the artifacts and then asks the SavedModel what an outsider may ask.
 OUTSIDER = """
@@ -141,6 +143,7 @@ MORE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "features": ("performer", {}, {}),
     "writer": ("gpt2", {}, dict(max_new_tokens=6, onnx_variants=["int8", "float16"])),
     "answers": ("t5", {}, dict(max_new_tokens=6)),
+    "answers_by_row": ("gpt2", {}, dict(max_new_tokens=6, refuse="row", long_texts="refuse", formats=["savedmodel"])),
     "static": ("reformer", dict(heads=("classify",)), {}),
 }
 
@@ -150,7 +153,7 @@ def setUpModule():
     FOLDER = pathlib.Path(tempfile.mkdtemp())
     unittest.addModuleCleanup(shutil.rmtree, FOLDER)
     MODEL, TOKENIZER = small.model(num_layers=1), small.tokenizer()
-    with mock.patch.object(artifact, "_replay_elsewhere"):  # ArtifactTest replays all, PublishTest lets it run.
+    with mock.patch.object(publish, "replay"):  # ArtifactTest replays all, PublishTest lets it run.
         EXPORTED = artifact.export(MODEL, TOKENIZER, FOLDER / "exports")
         OTHERS = {
             name: artifact.export(
@@ -182,7 +185,7 @@ class ArtifactTest(tf.test.TestCase):
             found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
             self.assertEqual(stated["files"].keys(), found - {"manifest.json"})
             self.assertLessEqual({"golden.npz", "verify.py", verify.MODELS[kind][0]}, found)
-            self.assertEqual((folder / "verify.py").read_bytes(), VERIFY.read_bytes())
+            self.assertEqual((folder / "verify.py").read_bytes(), pathlib.Path(verify.__file__).read_bytes())
             allowed = stated["tolerances"]["tokens"]["logits"]["allowed"]
             self.assertLess(stated["measured"]["tokens/logits"]["difference"], allowed)
             self.assertEqual(stated["tokenizer"]["fingerprint"], TOKENIZER.fingerprint())
@@ -201,8 +204,8 @@ class ArtifactTest(tf.test.TestCase):
             self.assertEqual(max(length for _, length in shapes), MODEL.config.max_positions)
             self.assertTrue(any((case["inputs"][mask] == 0).any() for case in cases.values() if mask in case["inputs"]))
             self.assertIn(small.VOCAB.index("京"), cases["tokens", "text"]["inputs"][ids])
-            decided = [case["outputs"]["logits"]["decided"] for case in cases.values() if "logits" in case["outputs"]]
-            self.assertGreater(np.concatenate([d.ravel() for d in decided]).mean(), 0.9)
+            logits = [case["outputs"]["logits"] for case in cases.values() if "logits" in case["outputs"]]
+            self.assertGreater(np.concatenate([each["decided"][each["real"]] for each in logits]).mean(), 0.9)
 
     def test_an_outsider_can_use_it(self):
         code = OUTSIDER.replace("VOCAB", str(len(small.VOCAB)))
@@ -212,7 +215,7 @@ class ArtifactTest(tf.test.TestCase):
                 "-P",
                 "-c",
                 code,
-                VERIFY.parent,
+                EXPORTED["savedmodel"],
                 FOLDER / "exports",
                 EXPORTED["savedmodel"],
                 OTHERS["classifier"]["savedmodel"],
@@ -233,7 +236,7 @@ class ArtifactTest(tf.test.TestCase):
         self.assertEqual((mixed["shape"], mixed["num_masks"]), ([3, 2, 5], [2, 0, 1]))
         self.assertEqual((mixed["words"][2][1], mixed["probabilities"][2][1]), ([""] * 5, [0.0] * 5))
         answer = answers.find(MODEL, TOKENIZER, answers.Options(32))
-        expected = golden.text_outputs(answer, {"text": ["the [MASK] of [MASK]", "", "[MASK]"]})
+        expected = answer.expected({"text": ["the [MASK] of [MASK]", "", "[MASK]"]}, Limits(2e-5))
         self.assertEqual(mixed["words"], expected["words"]["values"].tolist())
         self.assertAllClose(mixed["probabilities"], expected["probabilities"], rtol=1e-4)
         self.assertEqual(report["long"]["truncated"], [False, True])
@@ -313,6 +316,23 @@ class ArtifactTest(tf.test.TestCase):
                 operators = {node.op for node in [*graph.node, *(n for f in functions for n in f.node_def)]}
                 self.assertFalse(operators & {"PyFunc", "EagerPyFunc", "PyFuncStateless", "XlaLaunch"})
                 self.assertFalse([f for f in functions if f.attr["_XlaMustCompile"].b])
+
+    def test_an_answer_for_each_row(self):
+        with mock.patch.object(publish, "replay"):
+            folder = artifact.export(
+                small.model(heads=("classify",), num_layers=1), TOKENIZER, FOLDER / "rows", formats=["savedmodel"],
+                refuse="row", long_texts="refuse", sequence_length=12,
+            )["savedmodel"]  # fmt: skip
+        self.assertIn("answers of serving_default equal", verify.verify(folder))
+        stated = json.loads((folder / "manifest.json").read_text())["signatures"]
+        for signature in ("serving_default", "tokens"):
+            self.assertEqual(stated[signature]["outputs"]["error"], {"dtype": "string", "shape": ["batch"]})
+        # TF Serving's Classify knows no more than these.
+        self.assertEqual(stated["classify"]["outputs"].keys(), {"classes", "scores"})
+        errors = [case["outputs"].get("error") for case in verify.read_golden(folder).values()]
+        self.assertIn(
+            "the text is longer than 12 tokens", np.concatenate([each for each in errors if each is not None])
+        )
 
     def test_variants_are_beside_the_graphs(self):
         folder = OTHERS["translator"]["onnx"]
@@ -407,7 +427,7 @@ class ArtifactTest(tf.test.TestCase):
 class EveryHeadTest(tf.test.TestCase):
     def test_every_head(self):
         folder = FOLDER / "more"
-        with mock.patch.object(artifact, "_replay_elsewhere"):
+        with mock.patch.object(publish, "replay"):
             for name, (family, options, asked) in MORE.items():
                 with self.subTest(name):
                     artifact.export(small.model(family, **options), TOKENIZER, folder, name, **asked)
@@ -453,7 +473,7 @@ class PublishTest(tf.test.TestCase):
                 self.assertFalse(self.output_dir.exists())
 
     def test_a_wrong_graph_is_not_published(self):
-        emit, bias = onnx_emit.emit, onnx_emit._padding_bias
+        emit, bias = onnx_emit.emit, tower._padding_bias
 
         def swapped(*arguments, **options):
             graphs = emit(*arguments, **options)
@@ -467,8 +487,8 @@ class PublishTest(tf.test.TestCase):
 
         self.output_dir.mkdir()
         (self.output_dir / "mine.txt").write_text("stays")
-        for name, wrong in (("emit", swapped), ("_padding_bias", ignored)):
-            with self.subTest(name), mock.patch.object(onnx_emit, name, wrong):
+        for module, name, wrong in ((onnx_emit, "emit", swapped), (tower, "_padding_bias", ignored)):
+            with self.subTest(name), mock.patch.object(module, name, wrong):
                 with self.assertRaises(CheckFailed):
                     self.export()
                 self.assertEqual([path.name for path in self.output_dir.iterdir()], ["mine.txt"])
@@ -490,7 +510,7 @@ class PublishTest(tf.test.TestCase):
         """Rows without tokens, of which float16 makes something else, are in no case of ONNX's."""
         for family, heads in (("bert", ("classify",)), ("distilbert", ("span",))):
             options = dict(formats=["onnx"], onnx_profile="compat", onnx_variants=["float16"])
-            with self.subTest(family), mock.patch.object(artifact, "_replay_elsewhere"):
+            with self.subTest(family), mock.patch.object(publish, "replay"):
                 model = small.model(family, heads=heads)
                 folder = artifact.export(model, TOKENIZER, self.output_dir, **options)["onnx"]
                 cases = verify.read_golden(folder)
@@ -515,19 +535,19 @@ class PublishTest(tf.test.TestCase):
     def test_another_export_of_the_same_version(self):
         """The one that comes second is refused, and takes away none but its own."""
         kinds = ["litert", "onnx"]
-        made = artifact._replay_elsewhere
+        made = publish.replay
 
         def overtaken(folders):
             made(folders)
             (self.output_dir / "onnx" / "bert" / "1").mkdir()
             (self.output_dir / "onnx" / "bert" / "1" / "theirs.txt").write_text("stays")
 
-        def written(model, tokenizer, folder, options):
+        def written(model, tokenizer, folder, options, limits):
             (folder / "model.tflite").write_text("")
             return {}
 
         with (
-            mock.patch.object(artifact, "_replay_elsewhere", overtaken),
+            mock.patch.object(publish, "replay", overtaken),
             mock.patch.object(artifact, "_write_litert", written),
             mock.patch.object(artifact, "_finish"),
             mock.patch.object(artifact.subprocess, "run", lambda *_, **__: mock.Mock(returncode=0)),
@@ -542,7 +562,7 @@ class PublishTest(tf.test.TestCase):
     def test_another_precision_has_the_folder_s_configuration(self):
         model = small.model("gpt2", num_layers=1)
         model.record = FolderRecord({"eos_token_id": 3}, {"eos_token_id": [3, 7]})
-        twin = artifact.with_precision(model, "bfloat16")
+        twin = with_precision(model, "bfloat16")
         self.assertEqual(
             answers.find(twin, TOKENIZER, answers.Options(32, max_new_tokens=2)).ids["eos_token_id"], [3, 7]
         )

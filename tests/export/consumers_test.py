@@ -28,7 +28,8 @@ import tensorflow as tf
 from tests.export import small
 from tests.text.varied import CODE, SENTENCES
 from tfzoo import generation
-from tfzoo.export import answers, artifact, golden, tokenizer_graph
+from tfzoo.export import answers, artifact, publish, tokenizer_graph
+from tfzoo.export.precision import Limits
 from tfzoo.text import training
 from tfzoo.text.byte_level import ByteLevelBPE
 
@@ -53,7 +54,7 @@ def setUpModule():
     CLASSIFIER.labels = tuple(LABELS)
     WRITER = small.model("gpt2", vocab_size=TOKENIZER.vocab_size, max_positions=96)
     # What is tested elsewhere, and takes its time.
-    with mock.patch.object(artifact, "_replay_elsewhere"), mock.patch.object(tokenizer_graph, "write", return_value=""):
+    with mock.patch.object(publish, "replay"), mock.patch.object(tokenizer_graph, "write", return_value=""):
         EXPORTED = {
             name: artifact.export(model, tokenizer, FOLDER / "exports", name, formats=["onnx"])["onnx"]
             for name, model, tokenizer in (
@@ -90,7 +91,7 @@ def run(*command, cwd=None) -> str:
 class ConsumersTest(tf.test.TestCase):
     def expected(self) -> dict:
         answer: Any = answers.find(CLASSIFIER, small.tokenizer(), answers.Options(32))
-        return golden.text_outputs(answer, {"text": TEXTS})
+        return answer.expected({"text": TEXTS}, Limits(2e-5))
 
     def check_classified(self, output: str):
         rows = [line.split("\t") for line in output.splitlines()]
@@ -157,7 +158,7 @@ class ConsumersTest(tf.test.TestCase):
     @pytest.mark.faults
     def test_masked_words_in_python(self):
         model, tokenizer = small.model(), small.tokenizer()
-        with mock.patch.object(artifact, "_replay_elsewhere"):
+        with mock.patch.object(publish, "replay"):
             folder = artifact.export(model, tokenizer, FOLDER / "exports", "words", formats=["onnx"])["onnx"]
         found = run(sys.executable, CONSUMERS / "fill.py", folder, "the [MASK] of ω [MASK]").splitlines()
         self.assertLen(found, 2)

@@ -8,11 +8,12 @@ import tf2onnx
 
 from tests.export import small
 from tfzoo import models
-from tfzoo.export import golden, verify
+from tfzoo.export import golden, interface, verify
 from tfzoo.export.answers import Options
 from tfzoo.export.onnx import check as onnx_check
 from tfzoo.export.onnx import emit as onnx_emit
 from tfzoo.export.onnx import trace as onnx_trace
+from tfzoo.export.precision import Limits
 
 FAMILIES = [family for family in small.FAMILIES if family != "reformer"]
 
@@ -20,7 +21,7 @@ FAMILIES = [family for family in small.FAMILIES if family != "reformer"]
 def converted(model, inputs):
     """tf2onnx's graph of a model, for inputs of these very shapes: two free dimensions in one reshape are beyond it."""
     specs = [tf.TensorSpec(value.shape, value.dtype, name) for name, value in inputs.items()]
-    names = onnx_emit.outputs_of(model)
+    names = interface.outputs_of(model)
 
     @tf.function(input_signature=specs)
     def call(*values):
@@ -48,11 +49,11 @@ class WitnessTest(tf.test.TestCase):
         inputs = golden.token_cases(model, None, Options(16))["3x4"]
         want = {name: np.asarray(value) for name, value in model(inputs).items()}
         (ours,) = onnx_emit.emit(model, cache=False).values()
-        feed = {onnx_emit.NAMES[name]: value.astype(np.int64) for name, value in inputs.items()}
+        feed = interface.to_onnx(inputs)
         mine, theirs = run(ours, feed), run(converted(model, inputs), inputs)
         if heads == ("span",):
             mine = [np.stack(mine, -1)]
-        for name, one, other in zip(onnx_emit.outputs_of(model), mine, theirs, strict=True):
+        for name, one, other in zip(interface.outputs_of(model), mine, theirs, strict=True):
             limit = 2e-5 * max(1, np.abs(want[name]).max())
             self.assertAllClose(one, want[name], rtol=0, atol=limit)
             self.assertAllClose(other, want[name], rtol=0, atol=limit)
@@ -74,7 +75,7 @@ class WitnessTest(tf.test.TestCase):
                 for _, shape in found["model"]["outputs"].values():
                     self.assertEqual(shape[0], "batch")
                 for inputs in golden.token_cases(model, None, Options(32)).values():
-                    case = golden.onnx_case(model, inputs, False)
+                    case = golden.onnx_case(model, inputs, Limits(2e-5))
                     got = read("tokens", case["inputs"])
                     for name, want in case["outputs"].items():
                         verify.compare(got[name], want, {"of": "largest", "allowed": 2e-5})

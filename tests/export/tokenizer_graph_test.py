@@ -17,6 +17,7 @@ from onnx import helper
 
 from tests.export import small
 from tests.text.varied import CHINESE, CODE, LONG, SENTENCES, SPECIALS, lines
+from tfzoo import models
 from tfzoo.errors import UserError
 from tfzoo.export import golden, tokenizer_files, tokenizer_graph, verify
 from tfzoo.export.answers import Options
@@ -94,7 +95,7 @@ class TokenizerGraphTest(tf.test.TestCase):
         self.assertGreater(len(varied), 200)
         asked = {}
         for name, (tokenizer, family, pair, length) in cases.items():
-            frame = framing.frame(family, tokenizer, pair)
+            frame = framing.frame(models.page(family).Model.LAYOUT, tokenizer, pair)
             graph = tokenizer_graph.emit(tokenizer, frame, Options(length), OUTPUTS)
             onnx.checker.check_model(graph)
             (self.folder / f"{name}.onnx").write_bytes(graph.SerializeToString())
@@ -103,7 +104,7 @@ class TokenizerGraphTest(tf.test.TestCase):
             asked[name] = [texts, some, dict.fromkeys(texts, [""]), dict.fromkeys(texts, [])]
         found = run(self.folder, asked)
         for name, (tokenizer, family, pair, length) in cases.items():
-            frame = framing.frame(family, tokenizer, pair)
+            frame = framing.frame(models.page(family).Model.LAYOUT, tokenizer, pair)
             for texts, (ids, mask, segments) in zip(asked[name], found[name]):
                 rows = list(expected(tokenizer, frame, length, texts))
                 self.assertLen(ids, len(rows))
@@ -148,7 +149,7 @@ class TokenizerGraphTest(tf.test.TestCase):
 
         # A tokenizer of another model, of as many tokens.
         other = training.train_byte_level([*CODE, "zq" * 50], 400)
-        frame = framing.frame("gpt2", tokenizer)
+        frame = framing.frame(model.LAYOUT, tokenizer)
         graph = tokenizer_graph.emit(ByteLevelBPE(*other), frame, options, OUTPUTS[:2])
         (good / "tokenizer.onnx").write_bytes(graph.SerializeToString())
         with self.assertRaisesRegex(verify.Failure, "tokenizer.onnx: input_ids of "):
@@ -168,7 +169,7 @@ class TokenizerGraphTest(tf.test.TestCase):
     def test_characters_for_the_tokenizers_library(self):
         for vocab in (["<unk>", "\n", " ", "a", "京"], ["<s>", *sorted({c for line in CHINESE for c in line})]):
             characters = Characters(vocab)
-            tokenizer_files.write(characters, "gpt2", self.folder)
+            tokenizer_files.write(characters, models.page("gpt2").Model.LAYOUT, self.folder)
             fast = tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))
             for text in CHINESE if "<unk>" not in vocab else ["a\n 京 b<s>", "", "🙂e\u0301", *CHINESE]:
                 ids = characters.tokenize([text]).to_list()[0]

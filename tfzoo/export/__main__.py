@@ -16,7 +16,7 @@ from tfzoo.errors import UserError
 
 # What `artifact.export` is told, beside the model.
 _OPTIONS = (
-    "name version formats sequence_length text_pair long_texts pooling max_new_tokens num_beams precision "
+    "name version formats sequence_length text_pair long_texts refuse pooling max_new_tokens num_beams precision "
     "onnx_profile onnx_variants keep_versions"
 ).split()
 
@@ -37,6 +37,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "integer", "sequence_length", None, "tokens of the longest text; what the model reads, up to 1024, by default"
     )
     define("enum", "long_texts", "truncate", "what becomes of longer texts", enum_values=["truncate", "refuse"])
+    define("enum", "refuse", "call", "what is refused where something is wrong with a row of a request: the call, as "
+           "INVALID_ARGUMENT, or the row, whose output `error` says why", enum_values=["call", "row"])  # fmt: skip
     define("boolean", "text_pair", False, "a classifier that reads pairs of texts")
     define("enum", "pooling", "mean", "what makes one vector of a text, for a model without heads",
            enum_values=["mean", "first", "last", "pooled"])  # fmt: skip

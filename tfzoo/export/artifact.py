@@ -1,7 +1,7 @@
 """An artifact from a model: written beside its place, replayed by another process, only then put there."""
 
-import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -9,20 +9,22 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfzoo import files, nn
+from tfzoo import files, progress
 from tfzoo.errors import CheckFailed, UserError, one_line
 from tfzoo.export import (
     answers,
     genai,
     golden,
+    interface,
     litert,
     manifest,
+    publish,
     savedmodel,
     tokenizer_files,
     tokenizer_graph,
@@ -34,9 +36,11 @@ from tfzoo.export.answers import Options
 from tfzoo.export.onnx import check as onnx_check
 from tfzoo.export.onnx import emit as onnx_emit
 from tfzoo.export.onnx import graph as onnx_graph
+from tfzoo.export.onnx.bodies import body_of
+from tfzoo.export.precision import MOST, PRECISIONS, Limits, limits_of, with_precision
 
-FORMATS = ("savedmodel", "onnx", "litert")
-PRECISIONS = ("float32", "bfloat16", "float16")
+_TITLES = {"savedmodel": "a SavedModel", "onnx": "ONNX graphs", "litert": "a LiteRT model"}
+FORMATS = tuple(_TITLES)
 _LARGE = 2**27  # Bytes of weights of which one copy more is felt.
 _LONGEST = 1024  # Tokens of a text, unless asked otherwise.
 
@@ -52,6 +56,7 @@ def export(
     sequence_length: int | None = None,
     text_pair: bool = False,
     long_texts: str = "truncate",
+    refuse: str = "call",
     pooling: str = "mean",
     max_new_tokens: int = 64,
     num_beams: int | None = None,
@@ -68,7 +73,7 @@ def export(
       name: the family's where it is None.
       version: the next free one where it is None.
       sequence_length: of the longest text; None takes what the model can read, up to 1024.
-      text_pair, long_texts, pooling, max_new_tokens: see answers.Options.
+      text_pair, long_texts, refuse, pooling, max_new_tokens: see answers.Options.
       num_beams: of the search for the likeliest text; None takes the model's folder's, else there are none.
       precision: what the SavedModel computes in; ONNX is float32, with variants, and LiteRT is float32.
       onnx_profile: one of onnx_graph.PROFILES.
@@ -83,60 +88,36 @@ def export(
       UserError: a model, name, version or format that cannot be exported.
       CheckFailed: an artifact does not answer as the model does. Nothing is left behind.
     """
-    family = model.family
-    name = family if name is None else name
+    name = model.family if name is None else name
     _check_arguments(name, version, formats, precision, onnx_variants, keep_versions)
     longest = min(model.config.max_positions, _LONGEST) if sequence_length is None else sequence_length
-    search = answers.search_of(model, num_beams)
-    options = Options(longest, text_pair, long_texts, pooling, max_new_tokens, search)
+    options = Options(
+        longest,
+        text_pair=text_pair,
+        long_texts=long_texts,
+        refuse=refuse,
+        pooling=pooling,
+        max_new_tokens=max_new_tokens,
+        search=answers.search_of(model, num_beams),
+    )
     savedmodel.check(model, tokenizer, options)
-    output_dir = pathlib.Path(output_dir)
-    if not output_dir.exists():
-        files.check_can_be_made(output_dir, "output_dir")
-    parents = {kind: pathlib.Path(output_dir, kind, name) for kind in formats}
-    for path in (output_dir, *(above for parent in parents.values() for above in (parent.parent, parent))):
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--output_dir={output_dir}: {path} is no folder; name another")
-    if version is None:
-        version = 1 + max((v for parent in parents.values() for v, _ in _versions(parent)), default=0)
-    folders = {kind: parent / str(version) for kind, parent in parents.items()}
-    for folder in folders.values():
-        if folder.exists():
-            raise UserError(f"--version={version}: {folder} exists already; choose another, or leave the flag out")
-
-    makers = {
-        "savedmodel": lambda folder: _write_savedmodel(
-            with_precision(model, precision), tokenizer, folder, options, name
-        ),
-        "onnx": lambda folder: _write_onnx(
-            with_precision(model, "float32"), tokenizer, folder, options, onnx_profile, onnx_variants, calibration_texts
-        ),
-        "litert": lambda folder: _write_litert(with_precision(model, "float32"), tokenizer, folder, options),
+    folders = publish.places(output_dir, name, formats, version)
+    makers: dict[str, Callable[..., dict[str, Any]]] = {
+        "savedmodel": functools.partial(_write_savedmodel, name=name),
+        "onnx": functools.partial(_write_onnx, profile=onnx_profile, chosen=onnx_variants, texts=calibration_texts),
+        "litert": _write_litert,
     }
-    try:
-        with contextlib.ExitStack() as stack:
-            # What is entered first ends last: a folder that cannot be named takes back those that were, and then the
-            # folders above them.
-            for parent in parents.values():
-                stack.enter_context(_new_parents(parent))
-            written = stack.enter_context(_all_or_none())
-            partials = {}
-            for kind, folder in folders.items():
-                partials[kind] = stack.enter_context(files.atomic_folder(folder))
-                written[folder] = _identity(partials[kind])
-            # ONNX first: to be checked a graph is held twice, and TensorFlow does not give back what writing another
-            # takes.
-            for kind, partial in sorted(partials.items(), key=lambda item: item[0] != "onnx"):
-                content = {"kind": kind, "name": name, "version": version, **makers[kind](partial)}
-                _finish(partial, content, model, tokenizer, options)
-            _replay_elsewhere(list(partials.values()))
-    except FileExistsError as error:  # Another export was quicker.
-        raise UserError(f"--version={version}: {error}; choose another, or leave the flag out") from None
+    with publish.together(folders) as partials:
+        # ONNX first: to be checked a graph is held twice, and TensorFlow does not give back what writing another takes.
+        for kind, partial in sorted(partials.items(), key=lambda item: item[0] != "onnx"):
+            content = {"kind": kind, "name": name, "version": int(folders[kind].name)}
+            exported = with_precision(model, precision if kind == "savedmodel" else "float32")
+            with progress.stage(f"writing {_TITLES[kind]}"):
+                _write(partial, makers[kind], content, exported, tokenizer, options)
+        with progress.stage("replaying in another process"):
+            publish.replay(list(partials.values()))
     if keep_versions is not None:
-        for parent in parents.values():
-            for number, old in sorted(_versions(parent))[:-keep_versions]:
-                if number != version:
-                    files.remove_folder(old)
+        publish.remove_older(folders, keep_versions)
     return folders
 
 
@@ -161,65 +142,25 @@ def _check_arguments(name, version, formats, precision, onnx_variants, keep_vers
                 raise UserError(f"--{flag}={','.join(values)}: must be of {', '.join(choices)}, each at most once")
 
 
-def _versions(parent: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
-    return [(int(path.name), path) for path in parent.glob("*") if path.name.isdecimal()]
+def _write(folder: pathlib.Path, make: Callable[..., dict], content: dict, model, tokenizer, options: Options) -> None:
+    """Makes an artifact, once more by wider limits where float32 itself is further from the truth than the usual ones
+    allow."""
+
+    failure = None
+    for limits in limits_of(model, lambda: golden.token_cases(model, tokenizer, options).values()):
+        for path in folder.iterdir():  # Of the first time.
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        try:
+            made = content | make(model, tokenizer, folder, options, limits)
+            _finish(folder, made, model, tokenizer, options, limits)
+            return
+        except CheckFailed as error:
+            failure = error
+    assert failure is not None
+    raise failure
 
 
-def _identity(folder: pathlib.Path) -> tuple[int, int]:
-    """What a folder keeps when it is renamed."""
-    stated = folder.stat()
-    return stated.st_dev, stated.st_ino
-
-
-def with_precision(model: keras.Model, precision: str) -> keras.Model:
-    """The model computing in another precision; its weights are float32 under every policy."""
-    if model.compute_dtype == precision:
-        return model
-    policy = "float32" if precision == "float32" else f"mixed_{precision}"
-    with nn.zero_initializers():
-        twin = type(model)(
-            model.config,
-            heads=model.head_names,
-            labels=model.labels,
-            pool=model.pool,
-            dtype=policy,
-            name=model.name,
-        )
-    for variable, value in zip(twin.weights, model.weights, strict=True):
-        variable.assign(value)
-    twin.record = model.record  # How texts are written, and which tokens end them.
-    return twin
-
-
-@contextlib.contextmanager
-def _all_or_none() -> Iterator[dict[pathlib.Path, tuple[int, int]]]:
-    """Yields a dict for folders and their `_identity`; if the block fails, removes those that are still the same."""
-    written: dict[pathlib.Path, tuple[int, int]] = {}
-    try:
-        yield written
-    except BaseException:
-        for folder, identity in written.items():
-            if folder.exists() and _identity(folder) == identity:
-                files.remove_folder(folder)
-        raise
-
-
-@contextlib.contextmanager
-def _new_parents(folder: pathlib.Path) -> Iterator[None]:
-    """Makes a folder and those it stands in; takes the new ones away again if the block fails."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    with files.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for path in new:
-            with contextlib.suppress(OSError):  # Something else has been put in there.
-                path.rmdir()
-        raise
-
-
-def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Options) -> None:
+def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Options, limits: Limits) -> None:
     """Adds what all artifacts have, and checks the folder here, where a failure is easiest to understand."""
     shutil.copyfile(verify.__file__, folder / "verify.py")
     content |= {
@@ -229,21 +170,33 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
             "parameters": model.count_params(),
             "config": dataclasses.asdict(model.config),
         },
-        **({"labels": answers.labels_of(model)} if {"classify", "tag"} & set(model.head_names) else {}),
+        **({"labels": list(model.labels)} if {"classify", "tag"} & set(model.head_names) else {}),
         **_answering(model, tokenizer, options),
         "options": dataclasses.asdict(options),
         "tools": manifest.tools(),
+        "float32_error": limits.float32_error,
     }
     if tokenizer is not None:
         stated = {"class": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint()}
         content["tokenizer"] = stated | content.get("tokenizer", {})
     try:
-        content["measured"] = _measured(folder, content, 4 * model.count_params())
+        with progress.stage("comparing its answers with the model's"):
+            content["measured"] = _measured(folder, content, 4 * model.count_params())
     except Exception as error:  # A graph that is wrong may fail in any way.
         raise CheckFailed(
-            f"the {content['kind']} does not answer as the model does: {type(error).__name__}: {one_line(error)}"
+            f"the {content['kind']} does not answer as the model does: {type(error).__name__}: {one_line(error)}; "
+            f"{_remedy(limits)}"
         ) from error
     manifest.write(folder, content)
+
+
+def _remedy(limits: Limits) -> str:
+    if limits.share == MOST:
+        return (
+            f"in float32 the model is {limits.float32_error:.0e} from itself in float64, too far to tell: shorten "
+            "--sequence_length, or look after its weights"
+        )
+    return "name other --formats, and report the model's config: this is more than rounding does"
 
 
 def _measured(folder: pathlib.Path, content: dict, weights: int) -> dict:
@@ -266,78 +219,86 @@ def _answering(model, tokenizer, options: Options) -> dict:
         answer = answers.find(model, tokenizer, dataclasses.replace(options, max_new_tokens=1))
     except UserError:  # Nothing says how it reads texts, and ids are all it needs.
         return {}
-    if answer is None:
-        return {}
-    known: dict[str, Any] = {"texts": list(answer.inputs)}
-    if isinstance(answer, answers.Continuations):
-        known["generation"] = answer.ids
-    if isinstance(answer, answers.Labels):
-        known |= {"problem_type": answer.problem_type, "labels": answer.labels}
-    return known
+    return {} if answer is None else answer.facts()
 
 
-def _write_savedmodel(model, tokenizer, folder, options: Options, name: str) -> dict:
-    savedmodel.save(model, tokenizer, folder, options)
-    stated = savedmodel.signatures(model, tokenizer, options)
-    arrays: dict[str, dict] = {
-        "tokens": {
-            case: {"inputs": inputs, "outputs": golden.outputs(model, inputs)}
-            for case, inputs in golden.token_cases(model, tokenizer, options).items()
-        }
-    }
+def _write_savedmodel(model, tokenizer, folder, options: Options, limits: Limits, name: str) -> dict:
+    signatures = savedmodel.save(model, tokenizer, folder, options)
+    arrays: dict[str, dict] = {"tokens": _token_arrays(model, tokenizer, options, limits)}
     answer = None if tokenizer is None else answers.find(model, tokenizer, options)
     if answer is None:
         case, least = min(arrays["tokens"].items(), key=lambda item: item[1]["inputs"]["token_ids"].size)
         arrays["serving_default"] = {case: least}
     else:
-        arrays["serving_default"] = {
-            case: {
-                "inputs": {name: np.array(texts, "U") for name, texts in given.items()},
-                "outputs": golden.text_outputs(answer, given),
-            }
-            for case, given in golden.text_cases(answer).items()
-        }
-        if isinstance(answer, answers.Continuations):
-            given = golden.text_cases(answer)["4"]
-            arrays["generate"] = {"4": golden.generate_case(answer, given)}
-        for signature in stated.keys() - arrays.keys():
-            arrays[signature] = {
-                case: {"inputs": sides["inputs"], "outputs": golden.example_outputs(signature, sides["outputs"])}
-                for case, sides in arrays["serving_default"].items()
-            }
+        arrays |= golden.text_signatures(answer, limits)
     golden.write(folder / "golden.npz", arrays)
     warmup.write(folder, name, arrays)
-    tolerances = {signature: golden.tolerances(model, list(sides["outputs"])) for signature, sides in stated.items()}
-    return {"signatures": stated, "precision": model.compute_dtype, "tolerances": tolerances}
+    return {**_stated(signatures, limits), "precision": model.compute_dtype}
+
+
+def _token_arrays(model, tokenizer, options: Options, limits: Limits) -> dict[str, dict]:
+    """The signature `tokens` in golden.npz."""
+    arrays = {
+        case: {"inputs": inputs, "outputs": golden.outputs(model, inputs, limits)}
+        for case, inputs in golden.token_cases(model, tokenizer, options).items()
+    }
+    if options.refuse == "row":
+        for sides in arrays.values():
+            sides["outputs"]["error"] = np.full(len(sides["inputs"]["token_ids"]), "", "U1")
+    return arrays
+
+
+def _stated(signatures: Mapping[str, interface.Signature], limits: Limits) -> dict[str, Any]:
+    """Signatures, and what may differ of their outputs, for manifest.json."""
+    numbers = {
+        name: [output for output, tensor in signature.outputs.items() if tensor.dtype == "float32"]
+        for name, signature in signatures.items()
+    }
+    return {
+        "signatures": {name: signature.stated() for name, signature in signatures.items()},
+        "tolerances": {name: limits.of(outputs) for name, outputs in numbers.items()},
+    }
 
 
 def _write_onnx(
-    model, tokenizer, folder, options: Options, profile: str, chosen: Sequence[str], texts: Sequence[str]
+    model,
+    tokenizer,
+    folder,
+    options: Options,
+    limits: Limits,
+    profile: str,
+    chosen: Sequence[str],
+    texts: Sequence[str],
 ) -> dict:
     onnx_check.check_twin(model, profile)
     graphs = onnx_emit.save(model, folder, profile=profile, length=options.sequence_length)
     for path in graphs:
         onnx_check.check(path)
-    stated = {path.stem: onnx_emit.signature(path) for path in graphs}
-    arrays: dict[str, dict] = {"tokens": {}}
-    cached = "past_key_values" in str(stated)
-    for case, inputs in golden.token_cases(model, tokenizer, options).items():
-        arrays["tokens"][case] = golden.onnx_case(model, inputs, cached, right=profile == "genai")
-    tolerances = {"tokens": golden.tolerances(model, list(next(iter(arrays["tokens"].values()))["outputs"]))}
+    signatures = {path.stem: onnx_emit.signature(path) for path in graphs}
+    cached = "past_key_values" in str(signatures)
+    traced = body_of(model) is None  # And has one length.
+    arrays: dict[str, dict] = {
+        "tokens": {
+            case: golden.onnx_case(model, inputs, limits, cached, right=profile == "genai")
+            for case, inputs in golden.token_cases(model, tokenizer, options, traced or None).items()
+        }
+    }
+    tolerances = {"tokens": limits.of(next(iter(arrays["tokens"].values()))["outputs"])}
     if cached:
-        arrays["generate"], tolerances["generate"] = golden.written_cases(model, tokenizer, options), {}
-    lines = None if tokenizer is None else tokenizer_graph.case(model, tokenizer, options)
-    golden.write(folder / "golden.npz", arrays | ({} if lines is None else {"tokenizer": {"lines": lines}}))
+        arrays["generate"], tolerances["generate"] = golden.written_cases(model, tokenizer, options, limits), {}
+    if tokenizer is not None:
+        arrays |= _tokenizer_arrays(model, tokenizer, options)
+    golden.write(folder / "golden.npz", arrays)
     if profile == "genai":
         genai.write(model, tokenizer, folder, graphs[0].name)
+    refused = None
     if tokenizer is not None:
         # For whoever has texts; onnxruntime-genai looks for it beside its config.
-        place = folder if profile == "genai" else folder / "tokenizer"
-        tokenizer_files.write(tokenizer, model.family, place)
-    refused = None if tokenizer is None else tokenizer_graph.write(model, tokenizer, options, folder)
+        tokenizer_files.write(tokenizer, model.LAYOUT, folder if profile == "genai" else folder / "tokenizer")
+        refused = tokenizer_graph.write(model, tokenizer, options, folder)
     content = {
         **({} if refused is None else {"tokenizer": {"no_graph": refused}}),
-        "signatures": stated,
+        "signatures": signatures,
         "profile": profile,
         "opset": {opset.domain or "ai.onnx": opset.version for opset in onnx_graph.read_header(graphs[0]).opset_import},
         "tolerances": tolerances,
@@ -349,31 +310,19 @@ def _write_onnx(
     return content
 
 
-def _write_litert(model, tokenizer, folder, options: Options) -> dict:
+def _tokenizer_arrays(model, tokenizer, options: Options) -> dict[str, dict]:
+    """The tokenizer in golden.npz; {} where nothing says how the model reads a text."""
+    lines = tokenizer_graph.case(model, tokenizer, options)
+    return {} if lines is None else {"tokenizer": {"lines": lines}}
+
+
+def _write_litert(model, tokenizer, folder, options: Options, limits: Limits) -> dict:
+    options = dataclasses.replace(options, refuse="call")
     litert.save(model, folder, options)
-    stated = {"tokens": savedmodel.signatures(model, None, options)["tokens"]}
-    cases = {
-        case: {"inputs": inputs, "outputs": golden.outputs(model, inputs)}
-        for case, inputs in golden.token_cases(model, tokenizer, options).items()
-    }
-    lines = None if tokenizer is None else tokenizer_graph.case(model, tokenizer, options)
-    golden.write(folder / "golden.npz", {"tokens": cases} | ({} if lines is None else {"tokenizer": {"lines": lines}}))
+    arrays = {"tokens": _token_arrays(model, tokenizer, options, limits)}
     if tokenizer is not None:
-        tokenizer_files.write(tokenizer, model.family, folder / "tokenizer")
-    tolerances = {"tokens": golden.tolerances(model, list(stated["tokens"]["outputs"]))}
-    return {"signatures": stated, "precision": "float32", "tolerances": tolerances}
-
-
-def _replay_elsewhere(folders: Sequence[pathlib.Path]) -> None:
-    """Runs export/verify.py, of which each artifact has a copy, in a process that has nothing of this one.
-
-    Raises:
-      CheckFailed: an artifact fails, or cannot be replayed.
-    """
-    # -P: what stands beside verify.py is ours, and is not to be imported.
-    command = [sys.executable, "-P", verify.__file__, *map(os.fspath, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith(("FAILED", "error:"))]
-        why = "; ".join(lines) or (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CheckFailed(f"nothing published: verify.py ended with code {done.returncode}: {why}")
+        arrays |= _tokenizer_arrays(model, tokenizer, options)
+        tokenizer_files.write(tokenizer, model.LAYOUT, folder / "tokenizer")
+    golden.write(folder / "golden.npz", arrays)
+    signatures = {"tokens": interface.tokens(model, options.sequence_length)}
+    return {**_stated(signatures, limits), "precision": "float32"}

@@ -7,7 +7,8 @@ from typing import Any
 import keras
 
 from tfzoo import files
-from tfzoo.export import answers
+from tfzoo.generation.decode import special_ids
+from tfzoo.text.reader import pad_id
 
 FILE = "genai_config.json"
 
@@ -18,8 +19,8 @@ def write(model: keras.Model, tokenizer: Any, folder: pathlib.Path, filename: st
 
     The fields are those of https://onnxruntime.ai/docs/genai/reference/config.html.
     """
-    config, ids = model.config, answers.special_ids(model)
-    pad = 0 if tokenizer is None else answers.pad_id(tokenizer)
+    config, ids = model.config, special_ids(model)
+    pad = 0 if tokenizer is None else pad_id(tokenizer)
     end = ids.get("eos_token_id", getattr(tokenizer, "eos_id", None))
     end = pad if end is None else end  # onnxruntime-genai knows no text without one.
     begin = getattr(tokenizer, "bos_id", None)

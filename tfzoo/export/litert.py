@@ -14,9 +14,8 @@ import keras
 import tensorflow as tf
 
 from tfzoo.errors import UserError, one_line
-from tfzoo.export import savedmodel
+from tfzoo.export import interface
 from tfzoo.export.answers import Options
-from tfzoo.export.onnx import emit as onnx_emit
 from tfzoo.nn import basic
 
 NAME = "model.tflite"
@@ -34,16 +33,16 @@ def save(model: keras.Model, folder: str | os.PathLike, options: Options) -> pat
         raise UserError(
             f"--formats=litert: {model.count_params():,} weights do not fit the 2 GiB of a file; {_INSTEAD}"
         )
-    specs = savedmodel.token_specs(model, options)
-    names = onnx_emit.outputs_of(model)
+    signature = interface.tokens(model, options.sequence_length)
 
     def call(*values):
-        found = model(dict(zip(specs, values)), training=False)
-        return {name: tf.cast(found[name], tf.float32) for name in names}
+        inputs = _refusing(model.config, dict(zip(signature.inputs, values)))
+        found = model(inputs, training=False)
+        return {name: tf.cast(found[name], tf.float32) for name in signature.outputs}
 
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]  # As savedmodel.py has them.
-    module.tokens = tf.function(call, autograph=False, input_signature=[*specs.values()])
+    module.tokens = tf.function(call, autograph=False, input_signature=signature.specs())
     with tempfile.TemporaryDirectory() as saved, _known_gelu(model):
         tf.saved_model.save(module, saved, signatures={"tokens": module.tokens.get_concrete_function()})
         converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=["tokens"])
@@ -56,6 +55,21 @@ def save(model: keras.Model, folder: str | os.PathLike, options: Options) -> pat
     path = pathlib.Path(folder, NAME)
     path.write_bytes(content)
     return path
+
+
+def _refusing(config, inputs: dict) -> dict:
+    """The inputs, of which ids, segments and positions are looked up in a table of their own numbers: LiteRT has no
+    assertions, but its Gather fails on what is beyond a table."""
+    found = {}
+    for name, value in inputs.items():
+        size = interface.input_of(name).size(config)
+        if name == "entity_positions":
+            size = tf.shape(inputs["token_ids"])[1]
+        if size is not None:
+            # What is negative would be counted from the end.
+            value = tf.gather(tf.range(size), tf.where(value < 0, size, value))
+        found[name] = value
+    return found
 
 
 def _why(error: Exception) -> str:

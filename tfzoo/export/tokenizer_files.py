@@ -15,7 +15,7 @@ from tfzoo.text.framing import PAIR, TEXT
 from tfzoo.text.wordpiece import WordPiece
 
 
-def write(tokenizer: Any, family: str, folder: pathlib.Path) -> None:
+def write(tokenizer: Any, layout: framing.Layout, folder: pathlib.Path) -> None:
     """Fills `folder`, which `tfzoo.text.load` and Hugging Face's libraries read."""
     tokenizer.save(folder)
     path = folder / "tokenizer.json"
@@ -31,7 +31,7 @@ def write(tokenizer: Any, family: str, folder: pathlib.Path) -> None:
     templates = {}
     for name, pair in (("single", False), ("pair", True)):
         with contextlib.suppress(UserError):  # No token would part two texts.
-            templates[name] = _template(framing.frame(family, tokenizer, pair), tokenizer)
+            templates[name] = _template(framing.frame(layout, tokenizer, pair), tokenizer)
     if templates.get("single", ["$A:0"]) != ["$A:0"]:
         fast.post_processor = processors.TemplateProcessing(**templates, special_tokens=list(special.items()))
     fast.save(str(path))

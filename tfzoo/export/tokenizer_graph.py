@@ -20,12 +20,12 @@ import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
 from tfzoo.errors import UserError, one_line
-from tfzoo.export import answers, verify
+from tfzoo.export import interface, verify
 from tfzoo.export.answers import Options
-from tfzoo.export.onnx import emit as onnx_emit
 from tfzoo.text import framing
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.framing import PAIR, TEXT, Frame
+from tfzoo.text.reader import pad_id
 from tfzoo.text.sentencepiece import KINDS, SentencePiece
 
 NAME = "tokenizer.onnx"
@@ -93,11 +93,11 @@ def case(model: keras.Model, tokenizer: Any, options: Options) -> dict[str, dict
         return np.array([[*row, *[fill] * (length - len(row))] for row in rows], np.int64).reshape(len(rows), length)
 
     columns = {
-        "input_ids": table([ids for _, ids, _ in rows], answers.pad_id(tokenizer)),
+        "input_ids": table([ids for _, ids, _ in rows], pad_id(tokenizer)),
         "attention_mask": table([[1] * len(ids) for _, ids, _ in rows], 0),
         "token_type_ids": table([segments for _, _, segments in rows], 0),
     }
-    asked = {onnx_emit.NAMES[name] for name in onnx_emit.inputs_of(model)}
+    asked = {value.onnx for value in interface.inputs_of(model).values()}
     return {
         "inputs": {name: np.array([texts[i] for texts, _, _ in rows], "U") for i, name in enumerate(names)},
         "outputs": {name: value for name, value in columns.items() if name in asked},
@@ -107,7 +107,7 @@ def case(model: keras.Model, tokenizer: Any, options: Options) -> dict[str, dict
 def frame_of(model: keras.Model, tokenizer: Any, options: Options) -> Frame | None:
     pair = options.text_pair or model.head_names == ("next_sentence",) or "span" in model.heads
     try:
-        return framing.frame(model.family, tokenizer, pair)
+        return framing.frame(model.LAYOUT, tokenizer, pair)
     except UserError:
         return None
 
@@ -147,7 +147,7 @@ def write(model: keras.Model, tokenizer: Any, options: Options, folder: pathlib.
 
 
 def _inputs(model: keras.Model) -> list[str]:
-    names = [onnx_emit.NAMES[name] for name in onnx_emit.inputs_of(model)]
+    names = [value.onnx for value in interface.inputs_of(model).values()]
     return [name for name in names if name in ("input_ids", "attention_mask", "token_type_ids")]
 
 
@@ -183,7 +183,7 @@ def emit(tokenizer: Any, frame: Frame, options: Options, outputs: list[str]) -> 
     place = graph.add("Range", graph.constant(0), longest, graph.constant(1))
     place = graph.add("Expand", graph.add("Unsqueeze", place, graph.ints(0)), graph.shape(end, longest))
     ids, segments = graph.add("Mul", place, graph.ints(0)), graph.add("Mul", place, graph.ints(0))
-    ids = graph.add("Add", ids, graph.ints(answers.pad_id(tokenizer)))
+    ids = graph.add("Add", ids, graph.ints(pad_id(tokenizer)))
     for part, segment, begin in zip(frame.parts, frame.segments, begins):
         at = graph.add("Sub", place, begin)
         size = kept[part] if isinstance(part, str) else graph.ints(1)

@@ -200,7 +200,7 @@ def _fed(
         return run
 
     _, found = verify.load_onnx(folder, names)
-    read = verify.reader({name: recording(name) for name in names}, found)
+    read = verify.Runner({name: recording(name) for name in names}, found)
     for inputs in calibration:
         read("tokens", inputs)
     return fed

@@ -22,18 +22,40 @@ ROWS: dict[str, tuple[Any, Any]] = {
     "seed": (np.int32, None),
 }
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-# name -> (lowest, highest, whether the lowest is allowed)
-_BOUNDS = {
-    "max_new_tokens": (1, 2**31 - 1, True),
-    "min_new_tokens": (0, 2**31 - 1, True),
-    "temperature": (0, np.inf, True),
-    "top_k": (0, 2**31 - 1, True),
-    "top_p": (0, 1, False),
-    "min_p": (0, 1, True),
-    "typical_p": (0, 1, False),
-    "repetition_penalty": (0, np.inf, False),
-    "presence_penalty": (-np.inf, np.inf, True),
-    "seed": (-(2**31), 2**31 - 1, True),
+_FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Which values an option may have: from `low`, or above it where it is not `reached`, to `high`. Never NaN.
+
+    One rule for what a caller gives, arrays, and for what a graph is given, tensors.
+    """
+
+    low: float
+    high: float
+    reached: bool = True
+
+    def hold(self, values):
+        """An array or tensor of numbers -> of bools."""
+        return (values >= self.low if self.reached else values > self.low) & (values <= self.high)
+
+    def __str__(self) -> str:
+        low = [] if self.low == -_FLOAT_MAX else [f"{'at least' if self.reached else 'above'} {self.low}"]
+        return f"must be {' and '.join([*low, 'finite' if self.high == _FLOAT_MAX else f'at most {self.high}'])}"
+
+
+BOUNDS = {
+    "max_new_tokens": Bounds(1, 2**31 - 1),
+    "min_new_tokens": Bounds(0, 2**31 - 1),
+    "temperature": Bounds(0, _FLOAT_MAX),
+    "top_k": Bounds(0, 2**31 - 1),
+    "top_p": Bounds(0, 1, reached=False),
+    "min_p": Bounds(0, 1),
+    "typical_p": Bounds(0, 1, reached=False),
+    "repetition_penalty": Bounds(0, _FLOAT_MAX, reached=False),
+    "presence_penalty": Bounds(-_FLOAT_MAX, _FLOAT_MAX),
+    "seed": Bounds(-(2**31), 2**31 - 1),
 }
 
 
@@ -174,11 +196,8 @@ def _row_value(name: str, value, dtype):
     except (TypeError, ValueError):
         kind = "whole numbers" if np.issubdtype(dtype, np.integer) else "numbers"
         raise UserError(f"{name} ({value!r}) must be a number, or one for each row, of {kind}") from None
-    low, high, reached = _BOUNDS[name]
-    good = (array >= low if reached else array > low) & (array <= high)
-    if array.ndim > 1 or not np.all(good):
-        above = "at least" if reached else "above"
-        raise UserError(f"{name} ({_shown(array)}) must be {above} {low} and at most {high}, one for all or each row")
+    if array.ndim > 1 or not np.all(BOUNDS[name].hold(array)):
+        raise UserError(f"{name} ({_shown(array)}) {BOUNDS[name]}, one for all or each row")
     return array.astype(dtype)
 
 

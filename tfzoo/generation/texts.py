@@ -135,7 +135,7 @@ def prompt_frame(model, tokenizer) -> tuple[list[int], list[int]]:
             f"model {model.name!r} has no tokenizer beside it that tfzoo reads; put its files into the folder"
         )
     if model.record is not None:
-        parts = list(framing.frame(model.family, tokenizer).parts)
+        parts = list(framing.frame(model.LAYOUT, tokenizer).parts)
         place = parts.index(framing.TEXT)
         before, after = parts[:place], parts[place + 1 :]
     elif model.is_encoder_decoder:

@@ -32,6 +32,7 @@ class Model(nn.EncoderDecoderModel):
 
     family = "bart"
     CLASSIFIER_HIDDEN = "tanh"
+    LAYOUT = ("cls $A sep", "cls $A sep sep $B sep")
     LOGITS_BIAS = True
 
 

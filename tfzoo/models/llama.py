@@ -46,6 +46,7 @@ class Model(nn.DecoderModel):
     """The decoder with its language model head."""
 
     family = "llama"
+    LAYOUT = ("bos? $A", None)
 
 
 MODEL_TYPES = {

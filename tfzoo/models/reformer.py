@@ -28,6 +28,7 @@ class Model(nn.Model):
     """A tower of reversible layers, causal or not by its config; the page above states the shapes."""
 
     family = "reformer"
+    fixed_length = True
     CLASSIFIER_HIDDEN = "tanh"
 
     def make_body(self, config):
@@ -35,10 +36,9 @@ class Model(nn.Model):
         self.rotations = [f"rotations.{i}" for i in range(config.attention_layers.count("lsh"))]
         self.INPUTS = ("token_ids", "padding_mask", *self.rotations, "masked_positions", "entity_positions")
 
-    def build(self, input_shape=None):
-        self.encoder.build()
-        for head in self.heads.values():
-            head.build((None, None, 2 * self.config.hidden_size))
+    @property
+    def sequence_size(self):
+        return 2 * self.config.hidden_size
 
     def towers(self):
         return [self.encoder]

@@ -47,12 +47,18 @@ class Model(nn.EncoderModel):
     INPUTS = tuple(name for name in nn.EncoderModel.INPUTS if name != "segment_ids")
     CLASSIFIER_HIDDEN = "tanh"
     POOLER = True  # Some checkpoints have one; no head reads it.
+    LAYOUT = ("cls $A sep", "cls $A sep sep $B sep")
 
     def position_ids(self, inputs):
         if "position_ids" in inputs or "padding_mask" not in inputs:
             return inputs.get("position_ids")
         real = ops.cast(inputs["padding_mask"], "int32")
         return ops.cumsum(real, axis=1) * real - 1
+
+    def onnx_position_ids(self, graph, inputs):
+        mask, at = inputs["padding_mask"], f"{self.name}/position_ids"
+        count = graph.add("Mul", graph.add("CumSum", mask, graph.whole(1), at=at), mask, at=at)
+        return graph.add("Sub", count, graph.ints(1), at=at)
 
     def make_lm(self):  # The head's activation is gelu, whatever the blocks'.
         config = dataclasses.replace(self.config, activation="gelu")

@@ -48,11 +48,10 @@ class Model(nn.EncoderDecoderModel):
     family = "t5"
     CLASSIFIER_HIDDEN = "tanh"
 
-    def answer(self, name, head, outputs, inputs, training):
+    def make_lm(self):
         # The authors' code (mesh_tensorflow, shared_embedding_and_softmax_weights) scales what it ties.
-        if name == "lm" and self.config.tie_embeddings:
-            outputs = outputs | {"sequence": outputs["sequence"] * self.config.hidden_size**-0.5}
-        return super().answer(name, head, outputs, inputs, training)
+        scale = self.config.hidden_size**-0.5 if self.config.tie_embeddings else 1.0
+        return self._head(nn.LMHead, "lm", self.tokens, scale=scale)
 
 
 MODEL_TYPES = {"t5": _FAMILY, "mt5": _FAMILY}

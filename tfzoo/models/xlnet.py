@@ -26,6 +26,8 @@ class Model(nn.EncoderModel):
     STACK_INPUTS = ("segment_ids", "padding_mask", "permutation_mask", "target_mapping", "previous_sequence")
     INPUTS = ("token_ids", *STACK_INPUTS, "entity_positions")
     POOL, CLASSIFIER_HIDDEN = "last", "tanh"
+    LAYOUT = ("$A sep cls:2", "$A sep $B:1 sep:1 cls:2")
+    reads_segments = True  # They are compared with each other, and need no table.
 
     def make_body(self, config):
         self.encoder, self.pooler = nn.TwoStreamTower(config, dtype=self.dtype_policy, name="encoder"), None
@@ -34,13 +36,12 @@ class Model(nn.EncoderModel):
         rest = {name: inputs[name] for name in self.STACK_INPUTS if name in inputs}
         return self.encoder(inputs["token_ids"], **rest, training=training)
 
+    def onnx_body(self, graph, inputs):  # The content stream alone.
+        tokens, padding = inputs["token_ids"], inputs["padding_mask"]
+        return {"sequence": graph.emit(self.encoder, tokens, padding, segment_ids=inputs["segment_ids"])}
+
     def make_lm(self):
         return self._head(nn.LMHead, "lm", self.tokens, True)
-
-    def answer(self, name, head, outputs, inputs, training):
-        if name == "lm":
-            return head(outputs.get("query_sequence", outputs["sequence"]))
-        return super().answer(name, head, outputs, inputs, training)
 
 
 # Hugging Face: config.json's fields, and the modules and tensors that hold our layers' weights.

@@ -88,7 +88,7 @@ def activation(name: str):
 
 @tf.custom_gradient
 def _layer_norm(x, epsilon, gamma, *beta):
-    """x [N, E] in float32, normalised over E; keeps x_hat and 1/sigma for the backward pass. beta: one or none."""
+    """x [N, E], normalised over E; keeps x_hat and 1/sigma for the backward pass. beta: one or none."""
     centred = x - tf.reduce_mean(x, -1, keepdims=True)
     inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
     normal = centred * inverse
@@ -108,7 +108,7 @@ def _layer_norm(x, epsilon, gamma, *beta):
 
 @tf.custom_gradient
 def _rms_norm(x, gamma, epsilon):
-    """x [N, E] in float32, divided by its root mean square over E."""
+    """x [N, E], divided by its root mean square over E."""
     inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon)
     normal = x * inverse
 
@@ -122,7 +122,7 @@ def _rms_norm(x, gamma, epsilon):
 
 class _Norm(keras.layers.Layer):
     """Normalises [..., E] over E with a gradient of its own, which takes fewer passes over memory than automatic
-    differentiation. Computes in float32 under every dtype policy."""
+    differentiation. Computes in float32 under every dtype policy but float64."""
 
     def __init__(self, epsilon: float = 1e-12, **kwargs):
         super().__init__(**kwargs)
@@ -135,7 +135,8 @@ class _Norm(keras.layers.Layer):
     def call(self, x):
         shape = ops.shape(x)
         flat = x if len(shape) == 2 else ops.reshape(x, (-1, shape[-1]))
-        y = ops.cast(self.normalize(ops.cast(flat, "float32")), x.dtype)
+        wide = flat if x.dtype == tf.float64 else ops.cast(flat, "float32")
+        y = ops.cast(self.normalize(wide), x.dtype)
         return y if len(shape) == 2 else ops.reshape(y, shape)
 
 

@@ -146,7 +146,8 @@ class MaskedLMHead(keras.layers.Layer):
 
 class LMHead(keras.layers.Layer):
     """sequence [B, L, E] -> logits [B, L, V], float32: the product with the token embeddings, or with a matrix of its
-    own where the config does not tie the two. use_bias adds one for each word, which train_bias False holds fixed."""
+    own where the config does not tie the two. use_bias adds one for each word, which train_bias False holds fixed. The
+    sequence is multiplied by `scale` first."""
 
     def __init__(
         self,
@@ -154,10 +155,11 @@ class LMHead(keras.layers.Layer):
         embedding: TokenEmbedding,
         use_bias: bool = False,
         train_bias: bool = True,
+        scale: float = 1.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.embedding, self.use_bias, self.train_bias = embedding, use_bias, train_bias
+        self.embedding, self.use_bias, self.train_bias, self.scale = embedding, use_bias, train_bias, scale
         self.dense = None
         if not config.tie_embeddings:
             self.dense = _dense(self, config, config.vocab_size, "dense", use_bias=False)
@@ -173,6 +175,8 @@ class LMHead(keras.layers.Layer):
     def call(self, sequence, masked_positions=None):
         if masked_positions is not None:
             sequence = gather_positions(sequence, masked_positions)
+        if self.scale != 1.0:
+            sequence = sequence * self.scale
         logits = ops.cast(self.embedding.attend(sequence) if self.dense is None else self.dense(sequence), "float32")
         return logits + ops.cast(read(self.bias), "float32") if self.use_bias else logits
 

@@ -101,6 +101,9 @@ class Model(keras.Model):
 
     family = ""  # The page's name in models.FAMILIES; a user's subclass inherits it.
     is_encoder_decoder = False
+    fixed_length = False  # True: L is known when a graph is made, and all rows of an export have it.
+    # The special tokens around a text, and around two: see tfzoo.text.framing.
+    LAYOUT: tuple[str, str | None] = ("cls $A sep", "cls $A sep $B:1 sep:1")
     record: Any = None  # A models.record.FolderRecord of the folder that the model was read from; else None.
     INPUTS: Sequence[str] = ("token_ids", "padding_mask")
     REQUIRED_INPUTS: Sequence[str] = ("token_ids",)
@@ -138,16 +141,25 @@ class Model(keras.Model):
 
     def build(self, input_shape=None):
         """Creates all variables. Without it Keras would run the model to find out, which takes twice as long."""
-        sequence_shape = (None, None, self.config.hidden_size)
         for tower in self.towers():
             tower.build()
         for head in self.heads.values():
-            head.build(sequence_shape)
+            head.build((None, None, self.sequence_size))
 
     @property
     def is_causal(self) -> bool:
         """Whether each token attends to itself and to those before it alone."""
         return bool(getattr(self.config, "causal", False))
+
+    @property
+    def reads_segments(self) -> bool:
+        """Whether segment_ids say anything: with one segment there is nothing to choose from."""
+        return "segment_ids" in self.INPUTS and self.config.num_segments > 1
+
+    @property
+    def sequence_size(self) -> int:
+        """The numbers that `sequence` has of each token."""
+        return self.config.hidden_size
 
     @property
     def can_generate(self) -> bool:
@@ -194,8 +206,8 @@ class Model(keras.Model):
     def answer(self, name, head, outputs, inputs, training):
         """The logits of one head."""
         sequence = outputs["sequence"]
-        if name == "lm":
-            return head(sequence, inputs.get("masked_positions"))
+        if name == "lm":  # Of two streams the second is asked.
+            return head(outputs.get("query_sequence", sequence), inputs.get("masked_positions"))
         if name == "discriminate":
             return head(sequence)
         if name == "relation":
@@ -366,6 +378,7 @@ class DecoderModel(_Decoding, Model):
     """A causal decoder: token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V]."""
 
     INPUTS = ("token_ids", "padding_mask", "position_ids", "attention_mask", "document_ids", "entity_positions")
+    LAYOUT = ("added_bos? $A", None)
     POOL = "last"
     is_causal = True
 
@@ -412,6 +425,7 @@ class EncoderDecoderModel(_Decoding, Model):
     )
     REQUIRED_INPUTS = ("token_ids", "decoder_token_ids")
     HEADS = ("lm", "classify")
+    LAYOUT = ("$A eos?", "$A eos $B:1 eos:1")
     POOL = "last"
     LOGITS_BIAS = False  # A constant for each word, which checkpoints bring and training leaves as it is.
 

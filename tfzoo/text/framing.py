@@ -1,4 +1,13 @@
-"""Which special tokens stand around a text, or a pair of texts, where a model reads it."""
+"""Which special tokens stand around a text, or a pair of texts, where a model reads it.
+
+A family's page has its layout: a template for a text, and one for a pair, None where no token parts two texts.
+
+    ("cls $A sep", "cls $A sep $B:1 sep:1")
+
+$A and $B are the texts; the other words are roles of the tokenizer's special tokens: cls, sep, bos, eos, and added_bos,
+which is bos where the tokenizer's folder says that texts begin with it. A number behind a colon is the segment, 0 where
+there is none. A role with a question mark is left out where the tokenizer has no such token.
+"""
 
 import dataclasses
 from typing import Any
@@ -6,6 +15,9 @@ from typing import Any
 from tfzoo.errors import UserError
 
 TEXT, PAIR = "text", "text_pair"
+Layout = tuple[str, str | None]
+# For a tokenizer that lacks a token of its model's layout.
+FALLBACK: Layout = ("$A eos?", "$A eos $B:1 eos:1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,38 +40,27 @@ class Frame:
         return length - (len(self.parts) - len(self.texts))
 
 
-def frame(family: str, tokenizer: Any, pair: bool = False) -> Frame:
-    """The frame of a family with a tokenizer; of a pair, where asked for.
-
-    With [CLS] and [SEP] it is BERT's, RoBERTa's doubled separator or XLNet's, whose classifier comes last; T5's and
-    Marian's texts end with </s>, Llama's begin with what its tokenizer begins with, GPT-2's have nothing around them
-    unless the tokenizer's folder asks for it.
+def frame(layout: Layout, tokenizer: Any, pair: bool = False) -> Frame:
+    """The frame that a layout asks for with a tokenizer; of a pair, where asked for.
 
     Raises:
       UserError: a pair, where nothing would part the two texts, or a text that needs to name its language.
     """
-    cls, sep, bos, eos = (getattr(tokenizer, f"{role}_id", None) for role in ("cls", "sep", "bos", "eos"))
     if getattr(tokenizer, "kind", None) == "mbart":
         raise UserError("mBART's texts end with the code of their language, which is not known here")
-    if family in ("gpt2", "llama", "palm"):
-        begun = bos is not None and (family == "llama" or getattr(tokenizer, "adds_bos", False))
-        before, between, after = ([bos] if begun else []), None, []
-    elif family in ("t5", "transformer") or cls is None or sep is None:
-        end = [] if eos is None else [eos]
-        before, between, after = [], end or None, end
-    elif family == "xlnet":
-        before, between, after = [], [sep], [sep, cls]
-    else:
-        before, between, after = [cls], [sep, sep] if family in ("roberta", "bart") else [sep], [sep]
-    if not pair:
-        segments = [0] * (len(before) + 1 + len(after))
-        parts = [*before, TEXT, *after]
-    elif between is None:
-        raise UserError(f"text_pair: {family} with this tokenizer has no token to part two texts; give it one text")
-    else:
-        second = 0 if family in ("roberta", "bart") else 1
-        segments = [0] * (len(before) + 1 + len(between)) + [second] * (1 + len(after))
-        parts = [*before, TEXT, *between, PAIR, *after]
-    if family == "xlnet":
-        segments[-1] = 2
-    return Frame(tuple(parts), tuple(segments))
+    known: dict[str, int | str | None] = {"$A": TEXT, "$B": PAIR}
+    known |= {role: getattr(tokenizer, f"{role}_id", None) for role in ("cls", "sep", "bos", "eos")}
+    known["added_bos"] = known["bos"] if getattr(tokenizer, "adds_bos", False) else None
+    for template in (layout[pair], FALLBACK[pair]):
+        if template is None:  # The model reads no pairs, whatever the tokenizer.
+            break
+        parts, complete = [], True
+        for word in template.split():
+            name, _, segment = word.partition(":")
+            part = known[name.removesuffix("?")]
+            if part is not None:
+                parts.append((part, int(segment or 0)))
+            complete &= part is not None or name.endswith("?")
+        if complete:
+            return Frame(*zip(*parts))
+    raise UserError("text_pair: with this tokenizer the model has no token to part two texts; give it one text")

@@ -16,6 +16,8 @@ from tfzoo.export import golden, verify
 from tfzoo.export.answers import Options
 from tfzoo.export.onnx import emit as onnx_emit
 from tfzoo.export.onnx import graph as onnx_graph
+from tfzoo.export.onnx.bodies import body_of
+from tfzoo.export.precision import Limits
 
 
 def check(path: pathlib.Path) -> None:
@@ -49,7 +51,7 @@ def check_twin(model: keras.Model, profile: str = "standard") -> None:
     Raises:
       CheckFailed: they do not answer as Keras does.
     """
-    if type(model) not in onnx_emit.BODIES:  # Traced: nothing here is of our making, and it has one length.
+    if body_of(model) is None:  # Traced: nothing here is of our making, and it has one length.
         return
     twin = small_twin(model)
     graphs = onnx_emit.emit(twin, profile=profile)
@@ -59,14 +61,14 @@ def check_twin(model: keras.Model, profile: str = "standard") -> None:
     if any(opset.domain for graph in graphs.values() for opset in graph.opset_import):
         read, _ = verify.load_graphs({name: graph.SerializeToString() for name, graph in graphs.items()}, shared)
     else:
-        read = verify.reader({name: ReferenceEvaluator(graph).run for name, graph in graphs.items()}, found)
+        read = verify.Runner({name: ReferenceEvaluator(graph).run for name, graph in graphs.items()}, found)
     options = Options(sequence_length=min(8, twin.config.max_positions))
-    case = golden.onnx_case(twin, list(golden.token_cases(twin, None, options).values())[-1], cached, shared)
+    limits = Limits(1e-4)
+    case = golden.onnx_case(twin, list(golden.token_cases(twin, None, options).values())[-1], limits, cached, shared)
     try:
         got = read("tokens", case["inputs"])
-        limits = golden.tolerances(twin, list(case["outputs"]))
-        for name, want in case["outputs"].items():
-            verify.compare(got[name], want, limits[name] | {"allowed": 1e-4})
+        for name, limit in limits.of(case["outputs"]).items():
+            verify.compare(got[name], case["outputs"][name], limit)
     except Exception as error:  # A graph that is wrong may fail in any way.
         raise CheckFailed(
             f"ONNX's reference implementation does not answer as the model does: {one_line(error)}"

@@ -29,20 +29,39 @@ _GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
 _SMALL = 4096  # Tensors of fewer bytes stay in the file of the graph.
 _INT64_MAX = np.array(2**63 - 1, np.int64)
+_MASKED = {"float32": -1e9, "float16": -3e4}  # What nn.mask_bias adds. Finite: a row without keys gives equal weights.
+
+
+Emitter = Callable[..., Any]  # (graph, layer, *inputs, **options) -> output, or outputs
 
 
 def no_emitter(what: str, layer: keras.layers.Layer) -> UserError:
     return UserError(
-        f"{what} ({layer.path}) has no ONNX emitter; add one in tfzoo/export/onnx_emit.py, or export with "
+        f"{what} ({layer.path}) has no ONNX emitter; give its class a method onnx_call, or export with "
         f"--formats=savedmodel"
     )
+
+
+def emitter_of(thing: Any, method: str, known: Mapping[type, Emitter]) -> Emitter | None:
+    """What says in operators what a method of a layer or model says in keras.ops, found along the classes it is of: a
+    method onnx_NAME of theirs, or a function in `known`. None where there is none: a subclass that has the method
+    itself may compute something else than its base."""
+    for cls in type(thing).__mro__:
+        own = vars(cls).get(f"onnx_{method}")
+        if own is not None:
+            return lambda graph, thing, *inputs, **options: own(thing, graph, *inputs, **options)
+        if cls in known:
+            return known[cls]
+        if method in vars(cls):
+            break
+    return None
 
 
 class Graph:
     """Tensors are known by their names.
 
     Args:
-      emitters: layer class -> (graph, layer, *inputs, **options) -> output.
+      emitters: layer class -> what its `call` is in operators.
       profile: one of PROFILES.
       dtype: one of DTYPES, of weights and activations; outputs are float32 in any case.
       data: where weights are written as they come, beside the graph's file, so that no more than one of them is held
@@ -53,7 +72,7 @@ class Graph:
 
     def __init__(
         self,
-        emitters: Mapping[type, Callable[..., Any]],
+        emitters: Mapping[type, Emitter],
         profile: str = "standard",
         dtype: str = "float32",
         data: pathlib.Path | None = None,
@@ -92,10 +111,23 @@ class Graph:
         Raises:
           UserError: the layer's class has no emitter.
         """
-        # A subclass may compute something else, so its base's function does not serve it.
-        if type(layer) not in self.emitters:
+        emitter = self.emitter(layer)
+        if emitter is None:
             raise no_emitter(type(layer).__name__, layer)
-        return self.emitters[type(layer)](self, layer, *inputs, **options)
+        return emitter(self, layer, *inputs, **options)
+
+    def emitter(self, layer: keras.layers.Layer) -> Emitter | None:
+        return emitter_of(layer, "call", self.emitters)
+
+    @property
+    def type(self) -> int:
+        """Of weights and activations, ONNX's number."""
+        return DTYPES[self.dtype.name]
+
+    @property
+    def outside(self) -> int:
+        """The type of keys and values outside. One buffer for what comes in and goes on leaves no room for a Cast."""
+        return self.type if self.profile == "genai" else TensorProto.FLOAT
 
     def weight(self, variable, shape: tuple[int, ...] | None = None) -> str:
         """A Keras variable as an initializer of its path's name; once, however often it is used."""
@@ -132,7 +164,7 @@ class Graph:
     def output(self, name: str, source: str, *axes, dtype: int = TensorProto.FLOAT) -> None:
         """Gives the tensor `source` a name outside, where it is of `dtype`."""
         at = f"outputs/{name}"
-        if dtype != DTYPES[self.dtype.name]:
+        if dtype != self.type:
             source = self.add("Cast", source, at=at, to=dtype)
         (node,) = (node for node in self.nodes if source in node.output)
         if any(source in other.input for other in self.nodes) or source in {o.name for o in self.outputs}:
@@ -197,6 +229,19 @@ class Graph:
         """table [N, E], ids [B, L] -> [B, L, E]. Gather counts negative ids from the end: they are made huge."""
         ids = self.add("BitwiseAnd", ids, self.constant("constants/int64_max", _INT64_MAX), at=at)
         return self.add("Gather", table, ids, at=at)
+
+    def gather(self, sequence: str, positions: str, at: str) -> str:
+        """sequence [B, L, E], positions [B, P] -> [B, P, E]."""
+        indices = self.add("Unsqueeze", positions, self.ints(2), at=at)
+        return self.add("GatherND", sequence, indices, at=at, batch_dims=1)
+
+    def narrow(self, x: str, at: str) -> str:
+        """What is float32 outside, in the graph's dtype."""
+        return x if self.dtype == np.float32 else self.add("Cast", x, at=at, to=self.type)
+
+    def masked(self, seen: str, at: str) -> str:
+        """bool -> what is added to scores: 0 where a query may see a key."""
+        return self.add("Where", seen, self.number(0.0), self.number(_MASKED[self.dtype.name]), at=at)
 
     def heads(self, x: str, num_heads: int, at: str) -> str:
         """x [B, L, H D] -> [B, H, L, D]."""
@@ -270,7 +315,7 @@ def _rms_normalization(graph: Graph, x: str, gamma: str, *, at: str, axis: int, 
     mean = add("ReduceMean", add("Mul", wide, wide), graph.ints(axis))
     small = graph.constant(f"constants/epsilon_{epsilon!r}", np.array(epsilon, np.float32))
     y = add("Div", wide, add("Sqrt", add("Add", mean, small)))
-    y = add("Cast", y, to=DTYPES[graph.dtype.name]) if graph.dtype != np.float32 else y
+    y = add("Cast", y, to=graph.type) if graph.dtype != np.float32 else y
     return add("Mul", y, gamma)
 
 

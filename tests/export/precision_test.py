@@ -1,0 +1,145 @@
+"""What float32 itself does, and what is allowed for it."""
+
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from tests.export import small
+from tfzoo.errors import CheckFailed
+from tfzoo.export import artifact, golden, precision, publish, verify
+from tfzoo.export.answers import Options
+from tfzoo.export.precision import Limits
+
+
+def cases(model):
+    return golden.token_cases(model, None, Options(16)).values()
+
+
+def ill_conditioned():
+    """A classifier whose logits are small differences of large numbers: float32 keeps few of their digits."""
+    model = small.model(heads=("classify",), pool="mean", num_layers=1)
+    head, (inputs, *_) = model.heads["classify"], cases(model)
+    kernel, bias = (np.zeros(weight.shape, np.float32) for weight in head.weights)
+    kernel[0] = 1e4
+    bias -= 1e4 * np.mean(np.asarray(model(inputs)["sequence"])[0, :, 0])
+    head.set_weights([kernel, bias])
+    return model
+
+
+class PrecisionTest(tf.test.TestCase):
+    def test_what_float32_does(self):
+        model = small.model("gpt2", num_layers=1)
+        (inputs, *_) = cases(model)
+        first = {name: value[:1] for name, value in inputs.items()}
+        exact = precision.with_precision(model, "float64")
+        self.assertEqual({np.asarray(weight).dtype for weight in exact.weights}, {np.dtype(np.float64)})
+        got, want = (np.asarray(m(first)["logits"], np.float64) for m in (model, exact))
+        apart = np.abs(got - want).max() / max(1, np.abs(want).max())
+        self.assertAllClose(precision.float32_error(model, [inputs]), apart, rtol=1e-12)
+        self.assertBetween(apart, 1e-8, 3e-6)  # A few roundings of 6e-8.
+        model = ill_conditioned()
+        self.assertBetween(precision.float32_error(model, cases(model)), 1e-5, 1e-2)
+
+    def test_padding_does_not_count(self):
+        model = small.model(heads=("tag",), num_layers=1)
+        inputs = {name: value[-1:] for name, value in list(cases(model))[1].items()}
+        real = inputs["padding_mask"]
+        self.assertFalse(real.all())
+        error = precision.float32_error(model, [inputs])
+        twin = precision.with_precision(model, "float64")
+
+        def wrong_at_padding(given):
+            return {"tag_logits": twin(given)["tag_logits"] + tf.cast(~real, tf.float32)[..., None]}
+
+        with mock.patch.object(precision, "with_precision", lambda *_: wrong_at_padding):
+            self.assertEqual(precision.float32_error(model, [inputs]), error)
+
+    def test_limits(self):
+        def limits(model, error, **constants):
+            with (
+                mock.patch.object(precision, "float32_error", lambda *_: error),
+                mock.patch.multiple(precision, **({"_DEEP": 12} | constants)),
+            ):
+                return list(precision.limits_of(model, lambda: ()))
+
+        shallow, deep = small.model(num_layers=1), small.model("t5", num_layers=6, num_decoder_layers=6)
+        self.assertEqual(limits(shallow, 1e-7), [Limits(2e-5)])
+        self.assertEqual(limits(shallow, 1e-5), [Limits(2e-5), Limits(8e-5, 1e-5)])
+        self.assertEqual(limits(shallow, 1.0), [Limits(2e-5), Limits(1e-3, 1.0)])
+        self.assertEqual(limits(deep, 1e-7), [Limits(2e-5, 1e-7)])
+        self.assertEqual(limits(deep, 1e-5), [Limits(8e-5, 1e-5)])
+        self.assertEqual(limits(deep, 1e-5, _ROOM=0), [Limits(1e-4)])
+        self.assertEqual(limits(small.model(num_layers=1, dtype="mixed_bfloat16"), 1e-5), [Limits(8e-2)])
+        self.assertEqual(Limits(1e-4).of(["logits"]), {"logits": {"of": "largest", "allowed": 1e-4}})
+        self.assertEqual(Limits(1e-4).of(["scores"]), {"scores": {"of": "each", "allowed": 1e-3}})
+
+    def test_an_export_is_held_against_what_float32_does(self):
+        model, folder = small.model(heads=("tag",)), pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+
+        def export(error=None, most=precision.MOST):
+            """Where the usual is allowed no two computations agree."""
+            with (
+                mock.patch.dict(precision.USUAL, float32=1e-12),
+                mock.patch.object(precision, "float32_error", error or precision.float32_error),
+                mock.patch.object(precision, "MOST", most),
+                mock.patch.object(artifact, "MOST", most),
+                mock.patch.object(publish, "replay"),
+            ):
+                return artifact.export(model, None, folder, formats=["onnx"], sequence_length=16)["onnx"]
+
+        made = export()
+        stated = json.loads((made / "manifest.json").read_text())
+        allowed = stated["tolerances"]["tokens"]["logits"]["allowed"]
+        self.assertAllClose(allowed, 8 * stated["float32_error"])
+        self.assertBetween(stated["measured"]["tokens/logits"]["difference"], 1e-12, allowed)
+        verify.verify(made)
+        with self.assertRaisesRegex(
+            CheckFailed, "differs by .*; in float32 the model is .* from itself in float64, too far to tell: shorten"
+        ):
+            export(most=2e-12)
+        with self.assertRaisesRegex(CheckFailed, "differs by .* allowed; name other --formats, and report"):
+            export(lambda *_: 0.0)
+        self.assertEqual([path.name for path in made.parent.iterdir()], [made.name])
+
+
+class CompareTest(tf.test.TestCase):
+    def test_numbers_at_real_tokens(self):
+        limit = {"of": "largest", "allowed": 1e-5}
+        values = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+        real = np.array([[True, True, False], [True, False, False]])
+        want = {"values": values, "real": real}
+        got = values + np.where(real, 0, 5).astype(np.float32)[..., None]
+        self.assertEqual(
+            verify.compare(got, want, limit), {"difference": 0.0, "mean": 0.0, "numbers": 12, "equal": 0, "compared": 0}
+        )
+        for row, token in np.argwhere(real):
+            wrong = got.copy()
+            wrong[row, token, 2] += 0.01
+            with self.assertRaisesRegex(verify.Failure, "differs by"):
+                verify.compare(wrong, want, limit)
+        got[1, 2, 0] = np.inf
+        with self.assertRaisesRegex(verify.Failure, "not finite"):
+            verify.compare(got, want, limit)
+        # What is large at padding does not make room for what is wrong elsewhere.
+        values[0, 2] = 1e6
+        got = values.copy()
+        got[0, 0, 0] += 0.01
+        with self.assertRaisesRegex(verify.Failure, "differs by"):
+            verify.compare(got, {"values": values, "real": real}, limit)
+
+    def test_rows(self):
+        values, limit = np.ones((3, 2), np.float32), {"of": "largest", "allowed": 1e-5}
+        want = {"values": values, "real": np.array([True, False, True])}
+        got = values.copy()
+        got[1] = 7
+        self.assertEqual(verify.compare(got, want, limit)["numbers"], 4)
+        with self.assertRaisesRegex(verify.Failure, "shape"):
+            verify.compare(got[:2], want, limit)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,118 @@
+"""How texts are framed, cut, paired and padded where a model reads them."""
+
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from tests.export import small
+from tfzoo import models
+from tfzoo.errors import UserError
+from tfzoo.text import framing
+from tfzoo.text.byte_level import ByteLevelBPE
+from tfzoo.text.framing import PAIR, TEXT
+from tfzoo.text.reader import Reader
+
+TOKENIZER = small.tokenizer()
+
+
+def byte_level():
+    letters = [chr(i) for i in [*range(33, 127), *range(161, 173), *range(174, 256)]] + [
+        chr(256 + i) for i in range(68)
+    ]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    return ByteLevelBPE([*special, *letters, "Ġa", "de"], [("Ġ", "a"), ("d", "e")], special_tokens=special)
+
+
+BPE = byte_level()
+ROLES = ("cls", "sep", "bos", "eos")
+INPUTS = ("token_ids", "segment_ids", "padding_mask")
+
+
+def layout(family):
+    return models.page(family).Model.LAYOUT
+
+
+class ReaderTest(tf.test.TestCase):
+    def read(self, texts, length=32, inputs=INPUTS, **options):
+        frame = framing.frame(layout("bert"), TOKENIZER, len(texts) == 2)
+        reader = Reader(TOKENIZER, frame, inputs, length, **options)
+        return reader.read(dict(zip((TEXT, PAIR), map(tf.constant, texts))))
+
+    def test_frames(self):
+        cls, sep = TOKENIZER.cls_id, TOKENIZER.sep_id
+        for family, tokenizer, single, pair, segments in (
+            ("bert", TOKENIZER, (cls, TEXT, sep), (cls, TEXT, sep, PAIR, sep), (0, 0, 0, 1, 1)),
+            ("roberta", BPE, (0, TEXT, 2), (0, TEXT, 2, 2, PAIR, 2), (0,) * 6),
+            ("xlnet", TOKENIZER, (TEXT, sep, cls), (TEXT, sep, PAIR, sep, cls), (0, 0, 1, 1, 2)),
+            ("t5", BPE, (TEXT, 2), (TEXT, 2, PAIR, 2), (0, 0, 1, 1)),
+        ):
+            self.assertEqual(framing.frame(layout(family), tokenizer).parts, single)
+            self.assertEqual(framing.frame(layout(family), tokenizer, pair=True), framing.Frame(pair, segments))
+        self.assertEqual(framing.frame(layout("llama"), BPE).parts, (0, TEXT))
+        self.assertEqual(framing.frame(layout("gpt2"), BPE).parts, (TEXT,))
+        with self.assertRaisesRegex(UserError, "text_pair: .*no token to part"):
+            framing.frame(layout("gpt2"), BPE, pair=True)
+
+    def test_what_is_left_out(self):
+        """A beginning that the tokenizer's folder does not ask for, or that it has no token for; tokens of the layout
+        that it lacks, in whose place its end of text stands, if it has one."""
+
+        def tokenizer(*special, **options):
+            made = ByteLevelBPE([*special, *BPE.vocab[5:]], [], special_tokens=special)
+            return mock.Mock(made, **{f"{role}_id": getattr(made, f"{role}_id") for role in ROLES}, **options)
+
+        asked = tokenizer("<s>", "</s>", adds_bos=True)
+        self.assertEqual(framing.frame(layout("gpt2"), asked).parts, (0, TEXT))
+        for family in ("llama", "gpt2"):
+            self.assertEqual(framing.frame(layout(family), tokenizer("</s>", adds_bos=True)).parts, (TEXT,))
+        for family in ("bert", "roberta", "xlnet", "bart"):
+            made = tokenizer("<|endoftext|>", adds_bos=False)
+            self.assertEqual(framing.frame(layout(family), made).parts, (TEXT, 0))
+            self.assertEqual(framing.frame(layout(family), made, pair=True).parts, (TEXT, 0, PAIR, 0))
+        for family in ("bert", "t5"):
+            made = tokenizer("<pad>", adds_bos=False)
+            self.assertEqual(framing.frame(layout(family), made).parts, (TEXT,))
+            with self.assertRaisesRegex(UserError, "text_pair: .*no token to part"):
+                framing.frame(layout(family), made, pair=True)
+        with self.assertRaisesRegex(UserError, "mBART's texts end with the code of their language"):
+            framing.frame(layout("bart"), mock.Mock(kind="mbart"))
+
+    def test_rows_of_a_fixed_length(self):
+        reading = self.read([["a", "the function of"]], 8, fixed_length=True)
+        self.assertEqual(reading.inputs["token_ids"].shape, [2, 8])
+        self.assertAllEqual(tf.reduce_sum(tf.cast(reading.inputs["padding_mask"], tf.int32), 1), [3, 5])
+
+    def test_a_batch(self):
+        reading = self.read([["the function", "", "a"], ["of", "the", ""]])
+        the, function, of, a = (small.VOCAB.index(word) for word in ("the", "function", "of", "a"))
+        rows = [[2, the, function, 3, of, 3], [2, 3, the, 3, 0, 0], [2, a, 3, 3, 0, 0]]
+        self.assertAllEqual(reading.inputs["token_ids"], rows)
+        segments = [[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0]]
+        self.assertAllEqual(reading.inputs["segment_ids"], segments)
+        self.assertAllEqual(reading.inputs["padding_mask"], np.arange(6) < [[6], [4], [4]])
+        self.assertAllEqual(reading.of[PAIR], [[0, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0], [0] * 6])
+
+    def test_each_of_two_may_have_half_and_what_the_other_leaves(self):
+        texts = [["a " * 20, "b", "a " * 20], ["b", "a " * 20, "b " * 20]]
+        reading = self.read(texts, 10)
+        lengths = [tf.reduce_sum(tf.cast(reading.of[piece], tf.int32), 1).numpy().tolist() for piece in (TEXT, PAIR)]
+        self.assertEqual(lengths, [[6, 1, 4], [1, 6, 3]])
+        self.assertAllEqual(reading.truncated, [True, True, True])
+
+    def test_long_texts(self):
+        texts = [["a " * 6, "a " * 7]]
+        self.assertAllEqual(self.read(texts, 8).truncated, [False, True])
+        with self.assertRaisesRegex(UserError, "--sequence_length=2 leaves no room"):
+            self.read(texts, 2)
+
+    def test_an_encoder_decoder_reads_on_both_sides(self):
+        names = ("token_ids", "padding_mask", "decoder_token_ids", "decoder_padding_mask")
+        inputs = self.read([["a b"]], inputs=names, start_id=TOKENIZER.pad_id).inputs
+        self.assertEqual(tuple(inputs), names)
+        self.assertAllEqual(inputs["decoder_token_ids"], [[TOKENIZER.pad_id, *inputs["token_ids"][0, :-1]]])
+        self.assertAllEqual(inputs["decoder_padding_mask"], inputs["padding_mask"])
+
+
+if __name__ == "__main__":
+    tf.test.main()

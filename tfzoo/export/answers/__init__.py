@@ -1,0 +1,43 @@
+"""What text signatures read and answer, a page for each head.
+
+A page says it twice: in TensorFlow's stock ops, and in Python, row by row, for golden.npz.
+"""
+
+from typing import Any
+
+import keras
+
+from tfzoo.export.answers.base import Answer, Options
+from tfzoo.export.answers.continuations import Continuations, search_of
+from tfzoo.export.answers.embeddings import Embeddings
+from tfzoo.export.answers.entities import Entities
+from tfzoo.export.answers.labels import Labels
+from tfzoo.export.answers.next_sentence import NextSentence
+from tfzoo.export.answers.spans import Spans
+from tfzoo.export.answers.words import Words
+
+# The first of these that a model has is what its text signature is about.
+HEADS: dict[str, type[Answer]] = {
+    "classify": Labels,
+    "tag": Entities,
+    "span": Spans,
+    "lm": Words,
+    "next_sentence": NextSentence,
+}
+
+
+def find(model: keras.Model, tokenizer: Any, options: Options) -> Answer | None:
+    """What the text signature of a model answers; None where it reads ids alone."""
+    for head, kind in HEADS.items():
+        if head in model.heads and not (head == "lm" and _generates(model)):
+            return kind(model, tokenizer, options)
+    if model.can_generate:
+        return Continuations(model, tokenizer, options)
+    return Embeddings(model, tokenizer, options) if not model.heads and not model.is_encoder_decoder else None
+
+
+def _generates(model: keras.Model) -> bool:
+    return model.is_encoder_decoder or model.is_causal
+
+
+__all__ = ["HEADS", "Answer", "Options", "find", "search_of"]

@@ -1,0 +1,165 @@
+"""Named things in a text."""
+
+import re
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo.export.answers.base import Answer, cut, part_of, scatter, softmax
+from tfzoo.export.answers.words import pieces_of
+from tfzoo.export.interface import Tensor
+from tfzoo.text.framing import TEXT
+
+
+class Entities(Answer):
+    """Named things: of the N of each text `types`, `texts`, `scores` [B, N], and, where the tokenizer knows them,
+    `starts` and `ends` in code points of the text. `num_entities` [B] is N; what follows is "" and 0.
+
+    A word's label is that of its first token. B-X begins an entity of type X; I-X, or a label X without such a letter,
+    continues one, or begins one where none of its type comes right before. O is none. The score is the words' mean.
+    """
+
+    offsets = True
+
+    def __init__(self, model, tokenizer, options):
+        super().__init__(model, tokenizer, options)
+        self.tags = Tags(list(model.labels))
+        self.continues, self.ends_word = word_tables(tokenizer, model.config.vocab_size)
+        axes = ("batch", "entities")
+        self.outputs = {
+            "types": Tensor("string", axes),
+            "texts": Tensor("string", axes),
+            "scores": Tensor("float32", axes),
+        }
+        if self.reader.has_offsets:
+            self.outputs |= {"starts": Tensor("int32", axes), "ends": Tensor("int32", axes)}
+        self.outputs |= {"num_entities": Tensor("int32", ("batch",))}
+
+    def answer_reading(self, reading, texts, call):
+        probabilities = tf.nn.softmax(tf.cast(call(reading.inputs)["tag_logits"], tf.float32))
+        places = tf.where(reading.of[TEXT])  # Of the texts' tokens, one after another.
+        rows = places[:, 0]
+        ids = tf.gather_nd(reading.inputs["token_ids"], places)
+        # Words: where one begins, and what its first token says.
+        before = tf.concat([ids[:1], ids[:-1]], 0)
+        inside = tf.gather(tf.constant(self.continues), ids) & tf.gather(tf.constant(self.ends_word), before)
+        begins = ~(inside & _same_as_before(rows))
+        word = tf.cumsum(tf.cast(begins, tf.int32)) - 1
+        chances = tf.boolean_mask(tf.gather_nd(probabilities, places), begins)
+        label = tf.argmax(chances, -1)
+        word_rows = tf.boolean_mask(rows, begins)
+        kind = tf.gather(tf.constant(self.tags.kinds, tf.int32), label)
+        opens = tf.gather(tf.constant(self.tags.opens), label)
+        # Entities: words of one type, -1 being none.
+        named = kind >= 0
+        opens = named & (opens | ~_same_as_before(word_rows) | ~_same_as_before(kind))
+        entity = tf.where(named, tf.cumsum(tf.cast(opens, tf.int32)) - 1, -1)
+        entity_rows = tf.boolean_mask(word_rows, opens)
+        total = tf.size(entity_rows)
+        score = tf.math.segment_mean(tf.boolean_mask(tf.reduce_max(chances, -1), named), tf.boolean_mask(entity, named))
+        of_token = tf.gather(entity, word)
+        mine = of_token >= 0
+        tokens_of = tf.boolean_mask(of_token, mine)
+        found = {
+            "types": tf.gather(tf.constant(self.tags.names), tf.boolean_mask(kind, opens)),
+            "scores": score,
+        }
+        if reading.starts is not None:
+            first = tf.math.segment_min(tf.boolean_mask(tf.gather_nd(reading.starts, places), mine), tokens_of)
+            last = tf.math.segment_max(tf.boolean_mask(tf.gather_nd(reading.ends, places), mine), tokens_of)
+            found |= dict(zip(("texts", "starts", "ends"), cut(tf.gather(texts["text"], entity_rows), first, last)))
+        else:
+            pieces = tf.RaggedTensor.from_value_rowids(tf.boolean_mask(ids, mine), tokens_of, tf.cast(total, tf.int32))
+            found["texts"] = tf.strings.strip(self.tokenizer.detokenize(pieces))
+        entity_rows = tf.cast(entity_rows, tf.int32)
+        counts = tf.math.unsorted_segment_sum(tf.ones_like(entity_rows), entity_rows, tf.size(texts["text"]))
+        dense = {name: scatter(entity_rows, values, counts) for name, values in found.items()}
+        return dense | {"num_entities": counts}
+
+    def expected_of_rows(self, rows, limits):
+        tags, margin = self.tags, limits.margin
+        found: list[list[dict]] = []
+        decided = []
+        for row in rows:
+            places = row.places(TEXT)
+            logits = row.outputs("tag_logits")
+            chances = softmax(logits)
+            words: list[list[int]] = []
+            for i in places:
+                joins = words and self.continues[row.ids[i]] and self.ends_word[row.ids[i - 1]]
+                words[-1].append(i) if joins else words.append([i])
+            entities: list[dict] = []
+            previous, sure = -1, True
+            for word in words:
+                label = int(chances[word[0]].argmax())
+                best, second = np.sort(logits[word[0]])[::-1][:2] if logits.shape[-1] > 1 else (1.0, 0.0)
+                sure = sure and best - second > margin * max(1, np.abs(logits).max())
+                kind = tags.kinds[label]
+                if kind >= 0:
+                    if tags.opens[label] or kind != previous:
+                        entities.append({"type": tags.names[kind], "tokens": [], "scores": []})
+                    entities[-1]["tokens"] += word
+                    entities[-1]["scores"].append(chances[word[0]].max())
+                previous = kind
+            for entity in entities:
+                first, last = entity["tokens"][0], entity["tokens"][-1]
+                entity["span"] = part_of(self, row, first, last, row.texts["text"])
+            found.append(entities)
+            decided.append(sure)
+        shape = (len(rows), max(map(len, found), default=0))
+
+        def table(value, dtype):
+            values = np.zeros(shape, dtype)
+            for i, entities in enumerate(found):
+                values[i, : len(entities)] = [value(entity) for entity in entities]
+            return values
+
+        sure_at = np.repeat(np.array(decided, bool)[:, None], shape[1], axis=1)
+        longest = max((len(entity["span"][0]) for entities in found for entity in entities), default=1) or 1
+        outputs: dict[str, Any] = {
+            "types": {"values": table(lambda e: e["type"], np.array([*tags.names, ""]).dtype), "decided": sure_at},
+            "texts": {"values": table(lambda e: e["span"][0], f"U{longest}"), "decided": sure_at},
+            "scores": table(lambda e: np.mean(e["scores"]), np.float32),
+            "num_entities": {"values": np.array([len(e) for e in found], np.int32), "decided": np.array(decided, bool)},
+        }
+        for i, name in enumerate(("starts", "ends") if self.reader.has_offsets else ()):
+            outputs[name] = {"values": table(lambda e, i=i: e["span"][1 + i], np.int32), "decided": sure_at}
+        return outputs
+
+
+class Tags:
+    """What labels say: `kinds[i]`, the number of label i's type in `names`, -1 for none; `opens[i]`: it begins one."""
+
+    def __init__(self, labels: list[str]):
+        parts = [(label[0], label[2:]) if re.match("[BI]-.", label) else ("I", label) for label in labels]
+        self.names = sorted({name for _, name in parts} - {"O"})
+        self.kinds = [self.names.index(name) if name in self.names else -1 for _, name in parts]
+        self.opens = [letter == "B" for letter, _ in parts]
+
+
+def word_tables(tokenizer: Any, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """bool [V] twice: a token can continue the word of the one before it; the one after it can continue its.
+
+    WordPiece says it of each piece (##). Elsewhere a piece that does not begin with a space continues a word where a
+    letter, digit or mark stands on both sides.
+    """
+    continues, ends = np.zeros(vocab_size, bool), np.zeros(vocab_size, bool)
+    size = tokenizer.vocab_size
+    if hasattr(tokenizer, "continues"):
+        continues[:size], ends[:size] = tokenizer.continues, True
+        return continues, ends
+    for i, (piece, text) in enumerate(zip(tokenizer.vocab, pieces_of(tokenizer))):
+        spaced = piece[:1] in ("Ġ", "▁") or text[:1].isspace()
+        continues[i] = not spaced and _in_word(text[:1])
+        ends[i] = _in_word(text[-1:])
+    return continues, ends
+
+
+def _in_word(character: str) -> bool:
+    return character.isalnum() or character == "�"  # Half a character, too.
+
+
+def _same_as_before(values):
+    """bool [N]: the value is that of the element before; False for the first."""
+    return tf.concat([tf.zeros_like(values[:1], tf.bool), values[1:] == values[:-1]], 0)

@@ -1,0 +1,105 @@
+"""Answers to questions that stand in a text."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo.export.answers.base import Answer, cut, part_of, ranked, softmax
+from tfzoo.export.answers.words import TOP
+from tfzoo.export.interface import Tensor
+from tfzoo.text.framing import PAIR, TEXT
+
+LONGEST_ANSWER = 30  # Tokens.
+
+
+class Spans(Answer):
+    """Answers to `question` that stand in `context`: the TOP likeliest `answers` [B, TOP] with `scores`, and, where the
+    tokenizer knows them, `starts` and `ends` in code points of the context; the likeliest first.
+
+    A score is the product of the probabilities of its first and last token, taken over the context's tokens and the
+    [CLS] before them, if there is one; `no_answer` [B] is that of [CLS] itself, 0 without one (Devlin et al. 2019,
+    section 4.3). Answers are of at most LONGEST_ANSWER tokens; where there are fewer of them, "" and 0 follow.
+    """
+
+    offsets = True
+    pieces = {TEXT: "question", PAIR: "context"}
+
+    def __init__(self, model, tokenizer, options):
+        super().__init__(model, tokenizer, options)
+        axes = ("batch", TOP)
+        self.outputs = {"answers": Tensor("string", axes), "scores": Tensor("float32", axes)}
+        if self.reader.has_offsets:
+            self.outputs |= {"starts": Tensor("int32", axes), "ends": Tensor("int32", axes)}
+        self.outputs |= {"no_answer": Tensor("float32", ("batch",))}
+        self.null_first = isinstance(self.reader.frame.parts[0], int)
+
+    def answer_reading(self, reading, texts, call):
+        logits = tf.cast(call(reading.inputs)["span_logits"], tf.float32)
+        context, length = reading.of[PAIR], tf.shape(logits)[1]
+        asked = context
+        if self.null_first:
+            asked = tf.concat([tf.ones_like(context[:, :1]), context[:, 1:]], 1)
+        chances = tf.nn.log_softmax(tf.where(asked[..., tf.newaxis], logits, -1e9), axis=1)
+        null = tf.exp(tf.reduce_sum(chances[:, 0], -1)) if self.null_first else tf.zeros_like(logits[:, 0, 0])
+        first, last = tf.unstack(tf.where(context[..., tf.newaxis], chances, -1e9), axis=-1)
+        # Every first token with each of the last ones that are not too far behind it.
+        reach = tf.range(length)[:, tf.newaxis] + tf.range(LONGEST_ANSWER)
+        last = tf.pad(last, [[0, 0], [0, LONGEST_ANSWER]], constant_values=-1e9)
+        both = first[..., tf.newaxis] + tf.gather(last, reach, axis=1)
+        score, which = tf.math.top_k(tf.reshape(both, [-1, length * LONGEST_ANSWER]), TOP)
+        begin, end = which // LONGEST_ANSWER, which // LONGEST_ANSWER + which % LONGEST_ANSWER
+        there = score > -1e8
+        found: dict[str, Any] = {"scores": tf.where(there, tf.exp(score), 0.0)}
+        flat = tf.boolean_mask(tf.repeat(tf.range(tf.shape(logits)[0]), TOP), tf.reshape(there, [-1]))
+        begin, end = (tf.boolean_mask(x, there) for x in (begin, end))
+        if reading.starts is not None:
+            starts = tf.gather_nd(reading.starts, tf.stack([flat, begin], 1))
+            ends = tf.gather_nd(reading.ends, tf.stack([flat, end], 1))
+            parts = dict(zip(("answers", "starts", "ends"), cut(tf.gather(texts["context"], flat), starts, ends)))
+        else:
+            ids = tf.gather(reading.inputs["token_ids"], flat)
+            within = (tf.range(length) >= begin[:, tf.newaxis]) & (tf.range(length) <= end[:, tf.newaxis])
+            parts = {"answers": tf.strings.strip(self.tokenizer.detokenize(tf.ragged.boolean_mask(ids, within)))}
+        at, shape = tf.where(there), tf.shape(there, tf.int64)
+        for name, values in parts.items():
+            fill = tf.fill(shape, "") if values.dtype == tf.string else tf.zeros(shape, values.dtype)
+            found[name] = tf.tensor_scatter_nd_update(fill, at, values)
+        found = {name: tf.ensure_shape(value, [None, TOP]) for name, value in found.items()}
+        return found | {"no_answer": null}
+
+    def expected_of_rows(self, rows, limits):
+        top, margin = TOP, limits.margin
+        shape = (len(rows), top)
+        scores, decided, null = np.zeros(shape, np.float32), np.ones(shape, bool), np.zeros(len(rows), np.float32)
+        spans: list[list[tuple[str, int, int]]] = []
+        for number, row in enumerate(rows):
+            logits, places = row.outputs("span_logits"), row.places(PAIR)
+            asked = [0, *places] if self.null_first else places
+            chances = np.zeros_like(logits)
+            if asked:
+                chances[asked] = softmax(logits[asked], axis=0)
+            null[number] = chances[0].prod() if self.null_first else 0
+            candidates = sorted(
+                (
+                    (chances[i, 0] * chances[j, 1], -i, -j)
+                    for i in places
+                    for j in places
+                    if i <= j < i + LONGEST_ANSWER
+                ),
+                reverse=True,
+            )[: top + 1]
+            spans.append([part_of(self, row, -i, -j, row.texts["context"]) for _, i, j in candidates[:top]])
+            chance = np.array([score for score, _, _ in candidates])
+            scores[number, : len(spans[-1])] = chance[:top]
+            # A rank is decided where it leads the next by more than the tolerance, and is so led.
+            apart = chance[:-1] > chance[1:] * (1 + 2 * margin * max(1, np.abs(logits).max()))
+            decided[number] = ranked(apart, top)
+        longest = max((len(text) for row in spans for text, _, _ in row), default=1) or 1
+        columns = [np.zeros(shape, f"U{longest}"), np.zeros(shape, np.int32), np.zeros(shape, np.int32)]
+        for number, found in enumerate(spans):
+            for column, values in zip(columns, zip(*found)):
+                column[number, : len(found)] = values
+        names = ("answers", "starts", "ends") if self.reader.has_offsets else ("answers",)
+        groups = {name: {"values": values, "decided": decided} for name, values in zip(names, columns)}
+        return groups | {"scores": scores, "no_answer": null}

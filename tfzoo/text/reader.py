@@ -1,0 +1,151 @@
+"""Texts to the inputs of a model: special tokens, truncation, pairs, segments and offsets, in TensorFlow's stock ops.
+
+The Reader runs alike eagerly, in tf.data and in an exported graph. It is told what it needs to know of a model, and
+sees none.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfzoo.errors import UserError
+from tfzoo.text.framing import PAIR, TEXT, Frame
+
+
+@dataclasses.dataclass
+class Reading:
+    """A batch of texts as a model reads it.
+
+    inputs: by the model's names.
+    truncated: bool [B], the text was longer than there was room for.
+    of: TEXT or PAIR -> bool [B, L], which tokens are the text's.
+    starts, ends: int32 [B, L], code points in their text; None for a tokenizer without offsets.
+    """
+
+    inputs: dict[str, Any]
+    truncated: Any
+    of: dict[str, Any]
+    starts: Any
+    ends: Any
+
+
+class Reader:
+    """Reads texts, or pairs of texts, with a tokenizer.
+
+    Args:
+      tokenizer: of tfzoo.text.
+      frame: the special tokens around the text, or around two.
+      inputs: the model's inputs. Of them token_ids, segment_ids and padding_mask are given, and, where start_id is
+        given, decoder_token_ids and decoder_padding_mask.
+      length: tokens of the longest row, special ones included; longer texts are cut.
+      fixed_length: all rows are padded to `length`, and not to the longest of the batch.
+      start_id: what the decoder of an encoder-decoder reads first. Both sides read the text.
+
+    Raises:
+      UserError: the special tokens leave no room for text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        frame: Frame,
+        inputs: Sequence[str],
+        length: int,
+        fixed_length: bool = False,
+        start_id: int | None = None,
+    ):
+        self.tokenizer, self.frame, self.inputs, self.start_id = tokenizer, frame, inputs, start_id
+        self.room = frame.room(length)
+        self.static = length if fixed_length else None
+        self.has_offsets = has_offsets(tokenizer)
+        if self.room < len(frame.texts):
+            raise UserError(f"--sequence_length={length} leaves no room for text; name a larger one")
+
+    def read(self, texts: Mapping[str, Any], special: Sequence[str] = (), offsets: bool = False) -> Reading:
+        """texts: strings [B] for TEXT, and for PAIR where the frame has it. special: tokens that are meant where they
+        are written. offsets: give them, where the tokenizer has them."""
+        offsets = offsets and self.has_offsets
+        tokens: dict[str, tuple] = {}  # TEXT or PAIR -> ragged ids, and starts and ends.
+        for piece in self.frame.texts:
+            if offsets:
+                tokens[piece] = self.tokenizer.tokenize_with_offsets(texts[piece])
+            else:
+                tokens[piece] = (self.tokenizer.tokenize(texts[piece], special=tuple(special)),)
+        lengths = {piece: tf.cast(ids.row_lengths(), tf.int32) for piece, (ids, *_) in tokens.items()}
+        kept = self._cut(lengths)
+        end, indices, parts = self._place(tokens, lengths, kept, 2 * offsets)
+        length = tf.maximum(tf.reduce_max(end), 1) if self.static is None else self.static
+        shape = tf.stack([tf.size(end), length])
+
+        def dense(values, fill=0):
+            result = tf.tensor_scatter_nd_update(tf.fill(shape, fill), indices, tf.concat(values, 0))
+            return tf.ensure_shape(result, [None, self.static])
+
+        ids, *places, segments, pieces = zip(*parts)
+        inputs = {
+            "token_ids": dense(ids, pad_id(self.tokenizer)),
+            "segment_ids": dense(segments),
+            "padding_mask": tf.ensure_shape(tf.sequence_mask(end, length), [None, self.static]),
+        }
+        if self.start_id is not None:  # The decoder sees the text a step late.
+            late = tf.concat([tf.fill([shape[0], 1], self.start_id), inputs["token_ids"][:, :-1]], 1)
+            inputs |= {"decoder_token_ids": late, "decoder_padding_mask": inputs["padding_mask"]}
+        of = dense(pieces)
+        starts, ends = map(dense, places) if places else (None, None)
+        return Reading(
+            {name: value for name, value in inputs.items() if name in self.inputs},
+            tf.reduce_any([kept[piece] < lengths[piece] for piece in lengths], axis=0),
+            {piece: of == 1 + i for i, piece in enumerate(self.frame.texts)},
+            starts,
+            ends,
+        )
+
+    def _cut(self, lengths):
+        """Each of two texts may have half of the room, and what the other leaves."""
+        kept = {TEXT: tf.minimum(lengths[TEXT], self.room)}
+        if PAIR in lengths:
+            kept[TEXT] = tf.minimum(lengths[TEXT], tf.maximum(self.room - lengths[PAIR], (self.room + 1) // 2))
+            kept[PAIR] = tf.minimum(lengths[PAIR], self.room - kept[TEXT])
+        return kept
+
+    def _place(self, tokens, lengths, kept, places: int):
+        """The rows' lengths int32 [B]; every token's row and column, [N, 2]; and, part by part of the frame, every
+        token's id, `places` offsets, segment, and the number of its text, 0 for special tokens.
+
+        (Ragged operations would do the same with thousands of nodes.)
+        """
+        every = tf.range(tf.size(kept[TEXT]))  # Rows.
+        end, rows, columns, parts = tf.zeros_like(every), [], [], []
+        for part, segment in zip(self.frame.parts, self.frame.segments):
+            if isinstance(part, str):
+                row = tf.cast(tokens[part][0].value_rowids(), tf.int32)
+                place = tf.range(tf.size(row)) - tf.gather(tf.cumsum(lengths[part], exclusive=True), row)
+                keep = place < tf.gather(kept[part], row)
+                row, place = tf.boolean_mask(row, keep), tf.boolean_mask(place, keep)
+                values = [tf.boolean_mask(ragged.flat_values, keep) for ragged in tokens[part]]
+                of, size = 1 + self.frame.texts.index(part), kept[part]
+            else:
+                row, place, size, of = every, tf.zeros_like(every), tf.ones_like(every), 0
+                values = [tf.fill(tf.shape(every), part)] + [tf.zeros_like(every)] * places
+            rows.append(row)
+            columns.append(tf.gather(end, row) + place)
+            parts.append([*values, tf.fill(tf.shape(row), segment), tf.fill(tf.shape(row), of)])
+            end += size
+        return end, tf.stack([tf.concat(rows, 0), tf.concat(columns, 0)], 1), parts
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id that fills rows up: the tokenizer's, or else 0."""
+    pad = getattr(tokenizer, "pad_id", None)
+    return 0 if pad is None else pad
+
+
+def has_offsets(tokenizer: Any) -> bool:
+    """Whether `tokenize_with_offsets` knows where in a text its tokens are."""
+    try:
+        tokenizer.tokenize_with_offsets(tf.constant(["a"]))
+    except UserError:
+        return False
+    return True
