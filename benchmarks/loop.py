@@ -16,6 +16,7 @@ before a second one has woken up, so that one is better for everybody.
 """
 
 import argparse
+import pathlib
 import statistics
 import time
 from typing import Any
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--threads", default="2,1", help="that share an operation")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--beside", help="another checkout, whose loop is the contender `beside`")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
@@ -151,11 +153,22 @@ def main() -> None:
         return
     for size in args.sizes.split(","):
         for threads in args.threads.split(","):
-            compare(size, threads, args.contenders.split(","), args.rounds)
+            contenders = [*args.contenders.split(","), *(["beside"] if args.beside else [])]
+            compare(size, threads, contenders, args.rounds, args.beside)
 
 
-def compare(size: str, threads: str, contenders: list[str], rounds: int) -> None:
-    workers = [Worker(name, __file__, f"--work={name},{size},{threads}") for name in contenders]
+def compare(size: str, threads: str, contenders: list[str], rounds: int, beside: str | None) -> None:
+    workers = [
+        Worker(
+            name,
+            str(pathlib.Path(str(beside), "benchmarks", "loop.py")),
+            f"--work=ours,{size},{threads}",
+            PYTHONPATH=str(beside),
+        )
+        if name == "beside"
+        else Worker(name, __file__, f"--work={name},{size},{threads}")
+        for name in contenders
+    ]
     first_losses = [worker.ask(STEPS_A_CALL)["loss"] for worker in workers]
     seconds = statistics.median(worker.ask(STEPS_A_CALL)["seconds"] for worker in workers)
     steps = STEPS_A_CALL * max(1, round(1 / seconds / STEPS_A_CALL))  # About a second a turn.

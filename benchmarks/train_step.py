@@ -18,12 +18,18 @@ from side_by_side import Worker, environment, markdown, ratio, turns
 SCRIPT = str(pathlib.Path(__file__).with_name("peers.py"))
 
 
-def measure(shape: str, specs: list[str], precision: str, rounds: int, steps: int) -> list[Worker]:
+def measure(
+    shape: str, specs: list[str], precision: str, rounds: int, steps: int, beside: str | None = None
+) -> list[Worker]:
     """Runs the contenders in turns; each one's `answers` gets what a step took in every round."""
     contenders = []
     for spec in specs:  # One after the other: tracing and compiling are no part of it, and would disturb.
         name, _, inter_op = spec.partition("@")  # Empty: as many as suit it best.
-        contenders.append(Worker(spec, SCRIPT, shape, name, precision, inter_op))
+        if spec == "beside":
+            script = str(pathlib.Path(str(beside), "benchmarks", "peers.py"))
+            contenders.append(Worker(spec, script, shape, "ours", precision, inter_op, PYTHONPATH=str(beside)))
+        else:
+            contenders.append(Worker(spec, SCRIPT, shape, name, precision, inter_op))
         contenders[-1].ask(3)
     for contender in turns(contenders, rounds):
         contender.ask(1)  # Wakes its threads and fills the caches.
@@ -61,6 +67,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="bert,gpt2,t5")
     parser.add_argument("--contenders", default="ours,kerashub,garden", help="NAME[:WAY][@INTER_OP_THREADS],...")
     parser.add_argument("--precisions", default="float32,bfloat16")
+    parser.add_argument("--beside", help="another checkout, whose step is the contender `beside`")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3, help="steps a turn")
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="compare losses before")
@@ -70,7 +77,8 @@ def main() -> None:
             subprocess.run([sys.executable, SCRIPT, "same_loss", shape], check=True, env=environment())
         specs = [spec for spec in args.contenders.split(",") if shape == "bert" or not spec.startswith("garden")]
         for precision in args.precisions.split(","):
-            contenders = measure(shape, specs, precision, args.rounds, args.steps)
+            specs += ["beside"] if args.beside and "beside" not in specs else []
+            contenders = measure(shape, specs, precision, args.rounds, args.steps, args.beside)
             print(report(shape, contenders, precision), flush=True)
             print()
 

@@ -433,6 +433,40 @@ class RunTest(TrainCase):
         self.assertFalse(self.run_dir.exists())
 
 
+class InitTest(TrainCase):
+    def test_a_model_begins_with_the_weights_and_the_tokenizer_of_a_run(self):
+        first = self.folder / "first"
+        self.assert_done(*self.flags(steps=2, evaluate_every=2), f"--run_dir={first}")
+        other = tiny_run.write_corpus(self.folder / "other.txt", documents=60, seed=1)
+        flags = self.flags(steps=2, evaluate_every=2, learning_rate=0.0, corpus=other, init_from=first)
+        out = self.assert_done(*flags, f"--run_dir={self.run_dir}")
+        self.assertRegex(out, rf"from {first}:\nloaded +\d+ variables\nnew +none\nleft over +none\n")
+        ends = [
+            checkpoint.Checkpoints(each / "checkpoints", read_only=True).read()[2] for each in (first, self.run_dir)
+        ]
+        for name, array in ends[0].items():
+            if name.startswith("model/") and "seed" not in name:
+                np.testing.assert_array_equal(ends[1][name], array, name)  # The learning rate is 0.
+        self.assertEqual(runs.tokenizer_of(self.run_dir).fingerprint(), runs.tokenizer_of(first).fingerprint())
+        # A resume does not begin again, and needs the source no longer.
+        shutil.move(first, self.folder / "gone")
+        self.assert_done(*flags, f"--run_dir={self.run_dir}")
+        # Another objective's head is left over.
+        flags = self.flags(steps=2, evaluate_every=2, init_from=self.folder / "gone", next_sentence="false")
+        out = self.assert_done(*flags, f"--run_dir={self.folder / 'third'}")
+        self.assertRegex(out, r"new +none\nleft over +.*next_sentence/dense/kernel")
+
+    def test_what_does_not_fit(self):
+        first = self.folder / "first"
+        self.assert_done(*self.flags(steps=2), f"--run_dir={first}")
+        wide = "hidden_size=16,num_layers=1,num_heads=2,intermediate_size=64,max_positions=32"
+        self.assert_error(
+            rf"{first}: \S+ has the shape \[.*32.*\] there and \[.*64.*\] here; take the sizes of the model there",
+            *self.flags(init_from=first, overrides=wide),
+        )
+        self.assert_error(r".*nowhere", *self.flags(init_from=self.folder / "nowhere"))
+
+
 class PythonTest(TrainCase):
     def test_the_example_of_the_docs(self):
         text = (CONFIGS.parent / "docs" / "training.md").read_text()

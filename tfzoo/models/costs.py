@@ -86,7 +86,8 @@ def training_flops(model, length: int, *, targets: int = 0, predictions: int = 0
 
     Three times the forward pass, the backward pass being two: 6 for each number of a matrix, and 12 L H D a layer.
     These are the model's, whatever else is computed: rematerialised layers count once. A decoder that reads an
-    encoder has its own number of tokens, and a head that answers at few places those alone.
+    encoder has its own number of tokens, and a head that answers at few places those alone. A frozen model's are those
+    of the forward pass.
 
     Args:
       model: a built nn.Model.
@@ -96,7 +97,7 @@ def training_flops(model, length: int, *, targets: int = 0, predictions: int = 0
     """
     config = model.config
     weights = []
-    for variable in model.trainable_variables:
+    for variable in model.trainable_variables or model.weights:
         path = variable.path.partition("/")[2]
         layers = config.resolved_num_decoder_layers if path.startswith("decoder/") else config.num_layers
         uses = layers if config.share_layers and "/layer_" in path else 1
@@ -107,7 +108,8 @@ def training_flops(model, length: int, *, targets: int = 0, predictions: int = 0
     count = targets or length
     head = flops_a_token(weights, config, model.head_names, length) - flops_a_token(body, config, (), length)
     total = length * flops_a_token(encoder, config, (), length) + count * flops_a_token(decoder, config, (), length)
-    return 3 * (total + (predictions or (count if decoder else length)) * head)
+    passes = 3 if model.trainable_variables else 1
+    return passes * (total + (predictions or (count if decoder else length)) * head)
 
 
 def activation_bytes(config: TransformerConfig, batch_size: int, length: int) -> float:

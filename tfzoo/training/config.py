@@ -89,6 +89,12 @@ class TrainConfig(CorpusConfig):
         "Fields of the model's config that differ, such as num_layers=4,dropout=0.0; may be repeated.",
         group=_COMMON,
     )
+    init_from: str | None = option(
+        None,
+        "Folder of a run, or Hugging Face folder, whose weights the model begins with, by name. Its tokenizer is used "
+        "unless one is given.",
+        group=_COMMON,
+    )
     objective: str = option("masked_lm", "What the model is trained on.", group=_COMMON, choices=registry.OBJECTIVES)
     steps: int = option(1000, "Updates in total.", group=_COMMON, low=1, changeable=True)
     batch_size: int = option(32, "Rows of an update, over all replicas.", group=_COMMON, low=1)

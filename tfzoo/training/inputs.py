@@ -178,13 +178,10 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
                 "restore the packages or files, or name a new --run_dir"
             )
         return corpus, runs.tokenizer_of(resumed)
-    given = _given_tokenizer(config)
+    given, name = _given_tokenizer(config)
     if packed:
         if given is not None:
-            name = (
-                f"--vocab_file={config.vocab_file}" if config.vocab_file else f"--tokenizer_dir={config.tokenizer_dir}"
-            )
-            packed.check_tokenizer(given, name)
+            packed.check_tokenizer(given, f"--{name}={getattr(config, name)}")
         return corpus, packed.tokenizer
     if given is not None:
         return corpus, given
@@ -199,13 +196,20 @@ def _fingerprint(path: pathlib.Path) -> str:
         raise UserError(f"{path}: missing or damaged; put it back, or name a new --run_dir") from None
 
 
-def _given_tokenizer(config: CorpusConfig):
+def _given_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
+    """A tokenizer that is there already, and the option that names it; (None, "") where one is to be trained."""
     from tfzoo import text
     from tfzoo.text.wordpiece import WordPiece
+    from tfzoo.training import runs
 
     if config.vocab_file:
-        return WordPiece.from_file(config.vocab_file, config.lowercase)
-    return text.load(config.tokenizer_dir) if config.tokenizer_dir else None
+        return WordPiece.from_file(config.vocab_file, config.lowercase), "vocab_file"
+    if config.tokenizer_dir:
+        return text.load(config.tokenizer_dir), "tokenizer_dir"
+    source = getattr(config, "init_from", None)  # Not of those who prepare text alone.
+    if source:
+        return runs.tokenizer_of(source) if runs.is_run(source) else text.load(source), "init_from"
+    return None, ""
 
 
 def make_objective(config: TrainConfig, tokenizer) -> Objective:

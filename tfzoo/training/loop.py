@@ -26,6 +26,7 @@ from tfzoo import progress as progress_lib
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.evaluation.evaluator import Evaluator
 from tfzoo.models import costs
+from tfzoo.objectives.objective import MAIN
 from tfzoo.training import checkpoint, distribution, explain, guard, report, resume, state
 from tfzoo.training import inputs as inputs_lib
 from tfzoo.training.config import TrainConfig
@@ -34,6 +35,7 @@ from tfzoo.training.state import Progress
 
 # These import TensorFlow, which takes its time; what is wrong with the options is reported before.
 keras, tf = lazy.module("keras"), lazy.module("tensorflow")
+initialize = lazy.module("tfzoo.training.initialize")
 optimizers = lazy.module("tfzoo.training.optimizers")
 runs = lazy.module("tfzoo.training.runs")
 step_lib = lazy.module("tfzoo.training.step")
@@ -87,6 +89,7 @@ class Trainer:
         self._measured_step, self._measured_at = 0, time.monotonic()
         self.log: report.MetricsLog | None = None  # The chief's.
         self.bar: Any = None
+        self.loaded: Any = None  # What --init_from gave the model: an initialize.Loaded.
 
     # ------------------------------------------------------------------ The whole
 
@@ -269,6 +272,8 @@ class Trainer:
         )
         with self.strategy.scope():
             self.models = objective.build_models(self.inputs.page, self.inputs.model_config, policy)
+            if config.init_from and not checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).steps():
+                self.loaded = initialize.initialize(self.models[MAIN], config.init_from)
             if config.remat == "block":
                 for model in self.models.values():
                     model.recompute_blocks()
@@ -322,6 +327,8 @@ class Trainer:
             self.log = self._open_log()
             parameters = sum(model.count_params() for model in self.models.values())
             print(f"{config.model}: {parameters:,} parameters; {self.inputs.summary()}")
+            if self.loaded:
+                print(f"from {config.init_from}:\n{self.loaded}")
 
     def _write_records(self) -> None:
         """The files of the run's folder that say what the run is; flags.cfg, written last, makes it one."""
