@@ -131,7 +131,7 @@ def parse(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
       UserError: an unknown flag, a bad value, an argument that is no flag; names the flagfile and the line
         where it stands.
     """
-    expanded = _expand(arguments)
+    expanded = expand_flagfiles(arguments)
     checked = _checked(flags, expanded)
     try:
         flags(["", *checked])
@@ -143,21 +143,6 @@ def parse(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
         named = re.match(r"--(\w+)=", text)
         origins = [origin for argument, origin in expanded if named and _flag_name(argument) == named[1] and origin]
         raise UserError(f"{origins[-1]}: {text}" if origins else text) from None
-
-
-def expand_flagfiles(args: Iterable[str]) -> list[str]:
-    """Replaces `--flagfile=PATH` and `--flagfile PATH` by the flags in that file.
-
-    A flagfile holds one flag a line, `--name=value`, `--name` or `--noname`. Blank lines and lines that
-    start with `#` count for nothing, and neither does what follows two spaces and a `#`. A value in double
-    quotes is read as a JSON string. A flagfile named inside another is found beside it, one named in `args`
-    from the working directory.
-
-    Raises:
-      UserError: a file that is missing, unreadable, not UTF-8, circular or nested more than 16 deep, or a
-        line that is no flag; names the file and the line.
-    """
-    return [argument for argument, _ in _expand(args)]
 
 
 def explicit_flags(flags: absl_flags.FlagValues) -> dict[str, object]:
@@ -200,32 +185,21 @@ def positive(flags: absl_flags.FlagValues, *names: str) -> None:
         )
 
 
-def in_range(flags: absl_flags.FlagValues, name: str, low: float | None = None, high: float | None = None) -> None:
-    """Makes a numeric flag refuse what is outside `low` <= value <= `high`, and NaN. None stays allowed."""
+def expand_flagfiles(args: Iterable[str]) -> list[tuple[str, str]]:
+    """Replaces `--flagfile=PATH` and `--flagfile PATH` by the flags in that file.
 
-    def inside(value):
-        return value is None or ((low is None or value >= low) and (high is None or value <= high))
+    A flagfile holds one flag a line, `--name=value`, `--name` or `--noname`. Blank lines and lines that
+    start with `#` count for nothing, and neither does what follows two spaces and a `#`. A value in double
+    quotes is read as a JSON string. A flagfile named inside another is found beside it, one named in `args`
+    from the working directory.
 
-    absl_flags.register_validator(name, inside, message=bounds(low, high), flag_values=flags)
-
-
-def only_one(flags: absl_flags.FlagValues, *names: str) -> str:
-    """The name of the one flag among these that is given.
+    Returns:
+      (argument, where it stands: "FILE:LINE", or "" on the command line) of each.
 
     Raises:
-      UserError: none is, or more than one.
+      UserError: a file that is missing, unreadable, not UTF-8, circular or nested more than 16 deep, or a
+        line that is not a flag; names the file and the line.
     """
-    given = [name for name in names if flags[name].value not in (None, False)]
-    if not given:
-        *others, last = (f"--{name}" for name in names)
-        raise UserError(f"{', '.join(others)} or {last}: give one of them")
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(f'--{name}' for name in given)}: contradict each other; choose one")
-    return given[0]
-
-
-def _expand(args: Iterable[str]) -> list[tuple[str, str]]:
-    """`args` with flagfiles replaced by their content: (argument, "FILE:LINE", or "" on the command line)."""
     expanded: list[tuple[str, str]] = []
     waiting = iter(args)
     for argument in waiting:
