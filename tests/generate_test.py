@@ -81,8 +81,8 @@ class TextTest(Case):
             ("bart_base", [0, a, 1], [a, 1]),
         ):
             module = next(page for page in map(tfzoo.models.page, tfzoo.models.FAMILIES) if name in page.CONFIGS)
-            family = module.__name__.rpartition(".")[2]
-            model = unittest.mock.Mock(family=family, record=FolderRecord(), is_encoder_decoder=name[0] in "tb")
+            layout, two_towers = module.Model.LAYOUT, module.Model.is_encoder_decoder
+            model = unittest.mock.Mock(LAYOUT=layout, record=FolderRecord(), is_encoder_decoder=two_towers)
             self.assertEqual(texts.encode_prompts(model, tokenizer, ["a"]), [folder], name)
             model.record = None
             self.assertEqual(texts.encode_prompts(model, tokenizer, ["a"]), [run], name)
