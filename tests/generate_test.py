@@ -334,6 +334,34 @@ class CommandTest(Case):
         self.assert_error("cannot be read", f"--input={self.shared / 'nowhere.txt'}")
         self.assert_error("no chat template", "--chat")
 
+    def test_one_rule_for_numbers_however_they_are_given(self):
+        """Python, the command line and a record; for the exported signature see tests/export."""
+        source = self.shared / "numbers.jsonl"
+        wrong = {
+            "temperature": "nan inf 1e39 -0.5",
+            "top_p": "nan 1.5 0 -1",
+            "top_k": "-1 4294967296",
+            "min_p": "nan 2",
+            "typical_p": "0",
+            "repetition_penalty": "0 inf",
+            "presence_penalty": "nan -inf",
+            "seed": "2147483648",
+            "max_new_tokens": "0",
+            "min_new_tokens": "-1",
+        }
+        for name, number in ((name, number) for name, row in wrong.items() for number in row.split()):
+            with self.subTest(name, value=number):
+                whole = number.lstrip("-").isdigit()
+                with self.assertRaisesRegex(UserError, name):
+                    value = int(number) if whole else float(number)
+                    tfzoo.generate_text(self.model, "a", self.tokenizer, do_sample=True, **{name: value})
+                self.assert_error(name, "--prompt=a", "--do_sample", f"--{name}={number}")
+                written = number.replace("nan", "NaN").replace("inf", "Infinity")
+                source.write_text(f'{{"prompt": "a", "{name}": {written}}}\n')
+                self.assert_error(r"numbers.jsonl", f"--input={source}", "--do_sample")
+        source.write_text('{"prompt": "a", "temperature": true}\n{"prompt": "a", "temperature": 0.5}\n')
+        self.assert_error("temperature .* must be a number", f"--input={source}", "--do_sample")
+
 
 class ChatTest(Case):
     def template(self, source=CHATML, tokenizer=None):

@@ -309,9 +309,10 @@ class SamplingTest(tf.test.TestCase):
             found = tf.nn.softmax(draws.filter_logits(tf.constant(logits), rows))
             expected = [filtered(x.astype(np.float64), **row) for x, row in zip(logits, chosen)]
             self.assertAllClose(found, expected, 1e-5, 1e-6)
-        cold = draws.filter_logits(tf.constant(logits), {"temperature": tf.zeros([len(each)])})
-        self.assertAllEqual(tf.argmax(cold, -1), np.argmax(logits, -1))
-        self.assertAllEqual(tf.math.count_nonzero(tf.exp(cold), -1), np.ones(len(each)))
+        for heat in (0.0, 1e-38, 1e-31):  # Logits divided by so little would not be finite.
+            cold = draws.filter_logits(tf.constant(logits), {"temperature": tf.fill([len(each)], heat)})
+            self.assertAllEqual(tf.argmax(cold, -1), np.argmax(logits, -1))
+            self.assertAllEqual(tf.math.count_nonzero(tf.exp(cold), -1), np.ones(len(each)))
 
     def test_frequencies_are_those_of_the_filtered_distribution(self):
         model, count, prompt = build("gpt2", vocab_size=12, noise=0.3), 4000, [3, 8, 5]
@@ -605,6 +606,12 @@ class ErrorsTest(tf.test.TestCase):
             ("assistant_model has vocab_size 29", dict(assistant_model=other)),
             ("num_beams (2) contradicts assistant_model", dict(assistant_model=model, num_beams=2)),
             ("stop_strings ('.') need a tokenizer", dict(stop_strings=".")),
+            ("num_beams (2.0) must be a whole number", dict(num_beams=2.0)),
+            ("num_beams (True) must be a whole number", dict(num_beams=True)),
+            ("do_sample ('yes') must be true or false", dict(do_sample="yes")),
+            ("length_penalty (nan) must be a finite number", dict(num_beams=2, length_penalty=np.nan)),
+            ("diversity_penalty (inf) must be a finite number", dict(num_beams=2, diversity_penalty=np.inf)),
+            ("top_k (24) is more candidates than the model's 23 tokens", dict(penalty_alpha=0.5, top_k=24)),
         ):
             with self.subTest(message), self.assertRaises(UserError) as caught:
                 generate_ids(model, [[3, 4]], **given)

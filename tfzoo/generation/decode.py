@@ -200,6 +200,10 @@ def _check_model(model, options: Options) -> None:
     if model.is_encoder_decoder and options.decoder_start_token_id is None:
         raise UserError("decoder_start_token_id is missing; name the id that the decoder's texts begin with")
     size = model.config.vocab_size
+    if options.candidates > size:
+        raise UserError(
+            f"top_k ({options.candidates}) is more candidates than the model's {size} tokens; ask for fewer"
+        )
     named = {
         "eos_token_id": options.eos_token_id,
         "forced_bos_token_id": options.forced_bos_token_id,

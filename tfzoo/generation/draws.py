@@ -54,7 +54,7 @@ def filter_logits(logits, rows, least: int = 1):
     `least` of the likeliest are always kept, but where the temperature is 0.
 
     `rows` has tensors [B] under the names of the parameters in use, which are applied in this order:
-      temperature: 0 leaves the likeliest alone.
+      temperature: 0, and what is all but 0, leaves the likeliest alone.
       top_k: so many of the likeliest, and their equals; 0 is all.
       top_p: the likeliest that together have this probability (Holtzman et al. 2020, section 3.1).
       min_p: those at least min_p times as likely as the likeliest (Nguyen et al. 2024).
@@ -66,7 +66,9 @@ def filter_logits(logits, rows, least: int = 1):
     top = tf.reduce_max(logits, -1, keepdims=True)
     if "temperature" in rows:
         heat = rows["temperature"]
-        greedy = heat <= 0
+        greedy = (
+            heat < 1e-30
+        )  # Logits divided by less would not be finite; the likeliest has all the weight long before.
         logits = tf.where(greedy, tf.where(logits >= top, logits, -math.inf), logits / tf.where(greedy, 1.0, heat))
         top = tf.reduce_max(logits, -1, keepdims=True)
     if "top_k" in rows or "top_p" in rows:

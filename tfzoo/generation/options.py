@@ -1,6 +1,7 @@
 """How to decode: names, defaults and meanings are those of Hugging Face's GenerationConfig where it has them."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,6 +58,12 @@ BOUNDS = {
     "presence_penalty": Bounds(-_FLOAT_MAX, _FLOAT_MAX),
     "seed": Bounds(-(2**31), 2**31 - 1),
 }
+# Types of options -> what their values are instances of, NumPy's among them, and how a message says so.
+_KINDS: dict[Any, tuple[Any, str]] = {
+    bool: ((bool, np.bool_), "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a finite number"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +99,12 @@ class Options:
     jit_compile: bool = False  # Whether XLA compiles it.
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.type in _KINDS:
+                kind, words = _KINDS[field.type]
+                value = getattr(self, field.name)
+                good = isinstance(value, kind) and (field.type is bool or not isinstance(value, bool))
+                self._require(good and np.isfinite(value), field.name, f"must be {words}")
         positive = ("num_beams", "num_beam_groups", "num_return_sequences", "max_matching_ngram_size")
         for name in (*positive, "num_assistant_tokens"):
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
@@ -191,12 +204,16 @@ def read_options(**values) -> tuple[Options, dict[str, Any]]:
 def _row_value(name: str, value, dtype):
     try:
         array = np.asarray(value)
+        if isinstance(value, list | tuple) and any(isinstance(each, bool) for each in value):
+            raise TypeError  # NumPy takes true among numbers for 1.
         if array.dtype.kind not in "iuf" or (np.issubdtype(dtype, np.integer) and array.dtype.kind == "f"):
             raise TypeError
     except (TypeError, ValueError):
         kind = "whole numbers" if np.issubdtype(dtype, np.integer) else "numbers"
         raise UserError(f"{name} ({value!r}) must be a number, or one for each row, of {kind}") from None
-    if array.ndim > 1 or not np.all(BOUNDS[name].hold(array)):
+    with np.errstate(over="ignore"):  # Of numbers with a fraction the bounds are of what is computed with.
+        rounded = array.astype(dtype) if np.issubdtype(dtype, np.floating) else array
+    if array.ndim > 1 or not np.all(BOUNDS[name].hold(rounded)):
         raise UserError(f"{name} ({_shown(array)}) {BOUNDS[name]}, one for all or each row")
     return array.astype(dtype)
 
