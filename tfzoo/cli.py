@@ -185,6 +185,21 @@ def positive(flags: absl_flags.FlagValues, *names: str) -> None:
         )
 
 
+def only_one(flags: absl_flags.FlagValues, *names: str) -> str:
+    """The name of the one flag among these that is given.
+
+    Raises:
+      UserError: none is, or more than one.
+    """
+    given = [name for name in names if flags[name].value not in (None, False, [])]
+    if not given:
+        *others, last = (f"--{name}" for name in names)
+        raise UserError(f"{', '.join(others)} or {last}: give one of them")
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(f'--{name}' for name in given)}: contradict each other; choose one")
+    return given[0]
+
+
 def expand_flagfiles(args: Iterable[str]) -> list[tuple[str, str]]:
     """Replaces `--flagfile=PATH` and `--flagfile PATH` by the flags in that file.
 
