@@ -24,6 +24,7 @@ import tfzoo
 from tests import helpers
 from tfzoo import generate
 from tfzoo.generation import texts
+from tfzoo.model_dir import ModelDir
 
 CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 # Each flag with a value that is not the default's, and with the flags that it needs: one way, or several.
@@ -140,7 +141,7 @@ class FlagsTest(unittest.TestCase):
         # Most of the time would go into tokenizing the same texts.
         cls.encode, cls.detokenize = map(remembering, (texts.encode, texts._detokenize))
 
-    def load(self, folder, checkpoint, weights):
+    def load(self, weights):
         if weights not in self.models:
             sizes = dict(hidden_size=8, num_layers=1, num_heads=1, intermediate_size=8, max_positions=128)
             model = tfzoo.build("gpt2", vocab_size=258, dropout=0, attention_dropout=0, **sizes)
@@ -151,7 +152,7 @@ class FlagsTest(unittest.TestCase):
         """(exit code, stdout, stderr) of generate with a function in place of the one that compiles the decoder."""
         line = [argument.format(folder=self.folder) for argument in line]
         with (
-            mock.patch.object(generate, "_load", self.load),
+            mock.patch.object(ModelDir, "load", lambda source: self.load(source.weights)),
             mock.patch.object(decode(), "_compiled", decoder),
             mock.patch.object(texts, "encode", self.encode),
             mock.patch.object(texts, "_detokenize", self.detokenize),

@@ -16,6 +16,7 @@ from tests import helpers
 from tfzoo import chat, generate, text
 from tfzoo.errors import UserError
 from tfzoo.generation import texts
+from tfzoo.model_dir import ModelDir
 from tfzoo.models.record import FolderRecord
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.byte_level_model import BYTES
@@ -260,8 +261,7 @@ class CommandTest(Case):
         tfzoo.store_weights(model, "int8")
         load = unittest.mock.patch.object(runs, "load", lambda *_: (model, self.tokenizer))
         with load, self.assertRaisesRegex(UserError, "kept as int8 already"):
-            flags = unittest.mock.Mock(model_dir="a", checkpoint=None, weights="bfloat16")
-            generate.load_model(flags)
+            ModelDir(model_dir="a", weights="bfloat16").load()
         expected = tfzoo.generate_text(model, "ab", self.tokenizer, max_new_tokens=3)[0]
         found = self.run_main("--prompt=ab", "--max_new_tokens=3", "--weights=int8", model_dir=self.folder)
         self.assertEqual(found, (0, expected + "\n", ""))

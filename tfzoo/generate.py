@@ -17,6 +17,7 @@ searched for; --penalty_alpha and --num_beam_groups draw none, and contradict --
 """
 
 import contextlib
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,165 +26,164 @@ from typing import Any
 from absl import flags as absl_flags
 
 from tfzoo import cli, progress
+from tfzoo import options as declared
 from tfzoo.errors import UserError
+from tfzoo.model_dir import ModelDir
+from tfzoo.options import option
 
-_WHOLE = {
-    "max_new_tokens": "The most tokens to add; else the folder's, else 64.",
-    "min_new_tokens": "The text does not end before so many.",
-    "top_k": "Sampling: among so many of the likeliest (0: all); contrastive search: the candidates.",
-    "num_beams": "Above 1: beam search.",
-    "num_beam_groups": "Beams in groups that are kept apart by --diversity_penalty.",
-    "num_return_sequences": "Texts a prompt.",
-    "no_repeat_ngram_size": "No group of so many tokens comes twice.",
-    "prompt_lookup_num_tokens": "Above 0: so many tokens are guessed at a time from the prompt; the text is the same.",
-    "max_matching_ngram_size": "How long a place in the prompt must agree to be guessed from, at most.",
-    "num_assistant_tokens": "How many tokens --assistant_dir guesses at a time.",
-    "prefill_chunk": "A prompt is read so many tokens at a time; 0: in one pass.",
-    "seed": "The same seed gives the same text, whatever else is in the batch; else each is drawn anew.",
-}
-_REAL = {
-    "temperature": "Sampling: below 1 sharper, above 1 flatter; 0 takes the likeliest.",
-    "top_p": "Sampling: among the likeliest that together have this probability.",
-    "min_p": "Sampling: among those at least this part as likely as the likeliest.",
-    "typical_p": "Sampling: among those nearest to the expected information, together of this probability.",
-    "repetition_penalty": "Above 1: tokens that were there are less likely.",
-    "presence_penalty": "Taken from the logits of new tokens that were there.",
-    "diversity_penalty": "Between groups of beams.",
-    "length_penalty": "Beam search divides by the length to this power.",
-    "penalty_alpha": "Above 0: contrastive search, with --top_k candidates.",
-}
-_TRUTH = {
-    "do_sample": "Draws tokens; else the likeliest follows.",
-    "jit_compile": "Compiles by XLA: the first text takes longer, the others less.",
-}
+_TEXTS, _ALL = "Texts", "Tokens"
+_SAMPLING, _NEXT, _SEARCHES = (
+    "Sampling, with --do_sample",
+    "What may follow",
+    "Other ways to search, one of them at most",
+)
 _DOING = "compiling and generating"
 _EARLY = {"true": True, "false": False, "never": "never"}
 
 
-def define_model_flags(flags: absl_flags.FlagValues) -> None:
-    """What a language model is read from, by `load_model`: the same flags for generate and score."""
-    absl_flags.DEFINE_string("model_dir", None, "A run's folder, or one of Hugging Face's.", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "checkpoint", None, "One of the run's checkpoints; best/ or the newest by default.", flag_values=flags
+def _decoding(help: str, group: str) -> Any:
+    """An option that decoding has by the same name; None is the folder's."""
+    return option(None, help, group=group, decoding=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateConfig(ModelDir):
+    """What is gone on from, and how."""
+
+    prompt: tuple[str, ...] = option(
+        (), "What a text begins with, or is the answer to; several prompts by several.", group=_TEXTS
     )
-    absl_flags.DEFINE_enum(
-        "weights",
-        "float32",
-        ["float32", "bfloat16", "int8"],
-        "How matrices are kept: rounded, in a half or a quarter of the memory; int8 is faster with --jit_compile.",
-        flag_values=flags,
-    )
-    absl_flags.mark_flags_as_required(["model_dir"], flag_values=flags)
-
-
-def load_model(flags: absl_flags.FlagValues):
-    """The model and the tokenizer of --model_dir, --checkpoint and --weights."""
-    return _load(flags.model_dir, flags.checkpoint, flags.weights)
-
-
-def _load(folder: str, checkpoint: str | None, weights: str):
-    with progress.importing_tensorflow():
-        from tfzoo import nn
-        from tfzoo.training import runs
-    with progress.stage(f"reading {folder}"):
-        model, tokenizer = runs.load(folder, checkpoint)
-        nn.store_weights(model, weights)
-    return model, tokenizer
-
-
-def define_flags(flags: absl_flags.FlagValues) -> None:
-    def define(kind, name, default, text):
-        getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags)
-
-    define_model_flags(flags)
-    define("multi_string", "prompt", None, "What a text begins with, or is the answer to; several prompts by several.")
-    define("string", "input", None, "A file of prompts: a line each, or .jsonl.")
-    define("string", "output", None, "A .jsonl file to write.")
-    define(
-        "bool",
-        "chat",
+    input: str | None = option(None, "A file of prompts: a line each, or .jsonl.", group=_TEXTS)
+    output: str | None = option(None, "A .jsonl file to write.", group=_TEXTS)
+    chat: bool = option(
         False,
         "A conversation: each line of the input is a turn; /reset begins anew. Not with --output, --special, "
         "--return_scores and --num_return_sequences.",
+        group=_TEXTS,
     )
-    define("string", "system", None, "What the conversation's first message, the system's, says.")
-    define(
-        "bool",
-        "stream",
+    system: str | None = option(None, "What the conversation's first message, the system's, says.", group=_TEXTS)
+    stream: bool | None = option(
         None,
         "Whether the text of one --prompt, or an answer of --chat, is printed while it grows; by default on a "
         "terminal. Not with --output, --return_scores and --num_return_sequences.",
+        group=_TEXTS,
     )
-    define("integer", "batch_size", 8, "Prompts of --input at a time.")
-    define(
-        "multi_string", "special", [], "Special tokens, such as <extra_id_0>, that prompts may hold; else plain text."
+    batch_size: int = option(8, "Prompts of --input at a time.", group=_TEXTS, low=1)
+    special: tuple[str, ...] = option(
+        (), "Special tokens, such as <extra_id_0>, that prompts may hold; else plain text.", group=_TEXTS
     )
-    define("bool", "skip_special_tokens", True, "Leaves special tokens out of the texts.")
-    define("bool", "return_scores", False, "Each token's log-probability, in JSON.")
-    define("string", "assistant_dir", None, "A smaller model of the same vocabulary, that guesses tokens ahead.")
-    define("multi_string", "stop_strings", None, "A text ends as soon as it holds one of these.")
-    define("multi_string", "bad_words", None, "Words that do not come, each at a text's beginning and behind a space.")
-    absl_flags.DEFINE_enum("early_stopping", None, list(_EARLY), "When a beam search ends.", flag_values=flags)
-    for name, text in _TRUTH.items():
-        define("bool", name, None, text)
-    for name, text in _WHOLE.items():
-        define("integer", name, None, text)
-    for name, text in _REAL.items():
-        define("float", name, None, text)
-    cli.positive(flags, "batch_size")
+    skip_special_tokens: bool = option(True, "Leaves special tokens out of the texts.", group=_TEXTS)
+    return_scores: bool = option(False, "Each token's log-probability, in JSON.", group=_TEXTS)
+
+    max_new_tokens: int | None = _decoding("The most tokens to add; else the folder's, else 64.", _ALL)
+    min_new_tokens: int | None = _decoding("The text does not end before so many.", _ALL)
+    stop_strings: tuple[str, ...] = option((), "A text ends as soon as it holds one of these.", group=_ALL)
+    num_return_sequences: int | None = _decoding("Texts a prompt.", _ALL)
+    do_sample: bool | None = _decoding("Draws tokens; else the likeliest follows.", _ALL)
+    jit_compile: bool | None = _decoding("Compiles by XLA: the first text takes longer, the others less.", _ALL)
+    prefill_chunk: int | None = _decoding("A prompt is read so many tokens at a time; 0: in one pass.", _ALL)
+
+    seed: int | None = _decoding(
+        "The same seed gives the same text, whatever else is in the batch; else each is drawn anew.", _SAMPLING
+    )
+    temperature: float | None = _decoding("Below 1 sharper, above 1 flatter; 0 takes the likeliest.", _SAMPLING)
+    top_k: int | None = _decoding(
+        "Among so many of the likeliest (0: all). With --penalty_alpha: the candidates.", _SAMPLING
+    )
+    top_p: float | None = _decoding("Among the likeliest that together have this probability.", _SAMPLING)
+    min_p: float | None = _decoding("Among those at least this part as likely as the likeliest.", _SAMPLING)
+    typical_p: float | None = _decoding(
+        "Among those nearest to the expected information, together of this probability.", _SAMPLING
+    )
+
+    repetition_penalty: float | None = _decoding("Above 1: tokens that were there are less likely.", _NEXT)
+    presence_penalty: float | None = _decoding("Taken from the logits of new tokens that were there.", _NEXT)
+    no_repeat_ngram_size: int | None = _decoding("No group of so many tokens comes twice.", _NEXT)
+    bad_words: tuple[str, ...] = option(
+        (), "Words that do not come, each at a text's beginning and behind a space.", group=_NEXT
+    )
+
+    num_beams: int | None = _decoding("Above 1: beam search.", _SEARCHES)
+    length_penalty: float | None = _decoding("Beam search divides by the length to this power.", _SEARCHES)
+    early_stopping: str | None = option(None, "When a beam search ends.", group=_SEARCHES, choices=tuple(_EARLY))
+    num_beam_groups: int | None = _decoding(
+        "Beams in groups that are kept apart by --diversity_penalty. Not with --do_sample.", _SEARCHES
+    )
+    diversity_penalty: float | None = _decoding("Between groups of beams.", _SEARCHES)
+    penalty_alpha: float | None = _decoding(
+        "Above 0: contrastive search, with --top_k candidates. Not with --do_sample.", _SEARCHES
+    )
+    prompt_lookup_num_tokens: int | None = _decoding(
+        "Above 0: so many tokens are guessed at a time from the prompt; the text is the same.", _SEARCHES
+    )
+    max_matching_ngram_size: int | None = _decoding(
+        "How long a place in the prompt must agree to be guessed from, at most.", _SEARCHES
+    )
+    assistant_dir: str | None = option(
+        None, "A smaller model of the same vocabulary, that guesses tokens ahead.", group=_SEARCHES
+    )
+    num_assistant_tokens: int | None = _decoding("How many tokens --assistant_dir guesses at a time.", _SEARCHES)
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    declared.define_flags(flags, GenerateConfig)
 
 
 def main(flags: absl_flags.FlagValues) -> None:
     cli.only_one(flags, "prompt", "input", "chat")
-    for name in ("output", "return_scores", "special", "num_return_sequences") if flags.chat else ("system",):
-        if flags[name].value and (name != "num_return_sequences" or flags.num_return_sequences > 1):
-            remedy = "is not for --chat; omit it" if flags.chat else "is for --chat; add it"
-            raise UserError(f"--{name}={flags[name].value}: {remedy}")
-    model, tokenizer = load_model(flags)
-    options = _options(flags, tokenizer)
-    if flags.chat:
-        _chat(flags, model, tokenizer, options)
+    config = GenerateConfig(**declared.values_of(flags, GenerateConfig))
+    for name in ("output", "return_scores", "special", "num_return_sequences") if config.chat else ("system",):
+        value = getattr(config, name)
+        if value and (name != "num_return_sequences" or value > 1):
+            shown = " ".join(value) if isinstance(value, tuple) else value
+            raise UserError(
+                f"--{name}={shown}: {'is not for --chat; omit it' if config.chat else 'is for --chat; add it'}"
+            )
+    model, tokenizer = config.load()
+    options = _options(config, tokenizer)
+    if config.chat:
+        _chat(config, model, tokenizer, options)
     else:
-        _generate(flags, model, tokenizer, options)
+        _generate(config, model, tokenizer, options)
 
 
-def _options(flags: absl_flags.FlagValues, tokenizer) -> dict[str, Any]:
+def _options(config: GenerateConfig, tokenizer) -> dict[str, Any]:
     """The options of decoding that were given."""
     from tfzoo.generation import texts
 
-    names = (*_TRUTH, *_WHOLE, *_REAL, "stop_strings")
-    options = {name: flags[name].value for name in names if flags[name].value is not None}
-    if flags.early_stopping is not None:
-        options["early_stopping"] = _EARLY[flags.early_stopping]
-    if flags.bad_words:
-        words = [form for word in flags.bad_words for form in (word, f" {word}")]
+    options = {name: getattr(config, name) for name in declared.names_with(GenerateConfig, "decoding")}
+    options = {name: value for name, value in options.items() if value is not None}
+    if config.stop_strings:
+        options["stop_strings"] = config.stop_strings
+    if config.early_stopping is not None:
+        options["early_stopping"] = _EARLY[config.early_stopping]
+    if config.bad_words:
+        words = [form for word in config.bad_words for form in (word, f" {word}")]
         options["bad_words_ids"] = sorted({tuple(ids) for ids in texts.encode(tokenizer, words) if ids})
-    if flags.assistant_dir is not None:
-        options["assistant_model"], _ = _load(flags.assistant_dir, None, flags.weights)
+    if config.assistant_dir is not None:
+        options["assistant_model"], _ = ModelDir(model_dir=config.assistant_dir, weights=config.weights).load()
     return options
 
 
-def _generate(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any]) -> None:
+def _generate(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> None:
     from tfzoo import records
     from tfzoo.generation import texts
 
-    how: dict[str, Any] = dict(special=flags.special, skip_special_tokens=flags.skip_special_tokens)
+    how: dict[str, Any] = dict(special=config.special, skip_special_tokens=config.skip_special_tokens)
     times = options.get("num_return_sequences", 1)
-    alone = flags.prompt is not None and len(flags.prompt) == 1 and flags.output is None and not flags.return_scores
-    if flags.stream and not (alone and times == 1):
+    alone = len(config.prompt) == 1 and config.output is None and not config.return_scores
+    if config.stream and not (alone and times == 1):
         raise UserError("--stream is for one text of one --prompt, without --output and --return_scores; omit it")
-    if alone and times == 1 and (sys.stdout.isatty() if flags.stream is None else flags.stream):
+    if alone and times == 1 and (sys.stdout.isatty() if config.stream is None else config.stream):
         with _growing() as show:
-            texts.generate_text(model, flags.prompt, tokenizer, on_text=show, **how, **options)
+            texts.generate_text(model, config.prompt, tokenizer, on_text=show, **how, **options)
         print()
         return
-    lines: Iterable[tuple[str, dict[str, Any]]]
-    if flags.prompt:
-        lines = [("--prompt", {"prompt": text}) for text in flags.prompt]
-    else:
-        lines = records.read(flags.input, "prompt")
-    batches = records.batches(lines, flags.batch_size, "prompt", _DOING, flags.input, flags.output)
-    with records.writer(flags.output) as write:
+    lines: Iterable[tuple[str, dict[str, Any]]] = [("--prompt", {"prompt": text}) for text in config.prompt]
+    if config.input is not None:
+        lines = records.read(config.input, "prompt")
+    batches = records.batches(lines, config.batch_size, "prompt", _DOING, config.input, config.output)
+    with records.writer(config.output) as write:
         for batch, work in batches:
             prompts = [records.text(where, record, "prompt") for where, record in batch]
             own = _own(batch, options)
@@ -194,7 +194,7 @@ def _generate(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str,
                 return
             for i, answer in enumerate(answers):
                 record = {"prompt": prompts[i // times], "text": answer.text, "tokens": len(answer.token_ids)}
-                if flags.return_scores:
+                if config.return_scores:
                     record |= {"token_ids": answer.token_ids, "scores": answer.scores, "score": answer.sequence_score}
                 write(record)
 
@@ -219,18 +219,18 @@ def _own(batch: Sequence[tuple[str, dict[str, Any]]], options: Mapping[str, Any]
     return own
 
 
-def _chat(flags: absl_flags.FlagValues, model, tokenizer, options: dict[str, Any]) -> None:
+def _chat(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> None:
     from tfzoo.chat import ChatTemplate
     from tfzoo.generation import texts
 
-    folder = flags.model_dir
+    folder = config.model_dir
     texts.prompt_frame(model, tokenizer)  # That there is a tokenizer.
     template = ChatTemplate.from_folder(folder, tokenizer, functools.partial(texts.encode, tokenizer))
-    beginning = [] if flags.system is None else [{"role": "system", "content": flags.system}]
+    beginning = [] if config.system is None else [{"role": "system", "content": config.system}]
     messages = list(beginning)
-    grows, here = flags.stream is not False, sys.stdin.isatty()
+    grows, here = config.stream is not False, sys.stdin.isatty()
     # An answer is one text, whatever the folder says.
-    options = options | dict(num_return_sequences=1, skip_special_tokens=flags.skip_special_tokens)
+    options = options | dict(num_return_sequences=1, skip_special_tokens=config.skip_special_tokens)
     while True:
         if here:
             print("> ", end="", flush=True)

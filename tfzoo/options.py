@@ -9,12 +9,13 @@
         define_flag(flags, field)   # --mask_rate
     Options(**values_of(flags, Options))
 
-Types: bool, int, float, str (without a default: a flag that must be given), `str | None`, and tuple[str, ...]: a flag
-that may be repeated.
+Types: bool, int, float, str (without a default: a flag that must be given), each of them `| None`, and tuple[str, ...]:
+a flag that may be repeated.
 """
 
 import dataclasses
 import math
+import typing
 from collections.abc import Collection
 from typing import Any
 
@@ -82,9 +83,15 @@ def bounds(low: float | None, high: float | None) -> str:
     return f"must be at least {low}" if high is None else f"must be at most {high}"
 
 
+def define_flags(flags: absl_flags.FlagValues, cls: type) -> None:
+    """Defines the flags of all options of a dataclass."""
+    for field in fields(cls):
+        define_flag(flags, field)
+
+
 def define_flag(flags: absl_flags.FlagValues, field: dataclasses.Field, prefix: str = "") -> None:
     """Defines the flag of an option; --help says `prefix` before what the option says itself."""
-    metadata, kind = field.metadata, field.type
+    metadata, kind = field.metadata, _kind(field)
     name, default = field.name, None if field.default is dataclasses.MISSING else field.default
     how = dict(help=prefix + metadata["help"], flag_values=flags)
     limits = dict(lower_bound=metadata["low"], upper_bound=metadata["high"])
@@ -99,7 +106,7 @@ def define_flag(flags: absl_flags.FlagValues, field: dataclasses.Field, prefix: 
     elif kind == tuple[str, ...]:
         absl_flags.DEFINE_multi_string(name, list(default or ()), **how)
     else:
-        absl_flags.DEFINE_string(name, default, required=default is None and kind is str, **how)
+        absl_flags.DEFINE_string(name, default, required=field.default is dataclasses.MISSING, **how)
     flags[name].help = prefix + metadata["help"]  # absl adds what tfzoo.cli says by itself.
     setattr(flags[name], "group", metadata["group"])  # noqa: B010  (absl's class does not declare it)
 
@@ -110,18 +117,24 @@ def values_of(flags: absl_flags.FlagValues, cls: type) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
+def _kind(field: dataclasses.Field) -> Any:
+    """The type of a field's values, but None."""
+    kinds = [kind for kind in typing.get_args(field.type) if kind is not type(None)]
+    return kinds[0] if type(None) in typing.get_args(field.type) else field.type
+
+
 def _complaint(field: dataclasses.Field, value: Any) -> str:
     """What is wrong with a value; "" where nothing is."""
-    kind, metadata = field.type, field.metadata
+    kind, metadata = _kind(field), field.metadata
     if kind == tuple[str, ...]:
         fits = isinstance(value, tuple) and all(isinstance(each, str) for each in value)
         return "" if fits else "must be a tuple of strings"
-    if kind == str | None and value is None:
+    if value is None and kind is not field.type:
         return ""
     if metadata["choices"]:
         near = suggest(str(value), metadata["choices"])
         return "" if value in metadata["choices"] else f"must be one of {', '.join(metadata['choices'])}{near}"
-    if kind in (str, str | None):
+    if kind is str:
         return "" if isinstance(value, str) else "must be a string"
     if kind is bool:
         return "" if isinstance(value, bool) else "must be true or false"

@@ -14,6 +14,7 @@ A text longer than the model's --length is read in windows, --stride tokens apar
 that holds it. Encoder-decoders judge continuations.
 """
 
+import dataclasses
 import math
 import sys
 from collections.abc import Iterable
@@ -21,46 +22,50 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli, records
+from tfzoo import cli, options, records
 from tfzoo.errors import UserError
-from tfzoo.generate import define_model_flags, load_model
+from tfzoo.model_dir import ModelDir
+from tfzoo.options import option
+
+_TEXTS = "Texts"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig(ModelDir):
+    """What is scored, and how."""
+
+    text: tuple[str, ...] = option((), "A text; several by several.", group=_TEXTS)
+    context: str | None = option(None, "What a continuation follows.", group=_TEXTS)
+    continuation: tuple[str, ...] = option((), "What follows the context; several by several.", group=_TEXTS)
+    input: str | None = option(None, "A file of texts: a line each, or .jsonl.", group=_TEXTS)
+    output: str | None = option(None, "A .jsonl file to write.", group=_TEXTS)
+    tokens: bool = option(False, "Also each token, as the tokenizer writes it, and its log-probability.", group=_TEXTS)
+    length: int | None = option(None, "Tokens read together; max_positions by default.", group=_TEXTS)
+    stride: int | None = option(None, "How far windows are apart; half the length by default.", group=_TEXTS)
+    batch_size: int = option(8, "Windows at a time.", group=_TEXTS, low=1)
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    def define(kind, name, default, text):
-        getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags)
-
-    define_model_flags(flags)
-    define("multi_string", "text", None, "A text; several by several.")
-    define("string", "context", None, "What a continuation follows.")
-    define("multi_string", "continuation", None, "What follows the context; several by several.")
-    define("string", "input", None, "A file of texts: a line each, or .jsonl.")
-    define("string", "output", None, "A .jsonl file to write.")
-    define("bool", "tokens", False, "Also each token, as the tokenizer writes it, and its log-probability.")
-    define("integer", "length", None, "Tokens read together; max_positions by default.")
-    define("integer", "stride", None, "How far windows are apart; half the length by default.")
-    define("integer", "batch_size", 8, "Windows at a time.")
-    cli.positive(flags, "batch_size")
+    options.define_flags(flags, ScoreConfig)
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    source = cli.only_one(flags, "text", "continuation", "input")
-    if (flags.context is None) != (flags.continuation is None):
+    cli.only_one(flags, "text", "continuation", "input")
+    config = ScoreConfig(**options.values_of(flags, ScoreConfig))
+    if (config.context is None) == bool(config.continuation):
         raise UserError("--context and --continuation: are given together")
-    model, tokenizer = load_model(flags)
+    model, tokenizer = config.load()
     from tfzoo.evaluation import likelihood  # Imports TensorFlow.
 
-    how: dict[str, Any] = dict(length=flags.length, stride=flags.stride, batch_size=flags.batch_size)
-    lines: Iterable[tuple[str, dict[str, Any]]]
-    if source == "text":
-        lines = [("--text", {"text": text}) for text in flags.text]
-    elif source == "continuation":
-        lines = [("--continuation", {"context": flags.context, "continuation": text}) for text in flags.continuation]
-    else:
-        lines = records.read(flags.input, "text")
+    how: dict[str, Any] = dict(length=config.length, stride=config.stride, batch_size=config.batch_size)
+    lines: Iterable[tuple[str, dict[str, Any]]] = [("--text", {"text": text}) for text in config.text]
+    if config.continuation:
+        lines = [("--continuation", {"context": config.context, "continuation": text}) for text in config.continuation]
+    if config.input is not None:
+        lines = records.read(config.input, "text")
     total, count = 0.0, 0
-    batches = records.batches(lines, flags.batch_size, "text", "compiling and scoring", flags.input, flags.output)
-    with records.writer(flags.output) as write:
+    batches = records.batches(lines, config.batch_size, "text", "compiling and scoring", config.input, config.output)
+    with records.writer(config.output) as write:
         for batch, work in batches:
             paired = ["continuation" in record for _, record in batch]
             if any(paired) and not all(paired):
@@ -76,7 +81,7 @@ def main(flags: absl_flags.FlagValues) -> None:
                 record["perplexity"] = _perplexity(one.log_likelihood, len(one.scores))
                 if any(paired):
                     record["greedy"] = all(one.likeliest)
-                if flags.tokens:
+                if config.tokens:
                     record["scores"] = [[tokenizer.vocab[t], s] for t, s in zip(one.token_ids, one.scores, strict=True)]
                 write(record)
                 total, count = total + one.log_likelihood, count + len(one.scores)

@@ -1,0 +1,36 @@
+"""The model that a program works with: --model_dir, --checkpoint and --weights."""
+
+import dataclasses
+
+from tfzoo import progress
+from tfzoo.options import Checked, option
+
+_GROUP = "Model"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelDir(Checked):
+    """Where a model is read from, and how its weights are kept. Programs that read one inherit these options."""
+
+    model_dir: str = option(dataclasses.MISSING, "A run's folder, or one of Hugging Face's.", group=_GROUP)
+    checkpoint: str | None = option(None, "One of the run's checkpoints; best/ or the newest by default.", group=_GROUP)
+    weights: str = option(
+        "float32",
+        "How matrices are kept: rounded, in a half or a quarter of the memory; int8 is faster with --jit_compile.",
+        group=_GROUP,
+        choices=("float32", "bfloat16", "int8"),
+    )
+
+    def load(self):
+        """(model, tokenizer).
+
+        Raises:
+          UserError: a file is missing or damaged.
+        """
+        with progress.importing_tensorflow():
+            from tfzoo import nn
+            from tfzoo.training import runs
+        with progress.stage(f"reading {self.model_dir}"):
+            model, tokenizer = runs.load(self.model_dir, self.checkpoint)
+            nn.store_weights(model, self.weights)
+        return model, tokenizer
