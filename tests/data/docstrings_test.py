@@ -1,9 +1,16 @@
 import importlib
+import importlib.metadata
 import json
+import platform
+import re
 import sys
 import textwrap
+import tomllib
 import unittest
 from unittest import mock
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests import helpers
 from tfzoo.data import docstrings, documents
@@ -63,6 +70,15 @@ class ReadTest(unittest.TestCase):
         self.held_out = frozenset({"heldpkg"})
 
     def write(self, package, name, text):
+        """A file of a package, which its distribution says it installed."""
+        self.add(package, name, text)
+        installed = self.folder / f"{package}-1.0.dist-info"
+        installed.mkdir(exist_ok=True)
+        (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        with open(installed / "RECORD", "a") as record:
+            record.write(f"{package}/{name},sha256=x,1\n")
+
+    def add(self, package, name, text):
         path = self.folder / package / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -147,6 +163,24 @@ class ReadTest(unittest.TestCase):
         self.write("apkg", "nul.py", "\0")
         self.assertEqual(self.read().report["train"]["files_unparsed"], 2)
 
+    def test_what_a_package_did_not_install_is_not_read(self):
+        first = self.read()
+        self.add("apkg", "plugin.py", '"""Another package has put this there. It is not of the corpus."""')
+        self.write("unknown", "__init__.py", '"""A package beside them that nobody asked for. It is not read."""')
+        self.assertEqual(self.read(), first)
+
+    def test_what_is_missing_is_an_error(self):
+        with self.assertRaisesRegex(
+            UserError, r"^--corpus=docstrings: gone-pkg is not installed.*pip install gone-pkg"
+        ):
+            self.read(packages={**self.packages, "gone": "gone-pkg"})
+        (self.folder / "apkg" / "sub" / "more.py").unlink()
+        with self.assertRaisesRegex(UserError, "apkg/sub/more.py cannot be read .*install its package again"):
+            self.read()
+        (self.folder / "apkg-1.0.dist-info" / "RECORD").unlink()
+        with self.assertRaisesRegex(UserError, r"apkg has no list of its files \(RECORD\); run pip install"):
+            self.read()
+
     def test_nothing_to_hold_out_or_to_train_on(self):
         with self.assertRaisesRegex(UserError, "no docstrings were found in nowhere; install"):
             self.read(held_out={"nowhere"})
@@ -163,6 +197,49 @@ class ReadTest(unittest.TestCase):
         paths = [path for _, _, path in docstrings._sources(self.packages)[0]]
         self.assertGreater(len(paths), docstrings._MANY)
         self.assertEqual(docstrings._clean(paths), [docstrings._clean_file(path) for path in paths])
+
+
+class PackagesTest(unittest.TestCase):
+    def requirements(self, names):
+        """What these requirements and what they require ask for, by the metadata of what is installed."""
+        found, asked = set(), [Requirement(name) for name in names]
+        while asked:
+            requirement = asked.pop()
+            name = canonicalize_name(requirement.name)
+            if name not in found:
+                found.add(name)
+                for line in importlib.metadata.requires(name) or ():
+                    needed = Requirement(line)
+                    extras = requirement.extras or {""}
+                    if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                        asked.append(needed)
+        return found
+
+    def test_all_are_of_the_base_installation(self):
+        project = tomllib.loads((helpers.ROOT / "pyproject.toml").read_text())["project"]
+        base = self.requirements(project["dependencies"])
+        self.assertLessEqual({canonicalize_name(name) for name in docstrings.PACKAGES.values()}, base)
+
+    def test_results_were_measured_on_this_text(self):
+        stated = re.search(
+            r"fingerprint `([0-9a-f]{64})`\s+with\s+Python (\S+) and\s+`requirements/dev.txt`",
+            (helpers.ROOT / "docs" / "results.md").read_text(),
+        )
+        self.assertIsNotNone(stated, "docs/results.md does not name the text that it was measured on")
+        pinned = {}
+        for line in (helpers.ROOT / "requirements" / "dev.txt").read_text().splitlines():
+            if line[:1].isalpha():
+                requirement = Requirement(line.rstrip(" \\"))
+                if requirement.marker is None or requirement.marker.evaluate():
+                    pinned[canonicalize_name(requirement.name)] = next(iter(requirement.specifier)).version
+        for name in docstrings.PACKAGES.values():
+            version, wanted = importlib.metadata.version(name), pinned[canonicalize_name(name)]
+            if version != wanted:
+                self.skipTest(f"{name} is {version}, and requirements/dev.txt has {wanted}")
+        if platform.python_version() != stated[2]:
+            self.skipTest(f"this is Python {platform.python_version()}, and docs/results.md has {stated[2]}")
+        found = docstrings.fingerprint()
+        self.assertEqual(found, stated[1], "the corpus changed: measure again what docs/results.md says, and name it")
 
 
 class StandardLibraryTest(unittest.TestCase):

@@ -1,4 +1,8 @@
-"""The docstrings of the packages that stand beside this one: real English with nothing to fetch.
+"""The docstrings of the packages that tfzoo is installed with: real English with nothing to fetch.
+
+The packages are a fixed list, and of each what its distribution installed is read and nothing else: what else is in an
+environment changes nothing, and what is missing is an error. So the fingerprint follows from the packages' versions and
+Python's.
 
 Sources are parsed, never imported, in processes of their own: a pool of `multiprocessing` would fork a process
 in which TensorFlow's threads run, or import the main module, and TensorFlow with it, once more for each worker.
@@ -10,8 +14,8 @@ and the held-out part is whole packages, whose sentences are dropped wherever el
 
 import ast
 import concurrent.futures
+import csv
 import hashlib
-import importlib.machinery
 import importlib.metadata
 import json
 import os
@@ -22,7 +26,7 @@ import subprocess
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from tfzoo import files
@@ -33,7 +37,7 @@ from tfzoo.errors import UserError
 NAME = "docstrings"  # What --corpus calls them.
 VERSION = 1  # Counts changes of what this file makes of the same docstrings.
 
-# Import name -> distribution, of what tfzoo needs at run time: extras then leave the corpus as it is.
+# Import name -> distribution, of what `pip install tfzoo` brings.
 PACKAGES = {
     "PIL": "pillow",
     "absl": "absl-py",
@@ -68,6 +72,7 @@ PACKAGES = {
     "yaml": "pyyaml",
 }
 STANDARD_LIBRARY = "python"
+ALL = PACKAGES | {STANDARD_LIBRARY: ""}
 _MANY = 100  # Files for which starting processes pays.
 HELD_OUT = frozenset({"tensorboard", "onnx", "werkzeug", "asyncio", "email"})
 
@@ -78,51 +83,75 @@ _SKIPPED_FOLDERS = frozenset(
 _SKIPPED_FILES = re.compile(r".*_test\.py|test_.*\.py|.*_pb2(?:_grpc)?\.py|_sysconfigdata.*\.py|conftest\.py|LICENSE.*")
 
 
-def _python_files(root: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
-    """Yields (path relative to `root`, path) of the sources under `root`, whatever the file system's order."""
+def _is_read(name: str) -> bool:
+    """Whether a file is read whose path within its package is `name`."""
+    *folders, file = name.split("/")
+    return file.endswith(".py") and not _SKIPPED_FILES.fullmatch(file) and not _SKIPPED_FOLDERS.intersection(folders)
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """The files of a folder by name, then those of its folders."""
+
+    def key(name: str) -> list[tuple[bool, str]]:
+        *folders, file = name.split("/")
+        return [*((True, folder) for folder in folders), (False, file)]
+
+    return sorted(names, key=key)
+
+
+def _installed(package: str, distribution: str) -> tuple[str, dict[str, pathlib.Path]]:
+    """The version of a distribution, and what it installed of a package: name within the package -> path.
+
+    Raises:
+      UserError: it is not installed, or does not say what it installed.
+    """
+    try:
+        found = importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            f"--corpus={NAME}: {distribution} is not installed, whose docstrings belong to it; run pip install "
+            f"{distribution}, or name files with --corpus"
+        ) from None
+    record = found.read_text("RECORD")
+    if record is None:
+        raise UserError(
+            f"--corpus={NAME}: {distribution} has no list of its files (RECORD); run pip install --force-reinstall "
+            f"{distribution}, or name files with --corpus"
+        )
+    prefix, root = package.replace(".", "/") + "/", pathlib.Path(str(found.locate_file("")))
+    names = (line[0] for line in csv.reader(record.splitlines()) if line and line[0].startswith(prefix))
+    return found.version, {name.removeprefix(prefix): root / name for name in names}
+
+
+def _standard_library() -> dict[str, pathlib.Path]:
+    """Name within it -> path."""
+    root, found = pathlib.Path(sysconfig.get_path("stdlib")), {}
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS)
-        for name in sorted(names):
-            if name.endswith(".py") and not _SKIPPED_FILES.fullmatch(name):
-                path = pathlib.Path(folder, name)
-                yield path.relative_to(root).as_posix(), path
-
-
-def _package_root(name: str) -> pathlib.Path | None:
-    """The folder of a package, found without importing it or its parents."""
-    search: list[str] | None = None
-    for part in name.split("."):
-        spec = importlib.machinery.PathFinder.find_spec(part, search)
-        if spec is None or not spec.submodule_search_locations:
-            return None
-        search = list(spec.submodule_search_locations)
-        if name.rpartition(".")[2] == part:
-            return pathlib.Path(search[0])
-    return None
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+        for path in (pathlib.Path(folder, name) for name in names):
+            found[path.relative_to(root).as_posix()] = path
+    return found
 
 
 def _sources(packages: Mapping[str, str]) -> tuple[list[tuple[str, str, str]], dict[str, str]]:
-    """Finds what is to be read: [(source, name within the corpus, path)] and {package: version}."""
+    """Finds what is to be read: [(source, name within the corpus, path)] and {package: version}.
+
+    Raises:
+      UserError: a package is not installed.
+    """
     found, versions = [], {}
-    for package, distribution in sorted(packages.items()):
+    for package, distribution in sorted(packages.items(), key=lambda item: (item[0] == STANDARD_LIBRARY, item)):
         if package == STANDARD_LIBRARY:
-            continue
-        root = _package_root(package)
-        if root is None:
-            continue
-        try:
-            versions[package] = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "unknown"
-        source = package.rpartition(".")[2]
-        found += [(source, f"{package}/{name}", str(path)) for name, path in _python_files(root)]
-    if STANDARD_LIBRARY in packages:
-        versions[STANDARD_LIBRARY] = platform.python_version()
-        root = pathlib.Path(sysconfig.get_path("stdlib"))
-        for name, path in _python_files(root):
-            source = name.partition("/")[0].removesuffix(".py")
-            if source in sys.stdlib_module_names or source == "pydoc_data":
-                found.append((source, f"{STANDARD_LIBRARY}/{name}", str(path)))
+            versions[package], paths = platform.python_version(), _standard_library()
+        else:
+            versions[package], paths = _installed(package, distribution)
+        for name in _in_order(filter(_is_read, paths)):
+            source = package.rpartition(".")[2]
+            if package == STANDARD_LIBRARY:
+                source = name.partition("/")[0].removesuffix(".py")
+                if source not in sys.stdlib_module_names and source != "pydoc_data":
+                    continue
+            found.append((source, f"{package}/{name}", str(paths[name])))
     return found, versions
 
 
@@ -202,7 +231,14 @@ def _clean(paths: list[str]) -> list[list[list[list[str]]] | None]:
 def _fingerprint(sources: list[tuple[str, str, str]], versions: dict[str, str], held_out: Set[str]) -> str:
     digest = hashlib.sha256(json.dumps([VERSION, prose.VERSION, versions, sorted(held_out)]).encode())
     for _, name, path in sources:
-        digest.update(f"\n{name} {files.sha256(path)}".encode())
+        try:
+            digest.update(f"\n{name} {files.sha256(path)}".encode())
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UserError(
+                f"--corpus={NAME}: {path} cannot be read ({reason}); install its package again, or name files with "
+                "--corpus"
+            ) from None
     return digest.hexdigest()
 
 
@@ -260,21 +296,25 @@ def _store(corpus: Corpus, path: pathlib.Path) -> None:
     files.atomic_write(path, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
 
 
+def fingerprint() -> str:
+    """That of the corpus, without reading it."""
+    return _fingerprint(*_sources(ALL), HELD_OUT)
+
+
 def read(
     cache_dir: str | os.PathLike | None,
-    packages: Mapping[str, str] = PACKAGES | {STANDARD_LIBRARY: ""},
+    packages: Mapping[str, str] = ALL,
     held_out: Set[str] = HELD_OUT,
 ) -> Corpus:
     """Reads the docstrings of `packages`, from the cache where the same was read before.
 
     Args:
       cache_dir: the folder of the cache; None keeps nothing.
-      packages: import name -> distribution (for its version); "python" is the standard library. Those that
-        are not installed are left out, which the fingerprint tells.
+      packages: import name -> distribution; "python" is the standard library.
       held_out: top-level names of packages and standard modules that make the held-out part.
 
     Raises:
-      UserError: nothing is left to train on or to hold out.
+      UserError: a package is not installed, or nothing is left to train on or to hold out.
     """
     sources, versions = _sources(packages)
     fingerprint = _fingerprint(sources, versions, held_out)
