@@ -97,7 +97,7 @@ class AnswersTest(tf.test.TestCase):
         self.assertAllEqual(found["values"], [[2.5, -1, 7]])
         self.assertAllEqual(found["labels"], [[b"LABEL_0", b"LABEL_1", b"LABEL_2"]])
         self.assertNotIn("scores", found)
-        self.assertEqual(list(savedmodel.signatures(model, TOKENIZER, Options(8))), ["serving_default", "tokens"])
+        self.assertEqual(list(savedmodel._functions(model, TOKENIZER, Options(8))), ["serving_default", "tokens"])
         found, _ = answer(small.model(heads=("classify",), num_labels=1), TOKENIZER, [["a"]], [[2.5]])
         self.assertAllEqual(found["value"], [2.5])
 
@@ -349,6 +349,8 @@ class RefusalTest(tf.test.TestCase):
         for row, name in enumerate(("token_ids", "segment_ids", "entity_positions"), 1):
             wrong = {name: value[row : row + 1] for name, value in given.items()}
             self.refused(f"{name} must be .*, and is.*in row. .0.", by_call, **wrong)
+        none = by_call(**{name: tf.constant(value[:0]) for name, value in given.items()})
+        self.assertEqual(none["relation_logits"].shape, (0, 3))
         # Of the call, not of a row:
         short = given | {"segment_ids": given["segment_ids"][:, :2]}
         self.refused("segment_ids must have the shape of token_ids", by_row, **short)

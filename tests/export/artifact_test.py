@@ -190,6 +190,8 @@ class ArtifactTest(tf.test.TestCase):
             self.assertLess(stated["measured"]["tokens/logits"]["difference"], allowed)
             self.assertEqual(stated["tokenizer"]["fingerprint"], TOKENIZER.fingerprint())
             self.assertEqual(stated["tools"]["tensorflow"], tf.__version__)
+            self.assertEqual(stated["least"], {"batch": int(kind == "onnx"), "sequence": 1})
+            self.assertIsNone(stated["float32_error"])
         self.assertEqual(stated["opset"], {"ai.onnx": 23})
 
     def test_golden_covers_what_it_should(self):

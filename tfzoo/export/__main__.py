@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli, records
+from tfzoo import cli, progress, records
 from tfzoo.errors import UserError
 
 # What `artifact.export` is told, beside the model.
@@ -58,10 +58,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    from tfzoo.export import artifact
-    from tfzoo.training import runs  # TensorFlow takes seconds to import, and --help needs none of it.
+    with progress.importing_tensorflow():  # Which takes seconds, and --help needs none of it.
+        from tfzoo.export import artifact
+        from tfzoo.training import runs
 
-    model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
+    with progress.stage(f"reading {flags.model_dir}"):
+        model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
     for name in ("absl", "tensorflow"):  # What they say of a SavedModel's functions is for those who write such.
         logging.getLogger(name).setLevel(logging.WARNING)
     options: dict[str, Any] = {name: flags[name].value for name in _OPTIONS}

@@ -175,6 +175,7 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
         "options": dataclasses.asdict(options),
         "tools": manifest.tools(),
         "float32_error": limits.float32_error,
+        "least": _least(content["kind"], content["signatures"]),
     }
     if tokenizer is not None:
         stated = {"class": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint()}
@@ -188,6 +189,13 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
             f"{_remedy(limits)}"
         ) from error
     manifest.write(folder, content)
+
+
+def _least(kind: str, signatures: Mapping[str, dict]) -> dict[str, int]:
+    """What the inputs' free axes must have: onnxruntime's and LiteRT's operators fail on no rows, all on no tokens."""
+    tensors = [tensor for sides in signatures.values() for tensor in sides["inputs"].values()]
+    axes = sorted({axis for tensor in tensors for axis in tensor["shape"] if isinstance(axis, str)})
+    return {axis: int(not axis.startswith("past") and (axis != "batch" or kind != "savedmodel")) for axis in axes}
 
 
 def _remedy(limits: Limits) -> str:
@@ -238,10 +246,10 @@ def _write_savedmodel(model, tokenizer, folder, options: Options, limits: Limits
 
 def _token_arrays(model, tokenizer, options: Options, limits: Limits) -> dict[str, dict]:
     """The signature `tokens` in golden.npz."""
-    arrays = {
-        case: {"inputs": inputs, "outputs": golden.outputs(model, inputs, limits)}
-        for case, inputs in golden.token_cases(model, tokenizer, options).items()
-    }
+    arrays = golden.each(
+        golden.token_cases(model, tokenizer, options),
+        lambda inputs: {"inputs": inputs, "outputs": golden.outputs(model, inputs, limits)},
+    )
     if options.refuse == "row":
         for sides in arrays.values():
             sides["outputs"]["error"] = np.full(len(sides["inputs"]["token_ids"]), "", "U1")
@@ -270,18 +278,20 @@ def _write_onnx(
     chosen: Sequence[str],
     texts: Sequence[str],
 ) -> dict:
-    onnx_check.check_twin(model, profile)
+    with progress.stage("running a small model by ONNX's reference implementation"):
+        onnx_check.check_twin(model, profile)
     graphs = onnx_emit.save(model, folder, profile=profile, length=options.sequence_length)
     for path in graphs:
         onnx_check.check(path)
-    signatures = {path.stem: onnx_emit.signature(path) for path in graphs}
+    headers = {path.stem: onnx_graph.read_header(path) for path in graphs}
+    signatures = {name: interface.stated(onnx_graph.describe(header)) for name, header in headers.items()}
     cached = "past_key_values" in str(signatures)
     traced = body_of(model) is None  # And has one length.
     arrays: dict[str, dict] = {
-        "tokens": {
-            case: golden.onnx_case(model, inputs, limits, cached, right=profile == "genai")
-            for case, inputs in golden.token_cases(model, tokenizer, options, traced or None).items()
-        }
+        "tokens": golden.each(
+            golden.token_cases(model, tokenizer, options, traced or None),
+            lambda inputs: golden.onnx_case(model, inputs, limits, cached, right=profile == "genai"),
+        )
     }
     tolerances = {"tokens": limits.of(next(iter(arrays["tokens"].values()))["outputs"])}
     if cached:
@@ -300,7 +310,7 @@ def _write_onnx(
         **({} if refused is None else {"tokenizer": {"no_graph": refused}}),
         "signatures": signatures,
         "profile": profile,
-        "opset": {opset.domain or "ai.onnx": opset.version for opset in onnx_graph.read_header(graphs[0]).opset_import},
+        "opset": {opset.domain or "ai.onnx": opset.version for opset in headers[graphs[0].stem].opset_import},
         "tolerances": tolerances,
     }
     if chosen:

@@ -10,12 +10,13 @@ Arrays are named SIGNATURE/CASE/inputs/NAME and SIGNATURE/CASE/outputs/NAME. A N
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfzoo import progress
 from tfzoo.export import answers, interface
 from tfzoo.export.answers import Answer, Options
 from tfzoo.export.answers.base import Row
@@ -230,14 +231,23 @@ def text_cases(answer: Answer) -> dict[str, dict[str, list[str]]]:
 
 def text_signatures(answer: Answer, limits: Limits) -> dict[str, dict[str, dict]]:
     """{signature: {case: its inputs and outputs}} of the signatures that read texts."""
-    cases = {
-        case: {
-            "inputs": {name: np.array(texts, "U") for name, texts in given.items()},
-            "outputs": answer.expected(given, limits),
-        }
-        for case, given in text_cases(answer).items()
-    }
+
+    def of_case(given):
+        inputs = {name: np.array(texts, "U") for name, texts in given.items()}
+        return {"inputs": inputs, "outputs": answer.expected(given, limits)}
+
+    cases = each(text_cases(answer), of_case)
     return {"serving_default": cases, **answer.more_cases(cases, limits)}
+
+
+def each(cases: Mapping[str, Any], of_case: Callable[[Any], Any]) -> dict[str, Any]:
+    """{case: of_case(what it is)}, with a progress bar."""
+    found = {}
+    with progress.bar(len(cases), "case", "computing golden.npz") as bar:
+        for case, given in cases.items():
+            found[case] = of_case(given)
+            bar.update()
+    return found
 
 
 def write(path: str | os.PathLike, signatures: dict) -> None:

@@ -4,7 +4,7 @@ Every format reads this table. A free axis has a name: batch, sequence, decoder_
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -38,12 +38,21 @@ class Signature:
         return [tensor.spec(name) for name, tensor in self.inputs.items()]
 
     def stated(self) -> dict[str, dict[str, dict]]:
-        """As manifest.json has it."""
         sides = {"inputs": self.inputs, "outputs": self.outputs}
-        return {
-            side: {name: {"dtype": tensor.dtype, "shape": list(tensor.shape)} for name, tensor in tensors.items()}
-            for side, tensors in sides.items()
-        }
+        return stated(
+            {
+                side: {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+                for side, tensors in sides.items()
+            }
+        )
+
+
+def stated(sides: Mapping[str, Mapping[str, tuple[str, Sequence]]]) -> dict[str, dict[str, dict]]:
+    """{"inputs": {name: (dtype, shape)}, "outputs": ...}, as manifest.json has it."""
+    return {
+        side: {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in tensors.items()}
+        for side, tensors in sides.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfzoo.errors import UserError, one_line
-from tfzoo.export import interface
+from tfzoo.export import interface, verify
 from tfzoo.export.answers import Options
 from tfzoo.nn import basic
 
@@ -48,7 +48,7 @@ def save(model: keras.Model, folder: str | os.PathLike, options: Options) -> pat
         converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=["tokens"])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         try:
-            with _silent():
+            with verify.silent():  # It prints whole graphs where it fails.
                 content = converter.convert()
         except Exception as error:  # The converter's own class has moved from release to release.
             raise UserError(f"--formats=litert: {_why(error)}; {_INSTEAD}") from error
@@ -94,16 +94,3 @@ def _known_gelu(model: keras.Model) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.activation = ours
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """The converter prints whole graphs where it fails, beneath Python; what it raises says enough."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

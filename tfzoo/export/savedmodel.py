@@ -57,14 +57,10 @@ def save(model: keras.Model, tokenizer: Any, folder: str | os.PathLike, options:
     return {name: signature for name, (signature, _) in answering.items()}
 
 
-def signatures(model: keras.Model, tokenizer: Any, options: Options) -> dict[str, Signature]:
-    """What `save` writes."""
-    return {name: signature for name, (signature, _) in _functions(model, tokenizer, options).items()}
-
-
 def _functions(
     model: keras.Model, tokenizer: Any, options: Options
 ) -> dict[str, tuple[Signature, Callable[..., dict]]]:
+    """The signatures, and what answers them."""
     call = _calling(model)
     tokens = token_signature(model, options), lambda **inputs: _tokens(model, options, call, inputs)
     answer = None if tokenizer is None else answers.find(model, tokenizer, options)

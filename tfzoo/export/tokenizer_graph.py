@@ -17,11 +17,12 @@ import keras
 import numpy as np
 import onnx
 import tensorflow as tf
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from tfzoo.errors import UserError, one_line
 from tfzoo.export import interface, verify
 from tfzoo.export.answers import Options
+from tfzoo.export.onnx.graph import Graph
 from tfzoo.text import framing
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.framing import PAIR, TEXT, Frame
@@ -30,7 +31,6 @@ from tfzoo.text.sentencepiece import KINDS, SentencePiece
 
 NAME = "tokenizer.onnx"
 _EXTENSIONS = "ai.onnx.contrib"
-_OPSET = 18
 # Several scripts, what looks like a space and what does not, what splits words, and nothing at all. No text of a
 # special token: tokenizer.json has no way to say that it is plain text.
 LINES = (
@@ -165,7 +165,8 @@ def emit(tokenizer: Any, frame: Frame, options: Options, outputs: list[str]) -> 
         name = getattr(tokenizer, "kind", type(tokenizer).__name__)
         raise UserError(f"onnxruntime-extensions has no operator that gives the ids of {name} for every text")
     names = ["text" if part == TEXT else "text_pair" for part in frame.texts]
-    pieces = {part: kind(graph, tokenizer, name) for part, name in zip(frame.texts, names)}
+    texts = [graph.input(name, "batch", dtype=TensorProto.STRING) for name in names]
+    pieces = {part: kind(graph, tokenizer, text) for part, text in zip(frame.texts, texts)}
     # Each of two texts may have half of the room, and what the other leaves.
     room = frame.room(options.sequence_length)
     kept = {TEXT: graph.add("Min", pieces[TEXT].counts, graph.ints(room))}
@@ -179,8 +180,8 @@ def emit(tokenizer: Any, frame: Frame, options: Options, outputs: list[str]) -> 
         begins.append(end)
         end = graph.add("Add", end, kept[part] if isinstance(part, str) else graph.ints(1))
     # At least one place, so that a maximum of no rows has something to take.
-    longest = graph.add("ReduceMax", graph.add("Concat", end, graph.constant([[1]]), axis=0), keepdims=0)
-    place = graph.add("Range", graph.constant(0), longest, graph.constant(1))
+    longest = graph.add("ReduceMax", graph.add("Concat", end, graph.array(np.array([[1]])), axis=0), keepdims=0)
+    place = graph.add("Range", graph.whole(0), longest, graph.whole(1))
     place = graph.add("Expand", graph.add("Unsqueeze", place, graph.ints(0)), graph.shape(end, longest))
     ids, segments = graph.add("Mul", place, graph.ints(0)), graph.add("Mul", place, graph.ints(0))
     ids = graph.add("Add", ids, graph.ints(pad_id(tokenizer)))
@@ -193,7 +194,9 @@ def emit(tokenizer: Any, frame: Frame, options: Options, outputs: list[str]) -> 
         segments = graph.add("Where", inside, graph.ints(segment), segments)
     mask = graph.add("Cast", graph.add("Less", place, end), to=TensorProto.INT64)
     values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
-    return graph.model(names, {name: values[name] for name in outputs})
+    for name in outputs:
+        graph.output(name, values[name], "batch", "sequence", dtype=TensorProto.INT64)
+    return graph.model("tokenizer")
 
 
 class _Pieces:
@@ -212,73 +215,45 @@ class _Pieces:
 def _byte_level(graph: "_Graph", tokenizer: ByteLevelBPE, text: str) -> _Pieces:
     vocab = json.dumps({token: i for i, token in enumerate(tokenizer.vocab)}, ensure_ascii=False)
     merges = "".join(f"{left} {right}\n" for left, right in tokenizer.merges)
-    ids, mask = graph.custom("GPT2Tokenizer", [text], 2, vocab=vocab, merges=merges, padding_length=-1)
+    settings = dict(vocab=vocab, merges=merges, padding_length=-1)
+    ids, mask = graph.add("GPT2Tokenizer", text, outputs=2, domain=_EXTENSIONS, **settings)
     width = graph.add("Shape", ids, start=1, end=2)
-    rows = graph.add(
-        "Range", graph.constant(0), graph.add("Squeeze", graph.add("Shape", ids, end=1)), graph.constant(1)
-    )
+    rows = graph.add("Range", graph.whole(0), graph.add("Squeeze", graph.add("Shape", ids, end=1)), graph.whole(1))
     begins = graph.add("Mul", graph.add("Unsqueeze", rows, graph.ints(1)), width)
     counts = graph.add("ReduceSum", mask, graph.ints(1), keepdims=1)
     return _Pieces(graph.add("Reshape", ids, graph.ints(-1)), begins, counts)
 
 
 def _sentencepiece(graph: "_Graph", tokenizer: SentencePiece, text: str) -> _Pieces:
-    no = graph.constant(np.array([False]))
-    settings = [graph.constant(np.array([0], np.int64)), graph.constant(np.array([0], np.float32)), no, no, no]
-    ids, splits = graph.custom("SentencepieceTokenizer", [text, *settings], 2, model=tokenizer.model)
+    no = graph.array(np.array([False]))
+    settings = [graph.ints(0), graph.array(np.zeros(1, np.float32)), no, no, no]
+    ids, splits = graph.add(
+        "SentencepieceTokenizer", text, *settings, outputs=2, domain=_EXTENSIONS, model=tokenizer.model
+    )
     begins = graph.add("Slice", splits, graph.ints(0), graph.ints(-1))
     ends = graph.add("Slice", splits, graph.ints(1), graph.ints(2**31))
     counts = graph.add("Unsqueeze", graph.add("Sub", ends, begins), graph.ints(1))
     flat = graph.add("Cast", ids, to=TensorProto.INT64)
     if KINDS[tokenizer.kind].shifted:  # <unk> <s> </s> come first, and are 3, 0 and 2.
         shifted = graph.add("Add", flat, graph.ints(1))
-        first = graph.add("Gather", graph.constant(np.array([3, 0, 2])), graph.add("Min", flat, graph.ints(2)))
+        first = graph.add("Gather", graph.array(np.array([3, 0, 2])), graph.add("Min", flat, graph.ints(2)))
         flat = graph.add("Where", graph.add("Less", flat, graph.ints(3)), first, shifted)
     return _Pieces(flat, graph.add("Unsqueeze", begins, graph.ints(1)), counts)
 
 
-class _Graph:
-    """Nodes and constants under numbers for names."""
+class _Graph(Graph):
+    """One whose nodes have numbers for names."""
 
     def __init__(self):
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
+        super().__init__({}, profile="compat")
 
-    def add(self, operator: str, *inputs: str, **attributes) -> str:
-        name = f"{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
-        return name
+    def add(self, operator: str, *inputs, **attributes) -> Any:
+        return super().add(operator, *inputs, **{"at": "tokenizer", **attributes})
 
-    def custom(self, operator: str, inputs: list[str], outputs: int, **attributes) -> list[str]:
-        name = f"{operator}_{len(self.nodes)}"
-        names = [f"{name}:{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(operator, inputs, names, name=name, domain=_EXTENSIONS, **attributes))
-        return names
-
-    def constant(self, value) -> str:
-        array = np.asarray(value)
-        name = f"constant_{array.dtype}_{array.shape}_{len(self.constants)}" if array.size > 1 else repr(array)
-        self.constants[name] = numpy_helper.from_array(array, name)
-        return name
-
-    def ints(self, value: int) -> str:
-        """int64 [1]."""
-        return self.constant(np.array([value], np.int64))
+    def array(self, value) -> str:
+        return self.constant(f"constants/array_{len(self.initializers)}", np.asarray(value))
 
     def shape(self, rows: str, length: str) -> str:
         """int64 [2]: as many rows as `rows` [B, 1] has, and a length []."""
         length = self.add("Unsqueeze", length, self.ints(0))
         return self.add("Concat", self.add("Shape", rows, end=1), length, axis=0)
-
-    def model(self, texts: list[str], outputs: dict[str, str]) -> onnx.ModelProto:
-        for name, value in outputs.items():
-            self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
-        graph = helper.make_graph(
-            self.nodes,
-            "tokenizer",
-            [helper.make_tensor_value_info(name, TensorProto.STRING, ["batch"]) for name in texts],
-            [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in outputs],
-            list(self.constants.values()),
-        )
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_EXTENSIONS, 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="tfzoo")

@@ -25,8 +25,9 @@ import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+from tfzoo import progress
 from tfzoo.errors import CheckFailed, UserError, one_line
-from tfzoo.export import verify
+from tfzoo.export import interface, verify
 from tfzoo.export.onnx import emit as onnx_emit
 
 # How far from float32's largest number an answer may be: beyond that a variant is of no use.
@@ -89,9 +90,7 @@ def write(
             "milliseconds": milliseconds,
             "float32": {"bytes": _bytes(folder, names, ""), "milliseconds": of_float32},
             "measured": measured,
-            "signatures": {
-                name: {side: _stated(tensors) for side, tensors in sides.items()} for name, sides in found.items()
-            },
+            "signatures": {name: interface.stated(sides) for name, sides in found.items()},
             "tolerances": allowed,
         }
 
@@ -106,7 +105,8 @@ def write(
                 raise CheckFailed(f"what is to be quantised does not answer as the model does: {failure}") from failure
         for variant in chosen:
             try:
-                written[variant] = one(variant)
+                with progress.stage(f"writing and measuring {variant}"):
+                    written[variant] = one(variant)
             except (UserError, OSError):
                 raise
             except Exception as error:  # Quantisers and runtimes raise what they like.
@@ -127,10 +127,6 @@ def _check_loads(paths: Sequence[pathlib.Path]) -> None:
 
 def _size(inputs: Mapping[str, np.ndarray]) -> int:
     return inputs["input_ids"].size
-
-
-def _stated(tensors: Mapping[str, tuple[str, list]]) -> dict[str, dict]:
-    return {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in tensors.items()}
 
 
 def _bytes(folder: pathlib.Path, names: Sequence[str], suffix: str) -> int:

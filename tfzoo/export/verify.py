@@ -19,6 +19,7 @@ or tensorflow. Nothing of the library that wrote the artifacts is used, so that 
 again, and agrees.
 """
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -777,8 +778,10 @@ def load_litert(folder):
     else:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         interpreter = importlib.import_module("tensorflow").lite.Interpreter
-    loaded = interpreter(model_path=str(folder / "model.tflite"))
-    runners = {name: loaded.get_signature_runner(name) for name in loaded.get_signature_list()}
+    with silent():  # tf.lite says that it will move, and its delegate that it was made.
+        loaded = interpreter(model_path=str(folder / "model.tflite"))
+        loaded.allocate_tensors()
+        runners = {name: loaded.get_signature_runner(name) for name in loaded.get_signature_list()}
 
     def describe(details):
         return {
@@ -794,6 +797,19 @@ def load_litert(folder):
         for name, runner in runners.items()
     }
     return run, found
+
+
+@contextlib.contextmanager
+def silent():
+    """What libraries write to stderr, beneath Python too, goes nowhere; what they raise says enough."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 if __name__ == "__main__":

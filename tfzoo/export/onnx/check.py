@@ -56,7 +56,7 @@ def check_twin(model: keras.Model, profile: str = "standard") -> None:
     twin = small_twin(model)
     graphs = onnx_emit.emit(twin, profile=profile)
     shared = profile == "genai"
-    found = {name: describe(graph) for name, graph in graphs.items()}
+    found = {name: onnx_graph.describe(graph) for name, graph in graphs.items()}
     cached = any(name.startswith("past") for sides in found.values() for name in sides["inputs"])
     if any(opset.domain for graph in graphs.values() for opset in graph.opset_import):
         read, _ = verify.load_graphs({name: graph.SerializeToString() for name, graph in graphs.items()}, shared)
@@ -73,21 +73,6 @@ def check_twin(model: keras.Model, profile: str = "standard") -> None:
         raise CheckFailed(
             f"ONNX's reference implementation does not answer as the model does: {one_line(error)}"
         ) from error
-
-
-def describe(graph: onnx.ModelProto) -> dict:
-    """Names and shapes, as verify.py has them of a session."""
-
-    def values(each):
-        return {
-            v.name: (
-                onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type).name,
-                [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim],
-            )
-            for v in each
-        }
-
-    return {"inputs": values(graph.graph.input), "outputs": values(graph.graph.output)}
 
 
 def small_twin(model: keras.Model) -> keras.Model:

@@ -22,13 +22,12 @@ import pathlib
 import keras
 import numpy as np
 import onnx
-from onnx import helper
 
 from tfzoo import nn
 from tfzoo.errors import UserError
 from tfzoo.export.onnx import attention, embeddings, heads, layers, tower, two_stream
 from tfzoo.export.onnx.bodies import body_of, graphs_of
-from tfzoo.export.onnx.graph import MAX_BYTES, Emitter, Graph, read_header, write_file
+from tfzoo.export.onnx.graph import MAX_BYTES, Emitter, Graph, write_file
 
 EMITTERS: dict[type, Emitter] = {
     **layers.EMITTERS,
@@ -85,19 +84,3 @@ def save(
         paths.append(pathlib.Path(folder, f"{name}{suffix}.onnx"))
         write_file(graph, paths[-1])
     return paths
-
-
-def signature(path: pathlib.Path) -> dict:
-    """What a graph takes and gives, as manifest.json has it."""
-    graph = read_header(path).graph
-
-    def describe(values):
-        return {
-            value.name: {
-                "dtype": helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-                "shape": [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim],
-            }
-            for value in values
-        }
-
-    return {"inputs": describe(graph.input), "outputs": describe(graph.output)}

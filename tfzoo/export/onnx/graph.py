@@ -189,8 +189,7 @@ class Graph:
         opsets = [helper.make_opsetid("", self.opset)]
         # The oldest format that has the opset, so that runtimes of its time read the file.
         version = helper.find_min_ir_version_for(opsets)
-        if any(node.domain == MICROSOFT for node in self.nodes):
-            opsets.append(helper.make_opsetid(MICROSOFT, 1))
+        opsets += [helper.make_opsetid(domain, 1) for domain in sorted({node.domain for node in self.nodes} - {""})]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="tfzoo")
         for key in list(self.initializers):  # One by one, for each is copied.
             tensor = self.initializers.pop(key)
@@ -291,6 +290,21 @@ def read_header(path: pathlib.Path) -> onnx.ModelProto:
                 if inner != _INITIALIZER:
                     model.graph.MergeFromString(data[begin:stop])
         return model
+
+
+def describe(model: onnx.ModelProto) -> dict[str, dict[str, tuple[str, list]]]:
+    """{"inputs": {name: (dtype, shape)}, "outputs": ...}, as verify.py has them of a session."""
+
+    def values(each):
+        return {
+            value.name: (
+                helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+                [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim],
+            )
+            for value in each
+        }
+
+    return {"inputs": values(model.graph.input), "outputs": values(model.graph.output)}
 
 
 def _gelu(graph: Graph, x: str, *, at: str, approximate: str = "none") -> str:
