@@ -133,103 +133,134 @@ def favor_attention(query, key, value, features, masking: Mask, scale, chunk: in
     real = tf.ones([1, memory]) if masking.padding_mask is None else masking.padding_mask
     real = tf.cast(real, wide)[:, None, :, None]
     block = block_size(length, chunk)
-    seen = tf.linalg.band_part(tf.ones([block, block], wide), -1, 0)
-
-    def project(x):  # [B, H, C, D] -> [B, H, C, features]
-        return _multiply(x, tf.transpose(features))
-
-    def key_logs(x, real):
-        logs = project(x) - 0.5 * scale * tf.reduce_sum(x * x, -1, keepdims=True)
-        return tf.where(real > 0, logs, tf.cast(ABSENT, wide))
 
     @tf.custom_gradient
     def attend(query, key, value):
-        queries = split_blocks(tf.cast(query, wide), block)
-        count = size(queries, 0)
-        zero = tf.zeros_like(queries[0, :, :, :1, :1])
-        number, depth = features.shape[0], value.shape[3]
-        nothing = (zero + tf.fill([1, number], tf.cast(ABSENT, wide)), zero + tf.zeros([number, depth + 1], wide))
-        far = near = None
+        parts = _Parts(features, scale, split_blocks(tf.cast(query, wide), block), value.shape[3])
         if not (isinstance(past, int) and past == 0):
-            far = _Keys(key[:, :, :past], value[:, :, :past], real[:, :, :past], block_size(past, chunk), wide)
+            far = block_size(past, chunk)
+            parts.far = _Keys(key[:, :, :past], value[:, :, :past], real[:, :, :past], far, wide)
         if masking.causal:
-            near = _Keys(key[:, :, past:], value[:, :, past:], real[:, :, past:], block, wide)
-
-        def beginning():
-            """The sums over `far`, which the first query begins with."""
-            if far is None:
-                return nothing
-
-            def absorb(j, *state):
-                return j + 1, *_absorb(state, key_logs(far.keys[j], far.real[j]), far.values[j])
-
-            return loop(lambda j, *_: j < far.count, absorb, (0, *nothing))[1:]
-
-        def own_keys(i):
-            return None if near is None else _Chunk(key_logs(near.keys[i], near.real[i]), near.values[i], seen)
-
-        def forward(i, peaks, totals, outs, sums, tops):
-            state, own, logs = (peaks, totals), own_keys(i), project(queries[i])
-            top = tf.reduce_max(logs + (peaks if own is None else tf.maximum(peaks, own.peaks)), -1, keepdims=True)
-            parts = _product(state, own, _weights(state, own, logs - top))
-            out = tf.math.divide_no_nan(parts[..., :-1], parts[..., -1:])
-            state = state if own is None else _absorb(state, own.logs, own.values)
-            return i + 1, *state, outs.write(i, out), sums.write(i, parts[..., -1:]), tops.write(i, top)
-
-        arrays = [tf.TensorArray(wide, count) for _ in range(3)]
-        arrays = loop(lambda i, *_: i < count, forward, (0, *beginning(), *arrays))[3:]
-        outs, sums, tops = (array.stack() for array in arrays)
+            parts.near = _Keys(key[:, :, past:], value[:, :, past:], real[:, :, past:], block, wide)
+        outs, sums, tops = _forward(parts)
 
         def gradient(upstream):
             # Of [numerator, denominator]; 0 for a query that saw nothing.
             payload = tf.math.divide_no_nan(split_blocks(tf.cast(upstream, wide), block), sums)
             payload = tf.concat([payload, -tf.reduce_sum(payload * outs, -1, keepdims=True)], -1)
-
-            def for_query(i, peaks, totals, dqueries):
-                state, own = (peaks, totals), own_keys(i)
-                weights = _weights(state, own, project(queries[i]) - tops[i])
-                dquery = _multiply(_gradient(state, own, weights, payload[i]), features)
-                state = state if own is None else _absorb(state, own.logs, own.values)
-                return i + 1, *state, dqueries.write(i, dquery)
-
-            state = (0, *beginning(), tf.TensorArray(wide, count))
-            dqueries = loop(lambda i, *_: i < count, for_query, state)[-1].stack()
-
-            # What a key gives it gives to the queries from its own place on: the same sums with the parts exchanged,
-            # from the end to the beginning.
-            def to_key(state, own, x, real, values):
-                weights = _weights(state, own, key_logs(x, real))
-                dlogs = _gradient(state, own, weights, values)
-                dkey = _multiply(dlogs, features) - scale * x * tf.reduce_sum(dlogs, -1, keepdims=True)
-                return dkey, _product(state, own, weights)[..., :-1]
-
-            def for_near(i, peaks, totals, dkeys, dvalues):
-                state, logs = (peaks, totals), project(queries[i]) - tops[i]
-                logs = tf.where(sums[i] > 0, logs, tf.cast(ABSENT, wide))
-                if near is not None:
-                    own = _Chunk(logs, payload[i], tf.transpose(seen))
-                    dkey, dvalue = to_key(state, own, near.keys[i], near.real[i], near.values[i])
-                    dkeys, dvalues = dkeys.write(i, dkey), dvalues.write(i, dvalue)
-                return i - 1, *_absorb(state, logs, payload[i]), dkeys, dvalues
-
-            arrays = [tf.TensorArray(wide, 0 if near is None else count) for _ in range(2)]
-            _, *state, dkeys, dvalues = loop(lambda i, *_: i >= 0, for_near, (count - 1, *nothing, *arrays))
-            parts = [] if near is None else [near.join(dkeys, dvalues)]
-            if far is not None:
-
-                def for_far(j, dkeys, dvalues):
-                    dkey, dvalue = to_key(state, None, far.keys[j], far.real[j], far.values[j])
-                    return j + 1, dkeys.write(j, dkey), dvalues.write(j, dvalue)
-
-                arrays = [tf.TensorArray(wide, far.count) for _ in range(2)]
-                parts.insert(0, far.join(*loop(lambda j, *_: j < far.count, for_far, (0, *arrays))[1:]))
-            dkey, dvalue = (tf.concat(pieces, 2) for pieces in zip(*parts))
-            gradients = (join_blocks(dqueries, query), dkey, dvalue)
+            dqueries = _gradient_of_queries(parts, tops, payload)
+            gradients = (join_blocks(dqueries, query), *_gradients_of_keys(parts, tops, sums, payload))
             return tuple(tf.cast(g, x.dtype) for g, x in zip(gradients, (query, key, value)))
 
         return tf.cast(join_blocks(outs, query), value.dtype), gradient
 
     return attend(query, key, value)
+
+
+class _Parts:
+    """Queries in chunks, [N, B, H, C, D], and the keys that they see; what the passes over them share."""
+
+    def __init__(self, features, scale, queries, depth: int):
+        self.features, self.scale, self.queries, self.wide = features, scale, queries, queries.dtype
+        self.count, chunk = size(queries, 0), queries.shape[3]
+        self.far: _Keys | None = None  # Keys that every query sees,
+        self.near: _Keys | None = None  # and those that it sees up to its own place.
+        self.seen = tf.linalg.band_part(tf.ones([chunk, chunk], self.wide), -1, 0)
+        zero = tf.zeros_like(queries[0, :, :, :1, :1])
+        number, absent = features.shape[0], tf.cast(ABSENT, self.wide)
+        # The state of who has seen no key; see _absorb.
+        self.nothing = (zero + tf.fill([1, number], absent), zero + tf.zeros([number, depth + 1], self.wide))
+
+    def project(self, x):  # [B, H, C, D] -> [B, H, C, features]
+        return _multiply(x, tf.transpose(self.features))
+
+    def key_logs(self, x, real):
+        logs = self.project(x) - 0.5 * self.scale * tf.reduce_sum(x * x, -1, keepdims=True)
+        return tf.where(real > 0, logs, tf.cast(ABSENT, self.wide))
+
+    def beginning(self):
+        """The sums over `far`, which the first query begins with."""
+        far = self.far
+        if far is None:
+            return self.nothing
+
+        def absorb(j, *state):
+            return j + 1, *_absorb(state, self.key_logs(far.keys[j], far.real[j]), far.values[j])
+
+        return loop(lambda j, *_: j < far.count, absorb, (0, *self.nothing))[1:]
+
+    def own_keys(self, i):
+        near = self.near
+        if near is None:
+            return None
+        return _Chunk(self.key_logs(near.keys[i], near.real[i]), near.values[i], self.seen)
+
+
+def _forward(parts: _Parts):
+    """In chunks: the outputs, the denominators, and each query's largest exponent, which both are without."""
+
+    def forward(i, peaks, totals, outs, sums, tops):
+        state, own, logs = (peaks, totals), parts.own_keys(i), parts.project(parts.queries[i])
+        top = tf.reduce_max(logs + (peaks if own is None else tf.maximum(peaks, own.peaks)), -1, keepdims=True)
+        found = _product(state, own, _weights(state, own, logs - top))
+        out = tf.math.divide_no_nan(found[..., :-1], found[..., -1:])
+        state = state if own is None else _absorb(state, own.logs, own.values)
+        return i + 1, *state, outs.write(i, out), sums.write(i, found[..., -1:]), tops.write(i, top)
+
+    arrays = [tf.TensorArray(parts.wide, parts.count) for _ in range(3)]
+    arrays = loop(lambda i, *_: i < parts.count, forward, (0, *parts.beginning(), *arrays))[3:]
+    return tuple(array.stack() for array in arrays)
+
+
+def _gradient_of_queries(parts: _Parts, tops, payload):
+    """payload: the gradient for [numerator, denominator], in chunks [N, B, H, C, D + 1]. -> [N, B, H, C, D]."""
+
+    def for_query(i, peaks, totals, dqueries):
+        state, own = (peaks, totals), parts.own_keys(i)
+        weights = _weights(state, own, parts.project(parts.queries[i]) - tops[i])
+        dquery = _multiply(_gradient(state, own, weights, payload[i]), parts.features)
+        state = state if own is None else _absorb(state, own.logs, own.values)
+        return i + 1, *state, dqueries.write(i, dquery)
+
+    state = (0, *parts.beginning(), tf.TensorArray(parts.wide, parts.count))
+    return loop(lambda i, *_: i < parts.count, for_query, state)[-1].stack()
+
+
+def _gradients_of_keys(parts: _Parts, tops, sums, payload):
+    """The gradients for keys and values, [B, H, M, D] each; payload as in _gradient_of_queries.
+
+    What a key gives it gives to the queries from its own place on: the same sums with the parts exchanged, from the end
+    to the beginning.
+    """
+    near, far = parts.near, parts.far
+
+    def to_key(state, own, x, real, values):
+        weights = _weights(state, own, parts.key_logs(x, real))
+        dlogs = _gradient(state, own, weights, values)
+        dkey = _multiply(dlogs, parts.features) - parts.scale * x * tf.reduce_sum(dlogs, -1, keepdims=True)
+        return dkey, _product(state, own, weights)[..., :-1]
+
+    def for_near(i, peaks, totals, dkeys, dvalues):
+        state, logs = (peaks, totals), parts.project(parts.queries[i]) - tops[i]
+        logs = tf.where(sums[i] > 0, logs, tf.cast(ABSENT, parts.wide))
+        if near is not None:
+            own = _Chunk(logs, payload[i], tf.transpose(parts.seen))
+            dkey, dvalue = to_key(state, own, near.keys[i], near.real[i], near.values[i])
+            dkeys, dvalues = dkeys.write(i, dkey), dvalues.write(i, dvalue)
+        return i - 1, *_absorb(state, logs, payload[i]), dkeys, dvalues
+
+    arrays = [tf.TensorArray(parts.wide, 0 if near is None else parts.count) for _ in range(2)]
+    _, *state, dkeys, dvalues = loop(lambda i, *_: i >= 0, for_near, (parts.count - 1, *parts.nothing, *arrays))
+    pieces = [] if near is None else [near.join(dkeys, dvalues)]
+    if far is not None:
+
+        def for_far(j, dkeys, dvalues):
+            dkey, dvalue = to_key(state, None, far.keys[j], far.real[j], far.values[j])
+            return j + 1, dkeys.write(j, dkey), dvalues.write(j, dvalue)
+
+        arrays = [tf.TensorArray(parts.wide, far.count) for _ in range(2)]
+        pieces.insert(0, far.join(*loop(lambda j, *_: j < far.count, for_far, (0, *arrays))[1:]))
+    return tuple(tf.concat(each, 2) for each in zip(*pieces))
 
 
 def _multiply(x, matrix):

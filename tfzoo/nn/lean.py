@@ -57,90 +57,15 @@ def lean_attention(query, key, value, masking: Mask, scale, seed=None, threshold
       [B, H, L, D] in value's dtype. Sums are kept in float32.
     """
     tiles = _Tiles(query, key, masking, rows, columns)
-    wide = tf.float64 if query.dtype == tf.float64 else tf.float32
     narrow = value.dtype
-
-    def dropped(x, i, j):
-        if seed is None:
-            return x
-        fold = tf.random.experimental.stateless_fold_in
-        return _drop(x, fold(fold(seed, i), j), threshold)
-
-    def scores(q, keys, bias, i, j):  # [B, H, rows, columns]
-        s = tf.cast(tf.matmul(q, keys[j], transpose_b=True), wide)
-        if bias:
-            s += tf.cast(tiles.cut(bias[0], i, j), wide)
-        hidden = tiles.hidden(i, j, wide)
-        return s if hidden is None else s + hidden
 
     @tf.custom_gradient
     def attend(query, key, value, *bias):
-        queries = split_blocks(query * tf.cast(scale, query.dtype), tiles.rows)
-        keys, values = (split_blocks(x, tiles.columns) for x in (key, value))
-
-        def row(i, outs, maxima, sums):
-            q = queries[i]
-
-            def column(j, result, maximum, total):
-                s = scores(q, keys, bias, i, j)
-                above = tf.maximum(maximum, tf.reduce_max(s, -1, keepdims=True))
-                weights = tf.exp(s - above)
-                shrink = tf.exp(maximum - above)
-                part = tf.matmul(tf.cast(dropped(weights, i, j), narrow), values[j])
-                return (
-                    j + 1,
-                    result * shrink + tf.cast(part, wide),
-                    above,
-                    total * shrink + tf.reduce_sum(weights, -1, keepdims=True),
-                )
-
-            zero = tf.zeros_like(q[..., :1], wide)
-            state = (tiles.first[i], zero + tf.zeros([value.shape[3]], wide), zero + wide.min, zero)
-            _, result, maximum, total = loop(lambda j, *_: j < tiles.end[i], column, state)
-            return i + 1, outs.write(i, result / total), maxima.write(i, maximum), sums.write(i, total)
-
-        arrays = [tf.TensorArray(wide, tiles.num_rows) for _ in range(3)]
-        _, *arrays = loop(lambda i, *_: i < tiles.num_rows, row, (0, *arrays))
-        # The maximum and the sum apart: where all is masked, the logarithm of their product would lose the sum.
-        outs, maxima, sums = (array.stack() for array in arrays)
+        parts = _Parts(tiles, query * tf.cast(scale, query.dtype), key, value, bias, seed, threshold)
+        outs, maxima, sums = _forward(parts)
 
         def gradient(upstream):
-            upstreams = split_blocks(upstream, tiles.rows)
-
-            def row(i, dqueries, dkeys, dvalues, dbias):
-                maximum = maxima[i]
-                up = tf.cast(upstreams[i], wide) / sums[i]  # The weights below are not divided by their sum: this is.
-                mean = tf.reduce_sum(up * outs[i], -1, keepdims=True)
-                q, up = queries[i], tf.cast(up, narrow)
-
-                def column(j, dq, dkeys, dvalues, dbias):
-                    weights = tf.exp(scores(q, keys, bias, i, j) - maximum)
-                    dv = tf.matmul(tf.cast(dropped(weights, i, j), narrow), up, transpose_a=True)
-                    dweights = dropped(tf.cast(tf.matmul(up, values[j], transpose_b=True), wide), i, j)
-                    dscores = weights * (dweights - mean)
-                    if bias:
-                        dbias = dbias.write(i * tiles.num_columns + j, _sum_to(dscores, tiles.cut(bias[0], i, j)))
-                    dscores = tf.cast(dscores, narrow)
-                    dk = tf.matmul(dscores, q, transpose_a=True)
-                    return (
-                        j + 1,
-                        dq + tf.cast(tf.matmul(dscores, keys[j]), wide),
-                        dkeys.write(j, dkeys.read(j) + tf.cast(dk, wide)),
-                        dvalues.write(j, dvalues.read(j) + tf.cast(dv, wide)),
-                        dbias,
-                    )
-
-                state = (tiles.first[i], tf.zeros_like(q, wide), dkeys, dvalues, dbias)
-                _, dq, *others = loop(lambda j, *_: j < tiles.end[i], column, state)
-                return i + 1, dqueries.write(i, dq * scale), *others
-
-            def zeros(blocks):
-                array = tf.TensorArray(wide, tiles.num_columns, clear_after_read=False)
-                return array.unstack(tf.zeros_like(blocks, wide))
-
-            dbias = tf.TensorArray(wide, tiles.num_rows * tiles.num_columns if bias else 0)
-            state = (0, tf.TensorArray(wide, tiles.num_rows), zeros(keys), zeros(values), dbias)
-            _, dqueries, dkeys, dvalues, dbias = loop(lambda i, *_: i < tiles.num_rows, row, state)
+            dqueries, dkeys, dvalues, dbias = _backward(parts, outs, maxima, sums, upstream, scale)
             gradients = [
                 tf.cast(join_blocks(blocks.stack(), like), like.dtype)
                 for blocks, like in ((dqueries, query), (dkeys, key), (dvalues, value))
@@ -150,6 +75,106 @@ def lean_attention(query, key, value, masking: Mask, scale, seed=None, threshold
         return tf.cast(join_blocks(outs, query), narrow), gradient
 
     return attend(query, key, value, *([] if masking.bias is None else [masking.bias]))
+
+
+class _Parts:
+    """What is attended with, in blocks: queries [N, B, H, rows, D], already scaled; keys, values [N, B, H, columns, D].
+
+    bias: (), or (the bias,).
+    """
+
+    def __init__(self, tiles: "_Tiles", query, key, value, bias, seed, threshold):
+        self.tiles, self.bias, self._seed, self._threshold = tiles, bias, seed, threshold
+        self.wide = tf.float64 if query.dtype == tf.float64 else tf.float32
+        self.narrow = value.dtype
+        self.queries = split_blocks(query, tiles.rows)
+        self.keys, self.values = (split_blocks(x, tiles.columns) for x in (key, value))
+
+    def scores(self, q, i, j):
+        """[B, H, rows, columns] of block (i, j), whose queries are q."""
+        s = tf.cast(tf.matmul(q, self.keys[j], transpose_b=True), self.wide)
+        if self.bias:
+            s += tf.cast(self.tiles.cut(self.bias[0], i, j), self.wide)
+        hidden = self.tiles.hidden(i, j, self.wide)
+        return s if hidden is None else s + hidden
+
+    def dropped(self, x, i, j):
+        if self._seed is None:
+            return x
+        fold = tf.random.experimental.stateless_fold_in
+        return _drop(x, fold(fold(self._seed, i), j), self._threshold)
+
+
+def _forward(parts: _Parts):
+    """(outputs, each row's largest score, its sum of exp(score - largest)), in blocks of rows."""
+    tiles, wide, narrow = parts.tiles, parts.wide, parts.narrow
+
+    def row(i, outs, maxima, sums):
+        q = parts.queries[i]
+
+        def column(j, result, maximum, total):
+            s = parts.scores(q, i, j)
+            above = tf.maximum(maximum, tf.reduce_max(s, -1, keepdims=True))
+            weights = tf.exp(s - above)
+            shrink = tf.exp(maximum - above)
+            part = tf.matmul(tf.cast(parts.dropped(weights, i, j), narrow), parts.values[j])
+            return (
+                j + 1,
+                result * shrink + tf.cast(part, wide),
+                above,
+                total * shrink + tf.reduce_sum(weights, -1, keepdims=True),
+            )
+
+        zero = tf.zeros_like(q[..., :1], wide)
+        state = (tiles.first[i], zero + tf.zeros([parts.values.shape[4]], wide), zero + wide.min, zero)
+        _, result, maximum, total = loop(lambda j, *_: j < tiles.end[i], column, state)
+        return i + 1, outs.write(i, result / total), maxima.write(i, maximum), sums.write(i, total)
+
+    arrays = [tf.TensorArray(wide, tiles.num_rows) for _ in range(3)]
+    _, *arrays = loop(lambda i, *_: i < tiles.num_rows, row, (0, *arrays))
+    # The maximum and the sum apart: where all is masked, the logarithm of their product would lose the sum.
+    return tuple(array.stack() for array in arrays)
+
+
+def _backward(parts: _Parts, outs, maxima, sums, upstream, scale):
+    """Arrays of the gradients for queries, keys, values and, of every block, scores with a bias."""
+    tiles, wide, narrow = parts.tiles, parts.wide, parts.narrow
+    upstreams = split_blocks(upstream, tiles.rows)
+
+    def row(i, dqueries, dkeys, dvalues, dbias):
+        maximum = maxima[i]
+        up = tf.cast(upstreams[i], wide) / sums[i]  # The weights below are not divided by their sum: this is.
+        mean = tf.reduce_sum(up * outs[i], -1, keepdims=True)
+        q, up = parts.queries[i], tf.cast(up, narrow)
+
+        def column(j, dq, dkeys, dvalues, dbias):
+            weights = tf.exp(parts.scores(q, i, j) - maximum)
+            dv = tf.matmul(tf.cast(parts.dropped(weights, i, j), narrow), up, transpose_a=True)
+            dweights = parts.dropped(tf.cast(tf.matmul(up, parts.values[j], transpose_b=True), wide), i, j)
+            dscores = weights * (dweights - mean)
+            if parts.bias:
+                dbias = dbias.write(i * tiles.num_columns + j, _sum_to(dscores, tiles.cut(parts.bias[0], i, j)))
+            dscores = tf.cast(dscores, narrow)
+            dk = tf.matmul(dscores, q, transpose_a=True)
+            return (
+                j + 1,
+                dq + tf.cast(tf.matmul(dscores, parts.keys[j]), wide),
+                dkeys.write(j, dkeys.read(j) + tf.cast(dk, wide)),
+                dvalues.write(j, dvalues.read(j) + tf.cast(dv, wide)),
+                dbias,
+            )
+
+        state = (tiles.first[i], tf.zeros_like(q, wide), dkeys, dvalues, dbias)
+        _, dq, *others = loop(lambda j, *_: j < tiles.end[i], column, state)
+        return i + 1, dqueries.write(i, dq * scale), *others
+
+    def zeros(blocks):
+        array = tf.TensorArray(wide, tiles.num_columns, clear_after_read=False)
+        return array.unstack(tf.zeros_like(blocks, wide))
+
+    dbias = tf.TensorArray(wide, tiles.num_rows * tiles.num_columns if parts.bias else 0)
+    state = (0, tf.TensorArray(wide, tiles.num_rows), zeros(parts.keys), zeros(parts.values), dbias)
+    return loop(lambda i, *_: i < tiles.num_rows, row, state)[1:]
 
 
 class _Tiles:
