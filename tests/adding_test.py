@@ -8,13 +8,100 @@ import unittest
 from unittest import mock
 
 import numpy as np
+import tensorflow as tf
 
 import tfzoo
 from tests import helpers, tiny_run
 from tfzoo import describe, models, train
 from tfzoo.export import artifact
 from tfzoo.models import gpt2
-from tfzoo.training import report
+from tfzoo.training import registry, report
+from tfzoo.training.config import TrainConfig
+from tfzoo.training.loop import Trainer
+
+OBJECTIVE = '''"""A token from that so many places before it: text without order cannot be learned, copies can."""
+
+import dataclasses
+
+from added_evaluator import Ranks
+from tfzoo import lazy
+from tfzoo.data.packing import PackedRows
+from tfzoo.objectives import shared
+from tfzoo.objectives.objective import GROUP, MAIN, Objective
+from tfzoo.options import Checked, option
+
+tf = lazy.module("tensorflow")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    distance: int = option(1, "How far back the token stands that is asked for.", group=GROUP, low=0, high=7)
+
+
+class Echo(Objective):
+    """Repeats tokens. Worked example, with distance 1: tokens [7, 8, 9] have the targets [7, 7, 8], the first for want
+    of one before it."""
+
+    name = "echo"
+    Options = Options
+    best_metric = ("echo_median_rank", "min")
+    FIGURES = (("median rank", "echo_median_rank", "{:.1f}"), ("loss", "echo_loss", "{:.3f}"))
+    MODEL_KIND = ("decoder", "gpt2")
+
+    @property
+    def inputs(self):
+        return ("token_ids",)
+
+    def rows(self, corpus):
+        return PackedRows(corpus, self._length, pack=False)
+
+    def prepare(self, example):
+        tokens, far = example["token_ids"], self.options.distance
+        targets = tf.concat([tokens[:far], tokens], 0)[: tf.size(tokens)]
+        asked = tf.ones_like(tokens, tf.float32)
+        return {
+            "token_ids": shared.pad(tokens, self._length, 0),
+            "targets": shared.pad(targets, self._length, 0),
+            "target_weights": shared.pad(asked, self._length, 0.0),
+        }
+
+    def loss(self, models, batch, training=True):
+        logits = shared.forward(models[MAIN], batch, training)["logits"]
+        losses, _ = shared.cross_entropy(logits, batch["targets"])
+        return tf.reduce_sum(losses * batch["target_weights"]), tf.reduce_sum(batch["target_weights"])
+
+    def metrics(self, models, batch):
+        return {"echo_loss": self.loss(models, batch, training=False)}
+
+    def evaluators(self):
+        return [*super().evaluators(), Ranks("echo")]
+'''
+EVALUATOR = '''"""Where the right token stands among all, by a model's logits."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo import lazy
+from tfzoo.evaluation.evaluator import Evaluator
+
+tf = lazy.module("tensorflow")
+
+
+class Ranks(Evaluator):
+    """NAME_median_rank, 1 where it is the likeliest, over the targets of the whole split; a mean of batches is none."""
+
+    def __init__(self, name):
+        self._name = name
+
+    def predict(self, models, batch):
+        logits = models["main"]({"token_ids": batch["token_ids"]}, training=False)["logits"]
+        right = tf.gather(logits, batch["targets"], batch_dims=2)
+        ranks = 1 + tf.reduce_sum(tf.cast(logits > right[..., None], tf.int32), -1)
+        return {"ranks": ranks, "asked": batch["target_weights"] > 0}
+
+    def figures(self, predictions):
+        return {f"{self._name}_median_rank": float(np.median(predictions["ranks"][predictions["asked"]]))}
+'''
 
 
 class AddingTest(unittest.TestCase):
@@ -62,13 +149,42 @@ class AddingTest(unittest.TestCase):
         folders = artifact.export(again, tokenizer, self.folder / "exports", formats=["savedmodel"], max_new_tokens=3)
         self.assertEqual(folders["savedmodel"].parts[-2], "added")
 
+    def test_an_objective_and_an_evaluator(self):
+        """A page and a line in OBJECTIVES; a page."""
+        self.page("added_evaluator", EVALUATOR)
+        self.enterContext(
+            mock.patch.dict(registry.OBJECTIVES, {"echo": f"{self.page('added_objective', OBJECTIVE)}:Echo"})
+        )
+        page = helpers.run(train, "--help")[1]
+        self.assertRegex(page, r"--distance=VALUE\n +echo: How far back")
+        self.assertRegex(page, r"one of masked_lm, causal, span_corruption, echo")
+        example = {"token_ids": tf.constant([7, 8, 9])}
+        echo = registry.make("echo", registry.find("echo").Options(), None, 5)
+        self.assertEqual(echo.prepare(example)["targets"].numpy().tolist(), [7, 7, 8, 0, 0])
+        # A run, and a second one that resumes it, with the evaluator once more beside the objective's own.
+        run_dir = self.trained(
+            model="gpt2", objective="echo", evaluate_every=3, evaluate_batches=0, distance=2, schedule="constant"
+        )
+        self.assertIn("--distance=2\n", (run_dir / "flags.cfg").read_text())
+        config = TrainConfig.read(run_dir / "flags.cfg", str(run_dir)).replace(steps=9)
+        ranks = importlib.import_module("added_evaluator").Ranks
+        self.assertEqual(helpers.captured(lambda _: Trainer(config, evaluators=[ranks("again")]).run())[0], 0)
+        measured = tiny_run.measured(run_dir)
+        found = {step: float(value) for (step, name), value in measured.items() if name == "echo_median_rank"}
+        self.assertEqual([*found], [3, 6, 9])
+        self.assertTrue(all(1 <= rank <= 200 for rank in found.values()), found)
+        self.assertEqual((run_dir / "best").resolve().name, f"{min(found, key=lambda step: (found[step], step)):08d}")
+        self.assertEqual(measured[9, "again_median_rank"], measured[9, "echo_median_rank"])
+        code, _, err = helpers.run(train, *tiny_run.flags(self.folder, objective="echo", distance=8), "--run_dir=x")
+        self.assertEqual((code, err), (2, "error: --distance=8: must be from 0 to 7\n"))
+
     def test_a_size(self):
         """A row of its family's CONFIGS."""
         row = gpt2.CONFIGS["gpt2"] | dict(hidden_size=24, num_layers=1, num_heads=3, intermediate_size=32)
         self.enterContext(mock.patch.dict(gpt2.CONFIGS, {"gpt2_added": row}))
         self.assertRegex(helpers.run(describe, "--model=gpt2_added")[1], "50,257 x 24")
-        run_dir = self.trained(model="gpt2_added", overrides="max_positions=32", objective="causal")
-        self.assertEqual(tfzoo.load(run_dir)[0].config.hidden_size, 24)
+        model = tfzoo.build("gpt2_added", vocab_size=11)
+        self.assertEqual(model({"token_ids": np.array([[1, 2]])})["logits"].shape, (1, 2, 11))
 
 
 if __name__ == "__main__":
