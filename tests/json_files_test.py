@@ -2,10 +2,9 @@
 
 import json
 import os
-import pathlib
-import tempfile
 import unittest
 
+from tests.helpers import temporary_folder
 from tfzoo import json_files
 from tfzoo.errors import UserError
 from tfzoo.json_files import BadJSON, Field
@@ -13,9 +12,7 @@ from tfzoo.json_files import BadJSON, Field
 
 class Case(unittest.TestCase):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.path = pathlib.Path(folder.name, "some.json")
+        self.path = temporary_folder(self) / "some.json"
 
     def refused(self, message: str, data: bytes | None = None, **options):
         if data is not None:

@@ -230,6 +230,13 @@ class LayersTest(unittest.TestCase):
                         seen.add(reached)
                         ways.append([*way, reached])
 
+    def test_no_test_imports_anothers(self) -> None:
+        """What several tests need stands in a file of its own."""
+        for path in ROOT.glob("tests/**/*.py"):
+            for name in imports("", ast.walk(ast.parse(path.read_bytes()))):
+                found = any(part.endswith("_test") for part in name.split(".")[:3])
+                self.assertFalse(name.startswith("tests.") and found, f"{path} imports {name}")
+
     def test_nn_names_no_family(self) -> None:
         families = dictionary("tfzoo.models", "FAMILIES")
         for name, tree in TREES.items():

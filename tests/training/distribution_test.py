@@ -368,13 +368,13 @@ def import_all():
     import matplotlib.figure
     import tqdm
 
-    from tests.training import step_test
+    from tests.training import small_bert
     from tfzoo.data import packing, pairs, pipeline, tokenized
     from tfzoo.models import bert, gpt2, t5
     from tfzoo.objectives import baselines, causal, masked_lm, shared
     from tfzoo.training import checkpoint, loop, optimizers, runs
 
-    assert all((matplotlib, tqdm, step_test, checkpoint, optimizers, runs, loop, packing, pairs, pipeline, tokenized))
+    assert all((matplotlib, tqdm, small_bert, checkpoint, optimizers, runs, loop, packing, pairs, pipeline, tokenized))
     assert all((bert, gpt2, t5, baselines, causal, masked_lm, shared))
 
 
@@ -428,7 +428,7 @@ def made(model):
 
     import tfzoo
     from tests.nn.formulas import randomize
-    from tests.training import step_test
+    from tests.training import small_bert
     from tfzoo.objectives.shared import TokenTargets
 
     class Targets(TokenTargets):
@@ -440,7 +440,7 @@ def made(model):
     sizes |= dict(dropout=0.0, attention_dropout=0.0)
     rows = token_rows()
     if model == "bert":
-        return step_test.model(), step_test.objective(), step_test.features(120)
+        return small_bert.model(), small_bert.objective(), small_bert.features(120)
     if model == "t5":
         # With the 64 numbers a head that t5_small has, scores, which T5 does not scale, have deviations of 9 here. The
         # order of a batch's rows alone, on one device, then changes losses by 100 times what is allowed; with 4 by a
