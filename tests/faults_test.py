@@ -413,7 +413,7 @@ def serve_forks():
             def held(path):
                 if files.PARTIAL in str(path) and next(saves):  # The first goes through.
                     output.with_suffix(".held").touch()
-                    while not output.with_suffix(".go").exists():
+                    while not output.with_suffix(".go").exists() and output.exists():  # The folder goes with its test.
                         time.sleep(0.01)
                 return sha256(path)
 
