@@ -14,6 +14,7 @@ import tfzoo
 from tests import helpers, tiny_run
 from tfzoo import describe, models, train
 from tfzoo.export import artifact
+from tfzoo.generation import texts
 from tfzoo.models import gpt2
 from tfzoo.training import registry, report
 from tfzoo.training.config import TrainConfig
@@ -129,7 +130,12 @@ class AddingTest(unittest.TestCase):
     def test_a_family(self):
         """Its page, and a line in FAMILIES."""
         text = pathlib.Path(gpt2.__file__).read_text()
-        for old, new in (('"gpt2', '"added'), ("GPT2", "Added"), ("transformer.wte", "transformer.words")):
+        for old, new in (
+            ('"gpt2', '"added'),
+            ("GPT2", "Added"),
+            ("transformer.wte", "transformer.words"),
+            ('    family = "added"\n', '    family = "added"\n    LAYOUT = ("cls $A", None)\n'),
+        ):
             self.assertIn(old, text)
             text = text.replace(old, new)
         self.enterContext(mock.patch.dict(models.FAMILIES, {"added": self.page("added_page", text)}))
@@ -144,10 +150,12 @@ class AddingTest(unittest.TestCase):
         self.assertIn(b"transformer.words.weight", (self.folder / "saved" / "model.safetensors").read_bytes())
         ids = {"token_ids": np.arange(8)[None] + 5}
         np.testing.assert_array_equal(again(ids)["logits"], model(ids)["logits"])
+        self.assertEqual(texts.encode_prompts(again, tokenizer, ["ab"])[0][0], tokenizer.cls_id)
         self.assertEqual(len(tfzoo.generate_ids(again, [[5, 6]], max_new_tokens=3)[0]), 3)
         # Each artifact is replayed by another process, which knows nothing of the page.
-        folders = artifact.export(again, tokenizer, self.folder / "exports", formats=["savedmodel"], max_new_tokens=3)
-        self.assertEqual(folders["savedmodel"].parts[-2], "added")
+        folders = artifact.export(again, tokenizer, self.folder / "exports", max_new_tokens=3)
+        places = {kind: folder.relative_to(self.folder / "exports").parts for kind, folder in folders.items()}
+        self.assertEqual(places, {kind: (kind, "added", "1") for kind in ("savedmodel", "onnx")})
 
     def test_an_objective_and_an_evaluator(self):
         """A page and a line in OBJECTIVES; a page."""
