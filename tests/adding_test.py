@@ -1,4 +1,7 @@
-"""What is to be added needs the files that CONTRIBUTING.md lists, and no other: each row adds one, and uses it."""
+"""What is to be added needs the files that CONTRIBUTING.md lists, and no other: each row adds one, and uses it.
+
+An export target is added in tests/export/artifact_test.py.
+"""
 
 import importlib
 import pathlib
