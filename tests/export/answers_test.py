@@ -17,20 +17,9 @@ from tfzoo.export.answers.next_sentence import NextSentence
 from tfzoo.export.answers.words import Words, readable
 from tfzoo.export.precision import Limits
 from tfzoo.models.record import FolderRecord
-from tfzoo.text.byte_level import ByteLevelBPE
 
 TOKENIZER = small.tokenizer()
-
-
-def byte_level():
-    letters = [chr(i) for i in [*range(33, 127), *range(161, 173), *range(174, 256)]] + [
-        chr(256 + i) for i in range(68)
-    ]
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    return ByteLevelBPE([*special, *letters, "Ġa", "de"], [("Ġ", "a"), ("d", "e")], special_tokens=special)
-
-
-BPE = byte_level()
+BPE = small.byte_level_tokenizer()
 
 
 def answer(model, tokenizer, texts, logits, **options):
@@ -123,7 +112,9 @@ class AnswersTest(tf.test.TestCase):
 
     def test_entities_of_a_byte_level_tokenizer(self):
         # <s> Ġa de é(2 bytes) , Ġ b </s>: words are " adeé", "," and " b", without the spaces before them.
-        found = self.entities("roberta", byte_level, [" adeé, b"], [[0, 1, 0, 0, 0, 0, 2, 2, 0]], ["O", "B-X", "Y"])
+        found = self.entities(
+            "roberta", small.byte_level_tokenizer, [" adeé, b"], [[0, 1, 0, 0, 0, 0, 2, 2, 0]], ["O", "B-X", "Y"]
+        )
         self.assertAllEqual(found["texts"], [["adeé".encode(), b"b"]])
         self.assertAllEqual(found["types"], [[b"X", b"Y"]])
         self.assertAllEqual((found["starts"], found["ends"]), [[[1, 7]], [[5, 8]]])

@@ -8,6 +8,8 @@ import numpy as np
 
 import tfzoo
 from tfzoo import models
+from tfzoo.text.byte_level import ByteLevelBPE
+from tfzoo.text.byte_level_model import BYTES
 from tfzoo.text.wordpiece import WordPiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]"]
@@ -38,6 +40,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def tokenizer():
     return WordPiece(VOCAB)
+
+
+def byte_level_tokenizer():
+    """RoBERTa's special tokens, the letters of all bytes, and two pieces that are joined."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    return ByteLevelBPE([*special, *BYTES, "Ġa", "de"], [("Ġ", "a"), ("d", "e")], special_tokens=special)
 
 
 def model(family: str = "bert", *, heads=None, num_labels=3, pool=None, dtype=None, **overrides):

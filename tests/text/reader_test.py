@@ -14,17 +14,7 @@ from tfzoo.text.framing import PAIR, TEXT
 from tfzoo.text.reader import Reader
 
 TOKENIZER = small.tokenizer()
-
-
-def byte_level():
-    letters = [chr(i) for i in [*range(33, 127), *range(161, 173), *range(174, 256)]] + [
-        chr(256 + i) for i in range(68)
-    ]
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    return ByteLevelBPE([*special, *letters, "Ġa", "de"], [("Ġ", "a"), ("d", "e")], special_tokens=special)
-
-
-BPE = byte_level()
+BPE = small.byte_level_tokenizer()
 ROLES = ("cls", "sep", "bos", "eos")
 INPUTS = ("token_ids", "segment_ids", "padding_mask")
 
