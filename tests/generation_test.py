@@ -513,11 +513,13 @@ class StrategyTest(tf.test.TestCase):
         # One token of the prompt; then twice three drafts, all kept, and one more.
         self.assertEqual([shape for shape in reads if shape[1] == 4], [(1, 4), (1, 4)])
 
-    def states(self, model, prompt, tokens):
-        """All states, the prompt's too where the decoder reads it."""
+    def states(self, model, prompt, rows):
+        """States [N, L, E] of rows of tokens behind the prompt, and of the prompt too where the decoder reads it."""
         if hasattr(model, "encode"):
-            return outputs_of(model, prompt, tokens)["sequence"]
-        return outputs_of(model, prompt[:1], [*prompt[1:], *tokens])["sequence"]
+            inputs = dict(token_ids=[prompt] * len(rows), decoder_token_ids=[[START, *tokens] for tokens in rows])
+        else:
+            inputs = dict(token_ids=[[*prompt, *tokens] for tokens in rows])
+        return model({name: np.array(ids) for name, ids in inputs.items()})["sequence"].numpy()
 
     def test_contrastive_search_is_the_paper_s(self):
         alpha, width, count = 0.6, 3, 4
@@ -535,9 +537,9 @@ class StrategyTest(tf.test.TestCase):
                 tokens = []
                 for _ in range(count):
                     p = softmax(logits_after(model, prompt, tokens))
+                    likely = np.argsort(-p)[:width]
                     values = []
-                    for v in np.argsort(-p)[:width]:
-                        states = self.states(model, prompt, [*tokens, v])
+                    for v, states in zip(likely, self.states(model, prompt, [[*tokens, v] for v in likely])):
                         states /= np.linalg.norm(states, axis=-1, keepdims=True)
                         values.append(((1 - alpha) * p[v] - alpha * (states[:-1] @ states[-1]).max(), v))
                     tokens.append(int(max(values)[1]))
