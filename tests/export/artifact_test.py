@@ -23,10 +23,11 @@ from tests.export import small
 from tfzoo import cli
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import __main__ as entry_point
-from tfzoo.export import answers, artifact, manifest, publish, variants, verify
+from tfzoo.export import answers, artifact, golden, interface, manifest, publish, variants, verify
 from tfzoo.export.genai import write as write_genai
 from tfzoo.export.onnx import check as onnx_check
 from tfzoo.export.onnx import emit as onnx_emit
+from tfzoo.export.onnx import graph as onnx_graph
 from tfzoo.export.onnx import tower
 from tfzoo.export.precision import Limits, with_precision
 from tfzoo.models.record import FolderRecord
@@ -544,13 +545,13 @@ class PublishTest(tf.test.TestCase):
             (self.output_dir / "onnx" / "bert" / "1").mkdir()
             (self.output_dir / "onnx" / "bert" / "1" / "theirs.txt").write_text("stays")
 
-        def written(model, tokenizer, folder, options, limits):
+        def written(model, tokenizer, folder, options, limits, **_):
             (folder / "model.tflite").write_text("")
-            return {}
+            return {"signatures": {}}
 
         with (
             mock.patch.object(publish, "replay", overtaken),
-            mock.patch.object(artifact, "_write_litert", written),
+            mock.patch.dict(artifact.TARGETS, litert=artifact.Target("", written)),
             mock.patch.object(artifact, "_finish"),
             mock.patch.object(artifact.subprocess, "run", lambda *_, **__: mock.Mock(returncode=0)),
         ):
@@ -560,6 +561,35 @@ class PublishTest(tf.test.TestCase):
                 found = [path.relative_to(self.output_dir) for path in self.output_dir.rglob("*") if path.is_file()]
                 self.assertEqual(list(map(str, found)), ["onnx/bert/1/theirs.txt"])
                 shutil.rmtree(self.output_dir)
+
+    def test_a_target_of_ones_own(self):
+        """Which fills a folder, and has a reader in verify.py."""
+
+        def write(model, tokenizer, folder, options, limits, **_):
+            (graph,) = onnx_emit.emit(model, cache=False).values()
+            (folder / "graph.bin").write_bytes(graph.SerializeToString())
+            cases = golden.token_cases(model, tokenizer, options)
+            arrays = {case: golden.onnx_case(model, inputs, limits) for case, inputs in cases.items()}
+            golden.write(folder / "golden.npz", {"tokens": arrays})
+            stated = interface.stated(onnx_graph.describe(graph))
+            return {"signatures": {"model": stated}, "tolerances": {"tokens": limits.of(["logits"])}}
+
+        def read(folder, manifest):
+            run, found = verify.load_graphs({"model": (folder / "graph.bin").read_bytes()})
+            verify.check_signatures(found, manifest["signatures"])
+            return verify.compare_all(run, verify.read_golden(folder), manifest["tolerances"])
+
+        model = small.model(heads=("tag",), num_layers=1)
+        with (
+            mock.patch.dict(artifact.TARGETS, binary=artifact.Target("a binary file", write)),
+            mock.patch.dict(verify.READERS, binary=read),
+            mock.patch.object(publish, "replay"),
+        ):
+            folder = artifact.export(model, TOKENIZER, self.output_dir, "mine", formats=["binary"])["binary"]
+            self.assertEqual(folder, self.output_dir / "binary" / "mine" / "1")
+            self.assertStartsWith(verify.verify(folder), "binary mine version 1: largest difference")
+        with self.assertRaisesRegex(verify.Failure, "manifest.json: 'binary' is of no kind that is known here"):
+            verify.verify(folder)
 
     def test_another_precision_has_the_folder_s_configuration(self):
         model = small.model("gpt2", num_layers=1)

@@ -1,7 +1,6 @@
 """An artifact from a model: written beside its place, replayed by another process, only then put there."""
 
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -13,36 +12,40 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfzoo import files, progress
 from tfzoo.errors import CheckFailed, UserError, one_line
-from tfzoo.export import (
-    answers,
-    genai,
-    golden,
-    interface,
-    litert,
-    manifest,
-    publish,
-    savedmodel,
-    tokenizer_files,
-    tokenizer_graph,
-    variants,
-    verify,
-    warmup,
-)
+from tfzoo.export import answers, golden, litert, manifest, publish, savedmodel, variants, verify
 from tfzoo.export.answers import Options
-from tfzoo.export.onnx import check as onnx_check
-from tfzoo.export.onnx import emit as onnx_emit
-from tfzoo.export.onnx import graph as onnx_graph
-from tfzoo.export.onnx.bodies import body_of
+from tfzoo.export.onnx import write as onnx_write
 from tfzoo.export.precision import MOST, PRECISIONS, Limits, limits_of, with_precision
 
-_TITLES = {"savedmodel": "a SavedModel", "onnx": "ONNX graphs", "litert": "a LiteRT model"}
-FORMATS = tuple(_TITLES)
 _LARGE = 2**27  # Bytes of weights of which one copy more is felt.
 _LONGEST = 1024  # Tokens of a text, unless asked otherwise.
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A format of artifacts. verify.py has a reader of each.
+
+    title: what it is called.
+    write: (model, tokenizer, folder, options, limits, **what else `export` is asked for) -> `signatures` and
+      `tolerances` for manifest.json, and what else that is to say. It fills the folder, golden.npz included.
+    any_precision: it computes in --precision, and not in float32 alone.
+    least_rows: a call has so many.
+    """
+
+    title: str
+    write: Callable[..., dict[str, Any]]
+    any_precision: bool = False
+    least_rows: int = 1
+
+
+TARGETS = {
+    "savedmodel": Target("a SavedModel", savedmodel.write, any_precision=True, least_rows=0),
+    "onnx": Target("ONNX graphs", onnx_write.write),
+    "litert": Target("a LiteRT model", litert.write),
+}
 
 
 def export(
@@ -102,18 +105,15 @@ def export(
     )
     savedmodel.check(model, tokenizer, options)
     folders = publish.places(output_dir, name, formats, version)
-    makers: dict[str, Callable[..., dict[str, Any]]] = {
-        "savedmodel": functools.partial(_write_savedmodel, name=name),
-        "onnx": functools.partial(_write_onnx, profile=onnx_profile, chosen=onnx_variants, texts=calibration_texts),
-        "litert": _write_litert,
-    }
+    asked = dict(name=name, onnx_profile=onnx_profile, onnx_variants=onnx_variants, calibration_texts=calibration_texts)
     with publish.together(folders) as partials:
         # ONNX first: to be checked a graph is held twice, and TensorFlow does not give back what writing another takes.
         for kind, partial in sorted(partials.items(), key=lambda item: item[0] != "onnx"):
+            target = TARGETS[kind]
+            exported = with_precision(model, precision if target.any_precision else "float32")
             content = {"kind": kind, "name": name, "version": int(folders[kind].name)}
-            exported = with_precision(model, precision if kind == "savedmodel" else "float32")
-            with progress.stage(f"writing {_TITLES[kind]}"):
-                _write(partial, makers[kind], content, exported, tokenizer, options)
+            with progress.stage(f"writing {target.title}"):
+                _write(partial, target, content, exported, tokenizer, options, asked)
         with progress.stage("replaying in another process"):
             publish.replay(list(partials.values()))
     if keep_versions is not None:
@@ -131,9 +131,9 @@ def _check_arguments(name, version, formats, precision, onnx_variants, keep_vers
         if value is not None and value < 1:
             raise UserError(f"--{flag}={value}: must be at least 1")
     if not formats:
-        raise UserError(f"--formats=: name at least one of {', '.join(FORMATS)}, each once")
+        raise UserError(f"--formats=: name at least one of {', '.join(TARGETS)}, each once")
     for flag, values, choices in (
-        ("formats", formats, FORMATS),
+        ("formats", formats, tuple(TARGETS)),
         ("precision", [precision], PRECISIONS),
         ("onnx_variants", onnx_variants, variants.VARIANTS),
     ):
@@ -142,16 +142,18 @@ def _check_arguments(name, version, formats, precision, onnx_variants, keep_vers
                 raise UserError(f"--{flag}={','.join(values)}: must be of {', '.join(choices)}, each at most once")
 
 
-def _write(folder: pathlib.Path, make: Callable[..., dict], content: dict, model, tokenizer, options: Options) -> None:
+def _write(
+    folder: pathlib.Path, target: Target, content: dict, model, tokenizer, options: Options, asked: dict[str, Any]
+) -> None:
     """Makes an artifact, once more by wider limits where float32 itself is further from the truth than the usual ones
     allow."""
-
     failure = None
     for limits in limits_of(model, lambda: golden.token_cases(model, tokenizer, options).values()):
         for path in folder.iterdir():  # Of the first time.
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         try:
-            made = content | make(model, tokenizer, folder, options, limits)
+            made = content | target.write(model, tokenizer, folder, options, limits, **asked)
+            made["least"] = _least(target, made["signatures"])
             _finish(folder, made, model, tokenizer, options, limits)
             return
         except CheckFailed as error:
@@ -175,7 +177,6 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
         "options": dataclasses.asdict(options),
         "tools": manifest.tools(),
         "float32_error": limits.float32_error,
-        "least": _least(content["kind"], content["signatures"]),
     }
     if tokenizer is not None:
         stated = {"class": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint()}
@@ -191,11 +192,11 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
     manifest.write(folder, content)
 
 
-def _least(kind: str, signatures: Mapping[str, dict]) -> dict[str, int]:
-    """What the inputs' free axes must have: onnxruntime's and LiteRT's operators fail on no rows, all on no tokens."""
+def _least(target: Target, signatures: Mapping[str, dict]) -> dict[str, int]:
+    """What the inputs' free axes must have."""
     tensors = [tensor for sides in signatures.values() for tensor in sides["inputs"].values()]
     axes = sorted({axis for tensor in tensors for axis in tensor["shape"] if isinstance(axis, str)})
-    return {axis: int(not axis.startswith("past") and (axis != "batch" or kind != "savedmodel")) for axis in axes}
+    return {axis: target.least_rows if axis == "batch" else int(not axis.startswith("past")) for axis in axes}
 
 
 def _remedy(limits: Limits) -> str:
@@ -228,111 +229,3 @@ def _answering(model, tokenizer, options: Options) -> dict:
     except UserError:  # Nothing says how it reads texts, and ids are all it needs.
         return {}
     return {} if answer is None else answer.facts()
-
-
-def _write_savedmodel(model, tokenizer, folder, options: Options, limits: Limits, name: str) -> dict:
-    signatures = savedmodel.save(model, tokenizer, folder, options)
-    arrays: dict[str, dict] = {"tokens": _token_arrays(model, tokenizer, options, limits)}
-    answer = None if tokenizer is None else answers.find(model, tokenizer, options)
-    if answer is None:
-        case, least = min(arrays["tokens"].items(), key=lambda item: item[1]["inputs"]["token_ids"].size)
-        arrays["serving_default"] = {case: least}
-    else:
-        arrays |= golden.text_signatures(answer, limits)
-    golden.write(folder / "golden.npz", arrays)
-    warmup.write(folder, name, arrays)
-    return {**_stated(signatures, limits), "precision": model.compute_dtype}
-
-
-def _token_arrays(model, tokenizer, options: Options, limits: Limits) -> dict[str, dict]:
-    """The signature `tokens` in golden.npz."""
-    arrays = golden.each(
-        golden.token_cases(model, tokenizer, options),
-        lambda inputs: {"inputs": inputs, "outputs": golden.outputs(model, inputs, limits)},
-    )
-    if options.refuse == "row":
-        for sides in arrays.values():
-            sides["outputs"]["error"] = np.full(len(sides["inputs"]["token_ids"]), "", "U1")
-    return arrays
-
-
-def _stated(signatures: Mapping[str, interface.Signature], limits: Limits) -> dict[str, Any]:
-    """Signatures, and what may differ of their outputs, for manifest.json."""
-    numbers = {
-        name: [output for output, tensor in signature.outputs.items() if tensor.dtype == "float32"]
-        for name, signature in signatures.items()
-    }
-    return {
-        "signatures": {name: signature.stated() for name, signature in signatures.items()},
-        "tolerances": {name: limits.of(outputs) for name, outputs in numbers.items()},
-    }
-
-
-def _write_onnx(
-    model,
-    tokenizer,
-    folder,
-    options: Options,
-    limits: Limits,
-    profile: str,
-    chosen: Sequence[str],
-    texts: Sequence[str],
-) -> dict:
-    with progress.stage("running a small model by ONNX's reference implementation"):
-        onnx_check.check_twin(model, profile)
-    graphs = onnx_emit.save(model, folder, profile=profile, length=options.sequence_length)
-    for path in graphs:
-        onnx_check.check(path)
-    headers = {path.stem: onnx_graph.read_header(path) for path in graphs}
-    signatures = {name: interface.stated(onnx_graph.describe(header)) for name, header in headers.items()}
-    cached = "past_key_values" in str(signatures)
-    traced = body_of(model) is None  # And has one length.
-    arrays: dict[str, dict] = {
-        "tokens": golden.each(
-            golden.token_cases(model, tokenizer, options, traced or None),
-            lambda inputs: golden.onnx_case(model, inputs, limits, cached, right=profile == "genai"),
-        )
-    }
-    tolerances = {"tokens": limits.of(next(iter(arrays["tokens"].values()))["outputs"])}
-    if cached:
-        arrays["generate"], tolerances["generate"] = golden.written_cases(model, tokenizer, options, limits), {}
-    if tokenizer is not None:
-        arrays |= _tokenizer_arrays(model, tokenizer, options)
-    golden.write(folder / "golden.npz", arrays)
-    if profile == "genai":
-        genai.write(model, tokenizer, folder, graphs[0].name)
-    refused = None
-    if tokenizer is not None:
-        # For whoever has texts; onnxruntime-genai looks for it beside its config.
-        tokenizer_files.write(tokenizer, model.LAYOUT, folder if profile == "genai" else folder / "tokenizer")
-        refused = tokenizer_graph.write(model, tokenizer, options, folder)
-    content = {
-        **({} if refused is None else {"tokenizer": {"no_graph": refused}}),
-        "signatures": signatures,
-        "profile": profile,
-        "opset": {opset.domain or "ai.onnx": opset.version for opset in headers[graphs[0].stem].opset_import},
-        "tolerances": tolerances,
-    }
-    if chosen:
-        rows = golden.calibration(model, tokenizer, options, texts) if "int8_static" in chosen else []
-        length = options.sequence_length
-        content["variants"] = variants.write(model, folder, graphs, chosen, profile, rows, tolerances, length)
-    return content
-
-
-def _tokenizer_arrays(model, tokenizer, options: Options) -> dict[str, dict]:
-    """The tokenizer in golden.npz; {} where nothing says how the model reads a text."""
-    lines = tokenizer_graph.case(model, tokenizer, options)
-    return {} if lines is None else {"tokenizer": {"lines": lines}}
-
-
-def _write_litert(model, tokenizer, folder, options: Options, limits: Limits) -> dict:
-    options = dataclasses.replace(options, refuse="call")
-    litert.save(model, folder, options)
-    arrays = {"tokens": _token_arrays(model, tokenizer, options, limits)}
-    if tokenizer is not None:
-        arrays |= _tokenizer_arrays(model, tokenizer, options)
-        tokenizer_files.write(tokenizer, model.LAYOUT, folder / "tokenizer")
-    golden.write(folder / "golden.npz", arrays)
-    signatures = {"tokens": interface.tokens(model, options.sequence_length)}
-    return {**_stated(signatures, limits), "precision": "float32"}

@@ -93,6 +93,18 @@ def outputs(model: keras.Model, inputs: Mapping[str, np.ndarray], limits: Limits
     return named
 
 
+def token_arrays(model, tokenizer, options: Options, limits: Limits) -> dict[str, dict]:
+    """The signature `tokens` in npz."""
+    arrays = each(
+        token_cases(model, tokenizer, options),
+        lambda inputs: {"inputs": inputs, "outputs": outputs(model, inputs, limits)},
+    )
+    if options.refuse == "row":
+        for sides in arrays.values():
+            sides["outputs"]["error"] = np.full(len(sides["inputs"]["token_ids"]), "", "U1")
+    return arrays
+
+
 def onnx_case(
     model: keras.Model, inputs: Mapping[str, np.ndarray], limits: Limits, cached: bool = False, right: bool = False
 ) -> dict[str, dict]:

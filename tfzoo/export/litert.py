@@ -4,23 +4,39 @@ https://ai.google.dev/edge/litert/conversion/tensorflow/overview describes the c
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfzoo.errors import UserError, one_line
-from tfzoo.export import interface, verify
+from tfzoo.export import golden, interface, manifest, tokenizer_files, tokenizer_graph, verify
 from tfzoo.export.answers import Options
+from tfzoo.export.precision import Limits
 from tfzoo.nn import basic
 
 NAME = "model.tflite"
 _MAX_BYTES = 2**31 - 2**24  # Flat buffers end at 2 GiB.
 _INSTEAD = "export with --formats=savedmodel"
+
+
+def write(model, tokenizer, folder: pathlib.Path, options: Options, limits: Limits, **_) -> dict[str, Any]:
+    """A target of artifact.py, which see."""
+    options = dataclasses.replace(options, refuse="call")
+    save(model, folder, options)
+    arrays = {"tokens": golden.token_arrays(model, tokenizer, options, limits)}
+    arrays |= tokenizer_graph.arrays(model, tokenizer, options)
+    if tokenizer is not None:
+        tokenizer_files.write(tokenizer, model.LAYOUT, folder / "tokenizer")
+    golden.write(folder / "golden.npz", arrays)
+    signatures = {"tokens": interface.tokens(model, options.sequence_length)}
+    return {**manifest.signatures(signatures, limits), "precision": "float32"}
 
 
 def save(model: keras.Model, folder: str | os.PathLike, options: Options) -> pathlib.Path:

@@ -5,10 +5,13 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import tfzoo
 from tfzoo import files
+from tfzoo.export.interface import Signature
+from tfzoo.export.precision import Limits
 
 NAME = "manifest.json"
 FORMAT = "tfzoo-artifact-1"
@@ -19,6 +22,18 @@ def tools() -> dict[str, str]:
     packages = ("tensorflow", "tensorflow-text", "keras", "numpy", "onnx", "onnxruntime")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {"tfzoo": tfzoo.__version__, "python": platform.python_version(), **versions}
+
+
+def signatures(given: Mapping[str, Signature], limits: Limits) -> dict[str, Any]:
+    """Signatures, and what may differ of their outputs."""
+    numbers = {
+        name: [output for output, tensor in signature.outputs.items() if tensor.dtype == "float32"]
+        for name, signature in given.items()
+    }
+    return {
+        "signatures": {name: signature.stated() for name, signature in given.items()},
+        "tolerances": {name: limits.of(outputs) for name, outputs in numbers.items()},
+    }
 
 
 def listing(folder: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -19,10 +19,11 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from tfzoo import files
 from tfzoo.errors import UserError
-from tfzoo.export import answers, interface
+from tfzoo.export import answers, golden, interface, manifest, warmup
 from tfzoo.export.answers import Options
 from tfzoo.export.checks import Checks
 from tfzoo.export.interface import Signature, Tensor
+from tfzoo.export.precision import Limits
 
 _METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
 
@@ -39,6 +40,23 @@ def check(model: keras.Model, tokenizer: Any, options: Options) -> None:
     if length < 1 or (bounded and length > config.max_positions):
         most = f"from 1 to {config.max_positions}" if bounded else "at least 1"
         raise UserError(f"--sequence_length={length}: must be {most}")
+
+
+def write(
+    model, tokenizer, folder: pathlib.Path, options: Options, limits: Limits, *, name: str, **_
+) -> dict[str, Any]:
+    """A target of artifact.py, which see."""
+    signatures = save(model, tokenizer, folder, options)
+    arrays: dict[str, dict] = {"tokens": golden.token_arrays(model, tokenizer, options, limits)}
+    answer = None if tokenizer is None else answers.find(model, tokenizer, options)
+    if answer is None:
+        case, least = min(arrays["tokens"].items(), key=lambda item: item[1]["inputs"]["token_ids"].size)
+        arrays["serving_default"] = {case: least}
+    else:
+        arrays |= golden.text_signatures(answer, limits)
+    golden.write(folder / "golden.npz", arrays)
+    warmup.write(folder, name, arrays)
+    return {**manifest.signatures(signatures, limits), "precision": model.compute_dtype}
 
 
 def save(model: keras.Model, tokenizer: Any, folder: str | os.PathLike, options: Options) -> dict[str, Signature]:

@@ -219,13 +219,26 @@ def replay(folder, manifest):
     allowed, "numbers": how many were compared, "equal" and "compared": answers}}, those of variants as
     "VARIANT:SIGNATURE/OUTPUT". Raises Failure where an answer is not as it should be.
     """
-    if manifest["kind"] in ("savedmodel", "litert"):
-        stated = manifest["signatures"]
-        run, found = load_savedmodel(folder, stated) if manifest["kind"] == "savedmodel" else load_litert(folder)
-        check_signatures(found, stated)
-        measured = compare_all(run, read_golden(folder), manifest["tolerances"])
-        return measured | replay_tokenizer_file(folder)
-    cases, measured = read_golden(folder), {}
+    kind = manifest["kind"]
+    if kind not in READERS:
+        raise Failure(f"manifest.json: {kind!r} is of no kind that is known here")
+    return READERS[kind](folder, manifest) | replay_tokenizer_file(folder) | replay_tokenizer_graph(folder)
+
+
+def replay_signatures(load):
+    """What replays an artifact that load(folder, manifest) -> (run, signatures found) opens as a whole."""
+
+    def replay(folder, manifest):
+        run, found = load(folder, manifest)
+        check_signatures(found, manifest["signatures"])
+        return compare_all(run, read_golden(folder), manifest["tolerances"])
+
+    return replay
+
+
+def replay_onnx(folder, manifest):
+    cases = read_golden(folder)
+    measured: dict[str, dict] = {}
     shared = manifest.get("profile") == "genai"
     for variant, details in {"": manifest, **manifest.get("variants", {})}.items():
         for name in (variant or "model", *manifest["signatures"]):
@@ -241,7 +254,7 @@ def replay(folder, manifest):
         measured |= {f"onnxruntime-genai:{key}": result for key, result in results.items()}
     elif shared:
         measured["genai_config.json"] = {"skipped": "onnxruntime-genai is not installed"}
-    return measured | replay_tokenizer_file(folder) | replay_tokenizer_graph(folder)
+    return measured
 
 
 def compare_all(run, cases, tolerances, exact=True):
@@ -660,11 +673,11 @@ def load_genai(folder, cases):
     }
 
 
-def load_savedmodel(folder, signatures):
+def load_savedmodel(folder, manifest):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tf = importlib.import_module("tensorflow")
     importlib.import_module("tensorflow_text")  # The tokenizer's ops.
-    check_saved_model(folder, signatures)
+    check_saved_model(folder, manifest["signatures"])
     loaded = tf.saved_model.load(str(folder))
 
     def describe(specs):
@@ -772,7 +785,7 @@ def check_saved_model(folder, signatures):
                 raise Failure(f"saved_model.pb: {name} does not have its {wrong[0]} where its function has it")
 
 
-def load_litert(folder):
+def load_litert(folder, _):
     if importlib.util.find_spec("ai_edge_litert"):
         interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter
     else:
@@ -797,6 +810,14 @@ def load_litert(folder):
         for name, runner in runners.items()
     }
     return run, found
+
+
+# By the kind that manifest.json states: (folder, manifest) -> what `replay` returns.
+READERS = {
+    "savedmodel": replay_signatures(load_savedmodel),
+    "onnx": replay_onnx,
+    "litert": replay_signatures(load_litert),
+}
 
 
 @contextlib.contextmanager
