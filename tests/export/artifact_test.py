@@ -144,7 +144,7 @@ MORE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "features": ("performer", {}, {}),
     "writer": ("gpt2", {}, dict(max_new_tokens=6, onnx_variants=["int8", "float16"])),
     "answers": ("t5", {}, dict(max_new_tokens=6)),
-    "answers_by_row": ("gpt2", {}, dict(max_new_tokens=6, refuse="row", long_texts="refuse", formats=["savedmodel"])),
+    "answers_by_row": ("gpt2", {}, dict(max_new_tokens=6, refuse="row", long_texts="refuse")),
     "static": ("reformer", dict(heads=("classify",)), {}),
 }
 
