@@ -155,10 +155,9 @@ class AddingTest(unittest.TestCase):
         np.testing.assert_array_equal(again(ids)["logits"], model(ids)["logits"])
         self.assertEqual(texts.encode_prompts(again, tokenizer, ["ab"])[0][0], tokenizer.cls_id)
         self.assertEqual(len(tfzoo.generate_ids(again, [[5, 6]], max_new_tokens=3)[0]), 3)
-        # Each artifact is replayed by another process, which knows nothing of the page.
-        folders = artifact.export(again, tokenizer, self.folder / "exports", max_new_tokens=3)
-        places = {kind: folder.relative_to(self.folder / "exports").parts for kind, folder in folders.items()}
-        self.assertEqual(places, {kind: (kind, "added", "1") for kind in ("savedmodel", "onnx")})
+        # Replayed by another process, which knows nothing of the page.
+        folders = artifact.export(again, tokenizer, self.folder / "exports", formats=["onnx"], max_new_tokens=3)
+        self.assertEqual(folders, {"onnx": self.folder / "exports" / "onnx" / "added" / "1"})
 
     def test_an_objective_and_an_evaluator(self):
         """A page and a line in OBJECTIVES; a page."""
