@@ -114,9 +114,11 @@ class LaunchTest(unittest.TestCase):
                 os.kill(os.getpid(), signal.SIGKILL)
             if task["type"] != "chief":
                 time.sleep(86400)
-            while not note.exists() or os.path.exists("/proc/" + note.read_text()):  # Till its end has been seen.
-                time.sleep(0.01)
-            print(task["type"], "is done")
+            try:
+                while not note.exists() or not os.kill(int(note.read_text()), 0):
+                    time.sleep(0.01)
+            except ProcessLookupError:  # The end of worker 0 has been seen.
+                print(task["type"], "is done")
             """,
         )
         self.assertEqual((code, out), (0, "[chief 0] chief is done\n"), err)
