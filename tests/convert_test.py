@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+from unittest import mock
 
 import numpy as np
 import safetensors.numpy
@@ -15,7 +16,7 @@ from tests.export import small
 from tfzoo import convert
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import checkpoint, runs
-from tfzoo.weights import huggingface, keras_presets, tensors
+from tfzoo.weights import huggingface, keras_presets, tensors, tf1_files
 from tfzoo.weights.safetensors_files import open_folder
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
@@ -319,6 +320,101 @@ class TF1Test(ConvertCase):
         theirs = json.loads((GOLDEN / "electra_discriminator" / "config.json").read_text())
         for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
             self.assertEqual(record[name], theirs[name], name)
+
+    def trained(self, name, minimize):
+        """A checkpoint of BERT's weights and of what TensorFlow's own optimizers, applied to them, keep beside them."""
+        folder = self.write(name, {"x": np.ones(1)}, self.bert_config())
+        tf1 = tf.compat.v1
+        with tf.Graph().as_default(), tf1.Session() as session:
+            values = tf1_arrays(GOLDEN / "bert").items()
+            weights = [tf1.Variable(value, name=name, use_resource=False) for name, value in values]
+            minimize(tf.add_n([tf.reduce_sum(tf.square(weight)) for weight in weights]), weights)
+            session.run(tf1.variables_initializer(weights))  # Averages begin with their values.
+            session.run(tf1.global_variables_initializer())
+            saved = tf1.global_variables()
+            tf1.train.Saver(saved).save(session, str(folder / "bert_model.ckpt"))
+        return folder, len(saved) - len(weights)
+
+    def loaded_without(self, folder, count):
+        """Checks that a checkpoint is BERT's and that so many of its variables are left out, and counted."""
+        to = self.folder / f"to_{folder.name}"
+        with mock.patch.object(tf1_files.logging, "info") as info:
+            self.convert(folder, to=to)
+        self.assert_same_tensors(GOLDEN / "bert", to)
+        (call,) = info.call_args_list
+        self.assertIn(f"{count} variables of an optimizer are left out", call.args[0] % call.args[1:])
+
+    def test_slots_of_tensorflows_optimizers(self):
+        train = tf.compat.v1.train
+
+        def averaged(loss, weights):
+            train.AdamOptimizer().minimize(loss, train.get_or_create_global_step())
+            train.ExponentialMovingAverage(0.9).apply(weights)
+
+        for optimizer in (
+            train.MomentumOptimizer(0.1, 0.9),
+            train.AdagradOptimizer(0.1),
+            train.AdadeltaOptimizer(),
+            train.RMSPropOptimizer(0.1, centered=True),
+            train.FtrlOptimizer(0.1),
+            averaged,
+        ):
+            name = "uncased_" + getattr(optimizer, "_name", "averaged")
+            with self.subTest(name):
+                minimize = optimizer if callable(optimizer) else lambda loss, _, it=optimizer: it.minimize(loss)
+                folder, count = self.trained(name, minimize)
+                self.assertGreater(count, 20)
+                self.loaded_without(folder, count)
+
+    def test_slots_of_other_peoples_optimizers(self):
+        arrays = tf1_arrays(GOLDEN / "bert")
+        for number, (slots, scalars) in enumerate((
+            (("{}/AdamWeightDecayOptimizer", "{}/AdamWeightDecayOptimizer_1"), ()),
+            (("{}/LAMBOptimizer", "{}/LAMBOptimizer_1"), ("loss_scale/good_steps", "loss_scale/loss_scale")),
+            (("{}/lamb_m", "{}/lamb_v", "{}/accum"), ("current_loss_scale", "good_steps", "batch_finite")),
+            (("{}/Adafactor/vr", "{}/Adafactor/vc", "{}/vr", "{}/vc"), ("train/beta1_power", "train/beta2_power_1")),
+            (("{}_slot_vr", "{}_slot_vc", "{}_slot_m"), ()),
+            (("training/Adam/{}/m", "training/Adam/{}/v"), ("training/Adam/iter", "training/Adam/learning_rate")),
+        )):  # fmt: skip
+            with self.subTest(slots):
+                # A factor of Adafactor's is of another shape than its weight.
+                more = {slot.format(name): np.ones(3, np.float32) for slot in slots for name in arrays}
+                more |= {name: np.float32(1) for name in scalars}
+                folder = self.write(f"uncased_{number}", arrays | more, self.bert_config())
+                self.loaded_without(folder, len(more) + 7)
+
+    def test_other_variables_are_not_taken_for_slots(self):
+        arrays, config = tf1_arrays(GOLDEN / "bert"), self.bert_config()
+        for name, value in (
+            ("bert/pooler/adam_m", np.ones(3)),  # Of no variable.
+            ("bert/pooler/dense/kernel_1", np.ones((16, 16))),
+            ("bert/good_steps", np.ones(3)),  # No scalar.
+            ("ema/bert/pooler/dense/kernel", np.ones((16, 16))),
+            ("gain", np.float32(1)),
+        ):
+            with self.subTest(name):
+                folder = self.write(f"uncased_{name.replace('/', '_')}", arrays | {name: value}, config)
+                self.refused(folder, f"not used: {name};")
+
+    def test_other_projects(self):
+        arrays, config = tf1_arrays(GOLDEN / "bert"), self.bert_config()
+        layer = "bert/encoder/layer_0"
+        for number, (names, project) in enumerate((
+            (("bert/encoder/transformer/group_0/inner_group_0/ffn_1/intermediate/dense/kernel", *arrays), "ALBERT"),
+            ((f"{layer}/bottleneck/input/dense/kernel", *arrays), "MobileBERT"),
+            (("bert/embeddings/token_type_embeddings_6", *arrays), "TAPAS"),
+            (("electra/encoder/layer_0/attention/self/conv_attn_key/depthwise_kernel",), "ConvBERT"),
+            (("model/transformer/layer_0/rel_attn/q/kernel", "model/lm_loss/bias"), "XLNet"),
+            (("model/h0/attn/c_attn/w", "model/wpe"), "GPT-2"),
+            (("encoder/block_000/layer_000/SelfAttention/q", "shared/embedding"), "T5 .Mesh TensorFlow."),
+            (("transformer/adaptive_embed/cutoff_0/lookup_table",), "Transformer-XL"),
+        )):  # fmt: skip
+            with self.subTest(project):
+                folder = self.write(f"uncased_{number}", {name: np.ones(3) for name in names}, config)
+                message = rf"looks like one of {project} \(it has {re.escape(names[0])}\), .*BERT and ELECTRA are read"
+                self.refused(folder, message)
+        scoped = {f"student/{name}": value for name, value in arrays.items()}
+        self.refused(self.write("uncased_scoped", scoped, config), "BERT's variables in the scope student/ ")
 
     def test_refused(self):
         arrays, config = tf1_arrays(GOLDEN / "bert"), self.bert_config()

@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 import os
 import pathlib
 import random
@@ -351,6 +353,33 @@ class PolicyTest(FilesTest):
         (self.folder / "b.txt.gz").write_bytes(b"One.\n\nTwo.\n")
         self.refused("b.txt.gz:1: gzip stream damaged or cut short (Not a gzipped file", self.folder / "b.txt.gz")
         self.refused("no text in 1 file(s)", self.folder / "b.txt.gz", policy="skip")
+
+    def test_compressed_files_where_text_should_be(self):
+        text = b"One.\n\nTwo.\n"
+        compressed = {
+            "gzip": gzip.compress(text),
+            "xz": lzma.compress(text),
+            "bzip2": bz2.compress(text),
+            "zstd": b"\x28\xb5\x2f\xfd\x04\x00\x59\x00",
+            "zip": b"PK\x03\x04\x14\x00\x00\x00",
+        }
+        self.write("z.txt", "Three.\n\nFour.")
+        for kind, data in compressed.items():
+            for name, words in (
+                ("a.txt.gz", f"a {kind} file inside the gzip file; decompress it once more, or take --bad_text"),
+                ("a.jsonl", f"a {kind} file, not text; decompress it, or take --bad_text=replace or skip"),
+            ):
+                with self.subTest(f"{kind} in {name}"):
+                    path = self.write(name, data)
+                    self.refused(f"{name}:1: {words}", path)
+                    for policy in ("replace", "skip"):
+                        read = self.read(f"{self.folder}/[az].*", policy=policy)
+                        self.assertEqual(read.report["problems"]["compressed"], 1)
+                        self.assertEqual(len(read.train) + len(read.held_out), 2)
+                    os.remove(path)
+        # Text that begins with letters of such files is text.
+        path = self.write("a.txt", "PK was here.\n\nBZh too.")
+        self.assertEqual(self.texts(path), {("PK was here.",), ("BZh too.",)})
 
 
 class LimitsTest(FilesTest):

@@ -12,6 +12,7 @@ stands, line ends and blank lines included.
 | invalid JSON, no `text_field`, not a string | error | the line goes | the line goes |
 | a file that holds no text | error | counted | counted |
 | a gzip file that ends early or is damaged | error | what came before it stays | the file goes |
+| a compressed file where text should be (gzip inside .gz, zstd as .txt) | error | the file goes | the file goes |
 | more than `max_bytes`, a decompression bomb | error | error | error |
 | nothing matches, no file, a folder, another suffix | error | error | error |
 
@@ -50,6 +51,12 @@ SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 # Text shrinks to a fifth by gzip, a log file to a hundredth; zeros to a thousandth. Small files may be odd.
 _MAX_RATIO = 200
 _RATIO_FROM_BYTES = 1 << 20
+
+# What compressed files begin with, and no text does.
+_COMPRESSED = re.compile(
+    rb"(?P<gzip>\x1f\x8b\x08)|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<xz>\xfd7zXZ\0)"
+    rb"|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zip>PK\x03\x04)"
+)
 
 
 class _Bad(Exception):
@@ -93,11 +100,21 @@ class _Reader:
                 "decompression bomb; decompress it yourself if it is text"
             )
 
+    def _check_plain(self, path: str, start: bytes) -> None:
+        """Raises _Dropped, or UserError, where text should begin and a compressed file does."""
+        found = _COMPRESSED.match(start)
+        if found:
+            words, remedy = f"a {found.lastgroup} file, not text", "decompress it"
+            if path.endswith(".gz"):
+                words, remedy = f"a {found.lastgroup} file inside the gzip file", "decompress it once more"
+            self._bad(path, 1, _Bad("compressed", words, remedy))
+            raise _Dropped
+
     def _lines(self, path: str) -> Iterator[tuple[int, bytes]]:
         """Yields (line number from 1, bytes, raw with the line end), never holding more than a line.
 
         Raises:
-          _Dropped: the gzip stream is damaged, and the policy is to skip the file.
+          _Dropped: the gzip stream is damaged and the policy is to skip the file, or the file is compressed (again).
         """
         number, read = 0, 0
         split_long = self.policy == "replace" and not _is_jsonl(path)
@@ -120,6 +137,8 @@ class _Reader:
                 self.counts["bytes_read"] += len(piece)
                 self._check_size(path, read, raw.tell() if packed else None)
                 self.digest.update(piece)
+                if not number:
+                    self._check_plain(path, piece)
                 piece = rest + piece
                 if not piece:
                     return

@@ -1,4 +1,5 @@
-"""TF1 checkpoints of https://github.com/google-research/bert and https://github.com/google-research/electra."""
+"""TF1 checkpoints of https://github.com/google-research/bert and https://github.com/google-research/electra; those of
+other projects are told by their names."""
 
 import os
 import pathlib
@@ -13,6 +14,26 @@ from tfzoo.weights import huggingface, table, tf1_files
 from tfzoo.weights.foreign import Source
 
 PARTS = ("discriminator", "generator")  # Of an ELECTRA checkpoint, which holds both.
+
+# What other projects call their variables. The first that fits is named.
+_PROJECTS = (
+    ("ALBERT", r"bert/encoder/transformer/group_\d+/"),
+    ("MobileBERT", r"bert/encoder/layer_\d+/bottleneck/"),
+    ("RemBERT", r"bert/encoder/embedding_hidden_mapping_in/"),
+    ("TAPAS", r"bert/embeddings/token_type_embeddings_\d+$"),
+    ("CANINE", r"bert/(char_embeddings|initial_char_encoder|final_char_encoder)/"),
+    ("ConvBERT", r"electra/encoder/layer_\d+/attention/self/conv_"),
+    ("XLNet", r"model/transformer/(layer_\d+/rel_attn/|r_w_bias$)"),
+    ("Funnel-Transformer", r"model/(encoder|decoder)/layer_\d+/rel_attn/"),
+    ("Transformer-XL", r"transformer/(adaptive_embed/|layer_\d+/rel_attn/|r_w_bias$)"),
+    ("GPT-2", r"model/(wte|wpe|h\d+/attn/c_attn/w)$"),
+    ("T5 (Mesh TensorFlow)", r"(encoder|decoder)/block_\d+/layer_\d+/"),
+    ("PEGASUS", r"decoder/layer_\d+/memory_attention/"),
+    ("Tensor2Tensor", r"transformer/(body/(encoder|decoder)/|symbol_modality_|parallel_0)"),
+    ("ELMo", r"(bi)?lm/(CNN|RNN|char_embed)"),
+    ("TF-Slim", r"(resnet_v\d_\d+|InceptionV\d|MobilenetV\d|vgg_\d+)/"),
+)
+_READ = "of TF1 checkpoints those of google-research's BERT and ELECTRA are read"
 
 TF1 = table.Naming(
     {"kernel": "/kernel", "bias": "/bias", "gamma": "/gamma", "beta": "/beta", "embeddings": ""},
@@ -92,7 +113,7 @@ def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str
     (electra/util/training_utils.py); a bert_config.json beside them speaks for the discriminator.
 
     Args:
-      folder: with one checkpoint; the optimizer's slots are left out.
+      folder: with one checkpoint; the slots of its optimizer, whichever that was, are left out.
       checkpoint: its prefix, such as bert_model.ckpt, where the folder has several.
       part: of an ELECTRA, discriminator or generator.
 
@@ -104,6 +125,7 @@ def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str
     record = json_files.read(path) if path.exists() else {}
     file = tf1_files.open_tf1(folder / checkpoint if checkpoint else folder)
     try:
+        _refuse_other_projects(folder, file.names)
         if any(name.startswith(("electra/", "generator/")) for name in file.names):
             family = "electra"
             heads: tuple[str, ...] = ("discriminate",) if part == "discriminator" else ("lm",)
@@ -119,7 +141,8 @@ def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str
                 raise UserError(f"{path}: no such file, and it says how many heads the model has; put it back")
         else:
             raise UserError(
-                f"{folder}: the checkpoint is neither of BERT nor of ELECTRA: it has {', '.join(file.names[:3])}"
+                f"{folder}: the checkpoint is neither of BERT nor of ELECTRA, nor of another project whose names are "
+                f"known: it has {', '.join(file.names[:3]) or 'no weights'}; {_READ}"
             )
         config = huggingface.decode_config(path, record | {"model_type": family}, models.page(family))
     except Exception:
@@ -141,6 +164,23 @@ def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str
         adapt=lambda slot, _: slot,
         used=frozenset(used),
     )
+
+
+def _refuse_other_projects(folder, names) -> None:
+    for project, pattern in _PROJECTS:
+        found = next((name for name in names if re.match(pattern, name)), None)
+        if found:
+            raise UserError(
+                f"{folder}: the checkpoint looks like one of {project} (it has {found}), and {_READ}; "
+                "take the model's Hugging Face folder, or convert it to one by transformers"
+            )
+    for name in names:
+        scope, found, _ = name.partition("/bert/embeddings/word_embeddings")
+        if found:
+            raise UserError(
+                f"{folder}: the checkpoint has BERT's variables in the scope {scope}/ ({name}), and {_READ} without a "
+                "scope; save them under their own names (tf.compat.v1.train.Saver takes a dict of names)"
+            )
 
 
 def _electra_sizes(file, scope, embeddings) -> dict[str, int]:

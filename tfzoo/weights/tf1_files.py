@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from tfzoo.errors import UserError, one_line
 from tfzoo.json_files import show
@@ -25,7 +26,12 @@ from tfzoo.weights.tensors import (
     steps,
 )
 
-_SLOT = re.compile(r"(^|/)(adam|lamb)_[mv](_\d+)?$|^global_step$|^beta[12]_power$")
+# Scalars that optimizers, loss scaling and loops keep beside the weights, in any scope.
+_COUNTER = re.compile(
+    r"(^|/)(global_step|local_step|iter|iterations|learning_rate|decay|rho|epsilon|momentum|beta_[12]|beta[12]_power"
+    r"|(num_)?(good|bad)_steps|batch_finite)(_\d+)?$|(^|/)\w*loss_?scale\w*(/|$)",
+    re.IGNORECASE,
+)
 
 
 class _TF1Tensors(Tensors):
@@ -54,7 +60,7 @@ class _TF1Tensors(Tensors):
 
 @explained
 def open_tf1(prefix: str | os.PathLike) -> Tensors:
-    """Opens a TF1 checkpoint, as google-research's BERT and ELECTRA come; the optimizer's slots are left out.
+    """Opens a TF1 checkpoint, as google-research's BERT and ELECTRA come; what an optimizer keeps there is left out.
 
     Args:
       prefix: such as FOLDER/bert_model.ckpt, for bert_model.ckpt.index and its .data files; or a folder with just one.
@@ -91,7 +97,13 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
         raise UserError(f"{index}: is an object checkpoint of TensorFlow 2; only TF1 checkpoints of variables are read")
     places = {}
     claimed = 0
-    for name, shape in sorted(shapes.items()):
+    left_out = [name for name in sorted(shapes) if _is_optimizers(name, shapes)]
+    if left_out:
+        logging.info(
+            "%s: %d variables of an optimizer are left out, such as %s", index, len(left_out), ", ".join(left_out[:3])
+        )
+    for name in sorted(shapes.keys() - set(left_out)):
+        shape = shapes[name]
         dtype = NAMES.get(np.dtype(dtypes[name].as_numpy_dtype))
         try:
             if dtype is None:
@@ -102,6 +114,21 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
                 raise ValueError(f"shape {shape} ends at byte {claimed} or later of {held} in all .data files")
         except ValueError as error:
             raise UserError(f"{index}: tensor {show(name)}: {error}; {AGAIN}") from None
-        if not _SLOT.search(name):
-            places[name] = Place(index, dtype, tuple(shape), 0)
+        places[name] = Place(index, dtype, tuple(shape), 0)
     return _TF1Tensors(places, reader)
+
+
+def _is_optimizers(name: str, shapes: Mapping[str, list[int]]) -> bool:
+    """Whether a variable is a slot of another one, whatever the optimizer, or a counter.
+
+    TensorFlow names a slot by the whole name of its variable and its own (W/Adam_1, W/ExponentialMovingAverage/biased),
+    Keras with a scope before it (training/Adam/W/m), and Mesh TensorFlow in one word (W_slot_vr). Nothing else has the
+    name of a variable as a scope.
+    """
+    if not shapes[name] and _COUNTER.search(name):
+        return True
+    parts = name.split("/")
+    owners = ["/".join(parts[start:stop]) for start in range(len(parts)) for stop in range(start + 1, len(parts))]
+    if "_slot_" in name:
+        owners.append(name.partition("_slot_")[0])
+    return any(owner in shapes for owner in owners)
