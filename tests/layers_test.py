@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "cli": BELOW | {"options"},
     "records": BELOW,
     "chat": BELOW | {"text"},
+    "hub": {"errors"},
     "nn": BELOW | {"config"},
     "models": BELOW | {"config", "nn"},
     "weights": BELOW | {"config", "nn", "models", "text"},
@@ -48,8 +49,8 @@ MAY_IMPORT = {
     "tasks": BELOW | {"config", "nn", "text", "data", "objectives", "models", "evaluation", "lazy", "options"},
     "generation": MODELS | {"text"},
     "evaluation": MODELS | {"text", "data", "generation"},
-    "training": MODELS | {"text", "data", "objectives", "tasks", "evaluation", "lazy", "options", "cli"},
-    "model_dir": MODELS | {"options", "training"},
+    "training": MODELS | {"text", "data", "objectives", "tasks", "evaluation", "lazy", "options", "cli", "hub"},
+    "model_dir": MODELS | {"options", "training", "hub"},
     "export": MODELS | {"text", "generation"},
     "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts, whoever made them.
 }
@@ -64,6 +65,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.progress",
     "tfzoo.records",
     "tfzoo.chat",
+    "tfzoo.hub",
     "tfzoo.models",
     "tfzoo.text",
     "tfzoo.data",

@@ -223,7 +223,7 @@ def _chat(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> 
     from tfzoo.chat import ChatTemplate
     from tfzoo.generation import texts
 
-    folder = config.model_dir
+    folder = config.folder
     texts.prompt_frame(model, tokenizer)  # That there is a tokenizer.
     template = ChatTemplate.from_folder(folder, tokenizer, functools.partial(texts.encode, tokenizer))
     beginning = [] if config.system is None else [{"role": "system", "content": config.system}]

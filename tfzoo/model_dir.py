@@ -1,8 +1,9 @@
 """The model that a program works with: --model_dir, --checkpoint and --weights."""
 
 import dataclasses
+import pathlib
 
-from tfzoo import progress
+from tfzoo import hub, progress
 from tfzoo.options import Checked, option
 
 _GROUP = "Model"
@@ -12,7 +13,9 @@ _GROUP = "Model"
 class ModelDir(Checked):
     """Where a model is read from, and how its weights are kept. Programs that read one inherit these options."""
 
-    model_dir: str = option(dataclasses.MISSING, "A run's folder, or one of Hugging Face's.", group=_GROUP)
+    model_dir: str = option(
+        dataclasses.MISSING, "A run's folder, one of Hugging Face's, or hf://NAME[@REVISION].", group=_GROUP
+    )
     checkpoint: str | None = option(None, "One of the run's checkpoints; best/ or the newest by default.", group=_GROUP)
     weights: str = option(
         "float32",
@@ -21,16 +24,26 @@ class ModelDir(Checked):
         choices=("float32", "bfloat16", "int8"),
     )
 
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the files are: model_dir, or what hf://NAME stands for, fetched where needed.
+
+        Raises:
+          UserError: there is no such folder, or the hub does not give the files.
+        """
+        return hub.folder(self.model_dir)
+
     def load(self):
         """(model, tokenizer).
 
         Raises:
           UserError: a file is missing or damaged.
         """
+        folder = self.folder
         with progress.importing_tensorflow():
             from tfzoo import nn
             from tfzoo.training import runs
         with progress.stage(f"reading {self.model_dir}"):
-            model, tokenizer = runs.load(self.model_dir, self.checkpoint)
+            model, tokenizer = runs.load(folder, self.checkpoint)
             nn.store_weights(model, self.weights)
         return model, tokenizer

@@ -25,8 +25,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     def define(kind, name, default, text, **options):
         getattr(absl_flags, f"DEFINE_{kind}")(name=name, default=default, help=text, flag_values=flags, **options)
 
-    define("string", "model_dir", None, "a run's folder (its best/ is read, or else its newest checkpoint) or a "
-           "Hugging Face folder")  # fmt: skip
+    define("string", "model_dir", None, "a run's folder (its best/ is read, or else its newest checkpoint), a "
+           "Hugging Face folder, or hf://NAME[@REVISION]")  # fmt: skip
     define("string", "checkpoint", None, "which checkpoint of the run to read instead")
     define("string", "output_dir", None, "where to write FORMAT/NAME/VERSION/")
     define("list", "formats", ["savedmodel", "onnx"], "which artifacts to write: savedmodel, onnx, litert")

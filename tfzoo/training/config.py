@@ -91,8 +91,8 @@ class TrainConfig(CorpusConfig):
     )
     init_from: str | None = option(
         None,
-        "Folder of a run, or Hugging Face folder, whose weights the model begins with, by name. Its tokenizer is used "
-        "unless one is given.",
+        "Folder of a run, Hugging Face folder or hf://NAME[@REVISION], whose weights the model begins with, by name. "
+        "Its tokenizer is used unless one is given. flags.cfg keeps the commit.",
         group=_COMMON,
     )
     objective: str = option("masked_lm", "What the model is trained on.", group=_COMMON, choices=registry.OBJECTIVES)

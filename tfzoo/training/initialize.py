@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 
+from tfzoo import hub
 from tfzoo.errors import UserError
 from tfzoo.training import runs
 from tfzoo.weights import huggingface, table
@@ -52,14 +53,15 @@ def initialize(model, source: str | os.PathLike, role: str | None = None) -> Loa
     Args:
       model: a built nn.Model. Its other variables are left as they are, and all of them where an error is raised.
       source: a run's folder, whose best checkpoint is read, or else its newest, and the averages of --ema_decay where
-        it kept them; or a Hugging Face folder, whose heads are read where the model has them too.
+        it kept them; or a Hugging Face folder, or hf://NAME[@REVISION], whose heads are read where the model has
+        them too.
       role: which of a run's models, where it has several; None takes the main one.
 
     Raises:
       UserError: the source cannot be read, is of another family whose body has other names, has a config by which its
         weights mean something else, or a variable of another shape.
     """
-    folder = pathlib.Path(source)
+    folder = hub.folder(source, "init_from")
     left_over: list[str] = []
     fresh: set[str] = set()
     if runs.is_run(folder):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfzoo import config as config_lib
-from tfzoo import lazy
+from tfzoo import hub, lazy
 from tfzoo.data.corpus import load_corpus
 from tfzoo.data.packed import PARTS, PackedFolder
 from tfzoo.data.tokenized import cached, cached_tokenizer
@@ -208,6 +208,7 @@ def _given_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
         return text.load(config.tokenizer_dir), "tokenizer_dir"
     source = getattr(config, "init_from", None)  # Not of those who prepare text alone.
     if source:
+        source = hub.folder(source, "init_from")
         return runs.tokenizer_of(source) if runs.is_run(source) else text.load(source), "init_from"
     return None, ""
 

@@ -230,7 +230,7 @@ class Trainer:
 
     def _open(self, closing: contextlib.ExitStack) -> None:
         """Devices, inputs, models and step. closing: gets what is to be closed however the run ends."""
-        self.config, packed = inputs_lib.find_packed(self.config, self._given)
+        self.config, packed = inputs_lib.find_packed(resume.pin(self.config), self._given)
         config = self.config
         cluster = distribution.read_cluster(config.strategy)
         self.chief = cluster.is_chief  # Of several workers it alone writes and prints.

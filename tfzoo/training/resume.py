@@ -4,7 +4,7 @@ import pathlib
 
 from absl import logging
 
-from tfzoo import files, options
+from tfzoo import files, hub, options
 from tfzoo.errors import UserError
 from tfzoo.training.config import TrainConfig
 
@@ -34,6 +34,23 @@ def check_run_dir(config: TrainConfig) -> bool:
     if not run_dir.exists():
         files.check_can_be_made(run_dir, "run_dir")
     return False
+
+
+def pin(config: TrainConfig) -> TrainConfig:
+    """The config with the commit that --init_from=hf://NAME[@REVISION] stands for: the one that the run began with, or
+    else today's, whose files are fetched.
+
+    Raises:
+      UserError: the hub does not give the files.
+    """
+    if config.init_from is None or not hub.is_reference(config.init_from):
+        return config
+    record = pathlib.Path(config.run_dir) / "flags.cfg"
+    if record.exists():
+        before = TrainConfig.read(record, config.run_dir).init_from
+        if hub.stands_for(before, config.init_from):
+            return config.replace(init_from=before)
+    return config.replace(init_from=hub.pin(config.init_from, "init_from"))
 
 
 def check_steps(config: TrainConfig, step: int) -> None:

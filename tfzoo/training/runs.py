@@ -22,7 +22,7 @@ from typing import Any
 from absl import logging
 
 from tfzoo import config as config_lib
-from tfzoo import files, json_files, text
+from tfzoo import files, hub, json_files, text
 from tfzoo import models as models_lib
 from tfzoo.errors import UserError, suggest
 from tfzoo.json_files import Field
@@ -135,7 +135,7 @@ def load(
     """A model and its tokenizer, from a run's folder or from one of Hugging Face's.
 
     Args:
-      model_dir: the --run_dir of a training run, or a folder with config.json and safetensors.
+      model_dir: the --run_dir of a training run, a folder with config.json and safetensors, or hf://NAME[@REVISION].
       checkpoint_dir: one of the run's checkpoints; None takes best/ where there is one, else the newest.
       role: which of a run's models, where it has several; None takes the main one.
       heads: the heads that the model is to have, such as ("classify",) for fine-tuning. Those that were not trained
@@ -153,7 +153,7 @@ def load(
     Raises:
       UserError: a file is missing or damaged, or the checkpoint holds other variables than the model.
     """
-    folder = pathlib.Path(model_dir)
+    folder = hub.folder(model_dir)
     options = dict(heads=heads, num_labels=num_labels, labels=labels, pool=pool, dtype=dtype, model_class=model_class)
     if not is_run(folder) and (folder / CONFIG).exists():
         for name, value in (("checkpoint", checkpoint_dir), ("role", role)):

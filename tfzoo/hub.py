@@ -1,0 +1,178 @@
+"""Models of the Hugging Face hub, as hf://NAME[@REVISION], wherever a model's folder is asked for.
+
+    hub.folder("hf://openai-community/gpt2")    # fetched into the hub's cache: .../snapshots/COMMIT
+    hub.pin("hf://openai-community/gpt2")       # "hf://openai-community/gpt2@COMMIT": the same files for ever
+    hub.folder("runs/bert")                     # a folder stays what it is
+
+huggingface_hub, an optional extra, fetches and caches; HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN
+mean what they mean to it. Only FILES are fetched: weights as safetensors, and what says how they are used. Nothing
+that could run code is among them.
+"""
+
+import functools
+import importlib
+import os
+import pathlib
+import re
+import sys
+
+from tfzoo.errors import UserError, one_line
+
+SCHEME = "hf://"
+# A star stands for slashes too, so that names in folders are those of sentence-transformers alone.
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "target.spm",
+    "characters.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "[0-9]_*/config.json",
+    "[0-9]_*/model.safetensors",
+)
+_REFERENCE = re.compile(r"hf://?(?P<name>[^@]+)(?:@(?P<revision>.+))?")  # pathlib makes one slash of two.
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_reference(source: str | os.PathLike | None) -> bool:
+    """Whether what was given for a folder is hf://NAME."""
+    return source is not None and os.fspath(source).startswith(("hf://", "hf:/"))
+
+
+def folder(source: str | os.PathLike, flag: str = "model_dir") -> pathlib.Path:
+    """The folder that is given, or the one with the files that hf://NAME[@REVISION] stands for, fetched where needed.
+
+    Args:
+      source: a folder, or hf://NAME[@REVISION].
+      flag: where it was given, for messages.
+
+    Raises:
+      UserError: a name that is none of a folder, but may be one of the hub's; or the hub does not give the files.
+    """
+    if is_reference(source):
+        return _fetch(os.fspath(source), flag)
+    path = pathlib.Path(source)
+    if _NAME.fullmatch(os.fspath(source)) and not path.exists():
+        name = os.fspath(source)
+        raise UserError(
+            f"--{flag}={name}: there is no such folder; for the model of that name on the Hugging Face hub write "
+            f"--{flag}={SCHEME}{name}"
+        )
+    return path
+
+
+def pin(source: str, flag: str = "model_dir") -> str:
+    """hf://NAME@COMMIT of a reference, whose files are fetched; anything else stays what it is.
+
+    Raises:
+      UserError: the hub does not give the files.
+    """
+    if not is_reference(source):
+        return source
+    return f"{SCHEME}{_split(source, flag)[0]}@{folder(source, flag).name}"
+
+
+def stands_for(pinned: str | None, source: str) -> bool:
+    """Whether a pinned reference may be what a reference without a revision meant once."""
+    if not is_reference(pinned) or not is_reference(source):
+        return False
+    (name, commit), (other, revision) = _split(str(pinned), ""), _split(source, "")
+    return name == other and revision in (None, commit)
+
+
+def _split(source: str, flag: str) -> tuple[str, str | None]:
+    match = _REFERENCE.fullmatch(source)
+    if not match or not _NAME.fullmatch(match["name"]):
+        raise UserError(f"--{flag}={source}: is not a model's name; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+    return match["name"], match["revision"]
+
+
+@functools.cache  # One commit for a whole process.
+def _fetch(source: str, flag: str) -> pathlib.Path:
+    name, revision = _split(source, flag)
+    try:
+        library, errors, utils = (importlib.import_module(f"huggingface_hub{n}") for n in ("", ".errors", ".utils"))
+    except ImportError:
+        raise UserError(
+            f"--{flag}={source}: needs huggingface_hub, which is not installed; pip install 'tfzoo[hub]'"
+        ) from None
+    # huggingface_hub reads its variables once, when it is imported.
+    endpoint, cache, offline = os.environ.get("HF_ENDPOINT") or None, _cache(), _is_offline()
+    if not sys.stderr.isatty():
+        utils.disable_progress_bars()
+    try:
+        found = library.snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache,
+            endpoint=endpoint.rstrip("/") if endpoint else None,
+            local_files_only=offline,
+            allow_patterns=list(FILES),
+            library_name="tfzoo",
+        )
+    except errors.GatedRepoError:
+        problem = "is gated; accept its terms on its page, and log in (hf auth login, or HF_TOKEN)"
+    except errors.RepositoryNotFoundError:
+        where = endpoint or "the Hugging Face hub"
+        problem = f"is not on {where}, or is private; correct the name, or log in (hf auth login, or HF_TOKEN)"
+    except errors.RevisionNotFoundError:
+        problem = f"has no revision {revision}; name a branch, a tag or a commit"
+    except errors.LocalEntryNotFoundError as error:
+        why, remedy = "HF_HUB_OFFLINE is set", "unset it for once, or bring the cache of a machine that has it"
+        if not offline:
+            why, remedy = one_line(error.__cause__ or error, 200), "connect, and try again"
+        where = f"the cache {cache}" if cache else "the hub's cache"
+        problem = f"cannot be fetched ({why}) and is not in {where} with all its files; {remedy}"
+    except errors.HFValidationError as error:
+        problem = f"is not a model's name ({one_line(error, 200)}); write hf://OWNER/NAME"
+    except Exception as error:  # Whatever its HTTP client raises, and the file system.
+        problem = f"cannot be fetched ({type(error).__name__}: {one_line(error, 200)}); try again"
+    else:
+        return _checked(pathlib.Path(found), source, flag, offline)
+    raise UserError(f"--{flag}={source}: {problem}")
+
+
+def _checked(found: pathlib.Path, source: str, flag: str, offline: bool) -> pathlib.Path:
+    """A snapshot, if it holds a model."""
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    for names, what in ((("config.json",), "config.json"), (weights, "weights as safetensors")):
+        if not any((found / name).is_file() for name in names):
+            remedy = "pickles, such as pytorch_model.bin, are not fetched: name a model that has them as safetensors"
+            if offline:
+                remedy = "HF_HUB_OFFLINE is set, and the cache may hold a part of it: unset it once"
+            elif what == "config.json":
+                remedy = "name a model of transformers"
+            raise UserError(f"--{flag}={source}: has no {what}; {remedy}")
+    return found
+
+
+def _cache() -> str | None:
+    """The folder that the environment names; None leaves it to huggingface_hub."""
+    for name, inside in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if os.environ.get(name):
+            return os.path.expanduser(os.path.join(os.environ[name], inside).rstrip("/"))
+    return None
+
+
+def _is_offline() -> bool:
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in ("1", "ON", "YES", "TRUE")
