@@ -35,6 +35,10 @@ FLAGS = {
     "chat": ["--chat"],
     "output": ["--output={folder}/texts.jsonl"],
     "system": ["--chat --system=brief"],
+    "chat_template": ["--chat --chat_template=default"],
+    "tools": ["--chat --tools={folder}/objects.json"],
+    "documents": ["--chat --documents={folder}/objects.json"],
+    "template_option": ["--chat --template_option=enable_thinking=false"],
     "stream": ["--stream"],
     "batch_size": ["--batch_size=1"],
     "special": ["--special=</s>"],
@@ -138,6 +142,7 @@ class FlagsTest(unittest.TestCase):
         config = json.loads((cls.folder / "tokenizer_config.json").read_text()) | {"chat_template": CHAT}
         (cls.folder / "tokenizer_config.json").write_text(json.dumps(config))
         (cls.folder / "prompts.jsonl").write_text('{"prompt": "ab cd ab", "seed": 3}\n{"prompt": "e", "seed": 7}\n')
+        (cls.folder / "objects.json").write_text('[{"title": "a", "text": "b"}]')
         cls.models = {}
         # Most of the time would go into tokenizing the same texts.
         cls.encode, cls.detokenize = map(remembering, (texts.encode, texts._detokenize))

@@ -32,6 +32,10 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+TOOL_USE = (
+    "{{ tools[0].name }} {{ documents[0].text }} {{ loud }} "
+    "{% for m in messages %}{{ m.role }}{{ m.id }}:{{ m.content }}<|im_end|>{% endfor %}"
+)
 
 
 def byte_tokenizer(**roles):
@@ -389,26 +393,21 @@ class ChatTest(Case):
         self.assertEqual(ids, [2, *self.ids(f"user\n{wicked}"), 3, *self.ids("\n")])
         self.assertEqual([ids.count(2), ids.count(3)], [1, 1])
 
-    def test_ids_are_those_of_transformers(self):
+    def test_texts_ids_and_masks_are_those_of_transformers(self):
         golden = json.loads((ASSETS / "golden_chat" / "golden.json").read_text())
         special, roles = golden["special"], dict(bos="<s>", eos="</s>")
         tokenizer = ByteLevelBPE([*special, *golden["letters"]], [], special_tokens=special, roles=roles)
+        templates = {name: self.template(source, tokenizer) for name, source in golden["templates"].items()}
         for case in golden["cases"]:
-            template = self.template(golden["templates"][case["template"]], tokenizer)
-            ids = template.ids(case["messages"], case["add_generation_prompt"])
-            self.assertEqual(ids, case["ids"], case)
-
-    def test_templates_run_in_a_sandbox(self):
-        for source, words in (
-            ("{{ messages.__class__.__mro__ }}", "unsafe"),
-            ("{{ messages.append(1) }}", "not safely callable|unsafe"),
-            ("{{ raise_exception('no system here') }}", "no system here"),
-            ("{{ messages[0].content / 0 }}", "TypeError"),
-        ):
-            with self.assertRaisesRegex(UserError, words, msg=source):
-                self.template(source).ids([dict(role="user", content="a")])
-        with self.assertRaisesRegex(UserError, "line 1"):
-            self.template("{% if %}")
+            with self.subTest(case["template"], **case["how"]):
+                template, how = templates[case["template"]], {"add_generation_prompt": False} | case["how"]
+                how.pop("sanitize_control_tokens", None)  # It is always so here.
+                masked = how.pop("return_assistant_tokens_mask", False)
+                self.assertEqual(template.text(case["messages"], **how), case["text"])
+                self.assertEqual(template.ids(case["messages"], **how), case["ids"])
+                self.assertEqual("mask" in case, masked)
+                if masked:
+                    self.assertEqual(template.ids_and_mask(case["messages"], **how), (case["ids"], case["mask"]))
 
     def test_turns(self):
         folder = self.shared / "chat"
@@ -422,15 +421,57 @@ class ChatTest(Case):
         heard = []
         ids = chat.ChatTemplate.ids
 
-        def listen(template, messages):
+        def listen(template, messages, **how):
             heard.append([message["content"] for message in messages])
-            return ids(template, messages)
+            return ids(template, messages, **how)
 
         with unittest.mock.patch.object(chat.ChatTemplate, "ids", listen):
             code, out, err = self.run_main("--chat", "--system=s", said="a\n\nb\n/reset\nc\n", model_dir=folder)
         self.assertEqual((code, err), (0, ""))
         self.assertEqual(out, f"{SAID}\n" * 3)
         self.assertEqual(heard, [["s", "a"], ["s", "a", SAID, "b"], ["s", "c"]])
+
+    def test_turns_with_tools_and_what_a_history_keeps(self):
+        folder = self.shared / "tools"
+        model, _ = tfzoo.load(self.folder)
+        # It calls a tool, by a special token, and ends its turn.
+        call = [*self.ids("x"), 0, *self.ids("call"), 3]
+        generation = dict(eos_token_id=[1, 3], forced_bos_token_id=call)
+        model.record = dataclasses.replace(
+            model.record,
+            generation_config=generation,
+            chat_templates={"default": "{{ messages[0].content }}", "tool_use": TOOL_USE},
+        )
+        huggingface.save(model, folder, self.tokenizer)
+        self.assertEqual((folder / "additional_chat_templates" / "tool_use.jinja").read_text(), TOOL_USE)
+        (folder / "tools.json").write_text('[{"name": "f"}]')
+        (folder / "documents.json").write_text('[{"text": "d"}]')
+        heard = []
+
+        def listen(model, prompts, *args, **how):
+            heard.append(prompts[0])
+            return generate_from(model, prompts, *args, **how)
+
+        generate_from = texts.generate_from
+        flags = [f"--{name}={folder}/{name}.json" for name in ("tools", "documents")] + ["--template_option=loud=true"]
+        said = 'a\n/message {"role": "tool", "content": "</s>", "id": 5}\n'
+        with unittest.mock.patch.object(texts, "generate_from", listen):
+            code, out, err = self.run_main("--chat", *flags, "--noskip_special_tokens", said=said, model_dir=folder)
+        self.assertEqual((code, err), (0, ""))
+        self.assertEqual(out, "x<s>call<|im_end|>\n" * 2)
+        first = [*self.ids("f d True user:a"), 3]
+        self.assertEqual(heard[0], first)
+        answered = [*self.ids("assistant:x"), 0, *self.ids("call"), 3]
+        self.assertEqual(heard[1], [*first, *answered, *self.ids("tool5:</s>"), 3])
+        model_dir = dict(model_dir=folder, said="a\n")
+        self.assert_error("chat_template=other: is not one of default, tool_use", "--chat", "--chat_template=other", **model_dir)
+        self.assert_error("documents.json: .*a list", "--chat", f"--documents={folder}/config.json", **model_dir)
+        for wrong in ("loud", "messages=1", "a b=c", "tools=[]"):
+            self.assert_error("is not NAME=VALUE", "--chat", f"--template_option={wrong}", **model_dir)
+        self.assert_error("/message .*with a role", "--chat", model_dir=folder, said="/message {}\n")
+        self.assert_error("/message: is not JSON", "--chat", model_dir=folder, said="/message {\n")
+        for flag in ("chat_template=a", "tools=a", "documents=a", "template_option=a=b"):
+            self.assert_error("is for --chat", "--prompt=a", f"--{flag}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from absl import flags as absl_flags
 from tfzoo import cli, json_files
 from tfzoo.errors import UserError
 from tfzoo.json_files import Field
+from tfzoo.text.template import TEMPLATE_FOLDER
 
 # What Hugging Face's tokenizers and generation read.
 _CARRIED = {
@@ -96,6 +97,7 @@ class Found:
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
         for name, path in self.carried.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / name)
 
 
@@ -181,6 +183,7 @@ def _hugging_face(folder: pathlib.Path) -> Found:
         for path in sorted(folder.iterdir())
         if path.is_file() and (path.name in _CARRIED or path.name.startswith("chat_template."))
     }
+    carried |= {f"{TEMPLATE_FOLDER}/{path.name}": path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
     return Found(
         "a Hugging Face folder",
         folder,
@@ -188,7 +191,7 @@ def _hugging_face(folder: pathlib.Path) -> Found:
         dtype,
         carried=carried,
         tensors_left=[name for name in stored if canonical(name).removeprefix(prefix) not in kept],
-        files_left=_left(folder, used | set(carried)),
+        files_left=_left(folder, used | {pathlib.PurePath(name).parts[0] for name in carried}),
     )
 
 

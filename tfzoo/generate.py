@@ -3,6 +3,7 @@
 python -m tfzoo.generate --model_dir=runs/gpt --prompt="This function returns"
 python -m tfzoo.generate --model_dir=runs/gpt --input=prompts.txt --output=texts.jsonl --do_sample --top_p=0.9 --seed=1
 python -m tfzoo.generate --model_dir=SmolLM2-135M-Instruct --chat
+python -m tfzoo.generate --model_dir=Qwen3-0.6B --chat --tools=tools.json --template_option=enable_thinking=false
 
 --input is a file with a prompt a line, or .jsonl with {"prompt": ...}, where a record may have temperature, top_k,
 top_p, min_p, typical_p, repetition_penalty, presence_penalty, max_new_tokens, min_new_tokens and seed of its own. One
@@ -19,13 +20,14 @@ searched for; --penalty_alpha and --num_beam_groups draw none, and contradict --
 import contextlib
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli, progress
+from tfzoo import cli, json_files, progress
 from tfzoo import options as declared
 from tfzoo.errors import UserError
 from tfzoo.model_dir import ModelDir
@@ -38,6 +40,8 @@ _SAMPLING, _NEXT, _SEARCHES = (
     "Other ways to search, one of them at most",
 )
 _DOING = "compiling and generating"
+_OF_CHAT = ("system", "chat_template", "tools", "documents", "template_option")
+_NOT_OPTIONS = ("self", "messages", "add_generation_prompt", "continue_final_message")  # Of ChatTemplate.ids, but its own.
 _EARLY = {"true": True, "false": False, "never": "never"}
 
 
@@ -57,11 +61,28 @@ class GenerateConfig(ModelDir):
     output: str | None = option(None, "A .jsonl file to write.", group=_TEXTS)
     chat: bool = option(
         False,
-        "A conversation: each line of the input is a turn; /reset begins anew. Not with --output, --special, "
+        "A conversation: each line of the input is a turn; /reset begins anew; /message and a JSON object, such as "
+        'a tool\'s {"role": "tool", "content": "..."}, is one of other fields. Not with --output, --special, '
         "--return_scores and --num_return_sequences.",
         group=_TEXTS,
     )
     system: str | None = option(None, "What the conversation's first message, the system's, says.", group=_TEXTS)
+    chat_template: str | None = option(
+        None,
+        'The name of one of the folder\'s chat templates; by default "tool_use", where there is one and --tools is '
+        'given, else "default".',
+        group=_TEXTS,
+    )
+    tools: str | None = option(
+        None, "A .json file with a list of what the model may call: a JSON schema each.", group=_TEXTS
+    )
+    documents: str | None = option(
+        None, "A .json file with a list of documents for the model: objects, mostly with title and text.", group=_TEXTS
+    )
+    template_option: tuple[str, ...] = option(
+        (), "NAME=VALUE that the chat template knows, such as enable_thinking=false; the value is JSON or text.",
+        group=_TEXTS,
+    )  # fmt: skip
     stream: bool | None = option(
         None,
         "Whether the text of one --prompt, or an answer of --chat, is printed while it grows; by default on a "
@@ -132,7 +153,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def main(flags: absl_flags.FlagValues) -> None:
     cli.only_one(flags, "prompt", "input", "chat")
     config = GenerateConfig(**declared.values_of(flags, GenerateConfig))
-    for name in ("output", "return_scores", "special", "num_return_sequences") if config.chat else ("system",):
+    for name in ("output", "return_scores", "special", "num_return_sequences") if config.chat else _OF_CHAT:
         value = getattr(config, name)
         if value and (name != "num_return_sequences" or value > 1):
             shown = " ".join(value) if isinstance(value, tuple) else value
@@ -226,7 +247,10 @@ def _chat(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> 
     folder = config.folder
     texts.prompt_frame(model, tokenizer)  # That there is a tokenizer.
     template = ChatTemplate.from_folder(folder, tokenizer, functools.partial(texts.encode, tokenizer))
-    beginning = [] if config.system is None else [{"role": "system", "content": config.system}]
+    how = _of_chat(config)
+    beginning: list[dict[str, Any]] = []
+    if config.system is not None:
+        beginning.append({"role": "system", "content": config.system})
     messages = list(beginning)
     grows, here = config.stream is not False, sys.stdin.isatty()
     # An answer is one text, whatever the folder says.
@@ -243,21 +267,74 @@ def _chat(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> 
         if said.strip() == "/reset":
             messages = list(beginning)
             continue
-        messages.append({"role": "user", "content": said})
+        before = len(messages)
         try:
-            ids = template.ids(messages)
+            messages.append(_message(said))
+            ids = template.ids(messages, **how)
             with _growing() as show:
-                answer = texts.generate_from(model, [ids], tokenizer, on_text=show if grows else None, **options)[0]
+                on_text = show if grows else None
+                (answer,) = texts.generate_from(model, [ids], tokenizer, on_text=on_text, answers=True, **options)
                 if not grows:
-                    show(answer)
+                    show(answer.text)
         except UserError as error:
             if not here:
                 raise
             print(f"error: {error}", file=sys.stderr)
-            messages.pop()
+            del messages[before:]
             continue
         print(flush=True)
-        messages.append({"role": "assistant", "content": answer})
+        messages.append({"role": "assistant", "content": _said(tokenizer, ids, answer)})
+
+
+def _of_chat(config: GenerateConfig) -> dict[str, Any]:
+    """What the chat template is told besides the messages."""
+    how: dict[str, Any] = dict(chat_template=config.chat_template)
+    for name in ("tools", "documents"):
+        path = getattr(config, name)
+        how[name] = None if path is None else json_files.read(path, kind=list)
+    for given in config.template_option:
+        name, equals, value = given.partition("=")
+        if not equals or not name.isidentifier() or name in (*how, *_NOT_OPTIONS):
+            raise UserError(f"--template_option={given}: is not NAME=VALUE with a name of the template's; correct it")
+        try:
+            how[name] = json_files.parse(value)
+        except json_files.BadJSON:
+            how[name] = value
+    return how
+
+
+def _message(said: str) -> dict[str, Any]:
+    """The message that a line of a conversation is."""
+    command, _, rest = said.strip().partition(" ")
+    if command != "/message":
+        return {"role": "user", "content": said}
+    try:
+        message = json_files.parse(rest)
+    except json_files.BadJSON as error:
+        raise error.at(command) from None
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise UserError(f"{command} {rest}: must be an object with a role; write it as JSON")
+    return message
+
+
+def _said(tokenizer, prompt: Sequence[int], answer) -> str:
+    """An answer as its message's content: the text, in which special tokens stay that do not end it, such as those
+    around a call of a tool."""
+    from tfzoo import chat
+    from tfzoo.generation import texts
+
+    special, ids = set(tokenizer.special_ids), list(answer.token_ids)
+    while ids and ids[-1] in special:
+        del ids[-1]
+    if special.isdisjoint(ids):
+        return texts.decode_text(tokenizer, ids, prompt)
+    parts, before = [], list(prompt)
+    for is_special, group in itertools.groupby(ids, special.__contains__):
+        run = list(group)
+        parts += [(tokenizer.vocab[i], True) for i in run] if is_special else []
+        parts += [] if is_special else [(texts.decode_text(tokenizer, run, before), False)]
+        before = run
+    return chat.answer(parts)
 
 
 @contextlib.contextmanager

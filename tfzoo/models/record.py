@@ -11,7 +11,7 @@ class FolderRecord:
 
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json
     generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # generation_config.json
-    chat_template: str = ""  # Jinja source; "" where the folder has none.
+    chat_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Name -> jinja source.
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from tfzoo import files, json_files
@@ -10,33 +11,53 @@ from tfzoo.errors import UserError
 from tfzoo.text import settings
 from tfzoo.text.settings import CONFIG_FILE
 
-TEMPLATE_FILE, TOKENIZER_FILE = "chat_template.jinja", "tokenizer.json"
+TEMPLATE_FILE, TEMPLATE_FOLDER, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"
+TOKENIZER_FILE = "tokenizer.json"
 
 
-def read_chat_template(folder: str | os.PathLike) -> tuple[pathlib.Path, str] | None:
-    """The file and the text of a chat template: chat_template.jinja, or the chat_template of tokenizer_config.json (of
-    several, "default"); None where there is none.
+def read_chat_templates(folder: str | os.PathLike) -> dict[str, tuple[pathlib.Path, str]]:
+    """The file and the text of each chat template by its name, which is mostly DEFAULT: chat_template.jinja and
+    additional_chat_templates/NAME.jinja; where there are none the chat_template of tokenizer_config.json, a text or a
+    list of several.
 
     Raises:
-      UserError: a file cannot be read.
+      UserError: a file cannot be read, or says it wrongly.
     """
-    path = pathlib.Path(folder, TEMPLATE_FILE)
-    if path.exists():
-        try:
-            return path, path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from None
-    source = settings.read(folder).get("chat_template")
-    if isinstance(source, list):
-        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
-        source = named.get("default")
-    return (pathlib.Path(folder, CONFIG_FILE), source) if isinstance(source, str) else None
+    folder = pathlib.Path(folder)
+    paths = {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
+    if (folder / TEMPLATE_FILE).exists():
+        paths[DEFAULT] = folder / TEMPLATE_FILE
+    if paths:
+        return {name: (path, _read(path)) for name, path in paths.items()}
+    path, source = folder / CONFIG_FILE, settings.read(folder).get("chat_template")
+    if isinstance(source, str):
+        return {DEFAULT: (path, source)}
+    found = {}
+    for i, item in enumerate(source or []):
+        name, text = (item.get("name"), item.get("template")) if isinstance(item, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise UserError(f"{path}: chat_template[{i}]: must have a name and a template; correct it")
+        found[name] = path, text
+    return found
 
 
-def write_chat_template(folder: str | os.PathLike, source: str) -> None:
-    """As transformers does: a file of its own. One that is there already is left."""
-    if read_chat_template(folder) is None:
-        files.atomic_write(pathlib.Path(folder, TEMPLATE_FILE), source)
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def write_chat_templates(folder: str | os.PathLike, sources: Mapping[str, str]) -> None:
+    """As transformers does: files of their own. Those that are there already are left."""
+    if read_chat_templates(folder):
+        return
+    for name, source in sources.items():
+        path = pathlib.Path(folder, TEMPLATE_FILE)
+        if name != DEFAULT:
+            path = pathlib.Path(folder, TEMPLATE_FOLDER, f"{name}.jinja")
+            path.parent.mkdir(exist_ok=True)
+        files.atomic_write(path, source)
 
 
 def adds_bos(folder: str | os.PathLike) -> bool:

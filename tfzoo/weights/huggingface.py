@@ -3,7 +3,7 @@
 config.json                what the model is: model_type, architectures and sizes under the family's own names
 model.safetensors          its weights, in one file or, with model.safetensors.index.json, in several
 generation_config.json     how it is decoded: carried along, or the ids that texts begin and end with
-chat_template.jinja        how a conversation is written: carried along
+chat_template.jinja        how a conversation is written, and additional_chat_templates/: carried along
 vocab.txt, ...             the tokenizer
 
 The pages of tfzoo.models hold the tables that say whose field and whose tensor is which: MODEL_TYPES, ARCHITECTURES,
@@ -117,11 +117,10 @@ def load_model(folder, *, heads=None, num_labels=None, labels=None, pool=None, d
             model = make(config, **arguments, dtype=dtype)
         table.load(table.slots(page.WEIGHTS, model), file, found)
     generation = folder / "generation_config.json"
-    chat = template.read_chat_template(folder)
     model.record = FolderRecord(
         config=record,
         generation_config=json_files.read(generation) if generation.exists() else {},
-        chat_template=chat[1] if chat else "",
+        chat_templates={name: source for name, (_, source) in template.read_chat_templates(folder).items()},
     )
     return model, found
 
@@ -213,8 +212,7 @@ def save(
         )
         if tokenizer is not None:
             tokenizer.save(partial)
-            if source.chat_template:
-                template.write_chat_template(partial, source.chat_template)
+            template.write_chat_templates(partial, source.chat_templates)
             begun = model.is_causal and model.record is None
             bos = getattr(known, "bos_id", None)
             if bos is not None and (begun or known.adds_bos):

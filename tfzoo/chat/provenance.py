@@ -1,0 +1,244 @@
+"""Strings that know of each character who wrote it: the template, or who uses it. To the template they are strings.
+
+What is known goes along through what a string can do. Where it cannot be followed, the result is a string of which
+nobody knows who wrote it (UNKNOWN): never one that passes for the template's.
+"""
+
+import itertools
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.nodes
+import jinja2.runtime
+import markupsafe
+
+OWN, USER, UNKNOWN = 0, 1, 2  # The template's, a user's; one of the two.
+GENERATED = 4  # Beside them: it stands in {% generation %}.
+# Marks that stay what they are in whatever a filter makes of a text: they are printed, and have no case.
+_MARKS = [chr(code) for code in range(0x2801, 0x2900)]
+# Of these it does not matter who wrote them.
+_SCALARS = (bool, int, float, type(None), jinja2.Undefined)
+_ITERATORS = (types.GeneratorType, reversed)
+_CONTEXTS = (jinja2.runtime.Context, jinja2.nodes.EvalContext, jinja2.Environment)
+
+
+class Text(str):
+    """A string, and who wrote each of its characters: a byte each."""
+
+    __slots__ = ("_who",)
+    _who: bytes
+
+    def __new__(cls, text: str, who: bytes | int = UNKNOWN) -> "Text":
+        self = super().__new__(cls, text)
+        self._who = bytes([who]) * len(self) if isinstance(who, int) else who
+        return self
+
+    def __str__(self) -> str:
+        return self
+
+    def __getitem__(self, key) -> "Text":
+        text = str.__getitem__(self, key)
+        return Text(text, self._who[key] if isinstance(key, slice) else self._who[key : key + 1 or None])
+
+    def __iter__(self) -> Iterator["Text"]:
+        return (self[i] for i in range(len(self)))
+
+    def __add__(self, other):
+        return joined([self, other]) if _is_plain(other) else NotImplemented
+
+    def __radd__(self, other):
+        return joined([other, self]) if _is_plain(other) else NotImplemented
+
+    def __mul__(self, times):
+        return Text(str.__mul__(self, times), self._who * times) if isinstance(times, int) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __mod__(self, values):
+        return traced(str.__mod__, self, values)
+
+    def __rmod__(self, form):
+        return traced(str.__mod__, form, self) if isinstance(form, str) else NotImplemented
+
+    def join(self, items: Iterable[str]) -> "Text":
+        items = list(items)
+        return Text(str.join(self, items), self._who.join(map(who, items)))
+
+    def replace(self, old: str, new: str, count: Any = -1) -> "Text":
+        text = str.replace(self, old, new, count)
+        if not old:  # Between all characters.
+            return Text(text)
+        return Text(text, who(new).join(map(who, self.split(old, count))))
+
+    def lstrip(self, chars: str | None = None) -> "Text":
+        return self[len(self) - len(str.lstrip(self, chars)) :]
+
+    def rstrip(self, chars: str | None = None) -> "Text":
+        return self[: len(str.rstrip(self, chars))]
+
+    def strip(self, chars: str | None = None) -> "Text":
+        return self.lstrip(chars).rstrip(chars)
+
+    def removeprefix(self, prefix: str) -> "Text":
+        return self[len(self) - len(str.removeprefix(self, prefix)) :]
+
+    def removesuffix(self, suffix: str) -> "Text":
+        return self[: len(str.removesuffix(self, suffix))]
+
+    def partition(self, sep: str) -> tuple[str, str, str]:
+        head, middle, tail = self._pieces(str.partition(self, sep), 0)
+        return head, middle, tail
+
+    def rpartition(self, sep: str) -> tuple[str, str, str]:
+        head, middle, tail = self._pieces(str.rpartition(self, sep), 0)
+        return head, middle, tail
+
+    def split(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:
+        return self._pieces(str.split(self, sep, maxsplit), None if sep is None else len(sep))
+
+    def rsplit(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:
+        return self._pieces(str.rsplit(self, sep, maxsplit), None if sep is None else len(sep))
+
+    def splitlines(self, keepends: Any = False) -> list[str]:
+        return self._pieces(str.splitlines(self, keepends), None)
+
+    def _pieces(self, pieces: Sequence[str], gap: int | None) -> list[str]:
+        """Pieces of this text in turn, with `gap` characters between two; None: with white space, which begins none."""
+        found, place = list[str](), 0
+        for piece in pieces:
+            start = place if gap is not None else self.index(piece, place)
+            found.append(self[start : start + len(piece)])
+            place = start + len(piece) + (gap or 0)
+        return found
+
+
+def _followed(name: str) -> Callable:
+    method = getattr(str, name)
+
+    def follow(self, *args, **kwargs):
+        return traced(method, self, *args, **kwargs)
+
+    follow.__name__ = name
+    return follow
+
+
+for _name in (
+    "capitalize", "casefold", "center", "expandtabs", "ljust", "lower", "rjust", "swapcase", "title", "translate",
+    "upper", "zfill",
+):  # fmt: skip
+    setattr(Text, _name, _followed(_name))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `+` does with it as with any string; markupsafe's put marks into what they are added to."""
+    return isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+
+
+def own(text: str) -> Text:
+    """What the template wrote."""
+    return Text(text, OWN)
+
+
+def who(text: str) -> bytes:
+    """Who wrote each character."""
+    return text._who if isinstance(text, Text) else bytes([UNKNOWN]) * len(text)
+
+
+def joined(items: Iterable[str]) -> Text:
+    items = list(items)
+    return Text("".join(items), b"".join(map(who, items)))
+
+
+def generated(text: str) -> Text:
+    """What stands in {% generation %}."""
+    return Text(text, bytes(each | GENERATED for each in who(text)))
+
+
+def shown(value: Any) -> str:
+    """What a template prints for a value."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, _SCALARS):
+        return own(str(value))
+    return traced(str, value)
+
+
+def traced(function: Callable, *args, **kwargs) -> Any:
+    """What a function returns; of a string, with who wrote it.
+
+    The function is called a second time, with marks around all that the template did not write. Where its result has
+    the marks around the same text, they say who wrote what.
+    """
+    once = [isinstance(value, _ITERATORS) for value in args]  # They can be read once.
+    args = tuple(list(value) if read else value for value, read in zip(args, once, strict=True))
+
+    def call(values, named):
+        return function(*[iter(x) if read else x for x, read in zip(values, once, strict=True)], **named)
+
+    result = call(args, kwargs)
+    if type(result) is not str and not (isinstance(result, Text) and any(kind & UNKNOWN for kind in who(result))):
+        return result
+    try:
+        marks = _Marks([*args, *kwargs.values(), result])
+        again = call(map(marks.put, args), {name: marks.put(value) for name, value in kwargs.items()})
+        return marks.take(again, result)
+    except Exception:  # It took the text, if not the marks: nobody knows.
+        return Text(result, who(result))
+
+
+class _Marks:
+    """Pairs of marks that stand in none of some values."""
+
+    def __init__(self, values: Any):
+        used = set[str]()
+        kinds = {UNKNOWN}
+        for text in _texts(values):
+            used.update(text)
+            kinds.update(who(text))
+        free = (mark for mark in _MARKS if mark not in used)
+        self._end = next(free)
+        self._begin = {kind: next(free) for kind in sorted(kinds - {OWN})}
+        self._kinds = {mark: kind for kind, mark in self._begin.items()}
+
+    def put(self, value: Any) -> Any:
+        """A value with marks around the texts in it that are not the template's."""
+        if isinstance(value, str):
+            runs, place = list[str](), 0
+            for kind, run in itertools.groupby(who(value)):
+                start, place = place, place + len(list(run))
+                text = str.__str__(value)[start:place]
+                runs.append(text if kind == OWN else f"{self._begin[kind]}{text}{self._end}")
+            marked = "".join(runs)
+            return markupsafe.Markup(marked) if isinstance(value, markupsafe.Markup) else marked
+        if type(value) is dict:
+            return {self.put(key): self.put(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)([self.put(item) for item in value])
+        if isinstance(value, (*_SCALARS, *_CONTEXTS)):
+            return value
+        raise TypeError(type(value))  # What texts are in it is not known.
+
+    def take(self, marked: Any, text: str) -> Text:
+        """`text` with who wrote it, where `marked` is the same with marks; else as it is."""
+        letters, kinds, kind = list[str](), bytearray(), None
+        for letter in marked:
+            if letter in self._kinds and kind is None:
+                kind = self._kinds[letter]
+            elif letter == self._end and kind is not None:
+                kind = None
+            else:
+                letters.append(letter)
+                kinds.append(kind or OWN)
+        same = kind is None and "".join(letters) == text
+        return Text(text, bytes(kinds) if same else who(text))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from itertools.chain.from_iterable(map(_texts, itertools.chain(value.keys(), value.values())))
+    elif isinstance(value, list | tuple):
+        yield from itertools.chain.from_iterable(map(_texts, value))

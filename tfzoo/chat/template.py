@@ -1,0 +1,379 @@
+"""A model's chat template, with which messages become token ids, as transformers 5 makes them (Hugging Face:
+chat_template.jinja, additional_chat_templates, tokenizer_config.json).
+
+A template is a program that came with the weights: jinja2's sandbox runs it. It sees messages, tools and documents as
+they were written, and what it makes of them knows who wrote which character: a special token's name, such as
+<|im_end|>, is the token where the template wrote it, and text where a user did. So no message can end itself and go on
+as another's.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from tfzoo.chat.environment import Environment, Refused
+from tfzoo.chat.provenance import GENERATED, OWN, UNKNOWN, USER, Text, joined, own, who
+from tfzoo.errors import UserError, one_line, suggest
+from tfzoo.text.settings import CONFIG_FILE, ROLES
+from tfzoo.text.template import DEFAULT, TEMPLATE_FILE, read_chat_templates
+
+Encode = Callable[..., list[list[int]]]
+_TOOL_USE = "tool_use"
+# What a message's reasoning is called; the first is what most templates read.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_END = "CONTINUE_FINAL_MESSAGE_TAG "  # As transformers has it: a template may look at the text that it ends.
+_NAME = re.compile(r"[\w.-]+")
+
+
+class ChatTemplate:
+    """Messages -> token ids."""
+
+    def __init__(
+        self,
+        source: str | Mapping[str, str],
+        tokenizer,
+        encode: Encode | None = None,
+        where: str | Mapping[str, str] = "the chat template",
+    ):
+        """
+        Args:
+          source: the template, or several by name.
+          tokenizer: has `vocab`, `special_ids`, the ids of roles by name, such as `eos_id`, and for masks
+            `tokenize_with_offsets`.
+          encode: called with texts and the special tokens that are meant where they stand in these texts, which default
+            to none; returns the ids of each text, with nothing around them. By default the tokenizer's.
+          where: what errors call it, or each of them.
+
+        Raises:
+          UserError: a source is no template.
+        """
+        sources = {DEFAULT: source} if isinstance(source, str) else dict(source)
+        self._where = {name: where if isinstance(where, str) else where[name] for name in sources}
+        environment = Environment()
+        self._templates = {}
+        for name, text in sources.items():
+            try:
+                self._templates[name] = environment.from_string(text)
+            except Exception as error:  # Also what Python's own compiler cannot do.
+                line = getattr(error, "lineno", None) if isinstance(error, jinja2.TemplateError) else None
+                raise UserError(
+                    f"{self._where[name]}{f', line {line}' if line else ''}: is not a template ({one_line(error)}); "
+                    "correct it, or get the file again"
+                ) from None
+        self._sources, self._tokenizer = sources, tokenizer
+        self._encode = encode or (lambda texts, special=(): tokenizer.tokenize(_utf8(texts), special).to_list())
+        self._special = {tokenizer.vocab[i]: i for i in tokenizer.special_ids if tokenizer.vocab[i]}
+        names = {name: getattr(tokenizer, f"{role}_id", None) for role, name in ROLES.items()}
+        self._names = {name: own(tokenizer.vocab[i]) for name, i in names.items() if i is not None}
+        # What a tokenizer makes of text that it does not know is no sign of a special token.
+        self._unknown = getattr(tokenizer, "unknown_id", None)
+        self._taking = dict[str, tuple[bool, bool]]()
+        ordered = sorted(self._special, key=lambda token: (-len(token), token))
+        self._pattern = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike, tokenizer, encode: Encode | None = None) -> "ChatTemplate":
+        """Reads chat_template.jinja and additional_chat_templates, or the chat_template of tokenizer_config.json.
+
+        Raises:
+          UserError: there is none, or it cannot be read.
+        """
+        found = read_chat_templates(folder)
+        if not found:
+            raise UserError(
+                f"{folder}: has no chat template ({TEMPLATE_FILE}, or chat_template in {CONFIG_FILE}); use --prompt, "
+                "or put the model's own there"
+            )
+        sources = {name: source for name, (_, source) in found.items()}
+        return cls(sources, tokenizer, encode, {name: str(path) for name, (path, _) in found.items()})
+
+    def ids(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool | None = None, **how) -> list[int]:
+        """The ids of a conversation; arguments and errors are those of `text`.
+
+        Raises:
+          UserError: also where a text that is not the template's cannot be kept apart from special tokens.
+        """
+        text, where = self._render(messages, add_generation_prompt, **how)
+        return self._ids(text, self._found(text, where), where)
+
+    def ids_and_mask(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False, **how
+    ) -> tuple[list[int], list[int]]:
+        """The ids of a conversation, and 1 for each that stands in {% generation %}, which is what an assistant says,
+        else 0. Arguments and errors are those of `text`.
+
+        Raises:
+          UserError: also where the template has no {% generation %}, or the tokenizer no offsets.
+        """
+        text, where = self._render(messages, add_generation_prompt, **how)
+        if how.get("continue_final_message"):
+            raise UserError("continue_final_message: a mask is for whole conversations; omit one of them")
+        if not re.search(r"\{%[-+]?\s*generation\b", self._sources[self._choose(**how)]):
+            raise UserError(f"{where}: has no {{% generation %}}, and so no mask; put it around what assistants say")
+        found = self._found(text, where)
+        ids = self._ids(text, found, where)
+        return ids, self._mask(text, found, ids, where)
+
+    def text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool | None = None,
+        *,
+        continue_final_message: bool | str = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        **variables,
+    ) -> str:
+        """A conversation as the template writes it.
+
+        Args:
+          messages: {"role": "system", "user" or "assistant", "content": its text} each, with what the template reads
+            besides, such as reasoning_content and tool_calls. What is None is left out.
+          add_generation_prompt: whether it ends with what an answer begins with; by default it does, unless the last
+            message is to be continued.
+          continue_final_message: whether it ends within the last message; or the field of it, not content, in which.
+          tools: JSON schemas of functions.
+          documents: objects, mostly with title and text.
+          chat_template: the name of one of several templates; by default "tool_use", where there is one and tools are
+            given, else "default".
+          **variables: what the template knows besides, such as enable_thinking.
+
+        Raises:
+          UserError: the template refuses the conversation, or fails.
+        """
+        how = dict(continue_final_message=continue_final_message, tools=tools, documents=documents)
+        text, _ = self._render(messages, add_generation_prompt, **how, chat_template=chat_template, **variables)
+        return str.__str__(text)
+
+    def _choose(self, chat_template: str | None = None, tools=None, **_) -> str:
+        """The name of the template that is meant."""
+        names = self._templates
+        if chat_template is None:
+            chat_template = _TOOL_USE if tools is not None and _TOOL_USE in names else DEFAULT
+            if chat_template not in names:
+                raise UserError(
+                    f"{next(iter(self._where.values()))}: there is no template called {DEFAULT!r}; name one of "
+                    f"{', '.join(sorted(names))} (chat_template)"
+                )
+        if chat_template not in names:
+            raise UserError(
+                f"chat_template={chat_template}: is not one of {', '.join(sorted(names))}"
+                f"{suggest(chat_template, names)}"
+            )
+        return chat_template
+
+    def _render(
+        self, messages, add_generation_prompt, *, continue_final_message=False, tools=None, documents=None,
+        chat_template=None, **variables,
+    ) -> tuple[Text, str]:  # fmt: skip
+        """What the template makes of a conversation, and what it is called."""
+        name = self._choose(chat_template, tools)
+        where = self._where[name]
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
+        if add_generation_prompt and continue_final_message:
+            raise UserError("add_generation_prompt and continue_final_message: contradict each other; omit one of them")
+        conversation = _conversation(messages)
+        ended = None
+        if continue_final_message:
+            field = continue_final_message if isinstance(continue_final_message, str) else "content"
+            ended = _leave_open(conversation, field, self._sources[name], where)
+        known: dict[str, Any] = {
+            **self._names,
+            **{key: _named(value, key) for key, value in variables.items()},
+            "messages": conversation,
+            "tools": _objects(tools, "tools"),
+            "documents": _objects(documents, "documents"),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            text = self._templates[name].render(known)
+        except Refused as error:
+            raise UserError(f"{where}: refuses the conversation: {one_line(error)}") from None
+        except Exception as error:  # A program of others', which may do anything wrong.
+            raise UserError(f"{where}: fails with {type(error).__name__}: {one_line(error)}") from None
+        text = joined([text])
+        return (text if ended is None else _cut(text, ended, where)), where
+
+    def _found(self, text: Text, where: str) -> list[tuple[int, int]]:
+        """Where the special tokens stand that the template wrote.
+
+        Raises:
+          UserError: it cannot be told who wrote one.
+        """
+        found = self._written(text, USER)
+        if found != (sure := self._written(text, USER | UNKNOWN)):
+            start, end = min({*found} ^ {*sure})
+            raise UserError(
+                f"{where}: does something to texts after which nobody knows whether {text[start:end]!r} is its own or "
+                "a message's; leave it out of the messages"
+            )
+        return found
+
+    def _written(self, text: Text, others: int) -> list[tuple[int, int]]:
+        """Where special tokens stand all of whose characters are of none of `others`."""
+        flags = bytes(1 if kind & others else 0 for kind in who(text))
+        # A text that is another's takes no part: it neither makes a special token nor unmakes one.
+        return [
+            (found.start(), found.end())
+            for run in re.finditer(rb"\0+", flags)
+            for found in self._pattern.finditer(str.__str__(text), run.start(), run.end())
+        ]
+
+    def _ids(self, text: Text, found: Sequence[tuple[int, int]], where: str) -> list[int]:
+        plain = str.__str__(text)
+        names = [plain[start:end] for start, end in found]
+        if [each.span() for each in self._pattern.finditer(plain)] == found:
+            ids = self._tokens(plain, names)
+            if self._special_of(ids) == self._special_of([self._special[name] for name in names]):
+                return ids
+        return self._apart(plain, found, names, where)
+
+    def _tokens(self, text: str, special: Sequence[str] = ()) -> list[int]:
+        return list(self._encode([text], tuple(sorted({*special})))[0]) if special else list(self._encode([text])[0])
+
+    def _special_of(self, ids: Sequence[int]) -> list[int]:
+        special = {*self._special.values()} - {self._unknown}
+        return [i for i in ids if i in special]
+
+    def _apart(self, text: str, found: Sequence[tuple[int, int]], names: Sequence[str], where: str) -> list[int]:
+        """The ids of a text in which special tokens' names also stand as text."""
+        ids = list[int]()
+        borders = [(0, 0), *found, (len(text), len(text))]
+        begun = 0  # What stands before it is tokenized.
+        for i, ((_, start), (end, _)) in enumerate(zip(borders, borders[1:], strict=False)):
+            if self._pattern.search(text, start, end):
+                ids += self._tokens(text[begun:start], names) if begun < start else []
+                ids += self._plain(text[start:end], names[i - 1] if i else "", names[i] if i < len(names) else "")
+                begun = end
+        ids += self._tokens(text[begun:], names) if begun < len(text) else []
+        if self._special_of(ids) != self._special_of([self._special[name] for name in names]):
+            raise UserError(f"{where}: the tokenizer makes special tokens of a message's text; leave them out of it")
+        return ids
+
+    def _plain(self, text: str, before: str, after: str) -> list[int]:
+        """The ids of a text between two special tokens, one of which or both may be missing, none of them meant."""
+        text = text.lstrip() if before and self._takes_spaces(before)[1] else text
+        text = text.rstrip() if after and self._takes_spaces(after)[0] else text
+        # Behind a special token, where no text begins.
+        others = (name for name in self._special if before and name not in text and not self._takes_spaces(name)[1])
+        lead = next(others, None)
+        if not text or lead is None:
+            return self._tokens(text) if text else []
+        return self._tokens(lead + text, [lead])[1:]
+
+    def _takes_spaces(self, name: str) -> tuple[bool, bool]:
+        """Whether a special token takes the spaces before it, and those behind it."""
+        if name not in self._taking:
+            near, left, right = self._encode([f"x{name}x", f"x {name}x", f"x{name} x"], (name,))
+            self._taking[name] = left == near, right == near
+        return self._taking[name]
+
+    def _mask(self, text: Text, found: Sequence[tuple[int, int]], ids: Sequence[int], where: str) -> list[int]:
+        """1 for each of the ids some of whose characters were generated."""
+        plain, flags = str.__str__(text), [bool(kind & GENERATED) for kind in who(text)]
+        borders = [(0, 0), *found, (len(text), len(text))]
+        starts = [start for _, start in borders[:-1]]
+        between = [plain[start:end] for start, (end, _) in zip(starts, borders[1:], strict=True)]
+        rows = zip(*(x.to_list() for x in self._tokenizer.tokenize_with_offsets(_utf8(between))), strict=True)
+        same, mask = list[int](), list[int]()
+        for place, row, (begin, end) in zip(starts, rows, borders[1:], strict=True):
+            same += row[0]
+            mask += [int(any(flags[place + i : place + j])) for i, j in zip(*row[1:], strict=True)]
+            if begin < end:
+                same.append(self._special[plain[begin:end]])
+                mask.append(int(any(flags[begin:end])))
+        if same != list(ids):
+            raise UserError(f"{where}: this tokenizer has no offsets of texts between special tokens, and so no mask")
+        return mask
+
+
+def answer(parts: Sequence[tuple[str, bool]]) -> str:
+    """What a model said, as a message's content: texts, each with whether it is a special token, which it stays."""
+    return joined([Text(text, OWN if is_token else USER) for text, is_token in parts])
+
+
+def _conversation(messages) -> list[dict[str, Any]]:
+    """Messages as templates see them."""
+    if not messages:
+        raise UserError("messages: there is none; give one at least")
+    found = []
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise UserError(f"messages[{i}]: is {message!r}, not an object with role and content; correct it")
+        kept = {
+            _data(key, where := f"messages[{i}].{key}"): _named(value, where) if key == "role" else _data(value, where)
+            for key, value in message.items()
+            if value is not None
+        }
+        if (thought := next((kept[name] for name in _REASONING if name in kept), None)) is not None:
+            kept = {"thinking": thought, **kept, "reasoning_content": thought}
+        found.append(kept)
+    return found
+
+
+def _data(value: Any, where: str) -> Any:
+    """JSON that is not the template's, as templates see it."""
+    if isinstance(value, str):
+        return value if isinstance(value, Text) else Text(str(value), USER)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {_data(key, where): _data(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_data(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise UserError(f"{where}: is of type {type(value).__name__}, which JSON has not; give what JSON has")
+
+
+def _named(value: Any, where: str) -> Any:
+    """A role or an option. If a word it is the program's, as Phi's template makes <|user|> of it; else a text."""
+    return own(str(value)) if isinstance(value, str) and _NAME.fullmatch(value) else _data(value, where)
+
+
+def _objects(values, where: str) -> list[dict] | None:
+    """Tools or documents as templates see them."""
+    if values is None:
+        return None
+    for i, value in enumerate(values):
+        if not isinstance(value, Mapping):
+            remedy = "give the JSON schema of the function" if callable(value) else "correct it"
+            raise UserError(f"{where}[{i}]: is of type {type(value).__name__}, not an object; {remedy}")
+    return _data(list(values), where)
+
+
+def _leave_open(conversation: list[dict[str, Any]], field: str, source: str, where: str) -> str:
+    """Marks the end of the last message's field, from which on the template's text is cut; returns its text."""
+    last, end = conversation[-1], Text(_END, USER)
+    ended = last.get(field)
+    fields = [name for name in _REASONING if last.get(name) == ended] if field in _REASONING else [field]
+    if ended is None or not any(name in source for name in fields):
+        what = "the last message has none" if ended is None else f"{where} does not read it"
+        raise UserError(f"continue_final_message: {field}: {what}; name one that it continues")
+    if isinstance(ended, list):
+        block = next((x for x in reversed(ended) if isinstance(x, dict) and isinstance(x.get("text"), str)), None)
+        if block is None:
+            raise UserError(f"continue_final_message: {field}: the last message's has no text; give it one")
+        ended = block["text"]
+        block["text"] = ended + end
+    elif isinstance(ended, str):
+        last.update(dict.fromkeys(fields, ended + end))
+    else:
+        raise UserError(f"continue_final_message: {field}: the last message's is not text; give it text")
+    return ended
+
+
+def _cut(text: Text, ended: str, where: str) -> Text:
+    """The template's text up to the end that `_leave_open` marked."""
+    place = text.rfind(_END.strip())
+    if place < 0 or ended.strip() not in text:
+        raise UserError(f"continue_final_message: {where} leaves out the last message, or parts of it; omit it")
+    # Spaces that it took from the end of the message are not to stand before what follows either.
+    return text[:place] if text.startswith(_END, place) else text[:place].rstrip()
+
+
+def _utf8(texts: Sequence[str]) -> list[bytes]:
+    return [text.encode(errors="replace") for text in texts]
