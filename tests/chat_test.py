@@ -224,7 +224,7 @@ class NamesTest(unittest.TestCase):
         several = [{"name": "default", "template": "d"}, {"name": "rag", "template": "r"}]
         config = folder / "tokenizer_config.json"
         config.write_text(json.dumps({"chat_template": several}))
-        self.assertEqual({name: source for name, (_, source) in read_chat_templates(folder).items()}, dict(default="d", rag="r"))
+        self.assertEqual(read_chat_templates(folder), {"default": (config, "d"), "rag": (config, "r")})
         config.write_text(json.dumps({"chat_template": [*several, {"name": 5}]}))
         with self.assertRaisesRegex(UserError, r"tokenizer_config.json: chat_template\[2\]: must have a name"):
             read_chat_templates(folder)

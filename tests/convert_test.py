@@ -82,10 +82,12 @@ class HuggingFaceTest(ConvertCase):
             "tokenizer.json": b"{}",
             "special_tokens_map.json": b"{ }",
             "chat_template.jinja": b"{{ x }}",
+            "additional_chat_templates/rag.jinja": b"{{ y }}",
             "generation_config.json": b'{"max_length":5}',
         }
         source = self.copy("bart")
         for name, content in beside.items():
+            (source / name).parent.mkdir(exist_ok=True)
             (source / name).write_bytes(content)
         (source / "pytorch_model.bin").write_bytes(b"\x80\x02")
         lines = self.convert(source)

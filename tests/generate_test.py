@@ -463,13 +463,13 @@ class ChatTest(Case):
         self.assertEqual(heard[0], first)
         answered = [*self.ids("assistant:x"), 0, *self.ids("call"), 3]
         self.assertEqual(heard[1], [*first, *answered, *self.ids("tool5:</s>"), 3])
-        model_dir = dict(model_dir=folder, said="a\n")
-        self.assert_error("chat_template=other: is not one of default, tool_use", "--chat", "--chat_template=other", **model_dir)
-        self.assert_error("documents.json: .*a list", "--chat", f"--documents={folder}/config.json", **model_dir)
+        here = dict(model_dir=folder, said="a\n")
+        self.assert_error("=other: is not one of default, tool_use", "--chat", "--chat_template=other", **here)
+        self.assert_error("config.json.* list", "--chat", f"--documents={folder}/config.json", **here)
         for wrong in ("loud", "messages=1", "a b=c", "tools=[]"):
-            self.assert_error("is not NAME=VALUE", "--chat", f"--template_option={wrong}", **model_dir)
+            self.assert_error("is not NAME=VALUE", "--chat", f"--template_option={wrong}", **here)
         self.assert_error("/message .*with a role", "--chat", model_dir=folder, said="/message {}\n")
-        self.assert_error("/message: is not JSON", "--chat", model_dir=folder, said="/message {\n")
+        self.assert_error("/message {: is not JSON", "--chat", model_dir=folder, said="/message {\n")
         for flag in ("chat_template=a", "tools=a", "documents=a", "template_option=a=b"):
             self.assert_error("is for --chat", "--prompt=a", f"--{flag}")
 

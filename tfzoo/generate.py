@@ -41,7 +41,8 @@ _SAMPLING, _NEXT, _SEARCHES = (
 )
 _DOING = "compiling and generating"
 _OF_CHAT = ("system", "chat_template", "tools", "documents", "template_option")
-_NOT_OPTIONS = ("self", "messages", "add_generation_prompt", "continue_final_message")  # Of ChatTemplate.ids, but its own.
+# Arguments of ChatTemplate.ids that are not the template's.
+_NOT_OPTIONS = ("self", "messages", "add_generation_prompt", "continue_final_message")
 _EARLY = {"true": True, "false": False, "never": "never"}
 
 
@@ -311,7 +312,7 @@ def _message(said: str) -> dict[str, Any]:
     try:
         message = json_files.parse(rest)
     except json_files.BadJSON as error:
-        raise error.at(command) from None
+        raise UserError(f"{command} {rest}: {error}; write it as JSON") from None
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UserError(f"{command} {rest}: must be an object with a role; write it as JSON")
     return message

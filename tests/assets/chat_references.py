@@ -45,156 +45,100 @@ TEMPLATES = {
 {% set seen.count = seen.count + m.content | length %}{% endfor %}{{ seen.count }}{% if tools %} tools{% endif %}""",
     "phi": """{% for m in messages %}{% if m['content'] %}{{ '<|' + m['role'] + '|>' + '\\n' + m['content'] + '</s>' }}
 {% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}""",
-    "thinking": """{%- macro turn(role, text) %}{{- '<|im_start|>' ~ role ~ '\\n' ~ text ~ '<|im_end|>\\n' }}{% endmacro %}
-{%- if tools %}
-    {{- '<|im_start|>system\\n' }}
-    {%- if messages[0].role == 'system' %}
-        {{- messages[0].content + '\\n\\n' }}
-    {%- endif %}
-    {{- "You may call these:\\n<tools>" }}
-    {%- for tool in tools %}
-        {{- "\\n" }}
-        {{- tool | tojson }}
-    {%- endfor %}
-    {{- "\\n</tools><|im_end|>\\n" }}
-{%- elif messages[0].role == 'system' %}
-    {{- turn('system', messages[0].content) }}
-{%- endif %}
-{%- set ns = namespace(last=messages|length - 1, looking=true) %}
-{%- for m in messages[::-1] %}
-    {%- set i = (messages|length - 1) - loop.index0 %}
-    {%- if ns.looking and m.role == 'user' and m.content is string and not (m.content.startswith('<tool_response>') and
-        m.content.endswith('</tool_response>')) %}
-        {%- set ns.looking = false %}
-        {%- set ns.last = i %}
-    {%- endif %}
-{%- endfor %}
-{%- for m in messages %}
-    {%- set content = m.content if m.content is string else '' %}
-    {%- if m.role == 'user' or (m.role == 'system' and not loop.first) %}
-        {{- turn(m.role, content) }}
-    {%- elif m.role == 'assistant' %}
-        {%- set thought = '' %}
-        {%- if m.reasoning_content is string %}
-            {%- set thought = m.reasoning_content %}
-        {%- elif '</think>' in content %}
-            {%- set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
-            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-        {%- endif %}
-        {%- if loop.index0 > ns.last and (loop.last or thought) %}
-            {{- '<|im_start|>' + m.role + '\\n<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
-        {%- else %}
-            {{- '<|im_start|>' + m.role + '\\n' + content }}
-        {%- endif %}
-        {%- for call in m.tool_calls or [] %}
-            {%- if (loop.first and content) or (not loop.first) %}{{- '\\n' }}{%- endif %}
-            {%- if call.function %}{%- set call = call.function %}{%- endif %}
-            {{- '<tool_call>\\n{"name": "' }}
-            {{- call.name }}
-            {{- '", "arguments": ' }}
-            {%- if call.arguments is string %}{{- call.arguments }}{%- else %}{{- call.arguments | tojson }}{%- endif %}
-            {{- '}\\n</tool_call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>\\n' }}
-    {%- elif m.role == 'tool' %}
-        {%- if loop.first or (messages[loop.index0 - 1].role != 'tool') %}{{- '<|im_start|>user' }}{%- endif %}
-        {{- '\\n<tool_response>\\n' }}
-        {{- content }}
-        {{- '\\n</tool_response>' }}
-        {%- if loop.last or (messages[loop.index0 + 1].role != 'tool') %}{{- '<|im_end|>\\n' }}{%- endif %}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
-{%- endif %}
+    "thinking": """{% macro turn(role, text) -%}
+    {{ '<|im_start|>' ~ role ~ '\\n' ~ text ~ '<|im_end|>\\n' }}{% endmacro %}
+{%- if tools -%}
+    {% set said = messages[0].content ~ '\\n\\n' if messages[0].role == 'system' else '' %}
+    {% set listed %}{% for tool in tools %}{{ '\\n' ~ tool | tojson }}{% endfor %}{% endset %}
+    {{- turn('system', said ~ 'To call:\\n<tools>' ~ listed ~ '\\n</tools>') -}}
+{%- endif -%}
+{%- set seen = namespace(question=-1) -%}
+{%- for m in messages if m.role == 'user' -%}
+    {%- if not m.content.startswith('<result>') -%}{%- set seen.question = messages.index(m) -%}{%- endif -%}
+{%- endfor -%}
+{%- for m in messages -%}
+    {%- set said = m.content if m.content is string else '' -%}
+    {%- if m.role == 'assistant' -%}
+        {%- set thought = m.reasoning_content | default('', true) -%}
+        {%- if not thought and '</think>' in said -%}
+            {%- set thought = said.partition('</think>')[0].split('<think>') | last -%}
+            {%- set said = said.split('</think>')[-1].lstrip('\\n') -%}
+        {%- endif -%}
+        {{- '<|im_start|>assistant\\n' -}}
+        {%- if thought and loop.index0 > seen.question -%}
+            {{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' -}}
+        {%- endif -%}
+        {{- said -}}
+        {%- for call in m.tool_calls or () -%}
+            {%- set f = call.function or call -%}
+            {{- '<tool_call>\\n{"name": "%s", "arguments": ' | format(f.name) ~ f.arguments | tojson -}}
+            {{- '}\\n</tool_call>' -}}
+        {%- endfor -%}
+        {{- '<|im_end|>\\n' -}}
+    {%- elif m.role == 'tool' -%}
+        {{- turn('user', '<result>\\n' ~ said ~ '\\n</result>') -}}
+    {%- elif not (tools and loop.first and m.role == 'system') -%}
+        {{- turn(m.role, said) -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n' ~ ('<think>\\n\\n</think>\\n\\n' if enable_thinking is false else '') -}}
+{%- endif -%}
 """,
-    "headers": """{{- '<|begin_of_text|>' }}
-{%- if not date_string is defined %}{%- set date_string = "26 Jul 2024" %}{%- endif %}
-{%- set system_message = '' %}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content'] | trim %}
-    {%- set messages = messages[1:] %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
-{{- "Today Date: " + date_string + "\\n\\n" + system_message + "<|eot_id|>" }}
-{%- if tools is not none %}
-    {%- set first = messages[0]['content'] | trim %}
-    {%- set messages = messages[1:] %}
-    {{- '<|start_header_id|>user<|end_header_id|>\\n\\n' }}
-    {%- for t in tools %}{{- t | tojson(indent=4) }}{{- "\\n\\n" }}{%- endfor %}
-    {{- first + "<|eot_id|>" }}
-{%- endif %}
-{%- for message in messages %}
-    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
-    {%- elif 'tool_calls' in message %}
-        {%- if not message.tool_calls|length == 1 %}{{- raise_exception("one call at a time") }}{%- endif %}
-        {%- set tool_call = message.tool_calls[0].function %}
-        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-        {{- "<|python_tag|>" + tool_call.name + ".call(" }}
-        {%- for arg_name, arg_val in tool_call.arguments | items %}
-            {{- arg_name + '="' ~ arg_val ~ '"' }}
-            {%- if not loop.last %}{{- ", " }}{%- endif %}
-        {%- endfor %}
-        {{- ")<|eom_id|>" }}
-    {%- else %}
-        {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}
-        {%- if message.content is mapping or message.content is iterable and message.content is not string %}
-            {{- message.content | tojson }}
-        {%- else %}
-            {{- message.content }}
-        {%- endif %}
-        {{- "<|eot_id|>" }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
+    "headers": """{%- macro head(role) -%}
+<|start_header_id|>{{ role }}<|end_header_id|>
+
+{% endmacro -%}
+<|begin_of_text|>
+{{- head('system') ~ 'Day: ' ~ (date_string | default('1 May')) ~ '\\n\\n' -}}
+{%- if messages[0].role == 'system' -%}
+    {{- messages[0].content | trim -}}
+    {%- set messages = messages[1:] -%}
+{%- endif -%}
+<|eot_id|>
+{%- for m in messages -%}
+    {%- if m.role == 'tool' -%}
+        {{- head('ipython') ~ (m.content if m.content is string else m.content | tojson) ~ '<|eot_id|>' -}}
+    {%- elif m.tool_calls -%}
+        {%- if m.tool_calls | length > 1 -%}{{ raise_exception('too many calls') }}{%- endif -%}
+        {{- head('assistant') ~ '<|python_tag|>' ~ m.tool_calls[0].function.name -}}
+        {%- for name, value in m.tool_calls[0].function.arguments.items() -%}
+            {{- ('(' if loop.first else ', ') + name + '=' ~ value | string | tojson -}}
+        {%- endfor -%}
+        {{- ')<|eom_id|>' -}}
+    {%- else -%}
+        {{- head(m['role']) -}}
+        {%- if tools and loop.first -%}{{- tools | map('tojson', indent=4) | join('\\n\\n') ~ '\\n\\n' -}}{%- endif -%}
+        {{- m['content'].strip() ~ '<|eot_id|>' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- head('assistant') -}}{%- endif -%}
 """,
-    "instructions": """{%- if messages[0]["role"] == "system" %}
-    {%- set system_message = messages[0]["content"] %}{%- set loop_messages = messages[1:] %}
-{%- else %}{%- set loop_messages = messages %}{%- endif %}
-{%- set user_messages = loop_messages | selectattr("role", "equalto", "user") | list %}
-{{- bos_token }}
-{%- for message in loop_messages %}
-    {%- if message["role"] == "user" %}
-        {%- if tools is not none and (message == user_messages[-1]) %}
-            {{- "[AVAILABLE_TOOLS][" }}
-            {%- for tool in tools %}
-                {%- set tool = tool.function %}
-                {{- '{"type": "function", "function": {' }}
-                {%- for key, val in tool.items() if key != "return" %}
-                    {%- if val is string %}{{- '"' + key + '": "' + val + '"' }}
-                    {%- else %}{{- '"' + key + '": ' + val|tojson }}{%- endif %}
-                    {%- if not loop.last %}{{- ", " }}{%- endif %}
-                {%- endfor %}
-                {{- "}}" }}
-                {%- if not loop.last %}{{- ", " }}{%- else %}{{- "]" }}{%- endif %}
-            {%- endfor %}
-            {{- "[/AVAILABLE_TOOLS]" }}
-        {%- endif %}
-        {%- if loop.last and system_message is defined %}
-            {{- "[INST]" + system_message + "\\n\\n" + message["content"] + "[/INST]" }}
-        {%- else %}{{- "[INST]" + message["content"] + "[/INST]" }}{%- endif %}
-    {%- elif message.tool_calls is defined and message.tool_calls is not none %}
-        {{- "[TOOL_CALLS][" }}
-        {%- for tool_call in message.tool_calls %}
-            {%- set out = tool_call.function|tojson %}
-            {{- out[:-1] }}
-            {%- if not tool_call.id is defined or tool_call.id|length != 9 %}
-                {{- raise_exception("ids have nine characters") }}
-            {%- endif %}
-            {{- ', "id": "' + tool_call.id + '"}' }}
-            {%- if not loop.last %}{{- ", " }}{%- else %}{{- "]" + eos_token }}{%- endif %}
-        {%- endfor %}
-    {%- elif message["role"] == "assistant" %}
-        {{- message["content"]|trim + eos_token }}
-    {%- elif message["role"] == "tool" %}
-        {{- '[TOOL_RESULTS]{"content": ' + message.content|string + ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
-    {%- else %}{{- raise_exception("unknown role") }}{%- endif %}
-{%- endfor %}
+    "instructions": """{{- bos_token -}}
+{%- set system = messages | selectattr('role', 'equalto', 'system') | map(attribute='content') | first | default('') -%}
+{%- set asked = messages | selectattr('role', 'equalto', 'user') | list -%}
+{%- for m in messages | rejectattr('role', 'in', ['system']) -%}
+    {%- if m.role == 'user' -%}
+        {%- if tools and m == asked[-1] -%}
+            [AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]
+        {%- endif -%}
+        {{- '[INST]' ~ (system ~ '\\n\\n' if system and loop.last else '') ~ m.content ~ '[/INST]' -}}
+    {%- elif m.tool_calls is defined -%}
+        [TOOL_CALLS][
+        {%- for call in m.tool_calls -%}
+            {%- if call.id | length != 9 -%}{{ raise_exception('nine letters are an id') }}{%- endif -%}
+            {{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' -}}{{- ', ' if not loop.last -}}
+        {%- endfor -%}
+        ]{{ eos_token }}
+    {%- elif m.role == 'assistant' -%}
+        {{- m.content | trim + eos_token -}}
+    {%- else -%}
+        {{- '[TOOL_RESULTS]{"content": %s, "id": "%s"}[/TOOL_RESULTS]' % (m.content | string, m.tool_call_id) -}}
+    {%- endif -%}
+{%- endfor -%}
 """,
     "parts": """{% for m in messages %}<|im_start|>{{ m.role }}
-{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}<|im_end|>
+{% for c in ([{'text': m.content}] if m.content is string else m.content) %}{{ c.text }}{% endfor %}<|im_end|>
 {% endfor %}
 {% for d in documents or [] %}{{ loop.index }}. {{ d.title | upper }}: {{ d['text'].replace('\\n', ' ') }}{{ d }}
 {% endfor %}{{ "%s and %s" | format(style, messages | map(attribute='role') | join(', ')) }}
@@ -227,7 +171,7 @@ CALLED = [
     {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "id": "abcdefghi", "function": CALL}]},
     {"role": "tool", "content": '{"degrees": 21.5}', "tool_call_id": "abcdefghi", "name": "weather"},
 ]
-PLACE = {"type": "string", "description": "a \"town\" or </place>", "enum": ["Köln", "Bonn"]}
+PLACE = {"type": "string", "description": 'a "town" or </place>', "enum": ["Köln", "Bonn"]}
 TOOLS = [
     {
         "type": "function",
