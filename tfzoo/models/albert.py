@@ -44,9 +44,7 @@ class Model(nn.EncoderModel):
     POOLER, POOL = True, "pooled"
 
 
-MODEL_TYPES = {
-    "albert": dict(share_layers=True, embedding_size=128, activation="gelu_tanh", dropout=0.0, attention_dropout=0.0)
-}
+MODEL_TYPES = {"albert": dict(share_layers=True)}
 ARCHITECTURES = {
     "AlbertModel": (),
     "AlbertForPreTraining": ("lm", "next_sentence"),
@@ -61,7 +59,12 @@ REQUIRED = {
     "inner_group_num": 1,
     "position_embedding_type": "absolute",
     "tie_word_embeddings": True,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
 }
+# The first version's, which Hugging Face never read.
+IGNORED = ("classifier_dropout_prob", "down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")
+IGNORED += ("layers_to_keep",)
 
 
 def encode_config(config):

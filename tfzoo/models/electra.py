@@ -51,7 +51,7 @@ class Model(nn.EncoderModel):
         return nn.MaskedLMHead(config, self.tokens, dtype=self.dtype_policy, name="lm")
 
 
-MODEL_TYPES = {"electra": {"embedding_size": 128}}
+MODEL_TYPES: dict[str, dict] = {"electra": {}}
 ARCHITECTURES = {
     "ElectraModel": (),
     "ElectraForPreTraining": ("discriminate",),
@@ -62,10 +62,11 @@ ARCHITECTURES = {
 }
 CONFIG = bert.CONFIG | {"embedding_size": "embedding_size"}
 REQUIRED = bert.REQUIRED
+IGNORED = tuple(f"summary_{name}" for name in ("type", "use_proj", "activation", "last_dropout"))  # Of multiple choice.
 
 
 def decode_config(hub):  # Embeddings as wide as the blocks are not projected.
-    size = hub.get("embedding_size", 128)
+    size = hub.get("embedding_size")
     return {"embedding_size": 0 if size == hub.get("hidden_size") else size}
 
 
