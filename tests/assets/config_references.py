@@ -50,7 +50,8 @@ def fields_of(model_type: str) -> dict[str, dataclasses.Field]:
 
 
 def default_of(field: dataclasses.Field):
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    made: typing.Any = field.default_factory
+    value = field.default if made is dataclasses.MISSING else made()
     return list(value) if isinstance(value, tuple) else value
 
 

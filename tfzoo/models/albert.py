@@ -44,7 +44,9 @@ class Model(nn.EncoderModel):
     POOLER, POOL = True, "pooled"
 
 
-MODEL_TYPES = {"albert": dict(share_layers=True)}
+MODEL_TYPES = {
+    "albert": dict(share_layers=True, embedding_size=128, activation="gelu_tanh", dropout=0.0, attention_dropout=0.0)
+}
 ARCHITECTURES = {
     "AlbertModel": (),
     "AlbertForPreTraining": ("lm", "next_sentence"),
@@ -63,8 +65,10 @@ REQUIRED = {
     "is_encoder_decoder": False,
 }
 # The first version's, which Hugging Face never read.
-IGNORED = ("classifier_dropout_prob", "down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")
-IGNORED += ("layers_to_keep",)
+IGNORED = (
+    *("classifier_dropout_prob", "down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks"),
+    "layers_to_keep",
+)
 
 
 def encode_config(config):

@@ -51,7 +51,7 @@ class Model(nn.EncoderModel):
         return nn.MaskedLMHead(config, self.tokens, dtype=self.dtype_policy, name="lm")
 
 
-MODEL_TYPES: dict[str, dict] = {"electra": {}}
+MODEL_TYPES = {"electra": {"embedding_size": 128}}
 ARCHITECTURES = {
     "ElectraModel": (),
     "ElectraForPreTraining": ("discriminate",),
@@ -62,7 +62,8 @@ ARCHITECTURES = {
 }
 CONFIG = bert.CONFIG | {"embedding_size": "embedding_size"}
 REQUIRED = bert.REQUIRED
-IGNORED = tuple(f"summary_{name}" for name in ("type", "use_proj", "activation", "last_dropout"))  # Of multiple choice.
+# The summaries are of a head for multiple choice.
+IGNORED = (*bert.IGNORED, *(f"summary_{name}" for name in ("type", "use_proj", "activation", "last_dropout")))
 
 
 def decode_config(hub):  # Embeddings as wide as the blocks are not projected.
