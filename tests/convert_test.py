@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
+import tokenizers
 
 from tests import helpers
 from tests.export import small
@@ -444,8 +445,9 @@ class KerasHubTest(ConvertCase):
     def preset(self, name, **settings):
         folder = self.folder / f"{name}_{len(list(self.folder.iterdir()))}"
         shutil.copytree(PRESETS / name, folder)
-        (folder / "model.weights.h5").write_bytes(gzip.decompress((folder / "model.weights.h5.gz").read_bytes()))
-        (folder / "model.weights.h5.gz").unlink()
+        for path in folder.glob("*.h5.gz"):
+            path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+            path.unlink()
         (folder / "golden.npz").unlink()
         record = json.loads((folder / "config.json").read_text())
         record["config"] |= settings
@@ -471,7 +473,8 @@ class KerasHubTest(ConvertCase):
             "qwen": "Qwen2ForCausalLM",
             "qwen3": "Qwen3ForCausalLM",
         }
-        self.assertEqual(set(architectures), {path.name for path in PRESETS.iterdir()})
+        backbones = {path.name for path in PRESETS.iterdir() if not (path / "task.json").exists()}
+        self.assertEqual(set(architectures), backbones)
         covered = {json.loads((path / "config.json").read_text())["class_name"] for path in PRESETS.iterdir()}
         self.assertEqual(covered, set(keras_presets.BACKBONES))
         for case, architecture in architectures.items():
@@ -490,24 +493,149 @@ class KerasHubTest(ConvertCase):
                     count += 1
                 self.assertGreater(count, 0)
 
+    def test_tasks(self):
+        """With the head of its task a preset gives what KerasHub's task gives."""
+        architectures = {
+            "bert_classifier": ("BertForSequenceClassification", {"classifier_dropout": 0.3}),
+            "roberta_classifier": ("RobertaForSequenceClassification", {"classifier_dropout": 0.0}),
+            "xlm_roberta_classifier": ("XLMRobertaForSequenceClassification", {}),
+            "distilbert_classifier": (
+                "DistilBertForSequenceClassification",
+                {"seq_classif_dropout": 0.2, "problem_type": "multi_label_classification"},
+            ),
+            "albert_classifier": ("AlbertForSequenceClassification", {"classifier_dropout_prob": 0.1}),
+            "roberta_masked_lm": ("RobertaForMaskedLM", {}),
+            "xlm_roberta_masked_lm": ("XLMRobertaForMaskedLM", {}),
+            "gpt2_causal_lm": ("GPT2LMHeadModel", {}),
+            "bart_seq2seq_lm": ("BartForConditionalGeneration", {}),
+            "t5_seq2seq_lm": ("T5ForConditionalGeneration", {}),
+        }
+        self.assertEqual(set(architectures), {path.parent.name for path in PRESETS.glob("*/task.json")})
+        for case, (architecture, fields) in architectures.items():
+            with self.subTest(case):
+                to, preset = self.folder / f"to_{case}", self.preset(case)
+                lines = self.convert(preset, to=to)
+                self.assertIn(f": {architecture}, ", lines[1])
+                # BERT's pooler is the classifier's; nothing else is there.
+                self.assertEqual(lines[2:], [])
+                record = json.loads((to / "config.json").read_text())
+                self.assertEqual({name: record.get(name) for name in fields}, fields)
+                settings = json.loads((preset / "task.json").read_text())["config"]
+                ((name, answer, expected),) = outputs(to, PRESETS / case)
+                activation = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}.get(settings.get("activation"))
+                answer = answer if activation is None else activation(answer)
+                self.assertEqual(name, "classify_logits" if "classifier" in case else "logits")
+                self.assertAllClose(answer, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+
+    def test_a_backbone_without_its_task(self):
+        lines = self.convert(self.preset("bert_classifier"), "--notask")
+        self.assertIn(": BertModel, ", lines[1])
+        self.assertEqual(lines[2:], ["files left: task.json, task.weights.h5"])
+        (line,) = self.convert(GOLDEN / "bert", "--notask", code=2, to=self.folder / "x")
+        self.assertIn("--task=False: a Hugging Face folder has no use for it", line)
+
+    def task(self, case, **values):
+        """A preset whose task.json has other values, those of its config in `config`."""
+        folder = self.preset(case)
+        record = json.loads((folder / "task.json").read_text())
+        record["config"] |= values.pop("config", {})
+        (folder / "task.json").write_text(json.dumps(record | values))
+        return folder
+
+    def test_tasks_that_are_refused(self):
+        notask = ".* --notask"
+        for kind, words in (("Bert", "exact gelu.*1e-12"), ("DistilBert", "1e-05.*1e-12"), ("Albert", "1e-05.*1e-12")):
+            case = f"{kind.lower()}_classifier"
+            self.refused(self.task(case, class_name=f"{kind}MaskedLM"), f"head of {kind}MaskedLM .*{words}{notask}")
+        case = "bert_classifier"
+        self.refused(self.task(case, class_name="BertTextEmbedder"), f"'BertTextEmbedder' is not one.*{notask}")
+        self.refused(self.task(case, class_name="AlbertTextClassifier"), "AlbertTextClassifier, .* BertBackbone")
+        self.refused(self.task(case, config=dict(activation="tanh")), "activation is 'tanh'; only linear, softmax")
+        self.refused(self.task(case, config=dict(num_classes=4)), r"layers/dense.* has the shape \[8, 3\], .*\[8, 4\]")
+        self.refused(self.task(case, config=dict(num_classes=0)), "num_classes is 0, not")
+        folder = self.preset(case)
+        (folder / "task.weights.h5").unlink()
+        self.refused(folder, f"task.weights.h5: no such file, and BertTextClassifier has weights{notask}")
+        # As it was called before KerasHub 0.17.
+        self.convert(self.task(case, class_name="BertClassifier"))
+
     def test_tokenizers(self):
         self.assertEqual(self.convert(self.preset("bert"))[2:], ["beside it: tokenizer_config.json, vocab.txt"])
         tokenizer = WordPiece.from_folder(self.to)
         self.assertTrue(tokenizer.lowercase)
         self.assertEqual(tokenizer.vocab, (PRESETS / "bert/assets/tokenizer/vocabulary.txt").read_text().split())
-        gpt2 = self.preset("gpt2")
-        (gpt2 / "task.json").write_text("{}")
-        lines = self.convert(gpt2, to=self.folder / "gpt2")
-        self.assertEqual(lines[2:], ["beside it: merges.txt, vocab.json", "files left: task.json"])
-        for ours, theirs in (("merges.txt", "merges.txt"), ("vocab.json", "vocabulary.json")):
-            expected = (PRESETS / "gpt2" / "assets" / "tokenizer" / theirs).read_bytes()
-            self.assertEqual((self.folder / "gpt2" / ours).read_bytes(), expected)
         for case, name in (("t5", "spiece.model"), ("xlm_roberta", "sentencepiece.bpe.model")):
             folder = self.preset(case)
             (folder / "assets" / "tokenizer").mkdir(parents=True)
             (folder / "assets" / "tokenizer" / "vocabulary.spm").write_bytes(b"spm")
             self.convert(folder, to=self.folder / f"to_{case}")
             self.assertEqual((self.folder / f"to_{case}" / name).read_bytes(), b"spm")
+
+    def test_byte_level_tokenizers(self):
+        """They give KerasHub's ids, and config.json has the ids of their special tokens."""
+        cases = {
+            "gpt2": ("GPT2Tokenizer", dict(bos_token_id=27, eos_token_id=27)),
+            "roberta": ("RobertaTokenizer", dict(bos_token_id=0, pad_token_id=1, eos_token_id=2)),
+            "bart": ("BartTokenizer", dict(bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2)),
+            "llama3": ("PreTrainedTokenizerFast", dict(bos_token_id=24, eos_token_id=[25, 26])),
+            "qwen": ("Qwen2Tokenizer", dict(bos_token_id=None, eos_token_id=28, pad_token_id=28)),
+            "qwen3": ("Qwen2Tokenizer", dict(bos_token_id=None, eos_token_id=28, pad_token_id=27)),
+        }
+        self.assertEqual(set(cases), {path.parents[2].name for path in PRESETS.glob("*/assets/tokenizer/merges.txt")})
+        for case, (kind, ids) in cases.items():
+            with self.subTest(case):
+                to, preset = self.folder / f"to_{case}", self.preset(case)
+                (preset / "task.json").write_text("{}")
+                lines = self.convert(preset, to=to)
+                beside = "beside it: merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
+                self.assertEqual(lines[2:], [beside, "files left: task.json"])
+                theirs = PRESETS / case / "assets" / "tokenizer"
+                merges = (theirs / "merges.txt").read_text()
+                self.assertFalse(merges.startswith("#"))
+                self.assertEqual((to / "merges.txt").read_text(), "#version: 0.2\n" + merges)
+                vocab = json.loads((theirs / "vocabulary.json").read_text())
+                self.assertEqual(json.loads((to / "vocab.json").read_text()), vocab)
+                record = json.loads((to / "config.json").read_text())
+                self.assertEqual({name: record.get(name) for name in ids}, ids)
+                settings = json.loads((to / "tokenizer_config.json").read_text())
+                self.assertEqual(settings["tokenizer_class"], kind)
+                for role in ("bos", "pad"):
+                    if ids.get(f"{role}_token_id") is not None:
+                        self.assertEqual(vocab[settings[f"{role}_token"]], ids[f"{role}_token_id"])
+                tokenizer = tokenizers.Tokenizer.from_file(str(to / "tokenizer.json"))
+                golden = dict(np.load(PRESETS / case / "golden.npz"))
+                texts = [name.removeprefix("ids.") for name in golden if name.startswith("ids.")]
+                self.assertNotEmpty(texts)
+                for text in texts:
+                    found = tokenizer.encode(text, add_special_tokens=False).ids
+                    self.assertEqual(found, golden[f"ids.{text}"].tolist(), text)
+                framed = {"roberta": [0, 5, 2], "bart": [0, 5, 2], "llama3": [24, 1]}.get(case, [vocab["b"]])
+                self.assertEqual(tokenizer.encode("b").ids, framed)
+                end = settings["eos_token"]
+                self.assertEqual(tokenizer.encode(end, add_special_tokens=False).ids, [vocab[end]])
+        # A file of merges that has its line of a version keeps it, once.
+        preset = self.preset("gpt2")
+        (preset / "assets/tokenizer/merges.txt").write_text("#version: 0.2\na b\n")
+        self.convert(preset)
+        self.assertEqual((self.to / "merges.txt").read_text(), "#version: 0.2\na b\n")
+
+    def test_byte_level_tokenizers_that_are_refused(self):
+        def changed(case, name, content):
+            folder = self.preset(case)
+            (folder / name).write_text(content)
+            return folder
+
+        merges, vocabulary = "assets/tokenizer/merges.txt", "assets/tokenizer/vocabulary.json"
+        self.refused(changed("gpt2", merges, "a b\nab\n"), "merges.txt, line 2: 'ab' is not two tokens")
+        self.refused(changed("gpt2", merges, "a é\n"), "vocabulary.json and merges.txt are not of one tokenizer")
+        self.refused(changed("gpt2", vocabulary, '{"a": 0}'), r"has no <.endoftext.>, which a GPT2Tokenizer needs")
+        self.refused(changed("gpt2", vocabulary, '{"a": 0, "<|endoftext|>": 99}'), "has 100 tokens, .* is 29")
+        self.refused(changed("gpt2", vocabulary, '{"a": "0"}'), "a is '0', not")
+        other = '{"class_name": "MistralTekkenTokenizer", "config": {}}'
+        self.refused(changed("gpt2", "tokenizer.json", other), "'MistralTekkenTokenizer' is not a byte-level")
+        vocab = json.loads((PRESETS / "roberta" / vocabulary).read_text())
+        vocab["<pad>"], vocab["</s>"] = vocab["</s>"], vocab["<pad>"]
+        self.refused(changed("roberta", vocabulary, json.dumps(vocab)), "padding has the id 2, .* needs 1")
 
     def test_refused(self):
         self.refused(self.preset("bert", vocabulary_size=10**7), r"shape \[29, 8\], .*\[10000000, 8\]")

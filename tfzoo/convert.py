@@ -3,7 +3,8 @@
 python -m tfzoo.convert --from=uncased_L-12_H-768_A-12 --to=bert-base-uncased
 
 --from is a Hugging Face folder (to store its weights in another type or in other shards), a run's folder, a TF1
-checkpoint of google-research's BERT or ELECTRA, or a KerasHub preset. What is not carried over is listed.
+checkpoint of google-research's BERT or ELECTRA, or a KerasHub preset, with the head of its task. What is not carried
+over is listed.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ _CARRIED = {
     "generation_config.json",
 }
 # KerasHub's names of vocabularies, and Hugging Face's; a SentencePiece model's depends on the family.
-_ASSETS = {"vocabulary.txt": "vocab.txt", "vocabulary.json": "vocab.json", "merges.txt": "merges.txt"}
+_ASSETS = {"vocabulary.txt": "vocab.txt"}
 _SPM = {
     "albert": "spiece.model",
     "t5": "spiece.model",
@@ -74,6 +75,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         ["discriminator", "generator"],
         "which of the two in a TF1 checkpoint of ELECTRA",
         flag_values=flags,
+    )
+    absl_flags.DEFINE_boolean(
+        "task", True, "read the head of a KerasHub preset's task (task.json), too", flag_values=flags
     )
     absl_flags.mark_flags_as_required(["from", "to"], flag_values=flags)
     cli.positive(flags, "max_shard_mb")
@@ -144,16 +148,17 @@ def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
         source, checkpoint = source.parent, source.name
     config = source / "config.json"
     if (source / "flags.cfg").exists():
-        _omit(flags, "a run's folder", "part", "lowercase")
+        _omit(flags, "a run's folder", "part", "lowercase", "task")
         model, tokenizer = runs.load(source, checkpoint)
         return Found("a run's folder", source, model, tokenizer=tokenizer)
     if config.exists() and any(source.glob("*.weights.*")) and "class_name" in json_files.read(config):
         _omit(flags, "a KerasHub preset", "checkpoint", "part", "lowercase")
-        return _keras(source)
+        return _keras(source, flags.task)
     if any(source.glob("*.index")) and not any(source.glob("*.safetensors")):
+        _omit(flags, "a TF1 checkpoint", "task")
         return _tf1(source, checkpoint, flags)
     if config.exists():
-        _omit(flags, "a Hugging Face folder", "checkpoint", "part", "lowercase")
+        _omit(flags, "a Hugging Face folder", "checkpoint", "part", "lowercase", "task")
         return _hugging_face(source)
     raise UserError(
         f"--from={source}: neither config.json nor a checkpoint (*.index) is there; name a Hugging Face folder, "
@@ -223,18 +228,21 @@ def _lowercase(folder: pathlib.Path, family: str) -> bool:
     raise UserError(f"{folder}: nothing says whether vocab.txt is cased; pass --lowercase or --nolowercase")
 
 
-def _keras(folder: pathlib.Path) -> Found:
+def _keras(folder: pathlib.Path, task: bool) -> Found:
     from tfzoo.text.wordpiece import WordPiece
-    from tfzoo.weights import keras_presets
+    from tfzoo.weights import keras_presets, keras_tokenizers
 
-    source = keras_presets.open_keras(folder)
+    source = keras_presets.open_keras(folder, task)
     with source.file:
         assets = folder / "assets" / "tokenizer"
         names = _ASSETS | {"vocabulary.spm": _SPM.get(source.family, "spiece.model")}
         carried = {names[path.name]: path for path in sorted(assets.glob("*")) if path.name in names}
-        tokenizer = None
-        settings = folder / "tokenizer.json"
-        if "vocab.txt" in carried:
+        tokenizer: Any = None
+        settings, ids = folder / keras_tokenizers.SETTINGS, dict[str, Any]()
+        if (assets / keras_tokenizers.VOCABULARY).exists():
+            tokenizer = keras_tokenizers.ByteLevelFiles.from_preset(folder, source.backbone)
+            ids = tokenizer.config_fields()
+        elif "vocab.txt" in carried:
             record = json_files.read(settings) if settings.exists() else {}
             json_files.check(record, {"config": Field(dict)}, settings)
             lowercase = (record.get("config") or {}).get("lowercase")
@@ -243,7 +251,25 @@ def _keras(folder: pathlib.Path) -> Found:
                     f"{settings}: does not say whether the vocabulary is lowercase; put the preset's own back"
                 )
             tokenizer = WordPiece.from_file(carried["vocab.txt"], lowercase)
+            ids = {} if tokenizer.pad_id is None else {"pad_token_id": tokenizer.pad_id}
+        _check_ids(assets, source.config, tokenizer, ids)
+        source = dataclasses.replace(source, record={**source.record, **ids})
         return _foreign(source, tokenizer, carried, {"assets", "tokenizer.json"})
+
+
+def _check_ids(assets: pathlib.Path, config, tokenizer, ids: Mapping[str, Any]) -> None:
+    """Raises UserError where a preset's vocabulary and its weights cannot be of one model."""
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{assets}: its vocabulary has {tokenizer.vocab_size} tokens, the model's vocabulary_size is "
+            f"{config.vocab_size}; put the preset's own back"
+        )
+    pad = ids.get("pad_token_id")
+    if config.position_offset and pad not in (None, config.position_offset - 1):
+        raise UserError(
+            f"{assets}: the padding has the id {pad}, and Hugging Face's model of the family needs "
+            f"{config.position_offset - 1}, which its positions begin behind; only such presets are converted"
+        )
 
 
 def _foreign(source, tokenizer, carried: Mapping[str, pathlib.Path], beside: Collection[str]) -> Found:

@@ -37,6 +37,8 @@ class Source:
     naming: table.Naming
     adapt: Callable[[table.Slot, config_lib.TransformerConfig], table.Slot]
     used: frozenset[str]  # Names of the files that were read, but for the tokenizer's.
+    backbone: str = ""  # KerasHub's class.
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # More fields of Hugging Face's config.json.
 
 
 def load(source: Source):
@@ -63,8 +65,8 @@ def load(source: Source):
     table.load(slots, source.file, found)
     for variable in absent:
         variable.assign(tf.zeros(variable.shape))
-    record = huggingface.encode_config(model, page)
-    model.record = FolderRecord(record | {"model_type": source.model_type})
+    record = huggingface.encode_config(model, page) | {"model_type": source.model_type}
+    model.record = FolderRecord({**record, **source.record})
     return model, found.not_used
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from tfzoo import config as config_lib
 from tfzoo import json_files, models
 from tfzoo.errors import UserError, suggest
+from tfzoo.json_files import Field, Fields
 from tfzoo.weights import hdf5_files, table
 from tfzoo.weights.foreign import ABSENT, Source
+from tfzoo.weights.tensors import Tensors
 
 
 def _keras_name(name: str) -> str:
@@ -22,7 +24,7 @@ def _keras_name(name: str) -> str:
     Keras numbers the layers of a class from the second on. Whether an attribute begins with an underscore has changed.
     """
     name = re.sub(r"/_", "/", name).replace("layernorm/", "layer_norm/")
-    return re.sub(r"^layers/(\w*?[a-z])(?=/)", r"layers/\1_0", name)
+    return re.sub(r"^(task/)?layers/(\w*?[a-z])(?=/)", r"\1layers/\2_0", name)
 
 
 KERAS = table.Naming(
@@ -180,6 +182,59 @@ BACKBONES = {
         "llama", _llama("qwen3_transformer_decoder", "qwen3_layer_norm"), _LM, dict(max_positions=40960), "qwen3"
     ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What task.json's class adds to a backbone; the names are those in task.weights.h5, with task/ before them."""
+
+    head: str
+    table: Mapping[str, Any]
+
+
+_CLASSIFIER = Task("classify", {"task/layers/dense_0": "classify/dense"})
+_HIDDEN_CLASSIFIER = Task(
+    "classify", {"task/layers/dense_0": "classify/hidden", "task/layers/dense_1": "classify/dense"}
+)
+_MASKED_LM = Task(
+    "lm",
+    {
+        "task/layers/masked_lm_head_0/intermediate_dense": "lm/transform",
+        "task/layers/masked_lm_head_0/intermediate_layer_norm": "lm/norm",
+        "task/layers/masked_lm_head_0/vars/0": "lm/bias",
+    },
+)
+_CAUSAL_LM = Task("lm", {})  # Its weights are the backbone's.
+TASKS = {
+    "BertTextClassifier": _CLASSIFIER,
+    "AlbertTextClassifier": _CLASSIFIER,
+    "DistilBertTextClassifier": _HIDDEN_CLASSIFIER,
+    "RobertaTextClassifier": _HIDDEN_CLASSIFIER,
+    "XLMRobertaTextClassifier": _HIDDEN_CLASSIFIER,
+    "RobertaMaskedLM": _MASKED_LM,
+    "XLMRobertaMaskedLM": _MASKED_LM,
+    **{f"{name}CausalLM": _CAUSAL_LM for name in ("GPT2", "Llama", "Llama3", "Mistral", "Qwen", "Qwen3")},
+    **{f"{name}Seq2SeqLM": _CAUSAL_LM for name in ("Bart", "T5")},
+}
+# What KerasHub's heads compute and Hugging Face's of the family cannot.
+_OTHERWISE = {
+    "BertMaskedLM": "with the exact gelu and an epsilon of 1e-05, where its blocks have the approximate one and 1e-12",
+    "DistilBertMaskedLM": "with an epsilon of 1e-05, where Hugging Face's has 1e-12",
+    "AlbertMaskedLM": "with an epsilon of 1e-05, where its blocks have 1e-12",
+}
+_CLASSIFIER_FIELDS: Fields = {
+    "num_classes": Field(int, low=1, required=True),
+    "activation": (Field(str), Field(dict)),
+    "dropout": Field(float, low=0.0, high=1.0),
+}
+# Of classifiers: KerasHub's activation behind the logits -> what Hugging Face calls the problem.
+_PROBLEMS = {"linear": "", "softmax": "", "sigmoid": "multi_label_classification"}
+_HEAD_DROPOUT = {
+    "bert": "classifier_dropout",
+    "roberta": "classifier_dropout",
+    "albert": "classifier_dropout_prob",
+    "distilbert": "seq_classif_dropout",
+}
 _FIELDS = {
     "vocabulary_size": "vocab_size",
     "vocab_size": "vocab_size",
@@ -215,12 +270,16 @@ _ELSEWHERE |= {"rope_frequency_adjustment_factor", "rope_low_freq_factor", "rope
 _ELSEWHERE |= {"rope_pretraining_sequence_length"}
 
 
-def open_keras(folder: str | os.PathLike) -> Source:
-    """A KerasHub preset: config.json with a backbone of BACKBONES, and model.weights.h5. Heads of tasks
-    (task.weights.h5) are not read; what needs no weights of its own, a tied language model, is.
+def open_keras(folder: str | os.PathLike, task: bool = True) -> Source:
+    """A KerasHub preset: config.json with a backbone of BACKBONES, and model.weights.h5; with a task.json also the head
+    of that task, whose weights are in task.weights.h5.
+
+    Args:
+      folder: the preset's.
+      task: False leaves the task alone. What needs no weights of its own, a tied language model, is read anyway.
 
     Raises:
-      UserError: an unknown backbone, or one that Hugging Face's model of the family cannot be.
+      UserError: an unknown backbone or task, or one that Hugging Face's model of the family cannot be.
     """
     folder = pathlib.Path(folder)
     path = folder / "config.json"
@@ -239,8 +298,11 @@ def open_keras(folder: str | os.PathLike) -> Source:
             raise UserError(f"{path}: {key} is {value!r}; only {_FIXED[key]!r} is built here")
         if key not in _FIELDS | _FIXED and key not in _ELSEWHERE and value not in (None, False):
             raise UserError(f"{path}: {key} is {value!r}, which tfzoo does not know")
+    head = _open_task(folder, name, backbone.family) if task else None
     file = hdf5_files.open_h5(folder)
     try:
+        if head and head.file:
+            file = file.joined(head.file, "task/")
         fields = {ours: settings[theirs] for theirs, ours in _FIELDS.items() if settings.get(theirs) is not None}
         fields = page.MODEL_TYPES[model_type] | dict(backbone.fields) | fields
         # Keras has one rate for both.
@@ -272,22 +334,76 @@ def open_keras(folder: str | os.PathLike) -> Source:
     except Exception:
         file.close()
         raise
+    used = {"config.json", "metadata.json", hdf5_files.KERAS_INDEX, *(file.file(n).name for n in file.names)}
     return Source(
         kind="a KerasHub preset",
         where=folder,
         family=backbone.family,
         model_type=model_type,
         config=config,
-        heads=backbone.heads,
-        num_labels=2,
+        heads=(head.task.head,) if head else backbone.heads,
+        num_labels=head.num_labels if head else 2,
         file=file,
-        WEIGHTS=table,
+        WEIGHTS={**table, **(head.task.table if head else {})},
         naming=naming,
         adapt=_adapt,
-        used=frozenset(
-            {"config.json", "metadata.json", *(file.file(n).name for n in file.names), hdf5_files.KERAS_INDEX}
-        ),
+        used=frozenset(used | ({"task.json"} if head else set())),
+        backbone=name,
+        record=head.record if head else {},
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Head:
+    """A task of a preset."""
+
+    task: Task
+    file: Tensors | None
+    num_labels: int = 2
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Fields of Hugging Face's config.json.
+
+
+def _open_task(folder: pathlib.Path, backbone: str, family: str) -> _Head | None:
+    """What task.json and task.weights.h5 say; None where there is no task."""
+    path = folder / "task.json"
+    if not path.exists():
+        return None
+    record = json_files.read(path)
+    if not record:  # It says nothing.
+        return None
+    json_files.check(record, {"class_name": Field(str, required=True), "config": Field(dict, required=True)}, path)
+    # What it was called before KerasHub 0.17.
+    name = re.sub(r"(?<!Text)Classifier$", "TextClassifier", record["class_name"])
+    backbone_alone = "take --notask for the backbone alone"
+    if name in _OTHERWISE:
+        raise UserError(
+            f"{path}: the head of {name} normalises {_OTHERWISE[name]}, which Hugging Face's cannot; {backbone_alone}"
+        )
+    if name not in TASKS:
+        raise UserError(
+            f"{path}: class_name {name!r} is not one that tfzoo reads{suggest(name, TASKS)}; they are "
+            f"{', '.join(TASKS)}; {backbone_alone}"
+        )
+    if re.sub("(TextClassifier|MaskedLM|CausalLM|Seq2SeqLM)$", "Backbone", name) != backbone:
+        raise UserError(f"{path}: is a {name}, and config.json a {backbone}; the two must be of one model")
+    task, settings = TASKS[name], record["config"]
+    if not task.table:
+        return _Head(task, None)
+    if not (folder / "task.weights.h5").exists():
+        raise UserError(f"{folder / 'task.weights.h5'}: no such file, and {name} has weights; {backbone_alone}")
+    number, fields = 2, dict[str, Any]()
+    if task.head == "classify":
+        json_files.check(settings, _CLASSIFIER_FIELDS, path)
+        number, activation = settings["num_classes"], settings.get("activation") or "linear"
+        if isinstance(activation, dict):
+            activation = activation.get("config")
+        if activation not in _PROBLEMS:
+            raise UserError(f"{path}: activation is {activation!r}; only {', '.join(_PROBLEMS)} are built here")
+        fields = {_HEAD_DROPOUT[family]: settings.get("dropout", 0.0)}
+        if _PROBLEMS[activation]:
+            fields["problem_type"] = _PROBLEMS[activation]
+    file = hdf5_files.open_h5(folder / "task.weights.h5").without("optimizer/")
+    return _Head(task, file, number, fields)
 
 
 def _rope(settings) -> dict[str, Any]:

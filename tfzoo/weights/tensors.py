@@ -141,6 +141,15 @@ class Tensors:
                 result[...] = rows
         return result
 
+    def joined(self, other: "Tensors", prefix: str) -> "Tensors":
+        """These and another's, whose names get a prefix; closing it closes both."""
+        places = self._places | {prefix + name: place for name, place in other._places.items()}
+        return Tensors(places, self._maps | other._maps)
+
+    def without(self, prefix: str) -> "Tensors":
+        """Those whose names do not begin with a prefix."""
+        return Tensors({n: p for n, p in self._places.items() if not n.startswith(prefix)}, self._maps)
+
     def close(self) -> None:
         """Lets go of the files."""
         self._maps.clear()  # Unmapped with the last array that looks into them.
