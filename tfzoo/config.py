@@ -5,7 +5,9 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tfzoo import json_files
 from tfzoo.errors import UserError, suggest
+from tfzoo.json_files import Field, Fields
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")  # "gelu" is exact (erf)
 ATTENTION = ("full", "lean", "favor")
@@ -15,6 +17,37 @@ POSITIONS = ("learned", "sinusoidal", "sinusoidal_concat", "relative", "rotary",
 POSITION_INITIALIZERS = ("normal", "sinusoidal", "near")
 ATTENTION_INITIALIZERS = ("independent", "alike", "cross_alike")
 INITIALIZERS = ("normal", "scaled_residual", "fan_in")
+_FACTOR, _LENGTH = Field(float, low=1e-3, required=True), Field(int, low=1)
+_FACTORS = Field(list, items=Field(float, low=1e-3), required=True)
+# What each rope_type of rotary_scaling has besides, by Hugging Face's names.
+SCALINGS: dict[str, Fields] = {
+    "default": {},
+    "linear": {"factor": _FACTOR},
+    "dynamic": {"factor": _FACTOR, "original_max_position_embeddings": _LENGTH},
+    "llama3": {
+        "factor": _FACTOR,
+        "low_freq_factor": _FACTOR,
+        "high_freq_factor": _FACTOR,
+        "original_max_position_embeddings": _LENGTH,
+    },
+    "yarn": {
+        "factor": _FACTOR,
+        "original_max_position_embeddings": _LENGTH,
+        "attention_factor": Field(float, low=0),
+        "beta_fast": Field(float, low=0),
+        "beta_slow": Field(float, low=0),
+        "mscale": Field(float, low=0),
+        "mscale_all_dim": Field(float, low=0),
+        "truncate": Field(bool),
+    },
+    "longrope": {
+        "short_factor": _FACTORS,
+        "long_factor": _FACTORS,
+        "factor": Field(float, low=1e-3),
+        "original_max_position_embeddings": _LENGTH,
+        "attention_factor": Field(float, low=0),
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +140,7 @@ class TransformerConfig:
         if self.positions == "rotary":
             if self.resolved_head_dim % 2:
                 raise UserError(f"head_dim ({self.resolved_head_dim}) must be even for rotary positions")
+            check_scaling(self.rotary_scaling, self.resolved_head_dim)
         if self.parallel_blocks:
             self._require(self.norm_first, "norm_first", "must be true with parallel_blocks")
 
@@ -166,6 +200,32 @@ CHOICES = {
     "positions": POSITIONS,
     "position_initializer": POSITION_INITIALIZERS,
 }
+
+
+def check_scaling(scaling: Mapping[str, Any], head_dim: int | None, where: str = "rotary_scaling") -> None:
+    """Raises:
+    UserError: an unknown rope_type, or one that lacks what it needs, has what it does not know, or numbers that cannot
+      be, with heads of head_dim where that is known. It begins with `where`."""
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in SCALINGS:
+        raise UserError(f"{where} has the rope_type {json_files.show(kind)}; known are {', '.join(SCALINGS)}")
+    fields = SCALINGS[kind]
+    for name, value in scaling.items():
+        if name not in (*fields, "rope_type", "type") and value is not None:
+            raise UserError(
+                f"{where} has {name} ({json_files.show(value)}), which the rope_type {kind} does not; remove it"
+            )
+    json_files.check(scaling, fields, where)
+    for name in ("short_factor", "long_factor"):
+        if head_dim and name in fields and len(scaling[name]) != head_dim // 2:
+            raise UserError(
+                f"{where}: {name} has {len(scaling[name])} numbers, and half of head_dim ({head_dim}) is "
+                f"{head_dim // 2}; correct it"
+            )
+    for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+        smaller, larger = scaling.get(low) or 1, scaling.get(high) or 32  # As yarn has them by default.
+        if high in fields and smaller >= larger:
+            raise UserError(f"{where}: {low} ({smaller}) must be below {high} ({larger}); correct it")
 
 
 def kinds(cls: type) -> dict[str, type]:

@@ -1,5 +1,7 @@
-"""A tokenizer that does not belong to the checkpoint beside it is refused, whatever its kind."""
+"""A tokenizer that is too large for the checkpoint beside it is refused, whatever its kind, and one with other ids is
+heard of."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -10,6 +12,7 @@ import tfzoo
 from tests.helpers import temporary_folder
 from tests.text.varied import SENTENCES
 from tfzoo.errors import UserError
+from tfzoo.generation.decode import special_ids
 from tfzoo.text import SPECIAL_TOKENS, training
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.characters import Characters
@@ -66,9 +69,19 @@ class BelongingTest(tf.test.TestCase):
                 role = "pad" if kind == "wordpiece" else "eos"
                 key, own = f"{role}_token_id", getattr(right, f"{role}_id")
                 path.write_text(json.dumps(record | {key: [own, own + 1]}))  # As Llama 3 has several ends.
-                tfzoo.load(folder)
+                with self.assertNoLogs("absl", "WARNING"):
+                    tfzoo.load(folder)
+                # Another id is generation's; texts go by the tokenizer.
                 path.write_text(json.dumps(record | {key: own + 1}))
-                self.refused(folder, f"{path}: {key} is {own + 1}, and {own} in the {kind} tokenizer beside it")
+                with self.assertLogs("absl", "WARNING") as logs:
+                    model, tokenizer = tfzoo.load(folder)
+                said = f"{path}: {key} is {own + 1}, and {own} in the {kind} tokenizer beside it; texts go by the"
+                self.assertIn(said, logs.output[0])
+                self.assertLen(logs.output, 1)
+                self.assertEqual(tokenizer.fingerprint(), right.fingerprint())
+                if model.can_generate and key == "eos_token_id":
+                    model.record = dataclasses.replace(model.record, generation_config={})
+                    self.assertEqual(special_ids(model)[key], own + 1)
                 self.assertIsNone(tfzoo.weights.huggingface.load(folder, tokenizer=False)[1])
                 path.write_text(json.dumps(record))
                 larger.save(folder)

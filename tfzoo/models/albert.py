@@ -61,7 +61,14 @@ REQUIRED = {
     "inner_group_num": 1,
     "position_embedding_type": "absolute",
     "tie_word_embeddings": True,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
 }
+# The first version's, which Hugging Face never read.
+IGNORED = (
+    *("classifier_dropout_prob", "down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks"),
+    "layers_to_keep",
+)
 
 
 def encode_config(config):

@@ -54,7 +54,13 @@ CONFIG = {
     "attention_dropout": "attention_dropout",
     "initializer_range": "init_std",
 }
-REQUIRED = {"is_encoder_decoder": True, "tie_word_embeddings": True}
+REQUIRED = {"is_encoder_decoder": True, "is_decoder": False, "tie_word_embeddings": True}
+# Of training, and fairseq's, which Hugging Face's BART has never read.
+IGNORED = (
+    *("encoder_layerdrop", "decoder_layerdrop", "activation_dropout", "classif_dropout", "extra_pos_embeddings"),
+    *("add_bias_logits", "add_final_layer_norm", "normalize_before", "normalize_embedding"),
+    *("static_position_embeddings", "save_step"),
+)
 
 
 def decode_config(hub):

@@ -71,6 +71,12 @@ CONFIG = {
     "initializer_range": "initializer_range",
 }
 REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False, "tie_word_embeddings": True}
+REQUIRED |= {"is_encoder_decoder": False}
+# Google's own poolers were of this shape only.
+IGNORED = (
+    "directionality",
+    *(f"pooler_{x}" for x in "fc_size num_attention_heads num_fc_layers size_per_head type".split()),
+)
 PREFIX = "bert."
 _LAYER, _OURS = "bert.encoder.layer.{}", "encoder/stack/layer_{}"
 WEIGHTS = {

@@ -53,8 +53,9 @@ CONFIG = {
     "attention_dropout": "attention_dropout",
     "initializer_range": "initializer_range",
 }
+REQUIRED = {"tie_word_embeddings": True, "is_decoder": False, "is_encoder_decoder": False}
 # sinusoidal_pos_embds says only how the table of positions began: it is stored and read either way.
-REQUIRED = {"tie_word_embeddings": True}
+IGNORED = ("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_weights_")
 PREFIX = "distilbert."
 _LAYER, _OURS = "distilbert.transformer.layer.{}", "encoder/stack/layer_{}"
 WEIGHTS = {

@@ -62,10 +62,12 @@ ARCHITECTURES = {
 }
 CONFIG = bert.CONFIG | {"embedding_size": "embedding_size"}
 REQUIRED = bert.REQUIRED
+# The summaries are of a head for multiple choice.
+IGNORED = (*bert.IGNORED, *(f"summary_{name}" for name in ("type", "use_proj", "activation", "last_dropout")))
 
 
 def decode_config(hub):  # Embeddings as wide as the blocks are not projected.
-    size = hub.get("embedding_size", 128)
+    size = hub.get("embedding_size")
     return {"embedding_size": 0 if size == hub.get("hidden_size") else size}
 
 

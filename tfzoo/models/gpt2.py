@@ -59,7 +59,14 @@ REQUIRED = {
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
     "tie_word_embeddings": True,
+    "is_encoder_decoder": False,
 }
+# The summaries are of a head for multiple choice; n_ctx repeats n_positions.
+IGNORED = (
+    "embd_pdrop",
+    "n_ctx",
+    *(f"summary_{x}" for x in "type use_proj activation proj_to_labels first_dropout".split()),
+)
 
 
 def decode_config(hub):

@@ -6,6 +6,7 @@ token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the to
 """
 
 from tfzoo import nn
+from tfzoo.config import check_scaling
 from tfzoo.errors import UserError
 from tfzoo.models.markers import Computed, Tied
 
@@ -76,22 +77,66 @@ CONFIG = {
     "initializer_range": "initializer_range",
 }
 REQUIRED = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
+IGNORED = ("pretraining_tp", "max_window_layers")
 
 
 def decode_config(hub):
-    if "sliding_attention" in (hub.get("layer_types") or ()):
-        raise UserError("layer_types has sliding_attention in some layers; here all layers have one window")
-    # Older files have rope_theta and rope_scaling, newer ones both in rope_parameters.
-    scaling = dict(hub.get("rope_parameters") or hub.get("rope_scaling") or {})
-    theta = scaling.pop("rope_theta", None) or hub.get("rope_theta") or 10000.0
-    if scaling.get("rope_type", scaling.get("type")) == "default":
-        scaling = {}
-    window = hub.get("sliding_window") if hub["model_type"] == "mistral" else 0
-    return {"rotary_theta": float(theta), "rotary_scaling": scaling, "window": window or 0}
+    kind = hub["model_type"]
+    window = hub.get("sliding_window") if kind != "llama" else 0
+    if kind != "mistral":  # Where use_sliding_window turns it on.
+        window = 0
+    layers, only = hub.get("layer_types") or (), "sliding_attention" if window else "full_attention"
+    if any(layer != only for layer in layers):
+        odd = next(layer for layer in layers if layer != only)
+        raise UserError(f"layer_types has {odd!r}, and here all layers of this {kind} have {only}")
+    if layers and len(layers) != hub["num_hidden_layers"]:
+        raise UserError(f"layer_types has {len(layers)} items, and num_hidden_layers is {hub['num_hidden_layers']}")
+    theta, scaling = _rope(hub)
+    return {"rotary_theta": theta, "rotary_scaling": scaling, "window": window or 0}
+
+
+def _rope(hub):
+    """rotary_theta and rotary_scaling: older files have rope_theta and rope_scaling, newer ones both in
+    rope_parameters."""
+    found = []
+    for name in ("rope_parameters", "rope_scaling"):
+        given = hub.get(name) or {}
+        if not isinstance(given, dict):
+            raise UserError(f"{name} is {given!r}, not an object; correct it")
+        given = {key: value for key, value in given.items() if value is not None}
+        old = given.pop("type", None)
+        if old is not None and given.setdefault("rope_type", old) != old:
+            raise UserError(f"{name} has the type {old!r} and the rope_type {given['rope_type']!r}; remove one")
+        if given:
+            found.append((name, {"rope_type": "default"} | given))
+    thetas = {hub.get("rope_theta"), *(given.pop("rope_theta", None) for _, given in found)} - {None}
+    if len(thetas) > 1:
+        raise UserError(f"rope_theta is {' and '.join(map(str, sorted(thetas)))}; remove one")
+    parts = {hub.get("partial_rotary_factor"), *(given.pop("partial_rotary_factor", None) for _, given in found)}
+    if parts - {None, 1}:
+        raise UserError(f"partial_rotary_factor is {max(parts - {None})}; here rotary positions turn whole heads")
+    if len(found) == 2 and found[0][1] != found[1][1]:
+        raise UserError(
+            "rope_scaling stands beside rope_parameters and says something else; put what counts into rope_parameters, "
+            "with rope_theta, and remove rope_scaling"
+        )
+    name, scaling = found[0] if found else ("rope_parameters", {})
+    original, longest = scaling.get("original_max_position_embeddings"), hub.get("max_position_embeddings")
+    if scaling.get("rope_type") == "dynamic" and original not in (None, longest):
+        raise UserError(
+            f"{name}: original_max_position_embeddings is {original!r}, where dynamic scaling goes by "
+            f"max_position_embeddings ({longest!r}); remove it"
+        )
+    check_scaling(scaling, None, name)
+    theta = thetas.pop() if thetas else 10000.0
+    theta = float(theta) if type(theta) is int else theta
+    return theta, {} if scaling.get("rope_type") == "default" else scaling
 
 
 def encode_config(config):
-    rope = {"rope_theta": config.rotary_theta, "rope_type": "default"} | config.rotary_scaling
+    scaling = dict(config.rotary_scaling)
+    kind = scaling.pop("type", "default")
+    rope = {"rope_theta": config.rotary_theta, "rope_type": kind} | scaling
     return {
         "head_dim": config.resolved_head_dim,
         "num_key_value_heads": config.resolved_num_kv_heads,

@@ -80,7 +80,10 @@ for _kind in ("lsh", "local"):
 
 def decode_config(record):
     buckets = record.get("num_buckets") or []
-    return {"num_buckets": buckets if isinstance(buckets, list) else [buckets]}
+    fields: dict[str, Any] = {"num_buckets": buckets if isinstance(buckets, list) else [buckets]}
+    if record.get("num_hidden_layers") is None and record.get("attn_layers") is not None:
+        fields["num_layers"] = len(record["attn_layers"])
+    return fields
 
 
 def encode_config(config):
@@ -89,7 +92,10 @@ def encode_config(config):
     return {"num_buckets": buckets if len(buckets) > 1 else (*buckets, None)[0], "architectures": [architecture]}
 
 
-REQUIRED = {"tie_word_embeddings": False}
+REQUIRED = {"tie_word_embeddings": False, "is_encoder_decoder": False}
+# How axial positions began, in how many pieces logits are computed, and by what rotations are drawn, which here are an
+# input.
+IGNORED = ("axial_norm_std", "chunk_size_lm_head", "hash_seed")
 PREFIX = "reformer."
 _LAYER, _OURS = "reformer.encoder.layers.{}", "encoder/stack/layer_{}"
 WEIGHTS = {

@@ -14,6 +14,7 @@ import dataclasses
 from keras import ops
 
 from tfzoo import nn
+from tfzoo.errors import UserError
 from tfzoo.models import bert
 from tfzoo.models.markers import Tied
 
@@ -76,11 +77,14 @@ _HEADS = {
 ARCHITECTURES = {kind + name: heads for kind in ("Roberta", "XLMRoberta") for name, heads in _HEADS.items()}
 CONFIG = bert.CONFIG
 REQUIRED = bert.REQUIRED
+IGNORED = bert.IGNORED
 
 
 def decode_config(record):
-    offset = record.get("pad_token_id", 1) + 1
-    return {"position_offset": offset, "max_positions": record.get("max_position_embeddings", 512) - offset}
+    if record.get("pad_token_id") is None:
+        raise UserError("pad_token_id is null, and positions are counted from it; give it an id")
+    offset = record["pad_token_id"] + 1
+    return {"position_offset": offset, "max_positions": record["max_position_embeddings"] - offset}
 
 
 def encode_config(config):

@@ -74,12 +74,18 @@ CONFIG = {
 }
 # feed_forward_proj -> activation, gated_mlp
 _MLPS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True)}
-REQUIRED = {"feed_forward_proj": tuple(_MLPS), "is_encoder_decoder": True}
+REQUIRED = {"feed_forward_proj": tuple(_MLPS), "is_encoder_decoder": True, "is_decoder": False}
+IGNORED = ("n_positions",)  # T5 has no table of them.
 
 
 def decode_config(hub):
     mt5 = hub["model_type"] == "mt5"
-    function, gated = _MLPS[hub.get("feed_forward_proj", "gated-gelu" if mt5 else "relu")]
+    name = hub.get("feed_forward_proj", "gated-gelu" if mt5 else "relu")
+    function, gated = _MLPS[name]
+    # Which newer files have besides.
+    for field, value in (("dense_act_fn", "gelu_new" if name == "gated-gelu" else function), ("is_gated_act", gated)):
+        if hub.get(field, value) != value:
+            raise UserError(f"{field} is {hub[field]!r}, and feed_forward_proj {name!r}; they contradict each other")
     # Files of transformers 5 say by the scale alone that a matrix is not tied.
     tied = not mt5 and False not in (hub.get("tie_word_embeddings"), hub.get("scale_decoder_outputs"))
     return {"activation": function, "gated_mlp": gated, "tie_embeddings": tied}

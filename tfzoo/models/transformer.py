@@ -7,6 +7,7 @@ token_ids, padding_mask [B, M]; decoder_token_ids, decoder_padding_mask [B, L]
 """
 
 from tfzoo import nn
+from tfzoo.errors import UserError
 from tfzoo.models import bart
 from tfzoo.models.markers import Computed
 
@@ -54,7 +55,14 @@ ARCHITECTURES = {
 }
 CONFIG = bart.CONFIG
 REQUIRED = bart.REQUIRED | {"share_encoder_decoder_embeddings": True}
-decode_config = bart.decode_config
+IGNORED = bart.IGNORED
+
+
+def decode_config(hub):
+    size = hub.get("decoder_vocab_size")
+    if size not in (None, hub.get("vocab_size")):
+        raise UserError(f"decoder_vocab_size is {size!r} and vocab_size {hub.get('vocab_size')!r}; they must be equal")
+    return bart.decode_config(hub)
 
 
 def encode_config(config):

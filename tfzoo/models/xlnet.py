@@ -7,6 +7,7 @@ previous_sequence [layers, B, M, E] (M is 0 at first) -> previous_sequence for t
 """
 
 from tfzoo import nn
+from tfzoo.errors import UserError
 from tfzoo.models.markers import Tied
 
 Config = nn.TwoStreamConfig
@@ -72,7 +73,21 @@ REQUIRED |= {
     "summary_use_proj": True,
     "summary_activation": "tanh",
     "tie_word_embeddings": True,
+    "same_length": False,
+    "is_encoder_decoder": False,
 }
+# Of training, of beams over spans, and whether a memory is kept, which here the caller says.
+IGNORED = ("summary_last_dropout", "start_n_top", "end_n_top", "use_mems_eval", "use_mems_train", "untie_r")
+
+
+def decode_config(hub):
+    if hub.get("d_head") and hub["d_head"] * hub["n_head"] != hub["d_model"]:
+        raise UserError(
+            f"d_head ({hub['d_head']!r}) times n_head ({hub['n_head']!r}) must be d_model ({hub['d_model']!r})"
+        )
+    return {}
+
+
 PREFIX = "transformer."
 _LAYER, _OURS = "transformer.layer.{}", "encoder/stack/layer_{}"
 _KERNELS = ("query", "key", "value", "relative", "output")  # Stored under their first letters.

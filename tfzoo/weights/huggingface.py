@@ -28,7 +28,7 @@ from tfzoo.json_files import Field, Fields
 from tfzoo.models.record import FolderRecord
 from tfzoo.text import template
 from tfzoo.text.settings import ROLES
-from tfzoo.weights import safetensors_files, table
+from tfzoo.weights import config_fields, safetensors_files, table
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _IDS = (Field(int), Field(list, items=Field(int)))
@@ -102,7 +102,7 @@ def load_model(folder, *, heads=None, num_labels=None, labels=None, pool=None, d
         labels = its_labels or None
     arguments: dict[str, Any] = dict(
         heads=_heads(folder, record, page) if heads is None else tuple(heads),
-        num_labels=num_labels or _num_labels(record, page),
+        num_labels=num_labels or _num_labels(record),
         labels=labels,
         pool=pool,
     )
@@ -153,13 +153,13 @@ def _tokenizer(folder: pathlib.Path):
             f"{path}: vocab_size is {vocab_size}, and {other} has {tokenizer.vocab_size} tokens; "
             "put the model's own tokenizer there"
         )
+    differing = []
     for role, name in ROLES.items():
         given, found = record.get(f"{name}_id"), getattr(tokenizer, f"{role}_id")
         if None not in (given, found) and found not in (given if isinstance(given, list) else [given]):
-            raise UserError(
-                f"{path}: {name}_id is {given}, and {found} in {other}; put the model's own tokenizer there, or mend "
-                "the one that is wrong"
-            )
+            differing.append(f"{name}_id is {given}, and {found} in {other}")
+    if differing:
+        logging.warning("%s: %s; texts go by the tokenizer, generation by config.json", path, "; ".join(differing))
     return tokenizer
 
 
@@ -232,6 +232,8 @@ def check_new(folder: pathlib.Path) -> None:
 def _page(path, record):
     kind = record.get("model_type")
     families = models.model_types()
+    if kind is None:
+        raise UserError(f'{path}: has no model_type; add it, such as "model_type": "{_kind_of(record)}"')
     if kind not in families:
         raise UserError(
             f"{path}: model_type {kind!r} is not one that tfzoo knows{suggest(str(kind), families)}; "
@@ -240,40 +242,43 @@ def _page(path, record):
     return models.page(families[kind])
 
 
+def _kind_of(record) -> str:
+    """The model_type of an architecture, as far as its name says it; else bert, for an example."""
+    names = [name.lower() for name in record.get("architectures") or ()]
+    kinds = [kind for kind in models.model_types() for name in names if name.startswith(kind.replace("-", ""))]
+    return max(kinds, key=len, default="bert")
+
+
 def decode_config(path, record, page) -> config_lib.TransformerConfig:
-    """Our config of Hugging Face's config.json, read as `record` from `path`.
+    """Our config of Hugging Face's config.json, read as `record` from `path`. What is missing there is what it is to
+    the reference.
 
     Raises:
-      UserError: a field is missing, out of bounds or asks for what the page does not have.
+      UserError: a field is missing, out of bounds, contradicts another, asks for what the page does not have, or is
+        not known.
     """
     cls = models.config_class(page)
-    for key, allowed in getattr(page, "REQUIRED", {}).items():
-        allowed = allowed if isinstance(allowed, tuple) else (allowed,)
-        if key in record and record[key] not in allowed:
-            raise UserError(
-                f"{path}: {key} is {record[key]!r}, and tfzoo's {page.__name__.rpartition('.')[2]} has it as "
-                f"{' or '.join(repr(value) for value in allowed)} only"
-            )
+    family = page.__name__.rpartition(".")[2]
+    hub = config_fields.complete(record, path)
+    config_fields.check_required(hub, getattr(page, "REQUIRED", {}), family, path)
     fields = dict(page.MODEL_TYPES[record["model_type"]])
     try:
         if page.CONFIG is None:
-            names = config_lib.kinds(cls)
-            fields |= {name: record[name] for name in names if name in record}
+            fields |= {name: hub[name] for name in config_lib.kinds(cls) if name in hub}
         else:
-            fields |= {
-                ours: _decode(ours, record[theirs])
-                for ours, theirs in page.CONFIG.items()
-                if record.get(theirs) is not None
-            }
+            values = {ours: hub.get(theirs) for ours, theirs in page.CONFIG.items()}
+            fields |= {ours: _decode(ours, value) for ours, value in values.items() if value is not None}
         if hasattr(page, "decode_config"):
-            fields |= page.decode_config(record)
-        return config_lib.from_mapping(fields, cls)
+            fields |= page.decode_config(hub)
+        config = config_lib.from_mapping(fields, cls)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{path}: {type(error).__name__} {error}; it must be a config of {record['model_type']}"
         ) from None
+    config_fields.check_all_asked(hub, getattr(page, "IGNORED", ()), path)
+    return config
 
 
 def _decode(ours, value):
@@ -301,10 +306,11 @@ def _heads(folder, record, page) -> tuple[str, ...]:
     )
 
 
-def _num_labels(record: Mapping[str, Any], page) -> int:
+def _num_labels(record: Mapping[str, Any]) -> int:
     labels = record.get("id2label")
-    default = getattr(page, "NUM_LABELS", 2)  # Where the file says nothing.
-    return len(labels) if isinstance(labels, Mapping) and labels else record.get("num_labels") or default
+    if isinstance(labels, Mapping) and labels:
+        return len(labels)
+    return record.get("num_labels") or config_fields.num_labels(record["model_type"])
 
 
 def encode_config(model, page) -> dict[str, Any]:
@@ -327,6 +333,7 @@ def encode_config(model, page) -> dict[str, Any]:
         fields = {theirs: _encode(ours, config[ours]) for ours, theirs in page.CONFIG.items()}
         if hasattr(page, "encode_config"):
             fields |= page.encode_config(model.config)
+        record = {name: value for name, value in record.items() if name not in config_fields.other_names(kind)}
     if not record and hasattr(page, "new_config"):
         fields |= page.new_config(model.config)
     kind = fields.setdefault("model_type", kind)
