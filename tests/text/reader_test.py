@@ -50,7 +50,9 @@ class ReaderTest(tf.test.TestCase):
 
         def tokenizer(*special, **options):
             made = ByteLevelBPE([*special, *BPE.vocab[5:]], [], special_tokens=special)
-            return mock.Mock(made, **{f"{role}_id": getattr(made, f"{role}_id") for role in ROLES}, **options)
+            return mock.Mock(
+                made, frames=None, **{f"{role}_id": getattr(made, f"{role}_id") for role in ROLES}, **options
+            )
 
         asked = tokenizer("<s>", "</s>", adds_bos=True)
         self.assertEqual(framing.frame(layout("gpt2"), asked).parts, (0, TEXT))
@@ -66,7 +68,7 @@ class ReaderTest(tf.test.TestCase):
             with self.assertRaisesRegex(UserError, "text_pair: .*no token to part"):
                 framing.frame(layout(family), made, pair=True)
         with self.assertRaisesRegex(UserError, "mBART's texts end with the code of their language"):
-            framing.frame(layout("bart"), mock.Mock(kind="mbart"))
+            framing.frame(layout("bart"), mock.Mock(kind="mbart", frames=None))
 
     def test_rows_of_a_fixed_length(self):
         reading = self.read([["a", "the function of"]], 8, fixed_length=True)

@@ -188,7 +188,7 @@ class WordPieceTest(tf.test.TestCase):
         for dtype in (tf.int32, tf.int64):
             texts = tokenizer.detokenize(tf.constant(ids, dtype))
             self.assertEqual(texts.numpy().tolist(), [b"the fox", b"[MASK] [UNK]"])
-        for wrong in (-1, tokenizer.vocab_size):
+        for wrong in (-1, -5):
             with self.assertRaises(tf.errors.InvalidArgumentError):
                 tokenizer.detokenize([[wrong]])
 

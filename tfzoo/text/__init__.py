@@ -14,6 +14,8 @@ time:
     tokenize_with_offsets(texts)   -> ids, starts, ends, where positions in the original text (code points) are exact
     detokenize(ids)                [N, L] or ragged -> strings [N]
     save(folder), from_folder(f)   the released file forms, which `tokenizers` and `transformers` read with the same ids
+    frames                         the special tokens around a text, and around two, where its files say so
+    added_tokens                   tokens that are found in a text before anything else
     fingerprint()                  hexadecimal; equal exactly if every text has equal ids
 
 Ids do not depend on which texts share a batch. A SavedModel with a tokenizer inside needs `import tensorflow_text`
@@ -26,7 +28,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from tfzoo.errors import UserError
-from tfzoo.text import template
+from tfzoo.text import settings, template
 from tfzoo.text.settings import SPECIAL_TOKENS, SPLIT_PATTERNS
 
 if TYPE_CHECKING:
@@ -34,9 +36,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SPECIAL_TOKENS", "SPLIT_PATTERNS", "find", "load"]
 _SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-_CHARACTERS_FILE = "characters.txt"
-
-
+_TOKENIZER_FILE, _CHARACTERS_FILE = "tokenizer.json", "characters.txt"
+# What a folder's tokenizer depends on, and what is written again as it was read.
+_FILES = (
+    _TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", *_SENTENCEPIECE_FILES,
+)  # fmt: skip
 _CLASSES = {
     "wordpiece": "WordPiece",
     "byte_level": "ByteLevelBPE",
@@ -46,27 +51,21 @@ _CLASSES = {
 
 
 def find(folder: str | os.PathLike) -> str | None:
-    """The kind of tokenizer, and the module of it, that a folder in Hugging Face's layout holds; None without one.
+    """The form of the tokenizer that a folder in Hugging Face's layout holds; None without one.
 
-    vocab.txt is wordpiece; a byte-level tokenizer.json, or vocab.json with merges.txt, byte_level; spiece.model,
-    tokenizer.model or sentencepiece.bpe.model sentencepiece; characters.txt characters.
-
-    Raises:
-      UserError: a tokenizer.json is broken.
+    tokenizer.json is tokenizer_json; else vocab.txt is wordpiece, vocab.json with merges.txt byte_level, spiece.model,
+    tokenizer.model or sentencepiece.bpe.model sentencepiece, and characters.txt characters.
     """
     folder = pathlib.Path(folder)
 
     def has(*names: str) -> bool:
         return all((folder / name).is_file() for name in names)
 
+    if has(_TOKENIZER_FILE):
+        return "tokenizer_json"
     if has("vocab.txt"):
         return "wordpiece"
-    if has("tokenizer.json"):
-        from tfzoo.text import byte_level_files
-
-        if byte_level_files.is_byte_level(folder / "tokenizer.json"):
-            return "byte_level"
-    elif has("vocab.json", "merges.txt"):
+    if has("vocab.json", "merges.txt"):
         return "byte_level"
     if any(has(name) for name in _SENTENCEPIECE_FILES):
         return "sentencepiece"
@@ -76,18 +75,28 @@ def find(folder: str | os.PathLike) -> str | None:
 def load(folder: str | os.PathLike) -> "Tokenizer":
     """The tokenizer in a folder in Hugging Face's layout, of the class that its files ask for: see `find`.
 
+    What a tokenizer.json says is compiled, and compared with the `tokenizers` library unless that was done before: see
+    tfzoo.text.proof.
+
     Raises:
-      UserError: there is none, or it is broken.
+      UserError: there is none, it is broken, or it asks for what has no exact form here.
     """
     folder = pathlib.Path(folder)
     kind = find(folder)
-    if kind:
+    if kind is None:
+        raise UserError(
+            f"{folder}: holds no tokenizer: no {_TOKENIZER_FILE}, no vocab.txt, no vocab.json with merges.txt, "
+            f"none of {', '.join(_SENTENCEPIECE_FILES)}, and no {_CHARACTERS_FILE}"
+        )
+    settings.check_class(folder, has_json=kind == "tokenizer_json")
+    if kind == "tokenizer_json":
+        from tfzoo.text import proof, tokenizer_json
+
+        tokenizer, record = tokenizer_json.load(folder)
+        proof.prove(tokenizer, record, folder, _FILES)
+    else:
         tokenizer = getattr(importlib.import_module(f"tfzoo.text.{kind}"), _CLASSES[kind]).from_folder(folder)
         tokenizer.adds_bos = template.adds_bos(folder)
-        return tokenizer
-    if (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder / 'tokenizer.json'}: is not byte-level, and no other form is read from this file")
-    raise UserError(
-        f"{folder}: holds no tokenizer: no vocab.txt, no tokenizer.json, no vocab.json with merges.txt, "
-        f"none of {', '.join(_SENTENCEPIECE_FILES)}, and no {_CHARACTERS_FILE}"
-    )
+    present = [name for name in _FILES if (folder / name).is_file()]
+    tokenizer.keep_files({name: (folder / name).read_bytes() for name in present})
+    return tokenizer

@@ -19,12 +19,13 @@ How it goes, and why it is exact:
    model. So it merges the same.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -32,6 +33,7 @@ import tensorflow_text as tf_text
 
 from tfzoo.errors import UserError
 from tfzoo.text import byte_level_files
+from tfzoo.text.added import AddedToken
 from tfzoo.text.byte_level_files import USUAL
 from tfzoo.text.byte_level_model import (
     BYTES,
@@ -45,17 +47,15 @@ from tfzoo.text.byte_level_model import (
     made_by_merges,
     sentencepiece_model,
 )
+from tfzoo.text.components import pre_tokenizers
+from tfzoo.text.components.patterns import LOOKAHEAD
+from tfzoo.text.pieces import SPACE, Pieces
 from tfzoo.text.settings import ROLES, SPLIT_PATTERNS
-from tfzoo.text.special import tokenize_around
-from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, strings, valid_utf8
+from tfzoo.text.tokenizer import Tokenizer, join, regroup, sentencepiece_op, valid_utf8
 
-# Unicode's white space: RE2's own \s is ASCII's, without \v.
-_SPACE = r"\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
-_SPACE_BUT_LINE_ENDS = _SPACE.replace(r"\t-\r", r"\t\x{b}\x{c}")
-_SPACE_BUT_PLAIN = _SPACE.replace(" ", "")
-_PLAIN_SPACES = rf" ?(?:[^{_SPACE}] ?|[{_SPACE_BUT_PLAIN}])*"  # No plain space behind white space.
-_LOOKAHEAD = r"|\s+(?!\S)|\s+"  # What the patterns end with.
-
+_SPACE_BUT_LINE_ENDS = SPACE.replace(r"\t-\r", r"\t\x{b}\x{c}")
+_SPACE_BUT_PLAIN = SPACE.replace(" ", "")
+_PLAIN_SPACES = rf" ?(?:[^{SPACE}] ?|[{_SPACE_BUT_PLAIN}])*"  # No plain space behind white space.
 # Bytes that no UTF-8 holds. RE2 takes them for no character, so that they end every match.
 _WORD_END, _PIECE_END = b"\xff", b"\xfe"
 
@@ -82,37 +82,50 @@ class ByteLevelBPE(Tokenizer):
         special_tokens: Sequence[str] = (),
         roles: Mapping[str, str] | None = None,
         pattern: str = "gpt2",
+        splits: Sequence[dict[str, Any]] = (),
         ignore_merges: bool = False,
         add_prefix_space: bool = False,
         nfc: bool = False,
         lstrip: Sequence[str] = (),
         rstrip: Sequence[str] = (),
+        added_tokens: Sequence[AddedToken] = (),
+        unknown: str | None = None,
+        name: str = "vocabulary",
     ):
-        """`vocab[i]` is the text of token i in GPT-2's letters for bytes (a space is Ġ); `merges` are in order of rank.
+        """`vocab[i]` is the text of token i in GPT-2's letters for bytes (a space is Ġ), "" where there is none;
+        `merges` are in order of rank.
 
         `special_tokens` are those of the vocabulary that stand for no text; `roles` says which of them does what (one
-        of ROLES -> its text; None: as the released vocabularies have it). `pattern` is one of SPLIT_PATTERNS.
-        `ignore_merges`: a word that is a token is that token, whatever the merges say (Llama 3). `add_prefix_space`:
-        a text that begins with no space gets one. `nfc`: texts are composed first (Qwen2). `lstrip`, `rstrip`: the
-        special tokens that, where they are asked for, take the white space before or after them (RoBERTa's <mask>).
+        of ROLES -> its text; None: as the released vocabularies have it). `pattern` is one of SPLIT_PATTERNS, or "" for
+        none; `splits`, the members of a tokenizer.json's pre_tokenizer, split a text before. `ignore_merges`: a word
+        that is a token is that token, whatever the merges say (Llama 3). `add_prefix_space`: a text that begins with no
+        space gets one. `nfc`: texts are composed first (Qwen2). `lstrip`, `rstrip`: the special tokens that, where they
+        are asked for, take the white space before or after them (RoBERTa's <mask>). `added_tokens` are found in a
+        text, and say all this themselves. Bytes that have no token are left out, as the library does, unless the
+        `unknown` token says what they are.
 
         Raises:
-          UserError: a token is empty or repeated, a byte has none, a merge names what is not in the vocabulary, or
-            an option is none.
+          UserError: a token is repeated, a merge names what is not in the vocabulary, or an option is none; `name` is
+            what it calls the vocabulary.
         """
         tokens, merges = list(vocab), list(merges)
-        check_vocab(tokens, "vocabulary", lambda token: "")
-        check_merges(set(tokens), merges, lambda i: f"merges, number {i + 1}", "the vocabulary")
-        if pattern not in SPLIT_PATTERNS:
+        check_vocab(tokens, name, lambda token: "")
+        check_merges({*tokens}, merges, lambda i: f"{name}: merges, number {i + 1}", "the vocabulary")
+        if pattern and pattern not in SPLIT_PATTERNS:
             raise UserError(f"pattern: {pattern!r} is not one of {' '.join(SPLIT_PATTERNS)}")
-        ids = {token: i for i, token in enumerate(tokens)}
+        ids = {token: i for i, token in enumerate(tokens) if token}
         for token in special_tokens:
             if token not in ids:
                 raise UserError(f"special_tokens: {token!r} is not in the vocabulary; add it")
-        special = {token: ids[token] for token in special_tokens}
         for token in (*lstrip, *rstrip):
-            if token not in special:
+            if token not in special_tokens:
                 raise UserError(f"lstrip, rstrip: {token!r} is not one of special_tokens")
+        known = {
+            token: AddedToken(token, ids[token], lstrip=token in lstrip, rstrip=token in rstrip)
+            for token in special_tokens
+        }
+        known |= {token.content: token for token in added_tokens}
+        special = [token for token in known if known[token].special]
         if roles is None:
             roles = {role: token for token in special for role in USUAL.get(token, ())}
         for role, token in roles.items():
@@ -122,36 +135,48 @@ class ByteLevelBPE(Tokenizer):
                 raise UserError(f"roles: the {role} token {token!r} is not one of special_tokens")
 
         role_ids = {role: ids[roles[role]] for role in ROLES if role in roles}
-        super().__init__("byte_level_bpe", tokens, role_ids, [*special.values()])
+        super().__init__("byte_level_bpe", tokens, role_ids, (), list(known.values()))
         self._merges = np.array(merges, dtype=object).reshape(-1, 2)
         self._pattern, self._ignore_merges = pattern, bool(ignore_merges)
         self._add_prefix_space, self._nfc = bool(add_prefix_space), bool(nfc)
-        self._lstrip, self._rstrip = tuple(sorted(set(lstrip))), tuple(sorted(set(rstrip)))
+        self._before = json.dumps(list(splits))
+        self._splits = tuple(pre_tokenizers.compile_one(part, f"{name}: pre_tokenizer") for part in splits)
 
-        ordinary = {i: bytes(BYTES[c] for c in t) for i, t in enumerate(tokens) if t not in special and is_text(t)}
+        ordinary = {i: bytes(BYTES[c] for c in t) for i, t in enumerate(tokens) if t and t not in known and is_text(t)}
+        missing = [byte for letter, byte in BYTES.items() if letter not in ids or letter in known]
+        if missing and unknown is not None:
+            raise UserError(
+                f"{name}: {len(missing)} of the 256 bytes have no token, the first is 0x{missing[0]:02x}, and "
+                f"unk_token is {unknown!r}; only a vocabulary without one is read"
+            )
+        self._missing = "".join(rf"\x{{{byte:x}}}" for byte in missing if 0 < byte < 0xF5)
+        if 0 in missing:
+            self._missing += LATIN_NUL
         made = made_by_merges(self._vocab, ids, merges)
         words = {i: b for i, b in ordinary.items() if i in made or ignore_merges}
-        expression = SPLIT_PATTERNS[pattern].removesuffix(_LOOKAHEAD) + r"|\s+"
-        self._words = expression.replace(r"[^\s", f"[^{_SPACE}").replace(r"\s", f"[{_SPACE}]")
-        last = _SPACE if pattern == "gpt2" else _SPACE_BUT_LINE_ENDS  # The others take \s*[\r\n]+ before.
-        self._run_ends = rf"([{_SPACE}])([{last}][^{_SPACE}])"
+        if pattern:
+            expression = SPLIT_PATTERNS[pattern].removesuffix(LOOKAHEAD) + r"|\s+"
+            self._words = expression.replace(r"[^\s", f"[^{SPACE}").replace(r"\s", f"[{SPACE}]")
+            last = SPACE if pattern == "gpt2" else _SPACE_BUT_LINE_ENDS  # The others take \s*[\r\n]+ before.
+            self._run_ends = rf"([{SPACE}])([{last}][^{SPACE}])"
         self._cuts = cuts(ordinary.values())
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
             model = sentencepiece_model(len(tokens), {i: (b, made[i]) for i, b in ordinary.items() if i in made})
             self._model = sentencepiece_op(model)
             self._word_table = _table({latin(b): i for i, b in words.items()})
-            self._piece_table = _table(self._whole_pieces(words))
+            self._piece_table = _table(self._whole_pieces(words) if pattern else {})
             # What each id adds when ids are joined to text, and how many bytes of a text it came from.
             dropped = self._dropped()
             pieces = [
-                ordinary[i] if i in ordinary else b"" if i in dropped else t.encode() for i, t in enumerate(tokens)
+                b"" if i in dropped else bytes(BYTES[c] for c in t) if is_text(t) else t.encode()
+                for i, t in enumerate(tokens)
             ]
             self._pieces = tf.constant(pieces)
             self._lengths = tf.constant([len(ordinary.get(i, b"")) for i in range(len(tokens))], tf.int64)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "ByteLevelBPE":
-        """Reads tokenizer.json, or vocab.json and merges.txt, as Hugging Face's folders have them.
+        """Reads vocab.json and merges.txt, as Hugging Face's folders without a tokenizer.json have them.
 
         tokenizer_config.json, special_tokens_map.json and added_tokens.json say which tokens are special; without
         them <|endoftext|>, <s>, <pad>, </s>, <unk> and <mask> are.
@@ -162,11 +187,9 @@ class ByteLevelBPE(Tokenizer):
         """
         return cls(**byte_level_files.read(pathlib.Path(folder)))
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def _write(self, folder: pathlib.Path) -> None:
         """Writes tokenizer.json, vocab.json, merges.txt and tokenizer_config.json, which `from_folder` and the
         `tokenizers` and `transformers` libraries read."""
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         byte_level_files.write(
             folder,
             vocab=self.vocab,
@@ -177,8 +200,8 @@ class ByteLevelBPE(Tokenizer):
             ignore_merges=self._ignore_merges,
             add_prefix_space=self._add_prefix_space,
             nfc=self._nfc,
-            lstrip=self._lstrip,
-            rstrip=self._rstrip,
+            lstrip=self._stripping("lstrip"),
+            rstrip=self._stripping("rstrip"),
         )
 
     @property
@@ -192,7 +215,8 @@ class ByteLevelBPE(Tokenizer):
     @property
     def is_gpt2(self) -> bool:
         """Whether a text becomes ids as in GPT-2: by its pattern and by merges alone, with nothing done before."""
-        return self._pattern == "gpt2" and not (self._ignore_merges or self._add_prefix_space or self._nfc)
+        more = self._ignore_merges or self._add_prefix_space or self._nfc or self._splits or self._missing
+        return self._pattern == "gpt2" and not more and all(token.special for token in self._added)
 
     def fingerprint(self) -> str:
         """A SHA-256 in hexadecimal, equal for equal vocabularies, merges and options."""
@@ -200,66 +224,46 @@ class ByteLevelBPE(Tokenizer):
         roles = [self._vocab[by_role[role]] if role in by_role else None for role in ROLES]
         content = [
             self._vocab.tolist(), self._merges.tolist(), self._special, roles, self._pattern,
-            self._ignore_merges, self._add_prefix_space, self._nfc, self._lstrip, self._rstrip,
+            self._ignore_merges, self._add_prefix_space, self._nfc,
+            self._stripping("lstrip"), self._stripping("rstrip"),
         ]  # fmt: skip
+        plain = {(False, False, True)}
+        if self._splits or {(t.single_word, t.normalized, t.special) for t in self._added} - plain:
+            content += [self._before, [dataclasses.astuple(token) for token in self._added]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
-        """texts: strings [N] -> ids: int32 [N, None], without tokens for beginning and end.
-
-        Bytes that are not UTF-8 become U+FFFD. `special` names special tokens, such as ("<mask>",), that become that
-        token where they stand in a text, which is cut there before anything else; any other is plain text.
-
-        Raises:
-          UserError: `special` names what is not a special token.
-        """
-        texts = valid_utf8(strings(texts))
-        if not special:
-            return self._tokenize(self._prepared(texts))
-        for token in sorted({*special} & {*self._lstrip}):
-            texts = tf.strings.regex_replace(texts, f"[{_SPACE}]+({re.escape(token)})", r"\1")
-        for token in sorted({*special} & {*self._rstrip}):
-            texts = tf.strings.regex_replace(texts, f"({re.escape(token)})[{_SPACE}]+", r"\1")
-        return tokenize_around(
-            texts, special, self._special_tokens(), lambda parts: self._tokenize(self._prepared(parts))
-        )
-
-    def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
-        """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; ids as `tokenize` gives them.
-
-        Token j of text i came from `texts[i][starts[i, j]:ends[i, j]]`, in code points, spaces included. A token
-        that is part of a character's bytes has that character, and so have the others that share it.
-
-        Raises:
-          UserError: the tokenizer composes texts (nfc), which keeps no map.
-        """
-        if self._nfc:
+    def _normalize(self, pieces: Pieces) -> Pieces:
+        if not self._nfc:
+            return pieces
+        if pieces.aligned:
             raise UserError("nfc: this tokenizer composes texts before it reads them, so that there are no offsets")
-        texts = valid_utf8(strings(texts))
-        prepared = self._prepared(texts)
-        ids = self._tokenize(prepared)
-        # Bytes and characters are counted through the whole batch, so that one search serves all rows.
-        byte_ends = tf.cumsum(tf.gather(self._lengths, ids.flat_values))
-        byte_starts = byte_ends - tf.gather(self._lengths, ids.flat_values)
-        characters = tf.strings.unicode_decode(prepared, "UTF-8")
-        codes = characters.flat_values
-        widths = 1 + tf.add_n([tf.cast(codes >= least, tf.int64) for least in (0x80, 0x800, 0x10000)])
-        consumed = tf.cumsum(widths)
-        rows = ids.value_rowids()
-        put_before = tf.strings.length(prepared) - tf.strings.length(texts)  # 1 where a space was added, else 0.
+        return dataclasses.replace(pieces, texts=tf_text.normalize_utf8(pieces.texts, "NFC"))
 
-        def character(byte: tf.Tensor) -> tf.Tensor:
-            found = tf.searchsorted(consumed, byte, side="right", out_type=tf.int64)
-            found = tf.cast(found - tf.gather(characters.row_starts(), rows), tf.int32)
-            return tf.maximum(found - tf.gather(put_before, rows), 0)  # The added space is at the first character.
+    def _encode(self, pieces: Pieces) -> tuple:
+        """A token that is part of a character's bytes has that character, and so have the others that share it; spaces
+        before a word are its first token's."""
+        every = tf.size(pieces.rows, tf.int64)
+        parts = dataclasses.replace(pieces, rows=tf.range(every))
+        for split in self._splits:
+            parts = split(parts)
+        if self._add_prefix_space:
+            parts = parts.prepend(" ", tf.strings.regex_full_match(parts.texts, "(?s)[^ ].*"))
+        ids = self._tokenize_words(parts.texts)
+        starts = ends = None
+        if pieces.aligned:
+            if self._missing:
+                raise UserError("this tokenizer drops bytes that its vocabulary lacks, so that there are no offsets")
+            last = tf.cumsum(tf.gather(self._lengths, ids.flat_values))
+            first = last - tf.gather(self._lengths, ids.flat_values)
+            before = tf.gather(
+                tf.cumsum(tf.cast(tf.strings.length(parts.texts), tf.int64), exclusive=True), ids.value_rowids()
+            )
+            starts, ends = parts.offsets(ids.with_flat_values(first - before), ids.with_flat_values(last - before))
+        if self._splits:
+            ids, starts, ends = (regroup(values, parts.rows, every) for values in (ids, starts, ends))
+        return ids, starts, ends
 
-        return (
-            ids,
-            ids.with_flat_values(character(byte_starts)),
-            ids.with_flat_values(character(byte_ends - 1) + 1),
-        )
-
-    def detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+    def _detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
         """ids: int [N, L] or ragged [N, None] -> strings [N], the inverse of `tokenize` for any UTF-8.
 
         Special tokens are dropped, but for those for unknown and masked words, which stay, as text. Where ids end
@@ -270,24 +274,17 @@ class ByteLevelBPE(Tokenizer):
         """
         return valid_utf8(join(self._pieces, ids))
 
-    def _prepared(self, texts: tf.Tensor) -> tf.Tensor:
-        """What happens to a text before it is split."""
-        if self._nfc:
-            texts = tf_text.normalize_utf8(texts, "NFC")
-        if self._add_prefix_space:
-            lacks = tf.strings.regex_full_match(texts, "(?s)[^ ].*")
-            texts = tf.where(lacks, tf.strings.join([" ", texts]), texts)
-        return texts
-
-    def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+    def _tokenize_words(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """strings [N] of UTF-8 -> ids int32 [N, None]."""
+        if not self._pattern:
+            return _look_up(texts, self._piece_table, self._tokenize_words_of)
         # A piece is what stands between two cuts. Each but the first of a text lost its space; the first begins with
         # a _WORD_END instead, so that it is not taken for one of the others.
         pieces = tf.cond(
             tf.reduce_all(tf.strings.regex_full_match(texts, _PLAIN_SPACES)),
             lambda: tf.strings.split(tf.strings.join([_WORD_END, texts]), " "),
             lambda: tf.strings.split(
-                tf.strings.join([_WORD_END, tf.strings.regex_replace(texts, f"([^{_SPACE}]) ", rb"\1" + _PIECE_END)]),
+                tf.strings.join([_WORD_END, tf.strings.regex_replace(texts, f"([^{SPACE}]) ", rb"\1" + _PIECE_END)]),
                 _PIECE_END,
             ),
         )
@@ -298,8 +295,14 @@ class ByteLevelBPE(Tokenizer):
         """Pieces, strings [P] -> ids int32 [P, None]."""
         is_first = tf.strings.substr(pieces, 0, 1) == _WORD_END
         texts = tf.where(is_first, tf.strings.substr(pieces, 1, np.iinfo(np.int32).max), tf.strings.join([" ", pieces]))
-        letters = tf.strings.unicode_transcode(self._with_word_ends(texts), "ISO-8859-1", "UTF-8")
+        return self._tokenize_words_of(self._with_word_ends(texts))
+
+    def _tokenize_words_of(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """Strings [P] in which a _WORD_END stands behind every word -> ids int32 [P, None]."""
+        letters = tf.strings.unicode_transcode(texts, "ISO-8859-1", "UTF-8")
         letters = tf.strings.regex_replace(letters, r"\x{0}", LATIN_NUL)
+        if self._missing:  # What is before and behind is merged, as in the library.
+            letters = tf.strings.regex_replace(letters, f"[{self._missing}]", "")
         if self._cuts:
             letters = tf.strings.regex_replace(letters, self._cuts, rf"\1{LATIN_WORD_END}\2")
         words = tf.strings.split(letters, LATIN_WORD_END)
@@ -310,6 +313,10 @@ class ByteLevelBPE(Tokenizer):
         """Strings [P] with at least one _WORD_END behind every word."""
         texts = tf.strings.regex_replace(texts, self._run_ends, rb"\1" + _WORD_END + rb"\2")
         return tf.strings.regex_replace(texts, self._words, rb"\0" + _WORD_END)
+
+    def _stripping(self, side: str) -> list[str]:
+        """The tokens that take the white space on one side."""
+        return sorted(token.content for token in self._added if getattr(token, side))
 
     def _whole_pieces(self, words: dict[int, bytes]) -> dict[bytes, int]:
         """Those that the pattern leaves whole, as the pieces that `_tokenize` makes of them -> id."""

@@ -4,14 +4,13 @@
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from tfzoo import files, json_files
 from tfzoo.errors import UserError
 from tfzoo.text import settings
-from tfzoo.text.byte_level_model import check_merges, check_vocab
+from tfzoo.text.byte_level_model import BYTES, check_merges, check_vocab
 from tfzoo.text.settings import CONFIG_FILE, ROLES, SPLIT_PATTERNS, TOKENS
 
 TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
@@ -24,12 +23,50 @@ USUAL = {
 
 
 def read(folder: pathlib.Path) -> dict:
-    """The arguments of ByteLevelBPE that a folder's files stand for: those of tokenizer.json where there is one.
+    """The arguments of ByteLevelBPE that a folder's vocab.json, merges.txt and the files beside them stand for.
 
     Raises:
       UserError: a file is missing or broken, or asks for what is not built here.
     """
-    return _from_tokenizer_file(folder) if (folder / TOKENIZER_FILE).exists() else _from_vocab_and_merges(folder)
+    path = folder / VOCAB_FILE
+    content = json_files.read(path)
+    ids = _ids(path, content, "the file")
+    added: list[str] = []
+    lstrip, rstrip = [], []
+    if (folder / ADDED_FILE).exists():
+        for token, i in json_files.read(folder / ADDED_FILE).items():
+            _add(ids, folder / ADDED_FILE, token, i)
+            added.append(token)
+    config = settings.read(folder)
+    for i, token in (config.get("added_tokens_decoder") or {}).items():
+        if not isinstance(token, dict) or not i.isdecimal():
+            raise UserError(f"{folder / CONFIG_FILE}: added_tokens_decoder has {i!r}: {token!r}, which is no token")
+        _add(ids, folder / CONFIG_FILE, token.get("content"), int(i))
+        added.append(token["content"])
+        lstrip += [token["content"]] if token.get("lstrip") else []
+        rstrip += [token["content"]] if token.get("rstrip") else []
+    tokens = _in_order(ids, path)
+
+    path = folder / MERGES_FILE
+    merges, numbers = [], []
+    for number, line in enumerate(_read(path).split("\n"), 1):
+        if line.strip("\r") and not line.startswith("#version"):
+            merges.append(tuple(line.rstrip("\r").split(" ")))
+            numbers.append(number)
+    check_merges(set(tokens), merges, lambda i: f"{path}, line {numbers[i]}", VOCAB_FILE)
+    roles, named = _roles(folder, ids)
+    special = dict.fromkeys([*added, *named, *(token for token in USUAL if token in ids)])
+    if not lstrip and "<mask>" in special:
+        lstrip = ["<mask>"]  # As RoBERTa and BART have it.
+    return {
+        "vocab": tokens,
+        "merges": merges,
+        "special_tokens": list(special),
+        "roles": roles,
+        "add_prefix_space": config.get("add_prefix_space") is True,
+        "lstrip": lstrip,
+        "rstrip": rstrip,
+    }
 
 
 def write(
@@ -112,143 +149,6 @@ def write(
     files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
-def is_byte_level(path: str | os.PathLike) -> bool:
-    """Whether a tokenizer.json holds byte-level byte-pair encoding.
-
-    Raises:
-      UserError: the file cannot be read.
-    """
-    return _holds_byte_level(json_files.read(path))
-
-
-def _holds_byte_level(content: dict) -> bool:
-    model = content.get("model")
-    byte_level = any(part.get("type") == "ByteLevel" for part in _parts(content.get("pre_tokenizer"), "pretokenizers"))
-    return isinstance(model, dict) and model.get("type", "BPE") == "BPE" and byte_level
-
-
-def _parts(component: object, name: str) -> list[dict]:
-    """The members of a component of a tokenizer.json, which may be missing, one or a sequence."""
-    if not isinstance(component, dict):
-        return []
-    parts = component.get(name, []) if component.get("type") == "Sequence" else [component]
-    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-
-
-def _from_tokenizer_file(folder: pathlib.Path) -> dict:
-    """The arguments of ByteLevelBPE that a tokenizer.json and the files beside it stand for."""
-    path = folder / TOKENIZER_FILE
-    content = json_files.read(path)
-    if not _holds_byte_level(content):
-        raise UserError(f"{path}: is not a byte-level BPE tokenizer (its model and pre_tokenizer say so)")
-    model = content["model"]
-    for name, allowed in (
-        ("dropout", (None, 0.0)),
-        ("continuing_subword_prefix", (None, "")),
-        ("end_of_word_suffix", (None, "")),
-        ("byte_fallback", (None, False)),
-        ("ignore_merges", (None, False, True)),
-    ):
-        if model.get(name) not in allowed:
-            raise UserError(f"{path}: model.{name} is {model[name]!r}; only {allowed[-1]!r} is built here")
-    normalizers = [part.get("type") for part in _parts(content.get("normalizer"), "normalizers")]
-    if normalizers not in ([], ["NFC"]):
-        raise UserError(f"{path}: normalizer is {normalizers}; only NFC or none is built here")
-    pattern, add_prefix_space = _splitting(path, _parts(content.get("pre_tokenizer"), "pretokenizers"))
-
-    ids = _ids(path, model.get("vocab"), "model.vocab")
-    added = content.get("added_tokens") or []
-    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise UserError(f"{path}: added_tokens is not a list of tokens")
-    for token in added:
-        if token.get("single_word"):
-            raise UserError(f"{path}: the added token {token.get('content')!r} is single_word, which is not built here")
-        _add(ids, path, token.get("content"), token.get("id"))
-    special = [token["content"] for token in added]
-    tokens = _in_order(ids, path)
-    merges = model.get("merges")
-    if not isinstance(merges, list):
-        raise UserError(f"{path}: model.merges is not a list")
-    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-    check_merges(set(tokens), merges, lambda i: f"{path}, merge {i + 1}", "model.vocab")
-    roles, named = _roles(folder, ids)
-    return {
-        "vocab": tokens,
-        "merges": merges,
-        "special_tokens": [*special, *(token for token in named if token not in special)],
-        "roles": roles,
-        "pattern": pattern,
-        "ignore_merges": bool(model.get("ignore_merges")),
-        "add_prefix_space": add_prefix_space,
-        "nfc": bool(normalizers),
-        "lstrip": [token["content"] for token in added if token.get("lstrip")],
-        "rstrip": [token["content"] for token in added if token.get("rstrip")],
-    }
-
-
-def _splitting(path: pathlib.Path, parts: list[dict]) -> tuple[str, bool]:
-    """The pattern's name and add_prefix_space that a tokenizer.json's pre_tokenizer stands for."""
-    byte_level = parts[-1]
-    prefix = byte_level.get("add_prefix_space", True)  # The library's default.
-    if len(parts) == 1 and byte_level.get("use_regex", True):
-        return "gpt2", bool(prefix)
-    if len(parts) == 2 and parts[0].get("type") == "Split" and not byte_level.get("use_regex", True):
-        split = parts[0].get("pattern")
-        split = split.get("Regex") if isinstance(split, dict) else None
-        isolated = parts[0].get("behavior") == "Isolated" and not parts[0].get("invert")
-        for name, pattern in SPLIT_PATTERNS.items():
-            # A space put before every word would not be one before the text.
-            if pattern == split and isolated and not prefix:
-                return name, False
-    raise UserError(
-        f"{path}: pre_tokenizer splits by a pattern that is not built here; known are those of "
-        f"{', '.join(SPLIT_PATTERNS)}"
-    )
-
-
-def _from_vocab_and_merges(folder: pathlib.Path) -> dict:
-    """The arguments of ByteLevelBPE that a vocab.json, a merges.txt and the files beside them stand for."""
-    path = folder / VOCAB_FILE
-    content = json_files.read(path)
-    ids = _ids(path, content, "the file")
-    added: list[str] = []
-    lstrip, rstrip = [], []
-    if (folder / ADDED_FILE).exists():
-        for token, i in json_files.read(folder / ADDED_FILE).items():
-            _add(ids, folder / ADDED_FILE, token, i)
-            added.append(token)
-    config = settings.read(folder)
-    for i, token in (config.get("added_tokens_decoder") or {}).items():
-        if not isinstance(token, dict) or not i.isdecimal():
-            raise UserError(f"{folder / CONFIG_FILE}: added_tokens_decoder has {i!r}: {token!r}, which is no token")
-        _add(ids, folder / CONFIG_FILE, token.get("content"), int(i))
-        added.append(token["content"])
-        lstrip += [token["content"]] if token.get("lstrip") else []
-        rstrip += [token["content"]] if token.get("rstrip") else []
-    tokens = _in_order(ids, path)
-
-    path = folder / MERGES_FILE
-    merges, numbers = [], []
-    for number, line in enumerate(_read(path).split("\n"), 1):
-        if line.strip("\r") and not line.startswith("#version"):
-            merges.append(tuple(line.rstrip("\r").split(" ")))
-            numbers.append(number)
-    check_merges(set(tokens), merges, lambda i: f"{path}, line {numbers[i]}", VOCAB_FILE)
-    roles, named = _roles(folder, ids)
-    special = dict.fromkeys([*added, *named, *(token for token in USUAL if token in ids)])
-    if not lstrip and "<mask>" in special:
-        lstrip = ["<mask>"]  # As RoBERTa and BART have it.
-    return {
-        "vocab": tokens,
-        "merges": merges,
-        "special_tokens": list(special),
-        "roles": roles,
-        "add_prefix_space": config.get("add_prefix_space") is True,
-        "lstrip": lstrip,
-        "rstrip": rstrip,
-    }
-
-
 def _roles(folder: pathlib.Path, ids: Mapping[str, int]) -> tuple[dict[str, str] | None, list[str]]:
     """The roles that the folder's settings name, None without any, and all special tokens they name."""
     roles: dict[str, str] = {}
@@ -319,4 +219,12 @@ def _in_order(ids: Mapping[str, int], path: pathlib.Path) -> list[str]:
             raise UserError(f"{_at(path, token)} has id {i}, but no token has id {len(tokens)}")
         tokens.append(token)
     check_vocab(tokens, str(path), lambda token: f", line {json_files.line_of(path, token)}")
+    if "" in ids:
+        raise UserError(f"{path}: token {ids['']} is empty; remove it")
+    missing = [byte for letter, byte in BYTES.items() if letter not in ids]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of the 256 bytes have no token, the first is 0x{missing[0]:02x}; "
+            "a byte-level vocabulary has one for each"
+        )
     return tokens

@@ -34,7 +34,7 @@ def latin(token: bytes) -> bytes:
     return token.decode("latin-1").replace("\0", LATIN_NUL).encode()
 
 
-def made_by_merges(vocab: np.ndarray, ids: Mapping[str, int], merges: list) -> dict[int, int]:
+def made_by_merges(vocab: Iterable[str], ids: Mapping[str, int], merges: list) -> dict[int, int]:
     """The tokens that the merges make of their own letters -> the rank of the last merge (-1 for a letter)."""
     ranks: dict[str, list[int]] = collections.defaultdict(list)
     for rank, (left, right) in enumerate(merges):
@@ -109,17 +109,11 @@ def check_vocab(tokens: list[str], name: str, where: Callable[[str], str]) -> No
     """Refuses what is no vocabulary; `where` gives ", line 3" for a token."""
     seen: dict[str, int] = {}
     for i, token in enumerate(tokens):
-        if not token:
-            raise UserError(f"{name}{where(token)}: token {i} is empty; remove it")
+        if not token:  # No token has this id.
+            continue
         if token in seen:
             raise UserError(f"{name}{where(token)}: token {token!r} is {seen[token]} and {i}; remove one")
         seen[token] = i
-    missing = [byte for letter, byte in BYTES.items() if letter not in seen]
-    if missing:
-        raise UserError(
-            f"{name}: {len(missing)} of the 256 bytes have no token, the first is 0x{missing[0]:02x}; "
-            "a byte-level vocabulary has one for each"
-        )
 
 
 def check_merges(vocab: set[str], merges: list, where: Callable[[int], str], name: str) -> None:

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from tfzoo import files
 from tfzoo.errors import UserError
-from tfzoo.text.special import tokenize_around
-from tfzoo.text.tokenizer import Tokenizer, join, strings
+from tfzoo.text.pieces import Pieces
+from tfzoo.text.tokenizer import Tokenizer, join
 
 VOCAB_FILE = "characters.txt"
 CONFIG_FILE = "tokenizer_config.json"
@@ -77,10 +77,8 @@ class Characters(Tokenizer):
         """
         return cls.from_file(pathlib.Path(folder, VOCAB_FILE))
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def _write(self, folder: pathlib.Path) -> None:
         """Writes characters.txt, and a tokenizer_config.json that names this class."""
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         files.atomic_write(folder / VOCAB_FILE, "".join(f"{_escape(token)}\n" for token in self._vocab))
         config = {"tokenizer_class": TOKENIZER_CLASS}
         files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
@@ -90,26 +88,21 @@ class Characters(Tokenizer):
         text = "".join(f"{_escape(token)}\n" for token in self._vocab)
         return hashlib.sha256(f"characters\n{text}".encode()).hexdigest()
 
-    def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
-        """texts: strings [N] -> ids: int32 [N, None], one a code point.
+    def _valid(self, texts: tf.Tensor) -> tf.Tensor:
+        return texts  # Decoding sees to it.
 
-        Bytes that are not UTF-8 count as U+FFFD. `special` names special tokens that become that token where they
-        stand in a text; any other is plain text.
+    def _encode(self, pieces: Pieces) -> tuple:
+        """One id a code point; bytes that are not UTF-8 count as U+FFFD.
 
         Raises:
-          UserError: `special` names what is not a special token.
           tf.errors.InvalidArgumentError: a text has a character that the vocabulary lacks, and there is no <unk>.
         """
-        return tokenize_around(strings(texts), special, self._special_tokens(), self._tokenize)
+        ids = self._tokenize_characters(pieces.texts)
+        if not pieces.aligned:
+            return ids, None, None
+        return ids, ids.with_flat_values(pieces.starts), ids.with_flat_values(pieces.ends)
 
-    def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
-        """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; token j is code point j."""
-        ids = self._tokenize(strings(texts))
-        starts = tf.ragged.range(ids.row_lengths())
-        starts = ids.with_flat_values(tf.cast(starts.flat_values, tf.int32))
-        return ids, starts, starts + 1
-
-    def detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+    def _detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
         """ids: int [N, L] or ragged [N, None] -> strings [N]; the exact inverse of `tokenize`.
 
         Special tokens are dropped, but for <unk> and <mask>, which stay as text.
@@ -119,7 +112,7 @@ class Characters(Tokenizer):
         """
         return join(self._pieces, ids)
 
-    def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+    def _tokenize_characters(self, texts: tf.Tensor) -> tf.RaggedTensor:
         codes = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
         values = codes.flat_values
         place = tf.minimum(tf.searchsorted(self._codes, values), tf.size(self._codes) - 1)

@@ -41,11 +41,14 @@ class Frame:
 
 
 def frame(layout: Layout, tokenizer: Any, pair: bool = False) -> Frame:
-    """The frame that a layout asks for with a tokenizer; of a pair, where asked for.
+    """The frame that a tokenizer's files ask for, or else a layout with a tokenizer; of a pair, where asked for.
 
     Raises:
       UserError: a pair, where nothing would part the two texts, or a text that needs to name its language.
     """
+    frames = getattr(tokenizer, "frames", None)
+    if frames and not tokenizer.adds_bos:
+        return frames[pair]
     if getattr(tokenizer, "kind", None) == "mbart":
         raise UserError("mBART's texts end with the code of their language, which is not known here")
     known: dict[str, int | str | None] = {"$A": TEXT, "$B": PAIR}

@@ -13,7 +13,6 @@ import os
 import pathlib
 import sys
 import unicodedata
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ from tfzoo import files, json_files
 from tfzoo.errors import UserError, one_line, suggest
 from tfzoo.json_files import Field
 from tfzoo.text import settings
+from tfzoo.text.pieces import Pieces
 from tfzoo.text.settings import CONFIG_FILE, ROLES
-from tfzoo.text.special import tokenize_around
-from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, strings, valid_utf8
+from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, valid_utf8
 
 _FIELDS = {
     "do_lower_case": Field(bool, null=False),
@@ -277,10 +276,8 @@ class SentencePiece(Tokenizer):
                 )
         return tokenizer
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def _write(self, folder: pathlib.Path) -> None:
         """Writes the model's file and tokenizer_config.json, which `from_folder` and Hugging Face's tokenizers read."""
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config: dict = {"tokenizer_class": self._row.tokenizer_class}
         for role, text in self._roles:
             if getattr(self, f"{role}_id") is not None:
@@ -314,43 +311,36 @@ class SentencePiece(Tokenizer):
         options = (self._kind, self._sentinels, self._lowercase, self._keep_accents, sorted(self._role_ids))
         return hashlib.sha256(f"{options}\n".encode() + self._bytes).hexdigest()
 
-    def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
-        """texts: strings [N] -> ids: int32 [N, None], without the tokens that begin or end a sequence.
+    def _valid(self, texts: tf.Tensor) -> tf.Tensor:
+        return texts  # Bytes that are not UTF-8 are what the library makes of them, mostly <unk>.
 
-        Bytes that are not UTF-8 are what the library makes of them, mostly <unk>. `special` names special tokens, such
-        as ("<extra_id_0>",), that become that token where they stand in a text; what is between two is tokenized as a
-        text of its own. Any other is plain text.
-
-        Raises:
-          UserError: `special` names what is not a special token.
-        """
-        return tokenize_around(strings(texts), special, self._special_tokens(), self._tokenize)
-
-    def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
-        """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; ids as `tokenize` gives them.
-
-        Token j of text i came from `texts[i][starts[i, j]:ends[i, j]]`, in code points of the text as it was given: the
-        library's own alignment, so that the space before a word is its first piece's.
+    def _encode(self, pieces: Pieces) -> tuple:
+        """The library's own alignment: the space before a word is its first piece's.
 
         Raises:
-          UserError: the kind is xlnet or albert: what they do to a text keeps no map.
+          UserError: alignment, where the kind is xlnet or albert: what they do to a text keeps no map.
         """
+        if not pieces.aligned:
+            return self._tokenize_pieces(pieces.texts), None, None
         if self._row.cleans:
             raise UserError(f"offsets: a tokenizer of kind {self._kind!r} has none; use tokenize")
-        texts = strings(texts)
-        ids, starts, ends = self._model.tokenize_with_offsets(texts)
+        ids, starts, ends = self._model.tokenize_with_offsets(pieces.texts)
         rows = ids.value_rowids()
-        # Bytes are counted through the whole batch, so that one search serves all rows.
-        _, begins = tf.strings.unicode_decode_with_offsets(texts, "UTF-8")
-        first_byte = tf.cumsum(tf.cast(tf.strings.length(texts), tf.int64), exclusive=True)
+        # Bytes are counted through the whole batch, so that one search serves all pieces.
+        _, begins = tf.strings.unicode_decode_with_offsets(pieces.texts, "UTF-8")
+        first_byte = tf.cumsum(tf.cast(tf.strings.length(pieces.texts), tf.int64), exclusive=True)
         byte_of = begins.flat_values + tf.gather(first_byte, begins.value_rowids())
         first_character = begins.row_starts()
+        place = tf.concat([pieces.starts, [0]], 0)
+        # Of no use, and no more than an estimate, where bytes are not UTF-8, and where there are no added tokens.
+        place = tf.gather(place, tf.minimum(first_character, tf.size(place, tf.int64) - 1)) if self._added else None
 
         def character(byte: tf.Tensor) -> tf.Tensor:
             found = tf.searchsorted(
                 byte_of, tf.cast(byte, tf.int64) + tf.gather(first_byte, rows), side="left", out_type=tf.int64
             )
-            return tf.cast(found - tf.gather(first_character, rows), tf.int32)
+            found = tf.cast(found - tf.gather(first_character, rows), tf.int32)
+            return found if place is None else found + tf.gather(place, rows)
 
         return (
             self._renumber(ids),
@@ -358,7 +348,7 @@ class SentencePiece(Tokenizer):
             ids.with_flat_values(character(ends.flat_values)),
         )
 
-    def detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+    def _detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
         """ids: int [N, L] or ragged [N, None] -> strings [N], as the library decodes them.
 
         Padding and special tokens are dropped, sentinels too; the unknown piece and the mask stay, as text (the
@@ -378,7 +368,7 @@ class SentencePiece(Tokenizer):
         texts = tf.strings.regex_replace(texts, _SPACE, " ")
         return valid_utf8(texts) if self._has_bytes else texts
 
-    def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+    def _tokenize_pieces(self, texts: tf.Tensor) -> tf.RaggedTensor:
         if not self._row.cleans:
             return self._renumber(self._model.tokenize(texts))
         ids = self._model.tokenize(self._clean(texts))

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from tfzoo import json_files
+from tfzoo.errors import UserError
 from tfzoo.json_files import Field, Fields
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -14,6 +15,23 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # In the order 
 ROLES = {
     "pad": "pad_token", "unknown": "unk_token", "bos": "bos_token", "eos": "eos_token", "cls": "cls_token",
     "sep": "sep_token", "mask": "mask_token",
+}  # fmt: skip
+
+# Hugging Face's classes whose own files are read, without Fast.
+CLASSES = {
+    "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "RetriBertTokenizer", "LxmertTokenizer",
+    "MobileBertTokenizer",
+    "GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "LEDTokenizer", "Qwen2Tokenizer",
+    "T5Tokenizer", "LlamaTokenizer", "XLNetTokenizer", "AlbertTokenizer", "XLMRobertaTokenizer", "MBartTokenizer",
+    "PreTrainedTokenizer", "TokenizersBackend", "Characters",
+}  # fmt: skip
+# Those whose ids are made elsewhere, and by what.
+_ELSEWHERE = {
+    "BertJapaneseTokenizer": "MeCab, Sudachi or Juman++", "BertweetTokenizer": "fastBPE and a normaliser of tweets",
+    "HerbertTokenizer": "sacremoses", "FlaubertTokenizer": "sacremoses", "XLMTokenizer": "sacremoses",
+    "FSMTTokenizer": "sacremoses", "BioGptTokenizer": "sacremoses", "CpmTokenizer": "jieba", "CpmAntTokenizer": "jieba",
+    "RoFormerTokenizer": "jieba", "PhobertTokenizer": "a Vietnamese word segmenter", "TapasTokenizer": "pandas",
+    "CanineTokenizer": "code points", "ByT5Tokenizer": "bytes", "TransfoXLTokenizer": "sacremoses",
 }  # fmt: skip
 
 # What byte-level tokenizers split a text into words by, as tokenizer.json has it.
@@ -53,6 +71,33 @@ def read(folder: str | os.PathLike, fields: Fields | None = None) -> dict[str, A
     record = json_files.read(path)
     json_files.check(record, {**_FIELDS, **(fields or {})}, path)
     return record
+
+
+def check_class(folder: str | os.PathLike, has_json: bool) -> None:
+    """Refuses a tokenizer whose ids are made by a program that is not here.
+
+    Raises:
+      UserError: tokenizer_config.json, or else config.json, names such a class.
+    """
+    path, other = pathlib.Path(folder, CONFIG_FILE), pathlib.Path(folder, "config.json")
+    config = read(folder)
+    name = config.get("tokenizer_class")
+    if name is None and other.is_file():
+        path, name = other, json_files.read(other).get("tokenizer_class")
+    if config.get("auto_map"):
+        raise UserError(
+            f"{path}: auto_map names a program that makes the ids; only {CONFIG_FILE}'s own classes are read"
+        )
+    kind = str(name).removesuffix("Fast")
+    if name is not None and kind in _ELSEWHERE:
+        raise UserError(
+            f"{path}: tokenizer_class is {name!r}, whose ids are made by {_ELSEWHERE[kind]}; it is not read"
+        )
+    if name is not None and not has_json and kind not in CLASSES:
+        raise UserError(
+            f"{path}: tokenizer_class is {name!r}, which is read from a tokenizer.json alone; save the tokenizer with "
+            "transformers 5 beside it"
+        )
 
 
 def token_text(value: Any) -> Any:

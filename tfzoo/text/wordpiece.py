@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -21,9 +20,11 @@ from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.json_files import Field
 from tfzoo.text import settings
+from tfzoo.text.added import AddedToken
+from tfzoo.text.components.decoders import clean_up
+from tfzoo.text.pieces import Pieces
 from tfzoo.text.settings import CONFIG_FILE, ROLES, SPECIAL_TOKENS
-from tfzoo.text.special import check
-from tfzoo.text.tokenizer import Tokenizer, join, strings, valid_utf8
+from tfzoo.text.tokenizer import Tokenizer, join
 
 VOCAB_FILE = "vocab.txt"
 _FIELDS = {"do_lower_case": Field(bool, null=False), "strip_accents": Field(bool)}
@@ -31,18 +32,10 @@ _BY_ROLE = dict(zip(("pad", "unknown", "cls", "sep", "mask"), SPECIAL_TOKENS, st
 
 _MAX_CHARACTERS = 100  # BERT's limit: a longer word is [UNK].
 _MAX_TOKEN_BYTES = 256  # tensorflow-text's limit.
-_MAX_BYTES = 4 * _MAX_CHARACTERS  # No word within BERT's limit is longer than this in UTF-8.
 
-# Five private-use characters, one for each special token, take the place of those that the caller wants
-# recognised. Private use is deleted from users' text, so nothing else can look like them.
-_STAND_INS = tuple(chr(0x10FFF9 + i) for i in range(len(SPECIAL_TOKENS)))
-_STAND_IN_RANGE = r"\x{10FFF9}-\x{10FFFD}"
-_UNWANTED = (  # Control, format and private-use characters, and the mark of a broken one.
-    r"\x{0}-\x{8}\x{b}\x{c}\x{e}-\x{1f}\x{7f}-\x{9f}\p{Cf}\x{FFFD}"
-    r"\x{E000}-\x{F8FF}\x{F0000}-\x{FFFFD}\x{100000}-\x{10FFF8}"  # \p{Co} without the stand-ins.
+_DELETED = (
+    r"[\x{0}-\x{8}\x{b}\x{c}\x{e}-\x{1f}\x{7f}-\x{9f}\p{Cf}\p{Co}\x{FFFD}]"  # And the mark of a broken character.
 )
-_DELETED = f"[{_UNWANTED}{_STAND_IN_RANGE}]"
-_DELETED_BUT_STAND_INS = f"[{_UNWANTED}]"
 # \p{Z}, tab and line ends, but not the plain space: to replace each by itself takes half of all the time.
 _SPACES = r"[\t\n\r\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
 
@@ -61,32 +54,56 @@ class WordPiece(Tokenizer):
     to U+2B91F, which BERT splits off as CJK, as here, and that library does not.
     """
 
-    def __init__(self, vocab: Sequence[str], lowercase: bool = True):
-        """`vocab[i]` is the text of token i; the pieces that continue a word begin with ##.
+    def __init__(
+        self,
+        vocab: Sequence[str],
+        lowercase: bool = True,
+        *,
+        strip_accents: bool | None = None,
+        roles: Mapping[str, str] | None = None,
+        added_tokens: Sequence[AddedToken] = (),
+        max_characters: int = _MAX_CHARACTERS,
+        cleanup: bool = False,
+        name: str = "vocabulary",
+    ):
+        """`vocab[i]` is the text of token i, "" where there is none; the pieces that continue a word begin with ##.
+
+        `strip_accents`: None does what `lowercase` does. `roles` (role -> token; None: BERT's five) must name the
+        unknown token; `added_tokens` are found in a text. A word of more than `max_characters` is unknown.
+        `cleanup`: a text made of ids has no spaces before its punctuation. `name` is what errors call the vocabulary.
 
         Raises:
-          UserError: a token is empty, repeated, overlong or holds a line break, or one of the five special
-            tokens is missing.
+          UserError: a token is repeated, overlong or holds a line break, or the token of a role is missing.
         """
         tokens = list(vocab)
-        _check(tokens, "vocabulary")
+        roles = dict(_BY_ROLE if roles is None else roles)
+        _check(tokens, name, roles.values())
         ids = {token: i for i, token in enumerate(tokens)}
-        super().__init__("wordpiece", tokens, {role: ids[token] for role, token in _BY_ROLE.items()})
+        role_ids = {role: ids[token] for role, token in roles.items()}
+        super().__init__("wordpiece", tokens, role_ids, added_tokens=added_tokens)
         self._lowercase = bool(lowercase)
+        self._strip_accents = self._lowercase if strip_accents is None else bool(strip_accents)
+        self._max_characters = max_characters
         self._continues = np.array([token.startswith("##") for token in tokens])
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
+            # A word does not become a token that is found in the text alone. (Gaps have names that no word is.)
+            apart = {token.id for token in added_tokens} - {ids[roles["unknown"]]}
+            names = [f"[unused {i}]" if not t or i in apart else t for i, t in enumerate(tokens)]
             self._model = tf_text.FastWordpieceTokenizer(
-                [*tokens, *_STAND_INS],
-                max_bytes_per_word=_MAX_BYTES,
-                unknown_token="[UNK]",
+                names,
+                max_bytes_per_word=4 * max_characters,  # No word within the limit is longer than this in UTF-8.
+                unknown_token=roles["unknown"],
                 token_out_type=tf.int32,
             )
             # What each id adds when ids are joined to text.
-            pieces = [token[2:] if token.startswith("##") else f" {token}" for token in tokens]
+            written = {**dict(enumerate(tokens)), **self._as_normalized()}
+            pieces = [token[2:] if token.startswith("##") else f" {token}" for token in written.values()]
             for i in self._dropped():
                 pieces[i] = ""
+            if cleanup:
+                pieces = [clean_up(piece) for piece in pieces]
             self._pieces = tf.constant(pieces)
-            self._begins = tf.constant(np.append(~self._continues, [True] * len(_STAND_INS)))
+            self._begins = tf.constant(~self._continues)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, lowercase: bool) -> "WordPiece":
@@ -96,9 +113,7 @@ class WordPiece(Tokenizer):
           UserError: the file is missing, is not UTF-8, or is no vocabulary; the message names the file and
           the line.
         """
-        tokens = _read_vocab(pathlib.Path(path))
-        _check(tokens, os.fspath(path))
-        return cls(tokens, lowercase)
+        return cls(_read_vocab(pathlib.Path(path)), lowercase, name=os.fspath(path))
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "WordPiece":
@@ -129,11 +144,9 @@ class WordPiece(Tokenizer):
                 raise UserError(f"{path}: {name} is {value!r}; only {token} is known here")
         return cls.from_file(pathlib.Path(folder, VOCAB_FILE), lowercase)
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def _write(self, folder: pathlib.Path) -> None:
         """Writes vocab.txt and tokenizer_config.json, which `from_folder` and Hugging Face's BertTokenizer
         read."""
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self._lowercase,
@@ -156,71 +169,23 @@ class WordPiece(Tokenizer):
     def fingerprint(self) -> str:
         """A SHA-256 in hexadecimal, equal for equal vocabulary and case."""
         text = "".join(f"{token}\n" for token in self._vocab)
-        return hashlib.sha256(f"lowercase={self._lowercase}\n{text}".encode()).hexdigest()
+        usual = self._strip_accents == self._lowercase and self._max_characters == _MAX_CHARACTERS
+        more = "" if usual and not self._added else f"{self._strip_accents} {self._max_characters} {self._added}\n"
+        return hashlib.sha256(f"lowercase={self._lowercase}\n{more}{text}".encode()).hexdigest()
 
-    def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
-        """texts: strings [N] -> ids: int32 [N, None], without [CLS] and [SEP].
+    def _normalize(self, pieces: Pieces) -> Pieces:
+        """What BERT does to a text before it splits it, character by character: so that offsets are exact, but where
+        combining marks that are kept follow each other out of canonical order: a border between tokens inside that run
+        of marks may be off by some of its characters. Bytes that are not UTF-8 are dropped."""
+        return pieces.each_character(self._normalized)
 
-        Bytes that are not UTF-8 are dropped, as BERT does. `special` names tokens, such as ("[MASK]",), that
-        become that token where they stand in a text, before anything else is looked at; any other is plain
-        text.
+    def _encode(self, pieces: Pieces) -> tuple:
+        ids, starts, ends = self._tokenize_words(pieces.texts)
+        if not pieces.aligned:
+            return ids, None, None
+        return ids, *pieces.offsets(ids.with_flat_values(starts), ids.with_flat_values(ends))
 
-        Raises:
-          UserError: `special` names what is not a special token.
-        """
-        texts = valid_utf8(strings(texts))
-        if not special:
-            ids, _, _ = self._tokenize(self._normalize(texts, _DELETED))
-            return ids
-        # A stand-in of the user's own becomes NUL, which goes as well, but later: [MA, it, SK] is no [MASK].
-        texts = tf.strings.regex_replace(texts, f"[{_STAND_IN_RANGE}]", "\0")
-        check(special, self._special_tokens())
-        for token in special:
-            stand_in = _STAND_INS[SPECIAL_TOKENS.index(token)]
-            texts = tf.strings.regex_replace(texts, re.escape(token), f" {stand_in} ")
-        ids, _, _ = self._tokenize(self._normalize(texts, _DELETED_BUT_STAND_INS))
-        ordinary = self.vocab_size  # Ids from here on are the stand-ins'.
-        values = ids.flat_values
-        stood_for = tf.gather([self._role(role) for role in _BY_ROLE], tf.maximum(values - ordinary, 0))
-        return ids.with_flat_values(tf.where(values < ordinary, values, stood_for))
-
-    def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
-        """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; ids as `tokenize` gives them.
-
-        Token j of text i came from `texts[i][starts[i, j]:ends[i, j]]`, in code points of the text as it was
-        given (bytes that are not UTF-8 count as `decode("utf-8", "replace")` does). Characters that cleaning
-        deletes belong to the token around them, and to none at a token's edges. Two tokens of one original
-        character, such as a Hangul syllable taken apart, both have that character. Where combining marks that
-        are kept follow each other out of canonical order, a border between tokens inside that run of marks
-        may be off by some of its characters.
-        """
-        texts = valid_utf8(strings(texts))
-        normalized = self._normalize(texts, _DELETED)
-        ids, starts, ends = self._tokenize(normalized)
-
-        # The replacements keep no map from the new text to the old. But what becomes of a character does not
-        # depend on its neighbours, so the lengths in bytes of what each becomes add up to one.
-        characters = tf.strings.unicode_decode(texts, "UTF-8")
-        distinct, which = tf.unique(characters.flat_values)
-        becomes = self._normalize(tf.strings.unicode_encode(distinct[:, tf.newaxis], "UTF-8"), _DELETED)
-        consumed = tf.cumsum(tf.gather(tf.cast(tf.strings.length(becomes), tf.int64), which))
-        # Bytes and characters are counted through the whole batch, so that one search serves all rows.
-        first_byte = tf.cumsum(tf.cast(tf.strings.length(normalized), tf.int64), exclusive=True)
-        first_character = characters.row_starts()
-
-        def character(byte: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-            """The character of its row that a byte of the normalised row came from."""
-            found = tf.searchsorted(consumed, byte + tf.gather(first_byte, rows), side="right", out_type=tf.int64)
-            return tf.cast(found - tf.gather(first_character, rows), tf.int32)
-
-        rows = ids.value_rowids()
-        return (
-            ids,
-            ids.with_flat_values(character(starts, rows)),
-            ids.with_flat_values(character(ends - 1, rows) + 1),
-        )
-
-    def detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+    def _detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
         """ids: int [N, L] or ragged [N, None] -> strings [N], words parted by one space.
 
         [PAD], [CLS] and [SEP] are dropped; [UNK] and [MASK] stay, as text. Tokenizing the result gives the
@@ -231,13 +196,13 @@ class WordPiece(Tokenizer):
         """
         return tf.strings.strip(join(self._pieces, ids))
 
-    def _normalize(self, texts: tf.Tensor, deleted: str) -> tf.Tensor:
-        """What BERT does to a text before it splits it."""
-        texts = tf.strings.regex_replace(texts, deleted, "")
+    def _normalized(self, texts: tf.Tensor) -> tf.Tensor:
+        texts = tf.strings.regex_replace(texts, _DELETED, "")
         texts = tf.strings.regex_replace(texts, _SPACES, " ")
-        if self._lowercase:
+        if self._strip_accents:
             texts = tf_text.normalize_utf8(texts, "NFD")
             texts = tf.strings.regex_replace(texts, r"\p{Mn}", "")
+        if self._lowercase:
             # BERT lower-cases each character by itself, so it never makes the final form of a sigma. (And
             # tensorflow-text's case folding would also make ss of ß, and a comma of a full-width one.)
             texts = tf.strings.regex_replace(texts, "Σ", "σ")
@@ -246,7 +211,7 @@ class WordPiece(Tokenizer):
             texts = tf.strings.lower(tf.strings.lower(texts), encoding="utf-8")
         return texts
 
-    def _tokenize(self, normalized: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
+    def _tokenize_words(self, normalized: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
         """strings [N] -> ids int32 [N, None], and the tokens' starts and ends in bytes, int64 [tokens].
 
         The op's own limit counts bytes and BERT's counts characters, so the op gets one that no shorter word
@@ -257,7 +222,7 @@ class WordPiece(Tokenizer):
         begins = tf.gather(self._begins, values)  # Each word is one token that begins it and any that do not.
         word_starts = tf.boolean_mask(starts, begins)
         word_ends = tf.boolean_mask(ends, tf.concat([begins[1:], tf.ones_like(begins[:1])], 0))
-        suspects = tf.where(word_ends - word_starts > _MAX_CHARACTERS)[:, 0]
+        suspects = tf.where(word_ends - word_starts > self._max_characters)[:, 0]
         counts = ids.row_lengths()
 
         def replace_long_words() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -267,7 +232,7 @@ class WordPiece(Tokenizer):
             lengths = tf.strings.length(tf.strings.substr(lines, start, end - start), unit="UTF8_CHAR")
             too_long = tf.scatter_nd(
                 suspects[:, tf.newaxis],
-                tf.cast(lengths > _MAX_CHARACTERS, tf.int32),
+                tf.cast(lengths > self._max_characters, tf.int32),
                 tf.shape(word_starts, tf.int64),
             )
             word = tf.cumsum(tf.cast(begins, tf.int32)) - 1
@@ -296,18 +261,21 @@ def _read_vocab(path: pathlib.Path) -> list[str]:
     tokens = []
     for number, line in enumerate(lines, 1):
         try:
-            tokens.append(line.removesuffix(b"\r").decode())
+            token = line.removesuffix(b"\r").decode()
         except UnicodeDecodeError:
             raise UserError(f"{path}, line {number}: {line[:40]!r} is not UTF-8; convert the file") from None
+        if not token:
+            raise UserError(f"{path}, line {number}: the token is empty; remove the line")
+        tokens.append(token)
     return tokens
 
 
-def _check(tokens: list[str], name: str) -> None:
+def _check(tokens: list[str], name: str, needed: Iterable[str]) -> None:
     """Refuses what is no vocabulary; lines count from 1, so that line i + 1 holds token i."""
     seen: dict[str, int] = {}
     for number, token in enumerate(tokens, 1):
         if not token:
-            raise UserError(f"{name}, line {number}: the token is empty; remove the line")
+            continue
         if "\n" in token or "\r" in token:
             raise UserError(f"{name}, line {number}: token {token!r} holds a line break; remove it")
         if len(token.encode(errors="replace")) > _MAX_TOKEN_BYTES:
@@ -317,9 +285,9 @@ def _check(tokens: list[str], name: str) -> None:
         if token in seen:
             raise UserError(f"{name}, line {number}: token {token!r} is on line {seen[token]} already; remove one")
         seen[token] = number
-    missing = [token for token in SPECIAL_TOKENS if token not in seen]
+    missing = [token for token in needed if token not in seen]
     if missing:
         raise UserError(
             f"{name}: {' '.join(missing)} not found on lines 1 to {len(tokens)}; "
-            f"a BERT vocabulary has {' '.join(SPECIAL_TOKENS)}"
+            f"a BERT vocabulary has {' '.join(needed)}"
         )

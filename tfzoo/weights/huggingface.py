@@ -147,7 +147,7 @@ def _tokenizer(folder: pathlib.Path):
     if kind is None:
         return None
     tokenizer, path, vocab_size = text.load(folder), folder / "config.json", config.vocab_size
-    other = f"the {kind} tokenizer beside it"
+    other = "the tokenizer beside it"
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"{path}: vocab_size is {vocab_size}, and {other} has {tokenizer.vocab_size} tokens; "

@@ -1,0 +1,119 @@
+"""SentencePiece's table of normalisation as the `tokenizers` library applies it, which is not as SentencePiece does.
+
+The library goes by what a reader takes for characters (a letter and its accents, a line's two ends). One of fewer than
+six bytes becomes what the table has for its shortest beginning that the table has; of any other each code point
+becomes what the table has for it. SentencePiece takes the longest entry at each place instead.
+
+Source: the spm_precompiled library, and Darts (Yata) for the table's double array.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo.text.pieces import BORDER, Pieces, alternate, characters
+
+_NONE = b"\xff"  # No text.
+_LONGEST = 5  # Bytes of a character that is looked up as a whole.
+# What joins the character before: marks, joiners, and what else Unicode's Grapheme_Extend and SpacingMark have.
+_EXTENDS = r"\p{M}\x{200c}\x{200d}\x{ff9e}\x{ff9f}\x{e33}\x{eb3}\x{1f3fb}-\x{1f3ff}\x{e0020}-\x{e007f}"
+
+
+def read(data: bytes) -> dict[str, str]:
+    """What a precompiled_charsmap makes of which text.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    size = int.from_bytes(data[:4], "little")
+    if not data:
+        return {}
+    if len(data) <= 4 or size % 4 or not size or size + 4 > len(data):
+        raise ValueError(f"its table has {size} bytes of {len(data)}")
+    units, texts = np.frombuffer(data, "<u4", size // 4, 4).astype(np.int64), data[4 + size :]
+
+    def offset(unit: np.ndarray) -> np.ndarray:
+        return (unit >> 10) << ((unit & (1 << 9)) >> 6)
+
+    result: dict[str, str] = {}
+    keys, places, depth = [b""], np.array([0 ^ offset(units[:1])[0]]), 0
+    while keys and depth < 64:
+        children = places[:, None] ^ np.arange(1, 256)
+        inside = children < len(units)
+        child = units[np.where(inside, children, 0)]
+        parent, letter = np.nonzero(inside & ((child & ((1 << 31) | 0xFF)) == np.arange(1, 256)))
+        unit, place = child[parent, letter], children[parent, letter]
+        keys = [keys[p] + bytes([c + 1]) for p, c in zip(parent, letter)]
+        places = place ^ offset(unit)
+        for i in np.flatnonzero((unit >> 8) & 1):
+            if places[i] >= len(units):
+                raise ValueError("its table points outside itself")
+            begin = int(units[places[i]] & 0x7FFFFFFF)
+            end = texts.find(b"\0", begin)
+            if end < 0:
+                raise ValueError("its texts do not end")
+            result[keys[i].decode()] = texts[begin:end].decode()
+        depth += 1
+    if keys:
+        raise ValueError("its table has no end")
+    return result
+
+
+class Charsmap(tf.Module):
+    """The function of Pieces that applies such rules as the library does."""
+
+    def __init__(self, rules: Mapping[str, str]):
+        super().__init__(name="charsmap")
+        with tf.init_scope():
+            self._table = tf.lookup.StaticHashTable(
+                tf.lookup.KeyValueTensorInitializer(
+                    tf.constant([key.encode() for key in rules] or [b""]),
+                    tf.constant([value.encode() for value in rules.values()] or [b""]),
+                ),
+                default_value=_NONE,
+            )
+        starts = "".join(rf"\x{{{ord(c):x}}}" for c in sorted({key[0] for key in rules}))
+        # Characters that may change.
+        self._pattern = rf"\r\n|[^\r\n][{_EXTENDS}]+" + (f"|[{starts}]" if starts else "")
+        # The shortest beginning counts: an entry of several code points does where no beginning of it is an entry.
+        self._longest = max((len(key) for key in rules if len(key.encode()) <= _LONGEST), default=1)
+
+    def __call__(self, pieces: Pieces) -> Pieces:
+        marked = tf.strings.regex_replace(pieces.texts, self._pattern, BORDER + rb"\0" + BORDER)
+        parts = tf.strings.split(marked, BORDER)
+        flat, changes = parts.flat_values, alternate(parts)
+        chosen = tf.boolean_mask(flat, changes)
+        whole = self._look_up(chosen, self._longest)
+        is_whole = (tf.strings.length(chosen) <= _LONGEST) & (whole != _NONE)
+        letters = tf.strings.unicode_split(chosen, "UTF-8")
+        single = self._look_up(letters.flat_values, 1)
+        single = letters.with_values(tf.where(single == _NONE, letters.flat_values, single))
+        new = tf.where(is_whole, whole, tf.strings.reduce_join(single, axis=1))
+        flat = tf.tensor_scatter_nd_update(flat, tf.where(changes), new)
+        texts = tf.strings.reduce_join(parts.with_values(flat), axis=1)
+        if not pieces.aligned:
+            return dataclasses.replace(pieces, texts=texts)
+        # How many code points each becomes. Of a character that is looked up as a whole each becomes one, as long as
+        # there are any, and the last the rest.
+        before = characters(parts.flat_values)
+        owner, places = tf.repeat(tf.range(tf.size(before)), before), tf.ragged.range(before).flat_values
+        counts = tf.tensor_scatter_nd_update(
+            tf.ones_like(owner), tf.where(tf.gather(changes, owner)), characters(single.flat_values)
+        )
+        is_whole = tf.gather(tf.scatter_nd(tf.where(changes), is_whole, tf.shape(changes, tf.int64)), owner)
+        old, new = tf.gather(before, owner), tf.gather(characters(flat), owner)
+        of_whole = tf.cast(places < new, tf.int32) + tf.where(places == old - 1, tf.maximum(new - old, 0), 0)
+        counts = tf.where(is_whole, of_whole, counts)
+        return dataclasses.replace(
+            pieces, texts=texts, starts=tf.repeat(pieces.starts, counts), ends=tf.repeat(pieces.ends, counts)
+        )
+
+    def _look_up(self, texts: tf.Tensor, longest: int) -> tf.Tensor:
+        """What the shortest beginning, of at most `longest` code points, of each becomes; _NONE where none does."""
+        found = tf.fill(tf.shape(texts), _NONE)
+        for length in range(1, longest + 1):
+            some = self._table.lookup(tf.strings.substr(texts, 0, length, unit="UTF8_CHAR"))
+            found = tf.where(found == _NONE, some, found)
+        return found

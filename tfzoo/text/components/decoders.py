@@ -1,0 +1,98 @@
+"""decoder of a tokenizer.json: from ids back to a text.
+
+A decoder treats each token by itself, but for the first of a text, for tokens that are bytes, and for the spaces that
+it takes from the joined text. So what each token adds is known before, as the first one and as another.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tfzoo.errors import UserError
+from tfzoo.json_files import show
+from tfzoo.text.byte_level_model import BYTES, is_text
+from tfzoo.text.tokenizer import CLEANED
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclasses.dataclass
+class Decoded:
+    """What tokens add to a text.
+
+    first, others: for each token, as the first of a text and as another.
+    strips: (character, how many at most) that the joined text loses at its beginning, and at its end.
+    """
+
+    first: list[bytes]
+    others: list[bytes]
+    strips: tuple[tuple[str, int, int], ...] = ()
+
+
+def compile_decoder(record: Any, tokens: Sequence[str], where: str) -> Decoded:
+    """What each of the tokens adds.
+
+    Raises:
+      UserError: a decoder has no exact form here.
+    """
+    steps = record.get("decoders", []) if record and record.get("type") == "Sequence" else [record] if record else []
+    first, others = [[[token.encode() for token in tokens] for _ in range(2)][i] for i in range(2)]
+    fused, strips = False, []
+    if not record:
+        others = [b" " + token for token in others]
+    for step in steps:
+        kind = step.get("type")
+        if kind == "Fuse":
+            fused = True
+        elif kind == "Strip" and fused:
+            strips.append((step.get("content", " "), step.get("start", 0), step.get("stop", 0)))
+        elif fused:
+            raise UserError(f"{where}: the decoder {show(kind)} behind Fuse has no exact form here")
+        else:
+            first, others = _apply(step, first, tokens, True, where), _apply(step, others, tokens, False, where)
+    return Decoded(first, others, tuple(strips))
+
+
+def clean_up(text: str) -> str:
+    """What BERT's decoding, and clean_up_tokenization_spaces, make of spaces before punctuation."""
+    for written, cleaned in CLEANED:
+        text = text.replace(written, cleaned)
+    return text
+
+
+def _apply(step: dict[str, Any], parts: list[bytes], tokens: Sequence[str], first: bool, where: str) -> list[bytes]:
+    kind = step.get("type")
+    if kind == "ByteFallback":
+        matches = [_BYTE.fullmatch(token) for token in tokens]
+        return [bytes([int(match[1], 16)]) if match else part for match, part in zip(matches, parts)]
+    if kind == "ByteLevel":
+        return [bytes(BYTES[c] for c in token) if is_text(token) else token.encode() for token in tokens]
+    if kind == "Replace" and isinstance(step.get("pattern"), dict) and "String" in step["pattern"]:
+        old, new = step["pattern"]["String"].encode(), step.get("content", "").encode()
+        return [part.replace(old, new) for part in parts]
+    if kind == "Metaspace":
+        mark = step.get("replacement", "\u2581").encode()
+        scheme = step.get("prepend_scheme") or ("always" if step.get("add_prefix_space", True) else "never")
+        space = b"" if first and scheme != "never" else b" "
+        return [part.replace(mark, space) for part in parts]
+    if kind == "WordPiece":
+        prefix = step.get("prefix", "##")
+        texts = [part.decode() for part in parts]
+        if not first:
+            texts = [t.removeprefix(prefix) if t.startswith(prefix) else f" {t}" for t in texts]
+        return [(clean_up(text) if step.get("cleanup", True) else text).encode() for text in texts]
+    if kind == "Strip":
+        content, start, stop = step.get("content", " "), step.get("start", 0), step.get("stop", 0)
+        return [_strip(part.decode(), content, start, stop).encode() for part in parts]
+    raise UserError(f"{where}: the decoder {show(kind)} has no exact form here")
+
+
+def _strip(text: str, content: str, start: int, stop: int) -> str:
+    begin = 0
+    while begin < start and text[begin : begin + 1] == content:
+        begin += 1
+    end = len(text)
+    while len(text) - end < stop and text[end - 1 : end] == content and end > 0:
+        end -= 1
+    return text[begin:end] if begin < end else ""

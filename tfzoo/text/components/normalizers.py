@@ -1,0 +1,137 @@
+"""normalizer of a tokenizer.json: what is done to a text before it is split, each a function of Pieces."""
+
+import base64
+import binascii
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from tfzoo.errors import UserError
+from tfzoo.json_files import show
+from tfzoo.text.components import charsmap, patterns
+from tfzoo.text.pieces import SPACE, Pieces
+
+Normalizer = Callable[[Pieces], Pieces]
+# What BERT's cleaning deletes, and the mark of a broken character; and what it takes for a space.
+BERT_DELETED = r"[\x{0}-\x{8}\x{b}\x{c}\x{e}-\x{1f}\x{7f}-\x{9f}\p{Cf}\p{Co}\x{FFFD}]"
+# \p{Z}, tab and line ends, but not the plain space: to replace each by itself takes half of all the time.
+BERT_SPACES = r"[\t\n\r\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
+_CJK = (
+    r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}\x{2B920}-\x{2CEAF}"
+    r"\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}"
+)
+_COMPOSED = {"NFC": "NFD", "NFKC": "NFKD"}
+
+
+def compile_all(record: Any, where: str) -> list[Normalizer]:
+    """The functions of a normalizer, which may be missing, in order.
+
+    Raises:
+      UserError: one has no exact form here.
+    """
+    if record is None:
+        return []
+    if record.get("type") == "Sequence":
+        return [made for part in record.get("normalizers", []) for made in compile_all(part, where)]
+    return [_compile(record, where)]
+
+
+def _compile(record: dict[str, Any], where: str) -> Normalizer:
+    kind = record.get("type")
+    if kind in ("NFD", "NFKD"):
+        return functools.partial(Pieces.each_character, rewrite=functools.partial(_unicode, form=kind))
+    if kind in ("NFC", "NFKC"):
+        return functools.partial(_compose, form=kind)
+    if kind == "Lowercase":
+        return functools.partial(Pieces.each_character, rewrite=lowercase)
+    if kind == "StripAccents":
+        return functools.partial(Pieces.each_character, rewrite=_strip_marks)
+    if kind == "BertNormalizer":
+        return functools.partial(Pieces.each_character, rewrite=_bert(record))
+    if kind == "Replace":
+        pattern, content = patterns.of(record.get("pattern"), where), record.get("content", "")
+        return lambda pieces: pieces.replace(pattern, content)
+    if kind == "Prepend":
+        content = record.get("prepend", "")
+        return lambda pieces: pieces.prepend(content, pieces.texts != "")
+    if kind == "Strip":
+        sides = [
+            f"(?:{edge})"
+            for edge, on in ((f"^[{SPACE}]+", "strip_left"), (f"[{SPACE}]+$", "strip_right"))
+            if record.get(on)
+        ]
+        return (lambda pieces: pieces.replace("|".join(sides), "")) if sides else (lambda pieces: pieces)
+    if kind == "Precompiled":
+        try:
+            data = base64.b64decode(record.get("precompiled_charsmap") or "", validate=True)
+            return charsmap.Charsmap(charsmap.read(data))
+        except (binascii.Error, ValueError) as error:
+            raise UserError(f"{where}: precompiled_charsmap is damaged ({error}); get the file again") from None
+    if kind == "Nmt":
+        return functools.partial(Pieces.each_character, rewrite=_nmt)
+    raise UserError(f"{where}: the normalizer {show(kind)} has no exact form here")
+
+
+def lowercase(texts: tf.Tensor) -> tf.Tensor:
+    """Each character by itself, so that there is no final form of a sigma."""
+    texts = tf.strings.regex_replace(texts, "Σ", "σ")
+    texts = tf.strings.regex_replace(texts, "İ", "i\u0307")
+    # Unicode's lower-casing obeys the process's locale, and a Turkish one makes ı of I: so ASCII first. The op ends a
+    # text at NUL: a pair stands in for it that no text has, for its first is paired, too.
+    texts = tf.strings.regex_replace(texts, "\U0010ffff", "\U0010ffff\U0010fffd")
+    texts = tf.strings.regex_replace(texts, r"\x{0}", "\U0010ffff\U0010fffe")
+    texts = tf.strings.lower(tf.strings.lower(texts), encoding="utf-8")
+    texts = tf.strings.regex_replace(texts, "\U0010ffff\U0010fffe", "\0")
+    return tf.strings.regex_replace(texts, "\U0010ffff\U0010fffd", "\U0010ffff")
+
+
+def _strip_marks(texts: tf.Tensor) -> tf.Tensor:
+    return tf.strings.regex_replace(texts, r"\p{M}", "")
+
+
+def _unicode(texts: tf.Tensor, form: str) -> tf.Tensor:
+    # The op ends a text at NUL.
+    parts = tf.strings.split(tf.strings.regex_replace(texts, r"\x{0}", b"\xff\xfe"), b"\xff\xfe")
+    whole = tf_text.normalize_utf8(parts.flat_values, form)
+    return tf.strings.reduce_join(parts.with_values(whole), axis=1, separator="\0")
+
+
+def _compose(pieces: Pieces, form: str) -> Pieces:
+    """Characters that are composed with others keep no exact map: where a text has some, there are no offsets."""
+    texts = _unicode(pieces.texts, form)
+    if pieces.aligned:
+        alone = pieces.each_character(functools.partial(_unicode, form=form))
+        same = tf.debugging.Assert(
+            tf.reduce_all(alone.texts == texts), [f"{form}: a text's characters are composed: it has no offsets"]
+        )
+        with tf.control_dependencies([] if same is None else [same]):
+            return dataclasses.replace(alone, texts=tf.identity(texts))
+    return dataclasses.replace(pieces, texts=texts)
+
+
+def _bert(record: dict[str, Any]) -> Callable[[tf.Tensor], tf.Tensor]:
+    lower = record.get("lowercase", True)
+    accents = record.get("strip_accents")
+
+    def rewrite(texts: tf.Tensor) -> tf.Tensor:
+        if record.get("clean_text", True):
+            texts = tf.strings.regex_replace(texts, BERT_DELETED, "")
+            texts = tf.strings.regex_replace(texts, BERT_SPACES, " ")
+        if record.get("handle_chinese_chars", True):
+            texts = tf.strings.regex_replace(texts, f"[{_CJK}]", r" \0 ")
+        if lower if accents is None else accents:
+            texts = tf.strings.regex_replace(_unicode(texts, "NFD"), r"\p{Mn}", "")
+        return lowercase(texts) if lower else texts
+
+    return rewrite
+
+
+def _nmt(texts: tf.Tensor) -> tf.Tensor:
+    texts = tf.strings.regex_replace(texts, r"[\x{1}-\x{8}\x{b}\x{e}-\x{1f}\x{7f}\x{8f}\x{9f}]", "")
+    return tf.strings.regex_replace(
+        texts, r"[\t\n\x{c}\r\x{1680}\x{200b}-\x{200f}\x{2028}\x{2029}\x{2581}\x{feff}\x{fffd}]", " "
+    )

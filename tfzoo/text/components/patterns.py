@@ -1,0 +1,61 @@
+"""Regular expressions of tokenizer.json, which are Oniguruma's, in RE2's syntax."""
+
+import re
+from typing import Any
+
+from tfzoo.errors import UserError
+from tfzoo.json_files import show
+from tfzoo.text.pieces import SPACE, literal
+
+WORD = r"\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}"  # \w; RE2's own is ASCII's.
+LOOKAHEAD = r"|\s+(?!\S)|\s+"  # What the patterns of byte-level tokenizers end with.
+_CLASSES = {"s": SPACE, "d": r"\p{Nd}", "w": WORD}
+_TOKEN = re.compile(r"\\[pP]\{[^}]*\}|\\x\{[0-9a-fA-F]+\}|\\.|\[\^?\]?|\]|\(\?(?:i:|:|.)?|[*+?}][+]|.", re.DOTALL)
+
+
+def of(record: Any, where: str) -> str:
+    """RE2's expression for a component's pattern: {"String": ...} or {"Regex": ...}; `where` names it in errors."""
+    if isinstance(record, str):
+        return literal(record)
+    if isinstance(record, dict) and isinstance(record.get("String"), str):
+        return literal(record["String"])
+    if isinstance(record, dict) and isinstance(record.get("Regex"), str):
+        return translate(record["Regex"], where)
+    raise UserError(f"{where}: is {show(record)}, not a String or a Regex; correct it")
+
+
+def translate(pattern: str, where: str) -> str:
+    """Raises UserError where RE2 has nothing that means the same."""
+
+    def refuse(what: str):
+        raise UserError(f"{where}: {pattern!r} holds {what}, which has no exact form here")
+
+    out, depth = [], 0
+    for part in _TOKEN.findall(pattern):
+        if part[0] == "[" and depth:
+            refuse("a class within a class")
+        elif part[0] == "[":
+            depth = 1
+            out.append(part)
+        elif part == "]" and depth:
+            depth = 0
+            out.append(part)
+        elif part[0] == "\\" and part[1:] in _CLASSES:
+            out.append(_CLASSES[part[1]] if depth else f"[{_CLASSES[part[1]]}]")
+        elif part[0] == "\\" and part[1:].lower() in _CLASSES:
+            if depth:
+                refuse(f"{part} in a class")
+            out.append(f"[^{_CLASSES[part[1].lower()]}]")
+        elif part[0] == "\\" and part[1] in "bBAzZGKRXhHkg0123456789uU":
+            refuse(part)
+        elif depth:
+            out.append(part)
+        elif part.startswith("(?") and part not in ("(?:", "(?i:"):
+            refuse(f"{part}...)")
+        elif len(part) == 2 and part[1] == "+" and part[0] in "*+?}":
+            refuse(f"the possessive {part}")
+        elif part in ("^", "$"):
+            refuse(part)
+        else:
+            out.append(part)
+    return "".join(out)

@@ -1,0 +1,72 @@
+"""post_processor of a tokenizer.json: which special tokens stand around a text, and around two."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfzoo.errors import UserError
+from tfzoo.json_files import show
+from tfzoo.text.framing import PAIR, TEXT, Frame
+
+Frames = tuple[Frame, Frame]
+BARE: Frames = (Frame((TEXT,), (0,)), Frame((TEXT, PAIR), (0, 1)))
+
+
+def compile_processor(record: Any, ids: Mapping[str, int], where: str) -> Frames:
+    """The frame of a text, and of a pair.
+
+    Raises:
+      UserError: it names a token that there is not, or has no form here.
+    """
+    if record is None:
+        return BARE
+    kind = record.get("type")
+    if kind == "Sequence":
+        made = [compile_processor(part, ids, where) for part in record.get("processors", [])]
+        framed = [frames for frames in made if frames != BARE]
+        if len(framed) > 1:
+            raise UserError(f"{where}: {len(framed)} processors put special tokens around a text; only one may")
+        return framed[0] if framed else BARE
+    if kind == "ByteLevel":
+        return BARE
+    if kind in ("BertProcessing", "RobertaProcessing"):
+        cls, sep = (_id(record, name, ids, where) for name in ("cls", "sep"))
+        second = int(kind == "BertProcessing")
+        between = (sep,) if second else (sep, sep)
+        single = Frame((cls, TEXT, sep), (0, 0, 0))
+        middle = (0,) * len(between)
+        return single, Frame((cls, TEXT, *between, PAIR, sep), (0, 0, *middle, second, second))
+    if kind == "TemplateProcessing":
+        known = record.get("special_tokens") or {}
+        single, pair = (_template(record.get(name), known, ids, where) for name in ("single", "pair"))
+        return single, pair
+    raise UserError(f"{where}: the post_processor {show(kind)} is not one that tfzoo reads")
+
+
+def _id(record: dict[str, Any], name: str, ids: Mapping[str, int], where: str) -> int:
+    value = record.get(name)
+    if not isinstance(value, list) or len(value) != 2 or type(value[1]) is not int:
+        raise UserError(f"{where}.{name}: is {show(value)}, not a token and its id; get the file again")
+    return value[1]
+
+
+def _template(parts: Any, known: Any, ids: Mapping[str, int], where: str) -> Frame:
+    names: list[int | str] = []
+    segments: list[int] = []
+    for part in parts or []:
+        kind, content = next(iter(part.items())) if isinstance(part, dict) and len(part) == 1 else ("", {})
+        if kind == "Sequence" and content.get("id") in ("A", "B"):
+            found: list[int | str] = [TEXT if content["id"] == "A" else PAIR]
+        elif kind == "SpecialToken" and content.get("id") in known:
+            found = list(known[content["id"]].get("ids", []))
+        else:
+            raise UserError(f"{where}: the template's part {show(part)} is not a text or a known token; correct it")
+        names += found
+        segments += [content.get("type_id", 0)] * len(found)
+    return Frame(tuple(names), tuple(segments))
+
+
+def begin_and_end(bos: list[int], eos: list[int]) -> Frames:
+    """Each text between a token that begins it and one that ends it, as add_bos_token and add_eos_token ask for."""
+    single = Frame((*bos, TEXT, *eos), (0,) * (1 + len(bos) + len(eos)))
+    second = len(single.parts)
+    return single, Frame((*single.parts, *bos, PAIR, *eos), (*single.segments, *(1,) * second))

@@ -1,0 +1,237 @@
+"""model of a tokenizer.json that is not byte-level: the ids of a word.
+
+Byte-pair encoding and unigram models become SentencePiece's, whose operation takes a word apart in the same way: see
+tfzoo.text.byte_level for the merges. It adds a unigram model's scores in float32 where the `tokenizers` library has
+float64, so that of two ways whose sums differ in the last places it may take the other.
+"""
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tfzoo.errors import UserError
+from tfzoo.json_files import show
+from tfzoo.text.byte_level_model import made_by_merges
+from tfzoo.text.tokenizer import sentencepiece_op
+
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
+_UNIGRAM, _BPE = 1, 2
+_NOWHERE = "\U0010ffff\U0010fffe\U0010ffff"  # Noncharacters.
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+class WordModel(tf.Module):
+    """Words to ids."""
+
+    def __init__(
+        self, op: Any, whole: Mapping[str, int], found_unknown: int, unknown: int | None, has_bytes: bool, size: int
+    ):
+        """
+        Args:
+          op: has tokenize_with_offsets; None where the table is all there is.
+          whole: word -> id of those that are looked up, which go before the operation.
+          found_unknown: the id that the operation, or the table, gives what it does not know.
+          unknown: the id that this becomes; None where it is left out.
+          has_bytes: what is not known becomes its bytes.
+          size: the operation's ids from here on are of no token.
+        """
+        super().__init__(name="word_model")
+        self._op, self._whole, self._found_unknown, self._unknown = op, table(whole), found_unknown, unknown
+        self._has_bytes, self._size = has_bytes, size
+
+    def encode(self, words: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """strings [W], none empty and no NUL beside another character -> ids, and starts and ends in bytes, int32
+        [W, None]."""
+        sizes, found = tf.strings.length(words), self._whole.lookup(words)
+        known = tf.ones_like(found, tf.bool) if self._op is None else found >= 0
+        own = [
+            tf.RaggedTensor.from_row_lengths(tf.boolean_mask(values, known), tf.cast(known, tf.int64), validate=False)
+            for values in (found, tf.zeros_like(sizes), sizes)
+        ]
+        if self._op is not None:
+            made = self._op.tokenize_with_offsets(tf.where(known, "", words))
+            made = [values.with_flat_values(tf.cast(values.flat_values, tf.int32)) for values in made]
+            if self._has_bytes:
+                made[2] = _whole_characters(words, *made[1:])
+            own = [tf.concat(both, 1) for both in zip(made, own)]
+        ids, starts, ends = own
+        if self._op is not None:
+            ids = own[0] = ids.with_flat_values(
+                tf.where(ids.flat_values < self._size, ids.flat_values, self._found_unknown)
+            )
+        if self._unknown is None:
+            keep = ids != self._found_unknown
+            return tuple(tf.ragged.boolean_mask(values, keep) for values in own)
+        ids = ids.with_flat_values(tf.where(ids.flat_values == self._found_unknown, self._unknown, ids.flat_values))
+        return ids, starts, ends
+
+
+def _whole_characters(words: tf.Tensor, starts: tf.RaggedTensor, ends: tf.RaggedTensor) -> tf.RaggedTensor:
+    """The ends of tokens. Each byte of a character has all of it: the operation gives it to the last alone."""
+    empty = starts.flat_values == ends.flat_values
+    word, place = tf.gather(words, starts.value_rowids()), starts.flat_values
+    first = tf.strings.substr(word, place, tf.ones_like(place))
+    byte = tf.reshape(tf.io.decode_raw(tf.where(empty, first, "a"), tf.uint8), [-1])
+    width = 1 + tf.add_n([tf.cast(byte >= least, tf.int32) for least in (0xC0, 0xE0, 0xF0)])
+    return ends.with_flat_values(tf.where(empty, place + width, ends.flat_values))
+
+
+def compile_model(record: dict[str, Any], apart: Iterable[int], where: str) -> WordModel:
+    """The function of a model; no word becomes one of the ids in `apart`, which stand for no text.
+
+    Raises:
+      UserError: it is damaged, or has no exact form here.
+    """
+    kind = record.get("type") or ("Unigram" if "unk_id" in record else "BPE" if "merges" in record else None)
+    makers = {"Unigram": _unigram, "BPE": _bpe, "WordLevel": _word_level}
+    if kind not in makers:
+        raise UserError(f"{where}: the model {show(kind)} has no exact form here")
+    return makers[kind](record, {*apart}, where)
+
+
+def vocabulary(record: dict[str, Any], where: str) -> dict[str, int]:
+    """Token -> id of any model.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    vocab = record.get("vocab")
+    if isinstance(vocab, list) and all(isinstance(item, list) and len(item) == 2 for item in vocab):
+        vocab = {item[0]: i for i, item in enumerate(vocab)}
+        if len(vocab) < len(record["vocab"]):
+            raise UserError(f"{where}.vocab: has a token twice; get the file again")
+    if not isinstance(vocab, dict) or not vocab:
+        raise UserError(f"{where}.vocab: holds no vocabulary; get the file again")
+    ids: dict[int, str] = {}
+    for token, i in vocab.items():
+        if not isinstance(token, str) or type(i) is not int or i < 0:
+            raise UserError(f"{where}.vocab: token {show(token)} has id {show(i)}, which is not a number from 0")
+        if i in ids:
+            raise UserError(f"{where}.vocab: {show(token)} and {show(ids[i])} both have id {i}; get the file again")
+        ids[i] = token
+    return vocab
+
+
+def _unigram(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
+    ids, unknown = vocabulary(record, where), record.get("unk_id")
+    if not isinstance(record["vocab"], list):
+        raise UserError(f"{where}.vocab: holds no scores; get the file again")
+    if type(unknown) is not int or not 0 <= unknown < len(ids):
+        raise UserError(f"{where}.unk_id: is {show(unknown)}; a model without a token for the unknown is not read")
+    scores = [item[1] for item in record["vocab"]]
+    if not all(isinstance(score, int | float) for score in scores):
+        raise UserError(f"{where}.vocab: a score is not a number; get the file again")
+    bytes_ = _byte_ids(record, ids, where)
+    kinds = [_CONTROL if i in apart else _BYTE if i in bytes_ else _NORMAL for i in range(len(ids))]
+    kinds[unknown] = _UNKNOWN
+    proto = _proto(*_summable(list(ids), scores, kinds), _UNIGRAM, bool(bytes_))
+    nul = ids.get("\0", ids["<0x00>"] if bytes_ else unknown)
+    return WordModel(sentencepiece_op(proto), {"\0": nul}, unknown, unknown, bool(bytes_), len(ids))
+
+
+def _summable(tokens: list[str], scores: list[float], kinds: list[int]) -> tuple[list[str], list[float], list[int]]:
+    """The vocabulary of a unigram model with scores that float32 adds without rounding.
+
+    The library adds in float64, where sums of float32's numbers are exact, and of two ways with one sum takes the one
+    whose last token is longer. So do float32's sums of multiples of 2^-15 as long as they stay within 512. Every score
+    gets the same for each of its characters, so that sums stay near 0: all ways of a word gain as much. A token that
+    no text is to hold makes the score of what is not known, the lowest less 10, do so too.
+    """
+    known = [i for i, kind in enumerate(kinds) if kind == _NORMAL and tokens[i]]
+    if not known:
+        return tokens, scores, kinds
+    lowest = min(scores)
+    each = round(-sum(scores[i] for i in known) / sum(len(tokens[i]) for i in known))
+    each = max(each, 0)
+    new = [round((score + each * len(token)) * 2**15) / 2**15 for token, score in zip(tokens, scores)]
+    return [*tokens, _NOWHERE], [*new, round((lowest + each) * 2**15) / 2**15], [*kinds, _NORMAL]
+
+
+def _bpe(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if record.get(name):
+            raise UserError(f"{where}.{name}: is {show(record[name])}, which has no exact form here")
+    ids, merges = vocabulary(record, where), pairs(record, where)
+    bytes_ = _byte_ids(record, ids, where)
+    unknown = ids.get(record.get("unk_token") or "")
+    if unknown is not None and not record.get("fuse_unk") and not bytes_:
+        raise UserError(f"{where}.fuse_unk: is false, and only true has an exact form here")
+    size = max(ids.values()) + 1
+    made = made_by_merges([*ids], ids, merges)
+    tokens, scores, kinds = [""] * (size + 1), [0.0] * (size + 1), [_CONTROL] * size + [_UNKNOWN]
+    for token, i in ids.items():
+        if i in bytes_:
+            tokens[i], kinds[i] = token, _BYTE
+        elif i in made and i not in apart:
+            tokens[i], scores[i], kinds[i] = token, -made[i], _NORMAL
+    proto = _proto(tokens, scores, kinds, _BPE, bool(bytes_))
+    whole = {token: i for token, i in ids.items() if i not in apart} if record.get("ignore_merges") else {}
+    nul = ids.get("\0", ids["<0x00>"] if bytes_ else size)
+    return WordModel(sentencepiece_op(proto), {**whole, "\0": nul}, size, unknown, bool(bytes_), size + 1)
+
+
+def _word_level(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
+    ids = vocabulary(record, where)
+    unknown = ids.get(record.get("unk_token") or "")
+    return WordModel(None, {token: i for token, i in ids.items() if i not in apart}, -1, unknown, False, 0)
+
+
+def pairs(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
+    """The merges of byte-pair encoding, in either way of writing them.
+
+    Raises:
+      UserError: one is not a pair of tokens.
+    """
+    merges = record.get("merges")
+    if not isinstance(merges, list):
+        raise UserError(f"{where}.merges: is not a list; get the file again")
+    result = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+    for i, merge in enumerate(result):
+        if len(merge) != 2 or not all(isinstance(part, str) and part for part in merge):
+            raise UserError(f"{where}.merges: number {i + 1} is {show(merges[i])}, not a merge of two tokens")
+    return result
+
+
+def _byte_ids(record: dict[str, Any], ids: Mapping[str, int], where: str) -> set[int]:
+    """The ids of the 256 bytes, where what is not known becomes its bytes."""
+    if not record.get("byte_fallback"):
+        return set()
+    missing = [byte for byte in _BYTES if byte not in ids]
+    if missing:
+        raise UserError(f"{where}.byte_fallback: is true, and {len(missing)} bytes have no token, such as {missing[0]}")
+    return {ids[byte] for byte in _BYTES}
+
+
+def _proto(tokens: list[str], scores: list[float], kinds: list[int], model: int, byte_fallback: bool) -> bytes:
+    """A SentencePiece model, written as a protocol buffer, that does nothing to a text before."""
+
+    def number(value: int) -> bytes:
+        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + number(value >> 7)
+
+    def field(tag: int, value: int | bytes) -> bytes:
+        if isinstance(value, bytes):
+            return number(tag << 3 | 2) + number(len(value)) + value
+        return number(tag << 3) + number(value)
+
+    pieces, taken = [], {*tokens}
+    for i, (token, score, kind) in enumerate(zip(tokens, scores, kinds)):
+        if kind in (_CONTROL, _UNKNOWN):  # Never found in a text; a name that no other piece has.
+            token = f"\x01{i}"
+            while token in taken:
+                token += "\x01"
+        pieces.append(
+            field(1, field(1, token.encode()) + number(2 << 3 | 5) + struct.pack("<f", score) + field(3, kind))
+        )
+    trainer = field(2, field(3, model) + field(35, int(byte_fallback)))
+    as_is = field(3, field(1, b"identity") + field(3, 0) + field(4, 0) + field(5, 0))
+    return b"".join(pieces) + trainer + as_is
+
+
+def table(ids: Mapping[str, int]) -> tf.lookup.StaticHashTable:
+    """Text -> id, -1 where there is none."""
+    with tf.init_scope():
+        keys = tf.constant([key.encode() for key in ids] or [b""])
+        values = tf.constant(list(ids.values()) or [-1], tf.int32)
+        return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default_value=-1)

@@ -1,0 +1,147 @@
+"""Texts on their way to tokens, in TensorFlow's stock ops: they are rewritten and split, and may keep a map to where
+each of their characters came from."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import tensorflow as tf
+
+BORDER = b"\xff\xfe\xff\xfe"  # No UTF-8 holds these bytes.
+
+# Unicode's white space: RE2's own \s is ASCII's, without \v.
+SPACE = r"\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Pieces of N texts.
+
+    texts: strings [P], UTF-8.
+    rows: int64 [P], ascending, the text that each is of.
+    first: bool [P], the piece stands at its text's beginning.
+    starts, ends: int32 [C], for every code point of the pieces in turn, the code points of the row's text, as it was
+      given, that it came from; None where nobody asks.
+    """
+
+    texts: tf.Tensor
+    rows: tf.Tensor
+    first: tf.Tensor
+    starts: tf.Tensor | None = None
+    ends: tf.Tensor | None = None
+
+    @classmethod
+    def of(cls, texts: tf.Tensor, aligned: bool = False) -> "Pieces":
+        """A piece for each of `texts`, strings [N] of UTF-8."""
+        rows = tf.range(tf.size(texts, tf.int64))
+        first = tf.ones_like(rows, tf.bool)
+        if not aligned:
+            return cls(texts, rows, first)
+        places = tf.ragged.range(tf.strings.length(texts, unit="UTF8_CHAR")).flat_values
+        return cls(texts, rows, first, places, places + 1)
+
+    @property
+    def aligned(self) -> bool:
+        return self.starts is not None
+
+    def only(self, keep: tf.Tensor) -> "Pieces":
+        """Those where keep, bool [P], is true."""
+        starts = ends = None
+        if self.aligned:
+            kept = tf.repeat(keep, characters(self.texts))
+            starts, ends = tf.boolean_mask(self.starts, kept), tf.boolean_mask(self.ends, kept)
+        texts, rows, first = (tf.boolean_mask(values, keep) for values in (self.texts, self.rows, self.first))
+        return Pieces(texts, rows, first, starts, ends)
+
+    def each_character(self, rewrite: Callable[[tf.Tensor], tf.Tensor]) -> "Pieces":
+        """Rewritten by a function of strings [P] that treats every code point by itself."""
+        if not self.aligned:
+            return dataclasses.replace(self, texts=rewrite(self.texts))
+        # The lengths of what each character becomes add up to a map from the new texts to the old.
+        distinct, which = tf.unique(tf.strings.unicode_decode(self.texts, "UTF-8").flat_values)
+        becomes = rewrite(tf.strings.unicode_encode(distinct[:, tf.newaxis], "UTF-8"))
+        counts = tf.gather(characters(becomes), which)
+        return dataclasses.replace(
+            self, texts=rewrite(self.texts), starts=tf.repeat(self.starts, counts), ends=tf.repeat(self.ends, counts)
+        )
+
+    def replace(self, pattern: str, content: str) -> "Pieces":
+        """With `content` for each match of RE2's `pattern`; its characters came, as in the `tokenizers` library, from
+        the match's last one."""
+        texts = tf.strings.regex_replace(self.texts, pattern, escape(content))
+        if not self.aligned:
+            return dataclasses.replace(self, texts=texts)
+        parts = tf.strings.split(tf.strings.regex_replace(self.texts, pattern, BORDER + rb"\0" + BORDER), BORDER)
+        is_match = alternate(parts)
+        counts = characters(parts.flat_values)
+        new = tf.where(is_match, len(content), counts)
+        begin = tf.cumsum(counts, exclusive=True)
+        place = tf.repeat(tf.where(is_match, begin + counts - 1, begin), new)
+        place += tf.where(tf.repeat(is_match, new), 0, tf.ragged.range(new).flat_values)
+        starts, ends = tf.gather(self.starts, place), tf.gather(self.ends, place)
+        return dataclasses.replace(self, texts=texts, starts=starts, ends=ends)
+
+    def prepend(self, content: str, where: tf.Tensor) -> "Pieces":
+        """With `content` before those where bool [P] is true, which are not empty; it came from their first
+        character."""
+        texts = tf.where(where, tf.strings.join([content, self.texts]), self.texts)
+        if not self.aligned:
+            return dataclasses.replace(self, texts=texts)
+        counts = characters(self.texts)
+        added = tf.where(where, len(content), 0)
+        begin = tf.repeat(tf.cumsum(counts, exclusive=True), counts + added)
+        place = tf.ragged.range(counts + added).flat_values - tf.repeat(added, counts + added)
+        source = begin + tf.maximum(place, 0)
+        return dataclasses.replace(
+            self, texts=texts, starts=tf.gather(self.starts, source), ends=tf.gather(self.ends, source)
+        )
+
+    def split(self, marked: tf.Tensor, drop_matches: bool = False) -> "Pieces":
+        """Split where `marked`, the texts [P] with BORDERs in them, has a BORDER; empty pieces are left out. With
+        `drop_matches`, what stands between the first and the second BORDER of a text is, and so on."""
+        parts = tf.strings.split(marked, BORDER)
+        texts, owner = parts.flat_values, parts.value_rowids()
+        sizes = tf.strings.length(texts)
+        before = tf.cumsum(sizes, exclusive=True)
+        before -= tf.gather(tf.gather(tf.concat([before, [0]], 0), parts.row_starts()), owner)
+        first = tf.gather(self.first, owner) & (before == 0)
+        pieces = Pieces(texts, tf.gather(self.rows, owner), first, self.starts, self.ends)
+        keep = sizes > 0
+        return pieces.only(keep & ~alternate(parts) if drop_matches else keep)
+
+    def offsets(self, starts: tf.RaggedTensor, ends: tf.RaggedTensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+        """Where tokens, which take bytes starts to ends (ragged [P, None], not empty) of each piece, came from."""
+        sizes = tf.cast(tf.strings.length(self.texts), tf.int64)
+        first_byte = tf.gather(tf.cumsum(sizes, exclusive=True), starts.value_rowids())
+        codes = tf.strings.unicode_decode(self.texts, "UTF-8").flat_values
+        # Bytes and characters are counted through the whole batch, so that one search serves all pieces.
+        consumed = tf.cumsum(1 + tf.add_n([tf.cast(codes >= least, tf.int64) for least in (0x80, 0x800, 0x10000)]))
+
+        def character(byte: tf.Tensor) -> tf.Tensor:
+            return tf.searchsorted(consumed, tf.cast(byte, tf.int64) + first_byte, side="right")
+
+        return (
+            starts.with_flat_values(tf.gather(self.starts, character(starts.flat_values))),
+            ends.with_flat_values(tf.gather(self.ends, character(ends.flat_values - 1))),
+        )
+
+
+def characters(texts: tf.Tensor) -> tf.Tensor:
+    """How many code points each of texts, strings [P], has: int32 [P]."""
+    return tf.strings.length(texts, unit="UTF8_CHAR")
+
+
+def escape(content: str) -> str:
+    """What regex_replace writes as `content`."""
+    return content.replace("\\", "\\\\")
+
+
+def literal(content: str) -> str:
+    """RE2's expression for a text."""
+    return re.escape(content).replace("\0", r"\x{0}")
+
+
+def alternate(parts: tf.RaggedTensor) -> tf.Tensor:
+    """bool [P]: every second part of each row, from its second on."""
+    place = tf.range(tf.size(parts.flat_values, tf.int64)) - tf.gather(parts.row_starts(), parts.value_rowids())
+    return place % 2 == 1

@@ -1,0 +1,114 @@
+"""Any tokenizer of a tokenizer.json, compiled component by component: SentencePiece's vocabularies as T5, XLM-R, Llama
+and Gemma have them, words of a list, and others.
+
+Source: the `tokenizers` library, whose ids it gives.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfzoo.text.added import AddedToken
+from tfzoo.text.components import decoders, normalizers, pre_tokenizers, word_models
+from tfzoo.text.pieces import Pieces
+from tfzoo.text.tokenizer import Tokenizer, join, regroup, valid_utf8
+
+_FIELDS = ("normalizer", "pre_tokenizer", "model", "decoder")
+
+
+class Pipeline(Tokenizer):
+    """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel."""
+
+    def __init__(
+        self,
+        record: dict[str, Any],
+        vocab: Sequence[str],
+        *,
+        roles: Mapping[str, str],
+        added_tokens: Sequence[AddedToken] = (),
+        name: str = "tokenizer.json",
+    ):
+        """`record` is what a tokenizer.json holds, `vocab[i]` the text of token i, "" where there is none; `roles` says
+        which token does what, `added_tokens` are found in a text. `name` is what errors call the file.
+
+        Raises:
+          UserError: a component is damaged, or has no exact form here.
+        """
+        ids = {token: i for i, token in enumerate(vocab) if token}
+        super().__init__("pipeline", vocab, {role: ids[token] for role, token in roles.items()}, (), added_tokens)
+        self._record = json.dumps({name: record.get(name) for name in _FIELDS}, sort_keys=True)
+        inside = {*word_models.vocabulary(record["model"], f"{name}: model").values()}
+        apart = [i for i in self._special if i in inside]
+        with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
+            self._normalizers = tuple(normalizers.compile_all(record.get("normalizer"), f"{name}: normalizer"))
+            parts = pre_tokenizers.parts(record.get("pre_tokenizer"))
+            self._splits = tuple(pre_tokenizers.compile_one(part, f"{name}: pre_tokenizer") for part in parts)
+            self._model = word_models.compile_model(record["model"], apart, f"{name}: model")
+            written = {**dict(enumerate(vocab)), **self._as_normalized()}
+            decoded = decoders.compile_decoder(record.get("decoder"), [*written.values()], f"{name}: decoder")
+            self._strips = decoded.strips
+            dropped = self._dropped()
+            self._first, self._others = (
+                tf.constant([b"" if i in dropped else part for i, part in enumerate(pieces)])
+                for pieces in (decoded.first, decoded.others)
+            )
+            self._drops = tf.constant([i in dropped for i in range(len(vocab))] + [True])
+
+    @property
+    def sentinel_ids(self) -> list[int]:
+        """The ids of <extra_id_0>, <extra_id_1>, ..., of T5's vocabularies."""
+        ids = {token: i for i, token in enumerate(self.vocab)}
+        found = [ids.get(f"<extra_id_{i}>") for i in range(len(ids))]
+        return [i for i in found[: found.index(None)] if i is not None]
+
+    def fingerprint(self) -> str:
+        """A SHA-256 in hexadecimal, equal for equal vocabulary, components and added tokens."""
+        content = [self._record, self._vocab.tolist(), self._role_ids, [dataclasses.astuple(t) for t in self._added]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def _detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """ids: int [N, L] or ragged [N, None] -> strings [N], as the library decodes them.
+
+        Padding and special tokens are dropped, but for those for unknown and masked words, which stay, as text.
+
+        Raises:
+          tf.errors.InvalidArgumentError: an id is negative.
+        """
+        if not isinstance(ids, tf.RaggedTensor):
+            ids = tf.RaggedTensor.from_tensor(ids, row_splits_dtype=tf.int64)
+        most = tf.size(self._drops, tf.int32) - 1
+        ids = ids.with_flat_values(tf.minimum(tf.cast(ids.flat_values, tf.int32), most))
+        ids = tf.ragged.boolean_mask(ids, ids.with_flat_values(~tf.gather(self._drops, ids.flat_values)))
+        texts = tf.strings.join([join(self._first, ids[:, :1]), join(self._others, ids[:, 1:])])
+        for content, start, stop in self._strips:
+            texts = tf.strings.regex_replace(texts, f"^(?:{content}){{0,{start}}}", "") if start else texts
+            texts = tf.strings.regex_replace(texts, f"(?:{content}){{0,{stop}}}$", "") if stop else texts
+        return valid_utf8(texts)
+
+    def _normalize(self, pieces: Pieces) -> Pieces:
+        for normalize in self._normalizers:
+            pieces = normalize(pieces)
+        return pieces
+
+    def _encode(self, pieces: Pieces) -> tuple:
+        count = tf.size(pieces.rows, tf.int64)
+        words = dataclasses.replace(pieces, rows=tf.range(count))
+        # Adjacent spaces are what most of these are split by; NUL ends a word, see WordModel.
+        for split in (*self._splits, _split_at_nul):
+            words = split(words)
+        if not pieces.aligned:
+            distinct, which = tf.unique(words.texts)
+            ids, _, _ = self._model.encode(distinct)
+            return regroup(tf.gather(ids, which), words.rows, count), None, None
+        ids, starts, ends = self._model.encode(words.texts)
+        starts, ends = words.offsets(starts, ends)
+        ids, starts, ends = (regroup(values, words.rows, count) for values in (ids, starts, ends))
+        return ids, starts, ends
+
+
+def _split_at_nul(pieces: Pieces) -> Pieces:
+    return pre_tokenizers.split(pieces, r"\x{0}", "Isolated")

@@ -1,0 +1,190 @@
+"""Reading is proven: a tokenizer compiled from files is compared with the library that they were written for.
+
+Of a tokenizer.json that is the `tokenizers` library, of a SentencePiece model `sentencepiece` where it is installed.
+Ids, offsets and the text that comes back must be equal for lines of many scripts, and for every added token inside and
+beside words; once with special tokens recognised in a text and once as plain text. What was proven is remembered under
+a hash of the files, of this code and of the libraries' versions.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+import tokenizers
+
+from tfzoo import files
+from tfzoo.errors import UserError, one_line
+from tfzoo.text.tokenizer import Tokenizer
+
+# Several scripts, what looks like a space and what does not, what splits words, what is composed, and nothing at all.
+LINES = (
+    "The quick brown fox isn't here; it'll be back at 9:30, they've said. WE'RE SURE!",
+    "",
+    " ",
+    "   three before, and two behind  ",
+    "a",
+    "one\ttab, one\nline, two\n\nlines, \r\n and \u00a0, \u2003, \u3000 for spaces\n",
+    "x = [i ** 2 for i in range(10)]  # 'quoted', \"doubly\", `so`",
+    "    if (a<=b&&c!=d){return ~x^0xFF;}\n\n\t\tdone();   \n",
+    "https://example.org/a_b-c?d=1&e=%20#f, name.surname@example.org",
+    "3.14159 1,000,000 2²⁰ ½ Ⅷ ٣٤٥ १२३ 0000000000 12 345 6789",
+    "9,99, not ``10,5''; 12,345,678, and ²,³, too. 5,",
+    "Größere Straßen, ÄÖÜ, Maßstab – „so“ ẞ",
+    "L'été déjà vu à Nîmes: œuvre, naïve, ÉCOLE, e\u0301cole, E\u0301COLE",
+    "İstanbul'da ılık bir gün, Iğdır",
+    "Съешь же ещё этих мягких булок, Ёлка, И\u0306",
+    "Ὀδυσσεὺς καὶ ΣΊΣΥΦΟΣ· ο λόγος ΤΟΥΣ",
+    "جملة عربية قصيرة، أليس كذلك؟ مُحَمَّد",
+    "שלום עולם, שָׁלוֹם",
+    "यह हिन्दी का एक छोटा वाक्य है।",
+    "ภาษาไทยไม่มีช่องว่างระหว่างคำ",
+    "한국어 문장은 음절로 쓰입니다. \u1112\u1161\u11ab",
+    "日本語の文章です。カタカナ、ｶﾀｶﾅ、ひらがな、が、漢字!",
+    "这是一个中文句子，没有空格！「真的」吗？",
+    "全形:ＡＢＣ１２３，繁體中文與標點……　空格",
+    "Nhiều dấu tiếng Việt: ườ ễ ợ ặ Đ đ",
+    "👩\u200d👩\u200d👧\u200d👦 🏳️\u200d🌈 👍🏽 ❤️ 🇩🇪 ™ © ﬁne ℃ ①②",
+    "hahahahahahaha aaaaaaaaaaaaaaaaaaaaaaaa ------ ====== ______ !!!??? ...",
+    "\u200b zero \u200d width \ufeff \u00ad hyphen \u2060",
+    "'s 'S 't 're 'VE 'm 'll 'd don't DON'T o'clock 'tis",
+    "``quotes'' «guillemets» ‹single› ‚low‘",
+    "𐐀𐐨 𝒜𝓁𝓅𝒽𝒶 𠮷𠀀 䶮 ΑΣ",
+    "▁under ▁▁ bar▁s",
+    "\u0041\u030a \u212b \u2126 \u1e9b\u0323 \uac00\u11a8 a\u0308\u0323",
+    "tab\x0bvertical\x0cfeed\x1cfile\x85next\u2028line",
+    "control\x01\x02\x7f\x80 chars \ue000 private \ufffd",
+)
+_AROUND = ("{0}", "a{0}b", " {0} ", "the {0}, {0}{0} and  {0}the", "x  {0}\n{0}. {0}1")
+_MOST_ADDED = 1200  # Of a vocabulary with more added tokens, as many, evenly chosen.
+
+
+def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path, names: Sequence[str]) -> None:
+    """Compares a tokenizer with the library's of `record`, a tokenizer.json's content, unless that was done before.
+
+    Args:
+      tokenizer: compiled from the folder's files.
+      record: what tokenizer.json holds, with what the files beside it change.
+      folder: what errors name.
+      names: the folder's files that the tokenizer depends on.
+
+    Raises:
+      UserError: a line differs. It shows the line, and both results.
+    """
+    if _is_proven(key := _key(folder, names)):
+        return
+    names = ("content", "id", "single_word", "lstrip", "rstrip", "normalized", "special")
+    added = [{name: getattr(token, name) for name in names} for token in tokenizer.added_tokens]
+    bare = {**record, "post_processor": None, "truncation": None, "padding": None, "added_tokens": added}
+    try:
+        library = tokenizers.Tokenizer.from_str(json.dumps(bare))
+    except Exception as error:
+        raise UserError(
+            f"{folder}: the tokenizers library cannot read tokenizer.json ({one_line(error, 160)})"
+        ) from None
+    except BaseException as error:  # pyo3's PanicException is not an Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{folder}: the tokenizers library fails on tokenizer.json ({str(error)[:160]!r})") from None
+    _compare(tokenizer, library, _without_special(bare, tokenizer), folder)
+    _remember(key)
+
+
+def _without_special(bare: dict[str, Any], tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
+    """The library's tokenizer as it reads plain text, where it takes special tokens of a unigram model for words: no
+    text that a user writes becomes one of them here. None where it does not."""
+    model, special = bare["model"], {*tokenizer.special_ids, bare["model"].get("unk_id")}
+    if not isinstance(model.get("vocab"), list):
+        return None
+    vocab = [[f"\x01{i}", score] if i in special else [t, score] for i, (t, score) in enumerate(model["vocab"])]
+    added = [token for token in bare.get("added_tokens") or [] if not token.get("special")]
+    return tokenizers.Tokenizer.from_str(
+        json.dumps({**bare, "model": {**model, "vocab": vocab}, "added_tokens": added})
+    )
+
+
+def _compare(tokenizer: Tokenizer, library: tokenizers.Tokenizer, plain_library, folder: pathlib.Path) -> None:
+    added = tokenizer.added_tokens
+    chosen = added[:: -(-len(added) // _MOST_ADDED)] if added else []
+    lines = [*LINES, *(form.replace("{0}", token.content) for token in chosen for form in _AROUND)]
+    special = [token.content for token in added if token.special]
+    for recognised in (True, False):
+        if not recognised:
+            library = plain_library or library
+            library.encode_special_tokens = True
+        wanted = library.encode_batch(lines, add_special_tokens=False)
+        found = tokenizer.tokenize(lines, special=special if recognised else ()).to_list()
+        how = "with special tokens recognised" if recognised else "as plain text"
+        for line, ids, encoding in zip(lines, found, wanted):
+            if ids != encoding.ids:
+                raise _difference(folder, f"{line!r}, {how}, is", _named(tokenizer, ids), encoding.tokens)
+    plain = [(line, e) for line, e in zip(lines, wanted) if not {*e.ids} & {*tokenizer.special_ids}]
+    texts = tokenizer._detokenize(tf.ragged.constant([e.ids for _, e in plain], tf.int32)).numpy()
+    for (line, encoding), text in zip(plain, texts):
+        if text.decode() != (decoded := library.decode(encoding.ids)):
+            raise _difference(folder, f"the ids of {line!r} make", text.decode(), decoded)
+    try:
+        _, starts, ends = tokenizer.tokenize_with_offsets(lines)
+    except (UserError, tf.errors.InvalidArgumentError):  # It says that it has none.
+        return
+    for line, first, last, encoding in zip(lines, starts.to_list(), ends.to_list(), wanted):
+        if (offsets := list(zip(first, last))) != encoding.offsets:
+            raise _difference(folder, f"the offsets of {line!r} are", offsets, encoding.offsets)
+
+
+def _difference(folder: pathlib.Path, what: str, ours: Sequence, theirs: Sequence) -> UserError:
+    """The error, which shows a few of each from just before the first that differs."""
+    first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+    begin, end = max(first - 2, 0), first + 6
+    return UserError(
+        f"{folder}: the tokenizer is not read exactly, so it is not used: {what} {ours[begin:end]!r} here and "
+        f"{theirs[begin:end]!r} in the tokenizers library, from {begin} on; please report it"
+    )
+
+
+def _named(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    vocab = tokenizer.vocab
+    return [vocab[i] if i < len(vocab) else str(i) for i in ids]
+
+
+def _key(folder: pathlib.Path, names: Sequence[str]) -> str:
+    digest = hashlib.sha256(_code().encode())
+    for name in names:
+        path = folder / name
+        digest.update(f"{name} {path.exists()}\n".encode())
+        if path.exists():
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    """What a proof depends on besides the files: this package's code, and the libraries' versions."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    for name in ("tokenizers", "tensorflow-text", "tensorflow"):
+        digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
+    return digest.hexdigest()
+
+
+def _cache() -> pathlib.Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return pathlib.Path(base, "tfzoo", "proofs")
+
+
+def _is_proven(key: str) -> bool:
+    return (_cache() / key).exists()
+
+
+def _remember(key: str) -> None:
+    try:
+        _cache().mkdir(parents=True, exist_ok=True)
+        files.atomic_write(_cache() / key, "")
+    except OSError:
+        pass  # A home that cannot be written to: it is proven again.
