@@ -265,7 +265,7 @@ class CommandTest(Case):
         tfzoo.store_weights(model, "int8")
         load = unittest.mock.patch.object(runs, "load", lambda *_: (model, self.tokenizer))
         with load, self.assertRaisesRegex(UserError, "kept as int8 already"):
-            ModelDir(model_dir="a", weights="bfloat16").load()
+            ModelDir(model_dir=str(self.folder), weights="bfloat16").load()
         expected = tfzoo.generate_text(model, "ab", self.tokenizer, max_new_tokens=3)[0]
         found = self.run_main("--prompt=ab", "--max_new_tokens=3", "--weights=int8", model_dir=self.folder)
         self.assertEqual(found, (0, expected + "\n", ""))
