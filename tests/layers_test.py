@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "evaluation": MODELS | {"text", "data", "generation"},
     "training": MODELS | {"text", "data", "objectives", "tasks", "evaluation", "lazy", "options", "cli", "hub"},
     "model_dir": MODELS | {"options", "training", "hub"},
-    "export": MODELS | {"text", "generation"},
+    "embeddings": MODELS | {"text"},
+    "export": MODELS | {"text", "generation", "embeddings"},
     "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts, whoever made them.
 }
 # Importing these imports no TensorFlow, so that help, refusals and servers come at once.
@@ -237,8 +238,9 @@ class LayersTest(unittest.TestCase):
 
     def test_what_serves_every_family_names_none(self) -> None:
         families = dictionary("tfzoo.models", "FAMILIES")
-        # Every family's config, the name of a rotary scaling in config.json files, and tokenizers' kinds and classes.
+        # Every family's config, a rotary scaling in config.json files, tokenizers' kinds and classes, and a library.
         others = "TransformerConfig llama3 mbart mBART BertNormalizer BertPreTokenizer GPT2Tokenizer is_gpt2".split()
+        others.append("sentence-transformers")
         for name, tree in TREES.items():
             if name.startswith(("tfzoo.nn", "tfzoo.export", "tfzoo.text.framing", "tfzoo.text.reader")):
                 code = ast.unparse(_without_docstrings(tree))  # Docstrings cite papers, and may.

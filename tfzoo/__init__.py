@@ -7,13 +7,14 @@ __version__ = "0.1.0"
 # Attributes are imported when first used (PEP 562): `import tfzoo` alone costs nothing.
 _ATTRIBUTES = {
     "build": "tfzoo.models",
+    "embed_texts": "tfzoo.embeddings",
     "generate_ids": "tfzoo.generation",
     "generate_text": "tfzoo.generation.texts",
     "load": "tfzoo.training.runs",
     "save": "tfzoo.weights.huggingface",
     "store_weights": "tfzoo.nn",
 }
-__all__ = ["build", "generate_ids", "generate_text", "load", "save", "store_weights"]
+__all__ = ["build", "embed_texts", "generate_ids", "generate_text", "load", "save", "store_weights"]
 
 
 def __getattr__(name: str):

@@ -17,6 +17,9 @@ POSITIONS = ("learned", "sinusoidal", "sinusoidal_concat", "relative", "rotary",
 POSITION_INITIALIZERS = ("normal", "sinusoidal", "near")
 ATTENTION_INITIALIZERS = ("independent", "alike", "cross_alike")
 INITIALIZERS = ("normal", "scaled_residual", "fan_in")
+# What makes one vector of a row's states: the first or the last; the mean of all, their sum over their number's root, a
+# mean in which the i-th counts i times; the largest of each number.
+POOLINGS = ("first", "last", "mean", "mean_sqrt_len", "weighted_mean", "max")
 _FACTOR, _LENGTH = Field(float, low=1e-3, required=True), Field(int, low=1)
 _FACTORS = Field(list, items=Field(float, low=1e-3), required=True)
 # What each rope_type of rotary_scaling has besides, by Hugging Face's names.
@@ -287,3 +290,39 @@ _PARSERS: dict[type, Callable[[str], Any]] = {bool: lambda text: _BOOLEANS[text.
 
 def _remedy(name: str, fields) -> str:
     return suggest(name, fields) or f"; the fields are {', '.join(fields)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """A dense layer behind the pooling of an embedding; activation: one of ACTIVATIONS, tanh or none."""
+
+    units: int
+    activation: str = "tanh"
+    use_bias: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """How the head "embed" makes a text's vector of its tokens' states.
+
+    pooling: of POOLINGS, whose vectors are put side by side.
+    include_prompt: whether the tokens of a prompt before the text are pooled as well.
+    layers: what follows, in order: Projections, and "normalize", which divides by the length.
+    pooler: whether an encoder keeps its pooler, which no embedding reads, for the file that it came from.
+
+    Raises:
+      UserError: an unknown pooling, or none.
+    """
+
+    pooling: tuple[str, ...] = ("mean",)
+    include_prompt: bool = True
+    layers: tuple[Projection | str, ...] = ()
+    pooler: bool = False
+
+    def __post_init__(self):
+        for how in self.pooling or ("",):
+            if how not in POOLINGS:
+                raise UserError(f"pooling ({how!r}) must be one of {', '.join(POOLINGS)}")
+        for layer in self.layers:
+            if not isinstance(layer, Projection) and layer != "normalize":
+                raise UserError(f"layers ({layer!r}) must be Projections and 'normalize'")

@@ -140,6 +140,7 @@ def main(flags: absl_flags.FlagValues) -> None:
 
 def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
     from tfzoo.training import runs
+    from tfzoo.weights import huggingface
 
     checkpoint = flags.checkpoint
     if not source.is_dir():
@@ -157,7 +158,7 @@ def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
     if any(source.glob("*.index")) and not any(source.glob("*.safetensors")):
         _omit(flags, "a TF1 checkpoint", "task")
         return _tf1(source, checkpoint, flags)
-    if config.exists():
+    if huggingface.is_folder(source):
         _omit(flags, "a Hugging Face folder", "checkpoint", "part", "lowercase", "task")
         return _hugging_face(source)
     raise UserError(
@@ -174,12 +175,14 @@ def _omit(flags: absl_flags.FlagValues, what: str, *names: str) -> None:
 
 def _hugging_face(folder: pathlib.Path) -> Found:
     from tfzoo import models
-    from tfzoo.weights import huggingface, safetensors_files, table
+    from tfzoo.weights import huggingface, safetensors_files, sentence_transformers, table
 
+    whole, folder = folder, sentence_transformers.transformer_of(folder)
     with safetensors_files.open_folder(folder) as file:
         stored, dtype = file.names, _dtype(file)
         used = {file.file(name).name for name in stored} | {safetensors_files.INDEX, "config.json"}
-    model, _ = huggingface.load(folder, tokenizer=False)
+    model, _ = huggingface.load(whole, tokenizer=False)
+    used |= sentence_transformers.files_of(whole)
     page = models.page_of(model)
     prefix, canonical = getattr(page, "PREFIX", ""), table.HUGGING_FACE.canonical
     kept = {slot.name.removeprefix(prefix) for slot in table.slots(page.WEIGHTS, model)}
@@ -190,7 +193,7 @@ def _hugging_face(folder: pathlib.Path) -> Found:
     }
     carried |= {f"{TEMPLATE_FOLDER}/{path.name}": path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
     return Found(
-        "a Hugging Face folder",
+        "a sentence-transformers folder" if sentence_transformers.is_folder(whole) else "a Hugging Face folder",
         folder,
         model,
         dtype,

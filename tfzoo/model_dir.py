@@ -14,7 +14,9 @@ class ModelDir(Checked):
     """Where a model is read from, and how its weights are kept. Programs that read one inherit these options."""
 
     model_dir: str = option(
-        dataclasses.MISSING, "A run's folder, one of Hugging Face's, or hf://NAME[@REVISION].", group=_GROUP
+        dataclasses.MISSING,
+        "A run's folder, one of Hugging Face's or sentence-transformers', or hf://NAME[@REVISION].",
+        group=_GROUP,
     )
     checkpoint: str | None = option(None, "One of the run's checkpoints; best/ or the newest by default.", group=_GROUP)
     weights: str = option(

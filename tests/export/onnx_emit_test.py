@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tests.export import small
 from tfzoo import models, nn
+from tfzoo.config import POOLINGS, EmbeddingConfig, Projection
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import artifact, golden, interface, publish, variants, verify
 from tfzoo.export.answers import Options
@@ -144,9 +145,23 @@ class EmitTest(tf.test.TestCase):
                 onnx_emit.emit(model, profile="genai")
 
     def test_every_pool(self):
-        for pool in ("first", "last", "mean"):
+        for pool in POOLINGS:
             with self.subTest(pool):
                 self.check(small.model("distilbert", heads=("classify",), pool=pool))
+
+    def test_vectors(self):
+        layers = (Projection(5, "gelu"), "normalize", Projection(4, "none", False))
+        for family, embed in (
+            ("bert", EmbeddingConfig(pooling=POOLINGS, layers=layers)),
+            ("gpt2", EmbeddingConfig(pooling=("last", "weighted_mean"), include_prompt=False, layers=("normalize",))),
+        ):
+            model = small.model(family, heads=("embed",), embed=embed)
+            for options in (dict(profile="standard"), dict(profile="compat")):
+                with self.subTest(family, **options):
+                    self.check(model, **options)
+            (graph,) = onnx_emit.emit(model).values()
+            self.assertEqual([value.name for value in graph.graph.output], ["sentence_embedding"])
+            self.assertEqual("pooling_mask" in [value.name for value in graph.graph.input], family == "gpt2")
 
     def check_references(self, names):
         """The graphs of Hugging Face's folders give what Hugging Face's models gave."""

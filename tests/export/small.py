@@ -48,10 +48,10 @@ def byte_level_tokenizer():
     return ByteLevelBPE([*special, *BYTES, "Ġa", "de"], [("Ġ", "a"), ("d", "e")], special_tokens=special)
 
 
-def model(family: str = "bert", *, heads=None, num_labels=3, pool=None, dtype=None, **overrides):
+def model(family: str = "bert", *, heads=None, num_labels=3, pool=None, embed=None, dtype=None, **overrides):
     name = next(iter(models.page(family).CONFIGS))
     keras.utils.set_random_seed(0)
-    options = dict(heads=heads, num_labels=num_labels, pool=pool, dtype=dtype)
+    options = dict(heads=heads, num_labels=num_labels, pool=pool, embed=embed, dtype=dtype)
     result = tfzoo.build(name, **options, **(SIZES | FAMILIES[family] | overrides))
     noise = np.random.default_rng(0)
     # Of what is drawn at random and not trained, such as FAVOR+'s features, the noise would be no weight's.

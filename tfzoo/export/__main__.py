@@ -16,8 +16,8 @@ from tfzoo.errors import UserError
 
 # What `artifact.export` is told, beside the model.
 _OPTIONS = (
-    "name version formats sequence_length text_pair long_texts refuse pooling max_new_tokens num_beams precision "
-    "onnx_profile onnx_variants keep_versions"
+    "name version formats sequence_length text_pair long_texts refuse pooling prompt_name max_new_tokens num_beams "
+    "precision onnx_profile onnx_variants keep_versions"
 ).split()
 
 
@@ -26,7 +26,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         getattr(absl_flags, f"DEFINE_{kind}")(name=name, default=default, help=text, flag_values=flags, **options)
 
     define("string", "model_dir", None, "a run's folder (its best/ is read, or else its newest checkpoint), a "
-           "Hugging Face folder, or hf://NAME[@REVISION]")  # fmt: skip
+           "Hugging Face or sentence-transformers folder, or hf://NAME[@REVISION]")  # fmt: skip
     define("string", "checkpoint", None, "which checkpoint of the run to read instead")
     define("string", "output_dir", None, "where to write FORMAT/NAME/VERSION/")
     define("list", "formats", ["savedmodel", "onnx"], "which artifacts to write: savedmodel, onnx, litert")
@@ -40,8 +40,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("enum", "refuse", "call", "what is refused where something is wrong with a row of a request: the call, as "
            "INVALID_ARGUMENT, or the row, whose output `error` says why", enum_values=["call", "row"])  # fmt: skip
     define("boolean", "text_pair", False, "a classifier that reads pairs of texts")
-    define("enum", "pooling", "mean", "what makes one vector of a text, for a model without heads",
-           enum_values=["mean", "first", "last", "pooled"])  # fmt: skip
+    define("enum", "pooling", None, "what makes one vector of a text, for a model without heads; the mean by "
+           "default", enum_values=["mean", "first", "last", "pooled"])  # fmt: skip
+    define("string", "prompt_name", None, "which of a sentence-transformers model's prompts texts begin with; by "
+           "default its default one, if it has any")  # fmt: skip
     define("integer", "max_new_tokens", 64, "the most tokens that a language model writes")
     define("integer", "num_beams", None, "of the search for its likeliest text; as the model's folder says by default")
     define("enum", "precision", "float32", "what the SavedModel computes in",

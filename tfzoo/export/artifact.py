@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from tfzoo import files, progress
+from tfzoo import embeddings, files, progress
 from tfzoo.errors import CheckFailed, UserError, one_line
 from tfzoo.export import answers, golden, litert, manifest, publish, savedmodel, variants, verify
 from tfzoo.export.answers import Options
@@ -60,7 +60,8 @@ def export(
     text_pair: bool = False,
     long_texts: str = "truncate",
     refuse: str = "call",
-    pooling: str = "mean",
+    pooling: str | None = None,
+    prompt_name: str | None = None,
     max_new_tokens: int = 64,
     num_beams: int | None = None,
     precision: str = "float32",
@@ -76,7 +77,7 @@ def export(
       name: the family's where it is None.
       version: the next free one where it is None.
       sequence_length: of the longest text; None takes what the model can read, up to 1024.
-      text_pair, long_texts, refuse, pooling, max_new_tokens: see answers.Options.
+      text_pair, long_texts, refuse, pooling, prompt_name, max_new_tokens: see answers.Options.
       num_beams: of the search for the likeliest text; None takes the model's folder's, else there are none.
       precision: what the SavedModel computes in; ONNX is float32, with variants, and LiteRT is float32.
       onnx_profile: one of onnx_graph.PROFILES.
@@ -93,13 +94,14 @@ def export(
     """
     name = model.family if name is None else name
     _check_arguments(name, version, formats, precision, onnx_variants, keep_versions)
-    longest = min(model.config.max_positions, _LONGEST) if sequence_length is None else sequence_length
+    longest = min(embeddings.longest(model), _LONGEST) if sequence_length is None else sequence_length
     options = Options(
         longest,
         text_pair=text_pair,
         long_texts=long_texts,
         refuse=refuse,
         pooling=pooling,
+        prompt_name=prompt_name,
         max_new_tokens=max_new_tokens,
         search=answers.search_of(model, num_beams),
     )

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfzoo import nn
 from tfzoo.errors import UserError
 
 Axes = tuple[int | str, ...]
@@ -87,6 +88,12 @@ def _segments(random, real, config):
     return np.arange(real.shape[1]) >= real.sum(1)[:, None] // 2
 
 
+def _behind_one(random, real, config):
+    """Real tokens but the first, where there are others."""
+    del random, config
+    return real & ((np.arange(real.shape[1]) > 0) | (real.sum(1, keepdims=True) < 2))
+
+
 def _positions(random, real, config):
     del config
     return random.integers(0, real.sum(1)[:, None], (len(real), 2))
@@ -110,6 +117,7 @@ INPUTS: dict[str, Input] = {
     "token_ids": Input("input_ids", "int32", "sequence", _words, _ids),
     "segment_ids": Input("token_type_ids", "int32", "sequence", lambda config: config.num_segments or None, _segments),
     "padding_mask": Input("attention_mask", "bool", "sequence", _unknown, _mask),
+    "pooling_mask": Input("pooling_mask", "bool", "sequence", _unknown, _behind_one),
     "entity_positions": Input("entity_positions", "int32", 2, _unknown, _positions),
     "decoder_token_ids": Input("decoder_input_ids", "int32", "decoder_sequence", _words, _ids),
     "decoder_padding_mask": Input("decoder_attention_mask", "bool", "decoder_sequence", _unknown, _mask),
@@ -118,6 +126,7 @@ _ONNX_OUTPUTS = {
     "sequence": "last_hidden_state",
     "pooled": "pooler_output",
     "memory": "encoder_last_hidden_state",
+    "embedding": "sentence_embedding",
 }
 
 
@@ -138,6 +147,7 @@ def inputs_of(model: keras.Model) -> dict[str, Input]:
     asked = {*model.REQUIRED_INPUTS, *(name for name, value in INPUTS.items() if value.is_mask)} & {*model.INPUTS}
     asked |= {name for name in ("segment_ids",) if model.reads_segments}
     asked |= {name for name in ("entity_positions",) if "relation" in model.heads}
+    asked |= {name for name in ("pooling_mask",) if model.excludes_prompts}
     for name in asked:
         input_of(name)
     return {name: value for name, value in INPUTS.items() if name in asked}
@@ -160,8 +170,10 @@ def outputs_of(model: keras.Model) -> dict[str, Axes]:
         "discriminate_logits": ("batch", mine),
         "next_sentence_logits": ("batch", 2),
     }
+    if "embed" in model.heads:
+        axes["embedding"] = ("batch", model.heads["embed"].size)
     if model.heads:
-        names = ["logits" if head == "lm" else f"{head}_logits" for head in model.heads]
+        names = [nn.output_of(head) for head in model.heads]
     elif model.is_encoder_decoder:
         names = ["memory", "sequence"]
     else:
@@ -184,11 +196,15 @@ def onnx_outputs(model: keras.Model) -> dict[str, str]:
     """What the outputs of `model` are called in ONNX: ours -> Hugging Face's.
 
     One head's logits are `logits`. Of several, lm's are, and the others keep their names. A span's come in two.
+    Vectors are `sentence_embedding`.
     """
     names = list(outputs_of(model))
     if not model.heads:
         return {name: _ONNX_OUTPUTS[name] for name in names}
-    return {names[0]: "logits"} if len(names) == 1 else {name: name for name in names}
+    alone = "logits" if len(names) == 1 else None
+    return {name: alone or name for name in names} | {
+        name: _ONNX_OUTPUTS[name] for name in names if name == "embedding"
+    }
 
 
 def tokens(model: keras.Model, sequence_length: int) -> Signature:
@@ -223,6 +239,7 @@ def padded(model: keras.Model, ids: list[list[int]], pad: int) -> dict[str, np.n
     table = np.array([row + [pad] * (length - len(row)) for row in ids], np.int32)
     real = np.arange(length) < np.array([len(row) for row in ids])[:, None]
     given = {"token_ids": table, "padding_mask": real, "decoder_token_ids": table, "decoder_padding_mask": real}
+    given["pooling_mask"] = real
     given |= {"segment_ids": np.zeros_like(table), "entity_positions": np.zeros((len(ids), 2), np.int32)}
     return {name: given[name] for name in inputs_of(model)}
 

@@ -106,6 +106,7 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
             heads=model.head_names,
             labels=model.labels,
             pool=model.pool,
+            embed=model.embed,
             dtype=policy,
             name=model.name,
         )

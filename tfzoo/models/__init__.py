@@ -91,6 +91,7 @@ def build(
     num_labels: int = 2,
     labels: Sequence[str] | None = None,
     pool: str | None = None,
+    embed: config_lib.EmbeddingConfig | None = None,
     dtype: Any = None,
     **overrides,
 ):
@@ -99,7 +100,7 @@ def build(
     Args:
       name: a name in one of the families' CONFIGS.
       heads: see nn.Model; None takes the model's `default_heads`.
-      num_labels, labels, pool: see nn.Model.
+      num_labels, labels, pool, embed: see nn.Model.
       dtype: a Keras dtype or policy, such as "mixed_bfloat16".
       **overrides: fields of the config that differ from the named one.
 
@@ -109,4 +110,5 @@ def build(
     module, config = find(name)
     config = config_lib.from_mapping(dataclasses.asdict(config) | overrides, type(config))
     heads = default_heads(name) if heads is None else heads
-    return module.Model(config, heads=heads, num_labels=num_labels, labels=labels, pool=pool, dtype=dtype)
+    options = dict(num_labels=num_labels, labels=labels, pool=pool, embed=embed, dtype=dtype)
+    return module.Model(config, heads=heads, **options)

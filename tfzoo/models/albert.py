@@ -39,7 +39,7 @@ class Model(nn.EncoderModel):
     """The encoder with ALBERT's two pre-training heads; the page above states the shapes."""
 
     family = "albert"
-    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation")
+    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation", "embed")
     DEFAULT_HEADS = ("lm", "next_sentence")
     POOLER, POOL = True, "pooled"
 

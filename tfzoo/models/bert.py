@@ -40,7 +40,7 @@ class Model(nn.EncoderModel):
     """The encoder with BERT's two pre-training heads; the page above states the shapes."""
 
     family = "bert"
-    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation")
+    HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation", "embed")
     DEFAULT_HEADS = ("lm", "next_sentence")
     POOLER, POOL = True, "pooled"
 

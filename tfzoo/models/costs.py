@@ -69,7 +69,7 @@ def flops_a_token(weights: Sequence[Weight], config: TransformerConfig, heads: S
     section 2.1, with the output's product. An encoder-decoder's are those of a source and a target token together,
     with as many of either. What is small beside these (norms, softmax) is left out.
     """
-    a_row = ("pooler/", "next_sentence/", "classify/")  # Once a row, not a token.
+    a_row = ("pooler/", "next_sentence/", "classify/", "embed/")  # Once a row, not a token.
     products = sum(w.uses * w.size for w in weights if w.path.endswith("kernel") and not w.path.startswith(a_row))
     tied = "lm" in heads and not any(w.path.startswith("lm/dense") for w in weights)
     products += config.vocab_size * (config.embedding_size or config.hidden_size) if tied else 0

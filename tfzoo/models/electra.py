@@ -42,7 +42,7 @@ class Model(nn.EncoderModel):
     """The encoder as the one or the other, by its head; the page above states the shapes."""
 
     family = "electra"
-    HEADS = ("lm", "discriminate", "classify", "tag", "span", "relation")
+    HEADS = ("lm", "discriminate", "classify", "tag", "span", "relation", "embed")
     DEFAULT_HEADS = ("discriminate",)
     CLASSIFIER_HIDDEN = "gelu"
 

@@ -4,14 +4,42 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tfzoo.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceRecord:
+    """How texts become a sentence-transformers model's inputs. Treat the mappings as read-only."""
+
+    max_length: int | None = None  # Tokens of the longest text, special ones included; None: what the model can read.
+    lowercase: bool = False
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Written before texts, by name.
+    default_prompt_name: str | None = None  # Of the one that is taken unless another is asked for.
+    similarity: str | None = None  # What compares vectors: cosine, dot, euclidean or manhattan.
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config_sentence_transformers.json
+
+    def prompt(self, name: str | None = None) -> str:
+        """The prompt of a name, or the default one.
+
+        Raises:
+          UserError: there is none of that name.
+        """
+        name = self.default_prompt_name if name is None else name
+        known = {"query": "", "document": ""} | dict(self.prompts)  # Two that every model has.
+        if name is not None and name not in known:
+            raise UserError(f"prompt_name {name!r}: the model has no such prompt; it has {', '.join(known)}")
+        return "" if name is None else known[name]
+
 
 @dataclasses.dataclass(frozen=True)
 class FolderRecord:
-    """The files of a Hugging Face folder that say how its model is used. Treat the mappings as read-only."""
+    """The files of a Hugging Face folder, or sentence-transformers', that say how its model is used. Treat the mappings
+    as read-only."""
 
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json
     generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # generation_config.json
     chat_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Name -> jinja source.
+    sentence: SentenceRecord | None = None  # Of a sentence-transformers folder.
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -22,11 +22,13 @@ from tfzoo.nn.embedding import Embeddings, TokenEmbedding
 from tfzoo.nn.heads import (
     Classifier,
     Discriminator,
+    EmbeddingHead,
     LMHead,
     MaskedLMHead,
     Pooler,
     RelationClassifier,
     gather_positions,
+    output_of,
     pool,
 )
 from tfzoo.nn.inputs import check_inputs
@@ -53,6 +55,7 @@ __all__ = [
     "Dense",
     "Discriminator",
     "Dropout",
+    "EmbeddingHead",
     "Embeddings",
     "EncoderDecoderModel",
     "EncoderModel",
@@ -89,6 +92,7 @@ __all__ = [
     "make_initializer",
     "make_norm",
     "mask_bias",
+    "output_of",
     "padding_attention_mask",
     "pool",
     "read",

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from tfzoo.config import TransformerConfig
+from tfzoo.config import POOLINGS, EmbeddingConfig, Projection, TransformerConfig
 from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation, make_initializer, read
 from tfzoo.nn.embedding import TokenEmbedding
 
@@ -22,33 +22,93 @@ class Pooler(keras.layers.Layer):
         return self.dense(sequence[:, 0])
 
 
-def pool(how: str, outputs, padding_mask=None):
+def pool(how: str, outputs, padding_mask=None, pooling_mask=None):
     """One vector a row: outputs["sequence"] [B, L, E] (padding_mask [B, L]) -> [B, E].
 
-    how: "pooled" takes outputs["pooled"], "first" and "last" a real token's state, "mean" that of the real ones.
+    how: "pooled" takes outputs["pooled"], others are config.POOLINGS, over the real tokens.
+    pooling_mask: [B, L], which of these count, where not all do. They keep their places for "weighted_mean".
     """
     sequence = outputs["sequence"]
     if how == "pooled":
         return outputs["pooled"]
-    if padding_mask is None:
-        return {
-            "first": lambda: sequence[:, 0],
-            "last": lambda: sequence[:, -1],
-            "mean": lambda: ops.mean(sequence, 1),
-        }[how]()
-    real = ops.cast(padding_mask, "bool")
-    if how == "mean":
-        weights = ops.cast(real, sequence.dtype)[..., None]
-        return ops.sum(sequence * weights, 1) / ops.maximum(ops.sum(weights, 1), 1)
-    places = ops.arange(ops.shape(real)[1])[None]
-    if how == "first":
-        index = ops.argmax(ops.cast(real, "int32"), 1)  # ONNX has no arg-max of truths.
-    else:
-        index = ops.max(ops.where(real, places, 0), 1)
-    return gather_positions(sequence, index[:, None])[:, 0]
+    if padding_mask is None and pooling_mask is None:
+        if how in _WHOLE:
+            return _WHOLE[how](sequence)
+        padding_mask = ops.ones(ops.shape(sequence)[:2], "bool")
+    real = ops.cast(padding_mask if pooling_mask is None else pooling_mask, "bool")
+    if how == "max":
+        lowest = -6e4 if sequence.dtype == "float16" else -1e9
+        return ops.max(ops.where(real[..., None], sequence, ops.cast(lowest, sequence.dtype)), 1)
+    if how in ("first", "last"):
+        places = ops.arange(ops.shape(real)[1])[None]
+        if how == "first":
+            index = ops.argmax(ops.cast(real, "int32"), 1)  # ONNX has no arg-max of truths.
+        else:
+            index = ops.max(ops.where(real, places, 0), 1)
+        return gather_positions(sequence, index[:, None])[:, 0]
+    weights = ops.cast(real, sequence.dtype)
+    if how == "weighted_mean":
+        places = real if padding_mask is None else ops.cast(padding_mask, "bool")
+        weights = weights * ops.cast(ops.cumsum(ops.cast(places, "int32"), 1), sequence.dtype)
+    count = ops.maximum(ops.sum(weights[..., None], 1), 1)
+    return ops.sum(sequence * weights[..., None], 1) / (ops.sqrt(count) if how == "mean_sqrt_len" else count)
 
 
-POOLS = ("pooled", "first", "last", "mean")
+# Of rows without padding, in fewer operations.
+_WHOLE = {
+    "first": lambda sequence: sequence[:, 0],
+    "last": lambda sequence: sequence[:, -1],
+    "mean": lambda sequence: ops.mean(sequence, 1),
+}
+POOLS = ("pooled", *POOLINGS)
+
+
+class EmbeddingHead(keras.layers.Layer):
+    """sequence [B, L, E] (padding_mask, pooling_mask [B, L], see `pool`) -> one vector a row [B, D], float32 (Reimers &
+    Gurevych 2019, https://arxiv.org/abs/1908.10084)."""
+
+    def __init__(self, config: TransformerConfig, embed: EmbeddingConfig, **kwargs):
+        super().__init__(**kwargs)
+        self.embed = embed
+        self.dense = [
+            _dense(
+                self,
+                config,
+                layer.units,
+                f"dense_{i}",
+                None if layer.activation == "none" else layer.activation,
+                use_bias=layer.use_bias,
+            )
+            for i, layer in enumerate(layer for layer in embed.layers if isinstance(layer, Projection))
+        ]
+
+    def build(self, input_shape, *others):
+        self.size = input_shape[-1] * len(self.embed.pooling)
+        for dense in self.dense:
+            dense.build((None, self.size))
+            self.size = dense.units
+
+    def call(self, sequence, padding_mask=None, pooling_mask=None):
+        outputs = {"sequence": sequence if sequence.dtype == "float64" else ops.cast(sequence, "float32")}
+        vectors = [pool(how, outputs, padding_mask, pooling_mask) for how in self.embed.pooling]
+        x, dense = vectors[0] if len(vectors) == 1 else ops.concatenate(vectors, -1), iter(self.dense)
+        for layer in self.embed.layers:
+            x = normalize(x) if layer == "normalize" else next(dense)(x)
+        return ops.cast(x, "float32")
+
+
+def normalize(x):
+    """x [B, E], divided by its length; next to nothing stays so."""
+    x = x if x.dtype == "float64" else ops.cast(x, "float32")
+    return x / ops.sqrt(ops.maximum(ops.sum(ops.square(x), -1, keepdims=True), SMALLEST))
+
+
+SMALLEST = 1e-24  # A vector is taken to be no shorter than the root of this.
+
+
+def output_of(head: str) -> str:
+    """What a model calls the output of a head."""
+    return {"lm": "logits", "embed": "embedding"}.get(head, f"{head}_logits")
 
 
 class Classifier(keras.layers.Layer):

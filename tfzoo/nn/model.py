@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfzoo.config import TransformerConfig
+from tfzoo.config import EmbeddingConfig, TransformerConfig
 from tfzoo.errors import UserError, suggest
 from tfzoo.nn.block import Stack
 from tfzoo.nn.cache import Cache
@@ -16,10 +16,12 @@ from tfzoo.nn.heads import (
     POOLS,
     Classifier,
     Discriminator,
+    EmbeddingHead,
     LMHead,
     MaskedLMHead,
     Pooler,
     RelationClassifier,
+    output_of,
     pool,
 )
 from tfzoo.nn.inputs import check_inputs
@@ -83,15 +85,16 @@ class Model(keras.Model):
     document alone. position_ids [B, L] that begin anew in each make a packed document's outputs its own.
 
     A page's subclass makes its layers in `make_body`, computes {"sequence": [B, L, E], ...} in `body`, and has a
-    method `make_NAME` for each head it can have beside those here. With a head "lm" the outputs have "logits"; with
-    any other head "NAME_logits".
+    method `make_NAME` for each head it can have beside those here. With a head "lm" the outputs have "logits", with
+    "embed" they have "embedding", and with any other head "NAME_logits".
 
     Args:
       config: a TransformerConfig.
       heads: their names; None takes the page's DEFAULT_HEADS, () leaves the body alone.
       num_labels: classes of the heads classify, tag and relation.
       labels: the names of these classes, and so their number; None names them LABEL_0, LABEL_1, ...
-      pool: what classify reads: pooled, first, last or mean; None takes the page's.
+      pool: what classify reads: pooled or one of config.POOLINGS; None takes the page's.
+      embed: how the head embed makes a vector of a text; None takes the mean of its tokens' states.
       dtype: a Keras dtype or policy, such as "mixed_bfloat16".
 
     Raises:
@@ -107,7 +110,7 @@ class Model(keras.Model):
     record: Any = None  # A models.record.FolderRecord of the folder that the model was read from; else None.
     INPUTS: Sequence[str] = ("token_ids", "padding_mask")
     REQUIRED_INPUTS: Sequence[str] = ("token_ids",)
-    HEADS: Sequence[str] = ("lm", "classify", "tag", "span", "relation")
+    HEADS: Sequence[str] = ("lm", "classify", "tag", "span", "relation", "embed")
     DEFAULT_HEADS: Sequence[str] = ("lm",)
     POOL = "first"
     CLASSIFIER_HIDDEN: str | None = None  # Activation of a dense layer between the pooled state and the classes.
@@ -120,11 +123,13 @@ class Model(keras.Model):
         num_labels: int = 2,
         labels: Sequence[str] | None = None,
         pool: str | None = None,
+        embed: EmbeddingConfig | None = None,
         dtype=None,
         name: str | None = None,
     ):
         super().__init__(dtype=dtype, name=name or self.family or None)
         self.config, self.pool = config, pool or self.POOL
+        self.embed = embed or EmbeddingConfig()
         self.num_labels = len(labels) if labels else num_labels
         self.labels = tuple(labels or (f"LABEL_{i}" for i in range(num_labels)))
         pools = [how for how in POOLS if how != "pooled" or self.POOL == "pooled"]
@@ -155,6 +160,11 @@ class Model(keras.Model):
     def reads_segments(self) -> bool:
         """Whether segment_ids say anything: with one segment there is nothing to choose from."""
         return "segment_ids" in self.INPUTS and self.config.num_segments > 1
+
+    @property
+    def excludes_prompts(self) -> bool:
+        """Whether there is an input pooling_mask [B, L], the tokens that the head embed pools: all but a prompt's."""
+        return "embed" in self.head_names and not self.embed.include_prompt
 
     @property
     def sequence_size(self) -> int:
@@ -195,16 +205,16 @@ class Model(keras.Model):
 
     def call(self, inputs, training=False):
         required = (*self.REQUIRED_INPUTS, *(("entity_positions",) if "relation" in self.heads else ()))
-        check_inputs(inputs, required, [name for name in self.INPUTS if name not in required])
+        optional = [name for name in self.INPUTS if name not in required]
+        check_inputs(inputs, required, [*optional, "pooling_mask"] if self.excludes_prompts else optional)
         outputs = self.body(inputs, training)
         answers = {
-            "logits" if name == "lm" else f"{name}_logits": self.answer(name, head, outputs, inputs, training)
-            for name, head in self.heads.items()
+            output_of(name): self.answer(name, head, outputs, inputs, training) for name, head in self.heads.items()
         }
         return outputs | answers
 
     def answer(self, name, head, outputs, inputs, training):
-        """The logits of one head."""
+        """The logits of one head, or its vectors."""
         sequence = outputs["sequence"]
         if name == "lm":  # Of two streams the second is asked.
             return head(outputs.get("query_sequence", sequence), inputs.get("masked_positions"))
@@ -214,6 +224,8 @@ class Model(keras.Model):
             return head(sequence, inputs["entity_positions"], training=training)
         if name == "next_sentence":
             return head(outputs["pooled"], training=training)
+        if name == "embed":
+            return head(sequence, inputs.get("padding_mask"), inputs.get("pooling_mask"))
         if name == "classify":
             mask = inputs.get("decoder_padding_mask" if "decoder_token_ids" in inputs else "padding_mask")
             return head(pool(self.pool, outputs, mask), training=training)
@@ -234,6 +246,9 @@ class Model(keras.Model):
 
     def make_relation(self):
         return self._head(RelationClassifier, "relation", self.num_labels)
+
+    def make_embed(self):
+        return self._head(EmbeddingHead, "embed", self.embed)
 
     def make_lm(self):
         return self._head(LMHead, "lm", self.tokens)
@@ -340,7 +355,8 @@ class EncoderModel(Model):
     def make_body(self, config):
         self.encoder = Tower(config, dtype=self.dtype_policy, name="encoder")
         pooled = {"next_sentence"} | ({"classify"} if self.pool == "pooled" else set())
-        needed = not self.head_names or pooled & set(self.head_names)
+        kept = "embed" in self.head_names and self.embed.pooler
+        needed = kept or not self.head_names or pooled & set(self.head_names)
         self.pooler = self._head(Pooler, "pooler") if self.POOLER and needed else None
 
     def towers(self):

@@ -14,6 +14,33 @@ from tfzoo.errors import UserError
 from tfzoo.text.framing import PAIR, TEXT, Frame
 
 
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """What becomes of a text before it is tokenized: a prompt is written before it, and the two made lower case."""
+
+    prompt: str = ""
+    lowercase: bool = False
+
+    def worded(self, texts):
+        """strings [B] -> strings [B]."""
+        if self.prompt:
+            texts = tf.strings.join([self.prompt, texts])
+        return lowered(texts) if self.lowercase else texts
+
+    def worded_text(self, text: str) -> str:
+        """The same in Python, for one text."""
+        text = self.prompt + text
+        return "".join(map(str.lower, text)) if self.lowercase else text
+
+
+def lowered(texts):
+    """strings [B] in lower case, character by character: a sigma has no final form."""
+    for one, other in (("Σ", "σ"), ("İ", "i̇")):
+        texts = tf.strings.regex_replace(texts, one, other)
+    # Unicode's lower-casing obeys the process's locale, and a Turkish one makes ı of I: so ASCII first.
+    return tf.strings.lower(tf.strings.lower(texts), encoding="utf-8")
+
+
 @dataclasses.dataclass
 class Reading:
     """A batch of texts as a model reads it.
@@ -42,6 +69,8 @@ class Reader:
       length: tokens of the longest row, special ones included; longer texts are cut.
       fixed_length: all rows are padded to `length`, and not to the longest of the batch.
       start_id: what the decoder of an encoder-decoder reads first. Both sides read the text.
+      wording: what becomes of the first text before.
+      pools_prompt: False gives pooling_mask too, where there is a prompt: the tokens behind it.
 
     Raises:
       UserError: the special tokens leave no room for text.
@@ -55,18 +84,23 @@ class Reader:
         length: int,
         fixed_length: bool = False,
         start_id: int | None = None,
+        wording: Wording = Wording(),
+        pools_prompt: bool = True,
     ):
         self.tokenizer, self.frame, self.inputs, self.start_id = tokenizer, frame, inputs, start_id
+        self.wording = wording
         self.room = frame.room(length)
         self.static = length if fixed_length else None
         self.has_offsets = has_offsets(tokenizer)
         if self.room < len(frame.texts):
             raise UserError(f"--sequence_length={length} leaves no room for text; name a larger one")
+        self.prompt_length = 0 if pools_prompt or not wording.prompt else self._prompt_length()
 
     def read(self, texts: Mapping[str, Any], special: Sequence[str] = (), offsets: bool = False) -> Reading:
         """texts: strings [B] for TEXT, and for PAIR where the frame has it. special: tokens that are meant where they
         are written. offsets: give them, where the tokenizer has them."""
         offsets = offsets and self.has_offsets
+        texts = {**texts, TEXT: self.wording.worded(texts[TEXT])}
         tokens: dict[str, tuple] = {}  # TEXT or PAIR -> ragged ids, and starts and ends.
         for piece in self.frame.texts:
             if offsets:
@@ -92,6 +126,8 @@ class Reader:
         if self.start_id is not None:  # The decoder sees the text a step late.
             late = tf.concat([tf.fill([shape[0], 1], self.start_id), inputs["token_ids"][:, :-1]], 1)
             inputs |= {"decoder_token_ids": late, "decoder_padding_mask": inputs["padding_mask"]}
+        if self.prompt_length:
+            inputs["pooling_mask"] = inputs["padding_mask"] & (tf.range(length) >= self.prompt_length)
         of = dense(pieces)
         starts, ends = map(dense, places) if places else (None, None)
         return Reading(
@@ -101,6 +137,13 @@ class Reader:
             starts,
             ends,
         )
+
+    def _prompt_length(self) -> int:
+        """Tokens of a row that are the prompt's, with those before it: as sentence-transformers counts them, of the
+        prompt by itself without the special token behind it."""
+        ids = self.tokenizer.tokenize(self.wording.worded([""]))[0]
+        special = len(self.frame.parts) - len(self.frame.texts)
+        return min(len(ids), self.room) + special - (not isinstance(self.frame.parts[-1], str))
 
     def _cut(self, lengths):
         """Each of two texts may have half of the room, and what the other leaves."""

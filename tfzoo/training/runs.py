@@ -129,13 +129,15 @@ def load(
     num_labels: int | None = None,
     labels: Sequence[str] | None = None,
     pool: str | None = None,
+    embed: config_lib.EmbeddingConfig | None = None,
     dtype: Any = None,
     model_class: type | None = None,
 ):
-    """A model and its tokenizer, from a run's folder or from one of Hugging Face's.
+    """A model and its tokenizer, from a run's folder or from one of Hugging Face's or sentence-transformers'.
 
     Args:
-      model_dir: the --run_dir of a training run, a folder with config.json and safetensors, or hf://NAME[@REVISION].
+      model_dir: the --run_dir of a training run, a folder with config.json and safetensors or with modules.json, or
+        hf://NAME[@REVISION].
       checkpoint_dir: one of the run's checkpoints; None takes best/ where there is one, else the newest.
       role: which of a run's models, where it has several; None takes the main one.
       heads: the heads that the model is to have, such as ("classify",) for fine-tuning. Those that were not trained
@@ -143,6 +145,7 @@ def load(
       num_labels: classes of the heads classify, tag and relation; None takes as many as there were.
       labels: the names of these classes, and so their number; None takes those there were.
       pool: what classify reads; None takes what it was trained with.
+      embed: how a fresh head embed makes a text's vector; None takes the mean. A sentence-transformers folder says it.
       dtype: a Keras dtype or policy to compute in; None is float32, as the weights are kept.
       model_class: a subclass of the family's Model to make; None makes the family's own.
 
@@ -154,8 +157,9 @@ def load(
       UserError: a file is missing or damaged, or the checkpoint holds other variables than the model.
     """
     folder = hub.folder(model_dir)
-    options = dict(heads=heads, num_labels=num_labels, labels=labels, pool=pool, dtype=dtype, model_class=model_class)
-    if not is_run(folder) and (folder / CONFIG).exists():
+    options = dict(heads=heads, num_labels=num_labels, labels=labels, pool=pool, embed=embed, dtype=dtype)
+    options["model_class"] = model_class
+    if not is_run(folder) and huggingface.is_folder(folder):
         for name, value in (("checkpoint", checkpoint_dir), ("role", role)):
             if value is not None:
                 raise UserError(f"--{name}={value}: {folder} is not a run's folder (it has no flags.cfg); omit it")
@@ -183,7 +187,7 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
     return model
 
 
-def _build(entry, heads=None, num_labels=None, labels=None, pool=None, dtype=None, model_class=None):
+def _build(entry, heads=None, num_labels=None, labels=None, pool=None, embed=None, dtype=None, model_class=None):
     """A fresh model as config.json describes it, but for what is asked for."""
     page, _ = models_lib.find(entry["model"])
     config = config_lib.from_mapping(entry["config"], models_lib.config_class(page))
@@ -195,6 +199,7 @@ def _build(entry, heads=None, num_labels=None, labels=None, pool=None, dtype=Non
         num_labels=num_labels or entry.get("num_labels") or 2,
         labels=labels,
         pool=pool or entry.get("pool"),
+        embed=embed,
         dtype=dtype,
     )
 

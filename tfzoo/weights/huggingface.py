@@ -6,6 +6,8 @@ generation_config.json     how it is decoded: carried along, or the ids that tex
 chat_template.jinja        how a conversation is written, and additional_chat_templates/: carried along
 vocab.txt, ...             the tokenizer
 
+A sentence-transformers folder has these and more (tfzoo.weights.sentence_transformers): its model has a head "embed".
+
 The pages of tfzoo.models hold the tables that say whose field and whose tensor is which: MODEL_TYPES, ARCHITECTURES,
 CONFIG, REQUIRED, PREFIX and WEIGHTS. A family that Hugging Face does not have (WEIGHTS is None) is written in the same
 files under our own names.
@@ -28,7 +30,7 @@ from tfzoo.json_files import Field, Fields
 from tfzoo.models.record import FolderRecord
 from tfzoo.text import template
 from tfzoo.text.settings import ROLES
-from tfzoo.weights import config_fields, safetensors_files, table
+from tfzoo.weights import config_fields, safetensors_files, sentence_transformers, table
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _IDS = (Field(int), Field(list, items=Field(int)))
@@ -58,19 +60,21 @@ def load(
     num_labels: int | None = None,
     labels: Sequence[str] | None = None,
     pool: str | None = None,
+    embed: config_lib.EmbeddingConfig | None = None,
     dtype: Any = None,
     tokenizer: bool = True,
     model_class: type | None = None,
 ):
-    """The model and the tokenizer of a Hugging Face folder.
+    """The model and the tokenizer of a Hugging Face or sentence-transformers folder.
 
     Args:
-      folder: with config.json and safetensors.
+      folder: with config.json and safetensors, or with modules.json.
       heads: the heads that the model is to have, such as ("classify",) for fine-tuning. Those that the folder lacks
         begin fresh. None takes those of its architecture. What it has of other heads is left, and logged.
       num_labels: classes of the heads classify, tag and relation; None takes the folder's.
       labels: the names of these classes, and so their number; None takes the folder's.
       pool: what classify reads; None takes the family's way.
+      embed: how a fresh head embed makes a text's vector; None takes the mean. A sentence-transformers folder says it.
       dtype: a Keras dtype or policy to compute in. Weights are float32 in memory however they are stored.
       tokenizer: False leaves the tokenizer's files alone.
       model_class: a subclass of the family's Model to make; None makes the family's own.
@@ -84,18 +88,24 @@ def load(
     """
     folder = pathlib.Path(folder)
     its_tokenizer = _tokenizer(folder) if tokenizer else None
-    options = dict(heads=heads, num_labels=num_labels, labels=labels, pool=pool, dtype=dtype, model_class=model_class)
-    model, found = load_model(folder, **options)
+    options = dict(heads=heads, num_labels=num_labels, labels=labels, pool=pool, embed=embed)
+    model, found = load_model(folder, **options, dtype=dtype, model_class=model_class)
     for what, names in (("begin fresh", found.not_assigned), ("are left in the file", found.not_used)):
         if names:
             logging.info("%s: %s %s", folder, ", ".join(names), what)
     return model, its_tokenizer
 
 
-def load_model(folder, *, heads=None, num_labels=None, labels=None, pool=None, dtype=None, model_class=None):
+def load_model(
+    folder, *, heads=None, num_labels=None, labels=None, pool=None, embed=None, dtype=None, model_class=None
+):
     """The model of a Hugging Face folder, and the table.Account of what the two have of each other; arguments and
     errors are those of `load`."""
     folder = pathlib.Path(folder)
+    modules, fresh = sentence_transformers.find(folder), heads is not None
+    if modules is not None:
+        folder = modules.transformer
+        heads = ("embed",) if heads is None else heads
     record, page, config = _read(folder)
     its_labels = FolderRecord(record).labels
     if labels is None and num_labels in (None, len(its_labels)):
@@ -105,14 +115,19 @@ def load_model(folder, *, heads=None, num_labels=None, labels=None, pool=None, d
         num_labels=num_labels or _num_labels(record),
         labels=labels,
         pool=pool,
+        embed=embed,
     )
     make = models.class_of(page, model_class)
-    with safetensors_files.open_folder(folder) as file:
+    with safetensors_files.open_folder(folder) if modules is None else modules.open() as file:
+        if modules is not None and "embed" in arguments["heads"]:
+            arguments["embed"] = modules.embedding(config, file)
         table.check_layers(config, file, page, folder)
         # Variables of a graph have shapes and no memory.
         with tf.Graph().as_default(), nn.zero_initializers():
             skeleton = make(config, **arguments)
-            found = table.account(table.slots(page.WEIGHTS, skeleton), file, page, folder, heads is not None)
+            found = table.account(table.slots(page.WEIGHTS, skeleton), file, page, folder, fresh)
+        if modules is not None and "embed" in arguments["heads"]:
+            modules.check(found)
         with nn.zero_initializers(unless=bool(found.not_assigned)):
             model = make(config, **arguments, dtype=dtype)
         table.load(table.slots(page.WEIGHTS, model), file, found)
@@ -121,6 +136,7 @@ def load_model(folder, *, heads=None, num_labels=None, labels=None, pool=None, d
         config=record,
         generation_config=json_files.read(generation) if generation.exists() else {},
         chat_templates={name: source for name, (_, source) in template.read_chat_templates(folder).items()},
+        sentence=None if modules is None else modules.record_for(config),
     )
     return model, found
 
@@ -132,7 +148,7 @@ def page_and_config(folder: pathlib.Path):
 
 def _read(folder: pathlib.Path):
     """A folder's config.json, the page of its family, and its config in our words."""
-    path = folder / "config.json"
+    path = sentence_transformers.transformer_of(folder) / "config.json"
     record = json_files.read(path)
     json_files.check(record, _FIELDS, path)
     page = _page(path, record)
@@ -142,6 +158,7 @@ def _read(folder: pathlib.Path):
 def _tokenizer(folder: pathlib.Path):
     """The folder's tokenizer, which config.json must agree with; None where it has none, or only a tokenizer.json of a
     kind that tfzoo does not read."""
+    folder = sentence_transformers.transformer_of(folder)
     record, _, config = _read(folder)
     kind = text.find(folder)
     if kind is None:
@@ -205,11 +222,11 @@ def save(
     if folder.exists():
         folder.rmdir()
     with files.atomic_folder(folder) as partial:
-        safetensors_files.write_folder(
-            partial,
-            table.stored(table.slots(page.WEIGHTS, model), DTYPES[dtype]),
-            max_shard_bytes=max_shard_bytes,
-        )
+        weights = list(table.stored(table.slots(page.WEIGHTS, model), DTYPES[dtype]))
+        body = [weight for weight in weights if not weight[0].startswith(table.EMBED)]
+        safetensors_files.write_folder(partial, body, max_shard_bytes=max_shard_bytes)
+        if "embed" in model.head_names:
+            sentence_transformers.write(partial, model, weights)
         if tokenizer is not None:
             tokenizer.save(partial)
             template.write_chat_templates(partial, source.chat_templates)
@@ -220,6 +237,11 @@ def save(
         if generation and not (partial / "generation_config.json").exists():
             (partial / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         (partial / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def is_folder(folder: pathlib.Path) -> bool:
+    """Whether a folder says that it is Hugging Face's or sentence-transformers'."""
+    return (folder / "config.json").exists() or sentence_transformers.is_folder(folder)
 
 
 def check_new(folder: pathlib.Path) -> None:
@@ -326,6 +348,10 @@ def encode_config(model, page) -> dict[str, Any]:
     record.pop("torch_dtype", None)
     kind = record.get("model_type", kind)
     if page.CONFIG is None:
+        if "embed" in model.head_names:
+            raise UserError(
+                f"sentence-transformers has no {kind}; save it with other heads, or embed in a model of another"
+            )
         return record | config | {"model_type": kind, "heads": list(model.head_names), "num_labels": model.num_labels}
     # What was read from a folder stays as it was written there: many values have several spellings.
     fields: dict[str, Any] = {}
@@ -337,10 +363,12 @@ def encode_config(model, page) -> dict[str, Any]:
     if not record and hasattr(page, "new_config"):
         fields |= page.new_config(model.config)
     kind = fields.setdefault("model_type", kind)
+    # What makes a text's vector stands in files of its own.
+    its_heads = tuple(head for head in model.head_names if head != "embed")
     names = [
         name
         for name, heads in page.ARCHITECTURES.items()
-        if heads == model.head_names and name.lower().startswith(kind.replace("-", ""))
+        if heads == its_heads and name.lower().startswith(kind.replace("-", ""))
     ]
     if not names:
         raise UserError(

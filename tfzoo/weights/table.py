@@ -28,6 +28,8 @@ from tfzoo.weights.tensors import DTYPES
 
 STATE = "seed_generator_state"  # What Keras calls a random generator's state, which is a variable.
 _SMALL = 1 << 18  # Elements of a tensor that is assigned whole; larger ones go chunk by chunk.
+EMBED = "embed."  # What the names of tensors behind a sentence-transformers model's pooling begin with here.
+_EVERY = {f"{EMBED}dense_{{}}.linear": "embed/dense_{}"}  # What models of every family can have besides.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ def slots(table: Mapping | None, model, naming: Naming = HUGGING_FACE) -> list[S
     """
     found: dict[str, dict] = {}
     aliases: dict[str, list[str]] = {}
-    entries = list(_entries(table, model)) if table is not None else []
+    entries = list(_entries({**table, **_EVERY}, model)) if table is not None else []
     for variable in model.variables:
         if is_state(variable):
             continue
@@ -235,11 +237,11 @@ def account(
     Raises:
       UserError: a tensor is missing, unknown or of another shape.
     """
-    table, prefix = page.WEIGHTS, getattr(page, "PREFIX", "")
+    table, prefix = {**(page.WEIGHTS or {}), **_EVERY}, getattr(page, "PREFIX", "")
     # Where a matrix is not tied, what would be its alias is its name.
     by_name = {name: slot for slot in slots for name in slot.aliases} | {slot.name: slot for slot in slots}
-    heads = [re.compile(_name_pattern(n, naming)) for n, v in (table or {}).items() if _is_head(v)]
-    computed = [re.compile(_name_pattern(n, naming)) for n, v in (table or {}).items() if isinstance(v, Computed)]
+    heads = [re.compile(_name_pattern(n, naming)) for n, v in table.items() if _is_head(v)]
+    computed = [re.compile(_name_pattern(n, naming)) for n, v in table.items() if isinstance(v, Computed)]
     sources: dict[str, str] = {}
     tied, not_used, unknown = {}, [], []
     for stored in file.names:

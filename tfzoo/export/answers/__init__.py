@@ -23,6 +23,7 @@ HEADS: dict[str, type[Answer]] = {
     "span": Spans,
     "lm": Words,
     "next_sentence": NextSentence,
+    "embed": Embeddings,
 }
 
 

@@ -30,7 +30,8 @@ class Options:
     text_pair: a classifier reads pairs of texts.
     long_texts: what becomes of longer ones: "truncate" or "refuse".
     refuse: what is refused where something is wrong with a row: the "call", or the "row" (see checks.py).
-    pooling: of embeddings: mean, first, last or pooled.
+    pooling: of a model without heads, what makes a vector: mean, first, last or pooled; None is mean.
+    prompt_name: of a model with a head embed, which of its prompts is written before texts; None is its default one.
     max_new_tokens: the most tokens that a language model writes.
     search: options of decoding by which it looks for the likeliest text: beams, penalties and what may not be written.
     """
@@ -39,7 +40,8 @@ class Options:
     text_pair: bool = False
     long_texts: str = "truncate"
     refuse: str = "call"
-    pooling: str = "mean"
+    pooling: str | None = None
+    prompt_name: str | None = None
     max_new_tokens: int = 64
     search: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -173,7 +175,8 @@ class Row:
     """
 
     def __init__(self, answer: Answer, texts: Sequence[str], asked: Mapping[str, Any] | None = None):
-        reader, self.texts, self.asked = answer.reader, dict(zip(answer.inputs, texts)), asked
+        reader, self.asked = answer.reader, asked
+        self.texts = dict(zip(answer.inputs, [reader.wording.worded_text(texts[0]), *texts[1:]]))
         tokens: dict[str, list] = {}  # TEXT or PAIR -> [(id, start, end)].
         for piece, name in answer.pieces.items():
             if answer.special or not reader.has_offsets:
@@ -205,10 +208,12 @@ class Row:
             "segment_ids": np.array([segments + [0] * empty], np.int32),
             "padding_mask": np.array([[True] * len(self.ids) + [False] * empty]),
         }
+        if reader.prompt_length:
+            inputs["pooling_mask"] = inputs["padding_mask"] & (np.arange(length) >= reader.prompt_length)
         if reader.start_id is not None:
             inputs["decoder_token_ids"] = np.array([[reader.start_id, *ids[:-1]]], np.int32)
             inputs["decoder_padding_mask"] = inputs["padding_mask"]
-        self.inputs = {name: value for name, value in inputs.items() if name in answer.model.INPUTS}
+        self.inputs = {name: value for name, value in inputs.items() if name in reader.inputs}
         self.model = answer.model
 
     def outputs(self, name: str, **more) -> np.ndarray:

@@ -1,37 +1,61 @@
 """Vectors of texts."""
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
-from tfzoo import nn
+from tfzoo import embeddings, nn
 from tfzoo.errors import UserError
 from tfzoo.export.answers.base import Answer
 from tfzoo.export.interface import Tensor
 
 
 class Embeddings(Answer):
-    """One vector a text: `embeddings` float32 [B, E], the mean of its tokens' last states unless asked otherwise."""
+    """One vector a text: `embeddings` float32 [B, E], as the model's head says, or without one the mean of its tokens'
+    last states unless asked otherwise."""
 
     def __init__(self, model, tokenizer, options):
         super().__init__(model, tokenizer, options)
-        if options.pooling == "pooled" and getattr(model, "pooler", None) is None:
+        self.how, self.size = options.pooling or "mean", model.sequence_size
+        if "embed" in model.heads:
+            if options.pooling:
+                raise UserError(f"--pooling={options.pooling}: the model says itself how it makes vectors; omit it")
+            self.how, self.size = "", model.heads["embed"].size
+            self.reader = embeddings.reader_of(
+                model, tokenizer, prompt_name=options.prompt_name, length=options.sequence_length
+            )
+        elif options.prompt_name is not None:
+            raise UserError(f"--prompt_name={options.prompt_name}: the model has no head embed; omit it")
+        if self.how == "pooled" and getattr(model, "pooler", None) is None:
             raise UserError("--pooling=pooled: this model has no pooler; choose mean, first or last")
-        self.outputs = {"embeddings": Tensor("float32", ("batch", model.sequence_size))}
+        self.outputs = {"embeddings": Tensor("float32", ("batch", self.size))}
 
     def answer_reading(self, reading, texts, call):
-        pooled = nn.pool(self.options.pooling, call(reading.inputs), reading.inputs["padding_mask"])
-        return {"embeddings": tf.cast(pooled, tf.float32)}
+        outputs = call(reading.inputs)
+        vectors = outputs["embedding"] if not self.how else nn.pool(self.how, outputs, reading.inputs["padding_mask"])
+        return {"embeddings": tf.cast(vectors, tf.float32)}
 
     def expected_of_rows(self, rows, limits):
-        how, size = self.options.pooling, self.model.sequence_size
-        vectors = np.zeros((len(rows), size), np.float32)
+        vectors = np.zeros((len(rows), self.size), np.float32)
         for number, row in enumerate(rows):
-            if how == "pooled":
-                vectors[number] = row.outputs("pooled")
+            if not self.how or self.how == "pooled":
+                vectors[number] = row.outputs(self.how or "embedding")
                 continue
             states = row.outputs("sequence")[: len(row.ids)]
-            if how == "mean":
+            if self.how == "mean":
                 vectors[number] = states.mean(0) if len(states) else 0
             else:  # Of a text without tokens there is its padding.
-                vectors[number] = row.outputs("sequence")[0 if how == "first" else max(0, len(row.ids) - 1)]
+                vectors[number] = row.outputs("sequence")[0 if self.how == "first" else max(0, len(row.ids) - 1)]
         return {"embeddings": vectors}
+
+    def facts(self) -> dict[str, Any]:
+        if self.how:
+            return super().facts()
+        wording, record = self.reader.wording, embeddings.record_of(self.model)
+        return super().facts() | {
+            "prompt": wording.prompt,
+            "lowercase": wording.lowercase,
+            **({} if self.model.embed.include_prompt else {"prompt_tokens": self.reader.prompt_length}),
+            "similarity": record.similarity or "cosine",
+        }

@@ -35,7 +35,7 @@ def _encoder(graph: Graph, model: keras.Model, inputs: dict) -> dict:
         segment_ids=inputs.get("segment_ids"),
         position_ids=position_ids(graph, model, inputs),
     )
-    if getattr(model, "pooler", None) is None:
+    if getattr(model, "pooler", None) is None or model.head_names == ("embed",):  # Which reads no pooler.
         return {"sequence": sequence}
     return {"sequence": sequence, "pooled": graph.emit(model.pooler, sequence)}
 
@@ -98,10 +98,7 @@ def _whole(graph: Graph, model: keras.Model) -> None:
     assert body is not None
     outputs = body(graph, model, inputs)
     if model.heads:
-        outputs = {
-            "logits" if name == "lm" else f"{name}_logits": answer(graph, model, name, outputs, inputs)
-            for name in model.heads
-        }
+        outputs = {nn.output_of(name): answer(graph, model, name, outputs, inputs) for name in model.heads}
     names = interface.onnx_outputs(model)
     for name, axes in interface.outputs_of(model).items():
         if name == "span_logits":

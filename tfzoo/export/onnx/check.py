@@ -88,6 +88,7 @@ def small_twin(model: keras.Model) -> keras.Model:
         heads=model.head_names,
         num_labels=model.num_labels,
         pool=model.pool,
+        embed=model.embed,
         dtype="float32",
         name=model.family,
     )

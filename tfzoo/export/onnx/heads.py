@@ -1,9 +1,12 @@
 """Emitters of heads, and what each reads of a body."""
 
 import keras
+import numpy as np
+from onnx import TensorProto
 
 from tfzoo import nn
 from tfzoo.export.onnx.graph import Emitter, Graph
+from tfzoo.nn.heads import SMALLEST
 
 
 def _masked_lm_head(graph: Graph, layer: nn.MaskedLMHead, x: str) -> str:
@@ -58,7 +61,7 @@ def _relation_classifier(graph: Graph, layer: nn.RelationClassifier, sequence: s
 
 
 def answer(graph: Graph, model: keras.Model, name: str, outputs: dict, inputs: dict) -> str:
-    """The logits of one head, as nn.Model.answer gives them."""
+    """The logits of one head, or its vectors, as nn.Model.answer gives them."""
     head = model.heads[name]
     sequence = outputs["sequence"]
     if name == "next_sentence":
@@ -66,33 +69,66 @@ def answer(graph: Graph, model: keras.Model, name: str, outputs: dict, inputs: d
     if name == "classify":
         mask = inputs.get("decoder_padding_mask", inputs["padding_mask"])
         return graph.emit(head, _pool(graph, model.pool, outputs, mask, f"{model.name}/pool"))
+    if name == "embed":
+        return graph.emit(head, sequence, inputs["padding_mask"], inputs.get("pooling_mask"))
     if name == "relation":
         return graph.emit(head, sequence, inputs["entity_positions"])
     return graph.emit(head, sequence)
 
 
-def _pool(graph: Graph, how: str, outputs: dict, attention_mask: str, at: str) -> str:
-    """nn.pool: one vector a row [B, E]."""
-    sequence = outputs["sequence"]
+def _pool(graph: Graph, how: str, outputs: dict, attention_mask: str, at: str, counted: str | None = None) -> str:
+    """nn.pool: one vector a row [B, E]; counted: of its pooling_mask."""
+    sequence, counted = outputs["sequence"], counted or attention_mask
+
+    def add(operator: str, *inputs, **attributes) -> str:
+        return graph.add(operator, *inputs, at=at, **attributes)
+
     if how == "pooled":
         return outputs["pooled"]
-    if how == "mean":
-        real = graph.add("Cast", graph.add("Unsqueeze", attention_mask, graph.ints(2), at=at), at=at, to=graph.type)
-        total = graph.add("ReduceSum", graph.add("Mul", sequence, real, at=at), graph.ints(1), at=at, keepdims=0)
-        count = graph.add("ReduceSum", real, graph.ints(1), at=at, keepdims=0)
-        return graph.add("Div", total, graph.add("Max", count, graph.number(1.0), at=at), at=at)
-    if how == "first":
-        place = graph.add("ArgMax", attention_mask, at=at, axis=1)
-    else:  # The last real token is where the sum of 0, 1, 2, ... over real tokens is largest.
-        length = graph.size(attention_mask, 1, at)
-        places = graph.add("Mul", attention_mask, graph.range(graph.ints(0), length, at), at=at)
-        place = graph.add("ArgMax", places, at=at, axis=1)
-    return graph.add("Squeeze", graph.gather(sequence, place, at), graph.ints(1), at=at)
+    if how == "max":
+        real = add("Cast", add("Unsqueeze", counted, graph.ints(2)), to=TensorProto.BOOL)
+        lowest = graph.number(-6e4 if graph.dtype == np.float16 else -1e9)
+        return add("ReduceMax", add("Where", real, sequence, lowest), graph.ints(1), keepdims=0)
+    if how in ("first", "last"):
+        if how == "first":
+            place = add("ArgMax", counted, axis=1)
+        else:  # The last real token is where the sum of 0, 1, 2, ... over real tokens is largest.
+            length = graph.size(counted, 1, at)
+            place = add("ArgMax", add("Mul", counted, graph.range(graph.ints(0), length, at)), axis=1)
+        return add("Squeeze", graph.gather(sequence, place, at), graph.ints(1))
+    if how == "weighted_mean":
+        counted = add("Mul", counted, add("CumSum", attention_mask, graph.whole(1)))
+    weights = add("Cast", add("Unsqueeze", counted, graph.ints(2)), to=graph.type)
+    total = add("ReduceSum", add("Mul", sequence, weights), graph.ints(1), keepdims=0)
+    count = add("Max", add("ReduceSum", weights, graph.ints(1), keepdims=0), graph.number(1.0))
+    return add("Div", total, add("Sqrt", count) if how == "mean_sqrt_len" else count)
+
+
+def _embedding(graph: Graph, layer: nn.EmbeddingHead, sequence: str, mask: str, counted: str | None = None) -> str:
+    vectors = [_pool(graph, how, {"sequence": sequence}, mask, layer.path, counted) for how in layer.embed.pooling]
+    x = vectors[0] if len(vectors) == 1 else graph.add("Concat", *vectors, at=layer.path, axis=-1)
+    dense = iter(layer.dense)
+    for step in layer.embed.layers:
+        x = _normalized(graph, x, layer.path) if step == "normalize" else graph.emit(next(dense), x)
+    return x
+
+
+def _normalized(graph: Graph, x: str, at: str) -> str:
+    """In float32: in half precision squares are too large soon."""
+
+    def add(operator: str, *inputs, **attributes) -> str:
+        return graph.add(operator, *inputs, at=at, **attributes)
+
+    wide = x if graph.type == TensorProto.FLOAT else add("Cast", x, to=TensorProto.FLOAT)
+    square = add("ReduceSum", add("Mul", wide, wide), graph.ints(1), keepdims=1)
+    least = graph.constant("constants/shortest", np.array(SMALLEST, np.float32))
+    return graph.narrow(add("Div", wide, add("Sqrt", add("Max", square, least))), at)
 
 
 EMITTERS: dict[type, Emitter] = {
     nn.Classifier: _classifier,
     nn.Discriminator: _discriminator,
+    nn.EmbeddingHead: _embedding,
     nn.LMHead: _lm_head,
     nn.MaskedLMHead: _masked_lm_head,
     nn.Pooler: _pooler,
