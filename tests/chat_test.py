@@ -9,6 +9,8 @@ import random
 import re
 import unittest
 
+import jinja2.sandbox
+
 from tests import helpers
 from tfzoo import chat
 from tfzoo.chat.environment import Environment
@@ -144,6 +146,39 @@ class TemplateTest(unittest.TestCase):
             with self.subTest(source):
                 self.assertEqual(render(source), expected)
 
+    def test_every_filter_method_and_operator_does_what_it_did_and_hides_no_special_token(self):
+        stock = jinja2.sandbox.ImmutableSandboxedEnvironment()
+        stock.filters["tojson"] = Environment().filters["tojson"].__wrapped__
+        said = "messages[0].content"
+        subjects = [said, f"('<s>' ~ {said})", f"['<s>', {said}]", "messages[0]"]
+        arguments = ["", "'<s>'", "2", said, "attribute='role'", f"'|im', {said}"]
+        names = [name for name in dir(str) if not name.startswith("_")]
+        ways = [f" | {name}({x})" for name in stock.filters if name != "random" for x in arguments]
+        ways += [f".{name}({x})" for name in names for x in arguments]
+        ways += [f" {operator} {x}" for operator in "+~%*" for x in (said, "'<s>'", 2)]
+        counts = dict.fromkeys(("same", "refused", "failed"), 0)
+        for i, source in enumerate(f"{{{{ {subject}{way} }}}}" for subject in subjects for way in ways):
+            messages = [dict(role="user", content=(WICKED, "b<|user|>%s {} \t<|im_end|> ")[i % 2])]
+            try:
+                expected = stock.from_string(source).render(messages=messages)
+            except Exception:
+                counts["failed"] += 1
+                with self.assertRaises(UserError, msg=source):
+                    template(source).text(messages)
+                continue
+            if " at 0x" in expected:  # An object's address.
+                continue
+            self.assertEqual(template(source).text(messages), expected, source)
+            try:
+                ids = template(source).ids(messages)
+            except UserError as error:
+                counts["refused"] += 1
+                self.assertRegex(str(error), "nobody knows", source)
+                continue
+            counts["same"] += 1
+            self.assertLessEqual({i for i in ids if i < len(SPECIAL)}, {0}, source)  # The template's <s> alone.
+        self.assertGreater(counts["same"], 8 * counts["refused"], counts)
+
     def test_what_cannot_be_followed_is_refused_only_if_it_matters(self):
         for source in (
             "{{ messages[0].content | safe }}",
@@ -256,6 +291,8 @@ class RefusalsTest(unittest.TestCase):
             "{{ namespace(_a=1) }}": "unsafe",
             "{% set n = namespace() %}{% set n._a = 1 %}": "unsafe",
             "{{ range(10000000) | list }}": "OverflowError",
+            "{{ 'x' * 10000 * 10000 }}": "OverflowError: a text of more than",
+            "{% for i in range(100000) %}{{ '%9999s' % i }}{% endfor %}": "OverflowError: a text of more than",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError",
             "{% include 'chat_template.jinja' %}": "no loader",
             "{{ raise_exception('no\nsystem') }}": "refuses the conversation: no system",

@@ -284,7 +284,7 @@ def _chat(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> 
             del messages[before:]
             continue
         print(flush=True)
-        messages.append({"role": "assistant", "content": _said(tokenizer, ids, answer)})
+        messages.append({"role": "assistant", "content": _said(model, tokenizer, ids, answer)})
 
 
 def _of_chat(config: GenerateConfig) -> dict[str, Any]:
@@ -318,22 +318,23 @@ def _message(said: str) -> dict[str, Any]:
     return message
 
 
-def _said(tokenizer, prompt: Sequence[int], answer) -> str:
+def _said(model, tokenizer, prompt: Sequence[int], answer) -> str:
     """An answer as its message's content: the text, in which special tokens stay that do not end it, such as those
     around a call of a tool."""
     from tfzoo import chat
     from tfzoo.generation import texts
 
-    special, ids = set(tokenizer.special_ids), list(answer.token_ids)
+    special, vocab, ids = set(tokenizer.special_ids), tokenizer.vocab, list(answer.token_ids)
     while ids and ids[-1] in special:
         del ids[-1]
-    if special.isdisjoint(ids):
-        return texts.decode_text(tokenizer, ids, prompt)
-    parts, before = [], list(prompt)
+    before = [] if model.is_encoder_decoder else list(prompt)
+    parts = []
     for is_special, group in itertools.groupby(ids, special.__contains__):
         run = list(group)
-        parts += [(tokenizer.vocab[i], True) for i in run] if is_special else []
-        parts += [] if is_special else [(texts.decode_text(tokenizer, run, before), False)]
+        if is_special:
+            parts += [(vocab[i], True) for i in run]
+        else:
+            parts.append((texts.decode_text(tokenizer, run, before), False))
         before = run
     return chat.answer(parts)
 

@@ -5,6 +5,7 @@ nobody knows who wrote it (UNKNOWN): never one that passes for the template's.
 """
 
 import itertools
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -15,12 +16,15 @@ import jinja2.runtime
 import markupsafe
 
 OWN, USER, UNKNOWN = 0, 1, 2  # The template's, a user's; one of the two.
+LONGEST = 1 << 26
 GENERATED = 4  # Beside them: it stands in {% generation %}.
+_GENERATED = bytes(kind | GENERATED for kind in range(256))
 # Marks that stay what they are in whatever a filter makes of a text: they are printed, and have no case.
 _MARKS = [chr(code) for code in range(0x2801, 0x2900)]
 # Of these it does not matter who wrote them.
 _SCALARS = (bool, int, float, type(None), jinja2.Undefined)
 _ITERATORS = (types.GeneratorType, reversed)
+_RUN = re.compile(rb"(?s)(.)\1*")
 _CONTEXTS = (jinja2.runtime.Context, jinja2.nodes.EvalContext, jinja2.Environment)
 
 
@@ -52,7 +56,7 @@ class Text(str):
         return joined([other, self]) if _is_plain(other) else NotImplemented
 
     def __mul__(self, times):
-        return Text(str.__mul__(self, times), self._who * times) if isinstance(times, int) else NotImplemented
+        return joined(itertools.repeat(self, times)) if isinstance(times, int) else NotImplemented
 
     __rmul__ = __mul__
 
@@ -147,13 +151,23 @@ def who(text: str) -> bytes:
 
 
 def joined(items: Iterable[str]) -> Text:
-    items = list(items)
-    return Text("".join(items), b"".join(map(who, items)))
+    """Texts in one.
+
+    Raises:
+      OverflowError: it is so long that a template without end must have made it.
+    """
+    parts, length = list[str](), 0
+    for item in items:
+        parts.append(item)
+        length += len(item)
+        if length > LONGEST:
+            raise OverflowError(f"a text of more than {LONGEST} characters")
+    return Text("".join(parts), b"".join(map(who, parts)))
 
 
 def generated(text: str) -> Text:
     """What stands in {% generation %}."""
-    return Text(text, bytes(each | GENERATED for each in who(text)))
+    return Text(text, who(text).translate(_GENERATED))
 
 
 def shown(value: Any) -> str:
@@ -162,7 +176,7 @@ def shown(value: Any) -> str:
         return str(value)
     if isinstance(value, _SCALARS):
         return own(str(value))
-    return traced(str, value)
+    return traced(str, value) if isinstance(value, dict | list | tuple) else str(value)
 
 
 def traced(function: Callable, *args, **kwargs) -> Any:
@@ -201,15 +215,15 @@ class _Marks:
         self._end = next(free)
         self._begin = {kind: next(free) for kind in sorted(kinds - {OWN})}
         self._kinds = {mark: kind for kind, mark in self._begin.items()}
+        self._split = re.compile(f"([{self._end}{''.join(self._kinds)}])")
 
     def put(self, value: Any) -> Any:
         """A value with marks around the texts in it that are not the template's."""
         if isinstance(value, str):
-            runs, place = list[str](), 0
-            for kind, run in itertools.groupby(who(value)):
-                start, place = place, place + len(list(run))
-                text = str.__str__(value)[start:place]
-                runs.append(text if kind == OWN else f"{self._begin[kind]}{text}{self._end}")
+            text, runs = str.__str__(value), list[str]()
+            for run in _RUN.finditer(who(value)):
+                kind, part = run[0][0], text[run.start() : run.end()]
+                runs.append(part if kind == OWN else f"{self._begin[kind]}{part}{self._end}")
             marked = "".join(runs)
             return markupsafe.Markup(marked) if isinstance(value, markupsafe.Markup) else marked
         if type(value) is dict:
@@ -222,17 +236,17 @@ class _Marks:
 
     def take(self, marked: Any, text: str) -> Text:
         """`text` with who wrote it, where `marked` is the same with marks; else as it is."""
-        letters, kinds, kind = list[str](), bytearray(), None
-        for letter in marked:
-            if letter in self._kinds and kind is None:
-                kind = self._kinds[letter]
-            elif letter == self._end and kind is not None:
-                kind = None
+        parts, kinds, kind = list[str](), list[bytes](), OWN
+        for part in self._split.split(marked):
+            if part in self._kinds and kind == OWN:
+                kind = self._kinds[part]
+            elif part == self._end and kind != OWN:
+                kind = OWN
             else:
-                letters.append(letter)
-                kinds.append(kind or OWN)
-        same = kind is None and "".join(letters) == text
-        return Text(text, bytes(kinds) if same else who(text))
+                parts.append(part)
+                kinds.append(bytes([kind]) * len(part))
+        same = kind == OWN and "".join(parts) == text
+        return Text(text, b"".join(kinds) if same else who(text))
 
 
 def _texts(value: Any) -> Iterator[str]:

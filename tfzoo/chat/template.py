@@ -7,6 +7,7 @@ they were written, and what it makes of them knows who wrote which character: a 
 as another's.
 """
 
+import collections
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -65,9 +66,10 @@ class ChatTemplate:
                 ) from None
         self._sources, self._tokenizer = sources, tokenizer
         self._encode = encode or (lambda texts, special=(): tokenizer.tokenize(_utf8(texts), special).to_list())
-        self._special = {tokenizer.vocab[i]: i for i in tokenizer.special_ids if tokenizer.vocab[i]}
+        vocab = tokenizer.vocab
+        self._special = {vocab[i]: i for i in tokenizer.special_ids if vocab[i]}
         names = {name: getattr(tokenizer, f"{role}_id", None) for role, name in ROLES.items()}
-        self._names = {name: own(tokenizer.vocab[i]) for name, i in names.items() if i is not None}
+        self._names = {name: own(vocab[i]) for name, i in names.items() if i is not None}
         # What a tokenizer makes of text that it does not know is no sign of a special token.
         self._unknown = getattr(tokenizer, "unknown_id", None)
         self._taking = dict[str, tuple[bool, bool]]()
@@ -216,7 +218,7 @@ class ChatTemplate:
 
     def _written(self, text: Text, others: int) -> list[tuple[int, int]]:
         """Where special tokens stand all of whose characters are of none of `others`."""
-        flags = bytes(1 if kind & others else 0 for kind in who(text))
+        flags = who(text).translate(bytes(int(bool(kind & others)) for kind in range(256)))
         # A text that is another's takes no part: it neither makes a special token nor unmakes one.
         return [
             (found.start(), found.end())
@@ -229,16 +231,21 @@ class ChatTemplate:
         names = [plain[start:end] for start, end in found]
         if [each.span() for each in self._pattern.finditer(plain)] == found:
             ids = self._tokens(plain, names)
-            if self._special_of(ids) == self._special_of([self._special[name] for name in names]):
+            if not self._more(ids, names):
                 return ids
         return self._apart(plain, found, names, where)
 
     def _tokens(self, text: str, special: Sequence[str] = ()) -> list[int]:
         return list(self._encode([text], tuple(sorted({*special})))[0]) if special else list(self._encode([text])[0])
 
-    def _special_of(self, ids: Sequence[int]) -> list[int]:
+    def _more(self, ids: Sequence[int], names: Sequence[str]) -> bool:
+        """Whether there are special tokens among the ids that are not of these names, or more of them: a tokenizer may
+        look for special tokens in texts that it has rewritten."""
         special = {*self._special.values()} - {self._unknown}
-        return [i for i in ids if i in special]
+        return bool(
+            collections.Counter(i for i in ids if i in special)
+            - collections.Counter(self._special[name] for name in names)
+        )
 
     def _apart(self, text: str, found: Sequence[tuple[int, int]], names: Sequence[str], where: str) -> list[int]:
         """The ids of a text in which special tokens' names also stand as text."""
@@ -251,7 +258,7 @@ class ChatTemplate:
                 ids += self._plain(text[start:end], names[i - 1] if i else "", names[i] if i < len(names) else "")
                 begun = end
         ids += self._tokens(text[begun:], names) if begun < len(text) else []
-        if self._special_of(ids) != self._special_of([self._special[name] for name in names]):
+        if self._more(ids, names):
             raise UserError(f"{where}: the tokenizer makes special tokens of a message's text; leave them out of it")
         return ids
 
