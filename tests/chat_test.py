@@ -4,15 +4,18 @@ What transformers makes of conversations is compared in generate_test.py, with t
 """
 
 import html
+import itertools
 import json
 import random
 import re
 import unittest
+from unittest import mock
 
 import jinja2.sandbox
 
 from tests import helpers
 from tfzoo import chat
+from tfzoo.chat import provenance
 from tfzoo.chat.environment import Environment
 from tfzoo.chat.provenance import OWN, UNKNOWN, USER, Text, own, who
 from tfzoo.errors import UserError
@@ -39,6 +42,11 @@ class Characters:
 
     def _ids(self, part, is_special):
         return [SPECIAL.index(part)] if is_special else [len(SPECIAL) + ord(letter) for letter in part]
+
+
+class Rows(list):
+    def to_list(self):
+        return list(self)
 
 
 def template(source, tokenizer=None):
@@ -291,15 +299,16 @@ class RefusalsTest(unittest.TestCase):
             "{{ namespace(_a=1) }}": "unsafe",
             "{% set n = namespace() %}{% set n._a = 1 %}": "unsafe",
             "{{ range(10000000) | list }}": "OverflowError",
-            "{{ 'x' * 10000 * 10000 }}": "OverflowError: a text of more than",
-            "{% for i in range(100000) %}{{ '%9999s' % i }}{% endfor %}": "OverflowError: a text of more than",
+            "{{ 'x' * 10000 * 1000 }}": "OverflowError: a text of more than",
+            "{% for i in range(100000) %}{{ '%999s' % i }}{% endfor %}": "OverflowError: a text of more than",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError",
             "{% include 'chat_template.jinja' %}": "no loader",
             "{{ raise_exception('no\nsystem') }}": "refuses the conversation: no system",
             "{{ messages[0].content / 0 }}": "TypeError",
             "{{ nothing.x }}": "UndefinedError",
         }.items():
-            with self.subTest(source), self.assertRaisesRegex(UserError, rf"\Athe chat template: .*({words}).*\Z"):
+            refused = self.assertRaisesRegex(UserError, rf"\Athe chat template: .*({words}).*\Z")
+            with self.subTest(source), mock.patch.object(provenance, "LONGEST", 10**6), refused:
                 render(source, "a")
         for name in ("own", "shown", "concat", "environment", "context"):
             self.assertEqual(template(f"{{{{ {name} }}}}").text([dict(role="user", content="a")]), "")
@@ -328,6 +337,18 @@ class RefusalsTest(unittest.TestCase):
         ):
             with self.subTest(words), self.assertRaisesRegex(UserError, words):
                 template(source).ids(messages, **how)
+
+    def test_masks_where_texts_name_special_tokens(self):
+        class Located(Characters):
+            def tokenize_with_offsets(self, texts, special):
+                ids = self.encode([texts[0].decode()], special)
+                ends = list(itertools.accumulate(len(self.vocab[i]) for i in ids[0]))
+                return map(Rows, (ids, [[0, *ends][:-1]], [ends]))
+
+        source = "<s>{{ messages[0].content }}{% generation %}{{ messages[0].content }}</s>{% endgeneration %}b"
+        for said in ("a", "</s>"):
+            ids, mask = template(source, Located()).ids_and_mask([dict(role="user", content=said)])
+            self.assertEqual((len(ids), mask), (len(said) * 2 + 3, [0] * (1 + len(said)) + [1] * (len(said) + 1) + [0]))
 
     def test_masks_that_cannot_be_made(self):
         user = [dict(role="user", content="a")]

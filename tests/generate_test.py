@@ -18,7 +18,6 @@ from tfzoo.errors import UserError
 from tfzoo.generation import texts
 from tfzoo.model_dir import ModelDir
 from tfzoo.models.record import FolderRecord
-from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.byte_level_model import BYTES
 from tfzoo.training import runs
 from tfzoo.weights import huggingface
@@ -395,19 +394,19 @@ class ChatTest(Case):
 
     def test_texts_ids_and_masks_are_those_of_transformers(self):
         golden = json.loads((ASSETS / "golden_chat" / "golden.json").read_text())
-        special, roles = golden["special"], dict(bos="<s>", eos="</s>")
-        tokenizer = ByteLevelBPE([*special, *golden["letters"]], [], special_tokens=special, roles=roles)
-        templates = {name: self.template(source, tokenizer) for name, source in golden["templates"].items()}
+        tokenizers = {kind: text.load(ASSETS / "golden_chat" / kind) for kind in ("bytes", "merges", "metaspace")}
+        templates = {}
         for case in golden["cases"]:
-            with self.subTest(case["template"], **case["how"]):
-                template, how = templates[case["template"]], {"add_generation_prompt": False} | case["how"]
-                how.pop("sanitize_control_tokens", None)  # It is always so here.
-                masked = how.pop("return_assistant_tokens_mask", False)
-                self.assertEqual(template.text(case["messages"], **how), case["text"])
-                self.assertEqual(template.ids(case["messages"], **how), case["ids"])
-                self.assertEqual("mask" in case, masked)
-                if masked:
-                    self.assertEqual(template.ids_and_mask(case["messages"], **how), (case["ids"], case["mask"]))
+            kind, name, messages, how = (case[key] for key in ("tokenizer", "template", "messages", "how"))
+            if (kind, name) not in templates:
+                templates[kind, name] = self.template(golden["templates"][name], tokenizers[kind])
+            template = templates[kind, name]
+            how.pop("sanitize_control_tokens", None)  # It is always so here.
+            if masked := how.pop("return_assistant_tokens_mask", False):
+                self.assertEqual(template.ids_and_mask(messages, **how), (case["ids"], case["mask"]), case)
+            self.assertEqual(template.text(messages, **how), case["text"], case)
+            self.assertEqual(template.ids(messages, **how), case["ids"], case)
+            self.assertEqual("mask" in case, masked)
 
     def test_turns(self):
         folder = self.shared / "chat"

@@ -11,9 +11,8 @@ namespaces, macros, slices, split, raise_exception, {% generation %} and the nam
 import argparse
 import json
 import pathlib
-import tempfile
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, __version__
 
 SPECIALS = [
@@ -194,6 +193,37 @@ NAMED = [
 ]
 
 
+def byte_level(**training):
+    """A tokenizer of bytes, without a merge or with some."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIALS, *letters])}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    if training:
+        trainer = trainers.BpeTrainer(
+            special_tokens=SPECIALS, initial_alphabet=letters, show_progress=False, **training
+        )
+        tokenizer.train_from_iterator([json.dumps([TOOLS, LONG, THOUGHT]), *TEMPLATES.values()], trainer)
+    # Phi's take the white space behind them.
+    taking = ("<|user|>", "<|assistant|>", "</s>") if training else ()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, rstrip=token in taking) for token in SPECIALS])
+    if training:
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in ("<think>", "</think>")])
+    return tokenizer
+
+
+def metaspace():
+    """A tokenizer in the way of SentencePiece's, for which a text begins with a space, and what follows a special token
+    does not."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    special = ["<unk>", *SPECIALS]
+    trainer = trainers.BpeTrainer(special_tokens=special, vocab_size=220, show_progress=False)
+    tokenizer.train_from_iterator([text for template in TEMPLATES.values() for text in template.split()], trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    return tokenizer
+
+
 def cases():
     """(template's name, messages, arguments)."""
     for name in ("turns", "brackets", "json", "phi", "thinking", "headers", "instructions", "said"):
@@ -225,36 +255,34 @@ def cases():
         yield name, told, {"tools": tools, "sanitize_control_tokens": True}
 
 
+def case(tokenizer, name, messages, how):
+    """What there is to know of a conversation."""
+    how = {"add_generation_prompt": False, **how}
+    result = tokenizer.apply_chat_template(messages, chat_template=TEMPLATES[name], **how)
+    plain = {key: how[key] for key in how if key not in ("sanitize_control_tokens", "return_assistant_tokens_mask")}
+    text = tokenizer.apply_chat_template(messages, chat_template=TEMPLATES[name], tokenize=False, **plain)
+    found = {"template": name, "messages": messages, "how": how, "text": text, "ids": result["input_ids"]}
+    return found | ({"mask": result["assistant_masks"]} if "assistant_masks" in result else {})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     output = parser.parse_args().output
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIALS, *letters])}, []))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    inner.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIALS])
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "tokenizer.json")
-        inner.save(str(path))
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), bos_token="<s>", eos_token="</s>")
-    found = []
-    for name, messages, how in cases():
-        result = tokenizer.apply_chat_template(messages, chat_template=TEMPLATES[name], **how)
-        plain = {key: value for key, value in how.items() if key != "sanitize_control_tokens"}
-        text = tokenizer.apply_chat_template(
-            messages,
-            chat_template=TEMPLATES[name],
-            tokenize=False,
-            **{key: value for key, value in plain.items() if key != "return_assistant_tokens_mask"},
-        )
-        case = {"template": name, "messages": messages, "how": how, "text": text, "ids": result["input_ids"]}
-        if "assistant_masks" in result:
-            case["mask"] = result["assistant_masks"]
-        found.append(case)
+    tokenizers = {"bytes": byte_level(), "merges": byte_level(vocab_size=340), "metaspace": metaspace()}
     output.mkdir(parents=True, exist_ok=True)
-    record = {"transformers": __version__, "special": SPECIALS, "letters": letters, "templates": TEMPLATES}
-    text = json.dumps(record | {"cases": found}, ensure_ascii=False) + "\n"
-    (output / "golden.json").write_text(text, encoding="utf-8")
+    found = []
+    for kind, inner in tokenizers.items():
+        folder = output / kind
+        PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+        # As it is read from there.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        for name, messages, how in cases():
+            # Marked texts are tokenized piece by piece, which is another thing where tokens are more than bytes.
+            if kind == "bytes" or name == "said" or "continue_final_message" in how or "enable_thinking" in how:
+                found.append({"tokenizer": kind} | case(tokenizer, name, messages, how))
+    record = {"transformers": __version__, "templates": TEMPLATES, "cases": found}
+    (output / "golden.json").write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

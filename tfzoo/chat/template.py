@@ -10,7 +10,7 @@ as another's.
 import collections
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -26,6 +26,7 @@ _TOOL_USE = "tool_use"
 # What a message's reasoning is called; the first is what most templates read.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _END = "CONTINUE_FINAL_MESSAGE_TAG "  # As transformers has it: a template may look at the text that it ends.
+_STRANGE = "\U000f0000"  # No vocabulary has it.
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -70,7 +71,6 @@ class ChatTemplate:
         self._special = {vocab[i]: i for i in tokenizer.special_ids if vocab[i]}
         names = {name: getattr(tokenizer, f"{role}_id", None) for role, name in ROLES.items()}
         self._names = {name: own(vocab[i]) for name, i in names.items() if i is not None}
-        # What a tokenizer makes of text that it does not know is no sign of a special token.
         self._unknown = getattr(tokenizer, "unknown_id", None)
         self._taking = dict[str, tuple[bool, bool]]()
         ordered = sorted(self._special, key=lambda token: (-len(token), token))
@@ -241,11 +241,11 @@ class ChatTemplate:
     def _more(self, ids: Sequence[int], names: Sequence[str]) -> bool:
         """Whether there are special tokens among the ids that are not of these names, or more of them: a tokenizer may
         look for special tokens in texts that it has rewritten."""
-        special = {*self._special.values()} - {self._unknown}
-        return bool(
-            collections.Counter(i for i in ids if i in special)
-            - collections.Counter(self._special[name] for name in names)
-        )
+        special = set(self._special.values()) - {self._unknown}
+        more = collections.Counter(i for i in ids if i in special)
+        more -= collections.Counter(self._special[name] for name in names)
+        # What it makes of text that it does not know is no sign of them.
+        return bool(more) and not {*more} <= {*self._tokens(_STRANGE)}
 
     def _apart(self, text: str, found: Sequence[tuple[int, int]], names: Sequence[str], where: str) -> list[int]:
         """The ids of a text in which special tokens' names also stand as text."""
@@ -282,21 +282,22 @@ class ChatTemplate:
 
     def _mask(self, text: Text, found: Sequence[tuple[int, int]], ids: Sequence[int], where: str) -> list[int]:
         """1 for each of the ids some of whose characters were generated."""
-        plain, flags = str.__str__(text), [bool(kind & GENERATED) for kind in who(text)]
-        borders = [(0, 0), *found, (len(text), len(text))]
-        starts = [start for _, start in borders[:-1]]
-        between = [plain[start:end] for start, (end, _) in zip(starts, borders[1:], strict=True)]
-        rows = zip(*(x.to_list() for x in self._tokenizer.tokenize_with_offsets(_utf8(between))), strict=True)
-        same, mask = list[int](), list[int]()
-        for place, row, (begin, end) in zip(starts, rows, borders[1:], strict=True):
-            same += row[0]
-            mask += [int(any(flags[place + i : place + j])) for i, j in zip(*row[1:], strict=True)]
-            if begin < end:
-                same.append(self._special[plain[begin:end]])
-                mask.append(int(any(flags[begin:end])))
-        if same != list(ids):
+        plain, flags = str.__str__(text), [kind & GENERATED for kind in who(text)]
+        tokens = self._located(plain, {plain[start:end] for start, end in found})
+        if [i for i, _, _ in tokens] != ids:  # Where users' texts name special tokens.
+            tokens, place = [], 0
+            for start, end in [*found, (len(plain), len(plain))]:
+                tokens += [(i, place + begin, place + stop) for i, begin, stop in self._located(plain[place:start])]
+                tokens += [(self._special[plain[start:end]], start, end)] if start < end else []
+                place = end
+        if [i for i, _, _ in tokens] != ids:
             raise UserError(f"{where}: this tokenizer has no offsets of texts between special tokens, and so no mask")
-        return mask
+        return [int(any(flags[start:end])) for _, start, end in tokens]
+
+    def _located(self, text: str, special: Collection[str] = ()) -> list[tuple[int, int, int]]:
+        """The ids of a text, with where they begin and end."""
+        found = self._tokenizer.tokenize_with_offsets(_utf8([text]), tuple(sorted(special)))
+        return list(zip(*(x.to_list()[0] for x in found), strict=True))
 
 
 def answer(parts: Sequence[tuple[str, bool]]) -> str:

@@ -11,7 +11,8 @@ time:
     adds_bos                       whether its folder says that a decoder's texts begin with bos_id
     tokenize(texts, special=())    strings [N] -> ids, ragged int32 [N, None]; nothing is added. Special tokens written
                                    in a text are plain text, but for those whose texts `special` holds
-    tokenize_with_offsets(texts)   -> ids, starts, ends, where positions in the original text (code points) are exact
+    tokenize_with_offsets(texts, special=())
+                                   -> ids, starts, ends, where positions in the original text (code points) are exact
     detokenize(ids)                [N, L] or ragged -> strings [N]
     save(folder), from_folder(f)   the released file forms, which `tokenizers` and `transformers` read with the same ids
     frames                         the special tokens around a text, and around two, where its files say so

@@ -114,16 +114,19 @@ class Tokenizer(tf.Module):
         added.check(special, self._special_tokens())
         return self._tokenize(Pieces.of(self._valid(strings(texts))), special)[0]
 
-    def tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+    def tokenize_with_offsets(
+        self, texts: tf.Tensor, special: Sequence[str] = ()
+    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; ids as `tokenize` gives them.
 
         Token j of text i came from `texts[i][starts[i, j]:ends[i, j]]`, in code points of the text as it was given
         (bytes that are not UTF-8 count as `decode("utf-8", "replace")` does).
 
         Raises:
-          UserError: the tokenizer does to a text what keeps no map.
+          UserError: the tokenizer does to a text what keeps no map, or `special` names what is not a special token.
         """
-        return self._tokenize(Pieces.of(self._valid(strings(texts)), aligned=True), ())
+        added.check(special, self._special_tokens())
+        return self._tokenize(Pieces.of(self._valid(strings(texts)), aligned=True), special)
 
     def _tokenize(self, pieces: Pieces, special: Sequence[str]) -> tuple:
         """Ids, starts and ends, ragged [P, None], of pieces; without alignment the latter are None."""
