@@ -294,7 +294,9 @@ class ByteLevelBPE(Tokenizer):
     def _tokenize_pieces(self, pieces: tf.Tensor) -> tf.RaggedTensor:
         """Pieces, strings [P] -> ids int32 [P, None]."""
         is_first = tf.strings.substr(pieces, 0, 1) == _WORD_END
-        texts = tf.where(is_first, tf.strings.substr(pieces, 1, np.iinfo(np.int32).max), tf.strings.join([" ", pieces]))
+        # A piece that was a space is empty, and comes here where the vocabulary has no space.
+        rest = tf.strings.substr(tf.where(pieces == "", " ", pieces), 1, np.iinfo(np.int32).max)
+        texts = tf.where(is_first, rest, tf.strings.join([" ", pieces]))
         return self._tokenize_words_of(self._with_word_ends(texts))
 
     def _tokenize_words_of(self, texts: tf.Tensor) -> tf.RaggedTensor:
