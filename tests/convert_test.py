@@ -609,6 +609,8 @@ class KerasHubTest(ConvertCase):
                 for text in texts:
                     found = tokenizer.encode(text, add_special_tokens=False).ids
                     self.assertEqual(found, golden[f"ids.{text}"].tolist(), text)
+                _, ours = huggingface.load(to)
+                self.assertEqual(ours.tokenize(texts).to_list(), [golden[f"ids.{text}"].tolist() for text in texts])
                 framed = {"roberta": [0, 5, 2], "bart": [0, 5, 2], "llama3": [24, 1]}.get(case, [vocab["b"]])
                 self.assertEqual(tokenizer.encode("b").ids, framed)
                 end = settings["eos_token"]

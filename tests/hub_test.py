@@ -16,13 +16,14 @@ import tensorflow as tf
 
 import tfzoo
 from tests import helpers, tiny_run
-from tfzoo import generate, hub, score, train
+from tfzoo import convert, generate, hub, score, train
 from tfzoo.errors import UserError
 from tfzoo.export import __main__ as export
 from tfzoo.model_dir import ModelDir
 from tfzoo.text.wordpiece import WordPiece
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(p + chr(97 + i) for i in range(26) for p in ("", "##"))]
+SIZES = dict(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=32)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -97,8 +98,7 @@ class HubTest(tf.test.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.shared = helpers.temporary_folder(cls)
-        sizes = dict(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=32)
-        cls.model = helpers.noisy_model("bert_tiny", vocab_size=len(WORDS), **sizes)
+        cls.model = helpers.noisy_model("bert_tiny", vocab_size=len(WORDS), **SIZES)
         cls.tokenizer = WordPiece(WORDS, lowercase=True)
         tfzoo.save(cls.model, cls.shared / "model", cls.tokenizer)
         # What a repository may hold besides, some of which would run as code.
@@ -143,7 +143,7 @@ class HubTest(tf.test.TestCase):
     def test_the_files_of_a_model_and_nothing_else(self):
         names = "modules.json 1_Pooling/config.json 2_Dense/model.safetensors model-00001-of-00002.safetensors"
         names += " model-00002-of-00002.safetensors tokenizer.json merges.txt chat_template.jinja"
-        names += " additional_chat_templates/tools.jinja"
+        names += " additional_chat_templates/tools.jinja 0_Transformer/vocab.txt 0_Transformer/model.safetensors"
         wanted = self.files | {name: name.encode() for name in names.split()}
         commit = self.server.commit("some-one/a.model_1", wanted | self.others, "main")
         folder = hub.folder("hf://some-one/a.model_1")
@@ -160,6 +160,10 @@ class HubTest(tf.test.TestCase):
             self.assert_same_weights(model, self.model)
             self.assertEqual(tokenizer.fingerprint(), self.tokenizer.fingerprint())
         self.assert_same_weights(ModelDir(model_dir="hf://bert").load()[0], self.model)
+        to = self.folder / "to"
+        code, out, err = helpers.run(convert, "--from=hf://bert", f"--to={to}")
+        self.assertEqual((code, out.splitlines()[0]), (0, "read hf://bert: a Hugging Face folder"), err)
+        self.assert_same_weights(tfzoo.load(to)[0], self.model)
         with self.assertRaisesRegex(UserError, "is not a run's folder"):
             ModelDir(model_dir="hf://bert", checkpoint="x").load()
 
@@ -242,6 +246,10 @@ class HubTest(tf.test.TestCase):
                 code, _, err = helpers.run(program, "--model_dir=bert", *flags)
                 self.assertEqual(code, 2)
                 self.assertRegex(err, "^error: --model_dir=bert: there is no such folder; .*=hf://bert\n$")
+        gpt = self.folder / "gpt"
+        tfzoo.save(helpers.noisy_model("gpt2", vocab_size=len(WORDS), **SIZES), gpt, self.tokenizer)
+        flags = [f"--model_dir={gpt}", "--prompt=a", "--assistant_dir=bert"]
+        self.assertIn("--assistant_dir=bert: there is no such folder", helpers.run(generate, *flags)[2])
         for program in (generate, score):
             code, _, err = helpers.run(program, "--model_dir=hf://bert", *programs[program])
             self.assertEqual(code, 2)

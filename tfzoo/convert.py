@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli, json_files
+from tfzoo import cli, hub, json_files
 from tfzoo.errors import UserError
 from tfzoo.json_files import Field
 from tfzoo.text.template import TEMPLATE_FOLDER
@@ -56,7 +56,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     def string(name, default, text):
         absl_flags.DEFINE_string(name, default, text, flag_values=flags)
 
-    string("from", None, "the model: a folder, or a TF1 checkpoint's prefix")
+    string("from", None, "the model: a folder, hf://NAME[@REVISION], or a TF1 checkpoint's prefix")
     string("to", None, "the Hugging Face folder to write; it must not be there, or be empty")
     string("checkpoint", None, "which of several to read: a run's, or a TF1 checkpoint's prefix in the folder")
     absl_flags.DEFINE_enum(
@@ -111,7 +111,8 @@ def main(flags: absl_flags.FlagValues) -> None:
         safetensors_files,
     )
 
-    source, target = pathlib.Path(flags["from"].value or ""), pathlib.Path(flags.to)
+    given, target = flags["from"].value or "", pathlib.Path(flags.to)
+    source = hub.folder(given, "from") if hub.is_reference(given) else pathlib.Path(given)
     huggingface.check_new(target)
     found = _read(source, flags)
     dtype = found.dtype if flags.dtype == "same" else flags.dtype
@@ -126,7 +127,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         shards = len({file.file(name) for name in file.names})
         size = f"{count:,} parameters, {len(file)} tensors in {shards} file{'s' if shards > 1 else ''}, {dtype}"
     record = json_files.read(target / "config.json")
-    print(f"read {source}: {found.kind}")
+    print(f"read {given}: {found.kind}")
     print(f"wrote {target}: {(record.get('architectures') or [record['model_type']])[0]}, {size}")
     beside = (path.name for path in target.iterdir() if path.name != "config.json" and path.name[:5] != "model")
     for what, names in (

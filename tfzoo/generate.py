@@ -27,7 +27,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli, json_files, progress
+from tfzoo import cli, hub, json_files, progress
 from tfzoo import options as declared
 from tfzoo.errors import UserError
 from tfzoo.model_dir import ModelDir
@@ -183,7 +183,8 @@ def _options(config: GenerateConfig, tokenizer) -> dict[str, Any]:
         words = [form for word in config.bad_words for form in (word, f" {word}")]
         options["bad_words_ids"] = sorted({tuple(ids) for ids in texts.encode(tokenizer, words) if ids})
     if config.assistant_dir is not None:
-        options["assistant_model"], _ = ModelDir(model_dir=config.assistant_dir, weights=config.weights).load()
+        assistant = str(hub.folder(config.assistant_dir, "assistant_dir"))
+        options["assistant_model"], _ = ModelDir(model_dir=assistant, weights=config.weights).load()
     return options
 
 

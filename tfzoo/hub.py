@@ -19,8 +19,7 @@ import sys
 from tfzoo.errors import UserError, one_line
 
 SCHEME = "hf://"
-# A star stands for slashes too, so that names in folders are those of sentence-transformers alone.
-FILES = (
+_OWN = (
     "config.json",
     "generation_config.json",
     "model.safetensors",
@@ -42,12 +41,10 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
-    "modules.json",
     "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "[0-9]_*/config.json",
-    "[0-9]_*/model.safetensors",
 )
+# Those of a model, and those of sentence-transformers, whose modules are in folders such as 1_Pooling.
+FILES = (*_OWN, "modules.json", "config_sentence_transformers.json", *(f"[0-9]_*/{name}" for name in _OWN))
 _REFERENCE = re.compile(r"hf://?(?P<name>[^@]+)(?:@(?P<revision>.+))?")  # pathlib makes one slash of two.
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -153,6 +150,8 @@ def _fetch(source: str, flag: str) -> pathlib.Path:
 
 def _checked(found: pathlib.Path, source: str, flag: str, offline: bool) -> pathlib.Path:
     """A snapshot, if it holds a model."""
+    if (found / "modules.json").is_file():
+        return found  # What it names is looked at by those who read it.
     weights = ("model.safetensors", "model.safetensors.index.json")
     for names, what in ((("config.json",), "config.json"), (weights, "weights as safetensors")):
         if not any((found / name).is_file() for name in names):
