@@ -217,8 +217,10 @@ class TextTest(Case):
             self.assertEqual(found, ids | expected)
 
         sampling = dict(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.2, max_new_tokens=9)
-        assert_equal(of(sampling), **sampling)
-        assert_equal(of(sampling, temperature=1.0), **(sampling | dict(temperature=1.0)))
+        fifty = sampling | dict(top_k=50)  # As transformers takes a folder that says do_sample alone.
+        assert_equal(of(sampling), **fifty)
+        assert_equal(of(sampling, temperature=1.0), **(fifty | dict(temperature=1.0)))
+        assert_equal(of(sampling | dict(top_k=0)), **(sampling | dict(top_k=0)))
         rest = dict(repetition_penalty=1.2, max_new_tokens=9)
         assert_equal(of(sampling, do_sample=False), do_sample=False, **rest)
         assert_equal(of(sampling, num_beams=3), num_beams=3, **rest)

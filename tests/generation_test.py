@@ -14,8 +14,9 @@ import tfzoo
 from tests.helpers import noisy_model, op_by_op
 from tfzoo import generate_ids, generation
 from tfzoo.errors import CheckFailed, UserError
-from tfzoo.generation import draws, options, stops
-from tfzoo.weights import huggingface
+from tfzoo.generation import constraints, draws, folder, options, stops
+from tfzoo.models.record import FolderRecord
+from tfzoo.weights import config_fields, huggingface
 
 GOLDEN = pathlib.Path(__file__).parent / "assets" / "golden_generation"
 # The others run under `make faults`.
@@ -144,6 +145,120 @@ class GoldenTest(tf.test.TestCase):
                 width = max(map(len, expected["token_ids"]))
                 rows = [row + [0] * (width - len(row)) for row in expected["token_ids"]]
                 self.assertAllEqual(found[:, :width], rows)
+
+
+class FolderTest(tf.test.TestCase):
+    """What generation_config.json says, as transformers takes it."""
+
+    def test_logits_are_processed_as_by_transformers(self):
+        record = json.loads((GOLDEN / "processors.json").read_text())
+        size, most, cases = record["vocab_size"], record["max_new_tokens"], record["cases"]
+        self.assertGreater(len(cases), 100)
+        for i, case in enumerate(cases):
+            static, rows = options.read_options(
+                **case["options"], eos_token_id=record["eos_token_id"], max_new_tokens=most
+            )
+            rows = {name: tf.constant([value], options.ROWS[name][0]) for name, value in rows.items()}
+            rows["source"] = tf.constant([case["source"] + [-1] * 2], tf.int32)  # Padding is not there.
+            before = most + constraints.looks_back(static)
+            history = tf.constant([[-1] * before + case["ids"]], tf.int32)
+            if not constraints.needs_history(static, rows):
+                history = None
+            logits = tf.constant([case["scores"]], tf.float32)
+            found = constraints.constrain(static, rows, history, case["step"], logits)
+            self.assertEqual(found.shape, [1, size])
+            if static.do_sample:
+                found = draws.filter_logits(found, {name: rows[name] for name in options.SAMPLING if name in rows})
+            expected = [-np.inf if value is None else value for value in case["expected"]]
+            self.assertAllClose(found[0], expected, 1e-5, 1e-5, msg=f"case {i}: {case['options']}")
+
+    def test_texts_are_those_of_transformers(self):
+        for name in ("gpt2", "bart"):
+            model, record = golden(name)
+            prompts = record["prompts"]
+            ids, mask = padded(prompts, ["right"] * 10 if hasattr(model, "encode") else ["left", "right"] * 5)
+            for case, expected in json.loads((GOLDEN / name / "folders.json").read_text()).items():
+                model.record = FolderRecord(generation_config=expected["generation_config"])
+                if model.is_encoder_decoder:
+                    model.record.generation_config["decoder_start_token_id"] = 2
+                asked = folder.folder_options(model)
+                if least := asked.pop("min_length", None):
+                    counts = [1 if model.is_encoder_decoder else len(prompt) for prompt in prompts]
+                    asked["min_new_tokens"] = np.maximum(least - np.array(counts), 0)
+                with self.subTest(model=name, case=case), op_by_op():
+                    found = generate_ids(model, ids, mask, **asked, return_scores=True)
+                    rows = [row[:count].tolist() for row, count in zip(found.token_ids.numpy(), found.lengths.numpy())]
+                    self.assertEqual(rows, expected["token_ids"])
+
+    def test_a_graph_and_a_draft_give_the_same(self):
+        model, record = golden("gpt2")
+        ids, mask = padded(record["prompts"], ["left"] * 10)
+        case = json.loads((GOLDEN / "gpt2" / "folders.json").read_text())["greedy"]
+        asked = {name: value for name, value in case["generation_config"].items() if name != "min_length"}
+        least = [max(0, 5 - len(prompt)) for prompt in record["prompts"]]
+        for how in ({}, dict(prompt_lookup_num_tokens=2), dict(jit_compile=True)):
+            found = generate_ids(model, ids, mask, **asked, min_new_tokens=least, **how)
+            width = max(map(len, case["token_ids"]))
+            self.assertAllEqual(found[:, :width], [row + [0] * (width - len(row)) for row in case["token_ids"]])
+
+    def refused(self, words, is_encoder_decoder=False, **config):
+        record = FolderRecord(generation_config=config)
+        model = mock.Mock(record=record, is_encoder_decoder=is_encoder_decoder)
+        with self.assertRaises(UserError) as caught:
+            folder.folder_options(model), folder.special_ids(model)
+        self.assertRegex(str(caught.exception), f"^generation_config.json: .*{words}")
+        self.assertNotIn("\n", str(caught.exception))
+
+    def test_what_would_change_the_text_is_refused_by_name(self):
+        for key, value in (
+            ("guidance_scale", 1.5), ("watermarking_config", {"bias": 2.5}), ("token_healing", True), ("max_time", 3.0),
+            ("force_words_ids", [[3]]), ("constraints", [{}]), ("dola_layers", "high"), ("top_h", 0.4),
+            ("cache_implementation", "quantized"), ("use_mtp", True),
+        ):  # fmt: skip
+            self.refused(f"{key} is .*, which tfzoo does not do; remove it", **{key: value})
+        self.refused(r"temprature is 0.5, which is not known \(did you mean temperature\?\)", temprature=0.5)
+        self.refused("forced_bos_token_id is 3, which transformers forces", forced_bos_token_id=3)
+
+    def test_types_and_ranges_are_checked(self):
+        for key, value in (
+            ("temperature", "0.5"), ("temperature", True), ("top_k", 2.5), ("num_beams", 0), ("do_sample", 1),
+            ("suppress_tokens", 4), ("suppress_tokens", [-1]), ("bad_words_ids", [3]), ("eos_token_id", [1.5]),
+            ("eos_token_id", "2"), ("early_stopping", "often"), ("max_length", -1), ("forced_eos_token_id", True),
+        ):  # fmt: skip
+            self.refused(f"{key} is .*, not .*; correct it", **{key: value})
+        for key, value in (("top_p", 1.5), ("top_p", 0), ("repetition_penalty", 0.0), ("eta_cutoff", -0.1)):
+            self.refused(rf"{key} \({value}\) must be", **{key: value})
+        model = build("gpt2")
+        for key, value, words in (
+            ("sequence_bias", [[[3]]], "must be pairs"),
+            ("sequence_bias", [[[], 1.0]], "has a bias of no tokens"),
+            ("sequence_bias", {(3,): np.inf}, "below infinity"),
+            ("sequence_bias", [[[1.5], 1.0]], "must be ids"),
+            ("exponential_decay_length_penalty", [3], "a number of tokens and a factor"),
+            ("exponential_decay_length_penalty", [3, -1.0], "a number of tokens and a factor"),
+            ("encoder_repetition_penalty", 0.0, "must be above 0"),
+            ("suppress_tokens", [23], "has 23, and the model's tokens are 0 to 22"),
+            ("eos_token_id", 1.5, "must be ids of tokens"),
+        ):
+            with self.assertRaisesRegex(UserError, f"{key} .*{words}"):
+                generate_ids(model, [[3, 4]], **{key: value})
+
+    def test_every_key_of_transformers_is_decided(self):
+        known = {*folder._OPTIONS, *folder._SPECIAL, *folder._IGNORED, *folder._REFUSED}
+        self.assertEqual(config_fields.GENERATION - known, {"force_bos_token_to_be_generated"})
+        self.assertEmpty(set(folder._OPTIONS) & (folder._IGNORED | set(folder._REFUSED)))
+
+    def test_ids_that_are_derived(self):
+        def ids(is_encoder_decoder, config, **generation):
+            record = FolderRecord(config, generation)
+            return folder.special_ids(mock.Mock(record=record, is_encoder_decoder=is_encoder_decoder))
+
+        first = dict(force_bos_token_to_be_generated=True, bos_token_id=4, decoder_start_token_id=2)
+        self.assertEqual(ids(True, first), dict(forced_bos_token_id=4, decoder_start_token_id=2))
+        self.assertEqual(ids(True, first, eos_token_id=5), dict(eos_token_id=5, decoder_start_token_id=2))
+        self.assertEqual(ids(True, {}, bos_token_id=6), dict(decoder_start_token_id=6))
+        self.assertEqual(ids(False, {}, bos_token_id=6), {})
+        self.assertEqual(ids(False, dict(eos_token_id=1), eos_token_id=[2, 3]), dict(eos_token_id=[2, 3]))
 
 
 class CacheTest(tf.test.TestCase):

@@ -1,12 +1,16 @@
 """Make tiny random models and record what transformers' generate continues ten prompts with.
 
     python tests/assets/generation_references.py --output=tests/assets/golden_generation
+    python tests/assets/generation_references.py --output=tests/assets/golden_generation --folders --models=gpt2,bart
 
 Needs torch and transformers, and nothing of tfzoo. FOLDER/NAME/ holds the model as save_pretrained writes it and
 golden.json: prompts of one to ten tokens, the id that ends a text, and, for each case, the options and the new tokens
 of each prompt, without what was given and without padding. Each prompt is decoded alone, so that padding can play no
 part; the plain cases are decoded once more as one batch, with the same tokens. A model is drawn again until float64
 gives the same tokens as float32: no choice then hangs on rounding.
+
+The second reads the models that are there, and records in folders.json what they continue the prompts with where
+their generation_config.json has options, which --folders draws for each.
 
 Diverse groups of beams and contrastive search are not here: transformers 5 has neither.
 """
@@ -177,15 +181,66 @@ def make(name: str, folder: pathlib.Path, seed: int) -> dict:
     return dict(prompts=prompts, max_new_tokens=NEW, cases=cases)
 
 
+def options_of_folders(golden: dict, random) -> dict[str, dict]:
+    """What generation_config.json says in each case. Its ids are of tokens that the model writes."""
+    rows = golden["cases"]["greedy"]["token_ids"]
+    end = golden["cases"]["greedy_end"]["options"]["eos_token_id"]
+    some = [int(i) for i in random.permutation(sorted({i for row in rows for i in row} - {end, PAD}))]
+    pairs = [list(pair) for row in rows for pair in zip(row, row[1:])]
+    common = dict(
+        eos_token_id=end,
+        pad_token_id=PAD,
+        max_new_tokens=NEW,
+        encoder_repetition_penalty=1.3,
+        encoder_no_repeat_ngram_size=2,
+        sequence_bias=[[[some[0]], 0.8], [pairs[2], -2.0], [pairs[30], 1.5]],
+        suppress_tokens=some[1:4],
+        begin_suppress_tokens=[rows[0][0], rows[1][0]],
+        exponential_decay_length_penalty=[4, 1.15],
+    )
+    beams = dict(num_beams=3, renormalize_logits=True, bad_words_ids=[[some[4]], pairs[12]])
+    ends = dict(forced_eos_token_id=end, min_length=5)
+    return {
+        "greedy": common | ends,
+        "beams": common | beams,
+        "renormalized": dict(eos_token_id=end, pad_token_id=PAD, max_new_tokens=NEW)
+        | beams
+        | {"suppress_tokens": some[1:8]},
+    }
+
+
+def folders(name: str, folder: pathlib.Path) -> dict:
+    models = [KINDS[name].from_pretrained(folder, dtype=dtype).eval() for dtype in (torch.float32, torch.float64)]
+    golden, cases = json.loads((folder / "golden.json").read_text()), {}
+    for seed in range(50):
+        for case, options in options_of_folders(golden, np.random.default_rng(seed)).items():
+            given = {key: value for key, value in options.items() if key not in ("max_new_tokens", "pad_token_id")}
+            try:
+                rows, _ = record(models, golden["prompts"], given)
+            except ValueError:
+                continue
+            plain = {key: given[key] for key in ("eos_token_id", "num_beams") if key in given}
+            if case not in cases and rows != record(models, golden["prompts"], plain)[0]:
+                cases[case] = dict(generation_config=options, token_ids=rows)
+        if len(cases) == 3:
+            return cases
+    raise SystemExit(f"{name}: no seed does")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--models", default=",".join(KINDS))
+    parser.add_argument("--folders", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     for name in args.models.split(","):
+        if args.folders:
+            path = args.output / name / "folders.json"
+            path.write_text(json.dumps(folders(name, args.output / name)) + "\n")
+            continue
         for seed in range(100):
             try:
                 golden = make(name, args.output / name, seed)

@@ -12,7 +12,7 @@ import tfzoo
 from tests.helpers import temporary_folder
 from tests.text.varied import SENTENCES
 from tfzoo.errors import UserError
-from tfzoo.generation.decode import special_ids
+from tfzoo.generation.folder import special_ids
 from tfzoo.text import SPECIAL_TOKENS, training
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.characters import Characters

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfzoo.errors import CheckFailed, UserError
-from tfzoo.generation.decode import special_ids
+from tfzoo.generation.folder import special_ids
 from tfzoo.generation.prompt import table_length
 from tfzoo.generation.texts import encode, prompt_frame
 

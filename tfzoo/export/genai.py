@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfzoo import files
-from tfzoo.generation.decode import special_ids
+from tfzoo.generation.folder import special_ids
 from tfzoo.text.reader import pad_id
 
 FILE = "genai_config.json"

@@ -21,7 +21,7 @@ from tfzoo.export import answers, interface
 from tfzoo.export.answers import Answer, Options
 from tfzoo.export.answers.base import Row
 from tfzoo.export.precision import Limits
-from tfzoo.generation.decode import special_ids
+from tfzoo.generation.folder import special_ids
 from tfzoo.text.reader import pad_id
 
 _VALUES = 400_000  # Logits kept of one case, at most, where four places do not take more.

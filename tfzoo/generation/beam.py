@@ -147,6 +147,8 @@ class _BeamSearch:
         allowed = constrain(self.options, self.each, seen, step, tf.reshape(plain, [rows, self.size]))
         if self.options.do_sample:
             allowed = filter_logits(allowed, self.filters, self.candidates)
+        if self.options.renormalize_logits:
+            allowed = tf.nn.log_softmax(allowed)
         return tf.reshape(allowed, [self.batch, self.beams, self.size])
 
     def advance(self, group, allowed, plain, step):

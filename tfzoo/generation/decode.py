@@ -10,15 +10,14 @@ import tensorflow as tf
 from tfzoo import nn
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.generation.beam import beam_search
+from tfzoo.generation.constraints import needs_source
 from tfzoo.generation.contrastive import contrastive_search
+from tfzoo.generation.folder import special_ids
 from tfzoo.generation.options import ROWS, Options, read_options
 from tfzoo.generation.prompt import read_prompt, table_length
 from tfzoo.generation.sample import sample
 from tfzoo.generation.speculative import draft_length, speculate
 from tfzoo.generation.stops import Stops, string_table, token_texts
-from tfzoo.models.record import FolderRecord
-
-_IDS = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 
 class Generated(NamedTuple):
@@ -66,6 +65,8 @@ def decode(
     if (limit := table_length(model)) is not None:
         most = tf.minimum(most, limit - used)
     rows, reach = dict(rows) | {"max_new_tokens": most}, used + most
+    if needs_source(options):
+        rows["source"] = tf.where(padding_mask, token_ids, -1)
     times = options.num_return_sequences if options.do_sample and options.num_beams == 1 else 1
     if options.do_sample and options.num_beams == 1:
         # The first text of a prompt has the row's own seed, whatever their number.
@@ -174,15 +175,6 @@ def generate_ids(
     return Generated(outputs["token_ids"], outputs["scores"], outputs["lengths"], total)
 
 
-def special_ids(model) -> dict[str, Any]:
-    """The ids that generation_config.json or config.json of the model's folder has, by options' names."""
-    found: dict[str, Any] = {}
-    source = model.record or FolderRecord()
-    for record in (source.config, source.generation_config):
-        found |= {key: record[key] for key in _IDS if record.get(key) is not None}
-    return found
-
-
 def _none(options: Options, count: int):
     ids, scores = np.zeros((0, count), np.int32), np.zeros((0, count), np.float32)
     return Generated(ids, scores, ids.sum(1), scores.sum(1)) if options.return_scores else tf.constant(ids)
@@ -207,7 +199,10 @@ def _check_model(model, options: Options) -> None:
     named = {
         "eos_token_id": options.eos_token_id,
         "forced_bos_token_id": options.forced_bos_token_id,
-        "forced_eos_token_id": [options.forced_eos_token_id],
+        "forced_eos_token_id": options.forced_eos_token_id,
+        "suppress_tokens": options.suppress_tokens,
+        "begin_suppress_tokens": options.begin_suppress_tokens,
+        "sequence_bias": [i for ids, _ in options.sequence_bias for i in ids],
         "pad_token_id": [options.pad_token_id],
         "decoder_start_token_id": [options.decoder_start_token_id],
         "bad_words_ids": [i for word in options.bad_words_ids for i in word],

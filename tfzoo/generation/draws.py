@@ -59,6 +59,9 @@ def filter_logits(logits, rows, least: int = 1):
       top_p: the likeliest that together have this probability (Holtzman et al. 2020, section 3.1).
       min_p: those at least min_p times as likely as the likeliest (Nguyen et al. 2024).
       typical_p: those whose information is nearest to the expected, together of this probability (Meister et al. 2023).
+      epsilon_cutoff: those at least so likely.
+      eta_cutoff: those as likely as that, or as its root times exp(-entropy) if that is less (Hewitt et al. 2022,
+        https://arxiv.org/abs/2210.15191, section 4).
     """
     rows = {name: tf.cast(value, logits.dtype)[:, None] for name, value in rows.items() if name != "top_k"} | {
         name: rows[name][:, None] for name in ("top_k",) if name in rows
@@ -81,7 +84,20 @@ def filter_logits(logits, rows, least: int = 1):
         logits = tf.where(kept, logits, -math.inf)
     if "typical_p" in rows:
         logits = _typical(logits, rows["typical_p"], least)
+    for name in ("epsilon_cutoff", "eta_cutoff"):
+        if name in rows:
+            logits = _cutoff(logits, rows[name], name == "eta_cutoff", least)
     return logits
+
+
+def _cutoff(logits, limit, by_entropy: bool, least):
+    logs = tf.nn.log_softmax(logits)
+    weights = tf.exp(logs)
+    if by_entropy:
+        entropy = -tf.reduce_sum(tf.math.multiply_no_nan(logs, weights), -1, keepdims=True)
+        limit = tf.minimum(limit, tf.sqrt(limit) * tf.exp(-entropy))
+    kept = (weights >= limit) | (logits >= tf.math.top_k(logits, min(least, logits.shape[-1]))[0][:, -1:])
+    return tf.where(kept, logits, -math.inf)
 
 
 def _smallest(logits, top_k, top_p, least):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ ROWS: dict[str, tuple[Any, Any]] = {
     "top_p": (np.float32, 1.0),
     "min_p": (np.float32, 0.0),
     "typical_p": (np.float32, 1.0),
+    "epsilon_cutoff": (np.float32, 0.0),
+    "eta_cutoff": (np.float32, 0.0),
     "repetition_penalty": (np.float32, 1.0),
     "presence_penalty": (np.float32, 0.0),
     "seed": (np.int32, None),
 }
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -54,10 +56,13 @@ BOUNDS = {
     "top_p": Bounds(0, 1, reached=False),
     "min_p": Bounds(0, 1),
     "typical_p": Bounds(0, 1, reached=False),
+    "epsilon_cutoff": Bounds(0, 1),
+    "eta_cutoff": Bounds(0, 1),
     "repetition_penalty": Bounds(0, _FLOAT_MAX, reached=False),
     "presence_penalty": Bounds(-_FLOAT_MAX, _FLOAT_MAX),
     "seed": Bounds(-(2**31), 2**31 - 1),
 }
+_LISTS = ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 # Types of options -> what their values are instances of, NumPy's among them, and how a message says so.
 _KINDS: dict[Any, tuple[Any, str]] = {
     bool: ((bool, np.bool_), "true or false"),
@@ -87,9 +92,18 @@ class Options:
     max_matching_ngram_size: int = 2
     num_assistant_tokens: int = 5
     no_repeat_ngram_size: int = 0
+    # Of what the encoder reads, or else the prompt: above 1 its tokens are likelier; no group of so many comes again.
+    encoder_repetition_penalty: float = 1.0
+    encoder_no_repeat_ngram_size: int = 0
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()  # Added to the logits of what completes each.
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()  # As the first token, or the first behind the forced ones.
+    # (after so many tokens, factor): from there on ends are likelier, by the factor at each token.
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    renormalize_logits: bool = False  # Beams are ranked by probabilities among what may follow.
     forced_bos_token_id: tuple[int, ...] = ()  # The first tokens; usually one.
-    forced_eos_token_id: int | None = None
+    forced_eos_token_id: tuple[int, ...] = ()  # One of them is the last token.
     eos_token_id: tuple[int, ...] = ()
     pad_token_id: int = 0
     decoder_start_token_id: int | None = None
@@ -108,11 +122,15 @@ class Options:
         positive = ("num_beams", "num_beam_groups", "num_return_sequences", "max_matching_ngram_size")
         for name in (*positive, "num_assistant_tokens"):
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
-        for name in ("no_repeat_ngram_size", "prompt_lookup_num_tokens", "prefill_chunk", "diversity_penalty"):
+        sizes = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "prompt_lookup_num_tokens", "prefill_chunk")
+        for name in (*sizes, "diversity_penalty"):
             self._require(getattr(self, name) >= 0, name, "must be at least 0")
+        name = "encoder_repetition_penalty"
+        self._require(getattr(self, name) > 0, name, "must be above 0")
         self._require(0 <= self.penalty_alpha <= 1, "penalty_alpha", "must be from 0 to 1")
         self._require(self.early_stopping in (True, False, "never"), "early_stopping", 'must be True, False or "never"')
         self._require(all(self.bad_words_ids), "bad_words_ids", "has a word of no tokens; remove it")
+        self._require(all(ids for ids, _ in self.sequence_bias), "sequence_bias", "has a bias of no tokens; remove it")
         if self.num_beams > 1:
             self._require(
                 self.num_return_sequences <= self.num_beams,
@@ -178,11 +196,15 @@ def read_options(**values) -> tuple[Options, dict[str, Any]]:
             value = _row_value(name, values.pop(name), dtype)
             if nothing is None or np.any(value != nothing):
                 rows[name] = value
-    for name in ("eos_token_id", "forced_bos_token_id"):
+    for name in _LISTS:
         if name in values:
-            values[name] = tuple(int(i) for i in np.atleast_1d(values[name]))
+            values[name] = _ids(name, values[name])
     if "bad_words_ids" in values:
-        values["bad_words_ids"] = tuple(tuple(int(i) for i in word) for word in values["bad_words_ids"])
+        values["bad_words_ids"] = tuple(_ids("bad_words_ids", word) for word in values["bad_words_ids"])
+    if "sequence_bias" in values:
+        values["sequence_bias"] = _biases(values["sequence_bias"])
+    if "exponential_decay_length_penalty" in values:
+        values["exponential_decay_length_penalty"] = _decay(values["exponential_decay_length_penalty"])
     if "logits_processor" in values:
         given = values["logits_processor"]
         values["logits_processor"] = tuple(given) if isinstance(given, Sequence) else (given,)
@@ -199,6 +221,38 @@ def read_options(**values) -> tuple[Options, dict[str, Any]]:
     if options.num_beams > 1 and not np.all(rows.get("temperature", 1)):
         raise UserError("temperature (0) leaves nothing to draw beams from; give more, or set num_beams to 1")
     return options, rows
+
+
+def _ids(name: str, value) -> tuple[int, ...]:
+    """One token's id or several."""
+    ids = value if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else [value]
+    if any(isinstance(i, bool) or not isinstance(i, numbers.Integral) or i < 0 for i in ids):
+        raise UserError(f"{name} ({value!r}) must be ids of tokens: whole numbers from 0 on")
+    return tuple(int(i) for i in ids)
+
+
+def _biases(value) -> tuple[tuple[tuple[int, ...], float], ...]:
+    """{ids: bias} or [[ids, bias], ...]; of equal ids the last counts."""
+    pairs = value.items() if isinstance(value, Mapping) else value
+    try:
+        found = {_ids("sequence_bias", ids): float(bias) for ids, bias in pairs}
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"sequence_bias ({value!r}) must be pairs of token ids and a number") from None
+    if any(np.isnan(bias) or bias == np.inf for bias in found.values()):
+        raise UserError(f"sequence_bias ({value!r}) must be of numbers below infinity")
+    return tuple(found.items())
+
+
+def _decay(value) -> tuple[int, float]:
+    try:
+        (start,), factor = _ids("exponential_decay_length_penalty", value[0]), float(value[1])
+    except (TypeError, ValueError, IndexError):
+        start, factor = 0, np.nan
+    if not 0 < factor < np.inf or len(value) != 2:
+        raise UserError(f"exponential_decay_length_penalty ({value!r}) must be a number of tokens and a factor above 0")
+    return start, factor
 
 
 def _row_value(name: str, value, dtype):

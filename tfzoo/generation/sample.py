@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfzoo.generation.constraints import constrain, needs_history
+from tfzoo.generation.constraints import constrain, looks_back, needs_history
 from tfzoo.generation.draws import filter_logits, pick, uniform
 from tfzoo.generation.options import SAMPLING, Options
 from tfzoo.generation.prompt import Prompt
@@ -97,5 +97,4 @@ def more(state, new_tokens):
 
 def start_history(token_ids, new_tokens, options: Options):
     """What `constrain` looks back on: token_ids [B, P] and before them as many places as tokens may follow."""
-    longest = max(options.no_repeat_ngram_size, *(len(word) for word in options.bad_words_ids or [()]))
-    return tf.pad(token_ids, [[0, 0], [new_tokens + longest, 0]], constant_values=-1)
+    return tf.pad(token_ids, [[0, 0], [new_tokens + looks_back(options), 0]], constant_values=-1)

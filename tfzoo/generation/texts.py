@@ -1,6 +1,5 @@
 """Text in, text out: prompts as their model was trained, options as its folder has them, text while it grows."""
 
-import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,16 +8,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfzoo.errors import UserError
-from tfzoo.generation.decode import generate_ids, special_ids
-from tfzoo.generation.options import ROWS, SAMPLING, Options
-from tfzoo.models.record import FolderRecord
+from tfzoo.generation.decode import generate_ids
+from tfzoo.generation.folder import folder_options, special_ids
+from tfzoo.generation.options import SAMPLING
 from tfzoo.text import framing
 
 NEW_TOKENS = 64  # Where neither the caller nor the model's folder says how many.
 # Options that say which search it is: one that is asked for takes the place of the folder's.
 _SEARCHES = {"do_sample": False, "num_beams": 1, "penalty_alpha": 0.0, "prompt_lookup_num_tokens": 0}
 _OF_BEAMS = ("num_beam_groups", "diversity_penalty", "early_stopping", "length_penalty")
-_OWN = {"candidates", "logits_processor", "return_scores", "prefill_chunk", "jit_compile"}  # Never a folder's.
 _END_OF_TEXT = "<|endoftext|>"
 _HALF = "\ufffd"  # What half a character looks like.
 
@@ -54,7 +52,7 @@ def generate_text(
       on_text: called with each piece of the one text as soon as it is known, in whole characters; where a search does
         not make one token after another, or XLA compiles it, with the text.
       **options: of generate_ids. What is not given is as in the folder's generation_config.json; what that leaves out
-        does nothing (transformers would sample among the 50 likeliest).
+        does nothing, but a folder that says do_sample alone means the 50 likeliest tokens, as to transformers.
 
     Returns:
       The texts without their prompts, as str or Answer. With num_return_sequences R a prompt's R follow one another.
@@ -296,16 +294,6 @@ def _with_defaults(model, tokenizer, counts: Sequence[int], given: Mapping[str, 
         least = np.maximum(shortest - np.array(counts, np.int32), 0)
         options["min_new_tokens"] = np.minimum(least, options["max_new_tokens"])
     return _own_ids(model, tokenizer) | options
-
-
-def folder_options(model) -> dict[str, Any]:
-    """What generation_config.json, or an older folder's config.json, says of options."""
-    source = model.record or FolderRecord()
-    record = source.generation_config or source.config
-    known = {field.name for field in dataclasses.fields(Options)} | set(ROWS)
-    known = known - _OWN | {"stop_strings", "max_length", "min_length"}
-    ids = {name for name in known if name.endswith(("_id", "_ids"))} - {"bad_words_ids"}  # generate_ids reads these.
-    return {name: record[name] for name in known - ids if record.get(name) is not None}
 
 
 def _own_ids(model, tokenizer) -> dict[str, Any]:

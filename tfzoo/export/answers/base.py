@@ -13,7 +13,7 @@ from tfzoo import models
 from tfzoo.export.checks import Checks
 from tfzoo.export.interface import Signature, Tensor
 from tfzoo.export.precision import Limits
-from tfzoo.generation.decode import special_ids
+from tfzoo.generation.folder import special_ids
 from tfzoo.text import framing
 from tfzoo.text.framing import PAIR, TEXT
 from tfzoo.text.reader import Reader, Reading, pad_id

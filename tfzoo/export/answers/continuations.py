@@ -14,13 +14,18 @@ from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export.answers.base import Answer, Row
 from tfzoo.export.interface import Signature, Tensor
 from tfzoo.generation import options as decoding
-from tfzoo.generation.decode import special_ids
-from tfzoo.generation.texts import folder_options
+from tfzoo.generation.folder import folder_options, special_ids
 from tfzoo.text.reader import pad_id
 
 # Of a folder's generation_config.json what an export takes over. Not what draws, nor what compares strings.
-_OF_BEAMS = ("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping")
-_CONSTRAINTS = ("min_new_tokens", "repetition_penalty", "presence_penalty", "no_repeat_ngram_size", "bad_words_ids")
+_OF_BEAMS = (
+    *("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "renormalize_logits"),
+)
+_CONSTRAINTS = (
+    *("min_new_tokens", "repetition_penalty", "presence_penalty", "no_repeat_ngram_size", "bad_words_ids"),
+    *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "sequence_bias", "suppress_tokens"),
+    *("begin_suppress_tokens", "exponential_decay_length_penalty"),
+)
 _NOTHING = "there is nothing to go on from"
 
 
