@@ -257,6 +257,7 @@ class FolderTest(tf.test.TestCase):
         self.assertEqual(ids(True, first), dict(forced_bos_token_id=4, decoder_start_token_id=2))
         self.assertEqual(ids(True, first, eos_token_id=5), dict(eos_token_id=5, decoder_start_token_id=2))
         self.assertEqual(ids(True, {}, bos_token_id=6), dict(decoder_start_token_id=6))
+        self.assertEqual(ids(True, dict(model_type="bart"), bos_token_id=6), dict(decoder_start_token_id=2))
         self.assertEqual(ids(False, {}, bos_token_id=6), {})
         self.assertEqual(ids(False, dict(eos_token_id=1), eos_token_id=[2, 3]), dict(eos_token_id=[2, 3]))
 

@@ -186,6 +186,14 @@ class AnswersTest(tf.test.TestCase):
         model.record = FolderRecord(generation_config=said)
         search = answers.search_of(model)
         self.assertEqual(search, dict(num_beams=3, length_penalty=0.5, no_repeat_ngram_size=2))
+        more = dict(sequence_bias=[[[5], 1.5]], encoder_no_repeat_ngram_size=3, suppress_tokens=[7])
+        model.record = FolderRecord(generation_config=said | more | dict(renormalize_logits=True))
+        self.assertEqual(answers.search_of(model), search | more | dict(renormalize_logits=True))
+        self.assertEqual(answers.search_of(model, 1), more | dict(no_repeat_ngram_size=2))
+        with self.assertRaisesRegex(UserError, "generation_config.json: guidance_scale is 2.0"):
+            model.record = FolderRecord(generation_config=said | dict(guidance_scale=2.0))
+            answers.search_of(model)
+        search |= more
         found = answers.find(model, TOKENIZER, Options(24, max_new_tokens=6, search=search))
 
         def written(text, most, **options):
@@ -199,7 +207,7 @@ class AnswersTest(tf.test.TestCase):
         got = ask(tf.constant(texts))
         wanted = [written(text, 6, **search) for text in texts]
         self.assertEqual(list(zip(got["generated_text"].numpy(), got["num_tokens"].numpy())), wanted)
-        self.assertNotEqual(wanted, [written(text, 6, no_repeat_ngram_size=2) for text in texts])
+        self.assertNotEqual(wanted, [written(text, 6, no_repeat_ngram_size=2, **more) for text in texts])
         self.assertEqual(ask(tf.constant([], tf.string))["num_tokens"].shape, [0])
         # Row by row: beams, the likeliest tokens, fewer tokens by beams, and drawn.
         texts, counts = [*texts, "the", "the"], [6, 6, 3, 6, 6]
@@ -217,7 +225,7 @@ class AnswersTest(tf.test.TestCase):
             input_signature=[spec, {name: tf.TensorSpec([None], values.dtype) for name, values in rows.items()}],
             autograph=False,
         )
-        plain = dict(no_repeat_ngram_size=2)
+        plain = dict(no_repeat_ngram_size=2) | more
         chosen = plain | dict(do_sample=True) | drawn
         options = [search, plain, search, chosen | dict(seed=6), chosen | dict(seed=7)]
 

@@ -13,6 +13,7 @@ from tfzoo.errors import UserError, suggest
 from tfzoo.generation.options import BOUNDS
 from tfzoo.json_files import Field, Fields
 from tfzoo.models.record import FolderRecord
+from tfzoo.weights import config_fields
 
 _OWN = "generation_config.json"
 _COUNT, _SIZE, _NUMBER, _SWITCH = Field(int, low=1), Field(int, low=0), Field(float), Field(bool)
@@ -135,7 +136,9 @@ def special_ids(model) -> dict[str, Any]:
     if not source.generation_config and source.config.get("force_bos_token_to_be_generated"):  # BART's first files.
         found.setdefault("forced_bos_token_id", source.config.get("bos_token_id"))
     if model.is_encoder_decoder and "decoder_start_token_id" not in found:
-        begin = source.generation_config.get("bos_token_id", source.config.get("bos_token_id"))
+        begin = config_fields.default(source.config.get("model_type", ""), "decoder_start_token_id")
+        if begin is None:
+            begin = source.generation_config.get("bos_token_id", source.config.get("bos_token_id"))
         found |= {} if begin is None else {"decoder_start_token_id": begin}
     if not model.is_encoder_decoder and isinstance(found.get("forced_bos_token_id"), int):
         del found["forced_bos_token_id"]  # Which `folder_options` refuses.

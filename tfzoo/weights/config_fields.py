@@ -85,6 +85,11 @@ def complete(given: Mapping[str, Any], where) -> Record:
     return Record(fields, known["defaults"])
 
 
+def default(model_type: str, name: str) -> Any:
+    """What a missing field is to the reference."""
+    return _known(model_type)["defaults"].get(name)
+
+
 def num_labels(model_type: str) -> int:
     """Classes where config.json names none."""
     return _known(model_type)["num_labels"]
