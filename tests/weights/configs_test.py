@@ -112,6 +112,8 @@ class SpellingTest(tf.test.TestCase):
         extra |= dict(directionality="bidi", pooler_fc_size=768, classifier_dropout=0.3, max_length=30, nothing=None)
         extra |= dict(add_cross_attention=False, pruned_heads={}, is_decoder=None, sep_token_id=3)
         self.assertEqual(decode(record_of("bert") | extra), decode(record_of("bert")))
+        smollm = dict(is_llama_config=True, rope_interleaved=False, pretraining_tp=1, rope_scaling=None)
+        self.assertEqual(decode(record_of("llama") | smollm), decode(record_of("llama")))
         qwen = dict(sliding_window=9, max_window_layers=1, layer_types=["full_attention"] * 2)
         self.assertEqual(decode(record_of("qwen2") | qwen), decode(record_of("qwen2")))
 
@@ -136,6 +138,8 @@ class RefusedTest(tf.test.TestCase):
             "llama", r"quantization_config says that the weights are quantised \('fp8'\).* plain weights",
             quantization_config={"quant_method": "fp8"},
         )  # fmt: skip
+        self.refused("llama", "quantization says that the weights are quantised", quantization={"bits": 4})
+        self.refused("llama", "rope_interleaved is True", rope_interleaved=True)
 
     def test_fields_that_contradict_each_other(self):
         yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}

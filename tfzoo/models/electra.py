@@ -63,7 +63,11 @@ ARCHITECTURES = {
 CONFIG = bert.CONFIG | {"embedding_size": "embedding_size"}
 REQUIRED = bert.REQUIRED
 # The summaries are of a head for multiple choice.
-IGNORED = (*bert.IGNORED, *(f"summary_{name}" for name in ("type", "use_proj", "activation", "last_dropout")))
+IGNORED = (
+    *bert.IGNORED,
+    "generator_size",
+    *(f"summary_{name}" for name in ("type", "use_proj", "activation", "last_dropout")),
+)
 
 
 def decode_config(hub):  # Embeddings as wide as the blocks are not projected.

@@ -63,8 +63,7 @@ REQUIRED = {
 }
 # The summaries are of a head for multiple choice; n_ctx repeats n_positions.
 IGNORED = (
-    "embd_pdrop",
-    "n_ctx",
+    *("embd_pdrop", "n_ctx", "n_special", "predict_special_tokens"),
     *(f"summary_{x}" for x in "type use_proj activation proj_to_labels first_dropout".split()),
 )
 

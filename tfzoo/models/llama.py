@@ -76,8 +76,9 @@ CONFIG = {
     "attention_dropout": "attention_dropout",
     "initializer_range": "initializer_range",
 }
-REQUIRED = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
-IGNORED = ("pretraining_tp", "max_window_layers")
+REQUIRED = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "use_mrope": False}
+REQUIRED |= {"rope_interleaved": False}
+IGNORED = ("pretraining_tp", "max_window_layers", "max_sequence_length", "is_llama_config")
 
 
 def decode_config(hub):

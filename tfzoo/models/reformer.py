@@ -94,8 +94,11 @@ def encode_config(config):
 
 REQUIRED = {"tie_word_embeddings": False, "is_encoder_decoder": False}
 # How axial positions began, in how many pieces logits are computed, and by what rotations are drawn, which here are an
-# input.
-IGNORED = ("axial_norm_std", "chunk_size_lm_head", "hash_seed")
+# input. The published ones' files have fields besides that no version has read.
+IGNORED = (
+    *("axial_norm_std", "chunk_size_lm_head", "hash_seed", "attention_probs_dropout_prob", "intermediate_size"),
+    *("type_vocab_size", "sinusoidal_pos_embds", "num_chunks_before", "num_chunks_after"),
+)
 PREFIX = "reformer."
 _LAYER, _OURS = "reformer.encoder.layers.{}", "encoder/stack/layer_{}"
 WEIGHTS = {

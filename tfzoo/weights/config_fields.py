@@ -20,7 +20,8 @@ IGNORED = frozenset(
     "use_cache use_return_dict return_dict output_attentions output_hidden_states output_past torchscript use_bfloat16 "
     "tf_legacy_loss xla_device gradient_checkpointing chunk_size_feed_forward attn_implementation "
     "experts_implementation tie_last_hidden_states cross_attention_hidden_size classifier_dropout initializer_range "
-    "initializer_factor unsloth_version unsloth_fixed transformers.js_config total_flos".split()
+    "initializer_factor name author license created_date model_max_length sentence_transformers "
+    "sbert_ce_default_activation_function unsloth_version unsloth_fixed transformers.js_config total_flos".split()
 )
 # Of generation_config.json, which older folders have in config.json: tfzoo.generation reads them, or refuses them.
 GENERATION = frozenset(
@@ -103,11 +104,13 @@ def other_names(model_type: str) -> set[str]:
 def check_required(record: Record, required: Mapping[str, Any], family: str, where) -> None:
     """Raises:
     UserError: the weights are quantised, or a field has a value that the family does not have."""
-    if record.get("quantization_config") is not None:
-        kind = record["quantization_config"]
+    for name in ("quantization_config", "quantization"):  # The second is MLX's.
+        kind = record.get(name)
+        if kind is None:
+            continue
         kind = kind.get("quant_method", kind) if isinstance(kind, Mapping) else kind
         raise UserError(
-            f"{where}: quantization_config says that the weights are quantised ({json_files.show(kind)}), which tfzoo "
+            f"{where}: {name} says that the weights are quantised ({json_files.show(kind)}), which tfzoo "
             "does not read; get the folder with plain weights, or dequantise it"
         )
     for name, allowed in {**REQUIRED, **required}.items():
