@@ -105,6 +105,20 @@ class HuggingFaceTest(ConvertCase):
         before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, self.to))
         self.assertEqual(before, after)
 
+    def test_sentence_transformers(self):
+        for case in ("bert", "cased"):
+            source = GOLDEN.parent / "golden_sentence" / case
+            to = self.folder / case
+            lines = self.convert(source, to=to)
+            self.assertEqual(lines[0], f"read {source}: a sentence-transformers folder")
+            self.assertIn("BertModel, ", lines[1])
+            self.assertNotIn("tensors left", "".join(lines))
+            self.assertEqual(
+                [line for line in lines if "files left" in line], ["files left: golden.npz"][: case == "bert"]
+            )
+            before, after = (huggingface.load(folder)[0] for folder in (source, to))
+            self.assertEqual((before.embed, before.record.sentence), (after.embed, after.record.sentence))
+
     def test_other_types_and_back(self):
         source = self.copy("t5")
         for dtype in ("float16", "bfloat16"):

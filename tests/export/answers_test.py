@@ -1,10 +1,13 @@
 """What text signatures answer, with logits that are given."""
 
+import pathlib
+
 import numpy as np
 import tensorflow as tf
 
+import tfzoo
 from tests.export import small
-from tfzoo import generation
+from tfzoo import embeddings, generation
 from tfzoo.errors import UserError
 from tfzoo.export import answers, savedmodel
 from tfzoo.export.answers import Options
@@ -18,6 +21,7 @@ from tfzoo.export.answers.words import Words, readable
 from tfzoo.export.precision import Limits
 from tfzoo.models.record import FolderRecord
 
+SENTENCE = pathlib.Path(__file__).parents[1] / "assets" / "golden_sentence"
 TOKENIZER = small.tokenizer()
 BPE = small.byte_level_tokenizer()
 
@@ -166,12 +170,35 @@ class AnswersTest(tf.test.TestCase):
             ("performer", ("lm",), Words),
             ("electra", ("discriminate",), type(None)),
             ("gpt2", ("classify",), Labels),
+            ("gpt2", ("embed",), Embeddings),
         ):
             self.assertIsInstance(
                 answers.find(small.model(family, heads=heads, num_layers=1), TOKENIZER, options), kind
             )
         with self.assertRaisesRegex(UserError, "--pooling=pooled"):
             answers.find(small.model("xlnet", heads=()), TOKENIZER, Options(32, pooling="pooled"))
+        with self.assertRaisesRegex(UserError, "--prompt_name=query: the model has no head embed"):
+            answers.find(small.model(heads=()), TOKENIZER, Options(32, prompt_name="query"))
+
+    def test_vectors_as_a_folder_says(self):
+        """In words and row by row, they are what sentence-transformers gave."""
+        for case, prompt, tokens in (("roberta", None, 12), ("roberta", "long", 20), ("cased", None, None)):
+            model, tokenizer = tfzoo.load(SENTENCE / case)
+            golden = np.load(SENTENCE / case / "golden.npz")
+            texts = golden["texts"].tolist()
+            found = answers.find(model, tokenizer, Options(embeddings.longest(model), prompt_name=prompt))
+            got = found.answer({"text": tf.constant(texts)}, model)
+            self.assertAllClose(got["embeddings"], golden[f"vectors/{prompt or ''}"], rtol=0, atol=2e-6)
+            row_by_row = found.expected({"text": texts}, Limits(2e-5))
+            self.assertAllClose(row_by_row["embeddings"], got["embeddings"], rtol=0, atol=2e-6)
+            self.assertAllEqual(row_by_row["truncated"], got["truncated"])
+            facts = found.facts()
+            self.assertEqual((facts["lowercase"], facts.get("prompt_tokens")), (case == "cased", tokens))
+            self.assertEqual(facts["prompt"], model.record.sentence.prompt(prompt))
+        with self.assertRaisesRegex(UserError, "--pooling=mean: the model says itself"):
+            answers.find(model, tokenizer, Options(16, pooling="mean"))
+        with self.assertRaisesRegex(UserError, "prompt_name 'quer': the model has no such prompt; it has query"):
+            answers.find(model, tokenizer, Options(16, prompt_name="quer"))
 
     def test_a_text_is_looked_for_as_the_folder_says(self):
         texts = ["of the function", "a", "東京"]

@@ -20,7 +20,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.export import small
-from tfzoo import cli
+from tfzoo import cli, embeddings
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import __main__ as entry_point
 from tfzoo.export import answers, artifact, golden, interface, manifest, publish, variants, verify
@@ -31,6 +31,7 @@ from tfzoo.export.onnx import graph as onnx_graph
 from tfzoo.export.onnx import tower
 from tfzoo.export.precision import Limits, with_precision
 from tfzoo.models.record import FolderRecord
+from tfzoo.text.framing import TEXT
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import runs
 
@@ -319,6 +320,23 @@ class ArtifactTest(tf.test.TestCase):
                 operators = {node.op for node in [*graph.node, *(n for f in functions for n in f.node_def)]}
                 self.assertFalse(operators & {"PyFunc", "EagerPyFunc", "PyFuncStateless", "XlaLaunch"})
                 self.assertFalse([f for f in functions if f.attr["_XlaMustCompile"].b])
+
+    def test_vectors_are_sentence_transformers(self):
+        folder = ROOT / "tests" / "assets" / "golden_sentence" / "roberta"
+        model, tokenizer = runs.load(folder)
+        wanted = np.load(folder / "golden.npz")
+        texts = wanted["texts"].tolist()
+        with mock.patch.object(publish, "replay"):
+            folders = artifact.export(model, tokenizer, FOLDER / "vectors", prompt_name="long")
+        loaded = tf.saved_model.load(str(folders["savedmodel"]))
+        got = loaded.signatures["serving_default"](text=tf.constant(texts))["embeddings"]
+        self.assertAllClose(got, wanted["vectors/long"], rtol=0, atol=2e-6)
+        inputs = embeddings.reader_of(model, tokenizer, prompt_name="long").read({TEXT: tf.constant(texts)}).inputs
+        read, _ = verify.load_graphs({"model": str(folders["onnx"] / "model.onnx")}, False)
+        got = read("tokens", interface.to_onnx(inputs))["sentence_embedding"]
+        self.assertAllClose(got, wanted["vectors/long"], rtol=0, atol=2e-6)
+        for path in folders.values():
+            self.assertEqual(json.loads((path / "manifest.json").read_text())["prompt_tokens"], 20)
 
     def test_an_answer_for_each_row(self):
         with mock.patch.object(publish, "replay"):

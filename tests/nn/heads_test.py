@@ -6,7 +6,7 @@ import tensorflow as tf
 from tests.nn import formulas
 from tests.nn.formulas import Values, normal, randomize, relative_error
 from tfzoo import nn
-from tfzoo.config import ACTIVATIONS, TransformerConfig
+from tfzoo.config import ACTIVATIONS, POOLINGS, EmbeddingConfig, Projection, TransformerConfig
 
 
 def config(**overrides):
@@ -84,16 +84,60 @@ class PoolTest(tf.test.TestCase):
             for mask in (real, real.astype(np.int32)):
                 self.assertLess(relative_error(nn.pool(how, outputs, mask), expected), 1e-6, how)
 
+    def test_sums_weights_and_the_largest(self):
+        x = normal(3, 5, 8)
+        real = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1]], bool)
+        counted = real & np.array([[0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 1, 1]], bool)
+        for mask in (real, counted):
+            expected: dict[str, list] = {"mean_sqrt_len": [], "weighted_mean": [], "max": [], "first": [], "last": []}
+            for row, there, keep in zip(x, real, mask, strict=True):
+                places = (np.arange(5) - np.argmax(there) + 1)[keep, None]  # From 1 on, behind what is padded.
+                expected["mean_sqrt_len"].append(row[keep].sum(0) / np.sqrt(keep.sum()))
+                expected["weighted_mean"].append((row[keep] * places).sum(0) / places.sum())
+                expected["max"].append(row[keep].max(0))
+                expected["first"].append(row[keep][0])
+                expected["last"].append(row[keep][-1])
+            for how, values in expected.items():
+                y = nn.pool(how, {"sequence": single(x)}, real, None if mask is real else mask)
+                self.assertLess(relative_error(y, np.stack(values)), 1e-6, how)
+        whole = np.ones([3, 5], bool)
+        for how in POOLINGS:
+            self.assertAllClose(nn.pool(how, {"sequence": single(x)}), nn.pool(how, {"sequence": single(x)}, whole))
+
     def test_a_row_without_tokens_gives_numbers(self):
         outputs = {"sequence": single(normal(1, 5, 8))}
-        for how in ("first", "last", "mean"):
+        for how in POOLINGS:
             y = nn.pool(how, outputs, np.zeros([1, 5], bool))
             self.assertTrue(np.all(np.isfinite(y)), how)
 
     def test_half_precision_keeps_its_dtype(self):
         outputs = {"sequence": tf.cast(normal(2, 5, 8), "bfloat16")}
-        for how in ("first", "last", "mean"):
+        for how in POOLINGS:
             self.assertEqual(nn.pool(how, outputs, np.ones([2, 5], bool)).dtype, "bfloat16")
+
+
+class EmbeddingHeadTest(tf.test.TestCase):
+    def test_values(self):
+        x, real = normal(3, 5, 8), np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], bool)
+        layers = (Projection(6, "tanh"), "normalize", Projection(4, "none", False))
+        head = nn.EmbeddingHead(config(), EmbeddingConfig(pooling=("mean", "first"), layers=layers))
+        built(head, (None, None, 8))
+        v = Values(head)
+        pooled = np.stack([np.concatenate([row[keep].mean(0), row[0]]) for row, keep in zip(x, real, strict=True)])
+        hidden = np.tanh(formulas.dense(v, head.dense[0], pooled))
+        hidden /= np.linalg.norm(hidden, axis=-1, keepdims=True)
+        y = head(single(x), real)
+        self.assertEqual((y.shape, y.dtype, head.size), ((3, 4), "float32", 4))
+        self.assertLess(relative_error(y, hidden @ v(head.dense[1].kernel)), 1e-5)
+
+    def test_nothing_has_a_length_and_a_gradient(self):
+        head = built(nn.EmbeddingHead(config(), EmbeddingConfig(layers=("normalize",))), (None, None, 8))
+        x = tf.zeros([1, 2, 8])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = head(x)
+        self.assertAllEqual(y, np.zeros([1, 8]))
+        self.assertAllEqual(np.isfinite(tape.gradient(y, x)), np.ones([1, 2, 8], bool))
 
 
 class DiscriminatorTest(tf.test.TestCase):
