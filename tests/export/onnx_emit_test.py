@@ -106,7 +106,7 @@ class EmitTest(tf.test.TestCase):
 
     def test_every_family(self):
         # Each with one head, all heads in one family or another; the rest are below.
-        self.check_families(lambda heads, i: [(heads[i % len(heads)],)], ["standard"])
+        self.check_families(lambda heads, i: [(heads[(i + 1) % len(heads)],)], ["standard"])
 
     def test_what_blocks_can_be(self):
         for name, overrides in CONFIGS.items():
