@@ -15,7 +15,7 @@ import tokenizers
 from tests import helpers
 from tests.export import small
 from tfzoo import convert
-from tfzoo.text.wordpiece import WordPiece
+from tfzoo.text import load as load_tokenizer
 from tfzoo.training import checkpoint, runs
 from tfzoo.weights import huggingface, keras_presets, tensors, tf1_files
 from tfzoo.weights.safetensors_files import open_folder
@@ -199,7 +199,7 @@ class RunTest(ConvertCase):
             to = self.folder / str(step)
             lines = self.convert(run, *flags, to=to)
             self.assertRegex(lines[1], "BertForPreTraining, .*float32$")
-            self.assertEqual(lines[2:], ["beside it: tokenizer_config.json, vocab.txt"])
+            self.assertEqual(lines[2:], ["beside it: tokenizer.json, tokenizer_config.json, vocab.txt"])
             loaded, tokenizer = huggingface.load(to)
             self.assertAllEqual(loaded.heads["lm"].bias, values[step])
             self.assertEqual(tokenizer.fingerprint(), small.tokenizer().fingerprint())
@@ -249,12 +249,15 @@ class TF1Test(ConvertCase):
         lines = self.convert(folder)
         self.assertEqual(lines[0], f"read {folder}: a TF1 checkpoint, bert")
         self.assertRegex(lines[1], "BertForPreTraining, .*float32$")
-        self.assertEqual(lines[2:], ["beside it: tokenizer_config.json, vocab.txt", "files left: bert_model.ckpt.meta"])
+        self.assertEqual(
+            lines[2:],
+            ["beside it: tokenizer.json, tokenizer_config.json, vocab.txt", "files left: bert_model.ckpt.meta"],
+        )
         self.assert_same_tensors(GOLDEN / "bert", self.to)
         for name, answer, expected in outputs(self.to, GOLDEN / "bert"):
             self.assertAllClose(answer, expected, rtol=0, atol=1e-5, msg=name)
         self.assertEqual((self.to / "vocab.txt").read_bytes(), (folder / "vocab.txt").read_bytes())
-        self.assertTrue(WordPiece.from_folder(self.to).lowercase)
+        self.assertTrue(load_tokenizer(self.to).lowercase)
         before, after = (json.loads((f / "config.json").read_text()) for f in (GOLDEN / "bert", self.to))
         self.assertEqual({n: before[n] for n in after if n in before}, {n: after[n] for n in after if n in before})
         self.convert(folder / "bert_model.ckpt", to=self.folder / "by_prefix")
@@ -272,7 +275,7 @@ class TF1Test(ConvertCase):
         ):
             to = self.folder / f"to_{name}"
             self.convert(self.write(name, arrays, config), *flags, to=to)
-            self.assertEqual(WordPiece.from_folder(to).lowercase, lowercase, name)
+            self.assertEqual(load_tokenizer(to).lowercase, lowercase, name)
         self.refused(self.folder / "mine", "pass --lowercase or --nolowercase")
         self.refused(self.write("uncased", arrays, config, WORDS + [f"x{i}" for i in range(90)]), "vocab.txt: has 123")
 
@@ -309,7 +312,7 @@ class TF1Test(ConvertCase):
         self.assertRegex(lines[1], "ElectraForPreTraining, ")
         self.assertRegex(lines[3], "^tensors left: generator/.* more$")
         self.assert_same_tensors(GOLDEN / "electra_discriminator", self.to)
-        self.assertTrue(WordPiece.from_folder(self.to).lowercase)
+        self.assertTrue(load_tokenizer(self.to).lowercase)
         for name, answer, expected in outputs(self.to, GOLDEN / "electra_discriminator"):
             self.assertAllClose(answer, expected, rtol=0, atol=1e-5, msg=name)
 
@@ -574,8 +577,10 @@ class KerasHubTest(ConvertCase):
         self.convert(self.task(case, class_name="BertClassifier"))
 
     def test_tokenizers(self):
-        self.assertEqual(self.convert(self.preset("bert"))[2:], ["beside it: tokenizer_config.json, vocab.txt"])
-        tokenizer = WordPiece.from_folder(self.to)
+        self.assertEqual(
+            self.convert(self.preset("bert"))[2:], ["beside it: tokenizer.json, tokenizer_config.json, vocab.txt"]
+        )
+        tokenizer = load_tokenizer(self.to)
         self.assertTrue(tokenizer.lowercase)
         self.assertEqual(tokenizer.vocab, (PRESETS / "bert/assets/tokenizer/vocabulary.txt").read_text().split())
         for case, name in (("t5", "spiece.model"), ("xlm_roberta", "sentencepiece.bpe.model")):

@@ -334,7 +334,9 @@ class FilesTest(tf.test.TestCase):
         self.assertEqual((again.pad_id, again.bos_id), (tokenizer.vocab_size, None))
         self.assertEqual(again.tokenize(["a<|new|>"], special=["<|new|>"]).to_list()[0][-1], again.pad_id)
         (self.folder / "special_tokens_map.json").write_text('{\n"mask_token": "<other>"}')
-        with self.assertRaisesRegex(UserError, r"special_tokens_map.json, line 2: .*'<other>' is not in the vocab"):
+        with self.assertRaisesRegex(
+            UserError, r"special_tokens_map.json, line 2: .*'<other>', which is not in the vocab"
+        ):
             text.load(self.folder)
 
     def test_merges_may_be_pairs_and_tokens_may_be_added(self):
@@ -342,8 +344,9 @@ class FilesTest(tf.test.TestCase):
         path = self.folder / "tokenizer.json"
         content = json.loads(path.read_text())
         before = text.load(self.folder)
+        plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         content["model"]["merges"] = [merge.split(" ") for merge in content["model"]["merges"]]
-        content["added_tokens"].append({"id": before.vocab_size, "content": "<|im_start|>", "special": True})
+        content["added_tokens"].append({"id": before.vocab_size, "content": "<|im_start|>", "special": True, **plain})
         path.write_text(json.dumps(content))
         after = text.load(self.folder)
         self.assertEqual(after.tokenize(self.lines).to_list(), before.tokenize(self.lines).to_list())

@@ -429,11 +429,13 @@ class ModelFileTest(tf.test.TestCase):
         self.assertEqual((good["tokenizer_class"], good["mask_token"]), ("XLNetTokenizer", "<mask>"))
         path.write_text(json.dumps({"tokenizer_class": "XLNetTokenizerFast", "mask_token": {"content": "<mask>"}}))
         self.assertEqual(SentencePiece.from_folder(self.folder).mask_id, 6)
+        path.write_text(json.dumps({**good, "mask_token": "[M]"}))  # A token that is nowhere comes after the last.
+        again = SentencePiece.from_folder(self.folder)
+        self.assertEqual((again.mask_id, again.vocab[-1]), (again.vocab_size - 1, "[M]"))
         for content, message in (
             (json.dumps({**good, "do_lower_case": "yes"}), "do_lower_case is 'yes'"),
             (json.dumps({**good, "keep_accents": 1}), "keep_accents is 1"),
             (json.dumps({**good, "remove_space": False}), "remove_space is False"),
-            (json.dumps({**good, "mask_token": "[M]"}), r"mask_token is '\[M\]', which spiece.model does not have"),
             (json.dumps({**good, "mask_token": 3}), "mask_token is 3"),
             (json.dumps({**good, "tokenizer_class": "BertTokenizer"}), "tokenizer_class is 'BertTokenizer'"),
             (json.dumps({**good, "tokenizer_class": "T5Tokenizer", "extra_ids": -1}), "extra_ids is -1"),

@@ -43,12 +43,7 @@ _FILES = (
     _TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", *_SENTENCEPIECE_FILES,
 )  # fmt: skip
-_CLASSES = {
-    "wordpiece": "WordPiece",
-    "byte_level": "ByteLevelBPE",
-    "sentencepiece": "SentencePiece",
-    "characters": "Characters",
-}
+_CLASSES = {"sentencepiece": "SentencePiece", "characters": "Characters"}
 
 
 def find(folder: str | os.PathLike) -> str | None:
@@ -90,14 +85,14 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
             f"none of {', '.join(_SENTENCEPIECE_FILES)}, and no {_CHARACTERS_FILE}"
         )
     settings.check_class(folder, has_json=kind == "tokenizer_json")
-    if kind == "tokenizer_json":
+    if kind in ("sentencepiece", "characters"):
+        tokenizer = getattr(importlib.import_module(f"tfzoo.text.{kind}"), _CLASSES[kind]).from_folder(folder)
+    else:
         from tfzoo.text import proof, tokenizer_json
 
-        tokenizer, record = tokenizer_json.load(folder)
+        tokenizer, record = tokenizer_json.load(folder, kind)
         proof.prove(tokenizer, record, folder, _FILES)
-    else:
-        tokenizer = getattr(importlib.import_module(f"tfzoo.text.{kind}"), _CLASSES[kind]).from_folder(folder)
-        tokenizer.adds_bos = template.adds_bos(folder)
+    tokenizer.adds_bos = template.adds_bos(folder) and kind not in ("tokenizer_json", "sentencepiece")
     present = [name for name in _FILES if (folder / name).is_file()]
     tokenizer.keep_files({name: (folder / name).read_bytes() for name in present})
     return tokenizer

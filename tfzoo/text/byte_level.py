@@ -22,7 +22,6 @@ How it goes, and why it is exact:
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -173,19 +172,6 @@ class ByteLevelBPE(Tokenizer):
             ]
             self._pieces = tf.constant(pieces)
             self._lengths = tf.constant([len(ordinary.get(i, b"")) for i in range(len(tokens))], tf.int64)
-
-    @classmethod
-    def from_folder(cls, folder: str | os.PathLike) -> "ByteLevelBPE":
-        """Reads vocab.json and merges.txt, as Hugging Face's folders without a tokenizer.json have them.
-
-        tokenizer_config.json, special_tokens_map.json and added_tokens.json say which tokens are special; without
-        them <|endoftext|>, <s>, <pad>, </s>, <unk> and <mask> are.
-
-        Raises:
-          UserError: a file is missing or broken, or asks for what is not built here; the message names the file and
-            the line.
-        """
-        return cls(**byte_level_files.read(pathlib.Path(folder)))
 
     def _write(self, folder: pathlib.Path) -> None:
         """Writes tokenizer.json, vocab.json, merges.txt and tokenizer_config.json, which `from_folder` and the

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from tfzoo import files, json_files
 from tfzoo.errors import UserError
-from tfzoo.text import settings
 from tfzoo.text.byte_level_model import BYTES, check_merges, check_vocab
-from tfzoo.text.settings import CONFIG_FILE, ROLES, SPLIT_PATTERNS, TOKENS
+from tfzoo.text.settings import CONFIG_FILE, ROLES, SPLIT_PATTERNS
 
 TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
 MAP_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
@@ -23,30 +22,14 @@ USUAL = {
 
 
 def read(folder: pathlib.Path) -> dict:
-    """The arguments of ByteLevelBPE that a folder's vocab.json, merges.txt and the files beside them stand for.
+    """What a tokenizer.json would hold in place of a vocab.json and a merges.txt.
 
     Raises:
-      UserError: a file is missing or broken, or asks for what is not built here.
+      UserError: a file is missing or broken.
     """
     path = folder / VOCAB_FILE
-    content = json_files.read(path)
-    ids = _ids(path, content, "the file")
-    added: list[str] = []
-    lstrip, rstrip = [], []
-    if (folder / ADDED_FILE).exists():
-        for token, i in json_files.read(folder / ADDED_FILE).items():
-            _add(ids, folder / ADDED_FILE, token, i)
-            added.append(token)
-    config = settings.read(folder)
-    for i, token in (config.get("added_tokens_decoder") or {}).items():
-        if not isinstance(token, dict) or not i.isdecimal():
-            raise UserError(f"{folder / CONFIG_FILE}: added_tokens_decoder has {i!r}: {token!r}, which is no token")
-        _add(ids, folder / CONFIG_FILE, token.get("content"), int(i))
-        added.append(token["content"])
-        lstrip += [token["content"]] if token.get("lstrip") else []
-        rstrip += [token["content"]] if token.get("rstrip") else []
+    ids = _ids(path, json_files.read(path), "the file")
     tokens = _in_order(ids, path)
-
     path = folder / MERGES_FILE
     merges, numbers = [], []
     for number, line in enumerate(_read(path).split("\n"), 1):
@@ -54,19 +37,19 @@ def read(folder: pathlib.Path) -> dict:
             merges.append(tuple(line.rstrip("\r").split(" ")))
             numbers.append(number)
     check_merges(set(tokens), merges, lambda i: f"{path}, line {numbers[i]}", VOCAB_FILE)
-    roles, named = _roles(folder, ids)
-    special = dict.fromkeys([*added, *named, *(token for token in USUAL if token in ids)])
-    if not lstrip and "<mask>" in special:
-        lstrip = ["<mask>"]  # As RoBERTa and BART have it.
-    return {
-        "vocab": tokens,
-        "merges": merges,
-        "special_tokens": list(special),
-        "roles": roles,
-        "add_prefix_space": config.get("add_prefix_space") is True,
-        "lstrip": lstrip,
-        "rstrip": rstrip,
-    }
+    added = [token for token in USUAL if token in ids]
+    # RoBERTa's and BART's <mask> takes the space before it.
+    record = content(
+        ids,
+        [" ".join(merge) for merge in merges],
+        added,
+        ["<mask>"] if "<mask>" in ids else [],
+        [],
+        "gpt2",
+        False,
+        False,
+    )
+    return {**record, "post_processor": None}
 
 
 def write(
@@ -86,6 +69,35 @@ def write(
     """Writes tokenizer.json, vocab.json, merges.txt and tokenizer_config.json."""
     ids = {token: i for i, token in enumerate(vocab)}
     lines = [f"{left} {right}" for left, right in merges]
+    record = content(ids, lines, special_tokens, lstrip, rstrip, pattern, add_prefix_space, ignore_merges, nfc)
+    if "cls" in roles and "sep" in roles:
+        record["post_processor"] = {
+            "type": "RobertaProcessing",
+            "sep": [roles["sep"], ids[roles["sep"]]],
+            "cls": [roles["cls"], ids[roles["cls"]]],
+            "trim_offsets": False,
+            "add_prefix_space": add_prefix_space,
+        }
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": add_prefix_space}
+    config |= {ROLES[role]: token for role, token in roles.items()}
+    files.atomic_write(folder / TOKENIZER_FILE, json.dumps(record, ensure_ascii=False))
+    files.atomic_write(folder / VOCAB_FILE, json.dumps(ids, ensure_ascii=False))
+    files.atomic_write(folder / MERGES_FILE, "".join(f"{line}\n" for line in ["#version: 0.2", *lines]))
+    files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def content(
+    ids: Mapping[str, int],
+    merges: Sequence[str],
+    special_tokens: Sequence[str],
+    lstrip: Sequence[str],
+    rstrip: Sequence[str],
+    pattern: str,
+    add_prefix_space: bool,
+    ignore_merges: bool,
+    nfc: bool = False,
+) -> dict:
+    """What a tokenizer.json holds."""
     added = [
         {
             "id": ids[token],
@@ -110,23 +122,14 @@ def write(
                 {**byte_level, "use_regex": False},
             ],
         }
-    frame: dict = {**byte_level, "use_regex": True}
-    if "cls" in roles and "sep" in roles:
-        frame = {
-            "type": "RobertaProcessing",
-            "sep": [roles["sep"], ids[roles["sep"]]],
-            "cls": [roles["cls"], ids[roles["cls"]]],
-            "trim_offsets": False,
-            "add_prefix_space": add_prefix_space,
-        }
-    content = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if nfc else None,
         "pre_tokenizer": splitter,
-        "post_processor": frame,
+        "post_processor": {**byte_level, "use_regex": True},
         "decoder": {**byte_level, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -138,41 +141,9 @@ def write(
             "byte_fallback": False,
             "ignore_merges": ignore_merges,
             "vocab": ids,
-            "merges": lines,
+            "merges": [*merges],
         },
     }
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": add_prefix_space}
-    config |= {ROLES[role]: token for role, token in roles.items()}
-    files.atomic_write(folder / TOKENIZER_FILE, json.dumps(content, ensure_ascii=False))
-    files.atomic_write(folder / VOCAB_FILE, json.dumps(ids, ensure_ascii=False))
-    files.atomic_write(folder / MERGES_FILE, "".join(f"{line}\n" for line in ["#version: 0.2", *lines]))
-    files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-
-
-def _roles(folder: pathlib.Path, ids: Mapping[str, int]) -> tuple[dict[str, str] | None, list[str]]:
-    """The roles that the folder's settings name, None without any, and all special tokens they name."""
-    roles: dict[str, str] = {}
-    named: dict[str, None] = {}
-    special_map: dict = {}
-    if (folder / MAP_FILE).exists():
-        special_map = json_files.read(folder / MAP_FILE)
-        json_files.check(special_map, TOKENS, folder / MAP_FILE)
-    for path, record in ((folder / MAP_FILE, special_map), (folder / CONFIG_FILE, settings.read(folder))):
-        more = record.get("additional_special_tokens")
-        values = [(None, value) for value in (more if isinstance(more, list) else [])]
-        for role, value in [*((role, record.get(name)) for role, name in ROLES.items()), *values]:
-            token = settings.token_text(value)
-            if token is None:
-                continue
-            if not isinstance(token, str) or token not in ids:
-                raise UserError(
-                    f"{path}, line {json_files.line_of(path, token)}: the special token {token!r} is not in the "
-                    "vocabulary"
-                )
-            named[token] = None
-            if role:
-                roles[role] = token
-    return roles or None, list(named)
 
 
 def _read(path: pathlib.Path) -> str:

@@ -13,6 +13,7 @@ import os
 import pathlib
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,15 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from tfzoo import files, json_files
 from tfzoo.errors import UserError, one_line, suggest
 from tfzoo.json_files import Field
-from tfzoo.text import settings
+from tfzoo.text import settings, token_files
+from tfzoo.text.added import AddedToken
+from tfzoo.text.components import processors
 from tfzoo.text.pieces import Pieces
 from tfzoo.text.settings import CONFIG_FILE, ROLES
 from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, valid_utf8
 
-_FIELDS = {
-    "do_lower_case": Field(bool, null=False),
-    "keep_accents": Field(bool, null=False),
-    "extra_ids": Field(int, low=0, high=10_000, null=False),
-}
+_FIELDS = {"keep_accents": Field(bool, null=False), "extra_ids": Field(int, low=0, high=10_000, null=False)}
+_ADDING = ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens")
 _SPACE = "\u2581"  # SentencePiece's own mark of a space.
 _ESCAPE, _NUL, _OTHER = "\U0010ffff", "\U0010fffe", "\U0010fffd"
 _PYTHON_SPACES = (
@@ -126,12 +126,16 @@ class SentencePiece(Tokenizer):
         lowercase: bool | None = None,
         keep_accents: bool | None = None,
         roles: dict[str, str] | None = None,
+        added_tokens: Sequence[AddedToken] = (),
+        prefix: str | None = None,
         name: str = "SentencePiece model",
     ):
         """`model` is the content of a spiece.model; None stands for what `kind`, one of KINDS, does.
 
         `roles` (role -> text of a piece) replaces some of the kind's; a role whose piece is not in the vocabulary has
-        no id. `name` is what errors call the model.
+        no id. `added_tokens`, whose ids may come after the pieces', are found in a text. `prefix`: where a text gets a
+        space before it: "always", "first" (what is behind an added token does not) or "never"; None is what the model
+        says. `name` is what errors call the model.
 
         Raises:
           UserError: `model` is no SentencePiece model, is cut short, has no unknown piece, or has a piece twice; or an
@@ -149,27 +153,7 @@ class SentencePiece(Tokenizer):
         pieces = [(piece.piece.decode(), piece.type) for piece in proto.pieces]
         unknown = next(i for i, (_, type_) in enumerate(pieces) if type_ == _UNKNOWN)
 
-        # Every id's text and type, in order.
-        if row.shifted:
-            texts = [text for text, _ in pieces]
-            if texts[:3] != ["<unk>", "<s>", "</s>"]:
-                raise UserError(
-                    f"{name}: pieces 0 to 2 are {' '.join(texts[:3])}, not <unk> <s> </s> as {kind}'s numbering needs"
-                )
-            frame = [("<s>", _CONTROL), ("<pad>", _CONTROL), ("</s>", _CONTROL), ("<unk>", _UNKNOWN)]
-            tokens = frame + pieces[3:]
-            new_ids = np.arange(len(pieces)) + 1
-            new_ids[:3] = 3, 0, 2
-        else:
-            tokens = list(pieces)
-            new_ids = None
-        tokens += [(text, _CONTROL) for text in row.added]
-        tokens += [(f"<extra_id_{i}>", _CONTROL) for i in reversed(range(sentinels))]
-        ids: dict[str, int] = {}
-        for i, (text, _) in enumerate(tokens):
-            if text in ids:
-                raise UserError(f"{name}: piece {text!r} is there already, and {kind} adds it; use another kind")
-            ids[text] = i
+        tokens, new_ids, ids = _numbered(pieces, kind, sentinels, added_tokens, name)
         by_role = row.roles | (roles or {})
         wrong = next((role for role in by_role if role not in ROLES), None)
         if wrong is not None:
@@ -178,7 +162,7 @@ class SentencePiece(Tokenizer):
         role_ids = {role: ids[text] for role, text in by_role.items() if text in ids and types[ids[text]] != _NORMAL}
         role_ids["unknown"] = unknown if new_ids is None else int(new_ids[unknown])
         controls = [i for i, type_ in enumerate(types) if type_ == _CONTROL]
-        super().__init__("sentencepiece", [text for text, _ in tokens], role_ids, controls)
+        super().__init__("sentencepiece", [text for text, _ in tokens], role_ids, controls, added_tokens)
         self._kind = kind
         self._row = row
         self._sentinels = sentinels
@@ -187,14 +171,17 @@ class SentencePiece(Tokenizer):
         self._bytes = bytes(model)
         self._roles = tuple(by_role.items())
         self._sentinel_ids = tuple(ids[f"<extra_id_{i}>"] for i in range(sentinels))
-        self._prefixed = proto.normalizer_spec.add_dummy_prefix
+        self._prefix = prefix
+        self._prefixed = proto.normalizer_spec.add_dummy_prefix and prefix != "never"
         self._strips = proto.normalizer_spec.remove_extra_whitespaces
         self._suffixed = proto.trainer_spec.treat_whitespace_as_suffix
         self._has_bytes = _BYTE in types
 
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
             try:
-                self._model = sentencepiece_op(self._bytes)
+                self._model = self._bare = sentencepiece_op(_with_prefix(proto, self._bytes, prefix))
+                if prefix == "first":  # What is not first.
+                    self._bare = sentencepiece_op(_with_prefix(proto, self._bytes, "never"))
                 self._model.tokenize(tf.constant(["a"]))
             except (tf.errors.OpError, ValueError) as error:
                 reason = one_line(error, 200)
@@ -260,20 +247,24 @@ class SentencePiece(Tokenizer):
             options["keep_accents"] = config.get("keep_accents", row.keep_accents)
             if config.get("remove_space", True) is not True:
                 raise UserError(f"{path}: remove_space is {config['remove_space']!r}; only true is built here")
-        roles = {}
-        for role, key in ROLES.items():
-            value = settings.token_text(config.get(key))
-            if value is None:
-                continue
-            if not isinstance(value, str):
-                raise UserError(f"{path}: {key} is {value!r}, not a text")
-            roles[role] = value
-        tokenizer = cls.from_file(pathlib.Path(folder, row.file), kind, roles=roles, **options)
-        for role, text in roles.items():
-            if row.roles.get(role) != text and text not in tokenizer.vocab:
-                raise UserError(
-                    f"{path}: {ROLES[role]} is {text!r}, which {row.file} does not have; added tokens are not built"
-                )
+        if kind == "llama":
+            options["prefix"] = _llama_prefix(config)
+        given = {role: settings.token_text(config.get(name)) for role, name in ROLES.items()}
+        given = {role: token for role, token in given.items() if token is not None}
+        file = pathlib.Path(folder, row.file)
+        tokenizer = cls.from_file(file, kind, roles=given, **options)
+        ids = {token: i for i, token in enumerate(tokenizer.vocab)}
+        named = {name: config[name] for name in _ADDING if config.get(name)}
+        named |= {ROLES[role]: config[ROLES[role]] for role, token in given.items() if token not in ids}
+        added = token_files.added_tokens(pathlib.Path(folder), {}, named, ids)
+        if added:
+            tokenizer = cls.from_file(file, kind, roles=given, added_tokens=added, **options)
+        if kind == "llama":
+            begins, ends = config.get("add_bos_token", True), config.get("add_eos_token", False)
+            tokenizer.frames = processors.begin_and_end(
+                [tokenizer.bos_id] if begins and tokenizer.bos_id is not None else [],
+                [tokenizer.eos_id] if ends and tokenizer.eos_id is not None else [],
+            )
         return tokenizer
 
     def _write(self, folder: pathlib.Path) -> None:
@@ -308,7 +299,9 @@ class SentencePiece(Tokenizer):
 
     def fingerprint(self) -> str:
         """A SHA-256 in hexadecimal, equal for equal model and options."""
-        options = (self._kind, self._sentinels, self._lowercase, self._keep_accents, sorted(self._role_ids))
+        options: tuple = (self._kind, self._sentinels, self._lowercase, self._keep_accents, sorted(self._role_ids))
+        if self._added or self._prefix:
+            options += (self._prefix, [dataclasses.astuple(token) for token in self._added])
         return hashlib.sha256(f"{options}\n".encode() + self._bytes).hexdigest()
 
     def _valid(self, texts: tf.Tensor) -> tf.Tensor:
@@ -320,6 +313,8 @@ class SentencePiece(Tokenizer):
         Raises:
           UserError: alignment, where the kind is xlnet or albert: what they do to a text keeps no map.
         """
+        if self._prefix == "first" and self._added:
+            return self._encode_first_and_others(pieces)
         if not pieces.aligned:
             return self._tokenize_pieces(pieces.texts), None, None
         if self._row.cleans:
@@ -367,6 +362,14 @@ class SentencePiece(Tokenizer):
             texts = tf.strings.regex_replace(texts, f"^{_SPACE}", "")
         texts = tf.strings.regex_replace(texts, _SPACE, " ")
         return valid_utf8(texts) if self._has_bytes else texts
+
+    def _encode_first_and_others(self, pieces: Pieces) -> tuple:
+        """Each with its own model, and joined again."""
+        if pieces.aligned:
+            raise UserError("offsets: legacy is false, and then a text around added tokens has none; use tokenize")
+        first = self._renumber(self._model.tokenize(tf.where(pieces.first, pieces.texts, "")))
+        others = self._renumber(self._bare.tokenize(tf.where(pieces.first, "", pieces.texts)))
+        return tf.concat([first, others], 1), None, None
 
     def _tokenize_pieces(self, texts: tf.Tensor) -> tf.RaggedTensor:
         if not self._row.cleans:
@@ -432,6 +435,55 @@ class SentencePiece(Tokenizer):
         which[chosen] = np.arange(1, len(rows))
         table = tf.ragged.constant(rows, dtype=tf.int32).to_tensor(-1)
         return tf.constant(which), table
+
+
+def _numbered(
+    pieces: list[tuple[str, int]], kind: str, sentinels: int, added_tokens: Sequence[AddedToken], name: str
+) -> tuple[list[tuple[str, int]], np.ndarray | None, dict[str, int]]:
+    """Every id's text and type, in order; the id of every piece, None where that is its place; and every text's id."""
+    row = KINDS[kind]
+    if row.shifted:
+        texts = [text for text, _ in pieces]
+        if texts[:3] != ["<unk>", "<s>", "</s>"]:
+            raise UserError(
+                f"{name}: pieces 0 to 2 are {' '.join(texts[:3])}, not <unk> <s> </s> as {kind}'s numbering needs"
+            )
+        frame = [("<s>", _CONTROL), ("<pad>", _CONTROL), ("</s>", _CONTROL), ("<unk>", _UNKNOWN)]
+        tokens = frame + pieces[3:]
+        new_ids = np.arange(len(pieces)) + 1
+        new_ids[:3] = 3, 0, 2
+    else:
+        tokens = list(pieces)
+        new_ids = None
+    tokens += [(text, _CONTROL) for text in row.added]
+    tokens += [(f"<extra_id_{i}>", _CONTROL) for i in reversed(range(sentinels))]
+    beyond = {token.id: token for token in added_tokens if token.id >= len(tokens)}
+    for i in range(len(tokens), max(beyond, default=-1) + 1):
+        token = beyond.get(i)
+        tokens.append((token.content, _CONTROL if token.special else _USER_DEFINED) if token else ("", _CONTROL))
+    ids: dict[str, int] = {}
+    for i, (text, _) in enumerate(tokens):
+        if not text:
+            continue
+        if text in ids:
+            raise UserError(f"{name}: piece {text!r} is there already, and {kind} adds it; use another kind")
+        ids[text] = i
+    return tokens, new_ids, ids
+
+
+def _llama_prefix(config: dict[str, Any]) -> str | None:
+    """Where LlamaTokenizer puts a space: in transformers' legacy before every text, else not behind a token."""
+    if config.get("add_prefix_space") is False:
+        return "never"
+    return "first" if config.get("legacy") is False else None
+
+
+def _with_prefix(proto: Any, model: bytes, prefix: str | None) -> bytes:
+    """The model, which puts a space before a text or does not."""
+    if prefix is None or proto.normalizer_spec.add_dummy_prefix == (prefix != "never"):
+        return model
+    # The last of a protocol buffer's fields counts: normalizer_spec (3) with add_dummy_prefix (3).
+    return model + bytes([3 << 3 | 2, 2, 3 << 3, prefix != "never"])
 
 
 def _surface(text: str, type_: int, unknown: str) -> bytes:

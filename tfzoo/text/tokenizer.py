@@ -14,6 +14,7 @@ from tensorflow_text.python.ops import sentencepiece_tokenizer
 from tfzoo import files, progress
 from tfzoo.text import added
 from tfzoo.text.added import AddedToken
+from tfzoo.text.framing import Frame
 from tfzoo.text.pieces import Pieces, literal
 
 _VALID_UTF8 = r"[\x{0}-\x{D7FF}\x{E000}-\x{10FFFF}]*"
@@ -33,7 +34,8 @@ class Tokenizer(tf.Module):
     keeps_spaces = False  # Whether texts that are to be joined need a space between them.
     adds_bos = False  # Whether its folder, or the run, says that a decoder's texts begin with bos_id.
     cleans_up = False  # Whether texts made of ids lose the spaces before their punctuation.
-    frames = None  # The special tokens around a text, and around two, where its files say so: two of framing.Frame.
+    # The special tokens around a text, and around two, where its files say so.
+    frames: tuple[Frame, Frame] | None = None
 
     def __init__(
         self,

@@ -6,22 +6,20 @@ which tokens have roles, add tokens, and have the last word on a few options.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from tfzoo import json_files
 from tfzoo.errors import UserError
 from tfzoo.json_files import Field, show
-from tfzoo.text import settings
-from tfzoo.text.added import AddedToken
+from tfzoo.text import byte_level_files, settings, token_files, wordpiece
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.components import pre_tokenizers, processors, word_models
 from tfzoo.text.pipeline import Pipeline
-from tfzoo.text.settings import CONFIG_FILE, ROLES, SPLIT_PATTERNS
+from tfzoo.text.settings import CONFIG_FILE, SPLIT_PATTERNS
+from tfzoo.text.token_files import TOKENIZER_FILE
+from tfzoo.text.tokenizer import Tokenizer
 from tfzoo.text.wordpiece import WordPiece
 
-TOKENIZER_FILE = "tokenizer.json"
-MAP_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
 # transformers' own processors of these classes do not look at add_bos_token and add_eos_token.
 _OWN_FRAME = (
     "Bert",
@@ -41,19 +39,30 @@ _COMPONENTS |= {"decoder": Field(dict), "model": Field(dict, required=True, null
 _COMPONENTS |= {"added_tokens": Field(list, items=Field(dict))}
 
 
-def load(folder: pathlib.Path):
-    """The tokenizer of a folder with a tokenizer.json.
+def load(folder: pathlib.Path, kind: str = "tokenizer_json") -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer of a folder, and the content of its tokenizer.json, with what the files beside it change: of one
+    with older files, what it would hold.
 
     Raises:
       UserError: a file is damaged, or asks for what has no exact form here.
     """
-    path = folder / TOKENIZER_FILE
-    record = json_files.read(path)
-    json_files.check(record, _COMPONENTS, path)
+    path = folder / {"wordpiece": "vocab.txt", "byte_level": "vocab.json"}.get(kind, TOKENIZER_FILE)
+    if kind == "tokenizer_json":
+        record = json_files.read(path)
+        json_files.check(record, _COMPONENTS, path)
+    else:
+        record = (wordpiece if kind == "wordpiece" else byte_level_files).read(folder)
     config = settings.read(folder)
     ids = dict(word_models.vocabulary(record["model"], f"{path}: model"))
-    added = _added_tokens(folder, record, config, ids)
-    roles = _roles(folder, config, ids)
+    added = token_files.added_tokens(folder, record, config, ids)
+    roles = token_files.roles_of(folder, config, ids)
+    if not roles and kind == "byte_level":
+        roles = {
+            role: token for token in byte_level_files.USUAL if token in ids for role in byte_level_files.USUAL[token]
+        }
+    elif kind == "wordpiece":
+        named = {role: token for role, token in wordpiece.ROLES_OF_BERT.items() if token in ids}
+        roles = {**named, **roles}
     added = [dataclasses.replace(t, special=t.special or t.content in roles.values()) for t in added]
     vocab = [""] * (max(ids.values()) + 1)
     for token, i in ids.items():
@@ -147,68 +156,6 @@ def _is_bert(record: dict[str, Any]) -> bool:
 def _is_byte_level(record: dict[str, Any]) -> bool:
     parts = pre_tokenizers.parts(record.get("pre_tokenizer"))
     return record["model"].get("type", "BPE") == "BPE" and bool(parts) and parts[-1].get("type") == "ByteLevel"
-
-
-def _added_tokens(folder, record, config, ids: dict[str, int]) -> list[AddedToken]:
-    """The added tokens of every file, whose ids go into `ids`."""
-    path, found = folder / TOKENIZER_FILE, dict[str, AddedToken]()
-    for token in record.get("added_tokens") or []:
-        _add(found, ids, token, token.get("id"), path)
-    for i, token in (config.get("added_tokens_decoder") or {}).items():
-        if not i.isdecimal():
-            raise UserError(f"{folder / CONFIG_FILE}: added_tokens_decoder has {i!r}, which is not an id; correct it")
-        _add(found, ids, token, int(i), folder / CONFIG_FILE)
-    if not config.get("added_tokens_decoder") and (folder / ADDED_FILE).exists():
-        for token, i in json_files.read(folder / ADDED_FILE).items():
-            if token not in found:
-                _add(found, ids, {"content": token, "special": False, "normalized": True}, i, folder / ADDED_FILE)
-    for name in ("additional_special_tokens", "extra_special_tokens"):
-        value = config.get(name)
-        for token in (value.values() if isinstance(value, dict) else value) or []:
-            _name(found, ids, token)
-    for name in ROLES.values():
-        if config.get(name) is not None:
-            _name(found, ids, config[name])
-    return list(found.values())
-
-
-def _add(found: dict[str, AddedToken], ids: dict[str, int], token: Any, i: Any, path) -> None:
-    content = settings.token_text(token)
-    if not isinstance(content, str) or not content or type(i) is not int or i < 0:
-        raise UserError(f"{path}: the added token {show(token)} with id {show(i)} is not a token; correct it")
-    if ids.setdefault(content, i) != i:
-        raise UserError(f"{path}: the added token {show(content)} has id {i}, and {ids[content]} before; correct it")
-    options = {} if isinstance(token, str) else token
-    flags = {name: bool(options.get(name)) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
-    found[content] = AddedToken(content, i, **flags)
-
-
-def _name(found: dict[str, AddedToken], ids: dict[str, int], token: Any) -> None:
-    """A special token that is named: one that is nowhere yet comes after the last."""
-    content = settings.token_text(token)
-    if content not in found:
-        options = token if isinstance(token, dict) else {}
-        _add(found, ids, {**options, "content": content, "special": True}, ids.get(content, max(ids.values()) + 1), "")
-    else:
-        found[content] = dataclasses.replace(found[content], special=True)
-
-
-def _roles(folder, config, ids: Mapping[str, int]) -> dict[str, str]:
-    """Role -> token; special_tokens_map.json counts where tokenizer_config.json says nothing, as in older folders."""
-    path, older = folder / MAP_FILE, {}
-    if path.exists():
-        older = json_files.read(path)
-        json_files.check(older, settings.TOKENS, path)
-    roles = {}
-    for role, name in ROLES.items():
-        for where, record in ((folder / CONFIG_FILE, config), (path, older)):
-            token = settings.token_text(record.get(name))
-            if token is not None:
-                if token not in ids:
-                    raise UserError(f"{where}: {name} is {show(token)}, which is not in the vocabulary; correct it")
-                roles[role] = token
-                break
-    return roles
 
 
 def _overridden(record: dict[str, Any], config: dict[str, Any], path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +19,6 @@ import tensorflow_text as tf_text
 
 from tfzoo import files
 from tfzoo.errors import UserError
-from tfzoo.json_files import Field
 from tfzoo.text import settings
 from tfzoo.text.added import AddedToken
 from tfzoo.text.components.decoders import clean_up
@@ -26,9 +26,8 @@ from tfzoo.text.pieces import Pieces
 from tfzoo.text.settings import CONFIG_FILE, ROLES, SPECIAL_TOKENS
 from tfzoo.text.tokenizer import Tokenizer, join
 
-VOCAB_FILE = "vocab.txt"
-_FIELDS = {"do_lower_case": Field(bool, null=False), "strip_accents": Field(bool)}
-_BY_ROLE = dict(zip(("pad", "unknown", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
+TOKENIZER_FILE, VOCAB_FILE = "tokenizer.json", "vocab.txt"
+ROLES_OF_BERT = dict(zip(("pad", "unknown", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
 
 _MAX_CHARACTERS = 100  # BERT's limit: a longer word is [UNK].
 _MAX_TOKEN_BYTES = 256  # tensorflow-text's limit.
@@ -76,7 +75,7 @@ class WordPiece(Tokenizer):
           UserError: a token is repeated, overlong or holds a line break, or the token of a role is missing.
         """
         tokens = list(vocab)
-        roles = dict(_BY_ROLE if roles is None else roles)
+        roles = dict(ROLES_OF_BERT if roles is None else roles)
         _check(tokens, name, roles.values())
         ids = {token: i for i, token in enumerate(tokens)}
         role_ids = {role: ids[token] for role, token in roles.items()}
@@ -115,45 +114,17 @@ class WordPiece(Tokenizer):
         """
         return cls(_read_vocab(pathlib.Path(path)), lowercase, name=os.fspath(path))
 
-    @classmethod
-    def from_folder(cls, folder: str | os.PathLike) -> "WordPiece":
-        """Reads vocab.txt and tokenizer_config.json as Hugging Face's BERT folders have them.
-
-        Raises:
-          UserError: a file is missing or broken, or asks for what is not built here.
-        """
-        path = pathlib.Path(folder, CONFIG_FILE)
-        if not path.exists():
-            raise UserError(
-                f"{path}: no such file, and it says whether the vocabulary is cased; without one, "
-                f"pass {VOCAB_FILE} to WordPiece.from_file"
-            )
-        config = settings.read(folder, _FIELDS)
-        lowercase = config.get("do_lower_case", True)  # Hugging Face's default, too.
-        if config.get("strip_accents") not in (None, lowercase):
-            raise UserError(
-                f"{path}: strip_accents is {config['strip_accents']!r} where do_lower_case is {lowercase}; "
-                "only the two together are built here"
-            )
-        if config.get("tokenize_chinese_chars", True) is not True:
-            raise UserError(f"{path}: tokenize_chinese_chars is off; only true is built here")
-        for role, token in _BY_ROLE.items():
-            name = ROLES[role]
-            value = settings.token_text(config.get(name, token))
-            if value != token:
-                raise UserError(f"{path}: {name} is {value!r}; only {token} is known here")
-        return cls.from_file(pathlib.Path(folder, VOCAB_FILE), lowercase)
-
     def _write(self, folder: pathlib.Path) -> None:
-        """Writes vocab.txt and tokenizer_config.json, which `from_folder` and Hugging Face's BertTokenizer
-        read."""
+        """Writes tokenizer.json, vocab.txt and tokenizer_config.json, which Hugging Face's BertTokenizer reads."""
         config = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self._lowercase,
             "strip_accents": None,
             "tokenize_chinese_chars": True,
-            **{ROLES[role]: token for role, token in _BY_ROLE.items()},
+            **{ROLES[role]: self._vocab[i] for role, i in self._role_ids},
         }
+        record = content(self.vocab, {role: self._vocab[i] for role, i in self._role_ids}, config)
+        files.atomic_write(folder / TOKENIZER_FILE, json.dumps(record, ensure_ascii=False))
         files.atomic_write(folder / VOCAB_FILE, "".join(f"{token}\n" for token in self._vocab))
         files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
@@ -170,7 +141,12 @@ class WordPiece(Tokenizer):
         """A SHA-256 in hexadecimal, equal for equal vocabulary and case."""
         text = "".join(f"{token}\n" for token in self._vocab)
         usual = self._strip_accents == self._lowercase and self._max_characters == _MAX_CHARACTERS
-        more = "" if usual and not self._added else f"{self._strip_accents} {self._max_characters} {self._added}\n"
+        plain = {AddedToken(self._vocab[i], i) for _, i in self._role_ids}
+        more = (
+            ""
+            if usual and plain.issuperset(self._added)
+            else f"{self._strip_accents} {self._max_characters} {self._added}\n"
+        )
         return hashlib.sha256(f"lowercase={self._lowercase}\n{more}{text}".encode()).hexdigest()
 
     def _normalize(self, pieces: Pieces) -> Pieces:
@@ -249,6 +225,63 @@ class WordPiece(Tokenizer):
             tf.size(suspects) > 0, replace_long_words, lambda: (values, starts, ends, counts)
         )
         return tf.RaggedTensor.from_row_lengths(values, counts, validate=False), starts, ends
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    """What a tokenizer.json would hold in place of a vocab.txt and a tokenizer_config.json of BERT's.
+
+    Raises:
+      UserError: a file is missing or broken.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such file, and it says whether the vocabulary is cased; without one, "
+            f"pass {VOCAB_FILE} to WordPiece.from_file"
+        )
+    config = settings.read(folder)
+    tokens = _read_vocab(folder / VOCAB_FILE)
+    roles = {role: settings.token_text(config.get(ROLES[role], token)) for role, token in ROLES_OF_BERT.items()}
+    _check(tokens, str(folder / VOCAB_FILE), [token for token in ROLES_OF_BERT.values() if token in roles.values()])
+    return content(tokens, {role: token for role, token in roles.items() if token in tokens}, config)
+
+
+def content(tokens: Sequence[str], roles: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tokenizer.json holds, with the options of a tokenizer_config.json."""
+    ids = {token: i for i, token in enumerate(tokens) if token}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    special = sorted({*roles.values()}, key=ids.__getitem__)
+    frame = None
+    if "cls" in roles and "sep" in roles:
+        cls, sep = ({"SpecialToken": {"id": roles[role], "type_id": 0}} for role in ("cls", "sep"))
+        first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+        last = {"SpecialToken": {"id": roles["sep"], "type_id": 1}}
+        named = {t: {"id": t, "ids": [ids[t]], "tokens": [t]} for t in (roles["cls"], roles["sep"])}
+        frame = {"type": "TemplateProcessing", "single": [cls, first, sep], "special_tokens": named}
+        frame["pair"] = [*frame["single"], second, last]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": ids[token], "content": token, **flags} for token in special],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
+            "strip_accents": config.get("strip_accents"),
+            "lowercase": config.get("do_lower_case", True),  # Hugging Face's default, too.
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": frame,
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": False},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": roles["unknown"],
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": _MAX_CHARACTERS,
+            "vocab": ids,
+        },
+    }
 
 
 def _read_vocab(path: pathlib.Path) -> list[str]:

@@ -1,0 +1,82 @@
+"""Which tokens a folder's files add to a vocabulary, and which have roles: tokenizer.json, tokenizer_config.json,
+special_tokens_map.json and added_tokens.json."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from tfzoo import json_files
+from tfzoo.errors import UserError
+from tfzoo.json_files import show
+from tfzoo.text import settings
+from tfzoo.text.added import AddedToken
+from tfzoo.text.settings import CONFIG_FILE, ROLES
+
+TOKENIZER_FILE = "tokenizer.json"
+MAP_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
+
+
+def added_tokens(
+    folder: pathlib.Path, record: Mapping[str, Any], config: Mapping[str, Any], ids: dict[str, int]
+) -> list[AddedToken]:
+    """The added tokens of every file, whose ids go into `ids`."""
+    path, found = folder / TOKENIZER_FILE, dict[str, AddedToken]()
+    for token in record.get("added_tokens") or []:
+        _add(found, ids, token, token.get("id"), path)
+    for i, token in (config.get("added_tokens_decoder") or {}).items():
+        if not i.isdecimal():
+            raise UserError(f"{folder / CONFIG_FILE}: added_tokens_decoder has {i!r}, which is not an id; correct it")
+        _add(found, ids, token, int(i), folder / CONFIG_FILE)
+    if not config.get("added_tokens_decoder") and (folder / ADDED_FILE).exists():
+        for token, i in json_files.read(folder / ADDED_FILE).items():
+            if token not in found:
+                _add(found, ids, {"content": token, "special": False, "normalized": True}, i, folder / ADDED_FILE)
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        value = config.get(name)
+        for token in (value.values() if isinstance(value, dict) else value) or []:
+            _name(found, ids, token)
+    for name in ROLES.values():
+        if config.get(name) is not None:
+            _name(found, ids, config[name])
+    return list(found.values())
+
+
+def _add(found: dict[str, AddedToken], ids: dict[str, int], token: Any, i: Any, path) -> None:
+    content = settings.token_text(token)
+    if not isinstance(content, str) or not content or type(i) is not int or i < 0:
+        raise UserError(f"{path}: the added token {show(token)} with id {show(i)} is not a token; correct it")
+    if ids.setdefault(content, i) != i:
+        raise UserError(f"{path}: the added token {show(content)} has id {i}, and {ids[content]} before; correct it")
+    options = {} if isinstance(token, str) else token
+    flags = {name: bool(options.get(name)) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
+    found[content] = AddedToken(content, i, **flags)
+
+
+def _name(found: dict[str, AddedToken], ids: dict[str, int], token: Any) -> None:
+    """A special token that is named: one that is nowhere yet comes after the last."""
+    content = settings.token_text(token)
+    if content not in found:
+        options = token if isinstance(token, dict) else {}
+        _add(found, ids, {**options, "content": content, "special": True}, ids.get(content, max(ids.values()) + 1), "")
+    else:
+        found[content] = dataclasses.replace(found[content], special=True)
+
+
+def roles_of(folder: pathlib.Path, config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, str]:
+    """Role -> token; special_tokens_map.json counts where tokenizer_config.json says nothing, as in older folders."""
+    path, older = folder / MAP_FILE, {}
+    if path.exists():
+        older = json_files.read(path)
+        json_files.check(older, settings.TOKENS, path)
+    roles = {}
+    for role, name in ROLES.items():
+        for where, record in ((folder / CONFIG_FILE, config), (path, older)):
+            token = settings.token_text(record.get(name))
+            if token is not None:
+                if token not in ids:
+                    line = json_files.line_of(where, token)
+                    raise UserError(f"{where}, line {line}: {name} is {show(token)}, which is not in the vocabulary")
+                roles[role] = token
+                break
+    return roles
