@@ -9,6 +9,7 @@ time:
     eos_id cls_id sep_id mask_id
     keeps_spaces                   whether texts that are to be joined need a space between them
     adds_bos                       whether its folder says that a decoder's texts begin with bos_id
+    tokenizer(texts, pairs=None)   a batch of a model's inputs, with padding, truncation and max_length
     tokenize(texts, special=())    strings [N] -> ids, ragged int32 [N, None]; nothing is added. Special tokens written
                                    in a text are plain text, but for those whose texts `special` holds
     tokenize_with_offsets(texts, special=())
@@ -43,6 +44,7 @@ _FILES = (
     _TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", *_SENTENCEPIECE_FILES,
 )  # fmt: skip
+_NO_LIMIT = 10**9  # transformers writes 10^30 where there is none.
 _CLASSES = {"sentencepiece": "SentencePiece", "characters": "Characters"}
 
 
@@ -93,6 +95,11 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
         tokenizer, record = tokenizer_json.load(folder, kind)
         proof.prove(tokenizer, record, folder, _FILES)
     tokenizer.adds_bos = template.adds_bos(folder) and kind not in ("tokenizer_json", "sentencepiece")
+    config = settings.read(folder)
+    tokenizer.padding_side = config.get("padding_side") or "right"
+    tokenizer.truncation_side = config.get("truncation_side") or "right"
+    if (most := config.get("model_max_length")) and most < _NO_LIMIT:
+        tokenizer.max_length = int(most)
     present = [name for name in _FILES if (folder / name).is_file()]
     tokenizer.keep_files({name: (folder / name).read_bytes() for name in present})
     return tokenizer

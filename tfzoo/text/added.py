@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from tfzoo.errors import UserError
+from tfzoo.text.components.patterns import RUST_WORD
 from tfzoo.text.pieces import BORDER, SPACE, Pieces, alternate, characters, literal
-
-# Python's and Rust's \\w; RE2's is ASCII's.
-_WORD = r"\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{200c}\x{200d}\x{24b6}-\x{24e9}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +130,7 @@ def _unmark_inside_words(parts: tf.RaggedTensor, is_token: tf.Tensor, tokens: Se
         near = [tf.where((begin <= places + i) & (places + i < end), tf.roll(flat, -i, 0), "") for i in steps]
         return tf.strings.join(near)
 
-    inside = tf.strings.regex_full_match(beside(-2, -1), f"(?s).*[{_WORD}]")
-    inside |= tf.strings.regex_full_match(beside(1, 2), f"(?s)[{_WORD}].*")
+    inside = tf.strings.regex_full_match(beside(-2, -1), f"(?s).*[{RUST_WORD}]")
+    inside |= tf.strings.regex_full_match(beside(1, 2), f"(?s)[{RUST_WORD}].*")
     has_to = tf.reduce_any(_strip(flat)[:, tf.newaxis] == alone, axis=1)
     return tf.where(is_token & ~(has_to & inside), tf.strings.join([BORDER, flat, BORDER]), flat)

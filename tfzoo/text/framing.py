@@ -40,6 +40,9 @@ class Frame:
         return length - (len(self.parts) - len(self.texts))
 
 
+BARE = (Frame((TEXT,), (0,)), Frame((TEXT, PAIR), (0, 1)))  # Nothing stands around a text, or two.
+
+
 def frame(layout: Layout, tokenizer: Any, pair: bool = False) -> Frame:
     """The frame that a tokenizer's files ask for, or else a layout with a tokenizer; of a pair, where asked for.
 

@@ -97,8 +97,7 @@ class Pipeline(Tokenizer):
     def _encode(self, pieces: Pieces) -> tuple:
         count = tf.size(pieces.rows, tf.int64)
         words = dataclasses.replace(pieces, rows=tf.range(count))
-        # Adjacent spaces are what most of these are split by; NUL ends a word, see WordModel.
-        for split in (*self._splits, _split_at_nul):
+        for split in (*self._splits, *([_split_at_nul] if self._model.ends_at_nul else [])):
             words = split(words)
         if not pieces.aligned:
             distinct, which = tf.unique(words.texts)

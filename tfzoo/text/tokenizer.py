@@ -12,7 +12,7 @@ import tensorflow_text as tf_text
 from tensorflow_text.python.ops import sentencepiece_tokenizer
 
 from tfzoo import files, progress
-from tfzoo.text import added
+from tfzoo.text import added, batch
 from tfzoo.text.added import AddedToken
 from tfzoo.text.framing import Frame
 from tfzoo.text.pieces import Pieces, literal
@@ -34,6 +34,8 @@ class Tokenizer(tf.Module):
     keeps_spaces = False  # Whether texts that are to be joined need a space between them.
     adds_bos = False  # Whether its folder, or the run, says that a decoder's texts begin with bos_id.
     cleans_up = False  # Whether texts made of ids lose the spaces before their punctuation.
+    max_length: int | None = None  # Tokens of the longest row, where its files say so.
+    padding_side = truncation_side = "right"
     # The special tokens around a text, and around two, where its files say so.
     frames: tuple[Frame, Frame] | None = None
 
@@ -103,6 +105,40 @@ class Tokenizer(tf.Module):
     def added_tokens(self) -> list[AddedToken]:
         """The tokens that are found in a text before anything else: special ones where the caller asks for them."""
         return list(self._added)
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        pairs: str | Sequence[str] | None = None,
+        *,
+        padding: bool | str = True,
+        truncation: bool | str = False,
+        max_length: int | None = None,
+        special_tokens: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """A batch of a model's inputs: token_ids and segment_ids, int32 [B, L], and padding_mask, bool [B, L].
+
+        Args:
+          texts: one, or a list of them. Special tokens that are written in them are plain text.
+          pairs: as many, each of which follows the text of its place.
+          padding: True or "longest" makes all rows as long as the longest, "max_length" as long as that; False needs
+            rows of one length. The tokenizer's files say on which side, else it is the right.
+          truncation: True or "longest_first" takes tokens from the longer text, "only_first" or "only_second" from one.
+          max_length: tokens of a row, special ones included; None is what the tokenizer's files say.
+          special_tokens: whether those stand around a text that its files ask for.
+
+        Raises:
+          UserError: an option has no such value, or the files do not say what is needed.
+        """
+        return batch.inputs(
+            self,
+            texts,
+            pairs,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            special_tokens=special_tokens,
+        )
 
     def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
         """texts: strings [N] -> ids: int32 [N, None], without the tokens that begin or end a sequence.

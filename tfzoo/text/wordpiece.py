@@ -170,7 +170,7 @@ class WordPiece(Tokenizer):
         Raises:
           tf.errors.InvalidArgumentError: an id is outside the vocabulary.
         """
-        return tf.strings.strip(join(self._pieces, ids))
+        return tf.strings.regex_replace(join(self._pieces, ids), "^ ", "")
 
     def _normalized(self, texts: tf.Tensor) -> tf.Tensor:
         texts = tf.strings.regex_replace(texts, _DELETED, "")

@@ -38,7 +38,9 @@ def read(data: bytes) -> dict[str, str]:
         return (unit >> 10) << ((unit & (1 << 9)) >> 6)
 
     result: dict[str, str] = {}
-    keys, places, depth = [b""], np.array([0 ^ offset(units[:1])[0]]), 0
+    keys, places, depth = [b""], offset(units[:1]), 0
+    if places[0] >= len(units):
+        raise ValueError("its table points outside itself")
     while keys and depth < 64:
         children = places[:, None] ^ np.arange(1, 256)
         inside = children < len(units)

@@ -13,7 +13,7 @@ import tensorflow_text as tf_text
 from tfzoo.errors import UserError
 from tfzoo.json_files import show
 from tfzoo.text.components import charsmap, patterns
-from tfzoo.text.pieces import SPACE, Pieces
+from tfzoo.text.pieces import BORDER, SPACE, Pieces, alternate, characters
 
 Normalizer = Callable[[Pieces], Pieces]
 # What BERT's cleaning deletes, and the mark of a broken character; and what it takes for a space.
@@ -24,7 +24,11 @@ _CJK = (
     r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}\x{2B920}-\x{2CEAF}"
     r"\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}"
 )
-_COMPOSED = {"NFC": "NFD", "NFKC": "NFKD"}
+# What may be composed: a letter and the marks behind it, and the parts of a Korean syllable.
+_COMPOSES = (
+    r"(?s)[^\p{M}]\p{M}+"
+    r"|[\x{1100}-\x{1112}][\x{1161}-\x{1175}][\x{11a8}-\x{11c2}]?|[\x{ac00}-\x{d7a3}][\x{11a8}-\x{11c2}]"
+)
 
 
 def compile_all(record: Any, where: str) -> list[Normalizer]:
@@ -80,11 +84,15 @@ def lowercase(texts: tf.Tensor) -> tf.Tensor:
     """Each character by itself, so that there is no final form of a sigma."""
     texts = tf.strings.regex_replace(texts, "Σ", "σ")
     texts = tf.strings.regex_replace(texts, "İ", "i\u0307")
-    # Unicode's lower-casing obeys the process's locale, and a Turkish one makes ı of I: so ASCII first. The op ends a
-    # text at NUL: a pair stands in for it that no text has, for its first is paired, too.
+    # Unicode's lower-casing obeys the process's locale, and a Turkish one makes ı of I: so ASCII first.
+    return past_nul(texts, lambda whole: tf.strings.lower(tf.strings.lower(whole), encoding="utf-8"))
+
+
+def past_nul(texts: tf.Tensor, rewrite: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """What an operation that ends a text at NUL, and leaves noncharacters as they are, makes of texts."""
+    # A pair stands in for NUL that no text has, for its first is paired, too.
     texts = tf.strings.regex_replace(texts, "\U0010ffff", "\U0010ffff\U0010fffd")
-    texts = tf.strings.regex_replace(texts, r"\x{0}", "\U0010ffff\U0010fffe")
-    texts = tf.strings.lower(tf.strings.lower(texts), encoding="utf-8")
+    texts = rewrite(tf.strings.regex_replace(texts, r"\x{0}", "\U0010ffff\U0010fffe"))
     texts = tf.strings.regex_replace(texts, "\U0010ffff\U0010fffe", "\0")
     return tf.strings.regex_replace(texts, "\U0010ffff\U0010fffd", "\U0010ffff")
 
@@ -94,23 +102,40 @@ def _strip_marks(texts: tf.Tensor) -> tf.Tensor:
 
 
 def _unicode(texts: tf.Tensor, form: str) -> tf.Tensor:
-    # The op ends a text at NUL.
-    parts = tf.strings.split(tf.strings.regex_replace(texts, r"\x{0}", b"\xff\xfe"), b"\xff\xfe")
-    whole = tf_text.normalize_utf8(parts.flat_values, form)
-    return tf.strings.reduce_join(parts.with_values(whole), axis=1, separator="\0")
+    return past_nul(texts, lambda whole: tf_text.normalize_utf8(whole, form))
 
 
 def _compose(pieces: Pieces, form: str) -> Pieces:
-    """Characters that are composed with others keep no exact map: where a text has some, there are no offsets."""
-    texts = _unicode(pieces.texts, form)
-    if pieces.aligned:
-        alone = pieces.each_character(functools.partial(_unicode, form=form))
-        same = tf.debugging.Assert(
-            tf.reduce_all(alone.texts == texts), [f"{form}: a text's characters are composed: it has no offsets"]
-        )
-        with tf.control_dependencies([] if same is None else [same]):
-            return dataclasses.replace(alone, texts=tf.identity(texts))
-    return dataclasses.replace(pieces, texts=texts)
+    """A letter and its marks, or the parts of a syllable, become fewer characters: the first came from what it was
+    composed of, the others from the last ones. (As in the library, but for marks behind a character that is taken
+    apart, such as ½.)"""
+    if not pieces.aligned:
+        return dataclasses.replace(pieces, texts=_unicode(pieces.texts, form))
+    parts = tf.strings.split(tf.strings.regex_replace(pieces.texts, _COMPOSES, BORDER + rb"\0" + BORDER), BORDER)
+    whole = parts.with_values(_unicode(parts.flat_values, form))
+    old, new = characters(parts.flat_values), characters(whole.flat_values)
+    together = alternate(parts) & (old != new)
+    # Of the characters between, each becomes what it becomes alone.
+    counts = _counts_alone(pieces.texts, form)
+    owner, place = tf.repeat(tf.range(tf.size(old)), old), tf.ragged.range(old).flat_values
+    lost = tf.gather(old - new, owner)
+    inside = tf.gather(together, owner)
+    composed = tf.where(lost > 0, tf.cast((place == 0) | (place > lost), tf.int32), 1)
+    composed = tf.where((lost < 0) & (place == tf.gather(old, owner) - 1), 1 - lost, composed)
+    counts = tf.where(inside, composed, counts)
+    return dataclasses.replace(
+        pieces,
+        texts=tf.strings.reduce_join(whole, axis=1),
+        starts=tf.repeat(pieces.starts, counts),
+        ends=tf.repeat(pieces.ends, counts),
+    )
+
+
+def _counts_alone(texts: tf.Tensor, form: str) -> tf.Tensor:
+    """How many characters each character of the texts becomes by itself, int32 [C]."""
+    distinct, which = tf.unique(tf.strings.unicode_decode(texts, "UTF-8").flat_values)
+    becomes = _unicode(tf.strings.unicode_encode(distinct[:, tf.newaxis], "UTF-8"), form)
+    return tf.gather(characters(becomes), which)
 
 
 def _bert(record: dict[str, Any]) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -44,7 +44,7 @@ def compile_one(record: dict[str, Any], where: str) -> Split:
     if kind == "WhitespaceSplit":
         return functools.partial(split, pattern=f"[{SPACE}]+", behavior="Removed")
     if kind == "Whitespace":
-        words = f"[{patterns.WORD}]+|[^{SPACE}{patterns.WORD}]+"
+        words = f"[{patterns.RUST_WORD}]+|[^{SPACE}{patterns.RUST_WORD}]+"
         return lambda pieces: split(split(pieces, f"[{SPACE}]+", "Removed"), words, "Isolated")
     if kind == "Punctuation":
         return functools.partial(split, pattern=f"[{_PUNCTUATION}]", behavior=_behavior(record, where))

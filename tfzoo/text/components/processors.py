@@ -5,10 +5,9 @@ from typing import Any
 
 from tfzoo.errors import UserError
 from tfzoo.json_files import show
-from tfzoo.text.framing import PAIR, TEXT, Frame
+from tfzoo.text.framing import BARE, PAIR, TEXT, Frame
 
 Frames = tuple[Frame, Frame]
-BARE: Frames = (Frame((TEXT,), (0,)), Frame((TEXT, PAIR), (0, 1)))
 
 
 def compile_processor(record: Any, ids: Mapping[str, int], where: str) -> Frames:

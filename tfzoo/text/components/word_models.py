@@ -41,6 +41,11 @@ class WordModel(tf.Module):
         self._op, self._whole, self._found_unknown, self._unknown = op, table(whole), found_unknown, unknown
         self._has_bytes, self._size = has_bytes, size
 
+    @property
+    def ends_at_nul(self) -> bool:
+        """Whether a NUL has to be a word of its own."""
+        return self._op is not None
+
     def encode(self, words: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """strings [W], none empty and no NUL beside another character -> ids, and starts and ends in bytes, int32
         [W, None]."""

@@ -1,0 +1,112 @@
+"""tokenizer(texts, ...): texts to a batch of a model's inputs, eagerly."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfzoo.errors import UserError
+from tfzoo.text.framing import BARE, PAIR, TEXT, Frame
+
+_SIDES = ("right", "left")
+
+
+def inputs(
+    tokenizer: Any,
+    texts: str | Sequence[str],
+    pairs: str | Sequence[str] | None = None,
+    *,
+    padding: bool | str = True,
+    truncation: bool | str = False,
+    max_length: int | None = None,
+    special_tokens: bool = True,
+) -> dict[str, np.ndarray]:
+    """A batch of a model's inputs: the arguments and errors of Tokenizer.__call__."""
+    texts, pairs = _list(texts, "texts"), None if pairs is None else _list(pairs, "pairs")
+    if pairs is not None and len(pairs) != len(texts):
+        raise UserError(f"pairs: has {len(pairs)} texts, where texts has {len(texts)}; give one for each")
+    _check(padding, ("longest", "max_length"), "padding")
+    _check(truncation, ("longest_first", "only_first", "only_second"), "truncation")
+    limit = max_length or tokenizer.max_length
+    if limit is None and (padding == "max_length" or truncation):
+        raise UserError("max_length: is not known from the tokenizer's files; give it")
+    frames = tokenizer.frames if special_tokens else BARE
+    if frames is None:
+        raise UserError(
+            "the tokenizer's files do not say which special tokens stand around a text; use special_tokens=False"
+        )
+    frame = frames[pairs is not None]
+    ids = {TEXT: tokenizer.tokenize(texts).to_list()}
+    if pairs is not None:
+        ids[PAIR] = tokenizer.tokenize(pairs).to_list()
+    rows = []
+    for row in zip(*ids.values()):
+        parts = dict(zip(ids, row))
+        if truncation and limit is not None:
+            _truncate(parts, frame, limit, truncation, tokenizer.truncation_side)
+        rows.append(_framed(parts, frame))
+    return _padded(rows, padding, limit, tokenizer)
+
+
+def _list(texts: str | Sequence[str], name: str) -> list[str]:
+    found = [texts] if isinstance(texts, str) else list(texts)
+    if not all(isinstance(text, str) for text in found):
+        raise UserError(f"{name}: must be a text, or a list of texts")
+    return found
+
+
+def _check(value: bool | str, choices: Sequence[str], name: str) -> None:
+    if not isinstance(value, bool) and value not in choices:
+        raise UserError(f"{name}: {value!r} is not true, false or one of {', '.join(choices)}")
+
+
+def _truncate(parts: dict[str, list[int]], frame: Frame, limit: int, how: bool | str, side: str) -> None:
+    """Cuts the longer text to what the other leaves, then both to half of the room; or one of them."""
+    room, kept = frame.room(limit), {name: len(ids) for name, ids in parts.items()}
+    excess = sum(kept.values()) - room
+    if excess <= 0:
+        return
+    if how in ("only_first", "only_second") or len(kept) == 1:
+        kept[PAIR if how == "only_second" and PAIR in kept else TEXT] -= excess
+    else:
+        shorter, longer = sorted(kept, key=lambda name: kept[name])
+        kept[longer] = max(kept[shorter], room - kept[shorter])
+        if sum(kept.values()) > room:
+            kept = {shorter: room // 2, longer: room - room // 2}
+    if min(kept.values()) < 0:
+        raise UserError(f"max_length: {limit} leaves no room for the texts; give a larger one")
+    for name, count in kept.items():
+        parts[name] = parts[name][:count] if side == "right" else parts[name][len(parts[name]) - count :]
+
+
+def _framed(parts: dict[str, list[int]], frame: Frame) -> tuple[list[int], list[int]]:
+    """A row's ids and segments."""
+    ids, segments = [], []
+    for part, segment in zip(frame.parts, frame.segments):
+        found = parts[part] if isinstance(part, str) else [part]
+        ids += found
+        segments += [segment] * len(found)
+    return ids, segments
+
+
+def _padded(rows: list, padding: bool | str, limit: int | None, tokenizer: Any) -> dict[str, np.ndarray]:
+    lengths = {len(ids) for ids, _ in rows}
+    if not padding and len(lengths) > 1:
+        raise UserError(
+            f"padding: is off, and the rows have lengths from {min(lengths)} to {max(lengths)}; use padding=True"
+        )
+    length = limit if padding == "max_length" else max(lengths, default=0)
+    length = max(length or 0, max(lengths, default=0))
+    pad = tokenizer.pad_id
+    if pad is None and lengths - {length}:
+        raise UserError("padding: the tokenizer has no pad token; give texts of one length, one at a time")
+    result = {
+        "token_ids": np.full((len(rows), length), pad or 0, np.int32),
+        "segment_ids": np.zeros((len(rows), length), np.int32),
+        "padding_mask": np.zeros((len(rows), length), bool),
+    }
+    for i, (ids, segments) in enumerate(rows):
+        place = slice(0, len(ids)) if tokenizer.padding_side == "right" else slice(length - len(ids), length)
+        result["token_ids"][i, place], result["segment_ids"][i, place] = ids, segments
+        result["padding_mask"][i, place] = True
+    return result
