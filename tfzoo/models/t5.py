@@ -87,7 +87,7 @@ def decode_config(hub):
         if hub.get(field, value) != value:
             raise UserError(f"{field} is {hub[field]!r}, and feed_forward_proj {name!r}; they contradict each other")
     # Files of transformers 5 say by the scale alone that a matrix is not tied.
-    tied = not mt5 and False not in (hub.get("tie_word_embeddings"), hub.get("scale_decoder_outputs"))
+    tied = False not in (hub.get("tie_word_embeddings"), hub.get("scale_decoder_outputs")) and not mt5
     return {"activation": function, "gated_mlp": gated, "tie_embeddings": tied}
 
 

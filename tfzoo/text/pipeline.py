@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfzoo.text.added import AddedToken
 from tfzoo.text.components import decoders, normalizers, pre_tokenizers, word_models
 from tfzoo.text.pieces import Pieces
-from tfzoo.text.tokenizer import Tokenizer, join, regroup, valid_utf8
+from tfzoo.text.tokenizer import VALID_UTF8, Tokenizer, regroup, valid_utf8
 
 _FIELDS = ("normalizer", "pre_tokenizer", "model", "decoder")
 
@@ -56,6 +56,7 @@ class Pipeline(Tokenizer):
                 tf.constant([b"" if i in dropped else part for i, part in enumerate(pieces)])
                 for pieces in (decoded.first, decoded.others)
             )
+            self._is_byte = tf.constant([bool(decoders.BYTE.fullmatch(token)) for token in vocab])
             self._drops = tf.constant([i in dropped for i in range(len(vocab))] + [True])
 
     @property
@@ -83,11 +84,24 @@ class Pipeline(Tokenizer):
         most = tf.size(self._drops, tf.int32) - 1
         ids = ids.with_flat_values(tf.minimum(tf.cast(ids.flat_values, tf.int32), most))
         ids = tf.ragged.boolean_mask(ids, ids.with_flat_values(~tf.gather(self._drops, ids.flat_values)))
-        texts = tf.strings.join([join(self._first, ids[:, :1]), join(self._others, ids[:, 1:])])
+        places = tf.range(tf.size(ids.flat_values, tf.int64)) - tf.gather(ids.row_starts(), ids.value_rowids())
+        parts = tf.where(places == 0, tf.gather(self._first, ids.flat_values), tf.gather(self._others, ids.flat_values))
+        if self._model.has_bytes:
+            parts = self._whole_bytes(ids, parts)
+        texts = tf.strings.unsorted_segment_join(parts, ids.value_rowids(), ids.nrows())
         for content, start, stop in self._strips:
             texts = tf.strings.regex_replace(texts, f"^(?:{content}){{0,{start}}}", "") if start else texts
             texts = tf.strings.regex_replace(texts, f"(?:{content}){{0,{stop}}}$", "") if stop else texts
         return valid_utf8(texts)
+
+    def _whole_bytes(self, ids: tf.RaggedTensor, parts: tf.Tensor) -> tf.Tensor:
+        """The parts, with U+FFFD for every byte of a run of bytes that is not UTF-8 as a whole, as the library has it."""
+        rows, is_byte = ids.value_rowids(), tf.gather(self._is_byte, ids.flat_values)
+        begins = tf.concat([[True], (rows[1:] != rows[:-1]) | (is_byte[1:] != is_byte[:-1])], 0)[: tf.size(rows)]
+        run = tf.cumsum(tf.cast(begins, tf.int32)) - 1
+        whole = tf.strings.unsorted_segment_join(parts, run, tf.reduce_max(tf.concat([run, [0]], 0)) + 1)
+        broken = ~tf.strings.regex_full_match(whole, VALID_UTF8)
+        return tf.where(is_byte & tf.gather(broken, run), "\ufffd", parts)
 
     def _normalize(self, pieces: Pieces) -> Pieces:
         for normalize in self._normalizers:

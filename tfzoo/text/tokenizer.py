@@ -17,7 +17,7 @@ from tfzoo.text.added import AddedToken
 from tfzoo.text.framing import Frame
 from tfzoo.text.pieces import Pieces, literal
 
-_VALID_UTF8 = r"[\x{0}-\x{D7FF}\x{E000}-\x{10FFFF}]*"
+VALID_UTF8 = r"[\x{0}-\x{D7FF}\x{E000}-\x{10FFFF}]*"
 
 
 # What BERT's decoding, and clean_up_tokenization_spaces, make of spaces before punctuation, in this order.
@@ -274,7 +274,7 @@ def strings(texts: tf.Tensor) -> tf.Tensor:
 def valid_utf8(texts: tf.Tensor) -> tf.Tensor:
     """Strings [N] with U+FFFD for every invalid byte sequence."""
     return tf.cond(  # Looking takes a tenth of the time that transcoding would.
-        tf.reduce_all(tf.strings.regex_full_match(texts, _VALID_UTF8)),
+        tf.reduce_all(tf.strings.regex_full_match(texts, VALID_UTF8)),
         lambda: texts,
         lambda: tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace"),
     )

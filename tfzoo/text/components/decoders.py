@@ -14,7 +14,7 @@ from tfzoo.json_files import show
 from tfzoo.text.byte_level_model import BYTES, is_text
 from tfzoo.text.tokenizer import CLEANED
 
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclasses.dataclass
@@ -64,7 +64,7 @@ def clean_up(text: str) -> str:
 def _apply(step: dict[str, Any], parts: list[bytes], tokens: Sequence[str], first: bool, where: str) -> list[bytes]:
     kind = step.get("type")
     if kind == "ByteFallback":
-        matches = [_BYTE.fullmatch(token) for token in tokens]
+        matches = [BYTE.fullmatch(token) for token in tokens]
         return [bytes([int(match[1], 16)]) if match else part for match, part in zip(matches, parts)]
     if kind == "ByteLevel":
         return [bytes(BYTES[c] for c in token) if is_text(token) else token.encode() for token in tokens]

@@ -39,7 +39,7 @@ class WordModel(tf.Module):
         """
         super().__init__(name="word_model")
         self._op, self._whole, self._found_unknown, self._unknown = op, table(whole), found_unknown, unknown
-        self._has_bytes, self._size = has_bytes, size
+        self.has_bytes, self._size = has_bytes, size
 
     @property
     def ends_at_nul(self) -> bool:
@@ -58,7 +58,7 @@ class WordModel(tf.Module):
         if self._op is not None:
             made = self._op.tokenize_with_offsets(tf.where(known, "", words))
             made = [values.with_flat_values(tf.cast(values.flat_values, tf.int32)) for values in made]
-            if self._has_bytes:
+            if self.has_bytes:
                 made[2] = _whole_characters(words, *made[1:])
             own = [tf.concat(both, 1) for both in zip(made, own)]
         ids, starts, ends = own
