@@ -60,7 +60,7 @@ def word_pieces(lowercase: bool) -> dict[str, bytes]:
     trainer = trainers.WordPieceTrainer(vocab_size=700, special_tokens=BERT_SPECIAL, show_progress=False)
     made.train_from_iterator(CORPUS, trainer)
     vocab = made.get_vocab()
-    return {"vocab.txt": "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get)).encode()}
+    return {"vocab.txt": "".join(f"{token}\n" for token in sorted(vocab, key=vocab.__getitem__)).encode()}
 
 
 def byte_level(special: list[str], *before, **options) -> tokenizers.Tokenizer:

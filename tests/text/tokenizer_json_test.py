@@ -15,7 +15,7 @@ from tests.helpers import temporary_folder
 from tests.text.varied import CHINESE, CODE, MORE, SENTENCES, lines
 from tfzoo import text
 from tfzoo.errors import UserError
-from tfzoo.text import proof
+from tfzoo.text import cache, proof
 from tfzoo.text.components import charsmap, patterns
 from tfzoo.text.framing import PAIR, TEXT
 
@@ -131,9 +131,9 @@ class Case(tf.test.TestCase):
         super().setUp()
         self.folder = temporary_folder(self)
         # Proofs are remembered in the home folder, where other runs' are.
-        cache = unittest.mock.patch.object(proof, "_cache", lambda: self.folder / "proofs")
-        cache.start()
-        self.addCleanup(cache.stop)
+        kept = unittest.mock.patch.object(cache, "folder", lambda: self.folder / "cache")
+        kept.start()
+        self.addCleanup(kept.stop)
 
     def saved(self, made: Tokenizer, **config) -> pathlib.Path:
         folder = self.folder / "tokenizer"

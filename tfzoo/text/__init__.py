@@ -24,7 +24,6 @@ Ids do not depend on which texts share a batch. A SavedModel with a tokenizer in
 before it is loaded, and nothing of ours.
 """
 
-import importlib
 import os
 import pathlib
 from typing import TYPE_CHECKING
@@ -45,7 +44,6 @@ _FILES = (
     "merges.txt", *_SENTENCEPIECE_FILES,
 )  # fmt: skip
 _NO_LIMIT = 10**9  # transformers writes 10^30 where there is none.
-_CLASSES = {"sentencepiece": "SentencePiece", "characters": "Characters"}
 
 
 def find(folder: str | os.PathLike) -> str | None:
@@ -87,14 +85,25 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
             f"none of {', '.join(_SENTENCEPIECE_FILES)}, and no {_CHARACTERS_FILE}"
         )
     settings.check_class(folder, has_json=kind == "tokenizer_json")
-    if kind in ("sentencepiece", "characters"):
-        tokenizer = getattr(importlib.import_module(f"tfzoo.text.{kind}"), _CLASSES[kind]).from_folder(folder)
+    if kind == "characters":
+        from tfzoo.text.characters import Characters
+
+        tokenizer = Characters.from_folder(folder)
+    elif kind == "sentencepiece":
+        from tfzoo.text import proof
+        from tfzoo.text.sentencepiece import SentencePiece
+
+        tokenizer = SentencePiece.from_folder(folder)
+        proof.prove_sentencepiece(tokenizer, folder, _FILES)
     else:
         from tfzoo.text import proof, tokenizer_json
 
         tokenizer, record = tokenizer_json.load(folder, kind)
         proof.prove(tokenizer, record, folder, _FILES)
-    tokenizer.adds_bos = template.adds_bos(folder) and kind not in ("tokenizer_json", "sentencepiece")
+        if any((folder / name).is_file() for name in _SENTENCEPIECE_FILES):
+            proof.note_model_beside(tokenizer, folder, _FILES)
+    # Elsewhere the frames of the files say so.
+    tokenizer.adds_bos = kind == "characters" and template.adds_bos(folder)
     config = settings.read(folder)
     tokenizer.padding_side = config.get("padding_side") or "right"
     tokenizer.truncation_side = config.get("truncation_side") or "right"

@@ -95,7 +95,7 @@ class Pipeline(Tokenizer):
         return valid_utf8(texts)
 
     def _whole_bytes(self, ids: tf.RaggedTensor, parts: tf.Tensor) -> tf.Tensor:
-        """The parts, with U+FFFD for every byte of a run of bytes that is not UTF-8 as a whole, as the library has it."""
+        """The parts, with U+FFFD for every byte of a run of bytes that as a whole is not UTF-8, as in the library."""
         rows, is_byte = ids.value_rowids(), tf.gather(self._is_byte, ids.flat_values)
         begins = tf.concat([[True], (rows[1:] != rows[:-1]) | (is_byte[1:] != is_byte[:-1])], 0)[: tf.size(rows)]
         run = tf.cumsum(tf.cast(begins, tf.int32)) - 1

@@ -10,16 +10,18 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import sentencepiece
 import tensorflow as tf
 import tokenizers
+from absl import logging
 
-from tfzoo import files
 from tfzoo.errors import UserError, one_line
+from tfzoo.text import cache
+from tfzoo.text.sentencepiece import SentencePiece
 from tfzoo.text.tokenizer import Tokenizer
 
 # Several scripts, what looks like a space and what does not, what splits words, what is composed, and nothing at all.
@@ -76,7 +78,8 @@ def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path, na
     Raises:
       UserError: a line differs. It shows the line, and both results.
     """
-    if _is_proven(key := _key(folder, names)):
+    key = _key(folder, names)
+    if cache.read(key) is not None:
         return
     names = ("content", "id", "single_word", "lstrip", "rstrip", "normalized", "special")
     added = [{name: getattr(token, name) for name in names} for token in tokenizer.added_tokens]
@@ -92,7 +95,46 @@ def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path, na
             raise
         raise UserError(f"{folder}: the tokenizers library fails on tokenizer.json ({str(error)[:160]!r})") from None
     _compare(tokenizer, library, _without_special(bare, tokenizer), folder)
-    _remember(key)
+    cache.write(key, b"")
+
+
+def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: Sequence[str]) -> None:
+    """Compares TensorFlow's operation with the `sentencepiece` library, unless that was done before; what the families
+    do around it, tests do.
+
+    Raises:
+      UserError: a line differs.
+    """
+    key = _key(folder, names)
+    if cache.read(key) is not None:
+        return
+    library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.op_model)
+    found = tokenizer.op.tokenize(LINES).to_list()
+    for line, ids, wanted in zip(LINES, found, library.encode(list(LINES))):
+        if ids != wanted:
+            raise _difference(
+                folder, f"{line!r} is", library.id_to_piece(ids), library.id_to_piece(wanted), "sentencepiece"
+            )
+    cache.write(key, b"")
+
+
+def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, names: Sequence[str]) -> None:
+    """Says, where a SentencePiece model beside a tokenizer.json gives other ids, that the latter counts."""
+    key = _key(folder, ("beside", *names))
+    said = cache.read(key)
+    if said is None:
+        said = b""
+        try:
+            other = SentencePiece.from_folder(folder)
+            pairs = zip(LINES, tokenizer.tokenize(LINES).to_list(), other.tokenize(LINES).to_list())
+            line = next((line for line, ours, theirs in pairs if ours != theirs), None)
+            if line is not None:
+                said = f"the SentencePiece model reads {line!r} otherwise than tokenizer.json, which counts".encode()
+        except UserError as error:
+            said = f"tokenizer.json counts, and the SentencePiece model beside it is not read ({error})".encode()
+        cache.write(key, said)
+    if said:
+        logging.info("%s: %s", folder, said.decode())
 
 
 def _without_special(bare: dict[str, Any], tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
@@ -137,13 +179,15 @@ def _compare(tokenizer: Tokenizer, library: tokenizers.Tokenizer, plain_library,
             raise _difference(folder, f"the offsets of {line!r} are", offsets, encoding.offsets)
 
 
-def _difference(folder: pathlib.Path, what: str, ours: Sequence, theirs: Sequence) -> UserError:
+def _difference(
+    folder: pathlib.Path, what: str, ours: Sequence, theirs: Sequence, library: str = "tokenizers"
+) -> UserError:
     """The error, which shows a few of each from just before the first that differs."""
     first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
     begin, end = max(first - 2, 0), first + 6
     return UserError(
         f"{folder}: the tokenizer is not read exactly, so it is not used: {what} {ours[begin:end]!r} here and "
-        f"{theirs[begin:end]!r} in the tokenizers library, from {begin} on; please report it"
+        f"{theirs[begin:end]!r} in the {library} library, from {begin} on; please report it"
     )
 
 
@@ -171,20 +215,3 @@ def _code() -> str:
     for name in ("tokenizers", "tensorflow-text", "tensorflow"):
         digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
     return digest.hexdigest()
-
-
-def _cache() -> pathlib.Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return pathlib.Path(base, "tfzoo", "proofs")
-
-
-def _is_proven(key: str) -> bool:
-    return (_cache() / key).exists()
-
-
-def _remember(key: str) -> None:
-    try:
-        _cache().mkdir(parents=True, exist_ok=True)
-        files.atomic_write(_cache() / key, "")
-    except OSError:
-        pass  # A home that cannot be written to: it is proven again.

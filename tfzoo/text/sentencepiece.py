@@ -179,7 +179,8 @@ class SentencePiece(Tokenizer):
 
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
             try:
-                self._model = self._bare = sentencepiece_op(_with_prefix(proto, self._bytes, prefix))
+                self._op_model = _with_prefix(proto, self._bytes, prefix)
+                self._model = self._bare = sentencepiece_op(self._op_model)
                 if prefix == "first":  # What is not first.
                     self._bare = sentencepiece_op(_with_prefix(proto, self._bytes, "never"))
                 self._model.tokenize(tf.constant(["a"]))
@@ -281,6 +282,16 @@ class SentencePiece(Tokenizer):
             }  # fmt: skip
         files.atomic_write(folder / self._row.file, self._bytes)
         files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    @property
+    def op(self) -> tf_text.SentencepieceTokenizer:
+        """TensorFlow's operation, whose ids are the pieces'."""
+        return self._model
+
+    @property
+    def op_model(self) -> bytes:
+        """The operation's model: the file's, but for what `prefix` changes."""
+        return self._op_model
 
     @property
     def kind(self) -> str:

@@ -213,9 +213,13 @@ class Tokenizer(tf.Module):
         """Writes the files of a tokenizer that was not read from any."""
         raise NotImplementedError
 
+    def _late(self) -> list[AddedToken]:
+        """The added tokens that are looked for in normalised texts."""
+        return [token for token in self._added if token.normalized]
+
     def _as_normalized(self) -> dict[int, str]:
         """The ids of added tokens that are looked for in normalised texts -> what is looked for, and decoded."""
-        late = [token for token in self._added if token.normalized]
+        late = self._late()
         if not late:
             return {}
         with tf.init_scope():

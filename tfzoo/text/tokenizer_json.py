@@ -64,17 +64,20 @@ def load(folder: pathlib.Path, kind: str = "tokenizer_json") -> tuple[Tokenizer,
         named = {role: token for role, token in wordpiece.ROLES_OF_BERT.items() if token in ids}
         roles = {**named, **roles}
     added = [dataclasses.replace(t, special=t.special or t.content in roles.values()) for t in added]
-    vocab = [""] * (max(ids.values()) + 1)
-    for token, i in ids.items():
-        if vocab[i] and vocab[i] != token:
-            raise UserError(f"{path}: {show(vocab[i])} and {show(token)} both have id {i}; get the file again")
-        vocab[i] = token
+    by_id = {i: token for token, i in ids.items()}
+    if len(by_id) < len(ids):
+        twice = next(token for token, i in ids.items() if by_id[i] != token)
+        raise UserError(
+            f"{path}: {show(twice)} and {show(by_id[ids[twice]])} both have id {ids[twice]}; get the file again"
+        )
+    in_order = [*by_id] == [*range(len(by_id))]
+    vocab = [*by_id.values()] if in_order else [by_id.get(i, "") for i in range(max(by_id) + 1)]
     record = _overridden(record, config, folder / CONFIG_FILE)
     maker = _wordpiece if _is_bert(record) else _byte_level if _is_byte_level(record) else _pipeline
     tokenizer = maker(record, vocab, roles, added, path)
     # transformers 5 leaves byte-pair encoding's texts as they are: there a space before a full stop is meant.
     tokenizer.cleans_up = bool(config.get("clean_up_tokenization_spaces")) and record["model"].get("type") != "BPE"
-    tokenizer.frames = _frames(record, config, tokenizer, path)
+    tokenizer.frames = _frames(record, config, tokenizer, ids, path)
     return tokenizer, record
 
 
@@ -179,10 +182,9 @@ def _with_prefix(part: dict[str, Any], prefix: bool) -> dict[str, Any]:
     return {**part, "add_prefix_space": prefix} if part.get("type") == "ByteLevel" else part
 
 
-def _frames(record, config, tokenizer, path) -> processors.Frames:
+def _frames(record, config, tokenizer, ids, path) -> processors.Frames:
     """Which special tokens stand around a text: the file's post_processor, or, where tokenizer_config.json says so and
     transformers' class listens, those that begin and end a text."""
-    ids = {token: i for i, token in enumerate(tokenizer.vocab) if token}
     own = str(config.get("tokenizer_class", "")).removesuffix("Fast").removesuffix("Tokenizer") in _OWN_FRAME
     flags = [config.get(name) for name in ("add_bos_token", "add_eos_token")]
     if own or flags == [None, None]:

@@ -6,7 +6,9 @@ known piece from the left, again and again (Wu et al., arXiv:1609.08144, section
 algorithm is Song et al., arXiv:2012.15524).
 """
 
+import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -16,10 +18,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
+from tensorflow_text.core.pybinds import pywrap_fast_wordpiece_tokenizer_model_builder
 
 from tfzoo import files
 from tfzoo.errors import UserError
-from tfzoo.text import settings
+from tfzoo.text import cache, settings
 from tfzoo.text.added import AddedToken
 from tfzoo.text.components.decoders import clean_up
 from tfzoo.text.pieces import Pieces
@@ -77,32 +80,37 @@ class WordPiece(Tokenizer):
         tokens = list(vocab)
         roles = dict(ROLES_OF_BERT if roles is None else roles)
         _check(tokens, name, roles.values())
-        ids = {token: i for i, token in enumerate(tokens)}
-        role_ids = {role: ids[token] for role, token in roles.items()}
+        role_ids = {role: tokens.index(token) for role, token in roles.items()}
         super().__init__("wordpiece", tokens, role_ids, added_tokens=added_tokens)
         self._lowercase = bool(lowercase)
         self._strip_accents = self._lowercase if strip_accents is None else bool(strip_accents)
         self._max_characters = max_characters
-        self._continues = np.array([token.startswith("##") for token in tokens])
+        self._cleanup = cleanup
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
             # A word does not become a token that is found in the text alone. (Gaps have names that no word is.)
-            apart = {token.id for token in added_tokens} - {ids[roles["unknown"]]}
-            names = [f"[unused {i}]" if not t or i in apart else t for i, t in enumerate(tokens)]
-            self._model = tf_text.FastWordpieceTokenizer(
-                names,
-                max_bytes_per_word=4 * max_characters,  # No word within the limit is longer than this in UTF-8.
-                unknown_token=roles["unknown"],
-                token_out_type=tf.int32,
-            )
-            # What each id adds when ids are joined to text.
-            written = {**dict(enumerate(tokens)), **self._as_normalized()}
-            pieces = [token[2:] if token.startswith("##") else f" {token}" for token in written.values()]
-            for i in self._dropped():
-                pieces[i] = ""
-            if cleanup:
-                pieces = [clean_up(piece) for piece in pieces]
-            self._pieces = tf.constant(pieces)
-            self._begins = tf.constant(~self._continues)
+            names = [*tokens]
+            apart = {token.id for token in added_tokens} - {role_ids["unknown"]}
+            for i in (
+                [*apart, *(i for i, token in enumerate(tokens) if not token)] if added_tokens or "" in tokens else []
+            ):
+                names[i] = f"[unused {i}]"
+            most = 4 * max_characters  # No word within the limit is longer than this in UTF-8.
+            self._model = _fast_wordpiece(names, most, roles["unknown"])
+
+    @functools.cached_property
+    def _begins(self) -> tf.Tensor:
+        with tf.init_scope():
+            return tf.constant(~self.continues)
+
+    @functools.cached_property
+    def _pieces(self) -> tf.Tensor:
+        """What each id adds when ids are joined to text."""
+        written = dict(enumerate(self._vocab)) | self._as_normalized()
+        pieces = [token[2:] if token.startswith("##") else " " + token for token in written.values()]
+        for i in self._dropped():
+            pieces[i] = ""
+        with tf.init_scope():
+            return tf.constant([*map(clean_up, pieces)] if self._cleanup else pieces)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, lowercase: bool) -> "WordPiece":
@@ -132,10 +140,10 @@ class WordPiece(Tokenizer):
     def lowercase(self) -> bool:
         return self._lowercase
 
-    @property
+    @functools.cached_property
     def continues(self) -> np.ndarray:
         """bool [V]: True where the token continues a word (its text begins with ##)."""
-        return self._continues
+        return np.array([token.startswith("##") for token in self._vocab])
 
     def fingerprint(self) -> str:
         """A SHA-256 in hexadecimal, equal for equal vocabulary and case."""
@@ -227,6 +235,20 @@ class WordPiece(Tokenizer):
         return tf.RaggedTensor.from_row_lengths(values, counts, validate=False), starts, ends
 
 
+def _fast_wordpiece(names: list[str], max_bytes: int, unknown: str) -> tf_text.FastWordpieceTokenizer:
+    """tensorflow-text's operation, whose automaton takes most of the time to make: it is kept."""
+
+    def make() -> bytes:
+        return pywrap_fast_wordpiece_tokenizer_model_builder.build_fast_wordpiece_model(
+            names, max_bytes, "##", unknown, False, False
+        )
+
+    options = [importlib.metadata.version("tensorflow-text"), str(max_bytes), unknown, *names]
+    key = hashlib.sha256("\n".join(options).encode(errors="surrogatepass")).hexdigest()
+    model = tf.constant(np.frombuffer(cache.made(key, make), np.uint8))
+    return tf_text.FastWordpieceTokenizer(model_buffer=model, token_out_type=tf.int32)
+
+
 def read(folder: pathlib.Path) -> dict[str, Any]:
     """What a tokenizer.json would hold in place of a vocab.txt and a tokenizer_config.json of BERT's.
 
@@ -305,6 +327,20 @@ def _read_vocab(path: pathlib.Path) -> list[str]:
 
 def _check(tokens: list[str], name: str, needed: Iterable[str]) -> None:
     """Refuses what is no vocabulary; lines count from 1, so that line i + 1 holds token i."""
+    known = {*tokens}
+    whole = "".join(tokens)
+    sound = len(known) == len(tokens) and "\n" not in whole and "\r" not in whole
+    if not sound or max(map(len, tokens), default=0) > _MAX_TOKEN_BYTES // 4:
+        _check_each(tokens, name)
+    missing = [token for token in needed if token not in known]
+    if missing:
+        raise UserError(
+            f"{name}: {' '.join(missing)} not found on lines 1 to {len(tokens)}; "
+            f"a BERT vocabulary has {' '.join(needed)}"
+        )
+
+
+def _check_each(tokens: list[str], name: str) -> None:
     seen: dict[str, int] = {}
     for number, token in enumerate(tokens, 1):
         if not token:
@@ -318,9 +354,3 @@ def _check(tokens: list[str], name: str, needed: Iterable[str]) -> None:
         if token in seen:
             raise UserError(f"{name}, line {number}: token {token!r} is on line {seen[token]} already; remove one")
         seen[token] = number
-    missing = [token for token in needed if token not in seen]
-    if missing:
-        raise UserError(
-            f"{name}: {' '.join(missing)} not found on lines 1 to {len(tokens)}; "
-            f"a BERT vocabulary has {' '.join(needed)}"
-        )
