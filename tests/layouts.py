@@ -6,12 +6,14 @@ and, with --export, a SavedModel that reads text answers the same. --output writ
 """
 
 import argparse
+import gc
 import json
 import pathlib
 import shutil
 import sys
 import tempfile
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -143,12 +145,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--output", type=pathlib.Path, help="page to write")
+    parser.add_argument("--layouts", help="which of them, comma-separated; all where it is not given")
     parser.add_argument("--export", action="store_true", help="export each as well")
     arguments = parser.parse_args()
-    rows, bad = {}, 0
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    bad = 0
     for answers in sorted(arguments.folder.glob("*/*/answers.json")):
         folder = answers.parent
+        if arguments.layouts and folder.name not in arguments.layouts.split(","):
+            continue
         record = json.loads(answers.read_text())
+        keras.backend.clear_session()  # Or the graphs of all of them stay in memory.
+        gc.collect()
         found = row(folder, arguments.export)
         wrong = {name: value for name, value in found.items() if value != "equal"}
         bad += bool(wrong)
