@@ -9,13 +9,16 @@ PY := .venv/bin/python
 PEERS := .venv-peers/bin/python
 REFERENCES := .venv-references/bin/python
 REFERENCES_INSTALLED := .venv-references/installed
+# transformers 4, whose folders look otherwise.
+OLDER := .venv-references-4/bin/python
+OLDER_INSTALLED := .venv-references-4/installed
 DRAWS ?= 20
 # The stamp is written last, so that an interrupted install is never taken for a finished one.
 INSTALLED := .venv/installed
 PEERS_INSTALLED := .venv-peers/installed
 LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet pyproject.toml
 
-.PHONY: help install train demo test faults parity check format bench wheel lock clean
+.PHONY: help install train demo test faults parity layouts check format bench wheel lock clean
 
 help:  ## say what there is (this)
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -50,6 +53,14 @@ parity: $(INSTALLED) $(REFERENCES_INSTALLED)  ## compare every family afresh wit
 	$(PY) -m tests.parity build/parity/fresh --fresh
 	$(REFERENCES) tests/assets/references.py --check build/parity
 
+layouts: $(INSTALLED) $(REFERENCES_INSTALLED) $(OLDER_INSTALLED)  ## read, write and export the folders that transformers 4 and 5 lay out
+	rm -rf build/layouts
+	$(OLDER) tests/assets/layouts.py --output=build/layouts/4
+	$(REFERENCES) tests/assets/layouts.py --output=build/layouts/5
+	$(PY) -m tests.layouts build/layouts --export --output=docs/layouts.md
+	$(OLDER) tests/assets/layouts.py --check=build/layouts/4
+	$(REFERENCES) tests/assets/layouts.py --check=build/layouts/5
+
 check: $(INSTALLED)  ## lint, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -76,11 +87,13 @@ lock: $(INSTALLED)  ## choose versions anew, for every Python of pyproject.toml 
 	$(LOCK) $(if $(UPGRADE),--upgrade) --group peers --output-file requirements/peers.txt
 
 clean:  ## remove the environments, caches and builds; runs/ stays
-	rm -rf .venv .venv-peers .venv-references build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-peers .venv-references .venv-references-4 build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(INSTALLED): requirements/dev.txt
 $(PEERS_INSTALLED): requirements/peers.txt
 $(REFERENCES_INSTALLED): requirements/references.txt
+$(OLDER_INSTALLED): requirements/references-4.txt
+$(REFERENCES_INSTALLED) $(OLDER_INSTALLED):
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@

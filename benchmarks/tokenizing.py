@@ -6,6 +6,9 @@ With TFZOO_DATA the texts are wikitext-2 (English), XQuAD (German, Chinese) and 
 BERT's, T5's and GPT-2's. Without it they are the docstrings of the installed packages, and vocabularies trained on
 them. The times are CPU time, which another process on the machine changes less than the clock; the last column is the
 ratio of their medians. (A script named tokenize.py would hide the standard library's from the others here.)
+
+The last line is what it takes to load BERT's tokenizer from a folder: the first time, with its proof, and again, beside
+transformers' AutoTokenizer.from_pretrained where .venv-references is.
 """
 
 import argparse
@@ -15,9 +18,12 @@ import json
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -28,12 +34,13 @@ import tensorflow as tf
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from tfzoo.text import training
+from tfzoo.text import cache, load, training
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.sentencepiece import SentencePiece, _parse
 from tfzoo.text.wordpiece import WordPiece
 
 MAX_CHARACTERS = 500_000
+REFERENCES = pathlib.Path(__file__).resolve().parents[1] / ".venv-references" / "bin" / "python"
 
 
 def texts() -> dict[str, list[str]]:
@@ -72,7 +79,7 @@ def contenders(training_texts: list[str]) -> dict[str, tuple[tf.Module, tokenize
     if data:
         wordpiece = WordPiece.from_file(data / "bert-base-uncased" / "vocab.txt", lowercase=True)
         model = (data / "t5" / "spiece.model").read_bytes()
-        byte_level = ByteLevelBPE.from_folder(data / "gpt2")
+        byte_level = load(data / "gpt2")
     else:
         wordpiece = WordPiece(training.train_wordpiece(training_texts, 8192, lowercase=True))
         model = training.train_sentencepiece(training_texts, 8192)
@@ -110,6 +117,47 @@ def cpu_seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+_REFERENCE = """
+import sys, time, transformers
+load = transformers.AutoTokenizer.from_pretrained
+load(sys.argv[1])
+for line in sys.stdin:
+    start = time.process_time()
+    load(sys.argv[1])
+    print(time.process_time() - start, flush=True)
+"""
+
+
+def loading(tokenizer: WordPiece, rounds: int) -> None:
+    """Prints what loading costs: ours with its proof, ours again, and the reference's, taking turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        with tempfile.TemporaryDirectory() as kept, mock.patch.object(cache, "folder", lambda: pathlib.Path(kept)):
+            first = cpu_seconds(lambda: load(folder))
+            peer = None
+            if REFERENCES.exists():
+                peer = subprocess.Popen(
+                    [str(REFERENCES), "-c", _REFERENCE, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL, text=True,
+                )  # fmt: skip
+            ours, theirs = [], []
+            for _ in range(rounds):
+                ours.append(cpu_seconds(lambda: load(folder)))
+                if peer and peer.stdin and peer.stdout:
+                    peer.stdin.write("\n")
+                    peer.stdin.flush()
+                    theirs.append(float(peer.stdout.readline()))
+            if peer and peer.stdin:
+                peer.stdin.close()
+                peer.wait()
+    again = statistics.median(ours)
+    said = f"loading {tokenizer.vocab_size:,} tokens: {first * 1000:.0f} ms with the proof, {again * 1000:.0f} ms again"
+    if theirs:
+        peers = statistics.median(theirs)
+        said += f"; transformers {peers * 1000:.0f} ms, ratio {peers / again:.2f}"
+    print(f"\n{said}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch_size", type=int, default=1000, help="texts a call, for both (1000)")
@@ -120,7 +168,8 @@ def main() -> None:
     corpora = texts()
     print("| tokenizer | text | ours, tokens/s | tokenizers | lines that differ | ratio |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
-    for kind, (tokenizer, library) in contenders(next(iter(corpora.values()))).items():
+    made = contenders(next(iter(corpora.values())))
+    for kind, (tokenizer, library) in made.items():
         graph = tf.function(tokenizer.tokenize, input_signature=[tf.TensorSpec([None], tf.string)])
         for name, lines in corpora.items():
             batches = [
@@ -149,6 +198,8 @@ def main() -> None:
             a, b = (tokens / statistics.median(times[contender]) for contender in (ours, theirs))
             row = (kind, name, f"{a:,.0f}", f"{b:,.0f}", f"{different} of {len(lines):,}", f"{a / b:.2f}")
             print(f"| {' | '.join(row)} |", flush=True)
+
+    loading(next(iter(made.values()))[0], 3 * arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -227,7 +227,9 @@ class AnswersTest(tf.test.TestCase):
             ids = found.reader.read({"text": tf.constant([text])}).inputs["token_ids"]
             options |= dict(max_new_tokens=most, return_scores=True)
             new = generation.generate_ids(model, ids, **found.ids, **options)
-            return TOKENIZER.detokenize([new.token_ids[0, : int(new.lengths[0])].numpy()])[0], int(new.lengths[0])
+            before = TOKENIZER.detokenize(ids).numpy()[0]  # A text's first word has no space before it, this one has.
+            whole = tf.concat([ids, new.token_ids[:, : int(new.lengths[0])]], 1)
+            return TOKENIZER.detokenize(whole).numpy()[0].removeprefix(before), int(new.lengths[0])
 
         spec = tf.TensorSpec([None], tf.string)
         ask = tf.function(lambda text: found.answer({"text": text}, None), input_signature=[spec], autograph=False)

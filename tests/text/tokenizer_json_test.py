@@ -378,7 +378,7 @@ class CallTest(Case):
                         self.library.enable_truncation(limit or 12, strategy=strategy, direction=side)
                         given = texts if second is None else list(zip(texts, second))
                         wanted = self.library.encode_batch(given)
-                        found = tokenizer(texts, second, truncation=strategy, max_length=limit)
+                        found = tokenizer(texts, second, truncation=strategy, max_length=limit, segment_ids=True)
                         self.assertAllEqual(found["token_ids"], [e.ids for e in wanted])
                         self.assertAllEqual(found["segment_ids"], [e.type_ids for e in wanted])
                         self.assertAllEqual(found["padding_mask"], np.array([e.attention_mask for e in wanted], bool))
@@ -388,6 +388,8 @@ class CallTest(Case):
     def test_options(self):
         tokenizer = text.load(self.saved(self.library, **self.config))
         self.assertEqual(tokenizer("a")["token_ids"].shape, (1, 3))
+        self.assertEqual([*tokenizer("a")], ["token_ids", "padding_mask"])  # All segments are 0.
+        self.assertEqual([*tokenizer("a", "b")], ["token_ids", "segment_ids", "padding_mask"])
         self.assertEqual(tokenizer("a", special_tokens=False)["token_ids"].shape, (1, 1))
         self.assertEqual(tokenizer(["a"], padding="max_length")["token_ids"].shape, (1, 12))
         for options, message in (

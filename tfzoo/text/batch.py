@@ -20,6 +20,7 @@ def inputs(
     truncation: bool | str = False,
     max_length: int | None = None,
     special_tokens: bool = True,
+    segment_ids: bool | None = None,
 ) -> dict[str, np.ndarray]:
     """A batch of a model's inputs: the arguments and errors of Tokenizer.__call__."""
     texts, pairs = _list(texts, "texts"), None if pairs is None else _list(pairs, "pairs")
@@ -45,7 +46,10 @@ def inputs(
         if truncation and limit is not None:
             _truncate(parts, frame, limit, truncation, tokenizer.truncation_side)
         rows.append(_framed(parts, frame))
-    return _padded(rows, padding, limit, tokenizer)
+    result = _padded(rows, padding, limit, tokenizer)
+    if segment_ids is False or (segment_ids is None and not any(frame.segments)):
+        del result["segment_ids"]
+    return result
 
 
 def _list(texts: str | Sequence[str], name: str) -> list[str]:

@@ -53,7 +53,7 @@ class Tokenizer(tf.Module):
         # tf.Module would wrap lists and dicts and track what is in them; arrays and tuples of data it leaves alone.
         self._vocab = np.array(vocab, dtype=object)
         self._role_ids = tuple(role_ids.items())
-        gaps = [i for i, token in enumerate(vocab) if not token]
+        gaps = [i for i, token in enumerate(vocab) if not token] if "" in vocab else []
         names_no_text = [token.id for token in added_tokens if token.special]
         self._special = tuple(sorted({*special_ids, *role_ids.values(), *names_no_text, *gaps}))
         self._added = tuple(added_tokens)
@@ -115,8 +115,9 @@ class Tokenizer(tf.Module):
         truncation: bool | str = False,
         max_length: int | None = None,
         special_tokens: bool = True,
+        segment_ids: bool | None = None,
     ) -> dict[str, np.ndarray]:
-        """A batch of a model's inputs: token_ids and segment_ids, int32 [B, L], and padding_mask, bool [B, L].
+        """A batch of a model's inputs: token_ids int32 [B, L], padding_mask bool [B, L] and segment_ids int32 [B, L].
 
         Args:
           texts: one, or a list of them. Special tokens that are written in them are plain text.
@@ -126,19 +127,15 @@ class Tokenizer(tf.Module):
           truncation: True or "longest_first" takes tokens from the longer text, "only_first" or "only_second" from one.
           max_length: tokens of a row, special ones included; None is what the tokenizer's files say.
           special_tokens: whether those stand around a text that its files ask for.
+          segment_ids: whether these are given; None gives them where they are not all 0.
 
         Raises:
           UserError: an option has no such value, or the files do not say what is needed.
         """
         return batch.inputs(
-            self,
-            texts,
-            pairs,
-            padding=padding,
-            truncation=truncation,
-            max_length=max_length,
-            special_tokens=special_tokens,
-        )
+            self, texts, pairs, padding=padding, truncation=truncation, max_length=max_length,
+            special_tokens=special_tokens, segment_ids=segment_ids,
+        )  # fmt: skip
 
     def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
         """texts: strings [N] -> ids: int32 [N, None], without the tokens that begin or end a sequence.

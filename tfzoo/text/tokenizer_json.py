@@ -64,7 +64,7 @@ def load(folder: pathlib.Path, kind: str = "tokenizer_json") -> tuple[Tokenizer,
         named = {role: token for role, token in wordpiece.ROLES_OF_BERT.items() if token in ids}
         roles = {**named, **roles}
     added = [dataclasses.replace(t, special=t.special or t.content in roles.values()) for t in added]
-    by_id = {i: token for token, i in ids.items()}
+    by_id = dict(zip(ids.values(), ids))
     if len(by_id) < len(ids):
         twice = next(token for token, i in ids.items() if by_id[i] != token)
         raise UserError(

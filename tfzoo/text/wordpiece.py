@@ -90,9 +90,8 @@ class WordPiece(Tokenizer):
             # A word does not become a token that is found in the text alone. (Gaps have names that no word is.)
             names = [*tokens]
             apart = {token.id for token in added_tokens} - {role_ids["unknown"]}
-            for i in (
-                [*apart, *(i for i, token in enumerate(tokens) if not token)] if added_tokens or "" in tokens else []
-            ):
+            apart |= {i for i, token in enumerate(tokens) if not token} if "" in tokens else set()
+            for i in apart:
                 names[i] = f"[unused {i}]"
             most = 4 * max_characters  # No word within the limit is longer than this in UTF-8.
             self._model = _fast_wordpiece(names, most, roles["unknown"])

@@ -15,6 +15,7 @@ from tfzoo.export.answers.base import Answer, Row
 from tfzoo.export.interface import Signature, Tensor
 from tfzoo.generation import options as decoding
 from tfzoo.generation.folder import folder_options, special_ids
+from tfzoo.generation.texts import decode_text
 from tfzoo.text.reader import pad_id
 
 # Of a folder's generation_config.json what an export takes over. Not what draws, nor what compares strings.
@@ -78,7 +79,21 @@ class Continuations(Answer):
     def answer_reading(self, reading, texts, call, **rows):
         written, lengths = self._write(reading.inputs["token_ids"], reading.inputs["padding_mask"], rows)
         ids = tf.RaggedTensor.from_tensor(written, tf.cast(lengths, tf.int64))
-        return {"generated_text": self.tokenizer.detokenize(ids), "num_tokens": lengths}
+        return {"generated_text": self._text(reading.inputs, ids), "num_tokens": lengths}
+
+    def _text(self, inputs, ids: tf.RaggedTensor) -> tf.Tensor:
+        """The text of what was written: behind a text that a decoder goes on from, what it adds to it. (Some tokenizers
+        drop the space that a text begins with.)"""
+        alone = self.tokenizer.detokenize(ids)
+        if self.model.is_encoder_decoder:
+            return alone
+        before = tf.ragged.boolean_mask(inputs["token_ids"], inputs["padding_mask"]).with_row_splits_dtype(tf.int64)
+        start = self.tokenizer.detokenize(before)
+        whole = self.tokenizer.detokenize(tf.concat([before, ids], 1))
+        size = tf.strings.length(start)
+        goes_on = tf.strings.substr(whole, tf.zeros_like(size), size) == start
+        behind = tf.strings.substr(whole, tf.minimum(size, tf.strings.length(whole)), tf.strings.length(whole))
+        return tf.where(goes_on, behind, alone)
 
     def _write(self, token_ids, mask, rows):
         """(ids [B, max_new_tokens], lengths [B]). Without rows the likeliest text is looked for."""
@@ -151,7 +166,8 @@ class Continuations(Answer):
                         f"{self.model.name} writes with its cache what it does not write without it: {row.texts}"
                     )
                 decided.append(bool(sure.all()))
-            texts.append(self.tokenizer.detokenize([ids.tolist()]).numpy()[0].decode(errors="replace"))
+            before = [] if self.model.is_encoder_decoder else row.ids
+            texts.append(decode_text(self.tokenizer, ids.tolist(), before))
             lengths.append(len(ids))
         sure_at = np.array(decided, bool)
         return {

@@ -110,7 +110,7 @@ def vocabulary(record: dict[str, Any], where: str) -> dict[str, int]:
     if not isinstance(vocab, dict) or not vocab:
         raise UserError(f"{where}.vocab: holds no vocabulary; get the file again")
     values = {*vocab.values()}
-    if len(values) == len(vocab) and {type(i) for i in values} == {int} and min(values) >= 0:
+    if len(values) == len(vocab) and {*map(type, values)} == {int} and min(values) >= 0:
         return vocab
     ids: dict[int, str] = {}
     for token, i in vocab.items():
