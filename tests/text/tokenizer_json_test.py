@@ -405,6 +405,15 @@ class CallTest(Case):
 
 
 class ClassTest(Case):
+    def test_a_space_before_texts_that_the_files_contradict_each_other_about(self):
+        made = kinds()
+        for name, before in (("t5", True), ("llama 2", True), ("llama, first", True), ("gemma", False)):
+            with self.subTest(kind=name):
+                text.load(self.saved(made[name], add_prefix_space=before))
+                self.refused(self.saved(made[name], add_prefix_space=not before), f"add_prefix_space is {not before}")
+        byte_level = text.load(self.saved(made["digits"], add_prefix_space=True))  # Here the reference resolves it.
+        self.assertEqual(byte_level.vocab[byte_level.tokenize(["the"]).to_list()[0][0]][0], "Ġ")
+
     def test_classes_whose_ids_are_made_elsewhere(self):
         folder = self.saved(kinds()["digits"], tokenizer_class="BertJapaneseTokenizer")
         self.refused(folder, "tokenizer_config.json: tokenizer_class is 'BertJapaneseTokenizer'", "MeCab")

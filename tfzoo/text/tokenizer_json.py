@@ -173,7 +173,23 @@ def _overridden(record: dict[str, Any], config: dict[str, Any], path) -> dict[st
     prefix = config.get("add_prefix_space")
     if prefix is not None and _is_byte_level(record):
         record["pre_tokenizer"] = _with_prefix(record["pre_tokenizer"], prefix)
+    elif prefix is not None and prefix != (before := _puts_space_before(record)) and before is not None:
+        puts = "puts a" if before else "puts no"
+        raise UserError(
+            f"{path}: add_prefix_space is {prefix}, and {TOKENIZER_FILE} {puts} space before texts; correct the one "
+            "that is wrong"
+        )
     return record
+
+
+def _puts_space_before(record: dict[str, Any]) -> bool | None:
+    """Whether a tokenizer that marks spaces puts one before a text; None of one that does not mark them."""
+    parts = [part for part in pre_tokenizers.parts(record.get("pre_tokenizer")) if part.get("type") == "Metaspace"]
+    if parts:
+        return (parts[0].get("prepend_scheme") or parts[0].get("add_prefix_space", True)) not in ("never", False)
+    normalizer = record.get("normalizer") or {}
+    kinds = [part.get("type") for part in normalizer.get("normalizers", [normalizer])]
+    return "Prepend" in kinds if "Replace" in kinds and record["model"].get("byte_fallback") else None
 
 
 def _with_prefix(part: dict[str, Any], prefix: bool) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _compile(record: dict[str, Any], where: str) -> Normalizer:
     if kind == "Precompiled":
         try:
             data = base64.b64decode(record.get("precompiled_charsmap") or "", validate=True)
-            return charsmap.Charsmap(charsmap.read(data))
+            return charsmap.Charsmap(charsmap.kept(data))
         except (binascii.Error, ValueError) as error:
             raise UserError(f"{where}: precompiled_charsmap is damaged ({error}); get the file again") from None
     if kind == "Nmt":
