@@ -15,6 +15,7 @@ from tests.helpers import temporary_folder
 from tests.text.varied import CHINESE, CODE, MORE, SENTENCES, lines
 from tfzoo import text
 from tfzoo.errors import UserError
+from tfzoo.export import tokenizer_files
 from tfzoo.text import cache, proof
 from tfzoo.text.components import charsmap, patterns
 from tfzoo.text.framing import PAIR, TEXT
@@ -300,6 +301,18 @@ class AddedTokensTest(Case):
         text.load(folder).save(self.folder / "again")
         for name in ("tokenizer.json", "tokenizer_config.json"):
             self.assertEqual((self.folder / "again" / name).read_bytes(), (folder / name).read_bytes())
+
+    def test_an_onnx_artifacts_tokenizer_has_them(self):
+        library = kinds()["words"]
+        library.add_tokens([AddedToken("covid-19", normalized=True)])
+        library.add_special_tokens(["[PAD]"])
+        tokenizer = text.load(self.saved(library, pad_token="[PAD]"))
+        tokenizer_files.write(tokenizer, ("$A", None), self.folder / "onnx")
+        again = Tokenizer.from_file(str(self.folder / "onnx" / "tokenizer.json"))
+        texts = ["so COVID-19", "a"]
+        rows = [encoding.ids for encoding in again.encode_batch(texts)]
+        self.assertEqual(rows, tokenizer.tokenize(texts).to_tensor(tokenizer.pad_id).numpy().tolist())
+        self.assertIn("covid-19", again.encode(texts[0]).tokens)
 
     def test_tokens_that_only_tokenizer_config_names(self):
         library = kinds()["digits"]

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from tfzoo.errors import UserError
 from tfzoo.text import framing
@@ -19,15 +19,15 @@ def write(tokenizer: Any, layout: framing.Layout, folder: pathlib.Path) -> None:
     """Fills `folder`, which `tfzoo.text.load` and Hugging Face's libraries read."""
     tokenizer.save(folder)
     path = folder / "tokenizer.json"
-    if isinstance(tokenizer, WordPiece):
-        fast = _wordpiece(tokenizer)
-    elif isinstance(tokenizer, Characters):
+    if isinstance(tokenizer, Characters):
         fast = _characters(tokenizer)
     elif path.exists():
         fast = tokenizers.Tokenizer.from_file(str(path))
     else:
         return
-    special = {tokenizer.vocab[i]: i for i in tokenizer.special_ids}
+    if isinstance(tokenizer, WordPiece) and tokenizer.pad_id is not None:
+        fast.enable_padding(pad_id=tokenizer.pad_id, pad_token=tokenizer.vocab[tokenizer.pad_id])
+    special = {tokenizer.vocab[i]: i for i in tokenizer.special_ids if tokenizer.vocab[i]}
     templates = {}
     for name, pair in (("single", False), ("pair", True)):
         with contextlib.suppress(UserError):  # No token would part two texts.
@@ -35,17 +35,6 @@ def write(tokenizer: Any, layout: framing.Layout, folder: pathlib.Path) -> None:
     if templates.get("single", ["$A:0"]) != ["$A:0"]:
         fast.post_processor = processors.TemplateProcessing(**templates, special_tokens=list(special.items()))
     fast.save(str(path))
-
-
-def _wordpiece(tokenizer: WordPiece) -> tokenizers.Tokenizer:
-    fast = tokenizers.Tokenizer(models.WordPiece({t: i for i, t in enumerate(tokenizer.vocab)}, unk_token="[UNK]"))
-    fast.normalizer = normalizers.BertNormalizer(lowercase=tokenizer.lowercase)
-    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    fast.decoder = decoders.WordPiece()
-    # Where they stand in a text they are meant: `tokenizers` has no other way.
-    fast.add_special_tokens([tokenizer.vocab[i] for i in tokenizer.special_ids])
-    fast.enable_padding(pad_id=tokenizer.pad_id, pad_token="[PAD]")
-    return fast
 
 
 def _characters(tokenizer: Characters) -> tokenizers.Tokenizer:

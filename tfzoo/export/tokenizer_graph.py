@@ -165,7 +165,7 @@ def emit(tokenizer: Any, frame: Frame, options: Options, outputs: list[str]) -> 
     """
     graph = _Graph()
     kind: Any = _byte_level
-    if isinstance(tokenizer, SentencePiece) and not KINDS[tokenizer.kind].cleans:
+    if isinstance(tokenizer, SentencePiece) and tokenizer.is_plain:
         kind = _sentencepiece
     elif not (isinstance(tokenizer, ByteLevelBPE) and tokenizer.is_gpt2):
         name = getattr(tokenizer, "kind", type(tokenizer).__name__)

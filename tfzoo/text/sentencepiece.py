@@ -294,6 +294,11 @@ class SentencePiece(Tokenizer):
         return self._op_model
 
     @property
+    def is_plain(self) -> bool:
+        """Whether a text becomes ids by the model alone, with nothing done before or beside it."""
+        return not (self._row.cleans or self._prefix) and all(token.special for token in self._added)
+
+    @property
     def kind(self) -> str:
         """One of KINDS."""
         return self._kind
