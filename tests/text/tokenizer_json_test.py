@@ -329,6 +329,34 @@ class AddedTokensTest(Case):
         self.assertEqual(tokenizer.detokenize([[size + 3, 9999, size]]).numpy().tolist(), [b"<extra>"])
 
 
+class RolesTest(Case):
+    def test_older_folders_do_not_name_the_tokens_that_their_class_has(self):
+        library = kinds()["words"]
+        library.add_special_tokens(list(text.SPECIAL_TOKENS))
+        ids = [library.token_to_id(token) for token in text.SPECIAL_TOKENS]
+        for name, config in (
+            ({"tokenizer_class": "BertTokenizerFast"}, {}),
+            ({}, {"model_type": "bert"}),
+            ({}, {"tokenizer_class": "BertTokenizer", "model_type": "other"}),
+        ):
+            folder = self.saved(library, do_lower_case=True, **name)
+            (folder / "config.json").write_text(json.dumps(config))
+            t = text.load(folder)
+            self.assertEqual([t.pad_id, t.unknown_id, t.cls_id, t.sep_id, t.mask_id], ids)
+        (folder / "config.json").write_text("{}")
+        self.assertIsNone(text.load(folder).pad_id)
+
+    def test_sides_and_padding_that_only_tokenizer_json_has(self):
+        library = kinds()["digits"]
+        library.add_special_tokens(["<fill>"])
+        library.enable_padding(direction="left", pad_id=library.token_to_id("<fill>"), pad_token="<fill>")
+        library.enable_truncation(9, direction="left")
+        found = text.load(self.saved(library))
+        self.assertEqual((found.padding_side, found.truncation_side), ("left", "left"))
+        self.assertEqual(found.pad_id, library.token_to_id("<fill>"))
+        self.assertEqual(text.load(self.saved(library, padding_side="right")).padding_side, "right")
+
+
 class FramesTest(Case):
     def test_the_files_say_what_stands_around_a_text(self):
         library = kinds()["digits"]

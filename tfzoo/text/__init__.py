@@ -26,7 +26,7 @@ before it is loaded, and nothing of ours.
 
 import os
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfzoo.errors import UserError
 from tfzoo.text import settings, template
@@ -78,7 +78,7 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
       UserError: there is none, it is broken, or it asks for what has no exact form here.
     """
     folder = pathlib.Path(folder)
-    kind = find(folder)
+    kind, record = find(folder), dict[str, Any]()
     if kind is None:
         raise UserError(
             f"{folder}: holds no tokenizer: no {_TOKENIZER_FILE}, no vocab.txt, no vocab.json with merges.txt, "
@@ -105,8 +105,9 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
     # Elsewhere the frames of the files say so.
     tokenizer.adds_bos = kind == "characters" and template.adds_bos(folder)
     config = settings.read(folder)
-    tokenizer.padding_side = config.get("padding_side") or "right"
-    tokenizer.truncation_side = config.get("truncation_side") or "right"
+    for side, name in (("padding_side", "padding"), ("truncation_side", "truncation")):
+        written = (record.get(name) or {}).get("direction", "right")
+        setattr(tokenizer, side, config.get(side) or str(written).lower())
     if (most := config.get("model_max_length")) and most < _NO_LIMIT:
         tokenizer.max_length = int(most)
     present = [name for name in _FILES if (folder / name).is_file()]

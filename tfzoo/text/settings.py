@@ -25,6 +25,27 @@ CLASSES = {
     "T5Tokenizer", "LlamaTokenizer", "XLNetTokenizer", "AlbertTokenizer", "XLMRobertaTokenizer", "MBartTokenizer",
     "PreTrainedTokenizer", "TokenizersBackend", "Characters",
 }  # fmt: skip
+_BERT = dict(zip(("pad", "unknown", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
+_FAIRSEQ = {
+    "bos": "<s>", "pad": "<pad>", "eos": "</s>", "unknown": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>",
+}  # fmt: skip
+_END = "<|endoftext|>"
+# The roles of tokens that a class has by itself: older folders do not name them.
+_ROLES_OF_CLASS = {
+    **dict.fromkeys(("Bert", "DistilBert", "Electra", "MobileBert", "Lxmert", "RetriBert"), _BERT),
+    **dict.fromkeys(("Roberta", "Bart", "Longformer", "LED", "XLMRoberta", "MBart", "Camembert"), _FAIRSEQ),
+    "GPT2": {"unknown": _END, "bos": _END, "eos": _END},
+    "Qwen2": {"unknown": _END, "eos": _END, "pad": _END},
+    "T5": {"pad": "<pad>", "eos": "</s>", "unknown": "<unk>"},
+    "Llama": {"bos": "<s>", "eos": "</s>", "unknown": "<unk>"},
+    "XLNet": {**_FAIRSEQ, "cls": "<cls>", "sep": "<sep>"},
+    "Albert": {**_BERT, "unknown": "<unk>", "pad": "<pad>", "bos": "[CLS]", "eos": "[SEP]"},
+}
+_CLASS_OF_MODEL = {
+    "bert": "Bert", "distilbert": "DistilBert", "electra": "Electra", "roberta": "Roberta", "bart": "Bart",
+    "gpt2": "GPT2", "qwen2": "Qwen2", "qwen3": "Qwen2", "t5": "T5", "mt5": "T5", "llama": "Llama", "mistral": "Llama", "xlnet": "XLNet",
+    "albert": "Albert", "xlm-roberta": "XLMRoberta", "mbart": "MBart", "camembert": "Camembert",
+}  # fmt: skip
 # Those whose ids are made elsewhere, and by what.
 _ELSEWHERE = {
     "BertJapaneseTokenizer": "MeCab, Sudachi or Juman++", "BertweetTokenizer": "fastBPE and a normaliser of tweets",
@@ -108,6 +129,15 @@ def check_class(folder: str | os.PathLike, has_json: bool) -> None:
             f"{path}: tokenizer_class is {name!r}, which is read from a tokenizer.json alone; save the tokenizer with "
             "transformers 5 beside it"
         )
+
+
+def usual_roles(folder: str | os.PathLike) -> dict[str, str]:
+    """Role -> token of the folder's tokenizer_class, or else of its config.json's model_type; {} of an unknown one."""
+    name, other = read(folder).get("tokenizer_class"), pathlib.Path(folder, "config.json")
+    if name is None and other.is_file():
+        config = json_files.read(other)
+        name = config.get("tokenizer_class") or _CLASS_OF_MODEL.get(str(config.get("model_type")))
+    return _ROLES_OF_CLASS.get(str(name).removesuffix("Fast").removesuffix("Tokenizer"), {})
 
 
 def token_text(value: Any) -> Any:

@@ -56,13 +56,14 @@ def load(folder: pathlib.Path, kind: str = "tokenizer_json") -> tuple[Tokenizer,
     ids = dict(word_models.vocabulary(record["model"], f"{path}: model"))
     added = token_files.added_tokens(folder, record, config, ids)
     roles = token_files.roles_of(folder, config, ids)
-    if not roles and kind == "byte_level":
-        roles = {
-            role: token for token in byte_level_files.USUAL if token in ids for role in byte_level_files.USUAL[token]
-        }
-    elif kind == "wordpiece":
-        named = {role: token for role, token in wordpiece.ROLES_OF_BERT.items() if token in ids}
-        roles = {**named, **roles}
+    usual = settings.usual_roles(folder)
+    if kind == "wordpiece":
+        usual = {**wordpiece.ROLES_OF_BERT, **usual}
+    elif kind == "byte_level" and not usual and not roles:
+        usual = {role: token for token, names in byte_level_files.USUAL.items() for role in names if token in ids}
+    padding = (record.get("padding") or {}).get("pad_token")
+    usual = {**usual, **({"pad": padding} if padding else {})}
+    roles = {**{role: token for role, token in usual.items() if token in ids}, **roles}
     added = [dataclasses.replace(t, special=t.special or t.content in roles.values()) for t in added]
     by_id = dict(zip(ids.values(), ids))
     if len(by_id) < len(ids):
