@@ -149,7 +149,6 @@ def main() -> int:
     parser.add_argument("--export", action="store_true", help="export each as well")
     arguments = parser.parse_args()
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    bad = 0
     for answers in sorted(arguments.folder.glob("*/*/answers.json")):
         folder = answers.parent
         if arguments.layouts and folder.name not in arguments.layouts.split(","):
@@ -159,12 +158,16 @@ def main() -> int:
         gc.collect()
         found = row(folder, arguments.export)
         wrong = {name: value for name, value in found.items() if value != "equal"}
-        bad += bool(wrong)
         print(f"{record['transformers']} {folder.name}: {wrong or 'equal'}", flush=True)
         config = json.loads((folder / "config.json").read_text())
-        rows[record["transformers"], folder.name] = found | {"kind": config["model_type"], "class": record["class"]}
+        columns = found | {"kind": config["model_type"], "class": record["class"], "version": record["transformers"]}
+        folder.with_name(f"{folder.name}.columns.json").write_text(json.dumps(columns))
+    for path in sorted(arguments.folder.glob("*/*.columns.json")):  # Of earlier calls, too.
+        columns = json.loads(path.read_text())
+        rows[columns["version"], path.name.removesuffix(".columns.json")] = columns
     if arguments.output:
         arguments.output.write_text(table(rows))
+    bad = sum(any(columns.get(name, "equal") != "equal" for name in COLUMNS) for columns in rows.values())
     print(f"{len(rows)} folders, {len({row['kind'] for row in rows.values()})} model types, {bad} with differences")
     return bool(bad) * 4
 

@@ -43,8 +43,8 @@ _ROLES_OF_CLASS = {
 }
 _CLASS_OF_MODEL = {
     "bert": "Bert", "distilbert": "DistilBert", "electra": "Electra", "roberta": "Roberta", "bart": "Bart",
-    "gpt2": "GPT2", "qwen2": "Qwen2", "qwen3": "Qwen2", "t5": "T5", "mt5": "T5", "llama": "Llama", "mistral": "Llama", "xlnet": "XLNet",
-    "albert": "Albert", "xlm-roberta": "XLMRoberta", "mbart": "MBart", "camembert": "Camembert",
+    "gpt2": "GPT2", "qwen2": "Qwen2", "qwen3": "Qwen2", "t5": "T5", "mt5": "T5", "llama": "Llama", "mistral": "Llama",
+    "xlnet": "XLNet", "albert": "Albert", "xlm-roberta": "XLMRoberta", "mbart": "MBart", "camembert": "Camembert",
 }  # fmt: skip
 # Those whose ids are made elsewhere, and by what.
 _ELSEWHERE = {
