@@ -150,7 +150,7 @@ class LikelihoodTest(Case):
 class CommandTest(Case):
     def run_main(self, *argv):
         with unittest.mock.patch.object(runs, "load", lambda *_: (self.model, self.tokenizer)):
-            return helpers.run(score, "--model_dir=m", *argv)
+            return helpers.run(score, f"--model_dir={self.shared}", *argv)
 
     def test_files(self):
         source, target = self.shared / "in.jsonl", self.shared / "out.jsonl"

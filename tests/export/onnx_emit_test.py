@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
+from tests import helpers
 from tests.export import small
 from tfzoo import models, nn
 from tfzoo.config import POOLINGS, EmbeddingConfig, Projection
@@ -451,7 +452,7 @@ class EmitTest(tf.test.TestCase):
         for kind in (Body, Both):
             with mock.patch.object(publish, "replay"):
                 folder = artifact.export(
-                    self.own(kind), small.tokenizer(), self.create_tempdir().full_path, formats=["onnx"],
+                    self.own(kind), small.tokenizer(), helpers.temporary_folder(self), formats=["onnx"],
                     sequence_length=8, max_new_tokens=2,
                 )["onnx"]  # fmt: skip
             self.assertIn("onnx", verify.verify(folder))
