@@ -62,8 +62,12 @@ class Worlds:
     def close(self) -> None:
         self._process.communicate()
 
-    def run(self, name: str, calls: Sequence, seconds: float = 1800, begun: bool = True) -> list[list]:
+    def run(
+        self, name: str, calls: Sequence, seconds: float = 1800, begun: bool = True, codes: Sequence[int] = ()
+    ) -> list[list]:
         """What each process's calls returned. Not `begun`: the functions make the strategy themselves.
+
+        codes: the processes' exit codes, sorted, where they are not all 0; one that was killed returns nothing.
 
         Raises:
           AssertionError: a process failed, and what it printed; None stands for a server's results.
@@ -74,9 +78,9 @@ class Worlds:
             assert orders and answers
             orders.write(json.dumps(order) + "\n")
             orders.flush()
-            codes = json.loads(answers.readline() or "[null]")
+            found = json.loads(answers.readline() or "[null]")
             printed = "\n".join(path.read_text()[-4000:] for path in sorted(pathlib.Path(folder).glob("*.out")))
-            assert not any(codes), f"exit codes {codes} of {name}\n{printed}"
+            assert sorted(found) == [*codes] if codes else not any(found), f"exit codes {found} of {name}\n{printed}"
             return [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*.json"))]
 
 

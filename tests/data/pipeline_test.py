@@ -162,6 +162,18 @@ class PlacesTest(tf.test.TestCase):
         rest = {step: places for step, _, places in self.batches(objective, 5)}
         self.assertEqual(rest, {step: whole[step] for step in (5, 6, 7)})
 
+    def test_what_workers_fetch_beyond_the_end_is_not_counted(self):
+        """Their batches begin again after the last step."""
+        objective, counted = Causal(examples.word_tokenizer(), 24), {}
+        batches = pipeline.training_batches(
+            objective.rows(examples.word_corpus(40, 30)), objective, batch_size=4, seed=3, first_step=6, num_steps=8,
+            places=counted, context=tf.distribute.InputContext(2, 0, 2),
+        )  # fmt: skip
+        for step, batch in enumerate(batches.take(5).as_numpy_iterator(), 6):
+            if step < 8:
+                self.assertEqual(batch["targets"].size, 48)
+        self.assertEqual([counted[step][1] for step in (6, 7)], [48, 48])
+
 
 if __name__ == "__main__":
     tf.test.main()

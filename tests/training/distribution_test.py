@@ -163,15 +163,16 @@ class CommandTest(DistributionCase):
     def setUp(self):
         self.folder = helpers.temporary_folder(self)
 
-    def train(self, world, run_dir, stop_after=0, nan_at=0, fail_after=0, **others):
-        """Exit code, stdout and stderr of each worker."""
+    def train(self, world, run_dir, stop_after=0, nan_at=0, fail_after=0, die_after=0, **others):
+        """Exit code, stdout and stderr of each worker; `die_after` so many calls worker 1 is killed, and says nothing."""
         flags = [*tiny_run.flags(self.folder, **(dict(batch_size=12, schedule="constant") | others))]
         if world != "one":
             flags.append("--strategy=mirrored" if world.startswith("mirrored") else "--strategy=multi_worker")
             flags += ["--num_devices=2"] * world.startswith("mirrored")
         argv = [*flags, f"--run_dir={run_dir}"]
-        calls = [["command", dict(argv=argv, stop_after=stop_after, nan_at=nan_at, fail_after=fail_after)]]
-        ranks = worlds.run(world, calls, begun=False)
+        how = dict(stop_after=stop_after, nan_at=nan_at, fail_after=fail_after, die_after=die_after)
+        codes = [-signal.SIGKILL, 0] if die_after else []
+        ranks = worlds.run(world, [["command", how | {"argv": argv}]], begun=False, codes=codes)
         return [rank[0] for rank in ranks]
 
     def losses(self, run_dir, name="loss"):
@@ -234,11 +235,11 @@ class CommandTest(DistributionCase):
         ranks = self.train("workers2", run_dir, fail_after=3, **flags)
         self.assertEqual([rank["code"] for rank in ranks], [5, 1], ranks)
         self.assertIn("another worker of this run is gone; start all of them again", ranks[0]["err"])
-        workers = self.interrupt(
-            run_dir, signal.SIGKILL, lambda: len(self.losses(run_dir)), 1, **flags | {"steps": 3000}
-        )
-        self.assertEqual([worker.returncode for worker in workers], [5, -signal.SIGKILL], self.output())
-        self.assertIn("going on at step 2 of 3,000", self.output())
+        # Killed between two steps, it says nothing.
+        (rank,) = self.train("workers2", run_dir, die_after=2, **flags)
+        self.assertEqual(rank["code"], 5, rank)
+        self.assertIn("another worker of this run is gone; start all of them again", rank["err"])
+        self.assertIn("going on at step 2 of 8", rank["out"])
 
     @pytest.mark.faults
     def test_a_worker_that_is_lost_before_the_first_step(self):
@@ -311,10 +312,10 @@ class CommandTest(DistributionCase):
             self.addCleanup(workers[-1].kill)
         return workers
 
-    def interrupt(self, run_dir, number, logged, more=None, **flags):
-        """Starts two workers and sends worker 1 the signal after `more` steps; both, when they have ended."""
+    def interrupt(self, run_dir, number, logged, **flags):
+        """Starts two workers and sends worker 1 the signal after some steps; both, when they have ended."""
         workers = self.started(run_dir, 2, of=2, **flags)
-        first, more = logged(), more or random.Random(5).randint(20, 40)
+        first, more = logged(), random.Random(5).randint(20, 40)
         while logged() < first + more and None in (worker.poll() for worker in workers):
             time.sleep(0.005)
         workers[1].send_signal(number)
@@ -682,13 +683,13 @@ def taken(world):
             return str(error)
 
 
-def command(world, argv, stop_after=0, kill_after=0, nan_at=0, fail_after=0):
-    """tfzoo.train in this process; after so many calls of the step a SIGTERM, or an exception, for worker 1 alone, a
-    SIGKILL for 0; a call whose losses are NaN."""
+def command(world, argv, stop_after=0, kill_after=0, nan_at=0, fail_after=0, die_after=0):
+    """tfzoo.train in this process; after so many calls of the step a SIGTERM, an exception or a SIGKILL for worker 1
+    alone, a SIGKILL for 0 (kill_after); a call whose losses are NaN."""
     from tfzoo import train
     from tfzoo.training import step as step_lib
 
-    if kill_after or nan_at or ((stop_after or fail_after) and world.rank == 1):
+    if kill_after or nan_at or ((stop_after or fail_after or die_after) and world.rank == 1):
         make_step = step_lib.make_step
 
         def made(*args, **kwargs):
@@ -701,6 +702,8 @@ def command(world, argv, stop_after=0, kill_after=0, nan_at=0, fail_after=0):
                     os.kill(os.getpid(), signal.SIGTERM)
                 if number == fail_after:
                     raise RuntimeError("on purpose")
+                if number == die_after:
+                    os.kill(os.getpid(), signal.SIGKILL)
                 if number == kill_after:
                     os.kill(int((world.folder / "worker0.pid").read_text()), signal.SIGKILL)
                 return losses * math.nan if number == nan_at else losses

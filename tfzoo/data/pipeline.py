@@ -82,6 +82,10 @@ def training_batches(
         _as_it_is(objective.prepare), num_parallel_calls=2, deterministic=True
     )
     batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
+    if context.num_input_pipelines > 1:
+        # Without an end, workers need not ask each other at every step whether it is there. Before batches are counted:
+        # what is fetched beyond the last step must not count as the first one's again.
+        batches = batches.repeat()
     if places is not None:
         replicas = context.num_replicas_in_sync // context.num_input_pipelines
 
@@ -97,8 +101,6 @@ def training_batches(
                 return {name: tf.identity(x) for name, x in batch.items()}
 
         batches = batches.enumerate().map(_as_it_is(noted))
-    if context.num_input_pipelines > 1:
-        batches = batches.repeat()  # Without an end, workers need not ask each other at every step whether it is there.
     return batches.prefetch(4).with_options(_options())
 
 
