@@ -434,9 +434,19 @@ class RunTest(TrainCase):
 
 
 class InitTest(TrainCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        flags = tiny_run.flags(cls.shared, **(SHARED | dict(steps=2, evaluate_every=2)))
+        with mock.patch.object(report, "plot"):
+            code, out, err = run(*flags, f"--run_dir={cls.shared / 'first'}")
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        assert code == 0, out + err
+
     def test_a_model_begins_with_the_weights_and_the_tokenizer_of_a_run(self):
-        first = self.folder / "first"
-        self.assert_done(*self.flags(steps=2, evaluate_every=2), f"--run_dir={first}")
+        first = shutil.copytree(self.shared / "first", self.folder / "first", symlinks=True)
         other = tiny_run.write_corpus(self.folder / "other.txt", documents=60, seed=1)
         flags = self.flags(steps=2, evaluate_every=2, learning_rate=0.0, corpus=other, init_from=first)
         out = self.assert_done(*flags, f"--run_dir={self.run_dir}")
@@ -457,8 +467,7 @@ class InitTest(TrainCase):
         self.assertRegex(out, r"new +none\nleft over +.*next_sentence/dense/kernel")
 
     def test_what_does_not_fit(self):
-        first = self.folder / "first"
-        self.assert_done(*self.flags(steps=2), f"--run_dir={first}")
+        first = self.shared / "first"
         wide = "hidden_size=16,num_layers=1,num_heads=2,intermediate_size=64,max_positions=32"
         self.assert_error(
             rf"{first}: \S+ has the shape \[.*32.*\] there and \[.*64.*\] here; take the sizes of the model there",
@@ -559,12 +568,12 @@ class NotANumberTest(TrainCase):
 
     def test_a_stop_changes_no_rollback(self):
         """Neither where the run goes back to, nor how often it may."""
-        for flags in (dict(checkpoint_every=5), dict(checkpoint_every=5, keep_checkpoints=1)):
-            code, expected = self.disturbed(8, **flags)
-            self.assertEqual((code, expected[14, "nonfinite"]), (0, "1"))
-            self.assertEqual(self.disturbed(8, stop_at=7, **flags), (code, expected))
-            shutil.rmtree(self.folder / "stopped_None")
+        code, expected = self.disturbed(8, checkpoint_every=5)
+        self.assertEqual((code, expected[14, "nonfinite"]), (0, "1"))
+        for flags in (dict(), dict(keep_checkpoints=1)):  # What is kept changes nothing that is logged.
+            self.assertEqual(self.disturbed(8, stop_at=7, checkpoint_every=5, **flags), (code, expected))
             shutil.rmtree(self.folder / "stopped_7")
+        shutil.rmtree(self.folder / "stopped_None")
         # Twice with nothing gained between: the second comes at step 8 again, or before.
         flags = dict(checkpoint_every=5, max_nonfinite=1)
         code, expected = self.disturbed(8, 11, **flags)

@@ -280,8 +280,8 @@ class RecomputedTest(tf.test.TestCase):
     def test_gradients_are_the_same(self):
         for name, sizes in (
             ("t5_small", dict(num_decoder_layers=2, head_dim=4)),  # A learned bias, a memory.
-            ("llama_tiny", dict(num_kv_heads=1, head_dim=4)),  # Rotary positions.
-            ("gpt2", dict(attention="lean")),
+            ("llama_tiny", dict(num_layers=1, num_kv_heads=1, head_dim=4)),  # Rotary positions.
+            ("gpt2", dict(num_layers=1, attention="lean")),
             ("albert_base_v2", dict(embedding_size=4)),  # One block's variables, twice.
         ):
             count, plain = self.gradients(name, False, **sizes)

@@ -164,7 +164,7 @@ class CommandTest(DistributionCase):
         self.folder = helpers.temporary_folder(self)
 
     def train(self, world, run_dir, stop_after=0, nan_at=0, fail_after=0, die_after=0, **others):
-        """Exit code, stdout and stderr of each worker; `die_after` so many calls worker 1 is killed, and says nothing."""
+        """Exit code, stdout and stderr of each worker; after `die_after` calls worker 1 is killed."""
         flags = [*tiny_run.flags(self.folder, **(dict(batch_size=12, schedule="constant") | others))]
         if world != "one":
             flags.append("--strategy=mirrored" if world.startswith("mirrored") else "--strategy=multi_worker")

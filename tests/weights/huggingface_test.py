@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import tfzoo
 from tests import helpers, parity
+from tfzoo import nn
 from tfzoo.errors import UserError
 from tfzoo.weights import huggingface, table, tensors
 
@@ -180,6 +181,7 @@ _FRESH = """
 import json, pathlib, sys
 import tensorflow as tf
 from tfzoo.weights import huggingface
+from tfzoo import nn
 from tfzoo.errors import UserError
 
 def peak():
@@ -208,7 +210,8 @@ class MemoryTest(FolderCase):
     def test_loading_needs_little_beyond_the_model_and_refusing_next_to_nothing(self):
         sizes = dict(vocab_size=60000, hidden_size=512, num_layers=6, num_heads=8, intermediate_size=2048)
         large = self.folder / "large"
-        model = tfzoo.build("bert_small", **sizes, heads=("lm",))
+        with nn.zero_initializers():  # To draw 50 million numbers takes seconds.
+            model = tfzoo.build("bert_small", **sizes, heads=("lm",))
         size = sum(int(np.prod(v.shape)) * 4 for v in model.variables)
         tfzoo.save(model, large)
         del model
