@@ -20,8 +20,8 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 MODEL_TYPES = (
-    "albert bart bert distilbert electra gpt2 llama marian mbart mistral mt5 qwen2 qwen3 reformer roberta t5 "
-    "xlm-roberta xlnet"
+    "albert bart bert camembert data2vec-text distilbert electra ernie gpt2 llama marian mbart mistral mt5 pegasus "
+    "plbart qwen2 qwen3 reformer roberta t5 xlm-roberta xlnet"
 ).split()
 NOT_OF_A_MODEL = {"transformers_version", "architectures", "dtype", "id2label", "label2id", "problem_type"}
 # Sizes: heads are a multiple of every default of key and value heads, widths of every default of heads.

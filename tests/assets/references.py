@@ -199,6 +199,14 @@ def marian(draw: Draw) -> dict:
     )
 
 
+def plbart(draw: Draw) -> dict:
+    return bart(draw) | dict(scale_embedding=True, decoder_start_token_id=2)
+
+
+def pegasus(draw: Draw) -> dict:
+    return bart(draw) | dict(activation_function="relu", scale_embedding=True)  # As the published ones have it.
+
+
 def xlnet(draw: Draw) -> dict:
     return dict(
         vocab_size=draw.vocab_size,
@@ -296,6 +304,9 @@ CASES = {
     "roberta_classify": Case("roberta", "RobertaForSequenceClassification", CLASSIFY, roberta, pad=1),
     "roberta_tag": Case("roberta", "RobertaForTokenClassification", TAG, roberta, pad=1),
     "roberta_span": Case("roberta", "RobertaForQuestionAnswering", SPAN, roberta, pad=1),
+    "camembert": Case("roberta", "CamembertForMaskedLM", LM, roberta, pad=1),
+    "data2vec_text": Case("roberta", "Data2VecTextForSequenceClassification", CLASSIFY, roberta, pad=1),
+    "ernie": Case("bert", "ErnieForPreTraining", PAIR, bert, segments=True),
     "electra_generator": Case("electra", "ElectraForMaskedLM", LM, electra_projected, segments=True, gradients=True),
     "electra_discriminator": Case(
         "electra", "ElectraForPreTraining", ("discriminate",), electra_projected, segments=True, gradients=True
@@ -318,6 +329,8 @@ CASES = {
     "bart": Case("bart", "BartForConditionalGeneration", LM, bart, gradients=True, pad=1),
     "bart_classify": Case("bart", "BartForSequenceClassification", CLASSIFY, bart, pad=1, end=2),
     "mbart": Case("bart", "MBartForConditionalGeneration", LM, mbart, gradients=True, pad=1),
+    "plbart": Case("bart", "PLBartForConditionalGeneration", LM, plbart, pad=1),
+    "pegasus": Case("transformer", "PegasusForConditionalGeneration", LM, pegasus),
     "marian": Case("transformer", "MarianMTModel", LM, marian, gradients=True, pad=-1),
     "xlnet": Case("xlnet", "XLNetLMHeadModel", LM, xlnet, segments=True, gradients=True, pad=5, left="row"),
     "xlnet_permutation": Case("xlnet", "XLNetLMHeadModel", LM, xlnet, segments=True, gradients=True, pad=5),
@@ -415,6 +428,8 @@ def make_model(case: Case, draw: Draw, folder: pathlib.Path, seed: int):
     parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     with torch.no_grad():
         for name in tensor_names(folder):
+            if case.family == "transformer" and "embed_positions" in name:
+                continue  # A table that is computed.
             parameters[name].add_(torch.randn(parameters[name].shape, generator=generator), alpha=NOISE)
     shutil.rmtree(folder)
     model.save_pretrained(folder)

@@ -10,8 +10,10 @@ import tensorflow as tf
 
 import tfzoo
 from tests import helpers, parity
-from tfzoo import nn
+from tfzoo import models, nn, text
 from tfzoo.errors import UserError
+from tfzoo.models.record import FolderRecord
+from tfzoo.text.wordpiece import WordPiece
 from tfzoo.weights import huggingface, table, tensors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "assets" / "golden"
@@ -63,10 +65,10 @@ class LoadTest(FolderCase):
     def test_other_heads_begin_fresh_and_what_is_left_is_said(self):
         with self.assertLogs("absl", "INFO") as logs:
             model, _ = tfzoo.load(GOLDEN / "bert", heads=("classify",), num_labels=4)
-        text = "\n".join(logs.output)
-        self.assertIn("classifier.weight, classifier.bias begin fresh", text)
-        self.assertIn("cls.predictions.bias", text)
-        self.assertIn("are left in the file", text)
+        said = "\n".join(logs.output)
+        self.assertIn("classifier.weight, classifier.bias begin fresh", said)
+        self.assertIn("cls.predictions.bias", said)
+        self.assertIn("are left in the file", said)
         outputs = model(TOKENS)
         self.assertEqual(outputs["classify_logits"].shape, (1, 4))
         self.assertAllEqual(outputs["pooled"], huggingface.load(GOLDEN / "bert")[0](TOKENS)["pooled"])
@@ -110,6 +112,28 @@ class LoadTest(FolderCase):
             self.assertAllEqual(again(TOKENS)["logits"], model(TOKENS)["logits"])
         self.assertEqual(json.loads((self.folder / "mistral_7b" / "config.json").read_text())["model_type"], "mistral")
 
+    def test_a_tokenizer_is_written_with_the_longest_text_unless_its_files_say_it(self):
+        words = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnop"])
+        for case, given, expected in (
+            ("bert", {}, 16),
+            ("bert", {"model_max_length": 9}, 9),
+            ("bert", {"model_max_length": None}, None),
+            ("t5", {}, "missing"),
+        ):
+            with self.subTest(case, given=given):
+                start = self.copy(case)
+                words.save(start)
+                path = start / "tokenizer_config.json"
+                content = json.dumps(json.loads(path.read_text()) | given)
+                path.write_text(content)
+                tokenizer = text.load(start)
+                folder = self.folder / f"again_{len(list(self.folder.iterdir()))}"
+                tfzoo.save(huggingface.load(start, tokenizer=False)[0], folder, tokenizer)
+                written = (folder / path.name).read_text()
+                self.assertEqual(json.loads(written).get("model_max_length", "missing"), expected)
+                if given:
+                    self.assertEqual(written, content)
+
     def test_saving_refuses_what_would_lose_something(self):
         model, _ = huggingface.load(GOLDEN / "gpt2")
         (self.folder / "notes").write_text("mine")
@@ -130,7 +154,49 @@ class LoadTest(FolderCase):
             huggingface.save(relation, self.folder / "relation")
 
 
+class NamesTest(FolderCase):
+    def test_every_architecture_is_written_under_the_reference_s_names_and_read_with_and_without_its_prefix(self):
+        golden = json.loads((GOLDEN.parent / "golden_names" / "golden.json").read_text())["model_types"]
+        missing = {
+            name
+            for family in models.FAMILIES
+            if models.page(family).WEIGHTS is not None
+            for name in models.page(family).ARCHITECTURES
+        } - {name for case in golden.values() for name in case["names"]}
+        self.assertEqual(missing, {"TransformerModel", "TransformerForConditionalGeneration"})  # Ours.
+        for kind, case in golden.items():
+            page = models.page(models.model_types()[kind])
+            prefix = getattr(page, "PREFIXES", {}).get(kind, page.PREFIX)
+            for architecture, names in case["names"].items():
+                with self.subTest(architecture):
+                    record = case["config"] | {"architectures": [architecture]}
+                    record |= {"is_decoder": True} if architecture == "ReformerModelWithLMHead" else {}
+                    config = huggingface.decode_config("config.json", record, page)
+                    model = page.Model(config, heads=page.ARCHITECTURES[architecture])
+                    model.record = FolderRecord(config=record)
+                    folder = self.folder / architecture
+                    tfzoo.save(model, folder)
+                    arrays = safetensors.numpy.load_file(folder / "model.safetensors")
+                    self.assertEqual({*arrays} ^ {*names}, set())
+                    if architecture not in sorted(case["names"])[:2] and page.ARCHITECTURES[architecture]:
+                        continue
+                    if page.ARCHITECTURES[architecture]:
+                        arrays = {n.removeprefix(prefix): array for n, array in arrays.items()}
+                    else:
+                        arrays = {prefix + n: array for n, array in arrays.items()}
+                    (folder / "model.safetensors").unlink()
+                    safetensors.numpy.save_file(arrays, folder / "model.safetensors")
+                    again, _ = tfzoo.load(folder)
+                    for one, other in zip(model.weights, again.weights, strict=True):
+                        self.assertAllEqual(one, other)
+
+
 class RefusedTest(FolderCase):
+    def test_a_table_of_positions_that_is_not_the_one_of_sines(self):
+        folder = self.copy("pegasus", change={"model.decoder.embed_positions.weight": lambda table: table + 0.1})
+        with self.assertRaisesRegex(UserError, "model.decoder.embed_positions.weight is not the table of sines"):
+            huggingface.load(folder)
+
     def refused(self, folder, *parts):
         with self.assertRaises(UserError) as caught:
             huggingface.load(folder)
@@ -161,9 +227,9 @@ class RefusedTest(FolderCase):
         self.refused(self.copy(config={"num_hidden_layers": 9999}), "9,999 layers", "tensors are of 2")
         self.refused(self.copy(config={"num_hidden_layers": 25}), "25 layers of the encoder", "tensors are of 2")
         self.refused(self.copy(config={"vocab_size": 10**7}), "[53, 16]", "[10000000, 16]")
-        for text, message in (("[]", "not an object"), ("{", "JSON"), ('{"a": NaN}', "NaN"), ("[" * 99999, "JSON")):
+        for content, message in (("[]", "not an object"), ("{", "JSON"), ('{"a": NaN}', "NaN"), ("[" * 99999, "JSON")):
             folder = self.copy()
-            (folder / "config.json").write_text(text)
+            (folder / "config.json").write_text(content)
             self.refused(folder, "config.json", message)
 
     def test_files_that_are_not_weights(self):

@@ -1,5 +1,6 @@
 """BART (Lewis et al. 2020, https://arxiv.org/abs/1910.13461): a post-norm encoder-decoder with learned positions.
-mBART (Liu et al. 2020, https://arxiv.org/abs/2001.08210) is pre-norm and scales its embeddings.
+mBART (Liu et al. 2020, https://arxiv.org/abs/2001.08210) is pre-norm and scales its embeddings, PLBART (Ahmad et al.
+2021, https://arxiv.org/abs/2103.06333), of programs, is post-norm and scales them.
 
 token_ids, padding_mask [B, M]; decoder_token_ids, decoder_padding_mask [B, L]
 -> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of the token that follows each
@@ -36,10 +37,11 @@ class Model(nn.EncoderDecoderModel):
     LOGITS_BIAS = True
 
 
-MODEL_TYPES = {"bart": _FAMILY, "mbart": _MBART}
-ARCHITECTURES: dict[str, tuple[str, ...]] = {f"{name}Model": () for name in ("Bart", "MBart")}
-ARCHITECTURES |= {f"{name}ForConditionalGeneration": ("lm",) for name in ("Bart", "MBart")}
-ARCHITECTURES |= {f"{name}ForSequenceClassification": ("classify",) for name in ("Bart", "MBart")}
+MODEL_TYPES = {"bart": _FAMILY, "mbart": _MBART, "plbart": _FAMILY}
+_KINDS = ("Bart", "MBart", "PLBart")
+ARCHITECTURES: dict[str, tuple[str, ...]] = {f"{name}Model": () for name in _KINDS}
+ARCHITECTURES |= {f"{name}ForConditionalGeneration": ("lm",) for name in _KINDS}
+ARCHITECTURES |= {f"{name}ForSequenceClassification": ("classify",) for name in _KINDS}
 CONFIG = {
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",

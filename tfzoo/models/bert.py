@@ -46,15 +46,18 @@ class Model(nn.EncoderModel):
 
 
 # Hugging Face: config.json's fields, and the modules that hold our layers' weights.
-MODEL_TYPES: dict[str, dict] = {"bert": {}}  # With the fields that are the same in all of them.
-ARCHITECTURES = {
-    "BertModel": (),
-    "BertForPreTraining": ("lm", "next_sentence"),
-    "BertForMaskedLM": ("lm",),
-    "BertForNextSentencePrediction": ("next_sentence",),
-    "BertForSequenceClassification": ("classify",),
-    "BertForTokenClassification": ("tag",),
-    "BertForQuestionAnswering": ("span",),
+MODEL_TYPES: dict[str, dict] = {"bert": {}, "ernie": {}}  # With the fields that are the same in all of them.
+_HEADS = {
+    "Model": (),
+    "ForPreTraining": ("lm", "next_sentence"),
+    "ForMaskedLM": ("lm",),
+    "ForNextSentencePrediction": ("next_sentence",),
+    "ForSequenceClassification": ("classify",),
+    "ForTokenClassification": ("tag",),
+    "ForQuestionAnswering": ("span",),
+}
+ARCHITECTURES: dict[str, tuple[str, ...]] = {
+    kind + name: heads for kind in ("Bert", "Ernie") for name, heads in _HEADS.items()
 }
 CONFIG = {
     "vocab_size": "vocab_size",
@@ -72,12 +75,14 @@ CONFIG = {
 }
 REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False, "tie_word_embeddings": True}
 REQUIRED |= {"is_encoder_decoder": False}
-# Google's own poolers were of this shape only.
+REQUIRED |= {"use_task_id": False}  # Of ERNIE, whose later models have embeddings of tasks.
+# Google's own poolers were of this shape only; without embeddings of tasks their number says nothing.
 IGNORED = (
-    "directionality",
+    *("directionality", "task_type_vocab_size"),
     *(f"pooler_{x}" for x in "fc_size num_attention_heads num_fc_layers size_per_head type".split()),
 )
 PREFIX = "bert."
+PREFIXES = {"ernie": "ernie."}
 _LAYER, _OURS = "bert.encoder.layer.{}", "encoder/stack/layer_{}"
 WEIGHTS = {
     "bert.embeddings.word_embeddings": "encoder/embeddings/tokens",

@@ -3,7 +3,9 @@
 token_ids, padding_mask [B, L] -> sequence [B, L, E]; without a head also pooled [B, E]
 masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
 
-XLM-RoBERTa (Conneau et al. 2020, https://arxiv.org/abs/1911.02116) is the same with 250,002 words of 100 languages.
+XLM-RoBERTa (Conneau et al. 2020, https://arxiv.org/abs/1911.02116) is the same with 250,002 words of 100 languages,
+CamemBERT (Martin et al. 2020, https://arxiv.org/abs/1911.03894) with French ones; data2vec's model of text (Baevski et
+al. 2022, https://arxiv.org/abs/2202.03555) is the same trained otherwise.
 
 Positions count a row's real tokens, wherever its padding stands. The table of positions has position_offset rows
 before them, one more than the id of the padding token: the last of those is the position of padding.
@@ -66,7 +68,7 @@ class Model(nn.EncoderModel):
         return nn.MaskedLMHead(config, self.tokens, dtype=self.dtype_policy, name="lm")
 
 
-MODEL_TYPES: dict[str, dict] = {"roberta": {}, "xlm-roberta": {}}
+MODEL_TYPES: dict[str, dict] = {"roberta": {}, "xlm-roberta": {}, "camembert": {}, "data2vec-text": {}}
 _HEADS = {
     "Model": (),
     "ForMaskedLM": ("lm",),
@@ -74,7 +76,8 @@ _HEADS = {
     "ForTokenClassification": ("tag",),
     "ForQuestionAnswering": ("span",),
 }
-ARCHITECTURES = {kind + name: heads for kind in ("Roberta", "XLMRoberta") for name, heads in _HEADS.items()}
+_KINDS = ("Roberta", "XLMRoberta", "Camembert", "Data2VecText")
+ARCHITECTURES = {kind + name: heads for kind in _KINDS for name, heads in _HEADS.items()}
 CONFIG = bert.CONFIG
 REQUIRED = bert.REQUIRED
 IGNORED = bert.IGNORED
@@ -93,6 +96,7 @@ def encode_config(config):
 
 
 PREFIX = "roberta."
+PREFIXES = {"data2vec-text": "data2vec_text."}  # Of the others, where it is not PREFIX.
 # The encoder's modules have BERT's names.
 _ENCODER = {name.replace("bert.", PREFIX, 1): ours for name, ours in bert.WEIGHTS.items() if name.startswith("bert.")}
 WEIGHTS = _ENCODER | {

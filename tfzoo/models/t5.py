@@ -75,6 +75,7 @@ CONFIG = {
 # feed_forward_proj -> activation, gated_mlp
 _MLPS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True)}
 REQUIRED = {"feed_forward_proj": tuple(_MLPS), "is_encoder_decoder": True, "is_decoder": False}
+REQUIRED |= {"tie_word_embeddings": (True, False)}
 IGNORED = ("n_positions",)  # T5 has no table of them.
 
 
@@ -108,6 +109,12 @@ def new_config(config):
 
 
 PREFIX = "transformer."
+
+
+def saved_name(name, heads):  # The class with this head alone has the body as a part.
+    return PREFIX + name if "classify" in heads and not name.startswith("classification_head") else name
+
+
 _TOKENS = Tied("encoder/embeddings/tokens/embeddings")
 WEIGHTS = {
     "shared": "encoder/embeddings/tokens",

@@ -1,6 +1,7 @@
 """The Transformer (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762): a post-norm encoder-decoder with sinusoidal
 positions, whose one matrix of embeddings serves the encoder, the decoder and the output. Marian's translation models
-are of this kind, with the sines before the cosines.
+are of this kind, with the sines before the cosines; PEGASUS (Zhang et al. 2020, https://arxiv.org/abs/1912.08777) is
+Marian's, pre-norm.
 
 token_ids, padding_mask [B, M]; decoder_token_ids, decoder_padding_mask [B, L]
 -> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of the token that follows each
@@ -45,11 +46,14 @@ class Model(nn.EncoderDecoderModel):
 # Face's Marian would put them side by side.
 MODEL_TYPES = {
     "marian": _FAMILY | dict(positions="sinusoidal_concat", norm_epsilon=1e-5),
+    "pegasus": _FAMILY | dict(positions="sinusoidal_concat", norm_epsilon=1e-5, norm_first=True),
     "transformer": _FAMILY,
 }
 ARCHITECTURES = {
     "MarianModel": (),
     "MarianMTModel": ("lm",),
+    "PegasusModel": (),
+    "PegasusForConditionalGeneration": ("lm",),
     "TransformerModel": (),
     "TransformerForConditionalGeneration": ("lm",),
 }
@@ -66,13 +70,23 @@ def decode_config(hub):
 
 
 def encode_config(config):
-    kind = "marian" if config.positions == "sinusoidal_concat" else "transformer"
+    kind = "transformer"
+    if config.positions == "sinusoidal_concat":
+        kind = "pegasus" if config.norm_first else "marian"
     return bart.encode_config(config) | {"model_type": kind}
 
 
 def new_config(config):  # As in the published ones, the padding is the last word, and the decoder begins with it.
     last = config.vocab_size - 1
     return {"pad_token_id": last, "decoder_start_token_id": last, "eos_token_id": 0, "forced_eos_token_id": 0}
+
+
+def computed(model, model_type, written=False):
+    """Tables of positions, by name; those that Hugging Face writes are PEGASUS's, and Marian's without a head."""
+    if model_type == "transformer" or (written and model_type == "marian" and model.head_names):
+        return {}
+    table = nn.sinusoidal_positions(model.config.max_positions, model.config.hidden_size, interleaved=False)
+    return {f"model.{stack}.embed_positions.weight": table for stack in ("encoder", "decoder")}
 
 
 PREFIX = bart.PREFIX

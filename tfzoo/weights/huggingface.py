@@ -9,17 +9,19 @@ vocab.txt, ...             the tokenizer
 A sentence-transformers folder has these and more (tfzoo.weights.sentence_transformers): its model has a head "embed".
 
 The pages of tfzoo.models hold the tables that say whose field and whose tensor is which: MODEL_TYPES, ARCHITECTURES,
-CONFIG, REQUIRED, PREFIX and WEIGHTS. A family that Hugging Face does not have (WEIGHTS is None) is written in the same
-files under our own names.
+CONFIG, REQUIRED, PREFIX, PREFIXES and WEIGHTS. A family that Hugging Face does not have (WEIGHTS is None) is written in
+the same files under our own names.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -29,7 +31,7 @@ from tfzoo.errors import UserError, suggest
 from tfzoo.json_files import Field, Fields
 from tfzoo.models.record import FolderRecord
 from tfzoo.text import template
-from tfzoo.text.settings import ROLES
+from tfzoo.text.settings import CONFIG_FILE, ROLES
 from tfzoo.weights import config_fields, safetensors_files, sentence_transformers, table
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -126,6 +128,7 @@ def load_model(
         with tf.Graph().as_default(), nn.zero_initializers():
             skeleton = make(config, **arguments)
             found = table.account(table.slots(page.WEIGHTS, skeleton), file, page, folder, fresh)
+            _check_computed(page, skeleton, record["model_type"], file)
         if modules is not None and "embed" in arguments["heads"]:
             modules.check(found)
         with nn.zero_initializers(unless=bool(found.not_assigned)):
@@ -139,6 +142,27 @@ def load_model(
         sentence=None if modules is None else modules.record_for(config),
     )
     return model, found
+
+
+def _computed(page, model, model_type, written: bool = False) -> dict[str, np.ndarray]:
+    """Tables that files can have and that hold nothing learned, by name; or those that Hugging Face writes."""
+    return page.computed(model, model_type, written) if hasattr(page, "computed") else {}
+
+
+def _check_computed(page, model, model_type, file) -> None:
+    """Raises:
+    UserError: a table that is computed here is another in the file."""
+    tables = _computed(page, model, model_type)
+    for stored in file.names:
+        array = next((tables[name] for name in table.prefixed(stored, page) if name in tables), None)
+        if array is None:
+            continue
+        found = np.asarray(file.read(stored), np.float32)
+        if found.shape != array.shape or not np.abs(found - array).max() < 0.01:  # As bfloat16 has it.
+            raise UserError(
+                f"{file.file(stored)}: {stored} is not the table of sines that a {model_type} of {len(array)} "
+                "positions has; such a model is not read"
+            )
 
 
 def page_and_config(folder: pathlib.Path):
@@ -223,12 +247,20 @@ def save(
         folder.rmdir()
     with files.atomic_folder(folder) as partial:
         weights = list(table.stored(table.slots(page.WEIGHTS, model), DTYPES[dtype]))
-        body = [weight for weight in weights if not weight[0].startswith(table.EMBED)]
+        kind = record["model_type"]
+        for name, array in _computed(page, model, kind, written=True).items():
+            weights.append((name, array.shape, DTYPES[dtype], functools.partial(table.as_dtype, array, DTYPES[dtype])))
+        body = [
+            (_saved_name(weight[0], model, kind, page), *weight[1:])
+            for weight in weights
+            if not weight[0].startswith(table.EMBED)
+        ]
         safetensors_files.write_folder(partial, body, max_shard_bytes=max_shard_bytes)
         if "embed" in model.head_names:
             sentence_transformers.write(partial, model, weights)
         if tokenizer is not None:
             tokenizer.save(partial)
+            _write_max_length(partial, model.config)
             template.write_chat_templates(partial, source.chat_templates)
             begun = model.is_causal and model.record is None
             bos = getattr(known, "bos_id", None)
@@ -237,6 +269,28 @@ def save(
         if generation and not (partial / "generation_config.json").exists():
             (partial / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         (partial / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def _write_max_length(folder: pathlib.Path, config) -> None:
+    """Says in tokenizer_config.json how long a text may be, where it does not and positions have an end."""
+    path = folder / CONFIG_FILE
+    if config.positions != "learned" or not path.exists():
+        return
+    record = json_files.read(path)
+    if "model_max_length" not in record:
+        record["model_max_length"] = config.max_positions
+        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _saved_name(name: str, model, model_type: str, page) -> str:
+    """What Hugging Face calls a tensor of our table: its models without a head name their parts alone."""
+    prefix = getattr(page, "PREFIX", "")
+    if hasattr(page, "saved_name"):
+        return page.saved_name(name, model.head_names)
+    if not prefix or not name.startswith(prefix):
+        return name
+    bare = not set(model.head_names) - {"embed"}
+    return ("" if bare else getattr(page, "PREFIXES", {}).get(model_type, prefix)) + name.removeprefix(prefix)
 
 
 def is_folder(folder: pathlib.Path) -> bool:

@@ -200,7 +200,6 @@ def check_layers(config, file, page, where) -> None:
     Raises:
       UserError: the file has more layers than the config, or fewer.
     """
-    prefix = getattr(page, "PREFIX", "")
     counts = {"encoder": config.num_layers, "decoder": config.resolved_num_decoder_layers}
     found: dict[str, int] = {}
     for name, value in (page.WEIGHTS or {}).items():
@@ -209,7 +208,7 @@ def check_layers(config, file, page, where) -> None:
             pattern = re.compile(re.escape(name).replace(r"\{\}", r"(\d+)") + r"(?:\.\w+)?")
             tower = path.partition("/")[0]
             for stored in file.names:
-                match = pattern.fullmatch(stored) or pattern.fullmatch(prefix + stored)
+                match = next(filter(None, map(pattern.fullmatch, prefixed(stored, page))), None)
                 if match:
                     found[tower] = max(found.get(tower, 0), int(match[1]) + 1)
     for tower, count in found.items():
@@ -228,7 +227,7 @@ def account(
     Args:
       slots: of `slots`.
       file: tfzoo.weights.tensors.Tensors.
-      page: a family's module, with WEIGHTS and PREFIX.
+      page: a family's module, with WEIGHTS, PREFIX and PREFIXES.
       where: the file or folder, for messages.
       fresh_heads: whether heads and the pooler may be missing from the file. It may have heads that the model lacks in
         any case: many a released file has more than the architecture in its config.json.
@@ -237,7 +236,7 @@ def account(
     Raises:
       UserError: a tensor is missing, unknown or of another shape.
     """
-    table, prefix = {**(page.WEIGHTS or {}), **_EVERY}, getattr(page, "PREFIX", "")
+    table = {**(page.WEIGHTS or {}), **_EVERY}
     # Where a matrix is not tied, what would be its alias is its name.
     by_name = {name: slot for slot in slots for name in slot.aliases} | {slot.name: slot for slot in slots}
     heads = [re.compile(_name_pattern(n, naming)) for n, v in table.items() if _is_head(v)]
@@ -245,7 +244,7 @@ def account(
     sources: dict[str, str] = {}
     tied, not_used, unknown = {}, [], []
     for stored in file.names:
-        name = _canonical(stored, by_name, prefix, naming)
+        name = _canonical(stored, by_name, page, naming)
         if name in by_name:
             slot = by_name[name]
             if name == slot.name or slot.name not in sources:
@@ -254,9 +253,9 @@ def account(
                 sources[slot.name] = stored
             else:
                 tied[stored] = slot.name
-        elif any(pattern.fullmatch(n) for pattern in computed for n in (name, prefix + name)):
+        elif any(pattern.fullmatch(n) for pattern in computed for n in prefixed(name, page)):
             continue
-        elif any(pattern.fullmatch(n) for pattern in heads for n in (name, prefix + name)):
+        elif any(pattern.fullmatch(n) for pattern in heads for n in prefixed(name, page)):
             not_used.append(stored)
         else:
             unknown.append(stored)
@@ -283,13 +282,18 @@ def account(
     return Account(sources, tied, not_used, not_assigned)
 
 
-def _canonical(stored, by_name, prefix, naming):
-    """The name that the table has for a stored one: with the prefix of models with heads."""
+def prefixed(name: str, page) -> list[str]:
+    """A stored name, and what it may be in a page's table: the prefix that the body's tensors have in models with heads
+    is missing in those without, and is another in some model_types."""
+    prefix = getattr(page, "PREFIX", "")
+    others = [other for other in getattr(page, "PREFIXES", {}).values() if name.startswith(other)]
+    return [name, prefix + name, name.removeprefix(prefix), *(prefix + name.removeprefix(other) for other in others)]
+
+
+def _canonical(stored, by_name, page, naming):
+    """The name that the table has for a stored one."""
     new = naming.canonical(stored)
-    for name in (stored, new, prefix + stored, prefix + new, stored.removeprefix(prefix), new.removeprefix(prefix)):
-        if name in by_name:
-            return name
-    return new
+    return next((name for old in (stored, new) for name in prefixed(old, page) if name in by_name), new)
 
 
 def _is_head(value) -> bool:
@@ -345,5 +349,9 @@ def stored(slots: Iterable[Slot], dtype: str) -> Iterator[tuple[str, tuple[int, 
 
 
 def _array(slot: Slot, dtype: str) -> np.ndarray:
-    array = slot.to_stored([np.asarray(variable.value) for variable in slot.variables])
+    return as_dtype(slot.to_stored([np.asarray(variable.value) for variable in slot.variables]), dtype)
+
+
+def as_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
+    """As it is stored."""
     return np.ascontiguousarray(array).astype(DTYPES[dtype], copy=False)
