@@ -11,12 +11,13 @@ import tensorflow as tf
 import tensorflow_text  # noqa: F401  (a SavedModel's operations)
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+import tfzoo
 from tests.helpers import temporary_folder
 from tests.text.varied import CHINESE, CODE, MORE, SENTENCES, lines
 from tfzoo import text
 from tfzoo.errors import UserError
 from tfzoo.export import tokenizer_files
-from tfzoo.text import cache, proof
+from tfzoo.text import cache, framing, proof
 from tfzoo.text.components import charsmap, patterns
 from tfzoo.text.framing import PAIR, TEXT
 
@@ -389,6 +390,30 @@ class FramesTest(Case):
                 (folder / "tokenizer.json").write_text(json.dumps(record))
                 found = text.load(folder).frames
                 self.assertEqual([frame.parts for frame in found], [single, pair])
+
+    def test_what_the_class_puts_there_is_left_to_the_family(self):
+        """As transformers 5 has it: BERT's, RoBERTa's and T5's classes do not look for a post_processor."""
+        folder = self.saved(kinds()["digits"], tokenizer_class="RobertaTokenizer", add_bos_token=True)
+        self.assertIsNone(text.load(folder).frames)
+        folder = self.saved(kinds()["digits"], tokenizer_class="GPT2Tokenizer")
+        self.assertEqual(text.load(folder).frames, framing.BARE)
+
+    def test_older_files_leave_it_to_the_family(self):
+        kinds()["digits"].model.save(str(self.folder))  # vocab.json and merges.txt.
+        self.assertIsNone(text.load(self.folder).frames)
+
+    def test_a_folder_that_is_written_says_it(self):
+        library = kinds()["digits"]
+        library.add_special_tokens(["<pad>", "</s>"])
+        tokenizer = text.load(self.saved(library, pad_token="<pad>", eos_token="</s>", tokenizer_class="T5Tokenizer"))
+        sizes = dict(hidden_size=8, num_heads=2, head_dim=4, num_layers=1, num_decoder_layers=1, intermediate_size=8)
+        model = tfzoo.build("t5_small", vocab_size=tokenizer.vocab_size, **sizes)
+        tfzoo.save(model, self.folder / "t5", tokenizer)
+        end = tokenizer.eos_id
+        frames = tfzoo.load(self.folder / "t5")[1].frames
+        self.assertEqual([frame.parts for frame in frames], [(TEXT, end), (TEXT, end, PAIR, end)])
+        reference = Tokenizer.from_file(str(self.folder / "t5" / "tokenizer.json"))
+        self.assertEqual(reference.encode("a").ids[-1], end)
 
 
 class CallTest(Case):

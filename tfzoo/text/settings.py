@@ -31,7 +31,7 @@ _FAIRSEQ = {
 }  # fmt: skip
 _END = "<|endoftext|>"
 # The roles of tokens that a class has by itself: older folders do not name them.
-_ROLES_OF_CLASS = {
+ROLES_OF_CLASS = {
     **dict.fromkeys(("Bert", "DistilBert", "Electra", "MobileBert", "Lxmert", "RetriBert"), _BERT),
     **dict.fromkeys(("Roberta", "Bart", "Longformer", "LED", "XLMRoberta", "MBart", "Camembert"), _FAIRSEQ),
     "GPT2": {"unknown": _END, "bos": _END, "eos": _END},
@@ -131,13 +131,14 @@ def check_class(folder: str | os.PathLike, has_json: bool) -> None:
         )
 
 
-def usual_roles(folder: str | os.PathLike) -> dict[str, str]:
-    """Role -> token of the folder's tokenizer_class, or else of its config.json's model_type; {} of an unknown one."""
+def class_of(folder: str | os.PathLike) -> str:
+    """The folder's tokenizer_class, or else that of its config.json's model_type, without "Tokenizer" and "Fast".
+    "None" where neither is known."""
     name, other = read(folder).get("tokenizer_class"), pathlib.Path(folder, "config.json")
     if name is None and other.is_file():
         config = json_files.read(other)
         name = config.get("tokenizer_class") or _CLASS_OF_MODEL.get(str(config.get("model_type")))
-    return _ROLES_OF_CLASS.get(str(name).removesuffix("Fast").removesuffix("Tokenizer"), {})
+    return str(name).removesuffix("Fast").removesuffix("Tokenizer")
 
 
 def token_text(value: Any) -> Any:

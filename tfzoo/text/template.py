@@ -9,6 +9,7 @@ from typing import Any
 from tfzoo import files, json_files
 from tfzoo.errors import UserError
 from tfzoo.text import settings
+from tfzoo.text.framing import PAIR, TEXT, Frame
 from tfzoo.text.settings import CONFIG_FILE
 
 TEMPLATE_FILE, TEMPLATE_FOLDER, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"
@@ -74,17 +75,32 @@ def write_bos(folder: str | os.PathLike, token: str, token_id: int) -> None:
     post_processor of tokenizer.json where there is one."""
     path = pathlib.Path(folder, CONFIG_FILE)
     files.atomic_write(path, _json(settings.read(folder) | {"add_bos_token": True}))
+    single = Frame((token_id, TEXT), (0, 0))
+    write_frames(folder, {token_id: token}, single, Frame((*single.parts, token_id, PAIR), (0, 0, 0, 0)))
+
+
+def write_frames(folder: str | os.PathLike, tokens: Mapping[int, str], single: Frame, pair: Frame) -> None:
+    """Says in tokenizer.json, where there is one, which special tokens stand around a text, and around two; `tokens`
+    has their texts by their ids."""
     path = pathlib.Path(folder, TOKENIZER_FILE)
     if not path.exists():
         return
     record = json_files.read(path)
-    special: dict[str, Any] = {"SpecialToken": {"id": token, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+
+    def parts(frame: Frame) -> list[dict[str, Any]]:
+        return [
+            {"Sequence": {"id": "A" if part == TEXT else "B", "type_id": segment}}
+            if isinstance(part, str)
+            else {"SpecialToken": {"id": tokens[part], "type_id": segment}}
+            for part, segment in zip(frame.parts, frame.segments)
+        ]
+
+    used = sorted({part for part in (*single.parts, *pair.parts) if isinstance(part, int)})
     record["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [special, first],
-        "pair": [special, first, special, second],
-        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+        "single": parts(single),
+        "pair": parts(pair),
+        "special_tokens": {tokens[i]: {"id": tokens[i], "ids": [i], "tokens": [tokens[i]]} for i in used},
     }
     files.atomic_write(path, json.dumps(record, ensure_ascii=False))
 

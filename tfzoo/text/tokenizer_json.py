@@ -20,20 +20,10 @@ from tfzoo.text.token_files import TOKENIZER_FILE
 from tfzoo.text.tokenizer import Tokenizer
 from tfzoo.text.wordpiece import WordPiece
 
-# transformers' own processors of these classes do not look at add_bos_token and add_eos_token.
-_OWN_FRAME = (
-    "Bert",
-    "DistilBert",
-    "Electra",
-    "T5",
-    "Roberta",
-    "Bart",
-    "XLNet",
-    "Albert",
-    "XLMRoberta",
-    "MBart",
-    "Camembert",
-)
+# Classes that put their own special tokens around a text, whatever add_bos_token and add_eos_token say.
+_OWN_FRAME = {
+    "Bert", "DistilBert", "Electra", "T5", "Roberta", "Bart", "XLNet", "Albert", "XLMRoberta", "MBart", "Camembert",
+}  # fmt: skip
 _COMPONENTS = {"normalizer": Field(dict), "pre_tokenizer": Field(dict), "post_processor": Field(dict)}
 _COMPONENTS |= {"decoder": Field(dict), "model": Field(dict, required=True, null=False)}
 _COMPONENTS |= {"added_tokens": Field(list, items=Field(dict))}
@@ -56,7 +46,7 @@ def load(folder: pathlib.Path, kind: str = "tokenizer_json") -> tuple[Tokenizer,
     ids = dict(word_models.vocabulary(record["model"], f"{path}: model"))
     added = token_files.added_tokens(folder, record, config, ids)
     roles = token_files.roles_of(folder, config, ids)
-    usual = settings.usual_roles(folder)
+    usual = settings.ROLES_OF_CLASS.get(settings.class_of(folder), {})
     if kind == "wordpiece":
         usual = {**wordpiece.ROLES_OF_BERT, **usual}
     elif kind == "byte_level" and not usual and not roles:
@@ -78,7 +68,7 @@ def load(folder: pathlib.Path, kind: str = "tokenizer_json") -> tuple[Tokenizer,
     tokenizer = maker(record, vocab, roles, added, path)
     # transformers 5 leaves byte-pair encoding's texts as they are: there a space before a full stop is meant.
     tokenizer.cleans_up = bool(config.get("clean_up_tokenization_spaces")) and record["model"].get("type") != "BPE"
-    tokenizer.frames = _frames(record, config, tokenizer, ids, path)
+    tokenizer.frames = _frames(folder, record, config, tokenizer, ids, path)
     return tokenizer, record
 
 
@@ -199,13 +189,16 @@ def _with_prefix(part: dict[str, Any], prefix: bool) -> dict[str, Any]:
     return {**part, "add_prefix_space": prefix} if part.get("type") == "ByteLevel" else part
 
 
-def _frames(record, config, tokenizer, ids, path) -> processors.Frames:
+def _frames(folder, record, config, tokenizer, ids, path) -> processors.Frames | None:
     """Which special tokens stand around a text: the file's post_processor, or, where tokenizer_config.json says so and
-    transformers' class listens, those that begin and end a text."""
-    own = str(config.get("tokenizer_class", "")).removesuffix("Fast").removesuffix("Tokenizer") in _OWN_FRAME
+    transformers' class listens, those that begin and end a text. None where it is left to the class, and so to the
+    family's page."""
+    own, written = settings.class_of(folder) in _OWN_FRAME, record.get("post_processor")
     flags = [config.get(name) for name in ("add_bos_token", "add_eos_token")]
     if own or flags == [None, None]:
-        return processors.compile_processor(record.get("post_processor"), ids, f"{path}: post_processor")
+        if written is None and (own or path.name != TOKENIZER_FILE):
+            return None
+        return processors.compile_processor(written, ids, f"{path}: post_processor")
     bos = [tokenizer.bos_id] if flags[0] and tokenizer.bos_id is not None else []
     eos = [tokenizer.eos_id] if flags[1] and tokenizer.eos_id is not None else []
     return processors.begin_and_end(bos, eos)

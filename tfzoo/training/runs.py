@@ -166,7 +166,8 @@ def load(
         return huggingface.load(folder, **options)
     tokenizer = tokenizer_of(folder)
     model = load_model(folder, checkpoint_dir, role, **options)
-    tokenizer.adds_bos = model.can_generate and not model.is_encoder_decoder  # As the objective begins a document.
+    # As the objective frames a document: by the family's page.
+    tokenizer.frames, tokenizer.adds_bos = None, model.can_generate and not model.is_encoder_decoder
     return model, tokenizer
 
 

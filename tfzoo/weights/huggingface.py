@@ -30,7 +30,7 @@ from tfzoo import files, json_files, models, nn, text
 from tfzoo.errors import UserError, suggest
 from tfzoo.json_files import Field, Fields
 from tfzoo.models.record import FolderRecord
-from tfzoo.text import template
+from tfzoo.text import framing, template
 from tfzoo.text.settings import CONFIG_FILE, ROLES
 from tfzoo.weights import config_fields, safetensors_files, sentence_transformers, table
 
@@ -262,6 +262,7 @@ def save(
             tokenizer.save(partial)
             _write_max_length(partial, model.config)
             template.write_chat_templates(partial, source.chat_templates)
+            _write_frames(partial, model, known)
             begun = model.is_causal and model.record is None
             bos = getattr(known, "bos_id", None)
             if bos is not None and (begun or known.adds_bos):
@@ -291,6 +292,21 @@ def _saved_name(name: str, model, model_type: str, page) -> str:
         return name
     bare = not set(model.head_names) - {"embed"}
     return ("" if bare else getattr(page, "PREFIXES", {}).get(model_type, prefix)) + name.removeprefix(prefix)
+
+
+def _write_frames(folder: pathlib.Path, model, tokenizer) -> None:
+    """Says in a tokenizer's files what stands around a text, where they do not: as the family's page has it."""
+    if getattr(tokenizer, "frames", None) or model.is_causal:
+        return
+    try:
+        single = framing.frame(model.LAYOUT, tokenizer)
+    except UserError:  # A language has to be named.
+        return
+    try:
+        pair = framing.frame(model.LAYOUT, tokenizer, pair=True)
+    except UserError:  # Nothing parts two texts.
+        pair = framing.Frame((*single.parts, framing.PAIR), (*single.segments, 0))
+    template.write_frames(folder, dict(enumerate(tokenizer.vocab)), single, pair)
 
 
 def is_folder(folder: pathlib.Path) -> bool:
