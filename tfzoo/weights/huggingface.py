@@ -32,6 +32,7 @@ from tfzoo.json_files import Field, Fields
 from tfzoo.models.record import FolderRecord
 from tfzoo.text import framing, template
 from tfzoo.text.settings import CONFIG_FILE, ROLES
+from tfzoo.text.tokenizer import Tokenizer
 from tfzoo.weights import config_fields, safetensors_files, sentence_transformers, table
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -296,7 +297,7 @@ def _saved_name(name: str, model, model_type: str, page) -> str:
 
 def _write_frames(folder: pathlib.Path, model, tokenizer) -> None:
     """Says in a tokenizer's files what stands around a text, where they do not: as the family's page has it."""
-    if getattr(tokenizer, "frames", None) or model.is_causal:
+    if not isinstance(tokenizer, Tokenizer) or tokenizer.frames or model.is_causal:
         return
     try:
         single = framing.frame(model.LAYOUT, tokenizer)
