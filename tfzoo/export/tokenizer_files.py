@@ -32,7 +32,8 @@ def write(tokenizer: Any, layout: framing.Layout, folder: pathlib.Path) -> None:
     for name, pair in (("single", False), ("pair", True)):
         with contextlib.suppress(UserError):  # No token would part two texts.
             templates[name] = _template(framing.frame(layout, tokenizer, pair), tokenizer)
-    if templates.get("single", ["$A:0"]) != ["$A:0"]:
+    if templates:  # What the tokenizer's own file says is a Hugging Face class's, and not this model's.
+        templates = {"pair": [*templates["single"], "$B:0"], **templates}
         fast.post_processor = processors.TemplateProcessing(**templates, special_tokens=list(special.items()))
     fast.save(str(path))
 

@@ -38,20 +38,20 @@ def pool(how: str, outputs, padding_mask=None, pooling_mask=None):
     real = ops.cast(padding_mask if pooling_mask is None else pooling_mask, "bool")
     if how == "max":
         lowest = -6e4 if sequence.dtype == "float16" else -1e9
-        return ops.max(ops.where(real[..., None], sequence, ops.cast(lowest, sequence.dtype)), 1)
+        return ops.max(ops.where(ops.expand_dims(real, -1), sequence, ops.cast(lowest, sequence.dtype)), 1)
     if how in ("first", "last"):
-        places = ops.arange(ops.shape(real)[1])[None]
+        places = ops.expand_dims(ops.arange(ops.shape(real)[1]), 0)
         if how == "first":
             index = ops.argmax(ops.cast(real, "int32"), 1)  # ONNX has no arg-max of truths.
         else:
             index = ops.max(ops.where(real, places, 0), 1)
-        return gather_positions(sequence, index[:, None])[:, 0]
+        return gather_positions(sequence, ops.expand_dims(index, 1))[:, 0]
     weights = ops.cast(real, sequence.dtype)
     if how == "weighted_mean":
         places = real if padding_mask is None else ops.cast(padding_mask, "bool")
         weights = weights * ops.cast(ops.cumsum(ops.cast(places, "int32"), 1), sequence.dtype)
-    count = ops.maximum(ops.sum(weights[..., None], 1), 1)
-    return ops.sum(sequence * weights[..., None], 1) / (ops.sqrt(count) if how == "mean_sqrt_len" else count)
+    count = ops.maximum(ops.sum(ops.expand_dims(weights, -1), 1), 1)
+    return ops.sum(sequence * ops.expand_dims(weights, -1), 1) / (ops.sqrt(count) if how == "mean_sqrt_len" else count)
 
 
 # Of rows without padding, in fewer operations.

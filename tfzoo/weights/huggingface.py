@@ -297,7 +297,7 @@ def _saved_name(name: str, model, model_type: str, page) -> str:
 
 def _write_frames(folder: pathlib.Path, model, tokenizer) -> None:
     """Says in a tokenizer's files what stands around a text, where they do not: as the family's page has it."""
-    if not isinstance(tokenizer, Tokenizer) or tokenizer.frames or model.is_causal:
+    if not isinstance(tokenizer, Tokenizer) or tokenizer.frames:
         return
     try:
         single = framing.frame(model.LAYOUT, tokenizer)
