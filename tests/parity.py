@@ -78,7 +78,7 @@ def compare(case: pathlib.Path, model) -> dict[str, float]:
 
 def is_rounding(case: pathlib.Path, over: dict[str, float]) -> bool:
     """Whether differences above the limits are what float32 makes of an ill-conditioned draw: computed in float64 they
-    are within the limits, and what is left, which is the reference's own rounding, is not less than a fourth of them."""
+    are within the limits, and what is left, the reference's own rounding, is a fourth of them or more."""
     exact = compare(case, huggingface.load(case, dtype="float64")[0])
     within = all(exact[name] <= (GRADIENTS if name == "gradients" else OUTPUTS) for name in over)
     return within and all(value <= ROUNDING * exact[name] for name, value in over.items())
