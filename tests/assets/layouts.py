@@ -147,6 +147,22 @@ def fairseq(class_name: str, **config):
     return from_files(class_name, spiece("sentencepiece.bpe.model", "unigram", unk_id=0, bos_id=1, eos_id=2), **config)
 
 
+def marian():
+    """Ids of the pieces of both languages, some of them no pieces of the source's model."""
+    source = spiece("source.spm", "unigram")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 4), model_writer=model, vocab_size=400, hard_vocab_limit=False, minloglevel=3
+    )
+    pieces = ["</s>", "<unk>", ">>fra<<", ">>deu<<", "人工智能", "智"]
+    for content in (*source.values(), model.getvalue()):
+        one = sentencepiece.SentencePieceProcessor(model_proto=content)
+        pieces += [one.id_to_piece(i) for i in range(3, one.get_piece_size()) if i % 7]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "<pad>"]))}
+    files = {**source, "target.spm": model.getvalue(), "vocab.json": json.dumps(vocab).encode()}
+    return from_files("MarianTokenizer", files)
+
+
 def xlnet():
     controls = ["<cls>", "<sep>", "<pad>", "<mask>"]
     options = dict(unk_id=0, bos_id=1, eos_id=2, control_symbols=controls, user_defined_symbols=["<eod>", "<eop>"])
@@ -180,6 +196,7 @@ T5 = dict(d_model=16, d_kv=8, num_heads=2, num_layers=1, num_decoder_layers=1, d
 GPT2 = dict(n_embd=16, n_layer=2, n_head=2, n_positions=160)
 DISTILBERT = dict(dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=160, num_labels=3)
 XLNET = dict(d_model=16, n_layer=2, n_head=2, d_inner=24, num_labels=3)
+MARIAN = BART | dict(eos_token_id=0, forced_eos_token_id=0)
 CLASSIFY, CAUSAL, SEQ2SEQ = "SequenceClassification", "CausalLM", "Seq2SeqLM"
 
 # Name -> model_type, head, the tokenizer, sizes, and how many ids the model has that the tokenizer does not know.
@@ -214,6 +231,10 @@ LAYOUTS: dict[str, tuple[str, str, Callable, dict, int]] = {
     "t5-padded": ("t5", SEQ2SEQ, t5, T5, 28),
     "mt5": ("mt5", SEQ2SEQ, t5, T5, 0),
     "bart": ("bart", SEQ2SEQ, lambda: roberta("BartTokenizer"), BART, 0),
+    "camembert": ("camembert", CLASSIFY, lambda: fairseq("CamembertTokenizer"), BERT, 0),
+    "data2vec-text": ("data2vec-text", CLASSIFY, roberta, BERT, 0),
+    "ernie": ("ernie", CLASSIFY, lambda: from_files("BertTokenizer", word_pieces(True)), BERT, 0),
+    "marian": ("marian", SEQ2SEQ, marian, MARIAN, 0),
     "mbart": ("mbart", SEQ2SEQ, lambda: fairseq("MBartTokenizer", src_lang="en_XX"), MBART, 0),
 }  # fmt: skip
 
@@ -223,13 +244,17 @@ def write(name: str, folder: pathlib.Path) -> None:
     tokenizer = make()
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
     ids = {role: i for role, i in ids.items() if i is not None}
-    if kind == "roberta":
+    if kind == "marian":
+        sizes = sizes | {"decoder_start_token_id": ids["pad_token_id"]}
+    if kind in ("roberta", "camembert", "data2vec-text"):
         sizes = sizes | {"max_position_embeddings": sizes["max_position_embeddings"] + 2}
     config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokenizer) + more, **{**ids, **sizes})
     torch.manual_seed(sorted(LAYOUTS).index(name))
     model = getattr(transformers, f"AutoModelFor{head}").from_config(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for where, parameter in model.named_parameters():
+            if kind == "marian" and "embed_positions" in where:
+                continue  # A table that is computed.
             parameter.add_(0.15 * torch.randn_like(parameter))
     if head != CLASSIFY:
         model.generation_config.max_length = None

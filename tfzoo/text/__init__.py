@@ -41,7 +41,7 @@ _TOKENIZER_FILE, _CHARACTERS_FILE = "tokenizer.json", "characters.txt"
 # What a folder's tokenizer depends on, and what is written again as it was read.
 _FILES = (
     _TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", *_SENTENCEPIECE_FILES,
+    "merges.txt", "source.spm", "target.spm", *_SENTENCEPIECE_FILES,
 )  # fmt: skip
 _NO_LIMIT = 10**9  # transformers writes 10^30 where there is none.
 
@@ -50,7 +50,7 @@ def find(folder: str | os.PathLike) -> str | None:
     """The form of the tokenizer that a folder in Hugging Face's layout holds; None without one.
 
     tokenizer.json is tokenizer_json; else vocab.txt is wordpiece, vocab.json with merges.txt byte_level, spiece.model,
-    tokenizer.model or sentencepiece.bpe.model sentencepiece, and characters.txt characters.
+    tokenizer.model, sentencepiece.bpe.model or source.spm with vocab.json sentencepiece, and characters.txt characters.
     """
     folder = pathlib.Path(folder)
 
@@ -63,7 +63,7 @@ def find(folder: str | os.PathLike) -> str | None:
         return "wordpiece"
     if has("vocab.json", "merges.txt"):
         return "byte_level"
-    if any(has(name) for name in _SENTENCEPIECE_FILES):
+    if any(has(name) for name in _SENTENCEPIECE_FILES) or has("source.spm", "vocab.json"):
         return "sentencepiece"
     return "characters" if has(_CHARACTERS_FILE) else None
 

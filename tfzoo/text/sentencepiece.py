@@ -1,5 +1,5 @@
-"""SentencePiece as T5, XLNet, ALBERT, Llama, XLM-R and mBART have it, made of TensorFlow ops alone, so that an exported
-model reads text.
+"""SentencePiece as T5, XLNet, ALBERT, Llama, XLM-R, mBART and Marian have it, made of TensorFlow ops alone, so that an
+exported model reads text.
 
 Source: Kudo and Richardson, SentencePiece (arXiv:1808.06226); Kudo, Subword Regularization (arXiv:1804.10959), whose
 unigram model it is; the byte-pair encoding is Sennrich et al.'s (arXiv:1508.07909).
@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from tfzoo.json_files import Field
 from tfzoo.text import settings, token_files
 from tfzoo.text.added import AddedToken
 from tfzoo.text.components import processors
+from tfzoo.text.framing import PAIR, TEXT, Frame
 from tfzoo.text.pieces import Pieces
 from tfzoo.text.settings import CONFIG_FILE, ROLES
 from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, valid_utf8
@@ -55,6 +56,8 @@ class _Kind:
     keep_accents: bool = True
     shifted: bool = False  # fairseq's ids: <s> <pad> </s> <unk>, then the model's own from 3 on, plus 1.
     added: tuple[str, ...] = ()  # Tokens after the last piece.
+    vocab: str = ""  # The file with the ids, where they are not the model's own.
+    other: str = ""  # A second model, which translations' own texts are read with.
 
 
 _FAIRSEQ = {
@@ -97,6 +100,13 @@ KINDS = {
         shifted=True,
         added=(*_MBART_LANGUAGES.split(), "<mask>"),
     ),
+    "marian": _Kind(
+        "MarianTokenizer",
+        "source.spm",
+        {"pad": "<pad>", "eos": "</s>", "unknown": "<unk>"},
+        vocab="vocab.json",
+        other="target.spm",
+    ),
 }  # fmt: skip
 
 
@@ -128,6 +138,8 @@ class SentencePiece(Tokenizer):
         roles: dict[str, str] | None = None,
         added_tokens: Sequence[AddedToken] = (),
         prefix: str | None = None,
+        vocab: Mapping[str, int] | None = None,
+        other: bytes = b"",
         name: str = "SentencePiece model",
     ):
         """`model` is the content of a spiece.model; None stands for what `kind`, one of KINDS, does.
@@ -135,7 +147,8 @@ class SentencePiece(Tokenizer):
         `roles` (role -> text of a piece) replaces some of the kind's; a role whose piece is not in the vocabulary has
         no id. `added_tokens`, whose ids may come after the pieces', are found in a text. `prefix`: where a text gets a
         space before it: "always", "first" (what is behind an added token does not) or "never"; None is what the model
-        says. `name` is what errors call the model.
+        says. `vocab` and `other`, of kind marian alone: the pieces' ids, and the model of target texts, which is kept.
+        `name` is what errors call the model.
 
         Raises:
           UserError: `model` is no SentencePiece model, is cut short, has no unknown piece, or has a piece twice; or an
@@ -149,12 +162,16 @@ class SentencePiece(Tokenizer):
             raise UserError(f"sentinels: {sentinels} for kind {kind!r}; only t5 has them")
         if not row.cleans and (lowercase or keep_accents is False):
             raise UserError(f"lowercase, keep_accents: kind {kind!r} has neither; only xlnet and albert do")
+        if bool(row.vocab) != (vocab is not None):
+            raise UserError(f"vocab: kind {kind!r} has {'its ids there' if row.vocab else 'no such file'}")
         proto = _parse(bytes(model), name)
         pieces = [(piece.piece.decode(), piece.type) for piece in proto.pieces]
         unknown = next(i for i, (_, type_) in enumerate(pieces) if type_ == _UNKNOWN)
 
-        tokens, new_ids, ids = _numbered(pieces, kind, sentinels, added_tokens, name)
         by_role = row.roles | (roles or {})
+        if vocab is not None:
+            pieces, unknown = _of_vocab(pieces, vocab, by_role)
+        tokens, new_ids, ids = _numbered(pieces, kind, sentinels, added_tokens, name)
         wrong = next((role for role in by_role if role not in ROLES), None)
         if wrong is not None:
             raise UserError(f"roles: {wrong!r} is not one of {' '.join(ROLES)}")
@@ -168,7 +185,7 @@ class SentencePiece(Tokenizer):
         self._sentinels = sentinels
         self._lowercase = row.lowercase if lowercase is None else lowercase
         self._keep_accents = row.keep_accents if keep_accents is None else keep_accents
-        self._bytes = bytes(model)
+        self._bytes, self._other = bytes(model), other
         self._roles = tuple(by_role.items())
         self._sentinel_ids = tuple(ids[f"<extra_id_{i}>"] for i in range(sentinels))
         self._prefix = prefix
@@ -184,6 +201,12 @@ class SentencePiece(Tokenizer):
                 if prefix == "first":  # What is not first.
                     self._bare = sentencepiece_op(_with_prefix(proto, self._bytes, "never"))
                 self._model.tokenize(tf.constant(["a"]))
+                if vocab is not None:  # Text that is no piece of this model can have an id.
+                    self._texts = sentencepiece_op(self._op_model, tf.string)
+                    entries = tf.lookup.KeyValueTensorInitializer(
+                        list(vocab), list(vocab.values()), value_dtype=tf.int32
+                    )
+                    self._ids = tf.lookup.StaticHashTable(entries, default_value=unknown)
             except (tf.errors.OpError, ValueError) as error:
                 reason = one_line(error, 200)
                 raise UserError(f"{name}: the model cannot be used ({reason}); get the file again") from None
@@ -250,6 +273,8 @@ class SentencePiece(Tokenizer):
                 raise UserError(f"{path}: remove_space is {config['remove_space']!r}; only true is built here")
         if kind == "llama":
             options["prefix"] = _llama_prefix(config)
+        if row.vocab:
+            options |= _marian_files(pathlib.Path(folder), row, config)
         given = {role: settings.token_text(config.get(name)) for role, name in ROLES.items()}
         given = {role: token for role, token in given.items() if token is not None}
         file = pathlib.Path(folder, row.file)
@@ -266,6 +291,9 @@ class SentencePiece(Tokenizer):
                 [tokenizer.bos_id] if begins and tokenizer.bos_id is not None else [],
                 [tokenizer.eos_id] if ends and tokenizer.eos_id is not None else [],
             )
+        if kind == "marian":
+            end = (tokenizer.eos_id,)
+            tokenizer.frames = Frame((TEXT, *end), (0, 0)), Frame((TEXT, PAIR, *end), (0, 1, 1))
         return tokenizer
 
     def _write(self, folder: pathlib.Path) -> None:
@@ -280,6 +308,10 @@ class SentencePiece(Tokenizer):
             config |= {
                 "do_lower_case": self._lowercase, "keep_accents": self._keep_accents, "remove_space": True,
             }  # fmt: skip
+        if self._row.vocab:
+            ids = {text: i for i, text in enumerate(self._vocab) if text}
+            files.atomic_write(folder / self._row.vocab, json.dumps(ids, indent=2, ensure_ascii=False) + "\n")
+            files.atomic_write(folder / self._row.other, self._other)
         files.atomic_write(folder / self._row.file, self._bytes)
         files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
@@ -296,7 +328,7 @@ class SentencePiece(Tokenizer):
     @property
     def is_plain(self) -> bool:
         """Whether a text becomes ids by the model alone, with nothing done before or beside it."""
-        return not (self._row.cleans or self._prefix) and all(token.special for token in self._added)
+        return not (self._row.cleans or self._row.vocab or self._prefix) and all(token.special for token in self._added)
 
     @property
     def kind(self) -> str:
@@ -318,6 +350,8 @@ class SentencePiece(Tokenizer):
         options: tuple = (self._kind, self._sentinels, self._lowercase, self._keep_accents, sorted(self._role_ids))
         if self._added or self._prefix:
             options += (self._prefix, [dataclasses.astuple(token) for token in self._added])
+        if self._row.vocab:
+            options += (tuple(self._vocab), hashlib.sha256(self._other).hexdigest())
         return hashlib.sha256(f"{options}\n".encode() + self._bytes).hexdigest()
 
     def _valid(self, texts: tf.Tensor) -> tf.Tensor:
@@ -327,13 +361,13 @@ class SentencePiece(Tokenizer):
         """The library's own alignment: the space before a word is its first piece's.
 
         Raises:
-          UserError: alignment, where the kind is xlnet or albert: what they do to a text keeps no map.
+          UserError: alignment, where the kind is xlnet, albert or marian: what they do to a text keeps no map.
         """
         if self._prefix == "first" and self._added:
             return self._encode_first_and_others(pieces)
         if not pieces.aligned:
             return self._tokenize_pieces(pieces.texts), None, None
-        if self._row.cleans:
+        if self._row.cleans or self._row.vocab:
             raise UserError(f"offsets: a tokenizer of kind {self._kind!r} has none; use tokenize")
         ids, starts, ends = self._model.tokenize_with_offsets(pieces.texts)
         rows = ids.value_rowids()
@@ -377,6 +411,8 @@ class SentencePiece(Tokenizer):
         elif self._prefixed:
             texts = tf.strings.regex_replace(texts, f"^{_SPACE}", "")
         texts = tf.strings.regex_replace(texts, _SPACE, " ")
+        if self._row.vocab:
+            texts = tf.strings.regex_replace(texts, f"^{_PYTHON_SPACES}+|{_PYTHON_SPACES}+$", "")
         return valid_utf8(texts) if self._has_bytes else texts
 
     def _encode_first_and_others(self, pieces: Pieces) -> tuple:
@@ -387,7 +423,18 @@ class SentencePiece(Tokenizer):
         others = self._renumber(self._bare.tokenize(tf.where(pieces.first, "", pieces.texts)))
         return tf.concat([first, others], 1), None, None
 
+    def _look_up(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """Marian's: a language's code before a text, such as >>fra<<, is looked up whole, the rest by its pieces."""
+        coded = tf.strings.regex_full_match(texts, "(?s)>>.*?<<.*")
+        code = tf.strings.regex_replace(tf.boolean_mask(texts, coded), "(?s)^(>>.*?<<).*$", r"\1")
+        rest = tf.strings.regex_replace(texts, "(?s)^>>.*?<<", "", replace_global=False)
+        pieces = self._texts.tokenize(rest)
+        codes = tf.RaggedTensor.from_row_lengths(self._ids.lookup(code), tf.cast(coded, tf.int64))
+        return tf.concat([codes, pieces.with_flat_values(self._ids.lookup(pieces.flat_values))], 1)
+
     def _tokenize_pieces(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        if self._row.vocab:
+            return self._look_up(texts)
         if not self._row.cleans:
             return self._renumber(self._model.tokenize(texts))
         ids = self._model.tokenize(self._clean(texts))
@@ -485,6 +532,34 @@ def _numbered(
             raise UserError(f"{name}: piece {text!r} is there already, and {kind} adds it; use another kind")
         ids[text] = i
     return tokens, new_ids, ids
+
+
+def _of_vocab(
+    pieces: list[tuple[str, int]], vocab: Mapping[str, int], roles: Mapping[str, str]
+) -> tuple[list[tuple[str, int]], int]:
+    """Every id's text and type where a file has the ids, and the id of what it lacks."""
+    types = dict(pieces) | {text: _CONTROL for role, text in roles.items() if role != "unknown"}
+    types[roles["unknown"]] = _UNKNOWN
+    return [(text, types.get(text, _NORMAL)) for text in vocab], vocab[roles["unknown"]]
+
+
+def _marian_files(folder: pathlib.Path, row: _Kind, config: dict[str, Any]) -> dict[str, Any]:
+    """The ids, in their order, and the second model."""
+    if config.get("separate_vocabs") or config.get("sp_model_kwargs"):
+        name = "separate_vocabs" if config.get("separate_vocabs") else "sp_model_kwargs"
+        raise UserError(f"{folder / CONFIG_FILE}: {name} is {config[name]!r}, which is not built here")
+    path, other = folder / row.vocab, folder / row.other
+    vocab = json_files.read(path)
+    unknown = settings.token_text(config.get("unk_token")) or row.roles["unknown"]
+    if sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str) or unknown not in vocab:
+        raise UserError(
+            f"{path}: must have the ids 0 to {len(vocab) - 1}, each once, and {unknown}; get the file again"
+        )
+    try:
+        model = other.read_bytes()
+    except OSError as error:
+        raise UserError(f"{other}: the model cannot be read ({error.strerror})") from None
+    return {"vocab": dict(sorted(vocab.items(), key=lambda item: item[1])), "other": model}
 
 
 def _llama_prefix(config: dict[str, Any]) -> str | None:

@@ -23,6 +23,7 @@ CLASSES = {
     "MobileBertTokenizer",
     "GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "LEDTokenizer", "Qwen2Tokenizer",
     "T5Tokenizer", "LlamaTokenizer", "XLNetTokenizer", "AlbertTokenizer", "XLMRobertaTokenizer", "MBartTokenizer",
+    "MarianTokenizer",
     "PreTrainedTokenizer", "TokenizersBackend", "Characters",
 }  # fmt: skip
 _BERT = dict(zip(("pad", "unknown", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))

@@ -301,13 +301,13 @@ def join(pieces: tf.Tensor, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
     return tf.strings.unsorted_segment_join(tf.gather(pieces, ids.flat_values), ids.value_rowids(), ids.nrows())
 
 
-def sentencepiece_op(model: bytes) -> tf_text.SentencepieceTokenizer:
+def sentencepiece_op(model: bytes, out_type: tf.DType = tf.int32) -> tf_text.SentencepieceTokenizer:
     """tensorflow-text's tokenizer of a serialized model, made so that others and new seeds leave it alone."""
     # A SavedModel's op finds its model by the name of a node: another tokenizer's, in this SavedModel or another of the
     # same process, must not have the same.
     name = f"sentencepiece_{hashlib.sha256(model).hexdigest()}"
     with progress.quiet():  # The library notes that a model has no table of normalisation.
-        op = tf_text.SentencepieceTokenizer(model, out_type=tf.int32, name=name)
+        op = tf_text.SentencepieceTokenizer(model, out_type=out_type, name=name)
         op._model_resource = _SharedModel(model, name)
     return op
 
