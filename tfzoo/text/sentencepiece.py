@@ -292,6 +292,8 @@ class SentencePiece(Tokenizer):
                 [tokenizer.eos_id] if ends and tokenizer.eos_id is not None else [],
             )
         if kind == "marian":
+            if tokenizer.eos_id is None:
+                raise UserError(f"{path}: {row.vocab} has no token that ends a text; get the folder again")
             end = (tokenizer.eos_id,)
             tokenizer.frames = Frame((TEXT, *end), (0, 0)), Frame((TEXT, PAIR, *end), (0, 1, 1))
         return tokenizer
