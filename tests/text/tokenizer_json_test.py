@@ -344,8 +344,10 @@ class RolesTest(Case):
             (folder / "config.json").write_text(json.dumps(config))
             t = text.load(folder)
             self.assertEqual([t.pad_id, t.unknown_id, t.cls_id, t.sep_id, t.mask_id], ids)
-        (folder / "config.json").write_text("{}")
-        self.assertIsNone(text.load(folder).pad_id)
+        (folder / "config.json").write_text("{}")  # No file says it: the released vocabularies' are meant.
+        self.assertEqual(text.load(folder).pad_id, ids[0])
+        other = kinds()["t5"]
+        self.assertIsNone(text.load(self.saved(other)).eos_id)
 
     def test_sides_and_padding_that_only_tokenizer_json_has(self):
         library = kinds()["digits"]

@@ -47,10 +47,11 @@ def load(folder: pathlib.Path, kind: str = "tokenizer_json") -> tuple[Tokenizer,
     added = token_files.added_tokens(folder, record, config, ids)
     roles = token_files.roles_of(folder, config, ids)
     usual = settings.ROLES_OF_CLASS.get(settings.class_of(folder), {})
-    if kind == "wordpiece":
+    if kind == "wordpiece" or (not usual and not roles and _is_bert(record)):
         usual = {**wordpiece.ROLES_OF_BERT, **usual}
-    elif kind == "byte_level" and not usual and not roles:
-        usual = {role: token for token, names in byte_level_files.USUAL.items() for role in names if token in ids}
+    elif not usual and not roles and _is_byte_level(record):  # No file says it: what the released vocabularies mean.
+        special = {token.content for token in added if token.special}
+        usual = {role: token for token, names in byte_level_files.USUAL.items() for role in names if token in special}
     padding = (record.get("padding") or {}).get("pad_token")
     usual = {**usual, **({"pad": padding} if padding else {})}
     roles = {**{role: token for role, token in usual.items() if token in ids}, **roles}
