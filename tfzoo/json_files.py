@@ -216,14 +216,17 @@ def _levels(value: Any) -> int:
     level: list[Any] = [[value]]
     count = -1
     while level and count <= MAX_DEPTH:
-        level = [
-            child
-            for inner in level
-            for child in (inner.values() if type(inner) is dict else inner)
-            if type(child) is dict or type(child) is list
-        ]
+        level = [child for inner in level for child in _inside(inner)]
         count += 1
     return count
+
+
+def _inside(value: Any) -> list[Any]:
+    """The lists and objects in a list or an object; that a vocabulary has none is seen without a look at each value."""
+    values = value.values() if type(value) is dict else value
+    if not {dict, list} & {*map(type, values)}:
+        return []
+    return [child for child in values if type(child) is dict or type(child) is list]
 
 
 def _line_at(text: Any, position: int) -> int:
