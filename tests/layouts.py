@@ -129,7 +129,7 @@ def table(rows: dict[tuple[str, str], dict[str, str]]) -> str:
         "by tfzoo, written again and read by both, and exported as a SavedModel that reads text. Ids are those of",
         f"{len(lines())} lines in many scripts, with special tokens recognised and as plain text, and of a pair of",
         f"texts; logits agree to {TOLERANCE} of the largest; generated texts have {NEW_TOKENS} tokens, always the",
-        "likeliest.",
+        "likeliest; a dash stands where a model writes none.",
         "",
         f"| transformers | folder | model_type | tokenizer | {' | '.join(COLUMNS)} |",
         f"|{'---|' * (4 + len(COLUMNS))}",
