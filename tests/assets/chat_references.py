@@ -2,7 +2,7 @@
 
     python tests/assets/chat_references.py --output=tests/assets/golden_chat
 
-Needs tokenizers, jinja2 and transformers 5.23, and nothing of tfzoo. The vocabulary is special tokens and the bytes,
+Needs tokenizers, jinja2 and transformers 5.23; does not import tfzoo. The vocabulary is special tokens and the bytes,
 without a merge; the templates, all written here, are in the ways of released models' (ChatML, Llama 3, Qwen3 with what
 it thought, Mistral with tools, Phi) and use what those use: white space control, loops with continue, trim, tojson,
 namespaces, macros, slices, split, raise_exception, {% generation %} and the names of special tokens.

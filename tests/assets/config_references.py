@@ -3,7 +3,7 @@
     python tests/assets/config_references.py --defaults=tfzoo/weights/config_defaults.json
     python tests/assets/config_references.py --golden=tests/assets/golden_configs/golden.json
 
-Needs transformers 5, and nothing of tfzoo. The first file is part of the package: of each model_type "defaults", its
+Needs transformers 5; does not import tfzoo. The first file is part of the package: of each model_type "defaults", its
 class's fields and their defaults, "names", other names of fields, "null", fields that may be null, and "num_labels",
 where neither id2label nor num_labels is there. The second is for tests/weights/configs_test.py: of each model_type
 "record", a config.json in which no field that may differ is at its default, "whole", what the class makes of it, and

@@ -3,7 +3,7 @@
     python tests/assets/generation_references.py --output=tests/assets/golden_generation
     python tests/assets/generation_references.py --output=tests/assets/golden_generation --folders --models=gpt2,bart
 
-Needs torch and transformers, and nothing of tfzoo. FOLDER/NAME/ holds the model as save_pretrained writes it and
+Needs torch and transformers; does not import tfzoo. FOLDER/NAME/ holds the model as save_pretrained writes it and
 golden.json: prompts of one to ten tokens, the id that ends a text, and, for each case, the options and the new tokens
 of each prompt, without what was given and without padding. Each prompt is decoded alone, so that padding can play no
 part; the plain cases are decoded once more as one batch, with the same tokens. A model is drawn again until float64

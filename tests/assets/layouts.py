@@ -4,7 +4,7 @@
     python tests/assets/layouts.py --check=build/layouts/5.23
 
 The second loads what tests/layouts.py read and wrote again beside each folder, and compares. Run by the transformers
-whose layout is wanted: its major versions differ. Needs torch, tokenizers and sentencepiece, and nothing of tfzoo.
+whose layout is wanted: its major versions differ. Needs torch, tokenizers and sentencepiece; does not import tfzoo.
 """
 
 import argparse

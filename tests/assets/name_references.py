@@ -2,7 +2,7 @@
 
     python tests/assets/name_references.py --output=tests/assets/golden_names/golden.json
 
-Needs torch and transformers 5, and nothing of tfzoo. Of each model_type "config", a config.json, and "names": of each
+Needs torch and transformers 5; does not import tfzoo. Of each model_type "config", a config.json, and "names": of each
 class, the tensors in the file that save_pretrained writes of it.
 """
 

@@ -2,7 +2,7 @@
 
     python tests/assets/processor_references.py --output=tests/assets/golden_generation/processors.json
 
-Needs torch and transformers, and nothing of tfzoo. Each case has options by GenerationConfig's names, the ids that the
+Needs torch and transformers; does not import tfzoo. Each case has options by GenerationConfig's names, the ids that the
 encoder reads ("source"; of a decoder the prompt), the ids so far with the prompt or the start token ("ids"), how many
 of them are new ("step"), scores, and "expected", what the processors that `generate` would use leave of them; null is
 minus infinity. tests/generation_test.py compares.

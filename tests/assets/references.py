@@ -5,7 +5,7 @@
     python tests/assets/references.py --check FOLDER
 
 The last is the other direction: what tests/parity.py wrote beside its cases in FOLDER, Hugging Face loads, and answers
-as the case says. Needs torch and transformers, and nothing of tfzoo. README.md beside this page says what the files
+as the case says. Needs torch and transformers; does not import tfzoo. README.md beside this page says what the files
 hold.
 """
 

@@ -4,7 +4,7 @@
     python tests/assets/sentence_references.py --check FOLDER
 
 The second is the other direction: the library reads every folder in FOLDER that tfzoo wrote and that has a
-golden.npz, and gives the recorded vectors. Needs sentence-transformers 6.2 and nothing of tfzoo.
+golden.npz, and gives the recorded vectors. Needs sentence-transformers 6.2; does not import tfzoo.
 
 golden.npz: `texts`; `vectors/PROMPT`, of encode(prompt_name=PROMPT), "" being what it does by default; `modes/MODE`, of
 each mode of pooling, with nothing behind it and no prompt. Each text was computed by itself.

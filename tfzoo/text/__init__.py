@@ -15,7 +15,7 @@ time:
     tokenize_with_offsets(texts, special=())
                                    -> ids, starts, ends, where positions in the original text (code points) are exact
     detokenize(ids)                [N, L] or ragged -> strings [N]
-    save(folder), from_folder(f)   the released file forms, which `tokenizers` and `transformers` read with the same ids
+    save(folder)                   the released file forms, which `tokenizers` and `transformers` read with the same ids
     frames                         the special tokens around a text, and around two, where its files say so
     added_tokens                   tokens that are found in a text before anything else
     fingerprint()                  hexadecimal; equal exactly if every text has equal ids
@@ -30,17 +30,17 @@ from typing import TYPE_CHECKING, Any
 
 from tfzoo.errors import UserError
 from tfzoo.text import settings, template
-from tfzoo.text.settings import SPECIAL_TOKENS, SPLIT_PATTERNS
+from tfzoo.text.settings import CONFIG_FILE, SPECIAL_TOKENS, SPLIT_PATTERNS, TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from tfzoo.text.tokenizer import Tokenizer
 
 __all__ = ["SPECIAL_TOKENS", "SPLIT_PATTERNS", "find", "load"]
 _SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-_TOKENIZER_FILE, _CHARACTERS_FILE = "tokenizer.json", "characters.txt"
+_CHARACTERS_FILE = "characters.txt"
 # What a folder's tokenizer depends on, and what is written again as it was read.
 _FILES = (
-    _TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    TOKENIZER_FILE, CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", "source.spm", "target.spm", *_SENTENCEPIECE_FILES,
 )  # fmt: skip
 _NO_LIMIT = 10**9  # transformers writes 10^30 where there is none.
@@ -57,7 +57,7 @@ def find(folder: str | os.PathLike) -> str | None:
     def has(*names: str) -> bool:
         return all((folder / name).is_file() for name in names)
 
-    if has(_TOKENIZER_FILE):
+    if has(TOKENIZER_FILE):
         return "tokenizer_json"
     if has("vocab.txt"):
         return "wordpiece"
@@ -81,7 +81,7 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
     kind, record = find(folder), dict[str, Any]()
     if kind is None:
         raise UserError(
-            f"{folder}: holds no tokenizer: no {_TOKENIZER_FILE}, no vocab.txt, no vocab.json with merges.txt, "
+            f"{folder}: holds no tokenizer: no {TOKENIZER_FILE}, no vocab.txt, no vocab.json with merges.txt, "
             f"none of {', '.join(_SENTENCEPIECE_FILES)}, and no {_CHARACTERS_FILE}"
         )
     settings.check_class(folder, has_json=kind == "tokenizer_json")

@@ -8,8 +8,6 @@ import numpy as np
 from tfzoo.errors import UserError
 from tfzoo.text.framing import BARE, PAIR, TEXT, Frame
 
-_SIDES = ("right", "left")
-
 
 def inputs(
     tokenizer: Any,
@@ -22,7 +20,21 @@ def inputs(
     special_tokens: bool = True,
     segment_ids: bool | None = None,
 ) -> dict[str, np.ndarray]:
-    """A batch of a model's inputs: the arguments and errors of Tokenizer.__call__."""
+    """A batch of a model's inputs: token_ids int32 [B, L], padding_mask bool [B, L] and segment_ids int32 [B, L].
+
+    Args:
+      texts: one, or a list of them. Special tokens that are written in them are plain text.
+      pairs: as many, each of which follows the text of its place.
+      padding: True or "longest" makes all rows as long as the longest, "max_length" as long as that; False needs
+        rows of one length. The tokenizer's files say on which side, else it is the right.
+      truncation: True or "longest_first" takes tokens from the longer text, "only_first" or "only_second" from one.
+      max_length: tokens of a row, special ones included; None is what the tokenizer's files say.
+      special_tokens: whether those stand around a text that its files ask for.
+      segment_ids: whether these are given; None gives them where they are not all 0.
+
+    Raises:
+      UserError: an option has no such value, or the files do not say what is needed.
+    """
     texts, pairs = _list(texts, "texts"), None if pairs is None else _list(pairs, "pairs")
     if pairs is not None and len(pairs) != len(texts):
         raise UserError(f"pairs: has {len(pairs)} texts, where texts has {len(texts)}; give one for each")

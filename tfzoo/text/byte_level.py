@@ -174,7 +174,7 @@ class ByteLevelBPE(Tokenizer):
             self._lengths = tf.constant([len(ordinary.get(i, b"")) for i in range(len(tokens))], tf.int64)
 
     def _write(self, folder: pathlib.Path) -> None:
-        """Writes tokenizer.json, vocab.json, merges.txt and tokenizer_config.json, which `from_folder` and the
+        """Writes tokenizer.json, vocab.json, merges.txt and tokenizer_config.json, which `tfzoo.text.load` and the
         `tokenizers` and `transformers` libraries read."""
         byte_level_files.write(
             folder,

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from tfzoo import files, json_files
 from tfzoo.errors import UserError
 from tfzoo.text.byte_level_model import BYTES, check_merges, check_vocab
-from tfzoo.text.settings import CONFIG_FILE, ROLES, SPLIT_PATTERNS
+from tfzoo.text.settings import CONFIG_FILE, ROLES, SPLIT_PATTERNS, TOKENIZER_FILE
 
-TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
-MAP_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
+VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 # What the released vocabularies mean by these, where no file says so.
 USUAL = {
     "<s>": ("bos", "cls"), "<pad>": ("pad",), "</s>": ("eos", "sep"), "<unk>": ("unknown",), "<mask>": ("mask",),

@@ -1,13 +1,14 @@
 """What a byte-level vocabulary and its merges are compiled to; tfzoo.text.byte_level says how, and why it is exact."""
 
 import collections
-import struct
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import tokenizers
 
 from tfzoo.errors import UserError
+from tfzoo.text import sentencepiece_proto
+from tfzoo.text.sentencepiece_proto import BPE, CONTROL, NORMAL, UNKNOWN
 
 # Bytes become letters, each the character of that number, but for these.
 LATIN_WORD_END = "\xff"  # The byte that no UTF-8 holds and that ends a word.
@@ -83,26 +84,12 @@ def cuts(tokens: Iterable[bytes]) -> str:
 
 def sentencepiece_model(vocab_size: int, tokens: Mapping[int, tuple[bytes, int]]) -> bytes:
     """A SentencePiece BPE model that merges as the ranks say: id -> (bytes, rank), written as protocol buffer."""
-
-    def number(value: int) -> bytes:
-        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + number(value >> 7)
-
-    def field(tag: int, value: int | bytes) -> bytes:
-        if isinstance(value, bytes):
-            return number(tag << 3 | 2) + number(len(value)) + value
-        return number(tag << 3) + number(value)
-
-    normal, unknown, control = 1, 2, 3
     pieces = []
     for i in range(vocab_size + 1):  # The unknown piece, which a model must have, is the last.
         text, rank = tokens.get(i, (b"", 0))
         name = latin(text) if text else f"{LATIN_OTHER}{i}".encode()
-        kind = normal if text else unknown if i == vocab_size else control
-        pieces.append(field(1, field(1, name) + number(2 << 3 | 5) + struct.pack("<f", -rank) + field(3, kind)))
-    bpe = field(2, field(3, 2))
-    # No normalisation, no space before a text, no fewer spaces, spaces as they are.
-    as_is = field(3, field(1, b"identity") + field(3, 0) + field(4, 0) + field(5, 0))
-    return b"".join(pieces) + bpe + as_is
+        pieces.append((name, -rank, NORMAL if text else UNKNOWN if i == vocab_size else CONTROL))
+    return sentencepiece_proto.write(pieces, BPE)
 
 
 def check_vocab(tokens: list[str], name: str, where: Callable[[str], str]) -> None:

@@ -27,20 +27,19 @@ from tfzoo.json_files import Field
 from tfzoo.text import settings, token_files
 from tfzoo.text.added import AddedToken
 from tfzoo.text.components import processors
+from tfzoo.text.components.normalizers import past_nul
 from tfzoo.text.framing import PAIR, TEXT, Frame
 from tfzoo.text.pieces import Pieces
+from tfzoo.text.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from tfzoo.text.settings import CONFIG_FILE, ROLES
 from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, valid_utf8
 
 _FIELDS = {"keep_accents": Field(bool, null=False), "extra_ids": Field(int, low=0, high=10_000, null=False)}
 _ADDING = ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens")
 _SPACE = "\u2581"  # SentencePiece's own mark of a space.
-_ESCAPE, _NUL, _OTHER = "\U0010ffff", "\U0010fffe", "\U0010fffd"
 _PYTHON_SPACES = (
     r"[\x{9}-\x{d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 )
-
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # SentencePiece's types of pieces.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +165,7 @@ class SentencePiece(Tokenizer):
             raise UserError(f"vocab: kind {kind!r} has {'its ids there' if row.vocab else 'no such file'}")
         proto = _parse(bytes(model), name)
         pieces = [(piece.piece.decode(), piece.type) for piece in proto.pieces]
-        unknown = next(i for i, (_, type_) in enumerate(pieces) if type_ == _UNKNOWN)
+        unknown = next(i for i, (_, type_) in enumerate(pieces) if type_ == UNKNOWN)
 
         by_role = row.roles | (roles or {})
         if vocab is not None:
@@ -176,9 +175,9 @@ class SentencePiece(Tokenizer):
         if wrong is not None:
             raise UserError(f"roles: {wrong!r} is not one of {' '.join(ROLES)}")
         types = [type_ for _, type_ in tokens]
-        role_ids = {role: ids[text] for role, text in by_role.items() if text in ids and types[ids[text]] != _NORMAL}
+        role_ids = {role: ids[text] for role, text in by_role.items() if text in ids and types[ids[text]] != NORMAL}
         role_ids["unknown"] = unknown if new_ids is None else int(new_ids[unknown])
-        controls = [i for i, type_ in enumerate(types) if type_ == _CONTROL]
+        controls = [i for i, type_ in enumerate(types) if type_ == CONTROL]
         super().__init__("sentencepiece", [text for text, _ in tokens], role_ids, controls, added_tokens)
         self._kind = kind
         self._row = row
@@ -192,7 +191,7 @@ class SentencePiece(Tokenizer):
         self._prefixed = proto.normalizer_spec.add_dummy_prefix and prefix != "never"
         self._strips = proto.normalizer_spec.remove_extra_whitespaces
         self._suffixed = proto.trainer_spec.treat_whitespace_as_suffix
-        self._has_bytes = _BYTE in types
+        self._has_bytes = BYTE in types
 
         with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
             try:
@@ -299,7 +298,8 @@ class SentencePiece(Tokenizer):
         return tokenizer
 
     def _write(self, folder: pathlib.Path) -> None:
-        """Writes the model's file and tokenizer_config.json, which `from_folder` and Hugging Face's tokenizers read."""
+        """Writes the model's file and tokenizer_config.json, which `tfzoo.text.load` and Hugging Face's
+        tokenizers read."""
         config: dict = {"tokenizer_class": self._row.tokenizer_class}
         for role, text in self._roles:
             if getattr(self, f"{role}_id") is not None:
@@ -471,12 +471,7 @@ class SentencePiece(Tokenizer):
         if self._lowercase:
             # ICU lower-cases by the process's locale, and a Turkish one makes ı of I: so what differs comes first.
             texts = tf.strings.regex_replace(texts, "İ", "i\u0307")
-            # The op ends a text at NUL, so a pair stands in for it that no text has: its first is paired, too.
-            texts = tf.strings.regex_replace(texts, _ESCAPE, _ESCAPE + _OTHER)
-            texts = tf.strings.regex_replace(texts, r"\x{0}", _ESCAPE + _NUL)
-            texts = tf.strings.lower(tf.strings.lower(texts), encoding="utf-8")
-            texts = tf.strings.regex_replace(texts, _ESCAPE + _NUL, "\0")
-            texts = tf.strings.regex_replace(texts, _ESCAPE + _OTHER, _ESCAPE)
+            texts = past_nul(texts, lambda whole: tf.strings.lower(tf.strings.lower(whole), encoding="utf-8"))
         return texts
 
     def _comma_table(self, pieces: list[tuple[str, int]], unknown: int) -> tuple[tf.Tensor, tf.Tensor] | None:
@@ -513,19 +508,19 @@ def _numbered(
             raise UserError(
                 f"{name}: pieces 0 to 2 are {' '.join(texts[:3])}, not <unk> <s> </s> as {kind}'s numbering needs"
             )
-        frame = [("<s>", _CONTROL), ("<pad>", _CONTROL), ("</s>", _CONTROL), ("<unk>", _UNKNOWN)]
+        frame = [("<s>", CONTROL), ("<pad>", CONTROL), ("</s>", CONTROL), ("<unk>", UNKNOWN)]
         tokens = frame + pieces[3:]
         new_ids = np.arange(len(pieces)) + 1
         new_ids[:3] = 3, 0, 2
     else:
         tokens = list(pieces)
         new_ids = None
-    tokens += [(text, _CONTROL) for text in row.added]
-    tokens += [(f"<extra_id_{i}>", _CONTROL) for i in reversed(range(sentinels))]
+    tokens += [(text, CONTROL) for text in row.added]
+    tokens += [(f"<extra_id_{i}>", CONTROL) for i in reversed(range(sentinels))]
     beyond = {token.id: token for token in added_tokens if token.id >= len(tokens)}
     for i in range(len(tokens), max(beyond, default=-1) + 1):
         token = beyond.get(i)
-        tokens.append((token.content, _CONTROL if token.special else _USER_DEFINED) if token else ("", _CONTROL))
+        tokens.append((token.content, CONTROL if token.special else USER_DEFINED) if token else ("", CONTROL))
     ids: dict[str, int] = {}
     for i, (text, _) in enumerate(tokens):
         if not text:
@@ -540,9 +535,9 @@ def _of_vocab(
     pieces: list[tuple[str, int]], vocab: Mapping[str, int], roles: Mapping[str, str]
 ) -> tuple[list[tuple[str, int]], int]:
     """Every id's text and type where a file has the ids, and the id of what it lacks."""
-    types = dict(pieces) | {text: _CONTROL for role, text in roles.items() if role != "unknown"}
-    types[roles["unknown"]] = _UNKNOWN
-    return [(text, types.get(text, _NORMAL)) for text in vocab], vocab[roles["unknown"]]
+    types = dict(pieces) | {text: CONTROL for role, text in roles.items() if role != "unknown"}
+    types[roles["unknown"]] = UNKNOWN
+    return [(text, types.get(text, NORMAL)) for text in vocab], vocab[roles["unknown"]]
 
 
 def _marian_files(folder: pathlib.Path, row: _Kind, config: dict[str, Any]) -> dict[str, Any]:
@@ -581,9 +576,9 @@ def _with_prefix(proto: Any, model: bytes, prefix: str | None) -> bytes:
 
 def _surface(text: str, type_: int, unknown: str) -> bytes:
     """What a piece adds to a text when ids are joined to one; spaces are still U+2581."""
-    if type_ == _BYTE:
+    if type_ == BYTE:
         return bytes([int(text[1:-1], 16)])  # <0x41>
-    return unknown.encode() if type_ == _UNKNOWN else text.encode()
+    return unknown.encode() if type_ == UNKNOWN else text.encode()
 
 
 @functools.cache
@@ -676,10 +671,10 @@ def _parse(data: bytes, name: str) -> Any:
             raise UserError(f"{name}: piece {i} is empty; train the model again")
         if text in seen:
             raise UserError(f"{name}: piece {i} ({text!r}) is piece {seen[text]} already; train the model again")
-        if piece.type not in (_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE):
+        if piece.type not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE):
             raise UserError(f"{name}: piece {i} ({text!r}) is of type {piece.type}, which SentencePiece does not have")
         seen[text] = i
-    unknowns = [i for i, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN]
+    unknowns = [i for i, piece in enumerate(proto.pieces) if piece.type == UNKNOWN]
     if len(unknowns) != 1:
         found = "no unknown piece" if not unknowns else f"{len(unknowns)} unknown pieces"
         raise UserError(f"{name}: has {found} among its {len(seen)}; a model has one, usually <unk>")

@@ -8,7 +8,7 @@ from tfzoo import json_files
 from tfzoo.errors import UserError
 from tfzoo.json_files import Field, Fields
 
-CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # In the order a vocabulary of ours has them.
 
 # Role -> what tokenizer_config.json calls it.

@@ -10,10 +10,9 @@ from tfzoo import files, json_files
 from tfzoo.errors import UserError
 from tfzoo.text import settings
 from tfzoo.text.framing import PAIR, TEXT, Frame
-from tfzoo.text.settings import CONFIG_FILE
+from tfzoo.text.settings import CONFIG_FILE, TOKENIZER_FILE
 
 TEMPLATE_FILE, TEMPLATE_FOLDER, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"
-TOKENIZER_FILE = "tokenizer.json"
 
 
 def read_chat_templates(folder: str | os.PathLike) -> dict[str, tuple[pathlib.Path, str]]:

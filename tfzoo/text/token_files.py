@@ -11,9 +11,8 @@ from tfzoo.errors import UserError
 from tfzoo.json_files import show
 from tfzoo.text import settings
 from tfzoo.text.added import AddedToken
-from tfzoo.text.settings import CONFIG_FILE, ROLES
+from tfzoo.text.settings import CONFIG_FILE, ROLES, TOKENIZER_FILE
 
-TOKENIZER_FILE = "tokenizer.json"
 MAP_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
 
 

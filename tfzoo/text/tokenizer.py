@@ -28,8 +28,8 @@ CLEANED = (
 
 
 class Tokenizer(tf.Module):
-    """The interface that tfzoo.text describes; a kind adds _encode, _valid and _normalize where it does something
-    there, detokenize, save, from_folder and fingerprint."""
+    """The interface that tfzoo.text describes; a kind adds fingerprint, _encode, _detokenize and _write, and _valid and
+    _normalize where it does something there."""
 
     keeps_spaces = False  # Whether texts that are to be joined need a space between them.
     adds_bos = False  # Whether its folder, or the run, says that a decoder's texts begin with bos_id.
@@ -106,36 +106,7 @@ class Tokenizer(tf.Module):
         """The tokens that are found in a text before anything else: special ones where the caller asks for them."""
         return list(self._added)
 
-    def __call__(
-        self,
-        texts: str | Sequence[str],
-        pairs: str | Sequence[str] | None = None,
-        *,
-        padding: bool | str = True,
-        truncation: bool | str = False,
-        max_length: int | None = None,
-        special_tokens: bool = True,
-        segment_ids: bool | None = None,
-    ) -> dict[str, np.ndarray]:
-        """A batch of a model's inputs: token_ids int32 [B, L], padding_mask bool [B, L] and segment_ids int32 [B, L].
-
-        Args:
-          texts: one, or a list of them. Special tokens that are written in them are plain text.
-          pairs: as many, each of which follows the text of its place.
-          padding: True or "longest" makes all rows as long as the longest, "max_length" as long as that; False needs
-            rows of one length. The tokenizer's files say on which side, else it is the right.
-          truncation: True or "longest_first" takes tokens from the longer text, "only_first" or "only_second" from one.
-          max_length: tokens of a row, special ones included; None is what the tokenizer's files say.
-          special_tokens: whether those stand around a text that its files ask for.
-          segment_ids: whether these are given; None gives them where they are not all 0.
-
-        Raises:
-          UserError: an option has no such value, or the files do not say what is needed.
-        """
-        return batch.inputs(
-            self, texts, pairs, padding=padding, truncation=truncation, max_length=max_length,
-            special_tokens=special_tokens, segment_ids=segment_ids,
-        )  # fmt: skip
+    __call__ = batch.inputs
 
     def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
         """texts: strings [N] -> ids: int32 [N, None], without the tokens that begin or end a sequence.
@@ -293,12 +264,9 @@ def join(pieces: tf.Tensor, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
     most = tf.size(pieces) - 1
     if isinstance(ids, tf.RaggedTensor):
         ids = ids.with_flat_values(tf.minimum(tf.cast(ids.flat_values, tf.int32), most))
-    else:
-        ids = tf.minimum(tf.cast(ids, tf.int32), most)
-    if not isinstance(ids, tf.RaggedTensor):
-        return tf.strings.reduce_join(tf.gather(pieces, tf.convert_to_tensor(ids)), axis=-1)
-    # Not to_tensor: one long row would make all others as long.
-    return tf.strings.unsorted_segment_join(tf.gather(pieces, ids.flat_values), ids.value_rowids(), ids.nrows())
+        # Not to_tensor: one long row would make all others as long.
+        return tf.strings.unsorted_segment_join(tf.gather(pieces, ids.flat_values), ids.value_rowids(), ids.nrows())
+    return tf.strings.reduce_join(tf.gather(pieces, tf.minimum(tf.cast(ids, tf.int32), most)), axis=-1)
 
 
 def sentencepiece_op(model: bytes, out_type: tf.DType = tf.int32) -> tf_text.SentencepieceTokenizer:

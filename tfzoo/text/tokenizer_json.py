@@ -15,8 +15,7 @@ from tfzoo.text import byte_level_files, settings, token_files, wordpiece
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.components import pre_tokenizers, processors, word_models
 from tfzoo.text.pipeline import Pipeline
-from tfzoo.text.settings import CONFIG_FILE, SPLIT_PATTERNS
-from tfzoo.text.token_files import TOKENIZER_FILE
+from tfzoo.text.settings import CONFIG_FILE, SPLIT_PATTERNS, TOKENIZER_FILE
 from tfzoo.text.tokenizer import Tokenizer
 from tfzoo.text.wordpiece import WordPiece
 

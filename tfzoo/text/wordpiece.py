@@ -25,21 +25,16 @@ from tfzoo.errors import UserError
 from tfzoo.text import cache, settings
 from tfzoo.text.added import AddedToken
 from tfzoo.text.components.decoders import clean_up
+from tfzoo.text.components.normalizers import BERT_DELETED, BERT_SPACES
 from tfzoo.text.pieces import Pieces
-from tfzoo.text.settings import CONFIG_FILE, ROLES, SPECIAL_TOKENS
+from tfzoo.text.settings import CONFIG_FILE, ROLES, TOKENIZER_FILE
 from tfzoo.text.tokenizer import Tokenizer, join
 
-TOKENIZER_FILE, VOCAB_FILE = "tokenizer.json", "vocab.txt"
-ROLES_OF_BERT = dict(zip(("pad", "unknown", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
+VOCAB_FILE = "vocab.txt"
+ROLES_OF_BERT = settings.ROLES_OF_CLASS["Bert"]
 
 _MAX_CHARACTERS = 100  # BERT's limit: a longer word is [UNK].
 _MAX_TOKEN_BYTES = 256  # tensorflow-text's limit.
-
-_DELETED = (
-    r"[\x{0}-\x{8}\x{b}\x{c}\x{e}-\x{1f}\x{7f}-\x{9f}\p{Cf}\p{Co}\x{FFFD}]"  # And the mark of a broken character.
-)
-# \p{Z}, tab and line ends, but not the plain space: to replace each by itself takes half of all the time.
-_SPACES = r"[\t\n\r\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
 
 
 class WordPiece(Tokenizer):
@@ -180,8 +175,8 @@ class WordPiece(Tokenizer):
         return tf.strings.regex_replace(join(self._pieces, ids), "^ ", "")
 
     def _normalized(self, texts: tf.Tensor) -> tf.Tensor:
-        texts = tf.strings.regex_replace(texts, _DELETED, "")
-        texts = tf.strings.regex_replace(texts, _SPACES, " ")
+        texts = tf.strings.regex_replace(texts, BERT_DELETED, "")
+        texts = tf.strings.regex_replace(texts, BERT_SPACES, " ")
         if self._strip_accents:
             texts = tf_text.normalize_utf8(texts, "NFD")
             texts = tf.strings.regex_replace(texts, r"\p{Mn}", "")

@@ -253,6 +253,12 @@ def _read(path: pathlib.Path, fields: Fields, what: str, missing: bool = False) 
     if missing and not path.exists():
         return {}
     record = json_files.read(path)
+    _check(record, fields, what, path)
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def _check(record: dict[str, Any], fields: Fields, what: str, path: pathlib.Path) -> None:
+    """Refuses a field that is not one of `fields`, or holds what it must not."""
     for name in record:
         if name not in fields:
             raise UserError(
@@ -260,7 +266,6 @@ def _read(path: pathlib.Path, fields: Fields, what: str, missing: bool = False) 
                 f"{suggest(name, fields)}"
             )
     json_files.check(record, fields, path)
-    return {name: value for name, value in record.items() if value is not None}
 
 
 def _pooling(folder: pathlib.Path) -> tuple[EmbeddingConfig, int | None]:
@@ -319,13 +324,7 @@ def _transformer(path: pathlib.Path) -> dict[str, Any]:
     # Arguments for transformers: without fields they say nothing.
     empty = [name for name, value in record.items() if value in ({}, None) and name.endswith(("_args", "_kwargs"))]
     given = {name: value for name, value in record.items() if name not in empty and value is not None}
-    for name in given:
-        if name not in _TRANSFORMER:
-            raise UserError(
-                f"{path}: {name} is {show(given[name])}, a field of Transformer that tfzoo does not know"
-                f"{suggest(name, _TRANSFORMER)}"
-            )
-    json_files.check(given, _TRANSFORMER, path)
+    _check(given, _TRANSFORMER, "Transformer", path)
     text = {"method": "forward", "method_output_name": "last_hidden_state"}
     for name, value in given.get("modality_config", {}).items():
         if name != "text" or value != text:

@@ -37,7 +37,7 @@ def compile_decoder(record: Any, tokens: Sequence[str], where: str) -> Decoded:
       UserError: a decoder has no exact form here.
     """
     steps = record.get("decoders", []) if record and record.get("type") == "Sequence" else [record] if record else []
-    first, others = [[[token.encode() for token in tokens] for _ in range(2)][i] for i in range(2)]
+    first = others = [token.encode() for token in tokens]
     fused, strips = False, []
     if not record:
         others = [b" " + token for token in others]

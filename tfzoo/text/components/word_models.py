@@ -5,7 +5,6 @@ tfzoo.text.byte_level for the merges. It adds a unigram model's scores in float3
 float64, so that of two ways whose sums differ in the last places it may take the other.
 """
 
-import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,11 +12,11 @@ import tensorflow as tf
 
 from tfzoo.errors import UserError
 from tfzoo.json_files import show
+from tfzoo.text import sentencepiece_proto
 from tfzoo.text.byte_level_model import made_by_merges
+from tfzoo.text.sentencepiece_proto import BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN
 from tfzoo.text.tokenizer import sentencepiece_op
 
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
-_UNIGRAM, _BPE = 1, 2
 _NOWHERE = "\U0010ffff\U0010fffe\U0010ffff"  # Noncharacters.
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -132,9 +131,9 @@ def _unigram(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
     if not all(isinstance(score, int | float) for score in scores):
         raise UserError(f"{where}.vocab: a score is not a number; get the file again")
     bytes_ = _byte_ids(record, ids, where)
-    kinds = [_CONTROL if i in apart else _BYTE if i in bytes_ else _NORMAL for i in range(len(ids))]
-    kinds[unknown] = _UNKNOWN
-    proto = _proto(*_summable(list(ids), scores, kinds), _UNIGRAM, bool(bytes_))
+    kinds = [CONTROL if i in apart else BYTE if i in bytes_ else NORMAL for i in range(len(ids))]
+    kinds[unknown] = UNKNOWN
+    proto = _proto(*_summable(list(ids), scores, kinds), UNIGRAM, bool(bytes_))
     nul = ids.get("\0", ids["<0x00>"] if bytes_ else unknown)
     return WordModel(sentencepiece_op(proto), {"\0": nul}, unknown, unknown, bool(bytes_), len(ids))
 
@@ -147,14 +146,14 @@ def _summable(tokens: list[str], scores: list[float], kinds: list[int]) -> tuple
     gets the same for each of its characters, so that sums stay near 0: all ways of a word gain as much. A token that
     no text is to hold makes the score of what is not known, the lowest less 10, do so too.
     """
-    known = [i for i, kind in enumerate(kinds) if kind == _NORMAL and tokens[i]]
+    known = [i for i, kind in enumerate(kinds) if kind == NORMAL and tokens[i]]
     if not known:
         return tokens, scores, kinds
     lowest = min(scores)
     each = round(-sum(scores[i] for i in known) / sum(len(tokens[i]) for i in known))
     each = max(each, 0)
     new = [round((score + each * len(token)) * 2**15) / 2**15 for token, score in zip(tokens, scores)]
-    return [*tokens, _NOWHERE], [*new, round((lowest + each) * 2**15) / 2**15], [*kinds, _NORMAL]
+    return [*tokens, _NOWHERE], [*new, round((lowest + each) * 2**15) / 2**15], [*kinds, NORMAL]
 
 
 def _bpe(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
@@ -168,13 +167,13 @@ def _bpe(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
         raise UserError(f"{where}.fuse_unk: is false, and only true has an exact form here")
     size = max(ids.values()) + 1
     made = made_by_merges([*ids], ids, merges)
-    tokens, scores, kinds = [""] * (size + 1), [0.0] * (size + 1), [_CONTROL] * size + [_UNKNOWN]
+    tokens, scores, kinds = [""] * (size + 1), [0.0] * (size + 1), [CONTROL] * size + [UNKNOWN]
     for token, i in ids.items():
         if i in bytes_:
-            tokens[i], kinds[i] = token, _BYTE
+            tokens[i], kinds[i] = token, BYTE
         elif i in made and i not in apart:
-            tokens[i], scores[i], kinds[i] = token, -made[i], _NORMAL
-    proto = _proto(tokens, scores, kinds, _BPE, bool(bytes_))
+            tokens[i], scores[i], kinds[i] = token, -made[i], NORMAL
+    proto = _proto(tokens, scores, kinds, BPE, bool(bytes_))
     whole = {token: i for token, i in ids.items() if i not in apart} if record.get("ignore_merges") else {}
     nul = ids.get("\0", ids["<0x00>"] if bytes_ else size)
     return WordModel(sentencepiece_op(proto), {**whole, "\0": nul}, size, unknown, bool(bytes_), size + 1)
@@ -213,28 +212,15 @@ def _byte_ids(record: dict[str, Any], ids: Mapping[str, int], where: str) -> set
 
 
 def _proto(tokens: list[str], scores: list[float], kinds: list[int], model: int, byte_fallback: bool) -> bytes:
-    """A SentencePiece model, written as a protocol buffer, that does nothing to a text before."""
-
-    def number(value: int) -> bytes:
-        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + number(value >> 7)
-
-    def field(tag: int, value: int | bytes) -> bytes:
-        if isinstance(value, bytes):
-            return number(tag << 3 | 2) + number(len(value)) + value
-        return number(tag << 3) + number(value)
-
+    """A SentencePiece model, written as a protocol buffer."""
     pieces, taken = [], {*tokens}
     for i, (token, score, kind) in enumerate(zip(tokens, scores, kinds)):
-        if kind in (_CONTROL, _UNKNOWN):  # Never found in a text; a name that no other piece has.
+        if kind in (CONTROL, UNKNOWN):  # Never found in a text; a name that no other piece has.
             token = f"\x01{i}"
             while token in taken:
                 token += "\x01"
-        pieces.append(
-            field(1, field(1, token.encode()) + number(2 << 3 | 5) + struct.pack("<f", score) + field(3, kind))
-        )
-    trainer = field(2, field(3, model) + field(35, int(byte_fallback)))
-    as_is = field(3, field(1, b"identity") + field(3, 0) + field(4, 0) + field(5, 0))
-    return b"".join(pieces) + trainer + as_is
+        pieces.append((token.encode(), score, kind))
+    return sentencepiece_proto.write(pieces, model, byte_fallback)
 
 
 def table(ids: Mapping[str, int]) -> tf.lookup.StaticHashTable:

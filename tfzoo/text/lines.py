@@ -1,0 +1,36 @@
+"""Texts that tokenizers are compared on."""
+
+# Several scripts, what looks like a space and what does not, what splits words, and nothing at all. No text of a
+# special token: tokenizer.json has no way to say that it is plain text.
+LINES = (
+    "The quick brown fox isn't here; it'll be back at 9:30, they've said. WE'RE SURE!",
+    "",
+    " ",
+    "   three before, and two behind  ",
+    "a",
+    "one\ttab, one\nline, two\n\nlines, \r\n and \u00a0, \u2003, \u3000 for spaces",
+    "x = [i ** 2 for i in range(10)]  # 'quoted', \"doubly\", `so`",
+    "    if (a<=b&&c!=d){return ~x^0xFF;}",
+    "https://example.org/a_b-c?d=1&e=%20#f, name.surname@example.org",
+    "3.14159 1,000,000 2²⁰ ½ Ⅷ ٣٤٥ १२३ 0000000000",
+    "Größere Straßen, ÄÖÜ, Maßstab – „so“",
+    "L'été déjà vu à Nîmes: œuvre, naïve, ÉCOLE, e\u0301cole",
+    "İstanbul'da ılık bir gün",
+    "Съешь же ещё этих мягких булок, Ёлка",
+    "Ὀδυσσεὺς καὶ ΣΊΣΥΦΟΣ· ο λόγος ΤΟΥΣ",
+    "جملة عربية قصيرة، أليس كذلك؟ مُحَمَّد",
+    "שלום עולם, שָׁלוֹם",
+    "यह हिन्दी का एक छोटा वाक्य है।",
+    "ภาษาไทยไม่มีช่องว่างระหว่างคำ",
+    "한국어 문장은 음절로 쓰입니다.",
+    "日本語の文章です。カタカナ、ｶﾀｶﾅ、ひらがな、漢字!",
+    "这是一个中文句子，没有空格！「真的」吗？",
+    "全形:ＡＢＣ１２３，繁體中文與標點……",
+    "Nhiều dấu tiếng Việt: ườ ễ ợ ặ Đ đ",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ❤️ 🇩🇪 ™ © ﬁne ℃",
+    "hahahahahahaha aaaaaaaaaaaaaaaaaaaaaaaa ------ ====== ______ !!!??? ...",
+    "\u200b zero \u200d width \ufeff \u00ad hyphen \u2060",
+    "'s 'S 't 're 'VE 'm 'll 'd don't DON'T o'clock 'tis",
+    "``quotes'' «guillemets» ‹single› ‚low‘",
+    "𐐀𐐨 𝒜𝓁𝓅𝒽𝒶 𠮷𠀀 䶮",
+)

@@ -1,0 +1,35 @@
+"""SentencePiece models written as protocol buffers: sentencepiece_model.proto of google/sentencepiece."""
+
+import struct
+from collections.abc import Iterable
+
+# Types of models and of pieces.
+UNIGRAM, BPE = 1, 2
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+
+def write(pieces: Iterable[tuple[bytes, float, int]], model: int, byte_fallback: bool = False) -> bytes:
+    """A model that takes a text apart as it stands: nothing is normalised before.
+
+    Args:
+      pieces: (name, score, type) of each id.
+      model: UNIGRAM or BPE.
+      byte_fallback: what no piece covers becomes pieces of its bytes.
+    """
+
+    def number(value: int) -> bytes:
+        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + number(value >> 7)
+
+    def field(tag: int, value: int | bytes) -> bytes:
+        if isinstance(value, bytes):
+            return number(tag << 3 | 2) + number(len(value)) + value
+        return number(tag << 3) + number(value)
+
+    written = [
+        field(1, field(1, name) + number(2 << 3 | 5) + struct.pack("<f", score) + field(3, kind))
+        for name, score, kind in pieces
+    ]
+    trainer = field(2, field(3, model) + (field(35, 1) if byte_fallback else b""))
+    # No normalisation, no space before a text, no fewer spaces, spaces as they are.
+    as_is = field(3, field(1, b"identity") + field(3, 0) + field(4, 0) + field(5, 0))
+    return b"".join(written) + trainer + as_is
