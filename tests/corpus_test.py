@@ -187,11 +187,15 @@ class CorpusTest(tf.test.TestCase):
             with self.subTest(name):
                 result = training(*self.flags(self.folder / "run", corpus=folder), "--noresume")
                 self.assert_error(f"{path}: {pattern}", result)
-        # A tokenizer beside the folder's own is found by what it does.
+        # Another tokenizer in the folder's is found by what it does.
         folder = self.folder / "swapped"
         shutil.copytree(self.packed, folder)
-        (folder / "tokenizer" / "vocab.txt").rename(folder / "tokenizer" / "vocab.bak")
-        train_tokenizer("characters", ["abc"], 100, True).save(folder / "tokenizer")
+        other = train_tokenizer("characters", ["abc"], 100, True)
+        with self.assertRaisesRegex(ValueError, "tokenizer.json: belongs to another tokenizer"):
+            other.save(folder / "tokenizer")
+        for name in ("tokenizer.json", "vocab.txt"):
+            (folder / "tokenizer" / name).rename(folder / "tokenizer" / f"{name}.bak")
+        other.save(folder / "tokenizer")
         with self.assertRaisesRegex(ValueError, "is not the tokenizer that .*swapped was packed with"):
             _ = PackedFolder.open(folder).tokenizer
         self.assertFalse((self.folder / "run").exists())

@@ -4,9 +4,11 @@ import tensorflow as tf
 
 from tests.helpers import temporary_folder
 from tests.text.varied import lines
+from tfzoo import text as tokenizers
 from tfzoo.errors import UserError
 from tfzoo.text import training
 from tfzoo.text.characters import SPECIALS, Characters
+from tfzoo.text.wordpiece import WordPiece
 
 ODD = ["\0", "\n", "\r", "\t", "\\", " ", "\u2028", "\x85", "\u200d", "\ufeff", "\U0010ffff", "\ue000", "<", "\u0301"]
 
@@ -114,6 +116,18 @@ class VocabularyTest(tf.test.TestCase):
         self.assertIn("\n\\u{2028}\n", text)
         self.path.write_bytes(text.replace("\n", "\r\n").encode())
         self.assertEqual(Characters.from_folder(self.folder).vocab, vocab)
+
+    def test_what_was_loaded_is_saved_whole_and_not_beside_another_tokenizer(self):
+        Characters(["a", "<unk>"]).save(self.folder / "one")
+        tokenizers.load(self.folder / "one").save(self.folder / "two")
+        self.assertEqual(tokenizers.load(self.folder / "two").vocab, ["a", "<unk>"])
+        words = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"])
+        with self.assertRaisesRegex(UserError, r"two/characters.txt: belongs to another tokenizer, .*; remove it, or"):
+            words.save(self.folder / "two")
+        self.assertEqual(tokenizers.load(self.folder / "two").vocab, ["a", "<unk>"])
+        (self.folder / "two" / "characters.txt").unlink()
+        words.save(self.folder / "two")
+        self.assertEqual(tokenizers.load(self.folder / "two").vocab, words.vocab)
 
     def test_bad_vocabularies_name_the_file_and_the_line(self):
         for content, message in (

@@ -30,19 +30,19 @@ from typing import TYPE_CHECKING, Any
 
 from tfzoo.errors import UserError
 from tfzoo.text import settings, template
-from tfzoo.text.settings import CONFIG_FILE, SPECIAL_TOKENS, SPLIT_PATTERNS, TOKENIZER_FILE
+from tfzoo.text.settings import (
+    CHARACTERS_FILE,
+    FILES,
+    SENTENCEPIECE_FILES,
+    SPECIAL_TOKENS,
+    SPLIT_PATTERNS,
+    TOKENIZER_FILE,
+)
 
 if TYPE_CHECKING:
     from tfzoo.text.tokenizer import Tokenizer
 
 __all__ = ["SPECIAL_TOKENS", "SPLIT_PATTERNS", "find", "load"]
-_SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-_CHARACTERS_FILE = "characters.txt"
-# What a folder's tokenizer depends on, and what is written again as it was read.
-_FILES = (
-    TOKENIZER_FILE, CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "source.spm", "target.spm", *_SENTENCEPIECE_FILES,
-)  # fmt: skip
 _NO_LIMIT = 10**9  # transformers writes 10^30 where there is none.
 
 
@@ -63,9 +63,9 @@ def find(folder: str | os.PathLike) -> str | None:
         return "wordpiece"
     if has("vocab.json", "merges.txt"):
         return "byte_level"
-    if any(has(name) for name in _SENTENCEPIECE_FILES) or has("source.spm", "vocab.json"):
+    if any(has(name) for name in SENTENCEPIECE_FILES) or has("source.spm", "vocab.json"):
         return "sentencepiece"
-    return "characters" if has(_CHARACTERS_FILE) else None
+    return "characters" if has(CHARACTERS_FILE) else None
 
 
 def load(folder: str | os.PathLike) -> "Tokenizer":
@@ -82,7 +82,7 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
     if kind is None:
         raise UserError(
             f"{folder}: holds no tokenizer: no {TOKENIZER_FILE}, no vocab.txt, no vocab.json with merges.txt, "
-            f"none of {', '.join(_SENTENCEPIECE_FILES)}, and no {_CHARACTERS_FILE}"
+            f"none of {', '.join(SENTENCEPIECE_FILES)}, and no {CHARACTERS_FILE}"
         )
     settings.check_class(folder, has_json=kind == "tokenizer_json")
     if kind == "characters":
@@ -94,14 +94,14 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
         from tfzoo.text.sentencepiece import SentencePiece
 
         tokenizer = SentencePiece.from_folder(folder)
-        proof.prove_sentencepiece(tokenizer, folder, _FILES)
+        proof.prove_sentencepiece(tokenizer, folder, FILES)
     else:
         from tfzoo.text import proof, tokenizer_json
 
         tokenizer, record = tokenizer_json.load(folder, kind)
-        proof.prove(tokenizer, record, folder, _FILES)
-        if any((folder / name).is_file() for name in _SENTENCEPIECE_FILES):
-            proof.note_model_beside(tokenizer, folder, _FILES)
+        proof.prove(tokenizer, record, folder, FILES)
+        if any((folder / name).is_file() for name in SENTENCEPIECE_FILES):
+            proof.note_model_beside(tokenizer, folder, FILES)
     # Elsewhere the frames of the files say so.
     tokenizer.adds_bos = kind == "characters" and template.adds_bos(folder)
     config = settings.read(folder)
@@ -110,6 +110,6 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
         setattr(tokenizer, side, config.get(side) or str(written).lower())
     if (most := config.get("model_max_length")) and most < _NO_LIMIT:
         tokenizer.max_length = int(most)
-    present = [name for name in _FILES if (folder / name).is_file()]
+    present = [name for name in FILES if (folder / name).is_file()]
     tokenizer.keep_files({name: (folder / name).read_bytes() for name in present})
     return tokenizer

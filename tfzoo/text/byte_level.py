@@ -22,7 +22,6 @@ How it goes, and why it is exact:
 import dataclasses
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -173,11 +172,10 @@ class ByteLevelBPE(Tokenizer):
             self._pieces = tf.constant(pieces)
             self._lengths = tf.constant([len(ordinary.get(i, b"")) for i in range(len(tokens))], tf.int64)
 
-    def _write(self, folder: pathlib.Path) -> None:
-        """Writes tokenizer.json, vocab.json, merges.txt and tokenizer_config.json, which `tfzoo.text.load` and the
+    def _contents(self) -> dict[str, str | bytes]:
+        """tokenizer.json, vocab.json, merges.txt and tokenizer_config.json, which `tfzoo.text.load` and the
         `tokenizers` and `transformers` libraries read."""
-        byte_level_files.write(
-            folder,
+        return byte_level_files.contents(
             vocab=self.vocab,
             merges=self.merges,
             special_tokens=list(self._special_tokens()),

@@ -1,13 +1,13 @@
 """The files of byte-level tokenizers: tokenizer.json, or vocab.json and merges.txt, and what stands beside them.
 
-`read` gives the arguments of tfzoo.text.byte_level.ByteLevelBPE, and `write` takes them.
+`read` gives what a tokenizer.json would hold, and `contents` gives the files of a tokenizer.
 """
 
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from tfzoo import files, json_files
+from tfzoo import json_files
 from tfzoo.errors import UserError
 from tfzoo.text.byte_level_model import BYTES, check_merges, check_vocab
 from tfzoo.text.settings import CONFIG_FILE, ROLES, SPLIT_PATTERNS, TOKENIZER_FILE
@@ -51,8 +51,7 @@ def read(folder: pathlib.Path) -> dict:
     return {**record, "post_processor": None}
 
 
-def write(
-    folder: pathlib.Path,
+def contents(
     *,
     vocab: Sequence[str],
     merges: Sequence[tuple[str, str]],
@@ -64,8 +63,8 @@ def write(
     nfc: bool,
     lstrip: Sequence[str],
     rstrip: Sequence[str],
-) -> None:
-    """Writes tokenizer.json, vocab.json, merges.txt and tokenizer_config.json."""
+) -> dict[str, str | bytes]:
+    """tokenizer.json, vocab.json, merges.txt and tokenizer_config.json."""
     ids = {token: i for i, token in enumerate(vocab)}
     lines = [f"{left} {right}" for left, right in merges]
     record = content(ids, lines, special_tokens, lstrip, rstrip, pattern, add_prefix_space, ignore_merges, nfc)
@@ -79,10 +78,12 @@ def write(
         }
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": add_prefix_space}
     config |= {ROLES[role]: token for role, token in roles.items()}
-    files.atomic_write(folder / TOKENIZER_FILE, json.dumps(record, ensure_ascii=False))
-    files.atomic_write(folder / VOCAB_FILE, json.dumps(ids, ensure_ascii=False))
-    files.atomic_write(folder / MERGES_FILE, "".join(f"{line}\n" for line in ["#version: 0.2", *lines]))
-    files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    return {
+        TOKENIZER_FILE: json.dumps(record, ensure_ascii=False),
+        VOCAB_FILE: json.dumps(ids, ensure_ascii=False),
+        MERGES_FILE: "".join(f"{line}\n" for line in ["#version: 0.2", *lines]),
+        CONFIG_FILE: json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+    }
 
 
 def content(

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text.pieces import Pieces
+from tfzoo.text.settings import CHARACTERS_FILE, CONFIG_FILE
 from tfzoo.text.tokenizer import Tokenizer, join
 
-VOCAB_FILE = "characters.txt"
-CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_CLASS = "Characters"
 # The entries of a vocabulary that are no character, by role.
 SPECIALS = {
@@ -75,13 +73,14 @@ class Characters(Tokenizer):
         Raises:
           UserError: as `from_file`.
         """
-        return cls.from_file(pathlib.Path(folder, VOCAB_FILE))
+        return cls.from_file(pathlib.Path(folder, CHARACTERS_FILE))
 
-    def _write(self, folder: pathlib.Path) -> None:
-        """Writes characters.txt, and a tokenizer_config.json that names this class."""
-        files.atomic_write(folder / VOCAB_FILE, "".join(f"{_escape(token)}\n" for token in self._vocab))
-        config = {"tokenizer_class": TOKENIZER_CLASS}
-        files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    def _contents(self) -> dict[str, str | bytes]:
+        """characters.txt, and a tokenizer_config.json that names this class."""
+        return {
+            CHARACTERS_FILE: "".join(f"{_escape(token)}\n" for token in self._vocab),
+            CONFIG_FILE: json.dumps({"tokenizer_class": TOKENIZER_CLASS}, indent=2) + "\n",
+        }
 
     def fingerprint(self) -> str:
         """A SHA-256 in hexadecimal, equal for equal vocabulary."""

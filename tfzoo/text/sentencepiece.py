@@ -21,7 +21,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from tfzoo import files, json_files
+from tfzoo import json_files
 from tfzoo.errors import UserError, one_line, suggest
 from tfzoo.json_files import Field
 from tfzoo.text import settings, token_files
@@ -297,9 +297,8 @@ class SentencePiece(Tokenizer):
             tokenizer.frames = Frame((TEXT, *end), (0, 0)), Frame((TEXT, PAIR, *end), (0, 1, 1))
         return tokenizer
 
-    def _write(self, folder: pathlib.Path) -> None:
-        """Writes the model's file and tokenizer_config.json, which `tfzoo.text.load` and Hugging Face's
-        tokenizers read."""
+    def _contents(self) -> dict[str, str | bytes]:
+        """The model's file and tokenizer_config.json, which `tfzoo.text.load` and Hugging Face's tokenizers read."""
         config: dict = {"tokenizer_class": self._row.tokenizer_class}
         for role, text in self._roles:
             if getattr(self, f"{role}_id") is not None:
@@ -310,12 +309,15 @@ class SentencePiece(Tokenizer):
             config |= {
                 "do_lower_case": self._lowercase, "keep_accents": self._keep_accents, "remove_space": True,
             }  # fmt: skip
+        contents: dict[str, str | bytes] = {
+            self._row.file: self._bytes,
+            CONFIG_FILE: json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+        }
         if self._row.vocab:
             ids = {text: i for i, text in enumerate(self._vocab) if text}
-            files.atomic_write(folder / self._row.vocab, json.dumps(ids, indent=2, ensure_ascii=False) + "\n")
-            files.atomic_write(folder / self._row.other, self._other)
-        files.atomic_write(folder / self._row.file, self._bytes)
-        files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            contents[self._row.vocab] = json.dumps(ids, indent=2, ensure_ascii=False) + "\n"
+            contents[self._row.other] = self._other
+        return contents
 
     @property
     def op(self) -> tf_text.SentencepieceTokenizer:

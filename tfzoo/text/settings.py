@@ -9,6 +9,13 @@ from tfzoo.errors import UserError
 from tfzoo.json_files import Field, Fields
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+CHARACTERS_FILE = "characters.txt"
+# What a folder's tokenizer depends on, and what is written again as it was read.
+FILES = (
+    TOKENIZER_FILE, CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", "source.spm", "target.spm", *SENTENCEPIECE_FILES, CHARACTERS_FILE,
+)  # fmt: skip
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # In the order a vocabulary of ours has them.
 
 # Role -> what tokenizer_config.json calls it.

@@ -12,7 +12,8 @@ import tensorflow_text as tf_text
 from tensorflow_text.python.ops import sentencepiece_tokenizer
 
 from tfzoo import files, progress
-from tfzoo.text import added, batch
+from tfzoo.errors import UserError
+from tfzoo.text import added, batch, settings
 from tfzoo.text.added import AddedToken
 from tfzoo.text.framing import Frame
 from tfzoo.text.pieces import Pieces, literal
@@ -169,16 +170,25 @@ class Tokenizer(tf.Module):
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the tokenizer's files, which `tfzoo.text.load` and Hugging Face's libraries read: those that it was
-        read from, as they were, if it was."""
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self._files:
-            files.atomic_write(folder / name, content)
-        if not self._files:
-            self._write(folder)
+        read from, as they were, if it was.
 
-    def _write(self, folder: pathlib.Path) -> None:
-        """Writes the files of a tokenizer that was not read from any."""
+        Raises:
+          UserError: the folder holds a file of another tokenizer that would not be written over, and would be read.
+        """
+        folder = pathlib.Path(folder)
+        contents = dict(self._files) or self._contents()
+        for name in settings.FILES:
+            if name not in contents and (folder / name).exists():
+                raise UserError(
+                    f"{folder / name}: belongs to another tokenizer, and would be read with the one that is saved "
+                    "here; remove it, or save to another folder"
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            files.atomic_write(folder / name, content)
+
+    def _contents(self) -> dict[str, str | bytes]:
+        """The files of a tokenizer that was not read from any, by their names."""
         raise NotImplementedError
 
     def _late(self) -> list[AddedToken]:

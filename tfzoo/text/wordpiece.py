@@ -20,7 +20,6 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 from tensorflow_text.core.pybinds import pywrap_fast_wordpiece_tokenizer_model_builder
 
-from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text import cache, settings
 from tfzoo.text.added import AddedToken
@@ -116,8 +115,8 @@ class WordPiece(Tokenizer):
         """
         return cls(_read_vocab(pathlib.Path(path)), lowercase, name=os.fspath(path))
 
-    def _write(self, folder: pathlib.Path) -> None:
-        """Writes tokenizer.json, vocab.txt and tokenizer_config.json, which Hugging Face's BertTokenizer reads."""
+    def _contents(self) -> dict[str, str | bytes]:
+        """tokenizer.json, vocab.txt and tokenizer_config.json, which Hugging Face's BertTokenizer reads."""
         config = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self._lowercase,
@@ -126,9 +125,11 @@ class WordPiece(Tokenizer):
             **{ROLES[role]: self._vocab[i] for role, i in self._role_ids},
         }
         record = content(self.vocab, {role: self._vocab[i] for role, i in self._role_ids}, config)
-        files.atomic_write(folder / TOKENIZER_FILE, json.dumps(record, ensure_ascii=False))
-        files.atomic_write(folder / VOCAB_FILE, "".join(f"{token}\n" for token in self._vocab))
-        files.atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+        return {
+            TOKENIZER_FILE: json.dumps(record, ensure_ascii=False),
+            VOCAB_FILE: "".join(f"{token}\n" for token in self._vocab),
+            CONFIG_FILE: json.dumps(config, indent=2) + "\n",
+        }
 
     @property
     def lowercase(self) -> bool:

@@ -261,7 +261,8 @@ def save(
             sentence_transformers.write(partial, model, weights)
         if tokenizer is not None:
             tokenizer.save(partial)
-            _write_max_length(partial, model.config)
+            if known is not None:  # Files that convert carries along stay as they are.
+                _write_max_length(partial, model.config)
             template.write_chat_templates(partial, source.chat_templates)
             _write_frames(partial, model, known)
             begun = model.is_causal and model.record is None
