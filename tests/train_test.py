@@ -415,10 +415,14 @@ class RunTest(TrainCase):
         )
 
     def test_a_run_whose_folder_lost_a_part(self):
-        for name, said in (("corpus.json", "corpus.json"), ("tokenizer/vocab.txt", "tokenizer: holds no tokenizer")):
-            with self.subTest(name=name):
+        for names, said in (
+            (["corpus.json"], "corpus.json"),
+            (["tokenizer/tokenizer.json", "tokenizer/vocab.txt"], "tokenizer: holds no tokenizer"),
+        ):
+            with self.subTest(names):
                 shutil.copytree(self.done, self.run_dir, symlinks=True)
-                (self.run_dir / name).unlink()
+                for name in names:
+                    (self.run_dir / name).unlink()
                 self.assert_error(rf".*{said}", *self.flags())
                 shutil.rmtree(self.run_dir)
 
