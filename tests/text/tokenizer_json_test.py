@@ -17,7 +17,7 @@ from tests.text.varied import CHINESE, CODE, MORE, SENTENCES, lines
 from tfzoo import text
 from tfzoo.errors import UserError
 from tfzoo.export import tokenizer_files
-from tfzoo.text import cache, framing, proof
+from tfzoo.text import cache, framing, proof, tokenizer_json
 from tfzoo.text.components import charsmap, patterns
 from tfzoo.text.framing import PAIR, TEXT
 
@@ -166,6 +166,9 @@ class ComponentsTest(Case):
                 wanted = library.encode_batch(plain, add_special_tokens=False)
                 ids, starts, ends = (values.to_list() for values in self.with_offsets(tokenizer, plain))
                 self.assertEqual(tokenizer.tokenize(plain).to_list(), ids)
+                again = text.load(self.folder / "tokenizer")  # From what was kept of the first time.
+                self.assertEqual((again.vocab, again.frames), (tokenizer.vocab, tokenizer.frames))
+                self.assertEqual(again.tokenize(varied).to_list(), tokenizer.tokenize(varied).to_list())
                 texts = tokenizer.detokenize(tf.ragged.constant(ids, dtype=tf.int32)).numpy()
                 for line, found, first, last, string, encoding in zip(plain, ids, starts, ends, texts, wanted):
                     self.assertEqual(found, encoding.ids, ascii(line))
@@ -181,6 +184,19 @@ class ComponentsTest(Case):
             ids = tokenizer.tokenize(texts)
             nothing = tf.ragged.constant([[]] * len(texts))
             return ids, _Nothing(nothing), _Nothing(nothing)
+
+    def test_what_is_kept_of_a_proven_file_is_its_content(self):
+        for vocab, is_kept in (
+            ({"a": 0, '"\\:': 1, "\u2028": 2, " ": 3, "": 4, "字": 5}, True),
+            ({"a": 0, "b\nc": 1}, False),
+            ({"a": 1, "b": 0}, False),
+            ({"a": 0, "b": 2}, False),
+            ([["a", -1.5], ["b", -2.0]], False),
+        ):
+            record = {"model": {"type": "BPE", "vocab": vocab, "merges": [["a", "b\n"]]}, "decoder": None}
+            kept = tokenizer_json.pack(record)
+            self.assertEqual(tokenizer_json.unpack(kept), record if is_kept else None)
+        self.assertIsNone(tokenizer_json.unpack(None))
 
     def test_the_same_in_a_saved_model(self):
         library = kinds()["t5"]

@@ -29,7 +29,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from tfzoo.errors import UserError
-from tfzoo.text import settings, template
+from tfzoo.text import cache, settings, template
 from tfzoo.text.settings import (
     CHARACTERS_FILE,
     FILES,
@@ -98,8 +98,13 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
     else:
         from tfzoo.text import proof, tokenizer_json
 
-        tokenizer, record = tokenizer_json.load(folder, kind)
-        proof.prove(tokenizer, record, folder, FILES)
+        key = proof.key(folder, FILES)
+        proven = cache.read(key)
+        content = tokenizer_json.unpack(proven) or tokenizer_json.read(folder, kind)
+        tokenizer, record = tokenizer_json.make(content, folder, kind)
+        if proven is None:
+            proof.prove(tokenizer, record, folder)
+            cache.write(key, tokenizer_json.pack(content))
         if any((folder / name).is_file() for name in SENTENCEPIECE_FILES):
             proof.note_model_beside(tokenizer, folder, FILES)
     # Elsewhere the frames of the files say so.

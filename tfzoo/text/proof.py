@@ -51,21 +51,17 @@ _AROUND = ("{0}", "a{0}b", " {0} ", "the {0}, {0}{0} and  {0}the", "x  {0}\n{0}.
 _MOST_ADDED = 1200  # Of a vocabulary with more added tokens, as many, evenly chosen.
 
 
-def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path, names: Sequence[str]) -> None:
-    """Compares a tokenizer with the library's of `record`, a tokenizer.json's content, unless that was done before.
+def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path) -> None:
+    """Compares a tokenizer with that which the `tokenizers` library makes of `record`, a tokenizer.json's content.
 
     Args:
       tokenizer: compiled from the folder's files.
       record: what tokenizer.json holds, with what the files beside it change.
       folder: what errors name.
-      names: the folder's files that the tokenizer depends on.
 
     Raises:
       UserError: a line differs. It shows the line, and both results.
     """
-    key = _key(folder, names)
-    if cache.read(key) is not None:
-        return
     added = [dataclasses.asdict(token) for token in tokenizer.added_tokens]
     bare = {**record, "post_processor": None, "truncation": None, "padding": None, "added_tokens": added}
     try:
@@ -79,7 +75,6 @@ def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path, na
             raise
         raise UserError(f"{folder}: the tokenizers library fails on tokenizer.json ({str(error)[:160]!r})") from None
     _compare(tokenizer, library, _without_special(bare, tokenizer), folder)
-    cache.write(key, b"")
 
 
 def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: Sequence[str]) -> None:
@@ -89,8 +84,8 @@ def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: S
     Raises:
       UserError: a line differs.
     """
-    key = _key(folder, names)
-    if cache.read(key) is not None:
+    place = key(folder, names)
+    if cache.read(place) is not None:
         return
     library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.op_model)
     found = tokenizer.op.tokenize(_LINES).to_list()
@@ -99,13 +94,13 @@ def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: S
             raise _difference(
                 folder, f"{line!r} is", library.id_to_piece(ids), library.id_to_piece(wanted), "sentencepiece"
             )
-    cache.write(key, b"")
+    cache.write(place, b"")
 
 
 def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, names: Sequence[str]) -> None:
     """Says, where a SentencePiece model beside a tokenizer.json gives other ids, that the latter counts."""
-    key = _key(folder, ("beside", *names))
-    said = cache.read(key)
+    place = key(folder, ("beside", *names))
+    said = cache.read(place)
     if said is None:
         said = b""
         try:
@@ -116,7 +111,7 @@ def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, names: Sequenc
                 said = f"the SentencePiece model reads {line!r} otherwise than tokenizer.json, which counts".encode()
         except UserError as error:
             said = f"tokenizer.json counts, and the SentencePiece model beside it is not read ({error})".encode()
-        cache.write(key, said)
+        cache.write(place, said)
     if said:
         logging.info("%s: %s", folder, said.decode())
 
@@ -180,7 +175,9 @@ def _named(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return [vocab[i] if i < len(vocab) else str(i) for i in ids]
 
 
-def _key(folder: pathlib.Path, names: Sequence[str]) -> str:
+def key(folder: pathlib.Path, names: Sequence[str]) -> str:
+    """Under what a proof is remembered: a hash of the folder's files of these names, of this package's code, and of
+    the libraries' versions."""
     digest = hashlib.sha256(_code().encode())
     for name in names:
         path = folder / name

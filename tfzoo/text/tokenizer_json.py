@@ -5,6 +5,7 @@ which tokens have roles, add tokens, and have the last word on a few options.
 """
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -28,19 +29,54 @@ _COMPONENTS |= {"decoder": Field(dict), "model": Field(dict, required=True, null
 _COMPONENTS |= {"added_tokens": Field(list, items=Field(dict))}
 
 
-def load(folder: pathlib.Path, kind: str = "tokenizer_json") -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer of a folder, and the content of its tokenizer.json, with what the files beside it change: of one
-    with older files, what it would hold.
+def read(folder: pathlib.Path, kind: str) -> dict[str, Any]:
+    """The content of a folder's tokenizer.json; for a folder with older files, the equivalent content.
+
+    Args:
+      kind: tokenizer_json, wordpiece or byte_level: see `tfzoo.text.find`.
+
+    Raises:
+      UserError: a file is missing or damaged.
+    """
+    if kind != "tokenizer_json":
+        return (wordpiece if kind == "wordpiece" else byte_level_files).read(folder)
+    path = folder / TOKENIZER_FILE
+    record = json_files.read(path)
+    json_files.check(record, _COMPONENTS, path)
+    return record
+
+
+def pack(record: dict[str, Any]) -> bytes:
+    """The content of a tokenizer.json in a form that `unpack` reads in a fraction of the time that JSON takes: a
+    vocabulary whose ids are 0, 1, 2, ... is one token a line. b"" where the vocabulary is another."""
+    vocab = record["model"].get("vocab")
+    tokens = [*vocab] if isinstance(vocab, dict) else []
+    if not tokens or any("\n" in token for token in tokens) or [*vocab.values()] != [*range(len(tokens))]:
+        return b""
+    rest = json.dumps({**record, "model": {**record["model"], "vocab": None}})
+    return "\n".join([rest, *tokens]).encode(errors="surrogatepass")
+
+
+def unpack(content: bytes | None) -> dict[str, Any] | None:
+    """What `pack` was given; None where it, or the cache, kept nothing."""
+    if not content:
+        return None
+    rest, *tokens = content.decode(errors="surrogatepass").split("\n")
+    record = json.loads(rest)
+    record["model"]["vocab"] = dict(zip(tokens, range(len(tokens))))
+    return record
+
+
+def make(record: dict[str, Any], folder: pathlib.Path, kind: str) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer of a folder, and the content of its tokenizer.json, with what the files beside it change.
+
+    Args:
+      record: what `read` returns.
 
     Raises:
       UserError: a file is damaged, or asks for what has no exact form here.
     """
     path = folder / {"wordpiece": "vocab.txt", "byte_level": "vocab.json"}.get(kind, TOKENIZER_FILE)
-    if kind == "tokenizer_json":
-        record = json_files.read(path)
-        json_files.check(record, _COMPONENTS, path)
-    else:
-        record = (wordpiece if kind == "wordpiece" else byte_level_files).read(folder)
     config = settings.read(folder)
     ids = dict(word_models.vocabulary(record["model"], f"{path}: model"))
     added = token_files.added_tokens(folder, record, config, ids)
@@ -55,14 +91,7 @@ def load(folder: pathlib.Path, kind: str = "tokenizer_json") -> tuple[Tokenizer,
     usual = {**usual, **({"pad": padding} if padding else {})}
     roles = {**{role: token for role, token in usual.items() if token in ids}, **roles}
     added = [dataclasses.replace(t, special=t.special or t.content in roles.values()) for t in added]
-    by_id = dict(zip(ids.values(), ids))
-    if len(by_id) < len(ids):
-        twice = next(token for token, i in ids.items() if by_id[i] != token)
-        raise UserError(
-            f"{path}: {show(twice)} and {show(by_id[ids[twice]])} both have id {ids[twice]}; get the file again"
-        )
-    in_order = [*by_id] == [*range(len(by_id))]
-    vocab = [*by_id.values()] if in_order else [by_id.get(i, "") for i in range(max(by_id) + 1)]
+    vocab = [*ids] if [*ids.values()] == [*range(len(ids))] else _by_id(ids, path)
     record = _overridden(record, config, folder / CONFIG_FILE)
     maker = _wordpiece if _is_bert(record) else _byte_level if _is_byte_level(record) else _pipeline
     tokenizer = maker(record, vocab, roles, added, path)
@@ -70,6 +99,17 @@ def load(folder: pathlib.Path, kind: str = "tokenizer_json") -> tuple[Tokenizer,
     tokenizer.cleans_up = bool(config.get("clean_up_tokenization_spaces")) and record["model"].get("type") != "BPE"
     tokenizer.frames = _frames(folder, record, config, tokenizer, ids, path)
     return tokenizer, record
+
+
+def _by_id(ids: dict[str, int], path: pathlib.Path) -> list[str]:
+    """The text of each id, "" where no token has it."""
+    by_id = dict(zip(ids.values(), ids))
+    if len(by_id) < len(ids):
+        twice = next(token for token, i in ids.items() if by_id[i] != token)
+        raise UserError(
+            f"{path}: {show(twice)} and {show(by_id[ids[twice]])} both have id {ids[twice]}; get the file again"
+        )
+    return [by_id.get(i, "") for i in range(max(by_id) + 1)]
 
 
 def _wordpiece(record, vocab, roles, added, path):
