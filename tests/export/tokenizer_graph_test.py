@@ -167,10 +167,11 @@ class TokenizerGraphTest(tf.test.TestCase):
                 self.assertRegex(result["skipped"], "is not installed")
 
     def test_characters_for_the_tokenizers_library(self):
-        for vocab in (["<unk>", "\n", " ", "a", "京"], ["<s>", *sorted({c for line in CHINESE for c in line})]):
-            characters = Characters(vocab)
-            tokenizer_files.write(characters, models.page("gpt2").Model.LAYOUT, self.folder)
-            fast = tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        vocabularies = ["<unk>", "\n", " ", "a", "京"], ["<s>", *sorted({c for line in CHINESE for c in line})]
+        for number, vocab in enumerate(vocabularies):
+            characters, folder = Characters(vocab), self.folder / str(number)
+            tokenizer_files.write(characters, models.page("gpt2").Model.LAYOUT, folder)
+            fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             for text in CHINESE if "<unk>" not in vocab else ["a\n 京 b<s>", "", "🙂e\u0301", *CHINESE]:
                 ids = characters.tokenize([text]).to_list()[0]
                 self.assertEqual(fast.encode(text).ids, ids)
