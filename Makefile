@@ -16,9 +16,9 @@ DRAWS ?= 20
 # The stamp is written last, so that an interrupted install is never taken for a finished one.
 INSTALLED := .venv/installed
 PEERS_INSTALLED := .venv-peers/installed
-LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet pyproject.toml
+LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet --extra export pyproject.toml
 
-.PHONY: help install train demo test faults parity layouts check format bench wheel lock clean
+.PHONY: help install train demo test faults keras parity layouts check format bench wheel lock clean
 
 help:  ## say what there is (this)
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ test: $(INSTALLED)  ## run the tests
 
 faults: $(INSTALLED)  ## run the long tests that kill and break things
 	$(PY) -m pytest -m faults
+
+keras: $(INSTALLED)  ## run the tests of every head, precision and XLA in every family
+	$(PY) -m pytest -m keras
 
 # Another seed is another set of random models: make parity SEED=7
 SEED ?= $(shell date +%s)
@@ -105,4 +108,5 @@ $(REFERENCES_INSTALLED) $(OLDER_INSTALLED):
 	$(PYTHON) -m venv $(@D)
 	rm -f $@
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(if $(filter $(INSTALLED),$@),$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .)
 	touch $@

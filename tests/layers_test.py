@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "training": MODELS | {"text", "data", "objectives", "tasks", "evaluation", "lazy", "options", "cli", "hub"},
     "model_dir": MODELS | {"options", "training", "hub"},
     "embeddings": MODELS | {"text"},
+    "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
     "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts, whoever made them.
 }
@@ -67,7 +68,6 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.records",
     "tfzoo.chat",
     "tfzoo.hub",
-    "tfzoo.models",
     "tfzoo.text",
     "tfzoo.data",
     "tfzoo.data.corpus",
@@ -207,6 +207,13 @@ class LayersTest(unittest.TestCase):
                     {"export", "serving", "tests", "torch", "transformers"},
                     f"{module} imports {name}",
                 )
+
+    def test_only_exporting_needs_the_packages_of_its_extra(self) -> None:
+        for module in PATHS:
+            if not module.startswith("tfzoo.export"):
+                for name in imports_of(module):
+                    top = name.split(".")[0]
+                    self.assertNotIn(top, {"onnx", "onnxruntime", "onnx_ir", "tensorflow_serving", "tf2onnx"}, module)
 
     def test_config_errors_and_files_need_the_standard_library_alone(self) -> None:
         for module in ("tfzoo.config", "tfzoo.errors", "tfzoo.files", "tfzoo.json_files"):

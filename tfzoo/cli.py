@@ -47,6 +47,10 @@ _PATH_FLAG = re.compile(r"from|to|output|\w+_dir")  # Empty, such a path would b
 _HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 
 
+# Packages that are not needed to build, load and train models -> the extra that installs them.
+_EXTRAS = dict.fromkeys(("onnx", "onnxruntime", "onnx_ir", "tensorflow_serving", "tf2onnx"), "export")
+
+
 def run(
     main: Callable[[absl_flags.FlagValues], int | None],
     define_flags: Callable[[absl_flags.FlagValues], None],
@@ -75,6 +79,12 @@ def run(
             return DONE if code is None else code
         except UserError as error:
             _complain(f"error: {error}")
+            return WRONG_USE
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in _EXTRAS:
+                raise
+            _complain(f"error: the package {package} is not installed; pip install 'tfzoo[{_EXTRAS[package]}]'")
             return WRONG_USE
         except CheckFailed as error:
             _complain(f"error: {error}")

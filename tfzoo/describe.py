@@ -10,10 +10,11 @@ import sys
 
 from absl import flags as absl_flags
 
-from tfzoo import cli
+from tfzoo import cli, lazy
 from tfzoo import config as config_lib
 from tfzoo.errors import UserError
-from tfzoo.models import costs
+
+costs = lazy.module("tfzoo.models.costs")
 
 _UNBOUNDED = ("relative", "none")  # Positions that no length exceeds.
 

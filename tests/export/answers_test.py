@@ -11,7 +11,6 @@ from tfzoo import embeddings, generation
 from tfzoo.errors import UserError
 from tfzoo.export import answers, savedmodel
 from tfzoo.export.answers import Options
-from tfzoo.export.answers.base import decoder_start_id
 from tfzoo.export.answers.continuations import Continuations
 from tfzoo.export.answers.embeddings import Embeddings
 from tfzoo.export.answers.entities import Tags
@@ -19,6 +18,7 @@ from tfzoo.export.answers.labels import Labels
 from tfzoo.export.answers.next_sentence import NextSentence
 from tfzoo.export.answers.words import Words, readable
 from tfzoo.export.precision import Limits
+from tfzoo.generation.folder import decoder_start_id
 from tfzoo.models.record import FolderRecord
 
 SENTENCE = pathlib.Path(__file__).parents[1] / "assets" / "golden_sentence"

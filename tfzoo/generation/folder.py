@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfzoo import json_files
+from tfzoo import json_files, models
 from tfzoo.errors import UserError, suggest
 from tfzoo.generation.options import BOUNDS
 from tfzoo.json_files import Field, Fields
@@ -143,6 +143,14 @@ def special_ids(model) -> dict[str, Any]:
     if not model.is_encoder_decoder and isinstance(found.get("forced_bos_token_id"), int):
         del found["forced_bos_token_id"]  # Which `folder_options` refuses.
     return found
+
+
+def decoder_start_id(model, tokenizer: Any) -> int:
+    """What the decoder reads first: as the model's folder says; padding in a run, as tfzoo's objectives begin."""
+    start = special_ids(model).get("decoder_start_token_id")
+    if start is None and not (model.record and model.record.config):
+        start = getattr(tokenizer, "pad_id", None)
+    return models.page_of(model).new_config(model.config)["decoder_start_token_id"] if start is None else start
 
 
 def _source(model) -> tuple[str, Mapping[str, Any]]:

@@ -7,8 +7,10 @@ from typing import Any
 
 from tfzoo import config as config_lib
 from tfzoo.errors import UserError, suggest
+from tfzoo.models import record
+from tfzoo.nn.layer import register_dataclass
 
-# name -> the module with its CONFIGS and Model. Imported when asked for: listing families costs nothing.
+# name -> the module with its CONFIGS and Model.
 FAMILIES = {
     "albert": "tfzoo.models.albert",
     "bart": "tfzoo.models.bart",
@@ -112,3 +114,10 @@ def build(
     heads = default_heads(name) if heads is None else heads
     options = dict(num_labels=num_labels, labels=labels, pool=pool, embed=embed, dtype=dtype)
     return module.Model(config, heads=heads, **options)
+
+
+# Keras finds the classes of a saved model among those that were imported.
+for _family in FAMILIES:
+    page(_family)
+for _class in (record.FolderRecord, record.SentenceRecord):
+    register_dataclass(_class)

@@ -13,6 +13,7 @@ from tfzoo.nn.basic import (
     activation,
     make_initializer,
     make_norm,
+    merged_variables,
     read,
     zero_initializers,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "make_initializer",
     "make_norm",
     "mask_bias",
+    "merged_variables",
     "output_of",
     "padding_attention_mask",
     "pool",

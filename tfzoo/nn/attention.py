@@ -10,6 +10,7 @@ from keras import ops
 from tfzoo.config import TransformerConfig
 from tfzoo.nn.basic import Dense, Dropout, RMSNorm, make_initializer
 from tfzoo.nn.kernel import FavorAttention
+from tfzoo.nn.layer import Layer
 from tfzoo.nn.lean import LeanAttention
 from tfzoo.nn.mask import Mask
 from tfzoo.nn.position import rotate
@@ -67,7 +68,7 @@ def cached_attention(query, key, value, bias, scale=None):
     return ops.reshape(tf.matmul(ops.reshape(weights, rows) if grouped else weights, value), shape)
 
 
-class FullAttention(keras.layers.Layer):
+class FullAttention(Layer):
     """Every score at once: query [B, H, L, D], key and value [B, H, M, D] -> [B, H, L, D]."""
 
     def __init__(self, config: TransformerConfig, **kwargs):
@@ -89,7 +90,7 @@ class FullAttention(keras.layers.Layer):
 KINDS: dict[str, type[keras.layers.Layer]] = {"full": FullAttention, "lean": LeanAttention, "favor": FavorAttention}
 
 
-class Attention(keras.layers.Layer):
+class Attention(Layer):
     """Multi-head attention: x [B, L, E] (and memory [B, M, E]) -> [B, L, E].
 
     With fewer key and value heads than queries, each serves a group of queries (Ainslie et al. 2023). cross: it is

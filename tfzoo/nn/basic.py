@@ -6,6 +6,7 @@ each says how. They compute the same numbers.
 
 import contextlib
 import contextvars
+import dataclasses
 import math
 
 import keras
@@ -13,6 +14,8 @@ import tensorflow as tf
 from keras import ops
 
 from tfzoo.config import TransformerConfig
+from tfzoo.errors import UserError
+from tfzoo.nn.layer import PACKAGE, Layer, register
 
 
 def read(variable):
@@ -20,6 +23,10 @@ def read(variable):
     return tf.convert_to_tensor(ops.convert_to_tensor(variable))
 
 
+CANNOT_QUANTIZE = (
+    "Keras's quantization is not supported by tfzoo's layers; use tfzoo.store_weights(model, 'int8') to answer with "
+    "less memory, or python -m tfzoo.export --onnx_variants=int8 to export"
+)
 LARGE = 2**18  # Elements of a kernel from which on turning it for its gradient saves more than it takes.
 
 
@@ -46,6 +53,11 @@ class Dense(keras.layers.Dense):
 
     stored = None  # A StoredMatrix in the kernel's place.
 
+    def quantize(self, mode=None, *args, **kwargs):
+        """Raises:
+        UserError: always; `tfzoo.store_weights` keeps a model's matrices as int8."""
+        raise UserError(f"quantize({mode!r}): {CANNOT_QUANTIZE}")
+
     def call(self, inputs, training=None):
         shape = ops.shape(inputs)
         x = inputs if len(shape) == 2 else ops.reshape(inputs, (-1, shape[-1]))
@@ -55,6 +67,37 @@ class Dense(keras.layers.Dense):
         if self.activation is not None:
             x = self.activation(x)
         return x if len(shape) == 2 else ops.reshape(x, (*shape[:-1], self.units))
+
+
+register(Dense, "Dense")
+
+
+@dataclasses.dataclass(frozen=True)
+class MergedKernel:
+    """The kernel of a Dense layer with low-rank adapters, their product added; read-only."""
+
+    layer: Dense
+
+    @property
+    def path(self) -> str:
+        return self.layer._kernel.path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.layer._kernel.shape
+
+    @property
+    def value(self) -> tf.Tensor:
+        return self.layer.kernel
+
+
+def merged_variables(model: keras.Model) -> list:
+    """A model's variables, with low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) merged into the
+    kernels that they adapt."""
+    adapted = [layer for layer in model._flatten_layers() if isinstance(layer, Dense) and layer.lora_enabled]
+    merged = {id(layer._kernel): MergedKernel(layer) for layer in adapted}
+    adapters = {id(variable) for layer in adapted for variable in (layer.lora_kernel_a, layer.lora_kernel_b)}
+    return [merged.get(id(variable), variable) for variable in model.variables if id(variable) not in adapters]
 
 
 @tf.custom_gradient
@@ -70,6 +113,11 @@ def _gelu(x):
 
 def _gelu_tanh(x):
     return ops.gelu(x, approximate=True)
+
+
+# So that a saved layer finds its activation again. The others are Keras's own.
+for _name, _function in {"gelu": _gelu, "gelu_tanh": _gelu_tanh}.items():
+    keras.saving.register_keras_serializable(PACKAGE, _name)(_function)
 
 
 def activation(name: str):
@@ -120,7 +168,7 @@ def _rms_norm(x, gamma, epsilon):
     return normal * gamma, gradient
 
 
-class _Norm(keras.layers.Layer):
+class _Norm(Layer):
     """Normalises [..., E] over E with a gradient of its own, which takes fewer passes over memory than automatic
     differentiation. Computes in float32 under every dtype policy but float64."""
 
@@ -156,14 +204,15 @@ class LayerNorm(_Norm):
             self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta", autocast=False)
 
     def normalize(self, x):
-        return _layer_norm(x, self.epsilon, *(read(w) for w in (self.gamma, self.beta) if w is not None))
+        weights = (w for w in (self.gamma, self.beta) if w is not None)
+        return _layer_norm(x, self.epsilon, *(ops.cast(read(w), x.dtype) for w in weights))
 
 
 class RMSNorm(_Norm):
     """x [..., E] -> x / sqrt(mean(x^2) + epsilon) * gamma (Zhang & Sennrich 2019)."""
 
     def normalize(self, x):
-        return _rms_norm(x, read(self.gamma), self.epsilon)
+        return _rms_norm(x, ops.cast(read(self.gamma), x.dtype), self.epsilon)
 
 
 def make_norm(config: TransformerConfig, **kwargs) -> keras.layers.Layer:
@@ -213,7 +262,7 @@ def make_initializer(
     return keras.initializers.TruncatedNormal(stddev=stddev, seed=seed)
 
 
-class Dropout(keras.layers.Layer):
+class Dropout(Layer):
     """x -> x with a share `rate` of its elements zeroed and the others divided by 1 - rate, while training.
 
     Two things differ from Keras's layer. Each replica draws a mask of its own: Keras's mirrored seed gives all

@@ -2,17 +2,17 @@
 
 import dataclasses
 
-import keras
 from keras import ops
 
 from tfzoo.config import TransformerConfig
 from tfzoo.nn.attention import Attention
 from tfzoo.nn.basic import Dense, Dropout, activation, make_initializer, make_norm, recomputed
+from tfzoo.nn.layer import Layer
 from tfzoo.nn.mask import Mask
 from tfzoo.nn.position import RelativeBias, rotary_tables
 
 
-class MLP(keras.layers.Layer):
+class MLP(Layer):
     """x [B, L, E] -> down(activation(up(x))) [B, L, E] (Vaswani et al. 2017, section 3.3).
 
     With gated_mlp down(activation(gate(x)) * up(x)) (Shazeer 2020).
@@ -46,7 +46,7 @@ class MLP(keras.layers.Layer):
         return self.down(self.up(x) if self.gate is None else self.gate(x) * self.up(x))
 
 
-class Block(keras.layers.Layer):
+class Block(Layer):
     """Self-attention, with `cross` attention to a memory, and an MLP: x [B, L, E] -> [B, L, E].
 
     Each has dropout and a residual sum. norm_first False: x = norm(x + sublayer(x)), as in 2017. True:
@@ -117,7 +117,7 @@ class Block(keras.layers.Layer):
         return norm(x + dropout(sublayer(x), training=training))
 
 
-class Stack(keras.layers.Layer):
+class Stack(Layer):
     """Blocks one after another: x [B, L, E] -> [B, L, E]; with norm_first a last norm follows them.
 
     causal: a position sees itself and those before it. cross: every block also attends to a memory. The attribute

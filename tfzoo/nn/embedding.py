@@ -5,19 +5,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import tensorflow as tf
 from keras import ops
 
 from tfzoo.config import TransformerConfig
 from tfzoo.nn.basic import Dense, Dropout, make_initializer, make_norm, read
+from tfzoo.nn.layer import Layer
 from tfzoo.nn.position import sinusoidal_positions
 
 SOME_ROWS = 4  # From here on a product with the rows as columns is faster (two cores, GPT-2's 50,257 words).
 TURNED = 16  # Products, above which they pay for a transposed copy of the table.
 
 
-class TokenEmbedding(keras.layers.Layer):
+class TokenEmbedding(Layer):
     """token_ids [B, L] -> [B, L, E]; `attend` is the tied output: x [..., E] -> logits [..., V]."""
 
     stored: Any = None  # A StoredMatrix in the place of `embeddings`.
@@ -87,7 +87,7 @@ class TokenEmbedding(keras.layers.Layer):
         return ops.cast(read(self.embeddings), self.compute_dtype)
 
 
-class Embeddings(keras.layers.Layer):
+class Embeddings(Layer):
     """token_ids [B, L] (segment_ids [B, L], position_ids [B, L]) -> sum of the embeddings [B, L, E].
 
     A norm follows if the config says so, then dropout, then a projection from embedding_size to E if that is given.

@@ -1,14 +1,14 @@
 """What turns a sequence of hidden states into answers."""
 
-import keras
 from keras import ops
 
 from tfzoo.config import POOLINGS, EmbeddingConfig, Projection, TransformerConfig
 from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation, make_initializer, read
 from tfzoo.nn.embedding import TokenEmbedding
+from tfzoo.nn.layer import Layer
 
 
-class Pooler(keras.layers.Layer):
+class Pooler(Layer):
     """sequence [B, L, E] -> tanh(Dense(first token)) [B, E] (Devlin et al. 2019, appendix A.4's code)."""
 
     def __init__(self, config: TransformerConfig, **kwargs):
@@ -16,7 +16,8 @@ class Pooler(keras.layers.Layer):
         self.dense = _dense(self, config, config.hidden_size, "dense", "tanh")
 
     def build(self, input_shape=None):
-        self.dense.build((None, self.dense.units))
+        self.output_shape = (None, self.dense.units)
+        self.dense.build(self.output_shape)
 
     def call(self, sequence):
         return self.dense(sequence[:, 0])
@@ -63,7 +64,7 @@ _WHOLE = {
 POOLS = ("pooled", *POOLINGS)
 
 
-class EmbeddingHead(keras.layers.Layer):
+class EmbeddingHead(Layer):
     """sequence [B, L, E] (padding_mask, pooling_mask [B, L], see `pool`) -> one vector a row [B, D], float32 (Reimers &
     Gurevych 2019, https://arxiv.org/abs/1908.10084)."""
 
@@ -87,6 +88,7 @@ class EmbeddingHead(keras.layers.Layer):
         for dense in self.dense:
             dense.build((None, self.size))
             self.size = dense.units
+        self.output_shape = (None, self.size)
 
     def call(self, sequence, padding_mask=None, pooling_mask=None):
         outputs = {"sequence": sequence if sequence.dtype == "float64" else ops.cast(sequence, "float32")}
@@ -111,7 +113,7 @@ def output_of(head: str) -> str:
     return {"lm": "logits", "embed": "embedding"}.get(head, f"{head}_logits")
 
 
-class Classifier(keras.layers.Layer):
+class Classifier(Layer):
     """pooled [B, E], or a sequence [B, L, E] -> logits [B, C] or [B, L, C], float32.
 
     hidden: the activation of a dense layer before the last; None leaves it out. dropout: whether it precedes each.
@@ -137,6 +139,7 @@ class Classifier(keras.layers.Layer):
             input_shape = (*input_shape[:-1], self.hidden.units)
         self.dense.build(input_shape)
         self.dropout.build()
+        self.output_shape = (*input_shape[:-1], self.dense.units)
 
     def call(self, x, training=False):
         if self.hidden is not None:
@@ -144,7 +147,7 @@ class Classifier(keras.layers.Layer):
         return ops.cast(self.dense(self.dropout(x, training=training)), "float32")
 
 
-class Discriminator(keras.layers.Layer):
+class Discriminator(Layer):
     """sequence [B, L, E] -> logits [B, L], float32: is each token another than the text's? (Clark et al. 2020)."""
 
     def __init__(self, config: TransformerConfig, **kwargs):
@@ -155,12 +158,13 @@ class Discriminator(keras.layers.Layer):
     def build(self, input_shape):
         self.hidden.build(input_shape)
         self.dense.build(input_shape)
+        self.output_shape = (*input_shape[:-1],)
 
     def call(self, sequence):
         return ops.cast(self.dense(self.hidden(sequence))[..., 0], "float32")
 
 
-class RelationClassifier(keras.layers.Layer):
+class RelationClassifier(Layer):
     """sequence [B, L, E], entity_positions [B, 2] -> logits [B, C], float32: how do the two marked things relate?
 
     The states at the two positions, such as the markers before two entities, are put side by side (Baldini Soares
@@ -173,13 +177,14 @@ class RelationClassifier(keras.layers.Layer):
 
     def build(self, input_shape, entity_positions_shape=None):
         self.classifier.build((None, 2 * input_shape[-1]))
+        self.output_shape = self.classifier.output_shape
 
     def call(self, sequence, entity_positions, training=False):
         pair = gather_positions(sequence, entity_positions)
         return self.classifier(ops.reshape(pair, (-1, 2 * sequence.shape[-1])), training=training)
 
 
-class MaskedLMHead(keras.layers.Layer):
+class MaskedLMHead(Layer):
     """sequence [B, L, E] (masked_positions [B, P]) -> logits [B, P, V], or [B, L, V] without positions; float32.
 
     norm(activation(Dense(x))) and then the product with the token embeddings, plus a bias for each word.
@@ -196,6 +201,7 @@ class MaskedLMHead(keras.layers.Layer):
         self.transform.build(input_shape)
         self.norm.build((*input_shape[:-1], self.embedding.hidden_size))
         self.bias = self.add_weight(shape=(self.embedding.vocab_size,), initializer="zeros", name="bias")
+        self.output_shape = (*input_shape[:-1], self.embedding.vocab_size)
 
     def call(self, sequence, masked_positions=None):
         if masked_positions is not None:
@@ -204,7 +210,7 @@ class MaskedLMHead(keras.layers.Layer):
         return ops.cast(logits, "float32") + ops.cast(read(self.bias), "float32")
 
 
-class LMHead(keras.layers.Layer):
+class LMHead(Layer):
     """sequence [B, L, E] -> logits [B, L, V], float32: the product with the token embeddings, or with a matrix of its
     own where the config does not tie the two. use_bias adds one for each word, which train_bias False holds fixed. The
     sequence is multiplied by `scale` first."""
@@ -225,6 +231,7 @@ class LMHead(keras.layers.Layer):
             self.dense = _dense(self, config, config.vocab_size, "dense", use_bias=False)
 
     def build(self, input_shape):
+        self.output_shape = (*input_shape[:-1], self.embedding.vocab_size)
         if self.dense is not None:
             self.dense.build(input_shape)
         if self.use_bias:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfzoo.config import TransformerConfig
 from tfzoo.errors import UserError
 from tfzoo.nn.basic import read
+from tfzoo.nn.layer import Layer
 from tfzoo.nn.lean import block_size, join_blocks, loop, size, split_blocks
 from tfzoo.nn.mask import Mask
 
@@ -33,7 +34,7 @@ class FavorConfig(TransformerConfig):
         self._require(self.redraw_every >= 0, "redraw_every", "must be at least 0")
 
 
-class FavorAttention(keras.layers.Layer):
+class FavorAttention(Layer):
     """An estimate of softmax attention: query [B, H, L, D], key and value [B, H, M, D], a Mask -> [B, H, L, D].
 
     Its error falls as 1 / sqrt(config.num_features). A query that may attend to nothing gets 0. Dropout on the weights
@@ -80,9 +81,13 @@ class FavorAttention(keras.layers.Layer):
             seed = tf.cast(self.seeds.next(), tf.int32)
             due = (seed[1] > 0) & (seed[1] % self.redraw_every == 0)
             # The branch is around the drawing alone: replicas cannot assign inside of one.
-            self.features.assign(
-                tf.cond(due, lambda: draw_features(*self.shape, seed), lambda: tf.identity(read(self.features)))
+            features = read(self.features)
+            drawn = tf.cond(
+                due,
+                lambda: tf.cast(draw_features(*self.shape, seed), features.dtype),
+                lambda: tf.identity(features),
             )
+            self.features.assign(drawn)
         scale = 1 / math.sqrt(self.shape[1]) if self.scale_scores else 1.0
         return favor_attention(query, key, value, read(self.features), masking, scale)
 

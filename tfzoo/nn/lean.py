@@ -6,18 +6,18 @@ https://arxiv.org/abs/2112.05682; Dao et al. 2022, https://arxiv.org/abs/2205.14
 
 import math
 
-import keras
 import tensorflow as tf
 
 from tfzoo.config import TransformerConfig
 from tfzoo.nn.basic import Dropout, _drop, draw_seed
+from tfzoo.nn.layer import Layer
 from tfzoo.nn.mask import Mask
 
 ROWS, COLUMNS = 256, 512  # Of a block of scores: small enough for a cache, large enough for a matrix product.
 MASKED = -1e9  # What mask_bias adds to a score that a mask hides.
 
 
-class LeanAttention(keras.layers.Layer):
+class LeanAttention(Layer):
     """The numbers of FullAttention: query [B, H, L, D], key and value [B, H, M, D], a Mask -> [B, H, L, D].
 
     Blocks wholly in the future (causal) or wholly outside the window cost nothing, unless an attention_mask is given.

@@ -16,6 +16,7 @@ from keras import ops
 from tfzoo.config import TransformerConfig
 from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation, draw_seed, make_initializer, read
 from tfzoo.nn.embedding import TokenEmbedding
+from tfzoo.nn.layer import Layer
 from tfzoo.nn.lean import known
 
 # A token attends to itself only where it may attend to nothing else (section 2, "Shared-QK attention"): its own
@@ -250,7 +251,7 @@ def _pad(x, padding_mask, length):
     return tf.pad(x, [[0, 0], [0, length - x.shape[1]], [0, 0]]), padding_mask
 
 
-class _ChunkedAttention(keras.layers.Layer):
+class _ChunkedAttention(Layer):
     """What both kinds have in common: projections without biases to heads and back."""
 
     projections: tuple[str, ...]
@@ -352,7 +353,7 @@ def _static_length(x):
     return x.shape[1]
 
 
-class ChunkedMLP(keras.layers.Layer):
+class ChunkedMLP(Layer):
     """x [B, L, E] -> down(activation(dropout(up(x)))), some positions at a time (section 3, "Chunking").
 
     With mlp_chunk_length the wide activations exist for that many positions only, in the backward pass too, which
@@ -449,7 +450,7 @@ def reversible(functions: Sequence[Callable], values: Sequence[Sequence], a, b):
     return run(a, b, *tf.nest.flatten([list(part) for part in values]))
 
 
-class ReversibleBlock(keras.layers.Layer):
+class ReversibleBlock(Layer):
     """The two functions of a reversible layer: attention and the MLP, each of its normalised input."""
 
     def __init__(self, config: LSHConfig, kind: str, **kwargs):
@@ -497,7 +498,7 @@ class ReversibleBlock(keras.layers.Layer):
         ]
 
 
-class ReversibleStack(keras.layers.Layer):
+class ReversibleStack(Layer):
     """x [B, L, E] -> [B, L, 2 E]: both streams of the reversible layers, side by side and normalised.
 
     The streams are kept in the variables' dtype: in a half one the way back would lose what the way there rounded.
@@ -544,7 +545,7 @@ class ReversibleStack(keras.layers.Layer):
         return draw_seed(self.seed_generator) if training else tf.zeros(2, "int32")
 
 
-class AxialPositions(keras.layers.Layer):
+class AxialPositions(Layer):
     """token_ids [B, L] -> embeddings [L, E] of the positions 0, 1, ..., as in the authors' code (Trax).
 
     Position p has coordinates in a grid of `shape`, the last running fastest, and an embedding of its own of dims[i]
@@ -579,7 +580,7 @@ class AxialPositions(keras.layers.Layer):
         return tf.reshape(tf.concat(tables, -1), (rows * columns, sum(self.dims)))[:length]
 
 
-class AxialEmbeddings(keras.layers.Layer):
+class AxialEmbeddings(Layer):
     """token_ids [B, L] -> the sum of token and position embeddings [B, L, E], with dropout on each."""
 
     def __init__(self, config: LSHConfig, **kwargs):
@@ -621,7 +622,7 @@ class AxialEmbeddings(keras.layers.Layer):
         return x + positions
 
 
-class ReversibleTower(keras.layers.Layer):
+class ReversibleTower(Layer):
     """AxialEmbeddings and a ReversibleStack: token_ids [B, L] -> sequence [B, L, 2 E]."""
 
     def __init__(self, config: LSHConfig, **kwargs):
@@ -632,6 +633,7 @@ class ReversibleTower(keras.layers.Layer):
     def build(self, input_shape=None):
         self.embeddings.build()
         self.stack.build()
+        self.output_shape = (None, None, 2 * self.stack.config.hidden_size)
 
     def call(self, token_ids, padding_mask=None, rotations=(), training=False):
         x = self.embeddings(token_ids, training=training)

@@ -1,6 +1,6 @@
 """What the families' models share: named inputs, named outputs, a tower or two, and heads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ from tfzoo.errors import UserError, suggest
 from tfzoo.nn.block import Stack
 from tfzoo.nn.cache import Cache
 from tfzoo.nn.embedding import Embeddings, TokenEmbedding
+from tfzoo.nn.fit import Fit
 from tfzoo.nn.heads import (
     POOLS,
     Classifier,
@@ -25,10 +26,11 @@ from tfzoo.nn.heads import (
     pool,
 )
 from tfzoo.nn.inputs import check_inputs
+from tfzoo.nn.layer import Layer, decode, encode, register
 from tfzoo.nn.mask import document_attention_mask
 
 
-class Tower(keras.layers.Layer):
+class Tower(Layer):
     """Embeddings and a stack of blocks: token_ids [B, L] -> sequence [B, L, E].
 
     tokens: a TokenEmbedding to share. The other arguments are Stack's.
@@ -50,7 +52,8 @@ class Tower(keras.layers.Layer):
 
     def build(self, input_shape=None):
         self.embeddings.build()
-        self.stack.build((None, None, self.stack.config.hidden_size))
+        self.output_shape = (None, None, self.stack.config.hidden_size)
+        self.stack.build(self.output_shape)
 
     def call(
         self,
@@ -78,11 +81,13 @@ class Tower(keras.layers.Layer):
         )
 
 
-class Model(keras.Model):
+class Model(Fit, keras.Model):
     """A dict of named tensors in, a dict of named tensors out.
 
     document_ids [B, L] says which of several documents in a row a token is of, 0 being padding: it then attends to that
     document alone. position_ids [B, L] that begin anew in each make a packed document's outputs its own.
+
+    compile, fit, evaluate and predict work as with any Keras model, on the answers of the heads: see nn.fit.
 
     A page's subclass makes its layers in `make_body`, computes {"sequence": [B, L, E], ...} in `body`, and has a
     method `make_NAME` for each head it can have beside those here. With a head "lm" the outputs have "logits", with
@@ -144,12 +149,38 @@ class Model(keras.Model):
         self.heads = {head: getattr(self, f"make_{head}")() for head in self.head_names}
         self.build(None)
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "family" in vars(cls):
+            register(cls, cls.family)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
+            "config": encode(self.config),
+            "heads": list(self.head_names),
+            "labels": list(self.labels),
+            "pool": self.pool,
+            "embed": encode(self.embed),
+            "record": encode(self.record),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects=None):
+        arguments = {name: decode(value) for name, value in config.items()}
+        record = arguments.pop("record", None)
+        model = cls(arguments.pop("config"), **arguments)
+        model.record = record
+        return model
+
     def build(self, input_shape=None):
         """Creates all variables. Without it Keras would run the model to find out, which takes twice as long."""
         for tower in self.towers():
-            tower.build()
-        for head in self.heads.values():
-            head.build((None, None, self.sequence_size))
+            tower.build((None, None))
+        for name, head in self.heads.items():
+            of_rows = name in ("classify", "next_sentence")
+            head.build((None, self.sequence_size) if of_rows else (None, None, self.sequence_size))
 
     @property
     def is_causal(self) -> bool:

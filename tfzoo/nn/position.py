@@ -2,13 +2,13 @@
 
 import math
 
-import keras
 import numpy as np
 from keras import ops
 
 from tfzoo.config import TransformerConfig
 from tfzoo.errors import UserError
 from tfzoo.nn.basic import make_initializer, read
+from tfzoo.nn.layer import Layer
 
 
 def sinusoidal_positions(length: int, hidden_size: int, interleaved: bool = True) -> np.ndarray:
@@ -26,7 +26,7 @@ def sinusoidal_positions(length: int, hidden_size: int, interleaved: bool = True
     return table
 
 
-class RelativeBias(keras.layers.Layer):
+class RelativeBias(Layer):
     """(L, M) -> additive bias [1, H, L, M], learned for each bucket of distances (Raffel et al. 2020, section 2.1).
 
     Half of the buckets hold one distance each, the other half ranges that grow logarithmically up to

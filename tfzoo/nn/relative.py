@@ -8,7 +8,6 @@ the content stream what the permutation mask lets it see. Both go through the sa
 import dataclasses
 import math
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -18,6 +17,7 @@ from tfzoo.nn.attention import dot_product_attention
 from tfzoo.nn.basic import Dropout, _matmul, make_initializer, make_norm, read
 from tfzoo.nn.block import MLP
 from tfzoo.nn.embedding import Embeddings
+from tfzoo.nn.layer import Layer
 from tfzoo.nn.mask import mask_bias
 
 
@@ -58,7 +58,7 @@ def relative_shift(scores):
     return ops.reshape(keys, (heads, batch, length, width - length))
 
 
-class Projection(keras.layers.Layer):
+class Projection(Layer):
     """x [..., E] -> [..., H D], or with turned [..., H D] -> [..., E]: no bias, and a kernel [E, H, D] either way."""
 
     def __init__(self, config: TransformerConfig, turned: bool = False, **kwargs):
@@ -78,7 +78,7 @@ class Projection(keras.layers.Layer):
         return ops.reshape(y, (*shape[:-1], kernel.shape[1]))
 
 
-class RelativeAttention(keras.layers.Layer):
+class RelativeAttention(Layer):
     """Multi-head attention that scores a key by content, distance and segment.
 
     A score is ((query + content_bias) key + (query + position_bias) relative(distance)
@@ -161,7 +161,7 @@ class RelativeAttention(keras.layers.Layer):
         return read(variable)[:, None, None]
 
 
-class TwoStreamBlock(keras.layers.Layer):
+class TwoStreamBlock(Layer):
     """Attention and an MLP, each followed by a residual sum and a norm, for one stream or for both.
 
     content [B, L, E], query [B, P, E] or None, positions [M + L, E] -> (content, query) of the same shapes.
@@ -211,7 +211,7 @@ class TwoStreamBlock(keras.layers.Layer):
         return stream(content, content_bias), query
 
 
-class TwoStreamStack(keras.layers.Layer):
+class TwoStreamStack(Layer):
     """num_layers TwoStreamBlocks: content [B, L, E] -> content, query [B, P, E] or None, memory or None."""
 
     def __init__(self, config: TwoStreamConfig, **kwargs):
@@ -302,7 +302,7 @@ class TwoStreamStack(keras.layers.Layer):
         return content, query, ops.stop_gradient(ops.stack(memories)) if memories else None
 
 
-class TwoStreamTower(keras.layers.Layer):
+class TwoStreamTower(Layer):
     """Embeddings and a TwoStreamStack: token_ids [B, L] and the stack's other arguments -> named outputs.
 
     They are sequence [B, L, E], and where asked for query_sequence [B, P, E] and previous_sequence.
@@ -315,7 +315,8 @@ class TwoStreamTower(keras.layers.Layer):
 
     def build(self, input_shape=None):
         self.embeddings.build()
-        self.stack.build((None, None, self.stack.config.hidden_size))
+        self.output_shape = (None, None, self.stack.config.hidden_size)
+        self.stack.build(self.output_shape)
 
     def call(self, token_ids, training=False, **rest):
         states = self.stack(self.embeddings(token_ids, training=training), **rest, training=training)

@@ -25,7 +25,6 @@ from tfzoo import cli, files, lazy
 from tfzoo import progress as progress_lib
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.evaluation.evaluator import Evaluator
-from tfzoo.models import costs
 from tfzoo.objectives.objective import MAIN
 from tfzoo.training import checkpoint, distribution, explain, guard, report, resume, state
 from tfzoo.training import inputs as inputs_lib
@@ -35,6 +34,7 @@ from tfzoo.training.state import Progress
 
 # These import TensorFlow, which takes its time; what is wrong with the options is reported before.
 keras, tf = lazy.module("keras"), lazy.module("tensorflow")
+costs = lazy.module("tfzoo.models.costs")
 initialize = lazy.module("tfzoo.training.initialize")
 optimizers = lazy.module("tfzoo.training.optimizers")
 runs = lazy.module("tfzoo.training.runs")

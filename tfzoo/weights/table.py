@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfzoo import nn
 from tfzoo.errors import UserError
 from tfzoo.models.markers import Computed, Conv1D, Fused, Reshaped, Tied, Turned, When
 from tfzoo.weights.tensors import DTYPES
@@ -85,7 +86,7 @@ def slots(table: Mapping | None, model, naming: Naming = HUGGING_FACE) -> list[S
     found: dict[str, dict] = {}
     aliases: dict[str, list[str]] = {}
     entries = list(_entries({**table, **_EVERY}, model)) if table is not None else []
-    for variable in model.variables:
+    for variable in nn.merged_variables(model):
         if is_state(variable):
             continue
         path = relative_path(variable)

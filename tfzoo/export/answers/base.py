@@ -9,11 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfzoo import models
 from tfzoo.export.checks import Checks
 from tfzoo.export.interface import Signature, Tensor
 from tfzoo.export.precision import Limits
-from tfzoo.generation.folder import special_ids
+from tfzoo.generation.folder import decoder_start_id
 from tfzoo.text import framing
 from tfzoo.text.framing import PAIR, TEXT
 from tfzoo.text.reader import Reader, Reading, pad_id
@@ -222,14 +221,6 @@ class Row:
 
     def places(self, piece: str) -> list[int]:
         return [i for i, of in enumerate(self.of) if of == piece]
-
-
-def decoder_start_id(model: keras.Model, tokenizer: Any) -> int:
-    """What the decoder reads first: as the model's folder says; padding in a run, as tfzoo's objectives begin."""
-    start = special_ids(model).get("decoder_start_token_id")
-    if start is None and not (model.record and model.record.config):
-        start = getattr(tokenizer, "pad_id", None)
-    return models.page_of(model).new_config(model.config)["decoder_start_token_id"] if start is None else start
 
 
 # In TensorFlow

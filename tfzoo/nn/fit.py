@@ -1,0 +1,169 @@
+"""What Keras's compile, fit, evaluate and predict see of a model that returns a dict of outputs: its heads' answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfzoo.errors import UserError, suggest
+from tfzoo.nn.basic import CANNOT_QUANTIZE
+from tfzoo.nn.heads import output_of
+
+
+class Fit:
+    """Mixed into a Keras model that has `head_names` and returns a dict of outputs.
+
+    A model with one head takes a plain loss, plain labels and plain sample weights; a model with several takes dicts by
+    output name, and trains the heads that have labels. `predict` returns the answer of the one head, or a dict.
+    """
+
+    INPUTS: Sequence[str]
+    REQUIRED_INPUTS: Sequence[str]
+    head_names: tuple[str, ...]
+    optimizer: Any
+    # The outputs that `predict` returns, such as ("sequence",); None: those of the heads.
+    predicted_outputs: Sequence[str] | None = None
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """As keras.Model.compute_loss, with the answers that have labels in place of all outputs.
+
+        Raises:
+          UserError: labels or a loss name something that is not the output of a head, or a loss expects probabilities.
+        """
+        self._check_losses()
+        y, y_pred, sample_weight = self._answers(y, y_pred, sample_weight)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)  # type: ignore[misc]
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """As keras.Model.compute_metrics, of the answers that have labels."""
+        y, y_pred, sample_weight = self._answers(y, y_pred, sample_weight)
+        return super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
+
+    def predict_step(self, data):
+        """The answer of the one head, or a dict of several; `predicted_outputs` chooses others."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        outputs = self(x, training=False)  # type: ignore[operator]
+        names = self.predicted_outputs or self._answer_names() or list(outputs)
+        for name in names:
+            if name not in outputs:
+                raise UserError(
+                    f"predicted_outputs: {name!r} is not an output{suggest(name, outputs)}; the model has "
+                    f"{', '.join(outputs)}"
+                )
+        return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
+
+    def fit(self, *args, **kwargs):
+        """As keras.Model.fit.
+
+        Raises:
+          UserError: several replicas of a distribution strategy, or class_weight for labels that are not one for each
+            row, which Keras would misread.
+        """
+        self._check_one_replica("fit")
+        per_token = [name for name in self.head_names if name not in ("classify", "relation", "next_sentence")]
+        if kwargs.get("class_weight") is not None and per_token:
+            raise UserError(
+                f"class_weight: applies to one label for each row, and the head {per_token[0]!r} has others; pass "
+                "sample_weight, one number for each label"
+            )
+        return super().fit(*args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, *args, **kwargs):
+        """As keras.Model.evaluate.
+
+        Raises:
+          UserError: several replicas of a distribution strategy.
+        """
+        self._check_one_replica("evaluate")
+        return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def quantize(self, mode=None, *args, **kwargs):
+        """Raises:
+        UserError: always; `tfzoo.store_weights` keeps a model's matrices as int8."""
+        raise UserError(f"quantize({mode!r}): {CANNOT_QUANTIZE}")
+
+    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
+        """As keras.Model.export, with a warning: unlike what python -m tfzoo.export writes, the result is not verified,
+        takes token ids in place of texts, and has no manifest.
+
+        input_signature: None takes the required inputs and the padding masks, of any batch and length.
+        """
+        logging.warning(
+            "%s: written by Keras's export and not verified; python -m tfzoo.export writes verified artifacts", filepath
+        )
+        if input_signature is None:
+            input_signature = [self.input_specs()]
+        return super().export(filepath, format, verbose, input_signature, **kwargs)  # type: ignore[misc]
+
+    def input_specs(self) -> dict[str, keras.layers.InputSpec]:
+        """The shapes and dtypes of the required inputs and the padding masks."""
+        masks = [name for name in self.INPUTS if name.endswith("padding_mask")]
+        specs = {name: keras.layers.InputSpec(shape=(None, None), dtype="int32") for name in self.REQUIRED_INPUTS}
+        if "relation" in self.head_names:
+            specs["entity_positions"] = keras.layers.InputSpec(shape=(None, 2), dtype="int32")
+        return specs | {name: keras.layers.InputSpec(shape=(None, None), dtype="bool") for name in masks}
+
+    def _answer_names(self) -> list[str]:
+        return [output_of(head) for head in self.head_names]
+
+    def _answers(self, y, outputs, sample_weight):
+        """Labels, the outputs that they belong to, and sample weights: each plain, or all dicts of the same keys."""
+        names = self._answer_names() or list(outputs)
+        losses = self._compile_loss._user_loss if getattr(self, "_compile_loss", None) is not None else None  # type: ignore[attr-defined]
+        for what, value in (("loss", losses), ("labels", y), ("sample_weight", sample_weight)):
+            for name in value if isinstance(value, Mapping) else ():
+                if name not in names:
+                    raise UserError(
+                        f"{what}: {name!r} is not the output of a head{suggest(name, names)}; the model has "
+                        f"{', '.join(names)}"
+                    )
+        if not isinstance(y, Mapping):
+            if len(names) > 1:
+                raise UserError(f"labels: the model has several outputs; pass a dict by name, of {', '.join(names)}")
+            if not isinstance(losses, Mapping):
+                return y, outputs[names[0]], sample_weight
+            y = {names[0]: y}
+            sample_weight = None if sample_weight is None else {names[0]: sample_weight}
+        if isinstance(losses, Mapping):
+            y = {name: labels for name, labels in y.items() if losses.get(name) is not None}
+        if isinstance(sample_weight, Mapping):
+            sample_weight = {name: sample_weight.get(name) for name in y}
+        return y, {name: outputs[name] for name in y}, sample_weight
+
+    def _check_losses(self) -> None:
+        """The heads return logits: a loss that takes them for probabilities would train towards nothing."""
+        losses = self._compile_loss._user_loss if self._compile_loss is not None else None  # type: ignore[attr-defined]
+        for loss in tf.nest.flatten(losses):
+            name = loss if isinstance(loss, str) else getattr(loss, "name", "")
+            if (isinstance(loss, str) and loss in _ON_PROBABILITIES) or _from_logits(loss) is False:
+                raise UserError(
+                    f"loss {name!r}: expects probabilities, and the model returns logits; pass "
+                    f"keras.losses.{_ON_PROBABILITIES.get(name, type(loss).__name__)}(from_logits=True)"
+                )
+
+    def _check_one_replica(self, what: str) -> None:
+        replicas = self.distribute_strategy.num_replicas_in_sync  # type: ignore[attr-defined]
+        if replicas > 1:
+            raise UserError(
+                f"{what} with {replicas} replicas: Keras clips each replica's gradients separately and weights "
+                "replicas equally however many rows they have, so the result would differ from one device's; use "
+                "python -m tfzoo.train or tfzoo.training.Trainer, which are exact"
+            )
+
+
+_ON_PROBABILITIES = {
+    "sparse_categorical_crossentropy": "SparseCategoricalCrossentropy",
+    "categorical_crossentropy": "CategoricalCrossentropy",
+    "binary_crossentropy": "BinaryCrossentropy",
+    "categorical_focal_crossentropy": "CategoricalFocalCrossentropy",
+    "binary_focal_crossentropy": "BinaryFocalCrossentropy",
+    "kl_divergence": "KLDivergence",
+}
+
+
+def _from_logits(loss: Any) -> bool | None:
+    """Whether a Keras loss takes logits; None of one that is not asked."""
+    options = getattr(loss, "_fn_kwargs", {})
+    return options.get("from_logits") if isinstance(loss, keras.losses.Loss) else None

@@ -1,0 +1,87 @@
+"""Strings to a model's inputs inside tf.data, for Keras's fit, evaluate and predict."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfzoo.errors import UserError
+from tfzoo.generation.folder import decoder_start_id
+from tfzoo.text import framing
+from tfzoo.text.framing import PAIR, TEXT
+from tfzoo.text.reader import Reader
+
+
+class Preprocessor:
+    """Reads batches of strings as a model does; made for `dataset.map`.
+
+        dataset = tf.data.Dataset.from_tensor_slices((texts, labels)).batch(32).map(Preprocessor(model, tokenizer))
+        model.fit(dataset)
+
+    An element of the dataset is `texts`, `(texts, labels)` or `(texts, labels, sample_weight)`; `texts` are strings
+    [B], or a tuple of two for pairs. The result has the model's inputs, a dict of tensors [B, L], in their place. It
+    holds the special tokens that the tokenizer's files, or the model's family, put around a text. The decoder of an
+    encoder-decoder reads the same text.
+
+    Args:
+      model, tokenizer: as `tfzoo.load` returns them.
+      sequence_length: tokens of the longest row, special ones included; longer texts are cut. None takes what the
+        tokenizer's files say, and at most what the model's positions allow.
+      fixed_length: pads all rows to sequence_length rather than to the longest of the batch, as XLA and TPUs need.
+
+    Raises:
+      UserError: there is no tokenizer, it has more tokens than the model, the length is out of bounds, or, when called,
+        the texts are not a batch of strings.
+    """
+
+    def __init__(self, model, tokenizer: Any, sequence_length: int | None = None, fixed_length: bool = False):
+        if tokenizer is None:
+            raise UserError(f"model {model.name!r} has no tokenizer; load it from a folder that holds one")
+        config = model.config
+        if tokenizer.vocab_size > config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's vocab_size is {config.vocab_size:,}; "
+                f"use the model's own tokenizer, or build the model with vocab_size={tokenizer.vocab_size}"
+            )
+        limit = None if config.positions in ("relative", "rotary", "none") else config.max_positions
+        known = [length for length in (tokenizer.max_length, limit) if length]
+        if sequence_length is None:
+            sequence_length = min(known) if known else config.max_positions
+        if sequence_length < 1 or (limit and sequence_length > limit):
+            raise UserError(
+                f"sequence_length={sequence_length}: must be 1 to {config.max_positions}, the model's max_positions"
+            )
+        self._model, self._tokenizer = model, tokenizer
+        self._length, self._fixed = sequence_length, fixed_length or model.fixed_length
+        self._readers: dict[bool, Reader] = {}
+
+    def __call__(self, texts: Any, *labels: Any) -> Any:
+        """texts: strings [B], or two of these -> inputs; with labels, (inputs, *labels)."""
+        texts = tuple(texts) if isinstance(texts, tuple | list) and not _are_strings(texts) else (texts,)
+        if len(texts) > 2:
+            raise UserError(f"texts: has {len(texts)} parts; give one text, or a tuple of two")
+        tensors = [tf.convert_to_tensor(text) for text in texts]
+        for tensor in tensors:
+            if tensor.dtype != tf.string or tensor.shape.rank != 1:
+                raise UserError(
+                    f"texts: are {tensor.dtype.name} {tensor.shape}, not strings [B]; call dataset.batch before map"
+                )
+        inputs = self._reader(len(tensors) == 2).read(dict(zip((TEXT, PAIR), tensors))).inputs
+        return (inputs, *labels) if labels else inputs
+
+    def _reader(self, pair: bool) -> Reader:
+        if pair not in self._readers:
+            model = self._model
+            names = (*model.REQUIRED_INPUTS, "padding_mask", "decoder_padding_mask")
+            self._readers[pair] = Reader(
+                self._tokenizer,
+                framing.frame(model.LAYOUT, self._tokenizer, pair),
+                [name for name in model.INPUTS if name in names or (name == "segment_ids" and model.reads_segments)],
+                self._length,
+                self._fixed,
+                decoder_start_id(model, self._tokenizer) if model.is_encoder_decoder else None,
+            )
+        return self._readers[pair]
+
+
+def _are_strings(texts: Any) -> bool:
+    return all(isinstance(text, str | bytes) for text in texts)
