@@ -1,5 +1,6 @@
 """Optimizers against their papers in float64 NumPy, schedules at named steps, the decay mask, loss scaling."""
 
+import contextlib
 import math
 
 import keras
@@ -127,7 +128,7 @@ class AdamWTest(OptimizerCase):
         self.assertEqual([optimizers.decays(v) for v in variables()], [True, False, True])
 
     def test_unknown_name(self):
-        with self.assertRaisesRegex(UserError, "--optimizer=adam: must be one of adamw, lamb, adafactor"):
+        with self.assertRaisesRegex(UserError, "--optimizer=adam: must be one of adamw, muon, lamb, adafactor"):
             optimizers.make_optimizer("adam", 0.1, variables())
 
 
@@ -157,6 +158,61 @@ class LambTest(OptimizerCase):
         # A ratio of 1 where a norm is 0: Adam's step.
         m_hat, v_hat = 0.1 / (1 - 0.9**2), 0.001 / (1 - 0.999**2)
         self.assertAllClose(value, np.full([2, 2], -0.1 * m_hat / math.sqrt(v_hat)), 1e-3)
+
+
+class MuonTest(OptimizerCase):
+    SHAPES = {
+        "net/encoder/stack/layer_0/mlp/up/kernel": (6, 9),
+        "net/encoder/stack/layer_0/mlp/down/kernel": (9, 6),
+        "net/encoder/stack/layer_1/attention/query/kernel": (6, 2, 3),
+        "net/encoder/stack/layer_1/attention/query/bias": (6,),
+        "net/encoder/embeddings/tokens/embeddings": (7, 6),
+        "net/lm/transform/kernel": (6, 6),
+    }
+
+    def made(self, name, **overrides):
+        random = np.random.default_rng(0)
+        values = []
+        for path, shape in self.SHAPES.items():
+            with contextlib.ExitStack() as scopes:
+                for scope in path.split("/")[:-1]:
+                    scopes.enter_context(keras.name_scope(scope))
+                values.append(keras.Variable(random.normal(size=shape), name=path.rpartition("/")[2], dtype="float32"))
+        return optimizers.make_optimizer(name, 0.02, values, beta_2=0.95, **overrides), values
+
+    def steps(self):
+        random = np.random.default_rng(1)
+        return [[random.normal(size=shape) for shape in self.SHAPES.values()] for _ in range(4)]
+
+    def test_the_papers(self):
+        rate, momentum, decay = 0.02, 0.95, 0.1
+        optimizer, values = self.made("muon", weight_decay=decay)
+        adamw, others = self.made("adamw", weight_decay=decay)
+        expected, velocity = [v.numpy().astype(np.float64) for v in values], {}
+        found, plain = run(optimizer, values, self.steps()), run(adamw, others, self.steps())
+        for step, grads in enumerate(self.steps()):
+            for i, gradient in enumerate(grads):
+                if i >= 3:
+                    self.assertAllEqual(found[step][i], plain[step][i])  # AdamW's.
+                    continue
+                # Jordan et al. 2024: the quintic of the singular values alone, x -> 3.4445 x - 4.775 x^3 + 2.0315 x^5,
+                # five times over; Liu et al. 2025, algorithm 1 and section 2.2: Nesterov's momentum, the scale.
+                velocity[i] = momentum * velocity.get(i, 0) + gradient
+                matrix = (gradient + momentum * velocity[i]).reshape(len(gradient), -1)
+                left, singular, right = np.linalg.svd(matrix, full_matrices=False)
+                singular = singular / np.linalg.norm(singular)
+                for _ in range(5):
+                    singular = 3.4445 * singular - 4.775 * singular**3 + 2.0315 * singular**5
+                self.assertAllInRange(singular, 0.3, 1.3)
+                update = 0.2 * math.sqrt(max(matrix.shape)) * (left * singular) @ right
+                expected[i] = expected[i] * (1 - rate * decay) - rate * update.reshape(gradient.shape)
+                self.assertAllClose(found[step][i], expected[i], 1e-5, 1e-6)
+
+    def test_matrices_keep_one_moment(self):
+        optimizer, values = self.made("muon")
+        names = [variable.path.rpartition("/")[2] for variable in optimizer.variables]
+        self.assertLen([name for name in names if name.endswith("momentum")], len(values))
+        self.assertLen([name for name in names if name.endswith("velocity")], 3)
 
 
 class SGDTest(OptimizerCase):

@@ -214,7 +214,7 @@ class ReplicasTest(tf.test.TestCase):
 
     @pytest.mark.faults
     def test_two_are_one_for_every_optimizer(self):
-        self.check('two_replicas("sgd", "adamw", "lamb", "adafactor")')
+        self.check('two_replicas("sgd", "adamw", "muon", "lamb", "adafactor")')
 
 
 def two_replicas(*names):

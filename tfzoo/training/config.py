@@ -17,7 +17,7 @@ from tfzoo.errors import UserError
 from tfzoo.options import Checked, option
 from tfzoo.training import distribution, registry
 
-OPTIMIZERS = ("adamw", "lamb", "adafactor", "sgd", "lars")
+OPTIMIZERS = ("adamw", "muon", "lamb", "adafactor", "sgd", "lars")
 SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant")
 # Headings of --help.
 _COMMON, _DATA, _MODEL = "The most common", "Text and tokenizer", "Model and precision"

@@ -100,6 +100,59 @@ class AdamW(_AlreadyReduced, keras.optimizers.AdamW):
         )
 
 
+class Muon(AdamW):
+    """Muon for the matrices of the blocks (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), AdamW for
+    embeddings, heads, biases and norms.
+
+    A matrix moves along its momentum, made nearly orthogonal by five Newton-Schulz iterations and scaled by
+    0.2 sqrt(max(rows, columns)), so that one learning rate and one weight decay suit both kinds (Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982, section 2.2). Projections to several heads, [E, H, D], count as [E, H D].
+    """
+
+    MOMENTUM, ITERATIONS, SCALE = 0.95, 5, 0.2
+    COEFFICIENTS = 3.4445, -4.7750, 2.0315
+
+    def build(self, variables):
+        if self.built:
+            return
+        keras.optimizers.Optimizer.build(self, variables)
+        self._momentums = [self.add_variable_from_reference(v, name="momentum") for v in variables]
+        self._velocities = [
+            None if is_block_matrix(v) else self.add_variable_from_reference(v, name="velocity") for v in variables
+        ]
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        if self._velocities[index] is not None:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        rate, gradient = ops.cast(learning_rate, variable.dtype), ops.cast(gradient, variable.dtype)
+        momentum = self.MOMENTUM * self._momentums[index] + gradient
+        self.assign(self._momentums[index], momentum)
+        direction = gradient + self.MOMENTUM * momentum  # Nesterov's.
+        matrix = tf.reshape(direction, (variable.shape[0], -1))
+        update = tf.reshape(self._orthogonalized(matrix), variable.shape)
+        size = rate * self.SCALE * math.sqrt(max(matrix.shape))
+        decay = rate * (self.weight_decay or 0.0) if self._use_weight_decay(variable) else 0.0
+        self.assign(variable, variable * (1 - decay) - size * update)
+
+    def _orthogonalized(self, matrix):
+        """matrix [N, M] -> the same with singular values near 1; the iterations work on the shorter side."""
+        tall = matrix.shape[0] > matrix.shape[1]
+        x = tf.transpose(matrix) if tall else matrix
+        x /= tf.norm(x) + 1e-7
+        a, b, c = self.COEFFICIENTS
+        for _ in range(self.ITERATIONS):
+            gram = tf.matmul(x, x, transpose_b=True)
+            x = a * x + tf.matmul(b * gram + c * tf.matmul(gram, gram), x)
+        return tf.transpose(x) if tall else x
+
+
+def is_block_matrix(variable) -> bool:
+    """Whether a variable is a kernel of a transformer block, which Muon trains."""
+    return "/stack/layer_" in variable.path and variable.path.endswith("/kernel") and len(variable.shape) > 1
+
+
 class Lamb(_AlreadyReduced, keras.optimizers.Lamb):
     """LAMB (You et al. 2020, algorithm 2).
 
@@ -233,7 +286,8 @@ def make_optimizer(
     """An optimizer built on `variables`, decaying matrices only: not biases, not norms' gains.
 
     Args:
-      name: one of OPTIMIZERS. The betas and epsilon are adamw's and lamb's; beta_1 is the momentum of sgd and lars.
+      name: one of OPTIMIZERS. The betas and epsilon are adamw's, muon's and lamb's; beta_1 is the momentum of sgd and
+        lars.
       learning_rate: a number or a schedule.
       ema_decay: of an exponential moving average of the variables, for `averaged`; 0 keeps none.
       loss_scaling: wraps it in Keras's dynamic LossScaleOptimizer, for float16.
@@ -245,6 +299,8 @@ def make_optimizer(
     # Named, so that variable names do not depend on how many optimizers this process has made.
     if name == "adamw":
         optimizer = AdamW(learning_rate, weight_decay=weight_decay, name=name, **adam, **average)
+    elif name == "muon":
+        optimizer = Muon(learning_rate, weight_decay=weight_decay, name=name, **adam, **average)
     elif name == "lamb":
         optimizer = Lamb(learning_rate, weight_decay=decay, name=name, **adam, **average)
     elif name == "adafactor":
