@@ -254,7 +254,7 @@ class FitTest(Case):
             (
                 keras.losses.SparseCategoricalCrossentropy(),
                 LABELS,
-                "expects probabilities, and the model returns logits",
+                "expects probabilities, but the model returns logits",
             ),
             ({"clasify_logits": crossentropy()}, LABELS, "loss: 'clasify_logits' is not the output of a head; did you"),
             (crossentropy(), {"tag_logits": LABELS}, "labels: 'tag_logits' is not the output of a head"),
@@ -269,7 +269,7 @@ class FitTest(Case):
         tag = build("bert", heads=["tag"])
         tag.compile("sgd", crossentropy())
         options = dict(class_weight={0: 1.0, 1: 2.0}, verbose=0)
-        self.refused("class_weight: applies to one label for each row", tag.fit, inputs, LABELS, **options)
+        self.refused("class_weight: requires one label per row", tag.fit, inputs, LABELS, **options)
 
     def test_callbacks(self):
         model = build("bert")
@@ -458,10 +458,16 @@ class PreprocessorTest(Case):
     def test_what_it_refuses(self):
         model, words = build("bert"), tokenizer()
         self.refused("has no tokenizer", tfzoo.Preprocessor, model, None)
-        self.refused("sequence_length=33: must be 1 to 32", tfzoo.Preprocessor, model, words, 33)
+        self.refused(
+            r"sequence_length=33: must be from 1 to the model's max_positions \(32\)",
+            tfzoo.Preprocessor,
+            model,
+            words,
+            33,
+        )
         self.refused("the tokenizer has .* tokens", tfzoo.Preprocessor, build("bert", vocab_size=20), words)
         read = tfzoo.Preprocessor(model, words)
-        self.refused(r"not strings \[B\]; call dataset.batch before map", read, tf.constant("one"))
+        self.refused(r"not strings \[B\]; call dataset.batch before dataset.map", read, tf.constant("one"))
         self.refused("has 3 parts", read, (TEXTS, TEXTS, TEXTS))
 
     def test_the_example_of_the_docs(self):

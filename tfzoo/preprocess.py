@@ -39,7 +39,8 @@ class Preprocessor:
         config = model.config
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's vocab_size is {config.vocab_size:,}; "
+                f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model's vocab_size is "
+                f"{config.vocab_size:,}; "
                 f"use the model's own tokenizer, or build the model with vocab_size={tokenizer.vocab_size}"
             )
         limit = None if config.positions in ("relative", "rotary", "none") else config.max_positions
@@ -48,7 +49,8 @@ class Preprocessor:
             sequence_length = min(known) if known else config.max_positions
         if sequence_length < 1 or (limit and sequence_length > limit):
             raise UserError(
-                f"sequence_length={sequence_length}: must be 1 to {config.max_positions}, the model's max_positions"
+                f"sequence_length={sequence_length}: must be from 1 to the model's max_positions "
+                f"({config.max_positions})"
             )
         self._model, self._tokenizer = model, tokenizer
         self._length, self._fixed = sequence_length, fixed_length or model.fixed_length
@@ -58,12 +60,13 @@ class Preprocessor:
         """texts: strings [B], or two of these -> inputs; with labels, (inputs, *labels)."""
         texts = tuple(texts) if isinstance(texts, tuple | list) and not _are_strings(texts) else (texts,)
         if len(texts) > 2:
-            raise UserError(f"texts: has {len(texts)} parts; give one text, or a tuple of two")
+            raise UserError(f"texts: has {len(texts)} parts; pass one tensor of texts, or a tuple of two")
         tensors = [tf.convert_to_tensor(text) for text in texts]
         for tensor in tensors:
             if tensor.dtype != tf.string or tensor.shape.rank != 1:
                 raise UserError(
-                    f"texts: are {tensor.dtype.name} {tensor.shape}, not strings [B]; call dataset.batch before map"
+                    f"texts: has type {tensor.dtype.name} and shape {tensor.shape}, not strings [B]; call "
+                    "dataset.batch before dataset.map"
                 )
         inputs = self._reader(len(tensors) == 2).read(dict(zip((TEXT, PAIR), tensors))).inputs
         return (inputs, *labels) if labels else inputs

@@ -205,7 +205,7 @@ class T5Test(tf.test.TestCase):
         newer = {"model_type": "t5", "tie_word_embeddings": True, "scale_decoder_outputs": False}
         self.assertFalse(t5.decode_config(newer)["tie_embeddings"])
         self.assertFalse(t5.decode_config({"model_type": "mt5", "tie_word_embeddings": True})["tie_embeddings"])
-        with self.assertRaisesRegex(UserError, "activation 'gelu' .* relu, gated-gelu, gated-silu only"):
+        with self.assertRaisesRegex(UserError, "activation 'gelu' .* supports only relu, gated-gelu, gated-silu"):
             t5.encode_config(from_mapping(SIZES | dict(activation="gelu")))
 
 
@@ -252,8 +252,8 @@ class BartTest(tf.test.TestCase):
     def test_a_decoder_of_other_sizes_is_refused(self):
         folder = temporary_folder(self) / "bart"
         for change, message in (
-            ({"decoder_attention_heads": 4}, "decoder_attention_heads is 4 and encoder_attention_heads 2"),
-            ({"decoder_ffn_dim": 32}, "decoder_ffn_dim is 32 and encoder_ffn_dim 24"),
+            ({"decoder_attention_heads": 4}, "decoder_attention_heads is 4, but encoder_attention_heads is 2"),
+            ({"decoder_ffn_dim": 32}, "decoder_ffn_dim is 32, but encoder_ffn_dim is 24"),
             ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ):
             shutil.copytree(GOLDEN / "bart", folder, dirs_exist_ok=True)

@@ -291,7 +291,7 @@ class RecomputedTest(tf.test.TestCase):
                 self.assertLess(relative_error(two, one), 1e-5, name)
 
     def test_a_family_of_other_blocks_refuses(self):
-        with self.assertRaisesRegex(UserError, "reformer's blocks cannot be computed again"):
+        with self.assertRaisesRegex(UserError, "remat='block': reformer's blocks cannot be recomputed"):
             tfzoo.build("reformer_crime_and_punishment").recompute_blocks()
 
 

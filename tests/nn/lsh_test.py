@@ -399,12 +399,12 @@ class EmbeddingsTest(tf.test.TestCase):
 class ConfigTest(tf.test.TestCase):
     def test_bad_values_are_named(self):
         for overrides, message in (
-            (dict(attention_layers=["lsh", "full"]), "attention_layers .* must be of lsh and local"),
-            (dict(attention_layers=["lsh"]), r"attention_layers .* as many as num_layers \(2\)"),
+            (dict(attention_layers=["lsh", "full"]), "attention_layers .* may hold only lsh and local"),
+            (dict(attention_layers=["lsh"]), r"attention_layers .* must have num_layers \(2\) items"),
             (dict(num_buckets=[3]), "num_buckets .* even"),
             (dict(lsh_chunks_after=1), "lsh_chunks_after .1. must be 0 in a causal model"),
             (dict(axial_dims=[4, 4]), "axial_dims .* add up to 12"),
-            (dict(axial_shape=[8]), "axial_dims .* one for each axis"),
+            (dict(axial_shape=[8]), "axial_dims .* one item for each axis"),
             (dict(num_hashes=0), "num_hashes .0. must be from 1"),
         ):
             with self.assertRaisesRegex(UserError, message):

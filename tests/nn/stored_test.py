@@ -85,7 +85,7 @@ class StoredTest(tf.test.TestCase):
         model = build("gpt2", max_positions=16)
         tfzoo.store_weights(model, "float32")
         self.assertEqual(nn.stored_weights(model), "")
-        with self.assertRaisesRegex(UserError, "weights 'int4': are kept as one of float32, bfloat16, int8"):
+        with self.assertRaisesRegex(UserError, "weights 'int4': must be one of float32, bfloat16, int8"):
             tfzoo.store_weights(model, "int4")
         tfzoo.store_weights(model, "int8")
         with self.assertRaisesRegex(UserError, "kept as int8 already"):

@@ -73,7 +73,7 @@ IGNORED = (
 
 def encode_config(config):
     if not config.embedding_size:
-        raise UserError("embedding_size (0): Hugging Face's ALBERT projects its embeddings; name their size")
+        raise UserError("embedding_size (0): ALBERT in Hugging Face's format projects its embeddings; set their size")
     return {}
 
 

@@ -69,7 +69,7 @@ def decode_config(hub):
     for what in ("attention_heads", "ffn_dim"):
         encoder, decoder = (hub.get(f"{stack}_{what}") for stack in ("encoder", "decoder"))
         if encoder != decoder:
-            raise UserError(f"decoder_{what} is {decoder!r} and encoder_{what} {encoder!r}; they must be equal")
+            raise UserError(f"decoder_{what} is {decoder!r}, but encoder_{what} is {encoder!r}; make them equal")
     return {}
 
 

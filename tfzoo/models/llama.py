@@ -89,9 +89,11 @@ def decode_config(hub):
     layers, only = hub.get("layer_types") or (), "sliding_attention" if window else "full_attention"
     if any(layer != only for layer in layers):
         odd = next(layer for layer in layers if layer != only)
-        raise UserError(f"layer_types has {odd!r}, and here all layers of this {kind} have {only}")
+        raise UserError(f"layer_types has {odd!r}, but every layer of this {kind} must have {only}")
     if layers and len(layers) != hub["num_hidden_layers"]:
-        raise UserError(f"layer_types has {len(layers)} items, and num_hidden_layers is {hub['num_hidden_layers']}")
+        raise UserError(
+            f"layer_types has {len(layers)} items, but num_hidden_layers is {hub['num_hidden_layers']}; make them equal"
+        )
     theta, scaling = _rope(hub)
     return {"rotary_theta": theta, "rotary_scaling": scaling, "window": window or 0}
 
@@ -103,7 +105,7 @@ def _rope(hub):
     for name in ("rope_parameters", "rope_scaling"):
         given = hub.get(name) or {}
         if not isinstance(given, dict):
-            raise UserError(f"{name} is {given!r}, not an object; correct it")
+            raise UserError(f"{name} is {given!r}, not an object; replace it with an object")
         given = {key: value for key, value in given.items() if value is not None}
         old = given.pop("type", None)
         if old is not None and given.setdefault("rope_type", old) != old:
@@ -115,17 +117,19 @@ def _rope(hub):
         raise UserError(f"rope_theta is {' and '.join(map(str, sorted(thetas)))}; remove one")
     parts = {hub.get("partial_rotary_factor"), *(given.pop("partial_rotary_factor", None) for _, given in found)}
     if parts - {None, 1}:
-        raise UserError(f"partial_rotary_factor is {max(parts - {None})}; here rotary positions turn whole heads")
+        raise UserError(
+            f"partial_rotary_factor is {max(parts - {None})}; only 1 (rotation of whole heads) is supported"
+        )
     if len(found) == 2 and found[0][1] != found[1][1]:
         raise UserError(
-            "rope_scaling stands beside rope_parameters and says something else; put what counts into rope_parameters, "
-            "with rope_theta, and remove rope_scaling"
+            "rope_scaling contradicts rope_parameters; put the correct values, with rope_theta, into rope_parameters "
+            "and remove rope_scaling"
         )
     name, scaling = found[0] if found else ("rope_parameters", {})
     original, longest = scaling.get("original_max_position_embeddings"), hub.get("max_position_embeddings")
     if scaling.get("rope_type") == "dynamic" and original not in (None, longest):
         raise UserError(
-            f"{name}: original_max_position_embeddings is {original!r}, where dynamic scaling goes by "
+            f"{name}: original_max_position_embeddings is {original!r}, but dynamic scaling uses "
             f"max_position_embeddings ({longest!r}); remove it"
         )
     check_scaling(scaling, None, name)

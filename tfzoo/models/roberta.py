@@ -85,7 +85,7 @@ IGNORED = bert.IGNORED
 
 def decode_config(record):
     if record.get("pad_token_id") is None:
-        raise UserError("pad_token_id is null, and positions are counted from it; give it an id")
+        raise UserError("pad_token_id is null, but positions are counted from it; set it to a token id")
     offset = record["pad_token_id"] + 1
     return {"position_offset": offset, "max_positions": record["max_position_embeddings"] - offset}
 

@@ -86,7 +86,7 @@ def decode_config(hub):
     # Which newer files have besides.
     for field, value in (("dense_act_fn", "gelu_new" if name == "gated-gelu" else function), ("is_gated_act", gated)):
         if hub.get(field, value) != value:
-            raise UserError(f"{field} is {hub[field]!r}, and feed_forward_proj {name!r}; they contradict each other")
+            raise UserError(f"{field} is {hub[field]!r}, but feed_forward_proj is {name!r}; make them agree")
     # Files of transformers 5 say by the scale alone that a matrix is not tied.
     tied = False not in (hub.get("tie_word_embeddings"), hub.get("scale_decoder_outputs")) and not mt5
     return {"activation": function, "gated_mlp": gated, "tie_embeddings": tied}
@@ -95,7 +95,10 @@ def decode_config(hub):
 def encode_config(config):
     names = {mlp: name for name, mlp in _MLPS.items()}
     if (mlp := (config.activation, config.gated_mlp)) not in names:
-        raise UserError(f"activation {mlp[0]!r} with gated_mlp {mlp[1]}: Hugging Face's T5 has {', '.join(_MLPS)} only")
+        raise UserError(
+            f"activation {mlp[0]!r} with gated_mlp {mlp[1]}: T5 in Hugging Face's format supports only "
+            f"{', '.join(_MLPS)}"
+        )
     return {
         "num_decoder_layers": config.resolved_num_decoder_layers,
         "d_kv": config.resolved_head_dim,

@@ -65,7 +65,7 @@ IGNORED = bart.IGNORED
 def decode_config(hub):
     size = hub.get("decoder_vocab_size")
     if size not in (None, hub.get("vocab_size")):
-        raise UserError(f"decoder_vocab_size is {size!r} and vocab_size {hub.get('vocab_size')!r}; they must be equal")
+        raise UserError(f"decoder_vocab_size is {size!r}, but vocab_size is {hub.get('vocab_size')!r}; make them equal")
     return bart.decode_config(hub)
 
 

@@ -24,8 +24,8 @@ def read(variable):
 
 
 CANNOT_QUANTIZE = (
-    "Keras's quantization is not supported by tfzoo's layers; use tfzoo.store_weights(model, 'int8') to answer with "
-    "less memory, or python -m tfzoo.export --onnx_variants=int8 to export"
+    "tfzoo's layers do not support Keras quantization; use tfzoo.store_weights(model, 'int8') to run the model with "
+    "less memory, or python -m tfzoo.export --onnx_variants=int8 to export a quantized model"
 )
 LARGE = 2**18  # Elements of a kernel from which on turning it for its gradient saves more than it takes.
 

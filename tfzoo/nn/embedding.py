@@ -152,7 +152,9 @@ class Embeddings(Layer):
     def _positions(self, length, position_ids):
         config, offset = self.config, self.config.position_offset
         if isinstance(length, int) and length > config.max_positions:
-            raise ValueError(f"the length {length} exceeds max_positions ({config.max_positions})")
+            raise ValueError(
+                f"sequence length {length} exceeds max_positions ({config.max_positions}); use shorter sequences"
+            )
         if self.positions is not None:
             table = read(self.positions)
         else:

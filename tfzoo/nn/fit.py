@@ -49,7 +49,7 @@ class Fit:
         for name in names:
             if name not in outputs:
                 raise UserError(
-                    f"predicted_outputs: {name!r} is not an output{suggest(name, outputs)}; the model has "
+                    f"predicted_outputs: {name!r} is not an output{suggest(name, outputs)}; the model's outputs are "
                     f"{', '.join(outputs)}"
                 )
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
@@ -65,8 +65,8 @@ class Fit:
         per_token = [name for name in self.head_names if name not in ("classify", "relation", "next_sentence")]
         if kwargs.get("class_weight") is not None and per_token:
             raise UserError(
-                f"class_weight: applies to one label for each row, and the head {per_token[0]!r} has others; pass "
-                "sample_weight, one number for each label"
+                f"class_weight: requires one label per row, but the head {per_token[0]!r} has other labels; pass "
+                "sample_weight with one weight per label"
             )
         return super().fit(*args, **kwargs)  # type: ignore[misc]
 
@@ -116,12 +116,14 @@ class Fit:
             for name in value if isinstance(value, Mapping) else ():
                 if name not in names:
                     raise UserError(
-                        f"{what}: {name!r} is not the output of a head{suggest(name, names)}; the model has "
+                        f"{what}: {name!r} is not the output of a head{suggest(name, names)}; the heads' outputs are "
                         f"{', '.join(names)}"
                     )
         if not isinstance(y, Mapping):
             if len(names) > 1:
-                raise UserError(f"labels: the model has several outputs; pass a dict by name, of {', '.join(names)}")
+                raise UserError(
+                    f"labels: the model has several outputs; pass a dict keyed by output name ({', '.join(names)})"
+                )
             if not isinstance(losses, Mapping):
                 return y, outputs[names[0]], sample_weight
             y = {names[0]: y}
@@ -139,7 +141,7 @@ class Fit:
             name = loss if isinstance(loss, str) else getattr(loss, "name", "")
             if (isinstance(loss, str) and loss in _ON_PROBABILITIES) or _from_logits(loss) is False:
                 raise UserError(
-                    f"loss {name!r}: expects probabilities, and the model returns logits; pass "
+                    f"loss {name!r}: expects probabilities, but the model returns logits; pass "
                     f"keras.losses.{_ON_PROBABILITIES.get(name, type(loss).__name__)}(from_logits=True)"
                 )
 
@@ -147,9 +149,9 @@ class Fit:
         replicas = self.distribute_strategy.num_replicas_in_sync  # type: ignore[attr-defined]
         if replicas > 1:
             raise UserError(
-                f"{what} with {replicas} replicas: Keras clips each replica's gradients separately and weights "
-                "replicas equally however many rows they have, so the result would differ from one device's; use "
-                "python -m tfzoo.train or tfzoo.training.Trainer, which are exact"
+                f"{what} with {replicas} replicas: Keras clips each replica's gradients separately and weights all "
+                "replicas equally regardless of their number of rows, so the result would differ from that on one "
+                "device; use python -m tfzoo.train or tfzoo.training.Trainer, which match one device exactly"
             )
 
 

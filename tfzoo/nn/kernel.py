@@ -94,7 +94,9 @@ class FavorAttention(Layer):
 
 def _refuse(asked, what: str) -> None:
     if asked:
-        raise UserError(f"attention='favor' has no scores that {what} could change; attention='lean' or 'full' has")
+        raise UserError(
+            f"attention='favor' computes no scores and does not support {what}; use attention='lean' or 'full'"
+        )
 
 
 def draw_features(count: int, depth: int, seed):
@@ -134,7 +136,9 @@ def favor_attention(query, key, value, features, masking: Mask, scale, chunk: in
     # Every query sees the keys of `past`, and under causality of the rest those up to its own place.
     past = memory - length if masking.causal else memory
     if isinstance(past, int) and past < 0:
-        raise UserError(f"{length} causal queries over {memory} keys: attention='favor' wants as many keys or more")
+        raise UserError(
+            f"{length} causal queries over {memory} keys: attention='favor' requires at least as many keys as queries"
+        )
     real = tf.ones([1, memory]) if masking.padding_mask is None else masking.padding_mask
     real = tf.cast(real, wide)[:, None, :, None]
     block = block_size(length, chunk)

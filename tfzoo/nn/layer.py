@@ -97,7 +97,7 @@ def _of_fields(value: Any) -> Any:
     classes = _dataclasses | {cls.__name__: cls for cls in _configs(TransformerConfig)}
     name = value.get("dataclass")
     if name not in classes:
-        raise ValueError(f"dataclass {name!r}: is not one of {', '.join(classes)}; import tfzoo.models first")
+        raise ValueError(f"unknown dataclass {name!r}; known are {', '.join(classes)}; import tfzoo.models first")
     return classes[name](**{name: _of_fields(item) for name, item in value["fields"].items()})
 
 

@@ -54,8 +54,8 @@ class LSHConfig(TransformerConfig):
     def __post_init__(self):
         super().__post_init__()
         kinds, require = self.attention_layers, self._require
-        require(all(kind in ("lsh", "local") for kind in kinds), "attention_layers", "must be of lsh and local")
-        require(len(kinds) == self.num_layers, "attention_layers", f"must be as many as num_layers ({self.num_layers})")
+        require(all(kind in ("lsh", "local") for kind in kinds), "attention_layers", "may hold only lsh and local")
+        require(len(kinds) == self.num_layers, "attention_layers", f"must have num_layers ({self.num_layers}) items")
         for name in ("num_hashes", "lsh_chunk_length", "local_chunk_length"):
             require(1 <= getattr(self, name) <= 1_000_000, name, "must be from 1 to 1,000,000")
         for name in ("lsh_chunks_before", "lsh_chunks_after", "local_chunks_before", "local_chunks_after"):
@@ -74,8 +74,10 @@ class LSHConfig(TransformerConfig):
         if self.axial_positions:
             for name in ("axial_shape", "axial_dims"):
                 require(all(type(n) is int and n > 0 for n in getattr(self, name)), name, "must be positive integers")
-            require(len(self.axial_shape) == len(self.axial_dims) > 0, "axial_dims", "must be one for each axis")
-            require(math.prod(self.axial_shape) <= 100_000_000, "axial_shape", "must be of 100,000,000 at most")
+            require(len(self.axial_shape) == len(self.axial_dims) > 0, "axial_dims", "must have one item for each axis")
+            require(
+                math.prod(self.axial_shape) <= 100_000_000, "axial_shape", "must have a product of at most 100,000,000"
+            )
             require(sum(self.axial_dims) == self.hidden_size, "axial_dims", f"must add up to {self.hidden_size}")
 
 
@@ -349,7 +351,7 @@ class LSHAttention(_ChunkedAttention):
 
 def _static_length(x):
     if x.shape[1] is None:
-        raise ValueError("the length must be static: give the input a shape such as [None, 4096]")
+        raise ValueError("the sequence length must be static; give the input a shape such as [None, 4096]")
     return x.shape[1]
 
 
@@ -570,7 +572,10 @@ class AxialPositions(Layer):
     def call(self, token_ids):
         length = _static_length(token_ids)
         if length > math.prod(self.shape):
-            raise ValueError(f"the length {length} exceeds the {math.prod(self.shape)} positions of {self.shape}")
+            raise ValueError(
+                f"sequence length {length} exceeds the {math.prod(self.shape)} positions of the table {self.shape}; "
+                "use shorter sequences"
+            )
         columns = math.prod(self.shape[1:])
         rows = -(-length // columns)
         grid = (rows, *self.shape[1:])

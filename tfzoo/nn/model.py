@@ -230,7 +230,7 @@ class Model(Fit, keras.Model):
         """
         stacks = [layer for layer in self._flatten_layers() if isinstance(layer, Stack)]
         if not stacks:
-            raise UserError(f"remat 'block': {self.name}'s blocks cannot be computed again; take none")
+            raise UserError(f"remat='block': {self.name}'s blocks cannot be recomputed; use remat='none'")
         for stack in stacks:
             stack.remat = True
 

@@ -135,7 +135,7 @@ def _rotary_frequencies(config: TransformerConfig, head_dim: int, length):
         )
         return ops.where(length > original, long, short), attention
     raise UserError(
-        f"rotary_scaling has the rope_type {kind!r}; known are default, linear, dynamic, llama3, yarn and longrope"
+        f"rotary_scaling: unknown rope_type {kind!r}; use default, linear, dynamic, llama3, yarn or longrope"
     )
 
 

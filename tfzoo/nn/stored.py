@@ -97,11 +97,14 @@ def store_weights(model: keras.Model, dtype: str) -> None:
       UserError: an unknown dtype, or a model whose weights are stored so already.
     """
     if dtype not in DTYPES:
-        raise UserError(f"weights {dtype!r}: are kept as one of {', '.join(DTYPES)}")
+        raise UserError(f"weights {dtype!r}: must be one of {', '.join(DTYPES)}")
     if dtype == "float32":
         return
     if stored_weights(model):
-        raise UserError(f"weights {dtype!r}: {model.name}'s are kept as {stored_weights(model)} already; load it anew")
+        raise UserError(
+            f"weights {dtype!r}: the weights of {model.name!r} are kept as {stored_weights(model)} already; "
+            "load the model again"
+        )
     model.__dict__.pop("_tfzoo_decoders", None)  # Graphs that read the weights as they were.
     for layer in [layer for layer in model._flatten_layers() if isinstance(layer, (Dense, TokenEmbedding))]:
         table = isinstance(layer, TokenEmbedding)
