@@ -1,9 +1,9 @@
-"""ALBERT (Lan et al. 2020, https://arxiv.org/abs/1909.11942): BERT with one layer's weights applied again and again,
-and narrow embeddings projected to the blocks' width.
+"""ALBERT (Lan et al. 2020, https://arxiv.org/abs/1909.11942): a variant of BERT whose layers share one set of weights,
+with narrow embeddings that are projected to the hidden size.
 
 token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E], pooled [B, E]
-masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
-next_sentence_logits [B, 2]: the order of two consecutive segments; index 0 says as written, 1 that they are swapped
+masked_positions [B, P] -> logits [B, P, V] of the tokens there; without it [B, L, V]
+next_sentence_logits [B, 2]: the order of two consecutive segments; index 0 means original order, 1 means swapped
 """
 
 from tfzoo import nn
@@ -36,7 +36,7 @@ CONFIGS = {
 
 
 class Model(nn.EncoderModel):
-    """The encoder with ALBERT's two pre-training heads; the page above states the shapes."""
+    """The encoder with ALBERT's two pre-training heads; the module's docstring gives the shapes."""
 
     family = "albert"
     HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation", "embed")

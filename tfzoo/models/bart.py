@@ -1,10 +1,10 @@
-"""BART (Lewis et al. 2020, https://arxiv.org/abs/1910.13461): a post-norm encoder-decoder with learned positions.
-mBART (Liu et al. 2020, https://arxiv.org/abs/2001.08210) is pre-norm and scales its embeddings, PLBART (Ahmad et al.
-2021, https://arxiv.org/abs/2103.06333), of programs, is post-norm and scales them.
+"""BART (Lewis et al. 2020, https://arxiv.org/abs/1910.13461): a post-norm encoder-decoder with learned positions. mBART
+(Liu et al. 2020, https://arxiv.org/abs/2001.08210) is pre-norm and scales its embeddings. PLBART (Ahmad et al. 2021,
+https://arxiv.org/abs/2103.06333), a model of programs, is post-norm and scales its embeddings.
 
 token_ids, padding_mask [B, M]; decoder_token_ids, decoder_padding_mask [B, L]
--> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of the token that follows each
-classify_logits [B, C], from the decoder's last token: both sides read the text, which the decoder's ends
+-> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of each next token
+classify_logits [B, C], from the decoder's last token; encoder and decoder read the same text
 """
 
 from tfzoo import nn

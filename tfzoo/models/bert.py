@@ -1,8 +1,8 @@
-"""BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805): a bidirectional encoder, post-norm, with segments.
+"""BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805): a bidirectional post-norm encoder with segments.
 
 token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E], pooled [B, E]
-masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
-next_sentence_logits [B, 2]: index 0 says that segment B follows A, 1 that it does not
+masked_positions [B, P] -> logits [B, P, V] of the tokens there; without it [B, L, V]
+next_sentence_logits [B, 2]: index 0 means that segment B follows segment A, 1 that it does not
 """
 
 from tfzoo import nn
@@ -37,7 +37,7 @@ CONFIGS = {
 
 
 class Model(nn.EncoderModel):
-    """The encoder with BERT's two pre-training heads; the page above states the shapes."""
+    """The encoder with BERT's two pre-training heads; the module's docstring gives the shapes."""
 
     family = "bert"
     HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation", "embed")

@@ -1,8 +1,8 @@
-"""DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): BERT with half of the layers, and without segments
-and pooler.
+"""DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): a variant of BERT with half of the layers and
+without segments or pooler.
 
 token_ids, padding_mask [B, L] -> sequence [B, L, E]
-masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
+masked_positions [B, P] -> logits [B, P, V] of the tokens there; without it [B, L, V]
 """
 
 from tfzoo import nn
@@ -26,7 +26,7 @@ CONFIGS = {
 
 
 class Model(nn.EncoderModel):
-    """The encoder and its heads; the page above states the shapes."""
+    """The encoder and its heads; the module's docstring gives the shapes."""
 
     family = "distilbert"
     INPUTS = tuple(name for name in nn.EncoderModel.INPUTS if name != "segment_ids")

@@ -1,9 +1,9 @@
-"""ELECTRA (Clark et al. 2020, https://arxiv.org/abs/2003.10555): a discriminator learns which tokens a small generator
-replaced. Both are BERT's encoder with embeddings of their own width, and the two share them in pre-training.
+"""ELECTRA (Clark et al. 2020, https://arxiv.org/abs/2003.10555): a discriminator that learns which tokens a small
+generator has replaced. Both are BERT encoders with a separate embedding size, and share embeddings in pre-training.
 
 token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E]
-The discriminator, head "discriminate": discriminate_logits [B, L], above 0 where a token was replaced
-The generator, head "lm": masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
+Discriminator, head "discriminate": discriminate_logits [B, L], above 0 where a token was replaced
+Generator, head "lm": masked_positions [B, P] -> logits [B, P, V] of the tokens there; without it [B, L, V]
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ DEFAULT_HEADS = {name: ("lm",) for name in CONFIGS if name.endswith("_generator"
 
 
 class Model(nn.EncoderModel):
-    """The encoder as the one or the other, by its head; the page above states the shapes."""
+    """The encoder as discriminator or generator, depending on its head; the module's docstring gives the shapes."""
 
     family = "electra"
     HEADS = ("lm", "discriminate", "classify", "tag", "span", "relation", "embed")

@@ -1,6 +1,6 @@
-"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"): a causal decoder, pre-norm.
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"): a causal pre-norm decoder.
 
-token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the token that follows each
+token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of each next token
 """
 
 from tfzoo import nn
@@ -27,7 +27,7 @@ CONFIGS = {
 
 
 class Model(nn.DecoderModel):
-    """The decoder with its language model head, tied to the token embeddings."""
+    """The decoder with its language model head, which is tied to the token embeddings."""
 
     family = "gpt2"
 

@@ -1,8 +1,8 @@
-"""Llama (Touvron et al. 2023, https://arxiv.org/abs/2302.13971) and those built like it: a causal decoder with rotary
-positions, RMS norms, gated MLPs and few key and value heads. Mistral (Jiang et al. 2023) sees a window, Qwen2 has
-biases on queries, keys and values, Qwen3 normalises queries and keys.
+"""Llama (Touvron et al. 2023, https://arxiv.org/abs/2302.13971) and similar models: a causal decoder with rotary
+positions, RMS norms, gated MLPs and few key and value heads. Mistral (Jiang et al. 2023) has sliding-window attention,
+Qwen2 has biases on queries, keys and values, and Qwen3 normalizes queries and keys.
 
-token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the token that follows each
+token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of each next token
 """
 
 from tfzoo import nn
@@ -99,8 +99,10 @@ def decode_config(hub):
 
 
 def _rope(hub):
-    """rotary_theta and rotary_scaling: older files have rope_theta and rope_scaling, newer ones both in
-    rope_parameters."""
+    """Returns rotary_theta and rotary_scaling.
+
+    Older files have rope_theta and rope_scaling, newer ones have both in rope_parameters.
+    """
     found = []
     for name in ("rope_parameters", "rope_scaling"):
         given = hub.get(name) or {}

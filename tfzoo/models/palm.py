@@ -1,7 +1,7 @@
 """PaLM (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311): a causal decoder whose blocks compute attention and
-MLP side by side, with one key and value head for all queries, SwiGLU, rotary positions and no biases anywhere.
+MLP in parallel, with one key/value head for all queries, SwiGLU, rotary positions and no biases.
 
-token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the token that follows each
+token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of each next token
 """
 
 from tfzoo import nn
@@ -33,7 +33,7 @@ CONFIGS = {
 
 
 class Model(nn.DecoderModel):
-    """The decoder with its language model head, tied to the token embeddings."""
+    """The decoder with its language model head, which is tied to the token embeddings."""
 
     family = "palm"
 

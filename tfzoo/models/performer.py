@@ -1,9 +1,9 @@
-"""Performer (Choromanski et al. 2020, https://arxiv.org/abs/2009.14794): a transformer whose attention is estimated by
-random features, in time and memory linear in the length.
+"""Performer (Choromanski et al. 2020, https://arxiv.org/abs/2009.14794): a transformer that estimates attention with
+random features, in time and memory linear in the sequence length.
 
-token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the words there, or, with causal=true, of the
-token that follows each
-masked_positions [B, P] -> logits [B, P, V] of the words there alone
+token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the tokens there or, with causal=true, of each
+next token
+masked_positions [B, P] -> logits [B, P, V] of the tokens there only
 """
 
 from tfzoo import nn
@@ -37,7 +37,7 @@ CONFIGS = {
 
 
 class Model(nn.EncoderModel):
-    """The encoder (the paper's "B") or, with causal=true, the decoder ("U"); the page above states the shapes."""
+    """The encoder (the paper's "B") or, with causal=true, the decoder ("U"); the module's docstring gives shapes."""
 
     family = "performer"
     INPUTS = ("token_ids", "padding_mask", "position_ids", "masked_positions", "entity_positions")

@@ -1,4 +1,4 @@
-"""What came with a model's folder besides its weights; standard library only."""
+"""What a model's folder contains in addition to its weights; uses only the standard library."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from tfzoo.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class SentenceRecord:
-    """How texts become a sentence-transformers model's inputs. Treat the mappings as read-only."""
+    """How texts become the inputs of a sentence-transformers model. Treat the mappings as read-only."""
 
     max_length: int | None = None  # Tokens of the longest text, special ones included; None: what the model can read.
     lowercase: bool = False
@@ -19,10 +19,10 @@ class SentenceRecord:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config_sentence_transformers.json
 
     def prompt(self, name: str | None = None) -> str:
-        """The prompt of a name, or the default one.
+        """Returns the prompt of a name, or the default prompt.
 
         Raises:
-          UserError: there is none of that name.
+          UserError: the model has no prompt of that name.
         """
         name = self.default_prompt_name if name is None else name
         known = {"query": "", "document": ""} | dict(self.prompts)  # Two that every model has.
@@ -33,8 +33,10 @@ class SentenceRecord:
 
 @dataclasses.dataclass(frozen=True)
 class FolderRecord:
-    """The files of a Hugging Face folder, or sentence-transformers', that say how its model is used. Treat the mappings
-    as read-only."""
+    """The files of a Hugging Face or sentence-transformers folder that specify how its model is used.
+
+    Treat the mappings as read-only.
+    """
 
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json
     generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # generation_config.json
@@ -43,7 +45,7 @@ class FolderRecord:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes: config.json's id2label in the order of its ids; () where it does not name all."""
+        """The class names: config.json's id2label in the order of its ids, or () if it does not name all classes."""
         names = self.config.get("id2label")
         if not isinstance(names, Mapping) or any(str(i) not in names for i in range(len(names))):
             return ()

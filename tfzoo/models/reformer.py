@@ -1,10 +1,11 @@
-"""Reformer (Kitaev et al. 2020, https://arxiv.org/abs/2001.04451): hashed attention and reversible layers.
+"""Reformer (Kitaev et al. 2020, https://arxiv.org/abs/2001.04451): a transformer with LSH attention and reversible
+layers.
 
-token_ids, padding_mask [B, L] -> sequence [B, L, 2 E], the two streams side by side; logits [B, L, V]
-rotations.i [H, D, num_hashes, sum(num_buckets) / 2]: what the i-th "lsh" layer hashes by. Without it the rotations are
-the same in every evaluation, and others in every training step.
+token_ids, padding_mask [B, L] -> sequence [B, L, 2 E], the two streams concatenated; logits [B, L, V]
+rotations.i [H, D, num_hashes, sum(num_buckets) / 2]: the hash rotations of the i-th "lsh" layer. Without it they are
+the same in every evaluation and different in every training step.
 
-L is static, and at most the product of axial_shape.
+L is static and at most the product of axial_shape.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ CONFIGS = {"reformer_crime_and_punishment": _CRIME, "reformer_enwik8": _ENWIK8}
 
 
 class Model(nn.Model):
-    """A tower of reversible layers, causal or not by its config; the page above states the shapes."""
+    """A tower of reversible layers, causal if the config is; the module's docstring gives the shapes."""
 
     family = "reformer"
     fixed_length = True

@@ -1,14 +1,16 @@
-"""RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT trained longer, without next sentences or segments.
+"""RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT trained longer, without next-sentence prediction or
+segments.
 
 token_ids, padding_mask [B, L] -> sequence [B, L, E]; without a head also pooled [B, E]
-masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
+masked_positions [B, P] -> logits [B, P, V] of the tokens there; without it [B, L, V]
 
-XLM-RoBERTa (Conneau et al. 2020, https://arxiv.org/abs/1911.02116) is the same with 250,002 words of 100 languages,
-CamemBERT (Martin et al. 2020, https://arxiv.org/abs/1911.03894) with French ones; data2vec's model of text (Baevski et
-al. 2022, https://arxiv.org/abs/2202.03555) is the same trained otherwise.
+XLM-RoBERTa (Conneau et al. 2020, https://arxiv.org/abs/1911.02116) is the same model with a vocabulary of 250,002
+tokens for 100 languages, CamemBERT (Martin et al. 2020, https://arxiv.org/abs/1911.03894) is the same with a French
+vocabulary, and data2vec's text model (Baevski et al. 2022, https://arxiv.org/abs/2202.03555) is the same trained
+differently.
 
-Positions count a row's real tokens, wherever its padding stands. The table of positions has position_offset rows
-before them, one more than the id of the padding token: the last of those is the position of padding.
+Positions count a row's real tokens, wherever its padding is. The position table has position_offset rows before them,
+one more than the id of the padding token; the last of these rows is the position of padding.
 """
 
 import dataclasses
@@ -44,7 +46,7 @@ CONFIGS = {
 
 
 class Model(nn.EncoderModel):
-    """The encoder and its heads; the page above states the shapes."""
+    """The encoder and its heads; the module's docstring gives the shapes."""
 
     family = "roberta"
     INPUTS = tuple(name for name in nn.EncoderModel.INPUTS if name != "segment_ids")

@@ -2,9 +2,9 @@
 relative positions, unscaled scores and no other biases. Version 1.1, Flan-T5 and mT5 (Xue et al. 2021) have gated MLPs
 and an output matrix of their own.
 
-token_ids, padding_mask [B, M]; decoder_token_ids, decoder_padding_mask [B, L], which begin with the padding's id
--> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of the token that follows each
-classify_logits [B, C], from the decoder's last token: both sides read the text, which the decoder's ends
+token_ids, padding_mask [B, M]; decoder_token_ids, decoder_padding_mask [B, L], which start with the padding id
+-> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of each next token
+classify_logits [B, C], from the decoder's last token; encoder and decoder read the same text
 """
 
 from tfzoo import nn

@@ -1,10 +1,10 @@
 """The Transformer (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762): a post-norm encoder-decoder with sinusoidal
-positions, whose one matrix of embeddings serves the encoder, the decoder and the output. Marian's translation models
-are of this kind, with the sines before the cosines; PEGASUS (Zhang et al. 2020, https://arxiv.org/abs/1912.08777) is
-Marian's, pre-norm.
+positions and one embedding matrix for encoder, decoder and output. Marian's translation models have the same
+architecture, with the sines before the cosines. PEGASUS (Zhang et al. 2020, https://arxiv.org/abs/1912.08777) is a
+pre-norm version of Marian's.
 
 token_ids, padding_mask [B, M]; decoder_token_ids, decoder_padding_mask [B, L]
--> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of the token that follows each
+-> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of each next token
 """
 
 from tfzoo import nn
@@ -36,7 +36,7 @@ CONFIGS = {
 
 
 class Model(nn.EncoderDecoderModel):
-    """Encoder, decoder and language model head. The bias of the logits is 0 but for Marian's models."""
+    """Encoder, decoder and language model head. The bias of the logits is 0 except in Marian's models."""
 
     family = "transformer"
     LOGITS_BIAS = True
@@ -82,7 +82,10 @@ def new_config(config):  # As in the published ones, the padding is the last wor
 
 
 def computed(model, model_type, written=False):
-    """Tables of positions, by name; those that Hugging Face writes are PEGASUS's, and Marian's without a head."""
+    """Returns position tables by tensor name.
+
+    With `written`, these are only the tables that Hugging Face writes: PEGASUS's, and Marian's without a head.
+    """
     if model_type == "transformer" or (written and model_type == "marian" and model.head_names):
         return {}
     table = nn.sinusoidal_positions(model.config.max_positions, model.config.hidden_size, interleaved=False)

@@ -1,9 +1,10 @@
-"""XLNet (Yang et al. 2019, https://arxiv.org/abs/1906.08237): predicts tokens in any order, by relative positions.
+"""XLNet (Yang et al. 2019, https://arxiv.org/abs/1906.08237): a model with relative positions that predicts tokens in
+any order.
 
 token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V]
 target_mapping [B, P, L], one-hot, what to predict -> query_sequence [B, P, E], logits [B, P, V]
-permutation_mask [B, L, L]: True where position i may see token j; a target must not see its own
-previous_sequence [layers, B, M, E] (M is 0 at first) -> previous_sequence for the segment that follows
+permutation_mask [B, L, L]: True where position i may attend to token j; a target must not attend to its own token
+previous_sequence [layers, B, M, E] (M is 0 at first) -> previous_sequence for the next segment
 """
 
 from tfzoo import nn
@@ -21,7 +22,11 @@ CONFIGS = {
 
 
 class Model(nn.EncoderModel):
-    """Padding may be on either side: the released models have it left, and classify reads <cls>, the last token."""
+    """The two-stream encoder and its heads.
+
+    Padding may be on either side: the released models have it on the left, and the head classify reads <cls>, the last
+    token.
+    """
 
     family = "xlnet"
     STACK_INPUTS = ("segment_ids", "padding_mask", "permutation_mask", "target_mapping", "previous_sequence")

@@ -18,7 +18,10 @@ TURNED = 16  # Products, above which they pay for a transposed copy of the table
 
 
 class TokenEmbedding(Layer):
-    """token_ids [B, L] -> [B, L, E]; `attend` is the tied output: x [..., E] -> logits [..., V]."""
+    """A token embedding: token_ids [B, L] -> [B, L, E].
+
+    `attend` is the tied output projection: x [..., E] -> logits [..., V].
+    """
 
     stored: Any = None  # A StoredMatrix in the place of `embeddings`.
 
@@ -50,10 +53,12 @@ class TokenEmbedding(Layer):
 
     @contextlib.contextmanager
     def for_steps(self, rows, tokens, jit_compile: bool = False):
-        """Inside, `attend` takes few rows at a time, again and again, as a loop of decoding does.
+        """Prepares `attend` for repeated calls with few rows, as in a decoding loop, while the context is active.
 
-        rows, tokens: scalar int tensors, how many rows there will mostly be, and how often.
-        jit_compile: whether XLA compiles it.
+        Args:
+          rows: scalar int tensor, the usual number of rows of a call.
+          tokens: scalar int tensor, the number of calls.
+          jit_compile: whether XLA compiles the loop.
         """
         if self.stored is not None:
             yield
@@ -88,11 +93,14 @@ class TokenEmbedding(Layer):
 
 
 class Embeddings(Layer):
-    """token_ids [B, L] (segment_ids [B, L], position_ids [B, L]) -> sum of the embeddings [B, L, E].
+    """The sum of token, position and segment embeddings: token_ids, segment_ids, position_ids [B, L] -> [B, L, E].
 
-    A norm follows if the config says so, then dropout, then a projection from embedding_size to E if that is given.
+    The sum is followed by a norm if the config has one, by dropout, and by a projection from embedding_size to E if
+    embedding_size is set.
 
-    tokens: a TokenEmbedding to share, in place of one of its own.
+    Args:
+      config: the model's TransformerConfig.
+      tokens: a TokenEmbedding to share; None creates one.
     """
 
     def __init__(self, config: TransformerConfig, tokens: TokenEmbedding | None = None, **kwargs):
@@ -167,8 +175,10 @@ class Embeddings(Layer):
 
 
 def _transposed(table):
-    """table [V, E] -> [E, V], for XLA, which transposes a matrix that its cache does not hold ten times as fast in
-    pieces."""
+    """Returns table [V, E] as [E, V], for XLA.
+
+    XLA transposes a matrix that does not fit into the CPU's cache ten times faster in pieces.
+    """
     size, width, block = table.shape[0], table.shape[1], 256
     count = -(-size // block)
     padded = tf.pad(table, [[0, count * block - size], [0, 0]])

@@ -1,4 +1,7 @@
-"""What Keras's compile, fit, evaluate and predict see of a model that returns a dict of outputs: its heads' answers."""
+"""Keras's compile, fit, evaluate and predict for models that return a dict of outputs.
+
+Losses, metrics and predictions use the heads' outputs.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +16,11 @@ from tfzoo.nn.heads import output_of
 
 
 class Fit:
-    """Mixed into a Keras model that has `head_names` and returns a dict of outputs.
+    """Mixin for a Keras model that has `head_names` and returns a dict of outputs.
 
-    A model with one head takes a plain loss, plain labels and plain sample weights; a model with several takes dicts by
-    output name, and trains the heads that have labels. `predict` returns the answer of the one head, or a dict.
+    A model with one head takes a plain loss, plain labels and plain sample weights. A model with several heads takes
+    dicts keyed by output name and trains the heads that have labels. `predict` returns the output of the only head, or
+    a dict of outputs.
     """
 
     INPUTS: Sequence[str]
@@ -27,7 +31,7 @@ class Fit:
     predicted_outputs: Sequence[str] | None = None
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """As keras.Model.compute_loss, with the answers that have labels in place of all outputs.
+        """Computes the loss as keras.Model.compute_loss does, from the outputs that have labels.
 
         Raises:
           UserError: labels or a loss name something that is not the output of a head, or a loss expects probabilities.
@@ -37,12 +41,16 @@ class Fit:
         return super().compute_loss(x, y, y_pred, sample_weight, training)  # type: ignore[misc]
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """As keras.Model.compute_metrics, of the answers that have labels."""
+        """Computes metrics as keras.Model.compute_metrics does, from the outputs that have labels."""
         y, y_pred, sample_weight = self._answers(y, y_pred, sample_weight)
         return super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
 
     def predict_step(self, data):
-        """The answer of the one head, or a dict of several; `predicted_outputs` chooses others."""
+        """Returns the output of the only head, or a dict of several outputs; `predicted_outputs` selects others.
+
+        Raises:
+          UserError: `predicted_outputs` names something that is not an output.
+        """
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         outputs = self(x, training=False)  # type: ignore[operator]
         names = self.predicted_outputs or self._answer_names() or list(outputs)
@@ -55,11 +63,11 @@ class Fit:
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
     def fit(self, *args, **kwargs):
-        """As keras.Model.fit.
+        """Trains the model as keras.Model.fit does.
 
         Raises:
-          UserError: several replicas of a distribution strategy, or class_weight for labels that are not one for each
-            row, which Keras would misread.
+          UserError: the strategy has several replicas, or class_weight is passed for a head that does not have one
+            label per row, which Keras would misinterpret.
         """
         self._check_one_replica("fit")
         per_token = [name for name in self.head_names if name not in ("classify", "relation", "next_sentence")]
@@ -71,24 +79,32 @@ class Fit:
         return super().fit(*args, **kwargs)  # type: ignore[misc]
 
     def evaluate(self, *args, **kwargs):
-        """As keras.Model.evaluate.
+        """Evaluates the model as keras.Model.evaluate does.
 
         Raises:
-          UserError: several replicas of a distribution strategy.
+          UserError: the strategy has several replicas.
         """
         self._check_one_replica("evaluate")
         return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def quantize(self, mode=None, *args, **kwargs):
-        """Raises:
-        UserError: always; `tfzoo.store_weights` keeps a model's matrices as int8."""
+        """Raises an error; `tfzoo.store_weights` keeps a model's matrices as int8.
+
+        Raises:
+          UserError: always.
+        """
         raise UserError(f"quantize({mode!r}): {CANNOT_QUANTIZE}")
 
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
-        """As keras.Model.export, with a warning: unlike what python -m tfzoo.export writes, the result is not verified,
-        takes token ids in place of texts, and has no manifest.
+        """Exports the model as keras.Model.export does, and logs a warning.
 
-        input_signature: None takes the required inputs and the padding masks, of any batch and length.
+        Unlike the artifacts of python -m tfzoo.export, the result is not verified, takes token ids instead of texts,
+        and has no manifest.
+
+        Args:
+          filepath, format, verbose: as for keras.Model.export.
+          input_signature: None means the required inputs and the padding masks, of any batch size and length.
+          **kwargs: as for keras.Model.export.
         """
         logging.warning(
             "%s: written by Keras's export and not verified; python -m tfzoo.export writes verified artifacts", filepath
@@ -98,7 +114,7 @@ class Fit:
         return super().export(filepath, format, verbose, input_signature, **kwargs)  # type: ignore[misc]
 
     def input_specs(self) -> dict[str, keras.layers.InputSpec]:
-        """The shapes and dtypes of the required inputs and the padding masks."""
+        """Returns the shapes and dtypes of the required inputs and the padding masks."""
         masks = [name for name in self.INPUTS if name.endswith("padding_mask")]
         specs = {name: keras.layers.InputSpec(shape=(None, None), dtype="int32") for name in self.REQUIRED_INPUTS}
         if "relation" in self.head_names:
@@ -109,7 +125,7 @@ class Fit:
         return [output_of(head) for head in self.head_names]
 
     def _answers(self, y, outputs, sample_weight):
-        """Labels, the outputs that they belong to, and sample weights: each plain, or all dicts of the same keys."""
+        """Returns labels, their outputs and sample weights: each a plain value, or all dicts with the same keys."""
         names = self._answer_names() or list(outputs)
         losses = self._compile_loss._user_loss if getattr(self, "_compile_loss", None) is not None else None  # type: ignore[attr-defined]
         for what, value in (("loss", losses), ("labels", y), ("sample_weight", sample_weight)):
@@ -135,7 +151,11 @@ class Fit:
         return y, {name: outputs[name] for name in y}, sample_weight
 
     def _check_losses(self) -> None:
-        """The heads return logits: a loss that takes them for probabilities would train towards nothing."""
+        """Refuses losses that expect probabilities, because the heads return logits.
+
+        Raises:
+          UserError: a loss expects probabilities.
+        """
         losses = self._compile_loss._user_loss if self._compile_loss is not None else None  # type: ignore[attr-defined]
         for loss in tf.nest.flatten(losses):
             name = loss if isinstance(loss, str) else getattr(loss, "name", "")
@@ -166,6 +186,6 @@ _ON_PROBABILITIES = {
 
 
 def _from_logits(loss: Any) -> bool | None:
-    """Whether a Keras loss takes logits; None of one that is not asked."""
+    """Returns whether a Keras loss takes logits; None if that is unknown."""
     options = getattr(loss, "_fn_kwargs", {})
     return options.get("from_logits") if isinstance(loss, keras.losses.Loss) else None

@@ -1,10 +1,14 @@
-"""What a model is given: a dict of named tensors, each name known."""
+"""Checks of a model's inputs, a dict of named tensors."""
 
 from collections.abc import Mapping, Sequence
 
 
 def check_inputs(inputs: Mapping, required: Sequence[str], optional: Sequence[str] = ()) -> None:
-    """Raises ValueError for an input that is not known, or one that is missing, by name."""
+    """Checks the names of a model's inputs.
+
+    Raises:
+      ValueError: an input is unknown, or a required one is missing.
+    """
     known = (*required, *optional)
     for name in inputs:
         if name not in known:

@@ -1,7 +1,7 @@
-"""FAVOR+: attention by positive orthogonal random features, in time and memory O(L).
+"""FAVOR+: attention by positive orthogonal random features, in O(L) time and memory.
 
-Choromanski et al. 2020, https://arxiv.org/abs/2009.14794: exp(q k) is the mean over normal w of f_w(q) f_w(k), with
-f_w(x) = exp(w x - |x|^2 / 2) (lemma 1), so that sums over keys can be taken before a query is known.
+Choromanski et al. 2020, https://arxiv.org/abs/2009.14794: exp(q k) is the expectation over normal w of f_w(q) f_w(k),
+with f_w(x) = exp(w x - |x|^2 / 2) (lemma 1). Sums over keys can therefore be computed without a query.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ ABSENT = -1e30  # A logarithm of nothing that, unlike -inf, can be subtracted fr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FavorConfig(TransformerConfig):
-    """What a stack with this attention is made of."""
+    """The config of a stack with FAVOR+ attention."""
 
     attention: str = "favor"
     causal: bool = False  # No position attends to a later one.
@@ -37,15 +37,15 @@ class FavorConfig(TransformerConfig):
 class FavorAttention(Layer):
     """An estimate of softmax attention: query [B, H, L, D], key and value [B, H, M, D], a Mask -> [B, H, L, D].
 
-    Its error falls as 1 / sqrt(config.num_features). A query that may attend to nothing gets 0. Dropout on the weights
-    is left out, for there are none.
+    Its error decreases as 1 / sqrt(config.num_features). A query that may not attend to any key gets 0. There is no
+    dropout on attention weights, because the weights are never computed.
 
     Args:
-      config: a FavorConfig, or another, whose features are never redrawn.
-      seed: of the features; None takes one at random.
+      config: a FavorConfig; with another TransformerConfig the features are never redrawn.
+      seed: the seed of the features; None draws one.
 
     Raises:
-      UserError: positions, masks or a window that would need the scores.
+      UserError: positions, masks or a window that require scores.
     """
 
     def __init__(self, config: TransformerConfig, seed: int | None = None, **kwargs):
@@ -70,7 +70,7 @@ class FavorAttention(Layer):
         )
 
     def redraw(self, seed: int) -> None:
-        """Replaces the features by those of a seed."""
+        """Replaces the features with those of a seed."""
         self.features.assign(draw_features(*self.shape, tf.constant([seed, 0], tf.int32)))
 
     def call(self, query, key, value, masking: Mask, training=False):
@@ -100,9 +100,12 @@ def _refuse(asked, what: str) -> None:
 
 
 def draw_features(count: int, depth: int, seed):
-    """[count, depth] float32: every row is normal, and those of each `depth` in a row are orthogonal (section 2.4).
+    """Returns [count, depth] float32 features: normal rows, orthogonal within each group of `depth` rows (section 2.4).
 
-    seed: int32 [2]; the same seed gives the same features.
+    Args:
+      count: number of features.
+      depth: D.
+      seed: int32 [2]; the same seed gives the same features.
     """
     blocks = -(-count // depth)
     turns, lengths = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
@@ -113,22 +116,27 @@ def draw_features(count: int, depth: int, seed):
 
 
 def favor_attention(query, key, value, features, masking: Mask, scale, chunk: int = CHUNK):
-    """sum_j f(q_i) f(k_j) v_j / sum_j f(q_i) f(k_j), over those keys that padding and causality allow.
+    """Returns sum_j f(q_i) f(k_j) v_j / sum_j f(q_i) f(k_j) over the keys that padding and causality allow.
 
-    The sums over keys, [features, D + 1], are carried from chunk to chunk, and made again in the backward pass
-    (appendix B.1, without keeping the prefix sums). What is carried is divided by exp(the largest exponent so far),
-    feature by feature; with each query's largest exponent taken out too no sum overflows, and without causality no
-    denominator is below 1. All of this cancels in the quotient, as do |q|^2 / 2 and the number of features.
+    The sums over keys, [features, D + 1], are carried from chunk to chunk and recomputed in the backward pass (appendix
+    B.1, without keeping the prefix sums). For numerical stability they are divided, feature by feature, by exp(the
+    largest exponent so far). With each query's largest exponent also divided out, no sum overflows, and without
+    causality no denominator is below 1. These factors cancel in the quotient, as do |q|^2 / 2 and the number of
+    features.
 
     Args:
       query: [B, H, L, D].
-      key, value: [B, H, M, D]; M >= L where causal.
+      key, value: [B, H, M, D]; M >= L if causal.
       features: [number, D].
-      masking: padding_mask and causal are used.
-      scale: of the scores that are estimated.
+      masking: a Mask, of which padding_mask and causal are used.
+      scale: factor on the scores that are estimated.
+      chunk: number of positions whose features are held at once.
 
     Returns:
       [B, H, L, D] in value's dtype, computed in float32.
+
+    Raises:
+      UserError: causal attention with fewer keys than queries.
     """
     wide = tf.float64 if query.dtype == tf.float64 else tf.float32
     features = tf.stop_gradient(tf.cast(features, wide)) * math.sqrt(scale)
@@ -167,7 +175,7 @@ def favor_attention(query, key, value, features, masking: Mask, scale, chunk: in
 
 
 class _Parts:
-    """Queries in chunks, [N, B, H, C, D], and the keys that they see; what the passes over them share."""
+    """Queries in chunks, [N, B, H, C, D], and the keys that they attend to; shared by the passes over them."""
 
     def __init__(self, features, scale, queries, depth: int):
         self.features, self.scale, self.queries, self.wide = features, scale, queries, queries.dtype
@@ -188,7 +196,7 @@ class _Parts:
         return tf.where(real > 0, logs, tf.cast(ABSENT, self.wide))
 
     def beginning(self):
-        """The sums over `far`, which the first query begins with."""
+        """Returns the sums over `far`, the state before the first query."""
         far = self.far
         if far is None:
             return self.nothing
@@ -206,7 +214,10 @@ class _Parts:
 
 
 def _forward(parts: _Parts):
-    """In chunks: the outputs, the denominators, and each query's largest exponent, which both are without."""
+    """Returns, in chunks, the outputs, the denominators and each query's largest exponent.
+
+    Numerators and denominators are divided by the exponential of that exponent.
+    """
 
     def forward(i, peaks, totals, outs, sums, tops):
         state, own, logs = (peaks, totals), parts.own_keys(i), parts.project(parts.queries[i])
@@ -222,7 +233,10 @@ def _forward(parts: _Parts):
 
 
 def _gradient_of_queries(parts: _Parts, tops, payload):
-    """payload: the gradient for [numerator, denominator], in chunks [N, B, H, C, D + 1]. -> [N, B, H, C, D]."""
+    """Returns the gradient for the queries, [N, B, H, C, D].
+
+    payload: the gradient for [numerator, denominator], in chunks [N, B, H, C, D + 1].
+    """
 
     def for_query(i, peaks, totals, dqueries):
         state, own = (peaks, totals), parts.own_keys(i)
@@ -236,10 +250,10 @@ def _gradient_of_queries(parts: _Parts, tops, payload):
 
 
 def _gradients_of_keys(parts: _Parts, tops, sums, payload):
-    """The gradients for keys and values, [B, H, M, D] each; payload as in _gradient_of_queries.
+    """Returns the gradients for keys and values, [B, H, M, D] each; payload as in _gradient_of_queries.
 
-    What a key gives it gives to the queries from its own place on: the same sums with the parts exchanged, from the end
-    to the beginning.
+    A key contributes to the queries from its own position on: the gradient is the same sum with the roles of keys and
+    queries exchanged, from the end to the beginning.
     """
     near, far = parts.near, parts.far
 
@@ -273,14 +287,17 @@ def _gradients_of_keys(parts: _Parts, tops, sums, payload):
 
 
 def _multiply(x, matrix):
-    """x [..., I], matrix [I, O] -> [..., O]. Flat: TensorFlow 2.20's product that broadcasts a matrix over a batch is
-    at times wrong on a CPU, or crashes."""
+    """Returns x [..., I] times matrix [I, O], [..., O].
+
+    x is flattened: TensorFlow 2.20's product that broadcasts a matrix over a batch is sometimes wrong on a CPU, or
+    crashes.
+    """
     result = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), matrix)
     return tf.reshape(result, [*(size(x, axis) for axis in range(len(x.shape) - 1)), matrix.shape[1]])
 
 
 class _Keys:
-    """Keys [N, B, H, C, D] with [value, 1], 0 where there is no key, for the sums above and below the fraction."""
+    """Keys [N, B, H, C, D] with [value, 1], for numerator and denominator; 0 where there is no key."""
 
     def __init__(self, key, value, real, block: int, wide):
         self.key, self.value = key, value
@@ -294,7 +311,7 @@ class _Keys:
 
 
 class _Chunk:
-    """The sources of sums that the readers of the same chunk may read in part: logs [B, H, C, m], values [B, H, C, X].
+    """The sources of sums that readers in the same chunk may read in part: logs [B, H, C, m], values [B, H, C, X].
 
     allowed [C, C]: which reader (row) reads which source (column).
     """
@@ -314,12 +331,12 @@ def _absorb(state, logs, values):
 
 
 def _weights(state, own, logs):
-    """What readers with these logs multiply the state's totals with, and those of their own chunk."""
+    """Returns the factors of readers with these logs on the state's totals and on the sources of their own chunk."""
     return tf.exp(logs + state[0]), None if own is None else tf.exp(logs + own.peaks)
 
 
 def _product(state, own, weights):
-    """The sums that the readers read: [B, H, C, X]."""
+    """Returns the sums that the readers read: [B, H, C, X]."""
     far, near = weights
     result = tf.matmul(far, state[1])
     if own is not None:
@@ -328,7 +345,7 @@ def _product(state, own, weights):
 
 
 def _gradient(state, own, weights, upstream):
-    """The gradient for the readers' logs of sum(upstream * _product)."""
+    """Returns the gradient of sum(upstream * _product) for the readers' logs."""
     far, near = weights
     result = far * tf.matmul(upstream, state[1], transpose_b=True)
     if own is not None:

@@ -1,8 +1,8 @@
-"""Attention among the tokens of equal hash, in reversible layers (Kitaev et al. 2020).
+"""Attention among tokens of equal hash, in reversible layers (Kitaev et al. 2020).
 
-Here R is the number of hash rounds, C the length of a chunk, W that of the window of keys which a chunk sees, and S
-the number of columns of a round's random rotation. Time and memory are linear in the length L, but for a sort in
-O(L log L) and, where the length decides the number of buckets, hashes in O(L sqrt(L)). L is static.
+In this module R is the number of hash rounds, C the length of a chunk, W the length of the window of keys that a chunk
+attends to, and S the number of columns of a round's random rotation. Time and memory are linear in the length L, except
+for a sort in O(L log L) and, if the length determines the number of buckets, hashes in O(L sqrt(L)). L is static.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _SELF, _MASKED = -1e5, -1e9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LSHConfig(TransformerConfig):
-    """What a stack of reversible layers with hashed and local attention is made of."""
+    """The config of a stack of reversible layers with LSH and local attention."""
 
     attention_layers: list = dataclasses.field(default_factory=lambda: ["local", "lsh"])  # One for each layer.
     causal: bool = True  # No position attends to a later one.
@@ -47,7 +47,7 @@ class LSHConfig(TransformerConfig):
     tie_embeddings: bool = False
 
     def padded_length(self, length: int) -> int:
-        """The length in whole chunks of every kind; one that fits into the smallest is left as it is."""
+        """Returns the length rounded up to whole chunks of every kind; one within the smallest chunk is unchanged."""
         chunk_lengths = {getattr(self, f"{kind}_chunk_length") for kind in self.attention_layers}
         return length if length <= min(chunk_lengths) else length + -length % math.lcm(*chunk_lengths)
 
@@ -82,11 +82,16 @@ class LSHConfig(TransformerConfig):
 
 
 def hash_buckets(vectors, rotations, factors: Sequence[int]):
-    """vectors [B, H, L, D], rotations [H, D, R, S] -> the bucket of each, int32 [B, H, R, L].
+    """Returns the bucket of each vector, int32 [B, H, R, L].
 
     A hash into b buckets is the index of the largest entry of [xR; -xR] with a random R of b / 2 columns (section 2,
-    after Andoni et al. 2015). Buckets whose number has several factors are hashed into by each of them, and S is the
-    sum of all columns.
+    after Andoni et al. 2015). A number of buckets with several factors is hashed by each factor, and S is the sum of
+    all columns.
+
+    Args:
+      vectors: [B, H, L, D].
+      rotations: [H, D, R, S].
+      factors: even factors of the number of buckets.
     """
     rotated = tf.einsum("bhld,hdrs->bhrls", tf.stop_gradient(vectors), tf.cast(rotations, vectors.dtype))
     buckets, product = 0, 1
@@ -103,7 +108,10 @@ def hash_buckets(vectors, rotations, factors: Sequence[int]):
 
 
 def bucket_factors(length: int, chunk_length: int, max_positions: int) -> list[int]:
-    """How many buckets a length asks for: about two a chunk, as a power of two; two factors when they are many."""
+    """Returns the factors of the number of buckets for a length.
+
+    There are about two buckets per chunk, as a power of two, which is split into two factors if it is large.
+    """
     power = (2 * (length // chunk_length)).bit_length() - 1
     if 2**power > 2 * max(math.isqrt(max_positions // chunk_length), chunk_length):
         return [2 ** (power // 2), 2 ** (power - power // 2)]
@@ -112,7 +120,7 @@ def bucket_factors(length: int, chunk_length: int, max_positions: int) -> list[i
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """Which tokens see each other: those of a chunk, and of its neighbours. All rounds' chunks form one ring."""
+    """Which tokens attend to each other: those of a chunk and its neighbours. All rounds' chunks form one ring."""
 
     length: int  # C.
     before: int = 1  # Neighbours that a chunk sees.
@@ -120,26 +128,26 @@ class Chunks:
     causal: bool = False  # No position sees a later one.
 
     def split(self, x):
-        """x [B, H, R, L, ...] -> [B, H, R L / C, C, ...]; L is a multiple of C."""
+        """Splits x [B, H, R, L, ...] into [B, H, R L / C, C, ...]; L is a multiple of C."""
         batch, heads, rounds, length = ops.shape(x)[:4]
         return tf.reshape(x, (batch, heads, rounds * length // self.length, self.length, *x.shape[4:]))
 
     def window(self, x):
-        """x [B, H, N, C, ...] -> [B, H, N, W, ...], W = (before + 1 + after) C: each chunk among its neighbours."""
+        """Returns each chunk of x [B, H, N, C, ...] with its neighbours, [B, H, N, W, ...]; W = (before + 1 + after) C."""
         count = x.shape[2]
         steps = (max(-count, min(step, count)) for step in range(self.before, -self.after - 1, -1))
         return tf.concat([tf.roll(x, step, 2) if step % count else x for step in steps], 3)
 
 
 def lsh_attention(query_key, value, buckets, chunks: Chunks, padding_mask=None, dropout: Callable | None = None):
-    """Attention with shared queries and keys within chunks of tokens sorted by bucket (section 2, figure 2).
+    """Computes attention with shared queries and keys within chunks of tokens sorted by bucket (section 2, figure 2).
 
     Args:
       query_key, value: [B, H, L, D], L a multiple of chunks.length.
-      buckets: int32 [B, H, R, L]. The result depends on their order only. Padding is sorted behind everything.
-      chunks: those of the sorted tokens.
+      buckets: int32 [B, H, R, L]. The result depends only on their order. Padding is sorted to the end.
+      chunks: the Chunks of the sorted tokens.
       padding_mask: bool [B, L], True is a real token.
-      dropout: applied to the weights.
+      dropout: a function applied to the weights.
 
     Returns:
       [B, H, L, D]: the mean over the rounds, each weighted by the sum of its exponentiated scores.
@@ -162,11 +170,11 @@ def lsh_attention(query_key, value, buckets, chunks: Chunks, padding_mask=None, 
 
 
 def local_attention(query, key, value, chunks: Chunks, padding_mask=None, dropout: Callable | None = None):
-    """Attention of each chunk to itself and its neighbours.
+    """Computes attention of each chunk to itself and its neighbours.
 
     Args:
       query, key, value: [B, H, L, D], L a multiple of chunks.length.
-      the others: as those of lsh_attention.
+      chunks, padding_mask, dropout: as for lsh_attention.
 
     Returns:
       [B, H, L, D].
@@ -180,11 +188,15 @@ def local_attention(query, key, value, chunks: Chunks, padding_mask=None, dropou
 
 
 def _attend(chunks: Chunks, query, key, value, positions, real, share, dropout):
-    """Softmax attention of chunks [..., C, D] to their windows.
+    """Computes softmax attention of chunks [..., C, D] to their windows.
 
-    Returns [..., C, D] and the logarithm of the sum of exponentiated scores [..., C].
+    Args:
+      positions: int32 [..., C].
+      real: bool [..., C] or None.
+      share: whether queries are also the keys.
 
-    positions: int32 [..., C]. real: bool [..., C] or None. share: queries are keys.
+    Returns:
+      [..., C, D] and the logarithm of the sum of exponentiated scores, [..., C].
     """
     key, value = chunks.window(key), chunks.window(value)
     # In half precision neither the masks' values nor the sums over rounds would do.
@@ -206,13 +218,13 @@ def _attend(chunks: Chunks, query, key, value, positions, real, share, dropout):
 
 
 def _normalize(x, epsilon=1e-6):
-    """x [..., D] with mean square 1, and divided by sqrt(D), as the keys are."""
+    """Returns x [..., D] with mean square 1, divided by sqrt(D), as the keys are."""
     return x * (tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon) / math.sqrt(x.shape[-1]))
 
 
 @tf.custom_gradient
 def _sort(x, order, inverse):
-    """x [B, H, L, D] -> [B, H, R, L, D]. Knowing the inverse, its gradient gathers too."""
+    """Sorts x [B, H, L, D] to [B, H, R, L, D]. With the inverse order, the gradient is a gather as well."""
 
     def gradient(upstream):
         return tf.reduce_sum(tf.gather(upstream, inverse, batch_dims=3), 2), None, None
@@ -222,7 +234,7 @@ def _sort(x, order, inverse):
 
 @tf.custom_gradient
 def _unsort(x, order, inverse):
-    """x [B, H, R, L, ...] -> the same in the order before the sort."""
+    """Returns x [B, H, R, L, ...] in the order before the sort."""
 
     def gradient(upstream):
         return tf.gather(upstream, order, batch_dims=3), None, None
@@ -231,7 +243,7 @@ def _unsort(x, order, inverse):
 
 
 def _drop(x, rate, seed, index, training):
-    """Dropout whose mask follows from the seed, so that a second computation repeats it."""
+    """Applies dropout with a mask derived from the seed, so that a second computation repeats it."""
     if not training or not rate:
         return x
     seed = tf.random.experimental.stateless_fold_in(seed, index)
@@ -239,12 +251,12 @@ def _drop(x, rate, seed, index, training):
 
 
 def _whole(length, chunk_length):
-    """The length in whole chunks; one that fits into a chunk is one."""
+    """Returns the length rounded up to whole chunks; a length within one chunk is one chunk."""
     return length if length <= chunk_length else length + -length % chunk_length
 
 
 def _pad(x, padding_mask, length):
-    """x [B, L, E] and the mask of its first tokens -> both with a longer length, the mask None if all are real."""
+    """Pads x [B, L, E] and the mask of its first tokens to a longer length; the mask is None if all tokens are real."""
     if padding_mask is None and x.shape[1] < length:
         padding_mask = tf.ones(ops.shape(x)[:2], "bool")
     if padding_mask is not None:
@@ -254,7 +266,7 @@ def _pad(x, padding_mask, length):
 
 
 class _ChunkedAttention(Layer):
-    """What both kinds have in common: projections without biases to heads and back."""
+    """The common part of LSH and local attention: projections without biases to and from heads."""
 
     projections: tuple[str, ...]
 
@@ -279,17 +291,17 @@ class _ChunkedAttention(Layer):
         self.output_projection.build((*input_shape[:-1], self.num_heads * self.head_dim))
 
     def heads(self, x):
-        """x [B, L, E] -> [B, H, L, D] of each projection."""
+        """Returns [B, H, L, D] for each projection of x [B, L, E]."""
         shape = (*ops.shape(x)[:2], self.num_heads, self.head_dim)
         return [ops.transpose(ops.reshape(project(x), shape), (0, 2, 1, 3)) for project in self.inputs_to_heads]
 
     def merge(self, y, length):
-        """y [B, H, L', D] -> [B, L, E] of the first L."""
+        """Projects the first L positions of y [B, H, L', D] to [B, L, E]."""
         y = ops.transpose(y, (0, 2, 1, 3))[:, :length]
         return self.output_projection(ops.reshape(y, (*ops.shape(y)[:2], self.num_heads * self.head_dim)))
 
     def options(self, length, padding_mask, seed, training):
-        """What the functions above take. A length within one chunk is a chunk."""
+        """Returns the arguments of the attention functions. A length within one chunk is treated as one chunk."""
         whole, causal = length <= self.chunk_length, self.config.causal
         return dict(
             chunks=Chunks(length, 0, 0, causal)
@@ -301,7 +313,7 @@ class _ChunkedAttention(Layer):
 
 
 class LocalAttention(_ChunkedAttention):
-    """x [B, L, E] -> [B, L, E]: each chunk attends to itself and its neighbours."""
+    """Local attention, x [B, L, E] -> [B, L, E]: each chunk attends to itself and its neighbours."""
 
     projections = ("query", "key", "value")
 
@@ -309,7 +321,10 @@ class LocalAttention(_ChunkedAttention):
         super().__init__(config, "local", config.attention_dropout, **kwargs)
 
     def call(self, x, padding_mask=None, seed=(0, 0), training=False):
-        """seed: int32 [2]; the same seed drops the same weights."""
+        """Applies local attention.
+
+        seed: int32 [2]; the same seed drops the same weights.
+        """
         length = _static_length(x)
         x, padding_mask = _pad(x, padding_mask, _whole(length, self.chunk_length))
         options = self.options(x.shape[1], padding_mask, seed, training)
@@ -317,9 +332,9 @@ class LocalAttention(_ChunkedAttention):
 
 
 class LSHAttention(_ChunkedAttention):
-    """x [B, L, E] -> [B, L, E], and the buckets int32 [B, H, R, L']; L' is L, padded to whole chunks.
+    """LSH attention: x [B, L, E] -> [B, L, E], and the buckets int32 [B, H, R, L'].
 
-    A length within one chunk is attended to in full, without any hash.
+    L' is L rounded up to whole chunks. A sequence within one chunk gets full attention without a hash.
     """
 
     projections = ("query_key", "value")
@@ -328,7 +343,16 @@ class LSHAttention(_ChunkedAttention):
         super().__init__(config, "lsh", config.lsh_attention_dropout, **kwargs)
 
     def call(self, x, padding_mask=None, rotations=None, buckets=None, seed=(0, 0), training=False):
-        """rotations: [H, D, R, S], else drawn by the seed. buckets: those of an earlier call, instead of a hash."""
+        """Applies LSH attention.
+
+        Args:
+          x: [B, L, E].
+          padding_mask: bool [B, L], True is a real token.
+          rotations: [H, D, R, S]; None draws them from the seed.
+          buckets: those of an earlier call, used instead of hashing.
+          seed: int32 [2].
+          training: whether to apply dropout.
+        """
         length = _static_length(x)
         x, padding_mask = _pad(x, padding_mask, _whole(length, self.chunk_length))
         query_key, value = self.heads(x)
@@ -356,10 +380,10 @@ def _static_length(x):
 
 
 class ChunkedMLP(Layer):
-    """x [B, L, E] -> down(activation(dropout(up(x)))), some positions at a time (section 3, "Chunking").
+    """The feed-forward network, computed some positions at a time: x [B, L, E] -> down(activation(dropout(up(x)))).
 
-    With mlp_chunk_length the wide activations exist for that many positions only, in the backward pass too, which
-    computes them once more.
+    With mlp_chunk_length the intermediate activations exist for that many positions only (section 3, "Chunking"), also
+    in the backward pass, which recomputes them.
     """
 
     def __init__(self, config: LSHConfig, **kwargs):
@@ -407,19 +431,19 @@ class ChunkedMLP(Layer):
 
 
 def reversible(functions: Sequence[Callable], values: Sequence[Sequence], a, b):
-    """Applies (a, b) -> (b, a + f(b)) for each function, keeping nothing of it for the backward pass but the results.
+    """Applies (a, b) -> (b, a + f(b)) for each function and keeps only the results for the backward pass.
 
-    The backward pass goes from a layer's outputs back to its inputs, computing f(b) once more, so that the memory for
+    The backward pass reconstructs each layer's inputs from its outputs by computing f(b) again, so that the memory for
     activations does not grow with depth (section 3; Gomez et al. 2017).
 
     Args:
-      functions: f(x, values, kept) -> (y, kept), each a pure function of its arguments. What it keeps (small integers,
-        such as buckets, or None) is given to the second computation; in the first one `kept` is None.
-      values: for each function the tensors, such as weights, that gradients are wanted for, besides x.
-      a, b: [...] of one shape and dtype.
+      functions: f(x, values, kept) -> (y, kept), each a pure function of its arguments. What it returns as kept (small
+        integers, such as buckets, or None) is passed to the second computation; in the first one `kept` is None.
+      values: for each function, the tensors, such as weights, that receive gradients in addition to x.
+      a, b: [...] of the same shape and dtype.
 
     Returns:
-      The last (a, b).
+      The final (a, b).
     """
 
     @tf.custom_gradient
@@ -453,7 +477,7 @@ def reversible(functions: Sequence[Callable], values: Sequence[Sequence], a, b):
 
 
 class ReversibleBlock(Layer):
-    """The two functions of a reversible layer: attention and the MLP, each of its normalised input."""
+    """The two functions of a reversible layer: attention and the MLP, each applied to its normalized input."""
 
     def __init__(self, config: LSHConfig, kind: str, **kwargs):
         super().__init__(**kwargs)
@@ -469,7 +493,7 @@ class ReversibleBlock(Layer):
             layer.build(input_shape)
 
     def functions(self, padding_mask, rotations, seed, training):
-        """[(f(x [B, L, E], values, kept) -> (y [B, L, E], kept), the variables whose values f takes), ...]."""
+        """Returns pairs (f(x [B, L, E], values, kept) -> (y [B, L, E], kept), the variables whose values f takes)."""
         fold = tf.random.experimental.stateless_fold_in
         common = dict(training=training)
 
@@ -501,9 +525,10 @@ class ReversibleBlock(Layer):
 
 
 class ReversibleStack(Layer):
-    """x [B, L, E] -> [B, L, 2 E]: both streams of the reversible layers, side by side and normalised.
+    """A sequence of reversible layers: x [B, L, E] -> [B, L, 2 E], both streams concatenated and normalized.
 
-    The streams are kept in the variables' dtype: in a half one the way back would lose what the way there rounded.
+    The streams are kept in the variables' dtype: in a half-precision dtype the reconstruction would not recover what
+    the forward pass rounded.
     """
 
     def __init__(self, config: LSHConfig, **kwargs):
@@ -526,8 +551,15 @@ class ReversibleStack(Layer):
         self.seed_generator = keras.random.SeedGenerator(name="seeds")
 
     def call(self, x, padding_mask=None, rotations=(), training=False):
-        """padding_mask: bool [B, L]. rotations: [H, D, R, S] or None for each LSH layer. None is drawn: always the
-        same in evaluation, and in training another for each step and replica."""
+        """Applies the layers.
+
+        Args:
+          x: [B, L, E].
+          padding_mask: bool [B, L], True is a real token.
+          rotations: [H, D, R, S] or None for each LSH layer. None draws rotations: always the same ones in evaluation,
+            and different ones for each step and replica in training.
+          training: whether to apply dropout.
+        """
         length = _static_length(x)
         x, padding_mask = _pad(tf.cast(x, self.variable_dtype), padding_mask, self.config.padded_length(length))
         a, b = self.streams(x, padding_mask, rotations, training)
@@ -548,10 +580,10 @@ class ReversibleStack(Layer):
 
 
 class AxialPositions(Layer):
-    """token_ids [B, L] -> embeddings [L, E] of the positions 0, 1, ..., as in the authors' code (Trax).
+    """Axial position embeddings, as in the authors' code (Trax): token_ids [B, L] -> embeddings [L, E].
 
-    Position p has coordinates in a grid of `shape`, the last running fastest, and an embedding of its own of dims[i]
-    numbers for each coordinate i; they are concatenated. One axis makes the usual learned table.
+    A position has coordinates in a grid of `shape`, of which the last varies fastest. Each coordinate i has an
+    embedding of dims[i] numbers, and these embeddings are concatenated. With one axis this is the usual learned table.
     """
 
     def __init__(self, shape: Sequence[int], dims: Sequence[int], initializer="uniform", **kwargs):
@@ -586,7 +618,7 @@ class AxialPositions(Layer):
 
 
 class AxialEmbeddings(Layer):
-    """token_ids [B, L] -> the sum of token and position embeddings [B, L, E], with dropout on each."""
+    """The sum of token and position embeddings, with dropout on each: token_ids [B, L] -> [B, L, E]."""
 
     def __init__(self, config: LSHConfig, **kwargs):
         super().__init__(**kwargs)
