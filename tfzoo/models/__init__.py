@@ -10,7 +10,7 @@ from tfzoo.errors import UserError, suggest
 from tfzoo.models import record
 from tfzoo.nn.layer import register_dataclass
 
-# name -> the module with its CONFIGS and Model.
+# Family name -> the module with its CONFIGS and Model.
 FAMILIES = {
     "albert": "tfzoo.models.albert",
     "bart": "tfzoo.models.bart",
@@ -116,7 +116,7 @@ def build(
     return module.Model(config, heads=heads, **options)
 
 
-# Keras finds the classes of a saved model among those that were imported.
+# Keras can load a saved model only if the modules of its classes have been imported.
 for _family in FAMILIES:
     page(_family)
 for _class in (record.FolderRecord, record.SentenceRecord):

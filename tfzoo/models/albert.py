@@ -25,8 +25,9 @@ _BASE = dict(
     dropout=0.0,
     attention_dropout=0.0,
 )
-# Table 1 of the paper. The rest is version 2's (https://github.com/google-research/albert), by config.json of
-# https://huggingface.co/albert/albert-base-v2 and its sisters, where xlarge has 16 heads: section 3.1 has 32.
+# Sizes from table 1 of the paper. Other fields are those of version 2 (https://github.com/google-research/albert), from
+# config.json of https://huggingface.co/albert/albert-base-v2 and the other sizes; there xlarge has 16 heads, while
+# section 3.1 has 32.
 CONFIGS = {
     "albert_base_v2": _BASE,
     "albert_large_v2": _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
@@ -64,7 +65,7 @@ REQUIRED = {
     "is_decoder": False,
     "is_encoder_decoder": False,
 }
-# The first version's, which Hugging Face never read.
+# Fields of the first version, which Hugging Face's code has never read.
 IGNORED = (
     *("classifier_dropout_prob", "down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks"),
     "layers_to_keep",

@@ -17,8 +17,8 @@ _BASE = _FAMILY | dict(vocab_size=50265, hidden_size=768, num_layers=6, num_head
 _BASE |= dict(max_positions=1024)
 _WIDE = dict(hidden_size=1024, num_layers=12, num_heads=16, intermediate_size=4096)
 _LARGE_MBART = _BASE | _WIDE | _MBART | dict(scale_embeddings=True, attention_dropout=0.0)
-# By config.json at https://huggingface.co/facebook/bart-base, bart-large, bart-large-cnn, mbart-large-cc25 and
-# mbart-large-50; base and large: section 2.1 of BART's paper.
+# From config.json of https://huggingface.co/facebook/bart-base, bart-large, bart-large-cnn, mbart-large-cc25 and
+# mbart-large-50; base and large also from section 2.1 of the BART paper.
 CONFIGS = {
     "bart_base": _BASE,
     "bart_large": _BASE | _WIDE,
@@ -57,7 +57,7 @@ CONFIG = {
     "initializer_range": "init_std",
 }
 REQUIRED = {"is_encoder_decoder": True, "is_decoder": False, "tie_word_embeddings": True}
-# Of training, and fairseq's, which Hugging Face's BART has never read.
+# Fields for training, and fairseq's fields, which Hugging Face's BART has never read.
 IGNORED = (
     *("encoder_layerdrop", "decoder_layerdrop", "activation_dropout", "classif_dropout", "extra_pos_embeddings"),
     *("add_bias_logits", "add_final_layer_norm", "normalize_before", "normalize_embedding"),
@@ -82,7 +82,7 @@ def encode_config(config):
 
 
 def new_config(config):
-    return {"decoder_start_token_id": 2}  # </s>, in mBART too, whose language codes are not known here.
+    return {"decoder_start_token_id": 2}  # </s>, for mBART as well: its language codes are not known here.
 
 
 PREFIX = "model."

@@ -18,8 +18,8 @@ _BASE = dict(
     num_segments=2,
 )
 _LARGE = _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
-# The table of https://github.com/google-research/bert#bert; base and large: section 3 of the paper. Vocabularies:
-# the lists in the README's "Pre-trained models".
+# Sizes from the table of https://github.com/google-research/bert#bert; base and large also from section 3 of the paper.
+# Vocabulary sizes from the list "Pre-trained models" in the README.
 CONFIGS = {
     "bert_tiny": _BASE | dict(hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512),
     "bert_mini": _BASE | dict(hidden_size=256, num_layers=4, num_heads=4, intermediate_size=1024),
@@ -45,8 +45,8 @@ class Model(nn.EncoderModel):
     POOLER, POOL = True, "pooled"
 
 
-# Hugging Face: config.json's fields, and the modules that hold our layers' weights.
-MODEL_TYPES: dict[str, dict] = {"bert": {}, "ernie": {}}  # With the fields that are the same in all of them.
+# Hugging Face's format: the fields of config.json, and the modules that hold the weights.
+MODEL_TYPES: dict[str, dict] = {"bert": {}, "ernie": {}}  # model_type -> the fields that all its models share.
 _HEADS = {
     "Model": (),
     "ForPreTraining": ("lm", "next_sentence"),
@@ -75,8 +75,8 @@ CONFIG = {
 }
 REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False, "tie_word_embeddings": True}
 REQUIRED |= {"is_encoder_decoder": False}
-REQUIRED |= {"use_task_id": False}  # Of ERNIE, whose later models have embeddings of tasks.
-# Google's own poolers were of this shape only; without embeddings of tasks their number says nothing.
+REQUIRED |= {"use_task_id": False}  # A field of ERNIE, whose later models have task embeddings.
+# Google's poolers all have this shape; without task embeddings the number of tasks has no effect.
 IGNORED = (
     *("directionality", "task_type_vocab_size"),
     *(f"pooler_{x}" for x in "fc_size num_attention_heads num_fc_layers size_per_head type".split()),

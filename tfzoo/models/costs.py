@@ -13,10 +13,10 @@ from tfzoo.errors import UserError
 class Weight:
     """A variable, and the number of layers that have one like it."""
 
-    path: str  # Without the model's name; {} stands for a layer's index.
+    path: str  # Without the model's name; {} replaces a layer's index.
     shape: tuple[int, ...]
-    copies: int  # In memory.
-    uses: int  # In one pass; more than copies where layers share.
+    copies: int  # Number of copies in memory.
+    uses: int  # Number of uses in one pass, which exceeds `copies` if layers share weights.
 
     @property
     def size(self) -> int:
@@ -38,16 +38,16 @@ def lay_out(page, config: TransformerConfig, heads: Sequence[str] | None = None)
     decoder_layers = config.resolved_num_decoder_layers
     try:
         small = dataclasses.replace(config, num_layers=2, num_decoder_layers=2 if config.num_decoder_layers else 0)
-    except UserError:  # It names its layers one by one, for they differ: the whole is laid out.
+    except UserError:  # The config lists its layers individually, because they differ: lay out the full model.
         small = config
-    # Variables of a graph have shapes and no memory.
+    # In a graph, variables have shapes but no memory.
     with tf.Graph().as_default(), nn.zero_initializers():
         variables = page.Model(small, heads=heads).trainable_variables
     alike: dict[tuple, list[int]] = {}
     for variable in variables:
         path, copies, uses = variable.path.partition("/")[2], 1, 1
         layers = decoder_layers if path.startswith("decoder/") else config.num_layers
-        if small is not config and "/layer_1/" in path:  # It stands for all layers but the first.
+        if small is not config and "/layer_1/" in path:  # This layer represents all layers but the first.
             copies = uses = layers - 1
         elif config.share_layers and "/layer_" in path:
             uses = layers
@@ -70,7 +70,7 @@ def flops_a_token(weights: Sequence[Weight], config: TransformerConfig, heads: S
     sum for one source and one target token, with `length` tokens on both sides. Small terms (norms, softmax) are
     omitted.
     """
-    a_row = ("pooler/", "next_sentence/", "classify/", "embed/")  # Once a row, not a token.
+    a_row = ("pooler/", "next_sentence/", "classify/", "embed/")  # Computed once per row, not per token.
     products = sum(w.uses * w.size for w in weights if w.path.endswith("kernel") and not w.path.startswith(a_row))
     tied = "lm" in heads and not any(w.path.startswith("lm/dense") for w in weights)
     products += config.vocab_size * (config.embedding_size or config.hidden_size) if tied else 0

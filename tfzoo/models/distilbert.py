@@ -16,8 +16,8 @@ _BASE = dict(
     intermediate_size=3072,
     max_positions=512,
 )
-# Section 3 of the paper, and for the others the list in
-# https://github.com/huggingface/transformers-research-projects/tree/main/distillation; vocabularies are BERT's.
+# From section 3 of the paper; the others from the list in
+# https://github.com/huggingface/transformers-research-projects/tree/main/distillation. Vocabulary sizes are BERT's.
 CONFIGS = {
     "distilbert_base_uncased": _BASE,
     "distilbert_base_cased": _BASE | dict(vocab_size=28996),
@@ -54,7 +54,7 @@ CONFIG = {
     "initializer_range": "initializer_range",
 }
 REQUIRED = {"tie_word_embeddings": True, "is_decoder": False, "is_encoder_decoder": False}
-# sinusoidal_pos_embds says only how the table of positions began: it is stored and read either way.
+# sinusoidal_pos_embds only determines how the position table was initialized; the table is stored and read either way.
 IGNORED = ("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_weights_")
 PREFIX = "distilbert."
 _LAYER, _OURS = "distilbert.transformer.layer.{}", "encoder/stack/layer_{}"

@@ -26,9 +26,9 @@ _3_1 = _3 | dict(rotary_scaling=_SCALING | dict(factor=8.0))
 _3_2 = _3 | dict(rotary_scaling=_SCALING | dict(factor=32.0), tie_embeddings=True)
 _QWEN2 = _FAMILY | dict(vocab_size=151936, biases="qkv", rotary_theta=1e6, norm_epsilon=1e-6, max_positions=131072)
 _QWEN3 = _QWEN2 | dict(biases="none", qk_norm=True, max_positions=40960)
-# By the config.json at https://huggingface.co/ under the address in the comment.
+# From config.json of https://huggingface.co/ followed by the name in the comment.
 CONFIGS = {
-    "llama_tiny": _size(_2, 256, 4, 8, 8, 32, 688),  # Ours, for trials.
+    "llama_tiny": _size(_2, 256, 4, 8, 8, 32, 688),  # tfzoo's own size, for experiments.
     "llama2_7b": _size(_2, 4096, 32, 32, 32, 128, 11008),  # meta-llama/Llama-2-7b-hf
     "llama2_13b": _size(_2, 5120, 40, 40, 40, 128, 13824),  # meta-llama/Llama-2-13b-hf
     "llama2_70b": _size(_2, 8192, 80, 64, 8, 128, 28672),  # meta-llama/Llama-2-70b-hf
@@ -84,7 +84,7 @@ IGNORED = ("pretraining_tp", "max_window_layers", "max_sequence_length", "is_lla
 def decode_config(hub):
     kind = hub["model_type"]
     window = hub.get("sliding_window") if kind != "llama" else 0
-    if kind != "mistral":  # Where use_sliding_window turns it on.
+    if kind != "mistral":  # In Qwen models a window requires use_sliding_window, which is not supported.
         window = 0
     layers, only = hub.get("layer_types") or (), "sliding_attention" if window else "full_attention"
     if any(layer != only for layer in layers):
@@ -149,7 +149,7 @@ def encode_config(config):
         "num_key_value_heads": config.resolved_num_kv_heads,
         "rope_parameters": rope,
         "sliding_window": config.window or None,
-        **({"model_type": "mistral"} if config.window else {}),  # The only one of them that reads a window.
+        **({"model_type": "mistral"} if config.window else {}),  # The only one of these types that reads a window.
     }
 
 

@@ -11,11 +11,11 @@ from tfzoo.errors import UserError
 class SentenceRecord:
     """How texts become the inputs of a sentence-transformers model. Treat the mappings as read-only."""
 
-    max_length: int | None = None  # Tokens of the longest text, special ones included; None: what the model can read.
+    max_length: int | None = None  # Maximum number of tokens, special ones included; None: the model's.
     lowercase: bool = False
-    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Written before texts, by name.
-    default_prompt_name: str | None = None  # Of the one that is taken unless another is asked for.
-    similarity: str | None = None  # What compares vectors: cosine, dot, euclidean or manhattan.
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Name -> text that is prepended to inputs.
+    default_prompt_name: str | None = None  # Name of the prompt that is used by default.
+    similarity: str | None = None  # Similarity of vectors: cosine, dot, euclidean or manhattan.
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config_sentence_transformers.json
 
     def prompt(self, name: str | None = None) -> str:
@@ -25,7 +25,7 @@ class SentenceRecord:
           UserError: the model has no prompt of that name.
         """
         name = self.default_prompt_name if name is None else name
-        known = {"query": "", "document": ""} | dict(self.prompts)  # Two that every model has.
+        known = {"query": "", "document": ""} | dict(self.prompts)  # Every model has these two.
         if name is not None and name not in known:
             raise UserError(f"prompt_name {name!r}: the model has no such prompt; it has {', '.join(known)}")
         return "" if name is None else known[name]
@@ -41,7 +41,7 @@ class FolderRecord:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json
     generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # generation_config.json
     chat_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Name -> jinja source.
-    sentence: SentenceRecord | None = None  # Of a sentence-transformers folder.
+    sentence: SentenceRecord | None = None  # Only for sentence-transformers folders.
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from tfzoo import nn
 
 Config = nn.LSHConfig
-# config.json of https://huggingface.co/google/reformer-crime-and-punishment and google/reformer-enwik8.
+# From config.json of https://huggingface.co/google/reformer-crime-and-punishment and google/reformer-enwik8.
 _CRIME: dict[str, Any] = dict(vocab_size=320, hidden_size=256, num_layers=6, num_heads=2, head_dim=64)
 _CRIME |= dict(attention_layers=["local", "lsh"] * 3, num_buckets=[64, 128], dropout=0.05, attention_dropout=0.05)
 _CRIME |= dict(intermediate_size=512, max_positions=524288, axial_shape=[512, 1024], axial_dims=[64, 192])
@@ -57,11 +57,11 @@ class Model(nn.Model):
         return self._head(nn.LMHead, "lm", self.tokens, True)
 
 
-# Hugging Face: config.json's fields, and the modules and tensors that hold our layers' weights.
+# Hugging Face's format: the fields of config.json, and the modules and tensors that hold the weights.
 MODEL_TYPES: dict[str, dict] = {"reformer": {}}
 ARCHITECTURES = {
     "ReformerModel": (),
-    "ReformerModelWithLMHead": ("lm",),  # Causal, and the next one not.
+    "ReformerModelWithLMHead": ("lm",),  # This class is causal, the next one is not.
     "ReformerForMaskedLM": ("lm",),
     "ReformerForSequenceClassification": ("classify",),
     "ReformerForQuestionAnswering": ("span",),
@@ -94,8 +94,8 @@ def encode_config(config):
 
 
 REQUIRED = {"tie_word_embeddings": False, "is_encoder_decoder": False}
-# How axial positions began, in how many pieces logits are computed, and by what rotations are drawn, which here are an
-# input. The published ones' files have fields besides that no version has read.
+# The initialization of axial positions, the number of pieces in which logits are computed, and the seed of rotations,
+# which are an input in tfzoo; then fields of the published models' files that no version reads.
 IGNORED = (
     *("axial_norm_std", "chunk_size_lm_head", "hash_seed", "attention_probs_dropout_prob", "intermediate_size"),
     *("type_vocab_size", "sinusoidal_pos_embds", "num_chunks_before", "num_chunks_after"),
@@ -113,7 +113,7 @@ WEIGHTS = {
     f"{_LAYER}.feed_forward.output.dense": f"{_OURS}/mlp/down",
     "reformer.encoder.layer_norm": "encoder/stack/norm",
     "lm_head.decoder": "lm/dense",
-    "lm_head.bias": "lm/bias",  # Which transformers 5 reads and writes, and leaves out of the logits.
+    "lm_head.bias": "lm/bias",  # transformers 5 reads and writes this bias, but omits it from the logits.
     "classifier.dense": "classify/hidden",
     "classifier.out_proj": "classify/dense",
     "qa_outputs": "span/dense",

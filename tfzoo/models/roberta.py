@@ -34,9 +34,9 @@ _BASE = dict(
     norm_epsilon=1e-5,
 )
 _LARGE = _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
-# Appendix A of the RoBERTa paper; XLM-RoBERTa: section 3.2 and table 5 of its own. Vocabularies, positions and epsilon:
-# config.json of https://huggingface.co/FacebookAI/roberta-base and xlm-roberta-base, where the 514 positions are these
-# 512 and the two before them.
+# From appendix A of the RoBERTa paper, and from section 3.2 and table 5 of the XLM-RoBERTa paper. Vocabulary sizes,
+# positions and epsilon: config.json of https://huggingface.co/FacebookAI/roberta-base and xlm-roberta-base, where the
+# 514 positions are these 512 and the two rows before them.
 CONFIGS = {
     "roberta_base": _BASE,
     "roberta_large": _LARGE,
@@ -51,7 +51,7 @@ class Model(nn.EncoderModel):
     family = "roberta"
     INPUTS = tuple(name for name in nn.EncoderModel.INPUTS if name != "segment_ids")
     CLASSIFIER_HIDDEN = "tanh"
-    POOLER = True  # Some checkpoints have one; no head reads it.
+    POOLER = True  # Some checkpoints have a pooler; no head reads it.
     LAYOUT = ("cls $A sep", "cls $A sep sep $B sep")
 
     def position_ids(self, inputs):
@@ -65,7 +65,7 @@ class Model(nn.EncoderModel):
         count = graph.add("Mul", graph.add("CumSum", mask, graph.whole(1), at=at), mask, at=at)
         return graph.add("Sub", count, graph.ints(1), at=at)
 
-    def make_lm(self):  # The head's activation is gelu, whatever the blocks'.
+    def make_lm(self):  # The head's activation is always gelu.
         config = dataclasses.replace(self.config, activation="gelu")
         return nn.MaskedLMHead(config, self.tokens, dtype=self.dtype_policy, name="lm")
 
@@ -98,8 +98,8 @@ def encode_config(config):
 
 
 PREFIX = "roberta."
-PREFIXES = {"data2vec-text": "data2vec_text."}  # Of the others, where it is not PREFIX.
-# The encoder's modules have BERT's names.
+PREFIXES = {"data2vec-text": "data2vec_text."}  # model_type -> its prefix, if it is not PREFIX.
+# The encoder's modules have the same names as in BERT.
 _ENCODER = {name.replace("bert.", PREFIX, 1): ours for name, ours in bert.WEIGHTS.items() if name.startswith("bert.")}
 WEIGHTS = _ENCODER | {
     "lm_head.dense": "lm/transform",

@@ -21,7 +21,7 @@ def _size(*sizes, **others):
     return _FAMILY | dict(zip(_WIDTH, sizes, strict=True), vocab_size=32128, activation="relu") | others
 
 
-# Section 3.7 of the paper; the vocabulary, padded, by config.json at https://huggingface.co/google-t5.
+# From section 3.7 of the paper; the padded vocabulary size from config.json of https://huggingface.co/google-t5.
 CONFIGS = {
     "t5_small": _size(512, 6, 8, 64, 2048),
     "t5_base": _size(768, 12, 12, 64, 3072),
@@ -29,8 +29,8 @@ CONFIGS = {
     "t5_3b": _size(1024, 24, 32, 128, 16384),
     "t5_11b": _size(1024, 24, 128, 128, 65536),
 }
-# https://github.com/google-research/text-to-text-transfer-transformer/blob/main/released_checkpoints.md#t511, and the
-# same sizes with mT5's vocabulary: config.json at https://huggingface.co/google, t5-v1_1-* and mt5-*.
+# From https://github.com/google-research/text-to-text-transfer-transformer/blob/main/released_checkpoints.md#t511; mT5
+# has the same sizes with its own vocabulary: config.json of https://huggingface.co/google, t5-v1_1-* and mt5-*.
 _V1_1 = {
     "small": (512, 8, 6, 64, 1024),
     "base": (768, 12, 12, 64, 2048),
@@ -49,7 +49,7 @@ class Model(nn.EncoderDecoderModel):
     CLASSIFIER_HIDDEN = "tanh"
 
     def make_lm(self):
-        # The authors' code (mesh_tensorflow, shared_embedding_and_softmax_weights) scales what it ties.
+        # The authors' code (mesh_tensorflow, shared_embedding_and_softmax_weights) scales tied logits.
         scale = self.config.hidden_size**-0.5 if self.config.tie_embeddings else 1.0
         return self._head(nn.LMHead, "lm", self.tokens, scale=scale)
 
@@ -76,18 +76,18 @@ CONFIG = {
 _MLPS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True)}
 REQUIRED = {"feed_forward_proj": tuple(_MLPS), "is_encoder_decoder": True, "is_decoder": False}
 REQUIRED |= {"tie_word_embeddings": (True, False)}
-IGNORED = ("n_positions",)  # T5 has no table of them.
+IGNORED = ("n_positions",)  # T5 has no position table.
 
 
 def decode_config(hub):
     mt5 = hub["model_type"] == "mt5"
     name = hub.get("feed_forward_proj", "gated-gelu" if mt5 else "relu")
     function, gated = _MLPS[name]
-    # Which newer files have besides.
+    # Newer files also contain these fields.
     for field, value in (("dense_act_fn", "gelu_new" if name == "gated-gelu" else function), ("is_gated_act", gated)):
         if hub.get(field, value) != value:
             raise UserError(f"{field} is {hub[field]!r}, but feed_forward_proj is {name!r}; make them agree")
-    # Files of transformers 5 say by the scale alone that a matrix is not tied.
+    # Files of transformers 5 indicate an untied matrix only by scale_decoder_outputs.
     tied = False not in (hub.get("tie_word_embeddings"), hub.get("scale_decoder_outputs")) and not mt5
     return {"activation": function, "gated_mlp": gated, "tie_embeddings": tied}
 
@@ -108,13 +108,13 @@ def encode_config(config):
 
 
 def new_config(config):
-    return {"decoder_start_token_id": 0}  # The padding's id.
+    return {"decoder_start_token_id": 0}  # The id of the padding token.
 
 
 PREFIX = "transformer."
 
 
-def saved_name(name, heads):  # The class with this head alone has the body as a part.
+def saved_name(name, heads):  # Only the class with this head has the body as a submodule.
     return PREFIX + name if "classify" in heads and not name.startswith("classification_head") else name
 
 
@@ -129,7 +129,7 @@ WEIGHTS = {
     # A table in the first version's files that no layer uses.
     "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias": Computed(),
 }
-for _stack, _mlp in (("encoder", 1), ("decoder", 2)):  # The decoder's layer 1 is cross attention.
+for _stack, _mlp in (("encoder", 1), ("decoder", 2)):  # The decoder's layer 1 is cross-attention.
     _layer, _ours = f"{_stack}.block.{{}}.layer", f"{_stack}/stack/layer_{{}}"
     WEIGHTS |= {
         f"{_stack}.embed_tokens.weight": _TOKENS,

@@ -19,15 +19,15 @@ _BASE = _FAMILY | dict(
     num_layers=6,
     num_heads=8,
     intermediate_size=2048,
-    max_positions=1024,  # The sinusoids have no last position; the table ends somewhere.
+    max_positions=1024,  # Sinusoids have no limit, but the table needs a size.
     scale_embeddings=True,
     activation="relu",
     attention_dropout=0.0,
     initializer_range=512**-0.5,
 )
-# Table 3 and, for English-German, the vocabulary of section 5.1. The initializer, and the norm's epsilon, are those
-# of the embeddings in the authors' code, https://github.com/tensorflow/tensor2tensor; attention's projections have
-# biases as in Marian.
+# From table 3; the English-German vocabulary size from section 5.1. The initializer, which is that of the embeddings,
+# and the norm's epsilon follow the authors' code, https://github.com/tensorflow/tensor2tensor. The attention
+# projections have biases as in Marian.
 CONFIGS = {
     "transformer_base": _BASE,
     "transformer_big": _BASE
@@ -42,8 +42,8 @@ class Model(nn.EncoderDecoderModel):
     LOGITS_BIAS = True
 
 
-# Files with interleaved sines and cosines are written in Marian's layout under a type of their own, for Hugging
-# Face's Marian would put them side by side.
+# Files with interleaved sines and cosines are written in Marian's layout with the model_type "transformer", because
+# Hugging Face's Marian would not interleave them.
 MODEL_TYPES = {
     "marian": _FAMILY | dict(positions="sinusoidal_concat", norm_epsilon=1e-5),
     "pegasus": _FAMILY | dict(positions="sinusoidal_concat", norm_epsilon=1e-5, norm_first=True),
@@ -76,7 +76,7 @@ def encode_config(config):
     return bart.encode_config(config) | {"model_type": kind}
 
 
-def new_config(config):  # As in the published ones, the padding is the last word, and the decoder begins with it.
+def new_config(config):  # As in published models, padding is the last token and starts the decoder.
     last = config.vocab_size - 1
     return {"pad_token_id": last, "decoder_start_token_id": last, "eos_token_id": 0, "forced_eos_token_id": 0}
 

@@ -12,7 +12,7 @@ from tfzoo.errors import UserError
 from tfzoo.models.markers import Tied
 
 Config = nn.TwoStreamConfig
-# Layers, widths and heads: https://github.com/zihangdai/xlnet#released-models. The rest: config.json of
+# Layers, widths and heads from https://github.com/zihangdai/xlnet#released-models; other fields from config.json of
 # https://huggingface.co/xlnet/xlnet-base-cased and .../xlnet-large-cased.
 _BASE = dict(vocab_size=32000, hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072)
 CONFIGS = {
@@ -33,7 +33,7 @@ class Model(nn.EncoderModel):
     INPUTS = ("token_ids", *STACK_INPUTS, "entity_positions")
     POOL, CLASSIFIER_HIDDEN = "last", "tanh"
     LAYOUT = ("$A sep cls:2", "$A sep $B:1 sep:1 cls:2")
-    reads_segments = True  # They are compared with each other, and need no table.
+    reads_segments = True  # Segments are compared with each other and need no table.
 
     def make_body(self, config):
         self.encoder, self.pooler = nn.TwoStreamTower(config, dtype=self.dtype_policy, name="encoder"), None
@@ -42,7 +42,7 @@ class Model(nn.EncoderModel):
         rest = {name: inputs[name] for name in self.STACK_INPUTS if name in inputs}
         return self.encoder(inputs["token_ids"], **rest, training=training)
 
-    def onnx_body(self, graph, inputs):  # The content stream alone.
+    def onnx_body(self, graph, inputs):  # Only the content stream.
         tokens, padding = inputs["token_ids"], inputs["padding_mask"]
         return {"sequence": graph.emit(self.encoder, tokens, padding, segment_ids=inputs["segment_ids"])}
 
@@ -50,7 +50,7 @@ class Model(nn.EncoderModel):
         return self._head(nn.LMHead, "lm", self.tokens, True)
 
 
-# Hugging Face: config.json's fields, and the modules and tensors that hold our layers' weights.
+# Hugging Face's format: the fields of config.json, and the modules and tensors that hold the weights.
 MODEL_TYPES: dict[str, dict] = {"xlnet": {}}
 ARCHITECTURES = {
     "XLNetModel": (),
@@ -81,7 +81,7 @@ REQUIRED |= {
     "same_length": False,
     "is_encoder_decoder": False,
 }
-# Of training, of beams over spans, and whether a memory is kept, which here the caller says.
+# Fields for training, for beam search over spans, and for keeping a memory, which the caller decides in tfzoo.
 IGNORED = ("summary_last_dropout", "start_n_top", "end_n_top", "use_mems_eval", "use_mems_train", "untie_r")
 
 
@@ -95,7 +95,7 @@ def decode_config(hub):
 
 PREFIX = "transformer."
 _LAYER, _OURS = "transformer.layer.{}", "encoder/stack/layer_{}"
-_KERNELS = ("query", "key", "value", "relative", "output")  # Stored under their first letters.
+_KERNELS = ("query", "key", "value", "relative", "output")  # Stored under their initials.
 WEIGHTS = {
     "transformer.word_embedding": "encoder/embeddings/tokens",
     "transformer.mask_emb": "encoder/stack/query_start",

@@ -29,8 +29,9 @@ def dot_product_attention(query, key, value, bias=None, dropout=None, scale=None
     Returns:
       [B, H, L, D]. With float16 inputs the softmax is computed in float32, because scores can exceed float16's range.
     """
-    # Scaling the key costs M/D times less than scaling scores. Not the query: of that, the product and a bias with a
-    # row for each query TensorFlow makes one operation without a gradient, for which oneDNN takes 25 times as long.
+    # Scaling the key takes M/D times less work than scaling the scores. The query is not scaled, because TensorFlow
+    # would fuse the scaling, the product and a bias with one row per query into one operation that has no gradient and
+    # takes oneDNN 25 times as long.
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = tf.matmul(query, key * scale, transpose_b=True)
     if bias is not None:
@@ -56,8 +57,9 @@ def cached_attention(query, key, value, bias, scale=None):
     """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if query.shape[2] == 1:
-        # Past a reshape, that TensorFlow (2.20) may not make one operation of it, the product and the bias: that takes
-        # the bias for the first output of what it comes from, which in a loop is a Switch, whose second it is.
+        # The reshape prevents TensorFlow 2.20 from fusing the scaling, the product and the bias. The fused operation
+        # always reads the first output of the node that produces the bias; in a loop that node is a Switch, and the
+        # bias is its second output.
         flat = ops.reshape(query, (-1, query.shape[1] * query.shape[3]))
         query = ops.reshape(flat * scale, ops.shape(query))
     else:
@@ -94,7 +96,8 @@ class FullAttention(Layer):
         )
 
 
-# config.attention -> a layer: (config), (query [B, H, L, D], key, value [B, H, M, D], masking=Mask) -> [B, H, L, D]
+# config.attention -> layer class, constructed with (config) and called with (query [B, H, L, D], key, value [B, H, M,
+# D], masking=Mask) -> [B, H, L, D].
 KINDS: dict[str, type[keras.layers.Layer]] = {"full": FullAttention, "lean": LeanAttention, "favor": FavorAttention}
 
 
@@ -115,7 +118,7 @@ class Attention(Layer):
         self.num_heads = config.num_heads
         self.num_kv_heads = config.resolved_num_kv_heads
         self.head_dim = config.resolved_head_dim
-        # Of one seed, matrices of one shape begin as one, but for their roles' deviations.
+        # With one seed, matrices of the same shape start equal up to their roles' standard deviations.
         alike = config.attention_initializer in ("alike", "cross_alike" if cross else "alike")
         seed = random.randint(1, 10**9) if alike else None
         self.query, self.key, self.value, self.output_projection = (
@@ -195,9 +198,9 @@ class Attention(Layer):
 
 
 def _swap(x):  # [B, L, H, D] <-> [B, H, L, D]
-    if 1 in x.shape[1:3]:  # The same numbers in the same order: nothing to copy.
+    if 1 in x.shape[1:3]:  # The elements keep their order, so nothing needs to be copied.
         shape = ops.shape(x)
         return ops.reshape(x, (shape[0], shape[2], shape[1], shape[3]))
-    # The operation under einsum copies a small tensor in a fifth of the time that oneDNN's transposition takes, which
-    # tf.transpose becomes on a CPU, and a large one in the same.
+    # On a CPU tf.transpose uses oneDNN. The operation behind einsum copies a small tensor in a fifth of oneDNN's time,
+    # and a large tensor in the same time.
     return tf.einsum("blhd->bhld", x)

@@ -27,7 +27,7 @@ CANNOT_QUANTIZE = (
     "tfzoo's layers do not support Keras quantization; use tfzoo.store_weights(model, 'int8') to run the model with "
     "less memory, or python -m tfzoo.export --onnx_variants=int8 to export a quantized model"
 )
-LARGE = 2**18  # Elements of a kernel from which on turning it for its gradient saves more than it takes.
+LARGE = 2**18  # Kernel size from which transposing the kernel for the gradient saves time.
 
 
 @tf.custom_gradient
@@ -36,9 +36,9 @@ def _matmul(x, kernel):
 
     def gradient(upstream):
         if kernel.dtype == tf.float32 and kernel.shape.num_elements() >= LARGE:
-            # oneDNN takes a third longer over a product with a transposed second factor than over one with the
-            # transposed matrix itself, which is quickly made. As a matrix of one batch, TensorFlow's optimizer
-            # does not turn the two back into one.
+            # oneDNN takes a third longer for a product with a transposed second factor than for one with the transposed
+            # matrix, which is cheap to create. The batch axis of size 1 keeps TensorFlow's optimizer from merging
+            # transposition and product again.
             turned = tf.reshape(tf.transpose(kernel[None], (0, 2, 1)), kernel.shape[::-1])
             dx = tf.matmul(upstream, turned)
         else:
@@ -54,7 +54,7 @@ class Dense(keras.layers.Dense):
     It flattens x to [N, I], a shape for which TensorFlow fuses the product with the bias.
     """
 
-    stored = None  # A StoredMatrix in the kernel's place.
+    stored = None  # A StoredMatrix that replaces the kernel; see `store_weights`.
 
     def quantize(self, mode=None, *args, **kwargs):
         """Raises an error; `tfzoo.store_weights` keeps a model's matrices as int8.
@@ -123,7 +123,7 @@ def _gelu_tanh(x):
     return ops.gelu(x, approximate=True)
 
 
-# So that a saved layer finds its activation again. The others are Keras's own.
+# Registered so that a saved layer can be loaded. The other activations are Keras functions.
 for _name, _function in {"gelu": _gelu, "gelu_tanh": _gelu_tanh}.items():
     keras.saving.register_keras_serializable(PACKAGE, _name)(_function)
 
@@ -135,7 +135,7 @@ def activation(name: str):
     layer's activation can be identified.
     """
     return {
-        "gelu": _gelu,  # Keeps one tensor for the backward pass where automatic differentiation keeps several.
+        "gelu": _gelu,  # Keeps one tensor for the backward pass, whereas automatic differentiation keeps several.
         "gelu_tanh": _gelu_tanh,
         "relu": ops.relu,
         "silu": ops.silu,
@@ -189,7 +189,7 @@ class _Norm(Layer):
         self.epsilon = epsilon
 
     def build(self, input_shape):
-        # Under a float16 policy Keras would hand the variables out in float16.
+        # Under a float16 policy Keras would otherwise autocast the variable to float16.
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma", autocast=False)
 
     def call(self, x):
@@ -275,7 +275,7 @@ def make_initializer(
         if role == "embedding":
             return keras.initializers.RandomNormal(stddev=1.0)
         variance = 1.0
-        if role == "query" and not config.scale_scores:  # Scores begin as if they were divided by sqrt(head_dim).
+        if role == "query" and not config.scale_scores:  # Initial scores are as if divided by sqrt(head_dim).
             variance /= config.resolved_head_dim
         return keras.initializers.VarianceScaling(variance, mode="fan_in", distribution="untruncated_normal", seed=seed)
     stddev = config.initializer_range
@@ -338,7 +338,7 @@ def recomputed(function, *tensors):
 
     @tf.autograph.experimental.do_not_convert
     def one_pass(*tensors):
-        again = iter(tuple(noted)) if passes else None  # The seeds of the first pass.
+        again = iter(tuple(noted)) if passes else None  # The seeds of the first computation.
         passes.append(again)
         token = _draws.set((noted, again))
         try:
@@ -352,7 +352,7 @@ def recomputed(function, *tensors):
 def _drop(x, seed, threshold: int):
     size = tf.size(x)
     words = tf.random.stateless_uniform([(size + 1) // 2], seed, None, None, tf.uint32)
-    # As signed numbers, which TensorFlow compares without a copy in another type.
+    # TensorFlow compares signed integers without a copy in another type.
     keep = tf.reshape(tf.bitcast(words, tf.int16), [-1])[:size] >= threshold - 32768
     factor = tf.cast(tf.reshape(keep, tf.shape(x)), x.dtype) * tf.cast(65536 / (65536 - threshold), x.dtype)
     return x * factor

@@ -216,7 +216,7 @@ class Stack(Layer):
         if self.config.positions == "rotary":
             places = ops.arange(length)[None] if position_ids is None else position_ids
             rotary = rotary_tables(self.config, places, x.dtype, None if cache is None else cache.reach)
-        # One token a row: with no reshape in between, TensorFlow adds the residual within the matrix product.
+        # One token per row: without reshapes in between, TensorFlow fuses the residual sum with the matrix product.
         x = ops.reshape(x, (-1, shape[2]))
         shared = dict(masking=masking, rotary=rotary, memory=memory, memory_masking=memory_masking, length=length)
         for i, block in enumerate(self.blocks):

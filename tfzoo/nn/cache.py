@@ -59,8 +59,8 @@ class Cache:
         self.layers: Any = [AttentionCache(room) for _ in range(num_layers)]
         self.cross: Any = [AttentionCache() if cross else None for _ in range(num_layers)]
         self.memory_masking: Mask | None = None
-        self.positions: Any = None  # int32 [B, M], the place in the text of each slot's token, there or yet to come.
-        self.reach: Any = None  # int32 [B], how long each text may become, where that is known.
+        self.positions: Any = None  # int32 [B, M], the position of each slot's present or future token.
+        self.reach: Any = None  # int32 [B], the length that each text may reach; None if unknown.
 
     @property
     def filled(self) -> bool:
@@ -117,7 +117,7 @@ class _Writer:
         new = tf.reshape(tf.cast(new, cache.dtype), [-1, cache.shape[-1]])
         if self.jit_compile:
             flat = tf.tensor_scatter_nd_update(flat, self.rows[:, None], new)
-        else:  # A scatter would copy the cache at each step, and XLA, which does not, lacks this operation.
+        else:  # A scatter would copy the cache at each step. XLA does not copy it, but lacks this operation.
             flat = tf.raw_ops.InplaceUpdate(x=flat, i=self.rows, v=new)
         return tf.reshape(flat, _shape(cache))
 

@@ -13,8 +13,8 @@ from tfzoo.nn.basic import Dense, Dropout, make_initializer, make_norm, read
 from tfzoo.nn.layer import Layer
 from tfzoo.nn.position import sinusoidal_positions
 
-SOME_ROWS = 4  # From here on a product with the rows as columns is faster (two cores, GPT-2's 50,257 words).
-TURNED = 16  # Products, above which they pay for a transposed copy of the table.
+SOME_ROWS = 4  # Rows from which a product with the rows as columns is faster (two cores, GPT-2's 50,257 tokens).
+TURNED = 16  # Number of products above which a transposed copy of the table pays off.
 
 
 class TokenEmbedding(Layer):
@@ -23,7 +23,7 @@ class TokenEmbedding(Layer):
     `attend` is the tied output projection: x [..., E] -> logits [..., V].
     """
 
-    stored: Any = None  # A StoredMatrix in the place of `embeddings`.
+    stored: Any = None  # A StoredMatrix that replaces `embeddings`; see `store_weights`.
 
     def __init__(self, vocab_size, hidden_size, initializer="uniform", **kwargs):
         super().__init__(**kwargs)
@@ -64,14 +64,15 @@ class TokenEmbedding(Layer):
             yield
             return
         table = self._table()
-        # oneDNN reads a table that is not transposed at half the machine's speed for one row, XLA for several.
+        # With a table that is not transposed, oneDNN reaches only half of the machine's speed for one row, and so does
+        # XLA for several rows.
         turn = (tokens > TURNED) & ((rows > 1) if jit_compile else (rows == 1))
         copy = _transposed if jit_compile else tf.transpose
         turned = tf.cond(turn, lambda: copy(table), lambda: tf.zeros([self.hidden_size, 0], table.dtype))
 
         def product(x):
-            # With the rows as columns, and as a matrix of one batch, which TensorFlow does not take apart again, oneDNN
-            # is as fast where they are some.
+            # With several rows, oneDNN is equally fast if the rows are columns. The batch axis of size 1 keeps
+            # TensorFlow from changing the product back.
             ways = [
                 lambda: tf.matmul(x, table, transpose_b=True),
                 lambda: tf.matmul(x, turned),
@@ -150,7 +151,7 @@ class Embeddings(Layer):
             table = ops.cast(read(self.segments), x.dtype)
             if segment_ids is None:
                 x = x + table[0]
-            else:  # A product with few rows: a gather's gradient would add all tokens into two of them.
+            else:  # A product with few rows: the gradient of a gather would add all tokens into two of them.
                 x = x + ops.matmul(ops.one_hot(segment_ids, self.config.num_segments, dtype=x.dtype), table)
         if self.norm is not None:
             x = self.norm(x)
@@ -168,7 +169,7 @@ class Embeddings(Layer):
         else:
             interleaved = config.positions == "sinusoidal"
             table = ops.convert_to_tensor(sinusoidal_positions(config.max_positions + offset, self.size, interleaved))
-        # With positions 0, 1, 2, ... a slice serves every row, and its gradient is a plain sum.
+        # For positions 0, 1, 2, ... one slice serves all rows, and its gradient is a plain sum.
         if position_ids is None:
             return table[None, offset : offset + length]
         return ops.take(table, position_ids + offset, axis=0)
@@ -196,8 +197,8 @@ def _position_initializer(config: TransformerConfig):
         return make_initializer(config, "embedding")
 
     def sinusoidal(shape, dtype=None):
-        # A shift is a rotation of sinusoids, which attention finds far sooner than it finds the order of random
-        # vectors. Scaled from their own deviation, sqrt(1/2), to that of the other embeddings.
+        # A shift of positions rotates sinusoids, a relation that attention learns far sooner than the order of random
+        # vectors. They are scaled from their standard deviation, sqrt(1/2), to that of the other embeddings.
         deviation = 1.0 if config.initializer == "fan_in" else config.initializer_range
         return ops.cast(sinusoidal_positions(*shape) * (deviation * math.sqrt(2)), dtype)
 

@@ -27,7 +27,7 @@ class Fit:
     REQUIRED_INPUTS: Sequence[str]
     head_names: tuple[str, ...]
     optimizer: Any
-    # The outputs that `predict` returns, such as ("sequence",); None: those of the heads.
+    # The outputs that `predict` returns, such as ("sequence",); None means the heads' outputs.
     predicted_outputs: Sequence[str] | None = None
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

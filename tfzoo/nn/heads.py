@@ -47,7 +47,7 @@ def pool(how: str, outputs, padding_mask=None, pooling_mask=None):
     if how in ("first", "last"):
         places = ops.expand_dims(ops.arange(ops.shape(real)[1]), 0)
         if how == "first":
-            index = ops.argmax(ops.cast(real, "int32"), 1)  # ONNX has no arg-max of truths.
+            index = ops.argmax(ops.cast(real, "int32"), 1)  # ONNX has no ArgMax of booleans.
         else:
             index = ops.max(ops.where(real, places, 0), 1)
         return gather_positions(sequence, ops.expand_dims(index, 1))[:, 0]
@@ -59,7 +59,7 @@ def pool(how: str, outputs, padding_mask=None, pooling_mask=None):
     return ops.sum(sequence * ops.expand_dims(weights, -1), 1) / (ops.sqrt(count) if how == "mean_sqrt_len" else count)
 
 
-# Of rows without padding, in fewer operations.
+# For rows without padding, in fewer operations.
 _WHOLE = {
     "first": lambda sequence: sequence[:, 0],
     "last": lambda sequence: sequence[:, -1],
@@ -111,7 +111,7 @@ def normalize(x):
     return x / ops.sqrt(ops.maximum(ops.sum(ops.square(x), -1, keepdims=True), SMALLEST))
 
 
-SMALLEST = 1e-24  # A vector is taken to be no shorter than the root of this.
+SMALLEST = 1e-24  # Lower bound on a vector's squared norm.
 
 
 def output_of(head: str) -> str:

@@ -18,7 +18,7 @@ from tfzoo.nn.lean import block_size, join_blocks, loop, size, split_blocks
 from tfzoo.nn.mask import Mask
 
 CHUNK = 256  # Positions whose features are held at once.
-ABSENT = -1e30  # A logarithm of nothing that, unlike -inf, can be subtracted from itself.
+ABSENT = -1e30  # The logarithm of an absent term; unlike -inf, it can be subtracted from itself.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class FavorConfig(TransformerConfig):
     """The config of a stack with FAVOR+ attention."""
 
     attention: str = "favor"
-    causal: bool = False  # No position attends to a later one.
-    redraw_every: int = 0  # Calls in training after which each layer draws new features; 0: never.
+    causal: bool = False  # Whether positions attend only to earlier positions and themselves.
+    redraw_every: int = 0  # Training calls after which each layer draws new features; 0: never.
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,7 +55,7 @@ class FavorAttention(Layer):
         self.scale_scores = config.scale_scores
         self.shape = (config.num_features, config.resolved_head_dim)
         self.redraw_every = config.redraw_every if isinstance(config, FavorConfig) else 0
-        # Its state, which checkpoints keep, is the seed and the number of calls: all replicas count alike.
+        # The state, which checkpoints contain, is the seed and the number of calls, which all replicas count alike.
         self.seeds = keras.random.SeedGenerator(seed, name="seeds")
 
     def build(self, input_shape=None):
@@ -65,7 +65,7 @@ class FavorAttention(Layer):
             initializer=lambda shape, dtype: tf.cast(draw_features(shape[0], shape[1], state), dtype),
             trainable=False,
             autocast=False,
-            aggregation="none",  # Every replica draws for itself, and the same.
+            aggregation="none",  # Every replica draws the same features.
             name="features",
         )
 
@@ -80,7 +80,7 @@ class FavorAttention(Layer):
         if training and self.redraw_every:
             seed = tf.cast(self.seeds.next(), tf.int32)
             due = (seed[1] > 0) & (seed[1] % self.redraw_every == 0)
-            # The branch is around the drawing alone: replicas cannot assign inside of one.
+            # The branch contains only the drawing: replicas cannot assign variables inside a branch.
             features = read(self.features)
             drawn = tf.cond(
                 due,
@@ -141,7 +141,7 @@ def favor_attention(query, key, value, features, masking: Mask, scale, chunk: in
     wide = tf.float64 if query.dtype == tf.float64 else tf.float32
     features = tf.stop_gradient(tf.cast(features, wide)) * math.sqrt(scale)
     length, memory = size(query, 2), size(key, 2)
-    # Every query sees the keys of `past`, and under causality of the rest those up to its own place.
+    # Every query attends to the first `past` keys and, with causality, to the others up to its own position.
     past = memory - length if masking.causal else memory
     if isinstance(past, int) and past < 0:
         raise UserError(
@@ -162,7 +162,7 @@ def favor_attention(query, key, value, features, masking: Mask, scale, chunk: in
         outs, sums, tops = _forward(parts)
 
         def gradient(upstream):
-            # Of [numerator, denominator]; 0 for a query that saw nothing.
+            # The gradient for [numerator, denominator]; 0 for a query that attends to nothing.
             payload = tf.math.divide_no_nan(split_blocks(tf.cast(upstream, wide), block), sums)
             payload = tf.concat([payload, -tf.reduce_sum(payload * outs, -1, keepdims=True)], -1)
             dqueries = _gradient_of_queries(parts, tops, payload)
@@ -180,12 +180,12 @@ class _Parts:
     def __init__(self, features, scale, queries, depth: int):
         self.features, self.scale, self.queries, self.wide = features, scale, queries, queries.dtype
         self.count, chunk = size(queries, 0), queries.shape[3]
-        self.far: _Keys | None = None  # Keys that every query sees,
-        self.near: _Keys | None = None  # and those that it sees up to its own place.
+        self.far: _Keys | None = None  # Keys that every query attends to.
+        self.near: _Keys | None = None  # Keys that a query attends to up to its own position.
         self.seen = tf.linalg.band_part(tf.ones([chunk, chunk], self.wide), -1, 0)
         zero = tf.zeros_like(queries[0, :, :, :1, :1])
         number, absent = features.shape[0], tf.cast(ABSENT, self.wide)
-        # The state of who has seen no key; see _absorb.
+        # The state before any key; see _absorb.
         self.nothing = (zero + tf.fill([1, number], absent), zero + tf.zeros([number, depth + 1], self.wide))
 
     def project(self, x):  # [B, H, C, D] -> [B, H, C, features]

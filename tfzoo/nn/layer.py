@@ -9,7 +9,7 @@ import keras
 
 from tfzoo.config import EmbeddingConfig, Projection, TransformerConfig
 
-PACKAGE = "tfzoo"  # In the names under which Keras registers the classes.
+PACKAGE = "tfzoo"  # Prefix of the names under which Keras registers the classes.
 _dataclasses: dict[str, type] = {cls.__name__: cls for cls in (EmbeddingConfig, Projection)}
 
 
@@ -20,7 +20,7 @@ class Layer(keras.layers.Layer):
     of tfzoo.config. Every subclass is registered with Keras as tfzoo>NAME.
     """
 
-    output_shape: tuple[int | None, ...]  # Of a built tower or head, for Keras's summary.
+    output_shape: tuple[int | None, ...]  # Set by `build` of a tower or head, for Keras's summary.
     _arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs):
@@ -31,7 +31,7 @@ class Layer(keras.layers.Layer):
         layer = super().__new__(cls, *args, **kwargs)
         arguments = inspect.signature(cls.__init__).bind(layer, *args, **kwargs).arguments
         arguments = {name: value for name, value in arguments.items() if name not in ("self", "kwargs")}
-        # Keras would track the values, and so save a layer among them twice.
+        # Keras's own __setattr__ would track the values and save a layer among them twice.
         object.__setattr__(layer, "_arguments", arguments)
         return layer
 

@@ -13,8 +13,9 @@ from tfzoo.nn.basic import Dropout, _drop, draw_seed
 from tfzoo.nn.layer import Layer
 from tfzoo.nn.mask import Mask
 
-ROWS, COLUMNS = 256, 512  # Of a block of scores: small enough for a cache, large enough for a matrix product.
-MASKED = -1e9  # What mask_bias adds to a score that a mask hides.
+# Size of a block of scores: fits into a CPU cache, yet large enough for an efficient matrix product.
+ROWS, COLUMNS = 256, 512
+MASKED = -1e9  # The value that mask_bias adds to a masked score.
 
 
 class LeanAttention(Layer):
@@ -135,7 +136,7 @@ def _forward(parts: _Parts):
 
     arrays = [tf.TensorArray(wide, tiles.num_rows) for _ in range(3)]
     _, *arrays = loop(lambda i, *_: i < tiles.num_rows, row, (0, *arrays))
-    # The maximum and the sum apart: where all is masked, the logarithm of their product would lose the sum.
+    # Maximum and sum are kept separately: if all keys are masked, the logarithm of their product would lose the sum.
     return tuple(array.stack() for array in arrays)
 
 
@@ -146,7 +147,7 @@ def _backward(parts: _Parts, outs, maxima, sums, upstream, scale):
 
     def row(i, dqueries, dkeys, dvalues, dbias):
         maximum = maxima[i]
-        up = tf.cast(upstreams[i], wide) / sums[i]  # The weights below are not divided by their sum: this is.
+        up = tf.cast(upstreams[i], wide) / sums[i]  # Replaces the division of the weights below by their sum.
         mean = tf.reduce_sum(up * outs[i], -1, keepdims=True)
         q, up = parts.queries[i], tf.cast(up, narrow)
 
@@ -196,7 +197,8 @@ class _Tiles:
         first, last = (tf.reshape(x, [-1, self.rows]) for x in (begin // self.columns, -(-end // self.columns)))
         if self.masking.attention_mask is not None:
             return tf.zeros_like(first[:, 0]), tf.zeros_like(last[:, 0]) + self.num_columns
-        # A row that sees no key averages over all of them, also over those of skipped blocks: skip none there.
+        # A row that may not attend to any key averages over all of them, including those of skipped blocks; no block is
+        # skipped there.
         padding = self.masking.padding_mask
         seen = tf.ones([1, self.memory], tf.int32) if padding is None else tf.cast(padding, tf.int32)
         seen = tf.pad(tf.cumsum(seen, 1), [[0, 0], [1, 0]])
@@ -285,7 +287,7 @@ def split_blocks(x, block: int):
     length = size(x, 2)
     count = -(-length // block)
     if not isinstance(length, int):
-        count = tf.maximum(count, 1)  # An array of no blocks has no shape.
+        count = tf.maximum(count, 1)  # An array without blocks would have no shape.
     if not _divides(block, length):
         x = tf.pad(x, [[0, 0], [0, 0], [0, count * block - length], [0, 0]])
     shape = [size(x, 0), x.shape[1], count, block, x.shape[3]]

@@ -19,8 +19,8 @@ from tfzoo.nn.embedding import TokenEmbedding
 from tfzoo.nn.layer import Layer
 from tfzoo.nn.lean import known
 
-# A token attends to itself only where it may attend to nothing else (section 2, "Shared-QK attention"): its own
-# score is far below every other, and what is masked is far below that.
+# A token attends to itself only if it may attend to nothing else (section 2, "Shared-QK attention"): its own score is
+# far below every other score, and a masked score is far below that.
 _SELF, _MASKED = -1e5, -1e9
 
 
@@ -28,19 +28,21 @@ _SELF, _MASKED = -1e5, -1e9
 class LSHConfig(TransformerConfig):
     """The config of a stack of reversible layers with LSH and local attention."""
 
-    attention_layers: list = dataclasses.field(default_factory=lambda: ["local", "lsh"])  # One for each layer.
-    causal: bool = True  # No position attends to a later one.
+    # One of lsh, local for each layer.
+    attention_layers: list = dataclasses.field(default_factory=lambda: ["local", "lsh"])
+    causal: bool = True  # Whether positions attend only to earlier positions and themselves.
     num_hashes: int = 1  # R.
-    num_buckets: list = dataclasses.field(default_factory=list)  # Even factors of their number; []: by the length.
-    lsh_chunk_length: int = 64  # C, and how many chunks beside its own a token looks at.
+    # Even factors of the number of buckets; []: chosen by the length.
+    num_buckets: list = dataclasses.field(default_factory=list)
+    lsh_chunk_length: int = 64  # C, followed by the number of neighbouring chunks that a token attends to.
     lsh_chunks_before: int = 1
     lsh_chunks_after: int = 0
     local_chunk_length: int = 64
     local_chunks_before: int = 1
     local_chunks_after: int = 0
-    mlp_chunk_length: int = 0  # Positions that the MLP works on at a time; 0: all.
-    lsh_attention_dropout: float = 0.0  # attention_dropout is that of local attention.
-    axial_positions: bool = True  # See AxialPositions. False: an embedding for each of max_positions.
+    mlp_chunk_length: int = 0  # Positions that the MLP computes at a time; 0: all.
+    lsh_attention_dropout: float = 0.0  # attention_dropout applies to local attention.
+    axial_positions: bool = True  # See AxialPositions. False: a learned table of max_positions embeddings.
     axial_shape: list = dataclasses.field(default_factory=lambda: [64, 64])
     axial_dims: list = dataclasses.field(default_factory=lambda: [64, 192])
     activation: str = "relu"
@@ -96,7 +98,7 @@ def hash_buckets(vectors, rotations, factors: Sequence[int]):
     rotated = tf.einsum("bhld,hdrs->bhrls", tf.stop_gradient(vectors), tf.cast(rotations, vectors.dtype))
     buckets, product = 0, 1
     for part, factor in zip(tf.split(rotated, [f // 2 for f in factors], axis=-1), factors, strict=True):
-        # The largest of both halves, without putting them side by side.
+        # The largest entry of both halves, without concatenating them.
         below = -tf.reduce_min(part, -1) > tf.reduce_max(part, -1)
         index = tf.where(
             below,
@@ -120,12 +122,12 @@ def bucket_factors(length: int, chunk_length: int, max_positions: int) -> list[i
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """Which tokens attend to each other: those of a chunk and its neighbours. All rounds' chunks form one ring."""
+    """Which tokens attend to each other: a chunk's and its neighbours'. All rounds' chunks form one ring."""
 
     length: int  # C.
-    before: int = 1  # Neighbours that a chunk sees.
+    before: int = 1  # Number of preceding neighbours that a chunk attends to; `after` likewise.
     after: int = 0
-    causal: bool = False  # No position sees a later one.
+    causal: bool = False  # Whether positions attend only to earlier positions and themselves.
 
     def split(self, x):
         """Splits x [B, H, R, L, ...] into [B, H, R L / C, C, ...]; L is a multiple of C."""
@@ -133,7 +135,10 @@ class Chunks:
         return tf.reshape(x, (batch, heads, rounds * length // self.length, self.length, *x.shape[4:]))
 
     def window(self, x):
-        """Returns each chunk of x [B, H, N, C, ...] with its neighbours, [B, H, N, W, ...]; W = (before + 1 + after) C."""
+        """Returns each chunk of x [B, H, N, C, ...] with its neighbours, [B, H, N, W, ...].
+
+        W = (before + 1 + after) C.
+        """
         count = x.shape[2]
         steps = (max(-count, min(step, count)) for step in range(self.before, -self.after - 1, -1))
         return tf.concat([tf.roll(x, step, 2) if step % count else x for step in steps], 3)
@@ -199,7 +204,7 @@ def _attend(chunks: Chunks, query, key, value, positions, real, share, dropout):
       [..., C, D] and the logarithm of the sum of exponentiated scores, [..., C].
     """
     key, value = chunks.window(key), chunks.window(value)
-    # In half precision neither the masks' values nor the sums over rounds would do.
+    # Half precision can represent neither the mask values nor the sums over rounds.
     scores = tf.cast(tf.matmul(query, key, transpose_b=True), "float32")
     rows, columns = positions[..., :, None], chunks.window(positions)[..., None, :]
     if chunks.causal:
@@ -208,7 +213,8 @@ def _attend(chunks: Chunks, query, key, value, positions, real, share, dropout):
         scores = tf.where(chunks.window(real)[..., None, :], scores, _MASKED)
     if share:
         scores = tf.where(rows == columns, _SELF, scores)
-    # A softmax that gives its denominator away. Not exp(scores - total): near _SELF float32 has steps of 0.008.
+    # A softmax that also returns its denominator. It does not use exp(scores - total): near _SELF float32 has a spacing
+    # of 0.008.
     highest = tf.stop_gradient(tf.reduce_max(scores, -1, keepdims=True))
     exponents = tf.exp(scores - highest)
     total = tf.reduce_sum(exponents, -1, keepdims=True)
@@ -458,7 +464,7 @@ def reversible(functions: Sequence[Callable], values: Sequence[Sequence], a, b):
         def gradient(da, db):
             x, y, collected = a, b, []
             for function, part, keep in reversed(list(zip(functions, parts, kept, strict=True))):
-                # Without the dependency a graph may compute all layers again before it needs the first.
+                # Without this dependency a graph may recompute all layers before it needs the first one.
                 with tf.control_dependencies([da, db]):
                     x = tf.identity(x)
                     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -627,7 +633,7 @@ class AxialEmbeddings(Layer):
             config.vocab_size, config.hidden_size, make_initializer(config), dtype=policy, name="tokens"
         )
         if config.axial_positions:
-            # Everything else adds to streams that begin with these; so does the deviation of the released models.
+            # These embeddings start the residual streams, so they get the standard deviation of the released models.
             normal = keras.initializers.RandomNormal(stddev=1.0)
             self.positions = AxialPositions(
                 config.axial_shape, config.axial_dims, normal, dtype=policy, name="positions"
@@ -649,7 +655,7 @@ class AxialEmbeddings(Layer):
         x = self.token_dropout(self.tokens(token_ids), training=training)
         positions = self.positions(token_ids)[None]
         if training:
-            # All rows of the grid lose the same columns.
+            # Dropout drops the same columns in all rows of the grid.
             columns = math.prod(self.positions.shape[1:])
             batch = tf.shape(token_ids)[0]
             shape = (batch, 1, columns, 1) if columns > 1 else (batch, length, 1, x.shape[-1])

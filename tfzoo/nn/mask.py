@@ -58,8 +58,8 @@ class Mask:
     padding_mask: Any = None  # bool [B, M], True is a real token.
     attention_mask: Any = None  # bool [B, 1 or H, L, M], True attends.
     bias: Any = None  # Additive [1 or B, 1 or H, L, M].
-    causal: bool = False  # Query i of L sees keys up to i + (M - L).
-    window: int = 0  # Above 0: the last `window` of those.
+    causal: bool = False  # Query i of L attends to keys up to i + (M - L).
+    window: int = 0  # If above 0, only to the last `window` of those.
 
     def fold(self, query_length, key_length, dtype) -> "Mask":
         """Returns the mask as one additive bias (None if everything is allowed), which a stack's layers can share."""

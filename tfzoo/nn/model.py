@@ -111,18 +111,18 @@ class Model(Fit, keras.Model):
       ValueError: an unknown or missing input, when called.
     """
 
-    family = ""  # The page's name in models.FAMILIES; a user's subclass inherits it.
+    family = ""  # The family's name in models.FAMILIES; a user's subclass inherits it.
     is_encoder_decoder = False
-    fixed_length = False  # True: L is known when a graph is made, and all rows of an export have it.
-    # The special tokens around a text, and around two: see tfzoo.text.framing.
+    fixed_length = False  # If True, L is static, and all rows of an export have the same length.
+    # The special tokens added around a text and around a pair of texts; see tfzoo.text.framing.
     LAYOUT: tuple[str, str | None] = ("cls $A sep", "cls $A sep $B:1 sep:1")
-    record: Any = None  # A models.record.FolderRecord of the folder that the model was read from; else None.
+    record: Any = None  # The FolderRecord (see models.record) of the folder that the model was loaded from.
     INPUTS: Sequence[str] = ("token_ids", "padding_mask")
     REQUIRED_INPUTS: Sequence[str] = ("token_ids",)
     HEADS: Sequence[str] = ("lm", "classify", "tag", "span", "relation", "embed")
     DEFAULT_HEADS: Sequence[str] = ("lm",)
     POOL = "first"
-    CLASSIFIER_HIDDEN: str | None = None  # Activation of a dense layer between the pooled state and the classes.
+    CLASSIFIER_HIDDEN: str | None = None  # Activation of a dense layer between the pooled state and the classifier.
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class Model(Fit, keras.Model):
     def answer(self, name, head, outputs, inputs, training):
         """Returns the logits of one head, or its vectors."""
         sequence = outputs["sequence"]
-        if name == "lm":  # Of two streams the second is asked.
+        if name == "lm":  # With two streams, the head reads the query stream.
             return head(outputs.get("query_sequence", sequence), inputs.get("masked_positions"))
         if name == "discriminate":
             return head(sequence)
@@ -458,7 +458,7 @@ class DecoderModel(_Decoding, Model):
         )
         return {"sequence": sequence}
 
-    def make_classify(self):  # As Hugging Face has it: one product, without a bias.
+    def make_classify(self):  # As in Hugging Face's models: one product without a bias.
         return self._head(Classifier, "classify", self.num_labels, use_bias=False, dropout=False)
 
 
@@ -486,7 +486,7 @@ class EncoderDecoderModel(_Decoding, Model):
     HEADS = ("lm", "classify")
     LAYOUT = ("$A eos?", "$A eos $B:1 eos:1")
     POOL = "last"
-    LOGITS_BIAS = False  # A constant for each word, which checkpoints bring and training leaves as it is.
+    LOGITS_BIAS = False  # Whether logits have a bias per token, which checkpoints contain and training does not change.
 
     def make_body(self, config):
         self.encoder = Tower(config, dtype=self.dtype_policy, name="encoder")

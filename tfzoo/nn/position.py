@@ -53,7 +53,8 @@ class RelativeBias(Layer):
         return ops.transpose(ops.take(read(self.embeddings), self.bucket(distance), axis=0), (0, 3, 1, 2))
 
     def _near(self, shape, dtype=None):
-        # Press et al. 2022, section 3: minus the distance times a slope of each head's own, here a bucket's least one.
+        # Press et al. 2022, section 3: minus the distance times a slope per head; here the smallest distance of a
+        # bucket.
         distances = np.arange(-self.max_distance, self.max_distance + 1)
         buckets = ops.convert_to_numpy(self.bucket(ops.convert_to_tensor(distances, "int32")))
         least = np.full(shape[0], self.max_distance)
@@ -122,19 +123,21 @@ def _rotary_frequencies(config: TransformerConfig, head_dim: int, length):
         return plain, 1.0
     if kind == "linear":  # Chen et al. 2023, Position Interpolation.
         return plain / factor, 1.0
-    if kind == "dynamic":  # NTK-aware scaling by the length in use: the base grows with it.
+    if kind == "dynamic":  # NTK-aware scaling: the base grows with the length in use.
         used = ops.cast(ops.maximum(length, original), "float32")
         growth = (factor * used / original) - (factor - 1)
         base = config.rotary_theta * growth ** (head_dim / (head_dim - 2))
         return ops.power(base, ops.convert_to_tensor(-exponents.astype(np.float32))), 1.0
-    if kind == "llama3":  # Llama 3.1: long waves slowed by `factor`, short ones kept, a smooth passage between.
+    # Llama 3.1: low frequencies are divided by `factor`, high ones kept, those in between interpolated.
+    if kind == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         turns = original * plain / (2 * np.pi)
         kept = np.clip((turns - low) / (high - low), 0, 1)
         return kept * plain + (1 - kept) * plain / factor, 1.0
     if kind == "yarn":  # Peng et al. 2023, sections 3.2 and 3.4.
         return _yarn(config, scaling, plain, head_dim, factor, original)
-    if kind == "longrope":  # Ding et al. 2024: a factor for each frequency, of two sets by the length in use.
+    # Ding et al. 2024: one factor per frequency, from one of two sets depending on the length in use.
+    if kind == "longrope":
         factor = scaling.get("factor") or config.max_positions / original
         attention = scaling.get("attention_factor")
         if attention is None:
@@ -149,7 +152,7 @@ def _rotary_frequencies(config: TransformerConfig, head_dim: int, length):
 
 
 def _yarn(config, scaling, plain, head_dim, factor, original):
-    def dimension(turns):  # Where a wave makes that many turns within the original length.
+    def dimension(turns):  # The dimension whose wave makes this many turns within the original length.
         return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rotary_theta))
 
     low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)

@@ -26,8 +26,8 @@ class TwoStreamConfig(TransformerConfig):
     """The config of a two-stream stack."""
 
     embedding_norm: bool = False
-    positions: str = "none"  # Distances enter through the attention, whatever the length.
-    memory_length: int = 0  # Positions that a memory keeps; 0: all.
+    positions: str = "none"  # Attention adds relative positions at any length.
+    memory_length: int = 0  # Number of positions that a memory keeps; 0: all.
 
     def __post_init__(self):
         super().__post_init__()
@@ -54,7 +54,7 @@ def relative_shift(scores):
     query one less: row i starts at column L - i. In the flattened array that is a step of one less than the row length.
     """
     heads, batch, length, width = ops.shape(scores)
-    # tf.slice, for the gradient of x[...] takes ten times as long.
+    # tf.slice, because the gradient of x[...] takes ten times as long.
     rows = tf.slice(ops.reshape(scores, (-1, length * width)), (0, length), (-1, -1))
     keys = tf.slice(ops.reshape(rows, (-1, width - 1)), (0, 0), (-1, width - length))
     return ops.reshape(keys, (heads, batch, length, width - length))
@@ -115,7 +115,7 @@ class RelativeAttention(Layer):
                 ("content_bias", ()),
                 ("position_bias", ()),
                 ("segment_bias", ()),
-                ("segments", (2,)),  # The key is in the query's own segment, or in another one.
+                ("segments", (2,)),  # The key's segment is the query's, or differs from it.
             )
         )
 
@@ -151,7 +151,7 @@ class RelativeAttention(Layer):
         scores = ops.matmul(ops.reshape(position, (heads, batch * length, self.head_dim)), relative)
         scores = relative_shift(ops.reshape(scores, (heads, batch, length, -1)))
         if other_segment is not None:
-            # A softmax does not notice what is added to a whole row: the difference of the two scores will do.
+            # A softmax is invariant to a constant added to a row, so the difference of the two scores suffices.
             same, other = tf.unstack(read(self.segments))
             step = (query + self._bias(self.segment_bias)) * ((other - same) * scale)[:, None, None]
             scores += ops.sum(step, -1, keepdims=True) * other_segment

@@ -13,7 +13,7 @@ from tfzoo.nn.basic import Dense, read
 from tfzoo.nn.embedding import TokenEmbedding
 
 DTYPES = ("float32", "bfloat16", "int8")
-FEW = 8  # Rows, up to which XLA is faster with one after another (two cores, GPT-2's output matrix).
+FEW = 8  # Number of rows up to which XLA is faster row by row (two cores, GPT-2's output matrix).
 _compiled = contextvars.ContextVar("compiled", default=False)
 
 
@@ -44,7 +44,7 @@ class StoredMatrix(keras.layers.Layer):
     def product(self, x):
         """Returns x [N, I] times the transposed matrix, [N, O]."""
         values, few = read(self.values), tf.cast(x, tf.float32)
-        if _compiled.get():  # Its shapes are known when it compiles, and one way alone is.
+        if _compiled.get():  # XLA knows the shapes at compile time and compiles only one branch.
             ways = [lambda: _product(few, values), lambda: _row(few, values), lambda: _rows(few, values)]
             count = tf.shape(x)[0]
             product = tf.switch_case(tf.where(count == 1, 1, tf.where(count <= FEW, 2, 0)), ways)
@@ -64,9 +64,9 @@ def _product(x, values):
 
 def _row(x, values):
     """Returns the product of one row, for which XLA reads values as stored and casts them on the fly."""
-    from tensorflow.compiler.tf2xla.ops import gen_xla_ops  # Made for XLA alone, and not a part of tf.
+    from tensorflow.compiler.tf2xla.ops import gen_xla_ops  # Works only under XLA and is not part of the public API.
 
-    # It would cast them once for all, before a loop of decoding, but for a barrier that only the loop can pass.
+    # Without a barrier that depends on the loop's input, XLA would cast the values once before a decoding loop.
     return _product(*gen_xla_ops.xla_optimization_barrier([x, values]))
 
 
@@ -111,13 +111,13 @@ def store_weights(model: keras.Model, dtype: str) -> None:
             f"weights {dtype!r}: the weights of {model.name!r} are kept as {stored_weights(model)} already; "
             "load the model again"
         )
-    model.__dict__.pop("_tfzoo_decoders", None)  # Graphs that read the weights as they were.
+    model.__dict__.pop("_tfzoo_decoders", None)  # Cached decoding graphs, which read the original weights.
     for layer in [layer for layer in model._flatten_layers() if isinstance(layer, (Dense, TokenEmbedding))]:
         table = isinstance(layer, TokenEmbedding)
         variable = layer.embeddings if table else layer._kernel
         matrix = variable.numpy()
         stored = StoredMatrix(matrix if table else matrix.T, dtype, name="stored")
-        layer._tracker.unlock()  # As Keras does it where it quantizes a layer.
+        layer._tracker.unlock()  # As Keras does when it quantizes a layer.
         layer._untrack_variable(variable)
         if table:
             layer.embeddings = None
