@@ -45,9 +45,9 @@ class Preprocessor:
                 f"use the model's own tokenizer, or build the model with vocab_size={tokenizer.vocab_size}"
             )
         limit = None if config.positions in ("relative", "rotary", "none") else config.max_positions
-        known = [length for length in (tokenizer.max_length, limit) if length]
+        limits = [length for length in (tokenizer.max_length, limit) if length]
         if sequence_length is None:
-            sequence_length = min(known) if known else config.max_positions
+            sequence_length = min(limits) if limits else config.max_positions
         if sequence_length < 1 or (limit and sequence_length > limit):
             raise UserError(
                 f"sequence_length={sequence_length}: must be from 1 to the model's max_positions "

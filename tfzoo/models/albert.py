@@ -80,21 +80,21 @@ def encode_config(config):
 
 PREFIX = "albert."
 _LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
-_OURS = "encoder/stack/layer_0"
+_TFZOO = "encoder/stack/layer_0"
 WEIGHTS = {
     "albert.embeddings.word_embeddings": "encoder/embeddings/tokens",
     "albert.embeddings.position_embeddings.weight": "encoder/embeddings/positions",
     "albert.embeddings.token_type_embeddings.weight": "encoder/embeddings/segments",
     "albert.embeddings.LayerNorm": "encoder/embeddings/norm",
     "albert.encoder.embedding_hidden_mapping_in": "encoder/embeddings/projection",
-    f"{_LAYER}.attention.query": f"{_OURS}/attention/query",
-    f"{_LAYER}.attention.key": f"{_OURS}/attention/key",
-    f"{_LAYER}.attention.value": f"{_OURS}/attention/value",
-    f"{_LAYER}.attention.dense": f"{_OURS}/attention/output",
-    f"{_LAYER}.attention.LayerNorm": f"{_OURS}/self_norm",
-    f"{_LAYER}.ffn": f"{_OURS}/mlp/up",
-    f"{_LAYER}.ffn_output": f"{_OURS}/mlp/down",
-    f"{_LAYER}.full_layer_layer_norm": f"{_OURS}/mlp_norm",
+    f"{_LAYER}.attention.query": f"{_TFZOO}/attention/query",
+    f"{_LAYER}.attention.key": f"{_TFZOO}/attention/key",
+    f"{_LAYER}.attention.value": f"{_TFZOO}/attention/value",
+    f"{_LAYER}.attention.dense": f"{_TFZOO}/attention/output",
+    f"{_LAYER}.attention.LayerNorm": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.ffn": f"{_TFZOO}/mlp/up",
+    f"{_LAYER}.ffn_output": f"{_TFZOO}/mlp/down",
+    f"{_LAYER}.full_layer_layer_norm": f"{_TFZOO}/mlp_norm",
     "albert.pooler": "pooler/dense",
     "predictions.dense": "lm/transform",
     "predictions.LayerNorm": "lm/norm",

@@ -66,10 +66,10 @@ IGNORED = (
 
 
 def decode_config(hub):
-    for what in ("attention_heads", "ffn_dim"):
-        encoder, decoder = (hub.get(f"{stack}_{what}") for stack in ("encoder", "decoder"))
+    for field in ("attention_heads", "ffn_dim"):
+        encoder, decoder = (hub.get(f"{stack}_{field}") for stack in ("encoder", "decoder"))
         if encoder != decoder:
-            raise UserError(f"decoder_{what} is {decoder!r}, but encoder_{what} is {encoder!r}; make them equal")
+            raise UserError(f"decoder_{field} is {decoder!r}, but encoder_{field} is {encoder!r}; make them equal")
     return {}
 
 
@@ -95,18 +95,18 @@ WEIGHTS = {
     "classification_head.out_proj": "classify/dense",
 }
 for _stack in ("encoder", "decoder"):
-    _layer, _ours = f"model.{_stack}.layers.{{}}", f"{_stack}/stack/layer_{{}}"
+    _layer, _tfzoo = f"model.{_stack}.layers.{{}}", f"{_stack}/stack/layer_{{}}"
     WEIGHTS |= {
         f"model.{_stack}.embed_tokens.weight": _TOKENS,
         f"model.{_stack}.embed_positions.weight": f"{_stack}/embeddings/positions",
         f"model.{_stack}.layernorm_embedding": f"{_stack}/embeddings/norm",
-        f"{_layer}.self_attn_layer_norm": f"{_ours}/self_norm",
-        f"{_layer}.encoder_attn_layer_norm": f"{_ours}/cross_norm",
-        f"{_layer}.fc1": f"{_ours}/mlp/up",
-        f"{_layer}.fc2": f"{_ours}/mlp/down",
-        f"{_layer}.final_layer_norm": f"{_ours}/mlp_norm",
+        f"{_layer}.self_attn_layer_norm": f"{_tfzoo}/self_norm",
+        f"{_layer}.encoder_attn_layer_norm": f"{_tfzoo}/cross_norm",
+        f"{_layer}.fc1": f"{_tfzoo}/mlp/up",
+        f"{_layer}.fc2": f"{_tfzoo}/mlp/down",
+        f"{_layer}.final_layer_norm": f"{_tfzoo}/mlp_norm",
         f"model.{_stack}.layer_norm": f"{_stack}/stack/norm",
     }
     for _q, _query in dict(q_proj="query", k_proj="key", v_proj="value", out_proj="output").items():
-        WEIGHTS[f"{_layer}.self_attn.{_q}"] = f"{_ours}/attention/{_query}"
-        WEIGHTS[f"{_layer}.encoder_attn.{_q}"] = f"{_ours}/cross_attention/{_query}"
+        WEIGHTS[f"{_layer}.self_attn.{_q}"] = f"{_tfzoo}/attention/{_query}"
+        WEIGHTS[f"{_layer}.encoder_attn.{_q}"] = f"{_tfzoo}/cross_attention/{_query}"

@@ -83,20 +83,20 @@ IGNORED = (
 )
 PREFIX = "bert."
 PREFIXES = {"ernie": "ernie."}
-_LAYER, _OURS = "bert.encoder.layer.{}", "encoder/stack/layer_{}"
+_LAYER, _TFZOO = "bert.encoder.layer.{}", "encoder/stack/layer_{}"
 WEIGHTS = {
     "bert.embeddings.word_embeddings": "encoder/embeddings/tokens",
     "bert.embeddings.position_embeddings.weight": "encoder/embeddings/positions",
     "bert.embeddings.token_type_embeddings.weight": "encoder/embeddings/segments",
     "bert.embeddings.LayerNorm": "encoder/embeddings/norm",
-    f"{_LAYER}.attention.self.query": f"{_OURS}/attention/query",
-    f"{_LAYER}.attention.self.key": f"{_OURS}/attention/key",
-    f"{_LAYER}.attention.self.value": f"{_OURS}/attention/value",
-    f"{_LAYER}.attention.output.dense": f"{_OURS}/attention/output",
-    f"{_LAYER}.attention.output.LayerNorm": f"{_OURS}/self_norm",
-    f"{_LAYER}.intermediate.dense": f"{_OURS}/mlp/up",
-    f"{_LAYER}.output.dense": f"{_OURS}/mlp/down",
-    f"{_LAYER}.output.LayerNorm": f"{_OURS}/mlp_norm",
+    f"{_LAYER}.attention.self.query": f"{_TFZOO}/attention/query",
+    f"{_LAYER}.attention.self.key": f"{_TFZOO}/attention/key",
+    f"{_LAYER}.attention.self.value": f"{_TFZOO}/attention/value",
+    f"{_LAYER}.attention.output.dense": f"{_TFZOO}/attention/output",
+    f"{_LAYER}.attention.output.LayerNorm": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.intermediate.dense": f"{_TFZOO}/mlp/up",
+    f"{_LAYER}.output.dense": f"{_TFZOO}/mlp/down",
+    f"{_LAYER}.output.LayerNorm": f"{_TFZOO}/mlp_norm",
     "bert.pooler.dense": "pooler/dense",
     "cls.predictions.transform.dense": "lm/transform",
     "cls.predictions.transform.LayerNorm": "lm/norm",

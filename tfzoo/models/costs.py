@@ -43,7 +43,7 @@ def lay_out(page, config: TransformerConfig, heads: Sequence[str] | None = None)
     # In a graph, variables have shapes but no memory.
     with tf.Graph().as_default(), nn.zero_initializers():
         variables = page.Model(small, heads=heads).trainable_variables
-    alike: dict[tuple, list[int]] = {}
+    counts_by_kind: dict[tuple, list[int]] = {}
     for variable in variables:
         path, copies, uses = variable.path.partition("/")[2], 1, 1
         layers = decoder_layers if path.startswith("decoder/") else config.num_layers
@@ -51,10 +51,10 @@ def lay_out(page, config: TransformerConfig, heads: Sequence[str] | None = None)
             copies = uses = layers - 1
         elif config.share_layers and "/layer_" in path:
             uses = layers
-        total = alike.setdefault((re.sub(r"/layer_\d+/", "/layer_{}/", path), tuple(variable.shape)), [0, 0])
-        total[0] += copies
-        total[1] += uses
-    return [Weight(path, shape, *counts) for (path, shape), counts in alike.items()]
+        sums = counts_by_kind.setdefault((re.sub(r"/layer_\d+/", "/layer_{}/", path), tuple(variable.shape)), [0, 0])
+        sums[0] += copies
+        sums[1] += uses
+    return [Weight(path, shape, *counts) for (path, shape), counts in counts_by_kind.items()]
 
 
 def count_parameters(weights: Sequence[Weight]) -> int:
@@ -70,8 +70,8 @@ def flops_a_token(weights: Sequence[Weight], config: TransformerConfig, heads: S
     sum for one source and one target token, with `length` tokens on both sides. Small terms (norms, softmax) are
     omitted.
     """
-    a_row = ("pooler/", "next_sentence/", "classify/", "embed/")  # Computed once per row, not per token.
-    products = sum(w.uses * w.size for w in weights if w.path.endswith("kernel") and not w.path.startswith(a_row))
+    per_row = ("pooler/", "next_sentence/", "classify/", "embed/")  # Computed once per row, not per token.
+    products = sum(w.uses * w.size for w in weights if w.path.endswith("kernel") and not w.path.startswith(per_row))
     tied = "lm" in heads and not any(w.path.startswith("lm/dense") for w in weights)
     products += config.vocab_size * (config.embedding_size or config.hidden_size) if tied else 0
     width = config.num_heads * config.resolved_head_dim

@@ -57,19 +57,19 @@ REQUIRED = {"tie_word_embeddings": True, "is_decoder": False, "is_encoder_decode
 # sinusoidal_pos_embds only determines how the position table was initialized; the table is stored and read either way.
 IGNORED = ("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_weights_")
 PREFIX = "distilbert."
-_LAYER, _OURS = "distilbert.transformer.layer.{}", "encoder/stack/layer_{}"
+_LAYER, _TFZOO = "distilbert.transformer.layer.{}", "encoder/stack/layer_{}"
 WEIGHTS = {
     "distilbert.embeddings.word_embeddings": "encoder/embeddings/tokens",
     "distilbert.embeddings.position_embeddings.weight": "encoder/embeddings/positions",
     "distilbert.embeddings.LayerNorm": "encoder/embeddings/norm",
-    f"{_LAYER}.attention.q_lin": f"{_OURS}/attention/query",
-    f"{_LAYER}.attention.k_lin": f"{_OURS}/attention/key",
-    f"{_LAYER}.attention.v_lin": f"{_OURS}/attention/value",
-    f"{_LAYER}.attention.out_lin": f"{_OURS}/attention/output",
-    f"{_LAYER}.sa_layer_norm": f"{_OURS}/self_norm",
-    f"{_LAYER}.ffn.lin1": f"{_OURS}/mlp/up",
-    f"{_LAYER}.ffn.lin2": f"{_OURS}/mlp/down",
-    f"{_LAYER}.output_layer_norm": f"{_OURS}/mlp_norm",
+    f"{_LAYER}.attention.q_lin": f"{_TFZOO}/attention/query",
+    f"{_LAYER}.attention.k_lin": f"{_TFZOO}/attention/key",
+    f"{_LAYER}.attention.v_lin": f"{_TFZOO}/attention/value",
+    f"{_LAYER}.attention.out_lin": f"{_TFZOO}/attention/output",
+    f"{_LAYER}.sa_layer_norm": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.ffn.lin1": f"{_TFZOO}/mlp/up",
+    f"{_LAYER}.ffn.lin2": f"{_TFZOO}/mlp/down",
+    f"{_LAYER}.output_layer_norm": f"{_TFZOO}/mlp_norm",
     "vocab_transform": "lm/transform",
     "vocab_layer_norm": "lm/norm",
     "vocab_projector.weight": Tied("encoder/embeddings/tokens/embeddings"),

@@ -82,7 +82,7 @@ def encode_config(config):
 
 PREFIX = "electra."
 # The encoder's modules have the same names as in BERT.
-_ENCODER = {name.replace("bert.", PREFIX, 1): ours for name, ours in bert.WEIGHTS.items() if name.startswith("bert.")}
+_ENCODER = {name.replace("bert.", PREFIX, 1): path for name, path in bert.WEIGHTS.items() if name.startswith("bert.")}
 WEIGHTS = _ENCODER | {
     "electra.embeddings_project": "encoder/embeddings/projection",
     "discriminator_predictions.dense": "discriminate/hidden",

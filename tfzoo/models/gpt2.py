@@ -77,16 +77,16 @@ def new_config(config):  # The default, <|endoftext|>, may be missing in another
 
 
 PREFIX = "transformer."
-_LAYER, _OURS = "transformer.h.{}", "decoder/stack/layer_{}"
+_LAYER, _TFZOO = "transformer.h.{}", "decoder/stack/layer_{}"
 WEIGHTS = {
     "transformer.wte": "decoder/embeddings/tokens",
     "transformer.wpe.weight": "decoder/embeddings/positions",
-    f"{_LAYER}.ln_1": f"{_OURS}/self_norm",
-    f"{_LAYER}.attn.c_attn": Fused([f"{_OURS}/attention/{name}" for name in ("query", "key", "value")], conv1d=True),
-    f"{_LAYER}.attn.c_proj": Conv1D(f"{_OURS}/attention/output"),
-    f"{_LAYER}.ln_2": f"{_OURS}/mlp_norm",
-    f"{_LAYER}.mlp.c_fc": Conv1D(f"{_OURS}/mlp/up"),
-    f"{_LAYER}.mlp.c_proj": Conv1D(f"{_OURS}/mlp/down"),
+    f"{_LAYER}.ln_1": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.attn.c_attn": Fused([f"{_TFZOO}/attention/{name}" for name in ("query", "key", "value")], conv1d=True),
+    f"{_LAYER}.attn.c_proj": Conv1D(f"{_TFZOO}/attention/output"),
+    f"{_LAYER}.ln_2": f"{_TFZOO}/mlp_norm",
+    f"{_LAYER}.mlp.c_fc": Conv1D(f"{_TFZOO}/mlp/up"),
+    f"{_LAYER}.mlp.c_proj": Conv1D(f"{_TFZOO}/mlp/down"),
     "transformer.ln_f": "decoder/stack/norm",
     "lm_head.weight": Tied("decoder/embeddings/tokens/embeddings"),
     "score": "classify/dense",

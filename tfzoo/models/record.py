@@ -25,10 +25,10 @@ class SentenceRecord:
           UserError: the model has no prompt of that name.
         """
         name = self.default_prompt_name if name is None else name
-        known = {"query": "", "document": ""} | dict(self.prompts)  # Every model has these two.
-        if name is not None and name not in known:
-            raise UserError(f"prompt_name {name!r}: the model has no such prompt; it has {', '.join(known)}")
-        return "" if name is None else known[name]
+        prompts = {"query": "", "document": ""} | dict(self.prompts)  # Every model has these two.
+        if name is not None and name not in prompts:
+            raise UserError(f"prompt_name {name!r}: the model has no such prompt; it has {', '.join(prompts)}")
+        return "" if name is None else prompts[name]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,16 +101,16 @@ IGNORED = (
     *("type_vocab_size", "sinusoidal_pos_embds", "num_chunks_before", "num_chunks_after"),
 )
 PREFIX = "reformer."
-_LAYER, _OURS = "reformer.encoder.layers.{}", "encoder/stack/layer_{}"
+_LAYER, _TFZOO = "reformer.encoder.layers.{}", "encoder/stack/layer_{}"
 WEIGHTS = {
     "reformer.embeddings.word_embeddings": "encoder/embeddings/tokens",
     "reformer.embeddings.position_embeddings.weights.{}": "encoder/embeddings/positions/axis_{}",
     "reformer.embeddings.position_embeddings.embedding.weight": "encoder/embeddings/positions/table",
-    f"{_LAYER}.attention.layer_norm": f"{_OURS}/self_norm",
-    f"{_LAYER}.attention.output.dense": f"{_OURS}/attention/output",
-    f"{_LAYER}.feed_forward.layer_norm": f"{_OURS}/mlp_norm",
-    f"{_LAYER}.feed_forward.dense.dense": f"{_OURS}/mlp/up",
-    f"{_LAYER}.feed_forward.output.dense": f"{_OURS}/mlp/down",
+    f"{_LAYER}.attention.layer_norm": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.attention.output.dense": f"{_TFZOO}/attention/output",
+    f"{_LAYER}.feed_forward.layer_norm": f"{_TFZOO}/mlp_norm",
+    f"{_LAYER}.feed_forward.dense.dense": f"{_TFZOO}/mlp/up",
+    f"{_LAYER}.feed_forward.output.dense": f"{_TFZOO}/mlp/down",
     "reformer.encoder.layer_norm": "encoder/stack/norm",
     "lm_head.decoder": "lm/dense",
     "lm_head.bias": "lm/bias",  # transformers 5 reads and writes this bias, but omits it from the logits.
@@ -119,4 +119,4 @@ WEIGHTS = {
     "qa_outputs": "span/dense",
 }
 _KINDS = ("query", "key", "query_key", "value")
-WEIGHTS |= {f"{_LAYER}.attention.self_attention.{kind}": f"{_OURS}/attention/{kind}" for kind in _KINDS}
+WEIGHTS |= {f"{_LAYER}.attention.self_attention.{kind}": f"{_TFZOO}/attention/{kind}" for kind in _KINDS}

@@ -100,7 +100,7 @@ def encode_config(config):
 PREFIX = "roberta."
 PREFIXES = {"data2vec-text": "data2vec_text."}  # model_type -> its prefix, if it is not PREFIX.
 # The encoder's modules have the same names as in BERT.
-_ENCODER = {name.replace("bert.", PREFIX, 1): ours for name, ours in bert.WEIGHTS.items() if name.startswith("bert.")}
+_ENCODER = {name.replace("bert.", PREFIX, 1): path for name, path in bert.WEIGHTS.items() if name.startswith("bert.")}
 WEIGHTS = _ENCODER | {
     "lm_head.dense": "lm/transform",
     "lm_head.layer_norm": "lm/norm",

@@ -130,18 +130,18 @@ WEIGHTS = {
     "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias": Computed(),
 }
 for _stack, _mlp in (("encoder", 1), ("decoder", 2)):  # The decoder's layer 1 is cross-attention.
-    _layer, _ours = f"{_stack}.block.{{}}.layer", f"{_stack}/stack/layer_{{}}"
+    _layer, _tfzoo = f"{_stack}.block.{{}}.layer", f"{_stack}/stack/layer_{{}}"
     WEIGHTS |= {
         f"{_stack}.embed_tokens.weight": _TOKENS,
         f"{_stack}.block.0.layer.0.SelfAttention.relative_attention_bias": f"{_stack}/stack/relative_bias",
-        f"{_layer}.0.layer_norm": f"{_ours}/self_norm",
-        f"{_layer}.{_mlp}.DenseReluDense.wi": When("gated_mlp", False, f"{_ours}/mlp/up"),
-        f"{_layer}.{_mlp}.DenseReluDense.wi_0": f"{_ours}/mlp/gate",
-        f"{_layer}.{_mlp}.DenseReluDense.wi_1": When("gated_mlp", True, f"{_ours}/mlp/up"),
-        f"{_layer}.{_mlp}.DenseReluDense.wo": f"{_ours}/mlp/down",
-        f"{_layer}.{_mlp}.layer_norm": f"{_ours}/mlp_norm",
+        f"{_layer}.0.layer_norm": f"{_tfzoo}/self_norm",
+        f"{_layer}.{_mlp}.DenseReluDense.wi": When("gated_mlp", False, f"{_tfzoo}/mlp/up"),
+        f"{_layer}.{_mlp}.DenseReluDense.wi_0": f"{_tfzoo}/mlp/gate",
+        f"{_layer}.{_mlp}.DenseReluDense.wi_1": When("gated_mlp", True, f"{_tfzoo}/mlp/up"),
+        f"{_layer}.{_mlp}.DenseReluDense.wo": f"{_tfzoo}/mlp/down",
+        f"{_layer}.{_mlp}.layer_norm": f"{_tfzoo}/mlp_norm",
         f"{_stack}.final_layer_norm": f"{_stack}/stack/norm",
     }
     for _q, _query in dict(q="query", k="key", v="value", o="output").items():
-        WEIGHTS[f"{_layer}.0.SelfAttention.{_q}"] = f"{_ours}/attention/{_query}"
-        WEIGHTS[f"{_layer}.1.EncDecAttention.{_q}"] = f"{_ours}/cross_attention/{_query}"
+        WEIGHTS[f"{_layer}.0.SelfAttention.{_q}"] = f"{_tfzoo}/attention/{_query}"
+        WEIGHTS[f"{_layer}.1.EncDecAttention.{_q}"] = f"{_tfzoo}/cross_attention/{_query}"

@@ -94,20 +94,20 @@ def decode_config(hub):
 
 
 PREFIX = "transformer."
-_LAYER, _OURS = "transformer.layer.{}", "encoder/stack/layer_{}"
+_LAYER, _TFZOO = "transformer.layer.{}", "encoder/stack/layer_{}"
 _KERNELS = ("query", "key", "value", "relative", "output")  # Stored under their initials.
 WEIGHTS = {
     "transformer.word_embedding": "encoder/embeddings/tokens",
     "transformer.mask_emb": "encoder/stack/query_start",
-    **{f"{_LAYER}.rel_attn.{name[0]}": f"{_OURS}/attention/{name}/kernel" for name in _KERNELS},
-    f"{_LAYER}.rel_attn.r_w_bias": f"{_OURS}/attention/content_bias",
-    f"{_LAYER}.rel_attn.r_r_bias": f"{_OURS}/attention/position_bias",
-    f"{_LAYER}.rel_attn.r_s_bias": f"{_OURS}/attention/segment_bias",
-    f"{_LAYER}.rel_attn.seg_embed": f"{_OURS}/attention/segments",
-    f"{_LAYER}.rel_attn.layer_norm": f"{_OURS}/self_norm",
-    f"{_LAYER}.ff.layer_1": f"{_OURS}/mlp/up",
-    f"{_LAYER}.ff.layer_2": f"{_OURS}/mlp/down",
-    f"{_LAYER}.ff.layer_norm": f"{_OURS}/mlp_norm",
+    **{f"{_LAYER}.rel_attn.{name[0]}": f"{_TFZOO}/attention/{name}/kernel" for name in _KERNELS},
+    f"{_LAYER}.rel_attn.r_w_bias": f"{_TFZOO}/attention/content_bias",
+    f"{_LAYER}.rel_attn.r_r_bias": f"{_TFZOO}/attention/position_bias",
+    f"{_LAYER}.rel_attn.r_s_bias": f"{_TFZOO}/attention/segment_bias",
+    f"{_LAYER}.rel_attn.seg_embed": f"{_TFZOO}/attention/segments",
+    f"{_LAYER}.rel_attn.layer_norm": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.ff.layer_1": f"{_TFZOO}/mlp/up",
+    f"{_LAYER}.ff.layer_2": f"{_TFZOO}/mlp/down",
+    f"{_LAYER}.ff.layer_norm": f"{_TFZOO}/mlp_norm",
     "lm_loss.weight": Tied("encoder/embeddings/tokens/embeddings"),
     "lm_loss.bias": "lm/bias",
     "sequence_summary.summary": "classify/hidden",

@@ -119,8 +119,8 @@ class Attention(Layer):
         self.num_kv_heads = config.resolved_num_kv_heads
         self.head_dim = config.resolved_head_dim
         # With one seed, matrices of the same shape start equal up to their roles' standard deviations.
-        alike = config.attention_initializer in ("alike", "cross_alike" if cross else "alike")
-        seed = random.randint(1, 10**9) if alike else None
+        same_seed = config.attention_initializer in ("alike", "cross_alike" if cross else "alike")
+        seed = random.randint(1, 10**9) if same_seed else None
         self.query, self.key, self.value, self.output_projection = (
             Dense(
                 size,

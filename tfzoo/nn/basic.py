@@ -312,15 +312,15 @@ _draws: contextvars.ContextVar[tuple | None] = contextvars.ContextVar("draws", d
 
 def draw_seed(generator: keras.random.SeedGenerator):
     """Returns the generator's next seed, int32 [2], which differs between replicas."""
-    noted, again = _draws.get() or (None, None)
-    if again is not None:
-        return next(again)
+    recorded, replayed = _draws.get() or (None, None)
+    if replayed is not None:
+        return next(replayed)
     seed = tf.cast(generator.next(), tf.int32)
     replica = tf.distribute.get_replica_context()
     if replica is not None and replica.num_replicas_in_sync > 1:
         seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
-    if noted is not None:
-        noted.append(seed)
+    if recorded is not None:
+        recorded.append(seed)
     return seed
 
 
@@ -333,14 +333,14 @@ def recomputed(function, *tensors):
       function: reads the tensors. Other tensors that it reads receive no gradient; variables do.
       *tensors: floating-point tensors.
     """
-    noted: list = []
-    passes: list = []
+    recorded: list = []
+    calls: list = []
 
     @tf.autograph.experimental.do_not_convert
     def one_pass(*tensors):
-        again = iter(tuple(noted)) if passes else None  # The seeds of the first computation.
-        passes.append(again)
-        token = _draws.set((noted, again))
+        replayed = iter(tuple(recorded)) if calls else None  # The seeds of the first computation.
+        calls.append(replayed)
+        token = _draws.set((recorded, replayed))
         try:
             return function(*tensors)
         finally:

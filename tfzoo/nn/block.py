@@ -242,8 +242,8 @@ def _recomputed_block(block, x, masking, memory, **others):
     inputs = {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
     def call(*tensors):
-        given = dict(zip(inputs, tensors, strict=True))
-        own_masking = dataclasses.replace(masking, bias=given.get("bias"))
-        return block(given["x"], masking=own_masking, memory=given.get("memory"), **others, training=True)
+        values = dict(zip(inputs, tensors, strict=True))
+        masking_with_bias = dataclasses.replace(masking, bias=values.get("bias"))
+        return block(values["x"], masking=masking_with_bias, memory=values.get("memory"), **others, training=True)
 
     return recomputed(call, *inputs.values())

@@ -66,22 +66,22 @@ class TokenEmbedding(Layer):
         table = self._table()
         # With a table that is not transposed, oneDNN reaches only half of the machine's speed for one row, and so does
         # XLA for several rows.
-        turn = (tokens > TURNED) & ((rows > 1) if jit_compile else (rows == 1))
+        transpose = (tokens > TURNED) & ((rows > 1) if jit_compile else (rows == 1))
         copy = _transposed if jit_compile else tf.transpose
-        turned = tf.cond(turn, lambda: copy(table), lambda: tf.zeros([self.hidden_size, 0], table.dtype))
+        transposed = tf.cond(transpose, lambda: copy(table), lambda: tf.zeros([self.hidden_size, 0], table.dtype))
 
         def product(x):
             # With several rows, oneDNN is equally fast if the rows are columns. The batch axis of size 1 keeps
             # TensorFlow from changing the product back.
-            ways = [
+            branches = [
                 lambda: tf.matmul(x, table, transpose_b=True),
-                lambda: tf.matmul(x, turned),
+                lambda: tf.matmul(x, transposed),
                 lambda: tf.transpose(tf.matmul(table[None], tf.transpose(x)[None])[0]),
             ]
-            way = tf.cast(turn & (tf.shape(x)[0] == rows), tf.int32)
+            branch = tf.cast(transpose & (tf.shape(x)[0] == rows), tf.int32)
             if not jit_compile:
-                way = tf.where(tf.shape(x)[0] >= SOME_ROWS, 2, way)
-            return tf.switch_case(way, ways)
+                branch = tf.where(tf.shape(x)[0] >= SOME_ROWS, 2, branch)
+            return tf.switch_case(branch, branches)
 
         self._product = product
         try:

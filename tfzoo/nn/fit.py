@@ -128,12 +128,12 @@ class Fit:
         """Returns labels, their outputs and sample weights: each a plain value, or all dicts with the same keys."""
         names = self._answer_names() or list(outputs)
         losses = self._compile_loss._user_loss if getattr(self, "_compile_loss", None) is not None else None  # type: ignore[attr-defined]
-        for what, value in (("loss", losses), ("labels", y), ("sample_weight", sample_weight)):
+        for argument, value in (("loss", losses), ("labels", y), ("sample_weight", sample_weight)):
             for name in value if isinstance(value, Mapping) else ():
                 if name not in names:
                     raise UserError(
-                        f"{what}: {name!r} is not the output of a head{suggest(name, names)}; the heads' outputs are "
-                        f"{', '.join(names)}"
+                        f"{argument}: {name!r} is not the output of a head{suggest(name, names)}; the heads' outputs "
+                        f"are {', '.join(names)}"
                     )
         if not isinstance(y, Mapping):
             if len(names) > 1:
@@ -165,11 +165,11 @@ class Fit:
                     f"keras.losses.{_ON_PROBABILITIES.get(name, type(loss).__name__)}(from_logits=True)"
                 )
 
-    def _check_one_replica(self, what: str) -> None:
+    def _check_one_replica(self, method: str) -> None:
         replicas = self.distribute_strategy.num_replicas_in_sync  # type: ignore[attr-defined]
         if replicas > 1:
             raise UserError(
-                f"{what} with {replicas} replicas: Keras clips each replica's gradients separately and weights all "
+                f"{method} with {replicas} replicas: Keras clips each replica's gradients separately and weights all "
                 "replicas equally regardless of their number of rows, so the result would differ from that on one "
                 "device; use python -m tfzoo.train or tfzoo.training.Trainer, which match one device exactly"
             )

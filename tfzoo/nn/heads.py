@@ -37,8 +37,8 @@ def pool(how: str, outputs, padding_mask=None, pooling_mask=None):
     if how == "pooled":
         return outputs["pooled"]
     if padding_mask is None and pooling_mask is None:
-        if how in _WHOLE:
-            return _WHOLE[how](sequence)
+        if how in _UNPADDED:
+            return _UNPADDED[how](sequence)
         padding_mask = ops.ones(ops.shape(sequence)[:2], "bool")
     real = ops.cast(padding_mask if pooling_mask is None else pooling_mask, "bool")
     if how == "max":
@@ -60,7 +60,7 @@ def pool(how: str, outputs, padding_mask=None, pooling_mask=None):
 
 
 # For rows without padding, in fewer operations.
-_WHOLE = {
+_UNPADDED = {
     "first": lambda sequence: sequence[:, 0],
     "last": lambda sequence: sequence[:, -1],
     "mean": lambda sequence: ops.mean(sequence, 1),

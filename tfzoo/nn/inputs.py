@@ -9,10 +9,10 @@ def check_inputs(inputs: Mapping, required: Sequence[str], optional: Sequence[st
     Raises:
       ValueError: an input is unknown, or a required one is missing.
     """
-    known = (*required, *optional)
+    names = (*required, *optional)
     for name in inputs:
-        if name not in known:
-            raise ValueError(f"unknown input {name!r}; the model takes {', '.join(known)}")
+        if name not in names:
+            raise ValueError(f"unknown input {name!r}; the model takes {', '.join(names)}")
     for name in required:
         if name not in inputs:
-            raise ValueError(f"the input {name!r} is missing; the model takes {', '.join(known)}")
+            raise ValueError(f"the input {name!r} is missing; the model takes {', '.join(names)}")

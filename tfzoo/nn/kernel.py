@@ -92,10 +92,10 @@ class FavorAttention(Layer):
         return favor_attention(query, key, value, read(self.features), masking, scale)
 
 
-def _refuse(asked, what: str) -> None:
-    if asked:
+def _refuse(requested, feature: str) -> None:
+    if requested:
         raise UserError(
-            f"attention='favor' computes no scores and does not support {what}; use attention='lean' or 'full'"
+            f"attention='favor' computes no scores and does not support {feature}; use attention='lean' or 'full'"
         )
 
 
@@ -220,12 +220,14 @@ def _forward(parts: _Parts):
     """
 
     def forward(i, peaks, totals, outs, sums, tops):
-        state, own, logs = (peaks, totals), parts.own_keys(i), parts.project(parts.queries[i])
-        top = tf.reduce_max(logs + (peaks if own is None else tf.maximum(peaks, own.peaks)), -1, keepdims=True)
-        found = _product(state, own, _weights(state, own, logs - top))
-        out = tf.math.divide_no_nan(found[..., :-1], found[..., -1:])
-        state = state if own is None else _absorb(state, own.logs, own.values)
-        return i + 1, *state, outs.write(i, out), sums.write(i, found[..., -1:]), tops.write(i, top)
+        state, own_chunk, logs = (peaks, totals), parts.own_keys(i), parts.project(parts.queries[i])
+        top = tf.reduce_max(
+            logs + (peaks if own_chunk is None else tf.maximum(peaks, own_chunk.peaks)), -1, keepdims=True
+        )
+        fraction = _product(state, own_chunk, _weights(state, own_chunk, logs - top))
+        out = tf.math.divide_no_nan(fraction[..., :-1], fraction[..., -1:])
+        state = state if own_chunk is None else _absorb(state, own_chunk.logs, own_chunk.values)
+        return i + 1, *state, outs.write(i, out), sums.write(i, fraction[..., -1:]), tops.write(i, top)
 
     arrays = [tf.TensorArray(parts.wide, parts.count) for _ in range(3)]
     arrays = loop(lambda i, *_: i < parts.count, forward, (0, *parts.beginning(), *arrays))[3:]
@@ -239,10 +241,10 @@ def _gradient_of_queries(parts: _Parts, tops, payload):
     """
 
     def for_query(i, peaks, totals, dqueries):
-        state, own = (peaks, totals), parts.own_keys(i)
-        weights = _weights(state, own, parts.project(parts.queries[i]) - tops[i])
-        dquery = _multiply(_gradient(state, own, weights, payload[i]), parts.features)
-        state = state if own is None else _absorb(state, own.logs, own.values)
+        state, own_chunk = (peaks, totals), parts.own_keys(i)
+        weights = _weights(state, own_chunk, parts.project(parts.queries[i]) - tops[i])
+        dquery = _multiply(_gradient(state, own_chunk, weights, payload[i]), parts.features)
+        state = state if own_chunk is None else _absorb(state, own_chunk.logs, own_chunk.values)
         return i + 1, *state, dqueries.write(i, dquery)
 
     state = (0, *parts.beginning(), tf.TensorArray(parts.wide, parts.count))
@@ -257,18 +259,18 @@ def _gradients_of_keys(parts: _Parts, tops, sums, payload):
     """
     near, far = parts.near, parts.far
 
-    def to_key(state, own, x, real, values):
-        weights = _weights(state, own, parts.key_logs(x, real))
-        dlogs = _gradient(state, own, weights, values)
+    def to_key(state, own_chunk, x, real, values):
+        weights = _weights(state, own_chunk, parts.key_logs(x, real))
+        dlogs = _gradient(state, own_chunk, weights, values)
         dkey = _multiply(dlogs, parts.features) - parts.scale * x * tf.reduce_sum(dlogs, -1, keepdims=True)
-        return dkey, _product(state, own, weights)[..., :-1]
+        return dkey, _product(state, own_chunk, weights)[..., :-1]
 
     def for_near(i, peaks, totals, dkeys, dvalues):
         state, logs = (peaks, totals), parts.project(parts.queries[i]) - tops[i]
         logs = tf.where(sums[i] > 0, logs, tf.cast(ABSENT, parts.wide))
         if near is not None:
-            own = _Chunk(logs, payload[i], tf.transpose(parts.seen))
-            dkey, dvalue = to_key(state, own, near.keys[i], near.real[i], near.values[i])
+            own_chunk = _Chunk(logs, payload[i], tf.transpose(parts.seen))
+            dkey, dvalue = to_key(state, own_chunk, near.keys[i], near.real[i], near.values[i])
             dkeys, dvalues = dkeys.write(i, dkey), dvalues.write(i, dvalue)
         return i - 1, *_absorb(state, logs, payload[i]), dkeys, dvalues
 
@@ -330,25 +332,27 @@ def _absorb(state, logs, values):
     return above, totals * shrink + tf.matmul(tf.exp(logs - above), values, transpose_a=True)
 
 
-def _weights(state, own, logs):
+def _weights(state, own_chunk, logs):
     """Returns the factors of readers with these logs on the state's totals and on the sources of their own chunk."""
-    return tf.exp(logs + state[0]), None if own is None else tf.exp(logs + own.peaks)
+    return tf.exp(logs + state[0]), None if own_chunk is None else tf.exp(logs + own_chunk.peaks)
 
 
-def _product(state, own, weights):
+def _product(state, own_chunk, weights):
     """Returns the sums that the readers read: [B, H, C, X]."""
-    far, near = weights
-    result = tf.matmul(far, state[1])
-    if own is not None:
-        result += tf.matmul(own.allowed * tf.matmul(near, own.weights, transpose_b=True), own.values)
+    state_weights, chunk_weights = weights
+    result = tf.matmul(state_weights, state[1])
+    if own_chunk is not None:
+        result += tf.matmul(
+            own_chunk.allowed * tf.matmul(chunk_weights, own_chunk.weights, transpose_b=True), own_chunk.values
+        )
     return result
 
 
-def _gradient(state, own, weights, upstream):
+def _gradient(state, own_chunk, weights, upstream):
     """Returns the gradient of sum(upstream * _product) for the readers' logs."""
-    far, near = weights
-    result = far * tf.matmul(upstream, state[1], transpose_b=True)
-    if own is not None:
-        shares = own.allowed * tf.matmul(upstream, own.values, transpose_b=True)
-        result += near * tf.matmul(shares, own.weights)
+    state_weights, chunk_weights = weights
+    result = state_weights * tf.matmul(upstream, state[1], transpose_b=True)
+    if own_chunk is not None:
+        contributions = own_chunk.allowed * tf.matmul(upstream, own_chunk.values, transpose_b=True)
+        result += chunk_weights * tf.matmul(contributions, own_chunk.weights)
     return result

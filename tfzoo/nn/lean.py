@@ -259,9 +259,9 @@ class _Tiles:
         """Inverts `cut`: blocks [num_rows * num_columns, b, h, rows, columns] -> [b, h, L, M]."""
         shape = tf.shape(blocks)
         grid = tf.reshape(blocks, tf.concat([[self.num_rows, self.num_columns], shape[1:]], 0))
-        whole = tf.transpose(grid, [2, 3, 0, 4, 1, 5])
-        whole = tf.reshape(whole, [shape[1], shape[2], self.num_rows * self.rows, self.num_columns * self.columns])
-        return tf.reshape(whole[:, :, : self.length, : self.memory], tf.shape(like))
+        joined = tf.transpose(grid, [2, 3, 0, 4, 1, 5])
+        joined = tf.reshape(joined, [shape[1], shape[2], self.num_rows * self.rows, self.num_columns * self.columns])
+        return tf.reshape(joined[:, :, : self.length, : self.memory], tf.shape(like))
 
 
 def size(x, axis: int):
@@ -297,8 +297,8 @@ def split_blocks(x, block: int):
 def join_blocks(blocks, like):
     """Inverts `split_blocks`: [N, B, H, block, D] -> [B, H, L, D], where `like` is [B, H, L, anything]."""
     count, batch, heads, block, depth = (size(blocks, axis) for axis in range(5))
-    whole = tf.reshape(tf.transpose(blocks, [1, 2, 0, 3, 4]), [batch, heads, count * block, depth])
-    return known(whole[:, :, : size(like, 2)], [*like.shape[:3], blocks.shape[4]])
+    joined = tf.reshape(tf.transpose(blocks, [1, 2, 0, 3, 4]), [batch, heads, count * block, depth])
+    return known(joined[:, :, : size(like, 2)], [*like.shape[:3], blocks.shape[4]])
 
 
 def loop(condition, body, state):

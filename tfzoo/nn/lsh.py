@@ -256,7 +256,7 @@ def _drop(x, rate, seed, index, training):
     return tf.nn.experimental.stateless_dropout(x, rate, seed)
 
 
-def _whole(length, chunk_length):
+def _round_up(length, chunk_length):
     """Returns the length rounded up to whole chunks; a length within one chunk is one chunk."""
     return length if length <= chunk_length else length + -length % chunk_length
 
@@ -308,10 +308,10 @@ class _ChunkedAttention(Layer):
 
     def options(self, length, padding_mask, seed, training):
         """Returns the arguments of the attention functions. A length within one chunk is treated as one chunk."""
-        whole, causal = length <= self.chunk_length, self.config.causal
+        single_chunk, causal = length <= self.chunk_length, self.config.causal
         return dict(
             chunks=Chunks(length, 0, 0, causal)
-            if whole
+            if single_chunk
             else Chunks(self.chunk_length, self.before, self.after, causal),
             padding_mask=padding_mask,
             dropout=lambda weights: _drop(weights, self.dropout, seed, 1, training),
@@ -332,7 +332,7 @@ class LocalAttention(_ChunkedAttention):
         seed: int32 [2]; the same seed drops the same weights.
         """
         length = _static_length(x)
-        x, padding_mask = _pad(x, padding_mask, _whole(length, self.chunk_length))
+        x, padding_mask = _pad(x, padding_mask, _round_up(length, self.chunk_length))
         options = self.options(x.shape[1], padding_mask, seed, training)
         return self.merge(local_attention(*self.heads(x), **options), length)
 
@@ -360,7 +360,7 @@ class LSHAttention(_ChunkedAttention):
           training: whether to apply dropout.
         """
         length = _static_length(x)
-        x, padding_mask = _pad(x, padding_mask, _whole(length, self.chunk_length))
+        x, padding_mask = _pad(x, padding_mask, _round_up(length, self.chunk_length))
         query_key, value = self.heads(x)
         if x.shape[1] <= self.chunk_length:
             buckets = tf.zeros((*ops.shape(query_key)[:2], 1, x.shape[1]), "int32")
@@ -409,25 +409,28 @@ class ChunkedMLP(Layer):
         length, size = _static_length(x), self.chunk_length
         if not size or size >= length:
             return self.transform(x, seed, training)
-        x, _ = _pad(x, None, _whole(length, size))
+        x, _ = _pad(x, None, _round_up(length, size))
         batch, padded, width = ops.shape(x)
         variables = self.variables
         values = [read(variable) for variable in variables]
 
-        def one(parts):
+        def compute_chunk(parts):
             x, index = parts
 
             @tf.recompute_grad
             def compute(x, *values):
                 with keras.StatelessScope(zip(variables, values, strict=True)):
-                    own = tf.random.experimental.stateless_fold_in(seed, index)
-                    return self.transform(x, own, training)
+                    chunk_seed = tf.random.experimental.stateless_fold_in(seed, index)
+                    return self.transform(x, chunk_seed, training)
 
             return compute(x, *values)
 
         chunks = tf.transpose(tf.reshape(x, (batch, padded // size, size, width)), (1, 0, 2, 3))
         y = tf.map_fn(
-            one, (chunks, tf.range(padded // size)), parallel_iterations=1, fn_output_signature=self.compute_dtype
+            compute_chunk,
+            (chunks, tf.range(padded // size)),
+            parallel_iterations=1,
+            fn_output_signature=self.compute_dtype,
         )
         y = tf.reshape(tf.transpose(y, (1, 0, 2, 3)), (batch, padded, width))
         return known(y[:, :length], (None, length, width))
@@ -575,9 +578,9 @@ class ReversibleStack(Layer):
     def streams(self, x, padding_mask, rotations, training, reverse=reversible):
         seed, parts, rotations = self.seed(training), [], iter(rotations)
         for i, block in enumerate(self.blocks):
-            own = next(rotations, None) if isinstance(block.attention, LSHAttention) else None
-            own_seed = tf.random.experimental.stateless_fold_in(seed, i)
-            parts += block.functions(padding_mask, own, own_seed, training)
+            layer_rotations = next(rotations, None) if isinstance(block.attention, LSHAttention) else None
+            layer_seed = tf.random.experimental.stateless_fold_in(seed, i)
+            parts += block.functions(padding_mask, layer_rotations, layer_seed, training)
         functions, variables = zip(*parts, strict=True)
         return reverse(functions, [[read(variable) for variable in part] for part in variables], x, x)
 

@@ -22,10 +22,10 @@ def causal_mask(query_length, key_length, window=0):
     """
     rows = ops.expand_dims(ops.arange(query_length), 1) + (key_length - query_length)
     keys = ops.expand_dims(ops.arange(key_length), 0)
-    seen = keys <= rows
+    allowed = keys <= rows
     if window:
-        seen = ops.logical_and(seen, keys > rows - window)
-    return ops.expand_dims(seen, (0, 1))
+        allowed = ops.logical_and(allowed, keys > rows - window)
+    return ops.expand_dims(allowed, (0, 1))
 
 
 def document_attention_mask(query_documents, key_documents):
@@ -63,15 +63,15 @@ class Mask:
 
     def fold(self, query_length, key_length, dtype) -> "Mask":
         """Returns the mask as one additive bias (None if everything is allowed), which a stack's layers can share."""
-        seen = self.attention_mask
+        allowed = self.attention_mask
         for part in (
             None if self.padding_mask is None else padding_attention_mask(self.padding_mask),
             causal_mask(query_length, key_length, self.window) if self.causal else None,
         ):
             if part is not None:
-                seen = part if seen is None else ops.logical_and(seen, part)
+                allowed = part if allowed is None else ops.logical_and(allowed, part)
         bias = None if self.bias is None else ops.cast(self.bias, dtype)
-        if seen is not None:
-            masked = mask_bias(seen, dtype)
+        if allowed is not None:
+            masked = mask_bias(allowed, dtype)
             bias = masked if bias is None else bias + masked
         return Mask(bias=bias)

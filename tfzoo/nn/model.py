@@ -142,10 +142,10 @@ class Model(Fit, keras.Model):
         self.num_labels = len(labels) if labels else num_labels
         self.labels = tuple(labels or (f"LABEL_{i}" for i in range(num_labels)))
         pools = [how for how in POOLS if how != "pooled" or self.POOL == "pooled"]
-        for value, choices, what in [(self.pool, pools, "pool"), *((h, self.HEADS, "head") for h in heads or ())]:
+        for value, choices, kind in [(self.pool, pools, "pool"), *((h, self.HEADS, "head") for h in heads or ())]:
             if value not in choices:
                 raise UserError(
-                    f"{what} {value!r}: {self.name} has no such {what}{suggest(value, choices)}; "
+                    f"{kind} {value!r}: {self.name} has no such {kind}{suggest(value, choices)}; "
                     f"it has {', '.join(choices)}"
                 )
         self.head_names = tuple(self.DEFAULT_HEADS if heads is None else heads)
@@ -186,8 +186,8 @@ class Model(Fit, keras.Model):
         for tower in self.towers():
             tower.build((None, None))
         for name, head in self.heads.items():
-            of_rows = name in ("classify", "next_sentence")
-            head.build((None, self.sequence_size) if of_rows else (None, None, self.sequence_size))
+            reads_pooled = name in ("classify", "next_sentence")
+            head.build((None, self.sequence_size) if reads_pooled else (None, None, self.sequence_size))
 
     @property
     def is_causal(self) -> bool:
@@ -299,11 +299,11 @@ class Model(Fit, keras.Model):
 
 def _attention_mask(inputs, prefix=""):
     """Returns the combination of attention_mask [B, 1 or H, L, L] and document_ids [B, L]; None if neither is given."""
-    mask, blocks = inputs.get(f"{prefix}attention_mask"), inputs.get(f"{prefix}document_ids")
-    if blocks is None:
+    mask, documents = inputs.get(f"{prefix}attention_mask"), inputs.get(f"{prefix}document_ids")
+    if documents is None:
         return mask
-    same = document_attention_mask(blocks, blocks)
-    return same if mask is None else ops.logical_and(same, mask)
+    same_document = document_attention_mask(documents, documents)
+    return same_document if mask is None else ops.logical_and(same_document, mask)
 
 
 def _cross_mask(inputs):
@@ -394,10 +394,10 @@ class EncoderModel(Model):
 
     def make_body(self, config):
         self.encoder = Tower(config, dtype=self.dtype_policy, name="encoder")
-        pooled = {"next_sentence"} | ({"classify"} if self.pool == "pooled" else set())
-        kept = "embed" in self.head_names and self.embed.pooler
-        needed = kept or not self.head_names or pooled & set(self.head_names)
-        self.pooler = self._head(Pooler, "pooler") if self.POOLER and needed else None
+        pooled_heads = {"next_sentence"} | ({"classify"} if self.pool == "pooled" else set())
+        keeps_pooler = "embed" in self.head_names and self.embed.pooler
+        needs_pooler = keeps_pooler or not self.head_names or pooled_heads & set(self.head_names)
+        self.pooler = self._head(Pooler, "pooler") if self.POOLER and needs_pooler else None
 
     def towers(self):
         return [self.encoder] if self.pooler is None else [self.encoder, self.pooler]

@@ -43,13 +43,13 @@ class StoredMatrix(keras.layers.Layer):
 
     def product(self, x):
         """Returns x [N, I] times the transposed matrix, [N, O]."""
-        values, few = read(self.values), tf.cast(x, tf.float32)
+        values, x32 = read(self.values), tf.cast(x, tf.float32)
         if _compiled.get():  # XLA knows the shapes at compile time and compiles only one branch.
-            ways = [lambda: _product(few, values), lambda: _row(few, values), lambda: _rows(few, values)]
+            branches = [lambda: _product(x32, values), lambda: _row(x32, values), lambda: _rows(x32, values)]
             count = tf.shape(x)[0]
-            product = tf.switch_case(tf.where(count == 1, 1, tf.where(count <= FEW, 2, 0)), ways)
+            product = tf.switch_case(tf.where(count == 1, 1, tf.where(count <= FEW, 2, 0)), branches)
         else:
-            product = _product(few, values)
+            product = _product(x32, values)
         return tf.cast(product if self.scales is None else product * read(self.scales), x.dtype)
 
     def rows(self, ids):
