@@ -39,8 +39,8 @@ def _matmul(x, kernel):
             # oneDNN takes a third longer for a product with a transposed second factor than for one with the transposed
             # matrix, which is cheap to create. The batch axis of size 1 keeps TensorFlow's optimizer from merging
             # transposition and product again.
-            turned = tf.reshape(tf.transpose(kernel[None], (0, 2, 1)), kernel.shape[::-1])
-            dx = tf.matmul(upstream, turned)
+            transposed = tf.reshape(tf.transpose(kernel[None], (0, 2, 1)), kernel.shape[::-1])
+            dx = tf.matmul(upstream, transposed)
         else:
             dx = tf.matmul(upstream, kernel, transpose_b=True)
         return dx, tf.matmul(x, upstream, transpose_a=True)

@@ -85,25 +85,25 @@ class Cache:
         batch, heads, length, _ = _shape(pairs[0][0])
         rows = tf.reshape(tf.range(batch * heads) * length, [batch, heads, 1]) + slots[:, None, :]
         write = _Writer(tf.reshape(rows, [-1]), jit_compile)
-        other = Cache(0, 0)
-        other.cross, other.memory_masking = self.cross, self.memory_masking
-        other.positions, other.reach = self.positions, self.reach
-        other.layers = [AttentionCache(0, key, value, write) for key, value in pairs]
-        return other
+        cache = Cache(0, 0)
+        cache.cross, cache.memory_masking = self.cross, self.memory_masking
+        cache.positions, cache.reach = self.positions, self.reach
+        cache.layers = [AttentionCache(0, key, value, write) for key, value in pairs]
+        return cache
 
     def map(self, function) -> "Cache":
         """Returns this cache with function(x) in place of each tensor x [B, ...], for example to repeat rows."""
-        other = Cache(0, 0)
+        cache = Cache(0, 0)
         masking = self.memory_masking
         if masking is not None:
-            other.memory_masking = Mask(bias=None if masking.bias is None else function(masking.bias))
-        other.positions = function(self.positions)
-        other.reach = None if self.reach is None else function(self.reach)
-        other.layers, other.cross = (
+            cache.memory_masking = Mask(bias=None if masking.bias is None else function(masking.bias))
+        cache.positions = function(self.positions)
+        cache.reach = None if self.reach is None else function(self.reach)
+        cache.layers, cache.cross = (
             [x and AttentionCache(x.room, function(x.key), function(x.value)) for x in layers]
             for layers in (self.layers, self.cross)
         )
-        return other
+        return cache
 
 
 class _Writer:
