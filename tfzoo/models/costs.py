@@ -66,7 +66,7 @@ def flops_a_token(weights: Sequence[Weight], config: TransformerConfig, heads: S
     """Returns the FLOPs of one token's forward pass in a sequence of `length` tokens that attend to each other.
 
     FLOPs are multiplications and additions: two for each parameter of a matrix, and 4 L H D per layer for scores and
-    weighted sums (Kaplan et al. 2020, section 2.1, including the output projection). For an encoder-decoder this is the
+    weighted sums (Kaplan et al. 2020, section 2.1, plus the logits). For an encoder-decoder this is the
     sum for one source and one target token, with `length` tokens on both sides. Small terms (norms, softmax) are
     omitted.
     """
