@@ -1,6 +1,6 @@
-"""What is to be added needs the files that CONTRIBUTING.md lists, and no other: each row adds one, and uses it.
+"""Adding a component requires only the files that CONTRIBUTING.md lists; each test adds one component and uses it.
 
-An export target is added in tests/export/artifact_test.py.
+tests/export/artifact_test.py adds an export target.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from tfzoo.training import registry, report
 from tfzoo.training.config import TrainConfig
 from tfzoo.training.loop import Trainer
 
-OBJECTIVE = '''"""A token from that so many places before it: text without order cannot be learned, copies can."""
+OBJECTIVE = '''"""Predicts each token's predecessor at a distance: random text cannot be learned, but copying can."""
 
 import dataclasses
 
@@ -39,12 +39,12 @@ tf = lazy.module("tensorflow")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Checked):
-    distance: int = option(1, "How far back the token stands that is asked for.", group=GROUP, low=0, high=7)
+    distance: int = option(1, "Distance to the earlier token to predict.", group=GROUP, low=0, high=7)
 
 
 class Echo(Objective):
-    """Repeats tokens. Worked example, with distance 1: tokens [7, 8, 9] have the targets [7, 7, 8], the first for want
-    of one before it."""
+    """Repeats tokens. Worked example, with distance 1: tokens [7, 8, 9] have the targets [7, 7, 8]; the first token has
+    no predecessor and is its own target."""
 
     name = "echo"
     Options = Options
@@ -62,11 +62,11 @@ class Echo(Objective):
     def prepare(self, example):
         tokens, far = example["token_ids"], self.options.distance
         targets = tf.concat([tokens[:far], tokens], 0)[: tf.size(tokens)]
-        asked = tf.ones_like(tokens, tf.float32)
+        weights = tf.ones_like(tokens, tf.float32)
         return {
             "token_ids": shared.pad(tokens, self._length, 0),
             "targets": shared.pad(targets, self._length, 0),
-            "target_weights": shared.pad(asked, self._length, 0.0),
+            "target_weights": shared.pad(weights, self._length, 0.0),
         }
 
     def loss(self, models, batch, training=True):
@@ -80,7 +80,7 @@ class Echo(Objective):
     def evaluators(self):
         return [*super().evaluators(), Ranks("echo")]
 '''
-EVALUATOR = '''"""Where the right token stands among all, by a model's logits."""
+EVALUATOR = '''"""The rank of the correct token by a model's logits."""
 
 import numpy as np
 import tensorflow as tf
@@ -92,31 +92,31 @@ tf = lazy.module("tensorflow")
 
 
 class Ranks(Evaluator):
-    """NAME_median_rank, 1 where it is the likeliest, over the targets of the whole split; a mean of batches is none."""
+    """NAME_median_rank over all targets of the split, where 1 is the likeliest; a mean over batches would differ."""
 
     def __init__(self, name):
         self._name = name
 
     def predict(self, models, batch):
         logits = models["main"]({"token_ids": batch["token_ids"]}, training=False)["logits"]
-        right = tf.gather(logits, batch["targets"], batch_dims=2)
-        ranks = 1 + tf.reduce_sum(tf.cast(logits > right[..., None], tf.int32), -1)
-        return {"ranks": ranks, "asked": batch["target_weights"] > 0}
+        target_logits = tf.gather(logits, batch["targets"], batch_dims=2)
+        ranks = 1 + tf.reduce_sum(tf.cast(logits > target_logits[..., None], tf.int32), -1)
+        return {"ranks": ranks, "is_target": batch["target_weights"] > 0}
 
     def figures(self, predictions):
-        return {f"{self._name}_median_rank": float(np.median(predictions["ranks"][predictions["asked"]]))}
+        return {f"{self._name}_median_rank": float(np.median(predictions["ranks"][predictions["is_target"]]))}
 '''
 
 
 class AddingTest(unittest.TestCase):
     def setUp(self):
         self.folder = helpers.temporary_folder(self)
-        for number in (signal.SIGTERM, signal.SIGINT):  # Training takes these for itself.
+        for number in (signal.SIGTERM, signal.SIGINT):  # Training installs its own handlers.
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.enterContext(mock.patch.object(report, "plot"))
 
     def page(self, name: str, text: str) -> str:
-        """A module of this text, which can be imported while the test runs; its name."""
+        """Creates a module with this text, importable during the test, and returns its name."""
         (self.folder / f"{name}.py").write_text(text)
         self.enterContext(mock.patch.object(sys, "path", [str(self.folder), *sys.path]))
         self.addCleanup(sys.modules.pop, name, None)
@@ -124,14 +124,14 @@ class AddingTest(unittest.TestCase):
         return name
 
     def trained(self, *flags: str, **others) -> pathlib.Path:
-        """A run of a few steps."""
+        """Trains for a few steps and returns the run's folder."""
         run_dir = self.folder / "run"
         code, out, err = helpers.run(train, *tiny_run.flags(self.folder, **others), *flags, f"--run_dir={run_dir}")
         self.assertEqual(code, 0, out + err)
         return run_dir
 
     def test_a_family(self):
-        """Its page, and a line in FAMILIES."""
+        """Needs a module and a line in FAMILIES."""
         text = pathlib.Path(gpt2.__file__).read_text()
         for old, new in (
             ('"gpt2', '"added'),
@@ -147,7 +147,7 @@ class AddingTest(unittest.TestCase):
         run_dir = self.trained(model="added", objective="causal")
         model, tokenizer = tfzoo.load(run_dir)
         self.assertEqual((model.family, type(model).__module__), ("added", "added_page"))
-        # To a folder of Hugging Face's kind and back.
+        # Write a folder in Hugging Face's format and read it back.
         tfzoo.save(model, self.folder / "saved", tokenizer)
         again, _ = tfzoo.load(self.folder / "saved")
         self.assertIn(b"transformer.words.weight", (self.folder / "saved" / "model.safetensors").read_bytes())
@@ -155,23 +155,23 @@ class AddingTest(unittest.TestCase):
         np.testing.assert_array_equal(again(ids)["logits"], model(ids)["logits"])
         self.assertEqual(texts.encode_prompts(again, tokenizer, ["ab"])[0][0], tokenizer.cls_id)
         self.assertEqual(len(tfzoo.generate_ids(again, [[5, 6]], max_new_tokens=3)[0]), 3)
-        # Replayed by another process, which knows nothing of the page.
+        # The export is replayed by another process, which does not have the module.
         folders = artifact.export(again, tokenizer, self.folder / "exports", formats=["onnx"], max_new_tokens=3)
         self.assertEqual(folders, {"onnx": self.folder / "exports" / "onnx" / "added" / "1"})
 
     def test_an_objective_and_an_evaluator(self):
-        """A page and a line in OBJECTIVES; a page."""
+        """Needs a module and a line in OBJECTIVES, and a module."""
         self.page("added_evaluator", EVALUATOR)
         self.enterContext(
             mock.patch.dict(registry.OBJECTIVES, {"echo": f"{self.page('added_objective', OBJECTIVE)}:Echo"})
         )
         page = helpers.run(train, "--help")[1]
-        self.assertRegex(page, r"--distance=VALUE\n +echo: How far back")
+        self.assertRegex(page, r"--distance=VALUE\n +echo: Distance to the earlier token")
         self.assertRegex(page, r"one of masked_lm, causal, span_corruption, echo")
         example = {"token_ids": tf.constant([7, 8, 9])}
         echo = registry.make("echo", registry.find("echo").Options(), None, 5)
         self.assertEqual(echo.prepare(example)["targets"].numpy().tolist(), [7, 7, 8, 0, 0])
-        # A run, and a second one that resumes it, with the evaluator once more beside the objective's own.
+        # A run, and a second one that resumes it with another instance of the evaluator next to the objective's own.
         run_dir = self.trained(
             model="gpt2", objective="echo", evaluate_every=3, evaluate_batches=0, distance=2, schedule="constant"
         )
@@ -180,16 +180,18 @@ class AddingTest(unittest.TestCase):
         ranks = importlib.import_module("added_evaluator").Ranks
         self.assertEqual(helpers.captured(lambda _: Trainer(config, evaluators=[ranks("again")]).run())[0], 0)
         measured = tiny_run.measured(run_dir)
-        found = {step: float(value) for (step, name), value in measured.items() if name == "echo_median_rank"}
-        self.assertEqual([*found], [3, 6, 9])
-        self.assertTrue(all(1 <= rank <= 200 for rank in found.values()), found)
-        self.assertEqual((run_dir / "best").resolve().name, f"{min(found, key=lambda step: (found[step], step)):08d}")
+        rank_at = {step: float(value) for (step, name), value in measured.items() if name == "echo_median_rank"}
+        self.assertEqual([*rank_at], [3, 6, 9])
+        self.assertTrue(all(1 <= rank <= 200 for rank in rank_at.values()), rank_at)
+        self.assertEqual(
+            (run_dir / "best").resolve().name, f"{min(rank_at, key=lambda step: (rank_at[step], step)):08d}"
+        )
         self.assertEqual(measured[9, "again_median_rank"], measured[9, "echo_median_rank"])
         code, _, err = helpers.run(train, *tiny_run.flags(self.folder, objective="echo", distance=8), "--run_dir=x")
         self.assertEqual((code, err), (2, "error: --distance=8: must be from 0 to 7\n"))
 
     def test_a_size(self):
-        """A row of its family's CONFIGS."""
+        """Needs a row in its family's CONFIGS."""
         row = gpt2.CONFIGS["gpt2"] | dict(hidden_size=24, num_layers=1, num_heads=3, intermediate_size=32)
         self.enterContext(mock.patch.dict(gpt2.CONFIGS, {"gpt2_added": row}))
         self.assertRegex(helpers.run(describe, "--model=gpt2_added")[1], "50,257 x 24")

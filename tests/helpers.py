@@ -1,6 +1,6 @@
-"""What tests of several files need: folders, commands run here or in a fresh interpreter, tokenizers and models.
+"""Helpers for several test files: folders, commands run in this or a new process, tokenizers and models.
 
-Imports no TensorFlow, for the sake of tests that need none.
+Importing this module does not import TensorFlow, so that tests without TensorFlow start fast.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ import unittest
 from unittest import mock
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PATIENCE = 1800  # Seconds that tests wait for what must end: only what hangs takes so long, on any machine.
+PATIENCE = 1800  # Timeout in seconds for something that must end; only a hang takes this long, on any machine.
 
 
 def temporary_folder(test: unittest.TestCase | type[unittest.TestCase]) -> pathlib.Path:
-    """A folder that goes when the test ends, or, where a class is given, when its last test has ended."""
+    """Returns a folder that is deleted when the test ends or, for a class, when its last test has ended."""
     enter = test.enterContext if isinstance(test, unittest.TestCase) else test.enterClassContext
     return pathlib.Path(enter(tempfile.TemporaryDirectory())).resolve()
 
 
 def captured(function, *argv, stdin: str = "") -> tuple[int, str, str]:
-    """(what `function` returns for these arguments as a list of strings, what it prints on stdout, and on stderr)."""
+    """Returns (the return value of `function` for these arguments as a list of strings, its stdout, its stderr)."""
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.redirect_stdout(out),
@@ -39,17 +39,17 @@ def captured(function, *argv, stdin: str = "") -> tuple[int, str, str]:
 
 
 def run(program, *argv, stdin: str = "") -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of an entry point, such as tfzoo.train, run in this process."""
+    """Returns (exit code, stdout, stderr) of an entry point, such as tfzoo.train, run in this process."""
     from tfzoo import cli
 
     return captured(lambda arguments: cli.run(program.main, program.define_flags, arguments), *argv, stdin=stdin)
 
 
 def python(*arguments, cwd: pathlib.Path = ROOT, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """A fresh interpreter's run with these arguments; at the root it can import tfzoo and tests, elsewhere neither.
+    """Runs a new interpreter with these arguments; in the root folder it can import tfzoo and tests, elsewhere neither.
 
     Raises:
-      AssertionError: with `check`, where its exit code is not 0; it shows the end of stderr.
+      AssertionError: `check` is True and the exit code is not 0; the message shows the end of stderr.
     """
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -63,7 +63,7 @@ def python(*arguments, cwd: pathlib.Path = ROOT, check: bool = True, **environme
 
 
 class Command:
-    """A program whose stderr is a terminal, or a pipe."""
+    """A running program whose stderr is a terminal or a pipe."""
 
     def __init__(self, *argv, terminal: bool, **environment):
         self.parent, child = pty.openpty() if terminal else os.pipe()
@@ -76,12 +76,12 @@ class Command:
         os.close(child)
 
     def finish(self) -> tuple[int, str, str]:
-        """(exit code, stdout, stderr)."""
+        """Waits for the program and returns (exit code, stdout, stderr)."""
         written = b""
         try:
             while part := os.read(self.parent, 1 << 16):
                 written += part
-        except OSError:  # How a terminal ends.
+        except OSError:  # Reading from a terminal fails this way at its end.
             pass
         os.close(self.parent)
         out, _ = self.process.communicate()
@@ -89,19 +89,19 @@ class Command:
 
 
 def shown(err: str) -> list[str]:
-    """What a terminal's line showed, one text after another."""
+    """Returns the texts that a terminal line showed, one after another."""
     return [text for text in re.split(r"[\r\n]+", err) if text.strip()]
 
 
 def printed_in_every_process(script: str) -> str:
-    """What a script prints, whatever the hashes of strings are, and `sys.argv[1]`, which it shuffles its texts by."""
+    """Returns a script's output, which must depend neither on string hashes nor on the seed in `sys.argv[1]`."""
     printed = {python("-c", script, seed, PYTHONHASHSEED=str(seed)).stdout for seed in range(3)}
     assert len(printed) == 1, printed
     return printed.pop()
 
 
 def byte_tokenizer(special, **roles: str):
-    """Special tokens and a token for each byte: every character beyond ASCII is cut apart."""
+    """Returns a tokenizer with special tokens and one token for each byte: every non-ASCII character is split."""
     from tfzoo.text.byte_level import ByteLevelBPE
     from tfzoo.text.byte_level_model import BYTES
 
@@ -109,7 +109,7 @@ def byte_tokenizer(special, **roles: str):
 
 
 def noisy_model(name: str, seed: int = 0, noise: float = 0.4, **overrides):
-    """A model of these sizes whose every weight is random; what it draws itself stays."""
+    """Returns a model with random noise added to every weight; the state of random generators is kept."""
     import numpy as np
 
     import tfzoo
@@ -120,16 +120,17 @@ def noisy_model(name: str, seed: int = 0, noise: float = 0.4, **overrides):
     for variable in model.variables:
         if not table.is_state(variable):
             variable.assign_add(random.normal(0, noise, variable.shape))
-    if model.config.positions == "relative":  # T5's output is its embeddings: a strong one would be followed by itself.
+    # T5's output matrix is its embedding table: with large embeddings each token would be followed by itself.
+    if model.config.positions == "relative":
         model.tokens.embeddings.assign(0.1 * model.tokens.embeddings)
     return model
 
 
 @contextlib.contextmanager
 def op_by_op():
-    """Decoding without a graph, whose making takes longer than what tests have it do."""
+    """Makes decoding run eagerly: building a graph takes longer than the short decoding of tests."""
     import importlib
 
-    module = importlib.import_module("tfzoo.generation.decode")  # The package has a function of this name.
+    module = importlib.import_module("tfzoo.generation.decode")  # The package exports a function of the same name.
     with mock.patch.object(module, "_compiled", module._function):
         yield

@@ -1,6 +1,6 @@
-"""Models and layers as Keras users expect them: compile, fit, evaluate, predict, save, clone, and what is refused.
+"""Models and layers behave as Keras users expect: compile, fit, evaluate, predict, save, clone, and what is refused.
 
-Every family with one head; `make keras` takes every head.
+`make test` covers every family with one head, `make keras` every head.
 """
 
 import json
@@ -24,7 +24,7 @@ from tfzoo.training.step import make_step
 LENGTH, ROWS = 12, 8
 TEXTS = [*SENTENCES[:4], *CHINESE[:4]]
 LABELS = np.array([0] * 4 + [1] * 4, np.int32)
-# The head that `make test` takes of each family; another where the family has no "classify" to vary.
+# The head that `make test` uses for a family; "classify" for all others.
 HEADS = {"bert": "tag", "electra": "discriminate", "gpt2": "lm", "roberta": "span", "t5": "lm", "xlnet": "tag"}
 
 
@@ -37,7 +37,7 @@ def tokenizer() -> WordPiece:
 
 
 def build(family: str, heads=("classify",), **options):
-    """A model of a family, small."""
+    """Returns a small model of a family."""
     page = models.page(family)
     name = next(iter(page.CONFIGS))
     config = models.find(name)[1]
@@ -53,7 +53,7 @@ def build(family: str, heads=("classify",), **options):
 
 
 def features(model, rows: int = ROWS):
-    """A batch of TEXTS, and labels of every head."""
+    """Returns a batch of TEXTS and labels for every head."""
     inputs = tfzoo.Preprocessor(model, tokenizer(), LENGTH, fixed_length=True)(TEXTS[:rows])
     inputs = {name: value.numpy() for name, value in inputs.items()}
     if "relation" in model.head_names:
@@ -87,7 +87,7 @@ class Case(tf.test.TestCase):
         self.assertNotIn("\n", str(caught.exception))
 
 
-# In a fresh process: the number of devices is fixed once TensorFlow has begun.
+# In a new process: the number of devices cannot change after TensorFlow has started.
 _LOAD = """
 import sys, keras, numpy as np, tensorflow as tf
 tf.config.set_logical_device_configuration(
@@ -96,9 +96,9 @@ tf.config.set_logical_device_configuration(
 import tfzoo.models
 for name in sys.argv[2:]:
     arrays = dict(np.load(f"{sys.argv[1]}/{name}.npz"))
-    wanted = arrays.pop("wanted")
+    expected = arrays.pop("expected")
     model = keras.saving.load_model(f"{sys.argv[1]}/{name}.keras")
-    np.testing.assert_array_equal(model.predict(arrays, verbose=0), wanted, err_msg=name)
+    np.testing.assert_array_equal(model.predict(arrays, verbose=0), expected, err_msg=name)
     assert model.optimizer.iterations.numpy() == 2, name
     print(name)
 from tests import keras_test
@@ -107,7 +107,7 @@ keras_test.two_replicas()
 
 
 def two_replicas():
-    """Keras's training on two devices is refused, and why; predictions are those of one device."""
+    """Keras's training on two devices is refused with a reason; predictions equal those of one device."""
     first = build("bert")
     inputs, _ = features(first)
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
@@ -127,7 +127,7 @@ def two_replicas():
 
 class FamiliesTest(Case):
     def check(self, cases):
-        """Trains, measures, predicts, saves, and loads in a fresh process."""
+        """Trains, evaluates, predicts and saves a model, and loads it in a new process."""
         for family, head in cases:
             with self.subTest(family=family, head=head):
                 model = build(family, heads=[head])
@@ -138,10 +138,10 @@ class FamiliesTest(Case):
                 losses = model.fit(data, verbose=0).history["loss"]
                 losses.append(model.evaluate(inputs, labels[output], batch_size=4, verbose=0))
                 self.assertAllInRange(losses, 0.0, 10.0)
-                wanted = model.predict(inputs, verbose=0)
-                self.assertAllClose(wanted, model(inputs)[output], 1e-5, 1e-6)
+                expected = model.predict(inputs, verbose=0)
+                self.assertAllClose(expected, model(inputs)[output], 1e-5, 1e-6)
                 model.save(self.folder / f"{family}_{head}.keras")
-                np.savez(self.folder / f"{family}_{head}.npz", wanted=wanted, **inputs)
+                np.savez(self.folder / f"{family}_{head}.npz", expected=expected, **inputs)
                 self.assertNotIn("?", summary(model))
         names = [f"{family}_{head}" for family, head in cases]
         done = helpers.python("-c", _LOAD, self.folder, *names)
@@ -203,7 +203,7 @@ class FitTest(Case):
             return float(tf.reduce_mean(losses * weights))
 
         weights = {"tag_logits": inputs["padding_mask"].astype(np.float32), "classify_logits": np.arange(8.0)}
-        for losses, given, sample_weight, wanted in (
+        for losses, targets, sample_weight, expected in (
             (crossentropy(), labels, None, sum(map(mean, labels))),
             ({"tag_logits": crossentropy()}, labels, None, mean("tag_logits")),
             (crossentropy(), {"tag_logits": labels["tag_logits"]}, None, mean("tag_logits")),
@@ -215,8 +215,8 @@ class FitTest(Case):
             ),
         ):
             model.compile("sgd", losses)
-            found = model.evaluate(inputs, given, sample_weight=sample_weight, batch_size=ROWS, verbose=0)
-            self.assertAllClose(found[0] if isinstance(found, list) else found, wanted, 1e-5)
+            result = model.evaluate(inputs, targets, sample_weight=sample_weight, batch_size=ROWS, verbose=0)
+            self.assertAllClose(result[0] if isinstance(result, list) else result, expected, 1e-5)
         model.compile("sgd", crossentropy(), metrics={"tag_logits": ["accuracy"]})
         figures = model.evaluate(inputs, labels, batch_size=ROWS, verbose=0, return_dict=True)
         right = np.mean(outputs["tag_logits"].numpy().argmax(-1) == labels["tag_logits"])
@@ -230,17 +230,17 @@ class FitTest(Case):
     def test_a_model_with_one_head_takes_plain_and_named_ones(self):
         model = build("gpt2", heads=["classify"])
         inputs, labels = features(model)
-        wanted = float(tf.reduce_mean(crossentropy(reduction=None)(LABELS, model(inputs)["classify_logits"])))
+        expected = float(tf.reduce_mean(crossentropy(reduction=None)(LABELS, model(inputs)["classify_logits"])))
         weighted = crossentropy()(LABELS, model(inputs)["classify_logits"], np.where(LABELS == 1, 3.0, 1.0))
-        for loss, given in (
+        for loss, targets in (
             (crossentropy(), LABELS),
             ({"classify_logits": crossentropy()}, LABELS),
             ({"classify_logits": crossentropy()}, labels),
             (crossentropy(), labels),
         ):
-            model.compile("sgd", loss, metrics=["accuracy"] if given is LABELS and callable(loss) else None)
-            found = model.evaluate(inputs, given, batch_size=ROWS, verbose=0)
-            self.assertAllClose(found[0] if isinstance(found, list) else found, wanted, 1e-5)
+            model.compile("sgd", loss, metrics=["accuracy"] if targets is LABELS and callable(loss) else None)
+            result = model.evaluate(inputs, targets, batch_size=ROWS, verbose=0)
+            self.assertAllClose(result[0] if isinstance(result, list) else result, expected, 1e-5)
         model.compile(keras.optimizers.SGD(0.0), crossentropy())
         history = model.fit(inputs, LABELS, class_weight={0: 1.0, 1: 3.0}, batch_size=ROWS, verbose=0).history
         self.assertAllClose(history["loss"], [float(weighted)], 1e-5)
@@ -257,7 +257,7 @@ class FitTest(Case):
             (
                 keras.losses.SparseCategoricalCrossentropy(),
                 LABELS,
-                "expects probabilities, and the model returns logits",
+                "expects probabilities, but the model returns logits",
             ),
             ({"clasify_logits": crossentropy()}, LABELS, "loss: 'clasify_logits' is not the output of a head; did you"),
             (crossentropy(), {"tag_logits": LABELS}, "labels: 'tag_logits' is not the output of a head"),
@@ -272,7 +272,7 @@ class FitTest(Case):
         tag = build("bert", heads=["tag"])
         tag.compile("sgd", crossentropy())
         options = dict(class_weight={0: 1.0, 1: 2.0}, verbose=0)
-        self.refused("class_weight: applies to one label for each row", tag.fit, inputs, LABELS, **options)
+        self.refused("class_weight: requires one label per row", tag.fit, inputs, LABELS, **options)
 
     def test_callbacks(self):
         model = build("bert")
@@ -287,7 +287,7 @@ class FitTest(Case):
         history = model.fit(
             inputs, LABELS, epochs=5, validation_data=(inputs, LABELS), callbacks=callbacks, verbose=0
         ).history
-        self.assertLen(history["loss"], 2)  # No improvement is large enough.
+        self.assertLen(history["loss"], 2)  # No improvement is large enough, so training stops early.
         self.assertTrue(list((self.folder / "events").rglob("events.out*")))
         again = keras.saving.load_model(best)
         (loss, _) = again.evaluate(inputs, LABELS, verbose=0)
@@ -308,7 +308,7 @@ class FitTest(Case):
         optimizer = keras.optimizers.AdamW(0.01)
         optimizer.build(second.trainable_variables)
         run = make_step(tf.distribute.get_strategy(), {"main": second}, optimizer, Objective())
-        wanted = run(iter(data), tf.constant(12)).numpy()
+        expected = run(iter(data), tf.constant(12)).numpy()
 
         losses: list[float] = []
 
@@ -322,8 +322,8 @@ class FitTest(Case):
         first.compile(keras.optimizers.AdamW(0.01), crossentropy())
         fitted = data.map(lambda batch: ({n: x for n, x in batch.items() if n != "labels"}, batch["labels"]))
         first.fit(fitted, callbacks=[EachBatch()], verbose=0)
-        self.assertAllClose(losses, wanted, 1e-5, 1e-6)
-        self.assertLess(wanted[-1], wanted[0])
+        self.assertAllClose(losses, expected, 1e-5, 1e-6)
+        self.assertLess(expected[-1], expected[0])
 
 
 class SavingTest(Case):
@@ -335,7 +335,7 @@ class SavingTest(Case):
         model = build("bert", heads=["classify", "embed"], labels=["no", "yes", "maybe"], pool="mean", embed=embed)
         model.record = record
         inputs, _ = features(model)
-        wanted = model(inputs)
+        expected = model(inputs)
         model.save(self.folder / "m.keras")
         model.save_weights(self.folder / "m.weights.h5")
         cloned, rebuilt = keras.models.clone_model(model), type(model).from_config(model.get_config())
@@ -347,7 +347,7 @@ class SavingTest(Case):
                 (model.config, model.labels, "mean", embed, record, ("classify", "embed"), model.name),
             )
             for name, value in other(inputs).items():
-                self.assertAllEqual(value, wanted[name])
+                self.assertAllEqual(value, expected[name])
 
     def test_layers_are_saved_and_used_by_themselves(self):
         config = TransformerConfig(
@@ -424,14 +424,14 @@ class ChangedTest(Case):
         for weight in model.non_trainable_weights:
             if "kernel" in weight.path:
                 self.assertAllEqual(weight, frozen[weight.path])
-        wanted = model.predict(inputs, verbose=0)
+        expected = model.predict(inputs, verbose=0)
         model.save(self.folder / "m.keras")
         self.assertAllClose(
-            keras.saving.load_model(self.folder / "m.keras").predict(inputs, verbose=0), wanted, 1e-5, 1e-6
+            keras.saving.load_model(self.folder / "m.keras").predict(inputs, verbose=0), expected, 1e-5, 1e-6
         )
-        tfzoo.save(model, self.folder / "merged")  # With the product added to each kernel.
+        tfzoo.save(model, self.folder / "merged")  # With the adapters' product added to each kernel.
         again, _ = tfzoo.load(self.folder / "merged")
-        self.assertAllClose(again.predict(inputs, verbose=0), wanted, 1e-5, 1e-6)
+        self.assertAllClose(again.predict(inputs, verbose=0), expected, 1e-5, 1e-6)
 
 
 class PreprocessorTest(Case):
@@ -445,8 +445,8 @@ class PreprocessorTest(Case):
             texts = TEXTS[start : start + 3]
             self.assertAllEqual(labels, LABELS[start : start + 3])
             for text, ids, mask in zip(texts, inputs["token_ids"].numpy(), inputs["padding_mask"].numpy()):
-                wanted = [frame[0], *words.tokenize([text]).to_list()[0][:14], frame[1]]
-                self.assertEqual(ids[mask].tolist(), wanted)
+                expected = [frame[0], *words.tokenize([text]).to_list()[0][:14], frame[1]]
+                self.assertEqual(ids[mask].tolist(), expected)
         pairs = tf.data.Dataset.from_tensor_slices(((TEXTS, TEXTS[::-1]), LABELS, LABELS * 0.5)).batch(8).map(read)
         ((inputs, labels, weights),) = pairs
         self.assertAllEqual(weights, LABELS * 0.5)
@@ -461,10 +461,16 @@ class PreprocessorTest(Case):
     def test_what_it_refuses(self):
         model, words = build("bert"), tokenizer()
         self.refused("has no tokenizer", tfzoo.Preprocessor, model, None)
-        self.refused("sequence_length=33: must be 1 to 32", tfzoo.Preprocessor, model, words, 33)
+        self.refused(
+            r"sequence_length=33: must be from 1 to the model's max_positions \(32\)",
+            tfzoo.Preprocessor,
+            model,
+            words,
+            33,
+        )
         self.refused("the tokenizer has .* tokens", tfzoo.Preprocessor, build("bert", vocab_size=20), words)
         read = tfzoo.Preprocessor(model, words)
-        self.refused(r"not strings \[B\]; call dataset.batch before map", read, tf.constant("one"))
+        self.refused(r"not strings \[B\]; call dataset.batch before dataset.map", read, tf.constant("one"))
         self.refused("has 3 parts", read, (TEXTS, TEXTS, TEXTS))
 
     def test_the_example_of_the_docs(self):

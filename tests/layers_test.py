@@ -1,4 +1,4 @@
-"""The house's rules about who may import whom, and of shape, read from the sources; nothing is imported."""
+"""Architecture rules about imports and code structure, checked in the sources without importing them."""
 
 import ast
 import pathlib
@@ -7,14 +7,14 @@ import sys
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Dotted name -> path and syntax tree, of every module and package.
+# Dotted name -> path and syntax tree of every module and package.
 PATHS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.glob("tfzoo/**/*.py"))
 }
 TREES = {name: ast.parse(path.read_bytes()) for name, path in PATHS.items()}
 
-# Programs: they may import everything but each other, and nothing imports them.
+# Programs may import everything except each other, and nothing imports them.
 ENTRY_POINTS = {
     "tfzoo.convert",
     "tfzoo.corpus",
@@ -25,7 +25,7 @@ ENTRY_POINTS = {
     "tfzoo.score",
     "tfzoo.train",
 }
-# What every module and package beside them may import of tfzoo, besides itself. A name stands for all below it.
+# What each other module and package may import from tfzoo, in addition to itself. A name includes everything below it.
 BELOW = {"errors", "files", "json_files", "progress"}
 MODELS = BELOW | {"config", "nn", "models", "weights"}
 MAY_IMPORT = {
@@ -54,9 +54,9 @@ MAY_IMPORT = {
     "embeddings": MODELS | {"text"},
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
-    "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts, whoever made them.
+    "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts of any origin.
 }
-# Importing these imports no TensorFlow, so that help, refusals and servers come at once.
+# Importing these does not import TensorFlow, so that help, error messages and servers start fast.
 WITHOUT_TENSORFLOW = [
     "tfzoo",
     "tfzoo.config",
@@ -82,22 +82,22 @@ MAX_LINES = 100
 
 
 def imports(package: str, nodes) -> set[str]:
-    """The dotted names of all modules that the nodes import, and of what they import from them."""
-    found = set()
+    """Returns the dotted names of all modules that the nodes import, and of the names imported from them."""
+    names = set()
     for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, [base, node.module]))
-            found |= {f"{module}.{alias.name}" for alias in node.names}
+            names |= {f"{module}.{alias.name}" for alias in node.names}
         elif is_lazy(node):
-            found.add(ast.literal_eval(node.args[0]))
-    return found
+            names.add(ast.literal_eval(node.args[0]))
+    return names
 
 
 def is_lazy(node) -> bool:
-    """Whether a node stands for a module that is imported at first use (tfzoo.lazy)."""
+    """Returns whether a node defines a module that is imported at first use (tfzoo.lazy)."""
     return isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy.module"
 
 
@@ -106,13 +106,12 @@ def package(module: str) -> str:
 
 
 def imports_of(module: str) -> set[str]:
-    """What a module imports anywhere, also inside of functions."""
+    """Returns what a module imports anywhere, including inside functions."""
     return imports(package(module), ast.walk(TREES[module]))
 
 
 def imports_at_once(module: str) -> set[str]:
-    """What importing a module imports: what stands in functions, or behind `if TYPE_CHECKING`, it does not, nor what is
-    lazy."""
+    """Returns what importing a module imports: not what is inside functions, behind `if TYPE_CHECKING`, or lazy."""
 
     def nodes(parent):
         for node in ast.iter_child_nodes(parent):
@@ -127,7 +126,7 @@ def imports_at_once(module: str) -> set[str]:
 
 
 def dictionary(module: str, name: str) -> dict[str, str]:
-    """The dict of strings that a module calls `name`."""
+    """Returns the dict of strings that a module assigns to `name`."""
     for node in TREES[module].body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return ast.literal_eval(node.value)
@@ -135,18 +134,18 @@ def dictionary(module: str, name: str) -> dict[str, str]:
 
 
 def module_of(name: str) -> str | None:
-    """The module of tfzoo that holds what has this dotted name; None where another package holds it."""
+    """Returns the tfzoo module that contains a dotted name; None if another package contains it."""
     while name and name not in PATHS:
         name = name.rpartition(".")[0]
     return name or None
 
 
 def cycles(graph: dict[str, set[str]]) -> list[set[str]]:
-    """The largest sets of modules that all reach each other (Tarjan's strongly connected components)."""
+    """Returns the largest sets of modules that all reach each other (Tarjan's strongly connected components)."""
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
     path: list[str] = []
-    found = []
+    components = []
 
     def visit(module):
         order[module] = lowest[module] = len(order)
@@ -158,13 +157,13 @@ def cycles(graph: dict[str, set[str]]) -> list[set[str]]:
             elif other in path:
                 lowest[module] = min(lowest[module], order[other])
         if lowest[module] == order[module]:
-            found.append(set(path[path.index(module) :]))
+            components.append(set(path[path.index(module) :]))
             del path[path.index(module) :]
 
     for module in graph:
         if module not in order:
             visit(module)
-    return [members for members in found if len(members) > 1]
+    return [members for members in components if len(members) > 1]
 
 
 class LayersTest(unittest.TestCase):
@@ -174,7 +173,7 @@ class LayersTest(unittest.TestCase):
             if name not in ENTRY_POINTS and place:
                 self.assertIn(place, MAY_IMPORT, f"{name} is neither an entry point nor in the table of who may import")
             has_main = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
-            # verify.py is a program of its own, which stands in every artifact.
+            # verify.py is a standalone program that every artifact contains.
             self.assertEqual(has_main, name in ENTRY_POINTS | {"tfzoo.export.verify"}, f"main() of {name}")
         self.assertLessEqual(ENTRY_POINTS, set(PATHS))
 
@@ -188,8 +187,10 @@ class LayersTest(unittest.TestCase):
                     self.assertIn(other.split(".")[1], MAY_IMPORT[place] | {place}, f"{name} imports {other}")
 
     def test_nothing_imports_an_entry_point(self) -> None:
-        found = {(name, other) for name in PATHS for other in map(module_of, imports_of(name)) if other in ENTRY_POINTS}
-        self.assertEqual(found, set())
+        violations = {
+            (name, other) for name in PATHS for other in map(module_of, imports_of(name)) if other in ENTRY_POINTS
+        }
+        self.assertEqual(violations, set())
 
     def test_no_files_import_each_other(self) -> None:
         graph = {name: set(filter(None, map(module_of, imports_of(name)))) - {name} for name in PATHS}
@@ -218,43 +219,43 @@ class LayersTest(unittest.TestCase):
     def test_config_errors_and_files_need_the_standard_library_alone(self) -> None:
         for module in ("tfzoo.config", "tfzoo.errors", "tfzoo.files", "tfzoo.json_files"):
             for name in imports_of(module):
-                known = name.split(".")[0] in sys.stdlib_module_names | {"tfzoo"}
-                self.assertTrue(known, f"{module} imports {name}")
+                allowed = name.split(".")[0] in sys.stdlib_module_names | {"tfzoo"}
+                self.assertTrue(allowed, f"{module} imports {name}")
 
     def test_what_must_come_at_once_imports_no_tensorflow(self) -> None:
         for start in WITHOUT_TENSORFLOW:
-            seen, ways = {start}, [[start]]
-            while ways:
-                way = ways.pop()
-                for name in imports_at_once(way[-1]):
+            seen, chains = {start}, [[start]]
+            while chains:
+                chain = chains.pop()
+                for name in imports_at_once(chain[-1]):
                     top = name.split(".")[0]
-                    self.assertNotIn(top, {"tensorflow", "tensorflow_text", "keras"}, f"{' -> '.join([*way, name])}")
+                    self.assertNotIn(top, {"tensorflow", "tensorflow_text", "keras"}, f"{' -> '.join([*chain, name])}")
                     other = module_of(name)
-                    # Importing a.b.c runs a and a.b first.
+                    # Importing a.b.c imports a and a.b first.
                     parts = other.split(".") if other else []
                     for reached in {".".join(parts[:i]) for i in range(1, len(parts) + 1)} - seen:
                         seen.add(reached)
-                        ways.append([*way, reached])
+                        chains.append([*chain, reached])
 
     def test_no_test_imports_anothers(self) -> None:
-        """What several tests need stands in a file of its own."""
+        """Code that several tests need belongs in a separate file."""
         for path in ROOT.glob("tests/**/*.py"):
             for name in imports("", ast.walk(ast.parse(path.read_bytes()))):
-                found = any(part.endswith("_test") for part in name.split(".")[:3])
-                self.assertFalse(name.startswith("tests.") and found, f"{path} imports {name}")
+                is_test = any(part.endswith("_test") for part in name.split(".")[:3])
+                self.assertFalse(name.startswith("tests.") and is_test, f"{path} imports {name}")
 
     def test_what_serves_every_family_names_none(self) -> None:
         families = dictionary("tfzoo.models", "FAMILIES")
-        # Every family's config, a rotary scaling in config.json files, tokenizers' kinds and classes, and a library.
+        # TransformerConfig, a rotary scaling in config.json files, kinds and classes of tokenizers, and a library.
         others = "TransformerConfig llama3 mbart mBART BertNormalizer BertPreTokenizer GPT2Tokenizer is_gpt2".split()
         others.append("sentence-transformers")
         for name, tree in TREES.items():
             if name.startswith(("tfzoo.nn", "tfzoo.export", "tfzoo.text.framing", "tfzoo.text.reader")):
-                code = ast.unparse(_without_docstrings(tree))  # Docstrings cite papers, and may.
+                code = ast.unparse(_without_docstrings(tree))  # Docstrings may name families, for example in citations.
                 for other in others:
                     code = code.replace(other, "")
-                found = re.search("|".join(families), code, re.IGNORECASE)
-                self.assertIsNone(found, f"{name} names a family: {found and found[0]}")
+                match = re.search("|".join(families), code, re.IGNORECASE)
+                self.assertIsNone(match, f"{name} names a family: {match and match[0]}")
 
     def test_only_entry_points_define_flags(self) -> None:
         for name, tree in TREES.items():
@@ -267,14 +268,14 @@ class LayersTest(unittest.TestCase):
 
 class ShapeTest(unittest.TestCase):
     def test_no_function_is_longer_than_a_hundred_lines(self) -> None:
-        found = {
+        too_long = {
             f"{name}.{node.name}"
             for name, tree in TREES.items()
             for node in ast.walk(tree)
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             and (node.end_lineno or node.lineno) - node.lineno + 1 > MAX_LINES
         }
-        self.assertEqual(found, set())
+        self.assertEqual(too_long, set())
 
     def test_every_file_says_what_it_is_for(self) -> None:
         for name, tree in TREES.items():

@@ -1,10 +1,10 @@
-"""Compares what two checkouts of tfzoo log, number for number: a change of structure must not change a loss.
+"""Compares the metrics that two checkouts of tfzoo log: a refactoring must not change any loss.
 
-    python tests/losses.py --output=before.json                   # in the one checkout
-    python tests/losses.py --output=after.json --same_as=before.json   # in the other
+    python tests/losses.py --output=before.json                   # in the first checkout
+    python tests/losses.py --output=after.json --same_as=before.json   # in the second
 
-Runs every recipe of configs/ with configs/debug.cfg appended, twice the steps in two runs (the second resumes), and
-writes every figure of metrics.jsonl but the speed as hexadecimal floats. Exit code 1: a figure differs.
+Runs every recipe of configs/ with configs/debug.cfg appended, in two runs of which the second resumes the first, and
+writes every value of metrics.jsonl except the speed as a hexadecimal float. Exit code 1: a value differs.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 APPENDED = ("base.cfg", "debug.cfg", "demo.cfg")
 SPEEDS = ("tokens_per_second", "model_tflops", "mfu")
-# Options that no recipe has, each on top of bert.cfg.
+# Options that no recipe uses, each applied to the recipe of this name.
 VARIANTS = {
     "bert": [[], ["--nonext_sentence", "--whole_words"], ["--ema_decay=0.9", "--accumulation=2", "--optimizer=lamb"]],
     "gpt": [[], ["--precision=float16", "--on_nonfinite=skip", "--nopack"]],
@@ -25,7 +25,7 @@ VARIANTS = {
 
 
 def figures(arguments: list[str], folder: pathlib.Path) -> list[dict[str, str]]:
-    """The records of metrics.jsonl of a run that is stopped half-way and resumed."""
+    """Returns the records of metrics.jsonl of a run that is stopped half-way and resumed."""
     command = [sys.executable, "-m", "tfzoo.train", *arguments, f"--run_dir={folder}", "--schedule=constant"]
     for steps in (4, 8):
         subprocess.run([*command, "--final_learning_rate=0", f"--steps={steps}"], cwd=ROOT, check=True)

@@ -1,4 +1,4 @@
-"""The package as users install it: its public names, its types, its extras, and the wheel outside the checkout."""
+"""The package as users install it: public names, types, extras, and the wheel outside the checkout."""
 
 import pathlib
 import subprocess
@@ -69,7 +69,7 @@ class PackageTest(unittest.TestCase):
 
     @pytest.mark.faults
     def test_the_wheel_works_outside_of_the_checkout(self):
-        """The wheel alone is installed; what it depends on is this environment's."""
+        """Installs the wheel alone; its dependencies are this environment's."""
         folder = helpers.temporary_folder(self)
         helpers.python("-m", "build", "--wheel", "--no-isolation", f"--outdir={folder}", helpers.ROOT)
         (wheel,) = folder.glob("*.whl")
@@ -77,7 +77,7 @@ class PackageTest(unittest.TestCase):
         python = folder / "venv" / "bin" / "python"
         (packages,) = (folder / "venv").glob("lib/python*/site-packages")
         helpers.python("-m", "pip", "install", "--quiet", "--no-deps", f"--target={packages}", wheel)
-        # As a path, so that an editable installation there stays unseen.
+        # As a path, so that an editable installation there is not found.
         (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
         (folder / "user.py").write_text(_USER)
 

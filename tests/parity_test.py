@@ -1,4 +1,4 @@
-"""Every family beside its reference: the golden files of tests/assets, through the real converter and back."""
+"""Every family compared with its reference: the golden files of tests/assets, converted to a model and written back."""
 
 import json
 import pathlib
@@ -32,10 +32,10 @@ class ParityTest(tf.test.TestCase):
             "transformer_base": dict(decoder_start_token_id=52, pad_token_id=52, model_type="marian"),
             "mistral_7b": dict(sliding_window=4, model_type="mistral", num_key_value_heads=2, pad_token_id=0),
         }
-        found = {name: arguments for name, arguments in parity.fresh_models() if "lm" in arguments["heads"]}
+        arguments_of = {name: arguments for name, arguments in parity.fresh_models() if "lm" in arguments["heads"]}
         for name, fields in expected.items():
             with self.subTest(name=name), tempfile.TemporaryDirectory() as folder:
-                case = parity.write_fresh(pathlib.Path(folder), name, found[name], seed=1)
+                case = parity.write_fresh(pathlib.Path(folder), name, arguments_of[name], seed=1)
                 record = json.loads((case / "saved" / "config.json").read_text())
                 self.assertLessEqual(fields.items(), record.items())
                 golden = dict(np.load(case / "golden.npz"))

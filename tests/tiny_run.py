@@ -1,4 +1,4 @@
-"""A text and flags for training runs that take seconds; imports no TensorFlow."""
+"""A text and flags for training runs that take seconds; does not import TensorFlow."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ import string
 
 
 def write_corpus(path: pathlib.Path, documents: int = 200, seed: int = 0) -> pathlib.Path:
-    """Sentences of made-up words, four to a document."""
+    """Writes sentences of made-up words, four to a document."""
     draw = random.Random(seed)
     words = ["".join(draw.choices(string.ascii_lowercase[:8], k=draw.randint(2, 6))) for _ in range(60)]
 
@@ -19,7 +19,9 @@ def write_corpus(path: pathlib.Path, documents: int = 200, seed: int = 0) -> pat
 
 
 def flags(folder: pathlib.Path, **others) -> list[str]:
-    """Arguments of tfzoo.train without --run_dir, text and cache in `folder`; dropout and accumulation are on."""
+    """Returns arguments of tfzoo.train without --run_dir; text and cache are in `folder`, dropout and accumulation are
+    on.
+    """
     corpus = folder / "corpus.txt"
     if not corpus.exists():
         write_corpus(corpus)
@@ -44,7 +46,7 @@ def flags(folder: pathlib.Path, **others) -> list[str]:
 
 
 def records(run_dir: pathlib.Path) -> list[dict]:
-    """The whole lines of metrics.jsonl: a killed run's last one may be half a line."""
+    """Returns the complete lines of metrics.jsonl: a killed run's last line may be incomplete."""
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
@@ -52,7 +54,7 @@ def records(run_dir: pathlib.Path) -> list[dict]:
 
 
 def measured(run_dir: pathlib.Path) -> dict[tuple[int, str], str]:
-    """(step, name) -> figure, digit for digit, of all that was logged but the speed."""
+    """Returns {(step, name): value with all digits} for everything logged except the speed."""
     return {
         (record["step"], name): repr(value)
         for record in records(run_dir)

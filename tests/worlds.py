@@ -1,12 +1,12 @@
-"""Runs a test's functions in other worlds: two mirrored devices, or several workers, each a process of its own.
+"""Runs a test's functions in other distributed settings ("worlds"): two mirrored devices, or several worker processes.
 
-The number of devices and the address of a worker are fixed once TensorFlow has begun, and importing it takes long. So
-this file, run as a program, imports it and computes nothing: for every world it forks the processes that the world has.
+The number of devices and a worker's address cannot change after TensorFlow has started, and importing it is slow. This
+file, run as a program, therefore imports TensorFlow without computing anything and forks the processes of each world.
 
     worlds = Worlds("tests.training.distribution_test")
     results = worlds.run("workers2", [["losses", {"optimizer": "sgd"}]])   # results[rank][call]
 
-calls `losses(world, optimizer="sgd")` of that module in both workers; what it returns has to be JSON.
+calls `losses(world, optimizer="sgd")` of that module in both workers; the return values must be JSON-serializable.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # As a program, this file finds only what stands beside it.
+sys.path.insert(0, str(ROOT))  # When run as a program, this file could otherwise import only its own folder.
 
 from tfzoo import launch  # noqa: E402
 
-# name -> the processes it has by kind
+# name -> number of processes by kind
 WORLDS = {
     "one": {"worker": 1},
     "mirrored2": {"worker": 1},
@@ -37,16 +37,16 @@ WORLDS = {
 
 @dataclasses.dataclass
 class World:
-    """Where a function finds itself."""
+    """The setting in which a function runs."""
 
     name: str
     rank: int
-    strategy: Any  # None where `begun` is False.
-    folder: pathlib.Path  # Holds KIND + RANK + ".pid" of each process.
+    strategy: Any  # None if `begun` is False.
+    folder: pathlib.Path  # Contains KIND + RANK + ".pid" for each process.
 
 
 class Worlds:
-    """A process that forks; close() ends it."""
+    """A process that forks workers; `close` ends it."""
 
     def __init__(self, module: str):
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
@@ -65,12 +65,17 @@ class Worlds:
     def run(
         self, name: str, calls: Sequence, seconds: float = 1800, begun: bool = True, codes: Sequence[int] = ()
     ) -> list[list]:
-        """What each process's calls returned. Not `begun`: the functions make the strategy themselves.
+        """Returns the return values of each process's calls.
 
-        codes: the processes' exit codes, sorted, where they are not all 0; one that was killed returns nothing.
+        Args:
+          name: a key of WORLDS.
+          calls: pairs (function name, arguments).
+          seconds: the timeout.
+          begun: whether the strategy is created for the functions; otherwise they create it.
+          codes: the expected exit codes, sorted, if they are not all 0; a killed process returns nothing.
 
         Raises:
-          AssertionError: a process failed, and what it printed; None stands for a server's results.
+          AssertionError: a process failed; the message shows its output. None replaces a server's results.
         """
         with tempfile.TemporaryDirectory() as folder:
             order = dict(name=name, calls=calls, folder=folder, seconds=seconds, begun=begun)
@@ -78,14 +83,16 @@ class Worlds:
             assert orders and answers
             orders.write(json.dumps(order) + "\n")
             orders.flush()
-            found = json.loads(answers.readline() or "[null]")
+            exit_codes = json.loads(answers.readline() or "[null]")
             printed = "\n".join(path.read_text()[-4000:] for path in sorted(pathlib.Path(folder).glob("*.out")))
-            assert sorted(found) == [*codes] if codes else not any(found), f"exit codes {found} of {name}\n{printed}"
+            assert sorted(exit_codes) == [*codes] if codes else not any(exit_codes), (
+                f"exit codes {exit_codes} of {name}\n{printed}"
+            )
             return [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*.json"))]
 
 
 def serve(module_name: str) -> None:
-    """Forks what stdin asks for."""
+    """Forks the processes that are requested on stdin."""
     import tensorflow as tf
 
     from tfzoo.training import distribution
@@ -145,7 +152,7 @@ def serve(module_name: str) -> None:
 
 
 def _wait(children: dict[int, str], seconds: float, serving: bool) -> list[int]:
-    """Exit codes; when one fails, or the chief of servers is done, the others are killed."""
+    """Returns exit codes; when a process fails, or the chief of servers has finished, the others are killed."""
     import signal
     import time
 
@@ -159,7 +166,7 @@ def _wait(children: dict[int, str], seconds: float, serving: bool) -> list[int]:
                 continue
             codes.append(code)
             if code or serving:
-                until = min(until, time.monotonic() + (0 if serving else 20))  # The others may notice themselves.
+                until = min(until, time.monotonic() + (0 if serving else 20))  # The others may notice by themselves.
         elif time.monotonic() > until:
             for other in left:
                 os.kill(other, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""BERT against a float64 NumPy BERT, its published sizes, and the way from a name to a model."""
+"""BERT compared with a float64 NumPy BERT, its published sizes, and finding models by name."""
 
 import keras
 import numpy as np
@@ -31,7 +31,7 @@ def inputs(seed=0):
 
 
 def numpy_bert(model, features):
-    """Devlin et al. 2019 (and the code they released), layer by layer."""
+    """Computes BERT layer by layer (Devlin et al. 2019 and their released code)."""
     v, config, encoder, heads = Values(model), model.config, model.encoder, model.heads
     x = formulas.embeddings(v, encoder.embeddings, config, features["token_ids"], features.get("segment_ids"))
     mask = features["padding_mask"][:, None, None, :] if "padding_mask" in features else None
@@ -141,12 +141,12 @@ class ForwardTest(tf.test.TestCase):
 
 class SizesTest(tf.test.TestCase):
     def test_parameters_are_those_published(self):
-        # github.com/google-research/bert's table of small models, in millions: encoder and pooler.
+        # The table of small models in github.com/google-research/bert, in millions: encoder and pooler.
         published = {"bert_tiny": 4.4, "bert_mini": 11.3, "bert_small": 29.1, "bert_medium": 41.7}
         published |= {"bert_base": 110.1, "bert_base_uncased": 110.1, "bert_base_cased": 109}
         published |= {"bert_base_chinese": 103, "bert_base_multilingual_cased": 179}
         published |= {"bert_large": 340, "bert_large_uncased": 340, "bert_large_cased": 335}
-        # As counted in the released checkpoints.
+        # Counted in the released checkpoints.
         exact = {"bert_base": 109_482_240, "bert_base_uncased": 109_482_240, "bert_base_cased": 108_310_272}
         exact |= {"bert_base_chinese": 102_267_648, "bert_base_multilingual_cased": 177_853_440}
         exact |= {"bert_large": 335_141_888, "bert_large_uncased": 335_141_888, "bert_large_cased": 333_579_264}
@@ -162,7 +162,7 @@ class SizesTest(tf.test.TestCase):
 
 
 def parameters(config):
-    """(encoder and pooler, heads without the tied table), counted by hand from the paper's shapes."""
+    """Returns (encoder and pooler, heads without the tied table), counted by hand from the paper's shapes."""
     e, f = config.hidden_size, config.intermediate_size
     embeddings = (config.vocab_size + config.max_positions + config.num_segments + 2) * e
     layer = 4 * (e * e + e) + (e * f + f) + (f * e + e) + 2 * 2 * e

@@ -1,4 +1,4 @@
-"""T5, BART and the 2017 transformer: each against float64 formulas, and by what makes it itself."""
+"""T5, BART and the 2017 Transformer: each compared with float64 formulas, and its distinguishing features."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ from tfzoo.weights.table import is_state, relative_path
 GOLDEN = pathlib.Path(__file__).parents[1] / "assets" / "golden"
 SIZES = dict(vocab_size=19, hidden_size=12, num_layers=2, num_decoder_layers=1, num_heads=3, intermediate_size=20)
 SMALL = {
-    # Few buckets, so that short rows reach those that several distances share.
+    # Few buckets, so that short rows reach buckets that several distances share.
     "t5_small": SIZES | dict(head_dim=6, relative_buckets=8, relative_distance=6),
     "t5_v1_1_small": SIZES | dict(head_dim=6, relative_buckets=8, relative_distance=6, num_decoder_layers=3),
     "bart_base": SIZES | dict(max_positions=11),
@@ -66,7 +66,7 @@ def relative_bias(v, stack, length, config):
 
 
 def numpy_model(model, features):
-    """Vaswani et al. 2017, section 3.1, with the blocks that the config asks for."""
+    """Vaswani et al. 2017, section 3.1, with the blocks that the config specifies."""
     v, config = Values(model), model.config
     seen = features["padding_mask"][:, None, None, :]
 
@@ -101,7 +101,7 @@ class FormulasTest(tf.test.TestCase):
 
 
 class FlowTest(tf.test.TestCase):
-    """Who sees whom, in each of the families."""
+    """Checks which tokens each token depends on, in each family."""
 
     def test_a_position_sees_no_later_one_of_the_decoder_and_all_of_the_encoder(self):
         for name in SMALL:
@@ -199,13 +199,13 @@ class T5Test(tf.test.TestCase):
             for field, value in t5.decode_config(record).items():
                 self.assertEqual(getattr(config, field), value, (name, field))
         self.assertEqual(record["feed_forward_proj"], "gated-gelu")
-        # What the first files leave out, and what transformers 5 writes for version 1.1.
+        # Fields that the first files omit, and fields that transformers 5 writes for version 1.1.
         first = t5.decode_config({"model_type": "t5"})
         self.assertEqual(first, {"activation": "relu", "gated_mlp": False, "tie_embeddings": True})
         newer = {"model_type": "t5", "tie_word_embeddings": True, "scale_decoder_outputs": False}
         self.assertFalse(t5.decode_config(newer)["tie_embeddings"])
         self.assertFalse(t5.decode_config({"model_type": "mt5", "tie_word_embeddings": True})["tie_embeddings"])
-        with self.assertRaisesRegex(UserError, "activation 'gelu' .* relu, gated-gelu, gated-silu only"):
+        with self.assertRaisesRegex(UserError, "activation 'gelu' .* supports only relu, gated-gelu, gated-silu"):
             t5.encode_config(from_mapping(SIZES | dict(activation="gelu")))
 
 
@@ -252,8 +252,8 @@ class BartTest(tf.test.TestCase):
     def test_a_decoder_of_other_sizes_is_refused(self):
         folder = temporary_folder(self) / "bart"
         for change, message in (
-            ({"decoder_attention_heads": 4}, "decoder_attention_heads is 4 and encoder_attention_heads 2"),
-            ({"decoder_ffn_dim": 32}, "decoder_ffn_dim is 32 and encoder_ffn_dim 24"),
+            ({"decoder_attention_heads": 4}, "decoder_attention_heads is 4, but encoder_attention_heads is 2"),
+            ({"decoder_ffn_dim": 32}, "decoder_ffn_dim is 32, but encoder_ffn_dim is 24"),
             ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ):
             shutil.copytree(GOLDEN / "bart", folder, dirs_exist_ok=True)
@@ -303,7 +303,7 @@ class TransformerTest(tf.test.TestCase):
             self.assertAllEqual(again(features)["logits"], model(features)["logits"])
 
     def test_the_papers_sizes(self):
-        # Table 3's parameters, in millions; within what the vocabulary's "about 37000" and biases leave open.
+        # Parameters from table 3, in millions; the tolerance covers the vocabulary of "about 37000" and biases.
         for name, millions in {"transformer_base": 65, "transformer_big": 213}.items():
             config = transformer.CONFIGS[name]
             e, f = config["hidden_size"], config["intermediate_size"]

@@ -1,4 +1,4 @@
-"""What RoBERTa, ELECTRA, DistilBERT and ALBERT do otherwise than BERT, beside what tests/parity_test.py compares."""
+"""How RoBERTa, ELECTRA, DistilBERT and ALBERT differ from BERT, in addition to tests/parity_test.py."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ SMALL = dict(vocab_size=31, hidden_size=8, num_layers=2, num_heads=2, intermedia
 
 class EncoderTest(tf.test.TestCase):
     def changed(self, case, **fields):
-        """A copy of a golden folder whose config.json has other fields."""
+        """Returns a copy of a golden folder whose config.json has other fields."""
         folder = temporary_folder(self) / "model"
         shutil.copytree(GOLDEN / case, folder)
         path = folder / "config.json"

@@ -1,6 +1,7 @@
-"""BERT beside Model Garden's encoder and its head of masked words: outputs, loss and gradients.
+"""BERT compared with Model Garden's encoder and masked-LM head: outputs, loss and gradients.
 
-tests/assets/peers.py made the files."""
+tests/assets/peers.py wrote the files.
+"""
 
 import pathlib
 
@@ -14,19 +15,19 @@ from tfzoo.weights import table
 
 GARDEN = pathlib.Path(__file__).parents[1] / "assets" / "model_garden"
 CASES = {"bert": dict(activation="gelu_tanh"), "bert_projected": dict(activation="relu", embedding_size=6)}
-_LAYER, _OURS = "transformer/layer_{}", "encoder/stack/layer_{}"
+_LAYER, _TFZOO = "transformer/layer_{}", "encoder/stack/layer_{}"
 TABLE = {
     "word_embeddings": "encoder/embeddings/tokens",
     "position_embedding/embeddings": "encoder/embeddings/positions",
     "type_embeddings/embeddings": "encoder/embeddings/segments",
     "embeddings/layer_norm": "encoder/embeddings/norm",
     "embedding_projection": "encoder/embeddings/projection",
-    **{f"{_LAYER}/self_attention/{name}": f"{_OURS}/attention/{name}" for name in ("query", "key", "value")},
-    f"{_LAYER}/self_attention/attention_output": f"{_OURS}/attention/output",
-    f"{_LAYER}/self_attention_layer_norm": f"{_OURS}/self_norm",
-    f"{_LAYER}/intermediate": f"{_OURS}/mlp/up",
-    f"{_LAYER}/output": f"{_OURS}/mlp/down",
-    f"{_LAYER}/output_layer_norm": f"{_OURS}/mlp_norm",
+    **{f"{_LAYER}/self_attention/{name}": f"{_TFZOO}/attention/{name}" for name in ("query", "key", "value")},
+    f"{_LAYER}/self_attention/attention_output": f"{_TFZOO}/attention/output",
+    f"{_LAYER}/self_attention_layer_norm": f"{_TFZOO}/self_norm",
+    f"{_LAYER}/intermediate": f"{_TFZOO}/mlp/up",
+    f"{_LAYER}/output": f"{_TFZOO}/mlp/down",
+    f"{_LAYER}/output_layer_norm": f"{_TFZOO}/mlp_norm",
     "pooler_transform": "pooler/dense",
     "transform/dense": "lm/transform",
     "transform/LayerNorm": "lm/norm",
@@ -51,18 +52,21 @@ class ModelGardenTest(tf.test.TestCase):
                 self.close(outputs["pooled"], golden["output.pooled"])
                 self.close(outputs["logits"], golden["output.logits"])
                 self.close(loss, golden["loss"])
-                read = [slot for slot in slots if not slot.name.startswith("pooler_transform")]  # The loss does not.
+                # The loss does not depend on the pooler.
+                read = [slot for slot in slots if not slot.name.startswith("pooler_transform")]
                 gradients = tape.gradient(loss, [slot.variables[0] for slot in read])
                 for slot, gradient in zip(read, gradients):
                     expected = golden[f"gradient.{slot.name}"]
                     self.close(tf.reshape(gradient, expected.shape), expected, 1e-4)
 
-    def close(self, ours, expected, allowed=1e-5):
-        self.assertLessEqual(np.max(np.abs(ours - expected)), allowed * max(1, np.max(np.abs(expected))))
+    def close(self, actual, expected, allowed=1e-5):
+        self.assertLessEqual(np.max(np.abs(actual - expected)), allowed * max(1, np.max(np.abs(expected))))
 
 
 def made(golden, fields):
-    """Our model with Model Garden's weights, and where each is: heads have an axis of their own there."""
+    """Returns a tfzoo model with Model Garden's weights, and each weight's place there, where heads are a separate
+    axis.
+    """
     sizes = dict(vocab_size=29, hidden_size=12, num_heads=3, intermediate_size=20, max_positions=11, num_segments=2)
     layers = {key.split("/")[1] for key in golden if key.startswith("weight.transformer/")}
     sizes |= dict(num_layers=len(layers), dropout=0.0, attention_dropout=0.0)

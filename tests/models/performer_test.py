@@ -1,4 +1,4 @@
-"""Performer against a float64 NumPy transformer with its paper's attention, and against its exact self."""
+"""Performer compared with a float64 NumPy transformer with the paper's attention, and with exact attention."""
 
 import unittest.mock
 
@@ -27,7 +27,7 @@ def inputs():
 
 
 def numpy_sequence(model, features):
-    """The transformer's formulas with equation 4 of the paper in the place of softmax attention."""
+    """The transformer's formulas with equation 4 of the paper instead of softmax attention."""
     config, tower = model.config, model.encoder
     w = tower.stack.blocks[0].attention.kernel.features.numpy().astype(np.float64)
     for block in tower.stack.blocks[1:]:
@@ -88,7 +88,7 @@ class PerformerTest(tf.test.TestCase):
         weights = [w for w in model.weights if w.name == "features"]
         self.assertLen(weights, 2)
         first = [w.numpy() for w in weights]
-        self.assertGreater(np.abs(first[0] - first[1]).max(), 0.1)  # Each layer has its own.
+        self.assertGreater(np.abs(first[0] - first[1]).max(), 0.1)  # Each layer has its own features.
         model(inputs())
         model(inputs(), training=True)
         self.assertAllEqual(weights[0], first[0])
@@ -104,7 +104,7 @@ class PerformerTest(tf.test.TestCase):
             small()(inputs() | {"attention_mask": np.ones([3, 1, 7, 7], bool)})
 
     def test_sizes(self):
-        # By hand: token embeddings, num_layers of 4 E^2 + 2 E F with biases and two norms, a last norm.
+        # Counted by hand: token embeddings, num_layers times 4 E^2 + 2 E F with biases and two norms, a final norm.
         for name, (vocab, layers, hidden, inner) in {
             "performer_small": (32768, 6, 64, 64),
             "performer_regular": (32768, 6, 512, 2048),

@@ -1,4 +1,4 @@
-"""Reformer's page: its inputs and heads, a training step, published sizes. Its numbers are the golden files' matter."""
+"""Reformer's inputs and heads, a training step, and published sizes; the golden files check its values."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ class ForwardTest(tf.test.TestCase):
             small()({"token_ids": np.zeros((1, 33), np.int32)})
 
     def test_half_precision_stays_near(self):
-        # In one chunk, where no token can fall into another bucket.
+        # Within one chunk, where no token can fall into another bucket.
         features = {"token_ids": inputs()["token_ids"][:, :4]}
         exact = small()
         for dtype, tolerance in (("mixed_bfloat16", 0.05), ("mixed_float16", 0.01)):
@@ -108,7 +108,8 @@ class TrainingTest(tf.test.TestCase):
 
 class SizesTest(tf.test.TestCase):
     def test_parameters_are_those_of_the_released_models(self):
-        # Of transformers 5.23's ReformerModelWithLMHead with the released config.json, on PyTorch's meta device.
+        # Counted in transformers 5.23's ReformerModelWithLMHead with the released config.json, on PyTorch's meta
+        # device.
         published = {"reformer_crime_and_punishment": 2_748_224, "reformer_enwik8": 149_182_722}
         self.assertEqual(list(reformer.CONFIGS), list(published))
         for name, count in published.items():

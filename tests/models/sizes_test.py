@@ -1,4 +1,4 @@
-"""The released sizes have as many parameters as their publishers say, counted without allocating them."""
+"""The released sizes have the published numbers of parameters, counted without allocating them."""
 
 import importlib
 import math
@@ -9,9 +9,9 @@ from tfzoo import config as config_lib
 from tfzoo import models
 from tfzoo.models import costs
 
-# Without heads. KerasHub's figures ("params" in https://github.com/keras-team/keras-hub, keras_hub/src/models/*/
-# *_presets.py) where it has the same variables, which are BERT's, DistilBERT's and ALBERT's. The others: the parameters
-# of transformers 5.23's models of the released config.json, made on PyTorch's meta device.
+# Without heads. KerasHub's numbers ("params" in https://github.com/keras-team/keras-hub,
+# keras_hub/src/models/*/*_presets.py) where it has the same variables: BERT, DistilBERT and ALBERT. The other numbers
+# are those of transformers 5.23's models with the released config.json, on PyTorch's meta device.
 BODIES = {
     "bert_tiny": 4_385_920,
     "bert_mini": 11_170_560,  # transformers
@@ -45,9 +45,9 @@ BODIES = {
     "xlnet_base": 116_718_336,
     "xlnet_large": 360_268_800,
 }
-# With the language model's head. GPT-2, Llama 2 7B, Llama 3 8B, Mistral, Qwen3 and T5 1.1 from base on: KerasHub's
-# figures, but large's. The others: transformers' count as above, and for T5 1.1 and mT5 with the output matrix that
-# their files have, which transformers 5.23 ties until it loads one.
+# With the language model head. GPT-2, Llama 2 7B, Llama 3 8B, Mistral, Qwen3 and T5 1.1 from base on except large:
+# KerasHub's numbers. The others: transformers' numbers as above; for T5 1.1 and mT5 including the output matrix in
+# their files, which transformers 5.23 ties until it loads one.
 LANGUAGE_MODELS = {
     "gpt2": 124_439_808,
     "gpt2_medium": 354_823_168,
@@ -87,8 +87,8 @@ LANGUAGE_MODELS = {
     "reformer_crime_and_punishment": 2_748_224,
     "reformer_enwik8": 149_182_722,
 }
-# Rounded by their papers, with the share that ours may differ by. The Transformer's table 3 says 65 and 213 million;
-# with the vocabulary of section 5.1 its own formulas give 63 and 214. PaLM: table 1.
+# Rounded in the papers, with the fraction by which tfzoo's numbers may differ. The Transformer's table 3 states 65 and
+# 213 million; with the vocabulary of section 5.1 the paper's formulas give 63 and 214. PaLM: table 1.
 ROUNDED = {
     "transformer_base": (65e6, 0.03),
     "transformer_big": (213e6, 0.01),
@@ -96,7 +96,7 @@ ROUNDED = {
     "palm_62b": (62.50e9, 0.001),
     "palm_540b": (540.35e9, 0.001),
 }
-OWN = {"llama_tiny", "palm_tiny"}  # Sizes for trials, which nobody has published.
+OWN = {"llama_tiny", "palm_tiny"}  # tfzoo's own sizes, for experiments.
 OWN |= {"performer_small", "performer_regular", "performer_protein"}  # Published without a count; see performer_test.
 PAGES = [importlib.import_module(module) for module in dict.fromkeys(models.FAMILIES.values())]
 SIZES = {name: page for page in PAGES for name in page.CONFIGS}
@@ -150,7 +150,7 @@ class CountParametersTest(tf.test.TestCase):
         self.assertEqual(count("bert_tiny", (), vocab_size=30523), usual + 128)
         self.assertEqual(count("bert_tiny", (), max_positions=513), usual + 128)
         self.assertEqual(count("bert_tiny", (), intermediate_size=513), usual + 2 * (128 + 128 + 1))
-        # The head's dense layer in place of the pooler's, a norm, and a bias for each word.
+        # The head's dense layer instead of the pooler's, a norm, and a bias for each token.
         self.assertEqual(count("bert_tiny", ("lm",)), usual + 2 * 128 + 30522)
 
 

@@ -1,4 +1,4 @@
-"""XLNet against a float64 NumPy XLNet, its published sizes, and what one prediction may know."""
+"""XLNet compared with a float64 NumPy XLNet, its published sizes, and what each prediction may depend on."""
 
 import numpy as np
 import tensorflow as tf
@@ -117,7 +117,7 @@ class ForwardTest(tf.test.TestCase):
 
 class SizesTest(tf.test.TestCase):
     def test_parameters_are_those_of_the_released_models(self):
-        # As counted in Hugging Face's XLNetModel for its configs; rounded there to 110M and 340M, as BERT's.
+        # Counted in Hugging Face's XLNetModel for its configs; rounded there to 110M and 340M, as for BERT.
         exact = {"xlnet_base": 116_718_336, "xlnet_large": 360_268_800}
         self.assertEqual(list(xlnet.CONFIGS), list(exact))
         for name, count in exact.items():
@@ -130,8 +130,11 @@ class SizesTest(tf.test.TestCase):
 
 
 def parameters(config):
-    """The body's, counted by hand: embeddings, the query stream's start, and in each layer five projections, three
-    biases and two segments, an MLP and two norms."""
+    """Returns the body's parameters, counted by hand.
+
+    They are the embeddings, the query stream's start vector and, in each layer, five projections, three biases and two
+    segments, an MLP and two norms.
+    """
     e, f = config.hidden_size, config.intermediate_size
     layer = 5 * e * e + 3 * e + 2 * e + (e * f + f) + (f * e + e) + 2 * 2 * e
     return config.vocab_size * e + e + config.num_layers * layer

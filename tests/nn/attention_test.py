@@ -1,4 +1,4 @@
-"""Attention and its masks against Vaswani et al. 2017, section 3.2."""
+"""Attention and its masks compared with Vaswani et al. 2017, section 3.2."""
 
 import itertools
 
@@ -26,7 +26,7 @@ class MasksTest(tf.test.TestCase):
 
     def test_causal(self):
         self.assertAllEqual(nn.causal_mask(4, 4)[0, 0], np.tril(np.ones([4, 4], bool)))
-        # Two new queries after three keys that were there before.
+        # Two new queries after three earlier keys.
         self.assertAllEqual(nn.causal_mask(2, 5)[0, 0], [[True] * 4 + [False], [True] * 5])
 
     def test_window(self):
@@ -45,7 +45,7 @@ class MasksTest(tf.test.TestCase):
 
 class FoldTest(tf.test.TestCase):
     def test_every_combination(self):
-        """What is masked in one part is masked in all, and the bias is added to the rest."""
+        """A key masked by one part is masked in the result, and the bias is added to the other keys."""
         padding = np.arange(5) < np.array([[5], [3]])
         arbitrary = np.random.default_rng(5).random([2, 3, 4, 5]) < 0.7
         additive = normal(1, 3, 4, 5)
@@ -223,7 +223,7 @@ class AttentionTest(tf.test.TestCase):
         v = Values(layer)
         expected = formulas.multi_head_attention(v, layer, x)
         self.assertLess(relative_error(layer(*single(x)), expected), 1e-5)
-        angles = formulas.rotary_angles(range(5), 2, 100.0)  # Which come after the norms.
+        angles = formulas.rotary_angles(range(5), 2, 100.0)  # Rotation follows the norms.
         tables = nn.rotary_tables(config(num_heads=4, rotary_theta=100.0), tf.range(5)[None], "float32")
         expected = formulas.multi_head_attention(v, layer, x, angles=angles)
         self.assertLess(relative_error(layer(*single(x), rotary=tables), expected), 1e-5)

@@ -1,4 +1,4 @@
-"""Dense, activations, layer norm and dropout against their formulas."""
+"""Dense, activations, layer norm and dropout compared with their formulas."""
 
 import numpy as np
 import tensorflow as tf
@@ -106,13 +106,13 @@ class LayerNormTest(tf.test.TestCase):
     def test_half_precision_policies_compute_in_float32(self):
         for dtype, digits in (("bfloat16", 2**-8), ("float16", 2**-11)):
             layer = self.layer(64, dtype=f"mixed_{dtype}")
-            # Large enough that squares leave float16, and sums lose everything in bfloat16.
+            # Large enough that squares overflow float16 and sums lose all precision in bfloat16.
             x = tf.cast(normal(4, 64, scale=300.0) + 1000, dtype)
             y = layer(x)
             self.assertEqual(y.dtype, dtype)
             self.assertEqual(layer.gamma.dtype, "float32")
             expected = formulas.layer_norm(Values(layer), layer, x.numpy().astype(np.float64))
-            # Rounding the result is all the error there is.
+            # The only error is the rounding of the result.
             error = np.abs(tf.cast(y, tf.float64) - expected)
             self.assertTrue(np.all(error <= np.abs(expected) * digits * 1.01 + 1e-5), dtype)
             with tf.GradientTape() as tape:
@@ -184,14 +184,14 @@ class RMSNormTest(tf.test.TestCase):
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = layer(x)
-        found = tape.gradient(y, [x, layer.gamma.value], output_gradients=tf.cast(upstream, tf.float32))
-        for one, two in zip(found, expected, strict=True):
+        gradients = tape.gradient(y, [x, layer.gamma.value], output_gradients=tf.cast(upstream, tf.float32))
+        for one, two in zip(gradients, expected, strict=True):
             self.assertLess(relative_error(tf.convert_to_tensor(one), two), 1e-5)
 
     def test_half_precision_policies_compute_in_float32(self):
         for dtype, digits in (("bfloat16", 2**-8), ("float16", 2**-11)):
             layer = self.layer(64, dtype=f"mixed_{dtype}")
-            x = tf.cast(normal(4, 64, scale=300.0) + 1000, dtype)  # Its squares leave float16.
+            x = tf.cast(normal(4, 64, scale=300.0) + 1000, dtype)  # Its squares overflow float16.
             y = layer(x)
             self.assertEqual(y.dtype, dtype)
             expected = formulas.rms_norm(Values(layer), layer, x.numpy().astype(np.float64))
@@ -228,7 +228,7 @@ class DropoutTest(tf.test.TestCase):
             self.assertAllClose(kept, np.full_like(kept, 1 / (1 - rate)), 1e-4)
             spread = np.sqrt(rate * (1 - rate) / y.size)
             self.assertLess(abs(np.mean(y == 0) - rate), 4 * spread + 1e-5)
-            # Rows and columns alike: nothing is dropped in patterns.
+            # Rows and columns are dropped at the same rate: there is no pattern.
             for axis, count in ((0, 400), (1, 501)):
                 share = np.mean(y == 0, axis)
                 self.assertLess(np.abs(share - rate).max(), 5 * np.sqrt(rate * (1 - rate) / count))

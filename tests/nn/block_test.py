@@ -1,4 +1,4 @@
-"""MLP, Block and Stack against their formulas, norms before and after."""
+"""MLP, Block and Stack compared with their formulas, pre-norm and post-norm."""
 
 from unittest import mock
 
@@ -147,7 +147,7 @@ class BlockTest(tf.test.TestCase):
         x = tf.constant(normal(2, 5, 8), tf.float32)
         for rates, draws in (((0, 0), 0), ((0.5, 0), 2), ((0, 0.5), 1), ((0.5, 0.5), 3)):
             layer = built(nn.Block(config(dropout=rates[0], attention_dropout=rates[1])))
-            self.assertAllEqual(layer(x), layer(x))  # Also makes the seeds.
+            self.assertAllEqual(layer(x), layer(x))  # This call also creates the seeds.
             self.assertLen(layer.non_trainable_variables, draws)
             self.assertEqual(bool(np.any(layer(x, training=True) != layer(x, training=True))), draws > 0, rates)
             self.assertAllEqual(layer(x), layer(x))
@@ -155,7 +155,7 @@ class BlockTest(tf.test.TestCase):
         self.assertLen(layer.non_trainable_variables, 5)
 
     def test_a_residual_passes_what_dropout_takes_away(self):
-        # Almost everything is dropped, so a block with norms first is almost the identity.
+        # Almost everything is dropped, so a pre-norm block is almost the identity.
         layer = built(nn.Block(config(norm_first=True, dropout=0.999, attention_dropout=0.0)))
         x = tf.constant(normal(2, 5, 8), tf.float32)
         same = np.isclose(layer(x, training=True), x)
@@ -183,14 +183,14 @@ class StackTest(tf.test.TestCase):
             v = Values(layer)
             y = layer(tf.constant(x, tf.float32))
             self.assertLess(relative_error(y, formulas.stack(v, layer, x, c, mask[None, None])), 1e-5)
-            # A row that is padding altogether sees nothing and averages, here as there.
+            # A row of padding only may not attend to anything and averages, in both implementations.
             mask = mask & padding[:, None, None]
             y = layer(tf.constant(x, tf.float32), padding_mask=padding)
             self.assertLess(relative_error(y, formulas.stack(v, layer, x, c, mask)), 1e-5)
             arbitrary = np.random.default_rng(2).random([2, 2, 5, 5]) < 0.7
             y = layer(tf.constant(x, tf.float32), padding_mask=padding, attention_mask=arbitrary)
             self.assertLess(relative_error(y, formulas.stack(v, layer, x, c, mask & arbitrary)), 1e-5)
-        both = built(nn.Stack(config(window=2)))  # Windows are of causal stacks.
+        both = built(nn.Stack(config(window=2)))  # Windows apply to causal stacks only.
         expected = formulas.stack(Values(both), both, x, config())
         self.assertLess(relative_error(both(tf.constant(x, tf.float32)), expected), 1e-5)
 
@@ -246,7 +246,7 @@ class StackTest(tf.test.TestCase):
 
 class RecomputedTest(tf.test.TestCase):
     def gradients(self, name, remat, **sizes):
-        """(calls of a block, gradients) in training, with dropout, of two calls."""
+        """Returns (calls of a block, gradients) for two training steps with dropout."""
         keras.utils.set_random_seed(1)
         sizes = dict(vocab_size=9, hidden_size=8, num_heads=2, num_layers=2, intermediate_size=12) | sizes
         model = tfzoo.build(name, **sizes, dropout=0.3, attention_dropout=0.3)
@@ -258,7 +258,7 @@ class RecomputedTest(tf.test.TestCase):
         if "decoder_token_ids" in model.INPUTS:
             inputs["decoder_token_ids"] = ids
         calls, call = [], nn.Block.call
-        # A key's bias is left out: the softmax cancels it, and its gradient is nothing but rounding.
+        # A key's bias is excluded: the softmax is invariant to it, and its gradient is only rounding error.
         variables = [v.value for v in model.trainable_variables if not v.path.endswith("key/bias")]
 
         @tf.function
@@ -266,7 +266,8 @@ class RecomputedTest(tf.test.TestCase):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
                 loss = tf.reduce_sum(tf.square(model(inputs, training=True)["logits"]))
-            return [tf.convert_to_tensor(x) for x in tape.gradient(loss, variables) if x is not None]  # A pooler's is.
+            # A pooler's gradient is None.
+            return [tf.convert_to_tensor(x) for x in tape.gradient(loss, variables) if x is not None]
 
         def counted(*args, **kwargs):
             calls.append(1)
@@ -274,24 +275,24 @@ class RecomputedTest(tf.test.TestCase):
 
         with mock.patch.object(nn.Block, "call", counted):
             first, second = computed(), computed()
-        self.assertGreater(np.abs(first[0] - second[0]).max(), 1e-3)  # Other masks.
+        self.assertGreater(np.abs(first[0] - second[0]).max(), 1e-3)  # The dropout masks differ.
         return len(calls), [*first, *second]
 
     def test_gradients_are_the_same(self):
         for name, sizes in (
-            ("t5_small", dict(num_decoder_layers=2, head_dim=4)),  # A learned bias, a memory.
+            ("t5_small", dict(num_decoder_layers=2, head_dim=4)),  # A learned bias and a memory.
             ("llama_tiny", dict(num_layers=1, num_kv_heads=1, head_dim=4)),  # Rotary positions.
             ("gpt2", dict(num_layers=1, attention="lean")),
-            ("albert_base_v2", dict(embedding_size=4)),  # One block's variables, twice.
+            ("albert_base_v2", dict(embedding_size=4)),  # The same block used twice.
         ):
             count, plain = self.gradients(name, False, **sizes)
-            twice, found = self.gradients(name, True, **sizes)
+            twice, recomputed = self.gradients(name, True, **sizes)
             self.assertEqual(twice, 2 * count, name)
-            for one, two in zip(plain, found, strict=True):
+            for one, two in zip(plain, recomputed, strict=True):
                 self.assertLess(relative_error(two, one), 1e-5, name)
 
     def test_a_family_of_other_blocks_refuses(self):
-        with self.assertRaisesRegex(UserError, "reformer's blocks cannot be computed again"):
+        with self.assertRaisesRegex(UserError, "remat='block': reformer's blocks cannot be recomputed"):
             tfzoo.build("reformer_crime_and_punishment").recompute_blocks()
 
 

@@ -1,4 +1,4 @@
-"""Steps over a cache beside a pass over the whole text."""
+"""Steps over a cache compared with one pass over the full text."""
 
 import numpy as np
 import tensorflow as tf
@@ -41,11 +41,11 @@ class CacheTest(tf.test.TestCase):
                     run = self.in_pieces
                     if jit_compile:
                         run = tf.function(run, jit_compile=True, autograph=False)
-                    found = run(model, tf.constant(ids), tf.constant(mask), memory, jit_compile)
-                    self.assertAllClose(found.numpy()[real], expected[real], 2e-6, 2e-6)
+                    actual = run(model, tf.constant(ids), tf.constant(mask), memory, jit_compile)
+                    self.assertAllClose(actual.numpy()[real], expected[real], 2e-6, 2e-6)
 
     def in_pieces(self, model, ids, mask, memory, jit_compile):
-        """The prompt, then one token, one more, three at once, and one."""
+        """Reads the prompt, then one token, one more, three at once, and one."""
         sequence, cache = model.start(ids[:, :PROMPT], mask, ROOM, *memory)
         parts, tensors, begin = [sequence], cache.tensors, PROMPT
         slots = tf.range(PROMPT + ROOM)

@@ -1,4 +1,4 @@
-"""Token, position and segment embeddings against the sums they are."""
+"""Token, position and segment embeddings compared with the sums that define them."""
 
 import numpy as np
 import tensorflow as tf
@@ -37,7 +37,7 @@ class TokenEmbeddingTest(tf.test.TestCase):
                 self.assertLess(relative_error(layer.attend(tf.constant(x, tf.float32)), expected), 1e-5)
 
     def test_the_tied_output_a_step_at_a_time(self):
-        layer = nn.TokenEmbedding(300, 6)  # More than one piece of what XLA turns.
+        layer = nn.TokenEmbedding(300, 6)  # More than one of the pieces that XLA transposes.
         layer.build()
         randomize(layer)
         table = layer.embeddings.numpy().astype(np.float64)
@@ -149,7 +149,7 @@ class EmbeddingsTest(tf.test.TestCase):
         layer = embeddings(config())
         with self.assertRaisesRegex(ValueError, r"length 8 exceeds max_positions \(7\)"):
             layer(np.zeros([1, 8], np.int32))
-        layer = embeddings(config(position_offset=2))  # Which adds rows, not positions.
+        layer = embeddings(config(position_offset=2))  # The offset adds rows, not positions.
         self.assertEqual(layer(np.zeros([1, 7], np.int32)).shape, (1, 7, 6))
         with self.assertRaisesRegex(ValueError, r"length 8 exceeds max_positions \(7\)"):
             layer(np.zeros([1, 8], np.int32))

@@ -1,6 +1,6 @@
-"""The papers' formulas in float64 NumPy, a few lines each, for tests to compare the layers with.
+"""The papers' formulas in float64 NumPy, a few lines each, to compare the layers with.
 
-`v` gives the float64 array of a layer's variable: `Values(layer)`, whose arrays a test may change.
+`v` is a `Values(layer)`, which maps a layer's variables to float64 arrays; a test may modify the arrays.
 """
 
 import math
@@ -20,7 +20,7 @@ class Values:
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
-    """float64 of this shape, the same for the same seed."""
+    """Returns a normal float64 array of this shape, always the same for the same seed."""
     return np.random.default_rng(seed).normal(0, scale, shape)
 
 
@@ -32,7 +32,7 @@ def randomize(layer, seed: int = 0, scale: float = 0.3) -> None:
 
 
 def numeric_gradient(function, array: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    """Central differences of a scalar function that reads `array`, which is changed in place and restored."""
+    """Returns central differences of a scalar function of `array`, which is modified in place and restored."""
     result = np.zeros_like(array)
     for index in np.ndindex(array.shape):
         kept = array[index]
@@ -45,14 +45,14 @@ def numeric_gradient(function, array: np.ndarray, step: float = 1e-5) -> np.ndar
 
 
 def relative_error(actual, expected) -> float:
-    """The largest difference, in units of the largest expected magnitude."""
+    """Returns the largest difference divided by the largest expected magnitude."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected)
     assert actual.shape == expected.shape, f"{actual.shape} is not {expected.shape}"
     return float(np.max(np.abs(actual - expected)) / np.max(np.abs(expected)))
 
 
 def check_gradients(test, layer, x, upstream, v, formula, **kwargs):
-    """The layer's gradients of sum(upstream * y) beside central differences of the formula, for x and weights."""
+    """Compares gradients of sum(upstream * y) for x and the weights with central differences of the formula."""
     with tf.GradientTape() as tape:
         variable = tf.constant(x, tf.float32)
         tape.watch(variable)
@@ -65,7 +65,7 @@ def check_gradients(test, layer, x, upstream, v, formula, **kwargs):
     for gradient, array, name in zip(gradients, arrays, ["x", *(w.path for w in weights)], strict=True):
         expected = numeric_gradient(lambda: np.sum(upstream * formula()), array)
         gradient = tf.convert_to_tensor(gradient)
-        if np.abs(expected).max() < 1e-7:  # Such as the key's bias, which a softmax does not notice.
+        if np.abs(expected).max() < 1e-7:  # For example the key's bias, to which a softmax is invariant.
             test.assertLess(np.abs(gradient).max(), 1e-5, name)
         else:
             test.assertLess(relative_error(gradient, expected), 1e-5, name)
@@ -77,12 +77,12 @@ def softmax(x):
 
 
 def phi(x):
-    """The standard normal distribution function."""
+    """Returns the standard normal distribution function."""
     return 0.5 * (1 + np.vectorize(math.erf)(np.asarray(x, np.float64) / math.sqrt(2)))
 
 
 ACTIVATIONS = {
-    "gelu": lambda x: x * phi(x),  # Hendrycks and Gimpel 2016, section 2, and its approximation
+    "gelu": lambda x: x * phi(x),  # Hendrycks and Gimpel 2016, section 2, and its approximation.
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "relu": lambda x: np.maximum(x, 0),
     "silu": lambda x: x / (1 + np.exp(-x)),
@@ -90,7 +90,7 @@ ACTIVATIONS = {
 
 
 def attention(query, key, value, mask=None, bias=0.0, scale=None):
-    """Vaswani et al. 2017, equation 1; mask True attends, and a row that attends to nothing averages."""
+    """Vaswani et al. 2017, equation 1; mask True attends, and a row that may not attend to anything averages."""
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = scale * query @ np.swapaxes(key, -1, -2) + bias
     return softmax(scores if mask is None else np.where(mask, scores, -1e9)) @ value
@@ -104,8 +104,8 @@ def dense(v, layer, x):
 def multi_head_attention(v, layer, x, memory=None, mask=None, bias=0.0, scale=None, angles=None):
     """Vaswani et al. 2017, section 3.2.2: head by head, then concatenated and projected.
 
-    mask [B, 1 or H, L, M]; bias [1 or B, H, L, M]; angles [L, D / 2] of rotary positions. Of G heads for keys and
-    values, each serves H / G neighbouring ones for queries (Ainslie et al. 2023, figure 2).
+    mask [B, 1 or H, L, M]; bias [1 or B, H, L, M]; angles [L, D / 2] of rotary positions. Each of G key/value heads
+    serves H / G adjacent query heads (Ainslie et al. 2023, figure 2).
     """
     memory = x if memory is None else memory
     size, group = layer.head_dim, layer.num_heads // layer.num_kv_heads
@@ -114,25 +114,25 @@ def multi_head_attention(v, layer, x, memory=None, mask=None, bias=0.0, scale=No
         for projection, source in ((layer.query, x), (layer.key, memory), (layer.value, memory))
     )
 
-    def head(array, i, norm=None, turned=True):
+    def head(array, i, norm=None, rotate=True):
         part = array[..., i * size : (i + 1) * size]
         part = part if norm is None else rms_norm(v, norm, part)
-        return rotary(part, angles) if turned and angles is not None else part
+        return rotary(part, angles) if rotate and angles is not None else part
 
     heads = []
     for h in range(layer.num_heads):
         q, k = head(query, h, layer.query_norm), head(key, h // group, layer.key_norm)
-        own_mask = None if mask is None else mask[:, h if mask.shape[1] > 1 else 0]
-        own_bias = bias[:, h] if np.ndim(bias) else bias
-        heads.append(attention(q, k, head(value, h // group, turned=False), own_mask, own_bias, scale))
+        head_mask = None if mask is None else mask[:, h if mask.shape[1] > 1 else 0]
+        head_bias = bias[:, h] if np.ndim(bias) else bias
+        heads.append(attention(q, k, head(value, h // group, rotate=False), head_mask, head_bias, scale))
     return dense(v, layer.output_projection, np.concatenate(heads, -1))
 
 
 def rotary(x, angles):
-    """Su et al. 2021, equation 34, on pairs (i, i + D/2): as complex numbers, each turned by its angle."""
+    """Su et al. 2021, equation 34, on pairs (i, i + D/2): complex numbers, each rotated by its angle."""
     half = x.shape[-1] // 2
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
-    return np.concatenate([turned.real, turned.imag], -1)
+    rotated = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    return np.concatenate([rotated.real, rotated.imag], -1)
 
 
 def rotary_angles(positions, size, theta):
@@ -158,15 +158,17 @@ def norm(v, layer, x, config):
 
 
 def mlp(v, layer, x, activation):
-    """Vaswani et al. 2017, section 3.3; with a gate Shazeer 2020, equation 6."""
+    """Vaswani et al. 2017, section 3.3; with a gate, Shazeer 2020, equation 6."""
     if layer.gate is None:
         return dense(v, layer.down, ACTIVATIONS[activation](dense(v, layer.up, x)))
     return dense(v, layer.down, ACTIVATIONS[activation](dense(v, layer.gate, x)) * dense(v, layer.up, x))
 
 
 def block(v, layer, x, config, mask=None, memory=None, memory_mask=None, **kwargs):
-    """The residual sums of Vaswani et al. 2017, of Xiong et al. 2020 (norms first) or of Chowdhery et al. 2022,
-    section 2 (parallel). The other arguments are those of self-attention."""
+    """The residual sums of Vaswani et al. 2017, Xiong et al. 2020 (norm first) or Chowdhery et al. 2022 (parallel).
+
+    The last is from section 2. `kwargs` are arguments of self-attention.
+    """
     scale = None if config.scale_scores else 1.0
 
     def attend(x):
@@ -180,22 +182,22 @@ def block(v, layer, x, config, mask=None, memory=None, memory_mask=None, **kwarg
         return x + attend(normal) + mlp(v, layer.mlp, normal, config.activation)
     sublayers = [(attend, layer.self_norm), (cross, layer.cross_norm)][: 1 if memory is None else 2]
     sublayers.append((lambda x: mlp(v, layer.mlp, x, config.activation), layer.mlp_norm))
-    for sublayer, its_norm in sublayers:
+    for sublayer, sublayer_norm in sublayers:
         if config.norm_first:
-            x = x + sublayer(norm(v, its_norm, x, config))
+            x = x + sublayer(norm(v, sublayer_norm, x, config))
         else:
-            x = norm(v, its_norm, x + sublayer(x), config)
+            x = norm(v, sublayer_norm, x + sublayer(x), config)
     return x
 
 
 def stack(v, layer, x, config, mask=None, **kwargs):
-    for each in layer.blocks:
-        x = block(v, each, x, config, mask, **kwargs)
+    for layer_block in layer.blocks:
+        x = block(v, layer_block, x, config, mask, **kwargs)
     return norm(v, layer.norm, x, config) if config.norm_first else x
 
 
 def sinusoidal(length, size, interleaved=True):
-    """Vaswani et al. 2017, section 3.5; not interleaved, the sines come before the cosines."""
+    """Vaswani et al. 2017, section 3.5; if not interleaved, the sines come before the cosines."""
     table = np.zeros((length, size))
     for position in range(length):
         for i in range(size // 2):
@@ -219,13 +221,13 @@ def relative_bucket(distance, causal, num_buckets, max_distance):
     exact = num_buckets // 2
     if back < exact:
         return base + back
-    # Rounded to float32's digits, so that a whole number is not missed by a hair.
-    share = round(math.log(back / exact) / math.log(max_distance / exact) * (num_buckets - exact), 5)
-    return base + min(exact + int(share), num_buckets - 1)
+    # Rounded to float32's precision, so that integers are hit exactly.
+    offset = round(math.log(back / exact) / math.log(max_distance / exact) * (num_buckets - exact), 5)
+    return base + min(exact + int(offset), num_buckets - 1)
 
 
 def embeddings(v, layer, config, token_ids, segment_ids=None, position_ids=None):
-    """The sum of BERT's figure 2, then a norm and a projection where the config has them."""
+    """The sum in BERT's figure 2, then a norm and a projection if the config has them."""
     x = v(layer.tokens.embeddings)[token_ids]
     size = x.shape[-1]
     if config.scale_embeddings:

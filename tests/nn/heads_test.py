@@ -1,4 +1,4 @@
-"""Every head against its formula, what pools a sequence, and the check of inputs."""
+"""Every head compared with its formula, pooling, and the check of inputs."""
 
 import numpy as np
 import tensorflow as tf
@@ -91,7 +91,7 @@ class PoolTest(tf.test.TestCase):
         for mask in (real, counted):
             expected: dict[str, list] = {"mean_sqrt_len": [], "weighted_mean": [], "max": [], "first": [], "last": []}
             for row, there, keep in zip(x, real, mask, strict=True):
-                places = (np.arange(5) - np.argmax(there) + 1)[keep, None]  # From 1 on, behind what is padded.
+                places = (np.arange(5) - np.argmax(there) + 1)[keep, None]  # Counted from 1, after the padding.
                 expected["mean_sqrt_len"].append(row[keep].sum(0) / np.sqrt(keep.sum()))
                 expected["weighted_mean"].append((row[keep] * places).sum(0) / places.sum())
                 expected["max"].append(row[keep].max(0))

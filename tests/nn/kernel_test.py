@@ -1,4 +1,4 @@
-"""FAVOR+ against its formulas in float64, and against the softmax attention that it estimates."""
+"""FAVOR+ compared with its formulas in float64 and with the softmax attention that it estimates."""
 
 import functools
 
@@ -42,7 +42,7 @@ def estimate(query, key, value, w, mask, scale):
 
 
 def naive(query, key, value, w, mask, scale):
-    """The same in TensorFlow, for its gradients."""
+    """The same estimate in TensorFlow, for its gradients."""
     w = w * np.sqrt(scale)
     f, g = (
         tf.exp(tf.einsum("bhld,md->bhlm", x, w) - 0.5 * scale * tf.reduce_sum(x * x, -1, keepdims=True))
@@ -53,12 +53,13 @@ def naive(query, key, value, w, mask, scale):
 
 
 def cases():
-    """(query, key, value, features, mask) with whole and broken chunks of 4, and more keys than queries."""
+    """Yields (query, key, value, features, mask) with full and incomplete chunks of 4 and more keys than queries."""
     for batch, heads, length, memory, depth, width in ((2, 3, 8, 8, 4, 4), (2, 1, 9, 9, 4, 6), (2, 2, 5, 12, 3, 3)):
         query, key = normal(batch, heads, length, depth), normal(batch, heads, memory, depth, seed=1)
         tensors = (query, key, normal(batch, heads, memory, width, seed=2))
         right = tf.constant(np.arange(memory) < np.array([[memory], [3]]))
-        left = tf.constant(np.arange(memory) >= np.array([[memory - 2], [0]]))  # Under causality some see nothing.
+        # With causality some queries may not attend to anything.
+        left = tf.constant(np.arange(memory) >= np.array([[memory - 2], [0]]))
         for padding in (None, right, left):
             for causal in (False, True):
                 yield *tensors, draw(10, depth), nn.Mask(padding, causal=causal)
@@ -83,8 +84,8 @@ class FormulaTest(tf.test.TestCase):
                         result = attend(*tensors, features, mask, 0.5)
                     upstream = tf.constant(normal(*result.shape, seed=3), dtype)
                     gradients.append(tape.gradient(result, tensors, output_gradients=upstream))
-                for expected, found in zip(*gradients, strict=True):
-                    self.assertLess(relative_error(found, expected), tolerance)
+                for expected, actual in zip(*gradients, strict=True):
+                    self.assertLess(relative_error(actual, expected), tolerance)
 
     def test_in_a_graph_with_lengths_known_only_when_it_runs(self):
         w, padding = tf.constant(draw(10, 4), tf.float32), tf.constant(np.arange(9) < np.array([[9], [5]]))
@@ -114,7 +115,7 @@ class FormulaTest(tf.test.TestCase):
         key[:, :, 6:], value[:, :, 6:] = key[:, :, 6:] * 3, 1e6
         self.assertAllEqual(run(padded), two)
         self.assertAllEqual(run(causal)[:, :, :4], one[:, :, :4])
-        # The same chunk has later keys; they change how numbers are scaled, and no more.
+        # The same chunk has later keys, which change only how numbers are scaled.
         self.assertLess(np.abs(run(causal)[:, :, 4:6] - one[:, :, 4:6]).max(), 1e-5)
         self.assertGreater(np.abs(run(causal)[:, :, 6:] - one[:, :, 6:]).max(), 1)
 
@@ -123,7 +124,8 @@ class FormulaTest(tf.test.TestCase):
             query, key, value = normal(1, 2, 9, 4, scale=12), normal(1, 2, 9, 4, seed=1, scale=12), normal(1, 2, 9, 4)
             w = draw(16, 4)
             logs = (query * 0.7) @ w.T, (key * 0.7) @ w.T - 0.245 * np.sum(key * key, -1, keepdims=True)
-            sums = logs[0][:, :, :, None] + logs[1][:, :, None]  # [B, H, L, M, m], which float64 could not hold as exp.
+            # [B, H, L, M, m]; float64 cannot represent their exponentials.
+            sums = logs[0][:, :, :, None] + logs[1][:, :, None]
             sums = np.where(mask_array(mask, 9, 9)[..., None], sums, -np.inf)
             weights = np.exp(sums - sums.max((3, 4), keepdims=True)).sum(-1)
             expected = weights @ value / weights.sum(-1, keepdims=True)
@@ -150,7 +152,7 @@ class FeaturesTest(tf.test.TestCase):
             self.assertLess(np.abs(products - np.diag(np.diag(products))).max(), 1e-5)
         many = np.concatenate([draw(64, 16, seed) for seed in range(100)])
         self.assertNear(np.mean(np.sum(many**2, 1)), 16, 0.3)
-        self.assertNear(np.var(np.sum(many**2, 1)), 2 * 16, 2)  # Of a chi-square distribution.
+        self.assertNear(np.var(np.sum(many**2, 1)), 2 * 16, 2)  # The variance of a chi-square distribution.
         self.assertLess(np.abs(many.mean(0)).max(), 0.06)
 
     def test_unbiased(self):
@@ -213,7 +215,7 @@ class FavorAttentionTest(tf.test.TestCase):
 
     def test_features_are_redrawn_while_training(self):
         x, seen = tf.constant(normal(1, 3, 2, 4), tf.float32), []
-        for _ in range(2):  # Alike both times.
+        for _ in range(2):  # The same result both times.
             layer = self.layer(num_features=6, redraw_every=2)
             layer.build()
             run = tf.function(lambda training, layer=layer: layer(x, x, x, masking=nn.Mask(), training=training))
@@ -230,7 +232,7 @@ class FavorAttentionTest(tf.test.TestCase):
 
 
 def two_replicas():
-    """Compares the features of two virtual devices with those of one; run in a fresh process."""
+    """Compares the features of two virtual devices with those of one device; run in a new process."""
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
@@ -246,7 +248,7 @@ def two_replicas():
             layer(x, x, x, masking=nn.Mask(), training=True)
             return i + 1
 
-        # In a loop, as a step with accumulation has it.
+        # In a loop, as in a step with accumulation.
         run = tf.function(
             lambda step=step, strategy=strategy: strategy.run(lambda: tf.while_loop(lambda i: i < 3, step, [0]))
         )

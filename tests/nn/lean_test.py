@@ -1,4 +1,4 @@
-"""Memory-lean attention against full attention: the same numbers, forward and backward, in less memory."""
+"""Memory-lean attention compared with full attention: the same values, forward and backward, in less memory."""
 
 import functools
 import pathlib
@@ -31,7 +31,7 @@ def full_attention(query, key, value, mask, scale):
 
 
 def with_gradients(attend, tensors, mask):
-    """[result, its gradients for query, key, value and, where there is one, bias] of a random sum of the result."""
+    """Returns [result, gradients of a random sum of it] for query, key, value and, if there is one, bias."""
     inputs = [*tensors, *([] if mask.bias is None else [mask.bias])]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
@@ -40,7 +40,7 @@ def with_gradients(attend, tensors, mask):
 
 
 def masks(batch, heads, length, memory):
-    """Ways to mask, alone and together, with rows that see nothing."""
+    """Returns masks of all kinds, alone and combined, with rows that may not attend to anything."""
     draw = np.random.default_rng(1)
     right = tf.constant(np.arange(memory) < np.array([[memory], [3]])[:batch])
     left = tf.constant(np.arange(memory) >= np.array([[4], [memory]])[:batch])
@@ -62,7 +62,7 @@ def masks(batch, heads, length, memory):
 
 class LeanAttentionTest(tf.test.TestCase):
     def test_values_and_gradients_are_those_of_full_attention(self):
-        # B, H, L, M, D: whole and broken blocks, more keys than queries, and fewer.
+        # B, H, L, M, D: complete and incomplete blocks, more keys than queries, and fewer.
         for shape, (rows, columns) in (
             ((2, 3, 8, 8, 4), (4, 4)),
             ((2, 2, 5, 11, 4), (4, 3)),
@@ -72,8 +72,8 @@ class LeanAttentionTest(tf.test.TestCase):
             for mask in masks(*shape[:4]):
                 attend = functools.partial(lean_attention, scale=0.5, rows=rows, columns=columns)
                 expected = with_gradients(functools.partial(full_attention, scale=0.5), tensors, mask)
-                found = with_gradients(attend, tensors, mask)
-                for x, y in zip(found, expected, strict=True):
+                gradients = with_gradients(attend, tensors, mask)
+                for x, y in zip(gradients, expected, strict=True):
                     self.assertEqual(x.shape, y.shape)
                     self.assertLess(np.abs(x - y).max(), 1e-5 * max(1, np.abs(y).max()), (shape, mask))
 
@@ -122,18 +122,18 @@ class LeanAttentionTest(tf.test.TestCase):
         self.assertEqual(ranges(nn.Mask()), [[0, 0, 0], [6, 6, 6]])
         self.assertEqual(ranges(nn.Mask(causal=True)), [[0, 0, 0], [2, 4, 6]])
         self.assertEqual(ranges(nn.Mask(causal=True, window=3)), [[0, 1, 3], [2, 4, 6]])
-        # Rows 9 to 11 see padding alone, and average over all keys.
+        # Rows 9 to 11 attend only to padding and average over all keys.
         padding = tf.constant(np.arange(12)[None] < 7)
         self.assertEqual(ranges(nn.Mask(padding, None, None, True, 3)), [[0, 1, 0], [2, 4, 6]])
 
     def test_dropout_falls_on_the_weights_and_again_so_backwards(self):
         query, key, value = parts((1, 2, 64, 64, 8))
-        mask, threshold = nn.Mask(causal=True), 16384  # A quarter of 65,536.
+        mask, threshold = nn.Mask(causal=True), 16384  # A rate of 1/4, in units of 1/65,536.
 
         def attend(*tensors):
             return lean_attention(*tensors, 0.3, tf.constant([1, 2]), threshold, rows=16, columns=32)
 
-        # Of the unit vectors the weights themselves are the sum.
+        # With unit vectors as values, the result is the weights themselves.
         units = tf.tile(tf.eye(64)[None, None], [1, 2, 1, 1])
         dropped, kept = attend(query, key, units, mask), full_attention(query, key, units, mask, 0.3)
         factor = tf.math.divide_no_nan(dropped, kept)
@@ -161,27 +161,28 @@ class LeanAttentionTest(tf.test.TestCase):
         mask = nn.Mask(tf.constant(np.arange(7) < np.array([[7], [4]])), None, None, True)
         expected = with_gradients(lambda *x: full_attention(*x, 0.5), tensors, mask)
         for dtype, tolerance in ((tf.bfloat16, 3e-2), (tf.float16, 4e-3)):
-            found = with_gradients(
+            gradients = with_gradients(
                 lambda *x, dtype=dtype: tf.cast(
                     lean_attention(*(tf.cast(t, dtype) for t in x[:3]), x[3], 0.5, rows=4, columns=4), tf.float32
                 ),
                 tensors,
                 mask,
             )
-            for x, y in zip(found, expected, strict=True):
+            for x, y in zip(gradients, expected, strict=True):
                 self.assertLess(relative_error(x, y.numpy()), tolerance)
 
     def test_memory_grows_with_the_length_and_not_its_square(self):
-        # In a process of its own, whose memory nothing else has filled before.
+        # In a separate process, whose memory nothing else has used before.
         result = python("-c", "from tests.nn import lean_test; lean_test.print_growth()")
-        ours, full = map(int, result.stdout.split())
+        lean_bytes, full = map(int, result.stdout.split())
         scores = 8192**2 * 4
-        self.assertLess(ours, scores / 3)
-        self.assertGreater(full, 1.5 * scores)  # Those it keeps, and their gradient: the measurement sees them.
+        self.assertLess(lean_bytes, scores / 3)
+        # Full attention keeps scores and their gradient, so the measurement detects them.
+        self.assertGreater(full, 1.5 * scores)
 
 
 def print_growth():
-    """By how many bytes the peak of the process's memory grows with a step of each at 8,192 positions."""
+    """Prints by how many bytes a step of each kind increases the process's peak memory at 8,192 positions."""
     tensors = parts((1, 1, 8192, 8192, 8))
     for attend in (lean_attention, full_attention):
         before = _peak()
@@ -190,7 +191,7 @@ def print_growth():
 
 
 def _peak() -> int:
-    """In bytes. resource's ru_maxrss would begin at what the process had that started this one."""
+    """Returns the peak in bytes. resource's ru_maxrss would start at the parent process's value."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 

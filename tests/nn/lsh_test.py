@@ -1,4 +1,4 @@
-"""LSH and local attention against naive [L, L] computations in float64, and reversible layers against plain ones."""
+"""LSH and local attention compared with naive float64 attention, and reversible layers with plain ones."""
 
 import unittest.mock
 from typing import Any
@@ -30,7 +30,7 @@ def single(*arrays):
 
 
 def windows(order, size, before, after):
-    """For each sorted place the tokens that its chunk sees, chunks in a ring: [N, C, W]. order [N C]."""
+    """Returns [N, C, W]: for each sorted position the tokens that its chunk attends to, in a ring. order: [N C]."""
     chunks = np.reshape(order, (-1, size))
     count = len(chunks)
     near = [[(n + step) % count for step in range(-before, after + 1)] for n in range(count)]
@@ -38,7 +38,9 @@ def windows(order, size, before, after):
 
 
 def naive(query, key, value, seen, causal, real, share):
-    """One head: seen [R, L, L] counts how often a round's query has a key in its window. -> [L, D] of all rounds."""
+    """Computes one head [L, D] over all rounds; seen [R, L, L] counts how often a round's query has a key in its
+    window.
+    """
     length = len(query)
     scores = query @ key.T
     forbidden = ~np.broadcast_to(real, (length, length)) | (np.triu(np.ones((length, length), bool), 1) & causal)
@@ -163,7 +165,7 @@ class HashTest(tf.test.TestCase):
 
     def test_the_length_decides_the_number_of_buckets(self):
         self.assertEqual(lsh.bucket_factors(16, 4, 64), [8])  # 2 x 16 / 4
-        self.assertEqual(lsh.bucket_factors(24, 4, 1024), [8])  # 12 is no power of two; at most 2 x 16 at once.
+        self.assertEqual(lsh.bucket_factors(24, 4, 1024), [8])  # 12 is not a power of two; at most 2 x 16 at once.
         self.assertEqual(lsh.bucket_factors(256, 4, 1024), [8, 16])
         self.assertEqual(lsh.bucket_factors(16384, 64, 524288), [16, 32])
 
@@ -194,7 +196,7 @@ class LayersTest(tf.test.TestCase):
             changed = tf.where(mask[..., None], x, 9.0)
             self.assertAllClose(self.outputs(layer, changed, padding_mask=mask).numpy()[mask], y[mask], 1e-6, 1e-6)
             self.assertEqual(y.shape, (2, 13, 12))
-            # By hand to whole chunks: the same.
+            # Padding to whole chunks by hand gives the same result.
             more = self.outputs(layer, tf.pad(x, [[0, 0], [0, 3], [0, 0]]), padding_mask=np.pad(mask, [[0, 0], [0, 3]]))
             self.assertAllClose(more.numpy()[:, :13][mask], y[mask], 1e-6, 1e-6)
 
@@ -252,7 +254,7 @@ class LayersTest(tf.test.TestCase):
 
 
 def plain(functions, values, a, b):
-    """What `reversible` does, by automatic differentiation."""
+    """Computes what `reversible` does, by automatic differentiation."""
     for function, part in zip(functions, values, strict=True):
         a, b = b, a + function(b, part, None)[0]
     return a, b
@@ -280,8 +282,8 @@ class ReversibleTest(tf.test.TestCase):
         layers = dict(num_layers=3, attention_layers=["lsh", "local", "lsh"])
         for overrides in (DROPOUT, DROPOUT | dict(mlp_chunk_length=8, causal=False)):
             stack = self.stack(**layers, **overrides)
-            ours, expected = (self.gradients(stack, x, mask, reverse) for reverse in (lsh.reversible, plain))
-            for one, two in zip(ours, expected, strict=True):
+            actual, expected = (self.gradients(stack, x, mask, reverse) for reverse in (lsh.reversible, plain))
+            for one, two in zip(actual, expected, strict=True):
                 self.assertLess(relative_error(one, two.numpy()), 1e-5)
         in_graph = tf.function(lambda: self.gradients(stack, x, mask, lsh.reversible))()
         for one, two in zip(in_graph, expected, strict=True):
@@ -289,7 +291,7 @@ class ReversibleTest(tf.test.TestCase):
 
     def test_what_is_kept_does_not_grow_with_depth(self):
         def kept(num_layers, reverse):
-            """Elements of floating activations that the backward pass has of the forward pass."""
+            """Returns the number of floating-point elements that the forward pass keeps for the backward pass."""
             stack = self.stack(num_layers=num_layers, attention_layers=["lsh"] * num_layers, **DROPOUT)
 
             @tf.function
@@ -333,7 +335,7 @@ class ReversibleTest(tf.test.TestCase):
             expected = exact(x, rotations=rotations)
             y = stack(x, rotations=rotations)
             self.assertEqual(y.dtype, dtype.removeprefix("mixed_"))
-            # A token near the border of two buckets may fall into the other one: most do not.
+            # A token near the border of two buckets may fall into the other one, but few do.
             errors = np.abs(tf.cast(y, tf.float32) - expected).max(-1)
             self.assertLess(np.median(errors), tolerance * np.abs(expected).max())
 
@@ -399,12 +401,12 @@ class EmbeddingsTest(tf.test.TestCase):
 class ConfigTest(tf.test.TestCase):
     def test_bad_values_are_named(self):
         for overrides, message in (
-            (dict(attention_layers=["lsh", "full"]), "attention_layers .* must be of lsh and local"),
-            (dict(attention_layers=["lsh"]), r"attention_layers .* as many as num_layers \(2\)"),
+            (dict(attention_layers=["lsh", "full"]), "attention_layers .* may hold only lsh and local"),
+            (dict(attention_layers=["lsh"]), r"attention_layers .* must have num_layers \(2\) items"),
             (dict(num_buckets=[3]), "num_buckets .* even"),
             (dict(lsh_chunks_after=1), "lsh_chunks_after .1. must be 0 in a causal model"),
             (dict(axial_dims=[4, 4]), "axial_dims .* add up to 12"),
-            (dict(axial_shape=[8]), "axial_dims .* one for each axis"),
+            (dict(axial_shape=[8]), "axial_dims .* one item for each axis"),
             (dict(num_hashes=0), "num_hashes .0. must be from 1"),
         ):
             with self.assertRaisesRegex(UserError, message):

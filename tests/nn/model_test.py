@@ -1,4 +1,4 @@
-"""What every page inherits: named inputs and outputs, heads, and what no token may know."""
+"""What every family inherits: named inputs and outputs, heads, and what each token may depend on."""
 
 from typing import Any
 from unittest import mock
@@ -47,12 +47,14 @@ CAUSAL: tuple[dict[str, Any], ...] = (
 
 
 class ChoicesTest(tf.test.TestCase):
-    """Layers make what a config may choose: no choice gives another's layers, weights, first values and outputs."""
+    """Each choice of a config changes the model: no two choices give the same layers, weights, initial values and
+    outputs.
+    """
 
-    NEEDED = {"near": dict(positions="relative")}  # What a choice cannot be without.
+    NEEDED = {"near": dict(positions="relative")}  # Fields that a choice requires.
 
     def built(self, **overrides):
-        """All that tells one model from another."""
+        """Returns everything that distinguishes one model from another."""
         chosen = config(**overrides)
         if repr(chosen) not in self.models:
             keras.utils.set_random_seed(0)
@@ -69,10 +71,10 @@ class ChoicesTest(tf.test.TestCase):
             self.assertIn(getattr(config(), field), choices)
             for choice in choices:
                 needed = self.NEEDED.get(choice, {})
-                found = self.built(**{field: choice}, **needed)
+                signature = self.built(**{field: choice}, **needed)
                 for other in choices:
                     if other != choice and self.NEEDED.get(other, needed) == needed:
-                        self.assertNotEqual(found, self.built(**{field: other}, **needed), (field, choice, other))
+                        self.assertNotEqual(signature, self.built(**{field: other}, **needed), (field, choice, other))
 
 
 class InputsTest(tf.test.TestCase):
@@ -149,10 +151,10 @@ class HeadsTest(tf.test.TestCase):
             self.assertLess(relative_error(outputs["classify_logits"], expected), 1e-5)
 
     def test_every_layer_is_built_with_the_model(self):
-        """Or its seeds would come too late for checkpoints, and inside of a step."""
+        """Otherwise seeds would be created inside a step, too late for checkpoints."""
         for cls in (Encoder, nn.EncoderModel, nn.DecoderModel, nn.EncoderDecoderModel):
             heads, size = list(cls.HEADS), 6 if issubclass(cls, nn.EncoderModel) else 0
-            with mock.patch.object(cls, "call", side_effect=AssertionError):  # Not by running it.
+            with mock.patch.object(cls, "call", side_effect=AssertionError):  # The model is not run.
                 model = made(cls, heads, dropout=0.5, attention_dropout=0.5, qk_norm=True, embedding_size=size)
             self.assertEqual([layer.path for layer in model._flatten_layers() if not layer.built], [])
             values = {name: ids(3, 7) for name in model.REQUIRED_INPUTS}
@@ -189,12 +191,12 @@ class AlikeTest(tf.test.TestCase):
         block = nn.EncoderDecoderModel(config(**choices)).decoder.stack.blocks[0]
         cross, own = block.cross_attention, block.attention
         self.assertAllEqual(cross.key.kernel, cross.value.kernel)
-        self.assertAllClose(cross.query.kernel, cross.key.kernel / 2, 1e-6)  # Heads of 4: scores begin scaled.
+        self.assertAllClose(cross.query.kernel, cross.key.kernel / 2, 1e-6)  # Heads of 4: initial scores are scaled.
         self.assertNotAllClose(own.key.kernel, own.value.kernel)
 
 
 class InitializerTest(tf.test.TestCase):
-    """Standard deviations, each to 5%: of the fewest numbers, 4,096, one in 1,000 is off by 3.6%."""
+    """Checks standard deviations to 5%: with the smallest sample, 4,096 numbers, 1 in 1,000 deviates by 3.6%."""
 
     def deviations(self, model, **expected):
         for name, deviation in expected.items():
@@ -209,14 +211,14 @@ class InitializerTest(tf.test.TestCase):
 
     def test_normal_is_truncated_at_two_deviations(self):
         model = self.made(nn.DecoderModel, initializer_range=0.1)
-        truncated = 0.1 * 0.8796  # The standard normal's, cut at 2.
+        truncated = 0.1 * 0.8796  # The deviation of the standard normal distribution truncated at 2.
         self.deviations(
             model,
             **{"tokens/embeddings": truncated, "positions": truncated, "kernel": truncated},
         )
 
     def test_what_is_added_to_the_residuals_is_scaled_by_their_number(self):
-        # Radford et al. 2019, section 2.3: 1 / sqrt(N), N residual layers, two in each of our layers.
+        # Radford et al. 2019, section 2.3: 1 / sqrt(N) for N residual layers, two in each tfzoo layer.
         model = self.made(nn.DecoderModel, initializer="scaled_residual", initializer_range=0.1)
         self.deviations(
             model,
@@ -225,7 +227,7 @@ class InitializerTest(tf.test.TestCase):
         )
 
     def test_by_the_number_of_inputs(self):
-        # https://github.com/tensorflow/mesh, transformer/attention.py and layers.py: T5's.
+        # T5's, from https://github.com/tensorflow/mesh, transformer/attention.py and layers.py.
         model = self.made(nn.EncoderDecoderModel, initializer="fan_in", scale_scores=False, tie_embeddings=False)
         self.deviations(
             model,
@@ -282,7 +284,7 @@ class DecoderTest(tf.test.TestCase):
         for positions in ("learned", "rotary"):
             model, tokens = made(nn.DecoderModel, positions=positions), ids(1, 4)
             logits = model({"token_ids": tokens})["logits"]
-            padded = np.concatenate([ids(1, 3, seed=1), tokens], 1)  # On the left, with positions that say so.
+            padded = np.concatenate([ids(1, 3, seed=1), tokens], 1)  # Padded on the left, with matching positions.
             places = np.array([[0, 0, 0, 0, 1, 2, 3]])
             values = {"token_ids": padded, "padding_mask": np.arange(7)[None] >= 3, "position_ids": places}
             self.assertLess(relative_error(model(values)["logits"][:, 3:], logits.numpy()), 1e-5)
@@ -345,7 +347,7 @@ class EncoderDecoderTest(tf.test.TestCase):
                 {"token_ids": values["token_ids"][1:2, :4], "decoder_token_ids": values["decoder_token_ids"][1:2]}
             )
             self.assertLess(relative_error(alone["logits"][0], outputs["logits"][1].numpy()), 1e-5)
-            # And a real token changes something.
+            # A real token does change the result.
             changed = values["token_ids"].copy()
             changed[:, 0] = (changed[:, 0] + 5) % VOCAB
             self.assertGreater(
@@ -372,7 +374,7 @@ class EncoderDecoderTest(tf.test.TestCase):
 
 
 class PackedTest(tf.test.TestCase):
-    """Two documents in a row give what each gives by itself."""
+    """Two documents in one row give what each gives alone."""
 
     first, second = ids(2, 3, seed=5), ids(2, 4, seed=6)
     row = np.concatenate([first, second], 1)

@@ -1,4 +1,4 @@
-"""Sinusoidal tables, relative biases and rotary embeddings against their formulas."""
+"""Sinusoidal tables, relative biases and rotary embeddings compared with their formulas."""
 
 import numpy as np
 import tensorflow as tf
@@ -35,7 +35,7 @@ class RelativeBiasTest(tf.test.TestCase):
     def test_buckets_of_all_distances(self):
         distances = np.arange(-300, 301)
         for causal in (True, False):
-            # T5's, then one whose logarithms meet few whole numbers, then the fewest.
+            # T5's values, then values whose logarithms are rarely integers, then the smallest values.
             for buckets, furthest in ((32, 128), (12, 50), (4, 20)):
                 layer = self.layer(causal, relative_buckets=buckets, relative_distance=furthest)
                 expected = [formulas.relative_bucket(int(d), causal, buckets, furthest) for d in distances]
@@ -47,7 +47,7 @@ class RelativeBiasTest(tf.test.TestCase):
             layer = self.layer(causal, relative_buckets=8, relative_distance=10)
             self.assertEqual(layer.embeddings.path, "relative_bias/embeddings")
             table = layer.embeddings.numpy()
-            for length, keys in ((1, 1), (7, 7), (2, 9)):  # The last: two new queries after seven keys.
+            for length, keys in ((1, 1), (7, 7), (2, 9)):  # The last case: two new queries after seven keys.
                 bias = layer(query_length=length, key_length=keys)
                 self.assertEqual(bias.shape, (1, 2, length, keys))
                 for i in range(length):
@@ -57,17 +57,17 @@ class RelativeBiasTest(tf.test.TestCase):
                         self.assertAllEqual(bias[0, :, i, j], table[bucket])
 
     def test_near(self):
-        # Press et al. 2022, section 3: of four heads the slopes are 1/4, 1/16, 1/64, 1/256.
+        # Press et al. 2022, section 3: the slopes of four heads are 1/4, 1/16, 1/64, 1/256.
         slopes = np.array([1 / 4, 1 / 16, 1 / 64, 1 / 256])
         for causal in (True, False):
             layer = nn.RelativeBias(config(positions="relative", position_initializer="near", num_heads=4), causal)
             layer.build()
             bias = layer(query_length=200, key_length=200)[0].numpy()
-            for distance in range(8):  # Each has a bucket of its own.
+            for distance in range(8):  # Each has its own bucket.
                 self.assertAllClose(bias[:, 100, 100 - distance], -distance * slopes, 1e-6)
                 if not causal:
                     self.assertAllClose(bias[:, 100, 100 + distance], -distance * slopes, 1e-6)
-            self.assertTrue(np.all(np.diff(bias[:, 199, :]) >= 0))  # The farther, the less.
+            self.assertTrue(np.all(np.diff(bias[:, 199, :]) >= 0))  # The bias decreases with distance.
             self.assertAllClose(bias[:, 199, 0], -128 * slopes, rtol=0.3)
 
     def test_lengths_unknown_in_a_graph(self):
@@ -86,16 +86,16 @@ class RotaryTest(tf.test.TestCase):
         x = np.random.default_rng(0).normal(size=[2, 3, 5, 6])
         positions = np.array([[0, 1, 2, 3, 4], [9, 0, 7, 7, 15]])
         for theta in (10000.0, 50.0):
-            found = self.rotated(x, positions, rotary_theta=theta)
+            actual = self.rotated(x, positions, rotary_theta=theta)
             for row in range(2):
                 angles = formulas.rotary_angles(positions[row], 6, theta)
-                self.assertLess(relative_error(found[row], formulas.rotary(x[row], angles)), 1e-6)
+                self.assertLess(relative_error(actual[row], formulas.rotary(x[row], angles)), 1e-6)
 
     def test_norms_are_kept_and_position_0_is_left_alone(self):
         x = np.random.default_rng(0).normal(size=[1, 2, 16, 8])
-        found = self.rotated(x, np.arange(16)[None])
-        self.assertAllClose(np.linalg.norm(found, axis=-1), np.linalg.norm(x, axis=-1), 1e-6)
-        self.assertAllClose(found[:, :, 0], x[:, :, 0], 1e-6)
+        actual = self.rotated(x, np.arange(16)[None])
+        self.assertAllClose(np.linalg.norm(actual, axis=-1), np.linalg.norm(x, axis=-1), 1e-6)
+        self.assertAllClose(actual[:, :, 0], x[:, :, 0], 1e-6)
 
     def test_scores_depend_on_differences_of_positions_alone(self):
         query, key = np.random.default_rng(0).normal(size=[2, 1, 1, 1, 8])
@@ -105,12 +105,12 @@ class RotaryTest(tf.test.TestCase):
             ids = np.arange(9)[None] + shift
             return (self.rotated(query, ids) @ np.swapaxes(self.rotated(key, ids), -1, -2))[0, 0]
 
-        found = scores(0)
+        actual = scores(0)
         for k in range(-8, 9):
-            along = np.diagonal(found, k)
+            along = np.diagonal(actual, k)
             self.assertAllClose(along, np.full_like(along, along[0]), 1e-5, 1e-5)
-        self.assertGreater(np.ptp(found[0]), 0.1)
-        self.assertAllClose(scores(5), found, 1e-5, 1e-5)
+        self.assertGreater(np.ptp(actual[0]), 0.1)
+        self.assertAllClose(scores(5), actual, 1e-5, 1e-5)
 
     def test_tables_of_one_position_alone(self):
         x = np.random.default_rng(0).normal(size=[1, 2, 5, 8])
@@ -125,12 +125,12 @@ class RotaryTest(tf.test.TestCase):
         self.assertAllEqual(old_name, scaled)
 
     def test_an_unknown_scaling_is_named(self):
-        with self.assertRaisesRegex(UserError, "rope_type 'spiral'; known are default, linear"):
+        with self.assertRaisesRegex(UserError, "unknown rope_type 'spiral'; use default, linear"):
             nn.rotary_tables(config(rotary_scaling={"rope_type": "spiral"}), tf.range(3)[None], "float32")
 
 
 class StackTest(tf.test.TestCase):
-    """Positions that enter through the attention, in a whole stack."""
+    """Positions that attention adds, in a complete stack."""
 
     def built(self, c, **kwargs):
         layer = nn.Stack(c, **kwargs)
@@ -146,8 +146,8 @@ class StackTest(tf.test.TestCase):
         self.assertLess(relative_error(layer(tf.constant(x, tf.float32)), expected), 1e-5)
         ids = np.array([3, 0, 1, 9, 5, 15])
         expected = formulas.stack(v, layer, x, c, angles=formulas.rotary_angles(ids, 4, 100.0))
-        found = layer(tf.constant(x, tf.float32), position_ids=np.broadcast_to(ids, [2, 6]))
-        self.assertLess(relative_error(found, expected), 1e-5)
+        actual = layer(tf.constant(x, tf.float32), position_ids=np.broadcast_to(ids, [2, 6]))
+        self.assertLess(relative_error(actual, expected), 1e-5)
 
     def test_relative(self):
         c = config(positions="relative", relative_buckets=8, relative_distance=10, num_layers=2, norm_epsilon=1e-5)
@@ -159,7 +159,7 @@ class StackTest(tf.test.TestCase):
             bias = v(layer.relative_bias.embeddings)[np.array(buckets)].transpose(2, 0, 1)[None]
             expected = formulas.stack(v, layer, x, c, mask, bias=bias)
             self.assertLess(relative_error(layer(tf.constant(x, tf.float32)), expected), 1e-5)
-            # One table, which every layer reads.
+            # One table, shared by all layers.
             self.assertLen([w for w in layer.weights if "relative_bias" in w.path], 1)
 
 

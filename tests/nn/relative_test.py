@@ -1,4 +1,4 @@
-"""Two-stream relative attention: against the formulas, and what each stream may know."""
+"""Two-stream relative attention: compared with the formulas, and what each stream may depend on."""
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +25,7 @@ def make_stack(dtype=None, **overrides):
 
 
 def order_mask(ranks):
-    """ranks [B, L], each token's place in the order of prediction -> permutation_mask [B, L, L]."""
+    """Returns permutation_mask [B, L, L] for ranks [B, L], each token's position in the prediction order."""
     return ranks[:, None, :] < ranks[:, :, None]
 
 
@@ -127,14 +127,14 @@ class StackTest(tf.test.TestCase):
         for names in CASES:
             outputs = stack(tf.constant(content, tf.float32), **tensors(names))
             expected = two_stream.stack(v, stack, content, **{name: INPUTS[name] for name in names})
-            for output, wanted in zip(outputs, expected, strict=True):
-                self.assertEqual(output is None, wanted is None, names)
+            for output, reference in zip(outputs, expected, strict=True):
+                self.assertEqual(output is None, reference is None, names)
                 if output is not None:
-                    self.assertLess(relative_error(output, wanted), 1e-5, names)
+                    self.assertLess(relative_error(output, reference), 1e-5, names)
 
     def test_one_head(self):
         stack, content = make_stack(num_heads=1), normal(4, 7, SIZE)
-        for _ in range(20):  # A product that writes past its memory is not noticed at once.
+        for _ in range(20):  # An out-of-bounds write does not always have a visible effect.
             y = stack(tf.constant(content, tf.float32))[0]
         self.assertLess(relative_error(y, two_stream.stack(Values(stack), stack, content)[0]), 1e-5)
 
@@ -171,9 +171,9 @@ class StackTest(tf.test.TestCase):
             stack = make_stack(dtype=f"mixed_{dtype}")
             outputs = stack(tf.constant(content, dtype), **tensors(INPUTS))
             expected = two_stream.stack(Values(stack), stack, content, **INPUTS)
-            for output, wanted in zip(outputs, expected, strict=True):
+            for output, reference in zip(outputs, expected, strict=True):
                 self.assertEqual(output.dtype, dtype)
-                self.assertLess(relative_error(tf.cast(output, tf.float64), wanted), tolerance)
+                self.assertLess(relative_error(tf.cast(output, tf.float64), reference), tolerance)
 
     def test_dropout_only_while_training(self):
         stack, content = make_stack(), tf.constant(normal(BATCH, LENGTH, SIZE), tf.float32)
@@ -196,7 +196,7 @@ class VisibilityTest(tf.test.TestCase):
             for b in range(BATCH):
                 for i in range(LENGTH):
                     earlier, own = RANKS[b, changed] < RANKS[b, i], changed == i
-                    # The content stream knows its own token, the query stream the earlier ones alone.
+                    # The content stream depends on its own token, the query stream only on earlier ones.
                     self.assertEqual(np.abs(new_h[b, i] - h[b, i]).max() > 1e-4, earlier or own)
                     self.assertEqual(np.abs(new_g[b, i] - g[b, i]).max() > 1e-4, earlier)
                     if not earlier:
@@ -216,7 +216,8 @@ class VisibilityTest(tf.test.TestCase):
 
     def test_padding_on_either_side_is_as_none(self):
         stack, content = make_stack(), normal(1, 3, SIZE)
-        segments, mapping = np.array([[0, 1, 1]]), np.eye(3)[None, 1:]  # The first in order sees nothing: no target.
+        # The first token in order attends to nothing, so it is not a target.
+        segments, mapping = np.array([[0, 1, 1]]), np.eye(3)[None, 1:]
         permutation = order_mask(np.array([[0, 2, 1]]))
 
         def run(left, right):
@@ -244,7 +245,7 @@ class MemoryTest(tf.test.TestCase):
     def test_reading_in_two_pieces_equals_reading_at_once(self):
         stack, content = make_stack(), tf.constant(normal(BATCH, LENGTH, SIZE), tf.float32)
         places = np.arange(LENGTH)
-        # At once: the first two see only each other, as when they are read before the others.
+        # Read together; the first two attend only to each other, as when they are read before the others.
         sees = np.broadcast_to((places[:, None] >= 2) | (places < 2), (BATCH, LENGTH, LENGTH))
         whole = stack(content, permutation_mask=tf.constant(sees))[0]
         first, _, memory = stack(content[:, :2], previous_sequence=tf.zeros([2, BATCH, 0, SIZE]))

@@ -1,4 +1,4 @@
-"""Weights kept as bfloat16 and int8: what is computed is what a plain model with the rounded weights computes."""
+"""Weights stored as bfloat16 and int8: results equal those of a plain model with the rounded weights."""
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +14,7 @@ IDS = np.array([[3, 9, 5, 1], [7, 7, 2, 22]])
 
 
 def rounded(matrix, dtype):
-    """The matrix [O, I] that is meant by what is stored."""
+    """Returns the matrix [O, I] that the stored values represent."""
     if dtype == "bfloat16":
         return matrix.astype(ml_dtypes.bfloat16).astype(np.float32)
     scale = np.abs(matrix).max(1, keepdims=True) / np.float32(127)
@@ -53,8 +53,8 @@ class StoredTest(tf.test.TestCase):
                         variable.assign(rounded(variable.numpy(), dtype))
                     matrices += variable.path.endswith(("/kernel", "tokens/embeddings"))
                 self.assertEqual(matrices, sum(isinstance(x, nn.StoredMatrix) for x in stored._flatten_layers()))
-                expected, found = plain(inputs)["logits"].numpy(), stored(inputs)["logits"].numpy()
-                self.assertAllClose(found, expected, 1e-5, 1e-5)
+                expected, actual = plain(inputs)["logits"].numpy(), stored(inputs)["logits"].numpy()
+                self.assertAllClose(actual, expected, 1e-5, 1e-5)
                 self.assertGreater(np.abs(expected - as_they_were).max(), 1e-3)
                 if name == "gpt2":
                     with op_by_op():
@@ -71,7 +71,7 @@ class StoredTest(tf.test.TestCase):
                 with nn.compiled_steps(True):
                     return stored.product(x)
 
-            for rows in (1, 3, 9):  # Each has a way of its own.
+            for rows in (1, 3, 9):  # Each count uses a different branch.
                 x = np.random.default_rng(rows).normal(size=(rows, 5)).astype(np.float32)
                 self.assertAllClose(product(tf.constant(x)), x @ rounded(matrix, dtype).T, 1e-5, 1e-5)
 
@@ -85,7 +85,7 @@ class StoredTest(tf.test.TestCase):
         model = build("gpt2", max_positions=16)
         tfzoo.store_weights(model, "float32")
         self.assertEqual(nn.stored_weights(model), "")
-        with self.assertRaisesRegex(UserError, "weights 'int4': are kept as one of float32, bfloat16, int8"):
+        with self.assertRaisesRegex(UserError, "weights 'int4': must be one of float32, bfloat16, int8"):
             tfzoo.store_weights(model, "int4")
         tfzoo.store_weights(model, "int8")
         with self.assertRaisesRegex(UserError, "kept as int8 already"):

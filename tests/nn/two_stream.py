@@ -8,16 +8,20 @@ from tests.nn import formulas
 
 
 def encoding(distance, size):
-    """Dai et al. 2019, section 3.3: the sinusoids of how far the key lies behind the query."""
+    """Dai et al. 2019, section 3.3: the sinusoids of the distance from the query back to the key."""
     angles = [distance / 10000 ** (2 * i / size) for i in range(size // 2)]
     return np.array([math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles])
 
 
 def attention(v, layer, queries, places, memory, start, sees, segments=None):
-    """One row of a batch: queries [Q, E] at `places`, memory [M, E] from the place `start` -> [Q, E].
+    """Returns the attention output [Q, E] for one row of a batch.
 
-    sees(i, j) says whether the query at place i may attend to place j; a query that may not attend at all averages.
-    segments: place -> segment.
+    Args:
+      queries: [Q, E], at the positions `places`.
+      memory: [M, E], from the position `start` on.
+      sees: sees(i, j) is whether the query at position i may attend to position j; a query that may not attend to
+        anything averages.
+      segments: position -> segment.
     """
     size, heads, width = queries.shape[-1], layer.num_heads, layer.head_dim
     content_bias, position_bias = v(layer.content_bias), v(layer.position_bias)
@@ -57,7 +61,7 @@ def stack(
     permutation_mask=None,
     previous_sequence=None,
 ):
-    """TwoStreamStack's arguments, as arrays -> its outputs (content, query, previous_sequence)."""
+    """Returns TwoStreamStack's outputs (content, query, previous_sequence) for its arguments as arrays."""
     batch, length, _ = content.shape
     past = 0 if previous_sequence is None else previous_sequence.shape[2]
     rows: list[list] = [[], [], []]

@@ -1,4 +1,4 @@
-"""The families, one page each, and the way from a name to a model."""
+"""The model families, one module each, and functions that find and build models by name."""
 
 import dataclasses
 import importlib
@@ -10,7 +10,7 @@ from tfzoo.errors import UserError, suggest
 from tfzoo.models import record
 from tfzoo.nn.layer import register_dataclass
 
-# name -> the module with its CONFIGS and Model.
+# Family name -> the module with its CONFIGS and Model.
 FAMILIES = {
     "albert": "tfzoo.models.albert",
     "bart": "tfzoo.models.bart",
@@ -30,15 +30,15 @@ FAMILIES = {
 
 
 def page(family: str):
-    """The module of a family."""
+    """Returns the module of a family."""
     return importlib.import_module(FAMILIES[family])
 
 
 def class_of(module, model_class: type | None = None) -> type:
-    """The class to make a family's models of: the page's, or the one that the user gives.
+    """Returns the class of a family's models: the module's Model, or the subclass that a user passes.
 
     Raises:
-      UserError: the user's is not a subclass of the page's.
+      UserError: `model_class` is not a subclass of the module's Model.
     """
     if model_class is None:
         return module.Model
@@ -48,20 +48,20 @@ def class_of(module, model_class: type | None = None) -> type:
 
 
 def page_of(model):
-    """The module of a model's family."""
+    """Returns the module of a model's family."""
     return page(model.family)
 
 
 def model_types() -> dict[str, str]:
-    """Hugging Face's model_type -> the family that reads it, as the pages say."""
+    """Returns a dict from Hugging Face's model_type to the family that reads it."""
     return dict(sorted((kind, family) for family in FAMILIES for kind in page(family).MODEL_TYPES))
 
 
 def find(name: str):
-    """The family's module and the config of a model such as "bert_small".
+    """Returns the family's module and the config of a model such as "bert_small".
 
     Raises:
-      UserError: no family has a model of that name; close ones are listed.
+      UserError: no family has a model of that name; similar names are suggested.
     """
     for family in FAMILIES:
         module = page(family)
@@ -72,17 +72,17 @@ def find(name: str):
 
 
 def default_heads(name: str) -> tuple[str, ...]:
-    """The heads of a model such as "bert_small" where no others are asked for.
+    """Returns the heads that a model such as "bert_small" has by default.
 
     Raises:
-      UserError: as `find`.
+      UserError: as for `find`.
     """
     module, _ = find(name)
     return tuple(getattr(module, "DEFAULT_HEADS", {}).get(name, module.Model.DEFAULT_HEADS))
 
 
 def config_class(module) -> type[config_lib.TransformerConfig]:
-    """TransformerConfig, or the page's own Config."""
+    """Returns the class of a family's config: the module's Config, or TransformerConfig."""
     return getattr(module, "Config", config_lib.TransformerConfig)
 
 
@@ -97,17 +97,17 @@ def build(
     dtype: Any = None,
     **overrides,
 ):
-    """A model with fresh weights: `tfzoo.build("bert_tiny", vocab_size=8000)`.
+    """Returns a model with newly initialized weights: `tfzoo.build("bert_tiny", vocab_size=8000)`.
 
     Args:
       name: a name in one of the families' CONFIGS.
-      heads: see nn.Model; None takes the model's `default_heads`.
+      heads: see nn.Model; None means the model's `default_heads`.
       num_labels, labels, pool, embed: see nn.Model.
       dtype: a Keras dtype or policy, such as "mixed_bfloat16".
-      **overrides: fields of the config that differ from the named one.
+      **overrides: config fields that replace those of the named config.
 
     Raises:
-      UserError: an unknown name or field, or a value out of bounds.
+      UserError: an unknown name or field, or a value out of range.
     """
     module, config = find(name)
     config = config_lib.from_mapping(dataclasses.asdict(config) | overrides, type(config))
@@ -116,7 +116,7 @@ def build(
     return module.Model(config, heads=heads, **options)
 
 
-# Keras finds the classes of a saved model among those that were imported.
+# Keras can load a saved model only if the modules of its classes have been imported.
 for _family in FAMILIES:
     page(_family)
 for _class in (record.FolderRecord, record.SentenceRecord):

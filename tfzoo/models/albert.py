@@ -1,9 +1,9 @@
-"""ALBERT (Lan et al. 2020, https://arxiv.org/abs/1909.11942): BERT with one layer's weights applied again and again,
-and narrow embeddings projected to the blocks' width.
+"""ALBERT (Lan et al. 2020, https://arxiv.org/abs/1909.11942): a variant of BERT whose layers share one set of weights,
+with narrow embeddings that are projected to the hidden size.
 
 token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E], pooled [B, E]
-masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
-next_sentence_logits [B, 2]: the order of two consecutive segments; index 0 says as written, 1 that they are swapped
+masked_positions [B, P] -> logits [B, P, V] of the tokens there; without it [B, L, V]
+next_sentence_logits [B, 2]: the order of two consecutive segments; index 0 means original order, 1 means swapped
 """
 
 from tfzoo import nn
@@ -25,8 +25,9 @@ _BASE = dict(
     dropout=0.0,
     attention_dropout=0.0,
 )
-# Table 1 of the paper. The rest is version 2's (https://github.com/google-research/albert), by config.json of
-# https://huggingface.co/albert/albert-base-v2 and its sisters, where xlarge has 16 heads: section 3.1 has 32.
+# Sizes from table 1 of the paper. Other fields are those of version 2 (https://github.com/google-research/albert), from
+# config.json of https://huggingface.co/albert/albert-base-v2 and the other sizes; there xlarge has 16 heads, while
+# section 3.1 has 32.
 CONFIGS = {
     "albert_base_v2": _BASE,
     "albert_large_v2": _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
@@ -36,7 +37,7 @@ CONFIGS = {
 
 
 class Model(nn.EncoderModel):
-    """The encoder with ALBERT's two pre-training heads; the page above states the shapes."""
+    """The encoder with ALBERT's two pre-training heads; the module's docstring gives the shapes."""
 
     family = "albert"
     HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation", "embed")
@@ -64,7 +65,7 @@ REQUIRED = {
     "is_decoder": False,
     "is_encoder_decoder": False,
 }
-# The first version's, which Hugging Face never read.
+# Fields of the first version, which Hugging Face's code has never read.
 IGNORED = (
     *("classifier_dropout_prob", "down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks"),
     "layers_to_keep",
@@ -73,27 +74,27 @@ IGNORED = (
 
 def encode_config(config):
     if not config.embedding_size:
-        raise UserError("embedding_size (0): Hugging Face's ALBERT projects its embeddings; name their size")
+        raise UserError("embedding_size (0): ALBERT in Hugging Face's format projects its embeddings; set their size")
     return {}
 
 
 PREFIX = "albert."
 _LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
-_OURS = "encoder/stack/layer_0"
+_TFZOO = "encoder/stack/layer_0"
 WEIGHTS = {
     "albert.embeddings.word_embeddings": "encoder/embeddings/tokens",
     "albert.embeddings.position_embeddings.weight": "encoder/embeddings/positions",
     "albert.embeddings.token_type_embeddings.weight": "encoder/embeddings/segments",
     "albert.embeddings.LayerNorm": "encoder/embeddings/norm",
     "albert.encoder.embedding_hidden_mapping_in": "encoder/embeddings/projection",
-    f"{_LAYER}.attention.query": f"{_OURS}/attention/query",
-    f"{_LAYER}.attention.key": f"{_OURS}/attention/key",
-    f"{_LAYER}.attention.value": f"{_OURS}/attention/value",
-    f"{_LAYER}.attention.dense": f"{_OURS}/attention/output",
-    f"{_LAYER}.attention.LayerNorm": f"{_OURS}/self_norm",
-    f"{_LAYER}.ffn": f"{_OURS}/mlp/up",
-    f"{_LAYER}.ffn_output": f"{_OURS}/mlp/down",
-    f"{_LAYER}.full_layer_layer_norm": f"{_OURS}/mlp_norm",
+    f"{_LAYER}.attention.query": f"{_TFZOO}/attention/query",
+    f"{_LAYER}.attention.key": f"{_TFZOO}/attention/key",
+    f"{_LAYER}.attention.value": f"{_TFZOO}/attention/value",
+    f"{_LAYER}.attention.dense": f"{_TFZOO}/attention/output",
+    f"{_LAYER}.attention.LayerNorm": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.ffn": f"{_TFZOO}/mlp/up",
+    f"{_LAYER}.ffn_output": f"{_TFZOO}/mlp/down",
+    f"{_LAYER}.full_layer_layer_norm": f"{_TFZOO}/mlp_norm",
     "albert.pooler": "pooler/dense",
     "predictions.dense": "lm/transform",
     "predictions.LayerNorm": "lm/norm",

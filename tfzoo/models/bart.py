@@ -1,10 +1,10 @@
-"""BART (Lewis et al. 2020, https://arxiv.org/abs/1910.13461): a post-norm encoder-decoder with learned positions.
-mBART (Liu et al. 2020, https://arxiv.org/abs/2001.08210) is pre-norm and scales its embeddings, PLBART (Ahmad et al.
-2021, https://arxiv.org/abs/2103.06333), of programs, is post-norm and scales them.
+"""BART (Lewis et al. 2020, https://arxiv.org/abs/1910.13461): a post-norm encoder-decoder with learned positions. mBART
+(Liu et al. 2020, https://arxiv.org/abs/2001.08210) is pre-norm and scales its embeddings. PLBART (Ahmad et al. 2021,
+https://arxiv.org/abs/2103.06333), a model of programs, is post-norm and scales its embeddings.
 
 token_ids, padding_mask [B, M]; decoder_token_ids, decoder_padding_mask [B, L]
--> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of the token that follows each
-classify_logits [B, C], from the decoder's last token: both sides read the text, which the decoder's ends
+-> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of each next token
+classify_logits [B, C], from the decoder's last token; encoder and decoder read the same text
 """
 
 from tfzoo import nn
@@ -17,8 +17,8 @@ _BASE = _FAMILY | dict(vocab_size=50265, hidden_size=768, num_layers=6, num_head
 _BASE |= dict(max_positions=1024)
 _WIDE = dict(hidden_size=1024, num_layers=12, num_heads=16, intermediate_size=4096)
 _LARGE_MBART = _BASE | _WIDE | _MBART | dict(scale_embeddings=True, attention_dropout=0.0)
-# By config.json at https://huggingface.co/facebook/bart-base, bart-large, bart-large-cnn, mbart-large-cc25 and
-# mbart-large-50; base and large: section 2.1 of BART's paper.
+# From config.json of https://huggingface.co/facebook/bart-base, bart-large, bart-large-cnn, mbart-large-cc25 and
+# mbart-large-50; base and large also from section 2.1 of the BART paper.
 CONFIGS = {
     "bart_base": _BASE,
     "bart_large": _BASE | _WIDE,
@@ -57,7 +57,7 @@ CONFIG = {
     "initializer_range": "init_std",
 }
 REQUIRED = {"is_encoder_decoder": True, "is_decoder": False, "tie_word_embeddings": True}
-# Of training, and fairseq's, which Hugging Face's BART has never read.
+# Fields for training, and fairseq's fields, which Hugging Face's BART has never read.
 IGNORED = (
     *("encoder_layerdrop", "decoder_layerdrop", "activation_dropout", "classif_dropout", "extra_pos_embeddings"),
     *("add_bias_logits", "add_final_layer_norm", "normalize_before", "normalize_embedding"),
@@ -66,10 +66,10 @@ IGNORED = (
 
 
 def decode_config(hub):
-    for what in ("attention_heads", "ffn_dim"):
-        encoder, decoder = (hub.get(f"{stack}_{what}") for stack in ("encoder", "decoder"))
+    for field in ("attention_heads", "ffn_dim"):
+        encoder, decoder = (hub.get(f"{stack}_{field}") for stack in ("encoder", "decoder"))
         if encoder != decoder:
-            raise UserError(f"decoder_{what} is {decoder!r} and encoder_{what} {encoder!r}; they must be equal")
+            raise UserError(f"decoder_{field} is {decoder!r}, but encoder_{field} is {encoder!r}; make them equal")
     return {}
 
 
@@ -82,7 +82,7 @@ def encode_config(config):
 
 
 def new_config(config):
-    return {"decoder_start_token_id": 2}  # </s>, in mBART too, whose language codes are not known here.
+    return {"decoder_start_token_id": 2}  # </s>, for mBART as well: its language codes are not known here.
 
 
 PREFIX = "model."
@@ -95,18 +95,18 @@ WEIGHTS = {
     "classification_head.out_proj": "classify/dense",
 }
 for _stack in ("encoder", "decoder"):
-    _layer, _ours = f"model.{_stack}.layers.{{}}", f"{_stack}/stack/layer_{{}}"
+    _layer, _tfzoo = f"model.{_stack}.layers.{{}}", f"{_stack}/stack/layer_{{}}"
     WEIGHTS |= {
         f"model.{_stack}.embed_tokens.weight": _TOKENS,
         f"model.{_stack}.embed_positions.weight": f"{_stack}/embeddings/positions",
         f"model.{_stack}.layernorm_embedding": f"{_stack}/embeddings/norm",
-        f"{_layer}.self_attn_layer_norm": f"{_ours}/self_norm",
-        f"{_layer}.encoder_attn_layer_norm": f"{_ours}/cross_norm",
-        f"{_layer}.fc1": f"{_ours}/mlp/up",
-        f"{_layer}.fc2": f"{_ours}/mlp/down",
-        f"{_layer}.final_layer_norm": f"{_ours}/mlp_norm",
+        f"{_layer}.self_attn_layer_norm": f"{_tfzoo}/self_norm",
+        f"{_layer}.encoder_attn_layer_norm": f"{_tfzoo}/cross_norm",
+        f"{_layer}.fc1": f"{_tfzoo}/mlp/up",
+        f"{_layer}.fc2": f"{_tfzoo}/mlp/down",
+        f"{_layer}.final_layer_norm": f"{_tfzoo}/mlp_norm",
         f"model.{_stack}.layer_norm": f"{_stack}/stack/norm",
     }
     for _q, _query in dict(q_proj="query", k_proj="key", v_proj="value", out_proj="output").items():
-        WEIGHTS[f"{_layer}.self_attn.{_q}"] = f"{_ours}/attention/{_query}"
-        WEIGHTS[f"{_layer}.encoder_attn.{_q}"] = f"{_ours}/cross_attention/{_query}"
+        WEIGHTS[f"{_layer}.self_attn.{_q}"] = f"{_tfzoo}/attention/{_query}"
+        WEIGHTS[f"{_layer}.encoder_attn.{_q}"] = f"{_tfzoo}/cross_attention/{_query}"

@@ -1,8 +1,8 @@
-"""BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805): a bidirectional encoder, post-norm, with segments.
+"""BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805): a bidirectional post-norm encoder with segments.
 
 token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E], pooled [B, E]
-masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
-next_sentence_logits [B, 2]: index 0 says that segment B follows A, 1 that it does not
+masked_positions [B, P] -> logits [B, P, V] of the tokens there; without it [B, L, V]
+next_sentence_logits [B, 2]: index 0 means that segment B follows segment A, 1 that it does not
 """
 
 from tfzoo import nn
@@ -18,8 +18,8 @@ _BASE = dict(
     num_segments=2,
 )
 _LARGE = _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
-# The table of https://github.com/google-research/bert#bert; base and large: section 3 of the paper. Vocabularies:
-# the lists in the README's "Pre-trained models".
+# Sizes from the table of https://github.com/google-research/bert#bert; base and large also from section 3 of the paper.
+# Vocabulary sizes from the list "Pre-trained models" in the README.
 CONFIGS = {
     "bert_tiny": _BASE | dict(hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512),
     "bert_mini": _BASE | dict(hidden_size=256, num_layers=4, num_heads=4, intermediate_size=1024),
@@ -37,7 +37,7 @@ CONFIGS = {
 
 
 class Model(nn.EncoderModel):
-    """The encoder with BERT's two pre-training heads; the page above states the shapes."""
+    """The encoder with BERT's two pre-training heads; the module's docstring gives the shapes."""
 
     family = "bert"
     HEADS = ("lm", "next_sentence", "classify", "tag", "span", "relation", "embed")
@@ -45,8 +45,8 @@ class Model(nn.EncoderModel):
     POOLER, POOL = True, "pooled"
 
 
-# Hugging Face: config.json's fields, and the modules that hold our layers' weights.
-MODEL_TYPES: dict[str, dict] = {"bert": {}, "ernie": {}}  # With the fields that are the same in all of them.
+# Hugging Face's format: the fields of config.json, and the modules that hold the weights.
+MODEL_TYPES: dict[str, dict] = {"bert": {}, "ernie": {}}  # model_type -> the fields that all its models share.
 _HEADS = {
     "Model": (),
     "ForPreTraining": ("lm", "next_sentence"),
@@ -75,28 +75,28 @@ CONFIG = {
 }
 REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False, "tie_word_embeddings": True}
 REQUIRED |= {"is_encoder_decoder": False}
-REQUIRED |= {"use_task_id": False}  # Of ERNIE, whose later models have embeddings of tasks.
-# Google's own poolers were of this shape only; without embeddings of tasks their number says nothing.
+REQUIRED |= {"use_task_id": False}  # A field of ERNIE, whose later models have task embeddings.
+# Google's poolers all have this shape; without task embeddings the number of tasks has no effect.
 IGNORED = (
     *("directionality", "task_type_vocab_size"),
     *(f"pooler_{x}" for x in "fc_size num_attention_heads num_fc_layers size_per_head type".split()),
 )
 PREFIX = "bert."
 PREFIXES = {"ernie": "ernie."}
-_LAYER, _OURS = "bert.encoder.layer.{}", "encoder/stack/layer_{}"
+_LAYER, _TFZOO = "bert.encoder.layer.{}", "encoder/stack/layer_{}"
 WEIGHTS = {
     "bert.embeddings.word_embeddings": "encoder/embeddings/tokens",
     "bert.embeddings.position_embeddings.weight": "encoder/embeddings/positions",
     "bert.embeddings.token_type_embeddings.weight": "encoder/embeddings/segments",
     "bert.embeddings.LayerNorm": "encoder/embeddings/norm",
-    f"{_LAYER}.attention.self.query": f"{_OURS}/attention/query",
-    f"{_LAYER}.attention.self.key": f"{_OURS}/attention/key",
-    f"{_LAYER}.attention.self.value": f"{_OURS}/attention/value",
-    f"{_LAYER}.attention.output.dense": f"{_OURS}/attention/output",
-    f"{_LAYER}.attention.output.LayerNorm": f"{_OURS}/self_norm",
-    f"{_LAYER}.intermediate.dense": f"{_OURS}/mlp/up",
-    f"{_LAYER}.output.dense": f"{_OURS}/mlp/down",
-    f"{_LAYER}.output.LayerNorm": f"{_OURS}/mlp_norm",
+    f"{_LAYER}.attention.self.query": f"{_TFZOO}/attention/query",
+    f"{_LAYER}.attention.self.key": f"{_TFZOO}/attention/key",
+    f"{_LAYER}.attention.self.value": f"{_TFZOO}/attention/value",
+    f"{_LAYER}.attention.output.dense": f"{_TFZOO}/attention/output",
+    f"{_LAYER}.attention.output.LayerNorm": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.intermediate.dense": f"{_TFZOO}/mlp/up",
+    f"{_LAYER}.output.dense": f"{_TFZOO}/mlp/down",
+    f"{_LAYER}.output.LayerNorm": f"{_TFZOO}/mlp_norm",
     "bert.pooler.dense": "pooler/dense",
     "cls.predictions.transform.dense": "lm/transform",
     "cls.predictions.transform.LayerNorm": "lm/norm",

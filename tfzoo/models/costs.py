@@ -1,4 +1,4 @@
-"""What a model is made of and what it costs, found without giving it memory."""
+"""A model's parameters, FLOPs and memory, computed without allocating its weights."""
 
 import dataclasses
 import math
@@ -11,12 +11,12 @@ from tfzoo.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A variable, and how many layers have one like it."""
+    """A variable, and the number of layers that have one like it."""
 
-    path: str  # Without the model's name; {} stands for a layer's index.
+    path: str  # Without the model's name; {} replaces a layer's index.
     shape: tuple[int, ...]
-    copies: int  # In memory.
-    uses: int  # In one pass; more than copies where layers share.
+    copies: int  # Number of copies in memory.
+    uses: int  # Number of uses in one pass, which exceeds `copies` if layers share weights.
 
     @property
     def size(self) -> int:
@@ -24,11 +24,11 @@ class Weight:
 
 
 def lay_out(page, config: TransformerConfig, heads: Sequence[str] | None = None) -> list[Weight]:
-    """A family's trainable variables, those of like layers as one, of whatever size.
+    """Returns a family's trainable variables, with those of equal layers merged, for a model of any size.
 
     Args:
       page: the family's module.
-      config: its sizes.
+      config: the sizes.
       heads: as for page.Model.
     """
     import tensorflow as tf
@@ -38,39 +38,40 @@ def lay_out(page, config: TransformerConfig, heads: Sequence[str] | None = None)
     decoder_layers = config.resolved_num_decoder_layers
     try:
         small = dataclasses.replace(config, num_layers=2, num_decoder_layers=2 if config.num_decoder_layers else 0)
-    except UserError:  # It names its layers one by one, for they differ: the whole is laid out.
+    except UserError:  # The config lists its layers individually, because they differ: lay out the full model.
         small = config
-    # Variables of a graph have shapes and no memory.
+    # In a graph, variables have shapes but no memory.
     with tf.Graph().as_default(), nn.zero_initializers():
         variables = page.Model(small, heads=heads).trainable_variables
-    alike: dict[tuple, list[int]] = {}
+    counts_by_kind: dict[tuple, list[int]] = {}
     for variable in variables:
         path, copies, uses = variable.path.partition("/")[2], 1, 1
         layers = decoder_layers if path.startswith("decoder/") else config.num_layers
-        if small is not config and "/layer_1/" in path:  # It stands for all layers but the first.
+        if small is not config and "/layer_1/" in path:  # This layer represents all layers but the first.
             copies = uses = layers - 1
         elif config.share_layers and "/layer_" in path:
             uses = layers
-        total = alike.setdefault((re.sub(r"/layer_\d+/", "/layer_{}/", path), tuple(variable.shape)), [0, 0])
-        total[0] += copies
-        total[1] += uses
-    return [Weight(path, shape, *counts) for (path, shape), counts in alike.items()]
+        sums = counts_by_kind.setdefault((re.sub(r"/layer_\d+/", "/layer_{}/", path), tuple(variable.shape)), [0, 0])
+        sums[0] += copies
+        sums[1] += uses
+    return [Weight(path, shape, *counts) for (path, shape), counts in counts_by_kind.items()]
 
 
 def count_parameters(weights: Sequence[Weight]) -> int:
-    """How many trainable numbers a model of these has."""
+    """Returns the number of trainable parameters of a model with these weights."""
     return sum(weight.copies * weight.size for weight in weights)
 
 
 def flops_a_token(weights: Sequence[Weight], config: TransformerConfig, heads: Sequence[str], length: int) -> float:
-    """Multiplications and additions of one token's forward pass, of `length` tokens that attend to each other.
+    """Returns the FLOPs of one token's forward pass in a sequence of `length` tokens that attend to each other.
 
-    Two for each number of a matrix, and for each layer 4 L H D of scores and weighted sums: Kaplan et al. 2020,
-    section 2.1, with the output's product. An encoder-decoder's are those of a source and a target token together,
-    with as many of either. What is small beside these (norms, softmax) is left out.
+    FLOPs are multiplications and additions: two for each parameter of a matrix, and 4 L H D per layer for scores and
+    weighted sums (Kaplan et al. 2020, section 2.1, plus the logits). For an encoder-decoder this is the
+    sum for one source and one target token, with `length` tokens on both sides. Small terms (norms, softmax) are
+    omitted.
     """
-    a_row = ("pooler/", "next_sentence/", "classify/", "embed/")  # Once a row, not a token.
-    products = sum(w.uses * w.size for w in weights if w.path.endswith("kernel") and not w.path.startswith(a_row))
+    per_row = ("pooler/", "next_sentence/", "classify/", "embed/")  # Computed once per row, not per token.
+    products = sum(w.uses * w.size for w in weights if w.path.endswith("kernel") and not w.path.startswith(per_row))
     tied = "lm" in heads and not any(w.path.startswith("lm/dense") for w in weights)
     products += config.vocab_size * (config.embedding_size or config.hidden_size) if tied else 0
     width = config.num_heads * config.resolved_head_dim
@@ -82,18 +83,18 @@ def flops_a_token(weights: Sequence[Weight], config: TransformerConfig, heads: S
 
 
 def training_flops(model, length: int, *, targets: int = 0, predictions: int = 0) -> float:
-    """Multiplications and additions that learning from one row takes: 6 N + attention for each token.
+    """Returns the FLOPs (multiplications and additions) of a training step per row: 6 N + attention for each token.
 
-    Three times the forward pass, the backward pass being two: 6 for each number of a matrix, and 12 L H D a layer.
-    These are the model's, whatever else is computed: rematerialised layers count once. A decoder that reads an
-    encoder has its own number of tokens, and a head that answers at few places those alone. A frozen model's are those
-    of the forward pass.
+    The backward pass costs two forward passes: 6 FLOPs for each parameter of a matrix, and 12 L H D per layer. These
+    are the model's FLOPs whatever else is computed: recomputed layers count once. A decoder that attends to an encoder
+    has its own number of tokens, and a head whose logits are computed at few positions counts those only. For a frozen
+    model the result is the FLOPs of the forward pass.
 
     Args:
       model: a built nn.Model.
-      length: tokens of a row.
-      targets: tokens of an encoder-decoder's decoder; 0 is as many.
-      predictions: places whose logits are computed; 0 is all.
+      length: tokens per row.
+      targets: tokens per row of an encoder-decoder's decoder; 0 means as many as `length`.
+      predictions: positions whose logits are computed; 0 means all.
     """
     config = model.config
     weights = []
@@ -113,10 +114,10 @@ def training_flops(model, length: int, *, targets: int = 0, predictions: int = 0
 
 
 def activation_bytes(config: TransformerConfig, batch_size: int, length: int) -> float:
-    """About what a training step keeps for its backward pass, in float32: Korthikanti et al. 2022, section 4.1.
+    """Returns the approximate size in bytes of what a float32 training step keeps for its backward pass.
 
-    In a layer and for a token: about 12 numbers of width E, 2 of the MLP's (3 if it is gated), and 2 for each
-    score where scores are kept; and the logits, twice.
+    Per layer and token (Korthikanti et al. 2022, section 4.1): about 12 numbers for each of the E hidden units, 2
+    (gated: 3) for each MLP unit, and 2 for each score where scores are kept. The logits are counted twice.
     """
     scores = 2 * config.num_heads * length if config.attention == "full" else 0
     layer = 12 * config.hidden_size + (3 if config.gated_mlp else 2) * config.intermediate_size + scores

@@ -1,9 +1,9 @@
-"""ELECTRA (Clark et al. 2020, https://arxiv.org/abs/2003.10555): a discriminator learns which tokens a small generator
-replaced. Both are BERT's encoder with embeddings of their own width, and the two share them in pre-training.
+"""ELECTRA (Clark et al. 2020, https://arxiv.org/abs/2003.10555): a discriminator that learns which tokens a small
+generator has replaced. Both are BERT encoders with a separate embedding size, and share embeddings in pre-training.
 
 token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E]
-The discriminator, head "discriminate": discriminate_logits [B, L], above 0 where a token was replaced
-The generator, head "lm": masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
+Discriminator, head "discriminate": discriminate_logits [B, L], above 0 where a token was replaced
+Generator, head "lm": masked_positions [B, P] -> logits [B, P, V] of the tokens there; without it [B, L, V]
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ _SMALL = dict(
 _BASE = _SMALL | dict(embedding_size=0, hidden_size=768, num_heads=12, intermediate_size=3072)
 _LARGE = _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
 _QUARTER = dict(hidden_size=256, num_heads=4, intermediate_size=1024)
-# Table 6 of the paper. Generators have 1, 1/3 and 1/4 of their discriminator's width: the small one's is not the
-# paper's 1/4 (https://github.com/google-research/electra/issues/39).
+# From table 6 of the paper. Generators have 1, 1/3 and 1/4 of their discriminator's width; the small one's width is not
+# the paper's 1/4 (https://github.com/google-research/electra/issues/39).
 CONFIGS = {
     "electra_small": _SMALL,
     "electra_small_generator": _SMALL,
@@ -35,18 +35,19 @@ CONFIGS = {
     "electra_large": _LARGE,
     "electra_large_generator": _LARGE | _QUARTER | dict(embedding_size=1024),
 }
-DEFAULT_HEADS = {name: ("lm",) for name in CONFIGS if name.endswith("_generator")}  # Of the others the Model's.
+# The other sizes use Model.DEFAULT_HEADS.
+DEFAULT_HEADS = {name: ("lm",) for name in CONFIGS if name.endswith("_generator")}
 
 
 class Model(nn.EncoderModel):
-    """The encoder as the one or the other, by its head; the page above states the shapes."""
+    """The encoder as discriminator or generator, depending on its head; the module's docstring gives the shapes."""
 
     family = "electra"
     HEADS = ("lm", "discriminate", "classify", "tag", "span", "relation", "embed")
     DEFAULT_HEADS = ("discriminate",)
     CLASSIFIER_HIDDEN = "gelu"
 
-    def make_lm(self):  # The head's activation is gelu, whatever the blocks'.
+    def make_lm(self):  # The head's activation is always gelu.
         config = dataclasses.replace(self.config, activation="gelu")
         return nn.MaskedLMHead(config, self.tokens, dtype=self.dtype_policy, name="lm")
 
@@ -62,7 +63,7 @@ ARCHITECTURES = {
 }
 CONFIG = bert.CONFIG | {"embedding_size": "embedding_size"}
 REQUIRED = bert.REQUIRED
-# The summaries are of a head for multiple choice.
+# The summary fields belong to a head for multiple choice.
 IGNORED = (
     *bert.IGNORED,
     "generator_size",
@@ -70,7 +71,7 @@ IGNORED = (
 )
 
 
-def decode_config(hub):  # Embeddings as wide as the blocks are not projected.
+def decode_config(hub):  # Embeddings of the hidden size are not projected.
     size = hub.get("embedding_size")
     return {"embedding_size": 0 if size == hub.get("hidden_size") else size}
 
@@ -80,8 +81,8 @@ def encode_config(config):
 
 
 PREFIX = "electra."
-# The encoder's modules have BERT's names.
-_ENCODER = {name.replace("bert.", PREFIX, 1): ours for name, ours in bert.WEIGHTS.items() if name.startswith("bert.")}
+# The encoder's modules have the same names as in BERT.
+_ENCODER = {name.replace("bert.", PREFIX, 1): path for name, path in bert.WEIGHTS.items() if name.startswith("bert.")}
 WEIGHTS = _ENCODER | {
     "electra.embeddings_project": "encoder/embeddings/projection",
     "discriminator_predictions.dense": "discriminate/hidden",

@@ -1,12 +1,12 @@
-"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"): a causal decoder, pre-norm.
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"): a causal pre-norm decoder.
 
-token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the token that follows each
+token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of each next token
 """
 
 from tfzoo import nn
 from tfzoo.models.markers import Computed, Conv1D, Fused, Tied
 
-# What all of them share: https://github.com/openai/gpt-2/blob/master/src/model.py
+# Common to all sizes: https://github.com/openai/gpt-2/blob/master/src/model.py
 _FAMILY = dict(norm_first=True, embedding_norm=False, activation="gelu_tanh", norm_epsilon=1e-5)
 _FAMILY |= dict(initializer="scaled_residual")  # Section 2.3.
 _BASE = _FAMILY | dict(
@@ -17,7 +17,7 @@ _BASE = _FAMILY | dict(
     intermediate_size=3072,
     max_positions=1024,
 )
-# Section 2.3, table 2; heads of 64 by the released hparams.json.
+# From section 2.3, table 2; heads of size 64 from the released hparams.json.
 CONFIGS = {
     "gpt2": _BASE,
     "gpt2_medium": _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
@@ -27,7 +27,7 @@ CONFIGS = {
 
 
 class Model(nn.DecoderModel):
-    """The decoder with its language model head, tied to the token embeddings."""
+    """The decoder with its language model head, which is tied to the token embeddings."""
 
     family = "gpt2"
 
@@ -61,7 +61,7 @@ REQUIRED = {
     "tie_word_embeddings": True,
     "is_encoder_decoder": False,
 }
-# The summaries are of a head for multiple choice; n_ctx repeats n_positions.
+# The summary fields belong to a head for multiple choice; n_ctx repeats n_positions.
 IGNORED = (
     *("embd_pdrop", "n_ctx", "n_special", "predict_special_tokens"),
     *(f"summary_{x}" for x in "type use_proj activation proj_to_labels first_dropout".split()),
@@ -72,21 +72,21 @@ def decode_config(hub):
     return {"intermediate_size": hub.get("n_inner") or 4 * hub["n_embd"]}
 
 
-def new_config(config):  # Hugging Face's default is <|endoftext|>, which another vocabulary need not have.
+def new_config(config):  # The default, <|endoftext|>, may be missing in another vocabulary.
     return {} if config.vocab_size > 50256 else {"bos_token_id": None, "eos_token_id": None}
 
 
 PREFIX = "transformer."
-_LAYER, _OURS = "transformer.h.{}", "decoder/stack/layer_{}"
+_LAYER, _TFZOO = "transformer.h.{}", "decoder/stack/layer_{}"
 WEIGHTS = {
     "transformer.wte": "decoder/embeddings/tokens",
     "transformer.wpe.weight": "decoder/embeddings/positions",
-    f"{_LAYER}.ln_1": f"{_OURS}/self_norm",
-    f"{_LAYER}.attn.c_attn": Fused([f"{_OURS}/attention/{name}" for name in ("query", "key", "value")], conv1d=True),
-    f"{_LAYER}.attn.c_proj": Conv1D(f"{_OURS}/attention/output"),
-    f"{_LAYER}.ln_2": f"{_OURS}/mlp_norm",
-    f"{_LAYER}.mlp.c_fc": Conv1D(f"{_OURS}/mlp/up"),
-    f"{_LAYER}.mlp.c_proj": Conv1D(f"{_OURS}/mlp/down"),
+    f"{_LAYER}.ln_1": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.attn.c_attn": Fused([f"{_TFZOO}/attention/{name}" for name in ("query", "key", "value")], conv1d=True),
+    f"{_LAYER}.attn.c_proj": Conv1D(f"{_TFZOO}/attention/output"),
+    f"{_LAYER}.ln_2": f"{_TFZOO}/mlp_norm",
+    f"{_LAYER}.mlp.c_fc": Conv1D(f"{_TFZOO}/mlp/up"),
+    f"{_LAYER}.mlp.c_proj": Conv1D(f"{_TFZOO}/mlp/down"),
     "transformer.ln_f": "decoder/stack/norm",
     "lm_head.weight": Tied("decoder/embeddings/tokens/embeddings"),
     "score": "classify/dense",

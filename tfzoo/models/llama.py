@@ -1,8 +1,8 @@
-"""Llama (Touvron et al. 2023, https://arxiv.org/abs/2302.13971) and those built like it: a causal decoder with rotary
-positions, RMS norms, gated MLPs and few key and value heads. Mistral (Jiang et al. 2023) sees a window, Qwen2 has
-biases on queries, keys and values, Qwen3 normalises queries and keys.
+"""Llama (Touvron et al. 2023, https://arxiv.org/abs/2302.13971) and similar models: a causal decoder with rotary
+positions, RMS norms, gated MLPs and few key and value heads. Mistral (Jiang et al. 2023) has sliding-window attention,
+Qwen2 has biases on queries, keys and values, and Qwen3 normalizes queries and keys.
 
-token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the token that follows each
+token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of each next token
 """
 
 from tfzoo import nn
@@ -26,9 +26,9 @@ _3_1 = _3 | dict(rotary_scaling=_SCALING | dict(factor=8.0))
 _3_2 = _3 | dict(rotary_scaling=_SCALING | dict(factor=32.0), tie_embeddings=True)
 _QWEN2 = _FAMILY | dict(vocab_size=151936, biases="qkv", rotary_theta=1e6, norm_epsilon=1e-6, max_positions=131072)
 _QWEN3 = _QWEN2 | dict(biases="none", qk_norm=True, max_positions=40960)
-# By the config.json at https://huggingface.co/ under the address in the comment.
+# From config.json of https://huggingface.co/ followed by the name in the comment.
 CONFIGS = {
-    "llama_tiny": _size(_2, 256, 4, 8, 8, 32, 688),  # Ours, for trials.
+    "llama_tiny": _size(_2, 256, 4, 8, 8, 32, 688),  # tfzoo's own size, for experiments.
     "llama2_7b": _size(_2, 4096, 32, 32, 32, 128, 11008),  # meta-llama/Llama-2-7b-hf
     "llama2_13b": _size(_2, 5120, 40, 40, 40, 128, 13824),  # meta-llama/Llama-2-13b-hf
     "llama2_70b": _size(_2, 8192, 80, 64, 8, 128, 28672),  # meta-llama/Llama-2-70b-hf
@@ -84,49 +84,55 @@ IGNORED = ("pretraining_tp", "max_window_layers", "max_sequence_length", "is_lla
 def decode_config(hub):
     kind = hub["model_type"]
     window = hub.get("sliding_window") if kind != "llama" else 0
-    if kind != "mistral":  # Where use_sliding_window turns it on.
+    if kind != "mistral":  # In Qwen models a window requires use_sliding_window, which is not supported.
         window = 0
-    layers, only = hub.get("layer_types") or (), "sliding_attention" if window else "full_attention"
-    if any(layer != only for layer in layers):
-        odd = next(layer for layer in layers if layer != only)
-        raise UserError(f"layer_types has {odd!r}, and here all layers of this {kind} have {only}")
+    layers, required = hub.get("layer_types") or (), "sliding_attention" if window else "full_attention"
+    if any(layer != required for layer in layers):
+        unsupported = next(layer for layer in layers if layer != required)
+        raise UserError(f"layer_types has {unsupported!r}, but every layer of this {kind} must have {required}")
     if layers and len(layers) != hub["num_hidden_layers"]:
-        raise UserError(f"layer_types has {len(layers)} items, and num_hidden_layers is {hub['num_hidden_layers']}")
+        raise UserError(
+            f"layer_types has {len(layers)} items, but num_hidden_layers is {hub['num_hidden_layers']}; make them equal"
+        )
     theta, scaling = _rope(hub)
     return {"rotary_theta": theta, "rotary_scaling": scaling, "window": window or 0}
 
 
 def _rope(hub):
-    """rotary_theta and rotary_scaling: older files have rope_theta and rope_scaling, newer ones both in
-    rope_parameters."""
-    found = []
+    """Returns rotary_theta and rotary_scaling.
+
+    Older files have rope_theta and rope_scaling, newer ones have both in rope_parameters.
+    """
+    sources = []
     for name in ("rope_parameters", "rope_scaling"):
-        given = hub.get(name) or {}
-        if not isinstance(given, dict):
-            raise UserError(f"{name} is {given!r}, not an object; correct it")
-        given = {key: value for key, value in given.items() if value is not None}
-        old = given.pop("type", None)
-        if old is not None and given.setdefault("rope_type", old) != old:
-            raise UserError(f"{name} has the type {old!r} and the rope_type {given['rope_type']!r}; remove one")
-        if given:
-            found.append((name, {"rope_type": "default"} | given))
-    thetas = {hub.get("rope_theta"), *(given.pop("rope_theta", None) for _, given in found)} - {None}
+        fields = hub.get(name) or {}
+        if not isinstance(fields, dict):
+            raise UserError(f"{name} is {fields!r}, not an object; replace it with an object")
+        fields = {key: value for key, value in fields.items() if value is not None}
+        old_type = fields.pop("type", None)
+        if old_type is not None and fields.setdefault("rope_type", old_type) != old_type:
+            raise UserError(f"{name} has the type {old_type!r} and the rope_type {fields['rope_type']!r}; remove one")
+        if fields:
+            sources.append((name, {"rope_type": "default"} | fields))
+    thetas = {hub.get("rope_theta"), *(fields.pop("rope_theta", None) for _, fields in sources)} - {None}
     if len(thetas) > 1:
         raise UserError(f"rope_theta is {' and '.join(map(str, sorted(thetas)))}; remove one")
-    parts = {hub.get("partial_rotary_factor"), *(given.pop("partial_rotary_factor", None) for _, given in found)}
+    parts = {hub.get("partial_rotary_factor"), *(fields.pop("partial_rotary_factor", None) for _, fields in sources)}
     if parts - {None, 1}:
-        raise UserError(f"partial_rotary_factor is {max(parts - {None})}; here rotary positions turn whole heads")
-    if len(found) == 2 and found[0][1] != found[1][1]:
         raise UserError(
-            "rope_scaling stands beside rope_parameters and says something else; put what counts into rope_parameters, "
-            "with rope_theta, and remove rope_scaling"
+            f"partial_rotary_factor is {max(parts - {None})}; only 1 (rotation of whole heads) is supported"
         )
-    name, scaling = found[0] if found else ("rope_parameters", {})
-    original, longest = scaling.get("original_max_position_embeddings"), hub.get("max_position_embeddings")
-    if scaling.get("rope_type") == "dynamic" and original not in (None, longest):
+    if len(sources) == 2 and sources[0][1] != sources[1][1]:
         raise UserError(
-            f"{name}: original_max_position_embeddings is {original!r}, where dynamic scaling goes by "
-            f"max_position_embeddings ({longest!r}); remove it"
+            "rope_scaling contradicts rope_parameters; put the correct values, with rope_theta, into rope_parameters "
+            "and remove rope_scaling"
+        )
+    name, scaling = sources[0] if sources else ("rope_parameters", {})
+    original, max_positions = scaling.get("original_max_position_embeddings"), hub.get("max_position_embeddings")
+    if scaling.get("rope_type") == "dynamic" and original not in (None, max_positions):
+        raise UserError(
+            f"{name}: original_max_position_embeddings is {original!r}, but dynamic scaling uses "
+            f"max_position_embeddings ({max_positions!r}); remove it"
         )
     check_scaling(scaling, None, name)
     theta = thetas.pop() if thetas else 10000.0
@@ -143,25 +149,25 @@ def encode_config(config):
         "num_key_value_heads": config.resolved_num_kv_heads,
         "rope_parameters": rope,
         "sliding_window": config.window or None,
-        **({"model_type": "mistral"} if config.window else {}),  # The only one of them that reads a window.
+        **({"model_type": "mistral"} if config.window else {}),  # The only one of these types that reads a window.
     }
 
 
 PREFIX = "model."
-_LAYER, _OURS = "model.layers.{}", "decoder/stack/layer_{}"
+_LAYER, _TFZOO = "model.layers.{}", "decoder/stack/layer_{}"
 WEIGHTS = {
     "model.embed_tokens": "decoder/embeddings/tokens",
-    f"{_LAYER}.input_layernorm": f"{_OURS}/self_norm",
-    f"{_LAYER}.self_attn.q_proj": f"{_OURS}/attention/query",
-    f"{_LAYER}.self_attn.k_proj": f"{_OURS}/attention/key",
-    f"{_LAYER}.self_attn.v_proj": f"{_OURS}/attention/value",
-    f"{_LAYER}.self_attn.o_proj": f"{_OURS}/attention/output",
-    f"{_LAYER}.self_attn.q_norm": f"{_OURS}/attention/query_norm",
-    f"{_LAYER}.self_attn.k_norm": f"{_OURS}/attention/key_norm",
-    f"{_LAYER}.post_attention_layernorm": f"{_OURS}/mlp_norm",
-    f"{_LAYER}.mlp.gate_proj": f"{_OURS}/mlp/gate",
-    f"{_LAYER}.mlp.up_proj": f"{_OURS}/mlp/up",
-    f"{_LAYER}.mlp.down_proj": f"{_OURS}/mlp/down",
+    f"{_LAYER}.input_layernorm": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.self_attn.q_proj": f"{_TFZOO}/attention/query",
+    f"{_LAYER}.self_attn.k_proj": f"{_TFZOO}/attention/key",
+    f"{_LAYER}.self_attn.v_proj": f"{_TFZOO}/attention/value",
+    f"{_LAYER}.self_attn.o_proj": f"{_TFZOO}/attention/output",
+    f"{_LAYER}.self_attn.q_norm": f"{_TFZOO}/attention/query_norm",
+    f"{_LAYER}.self_attn.k_norm": f"{_TFZOO}/attention/key_norm",
+    f"{_LAYER}.post_attention_layernorm": f"{_TFZOO}/mlp_norm",
+    f"{_LAYER}.mlp.gate_proj": f"{_TFZOO}/mlp/gate",
+    f"{_LAYER}.mlp.up_proj": f"{_TFZOO}/mlp/up",
+    f"{_LAYER}.mlp.down_proj": f"{_TFZOO}/mlp/down",
     "model.norm": "decoder/stack/norm",
     "lm_head": "lm/dense",
     "lm_head.weight": Tied("decoder/embeddings/tokens/embeddings"),

@@ -1,4 +1,4 @@
-"""What a page's WEIGHTS says of a tensor that is not stored as our variable is; tfzoo.weights.table reads it."""
+"""Markers in a family's WEIGHTS for tensors stored differently from tfzoo's variables, read by tfzoo.weights.table."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Conv1D:
-    """A dense layer whose kernel is stored as we hold it, [I, O]."""
+    """A dense layer whose kernel is stored as in tfzoo, [I, O]."""
 
     path: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Turned:
-    """A matrix that is stored transposed, where others are not, or the other way round."""
+    """A matrix that is stored transposed compared with the other matrices of the same format."""
 
     path: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """Dense layers that are stored as one, their outputs side by side; conv1d: as [I, O], else as [O, I]."""
+    """Dense layers that are stored as one, with their outputs concatenated; conv1d: as [I, O], else as [O, I]."""
 
     paths: Sequence[str]
     conv1d: bool = False
@@ -36,14 +36,14 @@ class Reshaped:
 
 @dataclasses.dataclass(frozen=True)
 class Tied:
-    """Another name for a variable. Some files have it as well, or in the other's place; it is never written."""
+    """Another name for a variable. Some files contain it in addition or instead; it is never written."""
 
     path: str
 
 
 @dataclasses.dataclass(frozen=True)
 class When:
-    """The destination in models whose config has a field at a value; other models have no such tensor."""
+    """The destination in models whose config field has this value; other models have no such tensor."""
 
     field: str
     value: object
@@ -52,4 +52,4 @@ class When:
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """A tensor that some files have and that holds nothing learned; it is passed over."""
+    """A tensor that some files contain and that holds nothing learned; it is ignored."""

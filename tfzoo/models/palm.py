@@ -1,7 +1,7 @@
 """PaLM (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311): a causal decoder whose blocks compute attention and
-MLP side by side, with one key and value head for all queries, SwiGLU, rotary positions and no biases anywhere.
+MLP in parallel, with one key/value head for all queries, SwiGLU, rotary positions and no biases.
 
-token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of the token that follows each
+token_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V] of each next token
 """
 
 from tfzoo import nn
@@ -22,9 +22,9 @@ _FAMILY = dict(
     attention_dropout=0.0,
 )
 _BASE = _FAMILY | dict(vocab_size=256000, max_positions=2048)
-# Table 1; the MLP is four times as wide as the model, vocabulary and length: sections 2 and 5.
+# From table 1. The MLP is four times as wide as the model; vocabulary and length are from sections 2 and 5.
 CONFIGS = {
-    "palm_tiny": _BASE  # Ours, for trials.
+    "palm_tiny": _BASE  # tfzoo's own size, for experiments.
     | dict(vocab_size=32000, hidden_size=256, num_layers=4, num_heads=4, head_dim=64, intermediate_size=1024),
     "palm_8b": _BASE | dict(hidden_size=4096, num_layers=32, num_heads=16, intermediate_size=16384),
     "palm_62b": _BASE | dict(hidden_size=8192, num_layers=64, num_heads=32, intermediate_size=32768),
@@ -33,10 +33,10 @@ CONFIGS = {
 
 
 class Model(nn.DecoderModel):
-    """The decoder with its language model head, tied to the token embeddings."""
+    """The decoder with its language model head, which is tied to the token embeddings."""
 
     family = "palm"
 
 
 MODEL_TYPES: dict[str, dict] = {"palm": {}}
-CONFIG = WEIGHTS = None  # Hugging Face has none: stored under our own names.
+CONFIG = WEIGHTS = None  # Hugging Face has no PaLM: weights are stored under tfzoo's names.

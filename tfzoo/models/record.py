@@ -1,4 +1,4 @@
-"""What came with a model's folder besides its weights; standard library only."""
+"""What a model's folder contains in addition to its weights; uses only the standard library."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,41 +9,43 @@ from tfzoo.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class SentenceRecord:
-    """How texts become a sentence-transformers model's inputs. Treat the mappings as read-only."""
+    """How texts become the inputs of a sentence-transformers model. Treat the mappings as read-only."""
 
-    max_length: int | None = None  # Tokens of the longest text, special ones included; None: what the model can read.
+    max_length: int | None = None  # Maximum number of tokens, special ones included; None: the model's.
     lowercase: bool = False
-    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Written before texts, by name.
-    default_prompt_name: str | None = None  # Of the one that is taken unless another is asked for.
-    similarity: str | None = None  # What compares vectors: cosine, dot, euclidean or manhattan.
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Name -> text that is prepended to inputs.
+    default_prompt_name: str | None = None  # Name of the prompt that is used by default.
+    similarity: str | None = None  # Similarity of vectors: cosine, dot, euclidean or manhattan.
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config_sentence_transformers.json
 
     def prompt(self, name: str | None = None) -> str:
-        """The prompt of a name, or the default one.
+        """Returns the prompt of a name, or the default prompt.
 
         Raises:
-          UserError: there is none of that name.
+          UserError: the model has no prompt of that name.
         """
         name = self.default_prompt_name if name is None else name
-        known = {"query": "", "document": ""} | dict(self.prompts)  # Two that every model has.
-        if name is not None and name not in known:
-            raise UserError(f"prompt_name {name!r}: the model has no such prompt; it has {', '.join(known)}")
-        return "" if name is None else known[name]
+        prompts = {"query": "", "document": ""} | dict(self.prompts)  # Every model has these two.
+        if name is not None and name not in prompts:
+            raise UserError(f"prompt_name {name!r}: the model has no such prompt; it has {', '.join(prompts)}")
+        return "" if name is None else prompts[name]
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderRecord:
-    """The files of a Hugging Face folder, or sentence-transformers', that say how its model is used. Treat the mappings
-    as read-only."""
+    """The files of a Hugging Face or sentence-transformers folder that specify how its model is used.
+
+    Treat the mappings as read-only.
+    """
 
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json
     generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # generation_config.json
     chat_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Name -> jinja source.
-    sentence: SentenceRecord | None = None  # Of a sentence-transformers folder.
+    sentence: SentenceRecord | None = None  # Only for sentence-transformers folders.
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes: config.json's id2label in the order of its ids; () where it does not name all."""
+        """The class names: config.json's id2label in the order of its ids, or () if it does not name all classes."""
         names = self.config.get("id2label")
         if not isinstance(names, Mapping) or any(str(i) not in names for i in range(len(names))):
             return ()

@@ -1,10 +1,11 @@
-"""Reformer (Kitaev et al. 2020, https://arxiv.org/abs/2001.04451): hashed attention and reversible layers.
+"""Reformer (Kitaev et al. 2020, https://arxiv.org/abs/2001.04451): a transformer with LSH attention and reversible
+layers.
 
-token_ids, padding_mask [B, L] -> sequence [B, L, 2 E], the two streams side by side; logits [B, L, V]
-rotations.i [H, D, num_hashes, sum(num_buckets) / 2]: what the i-th "lsh" layer hashes by. Without it the rotations are
-the same in every evaluation, and others in every training step.
+token_ids, padding_mask [B, L] -> sequence [B, L, 2 E], the two streams concatenated; logits [B, L, V]
+rotations.i [H, D, num_hashes, sum(num_buckets) / 2]: the hash rotations of the i-th "lsh" layer. Without it they are
+the same in every evaluation and different in every training step.
 
-L is static, and at most the product of axial_shape.
+L is static and at most the product of axial_shape.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from tfzoo import nn
 
 Config = nn.LSHConfig
-# config.json of https://huggingface.co/google/reformer-crime-and-punishment and google/reformer-enwik8.
+# From config.json of https://huggingface.co/google/reformer-crime-and-punishment and google/reformer-enwik8.
 _CRIME: dict[str, Any] = dict(vocab_size=320, hidden_size=256, num_layers=6, num_heads=2, head_dim=64)
 _CRIME |= dict(attention_layers=["local", "lsh"] * 3, num_buckets=[64, 128], dropout=0.05, attention_dropout=0.05)
 _CRIME |= dict(intermediate_size=512, max_positions=524288, axial_shape=[512, 1024], axial_dims=[64, 192])
@@ -25,7 +26,7 @@ CONFIGS = {"reformer_crime_and_punishment": _CRIME, "reformer_enwik8": _ENWIK8}
 
 
 class Model(nn.Model):
-    """A tower of reversible layers, causal or not by its config; the page above states the shapes."""
+    """A tower of reversible layers, causal if the config is; the module's docstring gives the shapes."""
 
     family = "reformer"
     fixed_length = True
@@ -56,11 +57,11 @@ class Model(nn.Model):
         return self._head(nn.LMHead, "lm", self.tokens, True)
 
 
-# Hugging Face: config.json's fields, and the modules and tensors that hold our layers' weights.
+# Hugging Face's format: the fields of config.json, and the modules and tensors that hold the weights.
 MODEL_TYPES: dict[str, dict] = {"reformer": {}}
 ARCHITECTURES = {
     "ReformerModel": (),
-    "ReformerModelWithLMHead": ("lm",),  # Causal, and the next one not.
+    "ReformerModelWithLMHead": ("lm",),  # This class is causal, the next one is not.
     "ReformerForMaskedLM": ("lm",),
     "ReformerForSequenceClassification": ("classify",),
     "ReformerForQuestionAnswering": ("span",),
@@ -93,29 +94,29 @@ def encode_config(config):
 
 
 REQUIRED = {"tie_word_embeddings": False, "is_encoder_decoder": False}
-# How axial positions began, in how many pieces logits are computed, and by what rotations are drawn, which here are an
-# input. The published ones' files have fields besides that no version has read.
+# The initialization of axial positions, the number of pieces in which logits are computed, and the seed of rotations,
+# which are an input in tfzoo; then fields of the published models' files that no version reads.
 IGNORED = (
     *("axial_norm_std", "chunk_size_lm_head", "hash_seed", "attention_probs_dropout_prob", "intermediate_size"),
     *("type_vocab_size", "sinusoidal_pos_embds", "num_chunks_before", "num_chunks_after"),
 )
 PREFIX = "reformer."
-_LAYER, _OURS = "reformer.encoder.layers.{}", "encoder/stack/layer_{}"
+_LAYER, _TFZOO = "reformer.encoder.layers.{}", "encoder/stack/layer_{}"
 WEIGHTS = {
     "reformer.embeddings.word_embeddings": "encoder/embeddings/tokens",
     "reformer.embeddings.position_embeddings.weights.{}": "encoder/embeddings/positions/axis_{}",
     "reformer.embeddings.position_embeddings.embedding.weight": "encoder/embeddings/positions/table",
-    f"{_LAYER}.attention.layer_norm": f"{_OURS}/self_norm",
-    f"{_LAYER}.attention.output.dense": f"{_OURS}/attention/output",
-    f"{_LAYER}.feed_forward.layer_norm": f"{_OURS}/mlp_norm",
-    f"{_LAYER}.feed_forward.dense.dense": f"{_OURS}/mlp/up",
-    f"{_LAYER}.feed_forward.output.dense": f"{_OURS}/mlp/down",
+    f"{_LAYER}.attention.layer_norm": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.attention.output.dense": f"{_TFZOO}/attention/output",
+    f"{_LAYER}.feed_forward.layer_norm": f"{_TFZOO}/mlp_norm",
+    f"{_LAYER}.feed_forward.dense.dense": f"{_TFZOO}/mlp/up",
+    f"{_LAYER}.feed_forward.output.dense": f"{_TFZOO}/mlp/down",
     "reformer.encoder.layer_norm": "encoder/stack/norm",
     "lm_head.decoder": "lm/dense",
-    "lm_head.bias": "lm/bias",  # Which transformers 5 reads and writes, and leaves out of the logits.
+    "lm_head.bias": "lm/bias",  # transformers 5 reads and writes this bias, but omits it from the logits.
     "classifier.dense": "classify/hidden",
     "classifier.out_proj": "classify/dense",
     "qa_outputs": "span/dense",
 }
 _KINDS = ("query", "key", "query_key", "value")
-WEIGHTS |= {f"{_LAYER}.attention.self_attention.{kind}": f"{_OURS}/attention/{kind}" for kind in _KINDS}
+WEIGHTS |= {f"{_LAYER}.attention.self_attention.{kind}": f"{_TFZOO}/attention/{kind}" for kind in _KINDS}

@@ -1,14 +1,16 @@
-"""RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT trained longer, without next sentences or segments.
+"""RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT trained longer, without next-sentence prediction or
+segments.
 
 token_ids, padding_mask [B, L] -> sequence [B, L, E]; without a head also pooled [B, E]
-masked_positions [B, P] -> logits [B, P, V] of the words there; without it [B, L, V]
+masked_positions [B, P] -> logits [B, P, V] of the tokens there; without it [B, L, V]
 
-XLM-RoBERTa (Conneau et al. 2020, https://arxiv.org/abs/1911.02116) is the same with 250,002 words of 100 languages,
-CamemBERT (Martin et al. 2020, https://arxiv.org/abs/1911.03894) with French ones; data2vec's model of text (Baevski et
-al. 2022, https://arxiv.org/abs/2202.03555) is the same trained otherwise.
+XLM-RoBERTa (Conneau et al. 2020, https://arxiv.org/abs/1911.02116) is the same model with a vocabulary of 250,002
+tokens for 100 languages, CamemBERT (Martin et al. 2020, https://arxiv.org/abs/1911.03894) is the same with a French
+vocabulary, and data2vec's text model (Baevski et al. 2022, https://arxiv.org/abs/2202.03555) is the same trained
+differently.
 
-Positions count a row's real tokens, wherever its padding stands. The table of positions has position_offset rows
-before them, one more than the id of the padding token: the last of those is the position of padding.
+Positions count a row's real tokens, wherever its padding is. The position table has position_offset rows before them,
+one more than the id of the padding token; the last of these rows is the position of padding.
 """
 
 import dataclasses
@@ -32,9 +34,9 @@ _BASE = dict(
     norm_epsilon=1e-5,
 )
 _LARGE = _BASE | dict(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
-# Appendix A of the RoBERTa paper; XLM-RoBERTa: section 3.2 and table 5 of its own. Vocabularies, positions and epsilon:
-# config.json of https://huggingface.co/FacebookAI/roberta-base and xlm-roberta-base, where the 514 positions are these
-# 512 and the two before them.
+# From appendix A of the RoBERTa paper, and from section 3.2 and table 5 of the XLM-RoBERTa paper. Vocabulary sizes,
+# positions and epsilon: config.json of https://huggingface.co/FacebookAI/roberta-base and xlm-roberta-base, where the
+# 514 positions are these 512 and the two rows before them.
 CONFIGS = {
     "roberta_base": _BASE,
     "roberta_large": _LARGE,
@@ -44,12 +46,12 @@ CONFIGS = {
 
 
 class Model(nn.EncoderModel):
-    """The encoder and its heads; the page above states the shapes."""
+    """The encoder and its heads; the module's docstring gives the shapes."""
 
     family = "roberta"
     INPUTS = tuple(name for name in nn.EncoderModel.INPUTS if name != "segment_ids")
     CLASSIFIER_HIDDEN = "tanh"
-    POOLER = True  # Some checkpoints have one; no head reads it.
+    POOLER = True  # Some checkpoints have a pooler; no head reads it.
     LAYOUT = ("cls $A sep", "cls $A sep sep $B sep")
 
     def position_ids(self, inputs):
@@ -63,7 +65,7 @@ class Model(nn.EncoderModel):
         count = graph.add("Mul", graph.add("CumSum", mask, graph.whole(1), at=at), mask, at=at)
         return graph.add("Sub", count, graph.ints(1), at=at)
 
-    def make_lm(self):  # The head's activation is gelu, whatever the blocks'.
+    def make_lm(self):  # The head's activation is always gelu.
         config = dataclasses.replace(self.config, activation="gelu")
         return nn.MaskedLMHead(config, self.tokens, dtype=self.dtype_policy, name="lm")
 
@@ -85,7 +87,7 @@ IGNORED = bert.IGNORED
 
 def decode_config(record):
     if record.get("pad_token_id") is None:
-        raise UserError("pad_token_id is null, and positions are counted from it; give it an id")
+        raise UserError("pad_token_id is null, but positions are counted from it; set it to a token id")
     offset = record["pad_token_id"] + 1
     return {"position_offset": offset, "max_positions": record["max_position_embeddings"] - offset}
 
@@ -96,9 +98,9 @@ def encode_config(config):
 
 
 PREFIX = "roberta."
-PREFIXES = {"data2vec-text": "data2vec_text."}  # Of the others, where it is not PREFIX.
-# The encoder's modules have BERT's names.
-_ENCODER = {name.replace("bert.", PREFIX, 1): ours for name, ours in bert.WEIGHTS.items() if name.startswith("bert.")}
+PREFIXES = {"data2vec-text": "data2vec_text."}  # model_type -> its prefix, if it is not PREFIX.
+# The encoder's modules have the same names as in BERT.
+_ENCODER = {name.replace("bert.", PREFIX, 1): path for name, path in bert.WEIGHTS.items() if name.startswith("bert.")}
 WEIGHTS = _ENCODER | {
     "lm_head.dense": "lm/transform",
     "lm_head.layer_norm": "lm/norm",

@@ -1,10 +1,10 @@
 """The Transformer (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762): a post-norm encoder-decoder with sinusoidal
-positions, whose one matrix of embeddings serves the encoder, the decoder and the output. Marian's translation models
-are of this kind, with the sines before the cosines; PEGASUS (Zhang et al. 2020, https://arxiv.org/abs/1912.08777) is
-Marian's, pre-norm.
+positions and one embedding matrix for encoder, decoder and output. Marian's translation models have the same
+architecture, with the sines before the cosines. PEGASUS (Zhang et al. 2020, https://arxiv.org/abs/1912.08777) is a
+pre-norm version of Marian's.
 
 token_ids, padding_mask [B, M]; decoder_token_ids, decoder_padding_mask [B, L]
--> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of the token that follows each
+-> memory [B, M, E], sequence [B, L, E], logits [B, L, V] of each next token
 """
 
 from tfzoo import nn
@@ -19,15 +19,15 @@ _BASE = _FAMILY | dict(
     num_layers=6,
     num_heads=8,
     intermediate_size=2048,
-    max_positions=1024,  # The sinusoids have no last position; the table ends somewhere.
+    max_positions=1024,  # Sinusoids have no limit, but the table needs a size.
     scale_embeddings=True,
     activation="relu",
     attention_dropout=0.0,
     initializer_range=512**-0.5,
 )
-# Table 3 and, for English-German, the vocabulary of section 5.1. The initializer, and the norm's epsilon, are those
-# of the embeddings in the authors' code, https://github.com/tensorflow/tensor2tensor; attention's projections have
-# biases as in Marian.
+# From table 3; the English-German vocabulary size from section 5.1. The initializer, which is that of the embeddings,
+# and the norm's epsilon follow the authors' code, https://github.com/tensorflow/tensor2tensor. The attention
+# projections have biases as in Marian.
 CONFIGS = {
     "transformer_base": _BASE,
     "transformer_big": _BASE
@@ -36,14 +36,14 @@ CONFIGS = {
 
 
 class Model(nn.EncoderDecoderModel):
-    """Encoder, decoder and language model head. The bias of the logits is 0 but for Marian's models."""
+    """Encoder, decoder and language model head. The bias of the logits is 0 except in Marian's models."""
 
     family = "transformer"
     LOGITS_BIAS = True
 
 
-# Files with interleaved sines and cosines are written in Marian's layout under a type of their own, for Hugging
-# Face's Marian would put them side by side.
+# Files with interleaved sines and cosines are written in Marian's layout with the model_type "transformer", because
+# Hugging Face's Marian would not interleave them.
 MODEL_TYPES = {
     "marian": _FAMILY | dict(positions="sinusoidal_concat", norm_epsilon=1e-5),
     "pegasus": _FAMILY | dict(positions="sinusoidal_concat", norm_epsilon=1e-5, norm_first=True),
@@ -65,7 +65,7 @@ IGNORED = bart.IGNORED
 def decode_config(hub):
     size = hub.get("decoder_vocab_size")
     if size not in (None, hub.get("vocab_size")):
-        raise UserError(f"decoder_vocab_size is {size!r} and vocab_size {hub.get('vocab_size')!r}; they must be equal")
+        raise UserError(f"decoder_vocab_size is {size!r}, but vocab_size is {hub.get('vocab_size')!r}; make them equal")
     return bart.decode_config(hub)
 
 
@@ -76,13 +76,16 @@ def encode_config(config):
     return bart.encode_config(config) | {"model_type": kind}
 
 
-def new_config(config):  # As in the published ones, the padding is the last word, and the decoder begins with it.
+def new_config(config):  # As in published models, padding is the last token and starts the decoder.
     last = config.vocab_size - 1
     return {"pad_token_id": last, "decoder_start_token_id": last, "eos_token_id": 0, "forced_eos_token_id": 0}
 
 
 def computed(model, model_type, written=False):
-    """Tables of positions, by name; those that Hugging Face writes are PEGASUS's, and Marian's without a head."""
+    """Returns position tables by tensor name.
+
+    With `written`, these are only the tables that Hugging Face writes: PEGASUS's, and Marian's without a head.
+    """
     if model_type == "transformer" or (written and model_type == "marian" and model.head_names):
         return {}
     table = nn.sinusoidal_positions(model.config.max_positions, model.config.hidden_size, interleaved=False)

@@ -1,9 +1,10 @@
-"""XLNet (Yang et al. 2019, https://arxiv.org/abs/1906.08237): predicts tokens in any order, by relative positions.
+"""XLNet (Yang et al. 2019, https://arxiv.org/abs/1906.08237): a model with relative positions that predicts tokens in
+any order.
 
 token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L, V]
 target_mapping [B, P, L], one-hot, what to predict -> query_sequence [B, P, E], logits [B, P, V]
-permutation_mask [B, L, L]: True where position i may see token j; a target must not see its own
-previous_sequence [layers, B, M, E] (M is 0 at first) -> previous_sequence for the segment that follows
+permutation_mask [B, L, L]: True where position i may attend to token j; a target must not attend to its own token
+previous_sequence [layers, B, M, E] (M is 0 at first) -> previous_sequence for the next segment
 """
 
 from tfzoo import nn
@@ -11,7 +12,7 @@ from tfzoo.errors import UserError
 from tfzoo.models.markers import Tied
 
 Config = nn.TwoStreamConfig
-# Layers, widths and heads: https://github.com/zihangdai/xlnet#released-models. The rest: config.json of
+# Layers, widths and heads from https://github.com/zihangdai/xlnet#released-models; other fields from config.json of
 # https://huggingface.co/xlnet/xlnet-base-cased and .../xlnet-large-cased.
 _BASE = dict(vocab_size=32000, hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072)
 CONFIGS = {
@@ -21,14 +22,18 @@ CONFIGS = {
 
 
 class Model(nn.EncoderModel):
-    """Padding may be on either side: the released models have it left, and classify reads <cls>, the last token."""
+    """The two-stream encoder and its heads.
+
+    Padding may be on either side: the released models have it on the left, and the head classify reads <cls>, the last
+    token.
+    """
 
     family = "xlnet"
     STACK_INPUTS = ("segment_ids", "padding_mask", "permutation_mask", "target_mapping", "previous_sequence")
     INPUTS = ("token_ids", *STACK_INPUTS, "entity_positions")
     POOL, CLASSIFIER_HIDDEN = "last", "tanh"
     LAYOUT = ("$A sep cls:2", "$A sep $B:1 sep:1 cls:2")
-    reads_segments = True  # They are compared with each other, and need no table.
+    reads_segments = True  # Segments are compared with each other and need no table.
 
     def make_body(self, config):
         self.encoder, self.pooler = nn.TwoStreamTower(config, dtype=self.dtype_policy, name="encoder"), None
@@ -37,7 +42,7 @@ class Model(nn.EncoderModel):
         rest = {name: inputs[name] for name in self.STACK_INPUTS if name in inputs}
         return self.encoder(inputs["token_ids"], **rest, training=training)
 
-    def onnx_body(self, graph, inputs):  # The content stream alone.
+    def onnx_body(self, graph, inputs):  # Only the content stream.
         tokens, padding = inputs["token_ids"], inputs["padding_mask"]
         return {"sequence": graph.emit(self.encoder, tokens, padding, segment_ids=inputs["segment_ids"])}
 
@@ -45,7 +50,7 @@ class Model(nn.EncoderModel):
         return self._head(nn.LMHead, "lm", self.tokens, True)
 
 
-# Hugging Face: config.json's fields, and the modules and tensors that hold our layers' weights.
+# Hugging Face's format: the fields of config.json, and the modules and tensors that hold the weights.
 MODEL_TYPES: dict[str, dict] = {"xlnet": {}}
 ARCHITECTURES = {
     "XLNetModel": (),
@@ -76,7 +81,7 @@ REQUIRED |= {
     "same_length": False,
     "is_encoder_decoder": False,
 }
-# Of training, of beams over spans, and whether a memory is kept, which here the caller says.
+# Fields for training, for beam search over spans, and for keeping a memory, which the caller decides in tfzoo.
 IGNORED = ("summary_last_dropout", "start_n_top", "end_n_top", "use_mems_eval", "use_mems_train", "untie_r")
 
 
@@ -89,20 +94,20 @@ def decode_config(hub):
 
 
 PREFIX = "transformer."
-_LAYER, _OURS = "transformer.layer.{}", "encoder/stack/layer_{}"
-_KERNELS = ("query", "key", "value", "relative", "output")  # Stored under their first letters.
+_LAYER, _TFZOO = "transformer.layer.{}", "encoder/stack/layer_{}"
+_KERNELS = ("query", "key", "value", "relative", "output")  # Stored under their initials.
 WEIGHTS = {
     "transformer.word_embedding": "encoder/embeddings/tokens",
     "transformer.mask_emb": "encoder/stack/query_start",
-    **{f"{_LAYER}.rel_attn.{name[0]}": f"{_OURS}/attention/{name}/kernel" for name in _KERNELS},
-    f"{_LAYER}.rel_attn.r_w_bias": f"{_OURS}/attention/content_bias",
-    f"{_LAYER}.rel_attn.r_r_bias": f"{_OURS}/attention/position_bias",
-    f"{_LAYER}.rel_attn.r_s_bias": f"{_OURS}/attention/segment_bias",
-    f"{_LAYER}.rel_attn.seg_embed": f"{_OURS}/attention/segments",
-    f"{_LAYER}.rel_attn.layer_norm": f"{_OURS}/self_norm",
-    f"{_LAYER}.ff.layer_1": f"{_OURS}/mlp/up",
-    f"{_LAYER}.ff.layer_2": f"{_OURS}/mlp/down",
-    f"{_LAYER}.ff.layer_norm": f"{_OURS}/mlp_norm",
+    **{f"{_LAYER}.rel_attn.{name[0]}": f"{_TFZOO}/attention/{name}/kernel" for name in _KERNELS},
+    f"{_LAYER}.rel_attn.r_w_bias": f"{_TFZOO}/attention/content_bias",
+    f"{_LAYER}.rel_attn.r_r_bias": f"{_TFZOO}/attention/position_bias",
+    f"{_LAYER}.rel_attn.r_s_bias": f"{_TFZOO}/attention/segment_bias",
+    f"{_LAYER}.rel_attn.seg_embed": f"{_TFZOO}/attention/segments",
+    f"{_LAYER}.rel_attn.layer_norm": f"{_TFZOO}/self_norm",
+    f"{_LAYER}.ff.layer_1": f"{_TFZOO}/mlp/up",
+    f"{_LAYER}.ff.layer_2": f"{_TFZOO}/mlp/down",
+    f"{_LAYER}.ff.layer_norm": f"{_TFZOO}/mlp_norm",
     "lm_loss.weight": Tied("encoder/embeddings/tokens/embeddings"),
     "lm_loss.bias": "lm/bias",
     "sequence_summary.summary": "classify/hidden",

@@ -1,7 +1,7 @@
-"""Layers. No family's name in here; what a layer does follows from its arguments.
+"""Layers shared by all model families. No module here mentions a family: arguments alone determine what a layer does.
 
-Shapes, once for all: B batch, L query length, M key length, E hidden, H heads, D head_dim, F intermediate,
-V vocabulary, C classes, P positions asked for.
+Shape abbreviations used throughout: B batch size, L query length, M key length, E hidden size, H heads, D head_dim, F
+intermediate size, V vocabulary size, C classes, P requested positions.
 """
 
 from tfzoo.nn.attention import Attention, FullAttention, cached_attention, dot_product_attention

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, its masks and its kinds (Vaswani et al. 2017, section 3.2)."""
+"""Scaled dot-product attention, its masks and its implementations (Vaswani et al. 2017, section 3.2)."""
 
 import math
 import random
@@ -17,20 +17,21 @@ from tfzoo.nn.position import rotate
 
 
 def dot_product_attention(query, key, value, bias=None, dropout=None, scale=None):
-    """softmax(scale query key^T + bias) value.
+    """Returns softmax(scale query key^T + bias) value.
 
     Args:
       query: [B, H, L, D].
       key, value: [B, H, M, D].
-      bias: additive, broadcast to [B, H, L, M]; `mask_bias` makes one of a mask.
-      dropout: applied to the weights.
-      scale: 1 / sqrt(D) where it is None.
+      bias: additive, broadcast to [B, H, L, M]; `mask_bias` converts a mask to one.
+      dropout: a function applied to the attention weights.
+      scale: factor on the scores; None means 1 / sqrt(D).
 
     Returns:
-      [B, H, L, D]. The softmax is computed in float32 under float16, whose range it would leave.
+      [B, H, L, D]. With float16 inputs the softmax is computed in float32, because scores can exceed float16's range.
     """
-    # Scaling the key costs M/D times less than scaling scores. Not the query: of that, the product and a bias with a
-    # row for each query TensorFlow makes one operation without a gradient, for which oneDNN takes 25 times as long.
+    # Scaling the key takes M/D times less work than scaling the scores. The query is not scaled, because TensorFlow
+    # would fuse the scaling, the product and a bias with one row per query into one operation that has no gradient and
+    # takes oneDNN 25 times as long.
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = tf.matmul(query, key * scale, transpose_b=True)
     if bias is not None:
@@ -44,12 +45,21 @@ def dot_product_attention(query, key, value, bias=None, dropout=None, scale=None
 
 
 def cached_attention(query, key, value, bias, scale=None):
-    """The numbers of `dot_product_attention`, where key and value [B, G, M, D] may have fewer heads than query
-    [B, H, L, D]: each serves H / G of them, and is read once for all."""
+    """Computes `dot_product_attention` for keys and values that may have fewer heads than the queries.
+
+    Args:
+      query: [B, H, L, D].
+      key, value: [B, G, M, D]; each of the G heads serves H / G query heads and is read once for all of them.
+      bias, scale: as in `dot_product_attention`.
+
+    Returns:
+      [B, H, L, D].
+    """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if query.shape[2] == 1:
-        # Past a reshape, that TensorFlow (2.20) may not make one operation of it, the product and the bias: that takes
-        # the bias for the first output of what it comes from, which in a loop is a Switch, whose second it is.
+        # The reshape prevents TensorFlow 2.20 from fusing the scaling, the product and the bias. The fused operation
+        # always reads the first output of the node that produces the bias; in a loop that node is a Switch, and the
+        # bias is its second output.
         flat = ops.reshape(query, (-1, query.shape[1] * query.shape[3]))
         query = ops.reshape(flat * scale, ops.shape(query))
     else:
@@ -69,7 +79,7 @@ def cached_attention(query, key, value, bias, scale=None):
 
 
 class FullAttention(Layer):
-    """Every score at once: query [B, H, L, D], key and value [B, H, M, D] -> [B, H, L, D]."""
+    """Attention that computes all scores at once: query [B, H, L, D], key and value [B, H, M, D] -> [B, H, L, D]."""
 
     def __init__(self, config: TransformerConfig, **kwargs):
         super().__init__(**kwargs)
@@ -86,15 +96,20 @@ class FullAttention(Layer):
         )
 
 
-# config.attention -> a layer: (config), (query [B, H, L, D], key, value [B, H, M, D], masking=Mask) -> [B, H, L, D]
+# config.attention -> layer class, constructed with (config) and called with (query [B, H, L, D], key, value [B, H, M,
+# D], masking=Mask) -> [B, H, L, D].
 KINDS: dict[str, type[keras.layers.Layer]] = {"full": FullAttention, "lean": LeanAttention, "favor": FavorAttention}
 
 
 class Attention(Layer):
     """Multi-head attention: x [B, L, E] (and memory [B, M, E]) -> [B, L, E].
 
-    With fewer key and value heads than queries, each serves a group of queries (Ainslie et al. 2023). cross: it is
-    to attend to a memory.
+    With fewer key/value heads than query heads, each key/value head serves a group of query heads (grouped-query
+    attention, Ainslie et al. 2023).
+
+    Args:
+      config: the model's TransformerConfig.
+      cross: whether the layer attends to a memory (cross-attention).
     """
 
     def __init__(self, config: TransformerConfig, cross: bool = False, **kwargs):
@@ -103,9 +118,9 @@ class Attention(Layer):
         self.num_heads = config.num_heads
         self.num_kv_heads = config.resolved_num_kv_heads
         self.head_dim = config.resolved_head_dim
-        # Of one seed, matrices of one shape begin as one, but for their roles' deviations.
-        alike = config.attention_initializer in ("alike", "cross_alike" if cross else "alike")
-        seed = random.randint(1, 10**9) if alike else None
+        # With one seed, matrices of the same shape start equal up to their roles' standard deviations.
+        same_seed = config.attention_initializer in ("alike", "cross_alike" if cross else "alike")
+        seed = random.randint(1, 10**9) if same_seed else None
         self.query, self.key, self.value, self.output_projection = (
             Dense(
                 size,
@@ -139,9 +154,18 @@ class Attention(Layer):
         self.kernel.build()
 
     def call(self, x, masking=None, rotary=None, memory=None, length=None, cache=None, training=False):
-        """masking: a Mask. rotary: `rotary_tables`. memory: what to attend to, where it is not x itself. length: L,
-        where x is [B L, E], as a Stack has it. cache: an AttentionCache; one that is filled is read too, or, where
-        nothing is added to it, in memory's place."""
+        """Attends from x to itself, to a memory or to cached keys and values.
+
+        Args:
+          x: [B, L, E], or [B L, E] together with `length`.
+          masking: a Mask.
+          rotary: the tables that `rotary_tables` returns.
+          memory: [B, M, E], the sequence to attend to; None means x itself.
+          length: L, required when x is [B L, E], as in a Stack.
+          cache: an AttentionCache. An empty cache is filled. A filled cache is extended by x's keys and values and
+            read; one without room is read instead of a memory.
+          training: whether to apply dropout.
+        """
         length = ops.shape(x)[1] if length is None else length
         query = self._split(self.query(x), length, self.num_heads, self.query_norm)
         if rotary is not None:
@@ -174,9 +198,9 @@ class Attention(Layer):
 
 
 def _swap(x):  # [B, L, H, D] <-> [B, H, L, D]
-    if 1 in x.shape[1:3]:  # The same numbers in the same order: nothing to copy.
+    if 1 in x.shape[1:3]:  # The elements keep their order, so nothing needs to be copied.
         shape = ops.shape(x)
         return ops.reshape(x, (shape[0], shape[2], shape[1], shape[3]))
-    # The operation under einsum copies a small tensor in a fifth of the time that oneDNN's transposition takes, which
-    # tf.transpose becomes on a CPU, and a large one in the same.
+    # On a CPU tf.transpose uses oneDNN. The operation behind einsum copies a small tensor in a fifth of oneDNN's time,
+    # and a large tensor in the same time.
     return tf.einsum("blhd->bhld", x)

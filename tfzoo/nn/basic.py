@@ -1,7 +1,7 @@
-"""The small layers that everything else is made of: Dense, norms, Dropout, activations.
+"""The basic layers: Dense, norms, Dropout and activations.
 
-Keras has all of them. These differ where that is measurably faster on a CPU or needed under tf.distribute;
-each says how. They compute the same numbers.
+They compute the same values as their Keras counterparts, and differ where that is measurably faster on a CPU or needed
+under tf.distribute. Each docstring states the difference.
 """
 
 import contextlib
@@ -19,28 +19,28 @@ from tfzoo.nn.layer import PACKAGE, Layer, register
 
 
 def read(variable):
-    """A Keras variable as a tensor, in the layer's compute dtype where its policy asks for that."""
+    """Returns a Keras variable as a tensor, cast to the layer's compute dtype if its policy autocasts variables."""
     return tf.convert_to_tensor(ops.convert_to_tensor(variable))
 
 
 CANNOT_QUANTIZE = (
-    "Keras's quantization is not supported by tfzoo's layers; use tfzoo.store_weights(model, 'int8') to answer with "
-    "less memory, or python -m tfzoo.export --onnx_variants=int8 to export"
+    "tfzoo's layers do not support Keras quantization; use tfzoo.store_weights(model, 'int8') to run the model with "
+    "less memory, or python -m tfzoo.export --onnx_variants=int8 to export a quantized model"
 )
-LARGE = 2**18  # Elements of a kernel from which on turning it for its gradient saves more than it takes.
+LARGE = 2**18  # Kernel size from which transposing the kernel for the gradient saves time.
 
 
 @tf.custom_gradient
 def _matmul(x, kernel):
-    """x [N, I], kernel [I, O] -> [N, O]."""
+    """Returns x [N, I] times kernel [I, O], [N, O]."""
 
     def gradient(upstream):
         if kernel.dtype == tf.float32 and kernel.shape.num_elements() >= LARGE:
-            # oneDNN takes a third longer over a product with a transposed second factor than over one with the
-            # transposed matrix itself, which is quickly made. As a matrix of one batch, TensorFlow's optimizer
-            # does not turn the two back into one.
-            turned = tf.reshape(tf.transpose(kernel[None], (0, 2, 1)), kernel.shape[::-1])
-            dx = tf.matmul(upstream, turned)
+            # oneDNN takes a third longer for a product with a transposed second factor than for one with the transposed
+            # matrix, which is cheap to create. The batch axis of size 1 keeps TensorFlow's optimizer from merging
+            # transposition and product again.
+            transposed = tf.reshape(tf.transpose(kernel[None], (0, 2, 1)), kernel.shape[::-1])
+            dx = tf.matmul(upstream, transposed)
         else:
             dx = tf.matmul(upstream, kernel, transpose_b=True)
         return dx, tf.matmul(x, upstream, transpose_a=True)
@@ -49,13 +49,19 @@ def _matmul(x, kernel):
 
 
 class Dense(keras.layers.Dense):
-    """x [..., I] -> [..., O]. Works on [N, I], where TensorFlow fuses the product with the bias."""
+    """A dense layer: x [..., I] -> [..., O].
 
-    stored = None  # A StoredMatrix in the kernel's place.
+    It flattens x to [N, I], a shape for which TensorFlow fuses the product with the bias.
+    """
+
+    stored = None  # A StoredMatrix that replaces the kernel; see `store_weights`.
 
     def quantize(self, mode=None, *args, **kwargs):
-        """Raises:
-        UserError: always; `tfzoo.store_weights` keeps a model's matrices as int8."""
+        """Raises an error; `tfzoo.store_weights` keeps a model's matrices as int8.
+
+        Raises:
+          UserError: always.
+        """
         raise UserError(f"quantize({mode!r}): {CANNOT_QUANTIZE}")
 
     def call(self, inputs, training=None):
@@ -74,7 +80,7 @@ register(Dense, "Dense")
 
 @dataclasses.dataclass(frozen=True)
 class MergedKernel:
-    """The kernel of a Dense layer with low-rank adapters, their product added; read-only."""
+    """A read-only view of a Dense layer's kernel with the product of its low-rank adapters added."""
 
     layer: Dense
 
@@ -92,8 +98,10 @@ class MergedKernel:
 
 
 def merged_variables(model: keras.Model) -> list:
-    """A model's variables, with low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) merged into the
-    kernels that they adapt."""
+    """Returns a model's variables, with low-rank adapters merged into the kernels that they adapt.
+
+    Adapters are those of LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+    """
     adapted = [layer for layer in model._flatten_layers() if isinstance(layer, Dense) and layer.lora_enabled]
     merged = {id(layer._kernel): MergedKernel(layer) for layer in adapted}
     adapters = {id(variable) for layer in adapted for variable in (layer.lora_kernel_a, layer.lora_kernel_b)}
@@ -115,18 +123,19 @@ def _gelu_tanh(x):
     return ops.gelu(x, approximate=True)
 
 
-# So that a saved layer finds its activation again. The others are Keras's own.
+# Registered so that a saved layer can be loaded. The other activations are Keras functions.
 for _name, _function in {"gelu": _gelu, "gelu_tanh": _gelu_tanh}.items():
     keras.saving.register_keras_serializable(PACKAGE, _name)(_function)
 
 
 def activation(name: str):
-    """The function of a name: tanh, or one of config.ACTIVATIONS. gelu is x * Phi(x), gelu_tanh its approximation.
+    """Returns the activation function of a name: tanh, or one of config.ACTIVATIONS.
 
-    One name always gives the same function, so that a layer's can be recognised again.
+    gelu is x * Phi(x), gelu_tanh its tanh approximation. A name always maps to the same function object, so that a
+    layer's activation can be identified.
     """
     return {
-        "gelu": _gelu,  # Keeps one tensor for the backward pass where automatic differentiation keeps several.
+        "gelu": _gelu,  # Keeps one tensor for the backward pass, whereas automatic differentiation keeps several.
         "gelu_tanh": _gelu_tanh,
         "relu": ops.relu,
         "silu": ops.silu,
@@ -136,7 +145,7 @@ def activation(name: str):
 
 @tf.custom_gradient
 def _layer_norm(x, epsilon, gamma, *beta):
-    """x [N, E], normalised over E; keeps x_hat and 1/sigma for the backward pass. beta: one or none."""
+    """Normalizes x [N, E] over E and keeps x_hat and 1 / sigma for the backward pass. beta: zero or one tensor [E]."""
     centred = x - tf.reduce_mean(x, -1, keepdims=True)
     inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
     normal = centred * inverse
@@ -156,7 +165,7 @@ def _layer_norm(x, epsilon, gamma, *beta):
 
 @tf.custom_gradient
 def _rms_norm(x, gamma, epsilon):
-    """x [N, E], divided by its root mean square over E."""
+    """Divides x [N, E] by its root mean square over E."""
     inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon)
     normal = x * inverse
 
@@ -169,15 +178,18 @@ def _rms_norm(x, gamma, epsilon):
 
 
 class _Norm(Layer):
-    """Normalises [..., E] over E with a gradient of its own, which takes fewer passes over memory than automatic
-    differentiation. Computes in float32 under every dtype policy but float64."""
+    """Normalizes [..., E] over E, with a custom gradient.
+
+    The gradient takes fewer passes over memory than automatic differentiation. Values are computed in float32 under
+    every dtype policy except float64.
+    """
 
     def __init__(self, epsilon: float = 1e-12, **kwargs):
         super().__init__(**kwargs)
         self.epsilon = epsilon
 
     def build(self, input_shape):
-        # Under a float16 policy Keras would hand the variables out in float16.
+        # Under a float16 policy Keras would otherwise autocast the variable to float16.
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma", autocast=False)
 
     def call(self, x):
@@ -189,9 +201,11 @@ class _Norm(Layer):
 
 
 class LayerNorm(_Norm):
-    """x [..., E] -> the same shape, with mean 0 and variance 1 over E, times gamma, plus beta (Ba et al. 2016).
+    """Layer normalization: x [..., E] -> mean 0 and variance 1 over E, times gamma, plus beta (Ba et al. 2016).
 
-    center False leaves beta out.
+    Args:
+      epsilon: added to the variance.
+      center: whether there is a beta.
     """
 
     def __init__(self, epsilon: float = 1e-12, center: bool = True, **kwargs):
@@ -209,14 +223,14 @@ class LayerNorm(_Norm):
 
 
 class RMSNorm(_Norm):
-    """x [..., E] -> x / sqrt(mean(x^2) + epsilon) * gamma (Zhang & Sennrich 2019)."""
+    """RMS normalization: x [..., E] -> x / sqrt(mean(x^2) + epsilon) * gamma (Zhang & Sennrich 2019)."""
 
     def normalize(self, x):
         return _rms_norm(x, ops.cast(read(self.gamma), x.dtype), self.epsilon)
 
 
 def make_norm(config: TransformerConfig, **kwargs) -> keras.layers.Layer:
-    """The config's kind of norm."""
+    """Returns a new norm of the kind that the config specifies."""
     if config.norm == "rms":
         return RMSNorm(config.norm_epsilon, **kwargs)
     return LayerNorm(config.norm_epsilon, center=config.biases != "none", **kwargs)
@@ -227,7 +241,13 @@ _zeros = contextvars.ContextVar("zeros", default=False)
 
 @contextlib.contextmanager
 def zero_initializers(unless: bool = False):
-    """Models made inside begin as zeros: random numbers cost time, and loading overwrites them."""
+    """Initializes models created inside the context with zeros.
+
+    This is faster than drawing random numbers that loading would overwrite.
+
+    Args:
+      unless: if True, the context changes nothing.
+    """
     token = _zeros.set(not unless)
     try:
         yield
@@ -238,13 +258,16 @@ def zero_initializers(unless: bool = False):
 def make_initializer(
     config: TransformerConfig, role: str = "kernel", seed: int | None = None
 ) -> keras.initializers.Initializer:
-    """What a matrix begins as, by config.initializer. An initializer draws its seed when it is made, and then always
-    the same numbers: make one for each matrix, or queries and keys begin as one.
+    """Returns the initializer of a matrix, as config.initializer specifies.
+
+    An initializer draws its seed when it is created and returns the same numbers at every call. Create one for each
+    matrix; otherwise queries and keys start with equal weights.
 
     Args:
-      role: "embedding", a table; "query", a kernel that makes queries; "residual", one whose product is added to the
-        residual stream; "kernel", any other.
-      seed: drawn when it is made, if None.
+      config: the model's TransformerConfig.
+      role: "embedding" for a table; "query" for a kernel that computes queries; "residual" for a kernel whose product
+        is added to the residual stream; "kernel" for any other kernel.
+      seed: the seed; None draws one.
     """
     if _zeros.get():
         return keras.initializers.Zeros()
@@ -252,7 +275,7 @@ def make_initializer(
         if role == "embedding":
             return keras.initializers.RandomNormal(stddev=1.0)
         variance = 1.0
-        if role == "query" and not config.scale_scores:  # Scores begin as if they were divided by sqrt(head_dim).
+        if role == "query" and not config.scale_scores:  # Initial scores are as if divided by sqrt(head_dim).
             variance /= config.resolved_head_dim
         return keras.initializers.VarianceScaling(variance, mode="fan_in", distribution="untruncated_normal", seed=seed)
     stddev = config.initializer_range
@@ -263,10 +286,11 @@ def make_initializer(
 
 
 class Dropout(Layer):
-    """x -> x with a share `rate` of its elements zeroed and the others divided by 1 - rate, while training.
+    """Sets a fraction `rate` of x's elements to zero in training and divides the others by 1 - rate.
 
-    Two things differ from Keras's layer. Each replica draws a mask of its own: Keras's mirrored seed gives all
-    of them the same one. And an element costs 16 random bits, not 32, so that the rate is kept to 1/65,536.
+    It differs from Keras's layer in two ways. Each replica draws its own mask, whereas Keras's mirrored seed gives all
+    replicas the same mask. Each element takes 16 random bits instead of 32, so the rate is rounded to a multiple of
+    1/65,536.
     """
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs):
@@ -287,33 +311,36 @@ _draws: contextvars.ContextVar[tuple | None] = contextvars.ContextVar("draws", d
 
 
 def draw_seed(generator: keras.random.SeedGenerator):
-    """The generator's next seed, int32 [2], and each replica's own."""
-    noted, again = _draws.get() or (None, None)
-    if again is not None:
-        return next(again)
+    """Returns the generator's next seed, int32 [2], which differs between replicas."""
+    recorded, replayed = _draws.get() or (None, None)
+    if replayed is not None:
+        return next(replayed)
     seed = tf.cast(generator.next(), tf.int32)
     replica = tf.distribute.get_replica_context()
     if replica is not None and replica.num_replicas_in_sync > 1:
         seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
-    if noted is not None:
-        noted.append(seed)
+    if recorded is not None:
+        recorded.append(seed)
     return seed
 
 
 def recomputed(function, *tensors):
-    """function(*tensors), of which nothing is kept for the gradient: it is computed again then, with dropout's masks
-    as they were (Chen et al. 2016, https://arxiv.org/abs/1604.06174, section 4).
+    """Returns function(*tensors) and keeps no activations for the gradient: the backward pass computes them again.
 
-    tensors: of floating point. What else `function` reads gets no gradient, but for variables.
+    The second computation uses the same dropout masks (Chen et al. 2016, https://arxiv.org/abs/1604.06174, section 4).
+
+    Args:
+      function: reads the tensors. Other tensors that it reads receive no gradient; variables do.
+      *tensors: floating-point tensors.
     """
-    noted: list = []
-    passes: list = []
+    recorded: list = []
+    calls: list = []
 
     @tf.autograph.experimental.do_not_convert
     def one_pass(*tensors):
-        again = iter(tuple(noted)) if passes else None  # The seeds of the first pass.
-        passes.append(again)
-        token = _draws.set((noted, again))
+        replayed = iter(tuple(recorded)) if calls else None  # The seeds of the first computation.
+        calls.append(replayed)
+        token = _draws.set((recorded, replayed))
         try:
             return function(*tensors)
         finally:
@@ -325,7 +352,7 @@ def recomputed(function, *tensors):
 def _drop(x, seed, threshold: int):
     size = tf.size(x)
     words = tf.random.stateless_uniform([(size + 1) // 2], seed, None, None, tf.uint32)
-    # As signed numbers, which TensorFlow compares without a copy in another type.
+    # TensorFlow compares signed integers without a copy in another type.
     keep = tf.reshape(tf.bitcast(words, tf.int16), [-1])[:size] >= threshold - 32768
     factor = tf.cast(tf.reshape(keep, tf.shape(x)), x.dtype) * tf.cast(65536 / (65536 - threshold), x.dtype)
     return x * factor

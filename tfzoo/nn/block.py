@@ -1,4 +1,4 @@
-"""A transformer block and a stack of them."""
+"""The feed-forward network, the transformer block, and a stack of blocks."""
 
 import dataclasses
 
@@ -13,9 +13,9 @@ from tfzoo.nn.position import RelativeBias, rotary_tables
 
 
 class MLP(Layer):
-    """x [B, L, E] -> down(activation(up(x))) [B, L, E] (Vaswani et al. 2017, section 3.3).
+    """The feed-forward network: x [B, L, E] -> down(activation(up(x))) [B, L, E] (Vaswani et al. 2017, section 3.3).
 
-    With gated_mlp down(activation(gate(x)) * up(x)) (Shazeer 2020).
+    With gated_mlp: down(activation(gate(x)) * up(x)) (Shazeer 2020).
     """
 
     def __init__(self, config: TransformerConfig, **kwargs):
@@ -47,10 +47,12 @@ class MLP(Layer):
 
 
 class Block(Layer):
-    """Self-attention, with `cross` attention to a memory, and an MLP: x [B, L, E] -> [B, L, E].
+    """Self-attention, optional cross-attention to a memory, and an MLP: x [B, L, E] -> [B, L, E].
 
-    Each has dropout and a residual sum. norm_first False: x = norm(x + sublayer(x)), as in 2017. True:
-    x = x + sublayer(norm(x)) (Xiong et al. 2020). parallel_blocks: x + attention(norm(x)) + mlp(norm(x)).
+    Each sublayer has dropout and a residual connection:
+      norm_first False: x = norm(x + sublayer(x)), as in Vaswani et al. 2017.
+      norm_first True: x = x + sublayer(norm(x)) (Xiong et al. 2020).
+      parallel_blocks: x + attention(norm(x)) + mlp(norm(x)).
     """
 
     def __init__(self, config: TransformerConfig, cross: bool = False, **kwargs):
@@ -90,8 +92,17 @@ class Block(Layer):
         cross_cache=None,
         training=False,
     ):
-        """masking, memory_masking: Masks over x's and memory's own positions. memory [B, M, E]. length: L, where x is
-        [B L, E]. cache, cross_cache: AttentionCaches."""
+        """Applies the block.
+
+        Args:
+          x: [B, L, E], or [B L, E] together with `length`.
+          masking, memory_masking: Masks over the positions of x and of the memory.
+          rotary: the tables that `rotary_tables` returns.
+          memory: [B, M, E].
+          length: L, required when x is [B L, E].
+          cache, cross_cache: AttentionCaches.
+          training: whether to apply dropout.
+        """
 
         def attend(x):
             return self.attention(x, masking=masking, rotary=rotary, length=length, cache=cache, training=training)
@@ -118,10 +129,16 @@ class Block(Layer):
 
 
 class Stack(Layer):
-    """Blocks one after another: x [B, L, E] -> [B, L, E]; with norm_first a last norm follows them.
+    """A sequence of blocks: x [B, L, E] -> [B, L, E]; with norm_first a final norm follows.
 
-    causal: a position sees itself and those before it. cross: every block also attends to a memory. The attribute
-    `remat` has every block keep its input alone while training, and compute the rest again for the gradient.
+    With the attribute `remat`, a training step keeps only the input of each block and recomputes the rest for the
+    gradient.
+
+    Args:
+      config: the model's TransformerConfig.
+      num_layers: number of blocks; None means config.num_layers.
+      causal: whether a position attends only to itself and to earlier positions.
+      cross: whether every block also attends to a memory.
     """
 
     def __init__(
@@ -167,12 +184,19 @@ class Stack(Layer):
         cache=None,
         training=False,
     ):
-        """padding_mask [B, L] and attention_mask [B, 1 or H, L, L]: True attends. position_ids [B, L], for rotary
-        positions. memory [B, M, E], memory_padding_mask [B, M], memory_attention_mask [B, 1 or H, L, M]: what blocks
-        with cross attention read.
+        """Applies the blocks.
 
-        cache: a Cache, which an empty one's first call fills. With a filled one x is a step's tokens, and the masks
-        are attention_mask [B, 1, L, M] alone, over the cache's slots; it also says what is causal.
+        Args:
+          x: [B, L, E].
+          padding_mask: bool [B, L], True attends.
+          attention_mask: bool [B, 1 or H, L, L], True attends.
+          position_ids: int [B, L], for rotary positions.
+          memory: [B, M, E], read by blocks with cross-attention.
+          memory_padding_mask: bool [B, M].
+          memory_attention_mask: bool [B, 1 or H, L, M].
+          cache: a Cache. The first call with an empty cache fills it. With a filled cache, x holds a step's tokens, and
+            the only mask is attention_mask [B, 1, L, M] over the cache's slots, which also encodes causality.
+          training: whether to apply dropout.
         """
         shape = ops.shape(x)
         length = shape[1]
@@ -192,7 +216,7 @@ class Stack(Layer):
         if self.config.positions == "rotary":
             places = ops.arange(length)[None] if position_ids is None else position_ids
             rotary = rotary_tables(self.config, places, x.dtype, None if cache is None else cache.reach)
-        # One token a row: with no reshape in between, TensorFlow adds the residual within the matrix product.
+        # One token per row: without reshapes in between, TensorFlow fuses the residual sum with the matrix product.
         x = ops.reshape(x, (-1, shape[2]))
         shared = dict(masking=masking, rotary=rotary, memory=memory, memory_masking=memory_masking, length=length)
         for i, block in enumerate(self.blocks):
@@ -204,7 +228,7 @@ class Stack(Layer):
         return ops.reshape(x if self.norm is None else self.norm(x), shape)
 
     def _step_masking(self, position_ids, attention_mask, cache, dtype):
-        """The bias of a step: what attention_mask [B, 1, L, M] hides, and what is too far away."""
+        """Returns a step's Mask: attention_mask [B, 1, L, M], restricted to the window, plus the relative bias."""
         rows, keys = position_ids[:, None, :, None], cache.positions[:, None, None, :]
         if self.config.window:
             attention_mask = ops.logical_and(attention_mask, keys > rows - self.config.window)
@@ -213,13 +237,13 @@ class Stack(Layer):
 
 
 def _recomputed_block(block, x, masking, memory, **others):
-    """The training block(x), computed again for the gradient, which x, the memory and a learned bias get."""
+    """Returns the training block(x), recomputed for the gradients of x, the memory and a learned bias."""
     inputs = {"x": x, "memory": memory, "bias": masking.bias}
     inputs = {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
     def call(*tensors):
-        given = dict(zip(inputs, tensors, strict=True))
-        own_masking = dataclasses.replace(masking, bias=given.get("bias"))
-        return block(given["x"], masking=own_masking, memory=given.get("memory"), **others, training=True)
+        values = dict(zip(inputs, tensors, strict=True))
+        masking_with_bias = dataclasses.replace(masking, bias=values.get("bias"))
+        return block(values["x"], masking=masking_with_bias, memory=values.get("memory"), **others, training=True)
 
     return recomputed(call, *inputs.values())

@@ -13,14 +13,17 @@ from tfzoo.nn.basic import Dense, Dropout, make_initializer, make_norm, read
 from tfzoo.nn.layer import Layer
 from tfzoo.nn.position import sinusoidal_positions
 
-SOME_ROWS = 4  # From here on a product with the rows as columns is faster (two cores, GPT-2's 50,257 words).
-TURNED = 16  # Products, above which they pay for a transposed copy of the table.
+SOME_ROWS = 4  # Rows from which a product with the rows as columns is faster (two cores, GPT-2's 50,257 tokens).
+TURNED = 16  # Number of products above which a transposed copy of the table pays off.
 
 
 class TokenEmbedding(Layer):
-    """token_ids [B, L] -> [B, L, E]; `attend` is the tied output: x [..., E] -> logits [..., V]."""
+    """A token embedding: token_ids [B, L] -> [B, L, E].
 
-    stored: Any = None  # A StoredMatrix in the place of `embeddings`.
+    `attend` is the tied output projection: x [..., E] -> logits [..., V].
+    """
+
+    stored: Any = None  # A StoredMatrix that replaces `embeddings`; see `store_weights`.
 
     def __init__(self, vocab_size, hidden_size, initializer="uniform", **kwargs):
         super().__init__(**kwargs)
@@ -50,32 +53,35 @@ class TokenEmbedding(Layer):
 
     @contextlib.contextmanager
     def for_steps(self, rows, tokens, jit_compile: bool = False):
-        """Inside, `attend` takes few rows at a time, again and again, as a loop of decoding does.
+        """Prepares `attend` for repeated calls with few rows, as in a decoding loop, while the context is active.
 
-        rows, tokens: scalar int tensors, how many rows there will mostly be, and how often.
-        jit_compile: whether XLA compiles it.
+        Args:
+          rows: scalar int tensor, the usual number of rows of a call.
+          tokens: scalar int tensor, the number of calls.
+          jit_compile: whether XLA compiles the loop.
         """
         if self.stored is not None:
             yield
             return
         table = self._table()
-        # oneDNN reads a table that is not transposed at half the machine's speed for one row, XLA for several.
-        turn = (tokens > TURNED) & ((rows > 1) if jit_compile else (rows == 1))
+        # With a table that is not transposed, oneDNN reaches only half of the machine's speed for one row, and so does
+        # XLA for several rows.
+        transpose = (tokens > TURNED) & ((rows > 1) if jit_compile else (rows == 1))
         copy = _transposed if jit_compile else tf.transpose
-        turned = tf.cond(turn, lambda: copy(table), lambda: tf.zeros([self.hidden_size, 0], table.dtype))
+        transposed = tf.cond(transpose, lambda: copy(table), lambda: tf.zeros([self.hidden_size, 0], table.dtype))
 
         def product(x):
-            # With the rows as columns, and as a matrix of one batch, which TensorFlow does not take apart again, oneDNN
-            # is as fast where they are some.
-            ways = [
+            # With several rows, oneDNN is equally fast if the rows are columns. The batch axis of size 1 keeps
+            # TensorFlow from changing the product back.
+            branches = [
                 lambda: tf.matmul(x, table, transpose_b=True),
-                lambda: tf.matmul(x, turned),
+                lambda: tf.matmul(x, transposed),
                 lambda: tf.transpose(tf.matmul(table[None], tf.transpose(x)[None])[0]),
             ]
-            way = tf.cast(turn & (tf.shape(x)[0] == rows), tf.int32)
+            branch = tf.cast(transpose & (tf.shape(x)[0] == rows), tf.int32)
             if not jit_compile:
-                way = tf.where(tf.shape(x)[0] >= SOME_ROWS, 2, way)
-            return tf.switch_case(way, ways)
+                branch = tf.where(tf.shape(x)[0] >= SOME_ROWS, 2, branch)
+            return tf.switch_case(branch, branches)
 
         self._product = product
         try:
@@ -88,11 +94,14 @@ class TokenEmbedding(Layer):
 
 
 class Embeddings(Layer):
-    """token_ids [B, L] (segment_ids [B, L], position_ids [B, L]) -> sum of the embeddings [B, L, E].
+    """The sum of token, position and segment embeddings: token_ids, segment_ids, position_ids [B, L] -> [B, L, E].
 
-    A norm follows if the config says so, then dropout, then a projection from embedding_size to E if that is given.
+    The sum is followed by a norm if the config has one, by dropout, and by a projection from embedding_size to E if
+    embedding_size is set.
 
-    tokens: a TokenEmbedding to share, in place of one of its own.
+    Args:
+      config: the model's TransformerConfig.
+      tokens: a TokenEmbedding to share; None creates one.
     """
 
     def __init__(self, config: TransformerConfig, tokens: TokenEmbedding | None = None, **kwargs):
@@ -142,7 +151,7 @@ class Embeddings(Layer):
             table = ops.cast(read(self.segments), x.dtype)
             if segment_ids is None:
                 x = x + table[0]
-            else:  # A product with few rows: a gather's gradient would add all tokens into two of them.
+            else:  # A product with few rows: the gradient of a gather would add all tokens into two of them.
                 x = x + ops.matmul(ops.one_hot(segment_ids, self.config.num_segments, dtype=x.dtype), table)
         if self.norm is not None:
             x = self.norm(x)
@@ -152,21 +161,25 @@ class Embeddings(Layer):
     def _positions(self, length, position_ids):
         config, offset = self.config, self.config.position_offset
         if isinstance(length, int) and length > config.max_positions:
-            raise ValueError(f"the length {length} exceeds max_positions ({config.max_positions})")
+            raise ValueError(
+                f"sequence length {length} exceeds max_positions ({config.max_positions}); use shorter sequences"
+            )
         if self.positions is not None:
             table = read(self.positions)
         else:
             interleaved = config.positions == "sinusoidal"
             table = ops.convert_to_tensor(sinusoidal_positions(config.max_positions + offset, self.size, interleaved))
-        # With positions 0, 1, 2, ... a slice serves every row, and its gradient is a plain sum.
+        # For positions 0, 1, 2, ... one slice serves all rows, and its gradient is a plain sum.
         if position_ids is None:
             return table[None, offset : offset + length]
         return ops.take(table, position_ids + offset, axis=0)
 
 
 def _transposed(table):
-    """table [V, E] -> [E, V], for XLA, which transposes a matrix that its cache does not hold ten times as fast in
-    pieces."""
+    """Returns table [V, E] as [E, V], for XLA.
+
+    XLA transposes a matrix that does not fit into the CPU's cache ten times faster in pieces.
+    """
     size, width, block = table.shape[0], table.shape[1], 256
     count = -(-size // block)
     padded = tf.pad(table, [[0, count * block - size], [0, 0]])
@@ -184,8 +197,8 @@ def _position_initializer(config: TransformerConfig):
         return make_initializer(config, "embedding")
 
     def sinusoidal(shape, dtype=None):
-        # A shift is a rotation of sinusoids, which attention finds far sooner than it finds the order of random
-        # vectors. Scaled from their own deviation, sqrt(1/2), to that of the other embeddings.
+        # A shift of positions rotates sinusoids, a relation that attention learns far sooner than the order of random
+        # vectors. They are scaled from their standard deviation, sqrt(1/2), to that of the other embeddings.
         deviation = 1.0 if config.initializer == "fan_in" else config.initializer_range
         return ops.cast(sinusoidal_positions(*shape) * (deviation * math.sqrt(2)), dtype)
 

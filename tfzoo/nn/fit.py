@@ -1,4 +1,7 @@
-"""What Keras's compile, fit, evaluate and predict see of a model that returns a dict of outputs: its heads' answers."""
+"""Keras's compile, fit, evaluate and predict for models that return a dict of outputs.
+
+Losses, metrics and predictions use the heads' outputs.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,21 +16,22 @@ from tfzoo.nn.heads import output_of
 
 
 class Fit:
-    """Mixed into a Keras model that has `head_names` and returns a dict of outputs.
+    """Mixin for a Keras model that has `head_names` and returns a dict of outputs.
 
-    A model with one head takes a plain loss, plain labels and plain sample weights; a model with several takes dicts by
-    output name, and trains the heads that have labels. `predict` returns the answer of the one head, or a dict.
+    A model with one head takes a plain loss, plain labels and plain sample weights. A model with several heads takes
+    dicts keyed by output name and trains the heads that have labels. `predict` returns the output of the only head, or
+    a dict of outputs.
     """
 
     INPUTS: Sequence[str]
     REQUIRED_INPUTS: Sequence[str]
     head_names: tuple[str, ...]
     optimizer: Any
-    # The outputs that `predict` returns, such as ("sequence",); None: those of the heads.
+    # The outputs that `predict` returns, such as ("sequence",); None means the heads' outputs.
     predicted_outputs: Sequence[str] | None = None
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """As keras.Model.compute_loss, with the answers that have labels in place of all outputs.
+        """Computes the loss as keras.Model.compute_loss does, from the outputs that have labels.
 
         Raises:
           UserError: labels or a loss name something that is not the output of a head, or a loss expects probabilities.
@@ -37,58 +41,70 @@ class Fit:
         return super().compute_loss(x, y, y_pred, sample_weight, training)  # type: ignore[misc]
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """As keras.Model.compute_metrics, of the answers that have labels."""
+        """Computes metrics as keras.Model.compute_metrics does, from the outputs that have labels."""
         y, y_pred, sample_weight = self._answers(y, y_pred, sample_weight)
         return super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
 
     def predict_step(self, data):
-        """The answer of the one head, or a dict of several; `predicted_outputs` chooses others."""
+        """Returns the output of the only head, or a dict of several outputs; `predicted_outputs` selects others.
+
+        Raises:
+          UserError: `predicted_outputs` names something that is not an output.
+        """
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         outputs = self(x, training=False)  # type: ignore[operator]
         names = self.predicted_outputs or self._answer_names() or list(outputs)
         for name in names:
             if name not in outputs:
                 raise UserError(
-                    f"predicted_outputs: {name!r} is not an output{suggest(name, outputs)}; the model has "
+                    f"predicted_outputs: {name!r} is not an output{suggest(name, outputs)}; the model's outputs are "
                     f"{', '.join(outputs)}"
                 )
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
     def fit(self, *args, **kwargs):
-        """As keras.Model.fit.
+        """Trains the model as keras.Model.fit does.
 
         Raises:
-          UserError: several replicas of a distribution strategy, or class_weight for labels that are not one for each
-            row, which Keras would misread.
+          UserError: the strategy has several replicas, or class_weight is passed for a head that does not have one
+            label per row, which Keras would misinterpret.
         """
         self._check_one_replica("fit")
         per_token = [name for name in self.head_names if name not in ("classify", "relation", "next_sentence")]
         if kwargs.get("class_weight") is not None and per_token:
             raise UserError(
-                f"class_weight: applies to one label for each row, and the head {per_token[0]!r} has others; pass "
-                "sample_weight, one number for each label"
+                f"class_weight: requires one label per row, but the head {per_token[0]!r} has other labels; pass "
+                "sample_weight with one weight per label"
             )
         return super().fit(*args, **kwargs)  # type: ignore[misc]
 
     def evaluate(self, *args, **kwargs):
-        """As keras.Model.evaluate.
+        """Evaluates the model as keras.Model.evaluate does.
 
         Raises:
-          UserError: several replicas of a distribution strategy.
+          UserError: the strategy has several replicas.
         """
         self._check_one_replica("evaluate")
         return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def quantize(self, mode=None, *args, **kwargs):
-        """Raises:
-        UserError: always; `tfzoo.store_weights` keeps a model's matrices as int8."""
+        """Raises an error; `tfzoo.store_weights` keeps a model's matrices as int8.
+
+        Raises:
+          UserError: always.
+        """
         raise UserError(f"quantize({mode!r}): {CANNOT_QUANTIZE}")
 
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
-        """As keras.Model.export, with a warning: unlike what python -m tfzoo.export writes, the result is not verified,
-        takes token ids in place of texts, and has no manifest.
+        """Exports the model as keras.Model.export does, and logs a warning.
 
-        input_signature: None takes the required inputs and the padding masks, of any batch and length.
+        Unlike the artifacts of python -m tfzoo.export, the result is not verified, takes token ids instead of texts,
+        and has no manifest.
+
+        Args:
+          filepath, format, verbose: as for keras.Model.export.
+          input_signature: None means the required inputs and the padding masks, of any batch size and length.
+          **kwargs: as for keras.Model.export.
         """
         logging.warning(
             "%s: written by Keras's export and not verified; python -m tfzoo.export writes verified artifacts", filepath
@@ -98,7 +114,7 @@ class Fit:
         return super().export(filepath, format, verbose, input_signature, **kwargs)  # type: ignore[misc]
 
     def input_specs(self) -> dict[str, keras.layers.InputSpec]:
-        """The shapes and dtypes of the required inputs and the padding masks."""
+        """Returns the shapes and dtypes of the required inputs and the padding masks."""
         masks = [name for name in self.INPUTS if name.endswith("padding_mask")]
         specs = {name: keras.layers.InputSpec(shape=(None, None), dtype="int32") for name in self.REQUIRED_INPUTS}
         if "relation" in self.head_names:
@@ -109,19 +125,21 @@ class Fit:
         return [output_of(head) for head in self.head_names]
 
     def _answers(self, y, outputs, sample_weight):
-        """Labels, the outputs that they belong to, and sample weights: each plain, or all dicts of the same keys."""
+        """Returns labels, their outputs and sample weights: each a plain value, or all dicts with the same keys."""
         names = self._answer_names() or list(outputs)
         losses = self._compile_loss._user_loss if getattr(self, "_compile_loss", None) is not None else None  # type: ignore[attr-defined]
-        for what, value in (("loss", losses), ("labels", y), ("sample_weight", sample_weight)):
+        for argument, value in (("loss", losses), ("labels", y), ("sample_weight", sample_weight)):
             for name in value if isinstance(value, Mapping) else ():
                 if name not in names:
                     raise UserError(
-                        f"{what}: {name!r} is not the output of a head{suggest(name, names)}; the model has "
-                        f"{', '.join(names)}"
+                        f"{argument}: {name!r} is not the output of a head{suggest(name, names)}; the heads' outputs "
+                        f"are {', '.join(names)}"
                     )
         if not isinstance(y, Mapping):
             if len(names) > 1:
-                raise UserError(f"labels: the model has several outputs; pass a dict by name, of {', '.join(names)}")
+                raise UserError(
+                    f"labels: the model has several outputs; pass a dict keyed by output name ({', '.join(names)})"
+                )
             if not isinstance(losses, Mapping):
                 return y, outputs[names[0]], sample_weight
             y = {names[0]: y}
@@ -133,23 +151,27 @@ class Fit:
         return y, {name: outputs[name] for name in y}, sample_weight
 
     def _check_losses(self) -> None:
-        """The heads return logits: a loss that takes them for probabilities would train towards nothing."""
+        """Refuses losses that expect probabilities, because the heads return logits.
+
+        Raises:
+          UserError: a loss expects probabilities.
+        """
         losses = self._compile_loss._user_loss if self._compile_loss is not None else None  # type: ignore[attr-defined]
         for loss in tf.nest.flatten(losses):
             name = loss if isinstance(loss, str) else getattr(loss, "name", "")
             if (isinstance(loss, str) and loss in _ON_PROBABILITIES) or _from_logits(loss) is False:
                 raise UserError(
-                    f"loss {name!r}: expects probabilities, and the model returns logits; pass "
+                    f"loss {name!r}: expects probabilities, but the model returns logits; pass "
                     f"keras.losses.{_ON_PROBABILITIES.get(name, type(loss).__name__)}(from_logits=True)"
                 )
 
-    def _check_one_replica(self, what: str) -> None:
+    def _check_one_replica(self, method: str) -> None:
         replicas = self.distribute_strategy.num_replicas_in_sync  # type: ignore[attr-defined]
         if replicas > 1:
             raise UserError(
-                f"{what} with {replicas} replicas: Keras clips each replica's gradients separately and weights "
-                "replicas equally however many rows they have, so the result would differ from one device's; use "
-                "python -m tfzoo.train or tfzoo.training.Trainer, which are exact"
+                f"{method} with {replicas} replicas: Keras clips each replica's gradients separately and weights all "
+                "replicas equally regardless of their number of rows, so the result would differ from that on one "
+                "device; use python -m tfzoo.train or tfzoo.training.Trainer, which match one device exactly"
             )
 
 
@@ -164,6 +186,6 @@ _ON_PROBABILITIES = {
 
 
 def _from_logits(loss: Any) -> bool | None:
-    """Whether a Keras loss takes logits; None of one that is not asked."""
+    """Returns whether a Keras loss takes logits; None if that is unknown."""
     options = getattr(loss, "_fn_kwargs", {})
     return options.get("from_logits") if isinstance(loss, keras.losses.Loss) else None

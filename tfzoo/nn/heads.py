@@ -1,4 +1,4 @@
-"""What turns a sequence of hidden states into answers."""
+"""Heads, which compute a model's outputs from a sequence of hidden states, and pooling."""
 
 from keras import ops
 
@@ -9,7 +9,7 @@ from tfzoo.nn.layer import Layer
 
 
 class Pooler(Layer):
-    """sequence [B, L, E] -> tanh(Dense(first token)) [B, E] (Devlin et al. 2019, appendix A.4's code)."""
+    """BERT's pooler: sequence [B, L, E] -> tanh(Dense(first token)) [B, E] (code of Devlin et al. 2019, A.4)."""
 
     def __init__(self, config: TransformerConfig, **kwargs):
         super().__init__(**kwargs)
@@ -24,17 +24,21 @@ class Pooler(Layer):
 
 
 def pool(how: str, outputs, padding_mask=None, pooling_mask=None):
-    """One vector a row: outputs["sequence"] [B, L, E] (padding_mask [B, L]) -> [B, E].
+    """Returns one vector per row, [B, E].
 
-    how: "pooled" takes outputs["pooled"], others are config.POOLINGS, over the real tokens.
-    pooling_mask: [B, L], which of these count, where not all do. They keep their places for "weighted_mean".
+    Args:
+      how: "pooled" returns outputs["pooled"]; one of config.POOLINGS pools the real tokens.
+      outputs: a dict with "sequence" [B, L, E] and, for "pooled", "pooled" [B, E].
+      padding_mask: bool [B, L], True is a real token; None means that all are real.
+      pooling_mask: bool [B, L], the real tokens to pool; None means all. Tokens that are not pooled still count as
+        positions for "weighted_mean".
     """
     sequence = outputs["sequence"]
     if how == "pooled":
         return outputs["pooled"]
     if padding_mask is None and pooling_mask is None:
-        if how in _WHOLE:
-            return _WHOLE[how](sequence)
+        if how in _UNPADDED:
+            return _UNPADDED[how](sequence)
         padding_mask = ops.ones(ops.shape(sequence)[:2], "bool")
     real = ops.cast(padding_mask if pooling_mask is None else pooling_mask, "bool")
     if how == "max":
@@ -43,7 +47,7 @@ def pool(how: str, outputs, padding_mask=None, pooling_mask=None):
     if how in ("first", "last"):
         places = ops.expand_dims(ops.arange(ops.shape(real)[1]), 0)
         if how == "first":
-            index = ops.argmax(ops.cast(real, "int32"), 1)  # ONNX has no arg-max of truths.
+            index = ops.argmax(ops.cast(real, "int32"), 1)  # ONNX has no ArgMax of booleans.
         else:
             index = ops.max(ops.where(real, places, 0), 1)
         return gather_positions(sequence, ops.expand_dims(index, 1))[:, 0]
@@ -55,8 +59,8 @@ def pool(how: str, outputs, padding_mask=None, pooling_mask=None):
     return ops.sum(sequence * ops.expand_dims(weights, -1), 1) / (ops.sqrt(count) if how == "mean_sqrt_len" else count)
 
 
-# Of rows without padding, in fewer operations.
-_WHOLE = {
+# For rows without padding, in fewer operations.
+_UNPADDED = {
     "first": lambda sequence: sequence[:, 0],
     "last": lambda sequence: sequence[:, -1],
     "mean": lambda sequence: ops.mean(sequence, 1),
@@ -65,8 +69,10 @@ POOLS = ("pooled", *POOLINGS)
 
 
 class EmbeddingHead(Layer):
-    """sequence [B, L, E] (padding_mask, pooling_mask [B, L], see `pool`) -> one vector a row [B, D], float32 (Reimers &
-    Gurevych 2019, https://arxiv.org/abs/1908.10084)."""
+    """Text embeddings: sequence [B, L, E] -> one vector per row [B, D], float32.
+
+    For padding_mask and pooling_mask [B, L] see `pool` (Reimers & Gurevych 2019, https://arxiv.org/abs/1908.10084).
+    """
 
     def __init__(self, config: TransformerConfig, embed: EmbeddingConfig, **kwargs):
         super().__init__(**kwargs)
@@ -100,23 +106,28 @@ class EmbeddingHead(Layer):
 
 
 def normalize(x):
-    """x [B, E], divided by its length; next to nothing stays so."""
+    """Divides x [B, E] by its Euclidean norm; vectors shorter than sqrt(SMALLEST) stay close to zero."""
     x = x if x.dtype == "float64" else ops.cast(x, "float32")
     return x / ops.sqrt(ops.maximum(ops.sum(ops.square(x), -1, keepdims=True), SMALLEST))
 
 
-SMALLEST = 1e-24  # A vector is taken to be no shorter than the root of this.
+SMALLEST = 1e-24  # Lower bound on a vector's squared norm.
 
 
 def output_of(head: str) -> str:
-    """What a model calls the output of a head."""
+    """Returns the name of a head's output in a model's outputs."""
     return {"lm": "logits", "embed": "embedding"}.get(head, f"{head}_logits")
 
 
 class Classifier(Layer):
-    """pooled [B, E], or a sequence [B, L, E] -> logits [B, C] or [B, L, C], float32.
+    """A classification head: pooled [B, E] or a sequence [B, L, E] -> logits [B, C] or [B, L, C], float32.
 
-    hidden: the activation of a dense layer before the last; None leaves it out. dropout: whether it precedes each.
+    Args:
+      config: the model's TransformerConfig.
+      num_labels: C.
+      hidden: the activation of an additional dense layer before the last one; None omits that layer.
+      use_bias: whether the last dense layer has a bias.
+      dropout: whether dropout precedes each dense layer.
     """
 
     def __init__(
@@ -148,7 +159,10 @@ class Classifier(Layer):
 
 
 class Discriminator(Layer):
-    """sequence [B, L, E] -> logits [B, L], float32: is each token another than the text's? (Clark et al. 2020)."""
+    """ELECTRA's discriminator head: sequence [B, L, E] -> logits [B, L], float32 (Clark et al. 2020).
+
+    A logit above 0 predicts that the token differs from the original text's.
+    """
 
     def __init__(self, config: TransformerConfig, **kwargs):
         super().__init__(**kwargs)
@@ -165,10 +179,10 @@ class Discriminator(Layer):
 
 
 class RelationClassifier(Layer):
-    """sequence [B, L, E], entity_positions [B, 2] -> logits [B, C], float32: how do the two marked things relate?
+    """A relation head: sequence [B, L, E], entity_positions [B, 2] -> logits [B, C], float32.
 
-    The states at the two positions, such as the markers before two entities, are put side by side (Baldini Soares
-    et al. 2019, section 3.2, "entity start").
+    It classifies the relation between two marked entities. The states at the two positions, such as those of the
+    markers before the entities, are concatenated (Baldini Soares et al. 2019, section 3.2, "entity start").
     """
 
     def __init__(self, config: TransformerConfig, num_labels: int, **kwargs):
@@ -185,9 +199,10 @@ class RelationClassifier(Layer):
 
 
 class MaskedLMHead(Layer):
-    """sequence [B, L, E] (masked_positions [B, P]) -> logits [B, P, V], or [B, L, V] without positions; float32.
+    """The masked language model head: sequence [B, L, E] -> logits [B, P, V] at masked_positions [B, P], float32.
 
-    norm(activation(Dense(x))) and then the product with the token embeddings, plus a bias for each word.
+    Without masked_positions the logits are [B, L, V]. They are the product of norm(activation(Dense(x))) with the token
+    embeddings, plus a bias for each token of the vocabulary.
     """
 
     def __init__(self, config: TransformerConfig, embedding: TokenEmbedding, **kwargs):
@@ -211,9 +226,17 @@ class MaskedLMHead(Layer):
 
 
 class LMHead(Layer):
-    """sequence [B, L, E] -> logits [B, L, V], float32: the product with the token embeddings, or with a matrix of its
-    own where the config does not tie the two. use_bias adds one for each word, which train_bias False holds fixed. The
-    sequence is multiplied by `scale` first."""
+    """The language model head: sequence [B, L, E] -> logits [B, L, V], float32.
+
+    The logits are the product with the token embeddings or, if the config does not tie the two, with a separate matrix.
+
+    Args:
+      config: the model's TransformerConfig.
+      embedding: the token embedding.
+      use_bias: whether to add a bias for each token of the vocabulary.
+      train_bias: whether that bias is trained.
+      scale: factor on the sequence.
+    """
 
     def __init__(
         self,
@@ -249,7 +272,7 @@ class LMHead(Layer):
 
 
 def gather_positions(sequence, positions):
-    """sequence [B, L, E], positions [B, P] -> [B, P, E]."""
+    """Returns the states of sequence [B, L, E] at positions [B, P], [B, P, E]."""
     batch, length, hidden = ops.shape(sequence)
     rows = ops.arange(batch, dtype="int32")[:, None] * length + ops.cast(positions, "int32")
     return ops.take(ops.reshape(sequence, (-1, hidden)), rows, axis=0)

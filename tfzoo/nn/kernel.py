@@ -1,7 +1,7 @@
-"""FAVOR+: attention by positive orthogonal random features, in time and memory O(L).
+"""FAVOR+: attention by positive orthogonal random features, in O(L) time and memory.
 
-Choromanski et al. 2020, https://arxiv.org/abs/2009.14794: exp(q k) is the mean over normal w of f_w(q) f_w(k), with
-f_w(x) = exp(w x - |x|^2 / 2) (lemma 1), so that sums over keys can be taken before a query is known.
+Choromanski et al. 2020, https://arxiv.org/abs/2009.14794: exp(q k) is the expectation over normal w of f_w(q) f_w(k),
+with f_w(x) = exp(w x - |x|^2 / 2) (lemma 1). Sums over keys can therefore be computed without a query.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ from tfzoo.nn.lean import block_size, join_blocks, loop, size, split_blocks
 from tfzoo.nn.mask import Mask
 
 CHUNK = 256  # Positions whose features are held at once.
-ABSENT = -1e30  # A logarithm of nothing that, unlike -inf, can be subtracted from itself.
+ABSENT = -1e30  # The logarithm of an absent term; unlike -inf, it can be subtracted from itself.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FavorConfig(TransformerConfig):
-    """What a stack with this attention is made of."""
+    """The config of a stack with FAVOR+ attention."""
 
     attention: str = "favor"
-    causal: bool = False  # No position attends to a later one.
-    redraw_every: int = 0  # Calls in training after which each layer draws new features; 0: never.
+    causal: bool = False  # Whether positions attend only to earlier positions and themselves.
+    redraw_every: int = 0  # Training calls after which each layer draws new features; 0: never.
 
     def __post_init__(self):
         super().__post_init__()
@@ -37,15 +37,15 @@ class FavorConfig(TransformerConfig):
 class FavorAttention(Layer):
     """An estimate of softmax attention: query [B, H, L, D], key and value [B, H, M, D], a Mask -> [B, H, L, D].
 
-    Its error falls as 1 / sqrt(config.num_features). A query that may attend to nothing gets 0. Dropout on the weights
-    is left out, for there are none.
+    Its error decreases as 1 / sqrt(config.num_features). A query that may not attend to any key gets 0. There is no
+    dropout on attention weights, because the weights are never computed.
 
     Args:
-      config: a FavorConfig, or another, whose features are never redrawn.
-      seed: of the features; None takes one at random.
+      config: a FavorConfig; with another TransformerConfig the features are never redrawn.
+      seed: the seed of the features; None draws one.
 
     Raises:
-      UserError: positions, masks or a window that would need the scores.
+      UserError: positions, masks or a window that require scores.
     """
 
     def __init__(self, config: TransformerConfig, seed: int | None = None, **kwargs):
@@ -55,7 +55,7 @@ class FavorAttention(Layer):
         self.scale_scores = config.scale_scores
         self.shape = (config.num_features, config.resolved_head_dim)
         self.redraw_every = config.redraw_every if isinstance(config, FavorConfig) else 0
-        # Its state, which checkpoints keep, is the seed and the number of calls: all replicas count alike.
+        # The state, which checkpoints contain, is the seed and the number of calls, which all replicas count alike.
         self.seeds = keras.random.SeedGenerator(seed, name="seeds")
 
     def build(self, input_shape=None):
@@ -65,12 +65,12 @@ class FavorAttention(Layer):
             initializer=lambda shape, dtype: tf.cast(draw_features(shape[0], shape[1], state), dtype),
             trainable=False,
             autocast=False,
-            aggregation="none",  # Every replica draws for itself, and the same.
+            aggregation="none",  # Every replica draws the same features.
             name="features",
         )
 
     def redraw(self, seed: int) -> None:
-        """Replaces the features by those of a seed."""
+        """Replaces the features with those of a seed."""
         self.features.assign(draw_features(*self.shape, tf.constant([seed, 0], tf.int32)))
 
     def call(self, query, key, value, masking: Mask, training=False):
@@ -80,7 +80,7 @@ class FavorAttention(Layer):
         if training and self.redraw_every:
             seed = tf.cast(self.seeds.next(), tf.int32)
             due = (seed[1] > 0) & (seed[1] % self.redraw_every == 0)
-            # The branch is around the drawing alone: replicas cannot assign inside of one.
+            # The branch contains only the drawing: replicas cannot assign variables inside a branch.
             features = read(self.features)
             drawn = tf.cond(
                 due,
@@ -92,15 +92,20 @@ class FavorAttention(Layer):
         return favor_attention(query, key, value, read(self.features), masking, scale)
 
 
-def _refuse(asked, what: str) -> None:
-    if asked:
-        raise UserError(f"attention='favor' has no scores that {what} could change; attention='lean' or 'full' has")
+def _refuse(requested, feature: str) -> None:
+    if requested:
+        raise UserError(
+            f"attention='favor' computes no scores and does not support {feature}; use attention='lean' or 'full'"
+        )
 
 
 def draw_features(count: int, depth: int, seed):
-    """[count, depth] float32: every row is normal, and those of each `depth` in a row are orthogonal (section 2.4).
+    """Returns [count, depth] float32 features: normal rows, orthogonal within each group of `depth` rows (section 2.4).
 
-    seed: int32 [2]; the same seed gives the same features.
+    Args:
+      count: number of features.
+      depth: D.
+      seed: int32 [2]; the same seed gives the same features.
     """
     blocks = -(-count // depth)
     turns, lengths = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
@@ -111,30 +116,37 @@ def draw_features(count: int, depth: int, seed):
 
 
 def favor_attention(query, key, value, features, masking: Mask, scale, chunk: int = CHUNK):
-    """sum_j f(q_i) f(k_j) v_j / sum_j f(q_i) f(k_j), over those keys that padding and causality allow.
+    """Returns sum_j f(q_i) f(k_j) v_j / sum_j f(q_i) f(k_j) over the keys that padding and causality allow.
 
-    The sums over keys, [features, D + 1], are carried from chunk to chunk, and made again in the backward pass
-    (appendix B.1, without keeping the prefix sums). What is carried is divided by exp(the largest exponent so far),
-    feature by feature; with each query's largest exponent taken out too no sum overflows, and without causality no
-    denominator is below 1. All of this cancels in the quotient, as do |q|^2 / 2 and the number of features.
+    The sums over keys, [features, D + 1], are carried from chunk to chunk and recomputed in the backward pass (appendix
+    B.1, without keeping the prefix sums). For numerical stability they are divided, feature by feature, by exp(the
+    largest exponent so far). With each query's largest exponent also divided out, no sum overflows, and without
+    causality no denominator is below 1. These factors cancel in the quotient, as do |q|^2 / 2 and the number of
+    features.
 
     Args:
       query: [B, H, L, D].
-      key, value: [B, H, M, D]; M >= L where causal.
+      key, value: [B, H, M, D]; M >= L if causal.
       features: [number, D].
-      masking: padding_mask and causal are used.
-      scale: of the scores that are estimated.
+      masking: a Mask, of which padding_mask and causal are used.
+      scale: factor on the scores that are estimated.
+      chunk: number of positions whose features are held at once.
 
     Returns:
       [B, H, L, D] in value's dtype, computed in float32.
+
+    Raises:
+      UserError: causal attention with fewer keys than queries.
     """
     wide = tf.float64 if query.dtype == tf.float64 else tf.float32
     features = tf.stop_gradient(tf.cast(features, wide)) * math.sqrt(scale)
     length, memory = size(query, 2), size(key, 2)
-    # Every query sees the keys of `past`, and under causality of the rest those up to its own place.
+    # Every query attends to the first `past` keys and, with causality, to the others up to its own position.
     past = memory - length if masking.causal else memory
     if isinstance(past, int) and past < 0:
-        raise UserError(f"{length} causal queries over {memory} keys: attention='favor' wants as many keys or more")
+        raise UserError(
+            f"{length} causal queries over {memory} keys: attention='favor' requires at least as many keys as queries"
+        )
     real = tf.ones([1, memory]) if masking.padding_mask is None else masking.padding_mask
     real = tf.cast(real, wide)[:, None, :, None]
     block = block_size(length, chunk)
@@ -150,7 +162,7 @@ def favor_attention(query, key, value, features, masking: Mask, scale, chunk: in
         outs, sums, tops = _forward(parts)
 
         def gradient(upstream):
-            # Of [numerator, denominator]; 0 for a query that saw nothing.
+            # The gradient for [numerator, denominator]; 0 for a query that attends to nothing.
             payload = tf.math.divide_no_nan(split_blocks(tf.cast(upstream, wide), block), sums)
             payload = tf.concat([payload, -tf.reduce_sum(payload * outs, -1, keepdims=True)], -1)
             dqueries = _gradient_of_queries(parts, tops, payload)
@@ -163,17 +175,17 @@ def favor_attention(query, key, value, features, masking: Mask, scale, chunk: in
 
 
 class _Parts:
-    """Queries in chunks, [N, B, H, C, D], and the keys that they see; what the passes over them share."""
+    """Queries in chunks, [N, B, H, C, D], and the keys that they attend to; shared by the passes over them."""
 
     def __init__(self, features, scale, queries, depth: int):
         self.features, self.scale, self.queries, self.wide = features, scale, queries, queries.dtype
         self.count, chunk = size(queries, 0), queries.shape[3]
-        self.far: _Keys | None = None  # Keys that every query sees,
-        self.near: _Keys | None = None  # and those that it sees up to its own place.
+        self.far: _Keys | None = None  # Keys that every query attends to.
+        self.near: _Keys | None = None  # Keys that a query attends to up to its own position.
         self.seen = tf.linalg.band_part(tf.ones([chunk, chunk], self.wide), -1, 0)
         zero = tf.zeros_like(queries[0, :, :, :1, :1])
         number, absent = features.shape[0], tf.cast(ABSENT, self.wide)
-        # The state of who has seen no key; see _absorb.
+        # The state before any key; see _absorb.
         self.nothing = (zero + tf.fill([1, number], absent), zero + tf.zeros([number, depth + 1], self.wide))
 
     def project(self, x):  # [B, H, C, D] -> [B, H, C, features]
@@ -184,7 +196,7 @@ class _Parts:
         return tf.where(real > 0, logs, tf.cast(ABSENT, self.wide))
 
     def beginning(self):
-        """The sums over `far`, which the first query begins with."""
+        """Returns the sums over `far`, the state before the first query."""
         far = self.far
         if far is None:
             return self.nothing
@@ -202,15 +214,20 @@ class _Parts:
 
 
 def _forward(parts: _Parts):
-    """In chunks: the outputs, the denominators, and each query's largest exponent, which both are without."""
+    """Returns, in chunks, the outputs, the denominators and each query's largest exponent.
+
+    Numerators and denominators are divided by the exponential of that exponent.
+    """
 
     def forward(i, peaks, totals, outs, sums, tops):
-        state, own, logs = (peaks, totals), parts.own_keys(i), parts.project(parts.queries[i])
-        top = tf.reduce_max(logs + (peaks if own is None else tf.maximum(peaks, own.peaks)), -1, keepdims=True)
-        found = _product(state, own, _weights(state, own, logs - top))
-        out = tf.math.divide_no_nan(found[..., :-1], found[..., -1:])
-        state = state if own is None else _absorb(state, own.logs, own.values)
-        return i + 1, *state, outs.write(i, out), sums.write(i, found[..., -1:]), tops.write(i, top)
+        state, own_chunk, logs = (peaks, totals), parts.own_keys(i), parts.project(parts.queries[i])
+        top = tf.reduce_max(
+            logs + (peaks if own_chunk is None else tf.maximum(peaks, own_chunk.peaks)), -1, keepdims=True
+        )
+        fraction = _product(state, own_chunk, _weights(state, own_chunk, logs - top))
+        out = tf.math.divide_no_nan(fraction[..., :-1], fraction[..., -1:])
+        state = state if own_chunk is None else _absorb(state, own_chunk.logs, own_chunk.values)
+        return i + 1, *state, outs.write(i, out), sums.write(i, fraction[..., -1:]), tops.write(i, top)
 
     arrays = [tf.TensorArray(parts.wide, parts.count) for _ in range(3)]
     arrays = loop(lambda i, *_: i < parts.count, forward, (0, *parts.beginning(), *arrays))[3:]
@@ -218,13 +235,16 @@ def _forward(parts: _Parts):
 
 
 def _gradient_of_queries(parts: _Parts, tops, payload):
-    """payload: the gradient for [numerator, denominator], in chunks [N, B, H, C, D + 1]. -> [N, B, H, C, D]."""
+    """Returns the gradient for the queries, [N, B, H, C, D].
+
+    payload: the gradient for [numerator, denominator], in chunks [N, B, H, C, D + 1].
+    """
 
     def for_query(i, peaks, totals, dqueries):
-        state, own = (peaks, totals), parts.own_keys(i)
-        weights = _weights(state, own, parts.project(parts.queries[i]) - tops[i])
-        dquery = _multiply(_gradient(state, own, weights, payload[i]), parts.features)
-        state = state if own is None else _absorb(state, own.logs, own.values)
+        state, own_chunk = (peaks, totals), parts.own_keys(i)
+        weights = _weights(state, own_chunk, parts.project(parts.queries[i]) - tops[i])
+        dquery = _multiply(_gradient(state, own_chunk, weights, payload[i]), parts.features)
+        state = state if own_chunk is None else _absorb(state, own_chunk.logs, own_chunk.values)
         return i + 1, *state, dqueries.write(i, dquery)
 
     state = (0, *parts.beginning(), tf.TensorArray(parts.wide, parts.count))
@@ -232,25 +252,25 @@ def _gradient_of_queries(parts: _Parts, tops, payload):
 
 
 def _gradients_of_keys(parts: _Parts, tops, sums, payload):
-    """The gradients for keys and values, [B, H, M, D] each; payload as in _gradient_of_queries.
+    """Returns the gradients for keys and values, [B, H, M, D] each; payload as in _gradient_of_queries.
 
-    What a key gives it gives to the queries from its own place on: the same sums with the parts exchanged, from the end
-    to the beginning.
+    A key contributes to the queries from its own position on: the gradient is the same sum with the roles of keys and
+    queries exchanged, from the end to the beginning.
     """
     near, far = parts.near, parts.far
 
-    def to_key(state, own, x, real, values):
-        weights = _weights(state, own, parts.key_logs(x, real))
-        dlogs = _gradient(state, own, weights, values)
+    def to_key(state, own_chunk, x, real, values):
+        weights = _weights(state, own_chunk, parts.key_logs(x, real))
+        dlogs = _gradient(state, own_chunk, weights, values)
         dkey = _multiply(dlogs, parts.features) - parts.scale * x * tf.reduce_sum(dlogs, -1, keepdims=True)
-        return dkey, _product(state, own, weights)[..., :-1]
+        return dkey, _product(state, own_chunk, weights)[..., :-1]
 
     def for_near(i, peaks, totals, dkeys, dvalues):
         state, logs = (peaks, totals), parts.project(parts.queries[i]) - tops[i]
         logs = tf.where(sums[i] > 0, logs, tf.cast(ABSENT, parts.wide))
         if near is not None:
-            own = _Chunk(logs, payload[i], tf.transpose(parts.seen))
-            dkey, dvalue = to_key(state, own, near.keys[i], near.real[i], near.values[i])
+            own_chunk = _Chunk(logs, payload[i], tf.transpose(parts.seen))
+            dkey, dvalue = to_key(state, own_chunk, near.keys[i], near.real[i], near.values[i])
             dkeys, dvalues = dkeys.write(i, dkey), dvalues.write(i, dvalue)
         return i - 1, *_absorb(state, logs, payload[i]), dkeys, dvalues
 
@@ -269,14 +289,17 @@ def _gradients_of_keys(parts: _Parts, tops, sums, payload):
 
 
 def _multiply(x, matrix):
-    """x [..., I], matrix [I, O] -> [..., O]. Flat: TensorFlow 2.20's product that broadcasts a matrix over a batch is
-    at times wrong on a CPU, or crashes."""
+    """Returns x [..., I] times matrix [I, O], [..., O].
+
+    x is flattened: TensorFlow 2.20's product that broadcasts a matrix over a batch is sometimes wrong on a CPU, or
+    crashes.
+    """
     result = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), matrix)
     return tf.reshape(result, [*(size(x, axis) for axis in range(len(x.shape) - 1)), matrix.shape[1]])
 
 
 class _Keys:
-    """Keys [N, B, H, C, D] with [value, 1], 0 where there is no key, for the sums above and below the fraction."""
+    """Keys [N, B, H, C, D] with [value, 1], for numerator and denominator; 0 where there is no key."""
 
     def __init__(self, key, value, real, block: int, wide):
         self.key, self.value = key, value
@@ -290,7 +313,7 @@ class _Keys:
 
 
 class _Chunk:
-    """The sources of sums that the readers of the same chunk may read in part: logs [B, H, C, m], values [B, H, C, X].
+    """The sources of sums that readers in the same chunk may read in part: logs [B, H, C, m], values [B, H, C, X].
 
     allowed [C, C]: which reader (row) reads which source (column).
     """
@@ -309,25 +332,27 @@ def _absorb(state, logs, values):
     return above, totals * shrink + tf.matmul(tf.exp(logs - above), values, transpose_a=True)
 
 
-def _weights(state, own, logs):
-    """What readers with these logs multiply the state's totals with, and those of their own chunk."""
-    return tf.exp(logs + state[0]), None if own is None else tf.exp(logs + own.peaks)
+def _weights(state, own_chunk, logs):
+    """Returns the factors of readers with these logs on the state's totals and on the sources of their own chunk."""
+    return tf.exp(logs + state[0]), None if own_chunk is None else tf.exp(logs + own_chunk.peaks)
 
 
-def _product(state, own, weights):
-    """The sums that the readers read: [B, H, C, X]."""
-    far, near = weights
-    result = tf.matmul(far, state[1])
-    if own is not None:
-        result += tf.matmul(own.allowed * tf.matmul(near, own.weights, transpose_b=True), own.values)
+def _product(state, own_chunk, weights):
+    """Returns the sums that the readers read: [B, H, C, X]."""
+    state_weights, chunk_weights = weights
+    result = tf.matmul(state_weights, state[1])
+    if own_chunk is not None:
+        result += tf.matmul(
+            own_chunk.allowed * tf.matmul(chunk_weights, own_chunk.weights, transpose_b=True), own_chunk.values
+        )
     return result
 
 
-def _gradient(state, own, weights, upstream):
-    """The gradient for the readers' logs of sum(upstream * _product)."""
-    far, near = weights
-    result = far * tf.matmul(upstream, state[1], transpose_b=True)
-    if own is not None:
-        shares = own.allowed * tf.matmul(upstream, own.values, transpose_b=True)
-        result += near * tf.matmul(shares, own.weights)
+def _gradient(state, own_chunk, weights, upstream):
+    """Returns the gradient of sum(upstream * _product) for the readers' logs."""
+    state_weights, chunk_weights = weights
+    result = state_weights * tf.matmul(upstream, state[1], transpose_b=True)
+    if own_chunk is not None:
+        contributions = own_chunk.allowed * tf.matmul(upstream, own_chunk.values, transpose_b=True)
+        result += chunk_weights * tf.matmul(contributions, own_chunk.weights)
     return result

@@ -1,4 +1,4 @@
-"""The base class of tfzoo's layers: a Keras layer that can be saved, cloned and rebuilt from its configuration."""
+"""The base class of tfzoo's layers: a Keras layer that can be saved, cloned and recreated from its configuration."""
 
 import dataclasses
 import inspect
@@ -9,18 +9,18 @@ import keras
 
 from tfzoo.config import EmbeddingConfig, Projection, TransformerConfig
 
-PACKAGE = "tfzoo"  # In the names under which Keras registers the classes.
+PACKAGE = "tfzoo"  # Prefix of the names under which Keras registers the classes.
 _dataclasses: dict[str, type] = {cls.__name__: cls for cls in (EmbeddingConfig, Projection)}
 
 
 class Layer(keras.layers.Layer):
-    """A Keras layer whose `get_config` holds the arguments that its constructor was called with.
+    """A Keras layer whose `get_config` returns the arguments of its constructor call.
 
-    Arguments may be whatever Keras serializes (numbers, strings, lists, layers, initializers) and the dataclasses of
-    tfzoo.config. Every subclass is registered with Keras as tfzoo>NAME.
+    Arguments may be anything that Keras serializes (numbers, strings, lists, layers, initializers) and the dataclasses
+    of tfzoo.config. Every subclass is registered with Keras as tfzoo>NAME.
     """
 
-    output_shape: tuple[int | None, ...]  # Of a built tower or head, for Keras's summary.
+    output_shape: tuple[int | None, ...]  # Set by `build` of a tower or head, for Keras's summary.
     _arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs):
@@ -31,7 +31,7 @@ class Layer(keras.layers.Layer):
         layer = super().__new__(cls, *args, **kwargs)
         arguments = inspect.signature(cls.__init__).bind(layer, *args, **kwargs).arguments
         arguments = {name: value for name, value in arguments.items() if name not in ("self", "kwargs")}
-        # Keras would track the values, and so save a layer among them twice.
+        # Keras's own __setattr__ would track the values and save a layer among them twice.
         object.__setattr__(layer, "_arguments", arguments)
         return layer
 
@@ -44,23 +44,26 @@ class Layer(keras.layers.Layer):
 
 
 def register(cls: type, name: str) -> None:
-    """Lets Keras find a class of tfzoo by its name in a saved model. A user's subclass registers itself."""
+    """Registers a tfzoo class with Keras, so that a saved model can refer to it by name.
+
+    Users register their own subclasses.
+    """
     if cls.__module__.partition(".")[0] == PACKAGE:
         keras.saving.register_keras_serializable(PACKAGE, name)(cls)
 
 
 def register_dataclass(cls: type) -> None:
-    """Lets the configuration of a layer or model hold instances of a dataclass, which is found by its name."""
+    """Allows instances of a dataclass in the configuration of a layer or model, where its name identifies it."""
     _dataclasses[cls.__name__] = cls
 
 
 def encode(value: Any) -> Any:
-    """A constructor's argument as JSON can hold it."""
+    """Returns a constructor argument in a form that JSON can represent."""
     return _fields(value) if _is_dataclass(value) else keras.saving.serialize_keras_object(value)
 
 
 def decode(value: Any) -> Any:
-    """The inverse of `encode`.
+    """Returns the value that `encode` encoded.
 
     Raises:
       ValueError: a dataclass of an unknown name.
@@ -97,12 +100,12 @@ def _of_fields(value: Any) -> Any:
     classes = _dataclasses | {cls.__name__: cls for cls in _configs(TransformerConfig)}
     name = value.get("dataclass")
     if name not in classes:
-        raise ValueError(f"dataclass {name!r}: is not one of {', '.join(classes)}; import tfzoo.models first")
+        raise ValueError(f"unknown dataclass {name!r}; known are {', '.join(classes)}; import tfzoo.models first")
     return classes[name](**{name: _of_fields(item) for name, item in value["fields"].items()})
 
 
 def _configs(cls: Any) -> list[type]:
-    """TransformerConfig and the families' own, which are defined by the modules that use them."""
+    """Returns TransformerConfig and its subclasses, which the families' modules define."""
     configs = [cls]
     for subclass in cls.__subclasses__():
         configs += _configs(subclass)

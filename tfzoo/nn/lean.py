@@ -1,6 +1,6 @@
-"""Exact attention that never holds all scores at once: memory O(L) where full attention takes O(L^2).
+"""Exact attention that never holds all scores at once: O(L) memory, where full attention takes O(L^2).
 
-Scores are made a block at a time under a running softmax and made again in the backward pass (Rabe and Staats 2021,
+Scores are computed block by block under a running softmax and recomputed in the backward pass (Rabe and Staats 2021,
 https://arxiv.org/abs/2112.05682; Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 and 4).
 """
 
@@ -13,14 +13,16 @@ from tfzoo.nn.basic import Dropout, _drop, draw_seed
 from tfzoo.nn.layer import Layer
 from tfzoo.nn.mask import Mask
 
-ROWS, COLUMNS = 256, 512  # Of a block of scores: small enough for a cache, large enough for a matrix product.
-MASKED = -1e9  # What mask_bias adds to a score that a mask hides.
+# Size of a block of scores: fits into a CPU cache, yet large enough for an efficient matrix product.
+ROWS, COLUMNS = 256, 512
+MASKED = -1e9  # The value that mask_bias adds to a masked score.
 
 
 class LeanAttention(Layer):
-    """The numbers of FullAttention: query [B, H, L, D], key and value [B, H, M, D], a Mask -> [B, H, L, D].
+    """Computes what FullAttention computes: query [B, H, L, D], key and value [B, H, M, D], a Mask -> [B, H, L, D].
 
-    Blocks wholly in the future (causal) or wholly outside the window cost nothing, unless an attention_mask is given.
+    Blocks that lie entirely in the future (causal) or entirely outside the window are skipped, unless an attention_mask
+    is given.
     """
 
     def __init__(self, config: TransformerConfig, **kwargs):
@@ -36,22 +38,24 @@ class LeanAttention(Layer):
         return lean_attention(query, key, value, masking, scale, *(self._draw() if training else ()))
 
     def _draw(self):
-        """(seed, threshold) for `_drop`; () where nothing is dropped."""
+        """Returns (seed, threshold) for `_drop`; () if nothing is dropped."""
         if self.dropout.seed_generator is None:
             return ()
         return draw_seed(self.dropout.seed_generator), min(round(self.dropout.rate * 65536), 65535)
 
 
 def lean_attention(query, key, value, masking: Mask, scale, seed=None, threshold=0, rows=ROWS, columns=COLUMNS):
-    """softmax(scale query key^T + bias, masked) value, with dropout on the weights where a seed is given.
+    """Returns softmax(scale query key^T + bias, masked) value, with dropout on the weights if a seed is given.
 
     Args:
       query: [B, H, L, D].
       key, value: [B, H, M, D].
-      masking: who may attend to whom; gradients reach its bias.
-      seed: int32 [2]; threshold: of 65,536 weights so many are dropped. A block draws from the seed and its own place,
-        and so the same again in the backward pass.
-      rows, columns: of a block.
+      masking: a Mask; gradients reach its bias.
+      scale: factor on the scores.
+      seed: int32 [2]. Each block draws from the seed and its own position, so that the backward pass draws the same
+        mask.
+      threshold: dropout rate, in units of 1/65,536.
+      rows, columns: size of a block.
 
     Returns:
       [B, H, L, D] in value's dtype. Sums are kept in float32.
@@ -78,9 +82,9 @@ def lean_attention(query, key, value, masking: Mask, scale, seed=None, threshold
 
 
 class _Parts:
-    """What is attended with, in blocks: queries [N, B, H, rows, D], already scaled; keys, values [N, B, H, columns, D].
+    """The operands in blocks: queries [N, B, H, rows, D], already scaled; keys and values [N, B, H, columns, D].
 
-    bias: (), or (the bias,).
+    bias: (), or a tuple of one bias.
     """
 
     def __init__(self, tiles: "_Tiles", query, key, value, bias, seed, threshold):
@@ -91,7 +95,7 @@ class _Parts:
         self.keys, self.values = (split_blocks(x, tiles.columns) for x in (key, value))
 
     def scores(self, q, i, j):
-        """[B, H, rows, columns] of block (i, j), whose queries are q."""
+        """Returns the scores [B, H, rows, columns] of block (i, j), whose queries are q."""
         s = tf.cast(tf.matmul(q, self.keys[j], transpose_b=True), self.wide)
         if self.bias:
             s += tf.cast(self.tiles.cut(self.bias[0], i, j), self.wide)
@@ -106,7 +110,7 @@ class _Parts:
 
 
 def _forward(parts: _Parts):
-    """(outputs, each row's largest score, its sum of exp(score - largest)), in blocks of rows."""
+    """Returns (outputs, each row's largest score, its sum of exp(score - largest)), in blocks of rows."""
     tiles, wide, narrow = parts.tiles, parts.wide, parts.narrow
 
     def row(i, outs, maxima, sums):
@@ -132,18 +136,18 @@ def _forward(parts: _Parts):
 
     arrays = [tf.TensorArray(wide, tiles.num_rows) for _ in range(3)]
     _, *arrays = loop(lambda i, *_: i < tiles.num_rows, row, (0, *arrays))
-    # The maximum and the sum apart: where all is masked, the logarithm of their product would lose the sum.
+    # Maximum and sum are kept separately: if all keys are masked, the logarithm of their product would lose the sum.
     return tuple(array.stack() for array in arrays)
 
 
 def _backward(parts: _Parts, outs, maxima, sums, upstream, scale):
-    """Arrays of the gradients for queries, keys, values and, of every block, scores with a bias."""
+    """Returns arrays of the gradients for queries, keys, values and, block by block, scores with a bias."""
     tiles, wide, narrow = parts.tiles, parts.wide, parts.narrow
     upstreams = split_blocks(upstream, tiles.rows)
 
     def row(i, dqueries, dkeys, dvalues, dbias):
         maximum = maxima[i]
-        up = tf.cast(upstreams[i], wide) / sums[i]  # The weights below are not divided by their sum: this is.
+        up = tf.cast(upstreams[i], wide) / sums[i]  # Replaces the division of the weights below by their sum.
         mean = tf.reduce_sum(up * outs[i], -1, keepdims=True)
         q, up = parts.queries[i], tf.cast(up, narrow)
 
@@ -178,7 +182,7 @@ def _backward(parts: _Parts, outs, maxima, sums, upstream, scale):
 
 
 class _Tiles:
-    """How [L, M] scores fall into blocks, and what the masks say of each block."""
+    """The partition of [L, M] scores into blocks, and what the masks allow in each block."""
 
     def __init__(self, query, key, masking: Mask, rows: int, columns: int):
         self.masking = masking
@@ -188,12 +192,13 @@ class _Tiles:
         self.first, self.end = self._ranges()
 
     def _ranges(self):
-        """For each row of blocks the first block that is not skipped, and the one after the last: int32 [num_rows]."""
+        """Returns, for each row of blocks, the first block not skipped and the one after the last: int32 [num_rows]."""
         begin, end = self._visible(tf.range(self.num_rows * self.rows))
         first, last = (tf.reshape(x, [-1, self.rows]) for x in (begin // self.columns, -(-end // self.columns)))
         if self.masking.attention_mask is not None:
             return tf.zeros_like(first[:, 0]), tf.zeros_like(last[:, 0]) + self.num_columns
-        # A row that sees no key averages over all of them, also over those of skipped blocks: skip none there.
+        # A row that may not attend to any key averages over all of them, including those of skipped blocks; no block is
+        # skipped there.
         padding = self.masking.padding_mask
         seen = tf.ones([1, self.memory], tf.int32) if padding is None else tf.cast(padding, tf.int32)
         seen = tf.pad(tf.cumsum(seen, 1), [[0, 0], [1, 0]])
@@ -205,7 +210,10 @@ class _Tiles:
         )
 
     def _visible(self, rows):
-        """rows int32 [N] -> the first key that each sees, by causality and window alone, and the one after the last."""
+        """Returns the first key that each query may attend to, and the one after the last.
+
+        Only causality and the window count. rows: int32 [N], the positions of the queries.
+        """
         at = tf.minimum(rows, self.length - 1) + (self.memory - self.length)
         begin, end = tf.zeros_like(at), tf.zeros_like(at) + self.memory
         if self.masking.causal:
@@ -215,7 +223,10 @@ class _Tiles:
         return begin, end
 
     def hidden(self, i, j, dtype):
-        """What masks add to block (i, j): 0, MASKED, or -inf past the last key; broadcasts to [B, H, rows, columns]."""
+        """Returns what the masks add to the scores of block (i, j): 0, MASKED, or -inf past the last key.
+
+        The result broadcasts to [B, H, rows, columns].
+        """
         columns = j * self.columns + tf.range(self.columns)
         allowed = None
         if self.masking.causal:
@@ -235,7 +246,7 @@ class _Tiles:
         return result
 
     def cut(self, x, i, j):
-        """Block (i, j) of x [b, h, L, M], padded; i None: x [b, h, 1, M] has one row for all."""
+        """Returns block (i, j) of x [b, h, L, M], padded; with i None, x [b, h, 1, M] has one row for all."""
         rows, begin = (1, 0) if i is None else (self.rows, i * self.rows)
         if _divides(self.columns, self.memory) and (i is None or _divides(rows, self.length)):
             return tf.slice(x, [0, 0, begin, j * self.columns], [*tf.unstack(tf.shape(x)[:2]), rows, self.columns])
@@ -245,35 +256,38 @@ class _Tiles:
         return known(part, [*x.shape[:2], rows, self.columns])
 
     def paste(self, blocks, like):
-        """blocks [num_rows * num_columns, b, h, rows, columns] -> [b, h, L, M]; the inverse of `cut`."""
+        """Inverts `cut`: blocks [num_rows * num_columns, b, h, rows, columns] -> [b, h, L, M]."""
         shape = tf.shape(blocks)
         grid = tf.reshape(blocks, tf.concat([[self.num_rows, self.num_columns], shape[1:]], 0))
-        whole = tf.transpose(grid, [2, 3, 0, 4, 1, 5])
-        whole = tf.reshape(whole, [shape[1], shape[2], self.num_rows * self.rows, self.num_columns * self.columns])
-        return tf.reshape(whole[:, :, : self.length, : self.memory], tf.shape(like))
+        joined = tf.transpose(grid, [2, 3, 0, 4, 1, 5])
+        joined = tf.reshape(joined, [shape[1], shape[2], self.num_rows * self.rows, self.num_columns * self.columns])
+        return tf.reshape(joined[:, :, : self.length, : self.memory], tf.shape(like))
 
 
 def size(x, axis: int):
-    """x's length along an axis: an int where it is known beforehand, else a tensor."""
+    """Returns x's size along an axis: an int if it is static, else a tensor."""
     return tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
 
 
 def block_size(length, block: int) -> int:
-    """`block`, or a length that is shorter and known, so that a short sequence is not padded."""
+    """Returns `block`, or the length if it is static and shorter, so that a short sequence is not padded."""
     return min(block, length) if isinstance(length, int) else block
 
 
 def known(x, shape):
-    """x, whose shape is this; XLA takes what is said of a shape that it knows for a size that may change."""
+    """Returns x with its shape set statically.
+
+    A shape that is fully known is not asserted again, because XLA would treat its dimensions as dynamic.
+    """
     return x if x.shape.is_fully_defined() else tf.ensure_shape(x, shape)
 
 
 def split_blocks(x, block: int):
-    """x [B, H, L, D] -> [N, B, H, block, D], with zeros after the end; at least one block."""
+    """Splits x [B, H, L, D] into [N, B, H, block, D], padded with zeros at the end; at least one block."""
     length = size(x, 2)
     count = -(-length // block)
     if not isinstance(length, int):
-        count = tf.maximum(count, 1)  # An array of no blocks has no shape.
+        count = tf.maximum(count, 1)  # An array without blocks would have no shape.
     if not _divides(block, length):
         x = tf.pad(x, [[0, 0], [0, 0], [0, count * block - length], [0, 0]])
     shape = [size(x, 0), x.shape[1], count, block, x.shape[3]]
@@ -281,14 +295,14 @@ def split_blocks(x, block: int):
 
 
 def join_blocks(blocks, like):
-    """The inverse of `split_blocks`: [N, B, H, block, D] -> [B, H, L, D], where `like` is [B, H, L, anything]."""
+    """Inverts `split_blocks`: [N, B, H, block, D] -> [B, H, L, D], where `like` is [B, H, L, anything]."""
     count, batch, heads, block, depth = (size(blocks, axis) for axis in range(5))
-    whole = tf.reshape(tf.transpose(blocks, [1, 2, 0, 3, 4]), [batch, heads, count * block, depth])
-    return known(whole[:, :, : size(like, 2)], [*like.shape[:3], blocks.shape[4]])
+    joined = tf.reshape(tf.transpose(blocks, [1, 2, 0, 3, 4]), [batch, heads, count * block, depth])
+    return known(joined[:, :, : size(like, 2)], [*like.shape[:3], blocks.shape[4]])
 
 
 def loop(condition, body, state):
-    """tf.while_loop, one turn after another: turns side by side would each hold blocks of their own."""
+    """Runs tf.while_loop with one iteration at a time: parallel iterations would each hold their own blocks."""
     return tf.while_loop(condition, body, state, parallel_iterations=1)
 
 
@@ -297,6 +311,6 @@ def _divides(block: int, length) -> bool:
 
 
 def _sum_to(x, like):
-    """The gradient of broadcasting `like` to x's shape."""
+    """Returns the gradient of broadcasting `like` to x's shape."""
     axes = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(x), s1=tf.shape(like))[1]
     return tf.reshape(tf.reduce_sum(x, axes), tf.shape(like))

@@ -1,8 +1,8 @@
-"""Attention among the tokens of equal hash, in reversible layers (Kitaev et al. 2020).
+"""Attention among tokens of equal hash, in reversible layers (Kitaev et al. 2020).
 
-Here R is the number of hash rounds, C the length of a chunk, W that of the window of keys which a chunk sees, and S
-the number of columns of a round's random rotation. Time and memory are linear in the length L, but for a sort in
-O(L log L) and, where the length decides the number of buckets, hashes in O(L sqrt(L)). L is static.
+In this module R is the number of hash rounds, C the length of a chunk, W the length of the window of keys that a chunk
+attends to, and S the number of columns of a round's random rotation. Time and memory are linear in the length L, except
+for a sort in O(L log L) and, if the length determines the number of buckets, hashes in O(L sqrt(L)). L is static.
 """
 
 import dataclasses
@@ -19,43 +19,45 @@ from tfzoo.nn.embedding import TokenEmbedding
 from tfzoo.nn.layer import Layer
 from tfzoo.nn.lean import known
 
-# A token attends to itself only where it may attend to nothing else (section 2, "Shared-QK attention"): its own
-# score is far below every other, and what is masked is far below that.
+# A token attends to itself only if it may attend to nothing else (section 2, "Shared-QK attention"): its own score is
+# far below every other score, and a masked score is far below that.
 _SELF, _MASKED = -1e5, -1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LSHConfig(TransformerConfig):
-    """What a stack of reversible layers with hashed and local attention is made of."""
+    """The config of a stack of reversible layers with LSH and local attention."""
 
-    attention_layers: list = dataclasses.field(default_factory=lambda: ["local", "lsh"])  # One for each layer.
-    causal: bool = True  # No position attends to a later one.
+    # One of lsh, local for each layer.
+    attention_layers: list = dataclasses.field(default_factory=lambda: ["local", "lsh"])
+    causal: bool = True  # Whether positions attend only to earlier positions and themselves.
     num_hashes: int = 1  # R.
-    num_buckets: list = dataclasses.field(default_factory=list)  # Even factors of their number; []: by the length.
-    lsh_chunk_length: int = 64  # C, and how many chunks beside its own a token looks at.
+    # Even factors of the number of buckets; []: chosen by the length.
+    num_buckets: list = dataclasses.field(default_factory=list)
+    lsh_chunk_length: int = 64  # C, followed by the number of neighbouring chunks that a token attends to.
     lsh_chunks_before: int = 1
     lsh_chunks_after: int = 0
     local_chunk_length: int = 64
     local_chunks_before: int = 1
     local_chunks_after: int = 0
-    mlp_chunk_length: int = 0  # Positions that the MLP works on at a time; 0: all.
-    lsh_attention_dropout: float = 0.0  # attention_dropout is that of local attention.
-    axial_positions: bool = True  # See AxialPositions. False: an embedding for each of max_positions.
+    mlp_chunk_length: int = 0  # Positions that the MLP computes at a time; 0: all.
+    lsh_attention_dropout: float = 0.0  # attention_dropout applies to local attention.
+    axial_positions: bool = True  # See AxialPositions. False: a learned table of max_positions embeddings.
     axial_shape: list = dataclasses.field(default_factory=lambda: [64, 64])
     axial_dims: list = dataclasses.field(default_factory=lambda: [64, 192])
     activation: str = "relu"
     tie_embeddings: bool = False
 
     def padded_length(self, length: int) -> int:
-        """The length in whole chunks of every kind; one that fits into the smallest is left as it is."""
+        """Returns the length rounded up to whole chunks of every kind; one within the smallest chunk is unchanged."""
         chunk_lengths = {getattr(self, f"{kind}_chunk_length") for kind in self.attention_layers}
         return length if length <= min(chunk_lengths) else length + -length % math.lcm(*chunk_lengths)
 
     def __post_init__(self):
         super().__post_init__()
         kinds, require = self.attention_layers, self._require
-        require(all(kind in ("lsh", "local") for kind in kinds), "attention_layers", "must be of lsh and local")
-        require(len(kinds) == self.num_layers, "attention_layers", f"must be as many as num_layers ({self.num_layers})")
+        require(all(kind in ("lsh", "local") for kind in kinds), "attention_layers", "may hold only lsh and local")
+        require(len(kinds) == self.num_layers, "attention_layers", f"must have num_layers ({self.num_layers}) items")
         for name in ("num_hashes", "lsh_chunk_length", "local_chunk_length"):
             require(1 <= getattr(self, name) <= 1_000_000, name, "must be from 1 to 1,000,000")
         for name in ("lsh_chunks_before", "lsh_chunks_after", "local_chunks_before", "local_chunks_after"):
@@ -74,22 +76,29 @@ class LSHConfig(TransformerConfig):
         if self.axial_positions:
             for name in ("axial_shape", "axial_dims"):
                 require(all(type(n) is int and n > 0 for n in getattr(self, name)), name, "must be positive integers")
-            require(len(self.axial_shape) == len(self.axial_dims) > 0, "axial_dims", "must be one for each axis")
-            require(math.prod(self.axial_shape) <= 100_000_000, "axial_shape", "must be of 100,000,000 at most")
+            require(len(self.axial_shape) == len(self.axial_dims) > 0, "axial_dims", "must have one item for each axis")
+            require(
+                math.prod(self.axial_shape) <= 100_000_000, "axial_shape", "must have a product of at most 100,000,000"
+            )
             require(sum(self.axial_dims) == self.hidden_size, "axial_dims", f"must add up to {self.hidden_size}")
 
 
 def hash_buckets(vectors, rotations, factors: Sequence[int]):
-    """vectors [B, H, L, D], rotations [H, D, R, S] -> the bucket of each, int32 [B, H, R, L].
+    """Returns the bucket of each vector, int32 [B, H, R, L].
 
     A hash into b buckets is the index of the largest entry of [xR; -xR] with a random R of b / 2 columns (section 2,
-    after Andoni et al. 2015). Buckets whose number has several factors are hashed into by each of them, and S is the
-    sum of all columns.
+    after Andoni et al. 2015). A number of buckets with several factors is hashed by each factor, and S is the sum of
+    all columns.
+
+    Args:
+      vectors: [B, H, L, D].
+      rotations: [H, D, R, S].
+      factors: even factors of the number of buckets.
     """
     rotated = tf.einsum("bhld,hdrs->bhrls", tf.stop_gradient(vectors), tf.cast(rotations, vectors.dtype))
     buckets, product = 0, 1
     for part, factor in zip(tf.split(rotated, [f // 2 for f in factors], axis=-1), factors, strict=True):
-        # The largest of both halves, without putting them side by side.
+        # The largest entry of both halves, without concatenating them.
         below = -tf.reduce_min(part, -1) > tf.reduce_max(part, -1)
         index = tf.where(
             below,
@@ -101,7 +110,10 @@ def hash_buckets(vectors, rotations, factors: Sequence[int]):
 
 
 def bucket_factors(length: int, chunk_length: int, max_positions: int) -> list[int]:
-    """How many buckets a length asks for: about two a chunk, as a power of two; two factors when they are many."""
+    """Returns the factors of the number of buckets for a length.
+
+    There are about two buckets per chunk, as a power of two, which is split into two factors if it is large.
+    """
     power = (2 * (length // chunk_length)).bit_length() - 1
     if 2**power > 2 * max(math.isqrt(max_positions // chunk_length), chunk_length):
         return [2 ** (power // 2), 2 ** (power - power // 2)]
@@ -110,34 +122,37 @@ def bucket_factors(length: int, chunk_length: int, max_positions: int) -> list[i
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """Which tokens see each other: those of a chunk, and of its neighbours. All rounds' chunks form one ring."""
+    """Which tokens attend to each other: a chunk's and its neighbours'. All rounds' chunks form one ring."""
 
     length: int  # C.
-    before: int = 1  # Neighbours that a chunk sees.
+    before: int = 1  # Number of preceding neighbours that a chunk attends to; `after` likewise.
     after: int = 0
-    causal: bool = False  # No position sees a later one.
+    causal: bool = False  # Whether positions attend only to earlier positions and themselves.
 
     def split(self, x):
-        """x [B, H, R, L, ...] -> [B, H, R L / C, C, ...]; L is a multiple of C."""
+        """Splits x [B, H, R, L, ...] into [B, H, R L / C, C, ...]; L is a multiple of C."""
         batch, heads, rounds, length = ops.shape(x)[:4]
         return tf.reshape(x, (batch, heads, rounds * length // self.length, self.length, *x.shape[4:]))
 
     def window(self, x):
-        """x [B, H, N, C, ...] -> [B, H, N, W, ...], W = (before + 1 + after) C: each chunk among its neighbours."""
+        """Returns each chunk of x [B, H, N, C, ...] with its neighbours, [B, H, N, W, ...].
+
+        W = (before + 1 + after) C.
+        """
         count = x.shape[2]
         steps = (max(-count, min(step, count)) for step in range(self.before, -self.after - 1, -1))
         return tf.concat([tf.roll(x, step, 2) if step % count else x for step in steps], 3)
 
 
 def lsh_attention(query_key, value, buckets, chunks: Chunks, padding_mask=None, dropout: Callable | None = None):
-    """Attention with shared queries and keys within chunks of tokens sorted by bucket (section 2, figure 2).
+    """Computes attention with shared queries and keys within chunks of tokens sorted by bucket (section 2, figure 2).
 
     Args:
       query_key, value: [B, H, L, D], L a multiple of chunks.length.
-      buckets: int32 [B, H, R, L]. The result depends on their order only. Padding is sorted behind everything.
-      chunks: those of the sorted tokens.
+      buckets: int32 [B, H, R, L]. The result depends only on their order. Padding is sorted to the end.
+      chunks: the Chunks of the sorted tokens.
       padding_mask: bool [B, L], True is a real token.
-      dropout: applied to the weights.
+      dropout: a function applied to the weights.
 
     Returns:
       [B, H, L, D]: the mean over the rounds, each weighted by the sum of its exponentiated scores.
@@ -160,11 +175,11 @@ def lsh_attention(query_key, value, buckets, chunks: Chunks, padding_mask=None, 
 
 
 def local_attention(query, key, value, chunks: Chunks, padding_mask=None, dropout: Callable | None = None):
-    """Attention of each chunk to itself and its neighbours.
+    """Computes attention of each chunk to itself and its neighbours.
 
     Args:
       query, key, value: [B, H, L, D], L a multiple of chunks.length.
-      the others: as those of lsh_attention.
+      chunks, padding_mask, dropout: as for lsh_attention.
 
     Returns:
       [B, H, L, D].
@@ -178,14 +193,18 @@ def local_attention(query, key, value, chunks: Chunks, padding_mask=None, dropou
 
 
 def _attend(chunks: Chunks, query, key, value, positions, real, share, dropout):
-    """Softmax attention of chunks [..., C, D] to their windows.
+    """Computes softmax attention of chunks [..., C, D] to their windows.
 
-    Returns [..., C, D] and the logarithm of the sum of exponentiated scores [..., C].
+    Args:
+      positions: int32 [..., C].
+      real: bool [..., C] or None.
+      share: whether queries are also the keys.
 
-    positions: int32 [..., C]. real: bool [..., C] or None. share: queries are keys.
+    Returns:
+      [..., C, D] and the logarithm of the sum of exponentiated scores, [..., C].
     """
     key, value = chunks.window(key), chunks.window(value)
-    # In half precision neither the masks' values nor the sums over rounds would do.
+    # Half precision can represent neither the mask values nor the sums over rounds.
     scores = tf.cast(tf.matmul(query, key, transpose_b=True), "float32")
     rows, columns = positions[..., :, None], chunks.window(positions)[..., None, :]
     if chunks.causal:
@@ -194,7 +213,8 @@ def _attend(chunks: Chunks, query, key, value, positions, real, share, dropout):
         scores = tf.where(chunks.window(real)[..., None, :], scores, _MASKED)
     if share:
         scores = tf.where(rows == columns, _SELF, scores)
-    # A softmax that gives its denominator away. Not exp(scores - total): near _SELF float32 has steps of 0.008.
+    # A softmax that also returns its denominator. It does not use exp(scores - total): near _SELF float32 has a spacing
+    # of 0.008.
     highest = tf.stop_gradient(tf.reduce_max(scores, -1, keepdims=True))
     exponents = tf.exp(scores - highest)
     total = tf.reduce_sum(exponents, -1, keepdims=True)
@@ -204,13 +224,13 @@ def _attend(chunks: Chunks, query, key, value, positions, real, share, dropout):
 
 
 def _normalize(x, epsilon=1e-6):
-    """x [..., D] with mean square 1, and divided by sqrt(D), as the keys are."""
+    """Returns x [..., D] with mean square 1, divided by sqrt(D), as the keys are."""
     return x * (tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon) / math.sqrt(x.shape[-1]))
 
 
 @tf.custom_gradient
 def _sort(x, order, inverse):
-    """x [B, H, L, D] -> [B, H, R, L, D]. Knowing the inverse, its gradient gathers too."""
+    """Sorts x [B, H, L, D] to [B, H, R, L, D]. With the inverse order, the gradient is a gather as well."""
 
     def gradient(upstream):
         return tf.reduce_sum(tf.gather(upstream, inverse, batch_dims=3), 2), None, None
@@ -220,7 +240,7 @@ def _sort(x, order, inverse):
 
 @tf.custom_gradient
 def _unsort(x, order, inverse):
-    """x [B, H, R, L, ...] -> the same in the order before the sort."""
+    """Returns x [B, H, R, L, ...] in the order before the sort."""
 
     def gradient(upstream):
         return tf.gather(upstream, order, batch_dims=3), None, None
@@ -229,20 +249,20 @@ def _unsort(x, order, inverse):
 
 
 def _drop(x, rate, seed, index, training):
-    """Dropout whose mask follows from the seed, so that a second computation repeats it."""
+    """Applies dropout with a mask derived from the seed, so that a second computation repeats it."""
     if not training or not rate:
         return x
     seed = tf.random.experimental.stateless_fold_in(seed, index)
     return tf.nn.experimental.stateless_dropout(x, rate, seed)
 
 
-def _whole(length, chunk_length):
-    """The length in whole chunks; one that fits into a chunk is one."""
+def _round_up(length, chunk_length):
+    """Returns the length rounded up to whole chunks; a length within one chunk is one chunk."""
     return length if length <= chunk_length else length + -length % chunk_length
 
 
 def _pad(x, padding_mask, length):
-    """x [B, L, E] and the mask of its first tokens -> both with a longer length, the mask None if all are real."""
+    """Pads x [B, L, E] and the mask of its first tokens to a longer length; the mask is None if all tokens are real."""
     if padding_mask is None and x.shape[1] < length:
         padding_mask = tf.ones(ops.shape(x)[:2], "bool")
     if padding_mask is not None:
@@ -252,7 +272,7 @@ def _pad(x, padding_mask, length):
 
 
 class _ChunkedAttention(Layer):
-    """What both kinds have in common: projections without biases to heads and back."""
+    """The common part of LSH and local attention: projections without biases to and from heads."""
 
     projections: tuple[str, ...]
 
@@ -277,21 +297,21 @@ class _ChunkedAttention(Layer):
         self.output_projection.build((*input_shape[:-1], self.num_heads * self.head_dim))
 
     def heads(self, x):
-        """x [B, L, E] -> [B, H, L, D] of each projection."""
+        """Returns [B, H, L, D] for each projection of x [B, L, E]."""
         shape = (*ops.shape(x)[:2], self.num_heads, self.head_dim)
         return [ops.transpose(ops.reshape(project(x), shape), (0, 2, 1, 3)) for project in self.inputs_to_heads]
 
     def merge(self, y, length):
-        """y [B, H, L', D] -> [B, L, E] of the first L."""
+        """Projects the first L positions of y [B, H, L', D] to [B, L, E]."""
         y = ops.transpose(y, (0, 2, 1, 3))[:, :length]
         return self.output_projection(ops.reshape(y, (*ops.shape(y)[:2], self.num_heads * self.head_dim)))
 
     def options(self, length, padding_mask, seed, training):
-        """What the functions above take. A length within one chunk is a chunk."""
-        whole, causal = length <= self.chunk_length, self.config.causal
+        """Returns the arguments of the attention functions. A length within one chunk is treated as one chunk."""
+        single_chunk, causal = length <= self.chunk_length, self.config.causal
         return dict(
             chunks=Chunks(length, 0, 0, causal)
-            if whole
+            if single_chunk
             else Chunks(self.chunk_length, self.before, self.after, causal),
             padding_mask=padding_mask,
             dropout=lambda weights: _drop(weights, self.dropout, seed, 1, training),
@@ -299,7 +319,7 @@ class _ChunkedAttention(Layer):
 
 
 class LocalAttention(_ChunkedAttention):
-    """x [B, L, E] -> [B, L, E]: each chunk attends to itself and its neighbours."""
+    """Local attention, x [B, L, E] -> [B, L, E]: each chunk attends to itself and its neighbours."""
 
     projections = ("query", "key", "value")
 
@@ -307,17 +327,20 @@ class LocalAttention(_ChunkedAttention):
         super().__init__(config, "local", config.attention_dropout, **kwargs)
 
     def call(self, x, padding_mask=None, seed=(0, 0), training=False):
-        """seed: int32 [2]; the same seed drops the same weights."""
+        """Applies local attention.
+
+        seed: int32 [2]; the same seed drops the same weights.
+        """
         length = _static_length(x)
-        x, padding_mask = _pad(x, padding_mask, _whole(length, self.chunk_length))
+        x, padding_mask = _pad(x, padding_mask, _round_up(length, self.chunk_length))
         options = self.options(x.shape[1], padding_mask, seed, training)
         return self.merge(local_attention(*self.heads(x), **options), length)
 
 
 class LSHAttention(_ChunkedAttention):
-    """x [B, L, E] -> [B, L, E], and the buckets int32 [B, H, R, L']; L' is L, padded to whole chunks.
+    """LSH attention: x [B, L, E] -> [B, L, E], and the buckets int32 [B, H, R, L'].
 
-    A length within one chunk is attended to in full, without any hash.
+    L' is L rounded up to whole chunks. A sequence within one chunk gets full attention without a hash.
     """
 
     projections = ("query_key", "value")
@@ -326,9 +349,18 @@ class LSHAttention(_ChunkedAttention):
         super().__init__(config, "lsh", config.lsh_attention_dropout, **kwargs)
 
     def call(self, x, padding_mask=None, rotations=None, buckets=None, seed=(0, 0), training=False):
-        """rotations: [H, D, R, S], else drawn by the seed. buckets: those of an earlier call, instead of a hash."""
+        """Applies LSH attention.
+
+        Args:
+          x: [B, L, E].
+          padding_mask: bool [B, L], True is a real token.
+          rotations: [H, D, R, S]; None draws them from the seed.
+          buckets: those of an earlier call, used instead of hashing.
+          seed: int32 [2].
+          training: whether to apply dropout.
+        """
         length = _static_length(x)
-        x, padding_mask = _pad(x, padding_mask, _whole(length, self.chunk_length))
+        x, padding_mask = _pad(x, padding_mask, _round_up(length, self.chunk_length))
         query_key, value = self.heads(x)
         if x.shape[1] <= self.chunk_length:
             buckets = tf.zeros((*ops.shape(query_key)[:2], 1, x.shape[1]), "int32")
@@ -349,15 +381,15 @@ class LSHAttention(_ChunkedAttention):
 
 def _static_length(x):
     if x.shape[1] is None:
-        raise ValueError("the length must be static: give the input a shape such as [None, 4096]")
+        raise ValueError("the sequence length must be static; give the input a shape such as [None, 4096]")
     return x.shape[1]
 
 
 class ChunkedMLP(Layer):
-    """x [B, L, E] -> down(activation(dropout(up(x)))), some positions at a time (section 3, "Chunking").
+    """The feed-forward network, computed some positions at a time: x [B, L, E] -> down(activation(dropout(up(x)))).
 
-    With mlp_chunk_length the wide activations exist for that many positions only, in the backward pass too, which
-    computes them once more.
+    With mlp_chunk_length the intermediate activations exist for that many positions only (section 3, "Chunking"), also
+    in the backward pass, which recomputes them.
     """
 
     def __init__(self, config: LSHConfig, **kwargs):
@@ -377,25 +409,28 @@ class ChunkedMLP(Layer):
         length, size = _static_length(x), self.chunk_length
         if not size or size >= length:
             return self.transform(x, seed, training)
-        x, _ = _pad(x, None, _whole(length, size))
+        x, _ = _pad(x, None, _round_up(length, size))
         batch, padded, width = ops.shape(x)
         variables = self.variables
         values = [read(variable) for variable in variables]
 
-        def one(parts):
+        def compute_chunk(parts):
             x, index = parts
 
             @tf.recompute_grad
             def compute(x, *values):
                 with keras.StatelessScope(zip(variables, values, strict=True)):
-                    own = tf.random.experimental.stateless_fold_in(seed, index)
-                    return self.transform(x, own, training)
+                    chunk_seed = tf.random.experimental.stateless_fold_in(seed, index)
+                    return self.transform(x, chunk_seed, training)
 
             return compute(x, *values)
 
         chunks = tf.transpose(tf.reshape(x, (batch, padded // size, size, width)), (1, 0, 2, 3))
         y = tf.map_fn(
-            one, (chunks, tf.range(padded // size)), parallel_iterations=1, fn_output_signature=self.compute_dtype
+            compute_chunk,
+            (chunks, tf.range(padded // size)),
+            parallel_iterations=1,
+            fn_output_signature=self.compute_dtype,
         )
         y = tf.reshape(tf.transpose(y, (1, 0, 2, 3)), (batch, padded, width))
         return known(y[:, :length], (None, length, width))
@@ -405,19 +440,19 @@ class ChunkedMLP(Layer):
 
 
 def reversible(functions: Sequence[Callable], values: Sequence[Sequence], a, b):
-    """Applies (a, b) -> (b, a + f(b)) for each function, keeping nothing of it for the backward pass but the results.
+    """Applies (a, b) -> (b, a + f(b)) for each function and keeps only the results for the backward pass.
 
-    The backward pass goes from a layer's outputs back to its inputs, computing f(b) once more, so that the memory for
+    The backward pass reconstructs each layer's inputs from its outputs by computing f(b) again, so that the memory for
     activations does not grow with depth (section 3; Gomez et al. 2017).
 
     Args:
-      functions: f(x, values, kept) -> (y, kept), each a pure function of its arguments. What it keeps (small integers,
-        such as buckets, or None) is given to the second computation; in the first one `kept` is None.
-      values: for each function the tensors, such as weights, that gradients are wanted for, besides x.
-      a, b: [...] of one shape and dtype.
+      functions: f(x, values, kept) -> (y, kept), each a pure function of its arguments. What it returns as kept (small
+        integers, such as buckets, or None) is passed to the second computation; in the first one `kept` is None.
+      values: for each function, the tensors, such as weights, that receive gradients in addition to x.
+      a, b: [...] of the same shape and dtype.
 
     Returns:
-      The last (a, b).
+      The final (a, b).
     """
 
     @tf.custom_gradient
@@ -432,7 +467,7 @@ def reversible(functions: Sequence[Callable], values: Sequence[Sequence], a, b):
         def gradient(da, db):
             x, y, collected = a, b, []
             for function, part, keep in reversed(list(zip(functions, parts, kept, strict=True))):
-                # Without the dependency a graph may compute all layers again before it needs the first.
+                # Without this dependency a graph may recompute all layers before it needs the first one.
                 with tf.control_dependencies([da, db]):
                     x = tf.identity(x)
                     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -451,7 +486,7 @@ def reversible(functions: Sequence[Callable], values: Sequence[Sequence], a, b):
 
 
 class ReversibleBlock(Layer):
-    """The two functions of a reversible layer: attention and the MLP, each of its normalised input."""
+    """The two functions of a reversible layer: attention and the MLP, each applied to its normalized input."""
 
     def __init__(self, config: LSHConfig, kind: str, **kwargs):
         super().__init__(**kwargs)
@@ -467,7 +502,7 @@ class ReversibleBlock(Layer):
             layer.build(input_shape)
 
     def functions(self, padding_mask, rotations, seed, training):
-        """[(f(x [B, L, E], values, kept) -> (y [B, L, E], kept), the variables whose values f takes), ...]."""
+        """Returns pairs (f(x [B, L, E], values, kept) -> (y [B, L, E], kept), the variables whose values f takes)."""
         fold = tf.random.experimental.stateless_fold_in
         common = dict(training=training)
 
@@ -499,9 +534,10 @@ class ReversibleBlock(Layer):
 
 
 class ReversibleStack(Layer):
-    """x [B, L, E] -> [B, L, 2 E]: both streams of the reversible layers, side by side and normalised.
+    """A sequence of reversible layers: x [B, L, E] -> [B, L, 2 E], both streams concatenated and normalized.
 
-    The streams are kept in the variables' dtype: in a half one the way back would lose what the way there rounded.
+    The streams are kept in the variables' dtype: in a half-precision dtype the reconstruction would not recover what
+    the forward pass rounded.
     """
 
     def __init__(self, config: LSHConfig, **kwargs):
@@ -524,8 +560,15 @@ class ReversibleStack(Layer):
         self.seed_generator = keras.random.SeedGenerator(name="seeds")
 
     def call(self, x, padding_mask=None, rotations=(), training=False):
-        """padding_mask: bool [B, L]. rotations: [H, D, R, S] or None for each LSH layer. None is drawn: always the
-        same in evaluation, and in training another for each step and replica."""
+        """Applies the layers.
+
+        Args:
+          x: [B, L, E].
+          padding_mask: bool [B, L], True is a real token.
+          rotations: [H, D, R, S] or None for each LSH layer. None draws rotations: always the same ones in evaluation,
+            and different ones for each step and replica in training.
+          training: whether to apply dropout.
+        """
         length = _static_length(x)
         x, padding_mask = _pad(tf.cast(x, self.variable_dtype), padding_mask, self.config.padded_length(length))
         a, b = self.streams(x, padding_mask, rotations, training)
@@ -535,9 +578,9 @@ class ReversibleStack(Layer):
     def streams(self, x, padding_mask, rotations, training, reverse=reversible):
         seed, parts, rotations = self.seed(training), [], iter(rotations)
         for i, block in enumerate(self.blocks):
-            own = next(rotations, None) if isinstance(block.attention, LSHAttention) else None
-            own_seed = tf.random.experimental.stateless_fold_in(seed, i)
-            parts += block.functions(padding_mask, own, own_seed, training)
+            layer_rotations = next(rotations, None) if isinstance(block.attention, LSHAttention) else None
+            layer_seed = tf.random.experimental.stateless_fold_in(seed, i)
+            parts += block.functions(padding_mask, layer_rotations, layer_seed, training)
         functions, variables = zip(*parts, strict=True)
         return reverse(functions, [[read(variable) for variable in part] for part in variables], x, x)
 
@@ -546,10 +589,10 @@ class ReversibleStack(Layer):
 
 
 class AxialPositions(Layer):
-    """token_ids [B, L] -> embeddings [L, E] of the positions 0, 1, ..., as in the authors' code (Trax).
+    """Axial position embeddings, as in the authors' code (Trax): token_ids [B, L] -> embeddings [L, E].
 
-    Position p has coordinates in a grid of `shape`, the last running fastest, and an embedding of its own of dims[i]
-    numbers for each coordinate i; they are concatenated. One axis makes the usual learned table.
+    A position has coordinates in a grid of `shape`, of which the last varies fastest. Each coordinate i has an
+    embedding of dims[i] numbers, and these embeddings are concatenated. With one axis this is the usual learned table.
     """
 
     def __init__(self, shape: Sequence[int], dims: Sequence[int], initializer="uniform", **kwargs):
@@ -570,7 +613,10 @@ class AxialPositions(Layer):
     def call(self, token_ids):
         length = _static_length(token_ids)
         if length > math.prod(self.shape):
-            raise ValueError(f"the length {length} exceeds the {math.prod(self.shape)} positions of {self.shape}")
+            raise ValueError(
+                f"sequence length {length} exceeds the {math.prod(self.shape)} positions of the table {self.shape}; "
+                "use shorter sequences"
+            )
         columns = math.prod(self.shape[1:])
         rows = -(-length // columns)
         grid = (rows, *self.shape[1:])
@@ -581,7 +627,7 @@ class AxialPositions(Layer):
 
 
 class AxialEmbeddings(Layer):
-    """token_ids [B, L] -> the sum of token and position embeddings [B, L, E], with dropout on each."""
+    """The sum of token and position embeddings, with dropout on each: token_ids [B, L] -> [B, L, E]."""
 
     def __init__(self, config: LSHConfig, **kwargs):
         super().__init__(**kwargs)
@@ -590,7 +636,7 @@ class AxialEmbeddings(Layer):
             config.vocab_size, config.hidden_size, make_initializer(config), dtype=policy, name="tokens"
         )
         if config.axial_positions:
-            # Everything else adds to streams that begin with these; so does the deviation of the released models.
+            # These embeddings start the residual streams, so they get the standard deviation of the released models.
             normal = keras.initializers.RandomNormal(stddev=1.0)
             self.positions = AxialPositions(
                 config.axial_shape, config.axial_dims, normal, dtype=policy, name="positions"
@@ -612,7 +658,7 @@ class AxialEmbeddings(Layer):
         x = self.token_dropout(self.tokens(token_ids), training=training)
         positions = self.positions(token_ids)[None]
         if training:
-            # All rows of the grid lose the same columns.
+            # Dropout drops the same columns in all rows of the grid.
             columns = math.prod(self.positions.shape[1:])
             batch = tf.shape(token_ids)[0]
             shape = (batch, 1, columns, 1) if columns > 1 else (batch, length, 1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""Who may attend to whom."""
+"""Attention masks: which positions may attend to which."""
 
 import dataclasses
 from typing import Any
@@ -8,33 +8,40 @@ from keras import ops
 
 
 def padding_attention_mask(padding_mask):
-    """padding_mask [B, M] bool, True is a real token -> attention_mask [B, 1, 1, M]."""
+    """Returns padding_mask [B, M] bool (True is a real token) as attention_mask [B, 1, 1, M]."""
     return ops.expand_dims(ops.cast(padding_mask, "bool"), (1, 2))
 
 
 def causal_mask(query_length, key_length, window=0):
-    """attention_mask [1, 1, L, M]: the last query sees every key, each one before it one key fewer.
+    """Returns attention_mask [1, 1, L, M]: the last query attends to every key, each earlier query to one key fewer.
 
-    window: above 0, a query sees that many keys at most, its own included.
+    Args:
+      query_length: L.
+      key_length: M.
+      window: if above 0, the largest number of keys that a query attends to, its own included.
     """
     rows = ops.expand_dims(ops.arange(query_length), 1) + (key_length - query_length)
     keys = ops.expand_dims(ops.arange(key_length), 0)
-    seen = keys <= rows
+    allowed = keys <= rows
     if window:
-        seen = ops.logical_and(seen, keys > rows - window)
-    return ops.expand_dims(seen, (0, 1))
+        allowed = ops.logical_and(allowed, keys > rows - window)
+    return ops.expand_dims(allowed, (0, 1))
 
 
 def document_attention_mask(query_documents, key_documents):
-    """query_documents [B, L] and key_documents [B, M], each token's document in a packed row (0 is padding) ->
-    attention_mask [B, 1, L, M]: a token sees its own document."""
+    """Returns attention_mask [B, 1, L, M] in which a token attends only to its own document.
+
+    Args:
+      query_documents: [B, L], each token's document in a packed row; 0 is padding.
+      key_documents: [B, M], likewise.
+    """
     return ops.equal(query_documents[:, None, :, None], key_documents[:, None, None, :])
 
 
 def mask_bias(attention_mask, dtype):
-    """attention_mask bool, True attends -> additive bias of the same shape: 0, or a large finite negative.
+    """Returns the additive bias of a bool attention_mask (True attends): 0, or a large negative number.
 
-    Finite, so that a row that may attend to nothing gives equal weights and not NaN.
+    The number is finite, so that a row that may not attend to anything gets equal weights instead of NaN.
     """
     masked = -3e4 if keras.backend.standardize_dtype(dtype) == "float16" else -1e9
     return ops.cast(ops.logical_not(attention_mask), dtype) * masked
@@ -42,28 +49,29 @@ def mask_bias(attention_mask, dtype):
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """What a query may attend to is what all of these allow; a kind of attention uses them as it can.
+    """The conditions under which a query may attend to a key; all of them must hold.
 
-    A class that Keras does not look into: in a tuple it would refuse tensors beside other values.
+    Each attention layer applies them in its own way. The class is opaque to Keras, which would refuse a tuple that
+    mixes tensors with other values.
     """
 
     padding_mask: Any = None  # bool [B, M], True is a real token.
     attention_mask: Any = None  # bool [B, 1 or H, L, M], True attends.
     bias: Any = None  # Additive [1 or B, 1 or H, L, M].
-    causal: bool = False  # Query i of L sees keys up to i + (M - L).
-    window: int = 0  # Above 0: the last `window` of those.
+    causal: bool = False  # Query i of L attends to keys up to i + (M - L).
+    window: int = 0  # If above 0, only to the last `window` of those.
 
     def fold(self, query_length, key_length, dtype) -> "Mask":
-        """The same as one additive bias (None where all is allowed), which the layers of a stack can share."""
-        seen = self.attention_mask
+        """Returns the mask as one additive bias (None if everything is allowed), which a stack's layers can share."""
+        allowed = self.attention_mask
         for part in (
             None if self.padding_mask is None else padding_attention_mask(self.padding_mask),
             causal_mask(query_length, key_length, self.window) if self.causal else None,
         ):
             if part is not None:
-                seen = part if seen is None else ops.logical_and(seen, part)
+                allowed = part if allowed is None else ops.logical_and(allowed, part)
         bias = None if self.bias is None else ops.cast(self.bias, dtype)
-        if seen is not None:
-            masked = mask_bias(seen, dtype)
+        if allowed is not None:
+            masked = mask_bias(allowed, dtype)
             bias = masked if bias is None else bias + masked
         return Mask(bias=bias)

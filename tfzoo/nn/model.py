@@ -1,4 +1,4 @@
-"""What the families' models share: named inputs, named outputs, a tower or two, and heads."""
+"""The base classes of all families' models: named inputs, named outputs, one or two towers, and heads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +33,9 @@ from tfzoo.nn.mask import document_attention_mask
 class Tower(Layer):
     """Embeddings and a stack of blocks: token_ids [B, L] -> sequence [B, L, E].
 
-    tokens: a TokenEmbedding to share. The other arguments are Stack's.
+    Args:
+      config, num_layers, causal, cross: as for Stack.
+      tokens: a TokenEmbedding to share; None creates one.
     """
 
     def __init__(
@@ -82,43 +84,45 @@ class Tower(Layer):
 
 
 class Model(Fit, keras.Model):
-    """A dict of named tensors in, a dict of named tensors out.
+    """A model that maps a dict of named tensors to a dict of named tensors.
 
-    document_ids [B, L] says which of several documents in a row a token is of, 0 being padding: it then attends to that
-    document alone. position_ids [B, L] that begin anew in each make a packed document's outputs its own.
+    document_ids [B, L] assigns each token to one of several documents packed into a row, 0 being padding: a token then
+    attends only to its own document. With position_ids [B, L] that restart in each document, a packed document's
+    outputs equal those that it has alone.
 
-    compile, fit, evaluate and predict work as with any Keras model, on the answers of the heads: see nn.fit.
+    compile, fit, evaluate and predict work as for any Keras model, on the heads' outputs; see nn.fit.
 
-    A page's subclass makes its layers in `make_body`, computes {"sequence": [B, L, E], ...} in `body`, and has a
-    method `make_NAME` for each head it can have beside those here. With a head "lm" the outputs have "logits", with
-    "embed" they have "embedding", and with any other head "NAME_logits".
+    A family's subclass creates its layers in `make_body`, computes {"sequence": [B, L, E], ...} in `body`, and defines
+    a method `make_NAME` for each head that is not defined here. The output of the head "lm" is named "logits", that of
+    "embed" is "embedding", and that of any other head is "NAME_logits".
 
     Args:
       config: a TransformerConfig.
-      heads: their names; None takes the page's DEFAULT_HEADS, () leaves the body alone.
-      num_labels: classes of the heads classify, tag and relation.
-      labels: the names of these classes, and so their number; None names them LABEL_0, LABEL_1, ...
-      pool: what classify reads: pooled or one of config.POOLINGS; None takes the page's.
-      embed: how the head embed makes a vector of a text; None takes the mean of its tokens' states.
+      heads: names of the heads; None means the class's DEFAULT_HEADS, () means no head.
+      num_labels: number of classes of the heads classify, tag and relation.
+      labels: names of these classes, which also determine their number; None names them LABEL_0, LABEL_1, ...
+      pool: what the head classify reads: pooled or one of config.POOLINGS; None means the class's POOL.
+      embed: how the head embed computes a vector for a text; None means the mean of its tokens' states.
       dtype: a Keras dtype or policy, such as "mixed_bfloat16".
+      name: the model's name; None means the family's.
 
     Raises:
       UserError: an unknown head or pool.
       ValueError: an unknown or missing input, when called.
     """
 
-    family = ""  # The page's name in models.FAMILIES; a user's subclass inherits it.
+    family = ""  # The family's name in models.FAMILIES; a user's subclass inherits it.
     is_encoder_decoder = False
-    fixed_length = False  # True: L is known when a graph is made, and all rows of an export have it.
-    # The special tokens around a text, and around two: see tfzoo.text.framing.
+    fixed_length = False  # If True, L is static, and all rows of an export have the same length.
+    # The special tokens added around a text and around a pair of texts; see tfzoo.text.framing.
     LAYOUT: tuple[str, str | None] = ("cls $A sep", "cls $A sep $B:1 sep:1")
-    record: Any = None  # A models.record.FolderRecord of the folder that the model was read from; else None.
+    record: Any = None  # The FolderRecord (see models.record) of the folder that the model was loaded from.
     INPUTS: Sequence[str] = ("token_ids", "padding_mask")
     REQUIRED_INPUTS: Sequence[str] = ("token_ids",)
     HEADS: Sequence[str] = ("lm", "classify", "tag", "span", "relation", "embed")
     DEFAULT_HEADS: Sequence[str] = ("lm",)
     POOL = "first"
-    CLASSIFIER_HIDDEN: str | None = None  # Activation of a dense layer between the pooled state and the classes.
+    CLASSIFIER_HIDDEN: str | None = None  # Activation of a dense layer between the pooled state and the classifier.
 
     def __init__(
         self,
@@ -138,10 +142,10 @@ class Model(Fit, keras.Model):
         self.num_labels = len(labels) if labels else num_labels
         self.labels = tuple(labels or (f"LABEL_{i}" for i in range(num_labels)))
         pools = [how for how in POOLS if how != "pooled" or self.POOL == "pooled"]
-        for value, choices, what in [(self.pool, pools, "pool"), *((h, self.HEADS, "head") for h in heads or ())]:
+        for value, choices, kind in [(self.pool, pools, "pool"), *((h, self.HEADS, "head") for h in heads or ())]:
             if value not in choices:
                 raise UserError(
-                    f"{what} {value!r}: {self.name} has no such {what}{suggest(value, choices)}; "
+                    f"{kind} {value!r}: {self.name} has no such {kind}{suggest(value, choices)}; "
                     f"it has {', '.join(choices)}"
                 )
         self.head_names = tuple(self.DEFAULT_HEADS if heads is None else heads)
@@ -175,62 +179,67 @@ class Model(Fit, keras.Model):
         return model
 
     def build(self, input_shape=None):
-        """Creates all variables. Without it Keras would run the model to find out, which takes twice as long."""
+        """Creates all variables.
+
+        Without this method Keras would run the model to create them, which takes twice as long.
+        """
         for tower in self.towers():
             tower.build((None, None))
         for name, head in self.heads.items():
-            of_rows = name in ("classify", "next_sentence")
-            head.build((None, self.sequence_size) if of_rows else (None, None, self.sequence_size))
+            reads_pooled = name in ("classify", "next_sentence")
+            head.build((None, self.sequence_size) if reads_pooled else (None, None, self.sequence_size))
 
     @property
     def is_causal(self) -> bool:
-        """Whether each token attends to itself and to those before it alone."""
+        """Whether each token attends only to itself and to earlier tokens."""
         return bool(getattr(self.config, "causal", False))
 
     @property
     def reads_segments(self) -> bool:
-        """Whether segment_ids say anything: with one segment there is nothing to choose from."""
+        """Whether segment_ids affect the outputs: with a single segment they do not."""
         return "segment_ids" in self.INPUTS and self.config.num_segments > 1
 
     @property
     def excludes_prompts(self) -> bool:
-        """Whether there is an input pooling_mask [B, L], the tokens that the head embed pools: all but a prompt's."""
+        """Whether there is an input pooling_mask [B, L], by which the head embed excludes a prompt's tokens."""
         return "embed" in self.head_names and not self.embed.include_prompt
 
     @property
     def sequence_size(self) -> int:
-        """The numbers that `sequence` has of each token."""
+        """The size of each token's vector in `sequence`."""
         return self.config.hidden_size
 
     @property
     def can_generate(self) -> bool:
-        """Whether tfzoo.generate_text takes the model: it has a head "lm" and a decoder that reads piece by piece."""
+        """Whether tfzoo.generate_text supports the model, which requires a head "lm" and a decoder."""
         return False
 
     def towers(self) -> Sequence[keras.layers.Layer]:
-        """The layers of the body, in the order of their variables; `build()` makes these."""
+        """Returns the body's layers in the order of their variables; `build()` builds these."""
         raise NotImplementedError
 
     def make_body(self, config: TransformerConfig) -> None:
+        """Creates the layers of the body."""
         raise NotImplementedError
 
     def body(self, inputs, training):
+        """Returns the body's outputs, a dict with at least "sequence" [B, L, E], for a dict of inputs."""
         raise NotImplementedError
 
     @property
     def tokens(self) -> TokenEmbedding:
-        """The embedding that a tied head multiplies with."""
+        """The token embedding, which a tied head uses as its output matrix."""
         raise NotImplementedError
 
     def recompute_blocks(self) -> None:
-        """Trains with less memory and more time: of a block only its input is kept, and the rest computed again.
+        """Makes training take less memory and more time: only each block's input is kept, and the rest is recomputed.
 
         Raises:
-          UserError: this family's blocks are others, such as Reformer's, which keep nothing as they are.
+          UserError: the family's blocks do not support this, such as Reformer's, which keep no activations anyway.
         """
         stacks = [layer for layer in self._flatten_layers() if isinstance(layer, Stack)]
         if not stacks:
-            raise UserError(f"remat 'block': {self.name}'s blocks cannot be computed again; take none")
+            raise UserError(f"remat='block': {self.name}'s blocks cannot be recomputed; use remat='none'")
         for stack in stacks:
             stack.remat = True
 
@@ -245,9 +254,9 @@ class Model(Fit, keras.Model):
         return outputs | answers
 
     def answer(self, name, head, outputs, inputs, training):
-        """The logits of one head, or its vectors."""
+        """Returns the logits of one head, or its vectors."""
         sequence = outputs["sequence"]
-        if name == "lm":  # Of two streams the second is asked.
+        if name == "lm":  # With two streams, the head reads the query stream.
             return head(outputs.get("query_sequence", sequence), inputs.get("masked_positions"))
         if name == "discriminate":
             return head(sequence)
@@ -263,7 +272,7 @@ class Model(Fit, keras.Model):
         return head(sequence, training=training)  # tag, span
 
     def next_logits(self, sequence):
-        """A decoder's states [..., E] -> logits [..., V] of the token after each, as the head "lm" gives them."""
+        """Returns the logits [..., V] of the head "lm" for the token after each of a decoder's states [..., E]."""
         return self.answer("lm", self.heads["lm"], {"sequence": sequence}, {}, False)
 
     def make_classify(self):
@@ -289,23 +298,23 @@ class Model(Fit, keras.Model):
 
 
 def _attention_mask(inputs, prefix=""):
-    """What attention_mask [B, 1 or H, L, L] and document_ids [B, L] allow together; None where neither is given."""
-    mask, blocks = inputs.get(f"{prefix}attention_mask"), inputs.get(f"{prefix}document_ids")
-    if blocks is None:
+    """Returns the combination of attention_mask [B, 1 or H, L, L] and document_ids [B, L]; None if neither is given."""
+    mask, documents = inputs.get(f"{prefix}attention_mask"), inputs.get(f"{prefix}document_ids")
+    if documents is None:
         return mask
-    same = document_attention_mask(blocks, blocks)
-    return same if mask is None else ops.logical_and(same, mask)
+    same_document = document_attention_mask(documents, documents)
+    return same_document if mask is None else ops.logical_and(same_document, mask)
 
 
 def _cross_mask(inputs):
-    """The decoder's documents see the encoder's of the same number."""
+    """Returns the mask by which a decoder's documents attend to the encoder's documents of the same number."""
     if "decoder_document_ids" not in inputs or "document_ids" not in inputs:
         return None
     return document_attention_mask(inputs["decoder_document_ids"], inputs["document_ids"])
 
 
 class _Decoding:
-    """How a model with a causal decoder reads a text piece by piece, with a cache of what it has read."""
+    """Mixin for a model with a causal decoder: incremental reading with a cache."""
 
     decoder: Tower
     head_names: tuple[str, ...]
@@ -319,15 +328,15 @@ class _Decoding:
 
         Args:
           token_ids: int32 [B, L].
-          padding_mask: bool [B, L], True is a real token; padding may be on either side. None: all are real.
-          room: int or scalar int32, slots that the cache is to have behind those of the L tokens.
-          memory, memory_padding_mask: [B, M, E] and bool [B, M], of an encoder.
-          reach: int32 [B], how long each row's text may become. Rotary scalings that go by the length ("dynamic",
-            "longrope") take this one from the first token on: what the cache holds of a token would otherwise be of
-            other frequencies than what is compared with it later.
+          padding_mask: bool [B, L], True is a real token; padding may be on either side. None means that all are real.
+          room: int or scalar int32, number of slots of the cache after those of the L tokens.
+          memory, memory_padding_mask: [B, M, E] and bool [B, M], from an encoder.
+          reach: int32 [B], the length that each row's text may reach. Rotary scalings that depend on the length
+            ("dynamic", "longrope") use it from the first token on; otherwise cached keys would have other frequencies
+            than the queries that are compared with them later.
 
         Returns:
-          (sequence [B, L, E], Cache with L + room slots, whose `positions` go on behind each row's last token).
+          (sequence [B, L, E], Cache with L + room slots, whose `positions` continue after each row's last token).
         """
         stack = self.decoder.stack
         cache = Cache(len(stack.blocks), room, stack.cross)
@@ -352,12 +361,12 @@ class _Decoding:
         return sequence, cache
 
     def step(self, token_ids, position_ids, attention_mask, cache):
-        """Reads further tokens, and adds them to the cache.
+        """Reads further tokens and adds them to the cache.
 
         Args:
-          token_ids, position_ids: int32 [B, L], in any order or beside each other.
-          attention_mask: bool [B, 1, L, M], the slots that each may read, its own included.
-          cache: of `Cache.step`, which says into which slots they go.
+          token_ids, position_ids: int32 [B, L], in any order; several tokens may have the same position.
+          attention_mask: bool [B, 1, L, M], the slots that each token may read, its own included.
+          cache: the result of `Cache.step`, which determines the slots that the tokens are written to.
 
         Returns:
           sequence [B, L, E].
@@ -368,7 +377,7 @@ class _Decoding:
 class EncoderModel(Model):
     """A bidirectional encoder: token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E].
 
-    A page with a POOLER also has pooled [B, E], where a head reads it or there is no head.
+    A family with a POOLER also returns pooled [B, E], if a head reads it or there is no head.
     """
 
     INPUTS: Sequence[str] = (
@@ -385,10 +394,10 @@ class EncoderModel(Model):
 
     def make_body(self, config):
         self.encoder = Tower(config, dtype=self.dtype_policy, name="encoder")
-        pooled = {"next_sentence"} | ({"classify"} if self.pool == "pooled" else set())
-        kept = "embed" in self.head_names and self.embed.pooler
-        needed = kept or not self.head_names or pooled & set(self.head_names)
-        self.pooler = self._head(Pooler, "pooler") if self.POOLER and needed else None
+        pooled_heads = {"next_sentence"} | ({"classify"} if self.pool == "pooled" else set())
+        keeps_pooler = "embed" in self.head_names and self.embed.pooler
+        needs_pooler = keeps_pooler or not self.head_names or pooled_heads & set(self.head_names)
+        self.pooler = self._head(Pooler, "pooler") if self.POOLER and needs_pooler else None
 
     def towers(self):
         return [self.encoder] if self.pooler is None else [self.encoder, self.pooler]
@@ -449,13 +458,16 @@ class DecoderModel(_Decoding, Model):
         )
         return {"sequence": sequence}
 
-    def make_classify(self):  # As Hugging Face has it: one product, without a bias.
+    def make_classify(self):  # As in Hugging Face's models: one product without a bias.
         return self._head(Classifier, "classify", self.num_labels, use_bias=False, dropout=False)
 
 
 class EncoderDecoderModel(_Decoding, Model):
-    """token_ids, padding_mask [B, M] and decoder_token_ids, decoder_padding_mask [B, L] -> memory [B, M, E], the
-    encoder's output, sequence [B, L, E], the decoder's, and logits [B, L, V]. The two share token embeddings."""
+    """An encoder-decoder whose two stacks share token embeddings.
+
+    token_ids, padding_mask [B, M] and decoder_token_ids, decoder_padding_mask [B, L] -> memory [B, M, E], the encoder's
+    output; sequence [B, L, E], the decoder's output; and logits [B, L, V].
+    """
 
     is_encoder_decoder = True
     INPUTS = (
@@ -474,7 +486,7 @@ class EncoderDecoderModel(_Decoding, Model):
     HEADS = ("lm", "classify")
     LAYOUT = ("$A eos?", "$A eos $B:1 eos:1")
     POOL = "last"
-    LOGITS_BIAS = False  # A constant for each word, which checkpoints bring and training leaves as it is.
+    LOGITS_BIAS = False  # Whether logits have a bias per token, which checkpoints contain and training does not change.
 
     def make_body(self, config):
         self.encoder = Tower(config, dtype=self.dtype_policy, name="encoder")
@@ -500,7 +512,7 @@ class EncoderDecoderModel(_Decoding, Model):
         return {"memory": memory, "sequence": self.decode(inputs, memory, training)}
 
     def encode(self, inputs, training=False):
-        """token_ids, padding_mask [B, M] -> memory [B, M, E]."""
+        """Returns the encoder's output, memory [B, M, E], for token_ids, padding_mask [B, M]."""
         return self.encoder(
             inputs["token_ids"],
             padding_mask=inputs.get("padding_mask"),
@@ -510,7 +522,13 @@ class EncoderDecoderModel(_Decoding, Model):
         )
 
     def decode(self, inputs, memory, training=False):
-        """decoder_token_ids, decoder_padding_mask [B, L], memory and its padding_mask -> sequence [B, L, E]."""
+        """Returns the decoder's output, sequence [B, L, E].
+
+        Args:
+          inputs: a dict with decoder_token_ids and decoder_padding_mask [B, L], and the memory's padding_mask [B, M].
+          memory: [B, M, E].
+          training: whether to apply dropout.
+        """
         return self.decoder(
             inputs["decoder_token_ids"],
             padding_mask=inputs.get("decoder_padding_mask"),

@@ -12,10 +12,10 @@ from tfzoo.nn.layer import Layer
 
 
 def sinusoidal_positions(length: int, hidden_size: int, interleaved: bool = True) -> np.ndarray:
-    """The table [length, hidden_size], float32, of Vaswani et al. 2017, section 3.5.
+    """Returns the position table [length, hidden_size], float32, of Vaswani et al. 2017, section 3.5.
 
-    PE(pos, 2i) = sin(pos / 10000^(2i/E)) and PE(pos, 2i+1) = cos(the same); with interleaved False all sines come
-    first, as in the authors' code.
+    PE(pos, 2i) = sin(pos / 10000^(2i/E)) and PE(pos, 2i+1) = cos(the same). With interleaved False all sines come
+    before all cosines, as in the authors' code.
     """
     angles = np.arange(length)[:, None] / 10000 ** (np.arange(0, hidden_size, 2)[None, :] / hidden_size)
     if not interleaved:
@@ -27,10 +27,10 @@ def sinusoidal_positions(length: int, hidden_size: int, interleaved: bool = True
 
 
 class RelativeBias(Layer):
-    """(L, M) -> additive bias [1, H, L, M], learned for each bucket of distances (Raffel et al. 2020, section 2.1).
+    """An additive bias [1, H, L, M] learned for each bucket of distances (Raffel et al. 2020, section 2.1).
 
-    Half of the buckets hold one distance each, the other half ranges that grow logarithmically up to
-    `relative_distance`. Without `causal`, keys after the query have half of all buckets to themselves.
+    Half of the buckets hold one distance each; the others hold ranges that grow logarithmically up to
+    `relative_distance`. Without `causal`, half of all buckets are reserved for keys after the query.
     """
 
     def __init__(self, config: TransformerConfig, causal: bool, **kwargs):
@@ -49,11 +49,12 @@ class RelativeBias(Layer):
         return self.at(ops.arange(key_length)[None, None, :] - rows[None])
 
     def at(self, distance):
-        """distance int32 [B, L, M], key's position minus query's -> bias [B, H, L, M]."""
+        """Returns the bias [B, H, L, M] of distance int32 [B, L, M], key position minus query position."""
         return ops.transpose(ops.take(read(self.embeddings), self.bucket(distance), axis=0), (0, 3, 1, 2))
 
     def _near(self, shape, dtype=None):
-        # Press et al. 2022, section 3: minus the distance times a slope of each head's own, here a bucket's least one.
+        # Press et al. 2022, section 3: minus the distance times a slope per head; here the smallest distance of a
+        # bucket.
         distances = np.arange(-self.max_distance, self.max_distance + 1)
         buckets = ops.convert_to_numpy(self.bucket(ops.convert_to_tensor(distances, "int32")))
         least = np.full(shape[0], self.max_distance)
@@ -62,7 +63,7 @@ class RelativeBias(Layer):
         return ops.cast(-least[:, None] * slopes, dtype)
 
     def bucket(self, distance):
-        """distance int32, key's position minus query's -> bucket int32 of the same shape."""
+        """Returns the bucket, int32 of the same shape, of distance int32, key position minus query position."""
         buckets, base = self.num_buckets, 0
         if self.causal:
             distance = ops.maximum(-distance, 0)
@@ -77,10 +78,16 @@ class RelativeBias(Layer):
 
 
 def rotary_tables(config: TransformerConfig, position_ids, dtype, reach=None):
-    """position_ids [B or 1, L] -> (cos, sin), each [B or 1, 1, L, D], for `rotate`.
+    """Returns (cos, sin), each [B or 1, 1, L, D], for `rotate`.
 
-    Frequencies are theta^(-2i/D) (Su et al. 2021, section 3.2.2), changed by rotary_scaling. The scalings "dynamic" and
-    "longrope" go by how long the text is: reach, int [B], or the highest position and one.
+    Frequencies are theta^(-2i/D) (Su et al. 2021, section 3.2.2), modified by rotary_scaling.
+
+    Args:
+      config: the model's TransformerConfig.
+      position_ids: int [B or 1, L].
+      dtype: of the result.
+      reach: int [B], the length of each text, on which the scalings "dynamic" and "longrope" depend; None means the
+        highest position plus one.
 
     Raises:
       UserError: an unknown rope_type.
@@ -94,15 +101,18 @@ def rotary_tables(config: TransformerConfig, position_ids, dtype, reach=None):
 
 
 def rotate(x, tables):
-    """x [B, H, L, D]: pairs (i, i + D/2) turned by their position's angles."""
+    """Rotates the pairs (i, i + D/2) of x [B, H, L, D] by their position's angles."""
     cos, sin = tables
     first, second = ops.split(x, 2, axis=-1)
     return x * cos + ops.concatenate([-second, first], -1) * sin
 
 
 def _rotary_frequencies(config: TransformerConfig, head_dim: int, length):
-    """(frequencies [D/2], factor on cosines and sines). length: a scalar tensor, the positions in use, or [B, 1, 1, 1],
-    which gives frequencies [B, 1, 1, D/2] where they go by it."""
+    """Returns (frequencies [D/2], factor on cosines and sines).
+
+    length: the number of positions in use, as a scalar tensor or [B, 1, 1, 1]. The latter gives frequencies [B, 1, 1,
+    D/2] for scalings that depend on the length.
+    """
     scaling = config.rotary_scaling
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     exponents = np.arange(0, head_dim, 2) / head_dim
@@ -113,19 +123,21 @@ def _rotary_frequencies(config: TransformerConfig, head_dim: int, length):
         return plain, 1.0
     if kind == "linear":  # Chen et al. 2023, Position Interpolation.
         return plain / factor, 1.0
-    if kind == "dynamic":  # NTK-aware scaling by the length in use: the base grows with it.
+    if kind == "dynamic":  # NTK-aware scaling: the base grows with the length in use.
         used = ops.cast(ops.maximum(length, original), "float32")
         growth = (factor * used / original) - (factor - 1)
         base = config.rotary_theta * growth ** (head_dim / (head_dim - 2))
         return ops.power(base, ops.convert_to_tensor(-exponents.astype(np.float32))), 1.0
-    if kind == "llama3":  # Llama 3.1: long waves slowed by `factor`, short ones kept, a smooth passage between.
+    # Llama 3.1: low frequencies are divided by `factor`, high ones kept, those in between interpolated.
+    if kind == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         turns = original * plain / (2 * np.pi)
         kept = np.clip((turns - low) / (high - low), 0, 1)
         return kept * plain + (1 - kept) * plain / factor, 1.0
     if kind == "yarn":  # Peng et al. 2023, sections 3.2 and 3.4.
         return _yarn(config, scaling, plain, head_dim, factor, original)
-    if kind == "longrope":  # Ding et al. 2024: a factor for each frequency, of two sets by the length in use.
+    # Ding et al. 2024: one factor per frequency, from one of two sets depending on the length in use.
+    if kind == "longrope":
         factor = scaling.get("factor") or config.max_positions / original
         attention = scaling.get("attention_factor")
         if attention is None:
@@ -135,12 +147,12 @@ def _rotary_frequencies(config: TransformerConfig, head_dim: int, length):
         )
         return ops.where(length > original, long, short), attention
     raise UserError(
-        f"rotary_scaling has the rope_type {kind!r}; known are default, linear, dynamic, llama3, yarn and longrope"
+        f"rotary_scaling: unknown rope_type {kind!r}; use default, linear, dynamic, llama3, yarn or longrope"
     )
 
 
 def _yarn(config, scaling, plain, head_dim, factor, original):
-    def dimension(turns):  # Where a wave makes that many turns within the original length.
+    def dimension(turns):  # The dimension whose wave makes this many turns within the original length.
         return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rotary_theta))
 
     low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)

@@ -1,8 +1,8 @@
-"""Attention in two streams with relative positions and a memory (Yang et al. 2019, section 2; Dai et al. 2019).
+"""Two-stream attention with relative positions and a memory (Yang et al. 2019, section 2; Dai et al. 2019).
 
-The content stream is a bidirectional encoder whose positions are relative. The query stream predicts tokens: it
-starts from a vector that is the same everywhere, so that a position is all it knows of its token, and reads from
-the content stream what the permutation mask lets it see. Both go through the same weights.
+The content stream is a bidirectional encoder with relative positions. The query stream predicts tokens: it starts from
+the same vector at every position, so that it knows the position of its token but not the token, and it reads from the
+content stream what the permutation mask allows. Both streams share weights.
 """
 
 import dataclasses
@@ -23,9 +23,11 @@ from tfzoo.nn.mask import mask_bias
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TwoStreamConfig(TransformerConfig):
+    """The config of a two-stream stack."""
+
     embedding_norm: bool = False
-    positions: str = "none"  # Distances enter through the attention, whatever the length.
-    memory_length: int = 0  # Positions that a memory keeps; 0: all.
+    positions: str = "none"  # Attention adds relative positions at any length.
+    memory_length: int = 0  # Number of positions that a memory keeps; 0: all.
 
     def __post_init__(self):
         super().__post_init__()
@@ -34,9 +36,9 @@ class TwoStreamConfig(TransformerConfig):
 
 
 def relative_sinusoids(query_length, key_length, size: int):
-    """Encodings [M + L, size], float32, of the distances from M (further behind than any key) to 1 - L (ahead).
+    """Returns encodings [M + L, size], float32, of the distances from M (behind every key) down to 1 - L (ahead).
 
-    Half of the elements are sin(distance / 10000^(2i/size)), the other half the cosines. The lengths may be
+    The first half of the elements is sin(distance / 10000^(2i/size)), the second half the cosines. The lengths may be
     tensors.
     """
     distances = tf.range(key_length, -query_length, -1)
@@ -46,20 +48,23 @@ def relative_sinusoids(query_length, key_length, size: int):
 
 
 def relative_shift(scores):
-    """Scores by distance [H, B, L, M + L], in the order above -> by key [H, B, L, M].
+    """Converts scores by distance [H, B, L, M + L] to scores by key [H, B, L, M].
 
-    The last query is M - 1 away from the first key, each one before it one less: row i starts at L - i. Read row
-    after row, that is a step of one less than the rows' length.
+    Distances are in the order of `relative_sinusoids`. The last query is M - 1 away from the first key, each earlier
+    query one less: row i starts at column L - i. In the flattened array that is a step of one less than the row length.
     """
     heads, batch, length, width = ops.shape(scores)
-    # tf.slice, for the gradient of x[...] takes ten times as long.
+    # tf.slice, because the gradient of x[...] takes ten times as long.
     rows = tf.slice(ops.reshape(scores, (-1, length * width)), (0, length), (-1, -1))
     keys = tf.slice(ops.reshape(rows, (-1, width - 1)), (0, 0), (-1, width - length))
     return ops.reshape(keys, (heads, batch, length, width - length))
 
 
 class Projection(Layer):
-    """x [..., E] -> [..., H D], or with turned [..., H D] -> [..., E]: no bias, and a kernel [E, H, D] either way."""
+    """A projection without bias: x [..., E] -> [..., H D] or, with `turned`, [..., H D] -> [..., E].
+
+    The kernel is [E, H, D] in both cases.
+    """
 
     def __init__(self, config: TransformerConfig, turned: bool = False, **kwargs):
         super().__init__(**kwargs)
@@ -81,11 +86,11 @@ class Projection(Layer):
 class RelativeAttention(Layer):
     """Multi-head attention that scores a key by content, distance and segment.
 
-    A score is ((query + content_bias) key + (query + position_bias) relative(distance)
-    + (query + segment_bias) segments[differs]) / sqrt(D), each query, key, relative a projection without a bias.
+    A score is ((query + content_bias) key + (query + position_bias) relative(distance) + (query + segment_bias)
+    segments[differs]) / sqrt(D), where query, key and relative are projections without bias.
 
-    Inside, heads come before the batch. All rows share the distances, and TensorFlow 2.20's product of [B, 1, L, D]
-    and [1, D, M] writes past its memory.
+    Internally the head axis precedes the batch axis: all rows share the distances, and TensorFlow 2.20's product of [B,
+    1, L, D] and [1, D, M] writes out of bounds.
     """
 
     def __init__(self, config: TransformerConfig, **kwargs):
@@ -110,24 +115,30 @@ class RelativeAttention(Layer):
                 ("content_bias", ()),
                 ("position_bias", ()),
                 ("segment_bias", ()),
-                ("segments", (2,)),  # The key is in the query's own segment, or in another one.
+                ("segments", (2,)),  # The key's segment is the query's, or differs from it.
             )
         )
 
     def keys(self, memory, positions):
-        """memory [B, M, E], positions [M + L, E] -> key and value [H, B, M, D], relative [H, D, M + L]."""
+        """Returns key and value [H, B, M, D] and relative [H, D, M + L].
+
+        Args:
+          memory: [B, M, E].
+          positions: [M + L, E].
+        """
         relative = ops.reshape(self.relative(positions), (-1, self.num_heads, self.head_dim))
         return self._split(self.key(memory)), self._split(self.value(memory)), ops.transpose(relative, (1, 2, 0))
 
     def call(self, x, keys, bias=None, other_segment=None, target_mapping=None, training=False):
-        """Returns x's shape.
+        """Attends from x to the keys and returns a tensor of x's shape.
 
         Args:
           x: [B, L, E], or [B, P, E] with a target_mapping.
-          keys: what `keys` returned.
+          keys: the result of `keys`.
           bias: additive, broadcast to [B, L, M].
-          other_segment: [B, L, M] of x's type, 1 where the key's segment is not the query's, else 0.
-          target_mapping: [B, P, L] of x's type, one-hot: the position of each x.
+          other_segment: [B, L, M] of x's dtype, 1 where the key's segment differs from the query's, else 0.
+          target_mapping: [B, P, L] of x's dtype, one-hot: the position of each x.
+          training: whether to apply dropout.
         """
         key, value, relative = keys
         query = self.query(x)
@@ -140,7 +151,7 @@ class RelativeAttention(Layer):
         scores = ops.matmul(ops.reshape(position, (heads, batch * length, self.head_dim)), relative)
         scores = relative_shift(ops.reshape(scores, (heads, batch, length, -1)))
         if other_segment is not None:
-            # A softmax does not notice what is added to a whole row: the difference of the two scores will do.
+            # A softmax is invariant to a constant added to a row, so the difference of the two scores suffices.
             same, other = tf.unstack(read(self.segments))
             step = (query + self._bias(self.segment_bias)) * ((other - same) * scale)[:, None, None]
             scores += ops.sum(step, -1, keepdims=True) * other_segment
@@ -197,7 +208,11 @@ class TwoStreamBlock(Layer):
         target_mapping=None,
         training=False,
     ):
-        """previous: [B, M - L, E], what this block read before; the rest as RelativeAttention has it."""
+        """Applies the block to both streams.
+
+        previous: [B, M - L, E], this block's inputs for the previous segment. The other arguments are as for
+        RelativeAttention.
+        """
         keys = self.attention.keys(content if previous is None else ops.concatenate([previous, content], 1), positions)
 
         def stream(x, bias, mapping=None):
@@ -212,7 +227,7 @@ class TwoStreamBlock(Layer):
 
 
 class TwoStreamStack(Layer):
-    """num_layers TwoStreamBlocks: content [B, L, E] -> content, query [B, P, E] or None, memory or None."""
+    """A sequence of TwoStreamBlocks: content [B, L, E] -> content, query [B, P, E] or None, memory or None."""
 
     def __init__(self, config: TwoStreamConfig, **kwargs):
         super().__init__(**kwargs)
@@ -239,21 +254,25 @@ class TwoStreamStack(Layer):
         previous_sequence=None,
         training=False,
     ):
-        """The masks say what may be seen. In the content stream, a token always sees itself.
+        """Applies the blocks.
+
+        The masks define what may be attended to. In the content stream a token always attends to itself.
 
         Args:
           content: embedded tokens [B, L, E].
           target_mapping: [B, P, L], one-hot, the positions to predict. None: no query stream.
           segment_ids: [B, L]. A memory counts as segment 0.
           padding_mask: [B, L], True is a real token.
-          permutation_mask: [B, L, L], True where position i (second axis) may see token j (third); False on the
-            diagonal where i is to be predicted. A target that may see nothing, not even a memory, gets the mean
-            of all values, its own included, as in the authors' code: let each see something.
-          previous_sequence: [layers, B, N, E], what the blocks read in the segment before; N may be 0.
+          permutation_mask: [B, L, L], True where position i (second axis) may attend to token j (third axis); False on
+            the diagonal where i is to be predicted. A target that may not attend to anything, not even a memory, gets
+            the mean of all values, its own included, as in the authors' code; every target should be able to attend to
+            something.
+          previous_sequence: [layers, B, N, E], the blocks' inputs for the previous segment; N may be 0.
+          training: whether to apply dropout.
 
         Returns:
-          The streams' last states, and the next call's previous_sequence, which passes no gradient on: of what was
-          given and read, the last memory_length positions (0: all); None if none was given.
+          The streams' last states, and previous_sequence for the next call, which passes no gradient on: the last
+            memory_length positions (0: all) of the memory and the segment; None if no previous_sequence was given.
         """
         batch, length, size = ops.shape(content)
         past = 0 if previous_sequence is None else ops.shape(previous_sequence[0])[1]
@@ -303,9 +322,9 @@ class TwoStreamStack(Layer):
 
 
 class TwoStreamTower(Layer):
-    """Embeddings and a TwoStreamStack: token_ids [B, L] and the stack's other arguments -> named outputs.
+    """Embeddings and a TwoStreamStack: token_ids [B, L] and the stack's other arguments -> a dict of outputs.
 
-    They are sequence [B, L, E], and where asked for query_sequence [B, P, E] and previous_sequence.
+    The outputs are sequence [B, L, E] and, if requested, query_sequence [B, P, E] and previous_sequence.
     """
 
     def __init__(self, config: TwoStreamConfig, **kwargs):

@@ -1,4 +1,4 @@
-"""Matrices kept in fewer bytes than float32, for models that only answer: bfloat16, or int8 with a scale a row."""
+"""Weight matrices stored in fewer bytes than float32, for inference: bfloat16, or int8 with one scale per row."""
 
 import contextlib
 import contextvars
@@ -13,14 +13,14 @@ from tfzoo.nn.basic import Dense, read
 from tfzoo.nn.embedding import TokenEmbedding
 
 DTYPES = ("float32", "bfloat16", "int8")
-FEW = 8  # Rows, up to which XLA is faster with one after another (two cores, GPT-2's output matrix).
+FEW = 8  # Number of rows up to which XLA is faster row by row (two cores, GPT-2's output matrix).
 _compiled = contextvars.ContextVar("compiled", default=False)
 
 
 class StoredMatrix(keras.layers.Layer):
-    """A matrix [O, I] as `dtype`. It is read as float32, and products are added up in float32.
+    """A matrix [O, I] stored as `dtype`. It is read as float32, and products are accumulated in float32.
 
-    int8: a row is its values, from -127 to 127, times the row's scale, float32; the largest of them is exact.
+    int8: a row is its values, from -127 to 127, times the row's float32 scale; the value of largest magnitude is exact.
     """
 
     def __init__(self, matrix: np.ndarray, dtype: str, **kwargs):
@@ -42,18 +42,18 @@ class StoredMatrix(keras.layers.Layer):
         return variable
 
     def product(self, x):
-        """x [N, I] -> x times the matrix transposed, [N, O]."""
-        values, few = read(self.values), tf.cast(x, tf.float32)
-        if _compiled.get():  # Its shapes are known when it compiles, and one way alone is.
-            ways = [lambda: _product(few, values), lambda: _row(few, values), lambda: _rows(few, values)]
+        """Returns x [N, I] times the transposed matrix, [N, O]."""
+        values, x32 = read(self.values), tf.cast(x, tf.float32)
+        if _compiled.get():  # XLA knows the shapes at compile time and compiles only one branch.
+            branches = [lambda: _product(x32, values), lambda: _row(x32, values), lambda: _rows(x32, values)]
             count = tf.shape(x)[0]
-            product = tf.switch_case(tf.where(count == 1, 1, tf.where(count <= FEW, 2, 0)), ways)
+            product = tf.switch_case(tf.where(count == 1, 1, tf.where(count <= FEW, 2, 0)), branches)
         else:
-            product = _product(few, values)
+            product = _product(x32, values)
         return tf.cast(product if self.scales is None else product * read(self.scales), x.dtype)
 
     def rows(self, ids):
-        """ids int [...] -> rows [..., I], float32."""
+        """Returns the rows [..., I], float32, of ids int [...]."""
         rows = tf.cast(tf.gather(read(self.values), ids), tf.float32)
         return rows if self.scales is None else rows * tf.gather(read(self.scales), ids)[..., None]
 
@@ -63,10 +63,10 @@ def _product(x, values):
 
 
 def _row(x, values):
-    """The product of one row, for which XLA reads values as they are stored, and casts them on the way."""
-    from tensorflow.compiler.tf2xla.ops import gen_xla_ops  # Made for XLA alone, and not a part of tf.
+    """Returns the product of one row, for which XLA reads values as stored and casts them on the fly."""
+    from tensorflow.compiler.tf2xla.ops import gen_xla_ops  # Works only under XLA and is not part of the public API.
 
-    # It would cast them once for all, before a loop of decoding, but for a barrier that only the loop can pass.
+    # Without a barrier that depends on the loop's input, XLA would cast the values once before a decoding loop.
     return _product(*gen_xla_ops.xla_optimization_barrier([x, values]))
 
 
@@ -76,7 +76,11 @@ def _rows(x, values):
 
 @contextlib.contextmanager
 def compiled_steps(jit_compile: bool):
-    """Inside, products are made for a loop that XLA compiles, where jit_compile says so."""
+    """Prepares products inside the context for a loop that XLA compiles.
+
+    Args:
+      jit_compile: if False, the context changes nothing.
+    """
     token = _compiled.set(jit_compile)
     try:
         yield
@@ -85,30 +89,35 @@ def compiled_steps(jit_compile: bool):
 
 
 def store_weights(model: keras.Model, dtype: str) -> None:
-    """Keeps the matrices of a model's dense layers and its token embeddings as bfloat16 or int8 from here on, in a half
-    or a quarter of the memory. The rest stays as it is; the model can no longer be trained, nor saved.
+    """Converts the matrices of a model's dense layers and its token embeddings to bfloat16 or int8.
+
+    They then take half or a quarter of the memory. The other weights stay as they are; the model can no longer be
+    trained or saved.
 
     Args:
-      model: one of ours.
-      dtype: of DTYPES; float32 changes nothing. bfloat16 rounds each weight to 8 bits of precision. int8 has 255 steps
-        for each output of a layer, and for each token.
+      model: a tfzoo model.
+      dtype: one of DTYPES; float32 changes nothing. bfloat16 rounds each weight to 8 bits of precision. int8 has 255
+        steps for each output of a layer and for each token.
 
     Raises:
-      UserError: an unknown dtype, or a model whose weights are stored so already.
+      UserError: an unknown dtype, or a model whose weights are already stored in another dtype.
     """
     if dtype not in DTYPES:
-        raise UserError(f"weights {dtype!r}: are kept as one of {', '.join(DTYPES)}")
+        raise UserError(f"weights {dtype!r}: must be one of {', '.join(DTYPES)}")
     if dtype == "float32":
         return
     if stored_weights(model):
-        raise UserError(f"weights {dtype!r}: {model.name}'s are kept as {stored_weights(model)} already; load it anew")
-    model.__dict__.pop("_tfzoo_decoders", None)  # Graphs that read the weights as they were.
+        raise UserError(
+            f"weights {dtype!r}: the weights of {model.name!r} are kept as {stored_weights(model)} already; "
+            "load the model again"
+        )
+    model.__dict__.pop("_tfzoo_decoders", None)  # Cached decoding graphs, which read the original weights.
     for layer in [layer for layer in model._flatten_layers() if isinstance(layer, (Dense, TokenEmbedding))]:
         table = isinstance(layer, TokenEmbedding)
         variable = layer.embeddings if table else layer._kernel
         matrix = variable.numpy()
         stored = StoredMatrix(matrix if table else matrix.T, dtype, name="stored")
-        layer._tracker.unlock()  # As Keras does it where it quantizes a layer.
+        layer._tracker.unlock()  # As Keras does when it quantizes a layer.
         layer._untrack_variable(variable)
         if table:
             layer.embeddings = None
@@ -119,6 +128,6 @@ def store_weights(model: keras.Model, dtype: str) -> None:
 
 
 def stored_weights(model: keras.Model) -> str:
-    """What `store_weights` keeps a model's matrices as; "" where they are as they were."""
+    """Returns the dtype that `store_weights` converted a model's matrices to, or "" if it was not applied."""
     kinds = {layer.values.dtype for layer in model._flatten_layers() if isinstance(layer, StoredMatrix)}
     return ", ".join(kinds)
