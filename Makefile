@@ -49,7 +49,7 @@ SEED ?= $(shell date +%s)
 parity: $(INSTALLED) $(REFERENCES_INSTALLED)  ## compare every family afresh with Hugging Face's, both ways
 	rm -rf build/parity
 	$(REFERENCES) tests/assets/references.py --output=build/parity --draws=$(DRAWS) --seed=$(SEED)
-	$(PY) -m tests.parity build/parity --readme=README.md
+	$(PY) -m tests.parity build/parity --page=docs/models.md
 	$(PY) -m tests.parity build/parity/fresh --fresh
 	$(REFERENCES) tests/assets/references.py --check build/parity
 

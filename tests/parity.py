@@ -1,8 +1,8 @@
-"""What a model gives beside what its reference gave: python -m tests.parity FOLDER [--readme=README.md]
+"""What a model gives beside what its reference gave: python -m tests.parity FOLDER [--page=docs/models.md]
 
 FOLDER holds cases of tests/assets/references.py, at any depth. For each: the folder goes through the real converter,
 outputs, loss and gradients are compared, and the model is written back as NAME/saved, with every stored tensor
-bit-identical. --readme rewrites the table between the marks in that file.
+bit-identical. --page rewrites the table between the marks in that file.
 
 --fresh is for the other direction: it fills FOLDER with tiny models of our own, NAME/saved, and what they give,
 NAME/golden.npz, of every kind and head that Hugging Face has; `references.py --check FOLDER` lets it answer.
@@ -215,7 +215,7 @@ def _rows(length, random):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--readme", type=pathlib.Path)
+    parser.add_argument("--page", type=pathlib.Path)
     parser.add_argument("--fresh", action="store_true")
     args = parser.parse_args()
     if args.fresh:
@@ -243,10 +243,10 @@ def main():
         keras.backend.clear_session()
     text = table(results)
     print(text, *failed, sep="\n")
-    if args.readme and not failed:
+    if args.page and not failed:
         begin, end = (re.escape(mark) for mark in MARKS)
-        page = args.readme.read_text()
-        args.readme.write_text(re.sub(f"(?s)({begin}\n).*(\n{end})", lambda m: m[1] + text + m[2], page))
+        text_of_page = args.page.read_text()
+        args.page.write_text(re.sub(f"(?s)({begin}\n).*(\n{end})", lambda m: m[1] + text + m[2], text_of_page))
     sys.exit(bool(failed))
 
 
