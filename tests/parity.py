@@ -71,8 +71,8 @@ def compare(case: pathlib.Path, model) -> dict[str, float]:
             if gradient is not None:
                 values[weight_table.relative_path(variable)] = tf.convert_to_tensor(gradient).numpy()
         slots = weight_table.slots(models.page_of(model).WEIGHTS, model)
-        ours = {s.name: s.to_stored([values[weight_table.relative_path(v)] for v in s.variables]) for s in slots}
-        differences["gradients"] = max(_difference(ours[name], value) for name, value in expected.items())
+        computed = {s.name: s.to_stored([values[weight_table.relative_path(v)] for v in s.variables]) for s in slots}
+        differences["gradients"] = max(_difference(computed[name], value) for name, value in expected.items())
     return differences
 
 
@@ -117,17 +117,17 @@ def there_and_back(case: pathlib.Path, model, tokenizer, folder: pathlib.Path) -
     assert not changed, (case.name, {key: (before.get(key), after.get(key)) for key in changed})
 
 
-def _difference(ours, expected) -> float:
-    return float(np.max(np.abs(ours - expected)) / max(1.0, np.max(np.abs(expected))))
+def _difference(actual, expected) -> float:
+    return float(np.max(np.abs(actual - expected)) / max(1.0, np.max(np.abs(expected))))
 
 
-def _real(name, ours, expected, golden):
+def _real(name, actual, expected, golden):
     """Returns the values at real tokens; the values at padding are arbitrary."""
     decoder = "input.decoder_padding_mask" in golden and name != "memory"
     mask = golden.get("input.decoder_padding_mask" if decoder else "input.padding_mask")
     if mask is None or expected.ndim < 2 or expected.shape[:2] != mask.shape:
-        return ours, expected
-    return ours[mask], expected[mask]
+        return actual, expected
+    return actual[mask], expected[mask]
 
 
 def table(results: dict[pathlib.Path, dict[str, float]]) -> str:
