@@ -1,5 +1,5 @@
-# `make train` and `make test` are the two commands: each installs what it needs into .venv first.
-# Another interpreter: make PYTHON=python3.12 test
+# The two main commands are `make train` and `make test`. Each first installs its dependencies into .venv.
+# To use another interpreter: make PYTHON=python3.12 test
 
 PYTHON ?= python3
 RUN_DIR ?= runs/bert
@@ -9,54 +9,54 @@ PY := .venv/bin/python
 PEERS := .venv-peers/bin/python
 REFERENCES := .venv-references/bin/python
 REFERENCES_INSTALLED := .venv-references/installed
-# transformers 4, whose folders look otherwise.
+# transformers 4, whose folder layout is different.
 OLDER := .venv-references-4/bin/python
 OLDER_INSTALLED := .venv-references-4/installed
 DRAWS ?= 20
-# The stamp is written last, so that an interrupted install is never taken for a finished one.
+# The stamp is written last, so that an interrupted installation is never treated as finished.
 INSTALLED := .venv/installed
 PEERS_INSTALLED := .venv-peers/installed
 LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet --extra export pyproject.toml
 
 .PHONY: help install train demo test faults keras parity layouts check format bench wheel lock clean
 
-help:  ## say what there is (this)
+help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
 
-install: $(INSTALLED)  ## make .venv from requirements/dev.txt
+install: $(INSTALLED)  ## create .venv from requirements/dev.txt
 
-train: $(INSTALLED)  ## train a small BERT on the text of this machine's Python packages (about six minutes)
+train: $(INSTALLED)  ## train a small BERT on the documentation of the installed Python packages (about six minutes)
 	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --run_dir=$(RUN_DIR)
 
-demo: $(INSTALLED)  ## train briefly, export as SavedModel and ONNX, let an outsider verify both, say how to use them
+demo: $(INSTALLED)  ## train briefly, export to SavedModel and ONNX, verify both, print how to use them
 	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --flagfile=configs/demo.cfg --run_dir=runs/demo
 	$(PY) -m tfzoo.export --model_dir=runs/demo --output_dir=exports
 	$(PY) export/verify.py exports
-	@echo 'To serve the one, text in and words out (serving/README.md says how it is asked):'
+	@echo 'To serve the SavedModel, which reads text and returns words (requests: serving/README.md):'
 	@echo '  docker run --rm -p 8501:8501 -v "$$PWD/exports/savedmodel/bert:/models/bert:ro" -e MODEL_NAME=bert tensorflow/serving:2.20.0'
-	@echo 'To run the other, with numpy, onnxruntime and tokenizers alone:'
+	@echo 'To run the ONNX graph, which needs only numpy, onnxruntime and tokenizers:'
 	@echo "  $(PY) export/consumers/fill.py exports/onnx/bert/$$(ls exports/onnx/bert | sort -n | tail -1) 'Returns the [MASK] of the array.'"
 
-# Two processes, a file to each: every further one imports TensorFlow again.
+# Two processes, one test file at a time each: every further process imports TensorFlow again.
 test: $(INSTALLED)  ## run the tests
 	$(PY) -m pytest --numprocesses=2 --dist=loadfile
 
-faults: $(INSTALLED)  ## run the long tests that kill and break things
+faults: $(INSTALLED)  ## run the long tests that kill processes and damage files
 	$(PY) -m pytest -m faults
 
-keras: $(INSTALLED)  ## run the tests of every head, precision and XLA in every family
+keras: $(INSTALLED)  ## test every head, precision and XLA in every family through Keras
 	$(PY) -m pytest -m keras
 
-# Another seed is another set of random models: make parity SEED=7
+# The seed determines the random models: make parity SEED=7
 SEED ?= $(shell date +%s)
-parity: $(INSTALLED) $(REFERENCES_INSTALLED)  ## compare every family afresh with Hugging Face's, both ways
+parity: $(INSTALLED) $(REFERENCES_INSTALLED)  ## compare every family with Hugging Face transformers, in both directions
 	rm -rf build/parity
 	$(REFERENCES) tests/assets/references.py --output=build/parity --draws=$(DRAWS) --seed=$(SEED)
-	$(PY) -m tests.parity build/parity --readme=README.md
+	$(PY) -m tests.parity build/parity --page=docs/models.md
 	$(PY) -m tests.parity build/parity/fresh --fresh
 	$(REFERENCES) tests/assets/references.py --check build/parity
 
-layouts: $(INSTALLED) $(REFERENCES_INSTALLED) $(OLDER_INSTALLED)  ## read, write and export the folders that transformers 4 and 5 lay out
+layouts: $(INSTALLED) $(REFERENCES_INSTALLED) $(OLDER_INSTALLED)  ## load, save and export folders written by transformers 4 and 5
 	rm -rf build/layouts
 	$(OLDER) tests/assets/layouts.py --output=build/layouts/4
 	$(REFERENCES) tests/assets/layouts.py --output=build/layouts/5
@@ -64,16 +64,16 @@ layouts: $(INSTALLED) $(REFERENCES_INSTALLED) $(OLDER_INSTALLED)  ## read, write
 	$(OLDER) tests/assets/layouts.py --check=build/layouts/4
 	$(REFERENCES) tests/assets/layouts.py --check=build/layouts/5
 
-check: $(INSTALLED)  ## lint, formatting and types
+check: $(INSTALLED)  ## check lint, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-format: $(INSTALLED)  ## let ruff mend what it can
+format: $(INSTALLED)  ## fix lint and formatting with ruff
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(PEERS_INSTALLED)  ## measure against KerasHub and Model Garden (in .venv-peers)
+bench: $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Garden (in .venv-peers)
 	$(PEERS) benchmarks/train_step.py
 	$(PEERS) benchmarks/forward.py
 	$(PEERS) benchmarks/attention.py
@@ -85,11 +85,11 @@ bench: $(PEERS_INSTALLED)  ## measure against KerasHub and Model Garden (in .ven
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(PY) -m build --wheel --no-isolation
 
-lock: $(INSTALLED)  ## choose versions anew, for every Python of pyproject.toml (keeps what still fits; UPGRADE=1 does not)
+lock: $(INSTALLED)  ## update the lock files for every Python of pyproject.toml (UPGRADE=1 also upgrades versions that still fit)
 	$(LOCK) $(if $(UPGRADE),--upgrade) --group dev --output-file requirements/dev.txt
 	$(LOCK) $(if $(UPGRADE),--upgrade) --group peers --output-file requirements/peers.txt
 
-clean:  ## remove the environments, caches and builds; runs/ stays
+clean:  ## remove environments, caches and builds, but not runs/
 	rm -rf .venv .venv-peers .venv-references .venv-references-4 build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(INSTALLED): requirements/dev.txt
@@ -100,10 +100,10 @@ $(REFERENCES_INSTALLED) $(OLDER_INSTALLED):
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
-# A finished environment is brought up to date in place; what an interrupted install left is thrown away.
+# A finished environment is updated in place; an unfinished one is removed first.
 .venv/installed .venv-peers/installed:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
-	  echo "tfzoo needs Python 3.11-3.13; '$(PYTHON)' is not one: name one with make PYTHON=python3.12 ..." >&2; exit 2; }
+	  echo "tfzoo needs Python 3.11-3.13; '$(PYTHON)' is not one of these; choose one with make PYTHON=python3.12 ..." >&2; exit 2; }
 	test -e $@ || rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	rm -f $@

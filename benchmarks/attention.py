@@ -1,10 +1,10 @@
-"""Time and memory of each kind of attention as sequences grow, forward and backward:
+"""Time and memory of each kind of attention by sequence length, forward and backward:
 
     .venv/bin/python benchmarks/attention.py [--kinds=full,lean] [--lengths=512,2048] [--plot=docs/attention.png]
 
-Batch 1, 8 heads of 64, float32, no mask. Every cell is a process of its own, so that its peak is its own; those of one
-length take turns, so that what else the machine does meets them all alike. CPU time adds up the threads, and tells on a
-busy machine what the clock does not: growth with the length is best read from it.
+Batch 1, 8 heads of 64, float32, no mask. Every cell is measured in its own process, so that it has its own peak memory;
+the kinds take turns at each length, so that other load on the machine affects all of them equally. CPU time adds up the
+threads and is less sensitive to other load than wall-clock time, so growth with the length is computed from it.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from side_by_side import Worker, answer, markdown, turns
 HEADS, DEPTH = 8, 64
 KINDS = {
     "full": "full",
-    "lean": "memory-lean, exact",
+    "lean": "memory-efficient, exact",
     "favor": "FAVOR+, 256 features",
     "favor_causal": "FAVOR+, causal",
     "lsh": "LSH, one round, chunks of 64",
 }
-# How many times the scores full attention needs at once: weights, their gradient, that of the scores, and one to spare.
+# Copies of the scores in full attention: weights, their gradient, the gradient of the scores, and one in reserve.
 COPIES = 4
 
 
 def make_step(kind: str, length: int):
-    """A function of no arguments: the gradient of attention for queries, keys and values."""
+    """Returns a function without arguments that computes the gradient of attention for queries, keys and values."""
     import tensorflow as tf
 
     from tfzoo import nn
@@ -51,7 +51,7 @@ def make_step(kind: str, length: int):
         "lean": lambda q, k, v: lean_attention(q, k, v, nn.Mask(), scale),
         "favor": lambda q, k, v: favor_attention(q, k, v, features, nn.Mask(), scale),
         "favor_causal": lambda q, k, v: favor_attention(q, k, v, features, nn.Mask(causal=True), scale),
-        # Queries and keys are the same here, as the Reformer has it.
+        # Queries and keys are equal, as in the Reformer.
         "lsh": lambda q, k, v: lsh_attention(q, v, hash_buckets(q, rotations, factors), Chunks(64)),
     }[kind]
 
@@ -67,7 +67,7 @@ def make_step(kind: str, length: int):
 
 
 def work(kind: str, length: int):
-    """steps -> a step's seconds, CPU seconds, and bytes added to the peak."""
+    """Returns a function: steps -> seconds per step, CPU seconds per step, bytes added to the peak memory."""
     import resource
 
     step = make_step(kind, length)
@@ -84,17 +84,20 @@ def work(kind: str, length: int):
 
 
 def free_memory() -> int:
-    """Bytes that a new process may take."""
+    """Returns the bytes that are available to a new process."""
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def measure(kinds: list[str], length: int, rounds: int) -> dict[str, list[float]]:
-    """Of each kind that fits the medians of `work`'s answers."""
+    """Returns the medians of the answers of `work`, for each kind that fits into memory."""
     cells, steps = [], {}
     for kind in kinds:
         if kind == "full" and COPIES * HEADS * length**2 * 4 > free_memory():
-            print(f"full does not fit at {length}: {free_memory() / 2**30:.1f} GiB are free", file=sys.stderr)
+            print(
+                f"full: out of memory at length {length}; {free_memory() / 2**30:.1f} GiB are available",
+                file=sys.stderr,
+            )
             continue
         cell = Worker(kind, __file__, f"--work={kind},{length}")
         cell.ask(1)  # Traces.
@@ -108,14 +111,14 @@ def measure(kinds: list[str], length: int, rounds: int) -> dict[str, list[float]
 
 
 def table(results: dict[int, dict], kinds: list[str], head: str, which: int, unit: float, digits: int = 0) -> str:
-    """A Markdown table: a kind a row, a length a column, and the exponent of growth from each length to the next."""
+    """Returns a Markdown table: rows are kinds, columns are lengths and the exponent of growth between lengths."""
     lengths = list(results)
     steps = list(zip(lengths, lengths[1:]))
     heads = [f"{n:,}" for n in lengths] + [f"{a:,} to {b:,}: L^" for a, b in steps]
     rows = []
     for kind in kinds:
         values = [results[n][kind][which] if kind in results[n] else None for n in lengths]
-        row = [KINDS[kind]] + ["does not fit" if v is None else f"{v / unit:,.{digits}f}" for v in values]
+        row = [KINDS[kind]] + ["out of memory" if v is None else f"{v / unit:,.{digits}f}" for v in values]
         for (a, b), before, after in zip(steps, values, values[1:]):
             row.append("" if not before or not after else f"{math.log(after / before) / math.log(b / a):.2f}")
         rows.append(row)
@@ -129,7 +132,7 @@ def draw(results: dict[int, dict], kinds: list[str], path: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for which, (axis, label, unit) in zip((1, 2), zip(axes, ("CPU seconds a step", "peak memory, MiB"), (1, 2**20))):
+    for which, (axis, label, unit) in zip((1, 2), zip(axes, ("CPU seconds per step", "peak memory, MiB"), (1, 2**20))):
         for marker, kind in zip("osD^v", kinds):
             points = [(n, results[n][kind][which] / unit) for n in results if kind in results[n]]
             axis.loglog(*zip(*points), marker=marker, label=KINDS[kind])
@@ -147,7 +150,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--lengths", default="512,2048,8192,16384")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--plot", help="a PNG file")
+    parser.add_argument("--plot", help="PNG file to write")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
@@ -158,9 +161,9 @@ def main() -> None:
     for length in map(int, args.lengths.split(",")):
         results[length] = measure(kinds, length, args.rounds)
         print(length, json.dumps(results[length]), file=sys.stderr, flush=True)
-    print(table(results, kinds, "ms a step", 0, 1e-3), end="\n\n")
-    print(table(results, kinds, "CPU ms a step", 1, 1e-3), end="\n\n")
-    print(table(results, kinds, "peak, MiB", 2, 2**20))
+    print(table(results, kinds, "ms per step", 0, 1e-3), end="\n\n")
+    print(table(results, kinds, "CPU ms per step", 1, 1e-3), end="\n\n")
+    print(table(results, kinds, "peak memory, MiB", 2, 2**20))
     if args.plot:
         draw(results, kinds, args.plot)
 

@@ -1,11 +1,10 @@
-"""How long a step waits for its checkpoint: written meanwhile, beside a copy of the variables alone and a save that is
-waited for.
+"""How long a step waits for its checkpoint, compared with copying the variables and with a synchronous save.
 
     .venv/bin/python benchmarks/checkpoint.py [--sizes=small,middle] [--folder=/tmp]
 
-GPT-2 of two sizes with AdamW's moments. Each round, in an order that reverses: the copy; `Checkpoints.save`, waiting;
-the same with wait=False, from the call to its return, once the one before it is written; and what steps take while
-such a checkpoint is written beside them.
+GPT-2 of two sizes with AdamW's moments. Each round measures, in alternating order: the copy of the variables; a
+synchronous `Checkpoints.save`; an asynchronous one (wait=False), from the call to its return, after the previous one
+has been written; and the steps that run while such a checkpoint is written.
 """
 
 import argparse
@@ -28,7 +27,7 @@ STEPS = 2
 
 
 def measure(size: str, folder: pathlib.Path, rounds: int) -> None:
-    """Prints a table."""
+    """Measures one size and prints a table."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -53,7 +52,7 @@ def measure(size: str, folder: pathlib.Path, rounds: int) -> None:
     saved = 0
 
     def copy():
-        return [variable.value.numpy() for variable in variables.values()]  # Which copies.
+        return [variable.value.numpy() for variable in variables.values()]  # numpy() copies.
 
     def save(wait):
         nonlocal saved
@@ -68,23 +67,23 @@ def measure(size: str, folder: pathlib.Path, rounds: int) -> None:
         function(*arguments)
         return 1000 * (time.perf_counter() - began)
 
-    def beside():
+    def during_save():
         save(False)
         seconds = timed(steps)
         checkpoints.wait()
         return seconds
 
-    def meanwhile():
+    def asynchronous():
         milliseconds = timed(save, False)
         checkpoints.wait()
         return milliseconds
 
     ways = {
-        "the variables copied, nothing else": lambda: timed(copy),
-        "saved, waiting for it": lambda: timed(save, True),
-        "saved meanwhile: until the call returns": meanwhile,
+        "copying the variables": lambda: timed(copy),
+        "synchronous save": lambda: timed(save, True),
+        "asynchronous save, until the call returns": asynchronous,
         f"{STEPS} steps": lambda: timed(steps),
-        f"{STEPS} steps while one is written": beside,
+        f"{STEPS} steps during an asynchronous save": during_save,
     }
     for way in ways.values():
         way()
@@ -93,16 +92,16 @@ def measure(size: str, folder: pathlib.Path, rounds: int) -> None:
         for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
             found[name].append(ways[name]())
     size_mb = sum(np.asarray(v.value).nbytes for v in variables.values()) / 1e6
-    copied = found["the variables copied, nothing else"]
+    copied = found["copying the variables"]
     table = [[name, f"{statistics.median(times):.1f}", f"{ratio(times, copied):.2f}"] for name, times in found.items()]
-    print(markdown([f"{size}: {size_mb:,.1f} MB in {len(variables)} variables", "ms", "times the copy"], table))
+    print(markdown([f"{size}: {size_mb:,.1f} MB in {len(variables)} variables", "ms", "relative to the copy"], table))
     print(flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(SIZES))
-    parser.add_argument("--folder", help="on the disk that is to be written to")
+    parser.add_argument("--folder", help="parent folder of the checkpoints, on the disk to measure")
     parser.add_argument("--rounds", type=int, default=11)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

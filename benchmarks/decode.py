@@ -1,23 +1,23 @@
-"""Decoding beside KerasHub's and transformers', and beside the machine's own limit: `make bench`, or
+"""Decoding speed compared with KerasHub, transformers and the limit of the machine: `make bench`, or
 
-    .venv-peers/bin/python benchmarks/decode.py [--tasks=gpt2:1,gpt2:8,t5:1] [--contenders=ours,kerashub] [--rounds=5]
+    .venv-peers/bin/python benchmarks/decode.py [--tasks=gpt2:1,gpt2:8,t5:1] [--contenders=tfzoo,kerashub] [--rounds=5]
 
-    gpt2:B   GPT-2 small, greedy, B prompts of 32 tokens, 64 new ones each
-    t5:B     T5-small, beam search with 4 beams, B texts of 32 tokens, 64 new ones each
+    gpt2:B   GPT-2 small, greedy, B prompts of 32 tokens, 64 new tokens each
+    t5:B     T5-small, beam search with 4 beams, B texts of 32 tokens, 64 new tokens each
 
-Weights are random, the same for all: a Hugging Face folder that ours writes and everyone reads, but KerasHub's T5,
-which has random ones of its own, as it reads none of Hugging Face's. No token ends a text.
-Contenders have a process each with two threads, and take turns; "-xla" behind a name compiles it, "-bfloat16" and
-"-int8" behind ours keep its weights so, and "-1" behind transformers gives it one thread. transformers has torch, and
-is there if .venv-references is. `products` multiplies the last token's states with every matrix of GPT-2, as it is laid
-out best, and does nothing else: no token can be had faster than its weights are read.
+All contenders read the same random weights from a Hugging Face folder that tfzoo writes, except KerasHub's T5, which
+cannot read Hugging Face folders and has its own random weights. No token ends a text. Each contender runs in its own
+process with two threads, and they take turns. The suffix "-xla" compiles a contender; "-bfloat16" and "-int8" store the
+weights of tfzoo in that type; "-1" gives transformers one thread. transformers runs with torch, if .venv-references
+exists. `products` multiplies the state of the last token with every matrix of GPT-2, in the fastest layout, and does
+nothing else: no token can be generated faster than its weights are read.
 
-    ms              of a call, the median
-    first           ms to the first token: a call that asks for one
-    per token       ms of each of the others; CPU: of both threads together, which other programs disturb less
-    of the limit    the products' ms over ms per token
-    first call      seconds of the very first call, in which graphs are made and compiled; again: in a second process
-                    that finds what XLA kept on disk (TF_XLA_FLAGS=--tf_xla_persistent_cache_directory)
+    ms              median time of a call
+    first           ms to the first token: a call that generates one token
+    per token       ms of each further token; CPU: the sum over both threads, which is less sensitive to other load
+    of the limit    ms of the products / ms per token
+    first call      seconds of the first call, which traces and compiles; again: the first call of a second process,
+                    which finds XLA's results on disk (TF_XLA_FLAGS=--tf_xla_persistent_cache_directory)
 """
 
 import argparse
@@ -37,7 +37,7 @@ REFERENCES = ROOT / ".venv-references" / "bin" / "python"
 NAMES = {"gpt2": "gpt2", "t5": "t5_small"}
 # (family, batch, new tokens) -> the new tokens [batch, new]
 Generate = Callable[[str, int, int], Any]
-How = Sequence[str]  # What stands behind a contender's name.
+How = Sequence[str]  # The suffixes of a contender's name.
 
 
 def prompts(batch: int):
@@ -46,7 +46,7 @@ def prompts(batch: int):
     return np.random.default_rng(0).integers(5, 30000, [batch, PROMPT], np.int32)
 
 
-def ours(folder: pathlib.Path, how: How) -> Generate:
+def with_tfzoo(folder: pathlib.Path, how: How) -> Generate:
     import tfzoo
 
     models: dict[str, Any] = {}
@@ -123,7 +123,7 @@ def transformers(folder: pathlib.Path, how: How) -> Generate:
 
 
 def products(folder: pathlib.Path, how: How) -> Generate:
-    """Of GPT-2 small's matrices alone, each once a token."""
+    """Multiplies with each matrix of GPT-2 small once per token."""
     import tensorflow as tf
 
     size, inner, layers, words = 768, 3072, 12, 50257
@@ -145,11 +145,11 @@ def products(folder: pathlib.Path, how: How) -> Generate:
     return generate
 
 
-CONTENDERS = {"ours": ours, "kerashub": kerashub, "transformers": transformers, "products": products}
+CONTENDERS = {"tfzoo": with_tfzoo, "kerashub": kerashub, "transformers": transformers, "products": products}
 
 
 def work(contender: str, folder: pathlib.Path) -> Callable[..., Any]:
-    """(family, batch, new tokens) -> (seconds of a call, of all its threads, its tokens)."""
+    """Returns a function: (family, batch, new tokens) -> (seconds, CPU seconds of all threads, tokens)."""
     name, *how = contender.split("-")
     if name != "transformers":
         import tensorflow as tf
@@ -159,7 +159,7 @@ def work(contender: str, folder: pathlib.Path) -> Callable[..., Any]:
     seen = set()
 
     def seconds(family: str, batch: int, new: int, want: bool = False):
-        if family not in seen:  # Weights are loaded by no call that is measured.
+        if family not in seen:  # Loads the weights before the first measured call.
             seen.add(family)
             generate(family, 3, 2)
         start, cpu = time.perf_counter(), time.process_time()
@@ -171,7 +171,7 @@ def work(contender: str, folder: pathlib.Path) -> Callable[..., Any]:
 
 
 def write(folder: pathlib.Path, families: list[str]) -> None:
-    """Random weights as Hugging Face folders."""
+    """Writes models with random weights as Hugging Face folders."""
     import keras
 
     import tfzoo
@@ -179,7 +179,7 @@ def write(folder: pathlib.Path, families: list[str]) -> None:
     keras.utils.set_random_seed(0)
     for family in families:
         model = tfzoo.build(NAMES[family])
-        for weight in model.weights:  # Words apart enough that no two have nearly the same probability.
+        for weight in model.weights:  # Spread embeddings, so that no two tokens have nearly equal probabilities.
             if weight.path.endswith("tokens/embeddings"):
                 weight.assign(weight.value * (5.0 if family == "gpt2" else 1.0))
         tfzoo.save(model, folder / family)
@@ -188,7 +188,7 @@ def write(folder: pathlib.Path, families: list[str]) -> None:
 def start(contender: str, folder: pathlib.Path, cache: pathlib.Path) -> Worker:
     python = str(REFERENCES) if contender.startswith("transformers") else sys.executable
     flags = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={cache}"} if contender.endswith("-xla") else {}
-    if contender.startswith("transformers"):  # Threads of torch wait by spinning, on a busy machine most of the time.
+    if contender.startswith("transformers"):  # By default the threads of torch spin while they wait.
         flags = {"OMP_WAIT_POLICY": "passive"}
     return Worker(contender, __file__, f"--worker={contender}", f"--folder={folder}", python=python, **flags)
 
@@ -213,7 +213,7 @@ def measure(task: str, names: list[str], folder: pathlib.Path, args) -> str:
     again = {}
     for worker in workers:
         worker.close()
-        if worker.name.startswith("ours"):
+        if worker.name.startswith("tfzoo"):
             second = start(worker.name, folder, folder / "xla")
             again[worker.name] = second.ask(family, batch, NEW)[0]
             second.close()
@@ -236,22 +236,22 @@ def measure(task: str, names: list[str], folder: pathlib.Path, args) -> str:
         row += [f"{ratio(each[limit], each[name]):.2f}"] if limit else []
         row += [f"{ratio(answers[peer], answers[name]):.2f}"] if peer else []
         row += [f"{first_calls[name]:.1f}", f"{again[name]:.1f}" if name in again else ""]
-        if name == "ours" or name.startswith("products"):
+        if name == "tfzoo" or name.startswith("products"):
             row.append("")
         else:
-            alike = [a == b for a, b in zip(tokens[name], tokens["ours"], strict=True)]
+            alike = [a == b for a, b in zip(tokens[name], tokens["tfzoo"], strict=True)]
             row.append(f"{sum(alike)} of {batch}")
         rows.append(row)
     heads = [task, "ms", "first", "per token", "CPU", "tokens/s", *(["of the limit"] if limit else [])]
-    heads += [f"faster than {peer} by"] if peer else []
-    return markdown([*heads, "first call, s", "again", "texts like ours"], rows)
+    heads += [f"speedup over {peer}"] if peer else []
+    return markdown([*heads, "first call, s", "again", "texts equal to tfzoo's"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="gpt2:1,gpt2:8,t5:1")
     peers = ["kerashub", "kerashub-xla", *(["transformers"] if REFERENCES.exists() else [])]
-    parser.add_argument("--contenders", default=",".join(["ours", "ours-xla", *peers, "products", "products-xla"]))
+    parser.add_argument("--contenders", default=",".join(["tfzoo", "tfzoo-xla", *peers, "products", "products-xla"]))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="where the weights are, or are to be written; they are kept")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

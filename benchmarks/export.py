@@ -1,15 +1,15 @@
-"""Exported graphs in onnxruntime, and what exporting costs.
+"""Speed of exported graphs in onnxruntime, and the cost of exporting.
 
     .venv/bin/python benchmarks/export.py [--rounds=9]            # BERT-base at 1 x 128 and 8 x 128
-    .venv/bin/python benchmarks/export.py --decode                # GPT-2 small: one token behind 128
-    .venv/bin/python benchmarks/export.py --proof                 # BERT-base: export, replay; seconds and memory
-    .venv/bin/python benchmarks/export.py --large=600             # millions of parameters, weights beside the graph
+    .venv/bin/python benchmarks/export.py --decode                # GPT-2 small: one token after 128
+    .venv/bin/python benchmarks/export.py --proof                 # BERT-base: export and replay; seconds and memory
+    .venv/bin/python benchmarks/export.py --large=600             # millions of parameters, external weights
 
-Contenders: our graphs; tf2onnx's of a model of that shape, given the shapes, for with two free axes it converts into
-one that does not run; and, where .venv-references is (make parity makes it), transformers' model of that shape through
-torch.onnx and onnxruntime's optimizer, which fuses most of what TorchScript's exporter makes of attn_implementation
-"eager". Each runs in a process of its own with two threads that do not spin, and they take turns. Beside the time of a
-run stands the time that the processor worked for it: what else the machine does is in the one and not in the other.
+Contenders: the graphs of tfzoo; that of tf2onnx for a model of the same shape, with fixed input shapes, because with
+two free axes its result does not run; and, if .venv-references exists (make parity creates it), that of transformers
+for a model of the same shape, by torch.onnx and onnxruntime's optimizer, which fuses most of what the TorchScript
+exporter produces with attn_implementation "eager". Each contender runs in its own process with two threads that do
+not spin, and they take turns. Next to the wall-clock time is the CPU time, which is less sensitive to other load.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from side_by_side import ROOT, Worker, answer, environment, markdown, ratio, tur
 
 REFERENCES = ROOT / ".venv-references" / "bin" / "python"
 LENGTH = 128  # Tokens of a row, or of the past.
-ROOM = 256  # Of the one buffer of keys and values.
+ROOM = 256  # Tokens in the buffer of keys and values.
 # Contender -> the file of its graph; {} is the batch size.
 ENCODERS = {
     "standard": "model.onnx",
@@ -34,7 +34,7 @@ ENCODERS = {
     "int8": "model_int8.onnx",
     "tf2onnx": "tf2onnx_{}.onnx",
     "transformers, optimized": "peer.onnx",
-    "the same, int8": "peer_int8.onnx",
+    "transformers, int8": "peer_int8.onnx",
 }
 DECODERS = {
     "standard": "model.onnx",
@@ -46,7 +46,7 @@ DECODERS = {
 
 
 def write(name: str, folder: pathlib.Path, decode: bool) -> None:
-    """Our graphs."""
+    """Writes the graphs of tfzoo."""
     import tfzoo
     from tfzoo.export import variants
     from tfzoo.export.onnx import emit as onnx_emit
@@ -62,8 +62,11 @@ def write(name: str, folder: pathlib.Path, decode: bool) -> None:
 
 
 def write_traced(name: str, folder: pathlib.Path, batches: list[int]) -> None:
-    """tf2onnx's graphs. It holds some forty copies of all weights while it converts, so one layer's stand for all
-    layers' until it is done."""
+    """Writes the graphs of tf2onnx.
+
+    tf2onnx holds about forty copies of all weights while it converts, so all layers share the weights of one layer
+    until it is done.
+    """
     import numpy as np
     import onnx
     import tensorflow as tf
@@ -75,7 +78,7 @@ def write_traced(name: str, folder: pathlib.Path, batches: list[int]) -> None:
 
     model = tfzoo.build(name, heads=("lm",), share_layers=True)
     inputs = interface.inputs_of(model)
-    np.__dict__["product"] = np.prod  # tf2onnx 1.17 calls it, and NumPy 2 has it no more.
+    np.__dict__["product"] = np.prod  # tf2onnx 1.17 calls np.product, which NumPy 2 removed.
 
     def call(*values):
         return model(dict(zip(inputs, values)))["logits"]
@@ -105,7 +108,7 @@ def write_traced(name: str, folder: pathlib.Path, batches: list[int]) -> None:
 
 
 def write_peer(folder: pathlib.Path, decode: bool) -> None:
-    """The peers' graphs; in .venv-references."""
+    """Writes the graphs of transformers; runs in .venv-references."""
     import onnx
     import torch
     import transformers
@@ -158,7 +161,7 @@ def write_peer(folder: pathlib.Path, decode: bool) -> None:
 
 
 def contend():
-    """(path, batch, past) -> milliseconds of one run, of the processor's work for it."""
+    """Returns a function: (path, batch, past) -> milliseconds of one run, milliseconds of CPU time."""
     import numpy as np
     import onnxruntime
 
@@ -241,25 +244,25 @@ def compare(name: str, batches: list[int], rounds: int, decode: bool) -> None:
                 path, (wall, work) = paths[worker.name], times[worker.name]
                 row = [worker.name, f"{sorted(wall)[len(wall) // 2]:.1f}", f"{sorted(work)[len(work) // 2]:.1f}"]
                 for rival in rivals:
-                    row += [f"{ratio(theirs, ours):.2f}" for theirs, ours in zip(times[rival], (wall, work))]
+                    row += [f"{ratio(peer, own):.2f}" for peer, own in zip(times[rival], (wall, work))]
                 nodes = len(onnx.load(path, load_external_data=False).graph.node)
                 rows.append([*row, f"{nodes:,}", f"{path.stat().st_size:,}"])
-            shape = f"one token behind {past}" if decode else f"{batch} x {LENGTH}"
+            shape = f"one token after {past}" if decode else f"{batch} x {LENGTH}"
             print(f"\n{name}, {shape}, two threads")
-            heads = [f"{kind}faster than {rival} by" for rival in rivals for kind in ("", "by work ")]
-            print(markdown(["", "ms", "ms of work", *heads, "nodes", "bytes"], rows))
+            heads = [f"{kind}speedup over {rival}" for rival in rivals for kind in ("", "CPU ")]
+            print(markdown(["", "ms", "CPU ms", *heads, "nodes", "bytes"], rows))
         for worker in workers:
             worker.close()
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever held."""
+    """Returns the peak memory of this process."""
     (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])
 
 
 def proof(name: str, formats: list[str]) -> None:
-    """Exports a model, with the replay in another process."""
+    """Exports a model and replays it in another process; prints time and memory."""
     import tfzoo
     from tfzoo.export import artifact
     from tfzoo.text.wordpiece import WordPiece
@@ -278,13 +281,13 @@ def proof(name: str, formats: list[str]) -> None:
         seconds, work = time.perf_counter() - begin, time.process_time() - work
         peak = (peak_bytes() - before) / weights
         print(
-            f"{', '.join(formats)}: {seconds:.0f} s ({work:.0f} of work here), {peak:.2f} x the weights above importing"
+            f"{', '.join(formats)}: {seconds:.0f} s ({work:.0f} CPU s here), {peak:.2f} x the weights above importing"
         )
     print(f"weights {weights:,} bytes; built {(built - before) / weights:.2f} x")
 
 
 def large(millions: int) -> None:
-    """Exports a decoder of that many parameters, and says what it took above importing."""
+    """Exports a decoder with so many parameters; prints the memory above importing."""
     import numpy as np
 
     from tfzoo import models, nn
@@ -318,7 +321,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--decode", action="store_true")
     parser.add_argument("--proof", action="store_true")
-    parser.add_argument("--formats", default="savedmodel,onnx", help="of --proof")
+    parser.add_argument("--formats", default="savedmodel,onnx", help="the formats of --proof")
     parser.add_argument("--large", type=int, help="millions of parameters")
     for inner in ("--run", "--peer", "--traced"):
         parser.add_argument(inner, action="store_true", help=argparse.SUPPRESS)

@@ -1,10 +1,10 @@
-"""BERT-base's forward pass beside KerasHub's and Model Garden's, and beside plain matrix products: `make bench`, or
+"""BERT-base's forward pass compared with KerasHub, Model Garden and plain matrix products: `make bench`, or
 
-    .venv-peers/bin/python benchmarks/forward.py [--contenders=ours,kerashub,garden] [--batches=1,8]
+    .venv-peers/bin/python benchmarks/forward.py [--contenders=tfzoo,kerashub,garden] [--batches=1,8]
 
-Every contender lives in a process of its own with two threads, and they take turns. `products` multiplies square
-matrices and nothing else: what it reaches is the limit that a forward pass, most of which is matrix products, is
-measured against. The pass: 12 layers of 768, 128 tokens a row, a padded row among them, float32, no heads.
+Each contender runs in its own process with two threads, and they take turns. `products` multiplies square matrices and
+does nothing else; its speed is the limit for a forward pass, most of which is matrix products. The pass: 12 layers of
+width 768, 128 tokens per row, one padded row, float32, no heads.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from typing import Any
 from side_by_side import Worker, answer, ratio, turns
 
 LENGTH, HIDDEN, LAYERS, INTERMEDIATE, VOCAB = 128, 768, 12, 3072, 30522
-SIDE = 2048  # Of the matrices that `products` multiplies.
+SIDE = 2048  # Rows and columns of the matrices of `products`.
 
 
 def flops(batch: int) -> float:
-    """Of the products with weights, and of scores and weighted sums; 2 for each multiplication."""
+    """Returns the FLOPs of products with weights, scores and weighted sums; 2 per multiplication."""
     tokens = batch * LENGTH
     layer = 2 * tokens * (4 * HIDDEN**2 + 2 * HIDDEN * INTERMEDIATE) + 4 * tokens * LENGTH * HIDDEN
     return LAYERS * layer + 2 * batch * HIDDEN**2
@@ -36,7 +36,7 @@ def inputs(batch: int):
     return random.integers(1000, VOCAB, [batch, LENGTH], np.int32), np.zeros([batch, LENGTH], np.int32), padding_mask
 
 
-def ours() -> Callable[[int], Any]:
+def with_tfzoo() -> Callable[[int], Any]:
     """tfzoo's encoder with its pooler."""
     import tensorflow as tf
 
@@ -90,7 +90,7 @@ def garden() -> Callable[[int], Any]:
 
 
 def products() -> Callable[[int], Any]:
-    """Square matrix products; its flops are its own."""
+    """Square matrix products, with their own number of FLOPs."""
     import tensorflow as tf
 
     left, right = tf.random.normal([SIDE, SIDE]), tf.random.normal([SIDE, SIDE])
@@ -98,11 +98,11 @@ def products() -> Callable[[int], Any]:
     return lambda batch: run
 
 
-CONTENDERS = {"ours": ours, "kerashub": kerashub, "garden": garden, "products": products}
+CONTENDERS = {"tfzoo": with_tfzoo, "kerashub": kerashub, "garden": garden, "products": products}
 
 
 def work(name: str) -> Callable[[int, int], float]:
-    """(batch, times) -> the seconds that one run took."""
+    """Returns a function: (batch, times) -> seconds per run."""
     if name == "garden":
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
     import tensorflow as tf
@@ -125,7 +125,7 @@ def work(name: str) -> Callable[[int, int], float]:
 def table(workers: list[Worker], batch: int) -> str:
     first, last = workers[0], workers[-1]
     lines = [
-        f"| {batch} x {LENGTH} | ms | GFLOP/s | of the products' | {first.name} is faster by |",
+        f"| {batch} x {LENGTH} | ms | GFLOP/s | fraction of products | speedup of {first.name} |",
         "|---|---:|---:|---:|---:|",
     ]
     limits = [2 * SIDE**3 / seconds for seconds in last.answers]
@@ -142,7 +142,7 @@ def table(workers: list[Worker], batch: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contenders", default="ours,kerashub,garden")
+    parser.add_argument("--contenders", default="tfzoo,kerashub,garden")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -157,7 +157,7 @@ def main() -> None:
             worker.answers = []
             worker.ask(batch, 3)
         for worker in turns(workers, args.rounds):
-            worker.ask(batch, 1)  # Wakes its threads and fills the caches.
+            worker.ask(batch, 1)  # Wakes the threads and fills the caches.
             worker.answers.append(worker.ask(batch, times))
         print(table(workers, batch), flush=True)
         print()

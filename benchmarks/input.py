@@ -1,9 +1,9 @@
-"""What the input pipeline alone delivers, beside what the training step of train_step.py consumes: `make bench`, or
+"""Throughput of the input pipeline compared with the training step of train_step.py: `make bench`, or
 
     .venv-peers/bin/python benchmarks/input.py
 
-The pipeline is the one of `tfzoo.train`: rows of the docstring corpus in shuffled order, cut into pairs, masked,
-padded to 128, in batches of 16. The two are measured in turns, never at the same time.
+The pipeline is that of `tfzoo.train`: rows of the docstring corpus in shuffled order, cut into pairs, masked, padded to
+128, in batches of 16. The two are measured in turns, never at the same time.
 """
 
 import os
@@ -40,7 +40,7 @@ def main() -> None:
     batches = iter(
         pipeline.training_batches(rows, objective, batch_size=batch_size, seed=0, first_step=0, num_steps=1 << 30)
     )
-    train, _ = peers.ours("bert", "float32", "train")
+    train, _ = peers.with_tfzoo("bert", "float32", "train")
     train(2)
     delivered, consumed = [], []
     for _ in range(ROUNDS):

@@ -1,18 +1,18 @@
-"""The training loop beside Keras's `fit` on the same model, and on two devices beside one: `make bench`, or
+"""The training loop compared with Keras's `fit` on the same model, and two devices compared with one: `make bench`, or
 
-    .venv/bin/python benchmarks/loop.py [--sizes=small,middle] [--contenders=ours,fit] [--threads=2]
+    .venv/bin/python benchmarks/loop.py [--sizes=small,middle] [--contenders=tfzoo,fit] [--threads=2]
 
-Every contender trains tfzoo's GPT-2 of one size by AdamW with clipping on the same batches from memory, and begins with
-the same weights, so that all report the same losses.
+Every contender trains tfzoo's GPT-2 of one size with AdamW and clipping on the same batches from memory, from the same
+initial weights, so that all report the same losses.
 
-    ours       tfzoo.train's step, ten updates a call
-    mirrored   the same on two virtual CPUs at the same global batch: what reducing and applying twice costs
-    fit        Keras's `fit` as it comes, which compiles by XLA
+    tfzoo      the step of tfzoo.train, ten updates per call
+    mirrored   the same on two virtual CPUs with the same global batch: the cost of reducing and applying twice
+    fit        Keras's `fit` with its defaults, which compile with XLA
     fit:plain  without XLA
-    fit:10     without XLA, ten updates a call (steps_per_execution)
+    fit:10     without XLA, ten updates per call (steps_per_execution)
 
-All have two threads to run operations side by side, and --threads that share one operation: a small model's are over
-before a second one has woken up, so that one is better for everybody.
+All contenders have two inter-op threads, and --threads intra-op threads: the operations of a small model finish
+before a second thread has woken up, so one thread is faster for all contenders.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 
 from side_by_side import Worker, answer, markdown, ratio, turns
 
-CONTENDERS = ("ours", "fit", "fit:plain", "fit:10", "mirrored")
+CONTENDERS = ("tfzoo", "fit", "fit:plain", "fit:10", "mirrored")
 SIZES: dict[str, dict[str, Any]] = {
     "small": dict(batch_size=8, length=32, vocab_size=1000, hidden_size=64, num_layers=2, num_heads=2),
     "middle": dict(batch_size=16, length=128, vocab_size=8192, hidden_size=192, num_layers=3, num_heads=3),
@@ -32,7 +32,7 @@ STEPS_A_CALL, LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 10, 1e-3, 0.01, 1.0
 
 
 def work(contender: str, size: str, threads: str):
-    """steps, a multiple of STEPS_A_CALL -> {"seconds": of a step, "loss": their mean}"""
+    """Returns a function: steps, a multiple of STEPS_A_CALL -> {"seconds": per step, "loss": mean}."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -94,7 +94,7 @@ def work(contender: str, size: str, threads: str):
 
 
 def fit(model, way: str, tokens, batch_size: int):
-    """steps -> seconds and mean loss of an epoch of so many."""
+    """Returns a function: steps -> (seconds, mean loss) of an epoch with so many steps."""
     import keras
     import tensorflow as tf
 
@@ -123,7 +123,7 @@ def fit(model, way: str, tokens, batch_size: int):
     dataset = dataset.batch(batch_size, drop_remainder=True).cache().repeat()
 
     class Clock(keras.callbacks.Callback):
-        """The epoch alone: to end its iterator `fit` may wait a second or two for tf.data's tuner to wake up."""
+        """Measures the epoch only: at its end, `fit` may wait a second or two for the autotuner of tf.data."""
 
         def on_epoch_begin(self, epoch, logs=None):
             self.seconds = -time.perf_counter()
@@ -143,9 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--threads", default="2,1", help="that share an operation")
+    parser.add_argument("--threads", default="2,1", help="numbers of intra-op threads")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--beside", help="another checkout, whose loop is the contender `beside`")
+    parser.add_argument("--beside", help="another checkout, measured as the contender `beside`")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
@@ -162,7 +162,7 @@ def compare(size: str, threads: str, contenders: list[str], rounds: int, beside:
         Worker(
             name,
             str(pathlib.Path(str(beside), "benchmarks", "loop.py")),
-            f"--work=ours,{size},{threads}",
+            f"--work=tfzoo,{size},{threads}",
             PYTHONPATH=str(beside),
         )
         if name == "beside"
@@ -171,9 +171,9 @@ def compare(size: str, threads: str, contenders: list[str], rounds: int, beside:
     ]
     first_losses = [worker.ask(STEPS_A_CALL)["loss"] for worker in workers]
     seconds = statistics.median(worker.ask(STEPS_A_CALL)["seconds"] for worker in workers)
-    steps = STEPS_A_CALL * max(1, round(1 / seconds / STEPS_A_CALL))  # About a second a turn.
+    steps = STEPS_A_CALL * max(1, round(1 / seconds / STEPS_A_CALL))  # About one second per turn.
     for worker in turns(workers, rounds):
-        worker.ask(STEPS_A_CALL)  # Wakes its threads and fills the caches.
+        worker.ask(STEPS_A_CALL)  # Wakes the threads and fills the caches.
         worker.answers.append(worker.ask(steps)["seconds"])
     rows = []
     for worker, loss in zip(workers, first_losses):
@@ -181,8 +181,8 @@ def compare(size: str, threads: str, contenders: list[str], rounds: int, beside:
         milliseconds = 1000 * statistics.median(worker.answers)
         faster = ratio(worker.answers, workers[0].answers)
         rows.append([worker.name, f"{milliseconds:.1f}", f"{loss:.4f}", f"{faster:.2f}"])
-    title = f"{size}, {threads} thread{'s' if threads != '1' else ''} an operation"
-    print(markdown([title, "ms a step", f"loss, first {STEPS_A_CALL}", f"{workers[0].name} is faster by"], rows))
+    title = f"{size}, {threads} intra-op thread{'s' if threads != '1' else ''}"
+    print(markdown([title, "ms per step", f"loss, first {STEPS_A_CALL}", f"speedup of {workers[0].name}"], rows))
     print(flush=True)
 
 

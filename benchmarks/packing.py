@@ -1,10 +1,11 @@
-"""What packing brings, in useful tokens a second: `make bench`, or
+"""What packing gains, in useful tokens per second: `make bench`, or
 
     TFZOO_DATA=FOLDER .venv-peers/bin/python benchmarks/packing.py [--rows=8] [--length=256]
 
-Each line of wikitext-2, a paragraph or a heading, is a document; TFZOO_DATA names the folder with wikitext-2/valid.txt
-and the released vocabularies in vocab/. One document a row and packed rows train the same model (4 layers of 256) with
-the same rows in a batch; useful are the tokens that are no padding. All take turns.
+Each line of wikitext-2, a paragraph or a heading, is a document. TFZOO_DATA names the folder with wikitext-2/valid.txt
+and the released vocabularies in vocab/. Packed rows and rows with one document each train the same model (4 layers of
+width 256) with the same number of rows per batch; useful tokens are those that are not padding. The contenders take
+turns.
 """
 
 import argparse
@@ -21,7 +22,7 @@ BATCHES = 40
 
 
 def work(objective: str, pack: bool, batch_size: int, length: int):
-    """steps -> {"seconds": of a step, "useful": tokens of a step that are no padding}"""
+    """Returns a function: steps -> {"seconds": per step, "useful": tokens per step that are not padding}."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -80,10 +81,10 @@ def work(objective: str, pack: bool, batch_size: int, length: int):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=8, help="rows a batch")
-    parser.add_argument("--length", type=int, default=256, help="tokens a row")
+    parser.add_argument("--rows", type=int, default=8, help="rows per batch")
+    parser.add_argument("--length", type=int, default=256, help="tokens per row")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=2, help="steps a turn")
+    parser.add_argument("--steps", type=int, default=2, help="steps per turn")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
@@ -91,18 +92,18 @@ def main() -> None:
         answer(lambda: work(objective, pack == "packed", args.rows, args.length))
         return
     if "TFZOO_DATA" not in os.environ:
-        print("packing.py is left out: TFZOO_DATA does not name a folder with wikitext-2 and vocab")
+        print("packing.py is skipped: TFZOO_DATA does not name a folder with wikitext-2 and vocab")
         return
     sizes = [f"--rows={args.rows}", f"--length={args.length}"]
     workers = [
         Worker(f"{objective}, {how}", __file__, f"--work={objective},{how}", *sizes)
         for objective in MODELS
-        for how in ("packed", "one a row")
+        for how in ("packed", "one per row")
     ]
     for worker in workers:
         worker.ask(2)
     for worker in turns(workers, args.rounds):
-        worker.ask(1)  # Wakes its threads and fills the caches.
+        worker.ask(1)  # Wakes the threads and fills the caches.
         worker.answers.append(worker.ask(args.steps))
     speeds = [[a["useful"] / a["seconds"] for a in worker.answers] for worker in workers]
     rows = []
@@ -118,7 +119,7 @@ def main() -> None:
                 f"{ratio(speeds[i], speeds[i // 2 * 2 + 1]):.2f}",
             ]
         )
-    heads = [f"{args.rows} x {args.length}", "padding", "ms a step", "useful tokens/s", "times one a row"]
+    heads = [f"{args.rows} x {args.length}", "padding", "ms per step", "useful tokens/s", "relative to one per row"]
     print(markdown(heads, rows))
 
 

@@ -1,17 +1,17 @@
-"""The contenders of train_step.py, each the same training step, each run in a process of its own.
+"""The contenders of train_step.py: the same training step in three libraries, each in its own process.
 
-    python benchmarks/peers.py SHAPE NAME[:WAY] PRECISION INTER_OP_THREADS     (train_step.py calls it, over pipes)
+    python benchmarks/peers.py SHAPE NAME[:WAY] PRECISION INTER_OP_THREADS     (train_step.py calls it, through pipes)
 
-The step: 4 layers of 512 with 8 heads and 2,048 in the feed-forward part; AdamW with learning rate 1e-4 and weight
-decay 0.01; global-norm clipping at 1. Nothing is padding.
+The step: 4 layers of width 512 with 8 heads and 2,048 in the feed-forward part; AdamW with learning rate 1e-4 and
+weight decay 0.01; global-norm clipping at 1. No padding.
 
-| shape | words | rows | predicted | dropout |
+| shape | vocabulary | rows | predicted | dropout |
 | --- | ---: | --- | --- | --- |
-| bert | 30,522 | 16 of 128 | 20 masked positions a row, through BERT's head | 0.1, on attention too |
-| gpt2 | 50,257 | 8 of 256 | every token | 0.1, on attention too |
-| t5 | 32,128 | 8 of 256, and of 64 for the decoder's 4 layers | the decoder's tokens | none, as T5 1.1 had it |
+| bert | 30,522 | 16 of 128 | 20 masked positions per row, through BERT's head | 0.1, also in attention |
+| gpt2 | 50,257 | 8 of 256 | every token | 0.1, also in attention |
+| t5 | 32,128 | 8 of 256, and of 64 for the decoder's 4 layers | the decoder's tokens | none, as in T5 1.1 |
 
-The output matrix is that of the token embeddings in all three.
+The output matrix is the token embedding in all three shapes.
 """
 
 import os
@@ -32,17 +32,17 @@ HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, INTERMEDIATE_SIZE = 512, 4, 8, 2048
 MAX_POSITIONS = {"bert": 512, "gpt2": 1024}
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.01, 1.0
 
-# Trains as many steps as it is told and returns the last loss, a tensor or a number.
+# Trains so many steps and returns the last loss, a tensor or a number.
 Train = Callable[[int], Any]
 
 
 def tokens(shape: str) -> int:
-    """How many a step reads, the decoder's included."""
+    """Returns the tokens per step, including the decoder's."""
     return BATCH_SIZE[shape] * (SEQUENCE_LENGTH[shape] + (TARGET_LENGTH if shape == "t5" else 0))
 
 
 def batches(shape: str) -> Iterator[dict[str, Any]]:
-    """The same four random batches for everyone, without end, by tfzoo's names; `targets` are what is predicted."""
+    """Yields the same four random batches in a cycle, with tfzoo's names; `targets` are the tokens to predict."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -69,8 +69,8 @@ def batches(shape: str) -> Iterator[dict[str, Any]]:
         yield from made
 
 
-def our_model(shape: str, dropout: float, dtype: str = "float32"):
-    """tfzoo's, with what predicts words and, of bert, BERT's head for pairs."""
+def tfzoo_model(shape: str, dropout: float, dtype: str = "float32"):
+    """Returns tfzoo's model with a language model head and, for bert, the next-sentence head."""
     from tfzoo import models
 
     sizes: dict[str, Any] = {"max_positions": MAX_POSITIONS[shape]} if shape in MAX_POSITIONS else {}
@@ -90,21 +90,21 @@ def our_model(shape: str, dropout: float, dtype: str = "float32"):
     )
 
 
-def our_objective(shape: str):
-    """The objective of tfzoo, less what it needs of a tokenizer."""
+def tfzoo_objective(shape: str):
+    """Returns the objective of tfzoo, with a placeholder tokenizer."""
     from tfzoo.objectives import shared
     from tfzoo.objectives.masked_lm import MaskedLM
     from tfzoo.text.wordpiece import WordPiece
 
     if shape != "bert":
-        return shared.TokenTargets(None, 0)  # All that Causal and SpanCorruption do with a batch.
+        return shared.TokenTargets(None, 0)  # The part of Causal and SpanCorruption that processes a batch.
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [f"word{i}" for i in range(VOCAB_SIZE[shape] - len(special))]
     return MaskedLM(WordPiece(special + words), SEQUENCE_LENGTH[shape])
 
 
-def our_features(shape: str, batch: dict[str, Any]) -> dict[str, Any]:
-    """What tfzoo's model and objective are given of a batch."""
+def tfzoo_features(shape: str, batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns a batch as tfzoo's model and objective read it."""
     import numpy as np
 
     batch = dict(batch)
@@ -114,14 +114,14 @@ def our_features(shape: str, batch: dict[str, Any]) -> dict[str, Any]:
         pair = {"next_sentence": none, "next_sentence_weight": none.astype(np.float32)}
         return batch | pair | {"masked_ids": batch.pop("targets"), "masked_weights": weights}
     if shape == "gpt2":
-        del batch["padding_mask"]  # As in training: no token sees what comes after it.
+        del batch["padding_mask"]  # As in training: no token attends to later ones.
     return batch | {"target_weights": weights}
 
 
-def ours(shape: str, precision: str, way: str) -> tuple[Train, int]:
+def with_tfzoo(shape: str, precision: str, way: str) -> tuple[Train, int]:
     """tfzoo's model, objective and optimizer in the step of tfzoo.train.  way: "train", the only one.
 
-    Of bert it does a little more than the others: its next-sentence head is computed too.
+    For bert it computes a little more than the peers: the next-sentence head.
     """
     import keras
     import numpy as np
@@ -133,11 +133,11 @@ def ours(shape: str, precision: str, way: str) -> tuple[Train, int]:
     if way != "train":
         raise ValueError(f"unknown way {way!r}")
     keras.utils.set_random_seed(0)
-    model = our_model(shape, DROPOUT[shape], POLICIES[precision])
+    model = tfzoo_model(shape, DROPOUT[shape], POLICIES[precision])
     optimizer = optimizers.make_optimizer("adamw", LEARNING_RATE, model.trainable_variables, weight_decay=WEIGHT_DECAY)
     strategy = distribution.make_strategy("default")
-    run_steps = step_lib.make_step(strategy, {"main": model}, optimizer, our_objective(shape), clip_norm=CLIP_NORM)
-    some = [our_features(shape, batch) for batch, _ in zip(batches(shape), range(4))]
+    run_steps = step_lib.make_step(strategy, {"main": model}, optimizer, tfzoo_objective(shape), clip_norm=CLIP_NORM)
+    some = [tfzoo_features(shape, batch) for batch, _ in zip(batches(shape), range(4))]
     dataset = tf.data.Dataset.from_tensor_slices({name: np.stack([row[name] for row in some]) for name in some[0]})
     iterator = iter(dataset.repeat())
 
@@ -151,7 +151,7 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
 def kerashub_model(shape: str, dropout: float):
-    """KerasHub's model that predicts words."""
+    """Returns KerasHub's model with a language model head."""
     from keras_hub import models
 
     sizes = dict(
@@ -170,7 +170,7 @@ def kerashub_model(shape: str, dropout: float):
 
 
 def kerashub_features(shape: str, batch: dict[str, Any]) -> dict[str, Any]:
-    """What KerasHub's model is given of a batch."""
+    """Returns a batch as KerasHub's model reads it."""
     mask = batch["padding_mask"].astype("int32")
     if shape == "t5":
         return {
@@ -188,7 +188,7 @@ def kerashub_features(shape: str, batch: dict[str, Any]) -> dict[str, Any]:
 def kerashub(shape: str, precision: str, way: str) -> tuple[Train, int]:
     """KerasHub's model with Keras's loss and AdamW.
 
-    way: "fit", "batch" (train_on_batch) or "function" (a tf.function of its user's); "-xla" compiles it.
+    way: "fit", "batch" (train_on_batch) or "function" (a tf.function written by the user); "-xla" compiles it.
     """
     import keras
     import tensorflow as tf
@@ -199,7 +199,7 @@ def kerashub(shape: str, precision: str, way: str) -> tuple[Train, int]:
     optimizer = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, global_clipnorm=CLIP_NORM)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     how, _, xla = way.partition("-")
-    # metrics=[] is to its advantage: unlike ours, its accuracy is left out.
+    # metrics=[] favors KerasHub: unlike in tfzoo, no accuracy is computed.
     model.compile(optimizer=optimizer, loss=loss_of, metrics=[], weighted_metrics=[], jit_compile=bool(xla))
     data = ((kerashub_features(shape, batch), batch["targets"]) for batch in batches(shape))
     if how == "fit":
@@ -243,7 +243,7 @@ def kerashub(shape: str, precision: str, way: str) -> tuple[Train, int]:
 
 
 def garden(shape: str, precision: str, way: str) -> tuple[Train, int]:
-    """Model Garden's BERT pretrainer, trained by the train_step of its own MaskedLMTask.
+    """Model Garden's BERT pretrainer, trained by the train_step of its MaskedLMTask.
 
     way: "function" (with its AdamWeightDecay) or "keras" (with tf_keras's AdamW); "-xla" compiles it.
     """
@@ -289,7 +289,7 @@ def garden(shape: str, precision: str, way: str) -> tuple[Train, int]:
         )
     else:
         raise ValueError(f"unknown way {way!r}")
-    # The loss is a part of the task; its accuracy is left out, to its advantage.
+    # Omitting the task's accuracy favors Model Garden.
     metrics = [tf_keras.metrics.Mean(name="lm_example_loss")]
 
     @tf.function(jit_compile=bool(xla), autograph=False)
@@ -312,43 +312,43 @@ def garden(shape: str, precision: str, way: str) -> tuple[Train, int]:
             loss = graph({name: tf.constant(value) for name, value in inputs.items()})
         return loss
 
-    train(1)  # Its variables are made by the first call.
+    train(1)  # The first call creates the variables.
     return train, sum(int(tf.size(variable)) for variable in model.trainable_variables)
 
 
 def same_loss(shape: str) -> tuple[float, float]:
-    """The losses of one batch by tfzoo and by KerasHub, with the same weights and no dropout."""
+    """Returns the losses of tfzoo and KerasHub for one batch, with the same weights and no dropout."""
     import keras
     import tensorflow as tf
 
     from tfzoo.objectives import shared
 
-    mine, theirs = our_model(shape, 0.0), kerashub_model(shape, 0.0)
-    # Both name them in the same order, but for those that no other has the size of.
-    left = list(theirs.trainable_variables)
-    for variable in mine.trainable_variables:
+    own, peer = tfzoo_model(shape, 0.0), kerashub_model(shape, 0.0)
+    # Both list their variables in the same order, except for those with a unique size.
+    left = list(peer.trainable_variables)
+    for variable in own.trainable_variables:
         like = next((v for v in left if v.value.shape.num_elements() == variable.value.shape.num_elements()), None)
         assert like is not None, variable.path
         like.assign(tf.reshape(variable.value, like.shape))
         left = [v for v in left if v is not like]
     assert not left, [v.path for v in left]
     batch = next(batches(shape))
-    features = {name: tf.constant(x) for name, x in our_features(shape, batch).items()}
+    features = {name: tf.constant(x) for name, x in tfzoo_features(shape, batch).items()}
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    words, _ = shared.cross_entropy(shared.forward(mine, features, False)["logits"], features["targets"])
-    return float(tf.reduce_mean(words)), float(loss_of(batch["targets"], theirs(kerashub_features(shape, batch))))
+    words, _ = shared.cross_entropy(shared.forward(own, features, False)["logits"], features["targets"])
+    return float(tf.reduce_mean(words)), float(loss_of(batch["targets"], peer(kerashub_features(shape, batch))))
 
 
-# What makes it, the fastest way that was found for it, and the inter-op threads of that (0: TensorFlow's choice).
+# The factory, the fastest way found, and its number of inter-op threads (0: chosen by TensorFlow).
 CONTENDERS: dict[str, tuple[Callable[[str, str, str], tuple[Train, int]], str, int]] = {
-    "ours": (ours, "train", 0),
+    "tfzoo": (with_tfzoo, "train", 0),
     "kerashub": (kerashub, "batch", 0),
     "garden": (garden, "function", 0),
 }
 
 
 def work(shape: str, contender: str, precision: str, inter_op: str) -> Callable[[int], dict[str, float]]:
-    """steps -> what a step took, the last loss and the process's peak."""
+    """Returns a function: steps -> time per step, last loss and peak memory of the process."""
     name, _, way = contender.partition(":")
     make, fastest_way, threads = CONTENDERS[name]
     if name == "garden":
@@ -372,6 +372,6 @@ def work(shape: str, contender: str, precision: str, inter_op: str) -> Callable[
 
 if __name__ == "__main__":
     if sys.argv[1] == "same_loss":
-        print("The same weights give {:.6f} (ours) and {:.6f} (KerasHub).".format(*same_loss(sys.argv[2])))
+        print("Losses with the same weights: {:.6f} (tfzoo) and {:.6f} (KerasHub).".format(*same_loss(sys.argv[2])))
     else:
         answer(lambda: work(*sys.argv[1:]))

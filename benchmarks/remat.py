@@ -1,9 +1,9 @@
-"""What `--remat=block` saves and costs: a step's time and the process's largest memory, with it and without.
+"""What `--remat=block` saves and costs: time per step and peak memory, with and without it.
 
     .venv/bin/python benchmarks/remat.py [--layers=12] [--rounds=3]
 
-Each in processes of its own, in turns, the same GPT-2, weights and batches: the losses printed are the same. Medians,
-and ratios within a round.
+Each variant runs in its own processes, in turns, with the same GPT-2, weights and batches, so the printed losses are
+equal. Medians, and ratios within a round.
 """
 
 import argparse
@@ -20,7 +20,7 @@ WIDTH, ROWS, LENGTH, WORDS, STEPS = 256, 8, 256, 1000, 4
 
 
 def peak_memory() -> float:
-    """Megabytes that this process has held at most; of its own program, unlike ru_maxrss."""
+    """Returns the peak memory of this process in megabytes; unlike ru_maxrss, without that of its parent."""
     with open("/proc/self/status") as status:
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read())
     assert found
@@ -28,7 +28,7 @@ def peak_memory() -> float:
 
 
 def work(remat: bool, layers: int) -> dict[str, float]:
-    """Megabytes that training adds at most, CPU seconds of a step, the last loss."""
+    """Returns the megabytes that training adds to the peak, CPU seconds per step, and the last loss."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -82,7 +82,7 @@ def main() -> None:
             command = [sys.executable, __file__, f"--layers={arguments.layers}", f"--remat={remat}"]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment())
             found[remat].append(json.loads(done.stdout.splitlines()[-1]))
-    print(f"{arguments.layers} layers of {WIDTH}, {ROWS} rows of {LENGTH} tokens, dropout 0.1\n")
+    print(f"{arguments.layers} layers of width {WIDTH}, {ROWS} rows of {LENGTH} tokens, dropout 0.1\n")
     rows = []
     for remat, measured in found.items():
         row = [remat]
@@ -90,7 +90,7 @@ def main() -> None:
             values, plain = ([each[name] for each in some] for some in (measured, found["none"]))
             row += [form.format(statistics.median(values)), f"{ratio(values, plain):.2f}"]
         rows.append([*row, f"{measured[0]['loss']:.6f}"])
-    print(markdown(["--remat", "MB that training adds at most", "ratio", "CPU seconds a step", "ratio", "loss"], rows))
+    print(markdown(["--remat", "MB added by training", "ratio", "CPU seconds per step", "ratio", "loss"], rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Contenders in processes of their own that take turns, so that what else the machine does meets them all alike.
+"""Contenders in their own processes that take turns, so that other load on the machine affects all of them equally.
 
-A process that measures gets questions, a line of JSON each, and answers each of them by a line of JSON. While one
-is asked the others sleep. Ratios are medians over rounds of ratios within a round, of neighbouring turns.
+A measuring process receives requests, one line of JSON each, and answers each with one line of JSON. While one process
+works, the others sleep. Ratios are medians over rounds of the ratios of neighboring turns within a round.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def environment() -> dict[str, str]:
-    """A script of this folder finds tfzoo by it."""
+    """Returns an environment in which the scripts of this folder find tfzoo."""
     return {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "PYTHONPATH": str(ROOT)}
 
 
 class Worker:
-    """A process that runs a script of this folder, which must call `answer`. BENCH_VERBOSE=1 shows what it says."""
+    """A process that runs a script of this folder, which must call `answer`. BENCH_VERBOSE=1 shows its stderr."""
 
     def __init__(self, name: str, script: str, *arguments: str, python: str = sys.executable, **variables: str) -> None:
         self.name = name
-        self.answers: list[Any] = []  # For its user to collect what counts.
+        self.answers: list[Any] = []  # Filled by the caller with the answers that count.
         self._process = subprocess.Popen(
             [python, script, *arguments],
             stdin=subprocess.PIPE,
@@ -38,13 +38,13 @@ class Worker:
         )
 
     def ask(self, *question: Any) -> Any:
-        """Its answer; ends this process if that one has ended."""
+        """Sends a request and returns the answer; exits if the process has ended."""
         assert self._process.stdin and self._process.stdout
-        with contextlib.suppress(BrokenPipeError):  # Reading finds out, too.
+        with contextlib.suppress(BrokenPipeError):  # The read below detects it as well.
             print(json.dumps(question), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
-            sys.exit(f"{self.name} died with code {self._process.wait()}; BENCH_VERBOSE=1 shows why")
+            sys.exit(f"{self.name} ended with exit code {self._process.wait()}; run with BENCH_VERBOSE=1 to see why")
         return json.loads(line)
 
     def close(self) -> None:
@@ -54,20 +54,20 @@ class Worker:
 
 
 def turns(workers: Sequence[Worker], rounds: int) -> Iterator[Worker]:
-    """Each worker once a round, in an order that reverses every round."""
+    """Yields each worker once per round, in an order that reverses every round."""
     for turn in range(rounds):
         yield from workers if turn % 2 == 0 else workers[::-1]
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """The median of the ratios within a round."""
+    """Returns the median of the ratios within a round."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def answer(make: Callable[[], Callable[..., Any]]) -> None:
-    """The process's side: calls what `make` returns with each question's items, and answers by what that returns."""
+    """Serves requests in a worker: calls the function that `make` returns with the items of each request."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # What libraries print is no answer.
+    os.dup2(2, 1)  # Output that libraries print to stdout is not an answer.
     with contextlib.suppress(KeyboardInterrupt):
         reply = make()
         for line in sys.stdin:
@@ -75,6 +75,6 @@ def answer(make: Callable[[], Callable[..., Any]]) -> None:
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns but the first are numbers."""
+    """Returns a Markdown table in which all columns but the first are right-aligned."""
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

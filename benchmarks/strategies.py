@@ -1,15 +1,15 @@
-"""What strategies of decoding make of a model: how various the texts are, and how likely another model finds them.
+"""Compares decoding strategies: how diverse the texts of a model are, and how likely another model finds them.
 
     .venv/bin/python benchmarks/strategies.py --model_dir=runs/gpt --judge_dir=runs/judge [--prompts=64]
 
-Prompts are beginnings of what the run held out of its corpus (or of --texts, .jsonl with {"text": ...}), and what
-really follows them stands in the table's last row. The judge is a model of the same language, of whatever tokenizer;
-without one the column is left out.
+Prompts are taken from the held-out text of the run (or from --texts, .jsonl with {"text": ...}); the last row of the
+table is the real continuation of the prompts. The judge is a model of the same language, with any tokenizer; without
+one the column is omitted.
 
-    words, distinct 1, 2   words of a text; the part of all texts' words, and pairs of them, that are distinct
-    self-BLEU              each text against the others: 100 where all are alike
-    repeated               the part of a text's groups of four words that it held before
-    perplexity             of the tokens under the model itself; under the judge, given the prompt
+    words, distinct-1, -2   words per text; fraction of distinct words and word pairs among those of all texts
+    self-BLEU               each text against the others: 100 if all are alike
+    repeated                fraction of the 4-grams of a text that occurred earlier in it
+    perplexity              of the tokens under the model itself; under the judge, given the prompt
 """
 
 import argparse
@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 STRATEGIES: dict[str, dict] = {
     "greedy": {},
-    "beam search, 4": dict(num_beams=4),
-    "beam search, 4, no three words twice": dict(num_beams=4, no_repeat_ngram_size=3),
-    "contrastive, 0.6 of 4": dict(penalty_alpha=0.6, top_k=4),
+    "beam search, 4 beams": dict(num_beams=4),
+    "beam search, 4 beams, no repeated 3-gram": dict(num_beams=4, no_repeat_ngram_size=3),
+    "contrastive, alpha 0.6, 4 candidates": dict(penalty_alpha=0.6, top_k=4),
     "temperature 0.7": dict(do_sample=True, temperature=0.7),
     "top-k 40": dict(do_sample=True, top_k=40),
     "top-p 0.9": dict(do_sample=True, top_p=0.9),
@@ -37,7 +37,7 @@ STRATEGIES: dict[str, dict] = {
 
 
 def held_out(model_dir: pathlib.Path) -> list[str]:
-    """The texts that a run held out."""
+    """Returns the held-out texts of a run."""
     from tfzoo.training import TrainConfig, inputs
 
     corpus = inputs.read_text(TrainConfig.read(model_dir / "flags.cfg", str(model_dir)))
@@ -45,7 +45,7 @@ def held_out(model_dir: pathlib.Path) -> list[str]:
 
 
 def pieces(tokenizer, texts: list[str], count: int, before: int, after: int) -> tuple[list[str], list[str]]:
-    """`count` prompts of `before` tokens, from all over the texts, and the `after` tokens that follow each."""
+    """Returns `count` prompts of `before` tokens, spread over the texts, and the `after` tokens that follow each."""
     from tfzoo.generation.texts import decode_text, encode
 
     rows = []
@@ -63,7 +63,7 @@ def perplexity(scores: list[float]) -> str:
 
 
 def likelihoods(model, tokenizer, prompts: list[str], texts: list[str]) -> list[float]:
-    """The scores of all texts' tokens after their prompts; a text that ended at once has none."""
+    """Returns the log-probabilities of the tokens of all texts after their prompts; an empty text has none."""
     from tfzoo.evaluation.likelihood import score_continuations
 
     some = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text.strip()]
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--prompt_tokens", type=int, default=16)
     parser.add_argument("--new_tokens", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", help="a .jsonl file for the texts")
+    parser.add_argument("--output", help=".jsonl file to write the texts to")
     flags = parser.parse_args()
 
     from tfzoo.evaluation import diversity
@@ -98,12 +98,12 @@ def main() -> None:
     prompts, real = pieces(tokenizer, texts, flags.prompts, flags.prompt_tokens, flags.new_tokens)
     found: dict[str, tuple[list[str], list[float]]] = {}
     for name, options in STRATEGIES.items():
-        if options.get("do_sample"):  # Each prompt draws its own numbers.
+        if options.get("do_sample"):  # Each prompt has its own seed.
             options = options | {"seed": list(range(flags.seed, flags.seed + len(prompts)))}
         how = options | {"max_new_tokens": flags.new_tokens}
         answers: list[Answer] = generate_text(model, prompts, tokenizer, return_scores=True, **how)
         found[name] = [one.text for one in answers], [score for one in answers for score in one.scores]
-    found["the text itself"] = real, likelihoods(model, tokenizer, prompts, real)
+    found["the real continuation"] = real, likelihoods(model, tokenizer, prompts, real)
     rows, records = [], []
     for name, (written, scores) in found.items():
         words = [diversity.words(text) for text in written]
@@ -120,9 +120,9 @@ def main() -> None:
             row.append(perplexity(likelihoods(judge[0], judge[1], prompts, written)))
         rows.append(row)
         records += [{"strategy": name, "prompt": p, "text": t} for p, t in zip(prompts, written, strict=True)]
-    heads = ["strategy", "words", "distinct 1", "distinct 2", "self-BLEU", "repeated", "perplexity"]
-    print(f"{len(prompts)} prompts of {flags.prompt_tokens} tokens, at most {flags.new_tokens} new ones\n")
-    print(markdown(heads + (["the judge's"] if judge else []), rows))
+    heads = ["strategy", "words", "distinct-1", "distinct-2", "self-BLEU", "repeated", "perplexity"]
+    print(f"{len(prompts)} prompts of {flags.prompt_tokens} tokens, at most {flags.new_tokens} new tokens\n")
+    print(markdown(heads + (["judge's perplexity"] if judge else []), rows))
     if flags.output:
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         pathlib.Path(flags.output).write_text("".join(lines), encoding="utf-8")

@@ -1,14 +1,14 @@
-"""Tokens a second in a graph beside the `tokenizers` library, one thread each, taking turns:
+"""Tokens per second in a graph, compared with the `tokenizers` library, one thread each, in turns:
 
     .venv/bin/python benchmarks/tokenizing.py
 
-With TFZOO_DATA the texts are wikitext-2 (English), XQuAD (German, Chinese) and Tang poems, and the vocabularies
-BERT's, T5's and GPT-2's. Without it they are the docstrings of the installed packages, and vocabularies trained on
-them. The times are CPU time, which another process on the machine changes less than the clock; the last column is the
-ratio of their medians. (A script named tokenize.py would hide the standard library's from the others here.)
+With TFZOO_DATA the texts are wikitext-2 (English), XQuAD (German, Chinese) and Tang poems, and the vocabularies those
+of BERT, T5 and GPT-2. Without it, the texts are the docstrings of the installed packages, and the vocabularies are
+trained on them. Times are CPU time, which is less sensitive to other load than wall-clock time; the last column is
+the ratio of the medians. (A script named tokenize.py would shadow the module of the standard library.)
 
-The last line is what it takes to load BERT's tokenizer from a folder: the first time, with its proof, and again, beside
-transformers' AutoTokenizer.from_pretrained where .venv-references is.
+The last line is the time to load BERT's tokenizer from a folder: the first time, with its verification, and again,
+compared with transformers' AutoTokenizer.from_pretrained if .venv-references exists.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def texts() -> dict[str, list[str]]:
             return [s for part in parts for s in (part["context"], *(qa["question"] for qa in part["qas"]))]
 
         found = {
-            # Its <unk>, written in a text, is a token to the library's T5.
+            # The library's T5 treats <unk> in a text as a token.
             "wikitext-2": (data / "wikitext-2" / "valid.txt").read_text("utf-8").replace("<unk>", "unk").split("\n"),
             "xquad de": xquad("de"),
             "xquad zh": xquad("zh"),
@@ -74,7 +74,7 @@ def texts() -> dict[str, list[str]]:
 
 
 def contenders(training_texts: list[str]) -> dict[str, tuple[tf.Module, tokenizers.Tokenizer]]:
-    """Ours, and the library's with the same vocabulary."""
+    """Returns name -> (tfzoo's tokenizer, the library's tokenizer with the same vocabulary)."""
     data = pathlib.Path(os.environ["TFZOO_DATA"], "vocab") if "TFZOO_DATA" in os.environ else None
     if data:
         wordpiece = WordPiece.from_file(data / "bert-base-uncased" / "vocab.txt", lowercase=True)
@@ -90,7 +90,7 @@ def contenders(training_texts: list[str]) -> dict[str, tuple[tf.Module, tokenize
     bert.normalizer = normalizers.BertNormalizer(lowercase=True)
     bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
-    # As transformers converts a spiece.model.
+    # The conversion of spiece.model in transformers.
     proto = _parse(model, "model")
     pieces = [(piece.piece.decode(), piece.score) for piece in proto.pieces]
     unknown = next(i for i, piece in enumerate(proto.pieces) if piece.type == 2)
@@ -129,7 +129,7 @@ for line in sys.stdin:
 
 
 def loading(tokenizer: WordPiece, rounds: int) -> None:
-    """Prints what loading costs: ours with its proof, ours again, and the reference's, taking turns."""
+    """Prints the time to load a tokenizer: tfzoo with verification, tfzoo again, and the reference, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         with tempfile.TemporaryDirectory() as kept, mock.patch.object(cache, "folder", lambda: pathlib.Path(kept)):
@@ -140,33 +140,35 @@ def loading(tokenizer: WordPiece, rounds: int) -> None:
                     [str(REFERENCES), "-c", _REFERENCE, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL, text=True,
                 )  # fmt: skip
-            ours, theirs = [], []
+            own, reference = [], []
             for _ in range(rounds):
-                ours.append(cpu_seconds(lambda: load(folder)))
+                own.append(cpu_seconds(lambda: load(folder)))
                 if peer and peer.stdin and peer.stdout:
                     peer.stdin.write("\n")
                     peer.stdin.flush()
-                    theirs.append(float(peer.stdout.readline()))
+                    reference.append(float(peer.stdout.readline()))
             if peer and peer.stdin:
                 peer.stdin.close()
                 peer.wait()
-    again = statistics.median(ours)
-    said = f"loading {tokenizer.vocab_size:,} tokens: {first * 1000:.0f} ms with the proof, {again * 1000:.0f} ms again"
-    if theirs:
-        peers = statistics.median(theirs)
-        said += f"; transformers {peers * 1000:.0f} ms, ratio {peers / again:.2f}"
-    print(f"\n{said}")
+    again = statistics.median(own)
+    line = (
+        f"loading {tokenizer.vocab_size:,} tokens: {first * 1000:.0f} ms with verification, {again * 1000:.0f} ms again"
+    )
+    if reference:
+        peers = statistics.median(reference)
+        line += f"; transformers {peers * 1000:.0f} ms, ratio {peers / again:.2f}"
+    print(f"\n{line}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch_size", type=int, default=1000, help="texts a call, for both (1000)")
+    parser.add_argument("--batch_size", type=int, default=1000, help="texts per call, for both (1000)")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     corpora = texts()
-    print("| tokenizer | text | ours, tokens/s | tokenizers | lines that differ | ratio |")
+    print("| tokenizer | text | tfzoo, tokens/s | tokenizers, tokens/s | different lines | ratio |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     made = contenders(next(iter(corpora.values())))
     for kind, (tokenizer, library) in made.items():
@@ -177,25 +179,25 @@ def main() -> None:
             ]
             tensors = [tf.constant(batch) for batch in batches]
 
-            def ours(tensors=tensors, graph=graph) -> list[tf.RaggedTensor]:
+            def run_tfzoo(tensors=tensors, graph=graph) -> list[tf.RaggedTensor]:
                 return [graph(batch) for batch in tensors]
 
-            def theirs(batches=batches, library=library, fresh: list | None = None) -> list:
+            def run_library(batches=batches, library=library, fresh: list | None = None) -> list:
                 used = fresh.pop() if fresh else library
                 return [used.encode_batch_fast(batch, add_special_tokens=False) for batch in batches]
 
-            got = [row for batch in ours() for row in batch.to_list()]
-            want = [encoding.ids for batch in theirs() for encoding in batch]
+            got = [row for batch in run_tfzoo() for row in batch.to_list()]
+            want = [encoding.ids for batch in run_library() for encoding in batch]
             different = sum(a != b for a, b in zip(got, want, strict=True))
-            # A corpus is read once; but the library keeps words, and would find all of a second round's.
+            # The library caches words, and would find all of them in a second round; a corpus is read once.
             copies = [tokenizers.Tokenizer.from_str(library.to_str()) for _ in range(arguments.rounds)]
-            theirs = functools.partial(theirs, fresh=copies)
-            times: dict[Callable, list[float]] = {ours: [], theirs: []}
+            run_library = functools.partial(run_library, fresh=copies)
+            times: dict[Callable, list[float]] = {run_tfzoo: [], run_library: []}
             for i in range(arguments.rounds):
-                for contender in (ours, theirs) if i % 2 else (theirs, ours):
+                for contender in (run_tfzoo, run_library) if i % 2 else (run_library, run_tfzoo):
                     times[contender].append(cpu_seconds(contender))
             tokens = sum(map(len, got))
-            a, b = (tokens / statistics.median(times[contender]) for contender in (ours, theirs))
+            a, b = (tokens / statistics.median(times[contender]) for contender in (run_tfzoo, run_library))
             row = (kind, name, f"{a:,.0f}", f"{b:,.0f}", f"{different} of {len(lines):,}", f"{a / b:.2f}")
             print(f"| {' | '.join(row)} |", flush=True)
 

@@ -1,9 +1,9 @@
-"""One training step of BERT, GPT-2 and T5 beside KerasHub's and Model Garden's: `make bench`, or
+"""One training step of BERT, GPT-2 and T5 compared with KerasHub and Model Garden: `make bench`, or
 
-    .venv-peers/bin/python benchmarks/train_step.py [--shapes=bert] [--contenders=ours,kerashub] [--precisions=float32]
+    .venv-peers/bin/python benchmarks/train_step.py [--shapes=bert] [--contenders=tfzoo,kerashub] [--precisions=float32]
 
-Every contender lives in a process of its own. They take turns, a few steps each, while the others sleep, so
-that what else the machine does meets them all alike; ratios are medians over rounds of neighbouring turns.
+Each contender runs in its own process. They take turns, a few steps each, while the others sleep, so that other load on
+the machine affects all of them equally; ratios are medians over rounds of neighboring turns.
 """
 
 import argparse
@@ -21,18 +21,18 @@ SCRIPT = str(pathlib.Path(__file__).with_name("peers.py"))
 def measure(
     shape: str, specs: list[str], precision: str, rounds: int, steps: int, beside: str | None = None
 ) -> list[Worker]:
-    """Runs the contenders in turns; each one's `answers` gets what a step took in every round."""
+    """Runs the contenders in turns; `answers` of each receives the measurements of every round."""
     contenders = []
-    for spec in specs:  # One after the other: tracing and compiling are no part of it, and would disturb.
-        name, _, inter_op = spec.partition("@")  # Empty: as many as suit it best.
+    for spec in specs:  # One at a time: tracing and compiling are not measured.
+        name, _, inter_op = spec.partition("@")  # Empty: the fastest number that was found.
         if spec == "beside":
             script = str(pathlib.Path(str(beside), "benchmarks", "peers.py"))
-            contenders.append(Worker(spec, script, shape, "ours", precision, inter_op, PYTHONPATH=str(beside)))
+            contenders.append(Worker(spec, script, shape, "tfzoo", precision, inter_op, PYTHONPATH=str(beside)))
         else:
             contenders.append(Worker(spec, SCRIPT, shape, name, precision, inter_op))
         contenders[-1].ask(3)
     for contender in turns(contenders, rounds):
-        contender.ask(1)  # Wakes its threads and fills the caches.
+        contender.ask(1)  # Wakes the threads and fills the caches.
         contender.answers.append(contender.ask(steps))
     for contender in contenders:
         contender.close()
@@ -40,8 +40,8 @@ def measure(
 
 
 def report(shape: str, contenders: list[Worker], precision: str) -> str:
-    """A table; its last column says how many times as fast as each contender the first one is."""
-    heads = ["ms a step", "CPU ms", "tokens/s", "peak GiB", "parameters", "loss"]
+    """Returns a table; the last column is the speedup of the first contender over each contender."""
+    heads = ["ms per step", "CPU ms", "tokens/s", "peak GiB", "parameters", "loss"]
     seconds = [[answer["seconds"] for answer in contender.answers] for contender in contenders]
     rows = []
     for contender, taken in zip(contenders, seconds):
@@ -59,21 +59,21 @@ def report(shape: str, contenders: list[Worker], precision: str) -> str:
                 f"{ratio(taken, seconds[0]):.3f}",
             ]
         )
-    return markdown([f"{shape}, {precision}", *heads, f"{contenders[0].name} is faster by"], rows)
+    return markdown([f"{shape}, {precision}", *heads, f"speedup of {contenders[0].name}"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="bert,gpt2,t5")
-    parser.add_argument("--contenders", default="ours,kerashub,garden", help="NAME[:WAY][@INTER_OP_THREADS],...")
+    parser.add_argument("--contenders", default="tfzoo,kerashub,garden", help="NAME[:WAY][@INTER_OP_THREADS],...")
     parser.add_argument("--precisions", default="float32,bfloat16")
-    parser.add_argument("--beside", help="another checkout, whose step is the contender `beside`")
+    parser.add_argument("--beside", help="another checkout, measured as the contender `beside`")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=3, help="steps a turn")
-    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="compare losses before")
+    parser.add_argument("--steps", type=int, default=3, help="steps per turn")
+    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="compare losses first")
     args = parser.parse_args()
     for shape in args.shapes.split(","):
-        if args.check and shape != "bert":  # Of bert our head for pairs has no counterpart.
+        if args.check and shape != "bert":  # For bert, the next-sentence head has no counterpart.
             subprocess.run([sys.executable, SCRIPT, "same_loss", shape], check=True, env=environment())
         specs = [spec for spec in args.contenders.split(",") if shape == "bert" or not spec.startswith("garden")]
         for precision in args.precisions.split(","):

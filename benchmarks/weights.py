@@ -1,15 +1,15 @@
-"""What a model answers when its weights are kept as bfloat16 or int8, beside what it answered as it was.
+"""Compares the outputs of a model whose weights are stored as bfloat16 or int8 with those in float32.
 
     .venv/bin/python benchmarks/weights.py --model_dir=runs/gpt [--prompts=48]
 
-The texts are what the run held out of its corpus, in pieces; a decoder reads each, and goes on from its beginning.
+The texts are pieces of the held-out text of the run. A decoder reads each piece, and continues its beginning.
 
     MB            of all variables
     perplexity    of the pieces
-    difference    of the logits from float32's, the root of the mean square and the largest; without a row's mean, which
-                  no probability depends on
-    likeliest     tokens of which the likeliest is float32's, too
-    parted        texts that came to another token than float32's within --new_tokens, and after how many at the median
+    difference    of the logits from float32: the root mean square and the maximum, without the mean of a row, on which
+                  no probability depends
+    same arg-max  fraction of tokens with the same most likely token as float32
+    diverged      texts with a token different from float32 within --new_tokens, and after how many tokens (median)
 """
 
 import argparse
@@ -61,13 +61,13 @@ def main() -> None:
             rows.append([*row, "", "", ""])
             continue
         difference = np.abs(logits - before[0])
-        likeliest = np.mean(logits.argmax(-1) == before[0].argmax(-1))
-        parted = [int(np.argmax(a != b)) for a, b in zip(written, before[1], strict=True) if np.any(a != b)]
-        median = f", after {statistics.median(parted):g}" if parted else ""
-        row += [f"{np.sqrt(np.mean(difference**2)):.4f}, {difference.max():.3f}", f"{100 * likeliest:.2f}%"]
-        rows.append([*row, f"{len(parted)} of {len(pieces)}{median}"])
-    print(f"{len(pieces)} pieces of {length} tokens, {flags.new_tokens} new ones after {flags.prompt_tokens}\n")
-    print(markdown(["weights", "MB", "perplexity", "difference", "likeliest", "parted"], rows))
+        same = np.mean(logits.argmax(-1) == before[0].argmax(-1))
+        diverged = [int(np.argmax(a != b)) for a, b in zip(written, before[1], strict=True) if np.any(a != b)]
+        median = f", after {statistics.median(diverged):g}" if diverged else ""
+        row += [f"{np.sqrt(np.mean(difference**2)):.4f}, {difference.max():.3f}", f"{100 * same:.2f}%"]
+        rows.append([*row, f"{len(diverged)} of {len(pieces)}{median}"])
+    print(f"{len(pieces)} pieces of {length} tokens, {flags.new_tokens} new tokens after {flags.prompt_tokens}\n")
+    print(markdown(["weights", "MB", "perplexity", "difference", "same arg-max", "diverged"], rows))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Folders as transformers lays them out, read: python -m tests.layouts FOLDER [--output=docs/layouts.md] [--export]
+"""Tests the folder layouts of transformers: python -m tests.layouts FOLDER [--output=docs/layouts.md] [--export]
 
-FOLDER/VERSION/NAME are layouts of tests/assets/layouts.py. For each: ids, decoded texts, logits and generated texts are
-compared with what transformers answered; the folder is written again beside itself, as NAME.again, and read once more;
-and, with --export, a SavedModel that reads text answers the same. --output writes the table.
+tests/assets/layouts.py writes the layouts FOLDER/VERSION/NAME. For each layout, token ids, decoded texts, logits and
+generated texts are compared with the recorded answers of transformers; the model is saved as NAME.again next to the
+layout, loaded and compared once more; and, with --export, the answers of a SavedModel that reads text are compared.
+--output writes the table.
 """
 
 import argparse
@@ -28,8 +29,8 @@ TOLERANCE = 1e-4  # Times max(1, max|reference|).
 TEXTS = ["The quick brown fox, doesn't it?", "人工智能和机器学习 in 2024", "a"]
 NEW_TOKENS = 8
 LENGTH = 96
-COLUMNS = ("ids", "texts of ids", "logits", "generated", "written again", "exported")
-TEXT_OF = "What transformers lays out, and what tfzoo makes of it"
+COLUMNS = ("ids", "decoded", "logits", "generated", "saved again", "exported")
+TITLE = "Folder layouts of transformers"
 
 
 def lines() -> list[str]:
@@ -39,12 +40,12 @@ def lines() -> list[str]:
 
 
 def compare(folder: pathlib.Path, answers: pathlib.Path) -> tuple[dict[str, str], tuple]:
-    """Column -> "equal", or what differs; and the model and the tokenizer."""
+    """Returns column -> "equal" or a description of the difference, and (model, tokenizer)."""
     record, arrays = json.loads((answers / "answers.json").read_text()), np.load(answers / "answers.npz")
     model, tokenizer = tfzoo.load(folder)
     if tokenizer is None:
         return {"ids": "no tokenizer"}, (model, None)
-    found = {"ids": _ids(tokenizer, record), "texts of ids": _decoded(tokenizer, record)}
+    found = {"ids": _ids(tokenizer, record), "decoded": _decoded(tokenizer, record)}
     worst = 0.0
     for i, text in enumerate(TEXTS):
         inputs = tokenizer(text)
@@ -84,7 +85,7 @@ def _framed(tokenizer, frame, texts, special: bool = False) -> list[int]:
 
 
 def _decoded(tokenizer, record) -> str:
-    # transformers drops the tokens for unknown and masked words as well.
+    # transformers also omits the unknown and the mask token.
     keep = [[i for i in ids if i not in tokenizer.special_ids] for ids in record["ids"]]
     texts = tokenizer.detokenize(tf.ragged.constant(keep, dtype=tf.int32, ragged_rank=1)).numpy()
     wrong = [i for i, (text, wanted) in enumerate(zip(texts, record["decoded"])) if text.decode() != wanted]
@@ -92,7 +93,7 @@ def _decoded(tokenizer, record) -> str:
 
 
 def exported(model, tokenizer, answers: pathlib.Path) -> str:
-    """What a SavedModel with text in answers, beside the reference."""
+    """Compares the answers of an exported SavedModel that reads text with the reference."""
     record, arrays = json.loads((answers / "answers.json").read_text()), np.load(answers / "answers.npz")
     with tempfile.TemporaryDirectory() as folder, progress.quiet():
         savedmodel.save(model, tokenizer, folder, Options(sequence_length=LENGTH, max_new_tokens=NEW_TOKENS))
@@ -105,14 +106,14 @@ def exported(model, tokenizer, answers: pathlib.Path) -> str:
 
 
 def row(folder: pathlib.Path, export: bool) -> dict[str, str]:
-    """The columns of one layout."""
+    """Returns the columns of one layout."""
     again = folder.with_name(f"{folder.name}.again")
     shutil.rmtree(again, ignore_errors=True)
     try:
         found, (model, tokenizer) = compare(folder, folder)
         tfzoo.save(model, again, tokenizer)
         second, _ = compare(again, folder)
-        found["written again"] = "equal" if set(second.values()) == {"equal"} else str(second)
+        found["saved again"] = "equal" if set(second.values()) == {"equal"} else str(second)
         if export:
             found["exported"] = exported(model, tokenizer, folder)
     except UserError as error:
@@ -121,15 +122,21 @@ def row(folder: pathlib.Path, export: bool) -> dict[str, str]:
 
 
 def table(rows: dict[tuple[str, str], dict[str, str]]) -> str:
-    """The page that shows them."""
+    """Returns the page with the table of all layouts."""
     head = [
-        f"# {TEXT_OF}",
+        f"# {TITLE}",
         "",
-        "Written by `make layouts`: folders of tiny random models, saved by transformers at the versions named, read",
-        "by tfzoo, written again and read by both, and exported as a SavedModel that reads text. Ids are those of",
-        f"{len(lines())} lines in many scripts, with special tokens recognised and as plain text, and of a pair of",
-        f"texts; logits agree to {TOLERANCE} of the largest; generated texts have {NEW_TOKENS} tokens, always the",
-        "likeliest; a dash stands where a model writes none.",
+        "`make layouts` writes this page. Each folder contains a tiny random model that transformers saved, at the",
+        "version shown. tfzoo loads it, saves it again and exports it as a SavedModel that reads text; transformers",
+        "loads the folder that tfzoo saved. Compared are:",
+        "",
+        f"- ids: the token ids of {len(lines())} lines in many scripts, with special tokens recognized and as plain",
+        "  text, and of a pair of texts",
+        "- decoded: the texts of these ids",
+        f"- logits: equal within {TOLERANCE} x max(1, largest absolute value)",
+        f"- generated: {NEW_TOKENS} tokens of greedy decoding; a dash where the model does not generate",
+        "- saved again: all of these, for the folder that tfzoo saved",
+        "- exported: the scores or the generated text of the SavedModel",
         "",
         f"| transformers | folder | model_type | tokenizer | {' | '.join(COLUMNS)} |",
         f"|{'---|' * (4 + len(COLUMNS))}",
@@ -144,9 +151,9 @@ def table(rows: dict[tuple[str, str], dict[str, str]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--output", type=pathlib.Path, help="page to write")
-    parser.add_argument("--layouts", help="which of them, comma-separated; all where it is not given")
-    parser.add_argument("--export", action="store_true", help="export each as well")
+    parser.add_argument("--output", type=pathlib.Path, help="the page to write")
+    parser.add_argument("--layouts", help="names of layouts, comma-separated; all by default")
+    parser.add_argument("--export", action="store_true", help="also export each layout")
     arguments = parser.parse_args()
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for answers in sorted(arguments.folder.glob("*/*/answers.json")):
@@ -154,7 +161,7 @@ def main() -> int:
         if arguments.layouts and folder.name not in arguments.layouts.split(","):
             continue
         record = json.loads(answers.read_text())
-        keras.backend.clear_session()  # Or the graphs of all of them stay in memory.
+        keras.backend.clear_session()  # Otherwise the graphs of all layouts stay in memory.
         gc.collect()
         found = row(folder, arguments.export)
         wrong = {name: value for name, value in found.items() if value != "equal"}
@@ -162,7 +169,7 @@ def main() -> int:
         config = json.loads((folder / "config.json").read_text())
         columns = found | {"kind": config["model_type"], "class": record["class"], "version": record["transformers"]}
         folder.with_name(f"{folder.name}.columns.json").write_text(json.dumps(columns))
-    for path in sorted(arguments.folder.glob("*/*.columns.json")):  # Of earlier calls, too.
+    for path in sorted(arguments.folder.glob("*/*.columns.json")):  # Including those of earlier calls.
         columns = json.loads(path.read_text())
         rows[columns["version"], path.name.removesuffix(".columns.json")] = columns
     if arguments.output:

@@ -1,11 +1,11 @@
-"""What a model gives beside what its reference gave: python -m tests.parity FOLDER [--readme=README.md]
+"""Compares models with their reference: python -m tests.parity FOLDER [--page=docs/models.md]
 
-FOLDER holds cases of tests/assets/references.py, at any depth. For each: the folder goes through the real converter,
-outputs, loss and gradients are compared, and the model is written back as NAME/saved, with every stored tensor
-bit-identical. --readme rewrites the table between the marks in that file.
+FOLDER contains cases of tests/assets/references.py, at any depth. For each case, the folder is read by the real
+converter; outputs, loss and gradients are compared; and the model is saved as NAME/saved, with every stored tensor
+bit-identical. --page rewrites the table between the marks in that file.
 
---fresh is for the other direction: it fills FOLDER with tiny models of our own, NAME/saved, and what they give,
-NAME/golden.npz, of every kind and head that Hugging Face has; `references.py --check FOLDER` lets it answer.
+--fresh tests the other direction: it fills FOLDER with tiny models that tfzoo builds, NAME/saved, and their outputs,
+NAME/golden.npz, of every kind and head that transformers has; `references.py --check FOLDER` compares them.
 """
 
 import argparse
@@ -26,32 +26,32 @@ from tfzoo.text.wordpiece import WordPiece
 from tfzoo.weights import huggingface, safetensors_files
 from tfzoo.weights import table as weight_table
 
-OUTPUTS, GRADIENTS = 1e-5, 1e-4  # Allowed, times max(1, max|reference|).
-ROUNDING = 4  # Of a draw that float32 computes less exactly: times what the reference's float32 is off.
+OUTPUTS, GRADIENTS = 1e-5, 1e-4  # Tolerances, times max(1, max|reference|).
+ROUNDING = 4  # For an ill-conditioned draw: the tolerance, times the float32 error of the reference.
 MARKS = "<!-- parity: written by make parity -->", "<!-- end of parity -->"
 
 
 VOCAB, LENGTH, LABELS = 53, 12, 3
 TINY = dict(vocab_size=VOCAB, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=24, max_positions=16)
-# What else must shrink, in models that have it. No size is another's, so that none can stand for it.
+# Further sizes, for models that have them. All sizes differ, so that no two can be confused.
 TINY_TOO = dict(num_decoder_layers=3, num_kv_heads=2, head_dim=6, embedding_size=10, window=4)
 FRESH: dict[str, dict] = {
     "reformer": dict(axial_shape=[4, 4], axial_dims=[6, 10], lsh_chunk_length=4, local_chunk_length=4, num_hashes=2)
     | dict(num_buckets=[2, 4], attention_layers=["lsh", "local"]),
     "t5": dict(relative_buckets=8, relative_distance=20),
-    "transformer": dict(positions="sinusoidal_concat", norm_epsilon=1e-5),  # As Marian has them.
+    "transformer": dict(positions="sinusoidal_concat", norm_epsilon=1e-5),  # As in Marian.
 }
-PADDING = {"roberta": 1, "bart": 1, "xlnet": 5, "transformer": VOCAB - 1}  # Else 0, the tokenizer's.
+PADDING = {"roberta": 1, "bart": 1, "xlnet": 5, "transformer": VOCAB - 1}  # 0 for the others, as in the tokenizer.
 
 
 def cases(folder) -> list[pathlib.Path]:
-    """The folders of references' cases."""
+    """Returns the folders of the cases of references.py."""
     paths = sorted(pathlib.Path(folder).rglob("case.json"))
     return [path.parent for path in paths if not json.loads(path.read_text()).get("fresh")]
 
 
 def compare(case: pathlib.Path, model) -> dict[str, float]:
-    """The largest difference of each output, of the loss and of all gradients, divided by max(1, max|reference|)."""
+    """Returns the largest difference of each output, the loss and all gradients, divided by max(1, max|reference|)."""
     info = json.loads((case / "case.json").read_text())
     golden = dict(np.load(case / "golden.npz"))
     inputs = {name.removeprefix("input."): tf.constant(v) for name, v in golden.items() if name.startswith("input.")}
@@ -71,21 +71,24 @@ def compare(case: pathlib.Path, model) -> dict[str, float]:
             if gradient is not None:
                 values[weight_table.relative_path(variable)] = tf.convert_to_tensor(gradient).numpy()
         slots = weight_table.slots(models.page_of(model).WEIGHTS, model)
-        ours = {s.name: s.to_stored([values[weight_table.relative_path(v)] for v in s.variables]) for s in slots}
-        differences["gradients"] = max(_difference(ours[name], value) for name, value in expected.items())
+        computed = {s.name: s.to_stored([values[weight_table.relative_path(v)] for v in s.variables]) for s in slots}
+        differences["gradients"] = max(_difference(computed[name], value) for name, value in expected.items())
     return differences
 
 
 def is_rounding(case: pathlib.Path, over: dict[str, float]) -> bool:
-    """Whether differences above the limits are what float32 makes of an ill-conditioned draw: computed in float64 they
-    are within the limits, and what is left, the reference's own rounding, is a fourth of them or more."""
+    """Returns whether differences above the tolerance are float32 rounding of an ill-conditioned draw.
+
+    They are if the differences computed in float64 are within the tolerance, and if these, which are the rounding of
+    the reference itself, are at least a fourth of the float32 differences.
+    """
     exact = compare(case, huggingface.load(case, dtype="float64")[0])
     within = all(exact[name] <= (GRADIENTS if name == "gradients" else OUTPUTS) for name in over)
     return within and all(value <= ROUNDING * exact[name] for name, value in over.items())
 
 
 def loss_of(logits, target, kind):
-    """Mean cross-entropy over target != -100; of a span, the mean of its start's and its end's."""
+    """Returns the mean cross-entropy over target != -100; for a span, the mean of its start and its end."""
     if kind == "span":
         losses = [tf.nn.sparse_softmax_cross_entropy_with_logits(target[:, i], logits[..., i]) for i in (0, 1)]
         return tf.reduce_mean(losses)
@@ -99,10 +102,10 @@ def loss_of(logits, target, kind):
 
 
 def there_and_back(case: pathlib.Path, model, tokenizer, folder: pathlib.Path) -> None:
-    """Writes the model that was read from `case` to `folder`.
+    """Saves the model that was read from `case` to `folder`.
 
     Raises:
-      AssertionError: a tensor, or a field of config.json, is not what it was.
+      AssertionError: a tensor or a field of config.json has changed.
     """
     huggingface.save(model, folder, tokenizer)
     with safetensors_files.open_folder(case) as one, safetensors_files.open_folder(folder) as other:
@@ -114,21 +117,21 @@ def there_and_back(case: pathlib.Path, model, tokenizer, folder: pathlib.Path) -
     assert not changed, (case.name, {key: (before.get(key), after.get(key)) for key in changed})
 
 
-def _difference(ours, expected) -> float:
-    return float(np.max(np.abs(ours - expected)) / max(1.0, np.max(np.abs(expected))))
+def _difference(actual, expected) -> float:
+    return float(np.max(np.abs(actual - expected)) / max(1.0, np.max(np.abs(expected))))
 
 
-def _real(name, ours, expected, golden):
-    """What stands at real tokens: padding's states may be anything."""
+def _real(name, actual, expected, golden):
+    """Returns the values at real tokens; the values at padding are arbitrary."""
     decoder = "input.decoder_padding_mask" in golden and name != "memory"
     mask = golden.get("input.decoder_padding_mask" if decoder else "input.padding_mask")
     if mask is None or expected.ndim < 2 or expected.shape[:2] != mask.shape:
-        return ours, expected
-    return ours[mask], expected[mask]
+        return actual, expected
+    return actual[mask], expected[mask]
 
 
 def table(results: dict[pathlib.Path, dict[str, float]]) -> str:
-    """A row for each family: its cases (tests/assets/references.py has them), and the worst of all draws."""
+    """Returns a table with a row for each family: its cases in tests/assets/references.py, and the worst draw."""
     rows: dict[str, list] = {}
     for case, differences in results.items():
         family = json.loads((case / "case.json").read_text())["family"]
@@ -145,8 +148,10 @@ def table(results: dict[pathlib.Path, dict[str, float]]) -> str:
 
 
 def fresh_models():
-    """(name, arguments of tfzoo.build) for every family that Hugging Face has: every head of its first size, and of
-    the other sizes those that differ in more than size."""
+    """Yields (name, arguments of tfzoo.build) for every family that transformers has.
+
+    Of the first configuration of a family every head; of the others, those that differ in more than size.
+    """
     for family in models.FAMILIES:
         page, seen = models.page(family), []
         for name in page.CONFIGS if page.WEIGHTS is not None else ():
@@ -164,7 +169,7 @@ def fresh_models():
 
 
 def write_fresh(folder: pathlib.Path, name: str, arguments: dict, seed: int) -> pathlib.Path:
-    """Builds a model, gives all its weights noise, saves it, and records what it gives."""
+    """Builds a model, adds noise to all weights, saves it, and records its outputs."""
     random = np.random.default_rng(seed)
     model = tfzoo.build(name, num_labels=LABELS, **arguments)
     for variable in model.variables:
@@ -185,10 +190,10 @@ def write_fresh(folder: pathlib.Path, name: str, arguments: dict, seed: int) -> 
 
 
 def fresh_inputs(model, family: str, random) -> dict[str, np.ndarray]:
-    """Three rows, one of them full, the others padded on the right (XLNet's on the left)."""
+    """Returns three rows: one full, the others padded on the right (XLNet: on the left)."""
     config, classify = model.config, "classify" in model.head_names
     mask, words = _rows(LENGTH, random)
-    if classify:  # The end, where Hugging Face's encoder-decoders look for the class.
+    if classify:  # The end token, at which encoder-decoders of transformers read the class.
         words[np.arange(3), mask.sum(1) - 1] = {"bart": 2, "t5": 1}.get(family, 6)
     if family == "xlnet":
         mask, words = mask[:, ::-1], words[:, ::-1]
@@ -215,7 +220,7 @@ def _rows(length, random):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--readme", type=pathlib.Path)
+    parser.add_argument("--page", type=pathlib.Path)
     parser.add_argument("--fresh", action="store_true")
     args = parser.parse_args()
     if args.fresh:
@@ -237,16 +242,16 @@ def main():
             continue
         over = {k: v for k, v in results[case].items() if not v <= (GRADIENTS if k == "gradients" else OUTPUTS)}
         if over and is_rounding(case, over):
-            print(f"{case}: ill-conditioned, in float64 it is within the limits; {over}")
+            print(f"{case}: ill-conditioned: within the tolerance in float64; {over}")
             over = {}
         failed += [f"{case}: {name} differs by {value:.1e}" for name, value in over.items()]
         keras.backend.clear_session()
     text = table(results)
     print(text, *failed, sep="\n")
-    if args.readme and not failed:
+    if args.page and not failed:
         begin, end = (re.escape(mark) for mark in MARKS)
-        page = args.readme.read_text()
-        args.readme.write_text(re.sub(f"(?s)({begin}\n).*(\n{end})", lambda m: m[1] + text + m[2], page))
+        text_of_page = args.page.read_text()
+        args.page.write_text(re.sub(f"(?s)({begin}\n).*(\n{end})", lambda m: m[1] + text + m[2], text_of_page))
     sys.exit(bool(failed))
 
 
