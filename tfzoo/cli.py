@@ -115,7 +115,7 @@ def run_subcommand(
         if name in _HELP:
             first_lines = {each: (main.__doc__ or "").splitlines()[0] for each, (main, _) in commands.items()}
             summaries = "\n".join(f"  {each:<12}{line}" for each, line in first_lines.items())
-            print(f"{inspect.cleandoc(about)}\n\nSubcommands, each with a --help of its own:\n{summaries}")
+            print(f"{inspect.cleandoc(about)}\n\nSubcommands (each has its own --help):\n{summaries}")
         elif name.startswith("-") or not name:
             raise UserError(f"the first argument must be a subcommand: {listed}")
         else:
@@ -400,5 +400,9 @@ def _help_page(main: Callable, flags: absl_flags.FlagValues, subcommand: str) ->
         about = " ".join((flag.help or "").split()) + (f" ({'; '.join(notes)})" if notes else "")
         page += [f"  {start}", textwrap.fill(about, 100, initial_indent="      ", subsequent_indent="      ")]
     page += [] if group == "Flags" else ["", "Flags:"]
-    page += ["  --flagfile=FILE", "      Reads flags from a file, one a line; later flags win.", "  --help"]
+    page += [
+        "  --flagfile=FILE",
+        "      Read flags from a file, one per line; later flags take precedence.",
+        "  --help",
+    ]
     return "\n".join(page)

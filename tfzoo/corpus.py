@@ -1,4 +1,4 @@
-"""Prepares text for training: a vocabulary learned from it, or its tokens packed into rows.
+"""Prepares text for training: trains a tokenizer on it, or packs its tokens into rows.
 
     python -m tfzoo.corpus vocabulary --corpus='texts/*.txt' --tokenizer=byte_level --output_dir=vocabularies/mine
     python -m tfzoo.corpus pack --corpus='texts/*.txt' --tokenizer_dir=vocabularies/mine --objective=causal \\
@@ -38,13 +38,13 @@ def define_pack_flags(flags: absl_flags.FlagValues) -> None:
         if cls.PACKED is not None and name not in cls.PACKED
     ]
     registry.define_flags(flags, list(dict.fromkeys(free)))
-    absl_flags.DEFINE_integer("shard_rows", 65536, "Maximum rows in a file.", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer("shard_rows", 65536, "Maximum number of rows per file.", lower_bound=1, flag_values=flags)
 
 
 def vocabulary(flags: absl_flags.FlagValues) -> None:
-    """Trains a tokenizer on a corpus's training part, and writes its files, for --tokenizer_dir.
+    """Trains a tokenizer on the training part of a corpus and writes its files, for use as --tokenizer_dir.
 
-    It is the tokenizer that tfzoo.train would train on the spot with the same flags.
+    The result is the tokenizer that tfzoo.train would train itself with the same flags.
     """
     output_dir = _check_output(flags)
     _, tokenizer = inputs.read_corpus(CorpusConfig(**options.values_of(flags, CorpusConfig)))
@@ -57,10 +57,11 @@ def vocabulary(flags: absl_flags.FlagValues) -> None:
 
 
 def pack(flags: absl_flags.FlagValues) -> None:
-    """Tokenizes a corpus and packs it into rows, in a folder that tfzoo.train takes as --corpus.
+    """Tokenizes a corpus and packs it into rows, in a folder that tfzoo.train accepts as --corpus.
 
-    Training from it sees the same rows in the same order as from the text itself, without reading, cleaning,
-    tokenizing and packing it first. The tokenizer's files go with it. masked_lm is packed without sentence pairs.
+    Training on this folder reads the same rows in the same order as training on the text itself, but does not have to
+    read, clean, tokenize and pack the text first. The folder includes the tokenizer's files. masked_lm is packed
+    without sentence pairs.
     """
     output_dir = _check_output(flags)
     from tfzoo.data import packed
@@ -94,9 +95,9 @@ def _define(flags: absl_flags.FlagValues, *names: str) -> None:
     declared = {field.name: field for field in options.fields(TrainConfig)}
     for name in names:
         options.define_flag(flags, declared[name])
-    flags["corpus"].help = '"docstrings", or a path or glob of .txt, .jsonl, .txt.gz, .jsonl.gz.'
+    flags["corpus"].help = '"docstrings", or a path or glob of .txt, .jsonl, .txt.gz or .jsonl.gz files.'
     absl_flags.DEFINE_string(
-        "output_dir", None, "Folder to write; it must not exist.", required=True, flag_values=flags
+        "output_dir", None, "Output folder; it must not exist yet.", required=True, flag_values=flags
     )
 
 

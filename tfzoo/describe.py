@@ -1,7 +1,7 @@
-"""What a model is made of and what it costs, found without giving it memory.
+"""Prints a model's layers, parameters, memory and FLOPs, without allocating its weights.
 
 python -m tfzoo.describe                              lists all models
-python -m tfzoo.describe --model=bert_base            layers, parameters, memory, FLOPs a token
+python -m tfzoo.describe --model=bert_base            layers, parameters, memory, FLOPs per token
 python -m tfzoo.describe --model=llama3_8b --overrides=num_layers=4 --sequence_length=4096
 """
 
@@ -22,11 +22,11 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     def define(kind, name, default, text):
         getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags)
 
-    define("string", "model", "", "A model's name, such as bert_base; none lists them all.")
-    define("multi_string", "overrides", [], "Fields of its config that differ, num_layers=4,dropout=0.0; they add up.")
-    define("list", "heads", None, "Its heads, such as classify; the family's by default.")
-    define("integer", "batch_size", 8, "Rows of a training step.")
-    define("integer", "sequence_length", None, "Tokens in a row; max_positions, at most 512, by default.")
+    define("string", "model", "", "Name of the model, such as bert_base; without it, all models are listed.")
+    define("multi_string", "overrides", [], "Model config fields to override, such as num_layers=4,dropout=0.0")
+    define("list", "heads", None, "Heads of the model, such as classify; by default, those of its family.")
+    define("integer", "batch_size", 8, "Rows per training step.")
+    define("integer", "sequence_length", None, "Tokens per row; by default max_positions, but at most 512.")
     cli.positive(flags, "batch_size", "sequence_length")
 
 

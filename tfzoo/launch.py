@@ -1,11 +1,12 @@
-"""Starts the workers of one run on this machine, for trying out what several hosts will do.
+"""Starts all processes of one distributed run on this machine, to try out what will later run on several hosts.
 
     python -m tfzoo.launch --workers=2 -- python -m tfzoo.train --strategy=multi_worker --flagfile=... --run_dir=...
     python -m tfzoo.launch --workers=2 --parameter_servers=1 -- python -m tfzoo.train --strategy=parameter_server ...
 
-Each gets a TF_CONFIG of its own, with free ports of 127.0.0.1. What they print comes with the name of who said it.
-Signals are passed on. When one ends badly, so do all, and so does this command: with that one's exit code if the
-table of exit codes has it, else 5. A parameter server's run outlives its workers, not its servers.
+Each process gets its own TF_CONFIG with free ports of 127.0.0.1. Its output is prefixed with the name of the process.
+Signals are forwarded. When one process fails, the others are terminated and this command fails too: with the exit code
+of the failed process if the table of exit codes contains it, otherwise with 5. A parameter-server run survives the loss
+of workers, but not the loss of a parameter server.
 """
 
 import itertools
@@ -69,9 +70,13 @@ class Task:
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    absl_flags.DEFINE_integer("workers", None, "Workers to start.", flag_values=flags, required=True)
+    absl_flags.DEFINE_integer("workers", None, "Number of workers to start.", flag_values=flags, required=True)
     absl_flags.DEFINE_integer(
-        "parameter_servers", 0, "Parameter servers to start, and a chief.", lower_bound=0, flag_values=flags
+        "parameter_servers",
+        0,
+        "Number of parameter servers to start; if above 0, a chief is started as well.",
+        lower_bound=0,
+        flag_values=flags,
     )
     cli.positive(flags, "workers")
 

@@ -15,13 +15,16 @@ class ModelDir(Checked):
 
     model_dir: str = option(
         dataclasses.MISSING,
-        "A run's folder, one of Hugging Face's or sentence-transformers', or hf://NAME[@REVISION].",
+        "Run folder, Hugging Face folder, sentence-transformers folder or hf://NAME[@REVISION].",
         group=_GROUP,
     )
-    checkpoint: str | None = option(None, "One of the run's checkpoints; best/ or the newest by default.", group=_GROUP)
+    checkpoint: str | None = option(
+        None, "Folder of one of the run's checkpoints; by default best/, or the newest without one.", group=_GROUP
+    )
     weights: str = option(
         "float32",
-        "How matrices are kept: rounded, in a half or a quarter of the memory; int8 is faster with --jit_compile.",
+        "Storage type of the weight matrices: bfloat16 and int8 round them and need a half or a quarter of the memory; "
+        "int8 is faster with --jit_compile.",
         group=_GROUP,
         choices=("float32", "bfloat16", "int8"),
     )

@@ -79,7 +79,7 @@ class TrainConfigTest(unittest.TestCase):
     def test_help_has_headings_and_the_common_flags_first(self):
         page = helpers.python("-m", "tfzoo.train", "--help").stdout
         headings = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
-        self.assertEqual(headings[:3], ["The most common:", "Objective:", "Text and tokenizer:"])
+        self.assertEqual(headings[:3], ["Common options:", "Objective:", "Text and tokenizer:"])
         self.assertLess(page.index("--run_dir=VALUE"), page.index("--corpus=VALUE"))
         self.assertIn("masked_lm, span_corruption: Fraction of the tokens to mask", page)
 

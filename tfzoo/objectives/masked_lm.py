@@ -25,7 +25,7 @@ class Options(MaskRateOption, PackOption):
 
     whole_words: bool = option(False, "Mask all pieces of a word together.", group=GROUP)
     next_sentence: bool = option(
-        True, "Predict also whether the second segment follows the first.", group=GROUP, decides_rows=True
+        True, "Also predict whether the second segment follows the first.", group=GROUP, decides_rows=True
     )
 
 

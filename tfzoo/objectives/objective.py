@@ -31,7 +31,8 @@ class PackOption(Checked):
 
     pack: bool = option(
         True,
-        "Several documents in a row, each attending to itself; masked_lm: only with --nonext_sentence.",
+        "Pack several documents into one row, each attending only to itself; masked_lm packs only with "
+        "--nonext_sentence.",
         group=GROUP,
         decides_rows=True,
     )
