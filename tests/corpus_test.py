@@ -69,13 +69,13 @@ class CorpusTest(tf.test.TestCase):
             ("the first argument must be a subcommand: vocabulary, pack\n", []),
             ("the first argument must be a subcommand", ["--corpus=x", "pack"]),
             (r"pak: no such subcommand \(did you mean pack\?\)\n", ["pak"]),
-            ("zzz: no such subcommand; there are vocabulary, pack\n", ["zzz", "--help"]),
+            ("zzz: no such subcommand; the subcommands are vocabulary, pack\n", ["zzz", "--help"]),
             ("--output_dir is required", ["pack", *self.common]),
             ("--steps=3: no such flag", ["pack", "--steps=3"]),
-            (f"--output_dir={self.packed}: is there already", ["pack", f"--output_dir={self.packed}"]),
-            (f"--output_dir={self.packed}: is there already", ["vocabulary", f"--output_dir={self.packed}"]),
-            (f"--output_dir={self.text}/x: cannot be made in ", ["pack", f"--output_dir={self.text}/x"]),
-            ("--corpus=nowhere.txt: there is no such file", ["pack", "--corpus=nowhere.txt", "--output_dir=x"]),
+            (f"--output_dir={self.packed}: already exists", ["pack", f"--output_dir={self.packed}"]),
+            (f"--output_dir={self.packed}: already exists", ["vocabulary", f"--output_dir={self.packed}"]),
+            (f"--output_dir={self.text}/x: cannot be created in ", ["pack", f"--output_dir={self.text}/x"]),
+            ("--corpus=nowhere.txt: no such file", ["pack", "--corpus=nowhere.txt", "--output_dir=x"]),
             (f"--corpus={self.packed} is a folder", ["pack", f"--corpus={self.packed}", "--output_dir=x"]),
         ):
             with self.subTest(argv):
@@ -137,7 +137,7 @@ class CorpusTest(tf.test.TestCase):
 
         # The log's share is that of the batches, whose padding belongs to no block.
         opened = PackedFolder.open(self.packed)
-        self.assertIn(f"rows to train on, {opened.rows('train').padding_share:.1%} of them padding", one)
+        self.assertIn(f" rows ({opened.rows('train').padding_share:.1%} padding), ", one)
         batches = pipeline.training_batches(
             opened.rows("train"), Causal(opened.tokenizer, 16), batch_size=4, seed=0, first_step=0, num_steps=4
         )
@@ -150,12 +150,14 @@ class CorpusTest(tf.test.TestCase):
         shutil.rmtree(from_packed / "checkpoints" / f"{4:08}")
         (from_packed / "best").unlink(missing_ok=True)
         again = training(f"--flagfile={from_packed / 'flags.cfg'}", f"--run_dir={from_packed}")
-        self.assertIn("going on at step 2", self.assert_done(again))
+        self.assertIn("resuming at step 2", self.assert_done(again))
         self.assertEqual(tiny_run.measured(raw), tiny_run.measured(from_packed))
         # A run of another folder is another run.
         record = from_packed / "corpus.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"fingerprint": "f" * 64}))
-        self.assert_error(f"--corpus={self.packed}: the text is not the one this run began with", training(*flags))
+        self.assert_error(
+            f"--corpus={self.packed}: the text differs from the one that this run started with", training(*flags)
+        )
 
     def test_what_contradicts_the_folder(self):
         other = self.folder / "vocabulary"
@@ -176,9 +178,9 @@ class CorpusTest(tf.test.TestCase):
     def test_damage_and_another_tokenizer(self):
         for name, change, pattern in (
             ("train-00000-of-00001.array_record", lambda b: b[:99] + b"\x55" + b[100:], "is damaged"),
-            ("held_out-00000-of-00001.array_record", lambda b: b[:-1], "has .* bytes, where"),
+            ("held_out-00000-of-00001.array_record", lambda b: b[:-1], "has .* bytes, but"),
             ("manifest.json", lambda b: b.replace(b'"sequence_length": 16', b'"sequence_length": 32'), "is damaged"),
-            ("tokenizer/vocab.txt", lambda b: b.replace(b"[MASK]", b"[MASC]"), "is damaged or was changed"),
+            ("tokenizer/vocab.txt", lambda b: b.replace(b"[MASK]", b"[MASC]"), "is damaged or was modified"),
         ):
             folder = self.folder / f"{name[:5]}"
             shutil.copytree(self.packed, folder)
@@ -210,7 +212,9 @@ class CorpusTest(tf.test.TestCase):
         record = {"model": "gpt2", "heads": ["lm"], "config": {"vocab_size": other.vocab_size}}
         (run_dir / "config.json").write_text(json.dumps(record | {"tokenizer": opened.tokenizer.fingerprint()}))
         config = TrainConfig(run_dir=str(run_dir), corpus=str(self.packed), cache_dir=str(self.folder))
-        with self.assertRaisesRegex(ValueError, "tokenizer: is not the tokenizer of the run .*put the run's own back"):
+        with self.assertRaisesRegex(
+            ValueError, "tokenizer: is not the tokenizer of this run .*restore the run's own tokenizer"
+        ):
             inputs.read_corpus(config, run_dir, opened)
 
     def killed_while_packing(self, arguments, shards):

@@ -55,7 +55,7 @@ class DescribeTest(tf.test.TestCase):
         self.assertEqual(code, 0)
         self.assertRegex(text, r"encoder/stack/layer_\{\}/mlp/up/kernel +768 x 3,072 +x 12 +28,311,552\n")
         self.assertIn("parameters        109,483,778\n", text)
-        self.assertIn("memory to serve   418 MiB in float32", text)
+        self.assertIn("inference memory  418 MiB in float32", text)
         code, text = run()
         self.assertEqual(code, 0)
         for family in models.FAMILIES:
@@ -65,7 +65,7 @@ class DescribeTest(tf.test.TestCase):
         for flags, message in (
             (["--model=bert_base", "--sequence_length=-4"], "--sequence_length=-4: must be at least 1"),
             (["--model=bert_base", "--sequence_length=0"], "--sequence_length=0: must be at least 1"),
-            (["--model=bert_base", "--sequence_length=513"], "must not exceed the model's max_positions (512); take a"),
+            (["--model=bert_base", "--sequence_length=513"], "must not exceed the model's max_positions (512); use a"),
             (["--model=qwen3_0.6b", "--sequence_length=40961"], "the model's max_positions (40960)"),
         ):
             code, text = run(*flags)

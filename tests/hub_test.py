@@ -164,7 +164,7 @@ class HubTest(tf.test.TestCase):
         code, out, err = helpers.run(convert, "--from=hf://bert", f"--to={to}")
         self.assertEqual((code, out.splitlines()[0]), (0, "read hf://bert: a Hugging Face folder"), err)
         self.assert_same_weights(tfzoo.load(to)[0], self.model)
-        with self.assertRaisesRegex(UserError, "is not a run's folder"):
+        with self.assertRaisesRegex(UserError, "is not a run folder"):
             ModelDir(model_dir="hf://bert", checkpoint="x").load()
 
     def test_revisions(self):
@@ -177,11 +177,11 @@ class HubTest(tf.test.TestCase):
         self.assertEqual(hub.folder("hf://m").name, second)
         self.new_process(HF_ENDPOINT=self.server.address, HF_HUB_CACHE=str(self.cache))
         self.assertEqual(hub.folder("hf://m").name, third)
-        self.refused("has no revision v9; name a branch, a tag or a commit", "hf://m@v9")
+        self.refused("has no revision v9; specify an existing branch, tag or commit", "hf://m@v9")
 
     def test_offline(self):
         commit = self.server.commit("m", self.files, "main")
-        self.refused("is not on http://127.*, or is private; correct the name, or log in", "hf://other")
+        self.refused("does not exist on http://127.*, or is private; correct the name, or log in", "hf://other")
         self.assertEqual(hub.folder("hf://m").name, commit)
         self.server.repositories.clear()
         for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -191,7 +191,7 @@ class HubTest(tf.test.TestCase):
             self.assert_same_weights(tfzoo.load(f"hf://m@{commit}")[0], self.model)
             self.assertEqual(self.server.asked, [])
             self.refused(
-                rf"HF_HUB_OFFLINE is set\) and is not in the cache {self.cache} with all its files; unset it", "hf://n"
+                rf"HF_HUB_OFFLINE is set\) and is missing or incomplete in the cache {self.cache}; unset it", "hf://n"
             )
             self.refused("HF_HUB_OFFLINE is set", "hf://m@v2")
         (self.cache / "models--m" / "snapshots" / commit / "model.safetensors").unlink()
@@ -206,7 +206,9 @@ class HubTest(tf.test.TestCase):
             gone = f"http://127.0.0.1:{nobody.getsockname()[1]}"
             self.new_process(HF_ENDPOINT=gone, HF_HOME=str(self.folder / "home"))
             self.refused(
-                r"cannot be fetched \(.*\) and is not in the cache .*home/hub .*connect, and try again", "hf://m"
+                r"cannot be downloaded \(.*\) and is missing or incomplete in the cache .*home/hub; check the network "
+                "connection, and try again",
+                "hf://m",
             )
             self.new_process(HF_ENDPOINT=gone, HF_HUB_CACHE=str(self.cache))
             self.assertEqual(hub.folder("hf://m").name, commit)
@@ -214,20 +216,22 @@ class HubTest(tf.test.TestCase):
     def test_what_is_refused_is_one_line(self):
         self.server.commit("gated", self.files, "main")
         self.server.repositories["gated"]["gated"] = True
-        self.refused("is gated; accept its terms on its page, and log in", "hf://gated")
+        self.refused("is gated; accept the terms on its web page, and log in", "hf://gated")
         self.server.commit("pickles", self.others | {"config.json": b"{}"}, "main")
-        self.refused("has no weights as safetensors; pickles, .*are not fetched", "hf://pickles")
+        self.refused("has no weights in safetensors format; pickle files .*are not downloaded", "hf://pickles")
         self.server.commit("other", self.others, "main")
-        self.refused("has no config.json; name a model of transformers", "hf://other")
+        self.refused("has no config.json; use a model of the transformers library", "hf://other")
         for name in ("hf://", "hf://a/b/c", "hf:///etc", "hf://../x", "hf://a b", "hf://m@"):
-            self.refused("is not a model's name; write hf://OWNER/NAME", name)
-        self.refused("is not a model's name", "hf://a--b", "init_from")
+            self.refused("is not a valid model name; write hf://OWNER/NAME", name)
+        self.refused("is not a valid model name", "hf://a--b", "init_from")
         with mock.patch.dict(sys.modules, {"huggingface_hub": None}):
-            self.refused(r"needs huggingface_hub, which is not installed; pip install 'tfzoo\[hub\]'", "hf://bert")
+            self.refused(
+                r"requires huggingface_hub, which is not installed; run pip install 'tfzoo\[hub\]'", "hf://bert"
+            )
 
     def test_a_bare_name(self):
         for name in ("bert-base-uncased", "openai-community/gpt2"):
-            self.refused(f"there is no such folder; .* write --model_dir=hf://{name}", name)
+            self.refused(f"no such folder; .* write --model_dir=hf://{name}", name)
         with contextlib.chdir(self.folder):
             (self.folder / "bert").mkdir()
             self.assertEqual(hub.folder("bert"), pathlib.Path("bert"))
@@ -245,11 +249,11 @@ class HubTest(tf.test.TestCase):
             with self.subTest(program.__name__):
                 code, _, err = helpers.run(program, "--model_dir=bert", *flags)
                 self.assertEqual(code, 2)
-                self.assertRegex(err, "^error: --model_dir=bert: there is no such folder; .*=hf://bert\n$")
+                self.assertRegex(err, "^error: --model_dir=bert: no such folder; .*=hf://bert\n$")
         gpt = self.folder / "gpt"
         tfzoo.save(helpers.noisy_model("gpt2", vocab_size=len(WORDS), **SIZES), gpt, self.tokenizer)
         flags = [f"--model_dir={gpt}", "--prompt=a", "--assistant_dir=bert"]
-        self.assertIn("--assistant_dir=bert: there is no such folder", helpers.run(generate, *flags)[2])
+        self.assertIn("--assistant_dir=bert: no such folder", helpers.run(generate, *flags)[2])
         for program in (generate, score):
             code, _, err = helpers.run(program, "--model_dir=hf://bert", *programs[program])
             self.assertEqual(code, 2)

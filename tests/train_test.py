@@ -104,15 +104,15 @@ class FlagsTest(TrainCase):
             (r"--mask_rate=0.95: must be from 0.01 to 0.9\n", "--mask_rate=0.95"),
             (r"--optimizer=adamv: must be one of adamw, .*, lars \(did you mean adamw\?", "--optimizer=adamv"),
             (r"--model=bert_smal: no such model \(did you mean bert_small\?\); python -m tf", "--model=bert_smal"),
-            (r"--model=gpt2: --objective=masked_lm needs an encoder, such as", "--model=gpt2"),
-            (r"--model=roberta_base: it has no next-sentence head; add --nonext_sentence\n", "--model=roberta_base"),
+            (r"--model=gpt2: --objective=masked_lm requires an encoder, such as", "--model=gpt2"),
+            (r"--model=roberta_base: has no next-sentence head; add --nonext_sentence\n", "--model=roberta_base"),
             (r"--overrides=layers=2: unknown config field 'layers'", "--overrides=layers=2"),
             (r"--overrides=hiden_size=2: .*\(did you mean hidden_size\?\)\n", "--overrides=hiden_size=2"),
-            (r"--overrides=dropout=much: dropout takes a value of type float\n", "--overrides=dropout=much"),
+            (r"--overrides=dropout=much: dropout must be a value of type float\n", "--overrides=dropout=much"),
             (r".*dropout \(1.0\) must be at least 0 and below 1\n", "--overrides=dropout=1"),
             (r".*hidden_size \(30\) must be a multiple of num_heads \(4\)", "--overrides=hidden_size=30,num_heads=4"),
-            (r"--corpus=nowhere.txt: there is no such file; ", "--corpus=nowhere.txt"),
-            (r"--corpus=no\*.txt: the glob matches no file; ", "--corpus=no*.txt"),
+            (r"--corpus=nowhere.txt: no such file; ", "--corpus=nowhere.txt"),
+            (r"--corpus=no\*.txt: no file matches this glob; ", "--corpus=no*.txt"),
             (r"nowhere.txt: ", "--vocab_file=nowhere.txt"),
             (r"--flagfile=nowhere.cfg: no such file or directory; check the path\n", "--flagfile=nowhere.cfg"),
         ):
@@ -131,12 +131,12 @@ class FlagsTest(TrainCase):
             (r"--sequence_length=64: must not exceed the model's max_positions \(32\)", dict(sequence_length=64)),
             (r"--accumulation=3: must divide --batch_size \(4\)\n", dict(accumulation=3)),
             (
-                r"ByteLevelBPE: masked .* has none for cls, sep, mask.*; use a WordPiece tokenizer\n",
+                r"ByteLevelBPE: masked .* has no token for cls, sep, mask.*; use a WordPiece tokenizer\n",
                 dict(tokenizer="byte_level", vocab_size=300),
             ),
             (r"--warmup_steps=7: must not exceed --steps \(6\)\n", dict(warmup_steps=7)),
             (
-                r"--model=performer_small: it cannot tell documents packed in a row apart; add --nopack\n",
+                r"--model=performer_small: cannot separate the documents packed into one row; add --nopack\n",
                 dict(model="performer_small", next_sentence="false"),
             ),
             (r"--overrides=vocab_size=150: .*\(\d+\)", dict(overrides=f"{sizes},vocab_size=150")),
@@ -160,7 +160,7 @@ class FlagsTest(TrainCase):
         wrong.write_text("--steps=3\n\n--bach_size=8\n")
         for pattern, path in (
             (r".*back.cfg:2: --flagfile=circle.cfg: circular: .*; remove one of these lines\n", circle),
-            (r".*: flagfiles are nested more than \d+ deep; flatten them\n", self.folder / "deep0.cfg"),
+            (r".*: flagfiles are nested more than \d+ levels deep; flatten them\n", self.folder / "deep0.cfg"),
             (r".*wrong.cfg:3: --bach_size=8: no such flag \(did you mean --batch_size\?\)\n", wrong),
         ):
             with self.subTest(path=path.name):
@@ -170,8 +170,8 @@ class FlagsTest(TrainCase):
         for pattern, text in (
             (r".*corpus.txt:1: invalid UTF-8", b"Bad \xff byte.\n\nGood.\n"),
             (r".*corpus.txt:1: no text in the file", b""),
-            (r".*corpus.txt: one sentence cannot be both trained on and held out", b"One sentence.\n"),
-            (r".*its held-out part holds no words", "Some words。\N{ZERO WIDTH SPACE}\n".encode()),
+            (r".*corpus.txt: a single sentence cannot be split into training and held-out text", b"One sentence.\n"),
+            (r".*its held-out part contains no words", "Some words。\N{ZERO WIDTH SPACE}\n".encode()),
         ):
             corpus = self.folder / "corpus.txt"
             corpus.write_bytes(text)
@@ -181,12 +181,12 @@ class FlagsTest(TrainCase):
     def test_run_dirs(self):
         file = self.folder / "file"
         file.write_text("mine")
-        self.assert_error(r"--run_dir=.*file: exists and holds no run", *self.flags(), run_dir=file)
+        self.assert_error(r"--run_dir=.*file: exists but contains no run", *self.flags(), run_dir=file)
         self.assert_error(r"--run_dir=.*file/run: ", *self.flags(), run_dir=file / "run")
         self.assertEqual(file.read_text(), "mine")
         self.run_dir.mkdir()
         (self.run_dir / "thesis.txt").write_text("mine")
-        self.assert_error(r"--run_dir=.*: exists and holds no run \(no flags.cfg\); name a new", *self.flags())
+        self.assert_error(r"--run_dir=.*: exists but contains no run \(no flags.cfg\); specify a new", *self.flags())
 
 
 class RunTest(TrainCase):
@@ -228,8 +228,8 @@ class RunTest(TrainCase):
             self.assertAllClose(record["masked_lm_perplexity"], np.exp(record["masked_lm_loss"]))
             self.assertBetween(record["masked_lm_accuracy"], 0, 1)
             self.assertBetween(record["next_sentence_accuracy"], 0, 1)
-        self.assertRegex(self.out, r"held out +model +by frequency +by neighbour")
-        for label in ("masked words right", "perplexity", "next sentence right"):
+        self.assertRegex(self.out, r"held out +model +most frequent token +bigram baseline")
+        for label in ("masked-token accuracy", "perplexity", "next-sentence accuracy"):
             self.assertRegex(self.out, rf"{label}( +[\d.]+%?){{3}}\n")
 
         corpus = json.loads((self.done / "corpus.json").read_text())
@@ -286,7 +286,7 @@ class RunTest(TrainCase):
             (self.run_dir / name).write_text("half")
         others = dict(steps_per_call=3, checkpoint_every=4, evaluate_every=6, evaluate_batches=1, keep_checkpoints=1)
         out = self.assert_done(*self.flags(**others), f"--run_dir={self.run_dir}")
-        self.assertIn("going on at step 2 of 6", out)
+        self.assertIn("resuming at step 2 of 6", out)
         self.assertEqual(
             {key: value for key, value in tiny_run.measured(self.run_dir).items() if key[1] == "loss"},
             {key: value for key, value in self.expected.items() if key[1] == "loss"},
@@ -301,7 +301,8 @@ class RunTest(TrainCase):
     def test_fewer_steps_than_it_has_are_refused(self):
         shutil.copytree(self.done, self.run_dir, symlinks=True)
         self.assert_error(
-            r"--steps=5: the run in --run_dir=.*/run is at step 6 already; ask for at least as many, or name a new",
+            r"--steps=5: the run in --run_dir=.*/run is already at step 6; request at least that many steps, "
+            "or specify a new",
             *self.flags(steps=5, schedule="linear"),
         )
 
@@ -321,7 +322,7 @@ class RunTest(TrainCase):
         with mock.patch.object(step_lib, "make_evaluation", made):
             code, out, err = run(*self.flags(), f"--run_dir={stopped}")
         self.assertEqual(code, cli.STOPPED, err)
-        self.assertIn("stopped by SIGTERM at step 3; all is saved", out)
+        self.assertIn("stopped by SIGTERM at step 3; everything is saved", out)
         self.assertNotIn("held out    ", out)
         before = {key: value for key, value in self.expected.items() if key[0] < 3 or key == (3, "loss")}
         self.assertEqual({k: v for k, v in tiny_run.measured(stopped).items() if k in before}, before)
@@ -362,7 +363,9 @@ class RunTest(TrainCase):
     def test_two_at_once_are_one_too_many(self):
         shutil.copytree(self.done, self.run_dir, symlinks=True)
         lock = files.Lock(self.run_dir)
-        self.assert_error(rf"{self.run_dir}: another process \({os.getpid()}\) writes there; wait", *self.flags())
+        self.assert_error(
+            rf"{self.run_dir}: another process \({os.getpid()}\) is writing to this folder; wait", *self.flags()
+        )
         lock.release()
         self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
 
@@ -377,19 +380,21 @@ class RunTest(TrainCase):
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         lines = [line for line in err.splitlines() if line.startswith("error:") or "Traceback" in line]
         self.assertEqual((code, len(lines)), (2, 1), err)
-        self.assertRegex(lines[0], "checkpoints/0000000[34]: cannot be written .file too large.; raise the limit")
+        self.assertRegex(
+            lines[0], "checkpoints/0000000[34]: cannot be written .file too large.; raise the file-size limit"
+        )
         self.assertEqual([path.name for path in (self.run_dir / "checkpoints").iterdir()], ["00000002"])
         self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
         self.assertEqual(tiny_run.measured(self.run_dir), self.expected)
 
     def test_what_a_resume_refuses(self):
         shutil.copytree(self.done, self.run_dir, symlinks=True)
-        begun = "--run_dir=.*/run: was begun with other flags: "
+        begun = "--run_dir=.*/run: was started with different flags: "
         other = tiny_run.write_corpus(self.folder / "other.txt", seed=1)
         sizes = "hidden_size=32,num_layers=1,num_heads=2,intermediate_size=32,max_positions=32"
         for pattern, flags in (
             (
-                begun + r"--batch_size \(4 -> 8\), --seed \(0 -> 1\); keep them, or name a new",
+                begun + r"--batch_size \(4 -> 8\), --seed \(0 -> 1\); keep the original values, or specify a new",
                 dict(batch_size=8, seed=1),
             ),
             (begun + r"--model \(bert_tiny -> bert_mini\); ", dict(model="bert_mini")),
@@ -400,7 +405,7 @@ class RunTest(TrainCase):
         ):
             with self.subTest(**flags):
                 self.assert_error(pattern, *self.flags(**flags))
-        self.assert_error("--run_dir=.*: holds a run already; name a new folder", *self.flags(), "--noresume")
+        self.assert_error("--run_dir=.*: already contains a run; specify a new folder", *self.flags(), "--noresume")
 
     def test_a_resume_refuses_another_text_of_the_same_name(self):
         corpus = tiny_run.write_corpus(self.folder / "corpus.txt")
@@ -410,7 +415,8 @@ class RunTest(TrainCase):
         with open(corpus, "a") as file:
             file.write("\nOne more.\n")
         self.assert_error(
-            r"--corpus=.*corpus.txt: the text is not the one this run began with \(fingerprint .*\); restore",
+            r"--corpus=.*corpus.txt: the text differs from the one that this run started with "
+            r"\(fingerprint .*\); restore",
             *self.flags(corpus=corpus),
         )
 
@@ -454,7 +460,7 @@ class InitTest(TrainCase):
         other = tiny_run.write_corpus(self.folder / "other.txt", documents=60, seed=1)
         flags = self.flags(steps=2, evaluate_every=2, learning_rate=0.0, corpus=other, init_from=first)
         out = self.assert_done(*flags, f"--run_dir={self.run_dir}")
-        self.assertRegex(out, rf"from {first}:\nloaded +\d+ variables\nnew +none\nleft over +none\n")
+        self.assertRegex(out, rf"initialized from {first}:\nloaded +\d+ variables\nnew +none\nunused +none\n")
         ends = [
             checkpoint.Checkpoints(each / "checkpoints", read_only=True).read()[2] for each in (first, self.run_dir)
         ]
@@ -465,16 +471,16 @@ class InitTest(TrainCase):
         # A resume does not begin again, and needs the source no longer.
         shutil.move(first, self.folder / "gone")
         self.assert_done(*flags, f"--run_dir={self.run_dir}")
-        # Another objective's head is left over.
+        # Another objective's head is unused.
         flags = self.flags(steps=2, evaluate_every=2, init_from=self.folder / "gone", next_sentence="false")
         out = self.assert_done(*flags, f"--run_dir={self.folder / 'third'}")
-        self.assertRegex(out, r"new +none\nleft over +.*next_sentence/dense/kernel")
+        self.assertRegex(out, r"new +none\nunused +.*next_sentence/dense/kernel")
 
     def test_what_does_not_fit(self):
         first = self.shared / "first"
         wide = "hidden_size=16,num_layers=1,num_heads=2,intermediate_size=64,max_positions=32"
         self.assert_error(
-            rf"{first}: \S+ has the shape \[.*32.*\] there and \[.*64.*\] here; take the sizes of the model there",
+            rf"{first}: \S+ has the shape \[.*32.*\], but \[.*64.*\] in this model; use the sizes of the source model",
             *self.flags(init_from=first, overrides=wide),
         )
         self.assert_error(r".*nowhere", *self.flags(init_from=self.folder / "nowhere"))
@@ -511,7 +517,7 @@ class NotANumberTest(TrainCase):
         self.assertLen(lines, 1)
         self.assertRegex(
             lines[0],
-            r"the loss of step 6, or its gradient, is not finite; nothing was saved after step 4; .*--learning_rate",
+            r"the loss or gradient of step 6 is not finite; nothing was saved after step 4; .*--learning_rate",
         )
         self.assertNotIn("Traceback", err)
         self.assertEqual([record["step"] for record in tiny_run.records(self.run_dir)], [2, 4])
@@ -629,7 +635,7 @@ class NotANumberTest(TrainCase):
             with self.nan_at(4, 5), mock.patch.object(loop, "CALL_SECONDS", 1e9):
                 code, _, err = run(*self.flags(**(flags | others)), f"--run_dir={run_dir}")
             self.assertEqual(code, 4, err)
-            self.assertIn("the loss of step 5, or its gradient, is not finite after 1 others", err)
+            self.assertIn("the loss or gradient of step 5 is not finite after 1 earlier failures", err)
 
     def test_float16_keeps_its_scale(self):
         """Where updates are skipped; one that its scale was too high for does not count as not finite."""
@@ -675,7 +681,7 @@ class NotANumberTest(TrainCase):
         flags = dict(steps=8, learning_rate=1e38, clip_norm=0, warmup_steps=0, checkpoint_every=8, evaluate_every=8)
         code, _, err = run(*self.flags(**flags), f"--run_dir={self.run_dir}")
         self.assertEqual(code, 4)
-        found = re.search(r"the loss of step (\d), or its gradient, is not finite", err)
+        found = re.search(r"the loss or gradient of step (\d) is not finite", err)
         assert found, err
         step = int(found[1])
         self.assertEqual([record["step"] for record in tiny_run.records(self.run_dir)], list(range(1, step)))
@@ -700,7 +706,7 @@ class MachineTest(TrainCase):
             self.assertNotIn("Traceback", err)
             with self.assertLogs("absl", "WARNING") as logs:
                 self.assert_done(*self.flags(steps=30, max_bad_rows=9), f"--run_dir={self.folder / 'other'}")
-        self.assertRegex(logs.output[0], r"record \d+ cannot be read; pack the text again; the row is left out")
+        self.assertRegex(logs.output[0], r"record \d+ cannot be read; pack the text again; the row is skipped")
 
     def test_memory_says_what_to_lower(self):
         def large(objective, models, batch, training=True):
@@ -713,10 +719,11 @@ class MachineTest(TrainCase):
             code, _, err = run(*self.flags(batch_size=8, accumulation=2), f"--run_dir={self.run_dir}")
         self.assertEqual(code, 2, err)
         self.assertRegex(
-            err, r"error: out of memory at a tensor with shape\[\d+\] in a step of 4 rows of 16 tokens at a time: "
+            err,
+            r"error: out of memory for a tensor with shape\[\d+\] while processing 4 rows of 16 tokens at a time: ",
         )
         self.assertRegex(
-            err, "add --accumulation=4, which computes the same with 2; or begin anew in another --run_dir"
+            err, "add --accumulation=4, which computes the same with 2 rows; or start a new run in another --run_dir"
         )
         # It may be added to the run that there is; an evaluation asks for no more memory at a time.
         rows, metrics = set(), MaskedLM.metrics
@@ -728,7 +735,10 @@ class MachineTest(TrainCase):
         with mock.patch.object(MaskedLM, "metrics", noted), self.assertLogs("absl", "WARNING") as logs:
             self.assert_done(*self.flags(batch_size=8, accumulation=4), f"--run_dir={self.run_dir}")
         self.assertEqual(rows, {2})
-        self.assertIn("--accumulation changes from 2 to 4: the same updates, dropout drawn anew", logs.output[0])
+        self.assertIn(
+            "--accumulation changes from 2 to 4: the updates are equivalent, but dropout draws other masks",
+            logs.output[0],
+        )
 
     @pytest.mark.faults
     def test_a_clock_that_goes_back_a_day(self):

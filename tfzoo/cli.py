@@ -119,7 +119,7 @@ def run_subcommand(
         elif name.startswith("-") or not name:
             raise UserError(f"the first argument must be a subcommand: {listed}")
         else:
-            raise UserError(f"{name}: no such subcommand{suggest(name, commands) or f'; there are {listed}'}")
+            raise UserError(f"{name}: no such subcommand{suggest(name, commands) or f'; the subcommands are {listed}'}")
 
     return run(other, lambda flags: None, [])
 
@@ -165,7 +165,9 @@ def write_flags(flags: absl_flags.FlagValues, path: str | os.PathLike, leave_out
         for value in flag.value if isinstance(flag.value, list) else [flag.value]:
             text = str(value)
             if "\n" in text or not _is_unicode(text):
-                raise UserError(f"--{name}={text}: a flagfile cannot hold this value; leave out the line break")
+                raise UserError(
+                    f"--{name}={text}: a flagfile cannot contain this value; remove line breaks and non-UTF-8 bytes"
+                )
         for line in flag.serialize().split("\n") if flag.serialize() else []:
             start, equals, value = line.partition("=")
             # A value that would be read differently, for the sake of a comment or of quotes, is quoted.
@@ -180,7 +182,7 @@ def positive(flags: absl_flags.FlagValues, *names: str) -> None:
         absl_flags.register_validator(
             name,
             lambda value: value is None or value > 0,
-            message="must be at least 1" if whole else "must be more than 0",
+            message="must be at least 1" if whole else "must be greater than 0",
             flag_values=flags,
         )
 
@@ -194,9 +196,9 @@ def only_one(flags: absl_flags.FlagValues, *names: str) -> str:
     given = [name for name in names if flags[name].value not in (None, False, [])]
     if not given:
         *others, last = (f"--{name}" for name in names)
-        raise UserError(f"{', '.join(others)} or {last}: give one of them")
+        raise UserError(f"{', '.join(others)} or {last}: specify one of them")
     if len(given) > 1:
-        raise UserError(f"{' and '.join(f'--{name}' for name in given)}: contradict each other; choose one")
+        raise UserError(f"{' and '.join(f'--{name}' for name in given)}: are mutually exclusive; choose one")
     return given[0]
 
 
@@ -240,15 +242,15 @@ def _read_flagfile(path: str, origin: str, around: tuple[pathlib.Path, ...]) -> 
         circle = [*around[reals.index(os.path.realpath(file)) :], file]
         raise UserError(f"{name}: circular: {' -> '.join(map(str, circle))}; remove one of these lines")
     if len(around) >= MAX_DEPTH:
-        raise UserError(f"{name}: flagfiles are nested more than {MAX_DEPTH} deep; flatten them")
+        raise UserError(f"{name}: flagfiles are nested more than {MAX_DEPTH} levels deep; flatten them")
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
-        beside = f"; it was looked for beside {around[-1]}" if around else "; check the path"
-        raise UserError(f"{name}: {reason}{beside}") from None
+        remedy = f"; the path is relative to the folder of {around[-1]}" if around else "; check the path"
+        raise UserError(f"{name}: {reason}{remedy}") from None
 
     flags = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -259,7 +261,7 @@ def _read_flagfile(path: str, origin: str, around: tuple[pathlib.Path, ...]) -> 
         start, equals, value = line.partition("=")
         line = start + equals + _read_value(value) if equals else _COMMENT.sub("", line)
         if not _FLAG_LINE.match(line.partition("=")[0]):
-            raise UserError(f"{where}: {line}: is no flag; write one --name=value a line")
+            raise UserError(f"{where}: {line}: is not a flag; write one --name=value per line")
         if _flag_name(line) == "flagfile":
             flags += _read_flagfile(line.partition("=")[2], where, (*around, file))
         else:
@@ -292,7 +294,7 @@ def _checked(flags: absl_flags.FlagValues, expanded: list[tuple[str, str]]) -> l
     for argument, origin in waiting:
         where = f"{origin}: " if origin else ""
         if not re.match(r"--?\w", argument):
-            raise UserError(f"{where}{argument!r}: unexpected argument; flags are written --name=value")
+            raise UserError(f"{where}{argument!r}: unexpected argument; write flags as --name=value")
         name, equals, value = argument.lstrip("-").partition("=")
         if name.startswith("no") and name[2:] in booleans and name not in flags:
             if equals:
@@ -302,7 +304,7 @@ def _checked(flags: absl_flags.FlagValues, expanded: list[tuple[str, str]]) -> l
         if name not in flags:
             near = suggest(name, [*flags, *(f"no{boolean}" for boolean in booleans)]).replace("mean ", "mean --")
             shown = f"--{name}{equals}{value}"
-            raise UserError(f"{where}{shown}: no such flag{near or '; --help lists them'}")
+            raise UserError(f"{where}{shown}: no such flag{near or '; --help lists all flags'}")
         if name in booleans and not equals:
             checked.append(f"--{name}")
             continue
@@ -313,7 +315,7 @@ def _checked(flags: absl_flags.FlagValues, expanded: list[tuple[str, str]]) -> l
                 raise UserError(f"{where}--{name}: needs a value; write --{name}=VALUE")
         complaint = _complaint(flags[name], value)
         if not value and _PATH_FLAG.fullmatch(name):
-            complaint = "is empty; name a path"
+            complaint = "is empty; specify a path"
         if complaint:
             raise UserError(f"{where}--{name}={value}: {complaint}")
         checked.append(f"--{name}={value}")

@@ -211,19 +211,17 @@ def check_scaling(scaling: Mapping[str, Any], head_dim: int | None, where: str =
       be, with heads of head_dim where that is known. It begins with `where`."""
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in SCALINGS:
-        raise UserError(f"{where} has the rope_type {json_files.show(kind)}; known are {', '.join(SCALINGS)}")
+        raise UserError(f"{where}: unknown rope_type {json_files.show(kind)}; use one of {', '.join(SCALINGS)}")
     fields = SCALINGS[kind]
     for name, value in scaling.items():
         if name not in (*fields, "rope_type", "type") and value is not None:
-            raise UserError(
-                f"{where} has {name} ({json_files.show(value)}), which the rope_type {kind} does not; remove it"
-            )
+            raise UserError(f"{where}: {name} ({json_files.show(value)}) is not a field of rope_type {kind}; remove it")
     json_files.check(scaling, fields, where)
     for name in ("short_factor", "long_factor"):
         if head_dim and name in fields and len(scaling[name]) != head_dim // 2:
             raise UserError(
-                f"{where}: {name} has {len(scaling[name])} numbers, and half of head_dim ({head_dim}) is "
-                f"{head_dim // 2}; correct it"
+                f"{where}: {name} has {len(scaling[name])} values, not {head_dim // 2} (half of head_dim, {head_dim}); "
+                "correct it"
             )
     for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
         smaller, larger = scaling.get(low) or 1, scaling.get(high) or 32  # As yarn has them by default.
@@ -258,7 +256,7 @@ def from_mapping(values: Mapping[str, Any], cls: type[TransformerConfig] = Trans
         if name not in values and field.default is field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise UserError(f"config lacks the field {missing[0]!r}; add it")
+        raise UserError(f"config field {missing[0]!r} is missing; add it")
     return cls(**values)
 
 
@@ -280,7 +278,7 @@ def parse_overrides(text: str, cls: type[TransformerConfig] = TransformerConfig)
             result[name] = _PARSERS.get(kind, kind)(value)
         except (KeyError, ValueError):
             wanted = "true or false" if kind is bool else f"a value of type {kind.__name__}"
-            raise UserError(f"--overrides={assignment}: {name} takes {wanted}") from None
+            raise UserError(f"--overrides={assignment}: {name} must be {wanted}") from None
     return result
 
 
@@ -289,7 +287,7 @@ _PARSERS: dict[type, Callable[[str], Any]] = {bool: lambda text: _BOOLEANS[text.
 
 
 def _remedy(name: str, fields) -> str:
-    return suggest(name, fields) or f"; the fields are {', '.join(fields)}"
+    return suggest(name, fields) or f"; the available fields are {', '.join(fields)}"
 
 
 @dataclasses.dataclass(frozen=True)

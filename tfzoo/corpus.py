@@ -52,7 +52,7 @@ def vocabulary(flags: absl_flags.FlagValues) -> None:
         with files.atomic_folder(output_dir) as partial:
             tokenizer.save(partial)
     except FileExistsError:
-        raise UserError(f"--output_dir={output_dir}: is there already; remove it, or name a new folder") from None
+        raise UserError(f"--output_dir={output_dir}: already exists; remove it, or specify a new folder") from None
     print(f"{output_dir}: {flags.tokenizer}, {tokenizer.vocab_size:,} tokens")
 
 
@@ -68,7 +68,9 @@ def pack(flags: absl_flags.FlagValues) -> None:
 
     cls = registry.find(flags.objective)
     if cls.PACKED is None:
-        raise UserError(f"--objective={flags.objective}: its rows cannot be packed ahead; train from the text itself")
+        raise UserError(
+            f"--objective={flags.objective}: rows of this objective cannot be packed in advance; train on the text"
+        )
     own = cls.Options(**(options.values_of(flags, cls.Options) | dict(cls.PACKED)))
     config = TrainConfig(run_dir="", objective_options=own, **options.values_of(flags, TrainConfig))
     corpus, tokenizer = inputs.read_corpus(config)
@@ -85,7 +87,7 @@ def pack(flags: absl_flags.FlagValues) -> None:
     )
     listed = manifest["files"].values()
     for part, counts in manifest["parts"].items():
-        padding = f"{counts['padding_share']:.1%} of them padding"
+        padding = f"{counts['padding_share']:.1%} padding"
         print(f"{part}: {counts['tokens']:,} tokens in {counts['rows']:,} rows, {padding}")
     print(f"{output_dir}: {len(listed)} files, {sum(file['bytes'] for file in listed):,} bytes")
 
@@ -118,7 +120,7 @@ def _check_output(flags: absl_flags.FlagValues) -> pathlib.Path:
     """Refuses before anything is read what could not be written in the end."""
     output_dir = pathlib.Path(flags.output_dir).expanduser()
     if os.path.lexists(output_dir):
-        raise UserError(f"--output_dir={output_dir}: is there already; remove it, or name a new folder")
+        raise UserError(f"--output_dir={output_dir}: already exists; remove it, or specify a new folder")
     files.check_can_be_made(output_dir, "output_dir")
     return output_dir
 

@@ -45,7 +45,7 @@ def main(flags: absl_flags.FlagValues) -> None:
     if config.positions not in _UNBOUNDED and length > config.max_positions:
         raise UserError(
             f"--sequence_length={length}: must not exceed the model's max_positions ({config.max_positions}); "
-            f"take a shorter one, or --overrides=max_positions={length}"
+            f"use a shorter length, or add --overrides=max_positions={length}"
         )
     weights = costs.lay_out(page, config, heads)
     total = costs.count_parameters(weights)
@@ -59,12 +59,12 @@ def main(flags: absl_flags.FlagValues) -> None:
     flops = costs.flops_a_token(weights, config, heads, length)
     activations = costs.activation_bytes(config, flags.batch_size, length)
     print(f"parameters        {total:,}")
-    print(f"memory to serve   {_bytes(4 * total)} in float32, {_bytes(2 * total)} in bfloat16: the weights")
+    print(f"inference memory  {_bytes(4 * total)} in float32, {_bytes(2 * total)} in bfloat16, for the weights alone")
     print(
-        f"memory to train   {_bytes(16 * total)} for weights, gradients and AdamW's moments in float32; "
-        f"about {_bytes(activations)} more for a step of {flags.batch_size} x {length:,} tokens"
+        f"training memory   {_bytes(16 * total)} for weights, gradients and AdamW's moments in float32; "
+        f"about {_bytes(activations)} more for the activations of a step of {flags.batch_size} x {length:,} tokens"
     )
-    print(f"FLOPs a token     {flops:.3g} forward, {3 * flops:.3g} in training, at length {length:,}")
+    print(f"FLOPs per token   {flops:.3g} forward, {3 * flops:.3g} in training, at length {length:,}")
 
 
 def title(page) -> str:

@@ -17,13 +17,13 @@ PARTIAL = ".partial"  # What is being written is named NAME.PID.partial, and is 
 
 # What the machine refuses although the program is right, and what helps.
 _REFUSALS = {
-    errno.ENOSPC: "free some space there",
-    errno.EDQUOT: "free some space there, or have the quota raised",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EROFS: "name a folder that can be written to",
-    errno.EACCES: "allow writing there",
-    errno.EPERM: "allow writing there",
-    errno.EIO: "look after the disk",
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some disk space, or raise the quota",
+    errno.EFBIG: "raise the file-size limit (ulimit -f)",
+    errno.EROFS: "specify a writable folder",
+    errno.EACCES: "grant write permission",
+    errno.EPERM: "grant write permission",
+    errno.EIO: "check the disk",
 }
 
 
@@ -39,7 +39,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         remedy = _REFUSALS.get(error.errno or 0)
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST) and not pathlib.Path(path).parent.is_dir():
-            remedy = "its folder was removed or replaced: put it back"
+            remedy = "its folder was removed or replaced: restore it"
         if remedy is None:
             raise
         raise UserError(f"{path}: cannot be written ({os.strerror(error.errno or 0).lower()}); {remedy}") from None
@@ -49,7 +49,7 @@ def check_can_be_made(folder: pathlib.Path, flag: str) -> None:
     """Raises UserError, naming `flag`, where a folder that is not there yet could not be written in the end."""
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UserError(f"--{flag}={folder}: cannot be made in {above}; name a folder that can be written to")
+        raise UserError(f"--{flag}={folder}: cannot be created in {above}; specify a writable folder")
 
 
 class Lock:
@@ -69,8 +69,8 @@ class Lock:
             owner = self._file.read(20).strip()
             self._file.close()
             raise UserError(
-                f"{folder}: another process{f' ({owner})' if owner else ''} writes there; wait for its end, or name "
-                "another folder"
+                f"{folder}: another process{f' ({owner})' if owner else ''} is writing to this folder; wait until it "
+                "ends, or specify another folder"
             ) from None
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
@@ -166,7 +166,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     if path.exists():
-        raise FileExistsError(f"{path} exists already")
+        raise FileExistsError(f"{path} already exists")
     partial = _partial(path)
     try:
         with writing(path):
@@ -185,7 +185,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
                 except OSError as error:  # Onto a folder that is not empty.
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
-                    raise FileExistsError(f"{path} exists already") from None
+                    raise FileExistsError(f"{path} already exists") from None
                 _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -71,7 +71,7 @@ def folder(source: str | os.PathLike, flag: str = "model_dir") -> pathlib.Path:
     if _NAME.fullmatch(os.fspath(source)) and not path.exists():
         name = os.fspath(source)
         raise UserError(
-            f"--{flag}={name}: there is no such folder; for the model of that name on the Hugging Face hub write "
+            f"--{flag}={name}: no such folder; for the model of that name on the Hugging Face hub, write "
             f"--{flag}={SCHEME}{name}"
         )
     return path
@@ -99,7 +99,9 @@ def stands_for(pinned: str | None, source: str) -> bool:
 def _split(source: str, flag: str) -> tuple[str, str | None]:
     match = _REFERENCE.fullmatch(source)
     if not match or not _NAME.fullmatch(match["name"]):
-        raise UserError(f"--{flag}={source}: is not a model's name; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+        raise UserError(
+            f"--{flag}={source}: is not a valid model name; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION"
+        )
     return match["name"], match["revision"]
 
 
@@ -110,7 +112,7 @@ def _fetch(source: str, flag: str) -> pathlib.Path:
         library, errors, utils = (importlib.import_module(f"huggingface_hub{n}") for n in ("", ".errors", ".utils"))
     except ImportError:
         raise UserError(
-            f"--{flag}={source}: needs huggingface_hub, which is not installed; pip install 'tfzoo[hub]'"
+            f"--{flag}={source}: requires huggingface_hub, which is not installed; run pip install 'tfzoo[hub]'"
         ) from None
     # huggingface_hub reads its variables once, when it is imported.
     endpoint, cache, offline = os.environ.get("HF_ENDPOINT") or None, _cache(), _is_offline()
@@ -127,41 +129,45 @@ def _fetch(source: str, flag: str) -> pathlib.Path:
             library_name="tfzoo",
         )
     except errors.GatedRepoError:
-        problem = "is gated; accept its terms on its page, and log in (hf auth login, or HF_TOKEN)"
+        problem = "is gated; accept the terms on its web page, and log in (hf auth login, or HF_TOKEN)"
     except errors.RepositoryNotFoundError:
         where = endpoint or "the Hugging Face hub"
-        problem = f"is not on {where}, or is private; correct the name, or log in (hf auth login, or HF_TOKEN)"
+        problem = f"does not exist on {where}, or is private; correct the name, or log in (hf auth login, or HF_TOKEN)"
     except errors.RevisionNotFoundError:
-        problem = f"has no revision {revision}; name a branch, a tag or a commit"
+        problem = f"has no revision {revision}; specify an existing branch, tag or commit"
     except errors.LocalEntryNotFoundError as error:
-        why, remedy = "HF_HUB_OFFLINE is set", "unset it for once, or bring the cache of a machine that has it"
+        why, remedy = "HF_HUB_OFFLINE is set", "unset it once, or copy the cache of a machine that has the model"
         if not offline:
-            why, remedy = one_line(error.__cause__ or error, 200), "connect, and try again"
+            why, remedy = one_line(error.__cause__ or error, 200), "check the network connection, and try again"
         where = f"the cache {cache}" if cache else "the hub's cache"
-        problem = f"cannot be fetched ({why}) and is not in {where} with all its files; {remedy}"
+        problem = f"cannot be downloaded ({why}) and is missing or incomplete in {where}; {remedy}"
     except errors.HFValidationError as error:
-        problem = f"is not a model's name ({one_line(error, 200)}); write hf://OWNER/NAME"
+        problem = f"is not a valid model name ({one_line(error, 200)}); write hf://OWNER/NAME"
     except Exception as error:  # Whatever its HTTP client raises, and the file system.
-        problem = f"cannot be fetched ({type(error).__name__}: {one_line(error, 200)}); try again"
+        problem = f"cannot be downloaded ({type(error).__name__}: {one_line(error, 200)}); try again"
     else:
         return _checked(pathlib.Path(found), source, flag, offline)
     raise UserError(f"--{flag}={source}: {problem}")
 
 
-def _checked(found: pathlib.Path, source: str, flag: str, offline: bool) -> pathlib.Path:
-    """A snapshot, if it holds a model."""
-    if (found / "modules.json").is_file():
-        return found  # What it names is looked at by those who read it.
+def _checked(snapshot: pathlib.Path, source: str, flag: str, offline: bool) -> pathlib.Path:
+    """Returns a snapshot if it contains a model.
+
+    Raises:
+      UserError: config.json or the weights are missing.
+    """
+    if (snapshot / "modules.json").is_file():
+        return snapshot  # The code that reads it checks the modules that the file lists.
     weights = ("model.safetensors", "model.safetensors.index.json")
-    for names, what in ((("config.json",), "config.json"), (weights, "weights as safetensors")):
-        if not any((found / name).is_file() for name in names):
-            remedy = "pickles, such as pytorch_model.bin, are not fetched: name a model that has them as safetensors"
+    for names, content in ((("config.json",), "config.json"), (weights, "weights in safetensors format")):
+        if not any((snapshot / name).is_file() for name in names):
+            remedy = "pickle files such as pytorch_model.bin are not downloaded: use a model with safetensors weights"
             if offline:
-                remedy = "HF_HUB_OFFLINE is set, and the cache may hold a part of it: unset it once"
-            elif what == "config.json":
-                remedy = "name a model of transformers"
-            raise UserError(f"--{flag}={source}: has no {what}; {remedy}")
-    return found
+                remedy = "HF_HUB_OFFLINE is set, and the cache may be incomplete: unset it once"
+            elif content == "config.json":
+                remedy = "use a model of the transformers library"
+            raise UserError(f"--{flag}={source}: has no {content}; {remedy}")
+    return snapshot
 
 
 def _cache() -> str | None:

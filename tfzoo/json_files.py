@@ -22,7 +22,7 @@ MAX_BYTES = 64 << 20
 MAX_PARTS = 8_000_000  # Brackets, commas and colons: they bound the memory that parsing takes.
 MAX_DEPTH = 64
 
-_AGAIN = "correct it, or get the file again"
+_AGAIN = "correct it, or download the file again"
 _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
 _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 
@@ -60,7 +60,7 @@ def parse(data: bytes | str, *, max_parts: int = MAX_PARTS) -> Any:
         found = error.object[error.start : error.start + 10]
         raise BadJSON(f"is not UTF-8 ({found!r})", "save it as UTF-8", _line_at(error.object, error.start)) from None
     if len(text) > max_parts and (parts := sum(map(text.count, "{[,:"))) > max_parts:
-        raise BadJSON(f"has {parts} parts of JSON, where {max_parts} are allowed", "make it smaller")
+        raise BadJSON(f"has {parts} brackets, commas and colons, more than the limit of {max_parts}", "make it smaller")
     try:
         value = json.loads(
             text,
@@ -70,7 +70,7 @@ def parse(data: bytes | str, *, max_parts: int = MAX_PARTS) -> Any:
         )
         too_deep = _levels(value) > MAX_DEPTH
     except _Repeated as error:
-        raise BadJSON(f"the key {show(error.args[0])} is there twice", "remove one", _repeated_line(text)) from None
+        raise BadJSON(f"the key {show(error.args[0])} appears twice", "remove one", _repeated_line(text)) from None
     except json.JSONDecodeError as error:
         raise BadJSON(f"is not JSON ({error.msg})", line=error.lineno) from None
     except RecursionError:
@@ -78,9 +78,9 @@ def parse(data: bytes | str, *, max_parts: int = MAX_PARTS) -> Any:
     except BadJSON:
         raise
     except ValueError as error:  # A number of thousands of digits.
-        raise BadJSON(f"is not JSON that can be read ({one_line(error, 100)})") from None
+        raise BadJSON(f"is not valid JSON ({one_line(error, 100)})") from None
     if too_deep:
-        raise BadJSON(f"is JSON nested too deeply (more than {MAX_DEPTH} levels)")
+        raise BadJSON(f"is nested too deeply (more than {MAX_DEPTH} levels)")
     return value
 
 
@@ -93,12 +93,12 @@ def read(path: str | os.PathLike, *, kind: type = dict, max_bytes: int = MAX_BYT
     path = pathlib.Path(path)
     try:
         if not path.is_file():  # Opening a pipe would wait forever.
-            found = "is not a plain file" if path.exists() else "no such file"
-            raise UserError(f"{path}: {found}; put a JSON file there")
+            problem = "is not a regular file" if path.exists() else "no such file"
+            raise UserError(f"{path}: {problem}; provide a JSON file")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
-                raise UserError(f"{path}: has {size} bytes, where {max_bytes} are allowed; make it smaller")
+                raise UserError(f"{path}: has {size} bytes, more than the limit of {max_bytes}; make it smaller")
             data = file.read(max_bytes)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -112,7 +112,7 @@ def read(path: str | os.PathLike, *, kind: type = dict, max_bytes: int = MAX_BYT
     except BadJSON as error:
         raise error.at(path) from None
     if not isinstance(value, kind):
-        raise UserError(f"{path}: holds {_NAMES.get(type(value), 'null')}, not {_NAMES[kind]}; {_AGAIN}")
+        raise UserError(f"{path}: contains {_NAMES.get(type(value), 'null')}, not {_NAMES[kind]}; {_AGAIN}")
     return value
 
 
@@ -158,7 +158,7 @@ class Field:
         if self.choices:
             return f"one of {', '.join(map(str, self.choices))}"
         if self.items is not None:
-            return f"{_NAMES[self.kind]} whose {'items' if self.kind is list else 'values'} are each {self.items}"
+            return f"{_NAMES[self.kind]} in which each {'item' if self.kind is list else 'value'} is {self.items}"
         words = "a whole number" if self.kind is int else _NAMES[self.kind]
         if self.low is not None and self.high is not None:
             return f"{words} from {self.low:,} to {self.high:,}"
@@ -203,7 +203,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(whole: str, text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise BadJSON(f"{text[:40]} is too large a number", line=_constant_line(whole, text))
+        raise BadJSON(f"the number {text[:40]} is too large", line=_constant_line(whole, text))
     return value
 
 

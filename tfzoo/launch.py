@@ -99,7 +99,9 @@ def main(flags: absl_flags.FlagValues, command: list[str]) -> int:
                     tasks.append(Task(kind, index, addresses, command))
                 except OSError as error:
                     reason = (error.strerror or str(error)).lower()
-                    raise UserError(f"{command[0]}: cannot be started ({reason}); name a program") from None
+                    raise UserError(
+                        f"{command[0]}: cannot be started ({reason}); specify an executable program"
+                    ) from None
         return watch(tasks, asked)
     finally:
         for task in tasks:
@@ -130,16 +132,16 @@ def watch(tasks: list[Task], asked: list[int]) -> int:
             if serving and task.kind == "chief":
                 return _exit_code(status)
             if serving and task.kind == "worker":
-                _say(f"{task.name} has ended {_how(status)}; the others go on")
+                _say(f"{task.name} {_how(status)}; the others continue")
                 if all(other in ended for other in tasks if other.kind == "worker"):
-                    _say("no worker is left")
+                    _say("no workers are left")
                     return cli.LOST_WORKER
                 continue
             codes.append(_exit_code(status))
             if status == cli.STOPPED:
                 until = min(until, time.monotonic() + STOP_GRACE)
             elif status or serving:
-                _say(f"{task.name} has ended {_how(status)}; so are the others")
+                _say(f"{task.name} {_how(status)}; terminating the others")
                 until = min(until, time.monotonic() + GRACE)
                 for other in tasks:
                     other.send(signal.SIGTERM)
@@ -157,8 +159,8 @@ def _exit_code(status: int) -> int:
 
 def _how(status: int) -> str:
     if status < 0:
-        return f"by {signal.Signals(-status).name}"
-    return f"with exit code {status}"
+        return f"was terminated by {signal.Signals(-status).name}"
+    return f"ended with exit code {status}"
 
 
 def _say(text: str) -> None:
@@ -182,7 +184,7 @@ def run(argv: list[str]) -> int:
     def start(flags):
         """Starts the workers of one run on this machine."""
         if not command:
-            raise UserError("there is no command; write it after --, as in --workers=2 -- python -m tfzoo.train ...")
+            raise UserError("the command is missing; write it after --, as in --workers=2 -- python -m tfzoo.train ...")
         return main(flags, command)
 
     start.__doc__ = __doc__

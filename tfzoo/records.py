@@ -28,7 +28,7 @@ def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[t
     except OSError as error:
         raise UserError(f"--{flag}={path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
     if not any(map(str.strip, lines)):
-        raise UserError(f'--{flag}={path}: holds no {field}; write one a line, or {{"{field}": ...}} in .jsonl')
+        raise UserError(f'--{flag}={path}: contains no {field}; write one per line, or {{"{field}": ...}} in .jsonl')
     for number, line in enumerate(lines, 1):
         line = line.removesuffix("\r")
         if not line.strip():
@@ -42,7 +42,7 @@ def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[t
         except BadJSON as error:
             raise UserError(f"{where}: {error}; {error.remedy}") from None
         if not isinstance(record, dict):
-            raise UserError(f'{where}: is not an object; write {{"{field}": ...}}')
+            raise UserError(f'{where}: is not a JSON object; write {{"{field}": ...}}')
         yield where, record
 
 
@@ -54,7 +54,7 @@ def text(where: str, record: dict[str, Any], field: str) -> str:
     """
     value = record.get(field)
     if not isinstance(value, str):
-        raise UserError(f"{where}: {field!r} is {'missing' if value is None else 'no string'}; write one")
+        raise UserError(f"{where}: {field!r} is {'missing' if value is None else 'not a string'}; write a string")
     return value
 
 
@@ -89,7 +89,7 @@ def _work(where: str, doing: str) -> Iterator[None]:
     except (UserError, CheckFailed) as error:
         if not where:
             raise
-        raise type(error)(f"{where} and what follows: {error}") from None
+        raise type(error)(f"{where} and following lines: {error}") from None
 
 
 @contextlib.contextmanager

@@ -141,12 +141,12 @@ class FolderTest(PackedCase):
     def test_what_is_there_is_left_alone(self):
         self.folder.mkdir()
         (self.folder / "mine").write_text("x")
-        with self.assertRaisesRegex(UserError, f"--output_dir={self.folder}: is there already"):
+        with self.assertRaisesRegex(UserError, f"--output_dir={self.folder}: already exists"):
             write(self.folder)
         self.assertEqual([path.name for path in self.parent.rglob("*")], ["packed", "mine"])
 
     def test_what_is_no_packed_folder(self):
-        with self.assertRaisesRegex(UserError, f"--corpus={self.parent}: is a folder that holds no packed text"):
+        with self.assertRaisesRegex(UserError, f"--corpus={self.parent}: is a folder without packed text"):
             PackedFolder.open(self.parent)
         write(self.folder)
         path = self.folder / packed.MANIFEST
@@ -154,7 +154,7 @@ class FolderTest(PackedCase):
         manifest["version"] = 99
         manifest["sha256"] = packed._checksum(manifest)
         path.write_text(json.dumps(manifest))
-        with self.assertRaisesRegex(UserError, f"{path}: is of version 99, this reads 1"):
+        with self.assertRaisesRegex(UserError, f"{path}: has version 99, but 1 is supported"):
             PackedFolder.open(self.folder)
 
 
@@ -173,7 +173,7 @@ class DamageTest(PackedCase):
             places = range(len(whole)) if name == packed.MANIFEST else [0, len(whole) // 2, len(whole) - 1]
             for place in places:
                 path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-                with self.assertRaisesRegex(UserError, f"^{path}: is (damaged|of version)[^\n]*$", msg=str(place)):
+                with self.assertRaisesRegex(UserError, f"^{path}: (is damaged|has version)[^\n]*$", msg=str(place)):
                     PackedFolder.open(self.folder).verify()
             path.write_bytes(whole)
         self.assert_whole(self.folder)
@@ -182,7 +182,7 @@ class DamageTest(PackedCase):
         one, two = (self.folder / f"train-0000{i}-of-00004.array_record" for i in range(2))
         whole = one.read_bytes()
         one.write_bytes(whole[:-1])
-        with self.assertRaisesRegex(UserError, f"^{one}: has {len(whole) - 1:,} bytes, where {len(whole):,} were"):
+        with self.assertRaisesRegex(UserError, f"^{one}: has {len(whole) - 1:,} bytes, but {len(whole):,} were"):
             PackedFolder.open(self.folder).verify()
         one.unlink()
         with self.assertRaisesRegex(UserError, f"^{one}: is missing; "):
@@ -192,7 +192,7 @@ class DamageTest(PackedCase):
             PackedFolder.open(self.folder).verify()
         # Without the check, rows that are not there are refused at least.
         shutil.copy(self.folder / "train-00003-of-00004.array_record", one)
-        with self.assertRaisesRegex(UserError, f"^{one}: does not hold the 30 rows"):
+        with self.assertRaisesRegex(UserError, f"^{one}: does not contain the 30 rows"):
             PackedFolder.open(self.folder).rows("train")
 
     def test_damage_while_it_is_read(self):
@@ -241,7 +241,9 @@ class KillTest(PackedCase):
             for path in left:
                 if path.name.endswith(files.PARTIAL):
                     killed += 1
-                    with self.assertRaisesRegex(UserError, "what an interrupted run left|holds no packed text"):
+                    with self.assertRaisesRegex(
+                        UserError, "an incomplete folder of an interrupted command|is a folder without packed text"
+                    ):
                         PackedFolder.open(path)
             if not folder.exists():
                 write(folder)

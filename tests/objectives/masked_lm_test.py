@@ -61,7 +61,7 @@ class TokenizersTest(tf.test.TestCase):
             MaskedLM(characters, 9, whole_words=True)
 
     def test_one_without_special_tokens(self):
-        with self.assertRaisesRegex(UserError, "this one has none for cls, sep; use a WordPiece tokenizer"):
+        with self.assertRaisesRegex(UserError, "this one has no token for cls, sep; use a WordPiece tokenizer"):
             MaskedLM(Characters(["<pad>", "<mask>", *"abc"]), 9)
 
 

@@ -235,7 +235,7 @@ class PrepareTest(tf.test.TestCase):
         for lacking in ("sentinel_ids", "eos_id", "pad_id"):
             words = span_tokenizer()
             delattr(words, lacking)
-            with self.assertRaisesRegex(UserError, "sentinels, padding"):
+            with self.assertRaisesRegex(UserError, "sentinel, padding"):
                 SpanCorruption(words, 64)
         with self.assertRaisesRegex(UserError, "too short"):
             SpanCorruption(span_tokenizer(), 64, target_length=1)

@@ -83,7 +83,7 @@ class SaveTest(CheckpointsCase):
         variables = arrays(5)
         self.assertIsNone(Checkpoints(self.folder).restore(variables))
         self.assert_same_bits(variables, arrays(5))
-        with self.assertRaisesRegex(UserError, "no checkpoint there"):
+        with self.assertRaisesRegex(UserError, "contains no checkpoint"):
             Checkpoints(self.folder).read()
 
     def test_keeps_the_newest_and_the_best(self):
@@ -195,23 +195,23 @@ class MismatchTest(CheckpointsCase):
             Checkpoints(self.folder).restore(variables)
         self.assertEqual(
             str(caught.exception),
-            f"{self.folder}/00000001: does not fit this model and optimizer; "
-            "not in the checkpoint: model/bias; only in the checkpoint: model/kernel; "
-            "different: model/half (here float32 [4], in the checkpoint bfloat16 [4]), "
-            "model/seed (here uint32 [3], in the checkpoint uint32 [2]); "
-            "use the flags it was made with, or another folder",
+            f"{self.folder}/00000001: does not match this model and optimizer; "
+            "missing from the checkpoint: model/bias; only in the checkpoint: model/kernel; "
+            "different dtype or shape: model/half (model float32 [4], checkpoint bfloat16 [4]), "
+            "model/seed (model uint32 [3], checkpoint uint32 [2]); "
+            "use the flags that it was created with, or another folder",
         )
         self.assert_same_bits(variables, before)
 
     def test_many_names_stay_one_line(self):
         self.saved(1)
-        with self.assertRaisesRegex(UserError, r"not in the checkpoint: x0, x1, x10, x11, x12 and 15 more;"):
+        with self.assertRaisesRegex(UserError, r"missing from the checkpoint: x0, x1, x10, x11, x12 and 15 more;"):
             Checkpoints(self.folder).restore({f"x{i}": np.zeros(1) for i in range(20)})
 
     def test_another_format_is_no_damage(self):
         self.saved(1)
         with mock.patch("tfzoo.training.checkpoint.FORMAT", 2):
-            with self.assertRaisesRegex(UserError, "format 1, this tfzoo reads 2"):
+            with self.assertRaisesRegex(UserError, "has format 1, but this tfzoo reads 2"):
                 Checkpoints(self.folder).restore(arrays())
 
 
@@ -247,7 +247,7 @@ class DamageTest(CheckpointsCase):
         path = self.damage("checkpoint.json")
         for data in (path.read_bytes() + b" ", path.read_bytes().replace(b"\n", b" ")):
             path.write_bytes(data)
-            self.assert_falls_back("checkpoint.json: not as it was written")
+            self.assert_falls_back("checkpoint.json: is corrupted: its content does not match its checksum")
 
     def test_truncated_emptied_lengthened_deleted(self):
         for name in ("variables.safetensors", "checkpoint.json"):
@@ -265,7 +265,7 @@ class DamageTest(CheckpointsCase):
     def test_garbled_json(self):
         for text in ("{", "[]", "null", "3", "{}", '{"checksum": ""}', "[" * 100_000, '"\\ud800"', "\xff"):
             self.damage("checkpoint.json").write_bytes(text.encode("latin-1"))
-            self.assert_falls_back("checkpoint.json: not as it was written")
+            self.assert_falls_back("checkpoint.json: is corrupted: its content does not match its checksum")
 
     def rewrite(self, data):
         """Puts `data` where the variables were, with a record that is content with it."""
@@ -283,7 +283,7 @@ class DamageTest(CheckpointsCase):
             self.rewrite(struct.pack("<Q", length) + data[8:])
             self.assert_falls_back("variables.safetensors")
         self.rewrite(data.replace(b"model/half", b"model/calf"))
-        self.assert_falls_back("variables.safetensors: other variables than checkpoint.json lists")
+        self.assert_falls_back("variables.safetensors: its variables differ from those listed in checkpoint.json")
         self.rewrite(data)
         self.assertEqual(self.restored(), 2)
 
@@ -292,7 +292,7 @@ class DamageTest(CheckpointsCase):
         (self.folder / "00000002").rename(self.folder / "00000020")
         with self.assertLogs("absl", "WARNING") as logs:
             self.assertEqual(self.restored(), 1)
-        self.assertIn("is of step 2, not 00000020", logs.output[0])
+        self.assertIn("belongs to step 2, not 00000020", logs.output[0])
 
     def test_none_readable_is_an_error_and_not_step_0(self):
         for step in (1, 2):

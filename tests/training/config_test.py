@@ -56,7 +56,7 @@ class TrainConfigTest(unittest.TestCase):
         ):
             with self.subTest(**values), self.assertRaisesRegex(UserError, f"^{pattern}$"):
                 TrainConfig(run_dir="here").replace(**values)
-        with self.assertRaisesRegex(UserError, "must be the Options of the objective causal"):
+        with self.assertRaisesRegex(UserError, "must be an instance of the Options of the objective causal"):
             TrainConfig(run_dir="here", objective="causal", objective_options=masked_lm.Options())
         with self.assertRaises(dataclasses.FrozenInstanceError):
             TrainConfig(run_dir="here").steps = 3

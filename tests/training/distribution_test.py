@@ -189,7 +189,7 @@ class CommandTest(DistributionCase):
         self.assertIn("stopped by another worker's signal at step 2;", ranks[0]["out"])
         ranks = self.train("workers2", self.folder / "two", **flags)
         self.assertEqual([(rank["code"], rank["out"] != "") for rank in ranks], [(0, True), (0, False)], ranks)
-        self.assertIn("going on at step 2 of 5", ranks[0]["out"])
+        self.assertIn("resuming at step 2 of 5", ranks[0]["out"])
         self.assertIn("held out", ranks[0]["out"])
         one, two = (tiny_run.records(self.folder / name) for name in ("one", "two"))
         for a, b in zip(one, two, strict=True):
@@ -200,8 +200,8 @@ class CommandTest(DistributionCase):
 
     def test_what_is_refused(self):
         for flags, message in (
-            (dict(batch_size=7, accumulation=1), "--batch_size=7: must be a multiple of the 2 devices that share it"),
-            (dict(accumulation=5), "--accumulation=5: must divide --batch_size (12, shared by 2 devices)"),
+            (dict(batch_size=7, accumulation=1), "--batch_size=7: must be a multiple of the number of devices (2)"),
+            (dict(accumulation=5), "--accumulation=5: must divide --batch_size (12, divided among 2 devices)"),
         ):
             (rank,) = self.train("mirrored2", self.folder / "run", **flags)
             self.assertEqual((rank["code"], rank["err"]), (2, f"error: {message}\n"))
@@ -224,7 +224,7 @@ class CommandTest(DistributionCase):
     def test_a_port_that_is_taken(self):
         for (said,) in worlds.run("workers2", [["taken", {}]], begun=False):
             self.assertRegex(
-                said, r"^TF_CONFIG: 127.0.0.1:\d+ cannot be listened on \(.*\); end what has that port, or"
+                said, r"^TF_CONFIG: cannot listen on 127.0.0.1:\d+ \(.*\); stop the process that uses this port, or"
             )
 
     def test_a_killed_and_a_failing_worker(self):
@@ -234,12 +234,12 @@ class CommandTest(DistributionCase):
         # One that fails says so, and ends with the code of a bug; whoever waits for it ends too.
         ranks = self.train("workers2", run_dir, fail_after=3, **flags)
         self.assertEqual([rank["code"] for rank in ranks], [5, 1], ranks)
-        self.assertIn("another worker of this run is gone; start all of them again", ranks[0]["err"])
+        self.assertIn("another worker of this run was lost; restart all workers", ranks[0]["err"])
         # Killed between two steps, it says nothing.
         (rank,) = self.train("workers2", run_dir, die_after=2, **flags)
         self.assertEqual(rank["code"], 5, rank)
-        self.assertIn("another worker of this run is gone; start all of them again", rank["err"])
-        self.assertIn("going on at step 2 of 8", rank["out"])
+        self.assertIn("another worker of this run was lost; restart all workers", rank["err"])
+        self.assertIn("resuming at step 2 of 8", rank["out"])
 
     @pytest.mark.faults
     def test_a_worker_that_is_lost_before_the_first_step(self):
@@ -248,7 +248,7 @@ class CommandTest(DistributionCase):
         time.sleep(15)  # Importing takes less; all that could go wrong is that it is killed earlier still.
         workers[0].kill()
         self.assertEqual(workers[1].wait(helpers.PATIENCE), 5, self.output())
-        self.assertIn("another worker of this run is gone; start all of them again", self.output())
+        self.assertIn("another worker of this run was lost; restart all workers", self.output())
         self.assertNotIn("Traceback", self.output())
 
     @pytest.mark.faults
@@ -259,7 +259,7 @@ class CommandTest(DistributionCase):
         (rank,) = self.train(
             "one", self.folder / "run", steps=44, batch_size=12, schedule="linear", checkpoint_every=20
         )
-        self.assertIn("going on at step 40 of 44", rank["out"])
+        self.assertIn("resuming at step 40 of 44", rank["out"])
 
     @pytest.mark.faults
     def test_a_stopped_a_killed_and_a_resumed_worker(self):
@@ -286,7 +286,7 @@ class CommandTest(DistributionCase):
         workers = self.interrupt(run_dir, signal.SIGKILL, logged, **flags)
         seconds = time.monotonic() - began
         self.assertEqual([worker.returncode for worker in workers], [5, -signal.SIGKILL], self.output())
-        self.assertIn("another worker of this run is gone; start all of them again", self.output())
+        self.assertIn("another worker of this run was lost; restart all workers", self.output())
         self.assertGreater(logged(), before)
         replayed = logged() - saved()
         ranks = self.train("workers2", run_dir, **flags)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests import helpers
 from tfzoo.training import report
 
-FIGURE = ("words right", "accuracy", "{:.2%}")
+FIGURE = ("token accuracy", "accuracy", "{:.2%}")
 
 
 class MetricsLogTest(tf.test.TestCase):

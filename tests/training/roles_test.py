@@ -20,7 +20,7 @@ class Distillation(Causal):
 
     name = PREFIX = "distillation"
     best_metric: ClassVar[Any] = ("distillation_accuracy", "max")
-    FIGURES: ClassVar[Any] = (("next tokens right", "distillation_accuracy", "{:.2%}"),)
+    FIGURES: ClassVar[Any] = (("next-token accuracy", "distillation_accuracy", "{:.2%}"),)
 
     def build_models(self, page, config, dtype=None):
         wide = dataclasses.replace(config, hidden_size=2 * config.hidden_size)

@@ -41,7 +41,9 @@ def load_corpus(
     """
     if spec == docstrings.NAME:
         if raw:
-            raise UserError("--raw_text: the docstrings are no files; name some with --corpus")
+            raise UserError(
+                "--raw_text: the docstrings corpus does not consist of text files; specify files with --corpus"
+            )
         return docstrings.read(cache_dir)
     return files.read(
         spec,

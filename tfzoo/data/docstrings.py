@@ -109,14 +109,14 @@ def _installed(package: str, distribution: str) -> tuple[str, dict[str, pathlib.
         found = importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            f"--corpus={NAME}: {distribution} is not installed, whose docstrings belong to it; run pip install "
-            f"{distribution}, or name files with --corpus"
+            f"--corpus={NAME}: the package {distribution}, which is part of this corpus, is not installed; run "
+            f"pip install {distribution}, or specify files with --corpus"
         ) from None
     record = found.read_text("RECORD")
     if record is None:
         raise UserError(
             f"--corpus={NAME}: {distribution} has no list of its files (RECORD); run pip install --force-reinstall "
-            f"{distribution}, or name files with --corpus"
+            f"{distribution}, or specify files with --corpus"
         )
     prefix, root = package.replace(".", "/") + "/", pathlib.Path(str(found.locate_file("")))
     names = (line[0] for line in csv.reader(record.splitlines()) if line and line[0].startswith(prefix))
@@ -236,7 +236,7 @@ def _fingerprint(sources: list[tuple[str, str, str]], versions: dict[str, str], 
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise UserError(
-                f"--corpus={NAME}: {path} cannot be read ({reason}); install its package again, or name files with "
+                f"--corpus={NAME}: {path} cannot be read ({reason}); reinstall its package, or specify files with "
                 "--corpus"
             ) from None
     return digest.hexdigest()
@@ -331,7 +331,9 @@ def read(
         report[part] = counts | sizes(parts[part])
         if not parts[part]:
             names = ", ".join(sorted(held_out if part == "held_out" else packages))
-            raise UserError(f"--corpus={NAME}: no docstrings were found in {names}; install them or give a path")
+            raise UserError(
+                f"--corpus={NAME}: no docstrings found in {names}; install them, or specify files with --corpus"
+            )
     corpus = Corpus(NAME, fingerprint, parts["train"], parts["held_out"], report)
     if cache is not None:
         _store(corpus, cache)

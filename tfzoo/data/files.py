@@ -87,17 +87,17 @@ class _Reader:
 
     def _bad(self, path: str, line: int, bad: _Bad) -> None:
         if self.policy == "strict":
-            raise UserError(f"{path}:{line}: {bad.words}; {bad.remedy}, or take --bad_text=replace or skip")
+            raise UserError(f"{path}:{line}: {bad.words}; {bad.remedy}, or use --bad_text=replace or skip")
         self.problems[bad.kind] += 1
 
     def _check_size(self, path: str, read: int, compressed: int | None) -> None:
         """Stops at what would fill the memory, whatever the policy."""
         if self.counts["bytes_read"] > self.max_bytes:
-            raise UserError(f"{path}: more than max_bytes={self.max_bytes} in all; read fewer files or raise the limit")
+            raise UserError(f"{path}: exceeds max_bytes={self.max_bytes} in total; read fewer files or raise the limit")
         if compressed is not None and read > _RATIO_FROM_BYTES and read > _MAX_RATIO * compressed:
             raise UserError(
-                f"{path}: {read} bytes came out of {compressed}, over {_MAX_RATIO} times as many, as from a "
-                "decompression bomb; decompress it yourself if it is text"
+                f"{path}: {compressed} compressed bytes expand to {read}, more than {_MAX_RATIO} times as many, like "
+                "a decompression bomb; decompress the file yourself if it is text"
             )
 
     def _check_plain(self, path: str, start: bytes) -> None:
@@ -128,8 +128,8 @@ class _Reader:
                 try:
                     piece = file.readline(self.max_line_bytes + 1 - len(rest))
                 except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                    words = f"gzip stream damaged or cut short ({error})"
-                    self._bad(path, number + 1, _Bad("damaged_gzip", words, "fetch the file again"))
+                    words = f"gzip stream damaged or truncated ({error})"
+                    self._bad(path, number + 1, _Bad("damaged_gzip", words, "download the file again"))
                     if self.policy == "skip":
                         raise _Dropped from None
                     piece = b""
@@ -164,7 +164,7 @@ class _Reader:
         if "\0" in text:
             bad = _Bad("nul", "NUL character", "remove it")
         elif any("\ud800" <= c <= "\udfff" for c in text):
-            bad = _Bad("lone_surrogates", "half a surrogate pair", "write the whole character")
+            bad = _Bad("lone_surrogates", "lone surrogate", "write the complete character")
         else:
             return text
         self._bad(path, number, bad)
@@ -191,7 +191,7 @@ class _Reader:
 
     def _json_text(self, line: str) -> str:
         """The text field of a line; raises _Bad."""
-        remedy = "write one JSON object a line"
+        remedy = "write one JSON object per line"
         try:
             value = json_files.parse(line)
         except BadJSON as error:
@@ -200,11 +200,11 @@ class _Reader:
             raise _Bad("not_an_object", f"a JSON {type(value).__name__}, not an object", remedy)
         if self.text_field not in value:
             names = ", ".join(sorted(value))[:80] or "none"
-            words = f"no field {self.text_field!r} (there are: {names})"
-            raise _Bad("no_text_field", words, "name the field with --text_field")
+            words = f"no field {self.text_field!r} (fields: {names})"
+            raise _Bad("no_text_field", words, "specify the field with --text_field")
         if not isinstance(value[self.text_field], str):
             words = f"field {self.text_field!r} is {json.dumps(value[self.text_field])[:40]}, not a string"
-            raise _Bad("text_not_a_string", words, "write a string or name another field with --text_field")
+            raise _Bad("text_not_a_string", words, "write a string or specify another field with --text_field")
         return value[self.text_field]
 
     def _documents(self, path: str) -> Iterator[list[str]]:
@@ -246,7 +246,7 @@ class _Reader:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
         if not found:
-            bad = _Bad("files_without_text", "no text in the file", "fill it or leave it out")
+            bad = _Bad("files_without_text", "no text in the file", "add text or omit the file")
             self._bad(path, 1, bad)
         return found
 
@@ -255,21 +255,21 @@ def _paths(spec: str) -> list[str]:
     """The files that a path or glob names, in the order of their names."""
     spec = os.path.expanduser(spec)
     if not spec:
-        raise UserError("--corpus is empty; give docstrings, or the path or glob of .txt or .jsonl files")
+        raise UserError("--corpus is empty; specify docstrings, or the path or glob of .txt or .jsonl files")
     if os.path.isdir(spec):
-        raise UserError(f"--corpus={spec} is a folder; name its files, as in --corpus='{spec.rstrip('/')}/*.txt'")
+        raise UserError(f"--corpus={spec} is a folder; specify its files, as in --corpus='{spec.rstrip('/')}/*.txt'")
     paths = [spec]
     if not os.path.lexists(spec):
         if not glob.has_magic(spec):
-            raise UserError(f"--corpus={spec}: there is no such file; give docstrings, or a path or glob that exists")
+            raise UserError(f"--corpus={spec}: no such file; specify docstrings, or an existing path or glob")
         paths = sorted(path for path in glob.glob(spec, recursive=True) if not os.path.isdir(path))
         if not paths:
-            raise UserError(f"--corpus={spec}: the glob matches no file; correct it")
+            raise UserError(f"--corpus={spec}: no file matches this glob; correct it")
     for path in paths:
         if not path.endswith(SUFFIXES):
-            raise UserError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}; convert it or narrow the glob")
+            raise UserError(f"{path}: its suffix is not one of {', '.join(SUFFIXES)}; convert it or narrow the glob")
         if not os.path.exists(path) or not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"{path}: not a regular file; give a file")
+            raise UserError(f"{path}: is not a regular file; specify a file")
     return paths
 
 
@@ -282,7 +282,9 @@ def _part(documents: list[Document], share: float, spec: str) -> tuple[list[Docu
     if len(documents) == 1:  # One text without blank lines: its end is held out.
         source, kept = documents[0].source, documents[0].sentences
         if len(kept) < 2:
-            raise UserError(f"--corpus={spec}: one sentence cannot be both trained on and held out; give more text")
+            raise UserError(
+                f"--corpus={spec}: a single sentence cannot be split into training and held-out text; provide more text"
+            )
         cut = len(kept) - max(1, round(len(kept) * share))
         return [Document(source, kept[:cut])], [Document(source, kept[cut:])]
     hashes = [int.from_bytes(_hash(document)) for document in documents]
@@ -300,7 +302,9 @@ def _cut(documents: list[Document], share: float, spec: str) -> tuple[list[Docum
     size = sum(len(line) for document in documents for line in document.sentences)
     left = int(size * (1 - share))
     if not 0 < left < size:
-        raise UserError(f"--corpus={spec}: {size} characters cannot be both trained on and held out; give more text")
+        raise UserError(
+            f"--corpus={spec}: {size} characters cannot be split into training and held-out text; provide more text"
+        )
     train: list[Document] = []
     held_out: list[Document] = []
     for document in documents:
@@ -335,7 +339,7 @@ def read(
       UserError: see the table at the head of this file.
     """
     if policy not in POLICIES:
-        raise UserError(f"policy={policy} is unknown; take one of {', '.join(POLICIES)}")
+        raise UserError(f"policy={policy} is unknown; use one of {', '.join(POLICIES)}")
     if max_line_bytes < 16 or max_bytes < max_line_bytes:
         raise UserError(
             f"max_line_bytes={max_line_bytes}, max_bytes={max_bytes}: need 16 <= max_line_bytes <= max_bytes"
@@ -346,7 +350,7 @@ def read(
     duplicates = 0
     for path in _paths(spec):
         if raw and _is_jsonl(path):
-            raise UserError(f"{path}: --raw_text reads .txt alone; leave it out, or narrow the glob")
+            raise UserError(f"{path}: --raw_text reads only .txt files; omit it, or narrow the glob")
         for document in reader.read(path):
             key = _hash(document)
             duplicates += key in seen
@@ -355,7 +359,9 @@ def read(
                 documents.append(document)
         reader.digest.update(b"\0")  # Where a file ends, documents end.
     if not documents:
-        raise UserError(f"--corpus={spec}: no text in {reader.counts['files']} file(s); give files that hold some")
+        raise UserError(
+            f"--corpus={spec}: no text in {reader.counts['files']} file(s); specify files that contain text"
+        )
     reader.digest.update(repr(held_out).encode())
     train, rest = (_cut if raw else _part)(documents, held_out, spec)
     report: dict[str, Any] = {**reader.counts, "duplicates": duplicates, "problems": dict(reader.problems)}

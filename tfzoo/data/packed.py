@@ -59,7 +59,7 @@ class StoredRows:
             reader = _open(path)
             if not reader.ok() or reader.num_records() != count:
                 raise UserError(
-                    f"{path}: does not hold the {count:,} rows that its manifest lists; pack the text again"
+                    f"{path}: does not contain the {count:,} rows that its manifest lists; pack the text again"
                 )
             self._readers.append(reader)
         self._starts = np.cumsum([0, *counts.values()])
@@ -162,10 +162,10 @@ def write(
             manifest["sha256"] = _checksum(manifest)
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     except FileExistsError:
-        raise UserError(f"--output_dir={folder}: is there already; remove it, or name a new folder") from None
+        raise UserError(f"--output_dir={folder}: already exists; remove it, or specify a new folder") from None
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"--output_dir={folder}: cannot be written ({reason}); name another folder") from None
+        raise UserError(f"--output_dir={folder}: cannot be written ({reason}); specify another folder") from None
     return manifest
 
 
@@ -185,7 +185,7 @@ def _write_shards(folder: pathlib.Path, part: str, rows: Rows, shard_rows: int, 
             writer.close()
         except RuntimeError as error:
             reason = str(error).split(";")[0]
-            raise UserError(f"{folder / name}: cannot be written ({reason}); free some space there") from None
+            raise UserError(f"{folder / name}: cannot be written ({reason}); free some disk space") from None
         counts[name] = len(indices)
     return counts
 
@@ -212,23 +212,27 @@ class PackedFolder:
         folder = pathlib.Path(folder).expanduser()
         path = folder / MANIFEST
         if folder.name.endswith(files.PARTIAL):
-            raise UserError(f"--corpus={folder}: is what an interrupted run left; pack the text again")
+            raise UserError(
+                f"--corpus={folder}: is an incomplete folder of an interrupted command; pack the text again"
+            )
         try:
             manifest = json_files.parse(path.read_bytes())
             whole = manifest["sha256"] == _checksum(manifest)
         except FileNotFoundError:
             raise UserError(
-                f"--corpus={folder}: is a folder that holds no packed text (no {MANIFEST}); name its files, as in "
-                f"--corpus='{folder}/*.txt', or a folder that tfzoo.corpus pack wrote"
+                f"--corpus={folder}: is a folder without packed text (no {MANIFEST}); specify its files, as in "
+                f"--corpus='{folder}/*.txt', or a folder written by tfzoo.corpus pack"
             ) from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check it") from None
+            raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
         except (ValueError, KeyError, TypeError):
             whole = False
         if not whole:
-            raise UserError(f"{path}: is damaged or was changed; pack the text again")
+            raise UserError(f"{path}: is damaged or was modified; pack the text again")
         if manifest["version"] != _VERSION:
-            raise UserError(f"{path}: is of version {manifest['version']}, this reads {_VERSION}; pack the text again")
+            raise UserError(
+                f"{path}: has version {manifest['version']}, but {_VERSION} is supported; pack the text again"
+            )
         return cls(folder, manifest)
 
     @property
@@ -257,16 +261,16 @@ class PackedFolder:
             try:
                 size = path.stat().st_size
                 if size != wanted["bytes"]:
-                    wrong = f"has {size:,} bytes, where {wanted['bytes']:,} were written"
+                    wrong = f"has {size:,} bytes, but {wanted['bytes']:,} were written"
                 elif files.sha256(path) != wanted["sha256"]:
-                    wrong = "is damaged or was changed (its SHA-256 is not the manifest's)"
+                    wrong = "is damaged or was modified (its SHA-256 differs from the manifest's)"
                 else:
                     continue
             except FileNotFoundError:
                 wrong = "is missing"
             except OSError as error:
                 wrong = f"cannot be read ({error.strerror})"
-            raise UserError(f"{path}: {wrong}; put back the file that was packed, or pack the text again")
+            raise UserError(f"{path}: {wrong}; restore the original file, or pack the text again")
 
     @functools.cached_property
     def tokenizer(self):
@@ -283,11 +287,11 @@ class PackedFolder:
 
     def check_tokenizer(self, tokenizer, name: str) -> None:
         """Raises UserError if a tokenizer, called `name`, would give other ids than the rows have."""
-        found, wanted = tokenizer.fingerprint(), self.manifest["tokenizer"]["fingerprint"]
-        if found != wanted:
+        actual, expected = tokenizer.fingerprint(), self.manifest["tokenizer"]["fingerprint"]
+        if actual != expected:
             raise UserError(
-                f"{name}: is not the tokenizer that {self.folder} was packed with (fingerprint {found[:12]}, not "
-                f"{wanted[:12]}); use the folder's own, or pack the text again"
+                f"{name}: is not the tokenizer that {self.folder} was packed with (fingerprint {actual[:12]}, not "
+                f"{expected[:12]}); use the folder's own tokenizer, or pack the text again"
             )
 
     def rows(self, part: str) -> StoredRows:

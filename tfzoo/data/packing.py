@@ -67,7 +67,9 @@ class PackedRows:
             [sizes + (extra(sizes) if callable(extra) else extra), *(cost(sizes) for _, cost in also)], 1
         ).astype(np.int64)
         if np.any(costs > limits):
-            raise ValueError(f"a piece of {longest} tokens costs {costs.max(0).tolist()} of {limits.tolist()}")
+            raise ValueError(
+                f"a piece of {longest} tokens costs {costs.max(0).tolist()}, more than the limits {limits.tolist()}"
+            )
         if pack:
             borders = np.append(np.concatenate([[0], ends])[:-1:_WINDOW], len(costs))
             windows = zip(borders[:-1], borders[1:], strict=True)

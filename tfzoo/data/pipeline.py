@@ -37,7 +37,7 @@ def examples(
             if int(index) not in unread:
                 if len(unread) >= max_bad_rows:
                     raise
-                logging.warning("%s; the row is left out", error)
+                logging.warning("%s; the row is skipped", error)
             unread.add(int(index))
             return [np.zeros([0] * rank, np.int32) for rank in rows.FEATURES.values()]
 

@@ -48,12 +48,12 @@ def score_texts(model, texts: Sequence[str], tokenizer, **how) -> list[Likelihoo
     """
     _check(model)
     if model.is_encoder_decoder:
-        raise UserError(f"model {model.name!r} answers texts: give it context and continuation")
+        raise UserError(f"model {model.name!r} is an encoder-decoder: provide a context and a continuation")
     before, _ = prompt_frame(model, tokenizer)
     rows = []
     for i, ids in enumerate(encode(tokenizer, texts)):
         if len(before) + len(ids) < 2 or not ids:
-            raise UserError(f"text {i} ({texts[i]!r}) is too short: the model judges a token by one before it")
+            raise UserError(f"text {i} ({texts[i]!r}) is too short: the model scores a token given the previous one")
         rows.append([*before, *ids])
     return score_ids(model, rows, [max(1, len(before))] * len(rows), **how)
 
@@ -77,7 +77,7 @@ def score_continuations(
         start = special_ids(model).get("decoder_start_token_id", tokenizer.pad_id)
         if start is None:
             raise UserError(
-                "decoder_start_token_id is missing: neither the folder nor the tokenizer's padding names it"
+                "decoder_start_token_id is missing: neither the folder nor the tokenizer's padding token defines it"
             )
         before = [start, *before]
         rows = [[*before, *ids] for ids in encode(tokenizer, continuations)]
@@ -93,9 +93,11 @@ def score_continuations(
         firsts = [len(before) + len(head) for head in heads]
     for i, (row, first) in enumerate(zip(rows, firsts, strict=True)):
         if first < 1:
-            raise UserError(f"context {i} is empty, and no token stands for the beginning of a text; write a context")
+            raise UserError(f"context {i} is empty, and there is no beginning-of-text token; provide a context")
         if first >= len(row):
-            raise UserError(f"continuation {i} ({continuations[i]!r}) has no token of its own; write one")
+            raise UserError(
+                f"continuation {i} ({continuations[i]!r}) adds no token to its context; provide a longer one"
+            )
     return score_ids(model, rows, firsts, **how)
 
 
@@ -153,11 +155,11 @@ def score_ids(
         raise UserError(f"length ({length}) must be from 2 to the model's max_positions ({most})")
     if not 1 <= stride < length:
         raise UserError(f"stride ({stride}) must be from 1 to length - 1 ({length - 1})")
-    for what, texts in (("continuation", rows), ("context", sources)) if sources is not None else ():
-        ends = what == "continuation" or table_length(model) is not None
-        if ends and max(map(len, texts), default=0) > length:
+    for noun, texts in (("continuation", rows), ("context", sources)) if sources is not None else ():
+        limited = noun == "continuation" or table_length(model) is not None
+        if limited and max(map(len, texts), default=0) > length:
             i = int(np.argmax([len(text) for text in texts]))
-            raise UserError(f"{what} {i} has {len(texts[i])} tokens, and the model reads {length}; shorten it")
+            raise UserError(f"{noun} {i} has {len(texts[i])} tokens, but the model reads at most {length}; shorten it")
     parts = [
         (row, *window)
         for row, (ids, first) in enumerate(zip(rows, firsts, strict=True))
@@ -173,7 +175,7 @@ def score_ids(
         for i, (row, begin, end, first) in enumerate(batch):
             judged = slice(first - begin - 1, end - begin - 1)
             if not np.all(np.isfinite(scores[i, judged])):
-                raise CheckFailed(f"row {row}: the model's logits are not finite numbers; look after its weights")
+                raise CheckFailed(f"row {row}: the model's logits are not finite; check its weights")
             found[row].token_ids.extend(int(t) for t in rows[row][first:end])
             found[row].scores.extend(float(s) for s in scores[i, judged])
             found[row].likeliest.extend(bool(b) for b in best[i, judged])
@@ -218,5 +220,5 @@ def _padded(rows: Sequence[Sequence[int]], masked: bool = False):
 def _check(model) -> None:
     if not model.can_generate:
         raise UserError(
-            f"model {model.name!r} has no causal decoder with a head 'lm'; texts are scored by gpt2, llama, t5, ..."
+            f"model {model.name!r} has no causal decoder with an 'lm' head; use a model such as gpt2, llama or t5"
         )

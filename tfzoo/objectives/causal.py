@@ -40,7 +40,7 @@ class Causal(shared.TokenTargets):
     best_metric = ("causal_loss", "min")
     PACKED = types.MappingProxyType({"pack": True})
     MODEL_KIND = ("decoder", "gpt2 or llama_tiny")
-    FIGURES = (("next tokens right", "causal_accuracy", "{:.2%}"), ("perplexity", "causal_perplexity", "{:.2f}"))
+    FIGURES = (("next-token accuracy", "causal_accuracy", "{:.2%}"), ("perplexity", "causal_perplexity", "{:.2f}"))
 
     def __init__(self, tokenizer, sequence_length: int, **options):
         super().__init__(tokenizer, sequence_length, **options)

@@ -56,9 +56,9 @@ class MaskedLM(Objective):
     PACKED = types.MappingProxyType({"pack": True, "next_sentence": False})
     MODEL_KIND = ("encoder", "bert_small or roberta_base")
     FIGURES = (
-        ("masked words right", "masked_lm_accuracy", "{:.2%}"),
+        ("masked-token accuracy", "masked_lm_accuracy", "{:.2%}"),
         ("perplexity", "masked_lm_perplexity", "{:.1f}"),
-        ("next sentence right", "next_sentence_accuracy", "{:.2%}"),
+        ("next-sentence accuracy", "next_sentence_accuracy", "{:.2%}"),
     )
 
     def __init__(self, tokenizer, sequence_length: int, **options):
@@ -70,14 +70,14 @@ class MaskedLM(Objective):
         missing = [role for role in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{role}_id", None) is None]
         if missing:
             raise UserError(
-                f"{type(tokenizer).__name__}: masked language modelling needs a tokenizer with a token for each of "
-                f"cls, sep, mask and pad, and this one has none for {', '.join(missing)}; use a WordPiece tokenizer"
+                f"{type(tokenizer).__name__}: masked language modelling requires a tokenizer with cls, sep, mask and "
+                f"pad tokens, but this one has no token for {', '.join(missing)}; use a WordPiece tokenizer"
             )
         continues = getattr(tokenizer, "continues", None)
         if self.options.whole_words and continues is None:
             raise UserError(
-                f"--whole_words: {type(tokenizer).__name__} does not mark the pieces that continue a word; leave it "
-                "out, or use a WordPiece tokenizer"
+                f"--whole_words: {type(tokenizer).__name__} does not mark the pieces that continue a word; omit it, "
+                "or use a WordPiece tokenizer"
             )
         self._rate, self._whole_words = self.options.mask_rate, self.options.whole_words
         self._next_sentence = self.options.next_sentence
@@ -195,7 +195,7 @@ class MaskedLM(Objective):
     def check_model(self, name, page):
         super().check_model(name, page)
         if set(self.heads) - set(page.Model.HEADS):
-            raise UserError(f"--model={name}: it has no next-sentence head; add --nonext_sentence")
+            raise UserError(f"--model={name}: has no next-sentence head; add --nonext_sentence")
 
     def reads_what_it_needs(self, model_class):
         return "masked_positions" in model_class.INPUTS

@@ -95,11 +95,11 @@ class Objective:
 
         kind, examples = self.MODEL_KIND
         base = {"encoder": nn.EncoderModel, "decoder": nn.DecoderModel, "encoder_decoder": nn.EncoderDecoderModel}[kind]
-        what = {"encoder": "an encoder", "decoder": "a causal decoder", "encoder_decoder": "an encoder-decoder"}[kind]
+        noun = {"encoder": "an encoder", "decoder": "a causal decoder", "encoder_decoder": "an encoder-decoder"}[kind]
         if not issubclass(page.Model, base) or not self.reads_what_it_needs(page.Model):
-            raise UserError(f"--model={name}: --objective={self.name} needs {what}, such as {examples}")
+            raise UserError(f"--model={name}: --objective={self.name} requires {noun}, such as {examples}")
         if "document_ids" in set(self.inputs) - set(page.Model.INPUTS):
-            raise UserError(f"--model={name}: it cannot tell documents packed in a row apart; add --nopack")
+            raise UserError(f"--model={name}: cannot separate the documents packed into one row; add --nopack")
 
     def reads_what_it_needs(self, model_class: type) -> bool:
         """Whether a model has the inputs without which this objective makes no sense."""

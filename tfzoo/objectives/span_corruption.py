@@ -53,7 +53,7 @@ class SpanCorruption(shared.TokenTargets):
     PACKED = types.MappingProxyType({"pack": True})
     MODEL_KIND = ("encoder_decoder", "t5_small or bart_base")
     # Of the spans' own tokens. The others, sentinels and </s>, need no understanding, and are a third of the targets.
-    FIGURES = (("span tokens right", "span_accuracy", "{:.2%}"), ("perplexity", "span_perplexity", "{:.2f}"))
+    FIGURES = (("span-token accuracy", "span_accuracy", "{:.2%}"), ("perplexity", "span_perplexity", "{:.2f}"))
 
     def __init__(self, tokenizer, sequence_length: int, *, target_length: int | None = None, **options):
         """target_length: tokens of the decoder's rows; None is what a document that fills a row needs. Many short
@@ -68,8 +68,8 @@ class SpanCorruption(shared.TokenTargets):
         eos, pad_id = (getattr(tokenizer, name, None) for name in ("eos_id", "pad_id"))
         if not sentinels or eos is None or pad_id is None:
             raise UserError(
-                f"{type(tokenizer).__name__}: span corruption needs a tokenizer with sentinels, padding and an end of "
-                "text; use a SentencePiece tokenizer of kind t5"
+                f"{type(tokenizer).__name__}: span corruption requires a tokenizer with sentinel, padding and "
+                "end-of-text tokens; use a SentencePiece tokenizer of kind t5"
             )
         self._eos, self._pad = eos, pad_id
         # How many tokens of a document of n are noise, in how many spans, for every n up to one that would not fit.
@@ -84,13 +84,16 @@ class SpanCorruption(shared.TokenTargets):
             fits &= target_lengths <= target_length
         self._row_tokens = int(np.argmin(fits)) - 1
         if self._row_tokens < 1:
-            raise UserError(f"sequence_length {sequence_length}, target_length {target_length}: too short for a token")
+            raise UserError(
+                f"sequence_length {sequence_length}, target_length {target_length}: too short for a single token; "
+                "increase them"
+            )
         self._target_length = int(target_lengths[self._row_tokens]) if target_length is None else target_length
         self._noise, self._spans = (tf.constant(x[: self._row_tokens + 1], tf.int32) for x in (noise, spans))
         self._input_lengths, self._target_lengths = input_lengths, target_lengths
         if spans[self._row_tokens] > len(sentinels):
             raise UserError(
-                f"sequence_length {sequence_length}: its rows have up to {spans[self._row_tokens]} spans, more than "
+                f"sequence_length {sequence_length}: rows contain up to {spans[self._row_tokens]} spans, more than "
                 f"the tokenizer's {len(sentinels)} sentinels; use shorter rows or longer spans"
             )
         self._sentinels = tf.constant(sentinels, tf.int32)

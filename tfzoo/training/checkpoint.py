@@ -191,7 +191,7 @@ class Checkpoints:
             except _Damaged as damage:
                 raise UserError(f"{damage}; choose another checkpoint") from None
         if not self.steps():
-            raise UserError(f"{self._folder}: no checkpoint there; name the folder of a run that saved one")
+            raise UserError(f"{self._folder}: contains no checkpoint; specify the folder of a run that saved one")
         return self._newest()
 
     def remove_after(self, last: int) -> None:
@@ -247,7 +247,7 @@ class Checkpoints:
             try:
                 contents = _read(self.path(step))
             except _Damaged as damage:
-                logging.warning("%s; falling back to the checkpoint before it", damage)
+                logging.warning("%s; falling back to the previous checkpoint", damage)
                 self._damaged.add(step)
                 damages.append(str(damage))
             else:
@@ -255,7 +255,7 @@ class Checkpoints:
                 return contents
         raise UserError(
             f"{self._folder}: none of its {len(damages)} checkpoints can be read ({damages[0]}); "
-            "put a copy of one back, or start anew in another folder"
+            "restore one from a copy, or start a new run in another folder"
         )
 
     def _prune(self, *also: int) -> None:
@@ -310,7 +310,7 @@ def model_variables(models, optimizer=None) -> dict[str, Any]:
     """
     by_role = models if isinstance(models, Mapping) else {MAIN: models}
     if not all(model.built for model in by_role.values()) or (optimizer is not None and not optimizer.built):
-        raise ValueError("build the model and the optimizer before asking for their variables")
+        raise ValueError("build the model and the optimizer before requesting their variables")
     variables: dict[str, Any] = {}
     trained: dict[str, list[_Trained]] = {}  # "bert_layer_0_kernel", as Keras starts a slot's name -> whose it is.
     for role, model in by_role.items():
@@ -445,7 +445,7 @@ def _read_record(folder: pathlib.Path) -> dict[str, Any]:
     record_path = folder / RECORD
     try:
         if record_path.stat().st_size > MAX_RECORD_BYTES:
-            raise _Damaged(f"{record_path}: too large")
+            raise _Damaged(f"{record_path}: is too large")
         data = record_path.read_bytes()
     except OSError as error:
         raise _unreadable(error) from None
@@ -456,11 +456,11 @@ def _read_record(folder: pathlib.Path) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         intact = False
     if not intact:
-        raise _Damaged(f"{record_path}: not as it was written")
+        raise _Damaged(f"{record_path}: is corrupted: its content does not match its checksum")
     if record["format"] != FORMAT:
-        raise UserError(f"{record_path}: format {record['format']}, this tfzoo reads {FORMAT}; update tfzoo")
+        raise UserError(f"{record_path}: has format {record['format']}, but this tfzoo reads {FORMAT}; update tfzoo")
     if str(record["step"]) != folder.name.lstrip("0").rjust(1, "0"):
-        raise _Damaged(f"{record_path}: is of step {record['step']}, not {folder.name}")
+        raise _Damaged(f"{record_path}: belongs to step {record['step']}, not {folder.name}")
     return record
 
 
@@ -480,10 +480,10 @@ def _read(folder: pathlib.Path) -> Contents:
     except OSError as error:
         raise _unreadable(error) from None
     if size != record["bytes"]:
-        raise _Damaged(f"{variables_path}: {size} bytes, {record['bytes']} were written")
+        raise _Damaged(f"{variables_path}: has {size} bytes, but {record['bytes']} were written")
     try:
         if files.sha256(variables_path) != record["sha256"]:
-            raise _Damaged(f"{variables_path}: its sha256 is not the one recorded")
+            raise _Damaged(f"{variables_path}: its SHA-256 does not match the one in {RECORD}")
         with safetensors_files.open_file(variables_path) as tensors:  # What is not finite was so when it was saved.
             arrays = {name: tensors.read(name, finite=False) for name in tensors.names}
     except OSError as error:
@@ -491,7 +491,7 @@ def _read(folder: pathlib.Path) -> Contents:
     except UserError as error:
         raise _Damaged(str(error)) from None
     if {name: _signature(array) for name, array in arrays.items()} != record["variables"]:
-        raise _Damaged(f"{variables_path}: other variables than {RECORD} lists")
+        raise _Damaged(f"{variables_path}: its variables differ from those listed in {RECORD}")
     return record["step"], record["state"], arrays
 
 
@@ -500,20 +500,20 @@ def _compare(path: pathlib.Path, variables: Mapping[str, Any], arrays: Mapping[s
     complaints = []
     missing, extra = variables.keys() - arrays.keys(), arrays.keys() - variables.keys()
     if missing:
-        complaints.append(f"not in the checkpoint: {_listed(missing)}")
+        complaints.append(f"missing from the checkpoint: {_listed(missing)}")
     if extra:
         complaints.append(f"only in the checkpoint: {_listed(extra)}")
     other = [
-        f"{name} (here {_signature(variables[name])}, in the checkpoint {_signature(arrays[name])})"
+        f"{name} (model {_signature(variables[name])}, checkpoint {_signature(arrays[name])})"
         for name in variables.keys() & arrays.keys()
         if _signature(variables[name]) != _signature(arrays[name])
     ]
     if other:
-        complaints.append(f"different: {_listed(other)}")
+        complaints.append(f"different dtype or shape: {_listed(other)}")
     if complaints:
         raise UserError(
-            f"{path}: does not fit this model and optimizer; {'; '.join(complaints)}; "
-            "use the flags it was made with, or another folder"
+            f"{path}: does not match this model and optimizer; {'; '.join(complaints)}; "
+            "use the flags that it was created with, or another folder"
         )
 
 

@@ -235,7 +235,8 @@ class TrainConfig(CorpusConfig):
             object.__setattr__(self, "objective_options", cls())
         if type(self.objective_options) is not cls:
             raise UserError(
-                f"objective_options={self.objective_options}: must be the Options of the objective {self.objective}"
+                f"objective_options={self.objective_options}: must be an instance of the Options of the objective "
+                f"{self.objective}"
             )
 
     @classmethod

@@ -49,7 +49,7 @@ def read_cluster(strategy: str, text: str | None = None) -> Cluster:
       UserError: it is no such JSON, names no task of its cluster, or does not go with the strategy.
     """
     text = os.environ.get("TF_CONFIG", "") if text is None else text
-    launch = "start it by `python -m tfzoo.launch --workers=2"
+    launch = "start the run with `python -m tfzoo.launch --workers=2"
     if not text.strip():
         if strategy in ("multi_worker", "parameter_server"):
             servers = " --parameter_servers=1" if strategy == "parameter_server" else ""
@@ -63,15 +63,17 @@ def read_cluster(strategy: str, text: str | None = None) -> Cluster:
         assert 0 <= cluster.index < len(addresses[cluster.kind])
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
         raise UserError(
-            f"TF_CONFIG={text[:200]}: must be {{'cluster': {{'worker': [addresses]}}, "
-            "'task': {'type': 'worker', 'index': i}} as JSON, the task being one of the cluster's"
+            f"TF_CONFIG={text[:200]}: must be JSON of the form {{'cluster': {{'worker': [addresses]}}, "
+            "'task': {'type': 'worker', 'index': i}}, with a task that is in the cluster"
         ) from None
     if strategy == "multi_worker" and (set(addresses) - {"worker", "chief"} or cluster.kind == "evaluator"):
-        raise UserError(f"--strategy=multi_worker: TF_CONFIG has {', '.join(addresses)}; name workers only")
+        raise UserError(f"--strategy=multi_worker: TF_CONFIG lists {', '.join(addresses)}; list only workers")
     if strategy == "parameter_server" and not {"chief", "worker", "ps"} <= set(addresses):
-        raise UserError(f"--strategy=parameter_server: TF_CONFIG has {', '.join(addresses)}; name chief, worker and ps")
+        raise UserError(
+            f"--strategy=parameter_server: TF_CONFIG lists {', '.join(addresses)}; list chief, worker and ps"
+        )
     if strategy not in ("multi_worker", "parameter_server", "tpu") and sum(map(len, addresses.values())) > 1:
-        raise UserError(f"--strategy={strategy}: TF_CONFIG names several tasks; add --strategy=multi_worker")
+        raise UserError(f"--strategy={strategy}: TF_CONFIG lists several tasks; use --strategy=multi_worker")
     return cluster
 
 
@@ -91,7 +93,7 @@ def make_strategy(name: str, *, num_devices: int = 0, tpu: str = ""):
     import tensorflow as tf
 
     if num_devices and name != "mirrored":
-        raise UserError(f"--num_devices={num_devices}: is for --strategy=mirrored; leave it out")
+        raise UserError(f"--num_devices={num_devices}: applies only to --strategy=mirrored; omit it")
     if name == "default":
         return tf.distribute.get_strategy()
     if name == "one_device":
@@ -105,8 +107,8 @@ def make_strategy(name: str, *, num_devices: int = 0, tpu: str = ""):
         except tf.errors.UnknownError as error:  # "Could not start gRPC server": the log says why, the error does not.
             task = read_cluster(name)
             raise UserError(
-                f"TF_CONFIG: {task.addresses[task.kind][task.index]} cannot be listened on ({errors.one_line(error)}); "
-                "end what has that port, or name another"
+                f"TF_CONFIG: cannot listen on {task.addresses[task.kind][task.index]} ({errors.one_line(error)}); "
+                "stop the process that uses this port, or choose another port"
             ) from None
     if name == "tpu":
         return _tpu(tpu)
@@ -121,10 +123,12 @@ def _mirrored(num_devices: int):
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         if num_devices > len(gpus):
-            raise UserError(f"--num_devices={num_devices}: this machine has {len(gpus)} GPUs; ask for no more")
+            raise UserError(
+                f"--num_devices={num_devices}: this machine has only {len(gpus)} GPUs; use at most that many"
+            )
         return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(num_devices or len(gpus))])
     if num_devices < 1:
-        raise UserError("--strategy=mirrored: this machine has no GPU; add --num_devices=2 to try it on its CPU")
+        raise UserError("--strategy=mirrored: this machine has no GPU; add --num_devices=2 to try it on the CPU")
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
@@ -145,7 +149,7 @@ def _tpu(address: str):
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--tpu={address or 'local'}: no TPU answers there ({reason}); name one that does") from None
+        raise UserError(f"--tpu={address or 'local'}: no TPU responds ({reason}); specify a reachable TPU") from None
     return tf.distribute.TPUStrategy(resolver)
 
 
@@ -214,8 +218,8 @@ class Workers:
             if len(set(everyones)) > 1:
                 shown = f" ({', '.join(map(str, everyones))})" if isinstance(fact, int) else ""
                 raise UserError(
-                    f"the workers differ in their {name.replace('_', ' ')}{shown}; give all the same flags and files, "
-                    "and a --run_dir that all of them see"
+                    f"the workers differ in their {name.replace('_', ' ')}{shown}; start all of them with the same "
+                    "flags and files, and with a --run_dir that all of them can access"
                 )
 
 
@@ -241,6 +245,6 @@ def _losing(several: bool) -> Iterator[None]:
             raise
         logging.error("%s: %s", type(error).__name__, errors.one_line(error))  # In case it is something else.
         raise WorkerLost(
-            "another worker of this run is gone; start all of them again with the same command, and they go on "
-            "from the last checkpoint"
+            "another worker of this run was lost; restart all workers with the same command, and they resume from the "
+            "last checkpoint"
         ) from None

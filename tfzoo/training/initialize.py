@@ -39,9 +39,9 @@ class Loaded:
     def __str__(self) -> str:
         """Three lines: how many there are of each, and of those that are not loaded the first few."""
         lines = [f"loaded      {len(self.loaded)} variables"]
-        for what, names in (("new", self.new), ("left over", self.left_over)):
+        for label, names in (("new", self.new), ("unused", self.left_over)):
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            lines.append(f"{what:<11} {shown or 'none'}")
+            lines.append(f"{label:<11} {shown or 'none'}")
         return "\n".join(lines)
 
 
@@ -100,20 +100,20 @@ def _check(model, other, variables, values, folder) -> None:
     missing = [path for path in variables if is_body(path) and path not in values]
     if other.family != model.family and missing:
         raise UserError(
-            f"{folder}: is of the family {other.family}, which has no {missing[0]} as {model.family} has; "
-            f"name one of {model.family}"
+            f"{folder}: belongs to the family {other.family}, which lacks {missing[0]} of {model.family}; "
+            f"specify a model of the family {model.family}"
         )
     mine, its = model.config.resolved(), other.config.resolved()
     for name in _ALIKE:
         if mine[name] != its[name]:
             raise UserError(
-                f"{folder}: {name} is {its[name]!r} there and {mine[name]!r} here, so that its weights would compute "
-                f"something else; take --overrides={name}={its[name]}"
+                f"{folder}: its {name} is {its[name]!r}, but {mine[name]!r} in this model, where its weights would "
+                f"compute something different; use --overrides={name}={its[name]}"
             )
     for path in sorted(variables.keys() & values.keys()):
         shape, its_shape = list(variables[path].shape), list(values[path].shape)
         if shape != its_shape:
             raise UserError(
-                f"{folder}: {path} has the shape {its_shape} there and {shape} here; take the sizes of the model there"
-                + ("" if is_body(path) else ", or leave out that head")
+                f"{folder}: {path} has the shape {its_shape}, but {shape} in this model; use the sizes of the source "
+                "model" + ("" if is_body(path) else ", or omit that head")
             )

@@ -72,8 +72,8 @@ class Inputs:
         """How much there is to learn from, for people."""
         config = self.config
         return (
-            f"{len(self.train_ids):,} tokens in {len(self.train_rows):,} rows to train on, "
-            f"{self.train_rows.padding_share:.1%} of them padding, {len(self.held_out_ids):,} held out; "
+            f"{len(self.train_ids):,} training tokens in {len(self.train_rows):,} rows "
+            f"({self.train_rows.padding_share:.1%} padding), {len(self.held_out_ids):,} held-out tokens; "
             f"{config.steps * config.batch_size / len(self.train_rows):.1f} epochs"
         )
 
@@ -114,8 +114,8 @@ def find_packed(config: TrainConfig, given: Mapping[str, Any]) -> tuple[TrainCon
     for name, value in folder.flags.items():
         if name in given and given[name] != value:
             raise UserError(
-                f"--{name}={given[name]}: {folder.folder} was packed with --{name}={value}; leave it out, or pack the "
-                "text again"
+                f"--{name}={given[name]}: {folder.folder} was packed with --{name}={value}; omit it, or pack the text "
+                "again"
             )
     return config.replace(**folder.flags), folder
 
@@ -173,9 +173,9 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
         before = _fingerprint(resumed / "corpus.json")
         if before != corpus.fingerprint:
             raise UserError(
-                f"--corpus={config.corpus}: the text is not the one this run began with "
+                f"--corpus={config.corpus}: the text differs from the one that this run started with "
                 f"(fingerprint {before[:12]}, now {corpus.fingerprint[:12]}); "
-                "restore the packages or files, or name a new --run_dir"
+                "restore the packages or files, or specify a new --run_dir"
             )
         return corpus, runs.tokenizer_of(resumed)
     given, name = _given_tokenizer(config)
@@ -193,7 +193,7 @@ def _fingerprint(path: pathlib.Path) -> str:
     try:
         return json.loads(path.read_text())["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: missing or damaged; put it back, or name a new --run_dir") from None
+        raise UserError(f"{path}: is missing or damaged; restore it, or specify a new --run_dir") from None
 
 
 def _given_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
@@ -233,7 +233,7 @@ def read_rows(config: CorpusConfig, corpus, tokenizer, objective: Objective):
     rows = tuple(objective.rows(part) for part in parts)
     for name, part in zip(("training", "held-out"), rows, strict=True):
         if not len(part):
-            raise UserError(f"--corpus={config.corpus}: its {name} part holds no words; give more text")
+            raise UserError(f"--corpus={config.corpus}: its {name} part contains no words; provide more text")
     return rows, tuple(part.token_ids for part in parts)
 
 
@@ -246,13 +246,13 @@ def check_sizes(config: TrainConfig, model_config, tokenizer, num_replicas: int)
         )
     if tokenizer.vocab_size != model_config.vocab_size:
         raise UserError(
-            f"--overrides=vocab_size={model_config.vocab_size}: is not the tokenizer's ({tokenizer.vocab_size}); "
-            "leave it out"
+            f"--overrides=vocab_size={model_config.vocab_size}: differs from the tokenizer's vocabulary size "
+            f"({tokenizer.vocab_size}); omit it"
         )
     if config.batch_size % num_replicas:
         raise UserError(
-            f"--batch_size={config.batch_size}: must be a multiple of the {num_replicas} devices that share it"
+            f"--batch_size={config.batch_size}: must be a multiple of the number of devices ({num_replicas})"
         )
     if config.batch_size // num_replicas % config.accumulation:
-        shared = f", shared by {num_replicas} devices" if num_replicas > 1 else ""
+        shared = f", divided among {num_replicas} devices" if num_replicas > 1 else ""
         raise UserError(f"--accumulation={config.accumulation}: must divide --batch_size ({config.batch_size}{shared})")

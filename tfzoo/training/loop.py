@@ -155,7 +155,7 @@ class Trainer:
         verdict = guard.judge(losses.tolist(), self.step, self.progress, config.on_nonfinite, config.max_nonfinite)
         self.progress = verdict.progress
         for number in verdict.nonfinite:
-            logging.warning("the loss of step %d, or its gradient, is not finite: %s", number, config.on_nonfinite)
+            logging.warning("the loss or gradient of step %d is not finite: %s", number, config.on_nonfinite)
         if verdict.action == "stop":
             self._settle()
             raise CheckFailed(
@@ -193,7 +193,7 @@ class Trainer:
         if not self.chief:
             return
         if not (self.run_dir / "flags.cfg").exists():
-            raise UserError(f"{self.run_dir}: is no longer the folder of this run (no flags.cfg); put it back")
+            raise UserError(f"{self.run_dir}: no longer contains this run (no flags.cfg); restore it")
         folder = self.checkpoints.save(
             self.step, self.variables, dataclasses.asdict(self.progress), best=best, wait=False, interim=interim
         )
@@ -209,7 +209,7 @@ class Trainer:
         self._settle()
         back = self.checkpoints.restore(self.variables, interim=False)
         if self.chief and back is None:
-            raise UserError(f"{self.run_dir / 'checkpoints'}: its checkpoints are gone; put them back")
+            raise UserError(f"{self.run_dir / 'checkpoints'}: the checkpoints no longer exist; restore them")
         self.step, saved = back or (-1, {})  # Of a worker that does not see what the chief does.
         self.workers.check_alike(last_step=self.step)
         self.progress = guard.after_rollback(Progress(**saved), self.progress, self.step, failed)
@@ -328,7 +328,7 @@ class Trainer:
             parameters = sum(model.count_params() for model in self.models.values())
             print(f"{config.model}: {parameters:,} parameters; {self.inputs.summary()}")
             if self.loaded:
-                print(f"from {config.init_from}:\n{self.loaded}")
+                print(f"initialized from {config.init_from}:\n{self.loaded}")
 
     def _write_records(self) -> None:
         """The files of the run's folder that say what the run is; flags.cfg, written last, makes it one."""
@@ -348,12 +348,12 @@ class Trainer:
         replicas = self.strategy.num_replicas_in_sync
         held_out = self.inputs.evaluation_batches(replicas)  # As one device reads them.
         if self.log:
-            with progress_lib.stage("measuring what can be had without a model"):
+            with progress_lib.stage("computing baselines"):
                 train_ids, batches = np.asarray(self.inputs.train_ids), list(held_out.as_numpy_iterator())
                 self.baselines = self.inputs.objective.baselines(train_ids, batches)
             if self.resuming:
                 saved = "" if self.checkpoints.steps() else ": no checkpoint was saved"
-                print(f"going on at step {self.step:,} of {self.config.steps:,}{saved}")
+                print(f"resuming at step {self.step:,} of {self.config.steps:,}{saved}")
         self.evaluation = distribution.spread(
             self.strategy, lambda context: self.inputs.evaluation_batches(replicas, context)
         )
@@ -453,6 +453,6 @@ class Trainer:
 
     def _farewell(self, done: bool) -> str:
         if done:
-            return f"done: {self.run_dir} holds the run; its curve is {self.run_dir / 'loss.png'}"
+            return f"done: the run is in {self.run_dir}; its loss curve is {self.run_dir / 'loss.png'}"
         why = self.stop.asked or "another worker's signal"
-        return f"stopped by {why} at step {self.step:,}; all is saved, and the same command goes on from there"
+        return f"stopped by {why} at step {self.step:,}; everything is saved, and the same command resumes from there"

@@ -30,7 +30,9 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         if schedule in ("linear", "cosine") and warmup_steps > total_steps:
             raise UserError(f"--warmup_steps={warmup_steps}: must not exceed --steps ({total_steps})")
         if end and schedule not in ("linear", "cosine"):
-            raise UserError(f"--final_learning_rate={end:g}: the schedule {schedule} has no end; leave it out")
+            raise UserError(
+                f"--final_learning_rate={end:g}: the schedule {schedule} has no final learning rate; omit it"
+            )
         self.peak, self.end, self.schedule = peak, end, schedule
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
 

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from tfzoo import files
 from tfzoo.errors import UserError
 
+# The baselines of tfzoo.objectives, as an evaluation's table names them.
+_BASELINE_LABELS = {"frequency": "most frequent token", "neighbour": "bigram baseline"}
+
 
 def evaluation_table(
     step: int, figures: dict[str, float], baselines: dict[str, dict[str, float]], rows: Sequence[tuple[str, str, str]]
@@ -21,7 +24,10 @@ def evaluation_table(
       baselines: {"frequency": {name: value}, ...}; a perplexity is made of its loss.
       rows: an objective's FIGURES: (label, name, format).
     """
-    lines = [f"step {step:>6,}, held out       model" + "".join(f"{f'by {name}':>14}" for name in baselines)]
+    columns = {name: _BASELINE_LABELS.get(name, name) for name in baselines}
+    widths = [max(14, len(label) + 2) for label in columns.values()]
+    header = "".join(f"{label:>{width}}" for label, width in zip(columns.values(), widths, strict=True))
+    lines = [f"step {step:>6,}, held out         model{header}"]
     for label, name, form in rows:
         if name not in figures:
             continue
@@ -30,7 +36,8 @@ def evaluation_table(
             loss = baseline.get(name.replace("_perplexity", "_loss"), math.nan)
             guesses.append(math.exp(loss) if name.endswith("_perplexity") else loss)
         cells = [form.format(value) for value in (figures[name], *guesses)]
-        lines.append(f"  {label:<20} {cells[0]:>10}" + "".join(f"{cell:>14}" for cell in cells[1:]))
+        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
+        lines.append(f"  {label:<22} {cells[0]:>10}{row}")
     return "\n".join(lines)
 
 
@@ -89,7 +96,7 @@ class MetricsLog:
                 else " ".join(error.message.split())[-200:]
             )
             raise UserError(
-                f"{self._path.with_name('events')}: cannot be written ({why}); free some space there"
+                f"{self._path.with_name('events')}: cannot be written ({why}); free some disk space"
             ) from None
 
     def close(self) -> None:

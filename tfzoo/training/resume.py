@@ -20,7 +20,7 @@ def check_run_dir(config: TrainConfig) -> bool:
     record = run_dir / "flags.cfg"
     if record.exists():
         if not config.resume:
-            raise UserError(f"--run_dir={run_dir}: holds a run already; name a new folder, or leave out --noresume")
+            raise UserError(f"--run_dir={run_dir}: already contains a run; specify a new folder, or omit --noresume")
         _compare(TrainConfig.read(record, config.run_dir), config)
         return True
     # flags.cfg is written last: with these alone a run was killed while it began, and begins again.
@@ -30,7 +30,7 @@ def check_run_dir(config: TrainConfig) -> bool:
         or any(entry.name not in begun and not entry.name.endswith(files.PARTIAL) for entry in run_dir.iterdir())
     )
     if strange:
-        raise UserError(f"--run_dir={run_dir}: exists and holds no run (no flags.cfg); name a new folder")
+        raise UserError(f"--run_dir={run_dir}: exists but contains no run (no flags.cfg); specify a new folder")
     if not run_dir.exists():
         files.check_can_be_made(run_dir, "run_dir")
     return False
@@ -57,8 +57,8 @@ def check_steps(config: TrainConfig, step: int) -> None:
     """Raises UserError where a run has gone further than it is asked to."""
     if step > config.steps:
         raise UserError(
-            f"--steps={config.steps}: the run in --run_dir={config.run_dir} is at step {step} already; ask for at "
-            "least as many, or name a new --run_dir"
+            f"--steps={config.steps}: the run in --run_dir={config.run_dir} is already at step {step}; request at "
+            "least that many steps, or specify a new --run_dir"
         )
 
 
@@ -71,13 +71,16 @@ def _compare(before: TrainConfig, now: TrainConfig) -> None:
     if changed:
         listed = ", ".join(f"--{name} ({_shown(old.get(name))} -> {_shown(new.get(name))})" for name in changed)
         raise UserError(
-            f"--run_dir={now.run_dir}: was begun with other flags: {listed}; keep them, or name a new folder"
+            f"--run_dir={now.run_dir}: was started with different flags: {listed}; keep the original values, or "
+            "specify a new folder"
         )
     if now.steps != before.steps and now.schedule in ("linear", "cosine"):
-        logging.warning("--steps changes from %d to %d, and the schedule with it", before.steps, now.steps)
+        logging.warning(
+            "--steps changes from %d to %d, and the learning-rate schedule with it", before.steps, now.steps
+        )
     if now.accumulation != before.accumulation:
         logging.warning(
-            "--accumulation changes from %d to %d: the same updates, dropout drawn anew",
+            "--accumulation changes from %d to %d: the updates are equivalent, but dropout draws other masks",
             before.accumulation,
             now.accumulation,
         )

@@ -77,14 +77,14 @@ def is_run(folder: str | os.PathLike) -> bool:
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.exists():
-        raise UserError(f"--model_dir={folder}: has no {CONFIG}; name a run's or a Hugging Face folder")
+        raise UserError(f"--model_dir={folder}: contains no {CONFIG}; specify a run folder or a Hugging Face folder")
     record = json_files.read(path)
     if "models" not in record and "config" in record:  # Of an earlier version, which had one model.
         tokenizer = {"tokenizer": record["tokenizer"]} if "tokenizer" in record else {}
         record = {"models": {MAIN: {key: record.get(key) for key in _MODEL_FIELDS}}} | tokenizer
     json_files.check(record, _FIELDS, path)
     if not record["models"]:
-        raise UserError(f"{path}: names no model; name a folder that tfzoo.train wrote")
+        raise UserError(f"{path}: lists no models; specify a folder written by tfzoo.train")
     for role, entry in record["models"].items():
         json_files.check(entry, _MODEL_FIELDS, f"{path}: {role}")
     return record
@@ -109,13 +109,13 @@ def _tokenizer(folder: pathlib.Path, record: Mapping[str, Any]):
     fingerprint = record.get("tokenizer")
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
-            f"{folder / 'tokenizer'} has {tokenizer.vocab_size} tokens, the model's vocab_size is {vocab_size}; "
-            "put the run's own tokenizer back"
+            f"{folder / 'tokenizer'}: has {tokenizer.vocab_size} tokens, but the model's vocab_size is {vocab_size}; "
+            "restore the run's own tokenizer"
         )
     if fingerprint not in (None, tokenizer.fingerprint()):  # Runs of an earlier version have none.
         raise UserError(
-            f"{folder / 'tokenizer'}: is not the tokenizer of the run (fingerprint {tokenizer.fingerprint()[:12]}, in "
-            f"{folder / CONFIG} {str(fingerprint)[:12]}); put the run's own back"
+            f"{folder / 'tokenizer'}: is not the tokenizer of this run (fingerprint {tokenizer.fingerprint()[:12]}, "
+            f"but {str(fingerprint)[:12]} in {folder / CONFIG}); restore the run's own tokenizer"
         )
     return tokenizer
 
@@ -162,7 +162,7 @@ def load(
     if not is_run(folder) and huggingface.is_folder(folder):
         for name, value in (("checkpoint", checkpoint_dir), ("role", role)):
             if value is not None:
-                raise UserError(f"--{name}={value}: {folder} is not a run's folder (it has no flags.cfg); omit it")
+                raise UserError(f"--{name}={value}: {folder} is not a run folder (it contains no flags.cfg); omit it")
         return huggingface.load(folder, **options)
     tokenizer = tokenizer_of(folder)
     model = load_model(folder, checkpoint_dir, role, **options)
@@ -178,7 +178,9 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
     role = role or _main_role(record)
     if role not in record["models"]:
         names = list(record["models"])
-        raise UserError(f"{folder}: has no model {role!r}{suggest(role, names)}; it has {', '.join(names)}")
+        raise UserError(
+            f"{folder}: contains no model {role!r}{suggest(role, names)}; its models are {', '.join(names)}"
+        )
     model = _build(record["models"][role], **options)
     if checkpoint_dir is None and (folder / "best").exists():
         checkpoint_dir = folder / "best"
@@ -218,9 +220,9 @@ def _assign(path: pathlib.Path, model, role: str, arrays: Mapping[str, Any], fre
     if fresh_heads:
         fresh = {name for name in variables.keys() - values.keys() if not table.is_body(name)}
         left = {name for name in values.keys() - variables.keys() if not table.is_body(name)}
-        for names, what in ((fresh, "begin fresh"), (left, "are left in the checkpoint")):
-            if told := sorted(name for name in names if not name.endswith(table.STATE)):
-                logging.info("%s: %s %s", path, ", ".join(told), what)
+        for names, outcome in ((fresh, "newly initialized"), (left, "in the checkpoint but unused")):
+            if listed := sorted(name for name in names if not name.endswith(table.STATE)):
+                logging.info("%s: %s: %s", path, outcome, ", ".join(listed))
         variables = {name: variable for name, variable in variables.items() if name not in fresh}
         values = {name: array for name, array in values.items() if name not in left}
     for name, variable in variables.items():

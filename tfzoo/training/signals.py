@@ -33,7 +33,7 @@ class StopOnSignal:
     def _note(self, number, frame) -> None:
         if not self.ready:
             why = signal.Signals(number).name
-            print(f"stopped by {why} before the first step; there was nothing to save", flush=True)
+            print(f"stopped by {why} before the first step; there is nothing to save", flush=True)
             if self._alone:
                 raise SystemExit(cli.STOPPED)
             os._exit(cli.STOPPED)  # An exception would get lost in TensorFlow, where it waits for other workers.
