@@ -1,4 +1,4 @@
-"""Sizes and choices: bounds, types, overrides, each error by the field's name. Needs no TensorFlow."""
+"""Model configs: bounds, types and overrides; each error names the field. Does not need TensorFlow."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ class TransformerConfigTest(unittest.TestCase):
         self.refused("positions .'learned'. must be relative for position_init", position_initializer="near")
 
     def test_heads(self):
-        TransformerConfig(**SIZES | dict(hidden_size=10, head_dim=8))  # Any size goes with one that is given.
+        TransformerConfig(**SIZES | dict(hidden_size=10, head_dim=8))  # An explicit head_dim allows any size.
         self.refused(r"num_heads \(3\) must be a multiple of num_kv_heads \(2\)", num_kv_heads=2)
         self.assertEqual(TransformerConfig(**SIZES, num_kv_heads=1).num_kv_heads, 1)
         self.refused(r"head_dim \(5\) must be even for rotary positions", head_dim=5, positions="rotary")

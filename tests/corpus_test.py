@@ -1,4 +1,4 @@
-"""The corpus command: its vocabulary is training's, and training from what it packed is training from the text."""
+"""The corpus command: its vocabulary equals that of training, and packed rows train like the text itself."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ class CorpusTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = helpers.temporary_folder(self)
-        for number in (signal.SIGTERM, signal.SIGINT):  # Training takes these for itself.
+        for number in (signal.SIGTERM, signal.SIGINT):  # Training reinstalls these signal handlers.
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.enterContext(mock.patch.object(report, "plot"))
 
@@ -128,14 +128,14 @@ class CorpusTest(tf.test.TestCase):
         raw, from_packed = self.folder / "raw", self.folder / "packed"
         one = self.assert_done(training(*self.flags(raw)))
         whole = self.flags(from_packed, corpus=self.packed)
-        # What packing decided need not be said.
+        # Options fixed by packing may be omitted.
         needless = ("objective", "sequence_length", "vocab_size")
         flags = [flag for flag in whole if flag.split("=")[0].lstrip("-") not in needless]
         two = self.assert_done(training(*flags))
         self.assertEqual(tiny_run.measured(raw), tiny_run.measured(from_packed))
-        self.assertEqual(one.replace(str(raw), ""), two.replace(str(from_packed), ""))  # Baselines too.
+        self.assertEqual(one.replace(str(raw), ""), two.replace(str(from_packed), ""))  # Including the baselines.
 
-        # The log's share is that of the batches, whose padding belongs to no block.
+        # The logged fraction is that of the batches, in which padding belongs to no document.
         opened = PackedFolder.open(self.packed)
         self.assertIn(f" rows ({opened.rows('train').padding_share:.1%} padding), ", one)
         batches = pipeline.training_batches(
@@ -146,13 +146,13 @@ class CorpusTest(tf.test.TestCase):
         (logged,) = [record for record in tiny_run.records(raw) if "loss" in record]
         self.assertAlmostEqual(logged["padding_share"], share, places=12)
 
-        # Cut back into the middle of what a line of the log is about.
+        # Resume from the middle of a logging interval.
         shutil.rmtree(from_packed / "checkpoints" / f"{4:08}")
         (from_packed / "best").unlink(missing_ok=True)
         again = training(f"--flagfile={from_packed / 'flags.cfg'}", f"--run_dir={from_packed}")
         self.assertIn("resuming at step 2", self.assert_done(again))
         self.assertEqual(tiny_run.measured(raw), tiny_run.measured(from_packed))
-        # A run of another folder is another run.
+        # Another packed folder makes another run.
         record = from_packed / "corpus.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"fingerprint": "f" * 64}))
         self.assert_error(
@@ -189,7 +189,7 @@ class CorpusTest(tf.test.TestCase):
             with self.subTest(name):
                 result = training(*self.flags(self.folder / "run", corpus=folder), "--noresume")
                 self.assert_error(f"{path}: {pattern}", result)
-        # Another tokenizer in the folder's is found by what it does.
+        # Another tokenizer in the folder is detected by its fingerprint.
         folder = self.folder / "swapped"
         shutil.copytree(self.packed, folder)
         other = train_tokenizer("characters", ["abc"], 100, True)
@@ -218,7 +218,7 @@ class CorpusTest(tf.test.TestCase):
             inputs.read_corpus(config, run_dir, opened)
 
     def killed_while_packing(self, arguments, shards):
-        """Whether the command still ran when so many shards were seen."""
+        """Returns whether the command was still running when this number of shards existed."""
         command = [sys.executable, "-m", "tfzoo.corpus", "pack", *arguments]
         with subprocess.Popen(command, cwd=helpers.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             while process.poll() is None and len(list(self.folder.glob("packed.*.partial/*_record"))) < shards:
@@ -231,9 +231,9 @@ class CorpusTest(tf.test.TestCase):
     def test_the_command_killed_at_any_moment(self):
         output = self.folder / "packed"
         arguments = [*self.common, *self.packing("causal"), "--shard_rows=5", f"--output_dir={output}"]
-        for shards in (0, 40):  # Of about a hundred.
+        for shards in (0, 40):  # Out of about a hundred.
             while not self.killed_while_packing(arguments, shards + 1):
-                shutil.rmtree(output)  # It was done before this process looked.
+                shutil.rmtree(output)  # It finished before this process checked.
             self.assertFalse(output.exists())
             (left,) = self.folder.glob("packed.*")
             self.assertTrue(left.name.endswith(files.PARTIAL))

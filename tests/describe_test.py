@@ -1,4 +1,4 @@
-"""What a model costs: by hand-counted figures."""
+"""The costs of a model, compared with figures computed by hand."""
 
 import tensorflow as tf
 
@@ -15,7 +15,7 @@ def flops(name, heads=(), length=128, **overrides):
 
 class DescribeTest(tf.test.TestCase):
     def test_flops_of_bert_base(self):
-        # A layer: 4 E^2 of attention, 2 E F of the MLP; L E scores and as many weighted sums. Two each.
+        # Per layer: 4 E^2 for attention, 2 E F for the MLP, L E each for scores and weighted sums; two FLOPs each.
         layer = 2 * (4 * 768**2 + 2 * 768 * 3072) + 4 * 128 * 768
         self.assertEqual(flops("bert_base"), 12 * layer)
         transform, words = 2 * 768**2, 2 * 768 * 30522
@@ -35,7 +35,7 @@ class DescribeTest(tf.test.TestCase):
 
     def test_learning_from_a_row(self):
         sizes = dict(vocab_size=50, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12, max_positions=16)
-        # Kaplan et al. 2020: 6 for each number of a matrix, 12 L E for a layer's attention. E 8, F 12, V 50.
+        # Kaplan et al. 2020: 6 FLOPs per matrix element, 12 L E for the attention of a layer. E 8, F 12, V 50.
         layer, words = 4 * 8**2 + 2 * 8 * 12, 8 * 50
         decoder = models.build("gpt2", **sizes)
         self.assertEqual(costs.training_flops(decoder, 10), 10 * (2 * (6 * layer + 12 * 10 * 8) + 6 * words))
@@ -71,7 +71,7 @@ class DescribeTest(tf.test.TestCase):
             code, text = run(*flags)
             self.assertEqual(code, cli.WRONG_USE)
             self.assertIn(message, text)
-        for name in ("t5_small", "xlnet_base"):  # Relative positions have no end.
+        for name in ("t5_small", "xlnet_base"):  # Relative positions have no maximum length.
             self.assertIn("at length 4,096\n", run(f"--model={name}", "--sequence_length=4096")[1])
         flags = ["--model=bert_tiny", "--overrides=max_positions=600", "--sequence_length=600"]
         self.assertIn("at length 600\n", run(*flags)[1])

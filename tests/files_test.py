@@ -1,4 +1,4 @@
-"""What is written is there whole or not at all, and one process at a time writes in a folder."""
+"""Writes are atomic, and only one process at a time writes to a folder."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ class FilesCase(unittest.TestCase):
         self.folder = temporary_folder(self)
 
     def in_a_child(self, function):
-        """The exit code of a forked process that calls `function`."""
+        """Returns the exit code of a forked process that calls `function`."""
         child = os.fork()
         if not child:
             try:
@@ -29,7 +29,7 @@ class FilesCase(unittest.TestCase):
 
 class RefusedTest(FilesCase):
     def refused(self, function):
-        """Calls `function` where no file may have more than a megabyte; the message of the error that it must raise."""
+        """Calls `function` with a file-size limit of one megabyte; returns the message of the error it must raise."""
         read, write = os.pipe()
 
         def limited():

@@ -1,4 +1,4 @@
-"""hf://NAME[@REVISION] against a small server of our own that speaks the hub's API."""
+"""hf://NAME[@REVISION], tested with a small local server that implements the API of the hub."""
 
 import contextlib
 import hashlib
@@ -33,12 +33,12 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         self.repositories: dict[str, dict] = {}
-        self.asked: list[str] = []  # Paths of files whose content was asked for.
+        self.asked: list[str] = []  # Paths of requested files.
         super().__init__(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def commit(self, name: str, files: dict[str, bytes], *refs: str) -> str:
-        """Puts files there, and lets `refs`, branches and tags, point at them; their commit."""
+        """Adds a commit with these files, points `refs` (branches and tags) to it, and returns it."""
         repository = self.repositories.setdefault(name, {"refs": {}, "commits": {}, "gated": False})
         commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         repository["commits"][commit] = files
@@ -101,7 +101,7 @@ class HubTest(tf.test.TestCase):
         cls.model = helpers.noisy_model("bert_tiny", vocab_size=len(WORDS), **SIZES)
         cls.tokenizer = WordPiece(WORDS, lowercase=True)
         tfzoo.save(cls.model, cls.shared / "model", cls.tokenizer)
-        # What a repository may hold besides, some of which would run as code.
+        # Other files that a repository may contain, some of which would be executed as code.
         cls.files = files_of(cls.shared / "model")
         names = "pytorch_model.bin model.pt modeling_x.py tf_model.h5 flax_model.msgpack rust_model.ot README.md"
         names += " flags.cfg .gitattributes onnx/model.onnx consolidated.safetensors 1_Pooling/code.py optimizer.bin"
@@ -121,7 +121,7 @@ class HubTest(tf.test.TestCase):
         self.server.server_close()
 
     def new_process(self, **environment):
-        """What was fetched counts no longer, as in another process with these variables."""
+        """Clears the state of the process, as in a new process with these environment variables."""
         hub._fetch.cache_clear()
         self.addCleanup(hub._fetch.cache_clear)
         names = ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -172,7 +172,7 @@ class HubTest(tf.test.TestCase):
         second = self.server.commit("m", self.files | {"vocab.txt": b"b"}, "main", "refs%2Fpr%2F1")
         for revision, commit in (("", second), ("@main", second), ("@v1", first), (f"@{first}", first)):
             self.assertEqual(hub.pin(f"hf://m{revision}"), f"hf://m@{commit}")
-        # In one process a model stays what it was.
+        # The commit does not change within a process.
         third = self.server.commit("m", self.files | {"vocab.txt": b"c"}, "main")
         self.assertEqual(hub.folder("hf://m").name, second)
         self.new_process(HF_ENDPOINT=self.server.address, HF_HUB_CACHE=str(self.cache))
@@ -201,7 +201,7 @@ class HubTest(tf.test.TestCase):
     def test_a_hub_that_cannot_be_reached(self):
         commit = self.server.commit("m", self.files, "main")
         hub.folder("hf://m")
-        with socket.socket() as nobody:  # Bound, and not listening.
+        with socket.socket() as nobody:  # Bound, but not listening.
             nobody.bind(("127.0.0.1", 0))
             gone = f"http://127.0.0.1:{nobody.getsockname()[1]}"
             self.new_process(HF_ENDPOINT=gone, HF_HOME=str(self.folder / "home"))
@@ -238,7 +238,7 @@ class HubTest(tf.test.TestCase):
         self.assertEqual(hub.folder("/no/such"), pathlib.Path("/no/such"))
 
     def test_every_program(self):
-        """Each entry point asks for the same model, and says the same of a name without a folder."""
+        """Each entry point requests the same model, and reports the same error for a name without a folder."""
         self.server.commit("bert", self.files, "main")
         programs = {
             generate: ["--prompt=a"],
@@ -257,7 +257,7 @@ class HubTest(tf.test.TestCase):
         for program in (generate, score):
             code, _, err = helpers.run(program, "--model_dir=hf://bert", *programs[program])
             self.assertEqual(code, 2)
-            self.assertRegex(err, "decoder|language model")  # It was read: BERT writes no texts.
+            self.assertRegex(err, "decoder|language model")  # The model was read: BERT cannot generate text.
 
     def test_training_keeps_the_commit(self):
         first = self.server.commit("bert", self.files, "main")
@@ -269,7 +269,7 @@ class HubTest(tf.test.TestCase):
         self.assertEqual(code, 0, err)
         self.assertIn(f"from hf://bert@{first}:\nloaded ", out)
         self.assertIn(f"--init_from=hf://bert@{first}\n", (run_dir / "flags.cfg").read_text())
-        # The run goes on with what it began with, whatever the name stands for by now, and whether it is there or not.
+        # The run resumes with its original commit, even if the name now refers to another commit or does not exist.
         self.server.commit("bert", self.files | {"README.md": b"new"}, "main")
         self.new_process(HF_ENDPOINT=self.server.address, HF_HUB_CACHE=str(self.cache))
         flags[flags.index("--steps=1")] = "--steps=2"

@@ -1,4 +1,4 @@
-"""The one reader of JSON: what it takes, what it refuses, and how it says so. No TensorFlow."""
+"""The JSON reader: what it accepts, what it rejects, and its messages. Does not need TensorFlow."""
 
 import json
 import os
@@ -61,7 +61,7 @@ class ReadTest(Case):
             (b"true", f": contains true or false, not an object{again}"),
             (b"null", f": contains null, not an object{again}"),
             (b'{"a": 1,\n "a": 1}', ", line 2: the key 'a' appears twice; remove one"),
-            # Of one object: the others have it once each, one of them in other letters.
+            # Duplicate within one object; the other objects contain the key once, one of them with an escape sequence.
             (
                 b'{"x": "a", "b": [{"a": 1}, {"a": 2,\n"c": {"a": 3, "x": "\\"a\\": 1"},\n"\\u0061": 4}], "a": 5}',
                 ", line 3: the key 'a' appears twice; remove one",

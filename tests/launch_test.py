@@ -1,4 +1,4 @@
-"""Starting, listening to and ending several processes as one; the commands here are short and use no TensorFlow."""
+"""Starts, monitors and terminates several processes as one; the commands here are short and do not use TensorFlow."""
 
 import json
 import os
@@ -58,7 +58,7 @@ class LaunchTest(unittest.TestCase):
             ("raise SystemExit(4)", 4),
             ("raise SystemExit(77)", 5),
         ):
-            code, _, err = run("--workers=2", code=dying.format(death))  # It ends before worker 0 would by itself.
+            code, _, err = run("--workers=2", code=dying.format(death))  # It ends before worker 0 would end by itself.
             self.assertEqual(code, expected, err)
             self.assertRegex(
                 err,
@@ -141,7 +141,7 @@ class LaunchTest(unittest.TestCase):
     def test_nothing_is_left_behind(self):
         process = started("--workers=2", code="import os, time; print(os.getpid(), flush=True); time.sleep(86400)")
         pids = [int(process.stdout.readline().split("] ")[1]) for _ in range(2)]
-        process.send_signal(signal.SIGTERM)  # Whose default is to end.
+        process.send_signal(signal.SIGTERM)  # The default action of this signal terminates the process.
         process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, 5)
         for pid in pids:

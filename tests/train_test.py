@@ -1,7 +1,7 @@
-"""The training command as people meet it: what it refuses, what it leaves in a run's folder, and that runs repeat.
+"""The training command from a user's view: rejected input, the content of a run's folder, and reproducibility.
 
-Every run here happens in this process, through `cli.run`; tests/faults_test.py kills runs in processes of their own.
-A run takes seconds, nearly all of them tracing, so that tests share runs where they only read them.
+Every run is made in this process, through `cli.run`; tests/faults_test.py kills runs in separate processes. A run takes
+seconds, mostly for tracing, so tests that only read runs share them.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ from tfzoo.training import checkpoint, inputs, loop, optimizers, report, runs
 from tfzoo.training import step as step_lib
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
-# What describes the runs whose folder the tests only read, or copy and go on with.
+# The flags of the runs whose folders the tests only read, or copy and resume.
 SHARED = dict(steps=6, checkpoint_every=2, evaluate_every=3, keep_checkpoints=9)
 
 
 def run(*argv):
-    """(exit code, stdout, stderr) of the training command."""
+    """Returns (exit code, stdout, stderr) of the training command."""
     return helpers.run(train, *argv)
 
 
 def content(folder):
-    """Every file's bytes, by its path."""
+    """Returns the content of every file, by its path."""
     return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
@@ -59,9 +59,9 @@ class TrainCase(tf.test.TestCase):
         super().setUp()
         self.folder = helpers.temporary_folder(self)
         self.run_dir = self.folder / "run"
-        for number in (signal.SIGTERM, signal.SIGINT):  # The command takes these for itself.
+        for number in (signal.SIGTERM, signal.SIGINT):  # The command installs its own handlers.
             self.addCleanup(signal.signal, number, signal.getsignal(number))
-        self.enterContext(mock.patch.object(report, "plot"))  # Drawing takes a quarter of such a run.
+        self.enterContext(mock.patch.object(report, "plot"))  # Plotting takes a quarter of the time of such a run.
 
     def flags(self, **others):
         return [*tiny_run.flags(self.shared, **(SHARED | others))]
@@ -72,7 +72,7 @@ class TrainCase(tf.test.TestCase):
         return out
 
     def assert_error(self, pattern, *argv, run_dir=None):
-        """Exit code 2, one line on stderr, nothing on stdout, and --run_dir left as it was."""
+        """Checks for exit code 2, one line on stderr, nothing on stdout, and an unchanged --run_dir."""
         run_dir = run_dir or self.run_dir
         before = content(run_dir), run_dir.exists()
         code, out, err = run(*argv, f"--run_dir={run_dir}")
@@ -81,7 +81,7 @@ class TrainCase(tf.test.TestCase):
         self.assertEqual((content(run_dir), run_dir.exists()), before)
 
     def cut_back(self, run_dir, step):
-        """A copy of a finished run's folder as a kill after `step`'s checkpoint would have left it."""
+        """Copies the folder of a finished run, as if the run had been killed after the checkpoint of `step`."""
         shutil.copytree(run_dir, self.run_dir, symlinks=True)
         later = [path for path in (self.run_dir / "checkpoints").iterdir() if int(path.name) > step]
         self.assertNotEmpty(later)
@@ -92,7 +92,7 @@ class TrainCase(tf.test.TestCase):
 
 
 class FlagsTest(TrainCase):
-    """What is wrong with the flags is said in one line, before anything is written."""
+    """Errors in the flags are reported in one line, before anything is written."""
 
     def test_a_flag_by_itself(self):
         for pattern, argument in (
@@ -140,7 +140,7 @@ class FlagsTest(TrainCase):
                 dict(model="performer_small", next_sentence="false"),
             ),
             (r"--overrides=vocab_size=150: .*\(\d+\)", dict(overrides=f"{sizes},vocab_size=150")),
-            # Larger would train rows for tokens that no text has, and no tokenizer could name.
+            # A larger value would train embeddings of tokens that do not exist in the tokenizer.
             (r"--overrides=vocab_size=999: .*\(\d+\)", dict(overrides=f"{sizes},vocab_size=999")),
             (
                 r"--overrides=vocab_size=14: .*\(13\)",
@@ -190,7 +190,7 @@ class FlagsTest(TrainCase):
 
 
 class RunTest(TrainCase):
-    """One run of two evaluations, and what becomes of its folder."""
+    """A run with two evaluations, and further uses of its folder."""
 
     @classmethod
     def setUpClass(cls):
@@ -221,7 +221,7 @@ class RunTest(TrainCase):
                 ["step", "loss", "padding_share", "learning_rate", "tokens_per_second", "model_tflops"],
             )
             self.assertGreater(record["tokens_per_second"], 0)
-        # Warm-up over two updates, then down to 0.
+        # Warmup over two updates, then down to 0.
         self.assertAllClose([r["learning_rate"] for r in trained], [0.005, 0.01, 0.01, 0.0075, 0.005, 0.0025])
         self.assertEqual([record["step"] for record in evaluated], [3, 6])
         for record in evaluated:
@@ -259,12 +259,12 @@ class RunTest(TrainCase):
         for step in (3, 6):
             folder = self.done / "checkpoints" / f"{step:08d}"
             if not folder.exists():
-                continue  # Not the best, and 3 is no multiple of 2.
+                continue  # Not the best one, and 3 is not a multiple of 2.
             model, tokenizer = runs.load(self.done, folder)
             corpus = load_corpus(flags["corpus"], cache_dir=None)
             objective = MaskedLM(tokenizer, int(flags["sequence_length"]))
             rows = PairRows(tokenize(corpus.held_out, tokenizer), objective.row_tokens)
-            parts = int(flags["accumulation"])  # As the training step, it computes so many parts of a batch.
+            parts = int(flags["accumulation"])  # Like the training step, it divides a batch into this many parts.
             count = int(flags["evaluate_batches"]) * parts
             batches = pipeline.evaluation_batches(rows, objective, batch_size=4 // parts, seed=0, num_batches=count)
             figures = step_lib.make_evaluation(tf.distribute.get_strategy(), {"main": model}, objective.evaluators())(
@@ -282,7 +282,7 @@ class RunTest(TrainCase):
 
     def test_resumed_with_other_cadences_it_logs_the_same(self):
         self.cut_back(self.done, step=2)
-        for name in ("flags.cfg.99.partial", "loss.png.99.partial"):  # As a kill may leave them.
+        for name in ("flags.cfg.99.partial", "loss.png.99.partial"):  # As a killed process may leave them.
             (self.run_dir / name).write_text("half")
         others = dict(steps_per_call=3, checkpoint_every=4, evaluate_every=6, evaluate_batches=1, keep_checkpoints=1)
         out = self.assert_done(*self.flags(**others), f"--run_dir={self.run_dir}")
@@ -327,7 +327,7 @@ class RunTest(TrainCase):
         before = {key: value for key, value in self.expected.items() if key[0] < 3 or key == (3, "loss")}
         self.assertEqual({k: v for k, v in tiny_run.measured(stopped).items() if k in before}, before)
         self.assertNotIn((3, "masked_lm_loss"), tiny_run.measured(stopped))
-        # Measured first of all when it goes on; also when that was logged and killed before anything was saved.
+        # A resumed run starts with the evaluation, even if it was logged before a kill without saving.
         self.assert_done(*self.flags(), f"--run_dir={stopped}")
         self.assertEqual(tiny_run.measured(stopped), self.expected)
         self.cut_back(stopped, step=3)
@@ -338,7 +338,7 @@ class RunTest(TrainCase):
             self.assertEqual((run_dir / "best").readlink(), (self.done / "best").readlink())
 
     def test_a_call_takes_few_seconds(self):
-        """As many updates as fit in CALL_SECONDS, by a clock that advances two seconds an update."""
+        """As many updates as fit into CALL_SECONDS, with a clock that advances two seconds per update."""
         make, counts, clock = step_lib.make_step, [], [0.0]
 
         def made(*args, **kwargs):
@@ -468,10 +468,10 @@ class InitTest(TrainCase):
             if name.startswith("model/") and "seed" not in name:
                 np.testing.assert_array_equal(ends[1][name], array, name)  # The learning rate is 0.
         self.assertEqual(runs.tokenizer_of(self.run_dir).fingerprint(), runs.tokenizer_of(first).fingerprint())
-        # A resume does not begin again, and needs the source no longer.
+        # A resumed run is not initialized again, and does not need the source any more.
         shutil.move(first, self.folder / "gone")
         self.assert_done(*flags, f"--run_dir={self.run_dir}")
-        # Another objective's head is unused.
+        # The head of another objective is unused.
         flags = self.flags(steps=2, evaluate_every=2, init_from=self.folder / "gone", next_sentence="false")
         out = self.assert_done(*flags, f"--run_dir={self.folder / 'third'}")
         self.assertRegex(out, r"new +none\nunused +.*next_sentence/dense/kernel")
@@ -504,7 +504,7 @@ class PythonTest(TrainCase):
         self.assertBetween(records[0]["confidence"], 1 / 500, 1)
         self.assertIsInstance(names["model"], tf.keras.Model)
         self.assertEqual(names["trainer"].step, 6)
-        self.assertEqual(signal.getsignal(signal.SIGINT), handler)  # Given back.
+        self.assertEqual(signal.getsignal(signal.SIGINT), handler)  # The original handlers are restored.
 
 
 class NotANumberTest(TrainCase):
@@ -525,7 +525,7 @@ class NotANumberTest(TrainCase):
 
     @contextlib.contextmanager
     def nan_at(self, *updates):
-        """The loss is NaN in these updates, of those of one process; yields the token ids of all so far."""
+        """Makes the loss NaN in these updates of a process; yields the token ids of all updates so far."""
         seen: list[bytes] = []
         loss = MaskedLM.loss
 
@@ -541,10 +541,11 @@ class NotANumberTest(TrainCase):
             yield seen
 
     def disturbed(self, *updates, stop_at=None, at_first="rollback", **flags):
-        """What a run logs whose batches of these numbers (from 1) give NaN; and the exit code.
+        """Returns the log and the exit code of a run in which the batches with these numbers (from 1) cause NaN.
 
-        stop_at: by a SIGTERM during that call of the step, it is stopped once and goes on. at_first: --on_nonfinite
-        until then."""
+        stop_at: the run is stopped once by a SIGTERM during this call of the step, and resumed. at_first:
+        --on_nonfinite until then.
+        """
         flags = self.flags(steps=14, accumulation=1, evaluate_every=14, on_nonfinite="rollback", **flags)
         run_dir = self.folder / f"stopped_{stop_at}"
         make_batches, make = pipeline.training_batches, step_lib.make_step
@@ -577,21 +578,21 @@ class NotANumberTest(TrainCase):
         return code, tiny_run.measured(run_dir)
 
     def test_a_stop_changes_no_rollback(self):
-        """Neither where the run goes back to, nor how often it may."""
+        """Interim checkpoints change neither where the run rolls back to nor how often it may."""
         code, expected = self.disturbed(8, checkpoint_every=5)
         self.assertEqual((code, expected[14, "nonfinite"]), (0, "1"))
-        for flags in (dict(), dict(keep_checkpoints=1)):  # What is kept changes nothing that is logged.
+        for flags in (dict(), dict(keep_checkpoints=1)):  # The number of kept checkpoints does not affect the log.
             self.assertEqual(self.disturbed(8, stop_at=7, checkpoint_every=5, **flags), (code, expected))
             shutil.rmtree(self.folder / "stopped_7")
         shutil.rmtree(self.folder / "stopped_None")
-        # Twice with nothing gained between: the second comes at step 8 again, or before.
+        # Two failures without progress in between: the second one is at step 8 again, or earlier.
         flags = dict(checkpoint_every=5, max_nonfinite=1)
         code, expected = self.disturbed(8, 11, **flags)
         self.assertEqual(code, 4)
         self.assertEqual(self.disturbed(8, 11, stop_at=9, **flags), (code, expected))
 
     def test_where_nothing_but_a_stop_was_saved(self):
-        """What the run goes back to then is kept until something else is there, and gone back to again."""
+        """The checkpoint that the run rolled back to is kept until there is another one, and can be used again."""
         code, logged = self.disturbed(5, 7, stop_at=3, at_first="stop", checkpoint_every=10)
         self.assertEqual((code, logged[14, "nonfinite"]), (0, "2"))
         self.assertEqual([step for step, name in logged if name == "loss"], list(range(1, 15)))
@@ -600,7 +601,7 @@ class NotANumberTest(TrainCase):
         )
 
     def test_what_counts_as_gained(self):
-        """After step 8 failed, a failure at 7 does not make 7 enough."""
+        """After a failure at step 8, a later failure at step 7 does not make step 7 count as progress."""
         flags = dict(checkpoint_every=5, max_nonfinite=2)
         # From step 5: 8 fails with batch 8, 7 with batch 10, 8 with batch 13.
         self.assertEqual(self.disturbed(8, 10, 13, **flags)[0], 4)
@@ -620,7 +621,7 @@ class NotANumberTest(TrainCase):
         trained = [record for record in tiny_run.records(self.run_dir) if "learning_rate" in record]
         self.assertEqual(["loss" in record for record in trained], [True, True, True, False, False, True, True])
         self.assertEqual([record.get("nonfinite", 0) for record in trained], [0, 0, 0, 1, 2, 2, 2])
-        # Of the last update, which a step that is skipped does not make: up in two, down to 0 after the seventh.
+        # The rate of the last update; skipped steps do not count: up in two updates, down to 0 after the seventh.
         rates = [0.005, 0.01, 0.01, 0.01, 0.01, 0.008, 0.006]
         self.assertAllClose([record["learning_rate"] for record in trained], rates)
         for step, same in ((2, False), (3, True), (4, True), (5, False)):
@@ -629,7 +630,9 @@ class NotANumberTest(TrainCase):
 
     def test_too_many_in_a_row(self):
         flags = dict(steps=7, accumulation=1, on_nonfinite="skip", max_nonfinite=1)
-        many = dict(log_every=7, checkpoint_every=7, evaluate_every=7)  # After the first, several updates a call.
+        many = dict(
+            log_every=7, checkpoint_every=7, evaluate_every=7
+        )  # After the first call, several updates per call.
         for number, others in enumerate(({}, many)):
             run_dir = self.folder / str(number)
             with self.nan_at(4, 5), mock.patch.object(loop, "CALL_SECONDS", 1e9):
@@ -638,7 +641,7 @@ class NotANumberTest(TrainCase):
             self.assertIn("the loss or gradient of step 5 is not finite after 1 earlier failures", err)
 
     def test_float16_keeps_its_scale(self):
-        """Where updates are skipped; one that its scale was too high for does not count as not finite."""
+        """With skipped updates, too; an update with a too high scale does not count as non-finite."""
         flags = self.flags(
             steps=8, accumulation=1, evaluate_every=8, precision="float16", on_nonfinite="skip", max_nonfinite=1
         )
@@ -656,7 +659,9 @@ class NotANumberTest(TrainCase):
         trained = [record for record in tiny_run.records(self.run_dir) if "learning_rate" in record]
         self.assertEqual(["loss" in record for record in trained], [True, True, True, False, True, True, True, True])
         self.assertEqual([record.get("nonfinite", 0) for record in trained], [0, 0, 0, 1, 1, 1, 1, 1])
-        self.assertEqual(float(scales[0]), 2.0**32)  # Halved by each of the eight: an overflow, or the NaN.
+        self.assertEqual(
+            float(scales[0]), 2.0**32
+        )  # Halved by each of the eight updates, because of an overflow or the NaN.
         self.assertEqual([record["learning_rate"] for record in trained], [trained[0]["learning_rate"]] * 8)
 
     def test_rollback_goes_on_past_the_batches_that_led_there(self):
@@ -666,7 +671,7 @@ class NotANumberTest(TrainCase):
         self.assertLen(set(expected), 10)
         with self.nan_at(6) as seen:
             self.assert_done(*self.flags(steps=8, on_nonfinite="rollback", **flags), f"--run_dir={self.run_dir}")
-        # Six updates, back to the fourth, and four more with what follows.
+        # Six updates, back to the fourth, and four more with the following batches.
         self.assertEqual(seen, expected)
         records = tiny_run.records(self.run_dir)
         self.assertEqual(
@@ -688,7 +693,7 @@ class NotANumberTest(TrainCase):
 
 
 class MachineTest(TrainCase):
-    """What is not the run's fault."""
+    """Errors that the run does not cause."""
 
     def test_a_row_that_cannot_be_read(self):
         row = PairRows.row
@@ -725,7 +730,7 @@ class MachineTest(TrainCase):
         self.assertRegex(
             err, "add --accumulation=4, which computes the same with 2 rows; or start a new run in another --run_dir"
         )
-        # It may be added to the run that there is; an evaluation asks for no more memory at a time.
+        # It can be added to an existing run; an evaluation does not need more memory at a time.
         rows, metrics = set(), MaskedLM.metrics
 
         def noted(objective, models, batch):
@@ -755,11 +760,11 @@ class MachineTest(TrainCase):
 
 
 class PrecisionsAndOptimizersTest(TrainCase):
-    """A run of each, cut back to step 4 and resumed, ends with the same bits."""
+    """For each of them, a run that is resumed from step 4 ends with bitwise equal results."""
 
     def check(self, **flags):
         done = self.folder / "done"
-        flags = dict(evaluate_every=100, log_every=3) | flags  # At step 4 the mean of 4 to 6 has begun.
+        flags = dict(evaluate_every=100, log_every=3) | flags  # At step 4, the mean over steps 4 to 6 has started.
         self.assert_done(*self.flags(**flags), f"--run_dir={done}")
         expected = tiny_run.measured(done)
         self.assertLen({value for (_, name), value in expected.items() if name == "loss"}, 2)
@@ -780,7 +785,7 @@ class PrecisionsAndOptimizersTest(TrainCase):
     @pytest.mark.faults
     def test_float16_with_adafactor(self):
         variables = self.check(precision="float16", optimizer="adafactor")
-        # Infinite gradients have changed the loss scale, so that a resume from its first value would show.
+        # Infinite gradients have changed the loss scale, so that resuming with its initial value would be detected.
         self.assertLess(variables["optimizer/dynamic_scale"], 2.0**15)
         self.assertIn("optimizer/step_counter", variables)
 
@@ -799,12 +804,12 @@ class ConfigsTest(TrainCase):
             with self.subTest(name=name):
                 appended = name in ("debug.cfg", "demo.cfg")
                 flags = self.parsed("bert.cfg", name) if appended else self.parsed(name)
-                self.assertEqual(flags.corpus, "docstrings")  # base.cfg is at the bottom of every one.
+                self.assertEqual(flags.corpus, "docstrings")  # All of them include base.cfg.
                 self.assertGreaterEqual(flags.steps, flags.warmup_steps)
         self.assertLess(self.parsed("bert.cfg", "demo.cfg").steps, self.parsed("bert.cfg").steps)
 
     def test_recipes_run(self):
-        # Those that begin with another recipe differ from it in sizes and rates alone.
+        # Recipes that include another one override only sizes and rates.
         recipes = [path.name for path in sorted(CONFIGS.glob("*.cfg")) if "\n--flagfile=base.cfg\n" in path.read_text()]
         self.assertContainsSubset(["bert.cfg", "gpt.cfg", "t5.cfg"], recipes)
         for recipe in recipes:

@@ -19,7 +19,7 @@ from tfzoo.errors import UserError
 from tfzoo.training import inputs, registry
 from tfzoo.training.config import CorpusConfig, TrainConfig
 
-# Training's own options, so that text is read and cut here as it is there.
+# The options of tfzoo.train, so that text is read and split in the same way.
 _TEXT = ("corpus", "text_field", "raw_text", "held_out", "bad_text")
 _TOKENIZER = ("tokenizer", "vocab_size", "lowercase")
 _ROWS = ("objective", "sequence_length")
@@ -71,8 +71,8 @@ def pack(flags: absl_flags.FlagValues) -> None:
         raise UserError(
             f"--objective={flags.objective}: rows of this objective cannot be packed in advance; train on the text"
         )
-    own = cls.Options(**(options.values_of(flags, cls.Options) | dict(cls.PACKED)))
-    config = TrainConfig(run_dir="", objective_options=own, **options.values_of(flags, TrainConfig))
+    objective_options = cls.Options(**(options.values_of(flags, cls.Options) | dict(cls.PACKED)))
+    config = TrainConfig(run_dir="", objective_options=objective_options, **options.values_of(flags, TrainConfig))
     corpus, tokenizer = inputs.read_corpus(config)
     objective = inputs.make_objective(config, tokenizer)
     rows, token_ids = inputs.read_rows(config, corpus, tokenizer, objective)
@@ -93,7 +93,7 @@ def pack(flags: absl_flags.FlagValues) -> None:
 
 
 def _define(flags: absl_flags.FlagValues, *names: str) -> None:
-    """Defines flags of training, and --output_dir."""
+    """Defines the named flags of tfzoo.train, and --output_dir."""
     declared = {field.name: field for field in options.fields(TrainConfig)}
     for name in names:
         options.define_flag(flags, declared[name])
@@ -104,7 +104,7 @@ def _define(flags: absl_flags.FlagValues, *names: str) -> None:
 
 
 def _decided(config: TrainConfig, tokenizer) -> dict[str, Any]:
-    """The options of training that a packed folder has decided."""
+    """Returns the training options that are fixed by a packed folder."""
     values: Mapping[str, Any] = config.values()
     names = [*_TEXT[1:], *_ROWS, *options.names_with(type(config.objective_options), "decides_rows")]
     kinds = {"WordPiece": "wordpiece", "ByteLevelBPE": "byte_level", "SentencePiece": "sentencepiece"}
@@ -117,7 +117,7 @@ def _decided(config: TrainConfig, tokenizer) -> dict[str, Any]:
 
 
 def _check_output(flags: absl_flags.FlagValues) -> pathlib.Path:
-    """Refuses before anything is read what could not be written in the end."""
+    """Returns --output_dir after checking, before anything is read, that it can be written."""
     output_dir = pathlib.Path(flags.output_dir).expanduser()
     if os.path.lexists(output_dir):
         raise UserError(f"--output_dir={output_dir}: already exists; remove it, or specify a new folder")

@@ -15,7 +15,7 @@ from tfzoo import config as config_lib
 from tfzoo.errors import UserError
 from tfzoo.models import costs
 
-_UNBOUNDED = ("relative", "none")  # Positions that no length exceeds.
+_UNBOUNDED = ("relative", "none")  # Positions without a maximum length.
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -31,7 +31,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    from tfzoo import models  # TensorFlow takes seconds to import, and --help needs none of it.
+    from tfzoo import models  # Imports TensorFlow, which takes seconds and is not needed for --help.
 
     if not flags.model:
         for family in models.FAMILIES:
@@ -68,7 +68,7 @@ def main(flags: absl_flags.FlagValues) -> None:
 
 
 def title(page) -> str:
-    """What a family is: the first paragraph of its page, on one line."""
+    """Returns a family's title: the first paragraph of its page's docstring, on one line."""
     return " ".join(page.__doc__.partition("\n\n")[0].split())
 
 

@@ -1,4 +1,4 @@
-"""The model that a program works with: --model_dir, --checkpoint and --weights."""
+"""The options that specify the model of a program: --model_dir, --checkpoint and --weights."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ _GROUP = "Model"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelDir(Checked):
-    """Where a model is read from, and how its weights are kept. Programs that read one inherit these options."""
+    """Where a model is read from, and how its weights are stored. Programs that load a model inherit these options."""
 
     model_dir: str = option(
         dataclasses.MISSING,
@@ -31,15 +31,15 @@ class ModelDir(Checked):
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the files are: model_dir, or what hf://NAME stands for, fetched where needed.
+        """The folder with the files: model_dir, or the local copy of hf://NAME, which is downloaded if necessary.
 
         Raises:
-          UserError: there is no such folder, or the hub does not give the files.
+          UserError: the folder does not exist, or the files cannot be downloaded.
         """
         return hub.folder(self.model_dir)
 
     def load(self):
-        """(model, tokenizer).
+        """Returns (model, tokenizer).
 
         Raises:
           UserError: a file is missing or damaged.

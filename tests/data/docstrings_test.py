@@ -70,7 +70,7 @@ class ReadTest(unittest.TestCase):
         self.held_out = frozenset({"heldpkg"})
 
     def write(self, package, name, text):
-        """A file of a package, which its distribution says it installed."""
+        """Writes a file of a package and lists it as installed by its distribution."""
         self.add(package, name, text)
         installed = self.folder / f"{package}-1.0.dist-info"
         installed.mkdir(exist_ok=True)
@@ -203,7 +203,7 @@ class ReadTest(unittest.TestCase):
 
 class PackagesTest(unittest.TestCase):
     def requirements(self, names):
-        """What these requirements and what they require ask for, by the metadata of what is installed."""
+        """Returns these requirements and their transitive requirements, from the metadata of installed packages."""
         found, asked = set(), [Requirement(name) for name in names]
         while asked:
             requirement = asked.pop()

@@ -29,12 +29,12 @@ class FilesTest(unittest.TestCase):
         return load_corpus(str(spec), cache_dir=None, **kwargs)
 
     def texts(self, spec, **kwargs):
-        """What is read, as sets of a document's sentences: the order and the parts do not matter here."""
+        """Returns the sets of sentences of the documents that are read: order and parts do not matter here."""
         read = self.read(spec, **kwargs)
         return {tuple(document.sentences) for document in read.train + read.held_out}
 
     def refused(self, message, spec, **kwargs):
-        """Checks that reading raises one line that holds `message`, with the folder's name taken out."""
+        """Checks that reading raises a one-line error that contains `message`, without the name of the folder."""
         with self.assertRaises(UserError) as caught:
             self.read(spec, **kwargs)
         text = str(caught.exception).replace(f"{self.folder}/", "")
@@ -159,7 +159,7 @@ class RawTest(FilesTest):
             cut = int(len(self.TEXT) * 0.9)
             self.assertEqual(self.joined(read.train), [self.TEXT[:cut]])
             self.assertEqual(self.joined(read.held_out), [self.TEXT[cut:]])
-            self.assertNotIn(self.TEXT[cut - 1], "\n")  # Within a line.
+            self.assertNotIn(self.TEXT[cut - 1], "\n")  # Inside a line.
 
     def test_files_follow_one_another(self):
         for name, text in (("a.txt", "a" * 50), ("b.txt", "b" * 30), ("c.txt", "c" * 20)):
@@ -189,7 +189,7 @@ class RawTest(FilesTest):
 
 class PolicyTest(FilesTest):
     def check(self, name, data, message, kind, replace, skip, count=1, **kwargs):
-        """What is wrong in `data` is refused with `message`, or counted as `kind` and read as given."""
+        """Checks that a problem in `data` causes `message`, or is counted as `kind` and read as specified."""
         path = self.write(name, data) if isinstance(data, str | bytes) else str(data)
         self.refused(message, path, **kwargs)
         self.refused("or use --bad_text=replace or skip", path, **kwargs)
@@ -377,7 +377,7 @@ class PolicyTest(FilesTest):
                         self.assertEqual(read.report["problems"]["compressed"], 1)
                         self.assertEqual(len(read.train) + len(read.held_out), 2)
                     os.remove(path)
-        # Text that begins with letters of such files is text.
+        # Text that starts with printable parts of magic numbers is text.
         path = self.write("a.txt", "PK was here.\n\nBZh too.")
         self.assertEqual(self.texts(path), {("PK was here.",), ("BZh too.",)})
 

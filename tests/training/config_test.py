@@ -1,4 +1,4 @@
-"""TrainConfig: options by themselves, as flags, and in a flagfile."""
+"""TrainConfig: its options as attributes, as flags and in a flagfile."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""A run's folder: what config.json keeps, several models by role, options of loading, and weights as a beginning."""
+"""The folder of a run: config.json, several models by role, options of loading, and initialization from weights."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ class RunsCase(tf.test.TestCase):
         self.folder = helpers.temporary_folder(self)
 
     def write(self, by_role: Mapping[str, Any], names: Mapping[str, str], optimizer=None, folder="run") -> pathlib.Path:
-        """A run's folder with one checkpoint."""
+        """Creates the folder of a run with one checkpoint."""
         run = self.folder / folder
         run.mkdir()
         (run / "flags.cfg").write_text("")
@@ -198,7 +198,7 @@ class OptionsTest(RunsCase):
 
 
 class Pair(keras.Model):
-    """A model with a layer that another may have too."""
+    """A model with a layer that it may share with another model."""
 
     def __init__(self, shared, **options):
         super().__init__(**options)
@@ -232,7 +232,7 @@ class RolesTest(RunsCase):
         for role, suffix in (("main", ""), ("generator", ".generator")):
             own = weights(by_role[role])["encoder/stack/layer_0/mlp/up/kernel"]
             self.assertAllEqual(variables[f"model{suffix}/{kernel}"], own)
-            # An average begins as its variable, which says whose it is.
+            # An average is initialized with its variable, which identifies it.
             self.assertAllEqual(variables[f"optimizer{suffix}/{kernel}/average"], own)
             self.assertEqual(variables[f"optimizer{suffix}/{kernel}/momentum"].shape, own.shape)
         self.assertLen(variables, sum(len(m.variables) for m in by_role.values()) + len(optimizer.variables))
@@ -332,7 +332,7 @@ class InitializeTest(RunsCase):
         folder = self.folder / "hub"
         shutil.copytree(golden, folder)
         record = json.loads((folder / "config.json").read_text())
-        # The file has both heads and the pooler, whatever the architecture says.
+        # The file contains both heads and the pooler, whatever architecture it declares.
         (folder / "config.json").write_text(json.dumps(record | {"architectures": ["BertForMaskedLM"]}))
         source, _ = huggingface.load(golden)
         model = models.page("bert").Model(source.config, heads=("classify", "next_sentence"), num_labels=3)

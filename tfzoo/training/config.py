@@ -1,6 +1,6 @@
-"""TrainConfig: everything that decides a training run, as one frozen record. Imports no TensorFlow.
+"""TrainConfig: everything that determines a training run, as one frozen dataclass. Does not import TensorFlow.
 
-The flags of `python -m tfzoo.train` are made from it: their names, types, bounds, help and order.
+The flags of `python -m tfzoo.train` are derived from it, with their names, types, bounds, help and order.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _CADENCE, _FAULTS = "Logging, evaluation and checkpoints", "Error handling"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig(Checked):
-    """Which text is read and how it becomes tokens."""
+    """Which text is read and how it is tokenized."""
 
     corpus: str = option(
         "docstrings",
@@ -69,18 +69,19 @@ class CorpusConfig(Checked):
 
     @property
     def cache_folder(self) -> pathlib.Path:
-        """cache_dir, or the default cache."""
+        """cache_dir, or the default cache folder."""
         return pathlib.Path(self.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(CorpusConfig):
-    """A training run.
+    """Configuration of a training run.
 
-    Options that say where and how often, not what is computed, are `changeable`: a resumed run may have others.
+    Options that do not affect the result, such as folders and logging intervals, are declared `changeable`: a resumed
+    run may use different values.
 
     Raises:
-      UserError: a value that is out of bounds; names the option, its value and what is allowed.
+      UserError: a value is out of bounds; the message names the option, its value and the allowed values.
     """
 
     run_dir: str = option(
@@ -226,7 +227,7 @@ class TrainConfig(CorpusConfig):
     max_bad_rows: int = option(
         0, "Maximum number of unreadable rows to skip; one more ends the run.", group=_FAULTS, changeable=True
     )
-    objective_options: Any = None  # The objective's Options; None is its defaults.
+    objective_options: Any = None  # The Options of the objective; None means its defaults.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -241,7 +242,7 @@ class TrainConfig(CorpusConfig):
 
     @classmethod
     def define_flags(cls, flags: absl_flags.FlagValues) -> None:
-        """Defines the flags of all options and of those of all objectives, the common ones first."""
+        """Defines the flags of all options, including those of all objectives; common options come first."""
         for field in options.fields(cls):
             if field.metadata["group"] == _COMMON:
                 options.define_flag(flags, field)
@@ -252,13 +253,13 @@ class TrainConfig(CorpusConfig):
 
     @classmethod
     def from_flags(cls, flags: absl_flags.FlagValues) -> "TrainConfig":
-        """The config of parsed flags."""
+        """Returns the config of parsed flags."""
         values = options.values_of(flags, cls)
-        own = registry.find(values["objective"]).Options
-        return cls(**values, objective_options=own(**options.values_of(flags, own)))
+        options_class = registry.find(values["objective"]).Options
+        return cls(**values, objective_options=options_class(**options.values_of(flags, options_class)))
 
     def to_flags(self) -> absl_flags.FlagValues:
-        """Flags with this config's values; options of other objectives have their defaults."""
+        """Returns flags with the values of this config; options of other objectives have their defaults."""
         flags = absl_flags.FlagValues()
         self.define_flags(flags)
         for name, value in self.values().items():
@@ -268,10 +269,10 @@ class TrainConfig(CorpusConfig):
 
     @classmethod
     def read(cls, path: str | os.PathLike, run_dir: str) -> "TrainConfig":
-        """The config that `write` wrote.
+        """Reads a config that was written by `write`.
 
         Raises:
-          UserError: the file cannot be read, or holds what is not a flag or not a value of it.
+          UserError: the file cannot be read, or contains an unknown flag or an invalid value.
         """
         flags = absl_flags.FlagValues()
         cls.define_flags(flags)
@@ -279,33 +280,36 @@ class TrainConfig(CorpusConfig):
         return cls.from_flags(flags)
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes a flagfile that repeats the run wherever it is put."""
+        """Writes a flagfile that reproduces the run in any folder."""
         cli.write_flags(self.to_flags(), path, leave_out=("run_dir", "resume", "cache_dir"))
 
     def values(self) -> dict[str, Any]:
-        """Every option and its value, those of the objective included."""
+        """Returns every option and its value, including those of the objective."""
         return {field.name: getattr(self, field.name) for field in options.fields(type(self))} | {
             field.name: getattr(self.objective_options, field.name)
             for field in options.fields(type(self.objective_options))
         }
 
     def given(self) -> dict[str, Any]:
-        """The options that differ from their defaults, with their values."""
+        """Returns the options that differ from their defaults, with their values."""
         defaults = TrainConfig(run_dir=self.run_dir, objective=self.objective).values() | {
             "objective": TrainConfig.objective
         }
         return {name: value for name, value in self.values().items() if value != defaults[name]}
 
     def replace(self, **values: Any) -> "TrainConfig":
-        """The config with other values, also of the objective's options.
+        """Returns a copy of the config with other values, which may include options of the objective.
 
         Raises:
-          UserError: an unknown option, or a value that is out of bounds.
+          UserError: an option is unknown, or a value is out of bounds.
         """
-        own = registry.find(values.get("objective", self.objective)).Options
-        here = {name: value for name, value in values.items() if name in {f.name for f in options.fields(type(self))}}
-        there = {name: value for name, value in values.items() if name in {f.name for f in options.fields(own)}}
-        if unknown := values.keys() - here.keys() - there.keys():
+        options_class = registry.find(values.get("objective", self.objective)).Options
+        general_names = {field.name for field in options.fields(type(self))}
+        objective_names = {field.name for field in options.fields(options_class)}
+        if unknown := values.keys() - general_names - objective_names:
             raise UserError(f"{', '.join(sorted(unknown))}: is not an option of the objective {self.objective}")
-        kept: Any = self.objective_options if type(self.objective_options) is own else own()
-        return dataclasses.replace(self, **here, objective_options=dataclasses.replace(kept, **there))
+        general = {name: value for name, value in values.items() if name in general_names}
+        specific = {name: value for name, value in values.items() if name in objective_names}
+        same_class = type(self.objective_options) is options_class
+        current: Any = self.objective_options if same_class else options_class()
+        return dataclasses.replace(self, **general, objective_options=dataclasses.replace(current, **specific))

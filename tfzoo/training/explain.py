@@ -1,4 +1,4 @@
-"""Messages for what goes wrong in the middle of a run."""
+"""Messages for errors during a run."""
 
 import contextlib
 import re
@@ -12,11 +12,12 @@ tf = lazy.module("tensorflow")
 
 
 def not_finite(config: TrainConfig, step: int, in_a_row: int, saved: Sequence[int]) -> str:
-    """What to say of a loss that ends the run.
+    """Returns the error message for a non-finite loss or gradient that ends the run.
 
     Args:
-      step: of the loss.
-      in_a_row: failures before it.
+      config: of the run.
+      step: the step of the non-finite loss.
+      in_a_row: number of consecutive failures before it.
       saved: the steps of the checkpoints.
     """
     remedy = (
@@ -33,10 +34,10 @@ def not_finite(config: TrainConfig, step: int, in_a_row: int, saved: Sequence[in
 
 @contextlib.contextmanager
 def explained(config: TrainConfig, num_replicas: int) -> Iterator[None]:
-    """Turns what TensorFlow raises in the middle of a run into a line that helps.
+    """Converts errors that TensorFlow raises during a run to one-line messages with a remedy.
 
     Raises:
-      UserError: the memory does not suffice, or a row could not be read.
+      UserError: the memory is insufficient, or a row could not be read.
     """
     try:
         yield
@@ -51,7 +52,7 @@ def explained(config: TrainConfig, num_replicas: int) -> Iterator[None]:
             + "start a new run in another --run_dir with a lower --batch_size or --sequence_length, or a smaller model"
         ) from None
     except tf.errors.OpError as error:
-        found = re.search(r"UserError: (.*)", error.message)  # An exception in the input pipeline arrives as text.
-        if found is None:
+        match = re.search(r"UserError: (.*)", error.message)  # An exception in the input pipeline arrives as text.
+        if match is None:
             raise
-        raise UserError(found[1]) from None
+        raise UserError(match[1]) from None

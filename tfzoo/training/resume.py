@@ -1,4 +1,4 @@
-"""Whether a folder holds a run that can be resumed with a config."""
+"""Checks whether a folder contains a run that can be resumed with a config."""
 
 import pathlib
 
@@ -10,11 +10,11 @@ from tfzoo.training.config import TrainConfig
 
 
 def check_run_dir(config: TrainConfig) -> bool:
-    """True if the run's folder holds a run to go on with.
+    """Returns True if the run's folder contains a run that is to be resumed.
 
     Raises:
-      UserError: it holds one that --noresume forbids, or one that was begun with other options, which are named; or it
-        is not the folder of a run.
+      UserError: the folder contains a run although --noresume is set, contains a run that was started with different
+        options (the message names them), or is not the folder of a run.
     """
     run_dir = pathlib.Path(config.run_dir)
     record = run_dir / "flags.cfg"
@@ -23,13 +23,13 @@ def check_run_dir(config: TrainConfig) -> bool:
             raise UserError(f"--run_dir={run_dir}: already contains a run; specify a new folder, or omit --noresume")
         _compare(TrainConfig.read(record, config.run_dir), config)
         return True
-    # flags.cfg is written last: with these alone a run was killed while it began, and begins again.
-    begun = {"tokenizer", "config.json", "corpus.json", files.LOCK}
-    strange = run_dir.exists() and (
+    # flags.cfg is written last: if there are only these files, the run was killed while it started, and starts again.
+    early = {"tokenizer", "config.json", "corpus.json", files.LOCK}
+    foreign = run_dir.exists() and (
         not run_dir.is_dir()
-        or any(entry.name not in begun and not entry.name.endswith(files.PARTIAL) for entry in run_dir.iterdir())
+        or any(entry.name not in early and not entry.name.endswith(files.PARTIAL) for entry in run_dir.iterdir())
     )
-    if strange:
+    if foreign:
         raise UserError(f"--run_dir={run_dir}: exists but contains no run (no flags.cfg); specify a new folder")
     if not run_dir.exists():
         files.check_can_be_made(run_dir, "run_dir")
@@ -37,11 +37,11 @@ def check_run_dir(config: TrainConfig) -> bool:
 
 
 def pin(config: TrainConfig) -> TrainConfig:
-    """The config with the commit that --init_from=hf://NAME[@REVISION] stands for: the one that the run began with, or
-    else today's, whose files are fetched.
+    """Returns the config with the commit of --init_from=hf://NAME[@REVISION]: the one that the run started with, or,
+    for a new run, the current one, whose files are downloaded.
 
     Raises:
-      UserError: the hub does not give the files.
+      UserError: the files cannot be downloaded.
     """
     if config.init_from is None or not hub.is_reference(config.init_from):
         return config
@@ -54,7 +54,7 @@ def pin(config: TrainConfig) -> TrainConfig:
 
 
 def check_steps(config: TrainConfig, step: int) -> None:
-    """Raises UserError where a run has gone further than it is asked to."""
+    """Raises UserError if a run is already beyond the last step of the config."""
     if step > config.steps:
         raise UserError(
             f"--steps={config.steps}: the run in --run_dir={config.run_dir} is already at step {step}; request at "
@@ -67,7 +67,7 @@ def _compare(before: TrainConfig, now: TrainConfig) -> None:
     old, new = before.values(), now.values()
     changed = [name for name in old | new if name not in changeable and old.get(name) != new.get(name)]
     if (now.on_nonfinite == "skip") != (before.on_nonfinite == "skip") and now.precision != "float16":
-        changed.append("on_nonfinite")  # The optimizer has a variable more that skips.
+        changed.append("on_nonfinite")  # An optimizer that skips updates has an additional variable.
     if changed:
         listed = ", ".join(f"--{name} ({_shown(old.get(name))} -> {_shown(new.get(name))})" for name in changed)
         raise UserError(
