@@ -104,15 +104,15 @@ class WrongFlagsTest(Shell):
     def test_unknown(self):
         self.assert_error("--batchsize=4: no such flag (did you mean --batch_size?)", "--batchsize=4")
         self.assert_error("--noresum: no such flag (did you mean --noresume?)", "--noresum")
-        self.assert_error("--zzz: no such flag; --help lists them", "--zzz")
-        self.assert_error("--undefok=zzz: no such flag; --help lists them", "--undefok=zzz", "--zzz")
+        self.assert_error("--zzz: no such flag; --help lists all flags", "--zzz")
+        self.assert_error("--undefok=zzz: no such flag; --help lists all flags", "--undefok=zzz", "--zzz")
 
     def test_out_of_bounds(self):
         self.assert_error("--batch_size=-3: must be at least 1", "--batch_size=-3")
         self.assert_error("--batch_size=0: must be at least 1", "--batch_size", "0")
         self.assert_error("--dropout=1.5: must be from 0.0 to 1.0", "--dropout=1.5")
         self.assert_error("--steps=0: must be at least 1", "--steps=0")
-        self.assert_error("--learning_rate=-0.1: must be more than 0", "--learning_rate=-0.1")
+        self.assert_error("--learning_rate=-0.1: must be greater than 0", "--learning_rate=-0.1")
         self.assert_error("--warmup=0.75: must be from 0 to 0.5", "--warmup=0.75")
         self.assert_error("--dropout=nan: must be a finite number", "--dropout=nan")
         self.assert_error("--learning_rate=1e999: must be a finite number", "--learning_rate=1e999")
@@ -132,10 +132,10 @@ class WrongFlagsTest(Shell):
         self.assert_error("--run_dir: needs a value; write --run_dir=VALUE", "--run_dir", "--steps=3")
 
     def test_an_empty_path_is_not_the_working_directory(self):
-        self.assert_error("--run_dir=: is empty; name a path", "--run_dir=")
-        self.assert_error("--run_dir=: is empty; name a path", "--run_dir", "")
+        self.assert_error("--run_dir=: is empty; specify a path", "--run_dir=")
+        self.assert_error("--run_dir=: is empty; specify a path", "--run_dir", "")
         self.write("a.cfg", "--steps=3\n--run_dir=\n")
-        self.assert_error("a.cfg:2: --run_dir=: is empty; name a path", "--flagfile=a.cfg")
+        self.assert_error("a.cfg:2: --run_dir=: is empty; specify a path", "--flagfile=a.cfg")
         for define, names in (
             (train.define_flags, ["run_dir"]),
             (convert.define_flags, ["from", "to"]),
@@ -148,11 +148,11 @@ class WrongFlagsTest(Shell):
             for name in names:
                 flags = absl_flags.FlagValues()
                 define(flags)
-                with self.assertRaisesRegex(UserError, f"^--{name}=: is empty; name a path$"):
+                with self.assertRaisesRegex(UserError, f"^--{name}=: is empty; specify a path$"):
                     cli.parse(flags, [f"--{name}="])
 
     def test_positional(self):
-        hint = "unexpected argument; flags are written --name=value"
+        hint = "unexpected argument; write flags as --name=value"
         self.assert_error(f"'runs/a': {hint}", "--steps=3", "runs/a")
         self.assert_error(f"'true': {hint}", "--resume", "true")
         self.assert_error(f"'--': {hint}", "--", "--steps=3")
@@ -215,7 +215,7 @@ class FlagfileTest(Shell):
     def test_lines_that_are_no_flags(self):
         for line in ("steps=3", "--steps 3", "--", "-- steps=3", "--=3", "// why"):
             self.write("a.cfg", f"--steps=2\n{line}\n")
-            self.assert_error(f"a.cfg:2: {line}: is no flag; write one --name=value a line", "--flagfile=a.cfg")
+            self.assert_error(f"a.cfg:2: {line}: is not a flag; write one --name=value per line", "--flagfile=a.cfg")
 
     def test_circular(self):
         self.write("a.cfg", "--flagfile=a.cfg")
@@ -238,12 +238,12 @@ class FlagfileTest(Shell):
         self.assertEqual(self.parsed("--flagfile=0.cfg").steps, 7)
         self.write("15.cfg", "--flagfile=16.cfg")
         self.assert_error(
-            "15.cfg:1: --flagfile=16.cfg: flagfiles are nested more than 16 deep; flatten them",
+            "15.cfg:1: --flagfile=16.cfg: flagfiles are nested more than 16 levels deep; flatten them",
             "--flagfile=0.cfg",
         )
 
     def test_unreadable(self):
-        beside = "it was looked for beside x/a.cfg"
+        beside = "the path is relative to the folder of x/a.cfg"
         self.write("x/a.cfg", "\n--flagfile=b.cfg")
         self.assert_error(f"x/a.cfg:2: --flagfile=b.cfg: no such file or directory; {beside}", "--flagfile=x/a.cfg")
         self.assert_error("--flagfile=b.cfg: no such file or directory; check the path", "--flagfile", "b.cfg")
@@ -294,7 +294,7 @@ class WriteFlagsTest(Shell):
 
     def test_line_breaks_are_refused(self):
         for flag in ("--overrides=a\nb", "--prompt=a\nb", '--formats=x,"a\nb"', "--overrides=\udcff"):
-            with self.assertRaisesRegex(UserError, "(?s)--(overrides|prompt|formats)=.*cannot hold"):
+            with self.assertRaisesRegex(UserError, "(?s)--(overrides|prompt|formats)=.*cannot contain"):
                 cli.write_flags(self.parsed(flag), "flags.cfg")
         self.assertFalse(os.path.exists("flags.cfg"))
 
@@ -337,7 +337,7 @@ class ProcessTest(Shell):
             env={**os.environ, "PYTHONPATH": str(root)},
         )
         self.assertEqual(done.stdout, "2\n0\n141\n")
-        self.assertEqual(done.stderr, "error: --stepps=3: no such flag; --help lists them\n")
+        self.assertEqual(done.stderr, "error: --stepps=3: no such flag; --help lists all flags\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sizes and choices: bounds, types, overrides, each error by the field's name. Needs no TensorFlow."""
+"""Model configs: bounds, types and overrides; each error names the field. Does not need TensorFlow."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ class TransformerConfigTest(unittest.TestCase):
         self.refused("positions .'learned'. must be relative for position_init", position_initializer="near")
 
     def test_heads(self):
-        TransformerConfig(**SIZES | dict(hidden_size=10, head_dim=8))  # Any size goes with one that is given.
+        TransformerConfig(**SIZES | dict(hidden_size=10, head_dim=8))  # An explicit head_dim allows any size.
         self.refused(r"num_heads \(3\) must be a multiple of num_kv_heads \(2\)", num_kv_heads=2)
         self.assertEqual(TransformerConfig(**SIZES, num_kv_heads=1).num_kv_heads, 1)
         self.refused(r"head_dim \(5\) must be even for rotary positions", head_dim=5, positions="rotary")
@@ -96,9 +96,9 @@ class TransformerConfigTest(unittest.TestCase):
     def test_from_mapping_names_unknown_and_missing_fields(self):
         with self.assertRaisesRegex(UserError, "unknown config field 'num_layer' .did you mean num_layers.."):
             from_mapping(SIZES | {"num_layer": 3})
-        with self.assertRaisesRegex(UserError, "unknown config field 'zzzz'; the fields are vocab_size, "):
+        with self.assertRaisesRegex(UserError, "unknown config field 'zzzz'; the available fields are vocab_size, "):
             from_mapping(SIZES | {"zzzz": 3})
-        with self.assertRaisesRegex(UserError, "config lacks the field 'num_heads'"):
+        with self.assertRaisesRegex(UserError, "config field 'num_heads' is missing"):
             from_mapping({name: value for name, value in SIZES.items() if name != "num_heads"})
 
 
@@ -113,10 +113,10 @@ class OverridesTest(unittest.TestCase):
         for assignment, message in (
             ("num_layers", "write FIELD=VALUE"),
             ("num_layer=4", "unknown config field 'num_layer' .did you mean num_layers"),
-            ("num_layers=4.0", "num_layers takes a value of type int"),
-            ("num_layers=", "num_layers takes a value of type int"),
-            ("dropout=much", "dropout takes a value of type float"),
-            ("norm_first=perhaps", "norm_first takes true or false"),
+            ("num_layers=4.0", "num_layers must be a value of type int"),
+            ("num_layers=", "num_layers must be a value of type int"),
+            ("dropout=much", "dropout must be a value of type float"),
+            ("norm_first=perhaps", "norm_first must be true or false"),
         ):
             with self.assertRaisesRegex(UserError, f"--overrides={assignment}: .*{message}"):
                 parse_overrides(assignment)

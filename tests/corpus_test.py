@@ -1,4 +1,4 @@
-"""The corpus command: its vocabulary is training's, and training from what it packed is training from the text."""
+"""The corpus command: its vocabulary equals that of training, and packed rows train like the text itself."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ class CorpusTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = helpers.temporary_folder(self)
-        for number in (signal.SIGTERM, signal.SIGINT):  # Training takes these for itself.
+        for number in (signal.SIGTERM, signal.SIGINT):  # Training reinstalls these signal handlers.
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.enterContext(mock.patch.object(report, "plot"))
 
@@ -69,13 +69,13 @@ class CorpusTest(tf.test.TestCase):
             ("the first argument must be a subcommand: vocabulary, pack\n", []),
             ("the first argument must be a subcommand", ["--corpus=x", "pack"]),
             (r"pak: no such subcommand \(did you mean pack\?\)\n", ["pak"]),
-            ("zzz: no such subcommand; there are vocabulary, pack\n", ["zzz", "--help"]),
+            ("zzz: no such subcommand; the subcommands are vocabulary, pack\n", ["zzz", "--help"]),
             ("--output_dir is required", ["pack", *self.common]),
             ("--steps=3: no such flag", ["pack", "--steps=3"]),
-            (f"--output_dir={self.packed}: is there already", ["pack", f"--output_dir={self.packed}"]),
-            (f"--output_dir={self.packed}: is there already", ["vocabulary", f"--output_dir={self.packed}"]),
-            (f"--output_dir={self.text}/x: cannot be made in ", ["pack", f"--output_dir={self.text}/x"]),
-            ("--corpus=nowhere.txt: there is no such file", ["pack", "--corpus=nowhere.txt", "--output_dir=x"]),
+            (f"--output_dir={self.packed}: already exists", ["pack", f"--output_dir={self.packed}"]),
+            (f"--output_dir={self.packed}: already exists", ["vocabulary", f"--output_dir={self.packed}"]),
+            (f"--output_dir={self.text}/x: cannot be created in ", ["pack", f"--output_dir={self.text}/x"]),
+            ("--corpus=nowhere.txt: no such file", ["pack", "--corpus=nowhere.txt", "--output_dir=x"]),
             (f"--corpus={self.packed} is a folder", ["pack", f"--corpus={self.packed}", "--output_dir=x"]),
         ):
             with self.subTest(argv):
@@ -128,16 +128,16 @@ class CorpusTest(tf.test.TestCase):
         raw, from_packed = self.folder / "raw", self.folder / "packed"
         one = self.assert_done(training(*self.flags(raw)))
         whole = self.flags(from_packed, corpus=self.packed)
-        # What packing decided need not be said.
+        # Options fixed by packing may be omitted.
         needless = ("objective", "sequence_length", "vocab_size")
         flags = [flag for flag in whole if flag.split("=")[0].lstrip("-") not in needless]
         two = self.assert_done(training(*flags))
         self.assertEqual(tiny_run.measured(raw), tiny_run.measured(from_packed))
-        self.assertEqual(one.replace(str(raw), ""), two.replace(str(from_packed), ""))  # Baselines too.
+        self.assertEqual(one.replace(str(raw), ""), two.replace(str(from_packed), ""))  # Including the baselines.
 
-        # The log's share is that of the batches, whose padding belongs to no block.
+        # The logged fraction is that of the batches, in which padding belongs to no document.
         opened = PackedFolder.open(self.packed)
-        self.assertIn(f"rows to train on, {opened.rows('train').padding_share:.1%} of them padding", one)
+        self.assertIn(f" rows ({opened.rows('train').padding_share:.1%} padding), ", one)
         batches = pipeline.training_batches(
             opened.rows("train"), Causal(opened.tokenizer, 16), batch_size=4, seed=0, first_step=0, num_steps=4
         )
@@ -146,16 +146,18 @@ class CorpusTest(tf.test.TestCase):
         (logged,) = [record for record in tiny_run.records(raw) if "loss" in record]
         self.assertAlmostEqual(logged["padding_share"], share, places=12)
 
-        # Cut back into the middle of what a line of the log is about.
+        # Resume from the middle of a logging interval.
         shutil.rmtree(from_packed / "checkpoints" / f"{4:08}")
         (from_packed / "best").unlink(missing_ok=True)
         again = training(f"--flagfile={from_packed / 'flags.cfg'}", f"--run_dir={from_packed}")
-        self.assertIn("going on at step 2", self.assert_done(again))
+        self.assertIn("resuming at step 2", self.assert_done(again))
         self.assertEqual(tiny_run.measured(raw), tiny_run.measured(from_packed))
-        # A run of another folder is another run.
+        # Another packed folder makes another run.
         record = from_packed / "corpus.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"fingerprint": "f" * 64}))
-        self.assert_error(f"--corpus={self.packed}: the text is not the one this run began with", training(*flags))
+        self.assert_error(
+            f"--corpus={self.packed}: the text differs from the one that this run started with", training(*flags)
+        )
 
     def test_what_contradicts_the_folder(self):
         other = self.folder / "vocabulary"
@@ -176,9 +178,9 @@ class CorpusTest(tf.test.TestCase):
     def test_damage_and_another_tokenizer(self):
         for name, change, pattern in (
             ("train-00000-of-00001.array_record", lambda b: b[:99] + b"\x55" + b[100:], "is damaged"),
-            ("held_out-00000-of-00001.array_record", lambda b: b[:-1], "has .* bytes, where"),
+            ("held_out-00000-of-00001.array_record", lambda b: b[:-1], "has .* bytes, but"),
             ("manifest.json", lambda b: b.replace(b'"sequence_length": 16', b'"sequence_length": 32'), "is damaged"),
-            ("tokenizer/vocab.txt", lambda b: b.replace(b"[MASK]", b"[MASC]"), "is damaged or was changed"),
+            ("tokenizer/vocab.txt", lambda b: b.replace(b"[MASK]", b"[MASC]"), "is damaged or was modified"),
         ):
             folder = self.folder / f"{name[:5]}"
             shutil.copytree(self.packed, folder)
@@ -187,7 +189,7 @@ class CorpusTest(tf.test.TestCase):
             with self.subTest(name):
                 result = training(*self.flags(self.folder / "run", corpus=folder), "--noresume")
                 self.assert_error(f"{path}: {pattern}", result)
-        # Another tokenizer in the folder's is found by what it does.
+        # Another tokenizer in the folder is detected by its fingerprint.
         folder = self.folder / "swapped"
         shutil.copytree(self.packed, folder)
         other = train_tokenizer("characters", ["abc"], 100, True)
@@ -210,11 +212,13 @@ class CorpusTest(tf.test.TestCase):
         record = {"model": "gpt2", "heads": ["lm"], "config": {"vocab_size": other.vocab_size}}
         (run_dir / "config.json").write_text(json.dumps(record | {"tokenizer": opened.tokenizer.fingerprint()}))
         config = TrainConfig(run_dir=str(run_dir), corpus=str(self.packed), cache_dir=str(self.folder))
-        with self.assertRaisesRegex(ValueError, "tokenizer: is not the tokenizer of the run .*put the run's own back"):
+        with self.assertRaisesRegex(
+            ValueError, "tokenizer: is not the tokenizer of this run .*restore the run's own tokenizer"
+        ):
             inputs.read_corpus(config, run_dir, opened)
 
     def killed_while_packing(self, arguments, shards):
-        """Whether the command still ran when so many shards were seen."""
+        """Returns whether the command was still running when this number of shards existed."""
         command = [sys.executable, "-m", "tfzoo.corpus", "pack", *arguments]
         with subprocess.Popen(command, cwd=helpers.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             while process.poll() is None and len(list(self.folder.glob("packed.*.partial/*_record"))) < shards:
@@ -227,9 +231,9 @@ class CorpusTest(tf.test.TestCase):
     def test_the_command_killed_at_any_moment(self):
         output = self.folder / "packed"
         arguments = [*self.common, *self.packing("causal"), "--shard_rows=5", f"--output_dir={output}"]
-        for shards in (0, 40):  # Of about a hundred.
+        for shards in (0, 40):  # Out of about a hundred.
             while not self.killed_while_packing(arguments, shards + 1):
-                shutil.rmtree(output)  # It was done before this process looked.
+                shutil.rmtree(output)  # It finished before this process checked.
             self.assertFalse(output.exists())
             (left,) = self.folder.glob("packed.*")
             self.assertTrue(left.name.endswith(files.PARTIAL))

@@ -1,4 +1,4 @@
-"""What a model costs: by hand-counted figures."""
+"""The costs of a model, compared with figures computed by hand."""
 
 import tensorflow as tf
 
@@ -15,7 +15,7 @@ def flops(name, heads=(), length=128, **overrides):
 
 class DescribeTest(tf.test.TestCase):
     def test_flops_of_bert_base(self):
-        # A layer: 4 E^2 of attention, 2 E F of the MLP; L E scores and as many weighted sums. Two each.
+        # Per layer: 4 E^2 for attention, 2 E F for the MLP, L E each for scores and weighted sums; two FLOPs each.
         layer = 2 * (4 * 768**2 + 2 * 768 * 3072) + 4 * 128 * 768
         self.assertEqual(flops("bert_base"), 12 * layer)
         transform, words = 2 * 768**2, 2 * 768 * 30522
@@ -35,7 +35,7 @@ class DescribeTest(tf.test.TestCase):
 
     def test_learning_from_a_row(self):
         sizes = dict(vocab_size=50, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12, max_positions=16)
-        # Kaplan et al. 2020: 6 for each number of a matrix, 12 L E for a layer's attention. E 8, F 12, V 50.
+        # Kaplan et al. 2020: 6 FLOPs per matrix element, 12 L E for the attention of a layer. E 8, F 12, V 50.
         layer, words = 4 * 8**2 + 2 * 8 * 12, 8 * 50
         decoder = models.build("gpt2", **sizes)
         self.assertEqual(costs.training_flops(decoder, 10), 10 * (2 * (6 * layer + 12 * 10 * 8) + 6 * words))
@@ -55,7 +55,7 @@ class DescribeTest(tf.test.TestCase):
         self.assertEqual(code, 0)
         self.assertRegex(text, r"encoder/stack/layer_\{\}/mlp/up/kernel +768 x 3,072 +x 12 +28,311,552\n")
         self.assertIn("parameters        109,483,778\n", text)
-        self.assertIn("memory to serve   418 MiB in float32", text)
+        self.assertIn("inference memory  418 MiB in float32", text)
         code, text = run()
         self.assertEqual(code, 0)
         for family in models.FAMILIES:
@@ -65,13 +65,13 @@ class DescribeTest(tf.test.TestCase):
         for flags, message in (
             (["--model=bert_base", "--sequence_length=-4"], "--sequence_length=-4: must be at least 1"),
             (["--model=bert_base", "--sequence_length=0"], "--sequence_length=0: must be at least 1"),
-            (["--model=bert_base", "--sequence_length=513"], "must not exceed the model's max_positions (512); take a"),
+            (["--model=bert_base", "--sequence_length=513"], "must not exceed the model's max_positions (512); use a"),
             (["--model=qwen3_0.6b", "--sequence_length=40961"], "the model's max_positions (40960)"),
         ):
             code, text = run(*flags)
             self.assertEqual(code, cli.WRONG_USE)
             self.assertIn(message, text)
-        for name in ("t5_small", "xlnet_base"):  # Relative positions have no end.
+        for name in ("t5_small", "xlnet_base"):  # Relative positions have no maximum length.
             self.assertIn("at length 4,096\n", run(f"--model={name}", "--sequence_length=4096")[1])
         flags = ["--model=bert_tiny", "--overrides=max_positions=600", "--sequence_length=600"]
         self.assertIn("at length 600\n", run(*flags)[1])

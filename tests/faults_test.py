@@ -286,7 +286,7 @@ class KillTest(unittest.TestCase):
             os.truncate(disk / "ballast", (disk / "ballast").stat().st_size - left)
             messages.append(self.refused(run))
             self.assertRegex(
-                messages[-1], r"cannot be written \(.*[Nn]o space left on device.*\); free some space there"
+                messages[-1], r"cannot be written \(.*[Nn]o space left on device.*\); free some disk space"
             )
             saved.append(self.intact(run))
             (disk / "ballast").unlink()
@@ -307,7 +307,7 @@ class KillTest(unittest.TestCase):
             subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
             run.let_go()
             message = self.refused(run)
-            self.assertRegex(message, r"cannot be written \(read-only file system\); name a folder that can be written")
+            self.assertRegex(message, r"cannot be written \(read-only file system\); specify a writable folder")
             self.assertTrue(run.is_saving())  # It could not even remove what it had begun.
             saved = self.intact(run)
             subprocess.run(["umount", folder], check=True)

@@ -1,4 +1,4 @@
-"""What is written is there whole or not at all, and one process at a time writes in a folder."""
+"""Writes are atomic, and only one process at a time writes to a folder."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ class FilesCase(unittest.TestCase):
         self.folder = temporary_folder(self)
 
     def in_a_child(self, function):
-        """The exit code of a forked process that calls `function`."""
+        """Returns the exit code of a forked process that calls `function`."""
         child = os.fork()
         if not child:
             try:
@@ -29,7 +29,7 @@ class FilesCase(unittest.TestCase):
 
 class RefusedTest(FilesCase):
     def refused(self, function):
-        """Calls `function` where no file may have more than a megabyte; the message of the error that it must raise."""
+        """Calls `function` with a file-size limit of one megabyte; returns the message of the error it must raise."""
         read, write = os.pipe()
 
         def limited():
@@ -50,9 +50,7 @@ class RefusedTest(FilesCase):
         path = self.folder / "file"
         files.atomic_write(path, "before")
         message = self.refused(lambda: files.atomic_write(path, b"x" * (1 << 21)))
-        self.assertEqual(
-            message, f"{path}: cannot be written (file too large); raise the limit on the size of files (ulimit -f)"
-        )
+        self.assertEqual(message, f"{path}: cannot be written (file too large); raise the file-size limit (ulimit -f)")
         self.assertEqual(path.read_text(), "before")
         self.assertEqual(os.listdir(self.folder), ["file"])
 
@@ -67,7 +65,7 @@ class RefusedTest(FilesCase):
 
     def test_of_two_writers_of_a_folder_the_first_wins(self):
         path = self.folder / "new"
-        with self.assertRaisesRegex(FileExistsError, "new exists already"), files.atomic_folder(path) as partial:
+        with self.assertRaisesRegex(FileExistsError, "new already exists"), files.atomic_folder(path) as partial:
             (partial / "name").write_text("second")
             path.mkdir()
             (path / "name").write_text("first")
@@ -88,7 +86,7 @@ class RefusedTest(FilesCase):
         self.assertEqual(sorted(os.listdir(self.folder)), ["file", "file.2.partial", "folder", "folder.2.partial"])
 
     def test_a_folder_that_is_gone(self):
-        with self.assertRaisesRegex(UserError, "cannot be written .*; its folder was removed or replaced: put it back"):
+        with self.assertRaisesRegex(UserError, "cannot be written .*; its folder was removed or replaced: restore it"):
             files.atomic_write(self.folder / "no" / "file", "x")
 
     def test_other_errors_stay_what_they_are(self):
@@ -103,7 +101,9 @@ class LockTest(FilesCase):
         lock = files.Lock(self.folder)
 
         def second():
-            with self.assertRaisesRegex(UserError, rf"{self.folder}: another process \({os.getppid()}\) writes there"):
+            with self.assertRaisesRegex(
+                UserError, rf"{self.folder}: another process \({os.getppid()}\) is writing to this folder"
+            ):
                 files.Lock(self.folder)
 
         self.assertEqual(self.in_a_child(second), 0)

@@ -317,11 +317,13 @@ class CommandTest(Case):
         bad.write_text('{"prompt": "a"}\n{"text": "b"}\n')
         empty = self.shared / "empty.txt"
         empty.write_text("\n")
-        self.assert_error("--model_dir=/nowhere: has no config.json; name a run's", "--prompt=a", model_dir="/nowhere")
+        self.assert_error(
+            "--model_dir=/nowhere: contains no config.json; specify a run folder", "--prompt=a", model_dir="/nowhere"
+        )
         self.assert_error("no causal decoder", "--prompt=a", model_dir=encoder)
         self.assert_error(r"prompt 0 \(''\) is empty", "--prompt=")
-        self.assert_error("--prompt and --chat: contradict", "--prompt=a", "--chat")
-        self.assert_error("give one of them")
+        self.assert_error("--prompt and --chat: are mutually exclusive", "--prompt=a", "--chat")
+        self.assert_error("specify one of them")
         self.assert_error("--system=be: is for --chat", "--prompt=a", "--system=be")
         self.assert_error("temperature .* is for sampling: set do_sample", "--prompt=a", "--temperature=0.5")
         self.assert_error(
@@ -335,7 +337,7 @@ class CommandTest(Case):
         self.assert_error("goes past the model's max_positions", "--prompt=abc", "--max_new_tokens=126")
         self.assert_error("goes past the model's max_positions", f"--prompt={'a' * 130}")
         self.assert_error(r"bad.jsonl:2: 'prompt' is missing", f"--input={bad}")
-        self.assert_error("holds no prompt", f"--input={empty}")
+        self.assert_error("contains no prompt", f"--input={empty}")
         self.assert_error("cannot be read", f"--input={self.shared / 'nowhere.txt'}")
         self.assert_error("no chat template", "--chat")
 

@@ -1,4 +1,4 @@
-"""hf://NAME[@REVISION] against a small server of our own that speaks the hub's API."""
+"""hf://NAME[@REVISION], tested with a small local server that implements the API of the hub."""
 
 import contextlib
 import hashlib
@@ -33,12 +33,12 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         self.repositories: dict[str, dict] = {}
-        self.asked: list[str] = []  # Paths of files whose content was asked for.
+        self.asked: list[str] = []  # Paths of requested files.
         super().__init__(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def commit(self, name: str, files: dict[str, bytes], *refs: str) -> str:
-        """Puts files there, and lets `refs`, branches and tags, point at them; their commit."""
+        """Adds a commit with these files, points `refs` (branches and tags) to it, and returns it."""
         repository = self.repositories.setdefault(name, {"refs": {}, "commits": {}, "gated": False})
         commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         repository["commits"][commit] = files
@@ -101,7 +101,7 @@ class HubTest(tf.test.TestCase):
         cls.model = helpers.noisy_model("bert_tiny", vocab_size=len(WORDS), **SIZES)
         cls.tokenizer = WordPiece(WORDS, lowercase=True)
         tfzoo.save(cls.model, cls.shared / "model", cls.tokenizer)
-        # What a repository may hold besides, some of which would run as code.
+        # Other files that a repository may contain, some of which would be executed as code.
         cls.files = files_of(cls.shared / "model")
         names = "pytorch_model.bin model.pt modeling_x.py tf_model.h5 flax_model.msgpack rust_model.ot README.md"
         names += " flags.cfg .gitattributes onnx/model.onnx consolidated.safetensors 1_Pooling/code.py optimizer.bin"
@@ -121,7 +121,7 @@ class HubTest(tf.test.TestCase):
         self.server.server_close()
 
     def new_process(self, **environment):
-        """What was fetched counts no longer, as in another process with these variables."""
+        """Clears the state of the process, as in a new process with these environment variables."""
         hub._fetch.cache_clear()
         self.addCleanup(hub._fetch.cache_clear)
         names = ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -164,7 +164,7 @@ class HubTest(tf.test.TestCase):
         code, out, err = helpers.run(convert, "--from=hf://bert", f"--to={to}")
         self.assertEqual((code, out.splitlines()[0]), (0, "read hf://bert: a Hugging Face folder"), err)
         self.assert_same_weights(tfzoo.load(to)[0], self.model)
-        with self.assertRaisesRegex(UserError, "is not a run's folder"):
+        with self.assertRaisesRegex(UserError, "is not a run folder"):
             ModelDir(model_dir="hf://bert", checkpoint="x").load()
 
     def test_revisions(self):
@@ -172,16 +172,16 @@ class HubTest(tf.test.TestCase):
         second = self.server.commit("m", self.files | {"vocab.txt": b"b"}, "main", "refs%2Fpr%2F1")
         for revision, commit in (("", second), ("@main", second), ("@v1", first), (f"@{first}", first)):
             self.assertEqual(hub.pin(f"hf://m{revision}"), f"hf://m@{commit}")
-        # In one process a model stays what it was.
+        # The commit does not change within a process.
         third = self.server.commit("m", self.files | {"vocab.txt": b"c"}, "main")
         self.assertEqual(hub.folder("hf://m").name, second)
         self.new_process(HF_ENDPOINT=self.server.address, HF_HUB_CACHE=str(self.cache))
         self.assertEqual(hub.folder("hf://m").name, third)
-        self.refused("has no revision v9; name a branch, a tag or a commit", "hf://m@v9")
+        self.refused("has no revision v9; specify an existing branch, tag or commit", "hf://m@v9")
 
     def test_offline(self):
         commit = self.server.commit("m", self.files, "main")
-        self.refused("is not on http://127.*, or is private; correct the name, or log in", "hf://other")
+        self.refused("does not exist on http://127.*, or is private; correct the name, or log in", "hf://other")
         self.assertEqual(hub.folder("hf://m").name, commit)
         self.server.repositories.clear()
         for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -191,7 +191,7 @@ class HubTest(tf.test.TestCase):
             self.assert_same_weights(tfzoo.load(f"hf://m@{commit}")[0], self.model)
             self.assertEqual(self.server.asked, [])
             self.refused(
-                rf"HF_HUB_OFFLINE is set\) and is not in the cache {self.cache} with all its files; unset it", "hf://n"
+                rf"HF_HUB_OFFLINE is set\) and is missing or incomplete in the cache {self.cache}; unset it", "hf://n"
             )
             self.refused("HF_HUB_OFFLINE is set", "hf://m@v2")
         (self.cache / "models--m" / "snapshots" / commit / "model.safetensors").unlink()
@@ -201,12 +201,14 @@ class HubTest(tf.test.TestCase):
     def test_a_hub_that_cannot_be_reached(self):
         commit = self.server.commit("m", self.files, "main")
         hub.folder("hf://m")
-        with socket.socket() as nobody:  # Bound, and not listening.
+        with socket.socket() as nobody:  # Bound, but not listening.
             nobody.bind(("127.0.0.1", 0))
             gone = f"http://127.0.0.1:{nobody.getsockname()[1]}"
             self.new_process(HF_ENDPOINT=gone, HF_HOME=str(self.folder / "home"))
             self.refused(
-                r"cannot be fetched \(.*\) and is not in the cache .*home/hub .*connect, and try again", "hf://m"
+                r"cannot be downloaded \(.*\) and is missing or incomplete in the cache .*home/hub; check the network "
+                "connection, and try again",
+                "hf://m",
             )
             self.new_process(HF_ENDPOINT=gone, HF_HUB_CACHE=str(self.cache))
             self.assertEqual(hub.folder("hf://m").name, commit)
@@ -214,27 +216,29 @@ class HubTest(tf.test.TestCase):
     def test_what_is_refused_is_one_line(self):
         self.server.commit("gated", self.files, "main")
         self.server.repositories["gated"]["gated"] = True
-        self.refused("is gated; accept its terms on its page, and log in", "hf://gated")
+        self.refused("is gated; accept the terms on its web page, and log in", "hf://gated")
         self.server.commit("pickles", self.others | {"config.json": b"{}"}, "main")
-        self.refused("has no weights as safetensors; pickles, .*are not fetched", "hf://pickles")
+        self.refused("has no weights in safetensors format; pickle files .*are not downloaded", "hf://pickles")
         self.server.commit("other", self.others, "main")
-        self.refused("has no config.json; name a model of transformers", "hf://other")
+        self.refused("has no config.json; use a model of the transformers library", "hf://other")
         for name in ("hf://", "hf://a/b/c", "hf:///etc", "hf://../x", "hf://a b", "hf://m@"):
-            self.refused("is not a model's name; write hf://OWNER/NAME", name)
-        self.refused("is not a model's name", "hf://a--b", "init_from")
+            self.refused("is not a valid model name; write hf://OWNER/NAME", name)
+        self.refused("is not a valid model name", "hf://a--b", "init_from")
         with mock.patch.dict(sys.modules, {"huggingface_hub": None}):
-            self.refused(r"needs huggingface_hub, which is not installed; pip install 'tfzoo\[hub\]'", "hf://bert")
+            self.refused(
+                r"requires huggingface_hub, which is not installed; run pip install 'tfzoo\[hub\]'", "hf://bert"
+            )
 
     def test_a_bare_name(self):
         for name in ("bert-base-uncased", "openai-community/gpt2"):
-            self.refused(f"there is no such folder; .* write --model_dir=hf://{name}", name)
+            self.refused(f"no such folder; .* write --model_dir=hf://{name}", name)
         with contextlib.chdir(self.folder):
             (self.folder / "bert").mkdir()
             self.assertEqual(hub.folder("bert"), pathlib.Path("bert"))
         self.assertEqual(hub.folder("/no/such"), pathlib.Path("/no/such"))
 
     def test_every_program(self):
-        """Each entry point asks for the same model, and says the same of a name without a folder."""
+        """Each entry point requests the same model, and reports the same error for a name without a folder."""
         self.server.commit("bert", self.files, "main")
         programs = {
             generate: ["--prompt=a"],
@@ -245,15 +249,15 @@ class HubTest(tf.test.TestCase):
             with self.subTest(program.__name__):
                 code, _, err = helpers.run(program, "--model_dir=bert", *flags)
                 self.assertEqual(code, 2)
-                self.assertRegex(err, "^error: --model_dir=bert: there is no such folder; .*=hf://bert\n$")
+                self.assertRegex(err, "^error: --model_dir=bert: no such folder; .*=hf://bert\n$")
         gpt = self.folder / "gpt"
         tfzoo.save(helpers.noisy_model("gpt2", vocab_size=len(WORDS), **SIZES), gpt, self.tokenizer)
         flags = [f"--model_dir={gpt}", "--prompt=a", "--assistant_dir=bert"]
-        self.assertIn("--assistant_dir=bert: there is no such folder", helpers.run(generate, *flags)[2])
+        self.assertIn("--assistant_dir=bert: no such folder", helpers.run(generate, *flags)[2])
         for program in (generate, score):
             code, _, err = helpers.run(program, "--model_dir=hf://bert", *programs[program])
             self.assertEqual(code, 2)
-            self.assertRegex(err, "decoder|language model")  # It was read: BERT writes no texts.
+            self.assertRegex(err, "decoder|language model")  # The model was read: BERT cannot generate text.
 
     def test_training_keeps_the_commit(self):
         first = self.server.commit("bert", self.files, "main")
@@ -265,7 +269,7 @@ class HubTest(tf.test.TestCase):
         self.assertEqual(code, 0, err)
         self.assertIn(f"from hf://bert@{first}:\nloaded ", out)
         self.assertIn(f"--init_from=hf://bert@{first}\n", (run_dir / "flags.cfg").read_text())
-        # The run goes on with what it began with, whatever the name stands for by now, and whether it is there or not.
+        # The run resumes with its original commit, even if the name now refers to another commit or does not exist.
         self.server.commit("bert", self.files | {"README.md": b"new"}, "main")
         self.new_process(HF_ENDPOINT=self.server.address, HF_HUB_CACHE=str(self.cache))
         flags[flags.index("--steps=1")] = "--steps=2"

@@ -1,4 +1,4 @@
-"""The one reader of JSON: what it takes, what it refuses, and how it says so. No TensorFlow."""
+"""The JSON reader: what it accepts, what it rejects, and its messages. Does not need TensorFlow."""
 
 import json
 import os
@@ -45,31 +45,31 @@ class ReadTest(Case):
             count = most // (begin.count("[") + begin.count("{")) - middle.count("[")
             json_files.parse(begin * count + middle + end * count)
             for depth in (count + 1, 100_000):
-                with self.assertRaisesRegex(BadJSON, f"is JSON nested too deeply .more than {most} levels"):
+                with self.assertRaisesRegex(BadJSON, f"is nested too deeply .more than {most} levels"):
                     json_files.parse(begin * depth + middle + end * depth)
         json_files.parse(json.dumps({"a": "[" * 1000, "b": [[]] * 1000}))
 
     def test_what_is_refused(self):
-        again = "; correct it, or get the file again"
-        self.refused(": no such file; put a JSON file there")
+        again = "; correct it, or download the file again"
+        self.refused(": no such file; provide a JSON file")
         for data, message in (
             (b"", f": is empty{again}"),
             (b" \n", f": is empty{again}"),
             (b'{\n"a": 0,,}', f", line 2: is not JSON (Expecting property name enclosed in double quotes){again}"),
             (b'{"a": 1} {"b": 2}', f", line 1: is not JSON (Extra data){again}"),
-            (b"[1]", f": holds a list, not an object{again}"),
-            (b"true", f": holds true or false, not an object{again}"),
-            (b"null", f": holds null, not an object{again}"),
-            (b'{"a": 1,\n "a": 1}', ", line 2: the key 'a' is there twice; remove one"),
-            # Of one object: the others have it once each, one of them in other letters.
+            (b"[1]", f": contains a list, not an object{again}"),
+            (b"true", f": contains true or false, not an object{again}"),
+            (b"null", f": contains null, not an object{again}"),
+            (b'{"a": 1,\n "a": 1}', ", line 2: the key 'a' appears twice; remove one"),
+            # Duplicate within one object; the other objects contain the key once, one of them with an escape sequence.
             (
                 b'{"x": "a", "b": [{"a": 1}, {"a": 2,\n"c": {"a": 3, "x": "\\"a\\": 1"},\n"\\u0061": 4}], "a": 5}',
-                ", line 3: the key 'a' is there twice; remove one",
+                ", line 3: the key 'a' appears twice; remove one",
             ),
             (b'{"NaN": 1,\n"b": "NaN",\n"c": NaN}', ", line 3: NaN is not JSON; write null or a finite number"),
             (b'{"a": [-Infinity]}', ", line 1: -Infinity is not JSON; write null or a finite number"),
-            (b'{"a": "1e999",\n"b": 1e999}', f", line 2: 1e999 is too large a number{again}"),
-            (b'{"a": -' + b"9" * 400 + b".0}", f", line 1: -{'9' * 39} is too large a number{again}"),
+            (b'{"a": "1e999",\n"b": 1e999}', f", line 2: the number 1e999 is too large{again}"),
+            (b'{"a": -' + b"9" * 400 + b".0}", f", line 1: the number -{'9' * 39} is too large{again}"),
             (b'{"a":\n"\xff\xfe"}', ", line 2: is not UTF-8 (b'\\xff\\xfe\"}'); save it as UTF-8"),
             ("{}".encode("utf-16"), ", line 1: is not UTF-8 (b'\\xff\\xfe{\\x00}\\x00'); save it as UTF-8"),
             (
@@ -79,15 +79,15 @@ class ReadTest(Case):
         ):
             with self.subTest(data[:40]):
                 self.refused(message, data)
-        self.refused(": has 10 bytes, where 9 are allowed; make it smaller", b'{"a": 123}', max_bytes=9)
-        with self.assertRaisesRegex(BadJSON, "is not JSON that can be read .*digits"):
+        self.refused(": has 10 bytes, more than the limit of 9; make it smaller", b'{"a": 123}', max_bytes=9)
+        with self.assertRaisesRegex(BadJSON, "is not valid JSON .*digits"):
             json_files.parse("1" * 5000)
-        with self.assertRaisesRegex(BadJSON, "has 14 parts of JSON, where 13 are allowed"):
+        with self.assertRaisesRegex(BadJSON, "has 14 brackets, commas and colons, more than the limit of 13"):
             json_files.parse('{"a":[1,2,3,4,5,6,{"b":1}],"c":{}}', max_parts=13)
 
     def test_what_is_not_a_file(self):
         os.mkfifo(self.path)
-        self.refused(": is not a plain file; put a JSON file there")
+        self.refused(": is not a regular file; provide a JSON file")
         self.path = self.path.with_name("x" * 300)
         self.refused(": cannot be read (file name too long); make it readable")
 
@@ -108,12 +108,12 @@ class CheckTest(Case):
             (Field(str), ["", "a"], [1, [], {}], "a string"),
             (Field(str, choices=("mean", "first")), ["mean"], ["last", 1], "one of mean, first"),
             (Field(list), [[], [1]], [{}, "a"], "a list"),
-            (Field(list, items=Field(str)), [[], ["a"]], [[1], [None]], "a list whose items are each a string"),
+            (Field(list, items=Field(str)), [[], ["a"]], [[1], [None]], "a list in which each item is a string"),
             (
                 Field(dict, items=Field(int)),
                 [{}, {"a": 1}],
                 [{"a": "1"}, []],
-                "an object whose values are each a whole number",
+                "an object in which each value is a whole number",
             ),
             (Field(str, null=False), ["a"], [None], "a string"),
         ):
@@ -129,7 +129,7 @@ class CheckTest(Case):
         fields = {"id": (Field(int), Field(list, items=Field(int))), "name": Field(str, required=True)}
         for value in (1, [1, 2], None):
             json_files.check({"id": value, "name": "a"}, fields, "FILE")
-        with self.assertRaisesRegex(UserError, "id is 'x', not a whole number or a list whose items are each a whole"):
+        with self.assertRaisesRegex(UserError, "id is 'x', not a whole number or a list in which each item is a whole"):
             json_files.check({"id": "x", "name": "a"}, fields, "FILE")
         for record in ({}, {"name": None}):
             with self.assertRaisesRegex(UserError, "^FILE: has no name, which must be a string; add it$"):

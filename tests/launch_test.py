@@ -1,4 +1,4 @@
-"""Starting, listening to and ending several processes as one; the commands here are short and use no TensorFlow."""
+"""Starts, monitors and terminates several processes as one; the commands here are short and do not use TensorFlow."""
 
 import json
 import os
@@ -58,9 +58,12 @@ class LaunchTest(unittest.TestCase):
             ("raise SystemExit(4)", 4),
             ("raise SystemExit(77)", 5),
         ):
-            code, _, err = run("--workers=2", code=dying.format(death))  # It ends before worker 0 would by itself.
+            code, _, err = run("--workers=2", code=dying.format(death))  # It ends before worker 0 would end by itself.
             self.assertEqual(code, expected, err)
-            self.assertIn("[launch] worker 1 has ended ", err)
+            self.assertRegex(
+                err,
+                r"\[launch\] worker 1 (was terminated by SIGKILL|ended with exit code \d+); terminating the others\n",
+            )
 
     def test_one_that_heeds_no_signal_is_killed(self):
         code, _, err = run(
@@ -122,11 +125,11 @@ class LaunchTest(unittest.TestCase):
             """,
         )
         self.assertEqual((code, out), (0, "[chief 0] chief is done\n"), err)
-        self.assertIn("worker 0 has ended by SIGKILL; the others go on", err)
+        self.assertIn("worker 0 was terminated by SIGKILL; the others continue", err)
 
     def test_wrong_use(self):
         for argv, message in (
-            (["--workers=2"], "there is no command"),
+            (["--workers=2"], "the command is missing"),
             (["--workers=0", "--", "true"], "--workers=0: must be at least 1"),
             (["--", "true"], "--workers is required"),
             (["--workers=1", "--", "/no/such/program"], "/no/such/program: cannot be started"),
@@ -138,7 +141,7 @@ class LaunchTest(unittest.TestCase):
     def test_nothing_is_left_behind(self):
         process = started("--workers=2", code="import os, time; print(os.getpid(), flush=True); time.sleep(86400)")
         pids = [int(process.stdout.readline().split("] ")[1]) for _ in range(2)]
-        process.send_signal(signal.SIGTERM)  # Whose default is to end.
+        process.send_signal(signal.SIGTERM)  # The default action of this signal terminates the process.
         process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, 5)
         for pid in pids:
@@ -198,15 +201,19 @@ class ClusterTest(unittest.TestCase):
 
     def test_wrong_use(self):
         for strategy, text, message in (
-            ("multi_worker", "", "--strategy=multi_worker: TF_CONFIG is not set; start it by `python -m tfzoo.launch"),
+            (
+                "multi_worker",
+                "",
+                "--strategy=multi_worker: TF_CONFIG is not set; start the run with `python -m tfzoo.launch",
+            ),
             ("parameter_server", "", "--parameter_servers=1"),
             ("multi_worker", "{", r"TF_CONFIG=\{: must be"),
             ("multi_worker", '{"cluster": {}}', "must be"),
-            ("multi_worker", self.config(index=2), "the task being one of the cluster's"),
-            ("multi_worker", self.config(index=-1), "the task being one of the cluster's"),
-            ("multi_worker", self.config("ps", ps=["a:1"], worker=["b:1"]), "name workers only"),
-            ("parameter_server", self.config(), "name chief, worker and ps"),
-            ("default", self.config(), "--strategy=default: TF_CONFIG names several tasks; add"),
+            ("multi_worker", self.config(index=2), "with a task that is in the cluster"),
+            ("multi_worker", self.config(index=-1), "with a task that is in the cluster"),
+            ("multi_worker", self.config("ps", ps=["a:1"], worker=["b:1"]), "list only workers"),
+            ("parameter_server", self.config(), "list chief, worker and ps"),
+            ("default", self.config(), "--strategy=default: TF_CONFIG lists several tasks; use"),
         ):
             with self.assertRaisesRegex(UserError, message):
                 distribution.read_cluster(strategy, text)

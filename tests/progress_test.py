@@ -1,4 +1,4 @@
-"""What a terminal sees while a command works, what a pipe does not, and what libraries print."""
+"""Progress output on a terminal and on a pipe, and messages of libraries."""
 
 import unittest
 
@@ -11,7 +11,7 @@ CUINIT = (
 
 
 def run(code: str, terminal: bool, **environment) -> str:
-    """What a program writes to stderr."""
+    """Returns what a program writes to stderr."""
     status, _, err = helpers.Command("-c", code, terminal=terminal, **environment).finish()
     assert status == 0, err
     return err
@@ -38,7 +38,7 @@ class StageTest(unittest.TestCase):
 
     def test_a_terminal_sees_stages_and_keeps_none(self):
         err = run(self.STAGES, terminal=True)
-        # Of 80 columns the last stays free.
+        # The last of 80 columns remains empty.
         long = ("writing " + 100 * "x")[:79]
         self.assertEqual(
             shown(err), ["reading ...", "looking up ...", "found", "reading ...", "closing ...", "done", long]

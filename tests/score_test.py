@@ -122,7 +122,7 @@ class LikelihoodTest(Case):
             self.assertEqual(one.token_ids, ids[len(head) :])
             np.testing.assert_allclose(one.scores, expected, rtol=1e-5, atol=1e-5)
         self.assertEqual(found[0].token_ids, self.ids(" yes"))  # The space at the context's end is the word's.
-        with self.assertRaisesRegex(UserError, "continuation 0 .* has no token"):
+        with self.assertRaisesRegex(UserError, "continuation 0 .* adds no token"):
             likelihood.score_continuations(self.model, ["a"], [""], self.tokenizer)
 
     def test_continuations_of_encoder_decoders(self):
@@ -141,7 +141,7 @@ class LikelihoodTest(Case):
                 table = logs(model, ids, token_ids=np.array([source[0] + self.ids(context) + source[1]]))
                 expected = [table[t - 1, ids[t]] for t in range(len(start), len(ids))]
                 np.testing.assert_allclose(one.scores, expected, rtol=1e-5, atol=1e-5, err_msg=name)
-            with self.assertRaisesRegex(UserError, "give it context and continuation"):
+            with self.assertRaisesRegex(UserError, "provide a context and a continuation"):
                 likelihood.score_texts(model, ["a"], self.tokenizer)
             with self.assertRaisesRegex(UserError, "continuation 0 has [0-9]+ tokens"):
                 likelihood.score_continuations(model, ["a"], ["b" * 20], self.tokenizer)
@@ -173,8 +173,8 @@ class CommandTest(Case):
         mixed = self.shared / "mixed.jsonl"
         mixed.write_text('{"context": "a", "continuation": "b"}\n{"text": "one"}\n')
         for argv, words in (
-            ([], "give one of them"),
-            (["--text=a", "--input=b"], "--text and --input: contradict"),
+            ([], "specify one of them"),
+            (["--text=a", "--input=b"], "--text and --input: are mutually exclusive"),
             (["--context=a", "--text=b"], "are given together"),
             ([f"--input={mixed}"], "mixed.jsonl:2: has no continuation"),
             (["--input=nowhere"], "--input=nowhere: cannot be read"),

@@ -1,7 +1,7 @@
-"""The training command as people meet it: what it refuses, what it leaves in a run's folder, and that runs repeat.
+"""The training command from a user's view: rejected input, the content of a run's folder, and reproducibility.
 
-Every run here happens in this process, through `cli.run`; tests/faults_test.py kills runs in processes of their own.
-A run takes seconds, nearly all of them tracing, so that tests share runs where they only read them.
+Every run is made in this process, through `cli.run`; tests/faults_test.py kills runs in separate processes. A run takes
+seconds, mostly for tracing, so tests that only read runs share them.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ from tfzoo.training import checkpoint, inputs, loop, optimizers, report, runs
 from tfzoo.training import step as step_lib
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
-# What describes the runs whose folder the tests only read, or copy and go on with.
+# The flags of the runs whose folders the tests only read, or copy and resume.
 SHARED = dict(steps=6, checkpoint_every=2, evaluate_every=3, keep_checkpoints=9)
 
 
 def run(*argv):
-    """(exit code, stdout, stderr) of the training command."""
+    """Returns (exit code, stdout, stderr) of the training command."""
     return helpers.run(train, *argv)
 
 
 def content(folder):
-    """Every file's bytes, by its path."""
+    """Returns the content of every file, by its path."""
     return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
@@ -59,9 +59,9 @@ class TrainCase(tf.test.TestCase):
         super().setUp()
         self.folder = helpers.temporary_folder(self)
         self.run_dir = self.folder / "run"
-        for number in (signal.SIGTERM, signal.SIGINT):  # The command takes these for itself.
+        for number in (signal.SIGTERM, signal.SIGINT):  # The command installs its own handlers.
             self.addCleanup(signal.signal, number, signal.getsignal(number))
-        self.enterContext(mock.patch.object(report, "plot"))  # Drawing takes a quarter of such a run.
+        self.enterContext(mock.patch.object(report, "plot"))  # Plotting takes a quarter of the time of such a run.
 
     def flags(self, **others):
         return [*tiny_run.flags(self.shared, **(SHARED | others))]
@@ -72,7 +72,7 @@ class TrainCase(tf.test.TestCase):
         return out
 
     def assert_error(self, pattern, *argv, run_dir=None):
-        """Exit code 2, one line on stderr, nothing on stdout, and --run_dir left as it was."""
+        """Checks for exit code 2, one line on stderr, nothing on stdout, and an unchanged --run_dir."""
         run_dir = run_dir or self.run_dir
         before = content(run_dir), run_dir.exists()
         code, out, err = run(*argv, f"--run_dir={run_dir}")
@@ -81,7 +81,7 @@ class TrainCase(tf.test.TestCase):
         self.assertEqual((content(run_dir), run_dir.exists()), before)
 
     def cut_back(self, run_dir, step):
-        """A copy of a finished run's folder as a kill after `step`'s checkpoint would have left it."""
+        """Copies the folder of a finished run, as if the run had been killed after the checkpoint of `step`."""
         shutil.copytree(run_dir, self.run_dir, symlinks=True)
         later = [path for path in (self.run_dir / "checkpoints").iterdir() if int(path.name) > step]
         self.assertNotEmpty(later)
@@ -92,7 +92,7 @@ class TrainCase(tf.test.TestCase):
 
 
 class FlagsTest(TrainCase):
-    """What is wrong with the flags is said in one line, before anything is written."""
+    """Errors in the flags are reported in one line, before anything is written."""
 
     def test_a_flag_by_itself(self):
         for pattern, argument in (
@@ -104,15 +104,15 @@ class FlagsTest(TrainCase):
             (r"--mask_rate=0.95: must be from 0.01 to 0.9\n", "--mask_rate=0.95"),
             (r"--optimizer=adamv: must be one of adamw, .*, lars \(did you mean adamw\?", "--optimizer=adamv"),
             (r"--model=bert_smal: no such model \(did you mean bert_small\?\); python -m tf", "--model=bert_smal"),
-            (r"--model=gpt2: --objective=masked_lm needs an encoder, such as", "--model=gpt2"),
-            (r"--model=roberta_base: it has no next-sentence head; add --nonext_sentence\n", "--model=roberta_base"),
+            (r"--model=gpt2: --objective=masked_lm requires an encoder, such as", "--model=gpt2"),
+            (r"--model=roberta_base: has no next-sentence head; add --nonext_sentence\n", "--model=roberta_base"),
             (r"--overrides=layers=2: unknown config field 'layers'", "--overrides=layers=2"),
             (r"--overrides=hiden_size=2: .*\(did you mean hidden_size\?\)\n", "--overrides=hiden_size=2"),
-            (r"--overrides=dropout=much: dropout takes a value of type float\n", "--overrides=dropout=much"),
+            (r"--overrides=dropout=much: dropout must be a value of type float\n", "--overrides=dropout=much"),
             (r".*dropout \(1.0\) must be at least 0 and below 1\n", "--overrides=dropout=1"),
             (r".*hidden_size \(30\) must be a multiple of num_heads \(4\)", "--overrides=hidden_size=30,num_heads=4"),
-            (r"--corpus=nowhere.txt: there is no such file; ", "--corpus=nowhere.txt"),
-            (r"--corpus=no\*.txt: the glob matches no file; ", "--corpus=no*.txt"),
+            (r"--corpus=nowhere.txt: no such file; ", "--corpus=nowhere.txt"),
+            (r"--corpus=no\*.txt: no file matches this glob; ", "--corpus=no*.txt"),
             (r"nowhere.txt: ", "--vocab_file=nowhere.txt"),
             (r"--flagfile=nowhere.cfg: no such file or directory; check the path\n", "--flagfile=nowhere.cfg"),
         ):
@@ -131,16 +131,16 @@ class FlagsTest(TrainCase):
             (r"--sequence_length=64: must not exceed the model's max_positions \(32\)", dict(sequence_length=64)),
             (r"--accumulation=3: must divide --batch_size \(4\)\n", dict(accumulation=3)),
             (
-                r"ByteLevelBPE: masked .* has none for cls, sep, mask.*; use a WordPiece tokenizer\n",
+                r"ByteLevelBPE: masked .* has no token for cls, sep, mask.*; use a WordPiece tokenizer\n",
                 dict(tokenizer="byte_level", vocab_size=300),
             ),
             (r"--warmup_steps=7: must not exceed --steps \(6\)\n", dict(warmup_steps=7)),
             (
-                r"--model=performer_small: it cannot tell documents packed in a row apart; add --nopack\n",
+                r"--model=performer_small: cannot separate the documents packed into one row; add --nopack\n",
                 dict(model="performer_small", next_sentence="false"),
             ),
             (r"--overrides=vocab_size=150: .*\(\d+\)", dict(overrides=f"{sizes},vocab_size=150")),
-            # Larger would train rows for tokens that no text has, and no tokenizer could name.
+            # A larger value would train embeddings of tokens that do not exist in the tokenizer.
             (r"--overrides=vocab_size=999: .*\(\d+\)", dict(overrides=f"{sizes},vocab_size=999")),
             (
                 r"--overrides=vocab_size=14: .*\(13\)",
@@ -160,7 +160,7 @@ class FlagsTest(TrainCase):
         wrong.write_text("--steps=3\n\n--bach_size=8\n")
         for pattern, path in (
             (r".*back.cfg:2: --flagfile=circle.cfg: circular: .*; remove one of these lines\n", circle),
-            (r".*: flagfiles are nested more than \d+ deep; flatten them\n", self.folder / "deep0.cfg"),
+            (r".*: flagfiles are nested more than \d+ levels deep; flatten them\n", self.folder / "deep0.cfg"),
             (r".*wrong.cfg:3: --bach_size=8: no such flag \(did you mean --batch_size\?\)\n", wrong),
         ):
             with self.subTest(path=path.name):
@@ -170,8 +170,8 @@ class FlagsTest(TrainCase):
         for pattern, text in (
             (r".*corpus.txt:1: invalid UTF-8", b"Bad \xff byte.\n\nGood.\n"),
             (r".*corpus.txt:1: no text in the file", b""),
-            (r".*corpus.txt: one sentence cannot be both trained on and held out", b"One sentence.\n"),
-            (r".*its held-out part holds no words", "Some words。\N{ZERO WIDTH SPACE}\n".encode()),
+            (r".*corpus.txt: a single sentence cannot be split into training and held-out text", b"One sentence.\n"),
+            (r".*its held-out part contains no words", "Some words。\N{ZERO WIDTH SPACE}\n".encode()),
         ):
             corpus = self.folder / "corpus.txt"
             corpus.write_bytes(text)
@@ -181,16 +181,16 @@ class FlagsTest(TrainCase):
     def test_run_dirs(self):
         file = self.folder / "file"
         file.write_text("mine")
-        self.assert_error(r"--run_dir=.*file: exists and holds no run", *self.flags(), run_dir=file)
+        self.assert_error(r"--run_dir=.*file: exists but contains no run", *self.flags(), run_dir=file)
         self.assert_error(r"--run_dir=.*file/run: ", *self.flags(), run_dir=file / "run")
         self.assertEqual(file.read_text(), "mine")
         self.run_dir.mkdir()
         (self.run_dir / "thesis.txt").write_text("mine")
-        self.assert_error(r"--run_dir=.*: exists and holds no run \(no flags.cfg\); name a new", *self.flags())
+        self.assert_error(r"--run_dir=.*: exists but contains no run \(no flags.cfg\); specify a new", *self.flags())
 
 
 class RunTest(TrainCase):
-    """One run of two evaluations, and what becomes of its folder."""
+    """A run with two evaluations, and further uses of its folder."""
 
     @classmethod
     def setUpClass(cls):
@@ -221,15 +221,15 @@ class RunTest(TrainCase):
                 ["step", "loss", "padding_share", "learning_rate", "tokens_per_second", "model_tflops"],
             )
             self.assertGreater(record["tokens_per_second"], 0)
-        # Warm-up over two updates, then down to 0.
+        # Warmup over two updates, then down to 0.
         self.assertAllClose([r["learning_rate"] for r in trained], [0.005, 0.01, 0.01, 0.0075, 0.005, 0.0025])
         self.assertEqual([record["step"] for record in evaluated], [3, 6])
         for record in evaluated:
             self.assertAllClose(record["masked_lm_perplexity"], np.exp(record["masked_lm_loss"]))
             self.assertBetween(record["masked_lm_accuracy"], 0, 1)
             self.assertBetween(record["next_sentence_accuracy"], 0, 1)
-        self.assertRegex(self.out, r"held out +model +by frequency +by neighbour")
-        for label in ("masked words right", "perplexity", "next sentence right"):
+        self.assertRegex(self.out, r"held out +model +most frequent token +bigram baseline")
+        for label in ("masked-token accuracy", "perplexity", "next-sentence accuracy"):
             self.assertRegex(self.out, rf"{label}( +[\d.]+%?){{3}}\n")
 
         corpus = json.loads((self.done / "corpus.json").read_text())
@@ -259,12 +259,12 @@ class RunTest(TrainCase):
         for step in (3, 6):
             folder = self.done / "checkpoints" / f"{step:08d}"
             if not folder.exists():
-                continue  # Not the best, and 3 is no multiple of 2.
+                continue  # Not the best one, and 3 is not a multiple of 2.
             model, tokenizer = runs.load(self.done, folder)
             corpus = load_corpus(flags["corpus"], cache_dir=None)
             objective = MaskedLM(tokenizer, int(flags["sequence_length"]))
             rows = PairRows(tokenize(corpus.held_out, tokenizer), objective.row_tokens)
-            parts = int(flags["accumulation"])  # As the training step, it computes so many parts of a batch.
+            parts = int(flags["accumulation"])  # Like the training step, it divides a batch into this many parts.
             count = int(flags["evaluate_batches"]) * parts
             batches = pipeline.evaluation_batches(rows, objective, batch_size=4 // parts, seed=0, num_batches=count)
             figures = step_lib.make_evaluation(tf.distribute.get_strategy(), {"main": model}, objective.evaluators())(
@@ -282,11 +282,11 @@ class RunTest(TrainCase):
 
     def test_resumed_with_other_cadences_it_logs_the_same(self):
         self.cut_back(self.done, step=2)
-        for name in ("flags.cfg.99.partial", "loss.png.99.partial"):  # As a kill may leave them.
+        for name in ("flags.cfg.99.partial", "loss.png.99.partial"):  # As a killed process may leave them.
             (self.run_dir / name).write_text("half")
         others = dict(steps_per_call=3, checkpoint_every=4, evaluate_every=6, evaluate_batches=1, keep_checkpoints=1)
         out = self.assert_done(*self.flags(**others), f"--run_dir={self.run_dir}")
-        self.assertIn("going on at step 2 of 6", out)
+        self.assertIn("resuming at step 2 of 6", out)
         self.assertEqual(
             {key: value for key, value in tiny_run.measured(self.run_dir).items() if key[1] == "loss"},
             {key: value for key, value in self.expected.items() if key[1] == "loss"},
@@ -301,7 +301,8 @@ class RunTest(TrainCase):
     def test_fewer_steps_than_it_has_are_refused(self):
         shutil.copytree(self.done, self.run_dir, symlinks=True)
         self.assert_error(
-            r"--steps=5: the run in --run_dir=.*/run is at step 6 already; ask for at least as many, or name a new",
+            r"--steps=5: the run in --run_dir=.*/run is already at step 6; request at least that many steps, "
+            "or specify a new",
             *self.flags(steps=5, schedule="linear"),
         )
 
@@ -321,12 +322,12 @@ class RunTest(TrainCase):
         with mock.patch.object(step_lib, "make_evaluation", made):
             code, out, err = run(*self.flags(), f"--run_dir={stopped}")
         self.assertEqual(code, cli.STOPPED, err)
-        self.assertIn("stopped by SIGTERM at step 3; all is saved", out)
+        self.assertIn("stopped by SIGTERM at step 3; everything is saved", out)
         self.assertNotIn("held out    ", out)
         before = {key: value for key, value in self.expected.items() if key[0] < 3 or key == (3, "loss")}
         self.assertEqual({k: v for k, v in tiny_run.measured(stopped).items() if k in before}, before)
         self.assertNotIn((3, "masked_lm_loss"), tiny_run.measured(stopped))
-        # Measured first of all when it goes on; also when that was logged and killed before anything was saved.
+        # A resumed run starts with the evaluation, even if it was logged before a kill without saving.
         self.assert_done(*self.flags(), f"--run_dir={stopped}")
         self.assertEqual(tiny_run.measured(stopped), self.expected)
         self.cut_back(stopped, step=3)
@@ -337,7 +338,7 @@ class RunTest(TrainCase):
             self.assertEqual((run_dir / "best").readlink(), (self.done / "best").readlink())
 
     def test_a_call_takes_few_seconds(self):
-        """As many updates as fit in CALL_SECONDS, by a clock that advances two seconds an update."""
+        """As many updates as fit into CALL_SECONDS, with a clock that advances two seconds per update."""
         make, counts, clock = step_lib.make_step, [], [0.0]
 
         def made(*args, **kwargs):
@@ -362,7 +363,9 @@ class RunTest(TrainCase):
     def test_two_at_once_are_one_too_many(self):
         shutil.copytree(self.done, self.run_dir, symlinks=True)
         lock = files.Lock(self.run_dir)
-        self.assert_error(rf"{self.run_dir}: another process \({os.getpid()}\) writes there; wait", *self.flags())
+        self.assert_error(
+            rf"{self.run_dir}: another process \({os.getpid()}\) is writing to this folder; wait", *self.flags()
+        )
         lock.release()
         self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
 
@@ -377,19 +380,21 @@ class RunTest(TrainCase):
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         lines = [line for line in err.splitlines() if line.startswith("error:") or "Traceback" in line]
         self.assertEqual((code, len(lines)), (2, 1), err)
-        self.assertRegex(lines[0], "checkpoints/0000000[34]: cannot be written .file too large.; raise the limit")
+        self.assertRegex(
+            lines[0], "checkpoints/0000000[34]: cannot be written .file too large.; raise the file-size limit"
+        )
         self.assertEqual([path.name for path in (self.run_dir / "checkpoints").iterdir()], ["00000002"])
         self.assert_done(*self.flags(), f"--run_dir={self.run_dir}")
         self.assertEqual(tiny_run.measured(self.run_dir), self.expected)
 
     def test_what_a_resume_refuses(self):
         shutil.copytree(self.done, self.run_dir, symlinks=True)
-        begun = "--run_dir=.*/run: was begun with other flags: "
+        begun = "--run_dir=.*/run: was started with different flags: "
         other = tiny_run.write_corpus(self.folder / "other.txt", seed=1)
         sizes = "hidden_size=32,num_layers=1,num_heads=2,intermediate_size=32,max_positions=32"
         for pattern, flags in (
             (
-                begun + r"--batch_size \(4 -> 8\), --seed \(0 -> 1\); keep them, or name a new",
+                begun + r"--batch_size \(4 -> 8\), --seed \(0 -> 1\); keep the original values, or specify a new",
                 dict(batch_size=8, seed=1),
             ),
             (begun + r"--model \(bert_tiny -> bert_mini\); ", dict(model="bert_mini")),
@@ -400,7 +405,7 @@ class RunTest(TrainCase):
         ):
             with self.subTest(**flags):
                 self.assert_error(pattern, *self.flags(**flags))
-        self.assert_error("--run_dir=.*: holds a run already; name a new folder", *self.flags(), "--noresume")
+        self.assert_error("--run_dir=.*: already contains a run; specify a new folder", *self.flags(), "--noresume")
 
     def test_a_resume_refuses_another_text_of_the_same_name(self):
         corpus = tiny_run.write_corpus(self.folder / "corpus.txt")
@@ -410,7 +415,8 @@ class RunTest(TrainCase):
         with open(corpus, "a") as file:
             file.write("\nOne more.\n")
         self.assert_error(
-            r"--corpus=.*corpus.txt: the text is not the one this run began with \(fingerprint .*\); restore",
+            r"--corpus=.*corpus.txt: the text differs from the one that this run started with "
+            r"\(fingerprint .*\); restore",
             *self.flags(corpus=corpus),
         )
 
@@ -454,7 +460,7 @@ class InitTest(TrainCase):
         other = tiny_run.write_corpus(self.folder / "other.txt", documents=60, seed=1)
         flags = self.flags(steps=2, evaluate_every=2, learning_rate=0.0, corpus=other, init_from=first)
         out = self.assert_done(*flags, f"--run_dir={self.run_dir}")
-        self.assertRegex(out, rf"from {first}:\nloaded +\d+ variables\nnew +none\nleft over +none\n")
+        self.assertRegex(out, rf"initialized from {first}:\nloaded +\d+ variables\nnew +none\nunused +none\n")
         ends = [
             checkpoint.Checkpoints(each / "checkpoints", read_only=True).read()[2] for each in (first, self.run_dir)
         ]
@@ -462,19 +468,19 @@ class InitTest(TrainCase):
             if name.startswith("model/") and "seed" not in name:
                 np.testing.assert_array_equal(ends[1][name], array, name)  # The learning rate is 0.
         self.assertEqual(runs.tokenizer_of(self.run_dir).fingerprint(), runs.tokenizer_of(first).fingerprint())
-        # A resume does not begin again, and needs the source no longer.
+        # A resumed run is not initialized again, and does not need the source any more.
         shutil.move(first, self.folder / "gone")
         self.assert_done(*flags, f"--run_dir={self.run_dir}")
-        # Another objective's head is left over.
+        # The head of another objective is unused.
         flags = self.flags(steps=2, evaluate_every=2, init_from=self.folder / "gone", next_sentence="false")
         out = self.assert_done(*flags, f"--run_dir={self.folder / 'third'}")
-        self.assertRegex(out, r"new +none\nleft over +.*next_sentence/dense/kernel")
+        self.assertRegex(out, r"new +none\nunused +.*next_sentence/dense/kernel")
 
     def test_what_does_not_fit(self):
         first = self.shared / "first"
         wide = "hidden_size=16,num_layers=1,num_heads=2,intermediate_size=64,max_positions=32"
         self.assert_error(
-            rf"{first}: \S+ has the shape \[.*32.*\] there and \[.*64.*\] here; take the sizes of the model there",
+            rf"{first}: \S+ has the shape \[.*32.*\], but \[.*64.*\] in this model; use the sizes of the source model",
             *self.flags(init_from=first, overrides=wide),
         )
         self.assert_error(r".*nowhere", *self.flags(init_from=self.folder / "nowhere"))
@@ -498,7 +504,7 @@ class PythonTest(TrainCase):
         self.assertBetween(records[0]["confidence"], 1 / 500, 1)
         self.assertIsInstance(names["model"], tf.keras.Model)
         self.assertEqual(names["trainer"].step, 6)
-        self.assertEqual(signal.getsignal(signal.SIGINT), handler)  # Given back.
+        self.assertEqual(signal.getsignal(signal.SIGINT), handler)  # The original handlers are restored.
 
 
 class NotANumberTest(TrainCase):
@@ -511,7 +517,7 @@ class NotANumberTest(TrainCase):
         self.assertLen(lines, 1)
         self.assertRegex(
             lines[0],
-            r"the loss of step 6, or its gradient, is not finite; nothing was saved after step 4; .*--learning_rate",
+            r"the loss or gradient of step 6 is not finite; nothing was saved after step 4; .*--learning_rate",
         )
         self.assertNotIn("Traceback", err)
         self.assertEqual([record["step"] for record in tiny_run.records(self.run_dir)], [2, 4])
@@ -519,7 +525,7 @@ class NotANumberTest(TrainCase):
 
     @contextlib.contextmanager
     def nan_at(self, *updates):
-        """The loss is NaN in these updates, of those of one process; yields the token ids of all so far."""
+        """Makes the loss NaN in these updates of a process; yields the token ids of all updates so far."""
         seen: list[bytes] = []
         loss = MaskedLM.loss
 
@@ -535,10 +541,11 @@ class NotANumberTest(TrainCase):
             yield seen
 
     def disturbed(self, *updates, stop_at=None, at_first="rollback", **flags):
-        """What a run logs whose batches of these numbers (from 1) give NaN; and the exit code.
+        """Returns the log and the exit code of a run in which the batches with these numbers (from 1) cause NaN.
 
-        stop_at: by a SIGTERM during that call of the step, it is stopped once and goes on. at_first: --on_nonfinite
-        until then."""
+        stop_at: the run is stopped once by a SIGTERM during this call of the step, and resumed. at_first:
+        --on_nonfinite until then.
+        """
         flags = self.flags(steps=14, accumulation=1, evaluate_every=14, on_nonfinite="rollback", **flags)
         run_dir = self.folder / f"stopped_{stop_at}"
         make_batches, make = pipeline.training_batches, step_lib.make_step
@@ -571,21 +578,21 @@ class NotANumberTest(TrainCase):
         return code, tiny_run.measured(run_dir)
 
     def test_a_stop_changes_no_rollback(self):
-        """Neither where the run goes back to, nor how often it may."""
+        """Interim checkpoints change neither where the run rolls back to nor how often it may."""
         code, expected = self.disturbed(8, checkpoint_every=5)
         self.assertEqual((code, expected[14, "nonfinite"]), (0, "1"))
-        for flags in (dict(), dict(keep_checkpoints=1)):  # What is kept changes nothing that is logged.
+        for flags in (dict(), dict(keep_checkpoints=1)):  # The number of kept checkpoints does not affect the log.
             self.assertEqual(self.disturbed(8, stop_at=7, checkpoint_every=5, **flags), (code, expected))
             shutil.rmtree(self.folder / "stopped_7")
         shutil.rmtree(self.folder / "stopped_None")
-        # Twice with nothing gained between: the second comes at step 8 again, or before.
+        # Two failures without progress in between: the second one is at step 8 again, or earlier.
         flags = dict(checkpoint_every=5, max_nonfinite=1)
         code, expected = self.disturbed(8, 11, **flags)
         self.assertEqual(code, 4)
         self.assertEqual(self.disturbed(8, 11, stop_at=9, **flags), (code, expected))
 
     def test_where_nothing_but_a_stop_was_saved(self):
-        """What the run goes back to then is kept until something else is there, and gone back to again."""
+        """The checkpoint that the run rolled back to is kept until there is another one, and can be used again."""
         code, logged = self.disturbed(5, 7, stop_at=3, at_first="stop", checkpoint_every=10)
         self.assertEqual((code, logged[14, "nonfinite"]), (0, "2"))
         self.assertEqual([step for step, name in logged if name == "loss"], list(range(1, 15)))
@@ -594,7 +601,7 @@ class NotANumberTest(TrainCase):
         )
 
     def test_what_counts_as_gained(self):
-        """After step 8 failed, a failure at 7 does not make 7 enough."""
+        """After a failure at step 8, a later failure at step 7 does not make step 7 count as progress."""
         flags = dict(checkpoint_every=5, max_nonfinite=2)
         # From step 5: 8 fails with batch 8, 7 with batch 10, 8 with batch 13.
         self.assertEqual(self.disturbed(8, 10, 13, **flags)[0], 4)
@@ -614,7 +621,7 @@ class NotANumberTest(TrainCase):
         trained = [record for record in tiny_run.records(self.run_dir) if "learning_rate" in record]
         self.assertEqual(["loss" in record for record in trained], [True, True, True, False, False, True, True])
         self.assertEqual([record.get("nonfinite", 0) for record in trained], [0, 0, 0, 1, 2, 2, 2])
-        # Of the last update, which a step that is skipped does not make: up in two, down to 0 after the seventh.
+        # The rate of the last update; skipped steps do not count: up in two updates, down to 0 after the seventh.
         rates = [0.005, 0.01, 0.01, 0.01, 0.01, 0.008, 0.006]
         self.assertAllClose([record["learning_rate"] for record in trained], rates)
         for step, same in ((2, False), (3, True), (4, True), (5, False)):
@@ -623,16 +630,18 @@ class NotANumberTest(TrainCase):
 
     def test_too_many_in_a_row(self):
         flags = dict(steps=7, accumulation=1, on_nonfinite="skip", max_nonfinite=1)
-        many = dict(log_every=7, checkpoint_every=7, evaluate_every=7)  # After the first, several updates a call.
+        many = dict(
+            log_every=7, checkpoint_every=7, evaluate_every=7
+        )  # After the first call, several updates per call.
         for number, others in enumerate(({}, many)):
             run_dir = self.folder / str(number)
             with self.nan_at(4, 5), mock.patch.object(loop, "CALL_SECONDS", 1e9):
                 code, _, err = run(*self.flags(**(flags | others)), f"--run_dir={run_dir}")
             self.assertEqual(code, 4, err)
-            self.assertIn("the loss of step 5, or its gradient, is not finite after 1 others", err)
+            self.assertIn("the loss or gradient of step 5 is not finite after 1 earlier failures", err)
 
     def test_float16_keeps_its_scale(self):
-        """Where updates are skipped; one that its scale was too high for does not count as not finite."""
+        """With skipped updates, too; an update with a too high scale does not count as non-finite."""
         flags = self.flags(
             steps=8, accumulation=1, evaluate_every=8, precision="float16", on_nonfinite="skip", max_nonfinite=1
         )
@@ -650,7 +659,9 @@ class NotANumberTest(TrainCase):
         trained = [record for record in tiny_run.records(self.run_dir) if "learning_rate" in record]
         self.assertEqual(["loss" in record for record in trained], [True, True, True, False, True, True, True, True])
         self.assertEqual([record.get("nonfinite", 0) for record in trained], [0, 0, 0, 1, 1, 1, 1, 1])
-        self.assertEqual(float(scales[0]), 2.0**32)  # Halved by each of the eight: an overflow, or the NaN.
+        self.assertEqual(
+            float(scales[0]), 2.0**32
+        )  # Halved by each of the eight updates, because of an overflow or the NaN.
         self.assertEqual([record["learning_rate"] for record in trained], [trained[0]["learning_rate"]] * 8)
 
     def test_rollback_goes_on_past_the_batches_that_led_there(self):
@@ -660,7 +671,7 @@ class NotANumberTest(TrainCase):
         self.assertLen(set(expected), 10)
         with self.nan_at(6) as seen:
             self.assert_done(*self.flags(steps=8, on_nonfinite="rollback", **flags), f"--run_dir={self.run_dir}")
-        # Six updates, back to the fourth, and four more with what follows.
+        # Six updates, back to the fourth, and four more with the following batches.
         self.assertEqual(seen, expected)
         records = tiny_run.records(self.run_dir)
         self.assertEqual(
@@ -675,14 +686,14 @@ class NotANumberTest(TrainCase):
         flags = dict(steps=8, learning_rate=1e38, clip_norm=0, warmup_steps=0, checkpoint_every=8, evaluate_every=8)
         code, _, err = run(*self.flags(**flags), f"--run_dir={self.run_dir}")
         self.assertEqual(code, 4)
-        found = re.search(r"the loss of step (\d), or its gradient, is not finite", err)
+        found = re.search(r"the loss or gradient of step (\d) is not finite", err)
         assert found, err
         step = int(found[1])
         self.assertEqual([record["step"] for record in tiny_run.records(self.run_dir)], list(range(1, step)))
 
 
 class MachineTest(TrainCase):
-    """What is not the run's fault."""
+    """Errors that the run does not cause."""
 
     def test_a_row_that_cannot_be_read(self):
         row = PairRows.row
@@ -700,7 +711,7 @@ class MachineTest(TrainCase):
             self.assertNotIn("Traceback", err)
             with self.assertLogs("absl", "WARNING") as logs:
                 self.assert_done(*self.flags(steps=30, max_bad_rows=9), f"--run_dir={self.folder / 'other'}")
-        self.assertRegex(logs.output[0], r"record \d+ cannot be read; pack the text again; the row is left out")
+        self.assertRegex(logs.output[0], r"record \d+ cannot be read; pack the text again; the row is skipped")
 
     def test_memory_says_what_to_lower(self):
         def large(objective, models, batch, training=True):
@@ -713,12 +724,13 @@ class MachineTest(TrainCase):
             code, _, err = run(*self.flags(batch_size=8, accumulation=2), f"--run_dir={self.run_dir}")
         self.assertEqual(code, 2, err)
         self.assertRegex(
-            err, r"error: out of memory at a tensor with shape\[\d+\] in a step of 4 rows of 16 tokens at a time: "
+            err,
+            r"error: out of memory for a tensor with shape\[\d+\] while processing 4 rows of 16 tokens at a time: ",
         )
         self.assertRegex(
-            err, "add --accumulation=4, which computes the same with 2; or begin anew in another --run_dir"
+            err, "add --accumulation=4, which computes the same with 2 rows; or start a new run in another --run_dir"
         )
-        # It may be added to the run that there is; an evaluation asks for no more memory at a time.
+        # It can be added to an existing run; an evaluation does not need more memory at a time.
         rows, metrics = set(), MaskedLM.metrics
 
         def noted(objective, models, batch):
@@ -728,7 +740,10 @@ class MachineTest(TrainCase):
         with mock.patch.object(MaskedLM, "metrics", noted), self.assertLogs("absl", "WARNING") as logs:
             self.assert_done(*self.flags(batch_size=8, accumulation=4), f"--run_dir={self.run_dir}")
         self.assertEqual(rows, {2})
-        self.assertIn("--accumulation changes from 2 to 4: the same updates, dropout drawn anew", logs.output[0])
+        self.assertIn(
+            "--accumulation changes from 2 to 4: the updates are equivalent, but dropout draws other masks",
+            logs.output[0],
+        )
 
     @pytest.mark.faults
     def test_a_clock_that_goes_back_a_day(self):
@@ -745,11 +760,11 @@ class MachineTest(TrainCase):
 
 
 class PrecisionsAndOptimizersTest(TrainCase):
-    """A run of each, cut back to step 4 and resumed, ends with the same bits."""
+    """For each of them, a run that is resumed from step 4 ends with bitwise equal results."""
 
     def check(self, **flags):
         done = self.folder / "done"
-        flags = dict(evaluate_every=100, log_every=3) | flags  # At step 4 the mean of 4 to 6 has begun.
+        flags = dict(evaluate_every=100, log_every=3) | flags  # At step 4, the mean over steps 4 to 6 has started.
         self.assert_done(*self.flags(**flags), f"--run_dir={done}")
         expected = tiny_run.measured(done)
         self.assertLen({value for (_, name), value in expected.items() if name == "loss"}, 2)
@@ -770,7 +785,7 @@ class PrecisionsAndOptimizersTest(TrainCase):
     @pytest.mark.faults
     def test_float16_with_adafactor(self):
         variables = self.check(precision="float16", optimizer="adafactor")
-        # Infinite gradients have changed the loss scale, so that a resume from its first value would show.
+        # Infinite gradients have changed the loss scale, so that resuming with its initial value would be detected.
         self.assertLess(variables["optimizer/dynamic_scale"], 2.0**15)
         self.assertIn("optimizer/step_counter", variables)
 
@@ -789,12 +804,12 @@ class ConfigsTest(TrainCase):
             with self.subTest(name=name):
                 appended = name in ("debug.cfg", "demo.cfg")
                 flags = self.parsed("bert.cfg", name) if appended else self.parsed(name)
-                self.assertEqual(flags.corpus, "docstrings")  # base.cfg is at the bottom of every one.
+                self.assertEqual(flags.corpus, "docstrings")  # All of them include base.cfg.
                 self.assertGreaterEqual(flags.steps, flags.warmup_steps)
         self.assertLess(self.parsed("bert.cfg", "demo.cfg").steps, self.parsed("bert.cfg").steps)
 
     def test_recipes_run(self):
-        # Those that begin with another recipe differ from it in sizes and rates alone.
+        # Recipes that include another one override only sizes and rates.
         recipes = [path.name for path in sorted(CONFIGS.glob("*.cfg")) if "\n--flagfile=base.cfg\n" in path.read_text()]
         self.assertContainsSubset(["bert.cfg", "gpt.cfg", "t5.cfg"], recipes)
         for recipe in recipes:

@@ -1,4 +1,4 @@
-"""tfzoo: transformers on TensorFlow and Keras 3, from raw text to a served model."""
+"""tfzoo: transformer models on TensorFlow and Keras 3, from raw text to a served model."""
 
 import importlib
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The shell of every entry point: flagfiles, flags, and errors turned into exit codes.
+"""The common frame of all entry points: parses flagfiles and flags, and maps errors to exit codes.
 
 An entry point is
 
@@ -11,12 +11,12 @@ An entry point is
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | a bug of ours: the traceback is printed |
-| 2 | wrong use or wrong input: one line says what, and what to do |
+| 1 | internal error: the traceback is printed |
+| 2 | usage or input error: one line states the problem and the remedy |
 | 3 | stopped by a signal, with everything saved |
 | 4 | a check failed (NaN, an export that does not verify) |
-| 5 | another worker of the run is gone: start all again |
-| 130, 141 | interrupted with nothing to save; nobody reads the output any more |
+| 5 | another worker of the run was lost: restart all of them |
+| 130, 141 | interrupted with nothing to save; the reader of the output closed the pipe |
 """
 
 import inspect
@@ -38,12 +38,12 @@ from tfzoo.errors import CheckFailed, UserError, WorkerLost, suggest
 from tfzoo.options import bounds
 
 DONE, BUG, WRONG_USE, STOPPED, FAILED_CHECK, LOST_WORKER = 0, 1, 2, 3, 4, 5
-INTERRUPTED, NO_READER = 130, 141  # What a shell reports for SIGINT and SIGPIPE.
+INTERRUPTED, NO_READER = 130, 141  # The codes that a shell reports for SIGINT and SIGPIPE.
 
-MAX_DEPTH = 16  # Flagfiles inside flagfiles.
-_COMMENT = re.compile(r"(?:  |\t)\s*#.*$")  # Two spaces, so that a value may hold " #".
+MAX_DEPTH = 16  # Nesting depth of flagfiles.
+_COMMENT = re.compile(r"(?:  |\t)\s*#.*$")  # Two spaces, so that a value may contain " #".
 _FLAG_LINE = re.compile(r"--?[A-Za-z]\w*(?:=.*)?$")
-_PATH_FLAG = re.compile(r"from|to|output|\w+_dir")  # Empty, such a path would be the working directory.
+_PATH_FLAG = re.compile(r"from|to|output|\w+_dir")  # An empty path would mean the working directory.
 _HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 
 
@@ -57,14 +57,18 @@ def run(
     argv: Sequence[str] | None = None,
     subcommand: str = "",
 ) -> int:
-    """Parses `argv` (the arguments without the names of program and subcommand), calls `main`, returns the exit code.
+    """Parses the arguments, calls `main` and returns the exit code.
 
-    `define_flags` defines the program's flags on the FlagValues it is given, so that two entry points in one
-    process never collide. `main` gets the parsed flags; None means 0. It returns 3 (STOPPED) when a signal
-    stopped it and everything was saved.
+    Args:
+      main: receives the parsed flags and returns an exit code; None means 0. It returns 3 (STOPPED) when a signal
+        stopped it and everything was saved.
+      define_flags: defines the program's flags on the FlagValues that it receives, so that the flags of two entry
+        points in one process never collide.
+      argv: the arguments without the names of the program and the subcommand; None means those of the process.
+      subcommand: the name of the subcommand, for --help.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is imported, and only where unset.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Must be set before TensorFlow is imported.
     try:
         try:
             flags = absl_flags.FlagValues()
@@ -110,9 +114,12 @@ def run_subcommand(
     about: str,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """`run` of the subcommand that the first argument names; `commands` are name -> (main, define_flags).
+    """Calls `run` for the subcommand named by the first argument.
 
-    `about` is said by --help, before the list of subcommands.
+    Args:
+      commands: name -> (main, define_flags).
+      about: the text that --help prints before the list of subcommands.
+      argv: the arguments; None means those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
@@ -125,27 +132,27 @@ def run_subcommand(
         if name in _HELP:
             first_lines = {each: (main.__doc__ or "").splitlines()[0] for each, (main, _) in commands.items()}
             summaries = "\n".join(f"  {each:<12}{line}" for each, line in first_lines.items())
-            print(f"{inspect.cleandoc(about)}\n\nSubcommands, each with a --help of its own:\n{summaries}")
+            print(f"{inspect.cleandoc(about)}\n\nSubcommands (each has its own --help):\n{summaries}")
         elif name.startswith("-") or not name:
             raise UserError(f"the first argument must be a subcommand: {listed}")
         else:
-            raise UserError(f"{name}: no such subcommand{suggest(name, commands) or f'; there are {listed}'}")
+            raise UserError(f"{name}: no such subcommand{suggest(name, commands) or f'; the subcommands are {listed}'}")
 
     return run(other, lambda flags: None, [])
 
 
 def parse(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
-    """Expands flagfiles and sets `flags` from `arguments`; later ones win.
+    """Expands flagfiles and sets `flags` from `arguments`; later arguments take precedence.
 
     Raises:
-      UserError: an unknown flag, a bad value, an argument that is no flag; names the flagfile and the line
-        where it stands.
+      UserError: an unknown flag, an invalid value, or an argument that is not a flag; the message names the flagfile
+        and the line that contains it.
     """
     expanded = expand_flagfiles(arguments)
     checked = _checked(flags, expanded)
     try:
         flags(["", *checked])
-    except absl_flags.Error as error:  # What only validators find; each flag's own value is checked by now.
+    except absl_flags.Error as error:  # Raised only by validators: each flag's own value is already checked.
         text = re.sub(r"^flags? ", "", str(error))
         required = re.match(r"--(\w+)=None: Flag --\1 must have a value", text)
         if required:
@@ -156,16 +163,16 @@ def parse(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
 
 
 def explicit_flags(flags: absl_flags.FlagValues) -> dict[str, object]:
-    """The flags that were given on the command line or in a flagfile, with their values."""
+    """Returns the flags that were set on the command line or in a flagfile, with their values."""
     return {name: flags[name].value for name in flags if flags[name].present}
 
 
 def write_flags(flags: absl_flags.FlagValues, path: str | os.PathLike, leave_out: Iterable[str] = ("run_dir",)) -> None:
-    """Writes a flagfile with every flag's value, defaults included, so that it repeats the run even when
-    defaults change later. Flags that are None are left out.
+    """Writes a flagfile with the value of every flag, including defaults, so that it reproduces the run even if
+    defaults change later. Flags that are None, and those in `leave_out`, are omitted.
 
     Raises:
-      UserError: a value holds a line break or is not Unicode, which a flagfile cannot hold.
+      UserError: a value contains a line break or is not Unicode, which a flagfile cannot represent.
     """
     lines = []
     for name in sorted(set(flags) - set(leave_out)):
@@ -175,55 +182,57 @@ def write_flags(flags: absl_flags.FlagValues, path: str | os.PathLike, leave_out
         for value in flag.value if isinstance(flag.value, list) else [flag.value]:
             text = str(value)
             if "\n" in text or not _is_unicode(text):
-                raise UserError(f"--{name}={text}: a flagfile cannot hold this value; leave out the line break")
+                raise UserError(
+                    f"--{name}={text}: a flagfile cannot contain this value; remove line breaks and non-UTF-8 bytes"
+                )
         for line in flag.serialize().split("\n") if flag.serialize() else []:
             start, equals, value = line.partition("=")
-            # A value that would be read differently, for the sake of a comment or of quotes, is quoted.
+            # A value that would be read differently because of a comment or quotation marks is quoted.
             lines.append(start + equals + (value if _read_value(value) == value else json.dumps(value)))
     files.atomic_write(path, "# Every flag of a run: --flagfile=THIS_FILE repeats it.\n" + "\n".join(lines) + "\n")
 
 
 def positive(flags: absl_flags.FlagValues, *names: str) -> None:
-    """Makes these numeric flags refuse zero, negative numbers and NaN. None stays allowed."""
+    """Makes these numeric flags reject zero, negative numbers and NaN. None remains allowed."""
     for name in names:
-        whole = isinstance(flags[name].parser, absl_flags.IntegerParser)
+        is_integer = isinstance(flags[name].parser, absl_flags.IntegerParser)
         absl_flags.register_validator(
             name,
             lambda value: value is None or value > 0,
-            message="must be at least 1" if whole else "must be more than 0",
+            message="must be at least 1" if is_integer else "must be greater than 0",
             flag_values=flags,
         )
 
 
 def only_one(flags: absl_flags.FlagValues, *names: str) -> str:
-    """The name of the one flag among these that is given.
+    """Returns the name of the only flag that is set among `names`.
 
     Raises:
-      UserError: none is, or more than one.
+      UserError: none of the flags is set, or more than one.
     """
-    given = [name for name in names if flags[name].value not in (None, False, [])]
-    if not given:
+    specified = [name for name in names if flags[name].value not in (None, False, [])]
+    if not specified:
         *others, last = (f"--{name}" for name in names)
-        raise UserError(f"{', '.join(others)} or {last}: give one of them")
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(f'--{name}' for name in given)}: contradict each other; choose one")
-    return given[0]
+        raise UserError(f"{', '.join(others)} or {last}: specify one of them")
+    if len(specified) > 1:
+        raise UserError(f"{' and '.join(f'--{name}' for name in specified)}: are mutually exclusive; choose one")
+    return specified[0]
 
 
 def expand_flagfiles(args: Iterable[str]) -> list[tuple[str, str]]:
-    """Replaces `--flagfile=PATH` and `--flagfile PATH` by the flags in that file.
+    """Replaces `--flagfile=PATH` and `--flagfile PATH` with the flags in that file.
 
-    A flagfile holds one flag a line, `--name=value`, `--name` or `--noname`. Blank lines and lines that
-    start with `#` count for nothing, and neither does what follows two spaces and a `#`. A value in double
-    quotes is read as a JSON string. A flagfile named inside another is found beside it, one named in `args`
-    from the working directory.
+    A flagfile contains one flag per line, `--name=value`, `--name` or `--noname`. Blank lines, lines that start with
+    `#`, and text after two spaces and a `#` are ignored. A value in double quotes is read as a JSON string. The path
+    of a flagfile inside another flagfile is relative to the folder of the latter; a path in `args` is relative to the
+    working directory.
 
     Returns:
-      (argument, where it stands: "FILE:LINE", or "" on the command line) of each.
+      (argument, origin) pairs; the origin is "FILE:LINE", or "" for the command line.
 
     Raises:
-      UserError: a file that is missing, unreadable, not UTF-8, circular or nested more than 16 deep, or a
-        line that is not a flag; names the file and the line.
+      UserError: a file is missing, unreadable, not UTF-8, circular or nested more than 16 levels deep, or a line is
+        not a flag; the message names the file and the line.
     """
     expanded: list[tuple[str, str]] = []
     waiting = iter(args)
@@ -240,25 +249,25 @@ def expand_flagfiles(args: Iterable[str]) -> list[tuple[str, str]]:
     return expanded
 
 
-def _read_flagfile(path: str, origin: str, around: tuple[pathlib.Path, ...]) -> list[tuple[str, str]]:
-    """One flagfile's flags. `origin` is the FILE:LINE that names it, `around` the files it is nested in."""
-    file = pathlib.Path(around[-1].parent if around else "", os.path.expanduser(path))
+def _read_flagfile(path: str, origin: str, parents: tuple[pathlib.Path, ...]) -> list[tuple[str, str]]:
+    """Returns the flags of a flagfile. `origin` is the FILE:LINE that names it, `parents` the files that include it."""
+    file = pathlib.Path(parents[-1].parent if parents else "", os.path.expanduser(path))
     name = f"{origin}: --flagfile={path}" if origin else f"--flagfile={path}"
     # os.path.realpath, unlike Path.resolve, never raises on a loop of symbolic links.
-    reals = [os.path.realpath(outer) for outer in around]
+    reals = [os.path.realpath(parent) for parent in parents]
     if os.path.realpath(file) in reals:
-        circle = [*around[reals.index(os.path.realpath(file)) :], file]
+        circle = [*parents[reals.index(os.path.realpath(file)) :], file]
         raise UserError(f"{name}: circular: {' -> '.join(map(str, circle))}; remove one of these lines")
-    if len(around) >= MAX_DEPTH:
-        raise UserError(f"{name}: flagfiles are nested more than {MAX_DEPTH} deep; flatten them")
+    if len(parents) >= MAX_DEPTH:
+        raise UserError(f"{name}: flagfiles are nested more than {MAX_DEPTH} levels deep; flatten them")
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
-        beside = f"; it was looked for beside {around[-1]}" if around else "; check the path"
-        raise UserError(f"{name}: {reason}{beside}") from None
+        remedy = f"; the path is relative to the folder of {parents[-1]}" if parents else "; check the path"
+        raise UserError(f"{name}: {reason}{remedy}") from None
 
     flags = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -269,16 +278,16 @@ def _read_flagfile(path: str, origin: str, around: tuple[pathlib.Path, ...]) -> 
         start, equals, value = line.partition("=")
         line = start + equals + _read_value(value) if equals else _COMMENT.sub("", line)
         if not _FLAG_LINE.match(line.partition("=")[0]):
-            raise UserError(f"{where}: {line}: is no flag; write one --name=value a line")
+            raise UserError(f"{where}: {line}: is not a flag; write one --name=value per line")
         if _flag_name(line) == "flagfile":
-            flags += _read_flagfile(line.partition("=")[2], where, (*around, file))
+            flags += _read_flagfile(line.partition("=")[2], where, (*parents, file))
         else:
             flags.append((line, where))
     return flags
 
 
 def _read_value(text: str) -> str:
-    """What stands after the = of a flagfile's line: without a comment, and unquoted."""
+    """Returns the value after the = of a line in a flagfile, without a comment and unquoted."""
     if text.startswith('"'):
         try:
             value, end = json.JSONDecoder().raw_decode(text)
@@ -295,14 +304,14 @@ def _flag_name(argument: str) -> str:
 
 
 def _checked(flags: absl_flags.FlagValues, expanded: list[tuple[str, str]]) -> list[str]:
-    """The arguments as --name=value, --name or --noname, each known and each value readable."""
+    """Returns the arguments as --name=value, --name or --noname, after checking each name and value."""
     checked = []
     waiting = iter(expanded)
     booleans = {name for name in flags if flags[name].boolean}
     for argument, origin in waiting:
         where = f"{origin}: " if origin else ""
         if not re.match(r"--?\w", argument):
-            raise UserError(f"{where}{argument!r}: unexpected argument; flags are written --name=value")
+            raise UserError(f"{where}{argument!r}: unexpected argument; write flags as --name=value")
         name, equals, value = argument.lstrip("-").partition("=")
         if name.startswith("no") and name[2:] in booleans and name not in flags:
             if equals:
@@ -312,18 +321,18 @@ def _checked(flags: absl_flags.FlagValues, expanded: list[tuple[str, str]]) -> l
         if name not in flags:
             near = suggest(name, [*flags, *(f"no{boolean}" for boolean in booleans)]).replace("mean ", "mean --")
             shown = f"--{name}{equals}{value}"
-            raise UserError(f"{where}{shown}: no such flag{near or '; --help lists them'}")
+            raise UserError(f"{where}{shown}: no such flag{near or '; --help lists all flags'}")
         if name in booleans and not equals:
             checked.append(f"--{name}")
             continue
         if not equals:
-            # A line of a flagfile is whole, and --name --other is more likely a value forgotten than a value.
+            # A flagfile line is self-contained, and in --name --other the value of --name is probably missing.
             value, _ = ("--", "") if origin else next(waiting, ("--", ""))
             if value.startswith("--"):
                 raise UserError(f"{where}--{name}: needs a value; write --{name}=VALUE")
         complaint = _complaint(flags[name], value)
         if not value and _PATH_FLAG.fullmatch(name):
-            complaint = "is empty; name a path"
+            complaint = "is empty; specify a path"
         if complaint:
             raise UserError(f"{where}--{name}={value}: {complaint}")
         checked.append(f"--{name}={value}")
@@ -331,7 +340,7 @@ def _checked(flags: absl_flags.FlagValues, expanded: list[tuple[str, str]]) -> l
 
 
 def _complaint(flag: absl_flags.Flag, text: str) -> str:
-    """What is wrong with a flag's value; '' if nothing is."""
+    """Returns what is wrong with a flag's value, or '' if it is valid."""
     parser = flag.parser
     try:
         value = parser.parse(text)
@@ -344,8 +353,8 @@ def _complaint(flag: absl_flags.Flag, text: str) -> str:
             try:
                 parser.convert(text)
             except (ValueError, TypeError, OverflowError):
-                whole = isinstance(parser, absl_flags.IntegerParser)
-                return "must be a whole number" if whole else "must be a number"
+                is_integer = isinstance(parser, absl_flags.IntegerParser)
+                return "must be a whole number" if is_integer else "must be a number"
             return bounds(parser.lower_bound, parser.upper_bound)
         return str(error)
     if isinstance(value, float) and not math.isfinite(value):
@@ -356,31 +365,31 @@ def _complaint(flag: absl_flags.Flag, text: str) -> str:
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # Bytes of the command line that were not UTF-8 arrive as lone surrogates.
+    except UnicodeEncodeError:  # Non-UTF-8 bytes on the command line arrive as lone surrogates.
         return False
     return True
 
 
 def _complain(message: str) -> None:
-    """One line on stderr, whatever the message holds."""
+    """Prints a message as a single line on stderr, with unprintable characters escaped."""
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
     print(line, file=sys.stderr, flush=True)
 
 
 def _output_is_closed() -> bool:
-    """True if whoever read our output went away, as `head` does; then what is still buffered is dropped."""
+    """Returns whether the reader of the output closed the pipe, as `head` does; if so, buffered output is dropped."""
     closed = False
     for stream in (sys.stdout, sys.stderr):
         watch = select.poll()
         try:
             watch.register(stream.fileno(), 0)
-        except (OSError, ValueError):  # Not a file of the operating system's.
+        except (OSError, ValueError):  # Not an operating-system file.
             continue
         if any(happened & select.POLLERR for _, happened in watch.poll(0)):
             closed = True
-            # Python flushes both streams once more when it exits, and would complain then.
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), stream.fileno())
+            # Python flushes both streams again at exit, which would raise another error.
+            with open(os.devnull, "wb") as null:
+                os.dup2(null.fileno(), stream.fileno())
     return closed
 
 
@@ -406,9 +415,13 @@ def _help_page(main: Callable, flags: absl_flags.FlagValues, subcommand: str) ->
         if low is not None or high is not None:
             notes.append(bounds(low, high).removeprefix("must be "))
         if flag.default not in (None, []):
-            notes.append(f"default {str(flag.default_as_str)[1:-1]}")  # It comes in quotes.
+            notes.append(f"default {str(flag.default_as_str)[1:-1]}")  # Without its quotes.
         about = " ".join((flag.help or "").split()) + (f" ({'; '.join(notes)})" if notes else "")
         page += [f"  {start}", textwrap.fill(about, 100, initial_indent="      ", subsequent_indent="      ")]
     page += [] if group == "Flags" else ["", "Flags:"]
-    page += ["  --flagfile=FILE", "      Reads flags from a file, one a line; later flags win.", "  --help"]
+    page += [
+        "  --flagfile=FILE",
+        "      Read flags from a file, one per line; later flags take precedence.",
+        "  --help",
+    ]
     return "\n".join(page)

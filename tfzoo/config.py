@@ -1,4 +1,4 @@
-"""The sizes and choices of a transformer. Standard library only, so that reading a config costs nothing."""
+"""Configuration of a transformer. Uses only the standard library, so that reading a config is cheap."""
 
 import dataclasses
 import typing
@@ -17,12 +17,12 @@ POSITIONS = ("learned", "sinusoidal", "sinusoidal_concat", "relative", "rotary",
 POSITION_INITIALIZERS = ("normal", "sinusoidal", "near")
 ATTENTION_INITIALIZERS = ("independent", "alike", "cross_alike")
 INITIALIZERS = ("normal", "scaled_residual", "fan_in")
-# What makes one vector of a row's states: the first or the last; the mean of all, their sum over their number's root, a
-# mean in which the i-th counts i times; the largest of each number.
+# How a row's states are reduced to one vector: the first or last state; the mean of all states; their sum divided by
+# the square root of their number; a mean in which the i-th state has weight i; the elementwise maximum.
 POOLINGS = ("first", "last", "mean", "mean_sqrt_len", "weighted_mean", "max")
 _FACTOR, _LENGTH = Field(float, low=1e-3, required=True), Field(int, low=1)
 _FACTORS = Field(list, items=Field(float, low=1e-3), required=True)
-# What each rope_type of rotary_scaling has besides, by Hugging Face's names.
+# The other fields of rotary_scaling for each rope_type, with the names that Hugging Face uses.
 SCALINGS: dict[str, Fields] = {
     "default": {},
     "linear": {"factor": _FACTOR},
@@ -55,67 +55,68 @@ SCALINGS: dict[str, Fields] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """What a stack of transformer blocks is made of, whatever its family.
+    """Hyperparameters of a stack of transformer blocks, common to all families.
 
-    A family with a data flow of its own has a subclass with the fields that only it knows.
+    A family with additional parameters defines a subclass.
 
     Raises:
-      UserError: a value out of bounds, naming the field, the value and what would do.
+      UserError: a value is out of bounds; the message names the field, the value and the allowed values.
     """
 
     vocab_size: int
     hidden_size: int
-    num_layers: int  # Of an encoder-decoder, the encoder's.
-    num_decoder_layers: int = 0  # 0: as many as num_layers, where there is a decoder.
+    num_layers: int  # In an encoder-decoder, the layers of the encoder.
+    num_decoder_layers: int = 0  # 0: num_layers, if there is a decoder.
     share_layers: bool = False  # True: one layer's weights, applied num_layers times (ALBERT).
 
     # Embeddings
-    embedding_size: int = 0  # 0: hidden_size. What is named here is projected to it, even its equal (ELECTRA, ALBERT).
-    embedding_norm: bool = True  # A norm follows the sum of the embeddings.
+    embedding_size: int = 0  # 0: hidden_size. Other values, even hidden_size, add a projection (ELECTRA, ALBERT).
+    embedding_norm: bool = True  # Normalize the sum of the embeddings.
     scale_embeddings: bool = False  # Token embeddings times sqrt(hidden_size) (Vaswani et al. 2017, section 3.4).
-    tie_embeddings: bool = True  # The output's matrix is that of the token embeddings.
+    tie_embeddings: bool = True  # The output projection shares the matrix of the token embeddings.
     num_segments: int = 0  # 0: no segment embedding.
 
     # Positions
-    positions: str = "learned"  # sinusoidal interleaves sines and cosines, sinusoidal_concat puts them side by side.
-    # What learned positions begin as: sinusoidal is for a table, near for relative ones: the farther, the less.
+    positions: str = "learned"  # sinusoidal interleaves sines and cosines, sinusoidal_concat concatenates them.
+    # Initial values of learned positions: sinusoidal is for a table; near, for relative ones, decreases with distance.
     position_initializer: str = "normal"
     max_positions: int = 512
-    position_offset: int = 0  # Rows of the learned table before that of position 0.
+    position_offset: int = 0  # Rows of the learned table that precede the row of position 0.
     relative_buckets: int = 32  # For positions="relative" (Raffel et al. 2020, section 2.1).
-    relative_distance: int = 128  # Distances from here on share a bucket.
+    relative_distance: int = 128  # All distances from this one on share a bucket.
     rotary_theta: float = 10000.0  # For positions="rotary" (Su et al. 2021).
     rotary_scaling: dict = dataclasses.field(default_factory=dict)  # {"rope_type": "llama3", "factor": 8.0, ...}
 
     # Attention
     num_heads: int
-    num_kv_heads: int = 0  # 0: num_heads. Fewer are shared by groups of queries (Ainslie et al. 2023).
+    num_kv_heads: int = 0  # 0: num_heads. A smaller number is shared by groups of queries (Ainslie et al. 2023).
     head_dim: int = 0  # 0: hidden_size / num_heads.
-    attention: str = "full"  # lean: the same numbers in less memory; favor: linear in the length.
+    attention: str = "full"  # lean: the same result with less memory; favor: linear in the sequence length.
     num_features: int = 256  # For attention="favor".
-    window: int = 0  # Keys that a causal query sees, itself included; 0: all before it.
-    # alike: the four matrices begin as one, where their shapes are one. A token then begins by attending to those like
-    # itself, with sinusoidal positions to its neighbours (compare Trockman & Kolter 2023, Mimetic Initialization).
-    # cross_alike: in cross attention alone, where a decoder's token begins by finding itself in the memory.
+    window: int = 0  # Number of keys that a causal query attends to, including its own; 0: all previous ones.
+    # alike: the four matrices have the same initial values if their shapes are equal. Initially, a token then attends
+    # to similar tokens, or with sinusoidal positions to its neighbours (compare Trockman & Kolter 2023, Mimetic
+    # Initialization). cross_alike: only in cross attention, where a decoder token initially attends to the same token
+    # in the memory.
     attention_initializer: str = "independent"
-    scale_scores: bool = True  # Scores divided by sqrt(head_dim).
-    qk_norm: bool = False  # Queries and keys are normalised, head by head.
+    scale_scores: bool = True  # Divide the scores by sqrt(head_dim).
+    qk_norm: bool = False  # Normalize queries and keys in each head.
 
     # Blocks
-    intermediate_size: int  # Width inside a block's MLP.
+    intermediate_size: int  # Hidden width of a block's MLP.
     activation: str = "gelu"
     gated_mlp: bool = False  # activation(gate(x)) * up(x) (Shazeer 2020).
-    biases: str = "all"  # none: neither dense layers nor norms have any; qkv: queries, keys and values alone.
+    biases: str = "all"  # none: neither dense layers nor norms have biases; qkv: only queries, keys and values have.
     norm: str = "layer"
-    norm_first: bool = False  # False normalises after each residual sum (2017), True before each sublayer.
+    norm_first: bool = False  # False normalizes after each residual sum (2017), True before each sublayer.
     norm_epsilon: float = 1e-12
-    parallel_blocks: bool = False  # Attention and MLP read the same normalised input (Wang & Komatsuzaki 2021).
+    parallel_blocks: bool = False  # Attention and MLP read the same normalized input (Wang & Komatsuzaki 2021).
 
     dropout: float = 0.1
     attention_dropout: float = 0.1
-    # normal: truncated, of standard deviation initializer_range, as BERT's. scaled_residual: not truncated, and what is
-    # added to the residual stream divided by sqrt(2 num_layers) (Radford et al. 2019, section 2.3). fan_in: matrices of
-    # 1 / sqrt(inputs), embeddings of 1, as T5's authors' code.
+    # normal: truncated normal with standard deviation initializer_range, as in BERT. scaled_residual: not truncated;
+    # matrices that write to the residual stream are divided by sqrt(2 num_layers) (Radford et al. 2019, section 2.3).
+    # fan_in: standard deviation 1 / sqrt(inputs) for matrices and 1 for embeddings, as in the code of T5's authors.
     initializer: str = "normal"
     initializer_range: float = 0.02
 
@@ -168,13 +169,13 @@ class TransformerConfig:
         return self.head_dim or self.hidden_size // self.num_heads
 
     def resolved(self) -> dict[str, Any]:
-        """The fields, with what 0 stands for in those that are derived: two configs are alike if these are equal."""
+        """Returns all fields, with derived values instead of 0: equivalent configs return equal results."""
         derived = ("num_decoder_layers", "num_kv_heads", "head_dim")
         return dataclasses.asdict(self) | {name: getattr(self, f"resolved_{name}") for name in derived}
 
 
-# The upper bounds are ten times and more what any released model has: they catch a damaged file before it is
-# given memory.
+# The upper bounds are at least ten times the values of any released model: they reject a damaged file before memory is
+# allocated for it.
 _BOUNDS = {
     "vocab_size": (1, 10_000_000),
     "hidden_size": (1, 1_000_000),
@@ -206,33 +207,38 @@ CHOICES = {
 
 
 def check_scaling(scaling: Mapping[str, Any], head_dim: int | None, where: str = "rotary_scaling") -> None:
-    """Raises:
-    UserError: an unknown rope_type, or one that lacks what it needs, has what it does not know, or numbers that cannot
-      be, with heads of head_dim where that is known. It begins with `where`."""
+    """Checks a rotary_scaling.
+
+    Args:
+      scaling: the fields, such as {"rope_type": "llama3", "factor": 8.0, ...}.
+      head_dim: size of a head; None skips the checks that depend on it.
+      where: the start of the error message.
+
+    Raises:
+      UserError: the rope_type is unknown, a required field is missing, or a field is unknown or invalid.
+    """
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in SCALINGS:
-        raise UserError(f"{where} has the rope_type {json_files.show(kind)}; known are {', '.join(SCALINGS)}")
+        raise UserError(f"{where}: unknown rope_type {json_files.show(kind)}; use one of {', '.join(SCALINGS)}")
     fields = SCALINGS[kind]
     for name, value in scaling.items():
         if name not in (*fields, "rope_type", "type") and value is not None:
-            raise UserError(
-                f"{where} has {name} ({json_files.show(value)}), which the rope_type {kind} does not; remove it"
-            )
+            raise UserError(f"{where}: {name} ({json_files.show(value)}) is not a field of rope_type {kind}; remove it")
     json_files.check(scaling, fields, where)
     for name in ("short_factor", "long_factor"):
         if head_dim and name in fields and len(scaling[name]) != head_dim // 2:
             raise UserError(
-                f"{where}: {name} has {len(scaling[name])} numbers, and half of head_dim ({head_dim}) is "
-                f"{head_dim // 2}; correct it"
+                f"{where}: {name} has {len(scaling[name])} values, not {head_dim // 2} (half of head_dim, {head_dim}); "
+                "correct it"
             )
     for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
-        smaller, larger = scaling.get(low) or 1, scaling.get(high) or 32  # As yarn has them by default.
+        smaller, larger = scaling.get(low) or 1, scaling.get(high) or 32  # The defaults of yarn.
         if high in fields and smaller >= larger:
             raise UserError(f"{where}: {low} ({smaller}) must be below {high} ({larger}); correct it")
 
 
 def kinds(cls: type) -> dict[str, type]:
-    """A config class's fields and their types."""
+    """Returns the fields of a config class and their types."""
     return typing.get_type_hints(cls)
 
 
@@ -243,10 +249,10 @@ def _is_a(value: Any, kind: type) -> bool:
 
 
 def from_mapping(values: Mapping[str, Any], cls: type[TransformerConfig] = TransformerConfig) -> TransformerConfig:
-    """A config of class `cls` from a mapping such as a row of CONFIGS or a parsed config.json.
+    """Creates a config of class `cls` from a mapping, such as a row of CONFIGS or a parsed config.json.
 
     Raises:
-      UserError: an unknown or missing field, by name.
+      UserError: a field is unknown or missing; the message names it.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
@@ -258,15 +264,15 @@ def from_mapping(values: Mapping[str, Any], cls: type[TransformerConfig] = Trans
         if name not in values and field.default is field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise UserError(f"config lacks the field {missing[0]!r}; add it")
+        raise UserError(f"config field {missing[0]!r} is missing; add it")
     return cls(**values)
 
 
 def parse_overrides(text: str, cls: type[TransformerConfig] = TransformerConfig) -> dict[str, Any]:
-    """Reads "num_layers=4,norm_first=true" by the types that `cls` declares; the last of a field wins.
+    """Parses "num_layers=4,norm_first=true" with the types that `cls` declares; later values take precedence.
 
     Raises:
-      UserError: no `=`, an unknown field, or a value that is not of the field's type.
+      UserError: an `=` is missing, a field is unknown, or a value does not have the field's type.
     """
     result: dict[str, Any] = {}
     for assignment in text.split(",") if text else []:
@@ -280,7 +286,7 @@ def parse_overrides(text: str, cls: type[TransformerConfig] = TransformerConfig)
             result[name] = _PARSERS.get(kind, kind)(value)
         except (KeyError, ValueError):
             wanted = "true or false" if kind is bool else f"a value of type {kind.__name__}"
-            raise UserError(f"--overrides={assignment}: {name} takes {wanted}") from None
+            raise UserError(f"--overrides={assignment}: {name} must be {wanted}") from None
     return result
 
 
@@ -289,12 +295,12 @@ _PARSERS: dict[type, Callable[[str], Any]] = {bool: lambda text: _BOOLEANS[text.
 
 
 def _remedy(name: str, fields) -> str:
-    return suggest(name, fields) or f"; the fields are {', '.join(fields)}"
+    return suggest(name, fields) or f"; the available fields are {', '.join(fields)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """A dense layer behind the pooling of an embedding; activation: one of ACTIVATIONS, tanh or none."""
+    """A dense layer after the pooling of an embedding; activation is one of ACTIVATIONS, tanh or none."""
 
     units: int
     activation: str = "tanh"
@@ -303,15 +309,15 @@ class Projection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:
-    """How the head "embed" makes a text's vector of its tokens' states.
+    """How the head "embed" computes the vector of a text from the states of its tokens.
 
-    pooling: of POOLINGS, whose vectors are put side by side.
+    pooling: names from POOLINGS; the resulting vectors are concatenated.
     include_prompt: whether the tokens of a prompt before the text are pooled as well.
-    layers: what follows, in order: Projections, and "normalize", which divides by the length.
-    pooler: whether an encoder keeps its pooler, which no embedding reads, for the file that it came from.
+    layers: the layers after pooling, in order: Projections, and "normalize", which divides by the Euclidean norm.
+    pooler: whether an encoder keeps its pooler, which no embedding reads, so that it can be saved again.
 
     Raises:
-      UserError: an unknown pooling, or none.
+      UserError: a pooling or layer is unknown, or there is no pooling.
     """
 
     pooling: tuple[str, ...] = ("mean",)
@@ -320,9 +326,9 @@ class EmbeddingConfig:
     pooler: bool = False
 
     def __post_init__(self):
-        for how in self.pooling or ("",):
-            if how not in POOLINGS:
-                raise UserError(f"pooling ({how!r}) must be one of {', '.join(POOLINGS)}")
+        for pooling in self.pooling or ("",):
+            if pooling not in POOLINGS:
+                raise UserError(f"pooling ({pooling!r}) must be one of {', '.join(POOLINGS)}")
         for layer in self.layers:
             if not isinstance(layer, Projection) and layer != "normalize":
                 raise UserError(f"layers ({layer!r}) must be Projections and 'normalize'")

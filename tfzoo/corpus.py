@@ -1,4 +1,4 @@
-"""Prepares text for training: a vocabulary learned from it, or its tokens packed into rows.
+"""Prepares text for training: trains a tokenizer on it, or packs its tokens into rows.
 
     python -m tfzoo.corpus vocabulary --corpus='texts/*.txt' --tokenizer=byte_level --output_dir=vocabularies/mine
     python -m tfzoo.corpus pack --corpus='texts/*.txt' --tokenizer_dir=vocabularies/mine --objective=causal \\
@@ -19,7 +19,7 @@ from tfzoo.errors import UserError
 from tfzoo.training import inputs, registry
 from tfzoo.training.config import CorpusConfig, TrainConfig
 
-# Training's own options, so that text is read and cut here as it is there.
+# The options of tfzoo.train, so that text is read and split in the same way.
 _TEXT = ("corpus", "text_field", "raw_text", "held_out", "bad_text")
 _TOKENIZER = ("tokenizer", "vocab_size", "lowercase")
 _ROWS = ("objective", "sequence_length")
@@ -38,13 +38,13 @@ def define_pack_flags(flags: absl_flags.FlagValues) -> None:
         if cls.PACKED is not None and name not in cls.PACKED
     ]
     registry.define_flags(flags, list(dict.fromkeys(free)))
-    absl_flags.DEFINE_integer("shard_rows", 65536, "Maximum rows in a file.", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer("shard_rows", 65536, "Maximum number of rows per file.", lower_bound=1, flag_values=flags)
 
 
 def vocabulary(flags: absl_flags.FlagValues) -> None:
-    """Trains a tokenizer on a corpus's training part, and writes its files, for --tokenizer_dir.
+    """Trains a tokenizer on the training part of a corpus and writes its files, for use as --tokenizer_dir.
 
-    It is the tokenizer that tfzoo.train would train on the spot with the same flags.
+    The result is the tokenizer that tfzoo.train would train itself with the same flags.
     """
     output_dir = _check_output(flags)
     _, tokenizer = inputs.read_corpus(CorpusConfig(**options.values_of(flags, CorpusConfig)))
@@ -52,24 +52,27 @@ def vocabulary(flags: absl_flags.FlagValues) -> None:
         with files.atomic_folder(output_dir) as partial:
             tokenizer.save(partial)
     except FileExistsError:
-        raise UserError(f"--output_dir={output_dir}: is there already; remove it, or name a new folder") from None
+        raise UserError(f"--output_dir={output_dir}: already exists; remove it, or specify a new folder") from None
     print(f"{output_dir}: {flags.tokenizer}, {tokenizer.vocab_size:,} tokens")
 
 
 def pack(flags: absl_flags.FlagValues) -> None:
-    """Tokenizes a corpus and packs it into rows, in a folder that tfzoo.train takes as --corpus.
+    """Tokenizes a corpus and packs it into rows, in a folder that tfzoo.train accepts as --corpus.
 
-    Training from it sees the same rows in the same order as from the text itself, without reading, cleaning,
-    tokenizing and packing it first. The tokenizer's files go with it. masked_lm is packed without sentence pairs.
+    Training on this folder reads the same rows in the same order as training on the text itself, but does not have to
+    read, clean, tokenize and pack the text first. The folder includes the tokenizer's files. masked_lm is packed
+    without sentence pairs.
     """
     output_dir = _check_output(flags)
     from tfzoo.data import packed
 
     cls = registry.find(flags.objective)
     if cls.PACKED is None:
-        raise UserError(f"--objective={flags.objective}: its rows cannot be packed ahead; train from the text itself")
-    own = cls.Options(**(options.values_of(flags, cls.Options) | dict(cls.PACKED)))
-    config = TrainConfig(run_dir="", objective_options=own, **options.values_of(flags, TrainConfig))
+        raise UserError(
+            f"--objective={flags.objective}: rows of this objective cannot be packed in advance; train on the text"
+        )
+    objective_options = cls.Options(**(options.values_of(flags, cls.Options) | dict(cls.PACKED)))
+    config = TrainConfig(run_dir="", objective_options=objective_options, **options.values_of(flags, TrainConfig))
     corpus, tokenizer = inputs.read_corpus(config)
     objective = inputs.make_objective(config, tokenizer)
     rows, token_ids = inputs.read_rows(config, corpus, tokenizer, objective)
@@ -84,24 +87,24 @@ def pack(flags: absl_flags.FlagValues) -> None:
     )
     listed = manifest["files"].values()
     for part, counts in manifest["parts"].items():
-        padding = f"{counts['padding_share']:.1%} of them padding"
+        padding = f"{counts['padding_share']:.1%} padding"
         print(f"{part}: {counts['tokens']:,} tokens in {counts['rows']:,} rows, {padding}")
     print(f"{output_dir}: {len(listed)} files, {sum(file['bytes'] for file in listed):,} bytes")
 
 
 def _define(flags: absl_flags.FlagValues, *names: str) -> None:
-    """Defines flags of training, and --output_dir."""
+    """Defines the named flags of tfzoo.train, and --output_dir."""
     declared = {field.name: field for field in options.fields(TrainConfig)}
     for name in names:
         options.define_flag(flags, declared[name])
-    flags["corpus"].help = '"docstrings", or a path or glob of .txt, .jsonl, .txt.gz, .jsonl.gz.'
+    flags["corpus"].help = '"docstrings", or a path or glob of .txt, .jsonl, .txt.gz or .jsonl.gz files.'
     absl_flags.DEFINE_string(
-        "output_dir", None, "Folder to write; it must not exist.", required=True, flag_values=flags
+        "output_dir", None, "Output folder; it must not exist yet.", required=True, flag_values=flags
     )
 
 
 def _decided(config: TrainConfig, tokenizer) -> dict[str, Any]:
-    """The options of training that a packed folder has decided."""
+    """Returns the training options that are fixed by a packed folder."""
     values: Mapping[str, Any] = config.values()
     names = [*_TEXT[1:], *_ROWS, *options.names_with(type(config.objective_options), "decides_rows")]
     kinds = {"WordPiece": "wordpiece", "ByteLevelBPE": "byte_level", "SentencePiece": "sentencepiece"}
@@ -114,10 +117,10 @@ def _decided(config: TrainConfig, tokenizer) -> dict[str, Any]:
 
 
 def _check_output(flags: absl_flags.FlagValues) -> pathlib.Path:
-    """Refuses before anything is read what could not be written in the end."""
+    """Returns --output_dir after checking, before anything is read, that it can be written."""
     output_dir = pathlib.Path(flags.output_dir).expanduser()
     if os.path.lexists(output_dir):
-        raise UserError(f"--output_dir={output_dir}: is there already; remove it, or name a new folder")
+        raise UserError(f"--output_dir={output_dir}: already exists; remove it, or specify a new folder")
     files.check_can_be_made(output_dir, "output_dir")
     return output_dir
 

@@ -1,7 +1,7 @@
-"""What a model is made of and what it costs, found without giving it memory.
+"""Prints a model's layers, parameters, memory and FLOPs, without allocating its weights.
 
 python -m tfzoo.describe                              lists all models
-python -m tfzoo.describe --model=bert_base            layers, parameters, memory, FLOPs a token
+python -m tfzoo.describe --model=bert_base            layers, parameters, memory, FLOPs per token
 python -m tfzoo.describe --model=llama3_8b --overrides=num_layers=4 --sequence_length=4096
 """
 
@@ -16,23 +16,23 @@ from tfzoo.errors import UserError
 
 costs = lazy.module("tfzoo.models.costs")
 
-_UNBOUNDED = ("relative", "none")  # Positions that no length exceeds.
+_UNBOUNDED = ("relative", "none")  # Positions without a maximum length.
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     def define(kind, name, default, text):
         getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags)
 
-    define("string", "model", "", "A model's name, such as bert_base; none lists them all.")
-    define("multi_string", "overrides", [], "Fields of its config that differ, num_layers=4,dropout=0.0; they add up.")
-    define("list", "heads", None, "Its heads, such as classify; the family's by default.")
-    define("integer", "batch_size", 8, "Rows of a training step.")
-    define("integer", "sequence_length", None, "Tokens in a row; max_positions, at most 512, by default.")
+    define("string", "model", "", "Name of the model, such as bert_base; without it, all models are listed.")
+    define("multi_string", "overrides", [], "Model config fields to override, such as num_layers=4,dropout=0.0")
+    define("list", "heads", None, "Heads of the model, such as classify; by default, those of its family.")
+    define("integer", "batch_size", 8, "Rows per training step.")
+    define("integer", "sequence_length", None, "Tokens per row; by default max_positions, but at most 512.")
     cli.positive(flags, "batch_size", "sequence_length")
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    from tfzoo import models  # TensorFlow takes seconds to import, and --help needs none of it.
+    from tfzoo import models  # Imports TensorFlow, which takes seconds and is not needed for --help.
 
     if not flags.model:
         for family in models.FAMILIES:
@@ -46,7 +46,7 @@ def main(flags: absl_flags.FlagValues) -> None:
     if config.positions not in _UNBOUNDED and length > config.max_positions:
         raise UserError(
             f"--sequence_length={length}: must not exceed the model's max_positions ({config.max_positions}); "
-            f"take a shorter one, or --overrides=max_positions={length}"
+            f"use a shorter length, or add --overrides=max_positions={length}"
         )
     weights = costs.lay_out(page, config, heads)
     total = costs.count_parameters(weights)
@@ -60,16 +60,16 @@ def main(flags: absl_flags.FlagValues) -> None:
     flops = costs.flops_a_token(weights, config, heads, length)
     activations = costs.activation_bytes(config, flags.batch_size, length)
     print(f"parameters        {total:,}")
-    print(f"memory to serve   {_bytes(4 * total)} in float32, {_bytes(2 * total)} in bfloat16: the weights")
+    print(f"inference memory  {_bytes(4 * total)} in float32, {_bytes(2 * total)} in bfloat16, for the weights alone")
     print(
-        f"memory to train   {_bytes(16 * total)} for weights, gradients and AdamW's moments in float32; "
-        f"about {_bytes(activations)} more for a step of {flags.batch_size} x {length:,} tokens"
+        f"training memory   {_bytes(16 * total)} for weights, gradients and AdamW's moments in float32; "
+        f"about {_bytes(activations)} more for the activations of a step of {flags.batch_size} x {length:,} tokens"
     )
-    print(f"FLOPs a token     {flops:.3g} forward, {3 * flops:.3g} in training, at length {length:,}")
+    print(f"FLOPs per token   {flops:.3g} forward, {3 * flops:.3g} in training, at length {length:,}")
 
 
 def title(page) -> str:
-    """What a family is: the first paragraph of its page, on one line."""
+    """Returns a family's title: the first paragraph of its page's docstring, on one line."""
     return " ".join(page.__doc__.partition("\n\n")[0].split())
 
 

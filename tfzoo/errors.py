@@ -1,11 +1,11 @@
-"""The ways in which a command ends badly without a bug of ours; `cli.run` turns them into exit codes."""
+"""Exceptions for failures that are not internal errors; `cli.run` maps them to exit codes."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Wrong use or wrong input: one line that names the thing, its value and the remedy (exit code 2)."""
+    """A usage or input error; its message is one line with the thing, its value and the remedy (exit code 2)."""
 
 
 class CheckFailed(Exception):
@@ -13,15 +13,15 @@ class CheckFailed(Exception):
 
 
 class WorkerLost(Exception):
-    """Another process of the same run is gone; started again, all of them go on (exit code 5)."""
+    """Another process of the same run was lost; the run resumes when all are restarted (exit code 5)."""
 
 
 def one_line(error: Exception, most: int = 500) -> str:
-    """What another library's exception says, on one line of at most so many characters."""
+    """Returns the message of another library's exception on one line of at most `most` characters."""
     return " ".join(str(error).split())[:most]
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:
-    """' (did you mean X?)' for the closest of `choices`, '' where none is close."""
+    """Returns ' (did you mean X?)' for the closest of `choices`, or '' if none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

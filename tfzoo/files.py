@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves the old content or the new, never a mixture."""
+"""Atomic writes: a process that is killed at any moment leaves the old content or the new, never a mixture."""
 
 import contextlib
 import errno
@@ -12,56 +12,58 @@ from collections.abc import Iterator
 
 from tfzoo.errors import UserError
 
-PARTIAL = ".partial"  # What is being written is named NAME.PID.partial, and is never read.
+PARTIAL = ".partial"  # Files being written are named NAME.PID.partial, and are never read.
 
 
-# What the machine refuses although the program is right, and what helps.
+# Errors of the file system that are not errors of the program, and their remedies.
 _REFUSALS = {
-    errno.ENOSPC: "free some space there",
-    errno.EDQUOT: "free some space there, or have the quota raised",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EROFS: "name a folder that can be written to",
-    errno.EACCES: "allow writing there",
-    errno.EPERM: "allow writing there",
-    errno.EIO: "look after the disk",
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some disk space, or raise the quota",
+    errno.EFBIG: "raise the file-size limit (ulimit -f)",
+    errno.EROFS: "specify a writable folder",
+    errno.EACCES: "grant write permission",
+    errno.EPERM: "grant write permission",
+    errno.EIO: "check the disk",
 }
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Around what writes to `path`: a full disk or a folder that forbids it, or is gone, becomes one line.
+    """Context for writing to `path`: converts errors such as a full disk, missing permissions or a removed folder.
 
     Raises:
-      UserError: the machine refuses the block's writes.
+      UserError: the file system rejects a write in the block.
     """
     try:
         yield
     except OSError as error:
         remedy = _REFUSALS.get(error.errno or 0)
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST) and not pathlib.Path(path).parent.is_dir():
-            remedy = "its folder was removed or replaced: put it back"
+            remedy = "its folder was removed or replaced: restore it"
         if remedy is None:
             raise
         raise UserError(f"{path}: cannot be written ({os.strerror(error.errno or 0).lower()}); {remedy}") from None
 
 
 def check_can_be_made(folder: pathlib.Path, flag: str) -> None:
-    """Raises UserError, naming `flag`, where a folder that is not there yet could not be written in the end."""
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UserError(f"--{flag}={folder}: cannot be made in {above}; name a folder that can be written to")
+    """Raises UserError, naming `flag`, if a folder that does not exist yet cannot be created."""
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(f"--{flag}={folder}: cannot be created in {parent}; specify a writable folder")
 
 
 class Lock:
-    """At most one process has a folder's lock. The system takes it back when that process ends, however it ends."""
+    """The lock of a folder, held by at most one process. The operating system releases it when that process ends."""
 
     def __init__(self, folder: str | os.PathLike):
-        """Raises:
-        UserError: another process has the lock.
+        """Acquires the lock.
+
+        Raises:
+          UserError: another process holds the lock.
         """
         path = pathlib.Path(folder, LOCK)
         with writing(path):
-            self._file = open(path, "a+")  # Never "w": the owner's number stands in it.
+            self._file = open(path, "a+")  # Never "w": the file contains the process ID of the owner.
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -69,8 +71,8 @@ class Lock:
             owner = self._file.read(20).strip()
             self._file.close()
             raise UserError(
-                f"{folder}: another process{f' ({owner})' if owner else ''} writes there; wait for its end, or name "
-                "another folder"
+                f"{folder}: another process{f' ({owner})' if owner else ''} is writing to this folder; wait until it "
+                "ends, or specify another folder"
             ) from None
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
@@ -90,7 +92,7 @@ LOCK = "lock"
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Makes a file's content, or a folder's list of names, survive a power failure."""
+    """Flushes a file's content, or a folder's list of names, to disk, so that it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -104,10 +106,10 @@ def _partial(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _held(partial: pathlib.Path) -> Iterator[None]:
-    """Locks what is being written, so that `_remove_leftovers` can tell it from what a dead process left."""
+    """Locks a partial file while it is written, so that `_remove_leftovers` can tell it from that of a dead process."""
     descriptor = os.open(partial, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # Of a file system without locks nothing is removed either.
+        with contextlib.suppress(OSError):  # On a file system without locks, nothing is removed either.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
@@ -115,13 +117,13 @@ def _held(partial: pathlib.Path) -> Iterator[None]:
 
 
 def _remove_leftovers(path: pathlib.Path, folders: bool) -> None:
-    """Removes the partial files, or folders, that killed writers of `path` left; a living one's stays."""
+    """Removes the partial files, or folders, of killed writers of `path`; those of running processes are kept."""
     pattern = re.compile(re.escape(path.name) + r"\.\d+" + re.escape(PARTIAL))
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     for partial in (path.with_name(name) for name in names if pattern.fullmatch(name)):
         if partial.is_dir() != folders or partial.is_symlink():
             continue
-        with contextlib.suppress(OSError):  # Another one is faster, or the folder is not ours.
+        with contextlib.suppress(OSError):  # Another process removes it, or permissions are missing.
             descriptor = os.open(partial, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,10 +136,11 @@ def _remove_leftovers(path: pathlib.Path, folders: bool) -> None:
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
-    """Writes `data` (text as UTF-8) beside `path` and renames it into place. What killed writers left goes.
+    """Writes `data` (text as UTF-8) to a file next to `path` and renames it to `path`. Removes leftovers of killed
+    writers.
 
     Raises:
-      UserError: the machine refuses it, as `writing` says.
+      UserError: the file system rejects the write, as in `writing`.
     """
     path = pathlib.Path(path)
     partial = _partial(path)
@@ -150,23 +153,23 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
             os.replace(partial, path)
             _sync(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # Nothing that could be written could be left.
+        with contextlib.suppress(OSError):  # If it cannot be removed, it could not be written either.
             partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a new folder beside `path`; when the block ends well it is synced and renamed to `path`.
+    """Yields a new folder next to `path`; when the block ends without an error, it is synced and renamed to `path`.
 
-    What killed writers of `path` left beside it is removed first.
+    Leftovers of killed writers of `path` are removed first.
 
     Raises:
-      FileExistsError: `path` is there already, or once the block has ended. It is left as it is.
-      UserError: the machine refuses it, as `writing` says.
+      FileExistsError: `path` already exists, before or after the block. It remains unchanged.
+      UserError: the file system rejects a write, as in `writing`.
     """
     path = pathlib.Path(path)
     if path.exists():
-        raise FileExistsError(f"{path} exists already")
+        raise FileExistsError(f"{path} already exists")
     partial = _partial(path)
     try:
         with writing(path):
@@ -182,17 +185,17 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
                     _sync(pathlib.Path(folder))
                 try:
                     os.rename(partial, path)
-                except OSError as error:  # Onto a folder that is not empty.
+                except OSError as error:  # The target is a nonempty folder.
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
-                    raise FileExistsError(f"{path} exists already") from None
+                    raise FileExistsError(f"{path} already exists") from None
                 _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_partials(folder: str | os.PathLike) -> None:
-    """Removes what killed writers left in `folder`; call it only while nothing else writes there."""
+    """Removes leftovers of killed writers from `folder`; must not be called while another process writes to it."""
     for partial in pathlib.Path(folder).glob(f"*{PARTIAL}"):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -201,13 +204,13 @@ def remove_partials(folder: str | os.PathLike) -> None:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """The hexadecimal SHA-256 of a file's bytes."""
+    """Returns the hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_folder(path: str | os.PathLike) -> None:
-    """Removes a folder so that a kill never leaves half of it under its name: renamed first, then deleted."""
+    """Removes a folder atomically: renames it before deleting it, so that no incomplete folder has its name."""
     path = pathlib.Path(path)
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)

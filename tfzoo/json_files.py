@@ -1,7 +1,7 @@
-"""JSON that users bring, read strictly, and a check of types and ranges. Standard library only.
+"""Strict reading of JSON from users, and checks of types and ranges. Uses only the standard library.
 
-Python's parser takes what other programs refuse or read in another way: a key that stands twice, NaN, 1e999, nesting
-that ends in a RecursionError. Here each is refused, and an error names the file, the line or the field, and the remedy.
+Python's parser accepts input that other programs reject or interpret differently: duplicate keys, NaN, 1e999, nesting
+that causes a RecursionError. This module rejects all of them; errors name the file, the line or field, and the remedy.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 
 from tfzoo.errors import UserError, one_line
 
-# The largest tokenizer.json published (Gemma's) has 33 MB, 1.7 million parts and six levels.
+# The largest published tokenizer.json (of Gemma) has 33 MB, 1.7 million parts and six levels.
 MAX_BYTES = 64 << 20
-MAX_PARTS = 8_000_000  # Brackets, commas and colons: they bound the memory that parsing takes.
+MAX_PARTS = 8_000_000  # Brackets, commas and colons, whose number bounds the memory for parsing.
 MAX_DEPTH = 64
 
-_AGAIN = "correct it, or get the file again"
+_AGAIN = "correct it, or download the file again"
 _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
 _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 
@@ -31,36 +31,36 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 160
 
 
 def show(value: Any) -> str:
-    """What a file says, for a message: short, and on one line whatever it holds."""
+    """Returns a value from a file as a short text on one line, for messages."""
     return _REPR.repr(value)
 
 
 class BadJSON(ValueError):
-    """What is wrong with a text, in words that follow its name; `remedy`, and `line` where one can be named, else 0."""
+    """A problem with a JSON text, worded to follow its name; `remedy`, and `line`, which is 0 if it is unknown."""
 
     def __init__(self, problem: str, remedy: str = _AGAIN, line: int = 0):
         super().__init__(problem)
         self.remedy, self.line = remedy, line
 
     def at(self, where: str | os.PathLike) -> UserError:
-        """The error of a text that is called `where`."""
+        """Returns the error for a text with the name `where`."""
         return UserError(f"{where}{f', line {self.line}' if self.line else ''}: {self}; {self.remedy}")
 
 
 def parse(data: bytes | str, *, max_parts: int = MAX_PARTS) -> Any:
-    """What a JSON text holds; bytes are UTF-8, with a byte order mark or without.
+    """Parses a JSON text; bytes must be UTF-8, with or without a byte order mark.
 
     Raises:
-      BadJSON: it is not UTF-8 or not JSON, has a key twice, a number that is not finite, more than `max_parts`
-        brackets, commas and colons, or more than MAX_DEPTH levels.
+      BadJSON: the text is not UTF-8 or not JSON, contains a duplicate key, a number that is not finite, more than
+        `max_parts` brackets, commas and colons, or more than MAX_DEPTH levels.
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
     except UnicodeDecodeError as error:
-        found = error.object[error.start : error.start + 10]
-        raise BadJSON(f"is not UTF-8 ({found!r})", "save it as UTF-8", _line_at(error.object, error.start)) from None
+        invalid = error.object[error.start : error.start + 10]
+        raise BadJSON(f"is not UTF-8 ({invalid!r})", "save it as UTF-8", _line_at(error.object, error.start)) from None
     if len(text) > max_parts and (parts := sum(map(text.count, "{[,:"))) > max_parts:
-        raise BadJSON(f"has {parts} parts of JSON, where {max_parts} are allowed", "make it smaller")
+        raise BadJSON(f"has {parts} brackets, commas and colons, more than the limit of {max_parts}", "make it smaller")
     try:
         value = json.loads(
             text,
@@ -70,35 +70,35 @@ def parse(data: bytes | str, *, max_parts: int = MAX_PARTS) -> Any:
         )
         too_deep = _levels(value) > MAX_DEPTH
     except _Repeated as error:
-        raise BadJSON(f"the key {show(error.args[0])} is there twice", "remove one", _repeated_line(text)) from None
+        raise BadJSON(f"the key {show(error.args[0])} appears twice", "remove one", _repeated_line(text)) from None
     except json.JSONDecodeError as error:
         raise BadJSON(f"is not JSON ({error.msg})", line=error.lineno) from None
     except RecursionError:
         too_deep = True
     except BadJSON:
         raise
-    except ValueError as error:  # A number of thousands of digits.
-        raise BadJSON(f"is not JSON that can be read ({one_line(error, 100)})") from None
+    except ValueError as error:  # A number with thousands of digits.
+        raise BadJSON(f"is not valid JSON ({one_line(error, 100)})") from None
     if too_deep:
-        raise BadJSON(f"is JSON nested too deeply (more than {MAX_DEPTH} levels)")
+        raise BadJSON(f"is nested too deeply (more than {MAX_DEPTH} levels)")
     return value
 
 
 def read(path: str | os.PathLike, *, kind: type = dict, max_bytes: int = MAX_BYTES) -> Any:
-    """What a JSON file holds, which must be a `kind`: dict for an object, list, or object for anything.
+    """Reads a JSON file, whose value must be a `kind`: dict for an object, list, or object for anything.
 
     Raises:
-      UserError: it cannot be read, is larger than `max_bytes`, is not JSON as `parse` has it, or holds another kind.
+      UserError: the file cannot be read, is larger than `max_bytes`, is rejected by `parse`, or contains another kind.
     """
     path = pathlib.Path(path)
     try:
-        if not path.is_file():  # Opening a pipe would wait forever.
-            found = "is not a plain file" if path.exists() else "no such file"
-            raise UserError(f"{path}: {found}; put a JSON file there")
+        if not path.is_file():  # Opening a pipe would block forever.
+            problem = "is not a regular file" if path.exists() else "no such file"
+            raise UserError(f"{path}: {problem}; provide a JSON file")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
-                raise UserError(f"{path}: has {size} bytes, where {max_bytes} are allowed; make it smaller")
+                raise UserError(f"{path}: has {size} bytes, more than the limit of {max_bytes}; make it smaller")
             data = file.read(max_bytes)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -112,12 +112,12 @@ def read(path: str | os.PathLike, *, kind: type = dict, max_bytes: int = MAX_BYT
     except BadJSON as error:
         raise error.at(path) from None
     if not isinstance(value, kind):
-        raise UserError(f"{path}: holds {_NAMES.get(type(value), 'null')}, not {_NAMES[kind]}; {_AGAIN}")
+        raise UserError(f"{path}: contains {_NAMES.get(type(value), 'null')}, not {_NAMES[kind]}; {_AGAIN}")
     return value
 
 
 def line_of(path: str | os.PathLike, value: Any) -> int:
-    """The first line of a JSON file that a string or number is written on, for a message; 1 where there is none."""
+    """Returns the first line of a JSON file that contains a string or number, for messages; 1 if there is none."""
     text = pathlib.Path(path).read_text(encoding="utf-8-sig", errors="replace")
     forms = "|".join(re.escape(json.dumps(value, ensure_ascii=ascii_only)) for ascii_only in (False, True))
     match = re.search(forms, text)
@@ -126,14 +126,14 @@ def line_of(path: str | os.PathLike, value: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """What a field may hold.
+    """The allowed values of a field.
 
-    kind: bool, int, float (whole numbers too), str, list or dict.
+    kind: bool, int, float (including whole numbers), str, list or dict.
     low, high: bounds of a number, inclusive.
-    choices: the values allowed, where not all are.
-    items: what a list's items and an object's values may be.
-    required: it must be there.
-    null: whether null is as good as no field, where it is not required.
+    choices: the allowed values; empty allows all.
+    items: the allowed items of a list, or values of an object.
+    required: whether the field must be present.
+    null: whether null is equivalent to a missing field, if it is not required.
     """
 
     kind: type
@@ -158,7 +158,7 @@ class Field:
         if self.choices:
             return f"one of {', '.join(map(str, self.choices))}"
         if self.items is not None:
-            return f"{_NAMES[self.kind]} whose {'items' if self.kind is list else 'values'} are each {self.items}"
+            return f"{_NAMES[self.kind]} in which each {'item' if self.kind is list else 'value'} is {self.items}"
         words = "a whole number" if self.kind is int else _NAMES[self.kind]
         if self.low is not None and self.high is not None:
             return f"{words} from {self.low:,} to {self.high:,}"
@@ -173,19 +173,19 @@ Fields = Mapping[str, Field | tuple[Field, ...]]
 
 
 def check(record: Mapping[str, Any], fields: Fields, where: str | os.PathLike) -> None:
-    """Compares an object with a table, name -> what it may hold, or several such; other fields may hold anything.
+    """Checks an object against a table: name -> Field, or a tuple of alternatives; other fields are not checked.
 
     Raises:
-      UserError: a field is missing, or of another type or out of its bounds. It begins with `where`, the file.
+      UserError: a field is missing, has another type or is out of bounds. The message begins with `where`, the file.
     """
     for name, allowed in fields.items():
         allowed = allowed if isinstance(allowed, tuple) else (allowed,)
-        value, wanted = record.get(name), " or ".join(map(str, allowed))
+        value, expected = record.get(name), " or ".join(map(str, allowed))
         if name not in record or (value is None and all(field.null for field in allowed)):
             if any(field.required for field in allowed):
-                raise UserError(f"{where}: has no {name}, which must be {wanted}; add it")
+                raise UserError(f"{where}: has no {name}, which must be {expected}; add it")
         elif not any(field.holds(value) for field in allowed):
-            raise UserError(f"{where}: {name} is {show(value)}, not {wanted}; correct it")
+            raise UserError(f"{where}: {name} is {show(value)}, not {expected}; correct it")
 
 
 class _Repeated(ValueError):
@@ -200,19 +200,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _finite(whole: str, text: str) -> float:
+def _finite(document: str, text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise BadJSON(f"{text[:40]} is too large a number", line=_constant_line(whole, text))
+        raise BadJSON(f"the number {text[:40]} is too large", line=_constant_line(document, text))
     return value
 
 
-def _refuse_constant(whole: str, text: str) -> NoReturn:
-    raise BadJSON(f"{text} is not JSON", "write null or a finite number", _constant_line(whole, text))
+def _refuse_constant(document: str, text: str) -> NoReturn:
+    raise BadJSON(f"{text} is not JSON", "write null or a finite number", _constant_line(document, text))
 
 
 def _levels(value: Any) -> int:
-    """How deeply lists and objects are nested, counted no further than one above MAX_DEPTH."""
+    """Returns the nesting depth of lists and objects, counted only up to MAX_DEPTH + 1."""
     level: list[Any] = [[value]]
     count = -1
     while level and count <= MAX_DEPTH:
@@ -222,7 +222,7 @@ def _levels(value: Any) -> int:
 
 
 def _inside(value: Any) -> list[Any]:
-    """The lists and objects in a list or an object; that a vocabulary has none is seen without a look at each value."""
+    """Returns the lists and objects in a list or an object; a flat vocabulary is recognized by its set of types."""
     values = value.values() if type(value) is dict else value
     if not {dict, list} & {*map(type, values)}:
         return []
@@ -230,7 +230,7 @@ def _inside(value: Any) -> list[Any]:
 
 
 def _line_at(text: Any, position: int) -> int:
-    """The line of a position in a text or in bytes."""
+    """Returns the line number of a position in a text or in bytes."""
     return text.count(b"\n" if isinstance(text, bytes) else "\n", 0, position) + 1
 
 
@@ -242,16 +242,16 @@ def _constant_line(text: str, constant: str) -> int:
 
 
 def _repeated_line(text: str) -> int:
-    """The line of the first key that stands twice in one object."""
-    around: list[set[str]] = []
+    """Returns the line of the first duplicate key of an object."""
+    keys_of_parents: list[set[str]] = []
     for match in re.finditer(rf"({_STRING})\s*(:?)|[{{}}]", text):
         if match[0] == "{":
-            around.append(set())
+            keys_of_parents.append(set())
         elif match[0] == "}":
-            around.pop()
+            keys_of_parents.pop()
         elif match[2]:
             key = json.loads(match[1])
-            if key in around[-1]:
+            if key in keys_of_parents[-1]:
                 return _line_at(text, match.start())
-            around[-1].add(key)
+            keys_of_parents[-1].add(key)
     return 0

@@ -1,7 +1,7 @@
-"""Modules that are imported when first used.
+"""Modules that are imported on first use.
 
-TensorFlow takes ten seconds to import. With `tf = lazy.module("tensorflow")` in place of `import tensorflow as tf` a
-page's options can be read, and wrong flags be reported, without it.
+Importing TensorFlow takes ten seconds. With `tf = lazy.module("tensorflow")` instead of `import tensorflow as tf`, the
+options of a module can be read, and wrong flags reported, without importing it.
 """
 
 import importlib
@@ -20,5 +20,5 @@ class _Module:
 
 
 def module(name: str) -> Any:
-    """A stand-in for the module `name`, which is imported when an attribute is first read."""
+    """Returns a proxy of the module `name`, which is imported when an attribute is first read."""
     return _Module(name)

@@ -1,4 +1,4 @@
-"""The model that a program works with: --model_dir, --checkpoint and --weights."""
+"""The options that specify the model of a program: --model_dir, --checkpoint and --weights."""
 
 import dataclasses
 import pathlib
@@ -11,32 +11,35 @@ _GROUP = "Model"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelDir(Checked):
-    """Where a model is read from, and how its weights are kept. Programs that read one inherit these options."""
+    """Where a model is read from, and how its weights are stored. Programs that load a model inherit these options."""
 
     model_dir: str = option(
         dataclasses.MISSING,
-        "A run's folder, one of Hugging Face's or sentence-transformers', or hf://NAME[@REVISION].",
+        "Run folder, Hugging Face folder, sentence-transformers folder or hf://NAME[@REVISION].",
         group=_GROUP,
     )
-    checkpoint: str | None = option(None, "One of the run's checkpoints; best/ or the newest by default.", group=_GROUP)
+    checkpoint: str | None = option(
+        None, "Folder of one of the run's checkpoints; by default best/, or the newest without one.", group=_GROUP
+    )
     weights: str = option(
         "float32",
-        "How matrices are kept: rounded, in a half or a quarter of the memory; int8 is faster with --jit_compile.",
+        "Storage type of the weight matrices: bfloat16 and int8 round them and need a half or a quarter of the memory; "
+        "int8 is faster with --jit_compile.",
         group=_GROUP,
         choices=("float32", "bfloat16", "int8"),
     )
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the files are: model_dir, or what hf://NAME stands for, fetched where needed.
+        """The folder with the files: model_dir, or the local copy of hf://NAME, which is downloaded if necessary.
 
         Raises:
-          UserError: there is no such folder, or the hub does not give the files.
+          UserError: the folder does not exist, or the files cannot be downloaded.
         """
         return hub.folder(self.model_dir)
 
     def load(self):
-        """(model, tokenizer).
+        """Returns (model, tokenizer).
 
         Raises:
           UserError: a file is missing or damaged.

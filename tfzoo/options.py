@@ -1,4 +1,4 @@
-"""Options that are declared once, as fields of a frozen dataclass: checks and command-line flags follow from them.
+"""Options declared once, as fields of a frozen dataclass, from which checks and command-line flags are derived.
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Options(Checked):
@@ -9,8 +9,8 @@
         define_flag(flags, field)   # --mask_rate
     Options(**values_of(flags, Options))
 
-Types: bool, int, float, str (without a default: a flag that must be given), each of them `| None`, and tuple[str, ...]:
-a flag that may be repeated.
+Supported types: bool, int, float, str (without a default, the flag is required), each of them `| None`, and
+tuple[str, ...] for a flag that may be repeated.
 """
 
 import dataclasses
@@ -34,25 +34,25 @@ def option(
     choices: Collection[str] = (),
     **facts: Any,
 ) -> Any:
-    """A field of a dataclass that is `Checked`.
+    """Declares an option: a field of a `Checked` dataclass.
 
     Args:
-      default: the value where none is given; dataclasses.MISSING where one has to be.
-      help: what --help says of the flag.
-      group: the heading in --help.
-      low, high: the least and the greatest value allowed.
-      choices: the values allowed.
-      **facts: what else there is to know of the option, read by `names_with`.
+      default: the default value; dataclasses.MISSING if the option is required.
+      help: the help text of the flag.
+      group: the heading of the flag in --help.
+      low, high: the smallest and largest allowed values, inclusive.
+      choices: the allowed values.
+      **facts: further properties of the option, queried with `names_with`.
     """
     metadata = dict(help=help, group=group, low=low, high=high, choices=choices)
     return dataclasses.field(default=default, metadata=metadata | facts)
 
 
 class Checked:
-    """A dataclass whose values are checked when it is made.
+    """Base of dataclasses whose values are checked on construction.
 
     Raises:
-      UserError: a value of another type, out of bounds or not one of the choices.
+      UserError: a value has the wrong type, is out of bounds or is not one of the choices.
     """
 
     def __post_init__(self) -> None:
@@ -63,68 +63,68 @@ class Checked:
 
 
 def fields(cls: type) -> list[dataclasses.Field]:
-    """The fields that are options, by heading in the order of first appearance; those without a default come first."""
-    found = [field for field in dataclasses.fields(cls) if "help" in field.metadata]
-    groups = list(dict.fromkeys(field.metadata["group"] for field in found))
+    """Returns the fields that are options, grouped by heading in order of first appearance, required ones first."""
+    declared = [field for field in dataclasses.fields(cls) if "help" in field.metadata]
+    groups = list(dict.fromkeys(field.metadata["group"] for field in declared))
     return sorted(
-        found, key=lambda field: (groups.index(field.metadata["group"]), field.default is not dataclasses.MISSING)
+        declared, key=lambda field: (groups.index(field.metadata["group"]), field.default is not dataclasses.MISSING)
     )
 
 
 def names_with(cls: type, fact: str) -> list[str]:
-    """The names of the options for which a fact given to `option` is true."""
+    """Returns the names of the options that were declared with `fact` set to a true value."""
     return [field.name for field in fields(cls) if field.metadata.get(fact)]
 
 
 def bounds(low: float | None, high: float | None) -> str:
-    """How a message states what is allowed."""
+    """Returns the wording of an allowed range for messages, such as "must be from 0 to 1"."""
     if low is not None and high is not None:
         return f"must be from {low} to {high}"
     return f"must be at least {low}" if high is None else f"must be at most {high}"
 
 
 def define_flags(flags: absl_flags.FlagValues, cls: type) -> None:
-    """Defines the flags of all options of a dataclass."""
+    """Defines a flag for every option of a dataclass."""
     for field in fields(cls):
         define_flag(flags, field)
 
 
 def define_flag(flags: absl_flags.FlagValues, field: dataclasses.Field, prefix: str = "") -> None:
-    """Defines the flag of an option; --help says `prefix` before what the option says itself."""
+    """Defines the flag of one option; `prefix` precedes the option's own text in --help."""
     metadata, kind = field.metadata, _kind(field)
     name, default = field.name, None if field.default is dataclasses.MISSING else field.default
-    how = dict(help=prefix + metadata["help"], flag_values=flags)
+    common = dict(help=prefix + metadata["help"], flag_values=flags)
     limits = dict(lower_bound=metadata["low"], upper_bound=metadata["high"])
     if metadata["choices"]:
-        absl_flags.DEFINE_enum(name, default, enum_values=list(metadata["choices"]), **how)
+        absl_flags.DEFINE_enum(name, default, enum_values=list(metadata["choices"]), **common)
     elif kind is int:
-        absl_flags.DEFINE_integer(name, default, **limits, **how)
+        absl_flags.DEFINE_integer(name, default, **limits, **common)
     elif kind is float:
-        absl_flags.DEFINE_float(name, default, **limits, **how)
+        absl_flags.DEFINE_float(name, default, **limits, **common)
     elif kind is bool:
-        absl_flags.DEFINE_bool(name, default, **how)
+        absl_flags.DEFINE_bool(name, default, **common)
     elif kind == tuple[str, ...]:
-        absl_flags.DEFINE_multi_string(name, list(default or ()), **how)
+        absl_flags.DEFINE_multi_string(name, list(default or ()), **common)
     else:
-        absl_flags.DEFINE_string(name, default, required=field.default is dataclasses.MISSING, **how)
-    flags[name].help = prefix + metadata["help"]  # absl adds what tfzoo.cli says by itself.
+        absl_flags.DEFINE_string(name, default, required=field.default is dataclasses.MISSING, **common)
+    flags[name].help = prefix + metadata["help"]  # Without absl's additions: tfzoo.cli prints bounds and choices.
     setattr(flags[name], "group", metadata["group"])  # noqa: B010  (absl's class does not declare it)
 
 
 def values_of(flags: absl_flags.FlagValues, cls: type) -> dict[str, Any]:
-    """The options of a dataclass that have a flag, with the parsed values."""
+    """Returns the parsed values of those options of a dataclass that have a flag."""
     values = {field.name: flags[field.name].value for field in fields(cls) if field.name in flags}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _kind(field: dataclasses.Field) -> Any:
-    """The type of a field's values, but None."""
+    """Returns the type of a field's values, without None."""
     kinds = [kind for kind in typing.get_args(field.type) if kind is not type(None)]
     return kinds[0] if type(None) in typing.get_args(field.type) else field.type
 
 
 def _complaint(field: dataclasses.Field, value: Any) -> str:
-    """What is wrong with a value; "" where nothing is."""
+    """Returns what is wrong with a value, or "" if it is valid."""
     kind, metadata = _kind(field), field.metadata
     if kind == tuple[str, ...]:
         fits = isinstance(value, tuple) and all(isinstance(each, str) for each in value)

@@ -1,5 +1,5 @@
-"""What a command shows while it works: what it is doing, on a terminal only; and nothing of what libraries say to
-themselves. Imports the standard library alone.
+"""Progress output of a command, only on a terminal, and suppression of irrelevant messages of libraries. Imports only
+the standard library.
 
     with progress.importing_tensorflow():
         from tfzoo.training import runs
@@ -21,26 +21,26 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
-# What native libraries write to stderr though nothing is wrong.
+# Messages that native libraries write to stderr although nothing is wrong.
 _HARMLESS = re.compile(
     rb"failed call to cuInit: .*(\(303\)|CUDA_ERROR_NO_DEVICE)"  # A machine without a driver, or without a GPU.
-    rb"|normalizer\.cc\(\d+\) LOG\(INFO\)"  # SentencePiece, of every model without a table of normalisation.
+    rb"|normalizer\.cc\(\d+\) LOG\(INFO\)"  # SentencePiece, for every model without a normalization table.
 )
-# SetMinLogLevel of absl in TensorFlow 2.20. XLA logs by absl, which no environment variable reaches.
+# SetMinLogLevel of absl in TensorFlow 2.20. XLA logs with absl, which no environment variable controls.
 _ABSL_LEVEL = "_ZN4absl12lts_2025012714SetMinLogLevelENS0_18LogSeverityAtLeastE"
-_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # 0: all that TensorFlow logs; 1: no notes; 2: no warnings either; 3: no errors.
+_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # 0: everything; 1: no info messages; 2: no warnings either; 3: no errors.
 
-_stages: list[str] = []  # Those that have begun, the innermost last.
-_drawn = False  # Whether the text of one stands in the terminal's line.
-_capturing = threading.RLock()  # File descriptor 2 is the process's.
+_stages: list[str] = []  # The active stages, the innermost last.
+_drawn = False  # Whether the current line of the terminal contains the text of a stage.
+_capturing = threading.RLock()  # File descriptor 2 is shared by all threads.
 
 
 @contextlib.contextmanager
 def stage(text: str) -> Iterator[Callable[[], None]]:
-    """Shows "TEXT ..." while the block runs, where stderr is a terminal; elsewhere nothing.
+    """Shows "TEXT ..." while the block runs if stderr is a terminal; otherwise shows nothing.
 
-    The line is erased when the block ends. A stage inside another takes its place meanwhile. What is yielded erases the
-    line earlier: call it before something else is printed.
+    The line is erased when the block ends. A nested stage temporarily replaces the outer one. The yielded function
+    erases the line earlier: call it before printing anything else.
     """
     if not sys.stderr.isatty():
         yield lambda: None
@@ -55,7 +55,7 @@ def stage(text: str) -> Iterator[Callable[[], None]]:
 
 
 def _draw(text: str) -> None:
-    """Writes a stage's text over the one that stands in the terminal's line; "" leaves other people's lines alone."""
+    """Replaces the text of a stage in the current line of the terminal; "" erases only the text of a stage."""
     global _drawn
     if not text and not _drawn:
         return
@@ -69,7 +69,7 @@ def _draw(text: str) -> None:
 
 
 def bar(total: int, unit: str, text: str = "", shown: bool = True):
-    """tqdm's progress bar on a terminal, erased when it is closed; elsewhere, or where not `shown`, nothing."""
+    """Returns a tqdm progress bar that is erased when it is closed; hidden without a terminal or without `shown`."""
     import tqdm
 
     return tqdm.tqdm(
@@ -85,8 +85,8 @@ def bar(total: int, unit: str, text: str = "", shown: bool = True):
 
 @contextlib.contextmanager
 def importing_tensorflow() -> Iterator[None]:
-    """For a block of imports, TensorFlow among them: a stage, after which TensorFlow knows the machine's devices and
-    what it logs is errors alone, unless TF_CPP_MIN_LOG_LEVEL asks for more."""
+    """Context for importing TensorFlow, shown as a stage. Afterwards, TensorFlow has detected the devices and logs only
+    errors, unless TF_CPP_MIN_LOG_LEVEL requests more."""
     os.environ.setdefault(_LEVEL, "2")
     with stage("importing TensorFlow"):
         yield
@@ -94,12 +94,12 @@ def importing_tensorflow() -> Iterator[None]:
 
         _hush_absl(pathlib.Path(tf.sysconfig.get_lib()))
         with quiet():
-            tf.config.list_physical_devices()  # The first to ask loads the drivers.
+            tf.config.list_physical_devices()  # The first call loads the drivers.
 
 
 def _hush_absl(folder: pathlib.Path) -> None:
     for library in folder.glob("libtensorflow_framework.*"):
-        with contextlib.suppress(OSError, AttributeError):  # Of another release: its notes are shown.
+        with contextlib.suppress(OSError, AttributeError):  # Another release: its messages are shown.
             ctypes.CDLL(str(library))[_ABSL_LEVEL](min(_level(), 2))
 
 
@@ -110,30 +110,30 @@ def _level() -> int:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Native libraries' messages that mean nothing do not reach stderr while the block runs.
+    """Suppresses irrelevant messages of native libraries on stderr while the block runs.
 
-    All else that is written meanwhile, Python's messages too, follows when the block ends. So the block is short: a
-    call that is known to print. TF_CPP_MIN_LOG_LEVEL below 2 shows everything.
+    All other output to stderr, including that of Python, is delayed until the block ends. Therefore, the block should
+    be short: a single call that is known to print. TF_CPP_MIN_LOG_LEVEL below 2 shows everything.
     """
     with contextlib.ExitStack() as stack:
         if _level() >= 2:
-            # Where there is no stderr, or no room for a file, nothing is caught: what is printed does no harm.
+            # Without stderr, or without space for a temporary file, nothing is captured: the messages do no harm.
             with contextlib.suppress(OSError):
                 stack.enter_context(_capturing)
-                caught = stack.enter_context(tempfile.TemporaryFile())
+                captured = stack.enter_context(tempfile.TemporaryFile())
                 sys.stderr.flush()
-                kept = os.dup(2)
-                stack.callback(_release, kept, caught)
-                os.dup2(caught.fileno(), 2)
+                original = os.dup(2)
+                stack.callback(_release, original, captured)
+                os.dup2(captured.fileno(), 2)
         yield
 
 
-def _release(kept: int, caught) -> None:
-    """Puts stderr back, and writes to it what was caught and may matter."""
+def _release(original: int, captured) -> None:
+    """Restores stderr, and writes the captured lines to it, except for harmless ones."""
     sys.stderr.flush()
-    os.dup2(kept, 2)
-    os.close(kept)
-    caught.seek(0)
-    for line in caught.read().splitlines(keepends=True):
+    os.dup2(original, 2)
+    os.close(original)
+    captured.seek(0)
+    for line in captured.read().splitlines(keepends=True):
         if not _HARMLESS.search(line):
             os.write(2, line)

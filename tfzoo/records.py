@@ -1,4 +1,4 @@
-"""Lines of text in, lines of JSON out: what generate and score read and write."""
+"""Input and output of generate and score: reads lines of text or JSON, and writes lines of JSON."""
 
 import contextlib
 import json
@@ -14,11 +14,11 @@ from tfzoo.json_files import BadJSON
 
 
 def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(FILE:LINE, record) of each line: an object of a .jsonl file, else {field: the line}. Blank lines are skipped.
-    `flag` is the one that named the file.
+    """Yields (FILE:LINE, record) of each line: an object of a .jsonl file, otherwise {field: line}. Blank lines are
+    skipped. `flag` is the flag that names the file.
 
     Raises:
-      UserError: the file cannot be read, is not UTF-8 or holds nothing, or a line is not a JSON object.
+      UserError: the file cannot be read, is not UTF-8 or is empty, or a line is not a JSON object.
     """
     path = pathlib.Path(path)
     try:
@@ -28,7 +28,7 @@ def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[t
     except OSError as error:
         raise UserError(f"--{flag}={path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
     if not any(map(str.strip, lines)):
-        raise UserError(f'--{flag}={path}: holds no {field}; write one a line, or {{"{field}": ...}} in .jsonl')
+        raise UserError(f'--{flag}={path}: contains no {field}; write one per line, or {{"{field}": ...}} in .jsonl')
     for number, line in enumerate(lines, 1):
         line = line.removesuffix("\r")
         if not line.strip():
@@ -42,19 +42,19 @@ def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[t
         except BadJSON as error:
             raise UserError(f"{where}: {error}; {error.remedy}") from None
         if not isinstance(record, dict):
-            raise UserError(f'{where}: is not an object; write {{"{field}": ...}}')
+            raise UserError(f'{where}: is not a JSON object; write {{"{field}": ...}}')
         yield where, record
 
 
 def text(where: str, record: dict[str, Any], field: str) -> str:
-    """A record's string.
+    """Returns a string field of a record.
 
     Raises:
-      UserError: it has none of that name.
+      UserError: the record has no string field of that name.
     """
     value = record.get(field)
     if not isinstance(value, str):
-        raise UserError(f"{where}: {field!r} is {'missing' if value is None else 'no string'}; write one")
+        raise UserError(f"{where}: {field!r} is {'missing' if value is None else 'not a string'}; write a string")
     return value
 
 
@@ -66,17 +66,18 @@ def batches(
     source: str | None,
     target: str | None,
 ) -> Iterator[tuple[list[tuple[str, dict[str, Any]]], contextlib.AbstractContextManager]]:
-    """Lines, `size` at a time, each time with a context to work on them in.
+    """Yields batches of `size` lines, each with a context in which to process it.
 
-    An error of the work names the line that its batch begins with, where the lines are of a file, `source`. A terminal
-    sees what is being `doing`, and how many lines are done, unless it sees the results: those that go to no `target`.
+    If the lines come from a file, `source`, an error in the context names the first line of its batch. On a terminal,
+    the activity `doing` and the number of processed lines are shown, unless the results go to the terminal, because
+    there is no `target` file.
     """
     lines = list(lines)
     counted = len(lines) > size and (target is not None or not sys.stdout.isatty())
     with progress.bar(len(lines), unit, shown=counted) as bar:
         for begin in range(0, len(lines), size):
             batch = lines[begin : begin + size]
-            # The first batch takes longer than all others.
+            # The first batch takes longer than the others.
             yield batch, _work(batch[0][0] if source else "", "" if counted and begin else doing)
             bar.update(len(batch))
 
@@ -89,16 +90,16 @@ def _work(where: str, doing: str) -> Iterator[None]:
     except (UserError, CheckFailed) as error:
         if not where:
             raise
-        raise type(error)(f"{where} and what follows: {error}") from None
+        raise type(error)(f"{where} and following lines: {error}") from None
 
 
 @contextlib.contextmanager
 def writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes a record as a line: to a file, which is there only when all are, or where there is no
-    path to stdout at once."""
+    """Yields a function that writes a record as a line: to a file, which is created when the block ends, or, without a
+    path, immediately to stdout."""
 
     def line(record: dict[str, Any]) -> str:
-        # Lone surrogates, which JSON can write and UTF-8 cannot, become question marks.
+        # Lone surrogates, which JSON can represent and UTF-8 cannot, become question marks.
         return json.dumps(record, ensure_ascii=False).encode(errors="replace").decode() + "\n"
 
     if path is None:

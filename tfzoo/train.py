@@ -2,8 +2,8 @@
 
     python -m tfzoo.train --flagfile=configs/bert.cfg --run_dir=runs/bert
 
-Started again with the same --run_dir it goes on where it stopped, and logs what it would have logged.
-tfzoo.training.Trainer is the same in Python.
+When it is started again with the same --run_dir, the run resumes where it stopped and logs what an uninterrupted run
+would have logged. The Python API is tfzoo.training.Trainer.
 """
 
 import sys

@@ -70,7 +70,7 @@ class ReadTest(unittest.TestCase):
         self.held_out = frozenset({"heldpkg"})
 
     def write(self, package, name, text):
-        """A file of a package, which its distribution says it installed."""
+        """Writes a file of a package and lists it as installed by its distribution."""
         self.add(package, name, text)
         installed = self.folder / f"{package}-1.0.dist-info"
         installed.mkdir(exist_ok=True)
@@ -171,20 +171,22 @@ class ReadTest(unittest.TestCase):
 
     def test_what_is_missing_is_an_error(self):
         with self.assertRaisesRegex(
-            UserError, r"^--corpus=docstrings: gone-pkg is not installed.*pip install gone-pkg"
+            UserError,
+            r"^--corpus=docstrings: the package gone-pkg, which is part of this corpus, is not installed; "
+            "run pip install gone-pkg",
         ):
             self.read(packages={**self.packages, "gone": "gone-pkg"})
         (self.folder / "apkg" / "sub" / "more.py").unlink()
-        with self.assertRaisesRegex(UserError, "apkg/sub/more.py cannot be read .*install its package again"):
+        with self.assertRaisesRegex(UserError, "apkg/sub/more.py cannot be read .*reinstall its package"):
             self.read()
         (self.folder / "apkg-1.0.dist-info" / "RECORD").unlink()
         with self.assertRaisesRegex(UserError, r"apkg has no list of its files \(RECORD\); run pip install"):
             self.read()
 
     def test_nothing_to_hold_out_or_to_train_on(self):
-        with self.assertRaisesRegex(UserError, "no docstrings were found in nowhere; install"):
+        with self.assertRaisesRegex(UserError, "no docstrings found in nowhere; install"):
             self.read(held_out={"nowhere"})
-        with self.assertRaisesRegex(UserError, "no docstrings were found in heldpkg"):
+        with self.assertRaisesRegex(UserError, "no docstrings found in heldpkg"):
             self.read(packages={"heldpkg": "heldpkg"})
 
     def test_processes_agree_with_one(self):
@@ -201,7 +203,7 @@ class ReadTest(unittest.TestCase):
 
 class PackagesTest(unittest.TestCase):
     def requirements(self, names):
-        """What these requirements and what they require ask for, by the metadata of what is installed."""
+        """Returns these requirements and their transitive requirements, from the metadata of installed packages."""
         found, asked = set(), [Requirement(name) for name in names]
         while asked:
             requirement = asked.pop()

@@ -29,12 +29,12 @@ class FilesTest(unittest.TestCase):
         return load_corpus(str(spec), cache_dir=None, **kwargs)
 
     def texts(self, spec, **kwargs):
-        """What is read, as sets of a document's sentences: the order and the parts do not matter here."""
+        """Returns the sets of sentences of the documents that are read: order and parts do not matter here."""
         read = self.read(spec, **kwargs)
         return {tuple(document.sentences) for document in read.train + read.held_out}
 
     def refused(self, message, spec, **kwargs):
-        """Checks that reading raises one line that holds `message`, with the folder's name taken out."""
+        """Checks that reading raises a one-line error that contains `message`, without the name of the folder."""
         with self.assertRaises(UserError) as caught:
             self.read(spec, **kwargs)
         text = str(caught.exception).replace(f"{self.folder}/", "")
@@ -159,7 +159,7 @@ class RawTest(FilesTest):
             cut = int(len(self.TEXT) * 0.9)
             self.assertEqual(self.joined(read.train), [self.TEXT[:cut]])
             self.assertEqual(self.joined(read.held_out), [self.TEXT[cut:]])
-            self.assertNotIn(self.TEXT[cut - 1], "\n")  # Within a line.
+            self.assertNotIn(self.TEXT[cut - 1], "\n")  # Inside a line.
 
     def test_files_follow_one_another(self):
         for name, text in (("a.txt", "a" * 50), ("b.txt", "b" * 30), ("c.txt", "c" * 20)):
@@ -176,10 +176,10 @@ class RawTest(FilesTest):
         self.assertEqual("".join(self.joined(skipped.train + skipped.held_out)), "Good.\n\nGood.\n" * 3)
 
     def test_what_cannot_be_read_raw(self):
-        self.refused("a.jsonl: --raw_text reads .txt alone", self.write("a.jsonl", '{"text": "A."}'), raw=True)
+        self.refused("a.jsonl: --raw_text reads only .txt files", self.write("a.jsonl", '{"text": "A."}'), raw=True)
         self.refused("no text in the file", self.write("a.txt", "\n \n"), raw=True)
-        self.refused("1 characters cannot be both trained on and held out", self.write("b.txt", "A"), raw=True)
-        self.refused("--raw_text: the docstrings are no files", "docstrings", raw=True)
+        self.refused("1 characters cannot be split into training and held-out text", self.write("b.txt", "A"), raw=True)
+        self.refused("--raw_text: the docstrings corpus does not consist of text files", "docstrings", raw=True)
 
     def test_another_fingerprint(self):
         path = self.write("a.txt", self.TEXT)
@@ -189,10 +189,10 @@ class RawTest(FilesTest):
 
 class PolicyTest(FilesTest):
     def check(self, name, data, message, kind, replace, skip, count=1, **kwargs):
-        """What is wrong in `data` is refused with `message`, or counted as `kind` and read as given."""
+        """Checks that a problem in `data` causes `message`, or is counted as `kind` and read as specified."""
         path = self.write(name, data) if isinstance(data, str | bytes) else str(data)
         self.refused(message, path, **kwargs)
-        self.refused("or take --bad_text=replace or skip", path, **kwargs)
+        self.refused("or use --bad_text=replace or skip", path, **kwargs)
         for policy, expected in (("replace", replace), ("skip", skip)):
             with self.subTest(policy):
                 read = self.read(path, policy=policy, **kwargs)
@@ -244,7 +244,7 @@ class PolicyTest(FilesTest):
         self.check(
             "a.jsonl",
             '{"text": "A."}\n{"text": "B\\ud800."}\n{"text": "\\ud83d\\ude00."}',
-            "a.jsonl:2: half a surrogate pair",
+            "a.jsonl:2: lone surrogate",
             "lone_surrogates",
             ["A.", "B\ufffd.", "😀."],
             ["A.", "😀."],
@@ -286,10 +286,10 @@ class PolicyTest(FilesTest):
             "{": "is not JSON (Expecting",
             '{"text": NaN}': "NaN is not JSON;",
             '{"text": "B.", "n": -Infinity}': "-Infinity is not JSON;",
-            '{"text": "B.", "n": 1e999}': "1e999 is too large a number;",
-            '{"text": "B.", "text": "D."}': "the key 'text' is there twice",
-            '{"text": "B.", "n": ' + "[" * 100_000 + "]" * 100_000 + "}": "is JSON nested too deeply",
-            '{"text": "B.", "n": ' + "1" * 5000 + "}": "is not JSON that can be read (",
+            '{"text": "B.", "n": 1e999}': "the number 1e999 is too large;",
+            '{"text": "B.", "text": "D."}': "the key 'text' appears twice",
+            '{"text": "B.", "n": ' + "[" * 100_000 + "]" * 100_000 + "}": "is nested too deeply",
+            '{"text": "B.", "n": ' + "1" * 5000 + "}": "is not valid JSON (",
             '{"text": "B."} {"text": "D."}': "is not JSON (Extra data",
         }
         for line, message in cases.items():
@@ -299,12 +299,12 @@ class PolicyTest(FilesTest):
 
     def test_wrong_json(self):
         cases = {
-            '["B."]': ("a JSON list, not an object; write one JSON object a line", "not_an_object"),
+            '["B."]': ("a JSON list, not an object; write one JSON object per line", "not_an_object"),
             '{"body": "B.", "id": 1}': (
-                "no field 'text' (there are: body, id); name the field with --text_field",
+                "no field 'text' (fields: body, id); specify the field with --text_field",
                 "no_text_field",
             ),
-            "{}": ("no field 'text' (there are: none)", "no_text_field"),
+            "{}": ("no field 'text' (fields: none)", "no_text_field"),
             '{"text": null}': ("field 'text' is null, not a string; write a string", "text_not_a_string"),
             '{"text": ["B."]}': ("field 'text' is [\"B.\"], not a string", "text_not_a_string"),
         }
@@ -321,7 +321,7 @@ class PolicyTest(FilesTest):
                 self.check(
                     "c.txt",
                     pathlib.Path(f"{self.folder}/[ab].txt"),
-                    "a.txt:1: no text in the file; fill it or leave it out",
+                    "a.txt:1: no text in the file; add text or omit the file",
                     "files_without_text",
                     ["One.", "Two."],
                     ["One.", "Two."],
@@ -333,7 +333,7 @@ class PolicyTest(FilesTest):
         (self.folder / "a.txt.gz").write_bytes(whole[: len(whole) // 2])
         self.write("b.txt", "One.\n\nTwo.")
         spec = f"{self.folder}/*.*"
-        self.refused("gzip stream damaged or cut short (Compressed file ended", spec)
+        self.refused("gzip stream damaged or truncated (Compressed file ended", spec)
         self.assertRegex(self.message(spec), r"a\.txt\.gz:\d+: gzip")
         self.assertEqual(self.texts(spec, policy="skip"), {("One.",), ("Two.",)})
         replaced = self.read(spec, policy="replace")
@@ -349,9 +349,9 @@ class PolicyTest(FilesTest):
         whole = bytearray(gzip.compress(b"One.\n\nTwo.\n"))
         whole[-6] ^= 1  # The checksum.
         (self.folder / "a.txt.gz").write_bytes(whole)
-        self.refused("gzip stream damaged or cut short (CRC check failed", self.folder / "a.txt.gz")
+        self.refused("gzip stream damaged or truncated (CRC check failed", self.folder / "a.txt.gz")
         (self.folder / "b.txt.gz").write_bytes(b"One.\n\nTwo.\n")
-        self.refused("b.txt.gz:1: gzip stream damaged or cut short (Not a gzipped file", self.folder / "b.txt.gz")
+        self.refused("b.txt.gz:1: gzip stream damaged or truncated (Not a gzipped file", self.folder / "b.txt.gz")
         self.refused("no text in 1 file(s)", self.folder / "b.txt.gz", policy="skip")
 
     def test_compressed_files_where_text_should_be(self):
@@ -366,8 +366,8 @@ class PolicyTest(FilesTest):
         self.write("z.txt", "Three.\n\nFour.")
         for kind, data in compressed.items():
             for name, words in (
-                ("a.txt.gz", f"a {kind} file inside the gzip file; decompress it once more, or take --bad_text"),
-                ("a.jsonl", f"a {kind} file, not text; decompress it, or take --bad_text=replace or skip"),
+                ("a.txt.gz", f"a {kind} file inside the gzip file; decompress it once more, or use --bad_text"),
+                ("a.jsonl", f"a {kind} file, not text; decompress it, or use --bad_text=replace or skip"),
             ):
                 with self.subTest(f"{kind} in {name}"):
                     path = self.write(name, data)
@@ -377,7 +377,7 @@ class PolicyTest(FilesTest):
                         self.assertEqual(read.report["problems"]["compressed"], 1)
                         self.assertEqual(len(read.train) + len(read.held_out), 2)
                     os.remove(path)
-        # Text that begins with letters of such files is text.
+        # Text that starts with printable parts of magic numbers is text.
         path = self.write("a.txt", "PK was here.\n\nBZh too.")
         self.assertEqual(self.texts(path), {("PK was here.",), ("BZh too.",)})
 
@@ -387,11 +387,11 @@ class LimitsTest(FilesTest):
         path = self.write("a.txt.gz", b"x" * (1 << 22))
         for policy in ("strict", "replace", "skip"):
             with self.subTest(policy):
-                self.refused("as from a decompression bomb", path, policy=policy, max_line_bytes=1 << 23)
+                self.refused("like a decompression bomb", path, policy=policy, max_line_bytes=1 << 23)
 
     def test_bomb_of_short_lines(self):
         path = self.write("a.txt.gz", (b"x" * 63 + b"\n") * (1 << 15))
-        self.refused("bytes came out of", path)
+        self.refused("compressed bytes expand to", path)
 
     def test_long_lines_of_a_bomb_are_not_kept(self):
         path = self.write("a.jsonl.gz", b"[" * (1 << 22))
@@ -408,7 +408,7 @@ class LimitsTest(FilesTest):
         self.assertEqual(len(self.texts(f"{self.folder}/*.txt", max_bytes=84, max_line_bytes=20)), 2)
         for policy in ("strict", "replace", "skip"):
             self.refused(
-                "b.txt: more than max_bytes=83 in all; read fewer files or raise the limit",
+                "b.txt: exceeds max_bytes=83 in total; read fewer files or raise the limit",
                 f"{self.folder}/*.txt",
                 policy=policy,
                 max_bytes=83,
@@ -418,27 +418,27 @@ class LimitsTest(FilesTest):
 
 class NothingToReadTest(FilesTest):
     def test_no_file(self):
-        self.refused("a.txt: there is no such file; give docstrings, or a path or glob", self.folder / "a.txt")
-        self.refused("--corpus=docstring: there is no such file", "docstring")
+        self.refused("a.txt: no such file; specify docstrings, or an existing path or glob", self.folder / "a.txt")
+        self.refused("--corpus=docstring: no such file", "docstring")
         self.refused("--corpus is empty", "")
 
     def test_glob_without_a_match(self):
-        self.refused("*.txt: the glob matches no file; correct it", self.folder / "*.txt")
+        self.refused("*.txt: no file matches this glob; correct it", self.folder / "*.txt")
         (self.folder / "b.txt").mkdir()
-        self.refused("*.txt: the glob matches no file", self.folder / "*.txt")
+        self.refused("*.txt: no file matches this glob", self.folder / "*.txt")
 
     def test_folder(self):
-        self.refused(f"--corpus={self.folder} is a folder; name its files, as in", self.folder)
+        self.refused(f"--corpus={self.folder} is a folder; specify its files, as in", self.folder)
 
     def test_other_suffix(self):
-        self.refused("a.csv: its name ends in none of .txt, .txt.gz, .jsonl, .jsonl.gz", self.write("a.csv", "a"))
-        self.refused("a.csv: its name ends in none of", self.folder / "*")
+        self.refused("a.csv: its suffix is not one of .txt, .txt.gz, .jsonl, .jsonl.gz", self.write("a.csv", "a"))
+        self.refused("a.csv: its suffix is not one of", self.folder / "*")
 
     def test_no_regular_file(self):
         os.mkfifo(self.folder / "a.txt")
-        self.refused("a.txt: not a regular file; give a file", self.folder / "a.txt")
+        self.refused("a.txt: is not a regular file; specify a file", self.folder / "a.txt")
         (self.folder / "b.txt").symlink_to("nowhere")
-        self.refused("b.txt: not a regular file", self.folder / "b.txt")
+        self.refused("b.txt: is not a regular file", self.folder / "b.txt")
 
     @unittest.skipIf(os.geteuid() == 0, "root may read everything")
     def test_no_permission(self):
@@ -448,11 +448,11 @@ class NothingToReadTest(FilesTest):
 
     def test_no_text_at_all(self):
         self.refused("no text in 1 file(s)", self.write("a.txt", "\n"), policy="skip")
-        self.refused("one sentence cannot be both trained on and held out", self.write("b.txt", "One."))
+        self.refused("a single sentence cannot be split into training and held-out text", self.write("b.txt", "One."))
 
     def test_arguments(self):
         path = self.write("a.txt", "One.\n\nTwo.")
-        self.refused("unknown; take one of strict, replace, skip", path, policy="ignore")
+        self.refused("unknown; use one of strict, replace, skip", path, policy="ignore")
         self.refused("max_line_bytes=0", path, max_line_bytes=0)
         self.refused("need 16 <= max_line_bytes <= max_bytes", path, max_line_bytes=100, max_bytes=99)
 

@@ -1,4 +1,4 @@
-"""The order of examples: every index once an epoch, and nothing but (seed, epoch, position) decides."""
+"""The order of examples: every index once per epoch, determined only by (seed, epoch, position)."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,7 +7,7 @@ from tfzoo.data import order
 
 
 def order_of(positions, num_examples, seed):
-    """(epochs, indices) as arrays, read one at a time as the pipeline does."""
+    """Returns (epochs, indices) as arrays, computed one at a time as in the pipeline."""
     dataset = tf.data.Dataset.from_tensor_slices(np.asarray(positions, np.int64))
     pairs = list(dataset.map(lambda p: order.epoch_and_index(p, num_examples, seed)).as_numpy_iterator())
     return np.array(pairs).T

@@ -1,6 +1,6 @@
-"""Packed folders: rows come back as they went in, damage is found, and a kill leaves nothing to be taken for whole.
+"""Packed folders: rows are read as they were written, damage is detected, and a killed writer leaves nothing valid.
 
-NumPy only; the tokenizer is a stand-in, tests/corpus_test.py has real ones.
+NumPy only; the tokenizer is a fake, tests/corpus_test.py uses real ones.
 """
 
 import fcntl
@@ -39,7 +39,7 @@ class Tokenizer:
 
 
 class Rows:
-    """Random rows of one to four documents."""
+    """Returns random rows of one to four documents."""
 
     padding_share = 0.25
 
@@ -131,7 +131,7 @@ class FolderTest(PackedCase):
             found[name] = PackedFolder.open(self.parent / name).fingerprint
         self.assertEqual(found["one"], found["same"])
         self.assertEqual(len(set(found.values())), 3)
-        # Written again, the same bytes.
+        # Writing again results in the same bytes.
         write(self.parent / "again")
         for path in (self.parent / "again").rglob("*.*"):
             self.assertEqual(
@@ -141,12 +141,12 @@ class FolderTest(PackedCase):
     def test_what_is_there_is_left_alone(self):
         self.folder.mkdir()
         (self.folder / "mine").write_text("x")
-        with self.assertRaisesRegex(UserError, f"--output_dir={self.folder}: is there already"):
+        with self.assertRaisesRegex(UserError, f"--output_dir={self.folder}: already exists"):
             write(self.folder)
         self.assertEqual([path.name for path in self.parent.rglob("*")], ["packed", "mine"])
 
     def test_what_is_no_packed_folder(self):
-        with self.assertRaisesRegex(UserError, f"--corpus={self.parent}: is a folder that holds no packed text"):
+        with self.assertRaisesRegex(UserError, f"--corpus={self.parent}: is a folder without packed text"):
             PackedFolder.open(self.parent)
         write(self.folder)
         path = self.folder / packed.MANIFEST
@@ -154,7 +154,7 @@ class FolderTest(PackedCase):
         manifest["version"] = 99
         manifest["sha256"] = packed._checksum(manifest)
         path.write_text(json.dumps(manifest))
-        with self.assertRaisesRegex(UserError, f"{path}: is of version 99, this reads 1"):
+        with self.assertRaisesRegex(UserError, f"{path}: has version 99, but 1 is supported"):
             PackedFolder.open(self.folder)
 
 
@@ -169,11 +169,11 @@ class DamageTest(PackedCase):
         for name in self.names:
             path = self.folder / name
             whole = path.read_bytes()
-            # Of the manifest every byte.
+            # Every byte of the manifest.
             places = range(len(whole)) if name == packed.MANIFEST else [0, len(whole) // 2, len(whole) - 1]
             for place in places:
                 path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-                with self.assertRaisesRegex(UserError, f"^{path}: is (damaged|of version)[^\n]*$", msg=str(place)):
+                with self.assertRaisesRegex(UserError, f"^{path}: (is damaged|has version)[^\n]*$", msg=str(place)):
                     PackedFolder.open(self.folder).verify()
             path.write_bytes(whole)
         self.assert_whole(self.folder)
@@ -182,7 +182,7 @@ class DamageTest(PackedCase):
         one, two = (self.folder / f"train-0000{i}-of-00004.array_record" for i in range(2))
         whole = one.read_bytes()
         one.write_bytes(whole[:-1])
-        with self.assertRaisesRegex(UserError, f"^{one}: has {len(whole) - 1:,} bytes, where {len(whole):,} were"):
+        with self.assertRaisesRegex(UserError, f"^{one}: has {len(whole) - 1:,} bytes, but {len(whole):,} were"):
             PackedFolder.open(self.folder).verify()
         one.unlink()
         with self.assertRaisesRegex(UserError, f"^{one}: is missing; "):
@@ -190,13 +190,13 @@ class DamageTest(PackedCase):
         one.write_bytes(two.read_bytes())
         with self.assertRaisesRegex(UserError, f"^{one}: "):
             PackedFolder.open(self.folder).verify()
-        # Without the check, rows that are not there are refused at least.
+        # Without the check, at least missing rows are rejected.
         shutil.copy(self.folder / "train-00003-of-00004.array_record", one)
-        with self.assertRaisesRegex(UserError, f"^{one}: does not hold the 30 rows"):
+        with self.assertRaisesRegex(UserError, f"^{one}: does not contain the 30 rows"):
             PackedFolder.open(self.folder).rows("train")
 
     def test_damage_while_it_is_read(self):
-        """What comes after the check, in mid-epoch: the record is named, and those around it are read."""
+        """Damage after the check, during an epoch: the record is named, and its neighbors can be read."""
         path = self.folder / "train-00001-of-00004.array_record"
         whole = path.read_bytes()
         rows, lost = PackedFolder.open(self.folder).rows("train"), []
@@ -226,7 +226,7 @@ class KillTest(PackedCase):
         )
         draw = random.Random(0)
         killed = 0
-        # Where it waits for its end, in the first, a later and the last shard; or anywhere, or after its work.
+        # While it waits to be killed, in the first, a later and the last shard; or at any time; or after its work.
         for trial, row in enumerate((3, 40, 99, 100, 100, 100)):
             folder = self.parent / f"packed{trial}"
             command = [sys.executable, "-c", program, str(folder), str(row)]
@@ -241,7 +241,9 @@ class KillTest(PackedCase):
             for path in left:
                 if path.name.endswith(files.PARTIAL):
                     killed += 1
-                    with self.assertRaisesRegex(UserError, "what an interrupted run left|holds no packed text"):
+                    with self.assertRaisesRegex(
+                        UserError, "an incomplete folder of an interrupted command|is a folder without packed text"
+                    ):
                         PackedFolder.open(path)
             if not folder.exists():
                 write(folder)

@@ -1,4 +1,4 @@
-"""Packed rows: no token lost or doubled, no limit exceeded, and rows that their index alone determines. NumPy only."""
+"""Packed rows: no tokens lost or duplicated, no limit exceeded, rows determined by their index. NumPy only."""
 
 import unittest
 from unittest import mock
@@ -13,7 +13,7 @@ FIRST, LAST = -1, -2
 
 
 def read(rows):
-    """Each row as a list of its documents' pieces."""
+    """Returns each row as a list of the pieces of its documents."""
     result = []
     for i in range(len(rows)):
         token_ids, document_ids = rows.row(i)
@@ -26,7 +26,7 @@ def read(rows):
 
 class PackedRowsTest(unittest.TestCase):
     def test_by_hand(self):
-        # Lengths 5, 4, 3, 3, 2, 9: the 9 fills a row and a piece of 1; 5 leaves 3, which is 3's; then 4, 3 and 1.
+        # Lengths 5, 4, 3, 3, 2, 9: 9 becomes a full row and a piece of 1; 5 leaves 3, filled by a 3; then 4, 3 and 1.
         rows = PackedRows(documents(5, 4, 3, 3, 2, 9), 8)
         found = read(rows)
         self.assertEqual([[len(piece) for piece in row] for row in found], [[5, 3], [4, 3, 1], [2], [8]])
@@ -42,7 +42,7 @@ class PackedRowsTest(unittest.TestCase):
                     tokens = sorted(token for piece in pieces for token in piece)
                     self.assertEqual(tokens, text.token_ids.tolist())
                     borders = set(text.document_starts.tolist())
-                    for piece in pieces:  # Consecutive tokens of one document.
+                    for piece in pieces:  # Consecutive tokens of a document.
                         self.assertEqual(piece, list(range(piece[0], piece[0] + len(piece))))
                         self.assertFalse(borders & set(piece[1:]))
 
@@ -80,7 +80,7 @@ class PackedRowsTest(unittest.TestCase):
         self.assertEqual([row[0][0] for row in found], [0, 10, 20, 25, 35, 45])  # In order.
 
     def test_first_and_last_tokens_and_overlap(self):
-        # <first> 0 1 <last>, and 11 tokens in pieces of at most 6 that share one.
+        # <first> 0 1 <last>, and 11 tokens in pieces of at most 6 that share one token.
         text = documents(2, 9)
         rows = PackedRows(text, 5, -1, first_id=FIRST, last_id=LAST, overlap=1)
         pieces = [piece for row in read(rows) for piece in row]
@@ -89,7 +89,7 @@ class PackedRowsTest(unittest.TestCase):
             pieces = [b for row in read(PackedRows(text, 50, first_id=first, last_id=last)) for b in row]
             expected = [[0, 1], list(range(2, 11))]
             self.assertEqual(pieces, [[FIRST, *e] if first else [*e, LAST] for e in expected])
-        # A last token that no longer fits stands alone; with an overlap it never does.
+        # A last token that does not fit is a piece of its own; with an overlap, this never happens.
         self.assertEqual(read(PackedRows(documents(4), 4, last_id=LAST)), [[[0, 1, 2, 3]], [[LAST]]])
         self.assertEqual(read(PackedRows(documents(4), 3, -1, last_id=LAST, overlap=1)), [[[0, 1, 2, 3]], [[3, LAST]]])
 
@@ -113,7 +113,7 @@ class PackedRowsTest(unittest.TestCase):
             for row in whole:
                 windows = {np.searchsorted(random_documents(200, 30).document_starts, b[0], "right") - 1 for b in row}
                 self.assertEqual(len({window // 16 for window in windows}), 1)
-            # What comes later changes nothing before.
+            # Later documents do not affect earlier rows.
             lengths = np.diff(random_documents(200, 30).document_starts)[:160].tolist()
             part = read(PackedRows(documents(*lengths, 7, 8, 9), 40))
             same = sum(one == two for one, two in zip(part, whole, strict=False))

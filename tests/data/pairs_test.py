@@ -1,4 +1,4 @@
-"""Rows: nothing lost, no document's border crossed, and pairs whose shape does not tell their label. NumPy only."""
+"""Rows of pairs: no lost tokens, no crossed documents, and shapes that do not reveal the label. NumPy only."""
 
 import unittest
 
@@ -42,7 +42,7 @@ class RowsTest(unittest.TestCase):
             self.assertIn(label, (NEXT, NO_PAIR))
             self.assertEqual(len(second) == 0, label == NO_PAIR)
             if label == NEXT:
-                self.assertEqual(first[-1], STOP)  # Cuts fall between sentences.
+                self.assertEqual(first[-1], STOP)  # Rows are split between sentences.
                 cut += 1
         self.assertGreater(cut, 0.8 * len(rows))
 
@@ -62,7 +62,7 @@ class RowsTest(unittest.TestCase):
                 np.testing.assert_array_equal(one, two)
 
     def test_padding_is_counted(self):
-        rows = PairRows(corpus([[5, 6], [4]]), 10)  # 11 tokens are two rows.
+        rows = PairRows(corpus([[5, 6], [4]]), 10)  # 11 tokens make two rows.
         self.assertEqual((len(rows), rows.padding_share), (3, 0.5))
 
     def test_nothing(self):
@@ -92,12 +92,12 @@ class PairsTest(unittest.TestCase):
         for start, first, second, _ in replaced:
             self.assertIn(int(second[0]), starts)
             self.assertNotEqual(self.document(second[0]), self.document(start))
-            # All of it is of one document, and in its order.
+            # All tokens are from one document, in its order.
             plain = second != STOP
             np.testing.assert_array_equal(second[plain], (second[0] + np.arange(len(second)))[plain])
             self.assertEqual(self.document(second[0]), self.document(second[0] + len(second) - 1))
             self.assertEqual(len(first) > 0, True)
-        # Drawn from everywhere.
+        # Selected from the whole corpus.
         self.assertGreater(len({self.document(pair[2][0]) for pair in replaced}), 150)
 
     def test_lengths_and_ends_do_not_tell_the_label(self):
@@ -107,7 +107,7 @@ class PairsTest(unittest.TestCase):
                 cases.setdefault((start, len(first)), set()).add((label, len(second)))
         both = [case for case in cases.values() if len({label for label, _ in case}) == 2]
         self.assertGreater(len(both), 300)
-        for case in both:  # The same cut of the same row, replaced or not.
+        for case in both:  # The same split of the same row, with and without replacement.
             self.assertEqual(len({length for _, length in case}), 1)
         by_label = {
             label: np.array([second[-1] == STOP for *_, second, other in self.pairs if other == label])
@@ -115,12 +115,12 @@ class PairsTest(unittest.TestCase):
         }
         spread = np.sqrt(0.25 / len(by_label[NEXT]) + 0.25 / len(by_label[NOT_NEXT]))
         self.assertLess(abs(by_label[NEXT].mean() - by_label[NOT_NEXT].mean()), 4 * spread)
-        # Nor does a beginning that no second segment has.
+        # Nor does a start that no second segment has.
         firsts = set(self.text.document_starts.tolist())
         self.assertFalse([1 for *_, second, label in self.pairs if label == NOT_NEXT and second[0] in firsts])
 
     def test_what_cannot_be_replaced_is_not_cut(self):
-        # One sentence; one document; and one whose end no other matches.
+        # One sentence; one document; and a document whose end no other one matches.
         for documents in ([[5], [4, 4]], [[3, 3, 3]], [[3, 5], [3, 4], [3, 1, 1]]):
             rows = PairRows(corpus(documents), 30)
             for numbers in np.random.default_rng(0).random([20, 4]):
@@ -128,7 +128,7 @@ class PairsTest(unittest.TestCase):
                 self.assertEqual((len(first), len(second), label), (sum(documents[0]), 0, NO_PAIR))
 
     def test_a_long_document_beside_a_short_one(self):
-        # Nearly every draw is from the row's own document; the other's one sentence has to be found.
+        # Nearly every selected sentence is from the same document; the single sentence of the other must be found.
         rows = PairRows(corpus([[5] * 200, [5, 30, 5]]), 20)
         labels = [rows.row(7, numbers)[2] for numbers in np.random.default_rng(0).random([100, 4])]
         self.assertEqual(set(labels), {NEXT, NOT_NEXT})

@@ -1,4 +1,4 @@
-"""Batches: the rows that the order names, bit for bit the same from whatever step they are read."""
+"""Batches: rows in the specified order, bitwise equal from whatever step they are read."""
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +15,7 @@ from tfzoo.text.wordpiece import WordPiece
 
 
 class Plain:
-    """An objective that shows what it is given."""
+    """An objective that returns its input."""
 
     def prepare(self, example):
         def pad(x):
@@ -61,7 +61,7 @@ class PipelineTest(tf.test.TestCase):
         for position, batch in enumerate(batches):
             epoch, index = order.epoch_and_index(position, count, 3)
             first, *_ = self.rows.row(int(index), np.zeros(4))
-            # The first token of a row is its own number in the corpus.
+            # The first token of a row is its index in the corpus.
             self.assertEqual(batch["first"][0, 0], first[0])
             self.assertEqual(int(epoch), position // count)
             seeds.append(tuple(batch["seed"][0]))
@@ -107,7 +107,7 @@ class PipelineTest(tf.test.TestCase):
 
 
 class PackedTest(tf.test.TestCase):
-    """Rows of another kind, with features of other names and ranks."""
+    """Another kind of rows, with other feature names and ranks."""
 
     def test_examples_are_what_the_rows_have(self):
         rows = PackedRows(random_corpus(20, longest=4), 60)
@@ -122,7 +122,7 @@ class PackedTest(tf.test.TestCase):
 
 
 class PlacesTest(tf.test.TestCase):
-    """What part of a batch is padding, as its ids and blocks say: no text here has the padding's id."""
+    """Returns the fraction of padding of a batch, from its ids and documents: no text here contains the padding id."""
 
     def batches(self, objective, first_step=0):
         places: dict[int, tuple[int, int]] = {}
@@ -150,7 +150,7 @@ class PlacesTest(tf.test.TestCase):
                     self.assertEqual(places, sum(batch[name].size for name in names))
                     empty += places - filled
                 self.assertGreater(empty, 0)
-        # Unpacked, the ids alone do not tell.
+        # Without packing, the ids alone do not reveal it.
         objective = Causal(examples.word_tokenizer(), 24, pack=False)
         for _, batch, (filled, places) in self.batches(objective):
             self.assertEqual((filled, places), (np.count_nonzero(batch["targets"]), 96))
@@ -163,7 +163,7 @@ class PlacesTest(tf.test.TestCase):
         self.assertEqual(rest, {step: whole[step] for step in (5, 6, 7)})
 
     def test_what_workers_fetch_beyond_the_end_is_not_counted(self):
-        """Their batches begin again after the last step."""
+        """The batches of several workers repeat after the last step."""
         objective, counted = Causal(examples.word_tokenizer(), 24), {}
         batches = pipeline.training_batches(
             objective.rows(examples.word_corpus(40, 30)), objective, batch_size=4, seed=3, first_step=6, num_steps=8,

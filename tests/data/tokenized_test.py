@@ -1,4 +1,4 @@
-"""A corpus as flat arrays: every token of every sentence, borders where they belong, a cache that is checked."""
+"""A corpus as flat arrays: every token of every sentence, correct boundaries, and a verified cache."""
 
 import pathlib
 from unittest import mock
@@ -15,7 +15,7 @@ from tfzoo.text.wordpiece import WordPiece
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d", "##s", "."]
 DOCUMENTS = [
     Document("one", ["a b.", "cs d"]),
-    Document("two", ["", "\u200b"]),  # Without tokens.
+    Document("two", ["", "\u200b"]),  # No tokens.
     Document("three", ["", "d", "", "zebra as"]),
     Document("four", []),
 ]

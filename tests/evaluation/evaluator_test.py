@@ -1,4 +1,4 @@
-"""Evaluators, on predictions that are given."""
+"""Evaluators, applied to given predictions."""
 
 import math
 import unittest

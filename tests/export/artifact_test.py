@@ -640,7 +640,7 @@ class PublishTest(tf.test.TestCase):
         self.output_dir.write_text("a file")
         for place, pattern in (
             (self.output_dir, "--output_dir=(.*): \\1 is no folder; name another"),
-            (self.output_dir / "in_it", "--output_dir=.*in_it: cannot be made in .*; name a folder"),
+            (self.output_dir / "in_it", "--output_dir=.*in_it: cannot be created in .*; specify a writable folder"),
             (pathlib.Path("/proc/x"), "/proc/x.* cannot be "),  # Where root may write, and yet may not.
         ):
             with self.assertRaisesRegex(UserError, pattern):

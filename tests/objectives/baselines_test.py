@@ -1,4 +1,4 @@
-"""Guesses without a model, counted by hand on a text of nine tokens. NumPy only."""
+"""Baselines without a model, computed by hand for a text of nine tokens. NumPy only."""
 
 import types
 import unittest
@@ -10,7 +10,7 @@ from tfzoo.objectives.baselines import NeighbourTable, masked_lm_baselines
 # Words 5, 6, 7; 0-4 are special.
 TOKENIZER = types.SimpleNamespace(vocab_size=8, special_ids=[0, 1, 2, 3, 4])
 TEXT = np.array([5, 6, 5, 6, 5, 7, 5, 6, 6], np.int32)
-FREQUENCY = {5: 5 / 12, 6: 5 / 12, 7: 2 / 12}  # 4, 4 and 1 of them, and one more of each.
+FREQUENCY = {5: 5 / 12, 6: 5 / 12, 7: 2 / 12}  # Counts 4, 4 and 1, plus one each.
 
 
 class NeighbourTableTest(unittest.TestCase):
@@ -21,14 +21,14 @@ class NeighbourTableTest(unittest.TestCase):
         self.table = NeighbourTable(TEXT[:-1], TEXT[1:], frequency)
 
     def test_probabilities_by_hand(self):
-        # After 5: 6 three times and 7 once, two kinds in four. After 6: 5 twice and 6 once. After 7: 5 once.
+        # After 5: 6 three times and 7 once, two types in four. After 6: 5 twice and 6 once. After 7: 5 once.
         for neighbour, word, expected in (
             (5, 6, (3 + 2 * 5 / 12) / 6),
             (5, 7, (1 + 2 * 2 / 12) / 6),
             (5, 5, (0 + 2 * 5 / 12) / 6),
             (6, 5, (2 + 2 * 5 / 12) / 5),
             (7, 5, (1 + 1 * 5 / 12) / 2),
-            (4, 7, 2 / 12),  # Never seen beside anything.
+            (4, 7, 2 / 12),  # Never seen next to any token.
         ):
             found = self.table.probability(np.array([neighbour]), np.array([word]))
             np.testing.assert_allclose(found, [expected])
@@ -40,13 +40,15 @@ class NeighbourTableTest(unittest.TestCase):
 
     def test_likeliest(self):
         self.assertEqual(self.table.likeliest(np.array([5, 6, 7])).tolist(), [6, 5, 5])
-        self.assertEqual(self.table.likeliest(np.array([1])).tolist(), [5])  # By frequency: the first of the best.
+        self.assertEqual(
+            self.table.likeliest(np.array([1])).tolist(), [5]
+        )  # From the frequency: the first of the most frequent ones.
 
 
 class MaskedLMBaselinesTest(unittest.TestCase):
     def batch(self, **pairs):
         batch = {
-            # [CLS] 5 [MASK] [SEP] 7 [MASK] 5 [SEP]; the two words hidden were 6 and 6.
+            # [CLS] 5 [MASK] [SEP] 7 [MASK] 5 [SEP]; the two masked tokens are 6 and 6.
             "token_ids": np.array([[2, 5, 4, 3, 7, 4, 5, 3]]),
             "segment_ids": np.array([[0, 0, 0, 0, 1, 1, 1, 1]]),
             "masked_positions": np.array([[2, 5, 0]]),
@@ -59,15 +61,15 @@ class MaskedLMBaselinesTest(unittest.TestCase):
 
     def test_by_hand(self):
         found = masked_lm_baselines(TEXT, [self.batch()], TOKENIZER)
-        # The most frequent is 5 (6 is as frequent, and later): never right.
+        # The most frequent token is 5 (6 is equally frequent, but later): never correct.
         self.assertEqual(found["frequency"]["masked_lm_accuracy"], 0.0)
         self.assertAlmostEqual(found["frequency"]["masked_lm_loss"], -np.log(5 / 12))
-        # From the left: after 5 comes 6, right; after 7 comes 5, wrong. From the right: [SEP] tells nothing, and
-        # before 5 stand 6 twice and 7 once, right.
+        # From the left: 6 after 5 is correct; 5 after 7 is wrong. From the right: [SEP] has no statistics, and
+        # 5 is preceded by 6 twice and by 7 once, correct.
         self.assertEqual(found["neighbour"]["masked_lm_accuracy"], 0.5)
         left = -(np.log((3 + 2 * 5 / 12) / 6) + np.log((1 * 5 / 12) / 2)) / 2
         self.assertAlmostEqual(found["neighbour"]["masked_lm_loss"], left)
-        # "Next" is said where the words before and after the cut go together: here [MASK] stands before it.
+        # The guess is "next" if the tokens before and after the cut fit together: here, [MASK] is before it.
         self.assertEqual(found["neighbour"]["next_sentence_accuracy"], 1.0)
         self.assertEqual(found["frequency"]["next_sentence_accuracy"], 1.0)
 

@@ -1,4 +1,4 @@
-"""Next tokens: each once, never another document's, and the loss against NumPy, packed or not."""
+"""Causal objective: each token is a target once, within its document; the loss equals NumPy's, packed or not."""
 
 import types
 
@@ -13,7 +13,7 @@ from tfzoo.objectives.causal import Causal
 
 
 def pairs(batch):
-    """(input, target) of every place that has weight, sorted."""
+    """Returns (input, target) of every position with a weight, sorted."""
     asked = batch["target_weights"] > 0
     return sorted(zip(batch["token_ids"][asked].tolist(), batch["targets"][asked].tolist(), strict=True))
 
@@ -41,7 +41,7 @@ class PrepareTest(tf.test.TestCase):
                     for begin, end in zip(corpus.document_starts[:-1], corpus.document_starts[1:], strict=True):
                         ids = [i for i in (bos, *corpus.token_ids[begin:end].tolist(), eos) if i is not None]
                         expected += zip(ids[:-1], ids[1:], strict=True)
-                    # Beside one length, in turns: with each first and each last token once packed and once not.
+                    # Except for one length, only one mode: each first and each last token once packed and once not.
                     turns = [(bos is None) == (eos is None)]
                     for pack in (True, False) if (longest, length) == (30, 16) else turns:
                         batch = batch_of(Causal(word_tokenizer(bos, eos), length, pack=pack), corpus)
@@ -95,7 +95,7 @@ class LossTest(tf.test.TestCase):
         batch = batch_of(objective, word_corpus(12, 12))
         loss = hits = 0.0
         for i, numbers in enumerate(batch["document_ids"]):
-            for document in range(1, numbers.max() + 1):  # Each document by itself.
+            for document in range(1, numbers.max() + 1):  # Each document separately.
                 part = numbers == document
                 logits = model({"token_ids": batch["token_ids"][i, part][None]})["logits"][0].numpy().astype(np.float64)
                 for row, target in zip(logits, batch["targets"][i, part], strict=True):

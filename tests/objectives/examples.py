@@ -1,4 +1,4 @@
-"""Tokenizers without texts, and examples and batches of ids, for tests of objectives."""
+"""Tokenizers without text, and examples and batches of ids, for tests of objectives."""
 
 import types
 
@@ -18,14 +18,14 @@ SPAN_UNK = 2
 
 
 def word_tokenizer(bos: int | None = BOS, eos: int | None = EOS, pad: int | None = PAD):
-    """WORDS words, of which some are special."""
+    """Returns a tokenizer with WORDS tokens, some of them special."""
     special = sorted({i for i in (bos, eos, pad) if i is not None})
     vocab = [f"t{i}" for i in range(WORDS)]
     return types.SimpleNamespace(vocab=vocab, vocab_size=WORDS, special_ids=special, bos_id=bos, eos_id=eos, pad_id=pad)
 
 
 def span_tokenizer(sentinels=SENTINELS):
-    """SPAN_WORDS words, then sentinels: the first is the last id."""
+    """Returns a tokenizer with SPAN_WORDS tokens, then sentinels, the first of which has the last id."""
     pad, eos, unk, size = 0, 1, SPAN_UNK, SPAN_WORDS + SENTINELS
     ids = [size - 1 - i for i in range(sentinels)]
     special = sorted([pad, eos, unk, *ids])
@@ -33,12 +33,12 @@ def span_tokenizer(sentinels=SENTINELS):
 
 
 def word_corpus(count, longest, seed=0):
-    """Documents of random words of word_tokenizer, none of them special."""
+    """Returns documents of random tokens of word_tokenizer, none of them special."""
     return random_words(count, longest, 3, WORDS, seed)
 
 
 def packed_example(*documents, seed=0):
-    """A row of documents' ids as PackedRows gives it."""
+    """Returns a row of documents in the format of PackedRows."""
     return {
         "token_ids": tf.constant(np.concatenate([[], *documents]), tf.int32),
         "document_ids": tf.constant(np.repeat(np.arange(len(documents)) + 1, [len(b) for b in documents]), tf.int32),
@@ -47,7 +47,7 @@ def packed_example(*documents, seed=0):
 
 
 def batch_of(objective, corpus):
-    """All rows of a corpus as one batch."""
+    """Returns all rows of a corpus as one batch."""
     rows = objective.rows(corpus)
     batches = pipeline.evaluation_batches(rows, objective, batch_size=len(rows), seed=3, num_batches=1)
     return next(batches.as_numpy_iterator())

@@ -1,4 +1,4 @@
-"""Masked words and pairs: what is drawn, what is shown, and the loss against NumPy."""
+"""Masked tokens and pairs: selected tokens, model inputs, and the loss compared with NumPy."""
 
 import dataclasses
 from unittest import mock
@@ -41,7 +41,7 @@ class MaskedLMCase(tf.test.TestCase):
         cls.tokenizer = WordPiece(VOCAB)
 
     def prepared(self, objective, examples):
-        """Features of many examples, by one graph as in the pipeline: a dict of stacked arrays."""
+        """Returns the features of many examples, from one graph as in the pipeline: a dict of stacked arrays."""
         signature = {
             name: tf.TensorSpec([None] if name in ("first", "second") else x.shape, x.dtype)
             for name, x in examples[0].items()
@@ -61,18 +61,18 @@ class TokenizersTest(tf.test.TestCase):
             MaskedLM(characters, 9, whole_words=True)
 
     def test_one_without_special_tokens(self):
-        with self.assertRaisesRegex(UserError, "this one has none for cls, sep; use a WordPiece tokenizer"):
+        with self.assertRaisesRegex(UserError, "this one has no token for cls, sep; use a WordPiece tokenizer"):
             MaskedLM(Characters(["<pad>", "<mask>", *"abc"]), 9)
 
 
 class PrepareTest(MaskedLMCase):
     def test_the_worked_example(self):
         objective = MaskedLM(self.tokenizer, 9, mask_rate=0.5)
-        shown = [0.0]  # All drawn words become [MASK].
+        shown = [0.0]  # All selected tokens become [MASK].
         uniform = tf.random.stateless_uniform
 
         def draws(shape, seed, *args, **kwargs):
-            if len(shape) == 1:  # The scores of the tokens 10, 11, 12 and 13: the first and third are least.
+            if len(shape) == 1:  # The scores of the tokens 10, 11, 12 and 13: the first and third are lowest.
                 return tf.constant([0.1, 0.9, 0.2, 0.8])
             return uniform(shape, seed, *args, **kwargs) * shown[0]
 
@@ -129,10 +129,10 @@ class PrepareTest(MaskedLMCase):
                 np.add.at(seen, shown[(shown != MASK) & (shown != ids)], 1)
             spread = 4 * np.sqrt(0.25 / drawn_all)
             self.assertNear(masked / drawn_all, 0.8, spread)
-            # One random word in fifty is the word itself.
+            # One random token in fifty is the original token.
             self.assertNear(kept / drawn_all, 0.1 + 0.1 / 50, spread)
             self.assertNear(changed / drawn_all, 0.1 - 0.1 / 50, spread)
-            # Every ordinary word comes up, the first and the last too.
+            # Every ordinary token occurs, including the first and the last.
             self.assertAllEqual(seen[:5], np.zeros(5))
             self.assertGreater(np.mean(seen[5:] > 0), 0.9)
 
@@ -156,7 +156,7 @@ class PrepareTest(MaskedLMCase):
         self.assertNotAllEqual(one["masked_positions"], other["masked_positions"])
 
     def test_whole_words(self):
-        # Words of 1, 2, 3 and 4 pieces; [UNK] and [SEP] end one; a row may begin within a word.
+        # Words of 1, 2, 3 and 4 pieces; [UNK] and [SEP] end a word; a row may start within a word.
         row = [36, 5, 6, 35, 7, 36, 37, UNK, 38, 8, 39, 40, 41, 9, 10, 11]
         words = [{1}, {2}, {3, 4}, {5, 6, 7}, {9}, {10, 11, 12, 13}, {14}, {15}, {16}, {18, 19}, {20}]
         second = [37, 38, 12]
@@ -170,7 +170,7 @@ class PrepareTest(MaskedLMCase):
                 self.assertIn(len(word & chosen), (0, len(word)))
                 drawn |= {tuple(sorted(word))} if word <= chosen else set()
             self.assertLessEqual(chosen, set().union(*words))
-        self.assertLen(drawn, len(words))  # Each has been drawn.
+        self.assertLen(drawn, len(words))  # Each was selected at least once.
 
     def test_empty_short_and_longest_rows(self):
         for whole_words in (False, True):
@@ -211,7 +211,7 @@ class PrepareTest(MaskedLMCase):
 
 
 def text(count, longest, seed=0):
-    """Documents of random words, special ones among them."""
+    """Returns documents of random tokens, some of them special."""
     return random_words(count, longest, 1, len(VOCAB), seed)
 
 
@@ -255,13 +255,13 @@ class PackedTest(MaskedLMCase):
 
     def test_whole_words_of_each_document(self):
         objective = MaskedLM(self.tokenizer, 32, mask_rate=0.4, whole_words=True, next_sentence=False, pack=True)
-        # Words at 1-2, 3; 6-8, 9, 10 of the framed row; what goes on at a document's beginning is a word of its own.
+        # Words at 1-2, 3; 6-8, 9, 10 of the framed row; a continuation at the start of a document is a word.
         examples = [packed_example([5, 36, 6], [40, 41, 42, 9, 10], seed=i) for i in range(60)]
         features = self.prepared(objective, examples)
         words, seen = [{1, 2}, {3}, {6, 7, 8}, {9}, {10}], set()
         for positions, weights in zip(features["masked_positions"], features["masked_weights"], strict=True):
             chosen = set(positions[weights > 0].tolist())
-            self.assertLessEqual(chosen, {3, 9, 10})  # Of 3 one, of 5 two: the longer words do not fit.
+            self.assertLessEqual(chosen, {3, 9, 10})  # One of 3, two of 5: the longer words do not fit.
             seen |= chosen
             for word in words:
                 self.assertIn(len(word & chosen), (0, len(word)))
@@ -341,7 +341,7 @@ class LossTest(MaskedLMCase):
         )
 
     def expected(self, batch, next_sentence=True):
-        """{name: (sum, weight)} by NumPy, from the logits at all positions."""
+        """Returns {name: (sum, weight)}, computed with NumPy from the logits at all positions."""
         inputs = {name: batch[name] for name in ("token_ids", "segment_ids", "padding_mask")}
         outputs = self.model(inputs)
 

@@ -1,4 +1,4 @@
-"""What objectives share: documents, draws, and guessing by frequency."""
+"""Functions shared by objectives: documents, random selection, and the frequency baseline."""
 
 import math
 import types
@@ -16,7 +16,7 @@ def ids(*values):
 class BlocksTest(tf.test.TestCase):
     def test_positions_begin_anew(self):
         self.assertAllEqual(shared.positions_in(ids(1, 1, 2, 3, 3, 3)), [0, 1, 0, 0, 1, 2])
-        self.assertAllEqual(shared.positions_in(ids(1, 3, 3)), [0, 0, 1])  # A document may have nothing left.
+        self.assertAllEqual(shared.positions_in(ids(1, 3, 3)), [0, 0, 1])  # A document may have no remaining items.
         self.assertAllEqual(shared.positions_in(ids()), [])
 
     def test_frame(self):
@@ -42,7 +42,7 @@ class BlocksTest(tf.test.TestCase):
 
 class CrossEntropyTest(tf.test.TestCase):
     def test_by_the_formula(self):
-        # Some logits far apart, some impossible, some beyond what exp can take.
+        # Some logits far apart, some -inf, some beyond the range of exp.
         random = np.random.default_rng(0)
         logits = random.normal(size=[3, 4, 50]).astype(np.float32) * np.float32([1, 30, 1e-3, 1])[:, None]
         logits[0, 3] += 2000
@@ -70,7 +70,7 @@ class CrossEntropyTest(tf.test.TestCase):
 
 class FrequencyTest(tf.test.TestCase):
     def test_by_hand(self):
-        # Words 2, 3, 4; 0 and 1 are special. In the text: 2 three times, 3 once, 4 never; one more of each.
+        # Tokens 2, 3, 4; 0 and 1 are special. In the text: 2 three times, 3 once, 4 never; plus one each.
         tokenizer = types.SimpleNamespace(vocab_size=5, special_ids=[0, 1])
         targets = np.array([[2, 3, 1], [4, 2, 0]], np.int32)
         weights = np.array([[1, 1, 1], [1, 0, 0]], np.float32)

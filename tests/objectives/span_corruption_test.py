@@ -1,4 +1,4 @@
-"""Corrupted spans: how many and how long, that nothing is lost, each document by itself, and the loss against NumPy."""
+"""Span corruption: number and length of spans, no lost tokens, separate documents, and the loss against NumPy."""
 
 import types
 
@@ -20,18 +20,18 @@ FEATURES = ("token_ids", "padding_mask", "decoder_token_ids", "targets", "target
 
 
 def random_corpus(count, longest, seed=0):
-    """Documents of random words, now and then an unknown one."""
+    """Returns documents of random tokens, with an unknown one now and then."""
     return random_words(count, longest, UNK, WORDS, seed)
 
 
 def noise_and_spans(n):
-    """Raffel et al.'s numbers."""
+    """Returns the numbers of Raffel et al."""
     noise = min(max(round(0.15 * n), 1), n - 1)
     return noise, max(round(noise / 3), 1)
 
 
 def split(ids, first=SIZE - 1):
-    """Inputs or targets up to </s> as [(sentinel's number or None, the words after it)]."""
+    """Returns inputs or targets up to </s> as [(number of the sentinel or None, the tokens after it)]."""
     parts = [(None, [])]
     for i in ids:
         if i >= WORDS:
@@ -42,7 +42,7 @@ def split(ids, first=SIZE - 1):
 
 
 def restored(inputs, targets):
-    """The document of which these are inputs and targets, without </s>."""
+    """Returns the document with these inputs and targets, without </s>."""
     spans = dict(split(targets))
     assert spans.pop(None) == [], "targets begin with a sentinel"
     numbers = [number for number, _ in split(inputs)[1:]]
@@ -76,7 +76,7 @@ class NoiseTest(tf.test.TestCase):
             self.assertAllClose(noise.sum() / begins.sum(), mean, 0.1)
 
     def test_every_way_to_cut_is_drawn_alike(self):
-        # Of 20 tokens 6 are noise in 2 spans: 5 ways to cut the noise, 13 the rest.
+        # 6 of 20 tokens are noise in 2 spans: 5 ways to divide the noise, 13 ways to divide the rest.
         objective = SpanCorruption(span_tokenizer(), 30, mask_rate=0.3)
         documents = tf.repeat([1, 2, 3], [20, 20, 1])
         draw = compiled(objective.draw, [None], [2])
@@ -96,7 +96,7 @@ class NoiseTest(tf.test.TestCase):
             self.assertLess(np.abs(first - count / 13).max(), 4.5 * np.sqrt(count / 13))
             self.assertLess(np.abs(length - count / 5).max(), 4.5 * np.sqrt(count / 5))
             seen.append(part)
-        self.assertLess(np.mean(np.all(seen[0] == seen[1], 1)), 0.1)  # Each document draws for itself.
+        self.assertLess(np.mean(np.all(seen[0] == seen[1], 1)), 0.1)  # Each document is corrupted independently.
 
 
 class PrepareTest(tf.test.TestCase):
@@ -175,7 +175,7 @@ class PrepareTest(tf.test.TestCase):
             where = batch["document_ids" if name == "token_ids" else "decoder_document_ids"] == 0
             self.assertAllEqual(batch[name][where], np.full(where.sum(), PAD))
         self.assertGreater(documents.max(), 3)
-        for i in range(len(documents)):  # Both sides hold the same documents.
+        for i in range(len(documents)):  # Both sides contain the same documents.
             self.assertAllEqual(
                 np.unique(documents[i][documents[i] > 0]), np.unique(batch["document_ids"][i][batch["padding_mask"][i]])
             )
@@ -185,7 +185,7 @@ class PrepareTest(tf.test.TestCase):
         empty = objective.prepare(packed_example())
         for name in ("padding_mask", "target_weights", "document_ids"):
             self.assertFalse(np.any(empty[name]))
-        # Nothing is taken out of one token: what there is to tell is that nothing is missing.
+        # Nothing is removed from a single token: the target states that nothing is missing.
         objective = SpanCorruption(span_tokenizer(), 8, target_length=6)
         one = objective.prepare(packed_example([5], [6, 7]))
         self.assertAllEqual(one["token_ids"], [5, EOS, 6, SIZE - 1, EOS, PAD, PAD, PAD])
@@ -235,7 +235,7 @@ class PrepareTest(tf.test.TestCase):
         for lacking in ("sentinel_ids", "eos_id", "pad_id"):
             words = span_tokenizer()
             delattr(words, lacking)
-            with self.assertRaisesRegex(UserError, "sentinels, padding"):
+            with self.assertRaisesRegex(UserError, "sentinel, padding"):
                 SpanCorruption(words, 64)
         with self.assertRaisesRegex(UserError, "too short"):
             SpanCorruption(span_tokenizer(), 64, target_length=1)
@@ -273,7 +273,7 @@ class LossTest(tf.test.TestCase):
             weight = np.sum(batch["decoder_document_ids"] > 0)
             total, count = objective.loss({"main": model}, batch)
             self.assertEqual(count, weight)
-            self.assertNear(total / count, loss / weight, 1e-5)  # Packed as by themselves.
+            self.assertNear(total / count, loss / weight, 1e-5)  # Packed documents are corrupted like single ones.
             metrics = objective.metrics({"main": model}, batch)
             self.assertEqual(sorted(metrics), ["span_accuracy", "span_loss"])
             count = np.sum((batch["targets"] > EOS) & (batch["targets"] < WORDS) & (batch["target_weights"] > 0))
@@ -301,7 +301,7 @@ class LossTest(tf.test.TestCase):
         objective, corpus = SpanCorruption(span_tokenizer(), 48), random_corpus(60, 40)
         found = objective.baselines(corpus.token_ids, [batch_of(objective, corpus)])["frequency"]
         self.assertEqual(set(found), {"span_loss", "span_accuracy"})
-        # The likeliest target of all is a sentinel, or </s>, and does not count.
+        # The most likely target is a sentinel or </s>, and does not count.
         targets = batch_of(objective, corpus)["targets"]
         words = np.bincount(targets[(targets > EOS) & (targets < WORDS)], minlength=WORDS)
         text = np.bincount(corpus.token_ids, minlength=WORDS)

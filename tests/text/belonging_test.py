@@ -106,7 +106,7 @@ class BelongingTest(tf.test.TestCase):
                 tokenizer = run / "tokenizer"
                 shutil.rmtree(tokenizer)
                 self.other(kind, larger).save(tokenizer)
-                self.refused(run, f"{tokenizer}: is not the tokenizer of the run", str(run / "config.json"))
+                self.refused(run, f"{tokenizer}: is not the tokenizer of this run", str(run / "config.json"))
                 record = json.loads((run / "config.json").read_text())
                 del record["tokenizer"]  # A run of an earlier day.
                 (run / "config.json").write_text(json.dumps(record))

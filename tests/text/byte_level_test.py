@@ -368,7 +368,7 @@ class FilesTest(tf.test.TestCase):
             return json.dumps(vocab, indent=0, ensure_ascii=False)
 
         for content, message in (
-            (text_of(good).replace('"ab"', '"a"'), r"line 258: the key 'a' is there twice"),
+            (text_of(good).replace('"ab"', '"a"'), r"line 258: the key 'a' appears twice"),
             (text_of({**good, "xy": 258}), r"line 259: token 'xy' has id 258, but no token has id 257"),
             (text_of({**good, "xy": 256}), r"line 259: token 'xy' has id 256, as 'ab' has"),
             (text_of({**good, "xy": "7"}), r"line 259: token 'xy' has id '7', which is not a number"),
@@ -377,9 +377,9 @@ class FilesTest(tf.test.TestCase):
             (text_of({**good, "": 257}), r"token 257 is empty"),
             (text_of({("zz" if t == "Ġ" else t): i for t, i in good.items()}), r"1 of the 256 bytes .* 0x20"),
             ("{}", "line 1: the file holds no token"),
-            ("[]", "holds a list, not an object"),
+            ("[]", "contains a list, not an object"),
             ('{\n"a": 0,,}', "line 2: is not JSON"),
-            ('{"a":' * 100_000, "is JSON nested too deeply"),
+            ('{"a":' * 100_000, "is nested too deeply"),
         ):
             with self.subTest(message=message):
                 (self.folder / "vocab.json").write_text(content)

@@ -461,8 +461,8 @@ class ModelFileTest(tf.test.TestCase):
             (json.dumps({**good, "tokenizer_class": "BertTokenizer"}), "tokenizer_class is 'BertTokenizer'"),
             (json.dumps({**good, "tokenizer_class": "T5Tokenizer", "extra_ids": -1}), "extra_ids is -1"),
             ("{", "line 1: is not JSON .Expecting property name"),
-            ("[" * 100_000, "is JSON nested too deeply"),
-            ("[]", "holds a list, not an object"),
+            ("[" * 100_000, "is nested too deeply"),
+            ("[]", "contains a list, not an object"),
         ):
             with self.subTest(message=message):
                 path.write_text(content)

@@ -277,9 +277,9 @@ class VocabularyTest(tf.test.TestCase):
             (json.dumps({**good, "tokenize_chinese_chars": 1}), "tokenize_chinese_chars is 1"),
             (json.dumps({**good, "mask_token": 7}), "mask_token is 7"),
             ("{", "line 1: is not JSON .Expecting property name"),
-            ("[" * 100_000, "is JSON nested too deeply"),
-            ('{\n"do_lower_case": true,\n"do_lower_case": true}', "line 3: the key 'do_lower_case' is there twice"),
-            ("[]", "holds a list, not an object"),
+            ("[" * 100_000, "is nested too deeply"),
+            ('{\n"do_lower_case": true,\n"do_lower_case": true}', "line 3: the key 'do_lower_case' appears twice"),
+            ("[]", "contains a list, not an object"),
         ):
             with self.subTest(message=message):
                 path.write_text(content)

@@ -1,4 +1,4 @@
-"""Round trips, damage and kills need arrays only; TensorFlow comes in where variables are Keras's."""
+"""Checkpoints: round trips, damage and kills are tested with arrays; TensorFlow is used only for Keras variables."""
 
 import errno
 import itertools
@@ -27,7 +27,7 @@ from tfzoo.weights import safetensors_files, tensors
 
 
 def arrays(step=0, size=8):
-    """Arrays whose content says of which step they are."""
+    """Returns arrays whose content depends on the step."""
     return {
         "model/kernel": np.full([size, 3], step + 0.1, np.float32),
         "model/half": np.array([step, np.nan, -0.0, 3e38], ml_dtypes.bfloat16),
@@ -52,7 +52,7 @@ class CheckpointsCase(tf.test.TestCase):
         return checkpoints
 
     def restored(self):
-        """The step that is restored, after checking that it is restored whole."""
+        """Restores a checkpoint, checks that it is complete, and returns its step."""
         variables = {name: np.zeros_like(array) for name, array in arrays().items()}
         found = Checkpoints(self.folder).restore(variables)
         assert found is not None
@@ -83,7 +83,7 @@ class SaveTest(CheckpointsCase):
         variables = arrays(5)
         self.assertIsNone(Checkpoints(self.folder).restore(variables))
         self.assert_same_bits(variables, arrays(5))
-        with self.assertRaisesRegex(UserError, "no checkpoint there"):
+        with self.assertRaisesRegex(UserError, "contains no checkpoint"):
             Checkpoints(self.folder).read()
 
     def test_keeps_the_newest_and_the_best(self):
@@ -114,12 +114,12 @@ class SaveTest(CheckpointsCase):
         self.assertEqual(self.restored(), 1)
 
     def test_interim_ones(self):
-        """Restored as any, but gone back to by no run, and gone with the next save."""
+        """An interim checkpoint is restored like any other, not used for rollback, and removed by the next save."""
         checkpoints = self.saved(5, 10)
         checkpoints.save(12, arrays(12), {"epoch": 12}, interim=True)
-        self.assertEqual(checkpoints.steps(), [10, 12])  # Of the two that are kept it is one,
+        self.assertEqual(checkpoints.steps(), [10, 12])  # It counts as one of the two that are kept,
         checkpoints.save(13, arrays(13), {"epoch": 13}, interim=True)
-        self.assertEqual(checkpoints.steps(), [10, 13])  # but never instead of the last that lasts.
+        self.assertEqual(checkpoints.steps(), [10, 13])  # but never replaces the last regular one.
         variables = arrays()
         self.assertEqual(checkpoints.restore(variables), (13, {"epoch": 13}))
         self.assert_same_bits(variables, arrays(13))
@@ -128,14 +128,14 @@ class SaveTest(CheckpointsCase):
         self.assert_same_bits(variables, arrays(10))
         checkpoints.save(15, arrays(15), {"epoch": 15})
         self.assertEqual(checkpoints.steps(), [10, 15])
-        # One that turns out to be due becomes another in place; its variables are what they were.
+        # An interim checkpoint can become regular in place, with the same variables.
         checkpoints.save(20, arrays(20), {"epoch": "stopped"}, interim=True)
         before = (checkpoints.path(20) / checkpoint.VARIABLES).stat()
         checkpoints.save(20, arrays(20), {"epoch": 20}, best=True)
         self.assertEqual((checkpoints.path(20) / checkpoint.VARIABLES).stat(), before)
         self.assertEqual(checkpoints.restore(variables, interim=False), (20, {"epoch": 20}))
         self.assert_same_bits(variables, arrays(20))
-        # And one that is not interim stays what it is.
+        # A regular checkpoint does not change.
         checkpoints.save(20, arrays(20), {}, interim=True)
         checkpoints.save(21, arrays(21), {}, interim=True)
         self.assertEqual((checkpoints.steps()[-2:], checkpoints.steps(interim=False)[-1]), ([20, 21], 20))
@@ -195,23 +195,23 @@ class MismatchTest(CheckpointsCase):
             Checkpoints(self.folder).restore(variables)
         self.assertEqual(
             str(caught.exception),
-            f"{self.folder}/00000001: does not fit this model and optimizer; "
-            "not in the checkpoint: model/bias; only in the checkpoint: model/kernel; "
-            "different: model/half (here float32 [4], in the checkpoint bfloat16 [4]), "
-            "model/seed (here uint32 [3], in the checkpoint uint32 [2]); "
-            "use the flags it was made with, or another folder",
+            f"{self.folder}/00000001: does not match this model and optimizer; "
+            "missing from the checkpoint: model/bias; only in the checkpoint: model/kernel; "
+            "different dtype or shape: model/half (model float32 [4], checkpoint bfloat16 [4]), "
+            "model/seed (model uint32 [3], checkpoint uint32 [2]); "
+            "use the flags that it was created with, or another folder",
         )
         self.assert_same_bits(variables, before)
 
     def test_many_names_stay_one_line(self):
         self.saved(1)
-        with self.assertRaisesRegex(UserError, r"not in the checkpoint: x0, x1, x10, x11, x12 and 15 more;"):
+        with self.assertRaisesRegex(UserError, r"missing from the checkpoint: x0, x1, x10, x11, x12 and 15 more;"):
             Checkpoints(self.folder).restore({f"x{i}": np.zeros(1) for i in range(20)})
 
     def test_another_format_is_no_damage(self):
         self.saved(1)
         with mock.patch("tfzoo.training.checkpoint.FORMAT", 2):
-            with self.assertRaisesRegex(UserError, "format 1, this tfzoo reads 2"):
+            with self.assertRaisesRegex(UserError, "has format 1, but this tfzoo reads 2"):
                 Checkpoints(self.folder).restore(arrays())
 
 
@@ -225,13 +225,13 @@ class DamageTest(CheckpointsCase):
         self.assertNotIn("\n", logs.output[0])
 
     def damage(self, name):
-        """A fresh pair of checkpoints, and the path of a file of the newer one."""
+        """Creates two checkpoints, and returns the path of a file of the newer one."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.saved(1, 2)
         return self.folder / "00000002" / name
 
     def test_every_flipped_byte_is_found(self):
-        """1,000 of 1,000."""
+        """1,000 of 1,000 bit flips are detected."""
         for name in ("variables.safetensors", "checkpoint.json"):
             path = self.damage(name)
             intact = path.read_bytes()
@@ -247,7 +247,7 @@ class DamageTest(CheckpointsCase):
         path = self.damage("checkpoint.json")
         for data in (path.read_bytes() + b" ", path.read_bytes().replace(b"\n", b" ")):
             path.write_bytes(data)
-            self.assert_falls_back("checkpoint.json: not as it was written")
+            self.assert_falls_back("checkpoint.json: is corrupted: its content does not match its checksum")
 
     def test_truncated_emptied_lengthened_deleted(self):
         for name in ("variables.safetensors", "checkpoint.json"):
@@ -265,10 +265,10 @@ class DamageTest(CheckpointsCase):
     def test_garbled_json(self):
         for text in ("{", "[]", "null", "3", "{}", '{"checksum": ""}', "[" * 100_000, '"\\ud800"', "\xff"):
             self.damage("checkpoint.json").write_bytes(text.encode("latin-1"))
-            self.assert_falls_back("checkpoint.json: not as it was written")
+            self.assert_falls_back("checkpoint.json: is corrupted: its content does not match its checksum")
 
     def rewrite(self, data):
-        """Puts `data` where the variables were, with a record that is content with it."""
+        """Replaces the variables with `data`, and adapts the record to it."""
         path = self.damage("variables.safetensors")
         path.write_bytes(data)
         record_path = path.with_name("checkpoint.json")
@@ -283,7 +283,7 @@ class DamageTest(CheckpointsCase):
             self.rewrite(struct.pack("<Q", length) + data[8:])
             self.assert_falls_back("variables.safetensors")
         self.rewrite(data.replace(b"model/half", b"model/calf"))
-        self.assert_falls_back("variables.safetensors: other variables than checkpoint.json lists")
+        self.assert_falls_back("variables.safetensors: its variables differ from those listed in checkpoint.json")
         self.rewrite(data)
         self.assertEqual(self.restored(), 2)
 
@@ -292,7 +292,7 @@ class DamageTest(CheckpointsCase):
         (self.folder / "00000002").rename(self.folder / "00000020")
         with self.assertLogs("absl", "WARNING") as logs:
             self.assertEqual(self.restored(), 1)
-        self.assertIn("is of step 2, not 00000020", logs.output[0])
+        self.assertIn("belongs to step 2, not 00000020", logs.output[0])
 
     def test_none_readable_is_an_error_and_not_step_0(self):
         for step in (1, 2):
@@ -355,23 +355,23 @@ class MeanwhileTest(CheckpointsCase):
                     checkpoints.save(3, arrays(3), {}, wait=False) if last == "save" else checkpoints.wait()
             self.assertEqual(self.names(), ["00000001"])
             self.assertEqual(self.restored(), 1)
-            checkpoints.save(4, arrays(4), {})  # The machine has room again.
+            checkpoints.save(4, arrays(4), {})  # There is free space again.
             self.assertEqual(checkpoints.steps(), [1, 4])
             shutil.rmtree(self.run_dir)
 
 
 class KillTest(CheckpointsCase):
-    """Children that save without end are killed: what is found then is whole, and no more than it should be."""
+    """Child processes that save in a loop are killed: afterwards, everything is complete, and nothing is left over."""
 
     SIZE = 30_000
 
     def kills(self, save, newest, most, count):
-        """Kills `count` children while they save, and more of them until one was in the middle of it.
+        """Kills `count` child processes while they save, and more of them until one was killed during a write.
 
         Args:
-          save: save(number) writes what is to be `arrays(number)`, on top of what has lower numbers.
-          newest: the number of the newest that is there, all of it having been read; 0 where there is none.
-          most: how many of them may lie on the disk at any time.
+          save: save(number) writes `arrays(number)` after those with lower numbers.
+          newest: verifies the newest and returns its number; 0 if there is none.
+          most: the maximum number of them on the disk at any time.
         """
         found, litter, largest = 0, 0, 0
         one = sum(array.nbytes for array in arrays(0, self.SIZE).values()) + 10_000  # Names, sizes, checksums.
@@ -381,7 +381,7 @@ class KillTest(CheckpointsCase):
             read, write = os.pipe()
             child = os.fork()
             if not child:
-                try:  # Nothing of TensorFlow's works in a fork, and nothing of it is needed.
+                try:  # TensorFlow does not work in a forked process, and is not needed.
                     for number in itertools.count(found + 1):
                         save(number)
                         os.write(write, b".")
@@ -425,13 +425,13 @@ class KillTest(CheckpointsCase):
             self.assertEqual(checkpoints.read(self.run_dir / "best")[0], checkpoints.best_step())
             return step
 
-        self.kills(save, newest, 3, count)  # The two that are kept, one of them the best, and a new one.
+        self.kills(save, newest, 3, count)  # The two kept ones, including the best, and a new one.
 
     def kill_folders(self, count):
-        """As weights are saved for others: in several files, in a folder that must be new."""
+        """Exported weights: several files, in a folder that must not exist."""
         folder = self.run_dir / "model"
 
-        def content(number):  # What is not finite is refused when it is read.
+        def content(number):  # Non-finite values are rejected when they are read.
             return {name: array for name, array in arrays(number, self.SIZE).items() if name != "model/half"}
 
         def save(number):
@@ -448,7 +448,7 @@ class KillTest(CheckpointsCase):
 
         def newest():
             nonlocal last
-            last += 1  # Killed between removing the old one and having the new one in place, there is none.
+            last += 1  # If it is killed between removing the old folder and renaming the new one, there is none.
             if not folder.exists():
                 return last
             with safetensors_files.open_folder(folder) as opened:
@@ -493,7 +493,7 @@ class KillTest(CheckpointsCase):
 
 
 class Part(keras.layers.Layer):
-    """Layers where keras and tf.train have been seen to lose them: in lists and in dicts."""
+    """Layers in lists and dicts, which keras and tf.train have been observed to lose."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -529,7 +529,7 @@ def build(optimizer=None):
 
 
 def train(model, optimizer, steps):
-    """The losses of a few steps with dropout on."""
+    """Returns the losses of a few steps with dropout."""
     losses = []
     for step in range(steps):
         with tf.GradientTape() as tape:
@@ -562,7 +562,7 @@ class ModelVariablesTest(CheckpointsCase):
             first,
         )
         self.assertEqual(list(model_variables(*build())), list(first))
-        self.assertNotEqual(model.out.path, build()[0].out.path)  # The counters this is about are there.
+        self.assertNotEqual(model.out.path, build()[0].out.path)  # The counters in question exist.
 
     def test_optimizers_inside_optimizers_and_slots_of_their_own(self):
         for make in (
@@ -598,7 +598,7 @@ class ModelVariablesTest(CheckpointsCase):
         self.assertEqual(int(optimizer.iterations), 3)
         self.assertEqual(train(model, optimizer, 4), expected)
 
-        # And would not, had one seed's state been left out.
+        # The comparison would fail if the state of one seed were omitted.
         Checkpoints(self.folder).restore(variables)
         variables["model/seed_generator/seed_generator_state"].assign([0, 0])
         self.assertNotEqual(train(model, optimizer, 4), expected)

@@ -1,4 +1,4 @@
-"""TrainConfig: options by themselves, as flags, and in a flagfile."""
+"""TrainConfig: its options as attributes, as flags and in a flagfile."""
 
 import dataclasses
 import pathlib
@@ -56,7 +56,7 @@ class TrainConfigTest(unittest.TestCase):
         ):
             with self.subTest(**values), self.assertRaisesRegex(UserError, f"^{pattern}$"):
                 TrainConfig(run_dir="here").replace(**values)
-        with self.assertRaisesRegex(UserError, "must be the Options of the objective causal"):
+        with self.assertRaisesRegex(UserError, "must be an instance of the Options of the objective causal"):
             TrainConfig(run_dir="here", objective="causal", objective_options=masked_lm.Options())
         with self.assertRaises(dataclasses.FrozenInstanceError):
             TrainConfig(run_dir="here").steps = 3
@@ -79,7 +79,7 @@ class TrainConfigTest(unittest.TestCase):
     def test_help_has_headings_and_the_common_flags_first(self):
         page = helpers.python("-m", "tfzoo.train", "--help").stdout
         headings = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
-        self.assertEqual(headings[:3], ["The most common:", "Objective:", "Text and tokenizer:"])
+        self.assertEqual(headings[:3], ["Common options:", "Objective:", "Text and tokenizer:"])
         self.assertLess(page.index("--run_dir=VALUE"), page.index("--corpus=VALUE"))
         self.assertIn("masked_lm, span_corruption: Fraction of the tokens to mask", page)
 

@@ -1,6 +1,6 @@
-"""Two devices, two workers, three workers: the run of one device, to the last digits of float32.
+"""Two devices, two workers and three workers reproduce the run of one device up to float32 rounding.
 
-The functions below the tests run in the processes of tests/worlds.py; the tests compare what they return.
+The functions below the tests run in the processes of tests/worlds.py; the tests compare their results.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from tfzoo import launch
 STEPS, BATCH = 20, 18  # Three workers, three parts: 2 rows each.
 MANY = ("mirrored2", "workers2", "workers3")
 NO_CLIPPING: dict[str, float] = {}
-EACH, NORM = {"clip_each": 0.05}, {"clip_norm": 0.1}  # Values that bite: a test says so.
-# Every pair of two choices is in one of these, the world among the choices.
+EACH, NORM = {"clip_each": 0.05}, {"clip_norm": 0.1}  # Values that take effect, as a test checks.
+# Each pair of choices, including the world, occurs in one of these cases.
 PAIRWISE = {
     "mirrored2": [
         dict(optimizer="adamw", clip=NO_CLIPPING, parts=3, average=0.8),
@@ -59,7 +59,7 @@ MODELS = [
 ]
 
 
-worlds: Worlds  # One for all tests here: importing TensorFlow is most of what they cost.
+worlds: Worlds  # Shared by all tests here: importing TensorFlow takes most of the time.
 
 
 def setUpModule():
@@ -73,7 +73,7 @@ def tearDownModule():
 
 class DistributionCase(unittest.TestCase):
     def compare(self, cases, names=MANY):
-        """Trains each case in each world; the largest difference, of what is allowed."""
+        """Trains each case in each world; returns the largest difference relative to the tolerance."""
         calls = [["losses", case] for case in cases]
         ((*expected,),) = worlds.run("one", calls)
         for name in names:
@@ -86,7 +86,7 @@ class DistributionCase(unittest.TestCase):
                 self.assertEqual(sum(len(rank[i]["digests"]) for rank in ranks), int(name[-1]))
                 for rank in ranks:
                     self.assertEqual(rank[i]["losses"], ranks[0][i]["losses"])
-                    # The last one is measured with the averaged weights.
+                    # The last evaluation uses the averaged weights.
                     found, wanted = ([*x["losses"], x["averaged"]] for x in (rank[i], one))
                     for step, (a, b) in enumerate(zip(found, wanted, strict=True)):
                         worst = max(worst, abs(a - b) / (1e-6 * max(1.0, abs(b))))
@@ -99,12 +99,12 @@ class EqualityTest(DistributionCase):
     def test_many_are_one(self):
         _, each, norm = self.compare(PAIRWISE["mirrored2"], ["mirrored2"])
         plain, _, _ = self.compare(PAIRWISE["workers2"], ["workers2"])
-        # Clipping bites, and the average is not what was last.
+        # Clipping has an effect, and the average differs from the last weights.
         for clipped in (each, norm):
             self.assertGreater(abs(clipped["losses"][-1] - plain["losses"][-1]), 1e-2)
         self.assertGreater(abs(norm["averaged"] - norm["last"]), 1e-3)
         self.assertEqual(plain["averaged"], plain["last"])
-        # Keras's own optimizer reduces a second time: the comparison can fail.
+        # Keras's own optimizer reduces a second time, so that the comparison can fail.
         ((wrong,),) = worlds.run("mirrored2", [["losses", PAIRWISE["mirrored2"][2] | {"stock": True}]])
         self.assertGreater(max(abs(a - b) for a, b in zip(wrong["losses"], norm["losses"], strict=True)), 1e-3)
 
@@ -115,7 +115,7 @@ class EqualityTest(DistributionCase):
     @pytest.mark.faults
     def test_many_are_one_for_real_models(self):
         expected = self.compare(MODELS)
-        # What the order of a batch's rows changes on one device is rounding: were it as much, nothing would be shown.
+        # On one device, the order of a batch's rows only affects rounding; a larger effect would invalidate the test.
         ((*backwards,),) = worlds.run("one", [["losses", case | {"backwards": True}] for case in MODELS])
         for case, one, other in zip(MODELS, expected, backwards, strict=True):
             pairs = zip(other["losses"], one["losses"], strict=True)
@@ -126,7 +126,7 @@ class EqualityTest(DistributionCase):
 
 class ReplicasTest(DistributionCase):
     def test_what_replicas_do_alone_and_together(self):
-        """An overflow on the last replica; masks of their own."""
+        """An overflow on the last replica, and different masks on each replica."""
         calls = [["overflow", {}], ["masks", {}], ["evaluation", {}], ["totals", {}]]
         ((alone,),) = worlds.run("one", [["evaluation", {}]])
         for name in ("mirrored2", "workers2"):
@@ -164,7 +164,7 @@ class CommandTest(DistributionCase):
         self.folder = helpers.temporary_folder(self)
 
     def train(self, world, run_dir, stop_after=0, nan_at=0, fail_after=0, die_after=0, **others):
-        """Exit code, stdout and stderr of each worker; after `die_after` calls worker 1 is killed."""
+        """Returns exit code, stdout and stderr of each worker; worker 1 is killed after `die_after` calls."""
         flags = [*tiny_run.flags(self.folder, **(dict(batch_size=12, schedule="constant") | others))]
         if world != "one":
             flags.append("--strategy=mirrored" if world.startswith("mirrored") else "--strategy=multi_worker")
@@ -179,17 +179,17 @@ class CommandTest(DistributionCase):
         return [record[name] for record in tiny_run.records(run_dir) if "loss" in record]
 
     def test_two_workers_stop_and_go_on(self):
-        """Together they log what one device does; with dropout, and bit for bit, in `make faults`."""
+        """Together they log the same as one device; `make faults` tests this with dropout, bit for bit."""
         flags = self.PLAIN | dict(model="gpt2", objective="causal", steps=5, evaluate_every=5, evaluate_batches=1)
         (alone,) = self.train("one", self.folder / "one", **flags)
         self.assertEqual(alone["code"], 0, alone)
-        # One of them gets a signal: both stop at the same step.
+        # One worker receives a signal: both stop at the same step.
         ranks = self.train("workers2", self.folder / "two", stop_after=2, **flags)
         self.assertEqual([rank["code"] for rank in ranks], [3, 3], ranks)
         self.assertIn("stopped by another worker's signal at step 2;", ranks[0]["out"])
         ranks = self.train("workers2", self.folder / "two", **flags)
         self.assertEqual([(rank["code"], rank["out"] != "") for rank in ranks], [(0, True), (0, False)], ranks)
-        self.assertIn("going on at step 2 of 5", ranks[0]["out"])
+        self.assertIn("resuming at step 2 of 5", ranks[0]["out"])
         self.assertIn("held out", ranks[0]["out"])
         one, two = (tiny_run.records(self.folder / name) for name in ("one", "two"))
         for a, b in zip(one, two, strict=True):
@@ -200,8 +200,8 @@ class CommandTest(DistributionCase):
 
     def test_what_is_refused(self):
         for flags, message in (
-            (dict(batch_size=7, accumulation=1), "--batch_size=7: must be a multiple of the 2 devices that share it"),
-            (dict(accumulation=5), "--accumulation=5: must divide --batch_size (12, shared by 2 devices)"),
+            (dict(batch_size=7, accumulation=1), "--batch_size=7: must be a multiple of the number of devices (2)"),
+            (dict(accumulation=5), "--accumulation=5: must divide --batch_size (12, divided among 2 devices)"),
         ):
             (rank,) = self.train("mirrored2", self.folder / "run", **flags)
             self.assertEqual((rank["code"], rank["err"]), (2, f"error: {message}\n"))
@@ -211,7 +211,7 @@ class CommandTest(DistributionCase):
         self.assertLess(sum(found[-3:]), sum(found[:3]))
 
     def parameter_servers(self, kill_after, **flags):
-        """The losses of a run that loses one of two workers after so many calls."""
+        """Returns the losses of a run that loses one of two workers after some calls."""
         argv = tiny_run.flags(self.folder, **flags, batch_size=12, steps_per_call=5, checkpoint_every=20)
         argv += ["--strategy=parameter_server", f"--run_dir={self.folder / 'run'}"]
         ((rank,),) = worlds.run("servers", [["command", {"argv": argv, "kill_after": kill_after}]], begun=False)
@@ -224,46 +224,46 @@ class CommandTest(DistributionCase):
     def test_a_port_that_is_taken(self):
         for (said,) in worlds.run("workers2", [["taken", {}]], begun=False):
             self.assertRegex(
-                said, r"^TF_CONFIG: 127.0.0.1:\d+ cannot be listened on \(.*\); end what has that port, or"
+                said, r"^TF_CONFIG: cannot listen on 127.0.0.1:\d+ \(.*\); stop the process that uses this port, or"
             )
 
     def test_a_killed_and_a_failing_worker(self):
-        """The other one ends by itself, and both go on."""
+        """The other worker ends by itself, and both can resume."""
         flags = self.PLAIN | dict(steps=8, evaluate_every=8, evaluate_batches=1, checkpoint_every=2)
         run_dir = self.folder / "run"
-        # One that fails says so, and ends with the code of a bug; whoever waits for it ends too.
+        # A failing worker prints its error and ends with the code of an internal error; waiting workers end as well.
         ranks = self.train("workers2", run_dir, fail_after=3, **flags)
         self.assertEqual([rank["code"] for rank in ranks], [5, 1], ranks)
-        self.assertIn("another worker of this run is gone; start all of them again", ranks[0]["err"])
-        # Killed between two steps, it says nothing.
+        self.assertIn("another worker of this run was lost; restart all workers", ranks[0]["err"])
+        # A worker that is killed between two steps prints nothing.
         (rank,) = self.train("workers2", run_dir, die_after=2, **flags)
         self.assertEqual(rank["code"], 5, rank)
-        self.assertIn("another worker of this run is gone; start all of them again", rank["err"])
-        self.assertIn("going on at step 2 of 8", rank["out"])
+        self.assertIn("another worker of this run was lost; restart all workers", rank["err"])
+        self.assertIn("resuming at step 2 of 8", rank["out"])
 
     @pytest.mark.faults
     def test_a_worker_that_is_lost_before_the_first_step(self):
-        """While they wait for one another: the third never comes, and the first is killed."""
+        """While they wait for each other: the third one never starts, and the first one is killed."""
         workers = self.started(self.folder / "run", 2, of=3)
-        time.sleep(15)  # Importing takes less; all that could go wrong is that it is killed earlier still.
+        time.sleep(15)  # Importing takes less time; otherwise, the worker is only killed earlier.
         workers[0].kill()
         self.assertEqual(workers[1].wait(helpers.PATIENCE), 5, self.output())
-        self.assertIn("another worker of this run is gone; start all of them again", self.output())
+        self.assertIn("another worker of this run was lost; restart all workers", self.output())
         self.assertNotIn("Traceback", self.output())
 
     @pytest.mark.faults
     def test_parameter_servers_learn_and_lose_a_worker(self):
         found = self.parameter_servers(steps=40, kill_after=3)
         self.assertLess(sum(found[-5:]), sum(found[:5]) - 0.5)
-        # Resumed by one device, its schedule goes on where it was.
+        # If one device resumes the run, the schedule continues.
         (rank,) = self.train(
             "one", self.folder / "run", steps=44, batch_size=12, schedule="linear", checkpoint_every=20
         )
-        self.assertIn("going on at step 40 of 44", rank["out"])
+        self.assertIn("resuming at step 40 of 44", rank["out"])
 
     @pytest.mark.faults
     def test_a_stopped_a_killed_and_a_resumed_worker(self):
-        """Processes as a cluster starts them, in the middle of their steps, with dropout."""
+        """Processes started as in a cluster, interrupted during their steps, with dropout."""
         flags = dict(steps=300, evaluate_every=300, checkpoint_every=10)
         whole, run_dir = self.folder / "whole", self.folder / "run"
         ranks = self.train("workers2", whole, **flags)
@@ -275,18 +275,18 @@ class CommandTest(DistributionCase):
         def saved():
             return max(int(path.name) for path in (run_dir / "checkpoints").iterdir() if path.name.isdecimal())
 
-        # SIGTERM of one: both stop, saved, with nothing lost.
+        # SIGTERM for one worker: both save and stop, and nothing is lost.
         workers = self.interrupt(run_dir, signal.SIGTERM, logged, **flags)
         self.assertEqual([worker.returncode for worker in workers], [3, 3], self.output())
         self.assertEqual(saved(), logged())
         before = logged()
         self.assertGreater(before, 0)
-        # kill -9 of one: the other does not wait for it for ever.
+        # kill -9 of one worker: the other one does not wait forever.
         began = time.monotonic()
         workers = self.interrupt(run_dir, signal.SIGKILL, logged, **flags)
         seconds = time.monotonic() - began
         self.assertEqual([worker.returncode for worker in workers], [5, -signal.SIGKILL], self.output())
-        self.assertIn("another worker of this run is gone; start all of them again", self.output())
+        self.assertIn("another worker of this run was lost; restart all workers", self.output())
         self.assertGreater(logged(), before)
         replayed = logged() - saved()
         ranks = self.train("workers2", run_dir, **flags)
@@ -298,7 +298,7 @@ class CommandTest(DistributionCase):
         return "\n".join((self.folder / f"{rank}.out").read_text()[-3000:] for rank in range(2))
 
     def started(self, run_dir, count, of, **flags):
-        """So many workers of a cluster of `of`."""
+        """Starts this number of workers of a cluster of size `of`."""
         argv = [*tiny_run.flags(self.folder, **(dict(batch_size=12, schedule="constant") | flags))]
         command = [sys.executable, "-m", "tfzoo.train", *argv, "--strategy=multi_worker", f"--run_dir={run_dir}"]
         addresses = [f"127.0.0.1:{port}" for port in launch.free_ports(of)]
@@ -313,7 +313,7 @@ class CommandTest(DistributionCase):
         return workers
 
     def interrupt(self, run_dir, number, logged, **flags):
-        """Starts two workers and sends worker 1 the signal after some steps; both, when they have ended."""
+        """Starts two workers, sends worker 1 the signal after some steps, and returns both when they have ended."""
         workers = self.started(run_dir, 2, of=2, **flags)
         first, more = logged(), random.Random(5).randint(20, 40)
         while logged() < first + more and None in (worker.poll() for worker in workers):
@@ -331,7 +331,7 @@ class CommandTest(DistributionCase):
                 self.assertEqual(rank["code"], 0, rank)
         one, two = (tiny_run.records(self.folder / world) for world in ("one", "workers2"))
         trained = [(record["step"], record.get("nonfinite")) for record in two if "loss" in record]
-        # Back to step 3, of which a checkpoint was written meanwhile, and on.
+        # Back to step 3, whose checkpoint has been written in the meantime, and on.
         self.assertEqual(trained, [*((step, None) for step in range(1, 4)), *((step, 1) for step in range(4, 9))])
         for a, b in zip(one, two, strict=True):
             self.assertEqual(a["step"], b["step"])
@@ -359,12 +359,12 @@ class CommandTest(DistributionCase):
             for a, b in zip(found, expected, strict=True):
                 self.assertLessEqual(abs(a - b), 1e-6 * max(1.0, abs(b)), (first, second))
             shares = [self.losses(run_dir, "padding_share") for run_dir in (run_dir, self.folder / "one")]
-            self.assertEqual(shares[0], shares[1])  # Of all workers' rows.
+            self.assertEqual(shares[0], shares[1])  # Over the rows of all workers.
 
 
-# ---------------------------------------------------------------- What runs in the worlds
+# ---------------------------------------------------------------- Functions that run in the worlds
 def import_all():
-    """What the functions below import, so that it is imported once."""
+    """Imports the modules that the functions below need, once."""
     import matplotlib.backends.backend_agg
     import matplotlib.figure
     import tqdm
@@ -380,7 +380,7 @@ def import_all():
 
 
 class Table:
-    """Rows of a dict of arrays, and the objective's `prepare` that looks them up."""
+    """Rows from a dict of arrays, and the objective's `prepare` that looks them up."""
 
     FEATURES = {"index": 0}
 
@@ -400,7 +400,7 @@ class Table:
 
 
 def batches(world, table, steps=STEPS, first=0, backwards=False):
-    """An iterator over a world's batches, by the real pipeline; the rows of each in the other order."""
+    """Returns an iterator over a world's batches from the real pipeline; `backwards` reverses the rows of each."""
     from tfzoo.data import pipeline
 
     def make(context):
@@ -413,7 +413,7 @@ def batches(world, table, steps=STEPS, first=0, backwards=False):
 
 
 def token_rows(count=120, length=6, words=20, seed=0):
-    """Words, their successors as targets, and weights, most of them 1 or 0."""
+    """Returns tokens, their successors as targets, and weights, most of them 1 or 0."""
     import numpy as np
 
     random = np.random.default_rng(seed)
@@ -423,7 +423,7 @@ def token_rows(count=120, length=6, words=20, seed=0):
 
 
 def made(model):
-    """(model, objective, rows) of a name."""
+    """Returns (model, objective, rows) of a name."""
     import keras
     import numpy as np
 
@@ -458,7 +458,7 @@ def made(model):
 
 
 def Small(dtype=None):
-    """An embedding, whose gradient is sparse, a norm and a matrix: all that a step can get wrong, quickly traced."""
+    """An embedding, whose gradient is sparse, a norm and a matrix: all critical parts of a step, quickly traced."""
     import keras
 
     from tfzoo import nn
@@ -485,7 +485,7 @@ def Small(dtype=None):
 
 
 def losses(world, model="small", optimizer="sgd", clip=NO_CLIPPING, parts=1, average=0.0, stock=False, backwards=False):
-    """What STEPS steps give, and whether the replicas agree."""
+    """Returns the results of STEPS steps, and whether the replicas agree."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -533,7 +533,7 @@ def losses(world, model="small", optimizer="sgd", clip=NO_CLIPPING, parts=1, ave
 
 
 def overflow(world):
-    """Two steps in float16; in the first the last replica's gradient, and no other's, is infinite."""
+    """Makes two steps in float16; in the first one, only the gradient of the last replica is infinite."""
     import numpy as np
     import tensorflow as tf
 
@@ -543,7 +543,7 @@ def overflow(world):
     from tfzoo.training import step as step_lib
 
     class Stretched(TokenTargets):
-        """The loss as it is, and its gradient times the largest `stretch` of the replica's rows."""
+        """Returns the loss unchanged, and multiplies its gradient by the largest `stretch` of the replica's rows."""
 
         name = PREFIX = "test"
         best_metric = ("test_loss", "min")
@@ -576,7 +576,7 @@ def overflow(world):
 
 
 def masks(world):
-    """What this process's replicas draw, twice, and once more from where they began."""
+    """Returns the masks of this process's replicas, twice, and once more from the initial state."""
     import tensorflow as tf
 
     from tfzoo import nn
@@ -609,14 +609,14 @@ def masks(world):
 
 
 def totals(world):
-    """Of what each worker names, the first (1, 10), the second (2, 10)."""
+    """Returns the results of exchanging numbers: worker 0 has (1, 10), worker 1 has (2, 10)."""
     from tfzoo.training import distribution
 
     return distribution.Workers(world.strategy).totals(world.rank + 1, 10)
 
 
 def evaluation(world):
-    """BERT's metrics over 40 rows, the last batch not full, and what an evaluator is given of each row."""
+    """Returns BERT's metrics over 40 rows, with an incomplete last batch, and an evaluator's input for each row."""
     from tfzoo.data import pipeline
     from tfzoo.evaluation.evaluator import Evaluator
     from tfzoo.training import step as step_lib
@@ -631,7 +631,7 @@ def evaluation(world):
             return {"id": batch["token_ids"][:, 1], "logits": logits[:, 0]}
 
         def figures(self, predictions):
-            assert predictions["id"].tolist() == table.features["token_ids"][:, 1].tolist()  # Each once, in order.
+            assert predictions["id"].tolist() == table.features["token_ids"][:, 1].tolist()  # Each row once, in order.
             return {f"logit {i}": float(x) for i, x in enumerate(predictions["logits"][:, 3])}
 
     def make(context):
@@ -642,7 +642,7 @@ def evaluation(world):
 
 
 def order(world):
-    """The rows that so many workers with so many devices each take together, from a step on."""
+    """Returns the rows that a number of workers with some devices each take together, from a step on."""
     import numpy as np
     import tensorflow as tf
 
@@ -668,7 +668,7 @@ def order(world):
 
 
 def taken(world):
-    """What a worker says whose port somebody else listens on."""
+    """Returns the error of a worker whose port is used by another process."""
     import socket
 
     from tfzoo import errors
@@ -684,8 +684,8 @@ def taken(world):
 
 
 def command(world, argv, stop_after=0, kill_after=0, nan_at=0, fail_after=0, die_after=0):
-    """tfzoo.train in this process; after so many calls of the step a SIGTERM, an exception or a SIGKILL for worker 1
-    alone, a SIGKILL for 0 (kill_after); a call whose losses are NaN."""
+    """Runs tfzoo.train in this process. After some calls of the step, only worker 1 receives a SIGTERM, an exception
+    or a SIGKILL, worker 0 a SIGKILL (kill_after), or a call returns NaN losses."""
     from tfzoo import train
     from tfzoo.training import step as step_lib
 

@@ -1,4 +1,4 @@
-"""What a run does about losses that are not finite, without a run."""
+"""The reaction to non-finite losses, tested without a run."""
 
 import math
 import unittest
@@ -25,7 +25,7 @@ class JudgeTest(unittest.TestCase):
         verdict = judge([NAN, 1.0, NAN, NAN], 0, Progress(), "skip", 2)
         self.assertEqual((verdict.action, verdict.nonfinite), ("go_on", (1, 3, 4)))
         self.assertEqual(verdict.progress, Progress(nonfinite=3, in_a_row=2))
-        # The next one is one too many, also where it comes in a call of its own.
+        # The next failure exceeds the limit, even in a separate call.
         verdict = judge([NAN], 4, verdict.progress, "skip", 2)
         self.assertEqual((verdict.action, verdict.step), ("stop", 5))
         self.assertEqual(verdict.progress, Progress(nonfinite=3, in_a_row=2))
@@ -37,7 +37,7 @@ class JudgeTest(unittest.TestCase):
         self.assertEqual(verdict.progress, Progress(nonfinite=1, in_a_row=1, failed_at=8))
 
     def test_what_is_gained_is_beyond_all_that_failed(self):
-        """8 failed; finite losses up to 7 change nothing, and after a failure at 7 the one at 8 counts still."""
+        """After a failure at 8, finite losses up to 7 change nothing; after another one at 7, the one at 8 counts."""
         progress = Progress(nonfinite=1, in_a_row=1, failed_at=8)
         self.assertEqual(judge([1.0, 1.0], 5, progress, "rollback", 2).progress, progress)
         again = judge([1.0, NAN], 5, progress, "rollback", 2)

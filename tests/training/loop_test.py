@@ -1,4 +1,4 @@
-"""The loop's methods, with fakes in place of model, data and files: no training run."""
+"""The methods of the training loop, with fakes for model, data and files: no actual training."""
 
 import pathlib
 import types
@@ -15,7 +15,7 @@ from tfzoo.training.state import Progress
 
 
 class Workers:
-    """One that is alone."""
+    """A single worker."""
 
     def any(self, wish):
         return bool(wish)
@@ -31,7 +31,7 @@ class Workers:
 
 
 class Checkpoints:
-    """Keeps what is saved in a dict."""
+    """Stores checkpoints in a dict."""
 
     def __init__(self):
         self.saved, self.calls = {}, []
@@ -81,7 +81,7 @@ class LoopTest(unittest.TestCase):
         self.run_dir = run_dir
 
     def trainer(self, losses, figures=(), **options):
-        """A Trainer whose update number i (from 1) has losses[i], and whose evaluations give `figures` in turn."""
+        """Returns a Trainer whose update i (from 1) has losses[i], and whose evaluations return `figures` in turn."""
         defaults = dict(steps=8, log_every=2, evaluate_every=4, checkpoint_every=4, warmup_steps=0)
         config = TrainConfig(run_dir=str(self.run_dir), **(defaults | options))
         trainer = Trainer(config, callbacks=[Heard()])
@@ -154,7 +154,7 @@ class LoopTest(unittest.TestCase):
         trainer.save(interim=True)
         self.assertEqual(trainer.checkpoints.calls, [(4, False, True)])
         self.assertTrue(trainer.checkpoints.saved[4]["evaluating"])
-        # It comes first when the run goes on.
+        # A resumed run starts with it.
         trainer.measure = lambda batches, stopped: {"lm_loss": 1.0}
         self.assertTrue(trainer._loop())
         self.assertEqual(self.heard(trainer)[-2:], [("evaluation", 4, 1.0), ("save", 4)])
@@ -167,7 +167,7 @@ class LoopTest(unittest.TestCase):
 
     def test_not_finite_ends_it(self):
         trainer = self.trainer([0, 1, np.nan])
-        with self.assertRaisesRegex(CheckFailed, "the loss of step 2, or its gradient, is not finite; .* after step 0"):
+        with self.assertRaisesRegex(CheckFailed, "the loss or gradient of step 2 is not finite; .* after step 0"):
             trainer.advance()
         self.assertEqual(trainer.step, 0)
 
@@ -182,14 +182,14 @@ class LoopTest(unittest.TestCase):
         trainer = self.trainer([0, 1, 1, 1, 1, 1, np.nan], figures=[2.0, 1.0], on_nonfinite="rollback")
         with self.assertLogs("absl", "WARNING"):
             self.assertTrue(trainer._loop())
-        # At 4 it was saved, 6 failed: from 4 on with the batches 7, 8, ...
+        # Saved at 4, failed at 6: continues from 4 with the batches 7, 8, ...
         self.assertEqual([entry for entry in self.heard(trainer) if entry[0] == "save"], [("save", 4), ("save", 8)])
         self.assertEqual((trainer.progress.passed_over, trainer.progress.nonfinite), (2, 1))
         self.assertEqual(trainer.step, 8)
 
     def test_rolled_back_with_nothing_to_go_back_to(self):
         trainer = self.trainer([0, np.nan], on_nonfinite="rollback")
-        with self.assertLogs("absl", "WARNING"), self.assertRaisesRegex(UserError, "checkpoints are gone"):
+        with self.assertLogs("absl", "WARNING"), self.assertRaisesRegex(UserError, "the checkpoints no longer exist"):
             trainer.advance()
         trainer = self.trainer([0, np.nan], on_nonfinite="rollback")
         trainer.save()
@@ -200,7 +200,7 @@ class LoopTest(unittest.TestCase):
     def test_a_folder_that_is_gone(self):
         trainer = self.trainer([])
         (self.run_dir / "flags.cfg").unlink()
-        with self.assertRaisesRegex(UserError, "is no longer the folder of this run"):
+        with self.assertRaisesRegex(UserError, "no longer contains this run"):
             trainer.save()
 
 

@@ -1,4 +1,4 @@
-"""Optimizers against their papers in float64 NumPy, schedules at named steps, the decay mask, loss scaling."""
+"""Optimizers compared with their papers in float64 NumPy, schedules at given steps, decay mask, loss scaling."""
 
 import contextlib
 import math
@@ -29,7 +29,7 @@ def single(arrays):
 
 
 def run(optimizer, values, steps=None):
-    """The variables after each step, in a graph as training runs it."""
+    """Returns the variables after each step, in a graph like that of training."""
     apply = tf.function(lambda grads: optimizer.apply(grads))
     results = []
     for grads in steps or gradients():
@@ -39,7 +39,7 @@ def run(optimizer, values, steps=None):
 
 
 def numpy_run(update, decay):
-    """The same by `update(index, step, gradient, value, decay) -> value` of a paper; matrices alone decay."""
+    """Returns the same with `update(index, step, gradient, value, decay) -> value` of a paper; only matrices decay."""
     values = [v.numpy().astype(np.float64) for v in variables()]
     results = []
     for step, grads in enumerate(gradients(), 1):
@@ -53,7 +53,7 @@ def numpy_run(update, decay):
 
 class OptimizerCase(tf.test.TestCase):
     def check(self, results, expected, tolerance=1e-5):
-        """What was learned agrees to the tolerance, but for the weights being rounded to float32 each step."""
+        """Checks that learned values agree up to the tolerance and the rounding of weights to float32 in each step."""
         start = [v.numpy().astype(np.float64) for v in variables()]
         for step in range(STEPS):
             for one, two, before in zip(results[step], expected[step], start, strict=True):
@@ -74,11 +74,11 @@ class AdamWTest(OptimizerCase):
         m, v = {}, {}
 
         def update(i, t, g, x, decay):
-            # Loshchilov and Hutter 2019, algorithm 2, eta_t alpha being the rate and decoupled decay scaled by it.
+            # Loshchilov and Hutter 2019, algorithm 2; eta_t alpha is the rate, which scales the decay as well.
             m[i] = self.b1 * m.get(i, 0) + (1 - self.b1) * g
             v[i] = self.b2 * v.get(i, 0) + (1 - self.b2) * g**2
             m_hat, v_hat = m[i] / (1 - self.b1**t), v[i] / (1 - self.b2**t)
-            # Kingma and Ba 2015, section 2: epsilon stands beside the uncorrected root.
+            # Kingma and Ba 2015, section 2: epsilon is added to the uncorrected root.
             eps = self.eps / math.sqrt(1 - self.b2**t)
             return x - self.rate * (m_hat / (np.sqrt(v_hat) + eps) + decay * x)
 
@@ -94,7 +94,7 @@ class AdamWTest(OptimizerCase):
         expected = [[x.astype(np.float64) for x in step] for step in run(optimizer, theirs)]
         self.check(run(*ours), expected)
         for one, two in zip(ours[0].variables, optimizer.variables, strict=True):
-            self.assertAllClose(one, two, 1e-5, 1e-12)  # Its state too.
+            self.assertAllClose(one, two, 1e-5, 1e-12)  # Including its state.
 
     def test_the_decay_mask(self):
         zeros = [[np.zeros(s) for s in SHAPES.values()]]
@@ -120,7 +120,7 @@ class AdamWTest(OptimizerCase):
         optimizer = optimizers.make_optimizer("adamw", schedule, values)
         before = [v.numpy() for v in values]
         (one, two) = run(optimizer, values, [[np.ones(s) for s in SHAPES.values()]] * 2)
-        # With a constant gradient every step is the rate long.
+        # With a constant gradient, the length of every step is the rate.
         self.assertAllClose(before[0] - one[0], np.full(SHAPES["kernel"], 0.1 / 4), 1e-4)
         self.assertAllClose(one[0] - two[0], np.full(SHAPES["kernel"], 0.2 / 4), 1e-4)
 
@@ -272,7 +272,7 @@ class AdafactorTest(OptimizerCase):
                 return np.sqrt(np.mean(z**2))
 
             rho = min(rate, 1 / math.sqrt(t))
-            x = x - rate * decay * x  # Decoupled, before the update.
+            x = x - rate * decay * x  # Decoupled decay, before the update.
             alpha = max(1e-3, rms(x)) * rho
             beta = 1 - t**-0.8
             squares = g**2 + 1e-30
@@ -296,7 +296,7 @@ class AdafactorTest(OptimizerCase):
         self.assertEqual(kept, [(30,), (40,)])
 
     def test_rows_and_columns_without_a_gradient(self):
-        # A word that never comes up, and a unit that is never active.
+        # A token that never occurs, and a unit that is never active.
         for scale in (1.0, 1e-6):
             value = keras.Variable(np.ones([4, 3]), dtype="float32")
             optimizer = optimizers.make_optimizer("adafactor", 0.1, [value])
@@ -314,7 +314,7 @@ class WarmUpTest(tf.test.TestCase):
         return [float(rate(step)) for step in steps]
 
     def test_rates_of_named_updates(self):
-        # Update 9 is the last of ten warm-up steps, 60 is half-way from 10 to 110, where the decay has ended.
+        # Update 9 is the last of ten warmup steps; 60 is half-way from 10 to 110, where the decay ends.
         steps = [0, 4, 9, 35, 60, 110, 500]
         for schedule, expected in (
             ("constant", [0.2, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
@@ -327,7 +327,7 @@ class WarmUpTest(tf.test.TestCase):
     def test_end(self):
         self.assertAllClose(self.rates("linear", [60, 110, 200], end=0.5), [1.25, 0.5, 0.5], 1e-5)
         self.assertAllClose(self.rates("cosine", [60, 110, 200], end=0.5), [1.25, 0.5, 0.5], 1e-5)
-        # The last update of 110 is not lost to a rate of 0.
+        # The last of 110 updates does not have a rate of 0.
         self.assertAllClose(self.rates("linear", [109]), [0.02], 1e-5)
 
     def test_without_warm_up(self):

@@ -1,4 +1,4 @@
-"""A run's two records, metrics.jsonl and TensorBoard's events, hold the same after whatever ended the run before."""
+"""The two logs of a run, metrics.jsonl and TensorBoard events, agree however the previous process ended."""
 
 import json
 from unittest import mock
@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests import helpers
 from tfzoo.training import report
 
-FIGURE = ("words right", "accuracy", "{:.2%}")
+FIGURE = ("token accuracy", "accuracy", "{:.2%}")
 
 
 class MetricsLogTest(tf.test.TestCase):
@@ -24,7 +24,7 @@ class MetricsLogTest(tf.test.TestCase):
         log.close()
 
     def events(self):
-        """(step, name, value) of all event files, sorted."""
+        """Returns (step, name, value) of all event files, sorted."""
         return sorted(
             (event.step, value.tag, float(tf.make_ndarray(value.tensor)))
             for path in (self.run_dir / "events").iterdir()
@@ -33,7 +33,7 @@ class MetricsLogTest(tf.test.TestCase):
         )
 
     def check(self, *expected):
-        """Both records hold these, (step, name, value), and each value once."""
+        """Checks that both logs contain exactly these (step, name, value), each once."""
         lines = [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
         logged = [(line["step"], name, x) for line in lines for name, x in line.items() if name != "step"]
         self.assertEqual(sorted(logged), sorted(expected))
@@ -55,9 +55,9 @@ class MetricsLogTest(tf.test.TestCase):
     def test_a_kill_between_the_two_records_and_within_one(self):
         self.write([{"step": 1, "loss": 4.0}, {"step": 2, "loss": 3.0}])
         (events,) = (self.run_dir / "events").iterdir()
-        events.write_bytes(events.read_bytes()[:-3])  # Of step 2 a part was written,
+        events.write_bytes(events.read_bytes()[:-3])  # Step 2 is incomplete,
         with open(self.run_dir / "metrics.jsonl", "a") as file:
-            file.write('{"step": 3, "los')  # and of step 3 half a line.
+            file.write('{"step": 3, "los')  # and so is the line of step 3.
         self.write([{"step": 3, "loss": 2.0}], step=2)
         self.check((1, "loss", 4.0), (2, "loss", 3.0), (3, "loss", 2.0))
 

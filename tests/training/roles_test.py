@@ -20,7 +20,7 @@ class Distillation(Causal):
 
     name = PREFIX = "distillation"
     best_metric: ClassVar[Any] = ("distillation_accuracy", "max")
-    FIGURES: ClassVar[Any] = (("next tokens right", "distillation_accuracy", "{:.2%}"),)
+    FIGURES: ClassVar[Any] = (("next-token accuracy", "distillation_accuracy", "{:.2%}"),)
 
     def build_models(self, page, config, dtype=None):
         wide = dataclasses.replace(config, hidden_size=2 * config.hidden_size)
@@ -76,7 +76,7 @@ class RolesTest(tf.test.TestCase):
     def test_a_teacher_and_a_student(self):
         trainer = self.run_to(4)
         student, teacher = trainer.models["main"], trainer.models["teacher"]
-        # The student's variables alone are trained.
+        # Only the variables of the student are trained.
         trained = step.trainable_variables(trainer.models)
         self.assertEqual([v.path for v in trained], [v.path for v in student.trainable_variables])
         arrays = checkpoint.Checkpoints(self.folder / "run" / "checkpoints", read_only=True).read()[2]
@@ -90,7 +90,7 @@ class RolesTest(tf.test.TestCase):
                 np.testing.assert_array_equal(arrays[name], before[name], name)
         moved = [not np.array_equal(arrays[n], before[n]) for n in arrays if n.startswith("model/") and "seed" not in n]
         self.assertIn(True, moved)
-        # config.json knows both; the student is what is loaded.
+        # config.json describes both; the student is loaded.
         record = json.loads((self.folder / "run" / "config.json").read_text())
         self.assertEqual(list(record["models"]), ["main", "teacher"])
         self.assertEqual([m["config"]["hidden_size"] for m in record["models"].values()], [16, 32])
@@ -99,12 +99,12 @@ class RolesTest(tf.test.TestCase):
         for one, two in zip(model.weights, student.weights, strict=True):
             if "seed" not in one.path:
                 np.testing.assert_array_equal(one, two)
-        # Of a frozen model the forward pass counts, a third of what training takes.
+        # Only the forward pass of a frozen model counts, a third of the FLOPs of training.
         forward = costs.training_flops(teacher, 16)
         self.assertAlmostEqual(trainer._flops_a_row / (costs.training_flops(student, 16) + forward), 1.0)
         teacher.trainable = True
         self.assertEqual(costs.training_flops(teacher, 16), 3 * forward)
-        # The best has the highest accuracy.
+        # The best one has the highest accuracy.
         accuracy = [
             r["distillation_accuracy"] for r in tiny_run.records(self.folder / "run") if "distillation_loss" in r
         ]

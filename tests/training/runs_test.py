@@ -1,4 +1,4 @@
-"""A run's folder: what config.json keeps, several models by role, options of loading, and weights as a beginning."""
+"""The folder of a run: config.json, several models by role, options of loading, and initialization from weights."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ class RunsCase(tf.test.TestCase):
         self.folder = helpers.temporary_folder(self)
 
     def write(self, by_role: Mapping[str, Any], names: Mapping[str, str], optimizer=None, folder="run") -> pathlib.Path:
-        """A run's folder with one checkpoint."""
+        """Creates the folder of a run with one checkpoint."""
         run = self.folder / folder
         run.mkdir()
         (run / "flags.cfg").write_text("")
@@ -94,9 +94,9 @@ class ConfigTest(RunsCase):
         main = good["models"]["main"]
         for text, message in (
             ("{", f"{path}, line 1: is not JSON"),
-            ("[]", f"{path}: holds a list, not an object"),
+            ("[]", f"{path}: contains a list, not an object"),
             ("{}", f"{path}: has no models, which must be an object"),
-            (json.dumps({"models": {}}), f"{path}: names no model"),
+            (json.dumps({"models": {}}), f"{path}: lists no models"),
             (json.dumps({"models": []}), f"{path}: models is [], not an object"),
             (json.dumps({"config": {}}), f"{path}: main: has no model, which must be a string; add it"),
             (json.dumps({"models": {"main": main | {"heads": "lm"}}}), f"{path}: main: heads is 'lm', not a list"),
@@ -109,7 +109,9 @@ class ConfigTest(RunsCase):
                 tfzoo.load(run)
             self.assertIn(message, str(caught.exception))
         path.unlink()
-        with self.assertRaisesRegex(UserError, "run: has no config.json; name a run's or a Hugging Face folder"):
+        with self.assertRaisesRegex(
+            UserError, "run: contains no config.json; specify a run folder or a Hugging Face folder"
+        ):
             tfzoo.load(run)
 
 
@@ -123,9 +125,11 @@ class OptionsTest(RunsCase):
         with self.assertLogs("absl", "INFO") as logs:
             model, _ = tfzoo.load(self.run_dir, heads=("classify", "tag"), labels=("a", "b", "c"), pool="mean")
         text = "\n".join(logs.output)
-        self.assertIn("classify/dense/bias, classify/dense/kernel, tag/dense/bias, tag/dense/kernel begin fresh", text)
+        self.assertIn(
+            "newly initialized: classify/dense/bias, classify/dense/kernel, tag/dense/bias, tag/dense/kernel", text
+        )
         self.assertIn("lm/bias, ", text)
-        self.assertIn("are left in the checkpoint", text)
+        self.assertIn("in the checkpoint but unused: ", text)
         self.assertEqual((model.labels, model.pool, model.head_names), (("a", "b", "c"), "mean", ("classify", "tag")))
         self.assertGreater(np.std(model.heads["classify"].dense.kernel), 0)
         self.assertAllEqual(model(TOKENS)["sequence"], self.model(TOKENS)["sequence"])
@@ -139,7 +143,7 @@ class OptionsTest(RunsCase):
         self.assertEqual(tfzoo.load(run)[0].num_labels, 3)
         self.assertEqual(tfzoo.load(run, labels=("x", "y", "z"))[0].labels, ("x", "y", "z"))
         for options in (dict(num_labels=4), dict(labels=("x", "y"))):
-            with self.assertRaisesRegex(UserError, "does not fit this model.*tag/dense/bias"):
+            with self.assertRaisesRegex(UserError, "does not match this model.*tag/dense/bias"):
                 tfzoo.load(run, **options)
 
     def test_a_class_of_the_users_own(self):
@@ -188,13 +192,13 @@ class OptionsTest(RunsCase):
         hub = self.folder / "hub"
         tfzoo.save(self.model, hub)
         for options in (dict(role="main"), dict(checkpoint_dir=hub)):
-            with self.assertRaisesRegex(UserError, "hub is not a run's folder .it has no flags.cfg.; omit it"):
+            with self.assertRaisesRegex(UserError, "hub is not a run folder .it contains no flags.cfg.; omit it"):
                 tfzoo.load(hub, **options)
         self.assertEqual(tfzoo.load(hub, heads=("tag",), labels=("p", "q"))[0].labels, ("p", "q"))
 
 
 class Pair(keras.Model):
-    """A model with a layer that another may have too."""
+    """A model with a layer that it may share with another model."""
 
     def __init__(self, shared, **options):
         super().__init__(**options)
@@ -228,7 +232,7 @@ class RolesTest(RunsCase):
         for role, suffix in (("main", ""), ("generator", ".generator")):
             own = weights(by_role[role])["encoder/stack/layer_0/mlp/up/kernel"]
             self.assertAllEqual(variables[f"model{suffix}/{kernel}"], own)
-            # An average begins as its variable, which says whose it is.
+            # An average is initialized with its variable, which identifies it.
             self.assertAllEqual(variables[f"optimizer{suffix}/{kernel}/average"], own)
             self.assertEqual(variables[f"optimizer{suffix}/{kernel}/momentum"].shape, own.shape)
         self.assertLen(variables, sum(len(m.variables) for m in by_role.values()) + len(optimizer.variables))
@@ -247,7 +251,9 @@ class RolesTest(RunsCase):
             for path, value in weights(model).items():
                 self.assertAllEqual(value, weights(expected)[path] + 1)
         self.assertEqual(tfzoo.load(run)[0].head_names, ("discriminate",))
-        with self.assertRaisesRegex(UserError, "has no model 'generato' .did you mean generator.*; it has main, gen"):
+        with self.assertRaisesRegex(
+            UserError, "contains no model 'generato' .did you mean generator.*; its models are main, gen"
+        ):
             tfzoo.load(run, role="generato")
 
     def test_without_a_main_model_the_first_is_loaded(self):
@@ -302,9 +308,7 @@ class InitializeTest(RunsCase):
         self.assertEqual(found.left_over, ("next_sentence/dense/bias", "next_sentence/dense/kernel"))
         for path, value in weights(model).items():
             self.assertAllEqual(value, weights(source)[path] if path in found.loaded else before[path])
-        self.assertRegex(
-            str(found), r"^loaded +44 variables\nnew +classify/dense/bias, .* and 10 more\nleft over +next_"
-        )
+        self.assertRegex(str(found), r"^loaded +44 variables\nnew +classify/dense/bias, .* and 10 more\nunused +next_")
 
     def test_averages_and_roles(self):
         source = helpers.noisy_model("bert_tiny", seed=1, **SIZES)
@@ -328,7 +332,7 @@ class InitializeTest(RunsCase):
         folder = self.folder / "hub"
         shutil.copytree(golden, folder)
         record = json.loads((folder / "config.json").read_text())
-        # The file has both heads and the pooler, whatever the architecture says.
+        # The file contains both heads and the pooler, whatever architecture it declares.
         (folder / "config.json").write_text(json.dumps(record | {"architectures": ["BertForMaskedLM"]}))
         source, _ = huggingface.load(golden)
         model = models.page("bert").Model(source.config, heads=("classify", "next_sentence"), num_labels=3)
@@ -350,7 +354,7 @@ class InitializeTest(RunsCase):
         for other, missing in (("bert_tiny", "encoder/embeddings/segments"), ("gpt2", "decoder/embeddings/")):
             model = tfzoo.build(other, **SIZES)
             before = weights(model)
-            with self.assertRaisesRegex(UserError, f"run: is of the family distilbert, which has no {missing}"):
+            with self.assertRaisesRegex(UserError, f"run: belongs to the family distilbert, which lacks {missing}"):
                 initialize(model, run)
             for path, value in weights(model).items():
                 self.assertAllEqual(value, before[path])
@@ -361,14 +365,14 @@ class InitializeTest(RunsCase):
         for changed, message in (
             (
                 dict(vocab_size=9),
-                r"encoder/embeddings/tokens/embeddings has the shape \[8, 8\] there and \[9, 8\] here",
+                r"encoder/embeddings/tokens/embeddings has the shape \[8, 8\], but \[9, 8\] in this model",
             ),
             (
                 dict(num_labels=4),
-                r"classify/dense/bias has the shape \[3\] there and \[4\] here; .*leave out that head",
+                r"classify/dense/bias has the shape \[3\], but \[4\] in this model; .*omit that head",
             ),
-            (dict(num_heads=4), "num_heads is 2 there and 4 here, so that .*--overrides=num_heads=2"),
-            (dict(activation="relu"), "activation is 'gelu' there and 'relu' here"),
+            (dict(num_heads=4), "its num_heads is 2, but 4 in this model, where .*--overrides=num_heads=2"),
+            (dict(activation="relu"), "its activation is 'gelu', but 'relu' in this model"),
         ):
             model = tfzoo.build("bert_tiny", **SIZES | dict(heads=("classify",), num_labels=3) | changed)
             before = weights(model)

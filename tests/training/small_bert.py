@@ -14,7 +14,7 @@ LENGTH, PREDICTIONS, BATCH = 12, 3, 8
 
 
 def features(count, seed=0):
-    """Rows of random words with 0 to 3 of them asked for and a pair in two rows of three."""
+    """Returns rows of random tokens with 0 to 3 masked tokens, and a sentence pair in two of three rows."""
     random = np.random.default_rng(seed)
     weights = (np.arange(PREDICTIONS) < random.integers(0, PREDICTIONS + 1, [count, 1])).astype(np.float32)
     return {

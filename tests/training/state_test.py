@@ -1,4 +1,4 @@
-"""When a run does what, and what it remembers."""
+"""The schedule and the progress of a run."""
 
 import dataclasses
 import json

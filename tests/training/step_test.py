@@ -1,4 +1,4 @@
-"""The training step and the evaluation: parts, replicas, clipping and loss scaling change nothing they should not."""
+"""The training step and the evaluation: effects of parts, replicas, clipping and loss scaling."""
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ def optimizer_for(name, variables, loss_scaling=False):
 
 
 def train(strategy, name, steps=6, dtype=None, dropout=0.0, loss_scaling=False, remat=False, **kwargs):
-    """(losses, model, optimizer) after so many steps, two a call."""
+    """Returns (losses, model, optimizer) after some steps, two per call."""
     with strategy.scope():
         net = model(dtype, dropout)
         if remat:
@@ -40,8 +40,8 @@ def train(strategy, name, steps=6, dtype=None, dropout=0.0, loss_scaling=False, 
 
 
 def largest_difference(one, two):
-    """Between weights. A key's bias is left out: the softmax cancels it, so its gradient is nothing but rounding,
-    which Adam and LAMB make large."""
+    """Returns the difference between weights, without biases of keys: the softmax cancels them, so that their gradients
+    are only rounding errors, which Adam and LAMB amplify."""
     return max(
         np.abs(a.numpy() - b.numpy()).max()
         for a, b in zip(one.trainable_weights, two.trainable_weights, strict=True)
@@ -55,7 +55,7 @@ def default(*args, **kwargs):
 
 class StepTest(tf.test.TestCase):
     def test_losses_are_means_over_the_batch(self):
-        losses, *_ = default("sgd", steps=2, clip_norm=1e-9)  # So that no step changes the model much.
+        losses, *_ = default("sgd", steps=2, clip_norm=1e-9)  # A low rate, so that no step changes the model much.
         net, data = model(), features(2 * BATCH)
         for step, found in enumerate(losses):
             part = {name: x[step * BATCH : (step + 1) * BATCH] for name, x in data.items()}
@@ -88,7 +88,7 @@ class StepTest(tf.test.TestCase):
             )
             run(iter(batches(2)), tf.constant(1))
             for one, two, gradient in zip(before.trainable_weights, after.trainable_weights, gradients, strict=True):
-                # At a rate of 0.5.
+                # With a rate of 0.5.
                 self.assertAllClose(one - two, 0.5 * expected * gradient.numpy(), 1e-4, 1e-6)
 
     def test_loss_scaling_changes_nothing_in_float32(self):
@@ -113,7 +113,7 @@ class StepTest(tf.test.TestCase):
             self.assertEqual(float(optimizer.dynamic_scale), scale if moves else scale / 2)
 
     def test_a_norm_that_overflows_is_skipped(self):
-        """Each gradient is finite, and so is the loss; their squares are not."""
+        """The gradients and the loss are finite, but their squares are not."""
         stretch = tf.Variable(1e25)
 
         class Stretched(MaskedLM):
@@ -138,8 +138,8 @@ class StepTest(tf.test.TestCase):
             return float(optimizer.dynamic_scale)
 
         self.assertEqual(check(dict(skip_nonfinite=True), (1e25, 1.0, True, False), (1.0, 1.0, False, True)), 1.0)
-        # A scale that can be lowered is. Where the mean loss, of some ten targets, is scaled by less than 1, it is not
-        # the scale.
+        # A scale that can be lowered is lowered. If the scale of the mean loss, over about ten targets, is below 1,
+        # the scale is not the cause.
         small = 2.0**-6
         steps = (
             (1e25, 1.0, False, False),
@@ -175,7 +175,7 @@ class StepTest(tf.test.TestCase):
         self.assertAllClose(losses, plain, 1e-6, 1e-6)
         self.assertLess(largest_difference(net, again), 1e-5)
         for one, two in zip(net.non_trainable_variables, again.non_trainable_variables, strict=True):
-            self.assertAllEqual(one, two)  # The seeds: none was drawn a second time.
+            self.assertAllEqual(one, two)  # The seeds: none was used twice.
 
     def test_one_device_is_the_default(self):
         one, *_ = train(tf.distribute.OneDeviceStrategy("CPU:0"), "adamw", steps=2, clip_norm=0.5)
@@ -208,7 +208,7 @@ class EvaluationTest(tf.test.TestCase):
 
 class ReplicasTest(tf.test.TestCase):
     def check(self, call):
-        # In a process of its own, for the number of devices is fixed once TensorFlow has begun.
+        # In a separate process, because the number of devices is fixed once TensorFlow is initialized.
         result = helpers.python("-c", f"from tests.training import step_test; step_test.{call}")
         self.assertEqual(result.stdout.split()[-1:], ["fine"])
 
@@ -234,14 +234,14 @@ def two_replicas(*names):
         by_name[name] = expected
         np.testing.assert_allclose(losses, expected, 2e-6, 2e-6, err_msg=f"{name} {kwargs}")
         assert largest_difference(net, again) < 1e-5, (name, largest_difference(net, again))
-    # Blocks that are computed again draw each replica's masks again.
+    # Recomputed blocks use the same masks of each replica again.
     (plain, net, _), (losses, again, _) = (
         train(two, "adamw", dropout=0.3, clip_norm=0.3, num_parts=2, remat=remat) for remat in (False, True)
     )
     np.testing.assert_allclose(losses, plain, 1e-6, 1e-6, err_msg="remat")
     assert largest_difference(net, again) < 1e-5, ("remat", largest_difference(net, again))
     assert np.abs(losses - by_name["adamw"]).max() > 1e-3, "dropout was off"
-    # Keras's own optimizer reduces a second time: this comparison can fail.
+    # Keras's own optimizer reduces a second time, so that this comparison can fail.
     optimizers._AlreadyReduced._all_reduce_sum_gradients, ours = (
         lambda self, pairs: keras.optimizers.SGD._all_reduce_sum_gradients(self, pairs),
         optimizers._AlreadyReduced._all_reduce_sum_gradients,

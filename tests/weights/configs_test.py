@@ -163,19 +163,19 @@ class RefusedTest(tf.test.TestCase):
 
     def test_rotary_scalings_that_cannot_be(self):
         for words, scaling in (
-            ("rope_type 'su'; known are default, linear", dict(type="su")),
+            ("unknown rope_type 'su'; use one of default, linear", dict(type="su")),
             ("has no factor, which must be a number", dict(type="linear")),
             ("factor is '2', not a number", dict(type="linear", factor="2")),
             ("factor is 0, not a number of at least", dict(type="dynamic", factor=0)),
-            ("has betafast", dict(type="yarn", factor=2.0, betafast=3)),
+            (r"betafast \(3\) is not a field of rope_type yarn", dict(type="yarn", factor=2.0, betafast=3)),
             ("low_freq_factor", dict(rope_type="llama3", factor=2.0, high_freq_factor=4.0)),
             (r"low_freq_factor \(4.0\) must be below", dict(rope_type="llama3", factor=2.0, high_freq_factor=4.0)
              | dict(low_freq_factor=4.0)),
-            ("short_factor has 1 numbers", dict(type="longrope", short_factor=[1.0], long_factor=[1.0, 2.0])),
+            ("short_factor has 1 values", dict(type="longrope", short_factor=[1.0], long_factor=[1.0, 2.0])),
             ("type 'linear' and the rope_type 'yarn'", dict(type="linear", rope_type="yarn", factor=2.0)),
             ("dynamic scaling goes by max_position_embeddings", dict(type="dynamic", factor=2.0)
              | dict(original_max_position_embeddings=7)),
-            ("has full_attention", dict(full_attention=dict(rope_type="default"))),
+            ("full_attention .* is not a field of rope_type default", dict(full_attention=dict(rope_type="default"))),
             ("partial_rotary_factor is 0.5", dict(partial_rotary_factor=0.5)),
         ):  # fmt: skip
             with self.subTest(scaling=scaling):

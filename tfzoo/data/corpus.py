@@ -1,6 +1,6 @@
-"""From the name of a corpus to its documents.
+"""Reads the documents of a corpus that is specified by name, path or glob.
 
-Imports no TensorFlow, so that reading and cleaning stay cheap to start.
+Does not import TensorFlow, so that reading and cleaning start quickly.
 """
 
 import os
@@ -24,24 +24,26 @@ def load_corpus(
     """Reads the corpus that `spec` names.
 
     Args:
-      spec: "docstrings", for the docstrings of the packages beside this one (`tfzoo.data.docstrings`), or the
-        path or glob of .txt or .jsonl files, each also as .gz (`tfzoo.data.files`).
-      cache_dir: where the cleaned docstrings are kept for the next time; None keeps nothing.
-      text_field: the field of a .jsonl object that holds the text.
-      policy: what to do about bad input in files: "strict" raises, "replace" repairs what can be repaired,
-        "skip" leaves it out; the last two count it in the report.
-      raw: .txt files as they stand, line ends and blank lines included, each a document, for models of characters or
-        bytes; their end is held out.
-      held_out: what part of the files' text is held out.
-      max_line_bytes: the longest line accepted, in bytes.
-      max_bytes: the most that is read in all, in bytes after decompression.
+      spec: "docstrings", for the docstrings of installed packages (`tfzoo.data.docstrings`), or the path or glob of
+        .txt or .jsonl files, optionally compressed as .gz (`tfzoo.data.files`).
+      cache_dir: where the cleaned docstrings are cached; None disables the cache.
+      text_field: the field of a .jsonl object that contains the text.
+      policy: how invalid input in files is handled: "strict" raises an error, "replace" repairs what can be repaired,
+        "skip" omits it; the last two count it in the report.
+      raw: reads .txt files verbatim, including line endings and blank lines, each as one document, for models of
+        characters or bytes; the end of the text is held out.
+      held_out: the fraction of the files' text that is held out.
+      max_line_bytes: maximum length of a line in bytes.
+      max_bytes: maximum total size in bytes, after decompression.
 
     Raises:
-      UserError: there is nothing to read, or what there is breaks the policy.
+      UserError: there is nothing to read, or the input violates the policy.
     """
     if spec == docstrings.NAME:
         if raw:
-            raise UserError("--raw_text: the docstrings are no files; name some with --corpus")
+            raise UserError(
+                "--raw_text: the docstrings corpus does not consist of text files; specify files with --corpus"
+            )
         return docstrings.read(cache_dir)
     return files.read(
         spec,

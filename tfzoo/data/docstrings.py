@@ -1,15 +1,15 @@
-"""The docstrings of the packages that tfzoo is installed with: real English with nothing to fetch.
+"""The docstrings of the packages that tfzoo depends on: real English text without a download.
 
-The packages are a fixed list, and of each what its distribution installed is read and nothing else: what else is in an
-environment changes nothing, and what is missing is an error. So the fingerprint follows from the packages' versions and
-Python's.
+The list of packages is fixed, and only the files that each distribution installed are read: other packages in the
+environment have no effect, and a missing package is an error. Thus the fingerprint is determined by the versions of the
+packages and of Python.
 
-Sources are parsed, never imported, in processes of their own: a pool of `multiprocessing` would fork a process
-in which TensorFlow's threads run, or import the main module, and TensorFlow with it, once more for each worker.
-What was read is cached under its fingerprint.
+Sources are parsed, never imported, in separate processes: a pool of `multiprocessing` would either fork a process with
+running TensorFlow threads, or import the main module, and with it TensorFlow, again in each worker. The result is
+cached under its fingerprint.
 
-A document is one module, its docstrings in the order of the source. No sentence stands twice in the corpus,
-and the held-out part is whole packages, whose sentences are dropped wherever else they stand.
+A document consists of the docstrings of one module, in the order of the source. No sentence appears twice in the
+corpus. The held-out part consists of whole packages, whose sentences are removed from the training part.
 """
 
 import ast
@@ -34,10 +34,10 @@ from tfzoo.data import prose
 from tfzoo.data.documents import Corpus, Document, sizes
 from tfzoo.errors import UserError
 
-NAME = "docstrings"  # What --corpus calls them.
-VERSION = 1  # Counts changes of what this file makes of the same docstrings.
+NAME = "docstrings"  # The value of --corpus.
+VERSION = 1  # Incremented when the result for the same docstrings changes.
 
-# Import name -> distribution, of what `pip install tfzoo` brings.
+# Import name -> distribution, for the packages that `pip install tfzoo` installs.
 PACKAGES = {
     "PIL": "pillow",
     "absl": "absl-py",
@@ -73,7 +73,7 @@ PACKAGES = {
 }
 STANDARD_LIBRARY = "python"
 ALL = PACKAGES | {STANDARD_LIBRARY: ""}
-_MANY = 100  # Files for which starting processes pays.
+_MANY = 100  # Minimum number of files for which starting processes is worthwhile.
 HELD_OUT = frozenset({"tensorboard", "onnx", "werkzeug", "asyncio", "email"})
 
 _SKIPPED_FOLDERS = frozenset(
@@ -84,13 +84,13 @@ _SKIPPED_FILES = re.compile(r".*_test\.py|test_.*\.py|.*_pb2(?:_grpc)?\.py|_sysc
 
 
 def _is_read(name: str) -> bool:
-    """Whether a file is read whose path within its package is `name`."""
+    """Returns whether the file with the path `name` within its package is read."""
     *folders, file = name.split("/")
     return file.endswith(".py") and not _SKIPPED_FILES.fullmatch(file) and not _SKIPPED_FOLDERS.intersection(folders)
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """The files of a folder by name, then those of its folders."""
+    """Sorts files by name; in each folder, files precede subfolders."""
 
     def key(name: str) -> list[tuple[bool, str]]:
         *folders, file = name.split("/")
@@ -100,46 +100,46 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _installed(package: str, distribution: str) -> tuple[str, dict[str, pathlib.Path]]:
-    """The version of a distribution, and what it installed of a package: name within the package -> path.
+    """Returns the version of a distribution and its files of a package: name within the package -> path.
 
     Raises:
-      UserError: it is not installed, or does not say what it installed.
+      UserError: the distribution is not installed, or does not list its files.
     """
     try:
-        found = importlib.metadata.distribution(distribution)
+        metadata = importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            f"--corpus={NAME}: {distribution} is not installed, whose docstrings belong to it; run pip install "
-            f"{distribution}, or name files with --corpus"
+            f"--corpus={NAME}: the package {distribution}, which is part of this corpus, is not installed; run "
+            f"pip install {distribution}, or specify files with --corpus"
         ) from None
-    record = found.read_text("RECORD")
+    record = metadata.read_text("RECORD")
     if record is None:
         raise UserError(
             f"--corpus={NAME}: {distribution} has no list of its files (RECORD); run pip install --force-reinstall "
-            f"{distribution}, or name files with --corpus"
+            f"{distribution}, or specify files with --corpus"
         )
-    prefix, root = package.replace(".", "/") + "/", pathlib.Path(str(found.locate_file("")))
+    prefix, root = package.replace(".", "/") + "/", pathlib.Path(str(metadata.locate_file("")))
     names = (line[0] for line in csv.reader(record.splitlines()) if line and line[0].startswith(prefix))
-    return found.version, {name.removeprefix(prefix): root / name for name in names}
+    return metadata.version, {name.removeprefix(prefix): root / name for name in names}
 
 
 def _standard_library() -> dict[str, pathlib.Path]:
-    """Name within it -> path."""
-    root, found = pathlib.Path(sysconfig.get_path("stdlib")), {}
+    """Returns the files of the standard library: name within it -> path."""
+    root, paths = pathlib.Path(sysconfig.get_path("stdlib")), {}
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
         for path in (pathlib.Path(folder, name) for name in names):
-            found[path.relative_to(root).as_posix()] = path
-    return found
+            paths[path.relative_to(root).as_posix()] = path
+    return paths
 
 
 def _sources(packages: Mapping[str, str]) -> tuple[list[tuple[str, str, str]], dict[str, str]]:
-    """Finds what is to be read: [(source, name within the corpus, path)] and {package: version}.
+    """Returns the files to read, [(source, name within the corpus, path)], and {package: version}.
 
     Raises:
       UserError: a package is not installed.
     """
-    found, versions = [], {}
+    sources, versions = [], {}
     for package, distribution in sorted(packages.items(), key=lambda item: (item[0] == STANDARD_LIBRARY, item)):
         if package == STANDARD_LIBRARY:
             versions[package], paths = platform.python_version(), _standard_library()
@@ -151,18 +151,18 @@ def _sources(packages: Mapping[str, str]) -> tuple[list[tuple[str, str, str]], d
                 source = name.partition("/")[0].removesuffix(".py")
                 if source not in sys.stdlib_module_names and source != "pydoc_data":
                     continue
-            found.append((source, f"{package}/{name}", str(paths[name])))
-    return found, versions
+            sources.append((source, f"{package}/{name}", str(paths[name])))
+    return sources, versions
 
 
 def extract(source: bytes | str) -> list[str]:
-    """The docstrings of a module in the order of its source: of the module, its classes and functions, NumPy's
-    `add_newdoc` calls (for compiled functions) and the standard library's `topics` (the language reference).
+    """Returns the docstrings of a module in the order of its source: those of the module, its classes and functions,
+    NumPy's `add_newdoc` calls (for compiled functions) and the standard library's `topics` (the language reference).
 
     Raises:
-      SyntaxError, ValueError, RecursionError: `source` is not Python.
+      SyntaxError, ValueError, RecursionError: `source` is not valid Python.
     """
-    found: list[str] = []
+    docstrings: list[str] = []
 
     def strings(node: ast.AST) -> list[str]:
         constants = [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
@@ -173,40 +173,40 @@ def extract(source: bytes | str) -> list[str]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node, clean=False)
             if docstring:
-                found.append(docstring)
+                docstrings.append(docstring)
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             name = getattr(node.value.func, "id", getattr(node.value.func, "attr", ""))
             if name.startswith("add_newdoc") and node.value.args:
-                found.extend(text for text in strings(node.value.args[-1]) if " " in text)
+                docstrings.extend(text for text in strings(node.value.args[-1]) if " " in text)
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             if getattr(node.targets[0], "id", "") == "topics":
-                found.extend(text for value in node.value.values for text in strings(value))
+                docstrings.extend(text for value in node.value.values for text in strings(value))
         for block in ("body", "handlers", "orelse", "finalbody"):
             for child in getattr(node, block, None) or ():
                 if isinstance(child, ast.AST):
                     visit(child)
 
     visit(ast.parse(source))
-    return found
+    return docstrings
 
 
 def _clean_file(path: str) -> list[list[list[str]]] | None:
-    """[docstring][paragraph][sentence] of one file, or None where it does not parse."""
+    """Returns [docstring][paragraph][sentence] of one file, or None if it cannot be parsed."""
     try:
-        found = extract(pathlib.Path(path).read_bytes())
+        docstrings = extract(pathlib.Path(path).read_bytes())
     except (SyntaxError, ValueError, RecursionError):
         return None
-    return [prose.paragraphs(text) for text in found]
+    return [prose.paragraphs(docstring) for docstring in docstrings]
 
 
 def _worker() -> None:
-    """What each process runs: paths as JSON on the standard input, their prose on the output."""
-    warnings.simplefilter("ignore")  # Others' invalid escapes.
+    """Runs in each process: reads paths as JSON from standard input and writes their prose to standard output."""
+    warnings.simplefilter("ignore")  # Invalid escape sequences in the sources.
     json.dump([_clean_file(path) for path in json.load(sys.stdin)], sys.stdout)
 
 
 def _clean(paths: list[str]) -> list[list[list[list[str]]] | None]:
-    """`_clean_file` of each path, in as many processes as there are cores."""
+    """Applies `_clean_file` to each path, in one process per core, at most 8."""
     count = max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8))
     root = str(pathlib.Path(__file__).parents[2])
     environment = os.environ | {
@@ -236,14 +236,14 @@ def _fingerprint(sources: list[tuple[str, str, str]], versions: dict[str, str], 
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise UserError(
-                f"--corpus={NAME}: {path} cannot be read ({reason}); install its package again, or name files with "
+                f"--corpus={NAME}: {path} cannot be read ({reason}); reinstall its package, or specify files with "
                 "--corpus"
             ) from None
     return digest.hexdigest()
 
 
 def _key(sentence: str) -> bytes:
-    """What two sentences share that say the same, but for case, punctuation and numbers."""
+    """Returns a key that is equal for sentences that differ only in case, punctuation and numbers."""
     text = re.sub(r"\d+", "0", re.sub(r"[\W_]+", " ", sentence.lower()))
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
@@ -251,7 +251,7 @@ def _key(sentence: str) -> bytes:
 def _documents(
     sources: list[tuple[str, str, str]], cleaned: list[Any], seen: set[bytes]
 ) -> tuple[list[Document], dict[str, int]]:
-    """Makes documents of what stands in none of `seen`, to which it adds."""
+    """Returns documents of all sentences whose keys are not in `seen`, and counts; adds the keys to `seen`."""
     documents = []
     counts = dict.fromkeys(("files", "files_unparsed", "docstrings", "without_prose", "duplicates", "kept"), 0)
     for (source, _, _), docstrings in zip(sources, cleaned, strict=True):
@@ -276,28 +276,28 @@ def _documents(
 
 
 def _load(path: pathlib.Path) -> Corpus | None:
-    """Reads what `_store` wrote; None where it is not there or not whole."""
+    """Reads a corpus written by `_store`; returns None if it is missing or damaged."""
     try:
         digest, _, payload = path.read_bytes().partition(b"\n")
     except OSError:
         return None
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         return None
-    kept = json.loads(payload)
-    parts = {part: [Document(*document) for document in kept.pop(part)] for part in ("train", "held_out")}
-    return Corpus(kept["name"], kept["fingerprint"], parts["train"], parts["held_out"], kept["report"])
+    stored = json.loads(payload)
+    parts = {part: [Document(*document) for document in stored.pop(part)] for part in ("train", "held_out")}
+    return Corpus(stored["name"], stored["fingerprint"], parts["train"], parts["held_out"], stored["report"])
 
 
 def _store(corpus: Corpus, path: pathlib.Path) -> None:
     parts = {part: [[d.source, d.sentences] for d in getattr(corpus, part)] for part in ("train", "held_out")}
-    kept = {"name": corpus.name, "fingerprint": corpus.fingerprint, "report": corpus.report, **parts}
-    payload = json.dumps(kept, ensure_ascii=False).encode()
+    stored = {"name": corpus.name, "fingerprint": corpus.fingerprint, "report": corpus.report, **parts}
+    payload = json.dumps(stored, ensure_ascii=False).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     files.atomic_write(path, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
 
 
 def fingerprint() -> str:
-    """That of the corpus, without reading it."""
+    """Returns the fingerprint of the corpus without parsing it."""
     return _fingerprint(*_sources(ALL), HELD_OUT)
 
 
@@ -306,15 +306,15 @@ def read(
     packages: Mapping[str, str] = ALL,
     held_out: Set[str] = HELD_OUT,
 ) -> Corpus:
-    """Reads the docstrings of `packages`, from the cache where the same was read before.
+    """Reads the docstrings of `packages`, from the cache if it contains the same version.
 
     Args:
-      cache_dir: the folder of the cache; None keeps nothing.
+      cache_dir: the cache folder; None disables the cache.
       packages: import name -> distribution; "python" is the standard library.
-      held_out: top-level names of packages and standard modules that make the held-out part.
+      held_out: top-level names of the packages and standard modules that form the held-out part.
 
     Raises:
-      UserError: a package is not installed, or nothing is left to train on or to hold out.
+      UserError: a package is not installed, or one of the parts is empty.
     """
     sources, versions = _sources(packages)
     fingerprint = _fingerprint(sources, versions, held_out)
@@ -325,13 +325,15 @@ def read(
     seen: set[bytes] = set()
     parts: dict[str, list[Document]] = {}
     report: dict[str, Any] = {"packages": versions}
-    for part in ("held_out", "train"):  # In this order: what both have stays in the held-out part.
+    for part in ("held_out", "train"):  # In this order: sentences in both parts stay in the held-out part.
         chosen = [i for i, (source, _, _) in enumerate(sources) if (source in held_out) == (part == "held_out")]
         parts[part], counts = _documents([sources[i] for i in chosen], [cleaned[i] for i in chosen], seen)
         report[part] = counts | sizes(parts[part])
         if not parts[part]:
             names = ", ".join(sorted(held_out if part == "held_out" else packages))
-            raise UserError(f"--corpus={NAME}: no docstrings were found in {names}; install them or give a path")
+            raise UserError(
+                f"--corpus={NAME}: no docstrings found in {names}; install them, or specify files with --corpus"
+            )
     corpus = Corpus(NAME, fingerprint, parts["train"], parts["held_out"], report)
     if cache is not None:
         _store(corpus, cache)

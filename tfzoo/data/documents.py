@@ -1,4 +1,4 @@
-"""What is read: a corpus is two lists of documents, and a document is a list of sentences."""
+"""Data classes of text: a corpus consists of two lists of documents, and a document of a list of sentences."""
 
 import dataclasses
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Sentences that stood together, in order; `source` is the package or the file they stood in.
+    """The sentences of a coherent text, in order; `source` is the package or file that contains it.
 
-    `separator` is what a tokenizer that keeps spaces reads between two of them: nothing in text as it stands, whose
-    "sentences" are lines with their ends.
+    `separator` is inserted between two sentences for tokenizers that keep spaces. It is empty for raw text, whose
+    "sentences" are lines including their line endings.
     """
 
     source: str
@@ -19,10 +19,10 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Documents to train on and documents to measure on, which share no text.
+    """Training documents and held-out documents, which share no text.
 
-    `fingerprint` is the hexadecimal SHA-256 of what was read and of the version of the code that cleaned it:
-    two corpora of one fingerprint are the same. `report` holds counts, ready for JSON.
+    `fingerprint` is the hexadecimal SHA-256 of the input and of the version of the code that cleaned it: two corpora
+    with the same fingerprint are equal. `report` contains counts and is JSON-serializable.
     """
 
     name: str

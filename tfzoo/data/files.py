@@ -1,22 +1,22 @@
-"""Text files as a corpus: .txt and .jsonl, each also as .gz, under a policy for what is wrong with them.
+"""Reads text files as a corpus: .txt and .jsonl, optionally compressed as .gz, with a policy for invalid input.
 
-.txt is read as BERT's own data was: a blank line ends a document, and a line is a paragraph (or a sentence) that
-never goes on in the next line. A file without blank lines is one document. .jsonl holds a document a line, an
-object whose `text_field` is a string; line ends within it end paragraphs. Raw, a .txt file is one document as it
-stands, line ends and blank lines included.
+.txt files have the format of BERT's original data: a blank line ends a document, and each line is a complete paragraph
+(or sentence). A file without blank lines is one document. In .jsonl files, each line is a document, an object whose
+`text_field` is a string; line breaks in it end paragraphs. In raw mode, a .txt file is one document, verbatim,
+including line endings and blank lines.
 
-| what is wrong | strict | replace | skip |
+| problem | strict | replace | skip |
 |---|---|---|---|
-| invalid UTF-8, NUL, a lone surrogate in JSON | error | U+FFFD | the line goes |
-| a line longer than `max_line_bytes` | error | .txt: split; .jsonl: the line goes | the line goes |
-| invalid JSON, no `text_field`, not a string | error | the line goes | the line goes |
-| a file that holds no text | error | counted | counted |
-| a gzip file that ends early or is damaged | error | what came before it stays | the file goes |
-| a compressed file where text should be (gzip inside .gz, zstd as .txt) | error | the file goes | the file goes |
+| invalid UTF-8, NUL, a lone surrogate in JSON | error | U+FFFD | drop the line |
+| a line longer than `max_line_bytes` | error | .txt: split; .jsonl: drop the line | drop the line |
+| invalid JSON, no `text_field`, not a string | error | drop the line | drop the line |
+| a file without text | error | counted | counted |
+| a truncated or damaged gzip file | error | keep the text before the damage | drop the file |
+| a compressed file instead of text (gzip inside .gz, zstd as .txt) | error | drop the file | drop the file |
 | more than `max_bytes`, a decompression bomb | error | error | error |
-| nothing matches, no file, a folder, another suffix | error | error | error |
+| no match, no file, a folder, another suffix | error | error | error |
 
-Errors name the file and the line; all else is counted in the report. Memory holds the documents and one line.
+Errors name the file and the line; everything else is counted in the report. Memory contains the documents and one line.
 """
 
 import codecs
@@ -41,18 +41,18 @@ from tfzoo.data.documents import Corpus, Document, sizes
 from tfzoo.errors import UserError
 from tfzoo.json_files import BadJSON
 
-VERSION = 2  # Counts changes of what comes out of the same files.
+VERSION = 2  # Incremented when the result for the same files changes.
 POLICIES = ("strict", "replace", "skip")
 MAX_LINE_BYTES = 1 << 20
 MAX_BYTES = 2 << 30
 HELD_OUT = 0.02
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 
-# Text shrinks to a fifth by gzip, a log file to a hundredth; zeros to a thousandth. Small files may be odd.
+# gzip compresses text to a fifth, log files to a hundredth, zeros to a thousandth. Small files may be exceptions.
 _MAX_RATIO = 200
 _RATIO_FROM_BYTES = 1 << 20
 
-# What compressed files begin with, and no text does.
+# Magic numbers of compressed files, with which no text starts.
 _COMPRESSED = re.compile(
     rb"(?P<gzip>\x1f\x8b\x08)|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<xz>\xfd7zXZ\0)"
     rb"|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zip>PK\x03\x04)"
@@ -60,7 +60,7 @@ _COMPRESSED = re.compile(
 
 
 class _Bad(Exception):
-    """What is wrong with a line: the kind it is counted under, what it is in words, and what helps."""
+    """A problem with a line: the kind under which it is counted, its description and the remedy."""
 
     def __init__(self, kind: str, words: str, remedy: str):
         super().__init__(words)
@@ -68,7 +68,7 @@ class _Bad(Exception):
 
 
 class _Dropped(Exception):
-    """The policy, having counted what is wrong, drops the line or the file."""
+    """The policy drops the line or the file; the problem is already counted."""
 
 
 def _is_jsonl(path: str) -> bool:
@@ -76,7 +76,7 @@ def _is_jsonl(path: str) -> bool:
 
 
 class _Reader:
-    """Reads files one after the other, applies the policy and keeps the counts."""
+    """Reads files one after the other, applies the policy and counts lines and problems."""
 
     def __init__(self, text_field: str, policy: str, raw: bool, max_line_bytes: int, max_bytes: int):
         self.text_field, self.policy, self.raw = text_field, policy, raw
@@ -87,31 +87,31 @@ class _Reader:
 
     def _bad(self, path: str, line: int, bad: _Bad) -> None:
         if self.policy == "strict":
-            raise UserError(f"{path}:{line}: {bad.words}; {bad.remedy}, or take --bad_text=replace or skip")
+            raise UserError(f"{path}:{line}: {bad.words}; {bad.remedy}, or use --bad_text=replace or skip")
         self.problems[bad.kind] += 1
 
     def _check_size(self, path: str, read: int, compressed: int | None) -> None:
-        """Stops at what would fill the memory, whatever the policy."""
+        """Raises an error, under every policy, for input that would fill the memory."""
         if self.counts["bytes_read"] > self.max_bytes:
-            raise UserError(f"{path}: more than max_bytes={self.max_bytes} in all; read fewer files or raise the limit")
+            raise UserError(f"{path}: exceeds max_bytes={self.max_bytes} in total; read fewer files or raise the limit")
         if compressed is not None and read > _RATIO_FROM_BYTES and read > _MAX_RATIO * compressed:
             raise UserError(
-                f"{path}: {read} bytes came out of {compressed}, over {_MAX_RATIO} times as many, as from a "
-                "decompression bomb; decompress it yourself if it is text"
+                f"{path}: {compressed} compressed bytes expand to {read}, more than {_MAX_RATIO} times as many, like "
+                "a decompression bomb; decompress the file yourself if it is text"
             )
 
     def _check_plain(self, path: str, start: bytes) -> None:
-        """Raises _Dropped, or UserError, where text should begin and a compressed file does."""
-        found = _COMPRESSED.match(start)
-        if found:
-            words, remedy = f"a {found.lastgroup} file, not text", "decompress it"
+        """Raises _Dropped or UserError if the text starts like a compressed file."""
+        match = _COMPRESSED.match(start)
+        if match:
+            words, remedy = f"a {match.lastgroup} file, not text", "decompress it"
             if path.endswith(".gz"):
-                words, remedy = f"a {found.lastgroup} file inside the gzip file", "decompress it once more"
+                words, remedy = f"a {match.lastgroup} file inside the gzip file", "decompress it once more"
             self._bad(path, 1, _Bad("compressed", words, remedy))
             raise _Dropped
 
     def _lines(self, path: str) -> Iterator[tuple[int, bytes]]:
-        """Yields (line number from 1, bytes, raw with the line end), never holding more than a line.
+        """Yields (line number from 1, bytes; in raw mode with the line ending), with at most one line in memory.
 
         Raises:
           _Dropped: the gzip stream is damaged and the policy is to skip the file, or the file is compressed (again).
@@ -122,14 +122,14 @@ class _Reader:
             raw = stack.enter_context(open(path, "rb"))
             packed = stack.enter_context(gzip.GzipFile(fileobj=raw)) if path.endswith(".gz") else None
             file: io.BufferedIOBase = packed or raw
-            rest = b""  # Of a line over the limit: what is not yielded yet.
-            inside = False  # Whether what comes belongs to a line over the limit.
+            rest = b""  # The part of a too long line that is not yielded yet.
+            inside = False  # Whether the next bytes belong to a too long line.
             while True:
                 try:
                     piece = file.readline(self.max_line_bytes + 1 - len(rest))
                 except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                    words = f"gzip stream damaged or cut short ({error})"
-                    self._bad(path, number + 1, _Bad("damaged_gzip", words, "fetch the file again"))
+                    words = f"gzip stream damaged or truncated ({error})"
+                    self._bad(path, number + 1, _Bad("damaged_gzip", words, "download the file again"))
                     if self.policy == "skip":
                         raise _Dropped from None
                     piece = b""
@@ -145,26 +145,26 @@ class _Reader:
                 if not inside:
                     number += 1
                     self.counts["lines"] += 1
-                whole = piece.endswith(b"\n") or len(piece) <= self.max_line_bytes
-                if not whole and not inside:
+                complete = piece.endswith(b"\n") or len(piece) <= self.max_line_bytes
+                if not complete and not inside:
                     words = f"line longer than max_line_bytes={self.max_line_bytes}"
                     self._bad(path, number, _Bad("long_lines", words, "raise the limit or break the line"))
                 rest = b""
-                if split_long and not whole:
+                if split_long and not complete:
                     cut = piece.rfind(b" ") + 1 or len(piece) - 1
-                    while 1 < cut < len(piece) and piece[cut] & 0xC0 == 0x80:  # Within a character.
+                    while 1 < cut < len(piece) and piece[cut] & 0xC0 == 0x80:  # Inside a UTF-8 character.
                         cut -= 1
                     piece, rest = piece[:cut], piece[cut:]
-                if (whole and not inside) or split_long:
+                if (complete and not inside) or split_long:
                     yield number, piece if self.raw else piece.rstrip(b"\r\n")
-                inside = not whole
+                inside = not complete
 
     def _clean(self, path: str, number: int, text: str) -> str:
-        """Text without NUL and lone surrogates; raises _Bad where the policy drops the line."""
+        """Returns text without NUL and lone surrogates; raises _Dropped if the policy drops the line."""
         if "\0" in text:
             bad = _Bad("nul", "NUL character", "remove it")
         elif any("\ud800" <= c <= "\udfff" for c in text):
-            bad = _Bad("lone_surrogates", "half a surrogate pair", "write the whole character")
+            bad = _Bad("lone_surrogates", "lone surrogate", "write the complete character")
         else:
             return text
         self._bad(path, number, bad)
@@ -190,8 +190,8 @@ class _Reader:
                 continue
 
     def _json_text(self, line: str) -> str:
-        """The text field of a line; raises _Bad."""
-        remedy = "write one JSON object a line"
+        """Returns the text field of a line; raises _Bad if there is none."""
+        remedy = "write one JSON object per line"
         try:
             value = json_files.parse(line)
         except BadJSON as error:
@@ -200,11 +200,11 @@ class _Reader:
             raise _Bad("not_an_object", f"a JSON {type(value).__name__}, not an object", remedy)
         if self.text_field not in value:
             names = ", ".join(sorted(value))[:80] or "none"
-            words = f"no field {self.text_field!r} (there are: {names})"
-            raise _Bad("no_text_field", words, "name the field with --text_field")
+            words = f"no field {self.text_field!r} (fields: {names})"
+            raise _Bad("no_text_field", words, "specify the field with --text_field")
         if not isinstance(value[self.text_field], str):
             words = f"field {self.text_field!r} is {json.dumps(value[self.text_field])[:40]}, not a string"
-            raise _Bad("text_not_a_string", words, "write a string or name another field with --text_field")
+            raise _Bad("text_not_a_string", words, "write a string or specify another field with --text_field")
         return value[self.text_field]
 
     def _documents(self, path: str) -> Iterator[list[str]]:
@@ -229,47 +229,47 @@ class _Reader:
             yield paragraphs
 
     def read(self, path: str) -> list[Document]:
-        """Reads a file to the end."""
+        """Reads all documents of a file."""
         self.counts["files"] += 1
-        found = []
+        documents = []
         try:
             if self.raw:
                 lines = [line for _, line in self._decoded(path)]
                 if any(line.strip() for line in lines):
-                    found.append(Document(path, lines, separator=""))
+                    documents.append(Document(path, lines, separator=""))
             for paragraphs in [] if self.raw else self._documents(path):
                 kept = [sentence for paragraph in paragraphs for sentence in sentences.split(paragraph)]
                 if kept:
-                    found.append(Document(path, kept))
+                    documents.append(Document(path, kept))
         except _Dropped:
             return []
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
-        if not found:
-            bad = _Bad("files_without_text", "no text in the file", "fill it or leave it out")
+        if not documents:
+            bad = _Bad("files_without_text", "no text in the file", "add text or omit the file")
             self._bad(path, 1, bad)
-        return found
+        return documents
 
 
 def _paths(spec: str) -> list[str]:
-    """The files that a path or glob names, in the order of their names."""
+    """Returns the files that match a path or glob, sorted by name."""
     spec = os.path.expanduser(spec)
     if not spec:
-        raise UserError("--corpus is empty; give docstrings, or the path or glob of .txt or .jsonl files")
+        raise UserError("--corpus is empty; specify docstrings, or the path or glob of .txt or .jsonl files")
     if os.path.isdir(spec):
-        raise UserError(f"--corpus={spec} is a folder; name its files, as in --corpus='{spec.rstrip('/')}/*.txt'")
+        raise UserError(f"--corpus={spec} is a folder; specify its files, as in --corpus='{spec.rstrip('/')}/*.txt'")
     paths = [spec]
     if not os.path.lexists(spec):
         if not glob.has_magic(spec):
-            raise UserError(f"--corpus={spec}: there is no such file; give docstrings, or a path or glob that exists")
+            raise UserError(f"--corpus={spec}: no such file; specify docstrings, or an existing path or glob")
         paths = sorted(path for path in glob.glob(spec, recursive=True) if not os.path.isdir(path))
         if not paths:
-            raise UserError(f"--corpus={spec}: the glob matches no file; correct it")
+            raise UserError(f"--corpus={spec}: no file matches this glob; correct it")
     for path in paths:
         if not path.endswith(SUFFIXES):
-            raise UserError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}; convert it or narrow the glob")
+            raise UserError(f"{path}: its suffix is not one of {', '.join(SUFFIXES)}; convert it or narrow the glob")
         if not os.path.exists(path) or not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"{path}: not a regular file; give a file")
+            raise UserError(f"{path}: is not a regular file; specify a file")
     return paths
 
 
@@ -278,11 +278,13 @@ def _hash(document: Document) -> bytes:
 
 
 def _part(documents: list[Document], share: float, spec: str) -> tuple[list[Document], list[Document]]:
-    """Splits into (train, held_out), by what the documents say: adding a document moves no other."""
-    if len(documents) == 1:  # One text without blank lines: its end is held out.
+    """Splits into (train, held_out) by a hash of each document's text: adding a document moves no other one."""
+    if len(documents) == 1:  # A single text without blank lines: its end is held out.
         source, kept = documents[0].source, documents[0].sentences
         if len(kept) < 2:
-            raise UserError(f"--corpus={spec}: one sentence cannot be both trained on and held out; give more text")
+            raise UserError(
+                f"--corpus={spec}: a single sentence cannot be split into training and held-out text; provide more text"
+            )
         cut = len(kept) - max(1, round(len(kept) * share))
         return [Document(source, kept[:cut])], [Document(source, kept[cut:])]
     hashes = [int.from_bytes(_hash(document)) for document in documents]
@@ -296,11 +298,13 @@ def _part(documents: list[Document], share: float, spec: str) -> tuple[list[Docu
 
 
 def _cut(documents: list[Document], share: float, spec: str) -> tuple[list[Document], list[Document]]:
-    """Splits text as it stands into (train, held_out), after a character; the files follow one another."""
+    """Splits raw text into (train, held_out) at a character; the files are treated as one sequence."""
     size = sum(len(line) for document in documents for line in document.sentences)
     left = int(size * (1 - share))
     if not 0 < left < size:
-        raise UserError(f"--corpus={spec}: {size} characters cannot be both trained on and held out; give more text")
+        raise UserError(
+            f"--corpus={spec}: {size} characters cannot be split into training and held-out text; provide more text"
+        )
     train: list[Document] = []
     held_out: list[Document] = []
     for document in documents:
@@ -325,17 +329,17 @@ def read(
     max_line_bytes: int = MAX_LINE_BYTES,
     max_bytes: int = MAX_BYTES,
 ) -> Corpus:
-    """Reads the files that `spec` names, a path or glob (`**` included); see the head of this file.
+    """Reads the files that match `spec`, a path or glob (`**` is supported); see the docstring of this module.
 
-    A document that says the same as one before is left out. The share `held_out` of the documents is held out, at
-    least one; of a single document, and of what is read `raw`, the end. The fingerprint is of the files' lines and of
-    the settings, so that moving or compressing the files keeps it.
+    Duplicate documents are omitted. The fraction `held_out` of the documents is held out, at least one; of a single
+    document, and of `raw` text, the end is held out. The fingerprint covers the lines of the files and the settings, so
+    that moving or compressing the files does not change it.
 
     Raises:
-      UserError: see the table at the head of this file.
+      UserError: see the table in the docstring of this module.
     """
     if policy not in POLICIES:
-        raise UserError(f"policy={policy} is unknown; take one of {', '.join(POLICIES)}")
+        raise UserError(f"policy={policy} is unknown; use one of {', '.join(POLICIES)}")
     if max_line_bytes < 16 or max_bytes < max_line_bytes:
         raise UserError(
             f"max_line_bytes={max_line_bytes}, max_bytes={max_bytes}: need 16 <= max_line_bytes <= max_bytes"
@@ -346,18 +350,20 @@ def read(
     duplicates = 0
     for path in _paths(spec):
         if raw and _is_jsonl(path):
-            raise UserError(f"{path}: --raw_text reads .txt alone; leave it out, or narrow the glob")
+            raise UserError(f"{path}: --raw_text reads only .txt files; omit it, or narrow the glob")
         for document in reader.read(path):
             key = _hash(document)
             duplicates += key in seen
             if key not in seen:
                 seen.add(key)
                 documents.append(document)
-        reader.digest.update(b"\0")  # Where a file ends, documents end.
+        reader.digest.update(b"\0")  # Marks the end of a file, which ends a document.
     if not documents:
-        raise UserError(f"--corpus={spec}: no text in {reader.counts['files']} file(s); give files that hold some")
+        raise UserError(
+            f"--corpus={spec}: no text in {reader.counts['files']} file(s); specify files that contain text"
+        )
     reader.digest.update(repr(held_out).encode())
-    train, rest = (_cut if raw else _part)(documents, held_out, spec)
+    train, held_out_documents = (_cut if raw else _part)(documents, held_out, spec)
     report: dict[str, Any] = {**reader.counts, "duplicates": duplicates, "problems": dict(reader.problems)}
-    report |= {"train": sizes(train), "held_out": sizes(rest)}
-    return Corpus(spec, reader.digest.hexdigest(), train, rest, report)
+    report |= {"train": sizes(train), "held_out": sizes(held_out_documents)}
+    return Corpus(spec, reader.digest.hexdigest(), train, held_out_documents, report)

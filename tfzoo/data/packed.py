@@ -1,14 +1,14 @@
-"""Packed text in a folder: written once, checked, and read row by row.
+"""A folder of packed text: written once, verified, and read row by row.
 
-    manifest.json                            what there is and how it was made, with every file's size and SHA-256
+    manifest.json                            content and settings of the folder, with every file's size and SHA-256
     tokenizer/                               the tokenizer's files
-    train_ids.npy, held_out_ids.npy          the token ids of each part in the text's order, which baselines count
-    train-00000-of-00002.array_record, ...   the rows to train on, in order
-    held_out-00000-of-00001.array_record     the rows to measure on
+    train_ids.npy, held_out_ids.npy          the token ids of each part in the order of the text, for the baselines
+    train-00000-of-00002.array_record, ...   the training rows, in order
+    held_out-00000-of-00001.array_record     the held-out rows
 
 Row i is row i of the `PackedRows` that was written, so that training reads the same rows in the same order as from the
-text itself. A record is a row: little-endian int32, first the number of its documents, then the length of each, then
-the tokens. Importing this imports no TensorFlow.
+text itself. Each record is one row: little-endian int32, first the number of documents, then the length of each, then
+the tokens. Importing this module does not import TensorFlow.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ from tfzoo.errors import UserError, one_line
 MANIFEST = "manifest.json"
 PARTS = ("train", "held_out")
 SHARD_ROWS = 65536
-_VERSION = 1  # Of the folder's form.
+_VERSION = 1  # Of the folder's format.
 
 
 class Rows(Protocol):
-    """What can be written: PackedRows."""
+    """The interface of rows that can be written, such as PackedRows."""
 
     padding_share: float
 
@@ -44,37 +44,41 @@ class Rows(Protocol):
 
 
 class StoredRows:
-    """Random access to the rows of files; `row(index)` is pure, and one row is in memory at a time."""
+    """Random access to the rows in files; `row(index)` is a pure function, and one row is in memory at a time."""
 
     FEATURES = {"token_ids": 1, "document_ids": 1}  # What `row` returns: name -> rank.
 
     def __init__(self, counts: Mapping[pathlib.Path, int], padding_share: float):
-        """counts: how many rows each file holds, in order.
+        """Opens the files.
+
+        Args:
+          counts: the number of rows of each file, in order.
+          padding_share: the fraction of padding of all rows.
 
         Raises:
-          UserError: a file holds another number of rows.
+          UserError: a file contains another number of rows.
         """
         self._paths, self._readers = list(counts), []
         for path, count in counts.items():
             reader = _open(path)
             if not reader.ok() or reader.num_records() != count:
                 raise UserError(
-                    f"{path}: does not hold the {count:,} rows that its manifest lists; pack the text again"
+                    f"{path}: does not contain the {count:,} rows that its manifest lists; pack the text again"
                 )
             self._readers.append(reader)
         self._starts = np.cumsum([0, *counts.values()])
-        self._lock = threading.Lock()  # A reader has a place where it reads.
+        self._lock = threading.Lock()  # A reader has a current position.
         self.padding_share = padding_share
-        """What part of all rows is empty."""
+        """The fraction of padding of all rows."""
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def row(self, index: int, numbers=None) -> tuple[np.ndarray, np.ndarray]:
-        """One row: token_ids, document_ids int32 [n]; numbers are taken as other rows take them.
+        """Returns one row: token_ids, document_ids int32 [n]. `numbers` is unused; other kinds of rows use it.
 
         Raises:
-          UserError: its record is damaged; names file and record.
+          UserError: the record is damaged; the message names the file and the record.
         """
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         number = int(index - self._starts[shard])
@@ -82,11 +86,11 @@ class StoredRows:
             try:
                 self._readers[shard].seek(number)
                 record = self._readers[shard].read()
-            except Exception as error:  # Damage shows itself in several types of them.
-                self._readers[shard] = _open(self._paths[shard])  # After an error a reader reads nothing more.
-                why = one_line(error, 200)
+            except Exception as error:  # Damage causes several types of exceptions.
+                self._readers[shard] = _open(self._paths[shard])  # A reader is unusable after an error.
+                reason = one_line(error, 200)
                 raise UserError(
-                    f"{self._paths[shard]}: record {number} cannot be read ({why}); pack the text again"
+                    f"{self._paths[shard]}: record {number} cannot be read ({reason}); pack the text again"
                 ) from None
         values = np.frombuffer(record, "<i4")
         sizes, token_ids = values[1 : values[0] + 1], values[values[0] + 1 :]
@@ -112,20 +116,21 @@ def write(
     corpus: Mapping[str, Any],
     shard_rows: int = SHARD_ROWS,
 ) -> dict[str, Any]:
-    """Writes a folder beside its place and renames it there; what killed writers of the same folder left is removed.
+    """Writes a folder atomically; leftovers of killed writers of the same folder are removed.
 
     Args:
-      rows, token_ids: by part, as PARTS names them.
+      folder: the folder to write; it must not exist.
+      rows, token_ids: by part, with the keys PARTS.
       tokenizer: has save(folder), fingerprint() and vocab_size.
-      flags: the flags of training that the rows were made with, and that training from them must have.
-      corpus: of the text: name, fingerprint, report.
-      shard_rows: the most rows in a file.
+      flags: the training flags with which the rows were created, and with which they must be trained on.
+      corpus: name, fingerprint and report of the text.
+      shard_rows: maximum number of rows per file.
 
     Returns:
       The manifest.
 
     Raises:
-      UserError: the folder is there already, or cannot be written.
+      UserError: the folder already exists, or cannot be written.
     """
     folder = pathlib.Path(folder)
     try:
@@ -162,22 +167,22 @@ def write(
             manifest["sha256"] = _checksum(manifest)
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     except FileExistsError:
-        raise UserError(f"--output_dir={folder}: is there already; remove it, or name a new folder") from None
+        raise UserError(f"--output_dir={folder}: already exists; remove it, or specify a new folder") from None
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"--output_dir={folder}: cannot be written ({reason}); name another folder") from None
+        raise UserError(f"--output_dir={folder}: cannot be written ({reason}); specify another folder") from None
     return manifest
 
 
 def _write_shards(folder: pathlib.Path, part: str, rows: Rows, shard_rows: int, digest) -> dict[str, int]:
-    """Writes a part's rows, and says how many each file holds."""
+    """Writes the rows of a part, and returns the number of rows of each file."""
     starts = range(0, len(rows), shard_rows)
     counts = {}
     for number, start in enumerate(starts):
         name = f"{part}-{number:05}-of-{len(starts):05}.array_record"
         indices = range(start, min(start + shard_rows, len(rows)))
         try:
-            writer = ArrayRecordWriter(os.fspath(folder / name), "group_size:1")  # A row is read by itself.
+            writer = ArrayRecordWriter(os.fspath(folder / name), "group_size:1")  # Rows are read individually.
             for index in indices:
                 record = _record(*rows.row(index))
                 digest.update(record)
@@ -185,7 +190,7 @@ def _write_shards(folder: pathlib.Path, part: str, rows: Rows, shard_rows: int, 
             writer.close()
         except RuntimeError as error:
             reason = str(error).split(";")[0]
-            raise UserError(f"{folder / name}: cannot be written ({reason}); free some space there") from None
+            raise UserError(f"{folder / name}: cannot be written ({reason}); free some disk space") from None
         counts[name] = len(indices)
     return counts
 
@@ -197,48 +202,52 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PackedFolder:
-    """A folder that `write` wrote."""
+    """A folder written by `write`."""
 
     folder: pathlib.Path
     manifest: dict[str, Any]
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "PackedFolder":
-        """Reads the manifest alone.
+        """Opens a folder by reading only its manifest.
 
         Raises:
-          UserError: there is none, it is damaged, or another version's.
+          UserError: the manifest is missing, damaged or of another version.
         """
         folder = pathlib.Path(folder).expanduser()
         path = folder / MANIFEST
         if folder.name.endswith(files.PARTIAL):
-            raise UserError(f"--corpus={folder}: is what an interrupted run left; pack the text again")
+            raise UserError(
+                f"--corpus={folder}: is an incomplete folder of an interrupted command; pack the text again"
+            )
         try:
             manifest = json_files.parse(path.read_bytes())
-            whole = manifest["sha256"] == _checksum(manifest)
+            intact = manifest["sha256"] == _checksum(manifest)
         except FileNotFoundError:
             raise UserError(
-                f"--corpus={folder}: is a folder that holds no packed text (no {MANIFEST}); name its files, as in "
-                f"--corpus='{folder}/*.txt', or a folder that tfzoo.corpus pack wrote"
+                f"--corpus={folder}: is a folder without packed text (no {MANIFEST}); specify its files, as in "
+                f"--corpus='{folder}/*.txt', or a folder written by tfzoo.corpus pack"
             ) from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check it") from None
+            raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
         except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            raise UserError(f"{path}: is damaged or was changed; pack the text again")
+            intact = False
+        if not intact:
+            raise UserError(f"{path}: is damaged or was modified; pack the text again")
         if manifest["version"] != _VERSION:
-            raise UserError(f"{path}: is of version {manifest['version']}, this reads {_VERSION}; pack the text again")
+            raise UserError(
+                f"{path}: has version {manifest['version']}, but {_VERSION} is supported; pack the text again"
+            )
         return cls(folder, manifest)
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal; equal for equal rows and tokenizers."""
+        """A hexadecimal hash; equal for equal rows and tokenizers."""
         return self.manifest["fingerprint"]
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The flags of training that the rows were made with."""
+        """The training flags with which the rows were created."""
         return self.manifest["flags"]
 
     @property
@@ -250,30 +259,30 @@ class PackedFolder:
         """Compares every file with its checksum.
 
         Raises:
-          UserError: a file is missing or is not as it was written; names the file.
+          UserError: a file is missing or differs from what was written; the message names the file.
         """
-        for name, wanted in self.manifest["files"].items():
+        for name, expected in self.manifest["files"].items():
             path = self.folder / name
             try:
                 size = path.stat().st_size
-                if size != wanted["bytes"]:
-                    wrong = f"has {size:,} bytes, where {wanted['bytes']:,} were written"
-                elif files.sha256(path) != wanted["sha256"]:
-                    wrong = "is damaged or was changed (its SHA-256 is not the manifest's)"
+                if size != expected["bytes"]:
+                    problem = f"has {size:,} bytes, but {expected['bytes']:,} were written"
+                elif files.sha256(path) != expected["sha256"]:
+                    problem = "is damaged or was modified (its SHA-256 differs from the manifest's)"
                 else:
                     continue
             except FileNotFoundError:
-                wrong = "is missing"
+                problem = "is missing"
             except OSError as error:
-                wrong = f"cannot be read ({error.strerror})"
-            raise UserError(f"{path}: {wrong}; put back the file that was packed, or pack the text again")
+                problem = f"cannot be read ({error.strerror})"
+            raise UserError(f"{path}: {problem}; restore the original file, or pack the text again")
 
     @functools.cached_property
     def tokenizer(self):
-        """The tokenizer.
+        """The tokenizer with which the rows were created.
 
         Raises:
-          UserError: it is not the one that the rows were made with.
+          UserError: the tokenizer in the folder is another one.
         """
         from tfzoo import text
 
@@ -282,25 +291,25 @@ class PackedFolder:
         return tokenizer
 
     def check_tokenizer(self, tokenizer, name: str) -> None:
-        """Raises UserError if a tokenizer, called `name`, would give other ids than the rows have."""
-        found, wanted = tokenizer.fingerprint(), self.manifest["tokenizer"]["fingerprint"]
-        if found != wanted:
+        """Raises UserError if a tokenizer, called `name` in the message, differs from that of the rows."""
+        actual, expected = tokenizer.fingerprint(), self.manifest["tokenizer"]["fingerprint"]
+        if actual != expected:
             raise UserError(
-                f"{name}: is not the tokenizer that {self.folder} was packed with (fingerprint {found[:12]}, not "
-                f"{wanted[:12]}); use the folder's own, or pack the text again"
+                f"{name}: is not the tokenizer that {self.folder} was packed with (fingerprint {actual[:12]}, not "
+                f"{expected[:12]}); use the folder's own tokenizer, or pack the text again"
             )
 
     def rows(self, part: str) -> StoredRows:
-        """The rows of one of PARTS.
+        """Returns the rows of one of PARTS.
 
         Raises:
-          UserError: a file holds another number of rows than its manifest says.
+          UserError: a file does not contain the number of rows that the manifest lists.
         """
         counts = {self.folder / name: f["rows"] for name, f in self.manifest["files"].items() if _of(part, name)}
         return StoredRows(counts, self.manifest["parts"][part]["padding_share"])
 
     def token_ids(self, part: str) -> np.ndarray:
-        """The text's token ids [N], mapped; of the smallest type that holds them."""
+        """Returns the token ids of the text [N], memory-mapped, in the smallest dtype that can represent them."""
         return np.load(self.folder / f"{part}_ids.npy", mmap_mode="r")
 
 

@@ -1,8 +1,8 @@
-"""Rows that hold several documents, each attending to itself, so that little of a batch is padding.
+"""Rows that contain several documents, each attending only to itself, so that batches contain little padding.
 
-Documents longer than a row are cut into consecutive pieces: full ones, and what is left. Pieces are then put into rows
-by best fit, longest first (Johnson 1973), among those of a window of documents; so a row's index alone determines it,
-and reading a row needs the lengths of documents alone.
+Documents longer than a row are cut into consecutive pieces: full ones and a remainder. Pieces are assigned to rows by
+best fit, longest first (Johnson 1973), within a window of documents. Thus a row is determined by its index, and the
+assignment only requires the lengths of the documents.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ _WINDOW = 4096  # Documents that are packed together.
 
 
 class PackedRows:
-    """Random access to rows; `row(index)` is pure."""
+    """Random access to rows; `row(index)` is a pure function."""
 
     FEATURES = {"token_ids": 1, "document_ids": 1}  # What `row` returns: name -> rank.
 
@@ -32,21 +32,23 @@ class PackedRows:
         also: Sequence[tuple[int, Callable[[np.ndarray], np.ndarray]]] = (),
         pack: bool = True,
     ):
-        """Decides which row holds what.
+        """Assigns all pieces of the corpus to rows.
 
         Args:
-          num_tokens: what fits in a row.
-          extra: each piece costs its tokens and these, for what the objective puts around it; or lengths of pieces,
-            int64 [N] -> how much more or less they cost, int64 [N].
-          longest: of pieces, in tokens; if None num_tokens, less extra where that is a number.
-          first_id, last_id: tokens put before and after each document, and cut with it.
-          overlap: how many of its last tokens a piece shares with the document's next one.
-          also: further limits, each (limit, costs): lengths of pieces, int64 [N] -> costs, int64 [N], whose sum over
-            a row is at most the limit.
-          pack: False puts each piece in a row of its own.
+          corpus: the documents.
+          num_tokens: the capacity of a row.
+          extra: positions that each piece requires in addition to its tokens, for the special tokens that the objective
+            adds; or a function from lengths of pieces, int64 [N], to their additional positions, int64 [N], which may
+            be negative.
+          longest: maximum length of a piece in tokens; None means num_tokens, minus extra if that is a number.
+          first_id, last_id: tokens that are added before and after each document before it is cut into pieces.
+          overlap: the number of tokens that two consecutive pieces of a document share.
+          also: further limits, each (limit, costs): a function from lengths of pieces, int64 [N], to costs, int64 [N],
+            whose sum over a row must not exceed the limit.
+          pack: False puts each piece in its own row.
 
         Raises:
-          ValueError: a piece of its own exceeds a limit.
+          ValueError: a single piece exceeds a limit.
         """
         self._corpus = corpus
         self._first, self._last = (np.array([] if i is None else [i], np.int32) for i in (first_id, last_id))
@@ -55,7 +57,7 @@ class PackedRows:
             longest = num_tokens - (0 if callable(extra) else extra)
         step = longest - overlap
         counts = np.maximum(-(-(lengths - overlap) // step), 1)
-        # Of each piece: its document, and where it begins and ends there.
+        # For each piece, its document, and its beginning and end in the document.
         self._documents = np.repeat(np.arange(len(lengths)), counts)
         ends = np.cumsum(counts)
         self._begins = (np.arange(len(self._documents)) - np.repeat(ends - counts, counts)) * step
@@ -67,7 +69,9 @@ class PackedRows:
             [sizes + (extra(sizes) if callable(extra) else extra), *(cost(sizes) for _, cost in also)], 1
         ).astype(np.int64)
         if np.any(costs > limits):
-            raise ValueError(f"a piece of {longest} tokens costs {costs.max(0).tolist()} of {limits.tolist()}")
+            raise ValueError(
+                f"a piece of {longest} tokens costs {costs.max(0).tolist()}, more than the limits {limits.tolist()}"
+            )
         if pack:
             borders = np.append(np.concatenate([[0], ends])[:-1:_WINDOW], len(costs))
             windows = zip(borders[:-1], borders[1:], strict=True)
@@ -78,17 +82,17 @@ class PackedRows:
             row = np.arange(len(costs))
         self._pieces = np.argsort(row, kind="stable")
         self._row_starts = np.searchsorted(row[self._pieces], np.arange(row.max(initial=-1) + 2))
-        room = max(len(self), 1) * num_tokens
-        self.padding_share = float(1 - costs[:, 0].sum() / room) if len(self) else 0.0
-        """What part of all rows is empty."""
+        capacity = max(len(self), 1) * num_tokens
+        self.padding_share = float(1 - costs[:, 0].sum() / capacity) if len(self) else 0.0
+        """The fraction of padding of all rows."""
 
     def __len__(self) -> int:
         return len(self._row_starts) - 1
 
     def row(self, index: int, numbers=None) -> tuple[np.ndarray, np.ndarray]:
-        """One row: token_ids, document_ids int32 [n]; the pieces in it are documents 1, 2, ... in the corpus's order.
+        """Returns one row: token_ids, document_ids int32 [n]; its pieces are documents 1, 2, ... in the corpus's order.
 
-        numbers: taken as other rows take them; nothing is drawn here.
+        `numbers` is unused, because nothing is random here; other kinds of rows use it.
         """
         parts = [self._piece(p) for p in self._pieces[self._row_starts[index] : self._row_starts[index + 1]]]
         numbers_of_pieces = np.arange(1, len(parts) + 1, dtype=np.int32)
@@ -105,14 +109,15 @@ class PackedRows:
 
 
 def _best_fit(costs: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """costs int64 [N, K], limits int64 [K] -> each one's row, int64 [N]; rows are numbered by their first one."""
+    """Assigns pieces with costs int64 [N, K] to rows with limits int64 [K]: the row of each piece, int64 [N]. Rows are
+    numbered in the order of their first pieces."""
     full = costs[:, 0] == limits[0]
-    row = np.cumsum(full) - 1  # Those that fill a row are by far the most where documents are long.
+    row = np.cumsum(full) - 1  # A shortcut for pieces that fill a row: most pieces of long documents do.
     left = np.empty((np.count_nonzero(~full), len(limits)), np.int64)
     used, first_free = 0, np.count_nonzero(full)
     order = np.argsort(-costs[:, 0], kind="stable")
     for i in order[~full[order]]:
-        # Of the rows with room the fullest; a new one where there is none.
+        # The fullest row in which the piece fits, or a new row if there is none.
         fits = np.all(left[:used] >= costs[i], 1)
         best = int(np.argmin(np.where(fits, left[:used, 0], limits[0] + 1))) if used else 0
         if not used or not fits[best]:

@@ -1,4 +1,4 @@
-"""From rows to batches: order, reading, the objective's `prepare`, batching, as one tf.data pipeline.
+"""The tf.data pipeline from rows to batches: ordering, reading, the objective's `prepare` and batching.
 
 Rows are any object with a length, `row(index, numbers)`, a pure function of the index and four random numbers in
 [0, 1), and FEATURES, the names and ranks of the int32 arrays that it returns: PairRows, PackedRows, StoredRows.
@@ -13,32 +13,32 @@ from absl import logging
 from tfzoo.data import order
 from tfzoo.errors import UserError
 
-_as_it_is = tf.autograph.experimental.do_not_convert  # Rewriting Python's `if`s, of which none is needed, takes long.
+_as_it_is = tf.autograph.experimental.do_not_convert  # Converting Python control flow is slow and not needed here.
 Context = Any  # A tf.distribute.InputContext: TensorFlow ships no types.
 ALONE = tf.distribute.InputContext()
-ROW_NUMBERS = "row_numbers"  # A feature of evaluation batches: int64 [B], each row's number, -1 where there is no row.
+ROW_NUMBERS = "row_numbers"  # A feature of evaluation batches: int64 [B], the number of each row, -1 for padding rows.
 
 
 def examples(
     rows, positions: tf.data.Dataset, seed: int, epoch: int | None = None, max_bad_rows: int = 0
 ) -> tf.data.Dataset:
-    """Examples at global positions (a dataset of int64), each with the seed of its own.
+    """Returns the examples at global positions (a dataset of int64), each with its own seed.
 
-    An example is what the row has, such as {"token_ids": int32 [n], "document_ids": int32 [n]}, and "seed", int32 [2].
-    `epoch` given, rows come in their own order and every pass is that epoch, as an evaluation needs. Of rows that
-    cannot be read (a UserError), so many as max_bad_rows are taken for empty, with a warning.
+    An example contains the features of its row, such as {"token_ids": int32 [n], "document_ids": int32 [n]}, and
+    "seed", int32 [2]. With `epoch`, rows are in their original order and every pass is that epoch, as required for an
+    evaluation. Up to max_bad_rows rows that cannot be read (a UserError) are treated as empty, with a warning.
     """
-    unread: set[int] = set()
+    unreadable: set[int] = set()
 
     def read(index, numbers):
         try:
             return [np.asarray(feature, np.int32) for feature in rows.row(int(index), numbers)]
         except UserError as error:
-            if int(index) not in unread:
-                if len(unread) >= max_bad_rows:
+            if int(index) not in unreadable:
+                if len(unreadable) >= max_bad_rows:
                     raise
-                logging.warning("%s; the row is left out", error)
-            unread.add(int(index))
+                logging.warning("%s; the row is skipped", error)
+            unreadable.add(int(index))
             return [np.zeros([0] * rank, np.int32) for rank in rows.FEATURES.values()]
 
     def example(position):
@@ -47,7 +47,7 @@ def examples(
         else:
             current, index = tf.constant(epoch, tf.int64), position
         example_seed = order.example_seed(seed, current, index)
-        # The row's own draws and the objective's come from one seed, folded differently.
+        # The random numbers of the row and of the objective come from one seed, folded differently.
         numbers = tf.random.stateless_uniform([4], tf.random.experimental.stateless_fold_in(example_seed, 1))
         values = tf.numpy_function(read, [index, numbers], [tf.int32] * len(rows.FEATURES), stateful=False)
         features = {
@@ -71,11 +71,18 @@ def training_batches(
     context: Context = ALONE,
     max_bad_rows: int = 0,
 ):
-    """Batches of steps `first_step` to `num_steps`: step s takes the positions s * batch_size and following.
+    """Returns the batches of steps `first_step` to `num_steps`: step s takes the positions from s * batch_size on.
 
-    `places` gets what each step's batch was counted to hold, by `count_places`, before the batch is handed out.
-    context: whose input it is. Each of its replicas gets a batch a step, and in a step all replicas of a run together
-    get what one would get.
+    Args:
+      rows: see the docstring of this module.
+      objective: its `prepare` converts examples to features.
+      batch_size: rows per step, over all replicas.
+      seed: determines the order and all random numbers.
+      first_step, num_steps: the first step, and the end of the steps.
+      places: receives the counts of `count_places` for each step's batch before the batch is returned.
+      context: the worker that reads the batches. Each of its replicas gets one batch per step, and in each step all
+        replicas of a run together get the rows that a single replica would get.
+      max_bad_rows: as for `examples`.
     """
     positions = _positions(first_step, num_steps, batch_size, context)
     batches = examples(rows, positions, seed, max_bad_rows=max_bad_rows).map(
@@ -83,31 +90,32 @@ def training_batches(
     )
     batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
     if context.num_input_pipelines > 1:
-        # Without an end, workers need not ask each other at every step whether it is there. Before batches are counted:
-        # what is fetched beyond the last step must not count as the first one's again.
+        # With infinite data, workers need not agree at every step whether there is another batch. This must precede the
+        # counting: batches prefetched beyond the last step must not be counted as those of the first step again.
         batches = batches.repeat()
     if places is not None:
         replicas = context.num_replicas_in_sync // context.num_input_pipelines
 
-        def note(number, filled, all_of_them):
+        def count(number, filled, total):
             step = first_step + int(number) // replicas
             before = places.get(step, (0, 0))
-            places[step] = before[0] + int(filled), before[1] + int(all_of_them)
+            places[step] = before[0] + int(filled), before[1] + int(total)
             return np.int64(0)
 
-        def noted(number, batch):
-            done = tf.numpy_function(note, [number, *count_places(batch)], tf.int64)
+        def counted(number, batch):
+            done = tf.numpy_function(count, [number, *count_places(batch)], tf.int64)
             with tf.control_dependencies([done]):
                 return {name: tf.identity(x) for name, x in batch.items()}
 
-        batches = batches.enumerate().map(_as_it_is(noted))
+        batches = batches.enumerate().map(_as_it_is(counted))
     return batches.prefetch(4).with_options(_options())
 
 
 def count_places(batch) -> tuple[tf.Tensor, tf.Tensor]:
-    """(with a token, in all): a batch's places for tokens, of an encoder and of a decoder together, int64.
+    """Counts the token positions of a batch, of encoder and decoder together: (with a token, in total), int64.
 
-    padding_mask says it of an encoder. Of a decoder target_weights do: each token that it reads has its target.
+    For an encoder, padding_mask marks the tokens; for a decoder, target_weights do, because each of its input tokens
+    has a target.
     """
     marks = [batch[name] for name in ("padding_mask", "target_weights") if name in batch]
     filled = [tf.math.count_nonzero(mark) for mark in marks]
@@ -117,28 +125,28 @@ def count_places(batch) -> tuple[tf.Tensor, tf.Tensor]:
 def evaluation_batches(
     rows, objective, *, batch_size: int, seed: int, num_batches: int, context: Context = ALONE, max_bad_rows: int = 0
 ):
-    """The first rows of the held-out part, in order and always prepared alike.
+    """Returns batches of the first held-out rows, in order and always prepared in the same way.
 
-    What a last batch lacks is filled with zeros, and so with weights of 0. ROW_NUMBERS says which row is which.
+    The last batch is filled up with zeros, and thus with weights of 0. ROW_NUMBERS contains the number of each row.
     """
     count = min(len(rows), num_batches * batch_size)
     positions = _positions(0, -(-count // batch_size), batch_size, context)
-    known = positions.map(_as_it_is(lambda position: tf.minimum(position, count - 1)))
-    prepared = examples(rows, known, seed, epoch=0, max_bad_rows=max_bad_rows).map(
+    clipped = positions.map(_as_it_is(lambda position: tf.minimum(position, count - 1)))
+    prepared = examples(rows, clipped, seed, epoch=0, max_bad_rows=max_bad_rows).map(
         _as_it_is(objective.prepare), num_parallel_calls=2, deterministic=True
     )
 
-    def emptied(position, example):
-        known = {name: tf.where(position < count, x, tf.zeros_like(x)) for name, x in example.items()}
-        return known | {ROW_NUMBERS: tf.where(position < count, position, -1)}
+    def masked(position, example):
+        features = {name: tf.where(position < count, x, tf.zeros_like(x)) for name, x in example.items()}
+        return features | {ROW_NUMBERS: tf.where(position < count, position, -1)}
 
-    batches = tf.data.Dataset.zip(positions, prepared).map(_as_it_is(emptied))
+    batches = tf.data.Dataset.zip(positions, prepared).map(_as_it_is(masked))
     batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
     return batches.with_options(_options())
 
 
 def _positions(first: int, end: int, batch_size: int, context: Context) -> tf.data.Dataset:
-    """Of each step from `first` to `end` the part of its positions that is a worker's."""
+    """Returns a worker's part of the positions of each step from `first` to `end`."""
     share = batch_size // context.num_input_pipelines
     if share == batch_size:
         return tf.data.Dataset.range(first * batch_size, end * batch_size)
@@ -149,8 +157,8 @@ def _positions(first: int, end: int, batch_size: int, context: Context) -> tf.da
 
 def _options() -> tf.data.Options:
     options = tf.data.Options()
-    # Every process reads what its positions say: nothing is to be sharded by file.
+    # Every process reads the rows at its positions: no sharding by file.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    # Threads of its own: the pipeline must not wait for the training step's.
+    # A private thread pool: the pipeline must not wait for the threads of the training step.
     options.threading.private_threadpool_size = 2
     return options

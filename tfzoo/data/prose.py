@@ -1,8 +1,8 @@
-"""Docstrings to prose: Google, NumPy and Sphinx styles, reST and Markdown.
+"""Extracts prose from docstrings in Google, NumPy and Sphinx styles, reST and Markdown.
 
-Sections that list names (Args, Parameters, Returns, Raises, See Also, Examples, ...) go, and with them code,
-doctests, tables, fields and directives; of the rest the markup goes and the words stay. What then does not read
-like a sentence is dropped: a corpus can afford to lose a sentence sooner than to keep a signature.
+Sections that list names (Args, Parameters, Returns, Raises, See Also, Examples, ...), code, doctests, tables, fields
+and directives are removed; in the remaining text, markup is removed and the words are kept. Then everything that does
+not look like a sentence is dropped: for a corpus, losing a sentence is better than keeping a signature.
 """
 
 import inspect
@@ -10,7 +10,7 @@ import re
 
 from tfzoo.data import sentences
 
-VERSION = 2  # Counts changes of what comes out: part of every fingerprint.
+VERSION = 2  # Incremented when the result changes; part of every fingerprint.
 
 _SECTIONS = (
     r"(?:(?:other|call|keyword|optional|positional|required|method|class|constructor|init)\s+)?"
@@ -22,7 +22,7 @@ _SECTIONS = (
     r"(?:input|output)\s+shapes?|authors?|copyright|licen[sc]e|todo|todos|signature|call\s+signatures?|"
     r"type\s+constraints|history|changelog|synopsis|options|functions|classes|exports|public\s+functions"
 )
-# As a line of its own or with text behind the colon, in bold or as a Markdown heading.
+# As a separate line or with text after the colon, in bold or as a Markdown heading.
 _SECTION_LINE = re.compile(rf"[#*\s]*(?:{_SECTIONS})(?:\s*\([^)]*\))?[*\s]*:(?:\s.*|\**)?", re.IGNORECASE)
 _SECTION_HEADING = re.compile(rf"[#*\s]*(?:{_SECTIONS})[*\s]*:*", re.IGNORECASE)
 _UNDERLINE = re.compile(r"([=\-~^\"'`#*+])\1{2,}")
@@ -83,7 +83,7 @@ _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 _CODE_TOKEN = re.compile(
     r".*[_=<>{}\[\]\\/|$@#^~*+%&].*|.*\w[.(]\w.*|.*\(\).*|.*[a-z][A-Z].*|[\d.,:;x()-]+|--?\w.*|\W+|.*::.*"
 )
-# What follows a colon has mostly gone; without a full stop, so has what went on in code.
+# The text after a colon is usually removed; a sentence without a period usually continued in removed code.
 _CUT_OFF = re.compile(r"[:,;(-]$|\b(?:a|an|the|of|to|by|and|or|with|in|as|is|are|for|from|at|on|if|that|which)$")
 _NEVER = re.compile(
     r"https?:|www\.|[{}\\]|==|>>>|->|=>|:=|\$|\bcopyright\b|\(c\)|licensed under|all rights reserved|"
@@ -98,15 +98,15 @@ def _indent(line: str) -> int:
 
 
 def _block_end(lines: list[str], start: int, indent: int) -> int:
-    """The first line from `start` on that is neither blank nor indented by more than `indent`."""
+    """Returns the index of the first line from `start` on that is neither blank nor indented by more than `indent`."""
     while start < len(lines) and (not lines[start].strip() or _indent(lines[start]) > indent):
         start += 1
     return start
 
 
 def _section_end(lines: list[str], start: int, indent: int) -> int:
-    """Where the section ends whose first line below its name is `start`: at the first line that is indented no
-    more than the name; or, where nothing was indented, at a blank line."""
+    """Returns the end of the section whose first line below its name is `start`: the first line that is not indented
+    more than the name or, if the section is not indented, a blank line."""
     while start < len(lines) and lines[start].strip() and _indent(lines[start]) == indent:
         if _SECTION_LINE.fullmatch(lines[start].strip()):
             return start
@@ -128,7 +128,7 @@ def _until(lines: list[str], start: int, stop) -> int:
 
 
 def _is_term(lines: list[str]) -> bool:
-    """Whether the lines are the term of a definition list."""
+    """Returns whether the lines are the term of a definition list."""
     return len(lines) == 1 and len(lines[0].split()) <= 3 and not lines[0].endswith((".", ",", ";"))
 
 
@@ -141,7 +141,7 @@ def _strip_inline(text: str) -> str:
 
 
 def is_prose(sentence: str) -> bool:
-    """Whether a sentence, its markup gone, reads like English: not like code, names, an address, a licence."""
+    """Returns whether a sentence without markup looks like English, as opposed to code, names, a URL or a license."""
     words = _WORD.findall(sentence)
     if len(words) < 4 or len(words) > 80 or _NEVER.search(sentence):
         return False
@@ -158,7 +158,7 @@ def is_prose(sentence: str) -> bool:
 
 
 def _is_fragment(sentence: str) -> bool:
-    """Whether a sentence, its markup in place, begins in small letters but not with a name: "of the size."."""
+    """Returns whether a sentence with its markup starts in lower case but not with a name: "of the size."."""
     first, second = (sentence.split(maxsplit=2) + ["", ""])[:2]
     if not first[:1].islower() or _NAME.match(sentence) or re.search(r"\W.|_|\d|[A-Z]", first):
         return False
@@ -166,23 +166,23 @@ def _is_fragment(sentence: str) -> bool:
 
 
 def paragraphs(docstring: str) -> list[list[str]]:
-    """The prose of a docstring: paragraphs, each a list of sentences, in order; empty where there is none."""
+    """Returns the prose of a docstring: paragraphs in order, each a list of sentences; empty if there is no prose."""
     lines = [_QUOTED.sub(r"\1", line) for line in inspect.cleandoc(docstring).splitlines()]
-    found: list[list[str]] = []
+    result: list[list[str]] = []
     current: list[str] = []
-    start = 0  # How far the first line of `current` is indented,
-    listed = False  # and whether it is an item of a list.
+    start = 0  # The indentation of the first line of `current`.
+    listed = False  # Whether `current` is an item of a list.
 
     def flush() -> None:
         text = " ".join(current)
         text = re.sub(r"(?<=[a-z])- (?=[a-z])", "-", text)  # a word hyphenated at the end of a line
         current.clear()
-        whole = [part for part in sentences.split(text) if listed or not _is_fragment(part)]
-        kept = [sentence for sentence in map(_strip_inline, whole) if sentence and is_prose(sentence)]
-        if found and not listed and kept and not kept[-1].endswith(_CLOSED):
-            kept.pop()  # A title, or what code went on: only summaries do without a full stop.
+        complete = [part for part in sentences.split(text) if listed or not _is_fragment(part)]
+        kept = [sentence for sentence in map(_strip_inline, complete) if sentence and is_prose(sentence)]
+        if result and not listed and kept and not kept[-1].endswith(_CLOSED):
+            kept.pop()  # A title, or text that continues in code: only summaries may lack a period.
         if kept:
-            found.append(kept)
+            result.append(kept)
 
     at = 0
     while at < len(lines):
@@ -249,4 +249,4 @@ def paragraphs(docstring: str) -> list[list[str]]:
                 flush()
                 at = _block_end(lines, at, indent)
     flush()
-    return found
+    return result

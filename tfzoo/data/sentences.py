@@ -1,9 +1,8 @@
-"""Splitting English and Chinese text into sentences, by rules.
+"""Splits English and Chinese text into sentences with rules.
 
-A sentence ends at `.`, `!` or `?` before white space and something a sentence begins with, and at `。`, `！`
-or `？` wherever they stand. Closing quotes and brackets belong to the sentence they close. Full stops of
-abbreviations, initials and list numbers end nothing; those in numbers, versions and file names are followed by
-no space.
+A sentence ends at `.`, `!` or `?` before white space and the start of another sentence, and at every `。`, `！` or
+`？`. Closing quotes and brackets belong to the sentence that they close. The periods of abbreviations, initials and
+list numbers do not end a sentence; those in numbers, versions and file names are not followed by a space.
 """
 
 import re
@@ -15,19 +14,19 @@ _END = re.compile(
         (?=["'“‘«(\[]*[^\W_a-z] | `+\w | :\w+:`)  # also code quotes and reST roles""",
     re.VERBOSE,
 )
-# Never the end of a sentence: something always follows.
+# Never at the end of a sentence.
 _ABBREVIATIONS = frozenset(
     "e.g i.e cf vs viz al approx resp ca eq eqs fig figs sec sect ch chap vol no nos p pp ed eds dr mr "
     "mrs ms prof st jr sr jan feb mar apr jun jul aug sep sept oct nov dec incl excl eg ie ref refs".split()
 )
-# Short for something only before a number: "no. 5", but "Say no."
+# Abbreviations only before a number: "no. 5", but "Say no."
 _BEFORE_NUMBER = frozenset("no nos p pp ch sec sect vol ed eds fig figs eq eqs ref refs".split())
 _LAST_WORD = re.compile(r"[\w.]+$")
 
 
 def _ends(before: str, mark: str, after: str) -> bool:
-    """Whether the full stop `mark` between `before` and `after` ends a sentence."""
-    if mark != ".":  # Anything but one bare full stop: "!", "...", '."', ".)"
+    """Returns whether the punctuation `mark` between `before` and `after` ends a sentence."""
+    if mark != ".":  # Anything but a single period: "!", "...", '."', ".)"
         return True
     match = _LAST_WORD.search(before)
     if match is None:
@@ -43,15 +42,15 @@ def _ends(before: str, mark: str, after: str) -> bool:
 
 
 def split(text: str) -> list[str]:
-    """Splits a paragraph into sentences, white space at their ends removed.
+    """Splits a paragraph into sentences without surrounding white space.
 
     >>> split("It takes 1.5 s, e.g. in NumPy 2.0. See a.txt! 好。“走吧。”他说。")
     ['It takes 1.5 s, e.g. in NumPy 2.0.', 'See a.txt!', '好。', '“走吧。”', '他说。']
     """
-    found, start = [], 0
+    parts, start = [], 0
     for match in _END.finditer(text):
         if match["chinese"] or _ends(text[start : match.start()], match["english"], text[match.end() :]):
-            found.append(text[start : match.end()].strip())
+            parts.append(text[start : match.end()].strip())
             start = match.end()
-    found.append(text[start:].strip())
-    return [sentence for sentence in found if sentence]
+    parts.append(text[start:].strip())
+    return [sentence for sentence in parts if sentence]

@@ -1,4 +1,4 @@
-"""A corpus as token ids in flat arrays, written once and mapped into memory afterwards."""
+"""A corpus as token ids in flat arrays, cached on disk and memory-mapped."""
 
 import dataclasses
 import hashlib
@@ -15,16 +15,16 @@ from tfzoo.errors import UserError
 
 tf = lazy.module("tensorflow")
 
-_VERSION = 2  # Part of the cache's key: raise it when the arrays change their meaning.
-_BATCH = 4096  # Sentences tokenized at a time.
+_VERSION = 2  # Part of the cache key: increment it when the meaning of the arrays changes.
+_BATCH = 4096  # Number of sentences tokenized at a time.
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedCorpus:
-    """Token ids of all documents, one after the other.
+    """The concatenated token ids of all documents.
 
-    token_ids: int32 [N]. sentence_starts: int64 [S + 1] and document_starts: int64 [D + 1], offsets into
-    token_ids in rising order, the last of both being N. Sentences and documents without tokens are left out.
+    token_ids: int32 [N]. sentence_starts: int64 [S + 1] and document_starts: int64 [D + 1], ascending offsets into
+    token_ids, each ending with N. Sentences and documents without tokens are omitted.
     """
 
     token_ids: np.ndarray
@@ -33,9 +33,9 @@ class TokenizedCorpus:
 
 
 def tokenize(documents: list[Document], tokenizer) -> TokenizedCorpus:
-    """Tokenizes sentence by sentence, in order.
+    """Tokenizes all sentences in order.
 
-    A tokenizer that keeps spaces gets the document's separator before every sentence but the first.
+    For a tokenizer that keeps spaces, the document's separator is inserted before every sentence except the first.
     """
     sentences = [
         (document.separator if i and tokenizer.keeps_spaces else "") + sentence
@@ -66,9 +66,9 @@ def _values_and_lengths(ragged):
 
 
 def cached(documents: list[Document], tokenizer, fingerprint: str, cache_dir: str | os.PathLike) -> TokenizedCorpus:
-    """`tokenize`, or what an earlier call with the same fingerprint and tokenizer has left in `cache_dir`.
+    """Returns the result of `tokenize`, from `cache_dir` if an earlier call had the same fingerprint and tokenizer.
 
-    What is read back is checked against its checksum, and made again where that fails.
+    Cached arrays are verified with their checksums, and computed again if they are damaged.
     """
     key = hashlib.sha256(f"{_VERSION} {fingerprint} {tokenizer.fingerprint()}".encode()).hexdigest()[:24]
     folder = pathlib.Path(cache_dir, f"tokenized-{key}")
@@ -89,21 +89,23 @@ def cached(documents: list[Document], tokenizer, fingerprint: str, cache_dir: st
             sums = {name: files.sha256(partial / f"{name}.npy") for name in names}
             (partial / "sha256.json").write_text(json.dumps(sums))
     except FileExistsError:
-        pass  # Another run has just written the same.
+        pass  # Another run has just written the same content.
     return corpus
 
 
 TOKENIZERS = ("wordpiece", "byte_level", "sentencepiece", "characters")
-_SENTINELS = 100  # T5's
+_SENTINELS = 100  # As in T5.
 
 
 def cached_tokenizer(corpus: Corpus, kind: str, vocab_size: int, lowercase: bool, cache_dir: str | os.PathLike):
-    """A tokenizer trained on the corpus's training part, or the one kept from the last time.
+    """Returns a tokenizer trained on the training part of the corpus, from the cache if possible.
 
     Args:
+      corpus: the text.
       kind: one of TOKENIZERS.
-      vocab_size: at most that many tokens; of characters, all that there are.
-      lowercase: of wordpiece: fold case and accents.
+      vocab_size: maximum number of tokens; ignored for characters, which keeps all characters.
+      lowercase: for wordpiece, convert to lower case and strip accents.
+      cache_dir: the cache folder.
     """
     key = hashlib.sha256(f"{_VERSION} {corpus.fingerprint} {kind} {vocab_size} {lowercase}".encode()).hexdigest()[:24]
     folder = pathlib.Path(cache_dir, f"tokenizer-{key}")
@@ -120,12 +122,12 @@ def cached_tokenizer(corpus: Corpus, kind: str, vocab_size: int, lowercase: bool
         with files.atomic_folder(folder) as partial:
             tokenizer.save(partial)
     except FileExistsError:
-        pass  # Another run has just written the same.
+        pass  # Another run has just written the same content.
     return tokenizer
 
 
 def train_tokenizer(kind: str, sentences: Iterable[str], vocab_size: int, lowercase: bool):
-    """A tokenizer of a kind, one of TOKENIZERS, trained on sentences."""
+    """Trains a tokenizer of a kind, one of TOKENIZERS, on sentences."""
     from tfzoo.text import training
     from tfzoo.text.byte_level import ByteLevelBPE
     from tfzoo.text.characters import Characters
@@ -140,7 +142,7 @@ def train_tokenizer(kind: str, sentences: Iterable[str], vocab_size: int, lowerc
         )
     if kind == "sentencepiece":
         return SentencePiece(training.train_sentencepiece(sentences, vocab_size - _SENTINELS), sentinels=_SENTINELS)
-    return Characters(training.train_characters(sentences, ("<unk>",)))  # Held-out text may have others.
+    return Characters(training.train_characters(sentences, ("<unk>",)))  # Held-out text may contain other characters.
 
 
 END_OF_TEXT = "<|endoftext|>"

@@ -1,6 +1,6 @@
-"""Evaluators: predictions of the whole held-out part in, figures out.
+"""Evaluators compute figures from the predictions for all held-out rows.
 
-An evaluator does not know how a model is trained. An objective names the evaluators of its models.
+An evaluator does not depend on how a model is trained. An objective lists the evaluators of its models.
 """
 
 import math
@@ -11,27 +11,27 @@ import numpy as np
 
 
 class Evaluator:
-    """Figures of predictions.
+    """Computes figures from predictions.
 
-    `predict` runs in a graph on each replica, on its part of a batch. `figures` runs once in Python, on the
-    predictions of all rows: each exactly once, in the order of the rows, however many replicas and workers there are.
+    `predict` runs in a graph on each replica, on its part of a batch. `figures` runs once in Python, on the predictions
+    for all rows, each exactly once and in the order of the rows, for any number of replicas and workers.
     """
 
     def predict(self, models: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Models by role and a batch of n rows -> {name: tensor [n, ...]}."""
+        """Returns {name: tensor [n, ...]} for models by role and a batch of n rows."""
         raise NotImplementedError
 
     def figures(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """{name: array [N, ...]} of N rows -> {figure: value}."""
+        """Returns {figure: value} for the predictions {name: array [N, ...]} of N rows."""
         raise NotImplementedError
 
 
 class Means(Evaluator):
-    """Weighted means, the simplest evaluator: sums and weights are added up on the devices, and no prediction is kept.
+    """Weighted means, the simplest evaluator: sums and weights are accumulated, and no predictions are kept.
 
     Args:
-      metrics: models by role and a batch -> {name: (sum, weight)}, scalars.
-      perplexity_of: names of mean losses in nats, NAME_loss, whose perplexity is reported as NAME_perplexity.
+      metrics: returns {name: (sum, weight)}, scalars, for models by role and a batch.
+      perplexity_of: names NAME_loss of mean losses in nats whose perplexity is reported as NAME_perplexity.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Means(Evaluator):
         self._perplexity_of = tuple(perplexity_of)
 
     def figures(self, predictions: Mapping[str, Any]) -> dict[str, float]:
-        """{name: (sum, weight)} over all rows -> {name: sum / weight}, without those of weight 0."""
+        """Returns {name: sum / weight} for {name: (sum, weight)} over all rows, without names of weight 0."""
         figures = {name: value / weight for name, (value, weight) in predictions.items() if weight}
         return figures | {
             name.replace("_loss", "_perplexity"): math.exp(min(figures[name], 700.0))

@@ -1,1 +1,1 @@
-"""Pre-training objectives, one page each: subclasses of objective.Objective, listed in training/registry.py."""
+"""Pre-training objectives, one module each: subclasses of objective.Objective, listed in training/registry.py."""

@@ -1,17 +1,17 @@
-"""What can be had without a model: guessing by frequency, and looking up one neighbouring word.
+"""Baselines without a model: token frequencies, and bigram statistics of one neighboring token.
 
-A figure of a language model says little alone. These are counted in the same training text and asked for the
-same words.
+The figures of a language model mean little on their own. The baselines are estimated from the same training text and
+evaluated on the same tokens.
 """
 
 import numpy as np
 
 
 class NeighbourTable:
-    """p(word | neighbour) with Witten-Bell smoothing (Witten and Bell 1991, method C), from pairs seen in a text.
+    """p(word | neighbor) with Witten-Bell smoothing (Witten and Bell 1991, method C), from the pairs in a text.
 
-    p(w | n) = (c(n, w) + T(n) p(w)) / (c(n) + T(n)), T(n) being the number of different words seen beside n, and
-    p(w) add-one smoothed frequency.
+    p(w | n) = (c(n, w) + T(n) p(w)) / (c(n) + T(n)), where T(n) is the number of different words next to n, and p(w)
+    the add-one smoothed frequency.
     """
 
     def __init__(self, neighbours: np.ndarray, words: np.ndarray, frequency: np.ndarray):
@@ -20,11 +20,11 @@ class NeighbourTable:
         seen = self._pairs // self._size
         self._types = np.bincount(seen, minlength=self._size)
         self._totals = np.bincount(seen, weights=self._counts, minlength=self._size)
-        # Sorted by neighbour, then by count: the last of each neighbour is its likeliest word.
+        # Sorted by neighbor, then by count: the last entry of each neighbor is its most likely word.
         order = np.lexsort((self._counts, seen))
         self._best = np.full(self._size, int(np.argmax(frequency)))
         self._best[seen[order]] = self._pairs[order] % self._size
-        # Searching ends at a pair past all others, also where a text is too short to have any.
+        # A sentinel pair beyond all others, so that a search always ends at a pair, even if the text has none.
         self._pairs, self._counts = np.append(self._pairs, self._size**2), np.append(self._counts, 0)
 
     def likeliest(self, neighbours: np.ndarray) -> np.ndarray:
@@ -41,17 +41,18 @@ class NeighbourTable:
 
 
 def masked_lm_baselines(train_ids: np.ndarray, batches, tokenizer) -> dict[str, dict[str, float]]:
-    """Accuracies and losses (nats) of guesses about the words that MaskedLM's batches ask for.
+    """Computes the accuracies and losses (nats) of the baselines on the masked tokens of MaskedLM's batches.
 
     Args:
-      train_ids: int32 [N], the training text.
-      batches: the evaluation's, as dicts of numpy arrays.
+      train_ids: int32 [N], the token ids of the training text.
+      batches: the evaluation batches, as dicts of numpy arrays.
+      tokenizer: of the run.
 
     Returns:
-      {"frequency": ..., "neighbour": ...}, each with masked_lm_accuracy, masked_lm_loss and, where there are
-      pairs, next_sentence_accuracy. "neighbour" sees the word to the left or to the right as the model would see
-      it, whichever side scores better, and takes frequency where that word is masked or special; of a pair it
-      says "next" where the last word before the cut makes the first one after it likelier than its frequency.
+      {"frequency": ..., "neighbour": ...}, each with masked_lm_accuracy, masked_lm_loss and, if there are sentence
+      pairs, next_sentence_accuracy. "neighbour" sees the left or the right neighbor as the model sees it, whichever
+      side scores better, and uses the frequency if that neighbor is masked or special; it classifies a pair as "next"
+      if the last token before the cut makes the first one after it more likely than its frequency.
     """
     size = tokenizer.vocab_size
     counts = np.bincount(train_ids, minlength=size) + 1.0

@@ -1,4 +1,4 @@
-"""GPT's objective: each token from those before it (Radford et al. 2018, section 3.1)."""
+"""The objective of GPT: predict each token from the previous ones (Radford et al. 2018, section 3.1)."""
 
 import types
 
@@ -14,12 +14,12 @@ _END_OF_TEXT = "<|endoftext|>"
 
 
 class Causal(shared.TokenTargets):
-    """Predicts the next token of a document, and that it ends where the tokenizer has a token for the end of a text.
+    """Predicts the next token of a document, including its end if the tokenizer has an end-of-text token.
 
-    A document's first token is predicted if the tokenizer has one for the beginning. A document longer than a row is
-    cut into pieces that share one token, the last target of the one and the first input of the other: so all tokens
-    are targets once, and every place in a row has its target. With `pack` several documents share a row, each of
-    which sees itself alone.
+    The first token of a document is predicted if the tokenizer has a beginning-of-text token. A document longer than a
+    row is cut into pieces that overlap by one token, the last target of one piece and the first input of the next:
+    thus every token is a target once, and every position in a row has a target. With `pack`, several documents share a
+    row, and each attends only to itself.
 
     Worked example, with <s> 1 and </s> 2 around documents [10, 11] and [12], packed in a row:
 
@@ -40,38 +40,39 @@ class Causal(shared.TokenTargets):
     best_metric = ("causal_loss", "min")
     PACKED = types.MappingProxyType({"pack": True})
     MODEL_KIND = ("decoder", "gpt2 or llama_tiny")
-    FIGURES = (("next tokens right", "causal_accuracy", "{:.2%}"), ("perplexity", "causal_perplexity", "{:.2f}"))
+    FIGURES = (("next-token accuracy", "causal_accuracy", "{:.2%}"), ("perplexity", "causal_perplexity", "{:.2f}"))
 
     def __init__(self, tokenizer, sequence_length: int, **options):
         super().__init__(tokenizer, sequence_length, **options)
-        # WordPiece has no such tokens.
+        # WordPiece does not have these tokens.
         self._bos, self._eos = (getattr(tokenizer, name, None) for name in ("bos_id", "eos_id"))
         if self._eos is None and _END_OF_TEXT in tokenizer.vocab:
             self._eos = tokenizer.vocab.index(_END_OF_TEXT)
         pad = getattr(tokenizer, "pad_id", None)
-        self._pad = 0 if pad is None else pad  # Any will do: no token sees what comes after it.
+        self._pad = 0 if pad is None else pad  # Any id works: no token attends to later ones.
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The model's inputs that are fed."""
+        """The inputs of the model that this objective provides."""
         return ("token_ids", "document_ids", "position_ids") if self.options.pack else ("token_ids",)
 
     @property
     def row_tokens(self) -> int:
-        """How many tokens of one document fit in a row: its last is a target only."""
+        """The number of tokens of one document that fit into a row; the last one is only a target."""
         return self._length + 1
 
     def rows(self, corpus: TokenizedCorpus) -> PackedRows:
-        """What `prepare` takes its examples from: a document of n tokens takes n - 1 places."""
+        """Returns the rows from which `prepare` takes its examples: a document of n tokens needs n - 1 positions."""
         return PackedRows(
             corpus, self._length, -1, first_id=self._bos, last_id=self._eos, overlap=1, pack=self.options.pack
         )
 
     def prepare(self, example):
-        """One example of PackedRows -> features with static shapes (L sequence_length).
+        """Converts one example of PackedRows to features with static shapes (L is sequence_length).
 
-        token_ids, targets int32 [L], target_weights float32 [L]; packed, document_ids (0 is padding) and position_ids
-        int32 [L] too.
+        Returns:
+          token_ids, targets int32 [L], target_weights float32 [L]; with `pack` also document_ids (0 is padding) and
+          position_ids int32 [L].
         """
         tokens, documents = example["token_ids"], example["document_ids"]
         followed = documents[:-1] == documents[1:]

@@ -1,4 +1,4 @@
-"""BERT's objective: masked language modelling and next-sentence prediction (Devlin et al. 2019, section 3.1)."""
+"""The objective of BERT: masked language modeling and next-sentence prediction (Devlin et al. 2019, section 3.1)."""
 
 import dataclasses
 import math
@@ -21,33 +21,34 @@ tf = lazy.module("tensorflow")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(MaskRateOption, PackOption):
-    """The flags of masked language modelling."""
+    """The flags of masked language modeling."""
 
     whole_words: bool = option(False, "Mask all pieces of a word together.", group=GROUP)
     next_sentence: bool = option(
-        True, "Predict also whether the second segment follows the first.", group=GROUP, decides_rows=True
+        True, "Also predict whether the second segment follows the first.", group=GROUP, decides_rows=True
     )
 
 
 class MaskedLM(Objective):
-    """Draws 15% of the tokens to be predicted; of these 80% become [MASK], 10% a random word, 10% stay.
+    """Selects 15% of the tokens for prediction; of these, 80% become [MASK], 10% a random token, 10% are unchanged.
 
-    The number drawn in a row of n tokens is round(0.15 n), at least 1; special tokens are never drawn, and never
-    put in. With whole_words all pieces of a word are drawn together (the "whole word masking" of the released
-    models of 2019): words in random order, each taken if it still fits, which may leave a short row without any.
+    In a row of n tokens, round(0.15 n) tokens are selected, at least 1; special tokens are neither selected nor used
+    as random tokens. With whole_words, all pieces of a word are selected together (the "whole word masking" of the
+    models released in 2019): words are visited in random order and selected if they still fit, so that a short row may
+    end up without any.
 
-    Worked example, with [CLS] 2, [SEP] 3, [MASK] 4, a rate of 0.5 and a seed that happens to draw the first and
-    the third token: first [10, 11], second [12, 13] become
+    Worked example, with [CLS] 2, [SEP] 3, [MASK] 4, a rate of 0.5 and a seed that happens to select the first and the
+    third token: first [10, 11], second [12, 13] become
 
         token_ids         [2, 4, 11, 3, 4, 13, 3]
         segment_ids       [0, 0, 0, 0, 1, 1, 1]
         masked_positions  [1, 4]
         masked_ids        [10, 12]
 
-    padded to sequence_length and to the most that can be drawn.
+    padded to sequence_length and to the maximum number of selected tokens.
 
-    With `pack` several documents share a row, but not where sentence pairs are asked for. Each has its [CLS] and
-    [SEP], and what is said above of a row is then said of each: so many of its own tokens are drawn.
+    With `pack`, several documents share a row, unless sentence pairs are requested. Each document has its own [CLS] and
+    [SEP], and the rules above apply to each document instead of to the row.
     """
 
     name = "masked_lm"
@@ -56,28 +57,30 @@ class MaskedLM(Objective):
     PACKED = types.MappingProxyType({"pack": True, "next_sentence": False})
     MODEL_KIND = ("encoder", "bert_small or roberta_base")
     FIGURES = (
-        ("masked words right", "masked_lm_accuracy", "{:.2%}"),
+        ("masked-token accuracy", "masked_lm_accuracy", "{:.2%}"),
         ("perplexity", "masked_lm_perplexity", "{:.1f}"),
-        ("next sentence right", "next_sentence_accuracy", "{:.2%}"),
+        ("next-sentence accuracy", "next_sentence_accuracy", "{:.2%}"),
     )
 
     def __init__(self, tokenizer, sequence_length: int, **options):
-        """Raises:
-        UserError: the tokenizer lacks a special token that rows are made of, or cannot tell which pieces continue a
-          word, as whole_words needs.
+        """Creates the objective.
+
+        Raises:
+          UserError: the tokenizer lacks a required special token, or does not mark the pieces that continue a word,
+            as whole_words requires.
         """
         super().__init__(tokenizer, sequence_length, **options)
         missing = [role for role in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{role}_id", None) is None]
         if missing:
             raise UserError(
-                f"{type(tokenizer).__name__}: masked language modelling needs a tokenizer with a token for each of "
-                f"cls, sep, mask and pad, and this one has none for {', '.join(missing)}; use a WordPiece tokenizer"
+                f"{type(tokenizer).__name__}: masked language modelling requires a tokenizer with cls, sep, mask and "
+                f"pad tokens, but this one has no token for {', '.join(missing)}; use a WordPiece tokenizer"
             )
         continues = getattr(tokenizer, "continues", None)
         if self.options.whole_words and continues is None:
             raise UserError(
-                f"--whole_words: {type(tokenizer).__name__} does not mark the pieces that continue a word; leave it "
-                "out, or use a WordPiece tokenizer"
+                f"--whole_words: {type(tokenizer).__name__} does not mark the pieces that continue a word; omit it, "
+                "or use a WordPiece tokenizer"
             )
         self._rate, self._whole_words = self.options.mask_rate, self.options.whole_words
         self._next_sentence = self.options.next_sentence
@@ -89,37 +92,38 @@ class MaskedLM(Objective):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """What a model must have to be trained by this."""
+        """The heads that the model must have."""
         return ("lm", "next_sentence") if self._next_sentence else ("lm",)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The model's inputs that are fed; segment_ids to models that have segments."""
+        """The inputs of the model that this objective provides; segment_ids only for models with segments."""
         packed = ("document_ids", "position_ids") if self._pack else ()
         return ("token_ids", "segment_ids", "padding_mask", "masked_positions", *packed)
 
     @property
     def row_tokens(self) -> int:
-        """How many tokens of text fit in a row: [CLS] and two [SEP] take the rest, of a packed document one [SEP]."""
+        """The number of text tokens that fit into a row next to [CLS] and two [SEP], or one [SEP] with packing."""
         return self._length - (2 if self._pack else 3)
 
     def rows(self, corpus: TokenizedCorpus) -> PairRows | PackedRows:
-        """What `prepare` takes its examples from."""
+        """Returns the rows from which `prepare` takes its examples."""
         if not self._pack:
             return PairRows(corpus, self.row_tokens, pairs=self._next_sentence)
 
-        def drawn(sizes):  # At most; in float32, as in the graph.
+        def drawn(sizes):  # The maximum number; computed in float32, as in the graph.
             return np.clip(np.round(np.float32(self._rate) * sizes.astype(np.float32)), 1, self._predictions)
 
         return PackedRows(corpus, self._length, extra=2, also=[(self._predictions, drawn)])
 
     def prepare(self, example):
-        """One example of PairRows or, packed, PackedRows -> features with static shapes (L sequence_length, P
-        predictions).
+        """Converts one example of PairRows or, with packing, PackedRows to features with static shapes (L is
+        sequence_length, P the maximum number of predictions).
 
-        token_ids, segment_ids int32 [L], padding_mask bool [L], masked_positions, masked_ids int32 [P],
-        masked_weights float32 [P]; packed, document_ids, position_ids int32 [L], else next_sentence int32 [],
-        next_sentence_weight float32 [].
+        Returns:
+          token_ids, segment_ids int32 [L], padding_mask bool [L], masked_positions, masked_ids int32 [P],
+          masked_weights float32 [P]; with packing also document_ids, position_ids int32 [L], otherwise next_sentence
+          int32 [], next_sentence_weight float32 [].
         """
         if self._pack:
             cls, sep = self._tokenizer.cls_id, self._tokenizer.sep_id
@@ -130,7 +134,7 @@ class MaskedLM(Objective):
             }
         first, second = example["first"], example["second"]
         cls, sep = [self._tokenizer.cls_id], [self._tokenizer.sep_id]
-        # A row that was not cut has one segment and one [SEP].
+        # A row that is not split has one segment and one [SEP].
         ending = tf.concat([second, sep], 0) if self._next_sentence else second[:0]
         ending = ending[: tf.where(tf.size(second) > 0, tf.size(ending), 0)]
         token_ids = tf.concat([cls, first, sep, ending], 0)
@@ -142,7 +146,7 @@ class MaskedLM(Objective):
         }
 
     def _masked(self, token_ids, segment_ids, document_ids, seed):
-        """The features of a row, of which each document is masked by itself."""
+        """Returns the features of a row; each document in it is masked separately."""
         tokenizer = self._tokenizer
         positions = self._draw(token_ids, document_ids, seed)
         drawn_ids = tf.gather(token_ids, positions)
@@ -164,7 +168,7 @@ class MaskedLM(Objective):
         }
 
     def _draw(self, token_ids, document_ids, seed):
-        """Positions to be predicted, in rising order: int32 [n], n at most self._predictions."""
+        """Selects the positions to predict, in ascending order: int32 [n], n at most self._predictions."""
         special = tf.reduce_any(token_ids[:, None] == self._tokenizer.special_ids, 1)
         candidates = tf.cast(tf.where(~special)[:, 0], tf.int32)
         documents = tf.gather(document_ids, candidates)
@@ -174,7 +178,7 @@ class MaskedLM(Objective):
         scores = tf.random.stateless_uniform([tf.size(candidates)], shared.fold(seed, 0))
         if not self._whole_words:
             return tf.boolean_mask(candidates, shared.draw(scores, documents, wanted))
-        # A piece that continues shares the score of the piece before it; a special token ends a word.
+        # A continuation piece shares the score of the previous piece; a special token ends a word.
         begins = ~tf.gather(tf.constant(self._continues), tf.gather(token_ids, candidates))
         begins |= tf.concat([[True], candidates[1:] != candidates[:-1] + 1], 0)[: tf.size(candidates)]
         word = tf.cumsum(tf.cast(begins, tf.int32)) - 1
@@ -195,17 +199,18 @@ class MaskedLM(Objective):
     def check_model(self, name, page):
         super().check_model(name, page)
         if set(self.heads) - set(page.Model.HEADS):
-            raise UserError(f"--model={name}: it has no next-sentence head; add --nonext_sentence")
+            raise UserError(f"--model={name}: has no next-sentence head; add --nonext_sentence")
 
     def reads_what_it_needs(self, model_class):
         return "masked_positions" in model_class.INPUTS
 
     def loss(self, models, batch, training=True):
-        """(sum, weight): cross-entropy in nats over the predicted words, plus that of the pair for each of them.
+        """Returns (sum, weight): the cross-entropy in nats of the predicted tokens, plus that of the sentence pair for
+        each of them.
 
-        With n predicted words in every row the quotient is Devlin et al.'s mean masked-LM loss plus mean
-        next-sentence loss. Weighting a row's pair by its words keeps one weight for both, which is what makes sums
-        over replicas and microbatches exact.
+        With n predicted tokens in every row, the quotient is the mean masked-LM loss plus the mean next-sentence loss
+        of Devlin et al. Weighting a row's pair by its number of predicted tokens gives both losses the same weight,
+        which makes sums over replicas and microbatches exact.
         """
         outputs = shared.forward(models[MAIN], batch, training)
         weights = batch["masked_weights"]
@@ -217,7 +222,7 @@ class MaskedLM(Objective):
         return loss, tf.reduce_sum(weights)
 
     def metrics(self, models, batch):
-        """masked_lm_loss, masked_lm_accuracy, next_sentence_loss, next_sentence_accuracy, each (sum, weight)."""
+        """Returns masked_lm_loss, masked_lm_accuracy, next_sentence_loss, next_sentence_accuracy as (sum, weight)."""
         outputs = shared.forward(models[MAIN], batch, training=False)
         words, word_hits = shared.cross_entropy(outputs["logits"], batch["masked_ids"])
         weights = batch["masked_weights"]
@@ -236,5 +241,5 @@ class MaskedLM(Objective):
         return result
 
     def baselines(self, train_ids, batches) -> dict[str, dict[str, float]]:
-        """What guessing by frequency and by a neighbouring word score: `masked_lm_baselines`."""
+        """Returns the figures of the frequency and bigram baselines: `masked_lm_baselines`."""
         return masked_lm_baselines(train_ids, batches, self._tokenizer)

@@ -1,8 +1,8 @@
-"""The training protocol: what the training loop asks of an objective (objectives/) and of a task (tasks/).
+"""The interface between the training loop and an objective (objectives/) or a task (tasks/).
 
-Losses are sums and weights: the loop adds them up over microbatches and replicas and divides once, which is why one
-device and many agree. `prepare` is a pure function of its example, whose "seed" is its only source of random numbers: a
-resumed run sees what an uninterrupted one would have seen.
+Losses are pairs of a sum and a weight: the loop adds them up over microbatches and replicas and divides once, so that
+one device and several devices agree. `prepare` is a pure function of its example, whose "seed" is the only source of
+randomness: a resumed run sees the same data as an uninterrupted one.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from tfzoo.errors import UserError
 from tfzoo.evaluation.evaluator import Evaluator, Means
 from tfzoo.options import Checked, option
 
-MAIN = "main"  # The role of the model that a run is about: it is loaded, evaluated and exported.
+MAIN = "main"  # The role of the model that is trained for later use: it is loaded, evaluated and exported.
 Models = Mapping[str, Any]  # Role -> Keras model.
 
 GROUP = "Objective"
@@ -22,16 +22,17 @@ GROUP = "Objective"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoOptions(Checked):
-    """The options of an objective that has none."""
+    """The options of an objective without options."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackOption(Checked):
-    """Of objectives whose rows can hold several documents."""
+    """An option of objectives whose rows can contain several documents."""
 
     pack: bool = option(
         True,
-        "Several documents in a row, each attending to itself; masked_lm: only with --nonext_sentence.",
+        "Pack several documents into one row, each attending only to itself; masked_lm packs only with "
+        "--nonext_sentence.",
         group=GROUP,
         decides_rows=True,
     )
@@ -39,7 +40,7 @@ class PackOption(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskRateOption(Checked):
-    """Of objectives that hide a part of the text."""
+    """An option of objectives that hide a part of the text."""
 
     mask_rate: float = option(
         0.15, "Fraction of the tokens to mask or corrupt.", group=GROUP, low=0.01, high=0.9, decides_rows=True
@@ -47,32 +48,33 @@ class MaskRateOption(Checked):
 
 
 class Objective:
-    """What a model is trained on.
+    """A training objective.
 
-    A subclass sets the class attributes and has `inputs`, `rows`, `prepare`, `loss` and `metrics` (or `evaluators`).
+    A subclass sets the class attributes and implements `inputs`, `rows`, `prepare`, `loss` and `metrics` (or
+    `evaluators`).
 
     Args:
-      tokenizer: of the run.
-      sequence_length: tokens in a row.
+      tokenizer: the tokenizer of the run.
+      sequence_length: tokens per row.
       **options: fields of `Options`.
 
     Raises:
-      UserError: the tokenizer or the length does not fit.
+      UserError: the tokenizer or the length is unsuitable.
     """
 
     name: ClassVar[str]
-    """Its figures' names begin with it."""
+    """The value of --objective; by convention, the names of its figures start with it."""
     Options: ClassVar[type[Checked]] = NoOptions
-    """A frozen dataclass of `tfzoo.options`: the flags that are this objective's own."""
+    """A frozen dataclass of `tfzoo.options` with the flags of this objective."""
     best_metric: ClassVar[tuple[str, Literal["min", "max"]]]
-    """The figure by which the best checkpoint is chosen, and whether the lowest or the highest is best."""
+    """The figure that selects the best checkpoint, and whether its minimum or maximum is the best."""
     FIGURES: ClassVar[Sequence[tuple[str, str, str]]]
-    """(label, figure, format) of each line of an evaluation's table; the first is drawn as the run's curve."""
+    """(label, figure, format) of each line of an evaluation table; the first one is plotted in loss.png."""
     PACKED: ClassVar[Mapping[str, Any] | None] = None
-    """The options, and their values, with which tfzoo.corpus packs rows ahead of training; None where it cannot. What
-    rows depend on besides is declared with decides_rows=True."""
+    """The option values with which tfzoo.corpus packs rows in advance; None if that is not supported. Other options
+    that affect the rows are declared with decides_rows=True."""
     MODEL_KIND: ClassVar[tuple[str, str]]
-    """What the main model must be, "encoder", "decoder" or "encoder_decoder", and examples of it for messages."""
+    """The required kind of main model, "encoder", "decoder" or "encoder_decoder", and examples for error messages."""
 
     def __init__(self, tokenizer, sequence_length: int, **options: Any):
         self.options: Any = self.Options(**options)
@@ -85,65 +87,65 @@ class Objective:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The features that the main model may be fed."""
+        """The features that are passed to the main model if it has such inputs."""
         raise NotImplementedError
 
     def check_model(self, name: str, page: types.ModuleType) -> None:
-        """Raises UserError where the models of a family's page cannot be trained by this objective."""
+        """Raises UserError if the models of a family's module cannot be trained with this objective."""
         from tfzoo import nn
 
         kind, examples = self.MODEL_KIND
         base = {"encoder": nn.EncoderModel, "decoder": nn.DecoderModel, "encoder_decoder": nn.EncoderDecoderModel}[kind]
-        what = {"encoder": "an encoder", "decoder": "a causal decoder", "encoder_decoder": "an encoder-decoder"}[kind]
+        noun = {"encoder": "an encoder", "decoder": "a causal decoder", "encoder_decoder": "an encoder-decoder"}[kind]
         if not issubclass(page.Model, base) or not self.reads_what_it_needs(page.Model):
-            raise UserError(f"--model={name}: --objective={self.name} needs {what}, such as {examples}")
+            raise UserError(f"--model={name}: --objective={self.name} requires {noun}, such as {examples}")
         if "document_ids" in set(self.inputs) - set(page.Model.INPUTS):
-            raise UserError(f"--model={name}: it cannot tell documents packed in a row apart; add --nopack")
+            raise UserError(f"--model={name}: cannot separate the documents packed into one row; add --nopack")
 
     def reads_what_it_needs(self, model_class: type) -> bool:
-        """Whether a model has the inputs without which this objective makes no sense."""
+        """Returns whether a model has the inputs that this objective requires."""
         return True
 
     def build_models(self, page: types.ModuleType, config, dtype=None) -> dict[str, Any]:
-        """The models that are trained or used, by role; the first is the main one.
+        """Builds the models that are trained or used, by role; the first one is the main model.
 
-        Frozen models (a teacher) have `trainable = False`. Variables that models share are trained once.
+        Frozen models (a teacher) have `trainable = False`. Variables shared by several models are trained once.
         """
         return {MAIN: page.Model(config, heads=self.heads, dtype=dtype)}
 
     def model_names(self, name: str) -> dict[str, str]:
-        """The name in CONFIGS of each role's model, `name` being the main one's; config.json records them."""
+        """Returns the name in CONFIGS of each role's model for config.json; `name` is that of the main model."""
         return {MAIN: name}
 
     def rows(self, corpus):
-        """The rows of a TokenizedCorpus: an object with a length, `row(index, numbers)`, FEATURES and padding_share, as
-        tfzoo.data.pipeline takes it."""
+        """Returns the rows of a TokenizedCorpus: an object with a length, `row(index, numbers)`, FEATURES and
+        padding_share, as required by tfzoo.data.pipeline."""
         raise NotImplementedError
 
     def prepare(self, example: dict[str, Any]) -> dict[str, Any]:
-        """One example of `rows` -> features with static shapes, in a tf.data pipeline; random only by
-        example["seed"], int32 [2]."""
+        """Converts one example of `rows` to features with static shapes, in a tf.data pipeline; all randomness comes
+        from example["seed"], int32 [2]."""
         raise NotImplementedError
 
     def loss(self, models: Models, batch: Mapping[str, Any], training: bool = True):
-        """(sum, weight): scalars of a batch of features, added up over microbatches and replicas."""
+        """Returns (sum, weight), scalars of a batch of features, which are added up over microbatches and replicas."""
         raise NotImplementedError
 
     def metrics(self, models: Models, batch: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """{name: (sum, weight)} of a batch, for the weighted means of an evaluation."""
+        """Returns {name: (sum, weight)} of a batch, for the weighted means of an evaluation."""
         raise NotImplementedError
 
     def evaluators(self) -> list[Evaluator]:
-        """What is measured on the held-out rows; by default the means of `metrics`, with the perplexity of a loss by
-        which the best checkpoint is chosen."""
+        """Returns the evaluators for the held-out rows; by default the means of `metrics`, and the perplexity of
+        best_metric if that is a loss."""
         name, _ = self.best_metric
         return [Means(self.metrics, perplexity_of=(name,) if name.endswith("_loss") else ())]
 
     def baselines(self, train_ids, batches: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-        """{baseline: {figure: value}}: what can be had without a model.
+        """Returns {baseline: {figure: value}}, the figures that are reached without a model.
 
         Args:
-          train_ids: int32 [N], the training text.
-          batches: the evaluation's, as dicts of numpy arrays.
+          train_ids: int32 [N], the token ids of the training text.
+          batches: the evaluation batches, as dicts of numpy arrays.
         """
         return {}

@@ -1,4 +1,4 @@
-"""T5's objective: spans of text are taken out, and to be told (Raffel et al. 2020, section 3.1.4)."""
+"""The objective of T5: spans of text are removed and must be predicted (Raffel et al. 2020, section 3.1.4)."""
 
 import dataclasses
 import types
@@ -18,22 +18,25 @@ tf = lazy.module("tensorflow")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(MaskRateOption, PackOption):
+    """The flags of span corruption."""
+
     mean_span: float = option(
         3.0, "Mean length of a corrupted span, in tokens.", group=GROUP, low=1.0, decides_rows=True
     )
 
 
 class SpanCorruption(shared.TokenTargets):
-    """Replaces spans, 15% of the tokens and 3 long on average, by sentinels; the targets are sentinels and spans.
+    """Replaces spans, 15% of the tokens with a mean length of 3, with sentinels; the targets are sentinels and spans.
 
-    Of a document of n tokens round(0.15 n) are noise, at least one and at most n - 1, in round(noise / 3) spans, at
-    least one. How noise and the rest are cut into as many parts each is drawn uniformly; the parts alternate, and the
-    last is noise. (Of one token none is noise.) Numbers and draw are those of the t5 library's
-    `random_spans_noise_mask`. </s> closes inputs and targets. Packed in a row, each document is corrupted by itself,
-    its sentinels numbered from the first. The decoder's inputs are the targets, shifted, after the padding's id.
+    In a document of n tokens, round(0.15 n) tokens are noise, at least 1 and at most n - 1, in round(noise / 3) spans,
+    at least 1. The noise tokens and the other tokens are each divided into that many segments, uniformly at random; the
+    segments alternate, and the last one is noise. (A single token is never noise.) Counts and random selection are
+    those of `random_spans_noise_mask` in the t5 library. Inputs and targets end with </s>. In a packed row, each
+    document is corrupted separately, and its sentinels are numbered from the first one. The decoder inputs are the
+    targets shifted by one position, starting with the padding id.
 
     Worked example, figure 2 of the paper, with the words numbered from 10 on, sentinels 99, 98, 97 and </s> 1.
-    "Thank you for inviting me to your party last week", with "for inviting" and "last" taken out,
+    "Thank you for inviting me to your party last week", with "for inviting" and "last" removed,
 
         token_ids  [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
         noise      [ 0,  0,  1,  1,  0,  0,  0,  0,  1,  0]
@@ -52,15 +55,21 @@ class SpanCorruption(shared.TokenTargets):
     best_metric = ("span_loss", "min")
     PACKED = types.MappingProxyType({"pack": True})
     MODEL_KIND = ("encoder_decoder", "t5_small or bart_base")
-    # Of the spans' own tokens. The others, sentinels and </s>, need no understanding, and are a third of the targets.
-    FIGURES = (("span tokens right", "span_accuracy", "{:.2%}"), ("perplexity", "span_perplexity", "{:.2f}"))
+    # Only the tokens of the spans count. The other targets, sentinels and </s>, a third of all, are easy to predict.
+    FIGURES = (("span-token accuracy", "span_accuracy", "{:.2%}"), ("perplexity", "span_perplexity", "{:.2f}"))
 
     def __init__(self, tokenizer, sequence_length: int, *, target_length: int | None = None, **options):
-        """target_length: tokens of the decoder's rows; None is what a document that fills a row needs. Many short
-        documents in one row need more.
+        """Creates the objective.
+
+        Args:
+          tokenizer: the tokenizer of the run.
+          sequence_length: tokens per row.
+          target_length: tokens per decoder row; None means the length that a document that fills a row requires. Many
+            short documents in one row require more.
+          **options: fields of `Options`.
 
         Raises:
-          UserError: the tokenizer has no sentinels, too few for such rows, or no </s> or padding.
+          UserError: the tokenizer has no sentinels, too few for such rows, or no </s> or padding token.
         """
         super().__init__(tokenizer, sequence_length, **options)
         noise_density, mean_span_length = self.options.mask_rate, self.options.mean_span
@@ -68,29 +77,32 @@ class SpanCorruption(shared.TokenTargets):
         eos, pad_id = (getattr(tokenizer, name, None) for name in ("eos_id", "pad_id"))
         if not sentinels or eos is None or pad_id is None:
             raise UserError(
-                f"{type(tokenizer).__name__}: span corruption needs a tokenizer with sentinels, padding and an end of "
-                "text; use a SentencePiece tokenizer of kind t5"
+                f"{type(tokenizer).__name__}: span corruption requires a tokenizer with sentinel, padding and "
+                "end-of-text tokens; use a SentencePiece tokenizer of kind t5"
             )
         self._eos, self._pad = eos, pad_id
-        # How many tokens of a document of n are noise, in how many spans, for every n up to one that would not fit.
-        # Two tokens are the least that has noise; of one, the second is then left out.
+        # The number of noise tokens and spans of a document of n tokens, for every n up to one that does not fit.
+        # Two tokens are the minimum with noise; a single token is treated as two, and the second is removed later.
         sizes = np.maximum(np.arange(int(sequence_length / (1 - noise_density)) + 2 * sequence_length + 2), 2)
         noise = np.clip(np.round(sizes * noise_density).astype(np.int64), 1, sizes - 1)
         spans = np.clip(np.round(noise / mean_span_length).astype(np.int64), 1, np.minimum(noise, sizes - noise))
         input_lengths, target_lengths = sizes - noise + spans + 1, noise + spans + 1
-        input_lengths[:2], target_lengths[:2] = [1, 2], [1, 2]  # Of one token: itself, and a sentinel for all of it.
+        input_lengths[:2], target_lengths[:2] = [1, 2], [1, 2]  # A single token: the token itself, and one sentinel.
         fits = input_lengths <= sequence_length
         if target_length is not None:
             fits &= target_lengths <= target_length
         self._row_tokens = int(np.argmin(fits)) - 1
         if self._row_tokens < 1:
-            raise UserError(f"sequence_length {sequence_length}, target_length {target_length}: too short for a token")
+            raise UserError(
+                f"sequence_length {sequence_length}, target_length {target_length}: too short for a single token; "
+                "increase them"
+            )
         self._target_length = int(target_lengths[self._row_tokens]) if target_length is None else target_length
         self._noise, self._spans = (tf.constant(x[: self._row_tokens + 1], tf.int32) for x in (noise, spans))
         self._input_lengths, self._target_lengths = input_lengths, target_lengths
         if spans[self._row_tokens] > len(sentinels):
             raise UserError(
-                f"sequence_length {sequence_length}: its rows have up to {spans[self._row_tokens]} spans, more than "
+                f"sequence_length {sequence_length}: rows contain up to {spans[self._row_tokens]} spans, more than "
                 f"the tokenizer's {len(sentinels)} sentinels; use shorter rows or longer spans"
             )
         self._sentinels = tf.constant(sentinels, tf.int32)
@@ -100,56 +112,60 @@ class SpanCorruption(shared.TokenTargets):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The model's inputs that are fed."""
+        """The inputs of the model that this objective provides."""
         packed = ("document_ids", "position_ids", "decoder_document_ids", "decoder_position_ids")
         return ("token_ids", "padding_mask", "decoder_token_ids", *(packed if self.options.pack else ()))
 
     @property
     def row_tokens(self) -> int:
-        """How many tokens, before they are corrupted, a document has that fills a row exactly."""
+        """The number of tokens, before corruption, of a document that fills a row exactly."""
         return self._row_tokens
 
     @property
     def target_length(self) -> int:
-        """How many tokens the decoder's rows have."""
+        """The number of tokens per decoder row."""
         return self._target_length
 
     def rows(self, corpus: TokenizedCorpus) -> PackedRows:
-        """What `prepare` takes its examples from: the documents of a row fit in both its lengths when corrupted."""
+        """Returns the rows from which `prepare` takes its examples: after corruption, the documents of a row fit into
+        both sequence_length and target_length."""
 
-        def grown(sizes):  # By sentinels and </s>, less the noise.
+        def growth(sizes):  # Sentinels and </s> minus noise.
             return self._input_lengths[sizes] - sizes
 
         also = [(self._target_length, lambda sizes: self._target_lengths[sizes])]
-        return PackedRows(corpus, self._length, grown, longest=self._row_tokens, also=also, pack=self.options.pack)
+        return PackedRows(corpus, self._length, growth, longest=self._row_tokens, also=also, pack=self.options.pack)
 
     def measured(self, batch):
+        """Returns the weights of the targets in metrics and baselines: only those of the spans' tokens."""
         return batch["target_weights"] * tf.gather(self._is_text, batch["targets"])
 
     def prepare(self, example):
-        """One example of PackedRows -> features with static shapes (L sequence_length, T target_length).
+        """Converts one example of PackedRows to features with static shapes (L is sequence_length, T target_length).
 
-        token_ids int32 [L], padding_mask bool [L], decoder_token_ids, targets int32 [T], target_weights float32 [T];
-        packed, document_ids, position_ids int32 [L], decoder_document_ids, decoder_position_ids int32 [T] too.
+        Returns:
+          token_ids int32 [L], padding_mask bool [L], decoder_token_ids, targets int32 [T], target_weights float32 [T];
+          with `pack` also document_ids, position_ids int32 [L], decoder_document_ids, decoder_position_ids int32 [T].
         """
         token_ids, document_ids = example["token_ids"], example["document_ids"]
         return self.corrupt(token_ids, document_ids, self.draw(document_ids, example["seed"]))
 
     def draw(self, document_ids, seed):
-        """document_ids int32 [N] -> which tokens are noise, bool [N]."""
+        """Selects the noise tokens of documents: document_ids int32 [N] -> bool [N]."""
         sizes = shared.document_sizes(document_ids)
         noise, spans = tf.gather(self._noise, sizes), tf.gather(self._spans, sizes)
         drawn = tf.maximum(sizes, 2)
         runs = [_random_parts(counts, spans, shared.fold(seed, i)) for i, counts in enumerate((drawn - noise, noise))]
         is_noise = tf.repeat(tf.tile([False, True], [tf.size(runs[0])]), tf.reshape(tf.stack(runs, 1), [-1]))
-        # Of documents of one token the second place was only there for the draw.
+        # Removes the second position of documents with a single token, which exists only for the random selection.
         drawn_documents = tf.repeat(tf.range(1, tf.size(sizes) + 1), drawn)
         return tf.boolean_mask(is_noise, shared.positions_in(drawn_documents) < tf.gather(sizes, drawn_documents - 1))
 
     def corrupt(self, token_ids, document_ids, noise):
-        """token_ids, document_ids int32 [N], noise bool [N], where no document begins with noise -> as `prepare`."""
+        """Returns the features of `prepare` for token_ids, document_ids int32 [N] and noise bool [N]; no document may
+        start with noise."""
         noise = tf.cast(noise, tf.int32)
-        # The end of a text, which each document gets now, is neither noise nor, in the targets, the rest.
+        # The </s> that is added to each document is kept in inputs and targets: it is neither noise nor other text.
         tokens, documents = shared.frame(token_ids, document_ids, last_id=self._eos)
         noise, _ = shared.frame(noise, document_ids, last_id=-1)
         inputs, input_documents = self._replace(tokens, documents, noise == 1)
@@ -175,20 +191,20 @@ class SpanCorruption(shared.TokenTargets):
         return features
 
     def _replace(self, tokens, documents, replaced):
-        """Tokens and documents with each run of `replaced` as one sentinel, numbered within its document."""
-        goes_on = tf.concat([[False], (documents[1:] == documents[:-1]) & replaced[:-1]], 0)[: tf.size(documents)]
-        begins = tf.cast(replaced & ~goes_on, tf.int32)
-        runs = tf.math.segment_sum(begins, documents)[1:]  # In each document; there is no document 0.
+        """Replaces each run of `replaced` with one sentinel, numbered within its document, in tokens and documents."""
+        continues = tf.concat([[False], (documents[1:] == documents[:-1]) & replaced[:-1]], 0)[: tf.size(documents)]
+        begins = tf.cast(replaced & ~continues, tf.int32)
+        runs = tf.math.segment_sum(begins, documents)[1:]  # Per document; there is no document 0.
         number = tf.cumsum(begins) - 1 - tf.gather(tf.cumsum(runs, exclusive=True), documents - 1)
         tokens = tf.where(begins > 0, tf.gather(self._sentinels, tf.maximum(number, 0)), tokens)
-        kept = ~(replaced & goes_on)
+        kept = ~(replaced & continues)
         return tf.boolean_mask(tokens, kept), tf.boolean_mask(documents, kept)
 
 
 def _random_parts(counts, parts, seed):
-    """Cuts counts[d] things into parts[d] parts, none empty, all ways alike: int32 [D] each -> int32 [sum(parts)]."""
+    """Divides counts[d] items into parts[d] nonempty parts, uniformly: int32 [D] each -> sizes, int32 [sum(parts)]."""
     documents = tf.repeat(tf.range(1, tf.size(counts) + 1), counts)
-    # The first begins a part, and so do as many others, drawn, as are missing.
+    # The first item begins a part; the beginnings of the other parts are selected at random.
     first = shared.positions_in(documents) == 0
     scores = tf.where(first, -0.5, tf.random.stateless_uniform([tf.size(documents)], seed))
     begins = shared.draw(scores, documents, parts)

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-# Imported when first used (PEP 562), so that a single module of this package costs no more than itself.
+# Imported on first use (PEP 562), so that importing one module of this package does not import the others.
 _ATTRIBUTES = {
     "Callback": "tfzoo.training.loop",
     "TrainConfig": "tfzoo.training.config",

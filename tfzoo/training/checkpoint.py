@@ -1,12 +1,12 @@
-"""Checkpoints that are complete, checked when read, and never half-written.
+"""Checkpoints that are complete, written atomically, and verified when they are read.
 
-    RUN/checkpoints/00001200/variables.safetensors  every variable of models and optimizer, seeds included
+    RUN/checkpoints/00001200/variables.safetensors  every variable of the models and the optimizer, including seeds
     RUN/checkpoints/00001200/checkpoint.json        step, the caller's state, names, dtypes, shapes, checksums
     RUN/best -> checkpoints/00000900
 
-A checkpoint is written beside its place and renamed, so it is there whole or not at all. An interim one is made where a
-run is stopped, between those that are due. safetensors has no checksum of its own: a flipped bit would load, so
-checkpoint.json keeps the sha256, and its own besides.
+A checkpoint is written under a temporary name and then renamed, so that it is never incomplete. An interim checkpoint
+is saved when a run is stopped between two regular checkpoints. The safetensors format has no checksum and would load a
+flipped bit, so checkpoint.json contains the SHA-256 of variables.safetensors as well as its own.
 """
 
 import collections
@@ -40,7 +40,7 @@ Contents = tuple[int, dict[str, Any], dict[str, np.ndarray]]  # step, state, var
 
 
 class _Damaged(Exception):
-    """What is wrong with which file of a checkpoint."""
+    """A checkpoint is damaged; the message names the file and the damage."""
 
 
 class Checkpoints:
@@ -48,13 +48,13 @@ class Checkpoints:
 
     Args:
       folder: RUN/checkpoints.
-      keep: how many to keep; the one that RUN/best points to is kept besides.
-      read_only: for whoever reads a run that somebody else may be writing: nothing is cleaned up, and `save`
-        and `mark_best` raise. Otherwise what killed writers left behind is removed here.
+      keep: how many to keep, in addition to the one that RUN/best points to.
+      read_only: for reading a run that another process may be writing: nothing is cleaned up, and `save` and
+        `mark_best` raise an error. Otherwise, leftovers of killed writers are removed on construction.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2, read_only: bool = False):
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)  # The interpreter waits for it at its end.
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)  # The interpreter waits for it on exit.
         self._writing: concurrent.futures.Future[None] | None = None
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
@@ -70,14 +70,14 @@ class Checkpoints:
                 link.unlink(missing_ok=True)
 
     def steps(self, interim: bool = True) -> list[int]:
-        """The steps there are checkpoints of, damaged ones included, oldest first; interim ones or not."""
+        """Returns the steps of all checkpoints, including damaged and, with `interim`, interim ones, oldest first."""
         if not self._folder.is_dir():
             return []
         steps = sorted(int(entry.name) for entry in self._folder.iterdir() if _STEP.fullmatch(entry.name))
         return [step for step in steps if interim or not self._is_interim(step)]
 
     def path(self, step: int) -> pathlib.Path:
-        """The folder of a step's checkpoint, which need not exist."""
+        """Returns the folder of a step's checkpoint, which need not exist."""
         return self._folder / f"{step:08d}"
 
     def save(
@@ -89,21 +89,23 @@ class Checkpoints:
         wait: bool = True,
         interim: bool = False,
     ) -> pathlib.Path:
-        """Writes a checkpoint, then removes the oldest beyond `keep`. One that exists is left alone, but for an
-        interim one that is saved again as another: it becomes that, with `state`.
+        """Writes a checkpoint, then removes the oldest ones beyond `keep`.
+
+        An existing checkpoint is left unchanged, except that an interim checkpoint which is saved again as a regular
+        one becomes regular, with the new `state`.
 
         Args:
           step: 0 or more.
-          variables: name -> keras.Variable, tf.Variable or array. Not called from inside a tf.function.
-          state: what JSON can hold; tuples come back as lists.
-          best: points RUN/best to it once it is there.
-          wait: False copies the variables and writes them meanwhile, in a thread; `wait` or the next save waits for
-            that, and raises what went wrong with it.
-          interim: made between those that are due, because the run is stopped. It is kept until the next one is
-            written, and is not what a run goes back to.
+          variables: name -> keras.Variable, tf.Variable or array. Must not be called inside a tf.function.
+          state: a JSON-serializable mapping; tuples are restored as lists.
+          best: whether RUN/best points to this checkpoint once it is written.
+          wait: False copies the variables and writes them in a background thread; `wait` or the next save waits for
+            that thread and raises its error.
+          interim: the checkpoint lies between two regular ones because the run is stopped. It is kept until the next
+            one is written, and rollback does not return to it.
 
         Raises:
-          UserError: the machine refuses to write it (a full disk); the checkpoints before it are intact.
+          UserError: the file system rejects the write (a full disk); earlier checkpoints remain intact.
         """
         self._must_write()
         self.wait()
@@ -119,10 +121,10 @@ class Checkpoints:
         return self.path(step)
 
     def wait(self) -> None:
-        """Until the last `save` is written.
+        """Waits until the last `save` is written.
 
         Raises:
-          UserError: what `save` raises.
+          UserError: the error of that `save`.
         """
         if self._writing is not None:
             writing, self._writing = self._writing, None
@@ -132,8 +134,8 @@ class Checkpoints:
         path = self.path(step)
         with files.writing(path):
             if step in self._damaged and path.exists():
-                self._remove(step)  # Read and found damaged: this one replaces it.
-            self._prune(*self._damaged)  # What a kill kept the last save from removing.
+                self._remove(step)  # It was read and found damaged; the new checkpoint replaces it.
+            self._prune(*self._damaged)  # Removes what the last save could not remove because it was killed.
             if not path.exists():
                 self._write_folder(path, arrays, record)
             elif self._is_interim(step) and not record["interim"]:
@@ -158,17 +160,17 @@ class Checkpoints:
             (partial / RECORD).write_bytes(_encode(record))
 
     def restore(self, variables: Mapping[str, Any], interim: bool = True) -> tuple[int, dict[str, Any]] | None:
-        """Assigns the newest intact checkpoint to `variables`, all of them or none. Where `interim` is False an interim
-        one is taken only if no other is intact.
+        """Assigns the newest intact checkpoint to `variables`: either all of them or, on an error, none.
 
-        A damaged checkpoint costs a warning, and the one before it is taken.
+        A damaged checkpoint causes a warning, and the previous one is used. If `interim` is False, an interim
+        checkpoint is used only if no regular one is intact.
 
         Returns:
-          (step, state), or None if there is no checkpoint at all.
+          (step, state), or None if there are no checkpoints.
 
         Raises:
-          UserError: there are checkpoints but none is intact, or the newest intact one holds other variables,
-            shapes or dtypes than `variables`.
+          UserError: there are checkpoints but none is intact, or the names, shapes or dtypes of the newest intact one
+            differ from those of `variables`.
         """
         if not self.steps():
             return None
@@ -177,13 +179,16 @@ class Checkpoints:
         return step, state
 
     def read(self, path: str | os.PathLike | None = None) -> Contents:
-        """A checkpoint's (step, state, variables as arrays), verified.
+        """Reads and verifies a checkpoint.
 
         Args:
-          path: a checkpoint's folder, or RUN/best; None takes the newest intact one, as `restore` does.
+          path: a checkpoint's folder, or RUN/best; None selects the newest intact one, like `restore`.
+
+        Returns:
+          (step, state, variables as arrays).
 
         Raises:
-          UserError: there is none, or the one asked for is damaged.
+          UserError: there is no checkpoint, or the requested one is damaged.
         """
         if path is not None:
             try:
@@ -191,15 +196,15 @@ class Checkpoints:
             except _Damaged as damage:
                 raise UserError(f"{damage}; choose another checkpoint") from None
         if not self.steps():
-            raise UserError(f"{self._folder}: no checkpoint there; name the folder of a run that saved one")
+            raise UserError(f"{self._folder}: contains no checkpoint; specify the folder of a run that saved one")
         return self._newest()
 
     def remove_after(self, last: int) -> None:
-        """Removes what was saved after step `last`, and RUN/best where it points there: the run has gone back, and will
-        be another at later steps.
+        """Removes all checkpoints after step `last`, and RUN/best if it points to one of them: the run was rolled back,
+        and its later steps will differ.
 
         Raises:
-          UserError: the machine refuses it.
+          UserError: the file system rejects it.
         """
         self._must_write()
         with files.writing(self._folder):
@@ -210,7 +215,7 @@ class Checkpoints:
                     self._remove(step)
 
     def mark_best(self, step: int) -> None:
-        """Points RUN/best to a step's checkpoint, in one move. The old best is pruned with the next save."""
+        """Atomically points RUN/best to a step's checkpoint. The old best one is removed by the next save."""
         self._must_write()
         if not self.path(step).is_dir():
             raise ValueError(f"{self.path(step)} does not exist, so it cannot be the best checkpoint")
@@ -221,7 +226,7 @@ class Checkpoints:
             os.replace(partial, self._best)
 
     def best_step(self) -> int | None:
-        """The step RUN/best points to; None if there is no such link."""
+        """Returns the step that RUN/best points to; None if there is no such link."""
         try:
             name = os.path.basename(os.readlink(self._best))
         except OSError:
@@ -247,7 +252,7 @@ class Checkpoints:
             try:
                 contents = _read(self.path(step))
             except _Damaged as damage:
-                logging.warning("%s; falling back to the checkpoint before it", damage)
+                logging.warning("%s; falling back to the previous checkpoint", damage)
                 self._damaged.add(step)
                 damages.append(str(damage))
             else:
@@ -255,16 +260,17 @@ class Checkpoints:
                 return contents
         raise UserError(
             f"{self._folder}: none of its {len(damages)} checkpoints can be read ({damages[0]}); "
-            "put a copy of one back, or start anew in another folder"
+            "restore one from a copy, or start a new run in another folder"
         )
 
     def _prune(self, *also: int) -> None:
-        """Removes all but the newest, the best and `also`. An interim one counts among the newest while it is the
-        newest; one that is not interim is always left."""
+        """Removes all checkpoints except the newest ones, the best one and `also`. An interim checkpoint is kept only
+        while it is the newest; at least one regular checkpoint is always kept."""
         intact = [step for step in self.steps() if step not in self._damaged]
-        lasting = [step for step in intact if not self._is_interim(step)]
-        newest = [step for step in intact[-1:] if step not in lasting]
-        kept = {*also, self.best_step(), *newest, *lasting[-max(1, self._keep - len(newest)) :]}
+        regular = [step for step in intact if not self._is_interim(step)]
+        newest_interim = [step for step in intact[-1:] if step not in regular]
+        num_regular = max(1, self._keep - len(newest_interim))
+        kept = {*also, self.best_step(), *newest_interim, *regular[-num_regular:]}
         for step in self.steps():
             if step not in kept:
                 self._remove(step)
@@ -275,10 +281,10 @@ class Checkpoints:
 
 
 def assign_all(path: str | os.PathLike, variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Assigns what was read from the checkpoint at `path`, after comparing all of it.
+    """Assigns the arrays read from the checkpoint at `path` to `variables`.
 
     Raises:
-      UserError: the names, dtypes or shapes differ; nothing is assigned then.
+      UserError: names, dtypes or shapes differ; in that case nothing is assigned.
     """
     _compare(pathlib.Path(path), variables, arrays)
     for name, variable in variables.items():
@@ -289,30 +295,30 @@ def assign_all(path: str | os.PathLike, variables: Mapping[str, Any], arrays: Ma
 
 
 def model_variables(models, optimizer=None) -> dict[str, Any]:
-    """Every variable of built models and of their built optimizer, by a name that any process gives it alike.
+    """Returns every variable of built models and of their built optimizer, under names that are equal in all processes.
 
-    Keras numbers what has no name of its own by a counter of the whole process ("dense_7", "adamw_1"). Here
-    such numbers count within one parent, in the order of `model.variables`, so that a model built second gets
-    the same names as one built first. Dropout's seed states are among them.
+    Keras numbers unnamed layers with a counter of the whole process ("dense_7", "adamw_1"). Here, such numbers count
+    within one parent, in the order of `model.variables`, so that the second model that a process builds has the same
+    names as the first. The seed states of dropout are included.
 
     Args:
-      models: a model, or role -> model. What several of them share each has under its own name, so that each can be
-        read alone.
-      optimizer: trains variables of these models; None where there is none.
+      models: a model, or role -> model. A variable that several models share appears under a name for each of them, so
+        that each model can be read alone.
+      optimizer: the optimizer of these models' variables, or None.
 
     Returns:
-      "model/..." and "optimizer/..." -> keras.Variable; an optimizer's slot is "optimizer/" + its model variable's name
-      + "/momentum" or whatever Keras calls it. Of a role that is not MAIN it is "model.ROLE/..." and
-      "optimizer.ROLE/...": see `prefixes`.
+      "model/..." and "optimizer/..." -> keras.Variable. The name of an optimizer slot is "optimizer/" + the name of its
+      model variable + "/momentum" or another name that Keras uses. For roles other than MAIN the prefixes are
+      "model.ROLE/" and "optimizer.ROLE/": see `prefixes`.
 
     Raises:
       ValueError: a model or the optimizer is not built yet, so that variables would be missing.
     """
     by_role = models if isinstance(models, Mapping) else {MAIN: models}
     if not all(model.built for model in by_role.values()) or (optimizer is not None and not optimizer.built):
-        raise ValueError("build the model and the optimizer before asking for their variables")
+        raise ValueError("build the model and the optimizer before requesting their variables")
     variables: dict[str, Any] = {}
-    trained: dict[str, list[_Trained]] = {}  # "bert_layer_0_kernel", as Keras starts a slot's name -> whose it is.
+    trained: dict[str, list[_Trained]] = {}  # The start of a slot's name, "bert_layer_0_kernel" -> its variables.
     for role, model in by_role.items():
         automatic = {
             layer.name
@@ -338,29 +344,29 @@ def model_variables(models, optimizer=None) -> dict[str, Any]:
 
 
 def prefixes(role: str) -> tuple[str, str]:
-    """What the names of a role's variables, and of their slots in an optimizer, begin with."""
+    """Returns the prefixes of the names of a role's variables and of their optimizer slots."""
     suffix = "" if role == MAIN else f".{role}"
     return f"model{suffix}/", f"optimizer{suffix}/"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """A variable, and (prefix of slots, name) in each of the models that have it."""
+    """A variable, and its (prefix of slots, name) in each of the models that contain it."""
 
     variable: Any
     owners: list[tuple[str, str]]
 
 
 def _add_slots(variables: dict[str, Any], trained: Mapping[str, list[_Trained]], optimizer) -> None:
-    """Adds an optimizer's variables, those of a model's variable under the names that it has there."""
+    """Adds an optimizer's variables; the name of a slot contains the name of its model variable."""
     inner = getattr(optimizer, "inner_optimizer", None)  # Of a LossScaleOptimizer.
-    # Models of one family have variables of one path; Keras makes slots in the order of what is trained.
+    # Models of one family have variables with equal paths; Keras creates slots in the order of the trained variables.
     order = {id(variable): i for i, variable in enumerate((inner or optimizer)._trainable_variables)}
     for alike in trained.values():
         alike.sort(key=lambda one: order.get(id(one.variable), len(order)))
     seen: collections.Counter[str] = collections.Counter()
     for variable in optimizer.variables:
-        owner, _, name = variable.path.rpartition("/")  # Adafactor names no owner.
+        owner, _, name = variable.path.rpartition("/")  # Adafactor's variables have no owner in their paths.
         within = "inner/" if inner and owner == inner.name else ""
         starts = [start for start in trained if name.startswith(f"{start}_")]
         if not starts:
@@ -368,8 +374,8 @@ def _add_slots(variables: dict[str, Any], trained: Mapping[str, list[_Trained]],
             continue
         start = max(starts, key=len)
         alike = trained[start]
-        for slots, ours in alike[min(seen[name], len(alike) - 1)].owners:
-            _add(variables, f"{slots}{within}{ours}/{name[len(start) + 1 :]}", variable)
+        for slots, variable_name in alike[min(seen[name], len(alike) - 1)].owners:
+            _add(variables, f"{slots}{within}{variable_name}/{name[len(start) + 1 :]}", variable)
         seen[name] += 1
 
 
@@ -382,22 +388,22 @@ class _Renumbered:
         self._counts: dict[tuple[str, str], int] = {}
 
     def __call__(self, path: str) -> str:
-        ours = ""
+        parent = ""
         for part in path.split("/"):
-            if (ours, part) not in self._names:
+            if (parent, part) not in self._names:
                 name = part
                 if part in self._automatic or re.fullmatch(r"seed_generator(_\d+)?", part):
                     base = re.sub(r"_\d+$", "", part)
-                    count = self._counts.setdefault((ours, base), 0)
-                    self._counts[ours, base] += 1
+                    count = self._counts.setdefault((parent, base), 0)
+                    self._counts[parent, base] += 1
                     name = f"{base}_{count}" if count else base
-                self._names[ours, part] = name
-            ours = f"{ours}/{self._names[ours, part]}".lstrip("/")
-        return ours
+                self._names[parent, part] = name
+            parent = f"{parent}/{self._names[parent, part]}".lstrip("/")
+        return parent
 
 
 def _add(variables: dict[str, Any], name: str, variable: Any) -> None:
-    """Adds a variable; a name that is taken, which Keras does not forbid, gets a number."""
+    """Adds a variable; a duplicate name, which Keras allows, gets a number appended."""
     unique, count = name, 1
     while unique in variables:
         unique, count = f"{name}#{count}", count + 1
@@ -405,7 +411,7 @@ def _add(variables: dict[str, Any], name: str, variable: Any) -> None:
 
 
 def _snake_case(name: str) -> str:
-    """A class's name as Keras turns it into a layer's name."""
+    """Converts a class name to a layer name as Keras does."""
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
@@ -415,37 +421,37 @@ def _itself(array: np.ndarray) -> np.ndarray:
 
 
 def _to_numpy(variable: Any, keep: bool) -> np.ndarray:
-    """A variable's numbers, to be kept while it changes or not."""
-    # A keras.Variable that was made under a tf.distribute strategy wraps one that only .numpy() can read.
+    """Returns a variable's values; `keep` makes a copy that stays unchanged when the variable changes."""
+    # A keras.Variable created under a tf.distribute strategy wraps a variable that only .numpy() can read.
     variable = getattr(variable, "value", variable) if hasattr(variable, "path") else variable
     if hasattr(variable, "numpy"):
-        variable, keep = variable.numpy(), False  # A copy already.
-    # Not np.ascontiguousarray, which turns a scalar into an array of one.
+        variable, keep = variable.numpy(), False  # Already a copy.
+    # Not np.ascontiguousarray, which converts a scalar to an array with one element.
     return np.array(variable, order="C") if keep else np.asarray(variable, order="C")
 
 
 def _signature(variable: Any) -> str:
-    """A variable's or an array's dtype and shape: "float32 [2, 3]"."""
+    """Returns the dtype and shape of a variable or an array: "float32 [2, 3]"."""
     return f"{getattr(variable.dtype, 'name', variable.dtype)} {[int(size) for size in variable.shape]}"
 
 
 def _encode(record: dict[str, Any]) -> bytes:
-    """The one spelling of a record, with its checksum: any other byte anywhere is damage."""
-    record = json.loads(json.dumps(record))  # Keys that are numbers become text before they are sorted.
+    """Returns the unique encoding of a record with its checksum: any other byte sequence is damage."""
+    record = json.loads(json.dumps(record))  # Converts numeric keys to strings before they are sorted.
     record["checksum"] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     return (json.dumps(record, sort_keys=True, indent=1) + "\n").encode()
 
 
 def _read_record(folder: pathlib.Path) -> dict[str, Any]:
-    """Reads and verifies checkpoint.json, without its checksum.
+    """Reads and verifies checkpoint.json, and returns it without its checksum.
 
     Raises:
-      _Damaged: anything about it is not as it was written.
+      _Damaged: the file differs from what was written.
     """
     record_path = folder / RECORD
     try:
         if record_path.stat().st_size > MAX_RECORD_BYTES:
-            raise _Damaged(f"{record_path}: too large")
+            raise _Damaged(f"{record_path}: is too large")
         data = record_path.read_bytes()
     except OSError as error:
         raise _unreadable(error) from None
@@ -456,11 +462,11 @@ def _read_record(folder: pathlib.Path) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         intact = False
     if not intact:
-        raise _Damaged(f"{record_path}: not as it was written")
+        raise _Damaged(f"{record_path}: is corrupted: its content does not match its checksum")
     if record["format"] != FORMAT:
-        raise UserError(f"{record_path}: format {record['format']}, this tfzoo reads {FORMAT}; update tfzoo")
+        raise UserError(f"{record_path}: has format {record['format']}, but this tfzoo reads {FORMAT}; update tfzoo")
     if str(record["step"]) != folder.name.lstrip("0").rjust(1, "0"):
-        raise _Damaged(f"{record_path}: is of step {record['step']}, not {folder.name}")
+        raise _Damaged(f"{record_path}: belongs to step {record['step']}, not {folder.name}")
     return record
 
 
@@ -472,7 +478,7 @@ def _read(folder: pathlib.Path) -> Contents:
     """Reads and verifies one checkpoint.
 
     Raises:
-      _Damaged: anything about it is not as it was written.
+      _Damaged: the checkpoint differs from what was written.
     """
     record, variables_path = _read_record(folder), folder / VARIABLES
     try:
@@ -480,18 +486,20 @@ def _read(folder: pathlib.Path) -> Contents:
     except OSError as error:
         raise _unreadable(error) from None
     if size != record["bytes"]:
-        raise _Damaged(f"{variables_path}: {size} bytes, {record['bytes']} were written")
+        raise _Damaged(f"{variables_path}: has {size} bytes, but {record['bytes']} were written")
     try:
         if files.sha256(variables_path) != record["sha256"]:
-            raise _Damaged(f"{variables_path}: its sha256 is not the one recorded")
-        with safetensors_files.open_file(variables_path) as tensors:  # What is not finite was so when it was saved.
+            raise _Damaged(f"{variables_path}: its SHA-256 does not match the one in {RECORD}")
+        with safetensors_files.open_file(
+            variables_path
+        ) as tensors:  # Non-finite values were non-finite when they were saved.
             arrays = {name: tensors.read(name, finite=False) for name in tensors.names}
     except OSError as error:
         raise _Damaged(f"{variables_path}: {error}") from None
     except UserError as error:
         raise _Damaged(str(error)) from None
     if {name: _signature(array) for name, array in arrays.items()} != record["variables"]:
-        raise _Damaged(f"{variables_path}: other variables than {RECORD} lists")
+        raise _Damaged(f"{variables_path}: its variables differ from those listed in {RECORD}")
     return record["step"], record["state"], arrays
 
 
@@ -500,20 +508,20 @@ def _compare(path: pathlib.Path, variables: Mapping[str, Any], arrays: Mapping[s
     complaints = []
     missing, extra = variables.keys() - arrays.keys(), arrays.keys() - variables.keys()
     if missing:
-        complaints.append(f"not in the checkpoint: {_listed(missing)}")
+        complaints.append(f"missing from the checkpoint: {_listed(missing)}")
     if extra:
         complaints.append(f"only in the checkpoint: {_listed(extra)}")
-    other = [
-        f"{name} (here {_signature(variables[name])}, in the checkpoint {_signature(arrays[name])})"
+    different = [
+        f"{name} (model {_signature(variables[name])}, checkpoint {_signature(arrays[name])})"
         for name in variables.keys() & arrays.keys()
         if _signature(variables[name]) != _signature(arrays[name])
     ]
-    if other:
-        complaints.append(f"different: {_listed(other)}")
+    if different:
+        complaints.append(f"different dtype or shape: {_listed(different)}")
     if complaints:
         raise UserError(
-            f"{path}: does not fit this model and optimizer; {'; '.join(complaints)}; "
-            "use the flags it was made with, or another folder"
+            f"{path}: does not match this model and optimizer; {'; '.join(complaints)}; "
+            "use the flags that it was created with, or another folder"
         )
 
 

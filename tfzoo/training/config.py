@@ -1,6 +1,6 @@
-"""TrainConfig: everything that decides a training run, as one frozen record. Imports no TensorFlow.
+"""TrainConfig: everything that determines a training run, as one frozen dataclass. Does not import TensorFlow.
 
-The flags of `python -m tfzoo.train` are made from it: their names, types, bounds, help and order.
+The flags of `python -m tfzoo.train` are derived from it, with their names, types, bounds, help and order.
 """
 
 import dataclasses
@@ -20,108 +20,115 @@ from tfzoo.training import distribution, registry
 OPTIMIZERS = ("adamw", "muon", "lamb", "adafactor", "sgd", "lars")
 SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant")
 # Headings of --help.
-_COMMON, _DATA, _MODEL = "The most common", "Text and tokenizer", "Model and precision"
+_COMMON, _DATA, _MODEL = "Common options", "Text and tokenizer", "Model and precision"
 _OPTIMIZER, _DEVICES = "Optimization", "Devices (docs/distributed.md)"
-_CADENCE, _FAULTS = "Logging, evaluation and checkpoints", "When something goes wrong"
+_CADENCE, _FAULTS = "Logging, evaluation and checkpoints", "Error handling"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig(Checked):
-    """Which text is read and how it becomes tokens."""
+    """Which text is read and how it is tokenized."""
 
     corpus: str = option(
         "docstrings",
         '"docstrings" (the documentation of the installed Python packages), a path or glob of .txt, .jsonl, .txt.gz or '
-        ".jsonl.gz files, or a folder that tfzoo.corpus pack wrote.",
+        ".jsonl.gz files, or a folder written by tfzoo.corpus pack.",
         group=_COMMON,
     )
-    text_field: str = option("text", "The field of a .jsonl object that holds the text.", group=_DATA)
+    text_field: str = option("text", "Field of each .jsonl object that contains the text.", group=_DATA)
     raw_text: bool = option(
-        False, "Read .txt files as they are, line ends and blank lines included, and hold out their end.", group=_DATA
+        False,
+        "Read .txt files verbatim, including line endings and blank lines, and hold out their end.",
+        group=_DATA,
     )
     held_out: float = option(0.02, "Fraction of the files' text to hold out.", group=_DATA, low=0.0001, high=0.9)
     bad_text: str = option(
         "strict",
-        "Invalid input: stop with an error, repair it, or skip and count it.",
+        "Handling of invalid input: strict stops with an error, replace repairs it, skip omits it; the last two count "
+        "it in corpus.json.",
         group=_DATA,
         choices=POLICIES,
     )
     cache_dir: str | None = option(
-        None, "Folder that keeps cleaned and tokenized text; ~/.cache/tfzoo by default.", group=_DATA, changeable=True
+        None, "Cache folder for cleaned and tokenized text; ~/.cache/tfzoo by default.", group=_DATA, changeable=True
     )
     tokenizer: str = option(
         "wordpiece",
-        "The kind of tokenizer to train on the corpus.",
+        "Type of tokenizer to train on the corpus.",
         group=_DATA,
         choices=TOKENIZERS,
     )
     tokenizer_dir: str | None = option(
-        None, "Folder with a tokenizer's files, to use instead of training one.", group=_DATA
+        None, "Folder of an existing tokenizer to use instead of training one.", group=_DATA
     )
     vocab_file: str | None = option(
-        None, "A vocab.txt, to use instead of training a WordPiece vocabulary.", group=_DATA
+        None, "An existing vocab.txt to use instead of training a WordPiece vocabulary.", group=_DATA
     )
-    vocab_size: int = option(8192, "Size of a vocabulary that is trained.", group=_DATA, low=100)
+    vocab_size: int = option(8192, "Vocabulary size of a newly trained tokenizer.", group=_DATA, low=100)
     lowercase: bool = option(True, "WordPiece: lower-case the text and strip accents.", group=_DATA)
 
     @property
     def cache_folder(self) -> pathlib.Path:
-        """cache_dir, or the default cache."""
+        """cache_dir, or the default cache folder."""
         return pathlib.Path(self.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(CorpusConfig):
-    """A training run.
+    """Configuration of a training run.
 
-    Options that say where and how often, not what is computed, are `changeable`: a resumed run may have others.
+    Options that do not affect the result, such as folders and logging intervals, are declared `changeable`: a resumed
+    run may use different values.
 
     Raises:
-      UserError: a value that is out of bounds; names the option, its value and what is allowed.
+      UserError: a value is out of bounds; the message names the option, its value and the allowed values.
     """
 
     run_dir: str = option(
-        dataclasses.MISSING, "Folder of the run; one that holds a run is resumed.", group=_COMMON, changeable=True
+        dataclasses.MISSING,
+        "Folder of the run; a run that is already in it is resumed.",
+        group=_COMMON,
+        changeable=True,
     )
-    model: str = option("bert_tiny", "A model's name, such as bert_small.", group=_COMMON)
+    model: str = option("bert_tiny", "Name of the model, such as bert_small.", group=_COMMON)
     overrides: tuple[str, ...] = option(
         (),
-        "Fields of the model's config that differ, such as num_layers=4,dropout=0.0; may be repeated.",
+        "Model config fields to override, such as num_layers=4,dropout=0.0; may be repeated.",
         group=_COMMON,
     )
     init_from: str | None = option(
         None,
-        "Folder of a run, Hugging Face folder or hf://NAME[@REVISION], whose weights the model begins with, by name. "
-        "Its tokenizer is used unless one is given. flags.cfg keeps the commit.",
+        "Run folder, Hugging Face folder or hf://NAME[@REVISION] whose weights initialize the model, matched by name. "
+        "Its tokenizer is used unless another is specified. flags.cfg records the commit.",
         group=_COMMON,
     )
-    objective: str = option("masked_lm", "What the model is trained on.", group=_COMMON, choices=registry.OBJECTIVES)
-    steps: int = option(1000, "Updates in total.", group=_COMMON, low=1, changeable=True)
-    batch_size: int = option(32, "Rows of an update, over all replicas.", group=_COMMON, low=1)
-    sequence_length: int = option(128, "Tokens in a row.", group=_COMMON, low=8)
-    learning_rate: float = option(1e-3, "The peak learning rate.", group=_COMMON, low=0.0)
+    objective: str = option("masked_lm", "Training objective.", group=_COMMON, choices=registry.OBJECTIVES)
+    steps: int = option(1000, "Total number of updates.", group=_COMMON, low=1, changeable=True)
+    batch_size: int = option(32, "Rows per update, summed over all replicas.", group=_COMMON, low=1)
+    sequence_length: int = option(128, "Tokens per row.", group=_COMMON, low=8)
+    learning_rate: float = option(1e-3, "Peak learning rate.", group=_COMMON, low=0.0)
     seed: int = option(
         0,
-        "Determines the initial weights, the order of the data, masks and dropout.",
+        "Random seed of the initial weights, the data order, the masks and dropout.",
         group=_COMMON,
         low=0,
         high=2**31 - 1,
     )
     resume: bool = option(
         True,
-        "Resume the run in --run_dir; --noresume refuses a folder that holds one.",
+        "Resume the run in --run_dir; with --noresume, a folder that already contains a run is an error.",
         group=_COMMON,
         changeable=True,
     )
     precision: str = option(
         "float32",
-        "Computation type; weights are float32.",
+        "Computation dtype; weights are stored in float32.",
         group=_MODEL,
         choices=("float32", "bfloat16", "float16"),
     )
     remat: str = option(
         "none",
-        "Recompute the activations of each block in the backward pass, to save memory.",
+        "Recompute the activations of each block in the backward pass to save memory.",
         group=_MODEL,
         choices=("none", "block"),
         changeable=True,
@@ -129,31 +136,38 @@ class TrainConfig(CorpusConfig):
     optimizer: str = option("adamw", "Optimizer.", group=_OPTIMIZER, choices=OPTIMIZERS)
     schedule: str = option(
         "linear",
-        "Learning rate after the warm-up.",
+        "Learning-rate schedule after warmup.",
         group=_OPTIMIZER,
         choices=SCHEDULES,
     )
-    final_learning_rate: float = option(0.0, "Where linear and cosine schedules end.", group=_OPTIMIZER, low=0.0)
-    warmup_steps: int = option(100, "Updates over which the learning rate rises.", group=_OPTIMIZER, low=0)
+    final_learning_rate: float = option(
+        0.0, "Final learning rate of linear and cosine schedules.", group=_OPTIMIZER, low=0.0
+    )
+    warmup_steps: int = option(
+        100, "Number of updates over which the learning rate rises linearly from 0.", group=_OPTIMIZER, low=0
+    )
     weight_decay: float = option(
-        0.01, "Decoupled weight decay of matrices; biases and norms have none.", group=_OPTIMIZER, low=0.0
+        0.01,
+        "Decoupled weight decay of matrices; biases and normalization gains are not decayed.",
+        group=_OPTIMIZER,
+        low=0.0,
     )
     beta_1: float = option(
         0.9,
-        "Decay of the first moment; momentum of sgd and lars.",
+        "Decay rate of the first moment; momentum of sgd and lars.",
         group=_OPTIMIZER,
         low=0.0,
         high=0.9999,
     )
-    beta_2: float = option(0.999, "Decay of the second moment.", group=_OPTIMIZER, low=0.0, high=0.999999)
+    beta_2: float = option(0.999, "Decay rate of the second moment.", group=_OPTIMIZER, low=0.0, high=0.999999)
     clip_norm: float = option(1.0, "Global-norm clip; 0 disables.", group=_OPTIMIZER, low=0.0)
     clip_each: float = option(
         0.0, "Norm clip of each variable's gradient, applied before --clip_norm; 0 disables.", group=_OPTIMIZER, low=0.0
     )
     ema_decay: float = option(
         0.0,
-        "Decay of an exponential moving average of the weights, which is then evaluated, loaded and exported; 0 "
-        "disables.",
+        "Decay rate of an exponential moving average of the weights; the average is evaluated, loaded and exported "
+        "in place of the weights. 0 disables.",
         group=_OPTIMIZER,
         low=0.0,
         high=0.999999,
@@ -163,51 +177,57 @@ class TrainConfig(CorpusConfig):
     )
     num_devices: int = option(
         0,
-        "mirrored: number of GPUs, 0 for all; of virtual devices on a machine without GPUs.",
+        "mirrored: number of GPUs, 0 for all; on a machine without GPUs, number of virtual CPU devices.",
         group=_DEVICES,
         low=0,
         changeable=True,
     )
     tpu: str = option(
-        "", "tpu: name or address of the TPU; this TPU VM's own by default.", group=_DEVICES, changeable=True
+        "", "tpu: name or address of the TPU; by default, the TPU attached to this VM.", group=_DEVICES, changeable=True
     )
     accumulation: int = option(
         1,
-        "Microbatches of an update: each replica computes its share of the batch in this many parts.",
+        "Microbatches per update: each replica computes its part of the batch in this many steps.",
         group=_DEVICES,
         low=1,
         changeable=True,
     )
     steps_per_call: int = option(
-        10, "Maximum updates between returns to Python.", group=_DEVICES, low=1, changeable=True
+        10, "Maximum number of updates per call of the compiled training loop.", group=_DEVICES, low=1, changeable=True
     )
-    log_every: int = option(10, "Updates between lines of metrics.jsonl.", group=_CADENCE, low=1, changeable=True)
+    log_every: int = option(10, "Updates between lines in metrics.jsonl.", group=_CADENCE, low=1, changeable=True)
     evaluate_every: int = option(500, "Updates between evaluations.", group=_CADENCE, low=1, changeable=True)
-    evaluate_batches: int = option(50, "Batches of an evaluation; 0 for all.", group=_CADENCE, low=0, changeable=True)
+    evaluate_batches: int = option(50, "Batches per evaluation; 0 for all.", group=_CADENCE, low=0, changeable=True)
     checkpoint_every: int = option(500, "Updates between checkpoints.", group=_CADENCE, low=1, changeable=True)
-    keep_checkpoints: int = option(2, "Checkpoints to keep, besides the best.", group=_CADENCE, low=1, changeable=True)
+    keep_checkpoints: int = option(
+        2, "Number of newest checkpoints to keep, in addition to the best one.", group=_CADENCE, low=1, changeable=True
+    )
     peak_tflops: float = option(
         0.0,
-        "Peak TFLOP/s of all devices together; if given, utilization is logged.",
+        "Combined peak TFLOP/s of all devices; if set, model FLOPs utilization (mfu) is logged.",
         group=_CADENCE,
         low=0.0,
         changeable=True,
     )
     on_nonfinite: str = option(
         "stop",
-        "A loss or gradient that is not finite: stop; skip that update; or rollback, to the newest checkpoint and "
-        "past the batches since then.",
+        "Reaction to a non-finite loss or gradient: stop ends the run; skip omits that update; rollback returns to the "
+        "newest checkpoint and skips the batches since then.",
         group=_FAULTS,
         choices=("stop", "skip", "rollback"),
         changeable=True,
     )
     max_nonfinite: int = option(
-        10, "Maximum consecutive non-finite updates; one more ends the run.", group=_FAULTS, low=0, changeable=True
+        10,
+        "Maximum number of consecutive non-finite updates; one more ends the run.",
+        group=_FAULTS,
+        low=0,
+        changeable=True,
     )
     max_bad_rows: int = option(
-        0, "Maximum number of unreadable rows to leave out; one more ends the run.", group=_FAULTS, changeable=True
+        0, "Maximum number of unreadable rows to skip; one more ends the run.", group=_FAULTS, changeable=True
     )
-    objective_options: Any = None  # The objective's Options; None is its defaults.
+    objective_options: Any = None  # The Options of the objective; None means its defaults.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -216,12 +236,13 @@ class TrainConfig(CorpusConfig):
             object.__setattr__(self, "objective_options", cls())
         if type(self.objective_options) is not cls:
             raise UserError(
-                f"objective_options={self.objective_options}: must be the Options of the objective {self.objective}"
+                f"objective_options={self.objective_options}: must be an instance of the Options of the objective "
+                f"{self.objective}"
             )
 
     @classmethod
     def define_flags(cls, flags: absl_flags.FlagValues) -> None:
-        """Defines the flags of all options and of those of all objectives, the common ones first."""
+        """Defines the flags of all options, including those of all objectives; common options come first."""
         for field in options.fields(cls):
             if field.metadata["group"] == _COMMON:
                 options.define_flag(flags, field)
@@ -232,13 +253,13 @@ class TrainConfig(CorpusConfig):
 
     @classmethod
     def from_flags(cls, flags: absl_flags.FlagValues) -> "TrainConfig":
-        """The config of parsed flags."""
+        """Returns the config of parsed flags."""
         values = options.values_of(flags, cls)
-        own = registry.find(values["objective"]).Options
-        return cls(**values, objective_options=own(**options.values_of(flags, own)))
+        options_class = registry.find(values["objective"]).Options
+        return cls(**values, objective_options=options_class(**options.values_of(flags, options_class)))
 
     def to_flags(self) -> absl_flags.FlagValues:
-        """Flags with this config's values; options of other objectives have their defaults."""
+        """Returns flags with the values of this config; options of other objectives have their defaults."""
         flags = absl_flags.FlagValues()
         self.define_flags(flags)
         for name, value in self.values().items():
@@ -248,10 +269,10 @@ class TrainConfig(CorpusConfig):
 
     @classmethod
     def read(cls, path: str | os.PathLike, run_dir: str) -> "TrainConfig":
-        """The config that `write` wrote.
+        """Reads a config that was written by `write`.
 
         Raises:
-          UserError: the file cannot be read, or holds what is not a flag or not a value of it.
+          UserError: the file cannot be read, or contains an unknown flag or an invalid value.
         """
         flags = absl_flags.FlagValues()
         cls.define_flags(flags)
@@ -259,33 +280,36 @@ class TrainConfig(CorpusConfig):
         return cls.from_flags(flags)
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes a flagfile that repeats the run wherever it is put."""
+        """Writes a flagfile that reproduces the run in any folder."""
         cli.write_flags(self.to_flags(), path, leave_out=("run_dir", "resume", "cache_dir"))
 
     def values(self) -> dict[str, Any]:
-        """Every option and its value, those of the objective included."""
+        """Returns every option and its value, including those of the objective."""
         return {field.name: getattr(self, field.name) for field in options.fields(type(self))} | {
             field.name: getattr(self.objective_options, field.name)
             for field in options.fields(type(self.objective_options))
         }
 
     def given(self) -> dict[str, Any]:
-        """The options that differ from their defaults, with their values."""
+        """Returns the options that differ from their defaults, with their values."""
         defaults = TrainConfig(run_dir=self.run_dir, objective=self.objective).values() | {
             "objective": TrainConfig.objective
         }
         return {name: value for name, value in self.values().items() if value != defaults[name]}
 
     def replace(self, **values: Any) -> "TrainConfig":
-        """The config with other values, also of the objective's options.
+        """Returns a copy of the config with other values, which may include options of the objective.
 
         Raises:
-          UserError: an unknown option, or a value that is out of bounds.
+          UserError: an option is unknown, or a value is out of bounds.
         """
-        own = registry.find(values.get("objective", self.objective)).Options
-        here = {name: value for name, value in values.items() if name in {f.name for f in options.fields(type(self))}}
-        there = {name: value for name, value in values.items() if name in {f.name for f in options.fields(own)}}
-        if unknown := values.keys() - here.keys() - there.keys():
+        options_class = registry.find(values.get("objective", self.objective)).Options
+        general_names = {field.name for field in options.fields(type(self))}
+        objective_names = {field.name for field in options.fields(options_class)}
+        if unknown := values.keys() - general_names - objective_names:
             raise UserError(f"{', '.join(sorted(unknown))}: is not an option of the objective {self.objective}")
-        kept: Any = self.objective_options if type(self.objective_options) is own else own()
-        return dataclasses.replace(self, **here, objective_options=dataclasses.replace(kept, **there))
+        general = {name: value for name, value in values.items() if name in general_names}
+        specific = {name: value for name, value in values.items() if name in objective_names}
+        same_class = type(self.objective_options) is options_class
+        current: Any = self.objective_options if same_class else options_class()
+        return dataclasses.replace(self, **general, objective_options=dataclasses.replace(current, **specific))

@@ -1,4 +1,4 @@
-"""What a run does about losses and gradients that are not finite: a pure function of losses and progress."""
+"""Decides how a run reacts to non-finite losses and gradients, as a pure function of losses and progress."""
 
 import dataclasses
 import math
@@ -10,25 +10,27 @@ from tfzoo.training.state import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What is to be done after some updates."""
+    """The decision after some updates."""
 
     action: Literal["go_on", "roll_back", "stop"]
     progress: Progress
-    step: int = 0  # roll_back, stop: the update that was not finite.
-    nonfinite: tuple[int, ...] = ()  # The updates to warn about.
+    step: int = 0  # For roll_back and stop, the non-finite update.
+    nonfinite: tuple[int, ...] = ()  # Updates to warn about.
 
 
 def judge(losses: Sequence[float], step: int, progress: Progress, policy: str, most_in_a_row: int) -> Verdict:
-    """Judges the updates `step` + 1 and following by their losses.
+    """Judges the updates from `step` + 1 on by their losses.
 
-    A failure counts as consecutive until a finite loss comes at a step beyond all that failed: a run that goes back and
-    fails again at the same place has gained nothing.
+    Failures count as consecutive until a finite loss occurs at a step beyond all failed steps: a run that rolls back
+    and fails again at the same step has made no progress.
 
     Args:
-      losses: of each update; NaN also where only the gradient was not finite.
-      progress: before them.
-      policy: stop at the first; skip it; or go back to the newest checkpoint and past the batches since.
-      most_in_a_row: consecutive failures that are borne; one more ends the run under every policy.
+      losses: the loss of each update; also NaN if only the gradient was not finite.
+      step: the number of updates before the first loss.
+      progress: the progress before these updates.
+      policy: "stop" ends the run at the first failure; "skip" skips the update; "rollback" returns to the newest
+        checkpoint and skips the batches since then.
+      most_in_a_row: maximum number of consecutive failures; one more ends the run under every policy.
     """
     failed: list[int] = []
     for number, loss in enumerate(losses, step + 1):
@@ -47,9 +49,15 @@ def judge(losses: Sequence[float], step: int, progress: Progress, policy: str, m
 
 
 def after_rollback(saved: Progress, progress: Progress, step: int, failed: int) -> Progress:
-    """The progress of a run that went back to `step`, where it had `saved`, because the update `failed` was not finite.
+    """Returns the progress of a run that rolled back to `step` because the update `failed` was not finite.
 
-    The batches from there to the failed one are passed over. What counts failures is not undone.
+    The batches from `step` to the failed update are skipped. The counts of failures are not rolled back.
+
+    Args:
+      saved: the progress in the checkpoint of `step`.
+      progress: the progress at the failure.
+      step: the step of the checkpoint.
+      failed: the number of the failed update.
     """
     return dataclasses.replace(
         saved,

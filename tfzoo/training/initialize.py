@@ -1,4 +1,4 @@
-"""Weights of one model as the beginning of another's, by name: a run's, or a Hugging Face folder's."""
+"""Initializes a model with the weights of another, matched by name: from a run or a Hugging Face folder."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ from tfzoo.training import runs
 from tfzoo.weights import huggingface, table
 from tfzoo.weights.table import is_body, is_state, relative_path
 
-# With another value of these the same weights would compute something else.
+# If these fields differ, the same weights compute something different.
 _ALIKE = (
     "num_heads",
     "num_kv_heads",
@@ -30,36 +30,39 @@ _ALIKE = (
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What became of each variable, by its path within the model, such as "encoder/embeddings/tokens/embeddings"."""
+    """The outcome for each variable, by its path within the model, such as "encoder/embeddings/tokens/embeddings"."""
 
     loaded: tuple[str, ...]
-    new: tuple[str, ...]  # The source has none of that name: they begin as they were.
-    left_over: tuple[str, ...]  # The source's alone; tensors of a Hugging Face file by their names there.
+    new: tuple[str, ...]  # Not in the source: these keep their initial values.
+    left_over: tuple[str, ...]  # Only in the source; tensors of a Hugging Face file have their names there.
 
     def __str__(self) -> str:
-        """Three lines: how many there are of each, and of those that are not loaded the first few."""
+        """Returns three lines: the number of loaded variables, and the first few names of the others."""
         lines = [f"loaded      {len(self.loaded)} variables"]
-        for what, names in (("new", self.new), ("left over", self.left_over)):
+        for label, names in (("new", self.new), ("unused", self.left_over)):
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            lines.append(f"{what:<11} {shown or 'none'}")
+            lines.append(f"{label:<11} {shown or 'none'}")
         return "\n".join(lines)
 
 
 def initialize(model, source: str | os.PathLike, role: str | None = None) -> Loaded:
-    """Gives a model the weights of another, wherever both have a variable of one path.
+    """Assigns the weights of a source model to all variables of `model` that have the same path.
 
-    To be called before an optimizer is made, which may keep averages of what it finds.
+    Must be called before the optimizer is created, because an optimizer may keep averages of the variables.
 
     Args:
-      model: a built nn.Model. Its other variables are left as they are, and all of them where an error is raised.
-      source: a run's folder, whose best checkpoint is read, or else its newest, and the averages of --ema_decay where
-        it kept them; or a Hugging Face folder, or hf://NAME[@REVISION], whose heads are read where the model has
-        them too.
-      role: which of a run's models, where it has several; None takes the main one.
+      model: a built nn.Model. Its other variables remain unchanged; if an error is raised, all of them do.
+      source: a run folder, from which the best checkpoint is read, or the newest if there is no best one, with the
+        averages of --ema_decay if it contains them; or a Hugging Face folder or hf://NAME[@REVISION], from which
+        those heads are read that the model also has.
+      role: which model of a run with several models; None selects the main one.
+
+    Returns:
+      The outcome for each variable.
 
     Raises:
-      UserError: the source cannot be read, is of another family whose body has other names, has a config by which its
-        weights mean something else, or a variable of another shape.
+      UserError: the source cannot be read, belongs to another family whose body has other names, has a config with
+        which its weights have another meaning, or contains a variable of another shape.
     """
     folder = hub.folder(source, "init_from")
     left_over: list[str] = []
@@ -68,7 +71,7 @@ def initialize(model, source: str | os.PathLike, role: str | None = None) -> Loa
         other = runs.load_model(folder, role=role)
     else:
         other, fresh, left_over = _from_hugging_face(model, folder)
-    variables, values = (_weights(one) for one in (model, other))
+    variables, values = (_weights(each) for each in (model, other))
     values = {path: variable for path, variable in values.items() if path not in fresh}
     _check(model, other, variables, values, folder)
     common = sorted(variables.keys() & values.keys())
@@ -82,14 +85,14 @@ def initialize(model, source: str | os.PathLike, role: str | None = None) -> Loa
 
 
 def _from_hugging_face(model, folder: pathlib.Path):
-    """(a folder's model, paths of those of its variables that the folder lacks, names of tensors that stay there)."""
+    """Returns (the folder's model, paths of its variables that the folder lacks, names of unused tensors)."""
     page, _ = huggingface.page_and_config(folder)
-    # What the folder has of the model's own heads counts, and not what its config.json calls its architecture.
+    # The heads are those of the model, whatever architecture the folder's config.json declares.
     heads = model.head_names if page.Model.family == model.family else None
-    other, found = huggingface.load_model(folder, heads=heads)
+    other, report = huggingface.load_model(folder, heads=heads)
     slots = table.slots(page.WEIGHTS, other)
-    fresh = {relative_path(v) for slot in slots if slot.name in found.not_assigned for v in slot.variables}
-    return other, fresh, found.not_used
+    fresh = {relative_path(v) for slot in slots if slot.name in report.not_assigned for v in slot.variables}
+    return other, fresh, report.not_used
 
 
 def _weights(model) -> dict:
@@ -100,20 +103,21 @@ def _check(model, other, variables, values, folder) -> None:
     missing = [path for path in variables if is_body(path) and path not in values]
     if other.family != model.family and missing:
         raise UserError(
-            f"{folder}: is of the family {other.family}, which has no {missing[0]} as {model.family} has; "
-            f"name one of {model.family}"
+            f"{folder}: belongs to the family {other.family}, which lacks {missing[0]} of {model.family}; "
+            f"specify a model of the family {model.family}"
         )
-    mine, its = model.config.resolved(), other.config.resolved()
+    fields, source_fields = model.config.resolved(), other.config.resolved()
     for name in _ALIKE:
-        if mine[name] != its[name]:
+        value, source_value = fields[name], source_fields[name]
+        if value != source_value:
             raise UserError(
-                f"{folder}: {name} is {its[name]!r} there and {mine[name]!r} here, so that its weights would compute "
-                f"something else; take --overrides={name}={its[name]}"
+                f"{folder}: its {name} is {source_value!r}, but {value!r} in this model, where its weights would "
+                f"compute something different; use --overrides={name}={source_value}"
             )
     for path in sorted(variables.keys() & values.keys()):
-        shape, its_shape = list(variables[path].shape), list(values[path].shape)
-        if shape != its_shape:
+        shape, source_shape = list(variables[path].shape), list(values[path].shape)
+        if shape != source_shape:
             raise UserError(
-                f"{folder}: {path} has the shape {its_shape} there and {shape} here; take the sizes of the model there"
-                + ("" if is_body(path) else ", or leave out that head")
+                f"{folder}: {path} has the shape {source_shape}, but {shape} in this model; use the sizes of the "
+                "source model" + ("" if is_body(path) else ", or omit that head")
             )

@@ -1,4 +1,4 @@
-"""What a run learns from: corpus, tokenizer, rows, objective, and the checks that all of it fits together."""
+"""The inputs of a run: corpus, tokenizer, rows and objective, and the checks that they are compatible."""
 
 import dataclasses
 import json
@@ -23,24 +23,24 @@ pipeline = lazy.module("tfzoo.data.pipeline")
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Rows to train on and rows to measure on, and what they are made by. `corpus` is a Corpus or a PackedFolder."""
+    """Training rows and held-out rows, and everything they are made from. `corpus` is a Corpus or a PackedFolder."""
 
     config: TrainConfig
     corpus: Any
     tokenizer: Any
     objective: Objective
-    page: types.ModuleType  # Of the model's family.
+    page: types.ModuleType  # The module of the model's family.
     model_config: config_lib.TransformerConfig
     train_rows: Any
     held_out_rows: Any
-    train_ids: Any  # int32 [N], the text of the rows.
+    train_ids: Any  # int32 [N], the token ids of the training text.
     held_out_ids: Any
 
     def training_batches(
         self, context, *, first_step: int, passed_over: int, places: dict[int, tuple[int, int]]
     ) -> Any:
-        """Batches from `first_step` to the last step, after `passed_over` batches that were left out; `places` as of
-        pipeline.training_batches."""
+        """Returns the batches from `first_step` to the last step, after `passed_over` skipped batches; `places` is
+        described in pipeline.training_batches."""
         return pipeline.training_batches(
             self.train_rows,
             self.objective,
@@ -54,8 +54,8 @@ class Inputs:
         )
 
     def evaluation_batches(self, num_replicas: int, context=None) -> Any:
-        """The batches of an evaluation. Where the memory suffices for a training step it suffices for them: they hold
-        a part of a batch each."""
+        """Returns the batches of an evaluation. They need no more memory than a training step: each contains only a
+        part of a batch."""
         config, count = self.config, len(self.held_out_rows)
         share = config.accumulation * num_replicas
         return pipeline.evaluation_batches(
@@ -69,21 +69,23 @@ class Inputs:
         ).cache()
 
     def summary(self) -> str:
-        """How much there is to learn from, for people."""
+        """Returns a readable summary of the amount of data."""
         config = self.config
         return (
-            f"{len(self.train_ids):,} tokens in {len(self.train_rows):,} rows to train on, "
-            f"{self.train_rows.padding_share:.1%} of them padding, {len(self.held_out_ids):,} held out; "
+            f"{len(self.train_ids):,} training tokens in {len(self.train_rows):,} rows "
+            f"({self.train_rows.padding_share:.1%} padding), {len(self.held_out_ids):,} held-out tokens; "
             f"{config.steps * config.batch_size / len(self.train_rows):.1f} epochs"
         )
 
 
 def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool, num_replicas: int) -> Inputs:
-    """Reads text and tokenizer, and makes the rows.
+    """Reads the text and the tokenizer, and creates the rows.
 
     Args:
+      config: of the run.
       packed: the folder of packed rows, if --corpus names one.
-      resuming: the run's folder has a run, which must find the text and the tokenizer that it began with.
+      resuming: the run is resumed, so that the text and the tokenizer must be those that it started with.
+      num_replicas: over which a batch is divided.
 
     Raises:
       UserError: something cannot be read, or does not fit the model or the objective.
@@ -100,13 +102,14 @@ def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool
 
 
 def find_packed(config: TrainConfig, given: Mapping[str, Any]) -> tuple[TrainConfig, PackedFolder | None]:
-    """The config with the options that packing decided, and the folder; None where --corpus names text.
+    """Returns the config with the options that packing has fixed, and the packed folder, or None if --corpus is text.
 
     Args:
-      given: the options that were asked for, with their values.
+      config: of the run.
+      given: the explicitly specified options, with their values.
 
     Raises:
-      UserError: the folder holds no packed text, or an option that was asked for contradicts it.
+      UserError: the folder contains no packed text, or an explicitly specified option contradicts it.
     """
     if not os.path.isdir(os.path.expanduser(config.corpus)):
         return config, None
@@ -114,17 +117,17 @@ def find_packed(config: TrainConfig, given: Mapping[str, Any]) -> tuple[TrainCon
     for name, value in folder.flags.items():
         if name in given and given[name] != value:
             raise UserError(
-                f"--{name}={given[name]}: {folder.folder} was packed with --{name}={value}; leave it out, or pack the "
-                "text again"
+                f"--{name}={given[name]}: {folder.folder} was packed with --{name}={value}; omit it, or pack the text "
+                "again"
             )
     return config.replace(**folder.flags), folder
 
 
 def read_model_config(config: TrainConfig):
-    """The page of the model's family, and the model's config.
+    """Returns the module of the model's family, and the model's config.
 
     Raises:
-      UserError: an unknown model or field, or a value out of bounds.
+      UserError: a model or field is unknown, or a value is out of bounds.
     """
     from tfzoo import models
 
@@ -133,17 +136,17 @@ def read_model_config(config: TrainConfig):
 
 
 def with_overrides(config: TrainConfig, model_config, **values):
-    """The model's config with `values`, and with --overrides before them."""
+    """Returns the model's config with `values` and with --overrides, which take precedence."""
     kind = type(model_config)
     overrides = config_lib.parse_overrides(",".join(config.overrides), kind)
     return config_lib.from_mapping(vars(model_config) | values | overrides, kind)
 
 
 def read_text(config: CorpusConfig):
-    """The Corpus that --corpus names.
+    """Reads the Corpus that --corpus names.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the corpus cannot be read.
     """
     return load_corpus(
         config.corpus,
@@ -156,13 +159,15 @@ def read_text(config: CorpusConfig):
 
 
 def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packed: PackedFolder | None = None):
-    """(corpus, tokenizer), the corpus being `packed` where it is given; its files are checked here.
+    """Returns (corpus, tokenizer).
 
     Args:
-      resumed: the folder of a run that began with a text and a tokenizer.
+      config: of the run.
+      resumed: the folder of the run that is resumed, if any.
+      packed: the packed folder that is the corpus, if any; its files are verified here.
 
     Raises:
-      UserError: the text cannot be read, or is not the one that the run began with.
+      UserError: the text cannot be read, or differs from the text that the run started with.
     """
     from tfzoo.training import runs
 
@@ -173,31 +178,31 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
         before = _fingerprint(resumed / "corpus.json")
         if before != corpus.fingerprint:
             raise UserError(
-                f"--corpus={config.corpus}: the text is not the one this run began with "
+                f"--corpus={config.corpus}: the text differs from the one that this run started with "
                 f"(fingerprint {before[:12]}, now {corpus.fingerprint[:12]}); "
-                "restore the packages or files, or name a new --run_dir"
+                "restore the packages or files, or specify a new --run_dir"
             )
         return corpus, runs.tokenizer_of(resumed)
-    given, name = _given_tokenizer(config)
+    existing, name = _existing_tokenizer(config)
     if packed:
-        if given is not None:
-            packed.check_tokenizer(given, f"--{name}={getattr(config, name)}")
+        if existing is not None:
+            packed.check_tokenizer(existing, f"--{name}={getattr(config, name)}")
         return corpus, packed.tokenizer
-    if given is not None:
-        return corpus, given
+    if existing is not None:
+        return corpus, existing
     return corpus, cached_tokenizer(corpus, config.tokenizer, config.vocab_size, config.lowercase, config.cache_folder)
 
 
 def _fingerprint(path: pathlib.Path) -> str:
-    """The fingerprint of the text that a run began with."""
+    """Returns the fingerprint of the text that a run started with."""
     try:
         return json.loads(path.read_text())["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: missing or damaged; put it back, or name a new --run_dir") from None
+        raise UserError(f"{path}: is missing or damaged; restore it, or specify a new --run_dir") from None
 
 
-def _given_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
-    """A tokenizer that is there already, and the option that names it; (None, "") where one is to be trained."""
+def _existing_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
+    """Returns an existing tokenizer and the option that names it; (None, "") if one is to be trained."""
     from tfzoo import text
     from tfzoo.text.wordpiece import WordPiece
     from tfzoo.training import runs
@@ -206,7 +211,7 @@ def _given_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
         return WordPiece.from_file(config.vocab_file, config.lowercase), "vocab_file"
     if config.tokenizer_dir:
         return text.load(config.tokenizer_dir), "tokenizer_dir"
-    source = getattr(config, "init_from", None)  # Not of those who prepare text alone.
+    source = getattr(config, "init_from", None)  # A plain CorpusConfig does not have it.
     if source:
         source = hub.folder(source, "init_from")
         return runs.tokenizer_of(source) if runs.is_run(source) else text.load(source), "init_from"
@@ -214,12 +219,12 @@ def _given_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
 
 
 def make_objective(config: TrainConfig, tokenizer) -> Objective:
-    """The objective that the config names."""
+    """Creates the objective that the config names."""
     return registry.make(config.objective, config.objective_options, tokenizer, config.sequence_length)
 
 
 def read_rows(config: CorpusConfig, corpus, tokenizer, objective: Objective):
-    """Rows and token ids of a Corpus or a PackedFolder: ((train, held out), (train, held out)).
+    """Returns the rows and token ids of a Corpus or a PackedFolder: ((train, held out), (train, held out)).
 
     Raises:
       UserError: a part is empty.
@@ -233,12 +238,12 @@ def read_rows(config: CorpusConfig, corpus, tokenizer, objective: Objective):
     rows = tuple(objective.rows(part) for part in parts)
     for name, part in zip(("training", "held-out"), rows, strict=True):
         if not len(part):
-            raise UserError(f"--corpus={config.corpus}: its {name} part holds no words; give more text")
+            raise UserError(f"--corpus={config.corpus}: its {name} part contains no words; provide more text")
     return rows, tuple(part.token_ids for part in parts)
 
 
 def check_sizes(config: TrainConfig, model_config, tokenizer, num_replicas: int) -> None:
-    """Raises UserError where sizes that are each allowed do not go together."""
+    """Raises UserError if sizes that are valid by themselves are incompatible."""
     if config.sequence_length > model_config.max_positions:
         raise UserError(
             f"--sequence_length={config.sequence_length}: must not exceed the model's max_positions "
@@ -246,13 +251,13 @@ def check_sizes(config: TrainConfig, model_config, tokenizer, num_replicas: int)
         )
     if tokenizer.vocab_size != model_config.vocab_size:
         raise UserError(
-            f"--overrides=vocab_size={model_config.vocab_size}: is not the tokenizer's ({tokenizer.vocab_size}); "
-            "leave it out"
+            f"--overrides=vocab_size={model_config.vocab_size}: differs from the tokenizer's vocabulary size "
+            f"({tokenizer.vocab_size}); omit it"
         )
     if config.batch_size % num_replicas:
         raise UserError(
-            f"--batch_size={config.batch_size}: must be a multiple of the {num_replicas} devices that share it"
+            f"--batch_size={config.batch_size}: must be a multiple of the number of devices ({num_replicas})"
         )
     if config.batch_size // num_replicas % config.accumulation:
-        shared = f", shared by {num_replicas} devices" if num_replicas > 1 else ""
+        shared = f", divided among {num_replicas} devices" if num_replicas > 1 else ""
         raise UserError(f"--accumulation={config.accumulation}: must divide --batch_size ({config.batch_size}{shared})")

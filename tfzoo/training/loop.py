@@ -6,7 +6,8 @@
     trainer.run()
     trainer.models["main"]   # a Keras model
 
-Started again with the same run_dir it goes on where it stopped, and logs what it would have logged.
+When it is started again with the same run_dir, the run resumes where it stopped and logs what an uninterrupted run
+would have logged.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ from tfzoo.training.config import TrainConfig
 from tfzoo.training.signals import StopOnSignal
 from tfzoo.training.state import Progress
 
-# These import TensorFlow, which takes its time; what is wrong with the options is reported before.
+# These import TensorFlow, which is slow; errors in the options are reported before that.
 keras, tf = lazy.module("keras"), lazy.module("tensorflow")
 costs = lazy.module("tfzoo.models.costs")
 initialize = lazy.module("tfzoo.training.initialize")
@@ -40,36 +41,37 @@ optimizers = lazy.module("tfzoo.training.optimizers")
 runs = lazy.module("tfzoo.training.runs")
 step_lib = lazy.module("tfzoo.training.step")
 
-CALL_SECONDS = 5.0  # Updates of one call take no longer, where one alone does not: a signal waits for them.
+CALL_SECONDS = 5.0  # Maximum duration of one call of several updates, because a signal waits for the call to end.
 ADVANCED, ROLLED_BACK, STOPPED = "advanced", "rolled back", "stopped"
 
 
 class Callback:
-    """What else happens during a run. A subclass has the methods that it needs. Of several workers only the chief calls
-    them."""
+    """Hooks into a training run; a subclass overrides the methods that it needs. Of several workers, only the chief
+    calls them."""
 
     def on_log(self, trainer: "Trainer", record: Mapping[str, float]) -> None:
-        """A line of metrics.jsonl was written: "step", "loss", "learning_rate", ..."""
+        """Called after a line of metrics.jsonl was written: "step", "loss", "learning_rate", ..."""
 
     def on_evaluation(self, trainer: "Trainer", figures: Mapping[str, float]) -> None:
-        """The held-out part was measured at `trainer.step`."""
+        """Called after an evaluation on the held-out text at `trainer.step`."""
 
     def on_save(self, trainer: "Trainer", folder: pathlib.Path) -> None:
-        """A checkpoint of `trainer.step` is being written to `folder`, in the background."""
+        """Called when a checkpoint of `trainer.step` is being written to `folder`, in the background."""
 
 
 class Trainer:
     """A training run.
 
     Args:
-      config: what is trained, on what and how.
-      callbacks: called as their methods say. `trainer.request_stop()` ends the run as a signal would.
-      evaluators: measured on the held-out rows beside those of the objective.
-      given: the options that were asked for, with their values; by default those that differ from their defaults. They
-        must not contradict a folder of packed rows.
+      config: the configuration of the run.
+      callbacks: hooks into the run. `trainer.request_stop()` ends the run like a signal.
+      evaluators: evaluators for the held-out rows, in addition to those of the objective.
+      given: the explicitly specified options, with their values; by default, those that differ from their defaults.
+        They must not contradict a folder of packed rows.
 
-    Attributes, once `run` has begun:
-      models: role -> Keras model. step: updates made. progress: see state.Progress. inputs: see inputs.Inputs.
+    Attributes, available once `run` has started:
+      models: role -> Keras model. step: number of updates so far. progress: see state.Progress. inputs: see
+        inputs.Inputs.
     """
 
     def __init__(
@@ -84,25 +86,25 @@ class Trainer:
         self.config, self.callbacks, self._extra_evaluators = config, tuple(callbacks), tuple(evaluators)
         self.run_dir = pathlib.Path(config.run_dir)
         self.step, self.progress = 0, Progress()
-        self.step_seconds = CALL_SECONDS  # Of one update, as far as is known.
-        self.counted: dict[int, tuple[int, int]] = {}  # By step, the places of this worker's batches.
+        self.step_seconds = CALL_SECONDS  # Estimated duration of one update.
+        self.counted: dict[int, tuple[int, int]] = {}  # The token positions of this worker's batches, by step.
         self._measured_step, self._measured_at = 0, time.monotonic()
-        self.log: report.MetricsLog | None = None  # The chief's.
+        self.log: report.MetricsLog | None = None  # Only in the chief.
         self.bar: Any = None
-        self.loaded: Any = None  # What --init_from gave the model: an initialize.Loaded.
+        self.loaded: Any = None  # The outcome of --init_from: an initialize.Loaded.
 
-    # ------------------------------------------------------------------ The whole
+    # ------------------------------------------------------------------ The run
 
     def run(self) -> int:
-        """Trains until the last step, or until somebody asks to stop.
+        """Trains until the last step, or until a stop is requested.
 
         Returns:
           cli.DONE, or cli.STOPPED with everything saved.
 
         Raises:
-          UserError: an option, the text, the folder or the machine does not allow it.
-          CheckFailed: a loss or gradient is not finite, as --on_nonfinite has it.
-          WorkerLost: another process of the run is gone.
+          UserError: an option, the text, the folder or the machine is unsuitable.
+          CheckFailed: a loss or gradient is not finite, and --on_nonfinite ends the run.
+          WorkerLost: another process of the run was lost.
         """
         with contextlib.ExitStack() as closing:
             self._open(closing)
@@ -119,13 +121,13 @@ class Trainer:
             return cli.DONE if done else cli.STOPPED
 
     def _loop(self) -> bool:
-        """True at the end; False where somebody asked to stop before."""
+        """Returns True at the last step, or False if a stop was requested earlier."""
         while self.step < self.config.steps or self.progress.evaluating:
             if not self.progress.evaluating:
-                happened = self.advance()
-                if happened == STOPPED:
+                outcome = self.advance()
+                if outcome == STOPPED:
                     return False
-                if happened == ROLLED_BACK:
+                if outcome == ROLLED_BACK:
                     continue
             is_best: bool | None = False
             if self.progress.evaluating:
@@ -136,26 +138,29 @@ class Trainer:
                 self.save(best=bool(is_best))
         return True
 
-    # ------------------------------------------------------------------ Its parts
+    # ------------------------------------------------------------------ Its actions
 
     def advance(self) -> str:
-        """As many updates as fit before the next thing to do: ADVANCED, ROLLED_BACK, or STOPPED without an update.
+        """Makes as many updates as possible before the next log line, evaluation or checkpoint.
+
+        Returns:
+          ADVANCED, ROLLED_BACK, or STOPPED without an update.
 
         Raises:
-          CheckFailed: one is not finite, and that ends the run.
+          CheckFailed: a loss or gradient is not finite, and that ends the run.
         """
         count = self.workers.fewest(0 if self.stop.asked else self._updates_at_once())
         if not count:
             return STOPPED
-        began = time.monotonic()
+        start = time.monotonic()
         losses = self.run_steps(self.iterator, tf.constant(count)).numpy()
-        self.step_seconds = (time.monotonic() - began) / count
+        self.step_seconds = (time.monotonic() - start) / count
 
         config = self.config
         verdict = guard.judge(losses.tolist(), self.step, self.progress, config.on_nonfinite, config.max_nonfinite)
         self.progress = verdict.progress
         for number in verdict.nonfinite:
-            logging.warning("the loss of step %d, or its gradient, is not finite: %s", number, config.on_nonfinite)
+            logging.warning("the loss or gradient of step %d is not finite: %s", number, config.on_nonfinite)
         if verdict.action == "stop":
             self._settle()
             raise CheckFailed(
@@ -171,7 +176,11 @@ class Trainer:
         return ADVANCED
 
     def evaluate(self) -> bool | None:
-        """Measures the held-out part: whether the model is the best so far; None where somebody asked to stop."""
+        """Evaluates on the held-out rows.
+
+        Returns:
+          Whether the model is the best so far; None if a stop was requested.
+        """
         with optimizers.averaged(self.optimizer):
             figures = self.measure(self.evaluation, stopped=lambda: self.workers.any(self.stop.asked))
         if figures is None:
@@ -189,11 +198,19 @@ class Trainer:
         return self.progress.best != before.best
 
     def save(self, best: bool = False, interim: bool = False) -> None:
-        """Writes a checkpoint while training goes on. best: the run's best so far. interim: because it stops."""
+        """Writes a checkpoint in the background.
+
+        Args:
+          best: the model is the best of the run so far.
+          interim: the run stops between two regular checkpoints.
+
+        Raises:
+          UserError: the folder of the run no longer exists, or cannot be written.
+        """
         if not self.chief:
             return
         if not (self.run_dir / "flags.cfg").exists():
-            raise UserError(f"{self.run_dir}: is no longer the folder of this run (no flags.cfg); put it back")
+            raise UserError(f"{self.run_dir}: no longer contains this run (no flags.cfg); restore it")
         folder = self.checkpoints.save(
             self.step, self.variables, dataclasses.asdict(self.progress), best=best, wait=False, interim=interim
         )
@@ -201,16 +218,16 @@ class Trainer:
             callback.on_save(self, folder)
 
     def roll_back(self, failed: int) -> None:
-        """Goes back to the newest checkpoint, and on past the batches up to that of the update `failed`.
+        """Returns to the newest checkpoint and skips the batches up to that of the update `failed`.
 
         Raises:
-          UserError: the checkpoints are gone.
+          UserError: the checkpoints no longer exist.
         """
         self._settle()
-        back = self.checkpoints.restore(self.variables, interim=False)
-        if self.chief and back is None:
-            raise UserError(f"{self.run_dir / 'checkpoints'}: its checkpoints are gone; put them back")
-        self.step, saved = back or (-1, {})  # Of a worker that does not see what the chief does.
+        restored = self.checkpoints.restore(self.variables, interim=False)
+        if self.chief and restored is None:
+            raise UserError(f"{self.run_dir / 'checkpoints'}: the checkpoints no longer exist; restore them")
+        self.step, saved = restored or (-1, {})  # -1 in a worker that does not see the chief's checkpoints.
         self.workers.check_alike(last_step=self.step)
         self.progress = guard.after_rollback(Progress(**saved), self.progress, self.step, failed)
         if self.chief:
@@ -223,17 +240,17 @@ class Trainer:
             self.log = self._open_log()
 
     def request_stop(self, why: str = "a callback") -> None:
-        """Ends the run before its next update, with everything saved."""
+        """Stops the run before its next update, with everything saved. `why` is printed as the reason."""
         self.stop.asked = self.stop.asked or why
 
-    # ------------------------------------------------------------------ Beginning
+    # ------------------------------------------------------------------ Start
 
     def _open(self, closing: contextlib.ExitStack) -> None:
-        """Devices, inputs, models and step. closing: gets what is to be closed however the run ends."""
+        """Sets up devices, inputs, models and the training step. `closing` receives what must be closed at the end."""
         self.config, packed = inputs_lib.find_packed(resume.pin(self.config), self._given)
         config = self.config
         cluster = distribution.read_cluster(config.strategy)
-        self.chief = cluster.is_chief  # Of several workers it alone writes and prints.
+        self.chief = cluster.is_chief  # Only the chief writes and prints.
         self.resuming = resume.check_run_dir(config) if self.chief else (self.run_dir / "flags.cfg").exists()
         if self.resuming and self.chief:
             closing.enter_context(files.Lock(self.run_dir))
@@ -242,14 +259,14 @@ class Trainer:
 
         with progress_lib.importing_tensorflow():
             step_lib.make_step  # noqa: B018  (imports it)
-        inputs_lib.read_model_config(config)  # What is wrong with it is reported before anything is read.
+        inputs_lib.read_model_config(config)  # Reports errors in it before anything is read.
         if cluster.serves:
             distribution.serve(cluster)
         self.strategy = distribution.make_strategy(config.strategy, num_devices=config.num_devices, tpu=config.tpu)
         closing.enter_context(distribution.losing_workers(self.strategy))
-        self.stop.listen()  # TensorFlow's workers take SIGTERM for themselves.
+        self.stop.listen()  # TensorFlow's workers replace the handler of SIGTERM.
         replicas = self.strategy.num_replicas_in_sync
-        # Updates side by side.
+        # The number of concurrent updates.
         self._least = len(cluster.addresses["worker"]) if config.strategy == "parameter_server" else 1
         with progress_lib.stage("reading the text"):
             self.inputs = inputs_lib.open_inputs(config, packed, self.resuming, replicas)
@@ -259,7 +276,7 @@ class Trainer:
             self._build()
 
     def _build(self) -> None:
-        """Models, optimizer, and the functions that train and measure them."""
+        """Builds the models, the optimizer, and the functions that train and evaluate them."""
         config, objective = self.config, self.inputs.objective
         keras.utils.set_random_seed(config.seed)
         policy = "float32" if config.precision == "float32" else f"mixed_{config.precision}"
@@ -301,7 +318,7 @@ class Trainer:
         self.measure = step_lib.make_evaluation(self.strategy, self.models, evaluators)
 
     def _resume(self, closing: contextlib.ExitStack) -> None:
-        """The newest intact checkpoint; the log is cut back to its step, and the data follow from the step."""
+        """Restores the newest intact checkpoint and truncates the log at its step."""
         config = self.config
         if self.chief and not self.resuming:
             with files.writing(self.run_dir):
@@ -328,12 +345,12 @@ class Trainer:
             parameters = sum(model.count_params() for model in self.models.values())
             print(f"{config.model}: {parameters:,} parameters; {self.inputs.summary()}")
             if self.loaded:
-                print(f"from {config.init_from}:\n{self.loaded}")
+                print(f"initialized from {config.init_from}:\n{self.loaded}")
 
     def _write_records(self) -> None:
-        """The files of the run's folder that say what the run is; flags.cfg, written last, makes it one."""
+        """Writes the files that describe the run; flags.cfg is written last and marks the folder as that of a run."""
         for folder in (self.run_dir, self.run_dir / "tokenizer", self.run_dir / "events"):
-            files.remove_partials(folder)  # What a kill left behind.
+            files.remove_partials(folder)  # Leftovers of a killed process.
         if not self.resuming:
             corpus = self.inputs.corpus
             self.inputs.tokenizer.save(self.run_dir / "tokenizer")
@@ -344,40 +361,40 @@ class Trainer:
         self.config.write(self.run_dir / "flags.cfg")
 
     def _begin(self) -> None:
-        """What the first update needs, and what only people read."""
+        """Prepares the first update, and computes what is only printed or logged."""
         replicas = self.strategy.num_replicas_in_sync
-        held_out = self.inputs.evaluation_batches(replicas)  # As one device reads them.
+        held_out = self.inputs.evaluation_batches(replicas)  # The batches of a single device.
         if self.log:
-            with progress_lib.stage("measuring what can be had without a model"):
+            with progress_lib.stage("computing baselines"):
                 train_ids, batches = np.asarray(self.inputs.train_ids), list(held_out.as_numpy_iterator())
                 self.baselines = self.inputs.objective.baselines(train_ids, batches)
             if self.resuming:
                 saved = "" if self.checkpoints.steps() else ": no checkpoint was saved"
-                print(f"going on at step {self.step:,} of {self.config.steps:,}{saved}")
+                print(f"resuming at step {self.step:,} of {self.config.steps:,}{saved}")
         self.evaluation = distribution.spread(
             self.strategy, lambda context: self.inputs.evaluation_batches(replicas, context)
         )
-        places = {name: spec.shape[1] for name, spec in held_out.element_spec.items() if spec.shape.rank > 1}
-        self._flops_a_row = sum(
+        lengths = {name: spec.shape[1] for name, spec in held_out.element_spec.items() if spec.shape.rank > 1}
+        self._flops_per_row = sum(
             costs.training_flops(
                 model,
                 self.config.sequence_length,
-                targets=places.get("decoder_token_ids", 0),
-                predictions=places.get("masked_positions", 0),
+                targets=lengths.get("decoder_token_ids", 0),
+                predictions=lengths.get("masked_positions", 0),
             )
             for model in self.models.values()
         )
         self._restart_clock()
-        self._mark_best()  # The kill may have come between saving and marking.
+        self._mark_best()  # The previous process may have been killed between saving and marking.
         if self.config.on_nonfinite == "rollback" and not self.checkpoints.steps(interim=False):
-            self.save()  # What there is to go back to.
+            self.save()  # The checkpoint that the first rollback returns to.
         self._read_on()
-        self.workers.any(False)  # Until all of them are ready, there is nothing to save.
+        self.workers.any(False)  # Waits until all workers are ready; before that, there is nothing to save.
         self.stop.ready = True
         if self.log:
             self.bar = report.ProgressBar(self.step, self.config.steps)
 
-    # ------------------------------------------------------------------ Small things
+    # ------------------------------------------------------------------ Helpers
 
     def _due(self, every: int) -> bool:
         return state.due(self.step, every, self.config.steps)
@@ -389,7 +406,7 @@ class Trainer:
         return min(fitting, state.updates_in(CALL_SECONDS, self.step_seconds, self._least))
 
     def _read_on(self) -> None:
-        """Begins to read at the batch of the next update."""
+        """Starts reading at the batch of the next update."""
         self.counted = {}
         first_step, passed_over, places = self.step, self.progress.passed_over, self.counted
 
@@ -399,10 +416,10 @@ class Trainer:
         self.iterator: Iterator = iter(distribution.spread(self.strategy, batches))
 
     def _count(self, losses: np.ndarray) -> None:
-        """Adds updates that were made to the progress."""
+        """Adds the updates with these losses to the step and the progress."""
         progress, first = self.progress, self.step + self.progress.passed_over
-        mine = [self.counted.pop(number) for number in range(first, first + len(losses))]
-        places = self.workers.totals(*(sum(numbers) for numbers in zip(*mine)))
+        own_places = [self.counted.pop(number) for number in range(first, first + len(losses))]
+        places = self.workers.totals(*(sum(numbers) for numbers in zip(*own_places)))
         finite = [float(loss) for loss in losses if np.isfinite(loss)]
         self.progress = dataclasses.replace(
             progress, losses=[*progress.losses, *finite], places=[*progress.places, places]
@@ -410,7 +427,7 @@ class Trainer:
         self.step += len(losses)
 
     def _log(self) -> None:
-        """A line of metrics.jsonl about the updates since the last one."""
+        """Writes a line of metrics.jsonl about the updates since the last one."""
         config, progress, now = self.config, self.progress, time.monotonic()
         speed = (self.step - self._measured_step) * config.batch_size * config.sequence_length
         record = {
@@ -418,12 +435,12 @@ class Trainer:
             **({"loss": math.fsum(progress.losses) / len(progress.losses)} if progress.losses else {}),
             **({"nonfinite": progress.nonfinite} if progress.nonfinite else {}),
             "padding_share": progress.padding_share(),
-            # Of the last update: those that were left out took none.
+            # Of the last update; skipped updates did not advance the schedule.
             "learning_rate": float(self.schedule(max(int(self.optimizer.iterations.numpy()) - 1, 0))),
             "tokens_per_second": speed / (now - self._measured_at),
         }
-        flops = record["tokens_per_second"] / config.sequence_length * self._flops_a_row
-        record["model_tflops"] = flops / 1e12  # A second.
+        flops = record["tokens_per_second"] / config.sequence_length * self._flops_per_row
+        record["model_tflops"] = flops / 1e12  # TFLOP/s.
         if config.peak_tflops:
             record["mfu"] = flops / 1e12 / config.peak_tflops
         self.progress = progress.logged()
@@ -447,12 +464,12 @@ class Trainer:
         self._measured_step, self._measured_at = self.step, time.monotonic()
 
     def _settle(self) -> None:
-        """Until all that was saved is written, and every worker knows: whoever ends before may end the chief too."""
+        """Waits until all checkpoints are written and all workers know: an earlier exit of one may end the chief."""
         self.checkpoints.wait()
         self.workers.any(False)
 
     def _farewell(self, done: bool) -> str:
         if done:
-            return f"done: {self.run_dir} holds the run; its curve is {self.run_dir / 'loss.png'}"
+            return f"done: the run is in {self.run_dir}; its loss curve is {self.run_dir / 'loss.png'}"
         why = self.stop.asked or "another worker's signal"
-        return f"stopped by {why} at step {self.step:,}; all is saved, and the same command goes on from there"
+        return f"stopped by {why} at step {self.step:,}; everything is saved, and the same command resumes from there"

@@ -1,6 +1,6 @@
-"""Optimizers and learning-rate schedules: Keras's, corrected where a test against the paper says so.
+"""Optimizers and learning-rate schedules: those of Keras, corrected where they deviate from the papers.
 
-The training step hands them gradients that are summed over all replicas, divided and clipped already (see
+The training step passes gradients that are already summed over all replicas, divided and clipped (see
 `tfzoo.training.step.make_step`), so Keras's own reduction must not run a second time.
 """
 
@@ -20,8 +20,8 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
     linear and cosine reach `end` at `total_steps` and stay there (cosine: Loshchilov and Hutter 2017);
     inverse_sqrt is peak * sqrt(warmup_steps / step) (Vaswani et al. 2017, section 5.3, scaled to reach the peak);
-    constant stays at the peak. No update is lost to a rate of 0: the first of a warm-up takes peak / warmup_steps,
-    and `end` is what would follow the last.
+    constant stays at the peak. No update has a rate of 0: the first update of the warmup uses peak / warmup_steps, and
+    the last update precedes the step at which `end` is reached.
     """
 
     def __init__(self, peak: float, *, warmup_steps: int, total_steps: int, schedule: str, end: float = 0.0):
@@ -30,7 +30,9 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         if schedule in ("linear", "cosine") and warmup_steps > total_steps:
             raise UserError(f"--warmup_steps={warmup_steps}: must not exceed --steps ({total_steps})")
         if end and schedule not in ("linear", "cosine"):
-            raise UserError(f"--final_learning_rate={end:g}: the schedule {schedule} has no end; leave it out")
+            raise UserError(
+                f"--final_learning_rate={end:g}: the schedule {schedule} has no final learning rate; omit it"
+            )
         self.peak, self.end, self.schedule = peak, end, schedule
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
 
@@ -52,7 +54,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class _AlreadyReduced:
-    """Switches off the optimizer's own sum over replicas: the step has done it before anything read a gradient.
+    """Disables the optimizer's own sum over replicas, which the training step has already computed.
 
     The method is private to Keras's TensorFlow optimizers, which is why pyproject.toml pins Keras's minor version.
     """
@@ -62,23 +64,23 @@ class _AlreadyReduced:
 
 
 class SkipNonFinite(keras.optimizers.LossScaleOptimizer):
-    """Leaves out updates whose gradients are not finite, and scales nothing: the scale stays 1."""
+    """Skips updates whose gradients are not finite, without loss scaling: the scale stays 1."""
 
-    def _stateful_handle_non_finite_grads(self):  # Private to Keras, as the method above.
+    def _stateful_handle_non_finite_grads(self):  # Private to Keras, like the method above.
         pass
 
 
 class AdamW(_AlreadyReduced, keras.optimizers.AdamW):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): Keras's numbers in fewer passes over memory."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): Keras's results with fewer passes over memory."""
 
     def apply(self, grads, trainable_variables=None):
-        # Once for all variables: a small model would feel five operations more for each.
+        # Computed once for all variables: five more operations per variable would slow down a small model.
         step = tf.cast(self.iterations.value + 1, tf.float32)
         self._powers = [tf.pow(tf.constant(beta), step) for beta in (self.beta_1, self.beta_2)]
         super().apply(grads, trainable_variables)
 
     def _apply_weight_decay(self, variables):
-        pass  # update_step does it.
+        pass  # Done in update_step.
 
     def update_step(self, gradient, variable, learning_rate):
         if self.weight_decay and self._use_weight_decay(variable):
@@ -156,11 +158,11 @@ def is_block_matrix(variable) -> bool:
 class Lamb(_AlreadyReduced, keras.optimizers.Lamb):
     """LAMB (You et al. 2020, algorithm 2).
 
-    Keras leaves the decay out of the update whose norm makes the trust ratio; in the paper it is in.
+    Keras omits the decay from the update whose norm determines the trust ratio; the paper includes it.
     """
 
     def _apply_weight_decay(self, variables):
-        pass  # update_step does it.
+        pass  # Done in update_step.
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
@@ -185,16 +187,16 @@ class SGD(_AlreadyReduced, keras.optimizers.SGD):
 
 
 class Lars(_AlreadyReduced, keras.optimizers.SGD):
-    """LARS (You et al. 2017, https://arxiv.org/abs/1708.03888, algorithm 1): SGD with steps in proportion to weights.
+    """LARS (You et al. 2017, https://arxiv.org/abs/1708.03888, algorithm 1): SGD with steps proportional to weights.
 
-    A matrix W with gradient G steps by rate * TRUST |W| / (|G| + decay |W|) * (G + decay W), through the momentum.
-    Biases and norms, which begin as zeros and ones, step as in SGD.
+    The step of a matrix W with gradient G is rate * TRUST |W| / (|G| + decay |W|) * (G + decay W), with momentum.
+    Biases and norms, which are initialized to zeros and ones, are updated as in SGD.
     """
 
     TRUST = 0.001
 
     def _apply_weight_decay(self, variables):
-        pass  # update_step does it.
+        pass  # Done in update_step.
 
     def update_step(self, gradient, variable, learning_rate):
         rate, gradient = ops.cast(learning_rate, variable.dtype), ops.cast(gradient, variable.dtype)
@@ -213,23 +215,23 @@ class Lars(_AlreadyReduced, keras.optimizers.SGD):
 
 
 def _norm(x):
-    """Over all elements, whatever the rank: ops.norm ends at matrices."""
+    """Returns the norm over all elements of a tensor of any rank; ops.norm supports only vectors and matrices."""
     return ops.sqrt(ops.sum(ops.square(x)))
 
 
 class Adafactor(_AlreadyReduced, keras.optimizers.Adafactor):
-    """Adafactor (Shazeer and Stern 2018, algorithms 4 and 5) with the learning rate as an upper bound of its own.
+    """Adafactor (Shazeer and Stern 2018, algorithms 4 and 5) with the learning rate as an additional upper bound.
 
-    Keras keeps the second moment of a matrix in full beside its factors, which are there to save that memory, and
-    divides 0 by 0 where a row and a column without gradients meet: the product of their factors underflows. Here
-    the roots are multiplied instead.
+    Keras stores the full second moment of a matrix in addition to its factors, although the factors are meant to save
+    that memory, and divides 0 by 0 where a row and a column without gradients intersect, because the product of their
+    factors underflows. Here, the square roots are multiplied instead.
     """
 
     def build(self, var_list):
         if self.built:
             return
         keras.optimizers.Optimizer.build(self, var_list)
-        # What has no factors has one moment, in the place of the row's.
+        # A variable without factors stores its only moment in place of the row factor.
         self._r = [self.add_variable(_row_shape(v.shape), name=f"{v.name}_row", dtype=v.dtype) for v in var_list]
         self._c = [
             self.add_variable((*v.shape[:-2], v.shape[-1]), name=f"{v.name}_column", dtype=v.dtype)
@@ -245,16 +247,16 @@ class Adafactor(_AlreadyReduced, keras.optimizers.Adafactor):
         beta = 1 - ops.power(step, self.beta_2_decay)
         squares = ops.square(gradient) + self.epsilon_1
 
-        def follow(moment, new):
-            moved = beta * moment + (1 - beta) * new
-            self.assign(moment, moved)
-            return moved
+        def moving_average(moment, new):
+            average = beta * moment + (1 - beta) * new
+            self.assign(moment, average)
+            return average
 
         if self._c[index] is None:
-            update = gradient * ops.rsqrt(follow(self._r[index], squares))
+            update = gradient * ops.rsqrt(moving_average(self._r[index], squares))
         else:
-            row = follow(self._r[index], ops.mean(squares, -1))
-            column = follow(self._c[index], ops.mean(squares, -2))
+            row = moving_average(self._r[index], ops.mean(squares, -1))
+            column = moving_average(self._c[index], ops.mean(squares, -2))
             row = ops.rsqrt(row) * ops.sqrt(ops.mean(row, -1, keepdims=True))
             update = gradient * row[..., :, None] * ops.rsqrt(column)[..., None, :]
         update = update / ops.maximum(1.0, _rms(update) / self.clip_threshold)
@@ -283,20 +285,25 @@ def make_optimizer(
     loss_scaling: bool = False,
     skip_nonfinite: bool = False,
 ):
-    """An optimizer built on `variables`, decaying matrices only: not biases, not norms' gains.
+    """Creates an optimizer built on `variables`. Weight decay applies only to matrices, not to biases and norms.
 
     Args:
-      name: one of OPTIMIZERS. The betas and epsilon are adamw's, muon's and lamb's; beta_1 is the momentum of sgd and
-        lars.
+      name: one of OPTIMIZERS.
       learning_rate: a number or a schedule.
-      ema_decay: of an exponential moving average of the variables, for `averaged`; 0 keeps none.
-      loss_scaling: wraps it in Keras's dynamic LossScaleOptimizer, for float16.
-      skip_nonfinite: leaves out updates whose gradient is not finite, as loss scaling does by itself.
+      variables: the variables to train.
+      weight_decay: decoupled weight decay.
+      beta_1, beta_2, epsilon: parameters of adamw, muon and lamb; beta_1 is also the momentum of sgd and lars.
+      ema_decay: decay rate of an exponential moving average of the variables, for `averaged`; 0 disables it.
+      loss_scaling: wraps the optimizer in Keras's dynamic LossScaleOptimizer, for float16.
+      skip_nonfinite: skips updates whose gradient is not finite; loss scaling always does.
+
+    Raises:
+      UserError: the name is unknown.
     """
     decay = weight_decay or None
     average = dict(use_ema=True, ema_momentum=ema_decay) if ema_decay else {}
     adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
-    # Named, so that variable names do not depend on how many optimizers this process has made.
+    # Explicit names, so that variable names do not depend on how many optimizers this process has created.
     if name == "adamw":
         optimizer = AdamW(learning_rate, weight_decay=weight_decay, name=name, **adam, **average)
     elif name == "muon":
@@ -317,12 +324,12 @@ def make_optimizer(
         optimizer = SkipNonFinite(optimizer, initial_scale=1.0, dynamic_growth_steps=2**31 - 1, name="loss_scale")
     optimizer.build(variables)
     for variable, mean in _averages(optimizer):
-        mean.assign(variable.value)  # Keras begins with zeros, which an update that is skipped would leave there.
+        mean.assign(variable.value)  # Keras initializes averages to zero, which a skipped update would leave unchanged.
     return optimizer
 
 
 def _averages(optimizer) -> list[tuple]:
-    """(variable, its average), of whichever optimizer; nothing where it keeps none."""
+    """Returns (variable, its average) pairs of any optimizer; none if it keeps no averages."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if not inner.use_ema:
         return []
@@ -331,18 +338,18 @@ def _averages(optimizer) -> list[tuple]:
 
 @contextlib.contextmanager
 def averaged(optimizer):
-    """Inside, the variables that the optimizer trains hold their averages, where it keeps them."""
+    """Context in which the trained variables have the values of their averages, if the optimizer keeps averages."""
     pairs = _averages(optimizer)
-    own = [variable.value.numpy() for variable, _ in pairs]
+    originals = [variable.value.numpy() for variable, _ in pairs]
     for variable, mean in pairs:
         variable.assign(mean.value.numpy())
     try:
         yield
     finally:
-        for (variable, _), value in zip(pairs, own, strict=True):
+        for (variable, _), value in zip(pairs, originals, strict=True):
             variable.assign(value)
 
 
 def decays(variable) -> bool:
-    """True for matrices and embeddings; False for biases and norms, which have one dimension."""
+    """Returns True for matrices and embeddings, False for biases and norms, which have one dimension."""
     return len(variable.shape) > 1

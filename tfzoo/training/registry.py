@@ -1,6 +1,6 @@
-"""The objectives and tasks that a model can be trained on: the one list of their names.
+"""The list of objectives that a model can be trained on.
 
-A page is imported when it is asked for, and needs no TensorFlow to be imported.
+The module of an objective is imported on demand, and does not import TensorFlow.
 """
 
 import importlib
@@ -21,21 +21,22 @@ OBJECTIVES = {
 
 
 def find(name: str) -> type[Objective]:
-    """The class of an objective."""
+    """Returns the class of an objective."""
     module, _, cls = OBJECTIVES[name].partition(":")
     return getattr(importlib.import_module(module), cls)
 
 
 def every() -> Iterator[tuple[str, type[Objective]]]:
-    """(name, class) of every objective."""
+    """Yields (name, class) of every objective."""
     return ((name, find(name)) for name in OBJECTIVES)
 
 
 def define_flags(flags: absl_flags.FlagValues, names: Collection[str] | None = None) -> None:
-    """Defines a flag for each option of any objective. --help says which objectives read it.
+    """Defines a flag for each option of any objective; its help text starts with the names of these objectives.
 
     Args:
-      names: of the options; None takes all.
+      flags: where the flags are defined.
+      names: names of the options; None means all.
 
     Raises:
       ValueError: two objectives declare the same option differently.
@@ -53,5 +54,5 @@ def define_flags(flags: absl_flags.FlagValues, names: Collection[str] | None = N
 
 
 def make(name: str, objective_options: Any, tokenizer, sequence_length: int) -> Objective:
-    """An objective with its options."""
+    """Creates an objective with its options."""
     return find(name)(tokenizer, sequence_length, **vars(objective_options))

@@ -1,4 +1,4 @@
-"""What a run tells people: metrics.jsonl, TensorBoard events, loss.png, a progress bar, a table."""
+"""Output of a run: metrics.jsonl, TensorBoard events, loss.png, a progress bar and evaluation tables."""
 
 import contextlib
 import io
@@ -11,44 +11,55 @@ from collections.abc import Iterable, Iterator, Sequence
 from tfzoo import files
 from tfzoo.errors import UserError
 
+# The baselines of tfzoo.objectives, as an evaluation's table names them.
+_BASELINE_LABELS = {"frequency": "most frequent token", "neighbour": "bigram baseline"}
+
 
 def evaluation_table(
     step: int, figures: dict[str, float], baselines: dict[str, dict[str, float]], rows: Sequence[tuple[str, str, str]]
 ) -> str:
-    """The held-out figures, each beside what guessing scores.
+    """Returns a table of the held-out figures, each next to the values of the baselines.
 
     Args:
-      baselines: {"frequency": {name: value}, ...}; a perplexity is made of its loss.
-      rows: an objective's FIGURES: (label, name, format).
+      step: the step of the evaluation.
+      figures: {name: value} of the model.
+      baselines: {"frequency": {name: value}, ...}; a perplexity is computed from its loss.
+      rows: the FIGURES of an objective: (label, name, format).
     """
-    lines = [f"step {step:>6,}, held out       model" + "".join(f"{f'by {name}':>14}" for name in baselines)]
+    columns = {name: _BASELINE_LABELS.get(name, name) for name in baselines}
+    widths = [max(14, len(label) + 2) for label in columns.values()]
+    header = "".join(f"{label:>{width}}" for label, width in zip(columns.values(), widths, strict=True))
+    lines = [f"step {step:>6,}, held out         model{header}"]
     for label, name, form in rows:
         if name not in figures:
             continue
-        guesses = []
+        values = [figures[name]]
         for baseline in baselines.values():
-            loss = baseline.get(name.replace("_perplexity", "_loss"), math.nan)
-            guesses.append(math.exp(loss) if name.endswith("_perplexity") else loss)
-        cells = [form.format(value) for value in (figures[name], *guesses)]
-        lines.append(f"  {label:<20} {cells[0]:>10}" + "".join(f"{cell:>14}" for cell in cells[1:]))
+            value = baseline.get(name.replace("_perplexity", "_loss"), math.nan)
+            values.append(math.exp(value) if name.endswith("_perplexity") else value)
+        cells = [form.format(value) for value in values]
+        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
+        lines.append(f"  {label:<22} {cells[0]:>10}{row}")
     return "\n".join(lines)
 
 
 class MetricsLog:
-    """metrics.jsonl, TensorBoard events and loss.png of a run, from `step` on."""
+    """Writes metrics.jsonl, TensorBoard events and loss.png of a run, from `step` on."""
 
     def __init__(self, run_dir: pathlib.Path, step: int, figure: tuple[str, str, str], evaluated: bool = True):
-        """What was logged after `step` goes, from both records: a run that was killed or rolled back logs it again.
+        """Removes everything after `step` from both logs: a run that was killed or rolled back logs it again.
 
         Args:
-          figure: which of an objective's FIGURES the curve shows.
-          evaluated: whether an evaluation at `step` is kept; it is logged again otherwise.
+          run_dir: the run's folder.
+          step: the last step whose records are kept.
+          figure: the entry of the objective's FIGURES that loss.png shows.
+          evaluated: whether an evaluation at `step` is kept; if not, it will be logged again.
         """
         import tensorflow as tf
 
         self._figure = figure
         self._path, self._png = run_dir / "metrics.jsonl", run_dir / "loss.png"
-        # A kill may leave half a line.
+        # A killed process may leave an incomplete line, which `read_metrics` ignores.
         kept = [
             record
             for record in read_metrics(self._path)
@@ -62,8 +73,10 @@ class MetricsLog:
             self._summarize(record)
 
     def write(self, record: dict) -> None:
-        """Raises:
-        UserError: the machine refuses it (a full disk).
+        """Writes a record to both logs, and updates loss.png after an evaluation.
+
+        Raises:
+          UserError: the file system rejects the write (a full disk).
         """
         with files.writing(self._path):
             self._file.write(json.dumps(record) + "\n")
@@ -73,7 +86,7 @@ class MetricsLog:
             plot(read_metrics(self._path), self._png, self._figure)
 
     def _summarize(self, record: dict) -> None:
-        """Writes a record as events."""
+        """Writes a record as TensorBoard events."""
         import tensorflow as tf
 
         try:
@@ -83,13 +96,13 @@ class MetricsLog:
                         tf.summary.scalar(name, value)
             self._events.flush()
         except tf.errors.OpError as error:
-            why = (
+            reason = (
                 "no space left on device"
                 if "No space left" in error.message
                 else " ".join(error.message.split())[-200:]
             )
             raise UserError(
-                f"{self._path.with_name('events')}: cannot be written ({why}); free some space there"
+                f"{self._path.with_name('events')}: cannot be written ({reason}); free some disk space"
             ) from None
 
     def close(self) -> None:
@@ -97,11 +110,11 @@ class MetricsLog:
         self._events.close()
 
 
-_FRAME = 16  # Bytes around a record of an event file: its length, and two checksums.
+_FRAME = 16  # Bytes added to each record of an event file: its length and two checksums.
 
 
 def _read_events(path: pathlib.Path) -> Iterator[tuple[bytes, list[tuple[int, str]]]]:
-    """The whole records of an event file, as bytes, each with the (step, name) of its values; none after damage."""
+    """Yields the complete records of an event file up to the first damaged one: (bytes, (step, name) of each value)."""
     import tensorflow as tf
     from tensorboard.compat.proto import event_pb2
 
@@ -123,22 +136,22 @@ def _keys(records: Iterable[dict]) -> set[tuple[int, str]]:
 
 
 def _match_events(folder: pathlib.Path, records: list[dict]) -> None:
-    """Removes from the event files what the records do not have, and what is damaged."""
-    known = _keys(records)
+    """Removes from the event files all events that are not in `records`, and all damaged ones."""
+    wanted = _keys(records)
     for path in _event_files(folder):
-        kept = b"".join(data for data, keys in _read_events(path) if known.issuperset(keys))
+        kept = b"".join(data for data, keys in _read_events(path) if wanted.issuperset(keys))
         if len(kept) < path.stat().st_size:
             files.atomic_write(path, kept)
 
 
 def _without_events(folder: pathlib.Path, records: list[dict]) -> list[dict]:
-    """The records that the event files do not have: a kill may come between writing the two."""
-    known = {key for path in _event_files(folder) for _, keys in _read_events(path) for key in keys}
-    return [record for record in records if not known.issuperset(_keys([record]))]
+    """Returns the records that are not in the event files: a process may be killed between writing the two logs."""
+    existing = {key for path in _event_files(folder) for _, keys in _read_events(path) for key in keys}
+    return [record for record in records if not existing.issuperset(_keys([record]))]
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-    """The whole lines of a metrics.jsonl; nothing where there is none."""
+    """Returns the records of the complete lines of a metrics.jsonl; an empty list if the file does not exist."""
     records = []
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_bytes().split(b"\n")[:-1]:
@@ -148,7 +161,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 
 
 def plot(records: list[dict], path: pathlib.Path, figure_shown: tuple[str, str, str]) -> None:
-    """Draws the training loss and one held-out figure (label, name, format) over the steps."""
+    """Plots the training loss and one held-out figure (label, name, format) against the step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -178,7 +191,7 @@ def plot(records: list[dict], path: pathlib.Path, figure_shown: tuple[str, str, 
 
 
 class ProgressBar:
-    """tqdm's bar where there is a terminal; a line now and then where there is none."""
+    """A tqdm progress bar on a terminal; otherwise, an occasional line."""
 
     def __init__(self, step: int, steps: int):
         import tqdm

@@ -1,4 +1,4 @@
-"""Whether a folder holds a run that can be resumed with a config."""
+"""Checks whether a folder contains a run that can be resumed with a config."""
 
 import pathlib
 
@@ -10,38 +10,38 @@ from tfzoo.training.config import TrainConfig
 
 
 def check_run_dir(config: TrainConfig) -> bool:
-    """True if the run's folder holds a run to go on with.
+    """Returns True if the run's folder contains a run that is to be resumed.
 
     Raises:
-      UserError: it holds one that --noresume forbids, or one that was begun with other options, which are named; or it
-        is not the folder of a run.
+      UserError: the folder contains a run although --noresume is set, contains a run that was started with different
+        options (the message names them), or is not the folder of a run.
     """
     run_dir = pathlib.Path(config.run_dir)
     record = run_dir / "flags.cfg"
     if record.exists():
         if not config.resume:
-            raise UserError(f"--run_dir={run_dir}: holds a run already; name a new folder, or leave out --noresume")
+            raise UserError(f"--run_dir={run_dir}: already contains a run; specify a new folder, or omit --noresume")
         _compare(TrainConfig.read(record, config.run_dir), config)
         return True
-    # flags.cfg is written last: with these alone a run was killed while it began, and begins again.
-    begun = {"tokenizer", "config.json", "corpus.json", files.LOCK}
-    strange = run_dir.exists() and (
+    # flags.cfg is written last: if there are only these files, the run was killed while it started, and starts again.
+    early = {"tokenizer", "config.json", "corpus.json", files.LOCK}
+    foreign = run_dir.exists() and (
         not run_dir.is_dir()
-        or any(entry.name not in begun and not entry.name.endswith(files.PARTIAL) for entry in run_dir.iterdir())
+        or any(entry.name not in early and not entry.name.endswith(files.PARTIAL) for entry in run_dir.iterdir())
     )
-    if strange:
-        raise UserError(f"--run_dir={run_dir}: exists and holds no run (no flags.cfg); name a new folder")
+    if foreign:
+        raise UserError(f"--run_dir={run_dir}: exists but contains no run (no flags.cfg); specify a new folder")
     if not run_dir.exists():
         files.check_can_be_made(run_dir, "run_dir")
     return False
 
 
 def pin(config: TrainConfig) -> TrainConfig:
-    """The config with the commit that --init_from=hf://NAME[@REVISION] stands for: the one that the run began with, or
-    else today's, whose files are fetched.
+    """Returns the config with the commit of --init_from=hf://NAME[@REVISION]: the one that the run started with, or,
+    for a new run, the current one, whose files are downloaded.
 
     Raises:
-      UserError: the hub does not give the files.
+      UserError: the files cannot be downloaded.
     """
     if config.init_from is None or not hub.is_reference(config.init_from):
         return config
@@ -54,11 +54,11 @@ def pin(config: TrainConfig) -> TrainConfig:
 
 
 def check_steps(config: TrainConfig, step: int) -> None:
-    """Raises UserError where a run has gone further than it is asked to."""
+    """Raises UserError if a run is already beyond the last step of the config."""
     if step > config.steps:
         raise UserError(
-            f"--steps={config.steps}: the run in --run_dir={config.run_dir} is at step {step} already; ask for at "
-            "least as many, or name a new --run_dir"
+            f"--steps={config.steps}: the run in --run_dir={config.run_dir} is already at step {step}; request at "
+            "least that many steps, or specify a new --run_dir"
         )
 
 
@@ -67,17 +67,20 @@ def _compare(before: TrainConfig, now: TrainConfig) -> None:
     old, new = before.values(), now.values()
     changed = [name for name in old | new if name not in changeable and old.get(name) != new.get(name)]
     if (now.on_nonfinite == "skip") != (before.on_nonfinite == "skip") and now.precision != "float16":
-        changed.append("on_nonfinite")  # The optimizer has a variable more that skips.
+        changed.append("on_nonfinite")  # An optimizer that skips updates has an additional variable.
     if changed:
         listed = ", ".join(f"--{name} ({_shown(old.get(name))} -> {_shown(new.get(name))})" for name in changed)
         raise UserError(
-            f"--run_dir={now.run_dir}: was begun with other flags: {listed}; keep them, or name a new folder"
+            f"--run_dir={now.run_dir}: was started with different flags: {listed}; keep the original values, or "
+            "specify a new folder"
         )
     if now.steps != before.steps and now.schedule in ("linear", "cosine"):
-        logging.warning("--steps changes from %d to %d, and the schedule with it", before.steps, now.steps)
+        logging.warning(
+            "--steps changes from %d to %d, and the learning-rate schedule with it", before.steps, now.steps
+        )
     if now.accumulation != before.accumulation:
         logging.warning(
-            "--accumulation changes from %d to %d: the same updates, dropout drawn anew",
+            "--accumulation changes from %d to %d: the updates are equivalent, but dropout draws other masks",
             before.accumulation,
             now.accumulation,
         )

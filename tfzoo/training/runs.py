@@ -1,13 +1,13 @@
-"""A run's folder: what training writes, and what every other entry point reads.
+"""The folder of a run, which training writes and every other entry point reads.
 
-flags.cfg       every flag but run_dir: python -m tfzoo.train --flagfile=flags.cfg repeats the run
+flags.cfg       every flag except run_dir: python -m tfzoo.train --flagfile=flags.cfg reproduces the run
 config.json     {"models": {"main": {"model": name, "heads": [names], "num_labels": count, "labels": [names],
-                "pool": how, "config": TransformerConfig's fields}}, "tokenizer": its fingerprint}; other models, such
-                as a teacher, have roles beside "main"
-corpus.json     the corpus's fingerprint and counts
+                "pool": pooling, "config": fields of TransformerConfig}}, "tokenizer": its fingerprint}; other models,
+                such as a teacher, have other roles than "main"
+corpus.json     fingerprint and counts of the corpus
 tokenizer/      in Hugging Face's layout: vocab.txt, or vocab.json and merges.txt, or spiece.model, ...
-checkpoints/    the newest few; best -> the one with the lowest held-out loss
-metrics.jsonl   one object a line; events for TensorBoard; loss.png
+checkpoints/    the newest checkpoints; best -> the one with the best held-out figure
+metrics.jsonl   one object per line; events/ for TensorBoard; loss.png
 """
 
 import collections
@@ -37,7 +37,7 @@ _MODEL_FIELDS = {
     "model": Field(str, required=True),
     "config": Field(dict, required=True),
     "heads": dataclasses.replace(_STRINGS, required=True),
-    "num_labels": Field(int, low=1),  # These are not in the files of earlier versions.
+    "num_labels": Field(int, low=1),  # This field and the following ones are missing from files of earlier versions.
     "labels": _STRINGS,
     "pool": Field(str),
 }
@@ -48,9 +48,9 @@ def write_config(run_dir: str | os.PathLike, models: Mapping[str, Any], names: M
 
     Args:
       run_dir: the run's folder.
-      models: role -> nn.Model; the one that is loaded where no role is asked for is MAIN, or else the first.
-      names: role -> the name in CONFIGS that the model was built by.
-      tokenizer: theirs; None leaves its fingerprint out.
+      models: role -> nn.Model; if no role is requested, MAIN is loaded, or the first if there is no MAIN.
+      names: role -> the name in CONFIGS that the model was built from.
+      tokenizer: the tokenizer of the models; None omits its fingerprint.
     """
     record: dict[str, Any] = {"models": {role: _describe(model, names[role]) for role, model in models.items()}}
     if tokenizer is not None:
@@ -70,21 +70,21 @@ def _describe(model, name: str) -> dict[str, Any]:
 
 
 def is_run(folder: str | os.PathLike) -> bool:
-    """Whether a folder is a run's, and not one of Hugging Face's."""
+    """Returns whether a folder is that of a run, as opposed to a Hugging Face folder."""
     return pathlib.Path(folder, "flags.cfg").exists()
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.exists():
-        raise UserError(f"--model_dir={folder}: has no {CONFIG}; name a run's or a Hugging Face folder")
+        raise UserError(f"--model_dir={folder}: contains no {CONFIG}; specify a run folder or a Hugging Face folder")
     record = json_files.read(path)
-    if "models" not in record and "config" in record:  # Of an earlier version, which had one model.
+    if "models" not in record and "config" in record:  # The format of an earlier version, with a single model.
         tokenizer = {"tokenizer": record["tokenizer"]} if "tokenizer" in record else {}
         record = {"models": {MAIN: {key: record.get(key) for key in _MODEL_FIELDS}}} | tokenizer
     json_files.check(record, _FIELDS, path)
     if not record["models"]:
-        raise UserError(f"{path}: names no model; name a folder that tfzoo.train wrote")
+        raise UserError(f"{path}: lists no models; specify a folder written by tfzoo.train")
     for role, entry in record["models"].items():
         json_files.check(entry, _MODEL_FIELDS, f"{path}: {role}")
     return record
@@ -95,10 +95,10 @@ def _main_role(record: Mapping[str, Any]) -> str:
 
 
 def tokenizer_of(run_dir: str | os.PathLike):
-    """The tokenizer of a run.
+    """Returns the tokenizer of a run.
 
     Raises:
-      UserError: it is missing, damaged, or not the one that the run began with.
+      UserError: the tokenizer is missing, damaged, or not the one that the run started with.
     """
     return _tokenizer(pathlib.Path(run_dir), _read_config(pathlib.Path(run_dir)))
 
@@ -109,13 +109,13 @@ def _tokenizer(folder: pathlib.Path, record: Mapping[str, Any]):
     fingerprint = record.get("tokenizer")
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
-            f"{folder / 'tokenizer'} has {tokenizer.vocab_size} tokens, the model's vocab_size is {vocab_size}; "
-            "put the run's own tokenizer back"
+            f"{folder / 'tokenizer'}: has {tokenizer.vocab_size} tokens, but the model's vocab_size is {vocab_size}; "
+            "restore the run's own tokenizer"
         )
-    if fingerprint not in (None, tokenizer.fingerprint()):  # Runs of an earlier version have none.
+    if fingerprint not in (None, tokenizer.fingerprint()):  # Runs of an earlier version have no fingerprint.
         raise UserError(
-            f"{folder / 'tokenizer'}: is not the tokenizer of the run (fingerprint {tokenizer.fingerprint()[:12]}, in "
-            f"{folder / CONFIG} {str(fingerprint)[:12]}); put the run's own back"
+            f"{folder / 'tokenizer'}: is not the tokenizer of this run (fingerprint {tokenizer.fingerprint()[:12]}, "
+            f"but {str(fingerprint)[:12]} in {folder / CONFIG}); restore the run's own tokenizer"
         )
     return tokenizer
 
@@ -133,28 +133,29 @@ def load(
     dtype: Any = None,
     model_class: type | None = None,
 ):
-    """A model and its tokenizer, from a run's folder or from one of Hugging Face's or sentence-transformers'.
+    """Loads a model and its tokenizer from a run folder, a Hugging Face folder or a sentence-transformers folder.
 
     Args:
       model_dir: the --run_dir of a training run, a folder with config.json and safetensors or with modules.json, or
         hf://NAME[@REVISION].
-      checkpoint_dir: one of the run's checkpoints; None takes best/ where there is one, else the newest.
-      role: which of a run's models, where it has several; None takes the main one.
-      heads: the heads that the model is to have, such as ("classify",) for fine-tuning. Those that were not trained
-        begin fresh. None takes those that were.
-      num_labels: classes of the heads classify, tag and relation; None takes as many as there were.
-      labels: the names of these classes, and so their number; None takes those there were.
-      pool: what classify reads; None takes what it was trained with.
-      embed: how a fresh head embed makes a text's vector; None takes the mean. A sentence-transformers folder says it.
-      dtype: a Keras dtype or policy to compute in; None is float32, as the weights are kept.
-      model_class: a subclass of the family's Model to make; None makes the family's own.
+      checkpoint_dir: the folder of one of the run's checkpoints; None selects best/ if it exists, otherwise the newest.
+      role: which model of a run with several models; None selects the main one.
+      heads: the heads of the model, such as ("classify",) for fine-tuning. Heads that were not trained are newly
+        initialized. None selects the trained heads.
+      num_labels: number of classes of the heads classify, tag and relation; None keeps the saved number.
+      labels: names of these classes, which determine their number; None keeps the saved names.
+      pool: what the head classify reads; None keeps the saved value.
+      embed: how a newly initialized head embed computes a text's vector; None means the mean. A sentence-transformers
+        folder specifies it.
+      dtype: a Keras dtype or policy for the computation; None means float32, in which the weights are stored.
+      model_class: a subclass of the family's Model to create; None creates the family's own class.
 
     Returns:
-      (model, tokenizer): the Keras model, and the tokenizer it was trained with. Of a Hugging Face folder without one
-      that tfzoo reads the tokenizer is None.
+      (model, tokenizer): the Keras model and the tokenizer that it was trained with. The tokenizer is None for a
+      Hugging Face folder without a tokenizer that tfzoo supports.
 
     Raises:
-      UserError: a file is missing or damaged, or the checkpoint holds other variables than the model.
+      UserError: a file is missing or damaged, or the variables of the checkpoint differ from those of the model.
     """
     folder = hub.folder(model_dir)
     options = dict(heads=heads, num_labels=num_labels, labels=labels, pool=pool, embed=embed, dtype=dtype)
@@ -162,23 +163,25 @@ def load(
     if not is_run(folder) and huggingface.is_folder(folder):
         for name, value in (("checkpoint", checkpoint_dir), ("role", role)):
             if value is not None:
-                raise UserError(f"--{name}={value}: {folder} is not a run's folder (it has no flags.cfg); omit it")
+                raise UserError(f"--{name}={value}: {folder} is not a run folder (it contains no flags.cfg); omit it")
         return huggingface.load(folder, **options)
     tokenizer = tokenizer_of(folder)
     model = load_model(folder, checkpoint_dir, role, **options)
-    # As the objective frames a document: by the family's page.
+    # Special tokens are added as in training: determined by the family's module.
     tokenizer.frames, tokenizer.adds_bos = None, model.can_generate and not model.is_encoder_decoder
     return model, tokenizer
 
 
 def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | None = None, role=None, **options):
-    """The model of a run alone; arguments and errors are those of `load`."""
+    """Loads the model of a run without its tokenizer; arguments and errors are those of `load`."""
     folder = pathlib.Path(run_dir)
     record = _read_config(folder)
     role = role or _main_role(record)
     if role not in record["models"]:
         names = list(record["models"])
-        raise UserError(f"{folder}: has no model {role!r}{suggest(role, names)}; it has {', '.join(names)}")
+        raise UserError(
+            f"{folder}: contains no model {role!r}{suggest(role, names)}; its models are {', '.join(names)}"
+        )
     model = _build(record["models"][role], **options)
     if checkpoint_dir is None and (folder / "best").exists():
         checkpoint_dir = folder / "best"
@@ -189,7 +192,7 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
 
 
 def _build(entry, heads=None, num_labels=None, labels=None, pool=None, embed=None, dtype=None, model_class=None):
-    """A fresh model as config.json describes it, but for what is asked for."""
+    """Creates a newly initialized model as described in config.json, except for the arguments that are not None."""
     page, _ = models_lib.find(entry["model"])
     config = config_lib.from_mapping(entry["config"], models_lib.config_class(page))
     if labels is None and num_labels in (None, entry.get("num_labels")):
@@ -206,32 +209,32 @@ def _build(entry, heads=None, num_labels=None, labels=None, pool=None, embed=Non
 
 
 def _assign(path: pathlib.Path, model, role: str, arrays: Mapping[str, Any], fresh_heads: bool) -> None:
-    """Gives a model what a checkpoint has of it, where there are averages of --ema_decay those, and logs what is not
-    in the one or the other."""
+    """Assigns a checkpoint's variables to a model, using the averages of --ema_decay if there are any, and logs which
+    heads are only in the model or only in the checkpoint."""
     prefix, slots = checkpoint.prefixes(role)
     values = {name: array for name, array in arrays.items() if name.startswith(prefix)}
     average = re.compile(re.escape(slots) + "(?:inner/)?(.+)/average")
     averages = {prefix + match[1]: array for name, array in arrays.items() if (match := average.fullmatch(name))}
-    # By paths within the model: a class of the user's own may name it otherwise.
+    # Matched by paths within the model, because a user-defined class may have another name.
     values = _within(values | {name: array for name, array in averages.items() if name in values})
     variables = _within(checkpoint.model_variables({role: model}))
     if fresh_heads:
         fresh = {name for name in variables.keys() - values.keys() if not table.is_body(name)}
         left = {name for name in values.keys() - variables.keys() if not table.is_body(name)}
-        for names, what in ((fresh, "begin fresh"), (left, "are left in the checkpoint")):
-            if told := sorted(name for name in names if not name.endswith(table.STATE)):
-                logging.info("%s: %s %s", path, ", ".join(told), what)
+        for names, outcome in ((fresh, "newly initialized"), (left, "in the checkpoint but unused")):
+            if listed := sorted(name for name in names if not name.endswith(table.STATE)):
+                logging.info("%s: %s: %s", path, outcome, ", ".join(listed))
         variables = {name: variable for name, variable in variables.items() if name not in fresh}
         values = {name: array for name, array in values.items() if name not in left}
     for name, variable in variables.items():
-        if variable.dtype in ("bfloat16", "float16") and name in values:  # That dtype was asked for.
+        if variable.dtype in ("bfloat16", "float16") and name in values:  # The requested dtype.
             values[name] = values[name].astype(variable.dtype)
     checkpoint.assign_all(path, variables, values)
 
 
 def _within(named: Mapping[str, Any]) -> dict[str, Any]:
-    """What checkpoint.model_variables names, by the paths within the model: "model/bert/lm/bias" -> "lm/bias"."""
+    """Renames variables of checkpoint.model_variables to paths within the model: "model/bert/lm/bias" -> "lm/bias"."""
     paths = {name: name.partition("/")[2] for name in named}
-    called = collections.Counter(path.partition("/")[0] for path in paths.values()).most_common(1)
-    own = f"{called[0][0]}/" if called else ""
-    return {paths[name].removeprefix(own): value for name, value in named.items()}
+    most_common = collections.Counter(path.partition("/")[0] for path in paths.values()).most_common(1)
+    model_prefix = f"{most_common[0][0]}/" if most_common else ""
+    return {paths[name].removeprefix(model_prefix): value for name, value in named.items()}

@@ -1,4 +1,4 @@
-"""Stopping a run by a signal."""
+"""Stops a run on a signal."""
 
 import os
 import signal
@@ -9,34 +9,40 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopOnSignal:
-    """Turns the first SIGTERM or SIGINT into a wish to stop; a second one acts at once.
+    """Turns the first SIGTERM or SIGINT into a request to stop; a second signal ends the process immediately.
 
-    Before `ready` is set there is nothing to be saved, and the first one acts at once too.
+    Before `ready` is set there is nothing to save, and the first signal also ends the process immediately.
+
+    Args:
+      alone: the run has no other processes.
+
+    Attributes:
+      asked: the reason of the request to stop; "" if there is none.
+      ready: whether there is something to save.
     """
 
     def __init__(self, alone: bool):
-        """alone: there are no other processes to be waited for."""
         self.asked, self.ready, self._alone = "", False, alone
         self._before = {number: signal.getsignal(number) for number in _NUMBERS}
         self.listen()
 
     def listen(self) -> None:
-        """Takes the signals, again where somebody else has taken them since."""
+        """Installs the signal handlers, again if they were replaced in the meantime."""
         for number in _NUMBERS:
             signal.signal(number, self._note)
 
     def release(self) -> None:
-        """Gives the signals back to whoever had them before."""
+        """Restores the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
     def _note(self, number, frame) -> None:
         if not self.ready:
             why = signal.Signals(number).name
-            print(f"stopped by {why} before the first step; there was nothing to save", flush=True)
+            print(f"stopped by {why} before the first step; there is nothing to save", flush=True)
             if self._alone:
                 raise SystemExit(cli.STOPPED)
-            os._exit(cli.STOPPED)  # An exception would get lost in TensorFlow, where it waits for other workers.
+            os._exit(cli.STOPPED)  # While TensorFlow waits for other workers, an exception would be lost in it.
         self.asked = signal.Signals(number).name
         for each in _NUMBERS:
             signal.signal(each, signal.SIG_DFL)

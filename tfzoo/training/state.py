@@ -1,4 +1,4 @@
-"""What a run knows of itself besides its variables, and when it does what: pure functions of numbers."""
+"""The state of a run other than its variables, and its schedule of actions: pure functions of numbers."""
 
 import dataclasses
 import math
@@ -8,44 +8,62 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a run knows of itself, besides the step and the variables; every checkpoint has it."""
+    """The state of a run in addition to its step and variables; saved with every checkpoint.
 
-    losses: list[float] = dataclasses.field(default_factory=list)  # Since the last line of the log,
-    places: list[list[int]] = dataclasses.field(default_factory=list)  # and of their batches: with a token, in all.
-    best: float | None = None  # Of the figure by which the best checkpoint is chosen,
-    best_step: int = 0  # and when.
-    passed_over: int = 0  # Batches that no update was made of: they led to what is not finite.
-    nonfinite: int = 0  # Updates that were left out or gone back for,
-    in_a_row: int = 0  # how many of them without a finite loss at a new step between,
-    failed_at: int = 0  # and the step that counts as new only when it is passed.
-    evaluating: bool = False  # Stopped during an evaluation, which a resumed run begins with.
+    Attributes:
+      losses: finite losses since the last log line.
+      places: for the batches since the last log line, [positions with a token, all positions] per call.
+      best: the best value so far of the figure that selects the best checkpoint.
+      best_step: the step of `best`.
+      passed_over: number of batches skipped by rollbacks because they led to non-finite values.
+      nonfinite: number of updates that were skipped or rolled back.
+      in_a_row: how many of these were consecutive, without a finite loss at a new step in between.
+      failed_at: the last step that failed before a rollback; only this and later steps count as new.
+      evaluating: the run was stopped during an evaluation, with which a resumed run starts.
+    """
+
+    losses: list[float] = dataclasses.field(default_factory=list)
+    places: list[list[int]] = dataclasses.field(default_factory=list)
+    best: float | None = None
+    best_step: int = 0
+    passed_over: int = 0
+    nonfinite: int = 0
+    in_a_row: int = 0
+    failed_at: int = 0
+    evaluating: bool = False
 
     def padding_share(self) -> float:
-        """The fraction of the places since the last line of the log that hold no token."""
-        filled, room = map(sum, zip(*self.places))
-        return 1 - filled / room
+        """Returns the fraction of positions without a token since the last log line."""
+        filled, total = map(sum, zip(*self.places))
+        return 1 - filled / total
 
     def logged(self) -> "Progress":
-        """After a line of the log was written."""
+        """Returns the progress after a log line was written."""
         return dataclasses.replace(self, losses=[], places=[])
 
     def measured(self, step: int, value: float, direction: Literal["min", "max"]) -> "Progress":
-        """After an evaluation at `step`, by `value`, the best checkpoint's figure. Only a finite one can be best."""
+        """Returns the progress after an evaluation at `step`.
+
+        Args:
+          step: the current step.
+          value: the figure that selects the best checkpoint; only a finite value can be the best.
+          direction: whether the smallest or the largest value is the best.
+        """
         better = self.best is None or (value < self.best if direction == "min" else value > self.best)
         done = dataclasses.replace(self, evaluating=False)
         return dataclasses.replace(done, best=value, best_step=step) if better and math.isfinite(value) else done
 
 
 def due(step: int, every: int, last: int) -> bool:
-    """Whether something done every so many steps, and at the end, is to be done at `step`."""
+    """Returns whether an action that is due every `every` steps, and at step `last`, is due at `step`."""
     return step % every == 0 or step == last
 
 
 def updates_at_once(step: int, last: int, cadences: Iterable[int], most: int) -> int:
-    """How many updates fit between `step` and the next thing to do, at most `most`."""
+    """Returns the number of updates between `step` and the next action, but at most `most`."""
     return min(most, last - step, *(every - step % every for every in cadences))
 
 
 def updates_in(seconds: float, of_each: float, least: int) -> int:
-    """How many updates that take `of_each` seconds fit in `seconds`, at least `least`."""
+    """Returns how many updates of `of_each` seconds fit into `seconds`, but at least `least`."""
     return max(least, int(seconds / of_each))

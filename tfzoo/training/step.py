@@ -14,16 +14,16 @@ from tfzoo.training import optimizers
 
 
 def trainable_variables(models: Mapping[str, Any]) -> list[keras.Variable]:
-    """The trainable variables of models by role, in the order of the roles; those that models share come once."""
+    """Returns the trainable variables of models by role, in the order of the roles; shared variables appear once."""
     variables = [variable for model in models.values() for variable in model.trainable_variables]
     return list({id(variable): variable for variable in variables}.values())
 
 
 def make_step(strategy, models, optimizer, objective, **options):
-    """The training steps: `run(iterator, count) -> losses [count]`, float32, one of each update.
+    """Returns the training function `run(iterator, count) -> losses`, float32 [count], one loss per update.
 
-    A loss is NaN also where only the gradient is not finite: the weights are spoilt then, or an optimizer that skips
-    has left the update out. The options are make_replica_step's.
+    A loss is also NaN if only the gradient is not finite: the weights are then invalid, unless the optimizer skipped
+    the update. The options are those of make_replica_step.
     """
     replica_step = make_replica_step(models, optimizer, objective, **options)
 
@@ -42,11 +42,11 @@ def make_step(strategy, models, optimizer, objective, **options):
     scheduled = tf.function(lambda batch: strategy.run(replica_step, (batch,)))
 
     def run_asynchronously(iterator, count):
-        """Workers take batches as they come, and compute with weights that others are changing."""
+        """Lets workers take batches as they become free, and compute with weights that other workers are changing."""
         first = int(optimizer.iterations.numpy())
         losses = [coordinator.schedule(scheduled, args=(next(iterator),)) for _ in range(int(count))]
         coordinator.join()
-        # Of updates at the same moment the counter, which the learning rate follows, loses some.
+        # Concurrent updates lose increments of the counter that determines the learning rate.
         optimizer.iterations.assign(first + int(count))
         return tf.stack([loss.fetch() for loss in losses])
 
@@ -62,28 +62,30 @@ def make_replica_step(
     clip_norm: float = 0.0,
     clip_each: float = 0.0,
 ):
-    """`step(batch) -> loss`: a replica's part of an update, and the loss of all replicas' batches.
+    """Returns `step(batch) -> loss`: one replica's part of an update, and the loss over the batches of all replicas.
 
-    Any number of replicas and parts computes what one computes, because of the order: sums of gradients, loss
-    and weight first over the parts, then over the replicas, and only then the division, the check for
-    infinities, clipping, decay and update.
+    The result does not depend on the number of replicas and parts, because of the order of operations: gradients, loss
+    and weight are summed first over the parts, then over the replicas; only then follow the division, the check for
+    non-finite values, clipping, decay and update.
 
     Args:
-      models: by role.
-      num_parts: the replica's batch is computed in that many parts, one after the other.
+      models: models by role.
+      optimizer: created by `optimizers.make_optimizer`.
+      objective: computes (loss, weight) of a batch.
+      num_parts: the replica's batch is processed in this many parts, one after the other.
       clip_norm: global-norm clip; 0 disables.
-      clip_each: norm clip of each variable's gradient, applied before; 0 disables.
+      clip_each: norm clip of each variable's gradient, applied before clip_norm; 0 disables.
     """
     variables = [variable.value for variable in trainable_variables(models)]
     skips = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    dynamic_scale = optimizer.dynamic_scale if skips else None  # Which SkipNonFinite leaves at 1.
+    dynamic_scale = optimizer.dynamic_scale if skips else None  # SkipNonFinite keeps it at 1.
 
     def sums(batch):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             loss, weight = objective.loss(models, batch, training=True)
             scaled = loss if dynamic_scale is None else loss * dynamic_scale.value
-        # A gather's gradient is sparse, and those are summed differently over replicas: all become dense.
+        # Gradients of a gather are sparse, and sparse gradients are summed differently over replicas: all become dense.
         gradients = tape.gradient(scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [loss, weight, *map(tf.convert_to_tensor, gradients)]
 
@@ -99,7 +101,7 @@ def make_replica_step(
         zeros = [tf.zeros([]), tf.zeros([]), *map(tf.zeros_like, variables)]
         return tf.while_loop(lambda i, _: i < num_parts, body, (0, zeros), parallel_iterations=1)[1]
 
-    @tf.autograph.experimental.do_not_convert  # It needs no Python rewritten, which takes seconds.
+    @tf.autograph.experimental.do_not_convert  # Contains no Python control flow to convert; converting takes seconds.
     def replica_step(batch):
         totals = sums_of_parts(batch)
         replica = tf.distribute.get_replica_context()
@@ -108,37 +110,37 @@ def make_replica_step(
         loss, weight, *gradients = totals
         weight = tf.maximum(weight, 1.0)
         scale = weight if dynamic_scale is None else weight * dynamic_scale.value
-        shares = [1.0] * len(gradients)  # What is left of each when it is clipped by itself.
+        shares = [1.0] * len(gradients)  # The factor by which each gradient is clipped individually.
         norm = tf.linalg.global_norm(gradients) / scale
         if clip_each:
             norms = [tf.norm(gradient) / scale for gradient in gradients]
             shares = [clip_each / tf.maximum(each, clip_each) for each in norms]
             norm = tf.norm(tf.stack(norms) * tf.stack(shares))
-        factor = 1.0 / weight  # The loss scale stays in: Keras's LossScaleOptimizer divides by it.
+        factor = 1.0 / weight  # The loss scale is not divided out: Keras's LossScaleOptimizer does that.
         if clip_norm:
             factor *= clip_norm / tf.maximum(norm, clip_norm)
-        if skips:  # The optimizer looks at the gradients alone, each by itself.
+        if skips:  # The optimizer only checks each gradient individually.
             factor = tf.where(tf.math.is_finite(loss) & tf.math.is_finite(norm), factor, math.nan)
-        # One product a gradient: TensorFlow may reorder several, and not alike on all replicas.
+        # One product per gradient: TensorFlow may reorder several products, differently on each replica.
         optimizer.apply([gradient * (factor * share) for gradient, share in zip(gradients, shares, strict=True)])
-        fine = tf.math.is_finite(norm)
+        valid = tf.math.is_finite(norm)
         if skips and not isinstance(optimizer, optimizers.SkipNonFinite):
-            fine |= scale > 1.0  # While the mean loss is scaled by more than 1, it is too much: float16's usual way.
-        return tf.where(fine, loss / weight, math.nan)
+            valid |= scale > 1.0  # With a scale above 1, an overflow is normal for float16: the scale is reduced.
+        return tf.where(valid, loss / weight, math.nan)
 
     return replica_step
 
 
 def make_evaluation(strategy, models, evaluators: Sequence[Evaluator]):
-    """`evaluate(batches) -> {figure: float}`: the figures of all evaluators, in their order.
+    """Returns `evaluate(batches, stopped) -> {figure: float}`: the figures of all evaluators, in their order.
 
-    batches: of pipeline.evaluation_batches, as the strategy distributes them. `evaluate(batches, stopped)` asks before
-    each whether to stop, and returns None then.
+    `batches` come from pipeline.evaluation_batches, distributed by the strategy. Before each batch, `evaluate` calls
+    `stopped`, and returns None if the result is true.
     """
 
     @tf.function(autograph=False)
     def measured(batch):
-        """For each evaluator (sum, weight) by name over all replicas, or predictions of all replicas' rows."""
+        """Returns for each evaluator (sum, weight) by name over all replicas, or predictions for all replicas' rows."""
         return [_measure(strategy, models, evaluator, batch) for evaluator in evaluators]
 
     def computed(batch):
@@ -147,22 +149,22 @@ def make_evaluation(strategy, models, evaluators: Sequence[Evaluator]):
         return tf.distribute.coordinator.ClusterCoordinator(strategy).schedule(measured, args=(batch,)).fetch()
 
     def evaluate(batches, stopped: Callable[[], bool] = lambda: False):
-        kept: list[Any] = [_Sums() if isinstance(evaluator, Means) else _Rows() for evaluator in evaluators]
+        accumulators: list[Any] = [_Sums() if isinstance(evaluator, Means) else _Rows() for evaluator in evaluators]
         for batch in batches:
             if stopped():
                 return None
-            for one, values in zip(kept, computed(batch), strict=True):
-                one.add(values)
+            for accumulator, values in zip(accumulators, computed(batch), strict=True):
+                accumulator.add(values)
         figures: dict[str, float] = {}
-        for evaluator, one in zip(evaluators, kept, strict=True):
-            figures |= evaluator.figures(one.result())
+        for evaluator, accumulator in zip(evaluators, accumulators, strict=True):
+            figures |= evaluator.figures(accumulator.result())
         return figures
 
     return evaluate
 
 
 def _measure(strategy, models, evaluator: Evaluator, batch):
-    """What an evaluator makes of a distributed batch, in a graph."""
+    """Applies an evaluator to a distributed batch, in a graph."""
     if isinstance(evaluator, Means):
         sums = strategy.run(lambda part: evaluator.sums(models, part), (batch,))
         if strategy.num_replicas_in_sync == 1:
@@ -193,7 +195,7 @@ class _Sums:
 
 
 class _Rows:
-    """Collects predictions, and puts them into the order of the rows."""
+    """Collects predictions and sorts them by row number."""
 
     def __init__(self):
         self._batches: list[dict[str, np.ndarray]] = []
@@ -207,5 +209,5 @@ class _Rows:
         rows = {name: np.concatenate([batch[name] for batch in self._batches]) for name in self._batches[0]}
         numbers = rows.pop(ROW_NUMBERS)
         order = np.argsort(numbers, kind="stable")
-        order = order[numbers[order] >= 0]  # Those that only fill a last batch have -1.
+        order = order[numbers[order] >= 0]  # Rows that only fill up the last batch have -1.
         return {name: x[order] for name, x in rows.items()}
