@@ -75,7 +75,7 @@ class BelongingTest(tf.test.TestCase):
                 path.write_text(json.dumps(record | {key: own + 1}))
                 with self.assertLogs("absl", "WARNING") as logs:
                     model, tokenizer = tfzoo.load(folder)
-                said = f"{path}: {key} is {own + 1}, and {own} in the tokenizer beside it; texts go by the"
+                said = f"{path}: {key} is {own + 1}, but {own} in the tokenizer; texts use the tokenizer's ids"
                 self.assertIn(said, logs.output[0])
                 self.assertLen(logs.output, 1)
                 self.assertEqual(tokenizer.fingerprint(), right.fingerprint())
@@ -86,7 +86,7 @@ class BelongingTest(tf.test.TestCase):
                 path.write_text(json.dumps(record))
                 larger.save(folder)
                 self.refused(
-                    folder, f"{path}: vocab_size is {right.vocab_size}, and the tokenizer beside it has "
+                    folder, f"{path}: vocab_size is {right.vocab_size}, but the tokenizer has "
                     f"{right.vocab_size + 1} tokens",
                 )  # fmt: skip
 

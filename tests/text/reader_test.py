@@ -41,7 +41,7 @@ class ReaderTest(tf.test.TestCase):
             self.assertEqual(framing.frame(layout(family), tokenizer, pair=True), framing.Frame(pair, segments))
         self.assertEqual(framing.frame(layout("llama"), BPE).parts, (0, TEXT))
         self.assertEqual(framing.frame(layout("gpt2"), BPE).parts, (TEXT,))
-        with self.assertRaisesRegex(UserError, "text_pair: .*no token to part"):
+        with self.assertRaisesRegex(UserError, "text_pair: .*no token to separate"):
             framing.frame(layout("gpt2"), BPE, pair=True)
 
     def test_what_is_left_out(self):
@@ -65,7 +65,7 @@ class ReaderTest(tf.test.TestCase):
         for family in ("bert", "t5"):
             made = tokenizer("<pad>", adds_bos=False)
             self.assertEqual(framing.frame(layout(family), made).parts, (TEXT,))
-            with self.assertRaisesRegex(UserError, "text_pair: .*no token to part"):
+            with self.assertRaisesRegex(UserError, "text_pair: .*no token to separate"):
                 framing.frame(layout(family), made, pair=True)
         with self.assertRaisesRegex(UserError, "mBART's texts end with the code of their language"):
             framing.frame(layout("bart"), mock.Mock(kind="mbart", frames=None))

@@ -94,7 +94,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 def _check_name(name):
     if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.sandbox.SecurityError(f"the namespace's attribute {name} is unsafe")
+        raise jinja2.sandbox.SecurityError(f"the namespace attribute {name} is unsafe")
 
 
 class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):

@@ -87,7 +87,7 @@ class ChatTemplate:
         if not found:
             raise UserError(
                 f"{folder}: has no chat template ({TEMPLATE_FILE}, or chat_template in {CONFIG_FILE}); use --prompt, "
-                "or put the model's own there"
+                "or add the model's own"
             )
         sources = {name: source for name, (_, source) in found.items()}
         return cls(sources, tokenizer, encode, {name: str(path) for name, (path, _) in found.items()})
@@ -112,9 +112,9 @@ class ChatTemplate:
         """
         text, where = self._render(messages, add_generation_prompt, **how)
         if how.get("continue_final_message"):
-            raise UserError("continue_final_message: a mask is for whole conversations; omit one of them")
+            raise UserError("continue_final_message: a mask requires a complete conversation; omit it")
         if not re.search(r"\{%[-+]?\s*generation\b", self._sources[self._choose(**how)]):
-            raise UserError(f"{where}: has no {{% generation %}}, and so no mask; put it around what assistants say")
+            raise UserError(f"{where}: has no {{% generation %}}, so there is no mask; put it around assistants' texts")
         found = self._found(text, where)
         ids = self._ids(text, found, where)
         return ids, self._mask(text, found, ids, where)
@@ -158,7 +158,7 @@ class ChatTemplate:
             chat_template = _TOOL_USE if tools is not None and _TOOL_USE in names else DEFAULT
             if chat_template not in names:
                 raise UserError(
-                    f"{next(iter(self._where.values()))}: there is no template called {DEFAULT!r}; name one of "
+                    f"{next(iter(self._where.values()))}: there is no template called {DEFAULT!r}; specify one of "
                     f"{', '.join(sorted(names))} (chat_template)"
                 )
         if chat_template not in names:
@@ -195,7 +195,7 @@ class ChatTemplate:
         try:
             text = self._templates[name].render(known)
         except Refused as error:
-            raise UserError(f"{where}: refuses the conversation: {one_line(error)}") from None
+            raise UserError(f"{where}: rejects the conversation: {one_line(error)}") from None
         except Exception as error:  # A program of others', which may do anything wrong.
             raise UserError(f"{where}: fails with {type(error).__name__}: {one_line(error)}") from None
         text = joined([text])
@@ -211,8 +211,8 @@ class ChatTemplate:
         if found != (sure := self._written(text, USER | UNKNOWN)):
             start, end = min({*found} ^ {*sure})
             raise UserError(
-                f"{where}: does something to texts after which nobody knows whether {text[start:end]!r} is its own or "
-                "a message's; leave it out of the messages"
+                f"{where}: transforms texts so that {text[start:end]!r} may be the template's own or a message's; "
+                "remove it from the messages"
             )
         return found
 
@@ -259,7 +259,7 @@ class ChatTemplate:
                 begun = end
         ids += self._tokens(text[begun:], names) if begun < len(text) else []
         if self._more(ids, names):
-            raise UserError(f"{where}: the tokenizer makes special tokens of a message's text; leave them out of it")
+            raise UserError(f"{where}: the tokenizer reads a message's text as special tokens; remove them from it")
         return ids
 
     def _plain(self, text: str, before: str, after: str) -> list[int]:
@@ -291,7 +291,7 @@ class ChatTemplate:
                 tokens += [(self._special[plain[start:end]], start, end)] if start < end else []
                 place = end
         if [i for i, _, _ in tokens] != ids:
-            raise UserError(f"{where}: this tokenizer has no offsets of texts between special tokens, and so no mask")
+            raise UserError(f"{where}: no mask: this tokenizer has no offsets for texts between special tokens")
         return [int(any(flags[start:end])) for _, start, end in tokens]
 
     def _located(self, text: str, special: Collection[str] = ()) -> list[tuple[int, int, int]]:
@@ -308,7 +308,7 @@ def answer(parts: Sequence[tuple[str, bool]]) -> str:
 def _conversation(messages) -> list[dict[str, Any]]:
     """Messages as templates see them."""
     if not messages:
-        raise UserError("messages: there is none; give one at least")
+        raise UserError("messages: is empty; give at least one")
     found = []
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
@@ -334,7 +334,7 @@ def _data(value: Any, where: str) -> Any:
         return {_data(key, where): _data(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_data(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    raise UserError(f"{where}: is of type {type(value).__name__}, which JSON has not; give what JSON has")
+    raise UserError(f"{where}: has type {type(value).__name__}, which JSON does not have; use JSON types")
 
 
 def _named(value: Any, where: str) -> Any:
@@ -349,7 +349,7 @@ def _objects(values, where: str) -> list[dict] | None:
     for i, value in enumerate(values):
         if not isinstance(value, Mapping):
             remedy = "give the JSON schema of the function" if callable(value) else "correct it"
-            raise UserError(f"{where}[{i}]: is of type {type(value).__name__}, not an object; {remedy}")
+            raise UserError(f"{where}[{i}]: has type {type(value).__name__}, not an object; {remedy}")
     return _data(list(values), where)
 
 
@@ -359,18 +359,18 @@ def _leave_open(conversation: list[dict[str, Any]], field: str, source: str, whe
     ended = last.get(field)
     fields = [name for name in _REASONING if last.get(name) == ended] if field in _REASONING else [field]
     if ended is None or not any(name in source for name in fields):
-        what = "the last message has none" if ended is None else f"{where} does not read it"
-        raise UserError(f"continue_final_message: {field}: {what}; name one that it continues")
+        what = "the last message does not have it" if ended is None else f"{where} does not read it"
+        raise UserError(f"continue_final_message: {field}: {what}; specify a field to continue")
     if isinstance(ended, list):
         block = next((x for x in reversed(ended) if isinstance(x, dict) and isinstance(x.get("text"), str)), None)
         if block is None:
-            raise UserError(f"continue_final_message: {field}: the last message's has no text; give it one")
+            raise UserError(f"continue_final_message: {field}: in the last message it has no text; add one")
         ended = block["text"]
         block["text"] = ended + end
     elif isinstance(ended, str):
         last.update(dict.fromkeys(fields, ended + end))
     else:
-        raise UserError(f"continue_final_message: {field}: the last message's is not text; give it text")
+        raise UserError(f"continue_final_message: {field}: in the last message it is not text; make it text")
     return ended
 
 
@@ -378,7 +378,7 @@ def _cut(text: Text, ended: str, where: str) -> Text:
     """The template's text up to the end that `_leave_open` marked."""
     place = text.rfind(_END.strip())
     if place < 0 or ended.strip() not in text:
-        raise UserError(f"continue_final_message: {where} leaves out the last message, or parts of it; omit it")
+        raise UserError(f"continue_final_message: {where} omits part or all of the last message; drop the option")
     # Spaces that it took from the end of the message are not to stand before what follows either.
     return text[:place] if text.startswith(_END, place) else text[:place].rstrip()
 

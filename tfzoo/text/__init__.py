@@ -81,8 +81,8 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
     kind, record = find(folder), dict[str, Any]()
     if kind is None:
         raise UserError(
-            f"{folder}: holds no tokenizer: no {TOKENIZER_FILE}, no vocab.txt, no vocab.json with merges.txt, "
-            f"none of {', '.join(SENTENCEPIECE_FILES)}, and no {CHARACTERS_FILE}"
+            f"{folder}: contains no tokenizer; add {TOKENIZER_FILE}, vocab.txt, vocab.json with merges.txt, "
+            f"one of {', '.join(SENTENCEPIECE_FILES)}, or {CHARACTERS_FILE}"
         )
     settings.check_class(folder, has_json=kind == "tokenizer_json")
     if kind == "characters":

@@ -37,16 +37,16 @@ def inputs(
     """
     texts, pairs = _list(texts, "texts"), None if pairs is None else _list(pairs, "pairs")
     if pairs is not None and len(pairs) != len(texts):
-        raise UserError(f"pairs: has {len(pairs)} texts, where texts has {len(texts)}; give one for each")
+        raise UserError(f"pairs: has {len(pairs)} texts, but texts has {len(texts)}; give one for each text")
     _check(padding, ("longest", "max_length"), "padding")
     _check(truncation, ("longest_first", "only_first", "only_second"), "truncation")
     limit = max_length or tokenizer.max_length
     if limit is None and (padding == "max_length" or truncation):
-        raise UserError("max_length: is not known from the tokenizer's files; give it")
+        raise UserError("max_length: the tokenizer's files do not specify it; pass max_length")
     frames = tokenizer.frames if special_tokens else BARE
     if frames is None:
         raise UserError(
-            "the tokenizer's files do not say which special tokens stand around a text; use special_tokens=False"
+            "the tokenizer's files do not specify the special tokens to add around a text; use special_tokens=False"
         )
     frame = frames[pairs is not None]
     ids = {TEXT: tokenizer.tokenize(texts).to_list()}
@@ -67,7 +67,7 @@ def inputs(
 def _list(texts: str | Sequence[str], name: str) -> list[str]:
     found = [texts] if isinstance(texts, str) else list(texts)
     if not all(isinstance(text, str) for text in found):
-        raise UserError(f"{name}: must be a text, or a list of texts")
+        raise UserError(f"{name}: must be a string or a list of strings")
     return found
 
 
@@ -90,7 +90,7 @@ def _truncate(parts: dict[str, list[int]], frame: Frame, limit: int, how: bool |
         if sum(kept.values()) > room:
             kept = {shorter: room // 2, longer: room - room // 2}
     if min(kept.values()) < 0:
-        raise UserError(f"max_length: {limit} leaves no room for the texts; give a larger one")
+        raise UserError(f"max_length: {limit} leaves no room for the texts; use a larger value")
     for name, count in kept.items():
         parts[name] = parts[name][:count] if side == "right" else parts[name][len(parts[name]) - count :]
 
@@ -109,13 +109,13 @@ def _padded(rows: list, padding: bool | str, limit: int | None, tokenizer: Any) 
     lengths = {len(ids) for ids, _ in rows}
     if not padding and len(lengths) > 1:
         raise UserError(
-            f"padding: is off, and the rows have lengths from {min(lengths)} to {max(lengths)}; use padding=True"
+            f"padding: is off, but the rows have lengths from {min(lengths)} to {max(lengths)}; use padding=True"
         )
     length = limit if padding == "max_length" else max(lengths, default=0)
     length = max(length or 0, max(lengths, default=0))
     pad = tokenizer.pad_id
     if pad is None and lengths - {length}:
-        raise UserError("padding: the tokenizer has no pad token; give texts of one length, one at a time")
+        raise UserError("padding: the tokenizer has no pad token; give texts of equal length, or one at a time")
     result = {
         "token_ids": np.full((len(rows), length), pad or 0, np.int32),
         "segment_ids": np.zeros((len(rows), length), np.int32),

@@ -144,8 +144,8 @@ class ByteLevelBPE(Tokenizer):
         missing = [byte for letter, byte in BYTES.items() if letter not in ids or letter in known]
         if missing and unknown is not None:
             raise UserError(
-                f"{name}: {len(missing)} of the 256 bytes have no token, the first is 0x{missing[0]:02x}, and "
-                f"unk_token is {unknown!r}; only a vocabulary without one is read"
+                f"{name}: {len(missing)} of the 256 bytes have no token (the first is 0x{missing[0]:02x}), and "
+                f"unk_token is {unknown!r}; this is only supported without an unk_token"
             )
         self._missing = "".join(rf"\x{{{byte:x}}}" for byte in missing if 0 < byte < 0xF5)
         if 0 in missing:
@@ -220,7 +220,9 @@ class ByteLevelBPE(Tokenizer):
         if not self._nfc:
             return pieces
         if pieces.aligned:
-            raise UserError("nfc: this tokenizer composes texts before it reads them, so that there are no offsets")
+            raise UserError(
+                "nfc: this tokenizer composes texts before reading them, so it has no offsets; use tokenize"
+            )
         return dataclasses.replace(pieces, texts=tf_text.normalize_utf8(pieces.texts, "NFC"))
 
     def _encode(self, pieces: Pieces) -> tuple:
@@ -236,7 +238,7 @@ class ByteLevelBPE(Tokenizer):
         starts = ends = None
         if pieces.aligned:
             if self._missing:
-                raise UserError("this tokenizer drops bytes that its vocabulary lacks, so that there are no offsets")
+                raise UserError("this tokenizer drops bytes without a token, so it has no offsets; use tokenize")
             last = tf.cumsum(tf.gather(self._lengths, ids.flat_values))
             first = last - tf.gather(self._lengths, ids.flat_values)
             before = tf.gather(

@@ -160,20 +160,20 @@ def _read(path: pathlib.Path) -> str:
 
 def _ids(path: pathlib.Path, vocab: object, name: str) -> dict[str, int]:
     if not isinstance(vocab, dict):
-        raise UserError(f"{path}: {name} holds no vocabulary (token: id)")
+        raise UserError(f"{path}: {name} is not a vocabulary (an object of token: id)")
     ids: dict[str, int] = {}
     for token, i in vocab.items():
         _add(ids, path, token, i)
     if not ids:
-        raise UserError(f"{path}, line 1: {name} holds no token")
+        raise UserError(f"{path}, line 1: {name} contains no tokens")
     return ids
 
 
 def _add(ids: dict[str, int], path: pathlib.Path, token: object, i: object) -> None:
     if not isinstance(token, str) or not isinstance(i, int) or isinstance(i, bool) or i < 0:
-        raise UserError(f"{_at(path, token)} has id {i!r}, which is not a number from 0")
+        raise UserError(f"{_at(path, token)} has id {i!r}, which is not an integer of at least 0")
     if ids.setdefault(token, i) != i:
-        raise UserError(f"{_at(path, token)} has id {i}, and {ids[token]} before")
+        raise UserError(f"{_at(path, token)} has id {i} here, but id {ids[token]} earlier")
 
 
 def _at(path: pathlib.Path, token: object) -> str:
@@ -185,7 +185,7 @@ def _in_order(ids: Mapping[str, int], path: pathlib.Path) -> list[str]:
     tokens: list[str] = []
     for token, i in sorted(ids.items(), key=lambda item: item[1]):
         if i < len(tokens):
-            raise UserError(f"{_at(path, token)} has id {i}, as {tokens[i]!r} has")
+            raise UserError(f"{_at(path, token)} has id {i}, which token {tokens[i]!r} also has")
         if i > len(tokens):
             raise UserError(f"{_at(path, token)} has id {i}, but no token has id {len(tokens)}")
         tokens.append(token)
@@ -195,7 +195,7 @@ def _in_order(ids: Mapping[str, int], path: pathlib.Path) -> list[str]:
     missing = [byte for letter, byte in BYTES.items() if letter not in ids]
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of the 256 bytes have no token, the first is 0x{missing[0]:02x}; "
-            "a byte-level vocabulary has one for each"
+            f"{path}: {len(missing)} of the 256 bytes have no token (the first is 0x{missing[0]:02x}); "
+            "a byte-level vocabulary has one for each byte"
         )
     return tokens

@@ -99,7 +99,7 @@ def check_vocab(tokens: list[str], name: str, where: Callable[[str], str]) -> No
         if not token:  # No token has this id.
             continue
         if token in seen:
-            raise UserError(f"{name}{where(token)}: token {token!r} is {seen[token]} and {i}; remove one")
+            raise UserError(f"{name}{where(token)}: token {token!r} has ids {seen[token]} and {i}; remove one")
         seen[token] = i
 
 
@@ -111,7 +111,9 @@ def check_merges(vocab: set[str], merges: list, where: Callable[[int], str], nam
             raise UserError(f"{where(i)}: {merge!r} is not a merge of two tokens")
         for part in (*merge, merge[0] + merge[1]):
             if part not in vocab:
-                raise UserError(f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} names {part!r}, not in {name}")
+                raise UserError(
+                    f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} uses {part!r}, which is not in {name}"
+                )
         if merge in seen:
-            raise UserError(f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} is there twice; remove it")
+            raise UserError(f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} appears twice; remove one")
         seen[merge] = i

@@ -154,7 +154,7 @@ def _read_vocab(path: pathlib.Path) -> list[str]:
             code = int(match[1], 16) if match and match[1] else 0
             if not match or code > 0x10FFFF:
                 raise UserError(
-                    f"{path}, line {number}: {text[:20]!r} is no escape; \\\\ \\n \\r \\t and \\u{{...}} are"
+                    f"{path}, line {number}: {text[:20]!r} is not a valid escape; use \\\\ \\n \\r \\t or \\u{{...}}"
                 )
             text = chr(code) if match[1] else named[text]
         tokens.append(text)
@@ -172,9 +172,11 @@ def _check(tokens: list[str], name: str) -> None:
                 f"{name}, line {number}: {token[:20]!r} is neither a character nor one of {' '.join(SPECIALS.values())}"
             )
         if 0xD800 <= ord(token[0]) <= 0xDFFF:
-            raise UserError(f"{name}, line {number}: {token!r} is half a character (a surrogate); remove it")
+            raise UserError(
+                f"{name}, line {number}: {token!r} is not a character but half of one (a surrogate); remove it"
+            )
         if token in seen:
-            raise UserError(f"{name}, line {number}: {token!r} is on line {seen[token]} already; remove one")
+            raise UserError(f"{name}, line {number}: {token!r} is already on line {seen[token]}; remove one")
         seen[token] = number
     if not any(len(token) == 1 for token in tokens):
-        raise UserError(f"{name}: holds no character on lines 1 to {len(tokens)}; train one from a corpus")
+        raise UserError(f"{name}: lines 1 to {len(tokens)} contain no characters; train it from a corpus")

@@ -53,7 +53,7 @@ def frame(layout: Layout, tokenizer: Any, pair: bool = False) -> Frame:
     if frames and not tokenizer.adds_bos:
         return frames[pair]
     if getattr(tokenizer, "kind", None) == "mbart":
-        raise UserError("mBART's texts end with the code of their language, which is not known here")
+        raise UserError("mBART's texts end with the code of their language, which tfzoo cannot determine")
     known: dict[str, int | str | None] = {"$A": TEXT, "$B": PAIR}
     known |= {role: getattr(tokenizer, f"{role}_id", None) for role in ("cls", "sep", "bos", "eos")}
     known["added_bos"] = known["bos"] if getattr(tokenizer, "adds_bos", False) else None
@@ -69,4 +69,4 @@ def frame(layout: Layout, tokenizer: Any, pair: bool = False) -> Frame:
             complete &= part is not None or name.endswith("?")
         if complete:
             return Frame(*zip(*parts))
-    raise UserError("text_pair: with this tokenizer the model has no token to part two texts; give it one text")
+    raise UserError("text_pair: with this tokenizer the model has no token to separate two texts; give one text")

@@ -97,7 +97,7 @@ def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: S
     for line, ids, wanted in zip(_LINES, found, library.encode(list(_LINES))):
         if ids != wanted:
             raise _difference(
-                folder, f"{line!r} is", library.id_to_piece(ids), library.id_to_piece(wanted), "sentencepiece"
+                folder, f"{line!r} becomes", library.id_to_piece(ids), library.id_to_piece(wanted), "sentencepiece"
             )
     cache.write(key, b"")
 
@@ -113,9 +113,9 @@ def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, names: Sequenc
             pairs = zip(_LINES, tokenizer.tokenize(_LINES).to_list(), other.tokenize(_LINES).to_list())
             line = next((line for line, ours, theirs in pairs if ours != theirs), None)
             if line is not None:
-                said = f"the SentencePiece model reads {line!r} otherwise than tokenizer.json, which counts".encode()
+                said = f"the SentencePiece model tokenizes {line!r} differently; tokenizer.json is used".encode()
         except UserError as error:
-            said = f"tokenizer.json counts, and the SentencePiece model beside it is not read ({error})".encode()
+            said = f"tokenizer.json is used; the SentencePiece model next to it cannot be read ({error})".encode()
         cache.write(key, said)
     if said:
         logging.info("%s: %s", folder, said.decode())
@@ -145,15 +145,15 @@ def _compare(tokenizer: Tokenizer, library: tokenizers.Tokenizer, plain_library,
             library.encode_special_tokens = True
         wanted = library.encode_batch(lines, add_special_tokens=False)
         found = tokenizer.tokenize(lines, special=special if recognised else ()).to_list()
-        how = "with special tokens recognised" if recognised else "as plain text"
+        how = "with special tokens recognised" if recognised else "read as plain text"
         for line, ids, encoding in zip(lines, found, wanted):
             if ids != encoding.ids:
-                raise _difference(folder, f"{line!r}, {how}, is", _named(tokenizer, ids), encoding.tokens)
+                raise _difference(folder, f"{line!r}, {how}, becomes", _named(tokenizer, ids), encoding.tokens)
     plain = [(line, e) for line, e in zip(lines, wanted) if not {*e.ids} & {*tokenizer.special_ids}]
     texts = tokenizer._detokenize(tf.ragged.constant([e.ids for _, e in plain], tf.int32)).numpy()
     for (line, encoding), text in zip(plain, texts):
         if text.decode() != (decoded := library.decode(encoding.ids)):
-            raise _difference(folder, f"the ids of {line!r} make", text.decode(), decoded)
+            raise _difference(folder, f"the ids of {line!r} decode to", text.decode(), decoded)
     try:
         _, starts, ends = tokenizer.tokenize_with_offsets(lines)
     except (UserError, tf.errors.InvalidArgumentError):  # It says that it has none.
@@ -170,8 +170,9 @@ def _difference(
     first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
     begin, end = max(first - 2, 0), first + 6
     return UserError(
-        f"{folder}: the tokenizer is not read exactly, so it is not used: {what} {ours[begin:end]!r} here and "
-        f"{theirs[begin:end]!r} in the {library} library, from {begin} on; please report it"
+        f"{folder}: tfzoo does not reproduce this tokenizer exactly, so it is not used: {what} "
+        f"{ours[begin:end]!r} in tfzoo and {theirs[begin:end]!r} in the {library} library, from position {begin}; "
+        "please report it"
     )
 
 

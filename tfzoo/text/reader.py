@@ -93,7 +93,7 @@ class Reader:
         self.static = length if fixed_length else None
         self.has_offsets = has_offsets(tokenizer)
         if self.room < len(frame.texts):
-            raise UserError(f"--sequence_length={length} leaves no room for text; name a larger one")
+            raise UserError(f"--sequence_length={length} leaves no room for text; use a larger value")
         self.prompt_length = 0 if pools_prompt or not wording.prompt else self._prompt_length()
 
     def read(self, texts: Mapping[str, Any], special: Sequence[str] = (), offsets: bool = False) -> Reading:

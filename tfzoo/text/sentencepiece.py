@@ -158,11 +158,13 @@ class SentencePiece(Tokenizer):
         row = KINDS[kind]
         sentinels = row.sentinels if sentinels is None else sentinels
         if sentinels and not row.sentinels:
-            raise UserError(f"sentinels: {sentinels} for kind {kind!r}; only t5 has them")
+            raise UserError(f"sentinels: {sentinels} given for kind {kind!r}; only t5 has sentinels")
         if not row.cleans and (lowercase or keep_accents is False):
-            raise UserError(f"lowercase, keep_accents: kind {kind!r} has neither; only xlnet and albert do")
+            raise UserError(f"lowercase, keep_accents: kind {kind!r} has neither option; only xlnet and albert do")
         if bool(row.vocab) != (vocab is not None):
-            raise UserError(f"vocab: kind {kind!r} has {'its ids there' if row.vocab else 'no such file'}")
+            raise UserError(
+                f"vocab: kind {kind!r} {'requires it; pass it' if row.vocab else 'does not use it; omit it'}"
+            )
         proto = _parse(bytes(model), name)
         pieces = [(piece.piece.decode(), piece.type) for piece in proto.pieces]
         unknown = next(i for i, (_, type_) in enumerate(pieces) if type_ == UNKNOWN)
@@ -243,7 +245,7 @@ class SentencePiece(Tokenizer):
         path = pathlib.Path(folder, CONFIG_FILE)
         if not path.exists():
             raise UserError(
-                f"{path}: no such file, and it says which tokenizer this is; without one, pass the model's file to "
+                f"{path}: no such file, so the kind of tokenizer is unknown; add it, or pass the model's file to "
                 "SentencePiece.from_file"
             )
         config = settings.read(folder, _FIELDS)
@@ -253,14 +255,14 @@ class SentencePiece(Tokenizer):
             kind = json_files.read(other).get("model_type") if other.exists() else None
             if kind not in KINDS:
                 raise UserError(
-                    f"{path}: names no tokenizer_class, and {other} gives model_type {kind!r}, which is none of "
+                    f"{path}: has no tokenizer_class, and {other} has model_type {kind!r}, which is not one of "
                     f"{' '.join(KINDS)}; add a tokenizer_class"
                 )
         else:
             names = {row.tokenizer_class: kind for kind, row in KINDS.items()}
             kind = names.get(str(class_name).removesuffix("Fast"))
             if kind is None:
-                raise UserError(f"{path}: tokenizer_class is {class_name!r}; only {' '.join(names)} are built here")
+                raise UserError(f"{path}: tokenizer_class is {class_name!r}; only {' '.join(names)} are supported")
         row = KINDS[kind]
         options: dict = {}
         if row.sentinels:
@@ -269,7 +271,7 @@ class SentencePiece(Tokenizer):
             options["lowercase"] = config.get("do_lower_case", row.lowercase)
             options["keep_accents"] = config.get("keep_accents", row.keep_accents)
             if config.get("remove_space", True) is not True:
-                raise UserError(f"{path}: remove_space is {config['remove_space']!r}; only true is built here")
+                raise UserError(f"{path}: remove_space is {config['remove_space']!r}; only true is supported")
         if kind == "llama":
             options["prefix"] = _llama_prefix(config)
         if row.vocab:
@@ -292,7 +294,7 @@ class SentencePiece(Tokenizer):
             )
         if kind == "marian":
             if tokenizer.eos_id is None:
-                raise UserError(f"{path}: {row.vocab} has no token that ends a text; get the folder again")
+                raise UserError(f"{path}: {row.vocab} has no end-of-text token; get the folder again")
             end = (tokenizer.eos_id,)
             tokenizer.frames = Frame((TEXT, *end), (0, 0)), Frame((TEXT, PAIR, *end), (0, 1, 1))
         return tokenizer
@@ -372,7 +374,7 @@ class SentencePiece(Tokenizer):
         if not pieces.aligned:
             return self._tokenize_pieces(pieces.texts), None, None
         if self._row.cleans or self._row.vocab:
-            raise UserError(f"offsets: a tokenizer of kind {self._kind!r} has none; use tokenize")
+            raise UserError(f"offsets: a tokenizer of kind {self._kind!r} has no offsets; use tokenize")
         ids, starts, ends = self._model.tokenize_with_offsets(pieces.texts)
         rows = ids.value_rowids()
         # Bytes are counted through the whole batch, so that one search serves all pieces.
@@ -422,7 +424,7 @@ class SentencePiece(Tokenizer):
     def _encode_first_and_others(self, pieces: Pieces) -> tuple:
         """Each with its own model, and joined again."""
         if pieces.aligned:
-            raise UserError("offsets: legacy is false, and then a text around added tokens has none; use tokenize")
+            raise UserError("offsets: a tokenizer with legacy=false and added tokens has no offsets; use tokenize")
         first = self._renumber(self._model.tokenize(tf.where(pieces.first, pieces.texts, "")))
         others = self._renumber(self._bare.tokenize(tf.where(pieces.first, "", pieces.texts)))
         return tf.concat([first, others], 1), None, None
@@ -507,9 +509,7 @@ def _numbered(
     if row.shifted:
         texts = [text for text, _ in pieces]
         if texts[:3] != ["<unk>", "<s>", "</s>"]:
-            raise UserError(
-                f"{name}: pieces 0 to 2 are {' '.join(texts[:3])}, not <unk> <s> </s> as {kind}'s numbering needs"
-            )
+            raise UserError(f"{name}: pieces 0 to 2 are {' '.join(texts[:3])}, but kind {kind} requires <unk> <s> </s>")
         frame = [("<s>", CONTROL), ("<pad>", CONTROL), ("</s>", CONTROL), ("<unk>", UNKNOWN)]
         tokens = frame + pieces[3:]
         new_ids = np.arange(len(pieces)) + 1
@@ -528,7 +528,7 @@ def _numbered(
         if not text:
             continue
         if text in ids:
-            raise UserError(f"{name}: piece {text!r} is there already, and {kind} adds it; use another kind")
+            raise UserError(f"{name}: piece {text!r} already exists, but kind {kind} adds it; use another kind")
         ids[text] = i
     return tokens, new_ids, ids
 
@@ -546,13 +546,13 @@ def _marian_files(folder: pathlib.Path, row: _Kind, config: dict[str, Any]) -> d
     """The ids, in their order, and the second model."""
     if config.get("separate_vocabs") or config.get("sp_model_kwargs"):
         name = "separate_vocabs" if config.get("separate_vocabs") else "sp_model_kwargs"
-        raise UserError(f"{folder / CONFIG_FILE}: {name} is {config[name]!r}, which is not built here")
+        raise UserError(f"{folder / CONFIG_FILE}: {name} is {config[name]!r}, which is not supported")
     path, other = folder / row.vocab, folder / row.other
     vocab = json_files.read(path)
     unknown = settings.token_text(config.get("unk_token")) or row.roles["unknown"]
     if sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str) or unknown not in vocab:
         raise UserError(
-            f"{path}: must have the ids 0 to {len(vocab) - 1}, each once, and {unknown}; get the file again"
+            f"{path}: must contain each id from 0 to {len(vocab) - 1} once, and {unknown}; get the file again"
         )
     try:
         model = other.read_bytes()
@@ -648,19 +648,19 @@ def _parse(data: bytes, name: str) -> Any:
     """The model's message, or a UserError that calls it `name`."""
     proto = _model_proto()()
     if data.startswith(b"version https://git-lfs"):
-        raise UserError(f"{name}: is a pointer of Git LFS, not the model; fetch the file itself (git lfs pull)")
+        raise UserError(f"{name}: is a Git LFS pointer, not the model; fetch the file itself (git lfs pull)")
     # The first field of every model is a piece: tag 1, with a length.
     if not data.startswith(b"\x0a"):
-        raise UserError(f"{name}: is no SentencePiece model (it begins with {data[:8]!r})")
+        raise UserError(f"{name}: is not a SentencePiece model (it begins with {data[:8]!r}); get the file again")
     try:
         proto.ParseFromString(data)
     except message.DecodeError:
         raise UserError(
-            f"{name}: is no SentencePiece model, or is cut short ({len(data)} bytes); get it again"
+            f"{name}: is not a SentencePiece model, or is truncated ({len(data)} bytes); get it again"
         ) from None
     if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
         raise UserError(
-            f"{name}: is cut short, or no SentencePiece model ({len(data)} bytes, {len(proto.pieces)} pieces, no "
+            f"{name}: is truncated, or not a SentencePiece model ({len(data)} bytes, {len(proto.pieces)} pieces, no "
             "settings after them); get it again"
         )
     seen: dict[str, int] = {}
@@ -672,16 +672,16 @@ def _parse(data: bytes, name: str) -> Any:
         if not text:
             raise UserError(f"{name}: piece {i} is empty; train the model again")
         if text in seen:
-            raise UserError(f"{name}: piece {i} ({text!r}) is piece {seen[text]} already; train the model again")
+            raise UserError(f"{name}: piece {i} ({text!r}) is the same as piece {seen[text]}; train the model again")
         if piece.type not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE):
-            raise UserError(f"{name}: piece {i} ({text!r}) is of type {piece.type}, which SentencePiece does not have")
+            raise UserError(f"{name}: piece {i} ({text!r}) has type {piece.type}, which SentencePiece does not have")
         seen[text] = i
     unknowns = [i for i, piece in enumerate(proto.pieces) if piece.type == UNKNOWN]
     if len(unknowns) != 1:
         found = "no unknown piece" if not unknowns else f"{len(unknowns)} unknown pieces"
-        raise UserError(f"{name}: has {found} among its {len(seen)}; a model has one, usually <unk>")
+        raise UserError(f"{name}: has {found} among its {len(seen)} pieces; a model has one, usually <unk>")
     charsmap = proto.normalizer_spec.precompiled_charsmap
     size = int.from_bytes(charsmap[:4], "little")
     if charsmap and (len(charsmap) <= 4 or size + 4 >= len(charsmap) or size % 4):
-        raise UserError(f"{name}: its table of normalisation is damaged; get the file again")
+        raise UserError(f"{name}: its normalisation table is damaged; get the file again")
     return proto

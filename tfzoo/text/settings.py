@@ -56,7 +56,7 @@ _CLASS_OF_MODEL = {
 }  # fmt: skip
 # Those whose ids are made elsewhere, and by what.
 _ELSEWHERE = {
-    "BertJapaneseTokenizer": "MeCab, Sudachi or Juman++", "BertweetTokenizer": "fastBPE and a normaliser of tweets",
+    "BertJapaneseTokenizer": "MeCab, Sudachi or Juman++", "BertweetTokenizer": "fastBPE and a tweet normaliser",
     "HerbertTokenizer": "sacremoses", "FlaubertTokenizer": "sacremoses", "XLMTokenizer": "sacremoses",
     "FSMTTokenizer": "sacremoses", "BioGptTokenizer": "sacremoses", "CpmTokenizer": "jieba", "CpmAntTokenizer": "jieba",
     "RoFormerTokenizer": "jieba", "PhobertTokenizer": "a Vietnamese word segmenter", "TapasTokenizer": "pandas",
@@ -125,17 +125,17 @@ def check_class(folder: str | os.PathLike, has_json: bool) -> None:
         path, name = other, json_files.read(other).get("tokenizer_class")
     if config.get("auto_map"):
         raise UserError(
-            f"{path}: auto_map names a program that makes the ids; only {CONFIG_FILE}'s own classes are read"
+            f"{path}: auto_map names the folder's own code; only the tokenizer classes of transformers are supported"
         )
     kind = str(name).removesuffix("Fast")
     if name is not None and kind in _ELSEWHERE:
         raise UserError(
-            f"{path}: tokenizer_class is {name!r}, whose ids are made by {_ELSEWHERE[kind]}; it is not read"
+            f"{path}: tokenizer_class is {name!r}, which depends on {_ELSEWHERE[kind]} and is not supported"
         )
     if name is not None and not has_json and kind not in CLASSES:
         raise UserError(
-            f"{path}: tokenizer_class is {name!r}, which is read from a tokenizer.json alone; save the tokenizer with "
-            "transformers 5 beside it"
+            f"{path}: tokenizer_class is {name!r}, which is read only from a tokenizer.json; save the tokenizer with "
+            "transformers 5 in the same folder"
         )
 
 

@@ -44,9 +44,11 @@ def added_tokens(
 def _add(found: dict[str, AddedToken], ids: dict[str, int], token: Any, i: Any, path) -> None:
     content = settings.token_text(token)
     if not isinstance(content, str) or not content or type(i) is not int or i < 0:
-        raise UserError(f"{path}: the added token {show(token)} with id {show(i)} is not a token; correct it")
+        raise UserError(f"{path}: the added token {show(token)} with id {show(i)} is not valid; correct it")
     if ids.setdefault(content, i) != i:
-        raise UserError(f"{path}: the added token {show(content)} has id {i}, and {ids[content]} before; correct it")
+        raise UserError(
+            f"{path}: the added token {show(content)} has id {i} here, but id {ids[content]} earlier; correct it"
+        )
     options = {} if isinstance(token, str) else token
     flags = {name: bool(options.get(name)) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
     found[content] = AddedToken(content, i, **flags)

@@ -180,8 +180,8 @@ class Tokenizer(tf.Module):
         for name in settings.FILES:
             if name not in contents and (folder / name).exists():
                 raise UserError(
-                    f"{folder / name}: belongs to another tokenizer, and would be read with the one that is saved "
-                    "here; remove it, or save to another folder"
+                    f"{folder / name}: belongs to another tokenizer, and would be loaded with the one saved here; "
+                    "remove it, or save to another folder"
                 )
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():

@@ -95,12 +95,12 @@ def _byte_level(record, vocab, roles, added, path):
     model, where = record["model"], f"{path}: model"
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(name):
-            raise UserError(f"{where}.{name}: is {show(model[name])}, which has no exact form here")
+            raise UserError(f"{where}.{name}: is {show(model[name])}, which is not supported")
     unknown = model.get("unk_token")
     normalizer = record.get("normalizer") or {}
     kinds = [part.get("type") for part in normalizer.get("normalizers", [normalizer])]
     if kinds not in ([None], ["NFC"], []):
-        raise UserError(f"{path}: normalizer is {kinds}; only NFC or none has an exact form before ByteLevel")
+        raise UserError(f"{path}: normalizer is {kinds}; only NFC or none is supported before ByteLevel")
     *before, last = pre_tokenizers.parts(record["pre_tokenizer"])
     pattern = "gpt2" if last.get("use_regex", True) else ""
     if not pattern and before and (known := _known_pattern(before[-1])):
@@ -165,9 +165,9 @@ def _overridden(record: dict[str, Any], config: dict[str, Any], path) -> dict[st
     if prefix is not None and _is_byte_level(record):
         record["pre_tokenizer"] = _with_prefix(record["pre_tokenizer"], prefix)
     elif prefix is not None and prefix != (before := _puts_space_before(record)) and before is not None:
-        puts = "puts a" if before else "puts no"
+        puts = "adds a" if before else "adds no"
         raise UserError(
-            f"{path}: add_prefix_space is {prefix}, and {TOKENIZER_FILE} {puts} space before texts; correct the one "
+            f"{path}: add_prefix_space is {prefix}, but {TOKENIZER_FILE} {puts} space before texts; correct the one "
             "that is wrong"
         )
     return record

@@ -33,7 +33,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> l
     if room < 1:
         raise UserError(
             f"vocab_size ({vocab_size}) must be at least {len(SPECIAL_TOKENS) + 2}: "
-            "five special tokens and a letter's two forms"
+            "five special tokens and the two forms of one letter"
         )
     texts = [normalizer.normalize_str(text) for text in texts]
     letters: Counter[str] = Counter()
@@ -41,7 +41,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> l
         letters.update(text)
     del letters[" "]
     if not letters:
-        raise UserError(f"the {len(texts)} texts hold no letter to learn a vocabulary from; check the corpus")
+        raise UserError(f"the {len(texts)} texts contain no letters to learn a vocabulary from; check the corpus")
 
     # The library numbers letters and their ## forms in the order of a hash table that differs from one
     # process to the next, and breaks ties between pairs, and between rare letters, by these numbers. So both
@@ -86,7 +86,7 @@ def train_characters(texts: Iterable[str], specials: Iterable[str] = ()) -> list
     for text in texts:
         characters.update(text)
     if not characters:
-        raise UserError("the texts hold no character to make a vocabulary of; check the corpus")
+        raise UserError("the texts contain no characters to make a vocabulary of; check the corpus")
     return [*specials, *sorted(characters)]
 
 
@@ -111,7 +111,7 @@ def train_byte_level(
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bad = [token for token in special_tokens if not token or token in alphabet]
     if bad or len(set(special_tokens)) != len(special_tokens):
-        raise UserError(f"special_tokens: {list(special_tokens)} must be distinct, and no single letters")
+        raise UserError(f"special_tokens: {list(special_tokens)} must be distinct, not empty and not single letters")
     if vocab_size < len(alphabet) + len(special_tokens):
         raise UserError(
             f"vocab_size ({vocab_size}) must be at least {len(alphabet) + len(special_tokens)}: "
@@ -164,10 +164,10 @@ def train_sentencepiece(
     if kind not in ("unigram", "bpe"):
         raise UserError(f"kind: {kind!r} is neither unigram nor bpe")
     if "<unk>" not in specials or len(set(specials)) != len(specials):
-        raise UserError(f"specials: {' '.join(specials)} must hold <unk>, and none twice")
+        raise UserError(f"specials: {' '.join(specials)} must contain <unk>, and no token twice")
     sentences = sorted(line for text in texts for line in text.split("\n") if line)
     if not sentences:
-        raise UserError("the texts hold no line to learn a vocabulary from; check the corpus")
+        raise UserError("the texts contain no lines to learn a vocabulary from; check the corpus")
     ids = {
         name: specials.index(piece) if piece in specials else -1
         for name, piece in (("pad_id", "<pad>"), ("unk_id", "<unk>"), ("bos_id", "<s>"), ("eos_id", "</s>"))

@@ -253,8 +253,8 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.exists():
         raise UserError(
-            f"{path}: no such file, and it says whether the vocabulary is cased; without one, "
-            f"pass {VOCAB_FILE} to WordPiece.from_file"
+            f"{path}: no such file, so it is unknown whether the vocabulary is cased; add it, "
+            f"or pass {VOCAB_FILE} to WordPiece.from_file"
         )
     config = settings.read(folder)
     tokens = _read_vocab(folder / VOCAB_FILE)
@@ -341,11 +341,11 @@ def _check_each(tokens: list[str], name: str) -> None:
         if not token:
             continue
         if "\n" in token or "\r" in token:
-            raise UserError(f"{name}, line {number}: token {token!r} holds a line break; remove it")
+            raise UserError(f"{name}, line {number}: token {token!r} contains a line break; remove it")
         if len(token.encode(errors="replace")) > _MAX_TOKEN_BYTES:
             raise UserError(
                 f"{name}, line {number}: token {token[:20]!r}... is longer than {_MAX_TOKEN_BYTES} bytes; remove it"
             )
         if token in seen:
-            raise UserError(f"{name}, line {number}: token {token!r} is on line {seen[token]} already; remove one")
+            raise UserError(f"{name}, line {number}: token {token!r} is already on line {seen[token]}; remove one")
         seen[token] = number

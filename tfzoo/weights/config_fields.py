@@ -75,14 +75,14 @@ def complete(given: Mapping[str, Any], where) -> Record:
             value = fields.pop(other)
             if name in fields and fields[name] != value:
                 raise UserError(
-                    f"{where}: {other} is {json_files.show(value)} and {name} {json_files.show(fields[name])}, which "
-                    "are two names of one field; correct one"
+                    f"{where}: {other} is {json_files.show(value)} and {name} is {json_files.show(fields[name])}, but "
+                    "both name the same field; correct one"
                 )
             fields[name] = value
     for name, value in fields.items():
         default = known["defaults"].get(name)
         if value is None and default is not None and default is not False and name not in known["null"]:
-            raise UserError(f"{where}: {name} is null; give it a value, or leave it out for {json_files.show(default)}")
+            raise UserError(f"{where}: {name} is null; give it a value, or omit it for {json_files.show(default)}")
     return Record(fields, known["defaults"])
 
 
@@ -110,16 +110,16 @@ def check_required(record: Record, required: Mapping[str, Any], family: str, whe
             continue
         kind = kind.get("quant_method", kind) if isinstance(kind, Mapping) else kind
         raise UserError(
-            f"{where}: {name} says that the weights are quantised ({json_files.show(kind)}), which tfzoo "
-            "does not read; get the folder with plain weights, or dequantise it"
+            f"{where}: {name} declares quantised weights ({json_files.show(kind)}), which tfzoo does not support; "
+            "get a folder with unquantised weights, or dequantise this one"
         )
     for name, allowed in {**REQUIRED, **required}.items():
         allowed = allowed if isinstance(allowed, tuple) else (allowed,)
         value = record.get(name)
         if name in record and value not in allowed and not (value is None and (False in allowed or name in REQUIRED)):
             raise UserError(
-                f"{where}: {name} is {json_files.show(value)}, and tfzoo's {family} has it as "
-                f"{' or '.join(repr(value) for value in allowed)} only"
+                f"{where}: {name} is {json_files.show(value)}, but tfzoo's {family} supports only "
+                f"{' or '.join(repr(value) for value in allowed)}"
             )
 
 
@@ -133,8 +133,8 @@ def check_all_asked(record: Record, ignored, where) -> None:
         if not harmless and (name not in record.defaults or value != record.defaults[name]):
             close = suggest(name, {*record.defaults, *record.asked})
             raise UserError(
-                f"{where}: {name} is {json_files.show(value)}, a field that tfzoo does not know in a "
-                f"{record.given['model_type']}{close}; remove it if the model's numbers do not depend on it"
+                f"{where}: {name} is {json_files.show(value)}, an unknown field for model_type "
+                f"{record.given['model_type']}{close}; remove it if the model's outputs do not depend on it"
             )
 
 

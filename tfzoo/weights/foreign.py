@@ -51,8 +51,8 @@ def load(source: Source):
     depth = 1 if config.share_layers else config.num_layers + config.num_decoder_layers
     if depth > len(source.file):
         raise UserError(
-            f"{source.where}: num_layers ({depth:,}) exceeds the number of tensors there ({len(source.file):,}); "
-            "the two must be of one model"
+            f"{source.where}: num_layers ({depth:,}) exceeds the number of tensors in the files "
+            f"({len(source.file):,}); config and weights must belong to the same model"
         )
     arguments = dict(heads=source.heads, num_labels=source.num_labels)
     with tf.Graph().as_default(), nn.zero_initializers():  # Variables of a graph have shapes and no memory.

@@ -33,7 +33,7 @@ _PROJECTS = (
     ("ELMo", r"(bi)?lm/(CNN|RNN|char_embed)"),
     ("TF-Slim", r"(resnet_v\d_\d+|InceptionV\d|MobilenetV\d|vgg_\d+)/"),
 )
-_READ = "of TF1 checkpoints those of google-research's BERT and ELECTRA are read"
+_READ = "the only TF1 checkpoints supported are those of google-research's BERT and ELECTRA"
 
 TF1 = table.Naming(
     {"kernel": "/kernel", "bias": "/bias", "gamma": "/gamma", "beta": "/beta", "embeddings": ""},
@@ -138,11 +138,11 @@ def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str
             family, table = "bert", BERT
             heads = tuple(head for head, name in _BERT_HEADS.items() if name in file)
             if not record:
-                raise UserError(f"{path}: no such file, and it says how many heads the model has; put it back")
+                raise UserError(f"{path}: no such file, so the number of attention heads is unknown; restore it")
         else:
             raise UserError(
-                f"{folder}: the checkpoint is neither of BERT nor of ELECTRA, nor of another project whose names are "
-                f"known: it has {', '.join(file.names[:3]) or 'no weights'}; {_READ}"
+                f"{folder}: the checkpoint is neither BERT nor ELECTRA, nor of another known project: it contains "
+                f"{', '.join(file.names[:3]) or 'no weights'}; {_READ}"
             )
         config = huggingface.decode_config(path, record | {"model_type": family}, models.page(family))
     except Exception:
@@ -171,15 +171,15 @@ def _refuse_other_projects(folder, names) -> None:
         found = next((name for name in names if re.match(pattern, name)), None)
         if found:
             raise UserError(
-                f"{folder}: the checkpoint looks like one of {project} (it has {found}), and {_READ}; "
-                "take the model's Hugging Face folder, or convert it to one by transformers"
+                f"{folder}: the checkpoint looks like {project} (it contains {found}), but {_READ}; "
+                "use the model's Hugging Face folder, or convert it to one with transformers"
             )
     for name in names:
         scope, found, _ = name.partition("/bert/embeddings/word_embeddings")
         if found:
             raise UserError(
-                f"{folder}: the checkpoint has BERT's variables in the scope {scope}/ ({name}), and {_READ} without a "
-                "scope; save them under their own names (tf.compat.v1.train.Saver takes a dict of names)"
+                f"{folder}: the checkpoint has BERT's variables in a scope, {scope}/ ({name}), which is not supported; "
+                "save them without the scope (tf.compat.v1.train.Saver takes a dict of names)"
             )
 
 
@@ -189,7 +189,7 @@ def _electra_sizes(file, scope, embeddings) -> dict[str, int]:
 
     def shape(name):
         if name not in file or len(file.shape(name)) != 2:
-            raise UserError(f"no matrix {name} in the checkpoint, which every ELECTRA has")
+            raise UserError(f"the checkpoint has no matrix {name}, which every ELECTRA checkpoint has")
         return file.shape(name)
 
     tokens = shape(f"{embeddings}/embeddings/word_embeddings")

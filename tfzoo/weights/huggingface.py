@@ -93,9 +93,9 @@ def load(
     its_tokenizer = _tokenizer(folder) if tokenizer else None
     options = dict(heads=heads, num_labels=num_labels, labels=labels, pool=pool, embed=embed)
     model, found = load_model(folder, **options, dtype=dtype, model_class=model_class)
-    for what, names in (("begin fresh", found.not_assigned), ("are left in the file", found.not_used)):
+    for what, names in (("newly initialised", found.not_assigned), ("in the file but not used", found.not_used)):
         if names:
-            logging.info("%s: %s %s", folder, ", ".join(names), what)
+            logging.info("%s: %s: %s", folder, what, ", ".join(names))
     return model, its_tokenizer
 
 
@@ -161,8 +161,8 @@ def _check_computed(page, model, model_type, file) -> None:
         found = np.asarray(file.read(stored), np.float32)
         if found.shape != array.shape or not np.abs(found - array).max() < 0.01:  # As bfloat16 has it.
             raise UserError(
-                f"{file.file(stored)}: {stored} is not the table of sines that a {model_type} of {len(array)} "
-                "positions has; such a model is not read"
+                f"{file.file(stored)}: {stored} is not the sinusoidal table of a {model_type} with {len(array)} "
+                "positions; such a model is not supported"
             )
 
 
@@ -189,19 +189,21 @@ def _tokenizer(folder: pathlib.Path):
     if kind is None:
         return None
     tokenizer, path, vocab_size = text.load(folder), folder / "config.json", config.vocab_size
-    other = "the tokenizer beside it"
+    other = "the tokenizer"
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{path}: vocab_size is {vocab_size}, and {other} has {tokenizer.vocab_size} tokens; "
-            "put the model's own tokenizer there"
+            f"{path}: vocab_size is {vocab_size}, but {other} has {tokenizer.vocab_size} tokens; "
+            "replace it with the model's own tokenizer"
         )
     differing = []
     for role, name in ROLES.items():
         given, found = record.get(f"{name}_id"), getattr(tokenizer, f"{role}_id")
         if None not in (given, found) and found not in (given if isinstance(given, list) else [given]):
-            differing.append(f"{name}_id is {given}, and {found} in {other}")
+            differing.append(f"{name}_id is {given}, but {found} in {other}")
     if differing:
-        logging.warning("%s: %s; texts go by the tokenizer, generation by config.json", path, "; ".join(differing))
+        logging.warning(
+            "%s: %s; texts use the tokenizer's ids, generation those of config.json", path, "; ".join(differing)
+        )
     return tokenizer
 
 
@@ -227,10 +229,12 @@ def save(
     """
     folder = pathlib.Path(folder)
     if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r}: weights are stored as one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype {dtype!r} is not supported; weights are stored as one of {', '.join(DTYPES)}")
     check_new(folder)
     if kept := nn.stored_weights(model):
-        raise UserError(f"model {model.name!r}: its weights are kept as {kept}; save it before tfzoo.store_weights")
+        raise UserError(
+            f"model {model.name!r}: its weights are stored as {kept}; save it before calling tfzoo.store_weights"
+        )
     page = models.page_of(model)
     record = encode_config(model, page) | {"dtype": dtype}
     source = model.record or FolderRecord()
@@ -320,7 +324,7 @@ def check_new(folder: pathlib.Path) -> None:
     """Raises:
     UserError: the folder holds something, or is none."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something already; name a new folder")
+        raise UserError(f"{folder}: already exists and is not an empty folder; specify a new folder")
 
 
 def _page(path, record):
@@ -330,8 +334,8 @@ def _page(path, record):
         raise UserError(f'{path}: has no model_type; add it, such as "model_type": "{_kind_of(record)}"')
     if kind not in families:
         raise UserError(
-            f"{path}: model_type {kind!r} is not one that tfzoo knows{suggest(str(kind), families)}; "
-            f"they are {', '.join(families)}"
+            f"{path}: model_type {kind!r} is not supported{suggest(str(kind), families)}; "
+            f"use one of {', '.join(families)}"
         )
     return models.page(families[kind])
 
@@ -369,7 +373,7 @@ def decode_config(path, record, page) -> config_lib.TransformerConfig:
         raise UserError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{path}: {type(error).__name__} {error}; it must be a config of {record['model_type']}"
+            f"{path}: {type(error).__name__} {error}; it must be a config of model_type {record['model_type']}"
         ) from None
     config_fields.check_all_asked(hub, getattr(page, "IGNORED", ()), path)
     return config
@@ -395,8 +399,8 @@ def _heads(folder, record, page) -> tuple[str, ...]:
             return page.ARCHITECTURES[name]
     known, given = ", ".join(page.ARCHITECTURES), record.get("architectures")
     raise UserError(
-        f"{folder / 'config.json'}: architectures is {given!r}, and tfzoo knows {known}; "
-        f"name the heads, such as heads={page.Model.DEFAULT_HEADS!r}"
+        f"{folder / 'config.json'}: architectures is {given!r}, but tfzoo supports {known}; "
+        f"specify the heads, such as heads={page.Model.DEFAULT_HEADS!r}"
     )
 
 
@@ -422,7 +426,7 @@ def encode_config(model, page) -> dict[str, Any]:
     if page.CONFIG is None:
         if "embed" in model.head_names:
             raise UserError(
-                f"sentence-transformers has no {kind}; save it with other heads, or embed in a model of another"
+                f"sentence-transformers does not support {kind}; save it with other heads, or embed with another family"
             )
         return record | config | {"model_type": kind, "heads": list(model.head_names), "num_labels": model.num_labels}
     # What was read from a folder stays as it was written there: many values have several spellings.
@@ -445,7 +449,7 @@ def encode_config(model, page) -> dict[str, Any]:
     if not names:
         raise UserError(
             f"Hugging Face has no {kind} with the heads {', '.join(model.head_names)}; "
-            f"it has {', '.join(page.ARCHITECTURES)}"
+            f"its architectures are {', '.join(page.ARCHITECTURES)}"
         )
     if (fields.get("architectures") or record.get("architectures")) not in [[name] for name in names]:
         fields["architectures"] = names[:1]
@@ -457,8 +461,8 @@ def encode_config(model, page) -> dict[str, Any]:
     for name, value in wanted.items():
         if written[name] != value:
             raise UserError(
-                f"{name} ({value!r}) cannot be said in Hugging Face's config of a {record['model_type']}, "
-                f"which has {written[name]!r}"
+                f"{name} ({value!r}) cannot be expressed in Hugging Face's config of model_type "
+                f"{record['model_type']}, which gives {written[name]!r}"
             )
     return record
 

@@ -218,9 +218,9 @@ TASKS = {
 }
 # What KerasHub's heads compute and Hugging Face's of the family cannot.
 _OTHERWISE = {
-    "BertMaskedLM": "with the exact gelu and an epsilon of 1e-05, where its blocks have the approximate one and 1e-12",
-    "DistilBertMaskedLM": "with an epsilon of 1e-05, where Hugging Face's has 1e-12",
-    "AlbertMaskedLM": "with an epsilon of 1e-05, where its blocks have 1e-12",
+    "BertMaskedLM": "with the exact gelu and an epsilon of 1e-05, while its blocks use the approximate gelu and 1e-12",
+    "DistilBertMaskedLM": "with an epsilon of 1e-05, while Hugging Face's uses 1e-12",
+    "AlbertMaskedLM": "with an epsilon of 1e-05, while its blocks use 1e-12",
 }
 _CLASSIFIER_FIELDS: Fields = {
     "num_classes": Field(int, low=1, required=True),
@@ -287,17 +287,17 @@ def open_keras(folder: str | os.PathLike, task: bool = True) -> Source:
     name, settings = record.get("class_name"), record.get("config")
     if name not in BACKBONES or not isinstance(settings, dict):
         raise UserError(
-            f"{path}: class_name {name!r} is not one that tfzoo knows{suggest(str(name), BACKBONES)}; "
-            f"they are {', '.join(BACKBONES)}"
+            f"{path}: class_name {name!r} is not supported{suggest(str(name), BACKBONES)}; "
+            f"use one of {', '.join(BACKBONES)}"
         )
     backbone = BACKBONES[name]
     page = models.page(backbone.family)
     model_type = backbone.model_type or backbone.family
     for key, value in settings.items():
         if key in _FIXED and value != _FIXED[key]:
-            raise UserError(f"{path}: {key} is {value!r}; only {_FIXED[key]!r} is built here")
+            raise UserError(f"{path}: {key} is {value!r}; only {_FIXED[key]!r} is supported")
         if key not in _FIELDS | _FIXED and key not in _ELSEWHERE and value not in (None, False):
-            raise UserError(f"{path}: {key} is {value!r}, which tfzoo does not know")
+            raise UserError(f"{path}: {key} is {value!r}, an unknown field of {name}")
     head = _open_task(folder, name, backbone.family) if task else None
     file = hdf5_files.open_h5(folder)
     try:
@@ -374,23 +374,24 @@ def _open_task(folder: pathlib.Path, backbone: str, family: str) -> _Head | None
     json_files.check(record, {"class_name": Field(str, required=True), "config": Field(dict, required=True)}, path)
     # What it was called before KerasHub 0.17.
     name = re.sub(r"(?<!Text)Classifier$", "TextClassifier", record["class_name"])
-    backbone_alone = "take --notask for the backbone alone"
+    backbone_alone = "use --notask for the backbone alone"
     if name in _OTHERWISE:
         raise UserError(
-            f"{path}: the head of {name} normalises {_OTHERWISE[name]}, which Hugging Face's cannot; {backbone_alone}"
+            f"{path}: the head of {name} normalises {_OTHERWISE[name]}, which Hugging Face's head cannot do; "
+            f"{backbone_alone}"
         )
     if name not in TASKS:
         raise UserError(
-            f"{path}: class_name {name!r} is not one that tfzoo reads{suggest(name, TASKS)}; they are "
+            f"{path}: class_name {name!r} is not supported{suggest(name, TASKS)}; use one of "
             f"{', '.join(TASKS)}; {backbone_alone}"
         )
     if re.sub("(TextClassifier|MaskedLM|CausalLM|Seq2SeqLM)$", "Backbone", name) != backbone:
-        raise UserError(f"{path}: is a {name}, and config.json a {backbone}; the two must be of one model")
+        raise UserError(f"{path}: is a {name}, but config.json is a {backbone}; both must belong to the same model")
     task, settings = TASKS[name], record["config"]
     if not task.table:
         return _Head(task, None)
     if not (folder / "task.weights.h5").exists():
-        raise UserError(f"{folder / 'task.weights.h5'}: no such file, and {name} has weights; {backbone_alone}")
+        raise UserError(f"{folder / 'task.weights.h5'}: no such file, but {name} has weights; {backbone_alone}")
     number, fields = 2, dict[str, Any]()
     if task.head == "classify":
         json_files.check(settings, _CLASSIFIER_FIELDS, path)
@@ -398,7 +399,7 @@ def _open_task(folder: pathlib.Path, backbone: str, family: str) -> _Head | None
         if isinstance(activation, dict):
             activation = activation.get("config")
         if activation not in _PROBLEMS:
-            raise UserError(f"{path}: activation is {activation!r}; only {', '.join(_PROBLEMS)} are built here")
+            raise UserError(f"{path}: activation is {activation!r}; only {', '.join(_PROBLEMS)} are supported")
         fields = {_HEAD_DROPOUT[family]: settings.get("dropout", 0.0)}
         if _PROBLEMS[activation]:
             fields["problem_type"] = _PROBLEMS[activation]

@@ -76,8 +76,8 @@ class ByteLevelFiles:
         name = settings["class_name"]
         if name not in KINDS:
             raise UserError(
-                f"{folder / SETTINGS}: class_name {name!r} is not a byte-level tokenizer that tfzoo knows"
-                f"{suggest(name, KINDS)}; they are {', '.join(KINDS)}"
+                f"{folder / SETTINGS}: class_name {name!r} is not a supported byte-level tokenizer"
+                f"{suggest(name, KINDS)}; use one of {', '.join(KINDS)}"
             )
         assets = folder / "assets" / "tokenizer"
         vocab = json_files.read(assets / VOCABULARY)
@@ -86,7 +86,7 @@ class ByteLevelFiles:
         for role, token in KINDS[name].roles.items():
             if token not in vocab and role not in _OPTIONAL:
                 raise UserError(
-                    f"{assets / VOCABULARY}: has no {token}, which a {name} needs; put the preset's own back"
+                    f"{assets / VOCABULARY}: has no {token}, which {name} requires; restore the preset's own file"
                 )
         return cls(KINDS[name], vocab, merges, bool(settings["config"].get("add_prefix_space")))
 
@@ -116,7 +116,9 @@ class ByteLevelFiles:
         try:
             content = self._tokenizer().to_str(pretty=False)
         except Exception as error:  # The library raises this alone.
-            raise UserError(f"{VOCABULARY} and {MERGES} are not of one tokenizer: {one_line(error, 200)}") from None
+            raise UserError(
+                f"{VOCABULARY} and {MERGES} do not belong to the same tokenizer: {one_line(error, 200)}"
+            ) from None
         files.atomic_write(folder / "tokenizer.json", content)
         files.atomic_write(folder / "vocab.json", json.dumps(self._ids, ensure_ascii=False))
         files.atomic_write(folder / "merges.txt", "".join(f"{line}\n" for line in lines))
@@ -155,13 +157,13 @@ def _read_merges(path: pathlib.Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error, 200)}); put the preset's own back") from None
+        raise UserError(f"{path}: cannot be read ({one_line(error, 200)}); restore the preset's own file") from None
     merges = []
     for number, line in enumerate(lines, 1):
         parts = line.rstrip("\r").split(" ")
         if line.startswith("#version:") or parts == [""]:
             continue
         if len(parts) != 2 or not all(parts):
-            raise UserError(f"{path}, line {number}: {line[:40]!r} is not two tokens; put the preset's own back")
+            raise UserError(f"{path}, line {number}: {line[:40]!r} is not two tokens; restore the preset's own file")
         merges.append((parts[0], parts[1]))
     return merges

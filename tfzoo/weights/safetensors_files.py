@@ -51,7 +51,7 @@ def open_folder(folder: str | os.PathLike) -> Tensors:
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name one with {MODEL} in it")
+        raise UserError(f"{folder}: no such folder; specify one that contains {MODEL}")
     if (folder / MODEL).exists():
         return open_file(folder / MODEL)
     if (folder / INDEX).exists():
@@ -59,9 +59,9 @@ def open_folder(folder: str | os.PathLike) -> Tensors:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
     if pickles:
         raise UserError(
-            f"{folder}: no {MODEL}, only {show(pickles[0])}, a pickle, which can run code when it is read; {CONVERT}"
+            f"{folder}: contains no {MODEL}, only {show(pickles[0])}, a pickle, which can run code when read; {CONVERT}"
         )
-    raise UserError(f"{folder}: neither {MODEL} nor {INDEX} is there; name a folder that has one of them")
+    raise UserError(f"{folder}: contains neither {MODEL} nor {INDEX}; specify a folder that has one of them")
 
 
 @explained
@@ -89,14 +89,14 @@ def _open_shards(index: pathlib.Path) -> Tensors:
     for shard in shards:
         path = index.parent / shard
         if not path.exists():
-            raise UserError(f"{index}: lists the shard {show(shard)}, which is not there; download it too")
+            raise UserError(f"{index}: lists the shard {show(shard)}, which is missing; download it too")
         maps[path] = map_file(path)
         length = _header_length(path, maps[path], budget)
         budget -= length
         for name, place in _places(path, maps[path], length).items():
             if name in places:
                 raise UserError(
-                    f"{path}: tensor {show(name)} is in {places[name].file.name} too; shards must not share tensors:"
+                    f"{path}: tensor {show(name)} is also in {places[name].file.name}; shards must not share tensors:"
                     " download or save them again"
                 )
             if name not in weight_map:
@@ -104,9 +104,7 @@ def _open_shards(index: pathlib.Path) -> Tensors:
             places[name] = place
     for name, shard in weight_map.items():
         if name not in places or places[name].file.name != shard:
-            raise UserError(
-                f"{index}: tensor {show(name)} is not in {show(shard)}, where it should be; download both again"
-            )
+            raise UserError(f"{index}: tensor {show(name)} is missing from {show(shard)}; download both again")
     return Tensors(places, maps)
 
 
@@ -117,12 +115,14 @@ def _header_length(path: pathlib.Path, mapped: mmap.mmap, limit: int) -> int:
         refuse_other_formats(path, mapped[:64])
         if length > len(mapped) - 8:
             raise UserError(
-                f"{path}: is no safetensors file, or a truncated one: its header should have {length} bytes, the file"
-                f" has {len(mapped)} in all; download or save it again"
+                f"{path}: is not a safetensors file, or is truncated: its header should have {length} bytes, but the"
+                f" whole file has {len(mapped)}; download or save it again"
             )
-        raise UserError(f"{path}: is no safetensors file: its header begins with {show(mapped[8:9])}, not {{; {AGAIN}")
+        raise UserError(
+            f"{path}: is not a safetensors file: its header begins with {show(mapped[8:9])}, not {{; {AGAIN}"
+        )
     if length > limit:
-        raise UserError(f"{path}: its header has {length} bytes, where {limit} are allowed; merge tensors into fewer")
+        raise UserError(f"{path}: its header has {length} bytes, at most {limit} are allowed; merge tensors into fewer")
     return length
 
 
@@ -167,17 +167,17 @@ def _entry(info: Any) -> tuple[str, tuple[int, ...], int, int]:
         raise ValueError(f"{show(info)} must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"dtype {show(dtype)} is none of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {show(dtype)} is not one of {', '.join(DTYPES)}")
     if not _are_sizes(shape):
-        raise ValueError(f"shape {show(shape)} must be a list of integers of 0 or more")
+        raise ValueError(f"shape {show(shape)} must be a list of non-negative integers")
     check_shape(shape)
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"data_offsets {show(offsets)} must be its first byte and the one after it")
+        raise ValueError(f"data_offsets {show(offsets)} must be its first byte and the byte after its last")
     begin, end = offsets
     size = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != size:
         raise ValueError(
-            f"{dtype} of shape {show(shape)} takes {size} bytes, data_offsets {show(offsets)} have {end - begin}"
+            f"{dtype} of shape {show(shape)} takes {size} bytes, but data_offsets {show(offsets)} span {end - begin}"
         )
     return dtype, tuple(shape), begin, end
 
@@ -216,7 +216,7 @@ def write_folder(
     for source in tensors:
         name, shape, dtype, _ = source
         if name in names or name == "__metadata__" or dtype not in DTYPES:
-            raise ValueError(f"tensor {name!r} of dtype {dtype!r}: its name is taken or its dtype unknown")
+            raise ValueError(f"tensor {name!r} of dtype {dtype!r}: its name is already used, or its dtype is unknown")
         names.add(name)
         size = math.prod(shape) * DTYPES[dtype].itemsize
         if shards[-1] and filled + size > max_shard_bytes:
@@ -255,7 +255,7 @@ def write_file(path: pathlib.Path, sources: Iterable[Source], metadata: Mapping[
             array = np.asarray(function())
             if array.shape != tuple(shape) or array.dtype != DTYPES[dtype]:
                 raise ValueError(
-                    f"tensor {name!r} is {array.dtype}{list(array.shape)}, announced as {dtype}{list(shape)}"
+                    f"tensor {name!r} is {array.dtype}{list(array.shape)}, but was declared as {dtype}{list(shape)}"
                 )
             rows = array.reshape(1) if array.ndim == 0 else array
             for start, stop in steps(array.shape, array.itemsize):

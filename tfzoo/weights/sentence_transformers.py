@@ -134,8 +134,8 @@ class Modules:
         """
         if self.size not in (None, config.hidden_size):
             raise UserError(
-                f"{self.pooling}: the size of a token's vector is {self.size}, and hidden_size is {config.hidden_size} "
-                "in config.json; the two must be of one model"
+                f"{self.pooling}: the size of a token's vector is {self.size}, but hidden_size is {config.hidden_size} "
+                "in config.json; both must belong to the same model"
             )
         return dataclasses.replace(self.embed, pooler=any("pooler." in name for name in file.names))
 
@@ -146,8 +146,8 @@ class Modules:
                 if name.startswith(PREFIX):
                     number, _, tensor = name.removeprefix(f"{PREFIX}dense_").partition(".")
                     raise UserError(
-                        f"{self.dense[int(number)]}: has {what} tensor {tensor}, and its config.json says otherwise; "
-                        "the two must be of one model"
+                        f"{self.dense[int(number)]}: has {what} tensor {tensor}, contrary to its config.json; "
+                        "both must belong to the same model"
                     )
 
     def record_for(self, config: TransformerConfig) -> SentenceRecord:
@@ -197,8 +197,8 @@ def read(folder: pathlib.Path) -> Modules:
     folders = [folder / entry["path"] for entry in entries]
     if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & {*kinds[2:]}:
         raise UserError(
-            f"{path}: the modules are {', '.join(kinds)}; tfzoo reads a Transformer, one Pooling, and then any Dense "
-            "and Normalize"
+            f"{path}: the modules are {', '.join(kinds)}; supported are a Transformer, one Pooling and then any number "
+            "of Dense and Normalize"
         )
     embed, size = _pooling(folders[1])
     layers: list[Projection | str] = []
@@ -211,8 +211,8 @@ def read(folder: pathlib.Path) -> Modules:
         layer, inputs = _dense(where)
         if width not in (None, inputs):
             raise UserError(
-                f"{where / 'config.json'}: in_features is {inputs}, and what comes before has {width} numbers; the "
-                "modules must be of one model"
+                f"{where / 'config.json'}: in_features is {inputs}, but the previous module outputs {width} numbers; "
+                "both must belong to the same model"
             )
         layers.append(layer)
         width = layer.units
@@ -238,13 +238,13 @@ def _kind(path: pathlib.Path, place: int, entry: Any) -> str:
     kind = entry["type"].rpartition(".")[2]
     if kind not in _KINDS:
         raise UserError(
-            f"{where}: its type is {show(entry['type'])}, which tfzoo does not have{suggest(kind, _KINDS)}; "
-            f"it has {', '.join(_KINDS)}"
+            f"{where}: its type is {show(entry['type'])}, which is not supported{suggest(kind, _KINDS)}; "
+            f"use one of {', '.join(_KINDS)}"
         )
     if entry.get("kwargs"):
-        raise UserError(f"{where}: its kwargs are {show(entry['kwargs'])}, and tfzoo's modules take none")
+        raise UserError(f"{where}: its kwargs are {show(entry['kwargs'])}; kwargs are not supported")
     if entry["path"] and (not re.fullmatch(r"[\w.-]+", entry["path"]) or entry["path"] in (".", "..")):
-        raise UserError(f"{where}: its path is {show(entry['path'])}; it must be the plain name of a folder")
+        raise UserError(f"{where}: its path is {show(entry['path'])}; it must be a plain folder name")
     return kind
 
 
@@ -262,8 +262,7 @@ def _check(record: dict[str, Any], fields: Fields, what: str, path: pathlib.Path
     for name in record:
         if name not in fields:
             raise UserError(
-                f"{path}: {name} is {show(record[name])}, a field of {what} that tfzoo does not know"
-                f"{suggest(name, fields)}"
+                f"{path}: {name} is {show(record[name])}, an unknown field of {what}{suggest(name, fields)}"
             )
     json_files.check(record, fields, path)
 
@@ -277,7 +276,7 @@ def _pooling(folder: pathlib.Path) -> tuple[EmbeddingConfig, int | None]:
     else:
         pooling = tuple(_POOLINGS[mode][0] for mode in ([modes] if isinstance(modes, str) else modes))
         if not pooling:
-            raise UserError(f"{folder / 'config.json'}: pooling_mode is empty; name one of {', '.join(_POOLINGS)}")
+            raise UserError(f"{folder / 'config.json'}: pooling_mode is empty; use one of {', '.join(_POOLINGS)}")
     size = record.get("embedding_dimension", record.get("word_embedding_dimension"))
     return EmbeddingConfig(pooling=pooling, include_prompt=record.get("include_prompt", True)), size
 
@@ -286,7 +285,7 @@ def _dense(folder: pathlib.Path) -> tuple[Projection, int]:
     path = folder / "config.json"
     record = _read(path, _DENSE, "Dense")
     if record.get("use_residual"):
-        raise UserError(f"{path}: use_residual is true, and tfzoo's Dense has none")
+        raise UserError(f"{path}: use_residual is true, which is not supported")
     function = _ACTIVATIONS[record.get("activation_function", "torch.nn.modules.activation.Tanh")]
     return Projection(record["out_features"], function, record.get("bias", True)), record["in_features"]
 
@@ -301,7 +300,7 @@ def _record(folder: pathlib.Path, transformer: pathlib.Path) -> SentenceRecord:
     json_files.check(prompts, {name: Field(str) for name in prompts}, f"{path}: prompts")
     ignored = sorted(config.keys() - _MODEL.keys() - {"__version__", "requirements"})
     if ignored:
-        logging.info("%s: %s: not read by sentence-transformers, and not here", path, ", ".join(ignored))
+        logging.info("%s: %s: ignored, as sentence-transformers does", path, ", ".join(ignored))
     record = SentenceRecord(
         max_length=texts.get("max_seq_length"),
         lowercase=texts.get("do_lower_case", False),
@@ -314,7 +313,7 @@ def _record(folder: pathlib.Path, transformer: pathlib.Path) -> SentenceRecord:
         record.prompt()
     except UserError:
         raise UserError(
-            f"{path}: default_prompt_name is {show(record.default_prompt_name)}, which prompts does not have; add it"
+            f"{path}: default_prompt_name is {show(record.default_prompt_name)}, which is not in prompts; add it"
         ) from None
     return record
 
@@ -329,7 +328,7 @@ def _transformer(path: pathlib.Path) -> dict[str, Any]:
     for name, value in given.get("modality_config", {}).items():
         if name != "text" or value != text:
             raise UserError(
-                f"{path}: modality_config has {name} as {show(value)}; tfzoo reads a text's last_hidden_state alone"
+                f"{path}: modality_config has {name}: {show(value)}; only the last_hidden_state of text is supported"
             )
     return given
 

@@ -214,8 +214,8 @@ def check_layers(config, file, page, where) -> None:
     for tower, count in found.items():
         if count != counts[tower]:
             raise UserError(
-                f"{where}: config.json says {counts[tower]:,} layers of the {tower}, and the tensors are of {count:,}; "
-                f"the two must be of one model"
+                f"{where}: config.json declares {counts[tower]:,} {tower} layers, but the tensors have {count:,}; "
+                f"both must belong to the same model"
             )
 
 
@@ -267,17 +267,17 @@ def account(
             f"{where}: "
             + "; ".join(
                 f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-                for what, names in (("not assigned", missing), ("not used", unknown))
+                for what, names in (("missing tensors", missing), ("unexpected tensors", unknown))
                 if names
             )
-            + "; the file and its config.json must be of one model"
+            + "; the file and its config.json must belong to the same model"
         )
     for slot_name, stored in (*sources.items(), *((s, n) for n, s in tied.items())):
         expected, shape = by_name[slot_name].shape, tuple(file.shape(stored))
         if shape != expected:
             raise UserError(
-                f"{file.file(stored)}: {stored} has the shape {list(shape)}, and by config.json it has "
-                f"{list(expected)}; the two must be of one model"
+                f"{file.file(stored)}: {stored} has the shape {list(shape)}, but config.json requires "
+                f"{list(expected)}; both must belong to the same model"
             )
     return Account(sources, tied, not_used, not_assigned)
 
@@ -328,8 +328,8 @@ def load(slots: Sequence[Slot], file, found: Account) -> None:
         for (_, one), (_, other) in zip(file.chunks(stored), file.chunks(found.sources[name])):
             if not np.array_equal(one, other):
                 raise UserError(
-                    f"{file.file(stored)}: {stored} and {found.sources[name]} are one weight and differ; "
-                    "a model that does not tie them is not of this family"
+                    f"{file.file(stored)}: {stored} and {found.sources[name]} must be equal (tied) but differ; "
+                    "a model with untied weights is not supported by this family"
                 )
 
 

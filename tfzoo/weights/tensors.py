@@ -64,8 +64,8 @@ _NOT_FINITE = {
     "F64": (np.uint64, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
 }
 
-CONVERT = "convert it to safetensors where you trust it (transformers: save_pretrained), and point tfzoo at that folder"
-AGAIN = "the file is damaged or not of a kind that is read: download or save it again"
+CONVERT = "if you trust it, convert it to safetensors (transformers: save_pretrained), and use that folder instead"
+AGAIN = "the file is damaged or in an unsupported format: download or save it again"
 HDF5 = b"\x89HDF\r\n\x1a\n"  # What such a file begins with.
 
 _Result = TypeVar("_Result")
@@ -162,7 +162,7 @@ class Tensors:
 
     def _rows(self, name: str, place: Place) -> Iterator[tuple[int, np.ndarray]]:
         if place.file not in self._maps:
-            raise ValueError(f"{place.file} is closed already")
+            raise ValueError(f"{place.file} is already closed")
         mapped = self._maps[place.file]
         dtype = DTYPES[place.dtype]
         for start, stop in steps(place.shape, dtype.itemsize):
@@ -210,7 +210,7 @@ def _check_finite(rows: np.ndarray, start: int, name: str, place: Place) -> None
             where = [int(at[0]) + start, *map(int, at[1:])] if at else []
             raise UserError(
                 f"{place.file}: tensor {show(name)} is {float(rows[at])} at {where}; the checkpoint is damaged or its"
-                " training diverged: take another"
+                " training diverged: use another"
             )
 
 
@@ -243,15 +243,15 @@ def check_shard_name(index: pathlib.Path, name: str, shard: Any) -> None:
     # A link is let through: in Hugging Face's cache every file is one.
     if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\:\x00-\x1f]", shard):
         raise UserError(
-            f"{index}: tensor {show(name)} is said to be in {show(shard)}; a shard must be a plain name of a file in"
-            " the same folder"
+            f"{index}: tensor {show(name)} is listed in {show(shard)}; a shard must be a plain file name in the same"
+            " folder"
         )
 
 
 def check_count(path: pathlib.Path, count: int, what: str, limit: int) -> None:
     """Raises UserError where a file has more of `what` than is allowed."""
     if count > limit:
-        raise UserError(f"{path}: has {count} {what}, where {limit} are allowed; merge them into fewer")
+        raise UserError(f"{path}: has {count} {what}, but at most {limit} are allowed; merge them into fewer")
 
 
 def map_file(path: pathlib.Path) -> mmap.mmap:
@@ -261,7 +261,7 @@ def map_file(path: pathlib.Path) -> mmap.mmap:
       UserError: it is empty, or not a plain file.
     """
     if not path.is_file():  # Opening a pipe would wait forever.
-        raise UserError(f"{path}: {'is not a plain file' if path.exists() else 'no such file'}; name a file of weights")
+        raise UserError(f"{path}: {'is not a plain file' if path.exists() else 'no such file'}; specify a weight file")
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             raise UserError(f"{path}: is empty; {AGAIN}")
@@ -271,18 +271,16 @@ def map_file(path: pathlib.Path) -> mmap.mmap:
 def refuse_other_formats(path: pathlib.Path, start: bytes) -> None:
     """Raises UserError where a file's first bytes are those of something that is known and not read here."""
     if start[:1] == b"\x80" and start[1:2] <= b"\x05":
-        raise UserError(f"{path}: is a pickle by its first bytes, which can run code when it is read; {CONVERT}")
+        raise UserError(f"{path}: is a pickle (by its first bytes), which can run code when read; {CONVERT}")
     if start[:4] in (b"PK\3\4", b"PK\5\6"):
-        raise UserError(f"{path}: is a zip archive, as torch.save makes with a pickle inside; {CONVERT}")
+        raise UserError(f"{path}: is a zip archive, which torch.save writes with a pickle inside; {CONVERT}")
     if start[:8] == HDF5:
         raise UserError(
-            f"{path}: is an HDF5 file, not safetensors; a KerasHub preset is read from its folder, anything else:"
+            f"{path}: is an HDF5 file, not safetensors; for a KerasHub preset, specify its folder; for any other,"
             f" {CONVERT}"
         )
     if start[:2] == b"\x1f\x8b":
-        raise UserError(
-            f"{path}: is compressed by gzip; decompress it if you trust it, and point tfzoo at what comes out"
-        )
+        raise UserError(f"{path}: is compressed with gzip; if you trust it, decompress it and use the result")
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: is a Git LFS pointer, not the weights; fetch them with git lfs pull")
 

@@ -46,7 +46,7 @@ class _TF1Tensors(Tensors):
 
     def _rows(self, name: str, place: Place) -> Iterator[tuple[int, np.ndarray]]:
         if self._reader is None:
-            raise ValueError(f"{place.file} is closed already")
+            raise ValueError(f"{place.file} is already closed")
         try:
             array = np.asarray(self._reader.get_tensor(name))
         except Exception as error:  # Corruption raises six types and more.
@@ -72,16 +72,16 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
     if prefix.is_dir():
         indexes = sorted(prefix.glob("*.index"))
         if len(indexes) != 1:
-            raise UserError(f"{prefix}: has {len(indexes)} checkpoints (*.index); name one, such as bert_model.ckpt")
+            raise UserError(f"{prefix}: has {len(indexes)} checkpoints (*.index); specify one, such as bert_model.ckpt")
         prefix = indexes[0]
     prefix = prefix.with_suffix("") if prefix.suffix == ".index" else prefix
     index = prefix.with_name(prefix.name + ".index")
     if not index.is_file():
         raise UserError(
-            f"{prefix}: no checkpoint is there ({index.name}); name one by its prefix, such as bert_model.ckpt"
+            f"{prefix}: no such checkpoint ({index.name}); specify one by its prefix, such as bert_model.ckpt"
         )
     if index.stat().st_size > MAX_HEADER_BYTES:
-        raise UserError(f"{index}: has {index.stat().st_size} bytes, where {MAX_HEADER_BYTES} are allowed")
+        raise UserError(f"{index}: has {index.stat().st_size} bytes, but at most {MAX_HEADER_BYTES} are allowed")
     pattern = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-\d{5}")
     held = sum(path.stat().st_size for path in prefix.parent.iterdir() if pattern.fullmatch(path.name))
 
@@ -94,24 +94,24 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
         raise UserError(f"{index}: cannot be read ({type(error).__name__}: {one_line(error, 200)}); {AGAIN}") from None
     check_count(index, len(shapes), "tensors", MAX_TENSORS)
     if "_CHECKPOINTABLE_OBJECT_GRAPH" in shapes:
-        raise UserError(f"{index}: is an object checkpoint of TensorFlow 2; only TF1 checkpoints of variables are read")
+        raise UserError(f"{index}: is a TensorFlow 2 object checkpoint; only TF1 variable checkpoints are supported")
     places = {}
     claimed = 0
     left_out = [name for name in sorted(shapes) if _is_optimizers(name, shapes)]
     if left_out:
         logging.info(
-            "%s: %d variables of an optimizer are left out, such as %s", index, len(left_out), ", ".join(left_out[:3])
+            "%s: %d optimizer variables are ignored, such as %s", index, len(left_out), ", ".join(left_out[:3])
         )
     for name in sorted(shapes.keys() - set(left_out)):
         shape = shapes[name]
         dtype = NAMES.get(np.dtype(dtypes[name].as_numpy_dtype))
         try:
             if dtype is None:
-                raise ValueError(f"dtype {dtypes[name].name} is none of {', '.join(DTYPES)}")
+                raise ValueError(f"dtype {dtypes[name].name} is not one of {', '.join(DTYPES)}")
             check_shape(shape)
             claimed += math.prod(shape) * DTYPES[dtype].itemsize
             if claimed > held:
-                raise ValueError(f"shape {shape} ends at byte {claimed} or later of {held} in all .data files")
+                raise ValueError(f"shape {shape} ends at byte {claimed} or later, but all .data files have {held}")
         except ValueError as error:
             raise UserError(f"{index}: tensor {show(name)}: {error}; {AGAIN}") from None
         places[name] = Place(index, dtype, tuple(shape), 0)

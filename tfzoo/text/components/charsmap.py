@@ -34,7 +34,7 @@ def read(data: bytes) -> dict[str, str]:
     if not data:
         return {}
     if len(data) <= 4 or size % 4 or not size or size + 4 > len(data):
-        raise ValueError(f"its table has {size} bytes of {len(data)}")
+        raise ValueError(f"its table claims {size} of {len(data)} bytes")
     units, texts = np.frombuffer(data, "<u4", size // 4, 4).astype(np.int64), data[4 + size :]
 
     def offset(unit: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ def read(data: bytes) -> dict[str, str]:
     result: dict[str, str] = {}
     keys, places, depth = [b""], offset(units[:1]), 0
     if places[0] >= len(units):
-        raise ValueError("its table points outside itself")
+        raise ValueError("its table contains a position outside itself")
     while keys and depth < 64:
         children = places[:, None] ^ np.arange(1, 256)
         inside = children < len(units)
@@ -54,11 +54,11 @@ def read(data: bytes) -> dict[str, str]:
         places = place ^ offset(unit)
         ends = np.flatnonzero((unit >> 8) & 1)  # Keys.
         if (places[ends] >= len(units)).any():
-            raise ValueError("its table points outside itself")
+            raise ValueError("its table contains a position outside itself")
         for i, begin in zip(ends.tolist(), (units[places[ends]] & 0x7FFFFFFF).tolist()):
             end = texts.find(b"\0", begin)
             if end < 0:
-                raise ValueError("its texts do not end")
+                raise ValueError("one of its texts has no end")
             result[keys[i].decode()] = texts[begin:end].decode()
         depth += 1
     if keys:

@@ -48,7 +48,7 @@ def compile_decoder(record: Any, tokens: Sequence[str], where: str) -> Decoded:
         elif kind == "Strip" and fused:
             strips.append((step.get("content", " "), step.get("start", 0), step.get("stop", 0)))
         elif fused:
-            raise UserError(f"{where}: the decoder {show(kind)} behind Fuse has no exact form here")
+            raise UserError(f"{where}: the decoder {show(kind)} after Fuse is not supported")
         else:
             first, others = _apply(step, first, tokens, True, where), _apply(step, others, tokens, False, where)
     return Decoded(first, others, tuple(strips))
@@ -85,7 +85,7 @@ def _apply(step: dict[str, Any], parts: list[bytes], tokens: Sequence[str], firs
     if kind == "Strip":
         content, start, stop = step.get("content", " "), step.get("start", 0), step.get("stop", 0)
         return [_strip(part.decode(), content, start, stop).encode() for part in parts]
-    raise UserError(f"{where}: the decoder {show(kind)} has no exact form here")
+    raise UserError(f"{where}: the decoder {show(kind)} is not supported")
 
 
 def _strip(text: str, content: str, start: int, stop: int) -> str:

@@ -77,7 +77,7 @@ def _compile(record: dict[str, Any], where: str) -> Normalizer:
             raise UserError(f"{where}: precompiled_charsmap is damaged ({error}); get the file again") from None
     if kind == "Nmt":
         return functools.partial(Pieces.each_character, rewrite=_nmt)
-    raise UserError(f"{where}: the normalizer {show(kind)} has no exact form here")
+    raise UserError(f"{where}: the normalizer {show(kind)} is not supported")
 
 
 def lowercase(texts: tf.Tensor) -> tf.Tensor:

@@ -57,7 +57,7 @@ def compile_one(record: dict[str, Any], where: str) -> Split:
         return _split(record, where)
     if kind == "Metaspace":
         return _metaspace(record, where)
-    raise UserError(f"{where}: the pre_tokenizer {show(kind)} has no exact form here")
+    raise UserError(f"{where}: the pre_tokenizer {show(kind)} is not supported")
 
 
 def split(pieces: Pieces, pattern: str, behavior: str) -> Pieces:
@@ -79,14 +79,16 @@ def _split(record: dict[str, Any], where: str) -> Split:
     expression = given.get("Regex") if isinstance(given, dict) else None
     if isinstance(expression, str) and expression.endswith(patterns.LOOKAHEAD):
         if behavior not in ("Isolated", "Removed") or (behavior == "Removed") != bool(record.get("invert")):
-            raise UserError(f"{where}: {behavior}, invert {record.get('invert')} has no exact form for {expression!r}")
+            raise UserError(
+                f"{where}: behavior {behavior} with invert {record.get('invert')} is not supported for {expression!r}"
+            )
         return _words(expression, where, drop_rest=behavior == "Removed")
     pattern = patterns.of(given, where)
     if not record.get("invert") or behavior == "Isolated":
         return functools.partial(split, pattern=pattern, behavior=behavior)
     if behavior == "Removed":  # What matches stays.
         return lambda pieces: _matches(pieces, pattern)
-    raise UserError(f"{where}: the behavior {behavior} with invert has no exact form here")
+    raise UserError(f"{where}: the behavior {behavior} with invert is not supported")
 
 
 def _words(expression: str, where: str, drop_rest: bool) -> Split:
@@ -119,7 +121,9 @@ def _metaspace(record: dict[str, Any], where: str) -> Split:
     mark = record.get("replacement", "\u2581")
     scheme = record.get("prepend_scheme") or ("always" if record.get("add_prefix_space", True) else "never")
     if scheme not in ("always", "first", "never") or not isinstance(mark, str) or len(mark) != 1:
-        raise UserError(f"{where}: Metaspace has {show(scheme)} and {show(mark)}; correct it")
+        raise UserError(
+            f"{where}: Metaspace has prepend_scheme {show(scheme)} and replacement {show(mark)}; correct it"
+        )
     starts = f"(?s){literal(mark)}.*"
 
     def apply(pieces: Pieces) -> Pieces:

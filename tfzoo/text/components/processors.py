@@ -23,7 +23,7 @@ def compile_processor(record: Any, ids: Mapping[str, int], where: str) -> Frames
         made = [compile_processor(part, ids, where) for part in record.get("processors", [])]
         framed = [frames for frames in made if frames != BARE]
         if len(framed) > 1:
-            raise UserError(f"{where}: {len(framed)} processors put special tokens around a text; only one may")
+            raise UserError(f"{where}: {len(framed)} processors add special tokens around a text; only one may")
         return framed[0] if framed else BARE
     if kind == "ByteLevel":
         return BARE
@@ -38,7 +38,7 @@ def compile_processor(record: Any, ids: Mapping[str, int], where: str) -> Frames
         known = record.get("special_tokens") or {}
         single, pair = (_template(record.get(name), known, ids, where) for name in ("single", "pair"))
         return single, pair
-    raise UserError(f"{where}: the post_processor {show(kind)} is not one that tfzoo reads")
+    raise UserError(f"{where}: the post_processor {show(kind)} is not supported")
 
 
 def _id(record: dict[str, Any], name: str, ids: Mapping[str, int], where: str) -> int:

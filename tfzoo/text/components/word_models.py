@@ -91,7 +91,7 @@ def compile_model(record: dict[str, Any], apart: Iterable[int], where: str) -> W
     kind = record.get("type") or ("Unigram" if "unk_id" in record else "BPE" if "merges" in record else None)
     makers = {"Unigram": _unigram, "BPE": _bpe, "WordLevel": _word_level}
     if kind not in makers:
-        raise UserError(f"{where}: the model {show(kind)} has no exact form here")
+        raise UserError(f"{where}: the model {show(kind)} is not supported")
     return makers[kind](record, {*apart}, where)
 
 
@@ -105,16 +105,18 @@ def vocabulary(record: dict[str, Any], where: str) -> dict[str, int]:
     if isinstance(vocab, list) and all(isinstance(item, list) and len(item) == 2 for item in vocab):
         vocab = {item[0]: i for i, item in enumerate(vocab)}
         if len(vocab) < len(record["vocab"]):
-            raise UserError(f"{where}.vocab: has a token twice; get the file again")
+            raise UserError(f"{where}.vocab: contains a token twice; get the file again")
     if not isinstance(vocab, dict) or not vocab:
-        raise UserError(f"{where}.vocab: holds no vocabulary; get the file again")
+        raise UserError(f"{where}.vocab: is not a vocabulary; get the file again")
     values = {*vocab.values()}
     if len(values) == len(vocab) and {*map(type, values)} == {int} and min(values) >= 0:
         return vocab
     ids: dict[int, str] = {}
     for token, i in vocab.items():
         if not isinstance(token, str) or type(i) is not int or i < 0:
-            raise UserError(f"{where}.vocab: token {show(token)} has id {show(i)}, which is not a number from 0")
+            raise UserError(
+                f"{where}.vocab: token {show(token)} has id {show(i)}, which is not an integer of at least 0"
+            )
         if i in ids:
             raise UserError(f"{where}.vocab: {show(token)} and {show(ids[i])} both have id {i}; get the file again")
         ids[i] = token
@@ -124,9 +126,9 @@ def vocabulary(record: dict[str, Any], where: str) -> dict[str, int]:
 def _unigram(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
     ids, unknown = vocabulary(record, where), record.get("unk_id")
     if not isinstance(record["vocab"], list):
-        raise UserError(f"{where}.vocab: holds no scores; get the file again")
+        raise UserError(f"{where}.vocab: contains no scores; get the file again")
     if type(unknown) is not int or not 0 <= unknown < len(ids):
-        raise UserError(f"{where}.unk_id: is {show(unknown)}; a model without a token for the unknown is not read")
+        raise UserError(f"{where}.unk_id: is {show(unknown)}; a model without an unknown token is not supported")
     scores = [item[1] for item in record["vocab"]]
     if not all(isinstance(score, int | float) for score in scores):
         raise UserError(f"{where}.vocab: a score is not a number; get the file again")
@@ -159,12 +161,12 @@ def _summable(tokens: list[str], scores: list[float], kinds: list[int]) -> tuple
 def _bpe(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if record.get(name):
-            raise UserError(f"{where}.{name}: is {show(record[name])}, which has no exact form here")
+            raise UserError(f"{where}.{name}: is {show(record[name])}, which is not supported")
     ids, merges = vocabulary(record, where), pairs(record, where)
     bytes_ = _byte_ids(record, ids, where)
     unknown = ids.get(record.get("unk_token") or "")
     if unknown is not None and not record.get("fuse_unk") and not bytes_:
-        raise UserError(f"{where}.fuse_unk: is false, and only true has an exact form here")
+        raise UserError(f"{where}.fuse_unk: is false; only true is supported")
     size = max(ids.values()) + 1
     made = made_by_merges([*ids], ids, merges)
     tokens, scores, kinds = [""] * (size + 1), [0.0] * (size + 1), [CONTROL] * size + [UNKNOWN]
@@ -207,7 +209,7 @@ def _byte_ids(record: dict[str, Any], ids: Mapping[str, int], where: str) -> set
         return set()
     missing = [byte for byte in _BYTES if byte not in ids]
     if missing:
-        raise UserError(f"{where}.byte_fallback: is true, and {len(missing)} bytes have no token, such as {missing[0]}")
+        raise UserError(f"{where}.byte_fallback: is true, but {len(missing)} bytes have no token, such as {missing[0]}")
     return {ids[byte] for byte in _BYTES}
 
 
