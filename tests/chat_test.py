@@ -1,6 +1,6 @@
-"""Chat templates: what they see is what was written, and what they make of it knows who wrote it.
+"""Chat templates: they receive messages unchanged, and their output records who wrote each character.
 
-What transformers makes of conversations is compared in generate_test.py, with tokenizers.
+generate_test.py compares conversations with transformers' results, with real tokenizers.
 """
 
 import html
@@ -55,7 +55,7 @@ def template(source, tokenizer=None):
 
 
 def render(source, said=WICKED, tokenizer=None, **how):
-    """What a template makes of one message, with special tokens in braces."""
+    """Returns a template's output for one message, with special tokens in braces."""
     messages = [dict(role="user", content=said)] if isinstance(said, str) else said
     ids = template(source, tokenizer).ids(messages, **how)
     return "".join(f"{{{SPECIAL[i]}}}" if i < len(SPECIAL) else Characters.vocab[i] for i in ids)
@@ -63,7 +63,7 @@ def render(source, said=WICKED, tokenizer=None, **how):
 
 class ProvenanceTest(unittest.TestCase):
     def texts(self):
-        """Texts of the template's and a user's letters, which are small."""
+        """Returns random texts of the template's letters and of a user's letters, which are lower-case."""
         rng = random.Random(7)
         for _ in range(200):
             text = "".join(rng.choices("aA bB\n.", k=rng.randint(0, 9)))

@@ -1,4 +1,4 @@
-"""Every kind of source, through the command line's main, against the golden files and KerasHub's own answers."""
+"""Every kind of source, converted through the command's main and compared with golden files and KerasHub's outputs."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(97 + i) for i in ra
 
 
 def outputs(folder, case):
-    """What the model in `folder` answers to a case's inputs, and what it should, by name."""
+    """Returns the outputs of the model in `folder` for a case's inputs, and the expected outputs, by name."""
     golden = dict(np.load(case / "golden.npz"))
     inputs = {name.removeprefix("input."): value for name, value in golden.items() if name.startswith("input.")}
     model, _ = huggingface.load(folder, tokenizer=False)
@@ -49,7 +49,7 @@ class ConvertCase(tf.test.TestCase):
         self.to = self.folder / "to"
 
     def convert(self, source, *flags, code=0, to=None):
-        """The lines printed, on stdout or, where it fails, on stderr."""
+        """Returns the lines printed to stdout or, if the command fails, to stderr."""
         found, out, err = helpers.run(convert, f"--from={source}", f"--to={to or self.to}", *flags)
         self.assertEqual(found, code, err)
         return (err if code else out).splitlines()
@@ -210,7 +210,7 @@ class RunTest(ConvertCase):
 
 
 def tf1_name(name):
-    """google-research's name of one of Hugging Face's tensors, by how the latter were made from the former."""
+    """Returns google-research's name of a Hugging Face tensor; Hugging Face's names were derived from these."""
     name = re.sub(r"_embeddings\.weight$", "_embeddings", name)
     name = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name)
     name = re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name)
@@ -350,7 +350,7 @@ class TF1Test(ConvertCase):
             self.assertEqual(record[name], theirs[name], name)
 
     def trained(self, name, minimize):
-        """A checkpoint of BERT's weights and of what TensorFlow's own optimizers, applied to them, keep beside them."""
+        """Returns a checkpoint of BERT's weights and of the variables that TensorFlow's optimizers add to them."""
         folder = self.write(name, {"x": np.ones(1)}, self.bert_config())
         tf1 = tf.compat.v1
         with tf.Graph().as_default(), tf1.Session() as session:
@@ -364,7 +364,7 @@ class TF1Test(ConvertCase):
         return folder, len(saved) - len(weights)
 
     def loaded_without(self, folder, count):
-        """Checks that a checkpoint is BERT's and that so many of its variables are left out, and counted."""
+        """Checks that a checkpoint is read as BERT and that `count` of its variables are ignored and reported."""
         to = self.folder / f"to_{folder.name}"
         with mock.patch.object(tf1_files.logging, "info") as info:
             self.convert(folder, to=to)
@@ -523,7 +523,7 @@ class KerasHubTest(ConvertCase):
                 self.assertGreater(count, 0)
 
     def test_tasks(self):
-        """With the head of its task a preset gives what KerasHub's task gives."""
+        """A preset with the head of its task has the outputs of KerasHub's task."""
         architectures = {
             "bert_classifier": ("BertForSequenceClassification", {"classifier_dropout": 0.3}),
             "roberta_classifier": ("RobertaForSequenceClassification", {"classifier_dropout": 0.0}),
@@ -564,7 +564,7 @@ class KerasHubTest(ConvertCase):
         self.assertIn("--task=False: does not apply to a Hugging Face folder", line)
 
     def task(self, case, **values):
-        """A preset whose task.json has other values, those of its config in `config`."""
+        """Returns a preset whose task.json has other values; `config` changes its config."""
         folder = self.preset(case)
         record = json.loads((folder / "task.json").read_text())
         record["config"] |= values.pop("config", {})
@@ -604,7 +604,7 @@ class KerasHubTest(ConvertCase):
             self.assertEqual((self.folder / f"to_{case}" / name).read_bytes(), b"spm")
 
     def test_byte_level_tokenizers(self):
-        """They give KerasHub's ids, and config.json has the ids of their special tokens."""
+        """The tokenizers give KerasHub's ids, and config.json has the ids of their special tokens."""
         cases = {
             "gpt2": ("GPT2Tokenizer", dict(bos_token_id=27, eos_token_id=27)),
             "roberta": ("RobertaTokenizer", dict(bos_token_id=0, pad_token_id=1, eos_token_id=2)),

@@ -98,7 +98,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 @dataclasses.dataclass
 class Found:
-    """A model that was read, and what goes beside it."""
+    """A model that was read, and the files that belong to it."""
 
     kind: str
     folder: pathlib.Path
@@ -110,7 +110,7 @@ class Found:
     files_left: Sequence[str] = ()
 
     def save(self, folder: pathlib.Path) -> None:
-        """Writes what goes beside the weights; huggingface.save asks it of a tokenizer."""
+        """Writes the files next to the weights; huggingface.save calls it in place of a tokenizer's."""
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
         for name, path in self.carried.items():
@@ -277,7 +277,7 @@ def _keras(folder: pathlib.Path, task: bool) -> Found:
 
 
 def _check_ids(assets: pathlib.Path, config, tokenizer, ids: Mapping[str, Any]) -> None:
-    """Raises UserError where a preset's vocabulary and its weights cannot be of one model."""
+    """Raises UserError if a preset's vocabulary and its weights cannot belong to the same model."""
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{assets}: its vocabulary has {tokenizer.vocab_size} tokens, but the model's vocabulary_size is "
@@ -292,7 +292,7 @@ def _check_ids(assets: pathlib.Path, config, tokenizer, ids: Mapping[str, Any]) 
 
 
 def _foreign(source, tokenizer, carried: Mapping[str, pathlib.Path], beside: Collection[str]) -> Found:
-    """What another library's files hold; `beside` are names of what was read besides the source's own."""
+    """Returns the model in another library's files; `beside` has the names of further files that were read."""
     from tfzoo.weights import foreign
 
     model, not_used = foreign.load(source)
@@ -313,7 +313,7 @@ def _left(folder: pathlib.Path, used: Collection[str]) -> list[str]:
 
 
 def _dtype(file) -> str:
-    """The type of all weights of a file, or float32 where they differ or are of another."""
+    """Returns the type of all weights of a file, or float32 if they differ or have another type."""
     names = {"F16": "float16", "BF16": "bfloat16"}
     kinds = {file.dtype(name) for name in file.names} & {"F16", "BF16", "F32", "F64"}
     return names.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"

@@ -1,4 +1,4 @@
-"""Byte-level BPE against the `tokenizers` library: varied lines, every character, merges that no training makes."""
+"""Byte-level BPE compared with the `tokenizers` library: varied lines, every character, and untrained merges."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def reference(tokenizer: ByteLevelBPE, ignore_merges: bool = False, prefix: bool = False, nfc: bool = False):
-    """The library's tokenizer with the same vocabulary, which knows no special tokens."""
+    """Returns the library's tokenizer with the same vocabulary and without special tokens."""
     ids = {token: i for i, token in enumerate(tokenizer.vocab)}
     oracle = tokenizers.Tokenizer(models.BPE(ids, tokenizer.merges, ignore_merges=ignore_merges))
     if tokenizer.pattern == "gpt2":
@@ -38,7 +38,7 @@ def reference(tokenizer: ByteLevelBPE, ignore_merges: bool = False, prefix: bool
 
 
 def wrong(tokenizer: ByteLevelBPE, oracle: tokenizers.Tokenizer, texts: list[str]) -> list[str]:
-    """The texts, readable, whose ids differ."""
+    """Returns the texts whose ids differ, in readable form."""
     got = tokenizer.tokenize(texts).to_list()
     encodings = oracle.encode_batch(texts, add_special_tokens=False)
     return [ascii(t) for t, ids, encoding in zip(texts, got, encodings, strict=True) if ids != encoding.ids]

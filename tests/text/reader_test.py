@@ -1,4 +1,4 @@
-"""How texts are framed, cut, paired and padded where a model reads them."""
+"""How a model's texts are framed, truncated, paired and padded."""
 
 from unittest import mock
 
@@ -45,8 +45,11 @@ class ReaderTest(tf.test.TestCase):
             framing.frame(layout("gpt2"), BPE, pair=True)
 
     def test_what_is_left_out(self):
-        """A beginning that the tokenizer's folder does not ask for, or that it has no token for; tokens of the layout
-        that it lacks, in whose place its end of text stands, if it has one."""
+        """Tests omitted tokens.
+
+        These are a bos token that the tokenizer's folder does not request or that does not exist, and tokens of the
+        layout that the tokenizer lacks; its end-of-text token, if any, replaces the latter.
+        """
 
         def tokenizer(*special, **options):
             made = ByteLevelBPE([*special, *BPE.vocab[5:]], [], special_tokens=special)

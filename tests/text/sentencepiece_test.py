@@ -1,4 +1,4 @@
-"""SentencePiece against the `sentencepiece` library, on varied lines, for real models and tiny ones."""
+"""SentencePiece compared with the `sentencepiece` library, on varied lines, for real models and tiny ones."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ from tfzoo.text.sentencepiece import KINDS, SentencePiece, _model_proto
 
 
 def clean(text: str, lowercase: bool, keep_accents: bool) -> str:
-    """What the released code of XLNet and ALBERT does to a text."""
+    """Returns a text after the preprocessing of XLNet's and ALBERT's released code."""
     text = " ".join(text.split()).replace("``", '"').replace("''", '"')
     if not keep_accents:
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
@@ -29,7 +29,7 @@ def clean(text: str, lowercase: bool, keep_accents: bool) -> str:
 
 
 def clean_ids(oracle: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
-    """Ids of a cleaned text, by the same code's rule for pieces such as 9 and a comma."""
+    """Returns the ids of a cleaned text, with the same code's rule for pieces such as "9,"."""
     ids: list[int] = []
     for piece in oracle.encode(text, out_type=str):
         if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit():

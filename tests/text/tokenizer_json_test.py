@@ -1,4 +1,4 @@
-"""Tokenizers of tokenizer.json, made here by the `tokenizers` library, whose ids, offsets and texts they must give."""
+"""Tokenizers of tokenizer.json files made by the `tokenizers` library, whose ids, offsets and texts must be equal."""
 
 import json
 import pathlib
@@ -394,7 +394,7 @@ class FramesTest(Case):
                 self.assertEqual([frame.parts for frame in found], [single, pair])
 
     def test_what_the_class_puts_there_is_left_to_the_family(self):
-        """As transformers 5 has it: BERT's, RoBERTa's and T5's classes do not look for a post_processor."""
+        """As in transformers 5, BERT's, RoBERTa's and T5's classes ignore the post_processor."""
         folder = self.saved(kinds()["digits"], tokenizer_class="RobertaTokenizer", add_bos_token=True)
         self.assertIsNone(text.load(folder).frames)
         folder = self.saved(kinds()["digits"], tokenizer_class="GPT2Tokenizer")

@@ -1,4 +1,4 @@
-"""WordPiece against the `tokenizers` library, on varied lines and character by character."""
+"""WordPiece compared with the `tokenizers` library, on varied lines and for every character."""
 
 import json
 import os

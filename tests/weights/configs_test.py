@@ -1,4 +1,4 @@
-"""config.json: what a missing field means, both spellings, and what is refused by name."""
+"""config.json: the meaning of missing fields, both spellings of fields, and what is rejected by name."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ GOLDEN = json.loads((ASSETS / "golden_configs" / "golden.json").read_text())
 
 
 def record_of(case: str, **fields):
-    """A golden folder's config.json with other fields; None leaves one out."""
+    """Returns a golden folder's config.json with changed fields; None removes a field."""
     record = json.loads((ASSETS / "golden" / case / "config.json").read_text()) | fields
     return {name: value for name, value in record.items() if fields.get(name, ...) is not None}
 
@@ -24,7 +24,7 @@ def decode(record):
 
 
 def outcome(record):
-    """The fields, or "refused"."""
+    """Returns the fields, or "refused"."""
     try:
         return decode(record).resolved()
     except UserError:
@@ -33,7 +33,7 @@ def outcome(record):
 
 class MissingTest(tf.test.TestCase):
     def test_a_missing_field_is_what_it_is_to_the_reference(self):
-        """Every field of every model_type, left out in turn."""
+        """Removes every field of every model_type in turn."""
         self.assertEqual({*GOLDEN}, {kind for kind in models.model_types() if config_fields._known(kind)["defaults"]})
         told = 0
         for kind, case in GOLDEN.items():

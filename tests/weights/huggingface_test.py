@@ -1,4 +1,4 @@
-"""Hugging Face folders: what is read, what is written, and what is refused, in one line and before memory is taken."""
+"""Hugging Face folders: reading, writing, and one-line errors before memory is allocated."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ class FolderCase(tf.test.TestCase):
         self.folder = helpers.temporary_folder(self)
 
     def copy(self, case="bert", config=None, change=None, drop=()):
-        """A golden folder with other fields in its config, and with its tensors changed."""
+        """Returns a golden folder with changed fields in its config and changed tensors."""
         folder = self.folder / f"{case}_{len(list(self.folder.iterdir()))}"
         shutil.copytree(GOLDEN / case, folder)
         record = json.loads((folder / "config.json").read_text()) | (config or {})
@@ -75,7 +75,7 @@ class LoadTest(FolderCase):
         self.assertGreater(np.std(model.heads["classify"].dense.kernel), 0)
 
     def test_a_file_may_have_more_heads_than_its_architecture(self):
-        """The best-known ones do: bert-base-uncased says BertForMaskedLM, and has the other head and the pooler."""
+        """bert-base-uncased declares BertForMaskedLM, and contains the other head and the pooler."""
         folder = self.copy(config={"architectures": ["BertForMaskedLM"]})
         with self.assertLogs("absl", "INFO") as logs:
             model, _ = huggingface.load(folder)

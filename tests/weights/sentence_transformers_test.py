@@ -1,4 +1,4 @@
-"""Sentence-transformers folders: the library's vectors, whatever is padded; what is written; what is refused."""
+"""Sentence-transformers folders: vectors equal the library's for any padding; writing; errors."""
 
 import json
 import pathlib
@@ -28,7 +28,7 @@ def vectors(model, tokenizer, golden, prompt, **options):
 
 
 def loaded(folder, golden):
-    """(model, texts, tokenizer)"""
+    """Returns (model, texts, tokenizer)."""
     model, tokenizer = tfzoo.load(folder)
     return model, golden["texts"].tolist(), tokenizer
 
@@ -39,7 +39,7 @@ class FolderCase(tf.test.TestCase):
         self.folder = helpers.temporary_folder(self)
 
     def copy(self, case, changes=None, drop=()):
-        """A golden folder with other fields in its files: {file: the fields that are set, or the whole content}."""
+        """Returns a golden folder with changes in its files: {file: changed fields, or the whole content}."""
         folder = self.folder / f"{case}_{len(list(self.folder.iterdir()))}"
         shutil.copytree(GOLDEN / case, folder)
         for name in drop:

@@ -1,5 +1,7 @@
-"""Files of weights: round trips with the safetensors library, and every bad file refused by name. TensorFlow
-is imported by one test class only."""
+"""Weight files: round trips with the safetensors library, and errors that name every bad file.
+
+Only one test class imports TensorFlow.
+"""
 
 import gzip
 import json
@@ -46,7 +48,7 @@ def sources(arrays):
 
 
 def pack(header, payload: bytes = b"") -> bytes:
-    """A file with this header: an object, or the header's very bytes."""
+    """Returns a file with this header, which is an object or the header's bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + payload
 
@@ -71,7 +73,7 @@ class Folders(unittest.TestCase):
             self.assertEqual(left[name].tobytes(), right[name].tobytes(), name)
 
     def refused(self, message: str, function, *arguments):
-        """One line that names a file in the folder and matches `message`."""
+        """Checks for a one-line error that names a file in the folder and matches `message`."""
         with self.assertRaisesRegex(UserError, message) as caught:
             function(*arguments)
         text = str(caught.exception)

@@ -1,4 +1,4 @@
-"""tokenizer(texts, ...): texts to a batch of a model's inputs, eagerly."""
+"""tokenizer(texts, ...): converts texts to a batch of model inputs, eagerly."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,20 +20,26 @@ def inputs(
     special_tokens: bool = True,
     segment_ids: bool | None = None,
 ) -> dict[str, np.ndarray]:
-    """A batch of a model's inputs: token_ids int32 [B, L], padding_mask bool [B, L] and segment_ids int32 [B, L].
+    """Returns a batch of model inputs.
 
     Args:
-      texts: one, or a list of them. Special tokens that are written in them are plain text.
-      pairs: as many, each of which follows the text of its place.
-      padding: True or "longest" makes all rows as long as the longest, "max_length" as long as that; False needs
-        rows of one length. The tokenizer's files say on which side, else it is the right.
-      truncation: True or "longest_first" takes tokens from the longer text, "only_first" or "only_second" from one.
-      max_length: tokens of a row, special ones included; None is what the tokenizer's files say.
-      special_tokens: whether those stand around a text that its files ask for.
-      segment_ids: whether these are given; None gives them where they are not all 0.
+      tokenizer: a tokenizer of tfzoo.text.
+      texts: one text, or a list of texts. Special tokens written in them are plain text.
+      pairs: as many texts; each one follows the text at the same position.
+      padding: True or "longest" pads all rows to the longest, "max_length" to max_length; False requires rows of equal
+        length. The tokenizer's files specify the side; the default is the right.
+      truncation: True or "longest_first" removes tokens from the longer text, "only_first" or "only_second" from that
+        text only.
+      max_length: maximum number of tokens in a row, including special tokens; None uses the value in the tokenizer's
+        files.
+      special_tokens: whether to add the special tokens that the tokenizer's files specify.
+      segment_ids: whether to return segment_ids; None returns them unless they are all 0.
+
+    Returns:
+      A dict with token_ids int32 [B, L], padding_mask bool [B, L] and segment_ids int32 [B, L].
 
     Raises:
-      UserError: an option has no such value, or the files do not say what is needed.
+      UserError: an option has an invalid value, or the tokenizer's files do not specify what is needed.
     """
     texts, pairs = _list(texts, "texts"), None if pairs is None else _list(pairs, "pairs")
     if pairs is not None and len(pairs) != len(texts):
@@ -77,7 +83,7 @@ def _check(value: bool | str, choices: Sequence[str], name: str) -> None:
 
 
 def _truncate(parts: dict[str, list[int]], frame: Frame, limit: int, how: bool | str, side: str) -> None:
-    """Cuts the longer text to what the other leaves, then both to half of the room; or one of them."""
+    """Truncates the longer text to the room that the other leaves, then both to half of the room; or one given text."""
     room, kept = frame.room(limit), {name: len(ids) for name, ids in parts.items()}
     excess = sum(kept.values()) - room
     if excess <= 0:
@@ -96,7 +102,7 @@ def _truncate(parts: dict[str, list[int]], frame: Frame, limit: int, how: bool |
 
 
 def _framed(parts: dict[str, list[int]], frame: Frame) -> tuple[list[int], list[int]]:
-    """A row's ids and segments."""
+    """Returns the ids and segments of a row."""
     ids, segments = [], []
     for part, segment in zip(frame.parts, frame.segments):
         found = parts[part] if isinstance(part, str) else [part]

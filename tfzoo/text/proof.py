@@ -1,9 +1,9 @@
-"""Reading is proven: a tokenizer compiled from files is compared with the library that they were written for.
+"""Verification that a tokenizer compiled from files gives the results of the library that the files were written for.
 
-Of a tokenizer.json that is the `tokenizers` library, of a SentencePiece model `sentencepiece`.
-Ids, offsets and the text that comes back must be equal for lines of many scripts, and for every added token inside and
-beside words; once with special tokens recognised in a text and once as plain text. What was proven is remembered under
-a hash of the files, of this code and of the libraries' versions.
+For a tokenizer.json that library is `tokenizers`, for a SentencePiece model `sentencepiece`. Ids, offsets and decoded
+texts must be equal for lines in many scripts, and for every added token inside and next to words, both with special
+tokens recognised in a text and with special tokens as plain text. A success is cached under a hash of the files, of
+this code and of the libraries' versions.
 """
 
 import dataclasses
@@ -52,16 +52,16 @@ _MOST_ADDED = 1200  # Of a vocabulary with more added tokens, as many, evenly ch
 
 
 def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path, names: Sequence[str]) -> None:
-    """Compares a tokenizer with the library's of `record`, a tokenizer.json's content, unless that was done before.
+    """Compares a tokenizer with the library's tokenizer for `record`, unless that was done before.
 
     Args:
-      tokenizer: compiled from the folder's files.
-      record: what tokenizer.json holds, with what the files beside it change.
-      folder: what errors name.
+      tokenizer: the tokenizer compiled from the folder's files.
+      record: the content of tokenizer.json, with the changes that the files next to it make.
+      folder: the folder named in errors.
       names: the folder's files that the tokenizer depends on.
 
     Raises:
-      UserError: a line differs. It shows the line, and both results.
+      UserError: a line differs; the message shows the line and both results.
     """
     key = _key(folder, names)
     if cache.read(key) is not None:
@@ -83,8 +83,9 @@ def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path, na
 
 
 def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: Sequence[str]) -> None:
-    """Compares TensorFlow's operation with the `sentencepiece` library, unless that was done before; what the families
-    do around it, tests do.
+    """Compares TensorFlow's operation with the `sentencepiece` library, unless that was done before.
+
+    The processing that model families add around the operation is verified by tests.
 
     Raises:
       UserError: a line differs.
@@ -103,7 +104,7 @@ def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: S
 
 
 def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, names: Sequence[str]) -> None:
-    """Says, where a SentencePiece model beside a tokenizer.json gives other ids, that the latter counts."""
+    """Logs that tokenizer.json takes precedence if a SentencePiece model next to it gives different ids."""
     key = _key(folder, ("beside", *names))
     said = cache.read(key)
     if said is None:
@@ -122,8 +123,10 @@ def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, names: Sequenc
 
 
 def _without_special(bare: dict[str, Any], tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
-    """The library's tokenizer as it reads plain text, where it takes special tokens of a unigram model for words: no
-    text that a user writes becomes one of them here. None where it does not."""
+    """Returns the library's tokenizer for plain text if it would match special tokens of a unigram model as words.
+
+    In tfzoo no text that a user writes becomes a special token. Returns None for other models.
+    """
     model, special = bare["model"], {*tokenizer.special_ids, bare["model"].get("unk_id")}
     if not isinstance(model.get("vocab"), list):
         return None
@@ -166,7 +169,7 @@ def _compare(tokenizer: Tokenizer, library: tokenizers.Tokenizer, plain_library,
 def _difference(
     folder: pathlib.Path, what: str, ours: Sequence, theirs: Sequence, library: str = "tokenizers"
 ) -> UserError:
-    """The error, which shows a few of each from just before the first that differs."""
+    """Returns the error, which shows a few items of both results from just before the first difference."""
     first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
     begin, end = max(first - 2, 0), first + 6
     return UserError(
@@ -193,7 +196,7 @@ def _key(folder: pathlib.Path, names: Sequence[str]) -> str:
 
 @functools.cache
 def _code() -> str:
-    """What a proof depends on besides the files: this package's code, and the libraries' versions."""
+    """Returns a hash of this package's code and of the libraries' versions, on which a proof depends too."""
     digest = hashlib.sha256()
     for path in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

@@ -1,5 +1,7 @@
-"""Which tokens a folder's files add to a vocabulary, and which have roles: tokenizer.json, tokenizer_config.json,
-special_tokens_map.json and added_tokens.json."""
+"""The added tokens and the roles of tokens that a folder's files declare.
+
+The files are tokenizer.json, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+"""
 
 import dataclasses
 import pathlib
@@ -19,7 +21,7 @@ MAP_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
 def added_tokens(
     folder: pathlib.Path, record: Mapping[str, Any], config: Mapping[str, Any], ids: dict[str, int]
 ) -> list[AddedToken]:
-    """The added tokens of every file, whose ids go into `ids`."""
+    """Returns the added tokens of all files, and adds their ids to `ids`."""
     path, found = folder / TOKENIZER_FILE, dict[str, AddedToken]()
     for token in record.get("added_tokens") or []:
         _add(found, ids, token, token.get("id"), path)
@@ -55,7 +57,7 @@ def _add(found: dict[str, AddedToken], ids: dict[str, int], token: Any, i: Any, 
 
 
 def _name(found: dict[str, AddedToken], ids: dict[str, int], token: Any) -> None:
-    """A special token that is named: one that is nowhere yet comes after the last."""
+    """Adds a special token that is given by name; a new one gets the next id after the last."""
     content = settings.token_text(token)
     if content not in found:
         options = token if isinstance(token, dict) else {}
@@ -65,7 +67,10 @@ def _name(found: dict[str, AddedToken], ids: dict[str, int], token: Any) -> None
 
 
 def roles_of(folder: pathlib.Path, config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, str]:
-    """Role -> token; special_tokens_map.json counts where tokenizer_config.json says nothing, as in older folders."""
+    """Returns role -> token.
+
+    special_tokens_map.json is used where tokenizer_config.json specifies nothing, as in older folders.
+    """
     path, older = folder / MAP_FILE, {}
     if path.exists():
         older = json_files.read(path)

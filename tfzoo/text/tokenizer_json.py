@@ -1,7 +1,7 @@
-"""Reads tokenizer.json, and what stands beside it, as Hugging Face's libraries do.
+"""Reads tokenizer.json and the files next to it as Hugging Face's libraries do.
 
-tokenizer.json says how a text becomes ids. tokenizer_config.json, special_tokens_map.json and added_tokens.json say
-which tokens have roles, add tokens, and have the last word on a few options.
+tokenizer.json defines how a text becomes ids. tokenizer_config.json, special_tokens_map.json and added_tokens.json
+assign roles to tokens, add tokens, and take precedence for a few options.
 """
 
 import dataclasses
@@ -29,11 +29,12 @@ _COMPONENTS |= {"added_tokens": Field(list, items=Field(dict))}
 
 
 def load(folder: pathlib.Path, kind: str = "tokenizer_json") -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer of a folder, and the content of its tokenizer.json, with what the files beside it change: of one
-    with older files, what it would hold.
+    """Returns a folder's tokenizer and its tokenizer.json's content, with the changes of the files next to it.
+
+    For a folder with older files, the content is that of the equivalent tokenizer.json.
 
     Raises:
-      UserError: a file is damaged, or asks for what has no exact form here.
+      UserError: a file is damaged, or requires something that is not supported.
     """
     path = folder / {"wordpiece": "vocab.txt", "byte_level": "vocab.json"}.get(kind, TOKENIZER_FILE)
     if kind == "tokenizer_json":
@@ -126,7 +127,7 @@ def _pipeline(record, vocab, roles, added, path):
 
 
 def _known_pattern(part: dict[str, Any]) -> str | None:
-    """The name of the pattern by which a pre_tokenizer splits as ByteLevelBPE does faster by itself."""
+    """Returns the name of the split pattern of a pre_tokenizer that ByteLevelBPE implements faster itself, or None."""
     given = part.get("pattern")
     expression = given.get("Regex") if isinstance(given, dict) else None
     if part.get("type") != "Split" or part.get("behavior") != "Isolated":
@@ -135,7 +136,7 @@ def _known_pattern(part: dict[str, Any]) -> str | None:
 
 
 def _is_bert(record: dict[str, Any]) -> bool:
-    """Whether WordPiece does all of it: BERT's normaliser, which takes Chinese apart, and its words."""
+    """Returns whether WordPiece implements all of it: BERT's normaliser, with Chinese characters, and words."""
     model, normalizer = record["model"], record.get("normalizer") or {}
     return (
         model.get("type", "WordPiece") == "WordPiece"
@@ -153,7 +154,7 @@ def _is_byte_level(record: dict[str, Any]) -> bool:
 
 
 def _overridden(record: dict[str, Any], config: dict[str, Any], path) -> dict[str, Any]:
-    """The record, with what tokenizer_config.json has the last word on."""
+    """Returns the record with the options that tokenizer_config.json overrides."""
     record = dict(record)
     normalizer = record.get("normalizer")
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
@@ -174,7 +175,7 @@ def _overridden(record: dict[str, Any], config: dict[str, Any], path) -> dict[st
 
 
 def _puts_space_before(record: dict[str, Any]) -> bool | None:
-    """Whether a tokenizer that marks spaces puts one before a text; None of one that does not mark them."""
+    """Returns whether a tokenizer that marks spaces adds one before a text; None if it does not mark spaces."""
     parts = [part for part in pre_tokenizers.parts(record.get("pre_tokenizer")) if part.get("type") == "Metaspace"]
     if parts:
         return (parts[0].get("prepend_scheme") or parts[0].get("add_prefix_space", True)) not in ("never", False)
@@ -190,9 +191,12 @@ def _with_prefix(part: dict[str, Any], prefix: bool) -> dict[str, Any]:
 
 
 def _frames(folder, record, config, tokenizer, ids, path) -> processors.Frames | None:
-    """Which special tokens stand around a text: the file's post_processor, or, where tokenizer_config.json says so and
-    transformers' class listens, those that begin and end a text. None where it is left to the class, and so to the
-    family's page."""
+    """Returns the frames with the special tokens around one text and around two.
+
+    They come from the file's post_processor or, if tokenizer_config.json has add_bos_token or add_eos_token and
+    transformers' class respects them, from these. None leaves the frames to the tokenizer class, that is, to the model
+    family's page.
+    """
     own, written = settings.class_of(folder) in _OWN_FRAME, record.get("post_processor")
     flags = [config.get(name) for name in ("add_bos_token", "add_eos_token")]
     if own or flags == [None, None]:

@@ -1,5 +1,7 @@
-"""TF1 checkpoints of https://github.com/google-research/bert and https://github.com/google-research/electra; those of
-other projects are told by their names."""
+"""TF1 checkpoints of https://github.com/google-research/bert and https://github.com/google-research/electra.
+
+Checkpoints of other projects are recognised by their variables' names, for errors.
+"""
 
 import os
 import pathlib
@@ -94,9 +96,11 @@ _ELECTRA_HEADS = {
 
 
 def electra_table(part: str, own_embeddings: bool = False) -> dict[str, Any]:
-    """The names of one part of an ELECTRA checkpoint, and with None those of the other.
+    """Returns the table of one part of an ELECTRA checkpoint, with None for the names of the other part.
 
-    own_embeddings: the generator's embeddings are not the discriminator's.
+    Args:
+      part: "discriminator" or "generator".
+      own_embeddings: whether the generator's embeddings differ from the discriminator's.
     """
     tables = {
         "discriminator": _tf1_encoder("electra", "electra/embeddings") | _ELECTRA_HEADS["discriminator"],
@@ -107,18 +111,19 @@ def electra_table(part: str, own_embeddings: bool = False) -> dict[str, Any]:
 
 
 def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str = PARTS[0]) -> Source:
-    """A BERT or an ELECTRA as google-research's code saves it.
+    """Opens a BERT or ELECTRA checkpoint as saved by google-research's code.
 
-    BERT's sizes are in bert_config.json. ELECTRA's come without it and follow from the tensors, with heads of 64
-    (electra/util/training_utils.py); a bert_config.json beside them speaks for the discriminator.
+    BERT's sizes are in bert_config.json. ELECTRA's checkpoints have no such file, so the sizes are derived from the
+    tensors, with heads of size 64 (electra/util/training_utils.py); a bert_config.json next to them applies to the
+    discriminator.
 
     Args:
-      folder: with one checkpoint; the slots of its optimizer, whichever that was, are left out.
-      checkpoint: its prefix, such as bert_model.ckpt, where the folder has several.
-      part: of an ELECTRA, discriminator or generator.
+      folder: a folder with one checkpoint. The slots of its optimizer, of any kind, are ignored.
+      checkpoint: the prefix of a checkpoint, such as bert_model.ckpt, if the folder has several.
+      part: "discriminator" or "generator", for ELECTRA.
 
     Raises:
-      UserError: it cannot be read, or is neither of the two.
+      UserError: the checkpoint cannot be read, or is neither BERT nor ELECTRA.
     """
     folder = pathlib.Path(folder)
     path = folder / "bert_config.json"
@@ -184,7 +189,7 @@ def _refuse_other_projects(folder, names) -> None:
 
 
 def _electra_sizes(file, scope, embeddings) -> dict[str, int]:
-    """config.json's sizes, by the shapes."""
+    """Returns config.json's sizes, derived from the tensors' shapes."""
     layer = f"{scope}/encoder/layer_0"
 
     def shape(name):

@@ -1,4 +1,4 @@
-"""Keras 3's HDF5 files of weights, read: a KerasHub preset's, for one."""
+"""Reads Keras 3's HDF5 weight files, such as those of KerasHub presets."""
 
 import math
 import mmap
@@ -33,14 +33,14 @@ MAX_HDF5_OBJECTS = 10_000  # h5py takes about 0.1 ms for each.
 
 @explained
 def open_h5(path: str | os.PathLike) -> Tensors:
-    """Opens a Keras 3 file of weights, such as a KerasHub preset's; names are HDF5's ("layers/dense/vars/0").
+    """Opens a Keras 3 weight file, such as that of a KerasHub preset; names are HDF5's ("layers/dense/vars/0").
 
     Args:
-      path: model.weights.h5, or model.weights.json (the index of several), or a folder with one of them.
+      path: model.weights.h5, or model.weights.json (the index of several files), or a folder with one of them.
 
     Raises:
-      UserError: it cannot be read, or has what Keras does not write: links, virtual, external, compressed or
-        incomplete data. No tensor is read.
+      UserError: the file cannot be read, or contains something that Keras does not write: links, or virtual, external,
+        compressed or incomplete data. No tensor is read.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -107,7 +107,11 @@ def _hdf5_places(path: pathlib.Path, mapped: mmap.mmap) -> dict[str, Place]:
 
 
 def _hdf5_place(path: pathlib.Path, item: Any, file_size: int) -> Place:
-    """Where a dataset's bytes lie: Keras writes each in one piece, so that they can be mapped. ValueError if not."""
+    """Returns the place of a dataset's bytes, which Keras writes contiguously so that they can be mapped.
+
+    Raises:
+      ValueError: the dataset is not of this kind.
+    """
     import h5py
 
     if not isinstance(item, h5py.Dataset) or item.shape is None:

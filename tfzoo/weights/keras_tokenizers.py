@@ -1,7 +1,7 @@
-"""The byte-level tokenizers of KerasHub's presets, as Hugging Face has them.
+"""The byte-level tokenizers of KerasHub's presets, converted to Hugging Face's.
 
-A preset has vocabulary.json and merges.txt, without the line of a version that older readers of merges.txt skip, and
-the class of its tokenizer says the rest: how text is split, and which special token does what.
+A preset contains vocabulary.json and merges.txt, without the version line that older readers of merges.txt skip. The
+class of its tokenizer determines the rest: how a text is split, and the roles of the special tokens.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _END = "<|endoftext|>"
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A class of KerasHub's tokenizers: Hugging Face's class, what splits a text, and the tokens by their roles."""
+    """A tokenizer class of KerasHub: Hugging Face's class, the split pattern of texts, and the tokens by role."""
 
     name: str
     roles: Mapping[str, str]
@@ -55,7 +55,7 @@ _OPTIONAL = ("unk", "mask")  # Roles whose token a vocabulary may lack.
 
 
 class ByteLevelFiles:
-    """The files of one, to be written into a Hugging Face folder."""
+    """The files of such a tokenizer, to be written to a Hugging Face folder."""
 
     def __init__(self, kind: Kind, vocab: Mapping[str, int], merges: list[tuple[str, str]], add_prefix_space: bool):
         self._kind, self._ids, self._merges, self._add_prefix_space = kind, vocab, merges, add_prefix_space
@@ -63,10 +63,10 @@ class ByteLevelFiles:
 
     @classmethod
     def from_preset(cls, folder: pathlib.Path, backbone: str) -> "ByteLevelFiles":
-        """Reads assets/tokenizer/ and tokenizer.json of a preset with this class of backbones.
+        """Reads assets/tokenizer/ and tokenizer.json of a preset with the backbone class `backbone`.
 
         Raises:
-          UserError: a file is missing or damaged, or the class is not one of KINDS.
+          UserError: a file is missing or damaged, or the tokenizer class is not one of KINDS.
         """
         settings: dict[str, Any] = {"class_name": backbone.replace("Backbone", "Tokenizer"), "config": {}}
         if (folder / SETTINGS).exists():
@@ -95,7 +95,7 @@ class ByteLevelFiles:
         return max(self._ids.values(), default=-1) + 1
 
     def config_fields(self) -> dict[str, Any]:
-        """config.json's ids of special tokens; null where there is none."""
+        """Returns config.json's ids of special tokens; null (None) if there is no such token."""
         ids: dict[str, Any] = {f"{role}_token_id": self._ids.get(self._roles.get(role, "")) for role in ("bos", "eos")}
         stops = [ids["eos_token_id"], *(self._ids[token] for token in self._kind.further_stops if token in self._ids)]
         if len(stops) > 1:
@@ -108,7 +108,7 @@ class ByteLevelFiles:
         """Writes tokenizer.json, vocab.json, merges.txt and tokenizer_config.json.
 
         Raises:
-          UserError: vocabulary and merges are not of one tokenizer.
+          UserError: vocabulary and merges do not belong to the same tokenizer.
         """
         roles = {f"{role}_token": token for role, token in self._roles.items()}
         config = {"tokenizer_class": self._kind.name, "add_prefix_space": self._add_prefix_space} | roles

@@ -1,6 +1,7 @@
-"""safetensors, one file or shards, read and written.
+"""Reads and writes safetensors, in one file or several shards.
 
-Format: https://huggingface.co/docs/safetensors (8 bytes of length, a JSON header, the tensors without gaps).
+Format: https://huggingface.co/docs/safetensors (8 bytes with the header's length, a JSON header, the tensors without
+gaps).
 """
 
 import json
@@ -46,8 +47,8 @@ def open_folder(folder: str | os.PathLike) -> Tensors:
     """Opens the weights of a Hugging Face folder: model.safetensors, or the shards of model.safetensors.index.json.
 
     Raises:
-      UserError: nothing to read there, pickle only, or a file that breaks the format or contradicts the index.
-        Every header is checked, and no tensor read.
+      UserError: the folder contains no such file, or only pickles, or a file violates the format or contradicts the
+        index. Every header is checked; no tensor is read.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -69,7 +70,7 @@ def open_file(path: str | os.PathLike) -> Tensors:
     """Opens one safetensors file.
 
     Raises:
-      UserError: it cannot be read or breaks the format. Its header is checked, and no tensor read.
+      UserError: the file cannot be read or violates the format. Its header is checked; no tensor is read.
     """
     path = pathlib.Path(path)
     mapped = map_file(path)
@@ -127,7 +128,7 @@ def _header_length(path: pathlib.Path, mapped: mmap.mmap, limit: int) -> int:
 
 
 def _places(path: pathlib.Path, mapped: mmap.mmap, length: int) -> dict[str, Place]:
-    """The tensors that a header declares, every claim compared with the others and with the file's size."""
+    """Returns the tensors that a header declares; every value is compared with the others and with the file's size."""
     try:
         header = json_files.parse(mapped[8 : 8 + length], max_parts=MAX_PARTS)  # It begins with {: it is an object.
     except BadJSON as error:
@@ -162,7 +163,11 @@ def _places(path: pathlib.Path, mapped: mmap.mmap, length: int) -> dict[str, Pla
 
 
 def _entry(info: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """(dtype, shape, first byte, the byte after the last) of one tensor; ValueError says what is wrong."""
+    """Returns (dtype, shape, first byte, byte after the last) of one tensor.
+
+    Raises:
+      ValueError: the entry is not valid; the message says why.
+    """
     if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{show(info)} must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
@@ -195,19 +200,19 @@ def write_folder(
     max_shard_bytes: int = 5 * 10**9,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes model.safetensors, or shards and their index when one file would exceed `max_shard_bytes`.
+    """Writes model.safetensors, or shards and their index if one file would exceed `max_shard_bytes`.
 
-    The bytes are those of the safetensors library. Each array is asked for when its turn comes, so that only one
-    is in memory at a time.
+    The bytes are those that the safetensors library writes. Each array is requested when it is written, so only one is
+    in memory at a time.
 
     Args:
-      folder: exists and has no weights in it; `files.atomic_folder` makes one that is whole or not there.
-      tensors: (name, shape, dtype, function that returns the array), shards being filled in this order.
-      max_shard_bytes: of tensors in a file; a larger tensor gets a file of its own.
-      metadata: the header's; {"format": "pt"}, which transformers asks for, when left out.
+      folder: an existing folder without weights; `files.atomic_folder` makes the folder's creation atomic.
+      tensors: (name, shape, dtype, function that returns the array); shards are filled in this order.
+      max_shard_bytes: maximum size of the tensors in a file; a larger tensor gets a file of its own.
+      metadata: the header's metadata; the default is {"format": "pt"}, which transformers requires.
 
     Raises:
-      ValueError: two tensors of one name, an unknown dtype, or an array that is not as announced.
+      ValueError: two tensors have the same name, a dtype is unknown, or an array differs from its declaration.
     """
     folder = pathlib.Path(folder)
     shards: list[list[Source]] = [[]]
@@ -239,7 +244,7 @@ def write_folder(
 
 
 def write_file(path: pathlib.Path, sources: Iterable[Source], metadata: Mapping[str, str]) -> None:
-    """One file of `write_folder`."""
+    """Writes one file of `write_folder`."""
     sources = sorted(sources, key=lambda source: (-_RANKS[source[2]], source[0]))
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     position = 0

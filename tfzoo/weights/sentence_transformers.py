@@ -1,13 +1,13 @@
-"""What a sentence-transformers folder has beside a Hugging Face model's files, read and written.
+"""The files that a sentence-transformers folder has in addition to those of a Hugging Face model, read and written.
 
-modules.json                         the modules that follow each other: Transformer, Pooling, then Dense and Normalize
-sentence_bert_config.json            of the Transformer: the longest text, whether it is made lower case
-1_Pooling/config.json                what makes one vector of the tokens' states
+modules.json                         the sequence of modules: Transformer, Pooling, then Dense and Normalize
+sentence_bert_config.json            settings of the Transformer: maximum text length, lower-casing
+1_Pooling/config.json                how the tokens' states become one vector
 2_Dense/config.json, model.safetensors
-config_sentence_transformers.json    prompts, and what compares vectors
+config_sentence_transformers.json    prompts, and the function that compares vectors
 
-As of sentence-transformers 6.2, and the spellings of the versions before it. What would change the vectors and is not
-known here is refused by name.
+The formats are those of sentence-transformers 6.2 and the spellings of earlier versions. Unknown settings that would
+change the vectors are rejected by name.
 """
 
 import dataclasses
@@ -96,15 +96,17 @@ _MODEL: Fields = {
 
 @dataclasses.dataclass(frozen=True)
 class Modules:
-    """What a folder's modules are.
+    """The modules of a folder.
 
-    transformer: the folder of the model and its tokenizer.
-    embed: what follows the model.
-    size: numbers of a token's state, as Pooling has it; None where it does not say.
-    pooling: the file of Pooling.
-    dense: the folders of the Dense modules.
-    record: how texts are read.
-    tokenizer_limit: the tokenizer's model_max_length, which counts where `record` has no max_length; None: without.
+    Attributes:
+      transformer: the folder of the model and its tokenizer.
+      embed: the modules after the model.
+      size: size of a token's state according to Pooling; None if not specified.
+      pooling: the file of Pooling.
+      dense: the folders of the Dense modules.
+      record: how texts are read.
+      tokenizer_limit: the tokenizer's model_max_length, which applies if `record` has no max_length; None if not
+        specified.
     """
 
     transformer: pathlib.Path
@@ -116,10 +118,10 @@ class Modules:
     tokenizer_limit: int | None
 
     def open(self) -> Tensors:
-        """The model's weights, and those of Dense as embed.dense_0.linear.weight, ...
+        """Opens the model's weights, and those of the Dense modules as embed.dense_0.linear.weight, ...
 
         Raises:
-          UserError: as of safetensors_files.open_folder.
+          UserError: as for safetensors_files.open_folder.
         """
         tensors = safetensors_files.open_folder(self.transformer)
         for i, path in enumerate(self.dense):
@@ -127,10 +129,10 @@ class Modules:
         return tensors
 
     def embedding(self, config: TransformerConfig, file: Tensors) -> EmbeddingConfig:
-        """What follows the model, whose config and tensors these are.
+        """Returns the modules after the model, given its config and tensors.
 
         Raises:
-          UserError: Pooling is of states of another size.
+          UserError: Pooling specifies states of another size.
         """
         if self.size not in (None, config.hidden_size):
             raise UserError(
@@ -140,7 +142,7 @@ class Modules:
         return dataclasses.replace(self.embed, pooler=any("pooler." in name for name in file.names))
 
     def check(self, found: Account) -> None:
-        """Raises UserError where a Dense module has a tensor too few or too many."""
+        """Raises UserError if a Dense module has a missing or unexpected tensor."""
         for what, names in (("no", found.not_assigned), ("a", found.not_used)):
             for name in names:
                 if name.startswith(PREFIX):
@@ -151,7 +153,7 @@ class Modules:
                     )
 
     def record_for(self, config: TransformerConfig) -> SentenceRecord:
-        """`record`, with the longest text that a model of this config reads where its files leave that open."""
+        """Returns `record`, with the maximum text length of this config if the files do not specify one."""
         if self.record.max_length is not None:
             return self.record
         limits = [self.tokenizer_limit, None if config.positions == "relative" else config.max_positions]
@@ -159,17 +161,17 @@ class Modules:
 
 
 def is_folder(folder: pathlib.Path) -> bool:
-    """Whether a folder is sentence-transformers'."""
+    """Returns whether a folder is a sentence-transformers folder."""
     return (folder / MODULES).exists()
 
 
 def find(folder: pathlib.Path) -> Modules | None:
-    """`read` of a sentence-transformers folder; None of another."""
+    """Returns `read(folder)` for a sentence-transformers folder, None for any other folder."""
     return read(folder) if is_folder(folder) else None
 
 
 def files_of(folder: pathlib.Path) -> set[str]:
-    """The names of the files and folders beside the model's own, which `write` makes anew; none of another folder."""
+    """Returns the names of the files and folders that `write` creates anew; the empty set for any other folder."""
     if not is_folder(folder):
         return set()
     return {
@@ -181,15 +183,15 @@ def files_of(folder: pathlib.Path) -> set[str]:
 
 
 def transformer_of(folder: pathlib.Path) -> pathlib.Path:
-    """Where the files of the model and its tokenizer are: in the folder itself, or in one of its modules'."""
+    """Returns the folder with the model's and tokenizer's files: the folder itself, or that of a module."""
     return read(folder).transformer if is_folder(folder) else folder
 
 
 def read(folder: pathlib.Path) -> Modules:
-    """What the files of a sentence-transformers folder say; no weights are read.
+    """Returns the modules that the files of a sentence-transformers folder define; no weights are read.
 
     Raises:
-      UserError: a module, or a field of one, that is not known; in one line that names the file.
+      UserError: a module, or a field of a module, is unknown; the one-line message names the file.
     """
     path = folder / MODULES
     entries = json_files.read(path, kind=list)
@@ -249,7 +251,7 @@ def _kind(path: pathlib.Path, place: int, entry: Any) -> str:
 
 
 def _read(path: pathlib.Path, fields: Fields, what: str, missing: bool = False) -> dict[str, Any]:
-    """The fields of a module's file, without those that are null; {} where it may be missing, and is."""
+    """Returns the non-null fields of a module's file; {} if the file is missing and `missing` allows that."""
     if missing and not path.exists():
         return {}
     record = json_files.read(path)
@@ -258,7 +260,7 @@ def _read(path: pathlib.Path, fields: Fields, what: str, missing: bool = False) 
 
 
 def _check(record: dict[str, Any], fields: Fields, what: str, path: pathlib.Path) -> None:
-    """Refuses a field that is not one of `fields`, or holds what it must not."""
+    """Raises UserError for a field that is not one of `fields` or has an invalid value."""
     for name in record:
         if name not in fields:
             raise UserError(
@@ -334,15 +336,20 @@ def _transformer(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _model_max_length(folder: pathlib.Path) -> int | None:
-    """tokenizer_config.json's, where it says one; a tokenizer without a limit has a huge number there."""
+    """Returns tokenizer_config.json's model_max_length, or None; a huge number there means no limit."""
     path = folder / "tokenizer_config.json"
     value = json_files.read(path).get("model_max_length") if path.exists() else None
     return value if isinstance(value, int) and 0 < value < 10**9 else None
 
 
 def write(folder: pathlib.Path, model, weights: Sequence[safetensors_files.Source]) -> None:
-    """Writes into a Hugging Face folder of a model with a head "embed" what makes it one of sentence-transformers;
-    weights: the model's, of which those behind the pooling are written here."""
+    """Adds the files of a sentence-transformers folder to the Hugging Face folder of a model with the head "embed".
+
+    Args:
+      folder: the Hugging Face folder.
+      model: the model.
+      weights: the model's weights; those of the modules after the pooling are written here.
+    """
     embed = model.embed
     record = (model.record and model.record.sentence) or SentenceRecord(max_length=model.config.max_positions)
     kinds = ["Transformer", "Pooling", *("Normalize" if layer == "normalize" else "Dense" for layer in embed.layers)]
@@ -379,7 +386,7 @@ def write(folder: pathlib.Path, model, weights: Sequence[safetensors_files.Sourc
 
 
 def _pooling_of(embed: EmbeddingConfig, size: int) -> dict[str, Any]:
-    """Flags, which every version reads, where they can say it."""
+    """Returns Pooling's config, with flags, which every version reads, if they can express the pooling."""
     fields: dict[str, Any] = {"word_embedding_dimension": size}
     if embed.pooling == tuple(ours for ours in _FLAGS.values() if ours in embed.pooling):
         fields |= {flag: ours in embed.pooling for flag, ours in _FLAGS.items()}

@@ -1,4 +1,4 @@
-"""TF1 checkpoints of variables, as google-research's BERT and ELECTRA come, read."""
+"""Reads TF1 variable checkpoints, the format of google-research's BERT and ELECTRA."""
 
 import math
 import os
@@ -35,7 +35,7 @@ _COUNTER = re.compile(
 
 
 class _TF1Tensors(Tensors):
-    """TensorFlow reads whole tensors and checks their checksums, so memory holds one tensor at a time."""
+    """Tensors that TensorFlow reads whole, verifying their checksums, so memory holds one tensor at a time."""
 
     def __init__(self, places: Mapping[str, Place], reader: Any):
         super().__init__(places, {})
@@ -60,13 +60,14 @@ class _TF1Tensors(Tensors):
 
 @explained
 def open_tf1(prefix: str | os.PathLike) -> Tensors:
-    """Opens a TF1 checkpoint, as google-research's BERT and ELECTRA come; what an optimizer keeps there is left out.
+    """Opens a TF1 checkpoint, the format of google-research's BERT and ELECTRA; an optimizer's variables are ignored.
 
     Args:
-      prefix: such as FOLDER/bert_model.ckpt, for bert_model.ckpt.index and its .data files; or a folder with just one.
+      prefix: a prefix such as FOLDER/bert_model.ckpt, for bert_model.ckpt.index and its .data files; or a folder with
+        exactly one checkpoint.
 
     Raises:
-      UserError: it cannot be read, or its index claims more than its files hold. No tensor is read.
+      UserError: the checkpoint cannot be read, or its index claims more data than its files contain. No tensor is read.
     """
     prefix = pathlib.Path(prefix)
     if prefix.is_dir():
@@ -119,11 +120,11 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
 
 
 def _is_optimizers(name: str, shapes: Mapping[str, list[int]]) -> bool:
-    """Whether a variable is a slot of another one, whatever the optimizer, or a counter.
+    """Returns whether a variable is an optimizer slot of another variable, for any optimizer, or a counter.
 
-    TensorFlow names a slot by the whole name of its variable and its own (W/Adam_1, W/ExponentialMovingAverage/biased),
-    Keras with a scope before it (training/Adam/W/m), and Mesh TensorFlow in one word (W_slot_vr). Nothing else has the
-    name of a variable as a scope.
+    TensorFlow names a slot by the full name of its variable followed by its own (W/Adam_1,
+    W/ExponentialMovingAverage/biased); Keras also puts a scope before it (training/Adam/W/m); Mesh TensorFlow uses one
+    word (W_slot_vr). Nothing else has the name of a variable as a scope.
     """
     if not shapes[name] and _COUNTER.search(name):
         return True

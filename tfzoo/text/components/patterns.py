@@ -1,4 +1,4 @@
-"""Regular expressions of tokenizer.json, which are Oniguruma's, in RE2's syntax."""
+"""Translates the regular expressions of tokenizer.json, which are Oniguruma's, to RE2's syntax."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ _TOKEN = re.compile(r"\\[pP]\{[^}]*\}|\\x\{[0-9a-fA-F]+\}|\\.|\[\^?\]?|\]|\(\?(?
 
 
 def of(record: Any, where: str) -> str:
-    """RE2's expression for a component's pattern: {"String": ...} or {"Regex": ...}; `where` names it in errors."""
+    """Returns RE2's expression for a component's pattern, {"String": ...} or {"Regex": ...}; errors call it `where`."""
     if isinstance(record, str):
         return literal(record)
     if isinstance(record, dict) and isinstance(record.get("String"), str):
@@ -27,7 +27,7 @@ def of(record: Any, where: str) -> str:
 
 
 def translate(pattern: str, where: str) -> str:
-    """Raises UserError where RE2 has nothing that means the same."""
+    """Returns RE2's expression for a pattern; raises UserError if RE2 has no equivalent."""
 
     def refuse(what: str):
         raise UserError(
