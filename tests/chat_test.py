@@ -1,6 +1,6 @@
-"""Chat templates: what they see is what was written, and what they make of it knows who wrote it.
+"""Chat templates: they receive messages unchanged, and their output records who wrote each character.
 
-What transformers makes of conversations is compared in generate_test.py, with tokenizers.
+generate_test.py compares conversations with transformers' results, with real tokenizers.
 """
 
 import html
@@ -55,7 +55,7 @@ def template(source, tokenizer=None):
 
 
 def render(source, said=WICKED, tokenizer=None, **how):
-    """What a template makes of one message, with special tokens in braces."""
+    """Returns a template's output for one message, with special tokens in braces."""
     messages = [dict(role="user", content=said)] if isinstance(said, str) else said
     ids = template(source, tokenizer).ids(messages, **how)
     return "".join(f"{{{SPECIAL[i]}}}" if i < len(SPECIAL) else Characters.vocab[i] for i in ids)
@@ -63,7 +63,7 @@ def render(source, said=WICKED, tokenizer=None, **how):
 
 class ProvenanceTest(unittest.TestCase):
     def texts(self):
-        """Texts of the template's and a user's letters, which are small."""
+        """Returns random texts of the template's letters and of a user's letters, which are lower-case."""
         rng = random.Random(7)
         for _ in range(200):
             text = "".join(rng.choices("aA bB\n.", k=rng.randint(0, 9)))
@@ -181,7 +181,7 @@ class TemplateTest(unittest.TestCase):
                 ids = template(source).ids(messages)
             except UserError as error:
                 counts["refused"] += 1
-                self.assertRegex(str(error), "nobody knows", source)
+                self.assertRegex(str(error), "may be the template's own or a message's", source)
                 continue
             counts["same"] += 1
             self.assertLessEqual({i for i in ids if i < len(SPECIAL)}, {0}, source)  # The template's <s> alone.
@@ -196,7 +196,9 @@ class TemplateTest(unittest.TestCase):
             "{{ (messages[0].content + '<s>') | safe }}",
         ):
             with self.subTest(source):
-                with self.assertRaisesRegex(UserError, r"\Athe chat template: .* whether '<\S+>' is its own or a mess"):
+                with self.assertRaisesRegex(
+                    UserError, r"\Athe chat template: .*'<\S+>' may be the template's own or a mess"
+                ):
                     render(source)
                 if "'<s>'" not in source:
                     self.assertIn("hello", render(source, "hello"))
@@ -242,7 +244,7 @@ class TemplateTest(unittest.TestCase):
             def encode(self, texts, special=()):
                 return super().encode(texts, (*special, "<s>"))
 
-        with self.assertRaisesRegex(UserError, "makes special tokens of a message's text"):
+        with self.assertRaisesRegex(UserError, "reads a message's text as special tokens"):
             render("{{ messages[0].content }}</s>", "<s>", Merging())
 
 
@@ -256,7 +258,7 @@ class NamesTest(unittest.TestCase):
         with self.assertRaisesRegex(UserError, r"chat_template=othr: is not one of .*\(did you mean other\?\)"):
             several.text(said, chat_template="othr")
         alone = chat.ChatTemplate({"other": "o"}, Characters(), Characters().encode)
-        with self.assertRaisesRegex(UserError, "no template called 'default'; name one of other"):
+        with self.assertRaisesRegex(UserError, "no template called 'default'; specify one of other"):
             alone.text(said)
 
     def test_folders(self):
@@ -303,7 +305,7 @@ class RefusalsTest(unittest.TestCase):
             "{% for i in range(100000) %}{{ '%999s' % i }}{% endfor %}": "OverflowError: a text of more than",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError",
             "{% include 'chat_template.jinja' %}": "no loader",
-            "{{ raise_exception('no\nsystem') }}": "refuses the conversation: no system",
+            "{{ raise_exception('no\nsystem') }}": "rejects the conversation: no system",
             "{{ messages[0].content / 0 }}": "TypeError",
             "{{ nothing.x }}": "UndefinedError",
         }.items():
@@ -323,14 +325,14 @@ class RefusalsTest(unittest.TestCase):
         user, open_ended = dict(role="user", content="a"), dict(continue_final_message=True)
         source = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
         for words, messages, how in (
-            ("there is none", [], {}),
+            ("messages: is empty", [], {}),
             (r"messages\[1\]: is 'a', not an object", [user, "a"], {}),
-            (r"messages\[0\].content\[1\]: is of type object", [dict(role="user", content=["a", object()])], {}),
-            (r"tools\[0\]: is of type function, not an object; give the JSON schema", [user], dict(tools=[render])),
-            (r"documents\[0\]: is of type str", [user], dict(documents=["a"])),
+            (r"messages\[0\].content\[1\]: has type object", [dict(role="user", content=["a", object()])], {}),
+            (r"tools\[0\]: has type function, not an object; give the JSON schema", [user], dict(tools=[render])),
+            (r"documents\[0\]: has type str", [user], dict(documents=["a"])),
             ("contradict", [user], dict(add_generation_prompt=True, **open_ended)),
-            ("leaves out the last message", [user], open_ended),
-            ("thinking: the last message has none", [user], dict(continue_final_message="thinking")),
+            ("omits part or all of the last message", [user], open_ended),
+            ("thinking: the last message does not have it", [user], dict(continue_final_message="thinking")),
             ("name: the chat template does not read", [user | dict(name="a")], dict(continue_final_message="name")),
             ("is not text", [user | dict(content=5)], open_ended),
             ("has no text", [user | dict(content=[{"type": "image"}])], open_ended),
@@ -354,7 +356,7 @@ class RefusalsTest(unittest.TestCase):
         user = [dict(role="user", content="a")]
         with self.assertRaisesRegex(UserError, r"has no {% generation %}"):
             template("{{ messages[0].content }}").ids_and_mask(user)
-        with self.assertRaisesRegex(UserError, "a mask is for whole conversations"):
+        with self.assertRaisesRegex(UserError, "a mask requires a complete conversation"):
             template("{% generation %}{{ messages[0].content }}{% endgeneration %}").ids_and_mask(
                 user, continue_final_message=True
             )

@@ -1,4 +1,4 @@
-"""Every kind of source, through the command line's main, against the golden files and KerasHub's own answers."""
+"""Every kind of source, converted through the command's main and compared with golden files and KerasHub's outputs."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(97 + i) for i in ra
 
 
 def outputs(folder, case):
-    """What the model in `folder` answers to a case's inputs, and what it should, by name."""
+    """Returns the outputs of the model in `folder` for a case's inputs, and the expected outputs, by name."""
     golden = dict(np.load(case / "golden.npz"))
     inputs = {name.removeprefix("input."): value for name, value in golden.items() if name.startswith("input.")}
     model, _ = huggingface.load(folder, tokenizer=False)
@@ -49,7 +49,7 @@ class ConvertCase(tf.test.TestCase):
         self.to = self.folder / "to"
 
     def convert(self, source, *flags, code=0, to=None):
-        """The lines printed, on stdout or, where it fails, on stderr."""
+        """Returns the lines printed to stdout or, if the command fails, to stderr."""
         found, out, err = helpers.run(convert, f"--from={source}", f"--to={to or self.to}", *flags)
         self.assertEqual(found, code, err)
         return (err if code else out).splitlines()
@@ -97,8 +97,8 @@ class HuggingFaceTest(ConvertCase):
             lines[1], r"to: BartForConditionalGeneration, [\d,]+ parameters, \d+ tensors in 1 file, float32$"
         )
         names = sorted({name.partition("/")[0] for name in beside})
-        self.assertEqual(lines[2], f"beside it: {', '.join(names)}")
-        self.assertEqual(lines[3], "files left: pytorch_model.bin")
+        self.assertEqual(lines[2], f"other files written: {', '.join(names)}")
+        self.assertEqual(lines[3], "files not converted: pytorch_model.bin")
         for name, content in beside.items():
             self.assertEqual((self.to / name).read_bytes(), content)
         self.assert_same_tensors(source, self.to)
@@ -112,9 +112,10 @@ class HuggingFaceTest(ConvertCase):
             lines = self.convert(source, to=to)
             self.assertEqual(lines[0], f"read {source}: a sentence-transformers folder")
             self.assertIn("BertModel, ", lines[1])
-            self.assertNotIn("tensors left", "".join(lines))
+            self.assertNotIn("tensors not converted", "".join(lines))
             self.assertEqual(
-                [line for line in lines if "files left" in line], ["files left: golden.npz"][: case == "bert"]
+                [line for line in lines if "files not converted" in line],
+                ["files not converted: golden.npz"][: case == "bert"],
             )
             before, after = (huggingface.load(folder)[0] for folder in (source, to))
             self.assertEqual((before.embed, before.record.sentence), (after.embed, after.record.sentence))
@@ -149,7 +150,7 @@ class HuggingFaceTest(ConvertCase):
         (source / "model.safetensors").unlink()
         safetensors.numpy.save_file(older, source / "model.safetensors")
         self.assertEqual(
-            self.convert(source)[2], "tensors left: cls.predictions.decoder.weight, embeddings.position_ids"
+            self.convert(source)[2], "tensors not converted: cls.predictions.decoder.weight, embeddings.position_ids"
         )
         self.assert_same_tensors(GOLDEN / "bert", self.to)
 
@@ -167,7 +168,7 @@ class RefusedTest(ConvertCase):
         self.refused(pickle, "a pickle")
         shutil.copy(pickle / "pytorch_model.bin", pickle / "model.safetensors")
         self.refused(pickle, "model.safetensors: is a pickle")
-        self.refused(GOLDEN / "bert", "--checkpoint=x: a Hugging Face folder has no use for it", "--checkpoint=x")
+        self.refused(GOLDEN / "bert", "--checkpoint=x: does not apply to a Hugging Face folder", "--checkpoint=x")
 
     def test_a_target_that_holds_something(self):
         self.to.mkdir()
@@ -175,10 +176,13 @@ class RefusedTest(ConvertCase):
         before = {path.name: path.read_bytes() for path in self.to.iterdir()}
         self.assertIn("model.safetensors", before)
         (line,) = self.convert(GOLDEN / "gpt2", code=2)
-        self.assertRegex(line, "to holds something already")
+        self.assertRegex(line, "to: already exists and is not an empty folder")
         self.assertEqual(before, {path.name: path.read_bytes() for path in self.to.iterdir()})
         (self.folder / "file").write_text("")
-        self.assertRegex(self.convert(GOLDEN / "gpt2", code=2, to=self.folder / "file")[0], "file holds something")
+        self.assertRegex(
+            self.convert(GOLDEN / "gpt2", code=2, to=self.folder / "file")[0],
+            "file: already exists and is not an empty folder",
+        )
         self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["file", "to"])
 
 
@@ -199,14 +203,14 @@ class RunTest(ConvertCase):
             to = self.folder / str(step)
             lines = self.convert(run, *flags, to=to)
             self.assertRegex(lines[1], "BertForPreTraining, .*float32$")
-            self.assertEqual(lines[2:], ["beside it: tokenizer.json, tokenizer_config.json, vocab.txt"])
+            self.assertEqual(lines[2:], ["other files written: tokenizer.json, tokenizer_config.json, vocab.txt"])
             loaded, tokenizer = huggingface.load(to)
             self.assertAllEqual(loaded.heads["lm"].bias, values[step])
             self.assertEqual(tokenizer.fingerprint(), small.tokenizer().fingerprint())
 
 
 def tf1_name(name):
-    """google-research's name of one of Hugging Face's tensors, by how the latter were made from the former."""
+    """Returns google-research's name of a Hugging Face tensor; Hugging Face's names were derived from these."""
     name = re.sub(r"_embeddings\.weight$", "_embeddings", name)
     name = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name)
     name = re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name)
@@ -251,7 +255,10 @@ class TF1Test(ConvertCase):
         self.assertRegex(lines[1], "BertForPreTraining, .*float32$")
         self.assertEqual(
             lines[2:],
-            ["beside it: tokenizer.json, tokenizer_config.json, vocab.txt", "files left: bert_model.ckpt.meta"],
+            [
+                "other files written: tokenizer.json, tokenizer_config.json, vocab.txt",
+                "files not converted: bert_model.ckpt.meta",
+            ],
         )
         self.assert_same_tensors(GOLDEN / "bert", self.to)
         for name, answer, expected in outputs(self.to, GOLDEN / "bert"):
@@ -295,7 +302,7 @@ class TF1Test(ConvertCase):
         lines = self.convert(
             self.write("span_uncased", body | extra, self.bert_config("bert_span")), to=self.folder / "span"
         )
-        self.assertIn("tensors left: bert/pooler/dense/bias, bert/pooler/dense/kernel", lines)
+        self.assertIn("tensors not converted: bert/pooler/dense/bias, bert/pooler/dense/kernel", lines)
         self.assert_same_tensors(GOLDEN / "bert_span", self.folder / "span")
 
     def test_electra(self):
@@ -310,7 +317,7 @@ class TF1Test(ConvertCase):
         folder = self.write("electra_small", shared | discriminator, config, prefix="electra_small")
         lines = self.convert(folder)
         self.assertRegex(lines[1], "ElectraForPreTraining, ")
-        self.assertRegex(lines[3], "^tensors left: generator/.* more$")
+        self.assertRegex(lines[3], "^tensors not converted: generator/.* more$")
         self.assert_same_tensors(GOLDEN / "electra_discriminator", self.to)
         self.assertTrue(load_tokenizer(self.to).lowercase)
         for name, answer, expected in outputs(self.to, GOLDEN / "electra_discriminator"):
@@ -343,7 +350,7 @@ class TF1Test(ConvertCase):
             self.assertEqual(record[name], theirs[name], name)
 
     def trained(self, name, minimize):
-        """A checkpoint of BERT's weights and of what TensorFlow's own optimizers, applied to them, keep beside them."""
+        """Returns a checkpoint of BERT's weights and of the variables that TensorFlow's optimizers add to them."""
         folder = self.write(name, {"x": np.ones(1)}, self.bert_config())
         tf1 = tf.compat.v1
         with tf.Graph().as_default(), tf1.Session() as session:
@@ -357,13 +364,13 @@ class TF1Test(ConvertCase):
         return folder, len(saved) - len(weights)
 
     def loaded_without(self, folder, count):
-        """Checks that a checkpoint is BERT's and that so many of its variables are left out, and counted."""
+        """Checks that a checkpoint is read as BERT and that `count` of its variables are ignored and reported."""
         to = self.folder / f"to_{folder.name}"
         with mock.patch.object(tf1_files.logging, "info") as info:
             self.convert(folder, to=to)
         self.assert_same_tensors(GOLDEN / "bert", to)
         (call,) = info.call_args_list
-        self.assertIn(f"{count} variables of an optimizer are left out", call.args[0] % call.args[1:])
+        self.assertIn(f"{count} optimizer variables are ignored", call.args[0] % call.args[1:])
 
     def test_slots_of_tensorflows_optimizers(self):
         train = tf.compat.v1.train
@@ -415,7 +422,7 @@ class TF1Test(ConvertCase):
         ):
             with self.subTest(name):
                 folder = self.write(f"uncased_{name.replace('/', '_')}", arrays | {name: value}, config)
-                self.refused(folder, f"not used: {name};")
+                self.refused(folder, f"unexpected tensors: {name};")
 
     def test_other_projects(self):
         arrays, config = tf1_arrays(GOLDEN / "bert"), self.bert_config()
@@ -432,19 +439,24 @@ class TF1Test(ConvertCase):
         )):  # fmt: skip
             with self.subTest(project):
                 folder = self.write(f"uncased_{number}", {name: np.ones(3) for name in names}, config)
-                message = rf"looks like one of {project} \(it has {re.escape(names[0])}\), .*BERT and ELECTRA are read"
+                message = (
+                    rf"looks like {project} \(it contains {re.escape(names[0])}\), "
+                    ".*the only TF1 checkpoints supported .*BERT and ELECTRA"
+                )
                 self.refused(folder, message)
         scoped = {f"student/{name}": value for name, value in arrays.items()}
-        self.refused(self.write("uncased_scoped", scoped, config), "BERT's variables in the scope student/ ")
+        self.refused(self.write("uncased_scoped", scoped, config), "BERT's variables in a scope, student/ ")
 
     def test_refused(self):
         arrays, config = tf1_arrays(GOLDEN / "bert"), self.bert_config()
         self.refused(self.write("uncased_none", arrays), "bert_config.json: no such file")
-        self.refused(self.write("uncased_other", {"x": np.ones(3)}, config), "neither of BERT nor of ELECTRA")
-        self.refused(self.write("uncased_extra", arrays | {"bert/more": np.ones(3)}, config), "not used: bert/more")
+        self.refused(self.write("uncased_other", {"x": np.ones(3)}, config), "neither BERT nor ELECTRA")
+        self.refused(
+            self.write("uncased_extra", arrays | {"bert/more": np.ones(3)}, config), "unexpected tensors: bert/more"
+        )
         name = "bert/encoder/layer_1/output/dense/bias"
         less = {n: v for n, v in arrays.items() if n != name}
-        self.refused(self.write("uncased_less", less, config), f"not assigned: {name}")
+        self.refused(self.write("uncased_less", less, config), f"missing tensors: {name}")
         self.refused(
             self.write("uncased_shape", arrays | {name: np.ones(3)}, config), name + r" has the shape \[3\], .*\[16\]"
         )
@@ -499,7 +511,7 @@ class KerasHubTest(ConvertCase):
                 to = self.folder / f"to_{case}"
                 lines = self.convert(self.preset(case), to=to)
                 self.assertIn(f": {architecture}, ", lines[1])
-                left = "tensors left: " + ", ".join(
+                left = "tensors not converted: " + ", ".join(
                     f"layers/dense{'_1' if case == 'electra' else ''}/vars/{i}" for i in (0, 1)
                 )
                 self.assertEqual(left in lines, "electra" in case)
@@ -511,7 +523,7 @@ class KerasHubTest(ConvertCase):
                 self.assertGreater(count, 0)
 
     def test_tasks(self):
-        """With the head of its task a preset gives what KerasHub's task gives."""
+        """A preset with the head of its task has the outputs of KerasHub's task."""
         architectures = {
             "bert_classifier": ("BertForSequenceClassification", {"classifier_dropout": 0.3}),
             "roberta_classifier": ("RobertaForSequenceClassification", {"classifier_dropout": 0.0}),
@@ -547,12 +559,12 @@ class KerasHubTest(ConvertCase):
     def test_a_backbone_without_its_task(self):
         lines = self.convert(self.preset("bert_classifier"), "--notask")
         self.assertIn(": BertModel, ", lines[1])
-        self.assertEqual(lines[2:], ["files left: task.json, task.weights.h5"])
+        self.assertEqual(lines[2:], ["files not converted: task.json, task.weights.h5"])
         (line,) = self.convert(GOLDEN / "bert", "--notask", code=2, to=self.folder / "x")
-        self.assertIn("--task=False: a Hugging Face folder has no use for it", line)
+        self.assertIn("--task=False: does not apply to a Hugging Face folder", line)
 
     def task(self, case, **values):
-        """A preset whose task.json has other values, those of its config in `config`."""
+        """Returns a preset whose task.json has other values; `config` changes its config."""
         folder = self.preset(case)
         record = json.loads((folder / "task.json").read_text())
         record["config"] |= values.pop("config", {})
@@ -565,20 +577,21 @@ class KerasHubTest(ConvertCase):
             case = f"{kind.lower()}_classifier"
             self.refused(self.task(case, class_name=f"{kind}MaskedLM"), f"head of {kind}MaskedLM .*{words}{notask}")
         case = "bert_classifier"
-        self.refused(self.task(case, class_name="BertTextEmbedder"), f"'BertTextEmbedder' is not one.*{notask}")
+        self.refused(self.task(case, class_name="BertTextEmbedder"), f"'BertTextEmbedder' is not supported.*{notask}")
         self.refused(self.task(case, class_name="AlbertTextClassifier"), "AlbertTextClassifier, .* BertBackbone")
         self.refused(self.task(case, config=dict(activation="tanh")), "activation is 'tanh'; only linear, softmax")
         self.refused(self.task(case, config=dict(num_classes=4)), r"layers/dense.* has the shape \[8, 3\], .*\[8, 4\]")
         self.refused(self.task(case, config=dict(num_classes=0)), "num_classes is 0, not")
         folder = self.preset(case)
         (folder / "task.weights.h5").unlink()
-        self.refused(folder, f"task.weights.h5: no such file, and BertTextClassifier has weights{notask}")
+        self.refused(folder, f"task.weights.h5: no such file, but BertTextClassifier has weights{notask}")
         # As it was called before KerasHub 0.17.
         self.convert(self.task(case, class_name="BertClassifier"))
 
     def test_tokenizers(self):
         self.assertEqual(
-            self.convert(self.preset("bert"))[2:], ["beside it: tokenizer.json, tokenizer_config.json, vocab.txt"]
+            self.convert(self.preset("bert"))[2:],
+            ["other files written: tokenizer.json, tokenizer_config.json, vocab.txt"],
         )
         tokenizer = load_tokenizer(self.to)
         self.assertTrue(tokenizer.lowercase)
@@ -591,7 +604,7 @@ class KerasHubTest(ConvertCase):
             self.assertEqual((self.folder / f"to_{case}" / name).read_bytes(), b"spm")
 
     def test_byte_level_tokenizers(self):
-        """They give KerasHub's ids, and config.json has the ids of their special tokens."""
+        """The tokenizers give KerasHub's ids, and config.json has the ids of their special tokens."""
         cases = {
             "gpt2": ("GPT2Tokenizer", dict(bos_token_id=27, eos_token_id=27)),
             "roberta": ("RobertaTokenizer", dict(bos_token_id=0, pad_token_id=1, eos_token_id=2)),
@@ -606,8 +619,8 @@ class KerasHubTest(ConvertCase):
                 to, preset = self.folder / f"to_{case}", self.preset(case)
                 (preset / "task.json").write_text("{}")
                 lines = self.convert(preset, to=to)
-                beside = "beside it: merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
-                self.assertEqual(lines[2:], [beside, "files left: task.json"])
+                beside = "other files written: merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
+                self.assertEqual(lines[2:], [beside, "files not converted: task.json"])
                 theirs = PRESETS / case / "assets" / "tokenizer"
                 merges = (theirs / "merges.txt").read_text()
                 self.assertFalse(merges.startswith("#"))
@@ -648,20 +661,22 @@ class KerasHubTest(ConvertCase):
 
         merges, vocabulary = "assets/tokenizer/merges.txt", "assets/tokenizer/vocabulary.json"
         self.refused(changed("gpt2", merges, "a b\nab\n"), "merges.txt, line 2: 'ab' is not two tokens")
-        self.refused(changed("gpt2", merges, "a é\n"), "vocabulary.json and merges.txt are not of one tokenizer")
-        self.refused(changed("gpt2", vocabulary, '{"a": 0}'), r"has no <.endoftext.>, which a GPT2Tokenizer needs")
+        self.refused(
+            changed("gpt2", merges, "a é\n"), "vocabulary.json and merges.txt do not belong to the same tokenizer"
+        )
+        self.refused(changed("gpt2", vocabulary, '{"a": 0}'), r"has no <.endoftext.>, which GPT2Tokenizer requires")
         self.refused(changed("gpt2", vocabulary, '{"a": 0, "<|endoftext|>": 99}'), "has 100 tokens, .* is 29")
         self.refused(changed("gpt2", vocabulary, '{"a": "0"}'), "a is '0', not")
         other = '{"class_name": "MistralTekkenTokenizer", "config": {}}'
-        self.refused(changed("gpt2", "tokenizer.json", other), "'MistralTekkenTokenizer' is not a byte-level")
+        self.refused(changed("gpt2", "tokenizer.json", other), "'MistralTekkenTokenizer' is not a supported byte-level")
         vocab = json.loads((PRESETS / "roberta" / vocabulary).read_text())
         vocab["<pad>"], vocab["</s>"] = vocab["</s>"], vocab["<pad>"]
-        self.refused(changed("roberta", vocabulary, json.dumps(vocab)), "padding has the id 2, .* needs 1")
+        self.refused(changed("roberta", vocabulary, json.dumps(vocab)), "padding token has id 2, .* requires 1")
 
     def test_refused(self):
         self.refused(self.preset("bert", vocabulary_size=10**7), r"shape \[29, 8\], .*\[10000000, 8\]")
-        self.refused(self.preset("bert", num_layers=3), "not assigned: layers/transformer_encoder_2/")
-        self.refused(self.preset("bert", num_layers=1), "not used: layers/transformer_encoder_1/")
+        self.refused(self.preset("bert", num_layers=3), "missing tensors: layers/transformer_encoder_2/")
+        self.refused(self.preset("bert", num_layers=1), "unexpected tensors: layers/transformer_encoder_1/")
         self.refused(self.preset("bert", num_heads=3), r"config.json: hidden_size \(8\).*num_heads \(3\)")
         self.refused(self.preset("bert", shape="round"), "config.json: shape is 'round'")
         self.refused(self.preset("albert", num_groups=2), "num_groups is 2; only 1")

@@ -423,7 +423,7 @@ class RunTest(TrainCase):
     def test_a_run_whose_folder_lost_a_part(self):
         for names, said in (
             (["corpus.json"], "corpus.json"),
-            (["tokenizer/tokenizer.json", "tokenizer/vocab.txt"], "tokenizer: holds no tokenizer"),
+            (["tokenizer/tokenizer.json", "tokenizer/vocab.txt"], "tokenizer: contains no tokenizer"),
         ):
             with self.subTest(names):
                 shutil.copytree(self.done, self.run_dir, symlinks=True)

@@ -1,10 +1,10 @@
-"""Writes a model as a Hugging Face folder: config.json, safetensors and the tokenizer's files.
+"""Convert a model to a Hugging Face folder: config.json, safetensors and the tokenizer's files.
 
 python -m tfzoo.convert --from=uncased_L-12_H-768_A-12 --to=bert-base-uncased
 
---from is a Hugging Face folder (to store its weights in another type or in other shards), a run's folder, a TF1
-checkpoint of google-research's BERT or ELECTRA, or a KerasHub preset, with the head of its task. What is not carried
-over is listed.
+--from is one of: a Hugging Face folder (to store its weights with another dtype or in other shards), the folder of a
+training run, a TF1 checkpoint of google-research's BERT or ELECTRA, or a KerasHub preset, including the head of its
+task. Tensors and files that are not converted are listed.
 """
 
 import dataclasses
@@ -56,28 +56,41 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     def string(name, default, text):
         absl_flags.DEFINE_string(name, default, text, flag_values=flags)
 
-    string("from", None, "the model: a folder, hf://NAME[@REVISION], or a TF1 checkpoint's prefix")
-    string("to", None, "the Hugging Face folder to write; it must not be there, or be empty")
-    string("checkpoint", None, "which of several to read: a run's, or a TF1 checkpoint's prefix in the folder")
-    absl_flags.DEFINE_enum(
-        "dtype", "same", ["same", "float32", "float16", "bfloat16"], "how to store weights", flag_values=flags
+    string("from", None, "model to convert: a folder, hf://NAME[@REVISION], or the prefix of a TF1 checkpoint")
+    string("to", None, "Hugging Face folder to write; must not exist or must be empty")
+    string(
+        "checkpoint",
+        None,
+        "checkpoint to read if the folder has several: one of a run, or the prefix of a TF1 checkpoint",
     )
-    absl_flags.DEFINE_integer("max_shard_mb", 5000, "a larger model is split into several files", flag_values=flags)
+    absl_flags.DEFINE_enum(
+        "dtype",
+        "same",
+        ["same", "float32", "float16", "bfloat16"],
+        "dtype of the stored weights; same keeps the source's",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "max_shard_mb",
+        5000,
+        "maximum size of a weight file in MB; a larger model is split into several files",
+        flag_values=flags,
+    )
     absl_flags.DEFINE_boolean(
         "lowercase",
         None,
-        "whether a TF1 checkpoint's vocab.txt is uncased; else its folder's name says",
+        "whether the vocab.txt of a TF1 checkpoint is uncased; by default, the folder's name decides",
         flag_values=flags,
     )
     absl_flags.DEFINE_enum(
         "part",
         "discriminator",
         ["discriminator", "generator"],
-        "which of the two in a TF1 checkpoint of ELECTRA",
+        "model to convert from a TF1 checkpoint of ELECTRA, which contains both",
         flag_values=flags,
     )
     absl_flags.DEFINE_boolean(
-        "task", True, "read the head of a KerasHub preset's task (task.json), too", flag_values=flags
+        "task", True, "also convert the head of a KerasHub preset's task (task.json)", flag_values=flags
     )
     absl_flags.mark_flags_as_required(["from", "to"], flag_values=flags)
     cli.positive(flags, "max_shard_mb")
@@ -85,7 +98,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 @dataclasses.dataclass
 class Found:
-    """A model that was read, and what goes beside it."""
+    """A model that was read, and the files that belong to it."""
 
     kind: str
     folder: pathlib.Path
@@ -97,7 +110,7 @@ class Found:
     files_left: Sequence[str] = ()
 
     def save(self, folder: pathlib.Path) -> None:
-        """Writes what goes beside the weights; huggingface.save asks it of a tokenizer."""
+        """Writes the files next to the weights; huggingface.save calls it in place of a tokenizer's."""
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
         for name, path in self.carried.items():
@@ -121,7 +134,9 @@ def main(flags: absl_flags.FlagValues) -> None:
     try:
         huggingface.save(found.model, target, found, dtype=dtype, max_shard_bytes=flags.max_shard_mb * 10**6)
     except OSError as error:
-        raise UserError(f"--to={target}: cannot be written ({error.strerror or error}); name another folder") from None
+        raise UserError(
+            f"--to={target}: cannot be written ({error.strerror or error}); specify another folder"
+        ) from None
     with safetensors_files.open_folder(target) as file:
         count = sum(math.prod(file.shape(name)) for name in file.names)
         shards = len({file.file(name) for name in file.names})
@@ -131,9 +146,9 @@ def main(flags: absl_flags.FlagValues) -> None:
     print(f"wrote {target}: {(record.get('architectures') or [record['model_type']])[0]}, {size}")
     beside = (path.name for path in target.iterdir() if path.name != "config.json" and path.name[:5] != "model")
     for what, names in (
-        ("beside it", sorted(beside)),
-        ("tensors left", found.tensors_left),
-        ("files left", found.files_left),
+        ("other files written", sorted(beside)),
+        ("tensors not converted", found.tensors_left),
+        ("files not converted", found.files_left),
     ):
         if names:
             print(f"{what}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}")
@@ -146,7 +161,7 @@ def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
     checkpoint = flags.checkpoint
     if not source.is_dir():
         if not source.with_name(source.name + ".index").is_file():
-            raise UserError(f"--from={source}: no such folder; name one with a model in it")
+            raise UserError(f"--from={source}: no such folder; specify one that contains a model")
         source, checkpoint = source.parent, source.name
     config = source / "config.json"
     if (source / "flags.cfg").exists():
@@ -163,15 +178,15 @@ def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
         _omit(flags, "a Hugging Face folder", "checkpoint", "part", "lowercase", "task")
         return _hugging_face(source)
     raise UserError(
-        f"--from={source}: neither config.json nor a checkpoint (*.index) is there; name a Hugging Face folder, "
-        "a run's, a TF1 checkpoint's or a KerasHub preset's"
+        f"--from={source}: contains neither config.json nor a checkpoint (*.index); specify the folder of a "
+        "Hugging Face model, a run, a TF1 checkpoint or a KerasHub preset"
     )
 
 
 def _omit(flags: absl_flags.FlagValues, what: str, *names: str) -> None:
     for name in names:
         if flags[name].present:
-            raise UserError(f"--{name}={flags[name].value}: {what} has no use for it; omit it")
+            raise UserError(f"--{name}={flags[name].value}: does not apply to {what}; omit it")
 
 
 def _hugging_face(folder: pathlib.Path) -> Found:
@@ -217,8 +232,8 @@ def _tf1(folder: pathlib.Path, checkpoint: str | None, flags: absl_flags.FlagVal
             tokenizer = WordPiece.from_file(vocabulary, lowercase)
             if tokenizer.vocab_size > source.config.vocab_size:
                 raise UserError(
-                    f"{vocabulary}: has {tokenizer.vocab_size} tokens, the model's vocab_size is "
-                    f"{source.config.vocab_size}; put the model's own vocabulary back"
+                    f"{vocabulary}: has {tokenizer.vocab_size} tokens, but the model's vocab_size is "
+                    f"{source.config.vocab_size}; restore the model's own vocabulary"
                 )
         return _foreign(source, tokenizer, {}, {"vocab.txt"})
 
@@ -229,7 +244,7 @@ def _lowercase(folder: pathlib.Path, family: str) -> bool:
         return True
     if _CASED.search(name):
         return False
-    raise UserError(f"{folder}: nothing says whether vocab.txt is cased; pass --lowercase or --nolowercase")
+    raise UserError(f"{folder}: cannot determine whether vocab.txt is cased; pass --lowercase or --nolowercase")
 
 
 def _keras(folder: pathlib.Path, task: bool) -> Found:
@@ -252,7 +267,7 @@ def _keras(folder: pathlib.Path, task: bool) -> Found:
             lowercase = (record.get("config") or {}).get("lowercase")
             if not isinstance(lowercase, bool):
                 raise UserError(
-                    f"{settings}: does not say whether the vocabulary is lowercase; put the preset's own back"
+                    f"{settings}: does not specify whether the vocabulary is lowercase; restore the preset's own file"
                 )
             tokenizer = WordPiece.from_file(carried["vocab.txt"], lowercase)
             ids = {} if tokenizer.pad_id is None else {"pad_token_id": tokenizer.pad_id}
@@ -262,22 +277,22 @@ def _keras(folder: pathlib.Path, task: bool) -> Found:
 
 
 def _check_ids(assets: pathlib.Path, config, tokenizer, ids: Mapping[str, Any]) -> None:
-    """Raises UserError where a preset's vocabulary and its weights cannot be of one model."""
+    """Raises UserError if a preset's vocabulary and its weights cannot belong to the same model."""
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"{assets}: its vocabulary has {tokenizer.vocab_size} tokens, the model's vocabulary_size is "
-            f"{config.vocab_size}; put the preset's own back"
+            f"{assets}: its vocabulary has {tokenizer.vocab_size} tokens, but the model's vocabulary_size is "
+            f"{config.vocab_size}; restore the preset's own files"
         )
     pad = ids.get("pad_token_id")
     if config.position_offset and pad not in (None, config.position_offset - 1):
         raise UserError(
-            f"{assets}: the padding has the id {pad}, and Hugging Face's model of the family needs "
-            f"{config.position_offset - 1}, which its positions begin behind; only such presets are converted"
+            f"{assets}: the padding token has id {pad}, but the family's Hugging Face model requires "
+            f"{config.position_offset - 1} because its positions start after it; only such presets are supported"
         )
 
 
 def _foreign(source, tokenizer, carried: Mapping[str, pathlib.Path], beside: Collection[str]) -> Found:
-    """What another library's files hold; `beside` are names of what was read besides the source's own."""
+    """Returns the model in another library's files; `beside` has the names of further files that were read."""
     from tfzoo.weights import foreign
 
     model, not_used = foreign.load(source)
@@ -298,7 +313,7 @@ def _left(folder: pathlib.Path, used: Collection[str]) -> list[str]:
 
 
 def _dtype(file) -> str:
-    """The type of all weights of a file, or float32 where they differ or are of another."""
+    """Returns the type of all weights of a file, or float32 if they differ or have another type."""
     names = {"F16": "float16", "BF16": "bfloat16"}
     kinds = {file.dtype(name) for name in file.names} & {"F16", "BF16", "F32", "F64"}
     return names.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"

@@ -1,5 +1,4 @@
-"""A tokenizer that is too large for the checkpoint beside it is refused, whatever its kind, and one with other ids is
-heard of."""
+"""A tokenizer that is too large for its checkpoint is rejected, and one with other ids is reported, for every kind."""
 
 import dataclasses
 import json
@@ -25,7 +24,7 @@ SIZES = dict(hidden_size=8, num_heads=2, num_layers=1, intermediate_size=8, max_
 
 
 def tokenizers() -> dict[str, tuple[str, tf.Module, tf.Module]]:
-    """Of every kind: a model for it, a tokenizer, and another with the same roles and one token more."""
+    """Returns for every kind a model, a tokenizer, and a tokenizer with the same roles and one more token."""
     byte_level, merges = training.train_byte_level(SENTENCES, 300, ENDS)
     characters = ["<pad>", "</s>", *"abcdefgh"]
     spiece = training.train_sentencepiece(SENTENCES, 400)
@@ -75,7 +74,7 @@ class BelongingTest(tf.test.TestCase):
                 path.write_text(json.dumps(record | {key: own + 1}))
                 with self.assertLogs("absl", "WARNING") as logs:
                     model, tokenizer = tfzoo.load(folder)
-                said = f"{path}: {key} is {own + 1}, and {own} in the tokenizer beside it; texts go by the"
+                said = f"{path}: {key} is {own + 1}, but {own} in the tokenizer; texts use the tokenizer's ids"
                 self.assertIn(said, logs.output[0])
                 self.assertLen(logs.output, 1)
                 self.assertEqual(tokenizer.fingerprint(), right.fingerprint())
@@ -86,7 +85,7 @@ class BelongingTest(tf.test.TestCase):
                 path.write_text(json.dumps(record))
                 larger.save(folder)
                 self.refused(
-                    folder, f"{path}: vocab_size is {right.vocab_size}, and the tokenizer beside it has "
+                    folder, f"{path}: vocab_size is {right.vocab_size}, but the tokenizer has "
                     f"{right.vocab_size + 1} tokens",
                 )  # fmt: skip
 
@@ -116,7 +115,7 @@ class BelongingTest(tf.test.TestCase):
                 self.refused(run, f"{tokenizer} has {right.vocab_size} tokens, the model's vocab_size is")
 
     def other(self, kind: str, like: tf.Module) -> tf.Module:
-        """Another of the kind, as large."""
+        """Returns another tokenizer of the same kind and size."""
         if kind == "wordpiece":
             return WordPiece([*like.vocab[:-1], "d"])
         if kind == "characters":

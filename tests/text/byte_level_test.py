@@ -1,4 +1,4 @@
-"""Byte-level BPE against the `tokenizers` library: varied lines, every character, merges that no training makes."""
+"""Byte-level BPE compared with the `tokenizers` library: varied lines, every character, and untrained merges."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def reference(tokenizer: ByteLevelBPE, ignore_merges: bool = False, prefix: bool = False, nfc: bool = False):
-    """The library's tokenizer with the same vocabulary, which knows no special tokens."""
+    """Returns the library's tokenizer with the same vocabulary and without special tokens."""
     ids = {token: i for i, token in enumerate(tokenizer.vocab)}
     oracle = tokenizers.Tokenizer(models.BPE(ids, tokenizer.merges, ignore_merges=ignore_merges))
     if tokenizer.pattern == "gpt2":
@@ -38,7 +38,7 @@ def reference(tokenizer: ByteLevelBPE, ignore_merges: bool = False, prefix: bool
 
 
 def wrong(tokenizer: ByteLevelBPE, oracle: tokenizers.Tokenizer, texts: list[str]) -> list[str]:
-    """The texts, readable, whose ids differ."""
+    """Returns the texts whose ids differ, in readable form."""
     got = tokenizer.tokenize(texts).to_list()
     encodings = oracle.encode_batch(texts, add_special_tokens=False)
     return [ascii(t) for t, ids, encoding in zip(texts, got, encodings, strict=True) if ids != encoding.ids]
@@ -370,13 +370,13 @@ class FilesTest(tf.test.TestCase):
         for content, message in (
             (text_of(good).replace('"ab"', '"a"'), r"line 258: the key 'a' appears twice"),
             (text_of({**good, "xy": 258}), r"line 259: token 'xy' has id 258, but no token has id 257"),
-            (text_of({**good, "xy": 256}), r"line 259: token 'xy' has id 256, as 'ab' has"),
-            (text_of({**good, "xy": "7"}), r"line 259: token 'xy' has id '7', which is not a number"),
-            (text_of({**good, "xy": -1}), r"line 259: token 'xy' has id -1, which is not a number"),
+            (text_of({**good, "xy": 256}), r"line 259: token 'xy' has id 256, which token 'ab' also has"),
+            (text_of({**good, "xy": "7"}), r"line 259: token 'xy' has id '7', which is not an integer of at least 0"),
+            (text_of({**good, "xy": -1}), r"line 259: token 'xy' has id -1, which is not an integer of at least 0"),
             (text_of({**good, "xy": True}), r"line 259: token 'xy' has id True"),
             (text_of({**good, "": 257}), r"token 257 is empty"),
             (text_of({("zz" if t == "Ġ" else t): i for t, i in good.items()}), r"1 of the 256 bytes .* 0x20"),
-            ("{}", "line 1: the file holds no token"),
+            ("{}", "line 1: the file contains no tokens"),
             ("[]", "contains a list, not an object"),
             ('{\n"a": 0,,}', "line 2: is not JSON"),
             ('{"a":' * 100_000, "is nested too deeply"),
@@ -391,9 +391,9 @@ class FilesTest(tf.test.TestCase):
         good = {letter: i for i, letter in enumerate(BYTES)} | {"ab": 256}
         (self.folder / "vocab.json").write_text(json.dumps(good))
         for content, message in (
-            ("#version: 0.2\na b\nb c\n", r"line 3: the merge of 'b' and 'c' names 'bc', not in vocab.json"),
-            ("a b\nxyz b\n", r"line 2: the merge of 'xyz' and 'b' names 'xyz'"),
-            ("a b\na b\n", "line 2: the merge of 'a' and 'b' is there twice"),
+            ("#version: 0.2\na b\nb c\n", r"line 3: the merge of 'b' and 'c' uses 'bc', which is not in vocab.json"),
+            ("a b\nxyz b\n", r"line 2: the merge of 'xyz' and 'b' uses 'xyz'"),
+            ("a b\na b\n", "line 2: the merge of 'a' and 'b' appears twice"),
             ("a b\nab\n", r"line 2: \('ab',\) is not a merge"),
             ("a b c\n", r"line 1: .* is not a merge"),
             ("a  b\n", r"line 1: .* is not a merge"),
@@ -411,11 +411,11 @@ class FilesTest(tf.test.TestCase):
         path = self.folder / "tokenizer.json"
         good = json.loads(path.read_text())
         for change, message in (
-            ({"model": {**good["model"], "type": "Unigram"}}, "the pre_tokenizer .ByteLevel. has no exact form"),
-            ({"pre_tokenizer": {"type": "UnicodeScripts"}}, "the pre_tokenizer 'UnicodeScripts' has no exact form"),
+            ({"model": {**good["model"], "type": "Unigram"}}, "the pre_tokenizer .ByteLevel. is not supported"),
+            ({"pre_tokenizer": {"type": "UnicodeScripts"}}, "the pre_tokenizer 'UnicodeScripts' is not supported"),
             ({"model": {**good["model"], "dropout": 0.1}}, "model.dropout: is 0.1"),
-            ({"model": {**good["model"], "vocab": [1]}}, "holds no vocabulary"),
-            ({"model": {**good["model"], "merges": ["a zzz"]}}, "merges, number 1: .* names 'zzz'"),
+            ({"model": {**good["model"], "vocab": [1]}}, "is not a vocabulary"),
+            ({"model": {**good["model"], "merges": ["a zzz"]}}, "merges, number 1: .* uses 'zzz'"),
             ({"normalizer": {"type": "Lowercase"}}, r"normalizer is \['Lowercase'\]"),
             ({"added_tokens": [{"id": 0, "content": "<new>"}]}, "'<s>' and '<new>' both have id 0"),
             (
@@ -428,7 +428,7 @@ class FilesTest(tf.test.TestCase):
                         ],
                     }
                 },
-                r"'a\(\?=b\)' holds \(\?=...\), which has no exact form",
+                r"'a\(\?=b\)' contains \(\?=...\), which cannot be reproduced exactly",
             ),
         ):
             with self.subTest(message=message):
@@ -438,9 +438,9 @@ class FilesTest(tf.test.TestCase):
     def test_bad_arguments(self):
         vocab, merges = self.trained
         for arguments, options, message in (
-            ((vocab + ["a"], merges), {}, "vocabulary: token 'a' is"),
+            ((vocab + ["a"], merges), {}, "vocabulary: token 'a' has ids"),
             ((vocab[:-1], merges), {}, "merges, number .* not in the vocabulary"),
-            ((vocab[6:], []), {"unknown": "a"}, "1 of the 256 bytes have no token, the first is 0x21"),
+            ((vocab[6:], []), {"unknown": "a"}, r"1 of the 256 bytes have no token \(the first is 0x21\)"),
             ((vocab, merges), {"pattern": "gpt3"}, "pattern: 'gpt3' is not one of gpt2 llama3 qwen2"),
             ((vocab, merges), {"special_tokens": ["<new>"]}, "'<new>' is not in the vocabulary"),
             ((vocab, merges), {"lstrip": ["<mask>"]}, "'<mask>' is not one of special_tokens"),
@@ -451,12 +451,12 @@ class FilesTest(tf.test.TestCase):
                 ByteLevelBPE(*arguments, **options)
 
     def test_load_picks_the_kind_by_the_files(self):
-        with self.assertRaisesRegex(UserError, "holds no tokenizer"):
+        with self.assertRaisesRegex(UserError, "contains no tokenizer"):
             text.load(self.folder)
         WordPiece([*text.SPECIAL_TOKENS, "a"]).save(self.folder / "bert")
         self.assertIsInstance(text.load(self.folder / "bert"), WordPiece)
         (self.folder / "bert" / "tokenizer.json").write_text('{"model": {"type": "WordPiece"}}')
-        with self.assertRaisesRegex(UserError, "holds no vocabulary"):
+        with self.assertRaisesRegex(UserError, "is not a vocabulary"):
             text.load(self.folder / "bert")
 
 

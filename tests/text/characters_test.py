@@ -1,4 +1,4 @@
-"""Characters: nothing lost, the same everywhere, and files that say what is wrong with them."""
+"""Character tokenizers: nothing is lost, results are equal in every mode, and errors in files are located."""
 
 import tensorflow as tf
 
@@ -131,16 +131,16 @@ class VocabularyTest(tf.test.TestCase):
 
     def test_bad_vocabularies_name_the_file_and_the_line(self):
         for content, message in (
-            (b"a\nb\na\n", "line 3: 'a' is on line 1 already"),
-            (b"a\n\\u{61}\n", "line 2: 'a' is on line 1 already"),
+            (b"a\nb\na\n", "line 3: 'a' is already on line 1"),
+            (b"a\n\\u{61}\n", "line 2: 'a' is already on line 1"),
             (b"a\n\nb\n", "line 2: the entry is empty"),
             (b"a\nbc\n", "line 2: 'bc' is neither a character nor one of <pad>"),
             (b"a\n\xff\n", r"line 2: b'\\xff' is not UTF-8"),
-            (b"a\n\\x\n", "line 2: .* is no escape"),
-            (b"a\n\\u{110000}\n", "line 2: .* is no escape"),
-            (b"a\n\\u{D800}\n", "line 2: .* is half a character"),
-            (b"", "holds no character"),
-            (b"<pad>\n", "holds no character on lines 1 to 1"),
+            (b"a\n\\x\n", "line 2: .* is not a valid escape"),
+            (b"a\n\\u{110000}\n", "line 2: .* is not a valid escape"),
+            (b"a\n\\u{D800}\n", "line 2: .* is not a character but half of one"),
+            (b"", "contain no characters"),
+            (b"<pad>\n", "lines 1 to 1 contain no characters"),
         ):
             with self.subTest(message=message):
                 self.path.write_bytes(content)
@@ -150,12 +150,12 @@ class VocabularyTest(tf.test.TestCase):
                 self.assertNotIn("\n", str(caught.exception))
         with self.assertRaisesRegex(UserError, "cannot be read"):
             Characters.from_file(self.folder / "none.txt")
-        with self.assertRaisesRegex(UserError, "^vocabulary, line 2: 'a' is on line 1 already"):
+        with self.assertRaisesRegex(UserError, "^vocabulary, line 2: 'a' is already on line 1"):
             Characters(["a", "a"])
 
     def test_training(self):
         self.assertEqual(training.train_characters(["ba", "字\n"], ["<pad>"]), ["<pad>", "\n", "a", "b", "字"])
-        with self.assertRaisesRegex(UserError, "hold no character"):
+        with self.assertRaisesRegex(UserError, "contain no characters"):
             training.train_characters(["", ""])
 
 

@@ -1,4 +1,4 @@
-"""Every kind of tokenizer in an export, which a fresh process loads without tfzoo."""
+"""Every kind of tokenizer in an export, loaded by a fresh process without tfzoo."""
 
 import json
 import textwrap
@@ -32,7 +32,7 @@ SCRIPT = textwrap.dedent("""
 
 
 def results(tokenizer: tf.Module, texts: tf.Tensor) -> dict[str, tf.Tensor]:
-    """All that a tokenizer does, without ragged tensors."""
+    """Returns the results of all functions of a tokenizer, without ragged tensors."""
     ids = tokenizer.tokenize(texts)
     outputs = {"ids": ids.flat_values, "splits": ids.row_splits, "texts": tokenizer.detokenize(ids)}
     asked = tokenizer.tokenize(texts, special=[tokenizer.vocab[i] for i in tokenizer.special_ids])

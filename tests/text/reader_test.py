@@ -1,4 +1,4 @@
-"""How texts are framed, cut, paired and padded where a model reads them."""
+"""How a model's texts are framed, truncated, paired and padded."""
 
 from unittest import mock
 
@@ -41,12 +41,15 @@ class ReaderTest(tf.test.TestCase):
             self.assertEqual(framing.frame(layout(family), tokenizer, pair=True), framing.Frame(pair, segments))
         self.assertEqual(framing.frame(layout("llama"), BPE).parts, (0, TEXT))
         self.assertEqual(framing.frame(layout("gpt2"), BPE).parts, (TEXT,))
-        with self.assertRaisesRegex(UserError, "text_pair: .*no token to part"):
+        with self.assertRaisesRegex(UserError, "text_pair: .*no token to separate"):
             framing.frame(layout("gpt2"), BPE, pair=True)
 
     def test_what_is_left_out(self):
-        """A beginning that the tokenizer's folder does not ask for, or that it has no token for; tokens of the layout
-        that it lacks, in whose place its end of text stands, if it has one."""
+        """Tests omitted tokens.
+
+        These are a bos token that the tokenizer's folder does not request or that does not exist, and tokens of the
+        layout that the tokenizer lacks; its end-of-text token, if any, replaces the latter.
+        """
 
         def tokenizer(*special, **options):
             made = ByteLevelBPE([*special, *BPE.vocab[5:]], [], special_tokens=special)
@@ -65,7 +68,7 @@ class ReaderTest(tf.test.TestCase):
         for family in ("bert", "t5"):
             made = tokenizer("<pad>", adds_bos=False)
             self.assertEqual(framing.frame(layout(family), made).parts, (TEXT,))
-            with self.assertRaisesRegex(UserError, "text_pair: .*no token to part"):
+            with self.assertRaisesRegex(UserError, "text_pair: .*no token to separate"):
                 framing.frame(layout(family), made, pair=True)
         with self.assertRaisesRegex(UserError, "mBART's texts end with the code of their language"):
             framing.frame(layout("bart"), mock.Mock(kind="mbart", frames=None))

@@ -1,4 +1,4 @@
-"""SentencePiece against the `sentencepiece` library, on varied lines, for real models and tiny ones."""
+"""SentencePiece compared with the `sentencepiece` library, on varied lines, for real models and tiny ones."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ from tfzoo.text.sentencepiece import KINDS, SentencePiece, _model_proto
 
 
 def clean(text: str, lowercase: bool, keep_accents: bool) -> str:
-    """What the released code of XLNet and ALBERT does to a text."""
+    """Returns a text after the preprocessing of XLNet's and ALBERT's released code."""
     text = " ".join(text.split()).replace("``", '"').replace("''", '"')
     if not keep_accents:
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
@@ -29,7 +29,7 @@ def clean(text: str, lowercase: bool, keep_accents: bool) -> str:
 
 
 def clean_ids(oracle: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
-    """Ids of a cleaned text, by the same code's rule for pieces such as 9 and a comma."""
+    """Returns the ids of a cleaned text, with the same code's rule for pieces such as "9,"."""
     ids: list[int] = []
     for piece in oracle.encode(text, out_type=str):
         if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit():
@@ -358,7 +358,7 @@ class ModelFileTest(tf.test.TestCase):
     def test_an_old_folder_says_what_it_is_in_config_json(self):
         SentencePiece(self.model).save(self.folder)
         (self.folder / "tokenizer_config.json").write_text('{"model_max_length": 512}')
-        with self.assertRaisesRegex(UserError, "names no tokenizer_class"):
+        with self.assertRaisesRegex(UserError, "has no tokenizer_class"):
             SentencePiece.from_folder(self.folder)
         (self.folder / "config.json").write_text('{"model_type": "t5"}')
         self.assertLen(SentencePiece.from_folder(self.folder).sentinel_ids, 100)
@@ -395,21 +395,21 @@ class ModelFileTest(tf.test.TestCase):
 
         first_piece = 2 + self.model[1]
         for content, message in (
-            (b"", "is no SentencePiece model"),
-            (b"[PAD]\n[UNK]\n", r"is no SentencePiece model \(it begins with b'\[PAD\]"),
-            (b'{"version": "1.0"}', "is no SentencePiece model"),
-            (b"\n\n\n\n", "is no SentencePiece model"),
-            (b"\nthe first line is empty\n", "is no SentencePiece model"),
-            (pickle.dumps(["a"]), "is no SentencePiece model"),
-            (b"PK\x03\x04....", "is no SentencePiece model"),
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "pointer of Git LFS"),
-            (self.model[:first_piece], "cut short, or no SentencePiece model"),
+            (b"", "is not a SentencePiece model"),
+            (b"[PAD]\n[UNK]\n", r"is not a SentencePiece model \(it begins with b'\[PAD\]"),
+            (b'{"version": "1.0"}', "is not a SentencePiece model"),
+            (b"\n\n\n\n", "is not a SentencePiece model"),
+            (b"\nthe first line is empty\n", "is not a SentencePiece model"),
+            (pickle.dumps(["a"]), "is not a SentencePiece model"),
+            (b"PK\x03\x04....", "is not a SentencePiece model"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer"),
+            (self.model[:first_piece], "truncated, or not a SentencePiece model"),
             (self.changed(drop_unknown), "has no unknown piece among its"),
-            (self.changed(repeat), "piece 40 .* is piece 30 already"),
+            (self.changed(repeat), "piece 40 .* is the same as piece 30"),
             (self.changed(empty), "piece 40 is empty"),
             (self.changed(not_utf8), "piece 40 .* is not UTF-8"),
-            (self.changed(odd_type), "piece 40 .* is of type 9"),
-            (self.changed(damage), "table of normalisation is damaged"),
+            (self.changed(odd_type), "piece 40 .* has type 9"),
+            (self.changed(damage), "normalisation table is damaged"),
         ):
             with self.subTest(message=message):
                 self.path.write_bytes(content)
@@ -431,7 +431,7 @@ class ModelFileTest(tf.test.TestCase):
     def test_options_that_do_not_belong(self):
         for arguments, message in (
             ((self.model, "albrt"), r"'albrt' is not one of .*did you mean albert"),
-            ((self.llama, "llama", 5), "only t5 has them"),
+            ((self.llama, "llama", 5), "only t5 has sentinels"),
             ((self.model, "t5", None, True), "neither"),
             ((self.model, "t5", None, None, None, {"start": "<s>"}), "'start' is not one of"),
         ):
@@ -439,7 +439,7 @@ class ModelFileTest(tf.test.TestCase):
             with self.assertRaisesRegex(UserError, message):
                 SentencePiece(**dict(zip(names, arguments)))
         model = training.train_sentencepiece(SENTENCES, 500, specials=("<pad>", "</s>", "<unk>", "<extra_id_0>"))
-        with self.assertRaisesRegex(UserError, "'<extra_id_0>' is there already"):
+        with self.assertRaisesRegex(UserError, "'<extra_id_0>' already exists"):
             SentencePiece(model)
         self.assertEqual(SentencePiece(model, sentinels=0).vocab[3], "<extra_id_0>")
 
@@ -491,9 +491,9 @@ class TrainingTest(tf.test.TestCase):
     def test_what_cannot_be_trained(self):
         for arguments, message in (
             ((SENTENCES, 5), "no model of 5 pieces"),
-            ((["", "\n"], 500), "hold no line"),
+            ((["", "\n"], 500), "contain no lines"),
             ((SENTENCES, 500, "word"), "'word' is neither"),
-            ((SENTENCES, 500, "bpe", ("<s>",)), "must hold <unk>"),
+            ((SENTENCES, 500, "bpe", ("<s>",)), "must contain <unk>"),
         ):
             with self.assertRaisesRegex(UserError, message) as caught:
                 training.train_sentencepiece(*arguments)

@@ -1,4 +1,4 @@
-"""Tokenizers of tokenizer.json, made here by the `tokenizers` library, whose ids, offsets and texts they must give."""
+"""Tokenizers of tokenizer.json files made by the `tokenizers` library, whose ids, offsets and texts must be equal."""
 
 import json
 import pathlib
@@ -217,14 +217,14 @@ class ComponentsTest(Case):
         good = json.loads(library.to_str())
         split = {"type": "Split", "pattern": {"Regex": "a(?<=b)"}, "behavior": "Isolated", "invert": False}
         for change, message in (
-            ({"pre_tokenizer": {"type": "UnicodeScripts"}}, "the pre_tokenizer 'UnicodeScripts' has no exact form"),
-            ({"pre_tokenizer": split}, "holds (?<...)"),
-            ({"normalizer": {"type": "Unknown"}}, "the normalizer 'Unknown' has no exact form"),
-            ({"decoder": {"type": "CTC"}}, "the decoder 'CTC' has no exact form"),
+            ({"pre_tokenizer": {"type": "UnicodeScripts"}}, "the pre_tokenizer 'UnicodeScripts' is not supported"),
+            ({"pre_tokenizer": split}, "contains (?<...)"),
+            ({"normalizer": {"type": "Unknown"}}, "the normalizer 'Unknown' is not supported"),
+            ({"decoder": {"type": "CTC"}}, "the decoder 'CTC' is not supported"),
             ({"model": {**good["model"], "dropout": 0.5}}, "model.dropout: is 0.5"),
             ({"model": {**good["model"], "byte_fallback": False, "fuse_unk": False}}, "model.fuse_unk: is false"),
-            ({"model": {**good["model"], "type": "Other"}}, "the model 'Other' has no exact form"),
-            ({"post_processor": {"type": "Other"}}, "the post_processor 'Other' is not one that tfzoo reads"),
+            ({"model": {**good["model"], "type": "Other"}}, "the model 'Other' is not supported"),
+            ({"post_processor": {"type": "Other"}}, "the post_processor 'Other' is not supported"),
         ):
             with self.subTest(message=message):
                 folder = self.saved(library)
@@ -239,7 +239,7 @@ class ComponentsTest(Case):
         ):
             self.assertEqual(patterns.translate(given, "here"), wanted)
         for given in (r"a(?!b)", r"(?=x)", r"\bword", r"a++", r"[\S]", r"(a)\1", "^a", "[a[b]]"):
-            with self.assertRaisesRegex(UserError, "here: .* has no exact form"):
+            with self.assertRaisesRegex(UserError, "here: .* is not supported"):
                 patterns.translate(given, "here")
 
 
@@ -255,7 +255,7 @@ class ProofTest(Case):
     def test_a_difference_is_a_refusal_that_shows_the_line_and_both_results(self):
         folder = self.saved(kinds()["digits"])
         with unittest.mock.patch("tfzoo.text.components.pre_tokenizers.split", lambda pieces, **_: pieces):
-            self.refused(folder, str(folder), "'3.14159 1,000,000", "here and", "in the tokenizers library")
+            self.refused(folder, str(folder), "'3.14159 1,000,000", "in tfzoo and", "in the tokenizers library")
         self.assertEqual(text.load(folder).name, "byte_level_bpe")
 
     def test_what_was_proven_is_not_proven_again_until_a_file_changes(self):
@@ -410,7 +410,7 @@ class FramesTest(Case):
                 self.assertEqual([frame.parts for frame in found], [single, pair])
 
     def test_what_the_class_puts_there_is_left_to_the_family(self):
-        """As transformers 5 has it: BERT's, RoBERTa's and T5's classes do not look for a post_processor."""
+        """As in transformers 5, BERT's, RoBERTa's and T5's classes ignore the post_processor."""
         folder = self.saved(kinds()["digits"], tokenizer_class="RobertaTokenizer", add_bos_token=True)
         self.assertIsNone(text.load(folder).frames)
         folder = self.saved(kinds()["digits"], tokenizer_class="GPT2Tokenizer")
@@ -479,12 +479,12 @@ class CallTest(Case):
         for options, message in (
             (dict(padding="most"), "padding: 'most' is not true, false or one of longest, max_length"),
             (dict(truncation="some"), "truncation: 'some' is not"),
-            (dict(pairs=["a", "b"]), "pairs: has 2 texts, where texts has 1"),
+            (dict(pairs=["a", "b"]), "pairs: has 2 texts, but texts has 1"),
             (dict(truncation=True, max_length=1), "max_length: 1 leaves no room"),
         ):
             with self.assertRaisesRegex(UserError, message):
                 tokenizer("a", **options)
-        with self.assertRaisesRegex(UserError, "padding: is off, and the rows have lengths from 3 to 4"):
+        with self.assertRaisesRegex(UserError, "padding: is off, but the rows have lengths from 3 to 4"):
             tokenizer(["a", "a b"], padding=False)
 
 

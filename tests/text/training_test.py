@@ -1,4 +1,4 @@
-"""Vocabulary training: small texts whose vocabulary can be told, and the same one in every process."""
+"""Vocabulary training: small texts with a known vocabulary, which must be the same in every process."""
 
 import json
 import unittest

@@ -1,5 +1,8 @@
-"""Varied lines that all tokenizers are held to: ten languages and more, Chinese as much as all others, code, and what
-breaks tokenizers put in at random."""
+"""Varied lines for tests of all tokenizers.
+
+They cover more than ten languages, with as much Chinese as all others together, code, and random insertions of text
+that is difficult for tokenizers.
+"""
 
 import random
 import unicodedata
@@ -91,7 +94,7 @@ LONG = [
 
 
 def lines(count: int, seed: int = 7) -> list[str]:
-    """`count` lines: those above as they are, and mixtures of them."""
+    """Returns `count` lines: the samples above unchanged, and mixtures of them."""
     rng = random.Random(seed)
     others = [*SENTENCES, *CODE, *MORE]
     result = ["", " ", "  ", "\0", "\n", *LONG, *others, *CHINESE, *PLACES]

@@ -1,4 +1,4 @@
-"""WordPiece against the `tokenizers` library, on varied lines and character by character."""
+"""WordPiece compared with the `tokenizers` library, on varied lines and for every character."""
 
 import json
 import os
@@ -246,10 +246,10 @@ class VocabularyTest(tf.test.TestCase):
     def test_bad_vocabularies_name_the_file_and_the_line(self):
         good = [token.encode() for token in self.vocab]
         for content, message in (
-            ([*good, b"a"], "line 11: token 'a' is on line 6 already"),
+            ([*good, b"a"], "line 11: token 'a' is already on line 6"),
             ([*good[:6], b"", *good[6:]], "line 7: the token is empty"),
             ([*good, b"\xff\xfe"], "line 11: .* is not UTF-8"),
-            ([*good, b"x\ry"], "line 11: token .* holds a line break"),
+            ([*good, b"x\ry"], "line 11: token .* contains a line break"),
             ([token for token in good if token != b"[UNK]"], r"\[UNK\] not found on lines 1 to 9"),
             ([], r"\[PAD\] \[UNK\] \[CLS\] \[SEP\] \[MASK\] not found"),
             ([*good, b"x" * 300], "line 11: token .* is longer than 256 bytes"),
@@ -262,7 +262,7 @@ class VocabularyTest(tf.test.TestCase):
                 self.assertNotIn("\n", str(caught.exception))
         with self.assertRaisesRegex(UserError, "cannot be read"):
             WordPiece.from_file(self.folder / "none.txt", True)
-        with self.assertRaisesRegex(UserError, "^vocabulary, line 6: token 'a' is on line 5 already"):
+        with self.assertRaisesRegex(UserError, "^vocabulary, line 6: token 'a' is already on line 5"):
             WordPiece([*SPECIAL_TOKENS[:4], "a", "a"])
 
     def test_configs_that_ask_for_something_else_are_refused(self):

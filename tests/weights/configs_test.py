@@ -1,4 +1,4 @@
-"""config.json: what a missing field means, both spellings, and what is refused by name."""
+"""config.json: the meaning of missing fields, both spellings of fields, and what is rejected by name."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ GOLDEN = json.loads((ASSETS / "golden_configs" / "golden.json").read_text())
 
 
 def record_of(case: str, **fields):
-    """A golden folder's config.json with other fields; None leaves one out."""
+    """Returns a golden folder's config.json with changed fields; None removes a field."""
     record = json.loads((ASSETS / "golden" / case / "config.json").read_text()) | fields
     return {name: value for name, value in record.items() if fields.get(name, ...) is not None}
 
@@ -24,7 +24,7 @@ def decode(record):
 
 
 def outcome(record):
-    """The fields, or "refused"."""
+    """Returns the fields, or "refused"."""
     try:
         return decode(record).resolved()
     except UserError:
@@ -33,7 +33,7 @@ def outcome(record):
 
 class MissingTest(tf.test.TestCase):
     def test_a_missing_field_is_what_it_is_to_the_reference(self):
-        """Every field of every model_type, left out in turn."""
+        """Removes every field of every model_type in turn."""
         self.assertEqual({*GOLDEN}, {kind for kind in models.model_types() if config_fields._known(kind)["defaults"]})
         told = 0
         for kind, case in GOLDEN.items():
@@ -130,14 +130,16 @@ class RefusedTest(tf.test.TestCase):
         self.assertRegex(message, words)
 
     def test_fields_that_are_not_known(self):
-        self.refused("llama", r"sliding_window is 4, a field that tfzoo does not know in a llama", sliding_window=4)
+        self.refused("llama", r"sliding_window is 4, an unknown field for model_type llama", sliding_window=4)
         self.refused("llama", r"logits_scaling is 8.0, .* remove it", logits_scaling=8.0)
         self.refused("bert", r"layer_norm_epsilon is 0.1, .*did you mean layer_norm_eps", layer_norm_epsilon=0.1)
-        self.refused("bert", r"add_cross_attention is True, and tfzoo's bert has it as False", add_cross_attention=True)
+        self.refused(
+            "bert", r"add_cross_attention is True, but tfzoo's bert supports only False", add_cross_attention=True
+        )
         self.refused("t5", "tie_encoder_decoder is True", tie_encoder_decoder=True)
         self.refused("xlnet", "same_length is True", same_length=True)
         self.refused(
-            "llama", r"quantization_config says that the weights are quantised \('fp8'\).* plain weights",
+            "llama", r"quantization_config declares quantised weights \('fp8'\).* unquantised weights",
             quantization_config={"quant_method": "fp8"},
         )  # fmt: skip
         self.refused("llama", "quantization says that the weights are quantised", quantization={"bits": 4})
@@ -147,12 +149,12 @@ class RefusedTest(tf.test.TestCase):
         yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
         self.refused("qwen2", "rope_scaling stands beside rope_parameters", rope_scaling=yarn)
         self.refused("llama", r"rope_theta is 500.0 and 10000.0; remove one", rope_theta=500.0)
-        self.refused("gpt2", "hidden_size is 8 and n_embd 16, which are two names of one field", hidden_size=8)
-        self.refused("bart", "num_hidden_layers is 7 and encoder_layers 2", num_hidden_layers=7)
+        self.refused("gpt2", "hidden_size is 8 and n_embd is 16, but both name the same field", hidden_size=8)
+        self.refused("bart", "num_hidden_layers is 7 and encoder_layers is 2", num_hidden_layers=7)
         self.refused("t5_v1_1", "dense_act_fn is 'relu', and feed_forward_proj 'gated-gelu'", dense_act_fn="relu")
         self.refused("marian", r"decoder_vocab_size is 9 and vocab_size 53", decoder_vocab_size=9)
         self.refused("xlnet", r"d_head \(3\) times n_head", d_head=3)
-        self.refused("bert", "layer_norm_eps is null; give it a value, or leave it out for 1e-12", layer_norm_eps=None)
+        self.refused("bert", "layer_norm_eps is null; give it a value, or omit it for 1e-12", layer_norm_eps=None)
         self.refused("roberta", "pad_token_id is null", pad_token_id=None)
 
     def test_layers_of_several_kinds(self):

@@ -1,4 +1,4 @@
-"""Hugging Face folders: what is read, what is written, and what is refused, in one line and before memory is taken."""
+"""Hugging Face folders: reading, writing, and one-line errors before memory is allocated."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ class FolderCase(tf.test.TestCase):
         self.folder = helpers.temporary_folder(self)
 
     def copy(self, case="bert", config=None, change=None, drop=()):
-        """A golden folder with other fields in its config, and with its tensors changed."""
+        """Returns a golden folder with changed fields in its config and changed tensors."""
         folder = self.folder / f"{case}_{len(list(self.folder.iterdir()))}"
         shutil.copytree(GOLDEN / case, folder)
         record = json.loads((folder / "config.json").read_text()) | (config or {})
@@ -66,22 +66,22 @@ class LoadTest(FolderCase):
         with self.assertLogs("absl", "INFO") as logs:
             model, _ = tfzoo.load(GOLDEN / "bert", heads=("classify",), num_labels=4)
         said = "\n".join(logs.output)
-        self.assertIn("classifier.weight, classifier.bias begin fresh", said)
+        self.assertIn("newly initialised: classifier.weight, classifier.bias", said)
         self.assertIn("cls.predictions.bias", said)
-        self.assertIn("are left in the file", said)
+        self.assertIn("in the file but not used", said)
         outputs = model(TOKENS)
         self.assertEqual(outputs["classify_logits"].shape, (1, 4))
         self.assertAllEqual(outputs["pooled"], huggingface.load(GOLDEN / "bert")[0](TOKENS)["pooled"])
         self.assertGreater(np.std(model.heads["classify"].dense.kernel), 0)
 
     def test_a_file_may_have_more_heads_than_its_architecture(self):
-        """The best-known ones do: bert-base-uncased says BertForMaskedLM, and has the other head and the pooler."""
+        """bert-base-uncased declares BertForMaskedLM, and contains the other head and the pooler."""
         folder = self.copy(config={"architectures": ["BertForMaskedLM"]})
         with self.assertLogs("absl", "INFO") as logs:
             model, _ = huggingface.load(folder)
         self.assertEqual(model.head_names, ("lm",))
         self.assertIn("bert.pooler.dense.bias, ", logs.output[0])
-        self.assertIn("cls.seq_relationship.weight are left in the file", logs.output[0])
+        self.assertRegex(logs.output[0], "in the file but not used: .*cls.seq_relationship.weight")
         self.assertAllEqual(model(TOKENS)["logits"], huggingface.load(GOLDEN / "bert")[0](TOKENS)["logits"])
 
     def test_half_precision_and_shards(self):
@@ -138,7 +138,7 @@ class LoadTest(FolderCase):
         model, _ = huggingface.load(GOLDEN / "gpt2")
         (self.folder / "notes").write_text("mine")
         for arguments, message in (
-            (dict(folder=self.folder), "holds something already"),
+            (dict(folder=self.folder), "already exists and is not an empty folder"),
             (dict(folder=self.folder / "new", dtype="int8"), "dtype 'int8'"),
         ):
             with self.assertRaisesRegex(UserError, message):
@@ -146,7 +146,7 @@ class LoadTest(FolderCase):
         self.assertEqual([path.name for path in self.folder.iterdir()], ["notes"])
         odd = tfzoo.build("bert_tiny", num_layers=1, vocab_size=50, norm_first=True)
         with self.assertRaisesRegex(
-            UserError, r"norm_first \(True\) cannot be said in Hugging Face's config of a bert"
+            UserError, r"norm_first \(True\) cannot be expressed in Hugging Face's config of model_type bert"
         ):
             huggingface.save(odd, self.folder / "odd")
         relation = tfzoo.build("bert_tiny", num_layers=1, vocab_size=50, heads=("relation",))
@@ -194,7 +194,7 @@ class NamesTest(FolderCase):
 class RefusedTest(FolderCase):
     def test_a_table_of_positions_that_is_not_the_one_of_sines(self):
         folder = self.copy("pegasus", change={"model.decoder.embed_positions.weight": lambda table: table + 0.1})
-        with self.assertRaisesRegex(UserError, "model.decoder.embed_positions.weight is not the table of sines"):
+        with self.assertRaisesRegex(UserError, "model.decoder.embed_positions.weight is not the sinusoidal table"):
             huggingface.load(folder)
 
     def refused(self, folder, *parts):
@@ -207,13 +207,13 @@ class RefusedTest(FolderCase):
 
     def test_tensors_that_do_not_fit(self):
         name = "bert.encoder.layer.1.output.dense.weight"
-        self.refused(self.copy(drop=[name]), "not assigned: " + name)
-        self.refused(self.copy(change={"bert.surprise": np.zeros(3, np.float32)}), "not used: bert.surprise")
+        self.refused(self.copy(drop=[name]), "missing tensors: " + name)
+        self.refused(self.copy(change={"bert.surprise": np.zeros(3, np.float32)}), "unexpected tensors: bert.surprise")
         self.refused(self.copy(change={name: lambda a: a[:-1]}), name, "shape [15, 24]", "[16, 24]")
         self.refused(self.copy(change={name: lambda a: np.full_like(a, np.nan)}), name, "is nan at")
         other = {"cls.predictions.decoder.weight": np.ones((53, 16), np.float32)}
         self.refused(self.copy(change=other), "cls.predictions.decoder.weight", "differ")
-        self.refused(self.copy(config={"num_hidden_layers": 1}), "1 layers of the encoder", "tensors are of 2")
+        self.refused(self.copy(config={"num_hidden_layers": 1}), "1 encoder layers", "tensors have 2")
 
     def test_configs_that_do_not_fit(self):
         self.refused(self.copy(config={"model_type": "brt"}), "config.json", "'brt'", "did you mean bert")
@@ -224,8 +224,8 @@ class RefusedTest(FolderCase):
         self.refused(self.copy(config={"hidden_size": "16"}), "hidden_size ('16')", "of type int")
         self.refused(self.copy(config={"hidden_size": 10**6, "num_attention_heads": 2}), "shape")
         self.refused(self.copy(config={"hidden_size": 10**9}), "hidden_size", "must be from 1 to 1,000,000")
-        self.refused(self.copy(config={"num_hidden_layers": 9999}), "9,999 layers", "tensors are of 2")
-        self.refused(self.copy(config={"num_hidden_layers": 25}), "25 layers of the encoder", "tensors are of 2")
+        self.refused(self.copy(config={"num_hidden_layers": 9999}), "9,999 encoder layers", "tensors have 2")
+        self.refused(self.copy(config={"num_hidden_layers": 25}), "25 encoder layers", "tensors have 2")
         self.refused(self.copy(config={"vocab_size": 10**7}), "[53, 16]", "[10000000, 16]")
         for content, message in (("[]", "not an object"), ("{", "JSON"), ('{"a": NaN}', "NaN"), ("[" * 99999, "JSON")):
             folder = self.copy()

@@ -1,4 +1,4 @@
-"""Sentence-transformers folders: the library's vectors, whatever is padded; what is written; what is refused."""
+"""Sentence-transformers folders: vectors equal the library's for any padding; writing; errors."""
 
 import json
 import pathlib
@@ -28,7 +28,7 @@ def vectors(model, tokenizer, golden, prompt, **options):
 
 
 def loaded(folder, golden):
-    """(model, texts, tokenizer)"""
+    """Returns (model, texts, tokenizer)."""
     model, tokenizer = tfzoo.load(folder)
     return model, golden["texts"].tolist(), tokenizer
 
@@ -39,7 +39,7 @@ class FolderCase(tf.test.TestCase):
         self.folder = helpers.temporary_folder(self)
 
     def copy(self, case, changes=None, drop=()):
-        """A golden folder with other fields in its files: {file: the fields that are set, or the whole content}."""
+        """Returns a golden folder with changes in its files: {file: changed fields, or the whole content}."""
         folder = self.folder / f"{case}_{len(list(self.folder.iterdir()))}"
         shutil.copytree(GOLDEN / case, folder)
         for name in drop:
@@ -220,7 +220,7 @@ class SavedTest(FolderCase):
         self.assertAllEqual(again(inputs)["embedding"], model(inputs)["embedding"])
         self.assertEqual(model(inputs)["embedding"].shape, (1, 5))
         performer = tfzoo.build("performer_small", heads=("embed",))
-        with self.assertRaisesRegex(UserError, "sentence-transformers has no performer"):
+        with self.assertRaisesRegex(UserError, "sentence-transformers does not support performer"):
             tfzoo.save(performer, self.folder / "performer")
 
 
@@ -242,11 +242,11 @@ class RefusedTest(FolderCase):
             (
                 module(0, type="sentence_transformers.models.WordEmbeddings"),
                 "models.WordEmbeddings",
-                "it has Transformer",
+                "use one of Transformer",
             ),
             (module(1, type="models.Poolin"), "module 1", "did you mean Pooling"),
             (module(2, type="custom.LayerNorm"), "module 2", "custom.LayerNorm"),
-            (module(2, path="../elsewhere"), "'../elsewhere'", "plain name of a folder"),
+            (module(2, path="../elsewhere"), "'../elsewhere'", "plain folder name"),
             (module(2, kwargs=["task"]), "module 2", "kwargs", "['task']"),
             (module(2, type="models.Pooling"), "Transformer, Pooling, Pooling"),
             ({"modules.json": entries[:1]}, "the modules are Transformer;"),
@@ -261,15 +261,19 @@ class RefusedTest(FolderCase):
             ({pooling: {"include_prompt": "no"}}, "include_prompt is 'no', not true or false"),
             (
                 {pooling: {"embedding_dimension": 4}},
-                "2_Dense/config.json: in_features is 48, and what comes before has 24",
+                "2_Dense/config.json: in_features is 48, but the previous module outputs 24",
             ),
-            ({"2_Dense/config.json": {"in_features": 40}}, "in_features is 40", "has 48 numbers"),
-            ({"2_Dense/config.json": {"out_features": 9}}, "4_Dense/config.json: in_features is 10", "has 9 numbers"),
+            ({"2_Dense/config.json": {"in_features": 40}}, "in_features is 40", "outputs 48 numbers"),
+            (
+                {"2_Dense/config.json": {"out_features": 9}},
+                "4_Dense/config.json: in_features is 10",
+                "outputs 9 numbers",
+            ),
             ({"4_Dense/config.json": {"out_features": 7}}, "4_Dense/model.safetensors", "linear.weight", "[6, 10]"),
-            ({"4_Dense/config.json": {"bias": True}}, "not assigned: embed.dense_1.linear.bias"),
+            ({"4_Dense/config.json": {"bias": True}}, "missing tensors: embed.dense_1.linear.bias"),
             (
                 {"2_Dense/config.json": {"bias": False}},
-                "2_Dense: has a tensor linear.bias, and its config.json says otherwise",
+                "2_Dense: has a tensor linear.bias, contrary to its config.json",
             ),
             (
                 {"2_Dense/config.json": {"activation_function": "torch.nn.Mish"}},
@@ -293,7 +297,7 @@ class RefusedTest(FolderCase):
             ({prompts: {"prompts": {"query": 3}}}, "prompts: query is 3, not a string"),
             (
                 {prompts: {"default_prompt_name": "question"}},
-                "default_prompt_name is 'question', which prompts does not have",
+                "default_prompt_name is 'question', which is not in prompts",
             ),
             ({prompts: {"similarity_fn_name": "angle"}}, "similarity_fn_name is 'angle'"),
         ):
@@ -306,19 +310,21 @@ class RefusedTest(FolderCase):
 
     def test_a_missing_tensor_is_no_fresh_head(self):
         folder = self.copy("bert", {"4_Dense/config.json": {"bias": True}})
-        with self.assertRaisesRegex(UserError, "4_Dense: has no tensor linear.bias, and its config.json"):
+        with self.assertRaisesRegex(UserError, "4_Dense: has no tensor linear.bias, contrary to its config.json"):
             tfzoo.load(folder, heads=("embed", "tag"))
 
     def test_pickled_weights(self):
         folder = self.copy("bert", drop=("2_Dense/model.safetensors",))
         (folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
-        with self.assertRaisesRegex(UserError, "2_Dense: no model.safetensors, only 'pytorch_model.bin', a pickle"):
+        with self.assertRaisesRegex(
+            UserError, "2_Dense: contains no model.safetensors, only 'pytorch_model.bin', a pickle"
+        ):
             tfzoo.load(folder)
 
     def test_states_of_another_size(self):
         folder = self.copy("roberta", {"1_Pooling/config.json": {"embedding_dimension": 16}})
         with self.assertRaisesRegex(
-            UserError, "1_Pooling/config.json: the size of a token's vector is 16, and hidden_size is 8"
+            UserError, "1_Pooling/config.json: the size of a token's vector is 16, but hidden_size is 8"
         ):
             tfzoo.load(folder)
 

@@ -1,5 +1,7 @@
-"""Files of weights: round trips with the safetensors library, and every bad file refused by name. TensorFlow
-is imported by one test class only."""
+"""Weight files: round trips with the safetensors library, and errors that name every bad file.
+
+Only one test class imports TensorFlow.
+"""
 
 import gzip
 import json
@@ -46,7 +48,7 @@ def sources(arrays):
 
 
 def pack(header, payload: bytes = b"") -> bytes:
-    """A file with this header: an object, or the header's very bytes."""
+    """Returns a file with this header, which is an object or the header's bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + payload
 
@@ -71,7 +73,7 @@ class Folders(unittest.TestCase):
             self.assertEqual(left[name].tobytes(), right[name].tobytes(), name)
 
     def refused(self, message: str, function, *arguments):
-        """One line that names a file in the folder and matches `message`."""
+        """Checks for a one-line error that names a file in the folder and matches `message`."""
         with self.assertRaisesRegex(UserError, message) as caught:
             function(*arguments)
         text = str(caught.exception)
@@ -192,11 +194,11 @@ class RoundTripTest(Folders):
             dict(x=np.ones((2, 3), np.float32), y=np.zeros(4, np.float32)),
         )
         for bad, message in (
-            ([x, x], "its name is taken"),
-            ([("__metadata__", *x[1:])], "its name is taken"),
-            ([("x", (2,), "F31", x[3])], "dtype unknown"),
-            ([("x", (3, 2), "F32", x[3])], r"float32\[2, 3\], announced as F32\[3, 2\]"),
-            ([("x", (2, 3), "F16", x[3])], "announced as F16"),
+            ([x, x], "its name is already used"),
+            ([("__metadata__", *x[1:])], "its name is already used"),
+            ([("x", (2,), "F31", x[3])], "dtype is unknown"),
+            ([("x", (3, 2), "F32", x[3])], r"float32\[2, 3\], but was declared as F32\[3, 2\]"),
+            ([("x", (2, 3), "F16", x[3])], "declared as F16"),
         ):
             with self.subTest(message), tempfile.TemporaryDirectory() as folder:
                 with self.assertRaisesRegex(ValueError, message):
@@ -208,20 +210,23 @@ ONE = {"x": tensor()}
 # name -> (bytes, what the message says)
 BAD_FILES = {
     "empty": (b"", "is empty; .*damaged"),
-    "short": (b"\x01\x00", r"header should have 1 bytes, the file has 2 in all"),
+    "short": (b"\x01\x00", r"header should have 1 bytes, but the whole file has 2"),
     "length alone": (bytes(8), "header begins with b''"),
     "no object": (pack(b"[1]"), r"header begins with b'\['"),
-    "header longer than the file": (pack(ONE, bytes(8))[:20], "truncated one: its header should have 61 bytes"),
+    "header longer than the file": (pack(ONE, bytes(8))[:20], "is truncated: its header should have 61 bytes"),
     "header of 2^63 bytes": (b"\xff" * 7 + b"\x7f{}", "header should have 9223372036854775807 bytes"),
-    "header too large": (pack(b"{" + b" " * (16 << 20) + b"}"), "its header has 16777218 bytes, where 16777216 are"),
-    "pickle 2": (pickle.dumps({"x": list(range(99))}, protocol=2), "is a pickle by its first bytes.*save_pretrained"),
-    "pickle 4": (pickle.dumps({"x": list(range(99))}, protocol=4), "is a pickle by its first bytes"),
-    "zip": (b"PK\x03\x04" + bytes(60), "is a zip archive, as torch.save makes with a pickle inside"),
+    "header too large": (pack(b"{" + b" " * (16 << 20) + b"}"), "its header has 16777218 bytes, at most 16777216 are"),
+    "pickle 2": (
+        pickle.dumps({"x": list(range(99))}, protocol=2),
+        r"is a pickle \(by its first bytes\).*save_pretrained",
+    ),
+    "pickle 4": (pickle.dumps({"x": list(range(99))}, protocol=4), r"is a pickle \(by its first bytes\)"),
+    "zip": (b"PK\x03\x04" + bytes(60), "is a zip archive, which torch.save writes with a pickle inside"),
     "empty zip": (b"PK\x05\x06" + bytes(18), "is a zip archive"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(60), "is an HDF5 file"),
-    "gzip": (gzip.compress(pack(ONE, bytes(8))), "is compressed by gzip"),
+    "gzip": (gzip.compress(pack(ONE, bytes(8))), "is compressed with gzip"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer.*git lfs pull"),
-    "html": (b"<!DOCTYPE html><html><body>Not found</body></html>", "is no safetensors file"),
+    "html": (b"<!DOCTYPE html><html><body>Not found</body></html>", "is not a safetensors file"),
     "not JSON": (pack(b'{"x":}'), "its header: is not JSON .Expecting value"),
     "cut JSON": (pack(json.dumps(ONE).encode()[:-1]), "its header: is not JSON"),
     "not UTF-8": (pack(b'{"\xff":1}'), r"its header: is not UTF-8 .b'.xff"),
@@ -242,16 +247,16 @@ BAD_FILES = {
     ),
     "many tensors": (
         pack({str(i): tensor("I8", (0,), (0, 0)) for i in range(100_001)}),
-        "has 100001 tensors, where 100000 are allowed",
+        "has 100001 tensors, but at most 100000 are allowed",
     ),
     "metadata no object": (pack({"__metadata__": []}), "__metadata__ must map strings to strings"),
     "metadata no string": (pack({"__metadata__": {"format": 1}}), "__metadata__ must map strings to strings"),
     "no fields": (pack({"x": 3}), "tensor 'x': 3 must have dtype, shape and data_offsets"),
     "missing field": (pack({"x": {"dtype": "F32", "shape": [2]}}), "tensor 'x': {.* must have dtype"),
     "unknown field": (pack({"x": tensor() | {"stride": 1}}, bytes(8)), "tensor 'x': {.* must have dtype"),
-    "unknown dtype": (pack({"x": tensor("F31")}, bytes(8)), "tensor 'x': dtype 'F31' is none of BOOL, U8"),
-    "dtype of four bits": (pack({"x": tensor("F4", (16,))}, bytes(8)), "tensor 'x': dtype 'F4' is none of"),
-    "dtype no string": (pack({"x": tensor(["F32"])}, bytes(8)), r"tensor 'x': dtype \['F32'\] is none of"),
+    "unknown dtype": (pack({"x": tensor("F31")}, bytes(8)), "tensor 'x': dtype 'F31' is not one of BOOL, U8"),
+    "dtype of four bits": (pack({"x": tensor("F4", (16,))}, bytes(8)), "tensor 'x': dtype 'F4' is not one of"),
+    "dtype no string": (pack({"x": tensor(["F32"])}, bytes(8)), r"tensor 'x': dtype \['F32'\] is not one of"),
     "shape no list": (pack({"x": tensor() | {"shape": 2}}, bytes(8)), "tensor 'x': shape 2 must be a list"),
     "negative shape": (pack({"x": tensor(shape=(-1, -2))}, bytes(8)), r"tensor 'x': shape \[-1, -2\] must be a list"),
     "float shape": (pack({"x": tensor(shape=(2.0,))}, bytes(8)), r"tensor 'x': shape \[2.0\] must be a list"),
@@ -266,7 +271,7 @@ BAD_FILES = {
     ),
     "shape above the bytes": (
         pack({"x": tensor(shape=(1000, 1000))}, bytes(8)),
-        r"tensor 'x': F32 of shape \[1000, 1000\] takes 4000000 bytes, data_offsets \[0, 8\] have 8",
+        r"tensor 'x': F32 of shape \[1000, 1000\] takes 4000000 bytes, but data_offsets \[0, 8\] span 8",
     ),
     "one offset": (pack({"x": tensor(offsets=(0,))}, bytes(8)), r"tensor 'x': data_offsets \[0\] must be"),
     "backward offsets": (pack({"x": tensor(offsets=(8, 0))}, bytes(8)), r"tensor 'x': data_offsets \[8, 0\] must be"),
@@ -353,11 +358,11 @@ class BadIndexTest(Folders):
     def test_shards_and_index_must_agree(self):
         two = {"x": tensor(), "y": tensor(offsets=(8, 16))}
         for name, weight_map, files, message in (
-            ("absent", {"x": "a", "y": "b"}, {"a": ONE}, "lists the shard 'b', which is not there"),
-            ("not in its shard", {"x": "a", "y": "a"}, {"a": ONE}, "index.json: tensor 'y' is not in 'a'"),
-            ("in another", {"x": "a", "y": "a"}, {"a": ONE, "b": {"y": tensor()}}, "tensor 'y' is not in 'a'"),
-            ("swapped", {"x": "b", "y": "a"}, {"a": ONE, "b": {"y": tensor()}}, "tensor 'x' is not in 'b'"),
-            ("in two", {"x": "a", "y": "b"}, {"a": two, "b": {"y": tensor()}}, "b: tensor 'y' is in a too"),
+            ("absent", {"x": "a", "y": "b"}, {"a": ONE}, "lists the shard 'b', which is missing"),
+            ("not in its shard", {"x": "a", "y": "a"}, {"a": ONE}, "index.json: tensor 'y' is missing from 'a'"),
+            ("in another", {"x": "a", "y": "a"}, {"a": ONE, "b": {"y": tensor()}}, "tensor 'y' is missing from 'a'"),
+            ("swapped", {"x": "b", "y": "a"}, {"a": ONE, "b": {"y": tensor()}}, "tensor 'x' is missing from 'b'"),
+            ("in two", {"x": "a", "y": "b"}, {"a": two, "b": {"y": tensor()}}, "b: tensor 'y' is also in a"),
             ("not listed", {"x": "a"}, {"a": two}, "a: tensor 'y' is not in model.safetensors.index.json"),
             ("bad shard", {"x": "a"}, {"a": {"x": tensor("F31")}}, "a: tensor 'x': dtype 'F31'"),
         ):
@@ -391,11 +396,11 @@ class BadIndexTest(Folders):
             with self.subTest(repr(shard)):
                 text = json.dumps({"weight_map": {"x": shard}})
                 (inside / "model.safetensors.index.json").write_text(text)
-                self.refused("tensor 'x' is said to be in .*a plain name of a file", open_folder, inside)
+                self.refused("tensor 'x' is listed in .*a plain file name", open_folder, inside)
         (inside / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "s" * 300}}))
         self.refused("File name too long; make it readable", open_folder, inside)
         (inside / "model.safetensors.index.json").write_text('{"weight_map": {"x": "\\ud800"}}')
-        self.refused("lists the shard '.ud800', which is not there", open_folder, inside)
+        self.refused("lists the shard '.ud800', which is missing", open_folder, inside)
 
     def test_the_index_itself(self):
         for name, text, message in (
@@ -551,7 +556,7 @@ class HDF5Test(Folders):
             self.assertEqual(tensors.names, ["a/vars/0", "a/vars/1"])
             self.assertEqual(tensors.file("a/vars/1").name, "model_00001.weights.h5")
         self.write("model.weights.json", json.dumps({"weight_map": {"/a/vars": "../x.h5"}}).encode())
-        self.refused("a plain name of a file", open_h5, self.folder)
+        self.refused("a plain file name", open_h5, self.folder)
 
     def test_what_keras_does_not_write_is_refused(self):
         other = self.folder / "other.h5"
@@ -587,13 +592,13 @@ class HDF5Test(Folders):
                 lambda f: f.create_dataset("x", (1 << 20, 1 << 20), "f4", chunks=(1, 1)),
                 "tensor 'x'",
             ),
-            ("text", lambda f: f.create_dataset("x", data="text"), "tensor 'x': dtype object is none of"),
-            ("null", lambda f: f.create_dataset("x", data=h5py.Empty("f4")), "tensor 'x': is no array"),
+            ("text", lambda f: f.create_dataset("x", data="text"), "tensor 'x': dtype object is not one of"),
+            ("null", lambda f: f.create_dataset("x", data=h5py.Empty("f4")), "tensor 'x': is not an array"),
             ("big-endian", lambda f: f.create_dataset("x", data=np.ones(3, ">f4")), "tensor 'x': dtype >f4"),
             ("compound", lambda f: f.create_dataset("x", (3,), [("a", "f4")]), "tensor 'x': dtype"),
             ("bytes", lambda f: f.create_dataset("x", data=np.zeros(3, "V2")), "tensor 'x': dtype .V2"),
             ("complex", lambda f: f.create_dataset("x", data=np.ones(3, "c8")), "tensor 'x': dtype complex64"),
-            ("named type", lambda f: f.__setitem__("x", np.dtype("f4")), "tensor 'x': is no array"),
+            ("named type", lambda f: f.__setitem__("x", np.dtype("f4")), "tensor 'x': is not an array"),
             ("cycle", cycle, "more than 10000 groups and tensors"),
         ):
             with self.subTest(name):
@@ -604,13 +609,13 @@ class HDF5Test(Folders):
         for data, message in (
             (b"\x80\x04" + bytes(99), "is a pickle"),
             (b"PK\3\4" + bytes(99), "is a zip archive"),
-            (pack(ONE, bytes(8)), "is no HDF5 file"),
+            (pack(ONE, bytes(8)), "is not an HDF5 file"),
             (b"\x89HDF\r\n\x1a\n" + bytes(99), "cannot be read"),
         ):
             with self.subTest(message):
                 self.refused(message, open_h5, self.write("model.weights.h5", data))
         self.path.unlink()
-        self.refused("neither model.weights.h5 nor model.weights.json is there", open_h5, self.folder)
+        self.refused("contains neither model.weights.h5 nor model.weights.json", open_h5, self.folder)
 
     def test_not_finite(self):
         self.write_h5(lambda file: file.create_dataset("x", data=np.array([0, np.inf])))
@@ -621,7 +626,7 @@ class HDF5Test(Folders):
         good = self.path.read_bytes()
         for length in range(0, len(good), 97):
             self.path.write_bytes(good[:length])
-            self.refused("is empty|cannot be read|is no HDF5", open_h5, self.path)
+            self.refused("is empty|cannot be read|is not an HDF5", open_h5, self.path)
 
 
 class TensorFlowTest(Folders):
@@ -658,13 +663,15 @@ class TensorFlowTest(Folders):
 
     def test_bad_checkpoints(self):
         self.refused("has 0 checkpoints", open_tf1, self.folder)
-        self.refused("no checkpoint is there", open_tf1, self.folder / "bert_model.ckpt")
+        self.refused("no such checkpoint", open_tf1, self.folder / "bert_model.ckpt")
         prefix = self.save({"x": np.array([0, np.nan], np.float32), "y": np.ones(1000, np.float32)})
         self.refused(r"tensor 'x' is nan at \[1\]", open_tf1(prefix).read, "x")
         data, index = pathlib.Path(prefix + ".data-00000-of-00001"), pathlib.Path(prefix + ".index")
         whole = data.read_bytes()
         data.write_bytes(whole[:-1])
-        self.refused("tensor 'y': shape .1000. ends at byte 4008 or later of 4007", open_tf1, prefix)
+        self.refused(
+            "tensor 'y': shape .1000. ends at byte 4008 or later, but all .data files have 4007", open_tf1, prefix
+        )
         data.write_bytes(whole[:-1] + b"\x80")
         self.refused("tensor 'y' cannot be read .*Checksum does not match", open_tf1(prefix).read, "y")
         text = index.read_bytes()
@@ -672,13 +679,13 @@ class TensorFlowTest(Folders):
             index.write_bytes(text[:length])
             self.refused("index: cannot be read", open_tf1, prefix)
         self.save({"text": np.array([b"x"])}, "other")
-        self.refused("tensor 'text': dtype string is none of", open_tf1, self.folder / "other")
+        self.refused("tensor 'text': dtype string is not one of", open_tf1, self.folder / "other")
 
     def test_object_checkpoint_of_tf2(self):
         import tensorflow as tf
 
         prefix = tf.train.Checkpoint(x=tf.Variable(1.0)).write(str(self.folder / "object"))
-        self.refused("is an object checkpoint of TensorFlow 2", open_tf1, prefix)
+        self.refused("is a TensorFlow 2 object checkpoint", open_tf1, prefix)
 
     def test_what_keras_writes(self):
         import keras

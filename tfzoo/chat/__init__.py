@@ -1,4 +1,4 @@
-"""Conversations as a model's chat template writes them. Imports no TensorFlow: tokenizers are handed over."""
+"""Conversations in the format of a model's chat template. Does not import TensorFlow: tokenizers are passed in."""
 
 from tfzoo.chat.template import ChatTemplate, answer
 

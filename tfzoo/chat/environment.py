@@ -1,6 +1,6 @@
-"""jinja2's sandbox as transformers sets it up for chat templates, with strings that know who wrote them.
+"""jinja2's sandbox as transformers configures it for chat templates, with strings that record their provenance.
 
-What a template writes itself is its own; strings that come from elsewhere are of their provenance, or of none.
+Text that a template writes itself is marked as the template's; other strings keep their provenance, or have none.
 """
 
 import datetime
@@ -19,7 +19,7 @@ from tfzoo.chat.provenance import OWN, UNKNOWN, Text, generated, joined, own, sh
 
 
 class _Generation(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %}, by which templates name what the model says."""
+    """{% generation %} ... {% endgeneration %}, with which templates mark what the model says."""
 
     tags = {"generation"}
 
@@ -33,7 +33,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Compiler(jinja2.compiler.CodeGenerator):
-    """Code whose literals are the template's own, and that puts texts together by what `Environment` has for it."""
+    """Generates code that marks literals as the template's own and joins texts with `Environment`'s functions."""
 
     def visit_Const(self, node, frame):
         value = node.as_const(frame.eval_ctx)
@@ -68,7 +68,7 @@ class _Compiler(jinja2.compiler.CodeGenerator):
 
 
 class _Dict:
-    """`dict` without what else a class has."""
+    """`dict` without the other attributes of the class."""
 
     def __call__(self, *args, **kwargs):
         return dict(*args, **kwargs)
@@ -78,7 +78,7 @@ class _Dict:
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """`namespace` without what is Python's own."""
+    """`namespace` without Python's own attributes."""
 
     def __init__(*args, **kwargs):  # So that an attribute may be called self.
         self, *others = args
@@ -94,7 +94,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 def _check_name(name):
     if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.sandbox.SecurityError(f"the namespace's attribute {name} is unsafe")
+        raise jinja2.sandbox.SecurityError(f"the namespace attribute {name} is unsafe")
 
 
 class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -136,7 +136,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class Refused(Exception):
-    """What a template says of a conversation that it is not for."""
+    """A template's rejection of a conversation that it does not support."""
 
 
 def _raise_exception(message):

@@ -1,7 +1,7 @@
-"""Strings that know of each character who wrote it: the template, or who uses it. To the template they are strings.
+"""Strings that record for each character whether the template or the user wrote it. To the template they are strings.
 
-What is known goes along through what a string can do. Where it cannot be followed, the result is a string of which
-nobody knows who wrote it (UNKNOWN): never one that passes for the template's.
+The provenance is preserved by string operations. If an operation cannot be followed, the provenance of the result is
+UNKNOWN: it is never assumed to be the template's.
 """
 
 import itertools
@@ -29,7 +29,7 @@ _CONTEXTS = (jinja2.runtime.Context, jinja2.nodes.EvalContext, jinja2.Environmen
 
 
 class Text(str):
-    """A string, and who wrote each of its characters: a byte each."""
+    """A string with the provenance of each of its characters, one byte each."""
 
     __slots__ = ("_who",)
     _who: bytes
@@ -109,7 +109,10 @@ class Text(str):
         return self._pieces(str.splitlines(self, keepends), None)
 
     def _pieces(self, pieces: Sequence[str], gap: int | None) -> list[str]:
-        """Pieces of this text in turn, with `gap` characters between two; None: with white space, which begins none."""
+        """Locates consecutive pieces of this text.
+
+        Between two pieces there are `gap` characters; None means white space, with which no piece begins.
+        """
         found, place = list[str](), 0
         for piece in pieces:
             start = place if gap is not None else self.index(piece, place)
@@ -136,25 +139,25 @@ for _name in (
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether `+` does with it as with any string; markupsafe's put marks into what they are added to."""
+    """Returns whether `+` treats the value like any string; markupsafe's strings escape what they are added to."""
     return isinstance(value, str) and not isinstance(value, markupsafe.Markup)
 
 
 def own(text: str) -> Text:
-    """What the template wrote."""
+    """Returns text that the template wrote."""
     return Text(text, OWN)
 
 
 def who(text: str) -> bytes:
-    """Who wrote each character."""
+    """Returns the provenance of each character."""
     return text._who if isinstance(text, Text) else bytes([UNKNOWN]) * len(text)
 
 
 def joined(items: Iterable[str]) -> Text:
-    """Texts in one.
+    """Joins texts.
 
     Raises:
-      OverflowError: it is so long that a template without end must have made it.
+      OverflowError: the result is so long that a template in an infinite loop must have produced it.
     """
     parts, length = list[str](), 0
     for item in items:
@@ -166,12 +169,12 @@ def joined(items: Iterable[str]) -> Text:
 
 
 def generated(text: str) -> Text:
-    """What stands in {% generation %}."""
+    """Marks text inside {% generation %}."""
     return Text(text, who(text).translate(_GENERATED))
 
 
 def shown(value: Any) -> str:
-    """What a template prints for a value."""
+    """Returns what a template prints for a value."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, _SCALARS):
@@ -180,10 +183,10 @@ def shown(value: Any) -> str:
 
 
 def traced(function: Callable, *args, **kwargs) -> Any:
-    """What a function returns; of a string, with who wrote it.
+    """Returns a function's result; a string result has its provenance.
 
-    The function is called a second time, with marks around all that the template did not write. Where its result has
-    the marks around the same text, they say who wrote what.
+    The function is called a second time, with marks around all text that the template did not write. If the result is
+    the same text with marks, the marks give the provenance.
     """
     once = [isinstance(value, _ITERATORS) for value in args]  # They can be read once.
     args = tuple(list(value) if read else value for value, read in zip(args, once, strict=True))
@@ -203,7 +206,7 @@ def traced(function: Callable, *args, **kwargs) -> Any:
 
 
 class _Marks:
-    """Pairs of marks that stand in none of some values."""
+    """Pairs of mark characters that occur in none of the given values."""
 
     def __init__(self, values: Any):
         used = set[str]()
@@ -218,7 +221,7 @@ class _Marks:
         self._split = re.compile(f"([{self._end}{''.join(self._kinds)}])")
 
     def put(self, value: Any) -> Any:
-        """A value with marks around the texts in it that are not the template's."""
+        """Returns a value with marks around the texts in it that are not the template's."""
         if isinstance(value, str):
             text, runs = str.__str__(value), list[str]()
             for run in _RUN.finditer(who(value)):
@@ -235,7 +238,7 @@ class _Marks:
         raise TypeError(type(value))  # What texts are in it is not known.
 
     def take(self, marked: Any, text: str) -> Text:
-        """`text` with who wrote it, where `marked` is the same with marks; else as it is."""
+        """Returns `text` with its provenance if `marked` is the same text with marks; otherwise unchanged."""
         parts, kinds, kind = list[str](), list[bytes](), OWN
         for part in self._split.split(marked):
             if part in self._kinds and kind == OWN:

@@ -1,10 +1,11 @@
-"""A model's chat template, with which messages become token ids, as transformers 5 makes them (Hugging Face:
-chat_template.jinja, additional_chat_templates, tokenizer_config.json).
+"""A model's chat template, which converts messages to token ids as transformers 5 does.
 
-A template is a program that came with the weights: jinja2's sandbox runs it. It sees messages, tools and documents as
-they were written, and what it makes of them knows who wrote which character: a special token's name, such as
-<|im_end|>, is the token where the template wrote it, and text where a user did. So no message can end itself and go on
-as another's.
+Source: Hugging Face (chat_template.jinja, additional_chat_templates, tokenizer_config.json).
+
+A template is a program that comes with the weights and runs in jinja2's sandbox. It receives messages, tools and
+documents as they were written. Its output records who wrote each character: the name of a special token, such as
+<|im_end|>, is the token if the template wrote it, and plain text if a user did. So no message can end itself and
+continue as another's.
 """
 
 import collections
@@ -31,7 +32,7 @@ _NAME = re.compile(r"[\w.-]+")
 
 
 class ChatTemplate:
-    """Messages -> token ids."""
+    """Converts messages to token ids."""
 
     def __init__(
         self,
@@ -40,17 +41,18 @@ class ChatTemplate:
         encode: Encode | None = None,
         where: str | Mapping[str, str] = "the chat template",
     ):
-        """
+        """Compiles the templates.
+
         Args:
           source: the template, or several by name.
-          tokenizer: has `vocab`, `special_ids`, the ids of roles by name, such as `eos_id`, and for masks
+          tokenizer: has `vocab`, `special_ids`, the ids of roles by name, such as `eos_id`, and, for masks,
             `tokenize_with_offsets`.
-          encode: called with texts and the special tokens that are meant where they stand in these texts, which default
-            to none; returns the ids of each text, with nothing around them. By default the tokenizer's.
-          where: what errors call it, or each of them.
+          encode: a function of texts and of the special tokens to recognise in them (default: none); returns the ids of
+            each text, without added special tokens. The default uses the tokenizer.
+          where: the name of the template in errors, or a name for each.
 
         Raises:
-          UserError: a source is no template.
+          UserError: a source is not a valid template.
         """
         sources = {DEFAULT: source} if isinstance(source, str) else dict(source)
         self._where = {name: where if isinstance(where, str) else where[name] for name in sources}
@@ -81,22 +83,22 @@ class ChatTemplate:
         """Reads chat_template.jinja and additional_chat_templates, or the chat_template of tokenizer_config.json.
 
         Raises:
-          UserError: there is none, or it cannot be read.
+          UserError: there is no template, or it cannot be read.
         """
         found = read_chat_templates(folder)
         if not found:
             raise UserError(
                 f"{folder}: has no chat template ({TEMPLATE_FILE}, or chat_template in {CONFIG_FILE}); use --prompt, "
-                "or put the model's own there"
+                "or add the model's own"
             )
         sources = {name: source for name, (_, source) in found.items()}
         return cls(sources, tokenizer, encode, {name: str(path) for name, (path, _) in found.items()})
 
     def ids(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool | None = None, **how) -> list[int]:
-        """The ids of a conversation; arguments and errors are those of `text`.
+        """Returns the ids of a conversation; arguments and errors are those of `text`.
 
         Raises:
-          UserError: also where a text that is not the template's cannot be kept apart from special tokens.
+          UserError: in addition, text that is not the template's cannot be separated from special tokens.
         """
         text, where = self._render(messages, add_generation_prompt, **how)
         return self._ids(text, self._found(text, where), where)
@@ -104,17 +106,19 @@ class ChatTemplate:
     def ids_and_mask(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False, **how
     ) -> tuple[list[int], list[int]]:
-        """The ids of a conversation, and 1 for each that stands in {% generation %}, which is what an assistant says,
-        else 0. Arguments and errors are those of `text`.
+        """Returns the ids of a conversation, and a mask of the assistant's texts.
+
+        The mask is 1 for each id inside {% generation %}, which marks the assistant's texts, and 0 otherwise. Arguments
+        and errors are those of `text`.
 
         Raises:
-          UserError: also where the template has no {% generation %}, or the tokenizer no offsets.
+          UserError: in addition, the template has no {% generation %}, or the tokenizer has no offsets.
         """
         text, where = self._render(messages, add_generation_prompt, **how)
         if how.get("continue_final_message"):
-            raise UserError("continue_final_message: a mask is for whole conversations; omit one of them")
+            raise UserError("continue_final_message: a mask requires a complete conversation; omit it")
         if not re.search(r"\{%[-+]?\s*generation\b", self._sources[self._choose(**how)]):
-            raise UserError(f"{where}: has no {{% generation %}}, and so no mask; put it around what assistants say")
+            raise UserError(f"{where}: has no {{% generation %}}, so there is no mask; put it around assistants' texts")
         found = self._found(text, where)
         ids = self._ids(text, found, where)
         return ids, self._mask(text, found, ids, where)
@@ -130,35 +134,36 @@ class ChatTemplate:
         chat_template: str | None = None,
         **variables,
     ) -> str:
-        """A conversation as the template writes it.
+        """Returns a conversation in the template's format.
 
         Args:
-          messages: {"role": "system", "user" or "assistant", "content": its text} each, with what the template reads
-            besides, such as reasoning_content and tool_calls. What is None is left out.
-          add_generation_prompt: whether it ends with what an answer begins with; by default it does, unless the last
-            message is to be continued.
-          continue_final_message: whether it ends within the last message; or the field of it, not content, in which.
+          messages: {"role": "system", "user" or "assistant", "content": its text} each, with the other fields that the
+            template reads, such as reasoning_content and tool_calls. Fields that are None are omitted.
+          add_generation_prompt: whether the text ends with the beginning of an answer; by default it does, unless the
+            last message is to be continued.
+          continue_final_message: whether the text ends within the last message; or the name of the field, if not
+            content, within which it ends.
           tools: JSON schemas of functions.
-          documents: objects, mostly with title and text.
-          chat_template: the name of one of several templates; by default "tool_use", where there is one and tools are
-            given, else "default".
-          **variables: what the template knows besides, such as enable_thinking.
+          documents: objects, usually with title and text.
+          chat_template: the name of one of several templates; by default "tool_use" if it exists and tools are given,
+            else "default".
+          **variables: further variables of the template, such as enable_thinking.
 
         Raises:
-          UserError: the template refuses the conversation, or fails.
+          UserError: the template rejects the conversation, or fails.
         """
         how = dict(continue_final_message=continue_final_message, tools=tools, documents=documents)
         text, _ = self._render(messages, add_generation_prompt, **how, chat_template=chat_template, **variables)
         return str.__str__(text)
 
     def _choose(self, chat_template: str | None = None, tools=None, **_) -> str:
-        """The name of the template that is meant."""
+        """Returns the name of the template to use."""
         names = self._templates
         if chat_template is None:
             chat_template = _TOOL_USE if tools is not None and _TOOL_USE in names else DEFAULT
             if chat_template not in names:
                 raise UserError(
-                    f"{next(iter(self._where.values()))}: there is no template called {DEFAULT!r}; name one of "
+                    f"{next(iter(self._where.values()))}: there is no template called {DEFAULT!r}; specify one of "
                     f"{', '.join(sorted(names))} (chat_template)"
                 )
         if chat_template not in names:
@@ -172,7 +177,7 @@ class ChatTemplate:
         self, messages, add_generation_prompt, *, continue_final_message=False, tools=None, documents=None,
         chat_template=None, **variables,
     ) -> tuple[Text, str]:  # fmt: skip
-        """What the template makes of a conversation, and what it is called."""
+        """Returns the rendered conversation, and the template's name in errors."""
         name = self._choose(chat_template, tools)
         where = self._where[name]
         if add_generation_prompt is None:
@@ -195,29 +200,29 @@ class ChatTemplate:
         try:
             text = self._templates[name].render(known)
         except Refused as error:
-            raise UserError(f"{where}: refuses the conversation: {one_line(error)}") from None
+            raise UserError(f"{where}: rejects the conversation: {one_line(error)}") from None
         except Exception as error:  # A program of others', which may do anything wrong.
             raise UserError(f"{where}: fails with {type(error).__name__}: {one_line(error)}") from None
         text = joined([text])
         return (text if ended is None else _cut(text, ended, where)), where
 
     def _found(self, text: Text, where: str) -> list[tuple[int, int]]:
-        """Where the special tokens stand that the template wrote.
+        """Returns the ranges of the special tokens that the template wrote.
 
         Raises:
-          UserError: it cannot be told who wrote one.
+          UserError: the provenance of one cannot be determined.
         """
         found = self._written(text, USER)
         if found != (sure := self._written(text, USER | UNKNOWN)):
             start, end = min({*found} ^ {*sure})
             raise UserError(
-                f"{where}: does something to texts after which nobody knows whether {text[start:end]!r} is its own or "
-                "a message's; leave it out of the messages"
+                f"{where}: transforms texts so that {text[start:end]!r} may be the template's own or a message's; "
+                "remove it from the messages"
             )
         return found
 
     def _written(self, text: Text, others: int) -> list[tuple[int, int]]:
-        """Where special tokens stand all of whose characters are of none of `others`."""
+        """Returns the ranges of special tokens none of whose characters has a provenance in `others`."""
         flags = who(text).translate(bytes(int(bool(kind & others)) for kind in range(256)))
         # A text that is another's takes no part: it neither makes a special token nor unmakes one.
         return [
@@ -239,8 +244,10 @@ class ChatTemplate:
         return list(self._encode([text], tuple(sorted({*special})))[0]) if special else list(self._encode([text])[0])
 
     def _more(self, ids: Sequence[int], names: Sequence[str]) -> bool:
-        """Whether there are special tokens among the ids that are not of these names, or more of them: a tokenizer may
-        look for special tokens in texts that it has rewritten."""
+        """Returns whether the ids contain special tokens with other names than these, or more of them.
+
+        This can happen because a tokenizer may search for special tokens in texts that it has rewritten.
+        """
         special = set(self._special.values()) - {self._unknown}
         more = collections.Counter(i for i in ids if i in special)
         more -= collections.Counter(self._special[name] for name in names)
@@ -248,7 +255,7 @@ class ChatTemplate:
         return bool(more) and not {*more} <= {*self._tokens(_STRANGE)}
 
     def _apart(self, text: str, found: Sequence[tuple[int, int]], names: Sequence[str], where: str) -> list[int]:
-        """The ids of a text in which special tokens' names also stand as text."""
+        """Returns the ids of a text in which the names of special tokens also occur as text."""
         ids = list[int]()
         borders = [(0, 0), *found, (len(text), len(text))]
         begun = 0  # What stands before it is tokenized.
@@ -259,11 +266,11 @@ class ChatTemplate:
                 begun = end
         ids += self._tokens(text[begun:], names) if begun < len(text) else []
         if self._more(ids, names):
-            raise UserError(f"{where}: the tokenizer makes special tokens of a message's text; leave them out of it")
+            raise UserError(f"{where}: the tokenizer reads a message's text as special tokens; remove them from it")
         return ids
 
     def _plain(self, text: str, before: str, after: str) -> list[int]:
-        """The ids of a text between two special tokens, one of which or both may be missing, none of them meant."""
+        """Returns the ids of plain text between two special tokens, one or both of which may be absent."""
         text = text.lstrip() if before and self._takes_spaces(before)[1] else text
         text = text.rstrip() if after and self._takes_spaces(after)[0] else text
         # Behind a special token, where no text begins.
@@ -274,14 +281,14 @@ class ChatTemplate:
         return self._tokens(lead + text, [lead])[1:]
 
     def _takes_spaces(self, name: str) -> tuple[bool, bool]:
-        """Whether a special token takes the spaces before it, and those behind it."""
+        """Returns whether a special token includes the spaces before it, and those after it."""
         if name not in self._taking:
             near, left, right = self._encode([f"x{name}x", f"x {name}x", f"x{name} x"], (name,))
             self._taking[name] = left == near, right == near
         return self._taking[name]
 
     def _mask(self, text: Text, found: Sequence[tuple[int, int]], ids: Sequence[int], where: str) -> list[int]:
-        """1 for each of the ids some of whose characters were generated."""
+        """Returns 1 for each id of which at least one character was generated, else 0."""
         plain, flags = str.__str__(text), [kind & GENERATED for kind in who(text)]
         tokens = self._located(plain, {plain[start:end] for start, end in found})
         if [i for i, _, _ in tokens] != ids:  # Where users' texts name special tokens.
@@ -291,24 +298,28 @@ class ChatTemplate:
                 tokens += [(self._special[plain[start:end]], start, end)] if start < end else []
                 place = end
         if [i for i, _, _ in tokens] != ids:
-            raise UserError(f"{where}: this tokenizer has no offsets of texts between special tokens, and so no mask")
+            raise UserError(f"{where}: no mask: this tokenizer has no offsets for texts between special tokens")
         return [int(any(flags[start:end])) for _, start, end in tokens]
 
     def _located(self, text: str, special: Collection[str] = ()) -> list[tuple[int, int, int]]:
-        """The ids of a text, with where they begin and end."""
+        """Returns the ids of a text with their starts and ends."""
         found = self._tokenizer.tokenize_with_offsets(_utf8([text]), tuple(sorted(special)))
         return list(zip(*(x.to_list()[0] for x in found), strict=True))
 
 
 def answer(parts: Sequence[tuple[str, bool]]) -> str:
-    """What a model said, as a message's content: texts, each with whether it is a special token, which it stays."""
+    """Returns a model's answer as a message's content.
+
+    Args:
+      parts: texts, each with whether it is a special token, which it remains.
+    """
     return joined([Text(text, OWN if is_token else USER) for text, is_token in parts])
 
 
 def _conversation(messages) -> list[dict[str, Any]]:
-    """Messages as templates see them."""
+    """Returns messages in the form that templates receive."""
     if not messages:
-        raise UserError("messages: there is none; give one at least")
+        raise UserError("messages: is empty; give at least one")
     found = []
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
@@ -325,7 +336,7 @@ def _conversation(messages) -> list[dict[str, Any]]:
 
 
 def _data(value: Any, where: str) -> Any:
-    """JSON that is not the template's, as templates see it."""
+    """Returns JSON that is not the template's, in the form that templates receive."""
     if isinstance(value, str):
         return value if isinstance(value, Text) else Text(str(value), USER)
     if value is None or isinstance(value, bool | int | float):
@@ -334,51 +345,51 @@ def _data(value: Any, where: str) -> Any:
         return {_data(key, where): _data(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_data(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    raise UserError(f"{where}: is of type {type(value).__name__}, which JSON has not; give what JSON has")
+    raise UserError(f"{where}: has type {type(value).__name__}, which JSON does not have; use JSON types")
 
 
 def _named(value: Any, where: str) -> Any:
-    """A role or an option. If a word it is the program's, as Phi's template makes <|user|> of it; else a text."""
+    """Returns a role or an option: a single word counts as the template's, as Phi's template makes <|user|> of it."""
     return own(str(value)) if isinstance(value, str) and _NAME.fullmatch(value) else _data(value, where)
 
 
 def _objects(values, where: str) -> list[dict] | None:
-    """Tools or documents as templates see them."""
+    """Returns tools or documents in the form that templates receive."""
     if values is None:
         return None
     for i, value in enumerate(values):
         if not isinstance(value, Mapping):
             remedy = "give the JSON schema of the function" if callable(value) else "correct it"
-            raise UserError(f"{where}[{i}]: is of type {type(value).__name__}, not an object; {remedy}")
+            raise UserError(f"{where}[{i}]: has type {type(value).__name__}, not an object; {remedy}")
     return _data(list(values), where)
 
 
 def _leave_open(conversation: list[dict[str, Any]], field: str, source: str, where: str) -> str:
-    """Marks the end of the last message's field, from which on the template's text is cut; returns its text."""
+    """Marks the end of the last message's field, where `_cut` ends the output; returns the field's text."""
     last, end = conversation[-1], Text(_END, USER)
     ended = last.get(field)
     fields = [name for name in _REASONING if last.get(name) == ended] if field in _REASONING else [field]
     if ended is None or not any(name in source for name in fields):
-        what = "the last message has none" if ended is None else f"{where} does not read it"
-        raise UserError(f"continue_final_message: {field}: {what}; name one that it continues")
+        what = "the last message does not have it" if ended is None else f"{where} does not read it"
+        raise UserError(f"continue_final_message: {field}: {what}; specify a field to continue")
     if isinstance(ended, list):
         block = next((x for x in reversed(ended) if isinstance(x, dict) and isinstance(x.get("text"), str)), None)
         if block is None:
-            raise UserError(f"continue_final_message: {field}: the last message's has no text; give it one")
+            raise UserError(f"continue_final_message: {field}: in the last message it has no text; add one")
         ended = block["text"]
         block["text"] = ended + end
     elif isinstance(ended, str):
         last.update(dict.fromkeys(fields, ended + end))
     else:
-        raise UserError(f"continue_final_message: {field}: the last message's is not text; give it text")
+        raise UserError(f"continue_final_message: {field}: in the last message it is not text; make it text")
     return ended
 
 
 def _cut(text: Text, ended: str, where: str) -> Text:
-    """The template's text up to the end that `_leave_open` marked."""
+    """Returns the template's text up to the end that `_leave_open` marked."""
     place = text.rfind(_END.strip())
     if place < 0 or ended.strip() not in text:
-        raise UserError(f"continue_final_message: {where} leaves out the last message, or parts of it; omit it")
+        raise UserError(f"continue_final_message: {where} omits part or all of the last message; drop the option")
     # Spaces that it took from the end of the message are not to stand before what follows either.
     return text[:place] if text.startswith(_END, place) else text[:place].rstrip()
 

@@ -1,27 +1,28 @@
-"""Tokenizers that run alike eagerly, in tf.data and in an exported graph, and the training of vocabularies.
+"""Tokenizers that give the same ids eagerly, in tf.data and in an exported graph, and the training of vocabularies.
 
-`load(folder)` reads any of them from a Hugging Face folder. Each is a `tf.Module` with this interface, N texts at a
-time:
+`load(folder)` reads any of them from a Hugging Face folder. Each tokenizer is a `tf.Module` with this interface, for N
+texts at a time:
 
-    vocab_size                     how many tokens there are; ids are 0 to vocab_size - 1
-    special_ids                    sorted ids of the tokens that stand for no text
-    pad_id unknown_id bos_id       ids by role, None where the vocabulary has none
+    vocab_size                     number of tokens; ids are 0 to vocab_size - 1
+    special_ids                    sorted ids of the special tokens, which do not represent text
+    pad_id unknown_id bos_id       ids by role, None if the vocabulary has no such token
     eos_id cls_id sep_id mask_id
-    keeps_spaces                   whether texts that are to be joined need a space between them
-    adds_bos                       whether its folder says that a decoder's texts begin with bos_id
-    tokenizer(texts, pairs=None)   a batch of a model's inputs, with padding, truncation and max_length
-    tokenize(texts, special=())    strings [N] -> ids, ragged int32 [N, None]; nothing is added. Special tokens written
-                                   in a text are plain text, but for those whose texts `special` holds
+    keeps_spaces                   whether texts need a space between them when they are joined
+    adds_bos                       whether the folder specifies that a decoder's texts begin with bos_id
+    tokenizer(texts, pairs=None)   a batch of model inputs, with padding, truncation and max_length
+    tokenize(texts, special=())    strings [N] -> ids, ragged int32 [N, None], without added special tokens. Special
+                                   tokens written in a text are plain text, except those listed in `special`
     tokenize_with_offsets(texts, special=())
-                                   -> ids, starts, ends, where positions in the original text (code points) are exact
+                                   -> ids, starts, ends, if positions in the original text (code points) are exact
     detokenize(ids)                [N, L] or ragged -> strings [N]
-    save(folder)                   the released file forms, which `tokenizers` and `transformers` read with the same ids
-    frames                         the special tokens around a text, and around two, where its files say so
-    added_tokens                   tokens that are found in a text before anything else
-    fingerprint()                  hexadecimal; equal exactly if every text has equal ids
+    save(folder)                   writes the released file formats, which `tokenizers` and `transformers` read with the
+                                   same ids
+    frames                         special tokens added around one text and around two, if the files specify them
+    added_tokens                   tokens that are matched in a text before any other processing
+    fingerprint()                  hexadecimal; two are equal if and only if every text has equal ids
 
-Ids do not depend on which texts share a batch. A SavedModel with a tokenizer inside needs `import tensorflow_text`
-before it is loaded, and nothing of ours.
+Ids do not depend on the other texts in a batch. A SavedModel that contains a tokenizer requires
+`import tensorflow_text` before it is loaded, but not tfzoo.
 """
 
 import os
@@ -47,10 +48,11 @@ _NO_LIMIT = 10**9  # transformers writes 10^30 where there is none.
 
 
 def find(folder: str | os.PathLike) -> str | None:
-    """The form of the tokenizer that a folder in Hugging Face's layout holds; None without one.
+    """Returns the format of the tokenizer in a folder with Hugging Face's layout, or None if it contains no tokenizer.
 
-    tokenizer.json is tokenizer_json; else vocab.txt is wordpiece, vocab.json with merges.txt byte_level, spiece.model,
-    tokenizer.model, sentencepiece.bpe.model or source.spm with vocab.json sentencepiece, and characters.txt characters.
+    The formats, in order of precedence: "tokenizer_json" (tokenizer.json), "wordpiece" (vocab.txt), "byte_level"
+    (vocab.json with merges.txt), "sentencepiece" (spiece.model, tokenizer.model, sentencepiece.bpe.model, or source.spm
+    with vocab.json) and "characters" (characters.txt).
     """
     folder = pathlib.Path(folder)
 
@@ -69,20 +71,26 @@ def find(folder: str | os.PathLike) -> str | None:
 
 
 def load(folder: str | os.PathLike) -> "Tokenizer":
-    """The tokenizer in a folder in Hugging Face's layout, of the class that its files ask for: see `find`.
+    """Loads the tokenizer from a folder with Hugging Face's layout; `find` determines its format.
 
-    What a tokenizer.json says is compiled, and compared with the `tokenizers` library unless that was done before: see
+    A tokenizer.json is compiled, and compared with the `tokenizers` library unless that was done before: see
     tfzoo.text.proof.
 
+    Args:
+      folder: the folder of a model or of its tokenizer.
+
+    Returns:
+      A tokenizer with the interface that this module describes.
+
     Raises:
-      UserError: there is none, it is broken, or it asks for what has no exact form here.
+      UserError: there is no tokenizer, a file is damaged, or the tokenizer cannot be reproduced exactly.
     """
     folder = pathlib.Path(folder)
     kind, record = find(folder), dict[str, Any]()
     if kind is None:
         raise UserError(
-            f"{folder}: holds no tokenizer: no {TOKENIZER_FILE}, no vocab.txt, no vocab.json with merges.txt, "
-            f"none of {', '.join(SENTENCEPIECE_FILES)}, and no {CHARACTERS_FILE}"
+            f"{folder}: contains no tokenizer; add {TOKENIZER_FILE}, vocab.txt, vocab.json with merges.txt, "
+            f"one of {', '.join(SENTENCEPIECE_FILES)}, or {CHARACTERS_FILE}"
         )
     settings.check_class(folder, has_json=kind == "tokenizer_json")
     if kind == "characters":

@@ -1,7 +1,8 @@
-"""Tokens beside a model's own, which stand for what is written: found in a text before anything else is done to it.
+"""Tokens added to a model's vocabulary, which are matched literally in a text before any other processing.
 
-Special tokens, which stand for no text, are plain text in what a user writes, unless the caller asks for them. The
-others, such as <think> or a run of spaces, are always found. Of two that begin at one place the longer is meant.
+Special tokens, which do not represent text, are plain text in what a user writes, unless the caller requests them.
+Other added tokens, such as <think> or a run of spaces, are always matched. If two begin at the same place, the longer
+one is matched.
 
 Source: the `tokenizers` library's AddedVocabulary.
 """
@@ -18,12 +19,15 @@ from tfzoo.text.pieces import BORDER, SPACE, Pieces, alternate, characters, lite
 
 @dataclasses.dataclass(frozen=True)
 class AddedToken:
-    """A token that is found in a text.
+    """A token that is matched in a text.
 
-    special: it stands for no text.
-    lstrip, rstrip: it takes the white space before, or behind, it.
-    single_word: not within a word.
-    normalized: looked for in the text as the tokenizer normalises it.
+    Attributes:
+      content: the token's text.
+      id: the token's id.
+      special: whether the token does not represent text.
+      lstrip, rstrip: whether a match includes the white space before, or after, the token.
+      single_word: whether the token is not matched within a word.
+      normalized: whether the token is matched in the normalised text, not in the original.
     """
 
     content: str
@@ -36,7 +40,7 @@ class AddedToken:
 
 
 def check(special: Sequence[str], known: Mapping[str, int]) -> None:
-    """Raises UserError where `special` names what is not in `known`, the special tokens' ids by their texts."""
+    """Raises UserError if `special` contains a text that is not a key of `known` (special tokens: text -> id)."""
     for token in special:
         if token not in known:
             some = " ".join(list(known)[:12])
@@ -45,12 +49,13 @@ def check(special: Sequence[str], known: Mapping[str, int]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Around:
-    """What stands around added tokens, and the tokens.
+    """The added tokens found in pieces of text, and the pieces between them.
 
-    pieces: what is between them.
-    places: int64 [P + T], where each of the pieces and tokens, in order, is among the pieces followed by the tokens.
-    counts: int64, how many of both each of the pieces has that were searched.
-    ids, starts, ends: of the tokens, int32 [T]; the latter are None without alignment.
+    Attributes:
+      pieces: the pieces between the tokens.
+      places: int64 [P + T]; for each piece and token in reading order, its index in the pieces followed by the tokens.
+      counts: int64; for each piece searched, the number of pieces and tokens in it.
+      ids, starts, ends: ids and offsets of the tokens, int32 [T]; the offsets are None without alignment.
     """
 
     pieces: Pieces
@@ -61,7 +66,7 @@ class Around:
     ends: tf.Tensor | None
 
     def merge(self, values: tf.RaggedTensor, tokens: tf.Tensor) -> tf.RaggedTensor:
-        """The pieces' values, ragged [P, None], and the tokens', [T], in order, for each of the pieces searched."""
+        """Merges the pieces' values, ragged [P, None], with the tokens', [T], in order, for each piece searched."""
         lengths = tf.concat([values.row_lengths(), tf.ones_like(self.ids, tf.int64)], 0)
         both = tf.RaggedTensor.from_row_lengths(tf.concat([values.flat_values, tokens], 0), lengths, validate=False)
         return tf.RaggedTensor.from_row_lengths(tf.gather(both, self.places), self.counts, validate=False).merge_dims(
@@ -70,7 +75,7 @@ class Around:
 
 
 def find(pieces: Pieces, tokens: Sequence[AddedToken]) -> Around:
-    """Looks for `tokens`, of which there is one at least, in pieces of texts."""
+    """Finds `tokens` (at least one) in pieces of text."""
     ordered = sorted(tokens, key=lambda token: (-len(token.content), token.content))
     marked = tf.strings.regex_replace(pieces.texts, "|".join(map(_pattern, ordered)), BORDER + rb"\0" + BORDER)
     # Not tf_text.regex_split: it ends a part at NUL.
@@ -109,7 +114,7 @@ def _pattern(token: AddedToken) -> str:
 
 
 def _which(texts: tf.Tensor, tokens: Sequence[AddedToken]) -> tf.Tensor:
-    """The id of the token that each of the texts, strings [T], is; -1 where it is none."""
+    """Returns the id of the token that equals each of the texts, strings [T]; -1 if there is none."""
     same = texts[:, tf.newaxis] == tf.constant([token.content for token in tokens])
     ids = tf.constant([token.id for token in tokens], tf.int32)
     return tf.where(tf.reduce_any(same, 1), tf.gather(ids, tf.argmax(tf.cast(same, tf.int32), 1)), -1)
@@ -120,7 +125,7 @@ def _strip(texts: tf.Tensor) -> tf.Tensor:
 
 
 def _unmark_inside_words(parts: tf.RaggedTensor, is_token: tf.Tensor, tokens: Sequence[AddedToken]) -> tf.Tensor:
-    """The parts [P], BORDERs around tokens but those that have to be words of their own and are not."""
+    """Returns the parts [P] with BORDERs around tokens, except tokens that must be whole words but are inside one."""
     flat = parts.flat_values
     alone = tf.constant([token.content for token in tokens if token.single_word])
     places = tf.range(tf.size(flat, tf.int64))

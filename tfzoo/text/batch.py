@@ -1,4 +1,4 @@
-"""tokenizer(texts, ...): texts to a batch of a model's inputs, eagerly."""
+"""tokenizer(texts, ...): converts texts to a batch of model inputs, eagerly."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,33 +20,39 @@ def inputs(
     special_tokens: bool = True,
     segment_ids: bool | None = None,
 ) -> dict[str, np.ndarray]:
-    """A batch of a model's inputs: token_ids int32 [B, L], padding_mask bool [B, L] and segment_ids int32 [B, L].
+    """Returns a batch of model inputs.
 
     Args:
-      texts: one, or a list of them. Special tokens that are written in them are plain text.
-      pairs: as many, each of which follows the text of its place.
-      padding: True or "longest" makes all rows as long as the longest, "max_length" as long as that; False needs
-        rows of one length. The tokenizer's files say on which side, else it is the right.
-      truncation: True or "longest_first" takes tokens from the longer text, "only_first" or "only_second" from one.
-      max_length: tokens of a row, special ones included; None is what the tokenizer's files say.
-      special_tokens: whether those stand around a text that its files ask for.
-      segment_ids: whether these are given; None gives them where they are not all 0.
+      tokenizer: a tokenizer of tfzoo.text.
+      texts: one text, or a list of texts. Special tokens written in them are plain text.
+      pairs: as many texts; each one follows the text at the same position.
+      padding: True or "longest" pads all rows to the longest, "max_length" to max_length; False requires rows of equal
+        length. The tokenizer's files specify the side; the default is the right.
+      truncation: True or "longest_first" removes tokens from the longer text, "only_first" or "only_second" from that
+        text only.
+      max_length: maximum number of tokens in a row, including special tokens; None uses the value in the tokenizer's
+        files.
+      special_tokens: whether to add the special tokens that the tokenizer's files specify.
+      segment_ids: whether to return segment_ids; None returns them unless they are all 0.
+
+    Returns:
+      A dict with token_ids int32 [B, L], padding_mask bool [B, L] and segment_ids int32 [B, L].
 
     Raises:
-      UserError: an option has no such value, or the files do not say what is needed.
+      UserError: an option has an invalid value, or the tokenizer's files do not specify what is needed.
     """
     texts, pairs = _list(texts, "texts"), None if pairs is None else _list(pairs, "pairs")
     if pairs is not None and len(pairs) != len(texts):
-        raise UserError(f"pairs: has {len(pairs)} texts, where texts has {len(texts)}; give one for each")
+        raise UserError(f"pairs: has {len(pairs)} texts, but texts has {len(texts)}; give one for each text")
     _check(padding, ("longest", "max_length"), "padding")
     _check(truncation, ("longest_first", "only_first", "only_second"), "truncation")
     limit = max_length or tokenizer.max_length
     if limit is None and (padding == "max_length" or truncation):
-        raise UserError("max_length: is not known from the tokenizer's files; give it")
+        raise UserError("max_length: the tokenizer's files do not specify it; pass max_length")
     frames = tokenizer.frames if special_tokens else BARE
     if frames is None:
         raise UserError(
-            "the tokenizer's files do not say which special tokens stand around a text; use special_tokens=False"
+            "the tokenizer's files do not specify the special tokens to add around a text; use special_tokens=False"
         )
     frame = frames[pairs is not None]
     ids = {TEXT: tokenizer.tokenize(texts).to_list()}
@@ -67,7 +73,7 @@ def inputs(
 def _list(texts: str | Sequence[str], name: str) -> list[str]:
     found = [texts] if isinstance(texts, str) else list(texts)
     if not all(isinstance(text, str) for text in found):
-        raise UserError(f"{name}: must be a text, or a list of texts")
+        raise UserError(f"{name}: must be a string or a list of strings")
     return found
 
 
@@ -77,7 +83,7 @@ def _check(value: bool | str, choices: Sequence[str], name: str) -> None:
 
 
 def _truncate(parts: dict[str, list[int]], frame: Frame, limit: int, how: bool | str, side: str) -> None:
-    """Cuts the longer text to what the other leaves, then both to half of the room; or one of them."""
+    """Truncates the longer text to the room that the other leaves, then both to half of the room; or one given text."""
     room, kept = frame.room(limit), {name: len(ids) for name, ids in parts.items()}
     excess = sum(kept.values()) - room
     if excess <= 0:
@@ -90,13 +96,13 @@ def _truncate(parts: dict[str, list[int]], frame: Frame, limit: int, how: bool |
         if sum(kept.values()) > room:
             kept = {shorter: room // 2, longer: room - room // 2}
     if min(kept.values()) < 0:
-        raise UserError(f"max_length: {limit} leaves no room for the texts; give a larger one")
+        raise UserError(f"max_length: {limit} leaves no room for the texts; use a larger value")
     for name, count in kept.items():
         parts[name] = parts[name][:count] if side == "right" else parts[name][len(parts[name]) - count :]
 
 
 def _framed(parts: dict[str, list[int]], frame: Frame) -> tuple[list[int], list[int]]:
-    """A row's ids and segments."""
+    """Returns the ids and segments of a row."""
     ids, segments = [], []
     for part, segment in zip(frame.parts, frame.segments):
         found = parts[part] if isinstance(part, str) else [part]
@@ -109,13 +115,13 @@ def _padded(rows: list, padding: bool | str, limit: int | None, tokenizer: Any) 
     lengths = {len(ids) for ids, _ in rows}
     if not padding and len(lengths) > 1:
         raise UserError(
-            f"padding: is off, and the rows have lengths from {min(lengths)} to {max(lengths)}; use padding=True"
+            f"padding: is off, but the rows have lengths from {min(lengths)} to {max(lengths)}; use padding=True"
         )
     length = limit if padding == "max_length" else max(lengths, default=0)
     length = max(length or 0, max(lengths, default=0))
     pad = tokenizer.pad_id
     if pad is None and lengths - {length}:
-        raise UserError("padding: the tokenizer has no pad token; give texts of one length, one at a time")
+        raise UserError("padding: the tokenizer has no pad token; give texts of equal length, or one at a time")
     result = {
         "token_ids": np.full((len(rows), length), pad or 0, np.int32),
         "segment_ids": np.zeros((len(rows), length), np.int32),

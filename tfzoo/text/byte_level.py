@@ -1,22 +1,24 @@
-"""Byte-level byte-pair encoding as GPT-2, RoBERTa and BART have it, and with other split patterns Llama 3 and Qwen2,
-made of TensorFlow ops alone, so that an exported model reads text.
+r"""Byte-level byte-pair encoding of GPT-2, RoBERTa and BART and, with other split patterns, of Llama 3 and Qwen2.
+
+It consists of TensorFlow ops only, so an exported model accepts text.
 
 Source: Sennrich et al. (arXiv:1508.07909) for byte-pair encoding; Radford et al., Language Models are Unsupervised
-Multitask Learners (2019), section 2.2, for bytes, and for the pattern that splits a text into words first.
+Multitask Learners (2019), section 2.2, for the use of bytes and for the pattern that first splits a text into words.
 
-How it goes, and why it is exact:
+How the algorithm works, and why it is exact:
 
-1. A text is cut before every plain space that follows something other than white space. Each of the patterns ends a
-   word there, and what it does on one side does not depend on the other.
-2. A piece that is a token of its own is looked up. Of the others each distinct one is split into words by the
-   pattern, which RE2 can match once a mark stands wherever the pattern's `\\s+(?!\\S)` would end.
-3. A word is cut between two characters if no token holds the last byte of the one followed by the first of the
-   other (in GPT-2's vocabulary that takes 95 of 100 Chinese characters apart): nothing is ever merged there.
-4. What is then a token of its own is looked up. Each distinct one of the rest goes through a SentencePiece BPE model
-   over 256 letters, one for each byte, with the merges' ranks as scores. SentencePiece merges any two pieces that
-   together are a piece, not only those the merges list. But a token that the merges make of its own letters is, where
-   they make it within a longer word, made by the same steps; the others are never made, and are left out of the
-   model. So it merges the same.
+1. A text is cut before every plain space that follows a character other than white space. All split patterns end a
+   word there, and matches on one side of the cut do not depend on the other side.
+2. A piece that is a token by itself is looked up in a table. Each distinct other piece is split into words by the
+   pattern. RE2 can match the pattern once a mark is inserted wherever the pattern's `\s+(?!\S)` would end.
+3. A word is cut between two characters if no token contains the last byte of the first followed by the first byte of
+   the second, because nothing is ever merged there. (With GPT-2's vocabulary this separates 95 of 100 Chinese
+   characters.)
+4. Each part that is a token by itself is looked up in a table. Each distinct other part is encoded by a SentencePiece
+   BPE model over 256 letters, one per byte, with scores derived from the merges' ranks. SentencePiece merges any two
+   pieces whose concatenation is a piece, not only the listed merges. This gives the same result: if the merges produce
+   a token from its own letters, they produce it by the same steps within a longer word; all other tokens are never
+   produced and are omitted from the model.
 """
 
 import dataclasses
@@ -59,15 +61,15 @@ _WORD_END, _PIECE_END = b"\xff", b"\xfe"
 
 
 class ByteLevelBPE(Tokenizer):
-    """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel.
+    """Converts text to token ids and back, identically eagerly, in `tf.data` and in a SavedModel.
 
-    The ids are those of the `tokenizers` library, and the text that comes back is the text that went in. A SavedModel
-    with this inside needs `import tensorflow_text` before it is loaded.
+    The ids equal those of the `tokenizers` library, and detokenizing them returns the original text. A SavedModel that
+    contains this tokenizer requires `import tensorflow_text` before it is loaded.
 
-    The one exception would be a character that the two libraries' versions of Unicode class otherwise, as a letter or
-    a number, or compose otherwise (`nfc`). Between TensorFlow 2.20 and tokenizers 0.23 there is none to split a text
-    by among all 1,112,064 code points; in composing there are the combining marks of rare scripts that came after
-    Unicode 9, where one stands beside another mark.
+    The only possible difference is a character that the two libraries' Unicode versions classify differently as a
+    letter or number, or compose differently (`nfc`). Between TensorFlow 2.20 and tokenizers 0.23, none of the 1,112,064
+    code points is split differently; composition differs only for combining marks of rare scripts added after Unicode
+    9, where one is next to another mark.
     """
 
     keeps_spaces = True
@@ -90,21 +92,27 @@ class ByteLevelBPE(Tokenizer):
         unknown: str | None = None,
         name: str = "vocabulary",
     ):
-        """`vocab[i]` is the text of token i in GPT-2's letters for bytes (a space is Ġ), "" where there is none;
-        `merges` are in order of rank.
+        """Creates the tokenizer.
 
-        `special_tokens` are those of the vocabulary that stand for no text; `roles` says which of them does what (one
-        of ROLES -> its text; None: as the released vocabularies have it). `pattern` is one of SPLIT_PATTERNS, or "" for
-        none; `splits`, the members of a tokenizer.json's pre_tokenizer, split a text before. `ignore_merges`: a word
-        that is a token is that token, whatever the merges say (Llama 3). `add_prefix_space`: a text that begins with no
-        space gets one. `nfc`: texts are composed first (Qwen2). `lstrip`, `rstrip`: the special tokens that, where they
-        are asked for, take the white space before or after them (RoBERTa's <mask>). `added_tokens` are found in a
-        text, and say all this themselves. Bytes that have no token are left out, as the library does, unless the
-        `unknown` token says what they are.
+        Args:
+          vocab: `vocab[i]` is the text of token i in GPT-2's letters for bytes (a space is Ġ), "" if no token has id i.
+          merges: the merges, in order of rank.
+          special_tokens: the tokens of the vocabulary that do not represent text.
+          roles: role (one of ROLES) -> text of a special token; None uses the roles in the released vocabularies.
+          pattern: one of SPLIT_PATTERNS, or "" for none.
+          splits: the members of a tokenizer.json's pre_tokenizer that split a text before the pattern does.
+          ignore_merges: whether a word that is a token becomes that token regardless of the merges (Llama 3).
+          add_prefix_space: whether to add a space to a text that does not begin with one.
+          nfc: whether texts are first composed (Unicode NFC; Qwen2).
+          lstrip, rstrip: special tokens that, when requested, include the white space before or after them (RoBERTa's
+            <mask>).
+          added_tokens: tokens that are matched in a text, with their own flags.
+          unknown: the unknown token. It is not supported if some bytes have no token; without it, such bytes are
+            dropped, as in the library.
+          name: the name of the vocabulary in errors.
 
         Raises:
-          UserError: a token is repeated, a merge names what is not in the vocabulary, or an option is none; `name` is
-            what it calls the vocabulary.
+          UserError: a token is repeated, a merge uses a token that is not in the vocabulary, or an option is invalid.
         """
         tokens, merges = list(vocab), list(merges)
         check_vocab(tokens, name, lambda token: "")
@@ -144,8 +152,8 @@ class ByteLevelBPE(Tokenizer):
         missing = [byte for letter, byte in BYTES.items() if letter not in ids or letter in known]
         if missing and unknown is not None:
             raise UserError(
-                f"{name}: {len(missing)} of the 256 bytes have no token, the first is 0x{missing[0]:02x}, and "
-                f"unk_token is {unknown!r}; only a vocabulary without one is read"
+                f"{name}: {len(missing)} of the 256 bytes have no token (the first is 0x{missing[0]:02x}), and "
+                f"unk_token is {unknown!r}; this is only supported without an unk_token"
             )
         self._missing = "".join(rf"\x{{{byte:x}}}" for byte in missing if 0 < byte < 0xF5)
         if 0 in missing:
@@ -173,8 +181,10 @@ class ByteLevelBPE(Tokenizer):
             self._lengths = tf.constant([len(ordinary.get(i, b"")) for i in range(len(tokens))], tf.int64)
 
     def _contents(self) -> dict[str, str | bytes]:
-        """tokenizer.json, vocab.json, merges.txt and tokenizer_config.json, which `tfzoo.text.load` and the
-        `tokenizers` and `transformers` libraries read."""
+        """Returns tokenizer.json, vocab.json, merges.txt and tokenizer_config.json.
+
+        `tfzoo.text.load` and the `tokenizers` and `transformers` libraries read them.
+        """
         return byte_level_files.contents(
             vocab=self.vocab,
             merges=self.merges,
@@ -198,12 +208,12 @@ class ByteLevelBPE(Tokenizer):
 
     @property
     def is_gpt2(self) -> bool:
-        """Whether a text becomes ids as in GPT-2: by its pattern and by merges alone, with nothing done before."""
+        """Whether a text becomes ids exactly as in GPT-2: by its pattern and the merges only."""
         more = self._ignore_merges or self._add_prefix_space or self._nfc or self._splits or self._missing
         return self._pattern == "gpt2" and not more and all(token.special for token in self._added)
 
     def fingerprint(self) -> str:
-        """A SHA-256 in hexadecimal, equal for equal vocabularies, merges and options."""
+        """Returns a SHA-256 in hexadecimal that is equal for equal vocabularies, merges and options."""
         by_role = dict(self._role_ids)
         roles = [self._vocab[by_role[role]] if role in by_role else None for role in ROLES]
         content = [
@@ -220,12 +230,17 @@ class ByteLevelBPE(Tokenizer):
         if not self._nfc:
             return pieces
         if pieces.aligned:
-            raise UserError("nfc: this tokenizer composes texts before it reads them, so that there are no offsets")
+            raise UserError(
+                "nfc: this tokenizer composes texts before reading them, so it has no offsets; use tokenize"
+            )
         return dataclasses.replace(pieces, texts=tf_text.normalize_utf8(pieces.texts, "NFC"))
 
     def _encode(self, pieces: Pieces) -> tuple:
-        """A token that is part of a character's bytes has that character, and so have the others that share it; spaces
-        before a word are its first token's."""
+        """Returns ids, starts and ends of pieces.
+
+        A token that is part of a character's bytes has the offsets of the whole character, as do the others that share
+        the character. Spaces before a word belong to the word's first token.
+        """
         every = tf.size(pieces.rows, tf.int64)
         parts = dataclasses.replace(pieces, rows=tf.range(every))
         for split in self._splits:
@@ -236,7 +251,7 @@ class ByteLevelBPE(Tokenizer):
         starts = ends = None
         if pieces.aligned:
             if self._missing:
-                raise UserError("this tokenizer drops bytes that its vocabulary lacks, so that there are no offsets")
+                raise UserError("this tokenizer drops bytes without a token, so it has no offsets; use tokenize")
             last = tf.cumsum(tf.gather(self._lengths, ids.flat_values))
             first = last - tf.gather(self._lengths, ids.flat_values)
             before = tf.gather(
@@ -248,10 +263,16 @@ class ByteLevelBPE(Tokenizer):
         return ids, starts, ends
 
     def _detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-        """ids: int [N, L] or ragged [N, None] -> strings [N], the inverse of `tokenize` for any UTF-8.
+        """Converts ids to texts, the inverse of `tokenize` for any UTF-8.
 
-        Special tokens are dropped, but for those for unknown and masked words, which stay, as text. Where ids end
-        within a character, or make no UTF-8 for another reason, U+FFFD stands.
+        Special tokens are dropped, except those for unknown and masked words, which remain as text. Ids that end within
+        a character, or otherwise do not form valid UTF-8, give U+FFFD.
+
+        Args:
+          ids: int [N, L] or ragged [N, None].
+
+        Returns:
+          Strings [N].
 
         Raises:
           tf.errors.InvalidArgumentError: an id is outside the vocabulary.
@@ -259,7 +280,7 @@ class ByteLevelBPE(Tokenizer):
         return valid_utf8(join(self._pieces, ids))
 
     def _tokenize_words(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """strings [N] of UTF-8 -> ids int32 [N, None]."""
+        """Converts UTF-8 strings [N] to ids int32 [N, None]."""
         if not self._pattern:
             return _look_up(texts, self._piece_table, self._tokenize_words_of)
         # A piece is what stands between two cuts. Each but the first of a text lost its space; the first begins with
@@ -276,7 +297,7 @@ class ByteLevelBPE(Tokenizer):
         return pieces.with_values(ids).merge_dims(1, 2)
 
     def _tokenize_pieces(self, pieces: tf.Tensor) -> tf.RaggedTensor:
-        """Pieces, strings [P] -> ids int32 [P, None]."""
+        """Converts pieces, strings [P], to ids int32 [P, None]."""
         is_first = tf.strings.substr(pieces, 0, 1) == _WORD_END
         # A piece that was a space is empty, and comes here where the vocabulary has no space.
         rest = tf.strings.substr(tf.where(pieces == "", " ", pieces), 1, np.iinfo(np.int32).max)
@@ -284,7 +305,7 @@ class ByteLevelBPE(Tokenizer):
         return self._tokenize_words_of(self._with_word_ends(texts))
 
     def _tokenize_words_of(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """Strings [P] in which a _WORD_END stands behind every word -> ids int32 [P, None]."""
+        """Converts strings [P] with a _WORD_END after every word to ids int32 [P, None]."""
         letters = tf.strings.unicode_transcode(texts, "ISO-8859-1", "UTF-8")
         letters = tf.strings.regex_replace(letters, r"\x{0}", LATIN_NUL)
         if self._missing:  # What is before and behind is merged, as in the library.
@@ -296,16 +317,16 @@ class ByteLevelBPE(Tokenizer):
         return words.with_values(ids).merge_dims(1, 2)
 
     def _with_word_ends(self, texts: tf.Tensor) -> tf.Tensor:
-        """Strings [P] with at least one _WORD_END behind every word."""
+        """Returns strings [P] with at least one _WORD_END after every word."""
         texts = tf.strings.regex_replace(texts, self._run_ends, rb"\1" + _WORD_END + rb"\2")
         return tf.strings.regex_replace(texts, self._words, rb"\0" + _WORD_END)
 
     def _stripping(self, side: str) -> list[str]:
-        """The tokens that take the white space on one side."""
+        """Returns the tokens that include the white space on one side."""
         return sorted(token.content for token in self._added if getattr(token, side))
 
     def _whole_pieces(self, words: dict[int, bytes]) -> dict[bytes, int]:
-        """Those that the pattern leaves whole, as the pieces that `_tokenize` makes of them -> id."""
+        """Returns piece -> id for the words that the pattern does not split, in the form that `_look_up` uses."""
         split = self._with_word_ends(tf.constant(list(words.values()))).numpy()
         whole = {b: i for (i, b), marked in zip(words.items(), split, strict=True) if marked == b + _WORD_END}
         return {b[1:] if b[:1] == b" " else _WORD_END + b: i for b, i in whole.items()}
@@ -314,8 +335,10 @@ class ByteLevelBPE(Tokenizer):
 def _look_up(
     keys: tf.Tensor, table: tf.lookup.StaticHashTable, otherwise: Callable[[tf.Tensor], tf.RaggedTensor]
 ) -> tf.RaggedTensor:
-    """keys: strings [K] -> ids: int32 [K, None]: the one in the table, or what `otherwise` makes of those that are not
-    there, each distinct one once."""
+    """Returns the ids of keys, strings [K], as ragged int32 [K, None].
+
+    A key in the table has the table's id; `otherwise` converts each distinct key that is not in the table once.
+    """
     found = table.lookup(keys)
     is_there = found >= 0
     absent = tf.where(~is_there)

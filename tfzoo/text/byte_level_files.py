@@ -1,6 +1,6 @@
-"""The files of byte-level tokenizers: tokenizer.json, or vocab.json and merges.txt, and what stands beside them.
+"""The files of byte-level tokenizers: tokenizer.json, or vocab.json and merges.txt, and the files next to them.
 
-`read` gives what a tokenizer.json would hold, and `contents` gives the files of a tokenizer.
+`read` returns the equivalent content of a tokenizer.json, and `contents` returns the files of a tokenizer.
 """
 
 import json
@@ -21,10 +21,10 @@ USUAL = {
 
 
 def read(folder: pathlib.Path) -> dict:
-    """What a tokenizer.json would hold in place of a vocab.json and a merges.txt.
+    """Returns the tokenizer.json content that is equivalent to a folder's vocab.json and merges.txt.
 
     Raises:
-      UserError: a file is missing or broken.
+      UserError: a file is missing or damaged.
     """
     path = folder / VOCAB_FILE
     ids = _ids(path, json_files.read(path), "the file")
@@ -64,7 +64,7 @@ def contents(
     lstrip: Sequence[str],
     rstrip: Sequence[str],
 ) -> dict[str, str | bytes]:
-    """tokenizer.json, vocab.json, merges.txt and tokenizer_config.json."""
+    """Returns the content of tokenizer.json, vocab.json, merges.txt and tokenizer_config.json by file name."""
     ids = {token: i for i, token in enumerate(vocab)}
     lines = [f"{left} {right}" for left, right in merges]
     record = content(ids, lines, special_tokens, lstrip, rstrip, pattern, add_prefix_space, ignore_merges, nfc)
@@ -97,7 +97,7 @@ def content(
     ignore_merges: bool,
     nfc: bool = False,
 ) -> dict:
-    """What a tokenizer.json holds."""
+    """Returns the content of a tokenizer.json."""
     added = [
         {
             "id": ids[token],
@@ -160,20 +160,20 @@ def _read(path: pathlib.Path) -> str:
 
 def _ids(path: pathlib.Path, vocab: object, name: str) -> dict[str, int]:
     if not isinstance(vocab, dict):
-        raise UserError(f"{path}: {name} holds no vocabulary (token: id)")
+        raise UserError(f"{path}: {name} is not a vocabulary (an object of token: id)")
     ids: dict[str, int] = {}
     for token, i in vocab.items():
         _add(ids, path, token, i)
     if not ids:
-        raise UserError(f"{path}, line 1: {name} holds no token")
+        raise UserError(f"{path}, line 1: {name} contains no tokens")
     return ids
 
 
 def _add(ids: dict[str, int], path: pathlib.Path, token: object, i: object) -> None:
     if not isinstance(token, str) or not isinstance(i, int) or isinstance(i, bool) or i < 0:
-        raise UserError(f"{_at(path, token)} has id {i!r}, which is not a number from 0")
+        raise UserError(f"{_at(path, token)} has id {i!r}, which is not an integer of at least 0")
     if ids.setdefault(token, i) != i:
-        raise UserError(f"{_at(path, token)} has id {i}, and {ids[token]} before")
+        raise UserError(f"{_at(path, token)} has id {i} here, but id {ids[token]} earlier")
 
 
 def _at(path: pathlib.Path, token: object) -> str:
@@ -181,11 +181,11 @@ def _at(path: pathlib.Path, token: object) -> str:
 
 
 def _in_order(ids: Mapping[str, int], path: pathlib.Path) -> list[str]:
-    """The tokens by id. Refuses two tokens of one id and ids of no token."""
+    """Returns the tokens by id. Raises UserError if two tokens share an id or an id has no token."""
     tokens: list[str] = []
     for token, i in sorted(ids.items(), key=lambda item: item[1]):
         if i < len(tokens):
-            raise UserError(f"{_at(path, token)} has id {i}, as {tokens[i]!r} has")
+            raise UserError(f"{_at(path, token)} has id {i}, which token {tokens[i]!r} also has")
         if i > len(tokens):
             raise UserError(f"{_at(path, token)} has id {i}, but no token has id {len(tokens)}")
         tokens.append(token)
@@ -195,7 +195,7 @@ def _in_order(ids: Mapping[str, int], path: pathlib.Path) -> list[str]:
     missing = [byte for letter, byte in BYTES.items() if letter not in ids]
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of the 256 bytes have no token, the first is 0x{missing[0]:02x}; "
-            "a byte-level vocabulary has one for each"
+            f"{path}: {len(missing)} of the 256 bytes have no token (the first is 0x{missing[0]:02x}); "
+            "a byte-level vocabulary has one for each byte"
         )
     return tokens

@@ -1,4 +1,4 @@
-"""What a byte-level vocabulary and its merges are compiled to; tfzoo.text.byte_level says how, and why it is exact."""
+"""The compiled form of a byte-level vocabulary and its merges, which tfzoo.text.byte_level explains."""
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ LATIN_OTHER = "\u0101"  # Begins the names, in the SentencePiece model, of what 
 
 
 def _letters() -> dict[str, int]:
-    """GPT-2's letters for bytes: those that can be seen stand for themselves, the others are U+0100 and on."""
+    """Returns GPT-2's letters for bytes: visible characters represent themselves, others are U+0100 onwards."""
     seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in seen]
     return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
@@ -31,12 +31,12 @@ def is_text(token: str) -> bool:
 
 
 def latin(token: bytes) -> bytes:
-    """A token's bytes as letters, each the character of that number."""
+    """Returns a token's bytes as letters, each the character with the byte's number."""
     return token.decode("latin-1").replace("\0", LATIN_NUL).encode()
 
 
 def made_by_merges(vocab: Iterable[str], ids: Mapping[str, int], merges: list) -> dict[int, int]:
-    """The tokens that the merges make of their own letters -> the rank of the last merge (-1 for a letter)."""
+    """Returns id -> rank of the last merge (-1: a letter) of the tokens that the merges make of their letters."""
     ranks: dict[str, list[int]] = collections.defaultdict(list)
     for rank, (left, right) in enumerate(merges):
         ranks[left + right].append(rank)
@@ -53,7 +53,7 @@ def made_by_merges(vocab: Iterable[str], ids: Mapping[str, int], merges: list) -
 
 
 def _last_merge(token: str, ranks: Mapping[tuple[str, str], int]) -> int:
-    """The rank of the last of the merges that make a token of its letters."""
+    """Returns the rank of the last of the merges that produce a token from its letters."""
     parts, last = list(token), -1
     while len(parts) > 1:
         last, i = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(parts, parts[1:])))
@@ -62,8 +62,11 @@ def _last_merge(token: str, ranks: Mapping[tuple[str, str], int]) -> int:
 
 
 def cuts(tokens: Iterable[bytes]) -> str:
-    """An expression over letters for two bytes, its groups, of which the second begins a character, that stand together
-    in no token. Empty where there are none."""
+    """Returns a regular expression over letters that matches two bytes which are adjacent in no token.
+
+    The two bytes are the expression's groups, and the second begins a character. The expression is empty if there are
+    no such bytes.
+    """
     together = np.zeros((256, 256), bool)
     for token in tokens:
         together[list(token[:-1]), list(token[1:])] = True
@@ -83,7 +86,12 @@ def cuts(tokens: Iterable[bytes]) -> str:
 
 
 def sentencepiece_model(vocab_size: int, tokens: Mapping[int, tuple[bytes, int]]) -> bytes:
-    """A SentencePiece BPE model that merges as the ranks say: id -> (bytes, rank), written as protocol buffer."""
+    """Returns a SentencePiece BPE model, as a protocol buffer, that merges by rank.
+
+    Args:
+      vocab_size: number of ids.
+      tokens: id -> (bytes, rank).
+    """
     pieces = []
     for i in range(vocab_size + 1):  # The unknown piece, which a model must have, is the last.
         text, rank = tokens.get(i, (b"", 0))
@@ -93,25 +101,27 @@ def sentencepiece_model(vocab_size: int, tokens: Mapping[int, tuple[bytes, int]]
 
 
 def check_vocab(tokens: list[str], name: str, where: Callable[[str], str]) -> None:
-    """Refuses what is no vocabulary; `where` gives ", line 3" for a token."""
+    """Raises UserError if a token is repeated; `where` returns a location such as ", line 3" for a token."""
     seen: dict[str, int] = {}
     for i, token in enumerate(tokens):
         if not token:  # No token has this id.
             continue
         if token in seen:
-            raise UserError(f"{name}{where(token)}: token {token!r} is {seen[token]} and {i}; remove one")
+            raise UserError(f"{name}{where(token)}: token {token!r} has ids {seen[token]} and {i}; remove one")
         seen[token] = i
 
 
 def check_merges(vocab: set[str], merges: list, where: Callable[[int], str], name: str) -> None:
-    """Refuses merges that are none; `where` gives "FILE, line 3" for a merge."""
+    """Raises UserError if a merge is invalid or repeated; `where` returns a location such as "FILE, line 3"."""
     seen: dict[tuple, int] = {}
     for i, merge in enumerate(merges):
         if len(merge) != 2 or not all(isinstance(part, str) and part for part in merge):
             raise UserError(f"{where(i)}: {merge!r} is not a merge of two tokens")
         for part in (*merge, merge[0] + merge[1]):
             if part not in vocab:
-                raise UserError(f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} names {part!r}, not in {name}")
+                raise UserError(
+                    f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} uses {part!r}, which is not in {name}"
+                )
         if merge in seen:
-            raise UserError(f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} is there twice; remove it")
+            raise UserError(f"{where(i)}: the merge of {merge[0]!r} and {merge[1]!r} appears twice; remove one")
         seen[merge] = i

@@ -1,4 +1,4 @@
-"""What is costly to make of a tokenizer's files and is the same every time, kept in the user's cache folder."""
+"""A cache, in the user's cache folder, of results that are costly to compute from a tokenizer's files."""
 
 import hashlib
 import os
@@ -9,13 +9,13 @@ from tfzoo import files
 
 
 def folder() -> pathlib.Path:
-    """$XDG_CACHE_HOME/tfzoo/tokenizers, or ~/.cache/tfzoo/tokenizers."""
+    """Returns $XDG_CACHE_HOME/tfzoo/tokenizers, or ~/.cache/tfzoo/tokenizers."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return pathlib.Path(base, "tfzoo", "tokenizers")
 
 
 def read(key: str) -> bytes | None:
-    """What is kept under a key, 64 hexadecimal digits; None where nothing is, or where it is damaged."""
+    """Returns the content stored under a key of 64 hexadecimal digits; None if there is none or it is damaged."""
     try:
         content = (folder() / key).read_bytes()
     except OSError:
@@ -24,7 +24,7 @@ def read(key: str) -> bytes | None:
 
 
 def write(key: str, content: bytes) -> None:
-    """A folder that cannot be written to keeps nothing."""
+    """Stores content under a key; does nothing if the folder cannot be written."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
         files.atomic_write(folder() / key, hashlib.sha256(content).digest() + content)
@@ -33,7 +33,7 @@ def write(key: str, content: bytes) -> None:
 
 
 def made(key: str, make: Callable[[], bytes]) -> bytes:
-    """What is kept under a key, or else is made, and then kept."""
+    """Returns the content stored under a key, or else computes and stores it."""
     content = read(key)
     if content is None:
         content = make()

@@ -1,4 +1,4 @@
-"""Characters as tokens, as nanoGPT's character-level models have them: code points, and nothing lost.
+"""Characters as tokens, as in nanoGPT's character-level models: tokens are code points, and nothing is lost.
 
 Source: Karpathy, nanoGPT (data/shakespeare_char/prepare.py): the sorted characters of a corpus.
 """
@@ -28,16 +28,16 @@ _NAMED = {"\\": "\\\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 class Characters(Tokenizer):
-    """Text to the ids of its characters and back, the same eagerly, in `tf.data` and in a SavedModel.
+    """Converts text to the ids of its characters and back, identically eagerly, in `tf.data` and in a SavedModel.
 
-    A character is a Unicode code point; `detokenize(tokenize(texts))` is `texts`, byte for byte, where every character
-    is in the vocabulary. Special tokens are plain text unless `tokenize` is told otherwise.
+    A character is a Unicode code point. If every character is in the vocabulary, `detokenize(tokenize(texts))` equals
+    `texts` byte for byte. Special tokens in a text are plain text unless they are passed to `tokenize` as `special`.
     """
 
     keeps_spaces = True
 
     def __init__(self, vocab: Sequence[str]):
-        """`vocab[i]` is the character, or one of SPECIALS, of token i.
+        """Creates the tokenizer; `vocab[i]` is the character, or one of SPECIALS, of token i.
 
         Raises:
           UserError: an entry is empty, repeated, or neither one character nor one of SPECIALS.
@@ -55,11 +55,13 @@ class Characters(Tokenizer):
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "Characters":
-        r"""Reads a vocabulary: UTF-8, one entry a line, the first line is token 0. \\ \n \r \t and \u{1F600} (a code
-        point in hexadecimal) stand for what cannot be on a line of its own.
+        r"""Reads a vocabulary file.
+
+        The file is UTF-8 with one entry per line; the first line is token 0. The escapes \\ \n \r \t and \u{1F600} (a
+        code point in hexadecimal) represent characters that cannot be on a line of their own.
 
         Raises:
-          UserError: the file is missing, is not UTF-8, or is no such vocabulary; the message names file and line.
+          UserError: the file is missing, is not UTF-8, or is not a valid vocabulary; the message names file and line.
         """
         path = pathlib.Path(path)
         tokens = _read_vocab(path)
@@ -68,22 +70,22 @@ class Characters(Tokenizer):
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "Characters":
-        """Reads what `save` wrote: characters.txt.
+        """Reads characters.txt, which `save` writes, from a folder.
 
         Raises:
-          UserError: as `from_file`.
+          UserError: as for `from_file`.
         """
         return cls.from_file(pathlib.Path(folder, CHARACTERS_FILE))
 
     def _contents(self) -> dict[str, str | bytes]:
-        """characters.txt, and a tokenizer_config.json that names this class."""
+        """Returns characters.txt and a tokenizer_config.json that names this class."""
         return {
             CHARACTERS_FILE: "".join(f"{_escape(token)}\n" for token in self._vocab),
             CONFIG_FILE: json.dumps({"tokenizer_class": TOKENIZER_CLASS}, indent=2) + "\n",
         }
 
     def fingerprint(self) -> str:
-        """A SHA-256 in hexadecimal, equal for equal vocabulary."""
+        """Returns a SHA-256 in hexadecimal that is equal for equal vocabularies."""
         text = "".join(f"{_escape(token)}\n" for token in self._vocab)
         return hashlib.sha256(f"characters\n{text}".encode()).hexdigest()
 
@@ -91,10 +93,10 @@ class Characters(Tokenizer):
         return texts  # Decoding sees to it.
 
     def _encode(self, pieces: Pieces) -> tuple:
-        """One id a code point; bytes that are not UTF-8 count as U+FFFD.
+        """Returns one id per code point; bytes that are not UTF-8 count as U+FFFD.
 
         Raises:
-          tf.errors.InvalidArgumentError: a text has a character that the vocabulary lacks, and there is no <unk>.
+          tf.errors.InvalidArgumentError: a character is not in the vocabulary, and there is no <unk>.
         """
         ids = self._tokenize_characters(pieces.texts)
         if not pieces.aligned:
@@ -102,9 +104,15 @@ class Characters(Tokenizer):
         return ids, ids.with_flat_values(pieces.starts), ids.with_flat_values(pieces.ends)
 
     def _detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-        """ids: int [N, L] or ragged [N, None] -> strings [N]; the exact inverse of `tokenize`.
+        """Converts ids to texts, the exact inverse of `tokenize`.
 
-        Special tokens are dropped, but for <unk> and <mask>, which stay as text.
+        Special tokens are dropped, except <unk> and <mask>, which remain as text.
+
+        Args:
+          ids: int [N, L] or ragged [N, None].
+
+        Returns:
+          Strings [N].
 
         Raises:
           tf.errors.InvalidArgumentError: an id is outside the vocabulary.
@@ -154,7 +162,7 @@ def _read_vocab(path: pathlib.Path) -> list[str]:
             code = int(match[1], 16) if match and match[1] else 0
             if not match or code > 0x10FFFF:
                 raise UserError(
-                    f"{path}, line {number}: {text[:20]!r} is no escape; \\\\ \\n \\r \\t and \\u{{...}} are"
+                    f"{path}, line {number}: {text[:20]!r} is not a valid escape; use \\\\ \\n \\r \\t or \\u{{...}}"
                 )
             text = chr(code) if match[1] else named[text]
         tokens.append(text)
@@ -162,7 +170,7 @@ def _read_vocab(path: pathlib.Path) -> list[str]:
 
 
 def _check(tokens: list[str], name: str) -> None:
-    """Refuses what is no vocabulary; lines count from 1, so that line i + 1 holds token i."""
+    """Raises UserError for an invalid vocabulary; lines count from 1, so line i + 1 contains token i."""
     seen: dict[str, int] = {}
     for number, token in enumerate(tokens, 1):
         if not token:
@@ -172,9 +180,11 @@ def _check(tokens: list[str], name: str) -> None:
                 f"{name}, line {number}: {token[:20]!r} is neither a character nor one of {' '.join(SPECIALS.values())}"
             )
         if 0xD800 <= ord(token[0]) <= 0xDFFF:
-            raise UserError(f"{name}, line {number}: {token!r} is half a character (a surrogate); remove it")
+            raise UserError(
+                f"{name}, line {number}: {token!r} is not a character but half of one (a surrogate); remove it"
+            )
         if token in seen:
-            raise UserError(f"{name}, line {number}: {token!r} is on line {seen[token]} already; remove one")
+            raise UserError(f"{name}, line {number}: {token!r} is already on line {seen[token]}; remove one")
         seen[token] = number
     if not any(len(token) == 1 for token in tokens):
-        raise UserError(f"{name}: holds no character on lines 1 to {len(tokens)}; train one from a corpus")
+        raise UserError(f"{name}: lines 1 to {len(tokens)} contain no characters; train it from a corpus")

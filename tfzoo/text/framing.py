@@ -1,12 +1,13 @@
-"""Which special tokens stand around a text, or a pair of texts, where a model reads it.
+"""The special tokens that a model's input has around a text or a pair of texts.
 
-A family's page has its layout: a template for a text, and one for a pair, None where no token parts two texts.
+A family's page defines its layout: one template for a single text, and one for a pair, which is None if no token
+separates two texts.
 
     ("cls $A sep", "cls $A sep $B:1 sep:1")
 
-$A and $B are the texts; the other words are roles of the tokenizer's special tokens: cls, sep, bos, eos, and added_bos,
-which is bos where the tokenizer's folder says that texts begin with it. A number behind a colon is the segment, 0 where
-there is none. A role with a question mark is left out where the tokenizer has no such token.
+$A and $B are the texts. The other words are roles of the tokenizer's special tokens: cls, sep, bos, eos and added_bos,
+which is bos if the tokenizer's folder specifies that texts begin with it. A number after a colon is the segment; the
+default is 0. A role with a question mark is omitted if the tokenizer has no such token.
 """
 
 import dataclasses
@@ -22,10 +23,11 @@ FALLBACK: Layout = ("$A eos?", "$A eos $B:1 eos:1")
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """What a row is made of, in order.
+    """The parts of a row, in order.
 
-    parts: ids of special tokens, and TEXT and PAIR where the tokens of these go.
-    segments: the segment of each part.
+    Attributes:
+      parts: ids of special tokens, and TEXT and PAIR in the places of the texts' tokens.
+      segments: the segment of each part.
     """
 
     parts: tuple[int | str, ...]
@@ -36,7 +38,7 @@ class Frame:
         return tuple(part for part in self.parts if isinstance(part, str))
 
     def room(self, length: int) -> int:
-        """Tokens of text that a row of `length` has room for."""
+        """Returns the number of text tokens that fit into a row of `length`."""
         return length - (len(self.parts) - len(self.texts))
 
 
@@ -44,16 +46,21 @@ BARE = (Frame((TEXT,), (0,)), Frame((TEXT, PAIR), (0, 1)))  # Nothing stands aro
 
 
 def frame(layout: Layout, tokenizer: Any, pair: bool = False) -> Frame:
-    """The frame that a tokenizer's files ask for, or else a layout with a tokenizer; of a pair, where asked for.
+    """Returns the frame that a tokenizer's files specify, or else the layout with the tokenizer's ids.
+
+    Args:
+      layout: templates for one text and for two.
+      tokenizer: the tokenizer, with ids by role.
+      pair: whether to return the frame of a pair of texts.
 
     Raises:
-      UserError: a pair, where nothing would part the two texts, or a text that needs to name its language.
+      UserError: no token would separate the two texts of a pair, or a text must end with the code of its language.
     """
     frames = getattr(tokenizer, "frames", None)
     if frames and not tokenizer.adds_bos:
         return frames[pair]
     if getattr(tokenizer, "kind", None) == "mbart":
-        raise UserError("mBART's texts end with the code of their language, which is not known here")
+        raise UserError("mBART's texts end with the code of their language, which tfzoo cannot determine")
     known: dict[str, int | str | None] = {"$A": TEXT, "$B": PAIR}
     known |= {role: getattr(tokenizer, f"{role}_id", None) for role in ("cls", "sep", "bos", "eos")}
     known["added_bos"] = known["bos"] if getattr(tokenizer, "adds_bos", False) else None
@@ -69,4 +76,4 @@ def frame(layout: Layout, tokenizer: Any, pair: bool = False) -> Frame:
             complete &= part is not None or name.endswith("?")
         if complete:
             return Frame(*zip(*parts))
-    raise UserError("text_pair: with this tokenizer the model has no token to part two texts; give it one text")
+    raise UserError("text_pair: with this tokenizer the model has no token to separate two texts; give one text")

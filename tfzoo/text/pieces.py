@@ -1,5 +1,7 @@
-"""Texts on their way to tokens, in TensorFlow's stock ops: they are rewritten and split, and may keep a map to where
-each of their characters came from."""
+"""Pieces of text during tokenization, in TensorFlow's stock ops.
+
+Pieces are rewritten and split, and can keep a map from each of their characters to its place in the original text.
+"""
 
 import dataclasses
 import re
@@ -17,11 +19,12 @@ SPACE = r"\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{
 class Pieces:
     """Pieces of N texts.
 
-    texts: strings [P], UTF-8.
-    rows: int64 [P], ascending, the text that each is of.
-    first: bool [P], the piece stands at its text's beginning.
-    starts, ends: int32 [C], for every code point of the pieces in turn, the code points of the row's text, as it was
-      given, that it came from; None where nobody asks.
+    Attributes:
+      texts: strings [P], UTF-8.
+      rows: int64 [P], ascending; the text that each piece belongs to.
+      first: bool [P]; whether the piece is at the beginning of its text.
+      starts, ends: int32 [C]; for every code point of the pieces in turn, the range of code points in the original text
+        that it came from; None without alignment.
     """
 
     texts: tf.Tensor
@@ -32,7 +35,7 @@ class Pieces:
 
     @classmethod
     def of(cls, texts: tf.Tensor, aligned: bool = False) -> "Pieces":
-        """A piece for each of `texts`, strings [N] of UTF-8."""
+        """Returns one piece for each of `texts`, strings [N] of UTF-8."""
         rows = tf.range(tf.size(texts, tf.int64))
         first = tf.ones_like(rows, tf.bool)
         if not aligned:
@@ -45,7 +48,7 @@ class Pieces:
         return self.starts is not None
 
     def only(self, keep: tf.Tensor) -> "Pieces":
-        """Those where keep, bool [P], is true."""
+        """Returns the pieces where keep, bool [P], is true."""
         starts = ends = None
         if self.aligned:
             kept = tf.repeat(keep, characters(self.texts))
@@ -54,7 +57,7 @@ class Pieces:
         return Pieces(texts, rows, first, starts, ends)
 
     def each_character(self, rewrite: Callable[[tf.Tensor], tf.Tensor]) -> "Pieces":
-        """Rewritten by a function of strings [P] that treats every code point by itself."""
+        """Rewrites the pieces with a function of strings [P] that treats every code point independently."""
         if not self.aligned:
             return dataclasses.replace(self, texts=rewrite(self.texts))
         # The lengths of what each character becomes add up to a map from the new texts to the old.
@@ -66,8 +69,10 @@ class Pieces:
         )
 
     def replace(self, pattern: str, content: str) -> "Pieces":
-        """With `content` for each match of RE2's `pattern`; its characters came, as in the `tokenizers` library, from
-        the match's last one."""
+        """Replaces each match of RE2's `pattern` by `content`.
+
+        The characters of `content` are mapped to the last character of the match, as in the `tokenizers` library.
+        """
         texts = tf.strings.regex_replace(self.texts, pattern, escape(content))
         if not self.aligned:
             return dataclasses.replace(self, texts=texts)
@@ -82,8 +87,10 @@ class Pieces:
         return dataclasses.replace(self, texts=texts, starts=starts, ends=ends)
 
     def prepend(self, content: str, where: tf.Tensor) -> "Pieces":
-        """With `content` before those where bool [P] is true, which are not empty; it came from their first
-        character."""
+        """Prepends `content` to the pieces where `where`, bool [P], is true; these must not be empty.
+
+        The characters of `content` are mapped to the first character of the piece.
+        """
         texts = tf.where(where, tf.strings.join([content, self.texts]), self.texts)
         if not self.aligned:
             return dataclasses.replace(self, texts=texts)
@@ -97,8 +104,11 @@ class Pieces:
         )
 
     def split(self, marked: tf.Tensor, drop_matches: bool = False) -> "Pieces":
-        """Split where `marked`, the texts [P] with BORDERs in them, has a BORDER; empty pieces are left out. With
-        `drop_matches`, what stands between the first and the second BORDER of a text is, and so on."""
+        """Splits the pieces at each BORDER in `marked`, which is the texts [P] with BORDERs inserted.
+
+        Empty pieces are dropped. With `drop_matches`, the text between the first and the second BORDER of a piece is
+        dropped too, and so on for each further pair.
+        """
         parts = tf.strings.split(marked, BORDER)
         texts, owner = parts.flat_values, parts.value_rowids()
         sizes = tf.strings.length(texts)
@@ -110,7 +120,12 @@ class Pieces:
         return pieces.only(keep & ~alternate(parts) if drop_matches else keep)
 
     def offsets(self, starts: tf.RaggedTensor, ends: tf.RaggedTensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-        """Where tokens, which take bytes starts to ends (ragged [P, None], not empty) of each piece, came from."""
+        """Returns the offsets of tokens in the original texts.
+
+        Args:
+          starts, ends: first byte of each token in its piece and the byte after its last, ragged [P, None]; tokens are
+            not empty.
+        """
         sizes = tf.cast(tf.strings.length(self.texts), tf.int64)
         first_byte = tf.gather(tf.cumsum(sizes, exclusive=True), starts.value_rowids())
         codes = tf.strings.unicode_decode(self.texts, "UTF-8").flat_values
@@ -127,21 +142,21 @@ class Pieces:
 
 
 def characters(texts: tf.Tensor) -> tf.Tensor:
-    """How many code points each of texts, strings [P], has: int32 [P]."""
+    """Returns the number of code points of each text: strings [P] -> int32 [P]."""
     return tf.strings.length(texts, unit="UTF8_CHAR")
 
 
 def escape(content: str) -> str:
-    """What regex_replace writes as `content`."""
+    """Returns the replacement string with which regex_replace writes `content`."""
     return content.replace("\\", "\\\\")
 
 
 def literal(content: str) -> str:
-    """RE2's expression for a text."""
+    """Returns RE2's expression that matches a text literally."""
     return re.escape(content).replace("\0", r"\x{0}")
 
 
 def alternate(parts: tf.RaggedTensor) -> tf.Tensor:
-    """bool [P]: every second part of each row, from its second on."""
+    """Returns bool [P], true for the second, fourth, ... part of each row."""
     place = tf.range(tf.size(parts.flat_values, tf.int64)) - tf.gather(parts.row_starts(), parts.value_rowids())
     return place % 2 == 1

@@ -1,7 +1,8 @@
-"""Any tokenizer of a tokenizer.json, compiled component by component: SentencePiece's vocabularies as T5, XLM-R, Llama
-and Gemma have them, words of a list, and others.
+"""Tokenizers from a tokenizer.json, compiled component by component.
 
-Source: the `tokenizers` library, whose ids it gives.
+They cover the SentencePiece vocabularies of T5, XLM-R, Llama and Gemma, word lists, and others.
+
+Source: the `tokenizers` library, whose ids they reproduce.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ _FIELDS = ("normalizer", "pre_tokenizer", "model", "decoder")
 
 
 class Pipeline(Tokenizer):
-    """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel."""
+    """Converts text to token ids and back, identically eagerly, in `tf.data` and in a SavedModel."""
 
     def __init__(
         self,
@@ -32,11 +33,17 @@ class Pipeline(Tokenizer):
         added_tokens: Sequence[AddedToken] = (),
         name: str = "tokenizer.json",
     ):
-        """`record` is what a tokenizer.json holds, `vocab[i]` the text of token i, "" where there is none; `roles` says
-        which token does what, `added_tokens` are found in a text. `name` is what errors call the file.
+        """Creates the tokenizer.
+
+        Args:
+          record: the content of a tokenizer.json.
+          vocab: `vocab[i]` is the text of token i, "" if no token has id i.
+          roles: role -> text of a token.
+          added_tokens: tokens that are matched in a text.
+          name: the name of the file in errors.
 
         Raises:
-          UserError: a component is damaged, or has no exact form here.
+          UserError: a component is damaged or not supported.
         """
         ids = {token: i for i, token in enumerate(vocab) if token}
         super().__init__("pipeline", vocab, {role: ids[token] for role, token in roles.items()}, (), added_tokens)
@@ -61,20 +68,26 @@ class Pipeline(Tokenizer):
 
     @property
     def sentinel_ids(self) -> list[int]:
-        """The ids of <extra_id_0>, <extra_id_1>, ..., of T5's vocabularies."""
+        """The ids of <extra_id_0>, <extra_id_1>, ... in T5's vocabularies."""
         ids = {token: i for i, token in enumerate(self.vocab)}
         found = [ids.get(f"<extra_id_{i}>") for i in range(len(ids))]
         return [i for i in found[: found.index(None)] if i is not None]
 
     def fingerprint(self) -> str:
-        """A SHA-256 in hexadecimal, equal for equal vocabulary, components and added tokens."""
+        """Returns a SHA-256 in hexadecimal that is equal for equal vocabularies, components and added tokens."""
         content = [self._record, self._vocab.tolist(), self._role_ids, [dataclasses.astuple(t) for t in self._added]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def _detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-        """ids: int [N, L] or ragged [N, None] -> strings [N], as the library decodes them.
+        """Converts ids to texts as the library decodes them.
 
-        Padding and special tokens are dropped, but for those for unknown and masked words, which stay, as text.
+        Padding and special tokens are dropped, except those for unknown and masked words, which remain as text.
+
+        Args:
+          ids: int [N, L] or ragged [N, None].
+
+        Returns:
+          Strings [N].
 
         Raises:
           tf.errors.InvalidArgumentError: an id is negative.
@@ -95,7 +108,7 @@ class Pipeline(Tokenizer):
         return valid_utf8(texts)
 
     def _whole_bytes(self, ids: tf.RaggedTensor, parts: tf.Tensor) -> tf.Tensor:
-        """The parts, with U+FFFD for every byte of a run of bytes that as a whole is not UTF-8, as in the library."""
+        """Returns the parts with U+FFFD for every byte of a run that is not valid UTF-8, as in the library."""
         rows, is_byte = ids.value_rowids(), tf.gather(self._is_byte, ids.flat_values)
         begins = tf.concat([[True], (rows[1:] != rows[:-1]) | (is_byte[1:] != is_byte[:-1])], 0)[: tf.size(rows)]
         run = tf.cumsum(tf.cast(begins, tf.int32)) - 1

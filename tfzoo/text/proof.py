@@ -1,9 +1,9 @@
-"""Reading is proven: a tokenizer compiled from files is compared with the library that they were written for.
+"""Verification that a tokenizer compiled from files gives the results of the library that the files were written for.
 
-Of a tokenizer.json that is the `tokenizers` library, of a SentencePiece model `sentencepiece`.
-Ids, offsets and the text that comes back must be equal for lines of many scripts, and for every added token inside and
-beside words; once with special tokens recognised in a text and once as plain text. What was proven is remembered under
-a hash of the files, of this code and of the libraries' versions.
+For a tokenizer.json that library is `tokenizers`, for a SentencePiece model `sentencepiece`. Ids, offsets and decoded
+texts must be equal for lines in many scripts, and for every added token inside and next to words, both with special
+tokens recognised in a text and with special tokens as plain text. A success is cached under a hash of the files, of
+this code and of the libraries' versions.
 """
 
 import dataclasses
@@ -52,15 +52,15 @@ _MOST_ADDED = 1200  # Of a vocabulary with more added tokens, as many, evenly ch
 
 
 def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path) -> None:
-    """Compares a tokenizer with that which the `tokenizers` library makes of `record`, a tokenizer.json's content.
+    """Compares a tokenizer with the library's tokenizer for `record`.
 
     Args:
-      tokenizer: compiled from the folder's files.
-      record: what tokenizer.json holds, with what the files beside it change.
-      folder: what errors name.
+      tokenizer: the tokenizer compiled from the folder's files.
+      record: the content of tokenizer.json, with the changes that the files next to it make.
+      folder: the folder named in errors.
 
     Raises:
-      UserError: a line differs. It shows the line, and both results.
+      UserError: a line differs; the message shows the line and both results.
     """
     added = [dataclasses.asdict(token) for token in tokenizer.added_tokens]
     bare = {**record, "post_processor": None, "truncation": None, "padding": None, "added_tokens": added}
@@ -78,8 +78,9 @@ def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path) ->
 
 
 def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: Sequence[str]) -> None:
-    """Compares TensorFlow's operation with the `sentencepiece` library, unless that was done before; what the families
-    do around it, tests do.
+    """Compares TensorFlow's operation with the `sentencepiece` library, unless that was done before.
+
+    The processing that model families add around the operation is verified by tests.
 
     Raises:
       UserError: a line differs.
@@ -92,13 +93,13 @@ def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: S
     for line, ids, wanted in zip(_LINES, found, library.encode(list(_LINES))):
         if ids != wanted:
             raise _difference(
-                folder, f"{line!r} is", library.id_to_piece(ids), library.id_to_piece(wanted), "sentencepiece"
+                folder, f"{line!r} becomes", library.id_to_piece(ids), library.id_to_piece(wanted), "sentencepiece"
             )
     cache.write(place, b"")
 
 
 def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, names: Sequence[str]) -> None:
-    """Says, where a SentencePiece model beside a tokenizer.json gives other ids, that the latter counts."""
+    """Logs that tokenizer.json takes precedence if a SentencePiece model next to it gives different ids."""
     place = key(folder, ("beside", *names))
     said = cache.read(place)
     if said is None:
@@ -108,17 +109,19 @@ def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, names: Sequenc
             pairs = zip(_LINES, tokenizer.tokenize(_LINES).to_list(), other.tokenize(_LINES).to_list())
             line = next((line for line, ours, theirs in pairs if ours != theirs), None)
             if line is not None:
-                said = f"the SentencePiece model reads {line!r} otherwise than tokenizer.json, which counts".encode()
+                said = f"the SentencePiece model tokenizes {line!r} differently; tokenizer.json is used".encode()
         except UserError as error:
-            said = f"tokenizer.json counts, and the SentencePiece model beside it is not read ({error})".encode()
+            said = f"tokenizer.json is used; the SentencePiece model next to it cannot be read ({error})".encode()
         cache.write(place, said)
     if said:
         logging.info("%s: %s", folder, said.decode())
 
 
 def _without_special(bare: dict[str, Any], tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
-    """The library's tokenizer as it reads plain text, where it takes special tokens of a unigram model for words: no
-    text that a user writes becomes one of them here. None where it does not."""
+    """Returns the library's tokenizer for plain text if it would match special tokens of a unigram model as words.
+
+    In tfzoo no text that a user writes becomes a special token. Returns None for other models.
+    """
     model, special = bare["model"], {*tokenizer.special_ids, bare["model"].get("unk_id")}
     if not isinstance(model.get("vocab"), list):
         return None
@@ -140,15 +143,15 @@ def _compare(tokenizer: Tokenizer, library: tokenizers.Tokenizer, plain_library,
             library.encode_special_tokens = True
         wanted = library.encode_batch(lines, add_special_tokens=False)
         found = tokenizer.tokenize(lines, special=special if recognised else ()).to_list()
-        how = "with special tokens recognised" if recognised else "as plain text"
+        how = "with special tokens recognised" if recognised else "read as plain text"
         for line, ids, encoding in zip(lines, found, wanted):
             if ids != encoding.ids:
-                raise _difference(folder, f"{line!r}, {how}, is", _named(tokenizer, ids), encoding.tokens)
+                raise _difference(folder, f"{line!r}, {how}, becomes", _named(tokenizer, ids), encoding.tokens)
     plain = [(line, e) for line, e in zip(lines, wanted) if not {*e.ids} & {*tokenizer.special_ids}]
     texts = tokenizer._detokenize(tf.ragged.constant([e.ids for _, e in plain], tf.int32)).numpy()
     for (line, encoding), text in zip(plain, texts):
         if text.decode() != (decoded := library.decode(encoding.ids)):
-            raise _difference(folder, f"the ids of {line!r} make", text.decode(), decoded)
+            raise _difference(folder, f"the ids of {line!r} decode to", text.decode(), decoded)
     try:
         _, starts, ends = tokenizer.tokenize_with_offsets(lines)
     except (UserError, tf.errors.InvalidArgumentError):  # It says that it has none.
@@ -161,12 +164,13 @@ def _compare(tokenizer: Tokenizer, library: tokenizers.Tokenizer, plain_library,
 def _difference(
     folder: pathlib.Path, what: str, ours: Sequence, theirs: Sequence, library: str = "tokenizers"
 ) -> UserError:
-    """The error, which shows a few of each from just before the first that differs."""
+    """Returns the error, which shows a few items of both results from just before the first difference."""
     first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
     begin, end = max(first - 2, 0), first + 6
     return UserError(
-        f"{folder}: the tokenizer is not read exactly, so it is not used: {what} {ours[begin:end]!r} here and "
-        f"{theirs[begin:end]!r} in the {library} library, from {begin} on; please report it"
+        f"{folder}: tfzoo does not reproduce this tokenizer exactly, so it is not used: {what} "
+        f"{ours[begin:end]!r} in tfzoo and {theirs[begin:end]!r} in the {library} library, from position {begin}; "
+        "please report it"
     )
 
 
@@ -176,7 +180,7 @@ def _named(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def key(folder: pathlib.Path, names: Sequence[str]) -> str:
-    """Under what a proof is remembered: a hash of the folder's files of these names, of this package's code, and of
+    """Returns the key of a cached proof: a hash of these files of the folder, of this package's code, and of
     the libraries' versions."""
     digest = hashlib.sha256(_code().encode())
     for name in names:
@@ -189,7 +193,7 @@ def key(folder: pathlib.Path, names: Sequence[str]) -> str:
 
 @functools.cache
 def _code() -> str:
-    """What a proof depends on besides the files: this package's code, and the libraries' versions."""
+    """Returns a hash of this package's code and of the libraries' versions, on which a proof depends too."""
     digest = hashlib.sha256()
     for path in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

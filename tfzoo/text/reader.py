@@ -1,7 +1,7 @@
-"""Texts to the inputs of a model: special tokens, truncation, pairs, segments and offsets, in TensorFlow's stock ops.
+"""Texts to model inputs: special tokens, truncation, pairs, segments and offsets, in TensorFlow's stock ops.
 
-The Reader runs alike eagerly, in tf.data and in an exported graph. It is told what it needs to know of a model, and
-sees none.
+The Reader works identically eagerly, in tf.data and in an exported graph. It receives the properties of a model that it
+needs as arguments and has no access to the model itself.
 """
 
 import dataclasses
@@ -16,25 +16,25 @@ from tfzoo.text.framing import PAIR, TEXT, Frame
 
 @dataclasses.dataclass(frozen=True)
 class Wording:
-    """What becomes of a text before it is tokenized: a prompt is written before it, and the two made lower case."""
+    """The processing of a text before tokenization: a prompt is prepended, and the result is optionally lower-cased."""
 
     prompt: str = ""
     lowercase: bool = False
 
     def worded(self, texts):
-        """strings [B] -> strings [B]."""
+        """Applies the wording to strings [B]; returns strings [B]."""
         if self.prompt:
             texts = tf.strings.join([self.prompt, texts])
         return lowered(texts) if self.lowercase else texts
 
     def worded_text(self, text: str) -> str:
-        """The same in Python, for one text."""
+        """Applies the wording to one Python string."""
         text = self.prompt + text
         return "".join(map(str.lower, text)) if self.lowercase else text
 
 
 def lowered(texts):
-    """strings [B] in lower case, character by character: a sigma has no final form."""
+    """Returns strings [B] in lower case, character by character: a sigma never takes its final form."""
     for one, other in (("Σ", "σ"), ("İ", "i̇")):
         texts = tf.strings.regex_replace(texts, one, other)
     # Unicode's lower-casing obeys the process's locale, and a Turkish one makes ı of I: so ASCII first.
@@ -45,10 +45,11 @@ def lowered(texts):
 class Reading:
     """A batch of texts as a model reads it.
 
-    inputs: by the model's names.
-    truncated: bool [B], the text was longer than there was room for.
-    of: TEXT or PAIR -> bool [B, L], which tokens are the text's.
-    starts, ends: int32 [B, L], code points in their text; None for a tokenizer without offsets.
+    Attributes:
+      inputs: the model's inputs by name.
+      truncated: bool [B]; whether the text was truncated.
+      of: TEXT or PAIR -> bool [B, L], true for the text's own tokens.
+      starts, ends: int32 [B, L], code points in the tokens' texts; None for a tokenizer without offsets.
     """
 
     inputs: dict[str, Any]
@@ -62,15 +63,15 @@ class Reader:
     """Reads texts, or pairs of texts, with a tokenizer.
 
     Args:
-      tokenizer: of tfzoo.text.
-      frame: the special tokens around the text, or around two.
-      inputs: the model's inputs. Of them token_ids, segment_ids and padding_mask are given, and, where start_id is
-        given, decoder_token_ids and decoder_padding_mask.
-      length: tokens of the longest row, special ones included; longer texts are cut.
-      fixed_length: all rows are padded to `length`, and not to the longest of the batch.
-      start_id: what the decoder of an encoder-decoder reads first. Both sides read the text.
-      wording: what becomes of the first text before.
-      pools_prompt: False gives pooling_mask too, where there is a prompt: the tokens behind it.
+      tokenizer: a tokenizer of tfzoo.text.
+      frame: the special tokens around one text, or around two.
+      inputs: the names of the model's inputs. Of these, token_ids, segment_ids and padding_mask are returned and, with
+        start_id, decoder_token_ids and decoder_padding_mask.
+      length: maximum number of tokens in a row, including special tokens; longer texts are truncated.
+      fixed_length: whether rows are padded to `length` instead of to the longest row of the batch.
+      start_id: the first token that the decoder of an encoder-decoder reads. Both encoder and decoder read the text.
+      wording: the processing of the first text before tokenization.
+      pools_prompt: False also returns pooling_mask if there is a prompt: it selects the tokens after the prompt.
 
     Raises:
       UserError: the special tokens leave no room for text.
@@ -93,12 +94,17 @@ class Reader:
         self.static = length if fixed_length else None
         self.has_offsets = has_offsets(tokenizer)
         if self.room < len(frame.texts):
-            raise UserError(f"--sequence_length={length} leaves no room for text; name a larger one")
+            raise UserError(f"--sequence_length={length} leaves no room for text; use a larger value")
         self.prompt_length = 0 if pools_prompt or not wording.prompt else self._prompt_length()
 
     def read(self, texts: Mapping[str, Any], special: Sequence[str] = (), offsets: bool = False) -> Reading:
-        """texts: strings [B] for TEXT, and for PAIR where the frame has it. special: tokens that are meant where they
-        are written. offsets: give them, where the tokenizer has them."""
+        """Reads a batch.
+
+        Args:
+          texts: strings [B] for TEXT and, if the frame contains it, for PAIR.
+          special: special tokens that are recognised where they are written in a text.
+          offsets: whether to return offsets, if the tokenizer has them.
+        """
         offsets = offsets and self.has_offsets
         texts = {**texts, TEXT: self.wording.worded(texts[TEXT])}
         tokens: dict[str, tuple] = {}  # TEXT or PAIR -> ragged ids, and starts and ends.
@@ -139,14 +145,16 @@ class Reader:
         )
 
     def _prompt_length(self) -> int:
-        """Tokens of a row that are the prompt's, with those before it: as sentence-transformers counts them, of the
-        prompt by itself without the special token behind it."""
+        """Returns the number of a row's tokens up to the end of the prompt.
+
+        As in sentence-transformers, this is the length of the tokenized prompt without the special token after it.
+        """
         ids = self.tokenizer.tokenize(self.wording.worded([""]))[0]
         special = len(self.frame.parts) - len(self.frame.texts)
         return min(len(ids), self.room) + special - (not isinstance(self.frame.parts[-1], str))
 
     def _cut(self, lengths):
-        """Each of two texts may have half of the room, and what the other leaves."""
+        """Returns the lengths after truncation: a text may use half of the room and what the other leaves."""
         kept = {TEXT: tf.minimum(lengths[TEXT], self.room)}
         if PAIR in lengths:
             kept[TEXT] = tf.minimum(lengths[TEXT], tf.maximum(self.room - lengths[PAIR], (self.room + 1) // 2))
@@ -154,10 +162,13 @@ class Reader:
         return kept
 
     def _place(self, tokens, lengths, kept, places: int):
-        """The rows' lengths int32 [B]; every token's row and column, [N, 2]; and, part by part of the frame, every
-        token's id, `places` offsets, segment, and the number of its text, 0 for special tokens.
+        """Returns the place of every token.
 
         (Ragged operations would do the same with thousands of nodes.)
+
+        Returns:
+          The rows' lengths int32 [B]; every token's row and column, [N, 2]; and, for each part of the frame, every
+          token's id, `places` offsets, segment, and the number of its text, 0 for special tokens.
         """
         every = tf.range(tf.size(kept[TEXT]))  # Rows.
         end, rows, columns, parts = tf.zeros_like(every), [], [], []
@@ -180,13 +191,13 @@ class Reader:
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The id that fills rows up: the tokenizer's, or else 0."""
+    """Returns the id used for padding: the tokenizer's pad_id, or 0 if it has none."""
     pad = getattr(tokenizer, "pad_id", None)
     return 0 if pad is None else pad
 
 
 def has_offsets(tokenizer: Any) -> bool:
-    """Whether `tokenize_with_offsets` knows where in a text its tokens are."""
+    """Returns whether `tokenize_with_offsets` can locate tokens in a text."""
     try:
         tokenizer.tokenize_with_offsets(tf.constant(["a"]))
     except UserError:

@@ -1,8 +1,9 @@
-"""SentencePiece as T5, XLNet, ALBERT, Llama, XLM-R, mBART and Marian have it, made of TensorFlow ops alone, so that an
-exported model reads text.
+"""SentencePiece tokenizers of T5, XLNet, ALBERT, Llama, XLM-R, mBART and Marian.
 
-Source: Kudo and Richardson, SentencePiece (arXiv:1808.06226); Kudo, Subword Regularization (arXiv:1804.10959), whose
-unigram model it is; the byte-pair encoding is Sennrich et al.'s (arXiv:1508.07909).
+They consist of TensorFlow ops only, so an exported model accepts text.
+
+Source: Kudo and Richardson, SentencePiece (arXiv:1808.06226); Kudo, Subword Regularization (arXiv:1804.10959), for the
+unigram model; Sennrich et al. (arXiv:1508.07909) for byte-pair encoding.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ _PYTHON_SPACES = (
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """What differs between the models that use SentencePiece, but is not in its file."""
+    """The differences between the models that use SentencePiece that are not stored in the model's file."""
 
     tokenizer_class: str  # Hugging Face's name.
     file: str
@@ -110,20 +111,22 @@ KINDS = {
 
 
 class SentencePiece(Tokenizer):
-    """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel.
+    """Converts text to token ids and back, identically eagerly, in `tf.data` and in a SavedModel.
 
-    The ids are those of the `sentencepiece` library, in its releases up to 0.2.1, for every text. Later ones choose
-    otherwise between splits of a unigram model that are equally probable, such as of a run of one character ("AAA"):
-    0.2.3 in one of 45,397 natural lines in T5's vocabulary, more often in vocabularies of a small corpus. With them
-    goes what the families do around it: T5's 100 sentinels, numbered downwards from the last id; XLNet's and ALBERT's
-    treatment of quotes, accents and case, and of a piece such as "9,", taken apart; fairseq's numbering in XLM-R and
-    mBART. A SavedModel with this inside needs `import tensorflow_text` before it is loaded.
+    The ids equal those of the `sentencepiece` library up to release 0.2.1, for every text. Later releases choose
+    differently between equally probable segmentations of a unigram model, such as those of a run of one character
+    ("AAA"): 0.2.3 does so in one of 45,397 natural lines with T5's vocabulary, and more often with vocabularies of a
+    small corpus. The processing that model families add is included: T5's 100 sentinels, numbered downwards from the
+    last id; XLNet's and ALBERT's treatment of quotes, accents and case, and their splitting of pieces such as "9,";
+    fairseq's numbering in XLM-R and mBART. A SavedModel that contains this tokenizer requires `import tensorflow_text`
+    before it is loaded.
 
-    Special tokens in a text are plain text, but for what the model's file declares to be a user-defined symbol: such
-    a piece, special or not, is found in any text, by the library as here (XLNet's <eop> is one).
+    Special tokens in a text are plain text, except pieces that the model's file declares as user-defined symbols: these
+    are matched in any text, special or not, both in the library and in tfzoo (XLNet's <eop> is one).
 
-    With `keep_accents` False, what is an accent, and with `lowercase`, what is lower case, is as of the Unicode version
-    of this Python (accents) and of TensorFlow's ICU: rare characters added to Unicode between two versions may differ.
+    What counts as an accent (`keep_accents=False`) depends on the Unicode version of this Python, and what counts as
+    lower case (`lowercase=True`) on that of TensorFlow's ICU: rare characters added to Unicode between two versions may
+    differ.
     """
 
     def __init__(
@@ -141,28 +144,38 @@ class SentencePiece(Tokenizer):
         other: bytes = b"",
         name: str = "SentencePiece model",
     ):
-        """`model` is the content of a spiece.model; None stands for what `kind`, one of KINDS, does.
+        """Creates the tokenizer. An option that is None uses the default of `kind`.
 
-        `roles` (role -> text of a piece) replaces some of the kind's; a role whose piece is not in the vocabulary has
-        no id. `added_tokens`, whose ids may come after the pieces', are found in a text. `prefix`: where a text gets a
-        space before it: "always", "first" (what is behind an added token does not) or "never"; None is what the model
-        says. `vocab` and `other`, of kind marian alone: the pieces' ids, and the model of target texts, which is kept.
-        `name` is what errors call the model.
+        Args:
+          model: the content of a spiece.model.
+          kind: one of KINDS.
+          sentinels: number of sentinels, for kind t5 only.
+          lowercase, keep_accents: the preprocessing of kinds xlnet and albert.
+          roles: role -> text of a piece; replaces some of the kind's. A role whose piece is not in the vocabulary has
+            no id.
+          added_tokens: tokens that are matched in a text; their ids may follow those of the pieces.
+          prefix: which texts get a space before them: "always", "first" (not the text after an added token) or "never";
+            None uses the model's setting.
+          vocab, other: for kind marian only: the pieces' ids, and the model of target texts, which is only kept for
+            saving.
+          name: the name of the model in errors.
 
         Raises:
-          UserError: `model` is no SentencePiece model, is cut short, has no unknown piece, or has a piece twice; or an
-            option does not belong to the kind.
+          UserError: `model` is not a SentencePiece model, is truncated, has no unknown piece, or has a repeated piece;
+            or an option does not apply to the kind.
         """
         if kind not in KINDS:
             raise UserError(f"kind: {kind!r} is not one of {' '.join(KINDS)}{suggest(kind, KINDS)}")
         row = KINDS[kind]
         sentinels = row.sentinels if sentinels is None else sentinels
         if sentinels and not row.sentinels:
-            raise UserError(f"sentinels: {sentinels} for kind {kind!r}; only t5 has them")
+            raise UserError(f"sentinels: {sentinels} given for kind {kind!r}; only t5 has sentinels")
         if not row.cleans and (lowercase or keep_accents is False):
-            raise UserError(f"lowercase, keep_accents: kind {kind!r} has neither; only xlnet and albert do")
+            raise UserError(f"lowercase, keep_accents: kind {kind!r} has neither option; only xlnet and albert do")
         if bool(row.vocab) != (vocab is not None):
-            raise UserError(f"vocab: kind {kind!r} has {'its ids there' if row.vocab else 'no such file'}")
+            raise UserError(
+                f"vocab: kind {kind!r} {'requires it; pass it' if row.vocab else 'does not use it; omit it'}"
+            )
         proto = _parse(bytes(model), name)
         pieces = [(piece.piece.decode(), piece.type) for piece in proto.pieces]
         unknown = next(i for i, (_, type_) in enumerate(pieces) if type_ == UNKNOWN)
@@ -221,10 +234,10 @@ class SentencePiece(Tokenizer):
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, kind: str = "t5", **options) -> "SentencePiece":
-        """Reads a spiece.model (also named tokenizer.model or sentencepiece.bpe.model); `options` as in the class.
+        """Reads a spiece.model, tokenizer.model or sentencepiece.bpe.model; `options` are those of the class.
 
         Raises:
-          UserError: the file is missing or is no such model; the message names the file.
+          UserError: the file is missing or is not a valid model; the message names the file.
         """
         try:
             model = pathlib.Path(path).read_bytes()
@@ -234,16 +247,18 @@ class SentencePiece(Tokenizer):
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "SentencePiece":
-        """Reads a Hugging Face folder: tokenizer_config.json, and the model's file. Where the former does not name its
-        tokenizer_class, as in old folders, config.json's model_type tells the kind.
+        """Reads tokenizer_config.json and the model's file from a Hugging Face folder.
+
+        If tokenizer_config.json has no tokenizer_class, as in old folders, the model_type in config.json determines the
+        kind.
 
         Raises:
-          UserError: a file is missing or broken, or asks for what is not built here.
+          UserError: a file is missing or damaged, or requires something that is not supported.
         """
         path = pathlib.Path(folder, CONFIG_FILE)
         if not path.exists():
             raise UserError(
-                f"{path}: no such file, and it says which tokenizer this is; without one, pass the model's file to "
+                f"{path}: no such file, so the kind of tokenizer is unknown; add it, or pass the model's file to "
                 "SentencePiece.from_file"
             )
         config = settings.read(folder, _FIELDS)
@@ -253,14 +268,14 @@ class SentencePiece(Tokenizer):
             kind = json_files.read(other).get("model_type") if other.exists() else None
             if kind not in KINDS:
                 raise UserError(
-                    f"{path}: names no tokenizer_class, and {other} gives model_type {kind!r}, which is none of "
+                    f"{path}: has no tokenizer_class, and {other} has model_type {kind!r}, which is not one of "
                     f"{' '.join(KINDS)}; add a tokenizer_class"
                 )
         else:
             names = {row.tokenizer_class: kind for kind, row in KINDS.items()}
             kind = names.get(str(class_name).removesuffix("Fast"))
             if kind is None:
-                raise UserError(f"{path}: tokenizer_class is {class_name!r}; only {' '.join(names)} are built here")
+                raise UserError(f"{path}: tokenizer_class is {class_name!r}; only {' '.join(names)} are supported")
         row = KINDS[kind]
         options: dict = {}
         if row.sentinels:
@@ -269,7 +284,7 @@ class SentencePiece(Tokenizer):
             options["lowercase"] = config.get("do_lower_case", row.lowercase)
             options["keep_accents"] = config.get("keep_accents", row.keep_accents)
             if config.get("remove_space", True) is not True:
-                raise UserError(f"{path}: remove_space is {config['remove_space']!r}; only true is built here")
+                raise UserError(f"{path}: remove_space is {config['remove_space']!r}; only true is supported")
         if kind == "llama":
             options["prefix"] = _llama_prefix(config)
         if row.vocab:
@@ -292,13 +307,13 @@ class SentencePiece(Tokenizer):
             )
         if kind == "marian":
             if tokenizer.eos_id is None:
-                raise UserError(f"{path}: {row.vocab} has no token that ends a text; get the folder again")
+                raise UserError(f"{path}: {row.vocab} has no end-of-text token; get the folder again")
             end = (tokenizer.eos_id,)
             tokenizer.frames = Frame((TEXT, *end), (0, 0)), Frame((TEXT, PAIR, *end), (0, 1, 1))
         return tokenizer
 
     def _contents(self) -> dict[str, str | bytes]:
-        """The model's file and tokenizer_config.json, which `tfzoo.text.load` and Hugging Face's tokenizers read."""
+        """Returns the model's file and tokenizer_config.json, for `tfzoo.text.load` and Hugging Face's tokenizers."""
         config: dict = {"tokenizer_class": self._row.tokenizer_class}
         for role, text in self._roles:
             if getattr(self, f"{role}_id") is not None:
@@ -321,17 +336,17 @@ class SentencePiece(Tokenizer):
 
     @property
     def op(self) -> tf_text.SentencepieceTokenizer:
-        """TensorFlow's operation, whose ids are the pieces'."""
+        """TensorFlow's operation, whose ids are those of the pieces."""
         return self._model
 
     @property
     def op_model(self) -> bytes:
-        """The operation's model: the file's, but for what `prefix` changes."""
+        """The operation's model: the file's, with the changes that `prefix` requires."""
         return self._op_model
 
     @property
     def is_plain(self) -> bool:
-        """Whether a text becomes ids by the model alone, with nothing done before or beside it."""
+        """Whether a text becomes ids by the model alone, without any other processing."""
         return not (self._row.cleans or self._row.vocab or self._prefix) and all(token.special for token in self._added)
 
     @property
@@ -346,11 +361,11 @@ class SentencePiece(Tokenizer):
 
     @property
     def sentinel_ids(self) -> list[int]:
-        """The ids of <extra_id_0>, <extra_id_1>, ...: numbered downwards from vocab_size - 1."""
+        """The ids of <extra_id_0>, <extra_id_1>, ..., numbered downwards from vocab_size - 1."""
         return list(self._sentinel_ids)
 
     def fingerprint(self) -> str:
-        """A SHA-256 in hexadecimal, equal for equal model and options."""
+        """Returns a SHA-256 in hexadecimal that is equal for equal models and options."""
         options: tuple = (self._kind, self._sentinels, self._lowercase, self._keep_accents, sorted(self._role_ids))
         if self._added or self._prefix:
             options += (self._prefix, [dataclasses.astuple(token) for token in self._added])
@@ -362,17 +377,20 @@ class SentencePiece(Tokenizer):
         return texts  # Bytes that are not UTF-8 are what the library makes of them, mostly <unk>.
 
     def _encode(self, pieces: Pieces) -> tuple:
-        """The library's own alignment: the space before a word is its first piece's.
+        """Returns ids and offsets with the library's own alignment.
+
+        The space before a word belongs to the word's first piece.
 
         Raises:
-          UserError: alignment, where the kind is xlnet, albert or marian: what they do to a text keeps no map.
+          UserError: alignment is requested and the kind is xlnet, albert or marian, whose processing does not keep a
+            map.
         """
         if self._prefix == "first" and self._added:
             return self._encode_first_and_others(pieces)
         if not pieces.aligned:
             return self._tokenize_pieces(pieces.texts), None, None
         if self._row.cleans or self._row.vocab:
-            raise UserError(f"offsets: a tokenizer of kind {self._kind!r} has none; use tokenize")
+            raise UserError(f"offsets: a tokenizer of kind {self._kind!r} has no offsets; use tokenize")
         ids, starts, ends = self._model.tokenize_with_offsets(pieces.texts)
         rows = ids.value_rowids()
         # Bytes are counted through the whole batch, so that one search serves all pieces.
@@ -398,11 +416,17 @@ class SentencePiece(Tokenizer):
         )
 
     def _detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-        """ids: int [N, L] or ragged [N, None] -> strings [N], as the library decodes them.
+        """Converts ids to texts as the library decodes them.
 
-        Padding and special tokens are dropped, sentinels too; the unknown piece and the mask stay, as text (the
-        unknown's is the model's own, usually " ⁇ "). What normalisation took away does not come back. Byte pieces that
-        make no UTF-8, in ids that came from no text, become U+FFFD, if not always as many as the library's.
+        Padding and special tokens are dropped, including sentinels; the unknown piece and the mask remain as text (that
+        of the unknown piece is defined by the model, usually " ⁇ "). Normalisation is not undone. Byte pieces that are
+        not valid UTF-8, in ids that did not come from a text, become U+FFFD, not always as many as in the library.
+
+        Args:
+          ids: int [N, L] or ragged [N, None].
+
+        Returns:
+          Strings [N].
 
         Raises:
           tf.errors.InvalidArgumentError: an id is outside the vocabulary.
@@ -420,15 +444,15 @@ class SentencePiece(Tokenizer):
         return valid_utf8(texts) if self._has_bytes else texts
 
     def _encode_first_and_others(self, pieces: Pieces) -> tuple:
-        """Each with its own model, and joined again."""
+        """Encodes the first pieces of texts and the other pieces with a model each, and joins the results."""
         if pieces.aligned:
-            raise UserError("offsets: legacy is false, and then a text around added tokens has none; use tokenize")
+            raise UserError("offsets: a tokenizer with legacy=false and added tokens has no offsets; use tokenize")
         first = self._renumber(self._model.tokenize(tf.where(pieces.first, pieces.texts, "")))
         others = self._renumber(self._bare.tokenize(tf.where(pieces.first, "", pieces.texts)))
         return tf.concat([first, others], 1), None, None
 
     def _look_up(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """Marian's: a language's code before a text, such as >>fra<<, is looked up whole, the rest by its pieces."""
+        """Encodes Marian's texts: a language code before a text, such as >>fra<<, is one token."""
         coded = tf.strings.regex_full_match(texts, "(?s)>>.*?<<.*")
         code = tf.strings.regex_replace(tf.boolean_mask(texts, coded), "(?s)^(>>.*?<<).*$", r"\1")
         rest = tf.strings.regex_replace(texts, "(?s)^>>.*?<<", "", replace_global=False)
@@ -460,7 +484,7 @@ class SentencePiece(Tokenizer):
         return ids.with_flat_values(tf.gather(self._new_ids, ids.flat_values))
 
     def _clean(self, texts: tf.Tensor) -> tf.Tensor:
-        """What XLNet's and ALBERT's own code does to a text before SentencePiece sees it, in its order.
+        """Applies the preprocessing of XLNet's and ALBERT's own code, in its order.
 
         Source: prepro_utils.preprocess_text of XLNet's release, tokenization.preprocess_text of ALBERT's.
         """
@@ -477,10 +501,11 @@ class SentencePiece(Tokenizer):
         return texts
 
     def _comma_table(self, pieces: list[tuple[str, int]], unknown: int) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """XLNet and ALBERT take pieces such as "9," apart: the same for every text, so a table says how.
+        """Returns how XLNet and ALBERT split pieces such as "9,", which is the same for every text.
 
-        Returns (which row of the table each id has, int32 [pieces], 0 for the id itself; the table int32 [rows, most],
-        padded with -1), or None where there is no such piece.
+        Returns:
+          For each id its row in the table, int32 [pieces], 0 for the id itself; and the table, int32 [rows, most],
+          padded with -1. None if there is no such piece.
         """
         ids = {text: i for i, (text, _) in enumerate(pieces)}
         chosen = [i for i, (text, _) in enumerate(pieces) if len(text) > 1 and text[-1] == "," and text[-2].isdigit()]
@@ -502,14 +527,12 @@ class SentencePiece(Tokenizer):
 def _numbered(
     pieces: list[tuple[str, int]], kind: str, sentinels: int, added_tokens: Sequence[AddedToken], name: str
 ) -> tuple[list[tuple[str, int]], np.ndarray | None, dict[str, int]]:
-    """Every id's text and type, in order; the id of every piece, None where that is its place; and every text's id."""
+    """Returns every id's text and type, every piece's id (None if ids equal indices), and every text's id."""
     row = KINDS[kind]
     if row.shifted:
         texts = [text for text, _ in pieces]
         if texts[:3] != ["<unk>", "<s>", "</s>"]:
-            raise UserError(
-                f"{name}: pieces 0 to 2 are {' '.join(texts[:3])}, not <unk> <s> </s> as {kind}'s numbering needs"
-            )
+            raise UserError(f"{name}: pieces 0 to 2 are {' '.join(texts[:3])}, but kind {kind} requires <unk> <s> </s>")
         frame = [("<s>", CONTROL), ("<pad>", CONTROL), ("</s>", CONTROL), ("<unk>", UNKNOWN)]
         tokens = frame + pieces[3:]
         new_ids = np.arange(len(pieces)) + 1
@@ -528,7 +551,7 @@ def _numbered(
         if not text:
             continue
         if text in ids:
-            raise UserError(f"{name}: piece {text!r} is there already, and {kind} adds it; use another kind")
+            raise UserError(f"{name}: piece {text!r} already exists, but kind {kind} adds it; use another kind")
         ids[text] = i
     return tokens, new_ids, ids
 
@@ -536,23 +559,23 @@ def _numbered(
 def _of_vocab(
     pieces: list[tuple[str, int]], vocab: Mapping[str, int], roles: Mapping[str, str]
 ) -> tuple[list[tuple[str, int]], int]:
-    """Every id's text and type where a file has the ids, and the id of what it lacks."""
+    """Returns the text and type of every id if a separate file defines the ids, and the id of unknown pieces."""
     types = dict(pieces) | {text: CONTROL for role, text in roles.items() if role != "unknown"}
     types[roles["unknown"]] = UNKNOWN
     return [(text, types.get(text, NORMAL)) for text in vocab], vocab[roles["unknown"]]
 
 
 def _marian_files(folder: pathlib.Path, row: _Kind, config: dict[str, Any]) -> dict[str, Any]:
-    """The ids, in their order, and the second model."""
+    """Returns the ids, in order, and the second model."""
     if config.get("separate_vocabs") or config.get("sp_model_kwargs"):
         name = "separate_vocabs" if config.get("separate_vocabs") else "sp_model_kwargs"
-        raise UserError(f"{folder / CONFIG_FILE}: {name} is {config[name]!r}, which is not built here")
+        raise UserError(f"{folder / CONFIG_FILE}: {name} is {config[name]!r}, which is not supported")
     path, other = folder / row.vocab, folder / row.other
     vocab = json_files.read(path)
     unknown = settings.token_text(config.get("unk_token")) or row.roles["unknown"]
     if sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str) or unknown not in vocab:
         raise UserError(
-            f"{path}: must have the ids 0 to {len(vocab) - 1}, each once, and {unknown}; get the file again"
+            f"{path}: must contain each id from 0 to {len(vocab) - 1} once, and {unknown}; get the file again"
         )
     try:
         model = other.read_bytes()
@@ -562,14 +585,14 @@ def _marian_files(folder: pathlib.Path, row: _Kind, config: dict[str, Any]) -> d
 
 
 def _llama_prefix(config: dict[str, Any]) -> str | None:
-    """Where LlamaTokenizer puts a space: in transformers' legacy before every text, else not behind a token."""
+    """Returns where LlamaTokenizer adds a space: with `legacy` before every text, else not after an added token."""
     if config.get("add_prefix_space") is False:
         return "never"
     return "first" if config.get("legacy") is False else None
 
 
 def _with_prefix(proto: Any, model: bytes, prefix: str | None) -> bytes:
-    """The model, which puts a space before a text or does not."""
+    """Returns the model with add_dummy_prefix set as `prefix` requires."""
     if prefix is None or proto.normalizer_spec.add_dummy_prefix == (prefix != "never"):
         return model
     # The last of a protocol buffer's fields counts: normalizer_spec (3) with add_dummy_prefix (3).
@@ -577,7 +600,7 @@ def _with_prefix(proto: Any, model: bytes, prefix: str | None) -> bytes:
 
 
 def _surface(text: str, type_: int, unknown: str) -> bytes:
-    """What a piece adds to a text when ids are joined to one; spaces are still U+2581."""
+    """Returns the bytes that a piece contributes to a joined text, in which spaces are still U+2581."""
     if type_ == BYTE:
         return bytes([int(text[1:-1], 16)])  # <0x41>
     return unknown.encode() if type_ == UNKNOWN else text.encode()
@@ -585,7 +608,7 @@ def _surface(text: str, type_: int, unknown: str) -> bytes:
 
 @functools.cache
 def _accents() -> str:
-    """A class of every character that Python's unicodedata.combining is not 0 for."""
+    """Returns a character class of all characters whose unicodedata.combining is not 0."""
     codes = [c for c in range(sys.maxunicode + 1) if unicodedata.combining(chr(c))]
     starts = [c for c in codes if not unicodedata.combining(chr(c - 1))]
     ends = [c for c in codes if c == sys.maxunicode or not unicodedata.combining(chr(c + 1))]
@@ -594,9 +617,10 @@ def _accents() -> str:
 
 @functools.cache
 def _model_proto() -> type:
-    """The message of a model's file: the fields read here of SentencePiece's sentencepiece_model.proto.
+    """Returns the protocol buffer message of a model's file, with the fields that are read here.
 
-    Its own generated module asks for a newer protobuf than TensorFlow has.
+    The fields are those of SentencePiece's sentencepiece_model.proto. SentencePiece's own generated module requires a
+    newer protobuf than TensorFlow's.
     """
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="tfzoo_sentencepiece.proto", package="tfzoo", syntax="proto2")
@@ -645,22 +669,22 @@ def _model_proto() -> type:
 
 
 def _parse(data: bytes, name: str) -> Any:
-    """The model's message, or a UserError that calls it `name`."""
+    """Returns the parsed message of a model's file; errors call the model `name`."""
     proto = _model_proto()()
     if data.startswith(b"version https://git-lfs"):
-        raise UserError(f"{name}: is a pointer of Git LFS, not the model; fetch the file itself (git lfs pull)")
+        raise UserError(f"{name}: is a Git LFS pointer, not the model; fetch the file itself (git lfs pull)")
     # The first field of every model is a piece: tag 1, with a length.
     if not data.startswith(b"\x0a"):
-        raise UserError(f"{name}: is no SentencePiece model (it begins with {data[:8]!r})")
+        raise UserError(f"{name}: is not a SentencePiece model (it begins with {data[:8]!r}); get the file again")
     try:
         proto.ParseFromString(data)
     except message.DecodeError:
         raise UserError(
-            f"{name}: is no SentencePiece model, or is cut short ({len(data)} bytes); get it again"
+            f"{name}: is not a SentencePiece model, or is truncated ({len(data)} bytes); get it again"
         ) from None
     if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
         raise UserError(
-            f"{name}: is cut short, or no SentencePiece model ({len(data)} bytes, {len(proto.pieces)} pieces, no "
+            f"{name}: is truncated, or not a SentencePiece model ({len(data)} bytes, {len(proto.pieces)} pieces, no "
             "settings after them); get it again"
         )
     seen: dict[str, int] = {}
@@ -672,16 +696,16 @@ def _parse(data: bytes, name: str) -> Any:
         if not text:
             raise UserError(f"{name}: piece {i} is empty; train the model again")
         if text in seen:
-            raise UserError(f"{name}: piece {i} ({text!r}) is piece {seen[text]} already; train the model again")
+            raise UserError(f"{name}: piece {i} ({text!r}) is the same as piece {seen[text]}; train the model again")
         if piece.type not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE):
-            raise UserError(f"{name}: piece {i} ({text!r}) is of type {piece.type}, which SentencePiece does not have")
+            raise UserError(f"{name}: piece {i} ({text!r}) has type {piece.type}, which SentencePiece does not have")
         seen[text] = i
     unknowns = [i for i, piece in enumerate(proto.pieces) if piece.type == UNKNOWN]
     if len(unknowns) != 1:
         found = "no unknown piece" if not unknowns else f"{len(unknowns)} unknown pieces"
-        raise UserError(f"{name}: has {found} among its {len(seen)}; a model has one, usually <unk>")
+        raise UserError(f"{name}: has {found} among its {len(seen)} pieces; a model has one, usually <unk>")
     charsmap = proto.normalizer_spec.precompiled_charsmap
     size = int.from_bytes(charsmap[:4], "little")
     if charsmap and (len(charsmap) <= 4 or size + 4 >= len(charsmap) or size % 4):
-        raise UserError(f"{name}: its table of normalisation is damaged; get the file again")
+        raise UserError(f"{name}: its normalisation table is damaged; get the file again")
     return proto

@@ -1,4 +1,4 @@
-"""SentencePiece models written as protocol buffers: sentencepiece_model.proto of google/sentencepiece."""
+"""Writes SentencePiece models as protocol buffers (sentencepiece_model.proto of google/sentencepiece)."""
 
 import struct
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
 def write(pieces: Iterable[tuple[bytes, float, int]], model: int, byte_fallback: bool = False) -> bytes:
-    """A model that takes a text apart as it stands: nothing is normalised before.
+    """Returns a model that splits a text as it is, without normalisation.
 
     Args:
       pieces: (name, score, type) of each id.
       model: UNIGRAM or BPE.
-      byte_fallback: what no piece covers becomes pieces of its bytes.
+      byte_fallback: whether characters without a piece become pieces of their bytes.
     """
 
     def number(value: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What files of tokenizers say by convention: roles of tokens, and tokenizer_config.json. Needs no TensorFlow."""
+"""Conventions of tokenizer files: the roles of tokens, and tokenizer_config.json. Does not import TensorFlow."""
 
 import os
 import pathlib
@@ -56,7 +56,7 @@ _CLASS_OF_MODEL = {
 }  # fmt: skip
 # Those whose ids are made elsewhere, and by what.
 _ELSEWHERE = {
-    "BertJapaneseTokenizer": "MeCab, Sudachi or Juman++", "BertweetTokenizer": "fastBPE and a normaliser of tweets",
+    "BertJapaneseTokenizer": "MeCab, Sudachi or Juman++", "BertweetTokenizer": "fastBPE and a tweet normaliser",
     "HerbertTokenizer": "sacremoses", "FlaubertTokenizer": "sacremoses", "XLMTokenizer": "sacremoses",
     "FSMTTokenizer": "sacremoses", "BioGptTokenizer": "sacremoses", "CpmTokenizer": "jieba", "CpmAntTokenizer": "jieba",
     "RoFormerTokenizer": "jieba", "PhobertTokenizer": "a Vietnamese word segmenter", "TapasTokenizer": "pandas",
@@ -95,14 +95,14 @@ _FIELDS: Fields = {
 
 
 def read(folder: str | os.PathLike, fields: Fields | None = None) -> dict[str, Any]:
-    """A folder's tokenizer_config.json; an empty object where there is none.
+    """Returns the content of a folder's tokenizer_config.json; an empty dict if there is no such file.
 
     Args:
-      folder: the tokenizer's.
-      fields: what the fields may hold that one kind of tokenizer alone reads.
+      folder: the tokenizer's folder.
+      fields: definitions of fields that only one kind of tokenizer reads.
 
     Raises:
-      UserError: it cannot be read, or a field that is read is of another type.
+      UserError: the file cannot be read, or a field that is read has an invalid type or value.
     """
     path = pathlib.Path(folder, CONFIG_FILE)
     if not path.exists():
@@ -113,7 +113,7 @@ def read(folder: str | os.PathLike, fields: Fields | None = None) -> dict[str, A
 
 
 def check_class(folder: str | os.PathLike, has_json: bool) -> None:
-    """Refuses a tokenizer whose ids are made by a program that is not here.
+    """Rejects a tokenizer whose ids are computed by a program that tfzoo does not include.
 
     Raises:
       UserError: tokenizer_config.json, or else config.json, names such a class.
@@ -125,23 +125,25 @@ def check_class(folder: str | os.PathLike, has_json: bool) -> None:
         path, name = other, json_files.read(other).get("tokenizer_class")
     if config.get("auto_map"):
         raise UserError(
-            f"{path}: auto_map names a program that makes the ids; only {CONFIG_FILE}'s own classes are read"
+            f"{path}: auto_map names the folder's own code; only the tokenizer classes of transformers are supported"
         )
     kind = str(name).removesuffix("Fast")
     if name is not None and kind in _ELSEWHERE:
         raise UserError(
-            f"{path}: tokenizer_class is {name!r}, whose ids are made by {_ELSEWHERE[kind]}; it is not read"
+            f"{path}: tokenizer_class is {name!r}, which depends on {_ELSEWHERE[kind]} and is not supported"
         )
     if name is not None and not has_json and kind not in CLASSES:
         raise UserError(
-            f"{path}: tokenizer_class is {name!r}, which is read from a tokenizer.json alone; save the tokenizer with "
-            "transformers 5 beside it"
+            f"{path}: tokenizer_class is {name!r}, which is read only from a tokenizer.json; save the tokenizer with "
+            "transformers 5 in the same folder"
         )
 
 
 def class_of(folder: str | os.PathLike) -> str:
-    """The folder's tokenizer_class, or else that of its config.json's model_type, without "Tokenizer" and "Fast".
-    "None" where neither is known."""
+    """Returns the name of the folder's tokenizer class without "Tokenizer" and "Fast".
+
+    This is the tokenizer_class, or else the class for the model_type in config.json; "None" if neither is known.
+    """
     name, other = read(folder).get("tokenizer_class"), pathlib.Path(folder, "config.json")
     if name is None and other.is_file():
         config = json_files.read(other)
@@ -150,5 +152,5 @@ def class_of(folder: str | os.PathLike) -> str:
 
 
 def token_text(value: Any) -> Any:
-    """The text of a token as such files write it; None where there is none."""
+    """Returns the text of a token as tokenizer files write it; None if there is none."""
     return value.get("content") if isinstance(value, dict) else value

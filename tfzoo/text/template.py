@@ -1,4 +1,4 @@
-"""What a tokenizer's folder says of texts that a model reads, besides their ids: a chat template, and a beginning."""
+"""Settings of texts in a tokenizer's folder: chat templates, and the special tokens around texts."""
 
 import json
 import os
@@ -16,12 +16,13 @@ TEMPLATE_FILE, TEMPLATE_FOLDER, DEFAULT = "chat_template.jinja", "additional_cha
 
 
 def read_chat_templates(folder: str | os.PathLike) -> dict[str, tuple[pathlib.Path, str]]:
-    """The file and the text of each chat template by its name, which is mostly DEFAULT: chat_template.jinja and
-    additional_chat_templates/NAME.jinja; where there are none the chat_template of tokenizer_config.json, a text or a
-    list of several.
+    """Returns the file and the text of each chat template by name; the usual name is DEFAULT.
+
+    The templates are chat_template.jinja and additional_chat_templates/NAME.jinja; if there are none, the chat_template
+    of tokenizer_config.json, which is a text or a list of several templates.
 
     Raises:
-      UserError: a file cannot be read, or says it wrongly.
+      UserError: a file cannot be read, or a template is not valid.
     """
     folder = pathlib.Path(folder)
     paths = {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
@@ -49,7 +50,7 @@ def _read(path: pathlib.Path) -> str:
 
 
 def write_chat_templates(folder: str | os.PathLike, sources: Mapping[str, str]) -> None:
-    """As transformers does: files of their own. Those that are there already are left."""
+    """Writes chat templates to files of their own, as transformers does, unless the folder already has templates."""
     if read_chat_templates(folder):
         return
     for name, source in sources.items():
@@ -61,17 +62,20 @@ def write_chat_templates(folder: str | os.PathLike, sources: Mapping[str, str]) 
 
 
 def adds_bos(folder: str | os.PathLike) -> bool:
-    """Whether tokenizer_config.json says that texts begin with the token for that.
+    """Returns whether tokenizer_config.json specifies that texts begin with the bos token.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the file cannot be read.
     """
     return settings.read(folder).get("add_bos_token") is True
 
 
 def write_bos(folder: str | os.PathLike, token: str, token_id: int) -> None:
-    """Says in a tokenizer's files that texts begin with a token: for us, and for transformers, which goes by the
-    post_processor of tokenizer.json where there is one."""
+    """Declares in a tokenizer's files that texts begin with a token.
+
+    This is written for tfzoo (tokenizer_config.json) and for transformers, which uses the post_processor of
+    tokenizer.json if there is one.
+    """
     path = pathlib.Path(folder, CONFIG_FILE)
     files.atomic_write(path, _json(settings.read(folder) | {"add_bos_token": True}))
     single = Frame((token_id, TEXT), (0, 0))
@@ -79,8 +83,13 @@ def write_bos(folder: str | os.PathLike, token: str, token_id: int) -> None:
 
 
 def write_frames(folder: str | os.PathLike, tokens: Mapping[int, str], single: Frame, pair: Frame) -> None:
-    """Says in tokenizer.json, where there is one, which special tokens stand around a text, and around two; `tokens`
-    has their texts by their ids."""
+    """Writes the special tokens around one text and around two to tokenizer.json, if that file exists.
+
+    Args:
+      folder: the tokenizer's folder.
+      tokens: id -> text of the special tokens.
+      single, pair: the frames of one text and of two.
+    """
     path = pathlib.Path(folder, TOKENIZER_FILE)
     if not path.exists():
         return

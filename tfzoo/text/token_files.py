@@ -1,5 +1,7 @@
-"""Which tokens a folder's files add to a vocabulary, and which have roles: tokenizer.json, tokenizer_config.json,
-special_tokens_map.json and added_tokens.json."""
+"""The added tokens and the roles of tokens that a folder's files declare.
+
+The files are tokenizer.json, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+"""
 
 import dataclasses
 import pathlib
@@ -19,7 +21,7 @@ MAP_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
 def added_tokens(
     folder: pathlib.Path, record: Mapping[str, Any], config: Mapping[str, Any], ids: dict[str, int]
 ) -> list[AddedToken]:
-    """The added tokens of every file, whose ids go into `ids`."""
+    """Returns the added tokens of all files, and adds their ids to `ids`."""
     path, found = folder / TOKENIZER_FILE, dict[str, AddedToken]()
     for token in record.get("added_tokens") or []:
         _add(found, ids, token, token.get("id"), path)
@@ -44,16 +46,18 @@ def added_tokens(
 def _add(found: dict[str, AddedToken], ids: dict[str, int], token: Any, i: Any, path) -> None:
     content = settings.token_text(token)
     if not isinstance(content, str) or not content or type(i) is not int or i < 0:
-        raise UserError(f"{path}: the added token {show(token)} with id {show(i)} is not a token; correct it")
+        raise UserError(f"{path}: the added token {show(token)} with id {show(i)} is not valid; correct it")
     if ids.setdefault(content, i) != i:
-        raise UserError(f"{path}: the added token {show(content)} has id {i}, and {ids[content]} before; correct it")
+        raise UserError(
+            f"{path}: the added token {show(content)} has id {i} here, but id {ids[content]} earlier; correct it"
+        )
     options = {} if isinstance(token, str) else token
     flags = {name: bool(options.get(name)) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
     found[content] = AddedToken(content, i, **flags)
 
 
 def _name(found: dict[str, AddedToken], ids: dict[str, int], token: Any) -> None:
-    """A special token that is named: one that is nowhere yet comes after the last."""
+    """Adds a special token that is given by name; a new one gets the next id after the last."""
     content = settings.token_text(token)
     if content not in found:
         options = token if isinstance(token, dict) else {}
@@ -63,7 +67,10 @@ def _name(found: dict[str, AddedToken], ids: dict[str, int], token: Any) -> None
 
 
 def roles_of(folder: pathlib.Path, config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, str]:
-    """Role -> token; special_tokens_map.json counts where tokenizer_config.json says nothing, as in older folders."""
+    """Returns role -> token.
+
+    special_tokens_map.json is used where tokenizer_config.json specifies nothing, as in older folders.
+    """
     path, older = folder / MAP_FILE, {}
     if path.exists():
         older = json_files.read(path)

@@ -1,4 +1,4 @@
-"""What tokenizers of every kind share: a vocabulary with roles, the check of texts, and the way back to text."""
+"""The base class of all tokenizers: a vocabulary with roles, validation of texts, and detokenization."""
 
 import dataclasses
 import hashlib
@@ -29,8 +29,10 @@ CLEANED = (
 
 
 class Tokenizer(tf.Module):
-    """The interface that tfzoo.text describes; a kind adds fingerprint, _encode, _detokenize and _write, and _valid and
-    _normalize where it does something there."""
+    """The interface that tfzoo.text describes.
+
+    A subclass implements fingerprint, _encode, _detokenize and _contents, and _valid and _normalize if needed.
+    """
 
     keeps_spaces = False  # Whether texts that are to be joined need a space between them.
     adds_bos = False  # Whether its folder, or the run, says that a decoder's texts begin with bos_id.
@@ -48,8 +50,15 @@ class Tokenizer(tf.Module):
         special_ids: Sequence[int] = (),
         added_tokens: Sequence[AddedToken] = (),
     ):
-        """`vocab[i]` is the text of token i, "" where no token has this id; `role_ids` has the id of those of ROLES
-        that there are, `special_ids` of other tokens that stand for no text; `added_tokens` are found in a text."""
+        """Creates the tokenizer.
+
+        Args:
+          name: the name of the tf.Module.
+          vocab: `vocab[i]` is the text of token i, "" if no token has id i.
+          role_ids: role (one of ROLES) -> id, for the roles that exist.
+          special_ids: ids of further tokens that do not represent text.
+          added_tokens: tokens that are matched in a text.
+        """
         super().__init__(name=name)
         # tf.Module would wrap lists and dicts and track what is in them; arrays and tuples of data it leaves alone.
         self._vocab = np.array(vocab, dtype=object)
@@ -62,7 +71,7 @@ class Tokenizer(tf.Module):
 
     @property
     def vocab(self) -> list[str]:
-        """The text of every token, as its kind writes it."""
+        """The text of every token, in the notation of the tokenizer's kind."""
         return list(self._vocab)
 
     @property
@@ -71,7 +80,7 @@ class Tokenizer(tf.Module):
 
     @property
     def special_ids(self) -> list[int]:
-        """The ids of the tokens that stand for no text, sorted."""
+        """The sorted ids of the tokens that do not represent text."""
         return list(self._special)
 
     @property
@@ -104,19 +113,24 @@ class Tokenizer(tf.Module):
 
     @property
     def added_tokens(self) -> list[AddedToken]:
-        """The tokens that are found in a text before anything else: special ones where the caller asks for them."""
+        """The tokens that are matched in a text before any other processing; special ones only on request."""
         return list(self._added)
 
     __call__ = batch.inputs
 
     def tokenize(self, texts: tf.Tensor, special: Sequence[str] = ()) -> tf.RaggedTensor:
-        """texts: strings [N] -> ids: int32 [N, None], without the tokens that begin or end a sequence.
+        """Converts texts to ids, without the tokens that begin or end a sequence.
 
-        `special` names special tokens, such as ("[MASK]",), that become that token where they stand in a text, before
-        anything else is looked at; any other is plain text.
+        Args:
+          texts: strings [N].
+          special: special tokens, such as ("[MASK]",), that are recognised where they are written in a text, before any
+            other processing; all others are plain text.
+
+        Returns:
+          Ids, ragged int32 [N, None].
 
         Raises:
-          UserError: `special` names what is not a special token.
+          UserError: `special` contains a text that is not a special token.
         """
         added.check(special, self._special_tokens())
         return self._tokenize(Pieces.of(self._valid(strings(texts))), special)[0]
@@ -124,19 +138,27 @@ class Tokenizer(tf.Module):
     def tokenize_with_offsets(
         self, texts: tf.Tensor, special: Sequence[str] = ()
     ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
-        """texts: strings [N] -> (ids, starts, ends), each int32 [N, None]; ids as `tokenize` gives them.
+        """Converts texts to ids and offsets.
 
-        Token j of text i came from `texts[i][starts[i, j]:ends[i, j]]`, in code points of the text as it was given
-        (bytes that are not UTF-8 count as `decode("utf-8", "replace")` does).
+        Token j of text i came from `texts[i][starts[i, j]:ends[i, j]]`, in code points of the original text (bytes that
+        are not UTF-8 count as in `decode("utf-8", "replace")`).
+
+        Args:
+          texts: strings [N].
+          special: as for `tokenize`.
+
+        Returns:
+          (ids, starts, ends), each ragged int32 [N, None]; the ids are those of `tokenize`.
 
         Raises:
-          UserError: the tokenizer does to a text what keeps no map, or `special` names what is not a special token.
+          UserError: the tokenizer's processing does not keep a map to the text, or `special` contains a text that is
+            not a special token.
         """
         added.check(special, self._special_tokens())
         return self._tokenize(Pieces.of(self._valid(strings(texts)), aligned=True), special)
 
     def _tokenize(self, pieces: Pieces, special: Sequence[str]) -> tuple:
-        """Ids, starts and ends, ragged [P, None], of pieces; without alignment the latter are None."""
+        """Returns ids, starts and ends of pieces, ragged [P, None]; without alignment, starts and ends are None."""
         asked = {*special}
         found = [token for token in self._added if not token.special or token.content in asked]
         known = {token.content for token in found}
@@ -151,10 +173,16 @@ class Tokenizer(tf.Module):
         return _around(pieces, raw, lambda texts: _around(self._normalize(texts), late, self._encode))
 
     def detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-        """ids: int [N, L] or ragged [N, None] -> strings [N].
+        """Converts ids to texts.
 
-        Padding and special tokens are dropped, but for those for unknown and masked words, which stay, as text. An id
-        that no token has, which a model with a larger vocabulary may give, adds nothing.
+        Padding and special tokens are dropped, except those for unknown and masked words, which remain as text. An id
+        without a token, which a model with a larger vocabulary may produce, adds nothing.
+
+        Args:
+          ids: int [N, L] or ragged [N, None].
+
+        Returns:
+          Strings [N].
 
         Raises:
           tf.errors.InvalidArgumentError: an id is negative.
@@ -165,38 +193,39 @@ class Tokenizer(tf.Module):
         return texts
 
     def keep_files(self, contents: Mapping[str, bytes]) -> None:
-        """Makes `save` write these, by their names: what the tokenizer was read from."""
+        """Sets the files that `save` writes, by name: those that the tokenizer was read from."""
         self._files = tuple(contents.items())
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the tokenizer's files, which `tfzoo.text.load` and Hugging Face's libraries read: those that it was
-        read from, as they were, if it was.
+        """Writes the tokenizer's files, which `tfzoo.text.load` and Hugging Face's libraries read.
+
+        If the tokenizer was read from files, these files are written unchanged.
 
         Raises:
-          UserError: the folder holds a file of another tokenizer that would not be written over, and would be read.
+          UserError: the folder contains a file of another tokenizer that would not be overwritten, but would be loaded.
         """
         folder = pathlib.Path(folder)
         contents = dict(self._files) or self._contents()
         for name in settings.FILES:
             if name not in contents and (folder / name).exists():
                 raise UserError(
-                    f"{folder / name}: belongs to another tokenizer, and would be read with the one that is saved "
-                    "here; remove it, or save to another folder"
+                    f"{folder / name}: belongs to another tokenizer, and would be loaded with the one saved here; "
+                    "remove it, or save to another folder"
                 )
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             files.atomic_write(folder / name, content)
 
     def _contents(self) -> dict[str, str | bytes]:
-        """The files of a tokenizer that was not read from any, by their names."""
+        """Returns the files, by name, of a tokenizer that was not read from files."""
         raise NotImplementedError
 
     def _late(self) -> list[AddedToken]:
-        """The added tokens that are looked for in normalised texts."""
+        """Returns the added tokens that are matched in normalised texts."""
         return [token for token in self._added if token.normalized]
 
     def _as_normalized(self) -> dict[int, str]:
-        """The ids of added tokens that are looked for in normalised texts -> what is looked for, and decoded."""
+        """Returns id -> normalised content of the added tokens that are matched in normalised texts."""
         late = self._late()
         if not late:
             return {}
@@ -205,14 +234,14 @@ class Tokenizer(tf.Module):
         return {token.id: content.decode() for token, content in zip(late, texts, strict=True)}
 
     def _valid(self, texts: tf.Tensor) -> tf.Tensor:
-        """What stands for texts, strings [N], that are not UTF-8."""
+        """Replaces what is not UTF-8 in texts, strings [N]."""
         return valid_utf8(texts)
 
     def _normalize(self, pieces: Pieces) -> Pieces:
         return pieces
 
     def _encode(self, pieces: Pieces) -> tuple:
-        """Ids, starts and ends, ragged [P, None], of normalised pieces without added tokens."""
+        """Returns ids, starts and ends, ragged [P, None], of normalised pieces that contain no added tokens."""
         raise NotImplementedError
 
     def _role(self, role: str) -> int | None:
@@ -222,14 +251,17 @@ class Tokenizer(tf.Module):
         return {self._vocab[i]: i for i in self._special if self._vocab[i]}
 
     def _dropped(self) -> set[int]:
-        """The special tokens that are not part of a text made of ids: all but those that stand for unknown and masked
-        words alone. GPT-2's <|endoftext|> stands for unknown words too, and ends texts."""
+        """Returns the special tokens that detokenization drops.
+
+        These are all but the tokens whose only roles are those for unknown and masked words. GPT-2's <|endoftext|> is
+        the unknown token but also ends texts, so it is dropped.
+        """
         others = {i for role, i in self._role_ids if role not in ("unknown", "mask")}
         return {*self._special} - ({self.unknown_id, self.mask_id} - others)
 
 
 def _around(pieces: Pieces, tokens: Sequence[AddedToken], encode: Callable[[Pieces], tuple]) -> tuple:
-    """Ids, starts and ends of pieces: `encode` gives those of what is around the tokens."""
+    """Returns ids, starts and ends of pieces with added tokens; `encode` encodes what is between the tokens."""
     if not tokens:
         return encode(pieces)
     found = added.find(pieces, tokens)
@@ -238,7 +270,16 @@ def _around(pieces: Pieces, tokens: Sequence[AddedToken], encode: Callable[[Piec
 
 
 def regroup(values: tf.RaggedTensor | None, rows: tf.Tensor, count: tf.Tensor) -> tf.RaggedTensor | None:
-    """Values of parts, ragged [Q, None], by the piece that each part is of, int64 [Q] -> ragged [count, None]."""
+    """Groups values of parts by piece.
+
+    Args:
+      values: ragged [Q, None], the values of each part.
+      rows: int64 [Q], the piece that each part belongs to.
+      count: the number of pieces.
+
+    Returns:
+      Ragged [count, None].
+    """
     if values is None:
         return None
     rows = tf.gather(rows, values.value_rowids())
@@ -246,7 +287,7 @@ def regroup(values: tf.RaggedTensor | None, rows: tf.Tensor, count: tf.Tensor) -
 
 
 def strings(texts: tf.Tensor) -> tf.Tensor:
-    """`texts`, which must be strings of shape [N]."""
+    """Returns `texts` as a tensor; raises ValueError unless they are strings of shape [N]."""
     texts = tf.convert_to_tensor(texts, tf.string)
     if texts.shape.rank not in (1, None):
         raise ValueError(f"texts must be strings of shape [N], not {texts.shape}")
@@ -254,7 +295,7 @@ def strings(texts: tf.Tensor) -> tf.Tensor:
 
 
 def valid_utf8(texts: tf.Tensor) -> tf.Tensor:
-    """Strings [N] with U+FFFD for every invalid byte sequence."""
+    """Returns strings [N] with U+FFFD for every invalid byte sequence."""
     return tf.cond(  # Looking takes a tenth of the time that transcoding would.
         tf.reduce_all(tf.strings.regex_full_match(texts, VALID_UTF8)),
         lambda: texts,
@@ -263,9 +304,16 @@ def valid_utf8(texts: tf.Tensor) -> tf.Tensor:
 
 
 def join(pieces: tf.Tensor, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-    """Each row's pieces, one after the other: pieces strings [V], ids int [N, L] or ragged [N, None] -> strings [N].
+    """Joins each row's pieces.
 
-    An id from V on, which a model with a larger vocabulary may give, adds nothing.
+    An id of V or more, which a model with a larger vocabulary may produce, adds nothing.
+
+    Args:
+      pieces: strings [V].
+      ids: int [N, L] or ragged [N, None].
+
+    Returns:
+      Strings [N].
 
     Raises:
       tf.errors.InvalidArgumentError: an id is negative.
@@ -280,7 +328,7 @@ def join(pieces: tf.Tensor, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
 
 
 def sentencepiece_op(model: bytes, out_type: tf.DType = tf.int32) -> tf_text.SentencepieceTokenizer:
-    """tensorflow-text's tokenizer of a serialized model, made so that others and new seeds leave it alone."""
+    """Returns tensorflow-text's tokenizer for a serialized model, independent of other tokenizers and of new seeds."""
     # A SavedModel's op finds its model by the name of a node: another tokenizer's, in this SavedModel or another of the
     # same process, must not have the same.
     name = f"sentencepiece_{hashlib.sha256(model).hexdigest()}"
@@ -291,7 +339,7 @@ def sentencepiece_op(model: bytes, out_type: tf.DType = tf.int32) -> tf_text.Sen
 
 
 class _SharedModel(sentencepiece_tokenizer._SentencepieceModelResource):
-    """A model that no kernel owns: keras.utils.set_random_seed throws all kernels away."""
+    """A model that no kernel owns, because keras.utils.set_random_seed discards all kernels."""
 
     def _create_resource(self):
         op = sentencepiece_tokenizer.gen_sentencepiece_tokenizer.sentencepiece_op

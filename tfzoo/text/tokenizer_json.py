@@ -1,7 +1,7 @@
-"""Reads tokenizer.json, and what stands beside it, as Hugging Face's libraries do.
+"""Reads tokenizer.json and the files next to it as Hugging Face's libraries do.
 
-tokenizer.json says how a text becomes ids. tokenizer_config.json, special_tokens_map.json and added_tokens.json say
-which tokens have roles, add tokens, and have the last word on a few options.
+tokenizer.json defines how a text becomes ids. tokenizer_config.json, special_tokens_map.json and added_tokens.json
+assign roles to tokens, add tokens, and take precedence for a few options.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _COMPONENTS |= {"added_tokens": Field(list, items=Field(dict))}
 
 
 def read(folder: pathlib.Path, kind: str) -> dict[str, Any]:
-    """The content of a folder's tokenizer.json; for a folder with older files, the equivalent content.
+    """Returns the content of a folder's tokenizer.json; for a folder with older files, the equivalent content.
 
     Args:
       kind: tokenizer_json, wordpiece or byte_level: see `tfzoo.text.find`.
@@ -47,8 +47,10 @@ def read(folder: pathlib.Path, kind: str) -> dict[str, Any]:
 
 
 def pack(record: dict[str, Any]) -> bytes:
-    """The content of a tokenizer.json in a form that `unpack` reads in a fraction of the time that JSON takes: a
-    vocabulary whose ids are 0, 1, 2, ... is one token a line. b"" where the vocabulary is another."""
+    """Returns the content of a tokenizer.json in a form that `unpack` reads in a fraction of the time of JSON.
+
+    A vocabulary whose ids are 0, 1, 2, ... is written one token a line; for any other the result is b"".
+    """
     vocab = record["model"].get("vocab")
     tokens = [*vocab] if isinstance(vocab, dict) else []
     if not tokens or any("\n" in token for token in tokens) or [*vocab.values()] != [*range(len(tokens))]:
@@ -58,7 +60,7 @@ def pack(record: dict[str, Any]) -> bytes:
 
 
 def unpack(content: bytes | None) -> dict[str, Any] | None:
-    """What `pack` was given; None where it, or the cache, kept nothing."""
+    """Returns the argument of `pack`; None if it, or the cache, kept nothing."""
     if not content:
         return None
     rest, *tokens = content.decode(errors="surrogatepass").split("\n")
@@ -68,13 +70,13 @@ def unpack(content: bytes | None) -> dict[str, Any] | None:
 
 
 def make(record: dict[str, Any], folder: pathlib.Path, kind: str) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer of a folder, and the content of its tokenizer.json, with what the files beside it change.
+    """Returns a folder's tokenizer and its tokenizer.json's content, with the changes of the files next to it.
 
     Args:
-      record: what `read` returns.
+      record: the result of `read`.
 
     Raises:
-      UserError: a file is damaged, or asks for what has no exact form here.
+      UserError: a file is damaged, or requires something that is not supported.
     """
     path = folder / {"wordpiece": "vocab.txt", "byte_level": "vocab.json"}.get(kind, TOKENIZER_FILE)
     config = settings.read(folder)
@@ -135,12 +137,12 @@ def _byte_level(record, vocab, roles, added, path):
     model, where = record["model"], f"{path}: model"
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(name):
-            raise UserError(f"{where}.{name}: is {show(model[name])}, which has no exact form here")
+            raise UserError(f"{where}.{name}: is {show(model[name])}, which is not supported")
     unknown = model.get("unk_token")
     normalizer = record.get("normalizer") or {}
     kinds = [part.get("type") for part in normalizer.get("normalizers", [normalizer])]
     if kinds not in ([None], ["NFC"], []):
-        raise UserError(f"{path}: normalizer is {kinds}; only NFC or none has an exact form before ByteLevel")
+        raise UserError(f"{path}: normalizer is {kinds}; only NFC or none is supported before ByteLevel")
     *before, last = pre_tokenizers.parts(record["pre_tokenizer"])
     pattern = "gpt2" if last.get("use_regex", True) else ""
     if not pattern and before and (known := _known_pattern(before[-1])):
@@ -166,7 +168,7 @@ def _pipeline(record, vocab, roles, added, path):
 
 
 def _known_pattern(part: dict[str, Any]) -> str | None:
-    """The name of the pattern by which a pre_tokenizer splits as ByteLevelBPE does faster by itself."""
+    """Returns the name of the split pattern of a pre_tokenizer that ByteLevelBPE implements faster itself, or None."""
     given = part.get("pattern")
     expression = given.get("Regex") if isinstance(given, dict) else None
     if part.get("type") != "Split" or part.get("behavior") != "Isolated":
@@ -175,7 +177,7 @@ def _known_pattern(part: dict[str, Any]) -> str | None:
 
 
 def _is_bert(record: dict[str, Any]) -> bool:
-    """Whether WordPiece does all of it: BERT's normaliser, which takes Chinese apart, and its words."""
+    """Returns whether WordPiece implements all of it: BERT's normaliser, with Chinese characters, and words."""
     model, normalizer = record["model"], record.get("normalizer") or {}
     return (
         model.get("type", "WordPiece") == "WordPiece"
@@ -193,7 +195,7 @@ def _is_byte_level(record: dict[str, Any]) -> bool:
 
 
 def _overridden(record: dict[str, Any], config: dict[str, Any], path) -> dict[str, Any]:
-    """The record, with what tokenizer_config.json has the last word on."""
+    """Returns the record with the options that tokenizer_config.json overrides."""
     record = dict(record)
     normalizer = record.get("normalizer")
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
@@ -205,16 +207,16 @@ def _overridden(record: dict[str, Any], config: dict[str, Any], path) -> dict[st
     if prefix is not None and _is_byte_level(record):
         record["pre_tokenizer"] = _with_prefix(record["pre_tokenizer"], prefix)
     elif prefix is not None and prefix != (before := _puts_space_before(record)) and before is not None:
-        puts = "puts a" if before else "puts no"
+        puts = "adds a" if before else "adds no"
         raise UserError(
-            f"{path}: add_prefix_space is {prefix}, and {TOKENIZER_FILE} {puts} space before texts; correct the one "
+            f"{path}: add_prefix_space is {prefix}, but {TOKENIZER_FILE} {puts} space before texts; correct the one "
             "that is wrong"
         )
     return record
 
 
 def _puts_space_before(record: dict[str, Any]) -> bool | None:
-    """Whether a tokenizer that marks spaces puts one before a text; None of one that does not mark them."""
+    """Returns whether a tokenizer that marks spaces adds one before a text; None if it does not mark spaces."""
     parts = [part for part in pre_tokenizers.parts(record.get("pre_tokenizer")) if part.get("type") == "Metaspace"]
     if parts:
         return (parts[0].get("prepend_scheme") or parts[0].get("add_prefix_space", True)) not in ("never", False)
@@ -230,9 +232,12 @@ def _with_prefix(part: dict[str, Any], prefix: bool) -> dict[str, Any]:
 
 
 def _frames(folder, record, config, tokenizer, ids, path) -> processors.Frames | None:
-    """Which special tokens stand around a text: the file's post_processor, or, where tokenizer_config.json says so and
-    transformers' class listens, those that begin and end a text. None where it is left to the class, and so to the
-    family's page."""
+    """Returns the frames with the special tokens around one text and around two.
+
+    They come from the file's post_processor or, if tokenizer_config.json has add_bos_token or add_eos_token and
+    transformers' class respects them, from these. None leaves the frames to the tokenizer class, that is, to the model
+    family's page.
+    """
     own, written = settings.class_of(folder) in _OWN_FRAME, record.get("post_processor")
     flags = [config.get(name) for name in ("add_bos_token", "add_eos_token")]
     if own or flags == [None, None]:

@@ -1,4 +1,4 @@
-"""Training of vocabularies; needs no TensorFlow."""
+"""Training of vocabularies. Does not import TensorFlow."""
 
 import io
 import json
@@ -15,17 +15,25 @@ COVERAGE = 0.9999  # The rarest letters, together one character in 10,000, get n
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> list[str]:
-    """The vocabulary, at most `vocab_size` tokens, that the `tokenizers` library learns from `texts`.
+    """Learns a WordPiece vocabulary with the `tokenizers` library.
 
-    [PAD] [UNK] [CLS] [SEP] [MASK] are tokens 0 to 4. Every letter that is kept has a token for a word's
-    beginning and one for its inside, so that no word of such letters is unknown. The same texts, in whatever
-    order, give the same vocabulary. The texts are held in memory. They are normalised as `WordPiece` does.
+    [PAD] [UNK] [CLS] [SEP] [MASK] are tokens 0 to 4. Every letter that is kept has a token for the beginning of a word
+    and one for its inside, so no word of such letters is unknown. The same texts, in any order, give the same
+    vocabulary. The texts are held in memory, and normalised as `WordPiece` does.
 
-    Source: Schuster and Nakajima, Japanese and Korean Voice Search (ICASSP 2012); the library merges the most
-    frequent pair, as byte-pair encoding does.
+    Source: Schuster and Nakajima, Japanese and Korean Voice Search (ICASSP 2012); the library merges the most frequent
+    pair, as in byte-pair encoding.
+
+    Args:
+      texts: the corpus.
+      vocab_size: maximum number of tokens.
+      lowercase: whether to lower-case texts and strip accents.
+
+    Returns:
+      The tokens; token i is at index i.
 
     Raises:
-      UserError: vocab_size has no room for letters beside the special tokens, or the texts hold none.
+      UserError: vocab_size leaves no room for letters next to the special tokens, or the texts contain no letters.
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     splitter = pre_tokenizers.BertPreTokenizer()
@@ -33,7 +41,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> l
     if room < 1:
         raise UserError(
             f"vocab_size ({vocab_size}) must be at least {len(SPECIAL_TOKENS) + 2}: "
-            "five special tokens and a letter's two forms"
+            "five special tokens and the two forms of one letter"
         )
     texts = [normalizer.normalize_str(text) for text in texts]
     letters: Counter[str] = Counter()
@@ -41,7 +49,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> l
         letters.update(text)
     del letters[" "]
     if not letters:
-        raise UserError(f"the {len(texts)} texts hold no letter to learn a vocabulary from; check the corpus")
+        raise UserError(f"the {len(texts)} texts contain no letters to learn a vocabulary from; check the corpus")
 
     # The library numbers letters and their ## forms in the order of a hash table that differs from one
     # process to the next, and breaks ties between pairs, and between rare letters, by these numbers. So both
@@ -75,18 +83,18 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> l
 
 
 def train_characters(texts: Iterable[str], specials: Iterable[str] = ()) -> list[str]:
-    """A vocabulary for `Characters`: `specials`, then every code point of `texts`, in order.
+    """Returns a vocabulary for `Characters`: `specials`, then every code point of `texts`, in order.
 
     Source: Karpathy, nanoGPT (data/shakespeare_char/prepare.py), which has no specials.
 
     Raises:
-      UserError: the texts hold no character.
+      UserError: the texts contain no characters.
     """
     characters: set[str] = set()
     for text in texts:
         characters.update(text)
     if not characters:
-        raise UserError("the texts hold no character to make a vocabulary of; check the corpus")
+        raise UserError("the texts contain no characters to make a vocabulary of; check the corpus")
     return [*specials, *sorted(characters)]
 
 
@@ -96,22 +104,31 @@ def train_byte_level(
     special_tokens: Sequence[str] = ("<|endoftext|>",),
     pattern: str = "gpt2",
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """(vocabulary, merges) for `ByteLevelBPE`: at most `vocab_size` tokens that the `tokenizers` library learns.
+    """Learns a vocabulary for `ByteLevelBPE` with the `tokenizers` library.
 
-    The special tokens come first, then the 256 bytes, then what the merges make, most frequent first. `pattern`, one of
-    SPLIT_PATTERNS, splits the texts into words. The same texts, in whatever order, give the same vocabulary.
+    The special tokens come first, then the 256 bytes, then the tokens made by merges, most frequent first. The same
+    texts, in any order, give the same vocabulary.
 
     Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), section 2.2.
 
+    Args:
+      texts: the corpus.
+      vocab_size: maximum number of tokens.
+      special_tokens: the special tokens.
+      pattern: one of SPLIT_PATTERNS; splits the texts into words.
+
+    Returns:
+      (vocabulary, merges).
+
     Raises:
-      UserError: vocab_size has no room for the bytes beside the special tokens, or an option is none.
+      UserError: vocab_size leaves no room for the bytes next to the special tokens, or an option is invalid.
     """
     if pattern not in SPLIT_PATTERNS:
         raise UserError(f"pattern: {pattern!r} is not one of {' '.join(SPLIT_PATTERNS)}")
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bad = [token for token in special_tokens if not token or token in alphabet]
     if bad or len(set(special_tokens)) != len(special_tokens):
-        raise UserError(f"special_tokens: {list(special_tokens)} must be distinct, and no single letters")
+        raise UserError(f"special_tokens: {list(special_tokens)} must be distinct, not empty and not single letters")
     if vocab_size < len(alphabet) + len(special_tokens):
         raise UserError(
             f"vocab_size ({vocab_size}) must be at least {len(alphabet) + len(special_tokens)}: "
@@ -145,18 +162,27 @@ def train_sentencepiece(
     normalization: str = "nmt_nfkc",
     keep_spaces: bool = False,
 ) -> bytes:
-    """A model's file (spiece.model), of at most `vocab_size` pieces, that the `sentencepiece` library learns.
+    """Learns a SentencePiece model with the `sentencepiece` library.
 
-    `kind` is "unigram" (T5, XLNet, ALBERT) or "bpe" (Llama 2). `specials` are pieces 0, 1, ... and are never found in
-    a text; <unk> must be among them, <pad>, <s> and </s> have their usual meaning, and any other is a control piece.
-    T5's are the default; Llama's are ("<unk>", "<s>", "</s>"). With `byte_fallback` a character without a piece is
-    written as its UTF-8 bytes. `normalization` is the library's name of a rule; "identity" and `keep_spaces` (runs of
-    spaces stay) lose nothing, as in Llama 2.
+    The same texts, in any order, give the same file. The texts are held in memory.
 
-    The same texts, in whatever order, give the same file. They are held in memory.
+    Args:
+      texts: the corpus.
+      vocab_size: maximum number of pieces.
+      kind: "unigram" (T5, XLNet, ALBERT) or "bpe" (Llama 2).
+      specials: pieces 0, 1, ..., which are never matched in a text. They must include <unk>; <pad>, <s> and </s> have
+        their usual meaning, and any other is a control piece. The default is T5's; Llama's are ("<unk>", "<s>",
+        "</s>").
+      byte_fallback: whether a character without a piece is written as its UTF-8 bytes.
+      normalization: the library's name of a normalisation rule. "identity" with `keep_spaces` loses nothing, as in
+        Llama 2.
+      keep_spaces: whether runs of spaces are kept.
+
+    Returns:
+      The content of a spiece.model.
 
     Raises:
-      UserError: the library cannot make such a model of these texts; the message says why.
+      UserError: the library cannot train such a model on these texts; the message gives the reason.
     """
     # The one place that needs the library: tokenizing does not.
     import sentencepiece
@@ -164,10 +190,10 @@ def train_sentencepiece(
     if kind not in ("unigram", "bpe"):
         raise UserError(f"kind: {kind!r} is neither unigram nor bpe")
     if "<unk>" not in specials or len(set(specials)) != len(specials):
-        raise UserError(f"specials: {' '.join(specials)} must hold <unk>, and none twice")
+        raise UserError(f"specials: {' '.join(specials)} must contain <unk>, and no token twice")
     sentences = sorted(line for text in texts for line in text.split("\n") if line)
     if not sentences:
-        raise UserError("the texts hold no line to learn a vocabulary from; check the corpus")
+        raise UserError("the texts contain no lines to learn a vocabulary from; check the corpus")
     ids = {
         name: specials.index(piece) if piece in specials else -1
         for name, piece in (("pad_id", "<pad>"), ("unk_id", "<unk>"), ("bos_id", "<s>"), ("eos_id", "</s>"))

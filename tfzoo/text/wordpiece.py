@@ -1,9 +1,9 @@
-"""WordPiece as BERT has it, made of TensorFlow ops alone, so that an exported model reads text.
+"""BERT's WordPiece, which consists of TensorFlow ops only, so an exported model accepts text.
 
-Source: Devlin et al., BERT (arXiv:1810.04805), whose tokenization.py defines the steps: clean, lower-case and
-strip accents (uncased only), split at white space, punctuation and CJK characters, then take the longest
-known piece from the left, again and again (Wu et al., arXiv:1609.08144, section 4.1; the linear-time
-algorithm is Song et al., arXiv:2012.15524).
+Source: Devlin et al., BERT (arXiv:1810.04805), whose tokenization.py defines the steps: clean, lower-case and strip
+accents (uncased only), split at white space, punctuation and CJK characters, then repeatedly take the longest known
+piece from the left (Wu et al., arXiv:1609.08144, section 4.1; the linear-time algorithm is Song et al.,
+arXiv:2012.15524).
 """
 
 import functools
@@ -37,17 +37,15 @@ _MAX_TOKEN_BYTES = 256  # tensorflow-text's limit.
 
 
 class WordPiece(Tokenizer):
-    """Text to token ids and back, the same eagerly, in `tf.data` and in a SavedModel.
+    """Converts text to token ids and back, identically eagerly, in `tf.data` and in a SavedModel.
 
-    The ids are those of BERT's own tokenizer, uncased (lower-cased and without accents) or cased; Chinese is
-    split into characters in both. A SavedModel with this inside needs `import tensorflow_text` before it is
-    loaded.
+    The ids equal those of BERT's own tokenizer, uncased (lower-cased and without accents) or cased; both split Chinese
+    into characters. A SavedModel that contains this tokenizer requires `import tensorflow_text` before it is loaded.
 
-    What is not exact is so because of the version of Unicode. About 700 characters of rare scripts got a
-    category, a lower case or a decomposition, or had it changed, after the tables of one library and
-    before those of another were made; a line with such a character may differ. Against the `tokenizers`
-    library every character of Unicode 3.2 agrees but for U+166D, U+1734, U+1885 and U+1886; and U+2B820
-    to U+2B91F, which BERT splits off as CJK, as here, and that library does not.
+    The only differences are due to Unicode versions. About 700 characters of rare scripts received, or changed, a
+    category, a lower case or a decomposition between the versions of the libraries' tables; a line with such a
+    character may differ. Compared with the `tokenizers` library, every character of Unicode 3.2 agrees except U+166D,
+    U+1734, U+1885 and U+1886; and U+2B820 to U+2B91F, which BERT and tfzoo, but not that library, split off as CJK.
     """
 
     def __init__(
@@ -62,14 +60,20 @@ class WordPiece(Tokenizer):
         cleanup: bool = False,
         name: str = "vocabulary",
     ):
-        """`vocab[i]` is the text of token i, "" where there is none; the pieces that continue a word begin with ##.
+        """Creates the tokenizer.
 
-        `strip_accents`: None does what `lowercase` does. `roles` (role -> token; None: BERT's five) must name the
-        unknown token; `added_tokens` are found in a text. A word of more than `max_characters` is unknown.
-        `cleanup`: a text made of ids has no spaces before its punctuation. `name` is what errors call the vocabulary.
+        Args:
+          vocab: `vocab[i]` is the text of token i, "" if no token has id i; pieces that continue a word begin with ##.
+          lowercase: whether to lower-case texts.
+          strip_accents: whether to strip accents; None follows `lowercase`.
+          roles: role -> token, including the unknown token; None uses BERT's five.
+          added_tokens: tokens that are matched in a text.
+          max_characters: a longer word is unknown.
+          cleanup: whether detokenization removes spaces before punctuation.
+          name: the name of the vocabulary in errors.
 
         Raises:
-          UserError: a token is repeated, overlong or holds a line break, or the token of a role is missing.
+          UserError: a token is repeated, overlong or contains a line break, or the token of a role is missing.
         """
         tokens = list(vocab)
         roles = dict(ROLES_OF_BERT if roles is None else roles)
@@ -97,7 +101,7 @@ class WordPiece(Tokenizer):
 
     @functools.cached_property
     def _pieces(self) -> tf.Tensor:
-        """What each id adds when ids are joined to text."""
+        """The text that each id contributes when ids are joined."""
         written = dict(enumerate(self._vocab)) | self._as_normalized()
         pieces = [token[2:] if token.startswith("##") else " " + token for token in written.values()]
         for i in self._dropped():
@@ -107,16 +111,16 @@ class WordPiece(Tokenizer):
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, lowercase: bool) -> "WordPiece":
-        """Reads a vocab.txt: UTF-8, one token a line, the first line is token 0.
+        """Reads a vocab.txt: UTF-8, one token per line; the first line is token 0.
 
         Raises:
-          UserError: the file is missing, is not UTF-8, or is no vocabulary; the message names the file and
-          the line.
+          UserError: the file is missing, is not UTF-8, or is not a valid vocabulary; the message names the file and the
+            line.
         """
         return cls(_read_vocab(pathlib.Path(path)), lowercase, name=os.fspath(path))
 
     def _contents(self) -> dict[str, str | bytes]:
-        """tokenizer.json, vocab.txt and tokenizer_config.json, which Hugging Face's BertTokenizer reads."""
+        """Returns tokenizer.json, vocab.txt and tokenizer_config.json, which Hugging Face's BertTokenizer reads."""
         config = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self._lowercase,
@@ -141,7 +145,7 @@ class WordPiece(Tokenizer):
         return np.array([token.startswith("##") for token in self._vocab])
 
     def fingerprint(self) -> str:
-        """A SHA-256 in hexadecimal, equal for equal vocabulary and case."""
+        """Returns a SHA-256 in hexadecimal that is equal for equal vocabularies and options."""
         text = "".join(f"{token}\n" for token in self._vocab)
         usual = self._strip_accents == self._lowercase and self._max_characters == _MAX_CHARACTERS
         plain = {AddedToken(self._vocab[i], i) for _, i in self._role_ids}
@@ -153,9 +157,12 @@ class WordPiece(Tokenizer):
         return hashlib.sha256(f"lowercase={self._lowercase}\n{more}{text}".encode()).hexdigest()
 
     def _normalize(self, pieces: Pieces) -> Pieces:
-        """What BERT does to a text before it splits it, character by character: so that offsets are exact, but where
-        combining marks that are kept follow each other out of canonical order: a border between tokens inside that run
-        of marks may be off by some of its characters. Bytes that are not UTF-8 are dropped."""
+        """Normalises pieces as BERT does before it splits them. Bytes that are not UTF-8 are dropped.
+
+        Each character is normalised by itself, so offsets are exact. The exception is kept combining marks that follow
+        each other out of canonical order: a border between tokens inside such a run may be off by some of the run's
+        characters.
+        """
         return pieces.each_character(self._normalized)
 
     def _encode(self, pieces: Pieces) -> tuple:
@@ -165,10 +172,16 @@ class WordPiece(Tokenizer):
         return ids, *pieces.offsets(ids.with_flat_values(starts), ids.with_flat_values(ends))
 
     def _detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-        """ids: int [N, L] or ragged [N, None] -> strings [N], words parted by one space.
+        """Converts ids to texts, with one space between words.
 
-        [PAD], [CLS] and [SEP] are dropped; [UNK] and [MASK] stay, as text. Tokenizing the result gives the
-        ids again where they came from a text and hold none of these.
+        [PAD], [CLS] and [SEP] are dropped; [UNK] and [MASK] remain as text. Tokenizing the result gives the same ids if
+        they came from a text and include none of these.
+
+        Args:
+          ids: int [N, L] or ragged [N, None].
+
+        Returns:
+          Strings [N].
 
         Raises:
           tf.errors.InvalidArgumentError: an id is outside the vocabulary.
@@ -191,10 +204,10 @@ class WordPiece(Tokenizer):
         return texts
 
     def _tokenize_words(self, normalized: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
-        """strings [N] -> ids int32 [N, None], and the tokens' starts and ends in bytes, int64 [tokens].
+        """Converts strings [N] to ids int32 [N, None] and the tokens' starts and ends in bytes, int64 [tokens].
 
-        The op's own limit counts bytes and BERT's counts characters, so the op gets one that no shorter word
-        reaches, and the words between the two limits are found among what it returns.
+        The op limits the length of words in bytes, BERT limits it in characters. So the op gets a limit that no word
+        within BERT's limit reaches, and longer words are detected in its result.
         """
         ids, starts, ends = self._model.tokenize_with_offsets(normalized)
         values, starts, ends = ids.flat_values, starts.flat_values, ends.flat_values
@@ -231,7 +244,7 @@ class WordPiece(Tokenizer):
 
 
 def _fast_wordpiece(names: list[str], max_bytes: int, unknown: str) -> tf_text.FastWordpieceTokenizer:
-    """tensorflow-text's operation, whose automaton takes most of the time to make: it is kept."""
+    """Returns tensorflow-text's operation; its automaton is cached, because building it takes most of the time."""
 
     def make() -> bytes:
         return pywrap_fast_wordpiece_tokenizer_model_builder.build_fast_wordpiece_model(
@@ -245,16 +258,16 @@ def _fast_wordpiece(names: list[str], max_bytes: int, unknown: str) -> tf_text.F
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """What a tokenizer.json would hold in place of a vocab.txt and a tokenizer_config.json of BERT's.
+    """Returns the tokenizer.json content that is equivalent to BERT's vocab.txt and tokenizer_config.json.
 
     Raises:
-      UserError: a file is missing or broken.
+      UserError: a file is missing or damaged.
     """
     path = folder / CONFIG_FILE
     if not path.exists():
         raise UserError(
-            f"{path}: no such file, and it says whether the vocabulary is cased; without one, "
-            f"pass {VOCAB_FILE} to WordPiece.from_file"
+            f"{path}: no such file, so it is unknown whether the vocabulary is cased; add it, "
+            f"or pass {VOCAB_FILE} to WordPiece.from_file"
         )
     config = settings.read(folder)
     tokens = _read_vocab(folder / VOCAB_FILE)
@@ -264,7 +277,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def content(tokens: Sequence[str], roles: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tokenizer.json holds, with the options of a tokenizer_config.json."""
+    """Returns the content of a tokenizer.json with the options of a tokenizer_config.json."""
     ids = {token: i for i, token in enumerate(tokens) if token}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     special = sorted({*roles.values()}, key=ids.__getitem__)
@@ -321,7 +334,7 @@ def _read_vocab(path: pathlib.Path) -> list[str]:
 
 
 def _check(tokens: list[str], name: str, needed: Iterable[str]) -> None:
-    """Refuses what is no vocabulary; lines count from 1, so that line i + 1 holds token i."""
+    """Raises UserError for an invalid vocabulary; lines count from 1, so line i + 1 contains token i."""
     known = {*tokens}
     whole = "".join(tokens)
     sound = len(known) == len(tokens) and "\n" not in whole and "\r" not in whole
@@ -341,11 +354,11 @@ def _check_each(tokens: list[str], name: str) -> None:
         if not token:
             continue
         if "\n" in token or "\r" in token:
-            raise UserError(f"{name}, line {number}: token {token!r} holds a line break; remove it")
+            raise UserError(f"{name}, line {number}: token {token!r} contains a line break; remove it")
         if len(token.encode(errors="replace")) > _MAX_TOKEN_BYTES:
             raise UserError(
                 f"{name}, line {number}: token {token[:20]!r}... is longer than {_MAX_TOKEN_BYTES} bytes; remove it"
             )
         if token in seen:
-            raise UserError(f"{name}, line {number}: token {token!r} is on line {seen[token]} already; remove one")
+            raise UserError(f"{name}, line {number}: token {token!r} is already on line {seen[token]}; remove one")
         seen[token] = number

@@ -1,1 +1,1 @@
-"""Weight files and whose tensor is which: formats, the table interpreter, Hugging Face folders, other checkpoints."""
+"""Weight files: formats, the interpreter of weight tables, Hugging Face folders, and other checkpoints."""

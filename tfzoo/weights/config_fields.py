@@ -1,7 +1,7 @@
-"""What config.json's fields mean to Hugging Face where they are missing, and which of them change no number.
+"""Defaults of missing config.json fields, as Hugging Face defines them, and fields that affect no outputs.
 
-config_defaults.json beside this page has each model_type's fields, defaults and other names of fields, as
-transformers' own classes have them: tests/assets/config_references.py writes it.
+config_defaults.json, next to this module, contains the fields, defaults and alternative field names of each model_type,
+as in transformers' own classes; tests/assets/config_references.py generates it.
 """
 
 import functools
@@ -47,7 +47,7 @@ REQUIRED: dict[str, tuple] = {
 
 
 class Record(dict):
-    """A config.json with the reference's defaults for what it lacks. `asked` holds the names that were looked up."""
+    """A config.json with the reference's defaults for missing fields; `asked` has the names looked up so far."""
 
     def __init__(self, given: Mapping[str, Any], defaults: Mapping[str, Any]):
         super().__init__({**defaults, **given})
@@ -63,10 +63,10 @@ class Record(dict):
 
 
 def complete(given: Mapping[str, Any], where) -> Record:
-    """The record of a config.json of a known model_type, each field under its own name.
+    """Returns the record of a config.json with a known model_type, with each field under its canonical name.
 
     Raises:
-      UserError: a field stands there twice, under two names and with two values, or is null where it may not be.
+      UserError: a field occurs under two names with different values, or is null but must not be.
     """
     known = _known(given["model_type"])
     fields = dict(given)
@@ -75,66 +75,72 @@ def complete(given: Mapping[str, Any], where) -> Record:
             value = fields.pop(other)
             if name in fields and fields[name] != value:
                 raise UserError(
-                    f"{where}: {other} is {json_files.show(value)} and {name} {json_files.show(fields[name])}, which "
-                    "are two names of one field; correct one"
+                    f"{where}: {other} is {json_files.show(value)} and {name} is {json_files.show(fields[name])}, but "
+                    "both name the same field; correct one"
                 )
             fields[name] = value
     for name, value in fields.items():
         default = known["defaults"].get(name)
         if value is None and default is not None and default is not False and name not in known["null"]:
-            raise UserError(f"{where}: {name} is null; give it a value, or leave it out for {json_files.show(default)}")
+            raise UserError(f"{where}: {name} is null; give it a value, or omit it for {json_files.show(default)}")
     return Record(fields, known["defaults"])
 
 
 def default(model_type: str, name: str) -> Any:
-    """What a missing field is to the reference."""
+    """Returns the reference's value of a missing field."""
     return _known(model_type)["defaults"].get(name)
 
 
 def num_labels(model_type: str) -> int:
-    """Classes where config.json names none."""
+    """Returns the number of classes if config.json does not specify it."""
     return _known(model_type)["num_labels"]
 
 
 def other_names(model_type: str) -> set[str]:
-    """Names that fields have in some files, beside their own."""
+    """Returns the alternative names of fields in some files."""
     return {*_known(model_type)["names"], "torch_dtype", "rope_scaling", "rope_theta"}
 
 
 def check_required(record: Record, required: Mapping[str, Any], family: str, where) -> None:
-    """Raises:
-    UserError: the weights are quantised, or a field has a value that the family does not have."""
+    """Checks the fields whose values the family restricts.
+
+    Raises:
+      UserError: the weights are quantised, or a field has a value that the family does not support.
+    """
     for name in ("quantization_config", "quantization"):  # The second is MLX's.
         kind = record.get(name)
         if kind is None:
             continue
         kind = kind.get("quant_method", kind) if isinstance(kind, Mapping) else kind
         raise UserError(
-            f"{where}: {name} says that the weights are quantised ({json_files.show(kind)}), which tfzoo "
-            "does not read; get the folder with plain weights, or dequantise it"
+            f"{where}: {name} declares quantised weights ({json_files.show(kind)}), which tfzoo does not support; "
+            "get a folder with unquantised weights, or dequantise this one"
         )
     for name, allowed in {**REQUIRED, **required}.items():
         allowed = allowed if isinstance(allowed, tuple) else (allowed,)
         value = record.get(name)
         if name in record and value not in allowed and not (value is None and (False in allowed or name in REQUIRED)):
             raise UserError(
-                f"{where}: {name} is {json_files.show(value)}, and tfzoo's {family} has it as "
-                f"{' or '.join(repr(value) for value in allowed)} only"
+                f"{where}: {name} is {json_files.show(value)}, but tfzoo's {family} supports only "
+                f"{' or '.join(repr(value) for value in allowed)}"
             )
 
 
 def check_all_asked(record: Record, ignored, where) -> None:
-    """Raises:
-    UserError: a field was neither looked up nor is one of `ignored` or of those that no family reads, and says
-      something else than the reference's default."""
+    """Checks that no unknown field affects the model.
+
+    Raises:
+      UserError: a field was not looked up, is neither in `ignored` nor ignored for all families, and its value differs
+        from the reference's default.
+    """
     known = {*record.asked, *ignored, *IGNORED, *GENERATION}
     for name, value in record.given.items():
         harmless = name in known or name.startswith("_") or name.endswith("_token_id") or value is None
         if not harmless and (name not in record.defaults or value != record.defaults[name]):
             close = suggest(name, {*record.defaults, *record.asked})
             raise UserError(
-                f"{where}: {name} is {json_files.show(value)}, a field that tfzoo does not know in a "
-                f"{record.given['model_type']}{close}; remove it if the model's numbers do not depend on it"
+                f"{where}: {name} is {json_files.show(value)}, an unknown field for model_type "
+                f"{record.given['model_type']}{close}; remove it if the model's outputs do not depend on it"
             )
 
 

@@ -1,7 +1,7 @@
-"""A model found in another library's files: what google_checkpoints and keras_presets open, and how it becomes ours.
+"""Models in other libraries' files: google_checkpoints and keras_presets open them, and `load` makes them tfzoo models.
 
-Each has tables like the pages' WEIGHTS, read by the same interpreter (tfzoo.weights.table). What differs is the Naming:
-both hold kernels as we do, [I, O], and Keras numbers layers of one class and splits heads, [I, H, D].
+Each has tables like the WEIGHTS of the families' pages, read by the same interpreter (tfzoo.weights.table). Only the
+Naming differs: both store kernels as tfzoo does, [I, O]; Keras numbers layers by class and splits heads, [I, H, D].
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ ABSENT = "absent: "  # What begins the name of a variable that these files lack 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model found in another library's files, in our words. `file` is open: use it as a context."""
+    """A model in another library's files, in tfzoo's terms. `file` is open: use it as a context manager."""
 
     kind: str
     where: pathlib.Path
@@ -42,17 +42,19 @@ class Source:
 
 
 def load(source: Source):
-    """The model, and the names of the tensors that it has no place for, such as a generator's beside a discriminator.
+    """Returns the model, and the names of the tensors that it does not use.
+
+    Such tensors are, for example, those of the generator next to a discriminator.
 
     Raises:
-      UserError: file and config do not fit, before memory is taken for weights; or a tensor is damaged.
+      UserError: file and config do not match, before memory is allocated for weights; or a tensor is damaged.
     """
     page, config = models.page(source.family), source.config
     depth = 1 if config.share_layers else config.num_layers + config.num_decoder_layers
     if depth > len(source.file):
         raise UserError(
-            f"{source.where}: num_layers ({depth:,}) exceeds the number of tensors there ({len(source.file):,}); "
-            "the two must be of one model"
+            f"{source.where}: num_layers ({depth:,}) exceeds the number of tensors in the files "
+            f"({len(source.file):,}); config and weights must belong to the same model"
         )
     arguments = dict(heads=source.heads, num_labels=source.num_labels)
     with tf.Graph().as_default(), nn.zero_initializers():  # Variables of a graph have shapes and no memory.

@@ -1,5 +1,7 @@
-"""TF1 checkpoints of https://github.com/google-research/bert and https://github.com/google-research/electra; those of
-other projects are told by their names."""
+"""TF1 checkpoints of https://github.com/google-research/bert and https://github.com/google-research/electra.
+
+Checkpoints of other projects are recognised by their variables' names, for errors.
+"""
 
 import os
 import pathlib
@@ -33,7 +35,7 @@ _PROJECTS = (
     ("ELMo", r"(bi)?lm/(CNN|RNN|char_embed)"),
     ("TF-Slim", r"(resnet_v\d_\d+|InceptionV\d|MobilenetV\d|vgg_\d+)/"),
 )
-_READ = "of TF1 checkpoints those of google-research's BERT and ELECTRA are read"
+_READ = "the only TF1 checkpoints supported are those of google-research's BERT and ELECTRA"
 
 TF1 = table.Naming(
     {"kernel": "/kernel", "bias": "/bias", "gamma": "/gamma", "beta": "/beta", "embeddings": ""},
@@ -94,9 +96,11 @@ _ELECTRA_HEADS = {
 
 
 def electra_table(part: str, own_embeddings: bool = False) -> dict[str, Any]:
-    """The names of one part of an ELECTRA checkpoint, and with None those of the other.
+    """Returns the table of one part of an ELECTRA checkpoint, with None for the names of the other part.
 
-    own_embeddings: the generator's embeddings are not the discriminator's.
+    Args:
+      part: "discriminator" or "generator".
+      own_embeddings: whether the generator's embeddings differ from the discriminator's.
     """
     tables = {
         "discriminator": _tf1_encoder("electra", "electra/embeddings") | _ELECTRA_HEADS["discriminator"],
@@ -107,18 +111,19 @@ def electra_table(part: str, own_embeddings: bool = False) -> dict[str, Any]:
 
 
 def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str = PARTS[0]) -> Source:
-    """A BERT or an ELECTRA as google-research's code saves it.
+    """Opens a BERT or ELECTRA checkpoint as saved by google-research's code.
 
-    BERT's sizes are in bert_config.json. ELECTRA's come without it and follow from the tensors, with heads of 64
-    (electra/util/training_utils.py); a bert_config.json beside them speaks for the discriminator.
+    BERT's sizes are in bert_config.json. ELECTRA's checkpoints have no such file, so the sizes are derived from the
+    tensors, with heads of size 64 (electra/util/training_utils.py); a bert_config.json next to them applies to the
+    discriminator.
 
     Args:
-      folder: with one checkpoint; the slots of its optimizer, whichever that was, are left out.
-      checkpoint: its prefix, such as bert_model.ckpt, where the folder has several.
-      part: of an ELECTRA, discriminator or generator.
+      folder: a folder with one checkpoint. The slots of its optimizer, of any kind, are ignored.
+      checkpoint: the prefix of a checkpoint, such as bert_model.ckpt, if the folder has several.
+      part: "discriminator" or "generator", for ELECTRA.
 
     Raises:
-      UserError: it cannot be read, or is neither of the two.
+      UserError: the checkpoint cannot be read, or is neither BERT nor ELECTRA.
     """
     folder = pathlib.Path(folder)
     path = folder / "bert_config.json"
@@ -138,11 +143,11 @@ def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str
             family, table = "bert", BERT
             heads = tuple(head for head, name in _BERT_HEADS.items() if name in file)
             if not record:
-                raise UserError(f"{path}: no such file, and it says how many heads the model has; put it back")
+                raise UserError(f"{path}: no such file, so the number of attention heads is unknown; restore it")
         else:
             raise UserError(
-                f"{folder}: the checkpoint is neither of BERT nor of ELECTRA, nor of another project whose names are "
-                f"known: it has {', '.join(file.names[:3]) or 'no weights'}; {_READ}"
+                f"{folder}: the checkpoint is neither BERT nor ELECTRA, nor of another known project: it contains "
+                f"{', '.join(file.names[:3]) or 'no weights'}; {_READ}"
             )
         config = huggingface.decode_config(path, record | {"model_type": family}, models.page(family))
     except Exception:
@@ -171,25 +176,25 @@ def _refuse_other_projects(folder, names) -> None:
         found = next((name for name in names if re.match(pattern, name)), None)
         if found:
             raise UserError(
-                f"{folder}: the checkpoint looks like one of {project} (it has {found}), and {_READ}; "
-                "take the model's Hugging Face folder, or convert it to one by transformers"
+                f"{folder}: the checkpoint looks like {project} (it contains {found}), but {_READ}; "
+                "use the model's Hugging Face folder, or convert it to one with transformers"
             )
     for name in names:
         scope, found, _ = name.partition("/bert/embeddings/word_embeddings")
         if found:
             raise UserError(
-                f"{folder}: the checkpoint has BERT's variables in the scope {scope}/ ({name}), and {_READ} without a "
-                "scope; save them under their own names (tf.compat.v1.train.Saver takes a dict of names)"
+                f"{folder}: the checkpoint has BERT's variables in a scope, {scope}/ ({name}), which is not supported; "
+                "save them without the scope (tf.compat.v1.train.Saver takes a dict of names)"
             )
 
 
 def _electra_sizes(file, scope, embeddings) -> dict[str, int]:
-    """config.json's sizes, by the shapes."""
+    """Returns config.json's sizes, derived from the tensors' shapes."""
     layer = f"{scope}/encoder/layer_0"
 
     def shape(name):
         if name not in file or len(file.shape(name)) != 2:
-            raise UserError(f"no matrix {name} in the checkpoint, which every ELECTRA has")
+            raise UserError(f"the checkpoint has no matrix {name}, which every ELECTRA checkpoint has")
         return file.shape(name)
 
     tokens = shape(f"{embeddings}/embeddings/word_embeddings")

@@ -1,4 +1,4 @@
-"""Keras 3's HDF5 files of weights, read: a KerasHub preset's, for one."""
+"""Reads Keras 3's HDF5 weight files, such as those of KerasHub presets."""
 
 import math
 import mmap
@@ -33,21 +33,21 @@ MAX_HDF5_OBJECTS = 10_000  # h5py takes about 0.1 ms for each.
 
 @explained
 def open_h5(path: str | os.PathLike) -> Tensors:
-    """Opens a Keras 3 file of weights, such as a KerasHub preset's; names are HDF5's ("layers/dense/vars/0").
+    """Opens a Keras 3 weight file, such as that of a KerasHub preset; names are HDF5's ("layers/dense/vars/0").
 
     Args:
-      path: model.weights.h5, or model.weights.json (the index of several), or a folder with one of them.
+      path: model.weights.h5, or model.weights.json (the index of several files), or a folder with one of them.
 
     Raises:
-      UserError: it cannot be read, or has what Keras does not write: links, virtual, external, compressed or
-        incomplete data. No tensor is read.
+      UserError: the file cannot be read, or contains something that Keras does not write: links, or virtual, external,
+        compressed or incomplete data. No tensor is read.
     """
     path = pathlib.Path(path)
     if path.is_dir():
         path = path / KERAS if (path / KERAS).exists() else path / KERAS_INDEX
         if not path.exists():
             raise UserError(
-                f"{path.parent}: neither {KERAS} nor {KERAS_INDEX} is there; name a KerasHub preset's folder"
+                f"{path.parent}: contains neither {KERAS} nor {KERAS_INDEX}; specify a KerasHub preset's folder"
             )
     shards = [path]
     if path.suffix == ".json":
@@ -64,7 +64,7 @@ def open_h5(path: str | os.PathLike) -> Tensors:
         maps[shard] = map_file(shard)
         for name, place in _hdf5_places(shard, maps[shard]).items():
             if name in places:
-                raise UserError(f"{shard}: tensor {show(name)} is in {places[name].file.name} too; {AGAIN}")
+                raise UserError(f"{shard}: tensor {show(name)} is also in {places[name].file.name}; {AGAIN}")
             places[name] = place
         check_count(path, len(places), "tensors", MAX_HDF5_OBJECTS)
     return Tensors(places, maps)
@@ -73,7 +73,7 @@ def open_h5(path: str | os.PathLike) -> Tensors:
 def _hdf5_places(path: pathlib.Path, mapped: mmap.mmap) -> dict[str, Place]:
     if mapped[:8] != HDF5:
         refuse_other_formats(path, mapped[:64])
-        raise UserError(f"{path}: is no HDF5 file; {AGAIN}")
+        raise UserError(f"{path}: is not an HDF5 file; {AGAIN}")
 
     import h5py  # Comes with Keras.
 
@@ -107,23 +107,27 @@ def _hdf5_places(path: pathlib.Path, mapped: mmap.mmap) -> dict[str, Place]:
 
 
 def _hdf5_place(path: pathlib.Path, item: Any, file_size: int) -> Place:
-    """Where a dataset's bytes lie: Keras writes each in one piece, so that they can be mapped. ValueError if not."""
+    """Returns the place of a dataset's bytes, which Keras writes contiguously so that they can be mapped.
+
+    Raises:
+      ValueError: the dataset is not of this kind.
+    """
     import h5py
 
     if not isinstance(item, h5py.Dataset) or item.shape is None:
-        raise ValueError("is no array")
+        raise ValueError("is not an array")
     stored = item.dtype
     # NumPy's nearest dtype is not enough: a float's bits can be laid out in other ways.
     exact = h5py.h5t.py_create(stored, logical=True) == item.id.get_type()
     if stored == np.dtype("V2") and item.attrs.get("dtype") == "bfloat16":
         stored, exact = DTYPES["BF16"], True
     if stored not in NAMES or not exact:
-        raise ValueError(f"dtype {stored} is none of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {stored} is not one of {', '.join(DTYPES)}")
     check_shape(item.shape)
     size = math.prod(item.shape) * stored.itemsize
     offset = item.id.get_offset() if size else 0
     if size and (item.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS or item.external or offset is None):
-        raise ValueError("is virtual, external, compressed or without content, as Keras writes none")
+        raise ValueError("is virtual, external, compressed or without content, which Keras does not write")
     if offset + size > file_size:
-        raise ValueError(f"shape {list(item.shape)} ends at byte {offset + size}, the file has {file_size}")
+        raise ValueError(f"shape {list(item.shape)} ends at byte {offset + size}, but the file has {file_size}")
     return Place(path, NAMES[stored], item.shape, offset)

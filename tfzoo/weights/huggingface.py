@@ -1,16 +1,17 @@
 """Hugging Face folders, read and written without torch or transformers.
 
-config.json                what the model is: model_type, architectures and sizes under the family's own names
+config.json                the model: model_type, architectures, and sizes under the family's own names
 model.safetensors          its weights, in one file or, with model.safetensors.index.json, in several
-generation_config.json     how it is decoded: carried along, or the ids that texts begin and end with
-chat_template.jinja        how a conversation is written, and additional_chat_templates/: carried along
+generation_config.json     decoding: copied, or the ids with which texts begin and end
+chat_template.jinja        the format of conversations, with additional_chat_templates/: copied
 vocab.txt, ...             the tokenizer
 
-A sentence-transformers folder has these and more (tfzoo.weights.sentence_transformers): its model has a head "embed".
+A sentence-transformers folder contains these and more files (tfzoo.weights.sentence_transformers); its model has the
+head "embed".
 
-The pages of tfzoo.models hold the tables that say whose field and whose tensor is which: MODEL_TYPES, ARCHITECTURES,
-CONFIG, REQUIRED, PREFIX, PREFIXES and WEIGHTS. A family that Hugging Face does not have (WEIGHTS is None) is written in
-the same files under our own names.
+The pages of tfzoo.models contain the tables that map fields and tensors: MODEL_TYPES, ARCHITECTURES, CONFIG, REQUIRED,
+PREFIX, PREFIXES and WEIGHTS. A family that Hugging Face does not support (WEIGHTS is None) is written to the same files
+under tfzoo's own names.
 """
 
 import dataclasses
@@ -68,42 +69,46 @@ def load(
     tokenizer: bool = True,
     model_class: type | None = None,
 ):
-    """The model and the tokenizer of a Hugging Face or sentence-transformers folder.
+    """Loads the model and the tokenizer of a Hugging Face or sentence-transformers folder.
 
     Args:
-      folder: with config.json and safetensors, or with modules.json.
-      heads: the heads that the model is to have, such as ("classify",) for fine-tuning. Those that the folder lacks
-        begin fresh. None takes those of its architecture. What it has of other heads is left, and logged.
-      num_labels: classes of the heads classify, tag and relation; None takes the folder's.
-      labels: the names of these classes, and so their number; None takes the folder's.
-      pool: what classify reads; None takes the family's way.
-      embed: how a fresh head embed makes a text's vector; None takes the mean. A sentence-transformers folder says it.
-      dtype: a Keras dtype or policy to compute in. Weights are float32 in memory however they are stored.
-      tokenizer: False leaves the tokenizer's files alone.
-      model_class: a subclass of the family's Model to make; None makes the family's own.
+      folder: a folder with config.json and safetensors, or with modules.json.
+      heads: the model's heads, such as ("classify",) for fine-tuning. Heads that the folder lacks are newly
+        initialised; weights of other heads are not used; both are logged. None uses the heads of the folder's
+        architecture.
+      num_labels: number of classes of the heads classify, tag and relation; None uses the folder's.
+      labels: the names of these classes, which also determine their number; None uses the folder's.
+      pool: the input of the head classify; None uses the family's default.
+      embed: how a new head embed computes a text's vector; None uses the mean. A sentence-transformers folder specifies
+        it.
+      dtype: a Keras dtype or policy for computation. Weights in memory are float32 regardless of their stored dtype.
+      tokenizer: whether to load the tokenizer.
+      model_class: a subclass of the family's Model to instantiate; None uses the family's Model.
 
     Returns:
-      (model, tokenizer); the tokenizer is None where the folder has none that tfzoo reads.
+      (model, tokenizer); the tokenizer is None if the folder has none that tfzoo reads.
 
     Raises:
-      UserError: anything about the folder that does not fit, in one line that names file and tensor. No weights are
-        read, and no memory taken for them, before names and shapes agree.
+      UserError: the folder is not consistent or not supported; the one-line message names the file and tensor. No
+        weights are read, and no memory is allocated for them, before names and shapes agree.
     """
     folder = pathlib.Path(folder)
     its_tokenizer = _tokenizer(folder) if tokenizer else None
     options = dict(heads=heads, num_labels=num_labels, labels=labels, pool=pool, embed=embed)
     model, found = load_model(folder, **options, dtype=dtype, model_class=model_class)
-    for what, names in (("begin fresh", found.not_assigned), ("are left in the file", found.not_used)):
+    for what, names in (("newly initialised", found.not_assigned), ("in the file but not used", found.not_used)):
         if names:
-            logging.info("%s: %s %s", folder, ", ".join(names), what)
+            logging.info("%s: %s: %s", folder, what, ", ".join(names))
     return model, its_tokenizer
 
 
 def load_model(
     folder, *, heads=None, num_labels=None, labels=None, pool=None, embed=None, dtype=None, model_class=None
 ):
-    """The model of a Hugging Face folder, and the table.Account of what the two have of each other; arguments and
-    errors are those of `load`."""
+    """Returns the model of a Hugging Face folder, and the table.Account that matches it with the file's tensors.
+
+    Arguments and errors are those of `load`.
+    """
     folder = pathlib.Path(folder)
     modules, fresh = sentence_transformers.find(folder), heads is not None
     if modules is not None:
@@ -146,13 +151,16 @@ def load_model(
 
 
 def _computed(page, model, model_type, written: bool = False) -> dict[str, np.ndarray]:
-    """Tables that files can have and that hold nothing learned, by name; or those that Hugging Face writes."""
+    """Returns computed (not learned) tables of files by name; with `written`, those that Hugging Face writes."""
     return page.computed(model, model_type, written) if hasattr(page, "computed") else {}
 
 
 def _check_computed(page, model, model_type, file) -> None:
-    """Raises:
-    UserError: a table that is computed here is another in the file."""
+    """Compares computed tables with the file's.
+
+    Raises:
+      UserError: a table in the file differs from the computed one.
+    """
     tables = _computed(page, model, model_type)
     for stored in file.names:
         array = next((tables[name] for name in table.prefixed(stored, page) if name in tables), None)
@@ -161,18 +169,18 @@ def _check_computed(page, model, model_type, file) -> None:
         found = np.asarray(file.read(stored), np.float32)
         if found.shape != array.shape or not np.abs(found - array).max() < 0.01:  # As bfloat16 has it.
             raise UserError(
-                f"{file.file(stored)}: {stored} is not the table of sines that a {model_type} of {len(array)} "
-                "positions has; such a model is not read"
+                f"{file.file(stored)}: {stored} is not the sinusoidal table of a {model_type} with {len(array)} "
+                "positions; such a model is not supported"
             )
 
 
 def page_and_config(folder: pathlib.Path):
-    """The page of a folder's family, and its config in our words; errors are those of `load`."""
+    """Returns the page of a folder's family, and its config in tfzoo's terms; errors are those of `load`."""
     return _read(folder)[1:]
 
 
 def _read(folder: pathlib.Path):
-    """A folder's config.json, the page of its family, and its config in our words."""
+    """Returns a folder's config.json, the page of its family, and its config in tfzoo's terms."""
     path = sentence_transformers.transformer_of(folder) / "config.json"
     record = json_files.read(path)
     json_files.check(record, _FIELDS, path)
@@ -181,27 +189,28 @@ def _read(folder: pathlib.Path):
 
 
 def _tokenizer(folder: pathlib.Path):
-    """The folder's tokenizer, which config.json must agree with; None where it has none, or only a tokenizer.json of a
-    kind that tfzoo does not read."""
+    """Returns the folder's tokenizer, checked against config.json; None if it has none that tfzoo reads."""
     folder = sentence_transformers.transformer_of(folder)
     record, _, config = _read(folder)
     kind = text.find(folder)
     if kind is None:
         return None
     tokenizer, path, vocab_size = text.load(folder), folder / "config.json", config.vocab_size
-    other = "the tokenizer beside it"
+    other = "the tokenizer"
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{path}: vocab_size is {vocab_size}, and {other} has {tokenizer.vocab_size} tokens; "
-            "put the model's own tokenizer there"
+            f"{path}: vocab_size is {vocab_size}, but {other} has {tokenizer.vocab_size} tokens; "
+            "replace it with the model's own tokenizer"
         )
     differing = []
     for role, name in ROLES.items():
         given, found = record.get(f"{name}_id"), getattr(tokenizer, f"{role}_id")
         if None not in (given, found) and found not in (given if isinstance(given, list) else [given]):
-            differing.append(f"{name}_id is {given}, and {found} in {other}")
+            differing.append(f"{name}_id is {given}, but {found} in {other}")
     if differing:
-        logging.warning("%s: %s; texts go by the tokenizer, generation by config.json", path, "; ".join(differing))
+        logging.warning(
+            "%s: %s; texts use the tokenizer's ids, generation those of config.json", path, "; ".join(differing)
+        )
     return tokenizer
 
 
@@ -213,24 +222,26 @@ def save(
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a folder that Hugging Face loads with the same outputs, beside its place and then into it.
+    """Writes a folder that Hugging Face loads with the same outputs; it is created atomically.
 
     Args:
-      model: of one of the families.
-      folder: must not exist yet, or be empty.
-      tokenizer: written beside the weights where given.
-      dtype: float32, float16 or bfloat16, of the stored weights.
-      max_shard_bytes: a larger model is split into several files.
+      model: a model of one of the families.
+      folder: the folder to create; it must not exist or must be empty.
+      tokenizer: a tokenizer to write next to the weights, or None.
+      dtype: float32, float16 or bfloat16, for the stored weights.
+      max_shard_bytes: maximum size of a weight file; a larger model is split into several files.
 
     Raises:
-      UserError: the folder holds something, an unknown dtype, or weights that are no longer what they were.
+      UserError: the folder is not empty, the dtype is not supported, or the weights are stored in a reduced form.
     """
     folder = pathlib.Path(folder)
     if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r}: weights are stored as one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype {dtype!r} is not supported; weights are stored as one of {', '.join(DTYPES)}")
     check_new(folder)
     if kept := nn.stored_weights(model):
-        raise UserError(f"model {model.name!r}: its weights are kept as {kept}; save it before tfzoo.store_weights")
+        raise UserError(
+            f"model {model.name!r}: its weights are stored as {kept}; save it before calling tfzoo.store_weights"
+        )
     page = models.page_of(model)
     record = encode_config(model, page) | {"dtype": dtype}
     source = model.record or FolderRecord()
@@ -275,7 +286,7 @@ def save(
 
 
 def _write_max_length(folder: pathlib.Path, config) -> None:
-    """Says in tokenizer_config.json how long a text may be, where it does not and positions have an end."""
+    """Writes the maximum text length to tokenizer_config.json if it is missing there and positions are limited."""
     path = folder / CONFIG_FILE
     if config.positions != "learned" or not path.exists():
         return
@@ -286,7 +297,7 @@ def _write_max_length(folder: pathlib.Path, config) -> None:
 
 
 def _saved_name(name: str, model, model_type: str, page) -> str:
-    """What Hugging Face calls a tensor of our table: its models without a head name their parts alone."""
+    """Returns Hugging Face's name of a tensor of tfzoo's table; Hugging Face's models without a head use no prefix."""
     prefix = getattr(page, "PREFIX", "")
     if hasattr(page, "saved_name"):
         return page.saved_name(name, model.head_names)
@@ -297,7 +308,7 @@ def _saved_name(name: str, model, model_type: str, page) -> str:
 
 
 def _write_frames(folder: pathlib.Path, model, tokenizer) -> None:
-    """Says in a tokenizer's files what stands around a text, where they do not: as the family's page has it."""
+    """Adds the family's special tokens around a text to a tokenizer's files that do not specify any."""
     if not isinstance(tokenizer, Tokenizer) or tokenizer.frames:
         return
     try:
@@ -312,15 +323,18 @@ def _write_frames(folder: pathlib.Path, model, tokenizer) -> None:
 
 
 def is_folder(folder: pathlib.Path) -> bool:
-    """Whether a folder says that it is Hugging Face's or sentence-transformers'."""
+    """Returns whether a folder is a Hugging Face or sentence-transformers folder."""
     return (folder / "config.json").exists() or sentence_transformers.is_folder(folder)
 
 
 def check_new(folder: pathlib.Path) -> None:
-    """Raises:
-    UserError: the folder holds something, or is none."""
+    """Checks that a folder does not exist or is empty.
+
+    Raises:
+      UserError: the folder is not empty, or the path is not a folder.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something already; name a new folder")
+        raise UserError(f"{folder}: already exists and is not an empty folder; specify a new folder")
 
 
 def _page(path, record):
@@ -330,26 +344,32 @@ def _page(path, record):
         raise UserError(f'{path}: has no model_type; add it, such as "model_type": "{_kind_of(record)}"')
     if kind not in families:
         raise UserError(
-            f"{path}: model_type {kind!r} is not one that tfzoo knows{suggest(str(kind), families)}; "
-            f"they are {', '.join(families)}"
+            f"{path}: model_type {kind!r} is not supported{suggest(str(kind), families)}; "
+            f"use one of {', '.join(families)}"
         )
     return models.page(families[kind])
 
 
 def _kind_of(record) -> str:
-    """The model_type of an architecture, as far as its name says it; else bert, for an example."""
+    """Returns the model_type suggested by the name of an architecture; "bert", as an example, if there is none."""
     names = [name.lower() for name in record.get("architectures") or ()]
     kinds = [kind for kind in models.model_types() for name in names if name.startswith(kind.replace("-", ""))]
     return max(kinds, key=len, default="bert")
 
 
 def decode_config(path, record, page) -> config_lib.TransformerConfig:
-    """Our config of Hugging Face's config.json, read as `record` from `path`. What is missing there is what it is to
-    the reference.
+    """Returns tfzoo's config for Hugging Face's config.json.
+
+    Missing fields have the reference's defaults.
+
+    Args:
+      path: the path of the config.json, for errors.
+      record: its content.
+      page: the page of the model's family.
 
     Raises:
-      UserError: a field is missing, out of bounds, contradicts another, asks for what the page does not have, or is
-        not known.
+      UserError: a field is missing, out of bounds, contradicts another, requires something that the page does not
+        support, or is unknown.
     """
     cls = models.config_class(page)
     family = page.__name__.rpartition(".")[2]
@@ -369,7 +389,7 @@ def decode_config(path, record, page) -> config_lib.TransformerConfig:
         raise UserError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{path}: {type(error).__name__} {error}; it must be a config of {record['model_type']}"
+            f"{path}: {type(error).__name__} {error}; it must be a config of model_type {record['model_type']}"
         ) from None
     config_fields.check_all_asked(hub, getattr(page, "IGNORED", ()), path)
     return config
@@ -395,8 +415,8 @@ def _heads(folder, record, page) -> tuple[str, ...]:
             return page.ARCHITECTURES[name]
     known, given = ", ".join(page.ARCHITECTURES), record.get("architectures")
     raise UserError(
-        f"{folder / 'config.json'}: architectures is {given!r}, and tfzoo knows {known}; "
-        f"name the heads, such as heads={page.Model.DEFAULT_HEADS!r}"
+        f"{folder / 'config.json'}: architectures is {given!r}, but tfzoo supports {known}; "
+        f"specify the heads, such as heads={page.Model.DEFAULT_HEADS!r}"
     )
 
 
@@ -408,10 +428,10 @@ def _num_labels(record: Mapping[str, Any]) -> int:
 
 
 def encode_config(model, page) -> dict[str, Any]:
-    """config.json: the folder's that the model was read from, with the model's own fields over it.
+    """Returns the content of config.json: the source folder's, if any, updated with the model's own fields.
 
-    A page's encode_config gives fields that its CONFIG cannot say, its new_config those that a model which was read
-    from nowhere needs besides, such as ids of special tokens within its vocabulary.
+    A page's encode_config provides fields that its CONFIG cannot express, its new_config further fields for a model
+    that was not read from a folder, such as ids of special tokens within its vocabulary.
     """
     config = dataclasses.asdict(model.config)
     # The type whose fixed fields fit best; the first of equals.
@@ -422,7 +442,7 @@ def encode_config(model, page) -> dict[str, Any]:
     if page.CONFIG is None:
         if "embed" in model.head_names:
             raise UserError(
-                f"sentence-transformers has no {kind}; save it with other heads, or embed in a model of another"
+                f"sentence-transformers does not support {kind}; save it with other heads, or embed with another family"
             )
         return record | config | {"model_type": kind, "heads": list(model.head_names), "num_labels": model.num_labels}
     # What was read from a folder stays as it was written there: many values have several spellings.
@@ -445,7 +465,7 @@ def encode_config(model, page) -> dict[str, Any]:
     if not names:
         raise UserError(
             f"Hugging Face has no {kind} with the heads {', '.join(model.head_names)}; "
-            f"it has {', '.join(page.ARCHITECTURES)}"
+            f"its architectures are {', '.join(page.ARCHITECTURES)}"
         )
     if (fields.get("architectures") or record.get("architectures")) not in [[name] for name in names]:
         fields["architectures"] = names[:1]
@@ -457,14 +477,14 @@ def encode_config(model, page) -> dict[str, Any]:
     for name, value in wanted.items():
         if written[name] != value:
             raise UserError(
-                f"{name} ({value!r}) cannot be said in Hugging Face's config of a {record['model_type']}, "
-                f"which has {written[name]!r}"
+                f"{name} ({value!r}) cannot be expressed in Hugging Face's config of model_type "
+                f"{record['model_type']}, which gives {written[name]!r}"
             )
     return record
 
 
 def _alike(config) -> dict[str, Any]:
-    """What two configs must share for their models to give the same."""
+    """Returns the fields that two configs must share for their models to compute the same outputs."""
     fields = config.resolved()
     for name in ("initializer", "attention_initializer", "position_initializer"):
         del fields[name]  # Of fresh models alone.

@@ -19,9 +19,12 @@ from tfzoo.weights.tensors import Tensors
 
 
 def _keras_name(name: str) -> str:
-    """layers/transformer_encoder/_key_dense/vars/0 -> layers/transformer_encoder_0/key_dense/vars/0
+    """Returns a variable's canonical name.
 
-    Keras numbers the layers of a class from the second on. Whether an attribute begins with an underscore has changed.
+    Example: layers/transformer_encoder/_key_dense/vars/0 -> layers/transformer_encoder_0/key_dense/vars/0
+
+    Keras numbers the layers of a class from the second on. Whether an attribute begins with an underscore has changed
+    between versions.
     """
     name = re.sub(r"/_", "/", name).replace("layernorm/", "layer_norm/")
     return re.sub(r"^(task/)?layers/(\w*?[a-z])(?=/)", r"\1layers/\2_0", name)
@@ -35,7 +38,7 @@ KERAS = table.Naming(
 
 
 def _keras_blocks(theirs, ours):
-    """A block; what a family's blocks lack, such as cross attention, matches nothing."""
+    """Returns the table of a block; entries for parts that a family lacks (cross attention) match nothing."""
     table = {
         f"{theirs}/self_attention_layer_norm": f"{ours}/self_norm",
         f"{theirs}/cross_attention_layer_norm": f"{ours}/cross_norm",
@@ -141,7 +144,7 @@ def _t5_naming(num_layers: int) -> table.Naming:
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A class of KerasHub in our words; `fields` are those of our config that it fixes."""
+    """A backbone class of KerasHub in tfzoo's terms; `fields` are the fields of tfzoo's config that the class fixes."""
 
     family: str
     table: Mapping[str, Any]
@@ -186,7 +189,7 @@ BACKBONES = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What task.json's class adds to a backbone; the names are those in task.weights.h5, with task/ before them."""
+    """What the class in task.json adds to a backbone; names are those in task.weights.h5, with task/ before them."""
 
     head: str
     table: Mapping[str, Any]
@@ -218,9 +221,9 @@ TASKS = {
 }
 # What KerasHub's heads compute and Hugging Face's of the family cannot.
 _OTHERWISE = {
-    "BertMaskedLM": "with the exact gelu and an epsilon of 1e-05, where its blocks have the approximate one and 1e-12",
-    "DistilBertMaskedLM": "with an epsilon of 1e-05, where Hugging Face's has 1e-12",
-    "AlbertMaskedLM": "with an epsilon of 1e-05, where its blocks have 1e-12",
+    "BertMaskedLM": "with the exact gelu and an epsilon of 1e-05, while its blocks use the approximate gelu and 1e-12",
+    "DistilBertMaskedLM": "with an epsilon of 1e-05, while Hugging Face's uses 1e-12",
+    "AlbertMaskedLM": "with an epsilon of 1e-05, while its blocks use 1e-12",
 }
 _CLASSIFIER_FIELDS: Fields = {
     "num_classes": Field(int, low=1, required=True),
@@ -271,15 +274,16 @@ _ELSEWHERE |= {"rope_pretraining_sequence_length"}
 
 
 def open_keras(folder: str | os.PathLike, task: bool = True) -> Source:
-    """A KerasHub preset: config.json with a backbone of BACKBONES, and model.weights.h5; with a task.json also the head
-    of that task, whose weights are in task.weights.h5.
+    """Opens a KerasHub preset: config.json with a backbone of BACKBONES, and model.weights.h5.
+
+    With a task.json, the head of that task is included; its weights are in task.weights.h5.
 
     Args:
-      folder: the preset's.
-      task: False leaves the task alone. What needs no weights of its own, a tied language model, is read anyway.
+      folder: the preset's folder.
+      task: whether to read the task. A head without weights of its own (a tied language model) is read in any case.
 
     Raises:
-      UserError: an unknown backbone or task, or one that Hugging Face's model of the family cannot be.
+      UserError: the backbone or task is unknown, or cannot be expressed as Hugging Face's model of the family.
     """
     folder = pathlib.Path(folder)
     path = folder / "config.json"
@@ -287,17 +291,17 @@ def open_keras(folder: str | os.PathLike, task: bool = True) -> Source:
     name, settings = record.get("class_name"), record.get("config")
     if name not in BACKBONES or not isinstance(settings, dict):
         raise UserError(
-            f"{path}: class_name {name!r} is not one that tfzoo knows{suggest(str(name), BACKBONES)}; "
-            f"they are {', '.join(BACKBONES)}"
+            f"{path}: class_name {name!r} is not supported{suggest(str(name), BACKBONES)}; "
+            f"use one of {', '.join(BACKBONES)}"
         )
     backbone = BACKBONES[name]
     page = models.page(backbone.family)
     model_type = backbone.model_type or backbone.family
     for key, value in settings.items():
         if key in _FIXED and value != _FIXED[key]:
-            raise UserError(f"{path}: {key} is {value!r}; only {_FIXED[key]!r} is built here")
+            raise UserError(f"{path}: {key} is {value!r}; only {_FIXED[key]!r} is supported")
         if key not in _FIELDS | _FIXED and key not in _ELSEWHERE and value not in (None, False):
-            raise UserError(f"{path}: {key} is {value!r}, which tfzoo does not know")
+            raise UserError(f"{path}: {key} is {value!r}, an unknown field of {name}")
     head = _open_task(folder, name, backbone.family) if task else None
     file = hdf5_files.open_h5(folder)
     try:
@@ -355,7 +359,7 @@ def open_keras(folder: str | os.PathLike, task: bool = True) -> Source:
 
 @dataclasses.dataclass(frozen=True)
 class _Head:
-    """A task of a preset."""
+    """The task of a preset."""
 
     task: Task
     file: Tensors | None
@@ -364,7 +368,7 @@ class _Head:
 
 
 def _open_task(folder: pathlib.Path, backbone: str, family: str) -> _Head | None:
-    """What task.json and task.weights.h5 say; None where there is no task."""
+    """Returns the head that task.json and task.weights.h5 define; None if there is no task."""
     path = folder / "task.json"
     if not path.exists():
         return None
@@ -374,23 +378,24 @@ def _open_task(folder: pathlib.Path, backbone: str, family: str) -> _Head | None
     json_files.check(record, {"class_name": Field(str, required=True), "config": Field(dict, required=True)}, path)
     # What it was called before KerasHub 0.17.
     name = re.sub(r"(?<!Text)Classifier$", "TextClassifier", record["class_name"])
-    backbone_alone = "take --notask for the backbone alone"
+    backbone_alone = "use --notask for the backbone alone"
     if name in _OTHERWISE:
         raise UserError(
-            f"{path}: the head of {name} normalises {_OTHERWISE[name]}, which Hugging Face's cannot; {backbone_alone}"
+            f"{path}: the head of {name} normalises {_OTHERWISE[name]}, which Hugging Face's head cannot do; "
+            f"{backbone_alone}"
         )
     if name not in TASKS:
         raise UserError(
-            f"{path}: class_name {name!r} is not one that tfzoo reads{suggest(name, TASKS)}; they are "
+            f"{path}: class_name {name!r} is not supported{suggest(name, TASKS)}; use one of "
             f"{', '.join(TASKS)}; {backbone_alone}"
         )
     if re.sub("(TextClassifier|MaskedLM|CausalLM|Seq2SeqLM)$", "Backbone", name) != backbone:
-        raise UserError(f"{path}: is a {name}, and config.json a {backbone}; the two must be of one model")
+        raise UserError(f"{path}: is a {name}, but config.json is a {backbone}; both must belong to the same model")
     task, settings = TASKS[name], record["config"]
     if not task.table:
         return _Head(task, None)
     if not (folder / "task.weights.h5").exists():
-        raise UserError(f"{folder / 'task.weights.h5'}: no such file, and {name} has weights; {backbone_alone}")
+        raise UserError(f"{folder / 'task.weights.h5'}: no such file, but {name} has weights; {backbone_alone}")
     number, fields = 2, dict[str, Any]()
     if task.head == "classify":
         json_files.check(settings, _CLASSIFIER_FIELDS, path)
@@ -398,7 +403,7 @@ def _open_task(folder: pathlib.Path, backbone: str, family: str) -> _Head | None
         if isinstance(activation, dict):
             activation = activation.get("config")
         if activation not in _PROBLEMS:
-            raise UserError(f"{path}: activation is {activation!r}; only {', '.join(_PROBLEMS)} are built here")
+            raise UserError(f"{path}: activation is {activation!r}; only {', '.join(_PROBLEMS)} are supported")
         fields = {_HEAD_DROPOUT[family]: settings.get("dropout", 0.0)}
         if _PROBLEMS[activation]:
             fields["problem_type"] = _PROBLEMS[activation]
@@ -407,7 +412,7 @@ def _open_task(folder: pathlib.Path, backbone: str, family: str) -> _Head | None
 
 
 def _rope(settings) -> dict[str, Any]:
-    """The rotary positions, scaled as Llama 3.1's are or not at all."""
+    """Returns the config's fields for rotary positions, which are scaled as in Llama 3.1 or not at all."""
     theta, length = float(settings["rope_max_wavelength"]), settings.get("rope_pretraining_sequence_length")
     if not length:
         return {"rotary_theta": theta}
@@ -422,7 +427,7 @@ def _rope(settings) -> dict[str, Any]:
 
 
 def _adapt(slot: table.Slot, config) -> table.Slot:
-    """How Keras stores a variable: heads have an axis, and tables of positions begin with the first position."""
+    """Adapts a slot to Keras's storage: heads have an axis, and position tables begin with the first position."""
     path = table.relative_path(slot.variables[0])
     own = tuple(slot.variables[0].shape)
     match = re.search(r"attention/(query|key|value|output)/(kernel|bias)$", path)

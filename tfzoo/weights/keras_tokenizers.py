@@ -1,7 +1,7 @@
-"""The byte-level tokenizers of KerasHub's presets, as Hugging Face has them.
+"""The byte-level tokenizers of KerasHub's presets, converted to Hugging Face's.
 
-A preset has vocabulary.json and merges.txt, without the line of a version that older readers of merges.txt skip, and
-the class of its tokenizer says the rest: how text is split, and which special token does what.
+A preset contains vocabulary.json and merges.txt, without the version line that older readers of merges.txt skip. The
+class of its tokenizer determines the rest: how a text is split, and the roles of the special tokens.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _END = "<|endoftext|>"
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A class of KerasHub's tokenizers: Hugging Face's class, what splits a text, and the tokens by their roles."""
+    """A tokenizer class of KerasHub: Hugging Face's class, the split pattern of texts, and the tokens by role."""
 
     name: str
     roles: Mapping[str, str]
@@ -55,7 +55,7 @@ _OPTIONAL = ("unk", "mask")  # Roles whose token a vocabulary may lack.
 
 
 class ByteLevelFiles:
-    """The files of one, to be written into a Hugging Face folder."""
+    """The files of such a tokenizer, to be written to a Hugging Face folder."""
 
     def __init__(self, kind: Kind, vocab: Mapping[str, int], merges: list[tuple[str, str]], add_prefix_space: bool):
         self._kind, self._ids, self._merges, self._add_prefix_space = kind, vocab, merges, add_prefix_space
@@ -63,10 +63,10 @@ class ByteLevelFiles:
 
     @classmethod
     def from_preset(cls, folder: pathlib.Path, backbone: str) -> "ByteLevelFiles":
-        """Reads assets/tokenizer/ and tokenizer.json of a preset with this class of backbones.
+        """Reads assets/tokenizer/ and tokenizer.json of a preset with the backbone class `backbone`.
 
         Raises:
-          UserError: a file is missing or damaged, or the class is not one of KINDS.
+          UserError: a file is missing or damaged, or the tokenizer class is not one of KINDS.
         """
         settings: dict[str, Any] = {"class_name": backbone.replace("Backbone", "Tokenizer"), "config": {}}
         if (folder / SETTINGS).exists():
@@ -76,8 +76,8 @@ class ByteLevelFiles:
         name = settings["class_name"]
         if name not in KINDS:
             raise UserError(
-                f"{folder / SETTINGS}: class_name {name!r} is not a byte-level tokenizer that tfzoo knows"
-                f"{suggest(name, KINDS)}; they are {', '.join(KINDS)}"
+                f"{folder / SETTINGS}: class_name {name!r} is not a supported byte-level tokenizer"
+                f"{suggest(name, KINDS)}; use one of {', '.join(KINDS)}"
             )
         assets = folder / "assets" / "tokenizer"
         vocab = json_files.read(assets / VOCABULARY)
@@ -86,7 +86,7 @@ class ByteLevelFiles:
         for role, token in KINDS[name].roles.items():
             if token not in vocab and role not in _OPTIONAL:
                 raise UserError(
-                    f"{assets / VOCABULARY}: has no {token}, which a {name} needs; put the preset's own back"
+                    f"{assets / VOCABULARY}: has no {token}, which {name} requires; restore the preset's own file"
                 )
         return cls(KINDS[name], vocab, merges, bool(settings["config"].get("add_prefix_space")))
 
@@ -95,7 +95,7 @@ class ByteLevelFiles:
         return max(self._ids.values(), default=-1) + 1
 
     def config_fields(self) -> dict[str, Any]:
-        """config.json's ids of special tokens; null where there is none."""
+        """Returns config.json's ids of special tokens; null (None) if there is no such token."""
         ids: dict[str, Any] = {f"{role}_token_id": self._ids.get(self._roles.get(role, "")) for role in ("bos", "eos")}
         stops = [ids["eos_token_id"], *(self._ids[token] for token in self._kind.further_stops if token in self._ids)]
         if len(stops) > 1:
@@ -108,7 +108,7 @@ class ByteLevelFiles:
         """Writes tokenizer.json, vocab.json, merges.txt and tokenizer_config.json.
 
         Raises:
-          UserError: vocabulary and merges are not of one tokenizer.
+          UserError: vocabulary and merges do not belong to the same tokenizer.
         """
         roles = {f"{role}_token": token for role, token in self._roles.items()}
         config = {"tokenizer_class": self._kind.name, "add_prefix_space": self._add_prefix_space} | roles
@@ -116,7 +116,9 @@ class ByteLevelFiles:
         try:
             content = self._tokenizer().to_str(pretty=False)
         except Exception as error:  # The library raises this alone.
-            raise UserError(f"{VOCABULARY} and {MERGES} are not of one tokenizer: {one_line(error, 200)}") from None
+            raise UserError(
+                f"{VOCABULARY} and {MERGES} do not belong to the same tokenizer: {one_line(error, 200)}"
+            ) from None
         files.atomic_write(folder / "tokenizer.json", content)
         files.atomic_write(folder / "vocab.json", json.dumps(self._ids, ensure_ascii=False))
         files.atomic_write(folder / "merges.txt", "".join(f"{line}\n" for line in lines))
@@ -155,13 +157,13 @@ def _read_merges(path: pathlib.Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error, 200)}); put the preset's own back") from None
+        raise UserError(f"{path}: cannot be read ({one_line(error, 200)}); restore the preset's own file") from None
     merges = []
     for number, line in enumerate(lines, 1):
         parts = line.rstrip("\r").split(" ")
         if line.startswith("#version:") or parts == [""]:
             continue
         if len(parts) != 2 or not all(parts):
-            raise UserError(f"{path}, line {number}: {line[:40]!r} is not two tokens; put the preset's own back")
+            raise UserError(f"{path}, line {number}: {line[:40]!r} is not two tokens; restore the preset's own file")
         merges.append((parts[0], parts[1]))
     return merges

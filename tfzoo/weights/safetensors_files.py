@@ -1,6 +1,7 @@
-"""safetensors, one file or shards, read and written.
+"""Reads and writes safetensors, in one file or several shards.
 
-Format: https://huggingface.co/docs/safetensors (8 bytes of length, a JSON header, the tensors without gaps).
+Format: https://huggingface.co/docs/safetensors (8 bytes with the header's length, a JSON header, the tensors without
+gaps).
 """
 
 import json
@@ -46,12 +47,12 @@ def open_folder(folder: str | os.PathLike) -> Tensors:
     """Opens the weights of a Hugging Face folder: model.safetensors, or the shards of model.safetensors.index.json.
 
     Raises:
-      UserError: nothing to read there, pickle only, or a file that breaks the format or contradicts the index.
-        Every header is checked, and no tensor read.
+      UserError: the folder contains no such file, or only pickles, or a file violates the format or contradicts the
+        index. Every header is checked; no tensor is read.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name one with {MODEL} in it")
+        raise UserError(f"{folder}: no such folder; specify one that contains {MODEL}")
     if (folder / MODEL).exists():
         return open_file(folder / MODEL)
     if (folder / INDEX).exists():
@@ -59,9 +60,9 @@ def open_folder(folder: str | os.PathLike) -> Tensors:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
     if pickles:
         raise UserError(
-            f"{folder}: no {MODEL}, only {show(pickles[0])}, a pickle, which can run code when it is read; {CONVERT}"
+            f"{folder}: contains no {MODEL}, only {show(pickles[0])}, a pickle, which can run code when read; {CONVERT}"
         )
-    raise UserError(f"{folder}: neither {MODEL} nor {INDEX} is there; name a folder that has one of them")
+    raise UserError(f"{folder}: contains neither {MODEL} nor {INDEX}; specify a folder that has one of them")
 
 
 @explained
@@ -69,7 +70,7 @@ def open_file(path: str | os.PathLike) -> Tensors:
     """Opens one safetensors file.
 
     Raises:
-      UserError: it cannot be read or breaks the format. Its header is checked, and no tensor read.
+      UserError: the file cannot be read or violates the format. Its header is checked; no tensor is read.
     """
     path = pathlib.Path(path)
     mapped = map_file(path)
@@ -89,14 +90,14 @@ def _open_shards(index: pathlib.Path) -> Tensors:
     for shard in shards:
         path = index.parent / shard
         if not path.exists():
-            raise UserError(f"{index}: lists the shard {show(shard)}, which is not there; download it too")
+            raise UserError(f"{index}: lists the shard {show(shard)}, which is missing; download it too")
         maps[path] = map_file(path)
         length = _header_length(path, maps[path], budget)
         budget -= length
         for name, place in _places(path, maps[path], length).items():
             if name in places:
                 raise UserError(
-                    f"{path}: tensor {show(name)} is in {places[name].file.name} too; shards must not share tensors:"
+                    f"{path}: tensor {show(name)} is also in {places[name].file.name}; shards must not share tensors:"
                     " download or save them again"
                 )
             if name not in weight_map:
@@ -104,9 +105,7 @@ def _open_shards(index: pathlib.Path) -> Tensors:
             places[name] = place
     for name, shard in weight_map.items():
         if name not in places or places[name].file.name != shard:
-            raise UserError(
-                f"{index}: tensor {show(name)} is not in {show(shard)}, where it should be; download both again"
-            )
+            raise UserError(f"{index}: tensor {show(name)} is missing from {show(shard)}; download both again")
     return Tensors(places, maps)
 
 
@@ -117,17 +116,19 @@ def _header_length(path: pathlib.Path, mapped: mmap.mmap, limit: int) -> int:
         refuse_other_formats(path, mapped[:64])
         if length > len(mapped) - 8:
             raise UserError(
-                f"{path}: is no safetensors file, or a truncated one: its header should have {length} bytes, the file"
-                f" has {len(mapped)} in all; download or save it again"
+                f"{path}: is not a safetensors file, or is truncated: its header should have {length} bytes, but the"
+                f" whole file has {len(mapped)}; download or save it again"
             )
-        raise UserError(f"{path}: is no safetensors file: its header begins with {show(mapped[8:9])}, not {{; {AGAIN}")
+        raise UserError(
+            f"{path}: is not a safetensors file: its header begins with {show(mapped[8:9])}, not {{; {AGAIN}"
+        )
     if length > limit:
-        raise UserError(f"{path}: its header has {length} bytes, where {limit} are allowed; merge tensors into fewer")
+        raise UserError(f"{path}: its header has {length} bytes, at most {limit} are allowed; merge tensors into fewer")
     return length
 
 
 def _places(path: pathlib.Path, mapped: mmap.mmap, length: int) -> dict[str, Place]:
-    """The tensors that a header declares, every claim compared with the others and with the file's size."""
+    """Returns the tensors that a header declares; every value is compared with the others and with the file's size."""
     try:
         header = json_files.parse(mapped[8 : 8 + length], max_parts=MAX_PARTS)  # It begins with {: it is an object.
     except BadJSON as error:
@@ -162,22 +163,26 @@ def _places(path: pathlib.Path, mapped: mmap.mmap, length: int) -> dict[str, Pla
 
 
 def _entry(info: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """(dtype, shape, first byte, the byte after the last) of one tensor; ValueError says what is wrong."""
+    """Returns (dtype, shape, first byte, byte after the last) of one tensor.
+
+    Raises:
+      ValueError: the entry is not valid; the message says why.
+    """
     if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{show(info)} must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"dtype {show(dtype)} is none of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {show(dtype)} is not one of {', '.join(DTYPES)}")
     if not _are_sizes(shape):
-        raise ValueError(f"shape {show(shape)} must be a list of integers of 0 or more")
+        raise ValueError(f"shape {show(shape)} must be a list of non-negative integers")
     check_shape(shape)
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"data_offsets {show(offsets)} must be its first byte and the one after it")
+        raise ValueError(f"data_offsets {show(offsets)} must be its first byte and the byte after its last")
     begin, end = offsets
     size = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != size:
         raise ValueError(
-            f"{dtype} of shape {show(shape)} takes {size} bytes, data_offsets {show(offsets)} have {end - begin}"
+            f"{dtype} of shape {show(shape)} takes {size} bytes, but data_offsets {show(offsets)} span {end - begin}"
         )
     return dtype, tuple(shape), begin, end
 
@@ -195,19 +200,19 @@ def write_folder(
     max_shard_bytes: int = 5 * 10**9,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes model.safetensors, or shards and their index when one file would exceed `max_shard_bytes`.
+    """Writes model.safetensors, or shards and their index if one file would exceed `max_shard_bytes`.
 
-    The bytes are those of the safetensors library. Each array is asked for when its turn comes, so that only one
-    is in memory at a time.
+    The bytes are those that the safetensors library writes. Each array is requested when it is written, so only one is
+    in memory at a time.
 
     Args:
-      folder: exists and has no weights in it; `files.atomic_folder` makes one that is whole or not there.
-      tensors: (name, shape, dtype, function that returns the array), shards being filled in this order.
-      max_shard_bytes: of tensors in a file; a larger tensor gets a file of its own.
-      metadata: the header's; {"format": "pt"}, which transformers asks for, when left out.
+      folder: an existing folder without weights; `files.atomic_folder` makes the folder's creation atomic.
+      tensors: (name, shape, dtype, function that returns the array); shards are filled in this order.
+      max_shard_bytes: maximum size of the tensors in a file; a larger tensor gets a file of its own.
+      metadata: the header's metadata; the default is {"format": "pt"}, which transformers requires.
 
     Raises:
-      ValueError: two tensors of one name, an unknown dtype, or an array that is not as announced.
+      ValueError: two tensors have the same name, a dtype is unknown, or an array differs from its declaration.
     """
     folder = pathlib.Path(folder)
     shards: list[list[Source]] = [[]]
@@ -216,7 +221,7 @@ def write_folder(
     for source in tensors:
         name, shape, dtype, _ = source
         if name in names or name == "__metadata__" or dtype not in DTYPES:
-            raise ValueError(f"tensor {name!r} of dtype {dtype!r}: its name is taken or its dtype unknown")
+            raise ValueError(f"tensor {name!r} of dtype {dtype!r}: its name is already used, or its dtype is unknown")
         names.add(name)
         size = math.prod(shape) * DTYPES[dtype].itemsize
         if shards[-1] and filled + size > max_shard_bytes:
@@ -239,7 +244,7 @@ def write_folder(
 
 
 def write_file(path: pathlib.Path, sources: Iterable[Source], metadata: Mapping[str, str]) -> None:
-    """One file of `write_folder`."""
+    """Writes one file of `write_folder`."""
     sources = sorted(sources, key=lambda source: (-_RANKS[source[2]], source[0]))
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     position = 0
@@ -255,7 +260,7 @@ def write_file(path: pathlib.Path, sources: Iterable[Source], metadata: Mapping[
             array = np.asarray(function())
             if array.shape != tuple(shape) or array.dtype != DTYPES[dtype]:
                 raise ValueError(
-                    f"tensor {name!r} is {array.dtype}{list(array.shape)}, announced as {dtype}{list(shape)}"
+                    f"tensor {name!r} is {array.dtype}{list(array.shape)}, but was declared as {dtype}{list(shape)}"
                 )
             rows = array.reshape(1) if array.ndim == 0 else array
             for start, stop in steps(array.shape, array.itemsize):

@@ -1,13 +1,13 @@
-"""What a sentence-transformers folder has beside a Hugging Face model's files, read and written.
+"""The files that a sentence-transformers folder has in addition to those of a Hugging Face model, read and written.
 
-modules.json                         the modules that follow each other: Transformer, Pooling, then Dense and Normalize
-sentence_bert_config.json            of the Transformer: the longest text, whether it is made lower case
-1_Pooling/config.json                what makes one vector of the tokens' states
+modules.json                         the sequence of modules: Transformer, Pooling, then Dense and Normalize
+sentence_bert_config.json            settings of the Transformer: maximum text length, lower-casing
+1_Pooling/config.json                how the tokens' states become one vector
 2_Dense/config.json, model.safetensors
-config_sentence_transformers.json    prompts, and what compares vectors
+config_sentence_transformers.json    prompts, and the function that compares vectors
 
-As of sentence-transformers 6.2, and the spellings of the versions before it. What would change the vectors and is not
-known here is refused by name.
+The formats are those of sentence-transformers 6.2 and the spellings of earlier versions. Unknown settings that would
+change the vectors are rejected by name.
 """
 
 import dataclasses
@@ -96,15 +96,17 @@ _MODEL: Fields = {
 
 @dataclasses.dataclass(frozen=True)
 class Modules:
-    """What a folder's modules are.
+    """The modules of a folder.
 
-    transformer: the folder of the model and its tokenizer.
-    embed: what follows the model.
-    size: numbers of a token's state, as Pooling has it; None where it does not say.
-    pooling: the file of Pooling.
-    dense: the folders of the Dense modules.
-    record: how texts are read.
-    tokenizer_limit: the tokenizer's model_max_length, which counts where `record` has no max_length; None: without.
+    Attributes:
+      transformer: the folder of the model and its tokenizer.
+      embed: the modules after the model.
+      size: size of a token's state according to Pooling; None if not specified.
+      pooling: the file of Pooling.
+      dense: the folders of the Dense modules.
+      record: how texts are read.
+      tokenizer_limit: the tokenizer's model_max_length, which applies if `record` has no max_length; None if not
+        specified.
     """
 
     transformer: pathlib.Path
@@ -116,10 +118,10 @@ class Modules:
     tokenizer_limit: int | None
 
     def open(self) -> Tensors:
-        """The model's weights, and those of Dense as embed.dense_0.linear.weight, ...
+        """Opens the model's weights, and those of the Dense modules as embed.dense_0.linear.weight, ...
 
         Raises:
-          UserError: as of safetensors_files.open_folder.
+          UserError: as for safetensors_files.open_folder.
         """
         tensors = safetensors_files.open_folder(self.transformer)
         for i, path in enumerate(self.dense):
@@ -127,31 +129,31 @@ class Modules:
         return tensors
 
     def embedding(self, config: TransformerConfig, file: Tensors) -> EmbeddingConfig:
-        """What follows the model, whose config and tensors these are.
+        """Returns the modules after the model, given its config and tensors.
 
         Raises:
-          UserError: Pooling is of states of another size.
+          UserError: Pooling specifies states of another size.
         """
         if self.size not in (None, config.hidden_size):
             raise UserError(
-                f"{self.pooling}: the size of a token's vector is {self.size}, and hidden_size is {config.hidden_size} "
-                "in config.json; the two must be of one model"
+                f"{self.pooling}: the size of a token's vector is {self.size}, but hidden_size is {config.hidden_size} "
+                "in config.json; both must belong to the same model"
             )
         return dataclasses.replace(self.embed, pooler=any("pooler." in name for name in file.names))
 
     def check(self, found: Account) -> None:
-        """Raises UserError where a Dense module has a tensor too few or too many."""
+        """Raises UserError if a Dense module has a missing or unexpected tensor."""
         for what, names in (("no", found.not_assigned), ("a", found.not_used)):
             for name in names:
                 if name.startswith(PREFIX):
                     number, _, tensor = name.removeprefix(f"{PREFIX}dense_").partition(".")
                     raise UserError(
-                        f"{self.dense[int(number)]}: has {what} tensor {tensor}, and its config.json says otherwise; "
-                        "the two must be of one model"
+                        f"{self.dense[int(number)]}: has {what} tensor {tensor}, contrary to its config.json; "
+                        "both must belong to the same model"
                     )
 
     def record_for(self, config: TransformerConfig) -> SentenceRecord:
-        """`record`, with the longest text that a model of this config reads where its files leave that open."""
+        """Returns `record`, with the maximum text length of this config if the files do not specify one."""
         if self.record.max_length is not None:
             return self.record
         limits = [self.tokenizer_limit, None if config.positions == "relative" else config.max_positions]
@@ -159,17 +161,17 @@ class Modules:
 
 
 def is_folder(folder: pathlib.Path) -> bool:
-    """Whether a folder is sentence-transformers'."""
+    """Returns whether a folder is a sentence-transformers folder."""
     return (folder / MODULES).exists()
 
 
 def find(folder: pathlib.Path) -> Modules | None:
-    """`read` of a sentence-transformers folder; None of another."""
+    """Returns `read(folder)` for a sentence-transformers folder, None for any other folder."""
     return read(folder) if is_folder(folder) else None
 
 
 def files_of(folder: pathlib.Path) -> set[str]:
-    """The names of the files and folders beside the model's own, which `write` makes anew; none of another folder."""
+    """Returns the names of the files and folders that `write` creates anew; the empty set for any other folder."""
     if not is_folder(folder):
         return set()
     return {
@@ -181,15 +183,15 @@ def files_of(folder: pathlib.Path) -> set[str]:
 
 
 def transformer_of(folder: pathlib.Path) -> pathlib.Path:
-    """Where the files of the model and its tokenizer are: in the folder itself, or in one of its modules'."""
+    """Returns the folder with the model's and tokenizer's files: the folder itself, or that of a module."""
     return read(folder).transformer if is_folder(folder) else folder
 
 
 def read(folder: pathlib.Path) -> Modules:
-    """What the files of a sentence-transformers folder say; no weights are read.
+    """Returns the modules that the files of a sentence-transformers folder define; no weights are read.
 
     Raises:
-      UserError: a module, or a field of one, that is not known; in one line that names the file.
+      UserError: a module, or a field of a module, is unknown; the one-line message names the file.
     """
     path = folder / MODULES
     entries = json_files.read(path, kind=list)
@@ -197,8 +199,8 @@ def read(folder: pathlib.Path) -> Modules:
     folders = [folder / entry["path"] for entry in entries]
     if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & {*kinds[2:]}:
         raise UserError(
-            f"{path}: the modules are {', '.join(kinds)}; tfzoo reads a Transformer, one Pooling, and then any Dense "
-            "and Normalize"
+            f"{path}: the modules are {', '.join(kinds)}; supported are a Transformer, one Pooling and then any number "
+            "of Dense and Normalize"
         )
     embed, size = _pooling(folders[1])
     layers: list[Projection | str] = []
@@ -211,8 +213,8 @@ def read(folder: pathlib.Path) -> Modules:
         layer, inputs = _dense(where)
         if width not in (None, inputs):
             raise UserError(
-                f"{where / 'config.json'}: in_features is {inputs}, and what comes before has {width} numbers; the "
-                "modules must be of one model"
+                f"{where / 'config.json'}: in_features is {inputs}, but the previous module outputs {width} numbers; "
+                "both must belong to the same model"
             )
         layers.append(layer)
         width = layer.units
@@ -238,18 +240,18 @@ def _kind(path: pathlib.Path, place: int, entry: Any) -> str:
     kind = entry["type"].rpartition(".")[2]
     if kind not in _KINDS:
         raise UserError(
-            f"{where}: its type is {show(entry['type'])}, which tfzoo does not have{suggest(kind, _KINDS)}; "
-            f"it has {', '.join(_KINDS)}"
+            f"{where}: its type is {show(entry['type'])}, which is not supported{suggest(kind, _KINDS)}; "
+            f"use one of {', '.join(_KINDS)}"
         )
     if entry.get("kwargs"):
-        raise UserError(f"{where}: its kwargs are {show(entry['kwargs'])}, and tfzoo's modules take none")
+        raise UserError(f"{where}: its kwargs are {show(entry['kwargs'])}; kwargs are not supported")
     if entry["path"] and (not re.fullmatch(r"[\w.-]+", entry["path"]) or entry["path"] in (".", "..")):
-        raise UserError(f"{where}: its path is {show(entry['path'])}; it must be the plain name of a folder")
+        raise UserError(f"{where}: its path is {show(entry['path'])}; it must be a plain folder name")
     return kind
 
 
 def _read(path: pathlib.Path, fields: Fields, what: str, missing: bool = False) -> dict[str, Any]:
-    """The fields of a module's file, without those that are null; {} where it may be missing, and is."""
+    """Returns the non-null fields of a module's file; {} if the file is missing and `missing` allows that."""
     if missing and not path.exists():
         return {}
     record = json_files.read(path)
@@ -258,12 +260,11 @@ def _read(path: pathlib.Path, fields: Fields, what: str, missing: bool = False) 
 
 
 def _check(record: dict[str, Any], fields: Fields, what: str, path: pathlib.Path) -> None:
-    """Refuses a field that is not one of `fields`, or holds what it must not."""
+    """Raises UserError for a field that is not one of `fields` or has an invalid value."""
     for name in record:
         if name not in fields:
             raise UserError(
-                f"{path}: {name} is {show(record[name])}, a field of {what} that tfzoo does not know"
-                f"{suggest(name, fields)}"
+                f"{path}: {name} is {show(record[name])}, an unknown field of {what}{suggest(name, fields)}"
             )
     json_files.check(record, fields, path)
 
@@ -277,7 +278,7 @@ def _pooling(folder: pathlib.Path) -> tuple[EmbeddingConfig, int | None]:
     else:
         pooling = tuple(_POOLINGS[mode][0] for mode in ([modes] if isinstance(modes, str) else modes))
         if not pooling:
-            raise UserError(f"{folder / 'config.json'}: pooling_mode is empty; name one of {', '.join(_POOLINGS)}")
+            raise UserError(f"{folder / 'config.json'}: pooling_mode is empty; use one of {', '.join(_POOLINGS)}")
     size = record.get("embedding_dimension", record.get("word_embedding_dimension"))
     return EmbeddingConfig(pooling=pooling, include_prompt=record.get("include_prompt", True)), size
 
@@ -286,7 +287,7 @@ def _dense(folder: pathlib.Path) -> tuple[Projection, int]:
     path = folder / "config.json"
     record = _read(path, _DENSE, "Dense")
     if record.get("use_residual"):
-        raise UserError(f"{path}: use_residual is true, and tfzoo's Dense has none")
+        raise UserError(f"{path}: use_residual is true, which is not supported")
     function = _ACTIVATIONS[record.get("activation_function", "torch.nn.modules.activation.Tanh")]
     return Projection(record["out_features"], function, record.get("bias", True)), record["in_features"]
 
@@ -301,7 +302,7 @@ def _record(folder: pathlib.Path, transformer: pathlib.Path) -> SentenceRecord:
     json_files.check(prompts, {name: Field(str) for name in prompts}, f"{path}: prompts")
     ignored = sorted(config.keys() - _MODEL.keys() - {"__version__", "requirements"})
     if ignored:
-        logging.info("%s: %s: not read by sentence-transformers, and not here", path, ", ".join(ignored))
+        logging.info("%s: %s: ignored, as sentence-transformers does", path, ", ".join(ignored))
     record = SentenceRecord(
         max_length=texts.get("max_seq_length"),
         lowercase=texts.get("do_lower_case", False),
@@ -314,7 +315,7 @@ def _record(folder: pathlib.Path, transformer: pathlib.Path) -> SentenceRecord:
         record.prompt()
     except UserError:
         raise UserError(
-            f"{path}: default_prompt_name is {show(record.default_prompt_name)}, which prompts does not have; add it"
+            f"{path}: default_prompt_name is {show(record.default_prompt_name)}, which is not in prompts; add it"
         ) from None
     return record
 
@@ -329,21 +330,26 @@ def _transformer(path: pathlib.Path) -> dict[str, Any]:
     for name, value in given.get("modality_config", {}).items():
         if name != "text" or value != text:
             raise UserError(
-                f"{path}: modality_config has {name} as {show(value)}; tfzoo reads a text's last_hidden_state alone"
+                f"{path}: modality_config has {name}: {show(value)}; only the last_hidden_state of text is supported"
             )
     return given
 
 
 def _model_max_length(folder: pathlib.Path) -> int | None:
-    """tokenizer_config.json's, where it says one; a tokenizer without a limit has a huge number there."""
+    """Returns tokenizer_config.json's model_max_length, or None; a huge number there means no limit."""
     path = folder / "tokenizer_config.json"
     value = json_files.read(path).get("model_max_length") if path.exists() else None
     return value if isinstance(value, int) and 0 < value < 10**9 else None
 
 
 def write(folder: pathlib.Path, model, weights: Sequence[safetensors_files.Source]) -> None:
-    """Writes into a Hugging Face folder of a model with a head "embed" what makes it one of sentence-transformers;
-    weights: the model's, of which those behind the pooling are written here."""
+    """Adds the files of a sentence-transformers folder to the Hugging Face folder of a model with the head "embed".
+
+    Args:
+      folder: the Hugging Face folder.
+      model: the model.
+      weights: the model's weights; those of the modules after the pooling are written here.
+    """
     embed = model.embed
     record = (model.record and model.record.sentence) or SentenceRecord(max_length=model.config.max_positions)
     kinds = ["Transformer", "Pooling", *("Normalize" if layer == "normalize" else "Dense" for layer in embed.layers)]
@@ -380,7 +386,7 @@ def write(folder: pathlib.Path, model, weights: Sequence[safetensors_files.Sourc
 
 
 def _pooling_of(embed: EmbeddingConfig, size: int) -> dict[str, Any]:
-    """Flags, which every version reads, where they can say it."""
+    """Returns Pooling's config, with flags, which every version reads, if they can express the pooling."""
     fields: dict[str, Any] = {"word_embedding_dimension": size}
     if embed.pooling == tuple(ours for ours in _FLAGS.values() if ours in embed.pooling):
         fields |= {flag: ours in embed.pooling for flag, ours in _FLAGS.items()}

@@ -1,16 +1,16 @@
-"""Weights under other people's names, in and out, by the tables of the families' pages.
+"""Reads and writes weights under other libraries' names, as the tables of the families' pages specify.
 
-A page's WEIGHTS says which of our layers or variables a stored module or tensor is; `{}` is a layer's index:
+A page's WEIGHTS maps stored modules or tensors to tfzoo's layers or variables; `{}` represents a layer's index:
 
     "bert.encoder.layer.{}.intermediate.dense": "encoder/stack/layer_{}/mlp/up"
 
-A destination that is a layer maps the module's .weight and .bias to the layer's variables by their kind: a kernel is
-stored transposed, gamma and beta and embeddings as they are. A destination that is a variable is keyed by the whole
-name of the tensor, which is stored as it is. The markers of tfzoo.models.markers say what is stored otherwise. A dict
-gives the destination by the model's head, where one name serves several heads.
+If the destination is a layer, the module's .weight and .bias are mapped to the layer's variables by their kind: a
+kernel is stored transposed; gamma, beta and embeddings are stored unchanged. If the destination is a variable, the key
+is the full name of the tensor, which is stored unchanged. The markers of tfzoo.models.markers specify other forms of
+storage. A dict specifies the destination by the model's head, for names that several heads share.
 
-One interpreter reads and writes, and accounts for every tensor on both sides before it touches one. Files that are not
-Hugging Face's have tables and a Naming of their own (tfzoo.weights.foreign).
+The same interpreter reads and writes, and accounts for every tensor on both sides before it reads or writes one. Files
+that are not Hugging Face's have their own tables and Naming (tfzoo.weights.foreign).
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ _EVERY = {f"{EMBED}dense_{{}}.linear": "embed/dense_{}"}  # What models of every
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """What a kind of file calls the variables of a layer, and how it holds a kernel."""
+    """The names that a kind of file uses for the variables of a layer, and how it stores a kernel."""
 
     leaves: Mapping[str, str]  # Our variable -> what follows the layer's name in the file.
     transposed: bool  # Kernels are stored as [O, I], not [I, O].
@@ -51,7 +51,7 @@ HUGGING_FACE = Naming(
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One stored tensor: the variables that it holds, and the way between the two."""
+    """One stored tensor: the variables that it contains, and the conversions in both directions."""
 
     name: str
     variables: tuple
@@ -63,25 +63,25 @@ class Slot:
 
 
 def relative_path(variable) -> str:
-    """A variable's path without the model's name, such as "encoder/embeddings/tokens/embeddings"."""
+    """Returns a variable's path without the model's name, such as "encoder/embeddings/tokens/embeddings"."""
     return variable.path.partition("/")[2]
 
 
 def is_body(path: str) -> bool:
-    """Whether a path within a model is of its body, and not of a head or of what a head alone reads, the pooler."""
+    """Returns whether a path within a model belongs to its body, not to a head or its input, the pooler."""
     return path.partition("/")[0] in ("encoder", "decoder")
 
 
 def is_state(variable) -> bool:
-    """Whether a variable is a random generator's state, which is not a weight."""
+    """Returns whether a variable is the state of a random generator, which is not a weight."""
     return variable.path.rpartition("/")[2] == STATE
 
 
 def slots(table: Mapping | None, model, naming: Naming = HUGGING_FACE) -> list[Slot]:
-    """How each weight of a model is stored, by a page's WEIGHTS; None stores all under our own names.
+    """Returns how each weight of a model is stored, by a page's WEIGHTS; None uses tfzoo's own names.
 
     Raises:
-      KeyError: the table lacks one of the model's variables: the page has a gap.
+      KeyError: the table lacks one of the model's variables (an error in the page).
     """
     found: dict[str, dict] = {}
     aliases: dict[str, list[str]] = {}
@@ -123,7 +123,7 @@ class _Match:
 
 
 def _entries(table, model):
-    """(stored name, marker, paths) of each entry that the model can have."""
+    """Yields (stored name, marker, paths) for each entry that applies to the model."""
     for name, value in table.items():
         if isinstance(value, Mapping):
             value = next((value[head] for head in model.head_names if head in value), None)
@@ -135,7 +135,7 @@ def _entries(table, model):
 
 
 def _destinations(value) -> Sequence[str]:
-    """The paths that an entry of a table names, whatever its kind; none where nothing here reads it."""
+    """Returns the paths that an entry of a table names; none if tfzoo does not read the tensor."""
     if isinstance(value, Mapping):
         return list(value.values())
     if isinstance(value, Fused):
@@ -186,7 +186,7 @@ def _slot(name, variables, marker, leaf, aliases, naming) -> Slot:
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-    """What a file and a model have of each other."""
+    """The correspondence between a file's tensors and a model's weights."""
 
     sources: dict[str, str]  # Slot's name -> the name in the file.
     tied: dict[str, str]  # A further name in the file -> the slot's name.
@@ -195,11 +195,12 @@ class Account:
 
 
 def check_layers(config, file, page, where) -> None:
-    """Compares the number of layers with the indices in the names of a Hugging Face file, which costs next to nothing:
-    a model of thousands of layers need not be laid out to be refused.
+    """Compares the number of layers with the indices in the names of a Hugging Face file.
+
+    This is cheap, so a config with thousands of layers is rejected without building the model.
 
     Raises:
-      UserError: the file has more layers than the config, or fewer.
+      UserError: the file has more or fewer layers than the config.
     """
     counts = {"encoder": config.num_layers, "decoder": config.resolved_num_decoder_layers}
     found: dict[str, int] = {}
@@ -215,27 +216,27 @@ def check_layers(config, file, page, where) -> None:
     for tower, count in found.items():
         if count != counts[tower]:
             raise UserError(
-                f"{where}: config.json says {counts[tower]:,} layers of the {tower}, and the tensors are of {count:,}; "
-                f"the two must be of one model"
+                f"{where}: config.json declares {counts[tower]:,} {tower} layers, but the tensors have {count:,}; "
+                f"both must belong to the same model"
             )
 
 
 def account(
     slots: Sequence[Slot], file, page, where, fresh_heads: bool = False, naming: Naming = HUGGING_FACE
 ) -> Account:
-    """Matches a file's tensors with a model's, by name and shape, before anything is read.
+    """Matches a file's tensors with a model's weights, by name and shape, before anything is read.
 
     Args:
-      slots: of `slots`.
-      file: tfzoo.weights.tensors.Tensors.
+      slots: the result of `slots`.
+      file: a tfzoo.weights.tensors.Tensors.
       page: a family's module, with WEIGHTS, PREFIX and PREFIXES.
       where: the file or folder, for messages.
-      fresh_heads: whether heads and the pooler may be missing from the file. It may have heads that the model lacks in
-        any case: many a released file has more than the architecture in its config.json.
-      naming: the file's.
+      fresh_heads: whether heads and the pooler may be missing from the file. The file may always contain heads that the
+        model lacks, because many released files contain more than the architecture in their config.json.
+      naming: the file's Naming.
 
     Raises:
-      UserError: a tensor is missing, unknown or of another shape.
+      UserError: a tensor is missing, unknown or has another shape.
     """
     table = {**(page.WEIGHTS or {}), **_EVERY}
     # Where a matrix is not tied, what would be its alias is its name.
@@ -268,37 +269,40 @@ def account(
             f"{where}: "
             + "; ".join(
                 f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-                for what, names in (("not assigned", missing), ("not used", unknown))
+                for what, names in (("missing tensors", missing), ("unexpected tensors", unknown))
                 if names
             )
-            + "; the file and its config.json must be of one model"
+            + "; the file and its config.json must belong to the same model"
         )
     for slot_name, stored in (*sources.items(), *((s, n) for n, s in tied.items())):
         expected, shape = by_name[slot_name].shape, tuple(file.shape(stored))
         if shape != expected:
             raise UserError(
-                f"{file.file(stored)}: {stored} has the shape {list(shape)}, and by config.json it has "
-                f"{list(expected)}; the two must be of one model"
+                f"{file.file(stored)}: {stored} has the shape {list(shape)}, but config.json requires "
+                f"{list(expected)}; both must belong to the same model"
             )
     return Account(sources, tied, not_used, not_assigned)
 
 
 def prefixed(name: str, page) -> list[str]:
-    """A stored name, and what it may be in a page's table: the prefix that the body's tensors have in models with heads
-    is missing in those without, and is another in some model_types."""
+    """Returns a stored name and its possible names in a page's table.
+
+    The prefix of the body's tensors in models with heads is missing in models without, and differs for some
+    model_types.
+    """
     prefix = getattr(page, "PREFIX", "")
     others = [other for other in getattr(page, "PREFIXES", {}).values() if name.startswith(other)]
     return [name, prefix + name, name.removeprefix(prefix), *(prefix + name.removeprefix(other) for other in others)]
 
 
 def _canonical(stored, by_name, page, naming):
-    """The name that the table has for a stored one."""
+    """Returns the table's name for a stored name."""
     new = naming.canonical(stored)
     return next((name for old in (stored, new) for name in prefixed(old, page) if name in by_name), new)
 
 
 def _is_head(value) -> bool:
-    """Whether an entry of a table is of a head or a pooler, not of the body; None says that nothing here reads it."""
+    """Returns whether an entry of a table belongs to a head or pooler, not to the body, or is ignored (None)."""
     return not any(map(is_body, _destinations(value)))
 
 
@@ -308,10 +312,10 @@ def _name_pattern(name: str, naming: Naming) -> str:
 
 
 def load(slots: Sequence[Slot], file, found: Account) -> None:
-    """Copies a file's tensors into the variables, a piece at a time.
+    """Copies a file's tensors into the variables, one chunk at a time.
 
     Raises:
-      UserError: a tensor holds NaN, or one that is stored twice differs from its other copy.
+      UserError: a tensor contains NaN, or a tensor that is stored twice differs from its other copy.
     """
     by_name = {slot.name: slot for slot in slots}
     for name, stored in found.sources.items():
@@ -329,13 +333,13 @@ def load(slots: Sequence[Slot], file, found: Account) -> None:
         for (_, one), (_, other) in zip(file.chunks(stored), file.chunks(found.sources[name])):
             if not np.array_equal(one, other):
                 raise UserError(
-                    f"{file.file(stored)}: {stored} and {found.sources[name]} are one weight and differ; "
-                    "a model that does not tie them is not of this family"
+                    f"{file.file(stored)}: {stored} and {found.sources[name]} must be equal (tied) but differ; "
+                    "a model with untied weights is not supported by this family"
                 )
 
 
 def _put(variable: tf.Variable, piece: np.ndarray, start: int, axis: int) -> None:
-    """variable[start : start + n] = piece, along an axis. Written with a slice it would copy the whole variable."""
+    """Assigns variable[start : start + n] = piece along an axis; a slice assignment would copy the whole variable."""
     begin = [start if i == axis else 0 for i in range(piece.ndim)]
     end = np.add(begin, piece.shape)
     tf.raw_ops.ResourceStridedSliceAssign(
@@ -344,7 +348,7 @@ def _put(variable: tf.Variable, piece: np.ndarray, start: int, axis: int) -> Non
 
 
 def stored(slots: Iterable[Slot], dtype: str) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], np.ndarray]]]:
-    """(name, shape, dtype, a function that makes the array) of each weight, for safetensors_files.write_folder."""
+    """Yields (name, shape, dtype, function that returns the array) of each weight, for `write_folder`."""
     for slot in slots:
         yield slot.name, slot.shape, dtype, functools.partial(_array, slot, dtype)
 
@@ -354,5 +358,5 @@ def _array(slot: Slot, dtype: str) -> np.ndarray:
 
 
 def as_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
-    """As it is stored."""
+    """Returns the array, contiguous, in a stored dtype."""
     return np.ascontiguousarray(array).astype(DTYPES[dtype], copy=False)

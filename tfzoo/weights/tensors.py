@@ -1,14 +1,14 @@
-"""Named tensors in files: what the formats of weights share. Checked before they are read, then read a piece at a time.
+"""Named tensors in files: the common interface of weight formats, with validation before reading and chunked reading.
 
     with safetensors_files.open_folder("bert-base-uncased") as tensors:
         for name in tensors.names:
             for start, rows in tensors.chunks(name):  # at most 1 MiB each
                 ...
 
-safetensors (one file or shards), Keras's HDF5 and TensorFlow's checkpoints look the same from here. No file is
-trusted: whatever a header claims is compared with the file's size before anything is read or allocated, and what
-could run code (pickle) is refused by its first bytes, whatever its name. Files are mapped, and pages that were
-consumed are let go, so that reading needs memory for one chunk. A file must not be shortened while it is read.
+safetensors (one file or shards), Keras's HDF5 and TensorFlow's checkpoints share this interface. No file is trusted:
+every value in a header is compared with the file's size before anything is read or allocated, and files that could run
+code (pickle) are rejected by their first bytes, whatever their names. Files are memory-mapped and consumed pages are
+released, so reading requires memory for one chunk. A file must not be truncated while it is read.
 """
 
 import functools
@@ -64,8 +64,8 @@ _NOT_FINITE = {
     "F64": (np.uint64, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
 }
 
-CONVERT = "convert it to safetensors where you trust it (transformers: save_pretrained), and point tfzoo at that folder"
-AGAIN = "the file is damaged or not of a kind that is read: download or save it again"
+CONVERT = "if you trust it, convert it to safetensors (transformers: save_pretrained), and use that folder instead"
+AGAIN = "the file is damaged or in an unsupported format: download or save it again"
 HDF5 = b"\x89HDF\r\n\x1a\n"  # What such a file begins with.
 
 _Result = TypeVar("_Result")
@@ -79,10 +79,10 @@ class Place(NamedTuple):
 
 
 class Tensors:
-    """Named tensors in files, as safetensors_files, tf1_files and hdf5_files open them; a context manager.
+    """Named tensors in files, as opened by safetensors_files, tf1_files and hdf5_files; a context manager.
 
-    Names are those of the file. After `close` names, shapes and dtypes are still there, and arrays that were
-    handed out stay valid.
+    Names are those of the file. After `close`, names, shapes and dtypes remain available, and arrays that were returned
+    remain valid.
     """
 
     def __init__(self, places: Mapping[str, Place], maps: Mapping[pathlib.Path, mmap.mmap]):
@@ -91,7 +91,7 @@ class Tensors:
 
     @property
     def names(self) -> list[str]:
-        """Every tensor's name, sorted."""
+        """The names of all tensors, sorted."""
         return list(self._places)
 
     def __len__(self) -> int:
@@ -104,21 +104,22 @@ class Tensors:
         return self._places[name].shape
 
     def dtype(self, name: str) -> str:
-        """As safetensors writes it: "F32", "BF16"; DTYPES has NumPy's."""
+        """Returns the dtype in safetensors' notation, such as "F32" or "BF16"; DTYPES maps it to NumPy's."""
         return self._places[name].dtype
 
     def file(self, name: str) -> pathlib.Path:
-        """Where the tensor is, for messages."""
+        """Returns the file that contains the tensor, for messages."""
         return self._places[name].file
 
     def chunks(self, name: str, finite: bool = True) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (first row, rows) in order, rows along the first axis, CHUNK_BYTES at a time or else one row.
+        """Yields (first row, rows) in order, along the first axis, with at most CHUNK_BYTES or one row each.
 
-        A scalar comes as (0, an array without axes), and so does an empty tensor, once. The arrays are read-only
-        views of the file: copy what is to be kept, because memory is given back as soon as the next is asked for.
+        A scalar gives (0, an array without axes) once, and an empty tensor gives one empty chunk. The arrays are
+        read-only views of the file: copy what must be kept, because their memory is released when the next chunk is
+        requested.
 
         Raises:
-          UserError: a NaN or an infinity, naming file and tensor; not where `finite` is False.
+          UserError: a value is NaN or infinite, unless `finite` is False; the message names file and tensor.
         """
         place = self._places[name]
         for start, rows in self._rows(name, place):
@@ -127,10 +128,10 @@ class Tensors:
             yield start, rows
 
     def read(self, name: str, finite: bool = True) -> np.ndarray:
-        """The whole tensor in its own dtype, a copy in memory.
+        """Returns the whole tensor in its own dtype, as a copy in memory.
 
         Raises:
-          UserError: a NaN or an infinity, naming file and tensor; not where `finite` is False.
+          UserError: a value is NaN or infinite, unless `finite` is False; the message names file and tensor.
         """
         place = self._places[name]
         result = np.empty(place.shape, DTYPES[place.dtype])
@@ -142,16 +143,16 @@ class Tensors:
         return result
 
     def joined(self, other: "Tensors", prefix: str) -> "Tensors":
-        """These and another's, whose names get a prefix; closing it closes both."""
+        """Returns these tensors and another's with a prefix before their names; closing the result closes both."""
         places = self._places | {prefix + name: place for name, place in other._places.items()}
         return Tensors(places, self._maps | other._maps)
 
     def without(self, prefix: str) -> "Tensors":
-        """Those whose names do not begin with a prefix."""
+        """Returns the tensors whose names do not begin with a prefix."""
         return Tensors({n: p for n, p in self._places.items() if not n.startswith(prefix)}, self._maps)
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Releases the files."""
         self._maps.clear()  # Unmapped with the last array that looks into them.
 
     def __enter__(self):
@@ -162,7 +163,7 @@ class Tensors:
 
     def _rows(self, name: str, place: Place) -> Iterator[tuple[int, np.ndarray]]:
         if place.file not in self._maps:
-            raise ValueError(f"{place.file} is closed already")
+            raise ValueError(f"{place.file} is already closed")
         mapped = self._maps[place.file]
         dtype = DTYPES[place.dtype]
         for start, stop in steps(place.shape, dtype.itemsize):
@@ -179,7 +180,7 @@ class Tensors:
 
 
 def steps(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
-    """(first row, row after the last) of each chunk; an empty tensor is one chunk, and a scalar counts as one row."""
+    """Yields (first row, row after the last) of each chunk; an empty tensor is one chunk, a scalar one row."""
     rows = shape[0] if shape else 1
     row_bytes = math.prod(shape[1:]) * itemsize
     if not rows * row_bytes:
@@ -191,7 +192,7 @@ def steps(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
 
 
 def _let_go(mapped: mmap.mmap, start: int, stop: int) -> None:
-    """Takes pages out of this process's memory; touched again, they come back from the file."""
+    """Releases pages from this process's memory; if accessed again, they are read from the file."""
     if hasattr(mapped, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
         start -= start % mmap.PAGESIZE
         mapped.madvise(mmap.MADV_DONTNEED, start, stop - start)
@@ -210,12 +211,12 @@ def _check_finite(rows: np.ndarray, start: int, name: str, place: Place) -> None
             where = [int(at[0]) + start, *map(int, at[1:])] if at else []
             raise UserError(
                 f"{place.file}: tensor {show(name)} is {float(rows[at])} at {where}; the checkpoint is damaged or its"
-                " training diverged: take another"
+                " training diverged: use another"
             )
 
 
 def explained(function: Callable[[Any], _Result]) -> Callable[[str | os.PathLike], _Result]:
-    """Turns what the operating system says while files are opened into a UserError."""
+    """Converts the operating system's errors while files are opened into a UserError."""
 
     @functools.wraps(function)
     def opened(path: str | os.PathLike) -> _Result:
@@ -228,10 +229,10 @@ def explained(function: Callable[[Any], _Result]) -> Callable[[str | os.PathLike
 
 
 def read_weight_map(index: pathlib.Path) -> dict[str, Any]:
-    """What the index of shards says: tensor, or group of tensors -> shard.
+    """Returns the weight_map of an index of shards: tensor, or group of tensors -> shard.
 
     Raises:
-      UserError: it is not such an index.
+      UserError: the file is not such an index.
     """
     content = json_files.read(index, max_bytes=MAX_HEADER_BYTES)
     json_files.check(content, {"weight_map": Field(dict, required=True)}, index)
@@ -239,29 +240,29 @@ def read_weight_map(index: pathlib.Path) -> dict[str, Any]:
 
 
 def check_shard_name(index: pathlib.Path, name: str, shard: Any) -> None:
-    """Raises UserError where a shard is not the name of a file beside its index."""
+    """Raises UserError if a shard is not the plain name of a file next to its index."""
     # A link is let through: in Hugging Face's cache every file is one.
     if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\:\x00-\x1f]", shard):
         raise UserError(
-            f"{index}: tensor {show(name)} is said to be in {show(shard)}; a shard must be a plain name of a file in"
-            " the same folder"
+            f"{index}: tensor {show(name)} is listed in {show(shard)}; a shard must be a plain file name in the same"
+            " folder"
         )
 
 
 def check_count(path: pathlib.Path, count: int, what: str, limit: int) -> None:
-    """Raises UserError where a file has more of `what` than is allowed."""
+    """Raises UserError if a file has more of `what` than `limit`."""
     if count > limit:
-        raise UserError(f"{path}: has {count} {what}, where {limit} are allowed; merge them into fewer")
+        raise UserError(f"{path}: has {count} {what}, but at most {limit} are allowed; merge them into fewer")
 
 
 def map_file(path: pathlib.Path) -> mmap.mmap:
-    """A file's bytes, read as they are looked at.
+    """Returns a memory map of a file, whose bytes are read on access.
 
     Raises:
-      UserError: it is empty, or not a plain file.
+      UserError: the file is empty or not a plain file.
     """
     if not path.is_file():  # Opening a pipe would wait forever.
-        raise UserError(f"{path}: {'is not a plain file' if path.exists() else 'no such file'}; name a file of weights")
+        raise UserError(f"{path}: {'is not a plain file' if path.exists() else 'no such file'}; specify a weight file")
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             raise UserError(f"{path}: is empty; {AGAIN}")
@@ -269,25 +270,23 @@ def map_file(path: pathlib.Path) -> mmap.mmap:
 
 
 def refuse_other_formats(path: pathlib.Path, start: bytes) -> None:
-    """Raises UserError where a file's first bytes are those of something that is known and not read here."""
+    """Raises UserError if a file's first bytes are those of a known format that is not supported here."""
     if start[:1] == b"\x80" and start[1:2] <= b"\x05":
-        raise UserError(f"{path}: is a pickle by its first bytes, which can run code when it is read; {CONVERT}")
+        raise UserError(f"{path}: is a pickle (by its first bytes), which can run code when read; {CONVERT}")
     if start[:4] in (b"PK\3\4", b"PK\5\6"):
-        raise UserError(f"{path}: is a zip archive, as torch.save makes with a pickle inside; {CONVERT}")
+        raise UserError(f"{path}: is a zip archive, which torch.save writes with a pickle inside; {CONVERT}")
     if start[:8] == HDF5:
         raise UserError(
-            f"{path}: is an HDF5 file, not safetensors; a KerasHub preset is read from its folder, anything else:"
+            f"{path}: is an HDF5 file, not safetensors; for a KerasHub preset, specify its folder; for any other,"
             f" {CONVERT}"
         )
     if start[:2] == b"\x1f\x8b":
-        raise UserError(
-            f"{path}: is compressed by gzip; decompress it if you trust it, and point tfzoo at what comes out"
-        )
+        raise UserError(f"{path}: is compressed with gzip; if you trust it, decompress it and use the result")
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: is a Git LFS pointer, not the weights; fetch them with git lfs pull")
 
 
 def check_shape(shape: Sequence[int]) -> None:
-    """Raises ValueError for what NumPy cannot make: it multiplies all axes but the empty ones, in 64 bits."""
+    """Raises ValueError for a shape that NumPy cannot create: NumPy multiplies all non-empty axes in 64 bits."""
     if len(shape) > MAX_RANK or math.prod([size or 1 for size in shape]) > 1 << 56:
         raise ValueError(f"shape {show(list(shape))} is too large")

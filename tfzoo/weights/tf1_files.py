@@ -1,4 +1,4 @@
-"""TF1 checkpoints of variables, as google-research's BERT and ELECTRA come, read."""
+"""Reads TF1 variable checkpoints, the format of google-research's BERT and ELECTRA."""
 
 import math
 import os
@@ -35,7 +35,7 @@ _COUNTER = re.compile(
 
 
 class _TF1Tensors(Tensors):
-    """TensorFlow reads whole tensors and checks their checksums, so memory holds one tensor at a time."""
+    """Tensors that TensorFlow reads whole, verifying their checksums, so memory holds one tensor at a time."""
 
     def __init__(self, places: Mapping[str, Place], reader: Any):
         super().__init__(places, {})
@@ -46,7 +46,7 @@ class _TF1Tensors(Tensors):
 
     def _rows(self, name: str, place: Place) -> Iterator[tuple[int, np.ndarray]]:
         if self._reader is None:
-            raise ValueError(f"{place.file} is closed already")
+            raise ValueError(f"{place.file} is already closed")
         try:
             array = np.asarray(self._reader.get_tensor(name))
         except Exception as error:  # Corruption raises six types and more.
@@ -60,28 +60,29 @@ class _TF1Tensors(Tensors):
 
 @explained
 def open_tf1(prefix: str | os.PathLike) -> Tensors:
-    """Opens a TF1 checkpoint, as google-research's BERT and ELECTRA come; what an optimizer keeps there is left out.
+    """Opens a TF1 checkpoint, the format of google-research's BERT and ELECTRA; an optimizer's variables are ignored.
 
     Args:
-      prefix: such as FOLDER/bert_model.ckpt, for bert_model.ckpt.index and its .data files; or a folder with just one.
+      prefix: a prefix such as FOLDER/bert_model.ckpt, for bert_model.ckpt.index and its .data files; or a folder with
+        exactly one checkpoint.
 
     Raises:
-      UserError: it cannot be read, or its index claims more than its files hold. No tensor is read.
+      UserError: the checkpoint cannot be read, or its index claims more data than its files contain. No tensor is read.
     """
     prefix = pathlib.Path(prefix)
     if prefix.is_dir():
         indexes = sorted(prefix.glob("*.index"))
         if len(indexes) != 1:
-            raise UserError(f"{prefix}: has {len(indexes)} checkpoints (*.index); name one, such as bert_model.ckpt")
+            raise UserError(f"{prefix}: has {len(indexes)} checkpoints (*.index); specify one, such as bert_model.ckpt")
         prefix = indexes[0]
     prefix = prefix.with_suffix("") if prefix.suffix == ".index" else prefix
     index = prefix.with_name(prefix.name + ".index")
     if not index.is_file():
         raise UserError(
-            f"{prefix}: no checkpoint is there ({index.name}); name one by its prefix, such as bert_model.ckpt"
+            f"{prefix}: no such checkpoint ({index.name}); specify one by its prefix, such as bert_model.ckpt"
         )
     if index.stat().st_size > MAX_HEADER_BYTES:
-        raise UserError(f"{index}: has {index.stat().st_size} bytes, where {MAX_HEADER_BYTES} are allowed")
+        raise UserError(f"{index}: has {index.stat().st_size} bytes, but at most {MAX_HEADER_BYTES} are allowed")
     pattern = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-\d{5}")
     held = sum(path.stat().st_size for path in prefix.parent.iterdir() if pattern.fullmatch(path.name))
 
@@ -94,24 +95,24 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
         raise UserError(f"{index}: cannot be read ({type(error).__name__}: {one_line(error, 200)}); {AGAIN}") from None
     check_count(index, len(shapes), "tensors", MAX_TENSORS)
     if "_CHECKPOINTABLE_OBJECT_GRAPH" in shapes:
-        raise UserError(f"{index}: is an object checkpoint of TensorFlow 2; only TF1 checkpoints of variables are read")
+        raise UserError(f"{index}: is a TensorFlow 2 object checkpoint; only TF1 variable checkpoints are supported")
     places = {}
     claimed = 0
     left_out = [name for name in sorted(shapes) if _is_optimizers(name, shapes)]
     if left_out:
         logging.info(
-            "%s: %d variables of an optimizer are left out, such as %s", index, len(left_out), ", ".join(left_out[:3])
+            "%s: %d optimizer variables are ignored, such as %s", index, len(left_out), ", ".join(left_out[:3])
         )
     for name in sorted(shapes.keys() - set(left_out)):
         shape = shapes[name]
         dtype = NAMES.get(np.dtype(dtypes[name].as_numpy_dtype))
         try:
             if dtype is None:
-                raise ValueError(f"dtype {dtypes[name].name} is none of {', '.join(DTYPES)}")
+                raise ValueError(f"dtype {dtypes[name].name} is not one of {', '.join(DTYPES)}")
             check_shape(shape)
             claimed += math.prod(shape) * DTYPES[dtype].itemsize
             if claimed > held:
-                raise ValueError(f"shape {shape} ends at byte {claimed} or later of {held} in all .data files")
+                raise ValueError(f"shape {shape} ends at byte {claimed} or later, but all .data files have {held}")
         except ValueError as error:
             raise UserError(f"{index}: tensor {show(name)}: {error}; {AGAIN}") from None
         places[name] = Place(index, dtype, tuple(shape), 0)
@@ -119,11 +120,11 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
 
 
 def _is_optimizers(name: str, shapes: Mapping[str, list[int]]) -> bool:
-    """Whether a variable is a slot of another one, whatever the optimizer, or a counter.
+    """Returns whether a variable is an optimizer slot of another variable, for any optimizer, or a counter.
 
-    TensorFlow names a slot by the whole name of its variable and its own (W/Adam_1, W/ExponentialMovingAverage/biased),
-    Keras with a scope before it (training/Adam/W/m), and Mesh TensorFlow in one word (W_slot_vr). Nothing else has the
-    name of a variable as a scope.
+    TensorFlow names a slot by the full name of its variable followed by its own (W/Adam_1,
+    W/ExponentialMovingAverage/biased); Keras also puts a scope before it (training/Adam/W/m); Mesh TensorFlow uses one
+    word (W_slot_vr). Nothing else has the name of a variable as a scope.
     """
     if not shapes[name] and _COUNTER.search(name):
         return True

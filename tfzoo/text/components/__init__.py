@@ -1,1 +1,1 @@
-"""The components of a tokenizer.json, each compiled to TensorFlow's stock ops; what has no exact form is refused."""
+"""The components of a tokenizer.json, compiled to TensorFlow's stock ops; inexact ones are rejected."""

@@ -1,8 +1,8 @@
-"""SentencePiece's table of normalisation as the `tokenizers` library applies it, which is not as SentencePiece does.
+"""SentencePiece's normalisation table as the `tokenizers` library applies it, which differs from SentencePiece.
 
-The library goes by what a reader takes for characters (a letter and its accents, a line's two ends). One of fewer than
-six bytes becomes what the table has for its shortest beginning that the table has; of any other each code point
-becomes what the table has for it. SentencePiece takes the longest entry at each place instead.
+The library processes grapheme clusters (a letter and its accents, a CR LF line end). A cluster of fewer than six bytes
+is replaced by the table's entry for its shortest prefix that has one; in any other cluster, each code point is replaced
+by its own entry. SentencePiece uses the longest entry at each position instead.
 
 Source: the spm_precompiled library, and Darts (Yata) for the table's double array.
 """
@@ -25,16 +25,16 @@ _EXTENDS = r"\p{M}\x{200c}\x{200d}\x{ff9e}\x{ff9f}\x{e33}\x{eb3}\x{1f3fb}-\x{1f3
 
 
 def read(data: bytes) -> dict[str, str]:
-    """What a precompiled_charsmap makes of which text.
+    """Returns the replacements of a precompiled_charsmap: text -> replacement.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: the table is damaged.
     """
     size = int.from_bytes(data[:4], "little")
     if not data:
         return {}
     if len(data) <= 4 or size % 4 or not size or size + 4 > len(data):
-        raise ValueError(f"its table has {size} bytes of {len(data)}")
+        raise ValueError(f"its table claims {size} of {len(data)} bytes")
     units, texts = np.frombuffer(data, "<u4", size // 4, 4).astype(np.int64), data[4 + size :]
 
     def offset(unit: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ def read(data: bytes) -> dict[str, str]:
     result: dict[str, str] = {}
     keys, places, depth = [b""], offset(units[:1]), 0
     if places[0] >= len(units):
-        raise ValueError("its table points outside itself")
+        raise ValueError("its table contains a position outside itself")
     while keys and depth < 64:
         children = places[:, None] ^ np.arange(1, 256)
         inside = children < len(units)
@@ -54,11 +54,11 @@ def read(data: bytes) -> dict[str, str]:
         places = place ^ offset(unit)
         ends = np.flatnonzero((unit >> 8) & 1)  # Keys.
         if (places[ends] >= len(units)).any():
-            raise ValueError("its table points outside itself")
+            raise ValueError("its table contains a position outside itself")
         for i, begin in zip(ends.tolist(), (units[places[ends]] & 0x7FFFFFFF).tolist()):
             end = texts.find(b"\0", begin)
             if end < 0:
-                raise ValueError("its texts do not end")
+                raise ValueError("one of its texts has no end")
             result[keys[i].decode()] = texts[begin:end].decode()
         depth += 1
     if keys:
@@ -67,17 +67,17 @@ def read(data: bytes) -> dict[str, str]:
 
 
 def kept(data: bytes) -> dict[str, str]:
-    """`read`, of which the result is kept: it takes a second for T5's 220,000 entries.
+    """Returns the cached result of `read`, which takes a second for T5's 220,000 entries.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: the table is damaged.
     """
     key = hashlib.sha256(b"charsmap 1\0" + data).hexdigest()
     return json.loads(cache.made(key, lambda: json.dumps(read(data)).encode()))
 
 
 class Charsmap(tf.Module):
-    """The function of Pieces that applies such rules as the library does."""
+    """A function of Pieces that applies such replacements as the library does."""
 
     def __init__(self, rules: Mapping[str, str]):
         super().__init__(name="charsmap")
@@ -126,7 +126,7 @@ class Charsmap(tf.Module):
         )
 
     def _look_up(self, texts: tf.Tensor, longest: int) -> tf.Tensor:
-        """What the shortest beginning, of at most `longest` code points, of each becomes; _NONE where none does."""
+        """Returns the replacement for each text's shortest prefix of at most `longest` code points, or _NONE."""
         found = tf.fill(tf.shape(texts), _NONE)
         for length in range(1, longest + 1):
             some = self._table.lookup(tf.strings.substr(texts, 0, length, unit="UTF8_CHAR"))

@@ -1,7 +1,8 @@
-"""decoder of a tokenizer.json: from ids back to a text.
+"""The decoder of a tokenizer.json: from ids back to a text.
 
-A decoder treats each token by itself, but for the first of a text, for tokens that are bytes, and for the spaces that
-it takes from the joined text. So what each token adds is known before, as the first one and as another.
+A decoder treats each token independently, except the first token of a text, tokens that are bytes, and the spaces that
+it strips from the joined text. So the contribution of each token is computed in advance, as a first token and as a
+later one.
 """
 
 import dataclasses
@@ -19,10 +20,11 @@ BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 @dataclasses.dataclass
 class Decoded:
-    """What tokens add to a text.
+    """The contributions of tokens to a text.
 
-    first, others: for each token, as the first of a text and as another.
-    strips: (character, how many at most) that the joined text loses at its beginning, and at its end.
+    Attributes:
+      first, others: for each token, its contribution as the first token of a text and as a later token.
+      strips: (character, maximum number stripped from the beginning of the joined text, and from its end).
     """
 
     first: list[bytes]
@@ -31,10 +33,10 @@ class Decoded:
 
 
 def compile_decoder(record: Any, tokens: Sequence[str], where: str) -> Decoded:
-    """What each of the tokens adds.
+    """Returns the contribution of each of the tokens.
 
     Raises:
-      UserError: a decoder has no exact form here.
+      UserError: a decoder is not supported.
     """
     steps = record.get("decoders", []) if record and record.get("type") == "Sequence" else [record] if record else []
     first = others = [token.encode() for token in tokens]
@@ -48,14 +50,14 @@ def compile_decoder(record: Any, tokens: Sequence[str], where: str) -> Decoded:
         elif kind == "Strip" and fused:
             strips.append((step.get("content", " "), step.get("start", 0), step.get("stop", 0)))
         elif fused:
-            raise UserError(f"{where}: the decoder {show(kind)} behind Fuse has no exact form here")
+            raise UserError(f"{where}: the decoder {show(kind)} after Fuse is not supported")
         else:
             first, others = _apply(step, first, tokens, True, where), _apply(step, others, tokens, False, where)
     return Decoded(first, others, tuple(strips))
 
 
 def clean_up(text: str) -> str:
-    """What BERT's decoding, and clean_up_tokenization_spaces, make of spaces before punctuation."""
+    """Returns a text without spaces before punctuation, as BERT's decoding and clean_up_tokenization_spaces do."""
     for written, cleaned in CLEANED:
         text = text.replace(written, cleaned)
     return text
@@ -85,7 +87,7 @@ def _apply(step: dict[str, Any], parts: list[bytes], tokens: Sequence[str], firs
     if kind == "Strip":
         content, start, stop = step.get("content", " "), step.get("start", 0), step.get("stop", 0)
         return [_strip(part.decode(), content, start, stop).encode() for part in parts]
-    raise UserError(f"{where}: the decoder {show(kind)} has no exact form here")
+    raise UserError(f"{where}: the decoder {show(kind)} is not supported")
 
 
 def _strip(text: str, content: str, start: int, stop: int) -> str:

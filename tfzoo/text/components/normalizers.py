@@ -1,4 +1,4 @@
-"""normalizer of a tokenizer.json: what is done to a text before it is split, each a function of Pieces."""
+"""The normalizer of a tokenizer.json: functions of Pieces that are applied to a text before it is split."""
 
 import base64
 import binascii
@@ -32,10 +32,10 @@ _COMPOSES = (
 
 
 def compile_all(record: Any, where: str) -> list[Normalizer]:
-    """The functions of a normalizer, which may be missing, in order.
+    """Returns the functions of a normalizer, in order; none if `record` is None.
 
     Raises:
-      UserError: one has no exact form here.
+      UserError: a normalizer is not supported.
     """
     if record is None:
         return []
@@ -77,11 +77,11 @@ def _compile(record: dict[str, Any], where: str) -> Normalizer:
             raise UserError(f"{where}: precompiled_charsmap is damaged ({error}); get the file again") from None
     if kind == "Nmt":
         return functools.partial(Pieces.each_character, rewrite=_nmt)
-    raise UserError(f"{where}: the normalizer {show(kind)} has no exact form here")
+    raise UserError(f"{where}: the normalizer {show(kind)} is not supported")
 
 
 def lowercase(texts: tf.Tensor) -> tf.Tensor:
-    """Each character by itself, so that there is no final form of a sigma."""
+    """Lower-cases each character by itself, so a sigma never takes its final form."""
     texts = tf.strings.regex_replace(texts, "Σ", "σ")
     texts = tf.strings.regex_replace(texts, "İ", "i\u0307")
     # Unicode's lower-casing obeys the process's locale, and a Turkish one makes ı of I: so ASCII first.
@@ -89,7 +89,7 @@ def lowercase(texts: tf.Tensor) -> tf.Tensor:
 
 
 def past_nul(texts: tf.Tensor, rewrite: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    """What an operation that ends a text at NUL, and leaves noncharacters as they are, makes of texts."""
+    """Applies to texts an operation that ends a text at NUL and leaves noncharacters unchanged."""
     # A pair stands in for NUL that no text has, for its first is paired, too.
     texts = tf.strings.regex_replace(texts, "\U0010ffff", "\U0010ffff\U0010fffd")
     texts = rewrite(tf.strings.regex_replace(texts, r"\x{0}", "\U0010ffff\U0010fffe"))
@@ -106,9 +106,12 @@ def _unicode(texts: tf.Tensor, form: str) -> tf.Tensor:
 
 
 def _compose(pieces: Pieces, form: str) -> Pieces:
-    """A letter and its marks, or the parts of a syllable, become fewer characters: the first came from what it was
-    composed of, the others from the last ones. (As in the library, but for marks behind a character that is taken
-    apart, such as ½.)"""
+    """Composes pieces to Unicode form `form`.
+
+    A letter and its marks, or the parts of a syllable, become fewer characters: the first is mapped to the characters
+    that it was composed of, the others to the last ones. (As in the library, except for marks after a character that is
+    decomposed, such as ½.)
+    """
     if not pieces.aligned:
         return dataclasses.replace(pieces, texts=_unicode(pieces.texts, form))
     parts = tf.strings.split(tf.strings.regex_replace(pieces.texts, _COMPOSES, BORDER + rb"\0" + BORDER), BORDER)
@@ -132,7 +135,7 @@ def _compose(pieces: Pieces, form: str) -> Pieces:
 
 
 def _counts_alone(texts: tf.Tensor, form: str) -> tf.Tensor:
-    """How many characters each character of the texts becomes by itself, int32 [C]."""
+    """Returns the number of characters that each character of the texts becomes by itself, int32 [C]."""
     distinct, which = tf.unique(tf.strings.unicode_decode(texts, "UTF-8").flat_values)
     becomes = _unicode(tf.strings.unicode_encode(distinct[:, tf.newaxis], "UTF-8"), form)
     return tf.gather(characters(becomes), which)

@@ -1,4 +1,4 @@
-"""Regular expressions of tokenizer.json, which are Oniguruma's, in RE2's syntax."""
+"""Translates the regular expressions of tokenizer.json, which are Oniguruma's, to RE2's syntax."""
 
 import re
 from typing import Any
@@ -16,26 +16,28 @@ _TOKEN = re.compile(r"\\[pP]\{[^}]*\}|\\x\{[0-9a-fA-F]+\}|\\.|\[\^?\]?|\]|\(\?(?
 
 
 def of(record: Any, where: str) -> str:
-    """RE2's expression for a component's pattern: {"String": ...} or {"Regex": ...}; `where` names it in errors."""
+    """Returns RE2's expression for a component's pattern, {"String": ...} or {"Regex": ...}; errors call it `where`."""
     if isinstance(record, str):
         return literal(record)
     if isinstance(record, dict) and isinstance(record.get("String"), str):
         return literal(record["String"])
     if isinstance(record, dict) and isinstance(record.get("Regex"), str):
         return translate(record["Regex"], where)
-    raise UserError(f"{where}: is {show(record)}, not a String or a Regex; correct it")
+    raise UserError(f"{where}: is {show(record)}, not a String or Regex pattern; correct it")
 
 
 def translate(pattern: str, where: str) -> str:
-    """Raises UserError where RE2 has nothing that means the same."""
+    """Returns RE2's expression for a pattern; raises UserError if RE2 has no equivalent."""
 
     def refuse(what: str):
-        raise UserError(f"{where}: {pattern!r} holds {what}, which has no exact form here")
+        raise UserError(
+            f"{where}: {pattern!r} contains {what}, which cannot be reproduced exactly and is not supported"
+        )
 
     out, depth = [], 0
     for part in _TOKEN.findall(pattern):
         if part[0] == "[" and depth:
-            refuse("a class within a class")
+            refuse("a character class within another")
         elif part[0] == "[":
             depth = 1
             out.append(part)
@@ -46,7 +48,7 @@ def translate(pattern: str, where: str) -> str:
             out.append(_CLASSES[part[1]] if depth else f"[{_CLASSES[part[1]]}]")
         elif part[0] == "\\" and part[1:].lower() in _CLASSES:
             if depth:
-                refuse(f"{part} in a class")
+                refuse(f"{part} in a character class")
             out.append(f"[^{_CLASSES[part[1].lower()]}]")
         elif part[0] == "\\" and part[1] in "bBAzZGKRXhHkg0123456789uU":
             refuse(part)
@@ -55,7 +57,7 @@ def translate(pattern: str, where: str) -> str:
         elif part.startswith("(?") and part not in ("(?:", "(?i:"):
             refuse(f"{part}...)")
         elif len(part) == 2 and part[1] == "+" and part[0] in "*+?}":
-            refuse(f"the possessive {part}")
+            refuse(f"the possessive quantifier {part}")
         elif part in ("^", "$"):
             refuse(part)
         else:

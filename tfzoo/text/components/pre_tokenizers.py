@@ -1,4 +1,4 @@
-"""pre_tokenizer of a tokenizer.json: what splits a text into words, each a function of Pieces."""
+"""The pre_tokenizer of a tokenizer.json: functions of Pieces that split a text into words."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ _BEHAVIORS = {  # What stands for a match.
 
 
 def parts(record: Any) -> list[dict[str, Any]]:
-    """The members of a pre_tokenizer, which may be missing, one, or a sequence."""
+    """Returns the members of a pre_tokenizer, which may be missing, a single one, or a sequence."""
     if record is None:
         return []
     if record.get("type") == "Sequence":
@@ -33,10 +33,10 @@ def parts(record: Any) -> list[dict[str, Any]]:
 
 
 def compile_one(record: dict[str, Any], where: str) -> Split:
-    """The function of a pre_tokenizer that is not a sequence and not byte-level.
+    """Returns the function of a pre_tokenizer that is neither a sequence nor byte-level.
 
     Raises:
-      UserError: it has no exact form here.
+      UserError: the pre_tokenizer is not supported.
     """
     kind = record.get("type")
     if kind == "BertPreTokenizer":
@@ -57,7 +57,7 @@ def compile_one(record: dict[str, Any], where: str) -> Split:
         return _split(record, where)
     if kind == "Metaspace":
         return _metaspace(record, where)
-    raise UserError(f"{where}: the pre_tokenizer {show(kind)} has no exact form here")
+    raise UserError(f"{where}: the pre_tokenizer {show(kind)} is not supported")
 
 
 def split(pieces: Pieces, pattern: str, behavior: str) -> Pieces:
@@ -79,19 +79,24 @@ def _split(record: dict[str, Any], where: str) -> Split:
     expression = given.get("Regex") if isinstance(given, dict) else None
     if isinstance(expression, str) and expression.endswith(patterns.LOOKAHEAD):
         if behavior not in ("Isolated", "Removed") or (behavior == "Removed") != bool(record.get("invert")):
-            raise UserError(f"{where}: {behavior}, invert {record.get('invert')} has no exact form for {expression!r}")
+            raise UserError(
+                f"{where}: behavior {behavior} with invert {record.get('invert')} is not supported for {expression!r}"
+            )
         return _words(expression, where, drop_rest=behavior == "Removed")
     pattern = patterns.of(given, where)
     if not record.get("invert") or behavior == "Isolated":
         return functools.partial(split, pattern=pattern, behavior=behavior)
     if behavior == "Removed":  # What matches stays.
         return lambda pieces: _matches(pieces, pattern)
-    raise UserError(f"{where}: the behavior {behavior} with invert has no exact form here")
+    raise UserError(f"{where}: the behavior {behavior} with invert is not supported")
 
 
 def _words(expression: str, where: str, drop_rest: bool) -> Split:
-    """Of a pattern that ends with a lookahead: a run of white space before a word ends a character early. A mark is put
-    there first, and RE2 does not match across it."""
+    """Returns the split by a pattern that ends with a lookahead.
+
+    With such a pattern, a run of white space before a word ends one character early. A mark is inserted there first,
+    because RE2 does not match across it.
+    """
     first = expression.removesuffix(patterns.LOOKAHEAD)
     pattern = patterns.translate(first, where) + rf"|[{SPACE}]+"
     takes_line_ends = r"\s*[\r\n]" in first  # An alternative that comes before the last two.
@@ -108,7 +113,7 @@ def _words(expression: str, where: str, drop_rest: bool) -> Split:
 
 
 def _matches(pieces: Pieces, pattern: str) -> Pieces:
-    """The matches of a pattern alone."""
+    """Returns only the matches of a pattern."""
     # A match stands behind an odd number of borders: what is between two goes.
     marked = tf.strings.regex_replace(pieces.texts, pattern, BORDER + rb"\0" + BORDER)
     marked = tf.strings.join([BORDER, marked])
@@ -119,7 +124,9 @@ def _metaspace(record: dict[str, Any], where: str) -> Split:
     mark = record.get("replacement", "\u2581")
     scheme = record.get("prepend_scheme") or ("always" if record.get("add_prefix_space", True) else "never")
     if scheme not in ("always", "first", "never") or not isinstance(mark, str) or len(mark) != 1:
-        raise UserError(f"{where}: Metaspace has {show(scheme)} and {show(mark)}; correct it")
+        raise UserError(
+            f"{where}: Metaspace has prepend_scheme {show(scheme)} and replacement {show(mark)}; correct it"
+        )
     starts = f"(?s){literal(mark)}.*"
 
     def apply(pieces: Pieces) -> Pieces:

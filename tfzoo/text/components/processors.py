@@ -1,4 +1,4 @@
-"""post_processor of a tokenizer.json: which special tokens stand around a text, and around two."""
+"""The post_processor of a tokenizer.json: the special tokens around one text and around two."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ Frames = tuple[Frame, Frame]
 
 
 def compile_processor(record: Any, ids: Mapping[str, int], where: str) -> Frames:
-    """The frame of a text, and of a pair.
+    """Returns the frames of one text and of a pair.
 
     Raises:
-      UserError: it names a token that there is not, or has no form here.
+      UserError: the post_processor uses a token that does not exist, or is not supported.
     """
     if record is None:
         return BARE
@@ -23,7 +23,7 @@ def compile_processor(record: Any, ids: Mapping[str, int], where: str) -> Frames
         made = [compile_processor(part, ids, where) for part in record.get("processors", [])]
         framed = [frames for frames in made if frames != BARE]
         if len(framed) > 1:
-            raise UserError(f"{where}: {len(framed)} processors put special tokens around a text; only one may")
+            raise UserError(f"{where}: {len(framed)} processors add special tokens around a text; only one may")
         return framed[0] if framed else BARE
     if kind == "ByteLevel":
         return BARE
@@ -38,7 +38,7 @@ def compile_processor(record: Any, ids: Mapping[str, int], where: str) -> Frames
         known = record.get("special_tokens") or {}
         single, pair = (_template(record.get(name), known, ids, where) for name in ("single", "pair"))
         return single, pair
-    raise UserError(f"{where}: the post_processor {show(kind)} is not one that tfzoo reads")
+    raise UserError(f"{where}: the post_processor {show(kind)} is not supported")
 
 
 def _id(record: dict[str, Any], name: str, ids: Mapping[str, int], where: str) -> int:
@@ -65,7 +65,7 @@ def _template(parts: Any, known: Any, ids: Mapping[str, int], where: str) -> Fra
 
 
 def begin_and_end(bos: list[int], eos: list[int]) -> Frames:
-    """Each text between a token that begins it and one that ends it, as add_bos_token and add_eos_token ask for."""
+    """Returns frames with bos before and eos after each text, as add_bos_token and add_eos_token specify."""
     single = Frame((*bos, TEXT, *eos), (0,) * (1 + len(bos) + len(eos)))
     second = len(single.parts)
     return single, Frame((*single.parts, *bos, PAIR, *eos), (*single.segments, *(1,) * second))

@@ -1,8 +1,9 @@
-"""model of a tokenizer.json that is not byte-level: the ids of a word.
+"""The model of a tokenizer.json that is not byte-level: from a word to ids.
 
-Byte-pair encoding and unigram models become SentencePiece's, whose operation takes a word apart in the same way: see
-tfzoo.text.byte_level for the merges. It adds a unigram model's scores in float32 where the `tokenizers` library has
-float64, so that of two ways whose sums differ in the last places it may take the other.
+Byte-pair encoding and unigram models are converted to SentencePiece models, whose operation splits a word in the same
+way: tfzoo.text.byte_level explains this for the merges. The operation adds a unigram model's scores in float32, while
+the `tokenizers` library uses float64, so of two segmentations whose sums differ only in the last digits it may choose
+the other one.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,19 +23,20 @@ _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 class WordModel(tf.Module):
-    """Words to ids."""
+    """Converts words to ids."""
 
     def __init__(
         self, op: Any, whole: Mapping[str, int], found_unknown: int, unknown: int | None, has_bytes: bool, size: int
     ):
-        """
+        """Creates the model.
+
         Args:
-          op: has tokenize_with_offsets; None where the table is all there is.
-          whole: word -> id of those that are looked up, which go before the operation.
-          found_unknown: the id that the operation, or the table, gives what it does not know.
-          unknown: the id that this becomes; None where it is left out.
-          has_bytes: what is not known becomes its bytes.
-          size: the operation's ids from here on are of no token.
+          op: an operation with tokenize_with_offsets; None if the table is the whole model.
+          whole: word -> id of the words that are looked up; they take precedence over the operation.
+          found_unknown: the id that the operation, or the table, returns for unknown text.
+          unknown: the id that replaces it; None drops unknown text.
+          has_bytes: whether unknown characters become their bytes.
+          size: ids of the operation from here on belong to no token.
         """
         super().__init__(name="word_model")
         self._op, self._whole, self._found_unknown, self._unknown = op, table(whole), found_unknown, unknown
@@ -46,8 +48,14 @@ class WordModel(tf.Module):
         return self._op is not None
 
     def encode(self, words: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
-        """strings [W], none empty and no NUL beside another character -> ids, and starts and ends in bytes, int32
-        [W, None]."""
+        """Converts words to ids and offsets.
+
+        Args:
+          words: strings [W]; none is empty, and a NUL is a word of its own.
+
+        Returns:
+          Ids, and starts and ends in bytes, each ragged int32 [W, None].
+        """
         sizes, found = tf.strings.length(words), self._whole.lookup(words)
         known = tf.ones_like(found, tf.bool) if self._op is None else found >= 0
         own = [
@@ -73,7 +81,7 @@ class WordModel(tf.Module):
 
 
 def _whole_characters(words: tf.Tensor, starts: tf.RaggedTensor, ends: tf.RaggedTensor) -> tf.RaggedTensor:
-    """The ends of tokens. Each byte of a character has all of it: the operation gives it to the last alone."""
+    """Returns the ends of tokens, so that each byte of a character covers all of it, not only the last byte."""
     empty = starts.flat_values == ends.flat_values
     word, place = tf.gather(words, starts.value_rowids()), starts.flat_values
     first = tf.strings.substr(word, place, tf.ones_like(place))
@@ -83,37 +91,39 @@ def _whole_characters(words: tf.Tensor, starts: tf.RaggedTensor, ends: tf.Ragged
 
 
 def compile_model(record: dict[str, Any], apart: Iterable[int], where: str) -> WordModel:
-    """The function of a model; no word becomes one of the ids in `apart`, which stand for no text.
+    """Returns the function of a model; no word becomes one of the ids in `apart`, which do not represent text.
 
     Raises:
-      UserError: it is damaged, or has no exact form here.
+      UserError: the model is damaged or not supported.
     """
     kind = record.get("type") or ("Unigram" if "unk_id" in record else "BPE" if "merges" in record else None)
     makers = {"Unigram": _unigram, "BPE": _bpe, "WordLevel": _word_level}
     if kind not in makers:
-        raise UserError(f"{where}: the model {show(kind)} has no exact form here")
+        raise UserError(f"{where}: the model {show(kind)} is not supported")
     return makers[kind](record, {*apart}, where)
 
 
 def vocabulary(record: dict[str, Any], where: str) -> dict[str, int]:
-    """Token -> id of any model.
+    """Returns token -> id of any model.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the vocabulary is damaged.
     """
     vocab = record.get("vocab")
     if isinstance(vocab, list) and all(isinstance(item, list) and len(item) == 2 for item in vocab):
         vocab = {item[0]: i for i, item in enumerate(vocab)}
         if len(vocab) < len(record["vocab"]):
-            raise UserError(f"{where}.vocab: has a token twice; get the file again")
+            raise UserError(f"{where}.vocab: contains a token twice; get the file again")
     if not isinstance(vocab, dict) or not vocab:
-        raise UserError(f"{where}.vocab: holds no vocabulary; get the file again")
+        raise UserError(f"{where}.vocab: is not a vocabulary; get the file again")
     if [*vocab.values()] == [*range(len(vocab))] and {*map(type, vocab.values())} == {int}:
-        return vocab  # As nearly all are: the check of each takes many times as long.
+        return vocab  # Nearly every vocabulary; checking each token takes many times as long.
     ids: dict[int, str] = {}
     for token, i in vocab.items():
         if not isinstance(token, str) or type(i) is not int or i < 0:
-            raise UserError(f"{where}.vocab: token {show(token)} has id {show(i)}, which is not a number from 0")
+            raise UserError(
+                f"{where}.vocab: token {show(token)} has id {show(i)}, which is not an integer of at least 0"
+            )
         if i in ids:
             raise UserError(f"{where}.vocab: {show(token)} and {show(ids[i])} both have id {i}; get the file again")
         ids[i] = token
@@ -123,9 +133,9 @@ def vocabulary(record: dict[str, Any], where: str) -> dict[str, int]:
 def _unigram(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
     ids, unknown = vocabulary(record, where), record.get("unk_id")
     if not isinstance(record["vocab"], list):
-        raise UserError(f"{where}.vocab: holds no scores; get the file again")
+        raise UserError(f"{where}.vocab: contains no scores; get the file again")
     if type(unknown) is not int or not 0 <= unknown < len(ids):
-        raise UserError(f"{where}.unk_id: is {show(unknown)}; a model without a token for the unknown is not read")
+        raise UserError(f"{where}.unk_id: is {show(unknown)}; a model without an unknown token is not supported")
     scores = [item[1] for item in record["vocab"]]
     if not all(isinstance(score, int | float) for score in scores):
         raise UserError(f"{where}.vocab: a score is not a number; get the file again")
@@ -138,12 +148,13 @@ def _unigram(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
 
 
 def _summable(tokens: list[str], scores: list[float], kinds: list[int]) -> tuple[list[str], list[float], list[int]]:
-    """The vocabulary of a unigram model with scores that float32 adds without rounding.
+    """Returns the vocabulary of a unigram model with scores that float32 adds without rounding.
 
-    The library adds in float64, where sums of float32's numbers are exact, and of two ways with one sum takes the one
-    whose last token is longer. So do float32's sums of multiples of 2^-15 as long as they stay within 512. Every score
-    gets the same for each of its characters, so that sums stay near 0: all ways of a word gain as much. A token that
-    no text is to hold makes the score of what is not known, the lowest less 10, do so too.
+    The library adds in float64, in which sums of float32's numbers are exact, and of two segmentations with equal sums
+    it chooses the one whose last token is longer. Sums of multiples of 2^-15 are exact in float32 as long as they stay
+    within 512. The same value is added to every score for each of its characters, which keeps sums near 0 and adds the
+    same total to all segmentations of a word. A token that cannot occur in a text ensures this for the score of unknown
+    text too, which is the lowest score minus 10.
     """
     known = [i for i, kind in enumerate(kinds) if kind == NORMAL and tokens[i]]
     if not known:
@@ -158,12 +169,12 @@ def _summable(tokens: list[str], scores: list[float], kinds: list[int]) -> tuple
 def _bpe(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if record.get(name):
-            raise UserError(f"{where}.{name}: is {show(record[name])}, which has no exact form here")
+            raise UserError(f"{where}.{name}: is {show(record[name])}, which is not supported")
     ids, merges = vocabulary(record, where), pairs(record, where)
     bytes_ = _byte_ids(record, ids, where)
     unknown = ids.get(record.get("unk_token") or "")
     if unknown is not None and not record.get("fuse_unk") and not bytes_:
-        raise UserError(f"{where}.fuse_unk: is false, and only true has an exact form here")
+        raise UserError(f"{where}.fuse_unk: is false; only true is supported")
     size = max(ids.values()) + 1
     made = made_by_merges([*ids], ids, merges)
     tokens, scores, kinds = [""] * (size + 1), [0.0] * (size + 1), [CONTROL] * size + [UNKNOWN]
@@ -185,10 +196,10 @@ def _word_level(record: dict[str, Any], apart: set[int], where: str) -> WordMode
 
 
 def pairs(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
-    """The merges of byte-pair encoding, in either way of writing them.
+    """Returns the merges of byte-pair encoding, in either notation.
 
     Raises:
-      UserError: one is not a pair of tokens.
+      UserError: a merge is not a pair of tokens.
     """
     merges = record.get("merges")
     if not isinstance(merges, list):
@@ -201,17 +212,17 @@ def pairs(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
 
 
 def _byte_ids(record: dict[str, Any], ids: Mapping[str, int], where: str) -> set[int]:
-    """The ids of the 256 bytes, where what is not known becomes its bytes."""
+    """Returns the ids of the 256 bytes if unknown characters become their bytes, else an empty set."""
     if not record.get("byte_fallback"):
         return set()
     missing = [byte for byte in _BYTES if byte not in ids]
     if missing:
-        raise UserError(f"{where}.byte_fallback: is true, and {len(missing)} bytes have no token, such as {missing[0]}")
+        raise UserError(f"{where}.byte_fallback: is true, but {len(missing)} bytes have no token, such as {missing[0]}")
     return {ids[byte] for byte in _BYTES}
 
 
 def _proto(tokens: list[str], scores: list[float], kinds: list[int], model: int, byte_fallback: bool) -> bytes:
-    """A SentencePiece model, written as a protocol buffer."""
+    """Returns a SentencePiece model as a protocol buffer."""
     pieces, taken = [], {*tokens}
     for i, (token, score, kind) in enumerate(zip(tokens, scores, kinds)):
         if kind in (CONTROL, UNKNOWN):  # Never found in a text; a name that no other piece has.
@@ -223,7 +234,7 @@ def _proto(tokens: list[str], scores: list[float], kinds: list[int], model: int,
 
 
 def table(ids: Mapping[str, int]) -> tf.lookup.StaticHashTable:
-    """Text -> id, -1 where there is none."""
+    """Returns a table text -> id, with -1 for other texts."""
     with tf.init_scope():
         keys = tf.constant([key.encode() for key in ids] or [b""])
         values = tf.constant(list(ids.values()) or [-1], tf.int32)
