@@ -32,8 +32,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("list", "formats", ["savedmodel", "onnx"], "the artifacts to write: savedmodel, onnx, litert")
     define("string", "name", None, "the name under which the model is served; defaults to the name of its family")
     define("integer", "version", None, "the version number; defaults to the next free one")
-    define("integer", "keep_versions", None, "the number of newest versions to keep; older ones are removed; by "
-           "default all are kept")  # fmt: skip
+    define("integer", "keep_versions", None, "remove all but this many of the newest versions; by default none "
+           "is removed")  # fmt: skip
     define("integer", "sequence_length", None, "the maximum number of tokens in a text; defaults to the most that the "
            "model reads, up to 1024")  # fmt: skip
     define("enum", "long_texts", "truncate", "what to do with longer texts", enum_values=["truncate", "refuse"])

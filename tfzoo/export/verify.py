@@ -736,7 +736,7 @@ def load_genai(folder, cases):
         return {"generated_ids": written}
 
     def until_the_end(output):
-        """onnxruntime-genai ends a text at an end-of-text token, whereas the texts in golden.npz continue."""
+        """Limits an output to the tokens before an end-of-text token, at which onnxruntime-genai ends a text."""
         open_still = np.logical_and.accumulate(~np.isin(output["values"], ends), 1)
         return output | {"decided": output["decided"] & open_still}
 

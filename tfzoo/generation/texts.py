@@ -87,7 +87,20 @@ def generate_from(
     answers: bool = False,
     **options,
 ) -> list:
-    """Like `generate_text`, for prompts that are token ids already; no special tokens are added to them."""
+    """Continues prompts that are token ids already; no special tokens are added to them.
+
+    Args:
+      model, tokenizer: as returned by tfzoo.load.
+      prompt_ids: the ids of each prompt.
+      skip_special_tokens, on_text, **options: see `generate_text`.
+      answers: whether to return Answers instead of strings.
+
+    Returns:
+      See `generate_text`.
+
+    Raises:
+      UserError, CheckFailed: see `generate_text`.
+    """
     options = {name: value for name, value in options.items() if value is not None}
     if not prompt_ids:
         return []
