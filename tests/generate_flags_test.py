@@ -1,4 +1,4 @@
-"""Every pair of generate's flags: it works, or one line says why not. Never a traceback.
+"""Every pair of generate's flags either works or is refused in one line, never with a traceback.
 
 make test tries
 - each pair on its own, with a stub for the decoder: flags, options and prompts are read and checked;
@@ -28,7 +28,7 @@ from tfzoo.generation import texts
 from tfzoo.model_dir import ModelDir
 
 CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
-# Each flag with a value that is not the default's, and with the flags that it needs: one way, or several.
+# Each flag with a value other than its default and the flags that it requires, in one way or several.
 FLAGS = {
     "prompt": ["--prompt=ab cd ab"],
     "input": ["--input={folder}/prompts.jsonl"],
@@ -73,7 +73,7 @@ FLAGS = {
     "assistant_dir": ["--assistant_dir={folder} --num_assistant_tokens=1"],
     "num_assistant_tokens": ["--assistant_dir={folder} --num_assistant_tokens=1"],
 }
-# What contradicts what; --help says so.
+# Pairs that contradict each other, as --help says.
 SOURCES = ("prompt", "input", "chat")
 SEARCHES = ("num_beams", "penalty_alpha", "prompt_lookup_num_tokens", "assistant_dir")
 CONTRADICTIONS = {
@@ -89,7 +89,8 @@ CONTRADICTIONS = {
 
 
 def arguments(*names: str) -> tuple[list[str], set[frozenset[str]]]:
-    """A command line with these flags, and what contradicts each other in it: nothing, where there is such a line."""
+    """Returns a command line with these flags, and the pairs in it that contradict each other: none, if there is such a
+    line."""
     lines = []
     for ways in itertools.product(*(FLAGS[name] for name in names)):
         line = list(dict.fromkeys(f"--{argument}" for way in ways for argument in f" {way}".split(" --")[1:]))
@@ -104,7 +105,7 @@ def arguments(*names: str) -> tuple[list[str], set[frozenset[str]]]:
 
 
 def search(*names: str) -> set[str]:
-    """What decides which of the decoders runs."""
+    """Returns the flags that determine which decoder runs."""
     given = " ".join(arguments(*names)[0])
     return {name for name in (*SEARCHES, "num_beam_groups") if f"--{name}=" in given}
 
@@ -113,7 +114,7 @@ PAIRS = [pair for pair in itertools.combinations(FLAGS, 2) if not arguments(*pai
 
 
 def runs_of(pairs) -> list[tuple[str, ...]]:
-    """Sets of flags that go together, few of them: each pair is in one, decoded as it would be on its own."""
+    """Returns few sets of compatible flags such that each pair is in one, decoded as it would be on its own."""
     left, found = {frozenset(pair): search(*pair) for pair in pairs}, []
     flags = [name for name in FLAGS if any(name in pair for pair in left)]
     for pair in pairs:
@@ -144,7 +145,7 @@ class FlagsTest(unittest.TestCase):
         (cls.folder / "prompts.jsonl").write_text('{"prompt": "ab cd ab", "seed": 3}\n{"prompt": "e", "seed": 7}\n')
         (cls.folder / "objects.json").write_text('[{"title": "a", "text": "b"}]')
         cls.models = {}
-        # Most of the time would go into tokenizing the same texts.
+        # Otherwise most of the time would be spent on tokenizing the same texts.
         cls.encode, cls.detokenize = map(remembering, (texts.encode, texts._detokenize))
 
     def load(self, weights):
@@ -155,7 +156,7 @@ class FlagsTest(unittest.TestCase):
         return self.models[weights], self.tokenizer
 
     def run_main(self, line, decoder):
-        """(exit code, stdout, stderr) of generate with a function in place of the one that compiles the decoder."""
+        """Returns (exit code, stdout, stderr) of generate, with `decoder` in place of the function that compiles it."""
         line = [argument.format(folder=self.folder) for argument in line]
         with (
             mock.patch.object(ModelDir, "load", lambda source: self.load(source.weights)),
@@ -171,12 +172,12 @@ class FlagsTest(unittest.TestCase):
         code, out, err = self.run_main(line, decoder)
         self.assertEqual(code, 0, f"{' '.join(line)}\n{err}")
         said = (self.folder / "texts.jsonl").read_text() if "output" in names else out
-        return re.sub(r', "scores?": (\[.*?\]|[^,}]*)', "", said)  # They differ in how they are rounded.
+        return re.sub(r', "scores?": (\[.*?\]|[^,}]*)', "", said)  # They differ by rounding.
 
     def test_every_flag_is_here(self):
         flags = absl_flags.FlagValues()
         generate.define_flags(flags)
-        # Those two say where the model is; --checkpoint is a run's.
+        # These two select the model; --checkpoint applies to runs.
         self.assertEqual({*flags} - {"model_dir", "checkpoint"}, {*FLAGS})
 
     def test_every_pair_works_or_is_refused_in_a_line(self):
@@ -219,7 +220,7 @@ class FlagsTest(unittest.TestCase):
 
 
 def remembering(function):
-    """A function that is called once for each of its arguments."""
+    """Returns the function with a cache of its results."""
     known = {}
 
     def call(tokenizer, *arguments):
@@ -236,7 +237,7 @@ def decode():
 
 
 def outputs(options, token_ids, room):
-    """What a decoder returns, of the right shapes."""
+    """Returns outputs of a decoder, of the right shapes."""
     batch, count = len(token_ids) * options.num_return_sequences, len(room)
     ids = tf.fill([batch, count], 70)
     return dict(

@@ -1,4 +1,4 @@
-"""Text in, text out: frames, options of a folder, whole characters, conversations, and what is refused."""
+"""Generation of texts: special tokens, options of a folder, whole characters, conversations, and refusals."""
 
 import dataclasses
 import functools
@@ -60,10 +60,10 @@ class Case(unittest.TestCase):  # tf.test.TestCase sets the seed before each tes
         return self.tokenizer.tokenize([text]).to_list()[0]
 
     def run_main(self, *argv, said="", model_dir=None):
-        """(exit code, stdout, stderr)."""
+        """Returns (exit code, stdout, stderr)."""
         if model_dir is not None:
             return helpers.run(generate, f"--model_dir={model_dir}", *argv, stdin=said)
-        # The same model for all, so that no graph is made twice.
+        # The same model for all tests, so that no graph is built twice.
         with unittest.mock.patch.object(runs, "load", lambda *_: (self.model, self.tokenizer)):
             return helpers.run(generate, f"--model_dir={self.folder}", *argv, stdin=said)
 
@@ -94,7 +94,7 @@ class TextTest(Case):
     def test_a_folder_keeps_what_texts_begin_with_and_the_chat_template(self):
         tokenizer, model = byte_tokenizer(bos="<s>", eos="</s>"), tiny()
         expected = texts.encode_prompts(model, tokenizer, ["a"])
-        self.assertEqual(expected, [[0, *self.ids("a")]])  # As a run's documents begin.
+        self.assertEqual(expected, [[0, *self.ids("a")]])  # As the documents of a run begin.
         folder = self.shared / "begun"
         huggingface.save(model, folder, tokenizer)
         config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -125,7 +125,7 @@ class TextTest(Case):
         )
 
     def test_a_token_that_is_both_unknown_and_the_end_is_left_out(self):
-        """Every GPT-2 folder that transformers 4 saved has one; its decode(skip_special_tokens=True) leaves it out."""
+        """Every GPT-2 folder saved by transformers 4 has one; its decode(skip_special_tokens=True) omits it."""
         for unknown, expected in (("</s>", "Done."), ("<s>", "<s>Done.")):
             folder = self.shared / f"unknown_{expected}"
             folder.mkdir()
@@ -160,8 +160,8 @@ class TextTest(Case):
             on_text=pieces.append,
         )
         self.assertEqual(text, SAID)
-        self.assertEqual(pieces, list(SAID))  # One code point after another, though each is several tokens.
-        # What never becomes a character is shown at the end, as the text has it.
+        self.assertEqual(pieces, list(SAID))  # One code point at a time, although each is several tokens.
+        # Bytes that never form a character are shown at the end, as in the text.
         half = self.ids("好")[:2]
         pieces.clear()
         (text,) = tfzoo.generate_text(
@@ -170,7 +170,7 @@ class TextTest(Case):
         )  # fmt: skip
         self.assertEqual(text, "x\ufffd")
         self.assertEqual(pieces, ["x", "\ufffd"])
-        # And it hears the tokens of its own run, not of the one before.
+        # And it receives the tokens of its own run, not of the previous one.
         for length in (4, 5):
             pieces.clear()
             how = dict(max_new_tokens=length)
@@ -183,7 +183,7 @@ class TextTest(Case):
         how = dict(max_new_tokens=4, num_beams=2)
         (text,) = tfzoo.generate_text(self.model, "ab", self.tokenizer, on_text=pieces.append, **how)
         self.assertEqual(pieces, [text])
-        with self.assertRaisesRegex(UserError, "on_text is for one text"):
+        with self.assertRaisesRegex(UserError, "on_text supports only one text"):
             tfzoo.generate_text(self.model, ["a", "b"], self.tokenizer, on_text=pieces.append)
 
     def test_a_listener_that_fails_is_heard_of(self):
@@ -217,7 +217,7 @@ class TextTest(Case):
             self.assertEqual(found, ids | expected)
 
         sampling = dict(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.2, max_new_tokens=9)
-        fifty = sampling | dict(top_k=50)  # As transformers takes a folder that says do_sample alone.
+        fifty = sampling | dict(top_k=50)  # As transformers treats a folder that specifies only do_sample.
         assert_equal(of(sampling), **fifty)
         assert_equal(of(sampling, temperature=1.0), **(fifty | dict(temperature=1.0)))
         assert_equal(of(sampling | dict(top_k=0)), **(sampling | dict(top_k=0)))
@@ -231,13 +231,13 @@ class TextTest(Case):
         assert_equal(of(beams, max_new_tokens=3), max_new_tokens=3, **beams)
         assert_equal(of(beams, do_sample=True), do_sample=True, num_return_sequences=2, max_new_tokens=[46, 44])
         self.assertNotIn("length_penalty", of(beams, num_beams=1))
-        assert_equal(of({}), max_new_tokens=[46, 44])  # The room that there is, below 64.
+        assert_equal(of({}), max_new_tokens=[46, 44])  # The remaining positions, fewer than 64.
         assert_equal(of(dict(max_length=10)), max_new_tokens=[6, 4])
         with self.assertRaisesRegex(UserError, r"max_length \(6\) is used up by the 6 tokens of prompt 1"):
             of(dict(max_length=6))
         found = of(dict(max_length=10, min_length=5))
         self.assertEqual(found["min_new_tokens"].tolist(), [1, 0])
-        # An older folder's config.json, where there is no generation_config.json.
+        # The config.json of an older folder, without generation_config.json.
         record = FolderRecord({"num_beams": 2, "vocab_size": 7})
         model = unittest.mock.Mock(record=record, is_encoder_decoder=False, spec=["config"])
         model.config.max_positions = 50
@@ -324,8 +324,8 @@ class CommandTest(Case):
         self.assert_error(r"prompt 0 \(''\) is empty", "--prompt=")
         self.assert_error("--prompt and --chat: are mutually exclusive", "--prompt=a", "--chat")
         self.assert_error("specify one of them")
-        self.assert_error("--system=be: is for --chat", "--prompt=a", "--system=be")
-        self.assert_error("temperature .* is for sampling: set do_sample", "--prompt=a", "--temperature=0.5")
+        self.assert_error("--system=be: requires --chat", "--prompt=a", "--system=be")
+        self.assert_error("temperature .* applies only to sampling: set do_sample", "--prompt=a", "--temperature=0.5")
         self.assert_error(
             "num_beam_groups .* contradicts do_sample",
             "--prompt=a",
@@ -333,16 +333,16 @@ class CommandTest(Case):
             "--num_beams=4",
             "--num_beam_groups=2",
         )
-        self.assert_error("--stream is for one text", "--prompt=a", "--prompt=b", "--stream")
-        self.assert_error("goes past the model's max_positions", "--prompt=abc", "--max_new_tokens=126")
-        self.assert_error("goes past the model's max_positions", f"--prompt={'a' * 130}")
+        self.assert_error("--stream: requires a single text", "--prompt=a", "--prompt=b", "--stream")
+        self.assert_error("exceeds the model's max_positions", "--prompt=abc", "--max_new_tokens=126")
+        self.assert_error("exceeds the model's max_positions", f"--prompt={'a' * 130}")
         self.assert_error(r"bad.jsonl:2: 'prompt' is missing", f"--input={bad}")
         self.assert_error("contains no prompt", f"--input={empty}")
         self.assert_error("cannot be read", f"--input={self.shared / 'nowhere.txt'}")
         self.assert_error("no chat template", "--chat")
 
     def test_one_rule_for_numbers_however_they_are_given(self):
-        """Python, the command line and a record; for the exported signature see tests/export."""
+        """In Python, on the command line and in a record; for the exported signature see tests/export."""
         source = self.shared / "numbers.jsonl"
         wrong = {
             "temperature": "nan inf 1e39 -0.5",
@@ -405,7 +405,7 @@ class ChatTest(Case):
             if (kind, name) not in templates:
                 templates[kind, name] = self.template(golden["templates"][name], tokenizers[kind])
             template = templates[kind, name]
-            how.pop("sanitize_control_tokens", None)  # It is always so here.
+            how.pop("sanitize_control_tokens", None)  # It always does here.
             if masked := how.pop("return_assistant_tokens_mask", False):
                 self.assertEqual(template.ids_and_mask(messages, **how), (case["ids"], case["mask"]), case)
             self.assertEqual(template.text(messages, **how), case["text"], case)
@@ -437,7 +437,7 @@ class ChatTest(Case):
     def test_turns_with_tools_and_what_a_history_keeps(self):
         folder = self.shared / "tools"
         model, _ = tfzoo.load(self.folder)
-        # It calls a tool, by a special token, and ends its turn.
+        # The model calls a tool, with a special token, and ends its turn.
         call = [*self.ids("x"), 0, *self.ids("call"), 3]
         generation = dict(eos_token_id=[1, 3], forced_bos_token_id=call)
         model.record = dataclasses.replace(
@@ -470,11 +470,11 @@ class ChatTest(Case):
         self.assert_error("=other: is not one of default, tool_use", "--chat", "--chat_template=other", **here)
         self.assert_error("config.json.* list", "--chat", f"--documents={folder}/config.json", **here)
         for wrong in ("loud", "messages=1", "a b=c", "tools=[]"):
-            self.assert_error("is not NAME=VALUE", "--chat", f"--template_option={wrong}", **here)
+            self.assert_error("must be NAME=VALUE", "--chat", f"--template_option={wrong}", **here)
         self.assert_error("/message .*with a role", "--chat", model_dir=folder, said="/message {}\n")
         self.assert_error("/message {: is not JSON", "--chat", model_dir=folder, said="/message {\n")
         for flag in ("chat_template=a", "tools=a", "documents=a", "template_option=a=b"):
-            self.assert_error("is for --chat", "--prompt=a", f"--{flag}")
+            self.assert_error("requires --chat", "--prompt=a", f"--{flag}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Decoding beside transformers' generate, beside a loop without a cache, and beside the papers' formulas."""
+"""Decoding compared with transformers' generate, with a loop without a cache, and with the formulas in the papers."""
 
 import contextlib
 import itertools
@@ -21,7 +21,8 @@ from tfzoo.weights import config_fields, huggingface
 GOLDEN = pathlib.Path(__file__).parent / "assets" / "golden_generation"
 # The others run under `make faults`.
 QUICK = ("greedy_min_new_tokens", "beam_several", "beam_constraints", "greedy_forced")
-QUICK_TOO = ("greedy_repetition_penalty", "greedy_no_repeat_ngram", "beam_long", "beam_early", "beam_never")  # GPT-2's.
+# More for GPT-2.
+QUICK_TOO = ("greedy_repetition_penalty", "greedy_no_repeat_ngram", "beam_long", "beam_early", "beam_never")
 TINY = dict(vocab_size=23, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=24, max_positions=64)
 START = 1
 
@@ -31,7 +32,7 @@ def build(name, seed=0, **overrides):
 
 
 def outputs_of(model, prompt, tokens):
-    """A pass without a cache: the outputs at the prompt's last token and at all tokens."""
+    """Returns the outputs of a pass without a cache, at the prompt's last token and at all tokens."""
     if hasattr(model, "encode"):
         inputs, skip = dict(token_ids=np.array([prompt]), decoder_token_ids=np.array([[START, *tokens]])), 0
     else:
@@ -40,7 +41,7 @@ def outputs_of(model, prompt, tokens):
 
 
 def logits_after(model, prompt, tokens):
-    """[V], after a prompt and `tokens`, by a pass over all of them."""
+    """Returns [V], after a prompt and `tokens`, from a pass over all of them."""
     return outputs_of(model, prompt, tokens)["logits"][-1]
 
 
@@ -52,12 +53,12 @@ def greedy(model, prompt, count):
 
 
 def is_greedy(model, prompt, tokens):
-    """Whether each token is the likeliest after those before it."""
+    """Returns whether each token is the likeliest after those before it."""
     return np.array_equal(outputs_of(model, prompt, tokens)["logits"].argmax(-1)[:-1], tokens)
 
 
 def padded(prompts, sides):
-    """Prompts in one batch, each padded on its side or on both: (token_ids, padding_mask)."""
+    """Returns prompts in one batch, each padded on its side or on both: (token_ids, padding_mask)."""
     width = max(map(len, prompts)) + 2
     ids, mask = np.full((len(prompts), width), 7), np.zeros((len(prompts), width), bool)
     for row, (prompt, side) in enumerate(zip(prompts, sides, strict=True)):
@@ -80,8 +81,8 @@ def decoder_start(model):
     return dict(decoder_start_token_id=START) if hasattr(model, "encode") else {}
 
 
-# Most tests decode one operation after another, which takes less time than making a graph. What users have is a graph:
-# of each strategy one test at least runs both ways.
+# Most tests decode eagerly, which takes less time than building a graph. Users run a graph, so at least one test of
+# each strategy runs both ways.
 WAYS = (op_by_op, contextlib.nullcontext)
 
 
@@ -148,7 +149,7 @@ class GoldenTest(tf.test.TestCase):
 
 
 class FolderTest(tf.test.TestCase):
-    """What generation_config.json says, as transformers takes it."""
+    """generation_config.json, interpreted as by transformers."""
 
     def test_logits_are_processed_as_by_transformers(self):
         record = json.loads((GOLDEN / "processors.json").read_text())
@@ -159,7 +160,7 @@ class FolderTest(tf.test.TestCase):
                 **case["options"], eos_token_id=record["eos_token_id"], max_new_tokens=most
             )
             rows = {name: tf.constant([value], options.ROWS[name][0]) for name, value in rows.items()}
-            rows["source"] = tf.constant([case["source"] + [-1] * 2], tf.int32)  # Padding is not there.
+            rows["source"] = tf.constant([case["source"] + [-1] * 2], tf.int32)  # Padding is -1.
             before = most + constraints.looks_back(static)
             history = tf.constant([[-1] * before + case["ids"]], tf.int32)
             if not constraints.needs_history(static, rows):
@@ -215,9 +216,9 @@ class FolderTest(tf.test.TestCase):
             ("force_words_ids", [[3]]), ("constraints", [{}]), ("dola_layers", "high"), ("top_h", 0.4),
             ("cache_implementation", "quantized"), ("use_mtp", True),
         ):  # fmt: skip
-            self.refused(f"{key} is .*, which tfzoo does not do; remove it", **{key: value})
-        self.refused(r"temprature is 0.5, which is not known \(did you mean temperature\?\)", temprature=0.5)
-        self.refused("forced_bos_token_id is 3, which transformers forces", forced_bos_token_id=3)
+            self.refused(f"{key} is .*, which tfzoo does not support; remove it", **{key: value})
+        self.refused(r"temprature \(0.5\) is an unknown option \(did you mean temperature\?\)", temprature=0.5)
+        self.refused("forced_bos_token_id is 3, which transformers applies to a decoder only", forced_bos_token_id=3)
 
     def test_types_and_ranges_are_checked(self):
         for key, value in (
@@ -230,15 +231,15 @@ class FolderTest(tf.test.TestCase):
             self.refused(rf"{key} \({value}\) must be", **{key: value})
         model = build("gpt2")
         for key, value, words in (
-            ("sequence_bias", [[[3]]], "must be pairs"),
-            ("sequence_bias", [[[], 1.0]], "has a bias of no tokens"),
+            ("sequence_bias", [[[3]]], "must consist of pairs"),
+            ("sequence_bias", [[[], 1.0]], "contains a bias without tokens"),
             ("sequence_bias", {(3,): np.inf}, "below infinity"),
-            ("sequence_bias", [[[1.5], 1.0]], "must be ids"),
+            ("sequence_bias", [[[1.5], 1.0]], "must be token ids"),
             ("exponential_decay_length_penalty", [3], "a number of tokens and a factor"),
             ("exponential_decay_length_penalty", [3, -1.0], "a number of tokens and a factor"),
             ("encoder_repetition_penalty", 0.0, "must be above 0"),
-            ("suppress_tokens", [23], "has 23, and the model's tokens are 0 to 22"),
-            ("eos_token_id", 1.5, "must be ids of tokens"),
+            ("suppress_tokens", [23], "contains 23, but the model's token ids are 0 to 22"),
+            ("eos_token_id", 1.5, "must be token ids"),
         ):
             with self.assertRaisesRegex(UserError, f"{key} .*{words}"):
                 generate_ids(model, [[3, 4]], **{key: value})
@@ -296,7 +297,8 @@ class CacheTest(tf.test.TestCase):
                     self.assertAllClose(scores, [np.log(softmax(x).max()) for x in logits], 1e-5, 1e-5)
 
     def test_a_graph_of_one_layer(self):
-        """What one layer alone reads comes straight from the loop: TensorFlow's fusion takes another output of that."""
+        """The inputs of a single layer come directly from the loop, of which TensorFlow's fusion takes another
+        output."""
         for name in ("gpt2", "t5_small", "bart_base", "transformer_base"):
             model = build(name, num_layers=1)
             (tokens,) = generate_ids(model, [self.PROMPTS[1]], max_new_tokens=5, **decoder_start(model)).numpy()
@@ -312,7 +314,7 @@ class CacheTest(tf.test.TestCase):
         ):
             scaling |= dict(original_max_position_embeddings=10)
             model = build("llama_tiny", num_kv_heads=2, head_dim=4, rotary_scaling=scaling)
-            ids, mask = padded(self.PROMPTS, ["both", "right", "left"])  # One stays within the original length.
+            ids, mask = padded(self.PROMPTS, ["both", "right", "left"])  # One of them stays within the original length.
             dynamic = scaling["rope_type"] == "dynamic"
             for how in ({}, dict(prefill_chunk=4) if dynamic else dict(prompt_lookup_num_tokens=2)):
                 with self.subTest(**scaling, **how), op_by_op():
@@ -323,7 +325,7 @@ class CacheTest(tf.test.TestCase):
                     self.assertAllClose(scores, logs[range(count), tokens], 1e-5, 1e-5)
                     if not how:
                         self.assertAllEqual(tokens, logits.argmax(-1))
-            # And they do go by the length.
+            # And they do depend on the length.
             short = outputs_of(model, self.PROMPTS[2], [])["logits"]
             whole = outputs_of(model, self.PROMPTS[2], tokens)["logits"]
             self.assertGreater(abs(whole[0] - short[0]).max(), 1e-3)
@@ -378,7 +380,7 @@ class CacheTest(tf.test.TestCase):
 
 
 def filtered(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0):
-    """The distribution that sampling draws from, one token at a time, as the papers say it."""
+    """Returns the distribution from which sampling draws, one token at a time, as defined in the papers."""
     p = softmax(logits / temperature)
 
     def keep(order, mass):
@@ -444,7 +446,7 @@ class SamplingTest(tf.test.TestCase):
             found = tf.nn.softmax(draws.filter_logits(tf.constant(logits), rows))
             expected = [filtered(x.astype(np.float64), **row) for x, row in zip(logits, chosen)]
             self.assertAllClose(found, expected, 1e-5, 1e-6)
-        for heat in (0.0, 1e-38, 1e-31):  # Logits divided by so little would not be finite.
+        for heat in (0.0, 1e-38, 1e-31):  # Logits divided by such a small number would not be finite.
             cold = draws.filter_logits(tf.constant(logits), {"temperature": tf.fill([len(each)], heat)})
             self.assertAllEqual(tf.argmax(cold, -1), np.argmax(logits, -1))
             self.assertAllEqual(tf.math.count_nonzero(tf.exp(cold), -1), np.ones(len(each)))
@@ -475,7 +477,7 @@ class SamplingTest(tf.test.TestCase):
         self.assertEqual(counts[~possible].sum(), 0, what)
         expected = distribution[possible] * counts.sum()
         order = np.argsort(expected)
-        # Rare ones together, so that each cell is expected five times.
+        # Rare tokens are merged, so that each cell is expected at least five times.
         cells, observed, last = [0.0], [0], 0
         for i in order:
             if cells[last] >= 5:
@@ -484,11 +486,11 @@ class SamplingTest(tf.test.TestCase):
             observed[last] += counts[possible][i]
         self.assertGreaterEqual(len(cells), 2, what)
         square = sum((o - e) ** 2 / e for o, e in zip(observed, cells))
-        # The chance of a square as large: the upper tail of chi-square with one degree less than there are cells.
+        # The probability of a value this large: the upper tail of chi-square with len(cells) - 1 degrees of freedom.
         self.assertGreater(float(tf.math.igammac((len(cells) - 1) / 2, square / 2)), 1e-3, what)
 
     def test_tokens_are_those_of_the_published_numbers(self):
-        """A number in [0, 1) is found among the sums of the filtered probabilities."""
+        """A number in [0, 1) selects a token by the cumulative sums of the filtered probabilities."""
         model, prompts, seeds = build("gpt2"), CacheTest.PROMPTS, [5, -6, 7]
         ids, mask = padded(prompts, ["left"] * 3)
         filters = dict(temperature=1.3, top_k=9, top_p=0.9)
@@ -525,7 +527,8 @@ class SamplingTest(tf.test.TestCase):
         self.assertNotAllEqual(other[3], together[3])
 
     def test_beams_are_drawn_as_one_after_another_would_be(self):
-        """Each step draws 2 K of the K V texts, one after another by what is left; the K likeliest of them go on."""
+        """Each step draws 2 K of the K V texts one after another, without replacement; the K likeliest of them
+        continue."""
         size, beams, count, prompt = 5, 2, 4000, [3, 1, 2]
         model = build("gpt2", 4, vocab_size=size, noise=0.3)
         asked = dict(temperature=1.6, top_k=4)
@@ -537,7 +540,7 @@ class SamplingTest(tf.test.TestCase):
             return logs
 
         def drawn(chances, places):
-            """The ways to draw so many, in their order, and their probabilities."""
+            """Returns all ordered draws of this many, with their probabilities."""
             if not places:
                 return {(): 1.0}
             found = {}
@@ -547,7 +550,7 @@ class SamplingTest(tf.test.TestCase):
                 found |= {(i, *more): chances[i] * p for more, p in drawn(rest, places - 1).items()}
             return found or {(): 1.0}
 
-        # A state: (sum, text) of those that go on, and of those that ended; by their probability.
+        # A state: (sum, text) of the texts that continue and of those that have ended, with its probability.
         states = {(((0.0, ()),), ()): 1.0}
         for step in range(2):
             following: dict = {}
@@ -561,7 +564,7 @@ class SamplingTest(tf.test.TestCase):
                     done = [(total / (step + 1), text) for (total, text), stop in zip(chosen[:beams], stops) if stop]
                     done = tuple(sorted([*ended, *done], reverse=True)[:beams])
                     alive = sorted((text for text, stop in zip(chosen, stops) if not stop), reverse=True)[:beams]
-                    # A search ends where it cannot find better texts.
+                    # A search ends when it cannot find better texts.
                     if len(done) == beams and (not alive or alive[0][0] / (step + 1) <= done[-1][0]):
                         alive = []
                     key = (tuple(alive), done)
@@ -626,11 +629,11 @@ class StrategyTest(tf.test.TestCase):
 
         with op_by_op(), mock.patch.object(type(model), "step", counted):
             generate_ids(model, [[3, 4]], max_new_tokens=9, assistant_model=model, num_assistant_tokens=3)
-        # One token of the prompt; then twice three drafts, all kept, and one more.
+        # One token from the prompt; then twice three drafted tokens, all accepted, and one more.
         self.assertEqual([shape for shape in reads if shape[1] == 4], [(1, 4), (1, 4)])
 
     def states(self, model, prompt, rows):
-        """States [N, L, E] of rows of tokens behind the prompt, and of the prompt too where the decoder reads it."""
+        """Returns states [N, L, E] of rows of tokens after the prompt, including the prompt if the decoder reads it."""
         if hasattr(model, "encode"):
             inputs = dict(token_ids=[prompt] * len(rows), decoder_token_ids=[[START, *tokens] for tokens in rows])
         else:
@@ -665,7 +668,7 @@ class StrategyTest(tf.test.TestCase):
     def test_groups_of_beams_keep_apart_by_the_paper_s_penalty(self):
         model, count, penalty = build("gpt2"), 4, 1.5
         for prompt in CacheTest.PROMPTS[:2]:
-            # Two groups of two: the second pays for each beam of the first that has just taken the token.
+            # Two groups of two: the second is penalised for each beam of the first that has just chosen the token.
             groups = [[(0.0, ())] for _ in range(2)]
             for _ in range(count):
                 taken = np.zeros(TINY["vocab_size"])
@@ -741,29 +744,29 @@ class ErrorsTest(tf.test.TestCase):
         for message, given in (
             ("max_new_tokens (63) after a prompt of 2 tokens", dict(max_new_tokens=63)),
             ("max_new_tokens (0) must be at least 1", dict(max_new_tokens=0)),
-            ("temprature: no such option of decoding (did you mean temperature?)", dict(temprature=1)),
+            ("temprature: unknown decoding option (did you mean temperature?)", dict(temprature=1)),
             ("top_p (0.0) must be above 0 and at most 1", dict(do_sample=True, top_p=0.0)),
-            ("temperature (0.5) is for sampling: set do_sample", dict(temperature=0.5)),
+            ("temperature (0.5) applies only to sampling: set do_sample", dict(temperature=0.5)),
             ("num_beam_groups (2) contradicts do_sample", dict(do_sample=True, num_beams=2, num_beam_groups=2)),
-            ("temperature (0) leaves nothing to draw", dict(do_sample=True, num_beams=2, temperature=0)),
+            ("temperature (0) leaves nothing to sample", dict(do_sample=True, num_beams=2, temperature=0)),
             ("num_return_sequences (3) must be at most num_beams (2)", dict(num_beams=2, num_return_sequences=3)),
-            ("num_return_sequences (2) would give equal texts", dict(num_return_sequences=2)),
-            ("early_stopping (True) is for beam search", dict(early_stopping=True)),
+            ("num_return_sequences (2) would return identical texts", dict(num_return_sequences=2)),
+            ("early_stopping (True) applies only to beam search", dict(early_stopping=True)),
             ("num_beam_groups (3) must divide num_beams (4)", dict(num_beams=4, num_beam_groups=3)),
-            ("penalty_alpha (0.5) needs top_k", dict(penalty_alpha=0.5)),
+            ("penalty_alpha (0.5) requires top_k", dict(penalty_alpha=0.5)),
             ("penalty_alpha (0.5) contradicts num_beams (2)", dict(penalty_alpha=0.5, top_k=2, num_beams=2)),
-            ("eos_token_id has 23", dict(eos_token_id=23)),
+            ("eos_token_id contains 23, but the model's token ids are 0 to 22", dict(eos_token_id=23)),
             ("seed has 2 values for 1 rows", dict(seed=[1, 2], do_sample=True)),
-            ("top_k ('four') must be a number", dict(do_sample=True, top_k="four")),
+            ("top_k ('four') must be a whole number for all rows", dict(do_sample=True, top_k="four")),
             ("assistant_model has vocab_size 29", dict(assistant_model=other)),
             ("num_beams (2) contradicts assistant_model", dict(assistant_model=model, num_beams=2)),
-            ("stop_strings ('.') need a tokenizer", dict(stop_strings=".")),
+            ("stop_strings ('.') require a tokenizer", dict(stop_strings=".")),
             ("num_beams (2.0) must be a whole number", dict(num_beams=2.0)),
             ("num_beams (True) must be a whole number", dict(num_beams=True)),
             ("do_sample ('yes') must be true or false", dict(do_sample="yes")),
             ("length_penalty (nan) must be a finite number", dict(num_beams=2, length_penalty=np.nan)),
             ("diversity_penalty (inf) must be a finite number", dict(num_beams=2, diversity_penalty=np.inf)),
-            ("top_k (24) is more candidates than the model's 23 tokens", dict(penalty_alpha=0.5, top_k=24)),
+            ("top_k (24) exceeds the model's 23 tokens; choose fewer candidates", dict(penalty_alpha=0.5, top_k=24)),
         ):
             with self.subTest(message), self.assertRaises(UserError) as caught:
                 generate_ids(model, [[3, 4]], **given)
@@ -787,7 +790,7 @@ class ErrorsTest(tf.test.TestCase):
         bert = tfzoo.build("bert_tiny", **tiny)
         with self.assertRaisesRegex(UserError, "model 'bert' has no causal decoder"):
             generate_ids(bert, [[3]])
-        with self.assertRaisesRegex(UserError, "attention 'favor' keeps no keys"):
+        with self.assertRaisesRegex(UserError, "attention 'favor' has no cache of keys"):
             generate_ids(tfzoo.build("gpt2", **tiny, attention="favor"), [[3]])
         with self.assertRaisesRegex(UserError, "decoder_start_token_id is missing"):
             generate_ids(tfzoo.build("transformer_base", **tiny), [[3]])

@@ -1,4 +1,4 @@
-"""Likelihoods against a plain computation, windows against the formula by hand, and diversity against hand counts."""
+"""Likelihoods compared with a plain computation, windows with a manual formula, and diversity with manual counts."""
 
 import json
 import math
@@ -21,7 +21,7 @@ SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size"
 
 
 def logs(model, ids, **others):
-    """[L, V], log-probabilities of what follows each token, by one call in the plainest form."""
+    """Returns [L, V], the log-probabilities of the token after each token, from one plain call."""
     name = "decoder_token_ids" if others else "token_ids"
     logits = np.asarray(model({name: np.array([ids]), **others})["logits"], np.float64)[0]
     shifted = logits - logits.max(-1, keepdims=True)
@@ -34,13 +34,13 @@ class WindowsTest(unittest.TestCase):
             return list(likelihood.windows(*how))
 
         self.assertEqual(of(8, 1, 8, 4), [(0, 8, 1)])
-        # Nine tokens, windows of 4 that are 2 apart: 0123, 2345, 4567, 678.
+        # Nine tokens, windows of 4 with a stride of 2: 0123, 2345, 4567, 678.
         self.assertEqual(of(9, 1, 4, 2), [(0, 4, 1), (2, 6, 4), (4, 8, 6), (6, 9, 8)])
         self.assertEqual(of(9, 1, 4, 3), [(0, 4, 1), (3, 7, 4), (6, 9, 7)])
         # A continuation of two tokens sees the 6 before it.
         self.assertEqual(of(20, 18, 8, 4), [(12, 20, 18)])
         self.assertEqual(of(20, 13, 8, 4), [(12, 20, 13)])
-        # One of ten is longer than a window.
+        # A continuation of ten tokens is longer than a window.
         self.assertEqual(of(20, 10, 8, 4), [(4, 12, 10), (8, 16, 12), (12, 20, 16)])
 
     def test_each_token_once_and_with_something_before_it(self):
@@ -77,7 +77,7 @@ class LikelihoodTest(Case):
         texts = ["one two", "你", "ab"]
         found = likelihood.score_texts(self.model, texts, self.tokenizer, batch_size=2)
         for text, one in zip(texts, found, strict=True):
-            ids = [0, *self.ids(text)]  # tfzoo's own runs begin a text by the tokenizer's token for it.
+            ids = [0, *self.ids(text)]  # Texts of tfzoo's runs begin with the tokenizer's token for it.
             table = logs(self.model, ids)
             expected = [table[t - 1, ids[t]] for t in range(1, len(ids))]
             self.assertEqual(one.token_ids, ids[1:])
@@ -85,7 +85,7 @@ class LikelihoodTest(Case):
             self.assertEqual(one.likeliest, [int(table[t - 1].argmax()) == ids[t] for t in range(1, len(ids))])
             self.assertAlmostEqual(one.log_likelihood, sum(expected), places=3)
             np.testing.assert_allclose(one.perplexity, np.exp(-np.mean(expected)), rtol=1e-5)
-        with unittest.mock.patch.object(self.model, "record", FolderRecord()):  # GPT-2's own begin by nothing.
+        with unittest.mock.patch.object(self.model, "record", FolderRecord()):  # GPT-2's own texts begin without one.
             (one,) = likelihood.score_texts(self.model, ["ab"], self.tokenizer)
             ids = self.ids("ab")
             np.testing.assert_allclose(one.scores, [logs(self.model, ids)[0, ids[1]]], rtol=1e-5, atol=1e-5)
@@ -121,7 +121,7 @@ class LikelihoodTest(Case):
             expected = [table[t - 1 - begin, ids[t]] for t in range(len(head), len(ids))]
             self.assertEqual(one.token_ids, ids[len(head) :])
             np.testing.assert_allclose(one.scores, expected, rtol=1e-5, atol=1e-5)
-        self.assertEqual(found[0].token_ids, self.ids(" yes"))  # The space at the context's end is the word's.
+        self.assertEqual(found[0].token_ids, self.ids(" yes"))  # The word includes the space before it.
         with self.assertRaisesRegex(UserError, "continuation 0 .* adds no token"):
             likelihood.score_continuations(self.model, ["a"], [""], self.tokenizer)
 
@@ -175,7 +175,7 @@ class CommandTest(Case):
         for argv, words in (
             ([], "specify one of them"),
             (["--text=a", "--input=b"], "--text and --input: are mutually exclusive"),
-            (["--context=a", "--text=b"], "are given together"),
+            (["--context=a", "--text=b"], "must be given together"),
             ([f"--input={mixed}"], "mixed.jsonl:2: has no continuation"),
             (["--input=nowhere"], "--input=nowhere: cannot be read"),
             (["--text="], "text 0 .* is too short"),
@@ -205,7 +205,7 @@ class DiversityTest(unittest.TestCase):
         self.assertEqual(diversity.distinct([["a"]], 2), 0.0)
 
     def test_repetition(self):
-        # Of the pairs ab ba ab ba ab of one text 3 of 5 were there before; in the other none.
+        # Of the pairs ab ba ab ba ab of one text, 3 of 5 occurred before; of the other text, none.
         self.assertEqual(diversity.repetition([list("ababab")], 2), 3 / 5)
         self.assertEqual(diversity.repetition([list("ababab"), list("abc")], 2), (3 / 5 + 0) / 2)
         self.assertEqual(diversity.repetition([list("ab")], 4), 0.0)
@@ -217,10 +217,10 @@ class DiversityTest(unittest.TestCase):
         expected = (5 / 6 * 3 / 5 * 1 / 4 * 0.1 / 3) ** 0.25
         self.assertAlmostEqual(diversity.bleu(one, [other]), expected, places=12)
         self.assertEqual(diversity.bleu(one, [one]), 1.0)
-        # Clipped by the most that one reference has: "the" counts 2 of 7 (Papineni et al. 2002, section 2.1).
+        # Clipped by the maximum count in one reference: "the" counts 2 of 7 (Papineni et al. 2002, section 2.1).
         references = ["the cat is on the mat".split(), "there is a cat on the mat".split()]
         self.assertAlmostEqual(diversity.bleu(["the"] * 7, references, order=1), 2 / 7, places=12)
-        # Brevity: 4 words against 6, exp(1 - 6 / 4).
+        # Brevity penalty: 4 words instead of 6, exp(1 - 6 / 4).
         self.assertAlmostEqual(diversity.bleu("the cat is on".split(), [other]), math.exp(1 - 6 / 4), places=12)
 
     def test_self_bleu_is_the_mean_over_the_texts(self):

@@ -1,4 +1,4 @@
-"""Texts to vectors, as sentence-transformers' `encode` gives them."""
+"""Embeddings of texts, the same as those of `encode` in sentence-transformers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,41 +23,50 @@ def embed_texts(
     prompt: str | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """The vectors of texts.
+    """Returns the vectors of texts.
 
     Args:
-      model, tokenizer: as of tfzoo.load, with a head "embed": of a sentence-transformers folder, or of any other folder
-        of an encoder or a decoder with heads=("embed",), which takes the mean of the tokens' states.
-      texts: one text or several. What is longer than the model reads is cut.
-      prompt_name: which of the model's prompts is written before each; None takes its default one, if it has any.
-      prompt: one of the caller's own.
-      batch_size: texts that are computed at once. It changes no vector by more than rounding.
+      model, tokenizer: as returned by tfzoo.load, with a head "embed": from a sentence-transformers folder, or from any
+        other folder of an encoder or a decoder loaded with heads=("embed",), which takes the mean of the tokens'
+        states.
+      texts: one text or several. Texts longer than the model reads are truncated.
+      prompt_name: the name of the model's prompt to put before each text; None means its default prompt, if it has one.
+      prompt: a prompt to use instead.
+      batch_size: the number of texts per batch. It affects the vectors only by rounding.
 
     Returns:
       float32 [N, D], in the order of the texts.
 
     Raises:
-      UserError: the model has no such head, no tokenizer or no such prompt.
+      UserError: the model has no head embed, no tokenizer or no prompt of this name.
     """
     several = [texts] if isinstance(texts, str) else list(texts)
     reader = reader_of(model, tokenizer, prompt_name=prompt_name, prompt=prompt)
     vectors = np.zeros((len(several), model.heads["embed"].size), np.float32)
-    order = sorted(range(len(several)), key=lambda i: -len(several[i]))  # Texts of like length need little padding.
+    order = sorted(range(len(several)), key=lambda i: -len(several[i]))  # Texts of similar length need little padding.
     for first in range(0, len(order), batch_size):
-        some = order[first : first + batch_size]
-        vectors[some] = _compiled(model)(reader.read({TEXT: tf.constant([several[i] for i in some])}).inputs)
+        batch = order[first : first + batch_size]
+        vectors[batch] = _compiled(model)(reader.read({TEXT: tf.constant([several[i] for i in batch])}).inputs)
     return vectors
 
 
 def reader_of(
     model, tokenizer: Any, *, prompt_name: str | None = None, prompt: str | None = None, length: int | None = None
 ) -> Reader:
-    """What reads texts as the model's folder says; length: tokens of the longest, instead of the folder's."""
+    """Returns the Reader of texts according to the model's folder.
+
+    Args:
+      model, tokenizer, prompt_name, prompt: see `embed_texts`.
+      length: the maximum number of tokens in a text, instead of the folder's.
+
+    Raises:
+      UserError: see `embed_texts`.
+    """
     if "embed" not in model.heads:
         raise UserError(f"model {model.name!r} has no head embed; load it with heads=('embed',)")
     if tokenizer is None:
         raise UserError(
-            f"model {model.name!r} has no tokenizer beside it that tfzoo reads; put its files into the folder"
+            f"model {model.name!r} has no tokenizer that tfzoo can read; put the tokenizer's files into its folder"
         )
     record = record_of(model)
     if prompt is None:
@@ -74,21 +83,21 @@ def reader_of(
 
 
 def record_of(model) -> SentenceRecord:
-    """What the model's folder says of how texts are read; what sentence-transformers does where it says nothing."""
+    """Returns how the model's folder specifies that texts are read; by default as in sentence-transformers."""
     return (model.record and model.record.sentence) or SentenceRecord()
 
 
 def longest(model) -> int:
-    """Tokens of the longest text that is read whole."""
+    """Returns the maximum number of tokens in a text that is read without truncation."""
     config, most = model.config, record_of(model).max_length
     if most is not None and config.positions in ("relative", "rotary", "none"):
-        return most  # There is no table that ends.
+        return most  # Positions are not limited by a table.
     return config.max_positions if most is None else min(most, config.max_positions)
 
 
 def _compiled(model):
-    """inputs -> vectors, as a graph that is kept with the model."""
-    kept, stored = model.__dict__.setdefault("_tfzoo_embed", {}), nn.stored_weights(model)
-    if stored not in kept:  # Weights that are kept otherwise are other variables.
-        kept[stored] = tf.function(lambda inputs: model(inputs, training=False)["embedding"], reduce_retracing=True)
-    return kept[stored]
+    """Returns a function inputs -> vectors, as a graph that is cached with the model."""
+    graphs, stored = model.__dict__.setdefault("_tfzoo_embed", {}), nn.stored_weights(model)
+    if stored not in graphs:  # Weights in another storage format are other variables.
+        graphs[stored] = tf.function(lambda inputs: model(inputs, training=False)["embedding"], reduce_retracing=True)
+    return graphs[stored]

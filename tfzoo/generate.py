@@ -1,20 +1,20 @@
-"""Text from a model: what follows a prompt, an answer to it, or a conversation.
+"""Generates text with a model: continuations of prompts, answers to them, or a conversation.
 
 python -m tfzoo.generate --model_dir=runs/gpt --prompt="This function returns"
 python -m tfzoo.generate --model_dir=runs/gpt --input=prompts.txt --output=texts.jsonl --do_sample --top_p=0.9 --seed=1
 python -m tfzoo.generate --model_dir=SmolLM2-135M-Instruct --chat
 python -m tfzoo.generate --model_dir=Qwen3-0.6B --chat --tools=tools.json --template_option=enable_thinking=false
 
---input is a file with a prompt a line, or .jsonl with {"prompt": ...}, where a record may have temperature, top_k,
-top_p, min_p, typical_p, repetition_penalty, presence_penalty, max_new_tokens, min_new_tokens and seed of its own. One
-text is printed as it is, on a terminal while it grows; several are printed, or written to --output, as JSON, a line
-each.
+--input is a file with one prompt per line, or a .jsonl file of {"prompt": ...}, whose records may override temperature,
+top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty, max_new_tokens, min_new_tokens and seed. A single
+text is printed as plain text, on a terminal while it is generated. Several texts are printed, or written to --output,
+as one JSON record per line.
 
-Options have the names and meanings of Hugging Face's GenerationConfig. What is not given is taken from the folder's
-generation_config.json.
+The options have the names and meanings of Hugging Face's GenerationConfig. Unspecified options default to those in
+generation_config.json in the model's folder.
 
-Of --num_beams, --penalty_alpha, --prompt_lookup_num_tokens and --assistant_dir one at most says how tokens are
-searched for; --penalty_alpha and --num_beam_groups draw none, and contradict --do_sample.
+At most one of --num_beams, --penalty_alpha, --prompt_lookup_num_tokens and --assistant_dir may select the search.
+--penalty_alpha and --num_beam_groups do not sample and cannot be combined with --do_sample.
 """
 
 import contextlib
@@ -35,116 +35,142 @@ from tfzoo.options import option
 
 _TEXTS, _ALL = "Texts", "Tokens"
 _SAMPLING, _NEXT, _SEARCHES = (
-    "Sampling, with --do_sample",
-    "What may follow",
-    "Other ways to search, one of them at most",
+    "Sampling (requires --do_sample)",
+    "Constraints on the next token",
+    "Other search methods (at most one)",
 )
 _DOING = "compiling and generating"
 _OF_CHAT = ("system", "chat_template", "tools", "documents", "template_option")
-# Arguments of ChatTemplate.ids that are not the template's.
+# Arguments of ChatTemplate.ids that are not options of the template.
 _NOT_OPTIONS = ("self", "messages", "add_generation_prompt", "continue_final_message")
 _EARLY = {"true": True, "false": False, "never": "never"}
 
 
 def _decoding(help: str, group: str) -> Any:
-    """An option that decoding has by the same name; None is the folder's."""
+    """Returns an option that is passed to decoding under the same name; None means the model folder's value."""
     return option(None, help, group=group, decoding=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateConfig(ModelDir):
-    """What is gone on from, and how."""
+    """The prompts to continue, and how to continue them."""
 
     prompt: tuple[str, ...] = option(
-        (), "What a text begins with, or is the answer to; several prompts by several.", group=_TEXTS
+        (), "A text to continue or to answer. May be repeated for several prompts.", group=_TEXTS
     )
-    input: str | None = option(None, "A file of prompts: a line each, or .jsonl.", group=_TEXTS)
-    output: str | None = option(None, "A .jsonl file to write.", group=_TEXTS)
+    input: str | None = option(None, "A file of prompts, one per line, or .jsonl.", group=_TEXTS)
+    output: str | None = option(None, "The .jsonl file to write.", group=_TEXTS)
     chat: bool = option(
         False,
-        "A conversation: each line of the input is a turn; /reset begins anew; /message and a JSON object, such as "
-        'a tool\'s {"role": "tool", "content": "..."}, is one of other fields. Not with --output, --special, '
-        "--return_scores and --num_return_sequences.",
+        "Hold a conversation: each line of the input is a message of the user. /reset starts over; /message followed "
+        'by a JSON object adds that message, such as {"role": "tool", "content": "..."}. Not with --output, '
+        "--special, --return_scores or --num_return_sequences.",
         group=_TEXTS,
     )
-    system: str | None = option(None, "What the conversation's first message, the system's, says.", group=_TEXTS)
+    system: str | None = option(None, "The content of the system message that begins a conversation.", group=_TEXTS)
     chat_template: str | None = option(
         None,
-        'The name of one of the folder\'s chat templates; by default "tool_use", where there is one and --tools is '
-        'given, else "default".',
+        'The name of one of the chat templates in the model\'s folder; defaults to "tool_use" if it exists and --tools '
+        'is given, otherwise to "default".',
         group=_TEXTS,
     )
     tools: str | None = option(
-        None, "A .json file with a list of what the model may call: a JSON schema each.", group=_TEXTS
+        None, "A .json file with a list of the tools that the model may call, each a JSON schema.", group=_TEXTS
     )
     documents: str | None = option(
-        None, "A .json file with a list of documents for the model: objects, mostly with title and text.", group=_TEXTS
+        None, "A .json file with a list of documents for the model: objects, usually with title and text.", group=_TEXTS
     )
     template_option: tuple[str, ...] = option(
-        (), "NAME=VALUE that the chat template knows, such as enable_thinking=false; the value is JSON or text.",
+        (),
+        "NAME=VALUE for the chat template, such as enable_thinking=false; the value is JSON or plain text. May be "
+        "repeated.",
         group=_TEXTS,
-    )  # fmt: skip
+    )
     stream: bool | None = option(
         None,
-        "Whether the text of one --prompt, or an answer of --chat, is printed while it grows; by default on a "
-        "terminal. Not with --output, --return_scores and --num_return_sequences.",
+        "Whether to print the text of a single --prompt, or an answer of --chat, while it is generated; defaults to "
+        "true on a terminal. Not with --output, --return_scores or --num_return_sequences.",
         group=_TEXTS,
     )
-    batch_size: int = option(8, "Prompts of --input at a time.", group=_TEXTS, low=1)
+    batch_size: int = option(8, "Prompts of --input per batch.", group=_TEXTS, low=1)
     special: tuple[str, ...] = option(
-        (), "Special tokens, such as <extra_id_0>, that prompts may hold; else plain text.", group=_TEXTS
+        (),
+        "A special token, such as <extra_id_0>, to recognise in prompts; special tokens are otherwise plain text. "
+        "May be repeated.",
+        group=_TEXTS,
     )
-    skip_special_tokens: bool = option(True, "Leaves special tokens out of the texts.", group=_TEXTS)
-    return_scores: bool = option(False, "Each token's log-probability, in JSON.", group=_TEXTS)
+    skip_special_tokens: bool = option(True, "Omit special tokens from the texts.", group=_TEXTS)
+    return_scores: bool = option(False, "Include each token's log-probability; the output is JSON.", group=_TEXTS)
 
-    max_new_tokens: int | None = _decoding("The most tokens to add; else the folder's, else 64.", _ALL)
-    min_new_tokens: int | None = _decoding("The text does not end before so many.", _ALL)
-    stop_strings: tuple[str, ...] = option((), "A text ends as soon as it holds one of these.", group=_ALL)
-    num_return_sequences: int | None = _decoding("Texts a prompt.", _ALL)
-    do_sample: bool | None = _decoding("Draws tokens; else the likeliest follows.", _ALL)
-    jit_compile: bool | None = _decoding("Compiles by XLA: the first text takes longer, the others less.", _ALL)
-    prefill_chunk: int | None = _decoding("A prompt is read so many tokens at a time; 0: in one pass.", _ALL)
+    max_new_tokens: int | None = _decoding(
+        "Maximum number of new tokens; defaults to that of the model's folder, otherwise to 64.", _ALL
+    )
+    min_new_tokens: int | None = _decoding("Minimum number of new tokens.", _ALL)
+    stop_strings: tuple[str, ...] = option(
+        (), "End a text as soon as it contains this string. May be repeated.", group=_ALL
+    )
+    num_return_sequences: int | None = _decoding("Texts per prompt.", _ALL)
+    do_sample: bool | None = _decoding("Sample tokens instead of choosing the likeliest.", _ALL)
+    jit_compile: bool | None = _decoding("Compile with XLA: slower for the first text, faster for later ones.", _ALL)
+    prefill_chunk: int | None = _decoding("Number of prompt tokens to read at a time; 0 reads all in one pass.", _ALL)
 
     seed: int | None = _decoding(
-        "The same seed gives the same text, whatever else is in the batch; else each is drawn anew.", _SAMPLING
+        "Random seed. The same seed gives the same text, whatever else is in the batch; by default it is random.",
+        _SAMPLING,
     )
-    temperature: float | None = _decoding("Below 1 sharper, above 1 flatter; 0 takes the likeliest.", _SAMPLING)
+    temperature: float | None = _decoding(
+        "Below 1 sharpens the distribution, above 1 flattens it; 0 chooses the likeliest token.", _SAMPLING
+    )
     top_k: int | None = _decoding(
-        "Among so many of the likeliest (0: all). With --penalty_alpha: the candidates.", _SAMPLING
+        "Sample from this many of the likeliest tokens (0: all). With --penalty_alpha: the number of candidates.",
+        _SAMPLING,
     )
-    top_p: float | None = _decoding("Among the likeliest that together have this probability.", _SAMPLING)
-    min_p: float | None = _decoding("Among those at least this part as likely as the likeliest.", _SAMPLING)
+    top_p: float | None = _decoding(
+        "Sample from the likeliest tokens that together have at least this probability.", _SAMPLING
+    )
+    min_p: float | None = _decoding(
+        "Sample from the tokens at least this fraction as likely as the likeliest one.", _SAMPLING
+    )
     typical_p: float | None = _decoding(
-        "Among those nearest to the expected information, together of this probability.", _SAMPLING
+        "Sample from the tokens whose information is closest to the entropy, with at least this total probability.",
+        _SAMPLING,
     )
 
-    repetition_penalty: float | None = _decoding("Above 1: tokens that were there are less likely.", _NEXT)
-    presence_penalty: float | None = _decoding("Taken from the logits of new tokens that were there.", _NEXT)
-    no_repeat_ngram_size: int | None = _decoding("No group of so many tokens comes twice.", _NEXT)
+    repetition_penalty: float | None = _decoding("Above 1: makes tokens that have already occurred less likely.", _NEXT)
+    presence_penalty: float | None = _decoding(
+        "Subtracted from the logits of tokens that have already been generated.", _NEXT
+    )
+    no_repeat_ngram_size: int | None = _decoding("No n-gram of this many tokens may occur twice.", _NEXT)
     bad_words: tuple[str, ...] = option(
-        (), "Words that do not come, each at a text's beginning and behind a space.", group=_NEXT
+        (), "A word not to generate, at the beginning of a text or after a space. May be repeated.", group=_NEXT
     )
 
-    num_beams: int | None = _decoding("Above 1: beam search.", _SEARCHES)
-    length_penalty: float | None = _decoding("Beam search divides by the length to this power.", _SEARCHES)
-    early_stopping: str | None = option(None, "When a beam search ends.", group=_SEARCHES, choices=tuple(_EARLY))
-    num_beam_groups: int | None = _decoding(
-        "Beams in groups that are kept apart by --diversity_penalty. Not with --do_sample.", _SEARCHES
+    num_beams: int | None = _decoding("Number of beams; above 1 selects beam search.", _SEARCHES)
+    length_penalty: float | None = _decoding(
+        "Beam search divides a text's score by its length to this power.", _SEARCHES
     )
-    diversity_penalty: float | None = _decoding("Between groups of beams.", _SEARCHES)
+    early_stopping: str | None = option(
+        None, "When to stop a beam search, as in transformers.", group=_SEARCHES, choices=tuple(_EARLY)
+    )
+    num_beam_groups: int | None = _decoding(
+        "Number of beam groups, which --diversity_penalty makes differ. Not with --do_sample.", _SEARCHES
+    )
+    diversity_penalty: float | None = _decoding(
+        "Penalty for tokens that other beam groups have chosen in the same step.", _SEARCHES
+    )
     penalty_alpha: float | None = _decoding(
-        "Above 0: contrastive search, with --top_k candidates. Not with --do_sample.", _SEARCHES
+        "Above 0: contrastive search among --top_k candidates. Not with --do_sample.", _SEARCHES
     )
     prompt_lookup_num_tokens: int | None = _decoding(
-        "Above 0: so many tokens are guessed at a time from the prompt; the text is the same.", _SEARCHES
+        "Above 0: number of tokens to draft at a time by lookup in the prompt; does not change the text.", _SEARCHES
     )
     max_matching_ngram_size: int | None = _decoding(
-        "How long a place in the prompt must agree to be guessed from, at most.", _SEARCHES
+        "Maximum length of the n-gram that prompt lookup matches.", _SEARCHES
     )
     assistant_dir: str | None = option(
-        None, "A smaller model of the same vocabulary, that guesses tokens ahead.", group=_SEARCHES
+        None, "A smaller model with the same vocabulary that drafts tokens.", group=_SEARCHES
     )
-    num_assistant_tokens: int | None = _decoding("How many tokens --assistant_dir guesses at a time.", _SEARCHES)
+    num_assistant_tokens: int | None = _decoding("Number of tokens that --assistant_dir drafts at a time.", _SEARCHES)
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -159,7 +185,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         if value and (name != "num_return_sequences" or value > 1):
             shown = " ".join(value) if isinstance(value, tuple) else value
             raise UserError(
-                f"--{name}={shown}: {'is not for --chat; omit it' if config.chat else 'is for --chat; add it'}"
+                f"--{name}={shown}: {'does not apply to --chat; omit it' if config.chat else 'requires --chat; add it'}"
             )
     model, tokenizer = config.load()
     options = _options(config, tokenizer)
@@ -170,7 +196,7 @@ def main(flags: absl_flags.FlagValues) -> None:
 
 
 def _options(config: GenerateConfig, tokenizer) -> dict[str, Any]:
-    """The options of decoding that were given."""
+    """Returns the decoding options that were given."""
     from tfzoo.generation import texts
 
     options = {name: getattr(config, name) for name in declared.names_with(GenerateConfig, "decoding")}
@@ -194,10 +220,12 @@ def _generate(config: GenerateConfig, model, tokenizer, options: dict[str, Any])
 
     how: dict[str, Any] = dict(special=config.special, skip_special_tokens=config.skip_special_tokens)
     times = options.get("num_return_sequences", 1)
-    alone = len(config.prompt) == 1 and config.output is None and not config.return_scores
-    if config.stream and not (alone and times == 1):
-        raise UserError("--stream is for one text of one --prompt, without --output and --return_scores; omit it")
-    if alone and times == 1 and (sys.stdout.isatty() if config.stream is None else config.stream):
+    is_single = len(config.prompt) == 1 and config.output is None and not config.return_scores
+    if config.stream and not (is_single and times == 1):
+        raise UserError(
+            "--stream: requires a single text of a single --prompt, without --output and --return_scores; omit it"
+        )
+    if is_single and times == 1 and (sys.stdout.isatty() if config.stream is None else config.stream):
         with _growing() as show:
             texts.generate_text(model, config.prompt, tokenizer, on_text=show, **how, **options)
         print()
@@ -209,10 +237,12 @@ def _generate(config: GenerateConfig, model, tokenizer, options: dict[str, Any])
     with records.writer(config.output) as write:
         for batch, work in batches:
             prompts = [records.text(where, record, "prompt") for where, record in batch]
-            own = _own(batch, options)
+            row_options = _row_options(batch, options)
             with work:
-                answers = texts.generate_text(model, prompts, tokenizer, return_scores=True, **how, **(options | own))
-            if alone and len(answers) == 1:
+                answers = texts.generate_text(
+                    model, prompts, tokenizer, return_scores=True, **how, **(options | row_options)
+                )
+            if is_single and len(answers) == 1:
                 print(answers[0].text)
                 return
             for i, answer in enumerate(answers):
@@ -222,24 +252,24 @@ def _generate(config: GenerateConfig, model, tokenizer, options: dict[str, Any])
                 write(record)
 
 
-def _own(batch: Sequence[tuple[str, dict[str, Any]]], options: Mapping[str, Any]) -> dict[str, list]:
-    """The options of which a record of the batch has its own, one for each record.
+def _row_options(batch: Sequence[tuple[str, dict[str, Any]]], options: Mapping[str, Any]) -> dict[str, list]:
+    """Returns the options that any record of the batch sets itself, with one value per record.
 
     Raises:
-      UserError: a record has none, nor is there one for all.
+      UserError: a record lacks such an option, and there is no value for all records.
     """
     from tfzoo.generation import ROWS
 
-    own = {
+    row_options = {
         name: [record.get(name, options.get(name, nothing)) for _, record in batch]
         for name, (_, nothing) in ROWS.items()
         if any(name in record for _, record in batch)
     }
-    for name, values in own.items():
+    for name, values in row_options.items():
         if None in values:
             where = batch[values.index(None)][0]
-            raise UserError(f"{where}: others have a {name} of their own; give it one, or set --{name}")
-    return own
+            raise UserError(f"{where}: has no {name}, but other records do; add one, or set --{name}")
+    return row_options
 
 
 def _chat(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> None:
@@ -247,81 +277,81 @@ def _chat(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> 
     from tfzoo.generation import texts
 
     folder = config.folder
-    texts.prompt_frame(model, tokenizer)  # That there is a tokenizer.
+    texts.prompt_frame(model, tokenizer)  # Checks that there is a tokenizer.
     template = ChatTemplate.from_folder(folder, tokenizer, functools.partial(texts.encode, tokenizer))
-    how = _of_chat(config)
+    template_options = _template_options(config)
     beginning: list[dict[str, Any]] = []
     if config.system is not None:
         beginning.append({"role": "system", "content": config.system})
     messages = list(beginning)
-    grows, here = config.stream is not False, sys.stdin.isatty()
-    # An answer is one text, whatever the folder says.
+    streams, interactive = config.stream is not False, sys.stdin.isatty()
+    # An answer is a single text, whatever the folder specifies.
     options = options | dict(num_return_sequences=1, skip_special_tokens=config.skip_special_tokens)
     while True:
-        if here:
+        if interactive:
             print("> ", end="", flush=True)
         line = sys.stdin.readline()
         if not line:
             return
-        said = line.strip("\r\n")
-        if not said.strip():
+        turn = line.strip("\r\n")
+        if not turn.strip():
             continue
-        if said.strip() == "/reset":
+        if turn.strip() == "/reset":
             messages = list(beginning)
             continue
         before = len(messages)
         try:
-            messages.append(_message(said))
-            ids = template.ids(messages, **how)
+            messages.append(_message(turn))
+            ids = template.ids(messages, **template_options)
             with _growing() as show:
-                on_text = show if grows else None
+                on_text = show if streams else None
                 (answer,) = texts.generate_from(model, [ids], tokenizer, on_text=on_text, answers=True, **options)
-                if not grows:
+                if not streams:
                     show(answer.text)
         except UserError as error:
-            if not here:
+            if not interactive:
                 raise
             print(f"error: {error}", file=sys.stderr)
             del messages[before:]
             continue
         print(flush=True)
-        messages.append({"role": "assistant", "content": _said(model, tokenizer, ids, answer)})
+        messages.append({"role": "assistant", "content": _content(model, tokenizer, ids, answer)})
 
 
-def _of_chat(config: GenerateConfig) -> dict[str, Any]:
-    """What the chat template is told besides the messages."""
-    how: dict[str, Any] = dict(chat_template=config.chat_template)
+def _template_options(config: GenerateConfig) -> dict[str, Any]:
+    """Returns the arguments of the chat template other than the messages."""
+    arguments: dict[str, Any] = dict(chat_template=config.chat_template)
     for name in ("tools", "documents"):
         path = getattr(config, name)
-        how[name] = None if path is None else json_files.read(path, kind=list)
-    for given in config.template_option:
-        name, equals, value = given.partition("=")
-        if not equals or not name.isidentifier() or name in (*how, *_NOT_OPTIONS):
-            raise UserError(f"--template_option={given}: is not NAME=VALUE with a name of the template's; correct it")
+        arguments[name] = None if path is None else json_files.read(path, kind=list)
+    for text in config.template_option:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier() or name in (*arguments, *_NOT_OPTIONS):
+            raise UserError(f"--template_option={text}: must be NAME=VALUE with a name that the template reads")
         try:
-            how[name] = json_files.parse(value)
+            arguments[name] = json_files.parse(value)
         except json_files.BadJSON:
-            how[name] = value
-    return how
+            arguments[name] = value
+    return arguments
 
 
-def _message(said: str) -> dict[str, Any]:
-    """The message that a line of a conversation is."""
-    command, _, rest = said.strip().partition(" ")
+def _message(line: str) -> dict[str, Any]:
+    """Returns the message in a line of a conversation."""
+    command, _, rest = line.strip().partition(" ")
     if command != "/message":
-        return {"role": "user", "content": said}
+        return {"role": "user", "content": line}
     try:
         message = json_files.parse(rest)
     except json_files.BadJSON as error:
         raise UserError(f"{command} {rest}: {error}; write it as JSON") from None
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise UserError(f"{command} {rest}: must be an object with a role; write it as JSON")
+        raise UserError(f"{command} {rest}: must be a JSON object with a role; correct it")
     return message
 
 
-def _said(model, tokenizer, prompt: Sequence[int], answer) -> str:
-    """An answer as its message's content: the text, in which special tokens stay that do not end it, such as those
-    around a call of a tool."""
+def _content(model, tokenizer, prompt: Sequence[int], answer) -> str:
+    """Returns the content of an answer's message: the text, including special tokens, such as those around a tool call,
+    but not those that end the text."""
     from tfzoo import chat
     from tfzoo.generation import texts
 
@@ -342,7 +372,7 @@ def _said(model, tokenizer, prompt: Sequence[int], answer) -> str:
 
 @contextlib.contextmanager
 def _growing() -> Iterator[Callable[[str], None]]:
-    """What prints a growing text; until there is some a terminal is told why."""
+    """Yields a function that prints a text as it grows; until the first part is there, progress is shown."""
     with progress.stage(_DOING) as end:
 
         def show(text: str) -> None:

@@ -1,7 +1,7 @@
 """Classifies texts with an exported ONNX model: python classify.py ARTIFACT TEXT...
 
-ARTIFACT is exports/onnx/NAME/VERSION with a tokenizer/tokenizer.json. Of a model that reads pairs, a TEXT is two with a
-tab between them. Needs numpy, onnxruntime and tokenizers.
+ARTIFACT is exports/onnx/NAME/VERSION with a tokenizer/tokenizer.json. For a model that reads pairs, each TEXT is two
+texts separated by a tab. Requires numpy, onnxruntime and tokenizers.
 """
 
 import json
@@ -16,11 +16,11 @@ folder, texts = pathlib.Path(sys.argv[1]), sys.argv[2:]
 manifest = json.loads((folder / "manifest.json").read_text())
 classifies = manifest.get("problem_type") in ("single_label_classification", "multi_label_classification")
 if not classifies or len(manifest["model"]["heads"]) > 1:
-    sys.exit(f"{folder} does not hold a classifier, or not that alone")
+    sys.exit(f"{folder} is not a classifier, or has other heads as well")
 pairs = len(manifest["texts"]) == 2
 for text in texts:
     if pairs != ("\t" in text):
-        sys.exit(f"{folder} reads {'pairs, a tab between them' if pairs else 'single texts, without tabs'}: {text!r}")
+        sys.exit(f"{folder} reads {'pairs separated by a tab' if pairs else 'single texts without tabs'}: {text!r}")
 tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
 tokenizer.enable_truncation(manifest["options"]["sequence_length"])
 tokenizer.enable_padding()

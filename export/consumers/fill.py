@@ -1,6 +1,6 @@
-"""Says what [MASK] may stand for in a text: python fill.py ARTIFACT "Returns the [MASK] of the array."
+"""Prints the likeliest words for each [MASK] in a text: python fill.py ARTIFACT "Returns the [MASK] of the array."
 
-ARTIFACT is exports/onnx/NAME/VERSION of a model of masked words, with a tokenizer/tokenizer.json. Needs numpy,
+ARTIFACT is exports/onnx/NAME/VERSION of a masked language model, with a tokenizer/tokenizer.json. Requires numpy,
 onnxruntime and tokenizers.
 """
 

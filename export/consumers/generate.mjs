@@ -1,7 +1,7 @@
 // Continues a prompt with an exported ONNX decoder: node generate.mjs ARTIFACT PROMPT [--temperature=0.8 --top_k=40]
 //
-// ARTIFACT is exports/onnx/NAME/VERSION with a tokenizer/tokenizer.json. The prompt goes through the graph once; after
-// that each step reads one token, beside the keys and values of those before it.
+// ARTIFACT is exports/onnx/NAME/VERSION with a tokenizer/tokenizer.json. The graph reads the prompt in one pass; after
+// that each step reads one token and the keys and values of those before it.
 //   ONNXRUNTIME_NODE_INSTALL=skip npm install onnxruntime-node @huggingface/tokenizers
 
 import { readFile } from "node:fs/promises";
@@ -13,8 +13,8 @@ const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     max_new_tokens: { type: "string", default: "64" },
-    temperature: { type: "string", default: "0" }, // 0 takes the likeliest token.
-    top_k: { type: "string", default: "0" }, // Draw from so many; 0 from all.
+    temperature: { type: "string", default: "0" }, // 0 chooses the likeliest token.
+    top_k: { type: "string", default: "0" }, // Sample from this many of the likeliest tokens; 0: all.
     ids: { type: "boolean", default: false }, // Print the new tokens' ids instead of the text.
   },
 });
@@ -41,7 +41,7 @@ const choose = (logits) => {
 const int64 = (numbers) => new ort.Tensor("int64", BigInt64Array.from(numbers, BigInt), [1, numbers.length]);
 const prompted = tokenizer.encode(prompt).ids;
 const most = Math.min(Number(flags.max_new_tokens), manifest.options.sequence_length - prompted.length);
-if (!prompted.length || most < 1) throw new Error(`a prompt of ${prompted.length} tokens cannot be gone on from`);
+if (!prompted.length || most < 1) throw new Error(`a prompt of ${prompted.length} tokens cannot be continued`);
 
 const shapes = manifest.signatures.model.inputs;
 const feeds = {};

@@ -1,4 +1,4 @@
-"""What text signatures answer, with logits that are given."""
+"""The answers of text signatures, for given logits."""
 
 import pathlib
 
@@ -27,7 +27,7 @@ BPE = small.byte_level_tokenizer()
 
 
 def answer(model, tokenizer, texts, logits, **options):
-    """The text signature's outputs where the model gives `logits` [B, L, C], as NumPy arrays."""
+    """Returns the text signature's outputs, as NumPy arrays, for a model with `logits` [B, L, C], and its inputs."""
     found = answers.find(model, tokenizer, Options(**({"sequence_length": 32} | options)))
     calls = []
 
@@ -46,12 +46,12 @@ def one_hot(labels, size, value=20.0):
 
 class AnswersTest(tf.test.TestCase):
     def test_what_a_decoder_reads_first(self):
-        """As `generate` has it: the folder's word, generation_config.json's before config.json's; padding in a run."""
+        """As in `generate`: from the folder, generation_config.json before config.json; padding in a run."""
         model = small.model("bart")
         for config, generation_config, start in (
             (None, None, TOKENIZER.pad_id),
             ({}, None, TOKENIZER.pad_id),
-            ({"id2label": {}}, None, 2),  # BART's own.
+            ({"id2label": {}}, None, 2),  # The default of BART.
             ({"decoder_start_token_id": 0}, None, 0),
             ({"decoder_start_token_id": 3}, {"decoder_start_token_id": 0}, 0),
             ({"id2label": {}}, {"decoder_start_token_id": 5}, 5),
@@ -96,13 +96,13 @@ class AnswersTest(tf.test.TestCase):
 
     def entities(self, family, make_tokenizer, texts, labels, names):
         model = small.model(family, heads=("tag",), num_labels=len(names), vocab_size=300)
-        tokenizer = make_tokenizer()  # Behind the model, whose seed empties the cache that holds its resources.
+        tokenizer = make_tokenizer()  # After the model, whose seed clears the cache with the tokenizer's resources.
         model.labels = tuple(names)
         return answer(model, tokenizer, [texts], one_hot(labels, len(names)))[0]
 
     def test_entities(self):
-        # [CLS] a ##b c . the d [SEP]: the second piece's own label does not count; I-PER after B-PER goes on, and
-        # B-LOC after I-LOC begins anew.
+        # [CLS] a ##b c . the d [SEP]: the label of the second piece does not count; I-PER after B-PER continues the
+        # entity, and B-LOC after I-LOC begins a new one.
         names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
         found = self.entities(
             "bert", lambda: TOKENIZER, ["Ab c. the d", ""], [[1, 1, 3, 2, 0, 4, 3, 1], [1, 1, 0, 0, 0, 0, 0, 0]], names
@@ -133,7 +133,7 @@ class AnswersTest(tf.test.TestCase):
         start, end = [[0.1, 0, 0, 0.6, 0.2, 0.1, 0], [0.2, 0, 0, 0.1, 0.1, 0.6, 0]]
         with np.errstate(divide="ignore"):
             logits = np.log(np.array([start, end]).T)[None]
-        logits[~np.isfinite(logits)] = 50  # Where no answer may begin or end.
+        logits[~np.isfinite(logits)] = 50  # At positions where no answer may begin or end.
         found, calls = answer(small.model(heads=("span",)), TOKENIZER, [["a"], ["the  of function"]], logits)
         self.assertAllEqual(calls["segment_ids"], [[0, 0, 0, 1, 1, 1, 1]])
         self.assertAllEqual(found["answers"][0, :2], [b"the  of function", b"of function"])
@@ -181,7 +181,7 @@ class AnswersTest(tf.test.TestCase):
             answers.find(small.model(heads=()), TOKENIZER, Options(32, prompt_name="query"))
 
     def test_vectors_as_a_folder_says(self):
-        """In words and row by row, they are what sentence-transformers gave."""
+        """Both in the graph and row by row they equal those of sentence-transformers."""
         for case, prompt, tokens in (("roberta", None, 12), ("roberta", "long", 20), ("cased", None, None)):
             model, tokenizer = tfzoo.load(SENTENCE / case)
             golden = np.load(SENTENCE / case / "golden.npz")
@@ -195,7 +195,7 @@ class AnswersTest(tf.test.TestCase):
             facts = found.facts()
             self.assertEqual((facts["lowercase"], facts.get("prompt_tokens")), (case == "cased", tokens))
             self.assertEqual(facts["prompt"], model.record.sentence.prompt(prompt))
-        with self.assertRaisesRegex(UserError, "--pooling=mean: the model says itself"):
+        with self.assertRaisesRegex(UserError, "--pooling=mean: the model's head embed defines the pooling"):
             answers.find(model, tokenizer, Options(16, pooling="mean"))
         with self.assertRaisesRegex(UserError, "prompt_name 'quer': the model has no such prompt; it has query"):
             answers.find(model, tokenizer, Options(16, prompt_name="quer"))
@@ -227,7 +227,8 @@ class AnswersTest(tf.test.TestCase):
             ids = found.reader.read({"text": tf.constant([text])}).inputs["token_ids"]
             options |= dict(max_new_tokens=most, return_scores=True)
             new = generation.generate_ids(model, ids, **found.ids, **options)
-            before = TOKENIZER.detokenize(ids).numpy()[0]  # A text's first word has no space before it, this one has.
+            # The first word of a text has no space before it, a word that continues a text has one.
+            before = TOKENIZER.detokenize(ids).numpy()[0]
             whole = tf.concat([ids, new.token_ids[:, : int(new.lengths[0])]], 1)
             return TOKENIZER.detokenize(whole).numpy()[0].removeprefix(before), int(new.lengths[0])
 
@@ -238,7 +239,7 @@ class AnswersTest(tf.test.TestCase):
         self.assertEqual(list(zip(got["generated_text"].numpy(), got["num_tokens"].numpy())), wanted)
         self.assertNotEqual(wanted, [written(text, 6, no_repeat_ngram_size=2, **more) for text in texts])
         self.assertEqual(ask(tf.constant([], tf.string))["num_tokens"].shape, [0])
-        # Row by row: beams, the likeliest tokens, fewer tokens by beams, and drawn.
+        # Row by row: beams, the likeliest tokens, fewer tokens with beams, and sampled tokens.
         texts, counts = [*texts, "the", "the"], [6, 6, 3, 6, 6]
         drawn = dict(temperature=1.5, top_k=20, top_p=0.8)
         rows: dict = dict(
@@ -264,8 +265,8 @@ class AnswersTest(tf.test.TestCase):
 
         wanted = [written(text, n, **each) for text, n, each in zip(texts, counts, options)]
         self.assertEqual(asked(rows), wanted)
-        self.assertNotEqual(wanted[3], wanted[4])  # By the seed alone.
-        # Each of the numbers says something.
+        self.assertNotEqual(wanted[3], wanted[4])  # Only because of the seed.
+        # Each of the numbers has an effect.
         for name, value in (("temperature", 0.2), ("top_k", 2), ("top_p", 0.1)):
             self.assertNotEqual(
                 asked(rows | {name: tf.fill([5], tf.constant(value, generation.ROWS[name][0]))})[3:], wanted[3:]
@@ -273,7 +274,7 @@ class AnswersTest(tf.test.TestCase):
 
 
 class RefusalTest(tf.test.TestCase):
-    """What is wrong with a request: by graphs, as they are exported."""
+    """Invalid requests, sent to the graphs that are exported."""
 
     def function(self, model, signature="serving_default", **options):
         options = Options(**({"sequence_length": 12} | options))
@@ -287,8 +288,8 @@ class RefusalTest(tf.test.TestCase):
 
     def test_as_many_rows_of_each_input(self):
         pair = self.function(small.model(heads=("classify",), num_layers=1), text_pair=True)
-        self.refused("text_pair must have as many rows as text, and has.*1", pair, text=["a", "b"], text_pair=["c"])
-        self.refused("text_pair must have as many rows as text, and has.*2", pair, text=["a"], text_pair=["b", "c"])
+        self.refused("text_pair must have as many rows as text, but has.*1", pair, text=["a", "b"], text_pair=["c"])
+        self.refused("text_pair must have as many rows as text, but has.*2", pair, text=["a"], text_pair=["b", "c"])
         span = self.function(small.model(heads=("span",), num_layers=1))
         self.refused("context must have as many rows as question", span, question=["a"], context=["b", "c"])
         self.refused("context must have as many rows as question", span, question=["a", "b"], context=["c"])
@@ -311,13 +312,13 @@ class RefusalTest(tf.test.TestCase):
         by_call = self.function(model, "generate", max_new_tokens=4)
         wanted = by_call(**{name: tf.constant(value) for name, value in good.items()})
         for name in [name for name in good if name != "text"]:
-            self.refused(f"{name} must have as many rows as text, and has", by_call, **good | {name: good[name][:1]})
+            self.refused(f"{name} must have as many rows as text, but has", by_call, **good | {name: good[name][:1]})
         for name, value in bad:
-            if name != "max_new_tokens" or value < 1:  # Which may be more elsewhere.
+            if name != "max_new_tokens" or value < 1:  # The limit may be higher elsewhere.
                 with self.assertRaisesRegex(UserError, f"^{name} .* must be"):
                     generation.read_options(do_sample=True, **{name: value})
-            self.refused(f"{name} must be .*, and is.*in row. .1.", by_call, **good | {name: [good[name][0], value]})
-        self.refused("there is nothing to go on from, in row. .1.", by_call, **good | {"text": ["the", ""]})
+            self.refused(f"{name} must be .*, but is.*in row. .1.", by_call, **good | {name: [good[name][0], value]})
+        self.refused("the text has no tokens to continue from, in row. .1.", by_call, **good | {"text": ["the", ""]})
 
         by_row = self.function(model, "generate", max_new_tokens=4, refuse="row")
         found = by_row(**{name: tf.constant(value) for name, value in good.items()})
@@ -332,7 +333,9 @@ class RefusalTest(tf.test.TestCase):
             self.assertEqual(found["num_tokens"].tolist(), [wanted["num_tokens"][0], 0])
             fine, error = found["error"].tolist()
             self.assertEqual(fine, b"")
-            said = "there is nothing to go on from" if name == "text" else f"^{name} must be .*, and is {value}"
+            said = (
+                "the text has no tokens to continue from" if name == "text" else f"^{name} must be .*, but is {value}"
+            )
             self.assertRegex(error.decode(), said)
 
     def test_texts_row_by_row(self):
@@ -366,9 +369,9 @@ class RefusalTest(tf.test.TestCase):
         found = by_row(**{name: tf.constant(value) for name, value in given.items()})
         said = [
             "",
-            f"token_ids must be from 0 to {size - 1}, and is {size}",
-            "segment_ids must be from 0 to 1, and is -1",
-            "entity_positions must be positions in token_ids, and is 3",
+            f"token_ids must be from 0 to {size - 1}, but is {size}",
+            "segment_ids must be from 0 to 1, but is -1",
+            "entity_positions must be positions in token_ids, but is 3",
         ]
         self.assertEqual([error.decode() for error in found["error"]], said)
         wanted = by_call(**{name: tf.constant(value[:1]) for name, value in given.items()})
@@ -376,10 +379,10 @@ class RefusalTest(tf.test.TestCase):
         self.assertAllEqual(found["relation_logits"][1:], np.zeros((3, 3)))
         for row, name in enumerate(("token_ids", "segment_ids", "entity_positions"), 1):
             wrong = {name: value[row : row + 1] for name, value in given.items()}
-            self.refused(f"{name} must be .*, and is.*in row. .0.", by_call, **wrong)
+            self.refused(f"{name} must be .*, but is.*in row. .0.", by_call, **wrong)
         none = by_call(**{name: tf.constant(value[:0]) for name, value in given.items()})
         self.assertEqual(none["relation_logits"].shape, (0, 3))
-        # Of the call, not of a row:
+        # An error of the call, not of a row:
         short = given | {"segment_ids": given["segment_ids"][:, :2]}
         self.refused("segment_ids must have the shape of token_ids", by_row, **short)
 

@@ -1,4 +1,4 @@
-"""One export, replayed, looked at and damaged."""
+"""One export, replayed, inspected and damaged."""
 
 import contextlib
 import io
@@ -36,9 +36,9 @@ from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import runs
 
 ROOT = pathlib.Path(__file__).parents[2]
-VERIFY = ROOT / "export" / "verify.py"  # Which runs the package's own.
+VERIFY = ROOT / "export" / "verify.py"  # It runs the one of the package.
 
-# A process of its own, which replays the artifacts and then asks the SavedModel what an outsider may ask.
+# A separate process, which replays the artifacts and then sends the SavedModel requests of an independent program.
 OUTSIDER = """
 import json, sys
 
@@ -113,7 +113,7 @@ MODEL: Any
 TOKENIZER: WordPiece
 EXPORTED: dict[str, pathlib.Path]
 OTHERS: dict[str, dict[str, pathlib.Path]]
-# What else is exported: name -> family, its options, and the export's.
+# Further exports: name -> family, options of the model, options of the export.
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "classifier": ("bert", dict(heads=("classify",), num_labels=2), dict(text_pair=True, formats=["savedmodel"])),
     "reader": (
@@ -128,7 +128,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         dict(formats=["onnx"], onnx_profile="genai", max_new_tokens=8, onnx_variants=["int4_weights"]),
     ),
 }
-# What takes longer, for `make faults`.
+# Slower ones, for `make faults`.
 MORE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "spans": ("bert", dict(heads=("span",)), {}),
     "follows": ("albert", dict(heads=("next_sentence",)), {}),
@@ -155,7 +155,7 @@ def setUpModule():
     FOLDER = pathlib.Path(tempfile.mkdtemp())
     unittest.addModuleCleanup(shutil.rmtree, FOLDER)
     MODEL, TOKENIZER = small.model(num_layers=1), small.tokenizer()
-    with mock.patch.object(publish, "replay"):  # ArtifactTest replays all, PublishTest lets it run.
+    with mock.patch.object(publish, "replay"):  # ArtifactTest replays all of them; PublishTest runs the real function.
         EXPORTED = artifact.export(MODEL, TOKENIZER, FOLDER / "exports")
         OTHERS = {
             name: artifact.export(
@@ -286,7 +286,7 @@ class ArtifactTest(tf.test.TestCase):
                 generator.generate_next_token()
             for i, row in enumerate(expected["values"].tolist()):
                 written = generator.get_sequence(i).tolist()[length:]
-                end = row.index(0) if 0 in row else count  # At [PAD], the end of a text here, it stops.
+                end = row.index(0) if 0 in row else count  # Generation stops at [PAD], which ends a text here.
                 end = min(end, int(expected["decided"][i].sum()))
                 self.assertEqual(written[:end], row[:end])
                 compared += end
@@ -348,7 +348,7 @@ class ArtifactTest(tf.test.TestCase):
         stated = json.loads((folder / "manifest.json").read_text())["signatures"]
         for signature in ("serving_default", "tokens"):
             self.assertEqual(stated[signature]["outputs"]["error"], {"dtype": "string", "shape": ["batch"]})
-        # TF Serving's Classify knows no more than these.
+        # TF Serving's Classify supports only these outputs.
         self.assertEqual(stated["classify"]["outputs"].keys(), {"classes", "scores"})
         errors = [case["outputs"].get("error") for case in verify.read_golden(folder).values()]
         self.assertIn(
@@ -383,12 +383,12 @@ class ArtifactTest(tf.test.TestCase):
         self.assertLen(lines, len(expected))
         for copy, name in expected.items():
             (line,) = (line for line in lines if line.startswith(f"FAILED  {copy}:"))
-            if name == "manifest.json":  # What a flipped byte makes of JSON is anyone's guess.
+            if name == "manifest.json":  # The effect of a flipped byte on JSON is unpredictable.
                 continue
             self.assertIn(f": {name}: ", line)
 
     def test_verify_refuses_other_answers(self):
-        """Damage with a manifest that fits: only the replay can tell."""
+        """Damage with a matching manifest, which only the replay can detect."""
         folder = EXPORTED["onnx"]
         stated = json.loads((folder / "manifest.json").read_text())
 
@@ -424,7 +424,7 @@ class ArtifactTest(tf.test.TestCase):
         refused(rewrite(one_weight), "differs by|arg-max")
         refused(rewrite(lambda graph: rename(graph, "logits", "logit")), "outputs")
         refused(rewrite(lambda graph: rename(graph, "attention_mask", "mask")), "inputs")
-        refused(stale, "arg-max is another at 1 of")
+        refused(stale, "arg-max differs at 1 of")
         refused(lambda _, content: content["signatures"]["model"]["inputs"].pop("token_type_ids"), "inputs")
 
     def test_what_is_still_being_written_is_not_replayed(self):
@@ -469,12 +469,12 @@ def rename(graph, old, new):
 
 
 class PublishTest(tf.test.TestCase):
-    """Of ONNX alone: a process that replays it needs no TensorFlow, and starts quickly."""
+    """ONNX only: a process that replays it does not need TensorFlow and starts quickly."""
 
     def setUp(self):
         super().setUp()
         self.output_dir = FOLDER / self.id().rsplit(".", 1)[-1]
-        if "command" not in self.id():  # onnx_emit_test.py has tests of it.
+        if "command" not in self.id():  # Tested in onnx_emit_test.py.
             self.enterContext(mock.patch.object(onnx_check, "check_twin"))
 
     def export(self, **keywords):
@@ -489,7 +489,7 @@ class PublishTest(tf.test.TestCase):
                 flip(folder / name)
 
             with self.subTest(name), mock.patch.object(manifest, "write", damaging):
-                with self.assertRaisesRegex(CheckFailed, "nothing published"):
+                with self.assertRaisesRegex(CheckFailed, "nothing was published"):
                     self.export()
                 self.assertFalse(self.output_dir.exists())
 
@@ -522,13 +522,13 @@ class PublishTest(tf.test.TestCase):
         folder = self.export(version=10, keep_versions=2)
         self.assertCountEqual([path.name for path in folder.parent.iterdir()], ["8", "10"])
         (folder.parent / "0002").mkdir()
-        self.export(version=3, keep_versions=2)  # The new one stays, whatever its number.
+        self.export(version=3, keep_versions=2)  # The new version stays, whatever its number.
         self.assertCountEqual([path.name for path in folder.parent.iterdir()], ["3", "8", "10"])
-        self.export(keep_versions=9)  # More than there are.
+        self.export(keep_versions=9)  # More than there are versions.
         self.assertCountEqual([path.name for path in folder.parent.iterdir()], ["3", "8", "10", "11"])
 
     def test_halves_in_opset_18(self):
-        """Rows without tokens, of which float16 makes something else, are in no case of ONNX's."""
+        """Rows without tokens, whose outputs differ in float16, are in no case for ONNX."""
         for family, heads in (("bert", ("classify",)), ("distilbert", ("span",))):
             options = dict(formats=["onnx"], onnx_profile="compat", onnx_variants=["float16"])
             with self.subTest(family), mock.patch.object(publish, "replay"):
@@ -547,14 +547,14 @@ class PublishTest(tf.test.TestCase):
                 variants.subprocess, "run", lambda command, **kw: run([sys.executable, "-c", kill], **kw)
             ),
             self.assertRaisesRegex(
-                CheckFailed, "onnxruntime ends by SIGSEGV when it loads model_int8.onnx; leave it out"
+                CheckFailed, "onnxruntime is terminated by SIGSEGV when it loads model_int8.onnx; omit it"
             ),
         ):
             self.export(onnx_variants=["int8"])
         self.assertFalse(self.output_dir.exists())
 
     def test_another_export_of_the_same_version(self):
-        """The one that comes second is refused, and takes away none but its own."""
+        """The slower export is refused and removes only its own files."""
         kinds = ["litert", "onnx"]
         made = publish.replay
 
@@ -574,14 +574,19 @@ class PublishTest(tf.test.TestCase):
             mock.patch.object(artifact.subprocess, "run", lambda *_, **__: mock.Mock(returncode=0)),
         ):
             for order in (kinds, kinds[::-1]):
-                with self.subTest(order), self.assertRaisesRegex(UserError, "^--version=1: .*exists already; choose"):
+                with (
+                    self.subTest(order),
+                    self.assertRaisesRegex(
+                        UserError, "^--version=1: .*(already exists|exists already); choose another version"
+                    ),
+                ):
                     artifact.export(MODEL, TOKENIZER, self.output_dir, formats=order)
                 found = [path.relative_to(self.output_dir) for path in self.output_dir.rglob("*") if path.is_file()]
                 self.assertEqual(list(map(str, found)), ["onnx/bert/1/theirs.txt"])
                 shutil.rmtree(self.output_dir)
 
     def test_a_target_of_ones_own(self):
-        """Which fills a folder, and has a reader in verify.py."""
+        """It writes a folder and has a reader in verify.py."""
 
         def write(model, tokenizer, folder, options, limits, **_):
             (graph,) = onnx_emit.emit(model, cache=False).values()
@@ -606,7 +611,7 @@ class PublishTest(tf.test.TestCase):
             folder = artifact.export(model, TOKENIZER, self.output_dir, "mine", formats=["binary"])["binary"]
             self.assertEqual(folder, self.output_dir / "binary" / "mine" / "1")
             self.assertStartsWith(verify.verify(folder), "binary mine version 1: largest difference")
-        with self.assertRaisesRegex(verify.Failure, "manifest.json: 'binary' is of no kind that is known here"):
+        with self.assertRaisesRegex(verify.Failure, "manifest.json: the kind 'binary' is not supported"):
             verify.verify(folder)
 
     def test_another_precision_has_the_folder_s_configuration(self):
@@ -624,31 +629,31 @@ class PublishTest(tf.test.TestCase):
             ("--name=..", dict(name="..")),
             ("--name=my.partial", dict(name="my.partial")),
             ("--version=0", dict(version=0)),
-            ("--formats=tflite: must be of savedmodel, onnx", dict(formats=["tflite"])),
+            ("--formats=tflite: choose from savedmodel, onnx", dict(formats=["tflite"])),
             ("--formats=:", dict(formats=[])),
             ("--formats=onnx,onnx: .*each at most once", dict(formats=["onnx", "onnx"])),
-            ("--precision=int4: must be of", dict(precision="int4")),
-            ("--onnx_variants=int3: must be of", dict(onnx_variants=["int3"])),
+            ("--precision=int4: choose from", dict(precision="int4")),
+            ("--onnx_variants=int3: choose from", dict(onnx_variants=["int3"])),
             ("--keep_versions=0", dict(keep_versions=0)),
             ("--sequence_length=33: must be from 1 to 32", dict(sequence_length=33)),
         ):
             with self.assertRaisesRegex(UserError, pattern):
                 artifact.export(MODEL, TOKENIZER, self.output_dir, **keywords)
-        with self.assertRaisesRegex(UserError, "the tokenizer has 65 tokens and the model's vocab_size is 64"):
+        with self.assertRaisesRegex(UserError, "the tokenizer has 65 tokens, but the model's vocab_size is only 64"):
             artifact.export(small.model(vocab_size=64), TOKENIZER, self.output_dir)
         self.assertFalse(self.output_dir.exists())
         self.output_dir.write_text("a file")
         for place, pattern in (
-            (self.output_dir, "--output_dir=(.*): \\1 is no folder; name another"),
+            (self.output_dir, "--output_dir=(.*): \\1 is not a folder; choose another"),
             (self.output_dir / "in_it", "--output_dir=.*in_it: cannot be created in .*; specify a writable folder"),
-            (pathlib.Path("/proc/x"), "/proc/x.* cannot be "),  # Where root may write, and yet may not.
+            (pathlib.Path("/proc/x"), "/proc/x.* cannot be "),  # Even root cannot create this folder.
         ):
             with self.assertRaisesRegex(UserError, pattern):
                 artifact.export(MODEL, TOKENIZER, place, formats=["onnx"])
         self.output_dir.unlink()
         (self.output_dir / "onnx").mkdir(parents=True)
         (self.output_dir / "onnx" / "bert").write_text("a file")
-        with self.assertRaisesRegex(UserError, "--output_dir=.*: .*/onnx/bert is no folder; name another"):
+        with self.assertRaisesRegex(UserError, "--output_dir=.*: .*/onnx/bert is not a folder; choose another"):
             artifact.export(MODEL, TOKENIZER, self.output_dir, formats=["onnx"])
         shutil.rmtree(self.output_dir)
 
@@ -668,7 +673,9 @@ class PublishTest(tf.test.TestCase):
                 arguments.append(f"--calibration_file={blank}")
                 code = cli.run(entry_point.main, entry_point.define_flags, arguments)
             self.assertEqual(code, 2)
-            self.assertRegex(stderr.getvalue(), "^error: --calibration_file=.*: holds no text; write one a line\n$")
+            self.assertRegex(
+                stderr.getvalue(), "^error: --calibration_file=.*: contains no text; write one text per line\n$"
+            )
 
 
 if __name__ == "__main__":

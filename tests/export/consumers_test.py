@@ -1,4 +1,4 @@
-"""The programs of export/consumers, which know nothing of tfzoo, answer as the model does that was exported."""
+"""The programs in export/consumers, which do not use tfzoo, reproduce the answers of the exported model."""
 
 import contextlib
 import functools
@@ -53,7 +53,7 @@ def setUpModule():
     CLASSIFIER = small.model("bert", heads=("classify",), num_layers=1)
     CLASSIFIER.labels = tuple(LABELS)
     WRITER = small.model("gpt2", vocab_size=TOKENIZER.vocab_size, max_positions=96)
-    # What is tested elsewhere, and takes its time.
+    # Tested elsewhere, and slow.
     with mock.patch.object(publish, "replay"), mock.patch.object(tokenizer_graph, "write", return_value=""):
         EXPORTED = {
             name: artifact.export(model, tokenizer, FOLDER / "exports", name, formats=["onnx"])["onnx"]
@@ -65,7 +65,7 @@ def setUpModule():
 
 
 def program(name: str) -> Any:
-    """One of the Python programs, as a module."""
+    """Imports one of the Python programs as a module."""
     spec: Any = importlib.util.spec_from_file_location(name, CONSUMERS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -73,7 +73,7 @@ def program(name: str) -> Any:
 
 
 def written(prompt: str, most: int) -> list[int]:
-    """What `generate_ids` writes behind a prompt."""
+    """Returns the tokens that `generate_ids` generates after a prompt."""
     result = generation.generate_ids(
         WRITER, TOKENIZER.tokenize([prompt]).to_list(), max_new_tokens=most, eos_token_id=TOKENIZER.eos_id,
         pad_token_id=0, return_scores=True,
@@ -100,7 +100,7 @@ class ConsumersTest(tf.test.TestCase):
         self.assertEqual([row[2] for row in rows], TEXTS)
 
     def check_written(self, *command, cwd=None):
-        """Token for token what generate_ids writes, as far as the positions go, or to the token that ends."""
+        """The tokens are those of generate_ids, up to the last position or the end token."""
         for prompt in PROMPTS:
             room = 96 - len(TOKENIZER.tokenize([prompt])[0])
             ids = run(*command, EXPORTED["writer"], prompt, "--max_new_tokens=500", "--ids", cwd=cwd)
@@ -115,7 +115,7 @@ class ConsumersTest(tf.test.TestCase):
         stated = json.loads((ended / "manifest.json").read_text())
         self.assertEqual(stated["generation"], {"eos_token_id": TOKENIZER.eos_id, "pad_token_id": 0})
         ids = written(PROMPTS[0], 64)
-        end = next(token for token in ids if token != ids[0])  # Not the first, so that a step is taken before it.
+        end = next(token for token in ids if token != ids[0])  # Not the first token, so that there is a step before it.
         stated["generation"]["eos_token_id"] = [TOKENIZER.eos_id, end]
         (ended / "manifest.json").write_text(json.dumps(stated))
         short = run(*command, ended, PROMPTS[0], "--ids", cwd=cwd)
@@ -129,7 +129,7 @@ class ConsumersTest(tf.test.TestCase):
         self.check_written(sys.executable, CONSUMERS / "generate.py")
 
     def test_steps_in_python(self):
-        """The same without processes, which take their time to start."""
+        """The same without processes, which start slowly."""
         generate = program("generate")
         session = onnxruntime.InferenceSession(EXPORTED["writer"] / "model.onnx", providers=["CPUExecutionProvider"])
         ids = TOKENIZER.tokenize(PROMPTS[:1])[0].numpy().tolist()
@@ -147,12 +147,12 @@ class ConsumersTest(tf.test.TestCase):
         logits, chooser = np.log(np.array([0.1, 0.2, 0.3, 0.4], np.float32)), program("generate").chooser
         for temperature, top_k, chances in (
             (1.0, 0, [0.1, 0.2, 0.3, 0.4]),
-            (0.5, 0, np.array([1, 4, 9, 16]) / 30),  # The squares.
+            (0.5, 0, np.array([1, 4, 9, 16]) / 30),  # The squared deviations.
             (1.0, 2, [0, 0, 3 / 7, 4 / 7]),
         ):
             choose, count = chooser(temperature, top_k, 0), 4000
             found = np.bincount([choose(logits) for _ in range(count)], minlength=4) / count
-            # Five standard deviations of a share.
+            # Five standard deviations of a fraction.
             self.assertTrue(np.all(np.abs(found - chances) <= 5 * np.sqrt(np.array(chances) / count)), found)
 
     @pytest.mark.faults
@@ -188,7 +188,7 @@ class ConsumersTest(tf.test.TestCase):
         self.addCleanup(server.server_close)
         self.addCleanup(server.shutdown)
         page = f"http://127.0.0.1:{server.server_port}/classify.html"
-        # Chromium's sandbox is not to be had as root. Time stands still there while the page waits for a file.
+        # Chromium's sandbox is not available to root. Virtual time stops while the page waits for a file.
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000", "--dump-dom"]
 
         def seen(**query) -> str:
@@ -199,8 +199,8 @@ class ConsumersTest(tf.test.TestCase):
             scores = self.expected()["scores"][i]
             self.assertEqual([html.unescape(label) for _, label in rows], [LABELS[k] for k in np.argsort(-scores)])
             self.assertAllClose([float(score) / 100 for score, _ in rows], np.sort(scores)[::-1], atol=6e-4)
-        self.assertIn("is ready: write something", seen())
-        self.assertIn("The text has 42 tokens, and the model reads 32", seen(text="a " * 40))
+        self.assertIn("is ready; enter a text", seen())
+        self.assertIn("The text has 42 tokens, but the model reads at most 32", seen(text="a " * 40))
         self.assertIn("nowhere/", seen(artifact="nowhere").split("<footer", 1)[1])
 
 
@@ -210,7 +210,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def javascript(test: unittest.TestCase) -> pathlib.Path:
-    """A folder with the programs and the packages that they ask for."""
+    """Returns a folder with the programs and the packages that they require."""
     folder = FOLDER / "javascript"
     if folder.exists():
         return folder

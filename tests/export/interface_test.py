@@ -1,4 +1,4 @@
-"""What exports take and give, by model."""
+"""The inputs and outputs of exports, by model."""
 
 import numpy as np
 import tensorflow as tf
@@ -30,9 +30,9 @@ class InterfaceTest(tf.test.TestCase):
             REQUIRED_INPUTS = ("token_ids", "speaker_ids")
 
         model = Speaking(small.model(num_layers=1).config)
-        with self.assertRaisesRegex(UserError, "the input 'speaker_ids' is not one that exports know; add it to"):
+        with self.assertRaisesRegex(UserError, "exports do not support the input 'speaker_ids'; add it to"):
             interface.inputs_of(model)
-        with self.assertRaisesRegex(UserError, "the input 'x' is not"):
+        with self.assertRaisesRegex(UserError, "exports do not support the input 'x'"):
             interface.to_onnx({"x": np.zeros(1)})
 
     def test_signatures(self):
@@ -42,7 +42,7 @@ class InterfaceTest(tf.test.TestCase):
         self.assertEqual(signature.outputs["logits"].shape, ("batch", "decoder_sequence", len(small.VOCAB)))
         signature = interface.tokens(small.model("reformer", heads=()), 8)
         self.assertEqual({tensor.shape for tensor in signature.inputs.values()}, {("batch", 8)})
-        self.assertEqual(signature.outputs["sequence"].shape, ("batch", 8, 32))  # Two streams.
+        self.assertEqual(signature.outputs["sequence"].shape, ("batch", 8, 32))  # Two-stream attention.
         self.assertEqual([spec.shape.as_list() for spec in signature.specs()], [[None, 8]] * 2)
         self.assertEqual(signature.stated()["inputs"]["padding_mask"], {"dtype": "bool", "shape": ["batch", 8]})
 

@@ -1,4 +1,4 @@
-"""LiteRT: what converts answers as the model does, what does not is refused by name."""
+"""LiteRT: converted models reproduce the model's answers; others are refused with the name of the operator."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ from tfzoo.errors import UserError
 from tfzoo.export import artifact, litert, manifest, publish, verify
 from tfzoo.export.answers import Options
 
-# By what has no builtin operator there. export/README.md says so.
+# {family: the operation without a builtin operator}; export/README.md documents them.
 REFUSED = {"performer": "tf.TensorListReserve", "reformer": "tf.Roll"}
 
 
@@ -48,9 +48,9 @@ class LiteRTTest(tf.test.TestCase):
         )
         self.assertGreater(stated["measured"]["tokenizer.json"]["equal"], 5)
         data = (folder / "model.tflite").read_bytes()
-        self.assertNotIn(b"Flex", data)  # TensorFlow's own operators, which a phone has not.
+        self.assertNotIn(b"Flex", data)  # TensorFlow's own operators, which phones do not have.
 
-        # Damage with a manifest that fits: only the replay can tell.
+        # Damage with a matching manifest, which only the replay can detect.
         def refused(pattern, change):
             copy = shutil.copytree(folder, pathlib.Path(tempfile.mkdtemp(dir=self.folder)), dirs_exist_ok=True)
             content = {key: stated[key] for key in stated if key not in ("files", "manifest_sha256")}
@@ -65,7 +65,7 @@ class LiteRTTest(tf.test.TestCase):
 
         def one_byte(copy):
             changed = bytearray(data)
-            changed[found + 2] ^= 0x40  # Of the first number the high bits of its fraction.
+            changed[found + 2] ^= 0x40  # The high bits of the fraction of the first number.
             (copy / "model.tflite").write_bytes(changed)
 
         def stale(copy):
@@ -80,7 +80,7 @@ class LiteRTTest(tf.test.TestCase):
     def test_too_large(self):
         model = small.model("gpt2", num_layers=1)
         with mock.patch.object(type(model), "count_params", return_value=2**29):
-            with self.assertRaisesRegex(UserError, "--formats=litert: 536,870,912 weights do not fit"):
+            with self.assertRaisesRegex(UserError, "--formats=litert: 536,870,912 weights exceed the 2 GiB limit"):
                 litert.save(model, self.folder, Options(8))
 
     @pytest.mark.faults
@@ -93,7 +93,7 @@ class LiteRTTest(tf.test.TestCase):
 
         with mock.patch.object(layer, "call", shuffled), contextlib.redirect_stderr(io.StringIO()):
             with self.assertRaisesRegex(
-                UserError, "LiteRT has no builtin operator that does tf.Roll, which .*mlp.* asks for; export with"
+                UserError, "LiteRT has no builtin operator for tf.Roll, which .*mlp.* requires; export with"
             ):
                 litert.save(model, self.folder, Options(8))
         self.assertEqual([*self.folder.iterdir()], [])
@@ -107,7 +107,7 @@ class LiteRTTest(tf.test.TestCase):
                         if family not in REFUSED:
                             self.export(family, heads=heads)
                             continue
-                        with self.assertRaisesRegex(UserError, f"no builtin operator that does .*{REFUSED[family]}"):
+                        with self.assertRaisesRegex(UserError, f"no builtin operator for .*{REFUSED[family]}"):
                             self.export(family, heads=heads)
         done = subprocess.run([sys.executable, verify.__file__, self.folder], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)

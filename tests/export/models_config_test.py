@@ -1,4 +1,4 @@
-"""serving/models.config, read by the protocol buffers that TF Serving itself reads it with."""
+"""serving/models.config, parsed with the protocol buffers of TF Serving."""
 
 import pathlib
 import unittest
@@ -15,8 +15,8 @@ class ModelsConfigTest(unittest.TestCase):
     def test_names_the_folder_that_an_export_writes(self):
         server = text_format.Parse(CONFIG.read_text(), model_server_config_pb2.ModelServerConfig())
         (model,) = server.model_config_list.config
-        self.assertIn(model.name, models.FAMILIES)  # The name of an export that is given none.
-        self.assertEqual(model.base_path, f"/models/{model.name}")  # TF Serving takes absolute paths alone.
+        self.assertIn(model.name, models.FAMILIES)  # The default name of an export.
+        self.assertEqual(model.base_path, f"/models/{model.name}")  # TF Serving accepts only absolute paths.
         self.assertEqual(model.model_platform, "tensorflow")
         self.assertEqual(model.model_version_policy.latest.num_versions, 1)
 

@@ -1,4 +1,4 @@
-"""The graphs against the Keras models, in onnxruntime."""
+"""The graphs in onnxruntime, compared with the Keras models."""
 
 import pathlib
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from tfzoo.models import bart, bert, gpt2
 from tfzoo.weights import huggingface
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "assets" / "golden"
-# What the blocks of BERT's family can be told to be.
+# Variants of blocks, by configuration.
 CONFIGS: dict[str, dict[str, Any]] = {
     "norm first, no segments": dict(norm_first=True, activation="gelu_tanh", num_segments=0),
     "sinusoidal positions, attention in tiles": dict(positions="sinusoidal", activation="relu", attention="lean"),
@@ -48,7 +48,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 _WAVES = dict(low_freq_factor=1.0, high_freq_factor=4.0)
 _SCALED = dict(factor=4.0, original_max_position_embeddings=8)
-# Decoders, whose graphs have a past.
+# Decoders, whose graphs have cached keys and values.
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
     "llama": ("llama", {}),
@@ -71,7 +71,7 @@ EMITTED = [family for family in small.FAMILIES if family != "reformer"]
 
 
 def reader(graphs, shared=False):
-    """verify.py's way of running graphs: (_, inputs under ONNX's names) -> outputs."""
+    """Returns a function (_, inputs under ONNX's names) -> outputs, which runs graphs as verify.py does."""
     return verify.load_graphs({name: graph.SerializeToString() for name, graph in graphs.items()}, shared)[0]
 
 
@@ -106,7 +106,7 @@ class EmitTest(tf.test.TestCase):
                         self.check(small.model(family, heads=heads), profile=profile, cache=False)
 
     def test_every_family(self):
-        # Each with one head, all heads in one family or another; the rest are below.
+        # Each has one head, and every head is in some family; the remaining combinations are below.
         self.check_families(lambda heads, i: [(heads[(i + 1) % len(heads)],)], ["standard"])
 
     def test_what_blocks_can_be(self):
@@ -136,11 +136,17 @@ class EmitTest(tf.test.TestCase):
 
     def test_what_onnxruntime_genai_cannot_run(self):
         for pattern, model in (
-            ("decoders that write .head lm., and this is a bert with the heads", small.model("bert")),
-            ("this is a t5 with", small.model("t5")),
+            (
+                "requires a decoder that generates text .head lm., but the model is bert with the heads",
+                small.model("bert"),
+            ),
+            ("the model is t5 with", small.model("t5")),
             ("gpt2 with the heads classify;", small.model("gpt2", heads=("classify",))),
-            ("multiples of 8 numbers, and .* has head_dim=6", small.model("llama")),
-            ("adds nothing to the scores, as .*relative", small.model("gpt2", positions="relative")),
+            ("a head_dim that is a multiple of 8, but .* has head_dim=6", small.model("llama")),
+            (
+                "does not support a bias on the attention scores such as .*relative",
+                small.model("gpt2", positions="relative"),
+            ),
         ):
             with self.assertRaisesRegex(UserError, f"--onnx_profile=genai: .*{pattern}"):
                 onnx_emit.emit(model, profile="genai")
@@ -165,7 +171,7 @@ class EmitTest(tf.test.TestCase):
             self.assertEqual("pooling_mask" in [value.name for value in graph.graph.input], family == "gpt2")
 
     def check_references(self, names):
-        """The graphs of Hugging Face's folders give what Hugging Face's models gave."""
+        """The graphs of Hugging Face folders reproduce the outputs of Hugging Face's models."""
         for name in names:
             with self.subTest(name):
                 model, _ = huggingface.load(REFERENCES / name)
@@ -208,7 +214,7 @@ class EmitTest(tf.test.TestCase):
             axes = [axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
             self.assertEqual(axes, ["batch", "sequence", *([len(small.VOCAB)] if name == "logits" else [])])
         self.assertEqual([(opset.domain, opset.version) for opset in graph.opset_import], [("", 23)])
-        self.assertLessEqual(len(graph.graph.node), 95)  # Two of them run once, when the graph is loaded.
+        self.assertLessEqual(len(graph.graph.node), 95)  # Two of them are evaluated once, when the graph is loaded.
         operators = [node.op_type for node in graph.graph.node]
         self.assertEqual(operators.count("Attention"), 4)
         self.assertEqual(operators.count("LayerNormalization"), 10)
@@ -248,7 +254,7 @@ class EmitTest(tf.test.TestCase):
                 self.assertEqual(header, whole)
 
     def test_quantised_graphs_state_no_shapes(self):
-        """Of which onnxruntime would make an operator that is slow."""
+        """onnxruntime would fuse them into a slow operator."""
         model, folder = small.model(heads=("lm",)), pathlib.Path(self.get_temp_dir())
         (path,) = onnx_emit.save(model, folder, copy_tied=True)
         variants._quantise("int8", path, folder / "model_int8.onnx", None)
@@ -261,7 +267,7 @@ class EmitTest(tf.test.TestCase):
         self.assertEqual(operators.count("SkipLayerNormalization"), 0)
 
     def test_every_constant_is_read(self):
-        """onnxruntime warns of others."""
+        """onnxruntime warns about unused ones."""
         for family in ("roberta", "llama", "t5"):
             for graph in onnx_emit.emit(small.model(family)).values():
                 read = {name for node in graph.graph.node for name in node.input}
@@ -301,7 +307,7 @@ class EmitTest(tf.test.TestCase):
         for domain, operator in (("", "Erfc"), ("com.microsoft", "BiasGelu")):
             other = onnx.ModelProto.FromString(graph.SerializeToString())
             other.graph.node[3].op_type, other.graph.node[3].domain = operator, domain
-            with self.assertRaisesRegex(ValueError, f"no operator .*{operator} is known"):
+            with self.assertRaisesRegex(ValueError, f"unknown operator .*{operator}"):
                 onnx_check.known_operators(other)
 
     def test_ids_out_of_range_fail(self):
@@ -353,7 +359,8 @@ class EmitTest(tf.test.TestCase):
         self.assertAllEqual(run(["logits"], inputs)[0], ask({"model": whole}, inputs)["logits"])
 
     def test_what_is_written_is_what_was_emitted(self):
-        model, folder = small.model(vocab_size=3000), self.get_temp_dir()  # A matrix whose size has three varint bytes.
+        # A matrix whose size takes three varint bytes.
+        model, folder = small.model(vocab_size=3000), self.get_temp_dir()
         (path,) = onnx_emit.save(model, folder)
         (graph,) = onnx_emit.emit(model).values()
         self.assertEqual(onnx.load(path), graph)
@@ -370,12 +377,12 @@ class EmitTest(tf.test.TestCase):
         block.mlp_norm = Doubled(name="doubled")
         block.mlp_norm.build((None, None, 16))
         with self.assertRaisesRegex(
-            UserError, r"Doubled .*doubled.* has no ONNX emitter; give its class a method onnx_call, or"
+            UserError, r"Doubled .*doubled.* has no ONNX emitter; add a method onnx_call to its class, or"
         ):
             onnx_emit.emit(model)
 
     def own(self, kind, **options):
-        """A model of a page that is not tfzoo's, with the weights of its family's small one."""
+        """Returns a model of a custom class with the weights of its family's small model."""
         model = small.model(kind.family, num_layers=1, **options)
         mine = kind(model.config, heads=model.head_names, labels=model.labels)
         mine.set_weights(model.get_weights())
@@ -383,14 +390,14 @@ class EmitTest(tf.test.TestCase):
 
     def test_a_page_of_ones_own(self):
         class Plain(gpt2.Model):
-            """What a subclass does not say otherwise is as its base has it."""
+            """A subclass inherits the emitters of the methods that it does not override."""
 
         (graph,) = onnx_emit.emit(self.own(Plain)).values()
         self.assertIn("past_key_values.0.key", [value.name for value in graph.graph.input])
         self.check(self.own(Plain))
 
         class Shifted(bert.Model):
-            """The page says both."""
+            """The subclass defines both."""
 
             def body(self, inputs, training):
                 outputs = super().body(inputs, training)
@@ -458,7 +465,7 @@ class EmitTest(tf.test.TestCase):
             self.assertIn("onnx", verify.verify(folder))
 
     def test_what_has_no_emitter_is_named(self):
-        with self.assertRaisesRegex(UserError, "reformer has no emitters .* leave float16 out of --onnx_variants"):
+        with self.assertRaisesRegex(UserError, "reformer has no emitters .* remove float16 from --onnx_variants"):
             onnx_emit.emit(small.model("reformer"), dtype="float16")
         with self.assertRaisesRegex(UserError, "--onnx_profile=old"):
             onnx_emit.emit(small.model(), profile="old")
@@ -470,7 +477,7 @@ class EmitTest(tf.test.TestCase):
 
 @pytest.mark.faults
 class EverythingTest(EmitTest):
-    """The same and more, with every shape."""
+    """The same with more models and every shape."""
 
     CASES = ("1x2", "3x8", "2x32")
 
@@ -483,7 +490,7 @@ class EverythingTest(EmitTest):
 
     def test_every_decoder_in_one_buffer(self):
         for name, (family, overrides) in DECODERS.items():
-            if family in ("gpt2", "llama", "palm") and name != "longrope":  # Which has factors for 6 numbers a head.
+            if family in ("gpt2", "llama", "palm") and name != "longrope":  # It has factors for heads of 6 numbers.
                 with self.subTest(name):
                     self.check(small.model(family, **overrides | dict(head_dim=8)), profile="genai")
 
@@ -503,7 +510,7 @@ class CheckTest(tf.test.TestCase):
 
         layer_norm = onnx_emit.EMITTERS[nn.LayerNorm]
         with mock.patch.dict(onnx_emit.EMITTERS, {nn.LayerNorm: shifted}):
-            with self.assertRaisesRegex(CheckFailed, "reference implementation does not answer"):
+            with self.assertRaisesRegex(CheckFailed, "reference implementation does not reproduce the model's answers"):
                 onnx_check.check_twin(small.model())
 
     def test_variants_say_how_far_they_are(self):
@@ -543,18 +550,18 @@ class CheckTest(tf.test.TestCase):
         with (
             mock.patch.dict(variants.MOST, int8=1e-9),
             self.assertRaisesRegex(
-                CheckFailed, "--onnx_variants: int8 does not answer as float32 does: .*differs by .*; leave it out"
+                CheckFailed, "--onnx_variants: int8 does not reproduce the float32 answers: .*differs by .*; omit it"
             ),
         ):
             variants.write(model, folder, graphs, ["int8"], "standard", rows, limits)
         with (
             mock.patch.object(variants, "_quantise", side_effect=RuntimeError("no\nsuch")),
-            self.assertRaisesRegex(CheckFailed, "int8 does not answer as float32 does: no such; leave it out"),
+            self.assertRaisesRegex(CheckFailed, "int8 does not reproduce the float32 answers: no such; omit it"),
         ):
             variants.write(model, folder, graphs, ["int8"], "standard", rows, limits)
         limits["tokens"]["logits"]["allowed"] = 0.0
         with self.assertRaisesRegex(
-            CheckFailed, "what is to be quantised does not answer as the model does: .*differs"
+            CheckFailed, "the graphs to quantise do not reproduce the model's answers: .*differs"
         ):
             variants.write(model, folder, graphs, ["int8"], "standard", rows, limits)
         # All 9 products with weights, and no other, are quantised.
@@ -585,7 +592,7 @@ class CheckTest(tf.test.TestCase):
         self.assertAllEqual(text["attention_mask"], [[1, 1, 1]])
         (tokens,) = rows("electra", ("discriminate",), "the " * 9)
         self.assertAllEqual(tokens["input_ids"], [[the] * 8])
-        self.assertGreaterEqual(len(rows("gpt2", ("lm",))), 3)  # golden.npz's own texts.
+        self.assertGreaterEqual(len(rows("gpt2", ("lm",))), 3)  # The texts of golden.npz.
 
 
 if __name__ == "__main__":

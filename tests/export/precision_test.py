@@ -1,4 +1,4 @@
-"""What float32 itself does, and what is allowed for it."""
+"""The error of float32, and the tolerance derived from it."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ def cases(model):
 
 
 def ill_conditioned():
-    """A classifier whose logits are small differences of large numbers: float32 keeps few of their digits."""
+    """Returns a classifier whose logits are small differences of large numbers, of which float32 keeps few digits."""
     model = small.model(heads=("classify",), pool="mean", num_layers=1)
     head, (inputs, *_) = model.heads["classify"], cases(model)
     kernel, bias = (np.zeros(weight.shape, np.float32) for weight in head.weights)
@@ -40,7 +40,7 @@ class PrecisionTest(tf.test.TestCase):
         got, want = (np.asarray(m(first)["logits"], np.float64) for m in (model, exact))
         apart = np.abs(got - want).max() / max(1, np.abs(want).max())
         self.assertAllClose(precision.float32_error(model, [inputs]), apart, rtol=1e-12)
-        self.assertBetween(apart, 1e-8, 3e-6)  # A few roundings of 6e-8.
+        self.assertBetween(apart, 1e-8, 3e-6)  # A few rounding errors of 6e-8.
         model = ill_conditioned()
         self.assertBetween(precision.float32_error(model, cases(model)), 1e-5, 1e-2)
 
@@ -81,7 +81,7 @@ class PrecisionTest(tf.test.TestCase):
         model, folder = small.model(heads=("tag",)), pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
 
         def export(error=None, most=precision.MOST):
-            """Where the usual is allowed no two computations agree."""
+            """No two computations agree within the default tolerance."""
             with (
                 mock.patch.dict(precision.USUAL, float32=1e-12),
                 mock.patch.object(precision, "float32_error", error or precision.float32_error),
@@ -98,10 +98,12 @@ class PrecisionTest(tf.test.TestCase):
         self.assertBetween(stated["measured"]["tokens/logits"]["difference"], 1e-12, allowed)
         verify.verify(made)
         with self.assertRaisesRegex(
-            CheckFailed, "differs by .*; in float32 the model is .* from itself in float64, too far to tell: shorten"
+            CheckFailed,
+            "differs by .*; the model's float32 outputs differ from its float64 outputs by .*, too much for a "
+            "comparison: shorten",
         ):
             export(most=2e-12)
-        with self.assertRaisesRegex(CheckFailed, "differs by .* allowed; name other --formats, and report"):
+        with self.assertRaisesRegex(CheckFailed, "differs by .* allowed; choose other --formats and report"):
             export(lambda *_: 0.0)
         self.assertEqual([path.name for path in made.parent.iterdir()], [made.name])
 
@@ -124,7 +126,7 @@ class CompareTest(tf.test.TestCase):
         got[1, 2, 0] = np.inf
         with self.assertRaisesRegex(verify.Failure, "not finite"):
             verify.compare(got, want, limit)
-        # What is large at padding does not make room for what is wrong elsewhere.
+        # Large values at padding do not widen the tolerance elsewhere.
         values[0, 2] = 1e6
         got = values.copy()
         got[0, 0, 0] += 0.01

@@ -1,4 +1,4 @@
-"""What is wrong, or leaves its folder, does not pass: damage of every kind, with a manifest that fits it."""
+"""Damaged artifacts, and artifacts that refer to files outside their folder, fail even with a matching manifest."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import runs
 
 FOLDER: pathlib.Path
-# The words of another model: as many, in another order.
+# The vocabulary of another model: of the same size, in another order.
 OTHER = WordPiece([*small.SPECIAL, *reversed(small.VOCAB[len(small.SPECIAL) :])])
 
 
@@ -43,7 +43,7 @@ def export(kind: str, tokenizer=None, **options) -> pathlib.Path:
 
 class Sabotage(tf.test.TestCase):
     def refused(self, folder: pathlib.Path, pattern: str, change: Callable[[pathlib.Path], Any], stated=None) -> None:
-        """verify.py refuses a copy of the artifact with a change, and a manifest that fits: `stated`, if given."""
+        """Asserts that verify.py refuses a changed copy of the artifact with a matching manifest, `stated` if given."""
         copy = shutil.copytree(folder, pathlib.Path(tempfile.mkdtemp(dir=FOLDER)), dirs_exist_ok=True)
         stated = stated or json.loads((copy / "manifest.json").read_text())
         change(copy)
@@ -56,7 +56,7 @@ class Sabotage(tf.test.TestCase):
 
 
 def take(source: pathlib.Path, name: str) -> Callable[[pathlib.Path], Any]:
-    """Puts a file or folder of another artifact in the place of an artifact's own."""
+    """Returns a change that replaces a file or folder by that of another artifact."""
 
     def change(copy: pathlib.Path) -> None:
         if (source / name).is_dir():
@@ -79,7 +79,7 @@ class OnnxTest(Sabotage):
         secret.write_bytes(bytes(10_000))
 
         def beside(location):
-            """All weights in a file of their own, which the graph then calls `location`."""
+            """Returns a change that moves all weights into a separate file, which the graph then calls `location`."""
 
             def change(copy):
                 model = onnx.load(copy / "model.onnx")
@@ -97,8 +97,10 @@ class OnnxTest(Sabotage):
         beside("w.data")(copy)
         self.assertEqual(set(verify.external_data(copy / "model.onnx")), {"w.data"})
         for location in ("../secret.bin", str(secret), "sub/../w.data", "x" * 300):
-            self.refused(folder, "^model.onnx: has tensors in '.*, which is no file of the artifact", beside(location))
-        link = "a link or a device, where files are meant to be"
+            self.refused(
+                folder, "^model.onnx: stores tensors in '.*, which is not a file of the artifact", beside(location)
+            )
+        link = "is a link or a device, but an artifact may contain only regular files"
         self.refused(folder, f"^w.data: {link}", lambda copy: (copy / "w.data").symlink_to(secret))
         self.refused(folder, f"^sub: {link}", lambda copy: (copy / "sub").symlink_to(FOLDER, target_is_directory=True))
         self.refused(folder, f"^pipe: {link}", lambda copy: os.mkfifo(copy / "pipe"))
@@ -119,8 +121,8 @@ class OnnxTest(Sabotage):
         self.refused(folder, "allow_pickle=False", pickled)
 
     def test_places_written_otherwise(self):
-        """As ONNX's readers take them: the value before the key, numbers longer than need be, in a node, in a field
-        that is parted in two."""
+        """All encodings that ONNX's readers accept: the value before the key, overlong numbers, in a node, in a field
+        that is split in two."""
 
         def external(*entries):
             return b"".join(b"\x6a" + bytes([len(entry)]) + entry for entry in entries)
@@ -129,7 +131,7 @@ class OnnxTest(Sabotage):
         found = []
         for entry in (key + value, value + key, b"\x0a\x88\x00location" + value, b"\x0a\x01x" + key + value):
             tensor = b"\x08\x01" + external(b"\x0a\x06offset\x12\x010", entry) + b"\x70\x01"
-            attribute = b"\x2a" + bytes([len(tensor)]) + tensor  # Of a node, as of an initializer: both are field 5.
+            attribute = b"\x2a" + bytes([len(tensor)]) + tensor  # In a node, as in an initializer: both are field 5.
             node = b"\x2a" + bytes([len(attribute)]) + attribute
             inner = b"\x0a" + bytes([len(node)]) + node
             for graph in (attribute, inner):
@@ -137,10 +139,10 @@ class OnnxTest(Sabotage):
                 path.write_bytes(b"\x08\x0a\x3a\x00\x3a" + bytes([len(graph)]) + graph)
                 found += verify.external_data(path)
         self.assertEqual(found, ["/x.bin"] * 8)
-        # One that is cut off, and a field's number of which other readers take the last 32 bits.
+        # A truncated file, and a field number of which other readers use the last 32 bits.
         for data in (b"\x3a\x7f", b"\xba\x80\x80\x80\x10\x00"):
             (FOLDER / "places.onnx").write_bytes(data)
-            with self.assertRaisesRegex(verify.Failure, "is no ONNX file"):
+            with self.assertRaisesRegex(verify.Failure, "is not an ONNX file"):
                 list(verify.external_data(FOLDER / "places.onnx"))
 
     def test_what_is_not_the_folders_is_not_loaded(self):
@@ -151,8 +153,8 @@ class OnnxTest(Sabotage):
             (copy / "genai_config.json").write_text('{"model": {"decoder": {"session_options": {}}}}')
 
         stated = json.loads((self.folder / "manifest.json").read_text())
-        self.refused(self.folder, "^manifest.json: '/.*/model' is the name of no graph", elsewhere, stated)
-        self.refused(self.folder, "^genai_config.json: is not written as an export writes it", library)
+        self.refused(self.folder, "^manifest.json: '/.*/model' is not the name of a graph", elsewhere, stated)
+        self.refused(self.folder, "^genai_config.json: is not formatted as an export formats it", library)
 
     def test_golden_answers_that_are_no_numbers(self):
         def spoilt(copy):
@@ -161,7 +163,7 @@ class OnnxTest(Sabotage):
             arrays[key] = np.full_like(arrays[key], np.nan)
             np.savez(copy / "golden.npz", **arrays)
 
-        self.refused(self.folder, "not finite in golden.npz", spoilt)
+        self.refused(self.folder, "values are not finite in golden.npz", spoilt)
 
     def test_a_tokenizer_of_another_model(self):
         self.refused(self.folder, "^tokenizer.json: input_ids of ", take(export("onnx", OTHER), "tokenizer"))
@@ -173,7 +175,7 @@ class OnnxTest(Sabotage):
 
 class GenaiTest(Sabotage):
     def test_what_its_configuration_may_not_say(self):
-        """onnxruntime-genai would load the library of custom_ops_library, which then does what it likes."""
+        """onnxruntime-genai would load the library in custom_ops_library, which could then do anything."""
         place = pathlib.Path(tempfile.mkdtemp(dir=FOLDER))
         model = small.model("gpt2", num_layers=1, hidden_size=32)
         with mock.patch.object(publish, "replay"):
@@ -195,9 +197,9 @@ class GenaiTest(Sabotage):
             ("session_options", lambda decoder, _: decoder["session_options"].update(provider_options=[{"cuda": {}}])),
             ("the graph '../model.onnx'", lambda decoder, _: decoder.update(filename="../model.onnx")),
             ("the graph 'golden.npz'", lambda decoder, _: decoder.update(filename="golden.npz")),
-            ("has decoder.pipeline", lambda decoder, _: decoder.update(pipeline=[])),
-            ("has model.vision", lambda _, stated: stated["model"].update(vision={})),
-            ("has engine", lambda _, stated: stated.update(engine={})),
+            ("contains decoder.pipeline", lambda decoder, _: decoder.update(pipeline=[])),
+            ("contains model.vision", lambda _, stated: stated["model"].update(vision={})),
+            ("contains engine", lambda _, stated: stated.update(engine={})),
         ):
             self.refused(folder, f"^genai_config.json: .*{pattern}", says(change))
 
@@ -208,7 +210,7 @@ class GenaiTest(Sabotage):
                 text.replace(before, f'{before}{{"custom_ops_library": "x"}}, {before}')
             )
 
-        self.refused(folder, "^genai_config.json: is not written as an export writes it", twice)
+        self.refused(folder, "^genai_config.json: is not formatted as an export formats it", twice)
         self.refused(folder, "genai_config.json", lambda copy: (copy / "genai_config.json").unlink())
         with mock.patch.object(verify.importlib.util, "find_spec", return_value=None):
             self.assertIn("genai_config.json not replayed: onnxruntime-genai is not installed", verify.verify(folder))
@@ -250,12 +252,12 @@ class SavedModelTest(Sabotage):
             return change
 
         self.refused(folder, "DataLoss|[Cc]hecksum|differs", one_byte)
-        self.refused(folder, "tokens does not have its (segment|token)_ids where its function has it", swapped)
-        self.refused(folder, "serving_default does not have its labels? where", exchanged)
+        self.refused(folder, "tokens maps (segment|token)_ids to a different tensor from its function", swapped)
+        self.refused(folder, "serving_default maps labels? to a different tensor", exchanged)
         self.refused(folder, "differs", take(trained, "golden.npz"))  # A stale golden file.
         self.refused(folder, "serving_default", take(other, "golden.npz"))  # A tokenizer of another model.
         for name in ("../../secret.bin", str(FOLDER / "secret.bin"), "missing.txt"):
-            self.refused(folder, "reads '.*', which is no file in assets/", asset(name))
+            self.refused(folder, "reads '.*', which is not a file in assets/", asset(name))
 
     def test_what_reaches_out(self):
         folder = export("savedmodel")
@@ -277,13 +279,15 @@ class SavedModelTest(Sabotage):
             *("ImmutableConst", "DecodeProtoV2", "LoadAndRemapMatrix", "DeleteMultiDeviceIterator"),
         ):
             for function in (False, True):
-                self.refused(folder, f"mine \\({op}\\) reads or writes what is no asset", add(op, (), function))
+                self.refused(folder, f"mine \\({op}\\) accesses something other than an asset", add(op, (), function))
         table = "InitializeTableFromTextFileV2"
         for function in (False, True):
-            self.refused(folder, f"mine \\({table}\\) reads", add(table, ["table", "secret"], function))
+            self.refused(
+                folder, f"mine \\({table}\\) accesses something other", add(table, ["table", "secret"], function)
+            )
 
         def saves(copy):
-            """A signature's function calls the saver's."""
+            """Lets the function of a signature call that of the saver."""
             saved = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
             graph = saved.meta_graphs[0]
             (saver,) = (n for n in graph.graph_def.node if f"{n.name}:0" == graph.saver_def.save_tensor_name)
@@ -291,10 +295,10 @@ class SavedModelTest(Sabotage):
             call.attr["f"].func.name = saver.attr["f"].func.name
             (copy / "saved_model.pb").write_bytes(saved.SerializeToString())
 
-        self.refused(folder, "mine \\(StatefulPartitionedCall\\) saves or restores", saves)
+        self.refused(folder, "mine \\(StatefulPartitionedCall\\) saves or restores variables", saves)
 
         def restores_elsewhere(op, inputs):
-            """In the function that a server calls to read the variables."""
+            """Returns a change of the function that a server calls to read the variables."""
 
             def change(copy):
                 saved = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
@@ -308,8 +312,12 @@ class SavedModelTest(Sabotage):
 
             return change
 
-        self.refused(folder, "mine \\(SaveV2\\) reads or writes", restores_elsewhere("SaveV2", ["file_prefix"]))
-        self.refused(folder, "mine \\(RestoreV2\\) reads or writes", restores_elsewhere("RestoreV2", ["secret"]))
+        self.refused(
+            folder, "mine \\(SaveV2\\) accesses something other", restores_elsewhere("SaveV2", ["file_prefix"])
+        )
+        self.refused(
+            folder, "mine \\(RestoreV2\\) accesses something other", restores_elsewhere("RestoreV2", ["secret"])
+        )
 
         def one_more(output):
             def change(copy):
@@ -321,14 +329,14 @@ class SavedModelTest(Sabotage):
 
             return change
 
-        self.refused(folder, "mine is a signature there, or in manifest.json, and not in the other", one_more("saver"))
+        self.refused(folder, "the signature mine is only in one of saved_model.pb and manifest.json", one_more("saver"))
         stated = json.loads((folder / "manifest.json").read_text())
         stated["signatures"]["mine"] = stated["signatures"]["tokens"]
-        self.refused(folder, "mine saves or restores", one_more("saver"), stated)
+        self.refused(folder, "mine saves or restores variables", one_more("saver"), stated)
 
     @pytest.mark.faults
     def test_a_wrong_graph_is_not_published(self):
-        """Inputs swapped and a mask dropped, in the function that is exported."""
+        """Swapped inputs and an ignored mask in the function that is exported."""
         calling = savedmodel._calling
 
         def wrong(change):
@@ -344,13 +352,13 @@ class SavedModelTest(Sabotage):
 
         for change in (swapped, unmasked):
             with self.subTest(change.__name__), wrong(change):
-                with self.assertRaisesRegex(CheckFailed, "does not answer as the model does: .*differs by"):
+                with self.assertRaisesRegex(CheckFailed, "does not reproduce the model's answers: .*differs by"):
                     export("savedmodel")
 
 
 class ThirdPartyTest(unittest.TestCase):
     def test_code_in_a_folder_is_not_run(self):
-        """A Hugging Face folder that brings its own code, or pickles, is refused without either being read."""
+        """A Hugging Face folder with custom code or pickles is refused without reading either."""
         folder = pathlib.Path(tempfile.mkdtemp(dir=FOLDER))
         trace = folder / "ran"
         (folder / "modeling_mine.py").write_text(f"open({str(trace)!r}, 'w')\n")

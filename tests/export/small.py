@@ -1,4 +1,4 @@
-"""Models that are small and noisy enough for tests: every weight is random, so that none of them hides."""
+"""Small models for tests, in which every weight is random, so that none can be ignored unnoticed."""
 
 import string
 from typing import Any
@@ -16,7 +16,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]"]
 LETTERS = list(string.ascii_lowercase)
 VOCAB = [*SPECIAL, *LETTERS, *(f"##{letter}" for letter in LETTERS), "the", "of", "function", ".", "東", "京", "ω"]
 SIZES = dict(vocab_size=len(VOCAB), hidden_size=16, num_heads=2, intermediate_size=32, max_positions=32)
-# The family's first model, cut down to SIZES and these.
+# The family's first model, reduced to SIZES and these.
 FAMILIES: dict[str, dict[str, Any]] = {
     "albert": dict(num_layers=3, embedding_size=10),
     "bart": dict(num_layers=2, num_decoder_layers=3),
@@ -43,7 +43,7 @@ def tokenizer():
 
 
 def byte_level_tokenizer():
-    """RoBERTa's special tokens, the letters of all bytes, and two pieces that are joined."""
+    """Returns a tokenizer with RoBERTa's special tokens, the letters of all bytes, and two merged pieces."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     return ByteLevelBPE([*special, *BYTES, "Ġa", "de"], [("Ġ", "a"), ("d", "e")], special_tokens=special)
 
@@ -54,7 +54,7 @@ def model(family: str = "bert", *, heads=None, num_labels=3, pool=None, embed=No
     options = dict(heads=heads, num_labels=num_labels, pool=pool, embed=embed, dtype=dtype)
     result = tfzoo.build(name, **options, **(SIZES | FAMILIES[family] | overrides))
     noise = np.random.default_rng(0)
-    # Of what is drawn at random and not trained, such as FAVOR+'s features, the noise would be no weight's.
+    # Untrained random tensors, such as FAVOR+'s features, get no noise.
     result.set_weights(
         [
             w if w.dtype == np.uint32 or "features" in v.path else w + noise.normal(scale=0.3, size=w.shape)

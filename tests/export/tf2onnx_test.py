@@ -1,4 +1,4 @@
-"""A second opinion: tf2onnx, which traces what tfzoo emits layer by layer, gives graphs with the same answers."""
+"""An independent check: tf2onnx traces what tfzoo emits layer by layer, and its graphs have the same answers."""
 
 import numpy as np
 import onnxruntime
@@ -19,7 +19,8 @@ FAMILIES = [family for family in small.FAMILIES if family != "reformer"]
 
 
 def converted(model, inputs):
-    """tf2onnx's graph of a model, for inputs of these very shapes: two free dimensions in one reshape are beyond it."""
+    """Returns tf2onnx's graph of a model for inputs of exactly these shapes; it does not support two free dimensions in
+    one reshape."""
     specs = [tf.TensorSpec(value.shape, value.dtype, name) for name, value in inputs.items()]
     names = interface.outputs_of(model)
 

@@ -1,4 +1,4 @@
-"""tokenizer.onnx: exact where it is written, refused where it would not be, and replayed by verify.py."""
+"""tokenizer.onnx: exact if it is written, omitted if it would not be exact, and replayed by verify.py."""
 
 import json
 import pathlib
@@ -28,7 +28,7 @@ from tfzoo.text.sentencepiece import SentencePiece
 from tfzoo.text.wordpiece import WordPiece
 
 OUTPUTS = ["input_ids", "attention_mask", "token_type_ids"]
-# Of one batch, as the graphs take it; a process that has TensorFlow could not.
+# Runs the graphs in a separate process, since one that has loaded TensorFlow could not.
 SCRIPT = textwrap.dedent("""
     import json, sys
     import onnxruntime_extensions
@@ -44,7 +44,7 @@ SCRIPT = textwrap.dedent("""
         ]
     json.dump(answers, open("answers.json", "w"))
 """)
-# What the operators read otherwise. export/README.md says so.
+# What the operators tokenize differently; export/README.md documents it.
 OTHERWISE = ("\0", "\x85", *SPECIALS)
 
 
@@ -57,7 +57,7 @@ def run(folder: pathlib.Path, texts: dict) -> dict:
 
 
 def expected(tokenizer, frame, length, texts):
-    """Rows of ids, masks and segments, without padding; one by one taken from the longer text until they fit."""
+    """Yields rows of ids, masks and segments, without padding, truncated one token at a time from the longer text."""
     columns = {part: tokenizer.tokenize(texts[name]).to_list() for part, name in zip(frame.texts, texts)}
     for row in zip(*columns.values()):
         kept = dict(zip(frame.texts, map(list, row)))
@@ -124,7 +124,7 @@ class TokenizerGraphTest(tf.test.TestCase):
             ByteLevelBPE(*letters, add_prefix_space=True),
             SentencePiece(training.train_sentencepiece([*SENTENCES], 300), "xlnet"),
         ):
-            with self.assertRaisesRegex(UserError, "no operator that gives the ids of .* for every text"):
+            with self.assertRaisesRegex(UserError, "no operator that produces the ids of .* for every text"):
                 tokenizer_graph.emit(tokenizer, framing.Frame(("text",), (0,)), Options(8), OUTPUTS)
 
     def test_written_only_where_it_is_exact(self):
@@ -144,10 +144,12 @@ class TokenizerGraphTest(tf.test.TestCase):
         count = len(tokenizer_graph.LINES)
         self.assertEqual(verify.replay_tokenizer_graph(good), {"tokenizer.onnx": {"equal": count, "compared": count}})
         reason = write(self.folder / "nul", ("fine", "a\0b"))
-        self.assertRegex(reason, r"^onnxruntime-extensions' operators give other ids: .*input_ids of 'a\\x00b' is")
+        self.assertRegex(
+            reason, r"^the operators of onnxruntime-extensions produce different ids: .*input_ids of 'a\\x00b' is"
+        )
         self.assertFalse((self.folder / "nul" / "tokenizer.onnx").exists())
 
-        # A tokenizer of another model, of as many tokens.
+        # A tokenizer of another model with as many tokens.
         other = training.train_byte_level([*CODE, "zq" * 50], 400)
         frame = framing.frame(model.LAYOUT, tokenizer)
         graph = tokenizer_graph.emit(ByteLevelBPE(*other), frame, options, OUTPUTS[:2])
@@ -180,7 +182,7 @@ class TokenizerGraphTest(tf.test.TestCase):
 
     @pytest.mark.faults
     def test_the_operators_of_bert_are_still_not_exact(self):
-        """Should this fail, tokenizer_graph.py has a tokenizer more to write."""
+        """If this fails, tokenizer_graph.py can support one more tokenizer."""
         tokenizer = WordPiece(training.train_wordpiece([*SENTENCES, *CHINESE], 1000, lowercase=True))
         outputs = ["ids", "segments", "mask"]
         node = helper.make_node(
@@ -200,7 +202,7 @@ class TokenizerGraphTest(tf.test.TestCase):
 
 
 def xlm_roberta(model: bytes) -> bytes:
-    """A model whose first pieces are <unk> <s> </s>, as XLM-R's are; t5's are <pad> </s> <unk>."""
+    """Returns a model whose first pieces are <unk> <s> </s>, as in XLM-R; in T5 they are <pad> </s> <unk>."""
     proto = sentencepiece._model_proto()()
     proto.ParseFromString(model)
     for piece, (text, kind) in zip(proto.pieces, ((b"<unk>", 2), (b"<s>", 3), (b"</s>", 3))):

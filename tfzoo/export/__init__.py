@@ -1,1 +1,1 @@
-"""Artifacts that need nothing of tfzoo: `artifact.export` writes them, export/verify.py replays them."""
+"""Artifacts that run without tfzoo: `artifact.export` writes them and export/verify.py replays them."""

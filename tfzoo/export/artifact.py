@@ -1,4 +1,5 @@
-"""An artifact from a model: written beside its place, replayed by another process, only then put there."""
+"""Exports a model as artifacts: written to a temporary folder, replayed in a separate process, and only then renamed
+to their final place."""
 
 import dataclasses
 import json
@@ -20,19 +21,20 @@ from tfzoo.export.answers import Options
 from tfzoo.export.onnx import write as onnx_write
 from tfzoo.export.precision import MOST, PRECISIONS, Limits, limits_of, with_precision
 
-_LARGE = 2**27  # Bytes of weights of which one copy more is felt.
-_LONGEST = 1024  # Tokens of a text, unless asked otherwise.
+_LARGE = 2**27  # Bytes of weights from which on a second copy in memory matters.
+_LONGEST = 1024  # Default maximum of tokens in a text.
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A format of artifacts. verify.py has a reader of each.
+    """An artifact format. verify.py has a reader for each.
 
-    title: what it is called.
-    write: (model, tokenizer, folder, options, limits, **what else `export` is asked for) -> `signatures` and
-      `tolerances` for manifest.json, and what else that is to say. It fills the folder, golden.npz included.
-    any_precision: it computes in --precision, and not in float32 alone.
-    least_rows: a call has so many.
+    Attributes:
+      title: the name of the format in messages.
+      write: (model, tokenizer, folder, options, limits, **other arguments of `export`) -> the fields of manifest.json,
+        `signatures` and `tolerances` among them. It writes all files of the artifact, including golden.npz.
+      any_precision: whether the format supports --precision; otherwise it computes in float32.
+      least_rows: the minimum number of rows in a call.
     """
 
     title: str
@@ -70,27 +72,33 @@ def export(
     calibration_texts: Sequence[str] = (),
     keep_versions: int | None = None,
 ) -> dict[str, pathlib.Path]:
-    """Writes OUTPUT_DIR/FORMAT/NAME/VERSION/ for each format. None appears before all have been replayed.
+    """Writes OUTPUT_DIR/FORMAT/NAME/VERSION/ for each format. No folder appears before all have been replayed.
 
     Args:
-      tokenizer: of tfzoo.text; None exports a model that reads ids alone.
-      name: the family's where it is None.
-      version: the next free one where it is None.
-      sequence_length: of the longest text; None takes what the model can read, up to 1024.
+      model: the model to export.
+      tokenizer: a tokenizer of tfzoo.text; None exports a model that reads only token ids.
+      output_dir: the folder in which the artifacts are created.
+      name: the name of the served model; None means the name of its family.
+      version: the version number; None means the next free one.
+      formats: names of TARGETS.
+      sequence_length: the maximum number of tokens in a text; None means the most that the model reads, up to 1024.
       text_pair, long_texts, refuse, pooling, prompt_name, max_new_tokens: see answers.Options.
-      num_beams: of the search for the likeliest text; None takes the model's folder's, else there are none.
-      precision: what the SavedModel computes in; ONNX is float32, with variants, and LiteRT is float32.
-      onnx_profile: one of onnx_graph.PROFILES.
-      onnx_variants: of variants.VARIANTS, written beside the float32 graphs.
-      calibration_texts: what int8_static is calibrated on; golden.npz's texts where there are none.
-      keep_versions: afterwards, older versions than the newest so many are removed, but never this one.
+      num_beams: the number of beams in the search for the likeliest text; None means that of the model's folder, or a
+        greedy search if the folder specifies none.
+      precision: the precision in which the SavedModel computes, one of PRECISIONS. ONNX (apart from its variants) and
+        LiteRT compute in float32.
+      onnx_profile: one of onnx.graph.PROFILES.
+      onnx_variants: names of variants.VARIANTS to write in addition to the float32 graphs.
+      calibration_texts: texts for calibrating int8_static; if empty, the texts of golden.npz are used.
+      keep_versions: the number of newest versions to keep once the export has succeeded. The version just written is
+        never removed. None keeps all.
 
     Returns:
-      format -> folder.
+      A dict from format to folder.
 
     Raises:
-      UserError: a model, name, version or format that cannot be exported.
-      CheckFailed: an artifact does not answer as the model does. Nothing is left behind.
+      UserError: a model, name, version or format cannot be exported.
+      CheckFailed: an artifact does not reproduce the model's answers. Nothing is left behind.
     """
     name = model.family if name is None else name
     _check_arguments(name, version, formats, precision, onnx_variants, keep_versions)
@@ -107,16 +115,17 @@ def export(
     )
     savedmodel.check(model, tokenizer, options)
     folders = publish.places(output_dir, name, formats, version)
-    asked = dict(name=name, onnx_profile=onnx_profile, onnx_variants=onnx_variants, calibration_texts=calibration_texts)
+    extra = dict(name=name, onnx_profile=onnx_profile, onnx_variants=onnx_variants, calibration_texts=calibration_texts)
     with publish.together(folders) as partials:
-        # ONNX first: to be checked a graph is held twice, and TensorFlow does not give back what writing another takes.
+        # ONNX goes first: checking a graph holds it in memory twice, and TensorFlow does not release the memory that
+        # it needs for writing another format.
         for kind, partial in sorted(partials.items(), key=lambda item: item[0] != "onnx"):
             target = TARGETS[kind]
             exported = with_precision(model, precision if target.any_precision else "float32")
             content = {"kind": kind, "name": name, "version": int(folders[kind].name)}
             with progress.stage(f"writing {target.title}"):
-                _write(partial, target, content, exported, tokenizer, options, asked)
-        with progress.stage("replaying in another process"):
+                _write(partial, target, content, exported, tokenizer, options, extra)
+        with progress.stage("replaying in a separate process"):
             publish.replay(list(partials.values()))
     if keep_versions is not None:
         publish.remove_older(folders, keep_versions)
@@ -126,8 +135,8 @@ def export(
 def _check_arguments(name, version, formats, precision, onnx_variants, keep_versions) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name.endswith(files.PARTIAL):
         raise UserError(
-            f"--name={name}: must be of letters, digits, _, . and -, begin with one of the first two, and not end with "
-            f"{files.PARTIAL}"
+            f"--name={name}: must consist of letters, digits, _, . and -, start with a letter or digit, and not end "
+            f"with {files.PARTIAL}"
         )
     for flag, value in (("version", version), ("keep_versions", keep_versions)):
         if value is not None and value < 1:
@@ -141,20 +150,20 @@ def _check_arguments(name, version, formats, precision, onnx_variants, keep_vers
     ):
         for value in values:
             if value not in choices or list(values).count(value) > 1:
-                raise UserError(f"--{flag}={','.join(values)}: must be of {', '.join(choices)}, each at most once")
+                raise UserError(f"--{flag}={','.join(values)}: choose from {', '.join(choices)}, each at most once")
 
 
 def _write(
-    folder: pathlib.Path, target: Target, content: dict, model, tokenizer, options: Options, asked: dict[str, Any]
+    folder: pathlib.Path, target: Target, content: dict, model, tokenizer, options: Options, extra: dict[str, Any]
 ) -> None:
-    """Makes an artifact, once more by wider limits where float32 itself is further from the truth than the usual ones
-    allow."""
+    """Writes an artifact; if the usual limits are narrower than the model's own error in float32, writes it again with
+    wider ones."""
     failure = None
     for limits in limits_of(model, lambda: golden.token_cases(model, tokenizer, options).values()):
-        for path in folder.iterdir():  # Of the first time.
+        for path in folder.iterdir():  # Left by the first attempt.
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         try:
-            made = content | target.write(model, tokenizer, folder, options, limits, **asked)
+            made = content | target.write(model, tokenizer, folder, options, limits, **extra)
             made["least"] = _least(target, made["signatures"])
             _finish(folder, made, model, tokenizer, options, limits)
             return
@@ -165,7 +174,8 @@ def _write(
 
 
 def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Options, limits: Limits) -> None:
-    """Adds what all artifacts have, and checks the folder here, where a failure is easiest to understand."""
+    """Adds the files and manifest fields that all artifacts have, and replays the artifact in this process, where a
+    failure is easiest to understand."""
     shutil.copyfile(verify.__file__, folder / "verify.py")
     content |= {
         "model": {
@@ -184,18 +194,18 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
         stated = {"class": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint()}
         content["tokenizer"] = stated | content.get("tokenizer", {})
     try:
-        with progress.stage("comparing its answers with the model's"):
+        with progress.stage("comparing the artifact's answers with the model's"):
             content["measured"] = _measured(folder, content, 4 * model.count_params())
-    except Exception as error:  # A graph that is wrong may fail in any way.
+    except Exception as error:  # A wrong graph may fail in any way.
         raise CheckFailed(
-            f"the {content['kind']} does not answer as the model does: {type(error).__name__}: {one_line(error)}; "
-            f"{_remedy(limits)}"
+            f"the {content['kind']} artifact does not reproduce the model's answers: {type(error).__name__}: "
+            f"{one_line(error)}; {_remedy(limits)}"
         ) from error
     manifest.write(folder, content)
 
 
 def _least(target: Target, signatures: Mapping[str, dict]) -> dict[str, int]:
-    """What the inputs' free axes must have."""
+    """Returns the minimum size of each free axis of the inputs."""
     tensors = [tensor for sides in signatures.values() for tensor in sides["inputs"].values()]
     axes = sorted({axis for tensor in tensors for axis in tensor["shape"] if isinstance(axis, str)})
     return {axis: target.least_rows if axis == "batch" else int(not axis.startswith("past")) for axis in axes}
@@ -204,30 +214,32 @@ def _least(target: Target, signatures: Mapping[str, dict]) -> dict[str, int]:
 def _remedy(limits: Limits) -> str:
     if limits.share == MOST:
         return (
-            f"in float32 the model is {limits.float32_error:.0e} from itself in float64, too far to tell: shorten "
-            "--sequence_length, or look after its weights"
+            f"the model's float32 outputs differ from its float64 outputs by {limits.float32_error:.0e}, too much for "
+            "a comparison: shorten --sequence_length, or check the model's weights"
         )
-    return "name other --formats, and report the model's config: this is more than rounding does"
+    return "choose other --formats and report the model's config: the difference is larger than rounding errors"
 
 
 def _measured(folder: pathlib.Path, content: dict, weights: int) -> dict:
-    """verify.replay, of a large model in another process: a runtime holds its weights twice while it loads them."""
+    """Returns the result of verify.replay. A large model is replayed in a separate process, because a runtime holds the
+    weights twice while it loads them."""
     if weights < _LARGE:
         return verify.replay(folder, content)
     manifest.write(folder, content)
     command = [sys.executable, "-P", verify.__file__, "--measure", os.fspath(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CheckFailed((done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1])
+        raise CheckFailed((done.stderr.strip().splitlines() or [f"exited with code {done.returncode}"])[-1])
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _answering(model, tokenizer, options: Options) -> dict:
-    """What whoever runs the graph has to know to answer as the text signature does, by Hugging Face's names."""
+    """Returns the facts that a program needs to compute the text signature's answers from the bare graph, under Hugging
+    Face's names."""
     if tokenizer is None:
         return {}
     try:
         answer = answers.find(model, tokenizer, dataclasses.replace(options, max_new_tokens=1))
-    except UserError:  # Nothing says how it reads texts, and ids are all it needs.
+    except UserError:  # The model cannot read texts, but an artifact that reads ids does not need to.
         return {}
     return {} if answer is None else answer.facts()

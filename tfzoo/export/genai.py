@@ -1,4 +1,4 @@
-"""What onnxruntime-genai reads beside a decoder's graph: genai_config.json."""
+"""genai_config.json, which onnxruntime-genai reads in addition to a decoder's graph."""
 
 import json
 import pathlib
@@ -14,17 +14,23 @@ FILE = "genai_config.json"
 
 
 def write(model: keras.Model, tokenizer: Any, folder: pathlib.Path, filename: str) -> None:
-    """Says of `filename`, a graph of --onnx_profile=genai, how it is to be run: greedily, with keys and values in one
-    buffer, until an end-of-text token.
+    """Writes the configuration for running `filename`, a graph of --onnx_profile=genai: greedily, with the keys and
+    values in one buffer, until an end-of-text token.
 
     The fields are those of https://onnxruntime.ai/docs/genai/reference/config.html.
+
+    Args:
+      model: the exported model.
+      tokenizer: its tokenizer, or None.
+      folder: the artifact's folder.
+      filename: the name of the graph in it.
     """
     config, ids = model.config, special_ids(model)
     pad = 0 if tokenizer is None else pad_id(tokenizer)
     end = ids.get("eos_token_id", getattr(tokenizer, "eos_id", None))
-    end = pad if end is None else end  # onnxruntime-genai knows no text without one.
+    end = pad if end is None else end  # onnxruntime-genai requires an end-of-text token.
     begin = getattr(tokenizer, "bos_id", None)
-    if begin is None:  # One is asked for, whether texts begin with it or not.
+    if begin is None:  # The field is required, whether or not texts begin with this token.
         begin = end[0] if isinstance(end, list) else end
     names = {f"past_{part}_names": f"past_key_values.%d.{part}" for part in ("key", "value")}
     inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask", "position_ids": "position_ids", **names}

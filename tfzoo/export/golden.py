@@ -1,12 +1,12 @@
-"""golden.npz: inputs, and what the Keras model answers to them, computed eagerly and apart from the exports.
+"""golden.npz: inputs and the Keras model's answers to them, computed eagerly and independently of the exports.
 
-Arrays are named SIGNATURE/CASE/inputs/NAME and SIGNATURE/CASE/outputs/NAME. A NAME may be a group:
+Arrays are named SIGNATURE/CASE/inputs/NAME and SIGNATURE/CASE/outputs/NAME. A NAME may be a group of arrays:
 
-    values, decided    what is wanted, and where it must be so: elsewhere the model holds two answers for equally likely
-                       within the tolerance
-    values, real       numbers, and in which rows [B] or at which tokens [B, L] they say something
-    positions, ...     logits of words, which would fill the file: `values` [N, V] at `positions` [N, 2] (row, token),
-                       and for all tokens `argmax`, `logsumexp`, `decided` and `real` [B, L]
+    values, decided    expected values, and where they must match; elsewhere the model considers two answers equally
+                       likely within the tolerance
+    values, real       numbers, and the rows [B] or tokens [B, L] at which they are meaningful
+    positions, ...     logits over the vocabulary, which would make the file too large: `values` [N, V] at `positions`
+                       [N, 2] (row, token), and for all tokens `argmax`, `logsumexp`, `decided` and `real` [B, L]
 """
 
 import os
@@ -24,10 +24,10 @@ from tfzoo.export.precision import Limits
 from tfzoo.generation.folder import special_ids
 from tfzoo.text.reader import pad_id
 
-_VALUES = 400_000  # Logits kept of one case, at most, where four places do not take more.
-_AT_ONCE = 64  # Places whose logits are looked at in double precision.
-_WRITTEN = 16  # Tokens written greedily.
-# Where there is a mask token it stands for {}.
+_VALUES = 400_000  # Maximum number of logits kept per case, unless four positions need more.
+_AT_ONCE = 64  # Positions whose logits are processed in double precision at a time.
+_WRITTEN = 16  # Tokens generated greedily.
+# {} is replaced by the mask token, if there is one.
 _TEXTS = (
     "The {} of the function is a {}.",
     "Größe, naïve café, Ωmega: {} 東京 {}! 🙂 ﬁn",
@@ -41,9 +41,13 @@ _TEXTS = (
 def token_cases(
     model: keras.Model, tokenizer: Any, options: Options, fixed_length: bool | None = None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Inputs, by case: three batch sizes, lengths up to the longest, padded rows, non-ASCII text.
+    """Returns inputs by case: three batch sizes, lengths up to the longest, padded rows, non-ASCII text.
 
-    fixed_length: all cases have the longest length; None: as the model says.
+    Args:
+      model: the exported model.
+      tokenizer: its tokenizer; None omits the case with text.
+      options: the options of the export.
+      fixed_length: whether all cases have the longest length; None means the model's own attribute.
     """
     random = np.random.default_rng(0)
     longest, fixed = options.sequence_length, model.fixed_length if fixed_length is None else fixed_length
@@ -64,8 +68,11 @@ def _text_case(model, tokenizer, longest, texts: Sequence[str] = _TEXTS) -> dict
 def calibration(
     model: keras.Model, tokenizer: Any, options: Options, texts: Sequence[str] = ()
 ) -> list[dict[str, np.ndarray]]:
-    """Rows without padding, under ONNX's names: of the texts (a pair's are parted by a tab), else of golden.npz's,
-    and where there is no tokenizer of golden.npz's ids."""
+    """Returns rows without padding for calibrating int8_static, under ONNX's names.
+
+    The rows are made from `texts` (a tab separates the two texts of a pair), by default from the texts of golden.npz,
+    and without a tokenizer from the ids of golden.npz.
+    """
     if tokenizer is None:
         cases = token_cases(model, None, options).values()
         rows = [{name: value[:1] for name, value in inputs.items()} for inputs in cases]
@@ -83,18 +90,18 @@ def calibration(
 
 
 def outputs(model: keras.Model, inputs: Mapping[str, np.ndarray], limits: Limits) -> dict[str, Any]:
-    """What a model gives for ids, in our names, each with where it says something: for real tokens."""
-    found = model(dict(inputs))
+    """Returns the model's outputs for ids under tfzoo's names, as groups of arrays that mark the real tokens."""
+    computed = model(dict(inputs))
     named: dict[str, Any] = {}
     for name, axes in interface.outputs_of(model).items():
-        values = np.asarray(keras.ops.cast(found[name], "float32"))
+        values = np.asarray(keras.ops.cast(computed[name], "float32"))
         real = interface.real_of(inputs, axes, values.shape)
         named[name] = logits(values, real, limits) if name == "logits" else {"values": values, "real": real}
     return named
 
 
 def token_arrays(model, tokenizer, options: Options, limits: Limits) -> dict[str, dict]:
-    """The signature `tokens` in npz."""
+    """Returns the cases of the signature `tokens` for golden.npz."""
     arrays = each(
         token_cases(model, tokenizer, options),
         lambda inputs: {"inputs": inputs, "outputs": outputs(model, inputs, limits)},
@@ -108,40 +115,46 @@ def token_arrays(model, tokenizer, options: Options, limits: Limits) -> dict[str
 def onnx_case(
     model: keras.Model, inputs: Mapping[str, np.ndarray], limits: Limits, cached: bool = False, right: bool = False
 ) -> dict[str, dict]:
-    """A case of `token_cases` under the names of ONNX, and what the model gives: verify.py's `reader` takes these.
+    """Returns a case of `token_cases` and the model's outputs for it, under ONNX's names, as verify.py reads them.
 
-    cached: for graphs that take past keys and values. Padding is then on the left (or `right`), and a decoder of an
-    encoder-decoder has none.
+    Args:
+      model: the exported model.
+      inputs: a case of `token_cases`.
+      limits: see `logits`.
+      cached: whether the graphs take past keys and values. Padding is then on the left, and the decoder of an
+        encoder-decoder has none.
+      right: whether padding stays on the right even though the graphs are cached.
     """
     inputs = dict(inputs)
     if "padding_mask" in inputs:
-        # A row of no tokens has no answer: what comes is the mean of padding, and in half precision another mean.
-        some = inputs["padding_mask"].any(1)
-        inputs = {name: value[some] for name, value in inputs.items()}
+        # A row without tokens has no answer: the output is a mean over padding, which differs in half precision.
+        nonempty = inputs["padding_mask"].any(1)
+        inputs = {name: value[nonempty] for name, value in inputs.items()}
     if cached and model.is_encoder_decoder:
         del inputs["decoder_padding_mask"]
     elif cached:
         inputs = {name: value[:, : _steady(model.config)] for name, value in inputs.items()}
         if not right:
             inputs = {name: _to_the_right(value, inputs["padding_mask"]) for name, value in inputs.items()}
-    asked = dict(inputs)
+    model_inputs = dict(inputs)
     if cached and not model.is_encoder_decoder:
-        asked["position_ids"] = np.maximum(inputs["padding_mask"].cumsum(1) - 1, 0).astype(np.int32)
-    found = outputs(model, asked, limits)
+        model_inputs["position_ids"] = np.maximum(inputs["padding_mask"].cumsum(1) - 1, 0).astype(np.int32)
+    groups = outputs(model, model_inputs, limits)
     renamed: dict[str, Any] = {}
-    for ours, theirs in interface.onnx_outputs(model).items():
-        if ours == "span_logits":
-            sides = zip(("start_logits", "end_logits"), np.moveaxis(found[ours]["values"], -1, 0))
-            renamed |= {name: {"values": values, "real": found[ours]["real"]} for name, values in sides}
-        elif not cached or ours == "logits":
-            renamed[theirs] = found[ours]
+    for name, onnx_name in interface.onnx_outputs(model).items():
+        if name == "span_logits":
+            sides = zip(("start_logits", "end_logits"), np.moveaxis(groups[name]["values"], -1, 0))
+            renamed |= {side: {"values": values, "real": groups[name]["real"]} for side, values in sides}
+        elif not cached or name == "logits":
+            renamed[onnx_name] = groups[name]
     return {"inputs": interface.to_onnx(inputs), "outputs": renamed}
 
 
 def _steady(config) -> int:
-    """The length up to which keys that are kept are those that a longer text would give."""
+    """Returns the length up to which cached keys equal those computed for a longer text."""
     scaling = config.rotary_scaling
-    if scaling.get("rope_type", scaling.get("type")) in ("dynamic", "longrope"):  # Longer ones turn all otherwise.
+    # Beyond the original length these scalings change the rotation of all keys.
+    if scaling.get("rope_type", scaling.get("type")) in ("dynamic", "longrope"):
         return scaling.get("original_max_position_embeddings") or config.max_positions
     return config.max_positions
 
@@ -153,9 +166,9 @@ def _to_the_right(values: np.ndarray, real: np.ndarray) -> np.ndarray:
 def written_cases(
     model: keras.Model, tokenizer: Any, options: Options, limits: Limits
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """What a model writes greedily behind some ids (an encoder-decoder: in answer to them), as `onnx_case` has it.
+    """Returns greedy continuations of some ids (an encoder-decoder's answers to them), in the form of `onnx_case`.
 
-    Each token is of the logits of all before it, read at once. Nothing ends a text early.
+    Each token is chosen from the logits of a single pass over all tokens before it. Nothing ends a text early.
     """
     random = np.random.default_rng(1)
     both = model.is_encoder_decoder
@@ -179,15 +192,15 @@ def written_cases(
             second, largest = np.sort(values, -1)[:, -2:].T
             decided.append(largest - second > limits.margin * np.maximum(1.0, np.abs(values).max(-1)))
             written = np.concatenate([written, values.argmax(-1)[:, None]], 1)
-        asked = {"input_ids": ids, "attention_mask": np.ones(ids.shape), "max_new_tokens": np.array(count)}
+        case_inputs = {"input_ids": ids, "attention_mask": np.ones(ids.shape), "max_new_tokens": np.array(count)}
         if both:
-            asked["decoder_input_ids"] = written[:, :1]
+            case_inputs["decoder_input_ids"] = written[:, :1]
         cases[case] = {
-            "inputs": {name: value.astype(np.int64) for name, value in asked.items()},
+            "inputs": {name: value.astype(np.int64) for name, value in case_inputs.items()},
             "outputs": {
                 "generated_ids": {
                     "values": written[:, first:].astype(np.int64),
-                    # What follows a token that is not decided is not decided either.
+                    # Tokens after an undecided token are not decided either.
                     "decided": np.logical_and.accumulate(np.stack(decided, 1), 1),
                 }
             },
@@ -196,16 +209,22 @@ def written_cases(
 
 
 def logits(values: np.ndarray, real: np.ndarray, limits: Limits) -> dict[str, np.ndarray]:
-    """The group of arrays that stands for logits [B, L, V], which say something where `real` [B, L]."""
+    """Returns the group of arrays that represents logits in golden.npz.
+
+    Args:
+      values: float32 [B, L, V].
+      real: bool [B, L], the tokens at which the logits are meaningful.
+      limits: the margin within which the two largest logits are too close to decide between.
+    """
     batch, length, vocab = values.shape
     least = limits.margin * max(1.0, values.max(), -values.min())
     logsumexp, decided = np.zeros((batch, length), np.float32), np.zeros((batch, length), bool)
     for first in range(0, batch * length, _AT_ONCE):
-        some = slice(first, first + _AT_ONCE)
-        wide = values.reshape(-1, vocab)[some].astype(np.float64)
+        chunk = slice(first, first + _AT_ONCE)
+        wide = values.reshape(-1, vocab)[chunk].astype(np.float64)
         second, largest = np.partition(wide, (-2, -1))[:, -2:].T
-        logsumexp.reshape(-1)[some] = np.log(np.exp(wide - largest[:, None]).sum(-1)) + largest
-        decided.reshape(-1)[some] = largest - second > least
+        logsumexp.reshape(-1)[chunk] = np.log(np.exp(wide - largest[:, None]).sum(-1)) + largest
+        decided.reshape(-1)[chunk] = largest - second > least
     decided &= real
     places = np.argwhere(real)
     count = min(len(places), max(4, _VALUES // vocab))
@@ -225,8 +244,8 @@ def logits(values: np.ndarray, real: np.ndarray, limits: Limits) -> dict[str, np
 
 
 def text_cases(answer: Answer) -> dict[str, dict[str, list[str]]]:
-    """Texts by input, by case: three batch sizes and none; non-ASCII, empty, without a mask, over the longest. What
-    would refuse a call is in none."""
+    """Returns texts by case and input: three batch sizes and an empty batch, with non-ASCII texts, empty ones, ones
+    without a mask and ones that are too long. Rows for which the whole call would be refused are omitted."""
     mask = answer.mask
     texts = [text.format(mask, mask) for text in _TEXTS]
     long = f"{mask} " + "a " * answer.options.sequence_length + mask
@@ -242,24 +261,24 @@ def text_cases(answer: Answer) -> dict[str, dict[str, list[str]]]:
 
 
 def text_signatures(answer: Answer, limits: Limits) -> dict[str, dict[str, dict]]:
-    """{signature: {case: its inputs and outputs}} of the signatures that read texts."""
+    """Returns {signature: {case: {"inputs", "outputs"}}} of the signatures that read texts."""
 
-    def of_case(given):
-        inputs = {name: np.array(texts, "U") for name, texts in given.items()}
-        return {"inputs": inputs, "outputs": answer.expected(given, limits)}
+    def of_case(texts_by_name):
+        inputs = {name: np.array(texts, "U") for name, texts in texts_by_name.items()}
+        return {"inputs": inputs, "outputs": answer.expected(texts_by_name, limits)}
 
     cases = each(text_cases(answer), of_case)
     return {"serving_default": cases, **answer.more_cases(cases, limits)}
 
 
 def each(cases: Mapping[str, Any], of_case: Callable[[Any], Any]) -> dict[str, Any]:
-    """{case: of_case(what it is)}, with a progress bar."""
-    found = {}
+    """Returns {case: of_case(value)} of `cases`, {case: value}, and shows a progress bar."""
+    results = {}
     with progress.bar(len(cases), "case", "computing golden.npz") as bar:
-        for case, given in cases.items():
-            found[case] = of_case(given)
+        for case, value in cases.items():
+            results[case] = of_case(value)
             bar.update()
-    return found
+    return results
 
 
 def write(path: str | os.PathLike, signatures: dict) -> None:

@@ -1,6 +1,6 @@
-"""What exports take and give: the names, dtypes and shapes of inputs and outputs, and what samples of inputs are.
+"""The interface of exports: names, dtypes and shapes of inputs and outputs, and sample inputs.
 
-Every format reads this table. A free axis has a name: batch, sequence, decoder_sequence, or a head's own.
+Every format reads this table. A free axis has a name: batch, sequence, decoder_sequence, or one that a head defines.
 """
 
 import dataclasses
@@ -25,20 +25,23 @@ class Tensor:
     shape: Axes
 
     def spec(self, name: str) -> tf.TensorSpec:
+        """Returns the tensor as a tf.TensorSpec, in which free axes are None."""
         return tf.TensorSpec([axis if isinstance(axis, int) else None for axis in self.shape], self.dtype, name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What a function of an artifact reads and answers, by name."""
+    """The inputs and outputs of one function of an artifact, by name."""
 
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
 
     def specs(self) -> list[tf.TensorSpec]:
+        """Returns the inputs as tf.TensorSpecs."""
         return [tensor.spec(name) for name, tensor in self.inputs.items()]
 
     def stated(self) -> dict[str, dict[str, dict]]:
+        """Returns the signature in the form of manifest.json."""
         sides = {"inputs": self.inputs, "outputs": self.outputs}
         return stated(
             {
@@ -49,7 +52,7 @@ class Signature:
 
 
 def stated(sides: Mapping[str, Mapping[str, tuple[str, Sequence]]]) -> dict[str, dict[str, dict]]:
-    """{"inputs": {name: (dtype, shape)}, "outputs": ...}, as manifest.json has it."""
+    """Converts {"inputs": {name: (dtype, shape)}, "outputs": ...} into the form of manifest.json."""
     return {
         side: {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in tensors.items()}
         for side, tensors in sides.items()
@@ -60,11 +63,13 @@ def stated(sides: Mapping[str, Mapping[str, tuple[str, Sequence]]]) -> dict[str,
 class Input:
     """An input of models.
 
-    onnx: Hugging Face's name.
-    dtype: in ONNX it is int64.
-    axis: the second; the first is batch.
-    size: config -> from 0 to below which its values must be; None where that is not known.
-    sample: (random, real, config) -> values [B, axis]; real bool [B, L] says where the tokens of its side are real.
+    Attributes:
+      onnx: its name in ONNX, which is Hugging Face's.
+      dtype: its dtype in TensorFlow; in ONNX it is int64.
+      axis: its second axis; the first is batch.
+      size: config -> the exclusive upper bound of its values, which start at 0; None if the bound is unknown.
+      sample: (random, real, config) -> values [B, axis]; real, bool [B, L], marks the real tokens of the encoder's or
+        the decoder's side.
     """
 
     onnx: str
@@ -75,6 +80,7 @@ class Input:
 
     @property
     def is_mask(self) -> bool:
+        """Whether the input is a mask."""
         return self.dtype == "bool"
 
 
@@ -83,13 +89,13 @@ def _ids(random, real, config):
 
 
 def _segments(random, real, config):
-    """The second half of each row."""
+    """Puts the second half of each row into segment 1."""
     del random, config
     return np.arange(real.shape[1]) >= real.sum(1)[:, None] // 2
 
 
 def _behind_one(random, real, config):
-    """Real tokens but the first, where there are others."""
+    """Marks all real tokens except the first, if there are others."""
     del random, config
     return real & ((np.arange(real.shape[1]) > 0) | (real.sum(1, keepdims=True) < 2))
 
@@ -112,7 +118,7 @@ def _unknown(config) -> None:
     del config
 
 
-# In the order in which signatures have them. What a model can do without, and exports leave out, is not in there.
+# In the order of the signatures' inputs. Optional inputs that exports omit are not listed.
 INPUTS: dict[str, Input] = {
     "token_ids": Input("input_ids", "int32", "sequence", _words, _ids),
     "segment_ids": Input("token_type_ids", "int32", "sequence", lambda config: config.num_segments or None, _segments),
@@ -131,43 +137,47 @@ _ONNX_OUTPUTS = {
 
 
 def input_of(name: str) -> Input:
-    """Raises UserError for an input that exports do not know."""
+    """Returns the entry of INPUTS.
+
+    Raises:
+      UserError: exports do not support an input of this name.
+    """
     if name not in INPUTS:
-        raise UserError(f"the input {name!r} is not one that exports know; add it to tfzoo/export/interface.py")
+        raise UserError(f"exports do not support the input {name!r}; add it to tfzoo/export/interface.py")
     return INPUTS[name]
 
 
 def inputs_of(model: keras.Model) -> dict[str, Input]:
-    """The inputs of `model` that are exported: those that it cannot do without, what says which tokens are padding, and
-    segments, where there are several.
+    """Returns the inputs of `model` that are exported: the required ones, the padding masks, and segments if the model
+    has several.
 
     Raises:
       UserError: the model requires an input that is not in INPUTS.
     """
-    asked = {*model.REQUIRED_INPUTS, *(name for name, value in INPUTS.items() if value.is_mask)} & {*model.INPUTS}
-    asked |= {name for name in ("segment_ids",) if model.reads_segments}
-    asked |= {name for name in ("entity_positions",) if "relation" in model.heads}
-    asked |= {name for name in ("pooling_mask",) if model.excludes_prompts}
-    for name in asked:
+    exported = {*model.REQUIRED_INPUTS, *(name for name, value in INPUTS.items() if value.is_mask)} & {*model.INPUTS}
+    exported |= {name for name in ("segment_ids",) if model.reads_segments}
+    exported |= {name for name in ("entity_positions",) if "relation" in model.heads}
+    exported |= {name for name in ("pooling_mask",) if model.excludes_prompts}
+    for name in exported:
         input_of(name)
-    return {name: value for name, value in INPUTS.items() if name in asked}
+    return {name: value for name, value in INPUTS.items() if name in exported}
 
 
 def outputs_of(model: keras.Model) -> dict[str, Axes]:
-    """The outputs of `model` that are exported, and their axes: the heads' logits, or without heads what the body
-    gives. All are float32."""
-    mine = "decoder_sequence" if model.is_encoder_decoder else "sequence"
+    """Returns the outputs of `model` that are exported, with their axes: the logits of its heads, or without heads the
+    outputs of its body. All are float32."""
+    length = "decoder_sequence" if model.is_encoder_decoder else "sequence"
     classes = ("batch", model.num_labels)
     axes: dict[str, Axes] = {
         "memory": ("batch", "sequence", model.sequence_size),
-        "sequence": ("batch", mine, model.sequence_size),
+        "sequence": ("batch", length, model.sequence_size),
         "pooled": ("batch", model.sequence_size),
-        "logits": ("batch", mine, model.config.vocab_size),
+        "logits": ("batch", length, model.config.vocab_size),
         "classify_logits": classes,
         "relation_logits": classes,
-        "tag_logits": ("batch", mine, model.num_labels),
-        "span_logits": ("batch", mine, 2),
-        "discriminate_logits": ("batch", mine),
+        "tag_logits": ("batch", length, model.num_labels),
+        "span_logits": ("batch", length, 2),
+        "discriminate_logits": ("batch", length),
         "next_sentence_logits": ("batch", 2),
     }
     if "embed" in model.heads:
@@ -178,12 +188,16 @@ def outputs_of(model: keras.Model) -> dict[str, Axes]:
         names = ["memory", "sequence"]
     else:
         names = ["sequence"] + (["pooled"] if getattr(model, "pooler", None) is not None else [])
-    return {name: axes.get(name, classes) for name in names}  # A head of one's own has a number for each class.
+    return {name: axes.get(name, classes) for name in names}  # A custom head has one number per class.
 
 
 def real_of(inputs: Mapping[str, np.ndarray], axes: Axes, shape: tuple[int, ...]) -> np.ndarray:
-    """Where an output of `shape`, whose axes these are, says something: bool [B, L], at real tokens of its side, or,
-    where it is of whole rows, bool [B], of those with any real token."""
+    """Returns where an output with these axes and this shape is meaningful.
+
+    Returns:
+      For an output per token bool [B, L], True at the real tokens of its side; for an output per row bool [B], True for
+      rows with at least one real token.
+    """
     every = np.ones(shape[:2], bool)
     masks = {"sequence": "padding_mask", "decoder_sequence": "decoder_padding_mask"}
     mask = masks.get(str(axes[1])) if len(axes) > 1 else None
@@ -193,10 +207,10 @@ def real_of(inputs: Mapping[str, np.ndarray], axes: Axes, shape: tuple[int, ...]
 
 
 def onnx_outputs(model: keras.Model) -> dict[str, str]:
-    """What the outputs of `model` are called in ONNX: ours -> Hugging Face's.
+    """Returns the outputs' names in ONNX: {tfzoo's name: Hugging Face's name}.
 
-    One head's logits are `logits`. Of several, lm's are, and the others keep their names. A span's come in two.
-    Vectors are `sentence_embedding`.
+    The logits of a single head are called `logits`. Among several heads those of lm are, and the others keep their
+    names. The logits of a span are written as two outputs. Vectors are called `sentence_embedding`.
     """
     names = list(outputs_of(model))
     if not model.heads:
@@ -208,7 +222,7 @@ def onnx_outputs(model: keras.Model) -> dict[str, str]:
 
 
 def tokens(model: keras.Model, sequence_length: int) -> Signature:
-    """The signature `tokens`: ids in, numbers out. A model of a fixed length reads `sequence_length` tokens."""
+    """Returns the signature `tokens`, from ids to numbers. A model of fixed length reads `sequence_length` tokens."""
 
     def resolved(axes: Axes) -> Axes:
         return tuple(sequence_length if model.fixed_length and axis == "sequence" else axis for axis in axes)
@@ -222,28 +236,30 @@ def tokens(model: keras.Model, sequence_length: int) -> Signature:
 def sample(
     model: keras.Model, rows: int, length: int, random: np.random.Generator, one_length: bool = False
 ) -> dict[str, np.ndarray]:
-    """Inputs of `rows` rows, the first of `length` tokens, the others of fewer and padded. Of an encoder-decoder the
-    two sides have lengths of their own, or one."""
+    """Returns random inputs of `rows` rows. The first row has `length` tokens; the others have fewer and are padded.
+
+    With `one_length` both sides of an encoder-decoder have the same length; otherwise the decoder's is shorter.
+    """
     inputs = {}
     for name, value in inputs_of(model).items():
-        own = length if one_length or not name.startswith("decoder_") else max(1, length - length // 3)
-        lengths = np.linspace(own, max(1, own // 3), rows).astype(int)
-        real = np.arange(own) < lengths[:, None]
+        width = length if one_length or not name.startswith("decoder_") else max(1, length - length // 3)
+        lengths = np.linspace(width, max(1, width // 3), rows).astype(int)
+        real = np.arange(width) < lengths[:, None]
         inputs[name] = value.sample(random, real, model.config).astype(value.dtype)
     return inputs
 
 
 def padded(model: keras.Model, ids: list[list[int]], pad: int) -> dict[str, np.ndarray]:
-    """Inputs of rows of ids, which both sides of an encoder-decoder read."""
+    """Returns inputs from rows of ids, padded with `pad`. Both sides of an encoder-decoder read the same rows."""
     length = max(1, *map(len, ids))
     table = np.array([row + [pad] * (length - len(row)) for row in ids], np.int32)
     real = np.arange(length) < np.array([len(row) for row in ids])[:, None]
-    given = {"token_ids": table, "padding_mask": real, "decoder_token_ids": table, "decoder_padding_mask": real}
-    given["pooling_mask"] = real
-    given |= {"segment_ids": np.zeros_like(table), "entity_positions": np.zeros((len(ids), 2), np.int32)}
-    return {name: given[name] for name in inputs_of(model)}
+    values = {"token_ids": table, "padding_mask": real, "decoder_token_ids": table, "decoder_padding_mask": real}
+    values["pooling_mask"] = real
+    values |= {"segment_ids": np.zeros_like(table), "entity_positions": np.zeros((len(ids), 2), np.int32)}
+    return {name: values[name] for name in inputs_of(model)}
 
 
 def to_onnx(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same inputs under ONNX's names, in int64."""
+    """Returns the same inputs under ONNX's names, in int64."""
     return {input_of(name).onnx: np.asarray(value).astype(np.int64) for name, value in inputs.items()}

@@ -1,4 +1,4 @@
-"""manifest.json: what an artifact is and holds. export/README.md describes it, export/verify.py reads it."""
+"""manifest.json, the description of an artifact. export/README.md documents it and export/verify.py reads it."""
 
 import hashlib
 import importlib.metadata
@@ -18,14 +18,14 @@ FORMAT = "tfzoo-artifact-1"
 
 
 def tools() -> dict[str, str]:
-    """The versions that made an artifact."""
+    """Returns the versions of tfzoo, Python and the packages that write artifacts."""
     packages = ("tensorflow", "tensorflow-text", "keras", "numpy", "onnx", "onnxruntime")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {"tfzoo": tfzoo.__version__, "python": platform.python_version(), **versions}
 
 
 def signatures(given: Mapping[str, Signature], limits: Limits) -> dict[str, Any]:
-    """Signatures, and what may differ of their outputs."""
+    """Returns the manifest's `signatures` and the `tolerances` of their numeric outputs."""
     numbers = {
         name: [output for output, tensor in signature.outputs.items() if tensor.dtype == "float32"]
         for name, signature in given.items()
@@ -37,7 +37,7 @@ def signatures(given: Mapping[str, Signature], limits: Limits) -> dict[str, Any]
 
 
 def listing(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Every file under `folder` but the manifest, with its size and SHA-256."""
+    """Returns every file under `folder` except the manifest, with its size and SHA-256."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
@@ -46,7 +46,8 @@ def listing(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def write(folder: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes `content`, the folder's listing, and the SHA-256 that this file has with that field empty."""
+    """Writes manifest.json: `content`, the folder's listing, and the SHA-256 of the file itself, computed with that
+    field empty."""
     content = {"format": FORMAT, **content, "files": listing(folder), "manifest_sha256": ""}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a model computes in, and how far apart two computations of it may be."""
+"""The precision of a model's computations, and the tolerated difference between two computations of the same model."""
 
 import contextlib
 import dataclasses
@@ -11,25 +11,26 @@ import tensorflow as tf
 from tfzoo import nn, progress
 from tfzoo.export import interface
 
-# What computes in them may differ by these shares of an output's largest number, as long as nothing else is known.
+# Default tolerances by precision, as fractions of the largest number of an output.
 USUAL = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 8e-2}
 PRECISIONS = tuple(USUAL)
-MOST = 1e-3  # Of float32, whatever it does: beyond that an answer says little.
+MOST = 1e-3  # Upper bound of the tolerance in float32: a larger difference means little agreement.
 # onnxruntime and LiteRT were from 0.5 to 1.7 times as far from Keras as Keras in float32 is from float64 (bert, gpt2,
-# llama and t5 of 2 to 24 layers); some rows are worse than those that are looked at.
+# llama and t5 of 2 to 24 layers); some rows are worse than the ones measured.
 _TIMES = 8
-_DEEP = 12  # Layers from which on float32's own error is looked for in any case.
-_ROOM = 2**34  # Bytes for a copy of the model in float64; larger ones of so many layers are allowed this:
+_DEEP = 12  # Number of layers from which on the error of float32 is always measured.
+_ROOM = 2**34  # Maximum bytes of a float64 copy of the model. Deep models beyond it get the tolerance _UNKNOWN.
 _UNKNOWN = 1e-4
-PROBABILITIES = ("scores", "probabilities", "no_answer")  # Each is held against itself.
+PROBABILITIES = ("scores", "probabilities", "no_answer")  # Their tolerance is relative to each value.
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is allowed.
+    """The tolerated differences.
 
-    share: of an output's largest number, or of 1 where that is less.
-    float32_error: what `share` was derived from; None where it is the usual one.
+    Attributes:
+      share: the tolerance as a fraction of an output's largest number, or of 1 if that is larger.
+      float32_error: the measured error from which `share` was derived; None for the default tolerance.
     """
 
     share: float
@@ -37,17 +38,16 @@ class Limits:
 
     @property
     def margin(self) -> float:
-        """Two logits, or logarithms of probabilities, that are nearer than this times the largest are not told
-        apart."""
+        """The fraction of the largest logit or log-probability within which two of them count as equal."""
         return 2 * self.share
 
     @property
     def of_probabilities(self) -> float:
-        """A share of each."""
+        """The tolerance of probabilities, as a fraction of each value."""
         return 10 * self.share
 
     def of(self, names: Iterable[str]) -> dict[str, dict]:
-        """For outputs with numbers, as manifest.json has it."""
+        """Returns the tolerances of the numeric outputs `names`, in the form of manifest.json."""
         return {
             name: {"of": "each", "allowed": self.of_probabilities}
             if name in PROBABILITIES
@@ -57,8 +57,8 @@ class Limits:
 
 
 def limits_of(model: keras.Model, cases: Callable[[], Iterable[Mapping[str, np.ndarray]]]) -> Iterator[Limits]:
-    """What to hold an export of the model against: the usual, and then, should that not do, what float32 itself does on
-    `cases`, where it is more. Of deep models the latter alone, for to write them twice takes long."""
+    """Yields the limits to try for an export of the model: first the default ones, then those derived from the error of
+    float32 on `cases` if they are wider. Deep models get only the latter, since writing them twice takes long."""
     usual, config = USUAL[model.compute_dtype], model.config
     layers = config.num_layers + config.resolved_num_decoder_layers * model.is_encoder_decoder
     narrow = model.compute_dtype != "float32"
@@ -68,9 +68,9 @@ def limits_of(model: keras.Model, cases: Callable[[], Iterable[Mapping[str, np.n
         return
     error = None
     if 8 * model.count_params() <= _ROOM:
-        # A layer of one's own may know nothing of float64.
+        # A custom layer may not support float64.
         with (
-            progress.stage("computing in float64, to know what float32 does"),
+            progress.stage("computing in float64 to measure the rounding error of float32"),
             contextlib.suppress(TypeError, ValueError, tf.errors.OpError),
         ):
             error = float32_error(model, cases())
@@ -80,8 +80,11 @@ def limits_of(model: keras.Model, cases: Callable[[], Iterable[Mapping[str, np.n
 
 
 def float32_error(model: keras.Model, cases: Iterable[Mapping[str, np.ndarray]]) -> float:
-    """How far the model in float32 is from itself in float64, over the first rows of `cases`, at their real tokens: the
-    largest difference, as a share of an output's largest number (or of 1)."""
+    """Returns the error of the model in float32 compared with float64, on the first row of each of `cases`.
+
+    Returns:
+      The largest difference at a real token, as a fraction of the output's largest number (or of 1 if that is larger).
+    """
     exact, worst = with_precision(model, "float64"), 0.0
     for inputs in cases:
         first = {name: value[:1] for name, value in inputs.items()}
@@ -96,7 +99,10 @@ def float32_error(model: keras.Model, cases: Iterable[Mapping[str, np.ndarray]])
 
 
 def with_precision(model: keras.Model, precision: str) -> keras.Model:
-    """The model computing in another precision, one of PRECISIONS or float64; its weights are float32, or float64."""
+    """Returns the model computing in another precision, one of PRECISIONS or float64.
+
+    The weights are float64 for float64 and float32 otherwise.
+    """
     if model.compute_dtype == precision:
         return model
     policy = precision if precision in ("float32", "float64") else f"mixed_{precision}"
@@ -112,5 +118,5 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
         )
     for variable, value in zip(twin.weights, model.weights, strict=True):
         variable.assign(tf.cast(value.value, variable.dtype))
-    twin.record = model.record  # How texts are written, and which tokens end them.
+    twin.record = model.record  # Specifies how texts are generated and which tokens end them.
     return twin

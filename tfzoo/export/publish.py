@@ -1,4 +1,4 @@
-"""Folders that appear under their names together, after another process has replayed them, or not at all."""
+"""Publishes folders atomically: all appear under their names after a separate process has replayed them, or none."""
 
 import contextlib
 import os
@@ -15,10 +15,16 @@ from tfzoo.export import verify
 def places(
     output_dir: str | os.PathLike, name: str, formats: Sequence[str], version: int | None
 ) -> dict[str, pathlib.Path]:
-    """format -> OUTPUT_DIR/FORMAT/NAME/VERSION, which is not there yet; the next free version where it is None.
+    """Returns the folder of each format, OUTPUT_DIR/FORMAT/NAME/VERSION, which does not exist yet.
+
+    Args:
+      output_dir: the folder in which they will be created.
+      name: the name of the served model.
+      formats: names of artifact formats.
+      version: the version number; None means the next one that is free in all formats.
 
     Raises:
-      UserError: they cannot be made, or a version is there already.
+      UserError: a folder cannot be created, or the version already exists.
     """
     output_dir = pathlib.Path(output_dir)
     if not output_dir.exists():
@@ -26,24 +32,29 @@ def places(
     parents = {kind: pathlib.Path(output_dir, kind, name) for kind in formats}
     for path in (output_dir, *(above for parent in parents.values() for above in (parent.parent, parent))):
         if path.exists() and not path.is_dir():
-            raise UserError(f"--output_dir={output_dir}: {path} is no folder; name another")
+            raise UserError(f"--output_dir={output_dir}: {path} is not a folder; choose another")
     if version is None:
         version = 1 + max((v for parent in parents.values() for v, _ in _versions(parent)), default=0)
     folders = {kind: parent / str(version) for kind, parent in parents.items()}
     for folder in folders.values():
         if folder.exists():
-            raise UserError(f"--version={version}: {folder} exists already; choose another, or leave the flag out")
+            raise UserError(f"--version={version}: {folder} already exists; choose another version or omit the flag")
     return folders
 
 
 @contextlib.contextmanager
 def together(folders: Mapping[str, pathlib.Path]) -> Iterator[dict[str, pathlib.Path]]:
-    """Yields folders to write into, which get their names when the block ends. If it fails, none does, and nothing is
-    left behind."""
+    """Yields temporary folders to write into, which are renamed to `folders` when the block ends.
+
+    If the block fails, none is renamed and nothing is left behind.
+
+    Raises:
+      UserError: another export has created one of the folders in the meantime.
+    """
     try:
         with contextlib.ExitStack() as stack:
-            # What is entered first ends last: a folder that cannot be named takes back those that were, and then the
-            # folders above them.
+            # Contexts end in reverse order: if a folder cannot be renamed, the ones already renamed are removed, and
+            # then their new parent folders.
             for folder in folders.values():
                 stack.enter_context(_new_parents(folder.parent))
             written = stack.enter_context(_all_or_none())
@@ -52,13 +63,13 @@ def together(folders: Mapping[str, pathlib.Path]) -> Iterator[dict[str, pathlib.
                 partials[kind] = stack.enter_context(files.atomic_folder(folder))
                 written[folder] = _identity(partials[kind])
             yield partials
-    except FileExistsError as error:  # Another export was quicker.
+    except FileExistsError as error:  # A concurrent export was faster.
         version = next(iter(folders.values())).name
-        raise UserError(f"--version={version}: {error}; choose another, or leave the flag out") from None
+        raise UserError(f"--version={version}: {error}; choose another version or omit the flag") from None
 
 
 def remove_older(folders: Mapping[str, pathlib.Path], keep: int) -> None:
-    """Removes versions beside `folders` that are older than the newest `keep`, but never these."""
+    """Removes all but the newest `keep` versions next to `folders`, but never `folders` themselves."""
     for folder in folders.values():
         for _, old in sorted(_versions(folder.parent))[:-keep]:
             if old != folder:
@@ -66,18 +77,18 @@ def remove_older(folders: Mapping[str, pathlib.Path], keep: int) -> None:
 
 
 def replay(folders: Sequence[pathlib.Path]) -> None:
-    """Runs export/verify.py, of which each artifact has a copy, in a process that has nothing of this one.
+    """Replays artifacts in a separate process with verify.py, of which each artifact contains a copy.
 
     Raises:
-      CheckFailed: an artifact fails, or cannot be replayed.
+      CheckFailed: an artifact fails or cannot be replayed.
     """
-    # -P: what stands beside verify.py is ours, and is not to be imported.
+    # -P: the files next to verify.py are part of tfzoo and must not be importable.
     command = [sys.executable, "-P", verify.__file__, *map(os.fspath, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith(("FAILED", "error:"))]
         why = "; ".join(lines) or (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CheckFailed(f"nothing published: verify.py ended with code {done.returncode}: {why}")
+        raise CheckFailed(f"nothing was published: verify.py exited with code {done.returncode}: {why}")
 
 
 def _versions(parent: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
@@ -85,14 +96,15 @@ def _versions(parent: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int]:
-    """What a folder keeps when it is renamed."""
+    """Returns what identifies a folder even after it is renamed."""
     stated = folder.stat()
     return stated.st_dev, stated.st_ino
 
 
 @contextlib.contextmanager
 def _all_or_none() -> Iterator[dict[pathlib.Path, tuple[int, int]]]:
-    """Yields a dict for folders and their `_identity`; if the block fails, removes those that are still the same."""
+    """Yields a dict to fill with folders and their `_identity`. If the block fails, the folders that still have this
+    identity are removed."""
     written: dict[pathlib.Path, tuple[int, int]] = {}
     try:
         yield written
@@ -105,7 +117,7 @@ def _all_or_none() -> Iterator[dict[pathlib.Path, tuple[int, int]]]:
 
 @contextlib.contextmanager
 def _new_parents(folder: pathlib.Path) -> Iterator[None]:
-    """Makes a folder and those it stands in; takes the new ones away again if the block fails."""
+    """Creates a folder and its parents; removes the new ones if the block fails."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +125,6 @@ def _new_parents(folder: pathlib.Path) -> Iterator[None]:
         yield
     except BaseException:
         for path in new:
-            with contextlib.suppress(OSError):  # Something else has been put in there.
+            with contextlib.suppress(OSError):  # It is not empty: something else has been put into it.
                 path.rmdir()
         raise

@@ -1,11 +1,13 @@
-"""A SavedModel for TF Serving's stock ops.
+"""SavedModels that run on TF Serving's stock ops.
 
-    serving_default   texts in, answers in words out, by head (answers/); ids for a model that has no such answer
-    generate          texts and how to write, a number for each row, in; texts out: of language models that write
-    tokens            ids in, the heads' logits out, or the body's outputs of a model without heads
-    classify, regress of a classifier: tf.Examples in, as TF Serving's Classify and Regress have them
+    serving_default     from texts to the answers of the model's head (see answers/); the same as `tokens` for a model
+                        that does not answer texts
+    generate            from texts and sampling options, one number per row, to texts: for generating language models
+    tokens              from ids to the heads' logits, or to the body's outputs for a model without heads
+    classify, regress   from tf.Examples, for TF Serving's Classify and Regress: for classifiers
 
-The tokenizer is inside; `import tensorflow_text` before loading. Nothing is jit-compiled and no Python runs.
+The graph contains the tokenizer; `import tensorflow_text` before loading it. Nothing is jit-compiled and no Python code
+runs.
 """
 
 import os
@@ -29,11 +31,15 @@ _METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/se
 
 
 def check(model: keras.Model, tokenizer: Any, options: Options) -> None:
-    """Raises UserError where a tokenizer, a model and what is asked for do not go together."""
+    """Checks that a model, its tokenizer and the options fit together.
+
+    Raises:
+      UserError: the tokenizer has more tokens than the model, or sequence_length is out of range.
+    """
     config = model.config
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model's vocab_size is "
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocab_size is only "
             f"{config.vocab_size}; export the model with the tokenizer that it was trained with"
         )
     length, bounded = options.sequence_length, config.positions in ("learned", "sinusoidal", "sinusoidal_concat")
@@ -45,7 +51,7 @@ def check(model: keras.Model, tokenizer: Any, options: Options) -> None:
 def write(
     model, tokenizer, folder: pathlib.Path, options: Options, limits: Limits, *, name: str, **_
 ) -> dict[str, Any]:
-    """A target of artifact.py, which see."""
+    """Writes a SavedModel artifact; see artifact.Target."""
     signatures = save(model, tokenizer, folder, options)
     arrays: dict[str, dict] = {"tokens": golden.token_arrays(model, tokenizer, options, limits)}
     answer = None if tokenizer is None else answers.find(model, tokenizer, options)
@@ -60,13 +66,14 @@ def write(
 
 
 def save(model: keras.Model, tokenizer: Any, folder: str | os.PathLike, options: Options) -> dict[str, Signature]:
-    """Writes saved_model.pb, variables/ and assets/ into `folder` -> the signatures."""
+    """Writes saved_model.pb, variables/ and assets/ into `folder` and returns the signatures by name."""
     answering = _functions(model, tokenizer, options)
     module = tf.Module(name="exported")
     module.tokenizer = tokenizer
-    # The weights alone: of a Keras model that is tracked, its training functions would be saved too.
+    # Only the weights: tracking the Keras model would also save its training functions.
     module.weights = [weight.value for weight in model.weights]
-    made = {id(body): _function(body, signature) for signature, body in answering.values()}  # Two names may share one.
+    # Two signature names may share a function.
+    made = {id(body): _function(body, signature) for signature, body in answering.values()}
     module.functions = {name: made[id(body)] for name, (_, body) in answering.items()}
     functions = {name: function.get_concrete_function() for name, function in module.functions.items()}
     tf.saved_model.save(module, os.fspath(folder), signatures=functions)
@@ -78,7 +85,7 @@ def save(model: keras.Model, tokenizer: Any, folder: str | os.PathLike, options:
 def _functions(
     model: keras.Model, tokenizer: Any, options: Options
 ) -> dict[str, tuple[Signature, Callable[..., dict]]]:
-    """The signatures, and what answers them."""
+    """Returns the signatures by name, each with the function that computes it."""
     call = _calling(model)
     tokens = token_signature(model, options), lambda **inputs: _tokens(model, options, call, inputs)
     answer = None if tokenizer is None else answers.find(model, tokenizer, options)
@@ -93,7 +100,7 @@ def _calling(model: keras.Model) -> Callable[[dict], dict]:
 
 
 def _function(body: Callable[..., dict], signature: Signature):
-    """A tf.function whose arguments have the names of a signature's inputs."""
+    """Returns a tf.function whose arguments are named after the signature's inputs."""
     names = list(signature.inputs)
     return tf.function(
         lambda *values: body(**dict(zip(names, values))), autograph=False, input_signature=signature.specs()
@@ -104,17 +111,18 @@ def _function(body: Callable[..., dict], signature: Signature):
 
 
 def token_signature(model: keras.Model, options: Options) -> Signature:
-    found = interface.tokens(model, options.sequence_length)
+    """Returns the signature `tokens`, with the output `error` if rows are refused one by one."""
+    signature = interface.tokens(model, options.sequence_length)
     error = {"error": Tensor("string", ("batch",))} if options.refuse == "row" else {}
-    return Signature(found.inputs, {**found.outputs, **error})
+    return Signature(signature.inputs, {**signature.outputs, **error})
 
 
 def _tokens(model: keras.Model, options: Options, call: Callable[[dict], dict], inputs: dict) -> dict:
-    """Fails on what is out of range, for a message that says what is wrong."""
+    """Computes `tokens`; values out of range fail with a message that names the input."""
     checks = Checks(options.refuse == "row")
     _check_shapes(checks, options, inputs)
     inputs = _within(checks, model.config, checks.passed(inputs))
-    outputs = call(checks.passed(inputs))  # Not before: something would be looked up.
+    outputs = call(checks.passed(inputs))  # After the checks: the model looks the values up in tables.
     return checks.answered({name: tf.cast(outputs[name], tf.float32) for name in interface.outputs_of(model)})
 
 
@@ -123,17 +131,17 @@ def _check_shapes(checks: Checks, options: Options, inputs: dict) -> None:
     for first in [name for name in ("token_ids", "decoder_token_ids") if name in inputs]:
         length, most = tf.shape(inputs[first])[1], options.sequence_length
         holds = (1 <= length) & (length <= most)
-        checks.call(holds, f"the length of {first} must be from 1 to {most}, and is", length)
+        checks.call(holds, f"the length of {first} must be from 1 to {most}, but is", length)
         axis = interface.input_of(first).axis
         for name in inputs:
             if name != first and interface.input_of(name).axis == axis:
                 shape = tf.shape(inputs[name])
                 same = tf.reduce_all(shape == tf.shape(inputs[first]))
-                checks.call(same, f"{name} must have the shape of {first}, and has", shape)
+                checks.call(same, f"{name} must have the shape of {first}, but has", shape)
 
 
 def _within(checks: Checks, config, inputs: dict) -> dict:
-    """The inputs, whose values are checked, safe to be computed with."""
+    """Checks the range of the inputs' values and returns inputs that are safe to compute with."""
     safe = {}
     for name, value in inputs.items():
         size = interface.input_of(name).size(config)
@@ -146,8 +154,8 @@ def _within(checks: Checks, config, inputs: dict) -> dict:
 
 
 def _name_methods(path: pathlib.Path) -> None:
-    """TF Serving's Classify and Regress ask for signatures that say they are meant for them, which Keras's and
-    TensorFlow's own `save` do not let one say."""
+    """Sets the method names that TF Serving's Classify and Regress require of their signatures; neither Keras nor
+    TensorFlow can set them when saving."""
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     for meta_graph in saved.meta_graphs:
         for name, method in _METHODS.items():

@@ -1,5 +1,5 @@
-"""The tokenizer beside an ONNX graph: Hugging Face's files, and, where the `tokenizers` library has a form of it, a
-tokenizer.json that puts around a text what the model reads there."""
+"""The tokenizer's files next to an ONNX graph: Hugging Face's files and, if the `tokenizers` library supports the
+tokenizer, a tokenizer.json that adds the special tokens which the model reads around a text."""
 
 import contextlib
 import pathlib
@@ -16,7 +16,7 @@ from tfzoo.text.wordpiece import WordPiece
 
 
 def write(tokenizer: Any, layout: framing.Layout, folder: pathlib.Path) -> None:
-    """Fills `folder`, which `tfzoo.text.load` and Hugging Face's libraries read."""
+    """Writes the tokenizer into `folder` for `tfzoo.text.load` and Hugging Face's libraries."""
     tokenizer.save(folder)
     path = folder / "tokenizer.json"
     if isinstance(tokenizer, Characters):
@@ -30,9 +30,9 @@ def write(tokenizer: Any, layout: framing.Layout, folder: pathlib.Path) -> None:
     special = {tokenizer.vocab[i]: i for i in tokenizer.special_ids if tokenizer.vocab[i]}
     templates = {}
     for name, pair in (("single", False), ("pair", True)):
-        with contextlib.suppress(UserError):  # No token would part two texts.
+        with contextlib.suppress(UserError):  # There is no token that separates two texts.
             templates[name] = _template(framing.frame(layout, tokenizer, pair), tokenizer)
-    if templates:  # What the tokenizer's own file says is a Hugging Face class's, and not this model's.
+    if templates:  # The post-processor in the tokenizer's own file belongs to a Hugging Face class, not to this model.
         templates = {"pair": [*templates["single"], "$B:0"], **templates}
         fast.post_processor = processors.TemplateProcessing(**templates, special_tokens=list(special.items()))
     fast.save(str(path))

@@ -1,11 +1,11 @@
-"""tokenizer.onnx: from texts to what the model's graph reads, by the operators of onnxruntime-extensions.
+"""tokenizer.onnx: converts texts into the inputs of the model's graph with the operators of onnxruntime-extensions.
 
-It stands beside an ONNX model only where it has been seen to give the tokenizer's own ids for `LINES`. Those operators
-are exact for GPT-2's and RoBERTa's byte-level vocabularies and for SentencePiece's models. BERT's are not: they keep
-accents, take full-width punctuation for letters, and put [UNK] inside words.
+An ONNX artifact contains it only if it has been verified to produce the tokenizer's own ids for `LINES`. The operators
+are exact for GPT-2's and RoBERTa's byte-level vocabularies and for SentencePiece's models. The ones for BERT are not:
+they keep accents, treat full-width punctuation as letters, and put [UNK] inside words.
 
-Importing onnxruntime_extensions into a process that holds TensorFlow ends it: verify.py does so, in one
-of its own.
+Importing onnxruntime_extensions into a process that has loaded TensorFlow terminates the process; verify.py therefore
+imports it in a process of its own.
 """
 
 import importlib.util
@@ -35,11 +35,13 @@ _EXTENSIONS = "ai.onnx.contrib"
 
 
 def case(model: keras.Model, tokenizer: Any, options: Options) -> dict[str, dict[str, np.ndarray]] | None:
-    """`LINES` as the model reads them, under the names of ONNX: a case of golden.npz. None where nothing says how the
-    model reads a text.
+    """Returns `LINES` as the model reads them, under ONNX's names: a case of golden.npz.
 
-    Lines that are longer than the model reads, and for a tokenizer without <unk> those with characters that it does
-    not know, are left out.
+    Lines longer than the model reads are omitted, and for a tokenizer without <unk> also lines with characters that are
+    not in its vocabulary.
+
+    Returns:
+      The case, or None if it is unknown which special tokens the model expects around a text.
     """
     frame = frame_of(model, tokenizer, options)
     if frame is None:
@@ -64,20 +66,21 @@ def case(model: keras.Model, tokenizer: Any, options: Options) -> dict[str, dict
         "attention_mask": table([[1] * len(ids) for _, ids, _ in rows], 0),
         "token_type_ids": table([segments for _, _, segments in rows], 0),
     }
-    asked = {value.onnx for value in interface.inputs_of(model).values()}
+    model_inputs = {value.onnx for value in interface.inputs_of(model).values()}
     return {
         "inputs": {name: np.array([texts[i] for texts, _, _ in rows], "U") for i, name in enumerate(names)},
-        "outputs": {name: value for name, value in columns.items() if name in asked},
+        "outputs": {name: value for name, value in columns.items() if name in model_inputs},
     }
 
 
 def arrays(model: keras.Model, tokenizer: Any, options: Options) -> dict[str, dict]:
-    """The same for golden.npz: {} where there is none."""
+    """Returns the arrays of `case` for golden.npz; {} if there is no such case."""
     lines = None if tokenizer is None else case(model, tokenizer, options)
     return {} if lines is None else {"tokenizer": {"lines": lines}}
 
 
 def frame_of(model: keras.Model, tokenizer: Any, options: Options) -> Frame | None:
+    """Returns the special tokens that the model expects around a text or a pair; None if they are unknown."""
     pair = options.text_pair or model.head_names == ("next_sentence",) or "span" in model.heads
     try:
         return framing.frame(model.LAYOUT, tokenizer, pair)
@@ -86,7 +89,7 @@ def frame_of(model: keras.Model, tokenizer: Any, options: Options) -> Frame | No
 
 
 def _framed(frame: Frame, ids: dict[str, list[int]]) -> tuple[list[int], list[int]]:
-    """Ids and segments of a row."""
+    """Returns the ids and the segments of a row."""
     row: list[int] = []
     segments: list[int] = []
     for part, segment in zip(frame.parts, frame.segments):
@@ -96,26 +99,30 @@ def _framed(frame: Frame, ids: dict[str, list[int]]) -> tuple[list[int], list[in
 
 
 def write(model: keras.Model, tokenizer: Any, options: Options, folder: pathlib.Path) -> str | None:
-    """Writes tokenizer.onnx into an artifact's folder that holds golden.npz -> None, or why there is none.
+    """Writes tokenizer.onnx into the folder of an artifact, which contains golden.npz.
 
-    `text` (and `text_pair`) string [batch] -> `input_ids`, `attention_mask` and, of a model that reads them,
-    `token_type_ids` int64 [batch, sequence], cut to the longest that the artifact reads, as its SavedModel does.
+    The graph converts `text` (and `text_pair`), string [batch], into `input_ids`, `attention_mask` and, if the model
+    reads them, `token_type_ids`, int64 [batch, sequence]. As in a SavedModel, texts are truncated to the maximum length
+    that the artifact reads.
+
+    Returns:
+      None, or the reason why the graph was not written.
     """
     if importlib.util.find_spec("onnxruntime_extensions") is None:
-        return "onnxruntime-extensions is not installed, so that nothing could prove it"
+        return "onnxruntime-extensions is not installed, so the graph could not be verified"
     frame = frame_of(model, tokenizer, options)
     try:
         if frame is None:
-            raise UserError("nothing says which special tokens stand around a text")
+            raise UserError("it is unknown which special tokens the model expects around a text")
         path = folder / NAME
         path.write_bytes(emit(tokenizer, frame, options, _inputs(model)).SerializeToString(deterministic=True))
     except UserError as error:
         return str(error)
     try:
         verify.replay_tokenizer_graph(folder)
-    except Exception as error:  # The operators may fail in any way.
+    except Exception as error:  # The operators may raise any exception.
         path.unlink()
-        return f"onnxruntime-extensions' operators give other ids: {one_line(error, 200)}"
+        return f"the operators of onnxruntime-extensions produce different ids: {one_line(error, 200)}"
     return None
 
 
@@ -125,10 +132,16 @@ def _inputs(model: keras.Model) -> list[str]:
 
 
 def emit(tokenizer: Any, frame: Frame, options: Options, outputs: list[str]) -> onnx.ModelProto:
-    """The graph of a tokenizer within a frame, for those of input_ids, attention_mask, token_type_ids named.
+    """Returns the graph of a tokenizer.
+
+    Args:
+      tokenizer: the tokenizer.
+      frame: the special tokens around a text or a pair.
+      options: sequence_length is the maximum length.
+      outputs: the outputs to compute, of input_ids, attention_mask and token_type_ids.
 
     Raises:
-      UserError: onnxruntime-extensions has no operator that does what this tokenizer does.
+      UserError: onnxruntime-extensions has no operator that is exact for this tokenizer.
     """
     graph = _Graph()
     kind: Any = _byte_level
@@ -136,23 +149,23 @@ def emit(tokenizer: Any, frame: Frame, options: Options, outputs: list[str]) -> 
         kind = _sentencepiece
     elif not (isinstance(tokenizer, ByteLevelBPE) and tokenizer.is_gpt2):
         name = getattr(tokenizer, "kind", type(tokenizer).__name__)
-        raise UserError(f"onnxruntime-extensions has no operator that gives the ids of {name} for every text")
+        raise UserError(f"onnxruntime-extensions has no operator that produces the ids of {name} for every text")
     names = ["text" if part == TEXT else "text_pair" for part in frame.texts]
     texts = [graph.input(name, "batch", dtype=TensorProto.STRING) for name in names]
     pieces = {part: kind(graph, tokenizer, text) for part, text in zip(frame.texts, texts)}
-    # Each of two texts may have half of the room, and what the other leaves.
+    # Each of two texts may use half of the room, plus what the other text leaves unused.
     room = frame.room(options.sequence_length)
     kept = {TEXT: graph.add("Min", pieces[TEXT].counts, graph.ints(room))}
     if PAIR in pieces:
         left = graph.add("Max", graph.add("Sub", graph.ints(room), pieces[PAIR].counts), graph.ints((room + 1) // 2))
         kept[TEXT] = graph.add("Min", pieces[TEXT].counts, left)
         kept[PAIR] = graph.add("Min", pieces[PAIR].counts, graph.add("Sub", graph.ints(room), kept[TEXT]))
-    # `ends` [B, 1]: where each part begins; every place of a row then asks which part it is in.
+    # `begins`, [B, 1] each: where each part begins. Every position of a row is then compared with all parts.
     begins, end = [], graph.add("Mul", kept[TEXT], graph.ints(0))
     for part in frame.parts:
         begins.append(end)
         end = graph.add("Add", end, kept[part] if isinstance(part, str) else graph.ints(1))
-    # At least one place, so that a maximum of no rows has something to take.
+    # At least one position, so that the maximum over no rows is defined.
     longest = graph.add("ReduceMax", graph.add("Concat", end, graph.array(np.array([[1]])), axis=0), keepdims=0)
     place = graph.add("Range", graph.whole(0), longest, graph.whole(1))
     place = graph.add("Expand", graph.add("Unsqueeze", place, graph.ints(0)), graph.shape(end, longest))
@@ -173,13 +186,13 @@ def emit(tokenizer: Any, frame: Frame, options: Options, outputs: list[str]) -> 
 
 
 class _Pieces:
-    """Ids of all rows one behind the other, int64 [N]; where each row begins, and how many it has, int64 [B, 1]."""
+    """The ids of all rows, concatenated, int64 [N], and where each row begins and how many ids it has, int64 [B, 1]."""
 
     def __init__(self, flat: str, begins: str, counts: str):
         self.flat, self.begins, self.counts = flat, begins, counts
 
     def at(self, graph: "_Graph", at: str, inside: str) -> str:
-        """The ids at places [B, L] of the rows, where `inside`."""
+        """Returns the ids at the positions `at` [B, L] of the rows; only those where `inside` is true are valid."""
         flat = graph.add("Concat", self.flat, graph.ints(0), axis=0)  # Never empty.
         index = graph.add("Where", inside, graph.add("Add", at, self.begins), graph.ints(0))
         return graph.add("Gather", flat, index)
@@ -207,7 +220,7 @@ def _sentencepiece(graph: "_Graph", tokenizer: SentencePiece, text: str) -> _Pie
     ends = graph.add("Slice", splits, graph.ints(1), graph.ints(2**31))
     counts = graph.add("Unsqueeze", graph.add("Sub", ends, begins), graph.ints(1))
     flat = graph.add("Cast", ids, to=TensorProto.INT64)
-    if KINDS[tokenizer.kind].shifted:  # <unk> <s> </s> come first, and are 3, 0 and 2.
+    if KINDS[tokenizer.kind].shifted:  # The first pieces, <unk> <s> </s>, have the ids 3, 0 and 2.
         shifted = graph.add("Add", flat, graph.ints(1))
         first = graph.add("Gather", graph.array(np.array([3, 0, 2])), graph.add("Min", flat, graph.ints(2)))
         flat = graph.add("Where", graph.add("Less", flat, graph.ints(3)), first, shifted)
@@ -215,7 +228,7 @@ def _sentencepiece(graph: "_Graph", tokenizer: SentencePiece, text: str) -> _Pie
 
 
 class _Graph(Graph):
-    """One whose nodes have numbers for names."""
+    """A graph whose nodes and constants are numbered instead of named after layers."""
 
     def __init__(self):
         super().__init__({}, profile="compat")
@@ -227,6 +240,6 @@ class _Graph(Graph):
         return self.constant(f"constants/array_{len(self.initializers)}", np.asarray(value))
 
     def shape(self, rows: str, length: str) -> str:
-        """int64 [2]: as many rows as `rows` [B, 1] has, and a length []."""
+        """Returns int64 [2]: the number of rows of `rows` [B, 1], and `length` []."""
         length = self.add("Unsqueeze", length, self.ints(0))
         return self.add("Concat", self.add("Shape", rows, end=1), length, axis=0)

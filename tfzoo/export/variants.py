@@ -1,9 +1,9 @@
-"""Smaller or faster forms of an ONNX artifact's graphs, and how far their answers are from float32's.
+"""Smaller or faster variants of an ONNX artifact's graphs, and the difference of their answers from those of float32.
 
-float16        weights and activations in half; runtimes without kernels for it compute in float32
-int8           weights in 8 bits, activations quantised as they come (dynamic quantisation) before each matrix product
-int8_static    the same, but what activations may be was measured beforehand on some texts: nothing is looked for
-int8_weights   weights in 8 bits, in blocks of 32 with a scale each, and activations likewise as they come
+float16        weights and activations in half precision; runtimes without kernels for it compute in float32
+int8           weights in 8 bits; activations are quantised dynamically before each matrix product
+int8_static    the same, but with ranges of activations that were calibrated on some texts beforehand
+int8_weights   weights in 8 bits, in blocks of 32 with a scale each; activations are quantised dynamically in blocks
 int4_weights   weights in 4 bits, activations in 8
 """
 
@@ -30,11 +30,11 @@ from tfzoo.errors import CheckFailed, UserError, one_line
 from tfzoo.export import interface, verify
 from tfzoo.export.onnx import emit as onnx_emit
 
-# How far from float32's largest number an answer may be: beyond that a variant is of no use.
+# Maximum difference from float32, as a fraction of its largest number. A variant beyond it is useless.
 MOST = {"float16": 0.05, "int8": 1.0, "int8_static": 1.0, "int8_weights": 1.0, "int4_weights": 1.0}
 VARIANTS = tuple(MOST)
-_ROUNDS = 5  # Of taking turns with float32's graphs, to see which is the faster.
-_BLOCK = 32  # Weights that share a scale.
+_ROUNDS = 5  # Timed runs, alternating with the float32 graphs.
+_BLOCK = 32  # Number of weights that share a scale.
 _BITS = {"int8_weights": 8, "int4_weights": 4}
 
 
@@ -48,20 +48,26 @@ def write(
     tolerances: Mapping[str, dict],
     length: int | None = None,
 ) -> dict[str, Any]:
-    """Writes NAME_VARIANT.onnx for each of `graphs`, and measures them on the folder's golden.npz.
+    """Writes NAME_VARIANT.onnx for each of `graphs` and measures it on the folder's golden.npz.
 
     Args:
-      calibration: for int8_static: rows as `golden.calibration` has them.
-      tolerances: of float32's graphs, which those hold that are quantised, too.
+      model: the exported model.
+      folder: the artifact's folder.
+      graphs: the float32 graphs in it.
+      chosen: names of VARIANTS.
+      profile: one of onnx.graph.PROFILES.
+      calibration: rows for int8_static, as `golden.calibration` returns them.
+      tolerances: those of the float32 graphs. The graphs from which variants are quantised must meet them as well.
       length: see onnx_emit.emit.
 
     Returns:
-      {variant: {"bytes", "milliseconds" for the longest case, "float32" with the same of float32's graphs, "measured":
-      {output: difference, mean, arg-maxes compared and equal; of a text written greedily, tokens until it parts},
-      "signatures", "tolerances"}}, where twice the measured difference is allowed: other processors round otherwise.
+      {variant: {"bytes", "milliseconds" of the longest case, "float32" with the same two of the float32 graphs,
+      "measured": {output: difference, mean, arg-maxes compared and equal; for text generated greedily, the number of
+      tokens before it diverges}, "signatures", "tolerances"}}. The tolerances are twice the measured difference, since
+      other processors round differently.
 
     Raises:
-      CheckFailed: one cannot be made, does not run, or is further from float32 than MOST.
+      CheckFailed: a variant cannot be written, does not run, or is further from float32 than MOST.
     """
     cases = verify.read_golden(folder)
     options: dict[str, Any] = dict(profile=profile, length=length)
@@ -77,7 +83,7 @@ def write(
             for name in names:
                 _quantise(variant, folder / f"{name}_wide.onnx", folder / f"{name}_{variant}.onnx", fed.get(name))
         _check_loads([folder / f"{name}_{variant}.onnx" for name in names])
-        run, found = verify.load_onnx(folder, names, f"_{variant}", shared)
+        run, described = verify.load_onnx(folder, names, f"_{variant}", shared)
         most = {name: {"of": "largest", "allowed": MOST[variant]} for name in longest["outputs"]}
         allowed = {signature: most if signature == "tokens" else {} for signature, _ in cases}
         measured = verify.compare_all(run, cases, allowed, exact=False)
@@ -90,7 +96,7 @@ def write(
             "milliseconds": milliseconds,
             "float32": {"bytes": _bytes(folder, names, ""), "milliseconds": of_float32},
             "measured": measured,
-            "signatures": {name: interface.stated(sides) for name, sides in found.items()},
+            "signatures": {name: interface.stated(sides) for name, sides in described.items()},
             "tolerances": allowed,
         }
 
@@ -102,27 +108,34 @@ def write(
             try:
                 verify.compare_all(run, cases, tolerances)
             except verify.Failure as failure:
-                raise CheckFailed(f"what is to be quantised does not answer as the model does: {failure}") from failure
+                raise CheckFailed(
+                    f"the graphs to quantise do not reproduce the model's answers: {failure}"
+                ) from failure
         for variant in chosen:
             try:
                 with progress.stage(f"writing and measuring {variant}"):
                     written[variant] = one(variant)
             except (UserError, OSError):
                 raise
-            except Exception as error:  # Quantisers and runtimes raise what they like.
+            except Exception as error:  # Quantisers and runtimes may raise any exception.
                 raise CheckFailed(
-                    f"--onnx_variants: {variant} does not answer as float32 does: {one_line(error)}; leave it out"
+                    f"--onnx_variants: {variant} does not reproduce the float32 answers: {one_line(error)}; omit it"
                 ) from error
     return written
 
 
 def _check_loads(paths: Sequence[pathlib.Path]) -> None:
-    """Raises CheckFailed where loading a graph ends the process, as onnxruntime 1.32 does with XLNet's in float16 and
-    opset 18."""
+    """Checks in a separate process that loading a graph does not terminate the process, as onnxruntime 1.32 does for
+    XLNet's graph in float16 and opset 18.
+
+    Raises:
+      CheckFailed: loading a graph terminates the process.
+    """
     command = [sys.executable, "-P", verify.__file__, "--load", *map(str, paths)]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode < 0:
-        raise CheckFailed(f"onnxruntime ends by {signal.Signals(-done.returncode).name} when it loads {paths[0].name}")
+        name = signal.Signals(-done.returncode).name
+        raise CheckFailed(f"onnxruntime is terminated by {name} when it loads {paths[0].name}")
 
 
 def _size(inputs: Mapping[str, np.ndarray]) -> int:
@@ -134,7 +147,7 @@ def _bytes(folder: pathlib.Path, names: Sequence[str], suffix: str) -> int:
 
 
 def _turns(inputs: Mapping[str, np.ndarray], *contenders) -> list[float]:
-    """Milliseconds of each: medians of what they take in turns, after one turn that counts for nothing."""
+    """Returns the median milliseconds of each contender; they run alternately, after one untimed round."""
     times: list[list[float]] = [[] for _ in contenders]
     for _ in range(1 + _ROUNDS):
         for run, taken in zip(contenders, times):
@@ -146,7 +159,8 @@ def _turns(inputs: Mapping[str, np.ndarray], *contenders) -> list[float]:
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """onnxruntime's quantisers advise, by the root logger, to prepare graphs that need nothing of the kind."""
+    """Silences onnxruntime's quantisers, which advise through the root logger to preprocess graphs that do not need
+    it."""
     logger = logging.getLogger()
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -158,7 +172,7 @@ def _without_advice() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _wide(model: keras.Model, folder: pathlib.Path, **options) -> Iterator[list[pathlib.Path]]:
-    """NAME_wide.onnx: the graphs with a matrix of its own for each matrix product."""
+    """Writes NAME_wide.onnx, the graphs with a separate matrix for each matrix product, and removes them at the end."""
     paths = onnx_emit.save(model, folder, "_wide", copy_tied=True, **options)
     try:
         yield paths
@@ -169,7 +183,7 @@ def _wide(model: keras.Model, folder: pathlib.Path, **options) -> Iterator[list[
 
 
 class _Fed:
-    """Inputs one after the other, as quantize_static wants them."""
+    """Yields inputs one at a time, in the form that quantize_static requires."""
 
     def __init__(self, inputs: Sequence[Mapping[str, np.ndarray]]):
         self._inputs = iter(inputs)
@@ -181,7 +195,7 @@ class _Fed:
 def _fed(
     folder: pathlib.Path, names: Sequence[str], calibration: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, list[Mapping[str, np.ndarray]]]:
-    """What each graph is given while `calibration` is read: {name: its inputs, call by call}."""
+    """Returns the inputs that each graph receives while `calibration` is read: {name: inputs of each call}."""
     fed: dict[str, list] = {name: [] for name in names}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -195,8 +209,8 @@ def _fed(
 
         return run
 
-    _, found = verify.load_onnx(folder, names)
-    read = verify.Runner({name: recording(name) for name in names}, found)
+    _, described = verify.load_onnx(folder, names)
+    read = verify.Runner({name: recording(name) for name in names}, described)
     for inputs in calibration:
         read("tokens", inputs)
     return fed
@@ -210,7 +224,7 @@ def _quantise(variant: str, source: pathlib.Path, target: pathlib.Path, fed: Seq
             bits=_BITS[variant],
             block_size=_BLOCK,
             is_symmetric=True,
-            accuracy_level=4,  # Activations in 8 bits, block by block: onnxruntime's fast way, for 8 bits its only one.
+            accuracy_level=4,  # Activations in 8 bits, per block: onnxruntime's fastest level; int8 has no other.
             op_types_to_quantize=("MatMul",),
         )
         quantizer.process()
@@ -221,8 +235,8 @@ def _quantise(variant: str, source: pathlib.Path, target: pathlib.Path, fed: Seq
         weight_type=QuantType.QInt8,
         use_external_data_format=apart,
         extra_options={
-            "MatMulConstBOnly": True,  # Scores and shares of attention stay as they are.
-            "DefaultTensorType": onnx.TensorProto.FLOAT,  # Of what onnxruntime's own operators give.
+            "MatMulConstBOnly": True,  # The products within attention are not quantised.
+            "DefaultTensorType": onnx.TensorProto.FLOAT,  # The type of the outputs of onnxruntime's own operators.
         },
     )
     if fed is None:
@@ -237,7 +251,7 @@ def _quantise(variant: str, source: pathlib.Path, target: pathlib.Path, fed: Seq
             **options,
         )
     graph = onnx.load(target, load_external_data=False)
-    # The quantisers state all shapes on the way. Knowing them onnxruntime (1.32) joins sums and norms into its
-    # SkipLayerNormalization, which takes it three times as long on a CPU: an eighth of the whole at 8 x 128.
+    # The quantisers record the shapes of all intermediate tensors. With these onnxruntime (1.32) fuses sums and norms
+    # into its SkipLayerNormalization, which takes three times as long on a CPU: an eighth of the total at 8 x 128.
     del graph.graph.value_info[:]
     onnx.save(graph, target)

@@ -1,7 +1,7 @@
-"""assets.extra/tf_serving_warmup_requests: what TF Serving asks a version before it serves it.
+"""assets.extra/tf_serving_warmup_requests: the requests that TF Serving sends to a version before it serves it.
 
 https://www.tensorflow.org/tfx/serving/saved_model_warmup describes the file: at most 1,000 PredictionLogs in a
-TFRecord, of which each must succeed.
+TFRecord, each of which must succeed.
 """
 
 import pathlib
@@ -11,11 +11,17 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import input_pb2, model_pb2, prediction_log_pb2
 
-_SMALL = 2**16  # Elements of the largest input; longer requests would take longer than what they save.
+_SMALL = 2**16  # Maximum elements of an input; larger requests would take more time than they save.
 
 
 def write(folder: pathlib.Path, name: str, signatures: dict[str, dict[str, Any]]) -> None:
-    """signatures: {signature: {case: {"inputs": {name: array}}}}; cases without a row, and large ones, are left out."""
+    """Writes the warmup requests.
+
+    Args:
+      folder: the SavedModel's folder.
+      name: the name under which the model is served.
+      signatures: {signature: {case: {"inputs": {name: array}}}}. Empty cases and large ones are omitted.
+    """
     path = folder / "assets.extra" / "tf_serving_warmup_requests"
     path.parent.mkdir()
     with tf.io.TFRecordWriter(str(path)) as writer:

@@ -1,8 +1,8 @@
-"""Decoding with a cache of keys and values: token ids in, new token ids out, the same inside a graph.
+"""Decoding with a cache of keys and values: from token ids to new token ids, eagerly or inside a graph.
 
-`decode` is tensors in, tensors out, for a tf.function of any kind; `generate_ids` calls it compiled and checks what it
-is given. Strategies are pages of their own: sample.py (greedy search and sampling), beam.py, contrastive.py,
-speculative.py. What may follow says constraints.py, what is drawn draws.py, where a text ends stops.py.
+`decode` works on tensors inside any tf.function; `generate_ids` calls it compiled and checks its arguments. Each
+strategy has a module: sample.py (greedy search and sampling), beam.py, contrastive.py and speculative.py.
+constraints.py restricts which tokens may follow, draws.py samples them, and stops.py decides where a text ends.
 """
 
 from tfzoo.generation.decode import Generated, decode, generate_ids

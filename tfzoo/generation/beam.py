@@ -1,8 +1,9 @@
-"""Beam search: the K likeliest texts side by side; with groups, kept apart (Vijayakumar et al. 2018, section 3).
+"""Beam search: continues the K likeliest texts in parallel; groups of beams are kept diverse (Vijayakumar et al. 2018,
+section 3).
 
-When a text ends, and when a search does, is decided as in transformers' beam search, so that texts are the same. So is
-what sampling does to it: the candidates of a step are drawn, by their texts' probabilities and without replacement,
-and of those drawn the likeliest go on.
+The end of a text and of the search are decided as in transformers' beam search, so that the texts are the same. So is
+sampling: the candidates of a step are drawn without replacement, by the probabilities of their texts, and the likeliest
+of those drawn continue.
 """
 
 import tensorflow as tf
@@ -14,21 +15,22 @@ from tfzoo.generation.options import SAMPLING, Options
 from tfzoo.generation.prompt import Prompt
 from tfzoo.generation.sample import start_history
 
-LOW = -1e9  # Worse than any score.
-STREAM = 3  # Of random numbers: those that candidates are drawn by.
+LOW = -1e9  # Lower than any score.
+STREAM = 3  # The stream of random numbers by which candidates are drawn.
 
 
 def beam_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
-    """As `sample`, with a cache of K slots for each new token, K being options.num_beams.
+    """Runs a beam search; the arguments are those of `sample`. The cache needs K slots per new token, where K is
+    options.num_beams.
 
     Returns:
-      token_ids, scores, lengths, bad, of num_return_sequences texts a row, the best first, and sequence_scores
+      token_ids, scores, lengths and bad of num_return_sequences texts per row, the best first, and sequence_scores,
       float32 [B R]: each text's log-probability divided by its length to the power of length_penalty.
     """
     beams = options.num_beams
-    # Slot t K + k behind the prompt holds the t-th new token of beam k.
-    behind = prompt.count[:, None] + tf.range(new_tokens * beams)[None] // beams
-    prompt.cache.positions = tf.concat([prompt.cache.positions[:, : prompt.length], behind], 1)
+    # Slot t K + k after the prompt contains the t-th new token of beam k.
+    positions = prompt.count[:, None] + tf.range(new_tokens * beams)[None] // beams
+    prompt.cache.positions = tf.concat([prompt.cache.positions[:, : prompt.length], positions], 1)
     search = _BeamSearch(prompt, options, rows, stops, new_tokens)
     state = search.choose(search.start(), tf.repeat(prompt.logits[:, None], beams, axis=1))
     (state,) = tf.while_loop(search.goes_on, search.step, (state,), parallel_iterations=1)
@@ -36,30 +38,30 @@ def beam_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> di
 
 
 class _BeamSearch:
-    """What is the same at every step. W is the number of beams in a group.
+    """The parts of a search that are the same at every step. W is the number of beams in a group.
 
-    The state of the whole search is a dict:
-      step: int32, the new tokens that every beam has.
-      bad: bool [B], where the model's logits were not finite.
-      groups: for each group the dict that `start_group` makes.
-      ancestors: int32 [B, K, N], which beam wrote the t-th token of the text of beam k.
-      tensors: of the cache.
-      history: int32 [B, K, T], where `constrain` looks at it.
+    The state of the search is a dict:
+      step: int32, the number of new tokens of every beam.
+      bad: bool [B], whether the model's logits were not finite.
+      groups: for each group the dict that `start_group` returns.
+      ancestors: int32 [B, K, N], the beam that generated the t-th token of the text of beam k.
+      tensors: those of the cache.
+      history: int32 [B, K, T], if `constrain` needs it.
     """
 
     def __init__(self, prompt: Prompt, options: Options, rows, stops, new_tokens):
         self.prompt, self.options, self.rows, self.stops, self.new_tokens = prompt, options, rows, stops, new_tokens
         self.beams, self.width = options.num_beams, options.num_beams // options.num_beam_groups
-        # Numbers where they are fixed in the graph.
+        # Python integers if they are static in the graph.
         self.batch, self.size = ops.shape(prompt.logits)[0], prompt.logits.shape[-1]
-        # Of the rows of beams, instead of the batch's.
+        # Parameters for each beam, instead of for each row of the batch.
         self.each = {name: tf.repeat(value, self.beams, axis=0) for name, value in rows.items()}
         self.filters = {name: self.each[name] for name in SAMPLING if name in self.each}
-        # Of 2 W candidates and more W at least go on, even if every beam has a text that ends among them.
-        self.candidates = max(2, 1 + len(options.eos_token_id))  # For each beam.
+        # Per beam. Among this many candidates at least W continue, even if a text of every beam ends among them.
+        self.candidates = max(2, 1 + len(options.eos_token_id))
 
     def start(self) -> dict:
-        """The state before the first token."""
+        """Returns the state before the first token."""
         prompt, options = self.prompt, self.options
         state = {
             "step": 0,
@@ -74,12 +76,13 @@ class _BeamSearch:
         return state
 
     def start_group(self) -> dict:
-        """A group before the first token.
+        """Returns a group before the first token.
 
-        Of the beams that go on it has: sums float32 [B, W], their log-probabilities; texts int32 [B, W, N]; scores
-        float32 [B, W, N], each token's; found [B, W, strings], of `stops`; token int32 [B, W], the newest. Of the texts
-        that ended, the best first: end_sums, divided by length; end_texts, end_scores, end_lengths. open: bool [B],
-        whether it goes on.
+        Returns:
+          For the beams that continue: sums float32 [B, W], their log-probabilities; texts int32 [B, W, N]; scores
+          float32 [B, W, N], one per token; found [B, W, strings], the states of `stops`; token int32 [B, W], the newest
+          one. For the texts that have ended, the best first: end_sums, divided by length; end_texts, end_scores,
+          end_lengths. open: bool [B], whether the search of a row continues.
         """
         batch, width = self.batch, self.width
         texts = tf.fill([batch, width, self.new_tokens], self.options.pad_token_id)
@@ -90,7 +93,7 @@ class _BeamSearch:
             "end_texts": texts,
             "end_scores": scores,
             "end_lengths": lengths,
-            # All beams begin alike: only the first counts.
+            # All beams start with the same text; only the first one counts.
             "sums": tf.concat([tf.zeros([batch, 1]), low[:, 1:]], 1),
             "texts": texts,
             "scores": scores,
@@ -100,32 +103,32 @@ class _BeamSearch:
         }
 
     def goes_on(self, state):
-        """Whether a row of a group goes on."""
+        """Returns whether any row of any group continues."""
         going = tf.reduce_any(tf.stack([group["open"] for group in state["groups"]]))
         return (state["step"] < self.new_tokens) & going
 
     def step(self, state) -> tuple[dict]:
-        """Reads the newest token of each beam and chooses the next."""
+        """Reads the newest token of each beam and chooses the next tokens."""
         state, prompt, beams = dict(state), self.prompt, self.beams
         place = state["step"] - 1
-        own = tf.range(beams)
-        state["ancestors"] = _write(state["ancestors"], tf.broadcast_to(own, [self.batch, beams]), place)
+        numbers = tf.range(beams)
+        state["ancestors"] = _write(state["ancestors"], tf.broadcast_to(numbers, [self.batch, beams]), place)
         visible = tf.one_hot(state["ancestors"], beams, True, False, dtype=tf.bool)
         visible = tf.reshape(visible, [self.batch, beams, self.new_tokens * beams])
-        slots = (prompt.length + place * beams + own)[None]
+        slots = (prompt.length + place * beams + numbers)[None]
         offsets = tf.fill([1, beams], place)
         sequence, state["tensors"] = prompt.step(state["tensors"], _tokens(state), offsets, slots, visible)
         return (self.choose(state, prompt.model.next_logits(sequence)),)
 
     def choose(self, state, logits) -> dict:
-        """The state after a step: which beams go on and which texts end, by logits [B, K, V]."""
+        """Returns the state after a step: logits [B, K, V] decide which beams continue and which texts end."""
         state = dict(state)
         history = state.get("history")
         wrong = tf.math.is_nan(tf.reduce_sum(logits, [1, 2]))
         state["bad"] |= wrong & tf.reduce_any(tf.stack([group["open"] for group in state["groups"]]), 0)
         plain = tf.nn.log_softmax(logits)
         allowed = self._allowed(plain, history, state["step"])
-        taken = tf.zeros([self.batch, 1, self.size])  # How many beams of the groups before take each token.
+        taken = tf.zeros([self.batch, 1, self.size])  # How many beams of the previous groups chose each token.
         groups, parents = [], []
         for i, group in enumerate(state["groups"]):
             here = slice(i * self.width, (i + 1) * self.width)
@@ -141,7 +144,7 @@ class _BeamSearch:
         return state | {"step": state["step"] + 1}
 
     def _allowed(self, plain, history, step):
-        """Log-probabilities [B, K, V] with what may not follow at -inf."""
+        """Returns log-probabilities [B, K, V], -inf for tokens that may not follow."""
         rows = self.batch * self.beams
         seen = None if history is None else tf.reshape(history, [rows, ops.shape(history)[2]])
         allowed = constrain(self.options, self.each, seen, step, tf.reshape(plain, [rows, self.size]))
@@ -152,8 +155,16 @@ class _BeamSearch:
         return tf.reshape(allowed, [self.batch, self.beams, self.size])
 
     def advance(self, group, allowed, plain, step):
-        """One group's next step, by log-probabilities [B, W, V] with and without constraints: (group, the beams
-        int32 [B, W] of which its new beams are continuations)."""
+        """Advances a group by one token.
+
+        Args:
+          group: see `start_group`.
+          allowed, plain: log-probabilities [B, W, V] with and without constraints.
+          step: the number of new tokens before this one.
+
+        Returns:
+          (group, int32 [B, W], the beams that its new beams continue).
+        """
         sums, index = self._draw(group["sums"], allowed, step)
         parent, token = index // self.size, index % self.size
         texts = _write(_take(group["texts"], parent), token, step)
@@ -172,12 +183,12 @@ class _BeamSearch:
         return ended | going, _take(parent, order)
 
     def _draw(self, sums, allowed, step):
-        """The candidates of a group, the best first: their sums and their places among the W V continuations."""
+        """Returns the candidates of a group, the best first: their sums and their indices among W V continuations."""
         total = tf.reshape(allowed + sums[:, :, None], [self.batch, self.width * self.size])
         count = self.candidates * self.width
         if self.options.do_sample:
-            # The highest of log p - log(e), for exponential e, are draws without replacement, in their order (Kool et
-            # al. 2019, https://arxiv.org/abs/1903.06059, section 2.3).
+            # The highest values of log p - log(e), with e exponentially distributed, are ordered draws without
+            # replacement (Kool et al. 2019, https://arxiv.org/abs/1903.06059, section 2.3).
             noise = exponential(self.rows["seed"], STREAM, step, self.width * self.size)
             _, index = tf.math.top_k(total - tf.math.log(noise), count)
             sums = tf.gather(total, index, batch_dims=1)
@@ -186,7 +197,7 @@ class _BeamSearch:
         return sums, index
 
     def _end(self, group, sums, texts, scores, ends, step) -> dict:
-        """The best of the texts that ended before and those of the candidates that end here."""
+        """Returns the best among the texts that ended before and the candidates that end at this step."""
         count = sums.shape[1]
         length = tf.cast(step + 1, tf.float32)
         best = tf.range(count)[None] < self.width
@@ -197,7 +208,7 @@ class _BeamSearch:
         return {"end_sums": kept} | merged
 
     def _promises(self, sums, ended, step):
-        """bool [B], whether beams that go on may become better than the worst that ended."""
+        """Returns bool [B], whether a continuing beam may become better than the worst text that has ended."""
         options = self.options
         full = tf.reduce_all(ended > LOW / 2, 1)
         longest = options.early_stopping == "never" and options.length_penalty > 0
@@ -206,7 +217,7 @@ class _BeamSearch:
         return better & ~full if options.early_stopping is True else better
 
     def results(self, state) -> dict:
-        """What `beam_search` returns."""
+        """Returns the result of `beam_search`."""
         names, times = ("end_sums", "end_texts", "end_scores", "end_lengths"), self.options.num_return_sequences
         sums, texts, scores, lengths = (tf.concat([group[name] for group in state["groups"]], 1) for name in names)
         sums, order = tf.math.top_k(sums, times)
@@ -227,7 +238,7 @@ def _take(x, index):  # x [B, N, ...], index [B, K] -> [B, K, ...]
     return tf.gather(x, index, batch_dims=1)
 
 
-def _write(x, values, place):  # x [B, K, N], values [B, K] -> x with them in column `place`
+def _write(x, values, place):  # x [B, K, N], values [B, K] -> x with the values in column `place`
     return tf.where(tf.range(tf.shape(x)[2]) == place, values[:, :, None], x)
 
 

@@ -1,4 +1,4 @@
-"""What a text may go on with: repetition, forbidden words, lengths, and processors of one's own."""
+"""Constraints on the next token: repetition, forbidden words, lengths, and custom logits processors."""
 
 import math
 
@@ -9,16 +9,16 @@ FORBIDDEN = -math.inf
 
 
 def constrain(options, rows, history, step, logits):
-    """Logits [B, V] with -inf for tokens that may not follow, and others lowered.
+    """Returns logits [B, V] with -inf for tokens that may not follow, and changed values for penalised ones.
 
     Args:
       options: Options.
-      rows: tensors [B] under the names of parameters; "source" int32 [B, S], what the encoder reads or the prompt, -1
-        where there is none, if `needs_source(options)`.
-      history: int32 [B, T], the tokens so far, the newest last, the prompt's among them; -1 where there is none. None
-        where `needs_history(options, rows)` is False.
-      step: int32 scalar or [B], how many tokens are new.
-      logits: of a language model, or log-probabilities.
+      rows: tensors [B] under the names of parameters; "source", int32 [B, S], the encoder's input or the prompt, with
+        -1 for padding, if `needs_source(options)`.
+      history: int32 [B, T], the tokens so far including the prompt, the newest last, with -1 for padding; None if
+        `needs_history(options, rows)` is False.
+      step: int32 scalar or [B], the number of new tokens so far.
+      logits: logits of a language model, or log-probabilities, [B, V].
     """
     size = logits.shape[-1]
     step = tf.broadcast_to(step, tf.shape(logits)[:1])
@@ -28,11 +28,11 @@ def constrain(options, rows, history, step, logits):
         penalty = tf.constant(1 / options.encoder_repetition_penalty, logits.dtype)
         higher = tf.where(logits < 0, logits * penalty, logits / penalty)
         logits = tf.where(mark(rows["source"], rows["source"] >= 0, size), higher, logits)
-    if "repetition_penalty" in rows:  # Keskar et al. 2019, section 4.1, with the sign that the rule forgets.
+    if "repetition_penalty" in rows:  # Keskar et al. 2019, section 4.1, corrected for negative logits.
         penalty = tf.cast(rows["repetition_penalty"], logits.dtype)[:, None]
         lower = tf.where(logits < 0, logits * penalty, logits / penalty)
         logits = tf.where(mark(history, history >= 0, size), lower, logits)
-    if "presence_penalty" in rows:  # Of new tokens alone, however often they came.
+    if "presence_penalty" in rows:  # For new tokens only, however often they occurred.
         places = tf.range(tf.shape(history)[1])[None] - tf.shape(history)[1]
         new = (places >= -step[:, None]) & (history >= 0)
         penalty = tf.cast(rows["presence_penalty"], logits.dtype)[:, None]
@@ -69,7 +69,7 @@ def constrain(options, rows, history, step, logits):
 
 
 def needs_history(options, rows) -> bool:
-    """Whether `constrain` looks at the tokens so far."""
+    """Returns whether `constrain` needs the tokens so far."""
     return bool(
         {"repetition_penalty", "presence_penalty"} & set(rows)
         or options.no_repeat_ngram_size
@@ -81,18 +81,18 @@ def needs_history(options, rows) -> bool:
 
 
 def needs_source(options) -> bool:
-    """Whether `constrain` looks at what the encoder reads, or the prompt."""
+    """Returns whether `constrain` needs the encoder's input, or the prompt."""
     return bool(options.encoder_repetition_penalty != 1 or options.encoder_no_repeat_ngram_size)
 
 
 def looks_back(options) -> int:
-    """How many of the tokens so far `constrain` compares at once, at most."""
+    """Returns the maximum number of previous tokens that `constrain` compares at once."""
     sizes = [options.no_repeat_ngram_size, options.encoder_no_repeat_ngram_size]
     return max([*sizes, *map(len, options.bad_words_ids), *(len(ids) for ids, _ in options.sequence_bias)])
 
 
 def mark(ids, marks, size: int):
-    """ids int32 [B, T], marks bool [B, T] -> bool [B, size], True for ids that are marked somewhere in their row."""
+    """Returns bool [B, size], True for the ids of ids int32 [B, T] that marks bool [B, T] marks in their row."""
     batch, length = tf.shape(ids)[0], tf.shape(ids)[1]
     places = tf.maximum(ids, 0) + tf.range(batch)[:, None] * size
     counts = tf.math.unsorted_segment_max(
@@ -102,7 +102,7 @@ def mark(ids, marks, size: int):
 
 
 def _repeats(among, history, n: int, size: int):
-    """bool [B, size]: tokens that would make the last n of history a group of n that is there among others."""
+    """Returns bool [B, size]: tokens that would make the last n tokens of `history` an n-gram that is in `among`."""
     windows = tf.shape(among)[1] - (n - 1)  # A window is n - 1 tokens and the one that follows.
     same = among[:, n - 1 :] >= 0
     for i in range(n - 1):
@@ -112,7 +112,7 @@ def _repeats(among, history, n: int, size: int):
 
 
 def _bias(history, biases, size: int, dtype):
-    """[1 or B, size], what is added to the logits of tokens that complete a group with a bias."""
+    """Returns [1 or B, size], the biases to add to the logits of tokens that complete a group with a bias."""
     alone = np.zeros([1, size], np.float32)
     for ids, bias in biases:
         if len(ids) == 1:
@@ -131,7 +131,7 @@ def _bias(history, biases, size: int, dtype):
 
 
 def _bad_words(history, options, size: int):
-    """bool [B or 1, size]: tokens that would complete a bad word. A token that ends the text is none."""
+    """Returns bool [B or 1, size]: tokens that would complete a bad word. A token that ends the text is never one."""
     words = [word for word in options.bad_words_ids if not (len(word) == 1 and word[0] in options.eos_token_id)]
     banned = _one_of([word[0] for word in words if len(word) == 1], size)
     for n in sorted({len(word) for word in words} - {1}):

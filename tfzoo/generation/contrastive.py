@@ -9,18 +9,19 @@ from tfzoo.generation.sample import more, results, start_state, write
 
 
 def contrastive_search(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
-    """As `sample`, with a cache of K slots for each new token, K being options.candidates.
+    """Runs contrastive search; the arguments and the result are those of `sample`. The cache needs K slots per new
+    token, where K is options.candidates.
 
-    Of the K likeliest tokens v, which the model reads side by side, the one with the highest
-    (1 - alpha) p(v) - alpha max_j cos(h_v, h_j) follows, h_j being the states of all tokens before it. So a step's
-    logits are known before its token: the chosen candidate's.
+    The model reads the K likeliest tokens v in parallel. The one with the highest
+    (1 - alpha) p(v) - alpha max_j cos(h_v, h_j) is chosen, where h_j are the states of all tokens before it. The logits
+    of the next step are therefore known already: those of the chosen candidate.
     """
     alpha, width = options.penalty_alpha, options.candidates
     batch, size = tf.shape(prompt.logits)[0], prompt.logits.shape[-1]
-    behind = prompt.count[:, None] + tf.range(new_tokens * width)[None] // width
-    prompt.cache.positions = tf.concat([prompt.cache.positions[:, : prompt.length], behind], 1)
+    positions = prompt.count[:, None] + tf.range(new_tokens * width)[None] // width
+    prompt.cache.positions = tf.concat([prompt.cache.positions[:, : prompt.length], positions], 1)
     states = tf.math.l2_normalize(tf.cast(prompt.sequence, tf.float32), -1)
-    # A padded place is like nothing: its product is below every cosine.
+    # Padding is not similar to anything: it is assigned a value below every cosine.
     real = tf.pad(prompt.token_ids >= 0, [[0, 0], [0, new_tokens]], constant_values=True)
 
     def body(state):
@@ -29,19 +30,19 @@ def contrastive_search(prompt: Prompt, options: Options, rows, stops, new_tokens
         state["bad"] |= ~state["done"] & tf.math.is_nan(tf.reduce_sum(logits, -1))
         allowed = tf.nn.softmax(constrain(options, rows, history, step, logits))
         likely, candidates = tf.math.top_k(allowed, width)
-        own = tf.range(width)
-        slots = (prompt.length + step * width + own)[None]
-        chain = tf.one_hot(state["chain"], width, True, False, dtype=tf.bool)  # [B, N, K], the chosen of each step.
+        numbers = tf.range(width)
+        slots = (prompt.length + step * width + numbers)[None]
+        chain = tf.one_hot(state["chain"], width, True, False, dtype=tf.bool)  # [B, N, K], the candidates chosen.
         chain = tf.repeat(tf.reshape(chain, [batch, 1, new_tokens * width]), width, axis=1)
-        visible = chain | (tf.range(new_tokens * width)[None] == (step * width + own)[:, None])[None]
+        visible = chain | (tf.range(new_tokens * width)[None] == (step * width + numbers)[:, None])[None]
         offsets = tf.fill([1, width], step)
         sequence, state["tensors"] = prompt.step(state["tensors"], candidates, offsets, slots, visible)
         here = tf.math.l2_normalize(tf.cast(sequence, tf.float32), -1)
         cosine = tf.matmul(here, state["states"], transpose_b=True)
         places = tf.range(tf.shape(cosine)[2])
-        known = real & (places < prompt.length + step)[None]
-        alike = tf.reduce_max(tf.where(known[:, None], cosine, -2.0), -1)
-        value = (1 - alpha) * likely - alpha * alike
+        earlier = real & (places < prompt.length + step)[None]
+        similarity = tf.reduce_max(tf.where(earlier[:, None], cosine, -2.0), -1)
+        value = (1 - alpha) * likely - alpha * similarity
         best = tf.argmax(tf.where(likely > 0, value, -4.0), -1, tf.int32)
         token = tf.gather(candidates, best, batch_dims=1)
         chosen = tf.gather(sequence, best, batch_dims=1)

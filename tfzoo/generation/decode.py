@@ -1,4 +1,4 @@
-"""From prompts to new tokens, inside a graph and from Python."""
+"""Decoding: from prompts to new tokens, inside a graph or from Python."""
 
 import contextlib
 import os
@@ -21,40 +21,41 @@ from tfzoo.generation.stops import Stops, string_table, token_texts
 
 
 class Generated(NamedTuple):
-    """What `generate_ids` returns with return_scores. R is num_return_sequences."""
+    """The result of `generate_ids` with return_scores. R is num_return_sequences."""
 
-    token_ids: Any  # int32 [B R, N], padded after a text's end.
-    scores: Any  # float32 [B R, N], log-probability of each token by the model itself; 0 after the end.
-    lengths: Any  # int32 [B R], the end's token included.
-    sequence_scores: Any  # float32 [B R], what a beam search ranks by; else the sum of the scores.
+    token_ids: Any  # int32 [B R, N], padded after the end of a text.
+    scores: Any  # float32 [B R, N], the unmodified log-probability of each token; 0 after the end.
+    lengths: Any  # int32 [B R], including the token that ends the text.
+    sequence_scores: Any  # float32 [B R], the value by which a beam search ranks; otherwise the sum of the scores.
 
 
 def decode(
     model, options: Options, token_ids, padding_mask, rows, new_tokens, stops: Stops | None = None, assistant=None
 ) -> dict:
-    """Continues prompts, with tensors alone: for a tf.function, which may be exported or compiled by XLA.
+    """Continues prompts using only tensors, for a tf.function, which may be exported or compiled by XLA.
 
     Args:
-      model: of a family with a causal decoder and a language model head.
-      options: what is fixed in the graph.
-      token_ids: int32 [B, P], prompts; of an encoder-decoder, what the encoder reads.
+      model: a model with a causal decoder and a language model head.
+      options: the options that are fixed in the graph.
+      token_ids: int32 [B, P], the prompts; for an encoder-decoder, the encoder's input.
       padding_mask: bool [B, P], True is a real token; padding may be on either side.
-      rows: tensors [B] by names of ROWS, for those in use: a parameter without a tensor does nothing. Where tokens are
-        drawn "seed" is needed.
-      new_tokens: N, int or scalar int32, the most tokens that are new; rows["max_new_tokens"] may ask for fewer. A
-        text also ends at the model's last position. Rotary scalings that go by the length ("dynamic", "longrope")
-        take that of the prompt with all these tokens, from the first token on.
-      stops: where a text ends; None: at options.eos_token_id.
-      assistant: a smaller model of the same vocabulary, for speculative decoding.
+      rows: tensors [B] by names of ROWS; a parameter without a tensor has no effect. "seed" is required if tokens are
+        sampled.
+      new_tokens: N, int or scalar int32, the maximum number of new tokens; rows["max_new_tokens"] may be lower. A text
+        also ends at the model's last position. Rotary scalings that depend on the length ("dynamic", "longrope") use
+        the length of the prompt plus all these tokens, from the first token on.
+      stops: where a text ends; None means at options.eos_token_id.
+      assistant: a smaller model with the same vocabulary, for speculative decoding.
 
     Returns:
-      token_ids: int32 [B R, N] without prompt or start token, padded after the end. R is num_return_sequences; the
-        texts of a prompt follow one another, the best first in a beam search.
-      lengths: int32 [B R], tokens in each, with what ended it.
-      scores: float32 [B R, N], each token's log-probability by the model itself, whatever was forbidden or filtered;
-        0 after the end. Where options.return_scores.
-      sequence_scores: float32 [B R], of a beam search: what it ranks by.
-      bad: bool [B R], where the model's logits were not finite.
+      A dict:
+      token_ids: int32 [B R, N], without prompt or start token, padded after the end. R is num_return_sequences; the
+        texts of a prompt are consecutive, in a beam search the best first.
+      lengths: int32 [B R], the number of tokens in each text, including the one that ends it.
+      scores: float32 [B R, N], the model's log-probability of each token, before any constraint or filter; 0 after the
+        end. Always present with options.return_scores.
+      sequence_scores: float32 [B R], the value by which a beam search ranks; only for a beam search.
+      bad: bool [B R], whether the model's logits were not finite.
     """
     stops = stops or Stops(options.eos_token_id)
     token_ids, padding_mask = tf.cast(token_ids, tf.int32), tf.cast(padding_mask, tf.bool)
@@ -69,7 +70,7 @@ def decode(
         rows["source"] = tf.where(padding_mask, token_ids, -1)
     times = options.num_return_sequences if options.do_sample and options.num_beams == 1 else 1
     if options.do_sample and options.num_beams == 1:
-        # The first text of a prompt has the row's own seed, whatever their number.
+        # The first text of a prompt has the row's seed, whatever the number of texts.
         seeds = rows["seed"][:, None] + tf.range(times)[None] * 0x3C6EF372
         rows = {name: tf.repeat(value, times, axis=0) for name, value in rows.items()}
         rows["seed"] = tf.reshape(seeds, [-1])
@@ -95,7 +96,8 @@ def decode(
 
 
 def _read(model, options: Options, token_ids, padding_mask, room, reach):
-    """The Prompt of a decoder; of an encoder-decoder, that of the start token, with token_ids read by the encoder."""
+    """Returns the Prompt of a decoder. For an encoder-decoder the encoder reads token_ids, and the prompt is the start
+    token."""
     if not model.is_encoder_decoder:
         return read_prompt(model, token_ids, padding_mask, room, options, reach)
     memory = model.encode({"token_ids": token_ids, "padding_mask": padding_mask})
@@ -114,28 +116,28 @@ def generate_ids(
     assistant_model=None,
     **options,
 ):
-    """Continues prompts, or answers them where the model is an encoder-decoder.
+    """Continues prompts, or answers them if the model is an encoder-decoder.
 
     Args:
-      model: of a family with a causal decoder and a language model head.
-      token_ids: int [B, P], prompts; or ragged; of an encoder-decoder, what the encoder reads.
-      padding_mask: bool [B, P], True is a real token; padding may be on either side. None: all are real.
-      max_new_tokens: a number, or one for each row; N is the highest. It is part of what a text hangs on where the
-        model's rotary scaling goes by the length: see `decode`.
-      stop_strings: a text ends with the token that completes one of them.
-      tokenizer: whose tokens stop_strings are looked for in.
-      assistant_model: a smaller model of the same vocabulary that drafts num_assistant_tokens at a time.
-      **options: those of Options and, for all rows or each, ROWS. Ids of special tokens that are not given are those
-        of the model's own generation_config.json or config.json, where it came from a folder that has them.
+      model: a model with a causal decoder and a language model head.
+      token_ids: int [B, P] or ragged, the prompts; for an encoder-decoder, the encoder's input.
+      padding_mask: bool [B, P], True is a real token; padding may be on either side. None means that all are real.
+      max_new_tokens: a number, or one per row; N is the highest. If the model's rotary scaling depends on the length,
+        the text depends on this number: see `decode`.
+      stop_strings: a text ends with the token that completes one of these strings.
+      tokenizer: the tokenizer of the model, required for stop_strings.
+      assistant_model: a smaller model with the same vocabulary that drafts num_assistant_tokens at a time.
+      **options: fields of Options, and parameters of ROWS as one value for all rows or one per row. Unspecified ids of
+        special tokens are those in generation_config.json or config.json of the folder from which the model was loaded.
 
     Returns:
       int32 [B R, N], the new tokens without prompt or start token, padded after the end; R is num_return_sequences.
       With return_scores a Generated.
 
     Raises:
-      UserError: a prompt without a token, options that contradict each other or the model, or a prompt that leaves no
-        room for max_new_tokens.
-      CheckFailed: the model's logits are not numbers.
+      UserError: a prompt is empty, options contradict each other or the model, or a prompt leaves no room for
+        max_new_tokens.
+      CheckFailed: the model's logits are not finite.
     """
     if isinstance(token_ids, tf.RaggedTensor):
         padding_mask = tf.sequence_mask(token_ids.row_lengths(), dtype=tf.bool)
@@ -148,12 +150,12 @@ def generate_ids(
         _check_assistant(model, assistant_model, static)
     strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
     if strings and tokenizer is None:
-        raise UserError(f"stop_strings ({', '.join(map(repr, strings))}) need a tokenizer; name it")
+        raise UserError(f"stop_strings ({', '.join(map(repr, strings))}) require a tokenizer; pass tokenizer")
     if ids.ndim != 2 or mask.shape != ids.shape:
         raise UserError(f"token_ids {ids.shape} and padding_mask {mask.shape} must both be [rows, tokens]")
     for name, value in rows.items():
         if np.ndim(value) and len(value) != len(ids):
-            raise UserError(f"{name} has {len(value)} values for {len(ids)} rows; give one for all, or one for each")
+            raise UserError(f"{name} has {len(value)} values for {len(ids)} rows; give one for all rows or one per row")
     count = int(np.max(rows["max_new_tokens"], initial=0))
     if not len(ids):
         return _none(static, count)
@@ -166,8 +168,8 @@ def generate_ids(
     outputs = function(tf.constant(ids, tf.int32), tf.constant(mask), tensors, tf.zeros([count], tf.int8))
     if np.any(bad := outputs["bad"].numpy()):
         raise CheckFailed(
-            f"row {int(np.argmax(bad))}: the model's logits are not finite numbers; its weights, or a dtype with too "
-            "narrow a range (float16), are the likely cause"
+            f"row {int(np.argmax(bad))}: the model's logits are not finite; the likely cause is its weights or a dtype "
+            "with too narrow a range (float16)"
         )
     if not static.return_scores:
         return outputs["token_ids"]
@@ -183,19 +185,18 @@ def _none(options: Options, count: int):
 def _check_model(model, options: Options) -> None:
     if not model.can_generate:
         raise UserError(
-            f"model {model.name!r} has no causal decoder with a head 'lm'; text comes from gpt2, llama, t5, ..."
+            f"model {model.name!r} has no causal decoder with a head 'lm'; use gpt2, llama, t5, ... to generate text"
         )
     if model.config.attention not in ("full", "lean"):
         raise UserError(
-            f"attention {model.config.attention!r} keeps no keys and values; build the model with attention='full'"
+            f"attention {model.config.attention!r} has no cache of keys and values; build the model with "
+            "attention='full'"
         )
     if model.is_encoder_decoder and options.decoder_start_token_id is None:
-        raise UserError("decoder_start_token_id is missing; name the id that the decoder's texts begin with")
+        raise UserError("decoder_start_token_id is missing; set it to the id with which the decoder's texts begin")
     size = model.config.vocab_size
     if options.candidates > size:
-        raise UserError(
-            f"top_k ({options.candidates}) is more candidates than the model's {size} tokens; ask for fewer"
-        )
+        raise UserError(f"top_k ({options.candidates}) exceeds the model's {size} tokens; choose fewer candidates")
     named = {
         "eos_token_id": options.eos_token_id,
         "forced_bos_token_id": options.forced_bos_token_id,
@@ -210,7 +211,7 @@ def _check_model(model, options: Options) -> None:
     for name, ids in named.items():
         for i in ids:
             if i is not None and not 0 <= i < size:
-                raise UserError(f"{name} has {i}, and the model's tokens are 0 to {size - 1}")
+                raise UserError(f"{name} contains {i}, but the model's token ids are 0 to {size - 1}")
 
 
 def _check_assistant(model, assistant, options: Options) -> None:
@@ -220,20 +221,24 @@ def _check_assistant(model, assistant, options: Options) -> None:
             raise UserError(f"{name} ({getattr(options, name)}) contradicts assistant_model; choose one")
     if assistant.config.vocab_size != model.config.vocab_size:
         raise UserError(
-            f"assistant_model has vocab_size {assistant.config.vocab_size}, the model {model.config.vocab_size}; "
-            "choose one with the same tokens"
+            f"assistant_model has vocab_size {assistant.config.vocab_size}, but the model has "
+            f"{model.config.vocab_size}; choose an assistant with the same tokens"
         )
     if assistant.is_encoder_decoder != model.is_encoder_decoder:
-        raise UserError(f"assistant_model {assistant.name!r} must be an encoder-decoder only if {model.name!r} is one")
+        raise UserError(
+            f"assistant_model {assistant.name!r} must be an encoder-decoder if and only if {model.name!r} is"
+        )
 
 
 def _check_prompts(model, ids, mask, max_new_tokens) -> None:
     size, counts = model.config.vocab_size, mask.sum(1)
     if (wrong := mask & ((ids < 0) | (ids >= size))).any():
         row, place = np.argwhere(wrong)[0]
-        raise UserError(f"token_ids[{row}, {place}] is {ids[row, place]}, and the model's tokens are 0 to {size - 1}")
+        raise UserError(
+            f"token_ids[{row}, {place}] is {ids[row, place]}, but the model's token ids are 0 to {size - 1}"
+        )
     if not counts.all():
-        raise UserError(f"token_ids: row {int(np.argmin(counts))} is an empty prompt; begin it with one token at least")
+        raise UserError(f"token_ids: row {int(np.argmin(counts))} is an empty prompt; give it at least one token")
     config = model.config
     if model.is_encoder_decoder:
         counts = np.ones_like(counts)
@@ -242,14 +247,14 @@ def _check_prompts(model, ids, mask, max_new_tokens) -> None:
         row = int(np.argmax(counts + max_new_tokens))
         most = int(np.broadcast_to(max_new_tokens, counts.shape)[row])
         raise UserError(
-            f"max_new_tokens ({most}) after a prompt of {counts[row]} tokens (row {row}) goes past the model's "
-            f"max_positions ({config.max_positions}); ask for {max(0, config.max_positions - counts[row])} at most"
+            f"max_new_tokens ({most}) after a prompt of {counts[row]} tokens (row {row}) exceeds the model's "
+            f"max_positions ({config.max_positions}); choose at most {max(0, config.max_positions - counts[row])}"
         )
 
 
 def _compiled(model, options: Options, names: tuple[str, ...], strings, tokenizer, assistant):
-    """`_function` as a graph, made once for a model and the same options. Its sizes are those of its arguments."""
-    # Set past Keras, which would take what it finds for a part of the model.
+    """Returns `_function` as a graph, which is built once per model and options. It accepts arguments of any size."""
+    # Bypasses Keras's attribute tracking, which would treat the graphs as part of the model.
     functions = model.__dict__.setdefault("_tfzoo_decoders", {})
     key = options, names, strings, id(tokenizer), id(assistant)
     if key not in functions:
@@ -261,18 +266,18 @@ def _compiled(model, options: Options, names: tuple[str, ...], strings, tokenize
         ]
         run = _function(model, options, names, strings, tokenizer, assistant)
         graph = tf.function(run, jit_compile=options.jit_compile or None, autograph=False)
-        # With what the ids are of: another object must not come to have them.
+        # The objects are kept alive together with the graph, so that no other object can get their ids.
         functions[key] = graph.get_concrete_function(*signature), tokenizer, assistant
     return functions[key][0]
 
 
 def _function(model, options: Options, names, strings, tokenizer, assistant):
-    """(token_ids, padding_mask, rows, room [N]) -> `decode`'s outputs."""
+    """Returns a function (token_ids, padding_mask, rows, room [N]) -> the outputs of `decode`."""
     pieces = token_texts(tokenizer) if strings else ()
     stops = Stops(options.eos_token_id, [string_table(string.encode(), pieces) for string in strings])
 
     def run(token_ids, padding_mask, rows, room):
-        # N is a shape, which XLA must know beforehand, and not a number.
+        # N is passed as a shape instead of a value, since XLA must know it at compile time.
         return decode(model, options, token_ids, padding_mask, rows, tf.shape(room)[0], stops, assistant)
 
     return run

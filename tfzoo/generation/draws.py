@@ -1,4 +1,4 @@
-"""Random numbers and choices by them: each row's from its own seed alone, whatever else is in the batch."""
+"""Random numbers and sampling; the numbers of a row depend only on its seed, whatever else is in the batch."""
 
 import math
 
@@ -8,9 +8,11 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def threefry(keys, counters):
-    """keys, counters: two uint32 tensors each, of shapes that broadcast -> two uint32 tensors, as good as random.
+    """Returns two pseudo-random uint32 tensors: Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel Random
+    Numbers: As Easy as 1, 2, 3", section 3.3).
 
-    Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3", section 3.3).
+    Args:
+      keys, counters: two uint32 tensors each; their shapes broadcast.
     """
     keys = [*keys, keys[0] ^ keys[1] ^ tf.constant(0x1BD11BDA, tf.uint32)]
     x, y = counters[0] + keys[0], counters[1] + keys[1]
@@ -25,43 +27,53 @@ def threefry(keys, counters):
 
 
 def uniform(seeds, stream, step):
-    """Random numbers in [0, 1), float32 of 24 bits, for int32 tensors whose shapes broadcast."""
+    """Returns random numbers in [0, 1), float32 with 24 random bits, for int32 tensors whose shapes broadcast."""
     seeds, stream, step = (tf.cast(x, tf.uint32) for x in (seeds, stream, step))
     words, _ = threefry((seeds, stream), (step, tf.zeros_like(step)))
     return tf.cast(tf.bitwise.right_shift(words, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
 
 
 def exponential(seeds, stream, step, count: int):
-    """Positive random numbers of mean 1, float32 [B, count], for int32 seeds [B]."""
+    """Returns exponentially distributed random numbers with mean 1, float32 [B, count], for int32 seeds [B]."""
     seeds, stream, step = (tf.cast(x, tf.uint32) for x in (seeds[:, None], stream, step))
     places = tf.range((count + 1) // 2)[None]
     words = threefry((seeds, stream), (step, tf.cast(places, tf.uint32)))
-    # Of 32 bits, never 0, and as fine near 0 as anywhere: there the choice is made.
+    # 32 random bits, never 0. The resolution near 0 matters, since small values decide which candidates are chosen.
     parts = (tf.cast(tf.concat(words, 1)[:, :count], tf.float32) + 0.5) * 2.0**-32
     return -tf.math.log1p(-tf.minimum(parts, 1 - 2.0**-24))
 
 
 def pick(weights, numbers):
-    """weights [..., V], none negative; numbers [...] in [0, 1) -> int32 [...], each with its share of the weights."""
+    """Samples indices in proportion to weights.
+
+    Args:
+      weights: [..., V], none negative.
+      numbers: [...], random numbers in [0, 1).
+
+    Returns:
+      int32 [...].
+    """
     sums = tf.cumsum(weights, axis=-1)
-    # Of numbers below 1 with 24 bits, none reaches the sum: what is picked has a weight above 0.
+    # A number of 24 bits below 1 never reaches the total, so the chosen index has a weight above 0.
     return tf.reduce_sum(tf.cast(sums <= numbers[..., None] * sums[..., -1:], tf.int32), -1)
 
 
 def filter_logits(logits, rows, least: int = 1):
-    """What sampling may choose of: logits [B, V] -> the same, divided by the temperature, with -inf for the others.
+    """Returns logits [B, V] divided by the temperature, with -inf for the tokens that sampling may not choose.
 
-    `least` of the likeliest are always kept, but where the temperature is 0.
-
-    `rows` has tensors [B] under the names of the parameters in use, which are applied in this order:
-      temperature: 0, and what is all but 0, leaves the likeliest alone.
-      top_k: so many of the likeliest, and their equals; 0 is all.
-      top_p: the likeliest that together have this probability (Holtzman et al. 2020, section 3.1).
-      min_p: those at least min_p times as likely as the likeliest (Nguyen et al. 2024).
-      typical_p: those whose information is nearest to the expected, together of this probability (Meister et al. 2023).
-      epsilon_cutoff: those at least so likely.
-      eta_cutoff: those as likely as that, or as its root times exp(-entropy) if that is less (Hewitt et al. 2022,
-        https://arxiv.org/abs/2210.15191, section 4).
+    Args:
+      logits: [B, V].
+      rows: tensors [B] under the names of the parameters in use, which are applied in this order:
+        temperature: 0, or a value close to 0, keeps only the likeliest token.
+        top_k: keeps this many of the likeliest tokens, and ties; 0 keeps all.
+        top_p: keeps the likeliest tokens that together have this probability (Holtzman et al. 2020, section 3.1).
+        min_p: keeps tokens at least min_p times as likely as the likeliest (Nguyen et al. 2024).
+        typical_p: keeps the tokens whose information is closest to the entropy and that together have this probability
+          (Meister et al. 2023).
+        epsilon_cutoff: keeps tokens with at least this probability.
+        eta_cutoff: keeps tokens with at least this probability, or its square root times exp(-entropy) if that is less
+          (Hewitt et al. 2022, https://arxiv.org/abs/2210.15191, section 4).
+      least: the minimum number of likeliest tokens to keep, unless the temperature is 0.
     """
     rows = {name: tf.cast(value, logits.dtype)[:, None] for name, value in rows.items() if name != "top_k"} | {
         name: rows[name][:, None] for name in ("top_k",) if name in rows
@@ -69,9 +81,8 @@ def filter_logits(logits, rows, least: int = 1):
     top = tf.reduce_max(logits, -1, keepdims=True)
     if "temperature" in rows:
         heat = rows["temperature"]
-        greedy = (
-            heat < 1e-30
-        )  # Logits divided by less would not be finite; the likeliest has all the weight long before.
+        # Logits divided by less would not be finite; the likeliest token has all the weight long before.
+        greedy = heat < 1e-30
         logits = tf.where(greedy, tf.where(logits >= top, logits, -math.inf), logits / tf.where(greedy, 1.0, heat))
         top = tf.reduce_max(logits, -1, keepdims=True)
     if "top_k" in rows or "top_p" in rows:
@@ -101,7 +112,8 @@ def _cutoff(logits, limit, by_entropy: bool, least):
 
 
 def _smallest(logits, top_k, top_p, least):
-    """The smallest logit [B, 1] among the top_k likeliest that together have top_p, and `least` at least."""
+    """Returns the smallest logit [B, 1] to keep: of the top_k likeliest that together have top_p, but at least
+    `least`."""
     size = logits.shape[-1]
     ordered = tf.sort(logits, axis=-1, direction="DESCENDING")
     smallest = ordered[:, -1:]

@@ -1,6 +1,6 @@
-"""What a model's folder says of decoding: generation_config.json, or config.json of an older one.
+"""The decoding options of a model's folder: generation_config.json, or config.json in older folders.
 
-Every key is read, is known to change no text, or is refused by name.
+Every key is either read, known not to change the text, or refused by name.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _SPECIAL: Fields = {
     "forced_bos_token_id": (_ID, _IDS),
     "forced_eos_token_id": (_ID, _IDS),
 }
-# What `folder_options` returns; numbers that may differ from row to row are held within BOUNDS besides.
+# The options that `folder_options` returns. Those that may differ between rows must also be within BOUNDS.
 _OPTIONS: Fields = {
     "max_length": _COUNT,
     "max_new_tokens": _COUNT,
@@ -63,8 +63,8 @@ _OPTIONS: Fields = {
     "max_matching_ngram_size": _COUNT,
     "num_assistant_tokens": _COUNT,
 }
-# What changes no text: how it is computed, what is returned beside it, what an assistant drafts, and what mends logits
-# that are not numbers, which here are an error.
+# Keys that do not change the text: how it is computed, what is returned in addition, how an assistant drafts, and how
+# non-finite logits are repaired, which are an error in tfzoo.
 _IGNORED = frozenset(
     "transformers_version bos_token_id use_cache cache_config max_cache_len return_legacy_cache "
     "return_dict_in_generate output_attentions output_hidden_states output_scores output_logits is_assistant "
@@ -73,7 +73,7 @@ _IGNORED = frozenset(
     "remove_invalid_values".split()
 )
 _CACHES = ("dynamic", "dynamic_full", "static", "hybrid", "sliding_window", "offloaded", "offloaded_static")
-# What would change the text in ways that tfzoo does not have, and the values that do not.
+# Keys that change the text in ways that tfzoo does not support, with the values that have no effect.
 _REFUSED: Mapping[str, tuple] = {
     "cache_implementation": (*_CACHES, "hybrid_chunked", "offloaded_hybrid", "offloaded_hybrid_chunked"),
     "max_time": (),
@@ -88,65 +88,67 @@ _REFUSED: Mapping[str, tuple] = {
     "assistant_ensemble_weight": (),
     "speculation_type": (),
 }
-_TOP_K = 50  # transformers' own, where a folder says do_sample and no top_k.
+_TOP_K = 50  # The default of transformers for a folder that sets do_sample but not top_k.
 
 
 def folder_options(model) -> dict[str, Any]:
-    """The options of decoding, but for special ids, that the model's folder names.
+    """Returns the decoding options that the model's folder specifies, except special ids.
 
     Raises:
-      UserError: a key that tfzoo does not know or does not have, or a value of another type or out of bounds.
+      UserError: a key is unknown or not supported, or a value has the wrong type or is out of bounds.
     """
     name, record = _source(model)
     for key, value in record.items():
         allowed = _REFUSED.get(key)
         if allowed is not None and value is not None and value not in allowed:
-            raise UserError(f"{name}: {key} is {json_files.show(value)}, which tfzoo does not do; remove it")
-        known = key in _OPTIONS or key in _SPECIAL or key in _IGNORED or key in _REFUSED or key.startswith("_")
-        if not known and value is not None and name == _OWN:
+            raise UserError(f"{name}: {key} is {json_files.show(value)}, which tfzoo does not support; remove it")
+        is_known = key in _OPTIONS or key in _SPECIAL or key in _IGNORED or key in _REFUSED or key.startswith("_")
+        if not is_known and value is not None and name == _OWN:
             raise UserError(
-                f"{name}: {key} is {json_files.show(value)}, which is not known{suggest(key, _OPTIONS)}; remove it"
+                f"{name}: {key} ({json_files.show(value)}) is an unknown option{suggest(key, _OPTIONS)}; remove it"
             )
     json_files.check(record, _OPTIONS, name)
-    found = {key: record[key] for key in _OPTIONS if record.get(key) is not None}
+    options = {key: record[key] for key in _OPTIONS if record.get(key) is not None}
     for key, bounds in BOUNDS.items():
-        if key in found and not bounds.hold(np.float64(found[key])):
-            raise UserError(f"{name}: {key} ({found[key]}) {bounds}; correct it")
+        if key in options and not bounds.hold(np.float64(options[key])):
+            raise UserError(f"{name}: {key} ({options[key]}) {bounds}; correct it")
     forced = record.get("forced_bos_token_id")
     if isinstance(forced, int) and not model.is_encoder_decoder:
         raise UserError(
-            f"{name}: forced_bos_token_id is {forced}, which transformers forces in a decoder behind prompts of one "
-            "token alone; remove it"
+            f"{name}: forced_bos_token_id is {forced}, which transformers applies to a decoder only after prompts of "
+            "a single token; remove it"
         )
-    if found.get("do_sample"):
-        found.setdefault("top_k", _TOP_K)
-    return found
+    if options.get("do_sample"):
+        options.setdefault("top_k", _TOP_K)
+    return options
 
 
 def special_ids(model) -> dict[str, Any]:
-    """The ids that generation_config.json or config.json of the model's folder has, by options' names.
+    """Returns the ids of special tokens in generation_config.json or config.json of the model's folder, by the names of
+    the options.
 
     Raises:
-      UserError: one is not an id, or ids.
+      UserError: a value is not an id or a list of ids.
     """
-    source, found = model.record or FolderRecord(), dict[str, Any]()
+    source, ids = model.record or FolderRecord(), dict[str, Any]()
     for name, record in (("config.json", source.config), (_OWN, source.generation_config)):
         json_files.check(record, _SPECIAL, name)
-        found |= {key: record[key] for key in _SPECIAL if record.get(key) is not None}
-    if not source.generation_config and source.config.get("force_bos_token_to_be_generated"):  # BART's first files.
-        found.setdefault("forced_bos_token_id", source.config.get("bos_token_id"))
-    if model.is_encoder_decoder and "decoder_start_token_id" not in found:
+        ids |= {key: record[key] for key in _SPECIAL if record.get(key) is not None}
+    if not source.generation_config and source.config.get("force_bos_token_to_be_generated"):  # Old BART files.
+        ids.setdefault("forced_bos_token_id", source.config.get("bos_token_id"))
+    if model.is_encoder_decoder and "decoder_start_token_id" not in ids:
         begin = config_fields.default(source.config.get("model_type", ""), "decoder_start_token_id")
         if begin is None:
             begin = source.generation_config.get("bos_token_id", source.config.get("bos_token_id"))
-        found |= {} if begin is None else {"decoder_start_token_id": begin}
-    if not model.is_encoder_decoder and isinstance(found.get("forced_bos_token_id"), int):
-        del found["forced_bos_token_id"]  # Which `folder_options` refuses.
-    return found
+        ids |= {} if begin is None else {"decoder_start_token_id": begin}
+    if not model.is_encoder_decoder and isinstance(ids.get("forced_bos_token_id"), int):
+        del ids["forced_bos_token_id"]  # `folder_options` refuses it.
+    return ids
 
 
 def decoder_start_id(model, tokenizer: Any) -> int:
-    """What the decoder reads first: as the model's folder says; padding in a run, as tfzoo's objectives begin."""
+    """Returns the id of the decoder's first token: the one that the model's folder specifies or, for a run, padding,
+    with which tfzoo's objectives begin."""
     start = special_ids(model).get("decoder_start_token_id")
     if start is None and not (model.record and model.record.config):
         start = getattr(tokenizer, "pad_id", None)
@@ -154,6 +156,6 @@ def decoder_start_id(model, tokenizer: Any) -> int:
 
 
 def _source(model) -> tuple[str, Mapping[str, Any]]:
-    """The file's name, and what it says."""
+    """Returns the name of the file with the decoding options, and its content."""
     source = model.record or FolderRecord()
     return (_OWN, source.generation_config) if source.generation_config else ("config.json", source.config)

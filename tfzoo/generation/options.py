@@ -1,4 +1,4 @@
-"""How to decode: names, defaults and meanings are those of Hugging Face's GenerationConfig where it has them."""
+"""Decoding options. Names, defaults and meanings are those of Hugging Face's GenerationConfig, if it has the option."""
 
 import dataclasses
 import numbers
@@ -9,7 +9,7 @@ import numpy as np
 
 from tfzoo.errors import UserError, suggest
 
-# Options that may differ from row to row, as tensors [B]: their type, and the value that does nothing.
+# Options that may differ between rows, as tensors [B]: their dtype, and the value that has no effect.
 ROWS: dict[str, tuple[Any, Any]] = {
     "max_new_tokens": (np.int32, None),
     "min_new_tokens": (np.int32, 0),
@@ -30,9 +30,9 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Which values an option may have: from `low`, or above it where it is not `reached`, to `high`. Never NaN.
+    """The allowed values of an option: from `low`, excluding `low` itself unless `reached`, to `high`; never NaN.
 
-    One rule for what a caller gives, arrays, and for what a graph is given, tensors.
+    The same rule applies to arrays, from a caller, and to tensors, inside a graph.
     """
 
     low: float
@@ -40,7 +40,7 @@ class Bounds:
     reached: bool = True
 
     def hold(self, values):
-        """An array or tensor of numbers -> of bools."""
+        """Returns bools, whether each number of an array or tensor is allowed."""
         return (values >= self.low if self.reached else values > self.low) & (values <= self.high)
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ BOUNDS = {
     "seed": Bounds(-(2**31), 2**31 - 1),
 }
 _LISTS = ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
-# Types of options -> what their values are instances of, NumPy's among them, and how a message says so.
+# {type of an option: (the types of its values, including NumPy's, and their description in messages)}.
 _KINDS: dict[Any, tuple[Any, str]] = {
     bool: ((bool, np.bool_), "true or false"),
     int: (numbers.Integral, "a whole number"),
@@ -73,10 +73,10 @@ _KINDS: dict[Any, tuple[Any, str]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is the same for all rows and fixed when a graph is made. `rows` says which of ROWS have tensors besides.
+    """The options that are the same for all rows and fixed when a graph is built. Those in ROWS are passed as tensors.
 
     Raises:
-      UserError: a value out of bounds, or options that contradict each other.
+      UserError: a value is out of bounds, or options contradict each other.
     """
 
     do_sample: bool = False
@@ -92,16 +92,16 @@ class Options:
     max_matching_ngram_size: int = 2
     num_assistant_tokens: int = 5
     no_repeat_ngram_size: int = 0
-    # Of what the encoder reads, or else the prompt: above 1 its tokens are likelier; no group of so many comes again.
-    encoder_repetition_penalty: float = 1.0
-    encoder_no_repeat_ngram_size: int = 0
+    # These two refer to the encoder's input, or to the prompt of a decoder.
+    encoder_repetition_penalty: float = 1.0  # Above 1 makes its tokens likelier.
+    encoder_no_repeat_ngram_size: int = 0  # No n-gram of this many tokens of it occurs in the text.
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
-    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()  # Added to the logits of what completes each.
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()  # Added to the logits of tokens that complete each.
     suppress_tokens: tuple[int, ...] = ()
-    begin_suppress_tokens: tuple[int, ...] = ()  # As the first token, or the first behind the forced ones.
-    # (after so many tokens, factor): from there on ends are likelier, by the factor at each token.
+    begin_suppress_tokens: tuple[int, ...] = ()  # Forbidden as the first token, or as the first after the forced ones.
+    # (number of tokens, factor): after that many tokens, the logits of end tokens grow by the factor at each token.
     exponential_decay_length_penalty: tuple[int, float] | None = None
-    renormalize_logits: bool = False  # Beams are ranked by probabilities among what may follow.
+    renormalize_logits: bool = False  # Beams are ranked by probabilities that are normalised over the allowed tokens.
     forced_bos_token_id: tuple[int, ...] = ()  # The first tokens; usually one.
     forced_eos_token_id: tuple[int, ...] = ()  # One of them is the last token.
     eos_token_id: tuple[int, ...] = ()
@@ -109,8 +109,8 @@ class Options:
     decoder_start_token_id: int | None = None
     logits_processor: tuple[Callable, ...] = ()
     return_scores: bool = False
-    prefill_chunk: int = 0  # A prompt is read so many tokens at a time; 0: in one pass.
-    jit_compile: bool = False  # Whether XLA compiles it.
+    prefill_chunk: int = 0  # Number of prompt tokens to read at a time; 0 reads all in one pass.
+    jit_compile: bool = False  # Whether to compile with XLA.
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -129,8 +129,10 @@ class Options:
         self._require(getattr(self, name) > 0, name, "must be above 0")
         self._require(0 <= self.penalty_alpha <= 1, "penalty_alpha", "must be from 0 to 1")
         self._require(self.early_stopping in (True, False, "never"), "early_stopping", 'must be True, False or "never"')
-        self._require(all(self.bad_words_ids), "bad_words_ids", "has a word of no tokens; remove it")
-        self._require(all(ids for ids, _ in self.sequence_bias), "sequence_bias", "has a bias of no tokens; remove it")
+        self._require(all(self.bad_words_ids), "bad_words_ids", "contains a word without tokens; remove it")
+        self._require(
+            all(ids for ids, _ in self.sequence_bias), "sequence_bias", "contains a bias without tokens; remove it"
+        )
         if self.num_beams > 1:
             self._require(
                 self.num_return_sequences <= self.num_beams,
@@ -145,30 +147,32 @@ class Options:
             self._require(
                 self.num_beam_groups == 1 or not self.do_sample,
                 "num_beam_groups",
-                "contradicts do_sample; groups draw nothing",
+                "contradicts do_sample; beam groups do not sample",
             )
             self._require(
                 self.num_beam_groups > 1 or not self.diversity_penalty,
                 "diversity_penalty",
-                "is between groups: set num_beam_groups above 1",
+                "applies between beam groups: set num_beam_groups above 1",
             )
         else:
             for name, usual in (("num_beam_groups", 1), ("diversity_penalty", 0), ("early_stopping", False)):
-                self._require(getattr(self, name) == usual, name, "is for beam search: set num_beams above 1")
+                self._require(getattr(self, name) == usual, name, "applies only to beam search: set num_beams above 1")
             self._require(
                 self.num_return_sequences == 1 or self.do_sample,
                 "num_return_sequences",
-                "would give equal texts: set do_sample, or num_beams at least as high",
+                "would return identical texts: set do_sample, or set num_beams at least as high",
             )
         for name in ("penalty_alpha", "prompt_lookup_num_tokens"):
             if getattr(self, name):
                 self._require(self.num_beams == 1, name, f"contradicts num_beams ({self.num_beams}); set it to 1")
         if self.penalty_alpha:
-            self._require(not self.do_sample, "penalty_alpha", "contradicts do_sample; this search draws nothing")
+            self._require(
+                not self.do_sample, "penalty_alpha", "contradicts do_sample; contrastive search does not sample"
+            )
             self._require(
                 not self.prompt_lookup_num_tokens, "penalty_alpha", "contradicts prompt_lookup_num_tokens; choose one"
             )
-            self._require(self.candidates >= 1, "penalty_alpha", "needs top_k, the number of candidates")
+            self._require(self.candidates >= 1, "penalty_alpha", "requires top_k, the number of candidates")
 
     def _require(self, holds: bool, name: str, remedy: str) -> None:
         if not holds:
@@ -176,18 +180,23 @@ class Options:
 
 
 def read_options(**values) -> tuple[Options, dict[str, Any]]:
-    """Options of one's own words: (Options, {name of ROWS: scalar or array [B]}), without those that do nothing.
+    """Checks and converts options as a caller writes them.
 
-    None leaves an option at its default; ids may be one or several.
+    Args:
+      **values: fields of Options, and parameters of ROWS as a number or a list [B]. None leaves an option at its
+        default; ids may be a single number or a list.
+
+    Returns:
+      (Options, {name of ROWS: scalar or array [B]}), the latter without parameters that have no effect.
 
     Raises:
-      UserError: an unknown name, a value out of bounds, or options that contradict each other.
+      UserError: a name is unknown, a value is out of bounds, or options contradict each other.
     """
-    known = {field.name for field in dataclasses.fields(Options)} - {"candidates"} | set(ROWS)
+    names = {field.name for field in dataclasses.fields(Options)} - {"candidates"} | set(ROWS)
     for name in values:
-        if name not in known:
+        if name not in names:
             raise UserError(
-                f"{name}: no such option of decoding{suggest(name, known)}; they are {', '.join(sorted(known))}"
+                f"{name}: unknown decoding option{suggest(name, names)}; choose from {', '.join(sorted(names))}"
             )
     values = {name: value for name, value in values.items() if value is not None}
     rows = {}
@@ -206,43 +215,43 @@ def read_options(**values) -> tuple[Options, dict[str, Any]]:
     if "exponential_decay_length_penalty" in values:
         values["exponential_decay_length_penalty"] = _decay(values["exponential_decay_length_penalty"])
     if "logits_processor" in values:
-        given = values["logits_processor"]
-        values["logits_processor"] = tuple(given) if isinstance(given, Sequence) else (given,)
+        processors = values["logits_processor"]
+        values["logits_processor"] = tuple(processors) if isinstance(processors, Sequence) else (processors,)
     if values.get("penalty_alpha"):
         candidates = rows.pop("top_k", np.int32(0))
         if np.ndim(candidates):
-            raise UserError("top_k: contrastive search has one for all rows; give a number")
+            raise UserError("top_k: contrastive search uses the same value for all rows; give a single number")
         values["candidates"] = int(candidates)
     options = Options(**values)
     if not options.do_sample:
         for name in SAMPLING:
             if name in rows:
-                raise UserError(f"{name} ({_shown(rows[name])}) is for sampling: set do_sample")
+                raise UserError(f"{name} ({_shown(rows[name])}) applies only to sampling: set do_sample")
     if options.num_beams > 1 and not np.all(rows.get("temperature", 1)):
-        raise UserError("temperature (0) leaves nothing to draw beams from; give more, or set num_beams to 1")
+        raise UserError("temperature (0) leaves nothing to sample beams from; raise it, or set num_beams to 1")
     return options, rows
 
 
 def _ids(name: str, value) -> tuple[int, ...]:
-    """One token's id or several."""
+    """Converts one id or a list of ids."""
     ids = value if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else [value]
     if any(isinstance(i, bool) or not isinstance(i, numbers.Integral) or i < 0 for i in ids):
-        raise UserError(f"{name} ({value!r}) must be ids of tokens: whole numbers from 0 on")
+        raise UserError(f"{name} ({value!r}) must be token ids: whole numbers of at least 0")
     return tuple(int(i) for i in ids)
 
 
 def _biases(value) -> tuple[tuple[tuple[int, ...], float], ...]:
-    """{ids: bias} or [[ids, bias], ...]; of equal ids the last counts."""
+    """Converts {ids: bias} or [[ids, bias], ...]; of several biases for the same ids the last one counts."""
     pairs = value.items() if isinstance(value, Mapping) else value
     try:
-        found = {_ids("sequence_bias", ids): float(bias) for ids, bias in pairs}
+        biases = {_ids("sequence_bias", ids): float(bias) for ids, bias in pairs}
     except (TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"sequence_bias ({value!r}) must be pairs of token ids and a number") from None
-    if any(np.isnan(bias) or bias == np.inf for bias in found.values()):
-        raise UserError(f"sequence_bias ({value!r}) must be of numbers below infinity")
-    return tuple(found.items())
+        raise UserError(f"sequence_bias ({value!r}) must consist of pairs of token ids and a number") from None
+    if any(np.isnan(bias) or bias == np.inf for bias in biases.values()):
+        raise UserError(f"sequence_bias ({value!r}) must contain only biases below infinity")
+    return tuple(biases.items())
 
 
 def _decay(value) -> tuple[int, float]:
@@ -259,16 +268,16 @@ def _row_value(name: str, value, dtype):
     try:
         array = np.asarray(value)
         if isinstance(value, list | tuple) and any(isinstance(each, bool) for each in value):
-            raise TypeError  # NumPy takes true among numbers for 1.
+            raise TypeError  # NumPy treats True among numbers as 1.
         if array.dtype.kind not in "iuf" or (np.issubdtype(dtype, np.integer) and array.dtype.kind == "f"):
             raise TypeError
     except (TypeError, ValueError):
-        kind = "whole numbers" if np.issubdtype(dtype, np.integer) else "numbers"
-        raise UserError(f"{name} ({value!r}) must be a number, or one for each row, of {kind}") from None
-    with np.errstate(over="ignore"):  # Of numbers with a fraction the bounds are of what is computed with.
+        kind = "a whole number" if np.issubdtype(dtype, np.integer) else "a number"
+        raise UserError(f"{name} ({value!r}) must be {kind} for all rows, or one per row") from None
+    with np.errstate(over="ignore"):  # Floating-point numbers are checked in the precision of the computation.
         rounded = array.astype(dtype) if np.issubdtype(dtype, np.floating) else array
     if array.ndim > 1 or not np.all(BOUNDS[name].hold(rounded)):
-        raise UserError(f"{name} ({_shown(array)}) {BOUNDS[name]}, one for all or each row")
+        raise UserError(f"{name} ({_shown(array)}) {BOUNDS[name]}; give one number for all rows or one per row")
     return array.astype(dtype)
 
 

@@ -1,4 +1,4 @@
-"""A prompt read by a model, and what every strategy goes on from."""
+"""Prompts that a model has read, from which every strategy continues."""
 
 import dataclasses
 from typing import Any
@@ -10,30 +10,30 @@ from tfzoo.nn.cache import Cache
 
 @dataclasses.dataclass
 class Prompt:
-    """What is known when the first new token is to be chosen. P is the prompts' length, N the most new tokens.
+    """The state before the first new token is chosen. P is the prompts' length, N the maximum number of new tokens.
 
-    Prompts are moved to the right, so that each ends in slot P - 1 and its row's new tokens follow from slot P on.
+    Prompts are right-aligned, so that each ends in slot P - 1 and the new tokens of its row follow from slot P on.
     """
 
     model: Any
     cache: Cache
     token_ids: Any  # int32 [B, P], -1 before a prompt's first token.
-    count: Any  # int32 [B], tokens of each prompt.
+    count: Any  # int32 [B], the number of tokens in each prompt.
     sequence: Any  # [B, P, E], the states of the prompt's tokens.
-    logits: Any  # [B, V], of the first new token.
+    logits: Any  # [B, V], those of the first new token.
     length: Any  # P
     jit_compile: bool
 
     def step(self, tensors, token_ids, offsets, slots, visible=None):
-        """Reads tokens behind the prompt.
+        """Reads tokens after the prompt.
 
         Args:
-          tensors: of the cache.
+          tensors: those of the cache.
           token_ids: int32 [B, L].
-          offsets: int32 [1 or B, L], each token's place behind the prompt: 0 is the first new token's.
-          slots: int32 [1 or B, L], where their keys and values go.
-          visible: bool [B or 1, L, S], which of the S slots behind the prompt each sees, itself included; None: all up
-            to its own.
+          offsets: int32 [1 or B, L], each token's position after the prompt; 0 is that of the first new token.
+          slots: int32 [1 or B, L], the cache slots for their keys and values.
+          visible: bool [B or 1, L, S], which of the S slots after the prompt each token sees, including its own; None
+            means all slots up to its own.
 
         Returns:
           (sequence [B, L, E], the cache's new tensors).
@@ -47,13 +47,14 @@ class Prompt:
             prompt = tf.fill([tf.shape(visible)[0], tf.shape(visible)[1], self.length], True)
             visible = seen[:, None] & tf.concat([prompt, visible], 2)
         position_ids = self.count[:, None] + offsets
-        if (limit := table_length(self.model)) is not None:  # Rows that have ended are led along, beyond the table.
+        # Rows that have ended are still computed, at positions beyond the table.
+        if (limit := table_length(self.model)) is not None:
             position_ids = tf.minimum(position_ids, limit - 1)
         sequence = self.model.step(token_ids, position_ids, visible[:, None], cache)
         return sequence, cache.tensors
 
     def repeat(self, times: int) -> "Prompt":
-        """Each row `times` times, one after another."""
+        """Returns a Prompt with each row repeated `times` times, consecutively."""
         if times == 1:
             return self
 
@@ -66,16 +67,25 @@ class Prompt:
 
 
 def table_length(model) -> int | None:
-    """The places that the model has a table of; None where places have no end."""
+    """Returns the size of the model's table of positions; None if positions are unlimited."""
     config = model.config
     return config.max_positions if config.positions in ("learned", "sinusoidal", "sinusoidal_concat") else None
 
 
 def read_prompt(model, token_ids, padding_mask, room, options, reach, memory=None, memory_padding_mask=None) -> Prompt:
-    """token_ids int32 [B, P], padding_mask bool [B, P] -> Prompt, its cache with `room` slots behind the prompt.
+    """Reads prompts.
 
-    Padding may be anywhere. reach: int32 [B], how long the texts may become. memory [B, M, E] and its mask: of an
-    encoder.
+    Args:
+      model: the decoder.
+      token_ids: int32 [B, P].
+      padding_mask: bool [B, P]; padding may be anywhere.
+      room: the number of cache slots after the prompt.
+      options: Options.
+      reach: int32 [B], the maximum length of each text including its prompt.
+      memory, memory_padding_mask: [B, M, E] and bool [B, M], the output of an encoder.
+
+    Returns:
+      A Prompt.
     """
     order = tf.argsort(tf.cast(padding_mask, tf.int32), axis=1, stable=True)  # Padding goes to the front.
     token_ids, mask = (tf.gather(x, order, batch_dims=1) for x in (token_ids, padding_mask))
@@ -98,7 +108,7 @@ def read_prompt(model, token_ids, padding_mask, room, options, reach, memory=Non
 
 
 def _read_on(prompt: Prompt, token_ids, mask, room, chunk: int) -> Prompt:
-    """The pieces of a prompt after the first."""
+    """Reads the remaining chunks of a prompt after the first."""
     model, cache = prompt.model, prompt.cache
     cache.positions = tf.range(prompt.length + room)[None] - (prompt.length - prompt.count)[:, None]
     cache.positions = tf.maximum(cache.positions, 0)
@@ -109,7 +119,7 @@ def _read_on(prompt: Prompt, token_ids, mask, room, chunk: int) -> Prompt:
         slots = begin + tf.range(chunk)[None]
         step = cache.step(tensors, slots, prompt.jit_compile)
         visible = seen[:, None] & (places <= slots[..., None])
-        # A size that is the same at each turn: XLA has none for [begin : begin + chunk].
+        # A slice of static size; XLA cannot infer the size of [begin : begin + chunk].
         ids, position_ids = (tf.slice(x, [0, begin], [tf.shape(x)[0], chunk]) for x in (token_ids, cache.positions))
         sequence = model.step(ids, position_ids, visible[:, None], step)
         return begin + chunk, states.write(begin // chunk, sequence), step.tensors

@@ -1,4 +1,4 @@
-"""One token after another: the likeliest, or one drawn."""
+"""Greedy search and sampling, one token after another."""
 
 from typing import Any
 
@@ -11,11 +11,12 @@ from tfzoo.generation.prompt import Prompt
 
 
 def sample(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
-    """Greedy search, or sampling where options.do_sample.
+    """Runs greedy search, or sampling if options.do_sample is set.
 
     Args:
-      prompt: B rows.
-      rows: tensors [B] by names of options.ROWS; with "max_new_tokens", and "seed" where tokens are drawn.
+      prompt: the prompts of B rows.
+      options: Options.
+      rows: tensors [B] by names of options.ROWS, including "max_new_tokens", and "seed" if tokens are sampled.
       stops: a Stops.
       new_tokens: N, int or scalar int32.
 
@@ -23,12 +24,12 @@ def sample(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
       token_ids int32 [B, N], scores float32 [B, N], lengths int32 [B], bad bool [B]: see `decode`.
     """
     numbers: Any = None
-    if options.do_sample:  # All of them beforehand: on one vector at a time, many small operations would cost more.
+    if options.do_sample:  # All at once: many small operations, one vector at a time, would be slower.
         numbers = uniform(rows["seed"][:, None], 0, tf.range(new_tokens)[None])
     filters = {name: rows[name] for name in SAMPLING if name in rows}
 
     def choose(state, logits):
-        """The next token of logits [B, V]."""
+        """Returns the state after choosing the next token from logits [B, V]."""
         step, history = state["step"], state.get("history")
         state["bad"] |= ~state["done"] & tf.math.is_nan(tf.reduce_sum(logits, -1))
         allowed = constrain(options, rows, history, step, logits)
@@ -51,7 +52,7 @@ def sample(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
 
 
 def start_state(prompt: Prompt, options: Options, rows, stops, new_tokens) -> dict:
-    """What `write` keeps of B texts that have not begun, and the cache's tensors."""
+    """Returns the state of B texts before the first token, for `write`, including the cache's tensors."""
     batch = tf.shape(prompt.logits)[0]
     state = {
         "step": 0,
@@ -70,7 +71,7 @@ def start_state(prompt: Prompt, options: Options, rows, stops, new_tokens) -> di
 
 
 def write(state: dict, token, logits, rows, stops) -> dict:
-    """The state after a step: token [B], chosen by logits [B, V], behind each text that goes on."""
+    """Returns the state after a step, which appends token [B], chosen from logits [B, V], to each unfinished text."""
     step, done = state["step"], state["done"]
     here = (tf.range(tf.shape(state["token_ids"])[1]) == step)[None] & ~done[:, None]
     new = {"step": step + 1, "token_ids": tf.where(here, token[:, None], state["token_ids"])}
@@ -86,15 +87,16 @@ def write(state: dict, token, logits, rows, stops) -> dict:
 
 
 def results(state: dict) -> dict:
-    """What `decode` returns of a state."""
+    """Returns the entries of a state that `decode` returns."""
     return {name: state[name] for name in ("token_ids", "scores", "lengths", "bad") if name in state}
 
 
 def more(state, new_tokens):
-    """Whether a row goes on."""
+    """Returns whether any row continues."""
     return (state["step"] < new_tokens) & ~tf.reduce_all(state["done"])
 
 
 def start_history(token_ids, new_tokens, options: Options):
-    """What `constrain` looks back on: token_ids [B, P] and before them as many places as tokens may follow."""
+    """Returns the history for `constrain`: token_ids [B, P], with padding before them for all tokens that may
+    follow."""
     return tf.pad(token_ids, [[0, 0], [new_tokens + looks_back(options), 0]], constant_values=-1)

@@ -1,7 +1,8 @@
-"""Several tokens for one reading of the model's weights: a draft that a smaller model, or the text itself, suggests.
+"""Speculative decoding: several tokens per pass over the model's weights, drafted by a smaller model or by lookup in
+the text.
 
-What is kept of a draft makes the texts those of the model alone, drawn with the same probabilities (Leviathan et al.
-2023, https://arxiv.org/abs/2211.17192, section 2.3 and appendix A.1).
+Tokens of a draft are accepted such that the texts have the same distribution as those of the model by itself (Leviathan
+et al. 2023, https://arxiv.org/abs/2211.17192, section 2.3 and appendix A.1).
 """
 
 import tensorflow as tf
@@ -13,12 +14,15 @@ from tfzoo.generation.options import SAMPLING, Options
 from tfzoo.generation.prompt import Prompt
 from tfzoo.generation.sample import start_history
 
-NUMBER, DRAFT, ACCEPT = 0, 1, 2  # Streams of random numbers: of a row, each token has one of each.
+NUMBER, DRAFT, ACCEPT = 0, 1, 2  # Streams of random numbers; each token of a row has one number of each.
 
 
 def speculate(prompt: Prompt, assistant: Prompt | None, options: Options, rows, stops, new_tokens) -> dict:
-    """As `sample`, with drafts by `assistant`, which has read the same prompt, or else of what followed the last
-    tokens when they came before. Caches need `draft_length(options)` + 1 slots more than new_tokens."""
+    """Runs speculative decoding; the other arguments and the result are those of `sample`.
+
+    Drafts are made by `assistant`, which has read the same prompt, or if it is None from the tokens that followed an
+    earlier occurrence of the last ones. Caches need `draft_length(options)` + 1 slots more than new_tokens.
+    """
     search = _Speculation(prompt, assistant, options, rows, stops, new_tokens)
     (state,) = tf.while_loop(
         lambda state: ~tf.reduce_all(state["done"]), search.step, (search.start(),), parallel_iterations=1
@@ -27,29 +31,29 @@ def speculate(prompt: Prompt, assistant: Prompt | None, options: Options, rows, 
 
 
 def draft_length(options: Options) -> int:
-    """Tokens of a draft."""
+    """Returns the number of tokens in a draft."""
     return options.prompt_lookup_num_tokens or options.num_assistant_tokens
 
 
 class _Speculation:
-    """What is the same at every step.
+    """The parts of speculative decoding that are the same at every step.
 
-    The state is a dict: rounds int32, the steps made; of each row count int32 [B], its new tokens, done bool [B] and
-    bad bool [B]; token_ids and scores [B, N]; history int32 [B, T], of `constrain`; found, of `stops`; tensors and
-    assistant, of the caches.
+    The state is a dict: rounds, int32, the number of steps; per row count, int32 [B], the number of new tokens, and
+    done and bad, bool [B]; token_ids and scores [B, N]; history, int32 [B, T], for `constrain`; found, the states of
+    `stops`; tensors and assistant, the tensors of the two caches.
     """
 
     def __init__(self, prompt: Prompt, assistant: Prompt | None, options: Options, rows, stops, new_tokens):
         self.prompt, self.assistant, self.options, self.rows = prompt, assistant, options, rows
         self.stops, self.new_tokens = stops, new_tokens
         self.length = draft_length(options)
-        # Numbers where they are fixed in the graph.
+        # Python integers if they are static in the graph.
         self.batch, self.size = ops.shape(prompt.logits)[0], prompt.logits.shape[-1]
         self.filters = {name: rows[name] for name in SAMPLING if name in rows}
         self.ahead = tf.range(self.length + 1)[None]
 
     def start(self) -> dict:
-        """The state after the first token, which the prompt's reading decides."""
+        """Returns the state after the first token, which is chosen from the prompt's logits."""
         prompt, batch = self.prompt, self.batch
         state = {
             "rounds": 0,
@@ -69,7 +73,7 @@ class _Speculation:
         return self.write(state, first, prompt.logits, ~state["done"])
 
     def step(self, state) -> tuple[dict]:
-        """Drafts tokens, reads them at once, and keeps those that the model agrees to and one more."""
+        """Drafts tokens, reads them in one pass, and keeps those that the model accepts and one more."""
         state = dict(state)
         count, history = state["count"], state["history"]
         numbers = self.draws(count)
@@ -84,12 +88,13 @@ class _Speculation:
         return (state | {"rounds": state["rounds"] + 1},)
 
     def judge(self, state, logits, tokens, chances, numbers) -> dict:
-        """The state behind the draft's accepted tokens and one that is the model's own.
+        """Returns the state after the accepted tokens of the draft and one token of the model.
 
         Args:
-          logits: [B, length + 1, V], of the model, after the last token and after each of the draft's.
-          tokens, chances: [B] and [B, V] each, of the draft.
-          numbers: of `draws`.
+          state: the state before the draft.
+          logits: [B, length + 1, V], the model's logits after the last token and after each token of the draft.
+          tokens, chances: for each token of the draft, the token [B] and the probabilities [B, V] it was drawn from.
+          numbers: see `draws`.
         """
         active, last = ~state["done"], self.length
         for i in range(last):
@@ -102,25 +107,25 @@ class _Speculation:
         return self.write(state, token, logits[:, last], active & ~state["done"])
 
     def weights(self, logits, history, step):
-        """Logits [B, V] -> the probabilities [B, V] that `sample` would draw from."""
+        """Returns the probabilities [B, V] from which `sample` would draw, for logits [B, V]."""
         allowed = constrain(self.options, self.rows, history, step, logits)
         if self.options.do_sample:
             return tf.nn.softmax(filter_logits(allowed, self.filters))
         return tf.one_hot(tf.argmax(allowed, -1, tf.int32), self.size)
 
     def draws(self, count):
-        """Numbers [B, 3, length + 1], by stream, for the tokens from each row's `count`-th on."""
+        """Returns random numbers [B, 3, length + 1], by stream, for the tokens of each row from number `count` on."""
         if not self.options.do_sample:
             return tf.fill([self.batch, 3, self.length + 1], 0.5)
         streams = tf.constant([NUMBER, DRAFT, ACCEPT])[:, None]
         return uniform(self.rows["seed"][:, None, None], streams, (count[:, None] + self.ahead)[:, None])
 
     def suggest(self, state, numbers):
-        """The assistant's draft: (tokens [B] each, their probabilities [B, V], the cache's tensors)."""
+        """Returns the assistant's draft: (tokens, [B] each, their probabilities, [B, V] each, the cache's tensors)."""
         assistant = self.assistant
         assert assistant is not None
         count, history, tensors = state["count"], state["history"], state["assistant"]
-        # It may not have read the last token but one, where it drafted it last: so both are read.
+        # If the assistant drafted the second-to-last token last, it has not read it yet; so the last two are read.
         place = (count - 1)[:, None]
         places, recent = tf.concat([place - 1, place], 1), history[:, -2:]
         tokens, chances = [], []
@@ -134,12 +139,15 @@ class _Speculation:
         return tokens, chances, tensors
 
     def look_up(self, history):
-        """What followed the last few tokens where they came before: (tokens [B] each, their probabilities [B, V]), with
-        no probability where nothing did."""
+        """Returns a draft by lookup: the tokens that followed an earlier occurrence of the last few tokens.
+
+        Returns:
+          (tokens, [B] each, their probabilities, [B, V] each), with probabilities of 0 if there is no match.
+        """
         width = tf.shape(history)[1]
         begin = tf.zeros([self.batch], tf.int32)
-        for n in range(1, self.options.max_matching_ngram_size + 1):  # The longest match counts: it comes last.
-            ends = width - n  # Windows whose next token is there.
+        for n in range(1, self.options.max_matching_ngram_size + 1):  # The longest match comes last and counts.
+            ends = width - n  # The number of windows that a token follows.
             same = tf.ones([self.batch, ends], tf.bool)
             for i in range(n):
                 last = history[:, width - n + i][:, None]
@@ -148,13 +156,13 @@ class _Speculation:
             begin = tf.where(latest > 0, latest, begin)
         places = begin[:, None] + self.ahead[:, : self.length]
         there = (begin[:, None] > 0) & (places < width)
-        found = tf.gather(history, tf.minimum(places, width - 1), batch_dims=1)
-        tokens = tf.unstack(tf.where(there, found, 0), num=self.length, axis=1)
+        followers = tf.gather(history, tf.minimum(places, width - 1), batch_dims=1)
+        tokens = tf.unstack(tf.where(there, followers, 0), num=self.length, axis=1)
         marks = tf.unstack(tf.cast(there, tf.float32)[:, :, None], num=self.length, axis=1)
         return tokens, [tf.one_hot(token, self.size) * mark for token, mark in zip(tokens, marks)]
 
     def write(self, state, token, logits, active) -> dict:
-        """The state with token [B], judged by logits [B, V], behind the texts of `active` rows."""
+        """Returns the state with token [B], scored by logits [B, V], appended to the texts of `active` rows."""
         here = (tf.range(self.new_tokens)[None] == state["count"][:, None]) & active[:, None]
         score = tf.gather(tf.nn.log_softmax(logits), token, batch_dims=1)
         count = state["count"] + tf.cast(active, tf.int32)
@@ -171,18 +179,21 @@ class _Speculation:
 
 
 def _accept(true, token, chance, number, other):
-    """A draft's token, or another in its place: (token [B], bool [B], whether it is the draft's).
+    """Accepts a drafted token or replaces it.
 
     Args:
-      true, chance: [B, V], the probabilities that the model gives and that the draft was drawn with.
-      token: [B], the draft's.
-      number, other: [B], random: one decides, the other draws what takes its place.
+      true, chance: [B, V], the model's probabilities and those from which the draft was drawn.
+      token: [B], the drafted token.
+      number, other: [B], random numbers: one decides whether to accept, the other draws the replacement.
+
+    Returns:
+      (token [B], bool [B], whether the drafted token was accepted).
     """
-    ours, theirs = (tf.gather(x, token, batch_dims=1) for x in (true, chance))
-    accepted = number * theirs < ours
-    accepted &= theirs > 0
+    true_chance, draft_chance = (tf.gather(x, token, batch_dims=1) for x in (true, chance))
+    accepted = number * draft_chance < true_chance
+    accepted &= draft_chance > 0
     rest = tf.maximum(true - chance, 0)
-    # Rounding may leave nothing of two distributions that are all but one.
+    # If two distributions are nearly equal, rounding may leave no difference.
     rest = tf.where(tf.reduce_sum(rest, -1, keepdims=True) > 0, rest, true)
     return tf.where(accepted, token, pick(rest, other)), accepted
 

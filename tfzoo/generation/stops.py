@@ -1,30 +1,43 @@
-"""Where a text ends: at a token, or as soon as it holds a string."""
+"""Where a text ends: at a token, or as soon as it contains a string."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-_HALF = "\ufffd".encode()  # What half a character is shown as.
+_HALF = "\ufffd".encode()  # The replacement character, as which part of a character is decoded.
 
 
 class Stops:
-    """Tokens that end a text, and strings; both remain in it.
+    """Tokens and strings that end a text; both remain in the text.
 
-    A string is found however tokens cut it: `tables` has for each an automaton (Knuth, Morris and Pratt 1977), whose
-    state is how much of the string the text ends with.
+    A string is found however it is split into tokens: `tables` contains an automaton for each (Knuth, Morris and Pratt
+    1977), whose state is the length of the string's prefix with which the text ends.
     """
 
     def __init__(self, eos_token_id: Sequence[int] = (), tables: Sequence[np.ndarray] = ()):
-        """tables: int [S, V] each, the state that follows a state and a token; S - 1 is the end."""
+        """Prepares the automata.
+
+        Args:
+          eos_token_id: ids of tokens that end a text.
+          tables: int [S, V] each, the state that follows a state and a token; S - 1 is the final state.
+        """
         self.eos_token_id, self.tables = tuple(eos_token_id), [tf.constant(table, tf.int32) for table in tables]
 
     def start(self, batch):
-        """The states of `batch` rows, int32 [B, strings]."""
+        """Returns the initial states of `batch` rows, int32 [B, strings]."""
         return tf.zeros([batch, len(self.tables)], tf.int32)
 
     def feed(self, found, token):
-        """found [B, strings], token [B] -> (found after it, bool [B]: whether the text ends with it)."""
+        """Advances the states by one token.
+
+        Args:
+          found: int32 [B, strings], the states.
+          token: int32 [B].
+
+        Returns:
+          (the states after the token, bool [B], whether the text ends with it).
+        """
         stopped = tf.zeros_like(token, tf.bool)
         for end in self.eos_token_id:
             stopped |= token == end
@@ -39,14 +52,19 @@ class Stops:
 
 
 def string_table(string: bytes, pieces: Sequence[bytes]) -> np.ndarray:
-    """The automaton of one string over a vocabulary: pieces [V], each token's text -> int32 [len(string) + 1, V].
+    """Returns the automaton of a string over a vocabulary, for `Stops`.
 
-    From its last state, where the string was found, it does not move.
+    Args:
+      string: the string.
+      pieces: [V], the text of each token.
+
+    Returns:
+      int32 [len(string) + 1, V]. The final state, in which the string has been found, is never left.
     """
     size = len(string)
-    # follow[state, byte]: how much of the string the text ends with, one byte on.
+    # follow[state, byte]: the state after one more byte.
     follow = np.zeros((size + 1, 256), np.int32)
-    border = 0  # The state of the string without its first byte: where a mismatch falls back to.
+    border = 0  # The state after the string without its first byte, to which a mismatch falls back.
     for state, byte in enumerate(string):
         follow[state] = follow[border] if state else 0
         follow[state, byte] = state + 1
@@ -64,14 +82,14 @@ def string_table(string: bytes, pieces: Sequence[bytes]) -> np.ndarray:
 
 
 def token_texts(tokenizer) -> list[bytes]:
-    """The text of each token where it follows another, for `string_table`; of special tokens none."""
+    """Returns the text of each token when it follows another one, for `string_table`; b"" for special tokens."""
     ids = np.arange(tokenizer.vocab_size, dtype=np.int32)
     special = set(tokenizer.special_ids)
-    # Behind a token that begins a text and shows, whole: what it adds is the token's own text.
+    # Each token is decoded after a visible token of whole characters; what it adds is its text.
     shown = ((int(i), tokenizer.detokenize([[int(i)]]).numpy()[0]) for i in ids if int(i) not in special)
     before, start = next((i, text) for i, text in shown if text.strip() and _HALF not in text)
     texts = tokenizer.detokenize(np.stack([np.full_like(ids, before), ids], 1)).numpy()
-    # Where a token holds half a character its bytes are known to the tokenizer alone.
+    # If a token contains part of a character, only the tokenizer's vocabulary has its bytes.
     if any(_HALF in text for text in texts):
-        texts = [own if _HALF in text else text for own, text in zip(tokenizer._pieces.numpy(), texts, strict=True)]
+        texts = [piece if _HALF in text else text for piece, text in zip(tokenizer._pieces.numpy(), texts, strict=True)]
     return [b"" if i in special else text.removeprefix(start) for i, text in enumerate(texts)]

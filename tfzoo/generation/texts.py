@@ -1,4 +1,4 @@
-"""Text in, text out: prompts as their model was trained, options as its folder has them, text while it grows."""
+"""Generation from text to text: prompts framed as in training, options from the model's folder, streaming output."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,21 +13,21 @@ from tfzoo.generation.folder import folder_options, special_ids
 from tfzoo.generation.options import SAMPLING
 from tfzoo.text import framing
 
-NEW_TOKENS = 64  # Where neither the caller nor the model's folder says how many.
-# Options that say which search it is: one that is asked for takes the place of the folder's.
+NEW_TOKENS = 64  # The default of max_new_tokens if neither the caller nor the model's folder specifies it.
+# Options that select the search, with their defaults. If the caller sets one, those of the folder are ignored.
 _SEARCHES = {"do_sample": False, "num_beams": 1, "penalty_alpha": 0.0, "prompt_lookup_num_tokens": 0}
 _OF_BEAMS = ("num_beam_groups", "diversity_penalty", "early_stopping", "length_penalty")
 _END_OF_TEXT = "<|endoftext|>"
-_HALF = "\ufffd"  # What half a character looks like.
+_HALF = "\ufffd"  # The replacement character, as which part of a character is decoded.
 
 
 class Answer(NamedTuple):
-    """A text that was generated."""
+    """A generated text."""
 
     text: str
-    token_ids: list[int]  # With the one that ended it.
-    scores: list[float]  # Each token's log-probability by the model itself.
-    sequence_score: float  # What a beam search ranks by; else the sum of the scores.
+    token_ids: list[int]  # Including the token that ends the text.
+    scores: list[float]  # The model's unmodified log-probability of each token.
+    sequence_score: float  # The value by which a beam search ranks; otherwise the sum of the scores.
 
 
 def generate_text(
@@ -41,25 +41,28 @@ def generate_text(
     on_text: Callable[[str], None] | None = None,
     **options,
 ) -> list:
-    """Continues texts, or answers them where the model is an encoder-decoder.
+    """Continues texts, or answers them if the model is an encoder-decoder.
 
     Args:
-      model, tokenizer: as of tfzoo.load.
-      prompts: one text or several, framed as the model was trained. Special tokens written in them are plain text.
-      special: special tokens, such as "<extra_id_0>", that are not.
-      skip_special_tokens: whether special tokens are left out of the texts.
-      return_scores: whether the result has Answers.
-      on_text: called with each piece of the one text as soon as it is known, in whole characters; where a search does
-        not make one token after another, or XLA compiles it, with the text.
-      **options: of generate_ids. What is not given is as in the folder's generation_config.json; what that leaves out
-        does nothing, but a folder that says do_sample alone means the 50 likeliest tokens, as to transformers.
+      model, tokenizer: as returned by tfzoo.load.
+      prompts: one text or several. They are framed with special tokens as in training; special tokens written in them
+        are plain text.
+      special: special tokens, such as "<extra_id_0>", that are nevertheless recognised in prompts.
+      skip_special_tokens: whether special tokens are omitted from the texts.
+      return_scores: whether to return Answers instead of strings.
+      on_text: a function called with each new part of the single text as soon as it is known, in whole characters. If
+        the search does not generate one token after another, or XLA compiles it, it is called with the complete text.
+      **options: those of generate_ids. Unspecified options are taken from generation_config.json in the model's folder,
+        and those that it does not contain have no effect. A folder that specifies only do_sample samples from the 50
+        likeliest tokens, as in transformers.
 
     Returns:
-      The texts without their prompts, as str or Answer. With num_return_sequences R a prompt's R follow one another.
+      The texts without their prompts, as str or Answer. With num_return_sequences R, the R texts of a prompt are
+      consecutive.
 
     Raises:
-      UserError: an empty prompt, options that contradict each other or the model, or no room for max_new_tokens.
-      CheckFailed: the model's logits are not numbers.
+      UserError: a prompt is empty, options contradict each other or the model, or max_new_tokens leaves no room.
+      CheckFailed: the model's logits are not finite.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     ids = encode_prompts(model, tokenizer, texts, special)
@@ -84,7 +87,20 @@ def generate_from(
     answers: bool = False,
     **options,
 ) -> list:
-    """`generate_text` of prompts that are token ids already, with nothing put around them."""
+    """Continues prompts that are token ids already; no special tokens are added to them.
+
+    Args:
+      model, tokenizer: as returned by tfzoo.load.
+      prompt_ids: the ids of each prompt.
+      skip_special_tokens, on_text, **options: see `generate_text`.
+      answers: whether to return Answers instead of strings.
+
+    Returns:
+      See `generate_text`.
+
+    Raises:
+      UserError, CheckFailed: see `generate_text`.
+    """
     options = {name: value for name, value in options.items() if value is not None}
     if not prompt_ids:
         return []
@@ -94,7 +110,7 @@ def generate_from(
         options["tokenizer"] = tokenizer
     stream = None
     if on_text is not None and (len(prompt_ids) > 1 or options.get("num_return_sequences", 1) > 1):
-        raise UserError("on_text is for one text; give one prompt, and num_return_sequences 1")
+        raise UserError("on_text supports only one text; give one prompt and set num_return_sequences to 1")
     if on_text is not None and _grows(options):
         stream = model.__dict__.setdefault("_tfzoo_stream", _Stream())
         options["logits_processor"] = (*_tuple(options.get("logits_processor")), stream)
@@ -112,25 +128,27 @@ def generate_from(
             result = generate_ids(model, batch, **options, return_scores=True)
     token_ids, scores, lengths, totals = (np.asarray(x) for x in result)
     times = len(token_ids) // len(prompt_ids)
-    found = []
+    generated = []
     for i, length in enumerate(lengths):
         row = token_ids[i, :length].tolist()
-        found.append(Answer(text_of(i // times, row), row, scores[i, :length].tolist(), float(totals[i])))
+        generated.append(Answer(text_of(i // times, row), row, scores[i, :length].tolist(), float(totals[i])))
     if on_text is not None:
-        growing.end(found[0].text)
-    return found if answers else [answer.text for answer in found]
+        growing.end(generated[0].text)
+    return generated if answers else [answer.text for answer in generated]
 
 
 def prompt_frame(model, tokenizer) -> tuple[list[int], list[int]]:
-    """Ids that stand before and after a prompt: as the family's checkpoints were trained where the model is of a
-    Hugging Face folder, else as tfzoo's objectives frame a document.
+    """Returns the ids of the special tokens before and after a prompt.
+
+    For a model from a Hugging Face folder they are those with which the checkpoints of its family were trained, and
+    otherwise those that tfzoo's objectives put around a document.
 
     Raises:
       UserError: there is no tokenizer.
     """
     if tokenizer is None:
         raise UserError(
-            f"model {model.name!r} has no tokenizer beside it that tfzoo reads; put its files into the folder"
+            f"model {model.name!r} has no tokenizer that tfzoo can read; put the tokenizer's files into its folder"
         )
     if model.record is not None:
         parts = list(framing.frame(model.LAYOUT, tokenizer).parts)
@@ -144,25 +162,25 @@ def prompt_frame(model, tokenizer) -> tuple[list[int], list[int]]:
 
 
 def encode_prompts(model, tokenizer, texts: Sequence[str], special: Sequence[str] = ()) -> list[list[int]]:
-    """Each text's ids, framed.
+    """Returns the ids of each text, framed with special tokens.
 
     Raises:
-      UserError: an empty text, or one with characters that the vocabulary has not.
+      UserError: a text is empty or has characters that are not in the vocabulary.
     """
     before, after = prompt_frame(model, tokenizer)
     rows = []
     for i, ids in enumerate(encode(tokenizer, texts, special)):
         if not ids:
-            raise UserError(f"prompt {i} ({texts[i]!r}) is empty; write what the text is to begin with")
+            raise UserError(f"prompt {i} ({texts[i]!r}) is empty; write the beginning of a text")
         rows.append([*before, *ids, *after])
     return rows
 
 
 def encode(tokenizer, texts: Sequence[str], special: Sequence[str] = ()) -> list[list[int]]:
-    """Each text's ids, with nothing around them.
+    """Returns the ids of each text, without added special tokens; those in `special` are recognised in the texts.
 
     Raises:
-      UserError: characters that the vocabulary has not.
+      UserError: a text has characters that are not in the vocabulary.
     """
     if not texts:
         return []
@@ -170,11 +188,11 @@ def encode(tokenizer, texts: Sequence[str], special: Sequence[str] = ()) -> list
         return tokenizer.tokenize(tf.constant([text.encode(errors="replace") for text in texts]), special).to_list()
     except tf.errors.InvalidArgumentError as error:
         words = str(error.message).split("\n")[0][:200]
-        raise UserError(f"the tokenizer cannot read a text: {words}; leave that character out") from None
+        raise UserError(f"the tokenizer cannot encode a text: {words}; remove that character") from None
 
 
 def decode_text(tokenizer, token_ids: Sequence[int], before: Sequence[int] = (), skip_special: bool = True) -> str:
-    """The text that token_ids add to `before`."""
+    """Returns the text that token_ids add to the text of `before`."""
     if not skip_special:
         special, parts, run = set(tokenizer.special_ids), [], list[int]()
         for i in token_ids:
@@ -185,8 +203,8 @@ def decode_text(tokenizer, token_ids: Sequence[int], before: Sequence[int] = (),
                 run.append(i)
         return "".join([*parts, _detokenize(tokenizer, run)])
     start = _detokenize(tokenizer, before)
-    whole = _detokenize(tokenizer, [*before, *token_ids])
-    return whole[len(start) :] if whole.startswith(start) else _detokenize(tokenizer, token_ids)
+    joined = _detokenize(tokenizer, [*before, *token_ids])
+    return joined[len(start) :] if joined.startswith(start) else _detokenize(tokenizer, token_ids)
 
 
 def _detokenize(tokenizer, ids: Sequence[int]) -> str:
@@ -194,25 +212,25 @@ def _detokenize(tokenizer, ids: Sequence[int]) -> str:
 
 
 class Growing:
-    """A text of which one token after another becomes known."""
+    """A text that becomes known one token at a time."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], on_text: Callable[[str], Any]):
         self._decode, self._on_text, self._ids, self._shown = decode, on_text, list[int](), ""
 
     def feed(self, token: int) -> None:
-        """Hands on what the token adds that will not change any more: whole characters."""
+        """Adds a token and passes the text that can no longer change, which is whole characters, to on_text."""
         self._ids.append(token)
         self.end(self._decode(self._ids).rstrip(_HALF))
 
     def end(self, text: str) -> None:
-        """Hands on what is new in a text."""
+        """Passes the new part of a text to on_text."""
         if text.startswith(self._shown) and text != self._shown:
             new, self._shown = text[len(self._shown) :], text
             self._on_text(new)
 
 
 class _Stream:
-    """A logits processor that changes nothing, and hears the newest token at each step."""
+    """A logits processor that does not change the logits but passes the newest token of each step to a listener."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -220,14 +238,14 @@ class _Stream:
         self._begun, self._error = False, None
 
     def __call__(self, history, logits):
-        # Through the logits, so that no step goes on before.
+        # The logits depend on the call, so that no step continues before it.
         heard = tf.py_function(self._hear, [history[0, -1]], [])
         with tf.control_dependencies([heard]):
             return tf.identity(logits)
 
     def _hear(self, token) -> None:
         try:
-            if self._begun:  # At the first step the newest token is the prompt's.
+            if self._begun:  # At the first step the newest token belongs to the prompt.
                 self._listener(int(token))
             self._begun = True
         except BaseException as error:
@@ -235,11 +253,12 @@ class _Stream:
             raise
 
     def heard_by(self, listener: Callable[[int], Any]):
+        """Returns a context manager within which `listener` is called with each new token."""
         return _Hearing(self, listener)
 
 
 class _Hearing:
-    """While a stream has a listener, whose errors are raised as they were."""
+    """The context in which a stream has a listener; the listener's exceptions are re-raised at the end."""
 
     def __init__(self, stream: _Stream, listener):
         self._stream, self._listener = stream, listener
@@ -256,29 +275,34 @@ class _Hearing:
 
 
 def _grows(options: Mapping[str, Any]) -> bool:
-    """Whether tokens become known one after another."""
+    """Returns whether the search generates one token after another."""
     others = ("prompt_lookup_num_tokens", "assistant_model", "jit_compile")
     return options.get("num_beams", 1) == 1 and not any(options.get(name) for name in others)
 
 
-def _with_defaults(model, tokenizer, counts: Sequence[int], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given`, with what it leaves out from the model's folder and the tokenizer. counts: the prompts' tokens, or 1 for
-    a start token."""
+def _with_defaults(model, tokenizer, counts: Sequence[int], explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `explicit`, completed with options from the model's folder and the tokenizer.
+
+    Args:
+      model, tokenizer: as returned by tfzoo.load.
+      counts: the number of tokens in each prompt, or 1 for a start token.
+      explicit: the options of the caller.
+    """
     folder = folder_options(model)
     longest, shortest = folder.pop("max_length", None), folder.pop("min_length", None)
-    if any(given.get(name, off) != off for name, off in _SEARCHES.items()) or given.get("assistant_model"):
+    if any(explicit.get(name, off) != off for name, off in _SEARCHES.items()) or explicit.get("assistant_model"):
         folder = {name: value for name, value in folder.items() if name not in (*_SEARCHES, *_OF_BEAMS)}
-    options = folder | dict(given)
-    # What the folder has for another search than this one.
+    options = folder | dict(explicit)
+    # Options of the folder that apply to a different search.
     idle = set() if options.get("do_sample") else {*SAMPLING} - ({"top_k"} if options.get("penalty_alpha") else set())
     beams = options.get("num_beams", 1)
     if beams == 1:
         idle |= {*_OF_BEAMS}
         idle |= set() if options.get("do_sample") else {"num_return_sequences"}
-    options = {name: value for name, value in options.items() if name in given or name not in idle}
+    options = {name: value for name, value in options.items() if name in explicit or name not in idle}
 
     if "max_new_tokens" not in options:
-        if longest is not None and "max_new_tokens" not in given:
+        if longest is not None and "max_new_tokens" not in explicit:
             most = [longest - count for count in counts]
             if min(most) < 1:
                 row = int(np.argmin(most))
@@ -297,15 +321,15 @@ def _with_defaults(model, tokenizer, counts: Sequence[int], given: Mapping[str, 
 
 
 def _own_ids(model, tokenizer) -> dict[str, Any]:
-    """Ids of special tokens by options' names, where the folder has none: the tokenizer's."""
-    found = special_ids(model)
+    """Returns the tokenizer's ids of special tokens, by the names of the options, where the model's folder has none."""
+    folder_ids = special_ids(model)
     eos, pad = tokenizer.eos_id, tokenizer.pad_id
     if eos is None and _END_OF_TEXT in tokenizer.vocab:
         eos = tokenizer.vocab.index(_END_OF_TEXT)
-    own = {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
+    ids = {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
     if model.is_encoder_decoder:
-        own["decoder_start_token_id"] = pad
-    return {name: value for name, value in own.items() if value is not None and name not in found}
+        ids["decoder_start_token_id"] = pad
+    return {name: value for name, value in ids.items() if value is not None and name not in folder_ids}
 
 
 def _tuple(value) -> tuple:

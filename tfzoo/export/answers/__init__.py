@@ -1,6 +1,6 @@
-"""What text signatures read and answer, a page for each head.
+"""The inputs and answers of text signatures, with a module for each head.
 
-A page says it twice: in TensorFlow's stock ops, and in Python, row by row, for golden.npz.
+Each module computes the answers twice: in TensorFlow's stock ops, and row by row in Python for golden.npz.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from tfzoo.export.answers.next_sentence import NextSentence
 from tfzoo.export.answers.spans import Spans
 from tfzoo.export.answers.words import Words
 
-# The first of these that a model has is what its text signature is about.
+# The first of these heads that a model has determines its text signature.
 HEADS: dict[str, type[Answer]] = {
     "classify": Labels,
     "tag": Entities,
@@ -28,7 +28,7 @@ HEADS: dict[str, type[Answer]] = {
 
 
 def find(model: keras.Model, tokenizer: Any, options: Options) -> Answer | None:
-    """What the text signature of a model answers; None where it reads ids alone."""
+    """Returns the Answer of a model's text signature; None if the model reads only ids."""
     for head, kind in HEADS.items():
         if head in model.heads and not (head == "lm" and _generates(model)):
             return kind(model, tokenizer, options)

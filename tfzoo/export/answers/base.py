@@ -1,4 +1,4 @@
-"""What the pages of answers share: how texts are read, what a signature asks and answers, and its expected answers."""
+"""The base class of answers: reading texts, the inputs and outputs of a signature, and its expected outputs."""
 
 import dataclasses
 import itertools
@@ -18,21 +18,22 @@ from tfzoo.text.framing import PAIR, TEXT
 from tfzoo.text.reader import Reader, Reading, pad_id
 
 SPACE = r"[\s\p{Z}]+"
-Call = Callable[[dict], dict]  # The model.
+Call = Callable[[dict], dict]  # The model: inputs -> outputs.
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How texts are read.
+    """How texts are read and answered.
 
-    sequence_length: tokens of the longest text, special ones included.
-    text_pair: a classifier reads pairs of texts.
-    long_texts: what becomes of longer ones: "truncate" or "refuse".
-    refuse: what is refused where something is wrong with a row: the "call", or the "row" (see checks.py).
-    pooling: of a model without heads, what makes a vector: mean, first, last or pooled; None is mean.
-    prompt_name: of a model with a head embed, which of its prompts is written before texts; None is its default one.
-    max_new_tokens: the most tokens that a language model writes.
-    search: options of decoding by which it looks for the likeliest text: beams, penalties and what may not be written.
+    Attributes:
+      sequence_length: the maximum number of tokens in a text, including special tokens.
+      text_pair: whether a classifier reads pairs of texts.
+      long_texts: what to do with longer texts: "truncate" or "refuse".
+      refuse: what to refuse if a row is invalid: the "call" or the "row" (see checks.py).
+      pooling: the pooling of a model without heads: mean, first, last or pooled; None means mean.
+      prompt_name: the prompt that a model with a head embed puts before texts; None means the model's default.
+      max_new_tokens: the maximum number of tokens that a language model generates.
+      search: decoding options for the likeliest text: beams, penalties and forbidden tokens.
     """
 
     sequence_length: int
@@ -46,14 +47,15 @@ class Options:
 
 
 class Answer:
-    """What a text signature reads and answers. A page has a subclass for a head; `answers.find` chooses one.
+    """The inputs and answers of a text signature. Each head has a subclass; `answers.find` chooses one.
 
-    pieces: TEXT, and PAIR of two texts -> the name of the input that goes there.
-    special: special tokens that are meant where a text has them.
-    mask: the text that stands for a word to be found; "" where nothing is to be found.
-    offsets: whether it asks where in the texts tokens are.
-    outputs: what it answers, but for `truncated` bool [B], which all do: the text was longer than the export reads,
-      and was cut there.
+    Attributes:
+      pieces: {TEXT, and PAIR if it reads two texts: the name of the input}.
+      special: special tokens that are recognised in texts.
+      mask: the text of the mask token, for a head that fills in masks; otherwise "".
+      offsets: whether the answers need the tokens' positions in the texts.
+      outputs: the outputs, apart from `truncated` bool [B], which every signature has: whether the text was longer than
+        the export reads and was therefore cut.
     """
 
     pieces: Mapping[str, str] = {TEXT: "text"}
@@ -75,33 +77,38 @@ class Answer:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of its texts."""
+        """The names of the signature's texts."""
         return tuple(self.pieces.values())
 
     @property
     def signature(self) -> Signature:
-        """Of serving_default."""
+        """The signature serving_default."""
         texts = {name: Tensor("string", ("batch",)) for name in self.inputs}
         error = {"error": Tensor("string", ("batch",))} if self.options.refuse == "row" else {}
         return Signature(texts, {**self.outputs, "truncated": Tensor("bool", ("batch",)), **error})
 
     def functions(self, call: Call) -> dict[str, tuple[Signature, Callable[..., dict]]]:
-        """The signatures, and what answers them: tensors by name in, tensors by name out."""
+        """Returns the signatures by name, each with the function that computes it: tensors by name -> tensors by
+        name."""
         return {"serving_default": (self.signature, lambda **texts: self.answer(texts, call))}
 
     def answer(self, texts: Mapping[str, Any], call: Call, by_row: bool | None = None, **more) -> dict:
-        """The outputs for texts, strings [B] by name, `call` being the model, in TensorFlow's stock ops.
+        """Computes the outputs for texts in TensorFlow's stock ops.
 
-        by_row: see Checks; None takes the export's. more: what a page reads beside texts, tensors [B] by name.
+        Args:
+          texts: strings [B] by name.
+          call: the model.
+          by_row: see Checks; None means as in the export's options.
+          **more: further inputs of a subclass, tensors [B] by name.
 
         Raises:
-          tf.errors.InvalidArgumentError: inputs of different numbers of rows, or what the export refuses.
+          tf.errors.InvalidArgumentError: the inputs have different numbers of rows, or the export refuses them.
         """
         checks = Checks(self.options.refuse == "row" if by_row is None else by_row)
         checks.same_rows({**texts, **more})
         texts, more = checks.passed(texts), checks.passed(more)
-        given = {piece: texts[name] for piece, name in self.pieces.items()}
-        reading = self.reader.read(given, self.special, self.offsets)
+        by_piece = {piece: texts[name] for piece, name in self.pieces.items()}
+        reading = self.reader.read(by_piece, self.special, self.offsets)
         if self.options.long_texts == "refuse":
             checks.rows(reading.truncated, self._too_long)
         more = self.check(reading, checks, **more)
@@ -116,7 +123,7 @@ class Answer:
         return f"the text is longer than {self.options.sequence_length} tokens"
 
     def _empty(self, reading: Reading, refused) -> None:
-        """Takes the texts of refused rows, bool [B], away, and leaves something to be computed with."""
+        """Replaces the texts of refused rows, bool [B], by padding that the model can compute with."""
         refused = refused[:, tf.newaxis]
         inputs = reading.inputs
         inputs["token_ids"] = tf.where(refused, pad_id(self.tokenizer), inputs["token_ids"])
@@ -124,53 +131,60 @@ class Answer:
         reading.of = {piece: of & ~refused for piece, of in reading.of.items()}
 
     def check(self, reading: Reading, checks: Checks, **more) -> dict[str, Any]:
-        """Adds the page's own checks -> `more`, safe to be computed with."""
+        """Adds the checks of a subclass and returns `more` in a form that is safe to compute with."""
         del reading, checks
         return more
 
     def answer_reading(self, reading: Reading, texts: Mapping[str, Any], call: Call) -> dict:
-        """`outputs` for texts as the model reads them."""
+        """Computes `outputs` from a reading of the texts."""
         raise NotImplementedError
 
     def expected(
         self, texts: Mapping[str, Sequence[str]], limits: Limits, asked: Sequence[Mapping[str, Any]] = ()
     ) -> dict[str, Any]:
-        """The outputs for golden.npz: row by row, without padding, in Python.
+        """Computes the outputs for golden.npz: in Python, row by row, without padding.
 
-        limits: what is too close to call. asked: of each row what a page reads beside its texts.
+        Args:
+          texts: texts by name.
+          limits: the margin within which an answer is too close to call.
+          asked: for each row the further inputs of a subclass, by name.
         """
         rows = [Row(self, *each) for each in itertools.zip_longest(zip(*texts.values()), asked)]
-        said = [self.refusal(row) if self.options.refuse == "row" else "" for row in rows]
-        kept = [i for i, refusal in enumerate(said) if not refusal]
-        found = self.expected_of_rows([rows[i] for i in kept], limits)
-        found["truncated"] = np.array([rows[i].truncated for i in kept], bool)
+        errors = [self.refusal(row) if self.options.refuse == "row" else "" for row in rows]
+        kept = [i for i, refusal in enumerate(errors) if not refusal]
+        outputs = self.expected_of_rows([rows[i] for i in kept], limits)
+        outputs["truncated"] = np.array([rows[i].truncated for i in kept], bool)
         if self.options.refuse == "call":
-            return found
-        return {name: _spread(value, kept, len(rows)) for name, value in found.items()} | {"error": np.array(said, "U")}
+            return outputs
+        spread = {name: _spread(value, kept, len(rows)) for name, value in outputs.items()}
+        return spread | {"error": np.array(errors, "U")}
 
     def expected_of_rows(self, rows: "Sequence[Row]", limits: Limits) -> dict[str, Any]:
-        """`outputs` for `expected`."""
+        """Computes `outputs` for `expected`."""
         raise NotImplementedError
 
     def refusal(self, row: "Row") -> str:
-        """What is wrong with a row; "" where nothing is."""
+        """Returns the reason for refusing a row; "" if it is valid."""
         return self._too_long if row.truncated and self.options.long_texts == "refuse" else ""
 
     def more_cases(self, cases: Mapping[str, dict], limits: Limits) -> dict[str, dict[str, dict]]:
-        """Of signatures beside serving_default cases for golden.npz, in the form of serving_default's `cases`."""
+        """Returns cases of the other signatures for golden.npz, in the form of serving_default's `cases`."""
         del cases, limits
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """What whoever runs the graph alone has to know to answer alike, for manifest.json."""
+        """Returns, for manifest.json, what a program needs to compute the same answers from the bare graph."""
         return {"texts": list(self.inputs)}
 
 
 class Row:
     """One text, or pair of texts, as the model reads it: the Reader's work in Python.
 
-    ids: the tokens'. tokens: (id, start, end) of each. of: TEXT or PAIR, of whose text each is; None of special ones.
-    asked: what is read beside the texts.
+    Attributes:
+      ids: the ids of the tokens.
+      tokens: (id, start, end) of each token.
+      of: for each token TEXT or PAIR, the text that it belongs to; None for special tokens.
+      asked: the further inputs of the row.
     """
 
     def __init__(self, answer: Answer, texts: Sequence[str], asked: Mapping[str, Any] | None = None):
@@ -187,7 +201,7 @@ class Row:
         room = answer.options.sequence_length - sum(isinstance(part, int) for part in reader.frame.parts)
         counts = {piece: len(row) for piece, row in tokens.items()}
         kept = dict(counts)
-        while sum(kept.values()) > room:  # One by one from the longer, of equals from the second.
+        while sum(kept.values()) > room:  # Remove one token at a time from the longer text; on a tie from the second.
             kept[max(kept, key=lambda piece: (kept[piece], piece == PAIR))] -= 1
         self.truncated = kept != counts
         self.tokens: list[tuple[int, int, int]] = []
@@ -216,10 +230,11 @@ class Row:
         self.model = answer.model
 
     def outputs(self, name: str, **more) -> np.ndarray:
-        """One of the model's outputs for this row, float64."""
+        """Returns one of the model's outputs for this row, float64."""
         return np.asarray(keras.ops.cast(self.model(self.inputs | more)[name], "float32"))[0].astype(np.float64)
 
     def places(self, piece: str) -> list[int]:
+        """Returns the positions of the tokens that belong to the text `piece`."""
         return [i for i, of in enumerate(self.of) if of == piece]
 
 
@@ -227,17 +242,33 @@ class Row:
 
 
 def scatter(rows, values, counts):
-    """values [N], in order, of rows int32 [N], counts [B] of each -> [B, max(counts)], filled up with "" or 0."""
+    """Arranges values by row.
+
+    Args:
+      rows: int32 [N], the row of each value, ascending.
+      values: [N].
+      counts: [B], the number of values in each row.
+
+    Returns:
+      [B, max(counts)], filled up with "" or 0.
+    """
     ranks = tf.range(tf.size(rows)) - tf.gather(tf.cumsum(counts, exclusive=True), rows)
-    # Of no rows the maximum is the lowest integer.
+    # The maximum over no rows is the lowest integer.
     shape = tf.stack([tf.size(counts), tf.maximum(tf.reduce_max(counts), 0)])
     empty = tf.fill(shape, "") if values.dtype == tf.string else tf.zeros(shape, values.dtype)
     return tf.tensor_scatter_nd_update(empty, tf.stack([rows, ranks], 1), values)
 
 
 def cut(texts, starts, ends):
-    """texts: strings [N], starts and ends int32 [N] in code points -> the parts, without spaces around them, and where
-    these start and end."""
+    """Cuts parts out of texts.
+
+    Args:
+      texts: strings [N].
+      starts, ends: int32 [N], in code points.
+
+    Returns:
+      The parts without surrounding spaces, and where these start and end.
+    """
     texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
     parts = tf.strings.substr(texts, starts, ends - starts, unit="UTF8_CHAR")
     left = tf.strings.regex_replace(parts, f"^{SPACE}", "")
@@ -250,23 +281,25 @@ def cut(texts, starts, ends):
 
 
 def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Returns the softmax of x along an axis."""
     e = np.exp(x - x.max(axis, keepdims=True))
     return e / e.sum(axis, keepdims=True)
 
 
 def _spread(value, kept: Sequence[int], rows: int):
-    """An array of the rows that were kept, or a group of such, with empty rows where others were refused."""
+    """Inserts empty rows for the refused ones into an array, or group of arrays, of the kept rows."""
     if isinstance(value, dict):
         return {name: _spread(part, kept, rows) for name, part in value.items()} | {
             "decided": ~_spread(~value["decided"], kept, rows)
         }
-    whole = np.zeros((rows, *value.shape[1:]), value.dtype)
-    whole[kept] = value
-    return whole
+    result = np.zeros((rows, *value.shape[1:]), value.dtype)
+    result[kept] = value
+    return result
 
 
 def part_of(answer: Answer, row: Row, first: int, last: int, text: str) -> tuple[str, int, int]:
-    """The text of a row's tokens first to last, without the spaces around it, and where in `text` it stands."""
+    """Returns the text of a row's tokens from first to last without surrounding spaces, and its start and end in
+    `text`."""
     if not answer.reader.has_offsets:
         (joined,) = answer.tokenizer.detokenize([row.ids[first : last + 1]]).numpy()
         return joined.decode(errors="replace").strip(" "), 0, 0
@@ -277,6 +310,9 @@ def part_of(answer: Answer, row: Row, first: int, last: int, text: str) -> tuple
 
 
 def ranked(apart: np.ndarray, top: int) -> np.ndarray:
-    """apart[i]: rank i leads rank i + 1 -> whether each of the `top` ranks is decided; ranks beyond the last are."""
+    """Returns whether each of the `top` ranks is decided, which all ranks after the last one are.
+
+    apart: bool, apart[i] is true if rank i clearly leads rank i + 1.
+    """
     apart = np.append(apart, np.ones(max(0, top - len(apart)), bool))[:top]
     return apart & np.append(True, apart[:-1])

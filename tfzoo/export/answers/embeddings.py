@@ -1,4 +1,4 @@
-"""Vectors of texts."""
+"""Embeddings of texts."""
 
 from typing import Any
 
@@ -12,21 +12,23 @@ from tfzoo.export.interface import Tensor
 
 
 class Embeddings(Answer):
-    """One vector a text: `embeddings` float32 [B, E], as the model's head says, or without one the mean of its tokens'
-    last states unless asked otherwise."""
+    """One vector per text: `embeddings` float32 [B, E], from the model's head embed. Without this head they are pooled
+    from the last states of the tokens, by default as their mean."""
 
     def __init__(self, model, tokenizer, options):
         super().__init__(model, tokenizer, options)
         self.how, self.size = options.pooling or "mean", model.sequence_size
         if "embed" in model.heads:
             if options.pooling:
-                raise UserError(f"--pooling={options.pooling}: the model says itself how it makes vectors; omit it")
+                raise UserError(
+                    f"--pooling={options.pooling}: the model's head embed defines the pooling; omit the flag"
+                )
             self.how, self.size = "", model.heads["embed"].size
             self.reader = embeddings.reader_of(
                 model, tokenizer, prompt_name=options.prompt_name, length=options.sequence_length
             )
         elif options.prompt_name is not None:
-            raise UserError(f"--prompt_name={options.prompt_name}: the model has no head embed; omit it")
+            raise UserError(f"--prompt_name={options.prompt_name}: the model has no head embed; omit the flag")
         if self.how == "pooled" and getattr(model, "pooler", None) is None:
             raise UserError("--pooling=pooled: this model has no pooler; choose mean, first or last")
         self.outputs = {"embeddings": Tensor("float32", ("batch", self.size))}
@@ -45,7 +47,7 @@ class Embeddings(Answer):
             states = row.outputs("sequence")[: len(row.ids)]
             if self.how == "mean":
                 vectors[number] = states.mean(0) if len(states) else 0
-            else:  # Of a text without tokens there is its padding.
+            else:  # A text without tokens has only padding.
                 vectors[number] = row.outputs("sequence")[0 if self.how == "first" else max(0, len(row.ids) - 1)]
         return {"embeddings": vectors}
 

@@ -1,4 +1,4 @@
-"""Named things in a text."""
+"""Named entities in a text."""
 
 import re
 from typing import Any
@@ -13,11 +13,12 @@ from tfzoo.text.framing import TEXT
 
 
 class Entities(Answer):
-    """Named things: of the N of each text `types`, `texts`, `scores` [B, N], and, where the tokenizer knows them,
-    `starts` and `ends` in code points of the text. `num_entities` [B] is N; what follows is "" and 0.
+    """Named entities: `types`, `texts` and `scores` [B, N] and, if the tokenizer supports offsets, `starts` and `ends`
+    in code points of the text. A text has `num_entities` [B] of them; the rest is filled up with "" and 0.
 
-    A word's label is that of its first token. B-X begins an entity of type X; I-X, or a label X without such a letter,
-    continues one, or begins one where none of its type comes right before. O is none. The score is the words' mean.
+    The label of a word is that of its first token. B-X begins an entity of type X; I-X, or a label X without such a
+    prefix, continues an entity of type X, or begins one if none comes immediately before. O is no entity. The score is
+    the mean over the words of the entity.
     """
 
     offsets = True
@@ -38,10 +39,10 @@ class Entities(Answer):
 
     def answer_reading(self, reading, texts, call):
         probabilities = tf.nn.softmax(tf.cast(call(reading.inputs)["tag_logits"], tf.float32))
-        places = tf.where(reading.of[TEXT])  # Of the texts' tokens, one after another.
+        places = tf.where(reading.of[TEXT])  # The (row, position) of all tokens of the texts, in order.
         rows = places[:, 0]
         ids = tf.gather_nd(reading.inputs["token_ids"], places)
-        # Words: where one begins, and what its first token says.
+        # Words: where they begin, and the label of the first token.
         before = tf.concat([ids[:1], ids[:-1]], 0)
         inside = tf.gather(tf.constant(self.continues), ids) & tf.gather(tf.constant(self.ends_word), before)
         begins = ~(inside & _same_as_before(rows))
@@ -51,7 +52,7 @@ class Entities(Answer):
         word_rows = tf.boolean_mask(rows, begins)
         kind = tf.gather(tf.constant(self.tags.kinds, tf.int32), label)
         opens = tf.gather(tf.constant(self.tags.opens), label)
-        # Entities: words of one type, -1 being none.
+        # Entities: consecutive words of one type; -1 is no entity.
         named = kind >= 0
         opens = named & (opens | ~_same_as_before(word_rows) | ~_same_as_before(kind))
         entity = tf.where(named, tf.cumsum(tf.cast(opens, tf.int32)) - 1, -1)
@@ -59,27 +60,28 @@ class Entities(Answer):
         total = tf.size(entity_rows)
         score = tf.math.segment_mean(tf.boolean_mask(tf.reduce_max(chances, -1), named), tf.boolean_mask(entity, named))
         of_token = tf.gather(entity, word)
-        mine = of_token >= 0
-        tokens_of = tf.boolean_mask(of_token, mine)
-        found = {
+        in_entity = of_token >= 0
+        tokens_of = tf.boolean_mask(of_token, in_entity)
+        columns = {
             "types": tf.gather(tf.constant(self.tags.names), tf.boolean_mask(kind, opens)),
             "scores": score,
         }
         if reading.starts is not None:
-            first = tf.math.segment_min(tf.boolean_mask(tf.gather_nd(reading.starts, places), mine), tokens_of)
-            last = tf.math.segment_max(tf.boolean_mask(tf.gather_nd(reading.ends, places), mine), tokens_of)
-            found |= dict(zip(("texts", "starts", "ends"), cut(tf.gather(texts["text"], entity_rows), first, last)))
+            first = tf.math.segment_min(tf.boolean_mask(tf.gather_nd(reading.starts, places), in_entity), tokens_of)
+            last = tf.math.segment_max(tf.boolean_mask(tf.gather_nd(reading.ends, places), in_entity), tokens_of)
+            columns |= dict(zip(("texts", "starts", "ends"), cut(tf.gather(texts["text"], entity_rows), first, last)))
         else:
-            pieces = tf.RaggedTensor.from_value_rowids(tf.boolean_mask(ids, mine), tokens_of, tf.cast(total, tf.int32))
-            found["texts"] = tf.strings.strip(self.tokenizer.detokenize(pieces))
+            ids = tf.boolean_mask(ids, in_entity)
+            pieces = tf.RaggedTensor.from_value_rowids(ids, tokens_of, tf.cast(total, tf.int32))
+            columns["texts"] = tf.strings.strip(self.tokenizer.detokenize(pieces))
         entity_rows = tf.cast(entity_rows, tf.int32)
         counts = tf.math.unsorted_segment_sum(tf.ones_like(entity_rows), entity_rows, tf.size(texts["text"]))
-        dense = {name: scatter(entity_rows, values, counts) for name, values in found.items()}
+        dense = {name: scatter(entity_rows, values, counts) for name, values in columns.items()}
         return dense | {"num_entities": counts}
 
     def expected_of_rows(self, rows, limits):
         tags, margin = self.tags, limits.margin
-        found: list[list[dict]] = []
+        entities_by_row: list[list[dict]] = []
         decided = []
         for row in rows:
             places = row.places(TEXT)
@@ -105,23 +107,26 @@ class Entities(Answer):
             for entity in entities:
                 first, last = entity["tokens"][0], entity["tokens"][-1]
                 entity["span"] = part_of(self, row, first, last, row.texts["text"])
-            found.append(entities)
+            entities_by_row.append(entities)
             decided.append(sure)
-        shape = (len(rows), max(map(len, found), default=0))
+        shape = (len(rows), max(map(len, entities_by_row), default=0))
 
         def table(value, dtype):
             values = np.zeros(shape, dtype)
-            for i, entities in enumerate(found):
+            for i, entities in enumerate(entities_by_row):
                 values[i, : len(entities)] = [value(entity) for entity in entities]
             return values
 
         sure_at = np.repeat(np.array(decided, bool)[:, None], shape[1], axis=1)
-        longest = max((len(entity["span"][0]) for entities in found for entity in entities), default=1) or 1
+        longest = max((len(entity["span"][0]) for entities in entities_by_row for entity in entities), default=1) or 1
         outputs: dict[str, Any] = {
             "types": {"values": table(lambda e: e["type"], np.array([*tags.names, ""]).dtype), "decided": sure_at},
             "texts": {"values": table(lambda e: e["span"][0], f"U{longest}"), "decided": sure_at},
             "scores": table(lambda e: np.mean(e["scores"]), np.float32),
-            "num_entities": {"values": np.array([len(e) for e in found], np.int32), "decided": np.array(decided, bool)},
+            "num_entities": {
+                "values": np.array([len(e) for e in entities_by_row], np.int32),
+                "decided": np.array(decided, bool),
+            },
         }
         for i, name in enumerate(("starts", "ends") if self.reader.has_offsets else ()):
             outputs[name] = {"values": table(lambda e, i=i: e["span"][1 + i], np.int32), "decided": sure_at}
@@ -129,7 +134,8 @@ class Entities(Answer):
 
 
 class Tags:
-    """What labels say: `kinds[i]`, the number of label i's type in `names`, -1 for none; `opens[i]`: it begins one."""
+    """The meaning of labels: `kinds[i]` is the index in `names` of the type of label i, or -1 for no entity; `opens[i]`
+    is whether label i begins an entity."""
 
     def __init__(self, labels: list[str]):
         parts = [(label[0], label[2:]) if re.match("[BI]-.", label) else ("I", label) for label in labels]
@@ -139,10 +145,14 @@ class Tags:
 
 
 def word_tables(tokenizer: Any, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """bool [V] twice: a token can continue the word of the one before it; the one after it can continue its.
+    """Returns which tokens form words together.
 
-    WordPiece says it of each piece (##). Elsewhere a piece that does not begin with a space continues a word where a
-    letter, digit or mark stands on both sides.
+    WordPiece marks each piece that continues a word (##). With other tokenizers a piece that does not begin with a
+    space continues a word if there is a letter, digit or mark on both sides of the boundary.
+
+    Returns:
+      bool [V]: whether a token can continue the word of the token before it; bool [V]: whether the token after it can
+      continue the word.
     """
     continues, ends = np.zeros(vocab_size, bool), np.zeros(vocab_size, bool)
     size = tokenizer.vocab_size
@@ -157,9 +167,9 @@ def word_tables(tokenizer: Any, vocab_size: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _in_word(character: str) -> bool:
-    return character.isalnum() or character == "�"  # Half a character, too.
+    return character.isalnum() or character == "�"  # Part of a character counts too.
 
 
 def _same_as_before(values):
-    """bool [N]: the value is that of the element before; False for the first."""
+    """Returns bool [N]: whether each value equals the one before it; False for the first."""
     return tf.concat([tf.zeros_like(values[:1], tf.bool), values[1:] == values[:-1]], 0)

@@ -1,4 +1,4 @@
-"""Classification: a text's label, or its number."""
+"""Classification and regression: the label of a text, or its number."""
 
 import numpy as np
 import tensorflow as tf
@@ -8,16 +8,16 @@ from tfzoo.export.answers.base import Answer, softmax
 from tfzoo.export.interface import Signature, Tensor
 from tfzoo.text.framing import PAIR, TEXT
 
-# Hugging Face's words for how a classifier's logits are read.
+# Hugging Face's names for the interpretations of a classifier's logits.
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 
 
 class Labels(Answer):
-    """`label` string [B], the likeliest, and `scores` float32 [B, C] with their `labels` [B, C].
+    """The likeliest `label`, string [B], and the `scores`, float32 [B, C], of all `labels` [B, C].
 
-    Scores are probabilities, together 1 unless several labels may hold at once (problem_type in config.json). With one
-    class there is nothing to choose: `value` [B] is the model's number. A regression of several numbers gives
-    `values` [B, C] with their `labels`.
+    Scores are probabilities. They add up to 1 unless several labels may hold at once (problem_type in config.json).
+    With a single class the output is `value` [B], the model's number. A regression of several numbers has `values`
+    [B, C] and their `labels`.
     """
 
     head = "classify"
@@ -40,6 +40,7 @@ class Labels(Answer):
             self.outputs = {"label": Tensor("string", ("batch",)), "labels": each, "scores": numbers}
 
     def labels_of(self, model) -> list[str]:
+        """Returns the names of the classes."""
         return list(model.labels)
 
     def facts(self):
@@ -50,11 +51,11 @@ class Labels(Answer):
         if len(self.labels) == 1:
             return {"value": logits[:, 0]}
         labels = tf.constant(self.labels)
-        found = {"labels": tf.tile(labels[tf.newaxis], [tf.shape(logits)[0], 1])}
+        outputs = {"labels": tf.tile(labels[tf.newaxis], [tf.shape(logits)[0], 1])}
         if self.problem_type == "regression":
-            return found | {"values": logits}
+            return outputs | {"values": logits}
         several = self.problem_type == "multi_label_classification"
-        return found | {
+        return outputs | {
             "label": tf.gather(labels, tf.argmax(logits, -1)),
             "scores": tf.sigmoid(logits) if several else tf.nn.softmax(logits),
         }
@@ -78,11 +79,11 @@ class Labels(Answer):
             "scores": scores.astype(np.float32),
         }
 
-    # TF Serving's Classify has classes to choose from; Regress gives the one number, or of two classes the second's
-    # score.
+    # TF Serving's Classify returns classes with scores; Regress returns the single number, or the score of the second
+    # of two classes.
 
     def _example_outputs(self) -> dict[str, dict[str, str]]:
-        """Signatures that read tf.Examples: {signature: {output: ours}}."""
+        """Returns the signatures that read tf.Examples: {signature: {its output: the output of serving_default}}."""
         count = len(self.labels)
         if count > 1 and self.problem_type == "regression":
             return {}
@@ -90,40 +91,40 @@ class Labels(Answer):
         regress = {"regress": {"outputs": "value" if count == 1 else "scores"}} if count <= 2 else {}
         return classify | regress
 
-    def _examples(self, method: str, outputs, given: dict[str, str]) -> dict:
-        found = {name: outputs[ours] for name, ours in given.items()}
+    def _examples(self, method: str, outputs, sources: dict[str, str]) -> dict:
+        renamed = {name: outputs[source] for name, source in sources.items()}
         if method == "regress" and len(self.labels) == 2:
-            found["outputs"] = found["outputs"][:, 1]
-        return found
+            renamed["outputs"] = renamed["outputs"][:, 1]
+        return renamed
 
     def functions(self, call):
-        def answering(method, given):
+        def answering(method, sources):
             def answer(inputs):
                 features = {name: tf.io.FixedLenFeature([], tf.string) for name in self.inputs}
                 outputs = self.answer(tf.io.parse_example(inputs, features), call, by_row=False)
-                return self._examples(method, outputs, given)
+                return self._examples(method, outputs, sources)
 
             return answer
 
-        found = super().functions(call)
-        for method, given in self._example_outputs().items():
+        functions = super().functions(call)
+        for method, sources in self._example_outputs().items():
             outputs = {
-                name: Tensor("float32", ("batch",)) if method == "regress" else self.outputs[ours]
-                for name, ours in given.items()
+                name: Tensor("float32", ("batch",)) if method == "regress" else self.outputs[source]
+                for name, source in sources.items()
             }
             examples = Signature({"inputs": Tensor("string", ("batch",))}, outputs)
-            found[method] = examples, answering(method, given)
-        return found
+            functions[method] = examples, answering(method, sources)
+        return functions
 
     def more_cases(self, cases, limits):
-        found: dict[str, dict[str, dict]] = {method: {} for method in self._example_outputs()}
-        for method, given in self._example_outputs().items():
+        more: dict[str, dict[str, dict]] = {method: {} for method in self._example_outputs()}
+        for method, sources in self._example_outputs().items():
             for case, sides in cases.items():
-                outputs = self._examples(method, sides["outputs"], given)
-                # What would be refused would refuse the call.
+                outputs = self._examples(method, sides["outputs"], sources)
+                # An invalid row would refuse the whole call.
                 kept = sides["outputs"].get("error", np.full(len(next(iter(outputs.values()))), "")) == ""
-                found[method][case] = {
+                more[method][case] = {
                     "inputs": {name: texts[kept] for name, texts in sides["inputs"].items()},
                     "outputs": {name: values[kept] for name, values in outputs.items()},
                 }
-        return found
+        return more

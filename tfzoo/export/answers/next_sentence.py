@@ -1,4 +1,4 @@
-"""Does one text follow another?"""
+"""Next-sentence prediction: whether one text follows another."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ from tfzoo.export.answers.labels import Labels
 
 
 class NextSentence(Labels):
-    """Does text_pair follow text? The labels are "follows" and "does not follow"."""
+    """Whether text_pair follows text, with the labels "follows" and "does not follow"."""
 
     head = "next_sentence"
 

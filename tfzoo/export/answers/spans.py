@@ -1,4 +1,4 @@
-"""Answers to questions that stand in a text."""
+"""Extractive question answering: answers that are contained in a text."""
 
 from typing import Any
 
@@ -10,16 +10,17 @@ from tfzoo.export.answers.words import TOP
 from tfzoo.export.interface import Tensor
 from tfzoo.text.framing import PAIR, TEXT
 
-LONGEST_ANSWER = 30  # Tokens.
+LONGEST_ANSWER = 30  # Maximum number of tokens in an answer.
 
 
 class Spans(Answer):
-    """Answers to `question` that stand in `context`: the TOP likeliest `answers` [B, TOP] with `scores`, and, where the
-    tokenizer knows them, `starts` and `ends` in code points of the context; the likeliest first.
+    """Answers to `question` contained in `context`: the TOP likeliest `answers` [B, TOP], the likeliest first, with
+    `scores` and, if the tokenizer supports offsets, `starts` and `ends` in code points of the context.
 
-    A score is the product of the probabilities of its first and last token, taken over the context's tokens and the
-    [CLS] before them, if there is one; `no_answer` [B] is that of [CLS] itself, 0 without one (Devlin et al. 2019,
-    section 4.3). Answers are of at most LONGEST_ANSWER tokens; where there are fewer of them, "" and 0 follow.
+    A score is the product of the probabilities of the answer's first and last token, each normalised over the tokens of
+    the context and the [CLS] before them, if there is one. `no_answer` [B] is the score of [CLS] itself, 0 without one
+    (Devlin et al. 2019, section 4.3). Answers have at most LONGEST_ANSWER tokens. If there are fewer than TOP answers,
+    the rest is filled up with "" and 0.
     """
 
     offsets = True
@@ -37,20 +38,20 @@ class Spans(Answer):
     def answer_reading(self, reading, texts, call):
         logits = tf.cast(call(reading.inputs)["span_logits"], tf.float32)
         context, length = reading.of[PAIR], tf.shape(logits)[1]
-        asked = context
+        candidates = context
         if self.null_first:
-            asked = tf.concat([tf.ones_like(context[:, :1]), context[:, 1:]], 1)
-        chances = tf.nn.log_softmax(tf.where(asked[..., tf.newaxis], logits, -1e9), axis=1)
+            candidates = tf.concat([tf.ones_like(context[:, :1]), context[:, 1:]], 1)
+        chances = tf.nn.log_softmax(tf.where(candidates[..., tf.newaxis], logits, -1e9), axis=1)
         null = tf.exp(tf.reduce_sum(chances[:, 0], -1)) if self.null_first else tf.zeros_like(logits[:, 0, 0])
         first, last = tf.unstack(tf.where(context[..., tf.newaxis], chances, -1e9), axis=-1)
-        # Every first token with each of the last ones that are not too far behind it.
+        # Every first token combined with each last token that is not too far after it.
         reach = tf.range(length)[:, tf.newaxis] + tf.range(LONGEST_ANSWER)
         last = tf.pad(last, [[0, 0], [0, LONGEST_ANSWER]], constant_values=-1e9)
         both = first[..., tf.newaxis] + tf.gather(last, reach, axis=1)
         score, which = tf.math.top_k(tf.reshape(both, [-1, length * LONGEST_ANSWER]), TOP)
         begin, end = which // LONGEST_ANSWER, which // LONGEST_ANSWER + which % LONGEST_ANSWER
         there = score > -1e8
-        found: dict[str, Any] = {"scores": tf.where(there, tf.exp(score), 0.0)}
+        outputs: dict[str, Any] = {"scores": tf.where(there, tf.exp(score), 0.0)}
         flat = tf.boolean_mask(tf.repeat(tf.range(tf.shape(logits)[0]), TOP), tf.reshape(there, [-1]))
         begin, end = (tf.boolean_mask(x, there) for x in (begin, end))
         if reading.starts is not None:
@@ -64,9 +65,9 @@ class Spans(Answer):
         at, shape = tf.where(there), tf.shape(there, tf.int64)
         for name, values in parts.items():
             fill = tf.fill(shape, "") if values.dtype == tf.string else tf.zeros(shape, values.dtype)
-            found[name] = tf.tensor_scatter_nd_update(fill, at, values)
-        found = {name: tf.ensure_shape(value, [None, TOP]) for name, value in found.items()}
-        return found | {"no_answer": null}
+            outputs[name] = tf.tensor_scatter_nd_update(fill, at, values)
+        outputs = {name: tf.ensure_shape(value, [None, TOP]) for name, value in outputs.items()}
+        return outputs | {"no_answer": null}
 
     def expected_of_rows(self, rows, limits):
         top, margin = TOP, limits.margin
@@ -75,10 +76,10 @@ class Spans(Answer):
         spans: list[list[tuple[str, int, int]]] = []
         for number, row in enumerate(rows):
             logits, places = row.outputs("span_logits"), row.places(PAIR)
-            asked = [0, *places] if self.null_first else places
+            allowed = [0, *places] if self.null_first else places
             chances = np.zeros_like(logits)
-            if asked:
-                chances[asked] = softmax(logits[asked], axis=0)
+            if allowed:
+                chances[allowed] = softmax(logits[allowed], axis=0)
             null[number] = chances[0].prod() if self.null_first else 0
             candidates = sorted(
                 (
@@ -92,14 +93,14 @@ class Spans(Answer):
             spans.append([part_of(self, row, -i, -j, row.texts["context"]) for _, i, j in candidates[:top]])
             chance = np.array([score for score, _, _ in candidates])
             scores[number, : len(spans[-1])] = chance[:top]
-            # A rank is decided where it leads the next by more than the tolerance, and is so led.
+            # A rank is decided if it is separated from the next and the previous rank by more than the tolerance.
             apart = chance[:-1] > chance[1:] * (1 + 2 * margin * max(1, np.abs(logits).max()))
             decided[number] = ranked(apart, top)
         longest = max((len(text) for row in spans for text, _, _ in row), default=1) or 1
         columns = [np.zeros(shape, f"U{longest}"), np.zeros(shape, np.int32), np.zeros(shape, np.int32)]
-        for number, found in enumerate(spans):
-            for column, values in zip(columns, zip(*found)):
-                column[number, : len(found)] = values
+        for number, row_spans in enumerate(spans):
+            for column, values in zip(columns, zip(*row_spans)):
+                column[number, : len(row_spans)] = values
         names = ("answers", "starts", "ends") if self.reader.has_offsets else ("answers",)
         groups = {name: {"values": values, "decided": decided} for name, values in zip(names, columns)}
         return groups | {"scores": scores, "no_answer": null}

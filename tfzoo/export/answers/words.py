@@ -1,4 +1,4 @@
-"""Words for masks."""
+"""Masked language modelling: the likeliest words for each mask."""
 
 import re
 from typing import Any
@@ -10,27 +10,27 @@ from tfzoo.errors import UserError
 from tfzoo.export.answers.base import Answer, ranked, scatter, softmax
 from tfzoo.export.interface import Tensor
 
-TOP = 5  # Words for each mask, and answers to each question.
+TOP = 5  # Number of words per mask, and of answers per question.
 _UNUSED = re.compile(r"\[unused\d+\]")
 
 
 class Words(Answer):
-    """For each mask in a text the TOP likeliest `words` and their `probabilities` [B, M, TOP], the likeliest first.
+    """The TOP likeliest `words` for each mask in a text and their `probabilities` [B, M, TOP], the likeliest first.
 
-    Text i has `num_masks[i]` of them; what follows is "" and 0. The probabilities are the model's own, over the whole
-    vocabulary. Masks beyond where a text was cut are not counted.
+    Text i has `num_masks[i]` masks; the rest is filled up with "" and 0. The probabilities are the model's, over the
+    whole vocabulary. Masks after the point at which a text was truncated are not counted.
     """
 
     def __init__(self, model, tokenizer, options):
         super().__init__(model, tokenizer, options)
         if getattr(tokenizer, "mask_id", None) is None:
-            raise UserError("the tokenizer has no mask token, which a masked language model reads")
+            raise UserError("the tokenizer has no mask token, which a masked language model requires")
         self.mask = tokenizer.vocab[tokenizer.mask_id]
         self.special = (self.mask,)
         self.vocab, self.readable = readable(tokenizer, model.config.vocab_size)
         self.top = min(TOP, int(self.readable.sum()))
         if not self.top:
-            raise UserError("the tokenizer's vocabulary holds no whole word, only special tokens and pieces")
+            raise UserError("the tokenizer's vocabulary contains no whole words, only special tokens and word pieces")
         axes = ("batch", "masks", self.top)
         self.outputs = {
             "words": Tensor("string", axes),
@@ -56,8 +56,8 @@ class Words(Answer):
         }
 
     def _asking(self, positions, is_mask) -> dict:
-        """What asks the model for the words at positions [B, M], where is_mask [B, L] is True."""
-        if "target_mapping" in self.model.INPUTS:  # In two streams no token sees what is to be found.
+        """Returns the inputs that request words at positions [B, M], where is_mask [B, L] is True."""
+        if "target_mapping" in self.model.INPUTS:  # With two-stream attention no token may see a masked one.
             mapping = tf.one_hot(positions, tf.shape(is_mask)[1])
             seen = tf.repeat(~is_mask[:, tf.newaxis], tf.shape(is_mask)[1], axis=1)
             return {"target_mapping": mapping, "permutation_mask": seen}
@@ -68,7 +68,7 @@ class Words(Answer):
         vocab = np.array(self.vocab)
         masks = [[i for i, token in enumerate(row.ids) if token == self.tokenizer.mask_id] for row in rows]
         shape = (len(rows), max(map(len, masks), default=0), top)
-        found = np.zeros(shape, vocab.dtype)
+        words = np.zeros(shape, vocab.dtype)
         probabilities, decided = np.zeros(shape, np.float32), np.ones(shape, bool)
         for number, (row, places) in enumerate(zip(rows, masks)):
             if not places:
@@ -78,26 +78,26 @@ class Words(Answer):
             for column, chance in enumerate(softmax(row.outputs("logits", **more))):
                 chance = np.where(self.readable, chance, -1)
                 order = np.argsort(-chance, kind="stable")[: top + 1]
-                found[number, column] = vocab[order[:top]]
+                words[number, column] = vocab[order[:top]]
                 probabilities[number, column] = chance[order[:top]]
                 apart = chance[order[:-1]] > chance[order[1:]] * (1 + 2 * limits.of_probabilities)
                 decided[number, column] = ranked(apart, top)
         return {
-            "words": {"values": found, "decided": decided},
+            "words": {"values": words, "decided": decided},
             "probabilities": probabilities,
             "num_masks": np.array([len(places) for places in masks], np.int32),
         }
 
 
 def pieces_of(tokenizer: Any) -> list[str]:
-    """What each token is as text; "" for special ones."""
+    """Returns the text of each token; "" for special tokens."""
     ids = tf.range(tokenizer.vocab_size)[:, tf.newaxis]
     return [text.decode(errors="replace") for text in tokenizer.detokenize(ids).numpy()]
 
 
 def readable(tokenizer: Any, vocab_size: int) -> tuple[list[str], np.ndarray]:
-    """Each token as one would read it, and bool [V]: whether one would. Not special tokens, nor what continues a word,
-    nor [unused1]."""
+    """Returns the text of each token, and bool [V]: whether it is a readable word. Special tokens, pieces that continue
+    a word, and placeholders such as [unused1] are not."""
     words = np.zeros(vocab_size, bool)
     size = tokenizer.vocab_size
     if hasattr(tokenizer, "continues"):

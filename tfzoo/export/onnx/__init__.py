@@ -1,1 +1,1 @@
-"""ONNX graphs, emitted from the layers; tracing by tf2onnx where a layer has no emitter."""
+"""ONNX graphs, emitted from the layers of a model, or traced by tf2onnx if the model has no emitters."""

@@ -1,4 +1,4 @@
-"""Emitters of attention: what the blocks of a stack share, and the kernels."""
+"""Emitters of attention layers and their kernels, and the tensors that the blocks of a stack share."""
 
 import dataclasses
 import math
@@ -14,18 +14,18 @@ from tfzoo.export.onnx.layers import dense
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """What the blocks of a stack share."""
+    """Tensors, by name, and settings that the blocks of a stack share."""
 
     bias: str | None = None  # [B or 1, H or 1, L, M], added to the scores.
     seen: str | None = None  # For attention without scores: int64 [B, M], 0 is padding.
     causal: bool = False
     rotary: tuple[str, str] | None = None  # Cosines and sines [B, L, D / 2].
-    memory: str | None = None  # [B, M, E], for cross attention,
-    memory_bias: str | None = None  # whose scores have this added.
-    past: str | None = None  # Keys and values come in as past_key_values.i{past}, and go on as present.i{past};
-    past_memory: str | None = None  # those of the memory only come in.
-    places: tuple[str, str] | None = None  # Of profile genai: int32 [B], each row's last place; [], how many there are.
-    window: int = 0  # Keys that a query sees; 0 is all.
+    memory: str | None = None  # [B, M, E], for cross attention.
+    memory_bias: str | None = None  # Added to the scores of cross attention.
+    past: str | None = None  # Keys and values are inputs past_key_values.i{past} and outputs present.i{past}.
+    past_memory: str | None = None  # The memory's keys and values are inputs only, past_key_values.i{past_memory}.
+    places: tuple[str, str] | None = None  # For profile genai: int32 [B], each row's last position; [], the length.
+    window: int = 0  # Number of keys that a query sees; 0 is all.
 
 
 def _attention(
@@ -36,7 +36,7 @@ def _attention(
     index: int = 0,
     cross: bool = False,
 ) -> str:
-    """index: the block's place in its stack."""
+    """Emits an attention layer; `index` is the position of its block in the stack."""
     if cross and shared.past_memory is not None:
         query = _by_head(graph, layer.query_norm, graph.emit(layer.query, x))
         return graph.emit(layer.output_projection, _cached_cross_attention(graph, layer, query, shared, index))
@@ -55,8 +55,8 @@ def _attention(
 
 
 def _query_key_value(graph: Graph, layer: nn.Attention, x: str) -> tuple[str, str, str]:
-    """[B, L, H D], [B, L, G D] twice: by one product. For one token that is faster; for many three are, whose results
-    need not be parted."""
+    """Emits queries [B, L, H D], keys and values [B, L, G D] as one product. This is faster for a single token; for
+    many tokens three products are faster, since their result need not be split."""
     at, parts = f"{layer.path}/query_key_value", (layer.query, layer.key, layer.value)
     y = graph.add("MatMul", x, graph.joined(f"{at}/kernel", [part.kernel for part in parts]), at=at)
     if layer.query.use_bias:
@@ -66,7 +66,7 @@ def _query_key_value(graph: Graph, layer: nn.Attention, x: str) -> tuple[str, st
 
 
 def _by_head(graph: Graph, norm: nn.RMSNorm | None, x: str) -> str:
-    """x [B, L, H D], normalised over D."""
+    """Emits x [B, L, H D], normalised over D if there is a norm."""
     if norm is None:
         return x
     (size,) = norm.gamma.shape
@@ -99,14 +99,14 @@ def _full_attention(
     index: int | None = None,
     cross: bool = False,
 ) -> str:
-    """index: of the keys and values kept from earlier calls; None where none are."""
+    """Emits full attention; `index` is that of the block's cached keys and values, None without a cache."""
     at = kernel.path
     options: dict[str, Any] = dict(scale=_scale(layer), q_num_heads=layer.num_heads, kv_num_heads=layer.num_kv_heads)
     if cross or index is None:
         bias = shared.memory_bias if cross else shared.bias
         return graph.add("Attention", query, key, value, bias, at=at, **options)
-    kept = f"{index}{shared.past}"
-    past = [f"past_key_values.{kept}.{name}" for name in ("key", "value")]
+    cache = f"{index}{shared.past}"
+    past = [f"past_key_values.{cache}.{name}" for name in ("key", "value")]
     if shared.places is not None:
         sizes = dict(num_heads=layer.num_heads, kv_num_heads=layer.num_kv_heads, scale=_scale(layer))
         window = dict(local_window_size=shared.window) if shared.window else {}
@@ -119,7 +119,7 @@ def _full_attention(
         y, *present = graph.add("Attention", query, key, value, shared.bias, *past, at=at, outputs=3, **options)
     for name, tensor in zip(("key", "value"), present):
         axes = "batch", layer.num_kv_heads, "total_sequence", layer.head_dim
-        graph.output(f"present.{kept}.{name}", tensor, *axes, dtype=graph.outside)
+        graph.output(f"present.{cache}.{name}", tensor, *axes, dtype=graph.outside)
     return y
 
 
@@ -134,7 +134,8 @@ def _favor_attention(
     index: int | None = None,
     cross: bool = False,
 ) -> str:
-    """Sums over keys of exp(logs), the largest exponents taken out, as nn.kernel.favor_attention has it."""
+    """Emits FAVOR+ attention: sums over keys of exp(logs), with the largest exponents subtracted, as in
+    nn.kernel.favor_attention."""
     if index is not None or cross or layer.num_kv_heads != layer.num_heads:
         raise no_emitter("FAVOR+ attention with a past, across or with grouped keys", kernel)
     at, heads = kernel.path, layer.num_heads
@@ -149,8 +150,8 @@ def _favor_attention(
     squares = add("ReduceSum", add("Mul", key, key), graph.ints(-1))
     logs = add("Sub", add("MatMul", key, table), add("Mul", squares, graph.number(0.5 * scale)))  # [B, H, M, F]
     if shared.causal:
-        # ONNX has no running maximum, without which sums up to a place overflow. The same shares as scores do not:
-        # the logarithm of each key's sum over features.
+        # ONNX has no running maximum, without which the sums up to a position overflow. The same weights, expressed as
+        # scores, do not overflow: the logarithm of each key's sum over features.
         exponents = add("MatMul", query, table)
         tops = [add("ReduceMax", x, graph.ints(-1)) for x in (exponents, logs)]
         shares, weights = (add("Exp", add("Sub", x, top)) for x, top in zip((exponents, logs), tops))
@@ -179,5 +180,5 @@ EMITTERS: dict[type, Emitter] = {
     nn.Attention: _attention,
     nn.FavorAttention: _favor_attention,
     nn.FullAttention: _full_attention,
-    nn.LeanAttention: _full_attention,  # The same numbers.
+    nn.LeanAttention: _full_attention,  # Computes the same numbers.
 }

@@ -1,13 +1,13 @@
-"""The graphs of a model, and what its body computes.
+"""The graphs of a model, and the emitters of model bodies.
 
-A page whose model is made by nn's EncoderModel, DecoderModel or EncoderDecoderModel is covered: BODIES says in
-operators what their `body` says. One that overrides `body` or `position_ids` has the same as a method `onnx_body` or
-`onnx_position_ids`; names of inputs come in, names of outputs go out. It needs no package of ONNX for that:
+Models based on nn's EncoderModel, DecoderModel or EncoderDecoderModel are supported: BODIES emits their method `body`
+in ONNX operators. A subclass that overrides `body` or `position_ids` must provide the corresponding method `onnx_body`
+or `onnx_position_ids`, which maps names of inputs to names of outputs and needs no ONNX package:
 
     def onnx_body(self, graph, inputs):
         return {"sequence": graph.emit(self.encoder, inputs["token_ids"], inputs["padding_mask"])}
 
-A model that overrides them without, or overrides another of the methods that compute, is traced (trace.py).
+A model that overrides them without such a method, or overrides another method that computes, is traced (trace.py).
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def _encoder(graph: Graph, model: keras.Model, inputs: dict) -> dict:
         segment_ids=inputs.get("segment_ids"),
         position_ids=position_ids(graph, model, inputs),
     )
-    if getattr(model, "pooler", None) is None or model.head_names == ("embed",):  # Which reads no pooler.
+    if getattr(model, "pooler", None) is None or model.head_names == ("embed",):  # The head embed reads no pooler.
         return {"sequence": sequence}
     return {"sequence": sequence, "pooled": graph.emit(model.pooler, sequence)}
 
@@ -62,12 +62,12 @@ BODIES: dict[type, Emitter] = {
     nn.EncoderDecoderModel: _encoder_decoder,
 }
 _POSITION_IDS: dict[type, Emitter] = {nn.EncoderModel: lambda graph, model, inputs: None}
-# What computes besides, and is followed here as nn has it.
+# Other methods that compute; they are emitted as implemented in nn.
 _COMPUTE = ("call", "answer", "encode", "decode")
 
 
 def body_of(model: keras.Model) -> Emitter | None:
-    """What says in operators what the model's body computes; None for a model that has to be traced."""
+    """Returns the emitter of the model's body; None for a model that must be traced."""
     body = emitter_of(model, "body", BODIES)
     base = next(cls for cls in type(model).__mro__ if cls in (*BODIES, nn.Model))
     if any(getattr(type(model), name, None) is not getattr(base, name, None) for name in _COMPUTE):
@@ -78,8 +78,12 @@ def body_of(model: keras.Model) -> Emitter | None:
 
 
 def graphs_of(model: keras.Model, cache: bool) -> dict[str, Callable[[Graph, keras.Model], None]]:
-    """The graphs of a model that has a body in operators: {name: what writes it}. cache: those that keep keys and
-    values, where it is one of nn's decoders with a head lm."""
+    """Returns the graphs of a model whose body has an emitter: {name: function that writes the graph}.
+
+    Args:
+      model: the model.
+      cache: whether a decoder of nn with a head lm gets graphs that cache keys and values.
+    """
     body = body_of(model)
     if cache and "lm" in model.heads and body is _encoder_decoder:
         return {"encoder_model": _encoder_part, "decoder_with_past_model": _decoder_part}
@@ -92,7 +96,7 @@ def graphs_of(model: keras.Model, cache: bool) -> dict[str, Callable[[Graph, ker
 
 
 def _whole(graph: Graph, model: keras.Model) -> None:
-    """All of a model at once."""
+    """Writes the whole model as one graph."""
     inputs = {name: graph.input(value.onnx, "batch", value.axis) for name, value in interface.inputs_of(model).items()}
     body = body_of(model)
     assert body is not None
@@ -111,7 +115,7 @@ def _whole(graph: Graph, model: keras.Model) -> None:
 
 
 def _cached_decoder(graph: Graph, model: keras.Model) -> None:
-    """A decoder that reads L tokens after P others, whose keys and values are past_key_values."""
+    """Writes a decoder that reads L tokens after P others, whose keys and values are past_key_values."""
     token_ids = graph.input("input_ids", *_TEXT)
     attention_mask = graph.input("attention_mask", "batch", "total_sequence")
     position_ids = graph.input("position_ids", *_TEXT) if model.config.positions != "relative" else None
@@ -123,7 +127,7 @@ def _cached_decoder(graph: Graph, model: keras.Model) -> None:
 
 
 def _encoder_part(graph: Graph, model: keras.Model) -> None:
-    """The encoder, and the keys and values that the decoder's layers make of what it gives."""
+    """Writes the encoder, with the keys and values that the decoder's layers compute from its output."""
     token_ids, attention_mask = graph.input("input_ids", *_TEXT), graph.input("attention_mask", *_TEXT)
     memory = graph.emit(model.encoder, token_ids, attention_mask)
     for i, block in enumerate(model.decoder.stack.blocks):
@@ -136,7 +140,7 @@ def _encoder_part(graph: Graph, model: keras.Model) -> None:
 
 
 def _decoder_part(graph: Graph, model: keras.Model) -> None:
-    """The decoder for L tokens after P others, with what the encoder's graph gave."""
+    """Writes the decoder for L tokens after P others; it reads the outputs of the encoder's graph."""
     token_ids = graph.input("input_ids", "batch", "decoder_sequence")
     attention_mask = graph.input("encoder_attention_mask", *_TEXT)
     layers = model.config.resolved_num_decoder_layers
@@ -149,7 +153,7 @@ def _decoder_part(graph: Graph, model: keras.Model) -> None:
 
 
 def _cache(graph: Graph, config, layers: int, part: str, length: str) -> None:
-    """Inputs for keys and values."""
+    """Adds the inputs for cached keys and values."""
     heads, size = config.resolved_num_kv_heads, config.resolved_head_dim
     for i in range(layers):
         for name in ("key", "value"):

@@ -1,4 +1,4 @@
-"""What a graph must pass before it is replayed: known operators, ONNX's checker and its reference implementation."""
+"""Checks of a graph before it is replayed: known operators, the ONNX checker and the ONNX reference implementation."""
 
 import dataclasses
 import pathlib
@@ -21,7 +21,11 @@ from tfzoo.export.precision import Limits
 
 
 def check(path: pathlib.Path) -> None:
-    """Raises CheckFailed for a graph that is not valid, or has an operator that its opset does not know."""
+    """Checks that a file is valid ONNX.
+
+    Raises:
+      CheckFailed: the graph is invalid or has an operator that is not in its opsets.
+    """
     try:
         known_operators(onnx_graph.read_header(path))
         onnx.checker.check_model(path, full_check=True)
@@ -30,38 +34,44 @@ def check(path: pathlib.Path) -> None:
 
 
 def known_operators(model: onnx.ModelProto) -> None:
-    """Raises ValueError for a node without a schema in the model's opsets. ONNX's checker lets those of other domains
-    pass, which no runtime need have; onnxruntime's own are known where the model says that it has them."""
+    """Checks that every operator has a schema in the model's opsets.
+
+    The ONNX checker accepts any operator of other domains, although runtimes may not have it. onnxruntime's own
+    operators are accepted if the model declares their domain.
+
+    Raises:
+      ValueError: an operator has no schema.
+    """
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     of_onnxruntime = {schema.name for schema in get_all_operator_schema() if schema.domain == onnx_graph.MICROSOFT}
     for node in model.graph.node:
-        known = node.domain in opsets and (
+        has_schema = node.domain in opsets and (
             onnx.defs.has(node.op_type, opsets[node.domain], node.domain)
             or (node.domain == onnx_graph.MICROSOFT and node.op_type in of_onnxruntime)
         )
-        if not known:
-            raise ValueError(f"{node.name}: no operator {node.domain or 'ai.onnx'}.{node.op_type} is known")
+        if not has_schema:
+            raise ValueError(f"{node.name}: unknown operator {node.domain or 'ai.onnx'}.{node.op_type}")
 
 
 def check_twin(model: keras.Model, profile: str = "standard") -> None:
-    """A small model of the same kind, its graphs run by ONNX's reference implementation, which is slow.
+    """Runs the graphs of a small model of the same kind in the ONNX reference implementation, which is slow.
 
-    Of onnxruntime's own operators there is no other implementation: graphs with these are run by onnxruntime.
+    Graphs with onnxruntime's own operators, which have no other implementation, are run by onnxruntime.
 
     Raises:
-      CheckFailed: they do not answer as Keras does.
+      CheckFailed: the graphs do not reproduce the answers of Keras.
     """
-    if body_of(model) is None:  # Traced: nothing here is of our making, and it has one length.
+    if body_of(model) is None:  # Traced graphs contain none of tfzoo's emitters and have a fixed length.
         return
     twin = small_twin(model)
     graphs = onnx_emit.emit(twin, profile=profile)
     shared = profile == "genai"
-    found = {name: onnx_graph.describe(graph) for name, graph in graphs.items()}
-    cached = any(name.startswith("past") for sides in found.values() for name in sides["inputs"])
+    described = {name: onnx_graph.describe(graph) for name, graph in graphs.items()}
+    cached = any(name.startswith("past") for sides in described.values() for name in sides["inputs"])
     if any(opset.domain for graph in graphs.values() for opset in graph.opset_import):
         read, _ = verify.load_graphs({name: graph.SerializeToString() for name, graph in graphs.items()}, shared)
     else:
-        read = verify.Runner({name: ReferenceEvaluator(graph).run for name, graph in graphs.items()}, found)
+        read = verify.Runner({name: ReferenceEvaluator(graph).run for name, graph in graphs.items()}, described)
     options = Options(sequence_length=min(8, twin.config.max_positions))
     limits = Limits(1e-4)
     case = golden.onnx_case(twin, list(golden.token_cases(twin, None, options).values())[-1], limits, cached, shared)
@@ -69,14 +79,14 @@ def check_twin(model: keras.Model, profile: str = "standard") -> None:
         got = read("tokens", case["inputs"])
         for name, limit in limits.of(case["outputs"]).items():
             verify.compare(got[name], case["outputs"][name], limit)
-    except Exception as error:  # A graph that is wrong may fail in any way.
+    except Exception as error:  # A wrong graph may fail in any way.
         raise CheckFailed(
-            f"ONNX's reference implementation does not answer as the model does: {one_line(error)}"
+            f"the ONNX reference implementation does not reproduce the model's answers: {one_line(error)}"
         ) from error
 
 
 def small_twin(model: keras.Model) -> keras.Model:
-    """A model of the same layers, but fewer and narrower, with weights at random."""
+    """Returns a model with the same kinds of layers, but fewer and narrower ones, and random weights."""
     config = model.config
     sizes = dict(num_layers=2, num_decoder_layers=2, vocab_size=50, intermediate_size=24, max_positions=32)
     changed = {name: min(size, getattr(config, name)) for name, size in sizes.items()}

@@ -23,7 +23,7 @@ def _embeddings(
     start: str,
     end: str,
 ) -> str:
-    """start, end: int64 [1], the tokens' places in the text."""
+    """Emits embeddings; start and end, int64 [1], delimit the tokens' positions in the text."""
     at, config = layer.path, layer.config
     x = graph.emit(layer.tokens, token_ids)
     if config.scale_embeddings:
@@ -40,7 +40,7 @@ def _embeddings(
         x = graph.add("Add", x, places, at=at)
     if segment_ids is not None:
         x = graph.add("Add", x, graph.rows(graph.weight(layer.segments), segment_ids, f"{at}/segments"), at=at)
-    elif layer.segments is not None:  # Everything is in segment 0.
+    elif layer.segments is not None:  # All tokens are in segment 0.
         x = graph.add("Add", x, graph.add("Gather", graph.weight(layer.segments), graph.whole(0), at=at), at=at)
     for each in (layer.norm, layer.projection):
         x = x if each is None else graph.emit(each, x)
@@ -59,13 +59,13 @@ def _position_table(graph: Graph, layer: nn.Embeddings) -> str | None:
 
 
 def _relative_bias(graph: Graph, layer: nn.RelativeBias, distance: str) -> str:
-    """distance int64 [L, M] -> [1, H, L, M]."""
+    """Emits the relative position bias [1, H, L, M] of distances, int64 [L, M]."""
     at = layer.path
 
     def add(operator, *inputs, **attributes):
         return graph.add(operator, *inputs, at=at, **attributes)
 
-    def wide(value):  # Logarithms are taken in float32 whatever the graph's dtype.
+    def wide(value):  # Logarithms are computed in float32, whatever the graph's dtype.
         return graph.constant(f"constants/wide_{value!r}", np.array(value, np.float32))
 
     buckets, later = layer.num_buckets, None
@@ -89,7 +89,7 @@ def _relative_bias(graph: Graph, layer: nn.RelativeBias, distance: str) -> str:
 
 
 def rotary_tables(graph: Graph, config, position_ids: str, at: str) -> tuple[str, str]:
-    """position_ids int64 [B, L] -> cosines and sines [B, L, D / 2], as nn.rotary_tables has them."""
+    """Emits the cosines and sines [B, L, D / 2] of position_ids, int64 [B, L], as in nn.rotary_tables."""
 
     def add(operator, *inputs, **attributes):
         return graph.add(operator, *inputs, at=at, **attributes)
@@ -102,7 +102,7 @@ def rotary_tables(graph: Graph, config, position_ids: str, at: str) -> tuple[str
     kind = scaling.get("rope_type", scaling.get("type"))
     original = scaling.get("original_max_position_embeddings") or config.max_positions
     head_dim = config.resolved_head_dim
-    used = add("Add", add("ReduceMax", positions, keepdims=0), wide("one", 1.0))  # Positions, from 0 on.
+    used = add("Add", add("ReduceMax", positions, keepdims=0), wide("one", 1.0))  # The length; positions start at 0.
     plain, factor = _frequencies(config, head_dim, original)
     if kind == "longrope":
         beyond = add("Greater", used, wide("original", original))

@@ -1,16 +1,16 @@
-"""ONNX straight from the layers: one small function per layer class, fused operators, no tracing.
+"""Emits ONNX directly from the layers: one small function per layer class, fused operators, no tracing.
 
     EMITTERS[layer class](graph, layer, *names of inputs) -> name of the output
 
-A layer's function says in operators what its `call` says in keras.ops, without dropout; a layer with a method
-`onnx_call(graph, *names of inputs)` brings its own, and bodies.py says what a model's page may bring. What a graph
-computes is proven afterwards, against the Keras model.
+An emitter expresses in ONNX operators what the layer's `call` computes with keras.ops, without dropout. A layer may
+define its own as a method `onnx_call(graph, *names of inputs)`; bodies.py describes what a model may define. The result
+is verified afterwards against the Keras model.
 
-`emit(model)` makes the graphs that an artifact holds, under Hugging Face's names for files, inputs and outputs:
+`emit(model)` returns the graphs of an artifact, with Hugging Face's names for files, inputs and outputs:
 
     model                       input_ids, attention_mask (token_type_ids, ...) -> logits, or last_hidden_state, ...
-    model, of a decoder's lm    also position_ids and past_key_values.i.key/value -> logits, present.i.key/value: one
-                                graph for the prompt, whose past has no length, and for each token after it
+    model (decoder, head lm)    also position_ids and past_key_values.i.key/value -> logits, present.i.key/value: the
+                                same graph reads the prompt, with a past of length 0, and each token after it
     encoder_model               input_ids, attention_mask -> last_hidden_state, present.i.encoder.key/value
     decoder_with_past_model     input_ids, encoder_attention_mask, past_key_values.i.encoder.key/value and
                                 past_key_values.i.decoder.key/value -> logits, present.i.decoder.key/value
@@ -42,26 +42,28 @@ EMITTERS: dict[type, Emitter] = {
 def emit(
     model: keras.Model, folder: str | os.PathLike | None = None, suffix: str = "", **options
 ) -> dict[str, onnx.ModelProto]:
-    """The graphs of a model whose weights are float32, {name of its file without .onnx: graph}.
+    """Returns the graphs of a model whose weights are float32: {name of its file without .onnx: graph}.
 
-    All axes named batch and sequence are free. ONNX has no assertions; ids outside a table make Gather fail.
+    All axes named batch and sequence are free. ONNX has no assertions; Gather fails for ids outside its table.
 
     Args:
-      folder: where weights are put, as NAME{suffix}.onnx.data; None keeps them in the graph.
-      **options: Graph's profile, dtype and copy_tied; cache False gives decoders a graph without past keys and values;
-        length is that of all texts for a model that is traced (trace.py), max_positions by default.
+      model: the model.
+      folder: the folder in which the weights are stored, as NAME{suffix}.onnx.data; None keeps them in the graph.
+      suffix: see `folder`.
+      **options: profile, dtype and copy_tied of Graph; cache, False for decoders without past keys and values; and
+        length, the fixed length of all texts for a traced model (trace.py), max_positions by default.
 
     Raises:
-      UserError: a layer without an emitter, by name.
+      UserError: a layer has no emitter, or the profile does not support the model.
     """
     cache, length = options.pop("cache", True), options.pop("length", None)
     if options.get("profile") == "genai" and not (cache and "lm" in model.heads and isinstance(model, nn.DecoderModel)):
         raise UserError(
-            f"--onnx_profile=genai: is for decoders that write (head lm), and this is a {model.family} "
+            f"--onnx_profile=genai: requires a decoder that generates text (head lm), but the model is {model.family} "
             f"with the heads {', '.join(model.heads) or 'none'}; use --onnx_profile=standard"
         )
     if body_of(model) is None:
-        from tfzoo.export.onnx import trace  # Which takes a moment to import.
+        from tfzoo.export.onnx import trace  # Slow to import.
 
         return {"model": trace.trace(model, length or model.config.max_positions, options.get("dtype", "float32"))}
     graphs = {}
@@ -76,8 +78,11 @@ def emit(
 def save(
     model: keras.Model, folder: str | os.PathLike, suffix: str = "", dtype: str = "float32", **options
 ) -> list[pathlib.Path]:
-    """Writes the graphs of `emit` as NAME{suffix}.onnx -> their paths. What might be too large for a file of its own
-    (embeddings may be in it twice) has its weights beside it."""
+    """Writes the graphs of `emit` as NAME{suffix}.onnx and returns their paths.
+
+    If a graph might be too large for a single file (it may contain the embeddings twice), its weights are stored in a
+    separate file next to it.
+    """
     apart = model.count_params() * np.dtype(dtype).itemsize > MAX_BYTES // 2
     paths = []
     for name, graph in emit(model, folder if apart else None, suffix, dtype=dtype, **options).items():

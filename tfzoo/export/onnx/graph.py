@@ -1,7 +1,7 @@
-"""An ONNX graph under construction, for the operators of its opset.
+"""An ONNX graph under construction, in the operators of its opset.
 
-Emitters write in the operators of opset 23. What an older opset lacks is said here in operators that it has.
-https://onnx.ai/onnx/operators/ describes them all.
+Emitters use the operators of opset 23. Those that an older opset lacks are replaced here by operators that it has.
+https://onnx.ai/onnx/operators/ describes all of them.
 """
 
 import math
@@ -18,38 +18,43 @@ from onnx import TensorProto, helper, numpy_helper
 from tfzoo.errors import UserError
 from tfzoo.export import verify
 
-# standard: opset 23 is the first with Attention. compat: for runtimes of 2023 and later. genai: for onnxruntime-genai,
-# with onnxruntime's own GroupQueryAttention, whose keys and values stay in one buffer.
+# standard: opset 23, the first with Attention. compat: for runtimes from 2023 on. genai: for onnxruntime-genai, with
+# onnxruntime's own GroupQueryAttention, which keeps keys and values in one buffer.
 PROFILES = {"standard": 23, "compat": 18, "genai": 23}
 MICROSOFT = "com.microsoft"  # The domain of onnxruntime's own operators.
 DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
-MAX_BYTES = 2**31 - 2**24  # Protocol buffers end at 2 GiB; the rest is room for the nodes.
-# Numbers of fields.
+MAX_BYTES = 2**31 - 2**24  # Protocol buffers are limited to 2 GiB; the difference is room for the nodes.
+# Field numbers.
 _GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
-_SMALL = 4096  # Tensors of fewer bytes stay in the file of the graph.
+_SMALL = 4096  # Tensors of fewer bytes stay in the graph's file.
 _INT64_MAX = np.array(2**63 - 1, np.int64)
-_MASKED = {"float32": -1e9, "float16": -3e4}  # What nn.mask_bias adds. Finite: a row without keys gives equal weights.
+# As in nn.mask_bias. Finite, so that a row without keys has equal weights.
+_MASKED = {"float32": -1e9, "float16": -3e4}
 
 
 Emitter = Callable[..., Any]  # (graph, layer, *inputs, **options) -> output, or outputs
 
 
 def no_emitter(what: str, layer: keras.layers.Layer) -> UserError:
+    """Returns the error for a layer, or a feature of it, that has no emitter."""
     return UserError(
-        f"{what} ({layer.path}) has no ONNX emitter; give its class a method onnx_call, or export with "
+        f"{what} ({layer.path}) has no ONNX emitter; add a method onnx_call to its class, or export with "
         f"--formats=savedmodel"
     )
 
 
 def emitter_of(thing: Any, method: str, known: Mapping[type, Emitter]) -> Emitter | None:
-    """What says in operators what a method of a layer or model says in keras.ops, found along the classes it is of: a
-    method onnx_NAME of theirs, or a function in `known`. None where there is none: a subclass that has the method
-    itself may compute something else than its base."""
+    """Returns the emitter of a method of a layer or model: the method onnx_NAME of one of its classes, or a function in
+    `known`.
+
+    Returns None if there is no emitter; a subclass that overrides the method may compute something other than its base
+    class, whose emitter is then not used.
+    """
     for cls in type(thing).__mro__:
-        own = vars(cls).get(f"onnx_{method}")
-        if own is not None:
-            return lambda graph, thing, *inputs, **options: own(thing, graph, *inputs, **options)
+        defined = vars(cls).get(f"onnx_{method}")
+        if defined is not None:
+            return lambda graph, thing, *inputs, **options: defined(thing, graph, *inputs, **options)
         if cls in known:
             return known[cls]
         if method in vars(cls):
@@ -58,16 +63,20 @@ def emitter_of(thing: Any, method: str, known: Mapping[type, Emitter]) -> Emitte
 
 
 class Graph:
-    """Tensors are known by their names.
+    """A graph under construction, in which tensors are identified by their names.
 
     Args:
-      emitters: layer class -> what its `call` is in operators.
+      emitters: {layer class: the emitter of its `call`}.
       profile: one of PROFILES.
-      dtype: one of DTYPES, of weights and activations; outputs are float32 in any case.
-      data: where weights are written as they come, beside the graph's file, so that no more than one of them is held
-        in memory, and the graph's file does not reach the 2 GiB where protocol buffers end. None keeps them in it.
-      copy_tied: the output's matrix is stored once more, where it is that of the embeddings, for what quantises the
-        weights of matrix products.
+      dtype: the dtype of weights and activations, one of DTYPES; outputs are always float32.
+      data: a file next to the graph's file to which weights are written as they are added, so that at most one of them
+        is in memory and the graph's file stays below the 2 GiB limit of protocol buffers. None keeps weights in the
+        graph.
+      copy_tied: whether the output matrix is stored separately even if it is tied to the embeddings, for quantisers of
+        matrix products.
+
+    Raises:
+      UserError: the profile is not one of PROFILES.
     """
 
     def __init__(
@@ -90,8 +99,18 @@ class Graph:
         self._names: set[str] = set()
 
     def add(self, operator: str, *inputs: str | None, at: str, outputs: int = 1, **attributes) -> Any:
-        """Appends a node; `at` is the path of the layer that it stands for. Returns its output's name, or a tuple of
-        names where there are several. None stands for an input left out."""
+        """Appends a node.
+
+        Args:
+          operator: the operator.
+          *inputs: names of tensors; None omits an optional input.
+          at: the path of the layer to which the node belongs.
+          outputs: the number of outputs.
+          **attributes: the operator's attributes, and its domain.
+
+        Returns:
+          The name of the output, or a tuple of names if there are several.
+        """
         if self.opset < 23 and operator in _EARLIER:
             return _EARLIER[operator](self, *inputs, at=at, **attributes)
         name = f"{at}/{operator}"
@@ -99,14 +118,14 @@ class Graph:
             name = next(f"{name}_{i}" for i in range(2, len(self.nodes) + 3) if f"{name}_{i}" not in self._names)
         self._names.add(name)
         names = [f"{name}:{i}" for i in range(outputs)]
-        given = ["" if x is None else x for x in inputs]
-        while given and not given[-1]:
-            given.pop()
-        self.nodes.append(helper.make_node(operator, given, names, name=name, **attributes))
+        input_names = ["" if x is None else x for x in inputs]
+        while input_names and not input_names[-1]:
+            input_names.pop()
+        self.nodes.append(helper.make_node(operator, input_names, names, name=name, **attributes))
         return names[0] if outputs == 1 else tuple(names)
 
     def emit(self, layer: keras.layers.Layer, *inputs, **options) -> Any:
-        """Appends what `layer` does to `inputs`.
+        """Appends the nodes of a layer and returns the name of its output, or the names of its outputs.
 
         Raises:
           UserError: the layer's class has no emitter.
@@ -117,52 +136,56 @@ class Graph:
         return emitter(self, layer, *inputs, **options)
 
     def emitter(self, layer: keras.layers.Layer) -> Emitter | None:
+        """Returns the emitter of a layer's `call`; None if there is none."""
         return emitter_of(layer, "call", self.emitters)
 
     @property
     def type(self) -> int:
-        """Of weights and activations, ONNX's number."""
+        """ONNX's number for the dtype of weights and activations."""
         return DTYPES[self.dtype.name]
 
     @property
     def outside(self) -> int:
-        """The type of keys and values outside. One buffer for what comes in and goes on leaves no room for a Cast."""
+        """ONNX's number for the dtype of cached keys and values as inputs and outputs. A buffer that is shared by input
+        and output cannot be cast."""
         return self.type if self.profile == "genai" else TensorProto.FLOAT
 
     def weight(self, variable, shape: tuple[int, ...] | None = None) -> str:
-        """A Keras variable as an initializer of its path's name; once, however often it is used."""
+        """Adds a Keras variable as an initializer named after its path; it is stored once however often it is used."""
         if variable.path in self.initializers:
             return variable.path
         value = np.asarray(variable.numpy(), np.float32).astype(self.dtype, copy=False)
         return self.constant(variable.path, value if shape is None else value.reshape(shape))
 
     def joined(self, name: str, variables: Sequence[Any]) -> str:
-        """Keras variables side by side: [..., O], [..., P], ... as one initializer [..., O + P + ...]."""
+        """Adds concatenated Keras variables: [..., O], [..., P], ... as one initializer [..., O + P + ...]."""
         return self.constant(name, np.concatenate([v.numpy() for v in variables], -1).astype(self.dtype, copy=False))
 
     def constant(self, name: str, value: np.ndarray) -> str:
+        """Adds an initializer, unless there is one of this name."""
         if name not in self.initializers:
             self.initializers[name] = self._tensor(name, np.asarray(value, order="C"))
         return name
 
     def number(self, value: float) -> str:
-        """A scalar of the graph's dtype."""
+        """Adds a scalar of the graph's dtype."""
         return self.constant(f"constants/{value!r}", np.array(value, self.dtype))
 
     def ints(self, *values: int) -> str:
-        """int64 [number of values]."""
+        """Adds a constant int64 [number of values]."""
         return self.constant(f"constants/{'_'.join(map(str, values))}", np.array(values, np.int64))
 
     def whole(self, value: int) -> str:
-        """int64 []."""
+        """Adds a constant int64 []."""
         return self.constant(f"constants/scalar_{value}", np.array(value, np.int64))
 
     def input(self, name: str, *axes, dtype: int = TensorProto.INT64) -> str:
+        """Adds an input of the graph."""
         self.inputs.append(helper.make_tensor_value_info(name, dtype, axes))
         return name
 
     def output(self, name: str, source: str, *axes, dtype: int = TensorProto.FLOAT) -> None:
-        """Gives the tensor `source` a name outside, where it is of `dtype`."""
+        """Adds an output of the graph: the tensor `source`, cast to `dtype`."""
         at = f"outputs/{name}"
         if dtype != self.type:
             source = self.add("Cast", source, at=at, to=dtype)
@@ -174,24 +197,24 @@ class Graph:
         self.outputs.append(helper.make_tensor_value_info(name, dtype, axes))
 
     def model(self, name: str) -> onnx.ModelProto:
-        """The finished model, into which the weights go: the graph has none afterwards.
+        """Returns the finished model and moves the weights into it; the graph has none afterwards.
 
         Raises:
-          UserError: it is larger than its file can be, and no `data` was given.
+          UserError: the model is larger than an ONNX file can be, and no `data` was given.
         """
         size = sum(len(tensor.raw_data) for tensor in self.initializers.values())
         if size > MAX_BYTES:
-            raise UserError(f"{name} has {size:,} bytes of weights, and an ONNX file of its own holds 2 GiB")
-        # No shapes are stated on the way: see variants._quantise for what onnxruntime makes of them.
-        # A constant that nothing reads would be a warning to whoever loads the graph.
+            raise UserError(f"{name} has {size:,} bytes of weights, more than the 2 GiB that a single ONNX file holds")
+        # The shapes of intermediate tensors are omitted: see variants._quantise for their effect on onnxruntime.
+        # Unused constants are removed, since runtimes warn about them when they load the graph.
         read = {name for node in self.nodes for name in node.input}
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, [])
         opsets = [helper.make_opsetid("", self.opset)]
-        # The oldest format that has the opset, so that runtimes of its time read the file.
+        # The oldest format that supports the opset, so that older runtimes can read the file.
         version = helper.find_min_ir_version_for(opsets)
         opsets += [helper.make_opsetid(domain, 1) for domain in sorted({node.domain for node in self.nodes} - {""})]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="tfzoo")
-        for key in list(self.initializers):  # One by one, for each is copied.
+        for key in list(self.initializers):  # One at a time, since each is copied.
             tensor = self.initializers.pop(key)
             if key in read:
                 model.graph.initializer.append(tensor)
@@ -201,7 +224,7 @@ class Graph:
         if self.data is None or value.nbytes < _SMALL:
             return numpy_helper.from_array(value, name)
         with open(self.data, "ab") as file:
-            file.write(bytes(-file.tell() % 4096))  # Whole pages, so that a runtime can map them.
+            file.write(bytes(-file.tell() % 4096))  # Aligned to pages, so that a runtime can map them.
             place = dict(location=self.data.name, offset=file.tell(), length=value.nbytes)
             file.write(value.data)
         tensor = TensorProto(name=name, dims=value.shape, data_type=helper.np_dtype_to_tensor_dtype(value.dtype))
@@ -210,52 +233,54 @@ class Graph:
             tensor.external_data.add(key=key, value=str(text))
         return tensor
 
-    # What layers share.
+    # Helpers that several layers use.
 
     def size(self, x: str, axis: int, at: str) -> str:
-        """int64 [1]: x's length along an axis."""
+        """Emits the length of x along an axis, int64 [1]."""
         return self.add("Shape", x, at=at, start=axis, end=axis + 1)
 
     def scalar(self, x: str, at: str) -> str:
-        """[1] -> []."""
+        """Emits x [1] as a scalar []."""
         return self.add("Squeeze", x, self.ints(0), at=at)
 
     def range(self, start: str, end: str, at: str) -> str:
-        """int64 [end - start]; start and end are [1]."""
+        """Emits int64 [end - start], the numbers from start [1] to below end [1]."""
         return self.add("Range", self.scalar(start, at), self.scalar(end, at), self.whole(1), at=at)
 
     def rows(self, table: str, ids: str, at: str) -> str:
-        """table [N, E], ids [B, L] -> [B, L, E]. Gather counts negative ids from the end: they are made huge."""
+        """Emits the rows [B, L, E] of table [N, E] at ids [B, L]. Gather would count negative ids from the end; they
+        are made huge, so that it fails."""
         ids = self.add("BitwiseAnd", ids, self.constant("constants/int64_max", _INT64_MAX), at=at)
         return self.add("Gather", table, ids, at=at)
 
     def gather(self, sequence: str, positions: str, at: str) -> str:
-        """sequence [B, L, E], positions [B, P] -> [B, P, E]."""
+        """Emits sequence [B, L, E] at positions [B, P]: [B, P, E]."""
         indices = self.add("Unsqueeze", positions, self.ints(2), at=at)
         return self.add("GatherND", sequence, indices, at=at, batch_dims=1)
 
     def narrow(self, x: str, at: str) -> str:
-        """What is float32 outside, in the graph's dtype."""
+        """Casts a float32 tensor to the graph's dtype."""
         return x if self.dtype == np.float32 else self.add("Cast", x, at=at, to=self.type)
 
     def masked(self, seen: str, at: str) -> str:
-        """bool -> what is added to scores: 0 where a query may see a key."""
+        """Emits the bias to add to scores: 0 where a query may see a key (`seen` bool), a large negative number
+        elsewhere."""
         return self.add("Where", seen, self.number(0.0), self.number(_MASKED[self.dtype.name]), at=at)
 
     def heads(self, x: str, num_heads: int, at: str) -> str:
-        """x [B, L, H D] -> [B, H, L, D]."""
+        """Emits x [B, L, H D] as [B, H, L, D]."""
         x = self.add("Reshape", x, self.ints(0, 0, num_heads, -1), at=at)
         return self.add("Transpose", x, at=at, perm=[0, 2, 1, 3])
 
     def merge(self, x: str, at: str) -> str:
-        """x [B, H, L, D] -> [B, L, H D]."""
+        """Emits x [B, H, L, D] as [B, L, H D]."""
         x = self.add("Transpose", x, at=at, perm=[0, 2, 1, 3])
         return self.add("Reshape", x, self.ints(0, 0, -1), at=at)
 
 
 def write_file(model: onnx.ModelProto, path: pathlib.Path) -> None:
-    """Writes `model`, which loses its weights: one after the other, for to serialize all at once takes a multiple of
-    their bytes. https://protobuf.dev/programming-guides/encoding/ is what is written."""
+    """Writes `model`, which loses its weights. They are serialised one at a time, since serialising all at once takes a
+    multiple of their size in memory. https://protobuf.dev/programming-guides/encoding/ describes the format."""
     tensors = list(model.graph.initializer)
     del model.graph.initializer[:]
     nodes = model.graph.SerializeToString(deterministic=True)
@@ -270,7 +295,7 @@ def write_file(model: onnx.ModelProto, path: pathlib.Path) -> None:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    """Encodes a number: seven bits per byte, the lowest first; the eighth bit is set if more bytes follow."""
     parts = []
     while value > 127:
         parts.append(value & 127 | 128)
@@ -279,7 +304,8 @@ def _varint(value: int) -> bytes:
 
 
 def read_header(path: pathlib.Path) -> onnx.ModelProto:
-    """The model of a file without its weights, which stay unread: onnx.load would hold all of the file twice."""
+    """Returns the model in a file without its weights, which are not read; onnx.load would hold the file in memory
+    twice."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         model = onnx.ModelProto()
         for number, begin, content, end in verify.fields(data, 0, len(data)):
@@ -293,7 +319,7 @@ def read_header(path: pathlib.Path) -> onnx.ModelProto:
 
 
 def describe(model: onnx.ModelProto) -> dict[str, dict[str, tuple[str, list]]]:
-    """{"inputs": {name: (dtype, shape)}, "outputs": ...}, as verify.py has them of a session."""
+    """Returns {"inputs": {name: (dtype, shape)}, "outputs": ...} of a model, as verify.py describes a session."""
 
     def values(each):
         return {
@@ -334,7 +360,7 @@ def _rms_normalization(graph: Graph, x: str, gamma: str, *, at: str, axis: int, 
 
 
 def _rotary_embedding(graph: Graph, x: str, cos: str, sin: str, *, at: str, num_heads: int) -> str:
-    """x [B, L, H D], cos and sin [B, L, D / 2]: pairs (i, i + D / 2) turned."""
+    """Emits x [B, L, H D] with the pairs (i, i + D / 2) rotated by cos and sin [B, L, D / 2]."""
 
     def add(operator, *inputs, **attributes):
         return graph.add(operator, *inputs, at=at, **attributes)
@@ -363,7 +389,8 @@ def _attention(
     kv_num_heads: int | None = None,
     scale: float,
 ):
-    """Attention as of opset 23: [B, L, H D] with numbers of heads, or [B, H, L, D] without."""
+    """Emits Attention as defined in opset 23: inputs are [B, L, H D] if the numbers of heads are given, and otherwise
+    [B, H, L, D]."""
 
     def add(operator, *inputs, **attributes):
         return graph.add(operator, *inputs, at=at, **attributes)
@@ -387,7 +414,7 @@ def _attention(
 
 
 def _repeat_heads(graph: Graph, x: str, group: int, num_heads: int, at: str) -> str:
-    """x [B, G, M, D] -> [B, H, M, D], each head `group` times."""
+    """Emits x [B, G, M, D] as [B, H, M, D], with each head repeated `group` times."""
     x = graph.add("Unsqueeze", x, graph.ints(2), at=at)
     x = graph.add("Expand", x, graph.ints(1, 1, group, 1, 1), at=at)
     shape = graph.add("Concat", graph.ints(0, num_heads), graph.size(x, 3, at), graph.ints(-1), at=at, axis=0)

@@ -1,4 +1,4 @@
-"""Emitters of heads, and what each reads of a body."""
+"""Emitters of heads, and the outputs of the body that each head reads."""
 
 import keras
 import numpy as np
@@ -23,20 +23,20 @@ def _lm_head(graph: Graph, layer: nn.LMHead, x: str) -> str:
 
 
 def _tied(graph: Graph, layer: nn.MaskedLMHead | nn.LMHead, x: str) -> str:
-    """x [B, L, E] times the token embeddings, with the head's bias."""
+    """Emits x [B, L, E] times the token embeddings, plus the head's bias."""
 
     def add(operator, *inputs, **attributes):
         return graph.add(operator, *inputs, at=layer.path, **attributes)
 
     embeddings = layer.embedding.embeddings
     bias = graph.weight(layer.bias) if isinstance(layer, nn.MaskedLMHead) or layer.use_bias else None
-    if graph.copy_tied:  # A bias is not to be quantised.
+    if graph.copy_tied:  # The bias stays separate, so that it is not quantised.
         table = graph.constant(f"{embeddings.path}/transposed", embeddings.numpy().T.astype(graph.dtype))
         logits = add("MatMul", x, table)
         return logits if bias is None else add("Add", logits, bias)
-    # Runtimes transpose, and put a bias under the table, once, when they load the graph.
+    # Runtimes evaluate the transpose and the concatenation with the bias once, when they load the graph.
     table = add("Transpose", graph.weight(embeddings), perm=[1, 0])
-    if bias is not None:  # As one more product: to add it would be to read and write all logits once more.
+    if bias is not None:  # As an additional row of the product; adding it would read and write all logits once more.
         table = add("Concat", table, add("Unsqueeze", bias, graph.ints(0)), axis=0)
         x = add("Pad", x, graph.ints(0, 0, 0, 0, 0, 1), graph.number(1.0))
     return add("MatMul", x, table)
@@ -61,7 +61,7 @@ def _relation_classifier(graph: Graph, layer: nn.RelationClassifier, sequence: s
 
 
 def answer(graph: Graph, model: keras.Model, name: str, outputs: dict, inputs: dict) -> str:
-    """The logits of one head, or its vectors, as nn.Model.answer gives them."""
+    """Emits the logits of one head, or its vectors, as in nn.Model.answer."""
     head = model.heads[name]
     sequence = outputs["sequence"]
     if name == "next_sentence":
@@ -77,7 +77,7 @@ def answer(graph: Graph, model: keras.Model, name: str, outputs: dict, inputs: d
 
 
 def _pool(graph: Graph, how: str, outputs: dict, attention_mask: str, at: str, counted: str | None = None) -> str:
-    """nn.pool: one vector a row [B, E]; counted: of its pooling_mask."""
+    """Emits nn.pool, one vector per row [B, E]; `counted` is the pooling_mask, by default attention_mask."""
     sequence, counted = outputs["sequence"], counted or attention_mask
 
     def add(operator: str, *inputs, **attributes) -> str:
@@ -92,7 +92,7 @@ def _pool(graph: Graph, how: str, outputs: dict, attention_mask: str, at: str, c
     if how in ("first", "last"):
         if how == "first":
             place = add("ArgMax", counted, axis=1)
-        else:  # The last real token is where the sum of 0, 1, 2, ... over real tokens is largest.
+        else:  # The last real token is where mask * (0, 1, 2, ...) is largest.
             length = graph.size(counted, 1, at)
             place = add("ArgMax", add("Mul", counted, graph.range(graph.ints(0), length, at)), axis=1)
         return add("Squeeze", graph.gather(sequence, place, at), graph.ints(1))
@@ -114,7 +114,7 @@ def _embedding(graph: Graph, layer: nn.EmbeddingHead, sequence: str, mask: str, 
 
 
 def _normalized(graph: Graph, x: str, at: str) -> str:
-    """In float32: in half precision squares are too large soon."""
+    """Emits x divided by its length, computed in float32 because squares soon overflow in half precision."""
 
     def add(operator: str, *inputs, **attributes) -> str:
         return graph.add(operator, *inputs, at=at, **attributes)

@@ -10,6 +10,7 @@ from tfzoo.export.onnx.graph import Emitter, Graph
 
 
 def dense(graph: Graph, layer: nn.Dense, x: str) -> str:
+    """Emits a dense layer with its activation."""
     x = graph.add("MatMul", x, graph.weight(layer.kernel), at=layer.path)
     if layer.use_bias:
         x = graph.add("Add", x, graph.weight(layer.bias), at=layer.path)

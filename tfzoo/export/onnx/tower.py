@@ -1,4 +1,4 @@
-"""Emitters of a tower and its stack: embeddings, what a query may see, and the blocks."""
+"""Emitters of a tower and its stack: embeddings, attention masks and blocks."""
 
 from onnx import TensorProto
 
@@ -52,7 +52,11 @@ def _tower(
     past: str | None = None,
     past_memory: str | None = None,
 ) -> str:
-    """attention_mask int64 [B, M], M the past's length P and L together; None: no padding. See Shared for the rest."""
+    """Emits a tower.
+
+    attention_mask: int64 [B, M], where M is the length of the past plus L; None means no padding. past and past_memory
+    are those of Shared.
+    """
     stack, config, at = layer.stack, layer.stack.config, f"{layer.path}/mask"
     length = graph.size(token_ids, 1, at)
     start, end = graph.ints(0), length
@@ -71,13 +75,13 @@ def _tower(
     if graph.profile == "genai":
         if config.resolved_head_dim % 8:
             raise UserError(
-                f"--onnx_profile=genai: GroupQueryAttention has heads of multiples of 8 numbers, and {stack.path} has "
-                f"head_dim={config.resolved_head_dim}; use --onnx_profile=standard"
+                f"--onnx_profile=genai: GroupQueryAttention requires a head_dim that is a multiple of 8, but "
+                f"{stack.path} has head_dim={config.resolved_head_dim}; use --onnx_profile=standard"
             )
         if stack.relative_bias is not None:
             raise UserError(
-                f"--onnx_profile=genai: GroupQueryAttention adds nothing to the scores, as {stack.relative_bias.path} "
-                f"does; use --onnx_profile=standard"
+                f"--onnx_profile=genai: GroupQueryAttention does not support a bias on the attention scores such as "
+                f"{stack.relative_bias.path}; use --onnx_profile=standard"
             )
         places = _places(graph, attention_mask, at)
     shared = Shared(
@@ -98,15 +102,15 @@ def _tower(
 
 
 def _places(graph: Graph, attention_mask: str | None, at: str) -> tuple[str, str]:
-    """attention_mask int64 [B, M], its padding on the right -> int32 [B], int32 []: Shared.places."""
+    """Emits Shared.places, int32 [B] and int32 [], from attention_mask int64 [B, M] with padding on the right."""
     count = graph.add("ReduceSum", attention_mask, graph.ints(1), at=at, keepdims=0)
     last = graph.add("Cast", graph.add("Sub", count, graph.whole(1), at=at), at=at, to=TensorProto.INT32)
-    whole = graph.scalar(graph.size(str(attention_mask), 1, at), at)
-    return last, graph.add("Cast", whole, at=at, to=TensorProto.INT32)
+    total = graph.scalar(graph.size(str(attention_mask), 1, at), at)
+    return last, graph.add("Cast", total, at=at, to=TensorProto.INT32)
 
 
 def _bias(graph: Graph, stack: nn.Stack, attention_mask: str | None, start: str, end: str, length: str, at: str):
-    """What is added to the scores [B or 1, H or 1, L, M] for what a query may see, and for distances."""
+    """Emits the bias of the scores [B or 1, H or 1, L, M]: the attention mask, plus the relative position bias."""
     rows = columns = None
     if stack.causal or stack.relative_bias is not None:
         rows = graph.add("Unsqueeze", graph.range(start, end, at), graph.ints(1), at=at)
@@ -132,10 +136,10 @@ def _bias(graph: Graph, stack: nn.Stack, attention_mask: str | None, start: str,
 
 
 def _padding_bias(graph: Graph, attention_mask: str, length: str, at: str) -> str:
-    """attention_mask int64 [B, M], 0 is padding -> float [B, 1, L, M], added to the scores."""
+    """Emits the bias of the scores, float [B, 1, L, M], from attention_mask int64 [B, M], where 0 is padding."""
     real = graph.add("Cast", attention_mask, at=at, to=TensorProto.BOOL)
     bias = graph.add("Unsqueeze", graph.masked(real, at), graph.ints(1, 2), at=at)
-    # onnxruntime's Attention broadcasts over heads and batch, not over queries.
+    # onnxruntime's Attention broadcasts the bias over heads and batch, but not over queries.
     shape = graph.add("Concat", graph.ints(1, 1), length, graph.ints(1), at=at, axis=0)
     return graph.add("Expand", bias, shape, at=at)
 

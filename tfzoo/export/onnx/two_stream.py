@@ -1,4 +1,4 @@
-"""Emitters of the content stream of attention in two streams."""
+"""Emitters of the content stream of two-stream attention."""
 
 import numpy as np
 from onnx import TensorProto
@@ -24,9 +24,9 @@ def _two_stream_tower(
     length = graph.size(token_ids, 1, at)
     x = graph.emit(layer.embeddings, token_ids, None, None, graph.ints(0), length)
     places = graph.range(graph.ints(0), length, at)
-    own = add("Equal", add("Unsqueeze", places, graph.ints(0)), add("Unsqueeze", places, graph.ints(1)))
+    itself = add("Equal", add("Unsqueeze", places, graph.ints(0)), add("Unsqueeze", places, graph.ints(1)))
     real = add("Unsqueeze", add("Cast", attention_mask, to=TensorProto.BOOL), graph.ints(1, 2))
-    bias = graph.masked(add("Or", own, real), at)  # [B, 1, L, L]
+    bias = graph.masked(add("Or", itself, real), at)  # [B, 1, L, L]
     other = None
     if segment_ids is not None:
         rows, columns = (add("Unsqueeze", segment_ids, graph.ints(1, axis)) for axis in (3, 2))
@@ -50,7 +50,10 @@ def _two_stream_block(graph: Graph, layer: TwoStreamBlock, x: str, *shared: str)
 def _relative_attention(
     graph: Graph, layer: nn.RelativeAttention, x: str, positions: str, bias: str, other: str | None, length: str
 ) -> str:
-    """positions [2 L, E], bias [B, 1, L, L]; other [B, 1, L, L]: 1 where the key's segment is not the query's."""
+    """Emits relative attention.
+
+    positions: [2 L, E]. bias: [B, 1, L, L]. other: [B, 1, L, L], 1 where key and query are in different segments.
+    """
     at, heads, scale = layer.path, layer.num_heads, layer.head_dim**-0.5
 
     def add(operator, *inputs, **attributes):
@@ -64,14 +67,14 @@ def _relative_attention(
     scores = add(
         "MatMul", graph.heads(biased(layer.position_bias), heads, at), add("Transpose", relative, perm=[1, 2, 0])
     )
-    # By distance [B, H, L, 2 L] -> by key: row i starts at L - i, as nn.relative.relative_shift has it.
+    # From scores by distance [B, H, L, 2 L] to scores by key: row i starts at L - i, as in nn.relative.relative_shift.
     twice = add("Add", length, length)
     scores = add("Reshape", scores, add("Concat", graph.ints(0, 0), twice, length, axis=0))
     scores = add("Slice", scores, graph.ints(1), twice, graph.ints(2))
     scores = add("Reshape", scores, add("Concat", graph.ints(0, 0), length, graph.ints(-1), axis=0))
     scores = add("Slice", scores, graph.ints(0), length, graph.ints(3))
     if other is not None:
-        # A softmax does not notice what is added to a whole row: the difference of the two scores will do.
+        # A softmax does not depend on what is added to a whole row, so the difference of the two scores is sufficient.
         same, different = layer.segments.numpy()
         step = graph.constant(f"{layer.segments.path}/difference", (different - same)[..., None].astype(graph.dtype))
         steps = add("MatMul", graph.heads(biased(layer.segment_bias), heads, at), step)  # [B, H, L, 1]

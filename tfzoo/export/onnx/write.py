@@ -1,4 +1,4 @@
-"""An artifact of ONNX graphs: those of the model and of the tokenizer, variants, and what they are held against."""
+"""Writes an ONNX artifact: the graphs of the model and the tokenizer, variants, and golden answers."""
 
 import pathlib
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ def write(
     calibration_texts: Sequence[str],
     **_,
 ) -> dict[str, Any]:
-    """A target of artifact.py, which see."""
-    with progress.stage("running a small model by ONNX's reference implementation"):
+    """Writes an ONNX artifact; see artifact.Target."""
+    with progress.stage("running a small model in the ONNX reference implementation"):
         check.check_twin(model, onnx_profile)
     graphs = emit.save(model, folder, profile=onnx_profile, length=options.sequence_length)
     for path in graphs:
@@ -34,7 +34,7 @@ def write(
     headers = {path.stem: onnx_graph.read_header(path) for path in graphs}
     signatures = {name: interface.stated(onnx_graph.describe(header)) for name, header in headers.items()}
     cached = "past_key_values" in str(signatures)
-    traced = body_of(model) is None  # And has one length.
+    traced = body_of(model) is None  # Traced graphs have a fixed length.
     arrays: dict[str, dict] = {
         "tokens": golden.each(
             golden.token_cases(model, tokenizer, options, traced or None),
@@ -50,7 +50,7 @@ def write(
         genai.write(model, tokenizer, folder, graphs[0].name)
     refused = None
     if tokenizer is not None:
-        # For whoever has texts; onnxruntime-genai looks for it beside its config.
+        # For programs that start from texts. onnxruntime-genai looks for these files next to its configuration.
         tokenizer_files.write(tokenizer, model.LAYOUT, folder if onnx_profile == "genai" else folder / "tokenizer")
         refused = tokenizer_graph.write(model, tokenizer, options, folder)
     content = {
