@@ -329,7 +329,7 @@ class KillTest(unittest.TestCase):
                 folder.write_text("mine")
             run.let_go()
             message = self.refused(run)
-            self.assertRegex(message, "put it back")
+            self.assertRegex(message, "restore it")
             if taken:
                 self.assertEqual(folder.read_text(), "mine")
                 folder.unlink()

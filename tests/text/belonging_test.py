@@ -112,7 +112,7 @@ class BelongingTest(tf.test.TestCase):
                 runs.load(run)
                 shutil.rmtree(tokenizer)
                 right.save(tokenizer)
-                self.refused(run, f"{tokenizer} has {right.vocab_size} tokens, the model's vocab_size is")
+                self.refused(run, f"{tokenizer}: has {right.vocab_size} tokens, but the model's vocab_size is")
 
     def other(self, kind: str, like: tf.Module) -> tf.Module:
         """Returns another tokenizer of the same kind and size."""

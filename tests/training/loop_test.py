@@ -86,7 +86,7 @@ class LoopTest(unittest.TestCase):
         config = TrainConfig(run_dir=str(self.run_dir), **(defaults | options))
         trainer = Trainer(config, callbacks=[Heard()])
         trainer.chief, trainer.workers, trainer.checkpoints, trainer.variables = True, Workers(), Checkpoints(), {}
-        trainer._least, trainer._flops_a_row, trainer.baselines = 1, 1.0, {}
+        trainer._least, trainer._flops_per_row, trainer.baselines = 1, 1.0, {}
         trainer.stop = types.SimpleNamespace(asked="", ready=True)
         trainer.bar, trainer.log = mock.MagicMock(), mock.MagicMock()
         trainer.step_seconds = 1e-3

@@ -349,7 +349,9 @@ class WarmUpTest(tf.test.TestCase):
             self.rates("step", [0])
         with self.assertRaisesRegex(UserError, r"--warmup_steps=20: must not exceed --steps \(10\)"):
             self.rates("linear", [0], warmup=20, total=10)
-        with self.assertRaisesRegex(UserError, "--final_learning_rate=0.5: the schedule constant has no end"):
+        with self.assertRaisesRegex(
+            UserError, "--final_learning_rate=0.5: the schedule constant has no final learning rate; omit it"
+        ):
             self.rates("constant", [0], end=0.5)
 
     def test_config_makes_the_same_schedule(self):

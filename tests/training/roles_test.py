@@ -101,7 +101,7 @@ class RolesTest(tf.test.TestCase):
                 np.testing.assert_array_equal(one, two)
         # Only the forward pass of a frozen model counts, a third of the FLOPs of training.
         forward = costs.training_flops(teacher, 16)
-        self.assertAlmostEqual(trainer._flops_a_row / (costs.training_flops(student, 16) + forward), 1.0)
+        self.assertAlmostEqual(trainer._flops_per_row / (costs.training_flops(student, 16) + forward), 1.0)
         teacher.trainable = True
         self.assertEqual(costs.training_flops(teacher, 16), 3 * forward)
         # The best one has the highest accuracy.

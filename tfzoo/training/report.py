@@ -27,9 +27,9 @@ def evaluation_table(
       rows: the FIGURES of an objective: (label, name, format).
     """
     columns = {name: _BASELINE_LABELS.get(name, name) for name in baselines}
-    widths = [max(14, len(label) + 2) for label in columns.values()]
+    widths = [max(14, len(label) + 3) for label in columns.values()]
     header = "".join(f"{label:>{width}}" for label, width in zip(columns.values(), widths, strict=True))
-    lines = [f"step {step:>6,}, held out         model{header}"]
+    lines = [f"step {step:>6,}, held out        model{header}"]
     for label, name, form in rows:
         if name not in figures:
             continue
@@ -39,7 +39,7 @@ def evaluation_table(
             values.append(math.exp(value) if name.endswith("_perplexity") else value)
         cells = [form.format(value) for value in values]
         row = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
-        lines.append(f"  {label:<22} {cells[0]:>10}{row}")
+        lines.append(f"  {label:<22}{cells[0]:>10}{row}")
     return "\n".join(lines)
 
 
