@@ -37,7 +37,7 @@ def outputs(folder, case):
             answer = answers[name].numpy()
             decodes = "decoder_padding_mask" in inputs and name != "memory"
             real = inputs["decoder_padding_mask" if decodes else "padding_mask"]
-            if answer.shape[:2] == real.shape:  # What stands at padding may be anything.
+            if answer.shape[:2] == real.shape:  # The outputs at padding are arbitrary.
                 answer, expected = answer[real], expected[real]
             yield name, answer, expected
 
@@ -50,8 +50,8 @@ class ConvertCase(tf.test.TestCase):
 
     def convert(self, source, *flags, code=0, to=None):
         """Returns the lines printed to stdout or, if the command fails, to stderr."""
-        found, out, err = helpers.run(convert, f"--from={source}", f"--to={to or self.to}", *flags)
-        self.assertEqual(found, code, err)
+        exit_code, out, err = helpers.run(convert, f"--from={source}", f"--to={to or self.to}", *flags)
+        self.assertEqual(exit_code, code, err)
         return (err if code else out).splitlines()
 
     def refused(self, source, pattern, *flags):
@@ -76,7 +76,7 @@ class HuggingFaceTest(ConvertCase):
             (folder / name.replace("_dot_", ".")).write_bytes(content)
         return folder
 
-    def test_there_and_back_with_what_stands_beside_the_weights(self):
+    def test_round_trip_with_the_files_next_to_the_weights(self):
         beside = {
             "vocab.txt": b"not\r\nWordPiece",
             "tokenizer_config.json": b'{"do_lower_case":true, "strip_accents": false}',
@@ -120,7 +120,7 @@ class HuggingFaceTest(ConvertCase):
             before, after = (huggingface.load(folder)[0] for folder in (source, to))
             self.assertEqual((before.embed, before.record.sentence), (after.embed, after.record.sentence))
 
-    def test_other_types_and_back(self):
+    def test_other_dtypes_and_back(self):
         source = self.copy("t5")
         for dtype in ("float16", "bfloat16"):
             half, again, back = (self.folder / f"{dtype}_{name}" for name in ("half", "again", "back"))
@@ -141,7 +141,7 @@ class HuggingFaceTest(ConvertCase):
         for name in ("model.safetensors", "config.json", "vocab.txt", "tokenizer_config.json"):
             self.assertEqual((self.folder / "one" / name).read_bytes(), (self.folder / "back" / name).read_bytes())
 
-    def test_tensors_that_are_not_written_again_are_named(self):
+    def test_tensors_that_are_not_converted_are_listed(self):
         source = self.copy("bert")
         arrays = safetensors.numpy.load_file(source / "model.safetensors")
         arrays["bert.embeddings.position_ids"] = np.arange(16)[None]
@@ -156,7 +156,7 @@ class HuggingFaceTest(ConvertCase):
 
 
 class RefusedTest(ConvertCase):
-    def test_in_one_line(self):
+    def test_errors_are_one_line(self):
         empty = self.folder / "empty"
         empty.mkdir()
         self.refused(self.folder / "nowhere", "^error: --from=.*nowhere: no such folder")
@@ -170,9 +170,9 @@ class RefusedTest(ConvertCase):
         self.refused(pickle, "model.safetensors: is a pickle")
         self.refused(GOLDEN / "bert", "--checkpoint=x: does not apply to a Hugging Face folder", "--checkpoint=x")
 
-    def test_a_target_that_holds_something(self):
+    def test_a_target_that_is_not_empty(self):
         self.to.mkdir()
-        self.convert(GOLDEN / "bert")  # Empty: it may be there.
+        self.convert(GOLDEN / "bert")  # An empty folder may exist.
         before = {path.name: path.read_bytes() for path in self.to.iterdir()}
         self.assertIn("model.safetensors", before)
         (line,) = self.convert(GOLDEN / "gpt2", code=2)
@@ -323,14 +323,14 @@ class TF1Test(ConvertCase):
         for name, answer, expected in outputs(self.to, GOLDEN / "electra_discriminator"):
             self.assertAllClose(answer, expected, rtol=0, atol=1e-5, msg=name)
 
-        # The generator has the discriminator's embeddings, and as many heads as fit 64 each.
+        # The generator has the discriminator's embeddings, and as many heads of size 64 as fit.
         expected = self.folder / "expected"
         shutil.copytree(GOLDEN / "electra_generator", expected)
         arrays = safetensors.numpy.load_file(expected / "model.safetensors")
         others = safetensors.numpy.load_file(GOLDEN / "electra_discriminator" / "model.safetensors")
-        own = {n for n in arrays if n.startswith("electra.embeddings.")}
+        own_embeddings = {n for n in arrays if n.startswith("electra.embeddings.")}
         (expected / "model.safetensors").unlink()
-        safetensors.numpy.save_file(arrays | {n: others[n] for n in own}, expected / "model.safetensors")
+        safetensors.numpy.save_file(arrays | {n: others[n] for n in own_embeddings}, expected / "model.safetensors")
         self.convert(folder, "--part=generator", to=self.folder / "generator")
         self.assert_same_tensors(expected, self.folder / "generator")
         record = json.loads((self.folder / "generator" / "config.json").read_text())
@@ -345,9 +345,9 @@ class TF1Test(ConvertCase):
         self.convert(folder)
         self.assert_same_tensors(GOLDEN / "electra_discriminator", self.to)
         record = json.loads((self.to / "config.json").read_text())
-        theirs = json.loads((GOLDEN / "electra_discriminator" / "config.json").read_text())
+        stored_name = json.loads((GOLDEN / "electra_discriminator" / "config.json").read_text())
         for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
-            self.assertEqual(record[name], theirs[name], name)
+            self.assertEqual(record[name], stored_name[name], name)
 
     def trained(self, name, minimize):
         """Returns a checkpoint of BERT's weights and of the variables that TensorFlow's optimizers add to them."""
@@ -394,7 +394,7 @@ class TF1Test(ConvertCase):
                 self.assertGreater(count, 20)
                 self.loaded_without(folder, count)
 
-    def test_slots_of_other_peoples_optimizers(self):
+    def test_slots_of_third_party_optimizers(self):
         arrays = tf1_arrays(GOLDEN / "bert")
         for number, (slots, scalars) in enumerate((
             (("{}/AdamWeightDecayOptimizer", "{}/AdamWeightDecayOptimizer_1"), ()),
@@ -405,18 +405,18 @@ class TF1Test(ConvertCase):
             (("training/Adam/{}/m", "training/Adam/{}/v"), ("training/Adam/iter", "training/Adam/learning_rate")),
         )):  # fmt: skip
             with self.subTest(slots):
-                # A factor of Adafactor's is of another shape than its weight.
+                # A factor of Adafactor's has another shape than its weight.
                 more = {slot.format(name): np.ones(3, np.float32) for slot in slots for name in arrays}
                 more |= {name: np.float32(1) for name in scalars}
                 folder = self.write(f"uncased_{number}", arrays | more, self.bert_config())
                 self.loaded_without(folder, len(more) + 7)
 
-    def test_other_variables_are_not_taken_for_slots(self):
+    def test_other_variables_are_not_treated_as_slots(self):
         arrays, config = tf1_arrays(GOLDEN / "bert"), self.bert_config()
         for name, value in (
-            ("bert/pooler/adam_m", np.ones(3)),  # Of no variable.
+            ("bert/pooler/adam_m", np.ones(3)),  # Does not belong to any variable.
             ("bert/pooler/dense/kernel_1", np.ones((16, 16))),
-            ("bert/good_steps", np.ones(3)),  # No scalar.
+            ("bert/good_steps", np.ones(3)),  # Not a scalar.
             ("ema/bert/pooler/dense/kernel", np.ones((16, 16))),
             ("gain", np.float32(1)),
         ):
@@ -483,7 +483,7 @@ class KerasHubTest(ConvertCase):
         (folder / "config.json").write_text(json.dumps(record))
         return folder
 
-    def test_the_same_answers(self):
+    def test_outputs_equal_kerashubs(self):
         architectures = {
             "bert": "BertModel",
             "roberta": "RobertaModel",
@@ -545,7 +545,7 @@ class KerasHubTest(ConvertCase):
                 to, preset = self.folder / f"to_{case}", self.preset(case)
                 lines = self.convert(preset, to=to)
                 self.assertIn(f": {architecture}, ", lines[1])
-                # BERT's pooler is the classifier's; nothing else is there.
+                # BERT's pooler belongs to the classifier; there is no other weight.
                 self.assertEqual(lines[2:], [])
                 record = json.loads((to / "config.json").read_text())
                 self.assertEqual({name: record.get(name) for name in fields}, fields)
@@ -571,7 +571,7 @@ class KerasHubTest(ConvertCase):
         (folder / "task.json").write_text(json.dumps(record | values))
         return folder
 
-    def test_tasks_that_are_refused(self):
+    def test_tasks_that_are_rejected(self):
         notask = ".* --notask"
         for kind, words in (("Bert", "exact gelu.*1e-12"), ("DistilBert", "1e-05.*1e-12"), ("Albert", "1e-05.*1e-12")):
             case = f"{kind.lower()}_classifier"
@@ -585,7 +585,7 @@ class KerasHubTest(ConvertCase):
         folder = self.preset(case)
         (folder / "task.weights.h5").unlink()
         self.refused(folder, f"task.weights.h5: no such file, but BertTextClassifier has weights{notask}")
-        # As it was called before KerasHub 0.17.
+        # Its name before KerasHub 0.17.
         self.convert(self.task(case, class_name="BertClassifier"))
 
     def test_tokenizers(self):
@@ -619,13 +619,13 @@ class KerasHubTest(ConvertCase):
                 to, preset = self.folder / f"to_{case}", self.preset(case)
                 (preset / "task.json").write_text("{}")
                 lines = self.convert(preset, to=to)
-                beside = "other files written: merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
-                self.assertEqual(lines[2:], [beside, "files not converted: task.json"])
-                theirs = PRESETS / case / "assets" / "tokenizer"
-                merges = (theirs / "merges.txt").read_text()
+                other_files = "other files written: merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
+                self.assertEqual(lines[2:], [other_files, "files not converted: task.json"])
+                preset_assets = PRESETS / case / "assets" / "tokenizer"
+                merges = (preset_assets / "merges.txt").read_text()
                 self.assertFalse(merges.startswith("#"))
                 self.assertEqual((to / "merges.txt").read_text(), "#version: 0.2\n" + merges)
-                vocab = json.loads((theirs / "vocabulary.json").read_text())
+                vocab = json.loads((preset_assets / "vocabulary.json").read_text())
                 self.assertEqual(json.loads((to / "vocab.json").read_text()), vocab)
                 record = json.loads((to / "config.json").read_text())
                 self.assertEqual({name: record.get(name) for name in ids}, ids)
@@ -639,21 +639,23 @@ class KerasHubTest(ConvertCase):
                 texts = [name.removeprefix("ids.") for name in golden if name.startswith("ids.")]
                 self.assertNotEmpty(texts)
                 for text in texts:
-                    found = tokenizer.encode(text, add_special_tokens=False).ids
-                    self.assertEqual(found, golden[f"ids.{text}"].tolist(), text)
-                _, ours = huggingface.load(to)
-                self.assertEqual(ours.tokenize(texts).to_list(), [golden[f"ids.{text}"].tolist() for text in texts])
+                    token_ids = tokenizer.encode(text, add_special_tokens=False).ids
+                    self.assertEqual(token_ids, golden[f"ids.{text}"].tolist(), text)
+                _, loaded_tokenizer = huggingface.load(to)
+                self.assertEqual(
+                    loaded_tokenizer.tokenize(texts).to_list(), [golden[f"ids.{text}"].tolist() for text in texts]
+                )
                 framed = {"roberta": [0, 5, 2], "bart": [0, 5, 2], "llama3": [24, 1]}.get(case, [vocab["b"]])
                 self.assertEqual(tokenizer.encode("b").ids, framed)
                 end = settings["eos_token"]
                 self.assertEqual(tokenizer.encode(end, add_special_tokens=False).ids, [vocab[end]])
-        # A file of merges that has its line of a version keeps it, once.
+        # A version line in merges.txt is kept once.
         preset = self.preset("gpt2")
         (preset / "assets/tokenizer/merges.txt").write_text("#version: 0.2\na b\n")
         self.convert(preset)
         self.assertEqual((self.to / "merges.txt").read_text(), "#version: 0.2\na b\n")
 
-    def test_byte_level_tokenizers_that_are_refused(self):
+    def test_byte_level_tokenizers_that_are_rejected(self):
         def changed(case, name, content):
             folder = self.preset(case)
             (folder / name).write_text(content)

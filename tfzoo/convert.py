@@ -23,7 +23,7 @@ from tfzoo.errors import UserError
 from tfzoo.json_files import Field
 from tfzoo.text.template import TEMPLATE_FOLDER
 
-# What Hugging Face's tokenizers and generation read.
+# Files that Hugging Face's tokenizers and generation read.
 _CARRIED = {
     "vocab.txt",
     "vocab.json",
@@ -39,7 +39,7 @@ _CARRIED = {
     "target.spm",
     "generation_config.json",
 }
-# KerasHub's names of vocabularies, and Hugging Face's; a SentencePiece model's depends on the family.
+# KerasHub's names of vocabularies -> Hugging Face's; that of a SentencePiece model depends on the family.
 _ASSETS = {"vocabulary.txt": "vocab.txt"}
 _SPM = {
     "albert": "spiece.model",
@@ -47,7 +47,7 @@ _SPM = {
     "roberta": "sentencepiece.bpe.model",
     "llama": "tokenizer.model",
 }
-# google-research/bert, tokenization.py, validate_case_matches_checkpoint: what a checkpoint's folder says by its name.
+# google-research/bert, tokenization.py, validate_case_matches_checkpoint: the case that a checkpoint's name implies.
 _LOWERCASE = re.compile(r"(?:^|_)(uncased|multilingual_L|chinese_L|electra)", re.IGNORECASE)
 _CASED = re.compile(r"(?:^|_)cased", re.IGNORECASE)
 
@@ -103,9 +103,9 @@ class Found:
     kind: str
     folder: pathlib.Path
     model: Any
-    dtype: str = "float32"  # As which its weights were stored.
+    dtype: str = "float32"  # The dtype in which the weights were stored.
     tokenizer: Any = None
-    carried: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)  # Copied: name in the target -> file.
+    carried: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)  # To copy: target name -> file.
     tensors_left: Sequence[str] = ()
     files_left: Sequence[str] = ()
 
@@ -119,20 +119,20 @@ class Found:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    from tfzoo.weights import (  # TensorFlow takes seconds to import, and --help needs none of it.
+    from tfzoo.weights import (  # Not needed for --help; importing TensorFlow takes seconds.
         huggingface,
         safetensors_files,
     )
 
-    given, target = flags["from"].value or "", pathlib.Path(flags.to)
-    source = hub.folder(given, "from") if hub.is_reference(given) else pathlib.Path(given)
+    reference, target = flags["from"].value or "", pathlib.Path(flags.to)
+    source = hub.folder(reference, "from") if hub.is_reference(reference) else pathlib.Path(reference)
     huggingface.check_new(target)
-    found = _read(source, flags)
-    dtype = found.dtype if flags.dtype == "same" else flags.dtype
-    if found.model.record:  # generation_config.json is copied as it is, where there is one.
-        found.model.record = dataclasses.replace(found.model.record, generation_config={})
+    converted = _read(source, flags)
+    dtype = converted.dtype if flags.dtype == "same" else flags.dtype
+    if converted.model.record:  # An existing generation_config.json is copied unchanged.
+        converted.model.record = dataclasses.replace(converted.model.record, generation_config={})
     try:
-        huggingface.save(found.model, target, found, dtype=dtype, max_shard_bytes=flags.max_shard_mb * 10**6)
+        huggingface.save(converted.model, target, converted, dtype=dtype, max_shard_bytes=flags.max_shard_mb * 10**6)
     except OSError as error:
         raise UserError(
             f"--to={target}: cannot be written ({error.strerror or error}); specify another folder"
@@ -142,16 +142,16 @@ def main(flags: absl_flags.FlagValues) -> None:
         shards = len({file.file(name) for name in file.names})
         size = f"{count:,} parameters, {len(file)} tensors in {shards} file{'s' if shards > 1 else ''}, {dtype}"
     record = json_files.read(target / "config.json")
-    print(f"read {given}: {found.kind}")
+    print(f"read {reference}: {converted.kind}")
     print(f"wrote {target}: {(record.get('architectures') or [record['model_type']])[0]}, {size}")
-    beside = (path.name for path in target.iterdir() if path.name != "config.json" and path.name[:5] != "model")
-    for what, names in (
-        ("other files written", sorted(beside)),
-        ("tensors not converted", found.tensors_left),
-        ("files not converted", found.files_left),
+    other_files = (path.name for path in target.iterdir() if path.name != "config.json" and path.name[:5] != "model")
+    for label, names in (
+        ("other files written", sorted(other_files)),
+        ("tensors not converted", converted.tensors_left),
+        ("files not converted", converted.files_left),
     ):
         if names:
-            print(f"{what}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}")
+            print(f"{label}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}")
 
 
 def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
@@ -183,25 +183,25 @@ def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
     )
 
 
-def _omit(flags: absl_flags.FlagValues, what: str, *names: str) -> None:
+def _omit(flags: absl_flags.FlagValues, kind: str, *names: str) -> None:
     for name in names:
         if flags[name].present:
-            raise UserError(f"--{name}={flags[name].value}: does not apply to {what}; omit it")
+            raise UserError(f"--{name}={flags[name].value}: does not apply to {kind}; omit it")
 
 
 def _hugging_face(folder: pathlib.Path) -> Found:
     from tfzoo import models
     from tfzoo.weights import huggingface, safetensors_files, sentence_transformers, table
 
-    whole, folder = folder, sentence_transformers.transformer_of(folder)
+    source, folder = folder, sentence_transformers.transformer_of(folder)
     with safetensors_files.open_folder(folder) as file:
         stored, dtype = file.names, _dtype(file)
         used = {file.file(name).name for name in stored} | {safetensors_files.INDEX, "config.json"}
-    model, _ = huggingface.load(whole, tokenizer=False)
-    used |= sentence_transformers.files_of(whole)
+    model, _ = huggingface.load(source, tokenizer=False)
+    used |= sentence_transformers.files_of(source)
     page = models.page_of(model)
     prefix, canonical = getattr(page, "PREFIX", ""), table.HUGGING_FACE.canonical
-    kept = {slot.name.removeprefix(prefix) for slot in table.slots(page.WEIGHTS, model)}
+    assigned = {slot.name.removeprefix(prefix) for slot in table.slots(page.WEIGHTS, model)}
     carried = {
         path.name: path
         for path in sorted(folder.iterdir())
@@ -209,12 +209,12 @@ def _hugging_face(folder: pathlib.Path) -> Found:
     }
     carried |= {f"{TEMPLATE_FOLDER}/{path.name}": path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
     return Found(
-        "a sentence-transformers folder" if sentence_transformers.is_folder(whole) else "a Hugging Face folder",
+        "a sentence-transformers folder" if sentence_transformers.is_folder(source) else "a Hugging Face folder",
         folder,
         model,
         dtype,
         carried=carried,
-        tensors_left=[name for name in stored if canonical(name).removeprefix(prefix) not in kept],
+        tensors_left=[name for name in stored if canonical(name).removeprefix(prefix) not in assigned],
         files_left=_left(folder, used | {pathlib.PurePath(name).parts[0] for name in carried}),
     )
 

@@ -66,21 +66,23 @@ class BelongingTest(tf.test.TestCase):
                 self.assertEqual(tfzoo.load(folder)[1].fingerprint(), right.fingerprint())
 
                 role = "pad" if kind == "wordpiece" else "eos"
-                key, own = f"{role}_token_id", getattr(right, f"{role}_id")
-                path.write_text(json.dumps(record | {key: [own, own + 1]}))  # As Llama 3 has several ends.
+                key, token_id = f"{role}_token_id", getattr(right, f"{role}_id")
+                path.write_text(json.dumps(record | {key: [token_id, token_id + 1]}))  # Llama 3 has several end tokens.
                 with self.assertNoLogs("absl", "WARNING"):
                     tfzoo.load(folder)
-                # Another id is generation's; texts go by the tokenizer.
-                path.write_text(json.dumps(record | {key: own + 1}))
+                # A different id applies to generation; texts use the tokenizer's ids.
+                path.write_text(json.dumps(record | {key: token_id + 1}))
                 with self.assertLogs("absl", "WARNING") as logs:
                     model, tokenizer = tfzoo.load(folder)
-                said = f"{path}: {key} is {own + 1}, but {own} in the tokenizer; texts use the tokenizer's ids"
-                self.assertIn(said, logs.output[0])
+                warning = (
+                    f"{path}: {key} is {token_id + 1}, but {token_id} in the tokenizer; texts use the tokenizer's ids"
+                )
+                self.assertIn(warning, logs.output[0])
                 self.assertLen(logs.output, 1)
                 self.assertEqual(tokenizer.fingerprint(), right.fingerprint())
                 if model.can_generate and key == "eos_token_id":
                     model.record = dataclasses.replace(model.record, generation_config={})
-                    self.assertEqual(special_ids(model)[key], own + 1)
+                    self.assertEqual(special_ids(model)[key], token_id + 1)
                 self.assertIsNone(tfzoo.weights.huggingface.load(folder, tokenizer=False)[1])
                 path.write_text(json.dumps(record))
                 larger.save(folder)
@@ -95,7 +97,7 @@ class BelongingTest(tf.test.TestCase):
                 run = self.folder / kind
                 run.mkdir()
                 (run / "flags.cfg").write_text("")
-                # As large as the larger one, so that only the fingerprint tells.
+                # As large as the larger one, so only the fingerprint distinguishes them.
                 model = tfzoo.build("gpt2", vocab_size=larger.vocab_size, **SIZES)
                 runs.write_config(run, {"main": model}, {"main": "gpt2"}, larger)
                 larger.save(run / "tokenizer")
@@ -107,7 +109,7 @@ class BelongingTest(tf.test.TestCase):
                 self.other(kind, larger).save(tokenizer)
                 self.refused(run, f"{tokenizer}: is not the tokenizer of this run", str(run / "config.json"))
                 record = json.loads((run / "config.json").read_text())
-                del record["tokenizer"]  # A run of an earlier day.
+                del record["tokenizer"]  # A run written by an earlier version.
                 (run / "config.json").write_text(json.dumps(record))
                 runs.load(run)
                 shutil.rmtree(tokenizer)

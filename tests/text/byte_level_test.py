@@ -53,12 +53,12 @@ class ByteLevelBPETest(tf.test.TestCase):
         names = ("<|begin_of_text|>", "<|end_of_text|>")
         cls.trained = {
             "gpt2": training.train_byte_level(texts, 2500),
-            # Of few merges, so that hardly any characters are ever together.
+            # With few merges, so that hardly any characters are adjacent in a token.
             "roberta": training.train_byte_level([*SENTENCES, *CODE] * 3, 450, ROBERTA),
             "llama3": training.train_byte_level(texts, 2500, names, "llama3"),
             "qwen2": training.train_byte_level(texts, 2500, ("<|endoftext|>", "<|im_start|>"), "qwen2"),
         }
-        # Words that no merges make: with ignore_merges they are tokens even so.
+        # Words that no merges produce: with ignore_merges they are tokens nevertheless.
         cls.trained["llama3"][0].extend(["Ġquickzz", "qz1", "ä¸Ńæĸĩåí", "0000"])
         cls.options = {
             "gpt2": dict(special_tokens=["<|endoftext|>"]),
@@ -68,19 +68,19 @@ class ByteLevelBPETest(tf.test.TestCase):
         }
 
     def setUp(self):
-        super().setUp()  # Ends what tables an earlier test made.
+        super().setUp()  # Releases the tables of an earlier test.
         self.all = {name: ByteLevelBPE(*self.trained[name], **options) for name, options in self.options.items()}
         self.gpt2, self.roberta, self.llama3, self.qwen2 = self.all.values()
 
-    def test_a_new_seed_leaves_it_alone(self):
+    def test_a_new_seed_does_not_affect_it(self):
         function = tf.function(self.gpt2.tokenize)
         texts = tf.constant(["a new seed", "新的種子"])
         expected = [self.gpt2.tokenize(texts), function(texts)]
-        keras.utils.set_random_seed(1)  # It throws away what TensorFlow's kernels own.
+        keras.utils.set_random_seed(1)  # It discards what TensorFlow's kernels own.
         for before, after in zip(expected, [self.gpt2.tokenize(texts), function(texts)], strict=True):
             self.assertAllEqual(before, after)
 
-    def test_the_references_ids_and_offsets_and_back(self):
+    def test_ids_offsets_and_texts_equal_the_references(self):
         for name, tokenizer in self.all.items():
             with self.subTest(name=name):
                 self.check_against_reference(tokenizer, ignore_merges=name == "llama3", nfc=name == "qwen2")
@@ -121,7 +121,7 @@ class ByteLevelBPETest(tf.test.TestCase):
             self.assertEqual(ids, encoding.ids, ascii(line))
 
     def test_every_character(self):
-        # All that this Python's Unicode knows, but of the blocks that hold thousands of one kind only some.
+        # All characters in this Python's Unicode, but only some from blocks with thousands of one kind.
         large = [(0x3400, 0xA48D), (0xAC00, 0xD7A4), (0x12000, 0x14647), (0x17000, 0x18D09), (0x20000, 0x3134B)]
         characters = [
             chr(c)
@@ -133,11 +133,11 @@ class ByteLevelBPETest(tf.test.TestCase):
         for name in ("gpt2", "llama3"):  # Qwen2's pattern has the same classes.
             tokenizer = self.all[name]
             oracle = reference(tokenizer, name == "llama3")
-            # As a letter, number, sign or space beside others, and as the s of 's.
+            # As a letter, number, sign or space next to others, and as the s of 's.
             texts = [f"a{c}1{c} {c}'{c}" for c in characters]
             self.assertEqual(wrong(tokenizer, oracle, texts), [], name)
 
-    def test_every_short_run_of_spaces_and_kinds_of_characters(self):
+    def test_every_short_run_of_spaces_and_character_classes(self):
         rng = random.Random(5)
         alphabet = [*"    \n\n\r\tab1!'s(", "\u3000", "\u00a0", "é", "中", "\u0301", "²", "\x85", "'ll"]
         texts = ["".join(rng.choices(alphabet, k=rng.randint(1, 9))) for _ in range(12_000)]
@@ -145,8 +145,9 @@ class ByteLevelBPETest(tf.test.TestCase):
             oracle = reference(tokenizer, name == "llama3", nfc=name == "qwen2")
             self.assertEqual(wrong(tokenizer, oracle, texts), [], name)
 
-    def test_merges_that_no_training_makes(self):
-        # Tokens that are out of reach, that several merges make, or whose parts meet otherwise than their merge says.
+    def test_untrained_merges(self):
+        # Tokens that are unreachable, that several merges produce, or whose parts are merged differently from their
+        # merge.
         rng = random.Random(3)
         unreachable = 0
         for _ in range(25):
@@ -166,9 +167,9 @@ class ByteLevelBPETest(tf.test.TestCase):
             oracle = reference(tokenizer)
             self.assertEqual(wrong(tokenizer, oracle, texts), [])
             ordinary = [bytes(BYTES[c] for c in token) for token in tokenizer.vocab[256:]]
-            known = [b.decode() for b in ordinary if b.decode(errors="replace").encode() == b]
-            unreachable += sum(len(row) > 1 for row in tokenizer.tokenize(known).to_list())
-            self.assertEqual(wrong(tokenizer, oracle, known), [])
+            tokens = [b.decode() for b in ordinary if b.decode(errors="replace").encode() == b]
+            unreachable += sum(len(row) > 1 for row in tokenizer.tokenize(tokens).to_list())
+            self.assertEqual(wrong(tokenizer, oracle, tokens), [])
         self.assertGreater(unreachable, 25)
 
     def test_two_merges_of_one_token(self):
@@ -179,7 +180,7 @@ class ByteLevelBPETest(tf.test.TestCase):
         self.assertEqual(wrong(tokenizer, reference(tokenizer), texts), [])
         self.assertEqual([tokenizer.vocab[i] for i in tokenizer.tokenize(["abcd"]).to_list()[0]], ["a", "bcd"])
 
-    def test_a_word_that_is_a_token_whatever_the_merges(self):
+    def test_a_word_that_is_a_token_regardless_of_the_merges(self):
         words = ["a quickzz", "qz1", "qz", "xqz1", "10000"]
         got = [[self.llama3.vocab[i] for i in row] for row in self.llama3.tokenize(words).to_list()]
         self.assertEqual(got[0], ["a", "Ġquickzz"])
@@ -197,7 +198,7 @@ class ByteLevelBPETest(tf.test.TestCase):
         for i, encoding in enumerate(oracle.encode_batch(texts)):
             self.assertEqual(list(zip(starts[i], ends[i])), encoding.offsets, ascii(texts[i]))
 
-    def test_special_tokens_are_plain_text_unless_asked_for(self):
+    def test_special_tokens_are_plain_text_unless_requested(self):
         for name, tokenizer in self.all.items():
             names = [tokenizer.vocab[i] for i in tokenizer.special_ids]
             texts = [f"a {token}b{token}" for token in names]
@@ -209,7 +210,7 @@ class ByteLevelBPETest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, "'<mask>' is not one of"):
             self.gpt2.tokenize(["a"], special=("<mask>",))
 
-    def test_asking_for_specials_agrees_with_the_reference(self):
+    def test_requested_special_tokens_agree_with_the_reference(self):
         for name, tokenizer in self.all.items():
             names = [tokenizer.vocab[i] for i in tokenizer.special_ids]
             oracle = reference(tokenizer, name == "llama3", nfc=name == "qwen2")
@@ -220,7 +221,7 @@ class ByteLevelBPETest(tf.test.TestCase):
             for line, ids, encoding in zip(self.lines, got, oracle.encode_batch(self.lines)):
                 self.assertEqual(ids, encoding.ids, ascii(line))
 
-    def test_the_same_ids_alone_and_in_any_batch_and_in_tf_data(self):
+    def test_ids_are_equal_alone_in_any_batch_and_in_tf_data(self):
         some = [*self.lines[::10], *LONG]
         want = self.gpt2.tokenize(some).to_list()
         self.assertEqual([self.gpt2.tokenize([line]).to_list()[0] for line in some[:60]], want[:60])
@@ -257,7 +258,7 @@ class ByteLevelBPETest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, r"shape \[N\]"):
             self.gpt2.tokenize(tf.constant("no batch"))
 
-    def test_detokenize_drops_the_frame_and_marks_half_characters(self):
+    def test_detokenize_drops_the_frame_and_replaces_incomplete_characters(self):
         tokenizer = self.roberta
         fox = tokenizer.tokenize([" the fox 中"]).to_list()[0]
         bos, pad, eos, unknown, mask = (tokenizer.vocab.index(token) for token in ROBERTA)
@@ -291,7 +292,7 @@ class FilesTest(tf.test.TestCase):
         super().setUp()
         self.folder = temporary_folder(self)
 
-    def test_what_is_saved_is_read_back_by_us_and_by_the_library(self):
+    def test_saved_files_are_read_by_tfzoo_and_the_library(self):
         fingerprints = set()
         for name, options in self.options.items():
             with self.subTest(name=name):
@@ -360,7 +361,7 @@ class FilesTest(tf.test.TestCase):
         self.assertIn(str(self.folder / file), str(caught.exception))
         self.assertNotIn("\n", str(caught.exception))
 
-    def test_broken_vocabularies_name_the_file_and_the_line(self):
+    def test_errors_in_vocabularies_name_the_file_and_the_line(self):
         good = {letter: i for i, letter in enumerate(BYTES)} | {"ab": 256}
         (self.folder / "merges.txt").write_text("#version: 0.2\na b\n")
 
@@ -387,7 +388,7 @@ class FilesTest(tf.test.TestCase):
         (self.folder / "vocab.json").write_bytes(b"{\n\xff")
         self.refused("line 2: is not UTF-8", "vocab.json")
 
-    def test_broken_merges_name_the_file_and_the_line(self):
+    def test_errors_in_merges_name_the_file_and_the_line(self):
         good = {letter: i for i, letter in enumerate(BYTES)} | {"ab": 256}
         (self.folder / "vocab.json").write_text(json.dumps(good))
         for content, message in (
@@ -404,7 +405,7 @@ class FilesTest(tf.test.TestCase):
         (self.folder / "merges.txt").write_text("#version: 0.2\r\na b\r\n")
         self.assertEqual(text.load(self.folder).tokenize(["ab"]).to_list(), [[256]])
 
-    def test_a_tokenizer_json_that_asks_for_something_else_is_refused(self):
+    def test_a_tokenizer_json_that_is_not_supported_is_rejected(self):
         ByteLevelBPE(*self.trained, special_tokens=ROBERTA).save(self.folder)
         for name in ("vocab.json", "merges.txt"):
             (self.folder / name).unlink()
@@ -450,7 +451,7 @@ class FilesTest(tf.test.TestCase):
             with self.subTest(message=message), self.assertRaisesRegex(UserError, message):
                 ByteLevelBPE(*arguments, **options)
 
-    def test_load_picks_the_kind_by_the_files(self):
+    def test_load_chooses_the_kind_by_the_files(self):
         with self.assertRaisesRegex(UserError, "contains no tokenizer"):
             text.load(self.folder)
         WordPiece([*text.SPECIAL_TOKENS, "a"]).save(self.folder / "bert")
@@ -475,7 +476,7 @@ class TrainByteLevelTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, "pattern: 'x' is not one of"):
             training.train_byte_level(["a"], 300, pattern="x")
 
-    def test_the_same_in_every_process_and_order(self):
+    def test_results_do_not_depend_on_process_or_order(self):
         script = (
             "import json, random, sys\n"
             "from tfzoo.text.training import train_byte_level\n"

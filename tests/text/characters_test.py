@@ -20,7 +20,7 @@ class CharactersTest(tf.test.TestCase):
         cls.lines = [*lines(5000), *ODD, *SPECIALS.values(), "a\0b"]
         cls.tokenizer = Characters(training.train_characters(cls.lines, SPECIALS.values()))
 
-    def test_as_nanogpt_has_them(self):
+    def test_ids_equal_nanogpts(self):
         # The encoding of prepare.py: characters sorted, ids counted from 0.
         text = "First Citizen:\nBefore we proceed"
         vocab = training.train_characters([text])
@@ -30,7 +30,7 @@ class CharactersTest(tf.test.TestCase):
         tokenizer = Characters(vocab)
         self.assertEqual((tokenizer.pad_id, tokenizer.unknown_id, tokenizer.special_ids), (None, None, []))
 
-    def test_ids_are_those_of_the_code_points(self):
+    def test_one_id_per_code_point(self):
         ids = {token: i for i, token in enumerate(self.tokenizer.vocab)}
         got = self.tokenizer.tokenize(self.lines)
         self.assertEqual(got.dtype, tf.int32)
@@ -58,13 +58,13 @@ class CharactersTest(tf.test.TestCase):
             function(tf.constant(["ax"]))
         self.assertEqual(Characters(["a", "\ufffd"]).tokenize([b"a\xff"]).to_list(), [[0, 1]])
 
-    def test_special_tokens_are_plain_text_unless_asked_for(self):
+    def test_special_tokens_are_plain_text_unless_requested(self):
         ids = {token: i for i, token in enumerate(self.tokenizer.vocab)}
         for token in SPECIALS.values():
             plain = self.tokenizer.tokenize([f"a{token}b"]).to_list()[0]
             self.assertEqual(plain, [ids[c] for c in f"a{token}b"])
-            asked = self.tokenizer.tokenize([f"a{token}b", "", token], special=(token,)).to_list()
-            self.assertEqual(asked, [[ids["a"], ids[token], ids["b"]], [], [ids[token]]])
+            requested = self.tokenizer.tokenize([f"a{token}b", "", token], special=(token,)).to_list()
+            self.assertEqual(requested, [[ids["a"], ids[token], ids["b"]], [], [ids[token]]])
         with self.assertRaisesRegex(UserError, r"'\[MASK\]' is not one of <pad>"):
             self.tokenizer.tokenize(["a"], special=("[MASK]",))
 
@@ -111,13 +111,13 @@ class VocabularyTest(tf.test.TestCase):
         self.assertEqual(again.fingerprint(), tokenizer.fingerprint())
         self.assertNotEqual(Characters([*vocab, "x"]).fingerprint(), tokenizer.fingerprint())
         text = self.path.read_text()
-        self.assertLen(text.splitlines(), len(vocab))  # So that every editor counts the lines alike.
+        self.assertLen(text.splitlines(), len(vocab))  # So that every editor counts lines in the same way.
         self.assertIn("\n\\n\n", text)
         self.assertIn("\n\\u{2028}\n", text)
         self.path.write_bytes(text.replace("\n", "\r\n").encode())
         self.assertEqual(Characters.from_folder(self.folder).vocab, vocab)
 
-    def test_what_was_loaded_is_saved_whole_and_not_beside_another_tokenizer(self):
+    def test_a_loaded_tokenizer_is_saved_completely_and_not_over_another(self):
         Characters(["a", "<unk>"]).save(self.folder / "one")
         tokenizers.load(self.folder / "one").save(self.folder / "two")
         self.assertEqual(tokenizers.load(self.folder / "two").vocab, ["a", "<unk>"])
@@ -129,7 +129,7 @@ class VocabularyTest(tf.test.TestCase):
         words.save(self.folder / "two")
         self.assertEqual(tokenizers.load(self.folder / "two").vocab, words.vocab)
 
-    def test_bad_vocabularies_name_the_file_and_the_line(self):
+    def test_invalid_vocabularies_name_the_file_and_the_line(self):
         for content, message in (
             (b"a\nb\na\n", "line 3: 'a' is already on line 1"),
             (b"a\n\\u{61}\n", "line 2: 'a' is already on line 1"),

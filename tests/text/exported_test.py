@@ -15,7 +15,7 @@ from tfzoo.text.sentencepiece import SentencePiece
 from tfzoo.text.wordpiece import WordPiece
 
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-# What the other process runs: it knows nothing of tfzoo.
+# The program of the other process, which does not import tfzoo.
 SCRIPT = textwrap.dedent("""
     import json, sys
     import numpy as np
@@ -35,9 +35,9 @@ def results(tokenizer: tf.Module, texts: tf.Tensor) -> dict[str, tf.Tensor]:
     """Returns the results of all functions of a tokenizer, without ragged tensors."""
     ids = tokenizer.tokenize(texts)
     outputs = {"ids": ids.flat_values, "splits": ids.row_splits, "texts": tokenizer.detokenize(ids)}
-    asked = tokenizer.tokenize(texts, special=[tokenizer.vocab[i] for i in tokenizer.special_ids])
-    outputs |= {"asked": asked.flat_values, "asked_splits": asked.row_splits}
-    if not (isinstance(tokenizer, SentencePiece) and tokenizer.kind == "albert"):  # It has none.
+    requested = tokenizer.tokenize(texts, special=[tokenizer.vocab[i] for i in tokenizer.special_ids])
+    outputs |= {"asked": requested.flat_values, "asked_splits": requested.row_splits}
+    if not (isinstance(tokenizer, SentencePiece) and tokenizer.kind == "albert"):  # This kind has no offsets.
         _, starts, ends = tokenizer.tokenize_with_offsets(texts)
         outputs |= {"starts": starts.flat_values, "ends": ends.flat_values}
     return outputs
@@ -50,7 +50,7 @@ def served(tokenizer: tf.Module):
 
 
 class ExportedTest(tf.test.TestCase):
-    def test_the_same_in_a_fresh_process_and_in_turkey(self):
+    def test_results_in_a_fresh_process_and_in_a_turkish_locale(self):
         sentences = [*SENTENCES, *CHINESE]
         corpus = [line for line in lines(700, seed=1) if line not in LONG]
         roberta = training.train_byte_level(sentences, 700, ROBERTA)
@@ -61,7 +61,7 @@ class ExportedTest(tf.test.TestCase):
         )
         albert = training.train_sentencepiece(sentences, 900, specials=("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"))
         server = tf.Module()
-        # Several of a kind in one export: none may take another's model.
+        # Several of a kind in one export: none may use another's model.
         server.tokenizers = {
             "uncased": WordPiece(training.train_wordpiece(sentences * 3, 1200, lowercase=True), lowercase=True),
             "cased": WordPiece(training.train_wordpiece(sentences * 3, 1200, lowercase=False), lowercase=False),
@@ -80,7 +80,7 @@ class ExportedTest(tf.test.TestCase):
         tf.saved_model.save(server, folder / "model")
         (folder / "lines.json").write_text(json.dumps([text.decode() for text in texts.numpy()]))
         (folder / "names.json").write_text(json.dumps([*server.tokenizers]))
-        # A Turkish locale lower-cases I to a dotless one, in TensorFlow's op as well, wherever it is let.
+        # A Turkish locale lower-cases I to a dotless ı, in TensorFlow's op as well, unless this is prevented.
         python("-c", SCRIPT, cwd=folder, TF_CPP_MIN_LOG_LEVEL="3", LC_ALL="tr_TR.UTF-8")
         for name, tokenizer in server.tokenizers.items():
             here = {key: value.numpy() for key, value in results(tokenizer, texts).items()}

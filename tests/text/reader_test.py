@@ -44,7 +44,7 @@ class ReaderTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, "text_pair: .*no token to separate"):
             framing.frame(layout("gpt2"), BPE, pair=True)
 
-    def test_what_is_left_out(self):
+    def test_omitted_special_tokens(self):
         """Tests omitted tokens.
 
         These are a bos token that the tokenizer's folder does not request or that does not exist, and tokens of the
@@ -52,24 +52,24 @@ class ReaderTest(tf.test.TestCase):
         """
 
         def tokenizer(*special, **options):
-            made = ByteLevelBPE([*special, *BPE.vocab[5:]], [], special_tokens=special)
+            bpe = ByteLevelBPE([*special, *BPE.vocab[5:]], [], special_tokens=special)
             return mock.Mock(
-                made, frames=None, **{f"{role}_id": getattr(made, f"{role}_id") for role in ROLES}, **options
+                bpe, frames=None, **{f"{role}_id": getattr(bpe, f"{role}_id") for role in ROLES}, **options
             )
 
-        asked = tokenizer("<s>", "</s>", adds_bos=True)
-        self.assertEqual(framing.frame(layout("gpt2"), asked).parts, (0, TEXT))
+        requested = tokenizer("<s>", "</s>", adds_bos=True)
+        self.assertEqual(framing.frame(layout("gpt2"), requested).parts, (0, TEXT))
         for family in ("llama", "gpt2"):
             self.assertEqual(framing.frame(layout(family), tokenizer("</s>", adds_bos=True)).parts, (TEXT,))
         for family in ("bert", "roberta", "xlnet", "bart"):
-            made = tokenizer("<|endoftext|>", adds_bos=False)
-            self.assertEqual(framing.frame(layout(family), made).parts, (TEXT, 0))
-            self.assertEqual(framing.frame(layout(family), made, pair=True).parts, (TEXT, 0, PAIR, 0))
+            bpe = tokenizer("<|endoftext|>", adds_bos=False)
+            self.assertEqual(framing.frame(layout(family), bpe).parts, (TEXT, 0))
+            self.assertEqual(framing.frame(layout(family), bpe, pair=True).parts, (TEXT, 0, PAIR, 0))
         for family in ("bert", "t5"):
-            made = tokenizer("<pad>", adds_bos=False)
-            self.assertEqual(framing.frame(layout(family), made).parts, (TEXT,))
+            bpe = tokenizer("<pad>", adds_bos=False)
+            self.assertEqual(framing.frame(layout(family), bpe).parts, (TEXT,))
             with self.assertRaisesRegex(UserError, "text_pair: .*no token to separate"):
-                framing.frame(layout(family), made, pair=True)
+                framing.frame(layout(family), bpe, pair=True)
         with self.assertRaisesRegex(UserError, "mBART's texts end with the code of their language"):
             framing.frame(layout("bart"), mock.Mock(kind="mbart", frames=None))
 
@@ -88,7 +88,7 @@ class ReaderTest(tf.test.TestCase):
         self.assertAllEqual(reading.inputs["padding_mask"], np.arange(6) < [[6], [4], [4]])
         self.assertAllEqual(reading.of[PAIR], [[0, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0], [0] * 6])
 
-    def test_each_of_two_may_have_half_and_what_the_other_leaves(self):
+    def test_each_of_two_texts_may_use_half_and_what_the_other_leaves(self):
         texts = [["a " * 20, "b", "a " * 20], ["b", "a " * 20, "b " * 20]]
         reading = self.read(texts, 10)
         lengths = [tf.reduce_sum(tf.cast(reading.of[piece], tf.int32), 1).numpy().tolist() for piece in (TEXT, PAIR)]
@@ -101,7 +101,7 @@ class ReaderTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, "--sequence_length=2 leaves no room"):
             self.read(texts, 2)
 
-    def test_an_encoder_decoder_reads_on_both_sides(self):
+    def test_an_encoder_decoder_reads_the_text_on_both_sides(self):
         names = ("token_ids", "padding_mask", "decoder_token_ids", "decoder_padding_mask")
         inputs = self.read([["a b"]], inputs=names, start_id=TOKENIZER.pad_id).inputs
         self.assertEqual(tuple(inputs), names)

@@ -85,7 +85,7 @@ class SentencePieceTest(tf.test.TestCase):
         wrong = [ascii(a) for a, b, c in zip(self.lines, texts, oracle.decode(want)) if b.decode() != c]
         self.assertEqual(wrong, [])
 
-    def test_tiny_models_give_the_librarys_ids_offsets_and_texts(self):
+    def test_ids_offsets_and_texts_of_tiny_models_equal_the_librarys(self):
         for name in ("unigram", "unigram with bytes", "bpe", "llama"):
             with self.subTest(name=name):
                 has_bytes = name in ("unigram with bytes", "llama")
@@ -95,7 +95,7 @@ class SentencePieceTest(tf.test.TestCase):
                 tokenizer = SentencePiece(self.models[name], sentinels=0)
                 self.assertEqual("<0x41>" in tokenizer.vocab, has_bytes)
 
-    def test_released_models_give_the_librarys_ids_offsets_and_texts(self):
+    def test_ids_offsets_and_texts_of_released_models_equal_the_librarys(self):
         if "TFZOO_DATA" not in os.environ:
             self.skipTest("TFZOO_DATA names no folder with vocab/t5/spiece.model")
         for name in ("t5/spiece.model", "trax-sentencepiece/sentencepiece.model"):
@@ -110,12 +110,12 @@ class SentencePieceTest(tf.test.TestCase):
         self.assertEqual(tokenizer.vocab_size, 32_100)
         self.assertEqual((tokenizer.pad_id, tokenizer.eos_id, tokenizer.unknown_id), (0, 1, 2))
         self.assertEqual(tokenizer.sentinel_ids[:2] + tokenizer.sentinel_ids[-1:], [32_099, 32_098, 32_000])
-        text = "The house is wonderful."  # The example of T5's page in transformers.
+        text = "The house is wonderful."  # The example in transformers' documentation of T5.
         self.assertEqual(tokenizer.tokenize([text]).to_list(), [[37, 629, 19, 1627, 5]])
         ids = tokenizer.tokenize(["The <extra_id_0> walks"], special=("<extra_id_0>",)).to_list()
         self.assertEqual(ids, [[37, 32_099, 10_681]])
 
-    def test_xlnet_and_albert_give_the_ids_of_their_own_code(self):
+    def test_xlnets_and_alberts_ids_equal_those_of_their_own_code(self):
         for kind, choices in (("xlnet", ((False, False), (True, True))), ("albert", ((True, False), (False, True)))):
             oracle = sentencepiece.SentencePieceProcessor(model_proto=self.models[kind])
             row = KINDS[kind]
@@ -168,18 +168,18 @@ class SentencePieceTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, "pieces 0 to 2 are <pad> </s> <unk>"):
             SentencePiece(self.models["unigram"], "mbart")
 
-    def test_special_tokens_are_plain_text_unless_asked_for(self):
+    def test_special_tokens_are_plain_text_unless_requested(self):
         for name, kind in (("unigram", "t5"), ("llama", "llama"), ("xlnet", "xlnet"), ("fairseq", "mbart")):
             tokenizer = SentencePiece(self.models[name], kind)
             for token in (tokenizer.vocab[i] for i in tokenizer.special_ids):
                 plain = tokenizer.tokenize([f"so {token} it", token]).to_list()
                 token_id = tokenizer.vocab.index(token)
-                if token_id != tokenizer.unknown_id:  # Which < may be.
+                if token_id != tokenizer.unknown_id:  # The id of < may be the unknown id.
                     self.assertNotIn(token_id, plain[0] + plain[1], (kind, token))
                 self.assertGreater(len(plain[1]), 1)
                 one, two = tokenizer.tokenize(["so ", " it"]).to_list()
-                asked = tokenizer.tokenize([f"so {token} it", token, "", "so "], special=(token,)).to_list()
-                self.assertEqual(asked, [[*one, token_id, *two], [token_id], [], one])
+                requested = tokenizer.tokenize([f"so {token} it", token, "", "so "], special=(token,)).to_list()
+                self.assertEqual(requested, [[*one, token_id, *two], [token_id], [], one])
         tokenizer = SentencePiece(self.models["unigram"])
         text = ["<extra_id_1></s><extra_id_10><extra_id_1> x"]
         ids = tokenizer.tokenize(text, special=("<extra_id_1>", "<extra_id_10>")).to_list()[0]
@@ -191,7 +191,7 @@ class SentencePieceTest(tf.test.TestCase):
         none = tf.constant([], tf.string)
         self.assertEqual(tokenizer.tokenize(none, special=("</s>",)).to_list(), [])
 
-    def test_user_defined_symbols_are_found_in_any_text_as_the_library_does(self):
+    def test_user_defined_symbols_are_matched_in_any_text_as_in_the_library(self):
         path = pathlib.Path(self.get_temp_dir(), "symbols")
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(SENTENCES), model_prefix=str(path), vocab_size=600, minloglevel=2,
@@ -252,7 +252,7 @@ class SentencePieceTest(tf.test.TestCase):
 
     def test_nothing_is_lost_by_llamas_rules(self):
         tokenizer = SentencePiece(self.models["llama"], "llama")
-        texts = [line for line in self.lines if "\u2581" not in line]  # Which it takes for a space.
+        texts = [line for line in self.lines if "\u2581" not in line]  # Which it treats as a space.
         got = tokenizer.detokenize(tokenizer.tokenize(texts)).numpy()
         self.assertEqual([text.decode() for text in got], texts)
 
@@ -311,7 +311,7 @@ class ModelFileTest(tf.test.TestCase):
         self.assertEqual(tokenizer.special_ids, [0, 1, 2, size - 3, size - 2, size - 1])
         self.assertEqual(tokenizer.vocab[-1], "<extra_id_0>")
 
-    def test_marian_has_its_ids_in_a_file_of_their_own(self):
+    def test_marians_ids_are_in_a_separate_file(self):
         library = sentencepiece.SentencePieceProcessor(model_proto=self.model)
         pieces = [library.id_to_piece(i) for i in range(library.get_piece_size())]
         names = ["</s>", "<unk>", *(piece for piece in pieces[3:] if len(piece) < 3), ">>fra<<", "<pad>"]
@@ -334,7 +334,7 @@ class ModelFileTest(tf.test.TestCase):
 
     def test_save_and_from_folder(self):
         text = ["The quick brown fox, İstanbul ÉCOLE 3,14"]
-        self.assertEqual(sorted(self.models()), sorted({*KINDS} - {"marian"}))  # Which has more files, see above.
+        self.assertEqual(sorted(self.models()), sorted({*KINDS} - {"marian"}))  # This kind has more files, see above.
         for kind, model in self.models().items():
             with self.subTest(kind=kind):
                 folder = self.folder / kind
@@ -355,7 +355,7 @@ class ModelFileTest(tf.test.TestCase):
         tokenizer.save(self.folder / "seven")
         self.assertLen(SentencePiece.from_folder(self.folder / "seven").sentinel_ids, 7)
 
-    def test_an_old_folder_says_what_it_is_in_config_json(self):
+    def test_config_json_determines_the_kind_of_an_old_folder(self):
         SentencePiece(self.model).save(self.folder)
         (self.folder / "tokenizer_config.json").write_text('{"model_max_length": 512}')
         with self.assertRaisesRegex(UserError, "has no tokenizer_class"):
@@ -374,7 +374,7 @@ class ModelFileTest(tf.test.TestCase):
         prints = {tokenizer.fingerprint(), *(other.fingerprint() for other in others)}
         self.assertLen(prints, 6)
 
-    def test_files_that_are_no_models(self):
+    def test_files_that_are_not_models(self):
         def drop_unknown(proto):
             proto.pieces[2].type = 1
 
@@ -420,7 +420,7 @@ class ModelFileTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, "cannot be read"):
             SentencePiece.from_file(self.folder / "none.model")
 
-    def test_a_model_cut_short_anywhere_is_refused(self):
+    def test_a_model_truncated_anywhere_is_rejected(self):
         rng = random.Random(5)
         proto = _model_proto()()
         proto.ParseFromString(self.model)
@@ -428,7 +428,7 @@ class ModelFileTest(tf.test.TestCase):
             with self.assertRaises(UserError):
                 SentencePiece(self.model[:size])
 
-    def test_options_that_do_not_belong(self):
+    def test_options_that_do_not_apply_to_the_kind(self):
         for arguments, message in (
             ((self.model, "albrt"), r"'albrt' is not one of .*did you mean albert"),
             ((self.llama, "llama", 5), "only t5 has sentinels"),
@@ -443,14 +443,14 @@ class ModelFileTest(tf.test.TestCase):
             SentencePiece(model)
         self.assertEqual(SentencePiece(model, sentinels=0).vocab[3], "<extra_id_0>")
 
-    def test_configs_that_ask_for_something_else_are_refused(self):
+    def test_configs_that_are_not_supported_are_rejected(self):
         SentencePiece(self.xlnet, "xlnet").save(self.folder)
         path = self.folder / "tokenizer_config.json"
         good = json.loads(path.read_text())
         self.assertEqual((good["tokenizer_class"], good["mask_token"]), ("XLNetTokenizer", "<mask>"))
         path.write_text(json.dumps({"tokenizer_class": "XLNetTokenizerFast", "mask_token": {"content": "<mask>"}}))
         self.assertEqual(SentencePiece.from_folder(self.folder).mask_id, 6)
-        path.write_text(json.dumps({**good, "mask_token": "[M]"}))  # A token that is nowhere comes after the last.
+        path.write_text(json.dumps({**good, "mask_token": "[M]"}))  # A new token gets the next id after the last.
         again = SentencePiece.from_folder(self.folder)
         self.assertEqual((again.mask_id, again.vocab[-1]), (again.vocab_size - 1, "[M]"))
         for content, message in (
@@ -484,11 +484,11 @@ class TrainingTest(tf.test.TestCase):
             self.assertEqual(SentencePiece(model).vocab[:3], ["<pad>", "</s>", "<unk>"])
             self.assertLessEqual(SentencePiece(model, sentinels=0).vocab_size, 500)
 
-    def test_a_long_line_is_not_left_out(self):
+    def test_a_long_line_is_not_skipped(self):
         model = training.train_sentencepiece(["z" * 3 + "q" * 10_000, "abc"], 20)
         self.assertIn("q", "".join(SentencePiece(model).vocab))
 
-    def test_what_cannot_be_trained(self):
+    def test_training_that_is_impossible(self):
         for arguments, message in (
             ((SENTENCES, 5), "no model of 5 pieces"),
             ((["", "\n"], 500), "contain no lines"),

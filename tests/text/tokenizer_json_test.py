@@ -53,7 +53,7 @@ def unigram(normalizer, pre_tokenizer, decoder) -> Tokenizer:
         made, trainers.UnigramTrainer(vocab_size=700, special_tokens=special, unk_token="<unk>", show_progress=False)
     )
     record = json.loads(made.to_str())
-    # As SentencePiece's models have them, of which such files are made.
+    # As in SentencePiece's models, from which such files are made.
     record["model"]["vocab"] = [[token, float(np.float32(score))] for token, score in record["model"]["vocab"]]
     return Tokenizer.from_str(json.dumps(record))
 
@@ -123,7 +123,7 @@ def _with(made: Tokenizer, **components) -> Tokenizer:
     return made
 
 
-# A character that is taken apart, and a mark behind it: see normalizers._compose.
+# A character that is decomposed, followed by a mark: see normalizers._compose.
 _APART = [chr(c) for c in range(0x80, 0x10000) if unicodedata.decomposition(chr(c)).startswith("<")]
 _MARKED_APART = re.compile(f"[{''.join(_APART)}][\u0300-\u036f]")
 
@@ -132,7 +132,7 @@ class Case(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = temporary_folder(self)
-        # Proofs are remembered in the home folder, where other runs' are.
+        # Proofs are cached in the home folder, which other runs share.
         kept = unittest.mock.patch.object(cache, "folder", lambda: self.folder / "cache")
         kept.start()
         self.addCleanup(kept.stop)
@@ -153,7 +153,7 @@ class Case(tf.test.TestCase):
 
 
 class ComponentsTest(Case):
-    def test_every_kind_gives_the_librarys_ids_offsets_and_texts(self):
+    def test_ids_offsets_and_texts_of_every_kind_equal_the_librarys(self):
         varied = lines(400)
         for name, library in kinds().items():
             with self.subTest(kind=name):
@@ -161,31 +161,31 @@ class ComponentsTest(Case):
                 library.encode_special_tokens = True
                 added = [token.content for token in tokenizer.added_tokens]
                 plain = [line for line in varied if not any(t in f"{line} {line.lower()}" for t in added)]
-                if isinstance(library.model, models.Unigram):  # See word_models: sums of float32 have limits.
+                if isinstance(library.model, models.Unigram):  # See word_models: sums in float32 have limits.
                     plain = [line for line in plain if len(line) < 2000]
-                wanted = library.encode_batch(plain, add_special_tokens=False)
+                expected = library.encode_batch(plain, add_special_tokens=False)
                 ids, starts, ends = (values.to_list() for values in self.with_offsets(tokenizer, plain))
                 self.assertEqual(tokenizer.tokenize(plain).to_list(), ids)
-                again = text.load(self.folder / "tokenizer")  # From what was kept of the first time.
+                again = text.load(self.folder / "tokenizer")  # From the cached form.
                 self.assertEqual((again.vocab, again.frames), (tokenizer.vocab, tokenizer.frames))
                 self.assertEqual(again.tokenize(varied).to_list(), tokenizer.tokenize(varied).to_list())
                 texts = tokenizer.detokenize(tf.ragged.constant(ids, dtype=tf.int32)).numpy()
-                for line, found, first, last, string, encoding in zip(plain, ids, starts, ends, texts, wanted):
-                    self.assertEqual(found, encoding.ids, ascii(line))
+                for line, row, first, last, string, encoding in zip(plain, ids, starts, ends, texts, expected):
+                    self.assertEqual(row, encoding.ids, ascii(line))
                     if first is not None and not (name in ("t5", "albert") and _MARKED_APART.search(line)):
                         self.assertEqual(list(zip(first, last)), encoding.offsets, ascii(line))
-                    if not {*found} & {*tokenizer.special_ids}:
+                    if not {*row} & {*tokenizer.special_ids}:
                         self.assertEqual(string.decode(), library.decode(encoding.ids), ascii(line))
 
     def with_offsets(self, tokenizer, texts):
         try:
             return tokenizer.tokenize_with_offsets(texts)
-        except (UserError, tf.errors.InvalidArgumentError):  # What composes characters has none.
+        except (UserError, tf.errors.InvalidArgumentError):  # A tokenizer that composes characters has none.
             ids = tokenizer.tokenize(texts)
             nothing = tf.ragged.constant([[]] * len(texts))
             return ids, _Nothing(nothing), _Nothing(nothing)
 
-    def test_what_is_kept_of_a_proven_file_is_its_content(self):
+    def test_the_cached_form_restores_the_content(self):
         for vocab, is_kept in (
             ({"a": 0, '"\\:': 1, "\u2028": 2, " ": 3, "": 4, "字": 5}, True),
             ({"a": 0, "b\nc": 1}, False),
@@ -198,7 +198,7 @@ class ComponentsTest(Case):
             self.assertEqual(tokenizer_json.unpack(kept), record if is_kept else None)
         self.assertIsNone(tokenizer_json.unpack(None))
 
-    def test_the_same_in_a_saved_model(self):
+    def test_results_in_a_saved_model_are_equal(self):
         library = kinds()["t5"]
         library.add_tokens([AddedToken("<think>", normalized=False), AddedToken("alone", single_word=True)])
         tokenizer = text.load(self.saved(library))
@@ -212,7 +212,7 @@ class ComponentsTest(Case):
         again = tf.saved_model.load(str(self.folder / "saved")).run(varied)
         self.assertAllEqual(again, tokenizer.tokenize(varied).to_tensor(-1))
 
-    def test_a_component_without_an_exact_form_is_named(self):
+    def test_an_unsupported_component_is_named(self):
         library = kinds()["gemma"]
         good = json.loads(library.to_str())
         split = {"type": "Split", "pattern": {"Regex": "a(?<=b)"}, "behavior": "Isolated", "invert": False}
@@ -232,12 +232,12 @@ class ComponentsTest(Case):
                 self.refused(folder, message, str(folder / "tokenizer.json"))
 
     def test_expressions(self):
-        for given, wanted in (
+        for given, expected in (
             (r"\s+\S", f"[{patterns.SPACE}]+[^{patterns.SPACE}]"),
             (r"[^\s\d]", rf"[^{patterns.SPACE}\p{{Nd}}]"),
             (r"(?i:'s)|\p{Lu}*", r"(?i:'s)|\p{Lu}*"),
         ):
-            self.assertEqual(patterns.translate(given, "here"), wanted)
+            self.assertEqual(patterns.translate(given, "here"), expected)
         for given in (r"a(?!b)", r"(?=x)", r"\bword", r"a++", r"[\S]", r"(a)\1", "^a", "[a[b]]"):
             with self.assertRaisesRegex(UserError, "here: .* is not supported"):
                 patterns.translate(given, "here")
@@ -252,13 +252,13 @@ class _Nothing:
 
 
 class ProofTest(Case):
-    def test_a_difference_is_a_refusal_that_shows_the_line_and_both_results(self):
+    def test_a_difference_is_an_error_with_the_line_and_both_results(self):
         folder = self.saved(kinds()["digits"])
         with unittest.mock.patch("tfzoo.text.components.pre_tokenizers.split", lambda pieces, **_: pieces):
             self.refused(folder, str(folder), "'3.14159 1,000,000", "in tfzoo and", "in the tokenizers library")
         self.assertEqual(text.load(folder).name, "byte_level_bpe")
 
-    def test_what_was_proven_is_not_proven_again_until_a_file_changes(self):
+    def test_a_proof_is_cached_until_a_file_changes(self):
         folder = self.saved(kinds()["digits"])
         with unittest.mock.patch.object(proof, "_compare", wraps=proof._compare) as compare:
             text.load(folder)
@@ -303,15 +303,15 @@ class AddedTokensTest(Case):
                 tokenizer = text.load(self.saved(library))
                 for recognised in (True, False):
                     library.encode_special_tokens = not recognised
-                    wanted = [e.ids for e in library.encode_batch(varied, add_special_tokens=False)]
-                    asked = ["<|special|>"] if recognised else []
-                    self.assertEqual(tokenizer.tokenize(varied, special=asked).to_list(), wanted)
+                    expected = [e.ids for e in library.encode_batch(varied, add_special_tokens=False)]
+                    requested = ["<|special|>"] if recognised else []
+                    self.assertEqual(tokenizer.tokenize(varied, special=requested).to_list(), expected)
                 ids = {token.content: token.id for token in tokenizer.added_tokens}
                 self.assertEqual(tokenizer.tokenize(["<think>"]).to_list(), [[ids["<think>"]]])
                 self.assertIn(b"<think>", tokenizer.detokenize([[ids["<think>"]]]).numpy()[0])
                 self.assertEqual(tokenizer.detokenize([[ids["<|special|>"]]]).numpy()[0], b"")
 
-    def test_load_then_save_moves_no_id_and_loses_nothing(self):
+    def test_load_and_save_change_no_id_and_lose_nothing(self):
         library = kinds()["t5"]
         library.add_tokens([AddedToken("<new>", normalized=True), AddedToken("<tool>", rstrip=True)])
         folder = self.saved(library, eos_token="</s>", pad_token="<pad>", model_max_length=512, other=[1, 2])
@@ -319,7 +319,7 @@ class AddedTokensTest(Case):
         for name in ("tokenizer.json", "tokenizer_config.json"):
             self.assertEqual((self.folder / "again" / name).read_bytes(), (folder / name).read_bytes())
 
-    def test_an_onnx_artifacts_tokenizer_has_them(self):
+    def test_an_onnx_artifacts_tokenizer_has_added_tokens(self):
         library = kinds()["words"]
         library.add_tokens([AddedToken("covid-19", normalized=True)])
         library.add_special_tokens(["[PAD]"])
@@ -347,7 +347,7 @@ class AddedTokensTest(Case):
 
 
 class RolesTest(Case):
-    def test_older_folders_do_not_name_the_tokens_that_their_class_has(self):
+    def test_older_folders_rely_on_the_tokens_of_their_class(self):
         library = kinds()["words"]
         library.add_special_tokens(list(text.SPECIAL_TOKENS))
         ids = [library.token_to_id(token) for token in text.SPECIAL_TOKENS]
@@ -360,12 +360,12 @@ class RolesTest(Case):
             (folder / "config.json").write_text(json.dumps(config))
             t = text.load(folder)
             self.assertEqual([t.pad_id, t.unknown_id, t.cls_id, t.sep_id, t.mask_id], ids)
-        (folder / "config.json").write_text("{}")  # No file says it: the released vocabularies' are meant.
+        (folder / "config.json").write_text("{}")  # No file specifies them: use the usual ones.
         self.assertEqual(text.load(folder).pad_id, ids[0])
         other = kinds()["t5"]
         self.assertIsNone(text.load(self.saved(other)).eos_id)
 
-    def test_sides_and_padding_that_only_tokenizer_json_has(self):
+    def test_sides_and_padding_that_only_tokenizer_json_specifies(self):
         library = kinds()["digits"]
         library.add_special_tokens(["<fill>"])
         library.enable_padding(direction="left", pad_id=library.token_to_id("<fill>"), pad_token="<fill>")
@@ -377,7 +377,7 @@ class RolesTest(Case):
 
 
 class FramesTest(Case):
-    def test_the_files_say_what_stands_around_a_text(self):
+    def test_the_files_specify_the_special_tokens_around_a_text(self):
         library = kinds()["digits"]
         library.add_special_tokens(["<s>", "</s>"])
         s, e = library.token_to_id("<s>"), library.token_to_id("</s>")
@@ -406,21 +406,21 @@ class FramesTest(Case):
                 record["post_processor"] = json.loads(processor.__getstate__()) if processor else None
                 folder = self.saved(library, **roles, **config)
                 (folder / "tokenizer.json").write_text(json.dumps(record))
-                found = text.load(folder).frames
-                self.assertEqual([frame.parts for frame in found], [single, pair])
+                frames = text.load(folder).frames
+                self.assertEqual([frame.parts for frame in frames], [single, pair])
 
-    def test_what_the_class_puts_there_is_left_to_the_family(self):
+    def test_special_tokens_of_the_class_are_defined_by_the_family(self):
         """As in transformers 5, BERT's, RoBERTa's and T5's classes ignore the post_processor."""
         folder = self.saved(kinds()["digits"], tokenizer_class="RobertaTokenizer", add_bos_token=True)
         self.assertIsNone(text.load(folder).frames)
         folder = self.saved(kinds()["digits"], tokenizer_class="GPT2Tokenizer")
         self.assertEqual(text.load(folder).frames, framing.BARE)
 
-    def test_older_files_leave_it_to_the_family(self):
+    def test_special_tokens_of_older_files_are_defined_by_the_family(self):
         kinds()["digits"].model.save(str(self.folder))  # vocab.json and merges.txt.
         self.assertIsNone(text.load(self.folder).frames)
 
-    def test_a_folder_that_is_written_says_it(self):
+    def test_a_written_folder_specifies_the_special_tokens(self):
         library = kinds()["digits"]
         library.add_special_tokens(["<pad>", "</s>"])
         tokenizer = text.load(self.saved(library, pad_token="<pad>", eos_token="</s>", tokenizer_class="T5Tokenizer"))
@@ -447,7 +447,7 @@ class CallTest(Case):
         )
         self.config = {"pad_token": "<pad>", "model_max_length": 12}
 
-    def test_a_batch_is_what_the_library_makes(self):
+    def test_a_batch_equals_the_librarys(self):
         pad = self.library.token_to_id("<pad>")
         texts = ["one two three four five six seven", "a", "the year 2024"]
         pairs = ["x", "a much longer second text than the first 12345", "other words"]
@@ -460,12 +460,12 @@ class CallTest(Case):
                             continue
                         self.library.enable_padding(direction=side, pad_id=pad, pad_token="<pad>")
                         self.library.enable_truncation(limit or 12, strategy=strategy, direction=side)
-                        given = texts if second is None else list(zip(texts, second))
-                        wanted = self.library.encode_batch(given)
-                        found = tokenizer(texts, second, truncation=strategy, max_length=limit, segment_ids=True)
-                        self.assertAllEqual(found["token_ids"], [e.ids for e in wanted])
-                        self.assertAllEqual(found["segment_ids"], [e.type_ids for e in wanted])
-                        self.assertAllEqual(found["padding_mask"], np.array([e.attention_mask for e in wanted], bool))
+                        arguments = texts if second is None else list(zip(texts, second))
+                        expected = self.library.encode_batch(arguments)
+                        batch = tokenizer(texts, second, truncation=strategy, max_length=limit, segment_ids=True)
+                        self.assertAllEqual(batch["token_ids"], [e.ids for e in expected])
+                        self.assertAllEqual(batch["segment_ids"], [e.type_ids for e in expected])
+                        self.assertAllEqual(batch["padding_mask"], np.array([e.attention_mask for e in expected], bool))
             self.library.no_truncation()
             self.library.no_padding()
 
@@ -489,7 +489,7 @@ class CallTest(Case):
 
 
 class ClassTest(Case):
-    def test_a_space_before_texts_that_the_files_contradict_each_other_about(self):
+    def test_files_that_contradict_each_other_about_a_leading_space(self):
         made = kinds()
         for name, before in (("t5", True), ("llama 2", True), ("llama, first", True), ("gemma", False)):
             with self.subTest(kind=name):
@@ -498,7 +498,7 @@ class ClassTest(Case):
         byte_level = text.load(self.saved(made["digits"], add_prefix_space=True))  # Here the reference resolves it.
         self.assertEqual(byte_level.vocab[byte_level.tokenize(["the"]).to_list()[0][0]][0], "Ġ")
 
-    def test_classes_whose_ids_are_made_elsewhere(self):
+    def test_classes_that_depend_on_other_software(self):
         folder = self.saved(kinds()["digits"], tokenizer_class="BertJapaneseTokenizer")
         self.refused(folder, "tokenizer_config.json: tokenizer_class is 'BertJapaneseTokenizer'", "MeCab")
         folder = self.saved(kinds()["digits"])
@@ -510,7 +510,7 @@ class ClassTest(Case):
 
 
 class CharsmapTest(tf.test.TestCase):
-    def test_a_damaged_table_is_refused(self):
+    def test_a_damaged_table_is_rejected(self):
         for data in (
             b"\x04\0\0\0\0",
             b"\x03\0\0\0abcd",

@@ -20,12 +20,12 @@ class TrainWordPieceTest(unittest.TestCase):
         self.assertLessEqual({"Á", "É", "a", "##a"}, set(vocab))
         self.assertNotIn("á", vocab)
 
-    def test_what_stands_alone_has_no_inside_form(self):
+    def test_letters_that_are_words_have_no_inside_form(self):
         vocab = training.train_wordpiece(["漢字 x, y!"], 100, lowercase=True)
         self.assertLessEqual({"漢", "字", ",", "!", "x", "##x"}, set(vocab))
         self.assertFalse({"##漢", "##字", "##,", "##!"} & set(vocab))
 
-    def test_size_is_never_exceeded_and_the_rarest_letters_go_first(self):
+    def test_size_is_never_exceeded_and_the_rarest_letters_are_dropped_first(self):
         for size in (7, 8, 20, 60):
             vocab = training.train_wordpiece(["zzzz yyy xx w abcdefghijklmnop"] * 3, size, lowercase=True)
             self.assertLessEqual(len(vocab), size)
@@ -41,8 +41,8 @@ class TrainWordPieceTest(unittest.TestCase):
         self.assertIn("a", vocab)
         self.assertNotIn("q", vocab)
 
-    def test_the_same_in_every_process_and_order(self):
-        # Many pairs of equal frequency, so that any unsettled order shows.
+    def test_results_do_not_depend_on_process_or_order(self):
+        # Many pairs of equal frequency, so that any nondeterministic order shows.
         script = (
             "import json, random, sys\n"
             "from tfzoo.text.training import train_wordpiece\n"

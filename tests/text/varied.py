@@ -38,7 +38,7 @@ _CHINESE = [
     "汉语拼音:nǐ hǎo,Běijīng,lǜsè;〈书名〉《红楼梦》〖注〗〇九年…～·",
     "全角空格\u3000括号(一)【方头】{花}%#&*+-=@",
 ]
-# Real text has full-width punctuation, and now and then full-width letters and digits.
+# Real text has full-width punctuation, and occasionally full-width letters and digits.
 _FULL_WIDTH = {ord(c): ord(c) + 0xFEE0 for c in ",!?:;()"}
 _ALL_FULL_WIDTH = {c: c + 0xFEE0 for c in range(0x21, 0x7F)}
 CHINESE = [

@@ -59,14 +59,14 @@ class WordPieceTest(tf.test.TestCase):
                     self.assertIn(piece, came_from)
                 else:
                     self.assertEqual(came_from, piece, ascii(line))
-        self.assertGreater(unknown, 100)  # Or the lines would not try the limits.
+        self.assertGreater(unknown, 100)  # Otherwise the lines would not test the limits.
 
-    def test_a_trained_vocabulary_gives_the_references_ids_and_offsets(self):
+    def test_ids_and_offsets_of_a_trained_vocabulary_equal_the_references(self):
         for tokenizer in self.trained.values():
             with self.subTest(lowercase=tokenizer.lowercase):
                 self.check_against_reference(tokenizer)
 
-    def test_berts_vocabularies_give_the_references_ids_and_offsets(self):
+    def test_ids_and_offsets_of_berts_vocabularies_equal_the_references(self):
         if "TFZOO_DATA" not in os.environ:
             self.skipTest("TFZOO_DATA names no folder with vocab/bert-base-uncased/vocab.txt")
         for name, lowercase in (("uncased", True), ("cased", False), ("chinese", True), ("chinese", False)):
@@ -75,7 +75,7 @@ class WordPieceTest(tf.test.TestCase):
                 self.check_against_reference(WordPiece.from_file(path, lowercase))
 
     def test_every_character_of_unicode_3_2(self):
-        # Newer characters depend on the version of Unicode that a library was built with.
+        # Newer characters depend on the Unicode version that a library was built with.
         old = unicodedata.ucd_3_2_0
         others = {0x1734, 0x166D, 0x1885, 0x1886}  # Their categories have changed since.
         characters = [
@@ -104,10 +104,10 @@ class WordPieceTest(tf.test.TestCase):
         self.assertNotIn(tokenizer.unknown_id, short)
         self.assertEqual(long, unknown)
         self.assertEqual(split, short + tokenizer.tokenize([","]).to_list()[0] + short)
-        # Accents go before the limit counts.
+        # Accents are stripped before the limit is applied.
         self.assertNotIn(tokenizer.unknown_id, tokenizer.tokenize(["e\u0301" * 100]).to_list()[0])
 
-    def test_special_tokens_are_plain_text_unless_asked_for(self):
+    def test_special_tokens_are_plain_text_unless_requested(self):
         tokenizer = self.trained[True]
         ids = tokenizer.tokenize
         text = ["so [MASK]ing[MASK][CLS] it"]
@@ -120,7 +120,7 @@ class WordPieceTest(tf.test.TestCase):
         self.assertEqual(ids(text, special=("[MASK]",)).to_list()[0], so + mask + ing + mask + plain["[CLS]"] + it)
         self.assertEqual(ids(text, special=("[CLS]", "[MASK]")).to_list()[0], so + mask + ing + mask + cls + it)
 
-        # Nothing that is deleted makes or counterfeits one.
+        # Deleted characters neither complete nor imitate a special token.
         for fake in ("[MA\U0010fffdSK]", "[MA\0SK]", "[ma\U0010fffdsk]", "[mask]"):
             self.assertEqual(ids([fake], special=("[MASK]",)).to_list()[0], plain["[MASK]"], ascii(fake))
         for code in range(0x10FFF9, 0x10FFFE):
@@ -130,7 +130,7 @@ class WordPieceTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, r"'\[mask\]' is not one of"):
             ids(["a"], special=("[mask]",))
 
-    def test_asking_for_specials_agrees_with_the_reference(self):
+    def test_requested_special_tokens_agree_with_the_reference(self):
         for tokenizer in self.trained.values():
             oracle = reference(tokenizer.vocab, tokenizer.lowercase)
             oracle.add_special_tokens(["[MASK]"])
@@ -148,7 +148,7 @@ class WordPieceTest(tf.test.TestCase):
             b"\xef\xbb\xbfthe\xc0\x80 fox",
         ]
         broken += [b"fox \xf4\x90\x80\x80\xf0\x80\x80\x80 dog", b"\x80\x80 dog\xf8 fox"]
-        for text in broken:  # One by one: a single broken text in a batch sends all of it through the repair.
+        for text in broken:  # One by one, because one invalid text in a batch causes all of it to be repaired.
             decoded = text.decode("utf-8", "replace")
             got = [ragged.to_list() for ragged in tokenizer.tokenize_with_offsets([text])]
             want = [ragged.to_list() for ragged in tokenizer.tokenize_with_offsets([decoded])]
@@ -169,15 +169,15 @@ class WordPieceTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, r"shape \[N\]"):
             tokenizer.tokenize(tf.constant("no batch"))
 
-    def test_detokenize_goes_there_and_back(self):
+    def test_detokenize_round_trip(self):
         for tokenizer in self.trained.values():
             ids = tokenizer.tokenize(self.lines)
-            known = [row for row in ids.to_list() if tokenizer.unknown_id not in row]
-            self.assertGreater(len(known), 500)
-            texts = tokenizer.detokenize(tf.ragged.constant(known, dtype=tf.int32))
-            self.assertEqual(tokenizer.tokenize(texts).to_list(), known)
+            known_rows = [row for row in ids.to_list() if tokenizer.unknown_id not in row]
+            self.assertGreater(len(known_rows), 500)
+            texts = tokenizer.detokenize(tf.ragged.constant(known_rows, dtype=tf.int32))
+            self.assertEqual(tokenizer.tokenize(texts).to_list(), known_rows)
             decoder = tokenizers.decoders.WordPiece(cleanup=False)
-            for row, text in zip(known, texts.numpy()):
+            for row, text in zip(known_rows, texts.numpy()):
                 self.assertEqual(text.decode(), decoder.decode([tokenizer.vocab[i] for i in row]))
 
     def test_detokenize_drops_padding_and_frame(self):
@@ -243,7 +243,7 @@ class VocabularyTest(tf.test.TestCase):
         self.path.write_bytes("\r\n".join(self.vocab).encode())
         self.assertEqual(WordPiece.from_file(self.path, True).vocab, self.vocab)
 
-    def test_bad_vocabularies_name_the_file_and_the_line(self):
+    def test_invalid_vocabularies_name_the_file_and_the_line(self):
         good = [token.encode() for token in self.vocab]
         for content, message in (
             ([*good, b"a"], "line 11: token 'a' is already on line 6"),
@@ -265,7 +265,7 @@ class VocabularyTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, "^vocabulary, line 6: token 'a' is already on line 5"):
             WordPiece([*SPECIAL_TOKENS[:4], "a", "a"])
 
-    def test_configs_that_ask_for_something_else_are_refused(self):
+    def test_configs_that_are_not_supported_are_rejected(self):
         WordPiece(self.vocab).save(self.folder)
         path = self.folder / "tokenizer_config.json"
         good = json.loads(path.read_text())

@@ -32,31 +32,31 @@ def outcome(record):
 
 
 class MissingTest(tf.test.TestCase):
-    def test_a_missing_field_is_what_it_is_to_the_reference(self):
+    def test_a_missing_field_has_the_references_default(self):
         """Removes every field of every model_type in turn."""
         self.assertEqual({*GOLDEN}, {kind for kind in models.model_types() if config_fields._known(kind)["defaults"]})
-        told = 0
+        explicit = 0
         for kind, case in GOLDEN.items():
-            page, whole = models.page(models.model_types()[kind]), outcome(case["whole"])
-            self.assertEqual(outcome(case["record"]), whole, kind)
-            self.assertNotEqual(whole, "refused", kind)
+            page, complete = models.page(models.model_types()[kind]), outcome(case["whole"])
+            self.assertEqual(outcome(case["record"]), complete, kind)
+            self.assertNotEqual(complete, "refused", kind)
             for name, change in case["without"].items():
                 with self.subTest(kind, without=name):
                     self.assertNotEqual(change, "refused")
                     expected, record = case["whole"] | change, {k: v for k, v in case["record"].items() if k != name}
-                    found = outcome(record)
-                    self.assertEqual(found, outcome(expected))
-                    if found == "refused":  # Such as sizes that no longer fit each other.
+                    result = outcome(record)
+                    self.assertEqual(result, outcome(expected))
+                    if result == "refused":  # For example, sizes that are no longer consistent.
                         continue
-                    told += found != whole
+                    explicit += result != complete
                     config = decode(record)
                     own = page.decode_config(expected) if hasattr(page, "decode_config") else {}
                     for ours, theirs in page.CONFIG.items():
                         if ours not in own and expected.get(theirs) is not None:
                             self.assertEqual(config.resolved()[ours], huggingface._decode(ours, expected[theirs]))
-        self.assertGreater(told, 150)
+        self.assertGreater(explicit, 150)
 
-    def test_defaults_that_go_by_other_fields(self):
+    def test_defaults_that_depend_on_other_fields(self):
         for case, without, expected in (
             ("llama", "num_key_value_heads", dict(num_kv_heads=4)),
             ("llama", "head_dim", dict(head_dim=4)),
@@ -79,15 +79,15 @@ class MissingTest(tf.test.TestCase):
         self.assertEqual(huggingface._num_labels({"model_type": "bart"}), 3)
         self.assertEqual(huggingface._num_labels({"model_type": "mbart"}), 2)
 
-    def test_every_field_of_the_reference_is_read_or_known_to_change_nothing(self):
+    def test_every_field_of_the_reference_is_read_or_has_no_effect(self):
         for kind, case in GOLDEN.items():
             page = models.page(models.model_types()[kind])
             for name in set(case["record"]) - {"model_type"}:
                 if outcome(case["record"] | {name: "odd"}) != "refused" and not name.endswith("_token_id"):
                     ignored = {*config_fields.IGNORED, *getattr(page, "IGNORED", ())}
-                    if kind == "mt5":  # Whose classes never tie, whatever it says.
+                    if kind == "mt5":  # Classes that never tie, regardless of the config.
                         ignored.add("tie_word_embeddings")
-                    if kind.startswith("qwen"):  # Nothing but use_sliding_window gives it a meaning.
+                    if kind.startswith("qwen"):  # Only use_sliding_window gives it a meaning.
                         ignored.add("sliding_window")
                     self.assertIn(name, ignored, kind)
 
@@ -102,14 +102,14 @@ class SpellingTest(tf.test.TestCase):
         self.assertEqual(decode(older), decode(newer))
         scaling["type"] = scaling.pop("rope_type")
         self.assertEqual(decode(older | {"rope_scaling": scaling}), decode(newer))
-        self.assertEqual(decode(newer | older), decode(newer))  # Files that are meant for both.
+        self.assertEqual(decode(newer | older), decode(newer))  # Files that are intended for both.
         self.assertEqual(decode(older | {"rope_scaling": None}).rotary_scaling, {})
         gpt2 = record_of("gpt2")
         renamed = {dict(n_embd="hidden_size", n_layer="num_hidden_layers").get(k, k): v for k, v in gpt2.items()}
         self.assertEqual(decode(renamed), decode(gpt2))
         self.assertEqual(decode(renamed | {"n_embd": 16}), decode(gpt2))
 
-    def test_fields_that_change_nothing(self):
+    def test_fields_without_effect(self):
         extra = dict(_name_or_path="x", gradient_checkpointing=False, use_cache=False, chunk_size_feed_forward=3)
         extra |= dict(directionality="bidi", pooler_fc_size=768, classifier_dropout=0.3, max_length=30, nothing=None)
         extra |= dict(add_cross_attention=False, pruned_heads={}, is_decoder=None, sep_token_id=3)
@@ -129,7 +129,7 @@ class RefusedTest(tf.test.TestCase):
         self.assertNotIn("\n", message)
         self.assertRegex(message, words)
 
-    def test_fields_that_are_not_known(self):
+    def test_unknown_fields(self):
         self.refused("llama", r"sliding_window is 4, an unknown field for model_type llama", sliding_window=4)
         self.refused("llama", r"logits_scaling is 8.0, .* remove it", logits_scaling=8.0)
         self.refused("bert", r"layer_norm_epsilon is 0.1, .*did you mean layer_norm_eps", layer_norm_epsilon=0.1)
@@ -142,17 +142,17 @@ class RefusedTest(tf.test.TestCase):
             "llama", r"quantization_config declares quantised weights \('fp8'\).* unquantised weights",
             quantization_config={"quant_method": "fp8"},
         )  # fmt: skip
-        self.refused("llama", "quantization says that the weights are quantised", quantization={"bits": 4})
+        self.refused("llama", "quantization declares quantised weights", quantization={"bits": 4})
         self.refused("llama", "rope_interleaved is True", rope_interleaved=True)
 
     def test_fields_that_contradict_each_other(self):
         yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
-        self.refused("qwen2", "rope_scaling stands beside rope_parameters", rope_scaling=yarn)
+        self.refused("qwen2", "rope_scaling contradicts rope_parameters", rope_scaling=yarn)
         self.refused("llama", r"rope_theta is 500.0 and 10000.0; remove one", rope_theta=500.0)
         self.refused("gpt2", "hidden_size is 8 and n_embd is 16, but both name the same field", hidden_size=8)
         self.refused("bart", "num_hidden_layers is 7 and encoder_layers is 2", num_hidden_layers=7)
-        self.refused("t5_v1_1", "dense_act_fn is 'relu', and feed_forward_proj 'gated-gelu'", dense_act_fn="relu")
-        self.refused("marian", r"decoder_vocab_size is 9 and vocab_size 53", decoder_vocab_size=9)
+        self.refused("t5_v1_1", "dense_act_fn is 'relu', but feed_forward_proj is 'gated-gelu'", dense_act_fn="relu")
+        self.refused("marian", r"decoder_vocab_size is 9, but vocab_size is 53", decoder_vocab_size=9)
         self.refused("xlnet", r"d_head \(3\) times n_head", d_head=3)
         self.refused("bert", "layer_norm_eps is null; give it a value, or omit it for 1e-12", layer_norm_eps=None)
         self.refused("roberta", "pad_token_id is null", pad_token_id=None)
@@ -161,9 +161,9 @@ class RefusedTest(tf.test.TestCase):
         mixed = ["full_attention", "sliding_attention"]
         self.refused("qwen3", "layer_types has 'sliding_attention', .* have full_attention", layer_types=mixed)
         self.refused("mistral", "layer_types has 'full_attention', .* have sliding_attention", layer_types=mixed)
-        self.refused("qwen2", "layer_types has 1 items, and num_hidden_layers is 2", layer_types=["full_attention"])
+        self.refused("qwen2", "layer_types has 1 items, but num_hidden_layers is 2", layer_types=["full_attention"])
 
-    def test_rotary_scalings_that_cannot_be(self):
+    def test_invalid_rotary_scalings(self):
         for words, scaling in (
             ("unknown rope_type 'su'; use one of default, linear", dict(type="su")),
             ("has no factor, which must be a number", dict(type="linear")),
@@ -175,7 +175,7 @@ class RefusedTest(tf.test.TestCase):
              | dict(low_freq_factor=4.0)),
             ("short_factor has 1 values", dict(type="longrope", short_factor=[1.0], long_factor=[1.0, 2.0])),
             ("type 'linear' and the rope_type 'yarn'", dict(type="linear", rope_type="yarn", factor=2.0)),
-            ("dynamic scaling goes by max_position_embeddings", dict(type="dynamic", factor=2.0)
+            ("dynamic scaling uses max_position_embeddings", dict(type="dynamic", factor=2.0)
              | dict(original_max_position_embeddings=7)),
             ("full_attention .* is not a field of rope_type default", dict(full_attention=dict(rope_type="default"))),
             ("partial_rotary_factor is 0.5", dict(partial_rotary_factor=0.5)),

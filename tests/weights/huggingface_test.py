@@ -62,13 +62,13 @@ class LoadTest(FolderCase):
             for name, value in outputs.items():
                 self.assertAllEqual(value, expected[name])
 
-    def test_other_heads_begin_fresh_and_what_is_left_is_said(self):
+    def test_new_heads_and_unused_tensors_are_logged(self):
         with self.assertLogs("absl", "INFO") as logs:
             model, _ = tfzoo.load(GOLDEN / "bert", heads=("classify",), num_labels=4)
-        said = "\n".join(logs.output)
-        self.assertIn("newly initialised: classifier.weight, classifier.bias", said)
-        self.assertIn("cls.predictions.bias", said)
-        self.assertIn("in the file but not used", said)
+        logged = "\n".join(logs.output)
+        self.assertIn("newly initialised: classifier.weight, classifier.bias", logged)
+        self.assertIn("cls.predictions.bias", logged)
+        self.assertIn("in the file but not used", logged)
         outputs = model(TOKENS)
         self.assertEqual(outputs["classify_logits"].shape, (1, 4))
         self.assertAllEqual(outputs["pooled"], huggingface.load(GOLDEN / "bert")[0](TOKENS)["pooled"])
@@ -112,7 +112,7 @@ class LoadTest(FolderCase):
             self.assertAllEqual(again(TOKENS)["logits"], model(TOKENS)["logits"])
         self.assertEqual(json.loads((self.folder / "mistral_7b" / "config.json").read_text())["model_type"], "mistral")
 
-    def test_a_tokenizer_is_written_with_the_longest_text_unless_its_files_say_it(self):
+    def test_a_tokenizer_is_written_with_the_maximum_length_unless_its_files_specify_it(self):
         words = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnop"])
         for case, given, expected in (
             ("bert", {}, 16),
@@ -134,7 +134,7 @@ class LoadTest(FolderCase):
                 if given:
                     self.assertEqual(written, content)
 
-    def test_saving_refuses_what_would_lose_something(self):
+    def test_saving_rejects_what_would_be_lost(self):
         model, _ = huggingface.load(GOLDEN / "gpt2")
         (self.folder / "notes").write_text("mine")
         for arguments, message in (
@@ -163,7 +163,7 @@ class NamesTest(FolderCase):
             if models.page(family).WEIGHTS is not None
             for name in models.page(family).ARCHITECTURES
         } - {name for case in golden.values() for name in case["names"]}
-        self.assertEqual(missing, {"TransformerModel", "TransformerForConditionalGeneration"})  # Ours.
+        self.assertEqual(missing, {"TransformerModel", "TransformerForConditionalGeneration"})  # tfzoo's own.
         for kind, case in golden.items():
             page = models.page(models.model_types()[kind])
             prefix = getattr(page, "PREFIXES", {}).get(kind, page.PREFIX)
@@ -192,7 +192,7 @@ class NamesTest(FolderCase):
 
 
 class RefusedTest(FolderCase):
-    def test_a_table_of_positions_that_is_not_the_one_of_sines(self):
+    def test_a_table_of_positions_that_is_not_sinusoidal(self):
         folder = self.copy("pegasus", change={"model.decoder.embed_positions.weight": lambda table: table + 0.1})
         with self.assertRaisesRegex(UserError, "model.decoder.embed_positions.weight is not the sinusoidal table"):
             huggingface.load(folder)
@@ -205,7 +205,7 @@ class RefusedTest(FolderCase):
         for part in (str(folder), *parts):
             self.assertIn(part, message)
 
-    def test_tensors_that_do_not_fit(self):
+    def test_tensors_that_do_not_match(self):
         name = "bert.encoder.layer.1.output.dense.weight"
         self.refused(self.copy(drop=[name]), "missing tensors: " + name)
         self.refused(self.copy(change={"bert.surprise": np.zeros(3, np.float32)}), "unexpected tensors: bert.surprise")
@@ -215,7 +215,7 @@ class RefusedTest(FolderCase):
         self.refused(self.copy(change=other), "cls.predictions.decoder.weight", "differ")
         self.refused(self.copy(config={"num_hidden_layers": 1}), "1 encoder layers", "tensors have 2")
 
-    def test_configs_that_do_not_fit(self):
+    def test_configs_that_do_not_match(self):
         self.refused(self.copy(config={"model_type": "brt"}), "config.json", "'brt'", "did you mean bert")
         self.refused(self.copy(config={"architectures": ["BertForLove"]}), "BertForLove", "BertForMaskedLM")
         self.refused(self.copy(config={"position_embedding_type": "relative_key"}), "position_embedding_type")
@@ -242,7 +242,7 @@ class RefusedTest(FolderCase):
         self.refused(truncated, "model.safetensors", "truncated")
 
 
-# Loads a model of 200 MB, then refuses bad folders; prints how far memory grew, in bytes.
+# Loads a model of 200 MB, then tries bad folders; prints the growth of memory, in bytes.
 _FRESH = """
 import json, pathlib, sys
 import tensorflow as tf
@@ -273,10 +273,10 @@ print(json.dumps(grown))
 
 
 class MemoryTest(FolderCase):
-    def test_loading_needs_little_beyond_the_model_and_refusing_next_to_nothing(self):
+    def test_memory_of_loading_and_of_rejecting(self):
         sizes = dict(vocab_size=60000, hidden_size=512, num_layers=6, num_heads=8, intermediate_size=2048)
         large = self.folder / "large"
-        with nn.zero_initializers():  # To draw 50 million numbers takes seconds.
+        with nn.zero_initializers():  # Drawing 50 million numbers takes seconds.
             model = tfzoo.build("bert_small", **sizes, heads=("lm",))
         size = sum(int(np.prod(v.shape)) * 4 for v in model.variables)
         tfzoo.save(model, large)
@@ -295,12 +295,12 @@ class MemoryTest(FolderCase):
 
 
 class TablesTest(tf.test.TestCase):
-    def test_a_gap_in_a_page_is_our_bug_and_named(self):
+    def test_a_gap_in_a_page_is_an_internal_error_and_named(self):
         model, _ = huggingface.load(GOLDEN / "gpt2")
         with self.assertRaisesRegex(KeyError, "0 entries for gpt2/decoder/"):
             table.slots({"transformer.wte": "decoder/embeddings/tokens"}, model)
 
-    def test_every_case_of_the_reference_is_there(self):
+    def test_every_case_of_the_reference_exists(self):
         self.assertGreater(len(parity.cases(GOLDEN)), 40)
 
 

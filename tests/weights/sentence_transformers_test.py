@@ -53,7 +53,7 @@ class FolderCase(tf.test.TestCase):
 
 
 class VectorsTest(FolderCase):
-    def test_they_are_the_librarys_with_every_prompt_and_whatever_is_padded(self):
+    def test_vectors_equal_the_librarys_with_every_prompt_and_any_padding(self):
         for case in CASES:
             golden = np.load(GOLDEN / case / "golden.npz")
             model, tokenizer = tfzoo.load(GOLDEN / case)
@@ -67,7 +67,7 @@ class VectorsTest(FolderCase):
 
     def test_every_pooling_in_the_older_spelling_and_the_newer(self):
         golden = np.load(GOLDEN / "roberta" / "golden.npz")
-        drop = ("config_sentence_transformers.json",)  # And with it the prompts.
+        drop = ("config_sentence_transformers.json",)  # Including the prompts.
         for mode, (ours, flag) in sentence_transformers._POOLINGS.items():
             for fields in ({"pooling_mode": None, flag: True}, {"pooling_mode": mode}):
                 fields["include_prompt"] = None
@@ -77,7 +77,7 @@ class VectorsTest(FolderCase):
             self.assertAllClose(got, golden[f"modes/{mode}"], rtol=0, atol=2e-6, msg=mode)
         self.assertCountEqual([ours for ours, _ in sentence_transformers._POOLINGS.values()], POOLINGS)
 
-    def test_flags_put_vectors_in_their_own_order_and_none_is_the_mean(self):
+    def test_flags_define_the_order_of_vectors_and_no_flag_is_the_mean(self):
         flags = {flag: True for _, flag in sentence_transformers._POOLINGS.values()}
         for fields, pooling in (
             (dict(reversed(flags.items())), ("first", "max", "mean", "mean_sqrt_len", "weighted_mean", "last")),
@@ -103,7 +103,7 @@ class VectorsTest(FolderCase):
         self.assertEqual(half(reading.inputs)["embedding"].dtype, "float32")
         self.assertAllClose(half(reading.inputs)["embedding"], model(reading.inputs)["embedding"], rtol=0, atol=0.05)
 
-    def test_any_encoder_makes_vectors(self):
+    def test_any_encoder_can_embed(self):
         plain = self.copy("bert", drop=("modules.json",))
         model, tokenizer = tfzoo.load(plain, heads=("embed",), embed=EmbeddingConfig(layers=("normalize",)))
         got = tfzoo.embed_texts(model, "the function", tokenizer)
@@ -118,7 +118,7 @@ class VectorsTest(FolderCase):
         with self.assertRaisesRegex(UserError, "has no tokenizer"):
             tfzoo.embed_texts(model, "a", None)
         other, _ = tfzoo.load(GOLDEN / "bert", heads=("classify",))
-        self.assertEqual(other.head_names, ("classify",))  # What embeds is left.
+        self.assertEqual(other.head_names, ("classify",))  # The embedding modules are not used.
 
     def test_prompts(self):
         record = SentenceRecord(prompts={"query": "query: ", "to": "to: "}, default_prompt_name="to")
@@ -133,7 +133,7 @@ class VectorsTest(FolderCase):
         self.assertAllClose(own, golden["vectors/query"], rtol=0, atol=2e-6)
         self.assertNotAllClose(tfzoo.embed_texts(model, texts, tokenizer, prompt=""), own, atol=1e-2)
 
-    def test_lower_case_is_that_of_each_character(self):
+    def test_each_character_is_lower_cased_by_itself(self):
         text = "ΑΣ İI ẞÉ Ω K (東) Ǆ ﬁ ᾼ 𝐀 𐐀"
         self.assertEqual(lowered(tf.constant([text]))[0].numpy().decode(), "".join(map(str.lower, text)))
 
@@ -150,16 +150,16 @@ class VectorsTest(FolderCase):
 
 
 class SavedTest(FolderCase):
-    def test_what_is_read_is_written(self):
+    def test_what_is_read_is_written_again(self):
         for case in CASES:
             golden = np.load(GOLDEN / case / "golden.npz")
             model, tokenizer = tfzoo.load(GOLDEN / case)
             tfzoo.save(model, self.folder / case, tokenizer)
-            again, its_tokenizer = tfzoo.load(self.folder / case)
+            again, loaded_tokenizer = tfzoo.load(self.folder / case)
             self.assertEqual(again.embed, model.embed)
             for field in ("max_length", "lowercase", "prompts", "default_prompt_name", "similarity"):
                 self.assertEqual(getattr(again.record.sentence, field), getattr(model.record.sentence, field))
-            self.assertAllEqual(vectors(again, its_tokenizer, golden, ""), vectors(model, tokenizer, golden, ""))
+            self.assertAllEqual(vectors(again, loaded_tokenizer, golden, ""), vectors(model, tokenizer, golden, ""))
             read = [
                 {
                     re.sub(r"^(bert|roberta|transformer)\.", "", name)  # A bare model's names may have it or not.
@@ -169,7 +169,7 @@ class SavedTest(FolderCase):
                 for folder in (GOLDEN / case, self.folder / case)
             ]
             self.assertEqual(*read)
-            tfzoo.save(again, self.folder / f"{case}_again", its_tokenizer)
+            tfzoo.save(again, self.folder / f"{case}_again", loaded_tokenizer)
             for path in filter(pathlib.Path.is_file, (self.folder / case).rglob("*")):
                 other = self.folder / f"{case}_again" / path.relative_to(self.folder / case)
                 self.assertEqual(path.read_bytes(), other.read_bytes(), path)
@@ -225,7 +225,7 @@ class SavedTest(FolderCase):
 
 
 class RefusedTest(FolderCase):
-    def test_what_is_not_known_is_named(self):
+    def test_unknown_settings_are_named(self):
         def module(i, **fields):
             entries = json.loads((GOLDEN / "bert" / "modules.json").read_text())
             entries[i] |= fields
@@ -284,12 +284,12 @@ class RefusedTest(FolderCase):
                 {"2_Dense/config.json": {"module_input_name": "token_embeddings"}},
                 "module_input_name is 'token_embeddings'",
             ),
-            ({"3_Normalize/config.json": {"p": 1}}, "3_Normalize/config.json: p is 1, a field of Normalize"),
+            ({"3_Normalize/config.json": {"p": 1}}, "3_Normalize/config.json: p is 1, an unknown field of Normalize"),
             ({texts: {"max_seq_length": 0}}, f"{texts}: max_seq_length is 0"),
-            ({texts: {"query_length": 32}}, "query_length is 32, a field of Transformer that tfzoo does not know"),
+            ({texts: {"query_length": 32}}, "query_length is 32, an unknown field of Transformer"),
             ({texts: {"model_args": {"dtype": "float16"}}}, "model_args is {'dtype': 'float16'}"),
             ({texts: {"transformer_task": "fill-mask"}}, "transformer_task is 'fill-mask'"),
-            ({texts: {"modality_config": {"image": {}}}}, "modality_config has image as {}"),
+            ({texts: {"modality_config": {"image": {}}}}, "modality_config has image: {}"),
             (
                 {prompts: {"model_type": "SparseEncoder"}},
                 "model_type is 'SparseEncoder', not one of SentenceTransformer",
@@ -308,7 +308,7 @@ class RefusedTest(FolderCase):
                 self.assertIn(part, str(caught.exception))
             self.assertNotIn("\n", str(caught.exception))
 
-    def test_a_missing_tensor_is_no_fresh_head(self):
+    def test_a_missing_tensor_is_not_newly_initialised(self):
         folder = self.copy("bert", {"4_Dense/config.json": {"bias": True}})
         with self.assertRaisesRegex(UserError, "4_Dense: has no tensor linear.bias, contrary to its config.json"):
             tfzoo.load(folder, heads=("embed", "tag"))

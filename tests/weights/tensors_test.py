@@ -84,11 +84,11 @@ class Folders(unittest.TestCase):
 
 
 class RoundTripTest(Folders):
-    def test_ours_is_what_the_library_writes(self):
+    def test_written_bytes_equal_the_librarys(self):
         write_folder(self.folder, sources(samples()))
         path = self.folder / "model.safetensors"
         self.assertEqual(path.read_bytes(), safetensors.numpy.save(samples(), {"format": "pt"}))
-        # Not load_file, which has no float8.
+        # Not load_file, which does not support float8.
         for name, read in safetensors.deserialize(path.read_bytes()):
             array = samples()[name]
             self.assertEqual(tuple(read["shape"]), array.shape)
@@ -97,7 +97,7 @@ class RoundTripTest(Folders):
         with open_folder(self.folder) as tensors:
             self.assert_same({name: tensors.read(name) for name in tensors.names}, samples())
 
-    def test_the_librarys_files_are_read(self):
+    def test_files_written_by_the_library_are_read(self):
         arrays = samples()
         safetensors.numpy.save_file(arrays, self.folder / "anything", {"format": "np"})
         with open_file(self.folder / "anything") as tensors:
@@ -161,7 +161,7 @@ class RoundTripTest(Folders):
             self.assertEqual([(start, rows.shape) for start, rows in tensors.chunks("none")], [(0, (0, 3))])
             tensors_lib.CHUNK_BYTES = 1
             self.assertEqual([(start, len(rows)) for start, rows in tensors.chunks("wide")], [(0, 1), (1, 1)])
-        np.testing.assert_array_equal(chunks[-1][1], array[20:])  # Still there after closing.
+        np.testing.assert_array_equal(chunks[-1][1], array[20:])  # Still available after closing.
         with self.assertRaisesRegex(ValueError, "closed"):
             tensors.read("x")
 
@@ -183,12 +183,12 @@ class RoundTripTest(Folders):
             np.testing.assert_array_equal(tensors.read("x"), [1.5, 2.5])
             np.testing.assert_array_equal(tensors.read("y"), np.ones(3))
 
-    def test_writer_asks_once_and_checks(self):
-        asked = []
-        x = ("x", (2, 3), "F32", lambda: asked.append("x") or np.asfortranarray(np.ones((2, 3), np.float32)))
-        y = ("y", (4,), "F32", lambda: asked.append("y") or np.zeros(4, np.float32))
+    def test_the_writer_requests_each_array_once_and_checks_it(self):
+        requested = []
+        x = ("x", (2, 3), "F32", lambda: requested.append("x") or np.asfortranarray(np.ones((2, 3), np.float32)))
+        y = ("y", (4,), "F32", lambda: requested.append("y") or np.zeros(4, np.float32))
         write_folder(self.folder, iter([x, y]), metadata={})
-        self.assertEqual(asked, ["x", "y"])
+        self.assertEqual(requested, ["x", "y"])
         self.assert_same(
             safetensors.numpy.load_file(self.folder / "model.safetensors"),
             dict(x=np.ones((2, 3), np.float32), y=np.zeros(4, np.float32)),
@@ -207,7 +207,7 @@ class RoundTripTest(Folders):
 
 ONE = {"x": tensor()}
 
-# name -> (bytes, what the message says)
+# name -> (bytes, the expected message)
 BAD_FILES = {
     "empty": (b"", "is empty; .*damaged"),
     "short": (b"\x01\x00", r"header should have 1 bytes, but the whole file has 2"),
@@ -295,7 +295,7 @@ BAD_FILES = {
 
 
 class BadFileTest(Folders):
-    def test_each_is_refused_by_name(self):
+    def test_each_is_rejected_by_name(self):
         for name, (data, message) in BAD_FILES.items():
             with self.subTest(name):
                 path = self.write("weights of any name", data)
@@ -320,7 +320,7 @@ class BadFileTest(Folders):
     def test_not_finite(self):
         for dtype in ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"):
             for value in (np.nan, -np.nan) if dtype == "F8_E4M3" else (np.nan, -np.nan, np.inf, -np.inf):
-                # The largest finite value of either sign passes.
+                # The largest finite value of either sign is accepted.
                 numpy_dtype = tensors_lib.DTYPES[dtype]
                 largest = ml_dtypes.finfo(numpy_dtype).max
                 array = np.full((300, 2000), largest, numpy_dtype)
@@ -422,7 +422,7 @@ class BadIndexTest(Folders):
 
 class FuzzTest(Folders):
     def attempt(self, data: bytes) -> bool:
-        (self.folder / "x").unlink(missing_ok=True)  # Some file systems flush a file that is written anew.
+        (self.folder / "x").unlink(missing_ok=True)  # Some file systems flush a rewritten file.
         try:
             with open_file(self.write("x", data)) as tensors:
                 for name in tensors.names:
@@ -450,7 +450,7 @@ class FuzzTest(Folders):
             self.attempt(bytes(flipped))
         for _ in range(200):
             first, last = sorted(chance.sample(range(8, header), 2))
-            text = good[8:first] + good[last:header]  # A piece left out, the length mended.
+            text = good[8:first] + good[last:header]  # A piece omitted, and the length corrected.
             self.attempt(pack(text, good[header:]))
 
 
@@ -482,7 +482,7 @@ print(total, opening, chunks, copied)
 
 @unittest.skipUnless(sys.platform == "linux", "reads /proc")
 class MemoryTest(Folders):
-    def test_chunks_do_not_pile_up(self):
+    def test_chunks_do_not_accumulate(self):
         for name, rows in (("large", 16384), ("small", 1)):
             (self.folder / name).mkdir()
             source = ("x", (rows, 1024), "F32", lambda rows=rows: np.ones((rows, 1024), np.float32))
@@ -496,11 +496,11 @@ class MemoryTest(Folders):
         self.assertLess(copied, 64 + 16 + 8)
         self.assertGreater(copied, 64)
 
-    def test_a_hostile_header_takes_little(self):
+    def test_a_hostile_header_uses_little_memory(self):
         path = self.write("x", pack(b'{"x":[' + b"{}," * 2_000_000 + b"1]}"))
         code = (
             "import sys; from tfzoo import errors; from tfzoo.weights import safetensors_files\n"
-            # Not ru_maxrss, which begins at what the process had that started this one. In KiB.
+            # Not ru_maxrss, which starts at the value of the parent process. In KiB.
             "peak = lambda: int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])\n"
             "before = peak()\n"
             "try: safetensors_files.open_file(sys.argv[1])\n"
@@ -558,7 +558,7 @@ class HDF5Test(Folders):
         self.write("model.weights.json", json.dumps({"weight_map": {"/a/vars": "../x.h5"}}).encode())
         self.refused("a plain file name", open_h5, self.folder)
 
-    def test_what_keras_does_not_write_is_refused(self):
+    def test_what_keras_does_not_write_is_rejected(self):
         other = self.folder / "other.h5"
         self.write_h5(lambda file: file.create_dataset("x", data=np.ones(4, np.float32)), other)
 
@@ -605,7 +605,7 @@ class HDF5Test(Folders):
                 self.write_h5(fill)
                 self.refused(f"model.weights.h5: .*{message}", open_h5, self.path)
 
-    def test_other_files_are_refused(self):
+    def test_other_files_are_rejected(self):
         for data, message in (
             (b"\x80\x04" + bytes(99), "is a pickle"),
             (b"PK\3\4" + bytes(99), "is a zip archive"),

@@ -80,7 +80,7 @@ class _Dict:
 class _Namespace(jinja2.utils.Namespace):
     """`namespace` without Python's own attributes."""
 
-    def __init__(*args, **kwargs):  # So that an attribute may be called self.
+    def __init__(*args, **kwargs):  # `self` is not a named parameter, so that an attribute can be called self.
         self, *others = args
         attributes = dict(*others, **kwargs)
         for name in attributes:
@@ -101,7 +101,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """Compiles templates that render to `Text`."""
 
     code_generator_class = _Compiler
-    # What compiled templates call.
+    # Functions that compiled templates call.
     concat = staticmethod(joined)  # type: ignore[assignment]
     own = staticmethod(own)
     shown = staticmethod(shown)
@@ -110,7 +110,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            optimized=False,  # Literals stay apart.
+            optimized=False,  # Keeps literals separate.
             extensions=[_Generation, "jinja2.ext.loopcontrols"],
         )
         self.filters |= {"tojson": _tojson, "join": _join, "string": shown}

@@ -15,13 +15,13 @@ import jinja2.nodes
 import jinja2.runtime
 import markupsafe
 
-OWN, USER, UNKNOWN = 0, 1, 2  # The template's, a user's; one of the two.
+OWN, USER, UNKNOWN = 0, 1, 2  # The template's; a user's; unknown, one of the two.
 LONGEST = 1 << 26
-GENERATED = 4  # Beside them: it stands in {% generation %}.
+GENERATED = 4  # A further bit: the character is inside {% generation %}.
 _GENERATED = bytes(kind | GENERATED for kind in range(256))
-# Marks that stay what they are in whatever a filter makes of a text: they are printed, and have no case.
+# Characters that no filter changes: they are printable and have no case.
 _MARKS = [chr(code) for code in range(0x2801, 0x2900)]
-# Of these it does not matter who wrote them.
+# Values for which it does not matter who wrote them.
 _SCALARS = (bool, int, float, type(None), jinja2.Undefined)
 _ITERATORS = (types.GeneratorType, reversed)
 _RUN = re.compile(rb"(?s)(.)\1*")
@@ -72,7 +72,7 @@ class Text(str):
 
     def replace(self, old: str, new: str, count: Any = -1) -> "Text":
         text = str.replace(self, old, new, count)
-        if not old:  # Between all characters.
+        if not old:  # Inserts between all characters.
             return Text(text)
         return Text(text, who(new).join(map(who, self.split(old, count))))
 
@@ -113,12 +113,12 @@ class Text(str):
 
         Between two pieces there are `gap` characters; None means white space, with which no piece begins.
         """
-        found, place = list[str](), 0
+        located, place = list[str](), 0
         for piece in pieces:
             start = place if gap is not None else self.index(piece, place)
-            found.append(self[start : start + len(piece)])
+            located.append(self[start : start + len(piece)])
             place = start + len(piece) + (gap or 0)
-        return found
+        return located
 
 
 def _followed(name: str) -> Callable:
@@ -188,20 +188,20 @@ def traced(function: Callable, *args, **kwargs) -> Any:
     The function is called a second time, with marks around all text that the template did not write. If the result is
     the same text with marks, the marks give the provenance.
     """
-    once = [isinstance(value, _ITERATORS) for value in args]  # They can be read once.
-    args = tuple(list(value) if read else value for value, read in zip(args, once, strict=True))
+    is_iterator = [isinstance(value, _ITERATORS) for value in args]  # These can be read only once.
+    args = tuple(list(value) if read else value for value, read in zip(args, is_iterator, strict=True))
 
-    def call(values, named):
-        return function(*[iter(x) if read else x for x, read in zip(values, once, strict=True)], **named)
+    def call(values, keywords):
+        return function(*[iter(x) if read else x for x, read in zip(values, is_iterator, strict=True)], **keywords)
 
     result = call(args, kwargs)
     if type(result) is not str and not (isinstance(result, Text) and any(kind & UNKNOWN for kind in who(result))):
         return result
     try:
         marks = _Marks([*args, *kwargs.values(), result])
-        again = call(map(marks.put, args), {name: marks.put(value) for name, value in kwargs.items()})
-        return marks.take(again, result)
-    except Exception:  # It took the text, if not the marks: nobody knows.
+        marked = call(map(marks.put, args), {name: marks.put(value) for name, value in kwargs.items()})
+        return marks.take(marked, result)
+    except Exception:  # The function accepted the text but not the marks, so the provenance is unknown.
         return Text(result, who(result))
 
 
@@ -235,7 +235,7 @@ class _Marks:
             return type(value)([self.put(item) for item in value])
         if isinstance(value, (*_SCALARS, *_CONTEXTS)):
             return value
-        raise TypeError(type(value))  # What texts are in it is not known.
+        raise TypeError(type(value))  # The texts in it are not known.
 
     def take(self, marked: Any, text: str) -> Text:
         """Returns `text` with its provenance if `marked` is the same text with marks; otherwise unchanged."""

@@ -24,10 +24,10 @@ from tfzoo.text.template import DEFAULT, TEMPLATE_FILE, read_chat_templates
 
 Encode = Callable[..., list[list[int]]]
 _TOOL_USE = "tool_use"
-# What a message's reasoning is called; the first is what most templates read.
+# Names of a message's reasoning field; most templates read the first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_END = "CONTINUE_FINAL_MESSAGE_TAG "  # As transformers has it: a template may look at the text that it ends.
-_STRANGE = "\U000f0000"  # No vocabulary has it.
+_END = "CONTINUE_FINAL_MESSAGE_TAG "  # As in transformers: a template may inspect the text that this ends.
+_STRANGE = "\U000f0000"  # No vocabulary contains it.
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -61,7 +61,7 @@ class ChatTemplate:
         for name, text in sources.items():
             try:
                 self._templates[name] = environment.from_string(text)
-            except Exception as error:  # Also what Python's own compiler cannot do.
+            except Exception as error:  # Including what Python's own compiler cannot do.
                 line = getattr(error, "lineno", None) if isinstance(error, jinja2.TemplateError) else None
                 raise UserError(
                     f"{self._where[name]}{f', line {line}' if line else ''}: is not a template ({one_line(error)}); "
@@ -85,14 +85,14 @@ class ChatTemplate:
         Raises:
           UserError: there is no template, or it cannot be read.
         """
-        found = read_chat_templates(folder)
-        if not found:
+        templates = read_chat_templates(folder)
+        if not templates:
             raise UserError(
                 f"{folder}: has no chat template ({TEMPLATE_FILE}, or chat_template in {CONFIG_FILE}); use --prompt, "
                 "or add the model's own"
             )
-        sources = {name: source for name, (_, source) in found.items()}
-        return cls(sources, tokenizer, encode, {name: str(path) for name, (path, _) in found.items()})
+        sources = {name: source for name, (_, source) in templates.items()}
+        return cls(sources, tokenizer, encode, {name: str(path) for name, (path, _) in templates.items()})
 
     def ids(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool | None = None, **how) -> list[int]:
         """Returns the ids of a conversation; arguments and errors are those of `text`.
@@ -119,9 +119,9 @@ class ChatTemplate:
             raise UserError("continue_final_message: a mask requires a complete conversation; omit it")
         if not re.search(r"\{%[-+]?\s*generation\b", self._sources[self._choose(**how)]):
             raise UserError(f"{where}: has no {{% generation %}}, so there is no mask; put it around assistants' texts")
-        found = self._found(text, where)
-        ids = self._ids(text, found, where)
-        return ids, self._mask(text, found, ids, where)
+        ranges = self._found(text, where)
+        ids = self._ids(text, ranges, where)
+        return ids, self._mask(text, ranges, ids, where)
 
     def text(
         self,
@@ -189,7 +189,7 @@ class ChatTemplate:
         if continue_final_message:
             field = continue_final_message if isinstance(continue_final_message, str) else "content"
             ended = _leave_open(conversation, field, self._sources[name], where)
-        known: dict[str, Any] = {
+        context: dict[str, Any] = {
             **self._names,
             **{key: _named(value, key) for key, value in variables.items()},
             "messages": conversation,
@@ -198,10 +198,10 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            text = self._templates[name].render(known)
+            text = self._templates[name].render(context)
         except Refused as error:
             raise UserError(f"{where}: rejects the conversation: {one_line(error)}") from None
-        except Exception as error:  # A program of others', which may do anything wrong.
+        except Exception as error:  # The template is a third-party program, which may fail in any way.
             raise UserError(f"{where}: fails with {type(error).__name__}: {one_line(error)}") from None
         text = joined([text])
         return (text if ended is None else _cut(text, ended, where)), where
@@ -212,33 +212,33 @@ class ChatTemplate:
         Raises:
           UserError: the provenance of one cannot be determined.
         """
-        found = self._written(text, USER)
-        if found != (sure := self._written(text, USER | UNKNOWN)):
-            start, end = min({*found} ^ {*sure})
+        ranges = self._written(text, USER)
+        if ranges != (unquestioned := self._written(text, USER | UNKNOWN)):
+            start, end = min({*ranges} ^ {*unquestioned})
             raise UserError(
                 f"{where}: transforms texts so that {text[start:end]!r} may be the template's own or a message's; "
                 "remove it from the messages"
             )
-        return found
+        return ranges
 
     def _written(self, text: Text, others: int) -> list[tuple[int, int]]:
         """Returns the ranges of special tokens none of whose characters has a provenance in `others`."""
         flags = who(text).translate(bytes(int(bool(kind & others)) for kind in range(256)))
-        # A text that is another's takes no part: it neither makes a special token nor unmakes one.
+        # Text by others is skipped: it can neither form a special token nor break one up.
         return [
-            (found.start(), found.end())
+            (match.start(), match.end())
             for run in re.finditer(rb"\0+", flags)
-            for found in self._pattern.finditer(str.__str__(text), run.start(), run.end())
+            for match in self._pattern.finditer(str.__str__(text), run.start(), run.end())
         ]
 
-    def _ids(self, text: Text, found: Sequence[tuple[int, int]], where: str) -> list[int]:
+    def _ids(self, text: Text, ranges: Sequence[tuple[int, int]], where: str) -> list[int]:
         plain = str.__str__(text)
-        names = [plain[start:end] for start, end in found]
-        if [each.span() for each in self._pattern.finditer(plain)] == found:
+        names = [plain[start:end] for start, end in ranges]
+        if [match.span() for match in self._pattern.finditer(plain)] == ranges:
             ids = self._tokens(plain, names)
             if not self._more(ids, names):
                 return ids
-        return self._apart(plain, found, names, where)
+        return self._apart(plain, ranges, names, where)
 
     def _tokens(self, text: str, special: Sequence[str] = ()) -> list[int]:
         return list(self._encode([text], tuple(sorted({*special})))[0]) if special else list(self._encode([text])[0])
@@ -249,22 +249,22 @@ class ChatTemplate:
         This can happen because a tokenizer may search for special tokens in texts that it has rewritten.
         """
         special = set(self._special.values()) - {self._unknown}
-        more = collections.Counter(i for i in ids if i in special)
-        more -= collections.Counter(self._special[name] for name in names)
-        # What it makes of text that it does not know is no sign of them.
-        return bool(more) and not {*more} <= {*self._tokens(_STRANGE)}
+        counts = collections.Counter(i for i in ids if i in special)
+        counts -= collections.Counter(self._special[name] for name in names)
+        # Ids that the tokenizer gives to text it does not know do not indicate special tokens.
+        return bool(counts) and not {*counts} <= {*self._tokens(_STRANGE)}
 
-    def _apart(self, text: str, found: Sequence[tuple[int, int]], names: Sequence[str], where: str) -> list[int]:
+    def _apart(self, text: str, ranges: Sequence[tuple[int, int]], names: Sequence[str], where: str) -> list[int]:
         """Returns the ids of a text in which the names of special tokens also occur as text."""
         ids = list[int]()
-        borders = [(0, 0), *found, (len(text), len(text))]
-        begun = 0  # What stands before it is tokenized.
+        borders = [(0, 0), *ranges, (len(text), len(text))]
+        done = 0  # Text before this index has been tokenized.
         for i, ((_, start), (end, _)) in enumerate(zip(borders, borders[1:], strict=False)):
             if self._pattern.search(text, start, end):
-                ids += self._tokens(text[begun:start], names) if begun < start else []
+                ids += self._tokens(text[done:start], names) if done < start else []
                 ids += self._plain(text[start:end], names[i - 1] if i else "", names[i] if i < len(names) else "")
-                begun = end
-        ids += self._tokens(text[begun:], names) if begun < len(text) else []
+                done = end
+        ids += self._tokens(text[done:], names) if done < len(text) else []
         if self._more(ids, names):
             raise UserError(f"{where}: the tokenizer reads a message's text as special tokens; remove them from it")
         return ids
@@ -273,9 +273,9 @@ class ChatTemplate:
         """Returns the ids of plain text between two special tokens, one or both of which may be absent."""
         text = text.lstrip() if before and self._takes_spaces(before)[1] else text
         text = text.rstrip() if after and self._takes_spaces(after)[0] else text
-        # Behind a special token, where no text begins.
-        others = (name for name in self._special if before and name not in text and not self._takes_spaces(name)[1])
-        lead = next(others, None)
+        # Tokenized after a special token, because no text begins here.
+        candidates = (name for name in self._special if before and name not in text and not self._takes_spaces(name)[1])
+        lead = next(candidates, None)
         if not text or lead is None:
             return self._tokens(text) if text else []
         return self._tokens(lead + text, [lead])[1:]
@@ -283,17 +283,17 @@ class ChatTemplate:
     def _takes_spaces(self, name: str) -> tuple[bool, bool]:
         """Returns whether a special token includes the spaces before it, and those after it."""
         if name not in self._taking:
-            near, left, right = self._encode([f"x{name}x", f"x {name}x", f"x{name} x"], (name,))
-            self._taking[name] = left == near, right == near
+            without, left, right = self._encode([f"x{name}x", f"x {name}x", f"x{name} x"], (name,))
+            self._taking[name] = left == without, right == without
         return self._taking[name]
 
-    def _mask(self, text: Text, found: Sequence[tuple[int, int]], ids: Sequence[int], where: str) -> list[int]:
+    def _mask(self, text: Text, ranges: Sequence[tuple[int, int]], ids: Sequence[int], where: str) -> list[int]:
         """Returns 1 for each id of which at least one character was generated, else 0."""
         plain, flags = str.__str__(text), [kind & GENERATED for kind in who(text)]
-        tokens = self._located(plain, {plain[start:end] for start, end in found})
-        if [i for i, _, _ in tokens] != ids:  # Where users' texts name special tokens.
+        tokens = self._located(plain, {plain[start:end] for start, end in ranges})
+        if [i for i, _, _ in tokens] != ids:  # This is the case if users' texts contain names of special tokens.
             tokens, place = [], 0
-            for start, end in [*found, (len(plain), len(plain))]:
+            for start, end in [*ranges, (len(plain), len(plain))]:
                 tokens += [(i, place + begin, place + stop) for i, begin, stop in self._located(plain[place:start])]
                 tokens += [(self._special[plain[start:end]], start, end)] if start < end else []
                 place = end
@@ -303,8 +303,8 @@ class ChatTemplate:
 
     def _located(self, text: str, special: Collection[str] = ()) -> list[tuple[int, int, int]]:
         """Returns the ids of a text with their starts and ends."""
-        found = self._tokenizer.tokenize_with_offsets(_utf8([text]), tuple(sorted(special)))
-        return list(zip(*(x.to_list()[0] for x in found), strict=True))
+        ragged = self._tokenizer.tokenize_with_offsets(_utf8([text]), tuple(sorted(special)))
+        return list(zip(*(x.to_list()[0] for x in ragged), strict=True))
 
 
 def answer(parts: Sequence[tuple[str, bool]]) -> str:
@@ -320,19 +320,19 @@ def _conversation(messages) -> list[dict[str, Any]]:
     """Returns messages in the form that templates receive."""
     if not messages:
         raise UserError("messages: is empty; give at least one")
-    found = []
+    conversation = []
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise UserError(f"messages[{i}]: is {message!r}, not an object with role and content; correct it")
-        kept = {
+        fields = {
             _data(key, where := f"messages[{i}].{key}"): _named(value, where) if key == "role" else _data(value, where)
             for key, value in message.items()
             if value is not None
         }
-        if (thought := next((kept[name] for name in _REASONING if name in kept), None)) is not None:
-            kept = {"thinking": thought, **kept, "reasoning_content": thought}
-        found.append(kept)
-    return found
+        if (thought := next((fields[name] for name in _REASONING if name in fields), None)) is not None:
+            fields = {"thinking": thought, **fields, "reasoning_content": thought}
+        conversation.append(fields)
+    return conversation
 
 
 def _data(value: Any, where: str) -> Any:
@@ -370,8 +370,8 @@ def _leave_open(conversation: list[dict[str, Any]], field: str, source: str, whe
     ended = last.get(field)
     fields = [name for name in _REASONING if last.get(name) == ended] if field in _REASONING else [field]
     if ended is None or not any(name in source for name in fields):
-        what = "the last message does not have it" if ended is None else f"{where} does not read it"
-        raise UserError(f"continue_final_message: {field}: {what}; specify a field to continue")
+        problem = "the last message does not have it" if ended is None else f"{where} does not read it"
+        raise UserError(f"continue_final_message: {field}: {problem}; specify a field to continue")
     if isinstance(ended, list):
         block = next((x for x in reversed(ended) if isinstance(x, dict) and isinstance(x.get("text"), str)), None)
         if block is None:
@@ -390,7 +390,7 @@ def _cut(text: Text, ended: str, where: str) -> Text:
     place = text.rfind(_END.strip())
     if place < 0 or ended.strip() not in text:
         raise UserError(f"continue_final_message: {where} omits part or all of the last message; drop the option")
-    # Spaces that it took from the end of the message are not to stand before what follows either.
+    # Spaces that the template stripped from the end of the message must not precede what follows either.
     return text[:place] if text.startswith(_END, place) else text[:place].rstrip()
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tfzoo.text.tokenizer import Tokenizer
 
 __all__ = ["SPECIAL_TOKENS", "SPLIT_PATTERNS", "find", "load"]
-_NO_LIMIT = 10**9  # transformers writes 10^30 where there is none.
+_NO_LIMIT = 10**9  # transformers writes 10^30 for no limit.
 
 
 def find(folder: str | os.PathLike) -> str | None:
@@ -115,14 +115,14 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
             cache.write(key, tokenizer_json.pack(content))
         if any((folder / name).is_file() for name in SENTENCEPIECE_FILES):
             proof.note_model_beside(tokenizer, folder, FILES)
-    # Elsewhere the frames of the files say so.
+    # For all other kinds, the frames in the files specify this.
     tokenizer.adds_bos = kind == "characters" and template.adds_bos(folder)
     config = settings.read(folder)
     for side, name in (("padding_side", "padding"), ("truncation_side", "truncation")):
         written = (record.get(name) or {}).get("direction", "right")
         setattr(tokenizer, side, config.get(side) or str(written).lower())
-    if (most := config.get("model_max_length")) and most < _NO_LIMIT:
-        tokenizer.max_length = int(most)
+    if (limit := config.get("model_max_length")) and limit < _NO_LIMIT:
+        tokenizer.max_length = int(limit)
     present = [name for name in FILES if (folder / name).is_file()]
     tokenizer.keep_files({name: (folder / name).read_bytes() for name in present})
     return tokenizer

@@ -43,8 +43,8 @@ def check(special: Sequence[str], known: Mapping[str, int]) -> None:
     """Raises UserError if `special` contains a text that is not a key of `known` (special tokens: text -> id)."""
     for token in special:
         if token not in known:
-            some = " ".join(list(known)[:12])
-            raise UserError(f"special: {token!r} is not one of {some}{' ...' if len(known) > 12 else ''}")
+            examples = " ".join(list(known)[:12])
+            raise UserError(f"special: {token!r} is not one of {examples}{' ...' if len(known) > 12 else ''}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +86,12 @@ def find(pieces: Pieces, tokens: Sequence[AddedToken]) -> Around:
         parts = tf.strings.split(marked, BORDER)
         flat, is_token = parts.flat_values, alternate(parts)
     owner = parts.value_rowids()
-    found = tf.boolean_mask(flat, is_token)
-    ids = _which(found, tokens)
-    ids = tf.where(ids >= 0, ids, _which(_strip(found), tokens))
+    matches = tf.boolean_mask(flat, is_token)
+    ids = _which(matches, tokens)
+    ids = tf.where(ids >= 0, ids, _which(_strip(matches), tokens))
     before = tf.cumsum(tf.strings.length(flat), exclusive=True)
     before -= tf.gather(tf.gather(tf.concat([before, [0]], 0), parts.row_starts()), owner)
-    every = Pieces(
+    all_parts = Pieces(
         flat, tf.gather(pieces.rows, owner), tf.gather(pieces.first, owner) & (before == 0), pieces.starts, pieces.ends
     )
     starts = ends = None
@@ -100,12 +100,12 @@ def find(pieces: Pieces, tokens: Sequence[AddedToken]) -> Around:
         last = tf.boolean_mask(tf.cumsum(count), is_token)
         starts = tf.gather(pieces.starts, last - tf.boolean_mask(count, is_token))
         ends = tf.gather(pieces.ends, last - 1)
-    # Texts come first, then tokens: where each part of every row is among them.
+    # In the merged result, texts come first, then tokens: the index of each part of every row among them.
     order = tf.cumsum(tf.cast(is_token, tf.int64), exclusive=True)
     number = tf.range(tf.size(order, tf.int64))
-    texts = tf.size(order, tf.int64) - tf.size(found, tf.int64)
+    texts = tf.size(order, tf.int64) - tf.size(matches, tf.int64)
     places = tf.where(is_token, texts + order, number - order)
-    return Around(every.only(~is_token), places, parts.row_lengths(), ids, starts, ends)
+    return Around(all_parts.only(~is_token), places, parts.row_lengths(), ids, starts, ends)
 
 
 def _pattern(token: AddedToken) -> str:
@@ -127,15 +127,15 @@ def _strip(texts: tf.Tensor) -> tf.Tensor:
 def _unmark_inside_words(parts: tf.RaggedTensor, is_token: tf.Tensor, tokens: Sequence[AddedToken]) -> tf.Tensor:
     """Returns the parts [P] with BORDERs around tokens, except tokens that must be whole words but are inside one."""
     flat = parts.flat_values
-    alone = tf.constant([token.content for token in tokens if token.single_word])
+    whole_words = tf.constant([token.content for token in tokens if token.single_word])
     places = tf.range(tf.size(flat, tf.int64))
     begin, end = (tf.gather(edge, parts.value_rowids()) for edge in (parts.row_starts(), parts.row_limits()))
 
     def beside(*steps: int) -> tf.Tensor:
-        near = [tf.where((begin <= places + i) & (places + i < end), tf.roll(flat, -i, 0), "") for i in steps]
-        return tf.strings.join(near)
+        neighbours = [tf.where((begin <= places + i) & (places + i < end), tf.roll(flat, -i, 0), "") for i in steps]
+        return tf.strings.join(neighbours)
 
     inside = tf.strings.regex_full_match(beside(-2, -1), f"(?s).*[{RUST_WORD}]")
     inside |= tf.strings.regex_full_match(beside(1, 2), f"(?s)[{RUST_WORD}].*")
-    has_to = tf.reduce_any(_strip(flat)[:, tf.newaxis] == alone, axis=1)
+    has_to = tf.reduce_any(_strip(flat)[:, tf.newaxis] == whole_words, axis=1)
     return tf.where(is_token & ~(has_to & inside), tf.strings.join([BORDER, flat, BORDER]), flat)

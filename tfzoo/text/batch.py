@@ -71,10 +71,10 @@ def inputs(
 
 
 def _list(texts: str | Sequence[str], name: str) -> list[str]:
-    found = [texts] if isinstance(texts, str) else list(texts)
-    if not all(isinstance(text, str) for text in found):
+    result = [texts] if isinstance(texts, str) else list(texts)
+    if not all(isinstance(text, str) for text in result):
         raise UserError(f"{name}: must be a string or a list of strings")
-    return found
+    return result
 
 
 def _check(value: bool | str, choices: Sequence[str], name: str) -> None:
@@ -105,9 +105,9 @@ def _framed(parts: dict[str, list[int]], frame: Frame) -> tuple[list[int], list[
     """Returns the ids and segments of a row."""
     ids, segments = [], []
     for part, segment in zip(frame.parts, frame.segments):
-        found = parts[part] if isinstance(part, str) else [part]
-        ids += found
-        segments += [segment] * len(found)
+        part_ids = parts[part] if isinstance(part, str) else [part]
+        ids += part_ids
+        segments += [segment] * len(part_ids)
     return ids, segments
 
 

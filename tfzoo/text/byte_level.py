@@ -55,8 +55,8 @@ from tfzoo.text.tokenizer import Tokenizer, join, regroup, sentencepiece_op, val
 
 _SPACE_BUT_LINE_ENDS = SPACE.replace(r"\t-\r", r"\t\x{b}\x{c}")
 _SPACE_BUT_PLAIN = SPACE.replace(" ", "")
-_PLAIN_SPACES = rf" ?(?:[^{SPACE}] ?|[{_SPACE_BUT_PLAIN}])*"  # No plain space behind white space.
-# Bytes that no UTF-8 holds. RE2 takes them for no character, so that they end every match.
+_PLAIN_SPACES = rf" ?(?:[^{SPACE}] ?|[{_SPACE_BUT_PLAIN}])*"  # No plain space after white space.
+# Bytes that valid UTF-8 never contains. RE2 does not treat them as characters, so they end every match.
 _WORD_END, _PIECE_END = b"\xff", b"\xfe"
 
 
@@ -70,6 +70,26 @@ class ByteLevelBPE(Tokenizer):
     letter or number, or compose differently (`nfc`). Between TensorFlow 2.20 and tokenizers 0.23, none of the 1,112,064
     code points is split differently; composition differs only for combining marks of rare scripts added after Unicode
     9, where one is next to another mark.
+
+    Args:
+      vocab: `vocab[i]` is the text of token i in GPT-2's letters for bytes (a space is Ġ), "" if no token has id i.
+      merges: the merges, in order of rank.
+      special_tokens: the tokens of the vocabulary that do not represent text.
+      roles: role (one of ROLES) -> text of a special token; None uses the roles in the released vocabularies.
+      pattern: one of SPLIT_PATTERNS, or "" for none.
+      splits: the members of a tokenizer.json's pre_tokenizer that split a text before the pattern does.
+      ignore_merges: whether a word that is a token becomes that token regardless of the merges (Llama 3).
+      add_prefix_space: whether to add a space to a text that does not begin with one.
+      nfc: whether texts are first composed (Unicode NFC; Qwen2).
+      lstrip, rstrip: special tokens that, when requested, include the white space before or after them (RoBERTa's
+        <mask>).
+      added_tokens: tokens that are matched in a text, with their own flags.
+      unknown: the unknown token. It is not supported if some bytes have no token; without it, such bytes are
+        dropped, as in the library.
+      name: the name of the vocabulary in errors.
+
+    Raises:
+      UserError: a token is repeated, a merge uses a token that is not in the vocabulary, or an option is invalid.
     """
 
     keeps_spaces = True
@@ -92,28 +112,6 @@ class ByteLevelBPE(Tokenizer):
         unknown: str | None = None,
         name: str = "vocabulary",
     ):
-        """Creates the tokenizer.
-
-        Args:
-          vocab: `vocab[i]` is the text of token i in GPT-2's letters for bytes (a space is Ġ), "" if no token has id i.
-          merges: the merges, in order of rank.
-          special_tokens: the tokens of the vocabulary that do not represent text.
-          roles: role (one of ROLES) -> text of a special token; None uses the roles in the released vocabularies.
-          pattern: one of SPLIT_PATTERNS, or "" for none.
-          splits: the members of a tokenizer.json's pre_tokenizer that split a text before the pattern does.
-          ignore_merges: whether a word that is a token becomes that token regardless of the merges (Llama 3).
-          add_prefix_space: whether to add a space to a text that does not begin with one.
-          nfc: whether texts are first composed (Unicode NFC; Qwen2).
-          lstrip, rstrip: special tokens that, when requested, include the white space before or after them (RoBERTa's
-            <mask>).
-          added_tokens: tokens that are matched in a text, with their own flags.
-          unknown: the unknown token. It is not supported if some bytes have no token; without it, such bytes are
-            dropped, as in the library.
-          name: the name of the vocabulary in errors.
-
-        Raises:
-          UserError: a token is repeated, a merge uses a token that is not in the vocabulary, or an option is invalid.
-        """
         tokens, merges = list(vocab), list(merges)
         check_vocab(tokens, name, lambda token: "")
         check_merges({*tokens}, merges, lambda i: f"{name}: merges, number {i + 1}", "the vocabulary")
@@ -126,12 +124,12 @@ class ByteLevelBPE(Tokenizer):
         for token in (*lstrip, *rstrip):
             if token not in special_tokens:
                 raise UserError(f"lstrip, rstrip: {token!r} is not one of special_tokens")
-        known = {
+        by_text = {
             token: AddedToken(token, ids[token], lstrip=token in lstrip, rstrip=token in rstrip)
             for token in special_tokens
         }
-        known |= {token.content: token for token in added_tokens}
-        special = [token for token in known if known[token].special]
+        by_text |= {token.content: token for token in added_tokens}
+        special = [token for token in by_text if by_text[token].special]
         if roles is None:
             roles = {role: token for token in special for role in USUAL.get(token, ())}
         for role, token in roles.items():
@@ -141,15 +139,17 @@ class ByteLevelBPE(Tokenizer):
                 raise UserError(f"roles: the {role} token {token!r} is not one of special_tokens")
 
         role_ids = {role: ids[roles[role]] for role in ROLES if role in roles}
-        super().__init__("byte_level_bpe", tokens, role_ids, (), list(known.values()))
+        super().__init__("byte_level_bpe", tokens, role_ids, (), list(by_text.values()))
         self._merges = np.array(merges, dtype=object).reshape(-1, 2)
         self._pattern, self._ignore_merges = pattern, bool(ignore_merges)
         self._add_prefix_space, self._nfc = bool(add_prefix_space), bool(nfc)
         self._before = json.dumps(list(splits))
         self._splits = tuple(pre_tokenizers.compile_one(part, f"{name}: pre_tokenizer") for part in splits)
 
-        ordinary = {i: bytes(BYTES[c] for c in t) for i, t in enumerate(tokens) if t and t not in known and is_text(t)}
-        missing = [byte for letter, byte in BYTES.items() if letter not in ids or letter in known]
+        ordinary = {
+            i: bytes(BYTES[c] for c in t) for i, t in enumerate(tokens) if t and t not in by_text and is_text(t)
+        }
+        missing = [byte for letter, byte in BYTES.items() if letter not in ids or letter in by_text]
         if missing and unknown is not None:
             raise UserError(
                 f"{name}: {len(missing)} of the 256 bytes have no token (the first is 0x{missing[0]:02x}), and "
@@ -158,20 +158,20 @@ class ByteLevelBPE(Tokenizer):
         self._missing = "".join(rf"\x{{{byte:x}}}" for byte in missing if 0 < byte < 0xF5)
         if 0 in missing:
             self._missing += LATIN_NUL
-        made = made_by_merges(self._vocab, ids, merges)
-        words = {i: b for i, b in ordinary.items() if i in made or ignore_merges}
+        ranks = made_by_merges(self._vocab, ids, merges)
+        words = {i: b for i, b in ordinary.items() if i in ranks or ignore_merges}
         if pattern:
             expression = SPLIT_PATTERNS[pattern].removesuffix(LOOKAHEAD) + r"|\s+"
             self._words = expression.replace(r"[^\s", f"[^{SPACE}").replace(r"\s", f"[{SPACE}]")
-            last = SPACE if pattern == "gpt2" else _SPACE_BUT_LINE_ENDS  # The others take \s*[\r\n]+ before.
+            last = SPACE if pattern == "gpt2" else _SPACE_BUT_LINE_ENDS  # The other patterns match \s*[\r\n]+ first.
             self._run_ends = rf"([{SPACE}])([{last}][^{SPACE}])"
         self._cuts = cuts(ordinary.values())
-        with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
-            model = sentencepiece_model(len(tokens), {i: (b, made[i]) for i, b in ordinary.items() if i in made})
+        with tf.init_scope():  # Created once, outside any graph under construction.
+            model = sentencepiece_model(len(tokens), {i: (b, ranks[i]) for i, b in ordinary.items() if i in ranks})
             self._model = sentencepiece_op(model)
             self._word_table = _table({latin(b): i for i, b in words.items()})
             self._piece_table = _table(self._whole_pieces(words) if pattern else {})
-            # What each id adds when ids are joined to text, and how many bytes of a text it came from.
+            # What each id adds when ids are joined to a text, and the number of bytes of text that it came from.
             dropped = self._dropped()
             pieces = [
                 b"" if i in dropped else bytes(BYTES[c] for c in t) if is_text(t) else t.encode()
@@ -209,8 +209,8 @@ class ByteLevelBPE(Tokenizer):
     @property
     def is_gpt2(self) -> bool:
         """Whether a text becomes ids exactly as in GPT-2: by its pattern and the merges only."""
-        more = self._ignore_merges or self._add_prefix_space or self._nfc or self._splits or self._missing
-        return self._pattern == "gpt2" and not more and all(token.special for token in self._added)
+        has_options = self._ignore_merges or self._add_prefix_space or self._nfc or self._splits or self._missing
+        return self._pattern == "gpt2" and not has_options and all(token.special for token in self._added)
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 in hexadecimal that is equal for equal vocabularies, merges and options."""
@@ -241,8 +241,8 @@ class ByteLevelBPE(Tokenizer):
         A token that is part of a character's bytes has the offsets of the whole character, as do the others that share
         the character. Spaces before a word belong to the word's first token.
         """
-        every = tf.size(pieces.rows, tf.int64)
-        parts = dataclasses.replace(pieces, rows=tf.range(every))
+        count = tf.size(pieces.rows, tf.int64)
+        parts = dataclasses.replace(pieces, rows=tf.range(count))
         for split in self._splits:
             parts = split(parts)
         if self._add_prefix_space:
@@ -259,7 +259,7 @@ class ByteLevelBPE(Tokenizer):
             )
             starts, ends = parts.offsets(ids.with_flat_values(first - before), ids.with_flat_values(last - before))
         if self._splits:
-            ids, starts, ends = (regroup(values, parts.rows, every) for values in (ids, starts, ends))
+            ids, starts, ends = (regroup(values, parts.rows, count) for values in (ids, starts, ends))
         return ids, starts, ends
 
     def _detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
@@ -283,8 +283,8 @@ class ByteLevelBPE(Tokenizer):
         """Converts UTF-8 strings [N] to ids int32 [N, None]."""
         if not self._pattern:
             return _look_up(texts, self._piece_table, self._tokenize_words_of)
-        # A piece is what stands between two cuts. Each but the first of a text lost its space; the first begins with
-        # a _WORD_END instead, so that it is not taken for one of the others.
+        # A piece is the text between two cuts. All but the first piece of a text have lost their leading space; the
+        # first begins with a _WORD_END instead, which distinguishes it from the others.
         pieces = tf.cond(
             tf.reduce_all(tf.strings.regex_full_match(texts, _PLAIN_SPACES)),
             lambda: tf.strings.split(tf.strings.join([_WORD_END, texts]), " "),
@@ -299,7 +299,7 @@ class ByteLevelBPE(Tokenizer):
     def _tokenize_pieces(self, pieces: tf.Tensor) -> tf.RaggedTensor:
         """Converts pieces, strings [P], to ids int32 [P, None]."""
         is_first = tf.strings.substr(pieces, 0, 1) == _WORD_END
-        # A piece that was a space is empty, and comes here where the vocabulary has no space.
+        # A piece that was a single space is empty; it gets here if the vocabulary has no token for a space.
         rest = tf.strings.substr(tf.where(pieces == "", " ", pieces), 1, np.iinfo(np.int32).max)
         texts = tf.where(is_first, rest, tf.strings.join([" ", pieces]))
         return self._tokenize_words_of(self._with_word_ends(texts))
@@ -308,7 +308,7 @@ class ByteLevelBPE(Tokenizer):
         """Converts strings [P] with a _WORD_END after every word to ids int32 [P, None]."""
         letters = tf.strings.unicode_transcode(texts, "ISO-8859-1", "UTF-8")
         letters = tf.strings.regex_replace(letters, r"\x{0}", LATIN_NUL)
-        if self._missing:  # What is before and behind is merged, as in the library.
+        if self._missing:  # The neighbours are merged, as in the library.
             letters = tf.strings.regex_replace(letters, f"[{self._missing}]", "")
         if self._cuts:
             letters = tf.strings.regex_replace(letters, self._cuts, rf"\1{LATIN_WORD_END}\2")
@@ -339,17 +339,17 @@ def _look_up(
 
     A key in the table has the table's id; `otherwise` converts each distinct key that is not in the table once.
     """
-    found = table.lookup(keys)
-    is_there = found >= 0
+    table_ids = table.lookup(keys)
+    is_there = table_ids >= 0
     absent = tf.where(~is_there)
     distinct, which = tf.unique(tf.gather_nd(keys, absent), out_idx=tf.int64)
-    made = otherwise(distinct)
-    # Rows: first those made, then one for each that was there.
-    values = tf.concat([made.flat_values, tf.boolean_mask(found, is_there)], 0)
-    row = made.nrows() - 1 + tf.cumsum(tf.cast(is_there, tf.int64))
+    computed = otherwise(distinct)
+    # Rows: first the computed ones, then one for each key in the table.
+    values = tf.concat([computed.flat_values, tf.boolean_mask(table_ids, is_there)], 0)
+    row = computed.nrows() - 1 + tf.cumsum(tf.cast(is_there, tf.int64))
     row = tf.where(is_there, row, tf.scatter_nd(absent, which, tf.shape(keys, tf.int64)))
-    ends = tf.size(made.flat_values, tf.int64) + tf.range(1, tf.reduce_sum(tf.cast(is_there, tf.int64)) + 1)
-    rows = tf.RaggedTensor.from_row_splits(values, tf.concat([made.row_splits, ends], 0), validate=False)
+    ends = tf.size(computed.flat_values, tf.int64) + tf.range(1, tf.reduce_sum(tf.cast(is_there, tf.int64)) + 1)
+    rows = tf.RaggedTensor.from_row_splits(values, tf.concat([computed.row_splits, ends], 0), validate=False)
     return tf.gather(rows, row)
 
 

@@ -13,7 +13,7 @@ from tfzoo.text.byte_level_model import BYTES, check_merges, check_vocab
 from tfzoo.text.settings import CONFIG_FILE, ROLES, SPLIT_PATTERNS, TOKENIZER_FILE
 
 VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
-# What the released vocabularies mean by these, where no file says so.
+# The roles of these tokens in the released vocabularies, if no file specifies them.
 USUAL = {
     "<s>": ("bos", "cls"), "<pad>": ("pad",), "</s>": ("eos", "sep"), "<unk>": ("unknown",), "<mask>": ("mask",),
     "<|endoftext|>": ("bos", "eos"), "<|begin_of_text|>": ("bos",), "<|end_of_text|>": ("eos",),
@@ -37,7 +37,7 @@ def read(folder: pathlib.Path) -> dict:
             numbers.append(number)
     check_merges(set(tokens), merges, lambda i: f"{path}, line {numbers[i]}", VOCAB_FILE)
     added = [token for token in USUAL if token in ids]
-    # RoBERTa's and BART's <mask> takes the space before it.
+    # RoBERTa's and BART's <mask> includes the space before it.
     record = content(
         ids,
         [" ".join(merge) for merge in merges],

@@ -10,10 +10,10 @@ from tfzoo.errors import UserError
 from tfzoo.text import sentencepiece_proto
 from tfzoo.text.sentencepiece_proto import BPE, CONTROL, NORMAL, UNKNOWN
 
-# Bytes become letters, each the character of that number, but for these.
-LATIN_WORD_END = "\xff"  # The byte that no UTF-8 holds and that ends a word.
+# Bytes become letters, each the character with the byte's number, except these.
+LATIN_WORD_END = "\xff"  # A byte that valid UTF-8 never contains, used as the end of a word.
 LATIN_NUL = "\u0100"  # SentencePiece ends a text at NUL.
-LATIN_OTHER = "\u0101"  # Begins the names, in the SentencePiece model, of what is no text.
+LATIN_OTHER = "\u0101"  # Prefix of the names, in the SentencePiece model, of tokens that are not text.
 
 
 def _letters() -> dict[str, int]:
@@ -42,14 +42,14 @@ def made_by_merges(vocab: Iterable[str], ids: Mapping[str, int], merges: list) -
         ranks[left + right].append(rank)
     candidates = [token for token in vocab if token in ranks or len(token) == 1]
     model = tokenizers.Tokenizer(tokenizers.models.BPE(dict(ids), merges))
-    made = {}
+    last_ranks = {}
     for token, encoding in zip(candidates, model.encode_batch_fast(candidates), strict=True):
         if encoding.ids == [ids[token]]:
-            if len(ranks[token]) > 1:  # Two merges make it, of which one is used.
-                made[ids[token]] = _last_merge(token, {merge: rank for rank, merge in enumerate(merges)})
+            if len(ranks[token]) > 1:  # Two merges make it, one of which is used.
+                last_ranks[ids[token]] = _last_merge(token, {merge: rank for rank, merge in enumerate(merges)})
             else:
-                made[ids[token]] = ranks[token][0] if ranks[token] else -1
-    return made
+                last_ranks[ids[token]] = ranks[token][0] if ranks[token] else -1
+    return last_ranks
 
 
 def _last_merge(token: str, ranks: Mapping[tuple[str, str], int]) -> int:
@@ -70,13 +70,13 @@ def cuts(tokens: Iterable[bytes]) -> str:
     together = np.zeros((256, 256), bool)
     for token in tokens:
         together[list(token[:-1]), list(token[1:])] = True
-    # A class of first bytes times a class of second bytes: the largest such product, where those second bytes are
-    # together that have the fewest partners. (Several products cut more, but their groups cost what that gains.)
+    # A class of first bytes times a class of second bytes: the largest such product in which the second bytes are those
+    # with the fewest partners. (Several products cut more, but the cost of their groups outweighs the gain.)
     seconds = np.arange(0xC2, 0xF5)
     partners = together[0x80:0xC0, 0xC2:0xF5].sum(0)
     products = []
-    for most in np.unique(partners):
-        second = seconds[partners <= most]
+    for limit in np.unique(partners):
+        second = seconds[partners <= limit]
         products.append((0x80 + np.flatnonzero(~together[0x80:0xC0, second].any(1)), second))
     first, second = max(products, key=lambda product: product[0].size * product[1].size)
     if not first.size:
@@ -93,7 +93,7 @@ def sentencepiece_model(vocab_size: int, tokens: Mapping[int, tuple[bytes, int]]
       tokens: id -> (bytes, rank).
     """
     pieces = []
-    for i in range(vocab_size + 1):  # The unknown piece, which a model must have, is the last.
+    for i in range(vocab_size + 1):  # The unknown piece, which a model must have, comes last.
         text, rank = tokens.get(i, (b"", 0))
         name = latin(text) if text else f"{LATIN_OTHER}{i}".encode()
         pieces.append((name, -rank, NORMAL if text else UNKNOWN if i == vocab_size else CONTROL))

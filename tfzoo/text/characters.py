@@ -18,7 +18,7 @@ from tfzoo.text.settings import CHARACTERS_FILE, CONFIG_FILE
 from tfzoo.text.tokenizer import Tokenizer, join
 
 TOKENIZER_CLASS = "Characters"
-# The entries of a vocabulary that are no character, by role.
+# The entries of a vocabulary that are not characters, by role.
 SPECIALS = {
     "pad": "<pad>", "unknown": "<unk>", "bos": "<s>", "eos": "</s>", "cls": "<cls>", "sep": "<sep>", "mask": "<mask>",
 }  # fmt: skip
@@ -48,7 +48,7 @@ class Characters(Tokenizer):
         super().__init__("characters", tokens, {role: ids[text] for role, text in SPECIALS.items() if text in ids})
         characters = sorted((ord(token), i) for i, token in enumerate(tokens) if len(token) == 1)
         dropped = self._dropped()
-        with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
+        with tf.init_scope():  # Created once, outside any graph under construction.
             self._codes = tf.constant([code for code, _ in characters], tf.int32)
             self._code_ids = tf.constant([i for _, i in characters], tf.int32)
             self._pieces = tf.constant([b"" if i in dropped else token.encode() for i, token in enumerate(tokens)])
@@ -90,7 +90,7 @@ class Characters(Tokenizer):
         return hashlib.sha256(f"characters\n{text}".encode()).hexdigest()
 
     def _valid(self, texts: tf.Tensor) -> tf.Tensor:
-        return texts  # Decoding sees to it.
+        return texts  # Decoding replaces invalid bytes.
 
     def _encode(self, pieces: Pieces) -> tuple:
         """Returns one id per code point; bytes that are not UTF-8 count as U+FFFD.
@@ -123,13 +123,13 @@ class Characters(Tokenizer):
         codes = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
         values = codes.flat_values
         place = tf.minimum(tf.searchsorted(self._codes, values), tf.size(self._codes) - 1)
-        found = tf.gather(self._codes, place) == values
+        is_known = tf.gather(self._codes, place) == values
         ids = tf.gather(self._code_ids, place)
         if self.unknown_id is not None:
-            return codes.with_flat_values(tf.where(found, ids, self.unknown_id))
-        missing = tf.boolean_mask(values, ~found)[:1]
+            return codes.with_flat_values(tf.where(is_known, ids, self.unknown_id))
+        missing = tf.boolean_mask(values, ~is_known)[:1]
         check = tf.debugging.Assert(
-            tf.reduce_all(found),
+            tf.reduce_all(is_known),
             ["code point", missing, "is not in the vocabulary, which has no <unk>"],
         )
         with tf.control_dependencies([] if check is None else [check]):
@@ -139,7 +139,7 @@ class Characters(Tokenizer):
 def _escape(token: str) -> str:
     if token in _NAMED:
         return _NAMED[token]
-    # What an editor would not show, or take for a line's end, is written by its number.
+    # Characters that an editor would not show, or would treat as a line end, are written by number.
     return token if len(token) > 1 or token == " " or token.isprintable() else rf"\u{{{ord(token):X}}}"
 
 
@@ -150,7 +150,7 @@ def _read_vocab(path: pathlib.Path) -> list[str]:
         raise UserError(f"{path}: the vocabulary cannot be read ({error.strerror})") from None
     if lines[-1] == b"":
         lines.pop()
-    named = {escaped: character for character, escaped in _NAMED.items()}
+    by_escape = {escaped: character for character, escaped in _NAMED.items()}
     tokens = []
     for number, line in enumerate(lines, 1):
         try:
@@ -164,7 +164,7 @@ def _read_vocab(path: pathlib.Path) -> list[str]:
                 raise UserError(
                     f"{path}, line {number}: {text[:20]!r} is not a valid escape; use \\\\ \\n \\r \\t or \\u{{...}}"
                 )
-            text = chr(code) if match[1] else named[text]
+            text = chr(code) if match[1] else by_escape[text]
         tokens.append(text)
     return tokens
 

@@ -42,7 +42,7 @@ class Frame:
         return length - (len(self.parts) - len(self.texts))
 
 
-BARE = (Frame((TEXT,), (0,)), Frame((TEXT, PAIR), (0, 1)))  # Nothing stands around a text, or two.
+BARE = (Frame((TEXT,), (0,)), Frame((TEXT, PAIR), (0, 1)))  # No special tokens around one text, or two.
 
 
 def frame(layout: Layout, tokenizer: Any, pair: bool = False) -> Frame:
@@ -61,16 +61,16 @@ def frame(layout: Layout, tokenizer: Any, pair: bool = False) -> Frame:
         return frames[pair]
     if getattr(tokenizer, "kind", None) == "mbart":
         raise UserError("mBART's texts end with the code of their language, which tfzoo cannot determine")
-    known: dict[str, int | str | None] = {"$A": TEXT, "$B": PAIR}
-    known |= {role: getattr(tokenizer, f"{role}_id", None) for role in ("cls", "sep", "bos", "eos")}
-    known["added_bos"] = known["bos"] if getattr(tokenizer, "adds_bos", False) else None
+    values: dict[str, int | str | None] = {"$A": TEXT, "$B": PAIR}
+    values |= {role: getattr(tokenizer, f"{role}_id", None) for role in ("cls", "sep", "bos", "eos")}
+    values["added_bos"] = values["bos"] if getattr(tokenizer, "adds_bos", False) else None
     for template in (layout[pair], FALLBACK[pair]):
-        if template is None:  # The model reads no pairs, whatever the tokenizer.
+        if template is None:  # The model does not accept pairs, regardless of the tokenizer.
             break
         parts, complete = [], True
         for word in template.split():
             name, _, segment = word.partition(":")
-            part = known[name.removesuffix("?")]
+            part = values[name.removesuffix("?")]
             if part is not None:
                 parts.append((part, int(segment or 0)))
             complete &= part is not None or name.endswith("?")

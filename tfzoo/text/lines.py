@@ -1,7 +1,7 @@
 """Texts that tokenizers are compared on."""
 
-# Several scripts, what looks like a space and what does not, what splits words, and nothing at all. No text of a
-# special token: tokenizer.json has no way to say that it is plain text.
+# Several scripts, characters that look like spaces and are not or vice versa, characters that split words, and the
+# empty text. No text of a special token, because tokenizer.json cannot declare it as plain text.
 LINES = (
     "The quick brown fox isn't here; it'll be back at 9:30, they've said. WE'RE SURE!",
     "",

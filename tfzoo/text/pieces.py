@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-BORDER = b"\xff\xfe\xff\xfe"  # No UTF-8 holds these bytes.
+BORDER = b"\xff\xfe\xff\xfe"  # Valid UTF-8 never contains these bytes.
 
-# Unicode's white space: RE2's own \s is ASCII's, without \v.
+# Unicode white space; RE2's own \s covers ASCII only, without \v.
 SPACE = r"\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
 
 
@@ -51,8 +51,8 @@ class Pieces:
         """Returns the pieces where keep, bool [P], is true."""
         starts = ends = None
         if self.aligned:
-            kept = tf.repeat(keep, characters(self.texts))
-            starts, ends = tf.boolean_mask(self.starts, kept), tf.boolean_mask(self.ends, kept)
+            keep_characters = tf.repeat(keep, characters(self.texts))
+            starts, ends = tf.boolean_mask(self.starts, keep_characters), tf.boolean_mask(self.ends, keep_characters)
         texts, rows, first = (tf.boolean_mask(values, keep) for values in (self.texts, self.rows, self.first))
         return Pieces(texts, rows, first, starts, ends)
 
@@ -60,7 +60,7 @@ class Pieces:
         """Rewrites the pieces with a function of strings [P] that treats every code point independently."""
         if not self.aligned:
             return dataclasses.replace(self, texts=rewrite(self.texts))
-        # The lengths of what each character becomes add up to a map from the new texts to the old.
+        # The lengths of the replacements of each character give a map from the new texts to the old.
         distinct, which = tf.unique(tf.strings.unicode_decode(self.texts, "UTF-8").flat_values)
         becomes = rewrite(tf.strings.unicode_encode(distinct[:, tf.newaxis], "UTF-8"))
         counts = tf.gather(characters(becomes), which)
@@ -129,7 +129,7 @@ class Pieces:
         sizes = tf.cast(tf.strings.length(self.texts), tf.int64)
         first_byte = tf.gather(tf.cumsum(sizes, exclusive=True), starts.value_rowids())
         codes = tf.strings.unicode_decode(self.texts, "UTF-8").flat_values
-        # Bytes and characters are counted through the whole batch, so that one search serves all pieces.
+        # Bytes and characters are counted across the whole batch, so one search serves all pieces.
         consumed = tf.cumsum(1 + tf.add_n([tf.cast(codes >= least, tf.int64) for least in (0x80, 0x800, 0x10000)]))
 
         def character(byte: tf.Tensor) -> tf.Tensor:

@@ -49,12 +49,12 @@ class Pipeline(Tokenizer):
         super().__init__("pipeline", vocab, {role: ids[token] for role, token in roles.items()}, (), added_tokens)
         self._record = json.dumps({name: record.get(name) for name in _FIELDS}, sort_keys=True)
         inside = {*word_models.vocabulary(record["model"], f"{name}: model").values()}
-        apart = [i for i in self._special if i in inside]
-        with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
+        excluded = [i for i in self._special if i in inside]
+        with tf.init_scope():  # Created once, outside any graph under construction.
             self._normalizers = tuple(normalizers.compile_all(record.get("normalizer"), f"{name}: normalizer"))
             parts = pre_tokenizers.parts(record.get("pre_tokenizer"))
             self._splits = tuple(pre_tokenizers.compile_one(part, f"{name}: pre_tokenizer") for part in parts)
-            self._model = word_models.compile_model(record["model"], apart, f"{name}: model")
+            self._model = word_models.compile_model(record["model"], excluded, f"{name}: model")
             written = {**dict(enumerate(vocab)), **self._as_normalized()}
             decoded = decoders.compile_decoder(record.get("decoder"), [*written.values()], f"{name}: decoder")
             self._strips = decoded.strips
@@ -70,8 +70,8 @@ class Pipeline(Tokenizer):
     def sentinel_ids(self) -> list[int]:
         """The ids of <extra_id_0>, <extra_id_1>, ... in T5's vocabularies."""
         ids = {token: i for i, token in enumerate(self.vocab)}
-        found = [ids.get(f"<extra_id_{i}>") for i in range(len(ids))]
-        return [i for i in found[: found.index(None)] if i is not None]
+        numbered = [ids.get(f"<extra_id_{i}>") for i in range(len(ids))]
+        return [i for i in numbered[: numbered.index(None)] if i is not None]
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 in hexadecimal that is equal for equal vocabularies, components and added tokens."""
@@ -94,8 +94,8 @@ class Pipeline(Tokenizer):
         """
         if not isinstance(ids, tf.RaggedTensor):
             ids = tf.RaggedTensor.from_tensor(ids, row_splits_dtype=tf.int64)
-        most = tf.size(self._drops, tf.int32) - 1
-        ids = ids.with_flat_values(tf.minimum(tf.cast(ids.flat_values, tf.int32), most))
+        last = tf.size(self._drops, tf.int32) - 1
+        ids = ids.with_flat_values(tf.minimum(tf.cast(ids.flat_values, tf.int32), last))
         ids = tf.ragged.boolean_mask(ids, ids.with_flat_values(~tf.gather(self._drops, ids.flat_values)))
         places = tf.range(tf.size(ids.flat_values, tf.int64)) - tf.gather(ids.row_starts(), ids.value_rowids())
         parts = tf.where(places == 0, tf.gather(self._first, ids.flat_values), tf.gather(self._others, ids.flat_values))
@@ -112,8 +112,8 @@ class Pipeline(Tokenizer):
         rows, is_byte = ids.value_rowids(), tf.gather(self._is_byte, ids.flat_values)
         begins = tf.concat([[True], (rows[1:] != rows[:-1]) | (is_byte[1:] != is_byte[:-1])], 0)[: tf.size(rows)]
         run = tf.cumsum(tf.cast(begins, tf.int32)) - 1
-        whole = tf.strings.unsorted_segment_join(parts, run, tf.reduce_max(tf.concat([run, [0]], 0)) + 1)
-        broken = ~tf.strings.regex_full_match(whole, VALID_UTF8)
+        runs = tf.strings.unsorted_segment_join(parts, run, tf.reduce_max(tf.concat([run, [0]], 0)) + 1)
+        broken = ~tf.strings.regex_full_match(runs, VALID_UTF8)
         return tf.where(is_byte & tf.gather(broken, run), "\ufffd", parts)
 
     def _normalize(self, pieces: Pieces) -> Pieces:

@@ -26,7 +26,7 @@ from tfzoo.text.lines import LINES
 from tfzoo.text.sentencepiece import SentencePiece
 from tfzoo.text.tokenizer import Tokenizer
 
-# Added to LINES: what is composed, and what decides between rules that seldom differ.
+# In addition to LINES: composed characters, and lines that distinguish rules which seldom differ.
 _LINES = (
     *LINES,
     "spaces\n",
@@ -48,7 +48,7 @@ _LINES = (
     "control\x01\x02\x7f\x80 chars \ue000 private \ufffd",
 )
 _AROUND = ("{0}", "a{0}b", " {0} ", "the {0}, {0}{0} and  {0}the", "x  {0}\n{0}. {0}1")
-_MOST_ADDED = 1200  # Of a vocabulary with more added tokens, as many, evenly chosen.
+_MOST_ADDED = 1200  # Maximum number of added tokens to test; of a larger number, evenly spaced ones are chosen.
 
 
 def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path) -> None:
@@ -89,11 +89,11 @@ def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: S
     if cache.read(place) is not None:
         return
     library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.op_model)
-    found = tokenizer.op.tokenize(_LINES).to_list()
-    for line, ids, wanted in zip(_LINES, found, library.encode(list(_LINES))):
-        if ids != wanted:
+    results = tokenizer.op.tokenize(_LINES).to_list()
+    for line, ids, expected in zip(_LINES, results, library.encode(list(_LINES))):
+        if ids != expected:
             raise _difference(
-                folder, f"{line!r} becomes", library.id_to_piece(ids), library.id_to_piece(wanted), "sentencepiece"
+                folder, f"{line!r} becomes", library.id_to_piece(ids), library.id_to_piece(expected), "sentencepiece"
             )
     cache.write(place, b"")
 
@@ -101,20 +101,20 @@ def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: S
 def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, names: Sequence[str]) -> None:
     """Logs that tokenizer.json takes precedence if a SentencePiece model next to it gives different ids."""
     place = key(folder, ("beside", *names))
-    said = cache.read(place)
-    if said is None:
-        said = b""
+    note = cache.read(place)
+    if note is None:
+        note = b""
         try:
             other = SentencePiece.from_folder(folder)
             pairs = zip(_LINES, tokenizer.tokenize(_LINES).to_list(), other.tokenize(_LINES).to_list())
-            line = next((line for line, ours, theirs in pairs if ours != theirs), None)
+            line = next((line for line, ids, other_ids in pairs if ids != other_ids), None)
             if line is not None:
-                said = f"the SentencePiece model tokenizes {line!r} differently; tokenizer.json is used".encode()
+                note = f"the SentencePiece model tokenizes {line!r} differently; tokenizer.json is used".encode()
         except UserError as error:
-            said = f"tokenizer.json is used; the SentencePiece model next to it cannot be read ({error})".encode()
-        cache.write(place, said)
-    if said:
-        logging.info("%s: %s", folder, said.decode())
+            note = f"tokenizer.json is used; the SentencePiece model next to it cannot be read ({error})".encode()
+        cache.write(place, note)
+    if note:
+        logging.info("%s: %s", folder, note.decode())
 
 
 def _without_special(bare: dict[str, Any], tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
@@ -141,35 +141,35 @@ def _compare(tokenizer: Tokenizer, library: tokenizers.Tokenizer, plain_library,
         if not recognised:
             library = plain_library or library
             library.encode_special_tokens = True
-        wanted = library.encode_batch(lines, add_special_tokens=False)
-        found = tokenizer.tokenize(lines, special=special if recognised else ()).to_list()
-        how = "with special tokens recognised" if recognised else "read as plain text"
-        for line, ids, encoding in zip(lines, found, wanted):
+        expected = library.encode_batch(lines, add_special_tokens=False)
+        results = tokenizer.tokenize(lines, special=special if recognised else ()).to_list()
+        mode = "with special tokens recognised" if recognised else "read as plain text"
+        for line, ids, encoding in zip(lines, results, expected):
             if ids != encoding.ids:
-                raise _difference(folder, f"{line!r}, {how}, becomes", _named(tokenizer, ids), encoding.tokens)
-    plain = [(line, e) for line, e in zip(lines, wanted) if not {*e.ids} & {*tokenizer.special_ids}]
+                raise _difference(folder, f"{line!r}, {mode}, becomes", _named(tokenizer, ids), encoding.tokens)
+    plain = [(line, e) for line, e in zip(lines, expected) if not {*e.ids} & {*tokenizer.special_ids}]
     texts = tokenizer._detokenize(tf.ragged.constant([e.ids for _, e in plain], tf.int32)).numpy()
     for (line, encoding), text in zip(plain, texts):
         if text.decode() != (decoded := library.decode(encoding.ids)):
             raise _difference(folder, f"the ids of {line!r} decode to", text.decode(), decoded)
     try:
         _, starts, ends = tokenizer.tokenize_with_offsets(lines)
-    except (UserError, tf.errors.InvalidArgumentError):  # It says that it has none.
+    except (UserError, tf.errors.InvalidArgumentError):  # The tokenizer reports that it has no offsets.
         return
-    for line, first, last, encoding in zip(lines, starts.to_list(), ends.to_list(), wanted):
+    for line, first, last, encoding in zip(lines, starts.to_list(), ends.to_list(), expected):
         if (offsets := list(zip(first, last))) != encoding.offsets:
             raise _difference(folder, f"the offsets of {line!r} are", offsets, encoding.offsets)
 
 
 def _difference(
-    folder: pathlib.Path, what: str, ours: Sequence, theirs: Sequence, library: str = "tokenizers"
+    folder: pathlib.Path, subject: str, result: Sequence, expected: Sequence, library: str = "tokenizers"
 ) -> UserError:
     """Returns the error, which shows a few items of both results from just before the first difference."""
-    first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+    first = next((i for i, (a, b) in enumerate(zip(result, expected)) if a != b), min(len(result), len(expected)))
     begin, end = max(first - 2, 0), first + 6
     return UserError(
-        f"{folder}: tfzoo does not reproduce this tokenizer exactly, so it is not used: {what} "
-        f"{ours[begin:end]!r} in tfzoo and {theirs[begin:end]!r} in the {library} library, from position {begin}; "
+        f"{folder}: tfzoo does not reproduce this tokenizer exactly, so it is not used: {subject} "
+        f"{result[begin:end]!r} in tfzoo and {expected[begin:end]!r} in the {library} library, from position {begin}; "
         "please report it"
     )
 

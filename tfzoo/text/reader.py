@@ -35,9 +35,10 @@ class Wording:
 
 def lowered(texts):
     """Returns strings [B] in lower case, character by character: a sigma never takes its final form."""
-    for one, other in (("Σ", "σ"), ("İ", "i̇")):
-        texts = tf.strings.regex_replace(texts, one, other)
-    # Unicode's lower-casing obeys the process's locale, and a Turkish one makes ı of I: so ASCII first.
+    for upper, lower in (("Σ", "σ"), ("İ", "i̇")):
+        texts = tf.strings.regex_replace(texts, upper, lower)
+    # Unicode lower-casing depends on the process's locale, and a Turkish one maps I to ı, so ASCII is lower-cased
+    # first.
     return tf.strings.lower(tf.strings.lower(texts), encoding="utf-8")
 
 
@@ -107,7 +108,7 @@ class Reader:
         """
         offsets = offsets and self.has_offsets
         texts = {**texts, TEXT: self.wording.worded(texts[TEXT])}
-        tokens: dict[str, tuple] = {}  # TEXT or PAIR -> ragged ids, and starts and ends.
+        tokens: dict[str, tuple] = {}  # TEXT or PAIR -> ragged ids, starts and ends.
         for piece in self.frame.texts:
             if offsets:
                 tokens[piece] = self.tokenizer.tokenize_with_offsets(texts[piece])
@@ -129,9 +130,9 @@ class Reader:
             "segment_ids": dense(segments),
             "padding_mask": tf.ensure_shape(tf.sequence_mask(end, length), [None, self.static]),
         }
-        if self.start_id is not None:  # The decoder sees the text a step late.
-            late = tf.concat([tf.fill([shape[0], 1], self.start_id), inputs["token_ids"][:, :-1]], 1)
-            inputs |= {"decoder_token_ids": late, "decoder_padding_mask": inputs["padding_mask"]}
+        if self.start_id is not None:  # The decoder reads the text shifted by one step.
+            shifted = tf.concat([tf.fill([shape[0], 1], self.start_id), inputs["token_ids"][:, :-1]], 1)
+            inputs |= {"decoder_token_ids": shifted, "decoder_padding_mask": inputs["padding_mask"]}
         if self.prompt_length:
             inputs["pooling_mask"] = inputs["padding_mask"] & (tf.range(length) >= self.prompt_length)
         of = dense(pieces)
@@ -170,8 +171,8 @@ class Reader:
           The rows' lengths int32 [B]; every token's row and column, [N, 2]; and, for each part of the frame, every
           token's id, `places` offsets, segment, and the number of its text, 0 for special tokens.
         """
-        every = tf.range(tf.size(kept[TEXT]))  # Rows.
-        end, rows, columns, parts = tf.zeros_like(every), [], [], []
+        all_rows = tf.range(tf.size(kept[TEXT]))  # Rows.
+        end, rows, columns, parts = tf.zeros_like(all_rows), [], [], []
         for part, segment in zip(self.frame.parts, self.frame.segments):
             if isinstance(part, str):
                 row = tf.cast(tokens[part][0].value_rowids(), tf.int32)
@@ -181,8 +182,8 @@ class Reader:
                 values = [tf.boolean_mask(ragged.flat_values, keep) for ragged in tokens[part]]
                 of, size = 1 + self.frame.texts.index(part), kept[part]
             else:
-                row, place, size, of = every, tf.zeros_like(every), tf.ones_like(every), 0
-                values = [tf.fill(tf.shape(every), part)] + [tf.zeros_like(every)] * places
+                row, place, size, of = all_rows, tf.zeros_like(all_rows), tf.ones_like(all_rows), 0
+                values = [tf.fill(tf.shape(all_rows), part)] + [tf.zeros_like(all_rows)] * places
             rows.append(row)
             columns.append(tf.gather(end, row) + place)
             parts.append([*values, tf.fill(tf.shape(row), segment), tf.fill(tf.shape(row), of)])

@@ -37,7 +37,7 @@ from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, valid_utf8
 
 _FIELDS = {"keep_accents": Field(bool, null=False), "extra_ids": Field(int, low=0, high=10_000, null=False)}
 _ADDING = ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens")
-_SPACE = "\u2581"  # SentencePiece's own mark of a space.
+_SPACE = "\u2581"  # SentencePiece's own symbol for a space.
 _PYTHON_SPACES = (
     r"[\x{9}-\x{d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 )
@@ -51,13 +51,13 @@ class _Kind:
     file: str
     roles: dict[str, str]  # Role -> the token's text.
     sentinels: int = 0  # <extra_id_0>, <extra_id_1>, ..., numbered downwards from the last id.
-    cleans: bool = False  # XLNet's preprocessing of text, in Python there.
+    cleans: bool = False  # XLNet's text preprocessing, which is Python code there.
     lowercase: bool = False
     keep_accents: bool = True
     shifted: bool = False  # fairseq's ids: <s> <pad> </s> <unk>, then the model's own from 3 on, plus 1.
     added: tuple[str, ...] = ()  # Tokens after the last piece.
-    vocab: str = ""  # The file with the ids, where they are not the model's own.
-    other: str = ""  # A second model, which translations' own texts are read with.
+    vocab: str = ""  # The file with the ids, if they are not the model's own.
+    other: str = ""  # A second model, which tokenizes translations.
 
 
 _FAIRSEQ = {
@@ -127,6 +127,26 @@ class SentencePiece(Tokenizer):
     What counts as an accent (`keep_accents=False`) depends on the Unicode version of this Python, and what counts as
     lower case (`lowercase=True`) on that of TensorFlow's ICU: rare characters added to Unicode between two versions may
     differ.
+
+    An option that is None uses the default of `kind`.
+
+    Args:
+      model: the content of a spiece.model.
+      kind: one of KINDS.
+      sentinels: number of sentinels, for kind t5 only.
+      lowercase, keep_accents: the preprocessing of kinds xlnet and albert.
+      roles: role -> text of a piece; replaces some of the kind's. A role whose piece is not in the vocabulary has
+        no id.
+      added_tokens: tokens that are matched in a text; their ids may follow those of the pieces.
+      prefix: which texts get a space before them: "always", "first" (not the text after an added token) or "never";
+        None uses the model's setting.
+      vocab, other: for kind marian only: the pieces' ids, and the model of target texts, which is only kept for
+        saving.
+      name: the name of the model in errors.
+
+    Raises:
+      UserError: `model` is not a SentencePiece model, is truncated, has no unknown piece, or has a repeated piece;
+        or an option does not apply to the kind.
     """
 
     def __init__(
@@ -144,26 +164,6 @@ class SentencePiece(Tokenizer):
         other: bytes = b"",
         name: str = "SentencePiece model",
     ):
-        """Creates the tokenizer. An option that is None uses the default of `kind`.
-
-        Args:
-          model: the content of a spiece.model.
-          kind: one of KINDS.
-          sentinels: number of sentinels, for kind t5 only.
-          lowercase, keep_accents: the preprocessing of kinds xlnet and albert.
-          roles: role -> text of a piece; replaces some of the kind's. A role whose piece is not in the vocabulary has
-            no id.
-          added_tokens: tokens that are matched in a text; their ids may follow those of the pieces.
-          prefix: which texts get a space before them: "always", "first" (not the text after an added token) or "never";
-            None uses the model's setting.
-          vocab, other: for kind marian only: the pieces' ids, and the model of target texts, which is only kept for
-            saving.
-          name: the name of the model in errors.
-
-        Raises:
-          UserError: `model` is not a SentencePiece model, is truncated, has no unknown piece, or has a repeated piece;
-            or an option does not apply to the kind.
-        """
         if kind not in KINDS:
             raise UserError(f"kind: {kind!r} is not one of {' '.join(KINDS)}{suggest(kind, KINDS)}")
         row = KINDS[kind]
@@ -184,9 +184,9 @@ class SentencePiece(Tokenizer):
         if vocab is not None:
             pieces, unknown = _of_vocab(pieces, vocab, by_role)
         tokens, new_ids, ids = _numbered(pieces, kind, sentinels, added_tokens, name)
-        wrong = next((role for role in by_role if role not in ROLES), None)
-        if wrong is not None:
-            raise UserError(f"roles: {wrong!r} is not one of {' '.join(ROLES)}")
+        unknown_role = next((role for role in by_role if role not in ROLES), None)
+        if unknown_role is not None:
+            raise UserError(f"roles: {unknown_role!r} is not one of {' '.join(ROLES)}")
         types = [type_ for _, type_ in tokens]
         role_ids = {role: ids[text] for role, text in by_role.items() if text in ids and types[ids[text]] != NORMAL}
         role_ids["unknown"] = unknown if new_ids is None else int(new_ids[unknown])
@@ -206,14 +206,14 @@ class SentencePiece(Tokenizer):
         self._suffixed = proto.trainer_spec.treat_whitespace_as_suffix
         self._has_bytes = BYTE in types
 
-        with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
+        with tf.init_scope():  # Created once, outside any graph under construction.
             try:
                 self._op_model = _with_prefix(proto, self._bytes, prefix)
                 self._model = self._bare = sentencepiece_op(self._op_model)
-                if prefix == "first":  # What is not first.
+                if prefix == "first":  # For pieces that are not first.
                     self._bare = sentencepiece_op(_with_prefix(proto, self._bytes, "never"))
                 self._model.tokenize(tf.constant(["a"]))
-                if vocab is not None:  # Text that is no piece of this model can have an id.
+                if vocab is not None:  # Text that is not a piece of this model can have an id.
                     self._texts = sentencepiece_op(self._op_model, tf.string)
                     entries = tf.lookup.KeyValueTensorInitializer(
                         list(vocab), list(vocab.values()), value_dtype=tf.int32
@@ -289,16 +289,16 @@ class SentencePiece(Tokenizer):
             options["prefix"] = _llama_prefix(config)
         if row.vocab:
             options |= _marian_files(pathlib.Path(folder), row, config)
-        given = {role: settings.token_text(config.get(name)) for role, name in ROLES.items()}
-        given = {role: token for role, token in given.items() if token is not None}
+        role_texts = {role: settings.token_text(config.get(name)) for role, name in ROLES.items()}
+        role_texts = {role: token for role, token in role_texts.items() if token is not None}
         file = pathlib.Path(folder, row.file)
-        tokenizer = cls.from_file(file, kind, roles=given, **options)
+        tokenizer = cls.from_file(file, kind, roles=role_texts, **options)
         ids = {token: i for i, token in enumerate(tokenizer.vocab)}
-        named = {name: config[name] for name in _ADDING if config.get(name)}
-        named |= {ROLES[role]: config[ROLES[role]] for role, token in given.items() if token not in ids}
-        added = token_files.added_tokens(pathlib.Path(folder), {}, named, ids)
+        adding = {name: config[name] for name in _ADDING if config.get(name)}
+        adding |= {ROLES[role]: config[ROLES[role]] for role, token in role_texts.items() if token not in ids}
+        added = token_files.added_tokens(pathlib.Path(folder), {}, adding, ids)
         if added:
-            tokenizer = cls.from_file(file, kind, roles=given, added_tokens=added, **options)
+            tokenizer = cls.from_file(file, kind, roles=role_texts, added_tokens=added, **options)
         if kind == "llama":
             begins, ends = config.get("add_bos_token", True), config.get("add_eos_token", False)
             tokenizer.frames = processors.begin_and_end(
@@ -374,7 +374,7 @@ class SentencePiece(Tokenizer):
         return hashlib.sha256(f"{options}\n".encode() + self._bytes).hexdigest()
 
     def _valid(self, texts: tf.Tensor) -> tf.Tensor:
-        return texts  # Bytes that are not UTF-8 are what the library makes of them, mostly <unk>.
+        return texts  # Bytes that are not UTF-8 are handled as in the library, mostly as <unk>.
 
     def _encode(self, pieces: Pieces) -> tuple:
         """Returns ids and offsets with the library's own alignment.
@@ -393,21 +393,21 @@ class SentencePiece(Tokenizer):
             raise UserError(f"offsets: a tokenizer of kind {self._kind!r} has no offsets; use tokenize")
         ids, starts, ends = self._model.tokenize_with_offsets(pieces.texts)
         rows = ids.value_rowids()
-        # Bytes are counted through the whole batch, so that one search serves all pieces.
+        # Bytes are counted across the whole batch, so one search serves all pieces.
         _, begins = tf.strings.unicode_decode_with_offsets(pieces.texts, "UTF-8")
         first_byte = tf.cumsum(tf.cast(tf.strings.length(pieces.texts), tf.int64), exclusive=True)
         byte_of = begins.flat_values + tf.gather(first_byte, begins.value_rowids())
         first_character = begins.row_starts()
         place = tf.concat([pieces.starts, [0]], 0)
-        # Of no use, and no more than an estimate, where bytes are not UTF-8, and where there are no added tokens.
+        # Not needed without added tokens, and only an estimate if bytes are not UTF-8.
         place = tf.gather(place, tf.minimum(first_character, tf.size(place, tf.int64) - 1)) if self._added else None
 
         def character(byte: tf.Tensor) -> tf.Tensor:
-            found = tf.searchsorted(
+            index = tf.searchsorted(
                 byte_of, tf.cast(byte, tf.int64) + tf.gather(first_byte, rows), side="left", out_type=tf.int64
             )
-            found = tf.cast(found - tf.gather(first_character, rows), tf.int32)
-            return found if place is None else found + tf.gather(place, rows)
+            index = tf.cast(index - tf.gather(first_character, rows), tf.int32)
+            return index if place is None else index + tf.gather(place, rows)
 
         return (
             self._renumber(ids),
@@ -495,9 +495,9 @@ class SentencePiece(Tokenizer):
             texts = tf_text.normalize_utf8(texts, "NFKD")
             texts = tf.strings.regex_replace(texts, _accents(), "")
         if self._lowercase:
-            # ICU lower-cases by the process's locale, and a Turkish one makes ı of I: so what differs comes first.
+            # ICU's lower-casing depends on the process's locale, and a Turkish one maps I to ı, so İ is replaced first.
             texts = tf.strings.regex_replace(texts, "İ", "i\u0307")
-            texts = past_nul(texts, lambda whole: tf.strings.lower(tf.strings.lower(whole), encoding="utf-8"))
+            texts = past_nul(texts, lambda text: tf.strings.lower(tf.strings.lower(text), encoding="utf-8"))
         return texts
 
     def _comma_table(self, pieces: list[tuple[str, int]], unknown: int) -> tuple[tf.Tensor, tf.Tensor] | None:
@@ -595,7 +595,7 @@ def _with_prefix(proto: Any, model: bytes, prefix: str | None) -> bytes:
     """Returns the model with add_dummy_prefix set as `prefix` requires."""
     if prefix is None or proto.normalizer_spec.add_dummy_prefix == (prefix != "never"):
         return model
-    # The last of a protocol buffer's fields counts: normalizer_spec (3) with add_dummy_prefix (3).
+    # The last of a protocol buffer's fields takes precedence: normalizer_spec (3) with add_dummy_prefix (3).
     return model + bytes([3 << 3 | 2, 2, 3 << 3, prefix != "never"])
 
 
@@ -702,8 +702,8 @@ def _parse(data: bytes, name: str) -> Any:
         seen[text] = i
     unknowns = [i for i, piece in enumerate(proto.pieces) if piece.type == UNKNOWN]
     if len(unknowns) != 1:
-        found = "no unknown piece" if not unknowns else f"{len(unknowns)} unknown pieces"
-        raise UserError(f"{name}: has {found} among its {len(seen)} pieces; a model has one, usually <unk>")
+        count = "no unknown piece" if not unknowns else f"{len(unknowns)} unknown pieces"
+        raise UserError(f"{name}: has {count} among its {len(seen)} pieces; a model has one, usually <unk>")
     charsmap = proto.normalizer_spec.precompiled_charsmap
     size = int.from_bytes(charsmap[:4], "little")
     if charsmap and (len(charsmap) <= 4 or size + 4 >= len(charsmap) or size % 4):

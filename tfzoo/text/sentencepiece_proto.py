@@ -30,6 +30,6 @@ def write(pieces: Iterable[tuple[bytes, float, int]], model: int, byte_fallback:
         for name, score, kind in pieces
     ]
     trainer = field(2, field(3, model) + (field(35, 1) if byte_fallback else b""))
-    # No normalisation, no space before a text, no fewer spaces, spaces as they are.
+    # No normalisation, no space before a text, no removal of spaces, no escaping of spaces.
     as_is = field(3, field(1, b"identity") + field(3, 0) + field(4, 0) + field(5, 0))
     return b"".join(written) + trainer + as_is

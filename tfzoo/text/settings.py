@@ -11,20 +11,20 @@ from tfzoo.json_files import Field, Fields
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 CHARACTERS_FILE = "characters.txt"
-# What a folder's tokenizer depends on, and what is written again as it was read.
+# The files that a folder's tokenizer depends on, which are saved unchanged.
 FILES = (
     TOKENIZER_FILE, CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", "source.spm", "target.spm", *SENTENCEPIECE_FILES, CHARACTERS_FILE,
 )  # fmt: skip
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # In the order a vocabulary of ours has them.
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # In the order of tfzoo's own vocabularies.
 
-# Role -> what tokenizer_config.json calls it.
+# Role -> its name in tokenizer_config.json.
 ROLES = {
     "pad": "pad_token", "unknown": "unk_token", "bos": "bos_token", "eos": "eos_token", "cls": "cls_token",
     "sep": "sep_token", "mask": "mask_token",
 }  # fmt: skip
 
-# Hugging Face's classes whose own files are read, without Fast.
+# Hugging Face's classes whose own files are supported, without Fast.
 CLASSES = {
     "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "RetriBertTokenizer", "LxmertTokenizer",
     "MobileBertTokenizer",
@@ -38,7 +38,7 @@ _FAIRSEQ = {
     "bos": "<s>", "pad": "<pad>", "eos": "</s>", "unknown": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>",
 }  # fmt: skip
 _END = "<|endoftext|>"
-# The roles of tokens that a class has by itself: older folders do not name them.
+# The default roles of each class's tokens, which older folders do not specify.
 ROLES_OF_CLASS = {
     **dict.fromkeys(("Bert", "DistilBert", "Electra", "MobileBert", "Lxmert", "RetriBert"), _BERT),
     **dict.fromkeys(("Roberta", "Bart", "Longformer", "LED", "XLMRoberta", "MBart", "Camembert"), _FAIRSEQ),
@@ -54,7 +54,7 @@ _CLASS_OF_MODEL = {
     "gpt2": "GPT2", "qwen2": "Qwen2", "qwen3": "Qwen2", "t5": "T5", "mt5": "T5", "llama": "Llama", "mistral": "Llama",
     "xlnet": "XLNet", "albert": "Albert", "xlm-roberta": "XLMRoberta", "mbart": "MBart", "camembert": "Camembert",
 }  # fmt: skip
-# Those whose ids are made elsewhere, and by what.
+# Classes whose ids are computed by other software, and its name.
 _ELSEWHERE = {
     "BertJapaneseTokenizer": "MeCab, Sudachi or Juman++", "BertweetTokenizer": "fastBPE and a tweet normaliser",
     "HerbertTokenizer": "sacremoses", "FlaubertTokenizer": "sacremoses", "XLMTokenizer": "sacremoses",
@@ -63,7 +63,7 @@ _ELSEWHERE = {
     "CanineTokenizer": "code points", "ByT5Tokenizer": "bytes", "TransfoXLTokenizer": "sacremoses",
 }  # fmt: skip
 
-# What byte-level tokenizers split a text into words by, as tokenizer.json has it.
+# The patterns by which byte-level tokenizers split a text into words, as in tokenizer.json.
 SPLIT_PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -118,11 +118,11 @@ def check_class(folder: str | os.PathLike, has_json: bool) -> None:
     Raises:
       UserError: tokenizer_config.json, or else config.json, names such a class.
     """
-    path, other = pathlib.Path(folder, CONFIG_FILE), pathlib.Path(folder, "config.json")
+    path, model_config = pathlib.Path(folder, CONFIG_FILE), pathlib.Path(folder, "config.json")
     config = read(folder)
     name = config.get("tokenizer_class")
-    if name is None and other.is_file():
-        path, name = other, json_files.read(other).get("tokenizer_class")
+    if name is None and model_config.is_file():
+        path, name = model_config, json_files.read(model_config).get("tokenizer_class")
     if config.get("auto_map"):
         raise UserError(
             f"{path}: auto_map names the folder's own code; only the tokenizer classes of transformers are supported"
@@ -144,9 +144,9 @@ def class_of(folder: str | os.PathLike) -> str:
 
     This is the tokenizer_class, or else the class for the model_type in config.json; "None" if neither is known.
     """
-    name, other = read(folder).get("tokenizer_class"), pathlib.Path(folder, "config.json")
-    if name is None and other.is_file():
-        config = json_files.read(other)
+    name, model_config = read(folder).get("tokenizer_class"), pathlib.Path(folder, "config.json")
+    if name is None and model_config.is_file():
+        config = json_files.read(model_config)
         name = config.get("tokenizer_class") or _CLASS_OF_MODEL.get(str(config.get("model_type")))
     return str(name).removesuffix("Fast").removesuffix("Tokenizer")
 

@@ -33,13 +33,13 @@ def read_chat_templates(folder: str | os.PathLike) -> dict[str, tuple[pathlib.Pa
     path, source = folder / CONFIG_FILE, settings.read(folder).get("chat_template")
     if isinstance(source, str):
         return {DEFAULT: (path, source)}
-    found = {}
+    templates = {}
     for i, item in enumerate(source or []):
         name, text = (item.get("name"), item.get("template")) if isinstance(item, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(text, str):
             raise UserError(f"{path}: chat_template[{i}]: must have a name and a template; correct it")
-        found[name] = path, text
-    return found
+        templates[name] = path, text
+    return templates
 
 
 def _read(path: pathlib.Path) -> str:

@@ -22,28 +22,28 @@ def added_tokens(
     folder: pathlib.Path, record: Mapping[str, Any], config: Mapping[str, Any], ids: dict[str, int]
 ) -> list[AddedToken]:
     """Returns the added tokens of all files, and adds their ids to `ids`."""
-    path, found = folder / TOKENIZER_FILE, dict[str, AddedToken]()
+    path, tokens = folder / TOKENIZER_FILE, dict[str, AddedToken]()
     for token in record.get("added_tokens") or []:
-        _add(found, ids, token, token.get("id"), path)
+        _add(tokens, ids, token, token.get("id"), path)
     for i, token in (config.get("added_tokens_decoder") or {}).items():
         if not i.isdecimal():
             raise UserError(f"{folder / CONFIG_FILE}: added_tokens_decoder has {i!r}, which is not an id; correct it")
-        _add(found, ids, token, int(i), folder / CONFIG_FILE)
+        _add(tokens, ids, token, int(i), folder / CONFIG_FILE)
     if not config.get("added_tokens_decoder") and (folder / ADDED_FILE).exists():
         for token, i in json_files.read(folder / ADDED_FILE).items():
-            if token not in found:
-                _add(found, ids, {"content": token, "special": False, "normalized": True}, i, folder / ADDED_FILE)
+            if token not in tokens:
+                _add(tokens, ids, {"content": token, "special": False, "normalized": True}, i, folder / ADDED_FILE)
     for name in ("additional_special_tokens", "extra_special_tokens"):
         value = config.get(name)
         for token in (value.values() if isinstance(value, dict) else value) or []:
-            _name(found, ids, token)
+            _name(tokens, ids, token)
     for name in ROLES.values():
         if config.get(name) is not None:
-            _name(found, ids, config[name])
-    return list(found.values())
+            _name(tokens, ids, config[name])
+    return list(tokens.values())
 
 
-def _add(found: dict[str, AddedToken], ids: dict[str, int], token: Any, i: Any, path) -> None:
+def _add(tokens: dict[str, AddedToken], ids: dict[str, int], token: Any, i: Any, path) -> None:
     content = settings.token_text(token)
     if not isinstance(content, str) or not content or type(i) is not int or i < 0:
         raise UserError(f"{path}: the added token {show(token)} with id {show(i)} is not valid; correct it")
@@ -53,17 +53,17 @@ def _add(found: dict[str, AddedToken], ids: dict[str, int], token: Any, i: Any, 
         )
     options = {} if isinstance(token, str) else token
     flags = {name: bool(options.get(name)) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
-    found[content] = AddedToken(content, i, **flags)
+    tokens[content] = AddedToken(content, i, **flags)
 
 
-def _name(found: dict[str, AddedToken], ids: dict[str, int], token: Any) -> None:
+def _name(tokens: dict[str, AddedToken], ids: dict[str, int], token: Any) -> None:
     """Adds a special token that is given by name; a new one gets the next id after the last."""
     content = settings.token_text(token)
-    if content not in found:
+    if content not in tokens:
         options = token if isinstance(token, dict) else {}
-        _add(found, ids, {**options, "content": content, "special": True}, ids.get(content, max(ids.values()) + 1), "")
+        _add(tokens, ids, {**options, "content": content, "special": True}, ids.get(content, max(ids.values()) + 1), "")
     else:
-        found[content] = dataclasses.replace(found[content], special=True)
+        tokens[content] = dataclasses.replace(tokens[content], special=True)
 
 
 def roles_of(folder: pathlib.Path, config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from tfzoo.text.pieces import Pieces, literal
 VALID_UTF8 = r"[\x{0}-\x{D7FF}\x{E000}-\x{10FFFF}]*"
 
 
-# What BERT's decoding, and clean_up_tokenization_spaces, make of spaces before punctuation, in this order.
+# Replacements of BERT's decoding, and of clean_up_tokenization_spaces, for spaces before punctuation, in this order.
 CLEANED = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
     (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
@@ -34,12 +34,12 @@ class Tokenizer(tf.Module):
     A subclass implements fingerprint, _encode, _detokenize and _contents, and _valid and _normalize if needed.
     """
 
-    keeps_spaces = False  # Whether texts that are to be joined need a space between them.
-    adds_bos = False  # Whether its folder, or the run, says that a decoder's texts begin with bos_id.
-    cleans_up = False  # Whether texts made of ids lose the spaces before their punctuation.
-    max_length: int | None = None  # Tokens of the longest row, where its files say so.
+    keeps_spaces = False  # Whether texts need a space between them when they are joined.
+    adds_bos = False  # Whether the folder, or the run, specifies that a decoder's texts begin with bos_id.
+    cleans_up = False  # Whether detokenization removes spaces before punctuation.
+    max_length: int | None = None  # Maximum number of tokens in a row, if the files specify it.
     padding_side = truncation_side = "right"
-    # The special tokens around a text, and around two, where its files say so.
+    # The special tokens around one text and around two, if the files specify them.
     frames: tuple[Frame, Frame] | None = None
 
     def __init__(
@@ -60,7 +60,7 @@ class Tokenizer(tf.Module):
           added_tokens: tokens that are matched in a text.
         """
         super().__init__(name=name)
-        # tf.Module would wrap lists and dicts and track what is in them; arrays and tuples of data it leaves alone.
+        # tf.Module would wrap lists and dicts and track their contents, but not arrays and tuples of data.
         self._vocab = np.array(vocab, dtype=object)
         self._role_ids = tuple(role_ids.items())
         gaps = [i for i, token in enumerate(vocab) if not token] if "" in vocab else []
@@ -159,18 +159,20 @@ class Tokenizer(tf.Module):
 
     def _tokenize(self, pieces: Pieces, special: Sequence[str]) -> tuple:
         """Returns ids, starts and ends of pieces, ragged [P, None]; without alignment, starts and ends are None."""
-        asked = {*special}
-        found = [token for token in self._added if not token.special or token.content in asked]
-        known = {token.content for token in found}
+        requested = {*special}
+        matched = [token for token in self._added if not token.special or token.content in requested]
+        contents_matched = {token.content for token in matched}
         ids = self._special_tokens()
-        found += [AddedToken(content, ids[content]) for content in dict.fromkeys(special) if content not in known]
-        raw = [token for token in found if not token.normalized]
-        late = [token for token in found if token.normalized]
-        if not late:
-            return _around(pieces, raw, lambda texts: self._encode(self._normalize(texts)))
+        matched += [
+            AddedToken(content, ids[content]) for content in dict.fromkeys(special) if content not in contents_matched
+        ]
+        unnormalized = [token for token in matched if not token.normalized]
+        normalized = [token for token in matched if token.normalized]
+        if not normalized:
+            return _around(pieces, unnormalized, lambda texts: self._encode(self._normalize(texts)))
         contents = self._as_normalized()
-        late = [dataclasses.replace(t, content=contents[t.id]) for t in late if contents[t.id]]
-        return _around(pieces, raw, lambda texts: _around(self._normalize(texts), late, self._encode))
+        normalized = [dataclasses.replace(t, content=contents[t.id]) for t in normalized if contents[t.id]]
+        return _around(pieces, unnormalized, lambda texts: _around(self._normalize(texts), normalized, self._encode))
 
     def detokenize(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
         """Converts ids to texts.
@@ -226,12 +228,12 @@ class Tokenizer(tf.Module):
 
     def _as_normalized(self) -> dict[int, str]:
         """Returns id -> normalised content of the added tokens that are matched in normalised texts."""
-        late = self._late()
-        if not late:
+        tokens = self._late()
+        if not tokens:
             return {}
         with tf.init_scope():
-            texts = self._normalize(Pieces.of(tf.constant([token.content for token in late]))).texts.numpy()
-        return {token.id: content.decode() for token, content in zip(late, texts, strict=True)}
+            texts = self._normalize(Pieces.of(tf.constant([token.content for token in tokens]))).texts.numpy()
+        return {token.id: content.decode() for token, content in zip(tokens, texts, strict=True)}
 
     def _valid(self, texts: tf.Tensor) -> tf.Tensor:
         """Replaces what is not UTF-8 in texts, strings [N]."""
@@ -264,9 +266,9 @@ def _around(pieces: Pieces, tokens: Sequence[AddedToken], encode: Callable[[Piec
     """Returns ids, starts and ends of pieces with added tokens; `encode` encodes what is between the tokens."""
     if not tokens:
         return encode(pieces)
-    found = added.find(pieces, tokens)
-    values = zip(encode(found.pieces), (found.ids, found.starts, found.ends))
-    return tuple(None if ragged is None else found.merge(ragged, own) for ragged, own in values)
+    matches = added.find(pieces, tokens)
+    values = zip(encode(matches.pieces), (matches.ids, matches.starts, matches.ends))
+    return tuple(None if ragged is None else matches.merge(ragged, token_values) for ragged, token_values in values)
 
 
 def regroup(values: tf.RaggedTensor | None, rows: tf.Tensor, count: tf.Tensor) -> tf.RaggedTensor | None:
@@ -296,7 +298,7 @@ def strings(texts: tf.Tensor) -> tf.Tensor:
 
 def valid_utf8(texts: tf.Tensor) -> tf.Tensor:
     """Returns strings [N] with U+FFFD for every invalid byte sequence."""
-    return tf.cond(  # Looking takes a tenth of the time that transcoding would.
+    return tf.cond(  # The check takes a tenth of the time that transcoding would.
         tf.reduce_all(tf.strings.regex_full_match(texts, VALID_UTF8)),
         lambda: texts,
         lambda: tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace"),
@@ -319,20 +321,20 @@ def join(pieces: tf.Tensor, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
       tf.errors.InvalidArgumentError: an id is negative.
     """
     pieces = tf.concat([pieces, [""]], 0)
-    most = tf.size(pieces) - 1
+    last = tf.size(pieces) - 1
     if isinstance(ids, tf.RaggedTensor):
-        ids = ids.with_flat_values(tf.minimum(tf.cast(ids.flat_values, tf.int32), most))
-        # Not to_tensor: one long row would make all others as long.
+        ids = ids.with_flat_values(tf.minimum(tf.cast(ids.flat_values, tf.int32), last))
+        # Not to_tensor, which would pad all rows to the longest.
         return tf.strings.unsorted_segment_join(tf.gather(pieces, ids.flat_values), ids.value_rowids(), ids.nrows())
-    return tf.strings.reduce_join(tf.gather(pieces, tf.minimum(tf.cast(ids, tf.int32), most)), axis=-1)
+    return tf.strings.reduce_join(tf.gather(pieces, tf.minimum(tf.cast(ids, tf.int32), last)), axis=-1)
 
 
 def sentencepiece_op(model: bytes, out_type: tf.DType = tf.int32) -> tf_text.SentencepieceTokenizer:
     """Returns tensorflow-text's tokenizer for a serialized model, independent of other tokenizers and of new seeds."""
-    # A SavedModel's op finds its model by the name of a node: another tokenizer's, in this SavedModel or another of the
-    # same process, must not have the same.
+    # A SavedModel's op finds its model by the name of a node, so no other tokenizer, in this SavedModel or another in
+    # the same process, may have the same name.
     name = f"sentencepiece_{hashlib.sha256(model).hexdigest()}"
-    with progress.quiet():  # The library notes that a model has no table of normalisation.
+    with progress.quiet():  # The library logs that a model has no normalisation table.
         op = tf_text.SentencepieceTokenizer(model, out_type=out_type, name=name)
         op._model_resource = _SharedModel(model, name)
     return op

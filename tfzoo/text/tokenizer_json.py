@@ -20,7 +20,7 @@ from tfzoo.text.settings import CONFIG_FILE, SPLIT_PATTERNS, TOKENIZER_FILE
 from tfzoo.text.tokenizer import Tokenizer
 from tfzoo.text.wordpiece import WordPiece
 
-# Classes that put their own special tokens around a text, whatever add_bos_token and add_eos_token say.
+# Classes that add their own special tokens around a text, regardless of add_bos_token and add_eos_token.
 _OWN_FRAME = {
     "Bert", "DistilBert", "Electra", "T5", "Roberta", "Bart", "XLNet", "Albert", "XLMRoberta", "MBart", "Camembert",
 }  # fmt: skip
@@ -83,21 +83,23 @@ def make(record: dict[str, Any], folder: pathlib.Path, kind: str) -> tuple[Token
     ids = dict(word_models.vocabulary(record["model"], f"{path}: model"))
     added = token_files.added_tokens(folder, record, config, ids)
     roles = token_files.roles_of(folder, config, ids)
-    usual = settings.ROLES_OF_CLASS.get(settings.class_of(folder), {})
-    if kind == "wordpiece" or (not usual and not roles and _is_bert(record)):
-        usual = {**wordpiece.ROLES_OF_BERT, **usual}
-    elif not usual and not roles and _is_byte_level(record):  # No file says it: what the released vocabularies mean.
+    defaults = settings.ROLES_OF_CLASS.get(settings.class_of(folder), {})
+    if kind == "wordpiece" or (not defaults and not roles and _is_bert(record)):
+        defaults = {**wordpiece.ROLES_OF_BERT, **defaults}
+    elif not defaults and not roles and _is_byte_level(record):  # No file specifies roles: use the usual ones.
         special = {token.content for token in added if token.special}
-        usual = {role: token for token, names in byte_level_files.USUAL.items() for role in names if token in special}
+        defaults = {
+            role: token for token, names in byte_level_files.USUAL.items() for role in names if token in special
+        }
     padding = (record.get("padding") or {}).get("pad_token")
-    usual = {**usual, **({"pad": padding} if padding else {})}
-    roles = {**{role: token for role, token in usual.items() if token in ids}, **roles}
+    defaults = {**defaults, **({"pad": padding} if padding else {})}
+    roles = {**{role: token for role, token in defaults.items() if token in ids}, **roles}
     added = [dataclasses.replace(t, special=t.special or t.content in roles.values()) for t in added]
     vocab = [*ids] if [*ids.values()] == [*range(len(ids))] else _by_id(ids, path)
     record = _overridden(record, config, folder / CONFIG_FILE)
     maker = _wordpiece if _is_bert(record) else _byte_level if _is_byte_level(record) else _pipeline
     tokenizer = maker(record, vocab, roles, added, path)
-    # transformers 5 leaves byte-pair encoding's texts as they are: there a space before a full stop is meant.
+    # transformers 5 does not clean up texts of byte-pair encoding: a space before a full stop is kept there.
     tokenizer.cleans_up = bool(config.get("clean_up_tokenization_spaces")) and record["model"].get("type") != "BPE"
     tokenizer.frames = _frames(folder, record, config, tokenizer, ids, path)
     return tokenizer, record
@@ -145,8 +147,8 @@ def _byte_level(record, vocab, roles, added, path):
         raise UserError(f"{path}: normalizer is {kinds}; only NFC or none is supported before ByteLevel")
     *before, last = pre_tokenizers.parts(record["pre_tokenizer"])
     pattern = "gpt2" if last.get("use_regex", True) else ""
-    if not pattern and before and (known := _known_pattern(before[-1])):
-        pattern = known
+    if not pattern and before and (name_of_pattern := _known_pattern(before[-1])):
+        pattern = name_of_pattern
         before.pop()
     return ByteLevelBPE(
         vocab,
@@ -169,8 +171,8 @@ def _pipeline(record, vocab, roles, added, path):
 
 def _known_pattern(part: dict[str, Any]) -> str | None:
     """Returns the name of the split pattern of a pre_tokenizer that ByteLevelBPE implements faster itself, or None."""
-    given = part.get("pattern")
-    expression = given.get("Regex") if isinstance(given, dict) else None
+    pattern_record = part.get("pattern")
+    expression = pattern_record.get("Regex") if isinstance(pattern_record, dict) else None
     if part.get("type") != "Split" or part.get("behavior") != "Isolated":
         return None
     return next((name for name, pattern in SPLIT_PATTERNS.items() if pattern == expression), None)
@@ -201,8 +203,8 @@ def _overridden(record: dict[str, Any], config: dict[str, Any], path) -> dict[st
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
         names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
         names |= {"tokenize_chinese_chars": "handle_chinese_chars"}
-        given = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
-        record["normalizer"] = {**normalizer, **given}
+        options = {field: config[name] for name, field in names.items() if name in config}
+        record["normalizer"] = {**normalizer, **options}
     prefix = config.get("add_prefix_space")
     if prefix is not None and _is_byte_level(record):
         record["pre_tokenizer"] = _with_prefix(record["pre_tokenizer"], prefix)
@@ -238,10 +240,10 @@ def _frames(folder, record, config, tokenizer, ids, path) -> processors.Frames |
     transformers' class respects them, from these. None leaves the frames to the tokenizer class, that is, to the model
     family's page.
     """
-    own, written = settings.class_of(folder) in _OWN_FRAME, record.get("post_processor")
+    class_decides, written = settings.class_of(folder) in _OWN_FRAME, record.get("post_processor")
     flags = [config.get(name) for name in ("add_bos_token", "add_eos_token")]
-    if own or flags == [None, None]:
-        if written is None and (own or path.name != TOKENIZER_FILE):
+    if class_decides or flags == [None, None]:
+        if written is None and (class_decides or path.name != TOKENIZER_FILE):
             return None
         return processors.compile_processor(written, ids, f"{path}: post_processor")
     bos = [tokenizer.bos_id] if flags[0] and tokenizer.bos_id is not None else []

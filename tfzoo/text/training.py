@@ -51,10 +51,9 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> l
     if not letters:
         raise UserError(f"the {len(texts)} texts contain no letters to learn a vocabulary from; check the corpus")
 
-    # The library numbers letters and their ## forms in the order of a hash table that differs from one
-    # process to the next, and breaks ties between pairs, and between rare letters, by these numbers. So both
-    # are chosen here and given to it in order: the letters as its alphabet, their ## forms as if they were
-    # special tokens.
+    # The library numbers letters and their ## forms in the order of a hash table that differs between processes, and
+    # uses these numbers to break ties between pairs and between rare letters. So both are chosen here and passed to it
+    # in order: the letters as its alphabet, their ## forms as special tokens.
     alphabet, covered = [], 0
     for letter, count in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[:room]:
         if covered >= COVERAGE * letters.total():
@@ -68,7 +67,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> l
     ]
 
     tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = splitter  # The texts are normalised already.
+    tokenizer.pre_tokenizer = splitter  # The texts are already normalised.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -126,8 +125,8 @@ def train_byte_level(
     if pattern not in SPLIT_PATTERNS:
         raise UserError(f"pattern: {pattern!r} is not one of {' '.join(SPLIT_PATTERNS)}")
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bad = [token for token in special_tokens if not token or token in alphabet]
-    if bad or len(set(special_tokens)) != len(special_tokens):
+    invalid = [token for token in special_tokens if not token or token in alphabet]
+    if invalid or len(set(special_tokens)) != len(special_tokens):
         raise UserError(f"special_tokens: {list(special_tokens)} must be distinct, not empty and not single letters")
     if vocab_size < len(alphabet) + len(special_tokens):
         raise UserError(
@@ -184,7 +183,7 @@ def train_sentencepiece(
     Raises:
       UserError: the library cannot train such a model on these texts; the message gives the reason.
     """
-    # The one place that needs the library: tokenizing does not.
+    # Only training requires the library; tokenizing does not.
     import sentencepiece
 
     if kind not in ("unigram", "bpe"):
@@ -209,11 +208,11 @@ def train_sentencepiece(
             byte_fallback=byte_fallback,
             normalization_rule_name=normalization,
             remove_extra_whitespaces=not keep_spaces,
-            split_digits=kind == "bpe",  # As Llama's.
+            split_digits=kind == "bpe",  # As in Llama.
             control_symbols=[piece for piece in specials if piece not in ("<pad>", "<unk>", "<s>", "</s>")],
             character_coverage=COVERAGE,
-            max_sentence_length=1 << 30,  # In bytes; a longer one would be left out without a word.
-            num_threads=1,  # More would sum in another order, by the machine.
+            max_sentence_length=1 << 30,  # In bytes; a longer line would be silently skipped.
+            num_threads=1,  # With more threads, the order of summation would depend on the machine.
             minloglevel=2,
             **ids,
         )

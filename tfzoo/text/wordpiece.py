@@ -84,15 +84,16 @@ class WordPiece(Tokenizer):
         self._strip_accents = self._lowercase if strip_accents is None else bool(strip_accents)
         self._max_characters = max_characters
         self._cleanup = cleanup
-        with tf.init_scope():  # Made once and outside any graph under construction, whoever calls.
-            # A word does not become a token that is found in the text alone. (Gaps have names that no word is.)
+        with tf.init_scope():  # Created once, outside any graph under construction.
+            # A word must not become a token that is only matched literally in a text. (Gaps get names that are not
+            # words.)
             names = [*tokens]
-            apart = {token.id for token in added_tokens} - {role_ids["unknown"]}
-            apart |= {i for i, token in enumerate(tokens) if not token} if "" in tokens else set()
-            for i in apart:
+            excluded = {token.id for token in added_tokens} - {role_ids["unknown"]}
+            excluded |= {i for i, token in enumerate(tokens) if not token} if "" in tokens else set()
+            for i in excluded:
                 names[i] = f"[unused {i}]"
-            most = 4 * max_characters  # No word within the limit is longer than this in UTF-8.
-            self._model = _fast_wordpiece(names, most, roles["unknown"])
+            max_bytes = 4 * max_characters  # No word within the limit is longer than this in UTF-8.
+            self._model = _fast_wordpiece(names, max_bytes, roles["unknown"])
 
     @functools.cached_property
     def _begins(self) -> tf.Tensor:
@@ -147,14 +148,14 @@ class WordPiece(Tokenizer):
     def fingerprint(self) -> str:
         """Returns a SHA-256 in hexadecimal that is equal for equal vocabularies and options."""
         text = "".join(f"{token}\n" for token in self._vocab)
-        usual = self._strip_accents == self._lowercase and self._max_characters == _MAX_CHARACTERS
+        default_options = self._strip_accents == self._lowercase and self._max_characters == _MAX_CHARACTERS
         plain = {AddedToken(self._vocab[i], i) for _, i in self._role_ids}
-        more = (
+        options = (
             ""
-            if usual and plain.issuperset(self._added)
+            if default_options and plain.issuperset(self._added)
             else f"{self._strip_accents} {self._max_characters} {self._added}\n"
         )
-        return hashlib.sha256(f"lowercase={self._lowercase}\n{more}{text}".encode()).hexdigest()
+        return hashlib.sha256(f"lowercase={self._lowercase}\n{options}{text}".encode()).hexdigest()
 
     def _normalize(self, pieces: Pieces) -> Pieces:
         """Normalises pieces as BERT does before it splits them. Bytes that are not UTF-8 are dropped.
@@ -195,11 +196,11 @@ class WordPiece(Tokenizer):
             texts = tf_text.normalize_utf8(texts, "NFD")
             texts = tf.strings.regex_replace(texts, r"\p{Mn}", "")
         if self._lowercase:
-            # BERT lower-cases each character by itself, so it never makes the final form of a sigma. (And
-            # tensorflow-text's case folding would also make ss of ß, and a comma of a full-width one.)
+            # BERT lower-cases each character by itself, so it never produces a final sigma. (tensorflow-text's case
+            # folding would also map ß to ss, and a full-width comma to a comma.)
             texts = tf.strings.regex_replace(texts, "Σ", "σ")
-            # Unicode's lower-casing obeys the process's locale, and a Turkish one makes ı of I: so ASCII
-            # first.
+            # Unicode lower-casing depends on the process's locale, and a Turkish one maps I to ı, so ASCII is
+            # lower-cased first.
             texts = tf.strings.lower(tf.strings.lower(texts), encoding="utf-8")
         return texts
 
@@ -211,7 +212,7 @@ class WordPiece(Tokenizer):
         """
         ids, starts, ends = self._model.tokenize_with_offsets(normalized)
         values, starts, ends = ids.flat_values, starts.flat_values, ends.flat_values
-        begins = tf.gather(self._begins, values)  # Each word is one token that begins it and any that do not.
+        begins = tf.gather(self._begins, values)  # Each word is one token that begins it, followed by any that do not.
         word_starts = tf.boolean_mask(starts, begins)
         word_ends = tf.boolean_mask(ends, tf.concat([begins[1:], tf.ones_like(begins[:1])], 0))
         suspects = tf.where(word_ends - word_starts > self._max_characters)[:, 0]
@@ -286,8 +287,8 @@ def content(tokens: Sequence[str], roles: Mapping[str, str], config: Mapping[str
         cls, sep = ({"SpecialToken": {"id": roles[role], "type_id": 0}} for role in ("cls", "sep"))
         first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
         last = {"SpecialToken": {"id": roles["sep"], "type_id": 1}}
-        named = {t: {"id": t, "ids": [ids[t]], "tokens": [t]} for t in (roles["cls"], roles["sep"])}
-        frame = {"type": "TemplateProcessing", "single": [cls, first, sep], "special_tokens": named}
+        special_tokens = {t: {"id": t, "ids": [ids[t]], "tokens": [t]} for t in (roles["cls"], roles["sep"])}
+        frame = {"type": "TemplateProcessing", "single": [cls, first, sep], "special_tokens": special_tokens}
         frame["pair"] = [*frame["single"], second, last]
     return {
         "version": "1.0",
@@ -299,7 +300,7 @@ def content(tokens: Sequence[str], roles: Mapping[str, str], config: Mapping[str
             "clean_text": True,
             "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
             "strip_accents": config.get("strip_accents"),
-            "lowercase": config.get("do_lower_case", True),  # Hugging Face's default, too.
+            "lowercase": config.get("do_lower_case", True),  # Also Hugging Face's default.
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": frame,
@@ -335,12 +336,12 @@ def _read_vocab(path: pathlib.Path) -> list[str]:
 
 def _check(tokens: list[str], name: str, needed: Iterable[str]) -> None:
     """Raises UserError for an invalid vocabulary; lines count from 1, so line i + 1 contains token i."""
-    known = {*tokens}
-    whole = "".join(tokens)
-    sound = len(known) == len(tokens) and "\n" not in whole and "\r" not in whole
-    if not sound or max(map(len, tokens), default=0) > _MAX_TOKEN_BYTES // 4:
+    distinct = {*tokens}
+    joined = "".join(tokens)
+    valid = len(distinct) == len(tokens) and "\n" not in joined and "\r" not in joined
+    if not valid or max(map(len, tokens), default=0) > _MAX_TOKEN_BYTES // 4:
         _check_each(tokens, name)
-    missing = [token for token in needed if token not in known]
+    missing = [token for token in needed if token not in distinct]
     if missing:
         raise UserError(
             f"{name}: {' '.join(missing)} not found on lines 1 to {len(tokens)}; "

@@ -13,7 +13,7 @@ from typing import Any
 from tfzoo import json_files
 from tfzoo.errors import UserError, suggest
 
-# Of every family: what says nothing about the model's numbers, or what is read elsewhere (labels, texts, decoding).
+# Fields of every family that do not affect the model's outputs, or are read elsewhere (labels, texts, decoding).
 IGNORED = frozenset(
     "architectures model_type transformers_version dtype torch_dtype tokenizer_class auto_map name_or_path language "
     "prefix id2label label2id num_labels labels problem_type finetuning_task task_specific_params heads "
@@ -23,7 +23,7 @@ IGNORED = frozenset(
     "initializer_factor name author license created_date model_max_length sentence_transformers "
     "sbert_ce_default_activation_function unsloth_version unsloth_fixed transformers.js_config total_flos".split()
 )
-# Of generation_config.json, which older folders have in config.json: tfzoo.generation reads them, or refuses them.
+# Fields of generation_config.json that older folders have in config.json; tfzoo.generation reads or rejects them.
 GENERATION = frozenset(
     "max_length max_new_tokens min_length min_new_tokens early_stopping max_time stop_strings do_sample num_beams "
     "use_mtp cache_implementation cache_config max_cache_len temperature top_k top_p min_p top_h typical_p "
@@ -37,7 +37,7 @@ GENERATION = frozenset(
     "low_memory penalty_alpha dola_layers diversity_penalty num_beam_groups constraints force_words_ids "
     "prefill_chunk_size force_bos_token_to_be_generated return_legacy_cache presence_penalty".split()
 )
-# Of every family: what would make another model, and the values that do not.
+# Fields of every family that would change the model, and the values that do not.
 REQUIRED: dict[str, tuple] = {
     "add_cross_attention": (False,),
     "per_layer_config": ({},),
@@ -68,22 +68,22 @@ def complete(given: Mapping[str, Any], where) -> Record:
     Raises:
       UserError: a field occurs under two names with different values, or is null but must not be.
     """
-    known = _known(given["model_type"])
+    reference = _known(given["model_type"])
     fields = dict(given)
-    for other, name in known["names"].items():
-        if other in fields:
-            value = fields.pop(other)
+    for alias, name in reference["names"].items():
+        if alias in fields:
+            value = fields.pop(alias)
             if name in fields and fields[name] != value:
                 raise UserError(
-                    f"{where}: {other} is {json_files.show(value)} and {name} is {json_files.show(fields[name])}, but "
+                    f"{where}: {alias} is {json_files.show(value)} and {name} is {json_files.show(fields[name])}, but "
                     "both name the same field; correct one"
                 )
             fields[name] = value
     for name, value in fields.items():
-        default = known["defaults"].get(name)
-        if value is None and default is not None and default is not False and name not in known["null"]:
+        default = reference["defaults"].get(name)
+        if value is None and default is not None and default is not False and name not in reference["null"]:
             raise UserError(f"{where}: {name} is null; give it a value, or omit it for {json_files.show(default)}")
-    return Record(fields, known["defaults"])
+    return Record(fields, reference["defaults"])
 
 
 def default(model_type: str, name: str) -> Any:
@@ -133,9 +133,9 @@ def check_all_asked(record: Record, ignored, where) -> None:
       UserError: a field was not looked up, is neither in `ignored` nor ignored for all families, and its value differs
         from the reference's default.
     """
-    known = {*record.asked, *ignored, *IGNORED, *GENERATION}
+    ignorable = {*record.asked, *ignored, *IGNORED, *GENERATION}
     for name, value in record.given.items():
-        harmless = name in known or name.startswith("_") or name.endswith("_token_id") or value is None
+        harmless = name in ignorable or name.startswith("_") or name.endswith("_token_id") or value is None
         if not harmless and (name not in record.defaults or value != record.defaults[name]):
             close = suggest(name, {*record.defaults, *record.asked})
             raise UserError(

@@ -18,7 +18,7 @@ from tfzoo.models.record import FolderRecord
 from tfzoo.weights import huggingface, table
 from tfzoo.weights.tensors import Tensors
 
-ABSENT = "absent: "  # What begins the name of a variable that these files lack and that is zero in such models.
+ABSENT = "absent: "  # Prefix of the names of variables that these files lack and that are zero in such models.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Source:
     kind: str
     where: pathlib.Path
     family: str
-    model_type: str  # Of Hugging Face.
+    model_type: str  # Hugging Face's.
     config: config_lib.TransformerConfig
     heads: tuple[str, ...]
     num_labels: int
@@ -36,9 +36,9 @@ class Source:
     WEIGHTS: Mapping[str, Any]
     naming: table.Naming
     adapt: Callable[[table.Slot, config_lib.TransformerConfig], table.Slot]
-    used: frozenset[str]  # Names of the files that were read, but for the tokenizer's.
+    used: frozenset[str]  # Names of the files that were read, except the tokenizer's.
     backbone: str = ""  # KerasHub's class.
-    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # More fields of Hugging Face's config.json.
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Further fields of Hugging Face's config.json.
 
 
 def load(source: Source):
@@ -57,19 +57,19 @@ def load(source: Source):
             f"({len(source.file):,}); config and weights must belong to the same model"
         )
     arguments = dict(heads=source.heads, num_labels=source.num_labels)
-    with tf.Graph().as_default(), nn.zero_initializers():  # Variables of a graph have shapes and no memory.
+    with tf.Graph().as_default(), nn.zero_initializers():  # Variables in a graph have shapes but no memory.
         skeleton = page.Model(config, **arguments)
         slots, _ = _slots(source, skeleton)
-        found = table.account(slots, source.file, source, source.where, naming=source.naming)
+        account = table.account(slots, source.file, source, source.where, naming=source.naming)
     with nn.zero_initializers():
         model = page.Model(config, **arguments)
     slots, absent = _slots(source, model)
-    table.load(slots, source.file, found)
+    table.load(slots, source.file, account)
     for variable in absent:
         variable.assign(tf.zeros(variable.shape))
     record = huggingface.encode_config(model, page) | {"model_type": source.model_type}
     model.record = FolderRecord({**record, **source.record})
-    return model, found.not_used
+    return model, account.not_used
 
 
 def _slots(source, model):

@@ -15,9 +15,9 @@ from tfzoo.models.markers import Turned
 from tfzoo.weights import huggingface, table, tf1_files
 from tfzoo.weights.foreign import Source
 
-PARTS = ("discriminator", "generator")  # Of an ELECTRA checkpoint, which holds both.
+PARTS = ("discriminator", "generator")  # Of an ELECTRA checkpoint, which contains both.
 
-# What other projects call their variables. The first that fits is named.
+# Variable names of other projects. The first match is named in the error.
 _PROJECTS = (
     ("ALBERT", r"bert/encoder/transformer/group_\d+/"),
     ("MobileBERT", r"bert/encoder/layer_\d+/bottleneck/"),
@@ -173,15 +173,15 @@ def open_tf1(folder: str | os.PathLike, checkpoint: str | None = None, part: str
 
 def _refuse_other_projects(folder, names) -> None:
     for project, pattern in _PROJECTS:
-        found = next((name for name in names if re.match(pattern, name)), None)
-        if found:
+        example = next((name for name in names if re.match(pattern, name)), None)
+        if example:
             raise UserError(
-                f"{folder}: the checkpoint looks like {project} (it contains {found}), but {_READ}; "
+                f"{folder}: the checkpoint looks like {project} (it contains {example}), but {_READ}; "
                 "use the model's Hugging Face folder, or convert it to one with transformers"
             )
     for name in names:
-        scope, found, _ = name.partition("/bert/embeddings/word_embeddings")
-        if found:
+        scope, example, _ = name.partition("/bert/embeddings/word_embeddings")
+        if example:
             raise UserError(
                 f"{folder}: the checkpoint has BERT's variables in a scope, {scope}/ ({name}), which is not supported; "
                 "save them without the scope (tf.compat.v1.train.Saver takes a dict of names)"

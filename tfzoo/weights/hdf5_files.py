@@ -51,13 +51,13 @@ def open_h5(path: str | os.PathLike) -> Tensors:
             )
     shards = [path]
     if path.suffix == ".json":
-        found = set()
+        names_of_shards = set()
         for group, names in read_weight_map(path).items():
             for name in names if isinstance(names, list) else [names]:
                 check_shard_name(path, group, name)
-                found.add(name)
-        check_count(path, len(found), "shards", MAX_SHARDS)
-        shards = [path.with_name(name) for name in sorted(found)]
+                names_of_shards.add(name)
+        check_count(path, len(names_of_shards), "shards", MAX_SHARDS)
+        shards = [path.with_name(name) for name in sorted(names_of_shards)]
     places: dict[str, Place] = {}
     maps = {}
     for shard in shards:
@@ -75,14 +75,14 @@ def _hdf5_places(path: pathlib.Path, mapped: mmap.mmap) -> dict[str, Place]:
         refuse_other_formats(path, mapped[:64])
         raise UserError(f"{path}: is not an HDF5 file; {AGAIN}")
 
-    import h5py  # Comes with Keras.
+    import h5py  # Installed with Keras.
 
     places = {}
     try:
         with h5py.File(path, "r", locking=False) as file:
             objects = 0
             groups: list[tuple[str, Any]] = [("", file)]
-            while groups:  # A cycle of groups ends at the limit.
+            while groups:  # The limit ends a cycle of groups.
                 prefix, group = groups.pop()
                 for key in group:
                     objects += 1
@@ -101,7 +101,7 @@ def _hdf5_places(path: pathlib.Path, mapped: mmap.mmap) -> dict[str, Place]:
                         raise UserError(f"{path}: tensor {show(name)}: {one_line(error, 200)}; {AGAIN}") from None
     except UserError:
         raise
-    except Exception as error:  # h5py passes on whatever a damaged file makes its library say.
+    except Exception as error:  # h5py passes on any error that a damaged file causes in its library.
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {one_line(error, 200)}); {AGAIN}") from None
     return places
 
@@ -117,7 +117,7 @@ def _hdf5_place(path: pathlib.Path, item: Any, file_size: int) -> Place:
     if not isinstance(item, h5py.Dataset) or item.shape is None:
         raise ValueError("is not an array")
     stored = item.dtype
-    # NumPy's nearest dtype is not enough: a float's bits can be laid out in other ways.
+    # NumPy's nearest dtype is not sufficient: a float's bits can be laid out differently.
     exact = h5py.h5t.py_create(stored, logical=True) == item.id.get_type()
     if stored == np.dtype("V2") and item.attrs.get("dtype") == "bfloat16":
         stored, exact = DTYPES["BF16"], True

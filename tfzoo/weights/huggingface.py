@@ -38,7 +38,7 @@ from tfzoo.weights import config_fields, safetensors_files, sentence_transformer
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _IDS = (Field(int), Field(list, items=Field(int)))
-# Fields of every family's config.json; the sizes are checked by the config that they become.
+# Fields of every family's config.json; the sizes are validated by the config that they become.
 _FIELDS: Fields = {
     "model_type": Field(str),
     "architectures": Field(list, items=Field(str)),
@@ -93,13 +93,13 @@ def load(
         weights are read, and no memory is allocated for them, before names and shapes agree.
     """
     folder = pathlib.Path(folder)
-    its_tokenizer = _tokenizer(folder) if tokenizer else None
+    loaded_tokenizer = _tokenizer(folder) if tokenizer else None
     options = dict(heads=heads, num_labels=num_labels, labels=labels, pool=pool, embed=embed)
-    model, found = load_model(folder, **options, dtype=dtype, model_class=model_class)
-    for what, names in (("newly initialised", found.not_assigned), ("in the file but not used", found.not_used)):
+    model, account = load_model(folder, **options, dtype=dtype, model_class=model_class)
+    for label, names in (("newly initialised", account.not_assigned), ("in the file but not used", account.not_used)):
         if names:
-            logging.info("%s: %s: %s", folder, what, ", ".join(names))
-    return model, its_tokenizer
+            logging.info("%s: %s: %s", folder, label, ", ".join(names))
+    return model, loaded_tokenizer
 
 
 def load_model(
@@ -115,9 +115,9 @@ def load_model(
         folder = modules.transformer
         heads = ("embed",) if heads is None else heads
     record, page, config = _read(folder)
-    its_labels = FolderRecord(record).labels
-    if labels is None and num_labels in (None, len(its_labels)):
-        labels = its_labels or None
+    folder_labels = FolderRecord(record).labels
+    if labels is None and num_labels in (None, len(folder_labels)):
+        labels = folder_labels or None
     arguments: dict[str, Any] = dict(
         heads=_heads(folder, record, page) if heads is None else tuple(heads),
         num_labels=num_labels or _num_labels(record),
@@ -130,16 +130,16 @@ def load_model(
         if modules is not None and "embed" in arguments["heads"]:
             arguments["embed"] = modules.embedding(config, file)
         table.check_layers(config, file, page, folder)
-        # Variables of a graph have shapes and no memory.
+        # Variables in a graph have shapes but no memory.
         with tf.Graph().as_default(), nn.zero_initializers():
             skeleton = make(config, **arguments)
-            found = table.account(table.slots(page.WEIGHTS, skeleton), file, page, folder, fresh)
+            account = table.account(table.slots(page.WEIGHTS, skeleton), file, page, folder, fresh)
             _check_computed(page, skeleton, record["model_type"], file)
         if modules is not None and "embed" in arguments["heads"]:
-            modules.check(found)
-        with nn.zero_initializers(unless=bool(found.not_assigned)):
+            modules.check(account)
+        with nn.zero_initializers(unless=bool(account.not_assigned)):
             model = make(config, **arguments, dtype=dtype)
-        table.load(table.slots(page.WEIGHTS, model), file, found)
+        table.load(table.slots(page.WEIGHTS, model), file, account)
     generation = folder / "generation_config.json"
     model.record = FolderRecord(
         config=record,
@@ -147,7 +147,7 @@ def load_model(
         chat_templates={name: source for name, (_, source) in template.read_chat_templates(folder).items()},
         sentence=None if modules is None else modules.record_for(config),
     )
-    return model, found
+    return model, account
 
 
 def _computed(page, model, model_type, written: bool = False) -> dict[str, np.ndarray]:
@@ -166,8 +166,8 @@ def _check_computed(page, model, model_type, file) -> None:
         array = next((tables[name] for name in table.prefixed(stored, page) if name in tables), None)
         if array is None:
             continue
-        found = np.asarray(file.read(stored), np.float32)
-        if found.shape != array.shape or not np.abs(found - array).max() < 0.01:  # As bfloat16 has it.
+        stored_array = np.asarray(file.read(stored), np.float32)
+        if stored_array.shape != array.shape or not np.abs(stored_array - array).max() < 0.01:  # Allows for bfloat16.
             raise UserError(
                 f"{file.file(stored)}: {stored} is not the sinusoidal table of a {model_type} with {len(array)} "
                 "positions; such a model is not supported"
@@ -196,17 +196,19 @@ def _tokenizer(folder: pathlib.Path):
     if kind is None:
         return None
     tokenizer, path, vocab_size = text.load(folder), folder / "config.json", config.vocab_size
-    other = "the tokenizer"
+    description = "the tokenizer"
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{path}: vocab_size is {vocab_size}, but {other} has {tokenizer.vocab_size} tokens; "
+            f"{path}: vocab_size is {vocab_size}, but {description} has {tokenizer.vocab_size} tokens; "
             "replace it with the model's own tokenizer"
         )
     differing = []
     for role, name in ROLES.items():
-        given, found = record.get(f"{name}_id"), getattr(tokenizer, f"{role}_id")
-        if None not in (given, found) and found not in (given if isinstance(given, list) else [given]):
-            differing.append(f"{name}_id is {given}, but {found} in {other}")
+        config_id, tokenizer_id = record.get(f"{name}_id"), getattr(tokenizer, f"{role}_id")
+        if None not in (config_id, tokenizer_id) and tokenizer_id not in (
+            config_id if isinstance(config_id, list) else [config_id]
+        ):
+            differing.append(f"{name}_id is {config_id}, but {tokenizer_id} in {description}")
     if differing:
         logging.warning(
             "%s: %s; texts use the tokenizer's ids, generation those of config.json", path, "; ".join(differing)
@@ -238,21 +240,21 @@ def save(
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not supported; weights are stored as one of {', '.join(DTYPES)}")
     check_new(folder)
-    if kept := nn.stored_weights(model):
+    if reduced := nn.stored_weights(model):
         raise UserError(
-            f"model {model.name!r}: its weights are stored as {kept}; save it before calling tfzoo.store_weights"
+            f"model {model.name!r}: its weights are stored as {reduced}; save it before calling tfzoo.store_weights"
         )
     page = models.page_of(model)
     record = encode_config(model, page) | {"dtype": dtype}
     source = model.record or FolderRecord()
     generation = dict(source.generation_config)
-    known = getattr(tokenizer, "tokenizer", tokenizer)  # convert's Found has one.
-    if model.record is None:  # The config of one that was read has them.
-        ids = {role: getattr(known, f"{role}_id", None) for role in ("pad", "bos", "eos")}
+    inner_tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # convert.Found has one.
+    if model.record is None:  # The config of a model that was read already has them.
+        ids = {role: getattr(inner_tokenizer, f"{role}_id", None) for role in ("pad", "bos", "eos")}
         record |= {f"{ROLES[role]}_id": i for role, i in ids.items() if i is not None}
         if model.can_generate:
             ids = {"pad_token_id": ids["pad"], "eos_token_id": ids["eos"]}
-            if model.is_encoder_decoder:  # As tfzoo's objectives begin what a decoder reads.
+            if model.is_encoder_decoder:  # tfzoo's objectives begin the decoder's input with this token.
                 ids["decoder_start_token_id"] = ids["pad_token_id"]
             generation = {name: i for name, i in ids.items() if i is not None} | generation
     if folder.exists():
@@ -272,14 +274,14 @@ def save(
             sentence_transformers.write(partial, model, weights)
         if tokenizer is not None:
             tokenizer.save(partial)
-            if known is not None:  # Files that convert carries along stay as they are.
+            if inner_tokenizer is not None:  # Files that convert copies remain unchanged.
                 _write_max_length(partial, model.config)
             template.write_chat_templates(partial, source.chat_templates)
-            _write_frames(partial, model, known)
-            begun = model.is_causal and model.record is None
-            bos = getattr(known, "bos_id", None)
-            if bos is not None and (begun or known.adds_bos):
-                template.write_bos(partial, known.vocab[bos], bos)
+            _write_frames(partial, model, inner_tokenizer)
+            is_new_causal = model.is_causal and model.record is None
+            bos = getattr(inner_tokenizer, "bos_id", None)
+            if bos is not None and (is_new_causal or inner_tokenizer.adds_bos):
+                template.write_bos(partial, inner_tokenizer.vocab[bos], bos)
         if generation and not (partial / "generation_config.json").exists():
             (partial / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         (partial / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
@@ -313,11 +315,11 @@ def _write_frames(folder: pathlib.Path, model, tokenizer) -> None:
         return
     try:
         single = framing.frame(model.LAYOUT, tokenizer)
-    except UserError:  # A language has to be named.
+    except UserError:  # A language would have to be specified.
         return
     try:
         pair = framing.frame(model.LAYOUT, tokenizer, pair=True)
-    except UserError:  # Nothing parts two texts.
+    except UserError:  # No token separates two texts.
         pair = framing.Frame((*single.parts, framing.PAIR), (*single.segments, 0))
     template.write_frames(folder, dict(enumerate(tokenizer.vocab)), single, pair)
 
@@ -413,9 +415,9 @@ def _heads(folder, record, page) -> tuple[str, ...]:
     for name in record.get("architectures") or ():
         if name in page.ARCHITECTURES:
             return page.ARCHITECTURES[name]
-    known, given = ", ".join(page.ARCHITECTURES), record.get("architectures")
+    supported, architectures = ", ".join(page.ARCHITECTURES), record.get("architectures")
     raise UserError(
-        f"{folder / 'config.json'}: architectures is {given!r}, but tfzoo supports {known}; "
+        f"{folder / 'config.json'}: architectures is {architectures!r}, but tfzoo supports {supported}; "
         f"specify the heads, such as heads={page.Model.DEFAULT_HEADS!r}"
     )
 
@@ -434,7 +436,7 @@ def encode_config(model, page) -> dict[str, Any]:
     that was not read from a folder, such as ids of special tokens within its vocabulary.
     """
     config = dataclasses.asdict(model.config)
-    # The type whose fixed fields fit best; the first of equals.
+    # The type with the most matching fixed fields; the first if several are equal.
     kind = max(page.MODEL_TYPES, key=lambda kind: sum(config[k] == v for k, v in page.MODEL_TYPES[kind].items()))
     record = dict(model.record.config) if model.record else {}
     record.pop("torch_dtype", None)
@@ -445,7 +447,7 @@ def encode_config(model, page) -> dict[str, Any]:
                 f"sentence-transformers does not support {kind}; save it with other heads, or embed with another family"
             )
         return record | config | {"model_type": kind, "heads": list(model.head_names), "num_labels": model.num_labels}
-    # What was read from a folder stays as it was written there: many values have several spellings.
+    # Fields that were read from a folder keep their spelling, because many values have several spellings.
     fields: dict[str, Any] = {}
     if not record or decode_config("config.json", record, page) != model.config:
         fields = {theirs: _encode(ours, config[ours]) for ours, theirs in page.CONFIG.items()}
@@ -455,12 +457,12 @@ def encode_config(model, page) -> dict[str, Any]:
     if not record and hasattr(page, "new_config"):
         fields |= page.new_config(model.config)
     kind = fields.setdefault("model_type", kind)
-    # What makes a text's vector stands in files of its own.
-    its_heads = tuple(head for head in model.head_names if head != "embed")
+    # The modules that make a text's vector are in files of their own.
+    other_heads = tuple(head for head in model.head_names if head != "embed")
     names = [
         name
         for name, heads in page.ARCHITECTURES.items()
-        if heads == its_heads and name.lower().startswith(kind.replace("-", ""))
+        if heads == other_heads and name.lower().startswith(kind.replace("-", ""))
     ]
     if not names:
         raise UserError(
@@ -473,8 +475,8 @@ def encode_config(model, page) -> dict[str, Any]:
         fields["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
         fields["label2id"] = {label: i for i, label in enumerate(model.labels)}
     record |= fields
-    written, wanted = _alike(decode_config("config.json", record, page)), _alike(model.config)
-    for name, value in wanted.items():
+    written, required = _alike(decode_config("config.json", record, page)), _alike(model.config)
+    for name, value in required.items():
         if written[name] != value:
             raise UserError(
                 f"{name} ({value!r}) cannot be expressed in Hugging Face's config of model_type "
@@ -487,7 +489,7 @@ def _alike(config) -> dict[str, Any]:
     """Returns the fields that two configs must share for their models to compute the same outputs."""
     fields = config.resolved()
     for name in ("initializer", "attention_initializer", "position_initializer"):
-        del fields[name]  # Of fresh models alone.
+        del fields[name]  # For new models only.
     if config.positions in ("relative", "none"):
-        del fields["max_positions"]  # No table of that length.
-    return fields | ({"attention": "full"} if config.attention == "lean" else {})  # The same numbers.
+        del fields["max_positions"]  # There is no table of that length.
+    return fields | ({"attention": "full"} if config.attention == "lean" else {})  # The outputs are the same.

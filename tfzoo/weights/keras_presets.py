@@ -68,7 +68,7 @@ _DISTILBERT = _ENCODER | {
     "layers/token_and_position_embedding_0/position_embedding/vars/0": "encoder/embeddings/positions",
     "layers/layer_normalization_0": "encoder/embeddings/norm",
 }
-# Its pooler was never trained, and Hugging Face's has none.
+# Its pooler was never trained, and Hugging Face's model has none.
 _ELECTRA = _BERT | {"layers/dense_0": None}
 _ELECTRA_PROJECTED = _BERT | {"layers/dense_0": "encoder/embeddings/projection", "layers/dense_1": None}
 _ALBERT = _BERT | {"layers/dense_0": "encoder/embeddings/projection", "layers/dense_1": "pooler/dense"}
@@ -106,7 +106,7 @@ _T5: dict[str, Any] = {
     "layers/t5_layer_norm_1": "decoder/stack/norm",
 }
 for _stack in ("encoder", "decoder"):
-    # In the files the decoder's layers are numbered on from the encoder's; see _t5_naming.
+    # In the files the numbers of the decoder's layers follow those of the encoder's; see _t5_naming.
     _theirs, _ours = f"layers/t5_{_stack}_layer_{{}}", f"{_stack}/stack/layer_{{}}"
     _T5 |= {
         f"layers/t5_{_stack}_layer_0/self_attention": f"{_stack}/stack/relative_bias",
@@ -148,9 +148,9 @@ class Backbone:
 
     family: str
     table: Mapping[str, Any]
-    heads: tuple[str, ...] = ()  # Those without weights of their own: a tied language model.
+    heads: tuple[str, ...] = ()  # Heads without weights of their own: a tied language model.
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    model_type: str = ""  # The family's name if left out.
+    model_type: str = ""  # If empty, the family's name.
 
 
 _ROBERTA = _DISTILBERT | {
@@ -219,7 +219,7 @@ TASKS = {
     **{f"{name}CausalLM": _CAUSAL_LM for name in ("GPT2", "Llama", "Llama3", "Mistral", "Qwen", "Qwen3")},
     **{f"{name}Seq2SeqLM": _CAUSAL_LM for name in ("Bart", "T5")},
 }
-# What KerasHub's heads compute and Hugging Face's of the family cannot.
+# Heads of KerasHub whose computation differs from Hugging Face's heads of the family.
 _OTHERWISE = {
     "BertMaskedLM": "with the exact gelu and an epsilon of 1e-05, while its blocks use the approximate gelu and 1e-12",
     "DistilBertMaskedLM": "with an epsilon of 1e-05, while Hugging Face's uses 1e-12",
@@ -230,7 +230,7 @@ _CLASSIFIER_FIELDS: Fields = {
     "activation": (Field(str), Field(dict)),
     "dropout": Field(float, low=0.0, high=1.0),
 }
-# Of classifiers: KerasHub's activation behind the logits -> what Hugging Face calls the problem.
+# Classifiers: KerasHub's activation after the logits -> Hugging Face's problem_type.
 _PROBLEMS = {"linear": "", "softmax": "", "sigmoid": "multi_label_classification"}
 _HEAD_DROPOUT = {
     "bert": "classifier_dropout",
@@ -263,11 +263,11 @@ _FIXED = {
     "num_groups": 1,
     "num_inner_repetitions": 1,
     "rope_scaling_factor": 1.0,
-    "rope_position_scaling_factor": 1.0,  # KerasHub 0.32 takes it and does not use it.
+    "rope_position_scaling_factor": 1.0,  # KerasHub 0.32 accepts it but does not use it.
     "use_sliding_window_attention": False,
 }
-# What else configs have: Keras's own, what the file of weights says itself, and what is read below. Qwen's window is
-# off or, in Qwen3, as long as its training.
+# Further fields of configs: Keras's own, those that the weight file implies, and those read below. Qwen's window is off
+# or, in Qwen3, as long as the training sequences.
 _ELSEWHERE = {"name", "trainable", "dtype", "tie_word_embeddings", "tie_embedding_weights", "sliding_window_size"}
 _ELSEWHERE |= {"rope_frequency_adjustment_factor", "rope_low_freq_factor", "rope_high_freq_factor"}
 _ELSEWHERE |= {"rope_pretraining_sequence_length"}
@@ -315,19 +315,19 @@ def open_keras(folder: str | os.PathLike, task: bool = True) -> Source:
         if "lm/dense/kernel" in table.values():
             fields["tie_embeddings"] = not any(n.endswith("reversible_embedding/vars/1") for n in file.names)
         try:
-            # What is as large as something else is written out, as Hugging Face does.
+            # Sizes equal to another size are written explicitly, as Hugging Face does.
             if "num_decoder_layers" in page.CONFIG:
                 fields["num_decoder_layers"] = fields["num_layers"]
             if "head_dim" in page.CONFIG:
                 fields.setdefault("head_dim", fields["hidden_size"] // fields["num_heads"])
             if backbone.family == "t5":
                 table, naming = _t5_table(bool(fields.get("gated_mlp"))), _t5_naming(fields["num_layers"])
-                # The authors' gated models have the approximate gelu, which KerasHub's presets call gelu.
+                # The authors' gated models use the approximate gelu, which KerasHub's presets call gelu.
                 fields["activation"] = {"gelu": "gelu_tanh"}.get(fields["activation"], fields["activation"])
             if backbone.family == "llama":
                 fields |= _rope(settings)
             if backbone.family == "electra" and fields["embedding_size"] == fields["hidden_size"]:
-                fields["embedding_size"] = 0  # Nothing is projected.
+                fields["embedding_size"] = 0  # There is no projection.
             elif backbone.family == "electra":
                 table = _ELECTRA_PROJECTED
             config = config_lib.from_mapping(fields, models.config_class(page))
@@ -373,10 +373,10 @@ def _open_task(folder: pathlib.Path, backbone: str, family: str) -> _Head | None
     if not path.exists():
         return None
     record = json_files.read(path)
-    if not record:  # It says nothing.
+    if not record:  # The file is empty.
         return None
     json_files.check(record, {"class_name": Field(str, required=True), "config": Field(dict, required=True)}, path)
-    # What it was called before KerasHub 0.17.
+    # Its name before KerasHub 0.17.
     name = re.sub(r"(?<!Text)Classifier$", "TextClassifier", record["class_name"])
     backbone_alone = "use --notask for the backbone alone"
     if name in _OTHERWISE:
@@ -429,29 +429,29 @@ def _rope(settings) -> dict[str, Any]:
 def _adapt(slot: table.Slot, config) -> table.Slot:
     """Adapts a slot to Keras's storage: heads have an axis, and position tables begin with the first position."""
     path = table.relative_path(slot.variables[0])
-    own = tuple(slot.variables[0].shape)
+    shape_of_variable = tuple(slot.variables[0].shape)
     match = re.search(r"attention/(query|key|value|output)/(kernel|bias)$", path)
     if match and config.positions != "relative":  # T5's attention is a layer of its own.
         heads = config.num_kv_heads if match[1] in ("key", "value") and config.num_kv_heads else config.num_heads
         if match[1] != "output":
-            shape = (*own[:-1], heads, own[-1] // heads)
+            shape = (*shape_of_variable[:-1], heads, shape_of_variable[-1] // heads)
         elif match[2] == "kernel":
-            shape = (heads, own[0] // heads, own[1])
+            shape = (heads, shape_of_variable[0] // heads, shape_of_variable[1])
         else:
             return slot
         return dataclasses.replace(
             slot,
             shape=shape,
             to_stored=lambda arrays: arrays[0].reshape(shape),
-            from_stored=lambda array: [array.reshape(own)],
+            from_stored=lambda array: [array.reshape(shape_of_variable)],
             rows="",
         )
     offset = config.position_offset
     if path.endswith("embeddings/positions") and offset:
-        # The rows before the first position belong to padding, which nothing attends to.
+        # The rows before the first position belong to padding, to which nothing attends.
         return dataclasses.replace(
             slot,
-            shape=(own[0] - offset, own[1]),
+            shape=(shape_of_variable[0] - offset, shape_of_variable[1]),
             to_stored=lambda arrays: arrays[0][offset:],
             from_stored=lambda array: [np.pad(array, ((offset, 0), (0, 0)))],
             rows="",

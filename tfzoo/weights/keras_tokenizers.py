@@ -20,7 +20,7 @@ from tfzoo.json_files import Field
 from tfzoo.text.settings import SPLIT_PATTERNS
 
 VOCABULARY, MERGES, SETTINGS = "vocabulary.json", "merges.txt", "tokenizer.json"
-_SPECIAL = re.compile(r"<\|[^|]*\|>")  # What Llama 3 and Qwen call theirs.
+_SPECIAL = re.compile(r"<\|[^|]*\|>")  # The form of Llama 3's and Qwen's special tokens.
 _END = "<|endoftext|>"
 
 
@@ -33,7 +33,7 @@ class Kind:
     pattern: str = "gpt2"
     nfc: bool = False
     ignore_merges: bool = False
-    further_stops: tuple[str, ...] = ()  # Tokens that end a text too, where the vocabulary has them.
+    further_stops: tuple[str, ...] = ()  # Tokens that also end a text, if the vocabulary has them.
 
 
 _ROBERTA = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
@@ -115,7 +115,7 @@ class ByteLevelFiles:
         lines = ["#version: 0.2", *(f"{left} {right}" for left, right in self._merges)]
         try:
             content = self._tokenizer().to_str(pretty=False)
-        except Exception as error:  # The library raises this alone.
+        except Exception as error:  # The library raises no other type.
             raise UserError(
                 f"{VOCABULARY} and {MERGES} do not belong to the same tokenizer: {one_line(error, 200)}"
             ) from None
@@ -126,31 +126,31 @@ class ByteLevelFiles:
 
     def _tokenizer(self) -> tokenizers.Tokenizer:
         kind, prefix = self._kind, self._add_prefix_space
-        made = tokenizers.Tokenizer(
+        tokenizer = tokenizers.Tokenizer(
             models.BPE(vocab=dict(self._ids), merges=self._merges, ignore_merges=kind.ignore_merges)
         )
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
         if kind.pattern != "gpt2":
             split = pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERNS[kind.pattern]), behavior="isolated")
             byte_level = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
-            made.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
         if kind.nfc:
-            made.normalizer = normalizers.NFC()
-        made.decoder = decoders.ByteLevel()
-        made.post_processor = processors.ByteLevel(trim_offsets=False)
+            tokenizer.normalizer = normalizers.NFC()
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
         bos, end, first = (self._roles.get(role) for role in ("bos", "sep", "cls"))
         if end and first:
             frame = ((end, self._ids[end]), (first, self._ids[first]))
-            made.post_processor = processors.RobertaProcessing(*frame, trim_offsets=True, add_prefix_space=prefix)
+            tokenizer.post_processor = processors.RobertaProcessing(*frame, trim_offsets=True, add_prefix_space=prefix)
         elif kind.pattern == "llama3" and bos:
             template = processors.TemplateProcessing(
                 single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, self._ids[bos])]
             )
-            made.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+            tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
         special = {*self._roles.values(), *filter(_SPECIAL.fullmatch, self._ids)}
         in_order = sorted(special, key=self._ids.__getitem__)
-        made.add_special_tokens([tokenizers.AddedToken(t, lstrip=t == self._roles.get("mask")) for t in in_order])
-        return made
+        tokenizer.add_special_tokens([tokenizers.AddedToken(t, lstrip=t == self._roles.get("mask")) for t in in_order])
+        return tokenizer
 
 
 def _read_merges(path: pathlib.Path) -> list[tuple[str, str]]:

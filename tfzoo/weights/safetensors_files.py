@@ -37,7 +37,7 @@ from tfzoo.weights.tensors import (
 )
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
-MAX_PARTS = 16 * MAX_TENSORS  # Brackets, commas and colons of a header; a matrix has 12.
+MAX_PARTS = 16 * MAX_TENSORS  # Brackets, commas and colons in a header; a matrix has 12.
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _RANKS = {name: rank for rank, name in enumerate(DTYPES)}
 
@@ -112,7 +112,7 @@ def _open_shards(index: pathlib.Path) -> Tensors:
 def _header_length(path: pathlib.Path, mapped: mmap.mmap, limit: int) -> int:
     length = int.from_bytes(mapped[:8], "little")
     if length > len(mapped) - 8 or mapped[8:9] != b"{":
-        # Only now: a good file whose header has 1,152 bytes begins like a pickle.
+        # Not earlier: a valid file whose header has 1,152 bytes begins like a pickle.
         refuse_other_formats(path, mapped[:64])
         if length > len(mapped) - 8:
             raise UserError(
@@ -130,7 +130,7 @@ def _header_length(path: pathlib.Path, mapped: mmap.mmap, limit: int) -> int:
 def _places(path: pathlib.Path, mapped: mmap.mmap, length: int) -> dict[str, Place]:
     """Returns the tensors that a header declares; every value is compared with the others and with the file's size."""
     try:
-        header = json_files.parse(mapped[8 : 8 + length], max_parts=MAX_PARTS)  # It begins with {: it is an object.
+        header = json_files.parse(mapped[8 : 8 + length], max_parts=MAX_PARTS)  # It begins with {, so it is an object.
     except BadJSON as error:
         raise UserError(f"{path}: its header: {error}; {AGAIN}") from None
     metadata = header.pop("__metadata__", {})
@@ -191,7 +191,7 @@ def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
-Source = tuple[str, tuple[int, ...], str, Callable[[], Any]]  # name, shape, dtype as in DTYPES, what gives the array
+Source = tuple[str, tuple[int, ...], str, Callable[[], Any]]  # Name, shape, dtype (in DTYPES), function -> array.
 
 
 def write_folder(
@@ -264,6 +264,6 @@ def write_file(path: pathlib.Path, sources: Iterable[Source], metadata: Mapping[
                 )
             rows = array.reshape(1) if array.ndim == 0 else array
             for start, stop in steps(array.shape, array.itemsize):
-                # By rows, so that a transposed array is copied a chunk at a time.
+                # By rows, so that a transposed array is copied one chunk at a time.
                 file.write(np.ascontiguousarray(rows[start:stop]).reshape(-1).view(np.uint8).data)
             del array, rows

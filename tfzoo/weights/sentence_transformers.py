@@ -30,12 +30,12 @@ from tfzoo.weights.table import Account
 from tfzoo.weights.tensors import Tensors
 
 MODULES, MODEL_CONFIG = "modules.json", "config_sentence_transformers.json"
-# The first that is there counts.
+# The first existing file is used.
 _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-# Their names -> ours, in the order in which flags of older files put the vectors.
+# sentence-transformers' names -> tfzoo's, in the order in which flags of older files concatenate the vectors.
 _POOLINGS = {
     "cls": ("first", "pooling_mode_cls_token"),
     "max": ("max", "pooling_mode_max_tokens"),
@@ -67,7 +67,7 @@ _TRANSFORMER: Fields = {
     "transformer_task": Field(str, choices=("feature-extraction",)),
     "modality_config": Field(dict),
     "module_output_name": Field(str, choices=("token_embeddings",)),
-    "unpad_inputs": Field(bool),  # How padding is gone about.
+    "unpad_inputs": Field(bool),  # How padding is handled.
 }
 _POOLING: Fields = {
     "word_embedding_dimension": _SIZE,
@@ -143,12 +143,12 @@ class Modules:
 
     def check(self, found: Account) -> None:
         """Raises UserError if a Dense module has a missing or unexpected tensor."""
-        for what, names in (("no", found.not_assigned), ("a", found.not_used)):
+        for article, names in (("no", found.not_assigned), ("a", found.not_used)):
             for name in names:
                 if name.startswith(PREFIX):
                     number, _, tensor = name.removeprefix(f"{PREFIX}dense_").partition(".")
                     raise UserError(
-                        f"{self.dense[int(number)]}: has {what} tensor {tensor}, contrary to its config.json; "
+                        f"{self.dense[int(number)]}: has {article} tensor {tensor}, contrary to its config.json; "
                         "both must belong to the same model"
                     )
 
@@ -273,7 +273,7 @@ def _pooling(folder: pathlib.Path) -> tuple[EmbeddingConfig, int | None]:
     record = _read(folder / "config.json", _POOLING, "Pooling")
     modes = record.get("pooling_mode")
     if modes is None:
-        # Where no flag is set sentence-transformers takes the mean.
+        # If no flag is set, sentence-transformers uses the mean.
         pooling = tuple(ours for flag, ours in _FLAGS.items() if record.get(flag)) or ("mean",)
     else:
         pooling = tuple(_POOLINGS[mode][0] for mode in ([modes] if isinstance(modes, str) else modes))
@@ -322,17 +322,17 @@ def _record(folder: pathlib.Path, transformer: pathlib.Path) -> SentenceRecord:
 
 def _transformer(path: pathlib.Path) -> dict[str, Any]:
     record = json_files.read(path)
-    # Arguments for transformers: without fields they say nothing.
+    # Arguments for transformers: they have no effect if empty.
     empty = [name for name, value in record.items() if value in ({}, None) and name.endswith(("_args", "_kwargs"))]
-    given = {name: value for name, value in record.items() if name not in empty and value is not None}
-    _check(given, _TRANSFORMER, "Transformer", path)
+    settings = {name: value for name, value in record.items() if name not in empty and value is not None}
+    _check(settings, _TRANSFORMER, "Transformer", path)
     text = {"method": "forward", "method_output_name": "last_hidden_state"}
-    for name, value in given.get("modality_config", {}).items():
+    for name, value in settings.get("modality_config", {}).items():
         if name != "text" or value != text:
             raise UserError(
                 f"{path}: modality_config has {name}: {show(value)}; only the last_hidden_state of text is supported"
             )
-    return given
+    return settings
 
 
 def _model_max_length(folder: pathlib.Path) -> int | None:
@@ -374,8 +374,10 @@ def write(folder: pathlib.Path, model, weights: Sequence[safetensors_files.Sourc
         fields = {"in_features": width, "out_features": layer.units, "bias": layer.use_bias}
         _write(where / "config.json", fields | {"activation_function": names[layer.activation]})
         prefix = f"{PREFIX}dense_{count}."
-        its = [(weight[0].removeprefix(prefix), *weight[1:]) for weight in weights if weight[0].startswith(prefix)]
-        safetensors_files.write_folder(where, its)
+        layer_weights = [
+            (weight[0].removeprefix(prefix), *weight[1:]) for weight in weights if weight[0].startswith(prefix)
+        ]
+        safetensors_files.write_folder(where, layer_weights)
         width, count = layer.units, count + 1
     fields = {
         "prompts": dict(record.prompts),
@@ -392,7 +394,7 @@ def _pooling_of(embed: EmbeddingConfig, size: int) -> dict[str, Any]:
         fields |= {flag: ours in embed.pooling for flag, ours in _FLAGS.items()}
     else:
         theirs = {ours: name for name, (ours, _) in _POOLINGS.items()}
-        fields = {"embedding_dimension": size, "pooling_mode": [theirs[how] for how in embed.pooling]}
+        fields = {"embedding_dimension": size, "pooling_mode": [theirs[mode] for mode in embed.pooling]}
     return fields | {"include_prompt": embed.include_prompt}
 
 

@@ -27,25 +27,25 @@ from tfzoo.errors import UserError
 from tfzoo.models.markers import Computed, Conv1D, Fused, Reshaped, Tied, Turned, When
 from tfzoo.weights.tensors import DTYPES
 
-STATE = "seed_generator_state"  # What Keras calls a random generator's state, which is a variable.
-_SMALL = 1 << 18  # Elements of a tensor that is assigned whole; larger ones go chunk by chunk.
-EMBED = "embed."  # What the names of tensors behind a sentence-transformers model's pooling begin with here.
-_EVERY = {f"{EMBED}dense_{{}}.linear": "embed/dense_{}"}  # What models of every family can have besides.
+STATE = "seed_generator_state"  # Keras's name of a random generator's state, which is a variable.
+_SMALL = 1 << 18  # Elements of a tensor that is assigned whole; larger ones are assigned by chunks.
+EMBED = "embed."  # Prefix of the names of tensors after a sentence-transformers model's pooling.
+_EVERY = {f"{EMBED}dense_{{}}.linear": "embed/dense_{}"}  # Entries that models of every family can have.
 
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
     """The names that a kind of file uses for the variables of a layer, and how it stores a kernel."""
 
-    leaves: Mapping[str, str]  # Our variable -> what follows the layer's name in the file.
+    leaves: Mapping[str, str]  # tfzoo's variable -> suffix of the layer's name in the file.
     transposed: bool  # Kernels are stored as [O, I], not [I, O].
-    canonical: Callable[[str], str]  # A name in a file -> the same as the tables write it.
+    canonical: Callable[[str], str]  # A name in a file -> the name in the tables.
 
 
 HUGGING_FACE = Naming(
     {"kernel": ".weight", "bias": ".bias", "gamma": ".weight", "beta": ".bias", "embeddings": ".weight"},
     transposed=True,
-    canonical=lambda name: re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name)),  # Older files' norms.
+    canonical=lambda name: re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name)),  # Norms in older files.
 )
 
 
@@ -58,7 +58,7 @@ class Slot:
     shape: tuple[int, ...]  # As stored.
     to_stored: Callable[[Sequence[np.ndarray]], np.ndarray]
     from_stored: Callable[[np.ndarray], Sequence[np.ndarray]]
-    rows: str = ""  # "rows": pieces of the stored rows are rows of the variable; "columns": they are its columns.
+    rows: str = ""  # "rows": chunks of the stored rows are rows of the variable; "columns": they are its columns.
     aliases: tuple[str, ...] = ()
 
 
@@ -83,7 +83,7 @@ def slots(table: Mapping | None, model, naming: Naming = HUGGING_FACE) -> list[S
     Raises:
       KeyError: the table lacks one of the model's variables (an error in the page).
     """
-    found: dict[str, dict] = {}
+    by_name: dict[str, dict] = {}
     aliases: dict[str, list[str]] = {}
     entries = list(_entries({**table, **_EVERY}, model)) if table is not None else []
     for variable in nn.merged_variables(model):
@@ -91,14 +91,14 @@ def slots(table: Mapping | None, model, naming: Naming = HUGGING_FACE) -> list[S
             continue
         path = relative_path(variable)
         if table is None:
-            found[path.replace("/", ".")] = {"marker": None, "variables": {0: variable}, "leaf": path}
+            by_name[path.replace("/", ".")] = {"marker": None, "variables": {0: variable}, "leaf": path}
             continue
         matches = [match for entry in entries if (match := _match(entry, path, naming))]
-        kept = [match for match in matches if not isinstance(match.marker, Tied)]
-        if len(kept) != 1:
-            raise KeyError(f"WEIGHTS has {len(kept)} entries for {variable.path}")
-        (match,) = kept
-        slot = found.setdefault(match.name, {"marker": match.marker, "variables": {}, "leaf": match.leaf})
+        untied = [match for match in matches if not isinstance(match.marker, Tied)]
+        if len(untied) != 1:
+            raise KeyError(f"WEIGHTS has {len(untied)} entries for {variable.path}")
+        (match,) = untied
+        slot = by_name.setdefault(match.name, {"marker": match.marker, "variables": {}, "leaf": match.leaf})
         slot["variables"][match.place] = variable
         aliases.setdefault(match.name, []).extend(m.name for m in matches if isinstance(m.marker, Tied))
     return [
@@ -110,16 +110,16 @@ def slots(table: Mapping | None, model, naming: Naming = HUGGING_FACE) -> list[S
             aliases.get(name, ()),
             naming,
         )
-        for name, s in found.items()
+        for name, s in by_name.items()
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Match:
-    name: str  # Of the stored tensor.
+    name: str  # The stored tensor's.
     marker: object
-    place: int  # Of the variable among those that the tensor holds.
-    leaf: str  # The variable's own name; "" where the destination is the variable itself.
+    place: int  # The variable's index among those in the tensor.
+    leaf: str  # The variable's own name; "" if the destination is the variable itself.
 
 
 def _entries(table, model):
@@ -175,23 +175,23 @@ def _slot(name, variables, marker, leaf, aliases, naming) -> Slot:
             return [part.T if turned else part for part in np.split(array, ends, axis)]
 
         return slot(shape, join, split)
-    (own,) = shapes
+    (variable_shape,) = shapes
     if isinstance(marker, Reshaped):
-        shape = np.broadcast_to(np.float32(0), own).reshape(marker.shape).shape
-        return slot(shape, lambda arrays: arrays[0].reshape(shape), lambda array: [array.reshape(own)])
+        shape = np.broadcast_to(np.float32(0), variable_shape).reshape(marker.shape).shape
+        return slot(shape, lambda arrays: arrays[0].reshape(shape), lambda array: [array.reshape(variable_shape)])
     if turned:
-        return slot(own[::-1], lambda arrays: arrays[0].T, lambda array: [array.T], rows="columns")
-    return slot(own, lambda arrays: arrays[0], lambda array: [array], rows="rows")
+        return slot(variable_shape[::-1], lambda arrays: arrays[0].T, lambda array: [array.T], rows="columns")
+    return slot(variable_shape, lambda arrays: arrays[0], lambda array: [array], rows="rows")
 
 
 @dataclasses.dataclass(frozen=True)
 class Account:
     """The correspondence between a file's tensors and a model's weights."""
 
-    sources: dict[str, str]  # Slot's name -> the name in the file.
-    tied: dict[str, str]  # A further name in the file -> the slot's name.
+    sources: dict[str, str]  # Slot's name -> name in the file.
+    tied: dict[str, str]  # Further name in the file -> slot's name.
     not_used: list[str]  # Tensors of heads that this model does not have.
-    not_assigned: list[str]  # Slots of heads that the file knows nothing of.
+    not_assigned: list[str]  # Slots of heads that the file does not have.
 
 
 def check_layers(config, file, page, where) -> None:
@@ -203,7 +203,7 @@ def check_layers(config, file, page, where) -> None:
       UserError: the file has more or fewer layers than the config.
     """
     counts = {"encoder": config.num_layers, "decoder": config.resolved_num_decoder_layers}
-    found: dict[str, int] = {}
+    stored_counts: dict[str, int] = {}
     for name, value in (page.WEIGHTS or {}).items():
         path = next(iter(_destinations(value)), "")
         if "{}" in name and "/layer_{}" in path:
@@ -212,8 +212,8 @@ def check_layers(config, file, page, where) -> None:
             for stored in file.names:
                 match = next(filter(None, map(pattern.fullmatch, prefixed(stored, page))), None)
                 if match:
-                    found[tower] = max(found.get(tower, 0), int(match[1]) + 1)
-    for tower, count in found.items():
+                    stored_counts[tower] = max(stored_counts.get(tower, 0), int(match[1]) + 1)
+    for tower, count in stored_counts.items():
         if count != counts[tower]:
             raise UserError(
                 f"{where}: config.json declares {counts[tower]:,} {tower} layers, but the tensors have {count:,}; "
@@ -239,7 +239,7 @@ def account(
       UserError: a tensor is missing, unknown or has another shape.
     """
     table = {**(page.WEIGHTS or {}), **_EVERY}
-    # Where a matrix is not tied, what would be its alias is its name.
+    # If a matrix is not tied, its alias is its name.
     by_name = {name: slot for slot in slots for name in slot.aliases} | {slot.name: slot for slot in slots}
     heads = [re.compile(_name_pattern(n, naming)) for n, v in table.items() if _is_head(v)]
     computed = [re.compile(_name_pattern(n, naming)) for n, v in table.items() if isinstance(v, Computed)]
@@ -268,8 +268,8 @@ def account(
         raise UserError(
             f"{where}: "
             + "; ".join(
-                f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-                for what, names in (("missing tensors", missing), ("unexpected tensors", unknown))
+                f"{problem}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+                for problem, names in (("missing tensors", missing), ("unexpected tensors", unknown))
                 if names
             )
             + "; the file and its config.json must belong to the same model"
@@ -291,8 +291,8 @@ def prefixed(name: str, page) -> list[str]:
     model_types.
     """
     prefix = getattr(page, "PREFIX", "")
-    others = [other for other in getattr(page, "PREFIXES", {}).values() if name.startswith(other)]
-    return [name, prefix + name, name.removeprefix(prefix), *(prefix + name.removeprefix(other) for other in others)]
+    prefixes = [text for text in getattr(page, "PREFIXES", {}).values() if name.startswith(text)]
+    return [name, prefix + name, name.removeprefix(prefix), *(prefix + name.removeprefix(text) for text in prefixes)]
 
 
 def _canonical(stored, by_name, page, naming):
@@ -327,11 +327,11 @@ def load(slots: Sequence[Slot], file, found: Account) -> None:
         for start, rows in file.chunks(stored):
             piece = np.ascontiguousarray(rows.T if slot.rows == "columns" else rows, np.float32)
             _put(slot.variables[0].value, piece, start, axis=piece.ndim - 1 if slot.rows == "columns" else 0)
-        # Writing a part makes TensorFlow copy the whole at every later read, which decoding does for each token.
+        # After a partial write, TensorFlow copies the whole variable at every read, that is, for each decoded token.
         tf.raw_ops.DisableCopyOnRead(resource=slot.variables[0].value.handle)
     for stored, name in found.tied.items():
-        for (_, one), (_, other) in zip(file.chunks(stored), file.chunks(found.sources[name])):
-            if not np.array_equal(one, other):
+        for (_, rows_of_copy), (_, rows_of_source) in zip(file.chunks(stored), file.chunks(found.sources[name])):
+            if not np.array_equal(rows_of_copy, rows_of_source):
                 raise UserError(
                     f"{file.file(stored)}: {stored} and {found.sources[name]} must be equal (tied) but differ; "
                     "a model with untied weights is not supported by this family"

@@ -29,12 +29,12 @@ from tfzoo.errors import UserError
 from tfzoo.json_files import Field, show
 
 CHUNK_BYTES = 1 << 20
-MAX_HEADER_BYTES = 16 << 20  # Of all shards together; 90,000 tensors, of the largest models published, take 10 MB.
+MAX_HEADER_BYTES = 16 << 20  # Of all shards together; 90,000 tensors, in the largest models published, take 10 MB.
 MAX_TENSORS = 100_000
 MAX_RANK = 16
 MAX_SHARDS = 4096
 
-# In safetensors' own order: larger items lie first in a file, which aligns them.
+# In safetensors' own order: larger items come first in a file, which aligns them.
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
@@ -54,7 +54,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# Without the sign's bit, the bits of NaN and infinity are the largest: (unsigned type, all bits but the sign's, least).
+# Without the sign bit, NaN and infinity have the largest bits: (unsigned type, all bits but the sign, smallest).
 _NOT_FINITE = {
     "F8_E5M2": (np.uint8, 0x7F, 0x7C),
     "F8_E4M3": (np.uint8, 0x7F, 0x7F),
@@ -66,7 +66,7 @@ _NOT_FINITE = {
 
 CONVERT = "if you trust it, convert it to safetensors (transformers: save_pretrained), and use that folder instead"
 AGAIN = "the file is damaged or in an unsupported format: download or save it again"
-HDF5 = b"\x89HDF\r\n\x1a\n"  # What such a file begins with.
+HDF5 = b"\x89HDF\r\n\x1a\n"  # The first bytes of an HDF5 file.
 
 _Result = TypeVar("_Result")
 
@@ -75,7 +75,7 @@ class Place(NamedTuple):
     file: pathlib.Path
     dtype: str
     shape: tuple[int, ...]
-    offset: int  # Of the first byte, from the file's beginning.
+    offset: int  # The first byte, from the beginning of the file.
 
 
 class Tensors:
@@ -153,7 +153,7 @@ class Tensors:
 
     def close(self) -> None:
         """Releases the files."""
-        self._maps.clear()  # Unmapped with the last array that looks into them.
+        self._maps.clear()  # Unmapped with the last array that refers to them.
 
     def __enter__(self):
         return self
@@ -203,7 +203,7 @@ def _check_finite(rows: np.ndarray, start: int, name: str, place: Place) -> None
         return
     unsigned, mask, limit = _NOT_FINITE[place.dtype]
     bits = rows.reshape(-1).view(unsigned)
-    block = (256 << 10) // bits.itemsize  # Small enough that the second pass over it finds it in the cache.
+    block = (256 << 10) // bits.itemsize  # Small enough to stay in the cache for the second pass.
     for first in range(0, bits.size, block):
         magnitudes = bits[first : first + block] & unsigned(mask)
         if magnitudes.max() >= limit:
@@ -241,7 +241,7 @@ def read_weight_map(index: pathlib.Path) -> dict[str, Any]:
 
 def check_shard_name(index: pathlib.Path, name: str, shard: Any) -> None:
     """Raises UserError if a shard is not the plain name of a file next to its index."""
-    # A link is let through: in Hugging Face's cache every file is one.
+    # Links are allowed: in Hugging Face's cache every file is one.
     if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\:\x00-\x1f]", shard):
         raise UserError(
             f"{index}: tensor {show(name)} is listed in {show(shard)}; a shard must be a plain file name in the same"

@@ -26,7 +26,7 @@ from tfzoo.weights.tensors import (
     steps,
 )
 
-# Scalars that optimizers, loss scaling and loops keep beside the weights, in any scope.
+# Scalars that optimizers, loss scaling and loops store next to the weights, in any scope.
 _COUNTER = re.compile(
     r"(^|/)(global_step|local_step|iter|iterations|learning_rate|decay|rho|epsilon|momentum|beta_[12]|beta[12]_power"
     r"|(num_)?(good|bad)_steps|batch_finite)(_\d+)?$|(^|/)\w*loss_?scale\w*(/|$)",
@@ -49,7 +49,7 @@ class _TF1Tensors(Tensors):
             raise ValueError(f"{place.file} is already closed")
         try:
             array = np.asarray(self._reader.get_tensor(name))
-        except Exception as error:  # Corruption raises six types and more.
+        except Exception as error:  # Corruption raises at least six types.
             raise UserError(
                 f"{place.file}: tensor {show(name)} cannot be read ({type(error).__name__}: {one_line(error, 200)}); "
                 f"{AGAIN}"
@@ -84,9 +84,9 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
     if index.stat().st_size > MAX_HEADER_BYTES:
         raise UserError(f"{index}: has {index.stat().st_size} bytes, but at most {MAX_HEADER_BYTES} are allowed")
     pattern = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-\d{5}")
-    held = sum(path.stat().st_size for path in prefix.parent.iterdir() if pattern.fullmatch(path.name))
+    data_size = sum(path.stat().st_size for path in prefix.parent.iterdir() if pattern.fullmatch(path.name))
 
-    import tensorflow as tf  # Nothing else here needs it.
+    import tensorflow as tf  # Nothing else in this module requires it.
 
     try:
         reader = tf.train.load_checkpoint(str(prefix))
@@ -98,12 +98,10 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
         raise UserError(f"{index}: is a TensorFlow 2 object checkpoint; only TF1 variable checkpoints are supported")
     places = {}
     claimed = 0
-    left_out = [name for name in sorted(shapes) if _is_optimizers(name, shapes)]
-    if left_out:
-        logging.info(
-            "%s: %d optimizer variables are ignored, such as %s", index, len(left_out), ", ".join(left_out[:3])
-        )
-    for name in sorted(shapes.keys() - set(left_out)):
+    ignored = [name for name in sorted(shapes) if _is_optimizers(name, shapes)]
+    if ignored:
+        logging.info("%s: %d optimizer variables are ignored, such as %s", index, len(ignored), ", ".join(ignored[:3]))
+    for name in sorted(shapes.keys() - set(ignored)):
         shape = shapes[name]
         dtype = NAMES.get(np.dtype(dtypes[name].as_numpy_dtype))
         try:
@@ -111,8 +109,8 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
                 raise ValueError(f"dtype {dtypes[name].name} is not one of {', '.join(DTYPES)}")
             check_shape(shape)
             claimed += math.prod(shape) * DTYPES[dtype].itemsize
-            if claimed > held:
-                raise ValueError(f"shape {shape} ends at byte {claimed} or later, but all .data files have {held}")
+            if claimed > data_size:
+                raise ValueError(f"shape {shape} ends at byte {claimed} or later, but all .data files have {data_size}")
         except ValueError as error:
             raise UserError(f"{index}: tensor {show(name)}: {error}; {AGAIN}") from None
         places[name] = Place(index, dtype, tuple(shape), 0)

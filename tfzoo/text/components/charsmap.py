@@ -18,9 +18,9 @@ import tensorflow as tf
 from tfzoo.text import cache
 from tfzoo.text.pieces import BORDER, Pieces, alternate, characters
 
-_NONE = b"\xff"  # No text.
-_LONGEST = 5  # Bytes of a character that is looked up as a whole.
-# What joins the character before: marks, joiners, and what else Unicode's Grapheme_Extend and SpacingMark have.
+_NONE = b"\xff"  # Means: no entry.
+_LONGEST = 5  # Maximum number of bytes of a cluster that is looked up as a whole.
+# Characters that extend the previous one: marks, joiners and others in Unicode's Grapheme_Extend and SpacingMark.
 _EXTENDS = r"\p{M}\x{200c}\x{200d}\x{ff9e}\x{ff9f}\x{e33}\x{eb3}\x{1f3fb}-\x{1f3ff}\x{e0020}-\x{e007f}"
 
 
@@ -52,7 +52,7 @@ def read(data: bytes) -> dict[str, str]:
         unit, place = child[parent, letter], children[parent, letter]
         keys = [keys[p] + bytes([c + 1]) for p, c in zip(parent, letter)]
         places = place ^ offset(unit)
-        ends = np.flatnonzero((unit >> 8) & 1)  # Keys.
+        ends = np.flatnonzero((unit >> 8) & 1)  # The ends of keys.
         if (places[ends] >= len(units)).any():
             raise ValueError("its table contains a position outside itself")
         for i, begin in zip(ends.tolist(), (units[places[ends]] & 0x7FFFFFFF).tolist()):
@@ -90,9 +90,9 @@ class Charsmap(tf.Module):
                 default_value=_NONE,
             )
         starts = "".join(rf"\x{{{ord(c):x}}}" for c in sorted({key[0] for key in rules}))
-        # Characters that may change.
+        # Matches the characters that may change.
         self._pattern = rf"\r\n|[^\r\n][{_EXTENDS}]+" + (f"|[{starts}]" if starts else "")
-        # The shortest beginning counts: an entry of several code points does where no beginning of it is an entry.
+        # The shortest prefix is used: an entry of several code points applies only if none of its prefixes is an entry.
         self._longest = max((len(key) for key in rules if len(key.encode()) <= _LONGEST), default=1)
 
     def __call__(self, pieces: Pieces) -> Pieces:
@@ -100,18 +100,18 @@ class Charsmap(tf.Module):
         parts = tf.strings.split(marked, BORDER)
         flat, changes = parts.flat_values, alternate(parts)
         chosen = tf.boolean_mask(flat, changes)
-        whole = self._look_up(chosen, self._longest)
-        is_whole = (tf.strings.length(chosen) <= _LONGEST) & (whole != _NONE)
+        replacement = self._look_up(chosen, self._longest)
+        is_whole = (tf.strings.length(chosen) <= _LONGEST) & (replacement != _NONE)
         letters = tf.strings.unicode_split(chosen, "UTF-8")
         single = self._look_up(letters.flat_values, 1)
         single = letters.with_values(tf.where(single == _NONE, letters.flat_values, single))
-        new = tf.where(is_whole, whole, tf.strings.reduce_join(single, axis=1))
+        new = tf.where(is_whole, replacement, tf.strings.reduce_join(single, axis=1))
         flat = tf.tensor_scatter_nd_update(flat, tf.where(changes), new)
         texts = tf.strings.reduce_join(parts.with_values(flat), axis=1)
         if not pieces.aligned:
             return dataclasses.replace(pieces, texts=texts)
-        # How many code points each becomes. Of a character that is looked up as a whole each becomes one, as long as
-        # there are any, and the last the rest.
+        # The number of code points that each one becomes. In a cluster that is replaced as a whole, each code point
+        # becomes one, as long as there are any, and the last becomes the rest.
         before = characters(parts.flat_values)
         owner, places = tf.repeat(tf.range(tf.size(before)), before), tf.ragged.range(before).flat_values
         counts = tf.tensor_scatter_nd_update(
@@ -127,8 +127,8 @@ class Charsmap(tf.Module):
 
     def _look_up(self, texts: tf.Tensor, longest: int) -> tf.Tensor:
         """Returns the replacement for each text's shortest prefix of at most `longest` code points, or _NONE."""
-        found = tf.fill(tf.shape(texts), _NONE)
+        result = tf.fill(tf.shape(texts), _NONE)
         for length in range(1, longest + 1):
-            some = self._table.lookup(tf.strings.substr(texts, 0, length, unit="UTF8_CHAR"))
-            found = tf.where(found == _NONE, some, found)
-        return found
+            replacement = self._table.lookup(tf.strings.substr(texts, 0, length, unit="UTF8_CHAR"))
+            result = tf.where(result == _NONE, replacement, result)
+        return result

@@ -39,10 +39,10 @@ def compile_decoder(record: Any, tokens: Sequence[str], where: str) -> Decoded:
       UserError: a decoder is not supported.
     """
     steps = record.get("decoders", []) if record and record.get("type") == "Sequence" else [record] if record else []
-    first = others = [token.encode() for token in tokens]
+    first = later = [token.encode() for token in tokens]
     fused, strips = False, []
     if not record:
-        others = [b" " + token for token in others]
+        later = [b" " + token for token in later]
     for step in steps:
         kind = step.get("type")
         if kind == "Fuse":
@@ -52,8 +52,8 @@ def compile_decoder(record: Any, tokens: Sequence[str], where: str) -> Decoded:
         elif fused:
             raise UserError(f"{where}: the decoder {show(kind)} after Fuse is not supported")
         else:
-            first, others = _apply(step, first, tokens, True, where), _apply(step, others, tokens, False, where)
-    return Decoded(first, others, tuple(strips))
+            first, later = _apply(step, first, tokens, True, where), _apply(step, later, tokens, False, where)
+    return Decoded(first, later, tuple(strips))
 
 
 def clean_up(text: str) -> str:

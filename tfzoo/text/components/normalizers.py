@@ -16,15 +16,15 @@ from tfzoo.text.components import charsmap, patterns
 from tfzoo.text.pieces import BORDER, SPACE, Pieces, alternate, characters
 
 Normalizer = Callable[[Pieces], Pieces]
-# What BERT's cleaning deletes, and the mark of a broken character; and what it takes for a space.
+# Characters that BERT's cleaning deletes, including the replacement character, and those that it treats as a space.
 BERT_DELETED = r"[\x{0}-\x{8}\x{b}\x{c}\x{e}-\x{1f}\x{7f}-\x{9f}\p{Cf}\p{Co}\x{FFFD}]"
-# \p{Z}, tab and line ends, but not the plain space: to replace each by itself takes half of all the time.
+# \p{Z}, tab and line ends, but not the plain space, because replacing each one would take half of the total time.
 BERT_SPACES = r"[\t\n\r\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
 _CJK = (
     r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}\x{2B920}-\x{2CEAF}"
     r"\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}"
 )
-# What may be composed: a letter and the marks behind it, and the parts of a Korean syllable.
+# Text that can be composed: a letter followed by marks, and the parts of a Korean syllable.
 _COMPOSES = (
     r"(?s)[^\p{M}]\p{M}+"
     r"|[\x{1100}-\x{1112}][\x{1161}-\x{1175}][\x{11a8}-\x{11c2}]?|[\x{ac00}-\x{d7a3}][\x{11a8}-\x{11c2}]"
@@ -40,7 +40,7 @@ def compile_all(record: Any, where: str) -> list[Normalizer]:
     if record is None:
         return []
     if record.get("type") == "Sequence":
-        return [made for part in record.get("normalizers", []) for made in compile_all(part, where)]
+        return [normalizer for part in record.get("normalizers", []) for normalizer in compile_all(part, where)]
     return [_compile(record, where)]
 
 
@@ -84,13 +84,14 @@ def lowercase(texts: tf.Tensor) -> tf.Tensor:
     """Lower-cases each character by itself, so a sigma never takes its final form."""
     texts = tf.strings.regex_replace(texts, "Σ", "σ")
     texts = tf.strings.regex_replace(texts, "İ", "i\u0307")
-    # Unicode's lower-casing obeys the process's locale, and a Turkish one makes ı of I: so ASCII first.
-    return past_nul(texts, lambda whole: tf.strings.lower(tf.strings.lower(whole), encoding="utf-8"))
+    # Unicode lower-casing depends on the process's locale, and a Turkish one maps I to ı, so ASCII is lower-cased
+    # first.
+    return past_nul(texts, lambda text: tf.strings.lower(tf.strings.lower(text), encoding="utf-8"))
 
 
 def past_nul(texts: tf.Tensor, rewrite: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """Applies to texts an operation that ends a text at NUL and leaves noncharacters unchanged."""
-    # A pair stands in for NUL that no text has, for its first is paired, too.
+    # NUL is replaced by a pair that occurs in no text, because its first character is always paired too.
     texts = tf.strings.regex_replace(texts, "\U0010ffff", "\U0010ffff\U0010fffd")
     texts = rewrite(tf.strings.regex_replace(texts, r"\x{0}", "\U0010ffff\U0010fffe"))
     texts = tf.strings.regex_replace(texts, "\U0010ffff\U0010fffe", "\0")
@@ -102,7 +103,7 @@ def _strip_marks(texts: tf.Tensor) -> tf.Tensor:
 
 
 def _unicode(texts: tf.Tensor, form: str) -> tf.Tensor:
-    return past_nul(texts, lambda whole: tf_text.normalize_utf8(whole, form))
+    return past_nul(texts, lambda text: tf_text.normalize_utf8(text, form))
 
 
 def _compose(pieces: Pieces, form: str) -> Pieces:
@@ -115,10 +116,10 @@ def _compose(pieces: Pieces, form: str) -> Pieces:
     if not pieces.aligned:
         return dataclasses.replace(pieces, texts=_unicode(pieces.texts, form))
     parts = tf.strings.split(tf.strings.regex_replace(pieces.texts, _COMPOSES, BORDER + rb"\0" + BORDER), BORDER)
-    whole = parts.with_values(_unicode(parts.flat_values, form))
-    old, new = characters(parts.flat_values), characters(whole.flat_values)
+    composed_parts = parts.with_values(_unicode(parts.flat_values, form))
+    old, new = characters(parts.flat_values), characters(composed_parts.flat_values)
     together = alternate(parts) & (old != new)
-    # Of the characters between, each becomes what it becomes alone.
+    # Each character between them becomes what it becomes alone.
     counts = _counts_alone(pieces.texts, form)
     owner, place = tf.repeat(tf.range(tf.size(old)), old), tf.ragged.range(old).flat_values
     lost = tf.gather(old - new, owner)
@@ -128,7 +129,7 @@ def _compose(pieces: Pieces, form: str) -> Pieces:
     counts = tf.where(inside, composed, counts)
     return dataclasses.replace(
         pieces,
-        texts=tf.strings.reduce_join(whole, axis=1),
+        texts=tf.strings.reduce_join(composed_parts, axis=1),
         starts=tf.repeat(pieces.starts, counts),
         ends=tf.repeat(pieces.ends, counts),
     )

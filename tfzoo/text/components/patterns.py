@@ -7,10 +7,10 @@ from tfzoo.errors import UserError
 from tfzoo.json_files import show
 from tfzoo.text.pieces import SPACE, literal
 
-WORD = r"\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}"  # \w; RE2's own is ASCII's.
-# Rust's, of which the others are: joiners and encircled letters besides.
+WORD = r"\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}"  # \w; RE2's own covers ASCII only.
+# Rust's \w, which is the above plus joiners and encircled letters.
 RUST_WORD = WORD + r"\x{200c}\x{200d}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189}"
-LOOKAHEAD = r"|\s+(?!\S)|\s+"  # What the patterns of byte-level tokenizers end with.
+LOOKAHEAD = r"|\s+(?!\S)|\s+"  # The end of the patterns of byte-level tokenizers.
 _CLASSES = {"s": SPACE, "d": r"\p{Nd}", "w": WORD}
 _TOKEN = re.compile(r"\\[pP]\{[^}]*\}|\\x\{[0-9a-fA-F]+\}|\\.|\[\^?\]?|\]|\(\?(?:i:|:|.)?|[*+?}][+]|.", re.DOTALL)
 
@@ -29,9 +29,9 @@ def of(record: Any, where: str) -> str:
 def translate(pattern: str, where: str) -> str:
     """Returns RE2's expression for a pattern; raises UserError if RE2 has no equivalent."""
 
-    def refuse(what: str):
+    def refuse(construct: str):
         raise UserError(
-            f"{where}: {pattern!r} contains {what}, which cannot be reproduced exactly and is not supported"
+            f"{where}: {pattern!r} contains {construct}, which cannot be reproduced exactly and is not supported"
         )
 
     out, depth = [], 0

@@ -13,8 +13,8 @@ from tfzoo.text.components import patterns
 from tfzoo.text.pieces import BORDER, SPACE, Pieces, literal
 
 Split = Callable[[Pieces], Pieces]
-_PUNCTUATION = r"\p{P}$+<=>^`|~"  # Unicode's, and all of ASCII's.
-_BEHAVIORS = {  # What stands for a match.
+_PUNCTUATION = r"\p{P}$+<=>^`|~"  # Unicode punctuation, and all ASCII punctuation.
+_BEHAVIORS = {  # The replacement for a match.
     "Isolated": BORDER + rb"\0" + BORDER,
     "Removed": BORDER + rb"\0" + BORDER,
     "Contiguous": BORDER + rb"\0" + BORDER,
@@ -75,18 +75,18 @@ def _behavior(record: dict[str, Any], where: str) -> str:
 
 
 def _split(record: dict[str, Any], where: str) -> Split:
-    behavior, given = _behavior(record, where), record.get("pattern")
-    expression = given.get("Regex") if isinstance(given, dict) else None
+    behavior, pattern_record = _behavior(record, where), record.get("pattern")
+    expression = pattern_record.get("Regex") if isinstance(pattern_record, dict) else None
     if isinstance(expression, str) and expression.endswith(patterns.LOOKAHEAD):
         if behavior not in ("Isolated", "Removed") or (behavior == "Removed") != bool(record.get("invert")):
             raise UserError(
                 f"{where}: behavior {behavior} with invert {record.get('invert')} is not supported for {expression!r}"
             )
         return _words(expression, where, drop_rest=behavior == "Removed")
-    pattern = patterns.of(given, where)
+    pattern = patterns.of(pattern_record, where)
     if not record.get("invert") or behavior == "Isolated":
         return functools.partial(split, pattern=pattern, behavior=behavior)
-    if behavior == "Removed":  # What matches stays.
+    if behavior == "Removed":  # Matches are kept.
         return lambda pieces: _matches(pieces, pattern)
     raise UserError(f"{where}: the behavior {behavior} with invert is not supported")
 
@@ -99,12 +99,12 @@ def _words(expression: str, where: str, drop_rest: bool) -> Split:
     """
     first = expression.removesuffix(patterns.LOOKAHEAD)
     pattern = patterns.translate(first, where) + rf"|[{SPACE}]+"
-    takes_line_ends = r"\s*[\r\n]" in first  # An alternative that comes before the last two.
+    takes_line_ends = r"\s*[\r\n]" in first  # An alternative before the last two.
     last = SPACE.replace(r"\t-\r", r"\t\x{b}\x{c}") if takes_line_ends else SPACE
     run_ends = rf"([{SPACE}])([{last}][^{SPACE}])"
 
     def apply(pieces: Pieces) -> Pieces:
-        # Where a mark is put each piece is split, which matters to the words alone.
+        # Each piece is split where a mark is inserted, which only affects words.
         marked = tf.strings.regex_replace(pieces.texts, run_ends, rb"\1" + BORDER + rb"\2")
         parts = pieces.split(marked)
         return _matches(parts, pattern) if drop_rest else split(parts, pattern, "Isolated")
@@ -114,7 +114,7 @@ def _words(expression: str, where: str, drop_rest: bool) -> Split:
 
 def _matches(pieces: Pieces, pattern: str) -> Pieces:
     """Returns only the matches of a pattern."""
-    # A match stands behind an odd number of borders: what is between two goes.
+    # A match follows an odd number of borders; text between matches is dropped.
     marked = tf.strings.regex_replace(pieces.texts, pattern, BORDER + rb"\0" + BORDER)
     marked = tf.strings.join([BORDER, marked])
     return pieces.split(marked, drop_matches=True)

@@ -20,8 +20,8 @@ def compile_processor(record: Any, ids: Mapping[str, int], where: str) -> Frames
         return BARE
     kind = record.get("type")
     if kind == "Sequence":
-        made = [compile_processor(part, ids, where) for part in record.get("processors", [])]
-        framed = [frames for frames in made if frames != BARE]
+        compiled = [compile_processor(part, ids, where) for part in record.get("processors", [])]
+        framed = [frames for frames in compiled if frames != BARE]
         if len(framed) > 1:
             raise UserError(f"{where}: {len(framed)} processors add special tokens around a text; only one may")
         return framed[0] if framed else BARE
@@ -35,8 +35,8 @@ def compile_processor(record: Any, ids: Mapping[str, int], where: str) -> Frames
         middle = (0,) * len(between)
         return single, Frame((cls, TEXT, *between, PAIR, sep), (0, 0, *middle, second, second))
     if kind == "TemplateProcessing":
-        known = record.get("special_tokens") or {}
-        single, pair = (_template(record.get(name), known, ids, where) for name in ("single", "pair"))
+        tokens = record.get("special_tokens") or {}
+        single, pair = (_template(record.get(name), tokens, ids, where) for name in ("single", "pair"))
         return single, pair
     raise UserError(f"{where}: the post_processor {show(kind)} is not supported")
 
@@ -48,19 +48,19 @@ def _id(record: dict[str, Any], name: str, ids: Mapping[str, int], where: str) -
     return value[1]
 
 
-def _template(parts: Any, known: Any, ids: Mapping[str, int], where: str) -> Frame:
+def _template(parts: Any, tokens: Any, ids: Mapping[str, int], where: str) -> Frame:
     names: list[int | str] = []
     segments: list[int] = []
     for part in parts or []:
         kind, content = next(iter(part.items())) if isinstance(part, dict) and len(part) == 1 else ("", {})
         if kind == "Sequence" and content.get("id") in ("A", "B"):
-            found: list[int | str] = [TEXT if content["id"] == "A" else PAIR]
-        elif kind == "SpecialToken" and content.get("id") in known:
-            found = list(known[content["id"]].get("ids", []))
+            part_ids: list[int | str] = [TEXT if content["id"] == "A" else PAIR]
+        elif kind == "SpecialToken" and content.get("id") in tokens:
+            part_ids = list(tokens[content["id"]].get("ids", []))
         else:
             raise UserError(f"{where}: the template's part {show(part)} is not a text or a known token; correct it")
-        names += found
-        segments += [content.get("type_id", 0)] * len(found)
+        names += part_ids
+        segments += [content.get("type_id", 0)] * len(part_ids)
     return Frame(tuple(names), tuple(segments))
 
 

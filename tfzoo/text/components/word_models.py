@@ -56,26 +56,28 @@ class WordModel(tf.Module):
         Returns:
           Ids, and starts and ends in bytes, each ragged int32 [W, None].
         """
-        sizes, found = tf.strings.length(words), self._whole.lookup(words)
-        known = tf.ones_like(found, tf.bool) if self._op is None else found >= 0
-        own = [
-            tf.RaggedTensor.from_row_lengths(tf.boolean_mask(values, known), tf.cast(known, tf.int64), validate=False)
-            for values in (found, tf.zeros_like(sizes), sizes)
+        sizes, table_ids = tf.strings.length(words), self._whole.lookup(words)
+        in_table = tf.ones_like(table_ids, tf.bool) if self._op is None else table_ids >= 0
+        columns = [
+            tf.RaggedTensor.from_row_lengths(
+                tf.boolean_mask(values, in_table), tf.cast(in_table, tf.int64), validate=False
+            )
+            for values in (table_ids, tf.zeros_like(sizes), sizes)
         ]
         if self._op is not None:
-            made = self._op.tokenize_with_offsets(tf.where(known, "", words))
-            made = [values.with_flat_values(tf.cast(values.flat_values, tf.int32)) for values in made]
+            computed = self._op.tokenize_with_offsets(tf.where(in_table, "", words))
+            computed = [values.with_flat_values(tf.cast(values.flat_values, tf.int32)) for values in computed]
             if self.has_bytes:
-                made[2] = _whole_characters(words, *made[1:])
-            own = [tf.concat(both, 1) for both in zip(made, own)]
-        ids, starts, ends = own
+                computed[2] = _whole_characters(words, *computed[1:])
+            columns = [tf.concat(both, 1) for both in zip(computed, columns)]
+        ids, starts, ends = columns
         if self._op is not None:
-            ids = own[0] = ids.with_flat_values(
+            ids = columns[0] = ids.with_flat_values(
                 tf.where(ids.flat_values < self._size, ids.flat_values, self._found_unknown)
             )
         if self._unknown is None:
             keep = ids != self._found_unknown
-            return tuple(tf.ragged.boolean_mask(values, keep) for values in own)
+            return tuple(tf.ragged.boolean_mask(values, keep) for values in columns)
         ids = ids.with_flat_values(tf.where(ids.flat_values == self._found_unknown, self._unknown, ids.flat_values))
         return ids, starts, ends
 
@@ -130,7 +132,7 @@ def vocabulary(record: dict[str, Any], where: str) -> dict[str, int]:
     return vocab
 
 
-def _unigram(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
+def _unigram(record: dict[str, Any], excluded: set[int], where: str) -> WordModel:
     ids, unknown = vocabulary(record, where), record.get("unk_id")
     if not isinstance(record["vocab"], list):
         raise UserError(f"{where}.vocab: contains no scores; get the file again")
@@ -140,7 +142,7 @@ def _unigram(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
     if not all(isinstance(score, int | float) for score in scores):
         raise UserError(f"{where}.vocab: a score is not a number; get the file again")
     bytes_ = _byte_ids(record, ids, where)
-    kinds = [CONTROL if i in apart else BYTE if i in bytes_ else NORMAL for i in range(len(ids))]
+    kinds = [CONTROL if i in excluded else BYTE if i in bytes_ else NORMAL for i in range(len(ids))]
     kinds[unknown] = UNKNOWN
     proto = _proto(*_summable(list(ids), scores, kinds), UNIGRAM, bool(bytes_))
     nul = ids.get("\0", ids["<0x00>"] if bytes_ else unknown)
@@ -156,17 +158,17 @@ def _summable(tokens: list[str], scores: list[float], kinds: list[int]) -> tuple
     same total to all segmentations of a word. A token that cannot occur in a text ensures this for the score of unknown
     text too, which is the lowest score minus 10.
     """
-    known = [i for i, kind in enumerate(kinds) if kind == NORMAL and tokens[i]]
-    if not known:
+    normal = [i for i, kind in enumerate(kinds) if kind == NORMAL and tokens[i]]
+    if not normal:
         return tokens, scores, kinds
     lowest = min(scores)
-    each = round(-sum(scores[i] for i in known) / sum(len(tokens[i]) for i in known))
-    each = max(each, 0)
-    new = [round((score + each * len(token)) * 2**15) / 2**15 for token, score in zip(tokens, scores)]
-    return [*tokens, _NOWHERE], [*new, round((lowest + each) * 2**15) / 2**15], [*kinds, NORMAL]
+    bonus = round(-sum(scores[i] for i in normal) / sum(len(tokens[i]) for i in normal))
+    bonus = max(bonus, 0)
+    new = [round((score + bonus * len(token)) * 2**15) / 2**15 for token, score in zip(tokens, scores)]
+    return [*tokens, _NOWHERE], [*new, round((lowest + bonus) * 2**15) / 2**15], [*kinds, NORMAL]
 
 
-def _bpe(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
+def _bpe(record: dict[str, Any], excluded: set[int], where: str) -> WordModel:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if record.get(name):
             raise UserError(f"{where}.{name}: is {show(record[name])}, which is not supported")
@@ -176,23 +178,23 @@ def _bpe(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
     if unknown is not None and not record.get("fuse_unk") and not bytes_:
         raise UserError(f"{where}.fuse_unk: is false; only true is supported")
     size = max(ids.values()) + 1
-    made = made_by_merges([*ids], ids, merges)
+    ranks = made_by_merges([*ids], ids, merges)
     tokens, scores, kinds = [""] * (size + 1), [0.0] * (size + 1), [CONTROL] * size + [UNKNOWN]
     for token, i in ids.items():
         if i in bytes_:
             tokens[i], kinds[i] = token, BYTE
-        elif i in made and i not in apart:
-            tokens[i], scores[i], kinds[i] = token, -made[i], NORMAL
+        elif i in ranks and i not in excluded:
+            tokens[i], scores[i], kinds[i] = token, -ranks[i], NORMAL
     proto = _proto(tokens, scores, kinds, BPE, bool(bytes_))
-    whole = {token: i for token, i in ids.items() if i not in apart} if record.get("ignore_merges") else {}
+    whole = {token: i for token, i in ids.items() if i not in excluded} if record.get("ignore_merges") else {}
     nul = ids.get("\0", ids["<0x00>"] if bytes_ else size)
     return WordModel(sentencepiece_op(proto), {**whole, "\0": nul}, size, unknown, bool(bytes_), size + 1)
 
 
-def _word_level(record: dict[str, Any], apart: set[int], where: str) -> WordModel:
+def _word_level(record: dict[str, Any], excluded: set[int], where: str) -> WordModel:
     ids = vocabulary(record, where)
     unknown = ids.get(record.get("unk_token") or "")
-    return WordModel(None, {token: i for token, i in ids.items() if i not in apart}, -1, unknown, False, 0)
+    return WordModel(None, {token: i for token, i in ids.items() if i not in excluded}, -1, unknown, False, 0)
 
 
 def pairs(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
@@ -225,7 +227,7 @@ def _proto(tokens: list[str], scores: list[float], kinds: list[int], model: int,
     """Returns a SentencePiece model as a protocol buffer."""
     pieces, taken = [], {*tokens}
     for i, (token, score, kind) in enumerate(zip(tokens, scores, kinds)):
-        if kind in (CONTROL, UNKNOWN):  # Never found in a text; a name that no other piece has.
+        if kind in (CONTROL, UNKNOWN):  # Never matched in a text; its name must be unique.
             token = f"\x01{i}"
             while token in taken:
                 token += "\x01"
