@@ -320,6 +320,7 @@ class WarmUpTest(tf.test.TestCase):
             ("constant", [0.2, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
             ("linear", [0.2, 1.0, 2.0, 1.5, 1.0, 0.0, 0.0]),
             ("cosine", [0.2, 1.0, 2.0, 1 + math.sqrt(0.5), 1.0, 0.0, 0.0]),
+            ("trapezoidal", [0.2, 1.0, 2.0, 2.0, 2.0, 0.0, 0.0]),
             ("inverse_sqrt", [0.2, 1.0, 2.0, *(2 * math.sqrt(10 / s) for s in (36, 61, 111, 501))]),
         ):
             self.assertAllClose(self.rates(schedule, steps), expected, 1e-5, 1e-6, msg=schedule)
@@ -329,6 +330,18 @@ class WarmUpTest(tf.test.TestCase):
         self.assertAllClose(self.rates("cosine", [60, 110, 200], end=0.5), [1.25, 0.5, 0.5], 1e-5)
         # The last of 110 updates does not have a rate of 0.
         self.assertAllClose(self.rates("linear", [109]), [0.02], 1e-5)
+
+    def test_the_trapezoid_falls_over_its_last_updates(self):
+        rate = optimizers.WarmUp(2.0, warmup_steps=10, total_steps=110, schedule="trapezoidal", end=1.0, decay_steps=40)
+        self.assertAllClose([float(rate(s)) for s in (9, 70, 71, 90, 109, 110)], [2.0, 2.0, 1.975, 1.5, 1.025, 1.0])
+        # Without a number, a fifth of all updates.
+        self.assertAllClose(self.rates("trapezoidal", [88, 99, 109]), [2.0, 1.0, 2 / 22], 1e-5)
+        again = optimizers.WarmUp(**rate.get_config())
+        self.assertEqual([float(rate(s)) for s in range(60, 112)], [float(again(s)) for s in range(60, 112)])
+        with self.assertRaisesRegex(UserError, r"--decay_steps=90: with --warmup_steps \(30\) exceeds --steps \(110\)"):
+            optimizers.WarmUp(2.0, warmup_steps=30, total_steps=110, schedule="trapezoidal", decay_steps=90)
+        with self.assertRaisesRegex(UserError, "--decay_steps=9: applies only to --schedule=trapezoidal; omit it"):
+            optimizers.WarmUp(2.0, warmup_steps=3, total_steps=110, schedule="linear", decay_steps=9)
 
     def test_without_warm_up(self):
         for schedule in optimizers.SCHEDULES:

@@ -18,7 +18,8 @@ from tfzoo.options import Checked, option
 from tfzoo.training import distribution, registry
 
 OPTIMIZERS = ("adamw", "muon", "lamb", "adafactor", "sgd", "lars")
-SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant")
+FALLING = ("linear", "cosine", "trapezoidal")  # Schedules that end at a final learning rate.
+SCHEDULES = (*FALLING, "inverse_sqrt", "constant")
 # Headings of --help.
 _COMMON, _DATA, _MODEL = "Common options", "Text and tokenizer", "Model and precision"
 _OPTIMIZER, _DEVICES = "Optimization", "Devices (docs/distributed.md)"
@@ -141,7 +142,13 @@ class TrainConfig(CorpusConfig):
         choices=SCHEDULES,
     )
     final_learning_rate: float = option(
-        0.0, "Final learning rate of linear and cosine schedules.", group=_OPTIMIZER, low=0.0
+        0.0, "Final learning rate of linear, cosine and trapezoidal schedules.", group=_OPTIMIZER, low=0.0
+    )
+    decay_steps: int = option(
+        0,
+        "Number of updates at the end over which the trapezoidal schedule falls; 0 is a fifth of --steps.",
+        group=_OPTIMIZER,
+        low=0,
     )
     warmup_steps: int = option(
         100, "Number of updates over which the learning rate rises linearly from 0.", group=_OPTIMIZER, low=0

@@ -286,6 +286,7 @@ class Trainer:
             total_steps=config.steps,
             schedule=config.schedule,
             end=config.final_learning_rate,
+            decay_steps=config.decay_steps,
         )
         with self.strategy.scope():
             self.models = objective.build_models(self.inputs.page, self.inputs.model_config, policy)

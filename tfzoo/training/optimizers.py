@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfzoo.errors import UserError
-from tfzoo.training.config import OPTIMIZERS, SCHEDULES
+from tfzoo.training.config import FALLING, OPTIMIZERS, SCHEDULES
 
 
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
@@ -20,19 +20,39 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
     linear and cosine reach `end` at `total_steps` and stay there (cosine: Loshchilov and Hutter 2017);
     inverse_sqrt is peak * sqrt(warmup_steps / step) (Vaswani et al. 2017, section 5.3, scaled to reach the peak);
-    constant stays at the peak. No update has a rate of 0: the first update of the warmup uses peak / warmup_steps, and
-    the last update precedes the step at which `end` is reached.
+    trapezoidal stays at the peak and falls linearly to `end` over the last `decay_steps` (Hu et al. 2024,
+    https://arxiv.org/abs/2404.06395, section 4, "warmup-stable-decay"); constant stays at the peak. No update has a
+    rate of 0: the first update of the warmup uses peak / warmup_steps, and the last update precedes the step at which
+    `end` is reached.
     """
 
-    def __init__(self, peak: float, *, warmup_steps: int, total_steps: int, schedule: str, end: float = 0.0):
+    def __init__(
+        self,
+        peak: float,
+        *,
+        warmup_steps: int,
+        total_steps: int,
+        schedule: str,
+        end: float = 0.0,
+        decay_steps: int = 0,
+    ):
         if schedule not in SCHEDULES:
             raise UserError(f"--schedule={schedule}: must be one of {', '.join(SCHEDULES)}")
-        if schedule in ("linear", "cosine") and warmup_steps > total_steps:
+        if schedule in FALLING and warmup_steps > total_steps:
             raise UserError(f"--warmup_steps={warmup_steps}: must not exceed --steps ({total_steps})")
-        if end and schedule not in ("linear", "cosine"):
+        if end and schedule not in FALLING:
             raise UserError(
                 f"--final_learning_rate={end:g}: the schedule {schedule} has no final learning rate; omit it"
             )
+        if decay_steps and schedule != "trapezoidal":
+            raise UserError(f"--decay_steps={decay_steps}: applies only to --schedule=trapezoidal; omit it")
+        decay_steps = decay_steps or max(total_steps // 5, 1)
+        if schedule == "trapezoidal" and warmup_steps + decay_steps > total_steps:
+            raise UserError(
+                f"--decay_steps={decay_steps}: with --warmup_steps ({warmup_steps}) exceeds --steps ({total_steps}); "
+                "use fewer"
+            )
+        self.decay_steps = decay_steps
         self.peak, self.end, self.schedule = peak, end, schedule
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
 
@@ -44,12 +64,16 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
             "linear": self.peak + (self.end - self.peak) * progress,
             "cosine": self.end + (self.peak - self.end) * 0.5 * (1.0 + tf.cos(math.pi * progress)),
             "inverse_sqrt": self.peak * tf.math.rsqrt(step / max(warmup, 1.0)),
+            "trapezoidal": self.end
+            + (self.peak - self.end) * tf.clip_by_value((total - step + 1.0) / float(self.decay_steps), 0.0, 1.0),
             "constant": tf.constant(self.peak),
         }[self.schedule]
         return tf.where(step < warmup, self.peak * step / max(warmup, 1.0), after)
 
     def get_config(self):
-        names = ("peak", "warmup_steps", "total_steps", "schedule", "end")
+        names = ["peak", "warmup_steps", "total_steps", "schedule", "end"]
+        if self.schedule == "trapezoidal":
+            names.append("decay_steps")
         return {name: getattr(self, name) for name in names}
 
 

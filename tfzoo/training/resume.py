@@ -6,7 +6,7 @@ from absl import logging
 
 from tfzoo import files, hub, options
 from tfzoo.errors import UserError
-from tfzoo.training.config import TrainConfig
+from tfzoo.training.config import FALLING, TrainConfig
 
 
 def check_run_dir(config: TrainConfig) -> bool:
@@ -74,7 +74,7 @@ def _compare(before: TrainConfig, now: TrainConfig) -> None:
             f"--run_dir={now.run_dir}: was started with different flags: {listed}; keep the original values, or "
             "specify a new folder"
         )
-    if now.steps != before.steps and now.schedule in ("linear", "cosine"):
+    if now.steps != before.steps and now.schedule in FALLING:
         logging.warning(
             "--steps changes from %d to %d, and the learning-rate schedule with it", before.steps, now.steps
         )
