@@ -33,7 +33,7 @@ class Idiom:
 
 
 IDIOMS = (
-    Idiom(r"(?<!\bthere\s)\bis no\b(?! longer| more than| less than| later than)", "is not a"),
+    Idiom(r"(?<!\bthere\s)\bis no\b(?! longer| better| worse| more than| less than| later than)", "is not a"),
     Idiom(r"\bbugs? of ours\b", "internal error"),
     Idiom(r"(?<!\bbug\s)(?<!\bbugs\s)\bof (ours|theirs)\b", "tfzoo's, or name the library"),
     Idiom(r"\bnot built here\b", "is not supported"),

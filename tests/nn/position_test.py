@@ -125,7 +125,7 @@ class RotaryTest(tf.test.TestCase):
         self.assertAllEqual(old_name, scaled)
 
     def test_an_unknown_scaling_is_named(self):
-        with self.assertRaisesRegex(UserError, "rope_type 'spiral'; known are default, linear"):
+        with self.assertRaisesRegex(UserError, "unknown rope_type 'spiral'; use default, linear"):
             nn.rotary_tables(config(rotary_scaling={"rope_type": "spiral"}), tf.range(3)[None], "float32")
 
 

@@ -227,7 +227,12 @@ class RefusedTest(FolderCase):
         self.refused(self.copy(config={"num_hidden_layers": 9999}), "9,999 encoder layers", "tensors have 2")
         self.refused(self.copy(config={"num_hidden_layers": 25}), "25 encoder layers", "tensors have 2")
         self.refused(self.copy(config={"vocab_size": 10**7}), "[53, 16]", "[10000000, 16]")
-        for content, message in (("[]", "not an object"), ("{", "JSON"), ('{"a": NaN}', "NaN"), ("[" * 99999, "JSON")):
+        for content, message in (
+            ("[]", "not an object"),
+            ("{", "JSON"),
+            ('{"a": NaN}', "NaN"),
+            ("[" * 99999, "is nested too deeply"),
+        ):
             folder = self.copy()
             (folder / "config.json").write_text(content)
             self.refused(folder, "config.json", message)

@@ -37,7 +37,7 @@ from tfzoo.errors import UserError
 NAME = "docstrings"  # The value of --corpus.
 VERSION = 1  # Incremented when the result for the same docstrings changes.
 
-# Import name -> distribution, for the packages that `pip install tfzoo` installs.
+# Import name -> distribution, for packages that `pip install 'tfzoo[export]'` installs.
 PACKAGES = {
     "PIL": "pillow",
     "absl": "absl-py",

@@ -143,11 +143,11 @@ class Attention(Layer):
             )
         self.kernel = KINDS[config.attention](config, dtype=policy, name="kernel")
 
-    def build(self, input_shape, memory_shape=None):
-        self.query.build(input_shape)
-        self.key.build(memory_shape or input_shape)
-        self.value.build(memory_shape or input_shape)
-        self.output_projection.build((*input_shape[:-1], self.num_heads * self.head_dim))
+    def build(self, x_shape, memory_shape=None):
+        self.query.build(x_shape)
+        self.key.build(memory_shape or x_shape)
+        self.value.build(memory_shape or x_shape)
+        self.output_projection.build((*x_shape[:-1], self.num_heads * self.head_dim))
         for norm in (self.query_norm, self.key_norm):
             if norm is not None:
                 norm.build((None, None, None, self.head_dim))

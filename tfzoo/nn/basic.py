@@ -27,6 +27,23 @@ CANNOT_QUANTIZE = (
     "tfzoo's layers do not support Keras quantization; use tfzoo.store_weights(model, 'int8') to run the model with "
     "less memory, or python -m tfzoo.export --onnx_variants=int8 to export a quantized model"
 )
+
+
+@tf.custom_gradient
+def rows_of(table, ids):
+    """Returns the rows of `table` [N, E] for int `ids` [...]: [..., E].
+
+    The gradient is dense. A gather's is sparse, and Keras's optimizers update only the rows that a sparse gradient
+    contains: Adam's moments of the other rows would not decay.
+    """
+
+    def gradient(upstream):
+        values = tf.reshape(upstream, (-1, table.shape[1]))
+        return tf.math.unsorted_segment_sum(values, tf.reshape(ids, [-1]), table.shape[0]), None
+
+    return ops.take(table, ids, axis=0), gradient
+
+
 LARGE = 2**18  # Kernel size from which transposing the kernel for the gradient saves time.
 
 
@@ -109,7 +126,7 @@ def merged_variables(model: keras.Model) -> list:
 
 
 @tf.custom_gradient
-def _gelu(x):
+def _gelu_with_gradient(x):
     cdf = 0.5 * (1.0 + tf.math.erf(x * (1.0 / math.sqrt(2.0))))
 
     def gradient(upstream):
@@ -117,6 +134,10 @@ def _gelu(x):
         return upstream * (cdf + x * density)
 
     return x * cdf, gradient
+
+
+def _gelu(x):  # Keras serializes plain functions only.
+    return _gelu_with_gradient(x)
 
 
 def _gelu_tanh(x):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfzoo.config import TransformerConfig
-from tfzoo.nn.basic import Dense, Dropout, make_initializer, make_norm, read
+from tfzoo.nn.basic import Dense, Dropout, make_initializer, make_norm, read, rows_of
 from tfzoo.nn.layer import Layer
 from tfzoo.nn.position import sinusoidal_positions
 
@@ -38,7 +38,7 @@ class TokenEmbedding(Layer):
     def call(self, token_ids):
         if self.stored is not None:
             return ops.cast(self.stored.rows(token_ids), self.compute_dtype)
-        return ops.take(read(self.embeddings), token_ids, axis=0)
+        return rows_of(read(self.embeddings), token_ids)
 
     def attend(self, x):
         shape = ops.shape(x)
@@ -172,7 +172,7 @@ class Embeddings(Layer):
         # For positions 0, 1, 2, ... one slice serves all rows, and its gradient is a plain sum.
         if position_ids is None:
             return table[None, offset : offset + length]
-        return ops.take(table, position_ids + offset, axis=0)
+        return rows_of(table, position_ids + offset)
 
 
 def _transposed(table):

@@ -103,7 +103,7 @@ class Fit:
 
         Args:
           filepath, format, verbose: as for keras.Model.export.
-          input_signature: None means the required inputs and the padding masks, of any batch size and length.
+          input_signature: None means `input_specs`, of any batch size and length.
           **kwargs: as for keras.Model.export.
         """
         logging.warning(
@@ -114,9 +114,11 @@ class Fit:
         return super().export(filepath, format, verbose, input_signature, **kwargs)  # type: ignore[misc]
 
     def input_specs(self) -> dict[str, keras.layers.InputSpec]:
-        """Returns the shapes and dtypes of the required inputs and the padding masks."""
+        """Returns the shapes and dtypes of the required inputs, the segments and the padding masks."""
         masks = [name for name in self.INPUTS if name.endswith("padding_mask")]
         specs = {name: keras.layers.InputSpec(shape=(None, None), dtype="int32") for name in self.REQUIRED_INPUTS}
+        if self.reads_segments:  # type: ignore[attr-defined]
+            specs["segment_ids"] = keras.layers.InputSpec(shape=(None, None), dtype="int32")
         if "relation" in self.head_names:
             specs["entity_positions"] = keras.layers.InputSpec(shape=(None, 2), dtype="int32")
         return specs | {name: keras.layers.InputSpec(shape=(None, None), dtype="bool") for name in masks}

@@ -89,8 +89,8 @@ class EmbeddingHead(Layer):
             for i, layer in enumerate(layer for layer in embed.layers if isinstance(layer, Projection))
         ]
 
-    def build(self, input_shape, *others):
-        self.size = input_shape[-1] * len(self.embed.pooling)
+    def build(self, sequence_shape, padding_mask_shape=None, pooling_mask_shape=None):
+        self.size = sequence_shape[-1] * len(self.embed.pooling)
         for dense in self.dense:
             dense.build((None, self.size))
             self.size = dense.units
@@ -189,8 +189,8 @@ class RelationClassifier(Layer):
         super().__init__(**kwargs)
         self.classifier = Classifier(config, num_labels, dtype=self.dtype_policy, name="classifier")
 
-    def build(self, input_shape, entity_positions_shape=None):
-        self.classifier.build((None, 2 * input_shape[-1]))
+    def build(self, sequence_shape, entity_positions_shape=None):
+        self.classifier.build((None, 2 * sequence_shape[-1]))
         self.output_shape = self.classifier.output_shape
 
     def call(self, sequence, entity_positions, training=False):
@@ -213,6 +213,8 @@ class MaskedLMHead(Layer):
         self.norm = LayerNorm(config.norm_epsilon, dtype=policy, name="norm")
 
     def build(self, input_shape):
+        if not self.embedding.built:
+            self.embedding.build()
         self.transform.build(input_shape)
         self.norm.build((*input_shape[:-1], self.embedding.hidden_size))
         self.bias = self.add_weight(shape=(self.embedding.vocab_size,), initializer="zeros", name="bias")
@@ -257,6 +259,8 @@ class LMHead(Layer):
         self.output_shape = (*input_shape[:-1], self.embedding.vocab_size)
         if self.dense is not None:
             self.dense.build(input_shape)
+        elif not self.embedding.built:
+            self.embedding.build()
         if self.use_bias:
             self.bias = self.add_weight(
                 shape=(self.embedding.vocab_size,), initializer="zeros", trainable=self.train_bias, name="bias"

@@ -7,7 +7,7 @@ from keras import ops
 
 from tfzoo.config import TransformerConfig
 from tfzoo.errors import UserError
-from tfzoo.nn.basic import make_initializer, read
+from tfzoo.nn.basic import make_initializer, read, rows_of
 from tfzoo.nn.layer import Layer
 
 
@@ -50,7 +50,7 @@ class RelativeBias(Layer):
 
     def at(self, distance):
         """Returns the bias [B, H, L, M] of distance int32 [B, L, M], key position minus query position."""
-        return ops.transpose(ops.take(read(self.embeddings), self.bucket(distance), axis=0), (0, 3, 1, 2))
+        return ops.transpose(rows_of(read(self.embeddings), self.bucket(distance)), (0, 3, 1, 2))
 
     def _near(self, shape, dtype=None):
         # Press et al. 2022, section 3: minus the distance times a slope per head; here the smallest distance of a
