@@ -265,7 +265,7 @@ def save(
         for name, array in _computed(page, model, kind, written=True).items():
             weights.append((name, array.shape, DTYPES[dtype], functools.partial(table.as_dtype, array, DTYPES[dtype])))
         body = [
-            (_saved_name(weight[0], model, kind, page), *weight[1:])
+            (saved_name(weight[0], model, kind, page), *weight[1:])
             for weight in weights
             if not weight[0].startswith(table.EMBED)
         ]
@@ -298,7 +298,7 @@ def _write_max_length(folder: pathlib.Path, config) -> None:
         path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-def _saved_name(name: str, model, model_type: str, page) -> str:
+def saved_name(name: str, model, model_type: str, page) -> str:
     """Returns Hugging Face's name of a tensor of tfzoo's table; Hugging Face's models without a head use no prefix."""
     prefix = getattr(page, "PREFIX", "")
     if hasattr(page, "saved_name"):
