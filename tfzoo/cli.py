@@ -414,7 +414,7 @@ def _help_page(main: Callable, flags: absl_flags.FlagValues, subcommand: str) ->
         low, high = getattr(parser, "lower_bound", None), getattr(parser, "upper_bound", None)
         if low is not None or high is not None:
             notes.append(bounds(low, high).removeprefix("must be "))
-        if flag.default not in (None, []):
+        if flag.default not in (None, [], ""):
             notes.append(f"default {str(flag.default_as_str)[1:-1]}")  # Without its quotes.
         about = " ".join((flag.help or "").split()) + (f" ({'; '.join(notes)})" if notes else "")
         page += [f"  {start}", textwrap.fill(about, 100, initial_indent="      ", subsequent_indent="      ")]
