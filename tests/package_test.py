@@ -89,7 +89,7 @@ class PackageTest(unittest.TestCase):
         self.assertEqual(pathlib.Path(done.stdout.strip()), packages / "tfzoo")
         done = run("-m", "tfzoo.export", "--model_dir=saved", "--output_dir=exports", "--formats=savedmodel,onnx")
         self.assertEqual(done.returncode, 0, done.stderr[-2000:])
-        self.assertIn("replayed by another process", done.stdout)
+        self.assertIn("replayed in a separate process", done.stdout)
         done = run(
             "-m", "mypy", "--ignore-missing-imports", f"--python-executable={python}", "user.py", program=sys.executable
         )
