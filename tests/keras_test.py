@@ -163,13 +163,8 @@ class FamiliesTest(Case):
                 with self.subTest(family=family, **options):
                     self.trains(family, **options)
 
-    def test_precisions_and_xla(self):
-        for family, options in (
-            ("bert", {"dtype": "bfloat16", "jit_compile": True}),
-            ("llama", {"dtype": "mixed_float16"}),
-        ):
-            with self.subTest(family=family, **options):
-                self.trains(family, **options)
+    def test_bfloat16_with_xla(self):
+        self.trains("bert", dtype="bfloat16", jit_compile=True)
 
     def trains(self, family, jit_compile="auto", **options):
         model = build(family, **options)
@@ -477,14 +472,16 @@ class PreprocessorTest(Case):
 
     def test_the_example_of_the_docs(self):
         start = self.folder / "start"
-        tfzoo.save(build("bert", heads=["lm"], hidden_size=32, max_positions=64), start, tokenizer())
+        tfzoo.save(
+            build("bert", heads=["lm"], hidden_size=32, max_positions=64, initializer_range=0.1), start, tokenizer()
+        )
         labelled = self.folder / "labelled.tsv"
         rows = [("english", text) for text in SENTENCES[:12]] + [("chinese", text) for text in CHINESE[:12]]
         lines = [f"{label}\t{' '.join(text.split())}" for label, text in rows if text.strip()]
         labelled.write_text("\n".join(lines) + "\n", encoding="utf-8")
         script = helpers.ROOT / "docs" / "fine_tune.py"
         environment = {"PYTHONPATH": str(helpers.ROOT)}
-        done = helpers.python(script, start, labelled, self.folder / "tuned", 0.02, cwd=self.folder, **environment)
+        done = helpers.python(script, start, labelled, self.folder / "tuned", 0.01, cwd=self.folder, **environment)
         self.assertRegex(done.stdout.strip().splitlines()[-1], r"accuracy: (1\.0|0\.9)")
         model, words = tfzoo.load(self.folder / "tuned")
         logits = model.predict(tfzoo.Preprocessor(model, words)([SENTENCES[0], CHINESE[0]]), verbose=0)
