@@ -1,6 +1,6 @@
 """Replays exported models: python export/verify.py FOLDER...
 
-Runs tfzoo/export/verify.py, of which every artifact contains a copy; nothing else of tfzoo is imported.
+Runs tfzoo/export/verify.py and imports nothing else from tfzoo. Every artifact contains a copy of that file.
 """
 
 import pathlib

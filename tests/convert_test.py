@@ -545,7 +545,7 @@ class KerasHubTest(ConvertCase):
                 to, preset = self.folder / f"to_{case}", self.preset(case)
                 lines = self.convert(preset, to=to)
                 self.assertIn(f": {architecture}, ", lines[1])
-                # BERT's pooler belongs to the classifier; there is no other weight.
+                # BERT's pooler is part of the classifier, so the command lists no tensors as not converted.
                 self.assertEqual(lines[2:], [])
                 record = json.loads((to / "config.json").read_text())
                 self.assertEqual({name: record.get(name) for name in fields}, fields)

@@ -164,7 +164,7 @@ class EnglishTest(unittest.TestCase):
 class CollectorTest(unittest.TestCase):
     SOURCE = '''
 class Options(Checked):
-    """Is no docstring."""
+    """A docstring."""
 
     rate: float = option(0.15, "Fraction to mask.", low=0.01)
     beams: int = _decoding(f"Beams, {LOW} or more.", GROUP)
@@ -197,7 +197,7 @@ def check(path, error):
         self.assertEqual(texts[MESSAGE], {"size", "must be even", "{}: is no folder; name another", "Bad."})
         expected = {"Fraction to mask.", "Beams, {} or more.", "the folder to read", "Workers to start.", "A glob."}
         self.assertLessEqual(expected, texts[HELP])
-        self.assertFalse({"Is no docstring.", "Printed."} & (texts[HELP] | texts[MESSAGE]))
+        self.assertFalse({"A docstring.", "Printed."} & (texts[HELP] | texts[MESSAGE]))
 
     def test_offences_have_a_place_and_a_suggestion(self) -> None:
         (line,) = offences(list(texts_of(pathlib.Path("module.py"), self.SOURCE)))

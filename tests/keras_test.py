@@ -3,6 +3,7 @@
 `make test` covers every family with one head, `make keras` every head.
 """
 
+import functools
 import json
 
 import keras
@@ -32,6 +33,7 @@ def crossentropy(**options):
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **options)
 
 
+@functools.cache
 def tokenizer() -> WordPiece:
     return WordPiece(training.train_wordpiece([*SENTENCES, *CHINESE], 200, lowercase=True))
 

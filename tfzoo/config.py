@@ -157,6 +157,11 @@ class TransformerConfig:
             raise UserError(f"{name} ({getattr(self, name)}) must be a multiple of {of} ({getattr(self, of)})")
 
     @property
+    def has_position_table(self) -> bool:
+        """Whether positions come from a table, so that no text may be longer than max_positions."""
+        return self.positions not in ("relative", "rotary", "none")
+
+    @property
     def resolved_num_decoder_layers(self) -> int:
         return self.num_decoder_layers or self.num_layers
 

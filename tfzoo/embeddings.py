@@ -90,8 +90,8 @@ def record_of(model) -> SentenceRecord:
 def longest(model) -> int:
     """Returns the maximum number of tokens in a text that is read without truncation."""
     config, most = model.config, record_of(model).max_length
-    if most is not None and config.positions in ("relative", "rotary", "none"):
-        return most  # Positions are not limited by a table.
+    if most is not None and not config.has_position_table:
+        return most
     return config.max_positions if most is None else min(most, config.max_positions)
 
 

@@ -41,10 +41,10 @@ class Preprocessor:
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model's vocab_size is "
-                f"{config.vocab_size:,}; "
-                f"use the model's own tokenizer, or build the model with vocab_size={tokenizer.vocab_size}"
+                f"{config.vocab_size:,}; use the model's own tokenizer, or build the model with "
+                f"vocab_size={tokenizer.vocab_size}"
             )
-        limit = None if config.positions in ("relative", "rotary", "none") else config.max_positions
+        limit = config.max_positions if config.has_position_table else None
         limits = [length for length in (tokenizer.max_length, limit) if length]
         if sequence_length is None:
             sequence_length = min(limits) if limits else config.max_positions
@@ -83,11 +83,10 @@ class Preprocessor:
     def _reader(self, pair: bool) -> Reader:
         if pair not in self._readers:
             model = self._model
-            names = (*model.REQUIRED_INPUTS, "padding_mask", "decoder_padding_mask")
             self._readers[pair] = Reader(
                 self._tokenizer,
                 framing.frame(model.LAYOUT, self._tokenizer, pair),
-                [name for name in model.INPUTS if name in names or (name == "segment_ids" and model.reads_segments)],
+                tuple(model.input_specs()),
                 self._length,
                 self._fixed,
                 decoder_start_id(model, self._tokenizer) if model.is_encoder_decoder else None,

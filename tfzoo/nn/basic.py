@@ -33,8 +33,8 @@ CANNOT_QUANTIZE = (
 def rows_of(table, ids):
     """Returns the rows of `table` [N, E] for int `ids` [...]: [..., E].
 
-    The gradient is dense. A gather's is sparse, and Keras's optimizers update only the rows that a sparse gradient
-    contains: Adam's moments of the other rows would not decay.
+    The gradient is dense. The gradient of tf.gather is sparse, and Keras's optimizers update only the rows that a
+    sparse gradient contains, so that Adam's moments of the other rows would not decay.
     """
 
     def gradient(upstream):

@@ -12,7 +12,7 @@ from absl import logging
 
 from tfzoo.errors import UserError, suggest
 from tfzoo.nn.basic import CANNOT_QUANTIZE
-from tfzoo.nn.heads import output_of
+from tfzoo.nn.heads import ROW_HEADS, output_of
 
 
 class Fit:
@@ -70,7 +70,7 @@ class Fit:
             label per row, which Keras would misinterpret.
         """
         self._check_one_replica("fit")
-        per_token = [name for name in self.head_names if name not in ("classify", "relation", "next_sentence")]
+        per_token = [name for name in self.head_names if name not in ROW_HEADS]
         if kwargs.get("class_weight") is not None and per_token:
             raise UserError(
                 f"class_weight: requires one label per row, but the head {per_token[0]!r} has other labels; pass "
@@ -126,10 +126,14 @@ class Fit:
     def _answer_names(self) -> list[str]:
         return [output_of(head) for head in self.head_names]
 
+    def _user_losses(self) -> Any:
+        """Returns the loss or losses that were passed to `compile`."""
+        return None if self._compile_loss is None else self._compile_loss._user_loss  # type: ignore[attr-defined]
+
     def _answers(self, y, outputs, sample_weight):
         """Returns labels, their outputs and sample weights: each a plain value, or all dicts with the same keys."""
         names = self._answer_names() or list(outputs)
-        losses = self._compile_loss._user_loss if getattr(self, "_compile_loss", None) is not None else None  # type: ignore[attr-defined]
+        losses = self._user_losses()
         for argument, value in (("loss", losses), ("labels", y), ("sample_weight", sample_weight)):
             for name in value if isinstance(value, Mapping) else ():
                 if name not in names:
@@ -158,8 +162,7 @@ class Fit:
         Raises:
           UserError: a loss expects probabilities.
         """
-        losses = self._compile_loss._user_loss if self._compile_loss is not None else None  # type: ignore[attr-defined]
-        for loss in tf.nest.flatten(losses):
+        for loss in tf.nest.flatten(self._user_losses()):
             name = loss if isinstance(loss, str) else getattr(loss, "name", "")
             if (isinstance(loss, str) and loss in _ON_PROBABILITIES) or _from_logits(loss) is False:
                 raise UserError(

@@ -114,6 +114,9 @@ def normalize(x):
 SMALLEST = 1e-24  # Lower bound on a vector's squared norm.
 
 
+ROW_HEADS = ("classify", "relation", "next_sentence")  # Heads with one label per row.
+
+
 def output_of(head: str) -> str:
     """Returns the name of a head's output in a model's outputs."""
     return {"lm": "logits", "embed": "embedding"}.get(head, f"{head}_logits")

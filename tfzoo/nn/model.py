@@ -15,6 +15,7 @@ from tfzoo.nn.embedding import Embeddings, TokenEmbedding
 from tfzoo.nn.fit import Fit
 from tfzoo.nn.heads import (
     POOLS,
+    ROW_HEADS,
     Classifier,
     Discriminator,
     EmbeddingHead,
@@ -186,8 +187,7 @@ class Model(Fit, keras.Model):
         for tower in self.towers():
             tower.build((None, None))
         for name, head in self.heads.items():
-            reads_pooled = name in ("classify", "next_sentence")
-            head.build((None, self.sequence_size) if reads_pooled else (None, None, self.sequence_size))
+            head.build((None, self.sequence_size) if name in ROW_HEADS else (None, None, self.sequence_size))
 
     @property
     def is_causal(self) -> bool:

@@ -102,11 +102,11 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
         from tfzoo.text.sentencepiece import SentencePiece
 
         tokenizer = SentencePiece.from_folder(folder)
-        proof.prove_sentencepiece(tokenizer, folder, FILES)
+        proof.prove_sentencepiece(tokenizer, folder)
     else:
         from tfzoo.text import proof, tokenizer_json
 
-        key = proof.key(folder, FILES)
+        key = proof.key(folder)
         proven = cache.read(key)
         content = tokenizer_json.unpack(proven) or tokenizer_json.read(folder, kind)
         tokenizer, record = tokenizer_json.make(content, folder, kind)
@@ -114,7 +114,7 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
             proof.prove(tokenizer, record, folder)
             cache.write(key, tokenizer_json.pack(content))
         if any((folder / name).is_file() for name in SENTENCEPIECE_FILES):
-            proof.note_model_beside(tokenizer, folder, FILES)
+            proof.note_model_beside(tokenizer, folder, key)
     # For all other kinds, the frames in the files specify this.
     tokenizer.adds_bos = kind == "characters" and template.adds_bos(folder)
     config = settings.read(folder)

@@ -24,6 +24,7 @@ from tfzoo.errors import UserError, one_line
 from tfzoo.text import cache
 from tfzoo.text.lines import LINES
 from tfzoo.text.sentencepiece import SentencePiece
+from tfzoo.text.settings import FILES
 from tfzoo.text.tokenizer import Tokenizer
 
 # In addition to LINES: composed characters, and lines that distinguish rules which seldom differ.
@@ -77,7 +78,7 @@ def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path) ->
     _compare(tokenizer, library, _without_special(bare, tokenizer), folder)
 
 
-def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: Sequence[str]) -> None:
+def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path) -> None:
     """Compares TensorFlow's operation with the `sentencepiece` library, unless that was done before.
 
     The processing that model families add around the operation is verified by tests.
@@ -85,8 +86,8 @@ def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: S
     Raises:
       UserError: a line differs.
     """
-    place = key(folder, names)
-    if cache.read(place) is not None:
+    proof_key = key(folder)
+    if cache.read(proof_key) is not None:
         return
     library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.op_model)
     results = tokenizer.op.tokenize(_LINES).to_list()
@@ -95,13 +96,19 @@ def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path, names: S
             raise _difference(
                 folder, f"{line!r} becomes", library.id_to_piece(ids), library.id_to_piece(expected), "sentencepiece"
             )
-    cache.write(place, b"")
+    cache.write(proof_key, b"")
 
 
-def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, names: Sequence[str]) -> None:
-    """Logs that tokenizer.json takes precedence if a SentencePiece model next to it gives different ids."""
-    place = key(folder, ("beside", *names))
-    note = cache.read(place)
+def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, proof_key: str) -> None:
+    """Logs that tokenizer.json takes precedence if a SentencePiece model next to it gives different ids.
+
+    Args:
+      tokenizer: the tokenizer compiled from tokenizer.json.
+      folder: the folder of both.
+      proof_key: the result of `key`; the note is cached under a key of its own.
+    """
+    note_key = hashlib.sha256(f"beside {proof_key}".encode()).hexdigest()
+    note = cache.read(note_key)
     if note is None:
         note = b""
         try:
@@ -112,7 +119,7 @@ def note_model_beside(tokenizer: Tokenizer, folder: pathlib.Path, names: Sequenc
                 note = f"the SentencePiece model tokenizes {line!r} differently; tokenizer.json is used".encode()
         except UserError as error:
             note = f"tokenizer.json is used; the SentencePiece model next to it cannot be read ({error})".encode()
-        cache.write(place, note)
+        cache.write(note_key, note)
     if note:
         logging.info("%s: %s", folder, note.decode())
 
@@ -179,11 +186,11 @@ def _named(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return [vocab[i] if i < len(vocab) else str(i) for i in ids]
 
 
-def key(folder: pathlib.Path, names: Sequence[str]) -> str:
-    """Returns the key of a cached proof: a hash of these files of the folder, of this package's code, and of
-    the libraries' versions."""
+def key(folder: pathlib.Path) -> str:
+    """Returns the key of a cached proof: a hash of the tokenizer's files, this package's code and the libraries'
+    versions."""
     digest = hashlib.sha256(_code().encode())
-    for name in names:
+    for name in FILES:
         path = folder / name
         digest.update(f"{name} {path.exists()}\n".encode())
         if path.exists():

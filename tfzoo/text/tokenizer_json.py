@@ -49,11 +49,11 @@ def read(folder: pathlib.Path, kind: str) -> dict[str, Any]:
 def pack(record: dict[str, Any]) -> bytes:
     """Returns the content of a tokenizer.json in a form that `unpack` reads in a fraction of the time of JSON.
 
-    A vocabulary whose ids are 0, 1, 2, ... is written one token a line; for any other the result is b"".
+    A vocabulary whose ids are 0, 1, 2, ... is written one token per line; for any other vocabulary the result is b"".
     """
     vocab = record["model"].get("vocab")
     tokens = [*vocab] if isinstance(vocab, dict) else []
-    if not tokens or any("\n" in token for token in tokens) or [*vocab.values()] != [*range(len(tokens))]:
+    if not tokens or any("\n" in token for token in tokens) or not word_models.is_in_order(vocab):
         return b""
     rest = json.dumps({**record, "model": {**record["model"], "vocab": None}})
     return "\n".join([rest, *tokens]).encode(errors="surrogatepass")
@@ -95,7 +95,7 @@ def make(record: dict[str, Any], folder: pathlib.Path, kind: str) -> tuple[Token
     defaults = {**defaults, **({"pad": padding} if padding else {})}
     roles = {**{role: token for role, token in defaults.items() if token in ids}, **roles}
     added = [dataclasses.replace(t, special=t.special or t.content in roles.values()) for t in added]
-    vocab = [*ids] if [*ids.values()] == [*range(len(ids))] else _by_id(ids, path)
+    vocab = [*ids] if word_models.is_in_order(ids) else _by_id(ids, path)
     record = _overridden(record, config, folder / CONFIG_FILE)
     maker = _wordpiece if _is_bert(record) else _byte_level if _is_byte_level(record) else _pipeline
     tokenizer = maker(record, vocab, roles, added, path)
@@ -106,7 +106,7 @@ def make(record: dict[str, Any], folder: pathlib.Path, kind: str) -> tuple[Token
 
 
 def _by_id(ids: dict[str, int], path: pathlib.Path) -> list[str]:
-    """The text of each id, "" where no token has it."""
+    """Returns the text of each id, "" for an id without a token; raises UserError if two tokens share an id."""
     by_id = dict(zip(ids.values(), ids))
     if len(by_id) < len(ids):
         twice = next(token for token, i in ids.items() if by_id[i] != token)

@@ -105,6 +105,11 @@ def compile_model(record: dict[str, Any], apart: Iterable[int], where: str) -> W
     return makers[kind](record, {*apart}, where)
 
 
+def is_in_order(vocab: dict[str, int]) -> bool:
+    """Returns whether the ids of a vocabulary are 0, 1, 2, ... in the order of its tokens."""
+    return [*vocab.values()] == [*range(len(vocab))]
+
+
 def vocabulary(record: dict[str, Any], where: str) -> dict[str, int]:
     """Returns token -> id of any model.
 
@@ -118,7 +123,7 @@ def vocabulary(record: dict[str, Any], where: str) -> dict[str, int]:
             raise UserError(f"{where}.vocab: contains a token twice; get the file again")
     if not isinstance(vocab, dict) or not vocab:
         raise UserError(f"{where}.vocab: is not a vocabulary; get the file again")
-    if [*vocab.values()] == [*range(len(vocab))] and {*map(type, vocab.values())} == {int}:
+    if is_in_order(vocab) and {*map(type, vocab.values())} == {int}:
         return vocab  # Nearly every vocabulary; checking each token takes many times as long.
     ids: dict[int, str] = {}
     for token, i in vocab.items():
