@@ -14,16 +14,18 @@ import importlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # When run as a program, this file could otherwise import only its own folder.
 
-from tfzoo import launch  # noqa: E402
+from tfzoo import files, launch  # noqa: E402
 
 # name -> number of processes by kind
 WORLDS = {
@@ -118,7 +120,13 @@ def serve(module_name: str) -> None:
             }[kind]()
         world = World(order["name"], rank, strategy, pathlib.Path(order["folder"]))
         results = [getattr(module, name)(world, **arguments) for name, arguments in order["calls"]]
-        pathlib.Path(order["folder"], f"{rank}.json").write_text(json.dumps(results))
+        folder = pathlib.Path(order["folder"])
+        files.atomic_write(folder / f"{rank}.json", json.dumps(results))
+        # A process that ends at once can break off another's last sum; TensorFlow's own exit, which is skipped here,
+        # would wait for it.
+        for other in folder.glob("worker*.pid") if kind == "worker" else ():
+            while _runs(int(other.read_text() or 0)) and not (folder / other.name[6:]).with_suffix(".json").exists():
+                time.sleep(0.02)
 
     for line in sys.stdin:
         order = json.loads(line)
@@ -151,11 +159,16 @@ def serve(module_name: str) -> None:
         print(json.dumps(_wait(children, order["seconds"], "chief" in kinds)), flush=True)
 
 
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def _wait(children: dict[int, str], seconds: float, serving: bool) -> list[int]:
     """Returns exit codes; when a process fails, or the chief of servers has finished, the others are killed."""
-    import signal
-    import time
-
     codes, until = [], time.monotonic() + seconds
     left = dict(children)
     while left:

@@ -135,6 +135,13 @@ class TrainConfig(CorpusConfig):
         changeable=True,
     )
     optimizer: str = option("adamw", "Optimizer.", group=_OPTIMIZER, choices=OPTIMIZERS)
+    matrix_rate: float = option(
+        1.0,
+        "muon: learning rate of the blocks' matrices, as a multiple of --learning_rate.",
+        group=_OPTIMIZER,
+        low=0.01,
+        high=100.0,
+    )
     schedule: str = option(
         "linear",
         "Learning-rate schedule after warmup.",

@@ -300,6 +300,7 @@ class Trainer:
                 self.schedule,
                 step_lib.trainable_variables(self.models),
                 weight_decay=config.weight_decay,
+                matrix_rate=config.matrix_rate,
                 beta_1=config.beta_1,
                 beta_2=config.beta_2,
                 ema_decay=config.ema_decay,
@@ -369,6 +370,7 @@ class Trainer:
             with progress_lib.stage("computing baselines"):
                 train_ids, batches = np.asarray(self.inputs.train_ids), list(held_out.as_numpy_iterator())
                 self.baselines = self.inputs.objective.baselines(train_ids, batches)
+            files.atomic_write(self.run_dir / "baselines.json", json.dumps(self.baselines, indent=2) + "\n")
             if self.resuming:
                 saved = "" if self.checkpoints.steps() else ": no checkpoint was saved"
                 print(f"resuming at step {self.step:,} of {self.config.steps:,}{saved}")

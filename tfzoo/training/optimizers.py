@@ -133,10 +133,20 @@ class Muon(AdamW):
     A matrix moves along its momentum, made nearly orthogonal by five Newton-Schulz iterations and scaled by
     0.2 sqrt(max(rows, columns)), so that one learning rate and one weight decay suit both kinds (Liu et al. 2025,
     https://arxiv.org/abs/2502.16982, section 2.2). Projections to several heads, [E, H, D], count as [E, H D].
+
+    Args:
+      matrix_rate: the learning rate of the matrices as a multiple of that of the other variables.
     """
 
     MOMENTUM, ITERATIONS, SCALE = 0.95, 5, 0.2
     COEFFICIENTS = 3.4445, -4.7750, 2.0315
+
+    def __init__(self, *args, matrix_rate: float = 1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.matrix_rate = matrix_rate
+
+    def get_config(self):
+        return super().get_config() | {"matrix_rate": self.matrix_rate}
 
     def build(self, variables):
         if self.built:
@@ -152,7 +162,8 @@ class Muon(AdamW):
         if self._velocities[index] is not None:
             super().update_step(gradient, variable, learning_rate)
             return
-        rate, gradient = ops.cast(learning_rate, variable.dtype), ops.cast(gradient, variable.dtype)
+        rate = ops.cast(learning_rate, variable.dtype) * self.matrix_rate
+        gradient = ops.cast(gradient, variable.dtype)
         momentum = self.MOMENTUM * self._momentums[index] + gradient
         self.assign(self._momentums[index], momentum)
         direction = gradient + self.MOMENTUM * momentum  # Nesterov's.
@@ -302,6 +313,7 @@ def make_optimizer(
     variables,
     *,
     weight_decay: float = 0.0,
+    matrix_rate: float = 1.0,
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     epsilon: float = 1e-8,
@@ -316,6 +328,7 @@ def make_optimizer(
       learning_rate: a number or a schedule.
       variables: the variables to train.
       weight_decay: decoupled weight decay.
+      matrix_rate: of muon: see `Muon`.
       beta_1, beta_2, epsilon: parameters of adamw, muon and lamb; beta_1 is also the momentum of sgd and lars.
       ema_decay: decay rate of an exponential moving average of the variables, for `averaged`; 0 disables it.
       loss_scaling: wraps the optimizer in Keras's dynamic LossScaleOptimizer, for float16.
@@ -331,7 +344,9 @@ def make_optimizer(
     if name == "adamw":
         optimizer = AdamW(learning_rate, weight_decay=weight_decay, name=name, **adam, **average)
     elif name == "muon":
-        optimizer = Muon(learning_rate, weight_decay=weight_decay, name=name, **adam, **average)
+        optimizer = Muon(
+            learning_rate, weight_decay=weight_decay, matrix_rate=matrix_rate, name=name, **adam, **average
+        )
     elif name == "lamb":
         optimizer = Lamb(learning_rate, weight_decay=decay, name=name, **adam, **average)
     elif name == "adafactor":
