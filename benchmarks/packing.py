@@ -49,7 +49,7 @@ def work(objective: str, pack: bool, batch_size: int, length: int):
     if objective == "causal":
         trained = Causal(tokenizer, length, pack=pack)
     else:
-        trained = MaskedLM(tokenizer, length, next_sentence=False, pack=pack)
+        trained = MaskedLM(tokenizer, length, pairs="none", pack=pack)
 
     keras.utils.set_random_seed(0)
     model = models.build(

@@ -100,7 +100,7 @@ class CorpusTest(tf.test.TestCase):
     def test_packed_rows_are_those_of_the_text(self):
         read = load_corpus(str(self.text), cache_dir=None)
         for objective, make in (
-            ("masked_lm", lambda tokenizer: MaskedLM(tokenizer, 16, mask_rate=0.3, next_sentence=False, pack=True)),
+            ("masked_lm", lambda tokenizer: MaskedLM(tokenizer, 16, mask_rate=0.3, pairs="none", pack=True)),
             ("causal", lambda tokenizer: Causal(tokenizer, 16)),
             ("span_corruption", lambda tokenizer: SpanCorruption(tokenizer, 16, mask_rate=0.3)),
         ):
@@ -118,7 +118,7 @@ class CorpusTest(tf.test.TestCase):
                         self.assertEqual((one.dtype, one.tobytes()), (two.dtype, two.tobytes()))
                 self.assertAllEqual(opened.token_ids(part), tokens.token_ids)
         self.assertIn("mean_span", opened.flags)
-        self.assertIs(PackedFolder.open(self.folder / "masked_lm").flags["next_sentence"], False)
+        self.assertEqual(PackedFolder.open(self.folder / "masked_lm").flags["pairs"], "none")
 
     def flags(self, run_dir, **others):
         values = dict(model="gpt2", objective="causal", steps=4, log_every=4, evaluate_every=4, checkpoint_every=2)

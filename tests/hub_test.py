@@ -262,7 +262,7 @@ class HubTest(tf.test.TestCase):
     def test_training_keeps_the_commit(self):
         first = self.server.commit("bert", self.files, "main")
         run_dir = self.folder / "run"
-        flags = tiny_run.flags(self.folder, steps=1, warmup_steps=0, init_from="hf://bert", next_sentence="false")
+        flags = tiny_run.flags(self.folder, steps=1, warmup_steps=0, init_from="hf://bert", pairs="none")
         flags = [flag for flag in flags if not flag.startswith(("--vocab_size", "--overrides"))]
         flags.append("--overrides=hidden_size=16,num_layers=1,num_heads=2,intermediate_size=32,max_positions=32")
         code, out, err = helpers.run(train, f"--run_dir={run_dir}", *flags)

@@ -19,7 +19,7 @@ APPENDED = ("base.cfg", "debug.cfg", "demo.cfg")
 SPEEDS = ("tokens_per_second", "model_tflops", "mfu")
 # Options that no recipe uses, each applied to the recipe of this name.
 VARIANTS = {
-    "bert": [[], ["--nonext_sentence", "--whole_words"], ["--ema_decay=0.9", "--accumulation=2", "--optimizer=lamb"]],
+    "bert": [[], ["--pairs=none", "--mask_unit=word"], ["--ema_decay=0.9", "--accumulation=2", "--optimizer=lamb"]],
     "gpt": [[], ["--precision=float16", "--on_nonfinite=skip", "--nopack"]],
 }
 

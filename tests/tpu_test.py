@@ -75,8 +75,8 @@ def tokenizer():
 OBJECTIVES: dict[str, list] = {
     "masked_lm": [
         lambda: MaskedLM(tokenizer(), LENGTH),
-        lambda: MaskedLM(tokenizer(), LENGTH, whole_words=True, next_sentence=False, pack=False),
-        lambda: MaskedLM(tokenizer(), LENGTH, next_sentence=False, pack=True),
+        lambda: MaskedLM(tokenizer(), LENGTH, mask_unit="span", mask_rate=0.3, pairs="none", pack=False),
+        lambda: MaskedLM(tokenizer(), LENGTH, mask_unit="ngram", pairs="none", pack=True),
     ],
     "causal": [lambda: Causal(tokenizer(), LENGTH), lambda: Causal(tokenizer(), LENGTH, pack=False)],
     "span_corruption": [

@@ -105,7 +105,7 @@ class FlagsTest(TrainCase):
             (r"--optimizer=adamv: must be one of adamw, .*, lars \(did you mean adamw\?", "--optimizer=adamv"),
             (r"--model=bert_smal: no such model \(did you mean bert_small\?\); python -m tf", "--model=bert_smal"),
             (r"--model=gpt2: --objective=masked_lm requires an encoder, such as", "--model=gpt2"),
-            (r"--model=roberta_base: has no next-sentence head; add --nonext_sentence\n", "--model=roberta_base"),
+            (r"--model=roberta_base: has no next-sentence head; add --pairs=none\n", "--model=roberta_base"),
             (r"--overrides=layers=2: unknown config field 'layers'", "--overrides=layers=2"),
             (r"--overrides=hiden_size=2: .*\(did you mean hidden_size\?\)\n", "--overrides=hiden_size=2"),
             (r"--overrides=dropout=much: dropout must be a value of type float\n", "--overrides=dropout=much"),
@@ -137,7 +137,7 @@ class FlagsTest(TrainCase):
             (r"--warmup_steps=7: must not exceed --steps \(6\)\n", dict(warmup_steps=7)),
             (
                 r"--model=performer_small: cannot separate the documents packed into one row; add --nopack\n",
-                dict(model="performer_small", next_sentence="false"),
+                dict(model="performer_small", pairs="none"),
             ),
             (r"--overrides=vocab_size=150: .*\(\d+\)", dict(overrides=f"{sizes},vocab_size=150")),
             # A larger value would train embeddings of tokens that do not exist in the tokenizer.
@@ -472,7 +472,7 @@ class InitTest(TrainCase):
         shutil.move(first, self.folder / "gone")
         self.assert_done(*flags, f"--run_dir={self.run_dir}")
         # The head of another objective is unused.
-        flags = self.flags(steps=2, evaluate_every=2, init_from=self.folder / "gone", next_sentence="false")
+        flags = self.flags(steps=2, evaluate_every=2, init_from=self.folder / "gone", pairs="none")
         out = self.assert_done(*flags, f"--run_dir={self.folder / 'third'}")
         self.assertRegex(out, r"new +none\nunused +.*next_sentence/dense/kernel")
 

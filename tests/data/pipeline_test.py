@@ -113,7 +113,7 @@ class PackedTest(tf.test.TestCase):
         rows = PackedRows(random_corpus(20, longest=4), 60)
         examples = pipeline.examples(rows, tf.data.Dataset.range(len(rows)), 3, epoch=0)
         for i, example in enumerate(examples.as_numpy_iterator()):
-            self.assertEqual(sorted(example), ["document_ids", "seed", "token_ids"])
+            self.assertEqual(sorted(example), ["document_ids", "progress", "seed", "token_ids"])
             for found, expected in zip((example["token_ids"], example["document_ids"]), rows.row(i), strict=True):
                 self.assertAllEqual(found, expected)
         self.assertEqual(examples.element_spec["token_ids"].shape.rank, 1)
@@ -139,7 +139,7 @@ class PlacesTest(tf.test.TestCase):
         for objective, names in (
             (Causal(examples.word_tokenizer(), 24), ["document_ids"]),
             (SpanCorruption(spans, 24), ["document_ids", "decoder_document_ids"]),
-            (MaskedLM(words, 24, next_sentence=False, pack=True), ["document_ids"]),
+            (MaskedLM(words, 24, pairs="none", pack=True), ["document_ids"]),
             (MaskedLM(words, 24), ["token_ids"]),
             (SpanCorruption(spans, 24, pack=False), ["token_ids", "targets"]),
         ):

@@ -19,13 +19,14 @@ from tfzoo.text.characters import SPECIALS, Characters
 from tfzoo.text.wordpiece import WordPiece
 
 PAD, UNK, CLS, SEP, MASK = range(5)
+UNITS = ("token", "word", "ngram", "span")
 
 
 def example(first, second=(), label=-1, seed=0):
     return {
         "first": tf.constant(first, tf.int32, [len(first)]),
         "second": tf.constant(second, tf.int32, [len(second)]),
-        "next_sentence": tf.constant(label, tf.int32),
+        "label": tf.constant(label, tf.int32),
         "seed": tf.constant([seed, 2], tf.int32),
     }
 
@@ -56,9 +57,9 @@ class TokenizersTest(tf.test.TestCase):
         characters = Characters([*SPECIALS.values(), *"abc"])
         MaskedLM(characters, 9)
         with self.assertRaisesRegex(
-            UserError, "--whole_words: Characters does not mark the pieces that continue a word"
+            UserError, "--mask_unit=word: Characters does not mark the pieces that continue a word"
         ):
-            MaskedLM(characters, 9, whole_words=True)
+            MaskedLM(characters, 9, mask_unit="word")
 
     def test_one_without_special_tokens(self):
         with self.assertRaisesRegex(UserError, "this one has no token for cls, sep; use a WordPiece tokenizer"):
@@ -94,8 +95,8 @@ class PrepareTest(MaskedLMCase):
 
     def test_rates_specials_and_restoring(self):
         length = 64
-        for whole_words in (False, True):
-            objective = MaskedLM(self.tokenizer, length, whole_words=whole_words)
+        for unit in UNITS:
+            objective = MaskedLM(self.tokenizer, length, mask_unit=unit)
             examples, originals = [], []
             for i in range(200):
                 row = random_row(objective.row_tokens, i)
@@ -117,17 +118,18 @@ class PrepareTest(MaskedLMCase):
                 restored[positions] = ids
                 self.assertAllEqual(restored, original)
                 wanted = max(1, round(0.15 * np.sum(original >= 5)))
-                if whole_words:
+                if unit == "token":
+                    self.assertEqual(count, wanted)
+                else:
                     self.assertLessEqual(count, wanted)
                     self.assertGreaterEqual(count, wanted - 4)
-                else:
-                    self.assertEqual(count, wanted)
                 drawn_all += count
                 masked += np.sum(shown == MASK)
                 kept += np.sum(shown == ids)
                 changed += np.sum((shown != MASK) & (shown != ids))
                 np.add.at(seen, shown[(shown != MASK) & (shown != ids)], 1)
-            spread = 4 * np.sqrt(0.25 / drawn_all)
+            # The tokens of a span of up to ten words are replaced in the same way, so that they vary together.
+            spread = 4 * np.sqrt(0.25 / drawn_all) * (4 if unit == "span" else 1)
             self.assertNear(masked / drawn_all, 0.8, spread)
             # One random token in fifty is the original token.
             self.assertNear(kept / drawn_all, 0.1 + 0.1 / 50, spread)
@@ -137,8 +139,8 @@ class PrepareTest(MaskedLMCase):
             self.assertGreater(np.mean(seen[5:] > 0), 0.9)
 
     def test_every_position_is_drawn_alike(self):
-        for whole_words in (False, True):
-            objective = MaskedLM(self.tokenizer, 43, whole_words=whole_words)
+        for unit in ("token", "word"):  # Longer units contain the first and last words less often.
+            objective = MaskedLM(self.tokenizer, 43, mask_unit=unit)
             row = np.full(40, 7)
             features = self.prepared(objective, [example(row, seed=i) for i in range(300)])
             weights = features["masked_weights"] > 0
@@ -160,7 +162,7 @@ class PrepareTest(MaskedLMCase):
         row = [36, 5, 6, 35, 7, 36, 37, UNK, 38, 8, 39, 40, 41, 9, 10, 11]
         words = [{1}, {2}, {3, 4}, {5, 6, 7}, {9}, {10, 11, 12, 13}, {14}, {15}, {16}, {18, 19}, {20}]
         second = [37, 38, 12]
-        objective = MaskedLM(self.tokenizer, 24, mask_rate=0.4, whole_words=True)
+        objective = MaskedLM(self.tokenizer, 24, mask_rate=0.4, mask_unit="word")
         features = self.prepared(objective, [example(row, second, 0, seed=i) for i in range(150)])
         drawn = set()
         for positions, weights in zip(features["masked_positions"], features["masked_weights"], strict=True):
@@ -173,11 +175,9 @@ class PrepareTest(MaskedLMCase):
         self.assertLen(drawn, len(words))  # Each was selected at least once.
 
     def test_empty_short_and_longest_rows(self):
-        for whole_words in (False, True):
-            for next_sentence in (False, True):
-                objective = MaskedLM(
-                    self.tokenizer, 24, whole_words=whole_words, next_sentence=next_sentence, pack=False
-                )
+        for unit in UNITS:
+            for pairs in ("none", "next_sentence", "sentence_order"):
+                objective = MaskedLM(self.tokenizer, 24, mask_unit=unit, pairs=pairs, pack=False)
                 self.assertEqual(objective.row_tokens, 21)
                 rows = [[], [UNK], [9], [UNK, 9, UNK], random_row(21, 0, lowest=5)]
                 features = self.prepared(objective, [example(row) for row in rows])
@@ -185,21 +185,25 @@ class PrepareTest(MaskedLMCase):
                 self.assertAllEqual(features["masked_positions"][:4, 0], [0, 0, 1, 2])
                 self.assertAllEqual(features["padding_mask"].sum(1), [2, 3, 3, 5, 23])
                 self.assertAllEqual(features["token_ids"][0, :3], [CLS, SEP, PAD])
-                self.assertAllEqual(features["next_sentence_weight"], np.zeros(5))
+                if pairs == "none":
+                    self.assertNotIn("none", features)
+                else:
+                    self.assertAllEqual(features[f"{pairs}_weight"], np.zeros(5))
                 self.assertAllEqual(features["segment_ids"], np.zeros([5, 24]))
         full = objective.prepare(example(random_row(10, 0, lowest=5), random_row(11, 0, lowest=5), 1))
         self.assertAllEqual(full["padding_mask"], np.ones(24, bool))
         self.assertEqual(full["token_ids"][-1], SEP)
 
     def test_labels(self):
-        objective = MaskedLM(self.tokenizer, 24)
-        for label, expected in ((0, (0, 1.0)), (1, (1, 1.0)), (-1, (0, 0.0))):
-            features = objective.prepare(example([7, 8], [9] if label >= 0 else [], label))
-            self.assertEqual((features["next_sentence"], features["next_sentence_weight"]), expected)
+        for pairs in ("next_sentence", "sentence_order"):
+            objective = MaskedLM(self.tokenizer, 24, pairs=pairs)
+            for label, expected in ((0, (0, 1.0)), (1, (1, 1.0)), (-1, (0, 0.0))):
+                features = objective.prepare(example([7, 8], [9] if label >= 0 else [], label))
+                self.assertEqual((features[pairs], features[f"{pairs}_weight"]), expected)
 
     def test_shapes_are_static(self):
-        for whole_words in (False, True):
-            objective = MaskedLM(self.tokenizer, 24, whole_words=whole_words)
+        for unit in UNITS:
+            objective = MaskedLM(self.tokenizer, 24, mask_unit=unit)
             dataset = tf.data.Dataset.from_tensors(example([5, 6]))
             signature = {
                 name: tf.TensorSpec([None] if name in ("first", "second") else spec.shape, spec.dtype)
@@ -222,10 +226,10 @@ class PackedTest(MaskedLMCase):
         return rows, next(batches.as_numpy_iterator())
 
     def test_each_document_is_framed_and_masked_by_itself(self):
-        for whole_words in (False, True):
+        for unit in UNITS:
             for longest, length in ((3, 32), (90, 64)):
                 corpus = text(120, longest)
-                objective = MaskedLM(self.tokenizer, length, whole_words=whole_words, next_sentence=False, pack=True)
+                objective = MaskedLM(self.tokenizer, length, mask_unit=unit, pairs="none", pack=True)
                 rows, batch = self.batch(objective, corpus)
                 self.assertNotIn("next_sentence", batch)
                 tokens = 0
@@ -246,15 +250,15 @@ class PackedTest(MaskedLMCase):
                         ordinary = np.sum(words >= 5)
                         wanted = min(max(1, round(float(np.float32(0.15) * np.float32(ordinary)))), ordinary)
                         drawn = np.sum(documents[positions] == document)
-                        if whole_words:
-                            self.assertLessEqual(drawn, wanted)
-                        else:
+                        if unit == "token":
                             self.assertEqual(drawn, wanted)
+                        else:
+                            self.assertLessEqual(drawn, wanted)
                         tokens += len(words)
                 self.assertEqual(tokens, len(corpus.token_ids))
 
     def test_whole_words_of_each_document(self):
-        objective = MaskedLM(self.tokenizer, 32, mask_rate=0.4, whole_words=True, next_sentence=False, pack=True)
+        objective = MaskedLM(self.tokenizer, 32, mask_rate=0.4, mask_unit="word", pairs="none", pack=True)
         # Words at 1-2, 3; 6-8, 9, 10 of the framed row; a continuation at the start of a document is a word.
         examples = [packed_example([5, 36, 6], [40, 41, 42, 9, 10], seed=i) for i in range(60)]
         features = self.prepared(objective, examples)
@@ -270,13 +274,13 @@ class PackedTest(MaskedLMCase):
 
     def test_one_document_is_masked_as_in_a_row_of_its_own(self):
         row = random_row(20, 0)
-        packed = MaskedLM(self.tokenizer, 24, next_sentence=False, pack=True).prepare(packed_example(row, seed=4))
-        alone = MaskedLM(self.tokenizer, 24, next_sentence=False, pack=False).prepare(example(row, seed=4))
+        packed = MaskedLM(self.tokenizer, 24, pairs="none", pack=True).prepare(packed_example(row, seed=4))
+        alone = MaskedLM(self.tokenizer, 24, pairs="none", pack=False).prepare(example(row, seed=4))
         for name in ("token_ids", "padding_mask", "masked_positions", "masked_ids"):
             self.assertAllEqual(packed[name], alone[name])
 
     def test_packed_and_unpacked_documents_have_the_same_loss(self):
-        objective = MaskedLM(self.tokenizer, 32, next_sentence=False, pack=True)
+        objective = MaskedLM(self.tokenizer, 32, pairs="none", pack=True)
         _, batch = self.batch(objective, text(15, 20))
         self.assertGreater(batch["document_ids"].max(), 2)
         self.assertLessEqual(set(objective.inputs), set(batch))
@@ -307,7 +311,7 @@ class PackedTest(MaskedLMCase):
         self.assertEqual(set(baselines["frequency"]), set(objective.metrics({"main": model}, batch)))
 
     def test_pairs_are_not_packed(self):
-        objective = MaskedLM(self.tokenizer, 32, next_sentence=True, pack=True)
+        objective = MaskedLM(self.tokenizer, 32, pairs="next_sentence", pack=True)
         self.assertIsInstance(objective.rows(text(5, 20)), PairRows)
         self.assertNotIn("document_ids", objective.inputs)
         self.assertEqual(objective.row_tokens, 29)
@@ -340,7 +344,7 @@ class LossTest(MaskedLMCase):
             ],
         )
 
-    def expected(self, batch, next_sentence=True):
+    def expected(self, batch, pairs):
         """Returns {name: (sum, weight)}, computed with NumPy from the logits at all positions."""
         inputs = {name: batch[name] for name in ("token_ids", "segment_ids", "padding_mask")}
         outputs = self.model(inputs)
@@ -361,37 +365,32 @@ class LossTest(MaskedLMCase):
             ]
             sums[0] += [sum(w[0] for w in words), sum(w[1] for w in words), len(words)]
             loss += sum(w[0] for w in words)
-            if next_sentence and batch["next_sentence_weight"][i]:
-                pair = nats(outputs["next_sentence_logits"][i], batch["next_sentence"][i])
+            if pairs != "none" and batch[f"{pairs}_weight"][i]:
+                pair = nats(outputs["next_sentence_logits"][i], batch[pairs][i])
                 sums[1] += [*pair, 1]
                 loss += pair[0] * len(words)
         return loss, sums
 
     def test_loss_and_metrics_against_numpy(self):
-        for next_sentence in (True, False):
-            objective = MaskedLM(self.tokenizer, 32, next_sentence=next_sentence, pack=False)
+        for kind in ("next_sentence", "sentence_order", "none"):
+            objective = MaskedLM(self.tokenizer, 32, pairs=kind, pack=False)
             batch = self.batch(objective)
-            if not next_sentence:
-                self.assertAllEqual(batch["next_sentence_weight"], np.zeros(6))
-            loss, (words, pairs) = self.expected(batch, next_sentence)
+            loss, (words, pairs) = self.expected(batch, kind)
             self.assertAllClose(objective.loss({"main": self.model}, batch), (loss, words[2]), 1e-5)
             metrics = objective.metrics({"main": self.model}, batch)
             expected = {
                 "masked_lm_loss": (words[0], words[2]),
                 "masked_lm_accuracy": (words[1], words[2]),
             }
-            if next_sentence:
-                expected |= {
-                    "next_sentence_loss": (pairs[0], pairs[2]),
-                    "next_sentence_accuracy": (pairs[1], pairs[2]),
-                }
+            if kind != "none":
+                expected |= {f"{kind}_loss": (pairs[0], pairs[2]), f"{kind}_accuracy": (pairs[1], pairs[2])}
             self.assertEqual(sorted(metrics), sorted(expected))
             for name, value in expected.items():
                 self.assertAllClose(metrics[name], value, 1e-5, msg=name)
 
     def test_asks_for_no_head_that_it_does_not_read(self):
         self.assertEqual(MaskedLM(self.tokenizer, 32).heads, ("lm", "next_sentence"))
-        objective = MaskedLM(self.tokenizer, 32, next_sentence=False, pack=False)
+        objective = MaskedLM(self.tokenizer, 32, pairs="none", pack=False)
         self.assertEqual(objective.heads, ("lm",))
         config = dataclasses.replace(self.model.config, num_segments=0)
         model = type(self.model)(config, heads=objective.heads)

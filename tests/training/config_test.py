@@ -62,9 +62,9 @@ class TrainConfigTest(unittest.TestCase):
             TrainConfig(run_dir="here").steps = 3
 
     def test_replace_and_given(self):
-        config = TrainConfig(run_dir="here").replace(steps=5, whole_words=True)
-        self.assertEqual((config.steps, config.objective_options), (5, masked_lm.Options(whole_words=True)))
-        self.assertEqual(config.given(), {"steps": 5, "whole_words": True})
+        config = TrainConfig(run_dir="here").replace(steps=5, mask_unit="word")
+        self.assertEqual((config.steps, config.objective_options), (5, masked_lm.Options(mask_unit="word")))
+        self.assertEqual(config.given(), {"steps": 5, "mask_unit": "word"})
         other = config.replace(objective="causal", pack=False)
         self.assertEqual(other.given(), {"steps": 5, "objective": "causal", "pack": False})
 

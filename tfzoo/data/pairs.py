@@ -1,13 +1,17 @@
-"""Rows of consecutive sentences, split in two for next-sentence prediction (Devlin et al. 2019, section 3.1).
+"""Rows of consecutive sentences, split in two for next-sentence or sentence-order prediction.
 
-A row is a window of at most `num_tokens` tokens of one document. Windows follow each other without gaps or overlap, so
-that no token is lost, and a row is determined by its index. In every epoch, a row is split at another of the sentence
-boundaries inside it. With probability 1/2, the part after the split is then replaced with the same number of tokens
-from the start of a sentence of another document. If the row ends its document, the replacement also ends its document;
-otherwise, its document continues after the replacement. The replacement never starts with the first sentence of a
-document, because the original part does not either. Thus both segments have the same lengths, beginnings and ends
-whether they belong together or not, and only the text reveals it. A row is not split if no other document has a
-suitable sentence.
+Next sentence (`PairRows`; Devlin et al. 2019, section 3.1): a row is a window of at most `num_tokens` tokens of one
+document. Windows follow each other without gaps or overlap, so that no token is lost, and a row is determined by its
+index. In every epoch, a row is split at another of the sentence boundaries inside it. With probability 1/2, the part
+after the split is then replaced with the same number of tokens from the start of a sentence of another document. If the
+row ends its document, the replacement also ends its document; otherwise, its document continues after the replacement.
+The replacement never starts with the first sentence of a document, because the original part does not either. Thus both
+segments have the same lengths, beginnings and ends whether they belong together or not, and only the text reveals it. A
+row is not split if no other document has a suitable sentence.
+
+Sentence order (`OrderRows`; Lan et al. 2020, section 3.1): both segments are consecutive text of one document, and
+with probability 1/2 they are swapped. Rows consist of whole sentences, because a segment that begins or ends within a
+sentence would reveal the order.
 """
 
 import numpy as np
@@ -15,12 +19,13 @@ import numpy as np
 from tfzoo.data.tokenized import TokenizedCorpus
 
 NEXT, NOT_NEXT, NO_PAIR = 0, 1, -1
+IN_ORDER, SWAPPED = 0, 1
 
 
 class PairRows:
     """Random access to rows; `row(index, numbers)` is a pure function."""
 
-    FEATURES = {"first": 1, "second": 1, "next_sentence": 0}  # What `row` returns: name -> rank.
+    FEATURES = {"first": 1, "second": 1, "label": 0}  # What `row` returns: name -> rank.
 
     def __init__(self, corpus: TokenizedCorpus, num_tokens: int, pairs: bool = True):
         """Divides the corpus into rows.
@@ -33,9 +38,7 @@ class PairRows:
         self._corpus, self._pairs = corpus, pairs
         starts, ends = [], []
         for begin, end in zip(corpus.document_starts[:-1], corpus.document_starts[1:], strict=True):
-            # A document is divided into windows of equal size instead of full ones and a short remainder.
-            count = -(-int(end - begin) // num_tokens)
-            cuts = int(begin) + np.arange(count + 1) * int(end - begin) // count
+            cuts = self._cuts(int(begin), int(end), num_tokens)
             starts.append(cuts[:-1])
             ends.append(cuts[1:])
         none = [np.zeros(0, np.int64)]
@@ -49,6 +52,12 @@ class PairRows:
         left = corpus.document_starts[np.searchsorted(corpus.document_starts, inner)] - inner
         by_left = np.argsort(left, kind="stable")
         self._inner, self._left = inner[by_left], left[by_left]
+
+    def _cuts(self, begin: int, end: int, num_tokens: int) -> np.ndarray:
+        """Returns the borders of the rows of a document, from its first to its last: int64 [rows + 1]."""
+        # Windows of equal size instead of full ones and a short remainder.
+        count = -(-(end - begin) // num_tokens)
+        return begin + np.arange(count + 1) * (end - begin) // count
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -66,12 +75,9 @@ class PairRows:
         """
         corpus = self._corpus
         begin, end = int(self._starts[index]), int(self._ends[index])
-        sentences = corpus.sentence_starts
-        # The sentences that start strictly inside the row.
-        low, high = np.searchsorted(sentences, [begin + 1, end])
-        if low == high or not self._pairs:
+        cut = self._split(begin, end, numbers[0]) if self._pairs else None
+        if cut is None:
             return corpus.token_ids[begin:end], corpus.token_ids[:0], NO_PAIR
-        cut = int(sentences[low + int(float(numbers[0]) * (high - low))])
         first, second = corpus.token_ids[begin:cut], corpus.token_ids[cut:end]
         other = self._replacement(begin, end, cut, numbers[2:])
         if other is None:
@@ -79,6 +85,12 @@ class PairRows:
         if numbers[1] < 0.5:
             return first, second, NEXT
         return first, corpus.token_ids[other : other + end - cut], NOT_NEXT
+
+    def _split(self, begin: int, end: int, number: float) -> int | None:
+        """Selects one of the sentences that start strictly inside a row, and returns its start, or None."""
+        sentences = self._corpus.sentence_starts
+        low, high = np.searchsorted(sentences, [begin + 1, end])
+        return None if low == high else int(sentences[low + int(float(number) * (high - low))])
 
     def _replacement(self, begin: int, end: int, cut: int, numbers) -> int | None:
         """Returns the start of a sentence of another document that can replace the tokens from `cut` to `end`, or None
@@ -98,3 +110,38 @@ class PairRows:
                 return int(selected)
             candidates = candidates[(candidates < document_begin) | (candidates >= document_end)]
         return None
+
+
+class OrderRows(PairRows):
+    """Random access to rows whose two segments are in order or swapped; `row(index, numbers)` is a pure function.
+
+    A row consists of as many whole sentences as fit into num_tokens; only a longer sentence is cut.
+    """
+
+    def _cuts(self, begin: int, end: int, num_tokens: int) -> np.ndarray:
+        sentences, cuts = self._corpus.sentence_starts, [begin]
+        while cuts[-1] < end:
+            fitting = int(sentences[np.searchsorted(sentences, cuts[-1] + num_tokens, side="right") - 1])
+            cuts.append(min(fitting if fitting > cuts[-1] else cuts[-1] + num_tokens, end))
+        return np.array(cuts, np.int64)
+
+    def row(self, index: int, numbers: np.ndarray):
+        """Returns one row.
+
+        Args:
+          index: below len(self).
+          numbers: floats in [0, 1); the first two determine where to split and whether to swap.
+
+        Returns:
+          first, second: int32 token ids; together at most num_tokens. label: IN_ORDER, SWAPPED, or NO_PAIR for a row
+          that is not split, because it is a single sentence or begins within a sentence (second is empty).
+        """
+        corpus = self._corpus
+        begin, end = int(self._starts[index]), int(self._ends[index])
+        sentences = corpus.sentence_starts
+        whole = sentences[np.searchsorted(sentences, begin)] == begin
+        cut = self._split(begin, end, numbers[0]) if whole else None
+        if cut is None:
+            return corpus.token_ids[begin:end], corpus.token_ids[:0], NO_PAIR
+        first, second = corpus.token_ids[begin:cut], corpus.token_ids[cut:end]
+        return (first, second, IN_ORDER) if numbers[1] < 0.5 else (second, first, SWAPPED)

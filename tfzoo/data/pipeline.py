@@ -20,13 +20,21 @@ ROW_NUMBERS = "row_numbers"  # A feature of evaluation batches: int64 [B], the n
 
 
 def examples(
-    rows, positions: tf.data.Dataset, seed: int, epoch: int | None = None, max_bad_rows: int = 0
+    rows,
+    positions: tf.data.Dataset,
+    seed: int,
+    epoch: int | None = None,
+    max_bad_rows: int = 0,
+    patterns: int = 0,
+    end: int | None = None,
 ) -> tf.data.Dataset:
     """Returns the examples at global positions (a dataset of int64), each with its own seed.
 
-    An example contains the features of its row, such as {"token_ids": int32 [n], "document_ids": int32 [n]}, and
-    "seed", int32 [2]. With `epoch`, rows are in their original order and every pass is that epoch, as required for an
-    evaluation. Up to max_bad_rows rows that cannot be read (a UserError) are treated as empty, with a warning.
+    An example contains the features of its row, such as {"token_ids": int32 [n], "document_ids": int32 [n]}, "seed",
+    int32 [2], and "progress", float32 [], its position divided by `end`, or 0 if there is no end, as in an evaluation.
+    With `epoch`, rows are in their original order and every pass is that epoch, as required for an evaluation. Up to
+    max_bad_rows rows that cannot be read (a UserError) are treated as empty, with a warning. `patterns` is the number
+    of different seeds of a row, which repeat after as many epochs; 0 means a new seed in every epoch.
     """
     unreadable: set[int] = set()
 
@@ -46,7 +54,7 @@ def examples(
             current, index = order.epoch_and_index(position, len(rows), seed)
         else:
             current, index = tf.constant(epoch, tf.int64), position
-        example_seed = order.example_seed(seed, current, index)
+        example_seed = order.example_seed(seed, current % patterns if patterns else current, index)
         # The random numbers of the row and of the objective come from one seed, folded differently.
         numbers = tf.random.stateless_uniform([4], tf.random.experimental.stateless_fold_in(example_seed, 1))
         values = tf.numpy_function(read, [index, numbers], [tf.int32] * len(rows.FEATURES), stateful=False)
@@ -54,7 +62,8 @@ def examples(
             name: tf.ensure_shape(value, [None] * rank)
             for (name, rank), value in zip(rows.FEATURES.items(), values, strict=True)
         }
-        return features | {"seed": tf.random.experimental.stateless_fold_in(example_seed, 2)}
+        progress = tf.cast(position / end, tf.float32) if end else tf.constant(0.0)
+        return features | {"seed": tf.random.experimental.stateless_fold_in(example_seed, 2), "progress": progress}
 
     return positions.map(_as_it_is(example), num_parallel_calls=2, deterministic=True)
 
@@ -70,6 +79,7 @@ def training_batches(
     places: dict[int, tuple[int, int]] | None = None,
     context: Context = ALONE,
     max_bad_rows: int = 0,
+    patterns: int = 0,
 ):
     """Returns the batches of steps `first_step` to `num_steps`: step s takes the positions from s * batch_size on.
 
@@ -82,12 +92,12 @@ def training_batches(
       places: receives the counts of `count_places` for each step's batch before the batch is returned.
       context: the worker that reads the batches. Each of its replicas gets one batch per step, and in each step all
         replicas of a run together get the rows that a single replica would get.
-      max_bad_rows: as for `examples`.
+      max_bad_rows, patterns: as for `examples`.
     """
     positions = _positions(first_step, num_steps, batch_size, context)
-    batches = examples(rows, positions, seed, max_bad_rows=max_bad_rows).map(
-        _as_it_is(objective.prepare), num_parallel_calls=2, deterministic=True
-    )
+    batches = examples(
+        rows, positions, seed, max_bad_rows=max_bad_rows, patterns=patterns, end=num_steps * batch_size
+    ).map(_as_it_is(objective.prepare), num_parallel_calls=2, deterministic=True)
     batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
     if context.num_input_pipelines > 1:
         # With infinite data, workers need not agree at every step whether there is another batch. This must precede the

@@ -50,9 +50,11 @@ def masked_lm_baselines(train_ids: np.ndarray, batches, tokenizer) -> dict[str, 
 
     Returns:
       {"frequency": ..., "neighbour": ...}, each with masked_lm_accuracy, masked_lm_loss and, if there are sentence
-      pairs, next_sentence_accuracy. "neighbour" sees the left or the right neighbor as the model sees it, whichever
-      side scores better, and uses the frequency if that neighbor is masked or special; it classifies a pair as "next"
-      if the last token before the cut makes the first one after it more likely than its frequency.
+      pairs, next_sentence_accuracy or sentence_order_accuracy. "neighbour" sees the left or the right neighbor as the
+      model sees it, whichever side scores better, and uses the frequency if that neighbor is masked or special. It
+      classifies a pair as "next" if the last token before the cut makes the first one after it more likely than its
+      frequency, and as "in order" if that is more likely than the transition from the end of the second segment to the
+      beginning of the first.
     """
     size = tokenizer.vocab_size
     counts = np.bincount(train_ids, minlength=size) + 1.0
@@ -62,7 +64,8 @@ def masked_lm_baselines(train_ids: np.ndarray, batches, tokenizer) -> dict[str, 
     left = NeighbourTable(train_ids[:-1], train_ids[1:], frequency)
     right = NeighbourTable(train_ids[1:], train_ids[:-1], frequency)
 
-    words, befores, afters, pair_labels, pair_guesses = [], [], [], [], []
+    words, befores, afters = [], [], []
+    pairs: dict[str, tuple[list, list]] = {}  # The labels and the guesses of each kind of pair.
     for batch in batches:
         ids = np.pad(batch["token_ids"], [(0, 0), (0, 1)])
         row, column = np.nonzero(batch["masked_weights"])
@@ -70,12 +73,18 @@ def masked_lm_baselines(train_ids: np.ndarray, batches, tokenizer) -> dict[str, 
         words.append(batch["masked_ids"][row, column])
         befores.append(ids[row, position - 1])
         afters.append(ids[row, position + 1])
-        paired = np.flatnonzero(batch.get("next_sentence_weight", 0))
-        if len(paired):
-            start = np.argmax(batch["segment_ids"][paired], 1)
-            last, first = ids[paired, start - 2], ids[paired, start]
-            pair_labels.append(batch["next_sentence"][paired])
-            pair_guesses.append(np.where(left.probability(last, first) > frequency[first], 0, 1))
+        for kind in ("next_sentence", "sentence_order"):
+            paired = np.flatnonzero(batch.get(f"{kind}_weight", 0))
+            if len(paired):
+                start = np.argmax(batch["segment_ids"][paired], 1)
+                last, first = ids[paired, start - 2], ids[paired, start]
+                forward, other = left.probability(last, first), frequency[first]
+                if kind == "sentence_order":
+                    end = start + batch["segment_ids"][paired].sum(1) - 1
+                    other = left.probability(ids[paired, end - 1], ids[paired, 1])
+                labels, guesses = pairs.setdefault(kind, ([], []))
+                labels.append(batch[kind][paired])
+                guesses.append(np.where(forward > other, 0, 1))
     word = np.concatenate(words)
 
     def score(guess, probability):
@@ -92,8 +101,8 @@ def masked_lm_baselines(train_ids: np.ndarray, batches, tokenizer) -> dict[str, 
         guess = np.where(hidden, common, table.likeliest(neighbours))
         sides.append(score(guess, np.where(hidden, frequency[word], table.probability(neighbours, word))))
     by_neighbour = max(sides, key=lambda side: side["masked_lm_accuracy"])
-    if pair_labels:
-        label = np.concatenate(pair_labels)
-        by_frequency["next_sentence_accuracy"] = float(max(np.mean(label), 1 - np.mean(label)))
-        by_neighbour["next_sentence_accuracy"] = float(np.mean(np.concatenate(pair_guesses) == label))
+    for kind, (labels, guesses) in pairs.items():
+        label = np.concatenate(labels)
+        by_frequency[f"{kind}_accuracy"] = float(max(np.mean(label), 1 - np.mean(label)))
+        by_neighbour[f"{kind}_accuracy"] = float(np.mean(np.concatenate(guesses) == label))
     return {"frequency": by_frequency, "neighbour": by_neighbour}

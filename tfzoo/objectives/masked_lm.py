@@ -1,4 +1,19 @@
-"""The objective of BERT: masked language modeling and next-sentence prediction (Devlin et al. 2019, section 3.1)."""
+"""The objective of BERT: masked language modeling and next-sentence prediction (Devlin et al. 2019, section 3.1).
+
+The options select its descendants:
+
+- --mask_unit=word: whole-word masking (the BERT models released in May 2019); with --chinese_words also for Chinese, by
+  the words of jieba (BERT-wwm; Cui et al. 2019, section 2.1).
+- --mask_unit=ngram: 1 to 4 consecutive words with probabilities of 40, 30, 20 and 10% (MacBERT; Cui et al. 2020,
+  section 3.1); --ngram_weights=6,3,2 are those of ALBERT, proportional to 1/n (Lan et al. 2020, section 4.1).
+- --mask_unit=span: spans of SpanBERT (Joshi et al. 2020, section 3.1), without its span-boundary objective.
+- --mask_patterns=10: static masks, ten for each text, as in BERT's data; 0 is RoBERTa's dynamic masking (Liu et al.
+  2019, section 4.1).
+- --mask_rate and --final_mask_rate: another rate than 15% (Wettig et al. 2023), or one that changes linearly during the
+  training (Ankner et al. 2023).
+- --pairs=sentence_order: ALBERT's sentence-order prediction (Lan et al. 2020, section 3.1); translation: XLM's
+  translation language modeling (Lample and Conneau 2019, section 3.3); none: only masked language modeling.
+"""
 
 import dataclasses
 import math
@@ -8,24 +23,70 @@ import numpy as np
 
 from tfzoo import lazy
 from tfzoo.data.packing import PackedRows
-from tfzoo.data.pairs import PairRows
+from tfzoo.data.pairs import OrderRows, PairRows
 from tfzoo.data.tokenized import TokenizedCorpus
+from tfzoo.data.words import with_words
 from tfzoo.errors import UserError
-from tfzoo.objectives import shared
+from tfzoo.objectives import masking, shared
 from tfzoo.objectives.baselines import masked_lm_baselines
 from tfzoo.objectives.objective import GROUP, MAIN, MaskRateOption, Objective, PackOption
 from tfzoo.options import option
 
 tf = lazy.module("tensorflow")
 
+MASK_UNITS = ("token", "word", "ngram", "span")
+PREDICTED_PAIRS = ("next_sentence", "sentence_order")  # Pairs that have a label, which a head predicts.
+PAIRS = ("none", *PREDICTED_PAIRS)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(MaskRateOption, PackOption):
     """The flags of masked language modeling."""
 
-    whole_words: bool = option(False, "Mask all pieces of a word together.", group=GROUP)
-    next_sentence: bool = option(
-        True, "Also predict whether the second segment follows the first.", group=GROUP, decides_rows=True
+    final_mask_rate: float | None = option(
+        None,
+        "Mask rate at the end of the training; it changes linearly from --mask_rate, which evaluations use. By "
+        "default, it does not change.",
+        group=GROUP,
+        low=0.01,
+        high=0.9,
+        decides_rows=True,
+    )
+    mask_unit: str = option(
+        "token",
+        "Tokens that are masked together: single tokens; the pieces of a word; 1 to 4 consecutive words (see "
+        "--ngram_weights); or spans of up to 10 words, which are all replaced in the same way (SpanBERT).",
+        group=GROUP,
+        choices=MASK_UNITS,
+    )
+    ngram_weights: str = option(
+        "4,3,2,1",
+        "--mask_unit=ngram: relative frequencies of 1, 2, ... words; the default is that of MacBERT, 6,3,2 is that of "
+        "ALBERT.",
+        group=GROUP,
+    )
+    chinese_words: bool = option(
+        False,
+        "The words of --mask_unit are also those of Chinese text, which jieba finds; otherwise, each Chinese character "
+        "is a word.",
+        group=GROUP,
+        decides_rows=True,
+    )
+    mask_patterns: int = option(
+        0,
+        "Number of different masks of a row, which repeat after as many epochs (static masking; 10 in BERT's data); 0 "
+        "masks a row differently in every epoch (dynamic masking).",
+        group=GROUP,
+        low=0,
+    )
+    pairs: str = option(
+        "next_sentence",
+        "Content of the two segments of a row: none has one segment; next_sentence: text, and in half of the rows "
+        "text from elsewhere, which the model must detect; sentence_order: consecutive text, in half of the rows "
+        "swapped, which the model must detect.",
+        group=GROUP,
+        choices=PAIRS,
+        decides_rows=True,
     )
 
 
@@ -33,9 +94,7 @@ class MaskedLM(Objective):
     """Selects 15% of the tokens for prediction; of these, 80% become [MASK], 10% a random token, 10% are unchanged.
 
     In a row of n tokens, round(0.15 n) tokens are selected, at least 1; special tokens are neither selected nor used
-    as random tokens. With whole_words, all pieces of a word are selected together (the "whole word masking" of the
-    models released in 2019): words are visited in random order and selected if they still fit, so that a short row may
-    end up without any.
+    as random tokens.
 
     Worked example, with [CLS] 2, [SEP] 3, [MASK] 4, a rate of 0.5 and a seed that happens to select the first and the
     third token: first [10, 11], second [12, 13] become
@@ -49,17 +108,34 @@ class MaskedLM(Objective):
 
     With `pack`, several documents share a row, unless sentence pairs are requested. Each document has its own [CLS] and
     [SEP], and the rules above apply to each document instead of to the row.
+
+    With other units than tokens, words are visited in random order, and each begins a unit if it is not yet selected,
+    until the budget is spent (`masking.draw_units`). A unit that would exceed the budget has fewer words, and a word
+    that exceeds the rest of the budget is passed over, so that a short row may end up without any selected token. Only
+    the tokens of a span are all replaced in the same way: with [MASK], with random tokens, or with themselves.
+
+    Example of words, table 1 of Cui et al. 2019, where "probability" has the pieces pro, ##babi, ##lity:
+
+        text                     使 用 语 言 模 型 来 预 测 下 一 个 词 的 pro ##babi ##lity 。
+        words                    使用 语言 模型 来 预测 下 一个 词 的 probability 。
+        --mask_unit=token        使 用 语 言 [M] 型 来 [M] 测 下 一 个 词 的 pro [M] ##lity 。
+        with --mask_unit=word    使 用 语 言 [M] [M] 来 [M] [M] 下 一 个 词 的 [M] [M] [M] 。
+
+    Example of a span, figure 1 of Joshi et al. 2020: four words, all of which become [MASK]:
+
+        Super Bowl 50 was [M] [M] [M] [M] to determine the champion
     """
 
     name = "masked_lm"
     Options = Options
     best_metric = ("masked_lm_loss", "min")
-    PACKED = types.MappingProxyType({"pack": True, "next_sentence": False})
+    PACKED = types.MappingProxyType({"pack": True, "pairs": "none"})
     MODEL_KIND = ("encoder", "bert_small or roberta_base")
     FIGURES = (
         ("masked-token accuracy", "masked_lm_accuracy", "{:.2%}"),
         ("perplexity", "masked_lm_perplexity", "{:.1f}"),
         ("next-sentence accuracy", "next_sentence_accuracy", "{:.2%}"),
+        ("sentence-order accuracy", "sentence_order_accuracy", "{:.2%}"),
     )
 
     def __init__(self, tokenizer, sequence_length: int, **options):
@@ -67,7 +143,7 @@ class MaskedLM(Objective):
 
         Raises:
           UserError: the tokenizer lacks a required special token, or does not mark the pieces that continue a word,
-            as whole_words requires.
+            as all units but tokens require; or options do not fit each other.
         """
         super().__init__(tokenizer, sequence_length, **options)
         missing = [role for role in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{role}_id", None) is None]
@@ -76,24 +152,38 @@ class MaskedLM(Objective):
                 f"{type(tokenizer).__name__}: masked language modelling requires a tokenizer with cls, sep, mask and "
                 f"pad tokens, but this one has no token for {', '.join(missing)}; use a WordPiece tokenizer"
             )
-        continues = getattr(tokenizer, "continues", None)
-        if self.options.whole_words and continues is None:
+        unit, self._continues = self.options.mask_unit, getattr(tokenizer, "continues", None)
+        if unit != "token" and self._continues is None:
             raise UserError(
-                f"--whole_words: {type(tokenizer).__name__} does not mark the pieces that continue a word; omit it, "
-                "or use a WordPiece tokenizer"
+                f"--mask_unit={unit}: {type(tokenizer).__name__} does not mark the pieces that continue a word; use "
+                "--mask_unit=token, or a WordPiece tokenizer"
             )
-        self._rate, self._whole_words = self.options.mask_rate, self.options.whole_words
-        self._next_sentence = self.options.next_sentence
-        self._pack = self.options.pack and not self._next_sentence
-        self._predictions = max(1, math.ceil(self._rate * self.row_tokens))
+        if unit == "token" and self.options.chinese_words:
+            raise UserError("--chinese_words: single tokens are masked; add --mask_unit=word, or omit the flag")
+        if unit != "ngram" and self.options.ngram_weights != Options.ngram_weights:
+            raise UserError(
+                f"--ngram_weights={self.options.ngram_weights}: requires --mask_unit=ngram; add it, or omit the flag"
+            )
+        ngrams = _proportions(self.options.ngram_weights)
+        # The probabilities of units of 1, 2, ... words; None for single tokens.
+        self._unit_words = {"word": np.ones(1), "ngram": ngrams, "span": masking.span_lengths()}.get(unit)
+        self._rate = self.options.mask_rate
+        self._final_rate = self.options.final_mask_rate or self._rate
+        self._largest_rate = max(self._rate, self._final_rate)
+        self._label = self.options.pairs if self.options.pairs in PREDICTED_PAIRS else None
+        self._pack = self.options.pack and not self._label
+        self._predictions = max(1, math.ceil(self._largest_rate * self.row_tokens))
         words = np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
         self._ordinary_ids = tf.constant(words, tf.int32)
-        self._continues = continues
+
+    @property
+    def patterns(self) -> int:
+        return self.options.mask_patterns
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The heads that the model must have."""
-        return ("lm", "next_sentence") if self._next_sentence else ("lm",)
+        """The heads that the model must have. Models have one head for both kinds of labels of sentence pairs."""
+        return ("lm", "next_sentence") if self._label else ("lm",)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -107,52 +197,65 @@ class MaskedLM(Objective):
         return self._length - (2 if self._pack else 3)
 
     def rows(self, corpus: TokenizedCorpus) -> PairRows | PackedRows:
-        """Returns the rows from which `prepare` takes its examples."""
+        """Returns the rows from which `prepare` takes its examples.
+
+        Raises:
+          UserError: jieba is required, but not installed.
+        """
+        if self.options.chinese_words:
+            corpus = with_words(corpus, self._tokenizer)
+        if self._label == "sentence_order":
+            return OrderRows(corpus, self.row_tokens)
         if not self._pack:
-            return PairRows(corpus, self.row_tokens, pairs=self._next_sentence)
+            return PairRows(corpus, self.row_tokens, pairs=self._label is not None)
 
         def drawn(sizes):  # The maximum number; computed in float32, as in the graph.
-            return np.clip(np.round(np.float32(self._rate) * sizes.astype(np.float32)), 1, self._predictions)
+            rate = np.float32(self._largest_rate)
+            return np.clip(np.round(rate * sizes.astype(np.float32)), 1, self._predictions)
 
         return PackedRows(corpus, self._length, extra=2, also=[(self._predictions, drawn)])
 
     def prepare(self, example):
         """Converts one example of PairRows or, with packing, PackedRows to features with static shapes (L is
-        sequence_length, P the maximum number of predictions).
+        sequence_length, P the maximum number of selected tokens).
 
         Returns:
           token_ids, segment_ids int32 [L], padding_mask bool [L], masked_positions, masked_ids int32 [P],
-          masked_weights float32 [P]; with packing also document_ids, position_ids int32 [L], otherwise next_sentence
-          int32 [], next_sentence_weight float32 [].
+          masked_weights float32 [P]; with packing also document_ids, position_ids int32 [L]; with labeled pairs,
+          named as --pairs, NAME int32 [], NAME_weight float32 [].
         """
         if self._pack:
             cls, sep = self._tokenizer.cls_id, self._tokenizer.sep_id
             token_ids, document_ids = shared.frame(example["token_ids"], example["document_ids"], cls, sep)
-            return self._masked(token_ids, tf.zeros_like(token_ids), document_ids, example["seed"]) | {
+            return self._masked(token_ids, tf.zeros_like(token_ids), document_ids, example) | {
                 "document_ids": shared.pad(document_ids, self._length, 0),
                 "position_ids": shared.pad(shared.positions_in(document_ids), self._length, 0),
             }
         first, second = example["first"], example["second"]
         cls, sep = [self._tokenizer.cls_id], [self._tokenizer.sep_id]
         # A row that is not split has one segment and one [SEP].
-        ending = tf.concat([second, sep], 0) if self._next_sentence else second[:0]
-        ending = ending[: tf.where(tf.size(second) > 0, tf.size(ending), 0)]
+        ending = tf.concat([second, sep], 0)[: tf.where(tf.size(second) > 0, tf.size(second) + 1, 0)]
         token_ids = tf.concat([cls, first, sep, ending], 0)
         segment_ids = tf.concat([tf.zeros_like(token_ids[: tf.size(first) + 2]), tf.ones_like(ending)], 0)
-        has_pair = tf.logical_and(example["next_sentence"] >= 0, self._next_sentence)
-        return self._masked(token_ids, segment_ids, tf.ones_like(token_ids), example["seed"]) | {
-            "next_sentence": tf.maximum(example["next_sentence"], 0),
-            "next_sentence_weight": tf.cast(has_pair, tf.float32),
-        }
+        features = self._masked(token_ids, segment_ids, tf.ones_like(token_ids), example)
+        if self._label:
+            features[self._label] = tf.maximum(example["label"], 0)
+            features[f"{self._label}_weight"] = tf.cast(example["label"] >= 0, tf.float32)
+        return features
 
-    def _masked(self, token_ids, segment_ids, document_ids, seed):
+    def _masked(self, token_ids, segment_ids, document_ids, example):
         """Returns the features of a row; each document in it is masked separately."""
-        tokenizer = self._tokenizer
-        positions = self._draw(token_ids, document_ids, seed)
+        tokenizer, seed = self._tokenizer, example["seed"]
+        continues = None
+        if self.options.chinese_words:  # As `with_words` marks them.
+            continues = token_ids < 0
+            token_ids = tf.where(continues, ~token_ids, token_ids)
+        positions, unit = self._draw(token_ids, document_ids, continues, example)
         drawn_ids = tf.gather(token_ids, positions)
         kind, word = tf.unstack(
             tf.random.stateless_uniform([2, self._predictions], shared.fold(seed, 1))[:, : tf.size(positions)]
         )
+        kind = tf.gather(kind, unit)
         random_ids = tf.gather(
             self._ordinary_ids, tf.cast(word * tf.cast(tf.size(self._ordinary_ids), tf.float32), tf.int32)
         )
@@ -167,46 +270,49 @@ class MaskedLM(Objective):
             "masked_weights": shared.pad(tf.ones_like(positions, tf.float32), self._predictions, 0.0),
         }
 
-    def _draw(self, token_ids, document_ids, seed):
-        """Selects the positions to predict, in ascending order: int32 [n], n at most self._predictions."""
+    def _draw(self, token_ids, document_ids, continues, example):
+        """Selects the positions to predict, n of them, at most self._predictions.
+
+        continues: bool [N], whether a token continues a word; None means as the tokenizer says.
+
+        Returns:
+          positions, ascending, and the number of the unit that is replaced as a whole, from 0: int32 [n] each.
+        """
         special = tf.reduce_any(token_ids[:, None] == self._tokenizer.special_ids, 1)
         candidates = tf.cast(tf.where(~special)[:, 0], tf.int32)
         documents = tf.gather(document_ids, candidates)
         counts = shared.document_sizes(documents)
-        wanted = tf.cast(tf.round(self._rate * tf.cast(counts, tf.float32)), tf.int32)
+        rate = self._rate
+        if self._final_rate != self._rate:
+            rate += (self._final_rate - self._rate) * example["progress"]
+            rate = tf.minimum(rate, self._largest_rate)
+        wanted = tf.cast(tf.round(rate * tf.cast(counts, tf.float32)), tf.int32)
         wanted = tf.minimum(tf.clip_by_value(wanted, 1, self._predictions), counts)
-        scores = tf.random.stateless_uniform([tf.size(candidates)], shared.fold(seed, 0))
-        if not self._whole_words:
-            return tf.boolean_mask(candidates, shared.draw(scores, documents, wanted))
-        # A continuation piece shares the score of the previous piece; a special token ends a word.
-        begins = ~tf.gather(tf.constant(self._continues), tf.gather(token_ids, candidates))
-        begins |= tf.concat([[True], candidates[1:] != candidates[:-1] + 1], 0)[: tf.size(candidates)]
-        word = tf.cumsum(tf.cast(begins, tf.int32)) - 1
-        pieces = tf.math.bincount(word, minlength=0)
-        owners, scores = tf.boolean_mask(documents, begins), tf.boolean_mask(scores, begins)
-        by_score = shared.order_by_score(scores, owners)
-
-        def take(state, index):
-            taken, _, document = state
-            taken = tf.where(owners[index] == document, taken, 0)
-            fits = taken + pieces[index] <= wanted[owners[index] - 1]
-            return tf.where(fits, taken + pieces[index], taken), fits, owners[index]
-
-        _, chosen, _ = tf.scan(take, by_score, (tf.constant(0), tf.constant(False), tf.constant(0)))
-        chosen = tf.scatter_nd(by_score[:, None], tf.cast(chosen, tf.int32), [tf.size(pieces)]) > 0
-        return tf.boolean_mask(candidates, tf.gather(chosen, word))
+        if self._unit_words is None:
+            positions = tf.boolean_mask(candidates, masking.draw_tokens(documents, wanted, example["seed"]))
+            return positions, tf.range(tf.size(positions))
+        if continues is None:
+            continues = tf.gather(tf.constant(self._continues), token_ids)
+        units = masking.draw_units(
+            candidates, documents, tf.gather(continues, candidates), wanted, self._unit_words, example["seed"]
+        )
+        positions, units = tf.boolean_mask(candidates, units > 0), tf.boolean_mask(units, units > 0)
+        if self.options.mask_unit != "span":
+            return positions, tf.range(tf.size(positions))
+        changes = tf.concat([[0], tf.cast(units[1:] != units[:-1], tf.int32)], 0)[: tf.size(units)]
+        return positions, tf.cumsum(changes)
 
     def check_model(self, name, page):
         super().check_model(name, page)
         if set(self.heads) - set(page.Model.HEADS):
-            raise UserError(f"--model={name}: has no next-sentence head; add --nonext_sentence")
+            raise UserError(f"--model={name}: has no next-sentence head; add --pairs=none")
 
     def reads_what_it_needs(self, model_class):
         return "masked_positions" in model_class.INPUTS
 
     def loss(self, models, batch, training=True):
-        """Returns (sum, weight): the cross-entropy in nats of the predicted tokens, plus that of the sentence pair for
-        each of them.
+        """Returns (sum, weight): the cross-entropy in nats of the predicted tokens, plus that of the pair's label
+        for each of them.
 
         With n predicted tokens in every row, the quotient is the mean masked-LM loss plus the mean next-sentence loss
         of Devlin et al. Weighting a row's pair by its number of predicted tokens gives both losses the same weight,
@@ -216,13 +322,14 @@ class MaskedLM(Objective):
         weights = batch["masked_weights"]
         words, _ = shared.cross_entropy(outputs["logits"], batch["masked_ids"])
         loss = tf.reduce_sum(words * weights)
-        if self._next_sentence:
-            pair, _ = shared.cross_entropy(outputs["next_sentence_logits"], batch["next_sentence"])
-            loss += tf.reduce_sum(pair * batch["next_sentence_weight"] * tf.reduce_sum(weights, 1))
+        if self._label:
+            pair, _ = shared.cross_entropy(outputs["next_sentence_logits"], batch[self._label])
+            loss += tf.reduce_sum(pair * batch[f"{self._label}_weight"] * tf.reduce_sum(weights, 1))
         return loss, tf.reduce_sum(weights)
 
     def metrics(self, models, batch):
-        """Returns masked_lm_loss, masked_lm_accuracy, next_sentence_loss, next_sentence_accuracy as (sum, weight)."""
+        """Returns masked_lm_loss, masked_lm_accuracy and, with labeled pairs, those of the pairs, such as
+        next_sentence_loss and next_sentence_accuracy, as (sum, weight)."""
         outputs = shared.forward(models[MAIN], batch, training=False)
         words, word_hits = shared.cross_entropy(outputs["logits"], batch["masked_ids"])
         weights = batch["masked_weights"]
@@ -230,16 +337,24 @@ class MaskedLM(Objective):
             "masked_lm_loss": (tf.reduce_sum(words * weights), tf.reduce_sum(weights)),
             "masked_lm_accuracy": (tf.reduce_sum(word_hits * weights), tf.reduce_sum(weights)),
         }
-        if self._next_sentence:
-            pair_weights = batch["next_sentence_weight"]
-            pair, pair_hits = shared.cross_entropy(outputs["next_sentence_logits"], batch["next_sentence"])
-            result["next_sentence_loss"] = (tf.reduce_sum(pair * pair_weights), tf.reduce_sum(pair_weights))
-            result["next_sentence_accuracy"] = (
-                tf.reduce_sum(pair_hits * pair_weights),
-                tf.reduce_sum(pair_weights),
-            )
+        if self._label:
+            weights = batch[f"{self._label}_weight"]
+            pair, pair_hits = shared.cross_entropy(outputs["next_sentence_logits"], batch[self._label])
+            result[f"{self._label}_loss"] = (tf.reduce_sum(pair * weights), tf.reduce_sum(weights))
+            result[f"{self._label}_accuracy"] = (tf.reduce_sum(pair_hits * weights), tf.reduce_sum(weights))
         return result
 
     def baselines(self, train_ids, batches) -> dict[str, dict[str, float]]:
         """Returns the figures of the frequency and bigram baselines: `masked_lm_baselines`."""
         return masked_lm_baselines(train_ids, batches, self._tokenizer)
+
+
+def _proportions(weights: str) -> np.ndarray:
+    """Returns the probabilities of 1, 2, ... words that --ngram_weights states, float64 [n]."""
+    try:
+        values = np.array([float(weight) for weight in weights.split(",")])
+    except ValueError:
+        values = np.zeros(0)
+    if not len(values) or not np.all(np.isfinite(values)) or np.any(values < 0) or not values.sum():
+        raise UserError(f"--ngram_weights={weights}: must be numbers separated by commas, such as 4,3,2,1")
+    return values / values.sum()

@@ -32,7 +32,7 @@ class PackOption(Checked):
     pack: bool = option(
         True,
         "Pack several documents into one row, each attending only to itself; masked_lm packs only with "
-        "--nonext_sentence.",
+        "--pairs=none or translation.",
         group=GROUP,
         decides_rows=True,
     )
@@ -86,6 +86,12 @@ class Objective:
         return ("lm",)
 
     @property
+    def patterns(self) -> int:
+        """The number of different seeds that a training row has, which repeat after as many epochs; 0 means a new seed
+        in every epoch."""
+        return 0
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The features that are passed to the main model if it has such inputs."""
         raise NotImplementedError
@@ -124,7 +130,8 @@ class Objective:
 
     def prepare(self, example: dict[str, Any]) -> dict[str, Any]:
         """Converts one example of `rows` to features with static shapes, in a tf.data pipeline; all randomness comes
-        from example["seed"], int32 [2]."""
+        from example["seed"], int32 [2]. example["progress"], float32 [], grows from 0 to 1 during the training; it is 0
+        in evaluations."""
         raise NotImplementedError
 
     def loss(self, models: Models, batch: Mapping[str, Any], training: bool = True):

@@ -51,6 +51,7 @@ class Inputs:
             places=places,
             context=context,
             max_bad_rows=self.config.max_bad_rows,
+            patterns=self.objective.patterns,
         )
 
     def evaluation_batches(self, num_replicas: int, context=None) -> Any:
