@@ -36,6 +36,7 @@ INPUTS = {
     "padding_mask": np.array([[False, False, True, True, True], [True, True, True, True, False]]),
     "permutation_mask": order_mask(RANKS),
     "previous_sequence": normal(2, BATCH, PAST, SIZE, seed=1),
+    "previous_mask": np.array([[False, True, True], [False, False, False]]),
 }
 CASES = [
     (),
@@ -43,6 +44,7 @@ CASES = [
     ("padding_mask",),
     ("permutation_mask",),
     ("previous_sequence",),
+    ("previous_sequence", "previous_mask"),
     ("target_mapping",),
     ("target_mapping", "permutation_mask"),
     ("target_mapping", "permutation_mask", "padding_mask", "segment_ids"),

@@ -60,6 +60,7 @@ def stack(
     padding_mask=None,
     permutation_mask=None,
     previous_sequence=None,
+    previous_mask=None,
 ):
     """Returns TwoStreamStack's outputs (content, query, previous_sequence) for its arguments as arrays."""
     batch, length, _ = content.shape
@@ -73,7 +74,7 @@ def stack(
 
         def visible(i, j, b=b):
             if j < 0:
-                return True
+                return previous_mask is None or previous_mask[b, past + j]
             real = padding_mask is None or padding_mask[b, j]
             return real and (permutation_mask is None or permutation_mask[b, i, j])
 

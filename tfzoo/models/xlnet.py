@@ -5,6 +5,7 @@ token_ids, segment_ids, padding_mask [B, L] -> sequence [B, L, E], logits [B, L,
 target_mapping [B, P, L], one-hot, what to predict -> query_sequence [B, P, E], logits [B, P, V]
 permutation_mask [B, L, L]: True where position i may attend to token j; a target must not attend to its own token
 previous_sequence [layers, B, M, E] (M is 0 at first) -> previous_sequence for the next segment
+previous_mask [B, M]: True where previous_sequence holds a real token
 """
 
 from tfzoo import nn
@@ -29,7 +30,14 @@ class Model(nn.EncoderModel):
     """
 
     family = "xlnet"
-    STACK_INPUTS = ("segment_ids", "padding_mask", "permutation_mask", "target_mapping", "previous_sequence")
+    STACK_INPUTS = (
+        "segment_ids",
+        "padding_mask",
+        "permutation_mask",
+        "target_mapping",
+        "previous_sequence",
+        "previous_mask",
+    )
     INPUTS = ("token_ids", *STACK_INPUTS, "entity_positions")
     POOL, CLASSIFIER_HIDDEN = "last", "tanh"
     LAYOUT = ("$A sep cls:2", "$A sep $B:1 sep:1 cls:2")

@@ -252,6 +252,7 @@ class TwoStreamStack(Layer):
         padding_mask=None,
         permutation_mask=None,
         previous_sequence=None,
+        previous_mask=None,
         training=False,
     ):
         """Applies the blocks.
@@ -268,6 +269,7 @@ class TwoStreamStack(Layer):
             the mean of all values, its own included, as in the authors' code; every target should be able to attend to
             something.
           previous_sequence: [layers, B, N, E], the blocks' inputs for the previous segment; N may be 0.
+          previous_mask: [B, N], True where the memory holds a real token; None: everywhere.
           training: whether to apply dropout.
 
         Returns:
@@ -282,13 +284,19 @@ class TwoStreamStack(Layer):
         if permutation_mask is not None:
             permutation_mask = ops.cast(permutation_mask, "bool")
             visible = permutation_mask if visible is None else visible & permutation_mask
+        if visible is None and previous_mask is not None:
+            visible = tf.ones([1, 1, length], tf.bool)
         if visible is not None:
             places = tf.range(length)
             seen = tf.equal(tf.expand_dims(places, 1), places) | visible
-            content_bias, query_bias = (
-                mask_bias(tf.pad(mask, [[0, 0], [0, 0], [past, 0]], constant_values=True), dtype)
-                for mask in (seen, visible)
+            seen, visible = (
+                tf.pad(mask, [[0, 0], [0, 0], [past, 0]], constant_values=True) for mask in (seen, visible)
             )
+            if previous_mask is not None:
+                real = tf.expand_dims(ops.cast(previous_mask, "bool"), 1)
+                real = tf.pad(real, [[0, 0], [0, 0], [0, length]], constant_values=True)
+                seen, visible = seen & real, visible & real
+            content_bias, query_bias = mask_bias(seen, dtype), mask_bias(visible, dtype)
         if segment_ids is not None:
             rows = ops.cast(segment_ids, "int32")
             keys = tf.pad(rows, [[0, 0], [past, 0]])

@@ -17,6 +17,7 @@ OBJECTIVES = {
     "masked_lm": "tfzoo.objectives.masked_lm:MaskedLM",
     "causal": "tfzoo.objectives.causal:Causal",
     "span_corruption": "tfzoo.objectives.span_corruption:SpanCorruption",
+    "permutation": "tfzoo.objectives.permutation:Permutation",
 }
 
 
