@@ -15,9 +15,10 @@ from typing import Any
 from absl import flags as absl_flags
 
 from tfzoo import cli, files, options
+from tfzoo.data.corpus import split_sources
 from tfzoo.errors import UserError
 from tfzoo.training import inputs, registry
-from tfzoo.training.config import CorpusConfig, TrainConfig
+from tfzoo.training.config import SOURCES, CorpusConfig, TrainConfig
 
 # The options of tfzoo.train, so that text is read and split in the same way.
 _TEXT = ("corpus", "text_field", "raw_text", "held_out", "bad_text")
@@ -73,6 +74,11 @@ def pack(flags: absl_flags.FlagValues) -> None:
         )
     objective_options = cls.Options(**(options.values_of(flags, cls.Options) | dict(cls.PACKED)))
     config = TrainConfig(run_dir="", objective_options=objective_options, **options.values_of(flags, TrainConfig))
+    if len(split_sources(config.corpus)) > 1:
+        raise UserError(
+            f"--corpus={config.corpus}: several sources cannot be packed in advance; pack one source, or train on the "
+            "text"
+        )
     corpus, tokenizer = inputs.read_corpus(config)
     objective = inputs.make_objective(config, tokenizer)
     rows, token_ids = inputs.read_rows(config, corpus, tokenizer, objective)
@@ -97,7 +103,7 @@ def _define(flags: absl_flags.FlagValues, *names: str) -> None:
     declared = {field.name: field for field in options.fields(TrainConfig)}
     for name in names:
         options.define_flag(flags, declared[name])
-    flags["corpus"].help = '"docstrings", or a path or glob of .txt, .jsonl, .txt.gz or .jsonl.gz files.'
+    flags["corpus"].help = SOURCES
     absl_flags.DEFINE_string(
         "output_dir", None, "Output folder; it must not exist yet.", required=True, flag_values=flags
     )

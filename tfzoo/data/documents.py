@@ -9,7 +9,8 @@ class Document:
     """The sentences of a coherent text, in order; `source` is the package or file that contains it.
 
     `separator` is inserted between two sentences for tokenizers that keep spaces. It is empty for raw text, whose
-    "sentences" are lines including their line endings.
+    "sentences" are lines including their line endings, and for parallel text, whose two sentences are a text and its
+    translation.
     """
 
     source: str
@@ -22,7 +23,8 @@ class Corpus:
     """Training documents and held-out documents, which share no text.
 
     `fingerprint` is the hexadecimal SHA-256 of the input and of the version of the code that cleaned it: two corpora
-    with the same fingerprint are equal. `report` contains counts and is JSON-serializable.
+    with the same fingerprint are equal. `report` contains counts and is JSON-serializable. `sources` are the corpora by
+    name that this one combines, if any.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Corpus:
     train: list[Document]
     held_out: list[Document]
     report: dict[str, Any]
+    sources: dict[str, "Corpus"] = dataclasses.field(default_factory=dict)
 
 
 def sizes(documents: list[Document]) -> dict[str, int]:

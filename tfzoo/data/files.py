@@ -32,7 +32,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tfzoo import json_files
@@ -59,7 +59,7 @@ _COMPRESSED = re.compile(
 )
 
 
-class _Bad(Exception):
+class Bad(Exception):
     """A problem with a line: the kind under which it is counted, its description and the remedy."""
 
     def __init__(self, kind: str, words: str, remedy: str):
@@ -67,7 +67,7 @@ class _Bad(Exception):
         self.kind, self.words, self.remedy = kind, words, remedy
 
 
-class _Dropped(Exception):
+class Dropped(Exception):
     """The policy drops the line or the file; the problem is already counted."""
 
 
@@ -75,22 +75,44 @@ def _is_jsonl(path: str) -> bool:
     return path.removesuffix(".gz").endswith(".jsonl")
 
 
-class _Reader:
+class Reader:
     """Reads files one after the other, applies the policy and counts lines and problems."""
 
-    def __init__(self, text_field: str, policy: str, raw: bool, max_line_bytes: int, max_bytes: int):
+    def __init__(
+        self,
+        policy: str,
+        max_line_bytes: int,
+        max_bytes: int,
+        *,
+        text_field: str = "text",
+        raw: bool = False,
+        split_long: bool = True,
+    ):
+        """Checks the settings, which `read` explains; `split_long` is whether the policy "replace" splits the long
+        lines of text files, which otherwise are dropped.
+
+        Raises:
+          UserError: a setting is invalid.
+        """
+        if policy not in POLICIES:
+            raise UserError(f"policy={policy} is unknown; use one of {', '.join(POLICIES)}")
+        if max_line_bytes < 16 or max_bytes < max_line_bytes:
+            raise UserError(
+                f"max_line_bytes={max_line_bytes}, max_bytes={max_bytes}: need 16 <= max_line_bytes <= max_bytes"
+            )
         self.text_field, self.policy, self.raw = text_field, policy, raw
-        self.max_line_bytes, self.max_bytes = max_line_bytes, max_bytes
+        self.max_line_bytes, self.max_bytes, self._split_long = max_line_bytes, max_bytes, split_long
         self.counts = {"files": 0, "lines": 0, "bytes_read": 0}
         self.problems: collections.Counter[str] = collections.Counter()
         self.digest = hashlib.sha256(json.dumps([VERSION, text_field, policy, raw, max_line_bytes]).encode())
 
-    def _bad(self, path: str, line: int, bad: _Bad) -> None:
+    def handle(self, path: str, line: int, bad: Bad) -> None:
+        """Counts a problem, or raises it as a UserError under the policy "strict"."""
         if self.policy == "strict":
             raise UserError(f"{path}:{line}: {bad.words}; {bad.remedy}, or use --bad_text=replace or skip")
         self.problems[bad.kind] += 1
 
-    def _check_size(self, path: str, read: int, compressed: int | None) -> None:
+    def check_size(self, path: str, read: int, compressed: int | None) -> None:
         """Raises an error, under every policy, for input that would fill the memory."""
         if self.counts["bytes_read"] > self.max_bytes:
             raise UserError(f"{path}: exceeds max_bytes={self.max_bytes} in total; read fewer files or raise the limit")
@@ -101,23 +123,23 @@ class _Reader:
             )
 
     def _check_plain(self, path: str, start: bytes) -> None:
-        """Raises _Dropped or UserError if the text starts like a compressed file."""
+        """Raises Dropped or UserError if the text starts like a compressed file."""
         match = _COMPRESSED.match(start)
         if match:
             words, remedy = f"a {match.lastgroup} file, not text", "decompress it"
             if path.endswith(".gz"):
                 words, remedy = f"a {match.lastgroup} file inside the gzip file", "decompress it once more"
-            self._bad(path, 1, _Bad("compressed", words, remedy))
-            raise _Dropped
+            self.handle(path, 1, Bad("compressed", words, remedy))
+            raise Dropped
 
     def _lines(self, path: str) -> Iterator[tuple[int, bytes]]:
         """Yields (line number from 1, bytes; in raw mode with the line ending), with at most one line in memory.
 
         Raises:
-          _Dropped: the gzip stream is damaged and the policy is to skip the file, or the file is compressed (again).
+          Dropped: the gzip stream is damaged and the policy is to skip the file, or the file is compressed (again).
         """
         number, read = 0, 0
-        split_long = self.policy == "replace" and not _is_jsonl(path)
+        split_long = self._split_long and self.policy == "replace" and not _is_jsonl(path)
         with contextlib.ExitStack() as stack:
             raw = stack.enter_context(open(path, "rb"))
             packed = stack.enter_context(gzip.GzipFile(fileobj=raw)) if path.endswith(".gz") else None
@@ -129,13 +151,13 @@ class _Reader:
                     piece = file.readline(self.max_line_bytes + 1 - len(rest))
                 except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                     words = f"gzip stream damaged or truncated ({error})"
-                    self._bad(path, number + 1, _Bad("damaged_gzip", words, "download the file again"))
+                    self.handle(path, number + 1, Bad("damaged_gzip", words, "download the file again"))
                     if self.policy == "skip":
-                        raise _Dropped from None
+                        raise Dropped from None
                     piece = b""
                 read += len(piece)
                 self.counts["bytes_read"] += len(piece)
-                self._check_size(path, read, raw.tell() if packed else None)
+                self.check_size(path, read, raw.tell() if packed else None)
                 self.digest.update(piece)
                 if not number:
                     self._check_plain(path, piece)
@@ -148,7 +170,7 @@ class _Reader:
                 complete = piece.endswith(b"\n") or len(piece) <= self.max_line_bytes
                 if not complete and not inside:
                     words = f"line longer than max_line_bytes={self.max_line_bytes}"
-                    self._bad(path, number, _Bad("long_lines", words, "raise the limit or break the line"))
+                    self.handle(path, number, Bad("long_lines", words, "raise the limit or break the line"))
                 rest = b""
                 if split_long and not complete:
                     cut = piece.rfind(b" ") + 1 or len(piece) - 1
@@ -159,20 +181,25 @@ class _Reader:
                     yield number, piece if self.raw else piece.rstrip(b"\r\n")
                 inside = not complete
 
-    def _clean(self, path: str, number: int, text: str) -> str:
-        """Returns text without NUL and lone surrogates; raises _Dropped if the policy drops the line."""
+    def clean(self, path: str, number: int, text: str) -> str:
+        """Returns text without NUL and lone surrogates; raises Dropped if the policy drops the line."""
         if "\0" in text:
-            bad = _Bad("nul", "NUL character", "remove it")
+            bad = Bad("nul", "NUL character", "remove it")
         elif any("\ud800" <= c <= "\udfff" for c in text):
-            bad = _Bad("lone_surrogates", "lone surrogate", "write the complete character")
+            bad = Bad("lone_surrogates", "lone surrogate", "write the complete character")
         else:
             return text
-        self._bad(path, number, bad)
+        self.handle(path, number, bad)
         if self.policy == "skip":
-            raise _Dropped
+            raise Dropped
         return re.sub("[\0\ud800-\udfff]", "\ufffd", text)
 
-    def _decoded(self, path: str) -> Iterator[tuple[int, str]]:
+    def decoded(self, path: str) -> Iterator[tuple[int, str]]:
+        """Yields (line number from 1, line) of a file, without the lines that the policy drops.
+
+        Raises:
+          Dropped: the policy drops the rest of the file.
+        """
         for number, line in self._lines(path):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
@@ -181,44 +208,44 @@ class _Reader:
                     text = line.decode()
                 except UnicodeDecodeError as error:
                     words = f"invalid UTF-8 (byte 0x{line[error.start]:02x} at {error.start})"
-                    self._bad(path, number, _Bad("invalid_utf8", words, "convert the file to UTF-8"))
+                    self.handle(path, number, Bad("invalid_utf8", words, "convert the file to UTF-8"))
                     if self.policy == "skip":
                         continue
                     text = line.decode(errors="replace")
-                yield number, self._clean(path, number, text)
-            except _Dropped:
+                yield number, self.clean(path, number, text)
+            except Dropped:
                 continue
 
     def _json_text(self, line: str) -> str:
-        """Returns the text field of a line; raises _Bad if there is none."""
+        """Returns the text field of a line; raises Bad if there is none."""
         remedy = "write one JSON object per line"
         try:
             value = json_files.parse(line)
         except BadJSON as error:
-            raise _Bad("invalid_json", str(error), remedy) from None
+            raise Bad("invalid_json", str(error), remedy) from None
         if not isinstance(value, dict):
-            raise _Bad("not_an_object", f"a JSON {type(value).__name__}, not an object", remedy)
+            raise Bad("not_an_object", f"a JSON {type(value).__name__}, not an object", remedy)
         if self.text_field not in value:
             names = ", ".join(sorted(value))[:80] or "none"
             words = f"no field {self.text_field!r} (fields: {names})"
-            raise _Bad("no_text_field", words, "specify the field with --text_field")
+            raise Bad("no_text_field", words, "specify the field with --text_field")
         if not isinstance(value[self.text_field], str):
             words = f"field {self.text_field!r} is {json.dumps(value[self.text_field])[:40]}, not a string"
-            raise _Bad("text_not_a_string", words, "write a string or specify another field with --text_field")
+            raise Bad("text_not_a_string", words, "write a string or specify another field with --text_field")
         return value[self.text_field]
 
     def _documents(self, path: str) -> Iterator[list[str]]:
         """Yields each document as its paragraphs."""
         paragraphs: list[str] = []
-        for number, line in self._decoded(path):
+        for number, line in self.decoded(path):
             if _is_jsonl(path):
                 if not line.strip():
                     continue
                 try:
-                    yield self._clean(path, number, self._json_text(line)).splitlines()
-                except _Bad as bad:
-                    self._bad(path, number, bad)
-                except _Dropped:
+                    yield self.clean(path, number, self._json_text(line)).splitlines()
+                except Bad as bad:
+                    self.handle(path, number, bad)
+                except Dropped:
                     continue
             elif line.strip():
                 paragraphs.append(line)
@@ -234,25 +261,29 @@ class _Reader:
         documents = []
         try:
             if self.raw:
-                lines = [line for _, line in self._decoded(path)]
+                lines = [line for _, line in self.decoded(path)]
                 if any(line.strip() for line in lines):
                     documents.append(Document(path, lines, separator=""))
             for paragraphs in [] if self.raw else self._documents(path):
                 kept = [sentence for paragraph in paragraphs for sentence in sentences.split(paragraph)]
                 if kept:
                     documents.append(Document(path, kept))
-        except _Dropped:
+        except Dropped:
             return []
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
         if not documents:
-            bad = _Bad("files_without_text", "no text in the file", "add text or omit the file")
-            self._bad(path, 1, bad)
+            bad = Bad("files_without_text", "no text in the file", "add text or omit the file")
+            self.handle(path, 1, bad)
         return documents
 
 
-def _paths(spec: str) -> list[str]:
-    """Returns the files that match a path or glob, sorted by name."""
+def paths_of(spec: str, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
+    """Returns the files with one of `suffixes` that match a path or glob, sorted by name.
+
+    Raises:
+      UserError: there are no such files, or a match has another suffix or is not a regular file.
+    """
     spec = os.path.expanduser(spec)
     if not spec:
         raise UserError("--corpus is empty; specify docstrings, or the path or glob of .txt or .jsonl files")
@@ -266,20 +297,31 @@ def _paths(spec: str) -> list[str]:
         if not paths:
             raise UserError(f"--corpus={spec}: no file matches this glob; correct it")
     for path in paths:
-        if not path.endswith(SUFFIXES):
-            raise UserError(f"{path}: its suffix is not one of {', '.join(SUFFIXES)}; convert it or narrow the glob")
-        if not os.path.exists(path) or not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"{path}: is not a regular file; specify a file")
+        if not path.endswith(tuple(suffixes)):
+            raise UserError(f"{path}: its suffix is not one of {', '.join(suffixes)}; convert it or narrow the glob")
+        check_regular(path)
     return paths
 
 
-def _hash(document: Document) -> bytes:
-    return hashlib.sha256("\n".join(document.sentences).encode()).digest()
+def check_regular(path: str) -> None:
+    """Raises UserError if a path is not that of a regular file."""
+    if not os.path.exists(path) or not stat.S_ISREG(os.stat(path).st_mode):
+        raise UserError(f"{path}: is not a regular file; specify a file")
 
 
-def _part(documents: list[Document], share: float, spec: str) -> tuple[list[Document], list[Document]]:
-    """Splits into (train, held_out) by a hash of each document's text: adding a document moves no other one."""
-    if len(documents) == 1:  # A single text without blank lines: its end is held out.
+def hash_of(text: str) -> bytes:
+    """Returns the SHA-256 of a text, by which texts are compared and chosen for the held-out part."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def text_of(document: Document) -> str:
+    """Returns a document's text, whose hash identifies it."""
+    return "\n".join(document.sentences)
+
+
+def _part(documents: list[Document], keys: list[str], share: float, spec: str) -> tuple[list[Document], list[Document]]:
+    """Splits into (train, held_out) by a hash of each document's key: adding a document moves no other one."""
+    if len(documents) == 1 and documents[0].separator:  # A text without blank lines: its end is held out.
         source, kept = documents[0].source, documents[0].sentences
         if len(kept) < 2:
             raise UserError(
@@ -287,17 +329,22 @@ def _part(documents: list[Document], share: float, spec: str) -> tuple[list[Docu
             )
         cut = len(kept) - max(1, round(len(kept) * share))
         return [Document(source, kept[:cut])], [Document(source, kept[cut:])]
-    hashes = [int.from_bytes(_hash(document)) for document in documents]
-    chosen = {i for i, value in enumerate(hashes) if value < share * 2**256}
-    if not 0 < len(chosen) < len(documents):
-        chosen = {hashes.index(min(hashes))}
+    hashes = [int.from_bytes(hash_of(key)) for key in keys]
+    limit = share * 2**256
+    if not min(hashes) < limit <= max(hashes):  # So few documents that one part would be empty.
+        limit = min(hashes) + 1
+    chosen = [value < limit for value in hashes]
+    if all(chosen):
+        raise UserError(
+            f"--corpus={spec}: a single text cannot be split into training and held-out text; provide more text"
+        )
     return (
-        [document for i, document in enumerate(documents) if i not in chosen],
-        [document for i, document in enumerate(documents) if i in chosen],
+        [document for document, held_out in zip(documents, chosen, strict=True) if not held_out],
+        [document for document, held_out in zip(documents, chosen, strict=True) if held_out],
     )
 
 
-def _cut(documents: list[Document], share: float, spec: str) -> tuple[list[Document], list[Document]]:
+def _cut(documents: list[Document], keys: list[str], share: float, spec: str) -> tuple[list[Document], list[Document]]:
     """Splits raw text into (train, held_out) at a character; the files are treated as one sequence."""
     size = sum(len(line) for document in documents for line in document.sentences)
     left = int(size * (1 - share))
@@ -319,6 +366,44 @@ def _cut(documents: list[Document], share: float, spec: str) -> tuple[list[Docum
     return train, held_out
 
 
+def assemble(
+    spec: str, reader: Reader, keyed: Iterable[tuple[str, Document]], held_out: float, *, raw: bool = False
+) -> Corpus:
+    """Returns the Corpus of the documents of a source, without duplicates.
+
+    Args:
+      spec: the source, for messages.
+      reader: that reads the documents while they are iterated over.
+      keyed: pairs (key, document). The hash of the key decides whether the document is held out: documents that must
+        be in the same part, such as the translations of one text, have the same key.
+      held_out: the fraction of the documents to hold out, at least one.
+      raw: the end of the text is held out instead.
+
+    Raises:
+      UserError: there is no text, or too little text to hold some out.
+    """
+    documents: list[Document] = []
+    keys: list[str] = []
+    seen: set[bytes] = set()
+    duplicates = 0
+    for key, document in keyed:
+        hashed = hash_of(text_of(document))
+        duplicates += hashed in seen
+        if hashed not in seen:
+            seen.add(hashed)
+            documents.append(document)
+            keys.append(key)
+    if not documents:
+        raise UserError(
+            f"--corpus={spec}: no text in {reader.counts['files']} file(s); specify files that contain text"
+        )
+    reader.digest.update(repr(held_out).encode())
+    train, held_out_documents = (_cut if raw else _part)(documents, keys, held_out, spec)
+    report: dict[str, Any] = {**reader.counts, "duplicates": duplicates, "problems": dict(reader.problems)}
+    report |= {"train": sizes(train), "held_out": sizes(held_out_documents)}
+    return Corpus(spec, reader.digest.hexdigest(), train, held_out_documents, report)
+
+
 def read(
     spec: str,
     *,
@@ -338,32 +423,14 @@ def read(
     Raises:
       UserError: see the table in the docstring of this module.
     """
-    if policy not in POLICIES:
-        raise UserError(f"policy={policy} is unknown; use one of {', '.join(POLICIES)}")
-    if max_line_bytes < 16 or max_bytes < max_line_bytes:
-        raise UserError(
-            f"max_line_bytes={max_line_bytes}, max_bytes={max_bytes}: need 16 <= max_line_bytes <= max_bytes"
-        )
-    reader = _Reader(text_field, policy, raw, max_line_bytes, max_bytes)
-    documents: list[Document] = []
-    seen: set[bytes] = set()
-    duplicates = 0
-    for path in _paths(spec):
-        if raw and _is_jsonl(path):
-            raise UserError(f"{path}: --raw_text reads only .txt files; omit it, or narrow the glob")
-        for document in reader.read(path):
-            key = _hash(document)
-            duplicates += key in seen
-            if key not in seen:
-                seen.add(key)
-                documents.append(document)
-        reader.digest.update(b"\0")  # Marks the end of a file, which ends a document.
-    if not documents:
-        raise UserError(
-            f"--corpus={spec}: no text in {reader.counts['files']} file(s); specify files that contain text"
-        )
-    reader.digest.update(repr(held_out).encode())
-    train, held_out_documents = (_cut if raw else _part)(documents, held_out, spec)
-    report: dict[str, Any] = {**reader.counts, "duplicates": duplicates, "problems": dict(reader.problems)}
-    report |= {"train": sizes(train), "held_out": sizes(held_out_documents)}
-    return Corpus(spec, reader.digest.hexdigest(), train, held_out_documents, report)
+    reader = Reader(policy, max_line_bytes, max_bytes, text_field=text_field, raw=raw)
+
+    def documents() -> Iterator[tuple[str, Document]]:
+        for path in paths_of(spec):
+            if raw and _is_jsonl(path):
+                raise UserError(f"{path}: --raw_text reads only .txt files; omit it, or narrow the glob")
+            for document in reader.read(path):
+                yield text_of(document), document
+            reader.digest.update(b"\0")  # Marks the end of a file, which ends a document.
+
+    return assemble(spec, reader, documents(), held_out, raw=raw)

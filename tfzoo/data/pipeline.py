@@ -1,7 +1,8 @@
 """The tf.data pipeline from rows to batches: ordering, reading, the objective's `prepare` and batching.
 
 Rows are any object with a length, `row(index, numbers)`, a pure function of the index and four random numbers in
-[0, 1), and FEATURES, the names and ranks of the int32 arrays that it returns: PairRows, PackedRows, StoredRows.
+[0, 1), and FEATURES, the names and ranks of the int32 arrays that it returns: PairRows, PackedRows, StoredRows. Rows
+with a method `locate`, such as MixedRows, determine their order in training themselves.
 """
 
 from typing import Any
@@ -50,7 +51,9 @@ def examples(
             return [np.zeros([0] * rank, np.int32) for rank in rows.FEATURES.values()]
 
     def example(position):
-        if epoch is None:
+        if epoch is None and hasattr(rows, "locate"):
+            current, index = rows.locate(position, seed)
+        elif epoch is None:
             current, index = order.epoch_and_index(position, len(rows), seed)
         else:
             current, index = tf.constant(epoch, tf.int64), position
@@ -133,11 +136,20 @@ def count_places(batch) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def evaluation_batches(
-    rows, objective, *, batch_size: int, seed: int, num_batches: int, context: Context = ALONE, max_bad_rows: int = 0
+    rows,
+    objective,
+    *,
+    batch_size: int,
+    seed: int,
+    num_batches: int,
+    context: Context = ALONE,
+    max_bad_rows: int = 0,
+    first_number: int = 0,
 ):
     """Returns batches of the first held-out rows, in order and always prepared in the same way.
 
-    The last batch is filled up with zeros, and thus with weights of 0. ROW_NUMBERS contains the number of each row.
+    The last batch is filled up with zeros, and thus with weights of 0. ROW_NUMBERS contains the number of each row,
+    which is `first_number` for the first one.
     """
     count = min(len(rows), num_batches * batch_size)
     positions = _positions(0, -(-count // batch_size), batch_size, context)
@@ -148,7 +160,7 @@ def evaluation_batches(
 
     def masked(position, example):
         features = {name: tf.where(position < count, x, tf.zeros_like(x)) for name, x in example.items()}
-        return features | {ROW_NUMBERS: tf.where(position < count, position, -1)}
+        return features | {ROW_NUMBERS: tf.where(position < count, first_number + position, -1)}
 
     batches = tf.data.Dataset.zip(positions, prepared).map(_as_it_is(masked))
     batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)

@@ -20,6 +20,12 @@ from tfzoo.training import distribution, registry
 OPTIMIZERS = ("adamw", "muon", "lamb", "adafactor", "sgd", "lars")
 FALLING = ("linear", "cosine", "trapezoidal")  # Schedules that end at a final learning rate.
 SCHEDULES = (*FALLING, "inverse_sqrt", "constant")
+SOURCES = (
+    '"docstrings" (the documentation of the installed Python packages), or a path or glob of .txt, .jsonl, .txt.gz or '
+    ".jsonl.gz files. Parallel text: FIRST+SECOND (two files whose lines correspond), .tsv or .mo files, or "
+    "gettext:en-LANGUAGE (the message catalogues of the installed programs; gettext:LANGUAGE reads the translations "
+    "alone). Several sources are separated by commas."
+)
 # Headings of --help.
 _COMMON, _DATA, _MODEL = "Common options", "Text and tokenizer", "Model and precision"
 _OPTIMIZER, _DEVICES = "Optimization", "Devices (docs/distributed.md)"
@@ -32,9 +38,21 @@ class CorpusConfig(Checked):
 
     corpus: str = option(
         "docstrings",
-        '"docstrings" (the documentation of the installed Python packages), a path or glob of .txt, .jsonl, .txt.gz or '
-        ".jsonl.gz files, or a folder written by tfzoo.corpus pack.",
+        SOURCES + " Or a folder written by tfzoo.corpus pack.",
         group=_COMMON,
+    )
+    corpus_weights: str | None = option(
+        None,
+        "Proportions in which rows of the sources in --corpus are read, such as 3,1; by default, those of their sizes. "
+        "A source of weight 0 is only evaluated.",
+        group=_DATA,
+    )
+    corpus_temperature: float = option(
+        1.0,
+        "Read the sources in --corpus in proportion to size ** (1 / temperature): values above 1 repeat small sources "
+        "more often.",
+        group=_DATA,
+        low=1.0,
     )
     text_field: str = option("text", "Field of each .jsonl object that contains the text.", group=_DATA)
     raw_text: bool = option(

@@ -8,8 +8,11 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from tfzoo import config as config_lib
 from tfzoo import hub, lazy
+from tfzoo.data import mixture
 from tfzoo.data.corpus import load_corpus
 from tfzoo.data.packed import PARTS, PackedFolder
 from tfzoo.data.tokenized import cached, cached_tokenizer
@@ -55,28 +58,72 @@ class Inputs:
         )
 
     def evaluation_batches(self, num_replicas: int, context=None) -> Any:
-        """Returns the batches of an evaluation. They need no more memory than a training step: each contains only a
-        part of a batch."""
-        config, count = self.config, len(self.held_out_rows)
-        share = config.accumulation * num_replicas
-        return pipeline.evaluation_batches(
-            self.held_out_rows,
-            self.objective,
-            batch_size=-(-min(config.batch_size, count) // share) * num_replicas,
-            seed=config.seed,
-            num_batches=(config.evaluate_batches or -(-count // config.batch_size)) * config.accumulation,
-            context=context or pipeline.ALONE,
-            max_bad_rows=config.max_bad_rows,
-        ).cache()
+        """Returns the batches of an evaluation, one source after the other. They need no more memory than a training
+        step: each contains only a part of a batch."""
+        config, (batch_size, num_batches) = self.config, self._evaluation_sizes(num_replicas)
+        batches: Any = None
+        first_number = 0
+        for rows in self._held_out_sources().values():
+            of_source = pipeline.evaluation_batches(
+                rows,
+                self.objective,
+                batch_size=batch_size,
+                seed=config.seed,
+                num_batches=num_batches,
+                context=context or pipeline.ALONE,
+                max_bad_rows=config.max_bad_rows,
+                first_number=first_number,
+            )
+            batches = of_source if batches is None else batches.concatenate(of_source)
+            first_number += len(rows)
+        return batches.cache()
+
+    def evaluated_sources(self, num_replicas: int) -> dict[str, int]:
+        """Returns how many batches of `evaluation_batches` belong to each source; empty if there is only one."""
+        batch_size, num_batches = self._evaluation_sizes(num_replicas)
+        sources = getattr(self.held_out_rows, "sources", {})
+        return {name: min(-(-len(rows) // batch_size), num_batches) for name, rows in sources.items()}
+
+    def baselines(self, batches: list, num_replicas: int) -> dict[str, dict[str, float]]:
+        """Returns the objective's baselines on the batches of `evaluation_batches`, as dicts of numpy arrays; for
+        several sources, also FIGURE/NAME for the batches of each."""
+        train_ids = np.asarray(self.train_ids)
+        found = self.objective.baselines(train_ids, batches)
+        for name, count in self.evaluated_sources(num_replicas).items():
+            of_source, batches = batches[:count], batches[count:]
+            for baseline, figures in self.objective.baselines(train_ids, of_source).items():
+                found[baseline] |= {f"{figure}/{name}": value for figure, value in figures.items()}
+        return found
+
+    def epochs(self, num_batches: int) -> dict[str, float]:
+        """Returns how often each source has been read after `num_batches` batches; empty if there is only one."""
+        mixed = isinstance(self.train_rows, mixture.MixedRows)
+        return self.train_rows.epochs(num_batches * self.config.batch_size) if mixed else {}
+
+    def _held_out_sources(self) -> dict[str, Any]:
+        return getattr(self.held_out_rows, "sources", {"": self.held_out_rows})
+
+    def _evaluation_sizes(self, num_replicas: int) -> tuple[int, int]:
+        """Returns the batch size of an evaluation, and the maximum number of batches of each source."""
+        config, share = self.config, self.config.accumulation * num_replicas
+        count = max(len(rows) for rows in self._held_out_sources().values())
+        batch_size = -(-min(config.batch_size, count) // share) * num_replicas
+        return batch_size, (config.evaluate_batches or -(-count // config.batch_size)) * config.accumulation
 
     def summary(self) -> str:
         """Returns a readable summary of the amount of data."""
         config = self.config
+        epochs = self.epochs(config.steps)
+        sources = [
+            f"\n  {name}: {len(rows):,} rows, {self.train_rows.shares[name]:.1%} of the rows of a batch, "
+            f"{epochs[name]:.1f} epochs"
+            for name, rows in (self.train_rows.sources.items() if epochs else ())
+        ]
         return (
             f"{len(self.train_ids):,} training tokens in {len(self.train_rows):,} rows "
             f"({self.train_rows.padding_share:.1%} padding), {len(self.held_out_ids):,} held-out tokens; "
             f"{config.steps * config.batch_size / len(self.train_rows):.1f} epochs"
-        )
+        ) + "".join(sources)
 
 
 def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool, num_replicas: int) -> Inputs:
@@ -156,6 +203,8 @@ def read_text(config: CorpusConfig):
         policy=config.bad_text,
         raw=config.raw_text,
         held_out=config.held_out,
+        weights=config.corpus_weights,
+        temperature=config.corpus_temperature,
     )
 
 
@@ -173,6 +222,7 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
     from tfzoo.training import runs
 
     if packed:
+        mixture.parse_weights(config.corpus_weights, 1)
         packed.verify()
     corpus: Any = packed or read_text(config)
     if resumed:
@@ -232,6 +282,20 @@ def read_rows(config: CorpusConfig, corpus, tokenizer, objective: Objective):
     """
     if isinstance(corpus, PackedFolder):
         return tuple(corpus.rows(part) for part in PARTS), tuple(corpus.token_ids(part) for part in PARTS)
+    if not corpus.sources:
+        return _rows_of(corpus, config, tokenizer, objective)
+    rows_and_ids = [_rows_of(source, config, tokenizer, objective) for source in corpus.sources.values()]
+    rows, token_ids = zip(*rows_and_ids, strict=True)
+    weights = mixture.parse_weights(config.corpus_weights, len(rows))
+    shares = mixture.shares_of([len(train) for train, _ in rows], weights, config.corpus_temperature)
+    mixed = (
+        mixture.MixedRows(dict(zip(corpus.sources, part, strict=True)), shares) for part in zip(*rows, strict=True)
+    )
+    return tuple(mixed), tuple(np.concatenate(part) for part in zip(*token_ids, strict=True))
+
+
+def _rows_of(corpus, config: CorpusConfig, tokenizer, objective: Objective):
+    """Returns the result of `read_rows` for a single source."""
     parts = [
         cached(documents, tokenizer, corpus.fingerprint + part, config.cache_folder)
         for part, documents in zip(PARTS, (corpus.train, corpus.held_out), strict=True)
@@ -239,7 +303,7 @@ def read_rows(config: CorpusConfig, corpus, tokenizer, objective: Objective):
     rows = tuple(objective.rows(part) for part in parts)
     for name, part in zip(("training", "held-out"), rows, strict=True):
         if not len(part):
-            raise UserError(f"--corpus={config.corpus}: its {name} part contains no words; provide more text")
+            raise UserError(f"--corpus={corpus.name}: its {name} part contains no words; provide more text")
     return rows, tuple(part.token_ids for part in parts)
 
 

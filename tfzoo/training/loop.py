@@ -182,7 +182,11 @@ class Trainer:
           Whether the model is the best so far; None if a stop was requested.
         """
         with optimizers.averaged(self.optimizer):
-            figures = self.measure(self.evaluation, stopped=lambda: self.workers.any(self.stop.asked))
+            figures = self.measure(
+                self.evaluation,
+                stopped=lambda: self.workers.any(self.stop.asked),
+                sources=self.inputs.evaluated_sources(self.strategy.num_replicas_in_sync),
+            )
         if figures is None:
             return None
         name, direction = self.inputs.objective.best_metric
@@ -334,6 +338,8 @@ class Trainer:
         if restored:
             self.step, self.progress = restored[0], Progress(**restored[1])
             resume.check_steps(config, self.step)
+        elif self.loaded:
+            self.progress = Progress(evaluating=True)  # The figures of the initial weights are shown first.
         alike = {name: value for name, value in config.values().items() if name not in ("run_dir", "cache_dir")}
         self.workers.check_alike(
             flags=alike,
@@ -368,8 +374,7 @@ class Trainer:
         held_out = self.inputs.evaluation_batches(replicas)  # The batches of a single device.
         if self.log:
             with progress_lib.stage("computing baselines"):
-                train_ids, batches = np.asarray(self.inputs.train_ids), list(held_out.as_numpy_iterator())
-                self.baselines = self.inputs.objective.baselines(train_ids, batches)
+                self.baselines = self.inputs.baselines(list(held_out.as_numpy_iterator()), replicas)
             files.atomic_write(self.run_dir / "baselines.json", json.dumps(self.baselines, indent=2) + "\n")
             if self.resuming:
                 saved = "" if self.checkpoints.steps() else ": no checkpoint was saved"
@@ -442,6 +447,8 @@ class Trainer:
             "learning_rate": float(self.schedule(max(int(self.optimizer.iterations.numpy()) - 1, 0))),
             "tokens_per_second": speed / (now - self._measured_at),
         }
+        epochs = self.inputs.epochs(self.step + progress.passed_over)
+        record |= {f"epochs/{name}": number for name, number in epochs.items()}
         flops = record["tokens_per_second"] / config.sequence_length * self._flops_per_row
         record["model_tflops"] = flops / 1e12  # TFLOP/s.
         if config.peak_tflops:
@@ -460,7 +467,7 @@ class Trainer:
 
     def _mark_best(self) -> None:
         best = self.progress.best_step
-        if self.chief and best and self.checkpoints.path(best).is_dir():
+        if self.chief and self.progress.best is not None and self.checkpoints.path(best).is_dir():
             self.checkpoints.mark_best(best)
 
     def _restart_clock(self) -> None:

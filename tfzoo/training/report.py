@@ -22,24 +22,25 @@ def evaluation_table(
 
     Args:
       step: the step of the evaluation.
-      figures: {name: value} of the model.
+      figures: {name: value} of the model; NAME/SOURCE is the figure of one of several sources.
       baselines: {"frequency": {name: value}, ...}; a perplexity is computed from its loss.
       rows: the FIGURES of an objective: (label, name, format).
     """
     columns = {name: _BASELINE_LABELS.get(name, name) for name in baselines}
     widths = [max(14, len(label) + 3) for label in columns.values()]
+    first = max(22, *(len(name.partition("/")[2]) + 2 for name in figures))  # The width of the first column.
     header = "".join(f"{label:>{width}}" for label, width in zip(columns.values(), widths, strict=True))
-    lines = [f"step {step:>6,}, held out        model{header}"]
-    for label, name, form in rows:
-        if name not in figures:
-            continue
-        values = [figures[name]]
-        for baseline in baselines.values():
-            value = baseline.get(name.replace("_perplexity", "_loss"), math.nan)
-            values.append(math.exp(value) if name.endswith("_perplexity") else value)
-        cells = [form.format(value) for value in values]
-        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
-        lines.append(f"  {label:<22}{cells[0]:>10}{row}")
+    lines = [f"{f'step {step:>6,}, held out':<{first + 2}}{'model':>10}{header}"]
+    for label, figure, form in rows:
+        for name in (name for name in figures if name.partition("/")[0] == figure):
+            values = [figures[name]]
+            for baseline in baselines.values():
+                value = baseline.get(name.replace(figure, figure.replace("_perplexity", "_loss"), 1), math.nan)
+                values.append(math.exp(value) if figure.endswith("_perplexity") else value)
+            cells = [form.format(value) for value in values]
+            row = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
+            shown = f"  {name.partition('/')[2]}" if "/" in name else label
+            lines.append(f"  {shown:<{first}}{cells[0]:>10}{row}")
     return "\n".join(lines)
 
 

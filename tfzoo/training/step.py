@@ -132,10 +132,11 @@ def make_replica_step(
 
 
 def make_evaluation(strategy, models, evaluators: Sequence[Evaluator]):
-    """Returns `evaluate(batches, stopped) -> {figure: float}`: the figures of all evaluators, in their order.
+    """Returns `evaluate(batches, stopped, sources) -> {figure: float}`: the figures of all evaluators, in their order.
 
     `batches` come from pipeline.evaluation_batches, distributed by the strategy. Before each batch, `evaluate` calls
-    `stopped`, and returns None if the result is true.
+    `stopped`, and returns None if the result is true. `sources` is name -> number of consecutive batches, for text from
+    several sources: their figures are FIGURE/NAME, after those of all batches.
     """
 
     @tf.function(autograph=False)
@@ -148,16 +149,24 @@ def make_evaluation(strategy, models, evaluators: Sequence[Evaluator]):
             return measured(batch)
         return tf.distribute.coordinator.ClusterCoordinator(strategy).schedule(measured, args=(batch,)).fetch()
 
-    def evaluate(batches, stopped: Callable[[], bool] = lambda: False):
-        accumulators: list[Any] = [_Sums() if isinstance(evaluator, Means) else _Rows() for evaluator in evaluators]
-        for batch in batches:
+    def evaluate(batches, stopped: Callable[[], bool] = lambda: False, sources: Mapping[str, int] = {}):
+        accumulators: dict[str, list[Any]] = {
+            suffix: [_Sums() if isinstance(evaluator, Means) else _Rows() for evaluator in evaluators]
+            for suffix in ("", *(f"/{name}" for name in sources))
+        }
+        suffixes = [f"/{name}" for name, count in sources.items() for _ in range(count)]
+        for number, batch in enumerate(batches):
             if stopped():
                 return None
-            for accumulator, values in zip(accumulators, computed(batch), strict=True):
-                accumulator.add(values)
+            computed_values = computed(batch)
+            for suffix in ("", *suffixes[number : number + 1]):
+                for accumulator, values in zip(accumulators[suffix], computed_values, strict=True):
+                    accumulator.add(values)
         figures: dict[str, float] = {}
-        for evaluator, accumulator in zip(evaluators, accumulators, strict=True):
-            figures |= evaluator.figures(accumulator.result())
+        for suffix, of_suffix in accumulators.items():
+            for evaluator, accumulator in zip(evaluators, of_suffix, strict=True):
+                found = evaluator.figures(accumulator.result())
+                figures |= {name + suffix: value for name, value in found.items()}
         return figures
 
     return evaluate
