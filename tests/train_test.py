@@ -460,7 +460,9 @@ class InitTest(TrainCase):
         other = tiny_run.write_corpus(self.folder / "other.txt", documents=60, seed=1)
         flags = self.flags(steps=2, evaluate_every=2, learning_rate=0.0, corpus=other, init_from=first)
         out = self.assert_done(*flags, f"--run_dir={self.run_dir}")
-        self.assertRegex(out, rf"initialized from {first}:\nloaded +\d+ variables\nnew +none\nunused +none\n")
+        self.assertRegex(
+            out, rf"initialized from {first}:\nloaded +\d+ variables\nresized +none\nnew +none\nunused +none\n"
+        )
         ends = [
             checkpoint.Checkpoints(each / "checkpoints", read_only=True).read()[2] for each in (first, self.run_dir)
         ]

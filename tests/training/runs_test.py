@@ -6,6 +6,7 @@ import pathlib
 import shutil
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ from tfzoo.models import bert, gpt2
 from tfzoo.text import SPECIAL_TOKENS
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import checkpoint, optimizers, runs
+from tfzoo.training import initialize as initialize_lib
 from tfzoo.training.initialize import initialize
 from tfzoo.weights import huggingface, table
 
@@ -28,6 +30,9 @@ TOKENS = {"token_ids": tf.constant([[5, 6, 7, 5, 6]])}
 
 def tokenizer():
     return WordPiece([*SPECIAL_TOKENS, "a", "b", "c"])
+
+
+OLD = WordPiece([*SPECIAL_TOKENS, "a", "##b", "c"])
 
 
 def weights(model) -> dict[str, np.ndarray]:
@@ -308,7 +313,9 @@ class InitializeTest(RunsCase):
         self.assertEqual(found.left_over, ("next_sentence/dense/bias", "next_sentence/dense/kernel"))
         for path, value in weights(model).items():
             self.assertAllEqual(value, weights(source)[path] if path in found.loaded else before[path])
-        self.assertRegex(str(found), r"^loaded +44 variables\nnew +classify/dense/bias, .* and 10 more\nunused +next_")
+        self.assertRegex(
+            str(found), r"^loaded +44 variables\nresized +none\nnew +classify/dense/bias, .* and 10 more\nunused +next_"
+        )
 
     def test_averages_and_roles(self):
         source = helpers.noisy_model("bert_tiny", seed=1, **SIZES)
@@ -359,13 +366,76 @@ class InitializeTest(RunsCase):
             for path, value in weights(model).items():
                 self.assertAllEqual(value, before[path])
 
+    def test_another_vocabulary(self):
+        """Rows by token, against means computed here; the loss of a text that both vocabularies have is the same."""
+        sizes = SIZES | dict(heads=("lm",))
+        for tied in (True, False):
+            name, own = ("bert_tiny", {}) if tied else ("gpt2", dict(tie_embeddings=False))
+            source = helpers.noisy_model(name, seed=1, **sizes, **own)
+            run = self.write({"main": source}, {"main": name}, folder=f"run {tied}")
+            new = WordPiece([*SPECIAL_TOKENS, "☃", "c", "ab", "a", "##b"])
+            model = tfzoo.build(name, **sizes | dict(vocab_size=10), **own)
+            with mock.patch.object(initialize_lib, "_tokenizer", lambda folder: OLD):
+                found = initialize(model, run, tokenizer=new)
+            tokens = "encoder/embeddings/tokens/embeddings" if tied else "decoder/embeddings/tokens/embeddings"
+            output = "lm/bias" if tied else "lm/dense/kernel"
+            self.assertEqual(set(found.resized), {tokens, output})
+            self.assertEqual(
+                found.resized[tokens], "8 tokens copied, 1 the mean of their old pieces, 1 the mean of all tokens"
+            )
+            before, after = weights(source), weights(model)
+            for path, axis in ((tokens, 0), (output, -1)):
+                old, rows = (np.moveaxis(values[path], axis, 0) for values in (before, after))
+                self.assertAllEqual(rows[:5], old[:5])
+                self.assertAllClose(rows[5], old[5:].mean(0))
+                self.assertAllEqual(rows[6], old[7])
+                self.assertAllClose(rows[7], (old[5] + old[6]) / 2)
+                self.assertAllEqual(rows[8], old[5])
+                self.assertAllEqual(rows[9], old[6])
+            for path in found.loaded:
+                self.assertAllEqual(before[path], after[path])
+            ids = {"token_ids": tf.constant([[2, 5, 6, 7, 3]])}
+            renumbered = {"token_ids": tf.constant([[2, 8, 9, 6, 3]])}
+            logits, other = source(ids)["logits"], model(renumbered)["logits"]
+            self.assertAllClose(tf.gather(other, [0, 1, 2, 3, 4, 8, 9, 6], axis=-1), logits, 1e-5, 1e-5)
+
+    def test_more_and_fewer_positions_and_segments(self):
+        source = helpers.noisy_model("roberta_base", seed=1, **SIZES, heads=("lm",), position_offset=2)
+        run = self.run_of(source, "roberta_base")
+        more = SIZES | dict(heads=("lm",), max_positions=40, num_segments=2, position_offset=2)
+        model = tfzoo.build("roberta_base", **more)
+        found = initialize(model, run, tokenizer=tokenizer())
+        positions, segments = "encoder/embeddings/positions", "encoder/embeddings/segments"
+        self.assertEqual(
+            found.resized,
+            {
+                positions: "16 positions copied, 24 more repeat them",
+                segments: "1 segments copied, 1 more repeat them",
+            },
+        )
+        old, new = weights(source), weights(model)
+        self.assertEqual(new[positions].shape, (42, 8))
+        self.assertAllEqual(new[positions][:18], old[positions])
+        self.assertAllEqual(new[positions][18:34], old[positions][2:])
+        self.assertAllEqual(new[positions][34:], old[positions][2:10])
+        self.assertAllEqual(new[segments], old[segments][[0, 0]])
+        self.assertAllClose(model(TOKENS)["logits"], source(TOKENS)["logits"])
+        model = tfzoo.build("roberta_base", **more | dict(max_positions=10, num_segments=1))
+        found = initialize(model, run)
+        self.assertEqual(found.resized, {positions: "10 positions copied"})
+        self.assertAllEqual(weights(model)[positions], old[positions][:12])
+
     def test_what_does_not_fit_is_refused_and_nothing_assigned(self):
         source = helpers.noisy_model("bert_tiny", seed=1, **SIZES, heads=("classify",), num_labels=3)
         run = self.run_of(source)
         for changed, message in (
             (
-                dict(vocab_size=9),
+                dict(vocab_size=9),  # Without its tokenizer.
                 r"encoder/embeddings/tokens/embeddings has the shape \[8, 8\], but \[9, 8\] in this model",
+            ),
+            (
+                dict(intermediate_size=16),
+                r"layer_0/mlp/down/kernel has the shape \[12, 8\], but \[16, 8\] in this model",
             ),
             (
                 dict(num_labels=4),

@@ -118,8 +118,16 @@ class TrainConfig(CorpusConfig):
     init_from: str | None = option(
         None,
         "Run folder, Hugging Face folder or hf://NAME[@REVISION] whose weights initialize the model, matched by name. "
-        "Its tokenizer is used unless another is specified. flags.cfg records the commit.",
+        "Its tokenizer is used unless --tokenizer_dir, --vocab_file or --new_tokenizer specifies another: then the "
+        "embeddings of tokens that both have are copied, and that of a new token is the mean of its old pieces'. "
+        "Additional positions repeat the source's. flags.cfg records the commit.",
         group=_COMMON,
+    )
+    new_tokenizer: bool = option(
+        False,
+        "With --init_from: use a tokenizer that is trained on the corpus (--tokenizer, --vocab_size), or that of a "
+        "packed corpus, instead of the source's.",
+        group=_DATA,
     )
     objective: str = option("masked_lm", "Training objective.", group=_COMMON, choices=registry.OBJECTIVES)
     steps: int = option(1000, "Total number of updates.", group=_COMMON, low=1, changeable=True)
@@ -263,6 +271,11 @@ class TrainConfig(CorpusConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.new_tokenizer and not self.init_from:
+            raise UserError("--new_tokenizer: only applies with --init_from; omit it")
+        for name in ("tokenizer_dir", "vocab_file"):
+            if self.new_tokenizer and getattr(self, name):
+                raise UserError(f"--new_tokenizer: contradicts --{name}={getattr(self, name)}; omit one of the two")
         cls = registry.find(self.objective).Options
         if self.objective_options is None:
             object.__setattr__(self, "objective_options", cls())

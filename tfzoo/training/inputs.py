@@ -237,7 +237,8 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
     existing, name = _existing_tokenizer(config)
     if packed:
         if existing is not None:
-            packed.check_tokenizer(existing, f"--{name}={getattr(config, name)}")
+            without = " without --new_tokenizer" if name == "init_from" else ""
+            packed.check_tokenizer(existing, f"--{name}={getattr(config, name)}{without}")
         return corpus, packed.tokenizer
     if existing is not None:
         return corpus, existing
@@ -262,8 +263,8 @@ def _existing_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
         return WordPiece.from_file(config.vocab_file, config.lowercase), "vocab_file"
     if config.tokenizer_dir:
         return text.load(config.tokenizer_dir), "tokenizer_dir"
-    source = getattr(config, "init_from", None)  # A plain CorpusConfig does not have it.
-    if source:
+    source = getattr(config, "init_from", None)  # A plain CorpusConfig has neither option.
+    if source and not getattr(config, "new_tokenizer", False):
         source = hub.folder(source, "init_from")
         return runs.tokenizer_of(source) if runs.is_run(source) else text.load(source), "init_from"
     return None, ""

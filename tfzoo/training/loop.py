@@ -295,7 +295,9 @@ class Trainer:
         with self.strategy.scope():
             self.models = objective.build_models(self.inputs.page, self.inputs.model_config, policy)
             if config.init_from and not checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).steps():
-                self.loaded = initialize.initialize(self.models[MAIN], config.init_from)
+                self.loaded = initialize.initialize(
+                    self.models[MAIN], config.init_from, tokenizer=self.inputs.tokenizer
+                )
             if config.remat == "block":
                 for model in self.models.values():
                     model.recompute_blocks()
@@ -366,6 +368,9 @@ class Trainer:
             runs.write_config(self.run_dir, self.models, names, self.inputs.tokenizer)
             record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
             files.atomic_write(self.run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
+            if self.loaded:
+                record = {"init_from": self.config.init_from} | dataclasses.asdict(self.loaded)
+                files.atomic_write(self.run_dir / "init_from.json", json.dumps(record, indent=2) + "\n")
         self.config.write(self.run_dir / "flags.cfg")
 
     def _begin(self) -> None:

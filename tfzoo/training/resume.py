@@ -24,7 +24,7 @@ def check_run_dir(config: TrainConfig) -> bool:
         _compare(TrainConfig.read(record, config.run_dir), config)
         return True
     # flags.cfg is written last: if there are only these files, the run was killed while it started, and starts again.
-    early = {"tokenizer", "config.json", "corpus.json", files.LOCK}
+    early = {"tokenizer", "config.json", "corpus.json", "init_from.json", files.LOCK}
     foreign = run_dir.exists() and (
         not run_dir.is_dir()
         or any(entry.name not in early and not entry.name.endswith(files.PARTIAL) for entry in run_dir.iterdir())

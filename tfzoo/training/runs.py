@@ -5,6 +5,7 @@ config.json     {"models": {"main": {"model": name, "heads": [names], "num_label
                 "pool": pooling, "config": fields of TransformerConfig}}, "tokenizer": its fingerprint}; other models,
                 such as a teacher, have other roles than "main"
 corpus.json     fingerprint and counts of the corpus
+init_from.json  with --init_from: names of the variables that were loaded, resized, new and unused
 tokenizer/      in Hugging Face's layout: vocab.txt, or vocab.json and merges.txt, or spiece.model, ...
 checkpoints/    the newest checkpoints; best -> the one with the best held-out figure
 metrics.jsonl   one object per line; events/ for TensorBoard; loss.png
