@@ -60,7 +60,8 @@ class KneserNey:
 
         D_1 = 1 - 2 Y n_2 / n_1,    D_2 = 2 - 3 Y n_3 / n_2,    D_3 = 3 - 4 Y n_4 / n_3.
 
-    If one of these is undefined or not positive, as in small texts and for small vocabularies, the order uses 0.5, 1, 1.5.
+    If one of these is undefined or not positive, as in small texts and for small vocabularies, the order uses 0.5, 1
+    and 1.5.
 
     No k-gram crosses the border between two documents. A virtual token precedes each document; it belongs to contexts
     and is never predicted. A k-gram that begins with it has no preceding token and is counted by its occurrences.
@@ -90,9 +91,10 @@ class KneserNey:
             contexts, words = np.divmod(grams.keys, vocab_size + 1)
             taken = _discounts(grams.counts)[np.minimum(grams.counts, 3)]
             totals = np.bincount(contexts, grams.counts, len(probabilities))
-            shares = (grams.counts - taken) / totals[contexts]
+            divisors = np.maximum(totals, 1)
+            shares = (grams.counts - taken) / divisors[contexts]
             # A context that only ends documents has no continuation.
-            backoffs = np.where(totals > 0, np.bincount(contexts, taken, len(totals)) / np.maximum(totals, 1), 1.0)
+            backoffs = np.where(totals > 0, np.bincount(contexts, taken, len(totals)) / divisors, 1.0)
             probabilities = shares + backoffs[contexts] * probabilities[grams.suffixes]
             # After h, the most likely token is either one of those that occur after h, or that of h', which no other
             # token that does not occur after h exceeds.

@@ -12,7 +12,7 @@ from tfzoo import config as config_lib
 from tfzoo import hub, lazy
 from tfzoo.data.corpus import load_corpus
 from tfzoo.data.packed import PARTS, PackedFolder
-from tfzoo.data.tokenized import cached, cached_tokenizer
+from tfzoo.data.tokenized import TokenizedCorpus, cached, cached_tokenizer
 from tfzoo.errors import UserError
 from tfzoo.objectives.objective import Objective
 from tfzoo.training import registry
@@ -223,6 +223,14 @@ def make_objective(config: TrainConfig, tokenizer) -> Objective:
     return registry.make(config.objective, config.objective_options, tokenizer, config.sequence_length)
 
 
+def tokenized_parts(config: CorpusConfig, corpus, tokenizer) -> list[TokenizedCorpus]:
+    """Returns the token ids of a Corpus: [training part, held-out part]."""
+    return [
+        cached(documents, tokenizer, corpus.fingerprint + part, config.cache_folder)
+        for part, documents in zip(PARTS, (corpus.train, corpus.held_out), strict=True)
+    ]
+
+
 def read_rows(config: CorpusConfig, corpus, tokenizer, objective: Objective):
     """Returns the rows and token ids of a Corpus or a PackedFolder: ((train, held out), (train, held out)).
 
@@ -231,10 +239,7 @@ def read_rows(config: CorpusConfig, corpus, tokenizer, objective: Objective):
     """
     if isinstance(corpus, PackedFolder):
         return tuple(corpus.rows(part) for part in PARTS), tuple(corpus.token_ids(part) for part in PARTS)
-    parts = [
-        cached(documents, tokenizer, corpus.fingerprint + part, config.cache_folder)
-        for part, documents in zip(PARTS, (corpus.train, corpus.held_out), strict=True)
-    ]
+    parts = tokenized_parts(config, corpus, tokenizer)
     rows = tuple(objective.rows(part) for part in parts)
     for name, part in zip(("training", "held-out"), rows, strict=True):
         if not len(part):

@@ -367,8 +367,9 @@ class Trainer:
         held_out = self.inputs.evaluation_batches(replicas)  # The batches of a single device.
         if self.log:
             with progress_lib.stage("computing baselines"):
-                train_ids, batches = np.asarray(self.inputs.train_ids), list(held_out.as_numpy_iterator())
-                self.baselines = self.inputs.objective.baselines(train_ids, batches)
+                inputs, batches = self.inputs, list(held_out.as_numpy_iterator())
+                self.baselines = inputs.objective.baselines(np.asarray(inputs.train_ids), batches)
+                self.baselines |= inputs.objective.row_baselines(inputs.train_rows, batches)
             if self.resuming:
                 saved = "" if self.checkpoints.steps() else ": no checkpoint was saved"
                 print(f"resuming at step {self.step:,} of {self.config.steps:,}{saved}")
