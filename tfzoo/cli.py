@@ -210,7 +210,7 @@ def only_one(flags: absl_flags.FlagValues, *names: str) -> str:
     Raises:
       UserError: none of the flags is set, or more than one.
     """
-    specified = [name for name in names if flags[name].value not in (None, False, [])]
+    specified = [name for name in names if flags[name].value not in (None, False, "", [])]
     if not specified:
         *others, last = (f"--{name}" for name in names)
         raise UserError(f"{', '.join(others)} or {last}: specify one of them")

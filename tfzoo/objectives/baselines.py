@@ -1,10 +1,19 @@
-"""Baselines without a model: token frequencies, and bigram statistics of one neighboring token.
+"""Baselines without a trained model: token frequencies, one neighboring token, and an n-gram model.
 
 The figures of a language model mean little on their own. The baselines are estimated from the same training text and
 evaluated on the same tokens.
 """
 
+import contextlib
+
 import numpy as np
+
+from tfzoo.errors import UserError
+from tfzoo.evaluation.ngram import KneserNey
+
+NGRAM_ORDER = 5
+# The n-gram model is estimated in a few seconds from this many tokens; `tfzoo.score --ngram` uses all of them.
+_NGRAM_TOKENS = 4_000_000
 
 
 class NeighbourTable:
@@ -106,3 +115,110 @@ def masked_lm_baselines(train_ids: np.ndarray, batches, tokenizer) -> dict[str, 
         by_frequency[f"{kind}_accuracy"] = float(max(np.mean(label), 1 - np.mean(label)))
         by_neighbour[f"{kind}_accuracy"] = float(np.mean(np.concatenate(guesses) == label))
     return {"frequency": by_frequency, "neighbour": by_neighbour}
+
+
+def frequencies(train_ids: np.ndarray, targets: np.ndarray, tokenizer) -> np.ndarray:
+    """Returns the probability of each token, float64 [vocab_size].
+
+    Ordinary tokens have their frequency (add-one smoothed) in the training text. Special tokens do not occur there and
+    have their frequency among the targets, which is at least as good as any estimate that ignores the context.
+
+    Args:
+      train_ids: int32 [N], the token ids of the training text.
+      targets: int [M], the tokens to predict.
+      tokenizer: of the run.
+    """
+    size, special = tokenizer.vocab_size, tokenizer.special_ids
+    target_frequency = np.bincount(targets, minlength=size) / max(len(targets), 1)
+    frequency = np.bincount(train_ids, minlength=size) + 1.0
+    frequency[special] = 0
+    frequency *= (1 - target_frequency[special].sum()) / max(frequency.sum(), 1)
+    frequency[special] = target_frequency[special]
+    return frequency
+
+
+def neighbour_baseline(train_ids: np.ndarray, batches, tokenizer, name: str) -> dict[str, dict[str, float]]:
+    """Returns accuracy and loss (nats), over the batches' targets, of predicting each token from the one before it.
+
+    Targets that are special tokens, and those that follow one, have the probabilities of `frequencies`; the others
+    those of a NeighbourTable of the training text.
+
+    Args:
+      train_ids: int32 [N], the token ids of the training text.
+      batches: the evaluation batches, as dicts of numpy arrays with targets, target_weights and before_targets: the
+        token before each target.
+      tokenizer: of the run.
+      name: the prefix of the figures.
+
+    Returns:
+      {"neighbour": {NAME_loss, NAME_accuracy}}
+    """
+    targets, neighbours = (
+        np.concatenate([batch[key][batch["target_weights"] > 0] for batch in batches])
+        for key in ("targets", "before_targets")
+    )
+    frequency = frequencies(train_ids, targets, tokenizer)
+    is_special = np.isin(np.arange(len(frequency)), tokenizer.special_ids)
+    ordinary = np.where(is_special, 0.0, frequency)
+    share = ordinary.sum()
+    kept = ~(is_special[train_ids[:-1]] | is_special[train_ids[1:]])
+    table = NeighbourTable(train_ids[:-1][kept], train_ids[1:][kept], ordinary / max(share, 1e-300))
+    by_frequency = is_special[neighbours] | is_special[targets]
+    probability = np.where(by_frequency, frequency[targets], share * table.probability(neighbours, targets))
+    guess = np.where(is_special[neighbours], np.argmax(frequency), table.likeliest(neighbours))
+    return {"neighbour": _means(name, probability, guess == targets)}
+
+
+def ngram_baseline(rows, row_tokens: int, batches, tokenizer, name: str) -> dict[str, dict[str, float]]:
+    """Returns accuracy and loss (nats), over the batches' targets, of a Kneser-Ney model of order NGRAM_ORDER.
+
+    The model is estimated from training rows and evaluated on evaluation rows, and therefore has the context that a
+    decoder has. Of more than 4 million tokens, it uses rows at regular intervals.
+
+    Args:
+      rows: the training rows; `row(index)` returns token_ids, document_ids int32 [n].
+      row_tokens: the maximum number of tokens per row.
+      batches: the evaluation batches, as dicts of numpy arrays [B, L]: token_ids, targets, target_weights, and
+        document_ids if rows contain several documents. Each target is the token after its position in the document.
+      tokenizer: of the run.
+      name: the prefix of the figures.
+
+    Returns:
+      {"n-gram": {NAME_loss, NAME_accuracy}}
+    """
+    parts = [(np.zeros(0, np.int32), np.zeros(0, np.int32))]
+    for index in range(0, len(rows), -(-len(rows) * row_tokens // _NGRAM_TOKENS)):
+        with contextlib.suppress(UserError):  # The training reports a row that cannot be read.
+            parts.append(rows.row(index)[:2])
+    token_ids, document_ids = (np.concatenate(column) for column in zip(*parts, strict=True))
+    row_numbers = np.repeat(np.arange(len(parts)), [len(ids) for ids, _ in parts])
+    starts = _starts(row_numbers, document_ids)
+    model = KneserNey(token_ids, starts, order=NGRAM_ORDER, vocab_size=tokenizer.vocab_size)
+
+    inputs, targets, weights = (
+        np.concatenate([batch[key] for batch in batches]) for key in ("token_ids", "targets", "target_weights")
+    )
+    if "document_ids" in batches[0]:
+        documents = np.concatenate([batch["document_ids"] for batch in batches])
+    else:  # Padding follows the last target.
+        documents = np.flip(np.maximum.accumulate(np.flip(weights > 0, 1), 1), 1)
+    real = documents > 0
+    targets, measured = targets[real], weights[real] > 0
+    starts = _starts(np.nonzero(real)[0], documents[real])
+    # The tokens of a document are its inputs and the target of its last input.
+    scores = model.score(np.insert(inputs[real], starts[1:], targets[starts[1:] - 1]), starts + np.arange(len(starts)))
+    places = np.arange(len(targets)) + np.repeat(np.arange(1, len(starts)), np.diff(starts))
+    hits = scores.likeliest[places] == targets
+    return {"n-gram": _means(name, np.exp(scores.log_probabilities[places])[measured], hits[measured])}
+
+
+def _starts(rows: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Returns the offsets of the documents of N tokens, int64 [D + 1], from the row and the document of each token."""
+    differ = (rows[1:] != rows[:-1]) | (documents[1:] != documents[:-1])
+    return np.append(np.flatnonzero(np.append(True, differ)[: len(rows)]), len(rows))
+
+
+def _means(name: str, probabilities: np.ndarray, hits: np.ndarray) -> dict[str, float]:
+    """Returns the loss and the accuracy of N predictions, from the targets' probabilities and whether each was hit."""
+    count = max(len(hits), 1)
+    return {f"{name}_loss": float(-np.log(probabilities).sum() / count), f"{name}_accuracy": float(hits.sum() / count)}

@@ -6,6 +6,7 @@ from tfzoo import lazy
 from tfzoo.data.packing import PackedRows
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.objectives import shared
+from tfzoo.objectives.baselines import ngram_baseline
 from tfzoo.objectives.objective import PackOption
 
 tf = lazy.module("tensorflow")
@@ -87,3 +88,7 @@ class Causal(shared.TokenTargets):
             features["document_ids"] = shared.pad(document_ids, self._length, 0)
             features["position_ids"] = shared.pad(shared.positions_in(document_ids), self._length, 0)
         return features
+
+    def row_baselines(self, rows, batches):
+        """Returns the figures of a Kneser-Ney model: `ngram_baseline`."""
+        return ngram_baseline(rows, self.row_tokens, batches, self._tokenizer, self.PREFIX)

@@ -156,3 +156,12 @@ class Objective:
           batches: the evaluation batches, as dicts of numpy arrays.
         """
         return {}
+
+    def row_baselines(self, rows, batches: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+        """Returns further baselines, in the format of `baselines`: those that need to know where documents begin.
+
+        Args:
+          rows: the training rows.
+          batches: the evaluation batches, as dicts of numpy arrays.
+        """
+        return {}

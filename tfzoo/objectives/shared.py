@@ -1,4 +1,4 @@
-"""Functions shared by objectives: documents in a row, random selection, cross-entropy and the frequency baseline.
+"""Functions shared by objectives: documents in a row, random selection, cross-entropy and baselines.
 
 The documents of a row are numbered: document_ids, int32 [N], contain 1, 2, ... in ascending order, one id per token.
 """
@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfzoo import lazy
+from tfzoo.objectives.baselines import frequencies, neighbour_baseline
 from tfzoo.objectives.objective import MAIN, Objective
 
 tf = lazy.module("tensorflow")
@@ -107,17 +108,24 @@ class TokenTargets(Objective):
             f"{self.PREFIX}_accuracy": (tf.reduce_sum(hits * weights), tf.reduce_sum(weights)),
         }
 
+    def before_targets(self, batch):
+        """Returns the token before each target [...], from which the neighbor baseline predicts it: the input of the
+        decoder at its position."""
+        return batch.get("decoder_token_ids", batch["token_ids"])
+
     def baselines(self, train_ids, batches):
-        """Returns the figures of the frequency baseline: `frequency_baseline`."""
-        batches = [batch | {"target_weights": np.asarray(self.measured(batch))} for batch in batches]
-        return frequency_baseline(train_ids, batches, self._tokenizer, self.PREFIX)
+        """Returns the figures of the frequency and bigram baselines: `frequency_baseline`, `neighbour_baseline`."""
+        batches = [
+            batch | {"target_weights": np.asarray(self.measured(batch)), "before_targets": self.before_targets(batch)}
+            for batch in batches
+        ]
+        given = train_ids, batches, self._tokenizer, self.PREFIX
+        return frequency_baseline(*given) | neighbour_baseline(*given)
 
 
 def frequency_baseline(train_ids: np.ndarray, batches, tokenizer, name: str) -> dict[str, dict[str, float]]:
-    """Returns accuracy and loss (nats), over the batches' targets, of predicting each token with its frequency.
-
-    Ordinary tokens have their frequency (add-one smoothed) in the training text. Special tokens do not occur there and
-    have their frequency among the targets, which is at least as good as any estimate.
+    """Returns accuracy and loss (nats), over the batches' targets, of predicting each token with its frequency
+    (`frequencies`).
 
     Args:
       train_ids: int32 [N], the token ids of the training text.
@@ -128,13 +136,9 @@ def frequency_baseline(train_ids: np.ndarray, batches, tokenizer, name: str) -> 
     Returns:
       {"frequency": {NAME_loss, NAME_accuracy}}
     """
-    size, special = tokenizer.vocab_size, tokenizer.special_ids
     targets = np.concatenate([batch["targets"][batch["target_weights"] > 0] for batch in batches])
-    target_frequency = np.bincount(targets, minlength=size) / max(len(targets), 1)
-    frequency = np.bincount(train_ids, minlength=size) + 1.0
-    frequency[special] = 0
-    frequency *= (1 - target_frequency[special].sum()) / max(frequency.sum(), 1)
-    frequency[special] = target_frequency[special]
+    target_frequency = np.bincount(targets, minlength=tokenizer.vocab_size) / max(len(targets), 1)
+    frequency = frequencies(train_ids, targets, tokenizer)
     # target_frequency is 0 wherever frequency is 0.
     loss = -np.sum(target_frequency * np.log(np.maximum(frequency, 1e-300)))
     accuracy = target_frequency[np.argmax(frequency)]

@@ -15,7 +15,7 @@ from tfzoo import hub, lazy
 from tfzoo.data import mixture
 from tfzoo.data.corpus import load_corpus
 from tfzoo.data.packed import PARTS, PackedFolder
-from tfzoo.data.tokenized import cached, cached_tokenizer
+from tfzoo.data.tokenized import TokenizedCorpus, cached, cached_tokenizer
 from tfzoo.errors import UserError
 from tfzoo.objectives.objective import Objective
 from tfzoo.training import registry
@@ -88,10 +88,14 @@ class Inputs:
         """Returns the objective's baselines on the batches of `evaluation_batches`, as dicts of numpy arrays; for
         several sources, also FIGURE/NAME for the batches of each."""
         train_ids = np.asarray(self.train_ids)
-        found = self.objective.baselines(train_ids, batches)
+
+        def baselines_of(part):
+            return self.objective.baselines(train_ids, part) | self.objective.row_baselines(self.train_rows, part)
+
+        found = baselines_of(batches)
         for name, count in self.evaluated_sources(num_replicas).items():
             of_source, batches = batches[:count], batches[count:]
-            for baseline, figures in self.objective.baselines(train_ids, of_source).items():
+            for baseline, figures in baselines_of(of_source).items():
                 found[baseline] |= {f"{figure}/{name}": value for figure, value in figures.items()}
         return found
 
@@ -275,6 +279,14 @@ def make_objective(config: TrainConfig, tokenizer) -> Objective:
     return registry.make(config.objective, config.objective_options, tokenizer, config.sequence_length)
 
 
+def tokenized_parts(config: CorpusConfig, corpus, tokenizer) -> list[TokenizedCorpus]:
+    """Returns the token ids of a Corpus: [training part, held-out part]."""
+    return [
+        cached(documents, tokenizer, corpus.fingerprint + part, config.cache_folder)
+        for part, documents in zip(PARTS, (corpus.train, corpus.held_out), strict=True)
+    ]
+
+
 def read_rows(config: CorpusConfig, corpus, tokenizer, objective: Objective):
     """Returns the rows and token ids of a Corpus or a PackedFolder: ((train, held out), (train, held out)).
 
@@ -297,10 +309,7 @@ def read_rows(config: CorpusConfig, corpus, tokenizer, objective: Objective):
 
 def _rows_of(corpus, config: CorpusConfig, tokenizer, objective: Objective):
     """Returns the result of `read_rows` for a single source."""
-    parts = [
-        cached(documents, tokenizer, corpus.fingerprint + part, config.cache_folder)
-        for part, documents in zip(PARTS, (corpus.train, corpus.held_out), strict=True)
-    ]
+    parts = tokenized_parts(config, corpus, tokenizer)
     rows = tuple(objective.rows(part) for part in parts)
     for name, part in zip(("training", "held-out"), rows, strict=True):
         if not len(part):

@@ -10,9 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tfzoo import files
 from tfzoo.errors import UserError
+from tfzoo.objectives.baselines import NGRAM_ORDER
 
 # The baselines of tfzoo.objectives, as an evaluation's table names them.
-_BASELINE_LABELS = {"frequency": "most frequent token", "neighbour": "bigram baseline"}
+_BASELINE_LABELS = {
+    "frequency": "most frequent token",
+    "neighbour": "bigram baseline",
+    "n-gram": f"{NGRAM_ORDER}-gram baseline",
+}
 
 
 def evaluation_table(
