@@ -72,16 +72,8 @@ class PackedRows:
             raise ValueError(
                 f"a piece of {longest} tokens costs {costs.max(0).tolist()}, more than the limits {limits.tolist()}"
             )
-        if pack:
-            borders = np.append(np.concatenate([[0], ends])[:-1:_WINDOW], len(costs))
-            windows = zip(borders[:-1], borders[1:], strict=True)
-            rows = [_best_fit(costs[begin:end], limits) for begin, end in windows]
-            firsts = np.cumsum([0, *(row.max(initial=-1) + 1 for row in rows)])
-            row = np.concatenate([r + first for r, first in zip(rows, firsts[:-1], strict=True)] or [np.zeros(0, int)])
-        else:
-            row = np.arange(len(costs))
-        self._pieces = np.argsort(row, kind="stable")
-        self._row_starts = np.searchsorted(row[self._pieces], np.arange(row.max(initial=-1) + 2))
+        starts = np.concatenate([[0], ends])[:-1:_WINDOW] if pack else None
+        self._pieces, self._row_starts = assign(costs, limits, starts)
         capacity = max(len(self), 1) * num_tokens
         self.padding_share = float(1 - costs[:, 0].sum() / capacity) if len(self) else 0.0
         """The fraction of padding of all rows."""
@@ -106,6 +98,36 @@ class PackedRows:
         first = self._first if begin == 0 else self._first[:0]
         last = self._last if end == stop - start + before + len(self._last) else self._last[:0]
         return np.concatenate([first, words, last])
+
+
+def assign(
+    costs: np.ndarray, limits: np.ndarray, window_starts: Sequence[int] | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Assigns pieces to rows by best fit within each window.
+
+    Args:
+      costs: int64 [N, K], the costs of each piece.
+      limits: int64 [K]; the sum of the costs of a row must not exceed them. The first one decides which row is fullest.
+      window_starts: the first piece of each window, ascending; None puts each piece in its own row.
+
+    Returns:
+      The pieces sorted by row, then by number, int64 [N]; and the first place of each row among them, int64 [R + 1].
+    """
+    if window_starts is None:
+        row = np.arange(len(costs))
+    else:
+        borders = np.append(window_starts, len(costs)).astype(np.int64)
+        windows = zip(borders[:-1], borders[1:], strict=True)
+        rows = [_best_fit(costs[begin:end], limits) for begin, end in windows]
+        firsts = np.cumsum([0, *(row.max(initial=-1) + 1 for row in rows)])
+        row = np.concatenate([r + first for r, first in zip(rows, firsts[:-1], strict=True)] or [np.zeros(0, int)])
+    pieces = np.argsort(row, kind="stable")
+    return pieces, np.searchsorted(row[pieces], np.arange(row.max(initial=-1) + 2))
+
+
+def window_starts(count: int) -> np.ndarray:
+    """Returns the `window_starts` of `assign` for documents that are one piece each."""
+    return np.arange(0, count, _WINDOW)
 
 
 def _best_fit(costs: np.ndarray, limits: np.ndarray) -> np.ndarray:
