@@ -74,6 +74,8 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.objectives.masked_lm",
     "tfzoo.objectives.causal",
     "tfzoo.objectives.span_corruption",
+    "tfzoo.objectives.denoise",
+    "tfzoo.objectives.seq2seq",
     "tfzoo.training.config",
     "tfzoo.training.loop",
     *sorted(ENTRY_POINTS),

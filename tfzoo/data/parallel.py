@@ -74,6 +74,8 @@ class ParallelRows:
         first = np.minimum(first, np.maximum(space - second, space // 2))
         second = np.minimum(second, space - first)
         self._sizes = np.stack([first, second], 1)
+        self.num_texts = sizes.size
+        """The number of texts, two per pair."""
         self.num_cut = int(np.count_nonzero(self._sizes < sizes))
         """The number of texts whose end was cut off, because they are longer than a row."""
 

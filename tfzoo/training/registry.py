@@ -17,6 +17,8 @@ OBJECTIVES = {
     "masked_lm": "tfzoo.objectives.masked_lm:MaskedLM",
     "causal": "tfzoo.objectives.causal:Causal",
     "span_corruption": "tfzoo.objectives.span_corruption:SpanCorruption",
+    "denoise": "tfzoo.objectives.denoise:Denoise",
+    "seq2seq": "tfzoo.objectives.seq2seq:Seq2Seq",
 }
 
 
