@@ -75,6 +75,8 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.objectives.causal",
     "tfzoo.objectives.permutation",
     "tfzoo.objectives.span_corruption",
+    "tfzoo.objectives.denoise",
+    "tfzoo.objectives.seq2seq",
     "tfzoo.training.config",
     "tfzoo.training.loop",
     *sorted(ENTRY_POINTS),

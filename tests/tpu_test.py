@@ -15,7 +15,9 @@ from tfzoo.data import pipeline
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives.causal import Causal
+from tfzoo.objectives.denoise import Denoise
 from tfzoo.objectives.masked_lm import MaskedLM
+from tfzoo.objectives.seq2seq import Seq2Seq
 from tfzoo.objectives.shared import TokenTargets
 from tfzoo.objectives.span_corruption import SpanCorruption
 from tfzoo.training import optimizers
@@ -83,6 +85,11 @@ OBJECTIVES: dict[str, list] = {
         lambda: SpanCorruption(tokenizer(), LENGTH),
         lambda: SpanCorruption(tokenizer(), LENGTH, pack=False),
     ],
+    "denoise": [lambda: Denoise(tokenizer(), LENGTH), lambda: Denoise(tokenizer(), LENGTH, pack=False)],
+    "seq2seq": [
+        lambda: Seq2Seq(tokenizer(), LENGTH),
+        lambda: Seq2Seq(tokenizer(), LENGTH, pack=False, label_smoothing=0.0),
+    ],
 }
 
 
@@ -97,7 +104,8 @@ def batch_of(objective) -> dict:
     if isinstance(objective, Targets):
         ids = np.random.default_rng(0).integers(7, WORDS, [BATCH, LENGTH]).astype(np.int32)
         return {"token_ids": ids, "targets": ids, "target_weights": np.ones([BATCH, LENGTH], np.float32)}
-    text = corpus([[5, 6], [3], [7, 4, 6], [2, 2], [9]] * 8)
+    parallel = isinstance(objective, Seq2Seq)
+    text = corpus([[5, 6], [2, 2], [3, 9]] * 8 if parallel else [[5, 6], [3], [7, 4, 6], [2, 2], [9]] * 8)
     words = np.random.default_rng(0).integers(7, WORDS - SENTINELS, len(text.token_ids)).astype(np.int32)
     rows = objective.rows(TokenizedCorpus(words, text.sentence_starts, text.document_starts))
     batches = pipeline.training_batches(rows, objective, batch_size=BATCH, seed=0, first_step=0, num_steps=1)
@@ -130,6 +138,9 @@ class TPUTest(tf.test.TestCase):
 
     def test_masked_words_and_parts(self):
         self.check("bert", OBJECTIVES["masked_lm"][0](), num_parts=2, clip_norm=1.0, clip_each=1.0)
+
+    def test_smoothed_labels(self):
+        self.check("transformer", OBJECTIVES["seq2seq"][0]())
 
     def test_the_lint_finds_what_it_is_for(self):
         step = tf.function(lambda x: tf.reduce_sum(tf.boolean_mask(x, x > 0)), jit_compile=True)

@@ -5,7 +5,7 @@ from unittest import mock
 
 import numpy as np
 
-from tests.data.corpora import documents, random_documents
+from tests.data.corpora import STOP, corpus, documents, random_corpus, random_documents
 from tfzoo.data import packing
 from tfzoo.data.packing import PackedRows
 
@@ -125,6 +125,32 @@ class PackedRowsTest(unittest.TestCase):
         for i in reversed(range(len(one))):
             for a, b in zip(one.row(i, np.zeros(4)), two.row(i, np.ones(4)), strict=True):
                 np.testing.assert_array_equal(a, b)
+
+    def test_sentences_are_numbered(self):
+        text = corpus([[2, 3], [1, 1, 1], [9]])
+        rows = PackedRows(text, 6, sentences=True)
+        self.assertEqual(list(rows.FEATURES), ["token_ids", "document_ids", "sentence_ids"])
+        found = [[x.tolist() for x in rows.row(i)[1:]] for i in range(len(rows))]
+        # The sentence of 9 tokens is cut; its remainder is a sentence next to three others.
+        self.assertEqual(
+            found,
+            [
+                [[1] * 5, [1, 1, 2, 2, 2]],
+                [[1, 1, 1, 2, 2, 2], [1, 2, 3, 4, 4, 4]],
+                [[1] * 6, [1] * 6],
+            ],
+        )
+        text = random_corpus(60)
+        plain, numbered = PackedRows(text, 40, extra=1), PackedRows(text, 40, extra=1, sentences=True)
+        self.assertEqual(list(plain.FEATURES), ["token_ids", "document_ids"])
+        for i in range(len(plain)):
+            ids, documents, sentences = numbered.row(i)
+            for one, two in zip(plain.row(i), (ids, documents), strict=True):
+                np.testing.assert_array_equal(one, two)
+            self.assertEqual(sentences.dtype, np.int32)
+            # A sentence ends with STOP, and with its document.
+            ends = (ids == STOP) | (np.diff(documents, append=0) != 0)
+            np.testing.assert_array_equal(sentences, 1 + np.cumsum(np.append(0, ends[:-1])))
 
     def test_nothing(self):
         for pack in (True, False):

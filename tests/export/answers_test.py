@@ -46,11 +46,11 @@ def one_hot(labels, size, value=20.0):
 
 class AnswersTest(tf.test.TestCase):
     def test_what_a_decoder_reads_first(self):
-        """As in `generate`: from the folder, generation_config.json before config.json; padding in a run."""
+        """As in `generate`: from the folder, generation_config.json before config.json; in a run, as in training."""
         model = small.model("bart")
         for config, generation_config, start in (
-            (None, None, TOKENIZER.pad_id),
-            ({}, None, TOKENIZER.pad_id),
+            (None, None, TOKENIZER.sep_id),
+            ({}, None, TOKENIZER.sep_id),
             ({"id2label": {}}, None, 2),  # The default of BART.
             ({"decoder_start_token_id": 0}, None, 0),
             ({"decoder_start_token_id": 3}, {"decoder_start_token_id": 0}, 0),

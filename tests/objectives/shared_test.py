@@ -67,6 +67,35 @@ class CrossEntropyTest(tf.test.TestCase):
             )
             self.assertAllEqual(hits, np.argmax(logits, -1) == labels)
 
+    def test_label_smoothing_by_the_formula(self):
+        random = np.random.default_rng(1)
+        logits = (random.normal(size=[5, 40]) * 6).astype(np.float32)
+        logits[3] += 1000
+        labels = random.integers(0, 40, [5]).astype(np.int32)
+        upstream = np.float32(random.normal(size=[5]))
+        exact = logits.astype(np.float64)
+        exact -= exact.max(-1, keepdims=True)
+        log_p = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
+        for smoothing in (0.0, 0.1, 0.7):
+            # Szegedy et al. 2016, section 7: q(k) = (1 - smoothing) [k = label] + smoothing / V.
+            target = (1 - smoothing) * np.eye(40)[labels] + smoothing / 40
+            for graph in (False, True):
+
+                def function(logits, labels, smoothing=smoothing):
+                    return shared.cross_entropy(logits, labels, smoothing)[0]
+
+                with tf.GradientTape() as tape:
+                    given = tf.constant(logits)
+                    tape.watch(given)
+                    loss = (tf.function(function) if graph else function)(given, tf.constant(labels))
+                self.assertAllClose(loss, -np.sum(target * log_p, -1), rtol=1e-5, atol=1e-4)
+                self.assertAllClose(
+                    tape.gradient(loss, given, output_gradients=upstream),
+                    (np.exp(log_p) - target) * upstream[:, None],
+                    rtol=1e-5,
+                    atol=1e-6,
+                )
+
 
 class FrequencyTest(tf.test.TestCase):
     def test_by_hand(self):

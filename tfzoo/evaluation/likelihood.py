@@ -14,6 +14,7 @@ from tfzoo.errors import CheckFailed, UserError
 from tfzoo.generation.folder import special_ids
 from tfzoo.generation.prompt import table_length
 from tfzoo.generation.texts import encode, prompt_frame
+from tfzoo.text.framing import encoder_decoder_ends
 
 
 class Likelihood(NamedTuple):
@@ -87,7 +88,8 @@ def score_continuations(
     if model.is_encoder_decoder:
         before, after = prompt_frame(model, tokenizer)
         sources = [[*before, *ids, *after] for ids in encode(tokenizer, contexts)]
-        start = special_ids(model).get("decoder_start_token_id", tokenizer.pad_id)
+        trained_start = encoder_decoder_ends(tokenizer).start if model.record is None else tokenizer.pad_id
+        start = special_ids(model).get("decoder_start_token_id", trained_start)
         if start is None:
             raise UserError(
                 "decoder_start_token_id is missing: neither the folder nor the tokenizer's padding token defines it"

@@ -13,6 +13,7 @@ from tfzoo.errors import UserError, suggest
 from tfzoo.generation.options import BOUNDS
 from tfzoo.json_files import Field, Fields
 from tfzoo.models.record import FolderRecord
+from tfzoo.text import framing
 from tfzoo.weights import config_fields
 
 _OWN = "generation_config.json"
@@ -147,11 +148,11 @@ def special_ids(model) -> dict[str, Any]:
 
 
 def decoder_start_id(model, tokenizer: Any) -> int:
-    """Returns the id of the decoder's first token: the one that the model's folder specifies or, for a run, padding,
+    """Returns the id of the decoder's first token: the one that the model's folder specifies or, for a run, the one
     with which tfzoo's objectives begin."""
     start = special_ids(model).get("decoder_start_token_id")
     if start is None and not (model.record and model.record.config):
-        start = getattr(tokenizer, "pad_id", None)
+        start = framing.encoder_decoder_ends(tokenizer).start
     return models.page_of(model).new_config(model.config)["decoder_start_token_id"] if start is None else start
 
 

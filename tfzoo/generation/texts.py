@@ -155,7 +155,8 @@ def prompt_frame(model, tokenizer) -> tuple[list[int], list[int]]:
         place = parts.index(framing.TEXT)
         before, after = parts[:place], parts[place + 1 :]
     elif model.is_encoder_decoder:
-        before, after = [], [tokenizer.eos_id]
+        _, begin, end = framing.encoder_decoder_ends(tokenizer)
+        before, after = [begin], [end]
     else:
         before, after = [tokenizer.bos_id], []
     return [i for i in before if isinstance(i, int)], [i for i in after if isinstance(i, int)]
@@ -326,9 +327,13 @@ def _own_ids(model, tokenizer) -> dict[str, Any]:
     eos, pad = tokenizer.eos_id, tokenizer.pad_id
     if eos is None and _END_OF_TEXT in tokenizer.vocab:
         eos = tokenizer.vocab.index(_END_OF_TEXT)
+    start = pad
+    if model.is_encoder_decoder and model.record is None:  # As in training.
+        start, _, end = framing.encoder_decoder_ends(tokenizer)
+        eos = eos if end is None else end
     ids = {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
     if model.is_encoder_decoder:
-        ids["decoder_start_token_id"] = pad
+        ids["decoder_start_token_id"] = start
     return {name: value for name, value in ids.items() if value is not None and name not in folder_ids}
 
 

@@ -47,6 +47,15 @@ class MaskRateOption(Checked):
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeanSpanOption(Checked):
+    """An option of objectives that corrupt spans of several tokens."""
+
+    mean_span: float = option(
+        3.0, "Mean length of a corrupted span, in tokens.", group=GROUP, low=1.0, decides_rows=True
+    )
+
+
 class Objective:
     """A training objective.
 

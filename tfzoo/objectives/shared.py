@@ -68,12 +68,54 @@ def draw(scores, document_ids, counts):
     return tf.scatter_nd(order[:, None], tf.cast(taken, tf.int32), [tf.size(scores)]) > 0
 
 
-def cross_entropy(logits, labels):
-    """Returns the loss in nats and the hits (0 or 1), float32 [...], of logits float32 [..., V], labels int [...]."""
+def encoder_decoder_features(
+    inputs, input_documents, targets, target_documents, lengths, pad_id: int, pack: bool, start_id: int | None = None
+):
+    """Returns the features of a row of an encoder-decoder; the decoder inputs are the targets of each document shifted
+    by one position.
+
+    Args:
+      inputs, input_documents: int32 [N], the encoder's tokens.
+      targets, target_documents: int32 [M].
+      lengths: (L, T), the static lengths of the encoder's and the decoder's rows.
+      pad_id: the padding id.
+      pack: whether a row can contain several documents.
+      start_id: the first decoder input of each document; None means the padding id.
+
+    Returns:
+      token_ids int32 [L], padding_mask bool [L], decoder_token_ids, targets int32 [T], target_weights float32 [T];
+      with `pack` also document_ids, position_ids int32 [L], decoder_document_ids, decoder_position_ids int32 [T].
+    """
+    length, target_length = lengths
+    start_id = pad_id if start_id is None else start_id
+    target_positions = positions_in(target_documents)
+    shifted = tf.where(target_positions == 0, start_id, tf.concat([[start_id], targets], 0)[:-1])
+    features = {
+        "token_ids": pad(inputs, length, pad_id),
+        "padding_mask": tf.range(length) < tf.size(inputs),
+        "decoder_token_ids": pad(shifted, target_length, pad_id),
+        "targets": pad(targets, target_length, pad_id),
+        "target_weights": pad(tf.ones_like(targets, tf.float32), target_length, 0.0),
+    }
+    if pack:
+        features |= {
+            "document_ids": pad(input_documents, length, 0),
+            "position_ids": pad(positions_in(input_documents), length, 0),
+            "decoder_document_ids": pad(target_documents, target_length, 0),
+            "decoder_position_ids": pad(target_positions, target_length, 0),
+        }
+    return features
+
+
+def cross_entropy(logits, labels, smoothing: float = 0.0):
+    """Returns the loss in nats and the hits (0 or 1), float32 [...], of logits float32 [..., V], labels int [...].
+
+    smoothing: see nn.losses.log_loss.
+    """
     from tfzoo.nn.losses import log_loss
 
-    loss = tf.reshape(log_loss(tf.reshape(logits, [-1, logits.shape[-1]]), tf.reshape(labels, [-1])), tf.shape(labels))
-    return loss, tf.cast(tf.argmax(logits, -1, labels.dtype) == labels, tf.float32)
+    loss = log_loss(tf.reshape(logits, [-1, logits.shape[-1]]), tf.reshape(labels, [-1]), smoothing)
+    return tf.reshape(loss, tf.shape(labels)), tf.cast(tf.argmax(logits, -1, labels.dtype) == labels, tf.float32)
 
 
 def forward(model, batch, training):
@@ -88,11 +130,13 @@ class TokenTargets(Objective):
     """
 
     PREFIX: ClassVar[str]
+    smoothing = 0.0  # Label smoothing of the loss, not of the metrics.
 
     def loss(self, models, batch, training=True):
         """Returns (sum, weight): the cross-entropy in nats over all targets, and their number."""
         weights = batch["target_weights"]
-        words, _ = cross_entropy(forward(models[MAIN], batch, training)["logits"], batch["targets"])
+        logits = forward(models[MAIN], batch, training)["logits"]
+        words, _ = cross_entropy(logits, batch["targets"], self.smoothing)
         return tf.reduce_sum(words * weights), tf.reduce_sum(weights)
 
     def measured(self, batch):

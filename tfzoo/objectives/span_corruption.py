@@ -10,19 +10,14 @@ from tfzoo.data.packing import PackedRows
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives import shared
-from tfzoo.objectives.objective import GROUP, MaskRateOption, PackOption
-from tfzoo.options import option
+from tfzoo.objectives.objective import MaskRateOption, MeanSpanOption, PackOption
 
 tf = lazy.module("tensorflow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(MaskRateOption, PackOption):
+class Options(MaskRateOption, MeanSpanOption, PackOption):
     """The flags of span corruption."""
-
-    mean_span: float = option(
-        3.0, "Mean length of a corrupted span, in tokens.", group=GROUP, low=1.0, decides_rows=True
-    )
 
 
 class SpanCorruption(shared.TokenTargets):

@@ -11,7 +11,7 @@ default is 0. A role with a question mark is omitted if the tokenizer has no suc
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfzoo.errors import UserError
 
@@ -40,6 +40,27 @@ class Frame:
     def room(self, length: int) -> int:
         """Returns the number of text tokens that fit into a row of `length`."""
         return length - (len(self.parts) - len(self.texts))
+
+
+class Ends(NamedTuple):
+    """Special tokens of an encoder-decoder; None means that there is no such token."""
+
+    start: int | None  # The first token that the decoder reads.
+    begin: int | None  # The token before each text.
+    end: int | None  # The token after each text.
+
+
+def encoder_decoder_ends(tokenizer: Any) -> Ends:
+    """Returns the special tokens with which tfzoo's objectives train encoder-decoders.
+
+    With cls and sep tokens these are BART's: texts are "cls $A sep" on both sides, and the decoder starts with sep.
+    Otherwise, and for a tokenizer with sentinels, they are those of T5 and Marian: texts are "$A eos", and the decoder
+    starts with padding.
+    """
+    cls, sep, pad, eos = (getattr(tokenizer, f"{role}_id", None) for role in ("cls", "sep", "pad", "eos"))
+    if cls is None or sep is None or len(getattr(tokenizer, "sentinel_ids", ())):
+        return Ends(pad, None, eos)
+    return Ends(sep, cls, sep)
 
 
 BARE = (Frame((TEXT,), (0,)), Frame((TEXT, PAIR), (0, 1)))  # No special tokens around one text, or two.

@@ -18,6 +18,8 @@ OBJECTIVES = {
     "causal": "tfzoo.objectives.causal:Causal",
     "span_corruption": "tfzoo.objectives.span_corruption:SpanCorruption",
     "permutation": "tfzoo.objectives.permutation:Permutation",
+    "denoise": "tfzoo.objectives.denoise:Denoise",
+    "seq2seq": "tfzoo.objectives.seq2seq:Seq2Seq",
 }
 
 

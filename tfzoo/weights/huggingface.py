@@ -254,8 +254,9 @@ def save(
         record |= {f"{ROLES[role]}_id": i for role, i in ids.items() if i is not None}
         if model.can_generate:
             ids = {"pad_token_id": ids["pad"], "eos_token_id": ids["eos"]}
-            if model.is_encoder_decoder:  # tfzoo's objectives begin the decoder's input with this token.
-                ids["decoder_start_token_id"] = ids["pad_token_id"]
+            if model.is_encoder_decoder:  # As in training.
+                start, _, end = framing.encoder_decoder_ends(inner_tokenizer)
+                ids |= {"eos_token_id": end, "decoder_start_token_id": start}
             generation = {name: i for name, i in ids.items() if i is not None} | generation
     if folder.exists():
         folder.rmdir()

@@ -16,6 +16,7 @@ from tfzoo.export.interface import Signature, Tensor
 from tfzoo.generation import options as decoding
 from tfzoo.generation.folder import folder_options, special_ids
 from tfzoo.generation.texts import decode_text
+from tfzoo.text import framing
 from tfzoo.text.reader import pad_id
 
 # The options of generation_config.json that an export uses: not those for sampling or for comparing strings.
@@ -50,6 +51,8 @@ class Continuations(Answer):
         super().__init__(model, tokenizer, options)
         ids = special_ids(model)
         end = ids.get("eos_token_id", getattr(tokenizer, "eos_id", None))
+        if model.is_encoder_decoder and model.record is None:  # As in training.
+            end = framing.encoder_decoder_ends(tokenizer).end
         ids |= dict(eos_token_id=end, pad_token_id=pad_id(tokenizer), decoder_start_token_id=self.reader.start_id)
         self.ids = {name: value for name, value in ids.items() if value is not None}
         self.outputs = {"generated_text": Tensor("string", ("batch",)), "num_tokens": Tensor("int32", ("batch",))}
