@@ -130,6 +130,8 @@ class AdamWTest(OptimizerCase):
     def test_unknown_name(self):
         with self.assertRaisesRegex(UserError, "--optimizer=adam: must be one of adamw, muon, lamb, adafactor"):
             optimizers.make_optimizer("adam", 0.1, variables())
+        with self.assertRaisesRegex(UserError, "--matrix_rate=2: applies only to --optimizer=muon; omit it"):
+            optimizers.make_optimizer("adamw", 0.1, variables(), matrix_rate=2.0)
 
 
 class LambTest(OptimizerCase):
@@ -185,8 +187,12 @@ class MuonTest(OptimizerCase):
         return [[random.normal(size=shape) for shape in self.SHAPES.values()] for _ in range(4)]
 
     def test_the_papers(self):
+        for matrix_rate in (1.0, 2.5):
+            self.check_the_papers(matrix_rate)
+
+    def check_the_papers(self, matrix_rate):
         rate, momentum, decay = 0.02, 0.95, 0.1
-        optimizer, values = self.made("muon", weight_decay=decay)
+        optimizer, values = self.made("muon", weight_decay=decay, matrix_rate=matrix_rate)
         adamw, others = self.made("adamw", weight_decay=decay)
         expected, velocity = [v.numpy().astype(np.float64) for v in values], {}
         found, plain = run(optimizer, values, self.steps()), run(adamw, others, self.steps())
@@ -205,7 +211,8 @@ class MuonTest(OptimizerCase):
                     singular = 3.4445 * singular - 4.775 * singular**3 + 2.0315 * singular**5
                 self.assertAllInRange(singular, 0.3, 1.3)
                 update = 0.2 * math.sqrt(max(matrix.shape)) * (left * singular) @ right
-                expected[i] = expected[i] * (1 - rate * decay) - rate * update.reshape(gradient.shape)
+                expected[i] *= 1 - rate * matrix_rate * decay
+                expected[i] -= rate * matrix_rate * update.reshape(gradient.shape)
                 self.assertAllClose(found[step][i], expected[i], 1e-5, 1e-6)
 
     def test_matrices_keep_one_moment(self):

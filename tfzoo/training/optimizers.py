@@ -335,8 +335,10 @@ def make_optimizer(
       skip_nonfinite: skips updates whose gradient is not finite; loss scaling always does.
 
     Raises:
-      UserError: the name is unknown.
+      UserError: the name is unknown, or matrix_rate is given for another optimizer.
     """
+    if matrix_rate != 1 and name != "muon":
+        raise UserError(f"--matrix_rate={matrix_rate:g}: applies only to --optimizer=muon; omit it")
     decay = weight_decay or None
     average = dict(use_ema=True, ema_momentum=ema_decay) if ema_decay else {}
     adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
