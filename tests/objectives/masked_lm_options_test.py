@@ -6,7 +6,10 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
+import tfzoo
+from tests.data.corpora import corpus as parallel_corpus
 from tests.data.corpora import random_words
+from tests.nn.formulas import randomize
 from tests.objectives.examples import SPECIAL, VOCAB, packed_example
 from tfzoo.data import pipeline, words
 from tfzoo.data.documents import Document
@@ -16,7 +19,7 @@ from tfzoo.objectives import masked_lm
 from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.text.wordpiece import WordPiece
 
-MASK = SPECIAL.index("[MASK]")
+CLS, SEP, MASK = (SPECIAL.index(name) for name in ("[CLS]", "[SEP]", "[MASK]"))
 
 
 def drawing(*draws, kinds=()):
@@ -125,6 +128,95 @@ class ExamplesTest(tf.test.TestCase):
                 self.assertLessEqual(count, 60)
                 self.assertGreater(np.mean(masked | kept), 0.4)
             (self.assertLess if alike else self.assertGreater)(mixed, 0.25, unit)
+
+    def test_figure_1_of_xlm(self):
+        texts = ["the curtains were blue", "les rideaux étaient bleus"]
+        tokenizer = WordPiece([*SPECIAL, *sorted(set(" ".join(texts).split()))], lowercase=False)
+        objective = MaskedLM(tokenizer, 14, pairs="translation", mask_rate=0.5, pack=False)
+        rows = objective.rows(tokenize([Document("one", texts)], tokenizer))
+        example = dict(zip(rows.FEATURES, map(tf.constant, rows.row(0)))) | {"seed": tf.constant([1, 2])}
+        with drawing(low(8, 1, 2, 4, 7)):
+            features = objective.prepare(example)
+        restored, shown = self.shown(objective, features)
+        self.assertEqual(restored, "the curtains were blue [SEP] les rideaux étaient bleus")
+        self.assertEqual(shown, "the [MASK] [MASK] blue [SEP] [MASK] rideaux étaient [MASK]")
+        self.assertAllEqual(features["position_ids"], [0, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 0, 0, 0])
+        self.assertAllEqual(features["segment_ids"], [0] * 6 + [1] * 5 + [0] * 3)
+        self.assertNotIn("document_ids", features)
+        self.assertNotIn("document_ids", objective.inputs)
+        self.assertLessEqual(set(objective.inputs), set(features))
+
+
+class TranslationTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.tokenizer = WordPiece(VOCAB)
+
+    def parallel(self, lengths):
+        """Returns pairs of random texts of these lengths."""
+        text = parallel_corpus([[a, b] for a, b in lengths])
+        text.token_ids[:] = np.random.default_rng(0).integers(5, len(VOCAB), len(text.token_ids))
+        return text
+
+    def test_packed_pairs(self):
+        random = np.random.default_rng(1)
+        for longest, units in ((2, "token"), (9, "span"), (40, "token")):
+            objective = MaskedLM(self.tokenizer, 32, pairs="translation", mask_unit=units, mask_rate=0.3)
+            rows = objective.rows(self.parallel(random.integers(1, longest, [150, 2])))
+            batches = pipeline.evaluation_batches(rows, objective, batch_size=len(rows), seed=3, num_batches=1)
+            (batch,) = batches.as_numpy_iterator()
+            self.assertLessEqual(set(objective.inputs), set(batch))
+            for i in range(len(rows)):
+                first, first_documents, second, second_documents = rows.row(i)
+                asked = batch["masked_weights"][i] > 0
+                restored = batch["token_ids"][i].copy()
+                restored[batch["masked_positions"][i][asked]] = batch["masked_ids"][i][asked]
+                expected = [[], [], [], []]  # Tokens, positions, segments, documents.
+                for number in range(1, first_documents.max() + 1):
+                    one, two = first[first_documents == number], second[second_documents == number]
+                    expected[0] += [CLS, *one, SEP, *two, SEP]
+                    expected[1] += [*range(len(one) + 2), *range(1, len(two) + 2)]
+                    expected[2] += [0] * (len(one) + 2) + [1] * (len(two) + 1)
+                    expected[3] += [number] * (len(one) + len(two) + 3)
+                    drawn = np.sum(batch["document_ids"][i][batch["masked_positions"][i][asked]] == number)
+                    most = max(1, round(float(np.float32(0.3) * np.float32(len(one) + len(two)))))
+                    (self.assertEqual if units == "token" else self.assertLessEqual)(drawn, most)
+                for values, name in zip(expected, ("", "position_ids", "segment_ids", "document_ids")):
+                    found = batch[name][i] if name else restored
+                    self.assertAllEqual(found, np.pad(values, [0, 32 - len(values)]), name)
+        self.assertGreater(batch["document_ids"].max(), 1)
+
+    def test_the_model_reads_a_packed_pair_as_one_of_its_own(self):
+        lengths = [[3, 4], [2, 2], [5, 1]]
+        model = tfzoo.build(
+            "bert_tiny", vocab_size=len(VOCAB), hidden_size=8, num_layers=1, num_heads=2, intermediate_size=12,
+            max_positions=32, dropout=0.0, attention_dropout=0.0, heads=("lm",),
+        )  # fmt: skip
+        randomize(model)
+        packed = MaskedLM(self.tokenizer, 32, pairs="translation")
+        rows = packed.rows(self.parallel(lengths))
+        self.assertLen(rows, 1)
+        example = dict(zip(rows.FEATURES, map(tf.constant, rows.row(0)))) | {"seed": tf.constant([1, 2])}
+        batch = {name: x[None] for name, x in packed.prepare(example).items()}
+        together = packed.metrics({"main": model}, batch)["masked_lm_loss"]
+        self.assertAllEqual(together, packed.loss({"main": model}, batch, training=False))
+        alone = [0.0, 0.0]
+        documents = batch["document_ids"][0].numpy()
+        for number in (1, 2, 3):
+            own = documents == number
+            asked = (batch["masked_weights"][0].numpy() > 0) & own[batch["masked_positions"][0].numpy()]
+            part = {name: batch[name][0].numpy()[own] for name in ("token_ids", "segment_ids", "position_ids")} | {
+                "masked_positions": batch["masked_positions"][0].numpy()[asked] - np.argmax(own),
+                "masked_ids": batch["masked_ids"][0].numpy()[asked],
+                "masked_weights": batch["masked_weights"][0].numpy()[asked],
+            }
+            loss = packed.loss({"main": model}, {name: tf.constant(x)[None] for name, x in part.items()}, False)
+            alone = [a + float(b) for a, b in zip(alone, loss)]
+        self.assertAllClose(together, alone, 1e-5)
+
+    def test_what_does_not_fit(self):
+        with self.assertRaisesRegex(UserError, "--corpus: is not parallel text: document 1 has 1 sentence "):
+            MaskedLM(self.tokenizer, 32, pairs="translation").rows(random_words(3, 9, 5, 9))
 
 
 class OptionsTest(tf.test.TestCase):

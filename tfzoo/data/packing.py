@@ -31,6 +31,7 @@ class PackedRows:
         overlap: int = 0,
         also: Sequence[tuple[int, Callable[[np.ndarray], np.ndarray]]] = (),
         pack: bool = True,
+        sentences: bool = False,
     ):
         """Assigns all pieces of the corpus to rows.
 
@@ -46,11 +47,14 @@ class PackedRows:
           also: further limits, each (limit, costs): a function from lengths of pieces, int64 [N], to costs, int64 [N],
             whose sum over a row must not exceed the limit.
           pack: False puts each piece in its own row.
+          sentences: rows also have the feature sentence_ids; not with first_id or last_id, which are in no sentence.
 
         Raises:
           ValueError: a single piece exceeds a limit.
         """
-        self._corpus = corpus
+        self._corpus, self._sentences = corpus, sentences
+        if sentences:
+            self.FEATURES = self.FEATURES | {"sentence_ids": 1}
         self._first, self._last = (np.array([] if i is None else [i], np.int32) for i in (first_id, last_id))
         lengths = np.diff(corpus.document_starts) + len(self._first) + len(self._last)
         if longest is None:
@@ -72,16 +76,8 @@ class PackedRows:
             raise ValueError(
                 f"a piece of {longest} tokens costs {costs.max(0).tolist()}, more than the limits {limits.tolist()}"
             )
-        if pack:
-            borders = np.append(np.concatenate([[0], ends])[:-1:_WINDOW], len(costs))
-            windows = zip(borders[:-1], borders[1:], strict=True)
-            rows = [_best_fit(costs[begin:end], limits) for begin, end in windows]
-            firsts = np.cumsum([0, *(row.max(initial=-1) + 1 for row in rows)])
-            row = np.concatenate([r + first for r, first in zip(rows, firsts[:-1], strict=True)] or [np.zeros(0, int)])
-        else:
-            row = np.arange(len(costs))
-        self._pieces = np.argsort(row, kind="stable")
-        self._row_starts = np.searchsorted(row[self._pieces], np.arange(row.max(initial=-1) + 2))
+        starts = np.concatenate([[0], ends])[:-1:_WINDOW] if pack else None
+        self._pieces, self._row_starts = assign(costs, limits, starts)
         capacity = max(len(self), 1) * num_tokens
         self.padding_share = float(1 - costs[:, 0].sum() / capacity) if len(self) else 0.0
         """The fraction of padding of all rows."""
@@ -89,14 +85,21 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self._row_starts) - 1
 
-    def row(self, index: int, numbers=None) -> tuple[np.ndarray, np.ndarray]:
+    def row(self, index: int, numbers=None) -> tuple[np.ndarray, ...]:
         """Returns one row: token_ids, document_ids int32 [n]; its pieces are documents 1, 2, ... in the corpus's order.
 
-        `numbers` is unused, because nothing is random here; other kinds of rows use it.
+        With `sentences`, it also returns sentence_ids int32 [n]: the row's sentences are numbered 1, 2, ...; a sentence
+        that was cut is a sentence in each piece. `numbers` is unused, because nothing is random here; other kinds of
+        rows use it.
         """
-        parts = [self._piece(p) for p in self._pieces[self._row_starts[index] : self._row_starts[index + 1]]]
+        pieces = self._pieces[self._row_starts[index] : self._row_starts[index + 1]]
+        parts = [self._piece(piece) for piece in pieces]
         numbers_of_pieces = np.arange(1, len(parts) + 1, dtype=np.int32)
-        return np.concatenate(parts), np.repeat(numbers_of_pieces, [len(part) for part in parts])
+        row = np.concatenate(parts), np.repeat(numbers_of_pieces, [len(part) for part in parts])
+        if not self._sentences:
+            return row
+        begins = np.concatenate([self._sentence_begins(piece) for piece in pieces])
+        return *row, np.cumsum(begins, dtype=np.int32)
 
     def _piece(self, piece: int) -> np.ndarray:
         begin, end = self._begins[piece], self._ends[piece]
@@ -106,6 +109,46 @@ class PackedRows:
         first = self._first if begin == 0 else self._first[:0]
         last = self._last if end == stop - start + before + len(self._last) else self._last[:0]
         return np.concatenate([first, words, last])
+
+    def _sentence_begins(self, piece: int) -> np.ndarray:
+        """Returns which tokens of a piece begin a sentence; the first one always does."""
+        start = self._corpus.document_starts[self._documents[piece]]
+        begin, end = start + self._begins[piece], start + self._ends[piece]
+        low, high = np.searchsorted(self._corpus.sentence_starts, [begin, end])
+        begins = np.zeros(end - begin, bool)
+        begins[self._corpus.sentence_starts[low:high] - begin] = True
+        begins[0] = True
+        return begins
+
+
+def assign(
+    costs: np.ndarray, limits: np.ndarray, window_starts: Sequence[int] | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Assigns pieces to rows by best fit within each window.
+
+    Args:
+      costs: int64 [N, K], the costs of each piece.
+      limits: int64 [K]; the sum of the costs of a row must not exceed them. The first one decides which row is fullest.
+      window_starts: the first piece of each window, ascending; None puts each piece in its own row.
+
+    Returns:
+      The pieces sorted by row, then by number, int64 [N]; and the first place of each row among them, int64 [R + 1].
+    """
+    if window_starts is None:
+        row = np.arange(len(costs))
+    else:
+        borders = np.append(window_starts, len(costs)).astype(np.int64)
+        windows = zip(borders[:-1], borders[1:], strict=True)
+        rows = [_best_fit(costs[begin:end], limits) for begin, end in windows]
+        firsts = np.cumsum([0, *(row.max(initial=-1) + 1 for row in rows)])
+        row = np.concatenate([r + first for r, first in zip(rows, firsts[:-1], strict=True)] or [np.zeros(0, int)])
+    pieces = np.argsort(row, kind="stable")
+    return pieces, np.searchsorted(row[pieces], np.arange(row.max(initial=-1) + 2))
+
+
+def window_starts(count: int) -> np.ndarray:
+    """Returns the `window_starts` of `assign` for documents that are one piece each."""
+    return np.arange(0, count, _WINDOW)
 
 
 def _best_fit(costs: np.ndarray, limits: np.ndarray) -> np.ndarray:
