@@ -5,7 +5,7 @@ import unittest
 import numpy as np
 
 from tests.data.corpora import STOP, corpus, random_corpus
-from tfzoo.data.pairs import NEXT, NO_PAIR, NOT_NEXT, PairRows
+from tfzoo.data.pairs import IN_ORDER, NEXT, NO_PAIR, NOT_NEXT, SWAPPED, OrderRows, PairRows
 
 
 def uncut(rows):
@@ -132,6 +132,50 @@ class PairsTest(unittest.TestCase):
         rows = PairRows(corpus([[5] * 200, [5, 30, 5]]), 20)
         labels = [rows.row(7, numbers)[2] for numbers in np.random.default_rng(0).random([100, 4])]
         self.assertEqual(set(labels), {NEXT, NOT_NEXT})
+
+
+class OrderTest(unittest.TestCase):
+    def test_a_pair_in_and_out_of_order(self):
+        rows = OrderRows(corpus([[2, 3, 4], [5]]), 20)
+        self.assertEqual((len(rows), rows.padding_share), (2, 1 - 14 / 40))
+        for number, cut in ((0.0, 2), (0.99, 5)):
+            first, second, label = rows.row(0, np.array([number, 0.2]))
+            self.assertEqual((len(first), len(second), label), (cut, 9 - cut, IN_ORDER))
+            last, earlier, label = rows.row(0, np.array([number, 0.7]))
+            self.assertEqual(label, SWAPPED)
+            np.testing.assert_array_equal(earlier, first)
+            np.testing.assert_array_equal(last, second)
+        first, second, label = rows.row(1, np.zeros(2))
+        self.assertEqual((len(first), len(second), label), (5, 0, NO_PAIR))
+
+    def test_every_token_once_and_whole_sentences(self):
+        for num_tokens in (1, 3, 14, 40, 1000):
+            text = random_corpus(60)
+            rows, random = OrderRows(text, num_tokens), np.random.default_rng(0)
+            read, labels, beginnings, start = [], [], set(text.sentence_starts.tolist()), 0
+            for i in range(len(rows)):
+                first, second, label = rows.row(i, random.random(4))
+                self.assertLessEqual(len(first) + len(second), num_tokens)
+                if label != NO_PAIR:
+                    labels.append(label)
+                    # Neither the beginning nor the end of a segment tells the order.
+                    self.assertEqual((first[-1], second[-1]), (STOP, STOP))
+                    self.assertIn(start, beginnings)
+                    self.assertIn(start + len(second if label == SWAPPED else first), beginnings)
+                read += [second, first] if label == SWAPPED else [first, second]
+                start += len(first) + len(second)
+            np.testing.assert_array_equal(np.concatenate(read), text.token_ids)
+            if num_tokens >= 40:
+                self.assertLess(abs(np.mean(labels) - 0.5), 3 * 0.5 / np.sqrt(len(labels)))
+
+    def test_the_rest_of_a_long_sentence_is_not_split_off(self):
+        rows = OrderRows(corpus([[25, 3, 4]]), 10)
+        found = [rows.row(i, np.zeros(2)) for i in range(len(rows))]
+        self.assertEqual([len(first) for first, _, _ in found], [10, 10, 8, 4])
+        self.assertEqual([label for *_, label in found], [NO_PAIR] * 4)
+
+    def test_nothing(self):
+        self.assertEqual(len(OrderRows(corpus([]), 10)), 0)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,28 @@ class PipelineTest(tf.test.TestCase):
         one, two = (np.concatenate([b["first"][:, 0] for b in self.training(seed=s)]) for s in (3, 4))
         self.assertNotAllEqual(one, two)
 
+    def test_static_patterns_repeat(self):
+        count = len(self.rows)
+        positions = tf.data.Dataset.range(5 * count)
+        seeds: dict[int, list] = {}
+        examples = pipeline.examples(self.rows, positions, 3, patterns=2)
+        for position, example in enumerate(examples.as_numpy_iterator()):
+            _, index = order.epoch_and_index(position, count, 3)
+            split = len(example["first"])  # The rows repeat too, not only the masks.
+            seeds.setdefault(int(index), []).append((tuple(example["seed"]), split, int(example["label"])))
+        self.assertLen(seeds, count)
+        for values in seeds.values():
+            self.assertEqual(values, [values[0], values[1]] * 2 + [values[0]])
+            self.assertNotEqual(values[0][0], values[1][0])
+
+    def test_progress_is_a_function_of_the_position(self):
+        whole = np.concatenate([batch["progress"] for batch in self.training(num_steps=12)])
+        self.assertEqual(whole.dtype, np.float32)
+        self.assertAllClose(whole, np.arange(48) / 48)
+        evaluated = pipeline.evaluation_batches(self.rows, Plain(), batch_size=4, seed=3, num_batches=3)
+        for batch in evaluated.as_numpy_iterator():
+            self.assertAllEqual(batch["progress"], np.zeros(4))
+
     def test_evaluation_is_in_order_and_always_alike(self):
         def read(num_batches):
             batches = pipeline.evaluation_batches(self.rows, Plain(), batch_size=4, seed=3, num_batches=num_batches)

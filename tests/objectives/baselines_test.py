@@ -86,6 +86,20 @@ class MaskedLMBaselinesTest(unittest.TestCase):
             self.assertEqual(found["neighbour"]["next_sentence_accuracy"], neighbour)
             self.assertEqual(found["frequency"]["next_sentence_accuracy"], frequency)
 
+    def test_the_order_of_sentences(self):
+        # 6 follows 5 in the text more often than 5 follows 6. [CLS] 5 5 [SEP] 6 5 [SEP]: 5 6 at the border, 5 5
+        # if swapped; [CLS] 6 5 [SEP] 5 5 [SEP] is the swapped pair.
+        batch = {name: np.repeat(x, 2, 0) for name, x in self.batch().items() if not name.startswith("next")} | {
+            "token_ids": np.array([[2, 5, 5, 3, 6, 5, 3, 0], [2, 6, 5, 3, 5, 5, 3, 0]]),
+            "segment_ids": np.array([[0, 0, 0, 0, 1, 1, 1, 0]] * 2),
+            "sentence_order_weight": np.ones(2),
+        }
+        for labels, neighbour, frequency in (([0, 1], 1.0, 0.5), ([0, 0], 0.5, 1.0), ([1, 0], 0.0, 0.5)):
+            found = masked_lm_baselines(TEXT, [batch | {"sentence_order": np.array(labels)}], TOKENIZER)
+            self.assertEqual(found["neighbour"]["sentence_order_accuracy"], neighbour)
+            self.assertEqual(found["frequency"]["sentence_order_accuracy"], frequency)
+            self.assertNotIn("next_sentence_accuracy", found["frequency"])
+
     def test_without_pairs(self):
         found = masked_lm_baselines(TEXT, [self.batch(next_sentence_weight=np.zeros(1))], TOKENIZER)
         self.assertNotIn("next_sentence_accuracy", found["neighbour"])

@@ -24,6 +24,7 @@ import numpy as np
 from tfzoo import lazy
 from tfzoo.data.packing import PackedRows
 from tfzoo.data.pairs import OrderRows, PairRows
+from tfzoo.data.parallel import ParallelRows
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.data.words import with_words
 from tfzoo.errors import UserError
@@ -36,7 +37,7 @@ tf = lazy.module("tensorflow")
 
 MASK_UNITS = ("token", "word", "ngram", "span")
 PREDICTED_PAIRS = ("next_sentence", "sentence_order")  # Pairs that have a label, which a head predicts.
-PAIRS = ("none", *PREDICTED_PAIRS)
+PAIRS = ("none", *PREDICTED_PAIRS, "translation")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class Options(MaskRateOption, PackOption):
         "next_sentence",
         "Content of the two segments of a row: none has one segment; next_sentence: text, and in half of the rows "
         "text from elsewhere, which the model must detect; sentence_order: consecutive text, in half of the rows "
-        "swapped, which the model must detect.",
+        "swapped, which the model must detect; translation: a sentence and its translation, from parallel text.",
         group=GROUP,
         choices=PAIRS,
         decides_rows=True,
@@ -124,6 +125,13 @@ class MaskedLM(Objective):
     Example of a span, figure 1 of Joshi et al. 2020: four words, all of which become [MASK]:
 
         Super Bowl 50 was [M] [M] [M] [M] to determine the champion
+
+    Example of a translation, figure 1 of Lample and Conneau 2019. Words of both sentences are masked, and the positions
+    restart, so that they are aligned. The segments take the place of the paper's language embeddings:
+
+        tokens        [CLS] the [M] [M] blue [SEP] [M] rideaux étaient [M] [SEP]
+        position_ids  0     1   2   3   4    5     1   2       3       4   5
+        segment_ids   0     0   0   0   0    0     1   1       1       1   1
     """
 
     name = "masked_lm"
@@ -171,8 +179,12 @@ class MaskedLM(Objective):
         self._final_rate = self.options.final_mask_rate or self._rate
         self._largest_rate = max(self._rate, self._final_rate)
         self._label = self.options.pairs if self.options.pairs in PREDICTED_PAIRS else None
+        self._translation = self.options.pairs == "translation"
         self._pack = self.options.pack and not self._label
         self._predictions = max(1, math.ceil(self._largest_rate * self.row_tokens))
+        if self._pack and self._translation:  # Many short pairs, each with at least one selected token, need more.
+            sizes = np.arange(2, self._length)
+            self._predictions = int(np.max(self._length * self._most_drawn(sizes) // (sizes + 3)))
         words = np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
         self._ordinary_ids = tf.constant(words, tf.int32)
 
@@ -188,49 +200,57 @@ class MaskedLM(Objective):
     @property
     def inputs(self) -> tuple[str, ...]:
         """The inputs of the model that this objective provides; segment_ids only for models with segments."""
-        packed = ("document_ids", "position_ids") if self._pack else ()
-        return ("token_ids", "segment_ids", "padding_mask", "masked_positions", *packed)
+        packed = ("document_ids",) if self._pack else ()
+        positions = ("position_ids",) if self._pack or self._translation else ()
+        return ("token_ids", "segment_ids", "padding_mask", "masked_positions", *packed, *positions)
 
     @property
     def row_tokens(self) -> int:
-        """The number of text tokens that fit into a row next to [CLS] and two [SEP], or one [SEP] with packing."""
-        return self._length - (2 if self._pack else 3)
+        """The number of text tokens that fit into a row next to [CLS] and two [SEP], or one [SEP] for a packed
+        document without a pair."""
+        return self._length - (2 if self._pack and not self._translation else 3)
 
-    def rows(self, corpus: TokenizedCorpus) -> PairRows | PackedRows:
+    def _most_drawn(self, sizes):
+        """Returns the maximum number of tokens selected in documents of these sizes; in float32, as in the graph."""
+        return np.maximum(np.round(np.float32(self._largest_rate) * sizes.astype(np.float32)), 1)
+
+    def rows(self, corpus: TokenizedCorpus) -> PairRows | PackedRows | ParallelRows:
         """Returns the rows from which `prepare` takes its examples.
 
         Raises:
-          UserError: jieba is required, but not installed.
+          UserError: jieba is required, but not installed; or the corpus is not parallel text, as translation requires.
         """
         if self.options.chinese_words:
             corpus = with_words(corpus, self._tokenizer)
+        if self._translation:
+            extra = dict(first_extra=2, second_extra=1)
+            return ParallelRows(corpus, *[self._length] * 2, **extra, total_tokens=self._length, pack=self._pack)
         if self._label == "sentence_order":
             return OrderRows(corpus, self.row_tokens)
         if not self._pack:
             return PairRows(corpus, self.row_tokens, pairs=self._label is not None)
 
-        def drawn(sizes):  # The maximum number; computed in float32, as in the graph.
-            rate = np.float32(self._largest_rate)
-            return np.clip(np.round(rate * sizes.astype(np.float32)), 1, self._predictions)
+        def drawn(sizes):
+            return np.minimum(self._most_drawn(sizes), self._predictions)
 
         return PackedRows(corpus, self._length, extra=2, also=[(self._predictions, drawn)])
 
     def prepare(self, example):
-        """Converts one example of PairRows or, with packing, PackedRows to features with static shapes (L is
-        sequence_length, P the maximum number of selected tokens).
+        """Converts one example of `rows` to features with static shapes (L is sequence_length, P the maximum number of
+        selected tokens).
 
         Returns:
           token_ids, segment_ids int32 [L], padding_mask bool [L], masked_positions, masked_ids int32 [P],
-          masked_weights float32 [P]; with packing also document_ids, position_ids int32 [L]; with labeled pairs,
-          named as --pairs, NAME int32 [], NAME_weight float32 [].
+          masked_weights float32 [P]; with packing also document_ids, position_ids int32 [L]; with translations also
+          position_ids; with labeled pairs, named as --pairs, NAME int32 [], NAME_weight float32 [].
         """
+        if self._translation:
+            return self._prepare_translation(example)
         if self._pack:
             cls, sep = self._tokenizer.cls_id, self._tokenizer.sep_id
             token_ids, document_ids = shared.frame(example["token_ids"], example["document_ids"], cls, sep)
-            return self._masked(token_ids, tf.zeros_like(token_ids), document_ids, example) | {
-                "document_ids": shared.pad(document_ids, self._length, 0),
-                "position_ids": shared.pad(shared.positions_in(document_ids), self._length, 0),
-            }
+            positions = shared.positions_in(document_ids)
+            return self._masked(token_ids, tf.zeros_like(token_ids), document_ids, example, positions)
         first, second = example["first"], example["second"]
         cls, sep = [self._tokenizer.cls_id], [self._tokenizer.sep_id]
         # A row that is not split has one segment and one [SEP].
@@ -243,7 +263,25 @@ class MaskedLM(Objective):
             features[f"{self._label}_weight"] = tf.cast(example["label"] >= 0, tf.float32)
         return features
 
-    def _masked(self, token_ids, segment_ids, document_ids, example):
+    def _prepare_translation(self, example):
+        """Returns the features of an example of ParallelRows; the words of both texts have positions from 1 on."""
+        cls, sep = self._tokenizer.cls_id, self._tokenizer.sep_id
+        first, first_documents = shared.frame(example["first"], example["first_documents"], cls, sep)
+        second, second_documents = shared.frame(example["second"], example["second_documents"], None, sep)
+        order = tf.argsort(tf.concat([first_documents, second_documents], 0), stable=True)
+
+        def paired(of_first, of_second):  # Each text is followed by its translation.
+            return tf.gather(tf.concat([of_first, of_second], 0), order)
+
+        return self._masked(
+            paired(first, second),
+            paired(tf.zeros_like(first), tf.ones_like(second)),
+            paired(first_documents, second_documents),
+            example,
+            paired(shared.positions_in(first_documents), 1 + shared.positions_in(second_documents)),
+        )
+
+    def _masked(self, token_ids, segment_ids, document_ids, example, position_ids=None):
         """Returns the features of a row; each document in it is masked separately."""
         tokenizer, seed = self._tokenizer, example["seed"]
         continues = None
@@ -261,7 +299,7 @@ class MaskedLM(Objective):
         )
         shown_ids = tf.where(kind < 0.8, tokenizer.mask_id, tf.where(kind < 0.9, random_ids, drawn_ids))
         token_ids = tf.tensor_scatter_nd_update(token_ids, positions[:, None], shown_ids)
-        return {
+        features = {
             "token_ids": shared.pad(token_ids, self._length, tokenizer.pad_id),
             "segment_ids": shared.pad(segment_ids, self._length, 0),
             "padding_mask": tf.range(self._length) < tf.size(token_ids),
@@ -269,6 +307,11 @@ class MaskedLM(Objective):
             "masked_ids": shared.pad(drawn_ids, self._predictions, 0),
             "masked_weights": shared.pad(tf.ones_like(positions, tf.float32), self._predictions, 0.0),
         }
+        if position_ids is not None:
+            features["position_ids"] = shared.pad(position_ids, self._length, 0)
+        if self._pack:
+            features["document_ids"] = shared.pad(document_ids, self._length, 0)
+        return features
 
     def _draw(self, token_ids, document_ids, continues, example):
         """Selects the positions to predict, n of them, at most self._predictions.
