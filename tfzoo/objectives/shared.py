@@ -67,6 +67,41 @@ def draw(scores, document_ids, counts):
     return tf.scatter_nd(order[:, None], tf.cast(taken, tf.int32), [tf.size(scores)]) > 0
 
 
+def encoder_decoder_features(inputs, input_documents, targets, target_documents, lengths, pad_id: int, pack: bool):
+    """Returns the features of a row of an encoder-decoder; the decoder inputs are the targets of each document shifted
+    by one position, starting with the padding id.
+
+    Args:
+      inputs, input_documents: int32 [N], the encoder's tokens.
+      targets, target_documents: int32 [M].
+      lengths: (L, T), the static lengths of the encoder's and the decoder's rows.
+      pad_id: the padding id.
+      pack: whether a row can contain several documents.
+
+    Returns:
+      token_ids int32 [L], padding_mask bool [L], decoder_token_ids, targets int32 [T], target_weights float32 [T];
+      with `pack` also document_ids, position_ids int32 [L], decoder_document_ids, decoder_position_ids int32 [T].
+    """
+    length, target_length = lengths
+    target_positions = positions_in(target_documents)
+    shifted = tf.where(target_positions == 0, pad_id, tf.concat([[pad_id], targets], 0)[:-1])
+    features = {
+        "token_ids": pad(inputs, length, pad_id),
+        "padding_mask": tf.range(length) < tf.size(inputs),
+        "decoder_token_ids": pad(shifted, target_length, pad_id),
+        "targets": pad(targets, target_length, pad_id),
+        "target_weights": pad(tf.ones_like(targets, tf.float32), target_length, 0.0),
+    }
+    if pack:
+        features |= {
+            "document_ids": pad(input_documents, length, 0),
+            "position_ids": pad(positions_in(input_documents), length, 0),
+            "decoder_document_ids": pad(target_documents, target_length, 0),
+            "decoder_position_ids": pad(target_positions, target_length, 0),
+        }
+    return features
+
+
 def cross_entropy(logits, labels):
     """Returns the loss in nats and the hits (0 or 1), float32 [...], of logits float32 [..., V], labels int [...]."""
     from tfzoo.nn.losses import log_loss

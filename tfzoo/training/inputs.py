@@ -95,7 +95,7 @@ def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool
     corpus, tokenizer = read_corpus(config, run_dir if resuming else None, packed)
     model_config = with_overrides(config, model_config, vocab_size=tokenizer.vocab_size)
     check_sizes(config, model_config, tokenizer, num_replicas)
-    objective = make_objective(config, tokenizer)
+    objective = make_objective(config, tokenizer, page)
     objective.check_model(config.model, page)
     rows, token_ids = read_rows(config, corpus, tokenizer, objective)
     return Inputs(config, corpus, tokenizer, objective, page, model_config, *rows, *token_ids)
@@ -190,7 +190,14 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
         return corpus, packed.tokenizer
     if existing is not None:
         return corpus, existing
-    return corpus, cached_tokenizer(corpus, config.tokenizer, config.vocab_size, config.lowercase, config.cache_folder)
+    return corpus, cached_tokenizer(
+        corpus,
+        config.tokenizer,
+        config.vocab_size,
+        config.lowercase,
+        config.cache_folder,
+        [token for given in config.special_tokens for token in given.split(",")],
+    )
 
 
 def _fingerprint(path: pathlib.Path) -> str:
@@ -218,9 +225,9 @@ def _existing_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
     return None, ""
 
 
-def make_objective(config: TrainConfig, tokenizer) -> Objective:
-    """Creates the objective that the config names."""
-    return registry.make(config.objective, config.objective_options, tokenizer, config.sequence_length)
+def make_objective(config: TrainConfig, tokenizer, page: types.ModuleType | None = None) -> Objective:
+    """Creates the objective that the config names, for the models of a family's module if that is given."""
+    return registry.make(config.objective, config.objective_options, tokenizer, config.sequence_length, page)
 
 
 def read_rows(config: CorpusConfig, corpus, tokenizer, objective: Objective):
