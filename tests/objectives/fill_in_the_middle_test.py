@@ -7,8 +7,7 @@ import tensorflow as tf
 
 import tfzoo
 from tests.nn.formulas import randomize
-from tests.objectives.examples import batch_of, packed_example, word_corpus
-from tests.objectives.prefix_lm_test import pieces
+from tests.objectives.examples import batch_of, packed_example, pieces, word_corpus
 from tfzoo import models
 from tfzoo.errors import UserError
 from tfzoo.objectives.fill_in_the_middle import LEFT_TO_RIGHT, MARKERS, PSM, SPM, FillInTheMiddle

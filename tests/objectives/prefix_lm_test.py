@@ -8,23 +8,23 @@ import tensorflow as tf
 import tfzoo
 from tests.data.corpora import documents
 from tests.nn.formulas import randomize
-from tests.objectives.examples import BOS, EOS, PAD, WORDS, batch_of, packed_example, word_corpus, word_tokenizer
+from tests.objectives.examples import (
+    BOS,
+    EOS,
+    PAD,
+    WORDS,
+    batch_of,
+    packed_example,
+    pieces,
+    word_corpus,
+    word_tokenizer,
+)
 from tfzoo import models
 from tfzoo.data import pipeline
 from tfzoo.errors import UserError
 from tfzoo.objectives.causal import Causal
 from tfzoo.objectives.prefix_lm import DecoderPrefixLM, PrefixLM, draw_cuts
 from tfzoo.training import registry
-
-
-def pieces(objective, corpus):
-    """Returns all pieces of the corpus as tuples of tokens, sorted."""
-    rows = objective.rows(corpus)
-    found = []
-    for i in range(len(rows)):
-        tokens, numbers = rows.row(i)
-        found += [tuple(tokens[numbers == n].tolist()) for n in range(1, numbers.max() + 1)]
-    return sorted(found)
 
 
 def parts(batch, i, document):

@@ -6,10 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from tests.data.corpora import random_words
-from tests.objectives.examples import SENTINELS, SPAN_UNK, batch_of, packed_example, span_tokenizer
+from tests.objectives.examples import SENTINELS, SPAN_UNK, batch_of, packed_example, pieces, restored, span_tokenizer
 from tests.objectives.examples import SPAN_WORDS as WORDS
-from tests.objectives.prefix_lm_test import pieces
-from tests.objectives.span_corruption_test import restored
 from tfzoo import models
 from tfzoo.errors import UserError
 from tfzoo.objectives.ul2 import DENOISERS, MODE_TOKENS, UL2
