@@ -188,7 +188,7 @@ class TokensTest(tf.test.TestCase):
             self.assertEqual(np.sum(np.isin(features["targets"][:count], [EOS, 30, 31])), 1)
 
     def test_what_cannot_be(self):
-        with self.assertRaisesRegex(UserError, "tokens that mark.* --special_tokens=<fim_prefix>,<fim_suffix>,<fim_m"):
+        with self.assertRaisesRegex(UserError, "tokens that mark.* '--special_tokens=<fim_prefix>,<fim_s"):
             FillInTheMiddle(tokenizer(markers=("<fim_prefix>", "<fim_suffix>", "other")), 16)
         with self.assertRaisesRegex(UserError, "requires a tokenizer with an end-of-text token"):
             FillInTheMiddle(tokenizer(eos=None), 16)

@@ -86,6 +86,8 @@ class PrepareTest(tf.test.TestCase):
                 objective = PrefixLM(word_tokenizer(), length, pack=pack)
                 batch = batch_of(objective, corpus)
                 self.assertEqual("document_ids" in batch, pack)
+                filled = np.mean(batch["padding_mask"]), np.mean(batch["target_weights"])
+                self.assertNear(objective.rows(corpus).padding_share, 1 - np.mean(filled), 1e-6)
                 if not pack:
                     batch["document_ids"] = batch["padding_mask"].astype(int)
                     batch["decoder_document_ids"] = batch["target_weights"].astype(int)

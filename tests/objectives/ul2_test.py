@@ -5,7 +5,7 @@ import types
 import numpy as np
 import tensorflow as tf
 
-from tests.data.corpora import random_words
+from tests.data.corpora import documents, random_words
 from tests.objectives.examples import SENTINELS, SPAN_UNK, batch_of, packed_example, pieces, restored, span_tokenizer
 from tests.objectives.examples import SPAN_WORDS as WORDS
 from tfzoo import models
@@ -55,10 +55,11 @@ class DenoisersTest(tf.test.TestCase):
 
     def test_each_denoiser_is_drawn_alike(self):
         count, n = 1400, 40
-        objective = UL2(span_tokenizer(), count * (n + 12), target_length=count * 32)
-        features = objective.prepare(packed_example(*([np.full(n, 7)] * count)))
-        batch = {name: x.numpy()[None] for name, x in features.items()}
-        found = []
+        objective, corpus, found = UL2(span_tokenizer(), 256), documents(*[n] * count), []
+        corpus.token_ids[:] = 7
+        batch = batch_of(objective, corpus)
+        share = np.sum(batch["padding_mask"]) / batch["padding_mask"].size
+        self.assertNear(objective.rows(corpus).padding_share, 1 - share, 0.01)
         for inputs, targets in documents_of(batch):
             spans = sum(i >= WORDS for i in targets)
             found.append((inputs[0], len(targets) - 1 - spans, spans))

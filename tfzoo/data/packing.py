@@ -31,6 +31,7 @@ class PackedRows:
         overlap: int = 0,
         also: Sequence[tuple[int, Callable[[np.ndarray], np.ndarray]]] = (),
         pack: bool = True,
+        filled: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         """Assigns all pieces of the corpus to rows.
 
@@ -46,6 +47,8 @@ class PackedRows:
           also: further limits, each (limit, costs): a function from lengths of pieces, int64 [N], to costs, int64 [N],
             whose sum over a row must not exceed the limit.
           pack: False puts each piece in its own row.
+          filled: if pieces require more positions in the worst case than on average, a function from lengths of pieces,
+            int64 [N], to the average number of positions that they fill, float64 [N], for padding_share.
 
         Raises:
           ValueError: a single piece exceeds a limit.
@@ -83,7 +86,8 @@ class PackedRows:
         self._pieces = np.argsort(row, kind="stable")
         self._row_starts = np.searchsorted(row[self._pieces], np.arange(row.max(initial=-1) + 2))
         capacity = max(len(self), 1) * num_tokens
-        self.padding_share = float(1 - costs[:, 0].sum() / capacity) if len(self) else 0.0
+        positions = (costs[:, 0] if filled is None else filled(sizes)).sum()
+        self.padding_share = float(1 - positions / capacity) if len(self) else 0.0
         """The fraction of padding of all rows."""
 
     def __len__(self) -> int:

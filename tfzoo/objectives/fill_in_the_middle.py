@@ -108,7 +108,7 @@ class FillInTheMiddle(Causal):
             raise UserError(
                 f"{type(tokenizer).__name__}: fill_in_the_middle requires a tokenizer with {lacking}; specify one with "
                 "--tokenizer_dir, or train one with --tokenizer=byte_level and "
-                f"--special_tokens={','.join(MARKERS[0])}"
+                f"'--special_tokens={','.join(MARKERS[0])}'"
             )
         marker_ids = [ids[name] for name in markers]
         self._added = tf.constant([*marker_ids, end], tf.int32)

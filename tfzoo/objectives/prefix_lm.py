@@ -79,7 +79,10 @@ class PrefixLM(shared.TokenTargets):
         def extra(sizes):  # A part has at most n - 1 tokens and </s>. A single token is a part by itself.
             return np.maximum(sizes, 2) - sizes
 
-        return PackedRows(corpus, self._length, extra, longest=self._length, pack=self.options.pack)
+        def filled(sizes):  # On average, a part has half of the tokens.
+            return (sizes + 2) / 2
+
+        return PackedRows(corpus, self._length, extra, longest=self._length, pack=self.options.pack, filled=filled)
 
     def prepare(self, example):
         """Converts one example of PackedRows to features with static shapes (L is sequence_length).

@@ -90,10 +90,10 @@ class SpanCorruption(shared.TokenTargets):
         sizes = np.maximum(np.arange(int(sequence_length / (1 - rates.max())) + 2 * sequence_length + 2), 2)
         noise = np.clip(np.round(sizes * rates).astype(np.int64), 1, sizes - 1)
         spans = np.clip(np.round(noise / means).astype(np.int64), 1, np.minimum(noise, sizes - noise))
-        # The lengths that suffice for any of the denoisers.
-        input_lengths, target_lengths = (sizes - noise + spans + 1).max(0), (noise + spans + 1).max(0)
-        input_lengths[:2], target_lengths[:2] = [1, 2], [1, 2]  # A single token: the token itself, and one sentinel.
-        input_lengths += bool(modes)
+        lengths = np.stack([sizes - noise + spans + 1, noise + spans + 1])
+        lengths[..., :2] = [1, 2]  # A single token: the token itself, and one sentinel.
+        lengths[0] += bool(modes)
+        input_lengths, target_lengths = lengths.max(1)  # They suffice for any of the denoisers.
         fits = input_lengths <= sequence_length
         if target_length is not None:
             fits &= target_lengths <= target_length
@@ -106,6 +106,7 @@ class SpanCorruption(shared.TokenTargets):
         self._target_length = int(target_lengths[self._row_tokens]) if target_length is None else target_length
         self._noise, self._spans = (tf.constant(x[:, : self._row_tokens + 1], tf.int32) for x in (noise, spans))
         self._input_lengths, self._target_lengths = input_lengths, target_lengths
+        self._mean_input_lengths = lengths[0].mean(0)
         most = spans[:, self._row_tokens].max()
         if most > len(sentinels):
             longer = " or longer spans" if len(denoisers) == 1 else ""
@@ -151,7 +152,15 @@ class SpanCorruption(shared.TokenTargets):
             return self._input_lengths[sizes] - sizes
 
         also = [(self._target_length, lambda sizes: self._target_lengths[sizes])]
-        return PackedRows(corpus, self._length, growth, longest=self._row_tokens, also=also, pack=self.options.pack)
+        return PackedRows(
+            corpus,
+            self._length,
+            growth,
+            longest=self._row_tokens,
+            also=also,
+            pack=self.options.pack,
+            filled=lambda sizes: self._mean_input_lengths[sizes],
+        )
 
     def measured(self, batch):
         """Returns the weights of the targets in metrics and baselines: only those of the spans' tokens."""

@@ -184,19 +184,21 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
             )
         return corpus, runs.tokenizer_of(resumed)
     existing, name = _existing_tokenizer(config)
+    special_tokens = [token for given in config.special_tokens for token in given.split(",")]
     if packed:
         if existing is not None:
             packed.check_tokenizer(existing, f"--{name}={getattr(config, name)}")
-        return corpus, packed.tokenizer
+        existing, name = packed.tokenizer, "corpus"
     if existing is not None:
+        for token in special_tokens:
+            if token not in existing.vocab:
+                raise UserError(
+                    f"--special_tokens={','.join(special_tokens)}: the tokenizer of --{name}={getattr(config, name)} "
+                    f"has no token {token}; omit the flag, or train a new tokenizer"
+                )
         return corpus, existing
     return corpus, cached_tokenizer(
-        corpus,
-        config.tokenizer,
-        config.vocab_size,
-        config.lowercase,
-        config.cache_folder,
-        [token for given in config.special_tokens for token in given.split(",")],
+        corpus, config.tokenizer, config.vocab_size, config.lowercase, config.cache_folder, special_tokens
     )
 
 
