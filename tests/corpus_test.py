@@ -19,6 +19,7 @@ from tfzoo.data.corpus import load_corpus
 from tfzoo.data.packed import PackedFolder
 from tfzoo.data.tokenized import tokenize, train_tokenizer
 from tfzoo.objectives.causal import Causal
+from tfzoo.objectives.fill_in_the_middle import MARKERS, FillInTheMiddle
 from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.objectives.span_corruption import SpanCorruption
 from tfzoo.training import TrainConfig, inputs, report
@@ -96,6 +97,29 @@ class CorpusTest(tf.test.TestCase):
             expected = train_tokenizer(kind, sentences, 150, True)
             self.assertEqual(text.load(output).fingerprint(), expected.fingerprint())
         self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["characters", "wordpiece"])
+
+    def test_special_tokens_of_a_new_vocabulary_serve_an_objective(self):
+        vocabulary, packed = self.folder / "vocabulary", self.folder / "packed"
+        special = "--special_tokens=<fim_prefix>,<fim_suffix>,<fim_middle>"
+        kind = ("--tokenizer=byte_level", "--vocab_size=300")
+        self.assert_done(prepare("vocabulary", *self.common, *kind, special, f"--output_dir={vocabulary}"))
+        tokenizer = text.load(vocabulary)
+        self.assertAllEqual([tokenizer.vocab[i] for i in tokenizer.special_ids[1:]], MARKERS[0])
+        arguments = ("--objective=fill_in_the_middle", f"--output_dir={packed}")
+        existing = f"--tokenizer_dir={vocabulary}"
+        missing = prepare("pack", *self.common, existing, "--special_tokens=<fim_prefix>,<x>", *arguments)
+        self.assert_error(
+            f"--special_tokens=<fim_prefix>,<x>: the tokenizer of --tokenizer_dir={vocabulary} has no token <x>",
+            missing,
+        )
+        self.assert_done(prepare("pack", *self.common, existing, special, *arguments))
+        rows = PackedFolder.open(packed).rows("train")
+        part = tokenize(load_corpus(str(self.text), cache_dir=None).train, tokenizer)
+        expected = FillInTheMiddle(tokenizer, 128).rows(part)
+        self.assertLen(rows, len(expected))
+        self.assertAllEqual(rows.row(3)[0], expected.row(3)[0])
+        kinds = (*kind, "--objective=prefix_lm", f"--output_dir={self.folder / 'other'}")
+        self.assert_error("--objective=prefix_lm: rows .* cannot be packed", prepare("pack", *self.common, *kinds))
 
     def test_packed_rows_are_those_of_the_text(self):
         read = load_corpus(str(self.text), cache_dir=None)

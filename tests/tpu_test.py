@@ -16,14 +16,18 @@ from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives.causal import Causal
 from tfzoo.objectives.denoise import Denoise
+from tfzoo.objectives.fill_in_the_middle import MARKERS, FillInTheMiddle
 from tfzoo.objectives.masked_lm import MaskedLM
+from tfzoo.objectives.prefix_lm import DecoderPrefixLM, PrefixLM
 from tfzoo.objectives.seq2seq import Seq2Seq
 from tfzoo.objectives.shared import TokenTargets
 from tfzoo.objectives.span_corruption import SpanCorruption
+from tfzoo.objectives.ul2 import UL2
 from tfzoo.training import optimizers
 from tfzoo.training import step as step_lib
 
 BATCH, LENGTH, WORDS, SENTINELS = 4, 16, 40, 10
+FIRST_WORD = 10  # After the special tokens.
 # Dynamic sizes, and kinds of data that XLA has not.
 REFUSED = {
     "a dimension of no fixed size": re.compile(r"\[[^\]]*<=\d"),
@@ -64,9 +68,9 @@ def tokenizer():
     names = ("pad_id", "eos_id", "unk_id", "cls_id", "sep_id", "mask_id", "bos_id")
     sentinels = list(range(WORDS - SENTINELS, WORDS))
     return types.SimpleNamespace(
-        vocab=[f"t{i}" for i in range(WORDS)],
+        vocab=[*names, *MARKERS[0], *(f"t{i}" for i in range(FIRST_WORD, WORDS))],
         vocab_size=WORDS,
-        special_ids=[*range(len(names)), *sentinels],
+        special_ids=[*range(FIRST_WORD), *sentinels],
         sentinel_ids=sentinels,
         continues=np.arange(WORDS) % 3 == 0,
         **{name: i for i, name in enumerate(names)},
@@ -90,6 +94,17 @@ OBJECTIVES: dict[str, list] = {
         lambda: Seq2Seq(tokenizer(), LENGTH),
         lambda: Seq2Seq(tokenizer(), LENGTH, pack=False, label_smoothing=0.0),
     ],
+    "prefix_lm": [
+        lambda: PrefixLM(tokenizer(), LENGTH),
+        lambda: PrefixLM(tokenizer(), LENGTH, pack=False),
+        lambda: DecoderPrefixLM(tokenizer(), LENGTH),
+        lambda: DecoderPrefixLM(tokenizer(), LENGTH, pack=False),
+    ],
+    "fill_in_the_middle": [
+        lambda: FillInTheMiddle(tokenizer(), LENGTH),
+        lambda: FillInTheMiddle(tokenizer(), LENGTH, pack=False),
+    ],
+    "ul2": [lambda: UL2(tokenizer(), LENGTH), lambda: UL2(tokenizer(), LENGTH, pack=False)],
 }
 
 
@@ -102,11 +117,11 @@ class Targets(TokenTargets):
 def batch_of(objective) -> dict:
     """A training batch as the pipeline makes it; its shapes must be static."""
     if isinstance(objective, Targets):
-        ids = np.random.default_rng(0).integers(7, WORDS, [BATCH, LENGTH]).astype(np.int32)
+        ids = np.random.default_rng(0).integers(FIRST_WORD, WORDS, [BATCH, LENGTH]).astype(np.int32)
         return {"token_ids": ids, "targets": ids, "target_weights": np.ones([BATCH, LENGTH], np.float32)}
     parallel = isinstance(objective, Seq2Seq)
     text = corpus([[5, 6], [2, 2], [3, 9]] * 8 if parallel else [[5, 6], [3], [7, 4, 6], [2, 2], [9]] * 8)
-    words = np.random.default_rng(0).integers(7, WORDS - SENTINELS, len(text.token_ids)).astype(np.int32)
+    words = np.random.default_rng(0).integers(FIRST_WORD, WORDS - SENTINELS, len(text.token_ids)).astype(np.int32)
     rows = objective.rows(TokenizedCorpus(words, text.sentence_starts, text.document_starts))
     batches = pipeline.training_batches(rows, objective, batch_size=BATCH, seed=0, first_step=0, num_steps=1)
     for name, spec in batches.element_spec.items():

@@ -22,7 +22,7 @@ from tfzoo.training.config import SOURCES, CorpusConfig, TrainConfig
 
 # The options of tfzoo.train, so that text is read and split in the same way.
 _TEXT = ("corpus", "text_field", "raw_text", "held_out", "bad_text")
-_TOKENIZER = ("tokenizer", "vocab_size", "lowercase")
+_TOKENIZER = ("tokenizer", "vocab_size", "lowercase", "special_tokens")
 _ROWS = ("objective", "sequence_length")
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tests.helpers import temporary_folder
 from tfzoo.data import tokenized
 from tfzoo.data.documents import Corpus, Document
+from tfzoo.errors import UserError
 from tfzoo.text.characters import Characters
 from tfzoo.text.wordpiece import WordPiece
 
@@ -99,6 +100,36 @@ class TokenizerTest(tf.test.TestCase):
                     self.assertEqual(again.fingerprint(), tokenizer.fingerprint())
                     with self.assertRaisesRegex(AssertionError, "trained"):
                         tokenized.cached_tokenizer(corpus, kind, 401, True, folder)
+
+    def test_special_tokens_of_a_new_tokenizer(self):
+        folder, names = temporary_folder(self), ("<fim_prefix>", "[NLU]")
+        corpus = Corpus("c", "f" * 64, [Document("x", ["apple [NLU] <mixed> banana <fim_prefix> " * 3] * 5)], [], {})
+        for kind in ("byte_level", "sentencepiece"):
+            plain, tokenizer, again = (
+                tokenized.cached_tokenizer(corpus, kind, 400, True, folder, special) for special in ((), names, names)
+            )
+            self.assertEqual(again.fingerprint(), tokenizer.fingerprint())
+            ids = [tokenizer.vocab.index(name) for name in names]
+            self.assertContainsSubset(ids, tokenizer.special_ids)
+            self.assertNoCommonElements(names, plain.vocab)
+            # Written in a text, they are plain text.
+            found = tokenizer.tokenize(tf.constant(["apple [NLU] banana <fim_prefix>"]))
+            self.assertNoCommonElements(ids, found[0].numpy().tolist())
+            self.assertEqual(tokenizer.detokenize(found)[0], b"apple [NLU] banana <fim_prefix>")
+
+    def test_special_tokens_that_cannot_be(self):
+        for kind, special, message in (
+            ("wordpiece", ["<x>"], "--special_tokens=<x>: a wordpiece tokenizer .* --tokenizer=byte_level"),
+            ("characters", ["<x>"], "a characters tokenizer"),
+            ("byte_level", ["<x>", "<x>"], "<x> already exists"),
+            ("byte_level", ["<|endoftext|>"], "already exists"),
+            ("sentencepiece", ["</s>"], "</s> already exists"),
+            ("sentencepiece", ["<extra_id_3>"], "already exists"),
+            ("byte_level", ["<x>", ""], "--special_tokens=<x>,: '' must have at least two characters"),
+            ("byte_level", ["a b"], "no white space"),
+        ):
+            with self.assertRaisesRegex(UserError, message):
+                tokenized.train_tokenizer(kind, ["a text"], 400, True, special)
 
     def test_sentences_stay_apart_where_spaces_are_kept(self):
         documents = [Document("x", ["One two.", "Three."]), Document("y", ["Four."])]

@@ -51,3 +51,33 @@ def batch_of(objective, corpus):
     rows = objective.rows(corpus)
     batches = pipeline.evaluation_batches(rows, objective, batch_size=len(rows), seed=3, num_batches=1)
     return next(batches.as_numpy_iterator())
+
+
+def pieces(objective, corpus):
+    """Returns all pieces of the corpus as tuples of tokens, sorted."""
+    rows = objective.rows(corpus)
+    found = []
+    for i in range(len(rows)):
+        tokens, numbers = rows.row(i)
+        found += [tuple(tokens[numbers == n].tolist()) for n in range(1, numbers.max() + 1)]
+    return sorted(found)
+
+
+def span_parts(ids, first=SPAN_WORDS + SENTINELS - 1):
+    """Returns inputs or targets up to </s> as [(number of the sentinel or None, the tokens after it)]."""
+    parts = [(None, [])]
+    for i in ids:
+        if i >= SPAN_WORDS:
+            parts.append((first - i, []))
+        else:
+            parts[-1][1].append(int(i))
+    return parts
+
+
+def restored(inputs, targets):
+    """Returns the document with these inputs and targets, without </s>."""
+    spans = dict(span_parts(targets))
+    assert spans.pop(None) == [], "targets begin with a sentinel"
+    numbers = [number for number, _ in span_parts(inputs)[1:]]
+    assert numbers == list(range(len(numbers))) == sorted(spans)[: len(numbers)], "numbered from the first"
+    return [word for number, words in span_parts(inputs) for word in (*spans.get(number, ()), *words)]

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tfzoo
 from tests.data.corpora import random_words
 from tests.nn.formulas import randomize
-from tests.objectives.examples import SENTINELS, SPAN_UNK, batch_of, packed_example, span_tokenizer
+from tests.objectives.examples import SENTINELS, SPAN_UNK, batch_of, packed_example, restored, span_tokenizer
 from tests.objectives.examples import SPAN_WORDS as WORDS
 from tfzoo.data import pipeline
 from tfzoo.errors import UserError
@@ -28,26 +28,6 @@ def noise_and_spans(n):
     """Returns the numbers of Raffel et al."""
     noise = min(max(round(0.15 * n), 1), n - 1)
     return noise, max(round(noise / 3), 1)
-
-
-def split(ids, first=SIZE - 1):
-    """Returns inputs or targets up to </s> as [(number of the sentinel or None, the tokens after it)]."""
-    parts = [(None, [])]
-    for i in ids:
-        if i >= WORDS:
-            parts.append((first - i, []))
-        else:
-            parts[-1][1].append(int(i))
-    return parts
-
-
-def restored(inputs, targets):
-    """Returns the document with these inputs and targets, without </s>."""
-    spans = dict(split(targets))
-    assert spans.pop(None) == [], "targets begin with a sentinel"
-    numbers = [number for number, _ in split(inputs)[1:]]
-    assert numbers == list(range(len(numbers))) == sorted(spans)[: len(numbers)], "numbered from the first"
-    return [word for number, words in split(inputs) for word in (*spans.get(number, ()), *words)]
 
 
 def compiled(function, *specs):

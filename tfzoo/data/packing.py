@@ -32,6 +32,7 @@ class PackedRows:
         also: Sequence[tuple[int, Callable[[np.ndarray], np.ndarray]]] = (),
         pack: bool = True,
         sentences: bool = False,
+        filled: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         """Assigns all pieces of the corpus to rows.
 
@@ -48,6 +49,8 @@ class PackedRows:
             whose sum over a row must not exceed the limit.
           pack: False puts each piece in its own row.
           sentences: rows also have the feature sentence_ids; not with first_id or last_id, which are in no sentence.
+          filled: if pieces require more positions in the worst case than on average, a function from lengths of pieces,
+            int64 [N], to the average number of positions that they fill, float64 [N], for padding_share.
 
         Raises:
           ValueError: a single piece exceeds a limit.
@@ -79,7 +82,8 @@ class PackedRows:
         starts = np.concatenate([[0], ends])[:-1:_WINDOW] if pack else None
         self._pieces, self._row_starts = assign(costs, limits, starts)
         capacity = max(len(self), 1) * num_tokens
-        self.padding_share = float(1 - costs[:, 0].sum() / capacity) if len(self) else 0.0
+        positions = (costs[:, 0] if filled is None else filled(sizes)).sum()
+        self.padding_share = float(1 - positions / capacity) if len(self) else 0.0
         """The fraction of padding of all rows."""
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -97,7 +97,14 @@ TOKENIZERS = ("wordpiece", "byte_level", "sentencepiece", "characters")
 _SENTINELS = 100  # As in T5.
 
 
-def cached_tokenizer(corpus: Corpus, kind: str, vocab_size: int, lowercase: bool, cache_dir: str | os.PathLike):
+def cached_tokenizer(
+    corpus: Corpus,
+    kind: str,
+    vocab_size: int,
+    lowercase: bool,
+    cache_dir: str | os.PathLike,
+    special_tokens: Sequence[str] = (),
+):
     """Returns a tokenizer trained on the training part of the corpus, from the cache if possible.
 
     Args:
@@ -106,16 +113,21 @@ def cached_tokenizer(corpus: Corpus, kind: str, vocab_size: int, lowercase: bool
       vocab_size: maximum number of tokens; ignored for characters, which keeps all characters.
       lowercase: for wordpiece, convert to lower case and strip accents.
       cache_dir: the cache folder.
+      special_tokens: special tokens in addition to those of the kind.
+
+    Raises:
+      UserError: no such tokenizer can be trained; the message names the option.
     """
-    key = hashlib.sha256(f"{_VERSION} {corpus.fingerprint} {kind} {vocab_size} {lowercase}".encode()).hexdigest()[:24]
+    content = f"{_VERSION} {corpus.fingerprint} {kind} {vocab_size} {lowercase}"
+    content += f" {json.dumps(list(special_tokens))}" if special_tokens else ""
+    key = hashlib.sha256(content.encode()).hexdigest()[:24]
     folder = pathlib.Path(cache_dir, f"tokenizer-{key}")
     try:
         return text.load(folder)
     except UserError:
         pass
-    tokenizer = train_tokenizer(
-        kind, (sentence for document in corpus.train for sentence in document.sentences), vocab_size, lowercase
-    )
+    sentences = (sentence for document in corpus.train for sentence in document.sentences)
+    tokenizer = train_tokenizer(kind, sentences, vocab_size, lowercase, special_tokens)
     if folder.exists():
         files.remove_folder(folder)
     try:
@@ -126,23 +138,46 @@ def cached_tokenizer(corpus: Corpus, kind: str, vocab_size: int, lowercase: bool
     return tokenizer
 
 
-def train_tokenizer(kind: str, sentences: Iterable[str], vocab_size: int, lowercase: bool):
-    """Trains a tokenizer of a kind, one of TOKENIZERS, on sentences."""
+def train_tokenizer(
+    kind: str, sentences: Iterable[str], vocab_size: int, lowercase: bool, special_tokens: Sequence[str] = ()
+):
+    """Trains a tokenizer on sentences; the arguments are those of `cached_tokenizer`."""
     from tfzoo.text import training
     from tfzoo.text.byte_level import ByteLevelBPE
     from tfzoo.text.characters import Characters
     from tfzoo.text.sentencepiece import SentencePiece
     from tfzoo.text.wordpiece import WordPiece
 
+    _check_special_tokens(kind, special_tokens)
     if kind == "wordpiece":
         return WordPiece(training.train_wordpiece(sentences, vocab_size, lowercase), lowercase)
     if kind == "byte_level":
-        return ByteLevelBPE(
-            *training.train_byte_level(sentences, vocab_size, (END_OF_TEXT,)), special_tokens=(END_OF_TEXT,)
-        )
+        special = (END_OF_TEXT, *special_tokens)
+        return ByteLevelBPE(*training.train_byte_level(sentences, vocab_size, special), special_tokens=special)
     if kind == "sentencepiece":
-        return SentencePiece(training.train_sentencepiece(sentences, vocab_size - _SENTINELS), sentinels=_SENTINELS)
+        special = (*_T5_SPECIALS, *special_tokens)
+        model = training.train_sentencepiece(sentences, vocab_size - _SENTINELS, specials=special)
+        return SentencePiece(model, sentinels=_SENTINELS)
     return Characters(training.train_characters(sentences, ("<unk>",)))  # Held-out text may contain other characters.
 
 
+def _check_special_tokens(kind: str, special_tokens: Sequence[str]) -> None:
+    """Raises UserError if a newly trained tokenizer of a kind cannot have these special tokens."""
+    if not special_tokens:
+        return
+    flag = f"--special_tokens={','.join(special_tokens)}"
+    if kind not in ("byte_level", "sentencepiece"):
+        raise UserError(
+            f"{flag}: a {kind} tokenizer has a fixed set of special tokens; omit the flag, or use "
+            "--tokenizer=byte_level or --tokenizer=sentencepiece"
+        )
+    usual = (END_OF_TEXT,) if kind == "byte_level" else (*_T5_SPECIALS, "<s>")
+    for token in special_tokens:
+        if len(token) < 2 or any(c.isspace() for c in token):
+            raise UserError(f"{flag}: {token!r} must have at least two characters and no white space")
+        if token in usual or special_tokens.count(token) > 1 or token.startswith("<extra_id_"):
+            raise UserError(f"{flag}: {token} already exists; list only new tokens, each once")
+
+
 END_OF_TEXT = "<|endoftext|>"
+_T5_SPECIALS = ("<pad>", "</s>", "<unk>")

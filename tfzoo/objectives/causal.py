@@ -1,6 +1,8 @@
 """The objective of GPT: predict each token from the previous ones (Radford et al. 2018, section 3.1)."""
 
 import types
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from tfzoo import lazy
 from tfzoo.data.packing import PackedRows
@@ -8,6 +10,7 @@ from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.objectives import shared
 from tfzoo.objectives.baselines import ngram_baseline
 from tfzoo.objectives.objective import PackOption
+from tfzoo.options import Checked
 
 tf = lazy.module("tensorflow")
 
@@ -37,9 +40,9 @@ class Causal(shared.TokenTargets):
     """
 
     name = PREFIX = "causal"
-    Options = PackOption
+    Options: ClassVar[type[Checked]] = PackOption
     best_metric = ("causal_loss", "min")
-    PACKED = types.MappingProxyType({"pack": True})
+    PACKED: ClassVar[Mapping[str, Any] | None] = types.MappingProxyType({"pack": True})
     MODEL_KIND = ("decoder", "gpt2 or llama_tiny")
     FIGURES = (("next-token accuracy", "causal_accuracy", "{:.2%}"), ("perplexity", "causal_perplexity", "{:.2f}"))
 
@@ -75,7 +78,10 @@ class Causal(shared.TokenTargets):
           token_ids, targets int32 [L], target_weights float32 [L]; with `pack` also document_ids (0 is padding) and
           position_ids int32 [L].
         """
-        tokens, documents = example["token_ids"], example["document_ids"]
+        return self.shift(example["token_ids"], example["document_ids"])
+
+    def shift(self, tokens, documents):
+        """Returns the features of `prepare` for tokens, documents int32 [N]: each token's target is the next one."""
         followed = documents[:-1] == documents[1:]
         token_ids, targets = tf.boolean_mask(tokens[:-1], followed), tf.boolean_mask(tokens[1:], followed)
         document_ids = tf.boolean_mask(documents[:-1], followed)

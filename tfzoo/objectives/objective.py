@@ -89,6 +89,12 @@ class Objective:
         self.options: Any = self.Options(**options)
         self._tokenizer, self._length = tokenizer, sequence_length
 
+    @classmethod
+    def form_for(cls, page: types.ModuleType) -> "type[Objective]":
+        """Returns the class that trains the models of a family's module: this class, or, for an objective with a form
+        for each kind of model, a class with the same name, options and figures."""
+        return cls
+
     @property
     def heads(self) -> tuple[str, ...]:
         """The heads that the main model must have."""

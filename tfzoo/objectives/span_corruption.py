@@ -2,6 +2,8 @@
 
 import dataclasses
 import types
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives import shared
 from tfzoo.objectives.objective import MaskRateOption, MeanSpanOption, PackOption
+from tfzoo.options import Checked
 
 tf = lazy.module("tensorflow")
 
@@ -46,7 +49,7 @@ class SpanCorruption(shared.TokenTargets):
     """
 
     name, PREFIX = "span_corruption", "span"
-    Options = Options
+    Options: ClassVar[type[Checked]] = Options
     best_metric = ("span_loss", "min")
     PACKED = types.MappingProxyType({"pack": True})
     MODEL_KIND = ("encoder_decoder", "t5_small or bart_base")
@@ -67,22 +70,26 @@ class SpanCorruption(shared.TokenTargets):
           UserError: the tokenizer has no sentinels, too few for such rows, or no </s> or padding token.
         """
         super().__init__(tokenizer, sequence_length, **options)
-        noise_density, mean_span_length = self.options.mask_rate, self.options.mean_span
         sentinels = list(getattr(tokenizer, "sentinel_ids", []))
         eos, pad_id = (getattr(tokenizer, name, None) for name in ("eos_id", "pad_id"))
         if not sentinels or eos is None or pad_id is None:
             raise UserError(
-                f"{type(tokenizer).__name__}: span corruption requires a tokenizer with sentinel, padding and "
+                f"{type(tokenizer).__name__}: {self.name} requires a tokenizer with sentinel, padding and "
                 "end-of-text tokens; use a SentencePiece tokenizer of kind t5"
             )
         self._eos, self._pad = eos, pad_id
+        modes, sentinels = self.reserve_modes(sentinels)
+        denoisers = self.denoisers
+        rates, means = (np.array(values)[:, None] for values in zip(*denoisers, strict=True))
         # The number of noise tokens and spans of a document of n tokens, for every n up to one that does not fit.
         # Two tokens are the minimum with noise; a single token is treated as two, and the second is removed later.
-        sizes = np.maximum(np.arange(int(sequence_length / (1 - noise_density)) + 2 * sequence_length + 2), 2)
-        noise = np.clip(np.round(sizes * noise_density).astype(np.int64), 1, sizes - 1)
-        spans = np.clip(np.round(noise / mean_span_length).astype(np.int64), 1, np.minimum(noise, sizes - noise))
-        input_lengths, target_lengths = sizes - noise + spans + 1, noise + spans + 1
-        input_lengths[:2], target_lengths[:2] = [1, 2], [1, 2]  # A single token: the token itself, and one sentinel.
+        sizes = np.maximum(np.arange(int(sequence_length / (1 - rates.max())) + 2 * sequence_length + 2), 2)
+        noise = np.clip(np.round(sizes * rates).astype(np.int64), 1, sizes - 1)
+        spans = np.clip(np.round(noise / means).astype(np.int64), 1, np.minimum(noise, sizes - noise))
+        lengths = np.stack([sizes - noise + spans + 1, noise + spans + 1])
+        lengths[..., :2] = [1, 2]  # A single token: the token itself, and one sentinel.
+        lengths[0] += bool(modes)
+        input_lengths, target_lengths = lengths.max(1)  # They suffice for any of the denoisers.
         fits = input_lengths <= sequence_length
         if target_length is not None:
             fits &= target_lengths <= target_length
@@ -93,17 +100,29 @@ class SpanCorruption(shared.TokenTargets):
                 "increase them"
             )
         self._target_length = int(target_lengths[self._row_tokens]) if target_length is None else target_length
-        self._noise, self._spans = (tf.constant(x[: self._row_tokens + 1], tf.int32) for x in (noise, spans))
+        self._noise, self._spans = (tf.constant(x[:, : self._row_tokens + 1], tf.int32) for x in (noise, spans))
         self._input_lengths, self._target_lengths = input_lengths, target_lengths
-        if spans[self._row_tokens] > len(sentinels):
+        self._mean_input_lengths = lengths[0].mean(0)
+        most = spans[:, self._row_tokens].max()
+        if most > len(sentinels):
+            longer = " or longer spans" if len(denoisers) == 1 else ""
             raise UserError(
-                f"sequence_length {sequence_length}: rows contain up to {spans[self._row_tokens]} spans, more than "
-                f"the tokenizer's {len(sentinels)} sentinels; use shorter rows or longer spans"
+                f"sequence_length {sequence_length}: rows contain up to {most} spans, more than the tokenizer's "
+                f"{len(sentinels)} sentinels; use shorter rows{longer}"
             )
-        self._sentinels = tf.constant(sentinels, tf.int32)
+        self._sentinels, self._modes = tf.constant(sentinels, tf.int32), tf.constant(modes, tf.int32)
         self._is_text = tf.constant(
             np.isin(np.arange(tokenizer.vocab_size), [*sentinels, eos], invert=True), tf.float32
         )
+
+    @property
+    def denoisers(self) -> Sequence[tuple[float, float]]:
+        """(fraction of the tokens, mean length of a span) of each way to corrupt a document."""
+        return [(self.options.mask_rate, self.options.mean_span)]
+
+    def reserve_modes(self, sentinels: list[int]) -> tuple[list[int], list[int]]:
+        """Returns the token that precedes the inputs of each denoiser, or none at all, and the sentinels for spans."""
+        return [], sentinels
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -129,7 +148,15 @@ class SpanCorruption(shared.TokenTargets):
             return self._input_lengths[sizes] - sizes
 
         also = [(self._target_length, lambda sizes: self._target_lengths[sizes])]
-        return PackedRows(corpus, self._length, growth, longest=self._row_tokens, also=also, pack=self.options.pack)
+        return PackedRows(
+            corpus,
+            self._length,
+            growth,
+            longest=self._row_tokens,
+            also=also,
+            pack=self.options.pack,
+            filled=lambda sizes: self._mean_input_lengths[sizes],
+        )
 
     def measured(self, batch):
         """Returns the weights of the targets in metrics and baselines: only those of the spans' tokens."""
@@ -145,10 +172,14 @@ class SpanCorruption(shared.TokenTargets):
         token_ids, document_ids = example["token_ids"], example["document_ids"]
         return self.corrupt(token_ids, document_ids, self.draw(document_ids, example["seed"]))
 
-    def draw(self, document_ids, seed):
-        """Selects the noise tokens of documents: document_ids int32 [N] -> bool [N]."""
+    def draw(self, document_ids, seed, denoisers=None):
+        """Selects the noise tokens of D documents: document_ids int32 [N], denoisers int32 [D] -> bool [N].
+
+        denoisers: the number of each document's denoiser; None means the first one.
+        """
         sizes = shared.document_sizes(document_ids)
-        noise, spans = tf.gather(self._noise, sizes), tf.gather(self._spans, sizes)
+        cases = tf.stack([tf.zeros_like(sizes) if denoisers is None else denoisers, sizes], 1)
+        noise, spans = tf.gather_nd(self._noise, cases), tf.gather_nd(self._spans, cases)
         drawn = tf.maximum(sizes, 2)
         runs = [_random_parts(counts, spans, shared.fold(seed, i)) for i, counts in enumerate((drawn - noise, noise))]
         is_noise = tf.repeat(tf.tile([False, True], [tf.size(runs[0])]), tf.reshape(tf.stack(runs, 1), [-1]))
@@ -156,34 +187,23 @@ class SpanCorruption(shared.TokenTargets):
         drawn_documents = tf.repeat(tf.range(1, tf.size(sizes) + 1), drawn)
         return tf.boolean_mask(is_noise, shared.positions_in(drawn_documents) < tf.gather(sizes, drawn_documents - 1))
 
-    def corrupt(self, token_ids, document_ids, noise):
+    def corrupt(self, token_ids, document_ids, noise, modes=None):
         """Returns the features of `prepare` for token_ids, document_ids int32 [N] and noise bool [N]; no document may
-        start with noise."""
+        start with noise. modes: int32 [D], the token that precedes the inputs of each document, or None."""
         noise = tf.cast(noise, tf.int32)
         # The </s> that is added to each document is kept in inputs and targets: it is neither noise nor other text.
         tokens, documents = shared.frame(token_ids, document_ids, last_id=self._eos)
         noise, _ = shared.frame(noise, document_ids, last_id=-1)
         inputs, input_documents = self._replace(tokens, documents, noise == 1)
         targets, target_documents = self._replace(tokens, documents, noise == 0)
-        target_positions = shared.positions_in(target_documents)
-        shifted = tf.where(target_positions == 0, self._pad, tf.concat([[self._pad], targets], 0)[:-1])
-
-        length, target_length = self._length, self._target_length
-        features = {
-            "token_ids": shared.pad(inputs, length, self._pad),
-            "padding_mask": tf.range(length) < tf.size(inputs),
-            "decoder_token_ids": shared.pad(shifted, target_length, self._pad),
-            "targets": shared.pad(targets, target_length, self._pad),
-            "target_weights": shared.pad(tf.ones_like(targets, tf.float32), target_length, 0.0),
-        }
-        if self.options.pack:
-            features |= {
-                "document_ids": shared.pad(input_documents, length, 0),
-                "position_ids": shared.pad(shared.positions_in(input_documents), length, 0),
-                "decoder_document_ids": shared.pad(target_documents, target_length, 0),
-                "decoder_position_ids": shared.pad(target_positions, target_length, 0),
-            }
-        return features
+        if modes is not None:
+            inputs, input_documents = shared.frame(inputs, input_documents, first_id=self._pad)
+            begins = shared.positions_in(input_documents) == 0
+            inputs = tf.where(begins, tf.gather(modes, input_documents - 1), inputs)
+        lengths = self._length, self._target_length
+        return shared.encoder_decoder_features(
+            inputs, input_documents, targets, target_documents, lengths, self._pad, self.options.pack
+        )
 
     def _replace(self, tokens, documents, replaced):
         """Replaces each run of `replaced` with one sentinel, numbered within its document, in tokens and documents."""

@@ -85,6 +85,12 @@ class CorpusConfig(Checked):
     )
     vocab_size: int = option(8192, "Vocabulary size of a newly trained tokenizer.", group=_DATA, low=100)
     lowercase: bool = option(True, "WordPiece: lower-case the text and strip accents.", group=_DATA)
+    special_tokens: tuple[str, ...] = option(
+        (),
+        "byte_level, sentencepiece: special tokens to add to a newly trained tokenizer, such as "
+        "<fim_prefix>,<fim_suffix>,<fim_middle>; may be repeated.",
+        group=_DATA,
+    )
 
     @property
     def cache_folder(self) -> pathlib.Path:

@@ -147,7 +147,7 @@ def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool
     corpus, tokenizer = read_corpus(config, run_dir if resuming else None, packed)
     model_config = with_overrides(config, model_config, vocab_size=tokenizer.vocab_size)
     check_sizes(config, model_config, tokenizer, num_replicas)
-    objective = make_objective(config, tokenizer)
+    objective = make_objective(config, tokenizer, page)
     objective.check_model(config.model, page)
     rows, token_ids = read_rows(config, corpus, tokenizer, objective)
     return Inputs(config, corpus, tokenizer, objective, page, model_config, *rows, *token_ids)
@@ -239,14 +239,23 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
             )
         return corpus, runs.tokenizer_of(resumed)
     existing, name = _existing_tokenizer(config)
+    special_tokens = [token for given in config.special_tokens for token in given.split(",")]
     if packed:
         if existing is not None:
             without = " without --new_tokenizer" if name == "init_from" else ""
             packed.check_tokenizer(existing, f"--{name}={getattr(config, name)}{without}")
-        return corpus, packed.tokenizer
+        existing, name = packed.tokenizer, "corpus"
     if existing is not None:
+        for token in special_tokens:
+            if token not in existing.vocab:
+                raise UserError(
+                    f"--special_tokens={','.join(special_tokens)}: the tokenizer of --{name}={getattr(config, name)} "
+                    f"has no token {token}; omit the flag, or train a new tokenizer"
+                )
         return corpus, existing
-    return corpus, cached_tokenizer(corpus, config.tokenizer, config.vocab_size, config.lowercase, config.cache_folder)
+    return corpus, cached_tokenizer(
+        corpus, config.tokenizer, config.vocab_size, config.lowercase, config.cache_folder, special_tokens
+    )
 
 
 def _fingerprint(path: pathlib.Path) -> str:
@@ -274,9 +283,9 @@ def _existing_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
     return None, ""
 
 
-def make_objective(config: TrainConfig, tokenizer) -> Objective:
-    """Creates the objective that the config names."""
-    return registry.make(config.objective, config.objective_options, tokenizer, config.sequence_length)
+def make_objective(config: TrainConfig, tokenizer, page: types.ModuleType | None = None) -> Objective:
+    """Creates the objective that the config names, for the models of a family's module if that is given."""
+    return registry.make(config.objective, config.objective_options, tokenizer, config.sequence_length, page)
 
 
 def tokenized_parts(config: CorpusConfig, corpus, tokenizer) -> list[TokenizedCorpus]:

@@ -4,6 +4,7 @@ The module of an objective is imported on demand, and does not import TensorFlow
 """
 
 import importlib
+import types
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -20,6 +21,9 @@ OBJECTIVES = {
     "permutation": "tfzoo.objectives.permutation:Permutation",
     "denoise": "tfzoo.objectives.denoise:Denoise",
     "seq2seq": "tfzoo.objectives.seq2seq:Seq2Seq",
+    "prefix_lm": "tfzoo.objectives.prefix_lm:PrefixLM",
+    "fill_in_the_middle": "tfzoo.objectives.fill_in_the_middle:FillInTheMiddle",
+    "ul2": "tfzoo.objectives.ul2:UL2",
 }
 
 
@@ -56,6 +60,9 @@ def define_flags(flags: absl_flags.FlagValues, names: Collection[str] | None = N
         options.define_flag(flags, field, prefix=f"{', '.join(readers[field.name])}: ")
 
 
-def make(name: str, objective_options: Any, tokenizer, sequence_length: int) -> Objective:
-    """Creates an objective with its options."""
-    return find(name)(tokenizer, sequence_length, **vars(objective_options))
+def make(
+    name: str, objective_options: Any, tokenizer, sequence_length: int, page: types.ModuleType | None = None
+) -> Objective:
+    """Creates an objective with its options, in its form for the models of a family's module if that is given."""
+    cls = find(name) if page is None else find(name).form_for(page)
+    return cls(tokenizer, sequence_length, **vars(objective_options))
