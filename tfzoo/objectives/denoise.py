@@ -203,13 +203,11 @@ class Denoise(shared.TokenTargets):
             corrupted = tf.ones_like(token_ids)
 
         ends = dict(first_id=self._begin, last_id=self._end)
+        inputs, documents = shared.frame(inputs, documents, **ends)
+        targets, target_documents = shared.frame(token_ids, document_ids, **ends)
+        lengths = self._length, self._length
         features = shared.encoder_decoder_features(
-            *shared.frame(inputs, documents, **ends),
-            *shared.frame(token_ids, document_ids, **ends),
-            (self._length, self._length),
-            self._pad,
-            self.options.pack,
-            self._start,
+            inputs, documents, targets, target_documents, lengths, self._pad, self.options.pack, self._start
         )
         no_text = dict(first_id=None if self._begin is None else 0, last_id=0)
         corrupted, _ = shared.frame(corrupted, document_ids, **no_text)

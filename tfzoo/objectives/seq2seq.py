@@ -142,11 +142,9 @@ class Seq2Seq(shared.TokenTargets):
           token_ids int32 [L], padding_mask bool [L], decoder_token_ids, targets int32 [T], target_weights float32 [T];
           with `pack` also document_ids, position_ids int32 [L], decoder_document_ids, decoder_position_ids int32 [T].
         """
+        inputs, documents = shared.frame(example["first"], example["first_documents"], self._begin, self._end)
+        targets, target_documents = shared.frame(example["second"], example["second_documents"], self._begin, self._end)
+        lengths = self._length, self._target_length
         return shared.encoder_decoder_features(
-            *shared.frame(example["first"], example["first_documents"], self._begin, self._end),
-            *shared.frame(example["second"], example["second_documents"], self._begin, self._end),
-            (self._length, self._target_length),
-            self._pad,
-            self.options.pack,
-            self._start,
+            inputs, documents, targets, target_documents, lengths, self._pad, self.options.pack, self._start
         )
