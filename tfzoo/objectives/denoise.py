@@ -1,6 +1,7 @@
 """The objective of BART: a text is corrupted and must be restored (Lewis et al. 2020, section 2.2)."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,8 @@ class Denoise(shared.TokenTargets):
         """
         super().__init__(tokenizer, sequence_length, **options)
         self._start, self._begin, self._end = framing.encoder_decoder_ends(tokenizer)
-        self._mask, self._pad = (getattr(tokenizer, f"{role}_id", None) for role in ("mask", "pad"))
+        self._mask: Any = getattr(tokenizer, "mask_id", None)
+        self._pad: Any = getattr(tokenizer, "pad_id", None)
         noise = self.options.token_noise
         required = {"pad": self._pad, "sep or eos": self._end}
         required |= {"mask": self._mask} if noise in (INFILLING, MASKING) else {}

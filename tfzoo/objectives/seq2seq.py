@@ -1,6 +1,7 @@
 """The objective of translation models: write the second text of a pair, given the first (Vaswani et al. 2017)."""
 
 import dataclasses
+from typing import Any
 
 from absl import logging
 
@@ -77,7 +78,7 @@ class Seq2Seq(shared.TokenTargets):
         """
         super().__init__(tokenizer, sequence_length, **options)
         self._start, self._begin, self._end = framing.encoder_decoder_ends(tokenizer)
-        self._pad = getattr(tokenizer, "pad_id", None)
+        self._pad: Any = getattr(tokenizer, "pad_id", None)
         if missing := [role for role, i in {"pad": self._pad, "eos or sep": self._end}.items() if i is None]:
             raise UserError(
                 f"{type(tokenizer).__name__}: seq2seq requires a tokenizer with pad and eos or sep tokens, but this "
