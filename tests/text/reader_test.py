@@ -1,5 +1,6 @@
 """How a model's texts are framed, truncated, paired and padded."""
 
+import types
 from unittest import mock
 
 import numpy as np
@@ -107,6 +108,20 @@ class ReaderTest(tf.test.TestCase):
         self.assertEqual(tuple(inputs), names)
         self.assertAllEqual(inputs["decoder_token_ids"], [[TOKENIZER.pad_id, *inputs["token_ids"][0, :-1]]])
         self.assertAllEqual(inputs["decoder_padding_mask"], inputs["padding_mask"])
+
+    def test_the_ends_of_encoder_decoders(self):
+        roles = {"cls": 5, "sep": 6, "pad": 7, "eos": 8}
+
+        def ends(*names, **others):
+            ids = {f"{name}_id": roles[name] for name in names}
+            return framing.encoder_decoder_ends(types.SimpleNamespace(**ids, **others))
+
+        self.assertEqual(ends("cls", "sep", "pad"), (6, 5, 6))  # BART.
+        self.assertEqual(ends("cls", "sep", "pad", "eos"), (6, 5, 6))
+        self.assertEqual(ends("pad", "eos"), (7, None, 8))  # T5 and Marian.
+        self.assertEqual(ends("cls", "sep", "pad", "eos", sentinel_ids=[9]), (7, None, 8))
+        self.assertEqual(ends("pad"), (7, None, None))
+        self.assertEqual(framing.encoder_decoder_ends(TOKENIZER).start, TOKENIZER.sep_id)
 
 
 if __name__ == "__main__":

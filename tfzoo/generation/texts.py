@@ -150,6 +150,8 @@ def prompt_frame(model, tokenizer) -> tuple[list[int], list[int]]:
         raise UserError(
             f"model {model.name!r} has no tokenizer that tfzoo can read; put the tokenizer's files into its folder"
         )
+    before: Sequence[int | str | None]
+    after: Sequence[int | str | None]
     if model.record is not None:
         parts = list(framing.frame(model.LAYOUT, tokenizer).parts)
         place = parts.index(framing.TEXT)

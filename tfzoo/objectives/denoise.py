@@ -1,6 +1,7 @@
 """The objective of BART: a text is corrupted and must be restored (Lewis et al. 2020, section 2.2)."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,8 @@ class Denoise(shared.TokenTargets):
         """
         super().__init__(tokenizer, sequence_length, **options)
         self._start, self._begin, self._end = framing.encoder_decoder_ends(tokenizer)
-        self._mask, self._pad = (getattr(tokenizer, f"{role}_id", None) for role in ("mask", "pad"))
+        self._mask: Any = getattr(tokenizer, "mask_id", None)
+        self._pad: Any = getattr(tokenizer, "pad_id", None)
         noise = self.options.token_noise
         required = {"pad": self._pad, "sep or eos": self._end}
         required |= {"mask": self._mask} if noise in (INFILLING, MASKING) else {}
@@ -203,13 +205,11 @@ class Denoise(shared.TokenTargets):
             corrupted = tf.ones_like(token_ids)
 
         ends = dict(first_id=self._begin, last_id=self._end)
+        inputs, documents = shared.frame(inputs, documents, **ends)
+        targets, target_documents = shared.frame(token_ids, document_ids, **ends)
+        lengths = self._length, self._length
         features = shared.encoder_decoder_features(
-            *shared.frame(inputs, documents, **ends),
-            *shared.frame(token_ids, document_ids, **ends),
-            (self._length, self._length),
-            self._pad,
-            self.options.pack,
-            self._start,
+            inputs, documents, targets, target_documents, lengths, self._pad, self.options.pack, self._start
         )
         no_text = dict(first_id=None if self._begin is None else 0, last_id=0)
         corrupted, _ = shared.frame(corrupted, document_ids, **no_text)

@@ -1,6 +1,7 @@
 """The objective of translation models: write the second text of a pair, given the first (Vaswani et al. 2017)."""
 
 import dataclasses
+from typing import Any
 
 from absl import logging
 
@@ -77,7 +78,7 @@ class Seq2Seq(shared.TokenTargets):
         """
         super().__init__(tokenizer, sequence_length, **options)
         self._start, self._begin, self._end = framing.encoder_decoder_ends(tokenizer)
-        self._pad = getattr(tokenizer, "pad_id", None)
+        self._pad: Any = getattr(tokenizer, "pad_id", None)
         if missing := [role for role, i in {"pad": self._pad, "eos or sep": self._end}.items() if i is None]:
             raise UserError(
                 f"{type(tokenizer).__name__}: seq2seq requires a tokenizer with pad and eos or sep tokens, but this "
@@ -142,11 +143,9 @@ class Seq2Seq(shared.TokenTargets):
           token_ids int32 [L], padding_mask bool [L], decoder_token_ids, targets int32 [T], target_weights float32 [T];
           with `pack` also document_ids, position_ids int32 [L], decoder_document_ids, decoder_position_ids int32 [T].
         """
+        inputs, documents = shared.frame(example["first"], example["first_documents"], self._begin, self._end)
+        targets, target_documents = shared.frame(example["second"], example["second_documents"], self._begin, self._end)
+        lengths = self._length, self._target_length
         return shared.encoder_decoder_features(
-            *shared.frame(example["first"], example["first_documents"], self._begin, self._end),
-            *shared.frame(example["second"], example["second_documents"], self._begin, self._end),
-            (self._length, self._target_length),
-            self._pad,
-            self.options.pack,
-            self._start,
+            inputs, documents, targets, target_documents, lengths, self._pad, self.options.pack, self._start
         )
