@@ -73,6 +73,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.data.corpus",
     "tfzoo.objectives.masked_lm",
     "tfzoo.objectives.causal",
+    "tfzoo.objectives.replaced_token",
     "tfzoo.objectives.span_corruption",
     "tfzoo.training.config",
     "tfzoo.training.loop",
