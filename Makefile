@@ -75,6 +75,7 @@ format: $(INSTALLED)  ## fix lint and formatting with ruff
 
 bench: $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Garden (in .venv-peers)
 	$(PEERS) benchmarks/train_step.py
+	$(PEERS) benchmarks/objectives.py
 	$(PEERS) benchmarks/forward.py
 	$(PEERS) benchmarks/attention.py
 	$(PEERS) benchmarks/input.py

@@ -74,6 +74,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.objectives.masked_lm",
     "tfzoo.objectives.causal",
     "tfzoo.objectives.permutation",
+    "tfzoo.objectives.replaced_token",
     "tfzoo.objectives.span_corruption",
     "tfzoo.objectives.denoise",
     "tfzoo.objectives.seq2seq",

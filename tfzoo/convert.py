@@ -63,6 +63,11 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         None,
         "checkpoint to read if the folder has several: one of a run, or the prefix of a TF1 checkpoint",
     )
+    string(
+        "role",
+        None,
+        "which model of a run with several models to convert, such as generator; by default, the main model",
+    )
     absl_flags.DEFINE_enum(
         "dtype",
         "same",
@@ -166,16 +171,16 @@ def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:
     config = source / "config.json"
     if (source / "flags.cfg").exists():
         _omit(flags, "a run's folder", "part", "lowercase", "task")
-        model, tokenizer = runs.load(source, checkpoint)
+        model, tokenizer = runs.load(source, checkpoint, role=flags.role)
         return Found("a run's folder", source, model, tokenizer=tokenizer)
     if config.exists() and any(source.glob("*.weights.*")) and "class_name" in json_files.read(config):
-        _omit(flags, "a KerasHub preset", "checkpoint", "part", "lowercase")
+        _omit(flags, "a KerasHub preset", "checkpoint", "role", "part", "lowercase")
         return _keras(source, flags.task)
     if any(source.glob("*.index")) and not any(source.glob("*.safetensors")):
-        _omit(flags, "a TF1 checkpoint", "task")
+        _omit(flags, "a TF1 checkpoint", "role", "task")
         return _tf1(source, checkpoint, flags)
     if huggingface.is_folder(source):
-        _omit(flags, "a Hugging Face folder", "checkpoint", "part", "lowercase", "task")
+        _omit(flags, "a Hugging Face folder", "checkpoint", "role", "part", "lowercase", "task")
         return _hugging_face(source)
     raise UserError(
         f"--from={source}: contains neither config.json nor a checkpoint (*.index); specify the folder of a "

@@ -28,9 +28,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("string", "model_dir", None, "a run's folder (its best/ if there is one, otherwise its newest checkpoint), "
            "a Hugging Face or sentence-transformers folder, or hf://NAME[@REVISION]")  # fmt: skip
     define("string", "checkpoint", None, "the checkpoint of the run to export instead")
+    define("string", "role", None, "which model of a run with several models to export, such as generator; by default, "
+           "the main model")  # fmt: skip
     define("string", "output_dir", None, "the folder in which FORMAT/NAME/VERSION/ is created")
     define("list", "formats", ["savedmodel", "onnx"], "the artifacts to write: savedmodel, onnx, litert")
-    define("string", "name", None, "the name under which the model is served; defaults to the name of its family")
+    define("string", "name", None, "the name under which the model is served; defaults to the name of its family, "
+           "followed by _ROLE if --role is specified")  # fmt: skip
     define("integer", "version", None, "the version number; defaults to the next free one")
     define("integer", "keep_versions", None, "remove all but this many of the newest versions; by default none "
            "is removed")  # fmt: skip
@@ -68,10 +71,12 @@ def main(flags: absl_flags.FlagValues) -> None:
         from tfzoo.training import runs
 
     with progress.stage(f"reading {flags.model_dir}"):
-        model, tokenizer = runs.load(flags.model_dir, flags.checkpoint)
+        model, tokenizer = runs.load(flags.model_dir, flags.checkpoint, role=flags.role)
     for name in ("absl", "tensorflow"):  # Their messages about a SavedModel's functions do not concern users.
         logging.getLogger(name).setLevel(logging.WARNING)
     options: dict[str, Any] = {name: flags[name].value for name in _OPTIONS}
+    if flags.role and flags.name is None:  # Otherwise, two models of a run would be versions of one.
+        options["name"] = f"{model.family}_{flags.role}"
     if flags.calibration_file is not None:
         options["calibration_texts"] = [
             records.text(where, record, "text")

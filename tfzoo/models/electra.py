@@ -40,12 +40,28 @@ DEFAULT_HEADS = {name: ("lm",) for name in CONFIGS if name.endswith("_generator"
 
 
 class Model(nn.EncoderModel):
-    """The encoder as discriminator or generator, depending on its head; the module's docstring gives the shapes."""
+    """The encoder as discriminator or generator, depending on its head; the module's docstring gives the shapes.
+
+    Args:
+      config: the sizes.
+      tied: the embeddings of the other model in pre-training, whose tables and norm this model shares; not saved with
+        the model, which has its own variables when it is loaded.
+      **kwargs: as for nn.Model.
+    """
 
     family = "electra"
     HEADS = ("lm", "discriminate", "classify", "tag", "span", "relation", "embed")
     DEFAULT_HEADS = ("discriminate",)
     CLASSIFIER_HIDDEN = "gelu"
+
+    def __init__(self, config, *, tied: nn.Embeddings | None = None, **kwargs):
+        # As an attribute known to Keras, the other model's projection would become a part of this model.
+        object.__setattr__(self, "_tied", tied)
+        super().__init__(config, **kwargs)
+
+    def make_body(self, config):
+        self.encoder = nn.Tower(config, tied=self._tied, dtype=self.dtype_policy, name="encoder")
+        self.pooler = None
 
     def make_lm(self):  # The head's activation is always gelu.
         config = dataclasses.replace(self.config, activation="gelu")

@@ -102,17 +102,34 @@ class Embeddings(Layer):
     Args:
       config: the model's TransformerConfig.
       tokens: a TokenEmbedding to share; None creates one.
+      tied: another model's built Embeddings of the same size, whose tables and norm are shared; None shares nothing.
     """
 
-    def __init__(self, config: TransformerConfig, tokens: TokenEmbedding | None = None, **kwargs):
+    tokens: TokenEmbedding
+    norm: Any
+    positions: Any
+    segments: Any
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        tokens: TokenEmbedding | None = None,
+        tied: "Embeddings | None" = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         policy = self.dtype_policy
         self.config = config
         self.size = config.embedding_size or config.hidden_size
-        self.tokens = tokens or TokenEmbedding(
-            config.vocab_size, self.size, make_initializer(config, "embedding"), dtype=policy, name="tokens"
-        )
-        self.norm = make_norm(config, dtype=policy, name="norm") if config.embedding_norm else None
+        if tied is not None:
+            self.tokens, self.norm = tied.tokens, tied.norm
+            self.positions, self.segments = tied.positions, tied.segments
+        else:
+            self.tokens = tokens or TokenEmbedding(
+                config.vocab_size, self.size, make_initializer(config, "embedding"), dtype=policy, name="tokens"
+            )
+            self.norm = make_norm(config, dtype=policy, name="norm") if config.embedding_norm else None
+            self.positions = self.segments = None
         self.projection = None
         if config.embedding_size:
             self.projection = Dense(
@@ -124,21 +141,20 @@ class Embeddings(Layer):
         config = self.config
         if not self.tokens.built:
             self.tokens.build()
-        self.positions = self.segments = None
-        if config.positions == "learned":
+        if config.positions == "learned" and self.positions is None:
             self.positions = self.add_weight(
                 shape=(config.max_positions + config.position_offset, self.size),
                 initializer=_position_initializer(config),
                 name="positions",
             )
-        if config.num_segments:
+        if config.num_segments and self.segments is None:
             self.segments = self.add_weight(
                 shape=(config.num_segments, self.size),
                 initializer=make_initializer(config, "embedding"),
                 name="segments",
             )
         for layer in (self.norm, self.projection, self.dropout):
-            if layer is not None:
+            if layer is not None and not layer.built:
                 layer.build((None, None, self.size))
 
     def call(self, token_ids, segment_ids=None, position_ids=None, training=False):

@@ -36,7 +36,7 @@ class Tower(Layer):
 
     Args:
       config, num_layers, causal, cross: as for Stack.
-      tokens: a TokenEmbedding to share; None creates one.
+      tokens, tied: as for Embeddings.
     """
 
     def __init__(
@@ -46,11 +46,12 @@ class Tower(Layer):
         causal: bool = False,
         cross: bool = False,
         tokens: TokenEmbedding | None = None,
+        tied: Embeddings | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         policy = self.dtype_policy
-        self.embeddings = Embeddings(config, tokens, dtype=policy, name="embeddings")
+        self.embeddings = Embeddings(config, tokens, tied, dtype=policy, name="embeddings")
         self.stack = Stack(config, num_layers, causal, cross, dtype=policy, name="stack")
 
     def build(self, input_shape=None):

@@ -352,7 +352,9 @@ class Trainer:
         if self.chief:
             self._write_records()
             self.log = self._open_log()
-            parameters = sum(model.count_params() for model in self.models.values())
+            # Models may share variables.
+            shapes = {id(v): v.shape for model in self.models.values() for v in model.weights}
+            parameters = sum(math.prod(shape) for shape in shapes.values())
             print(f"{config.model}: {parameters:,} parameters; {self.inputs.summary()}")
             if self.loaded:
                 print(f"initialized from {config.init_from}:\n{self.loaded}")

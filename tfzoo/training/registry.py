@@ -17,6 +17,7 @@ from tfzoo.objectives.objective import Objective
 OBJECTIVES = {
     "masked_lm": "tfzoo.objectives.masked_lm:MaskedLM",
     "causal": "tfzoo.objectives.causal:Causal",
+    "replaced_token": "tfzoo.objectives.replaced_token:ReplacedToken",
     "span_corruption": "tfzoo.objectives.span_corruption:SpanCorruption",
     "permutation": "tfzoo.objectives.permutation:Permutation",
     "denoise": "tfzoo.objectives.denoise:Denoise",

@@ -181,7 +181,8 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
     if role not in record["models"]:
         names = list(record["models"])
         raise UserError(
-            f"{folder}: contains no model {role!r}{suggest(role, names)}; its models are {', '.join(names)}"
+            f"--role={role}: {folder} contains no model {role!r}{suggest(role, names)}; its models are "
+            f"{', '.join(names)}"
         )
     model = _build(record["models"][role], **options)
     if checkpoint_dir is None and (folder / "best").exists():
