@@ -93,8 +93,9 @@ def cached(documents: list[Document], tokenizer, fingerprint: str, cache_dir: st
     return corpus
 
 
-TOKENIZERS = ("wordpiece", "byte_level", "sentencepiece", "characters")
+TOKENIZERS = ("wordpiece", "byte_level", "sentencepiece", "sentencepiece_xlnet", "characters")
 _SENTINELS = 100  # As in T5.
+_XLNET_SPECIALS = ("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>")  # In the released models' order.
 
 
 def cached_tokenizer(corpus: Corpus, kind: str, vocab_size: int, lowercase: bool, cache_dir: str | os.PathLike):
@@ -142,6 +143,9 @@ def train_tokenizer(kind: str, sentences: Iterable[str], vocab_size: int, lowerc
         )
     if kind == "sentencepiece":
         return SentencePiece(training.train_sentencepiece(sentences, vocab_size - _SENTINELS), sentinels=_SENTINELS)
+    if kind == "sentencepiece_xlnet":
+        model = training.train_sentencepiece(sentences, vocab_size, specials=_XLNET_SPECIALS)
+        return SentencePiece(model, "xlnet", keep_accents=True)  # The text that the pieces were learned from has them.
     return Characters(training.train_characters(sentences, ("<unk>",)))  # Held-out text may contain other characters.
 
 
