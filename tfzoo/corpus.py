@@ -117,6 +117,7 @@ def _decided(config: TrainConfig, tokenizer) -> dict[str, Any]:
     decided = {name: values[name] for name in names}
     decided["tokenizer"] = kinds.get(type(tokenizer).__name__, "characters")
     if not config.tokenizer_dir and not config.vocab_file:
+        decided["tokenizer"] = config.tokenizer
         decided |= {"vocab_size": config.vocab_size} if config.tokenizer != "characters" else {}
         decided |= {"lowercase": config.lowercase} if config.tokenizer == "wordpiece" else {}
     return decided

@@ -7,9 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 from tests.helpers import temporary_folder
+from tfzoo import text
 from tfzoo.data import tokenized
 from tfzoo.data.documents import Corpus, Document
 from tfzoo.errors import UserError
+from tfzoo.text import framing
 from tfzoo.text.characters import Characters
 from tfzoo.text.wordpiece import WordPiece
 
@@ -130,6 +132,17 @@ class TokenizerTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(UserError, message):
                 tokenized.train_tokenizer(kind, ["a text"], 400, True, special)
+
+    def test_special_tokens_of_xlnet(self):
+        tokenizer = tokenized.train_tokenizer("sentencepiece_xlnet", ["Crème brûlée, apple banana. "] * 20, 60, False)
+        self.assertEqual(tokenizer.vocab[:7], ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>"])
+        self.assertEqual(framing.frame(("$A sep cls:2", None), tokenizer).parts, ("text", 4, 3))
+        ids = tokenizer.tokenize(["crème banana"])
+        self.assertNotIn(tokenizer.unknown_id, ids.flat_values.numpy())
+        self.assertAllEqual(tokenizer.detokenize(ids), ["crème banana".encode()])
+        folder = temporary_folder(self)
+        tokenizer.save(folder)
+        self.assertEqual(text.load(folder).fingerprint(), tokenizer.fingerprint())
 
     def test_sentences_stay_apart_where_spaces_are_kept(self):
         documents = [Document("x", ["One two.", "Three."]), Document("y", ["Four."])]

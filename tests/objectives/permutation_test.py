@@ -343,7 +343,7 @@ class LossTest(PermutationCase):
 class ErrorsTest(PermutationCase):
     def test_tokenizers_and_models_that_do_not_fit(self):
         bare = types.SimpleNamespace(vocab_size=9, special_ids=[0], pad_id=0, cls_id=None)
-        with self.assertRaisesRegex(UserError, "no token for cls, sep; use --tokenizer=wordpiece"):
+        with self.assertRaisesRegex(UserError, "no token for cls, sep; use --tokenizer=wordpiece or sentence"):
             Permutation(bare, 16)
         objective = self.objective(16, memory_length=2)
         objective.check_model("xlnet_base", models.page("xlnet"))

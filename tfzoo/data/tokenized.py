@@ -93,8 +93,9 @@ def cached(documents: list[Document], tokenizer, fingerprint: str, cache_dir: st
     return corpus
 
 
-TOKENIZERS = ("wordpiece", "byte_level", "sentencepiece", "characters")
+TOKENIZERS = ("wordpiece", "byte_level", "sentencepiece", "sentencepiece_xlnet", "characters")
 _SENTINELS = 100  # As in T5.
+_XLNET_SPECIALS = ("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>")  # In the released models' order.
 
 
 def cached_tokenizer(
@@ -158,6 +159,10 @@ def train_tokenizer(
         special = (*_T5_SPECIALS, *special_tokens)
         model = training.train_sentencepiece(sentences, vocab_size - _SENTINELS, specials=special)
         return SentencePiece(model, sentinels=_SENTINELS)
+    if kind == "sentencepiece_xlnet":
+        special = (*_XLNET_SPECIALS, *special_tokens)
+        model = training.train_sentencepiece(sentences, vocab_size, specials=special)
+        return SentencePiece(model, "xlnet", keep_accents=True)  # The text that the pieces were learned from has them.
     return Characters(training.train_characters(sentences, ("<unk>",)))  # Held-out text may contain other characters.
 
 

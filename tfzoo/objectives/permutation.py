@@ -98,7 +98,8 @@ class Permutation(Objective):
         if missing:
             raise UserError(
                 f"{type(tokenizer).__name__}: permutation language modeling requires a tokenizer with cls, sep and pad "
-                f"tokens, but this one has no token for {', '.join(missing)}; use --tokenizer=wordpiece"
+                f"tokens, but this one has no token for {', '.join(missing)}; use --tokenizer=wordpiece or "
+                "sentencepiece_xlnet"
             )
         self._memory = self.options.memory_length
         self._pack = self.options.pack and not self._memory
