@@ -78,6 +78,10 @@ class CorpusTest(tf.test.TestCase):
             (f"--output_dir={self.text}/x: cannot be created in ", ["pack", f"--output_dir={self.text}/x"]),
             ("--corpus=nowhere.txt: no such file", ["pack", "--corpus=nowhere.txt", "--output_dir=x"]),
             (f"--corpus={self.packed} is a folder", ["pack", f"--corpus={self.packed}", "--output_dir=x"]),
+            (
+                f"--corpus={self.text},docstrings: several sources cannot be packed in advance",
+                ["pack", f"--corpus={self.text},docstrings", "--output_dir=x"],
+            ),
         ):
             with self.subTest(argv):
                 self.assert_error(pattern, prepare(*argv))
@@ -193,6 +197,8 @@ class CorpusTest(tf.test.TestCase):
             ("--vocab_size=300: .*packed with --vocab_size=200; ", dict(vocab_size=300)),
             ("--pack=False: .*packed with --pack=True; ", dict(pack="false")),
             (f"--tokenizer_dir={other}: is not the tokenizer that {self.packed} ", dict(tokenizer_dir=other)),
+            ("--corpus_weights=3,1: has 2 number.*, but --corpus has 1 source", dict(corpus_weights="3,1")),
+            (f"--corpus=docstrings,{self.packed}: .* is a folder", dict(corpus=f"docstrings,{self.packed}")),
         ):
             with self.subTest(**flags):
                 run_dir = self.folder / "run"

@@ -478,6 +478,46 @@ class InitTest(TrainCase):
         out = self.assert_done(*flags, f"--run_dir={self.folder / 'third'}")
         self.assertRegex(out, r"new +none\nunused +.*next_sentence/dense/kernel")
 
+    def test_continued_on_other_text_with_replay_of_the_old_text(self):
+        first, old = self.shared / "first", self.shared / "corpus.txt"
+        new = tiny_run.write_corpus(self.folder / "new.txt", documents=60, seed=1)
+        flags = self.flags(
+            corpus=f"{new},{old}", corpus_weights="3,1", init_from=first, steps=4, evaluate_every=2, evaluate_batches=0
+        )
+        out = self.assert_done(*flags, f"--run_dir={self.folder / 'whole'}")
+        self.assertRegex(out, r"\n  new.txt: \d+ rows, 75.0% of the rows of a batch, [\d.]+ epochs\n  corpus.txt: ")
+        self.assertRegex(
+            out, r"step +0, held out[^\n]*\n  masked-token accuracy[^\n]*\n    new.txt [^\n]*\n    corpus.txt "
+        )
+        records = tiny_run.records(self.folder / "whole")
+        evaluated = [record for record in records if "masked_lm_loss" in record]
+        self.assertEqual([record["step"] for record in evaluated], [0, 2, 4])
+        for record in evaluated:
+            for name in ("masked_lm_loss", "masked_lm_accuracy", "next_sentence_accuracy"):
+                each = [record[f"{name}/{source}"] for source in ("new.txt", "corpus.txt")]
+                self.assertBetween(record[name], min(each), max(each))
+        # Before the first update, the figures of the old text are those of the old run's model.
+        model, tokenizer = runs.load(first)
+        objective = MaskedLM(tokenizer, 16)
+        rows = PairRows(tokenize(load_corpus(str(old), cache_dir=None).held_out, tokenizer), objective.row_tokens)
+        batches = pipeline.evaluation_batches(rows, objective, batch_size=4, seed=0, num_batches=99)
+        evaluate = step_lib.make_evaluation(tf.distribute.get_strategy(), {"main": model}, objective.evaluators())
+        for name, value in evaluate(batches).items():
+            self.assertAllClose(evaluated[0][f"{name}/corpus.txt"], value, 1e-5, msg=name)
+        trained = [record for record in records if "loss" in record]
+        corpus = json.loads((self.folder / "whole" / "corpus.json").read_text())["report"]
+        self.assertEqual(list(corpus["sources"]), ["new.txt", "corpus.txt"])
+        ratio = trained[-1]["epochs/new.txt"] / trained[0]["epochs/new.txt"]
+        self.assertAllClose(ratio, 4)
+        for step in (0, 2):
+            self.cut_back(self.folder / "whole", step)
+            self.assert_done(*flags, f"--run_dir={self.run_dir}")
+            self.assertEqual(tiny_run.measured(self.run_dir), tiny_run.measured(self.folder / "whole"))
+            shutil.rmtree(self.run_dir)
+        self.assert_error(
+            "--corpus_weights=3,1,2: has 3 number.s., but --corpus has 2", *flags, "--corpus_weights=3,1,2"
+        )
+
     def test_what_does_not_fit(self):
         first = self.shared / "first"
         wide = "hidden_size=16,num_layers=1,num_heads=2,intermediate_size=64,max_positions=32"

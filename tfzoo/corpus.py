@@ -18,7 +18,7 @@ from tfzoo import cli, files, options
 from tfzoo.data.corpus import split_sources
 from tfzoo.errors import UserError
 from tfzoo.training import inputs, registry
-from tfzoo.training.config import SOURCES, CorpusConfig, TrainConfig
+from tfzoo.training.config import CorpusConfig, TrainConfig
 
 # The options of tfzoo.train, so that text is read and split in the same way.
 _TEXT = ("corpus", "text_field", "raw_text", "held_out", "bad_text")
@@ -103,7 +103,7 @@ def _define(flags: absl_flags.FlagValues, *names: str) -> None:
     declared = {field.name: field for field in options.fields(TrainConfig)}
     for name in names:
         options.define_flag(flags, declared[name])
-    flags["corpus"].help = SOURCES
+    flags["corpus"].help = flags["corpus"].help.partition(" A folder")[0]
     absl_flags.DEFINE_string(
         "output_dir", None, "Output folder; it must not exist yet.", required=True, flag_values=flags
     )

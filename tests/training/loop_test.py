@@ -95,7 +95,7 @@ class LoopTest(unittest.TestCase):
         trainer.optimizer.iterations = types.SimpleNamespace(numpy=lambda: 1)
         trainer.evaluation, trainer.iterator = None, iter(())
         objective = types.SimpleNamespace(best_metric=("lm_loss", "min"), FIGURES=[])
-        trainer.inputs = types.SimpleNamespace(objective=objective)
+        trainer.inputs = types.SimpleNamespace(objective=objective, epochs=lambda num_batches: {})
         trainer._open_log = mock.MagicMock
         batch = [0]  # Number of the last batch read.
 
@@ -136,6 +136,18 @@ class LoopTest(unittest.TestCase):
         self.assertTrue(trainer._loop())
         self.assertEqual(trainer.checkpoints.calls, [(2, True, False), (6, True, False), (8, False, False)])
         self.assertEqual((trainer.progress.best, trainer.progress.best_step), (1.0, 6))
+
+    def test_initial_weights_may_be_the_best(self):
+        trainer = self.trainer([], figures=[1.0, 2.0], steps=4)
+        trainer.progress = Progress(evaluating=True)  # As after --init_from.
+        self.assertTrue(trainer._loop())
+        self.assertEqual(trainer.checkpoints.calls, [(0, True, False), (4, False, False)])
+        self.assertEqual((trainer.progress.best, trainer.progress.best_step), (1.0, 0))
+        marked = []
+        trainer.checkpoints.path = lambda step: types.SimpleNamespace(is_dir=lambda: True)
+        trainer.checkpoints.mark_best = marked.append
+        trainer._mark_best()
+        self.assertEqual(marked, [0])
 
     def test_advance_takes_what_fits(self):
         trainer = self.trainer([])

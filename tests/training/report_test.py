@@ -1,6 +1,7 @@
 """The two logs of a run, metrics.jsonl and TensorBoard events, agree however the previous process ended."""
 
 import json
+import unittest
 from unittest import mock
 
 import tensorflow as tf
@@ -9,6 +10,23 @@ from tests import helpers
 from tfzoo.training import report
 
 FIGURE = ("token accuracy", "accuracy", "{:.2%}")
+
+
+class TableTest(unittest.TestCase):
+    def test_sources_below_their_figure(self):
+        figures = {"accuracy": 0.5, "x_perplexity": 9.0, "accuracy/a.txt": 0.25, "accuracy/docstrings": 0.75}
+        baselines = {"frequency": {"accuracy": 0.125, "accuracy/a.txt": 0.0625, "x_loss": 0.0}}
+        table = report.evaluation_table(20, figures, baselines, [FIGURE, ("perplexity", "x_perplexity", "{:.1f}")])
+        self.assertEqual(
+            table.splitlines(),
+            [
+                "step     20, held out        model    most frequent token",
+                "  token accuracy            50.00%                 12.50%",
+                "    a.txt                   25.00%                  6.25%",
+                "    docstrings              75.00%                   nan%",
+                "  perplexity                   9.0                    1.0",
+            ],
+        )
 
 
 class MetricsLogTest(tf.test.TestCase):

@@ -37,14 +37,15 @@ def is_table(spec: str) -> bool:
 def two_files(spec: str) -> tuple[str, str] | None:
     """Returns the paths of FIRST+SECOND; None if `spec` has another form, such as that of a file with "+" in its name.
 
-    If several "+" could separate the paths, the first one that separates existing paths does.
+    If several "+" could separate the paths, the first one that separates existing paths does, or an existing one from
+    another.
     """
     path = os.path.expanduser(spec)
     if "+" not in path or os.path.lexists(path) or (glob.has_magic(path) and glob.glob(path, recursive=True)):
         return None
     parts = path.split("+")
     pairs = [("+".join(parts[:n]), os.path.expanduser("+".join(parts[n:]))) for n in range(1, len(parts))]
-    return next((pair for pair in pairs if all(map(os.path.lexists, pair))), pairs[0])
+    return max(pairs, key=lambda pair: sum(map(os.path.lexists, pair)))
 
 
 def read(spec: str, *, policy: str, held_out: float, max_line_bytes: int, max_bytes: int) -> Corpus:

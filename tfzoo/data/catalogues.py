@@ -9,7 +9,7 @@ Languages are named as in the folders LANGUAGE/LC_MESSAGES of `LOCALE_FOLDERS`: 
 program in the source code, which is almost always English, is the text, and the entry in the catalogue is its
 translation. The format is described in section "The Format of GNU MO Files" of the manual of gettext.
 
-- The header of a catalogue, contexts of messages, and pairs without a letter or with two equal sides are omitted.
+- The header of a catalogue, contexts of messages, and pairs without words or with two equal sides are omitted.
 - Of a message with plural forms, the form for the number 1 is paired with the singular, and the others with the plural.
 - Format specifiers such as %s are kept; white space, including line breaks, becomes a single space.
 
@@ -39,6 +39,8 @@ SUFFIX = ".mo"
 SOURCE = "en"  # The language of the messages in source code.
 LOCALE_FOLDERS = ("/usr/share/locale", "/usr/local/share/locale", "/opt/homebrew/share/locale")
 
+# Of C, Python and Qt: %s, %1$-5lu, %(name)s, {name}.
+_SPECIFIER = re.compile(r"%(\([^)]*\))?[-+ #0-9.*$'hlLqjzt]*[A-Za-z]|\{[^{}]*\}")
 _MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}
 
 
@@ -186,4 +188,5 @@ def _decoded(reader: files.Reader, path: str, number: int, data: bytes, encoding
 
 
 def _has_letter(text: str) -> bool:
-    return any(character.isalpha() for character in text)
+    """Returns whether there is a letter outside of format specifiers."""
+    return any(character.isalpha() for character in _SPECIFIER.sub("", text))

@@ -1,9 +1,9 @@
 """Training on several sources in given proportions.
 
-The positions of a run are divided into blocks of BLOCK. In each block, every source has the same number of positions,
-its share; which ones these are is shuffled differently in each block. The positions of a source are numbered through,
-and its rows are shuffled in epochs of its own (`tfzoo.data.order`). Therefore the source and the row of a position are
-a pure function of (seed, position), are computed without reading other positions, and a run resumes from one integer.
+The positions of a run are divided into blocks of BLOCK. In each block, every source has its share of the positions, at
+equal distances, so that each batch contains all sources in nearly these proportions. The positions of a source are
+numbered consecutively, and its rows are shuffled in epochs of its own (`tfzoo.data.order`). Therefore the source and
+the row of a position are a pure function of (seed, position), and a run resumes from one integer.
 
 Shares are proportional to the given weights, or else to size ** (1 / temperature), where the size of a source is its
 number of rows. With the temperature 1, all sources are repeated equally often; with higher ones, small sources are
@@ -142,6 +142,12 @@ class MixedRows:
         self._sizes = np.array([len(rows) for rows in self._rows], np.int64)
         self._starts = np.cumsum([0, *self._sizes[:-1]])
         self._counts = _counts(shares)
+        # For each position of a block, its source, and the number of earlier positions with this source.
+        places = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in self._counts])
+        self._source = np.repeat(np.arange(len(self._counts)), self._counts)[np.argsort(places, kind="stable")]
+        self._earlier = np.empty(BLOCK, np.int64)
+        for source, count in enumerate(self._counts):
+            self._earlier[self._source == source] = np.arange(count)
         self.shares = dict(zip(self.sources, (self._counts / BLOCK).tolist(), strict=True))
         """The fraction of the positions of each source."""
         self.padding_share = float(self._counts @ [rows.padding_share for rows in self._rows]) / BLOCK
@@ -158,14 +164,9 @@ class MixedRows:
     def locate(self, position, seed: int):
         """Returns (epoch of its source, index) of a global position, int64 scalars, in a graph or eagerly."""
         position = tf.cast(position, tf.int64)
-        counts = tf.constant(self._counts)
-        ends = tf.cumsum(counts)
-        block = position // BLOCK
-        slot = tf.random.experimental.index_shuffle(
-            position % BLOCK, tf.stack([tf.constant(seed, tf.int64), block]), BLOCK - 1
-        )
-        source = tf.searchsorted(ends, [slot], side="right")[0]
-        number = block * counts[source] + slot - (ends - counts)[source]  # Of the positions of this source.
+        block, slot = position // BLOCK, position % BLOCK
+        source = tf.constant(self._source)[slot]
+        number = block * tf.constant(self._counts)[source] + tf.constant(self._earlier)[slot]
         epoch, index = order.epoch_and_index(number, tf.constant(self._sizes)[source], seed)
         return epoch, index + tf.constant(self._starts)[source]
 

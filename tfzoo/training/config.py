@@ -20,12 +20,6 @@ from tfzoo.training import distribution, registry
 OPTIMIZERS = ("adamw", "muon", "lamb", "adafactor", "sgd", "lars")
 FALLING = ("linear", "cosine", "trapezoidal")  # Schedules that end at a final learning rate.
 SCHEDULES = (*FALLING, "inverse_sqrt", "constant")
-SOURCES = (
-    '"docstrings" (the documentation of the installed Python packages), or a path or glob of .txt, .jsonl, .txt.gz or '
-    ".jsonl.gz files. Parallel text: FIRST+SECOND (two files whose lines correspond), .tsv or .mo files, or "
-    "gettext:en-LANGUAGE (the message catalogues of the installed programs; gettext:LANGUAGE reads the translations "
-    "alone). Several sources are separated by commas."
-)
 # Headings of --help.
 _COMMON, _DATA, _MODEL = "Common options", "Text and tokenizer", "Model and precision"
 _OPTIMIZER, _DEVICES = "Optimization", "Devices (docs/distributed.md)"
@@ -38,7 +32,11 @@ class CorpusConfig(Checked):
 
     corpus: str = option(
         "docstrings",
-        SOURCES + " Or a folder written by tfzoo.corpus pack.",
+        '"docstrings" (the documentation of the installed Python packages), or a path or glob of .txt, .jsonl, .txt.gz '
+        "or .jsonl.gz files. Parallel text: FIRST+SECOND (two files whose lines correspond), .tsv or .mo files, or "
+        "gettext:en-LANGUAGE (the message catalogues of the installed programs; gettext:LANGUAGE reads the "
+        "translations alone). Several sources are separated by commas. A folder written by tfzoo.corpus pack is a "
+        "corpus by itself.",
         group=_COMMON,
     )
     corpus_weights: str | None = option(
@@ -243,7 +241,9 @@ class TrainConfig(CorpusConfig):
     )
     log_every: int = option(10, "Updates between lines in metrics.jsonl.", group=_CADENCE, low=1, changeable=True)
     evaluate_every: int = option(500, "Updates between evaluations.", group=_CADENCE, low=1, changeable=True)
-    evaluate_batches: int = option(50, "Batches per evaluation; 0 for all.", group=_CADENCE, low=0, changeable=True)
+    evaluate_batches: int = option(
+        50, "Batches per evaluation of each source; 0 for all.", group=_CADENCE, low=0, changeable=True
+    )
     checkpoint_every: int = option(500, "Updates between checkpoints.", group=_CADENCE, low=1, changeable=True)
     keep_checkpoints: int = option(
         2, "Number of newest checkpoints to keep, in addition to the best one.", group=_CADENCE, low=1, changeable=True

@@ -63,7 +63,7 @@ class Inputs:
         config, (batch_size, num_batches) = self.config, self._evaluation_sizes(num_replicas)
         batches: Any = None
         first_number = 0
-        for rows in self._held_out_sources().values():
+        for rows in _sources(self.held_out_rows).values():
             of_source = pipeline.evaluation_batches(
                 rows,
                 self.objective,
@@ -81,8 +81,8 @@ class Inputs:
     def evaluated_sources(self, num_replicas: int) -> dict[str, int]:
         """Returns how many batches of `evaluation_batches` belong to each source; empty if there is only one."""
         batch_size, num_batches = self._evaluation_sizes(num_replicas)
-        sources = getattr(self.held_out_rows, "sources", {})
-        return {name: min(-(-len(rows) // batch_size), num_batches) for name, rows in sources.items()}
+        sources = _sources(self.held_out_rows)
+        return {name: min(-(-len(rows) // batch_size), num_batches) for name, rows in sources.items() if name}
 
     def baselines(self, batches: list, num_replicas: int) -> dict[str, dict[str, float]]:
         """Returns the objective's baselines on the batches of `evaluation_batches`, as dicts of numpy arrays; for
@@ -104,30 +104,33 @@ class Inputs:
         mixed = isinstance(self.train_rows, mixture.MixedRows)
         return self.train_rows.epochs(num_batches * self.config.batch_size) if mixed else {}
 
-    def _held_out_sources(self) -> dict[str, Any]:
-        return getattr(self.held_out_rows, "sources", {"": self.held_out_rows})
-
     def _evaluation_sizes(self, num_replicas: int) -> tuple[int, int]:
         """Returns the batch size of an evaluation, and the maximum number of batches of each source."""
         config, share = self.config, self.config.accumulation * num_replicas
-        count = max(len(rows) for rows in self._held_out_sources().values())
+        count = max(len(rows) for rows in _sources(self.held_out_rows).values())
         batch_size = -(-min(config.batch_size, count) // share) * num_replicas
         return batch_size, (config.evaluate_batches or -(-count // config.batch_size)) * config.accumulation
 
     def summary(self) -> str:
         """Returns a readable summary of the amount of data."""
         config = self.config
-        epochs = self.epochs(config.steps)
-        sources = [
-            f"\n  {name}: {len(rows):,} rows, {self.train_rows.shares[name]:.1%} of the rows of a batch, "
-            f"{epochs[name]:.1f} epochs"
-            for name, rows in (self.train_rows.sources.items() if epochs else ())
-        ]
-        return (
+        amount = (
             f"{len(self.train_ids):,} training tokens in {len(self.train_rows):,} rows "
-            f"({self.train_rows.padding_share:.1%} padding), {len(self.held_out_ids):,} held-out tokens; "
-            f"{config.steps * config.batch_size / len(self.train_rows):.1f} epochs"
-        ) + "".join(sources)
+            f"({self.train_rows.padding_share:.1%} padding), {len(self.held_out_ids):,} held-out tokens"
+        )
+        epochs = self.epochs(config.steps)
+        if not epochs:
+            return f"{amount}; {config.steps * config.batch_size / len(self.train_rows):.1f} epochs"
+        shares = self.train_rows.shares
+        return amount + "".join(
+            f"\n  {name}: {len(rows):,} rows, {shares[name]:.1%} of the rows of a batch, {epochs[name]:.1f} epochs"
+            for name, rows in self.train_rows.sources.items()
+        )
+
+
+def _sources(rows) -> dict[str, Any]:
+    """Returns the rows of each source by name; a single source has the name ""."""
+    return rows.sources if isinstance(rows, mixture.MixedRows) else {"": rows}
 
 
 def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool, num_replicas: int) -> Inputs:

@@ -182,11 +182,7 @@ class Trainer:
           Whether the model is the best so far; None if a stop was requested.
         """
         with optimizers.averaged(self.optimizer):
-            figures = self.measure(
-                self.evaluation,
-                stopped=lambda: self.workers.any(self.stop.asked),
-                sources=self.inputs.evaluated_sources(self.strategy.num_replicas_in_sync),
-            )
+            figures = self.measure(self.evaluation, stopped=lambda: self.workers.any(self.stop.asked))
         if figures is None:
             return None
         name, direction = self.inputs.objective.best_metric
@@ -323,7 +319,8 @@ class Trainer:
             clip_each=config.clip_each,
         )
         evaluators = [*objective.evaluators(), *self._extra_evaluators]
-        self.measure = step_lib.make_evaluation(self.strategy, self.models, evaluators)
+        sources = self.inputs.evaluated_sources(self.strategy.num_replicas_in_sync)
+        self.measure = step_lib.make_evaluation(self.strategy, self.models, evaluators, sources)
 
     def _resume(self, closing: contextlib.ExitStack) -> None:
         """Restores the newest intact checkpoint and truncates the log at its step."""

@@ -33,7 +33,7 @@ def evaluation_table(
     """
     columns = {name: _BASELINE_LABELS.get(name, name) for name in baselines}
     widths = [max(14, len(label) + 3) for label in columns.values()]
-    first = max(22, *(len(name.partition("/")[2]) + 2 for name in figures))  # The width of the first column.
+    first = max([22, *(len(name.partition("/")[2]) + 2 for name in figures)])  # The width of the first column.
     header = "".join(f"{label:>{width}}" for label, width in zip(columns.values(), widths, strict=True))
     lines = [f"{f'step {step:>6,}, held out':<{first + 2}}{'model':>10}{header}"]
     for label, figure, form in rows:

@@ -131,13 +131,14 @@ def make_replica_step(
     return replica_step
 
 
-def make_evaluation(strategy, models, evaluators: Sequence[Evaluator]):
-    """Returns `evaluate(batches, stopped, sources) -> {figure: float}`: the figures of all evaluators, in their order.
+def make_evaluation(strategy, models, evaluators: Sequence[Evaluator], sources: Mapping[str, int] = {}):
+    """Returns `evaluate(batches, stopped) -> {figure: float}`: the figures of all evaluators, in their order.
 
     `batches` come from pipeline.evaluation_batches, distributed by the strategy. Before each batch, `evaluate` calls
-    `stopped`, and returns None if the result is true. `sources` is name -> number of consecutive batches, for text from
-    several sources: their figures are FIGURE/NAME, after those of all batches.
+    `stopped`, and returns None if the result is true. For text from several sources, `sources` is the number of
+    consecutive batches of each; the figures of a source are FIGURE/NAME, after those of all batches.
     """
+    suffixes = [f"/{name}" for name, count in sources.items() for _ in range(count)]
 
     @tf.function(autograph=False)
     def measured(batch):
@@ -149,12 +150,11 @@ def make_evaluation(strategy, models, evaluators: Sequence[Evaluator]):
             return measured(batch)
         return tf.distribute.coordinator.ClusterCoordinator(strategy).schedule(measured, args=(batch,)).fetch()
 
-    def evaluate(batches, stopped: Callable[[], bool] = lambda: False, sources: Mapping[str, int] = {}):
+    def evaluate(batches, stopped: Callable[[], bool] = lambda: False):
         accumulators: dict[str, list[Any]] = {
             suffix: [_Sums() if isinstance(evaluator, Means) else _Rows() for evaluator in evaluators]
             for suffix in ("", *(f"/{name}" for name in sources))
         }
-        suffixes = [f"/{name}" for name, count in sources.items() for _ in range(count)]
         for number, batch in enumerate(batches):
             if stopped():
                 return None
