@@ -11,6 +11,7 @@ from tests import helpers
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.training import TrainConfig, Trainer, loop
 from tfzoo.training.loop import ADVANCED, ROLLED_BACK, STOPPED, Callback
+from tfzoo.training.stages import stages_of
 from tfzoo.training.state import Progress
 
 
@@ -148,6 +149,48 @@ class LoopTest(unittest.TestCase):
         trainer.checkpoints.mark_best = marked.append
         trainer._mark_best()
         self.assertEqual(marked, [0])
+
+    def test_stages(self):
+        """The updates of a call are of one stage, each stage ends with an evaluation, and the best is the last's."""
+        trainer = self.trainer(
+            [], figures=[2.0, 1.0, 4.0, 3.0, 3.5], evaluate_every=4, steps=12, stages="6:sequence_length=256"
+        )
+        entered = []
+
+        def enter(stage):
+            entered.append((trainer.step, stage.number))
+            trainer.stage, trainer.counted = stage, {}
+            begin = trainer.run_steps
+
+            def run_steps(iterator, count):
+                losses = begin(iterator, count)
+                # Batches are numbered from the beginning of a stage.
+                trainer.counted = {number - stage.begin: places for number, places in trainer.counted.items()}
+                return losses
+
+            trainer.run_steps = run_steps
+
+        trainer.enter = enter
+        self.assertTrue(trainer._loop())
+        self.assertEqual(entered, [(6, 1)])
+        evaluated = [(step, figure) for name, step, *figure in self.heard(trainer) if name == "evaluation"]
+        self.assertEqual(evaluated, [(4, [2.0]), (6, [1.0]), (8, [4.0]), (12, [3.0])])
+        # At step 8, 4.0 is the first figure of the second stage, which is not compared with 1.0.
+        self.assertEqual(
+            trainer.checkpoints.calls, [(4, True, False), (6, True, False), (8, True, False), (12, True, False)]
+        )
+        self.assertEqual((trainer.progress.best, trainer.progress.best_step), (3.0, 12))
+
+    def test_a_batch_size_that_changes_what_is_evaluated(self):
+        trainer = self.trainer([], figures=[1.0, 4.0, 3.0], stages="4:batch_size=16", evaluate_batches=0)
+        trainer.enter = lambda stage: setattr(trainer, "stage", stage)
+        trainer.stage = trainer.stages[1]
+        trainer.step, trainer.progress = 8, Progress(best=1.0, best_step=4)
+        trainer.measure = lambda batches, stopped: {"lm_loss": 2.0}
+        self.assertFalse(trainer.evaluate())  # All held-out rows are evaluated: 1.0 remains the best.
+        trainer.stages = stages_of(trainer.config.replace(evaluate_batches=50))
+        trainer.stage = trainer.stages[1]
+        self.assertTrue(trainer.evaluate())
 
     def test_advance_takes_what_fits(self):
         trainer = self.trainer([])

@@ -5,6 +5,7 @@ Rows are any object with a length, `row(index, numbers)`, a pure function of the
 with a method `locate`, such as MixedRows, determine their order in training themselves.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,12 @@ def examples(
     epoch: int | None = None,
     max_bad_rows: int = 0,
     patterns: int = 0,
-    end: int | None = None,
+    progress: Callable = lambda position: 0.0,
 ) -> tf.data.Dataset:
     """Returns the examples at global positions (a dataset of int64), each with its own seed.
 
     An example contains the features of its row, such as {"token_ids": int32 [n], "document_ids": int32 [n]}, "seed",
-    int32 [2], and "progress", float32 [], its position divided by `end`, or 0 if there is no end, as in an evaluation.
-    With `epoch`, rows are in their original order and every pass is that epoch, as required for an evaluation. Up to
+    int32 [2], and "progress", float32 [], which `progress` computes from its position. With `epoch`, rows are in their original order and every pass is that epoch, as required for an evaluation. Up to
     max_bad_rows rows that cannot be read (a UserError) are treated as empty, with a warning. `patterns` is the number
     of different seeds of a row, which repeat after as many epochs; 0 means a new seed in every epoch.
     """
@@ -65,8 +65,8 @@ def examples(
             name: tf.ensure_shape(value, [None] * rank)
             for (name, rank), value in zip(rows.FEATURES.items(), values, strict=True)
         }
-        progress = tf.cast(position / end, tf.float32) if end else tf.constant(0.0)
-        return features | {"seed": tf.random.experimental.stateless_fold_in(example_seed, 2), "progress": progress}
+        features["progress"] = tf.cast(progress(position), tf.float32)
+        return features | {"seed": tf.random.experimental.stateless_fold_in(example_seed, 2)}
 
     return positions.map(_as_it_is(example), num_parallel_calls=2, deterministic=True)
 
@@ -83,6 +83,7 @@ def training_batches(
     context: Context = ALONE,
     max_bad_rows: int = 0,
     patterns: int = 0,
+    progress: tuple[float, float] = (0.0, 1.0),
 ):
     """Returns the batches of steps `first_step` to `num_steps`: step s takes the positions from s * batch_size on.
 
@@ -96,11 +97,17 @@ def training_batches(
       context: the worker that reads the batches. Each of its replicas gets one batch per step, and in each step all
         replicas of a run together get the rows that a single replica would get.
       max_bad_rows, patterns: as for `examples`.
+      progress: the fractions of the training that precede step 0 and step num_steps.
     """
+    begin, end = progress
+
+    def progress_at(position):
+        return begin + (end - begin) * position / (num_steps * batch_size)
+
     positions = _positions(first_step, num_steps, batch_size, context)
-    batches = examples(
-        rows, positions, seed, max_bad_rows=max_bad_rows, patterns=patterns, end=num_steps * batch_size
-    ).map(_as_it_is(objective.prepare), num_parallel_calls=2, deterministic=True)
+    batches = examples(rows, positions, seed, max_bad_rows=max_bad_rows, patterns=patterns, progress=progress_at).map(
+        _as_it_is(objective.prepare), num_parallel_calls=2, deterministic=True
+    )
     batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
     if context.num_input_pipelines > 1:
         # With infinite data, workers need not agree at every step whether there is another batch. This must precede the

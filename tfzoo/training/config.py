@@ -15,7 +15,7 @@ from tfzoo.data.files import POLICIES
 from tfzoo.data.tokenized import TOKENIZERS
 from tfzoo.errors import UserError
 from tfzoo.options import Checked, option
-from tfzoo.training import distribution, registry
+from tfzoo.training import distribution, registry, stages
 
 OPTIMIZERS = ("adamw", "muon", "lamb", "adafactor", "sgd", "lars")
 FALLING = ("linear", "cosine", "trapezoidal")  # Schedules that end at a final learning rate.
@@ -135,8 +135,14 @@ class TrainConfig(CorpusConfig):
     )
     objective: str = option("masked_lm", "Training objective.", group=_COMMON, choices=registry.OBJECTIVES)
     steps: int = option(1000, "Total number of updates.", group=_COMMON, low=1, changeable=True)
-    batch_size: int = option(32, "Rows per update, summed over all replicas.", group=_COMMON, low=1)
-    sequence_length: int = option(128, "Tokens per row.", group=_COMMON, low=8)
+    batch_size: int = option(32, "Rows per update, summed over all replicas.", group=_COMMON, low=1, by_stage=True)
+    sequence_length: int = option(128, "Tokens per row.", group=_COMMON, low=8, by_stage=True)
+    stages: str = option(
+        "",
+        "Changes of --sequence_length, --batch_size or --corpus_weights after a number of updates, such as "
+        "9000:sequence_length=512,batch_size=8; white space separates several stages.",
+        group=_COMMON,
+    )
     learning_rate: float = option(1e-3, "Peak learning rate.", group=_COMMON, low=0.0)
     seed: int = option(
         0,
@@ -290,6 +296,8 @@ class TrainConfig(CorpusConfig):
                 f"objective_options={self.objective_options}: must be an instance of the Options of the objective "
                 f"{self.objective}"
             )
+        if self.stages:
+            stages.stages_of(self)
 
     @classmethod
     def define_flags(cls, flags: absl_flags.FlagValues) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tfzoo import lazy
 from tfzoo.errors import UserError
@@ -33,8 +33,12 @@ def not_finite(config: TrainConfig, step: int, in_a_row: int, saved: Sequence[in
 
 
 @contextlib.contextmanager
-def explained(config: TrainConfig, num_replicas: int) -> Iterator[None]:
+def explained(current: Callable[[], TrainConfig], num_replicas: int) -> Iterator[None]:
     """Converts errors that TensorFlow raises during a run to one-line messages with a remedy.
+
+    Args:
+      current: returns the config of the current stage.
+      num_replicas: over which a batch is divided.
 
     Raises:
       UserError: the memory is insufficient, or a row could not be read.
@@ -42,6 +46,7 @@ def explained(config: TrainConfig, num_replicas: int) -> Iterator[None]:
     try:
         yield
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        config = current()
         share = config.batch_size // num_replicas
         more = next((n for n in range(config.accumulation + 1, share + 1) if share % n == 0), None)
         shape = re.search(r"tensor with shape\[[\d,]*\]", str(error))

@@ -18,17 +18,19 @@ from tfzoo.data.packed import PARTS, PackedFolder
 from tfzoo.data.tokenized import TokenizedCorpus, cached, cached_tokenizer
 from tfzoo.errors import UserError
 from tfzoo.objectives.objective import Objective
-from tfzoo.training import registry
+from tfzoo.training import registry, stages
 from tfzoo.training.config import CorpusConfig, TrainConfig
+from tfzoo.training.stages import Stage
 
 pipeline = lazy.module("tfzoo.data.pipeline")
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Training rows and held-out rows, and everything they are made from. `corpus` is a Corpus or a PackedFolder."""
+    """Training rows and held-out rows of a stage, and everything they are made from. `corpus` is a Corpus or a
+    PackedFolder."""
 
-    config: TrainConfig
+    stage: Stage
     corpus: Any
     tokenizer: Any
     objective: Objective
@@ -39,22 +41,28 @@ class Inputs:
     train_ids: Any  # int32 [N], the token ids of the training text.
     held_out_ids: Any
 
+    @property
+    def config(self) -> TrainConfig:
+        """The config of the stage."""
+        return self.stage.config
+
     def training_batches(
         self, context, *, first_step: int, passed_over: int, places: dict[int, tuple[int, int]]
     ) -> Any:
-        """Returns the batches from `first_step` to the last step, after `passed_over` skipped batches; `places` is
-        described in pipeline.training_batches."""
+        """Returns the batches from `first_step`, the number of updates in this stage before, to the end of the stage,
+        after `passed_over` skipped batches; `places` is described in pipeline.training_batches."""
         return pipeline.training_batches(
             self.train_rows,
             self.objective,
             batch_size=self.config.batch_size,
-            seed=self.config.seed,
+            seed=self.stage.seed,
             first_step=first_step + passed_over,
             num_steps=self.config.steps + passed_over,
             places=places,
             context=context,
             max_bad_rows=self.config.max_bad_rows,
             patterns=self.objective.patterns,
+            progress=(self.stage.begin / self.stage.last, self.stage.end / self.stage.last),
         )
 
     def evaluation_batches(self, num_replicas: int, context=None) -> Any:
@@ -133,8 +141,8 @@ def _sources(rows) -> dict[str, Any]:
     return rows.sources if isinstance(rows, mixture.MixedRows) else {"": rows}
 
 
-def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool, num_replicas: int) -> Inputs:
-    """Reads the text and the tokenizer, and creates the rows.
+def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool, num_replicas: int) -> list[Inputs]:
+    """Reads the text and the tokenizer, and creates the rows of each stage.
 
     Args:
       config: of the run.
@@ -149,11 +157,39 @@ def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool
     run_dir = pathlib.Path(config.run_dir)
     corpus, tokenizer = read_corpus(config, run_dir if resuming else None, packed)
     model_config = with_overrides(config, model_config, vocab_size=tokenizer.vocab_size)
-    check_sizes(config, model_config, tokenizer, num_replicas)
-    objective = make_objective(config, tokenizer, page)
-    objective.check_model(config.model, page)
-    rows, token_ids = read_rows(config, corpus, tokenizer, objective)
-    return Inputs(config, corpus, tokenizer, objective, page, model_config, *rows, *token_ids)
+    found: list[Inputs] = []
+    for stage in stages.stages_of(config):
+        try:
+            if packed:
+                _check_packed(packed, stage.config)
+            check_sizes(stage.config, model_config, tokenizer, num_replicas)
+            # Stages with the same rows share them.
+            same = next((other for other in found if _has_same_rows(other.config, stage.config)), None)
+            if same:
+                found.append(dataclasses.replace(same, stage=stage))
+                continue
+            objective = make_objective(stage.config, tokenizer, page)
+            objective.check_model(config.model, page)
+            rows, token_ids = read_rows(stage.config, corpus, tokenizer, objective)
+        except UserError as error:
+            raise stages.at_step(stage.begin, error) if stage.begin else error from None
+        found.append(Inputs(stage, corpus, tokenizer, objective, page, model_config, *rows, *token_ids))
+    return found
+
+
+def _has_same_rows(one: TrainConfig, other: TrainConfig) -> bool:
+    """Returns whether two stages of a run, which may also differ in their numbers of updates, have the same rows."""
+    return one.replace(batch_size=1, steps=1) == other.replace(batch_size=1, steps=1)
+
+
+def _check_packed(packed: PackedFolder, config: TrainConfig) -> None:
+    """Raises UserError if a stage changes an option of the rows of a packed folder."""
+    for name, value in packed.flags.items():
+        now = config.values().get(name, value)
+        if now != value:
+            raise UserError(
+                f"{name}={now}: --corpus={packed.folder} was packed with --{name}={value}; omit it, or specify the text"
+            )
 
 
 def find_packed(config: TrainConfig, given: Mapping[str, Any]) -> tuple[TrainConfig, PackedFolder | None]:

@@ -31,6 +31,7 @@ from tfzoo.training import checkpoint, distribution, explain, guard, report, res
 from tfzoo.training import inputs as inputs_lib
 from tfzoo.training.config import TrainConfig
 from tfzoo.training.signals import StopOnSignal
+from tfzoo.training.stages import Stage, stage_at, stages_of
 from tfzoo.training.state import Progress
 
 # These import TensorFlow, which is slow; errors in the options are reported before that.
@@ -70,8 +71,8 @@ class Trainer:
         They must not contradict a folder of packed rows.
 
     Attributes, available once `run` has started:
-      models: role -> Keras model. step: number of updates so far. progress: see state.Progress. inputs: see
-        inputs.Inputs.
+      models: role -> Keras model. step: number of updates so far. progress: see state.Progress. stage: the current
+        stage, see stages.Stage. inputs: those of the current stage, see inputs.Inputs.
     """
 
     def __init__(
@@ -86,11 +87,14 @@ class Trainer:
         self.config, self.callbacks, self._extra_evaluators = config, tuple(callbacks), tuple(evaluators)
         self.run_dir = pathlib.Path(config.run_dir)
         self.step, self.progress = 0, Progress()
+        self.stages = stages_of(config)
+        self.stage = self.stages[0]
         self.step_seconds = CALL_SECONDS  # Estimated duration of one update.
         self.counted: dict[int, tuple[int, int]] = {}  # The token positions of this worker's batches, by step.
         self._measured_step, self._measured_at = 0, time.monotonic()
         self.log: report.MetricsLog | None = None  # Only in the chief.
         self.bar: Any = None
+        self.baselines: dict[str, dict[str, float]] = {}  # Of the held-out rows of the current stage.
         self.loaded: Any = None  # The outcome of --init_from: an initialize.Loaded.
 
     # ------------------------------------------------------------------ The run
@@ -123,6 +127,8 @@ class Trainer:
     def _loop(self) -> bool:
         """Returns True at the last step, or False if a stop was requested earlier."""
         while self.step < self.config.steps or self.progress.evaluating:
+            if self._due_stage() is not self.stage:
+                self.enter(self._due_stage())
             if not self.progress.evaluating:
                 outcome = self.advance()
                 if outcome == STOPPED:
@@ -139,6 +145,45 @@ class Trainer:
         return True
 
     # ------------------------------------------------------------------ Its actions
+
+    def enter(self, stage: Stage) -> None:
+        """Starts a stage, or goes on with it: reads its rows, and prepares functions for the shapes of its batches."""
+        before, self.stage, self.inputs = self.stage, stage, self._inputs[stage.number]
+        objective, replicas = self.inputs.objective, self.strategy.num_replicas_in_sync
+        config = stage.config
+        self.run_steps = step_lib.make_step(
+            self.strategy,
+            self.models,
+            self.optimizer,
+            objective,
+            num_parts=config.accumulation,
+            clip_norm=config.clip_norm,
+            clip_each=config.clip_each,
+        )
+        evaluators = [*objective.evaluators(), *self._extra_evaluators]
+        sources = self.inputs.evaluated_sources(replicas)
+        self.measure = step_lib.make_evaluation(self.strategy, self.models, evaluators, sources)
+        held_out = self.inputs.evaluation_batches(replicas)  # The batches of a single device.
+        if self.log and not (self.baselines and stage.comparable(before)):
+            with progress_lib.stage("computing baselines"):
+                self.baselines = self.inputs.baselines(list(held_out.as_numpy_iterator()), replicas)
+            files.atomic_write(self.run_dir / "baselines.json", json.dumps(self.baselines, indent=2) + "\n")
+        self.evaluation = distribution.spread(
+            self.strategy, lambda context: self.inputs.evaluation_batches(replicas, context)
+        )
+        lengths = {name: spec.shape[1] for name, spec in held_out.element_spec.items() if spec.shape.rank > 1}
+        self._flops_per_row = sum(
+            costs.training_flops(
+                model,
+                config.sequence_length,
+                targets=lengths.get("decoder_token_ids", 0),
+                predictions=lengths.get("masked_positions", 0),
+            )
+            for model in self.models.values()
+        )
+        self.step_seconds = CALL_SECONDS
+        self._restart_clock()
+        self._read_on()
 
     def advance(self) -> str:
         """Makes as many updates as possible before the next log line, evaluation or checkpoint.
@@ -187,11 +232,14 @@ class Trainer:
             return None
         name, direction = self.inputs.objective.best_metric
         before = self.progress
+        if not self.stage.comparable(stage_at(self.stages, before.best_step)):
+            before = dataclasses.replace(before, best=None)
         self.progress = before.measured(self.step, figures.get(name, math.nan), direction)
         if self.log:
-            self.log.write({"step": self.step} | figures)
+            self.log.write({"step": self.step} | self._of_stage() | figures)
             table = report.evaluation_table(self.step, figures, self.baselines, self.inputs.objective.FIGURES)
-            self.bar.print(table)
+            length = f"\n  in rows of {self.stage.config.sequence_length} tokens" if self.config.stages else ""
+            self.bar.print(table + length)
             for callback in self.callbacks:
                 callback.on_evaluation(self, figures)
         self._restart_clock()  # An evaluation is not training time.
@@ -234,7 +282,8 @@ class Trainer:
             self.checkpoints.remove_after(self.step)
         self._mark_best()
         self._restart_clock()
-        self._read_on()
+        if self._due_stage() is self.stage:  # Otherwise, the loop enters the earlier stage next.
+            self._read_on()
         if self.log:
             self.log.close()
             self.log = self._open_log()
@@ -269,15 +318,17 @@ class Trainer:
         # The number of concurrent updates.
         self._least = len(cluster.addresses["worker"]) if config.strategy == "parameter_server" else 1
         with progress_lib.stage("reading the text"):
-            self.inputs = inputs_lib.open_inputs(config, packed, self.resuming, replicas)
-        closing.enter_context(explain.explained(config, replicas))
+            self._inputs = inputs_lib.open_inputs(config, packed, self.resuming, replicas)  # Of each stage.
+        self.stages = tuple(inputs.stage for inputs in self._inputs)
+        self.stage, self.inputs = self.stages[0], self._inputs[0]
+        closing.enter_context(explain.explained(lambda: self.stage.config, replicas))
         self.workers = distribution.Workers(self.strategy)
         with progress_lib.stage("building the model"):
             self._build()
 
     def _build(self) -> None:
-        """Builds the models, the optimizer, and the functions that train and evaluate them."""
-        config, objective = self.config, self.inputs.objective
+        """Builds the models and the optimizer."""
+        config = self.config
         keras.utils.set_random_seed(config.seed)
         policy = "float32" if config.precision == "float32" else f"mixed_{config.precision}"
         self.schedule = optimizers.WarmUp(
@@ -289,7 +340,7 @@ class Trainer:
             decay_steps=config.decay_steps,
         )
         with self.strategy.scope():
-            self.models = objective.build_models(self.inputs.page, self.inputs.model_config, policy)
+            self.models = self.inputs.objective.build_models(self.inputs.page, self.inputs.model_config, policy)
             if config.init_from and not checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).steps():
                 self.loaded = initialize.initialize(
                     self.models[MAIN], config.init_from, tokenizer=self.inputs.tokenizer
@@ -309,18 +360,6 @@ class Trainer:
                 loss_scaling=config.precision == "float16",
                 skip_nonfinite=config.on_nonfinite == "skip",
             )
-        self.run_steps = step_lib.make_step(
-            self.strategy,
-            self.models,
-            self.optimizer,
-            objective,
-            num_parts=config.accumulation,
-            clip_norm=config.clip_norm,
-            clip_each=config.clip_each,
-        )
-        evaluators = [*objective.evaluators(), *self._extra_evaluators]
-        sources = self.inputs.evaluated_sources(self.strategy.num_replicas_in_sync)
-        self.measure = step_lib.make_evaluation(self.strategy, self.models, evaluators, sources)
 
     def _resume(self, closing: contextlib.ExitStack) -> None:
         """Restores the newest intact checkpoint and truncates the log at its step."""
@@ -353,6 +392,9 @@ class Trainer:
             shapes = {id(v): v.shape for model in self.models.values() for v in model.weights}
             parameters = sum(math.prod(shape) for shape in shapes.values())
             print(f"{config.model}: {parameters:,} parameters; {self.inputs.summary()}")
+            for inputs in self._inputs[1:]:
+                sizes = f"sequence_length={inputs.config.sequence_length}, batch_size={inputs.config.batch_size}"
+                print(f"from step {inputs.stage.begin:,} on, {sizes}: {inputs.summary()}")
             if self.loaded:
                 print(f"initialized from {config.init_from}:\n{self.loaded}")
 
@@ -373,34 +415,14 @@ class Trainer:
         self.config.write(self.run_dir / "flags.cfg")
 
     def _begin(self) -> None:
-        """Prepares the first update, and computes what is only printed or logged."""
-        replicas = self.strategy.num_replicas_in_sync
-        held_out = self.inputs.evaluation_batches(replicas)  # The batches of a single device.
-        if self.log:
-            with progress_lib.stage("computing baselines"):
-                self.baselines = self.inputs.baselines(list(held_out.as_numpy_iterator()), replicas)
-            files.atomic_write(self.run_dir / "baselines.json", json.dumps(self.baselines, indent=2) + "\n")
-            if self.resuming:
-                saved = "" if self.checkpoints.steps() else ": no checkpoint was saved"
-                print(f"resuming at step {self.step:,} of {self.config.steps:,}{saved}")
-        self.evaluation = distribution.spread(
-            self.strategy, lambda context: self.inputs.evaluation_batches(replicas, context)
-        )
-        lengths = {name: spec.shape[1] for name, spec in held_out.element_spec.items() if spec.shape.rank > 1}
-        self._flops_per_row = sum(
-            costs.training_flops(
-                model,
-                self.config.sequence_length,
-                targets=lengths.get("decoder_token_ids", 0),
-                predictions=lengths.get("masked_positions", 0),
-            )
-            for model in self.models.values()
-        )
-        self._restart_clock()
+        """Prepares the first update."""
+        if self.log and self.resuming:
+            saved = "" if self.checkpoints.steps() else ": no checkpoint was saved"
+            print(f"resuming at step {self.step:,} of {self.config.steps:,}{saved}")
+        self.enter(self._due_stage())
         self._mark_best()  # The previous process may have been killed between saving and marking.
         if self.config.on_nonfinite == "rollback" and not self.checkpoints.steps(interim=False):
             self.save()  # The checkpoint that the first rollback returns to.
-        self._read_on()
         self.workers.any(False)  # Waits until all workers are ready; before that, there is nothing to save.
         self.stop.ready = True
         if self.log:
@@ -409,18 +431,29 @@ class Trainer:
     # ------------------------------------------------------------------ Helpers
 
     def _due(self, every: int) -> bool:
-        return state.due(self.step, every, self.config.steps)
+        """Returns whether an action is due that is also due at the end of a stage."""
+        return state.due(self.step, every, self.stage.end)
+
+    def _due_stage(self) -> Stage:
+        """Returns the stage of the next update, or of the evaluation that is due before it."""
+        return stage_at(self.stages, self.step if self.progress.evaluating else self.step + 1)
+
+    def _of_stage(self) -> dict[str, int]:
+        """Returns what a line of metrics.jsonl says about its stage if there are several."""
+        config = self.stage.config
+        shown = {"sequence_length": config.sequence_length, "batch_size": config.batch_size}
+        return shown if self.config.stages else {}
 
     def _updates_at_once(self) -> int:
         config = self.config
         cadences = (config.log_every, config.evaluate_every, config.checkpoint_every)
-        fitting = state.updates_at_once(self.step, config.steps, cadences, config.steps_per_call)
+        fitting = state.updates_at_once(self.step, self.stage.end, cadences, config.steps_per_call)
         return min(fitting, state.updates_in(CALL_SECONDS, self.step_seconds, self._least))
 
     def _read_on(self) -> None:
         """Starts reading at the batch of the next update."""
         self.counted = {}
-        first_step, passed_over, places = self.step, self.progress.passed_over, self.counted
+        first_step, passed_over, places = self.step - self.stage.begin, self.progress.passed_over, self.counted
 
         def batches(context):
             return self.inputs.training_batches(context, first_step=first_step, passed_over=passed_over, places=places)
@@ -429,7 +462,7 @@ class Trainer:
 
     def _count(self, losses: np.ndarray) -> None:
         """Adds the updates with these losses to the step and the progress."""
-        progress, first = self.progress, self.step + self.progress.passed_over
+        progress, first = self.progress, self.step - self.stage.begin + self.progress.passed_over
         own_places = [self.counted.pop(number) for number in range(first, first + len(losses))]
         places = self.workers.totals(*(sum(numbers) for numbers in zip(*own_places)))
         finite = [float(loss) for loss in losses if np.isfinite(loss)]
@@ -440,10 +473,11 @@ class Trainer:
 
     def _log(self) -> None:
         """Writes a line of metrics.jsonl about the updates since the last one."""
-        config, progress, now = self.config, self.progress, time.monotonic()
+        config, progress, now = self.stage.config, self.progress, time.monotonic()
         speed = (self.step - self._measured_step) * config.batch_size * config.sequence_length
         record = {
             "step": self.step,
+            **self._of_stage(),
             **({"loss": math.fsum(progress.losses) / len(progress.losses)} if progress.losses else {}),
             **({"nonfinite": progress.nonfinite} if progress.nonfinite else {}),
             "padding_share": progress.padding_share(),

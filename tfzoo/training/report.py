@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -180,6 +181,9 @@ def plot(records: list[dict], path: pathlib.Path, figure_shown: tuple[str, str, 
     left.set(xlabel="step", title=f"Training loss and held-out {label}")
     left.set_ylabel("training loss (nats)", color="tab:blue")
     left.grid(alpha=0.3)
+    for before, after in itertools.pairwise(trained):
+        if any(before.get(name) != after.get(name) for name in ("sequence_length", "batch_size")):
+            left.axvline(before["step"], color="tab:gray", linestyle=":")  # Another stage begins.
     percent = 100 if form.endswith("%}") else 1
     evaluated = [record for record in records if name in record]
     right = left.twinx()
