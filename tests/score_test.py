@@ -13,8 +13,10 @@ from tests import helpers
 from tfzoo import score
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.evaluation import diversity, likelihood
+from tfzoo.evaluation.ngram import KneserNey
 from tfzoo.models.record import FolderRecord
-from tfzoo.training import runs
+from tfzoo.training import inputs, runs
+from tfzoo.training.config import CorpusConfig
 
 SPECIALS = ["<s>", "</s>", "<pad>"]
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32, "max_positions": 16}
@@ -194,6 +196,87 @@ class CommandTest(Case):
                 likelihood.score_texts(self.model, ["ab"], self.tokenizer)
         finally:
             bad.assign(kept)
+
+
+class NgramCommandTest(Case):
+    """Documents of a and b, the last of which are held out."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.corpus = cls.shared / "corpus.txt"
+        documents = (f"{number:b}".replace("0", "a").replace("1", "b") for number in range(8, 90))
+        cls.corpus.write_text("\n\n".join(documents) + "\n")
+
+    def run_main(self, *argv, ngram=3):
+        where = f"--corpus={self.corpus}", f"--cache_dir={self.shared / 'cache'}", "--held_out=0.2"
+        return helpers.run(score, f"--ngram={ngram}", *where, "--tokenizer=characters", *argv)
+
+    def expected(self, *texts):
+        """Returns the scores of texts; the training part is the start of the file."""
+        config = CorpusConfig(
+            corpus=str(self.corpus), cache_dir=str(self.shared / "cache"), held_out=0.2, tokenizer="characters"
+        )
+        corpus, tokenizer = inputs.read_corpus(config)
+        train, held_out = inputs.tokenized_parts(config, corpus, tokenizer)
+        self.assertGreater(len(train.token_ids), len(held_out.token_ids))
+        model = KneserNey(train.token_ids, train.document_starts, order=3, vocab_size=tokenizer.vocab_size)
+        if not texts:
+            return [model.score(held_out.token_ids, held_out.document_starts).log_probabilities]
+        return [model.score(np.array(tokenizer.tokenize([text])[0])).log_probabilities for text in texts]
+
+    def test_the_held_out_part(self):
+        (scores,) = self.expected()
+        code, out, err = self.run_main()
+        self.assertEqual(code, 0, err)
+        record = json.loads(out)
+        self.assertEqual(record["corpus"], str(self.corpus))
+        self.assertEqual(record["tokens"], len(scores))
+        self.assertAlmostEqual(record["log_likelihood"], scores.sum())
+        self.assertAlmostEqual(record["perplexity"], np.exp(-scores.mean()))
+        self.assertIn(f"{len(scores)} tokens, log-likelihood {scores.sum():,.4f}, {-scores.mean():.4f} nats per", err)
+
+    def test_texts(self):
+        expected = self.expected("ab", "bab")
+        source, target = self.shared / "in.txt", self.shared / "out.jsonl"
+        source.write_text("ab\nbab\n")
+        for argv in (["--text=ab", "--text=bab"], [f"--input={source}"]):
+            code, out, err = self.run_main("--tokens", f"--output={target}", *argv)
+            self.assertEqual((code, out), (0, ""), err)
+            records = [json.loads(line) for line in target.read_text().splitlines()]
+            self.assertEqual([record["text"] for record in records], ["ab", "bab"])
+            for record, scores in zip(records, expected, strict=True):
+                self.assertAlmostEqual(record["log_likelihood"], scores.sum())
+                self.assertEqual("".join(token for token, _ in record["scores"]), record["text"])
+                np.testing.assert_allclose([score for _, score in record["scores"]], scores)
+            self.assertIn("5 tokens, log-likelihood", err)
+
+    def test_what_is_refused_is_one_line(self):
+        pairs = self.shared / "pairs.jsonl"
+        pairs.write_text('{"context": "a", "continuation": "b"}\n')
+        empty = self.shared / "empty.txt"
+        empty.write_text("\n")
+        for argv, words in (
+            (["--model_dir=runs/gpt"], "--model_dir and --ngram: are mutually exclusive"),
+            (["--stride=4"], "--stride: does not apply to --ngram; omit it"),
+            (["--context=a", "--continuation=b"], "--context: does not apply to --ngram"),
+            (["--text=a", "--input=b"], "--text and --input: are mutually exclusive"),
+            ([f"--input={pairs}"], "pairs.jsonl:1: has a continuation, which --ngram does not score"),
+            (["--text="], "text '' contains no token"),
+            ([f"--corpus={self.shared}"], "is a folder"),
+            ([f"--corpus={empty}"], "empty.txt"),
+            (["--ngram=0"], "--ngram=0: must be from 1 to 20"),
+        ):
+            code, out, err = self.run_main(*argv)
+            self.assertEqual((code, out), (2, ""), err)
+            self.assertRegex(err, rf"\Aerror: .*{words}.*\n\Z")
+        for argv, words in (
+            (["--model_dir=x", "--text=a", "--held_out=0.1"], "--held_out: does not apply to --model_dir"),
+            (["--text=a"], "--model_dir or --ngram: specify one of them"),
+        ):
+            code, out, err = helpers.run(score, *argv)
+            self.assertEqual((code, out), (2, ""), err)
+            self.assertRegex(err, rf"\Aerror: .*{words}.*\n\Z")
 
 
 class DiversityTest(unittest.TestCase):

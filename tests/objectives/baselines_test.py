@@ -1,11 +1,15 @@
-"""Baselines without a model, computed by hand for a text of nine tokens. NumPy only."""
+"""Baselines without a trained model, computed by hand for a text of nine tokens. NumPy only."""
 
 import types
 import unittest
+from unittest import mock
 
 import numpy as np
 
-from tfzoo.objectives.baselines import NeighbourTable, masked_lm_baselines
+from tfzoo.errors import UserError
+from tfzoo.evaluation.ngram import KneserNey
+from tfzoo.objectives import baselines
+from tfzoo.objectives.baselines import NeighbourTable, masked_lm_baselines, neighbour_baseline, ngram_baseline
 
 # Words 5, 6, 7; 0-4 are special.
 TOKENIZER = types.SimpleNamespace(vocab_size=8, special_ids=[0, 1, 2, 3, 4])
@@ -107,6 +111,100 @@ class MaskedLMBaselinesTest(unittest.TestCase):
     def test_a_text_of_one_token(self):
         found = masked_lm_baselines(TEXT[:1], [self.batch()], TOKENIZER)
         self.assertEqual(found["neighbour"]["masked_lm_accuracy"], 0.0)
+
+
+class NeighbourBaselineTest(unittest.TestCase):
+    def test_by_hand(self):
+        batch = {
+            "before_targets": np.array([[0, 5, 6, 7, 6]]),
+            "targets": np.array([[5, 6, 1, 6, 7]]),
+            "target_weights": np.array([[1, 1, 1, 1, 0]]),
+        }
+        found = neighbour_baseline(TEXT, [batch], TOKENIZER, "causal")["neighbour"]
+        # A quarter of the targets is special. 5 follows a special token, and 6 never follows 7 in the text.
+        after_5, after_7 = (3 + 2 * 5 / 12) / 6, (0 + 1 * 5 / 12) / 2
+        probabilities = [3 / 4 * 5 / 12, 3 / 4 * after_5, 1 / 4, 3 / 4 * after_7]
+        self.assertAlmostEqual(found["causal_loss"], -np.mean(np.log(probabilities)))
+        self.assertAlmostEqual(found["causal_accuracy"], 2 / 4)  # 5 is the most frequent token, and 6 follows 5.
+
+    def test_without_ordinary_targets(self):
+        batch = {"before_targets": np.array([[5]]), "targets": np.array([[1]]), "target_weights": np.array([[1]])}
+        found = neighbour_baseline(TEXT[:0], [batch], TOKENIZER, "causal")["neighbour"]
+        self.assertEqual(found["causal_loss"], 0)
+        batch = {name: value * 0 for name, value in batch.items()}
+        self.assertEqual(neighbour_baseline(TEXT, [batch], TOKENIZER, "x")["neighbour"], {"x_loss": 0, "x_accuracy": 0})
+
+
+class Rows:
+    """Rows of documents; those that are None cannot be read."""
+
+    def __init__(self, *rows):
+        self.rows, self.read = rows, []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def row(self, index, numbers=None):
+        self.read.append(index)
+        if self.rows[index] is None:
+            raise UserError("damaged")
+        documents = self.rows[index]
+        numbers = np.repeat(np.arange(len(documents)) + 1, list(map(len, documents)))
+        return np.concatenate(documents).astype(np.int32), numbers.astype(np.int32)
+
+
+class NgramBaselineTest(unittest.TestCase):
+    ROWS = ([[5, 6, 7, 1], [5, 6, 1]], None, [[6, 6, 5, 7, 5, 6, 1]])
+    DOCUMENTS = ([5, 6, 7, 1], [5, 6, 1], [6, 6, 5, 7, 5, 6, 1])
+    # Documents [5, 6, 7], [7, 1] | [6, 6, 5, 1]; 3 is padding.
+    BATCH = {
+        "token_ids": np.array([[5, 6, 7, 3], [6, 6, 5, 3]]),
+        "targets": np.array([[6, 7, 1, 3], [6, 5, 1, 3]]),
+        "target_weights": np.array([[1, 1, 1, 0], [0, 1, 1, 0]]),
+        "document_ids": np.array([[1, 1, 2, 0], [1, 1, 1, 0]]),
+    }
+
+    def expected(self, *documents):
+        """Returns the figures of targets; documents: (tokens, indices of the targets that count)."""
+        ids, starts = np.concatenate(self.DOCUMENTS), np.cumsum([0, *map(len, self.DOCUMENTS)])
+        model = KneserNey(ids, starts, order=5, vocab_size=8)
+        losses, hits = [], []
+        for tokens, counted in documents:
+            scores = model.score(np.array(tokens))
+            losses += [-scores.log_probabilities[i] for i in counted]
+            hits += [scores.likeliest[i] == tokens[i] for i in counted]
+        return {"causal_loss": np.mean(losses), "causal_accuracy": np.mean(hits)}
+
+    def check(self, batches, *documents):
+        found = ngram_baseline(Rows(*self.ROWS), 8, batches, TOKENIZER, "causal")
+        self.assertEqual(list(found), ["n-gram"])
+        for name, value in self.expected(*documents).items():
+            self.assertAlmostEqual(found["n-gram"][name], value, msg=name)
+
+    def test_packed_rows(self):
+        documents = ([5, 6, 7], [1, 2]), ([7, 1], [1]), ([6, 6, 5, 1], [2, 3])
+        self.check([self.BATCH], *documents)
+        self.check([{name: value[i : i + 1] for name, value in self.BATCH.items()} for i in (0, 1)], *documents)
+
+    def test_one_document_per_row(self):
+        batch = {name: value for name, value in self.BATCH.items() if name != "document_ids"}
+        self.check([batch], ([5, 6, 7, 1], [1, 2, 3]), ([6, 6, 5, 1], [2, 3]))
+
+    def test_rows_of_zeros_fill_up_the_last_batch(self):
+        batch = {name: np.concatenate([value, value * 0]) for name, value in self.BATCH.items()}
+        self.check([batch], ([5, 6, 7], [1, 2]), ([7, 1], [1]), ([6, 6, 5, 1], [2, 3]))
+
+    def test_without_targets(self):
+        batch = {name: value * 0 for name, value in self.BATCH.items()}
+        found = ngram_baseline(Rows(None), 8, [batch], TOKENIZER, "causal")
+        self.assertEqual(found, {"n-gram": {"causal_loss": 0, "causal_accuracy": 0}})
+
+    def test_a_part_of_a_long_text(self):
+        for limit, expected in ((800, range(100)), (799, range(0, 100, 2)), (80, range(0, 100, 10))):
+            rows = Rows(*[[[5, 6]]] * 100)
+            with mock.patch.object(baselines, "_NGRAM_TOKENS", limit):
+                ngram_baseline(rows, 8, [self.BATCH], TOKENIZER, "causal")
+            self.assertEqual(rows.read, list(expected))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import tfzoo
 from tests.data.corpora import documents
 from tests.nn.formulas import randomize
 from tests.objectives.examples import BOS, EOS, PAD, WORDS, batch_of, packed_example, word_corpus, word_tokenizer
+from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.objectives.causal import Causal
 
 
@@ -124,8 +125,26 @@ class LossTest(tf.test.TestCase):
         corpus = word_corpus(30, 25)
         batch = batch_of(objective, corpus)
         found = objective.baselines(corpus.token_ids, [batch])
-        self.assertEqual(set(found["frequency"]), {"causal_loss", "causal_accuracy"})
-        self.assertLess(found["frequency"]["causal_loss"], np.log(WORDS))
+        found |= objective.row_baselines(objective.rows(corpus), [batch])
+        self.assertEqual(list(found), ["frequency", "neighbour", "n-gram"])
+        for figures in found.values():
+            self.assertEqual(set(figures), {"causal_loss", "causal_accuracy"})
+            self.assertLess(figures["causal_loss"], np.log(WORDS))
+
+    def test_baselines_of_documents_whose_beginning_determines_the_rest(self):
+        ids = np.tile([5, 6, 7, 8, 9, 7, 10], 40).astype(np.int32)  # Of lengths 3 and 4: 7 is followed by </s> or 10.
+        starts = np.append(np.arange(0, 280, 7)[:, None] + [0, 3], 280)
+        corpus = TokenizedCorpus(ids, starts, starts)
+        for pack in (True, False):
+            objective = Causal(word_tokenizer(), 16, pack=pack)
+            batch = batch_of(objective, corpus)
+            found = objective.baselines(ids, [batch]) | objective.row_baselines(objective.rows(corpus), [batch])
+            losses = [figures["causal_loss"] for figures in found.values()]
+            self.assertEqual(losses, sorted(losses, reverse=True))
+            # After <s>, 5 and 8 are equally likely, and everything else is certain: two choices in nine targets.
+            self.assertNear(found["n-gram"]["causal_loss"], 2 / 9 * np.log(2), 0.05)
+            self.assertNear(found["n-gram"]["causal_accuracy"], 8 / 9, 1e-6)
+            self.assertGreater(found["neighbour"]["causal_loss"], 0.5)
 
 
 if __name__ == "__main__":

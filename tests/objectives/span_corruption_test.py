@@ -279,8 +279,11 @@ class LossTest(tf.test.TestCase):
 
     def test_baselines_have_the_same_names(self):
         objective, corpus = SpanCorruption(span_tokenizer(), 48), random_corpus(60, 40)
-        found = objective.baselines(corpus.token_ids, [batch_of(objective, corpus)])["frequency"]
+        baselines = objective.baselines(corpus.token_ids, [batch_of(objective, corpus)])
+        self.assertEqual(set(baselines), {"frequency", "neighbour"})
+        found = baselines["frequency"]
         self.assertEqual(set(found), {"span_loss", "span_accuracy"})
+        self.assertEqual(set(baselines["neighbour"]), set(found))
         # The most likely target is a sentinel or </s>, and does not count.
         targets = batch_of(objective, corpus)["targets"]
         words = np.bincount(targets[(targets > EOS) & (targets < WORDS)], minlength=WORDS)
@@ -288,6 +291,19 @@ class LossTest(tf.test.TestCase):
         text[UNK] = 0
         shares = words / words.sum()
         self.assertIn(found["span_accuracy"], [np.float64(shares[np.argmax(text)]), np.float64(shares[UNK])])
+
+    def test_the_neighbour_is_the_previous_token_of_a_span(self):
+        # In the text, 10 is always followed by 11, and 11 by 12. The token after a sentinel has no ordinary neighbor.
+        objective, text = SpanCorruption(span_tokenizer(), 48), np.tile([10, 11, 12], 30)
+        batch = {
+            "decoder_token_ids": np.array([[0, SIZE - 1, 10, 11, SIZE - 2]]),
+            "targets": np.array([[SIZE - 1, 10, 11, SIZE - 2, EOS]]),
+            "target_weights": np.ones([1, 5], np.float32),
+        }
+        found = objective.baselines(text, [batch])
+        self.assertEqual(found["frequency"]["span_accuracy"], 1 / 2)
+        self.assertEqual(found["neighbour"]["span_accuracy"], 1)
+        self.assertLess(found["neighbour"]["span_loss"], found["frequency"]["span_loss"])
 
 
 if __name__ == "__main__":

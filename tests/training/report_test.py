@@ -1,6 +1,7 @@
 """The two logs of a run, metrics.jsonl and TensorBoard events, agree however the previous process ended."""
 
 import json
+import math
 import unittest
 from unittest import mock
 
@@ -85,6 +86,22 @@ class MetricsLogTest(tf.test.TestCase):
         before = events.stat().st_mtime_ns, events.read_bytes()
         self.write([], step=1)
         self.assertEqual((events.stat().st_mtime_ns, events.read_bytes()), before)
+
+
+class EvaluationTableTest(unittest.TestCase):
+    def test_each_baseline_has_a_column(self):
+        figures = {"causal_accuracy": 0.25, "causal_perplexity": 20.0}
+        baselines = {
+            "frequency": {"causal_accuracy": 0.125, "causal_loss": math.log(90)},
+            "neighbour": {"causal_accuracy": 0.1875},
+            "n-gram": {"causal_accuracy": 0.5, "causal_loss": math.log(10)},
+        }
+        rows = [("accuracy", "causal_accuracy", "{:.2%}"), ("perplexity", "causal_perplexity", "{:.2f}")]
+        header, accuracy, perplexity = report.evaluation_table(7, figures, baselines, rows).splitlines()
+        self.assertRegex(header, "^step +7, held out +model +most frequent token +bigram baseline +5-gram baseline$")
+        self.assertEqual(accuracy.split(), ["accuracy", "25.00%", "12.50%", "18.75%", "50.00%"])
+        self.assertEqual(perplexity.split(), ["perplexity", "20.00", "90.00", "nan", "10.00"])
+        self.assertEqual(len({len(line) for line in (header, accuracy, perplexity)}), 1)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ def examples(
     """Returns the examples at global positions (a dataset of int64), each with its own seed.
 
     An example contains the features of its row, such as {"token_ids": int32 [n], "document_ids": int32 [n]}, "seed",
-    int32 [2], and "progress", float32 [], which `progress` computes from its position. With `epoch`, rows are in their original order and every pass is that epoch, as required for an evaluation. Up to
-    max_bad_rows rows that cannot be read (a UserError) are treated as empty, with a warning. `patterns` is the number
-    of different seeds of a row, which repeat after as many epochs; 0 means a new seed in every epoch.
+    int32 [2], and "progress", float32 [], which `progress` computes from its position. With `epoch`, rows are in their
+    original order and every pass is that epoch, as required for an evaluation. Up to max_bad_rows rows that cannot be
+    read (a UserError) are treated as empty, with a warning. `patterns` is the number of different seeds of a row, which
+    repeat after as many epochs; 0 means a new seed in every epoch.
     """
     unreadable: set[int] = set()
 
@@ -102,7 +103,7 @@ def training_batches(
     begin, end = progress
 
     def progress_at(position):
-        return begin + (end - begin) * position / (num_steps * batch_size)
+        return begin + (end - begin) * (position / (num_steps * batch_size))
 
     positions = _positions(first_step, num_steps, batch_size, context)
     batches = examples(rows, positions, seed, max_bad_rows=max_bad_rows, patterns=patterns, progress=progress_at).map(

@@ -155,7 +155,7 @@ class TokenTargets(Objective):
     def before_targets(self, batch):
         """Returns the token before each target [...], from which the neighbor baseline predicts it: the input of the
         decoder at its position."""
-        return batch.get("decoder_token_ids", batch["token_ids"])
+        return batch["decoder_token_ids" if "decoder_token_ids" in batch else "token_ids"]
 
     def baselines(self, train_ids, batches):
         """Returns the figures of the frequency and bigram baselines: `frequency_baseline`, `neighbour_baseline`."""
