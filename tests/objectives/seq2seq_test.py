@@ -106,7 +106,7 @@ class PrepareTest(tf.test.TestCase):
                 self.assertAllClose(rows.padding_share, 1 - filled / (44 * len(rows)))
 
     def test_long_texts_are_cut_and_reported(self):
-        with self.assertLogs(level="WARNING") as logged:
+        with self.assertLogs("absl", "WARNING") as logged:
             rows = Seq2Seq(tokenizer(), 10).rows(pairs(20, 12))
         count = sum(len(text) > 9 for pair in texts(pairs(20, 12)) for text in pair)
         self.assertEqual(rows.num_cut, count)

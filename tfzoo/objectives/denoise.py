@@ -65,7 +65,7 @@ class Denoise(shared.TokenTargets):
         masking      A _ C . _ E .    [2, 10, 4, 12, 15, 4, 14, 15, 3]
         permutation  D E . A B C .    [2, 13, 14, 15, 10, 11, 12, 15, 3]
         rotation     C . D E . A B    [2, 12, 15, 13, 14, 15, 10, 11, 3]
-        deletion     A C . E .        [2, 10, 12, 15, 14, 15, 3]
+        deletion     A C . E .        [2, 10, 12, 15, 14, 15, 3], where B and D are deleted
         infilling    A _ . D _ E .    [2, 10, 4, 15, 13, 4, 14, 15, 3], where the second span is empty
 
     with the same decoder inputs and targets:
@@ -73,7 +73,7 @@ class Denoise(shared.TokenTargets):
         decoder_token_ids  [3, 2, 10, 11, 12, 15, 13, 14, 15]
         targets            [2, 10, 11, 12, 15, 13, 14, 15, 3]
 
-    padded to sequence_length. (In the figure, the result of the deletion contains a "." too many.)
+    padded to sequence_length.
     """
 
     name = PREFIX = "denoise"
