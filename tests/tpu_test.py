@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import tfzoo
 from tests.data.corpora import corpus
+from tfzoo import config as config_lib
 from tfzoo import models
 from tfzoo.data import pipeline
 from tfzoo.data.tokenized import TokenizedCorpus
@@ -19,6 +19,7 @@ from tfzoo.objectives.denoise import Denoise
 from tfzoo.objectives.fill_in_the_middle import MARKERS, FillInTheMiddle
 from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.objectives.prefix_lm import DecoderPrefixLM, PrefixLM
+from tfzoo.objectives.replaced_token import ReplacedToken
 from tfzoo.objectives.seq2seq import Seq2Seq
 from tfzoo.objectives.shared import TokenTargets
 from tfzoo.objectives.span_corruption import SpanCorruption
@@ -85,6 +86,10 @@ OBJECTIVES: dict[str, list] = {
         lambda: MaskedLM(tokenizer(), LENGTH, mask_unit="ngram", pairs="none", pack=True),
     ],
     "causal": [lambda: Causal(tokenizer(), LENGTH), lambda: Causal(tokenizer(), LENGTH, pack=False)],
+    "replaced_token": [
+        lambda: ReplacedToken(tokenizer(), LENGTH),
+        lambda: ReplacedToken(tokenizer(), LENGTH, pack=False),
+    ],
     "span_corruption": [
         lambda: SpanCorruption(tokenizer(), LENGTH),
         lambda: SpanCorruption(tokenizer(), LENGTH, pack=False),
@@ -129,9 +134,9 @@ def batch_of(objective) -> dict:
     return next(iter(batches))
 
 
-def hlo(model, objective, batch, **options) -> str:
-    optimizer = optimizers.make_optimizer("adamw", 0.1, model.trainable_variables, weight_decay=0.1)
-    step = tf.function(step_lib.make_replica_step({"main": model}, optimizer, objective, **options), jit_compile=True)
+def hlo(by_role, objective, batch, **options) -> str:
+    optimizer = optimizers.make_optimizer("adamw", 0.1, step_lib.trainable_variables(by_role), weight_decay=0.1)
+    step = tf.function(step_lib.make_replica_step(by_role, optimizer, objective, **options), jit_compile=True)
     arguments = {name: tf.constant(value) for name, value in batch.items()}
     return step.experimental_get_compiler_ir(arguments)(stage="hlo")
 
@@ -145,8 +150,9 @@ class TPUTest(tf.test.TestCase):
         page = models.page(family)
         name = next(iter(page.CONFIGS))
         keras.utils.set_random_seed(1)
-        model = tfzoo.build(name, heads=objective.heads, **SMALL | SIZES.get(family, {}))
-        text = hlo(model, objective, batch_of(objective), **options)
+        _, config = models.find(name)
+        config = config_lib.from_mapping(vars(config) | SMALL | SIZES.get(family, {}), type(config))
+        text = hlo(objective.build_models(page, config), objective, batch_of(objective), **options)
         self.assertIn("ENTRY", text)
         self.assertIn("dot(", text)
         self.assertEqual(complaints(text), KNOWN.get(family, []))
