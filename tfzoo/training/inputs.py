@@ -87,10 +87,14 @@ class Inputs:
         """Returns the objective's baselines on the batches of `evaluation_batches`, as dicts of numpy arrays; for
         several sources, also FIGURE/NAME for the batches of each."""
         train_ids = np.asarray(self.train_ids)
-        found = self.objective.baselines(train_ids, batches)
+
+        def measured(batches):
+            return self.objective.baselines(train_ids, batches)
+
+        found = measured(batches)
         for name, count in self.evaluated_sources(num_replicas).items():
             of_source, batches = batches[:count], batches[count:]
-            for baseline, figures in self.objective.baselines(train_ids, of_source).items():
+            for baseline, figures in measured(of_source).items():
                 found[baseline] |= {f"{figure}/{name}": value for figure, value in figures.items()}
         return found
 
