@@ -202,7 +202,7 @@ class CorpusTest(tf.test.TestCase):
         ):
             with self.subTest(**flags):
                 run_dir = self.folder / "run"
-                self.assert_error(pattern, training(*self.flags(run_dir, corpus=self.packed, **flags)))
+                self.assert_error(pattern, training(*self.flags(run_dir, **({"corpus": self.packed} | flags))))
                 self.assertFalse(run_dir.exists())
 
     def test_damage_and_another_tokenizer(self):

@@ -493,7 +493,7 @@ class InitTest(TrainCase):
         evaluated = [record for record in records if "masked_lm_loss" in record]
         self.assertEqual([record["step"] for record in evaluated], [0, 2, 4])
         for record in evaluated:
-            for name in ("masked_lm_loss", "masked_lm_accuracy", "next_sentence_accuracy"):
+            for name in ("masked_lm_loss", "masked_lm_accuracy"):
                 each = [record[f"{name}/{source}"] for source in ("new.txt", "corpus.txt")]
                 self.assertBetween(record[name], min(each), max(each))
         # Before the first update, the figures of the old text are those of the old run's model.

@@ -143,7 +143,7 @@ class InstalledTest(CatalogueCase):
         self.write(MESSAGES, "zh_CN")
         self.refused("no program has translations for 'zh' (there are zh_CN); specify another language", "gettext:zh")
         self.refused("no program has translations for 'xx'; specify", "gettext:en-xx")
-        for wrong in ("gettext:", "gettext:de-fr", "gettext:en-en", "gettext:en-", "gettext:en-de-fr"):
+        for wrong in ("gettext", "gettext:", "gettext:de-fr", "gettext:en-en", "gettext:en-", "gettext:en-de-fr"):
             self.refused(f"--corpus={wrong}: must be gettext:LANGUAGE or gettext:en-LANGUAGE or", wrong)
 
 

@@ -21,11 +21,11 @@ class TableTest(unittest.TestCase):
         self.assertEqual(
             table.splitlines(),
             [
-                "step     20, held out        model    most frequent token",
-                "  token accuracy            50.00%                 12.50%",
-                "    a.txt                   25.00%                  6.25%",
-                "    docstrings              75.00%                   nan%",
-                "  perplexity                   9.0                    1.0",
+                "step     20, held out        model   most frequent token",
+                "  token accuracy            50.00%                12.50%",
+                "    a.txt                   25.00%                 6.25%",
+                "    docstrings              75.00%                  nan%",
+                "  perplexity                   9.0                   1.0",
             ],
         )
 

@@ -34,7 +34,7 @@ from tfzoo.data.documents import Corpus, Document
 from tfzoo.errors import UserError, suggest
 
 VERSION = 1  # Incremented when the result for the same files changes.
-INSTALLED = "gettext:"
+INSTALLED = "gettext"
 SUFFIX = ".mo"
 SOURCE = "en"  # The language of the messages in source code.
 LOCALE_FOLDERS = ("/usr/share/locale", "/usr/local/share/locale", "/opt/homebrew/share/locale")
@@ -46,7 +46,7 @@ _MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}
 
 def is_catalogue(spec: str) -> bool:
     """Returns whether a source is gettext:LANGUAGE, or a path or glob of .mo files."""
-    return spec.startswith(INSTALLED) or spec.endswith(SUFFIX)
+    return spec.partition(":")[0] == INSTALLED or spec.endswith(SUFFIX)
 
 
 def read(spec: str, *, policy: str, held_out: float, max_line_bytes: int, max_bytes: int) -> Corpus:
@@ -56,8 +56,9 @@ def read(spec: str, *, policy: str, held_out: float, max_line_bytes: int, max_by
       UserError: a language is not installed, a file cannot be read, or the input violates the policy.
     """
     reader = files.Reader(policy, max_line_bytes, max_bytes)
-    languages = spec.removeprefix(INSTALLED).split("-") if spec.startswith(INSTALLED) else [SOURCE, ""]
-    paths = _installed(spec, languages) if spec.startswith(INSTALLED) else files.paths_of(spec, [SUFFIX])
+    prefix, _, names = spec.partition(":")
+    languages = names.split("-") if prefix == INSTALLED else [SOURCE, ""]
+    paths = _installed(spec, languages) if prefix == INSTALLED else files.paths_of(spec, [SUFFIX])
     sides = ["message" if language == SOURCE else "translation" for language in languages]
     reader.digest.update(f"gettext {VERSION} {sides}".encode())
 
@@ -80,7 +81,7 @@ def _installed(spec: str, languages: list[str]) -> list[str]:
     """Returns the installed catalogues of a language, or of all languages for the English messages alone."""
     if len(languages) > 2 or (len(languages) == 2 and languages.count(SOURCE) != 1) or not all(languages):
         forms = ("LANGUAGE", f"{SOURCE}-LANGUAGE", f"LANGUAGE-{SOURCE}")
-        raise UserError(f"--corpus={spec}: must be {' or '.join(INSTALLED + form for form in forms)}")
+        raise UserError(f"--corpus={spec}: must be {' or '.join(f'{INSTALLED}:{form}' for form in forms)}")
     found: dict[str, list[str]] = {}
     for folder in LOCALE_FOLDERS:
         for path in sorted(pathlib.Path(folder).glob(f"*/LC_MESSAGES/*{SUFFIX}")):

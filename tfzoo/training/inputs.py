@@ -131,7 +131,7 @@ class Inputs:
             return f"{amount}; {config.steps * config.batch_size / len(self.train_rows):.1f} epochs"
         shares = self.train_rows.shares
         return amount + "".join(
-            f"\n  {name}: {len(rows):,} rows, {shares[name]:.1%} of the rows of a batch, {epochs[name]:.1f} epochs"
+            f"\n  {name}: {len(rows):,} rows, {shares[name]:.1%} of the rows of a batch, {epochs[name]:.2f} epochs"
             for name, rows in self.train_rows.sources.items()
         )
 
