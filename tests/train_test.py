@@ -517,9 +517,59 @@ class InitTest(TrainCase):
         self.assert_error(
             "--corpus_weights=3,1,2: has 3 number.s., but --corpus has 2", *flags, "--corpus_weights=3,1,2"
         )
+    def test_the_first_loss_is_that_of_the_source(self):
+        """With the same vocabulary, a renumbered and larger one, more positions and longer rows."""
+        sizes = "hidden_size=16,num_layers=1,num_heads=2,intermediate_size=32,dropout=0,attention_dropout=0"
+        plain = dict(pairs="none", accumulation=1, batch_size=32, overrides=f"{sizes},max_positions=32")
+        taught = self.folder / "taught"
+        out = self.assert_done(*self.flags(**plain | dict(steps=60, evaluate_every=60)), f"--run_dir={taught}")
+        self.assertNotIn("initialized", out)
+
+        def first_loss(name, **flags):
+            run_dir = self.folder / name
+            out = self.assert_done(*self.flags(**plain | dict(steps=1, warmup_steps=0) | flags), f"--run_dir={run_dir}")
+            return tiny_run.records(run_dir)[0]["loss"], re.findall("resized .*", out)
+
+        fresh, _ = first_loss("fresh")
+        same, resized = first_loss("same", init_from=taught)
+        self.assertEqual(resized, ["resized     none"])
+        self.assertLess(same, fresh - 0.5)
+        allowed = 0.05 * (fresh - same)
+
+        more = f"{sizes},max_positions=64"
+        found, resized = first_loss("more", init_from=taught, overrides=more)
+        self.assertEqual(
+            resized, ["resized     encoder/embeddings/positions: 32 positions copied, 32 more repeat them"]
+        )
+        self.assertAllClose(found, same, 1e-6, 1e-6)
+        found, _ = first_loss("long", init_from=taught, overrides=more, sequence_length=64, batch_size=8)
+        self.assertAllClose(found, same, 0, 4 * allowed)  # Of other masks and rows.
+
+        vocab = (taught / "tokenizer" / "vocab.txt").read_text().splitlines()
+        tokens = vocab[5:]
+        np.random.default_rng(0).shuffle(tokens)
+        vocab_file = self.folder / "vocab.txt"
+        vocab_file.write_text("\n".join([*vocab[:5], "zzz", *tokens, "abcdefgh", "##hgfedcba"]) + "\n")
+        found, resized = first_loss("words", init_from=taught, vocab_file=vocab_file)
+        how = f"{len(vocab)} tokens copied, 2 the mean of their old pieces, 1 the mean of all tokens"
+        self.assertEqual(
+            resized, [f"resized     {path}: {how}" for path in ("encoder/embeddings/tokens/embeddings", "lm/bias")]
+        )
+        self.assertAllClose(found, same, 0, allowed)  # Words replaced by random ones are replaced by others.
+        record = json.loads((self.folder / "words" / "init_from.json").read_text())
+        self.assertEqual(set(record["resized"]), {"encoder/embeddings/tokens/embeddings", "lm/bias"})
+        print(f"fresh {fresh}, same {same}, renumbered {found}")
+        # A tokenizer that is trained on the text.
+        _, resized = first_loss("trained", init_from=taught, new_tokenizer="true", vocab_size=150)
+        self.assertRegex(resized[0], r"\d+ tokens copied, \d+ the mean of their old pieces$")
 
     def test_what_does_not_fit(self):
         first = self.shared / "first"
+        self.assert_error(r"--new_tokenizer: only applies with --init_from; omit it", *self.flags(new_tokenizer="true"))
+        self.assert_error(
+            r"--new_tokenizer: contradicts --vocab_file=v.txt; omit one of the two",
+            *self.flags(new_tokenizer="true", init_from=first, vocab_file="v.txt"),
+        )
         wide = "hidden_size=16,num_layers=1,num_heads=2,intermediate_size=64,max_positions=32"
         self.assert_error(
             rf"{first}: \S+ has the shape \[.*32.*\], but \[.*64.*\] in this model; use the sizes of the source model",

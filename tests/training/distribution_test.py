@@ -198,8 +198,26 @@ class CommandTest(DistributionCase):
                 allowed = 0.0 if name == "padding_share" else 1e-6 * max(1.0, abs(a[name]))
                 self.assertLessEqual(abs(a[name] - b[name]), allowed, f"{name} of step {a['step']}")
 
+    def test_two_devices_change_the_stage(self):
+        flags = self.PLAIN | dict(steps=4, evaluate_every=4, evaluate_batches=1, schedule="constant")
+        flags |= dict(stages="2:sequence_length=24,batch_size=8")
+        for world in ("one", "mirrored2"):
+            for rank in self.train(world, self.folder / world, **flags):
+                self.assertEqual(rank["code"], 0, rank)
+        one, two = (tiny_run.records(self.folder / world) for world in ("one", "mirrored2"))
+        self.assertEqual([record["batch_size"] for record in two], [12, 12, 12, 8, 8, 8])
+        for a, b in zip(one, two, strict=True):
+            self.assertEqual(list(a), list(b))
+            for name in ("loss", "masked_lm_loss"):
+                if name in a:
+                    self.assertLessEqual(abs(a[name] - b[name]), 1e-6 * max(1.0, abs(a[name])), f"step {a['step']}")
+
     def test_what_is_refused(self):
         for flags, message in (
+            (
+                dict(stages="3:batch_size=7"),
+                "--stages: from step 3 on: --batch_size=7: must be a multiple of the number of devices (2)",
+            ),
             (dict(batch_size=7, accumulation=1), "--batch_size=7: must be a multiple of the number of devices (2)"),
             (dict(accumulation=5), "--accumulation=5: must divide --batch_size (12, divided among 2 devices)"),
         ):

@@ -5,6 +5,7 @@ import unittest
 from unittest import mock
 
 import numpy as np
+import pytest
 
 from tests import helpers, tiny_run
 from tfzoo import cli, train
@@ -106,7 +107,23 @@ class RunTest(unittest.TestCase):
             code, out, err = helpers.run(train, *argv)
         return code, out, err, calls
 
+    def test_a_run_interrupted_at_the_border_is_the_whole_run(self):
+        # At the end of a stage before its evaluation, and before the first update of the next one.
+        self.interrupt((("evaluate", 3), False, ("evaluate", 3, 0)), (("advance", 3), True, ("advance", 3, 1)))
+
+    @pytest.mark.faults
     def test_a_run_interrupted_anywhere_is_the_whole_run(self):
+        self.interrupt(
+            (("advance", 2), False, ("advance", 2, 0)),
+            (("advance", 3), False, ("advance", 3, 1)),
+            (("advance", 4), False, ("advance", 4, 1)),
+            (("evaluate", 3), True, ("advance", 2, 0)),
+            (("evaluate", 6), True, ("advance", 4, 1)),
+        )
+
+    def interrupt(self, *cases):
+        """Compares interrupted runs, (call at which, whether it is killed, first call when it is resumed), with a whole
+        one."""
         code, out, err, calls = self.train("whole")
         self.assertEqual(code, cli.DONE, out + err)
         # A stage ends as a run does: with an evaluation.
@@ -122,16 +139,7 @@ class RunTest(unittest.TestCase):
         )
         self.assertEqual([r["sequence_length"] for r in records if "loss" not in r], [16, 16, 24, 24])
         expected = tiny_run.measured(self.folder / "whole")
-        # Before the last update of a stage, at its end before and after its evaluation, and within the next one.
-        for number, (call, killed, resumed) in enumerate(
-            (
-                (("evaluate", 3), False, ("evaluate", 3, 0)),
-                (("advance", 3), False, ("advance", 3, 1)),
-                (("advance", 4), False, ("advance", 4, 1)),
-                (("evaluate", 3), True, ("advance", 2, 0)),
-                (("advance", 3), True, ("advance", 3, 1)),
-            )
-        ):
+        for number, (call, killed, resumed) in enumerate(cases):
             with self.subTest(call=call, killed=killed):
                 code, out, err, _ = self.train(f"run {number}", interrupted_at=call, killed=killed)
                 self.assertEqual(code, cli.BUG if killed else cli.STOPPED, out + err)

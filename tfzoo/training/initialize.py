@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from tfzoo import hub, nn, text
 from tfzoo.errors import UserError
@@ -127,10 +128,14 @@ def _weights(model) -> dict:
 
 
 def _tokenizer(folder: pathlib.Path):
-    """Returns the tokenizer of a source; None for a Hugging Face folder without a tokenizer."""
+    """Returns the tokenizer of a source; None for a Hugging Face folder without a tokenizer that tfzoo supports."""
     if runs.is_run(folder):
         return runs.tokenizer_of(folder)
-    return text.load(folder) if text.find(folder) else None
+    try:
+        return text.load(folder) if text.find(folder) else None
+    except UserError as error:
+        logging.warning("%s; tokens are matched by id instead of text", error)
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
