@@ -38,8 +38,8 @@ class _Grams(NamedTuple):
 class _Level(NamedTuple):
     """The terms of order k: of U k-grams, and of C contexts, which are the (k-1)-grams."""
 
-    keys: np.ndarray  # int64 [U], those of _Grams.
-    shares: np.ndarray  # float64 [U], (c(h w) - D(c(h w))) / c(h).
+    keys: np.ndarray  # int64 [U + 1], those of _Grams, and a last one that is larger than any key.
+    shares: np.ndarray  # float64 [U + 1], (c(h w) - D(c(h w))) / c(h), and 0.
     backoffs: np.ndarray  # float64 [C], b(h).
     likeliest: np.ndarray  # int64 [C], the token with the highest probability after each context.
 
@@ -105,7 +105,9 @@ class KneserNey:
                 highest[contexts[begins]] = np.maximum(highest[contexts[begins]], np.maximum.reduceat(own, begins))
                 best = np.flatnonzero(own == highest[contexts])
                 likeliest[contexts[best]] = words[best]
-            self._levels.append(_Level(grams.keys, shares, backoffs, likeliest))
+            # A key beyond all others, so that a search always ends at a key.
+            keys, shares = np.append(grams.keys, np.iinfo(np.int64).max), np.append(shares, 0.0)
+            self._levels.append(_Level(keys, shares, backoffs, likeliest))
             context_suffixes = grams.suffixes
 
     def score(self, token_ids: np.ndarray, document_starts: np.ndarray | None = None) -> Scores:
@@ -124,8 +126,8 @@ class KneserNey:
             known = np.flatnonzero((contexts >= 0) & (places >= k - 1))
             keys = contexts[known] * (self.vocab_size + 1) + words[known]
             ranks = np.searchsorted(level.keys, keys)
-            found = np.append(level.keys, -1)[ranks] == keys
-            shares = np.where(found, np.append(level.shares, 0.0)[ranks], 0.0)
+            found = level.keys[ranks] == keys
+            shares = np.where(found, level.shares[ranks], 0.0)
             probabilities[known] = shares + level.backoffs[contexts[known]] * probabilities[known]
             likeliest[known] = level.likeliest[contexts[known]]
             contexts = _after(known[found], ranks[found], len(words))
