@@ -111,7 +111,7 @@ def alone(name: str, objective, page, config, batches):
 
     if name == ALONE[0]:
         generator = replaced_token.generator_config(config, objective.options.generator_size)
-        masked = masked_lm.MaskedLM(tokenizer(), LENGTH, next_sentence=False)
+        masked = masked_lm.MaskedLM(tokenizer(), LENGTH, pairs="none")
         return masked, {protocol.MAIN: page.Model(generator, heads=("lm",))}, batches
 
     class Detection(protocol.Objective):

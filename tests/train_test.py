@@ -517,6 +517,7 @@ class InitTest(TrainCase):
         self.assert_error(
             "--corpus_weights=3,1,2: has 3 number.s., but --corpus has 2", *flags, "--corpus_weights=3,1,2"
         )
+
     def test_the_first_loss_is_that_of_the_source(self):
         """With the same vocabulary, a renumbered and larger one, more positions and longer rows."""
         sizes = "hidden_size=16,num_layers=1,num_heads=2,intermediate_size=32,dropout=0,attention_dropout=0"

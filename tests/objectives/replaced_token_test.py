@@ -114,7 +114,7 @@ class RowsTest(tf.test.TestCase):
 
     def test_rates_special_tokens_and_restoring(self):
         for pack in (True, False):
-            made, plain = objective(pack=pack), MaskedLM(WordPiece(VOCAB), LENGTH, pack=pack, next_sentence=False)
+            made, plain = objective(pack=pack), MaskedLM(WordPiece(VOCAB), LENGTH, pack=pack, pairs="none")
             text = random_words(120, 60, 1, len(VOCAB))
             batch, expected = batch_of(made, text), batch_of(plain, text)
             self.assertLessEqual(set(made.inputs), set(batch))
@@ -301,7 +301,7 @@ class LossTest(tf.test.TestCase):
                 loss, _ = compute()
             return [tf.convert_to_tensor(g) for g in tape.gradient(loss, own)]
 
-        plain = MaskedLM(WordPiece(VOCAB), LENGTH, next_sentence=False)
+        plain = MaskedLM(WordPiece(VOCAB), LENGTH, pairs="none")
         masked_lm = gradients(lambda: plain.loss({"main": self.by_role[GENERATOR]}, self.batch))
         found = gradients(lambda: self.made.loss(self.by_role, self.batch))
         self.assertGreater(float(tf.linalg.global_norm(found)), 0.1)

@@ -93,7 +93,7 @@ class ReplacedToken(Objective):
             sequence_length,
             mask_rate=self.options.mask_rate,
             pack=self.options.pack,
-            next_sentence=False,
+            pairs="none",
         )
 
     @property
