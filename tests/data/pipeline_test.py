@@ -95,7 +95,7 @@ class PipelineTest(tf.test.TestCase):
         self.assertAllClose(whole, np.arange(48) / 48)
         evaluated = pipeline.evaluation_batches(self.rows, Plain(), batch_size=4, seed=3, num_batches=3)
         for batch in evaluated.as_numpy_iterator():
-            self.assertAllEqual(batch["progress"], np.zeros(4))
+            self.assertAllEqual(batch["progress"], np.ones(4))
 
     def test_evaluation_is_in_order_and_always_alike(self):
         def read(num_batches):

@@ -28,7 +28,7 @@ def examples(
     epoch: int | None = None,
     max_bad_rows: int = 0,
     patterns: int = 0,
-    progress: Callable = lambda position: 0.0,
+    progress: Callable = lambda position: 1.0,
 ) -> tf.data.Dataset:
     """Returns the examples at global positions (a dataset of int64), each with its own seed.
 

@@ -46,7 +46,7 @@ class Options(MaskRateOption, PackOption):
 
     final_mask_rate: float | None = option(
         None,
-        "Mask rate at the end of the training; it changes linearly from --mask_rate, which evaluations use. By "
+        "Mask rate at the end of the training, which evaluations use; it changes linearly from --mask_rate. By "
         "default, it does not change.",
         group=GROUP,
         low=0.01,

@@ -145,7 +145,7 @@ class Objective:
 
     def prepare(self, example: dict[str, Any]) -> dict[str, Any]:
         """Converts one example of `rows` to features with static shapes, in a tf.data pipeline; all randomness comes
-        from example["seed"], int32 [2]. example["progress"], float32 [], grows from 0 to 1 during the training; it is 0
+        from example["seed"], int32 [2]. example["progress"], float32 [], grows from 0 to 1 during the training; it is 1
         in evaluations."""
         raise NotImplementedError
 
