@@ -11,11 +11,12 @@ from tests.data.corpora import corpus as parallel_corpus
 from tests.data.corpora import random_words
 from tests.nn.formulas import randomize
 from tests.objectives.examples import SPECIAL, VOCAB, packed_example
+from tfzoo import models
 from tfzoo.data import pipeline, words
 from tfzoo.data.documents import Document
 from tfzoo.data.tokenized import tokenize
 from tfzoo.errors import UserError
-from tfzoo.objectives import masked_lm
+from tfzoo.objectives import masked_lm, masking
 from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.text.wordpiece import WordPiece
 
@@ -111,23 +112,24 @@ class ExamplesTest(tf.test.TestCase):
                 self.assertEqual(shown, expected)
 
     def test_a_span_is_replaced_as_a_whole(self):
-        tokenizer = WordPiece(VOCAB)
+        tokenizer, draw_units = WordPiece(VOCAB), masking.draw_units
         row = packed_example(np.random.default_rng(0).integers(5, len(VOCAB), 200))
-        for unit, alike in (("span", True), ("ngram", False)):
+        for unit, whole in (("span", True), ("ngram", False)):
             objective = MaskedLM(tokenizer, 202, pairs="none", mask_unit=unit, mask_rate=0.3)
-            prepare, mixed = tf.function(objective.prepare), 0
-            for number in range(40):
-                features = prepare(row | {"seed": tf.constant([number, 3])})
-                count = int(features["masked_weights"].numpy().sum())
-                positions = features["masked_positions"][:count].numpy()
-                shown = features["token_ids"].numpy()[positions]
-                masked, kept = shown == MASK, shown == features["masked_ids"][:count]
-                runs = np.split(np.arange(count), 1 + np.flatnonzero(np.diff(positions) > 1))
-                # Two spans may touch, so that some runs of selected tokens are mixed.
-                mixed += np.mean([0 < np.sum(masked[run]) < len(run) for run in runs if len(run) > 1]) / 40
-                self.assertLessEqual(count, 60)
-                self.assertGreater(np.mean(masked | kept), 0.4)
-            (self.assertLess if alike else self.assertGreater)(mixed, 0.25, unit)
+            mixed = []
+            for number in range(10):
+                found = []
+                with mock.patch.object(masking, "draw_units", lambda *a: found.append(draw_units(*a)) or found[-1]):  # noqa: B023
+                    features = objective.prepare(row | {"seed": tf.constant([number, 3])})
+                units = found[0].numpy()
+                units = units[units > 0]
+                positions = features["masked_positions"].numpy()[: len(units)]
+                masked = features["token_ids"].numpy()[positions] == MASK
+                for each in np.unique(units):
+                    own = masked[units == each]
+                    self.assertAllEqual(np.diff(positions[units == each]), np.ones(len(own) - 1))
+                    mixed.append(0 < np.sum(own) < len(own))
+            self.assertEqual(not np.any(mixed), whole)
 
     def test_figure_1_of_xlm(self):
         texts = ["the curtains were blue", "les rideaux étaient bleus"]
@@ -233,7 +235,6 @@ class OptionsTest(tf.test.TestCase):
             ("--ngram_weights=0,0: must be numbers", dict(mask_unit="ngram", ngram_weights="0,0")),
             ("--ngram_weights=2,-1: must be numbers", dict(mask_unit="ngram", ngram_weights="2,-1")),
             ("--ngram_weights=1,inf: must be numbers", dict(mask_unit="ngram", ngram_weights="1,inf")),
-            ("--chinese_words: single tokens are masked; add --mask_unit=word", dict(chinese_words=True)),
             ("mask_unit=words: must be one of token, word", dict(mask_unit="words")),
             ("final_mask_rate=0.95: must be from 0.01 to 0.9", dict(final_mask_rate=0.95)),
             ("mask_patterns=-1: must be at least 0", dict(mask_patterns=-1)),
@@ -241,6 +242,10 @@ class OptionsTest(tf.test.TestCase):
         ):
             with self.subTest(**options), self.assertRaisesRegex(UserError, f"^{pattern}"):
                 MaskedLM(self.tokenizer, 24, **options)
+
+        objective = MaskedLM(self.tokenizer, 24, chinese_words=True)
+        with self.assertRaisesRegex(UserError, "^--chinese_words: single tokens are masked; add --mask_unit=word, or"):
+            objective.check_model("bert_tiny", models.page("bert"))
 
     def test_a_rate_that_changes(self):
         row = packed_example(np.full(60, 7))

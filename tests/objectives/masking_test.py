@@ -45,12 +45,14 @@ def sequential(positions, documents, continues, wanted, probabilities, seed):
 class DrawUnitsTest(tf.test.TestCase):
     def test_the_units_are_those_of_a_sequential_implementation(self):
         signature = [tf.TensorSpec([None], t) for t in (tf.int32, tf.int32, tf.bool, tf.int32)]
+        signature.append(tf.TensorSpec([2], tf.int32))
         random = np.random.default_rng(0)
         for probabilities in (np.ones(1), np.array([0.4, 0.3, 0.2, 0.1]), masking.span_lengths()):
-            draw = tf.function(
-                lambda *tensors, p=probabilities: masking.draw_units(*tensors[:4], p, tensors[4]),
-                input_signature=[*signature, tf.TensorSpec([2], tf.int32)],
-            )
+
+            @tf.function(input_signature=signature)
+            def draw(positions, documents, continues, wanted, seed, probabilities=probabilities):
+                return masking.draw_units(positions, documents, continues, wanted, probabilities, seed)
+
             for number in range(60):
                 count = number * 2
                 # Documents of different lengths; some positions are special tokens, which are no candidates.
@@ -66,19 +68,16 @@ class DrawUnitsTest(tf.test.TestCase):
                 self.assertAllEqual(found, expected)
 
     def sizes_of_units(self, probabilities):
-        """Returns the sizes of many units in long documents of words of one token, without the last ones."""
-        sizes = []
-        for number in range(60):
-            positions = tf.range(4000)
-            units = masking.draw_units(
-                positions, tf.ones_like(positions), positions < 0, ids([200]), probabilities, tf.constant([number, 7])
-            ).numpy()
-            self.assertEqual(np.count_nonzero(units), 200)
-            sizes += np.unique(units[units > 0], return_counts=True)[1].tolist()
-        return np.array(sizes)
+        """Returns the sizes of many units in sixty long documents of words of one token."""
+        positions = tf.range(60 * 4000)
+        units = masking.draw_units(
+            positions, 1 + positions // 4000, positions < 0, ids([200] * 60), probabilities, tf.constant(SEED)
+        ).numpy()
+        self.assertAllEqual(np.count_nonzero(units.reshape(60, 4000), 1), [200] * 60)
+        return np.unique(units[units > 0], return_counts=True)[1]
 
     def test_ngrams_have_their_proportions(self):
-        # About one unit in twenty is shortened, by another unit or by the end of the budget.
+        # About one unit in twenty is shortened, by another unit or by the budget.
         for proportions in ([0.4, 0.3, 0.2, 0.1], [6 / 11, 3 / 11, 2 / 11]):
             sizes = self.sizes_of_units(np.array(proportions))
             found = np.bincount(sizes, minlength=len(proportions) + 1)[1:] / len(sizes)

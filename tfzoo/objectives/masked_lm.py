@@ -90,6 +90,13 @@ class Options(MaskRateOption, PackOption):
         decides_rows=True,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _proportions(self.ngram_weights)
+        weights = self.ngram_weights
+        if self.mask_unit != "ngram" and weights != Options.ngram_weights:
+            raise UserError(f"--ngram_weights={weights}: requires --mask_unit=ngram; add it, or omit the flag")
+
 
 class MaskedLM(Objective):
     """Selects 15% of the tokens for prediction; of these, 80% become [MASK], 10% a random token, 10% are unchanged.
@@ -151,7 +158,7 @@ class MaskedLM(Objective):
 
         Raises:
           UserError: the tokenizer lacks a required special token, or does not mark the pieces that continue a word,
-            as all units but tokens require; or options do not fit each other.
+            as all units but tokens require.
         """
         super().__init__(tokenizer, sequence_length, **options)
         missing = [role for role in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{role}_id", None) is None]
@@ -165,12 +172,6 @@ class MaskedLM(Objective):
             raise UserError(
                 f"--mask_unit={unit}: {type(tokenizer).__name__} does not mark the pieces that continue a word; use "
                 "--mask_unit=token, or a WordPiece tokenizer"
-            )
-        if unit == "token" and self.options.chinese_words:
-            raise UserError("--chinese_words: single tokens are masked; add --mask_unit=word, or omit the flag")
-        if unit != "ngram" and self.options.ngram_weights != Options.ngram_weights:
-            raise UserError(
-                f"--ngram_weights={self.options.ngram_weights}: requires --mask_unit=ngram; add it, or omit the flag"
             )
         ngrams = _proportions(self.options.ngram_weights)
         # The probabilities of units of 1, 2, ... words; None for single tokens.
@@ -347,6 +348,9 @@ class MaskedLM(Objective):
 
     def check_model(self, name, page):
         super().check_model(name, page)
+        # Options allow this, because tfzoo.corpus packs rows with words whatever is masked later.
+        if self.options.chinese_words and self._unit_words is None:
+            raise UserError("--chinese_words: single tokens are masked; add --mask_unit=word, or omit the flag")
         if set(self.heads) - set(page.Model.HEADS):
             raise UserError(f"--model={name}: has no next-sentence head; add --pairs=none")
 
@@ -393,7 +397,7 @@ class MaskedLM(Objective):
 
 
 def _proportions(weights: str) -> np.ndarray:
-    """Returns the probabilities of 1, 2, ... words that --ngram_weights states, float64 [n]."""
+    """Returns the probabilities of 1, 2, ... words that --ngram_weights states, float64 [n]; raises UserError."""
     try:
         values = np.array([float(weight) for weight in weights.split(",")])
     except ValueError:
