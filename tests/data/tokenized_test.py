@@ -105,7 +105,7 @@ class TokenizerTest(tf.test.TestCase):
 
     def test_special_tokens_of_a_new_tokenizer(self):
         folder, names = temporary_folder(self), ("<fim_prefix>", "[NLU]")
-        corpus = Corpus("c", "f" * 64, [Document("x", ["apple ([ULN]) <mix_ed> banana " * 3] * 5)], [], {})
+        corpus = Corpus("c", "f" * 64, [Document("x", ["apple ([ULN]) <mix_ref> banana " * 3] * 5)], [], {})
         for kind in ("byte_level", "sentencepiece"):
             plain, tokenizer, again = (
                 tokenized.cached_tokenizer(corpus, kind, 400, True, folder, special) for special in ((), names, names)
