@@ -3,9 +3,12 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from tfzoo import hub
 from tfzoo.errors import UserError
+from tfzoo.objectives.objective import MAIN
 from tfzoo.training import runs
 from tfzoo.weights import huggingface, table
 from tfzoo.weights.table import is_body, is_state, relative_path
@@ -82,6 +85,22 @@ def initialize(model, source: str | os.PathLike, role: str | None = None) -> Loa
         new=tuple(sorted(variables.keys() - values.keys())),
         left_over=(*sorted(values.keys() - variables.keys()), *left_over),
     )
+
+
+def initialize_all(models: Mapping[str, Any], source: str | os.PathLike) -> Loaded:
+    """Initializes the main model of `models` by role and, from a run, the other models whose roles the run has too.
+
+    Returns:
+      The outcome for the main model.
+
+    Raises:
+      UserError: as for `initialize`.
+    """
+    folder = hub.folder(source, "init_from")
+    for role in runs.roles(folder):
+        if role in models and role != MAIN:
+            initialize(models[role], folder, role)
+    return initialize(models[MAIN], folder)
 
 
 def _from_hugging_face(model, folder: pathlib.Path):

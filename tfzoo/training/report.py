@@ -33,11 +33,12 @@ def evaluation_table(
     for label, name, form in rows:
         if name not in figures:
             continue
-        values = [figures[name]]
+        cells = [form.format(figures[name])]
         for baseline in baselines.values():
-            value = baseline.get(name.replace("_perplexity", "_loss"), math.nan)
-            values.append(math.exp(value) if name.endswith("_perplexity") else value)
-        cells = [form.format(value) for value in values]
+            value = baseline.get(name.replace("_perplexity", "_loss"))
+            if value is not None and name.endswith("_perplexity"):
+                value = math.exp(value)
+            cells.append("-" if value is None else form.format(value))
         row = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
         lines.append(f"  {label:<22}{cells[0]:>10}{row}")
     return "\n".join(lines)
