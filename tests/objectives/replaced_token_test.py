@@ -17,7 +17,7 @@ from tfzoo.objectives.masked_lm import MaskedLM
 from tfzoo.objectives.replaced_token import GENERATOR, ReplacedToken, generator_config, sample
 from tfzoo.text.characters import SPECIALS, Characters
 from tfzoo.text.wordpiece import WordPiece
-from tfzoo.training import TrainConfig, Trainer, checkpoint, report, runs, step
+from tfzoo.training import TrainConfig, Trainer, checkpoint, initialize, report, runs, step
 from tfzoo.weights import huggingface
 from tfzoo.weights.table import is_state, relative_path
 
@@ -272,6 +272,9 @@ class LossTest(tf.test.TestCase):
         (evaluator,) = self.made.evaluators()
         figures = evaluator.figures({name: [float(x) for x in value] for name, value in metrics.items()})
         self.assertNear(figures["masked_lm_perplexity"], np.exp(words.mean()), 0.01 * np.exp(words.mean()))
+        share = labels.mean()
+        self.assertNear(figures["constant_loss"], -share * np.log(share) - (1 - share) * np.log(1 - share), 1e-5)
+        self.assertEqual(evaluator.figures(metrics | {"original_share": (3, 3)})["constant_loss"], 0)
         self.assertLessEqual({figure for _, figure, _ in self.made.FIGURES}, set(figures))
 
     def test_full_rows_have_the_loss_of_the_paper(self):
@@ -380,6 +383,15 @@ class RunTest(tf.test.TestCase):
                 self.assertAllEqual(variable, arrays[f"optimizer{prefix}/{variable.path}/average"])
                 self.assertNotAllEqual(variable, arrays[f"model{prefix}/{variable.path}"])
         self.assertAllEqual(*(model.tokens.embeddings for model in loaded.values()))
+        # A further run starts with both, whichever of them is assigned last.
+        made = objective()
+        fresh = made.build_models(models.page("electra"), main.config)
+        found = initialize.initialize_all(fresh, run)
+        self.assertEqual((found.new, found.left_over), ((), ()))
+        for role in record:
+            best = runs.load(run, role=role)[0]
+            for one, two in zip(fresh[role].trainable_variables, best.trainable_variables, strict=True):
+                self.assertAllEqual(one, two)
         self.check_folders(run, loaded)
         self.check_wrong_roles(run)
 

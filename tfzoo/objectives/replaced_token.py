@@ -2,6 +2,7 @@
 https://arxiv.org/abs/2003.10555, sections 2 and 3)."""
 
 import dataclasses
+import math
 import types
 from typing import Any
 
@@ -73,10 +74,12 @@ class ReplacedToken(Objective):
     PACKED = types.MappingProxyType({"pack": True})
     MODEL_KIND = ("encoder", "electra_small or electra_base")
     FIGURES = (
-        ("replaced-token accuracy", "replaced_token_accuracy", "{:.2%}"),
-        ('always "original"', "original_share", "{:.2%}"),
-        ("replaced-token precision", "replaced_token_precision", "{:.2%}"),
-        ("replaced-token recall", "replaced_token_recall", "{:.2%}"),
+        ("detection accuracy", "replaced_token_accuracy", "{:.2%}"),
+        ('  always "original"', "original_share", "{:.2%}"),
+        ("detection precision", "replaced_token_precision", "{:.2%}"),
+        ("detection recall", "replaced_token_recall", "{:.2%}"),
+        ("detection loss", "replaced_token_loss", "{:.4f}"),
+        ("  constant probability", "constant_loss", "{:.4f}"),
         ("masked-token accuracy", "masked_lm_accuracy", "{:.2%}"),
         ("perplexity", "masked_lm_perplexity", "{:.1f}"),
     )
@@ -212,13 +215,23 @@ class ReplacedToken(Objective):
         }
 
     def evaluators(self):
-        """Returns the means of `metrics`, and the generator's perplexity."""
-        return [Means(self.metrics, perplexity_of=("masked_lm_loss",))]
+        """Returns the evaluator of `metrics`, of the generator's perplexity, and of constant_loss: the loss in nats of
+        predicting the same probability, the share of replaced tokens, for every token."""
+        return [_Figures(self.metrics, perplexity_of=("masked_lm_loss",))]
 
     def baselines(self, train_ids, batches):
-        """Returns the figures of MaskedLM's baselines for the generator's task. The discriminator's baseline is
-        original_share, which depends on the generator and is therefore one of the metrics."""
+        """Returns the figures of MaskedLM's baselines for the generator. The discriminator's baselines, original_share
+        and constant_loss, depend on the generator and are therefore figures of each evaluation."""
         return self._masked_lm.baselines(train_ids, batches)
+
+
+class _Figures(Means):
+    """Means with the loss of a constant prediction."""
+
+    def figures(self, predictions):
+        figures = super().figures(predictions)
+        shares = figures.get("original_share", 0.0), 1 - figures.get("original_share", 0.0)
+        return figures | {"constant_loss": -sum(share * math.log(share) for share in shares if share > 0)}
 
 
 def generator_config(config, size: float):

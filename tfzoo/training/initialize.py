@@ -14,6 +14,7 @@ from absl import logging
 
 from tfzoo import hub, nn, text
 from tfzoo.errors import UserError
+from tfzoo.objectives.objective import MAIN
 from tfzoo.text.origins import Origin, origins
 from tfzoo.training import runs
 from tfzoo.weights import huggingface, table
@@ -110,6 +111,22 @@ def initialize(model, source: str | os.PathLike, role: str | None = None, tokeni
         new=tuple(sorted(variables.keys() - values.keys())),
         left_over=(*sorted(values.keys() - variables.keys()), *left_over),
     )
+
+
+def initialize_all(models: Mapping[str, Any], source: str | os.PathLike, tokenizer: Any = None) -> Loaded:
+    """Initializes the main model of `models` by role and, from a run, the other models whose roles the run has too.
+
+    Returns:
+      The outcome for the main model.
+
+    Raises:
+      UserError: as for `initialize`.
+    """
+    folder = hub.folder(source, "init_from")
+    for role in runs.roles(folder):
+        if role in models and role != MAIN:
+            initialize(models[role], folder, role, tokenizer)
+    return initialize(models[MAIN], folder, tokenizer=tokenizer)
 
 
 def _from_hugging_face(model, folder: pathlib.Path):

@@ -26,7 +26,6 @@ from tfzoo import cli, files, lazy
 from tfzoo import progress as progress_lib
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.evaluation.evaluator import Evaluator
-from tfzoo.objectives.objective import MAIN
 from tfzoo.training import checkpoint, distribution, explain, guard, report, resume, state
 from tfzoo.training import inputs as inputs_lib
 from tfzoo.training.config import TrainConfig
@@ -342,9 +341,7 @@ class Trainer:
         with self.strategy.scope():
             self.models = self.inputs.objective.build_models(self.inputs.page, self.inputs.model_config, policy)
             if config.init_from and not checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).steps():
-                self.loaded = initialize.initialize(
-                    self.models[MAIN], config.init_from, tokenizer=self.inputs.tokenizer
-                )
+                self.loaded = initialize.initialize_all(self.models, config.init_from, self.inputs.tokenizer)
             if config.remat == "block":
                 for model in self.models.values():
                     model.recompute_blocks()

@@ -39,11 +39,12 @@ def evaluation_table(
     lines = [f"{f'step {step:>6,}, held out':<{first + 2}}{'model':>10}{header}"]
     for label, figure, form in rows:
         for name in (name for name in figures if name.partition("/")[0] == figure):
-            values = [figures[name]]
+            cells = [form.format(figures[name])]
             for baseline in baselines.values():
-                value = baseline.get(name.replace(figure, figure.replace("_perplexity", "_loss"), 1), math.nan)
-                values.append(math.exp(value) if figure.endswith("_perplexity") else value)
-            cells = [form.format(value) for value in values]
+                value = baseline.get(name.replace(figure, figure.replace("_perplexity", "_loss"), 1))
+                if value is not None and figure.endswith("_perplexity"):
+                    value = math.exp(value)
+                cells.append("-" if value is None else form.format(value))
             row = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
             shown = f"  {name.partition('/')[2]}" if "/" in name else label
             lines.append(f"  {shown:<{first}}{cells[0]:>10}{row}")

@@ -91,6 +91,11 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     return record
 
 
+def roles(folder: str | os.PathLike) -> tuple[str, ...]:
+    """Returns the roles of the models of a run; () for a folder that is not a run's."""
+    return tuple(_read_config(pathlib.Path(folder))["models"]) if is_run(folder) else ()
+
+
 def _main_role(record: Mapping[str, Any]) -> str:
     return MAIN if MAIN in record["models"] else next(iter(record["models"]))
 
