@@ -16,6 +16,7 @@ from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives.causal import Causal
 from tfzoo.objectives.masked_lm import MaskedLM
+from tfzoo.objectives.permutation import Permutation
 from tfzoo.objectives.shared import TokenTargets
 from tfzoo.objectives.span_corruption import SpanCorruption
 from tfzoo.training import optimizers
@@ -83,6 +84,10 @@ OBJECTIVES: dict[str, list] = {
         lambda: SpanCorruption(tokenizer(), LENGTH),
         lambda: SpanCorruption(tokenizer(), LENGTH, pack=False),
     ],
+    "permutation": [
+        lambda: Permutation(tokenizer(), LENGTH),
+        lambda: Permutation(tokenizer(), LENGTH, memory_length=4),
+    ],
 }
 
 
@@ -122,7 +127,10 @@ class TPUTest(tf.test.TestCase):
         page = models.page(family)
         name = next(iter(page.CONFIGS))
         keras.utils.set_random_seed(1)
-        model = tfzoo.build(name, heads=objective.heads, **SMALL | SIZES.get(family, {}))
+        sizes = SMALL | SIZES.get(family, {})
+        if family in ("performer", "reformer"):
+            sizes |= dict(causal=objective.MODEL_KIND[0] == "decoder")
+        model = tfzoo.build(name, heads=objective.heads, **sizes)
         text = hlo(model, objective, batch_of(objective), **options)
         self.assertIn("ENTRY", text)
         self.assertIn("dot(", text)

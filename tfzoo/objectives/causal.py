@@ -87,3 +87,11 @@ class Causal(shared.TokenTargets):
             features["document_ids"] = shared.pad(document_ids, self._length, 0)
             features["position_ids"] = shared.pad(shared.positions_in(document_ids), self._length, 0)
         return features
+
+    def outputs(self, model, batch, training):
+        """Returns the outputs of the model; in a model with hashes, padding would be sorted among the tokens."""
+        from tfzoo import nn
+
+        if not self.options.pack and not isinstance(model, nn.DecoderModel):
+            batch = batch | {"padding_mask": batch["target_weights"] > 0}
+        return super().outputs(model, batch, training)

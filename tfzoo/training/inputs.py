@@ -97,6 +97,7 @@ def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool
     check_sizes(config, model_config, tokenizer, num_replicas)
     objective = make_objective(config, tokenizer)
     objective.check_model(config.model, page)
+    objective.check_config(config.model, model_config)
     rows, token_ids = read_rows(config, corpus, tokenizer, objective)
     return Inputs(config, corpus, tokenizer, objective, page, model_config, *rows, *token_ids)
 
