@@ -8,6 +8,7 @@ the same in every evaluation, and different in every training call, where all re
 L is static and at most the product of axial_shape.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from tfzoo import nn
@@ -29,7 +30,8 @@ class Model(nn.Model):
     """A tower of reversible layers, causal if the config is; the module's docstring gives the shapes."""
 
     family = "reformer"
-    INPUTS = ("token_ids", "padding_mask", "masked_positions", "entity_positions")  # And the rotations of its config.
+    # And, in a model, the rotations of its layers.
+    INPUTS: Sequence[str] = ("token_ids", "padding_mask", "masked_positions", "entity_positions")
     fixed_length = True
     CLASSIFIER_HIDDEN = "tanh"
 

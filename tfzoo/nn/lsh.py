@@ -583,8 +583,10 @@ class ReversibleStack(Layer):
         parts, rotations = [], iter(rotations)
         for i, block in enumerate(self.blocks):
             layer_rotations = next(rotations, None) if isinstance(block.attention, LSHAttention) else None
-            seeds = (tf.random.experimental.stateless_fold_in(each, i) for each in (seed, hash_seed))
-            parts += block.functions(padding_mask, layer_rotations, *seeds, training)
+            layer_seed, layer_hash_seed = (
+                tf.random.experimental.stateless_fold_in(each, i) for each in (seed, hash_seed)
+            )
+            parts += block.functions(padding_mask, layer_rotations, layer_seed, layer_hash_seed, training)
         functions, variables = zip(*parts, strict=True)
         return reverse(functions, [[read(variable) for variable in part] for part in variables], x, x)
 
