@@ -145,6 +145,7 @@ class LossTest(tf.test.TestCase):
         sizes = dict(vocab_size=WORDS, hidden_size=8, num_layers=2, num_heads=2, head_dim=4, intermediate_size=12)
         sizes |= dict(axial_shape=[4, 4], axial_dims=[4, 4], max_positions=16, dropout=0.0, attention_dropout=0.0)
         sizes |= dict(attention_layers=["lsh", "local"], local_chunk_length=16, num_buckets=[4])
+        sizes |= dict(lsh_attention_dropout=0.0)
         whole = tfzoo.build("reformer_enwik8", **sizes, num_hashes=1, lsh_chunk_length=16)
         randomize(whole, scale=0.3)
         results = []
