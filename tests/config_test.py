@@ -102,11 +102,20 @@ class TransformerConfigTest(unittest.TestCase):
             from_mapping({name: value for name, value in SIZES.items() if name != "num_heads"})
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lists(TransformerConfig):
+    axial_shape: list = dataclasses.field(default_factory=list)
+    attention_layers: list = dataclasses.field(default_factory=list)
+    num_buckets: list = dataclasses.field(default_factory=list)
+
+
 class OverridesTest(unittest.TestCase):
     def test_read_by_declared_type(self):
         overrides = parse_overrides("num_layers=2,num_layers=4, dropout = 1e-1,norm_first=True,activation=relu")
         self.assertEqual(overrides, dict(num_layers=4, dropout=0.1, norm_first=True, activation="relu"))
         self.assertIs(parse_overrides("norm_first=0")["norm_first"], False)
+        lists = parse_overrides("axial_shape=8:16,attention_layers=local:lsh,num_buckets=", Lists)
+        self.assertEqual(lists, dict(axial_shape=[8, 16], attention_layers=["local", "lsh"], num_buckets=[]))
         self.assertEqual(parse_overrides(""), {})
 
     def test_errors_name_the_flag_and_the_remedy(self):

@@ -18,6 +18,7 @@ from tfzoo.objectives.causal import Causal
 from tfzoo.objectives.denoise import Denoise
 from tfzoo.objectives.fill_in_the_middle import MARKERS, FillInTheMiddle
 from tfzoo.objectives.masked_lm import MaskedLM
+from tfzoo.objectives.permutation import Permutation
 from tfzoo.objectives.prefix_lm import DecoderPrefixLM, PrefixLM
 from tfzoo.objectives.replaced_token import ReplacedToken
 from tfzoo.objectives.seq2seq import Seq2Seq
@@ -110,6 +111,10 @@ OBJECTIVES: dict[str, list] = {
         lambda: FillInTheMiddle(tokenizer(), LENGTH, pack=False),
     ],
     "ul2": [lambda: UL2(tokenizer(), LENGTH), lambda: UL2(tokenizer(), LENGTH, pack=False)],
+    "permutation": [
+        lambda: Permutation(tokenizer(), LENGTH),
+        lambda: Permutation(tokenizer(), LENGTH, memory_length=4),
+    ],
 }
 
 
@@ -151,7 +156,10 @@ class TPUTest(tf.test.TestCase):
         name = next(iter(page.CONFIGS))
         keras.utils.set_random_seed(1)
         _, config = models.find(name)
-        config = config_lib.from_mapping(vars(config) | SMALL | SIZES.get(family, {}), type(config))
+        sizes = SMALL | SIZES.get(family, {})
+        if family in ("performer", "reformer"):
+            sizes |= dict(causal=objective.MODEL_KIND[0] == "decoder")
+        config = config_lib.from_mapping(vars(config) | sizes, type(config))
         text = hlo(objective.build_models(page, config), objective, batch_of(objective), **options)
         self.assertIn("ENTRY", text)
         self.assertIn("dot(", text)

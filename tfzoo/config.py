@@ -274,7 +274,8 @@ def from_mapping(values: Mapping[str, Any], cls: type[TransformerConfig] = Trans
 
 
 def parse_overrides(text: str, cls: type[TransformerConfig] = TransformerConfig) -> dict[str, Any]:
-    """Parses "num_layers=4,norm_first=true" with the types that `cls` declares; later values take precedence.
+    """Parses "num_layers=4,norm_first=true,axial_shape=8:16" with the types that `cls` declares; later values take
+    precedence. The items of a list, which are whole numbers or words, are separated by colons.
 
     Raises:
       UserError: an `=` is missing, a field is unknown, or a value does not have the field's type.
@@ -296,7 +297,10 @@ def parse_overrides(text: str, cls: type[TransformerConfig] = TransformerConfig)
 
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_PARSERS: dict[type, Callable[[str], Any]] = {bool: lambda text: _BOOLEANS[text.lower()]}
+_PARSERS: dict[type, Callable[[str], Any]] = {
+    bool: lambda text: _BOOLEANS[text.lower()],
+    list: lambda text: [int(item) if item.isdecimal() else item for item in text.split(":")] if text else [],
+}
 
 
 def _remedy(name: str, fields) -> str:

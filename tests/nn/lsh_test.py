@@ -223,11 +223,11 @@ class LayersTest(tf.test.TestCase):
     def test_the_buckets_of_a_call_repeat_it(self):
         layer = self.layer(lsh.LSHAttention)
         (x,) = single(normal(1, 32, 12))
-        y, buckets = layer(x, seed=(1, 2))
-        self.assertAllEqual(layer(x, seed=(3, 4), buckets=buckets)[0], y)
-        self.assertNotAllEqual(layer(x, seed=(3, 4))[0], y)
+        y, buckets = layer(x, hash_seed=(1, 2))
+        self.assertAllEqual(layer(x, hash_seed=(3, 4), buckets=buckets)[0], y)
+        self.assertNotAllEqual(layer(x, hash_seed=(3, 4))[0], y)
         (rotations,) = single(normal(2, 4, 2, 2, seed=3))
-        self.assertAllEqual(layer(x, rotations=rotations, seed=(1, 2))[1], layer(x, rotations=rotations)[1])
+        self.assertAllEqual(layer(x, rotations=rotations, hash_seed=(1, 2))[1], layer(x, rotations=rotations)[1])
 
     def test_the_mlp_in_chunks_is_the_mlp(self):
         x, upstream = single(normal(2, 13, 12), normal(2, 13, 12, seed=1))
@@ -344,13 +344,19 @@ class ReversibleTest(tf.test.TestCase):
         (x,) = single(normal(1, 32, 12))
         self.assertAllEqual(stack(x), stack(x))
         self.assertNotAllEqual(stack(x, training=True), stack(x, training=True))
-        seeds = []
+        seeds, hashes, outputs = [], [], []
+        without = self.stack()  # Without dropout, replicas compute the same.
         for replica in range(2):
             context = unittest.mock.Mock(num_replicas_in_sync=2, replica_id_in_sync_group=replica)
             stack.seed_generator.state.assign([3, 4])
             with unittest.mock.patch.object(tf.distribute, "get_replica_context", return_value=context):
                 seeds.append(stack.seed(True).numpy())
+                hashes.append(stack.seed(True, per_replica=False).numpy())
+                without.seed_generator.state.assign([3, 4])
+                outputs.append(without(x, training=True))
         self.assertNotAllEqual(*seeds)
+        self.assertAllEqual(*hashes)
+        self.assertAllEqual(*outputs)
 
     def test_hashes_change_from_step_to_step_without_dropout(self):
         stack = self.stack(num_layers=1, attention_layers=["lsh"])

@@ -1,5 +1,6 @@
 """Causal objective: each token is a target once, within its document; the loss equals NumPy's, packed or not."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -9,7 +10,9 @@ import tfzoo
 from tests.data.corpora import documents
 from tests.nn.formulas import randomize
 from tests.objectives.examples import BOS, EOS, PAD, WORDS, batch_of, packed_example, word_corpus, word_tokenizer
+from tfzoo import models
 from tfzoo.data.tokenized import TokenizedCorpus
+from tfzoo.errors import UserError
 from tfzoo.objectives.causal import Causal
 
 
@@ -119,6 +122,56 @@ class LossTest(tf.test.TestCase):
             self.assertEqual(one[1], two[1])
             self.assertNear(one[0] / one[1], two[0] / two[1], 1e-5)
             self.assertLess(len(packed.rows(corpus)), len(alone.rows(corpus)))
+
+    def test_models_that_are_causal_by_their_config(self):
+        for name, good, bad in (
+            ("performer_small", dict(causal=True), dict(causal=False)),
+            ("reformer_enwik8", {}, dict(causal=False)),
+        ):
+            _, config = models.find(name)
+            page = models.page(name.split("_")[0])
+            objective = Causal(word_tokenizer(), 16, pack=False)
+            objective.check_model(name, page)
+            objective.check_config(name, dataclasses.replace(config, **good))
+            with self.assertRaisesRegex(UserError, "a causal model; add --overrides=causal=true"):
+                objective.check_config(name, dataclasses.replace(config, **bad))
+            with self.assertRaisesRegex(UserError, "packed into one row; add --nopack"):
+                Causal(word_tokenizer(), 16).check_model(name, page)
+
+    def test_loss_and_gradient_of_a_reformer_whose_chunks_see_everything(self):
+        """Whatever the hashes are, attention is full if a chunk and those before it are the whole row."""
+        objective, corpus = Causal(word_tokenizer(), 16, pack=False), word_corpus(12, 16)
+        batch = batch_of(objective, corpus)
+        self.assertEqual(batch["target_weights"].min(), 0)
+        sizes = dict(vocab_size=WORDS, hidden_size=8, num_layers=2, num_heads=2, head_dim=4, intermediate_size=12)
+        sizes |= dict(axial_shape=[4, 4], axial_dims=[4, 4], max_positions=16, dropout=0.0, attention_dropout=0.0)
+        sizes |= dict(attention_layers=["lsh", "local"], local_chunk_length=16, num_buckets=[4])
+        sizes |= dict(lsh_attention_dropout=0.0)
+        whole = tfzoo.build("reformer_enwik8", **sizes, num_hashes=1, lsh_chunk_length=16)
+        randomize(whole, scale=0.3)
+        results = []
+        for chunk in (16, 4):
+            model = tfzoo.build(
+                "reformer_enwik8", **sizes, num_hashes=1, lsh_chunk_length=chunk, lsh_chunks_before=16 // chunk - 1
+            )
+            model.set_weights(whole.get_weights())
+            variables = [variable.value for variable in model.trainable_variables]
+            for training in (True, False):
+                with tf.GradientTape() as tape:
+                    loss, weight = objective.loss({"main": model}, batch, training=training)
+                gradients = tape.gradient(loss, variables)
+                results.append([loss, weight, *map(tf.convert_to_tensor, gradients)])
+        for other in results[1:]:
+            for one, two in zip(results[0], other, strict=True):
+                self.assertAllClose(one, two, 1e-4, 1e-4)
+        # Each document without padding.
+        total = 0.0
+        for i, count in enumerate(batch["target_weights"].sum(1).astype(int)):
+            if count:
+                logits = whole({"token_ids": batch["token_ids"][i, :count][None]})["logits"][0].numpy()
+                chosen = logits[np.arange(count), batch["targets"][i, :count]]
+                total += np.sum(np.log(np.exp(logits.astype(np.float64)).sum(1)) - chosen)
+        self.assertNear(results[0][0], total, 1e-4 * total)
 
     def test_baselines_have_the_same_names(self):
         objective = Causal(word_tokenizer(), 16)

@@ -3,11 +3,12 @@ layers.
 
 token_ids, padding_mask [B, L] -> sequence [B, L, 2 E], the two streams concatenated; logits [B, L, V]
 rotations.i [H, D, num_hashes, sum(num_buckets) / 2]: the hash rotations of the i-th "lsh" layer. Without it they are
-the same in every evaluation and different in every training step.
+the same in every evaluation, and different in every training call, where all replicas have the same ones.
 
 L is static and at most the product of axial_shape.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from tfzoo import nn
@@ -29,13 +30,15 @@ class Model(nn.Model):
     """A tower of reversible layers, causal if the config is; the module's docstring gives the shapes."""
 
     family = "reformer"
+    # And, in a model, the rotations of its layers.
+    INPUTS: Sequence[str] = ("token_ids", "padding_mask", "masked_positions", "entity_positions")
     fixed_length = True
     CLASSIFIER_HIDDEN = "tanh"
 
     def make_body(self, config):
         self.encoder = nn.ReversibleTower(config, dtype=self.dtype_policy, name="encoder")
         self.rotations = [f"rotations.{i}" for i in range(config.attention_layers.count("lsh"))]
-        self.INPUTS = ("token_ids", "padding_mask", *self.rotations, "masked_positions", "entity_positions")
+        self.INPUTS = (*self.INPUTS, *self.rotations)
 
     @property
     def sequence_size(self):

@@ -331,14 +331,14 @@ class Dropout(Layer):
 _draws: contextvars.ContextVar[tuple | None] = contextvars.ContextVar("draws", default=None)
 
 
-def draw_seed(generator: keras.random.SeedGenerator):
-    """Returns the generator's next seed, int32 [2], which differs between replicas."""
+def draw_seed(generator: keras.random.SeedGenerator, per_replica: bool = True):
+    """Returns the generator's next seed, int32 [2], which differs between replicas unless per_replica is False."""
     recorded, replayed = _draws.get() or (None, None)
     if replayed is not None:
         return next(replayed)
     seed = tf.cast(generator.next(), tf.int32)
     replica = tf.distribute.get_replica_context()
-    if replica is not None and replica.num_replicas_in_sync > 1:
+    if per_replica and replica is not None and replica.num_replicas_in_sync > 1:
         seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
     if recorded is not None:
         recorded.append(seed)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfzoo.config import TransformerConfig
+from tfzoo.errors import UserError
 from tfzoo.nn.basic import Dense, Dropout, LayerNorm, activation, draw_seed, make_initializer, read
 from tfzoo.nn.embedding import TokenEmbedding
 from tfzoo.nn.layer import Layer
@@ -348,15 +349,16 @@ class LSHAttention(_ChunkedAttention):
     def __init__(self, config: LSHConfig, **kwargs):
         super().__init__(config, "lsh", config.lsh_attention_dropout, **kwargs)
 
-    def call(self, x, padding_mask=None, rotations=None, buckets=None, seed=(0, 0), training=False):
+    def call(self, x, padding_mask=None, rotations=None, buckets=None, seed=(0, 0), hash_seed=(0, 0), training=False):
         """Applies LSH attention.
 
         Args:
           x: [B, L, E].
           padding_mask: bool [B, L], True is a real token.
-          rotations: [H, D, R, S]; None draws them from the seed.
+          rotations: [H, D, R, S]; None draws them from hash_seed.
           buckets: those of an earlier call, used instead of hashing.
-          seed: int32 [2].
+          seed: int32 [2], of dropout.
+          hash_seed: int32 [2].
           training: whether to apply dropout.
         """
         length = _static_length(x)
@@ -365,7 +367,7 @@ class LSHAttention(_ChunkedAttention):
         if x.shape[1] <= self.chunk_length:
             buckets = tf.zeros((*ops.shape(query_key)[:2], 1, x.shape[1]), "int32")
         elif buckets is None:
-            buckets = self.hash(query_key, rotations, seed)
+            buckets = self.hash(query_key, rotations, hash_seed)
         options = self.options(x.shape[1], padding_mask, seed, training)
         return self.merge(lsh_attention(query_key, value, buckets, **options), length), buckets
 
@@ -501,7 +503,7 @@ class ReversibleBlock(Layer):
         for layer in (self.attention, self.self_norm, self.mlp, self.mlp_norm):
             layer.build(input_shape)
 
-    def functions(self, padding_mask, rotations, seed, training):
+    def functions(self, padding_mask, rotations, seed, hash_seed, training):
         """Returns pairs (f(x [B, L, E], values, kept) -> (y [B, L, E], kept), the variables whose values f takes)."""
         fold = tf.random.experimental.stateless_fold_in
         common = dict(training=training)
@@ -510,7 +512,8 @@ class ReversibleBlock(Layer):
             x = self.self_norm(x)
             options = common | dict(padding_mask=padding_mask, seed=fold(seed, 0))
             if isinstance(self.attention, LSHAttention):
-                y, buckets = self.attention(x, rotations=rotations, buckets=buckets, **options)
+                options |= dict(rotations=rotations, buckets=buckets, hash_seed=fold(hash_seed, 0))
+                y, buckets = self.attention(x, **options)
             else:
                 y = self.attention(x, **options)
             return _drop(y, self.dropout, fold(seed, 1), 0, training), buckets
@@ -566,7 +569,7 @@ class ReversibleStack(Layer):
           x: [B, L, E].
           padding_mask: bool [B, L], True is a real token.
           rotations: [H, D, R, S] or None for each LSH layer. None draws rotations: always the same ones in evaluation,
-            and different ones for each step and replica in training.
+            and in training different ones for each call, the same on all replicas.
           training: whether to apply dropout.
         """
         length = _static_length(x)
@@ -576,16 +579,19 @@ class ReversibleStack(Layer):
         return self.dropout(self.norm(y), training=training)
 
     def streams(self, x, padding_mask, rotations, training, reverse=reversible):
-        seed, parts, rotations = self.seed(training), [], iter(rotations)
+        seed, hash_seed = self.seed(training), self.seed(training, per_replica=False)
+        parts, rotations = [], iter(rotations)
         for i, block in enumerate(self.blocks):
             layer_rotations = next(rotations, None) if isinstance(block.attention, LSHAttention) else None
-            layer_seed = tf.random.experimental.stateless_fold_in(seed, i)
-            parts += block.functions(padding_mask, layer_rotations, layer_seed, training)
+            layer_seed, layer_hash_seed = (
+                tf.random.experimental.stateless_fold_in(each, i) for each in (seed, hash_seed)
+            )
+            parts += block.functions(padding_mask, layer_rotations, layer_seed, layer_hash_seed, training)
         functions, variables = zip(*parts, strict=True)
         return reverse(functions, [[read(variable) for variable in part] for part in variables], x, x)
 
-    def seed(self, training):
-        return draw_seed(self.seed_generator) if training else tf.zeros(2, "int32")
+    def seed(self, training, per_replica=True):
+        return draw_seed(self.seed_generator, per_replica) if training else tf.zeros(2, "int32")
 
 
 class AxialPositions(Layer):
@@ -613,9 +619,9 @@ class AxialPositions(Layer):
     def call(self, token_ids):
         length = _static_length(token_ids)
         if length > math.prod(self.shape):
-            raise ValueError(
+            raise UserError(
                 f"sequence length {length} exceeds the {math.prod(self.shape)} positions of the table {self.shape}; "
-                "use shorter sequences"
+                "use shorter sequences, or a larger axial_shape"
             )
         columns = math.prod(self.shape[1:])
         rows = -(-length // columns)

@@ -98,3 +98,11 @@ class Causal(shared.TokenTargets):
     def row_baselines(self, rows, batches):
         """Returns the figures of a Kneser-Ney model: `ngram_baseline`."""
         return ngram_baseline(rows, self.row_tokens, batches, self._tokenizer, self.PREFIX)
+
+    def outputs(self, model, batch, training):
+        """Returns the outputs of the model; in a model with hashes, padding would be sorted among the tokens."""
+        from tfzoo import nn
+
+        if not self.options.pack and not isinstance(model, nn.DecoderModel):
+            batch = batch | {"padding_mask": batch["target_weights"] > 0}
+        return super().outputs(model, batch, training)

@@ -118,10 +118,23 @@ class Objective:
         kind, examples = self.MODEL_KIND
         base = {"encoder": nn.EncoderModel, "decoder": nn.DecoderModel, "encoder_decoder": nn.EncoderDecoderModel}[kind]
         noun = {"encoder": "an encoder", "decoder": "a causal decoder", "encoder_decoder": "an encoder-decoder"}[kind]
-        if not issubclass(page.Model, base) or not self.reads_what_it_needs(page.Model):
+        fits = issubclass(page.Model, base) or (kind != "encoder_decoder" and _causal_by_config(page))
+        if not fits or not self.reads_what_it_needs(page.Model):
             raise UserError(f"--model={name}: --objective={self.name} requires {noun}, such as {examples}")
         if "document_ids" in set(self.inputs) - set(page.Model.INPUTS):
             raise UserError(f"--model={name}: cannot separate the documents packed into one row; add --nopack")
+
+    def check_config(self, name: str, config) -> None:
+        """Raises UserError if a model with this config is causal and the objective requires an encoder, or vice versa.
+
+        Only families whose config determines whether they are causal, such as performer and reformer, can fail.
+        """
+        wanted = self.MODEL_KIND[0] == "decoder"
+        if getattr(config, "causal", wanted) != wanted:
+            raise UserError(
+                f"--model={name}: --objective={self.name} requires {'a causal' if wanted else 'a bidirectional'} "
+                f"model; add --overrides=causal={str(wanted).lower()}"
+            )
 
     def reads_what_it_needs(self, model_class: type) -> bool:
         """Returns whether a model has the inputs that this objective requires."""
@@ -180,3 +193,9 @@ class Objective:
           batches: the evaluation batches, as dicts of numpy arrays.
         """
         return {}
+
+
+def _causal_by_config(page: types.ModuleType) -> bool:
+    """Returns whether the config of a family's models determines whether they are causal."""
+    config = getattr(page, "Config", None)
+    return config is not None and any(field.name == "causal" for field in dataclasses.fields(config))

@@ -163,9 +163,7 @@ class Permutation(Objective):
         # Contexts in proportion to the spans: targets a to b are in the part a / counts to b / counts of the document.
         borders = [x * sizes[:, None] // tf.maximum(counts, 1)[:, None] for x in (begins, ends)]
         free = borders[1] - borders[0] - (ends - begins) + 1
-        offsets = tf.cast(
-            tf.random.stateless_uniform(shape, shared.fold(seed, 1)) * tf.cast(free, tf.float32), tf.int32
-        )
+        offsets = tf.random.stateless_uniform(shape, shared.fold(seed, 1)) * tf.cast(free, tf.float32)
         # Plus the number of a target in its document, its place there.
         first = borders[0] + tf.cast(offsets, tf.int32) - begins
         documents = tf.repeat(tf.range(tf.size(sizes)), counts)
@@ -226,10 +224,8 @@ class Permutation(Objective):
         inputs = {name: batch[name] for name in ("token_ids", "segment_ids", "padding_mask")}
         inputs |= {"permutation_mask": self.visible(batch), "target_mapping": mapping}
         if self._memory:
-            config, previous = (
-                model.config,
-                {"token_ids": batch["previous_ids"], "padding_mask": batch["previous_mask"]},
-            )
+            config = model.config
+            previous = {"token_ids": batch["previous_ids"], "padding_mask": batch["previous_mask"]}
             nothing = tf.zeros([config.num_layers, tf.shape(mapping)[0], 0, config.hidden_size])
             memory = model.body(previous | {"previous_sequence": nothing}, training)["previous_sequence"]
             # The model's own memory_length may be shorter.

@@ -132,10 +132,14 @@ class TokenTargets(Objective):
     PREFIX: ClassVar[str]
     smoothing = 0.0  # Label smoothing of the loss, not of the metrics.
 
+    def outputs(self, model, batch, training):
+        """Returns the outputs of the model for a batch."""
+        return forward(model, batch, training)
+
     def loss(self, models, batch, training=True):
         """Returns (sum, weight): the cross-entropy in nats over all targets, and their number."""
         weights = batch["target_weights"]
-        logits = forward(models[MAIN], batch, training)["logits"]
+        logits = self.outputs(models[MAIN], batch, training)["logits"]
         words, _ = cross_entropy(logits, batch["targets"], self.smoothing)
         return tf.reduce_sum(words * weights), tf.reduce_sum(weights)
 
@@ -146,7 +150,7 @@ class TokenTargets(Objective):
     def metrics(self, models, batch):
         """Returns PREFIX_loss and PREFIX_accuracy, each as (sum, weight)."""
         weights = self.measured(batch)
-        words, hits = cross_entropy(forward(models[MAIN], batch, training=False)["logits"], batch["targets"])
+        words, hits = cross_entropy(self.outputs(models[MAIN], batch, False)["logits"], batch["targets"])
         return {
             f"{self.PREFIX}_loss": (tf.reduce_sum(words * weights), tf.reduce_sum(weights)),
             f"{self.PREFIX}_accuracy": (tf.reduce_sum(hits * weights), tf.reduce_sum(weights)),

@@ -170,6 +170,7 @@ def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool
                 continue
             objective = make_objective(stage.config, tokenizer, page)
             objective.check_model(config.model, page)
+            objective.check_config(config.model, model_config)
             rows, token_ids = read_rows(stage.config, corpus, tokenizer, objective)
         except UserError as error:
             raise stages.at_step(stage.begin, error) if stage.begin else error from None
