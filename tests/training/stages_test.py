@@ -64,10 +64,10 @@ class StagesOfTest(unittest.TestCase):
             ("50:batch_size=4,batch_size=2", ".*: step 50 sets batch_size twice; omit one of them"),
             (
                 "50:batchsize=4",
-                r".*: batchsize is unknown; a stage changes batch_size, .*\(did you mean batch_size\?\)",
+                r".*: batchsize is not one of .*\(did you mean batch_size\?\)",
             ),
-            ("50:vocab_size=300", ".*: vocab_size cannot change during a run; a stage .* a new run with --init_from"),
-            ("50:mask_rate=0.3", ".*: mask_rate cannot change during a run; .*"),
+            ("50:vocab_size=300", ".*: vocab_size cannot change during a run, only .* a new run with --init_from"),
+            ("50:mask_rate=0.3", ".*: mask_rate cannot change during a run, only .*"),
         ):
             with self.subTest(stages), self.assertRaisesRegex(UserError, f"^{message}$"):
                 config(stages=stages)

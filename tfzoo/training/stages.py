@@ -127,10 +127,14 @@ def _parse(config) -> list[tuple[int, dict[str, Any]]]:
 def _value(config, name: str, text: str) -> Any:
     """Returns the value of a flag that a stage changes."""
     fields = {field.name: field for field in options.fields(type(config)) if field.metadata.get("by_stage")}
+    listed = ", ".join(fields)
+    if name in config.values() and name not in fields:
+        raise UserError(
+            f"--stages={config.stages}: {name} cannot change during a run, only {listed}; omit it, or start a new run "
+            "with --init_from"
+        )
     if name not in fields:
-        problem = "cannot change during a run" if name in config.values() else "is unknown"
-        instead = "; everything else, a new run with --init_from" if name in config.values() else suggest(name, fields)
-        raise UserError(f"--stages={config.stages}: {name} {problem}; a stage changes {', '.join(fields)}{instead}")
+        raise UserError(f"--stages={config.stages}: {name} is not one of {listed}{suggest(name, fields)}")
     try:
         return int(text) if fields[name].type is int else text
     except ValueError:
