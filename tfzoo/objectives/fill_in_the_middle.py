@@ -170,6 +170,10 @@ class FillInTheMiddle(Causal):
         order = tf.argsort(documents * len(_KINDS) + place, stable=True)
         return tf.gather(tokens, order), tf.gather(documents, order)
 
+    def row_baselines(self, rows, batches):
+        """Returns nothing: an n-gram model of text in its order does not fit text whose middle is at the end."""
+        return {}
+
     def _ends(self, token_ids, document_ids):
         """Returns which tokens are the <s> and the </s> that PackedRows has added: two bool [N]."""
         position = shared.positions_in(document_ids)
