@@ -162,6 +162,11 @@ class TransformerConfig:
         return self.positions not in ("relative", "rotary", "none")
 
     @property
+    def longest_row(self) -> int:
+        """The number of tokens for which the model has positions."""
+        return self.max_positions
+
+    @property
     def resolved_num_decoder_layers(self) -> int:
         return self.num_decoder_layers or self.num_layers
 

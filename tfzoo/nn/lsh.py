@@ -54,6 +54,10 @@ class LSHConfig(TransformerConfig):
         chunk_lengths = {getattr(self, f"{kind}_chunk_length") for kind in self.attention_layers}
         return length if length <= min(chunk_lengths) else length + -length % math.lcm(*chunk_lengths)
 
+    @property
+    def longest_row(self) -> int:
+        return math.prod(self.axial_shape) if self.axial_positions else self.max_positions
+
     def __post_init__(self):
         super().__post_init__()
         kinds, require = self.attention_layers, self._require

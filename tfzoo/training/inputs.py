@@ -373,6 +373,11 @@ def check_sizes(config: TrainConfig, model_config, tokenizer, num_replicas: int)
             f"--sequence_length={config.sequence_length}: must not exceed the model's max_positions "
             f"({model_config.max_positions})"
         )
+    if config.sequence_length > model_config.longest_row:
+        raise UserError(
+            f"--sequence_length={config.sequence_length}: must not exceed the product of the model's axial_shape "
+            f"({model_config.longest_row}); increase it, such as --overrides=axial_shape=64:64"
+        )
     if tokenizer.vocab_size != model_config.vocab_size:
         raise UserError(
             f"--overrides=vocab_size={model_config.vocab_size}: differs from the tokenizer's vocabulary size "
