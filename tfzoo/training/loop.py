@@ -482,7 +482,7 @@ class Trainer:
             "learning_rate": float(self.schedule(max(int(self.optimizer.iterations.numpy()) - 1, 0))),
             "tokens_per_second": speed / (now - self._measured_at),
         }
-        epochs = self.inputs.epochs(self.step + progress.passed_over)
+        epochs = self.inputs.epochs(self.step - self.stage.begin + progress.passed_over)
         record |= {f"epochs/{name}": number for name, number in epochs.items()}
         flops = record["tokens_per_second"] / config.sequence_length * self._flops_per_row
         record["model_tflops"] = flops / 1e12  # TFLOP/s.
