@@ -231,7 +231,7 @@ class _Figures(Means):
     def figures(self, predictions):
         figures = super().figures(predictions)
         shares = figures.get("original_share", 0.0), 1 - figures.get("original_share", 0.0)
-        return figures | {"constant_loss": -sum(share * math.log(share) for share in shares if share > 0)}
+        return figures | {"constant_loss": sum(-share * math.log(share) for share in shares if share > 0)}
 
 
 def generator_config(config, size: float):
