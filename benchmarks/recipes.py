@@ -26,9 +26,14 @@ from tfzoo.training.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECORDS, PAGE, RUNS = ROOT / "docs/recipes.json", ROOT / "docs/results.md", ROOT / "runs/results"
-APPENDED = {"base", "debug", "demo"}  # Parts of recipes, not recipes.
+APPENDED = {"base", "small", "debug", "demo"}  # Parts of recipes, not recipes.
 # Recipe -> its text, a path or glob below TFZOO_DATA; all others train on docstrings.
-TEXTS = {"shakespeare": "tinyshakespeare/input.txt", "poetry": "chinese-poetry/tang.txt"}
+TEXTS = {
+    "shakespeare": "tinyshakespeare/input.txt",
+    "shakespeare_long": "tinyshakespeare/input.txt",
+    "poetry": "chinese-poetry/tang.txt",
+    "transformer": "multi30k/train.en.gz+$TFZOO_DATA/multi30k/train.de.gz",
+}
 BEGIN, END = "<!-- recipes: written by `make results` -->\n", "<!-- end of recipes -->\n"
 
 

@@ -15,7 +15,9 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-APPENDED = ("base.cfg", "debug.cfg", "demo.cfg")
+APPENDED = ("base.cfg", "small.cfg", "debug.cfg", "demo.cfg")
+# The recipes that do not train on docstrings.
+TEXTS = {"shakespeare": "text.txt", "shakespeare_long": "text.txt", "poetry": "text.txt", "transformer": "pairs.tsv"}
 SPEEDS = ("tokens_per_second", "model_tflops", "mfu")
 # Options that no recipe uses, each applied to the recipe of this name.
 VARIANTS = {
@@ -40,15 +42,16 @@ def main() -> int:
     options = parser.parse_args()
     logged = {}
     with tempfile.TemporaryDirectory() as temporary:
-        text = pathlib.Path(temporary, "text.txt")
-        text.write_text("".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(2000)))
+        lines = [f"{i} bottles of beer on the wall, {i} bottles of beer." for i in range(2000)]
+        pathlib.Path(temporary, "text.txt").write_text("".join(f"{line}\n" for line in lines))
+        pathlib.Path(temporary, "pairs.tsv").write_text("".join(f"{line}\t{line}\n" for line in lines))
         for config in sorted(ROOT.glob("configs/*.cfg")):
             if config.name in APPENDED:
                 continue
             for number, more in enumerate(VARIANTS.get(config.stem, [[]])):
                 arguments = [f"--flagfile={config}", f"--flagfile={ROOT / 'configs/debug.cfg'}", *more]
-                if "--raw_text" in config.read_text() or config.stem == "poetry":
-                    arguments.append(f"--corpus={text}")
+                if config.stem in TEXTS:
+                    arguments.append(f"--corpus={pathlib.Path(temporary, TEXTS[config.stem])}")
                 logged[" ".join([config.stem, *more])] = figures(
                     arguments, pathlib.Path(temporary, f"{config.stem}_{number}")
                 )

@@ -892,7 +892,7 @@ class ConfigsTest(TrainCase):
 
     def test_every_recipe_is_read(self):
         names = sorted(path.name for path in CONFIGS.glob("*.cfg"))
-        self.assertContainsSubset(["base.cfg", "bert.cfg", "debug.cfg", "demo.cfg"], names)
+        self.assertContainsSubset(["base.cfg", "bert.cfg", "debug.cfg", "demo.cfg", "small.cfg"], names)
         for name in names:
             with self.subTest(name=name):
                 appended = name in ("debug.cfg", "demo.cfg")
@@ -902,16 +902,24 @@ class ConfigsTest(TrainCase):
         self.assertLess(self.parsed("bert.cfg", "demo.cfg").steps, self.parsed("bert.cfg").steps)
 
     def test_recipes_run(self):
-        # Recipes that include another one override only sizes and rates.
-        recipes = [path.name for path in sorted(CONFIGS.glob("*.cfg")) if "\n--flagfile=base.cfg\n" in path.read_text()]
-        self.assertContainsSubset(["bert.cfg", "gpt.cfg", "t5.cfg"], recipes)
+        # A recipe that includes another one with the same objective and family overrides only sizes and rates.
+        recipes = [
+            path.name
+            for path in sorted(CONFIGS.glob("*.cfg"))
+            if re.search("^--(model|objective|pairs)=", path.read_text(), re.MULTILINE)
+        ]
+        self.assertContainsSubset(["bert.cfg", "bert_fast.cfg", "gpt.cfg", "t5.cfg", "transformer.cfg"], recipes)
+        pairs = self.folder / "pairs.tsv"
+        pairs.write_text(
+            "".join(f"{line}\t{line}\n" for line in (self.shared / "corpus.txt").read_text().split("\n\n"))
+        )
         for recipe in recipes:
             with self.subTest(recipe=recipe):
                 run_dir = self.folder / recipe
                 self.assert_done(
                     f"--flagfile={CONFIGS / recipe}",
                     f"--flagfile={CONFIGS / 'debug.cfg'}",
-                    f"--corpus={self.shared / 'corpus.txt'}",
+                    f"--corpus={pairs if recipe == 'transformer.cfg' else self.shared / 'corpus.txt'}",
                     f"--cache_dir={self.shared / 'cache'}",
                     f"--run_dir={run_dir}",
                     "--steps=2",
