@@ -37,6 +37,12 @@ class StagesOfTest(unittest.TestCase):
         for stage in (second, third):
             self.assertTrue(0 <= stage.seed < 2**31)
 
+    def test_a_stage_changes_the_mixture(self):
+        _, second = stages_of(config(corpus="a.txt,b.txt", stages="90:corpus_weights=3,1,batch_size=2"))
+        self.assertEqual((second.config.corpus_weights, second.config.batch_size), ("3,1", 2))
+        first, second = stages_of(config(corpus="a.txt,b.txt", stages="90:corpus_weights=1,0"))
+        self.assertTrue(first.comparable(second))
+
     def test_the_stage_of_an_update(self):
         stages = stages_of(config(stages="90:batch_size=4 95:batch_size=2"))
         found = [stage_at(stages, update).number for update in (0, 1, 90, 91, 95, 96, 100, 101)]

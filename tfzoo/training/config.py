@@ -44,6 +44,7 @@ class CorpusConfig(Checked):
         "Proportions in which rows of the sources in --corpus are read, such as 3,1; by default, those of their sizes. "
         "A source of weight 0 is only evaluated.",
         group=_DATA,
+        by_stage=True,
     )
     corpus_temperature: float = option(
         1.0,
