@@ -42,17 +42,22 @@ def sequential(positions, documents, continues, wanted, probabilities, seed):
     return units
 
 
+def compiled(probabilities):
+    """Returns draw_units(positions, documents, continues, wanted, seed) as one graph for all sizes."""
+    signature = [tf.TensorSpec([None], kind) for kind in (tf.int32, tf.int32, tf.bool, tf.int32)]
+
+    @tf.function(input_signature=[*signature, tf.TensorSpec([2], tf.int32)])
+    def draw(positions, documents, continues, wanted, seed):
+        return masking.draw_units(positions, documents, continues, wanted, probabilities, seed)
+
+    return draw
+
+
 class DrawUnitsTest(tf.test.TestCase):
     def test_the_units_are_those_of_a_sequential_implementation(self):
-        signature = [tf.TensorSpec([None], t) for t in (tf.int32, tf.int32, tf.bool, tf.int32)]
-        signature.append(tf.TensorSpec([2], tf.int32))
         random = np.random.default_rng(0)
         for probabilities in (np.ones(1), np.array([0.4, 0.3, 0.2, 0.1]), masking.span_lengths()):
-
-            @tf.function(input_signature=signature)
-            def draw(positions, documents, continues, wanted, seed, probabilities=probabilities):
-                return masking.draw_units(positions, documents, continues, wanted, probabilities, seed)
-
+            draw = compiled(probabilities)
             for number in range(60):
                 count = number * 2
                 # Documents of different lengths; some positions are special tokens, which are no candidates.
