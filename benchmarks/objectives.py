@@ -35,6 +35,7 @@ SIZES = dict(
     attention_dropout=0.1,
 )
 ENCODER, ENCODER_DECODER = dict(num_layers=4), dict(num_layers=2, num_decoder_layers=2)
+T5 = ENCODER_DECODER | {"head_dim": 64, "dropout": 0.1}
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.01, 1.0
 
 
@@ -50,11 +51,19 @@ class Case:
 
 # One line for each objective, or for a way of it that has another step. The first one is the reference.
 CASES = {
-    "masked_lm": Case("masked_lm", "bert_small", ENCODER, {"next_sentence": False}),
+    "masked_lm": Case("masked_lm", "bert_small", ENCODER, {"pairs": "none"}),
     "masked_lm, pairs": Case("masked_lm", "bert_small", ENCODER),
     "causal": Case("causal", "gpt2", ENCODER),
-    "span_corruption": Case("span_corruption", "t5_small", ENCODER_DECODER | {"head_dim": 64, "dropout": 0.1}),
+    "prefix_lm, decoder": Case("prefix_lm", "gpt2", ENCODER),
+    "fill_in_the_middle": Case("fill_in_the_middle", "gpt2", ENCODER),
     "replaced_token": Case("replaced_token", "electra_small", ENCODER | {"embedding_size": 0}),
+    "permutation": Case("permutation", "xlnet_base", ENCODER),
+    "permutation, memory": Case("permutation", "xlnet_base", ENCODER, {"memory_length": LENGTH}),
+    "span_corruption": Case("span_corruption", "t5_small", T5),
+    "prefix_lm": Case("prefix_lm", "t5_small", T5),
+    "ul2": Case("ul2", "t5_small", T5),
+    "denoise": Case("denoise", "bart_base", ENCODER_DECODER),
+    "seq2seq": Case("seq2seq", "t5_small", T5),
 }
 ELECTRA = "replaced_token"
 ALONE = ("generator alone", "discriminator alone")
@@ -64,10 +73,12 @@ def tokenizer():
     """Returns a placeholder for a tokenizer, with all the special tokens that objectives require."""
     import numpy as np
 
+    from tfzoo.objectives.fill_in_the_middle import MARKERS
+
     roles = ("pad_id", "eos_id", "unk_id", "cls_id", "sep_id", "mask_id", "bos_id")
     sentinels = [VOCAB_SIZE - 1 - i for i in range(100)]
     return types.SimpleNamespace(
-        vocab=[f"t{i}" for i in range(VOCAB_SIZE)],
+        vocab=[f"t{i}" for i in range(VOCAB_SIZE - 103)] + [*MARKERS[0]] + [f"s{i}" for i in range(100)],
         vocab_size=VOCAB_SIZE,
         special_ids=sorted([*range(len(roles)), *sentinels]),
         sentinel_ids=sentinels,
@@ -76,15 +87,15 @@ def tokenizer():
     )
 
 
-def corpus():
-    """Returns documents of 500 random tokens in sentences of 20."""
+def corpus(sentences: int = 25):
+    """Returns documents of random tokens, each of 25 sentences of 20 tokens, or of another number of them."""
     import numpy as np
 
     from tfzoo.data.tokenized import TokenizedCorpus
 
     count = 200_000
-    token_ids = np.random.default_rng(0).integers(7, VOCAB_SIZE - 100, count).astype(np.int32)
-    return TokenizedCorpus(token_ids, np.arange(0, count + 1, 20), np.arange(0, count + 1, 500))
+    token_ids = np.random.default_rng(0).integers(7, VOCAB_SIZE - 103, count).astype(np.int32)
+    return TokenizedCorpus(token_ids, np.arange(0, count + 1, 20), np.arange(0, count + 1, 20 * sentences))
 
 
 def prepared(case: Case):
@@ -96,8 +107,8 @@ def prepared(case: Case):
 
     page, config = models.find(case.model)
     config = config_lib.from_mapping(vars(config) | SIZES | dict(case.sizes), type(config))
-    objective = registry.find(case.objective)(tokenizer(), LENGTH, **case.options)
-    rows = objective.rows(corpus())
+    objective = registry.find(case.objective).form_for(page)(tokenizer(), LENGTH, **case.options)
+    rows = objective.rows(corpus(2 if case.objective == "seq2seq" else 25))
     batches = pipeline.training_batches(rows, objective, batch_size=BATCH_SIZE, seed=0, first_step=0, num_steps=4)
     return objective, page, config, batches
 
