@@ -18,7 +18,7 @@ INSTALLED := .venv/installed
 PEERS_INSTALLED := .venv-peers/installed
 LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet --extra export pyproject.toml
 
-.PHONY: help install train demo test faults keras parity layouts check format bench wheel lock clean
+.PHONY: help install train demo test faults keras parity layouts check format bench results wheel lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ bench: $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Gard
 	$(PEERS) benchmarks/loop.py
 	$(PEERS) benchmarks/packing.py
 	$(PEERS) benchmarks/decode.py
+
+results: $(INSTALLED)  ## train all recipes and write docs/results.md (hours; recorded recipes are not repeated)
+	$(PY) benchmarks/recipes.py
 
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(PY) -m build --wheel --no-isolation
