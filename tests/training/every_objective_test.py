@@ -130,9 +130,16 @@ class EveryObjectiveTest(unittest.TestCase):
 # ---------------------------------------------------------------- Functions that run in the worlds
 def import_all():
     """Imports what the runs need, once."""
-    from tests.training import distribution_test
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
+    import tqdm
 
-    distribution_test.import_all()
+    from tfzoo.data import packing, pairs, parallel, pipeline, segments, tokenized
+    from tfzoo.models import bart, bert, electra, gpt2, t5, xlnet
+    from tfzoo.training import checkpoint, loop, optimizers, runs
+
+    assert all((matplotlib, tqdm, packing, pairs, parallel, pipeline, segments, tokenized))
+    assert all((bart, bert, electra, gpt2, t5, xlnet, checkpoint, loop, optimizers, runs))
 
 
 def command(world, argv, stop_at):
