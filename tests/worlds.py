@@ -123,9 +123,10 @@ def serve(module_name: str) -> None:
         folder = pathlib.Path(order["folder"])
         files.atomic_write(folder / f"{rank}.json", json.dumps(results))
         # A process that ends at once can break off another's last sum; TensorFlow's own exit, which is skipped here,
-        # would wait for it.
+        # would wait for it. The wait is short, because the other may be waiting for this one's end.
+        until = time.monotonic() + 3
         for other in folder.glob("worker*.pid") if kind == "worker" else ():
-            while _runs(int(other.read_text() or 0)) and not (folder / other.name[6:]).with_suffix(".json").exists():
+            while not (folder / other.name[6:]).with_suffix(".json").exists() and time.monotonic() < until:
                 time.sleep(0.02)
 
     for line in sys.stdin:
@@ -157,14 +158,6 @@ def serve(module_name: str) -> None:
                         os._exit(code)
                 children[pid] = kind
         print(json.dumps(_wait(children, order["seconds"], "chief" in kinds)), flush=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _wait(children: dict[int, str], seconds: float, serving: bool) -> list[int]:
