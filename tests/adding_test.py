@@ -167,7 +167,7 @@ class AddingTest(unittest.TestCase):
         )
         page = helpers.run(train, "--help")[1]
         self.assertRegex(page, r"--distance=VALUE\n +echo: Distance to the earlier token")
-        self.assertRegex(page, r"one of masked_lm, causal, span_corruption, [a-z0-9_,\s]*echo")
+        self.assertRegex(page, r"one of masked_lm, [a-z0-9_,\s]*echo")
         example = {"token_ids": tf.constant([7, 8, 9])}
         echo = registry.make("echo", registry.find("echo").Options(), None, 5)
         self.assertEqual(echo.prepare(example)["targets"].numpy().tolist(), [7, 7, 8, 0, 0])

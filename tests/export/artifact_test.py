@@ -659,7 +659,7 @@ class PublishTest(tf.test.TestCase):
 
     def test_the_command(self):
         arguments = [f"--flagfile={ROOT / 'export' / 'bert.cfg'}", "--model_dir=RUN", f"--output_dir={self.output_dir}"]
-        with mock.patch.object(runs, "load", lambda *_: (MODEL, TOKENIZER)):
+        with mock.patch.object(runs, "load", lambda *_, role: (MODEL, TOKENIZER)):
             with contextlib.redirect_stdout(io.StringIO()) as stdout:
                 code = cli.run(entry_point.main, entry_point.define_flags, [*arguments, "--formats=onnx"])
             self.assertEqual(code, 0)

@@ -260,11 +260,10 @@ class OptionsTest(tf.test.TestCase):
                     expected = round(60 * (first + (last - first) * progress))
                     self.assertEqual(features["masked_weights"].numpy().sum(), expected)
                     self.assertEqual(features["masked_ids"].shape, [24])
-                # Evaluations have the first rate.
-                same = dict(pairs="none", pack=False, mask_rate=first, mask_unit=unit)
+                # Evaluations have the last rate.
                 evaluated = []
-                for final in (last, None):
-                    objective = MaskedLM(self.tokenizer, 62, **same, final_mask_rate=final)
+                for rates in (dict(mask_rate=first, final_mask_rate=last), dict(mask_rate=last)):
+                    objective = MaskedLM(self.tokenizer, 62, pairs="none", pack=False, mask_unit=unit, **rates)
                     rows = objective.rows(random_words(30, 61, 5, len(VOCAB)))
                     batches = pipeline.evaluation_batches(rows, objective, batch_size=len(rows), seed=0, num_batches=1)
                     (batch,) = batches.as_numpy_iterator()

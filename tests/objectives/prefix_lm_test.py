@@ -54,6 +54,27 @@ class PrepareTest(tf.test.TestCase):
         for name, value in expected.items():
             self.assertAllEqual(features[name], value)
 
+    def test_with_the_special_tokens_of_bart(self):
+        words = types.SimpleNamespace(eos_id=3, pad_id=0, cls_id=2, sep_id=3)
+        made = PrefixLM(words, 8)
+        documents_of = tf.constant([1, 1, 1, 2])
+        features = made.split(tf.constant([10, 11, 12, 20]), documents_of, tf.constant([2, 0]))
+        for name, value in {
+            "token_ids": [2, 10, 11, 3, 2, 3, 0, 0],
+            "document_ids": [1, 1, 1, 1, 2, 2, 0, 0],
+            "targets": [2, 12, 3, 2, 20, 3, 0, 0],
+            "decoder_token_ids": [3, 2, 12, 3, 2, 20, 0, 0],
+            "decoder_document_ids": [1, 1, 1, 2, 2, 2, 0, 0],
+        }.items():
+            self.assertAllEqual(features[name], value)
+        # Whatever the cuts, the documents of a row fit.
+        rows = made.rows(word_corpus(50, 20))
+        for index in range(len(rows)):
+            token_ids, document_ids = (tf.constant(x) for x in rows.row(index))
+            sizes = tf.math.bincount(document_ids - 1)
+            for cuts in (tf.zeros_like(sizes), sizes - 1, sizes // 2):
+                made.split(token_ids, document_ids, cuts)
+
     def test_the_worked_example_of_decoders(self):
         tokens, numbers = tf.constant([1, 10, 11, 2, 1, 12, 2]), tf.constant([1, 1, 1, 1, 2, 2, 2])
         features = DecoderPrefixLM(word_tokenizer(), 7).split(tokens, numbers, tf.constant([3, 2]))

@@ -24,7 +24,7 @@ class TableTest(unittest.TestCase):
                 "step     20, held out        model   most frequent token",
                 "  token accuracy            50.00%                12.50%",
                 "    a.txt                   25.00%                 6.25%",
-                "    docstrings              75.00%                  nan%",
+                "    docstrings              75.00%                     -",
                 "  perplexity                   9.0                   1.0",
             ],
         )
@@ -100,7 +100,7 @@ class EvaluationTableTest(unittest.TestCase):
         header, accuracy, perplexity = report.evaluation_table(7, figures, baselines, rows).splitlines()
         self.assertRegex(header, "^step +7, held out +model +most frequent token +bigram baseline +5-gram baseline$")
         self.assertEqual(accuracy.split(), ["accuracy", "25.00%", "12.50%", "18.75%", "50.00%"])
-        self.assertEqual(perplexity.split(), ["perplexity", "20.00", "90.00", "nan", "10.00"])
+        self.assertEqual(perplexity.split(), ["perplexity", "20.00", "90.00", "-", "10.00"])
         self.assertEqual(len({len(line) for line in (header, accuracy, perplexity)}), 1)
 
 

@@ -7,9 +7,12 @@ import glob
 import os
 from typing import Any
 
-from tfzoo.data import aligned, catalogues, docstrings, files, mixture
+from tfzoo import lazy
+from tfzoo.data import aligned, catalogues, docstrings, files
 from tfzoo.data.documents import Corpus
 from tfzoo.errors import UserError
+
+mixture = lazy.module("tfzoo.data.mixture")
 
 
 def load_corpus(

@@ -1,6 +1,8 @@
 """Prefix language modeling: predict the second part of a document from the first (Liu et al. 2018, "Generating
 Wikipedia by Summarizing Long Sequences"; Raffel et al. 2020, sections 3.2.1 and 3.3.1)."""
 
+from typing import Any
+
 import numpy as np
 
 from tfzoo import lazy
@@ -10,6 +12,7 @@ from tfzoo.errors import UserError
 from tfzoo.objectives import shared
 from tfzoo.objectives.causal import Causal
 from tfzoo.objectives.objective import PackOption
+from tfzoo.text import framing
 
 tf = lazy.module("tensorflow")
 
@@ -19,8 +22,9 @@ class PrefixLM(shared.TokenTargets):
 
     The cut of a document of n tokens is uniformly distributed over the n - 1 positions between two tokens, as in the t5
     library. A single token is predicted from an empty prefix. Both parts end with </s>. The decoder inputs are the
-    targets shifted by one position, starting with the padding id. With `pack`, several documents share a row, and each
-    is cut separately. Either part may be almost the whole document. Therefore the encoder row and the decoder row both
+    targets shifted by one position, starting with the padding id. With cls and sep tokens in the vocabulary instead of
+    sentinels, both parts are framed as in BART: <s> part </s>. With `pack`, several documents share a row, and each is
+    cut separately. Either part may be almost the whole document. Therefore the encoder row and the decoder row both
     have sequence_length positions, about half of which are padding.
 
     Worked example, table 3 of Raffel et al., with the words numbered from 10 on and </s> 1. "Thank you for inviting me
@@ -53,13 +57,14 @@ class PrefixLM(shared.TokenTargets):
           UserError: the tokenizer has no </s> or padding token.
         """
         super().__init__(tokenizer, sequence_length, **options)
-        eos, pad_id = (getattr(tokenizer, name, None) for name in ("eos_id", "pad_id"))
-        if eos is None or pad_id is None:
+        self._start, self._begin, self._end = framing.encoder_decoder_ends(tokenizer)
+        self._pad: Any = getattr(tokenizer, "pad_id", None)
+        if self._end is None or self._pad is None:
             raise UserError(
                 f"{type(tokenizer).__name__}: prefix_lm requires, for an encoder-decoder, a tokenizer with end-of-text "
                 "and padding tokens; use a SentencePiece tokenizer of kind t5"
             )
-        self._eos, self._pad = eos, pad_id
+        self._num_begins = int(self._begin is not None)  # Of each part.
 
     @classmethod
     def form_for(cls, page):
@@ -77,12 +82,13 @@ class PrefixLM(shared.TokenTargets):
         """Returns the rows from which `prepare` takes its examples: wherever its documents are cut, both parts fit."""
 
         def extra(sizes):  # A part has at most n - 1 tokens and </s>. A single token is a part by itself.
-            return np.maximum(sizes, 2) - sizes
+            return np.maximum(sizes, 2) - sizes + self._num_begins
 
         def filled(sizes):  # On average, a part has half of the tokens.
-            return (sizes + 2) / 2
+            return (sizes + 2) / 2 + self._num_begins
 
-        return PackedRows(corpus, self._length, extra, longest=self._length, pack=self.options.pack, filled=filled)
+        longest = self._length - self._num_begins
+        return PackedRows(corpus, self._length, extra, longest=longest, pack=self.options.pack, filled=filled)
 
     def prepare(self, example):
         """Converts one example of PackedRows to features with static shapes (L is sequence_length).
@@ -99,12 +105,22 @@ class PrefixLM(shared.TokenTargets):
         tokens in each document's prefix."""
         in_prefix = shared.positions_in(document_ids) < tf.gather(cuts, document_ids - 1)
         # </s> is added to both parts of each document, even if one is empty.
-        tokens, documents = shared.frame(token_ids, document_ids, last_id=self._eos)
+        tokens, documents = shared.frame(token_ids, document_ids, last_id=self._end)
         part, _ = shared.frame(tf.where(in_prefix, 0, 1), document_ids, last_id=2)
         inputs, input_documents = (tf.boolean_mask(x, part != 1) for x in (tokens, documents))
         targets, target_documents = (tf.boolean_mask(x, part != 0) for x in (tokens, documents))
+        if self._begin is not None:
+            inputs, input_documents = shared.frame(inputs, input_documents, first_id=self._begin)
+            targets, target_documents = shared.frame(targets, target_documents, first_id=self._begin)
         return shared.encoder_decoder_features(
-            inputs, input_documents, targets, target_documents, [self._length] * 2, self._pad, self.options.pack
+            inputs,
+            input_documents,
+            targets,
+            target_documents,
+            [self._length] * 2,
+            self._pad,
+            self.options.pack,
+            self._start,
         )
 
 
