@@ -328,7 +328,8 @@ class MaskedLM(Objective):
         counts = shared.document_sizes(documents)
         rate = self._rate
         if self._final_rate != self._rate:
-            rate += (self._final_rate - self._rate) * example["progress"]
+            progress = example["progress"]
+            rate = self._rate * (1.0 - progress) + self._final_rate * progress  # Exact at both ends.
             rate = tf.minimum(rate, self._largest_rate)
         wanted = tf.cast(tf.round(rate * tf.cast(counts, tf.float32)), tf.int32)
         wanted = tf.minimum(tf.clip_by_value(wanted, 1, self._predictions), counts)
