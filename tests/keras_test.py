@@ -149,8 +149,10 @@ class FamiliesTest(Case):
         done = helpers.python("-c", _LOAD, self.folder, *names)
         self.assertEqual(done.stdout.splitlines(), [*names, "two replicas"])
 
-    def test_one_head_of_every_family(self):
-        self.check([(family, HEADS.get(family, "classify")) for family in models.FAMILIES])
+    def test_one_head_of_some_families(self):
+        # One of each kind of architecture; the next test has all.
+        families = ("bert", "albert", "llama", "bart", "xlnet", "reformer", "performer")
+        self.check([(family, HEADS.get(family, "classify")) for family in families])
 
     @pytest.mark.keras
     def test_every_head_of_every_family(self):

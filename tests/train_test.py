@@ -306,6 +306,7 @@ class RunTest(TrainCase):
             *self.flags(steps=5, schedule="linear"),
         )
 
+    @pytest.mark.faults
     def test_a_signal_does_not_wait_for_an_evaluation(self):
         make, stopped = step_lib.make_evaluation, self.folder / "stopped"
 
@@ -518,6 +519,7 @@ class InitTest(TrainCase):
             "--corpus_weights=3,1,2: has 3 number.s., but --corpus has 2", *flags, "--corpus_weights=3,1,2"
         )
 
+    @pytest.mark.faults
     def test_the_first_loss_is_that_of_the_source(self):
         """With the same vocabulary, a renumbered and larger one, more positions and longer rows."""
         sizes = "hidden_size=16,num_layers=1,num_heads=2,intermediate_size=32,dropout=0,attention_dropout=0"
@@ -670,6 +672,7 @@ class NotANumberTest(TrainCase):
             code, _, _ = run(*flags, f"--run_dir={run_dir}")
         return code, tiny_run.measured(run_dir)
 
+    @pytest.mark.faults
     def test_a_stop_changes_no_rollback(self):
         """Interim checkpoints change neither where the run rolls back to nor how often it may."""
         code, expected = self.disturbed(8, checkpoint_every=5)
@@ -806,6 +809,7 @@ class MachineTest(TrainCase):
                 self.assert_done(*self.flags(steps=30, max_bad_rows=9), f"--run_dir={self.folder / 'other'}")
         self.assertRegex(logs.output[0], r"record \d+ cannot be read; pack the text again; the row is skipped")
 
+    @pytest.mark.faults
     def test_memory_says_what_to_lower(self):
         def large(objective, models, batch, training=True):
             value, weight = MaskedLM.loss.original(objective, models, batch, training)
@@ -901,7 +905,11 @@ class ConfigsTest(TrainCase):
                 self.assertGreaterEqual(flags.steps, flags.warmup_steps)
         self.assertLess(self.parsed("bert.cfg", "demo.cfg").steps, self.parsed("bert.cfg").steps)
 
-    def test_recipes_run(self):
+    def test_some_recipes_run(self):
+        self.check_recipes(["bert.cfg", "electra.cfg", "t5.cfg", "transformer.cfg", "xlnet.cfg"])
+
+    @pytest.mark.faults
+    def test_every_recipe_runs(self):
         # A recipe that includes another one with the same objective and family overrides only sizes and rates.
         recipes = [
             path.name
@@ -909,10 +917,12 @@ class ConfigsTest(TrainCase):
             if re.search("^--(model|objective|pairs)=", path.read_text(), re.MULTILINE)
         ]
         self.assertContainsSubset(["bert.cfg", "bert_fast.cfg", "gpt.cfg", "t5.cfg", "transformer.cfg"], recipes)
+        self.check_recipes(recipes)
+
+    def check_recipes(self, recipes):
+        documents = (self.shared / "corpus.txt").read_text().strip().split("\n\n")
         pairs = self.folder / "pairs.tsv"
-        pairs.write_text(
-            "".join(f"{line}\t{line}\n" for line in (self.shared / "corpus.txt").read_text().split("\n\n"))
-        )
+        pairs.write_text("".join(f"{text}\t{text}\n" for text in documents))
         for recipe in recipes:
             with self.subTest(recipe=recipe):
                 run_dir = self.folder / recipe

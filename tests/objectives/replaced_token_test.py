@@ -4,6 +4,7 @@ import json
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tests import helpers, tiny_run
@@ -440,6 +441,7 @@ class RunTest(tf.test.TestCase):
             self.assertEqual(code, 0, err)
         self.assertEqual(exported, {None: ("discriminate",), "electra_generator": ("lm",), "words": ("lm",)})
 
+    @pytest.mark.faults
     def test_a_resumed_run_is_the_same(self):
         self.run_to(6, "whole")
         self.run_to(3, "parts")

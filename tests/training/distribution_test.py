@@ -198,6 +198,7 @@ class CommandTest(DistributionCase):
                 allowed = 0.0 if name == "padding_share" else 1e-6 * max(1.0, abs(a[name]))
                 self.assertLessEqual(abs(a[name] - b[name]), allowed, f"{name} of step {a['step']}")
 
+    @pytest.mark.faults
     def test_two_devices_change_the_stage(self):
         flags = self.PLAIN | dict(steps=4, evaluate_every=4, evaluate_batches=1, schedule="constant")
         flags |= dict(stages="2:sequence_length=24,batch_size=8")

@@ -154,6 +154,7 @@ class RunTest(unittest.TestCase):
                 self.assertEqual(calls[0], resumed)
                 self.assertEqual(tiny_run.measured(self.folder / f"run {number}"), expected)
 
+    @pytest.mark.faults
     def test_the_first_stage_is_the_run_without_stages(self):
         self.train("whole")
         code, out, err, _ = self.train("plain", stages="", schedule="constant")
@@ -163,6 +164,7 @@ class RunTest(unittest.TestCase):
         self.assertEqual(plain[2, "loss"], staged[2, "loss"])
         self.assertNotEqual(plain[4, "loss"], staged[4, "loss"])
 
+    @pytest.mark.faults
     def test_a_rollback_over_the_border(self):
         """The run returns to a checkpoint of the previous stage, and goes on from there with later batches."""
         code, out, err, calls = self.train_with_nan(at=5)
