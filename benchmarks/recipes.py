@@ -110,7 +110,7 @@ def section(name: str, config: TrainConfig, record: dict) -> str:
             f"### {name}.cfg\n",
             f"{first}\n",
             f"    python -m tfzoo.train {command} --run_dir=runs/{name}\n",
-            f"{record['parameters']:,} parameters; {record['data']}. "
+            f"{record['parameters']:,} parameters; {record['data']}.",
             f"Training takes {record['minutes']:.1f} minutes at the highest speed that was logged.\n",
             *lines,
             f"\n![Curve of {name}.cfg]({name}.png)\n",
