@@ -62,7 +62,7 @@ def key_of(config: TrainConfig) -> str:
     return hashlib.sha256(repr(sorted(given.items())).encode()).hexdigest()[:12]
 
 
-def run(name: str, config: TrainConfig, key: str) -> dict:
+def run(name: str, key: str) -> dict:
     """Runs a recipe, or the rest of it, and returns its record."""
     run_dir = RUNS / f"{name}-{key}"
     command = [sys.executable, "-m", "tfzoo.train", *map(os.path.expandvars, flags_of(name)), f"--run_dir={run_dir}"]
@@ -72,16 +72,12 @@ def run(name: str, config: TrainConfig, key: str) -> dict:
     assert found, done.stdout
     metrics = report.read_metrics(run_dir / "metrics.jsonl")
     evaluations = [record for record in metrics if "loss" not in record]
-    # The machine may have had other work: the highest speed is nearest to that of an idle one.
-    speed = max(record["tokens_per_second"] for record in metrics if "tokens_per_second" in record)
-    seconds = config.steps * config.batch_size * config.sequence_length / speed
     shutil.copyfile(run_dir / "loss.png", PAGE.with_name(f"{name}.png"))
     return {
         "key": key,
         "text": json.loads((run_dir / "corpus.json").read_text())["fingerprint"],
         "parameters": int(found[1].replace(",", "")),
         "data": found[2],
-        "minutes": round(seconds / 60, 1),
         "evaluations": evaluations,
         "baselines": json.loads((run_dir / "baselines.json").read_text()),
     }
@@ -110,8 +106,7 @@ def section(name: str, config: TrainConfig, record: dict) -> str:
             f"### {name}.cfg\n",
             f"{first}\n",
             f"    python -m tfzoo.train {command} --run_dir=runs/{name}\n",
-            f"{record['parameters']:,} parameters; {record['data']}.",
-            f"Training takes {record['minutes']:.1f} minutes at the highest speed that was logged.\n",
+            f"{record['parameters']:,} parameters; {record['data']}.\n",
             *lines,
             f"\n![Curve of {name}.cfg]({name}.png)\n",
         ]
@@ -140,7 +135,7 @@ def main() -> None:
         if name in TEXTS and not os.environ.get("TFZOO_DATA"):
             print(f"{name}: skipped; set TFZOO_DATA to the folder that contains {TEXTS[name]}")
             continue
-        records[name] = run(name, config, key)
+        records[name] = run(name, key)
         RECORDS.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
         write_page(records)
 
