@@ -89,7 +89,7 @@ def section(name: str, config: TrainConfig, record: dict) -> str:
     command = " ".join(f'"{flag}"' if "$" in flag else flag for flag in flags_of(name))
     evaluations = record["evaluations"]
     shown = [evaluations[(len(evaluations) - 1) // 2], evaluations[-1]] if len(evaluations) > 2 else evaluations[-1:]
-    labels = {"frequency": "most frequent", "neighbour": "one neighbor"}
+    labels = {"frequency": "most frequent", "neighbour": "one neighbor", "n-gram": "5-gram"}
     heads = [f"step {evaluation['step']:,}" for evaluation in shown]
     heads += [labels.get(baseline, baseline) for baseline in record["baselines"]]
     lines = ["| held out | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
