@@ -53,6 +53,41 @@ def batch_of(objective, corpus):
     return next(batches.as_numpy_iterator())
 
 
+def check_reading(test, objective, corpus, num_steps, first_step):
+    """Checks that batches are the same when reading starts at a later step, and rows when batches have other sizes."""
+
+    def read(first_step, num_steps, batch_size):
+        batches = pipeline.training_batches(
+            objective.rows(corpus),
+            objective,
+            batch_size=batch_size,
+            seed=3,
+            first_step=first_step,
+            num_steps=num_steps,
+        )
+        return list(batches.as_numpy_iterator())
+
+    whole, later, wide = read(0, num_steps, 2), read(first_step, num_steps, 2), read(0, 4, num_steps // 2)
+    for one, two in zip(whole[first_step:], later, strict=True):
+        for name in one:
+            test.assertEqual(one[name].tobytes(), two[name].tobytes(), name)
+    for name in whole[0]:
+        one, two = (np.concatenate([batch[name] for batch in batches]) for batches in (whole, wide))
+        test.assertAllEqual(one, two)
+
+
+def check_static_shapes(test, objective, row_features, length, target_length):
+    """Checks the shapes of an encoder-decoder's features, and that they contain the objective's inputs.
+
+    row_features: the names of the features of a row, all int32 [N].
+    """
+    signature = dict.fromkeys(row_features, tf.TensorSpec([None], tf.int32)) | {"seed": tf.TensorSpec([2], tf.int32)}
+    outputs = tf.function(objective.prepare, input_signature=[signature]).get_concrete_function()
+    for name, spec in outputs.structured_outputs.items():
+        test.assertEqual(spec.shape, [target_length if "decoder" in name or "target" in name else length], name)
+    test.assertLessEqual(set(objective.inputs), set(outputs.structured_outputs))
+
+
 def pieces(objective, corpus):
     """Returns all pieces of the corpus as tuples of tokens, sorted."""
     rows = objective.rows(corpus)

@@ -60,7 +60,7 @@ class DrawUnitsTest(tf.test.TestCase):
             draw = compiled(probabilities)
             for number in range(60):
                 count = number * 2
-                # Documents of different lengths; some positions are special tokens, which are no candidates.
+                # Documents of different lengths; some positions contain special tokens, which are never masked.
                 positions = np.sort(random.choice(int(count * 1.2) + 1, count, replace=False))
                 documents = 1 + np.sort(random.integers(0, 1 + number % 5, count))
                 continues = random.random(count) < 0.4

@@ -8,9 +8,8 @@ import tensorflow as tf
 import tfzoo
 from tests.data.corpora import corpus
 from tests.nn.formulas import randomize
-from tests.objectives.examples import batch_of
+from tests.objectives.examples import batch_of, check_reading, check_static_shapes
 from tfzoo import models
-from tfzoo.data import pipeline
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives.seq2seq import Seq2Seq
@@ -121,35 +120,13 @@ class PrepareTest(tf.test.TestCase):
 
     def test_rows_are_read_alike_from_any_step(self):
         objective, text = Seq2Seq(tokenizer(), 24), pairs(60, 12)
-
-        def read(first_step, num_steps, batch_size):
-            batches = pipeline.training_batches(
-                objective.rows(text),
-                objective,
-                batch_size=batch_size,
-                seed=3,
-                first_step=first_step,
-                num_steps=num_steps,
-            )
-            return list(batches.as_numpy_iterator())
-
-        whole, later, wide = read(0, 12, 2), read(8, 12, 2), read(0, 4, 6)
-        for one, two in zip(whole[8:], later, strict=True):
-            for name in one:
-                self.assertEqual(one[name].tobytes(), two[name].tobytes(), name)
-        for name in whole[0]:
-            self.assertAllEqual(*(np.concatenate([batch[name] for batch in batches]) for batches in (whole, wide)))
+        check_reading(self, objective, text, num_steps=12, first_step=8)
 
     def test_shapes_are_static(self):
-        ids = tf.TensorSpec([None], tf.int32)
-        signature = dict.fromkeys(("first", "first_documents", "second", "second_documents"), ids)
-        signature["seed"] = tf.TensorSpec([2], tf.int32)
+        row_features = ("first", "first_documents", "second", "second_documents")
         for pack in (True, False):
             objective = Seq2Seq(tokenizer(), 40, target_length=30, pack=pack)
-            outputs = tf.function(objective.prepare, input_signature=[signature]).get_concrete_function()
-            for name, spec in outputs.structured_outputs.items():
-                self.assertEqual(spec.shape, [30 if "decoder" in name or "target" in name else 40], name)
-            self.assertLessEqual(set(objective.inputs), set(outputs.structured_outputs))
+            check_static_shapes(self, objective, row_features, 40, 30)
 
 
 class ErrorTest(tf.test.TestCase):

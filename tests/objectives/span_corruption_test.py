@@ -8,7 +8,16 @@ import tensorflow as tf
 import tfzoo
 from tests.data.corpora import random_words
 from tests.nn.formulas import randomize
-from tests.objectives.examples import SENTINELS, SPAN_UNK, batch_of, packed_example, restored, span_tokenizer
+from tests.objectives.examples import (
+    SENTINELS,
+    SPAN_UNK,
+    batch_of,
+    check_reading,
+    check_static_shapes,
+    packed_example,
+    restored,
+    span_tokenizer,
+)
 from tests.objectives.examples import SPAN_WORDS as WORDS
 from tfzoo.data import pipeline
 from tfzoo.errors import UserError
@@ -174,40 +183,16 @@ class PrepareTest(tf.test.TestCase):
 
     def test_the_same_example_of_the_same_epoch_is_corrupted_alike(self):
         objective, corpus = SpanCorruption(span_tokenizer(), 48), random_corpus(60, 40)
-
-        def read(first_step, num_steps, batch_size):
-            batches = pipeline.training_batches(
-                objective.rows(corpus),
-                objective,
-                batch_size=batch_size,
-                seed=3,
-                first_step=first_step,
-                num_steps=num_steps,
-            )
-            return list(batches.as_numpy_iterator())
-
-        whole, later, wide = read(0, 24, 2), read(16, 24, 2), read(0, 4, 12)
-        for one, two in zip(whole[16:], later, strict=True):
-            for name in one:
-                self.assertEqual(one[name].tobytes(), two[name].tobytes(), name)
-        for name in whole[0]:
-            one, two = (np.concatenate([batch[name] for batch in batches]) for batches in (whole, wide))
-            self.assertAllEqual(one, two)
+        check_reading(self, objective, corpus, num_steps=24, first_step=16)
         row = packed_example(np.arange(3, 45))
         one, same, other = (objective.prepare(row | {"seed": tf.constant([seed, 2])}) for seed in (1, 1, 2))
         self.assertAllEqual(one["token_ids"], same["token_ids"])
         self.assertNotAllEqual(one["token_ids"], other["token_ids"])
 
     def test_shapes_are_static(self):
-        ids = tf.TensorSpec([None], tf.int32)
-        signature = {"token_ids": ids, "document_ids": ids, "seed": tf.TensorSpec([2], tf.int32)}
         for pack in (True, False):
             objective = SpanCorruption(span_tokenizer(), 40, pack=pack)
-            outputs = tf.function(objective.prepare, input_signature=[signature]).get_concrete_function()
-            for name, spec in outputs.structured_outputs.items():
-                short = "decoder" in name or "target" in name
-                self.assertEqual(spec.shape, [objective.target_length if short else 40], name)
-            self.assertLessEqual(set(objective.inputs), set(outputs.structured_outputs))
+            check_static_shapes(self, objective, ("token_ids", "document_ids"), 40, objective.target_length)
 
     def test_what_cannot_be(self):
         with self.assertRaisesRegex(UserError, "39 sentinels"):

@@ -282,7 +282,7 @@ def paths_of(spec: str, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
     """Returns the files with one of `suffixes` that match a path or glob, sorted by name.
 
     Raises:
-      UserError: there are no such files, or a match has another suffix or is not a regular file.
+      UserError: no file matches, or one that matches has another suffix or is not a regular file.
     """
     spec = os.path.expanduser(spec)
     if not spec:
@@ -380,7 +380,7 @@ def assemble(
       raw: the end of the text is held out instead.
 
     Raises:
-      UserError: there is no text, or too little text to hold some out.
+      UserError: the files contain no text, or too little to hold out a part of it.
     """
     documents: list[Document] = []
     keys: list[str] = []

@@ -43,7 +43,7 @@ class Frame:
 
 
 class Ends(NamedTuple):
-    """Special tokens of an encoder-decoder; None means that there is no such token."""
+    """Special tokens of an encoder-decoder; None means that none is added."""
 
     start: int | None  # The first token that the decoder reads.
     begin: int | None  # The token before each text.
