@@ -10,7 +10,6 @@ with the data sets (docs/data.md), and are skipped without it.
 import argparse
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
@@ -89,17 +88,13 @@ def section(name: str, config: TrainConfig, record: dict) -> str:
     command = " ".join(f'"{flag}"' if "$" in flag else flag for flag in flags_of(name))
     evaluations = record["evaluations"]
     shown = [evaluations[(len(evaluations) - 1) // 2], evaluations[-1]] if len(evaluations) > 2 else evaluations[-1:]
-    labels = {"frequency": "most frequent", "neighbour": "one neighbor", "n-gram": "5-gram"}
     heads = [f"step {evaluation['step']:,}" for evaluation in shown]
-    heads += [labels.get(baseline, baseline) for baseline in record["baselines"]]
+    heads += [report.BASELINE_LABELS.get(baseline, baseline) for baseline in record["baselines"]]
     lines = ["| held out | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for label, figure, form in registry.find(config.objective).FIGURES:
         if figure in evaluations[-1]:
-            values = [evaluation[figure] for evaluation in shown]
-            for baseline in record["baselines"].values():
-                loss = baseline.get(figure.replace("_perplexity", "_loss"), math.nan)
-                values.append(math.exp(loss) if figure.endswith("_perplexity") else loss)
-            cells = ["" if math.isnan(value) else form.format(value) for value in values]
+            cells = [form.format(evaluation[figure]) for evaluation in shown]
+            cells += [report.baseline_cell(baseline, figure, form) for baseline in record["baselines"].values()]
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(
         [

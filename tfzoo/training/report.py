@@ -14,7 +14,7 @@ from tfzoo.errors import UserError
 from tfzoo.objectives.baselines import NGRAM_ORDER
 
 # The baselines of tfzoo.objectives, as an evaluation's table names them.
-_BASELINE_LABELS = {
+BASELINE_LABELS = {
     "frequency": "most frequent token",
     "neighbour": "bigram baseline",
     "n-gram": f"{NGRAM_ORDER}-gram baseline",
@@ -32,23 +32,28 @@ def evaluation_table(
       baselines: {"frequency": {name: value}, ...}; a perplexity is computed from its loss.
       rows: the FIGURES of an objective: (label, name, format).
     """
-    columns = {name: _BASELINE_LABELS.get(name, name) for name in baselines}
+    columns = {name: BASELINE_LABELS.get(name, name) for name in baselines}
     widths = [max(14, len(label) + 3) for label in columns.values()]
     first = max([22, *(len(name.partition("/")[2]) + 2 for name in figures)])  # The width of the first column.
     header = "".join(f"{label:>{width}}" for label, width in zip(columns.values(), widths, strict=True))
     lines = [f"{f'step {step:>6,}, held out':<{first + 2}}{'model':>10}{header}"]
     for label, figure, form in rows:
         for name in (name for name in figures if name.partition("/")[0] == figure):
-            cells = [form.format(figures[name])]
-            for baseline in baselines.values():
-                value = baseline.get(name.replace(figure, figure.replace("_perplexity", "_loss"), 1))
-                if value is not None and figure.endswith("_perplexity"):
-                    value = math.exp(value)
-                cells.append("-" if value is None else form.format(value))
+            cells = [form.format(figures[name]), *(baseline_cell(each, name, form) for each in baselines.values())]
             row = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
             shown = f"  {name.partition('/')[2]}" if "/" in name else label
             lines.append(f"  {shown:<{first}}{cells[0]:>10}{row}")
     return "\n".join(lines)
+
+
+def baseline_cell(baseline: dict[str, float], name: str, form: str) -> str:
+    """Returns a baseline's value of a figure, formatted; a perplexity is computed from its loss. "-": it has none."""
+    figure, slash, source = name.partition("/")
+    loss = figure.replace("_perplexity", "_loss")
+    value = baseline.get(loss + slash + source)
+    if value is None:
+        return "-"
+    return form.format(value if loss == figure else math.exp(value))
 
 
 class MetricsLog:
