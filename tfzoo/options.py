@@ -10,7 +10,8 @@
     Options(**values_of(flags, Options))
 
 Supported types: bool, int, float, str (without a default, the flag is required), each of them `| None`, and
-tuple[str, ...] for a flag that may be repeated.
+tuple[str, ...] for a flag that may be repeated. The default None of another type means that the dataclass determines the
+value from other options.
 """
 
 import dataclasses
@@ -129,7 +130,7 @@ def _complaint(field: dataclasses.Field, value: Any) -> str:
     if kind == tuple[str, ...]:
         fits = isinstance(value, tuple) and all(isinstance(each, str) for each in value)
         return "" if fits else "must be a tuple of strings"
-    if value is None and kind is not field.type:
+    if value is None and (kind is not field.type or field.default is None):
         return ""
     if metadata["choices"]:
         near = suggest(str(value), metadata["choices"])

@@ -115,21 +115,26 @@ def training_batches(
         # counting: batches prefetched beyond the last step must not be counted as those of the first step again.
         batches = batches.repeat()
     if places is not None:
-        replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        batches = count_training_places(batches, places, first_step, context)
+    return batches.prefetch(4).with_options(dataset_options())
 
-        def count(number, filled, total):
-            step = first_step + int(number) // replicas
-            before = places.get(step, (0, 0))
-            places[step] = before[0] + int(filled), before[1] + int(total)
-            return np.int64(0)
 
-        def counted(number, batch):
-            done = tf.numpy_function(count, [number, *count_places(batch)], tf.int64)
-            with tf.control_dependencies([done]):
-                return {name: tf.identity(x) for name, x in batch.items()}
+def count_training_places(batches, places: dict[int, tuple[int, int]], first_step: int, context: Context):
+    """Returns the same batches; the counts of `count_places` are added to places[step] before a batch is returned."""
+    replicas = context.num_replicas_in_sync // context.num_input_pipelines
 
-        batches = batches.enumerate().map(_as_it_is(counted))
-    return batches.prefetch(4).with_options(_options())
+    def count(number, filled, total):
+        step = first_step + int(number) // replicas
+        before = places.get(step, (0, 0))
+        places[step] = before[0] + int(filled), before[1] + int(total)
+        return np.int64(0)
+
+    def counted(number, batch):
+        done = tf.numpy_function(count, [number, *count_places(batch)], tf.int64)
+        with tf.control_dependencies([done]):
+            return {name: tf.identity(x) for name, x in batch.items()}
+
+    return batches.enumerate().map(_as_it_is(counted))
 
 
 def count_places(batch) -> tuple[tf.Tensor, tf.Tensor]:
@@ -173,7 +178,7 @@ def evaluation_batches(
 
     batches = tf.data.Dataset.zip(positions, prepared).map(_as_it_is(masked))
     batches = batches.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
-    return batches.with_options(_options())
+    return batches.with_options(dataset_options())
 
 
 def _positions(first: int, end: int, batch_size: int, context: Context) -> tf.data.Dataset:
@@ -186,7 +191,8 @@ def _positions(first: int, end: int, batch_size: int, context: Context) -> tf.da
     return steps.flat_map(_as_it_is(lambda position: tf.data.Dataset.range(position, position + share)))
 
 
-def _options() -> tf.data.Options:
+def dataset_options() -> tf.data.Options:
+    """Returns the options of every pipeline."""
     options = tf.data.Options()
     # Every process reads the rows at its positions: no sharding by file.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF

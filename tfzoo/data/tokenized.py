@@ -119,7 +119,24 @@ def cached_tokenizer(
     Raises:
       UserError: no such tokenizer can be trained; the message names the option.
     """
-    content = f"{_VERSION} {corpus.fingerprint} {kind} {vocab_size} {lowercase}"
+    sentences = (sentence for document in corpus.train for sentence in document.sentences)
+    return cached_tokenizer_of(
+        corpus.fingerprint, sentences, kind, vocab_size, lowercase, cache_dir, special_tokens
+    )
+
+
+def cached_tokenizer_of(
+    fingerprint: str,
+    sentences: Iterable[str],
+    kind: str,
+    vocab_size: int,
+    lowercase: bool,
+    cache_dir: str | os.PathLike,
+    special_tokens: Sequence[str] = (),
+):
+    """Returns a tokenizer trained on sentences whose fingerprint is given, from the cache if possible; see
+    `cached_tokenizer`."""
+    content = f"{_VERSION} {fingerprint} {kind} {vocab_size} {lowercase}"
     content += f" {json.dumps(list(special_tokens))}" if special_tokens else ""
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     folder = pathlib.Path(cache_dir, f"tokenizer-{key}")
@@ -127,7 +144,6 @@ def cached_tokenizer(
         return text.load(folder)
     except UserError:
         pass
-    sentences = (sentence for document in corpus.train for sentence in document.sentences)
     tokenizer = train_tokenizer(kind, sentences, vocab_size, lowercase, special_tokens)
     if folder.exists():
         files.remove_folder(folder)

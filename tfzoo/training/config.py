@@ -4,6 +4,7 @@ The flags of `python -m tfzoo.train` are derived from it, with their names, type
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 from typing import Any
@@ -22,6 +23,7 @@ FALLING = ("linear", "cosine", "trapezoidal")  # Schedules that end at a final l
 SCHEDULES = (*FALLING, "inverse_sqrt", "constant")
 # Headings of --help.
 _COMMON, _DATA, _MODEL = "Common options", "Text and tokenizer", "Model and precision"
+_FILES = "Fine-tuning (docs/finetuning.md)"
 _OPTIMIZER, _DEVICES = "Optimization", "Devices (docs/distributed.md)"
 _CADENCE, _FAULTS = "Logging, evaluation and checkpoints", "Error handling"
 
@@ -114,7 +116,11 @@ class TrainConfig(CorpusConfig):
         group=_COMMON,
         changeable=True,
     )
-    model: str = option("bert_tiny", "Name of the model, such as bert_small.", group=_COMMON)
+    model: str | None = option(
+        None,
+        "Name of the model, such as bert_small. By default the model of --init_from, or else bert_tiny.",
+        group=_COMMON,
+    )
     overrides: tuple[str, ...] = option(
         (),
         "Model config fields to override, such as num_layers=4,dropout=0.0; may be repeated.",
@@ -134,8 +140,55 @@ class TrainConfig(CorpusConfig):
         "packed corpus, instead of the source's.",
         group=_DATA,
     )
-    objective: str = option("masked_lm", "Training objective.", group=_COMMON, choices=registry.OBJECTIVES)
-    steps: int = option(1000, "Total number of updates.", group=_COMMON, low=1, changeable=True)
+    objective: str = option("masked_lm", "Pre-training objective.", group=_COMMON, choices=registry.OBJECTIVES)
+    task: str | None = option(
+        None, "Fine-tuning task, instead of an objective.", group=_COMMON, choices=tuple(registry.TASKS)
+    )
+    train_file: str | None = option(
+        None, "Labelled file to fine-tune on; the task's page in docs/ describes its formats.", group=_FILES
+    )
+    validation_file: str | None = option(
+        None,
+        "Labelled file to evaluate on, which selects the best checkpoint; without one, every tenth row of --train_file "
+        "is held out.",
+        group=_FILES,
+    )
+    bad_rows: str = option(
+        "strict",
+        "Handling of unsuitable rows of labelled files: strict stops with an error, skip omits and counts them.",
+        group=_FILES,
+        choices=("strict", "skip"),
+    )
+    epochs: float = option(
+        None,
+        "With --task: passes over the training rows, instead of --steps; 3 by default.",
+        group=_FILES,
+        low=0.01,
+        changeable=True,
+    )
+    early_stopping: int = option(
+        0,
+        "End the run after this many consecutive evaluations without an improvement; 0 disables.",
+        group=_CADENCE,
+        low=0,
+        changeable=True,
+    )
+    best_metric: str | None = option(
+        None, "Figure that selects the best checkpoint, instead of that of the objective or task.", group=_CADENCE
+    )
+    length_batches: bool = option(
+        True,
+        "With --task: put rows of similar length into a batch, and pad them to the longest; otherwise, rows are padded "
+        "to --sequence_length, as TPUs require.",
+        group=_FILES,
+    )
+    steps: int = option(
+        None,
+        "Total number of updates; 1000 by default, with --task as many as --epochs requires.",
+        group=_COMMON,
+        low=1,
+        changeable=True,
+    )
     batch_size: int = option(32, "Rows per update, summed over all replicas.", group=_COMMON, low=1, by_stage=True)
     sequence_length: int = option(128, "Tokens per row.", group=_COMMON, low=8, by_stage=True)
     stages: str = option(
@@ -144,7 +197,12 @@ class TrainConfig(CorpusConfig):
         "9000:sequence_length=512,batch_size=8; white space separates several stages.",
         group=_COMMON,
     )
-    learning_rate: float = option(1e-3, "Peak learning rate.", group=_COMMON, low=0.0)
+    learning_rate: float = option(
+        None,
+        "Peak learning rate; 1e-3 by default, 1e-4 for a task with --init_from.",
+        group=_COMMON,
+        low=0.0,
+    )
     seed: int = option(
         0,
         "Random seed of the initial weights, the data order, the masks and dropout.",
@@ -195,7 +253,11 @@ class TrainConfig(CorpusConfig):
         low=0,
     )
     warmup_steps: int = option(
-        100, "Number of updates over which the learning rate rises linearly from 0.", group=_OPTIMIZER, low=0
+        None,
+        "Number of updates over which the learning rate rises linearly from 0; 100 by default, with --task a tenth of "
+        "all.",
+        group=_OPTIMIZER,
+        low=0,
     )
     weight_decay: float = option(
         0.01,
@@ -247,11 +309,19 @@ class TrainConfig(CorpusConfig):
         10, "Maximum number of updates per call of the compiled training loop.", group=_DEVICES, low=1, changeable=True
     )
     log_every: int = option(10, "Updates between lines in metrics.jsonl.", group=_CADENCE, low=1, changeable=True)
-    evaluate_every: int = option(500, "Updates between evaluations.", group=_CADENCE, low=1, changeable=True)
-    evaluate_batches: int = option(
-        50, "Batches per evaluation of each source; 0 for all.", group=_CADENCE, low=0, changeable=True
+    evaluate_every: int = option(
+        None, "Updates between evaluations; 500 by default, with --task an epoch.", group=_CADENCE, low=1, changeable=True
     )
-    checkpoint_every: int = option(500, "Updates between checkpoints.", group=_CADENCE, low=1, changeable=True)
+    evaluate_batches: int = option(
+        None,
+        "Batches per evaluation of each source, 0 for all; 50 by default, with --task all.",
+        group=_CADENCE,
+        low=0,
+        changeable=True,
+    )
+    checkpoint_every: int = option(
+        None, "Updates between checkpoints; 500 by default, with --task an epoch.", group=_CADENCE, low=1, changeable=True
+    )
     keep_checkpoints: int = option(
         2, "Number of newest checkpoints to keep, in addition to the best one.", group=_CADENCE, low=1, changeable=True
     )
@@ -280,29 +350,69 @@ class TrainConfig(CorpusConfig):
     max_bad_rows: int = option(
         0, "Maximum number of unreadable rows to skip; one more ends the run.", group=_FAULTS, changeable=True
     )
-    objective_options: Any = None  # The Options of the objective; None means its defaults.
+    objective_options: Any = None  # The Options of the objective or task; None means its defaults.
 
     def __post_init__(self) -> None:
+        self._fill_in_defaults()
         super().__post_init__()
         if self.new_tokenizer and not self.init_from:
             raise UserError("--new_tokenizer: only applies with --init_from; omit it")
         for name in ("tokenizer_dir", "vocab_file"):
             if self.new_tokenizer and getattr(self, name):
                 raise UserError(f"--new_tokenizer: contradicts --{name}={getattr(self, name)}; omit one of the two")
-        cls = registry.find(self.objective).Options
+        if not self.task:
+            self._check_only_with_task()
+        elif self.epochs and self.steps:
+            raise UserError(f"--epochs={self.epochs:g}: contradicts --steps={self.steps}; omit one of the two")
+        cls = self.learner.Options
         if self.objective_options is None:
             object.__setattr__(self, "objective_options", cls())
         if type(self.objective_options) is not cls:
             raise UserError(
-                f"objective_options={self.objective_options}: must be an instance of the Options of the objective "
-                f"{self.objective}"
+                f"objective_options={self.objective_options}: must be an instance of the Options of "
+                f"{self.task or self.objective}"
             )
         if self.stages:
+            if self.task:
+                raise UserError(f"--stages={self.stages}: does not apply to --task; omit it")
             stages.stages_of(self)
+
+    @property
+    def learner(self) -> type:
+        """The class of the task, or of the objective."""
+        return registry.find(self.task or self.objective)
+
+    def _fill_in_defaults(self) -> None:
+        """Sets the options whose default depends on other options. With a task, the number of rows determines those
+        that remain None."""
+        defaults: dict[str, Any] = dict(steps=1000, warmup_steps=100, evaluate_every=500, checkpoint_every=500)
+        defaults |= dict(evaluate_batches=50, learning_rate=1e-3)
+        if self.task:
+            defaults = dict(evaluate_batches=0, learning_rate=1e-4 if self.init_from else 1e-3)
+            if not self.steps:
+                defaults["epochs"] = 3.0
+        if not self.init_from:
+            defaults["model"] = "bert_tiny"
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def _check_only_with_task(self) -> None:
+        for name in ("train_file", "validation_file", "epochs"):
+            if getattr(self, name) is not None:
+                raise UserError(f"--{name}={getattr(self, name)}: applies only with --task; add it, or omit this flag")
+
+    def for_rows(self, count: int) -> "TrainConfig":
+        """Returns the config of a task with the options that depend on the number of its training rows."""
+        steps = self.steps or max(1, math.ceil(self.epochs * count / self.batch_size))
+        every = max(1, min(steps, count // self.batch_size))  # An epoch, or what is shorter.
+        values: dict[str, Any] = dict(warmup_steps=steps // 10, evaluate_every=every, checkpoint_every=every)
+        values = {name: value for name, value in values.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, steps=steps, epochs=None, **values)
 
     @classmethod
     def define_flags(cls, flags: absl_flags.FlagValues) -> None:
-        """Defines the flags of all options, including those of all objectives; common options come first."""
+        """Defines the flags of all options, including those of all objectives and tasks; common options come first."""
         for field in options.fields(cls):
             if field.metadata["group"] == _COMMON:
                 options.define_flag(flags, field)
@@ -315,7 +425,7 @@ class TrainConfig(CorpusConfig):
     def from_flags(cls, flags: absl_flags.FlagValues) -> "TrainConfig":
         """Returns the config of parsed flags."""
         values = options.values_of(flags, cls)
-        options_class = registry.find(values["objective"]).Options
+        options_class = registry.find(values["task"] or values["objective"]).Options
         return cls(**values, objective_options=options_class(**options.values_of(flags, options_class)))
 
     def to_flags(self) -> absl_flags.FlagValues:
@@ -352,9 +462,9 @@ class TrainConfig(CorpusConfig):
 
     def given(self) -> dict[str, Any]:
         """Returns the options that differ from their defaults, with their values."""
-        defaults = TrainConfig(run_dir=self.run_dir, objective=self.objective).values() | {
-            "objective": TrainConfig.objective
-        }
+        deciding = dict(objective="masked_lm", task=None, init_from=None)  # Other defaults depend on these.
+        own = {name: getattr(self, name) for name in deciding}
+        defaults = TrainConfig(run_dir=self.run_dir, **own).values() | deciding
         return {name: value for name, value in self.values().items() if value != defaults[name]}
 
     def replace(self, **values: Any) -> "TrainConfig":
@@ -363,11 +473,12 @@ class TrainConfig(CorpusConfig):
         Raises:
           UserError: an option is unknown, or a value is out of bounds.
         """
-        options_class = registry.find(values.get("objective", self.objective)).Options
+        name = values.get("task", self.task) or values.get("objective", self.objective)
+        options_class = registry.find(name).Options
         general_names = {field.name for field in options.fields(type(self))}
         objective_names = {field.name for field in options.fields(options_class)}
         if unknown := values.keys() - general_names - objective_names:
-            raise UserError(f"{', '.join(sorted(unknown))}: is not an option of the objective {self.objective}")
+            raise UserError(f"{', '.join(sorted(unknown))}: is not an option of {name}")
         general = {name: value for name, value in values.items() if name in general_names}
         specific = {name: value for name, value in values.items() if name in objective_names}
         same_class = type(self.objective_options) is options_class

@@ -35,6 +35,7 @@ class Inputs:
     tokenizer: Any
     objective: Objective
     page: types.ModuleType  # The module of the model's family.
+    model_name: str  # The name of the model or, if it is that of --init_from, of its family.
     model_config: config_lib.TransformerConfig
     train_rows: Any
     held_out_rows: Any
@@ -153,7 +154,7 @@ def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool
     Raises:
       UserError: something cannot be read, or does not fit the model or the objective.
     """
-    page, model_config = read_model_config(config)
+    name, page, model_config = read_model_config(config)
     run_dir = pathlib.Path(config.run_dir)
     corpus, tokenizer = read_corpus(config, run_dir if resuming else None, packed)
     model_config = with_overrides(config, model_config, vocab_size=tokenizer.vocab_size)
@@ -169,12 +170,12 @@ def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool
                 found.append(dataclasses.replace(same, stage=stage))
                 continue
             objective = make_objective(stage.config, tokenizer, page)
-            objective.check_model(config.model, page)
-            objective.check_config(config.model, model_config)
+            objective.check_model(name, page)
+            objective.check_config(name, model_config)
             rows, token_ids = read_rows(stage.config, corpus, tokenizer, objective)
         except UserError as error:
             raise stages.at_step(stage.begin, error) if stage.begin else error from None
-        found.append(Inputs(stage, corpus, tokenizer, objective, page, model_config, *rows, *token_ids))
+        found.append(Inputs(stage, corpus, tokenizer, objective, page, name, model_config, *rows, *token_ids))
     return found
 
 
@@ -216,15 +217,21 @@ def find_packed(config: TrainConfig, given: Mapping[str, Any]) -> tuple[TrainCon
 
 
 def read_model_config(config: TrainConfig):
-    """Returns the module of the model's family, and the model's config.
+    """Returns the name of the model, the module of its family and its config: those of --init_from if there is no
+    --model.
 
     Raises:
-      UserError: a model or field is unknown, or a value is out of bounds.
+      UserError: a model or field is unknown, a value is out of bounds, or --init_from cannot be read.
     """
     from tfzoo import models
 
-    page, model_config = models.find(config.model)
-    return page, with_overrides(config, model_config)
+    if config.model is None:
+        from tfzoo.training import runs
+
+        name, page, model_config = runs.model_of(hub.folder(config.init_from, "init_from"))
+    else:
+        name, (page, model_config) = config.model, models.find(config.model)
+    return name, page, with_overrides(config, model_config)
 
 
 def with_overrides(config: TrainConfig, model_config, **values):
@@ -270,7 +277,7 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
         packed.verify()
     corpus: Any = packed or read_text(config)
     if resumed:
-        before = _fingerprint(resumed / "corpus.json")
+        before = fingerprint_of(resumed / "corpus.json")
         if before != corpus.fingerprint:
             raise UserError(
                 f"--corpus={config.corpus}: the text differs from the one that this run started with "
@@ -278,7 +285,7 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
                 "restore the packages or files, or specify a new --run_dir"
             )
         return corpus, runs.tokenizer_of(resumed)
-    existing, name = _existing_tokenizer(config)
+    existing, name = existing_tokenizer(config)
     special_tokens = [token for given in config.special_tokens for token in given.split(",")]
     if packed:
         if existing is not None:
@@ -298,7 +305,7 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
     )
 
 
-def _fingerprint(path: pathlib.Path) -> str:
+def fingerprint_of(path: pathlib.Path) -> str:
     """Returns the fingerprint of the text that a run started with."""
     try:
         return json.loads(path.read_text())["fingerprint"]
@@ -306,7 +313,7 @@ def _fingerprint(path: pathlib.Path) -> str:
         raise UserError(f"{path}: is missing or damaged; restore it, or specify a new --run_dir") from None
 
 
-def _existing_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
+def existing_tokenizer(config: CorpusConfig) -> tuple[Any, str]:
     """Returns an existing tokenizer and the option that names it; (None, "") if one is to be trained."""
     from tfzoo import text
     from tfzoo.text.wordpiece import WordPiece

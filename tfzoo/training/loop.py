@@ -24,8 +24,9 @@ from absl import logging
 
 from tfzoo import cli, files, lazy
 from tfzoo import progress as progress_lib
-from tfzoo.errors import CheckFailed, UserError
+from tfzoo.errors import CheckFailed, UserError, suggest
 from tfzoo.evaluation.evaluator import Evaluator
+from tfzoo.tasks import evaluation
 from tfzoo.training import checkpoint, distribution, explain, guard, report, resume, state
 from tfzoo.training import inputs as inputs_lib
 from tfzoo.training.config import TrainConfig
@@ -40,6 +41,7 @@ initialize = lazy.module("tfzoo.training.initialize")
 optimizers = lazy.module("tfzoo.training.optimizers")
 runs = lazy.module("tfzoo.training.runs")
 step_lib = lazy.module("tfzoo.training.step")
+task_inputs = lazy.module("tfzoo.training.task_inputs")
 
 CALL_SECONDS = 5.0  # Maximum duration of one call of several updates, because a signal waits for the call to end.
 ADVANCED, ROLLED_BACK, STOPPED = "advanced", "rolled back", "stopped"
@@ -86,8 +88,9 @@ class Trainer:
         self.config, self.callbacks, self._extra_evaluators = config, tuple(callbacks), tuple(evaluators)
         self.run_dir = pathlib.Path(config.run_dir)
         self.step, self.progress = 0, Progress()
-        self.stages = stages_of(config)
-        self.stage = self.stages[0]
+        self._check_given()
+        self.stages = () if config.task else stages_of(config)  # The number of rows determines a task's.
+        self.stage: Any = self.stages[0] if self.stages else None
         self.step_seconds = CALL_SECONDS  # Estimated duration of one update.
         self.counted: dict[int, tuple[int, int]] = {}  # The token positions of this worker's batches, by step.
         self._measured_step, self._measured_at = 0, time.monotonic()
@@ -125,7 +128,7 @@ class Trainer:
 
     def _loop(self) -> bool:
         """Returns True at the last step, or False if a stop was requested earlier."""
-        while self.step < self.config.steps or self.progress.evaluating:
+        while not self._finished():
             if self._due_stage() is not self.stage:
                 self.enter(self._due_stage())
             if not self.progress.evaluating:
@@ -139,9 +142,15 @@ class Trainer:
                 is_best = self.evaluate()
                 if is_best is None:
                     return False
-            if is_best or self._due(self.config.checkpoint_every):
+            if is_best or self._due(self.config.checkpoint_every) or self._finished():
                 self.save(best=bool(is_best))
         return True
+
+    def _finished(self) -> bool:
+        """Returns whether the last step was made, or --early_stopping ends the run, and the last evaluation is done."""
+        patience = self.config.early_stopping
+        early = patience > 0 and self.progress.since_best >= patience
+        return (early or self.step >= self.config.steps) and not self.progress.evaluating
 
     # ------------------------------------------------------------------ Its actions
 
@@ -175,8 +184,8 @@ class Trainer:
             costs.training_flops(
                 model,
                 config.sequence_length,
-                targets=lengths.get("decoder_token_ids", 0),
-                predictions=lengths.get("masked_positions", 0),
+                targets=lengths.get("decoder_token_ids") or 0,
+                predictions=lengths.get("masked_positions") or 0,
             )
             for model in self.models.values()
         )
@@ -229,7 +238,7 @@ class Trainer:
             figures = self.measure(self.evaluation, stopped=lambda: self.workers.any(self.stop.asked))
         if figures is None:
             return None
-        name, direction = self.inputs.objective.best_metric
+        name, direction = self._best_metric(figures)
         before = self.progress
         if not self.stage.comparable(stage_at(self.stages, before.best_step)):
             before = dataclasses.replace(before, best=None)
@@ -241,8 +250,11 @@ class Trainer:
             self.bar.print(table + length)
             for callback in self.callbacks:
                 callback.on_evaluation(self, figures)
+        is_best = self.progress.best != before.best
+        if self.log and is_best and self.config.task:
+            self._write_evaluation()
         self._restart_clock()  # An evaluation is not training time.
-        return self.progress.best != before.best
+        return is_best
 
     def save(self, best: bool = False, interim: bool = False) -> None:
         """Writes a checkpoint in the background.
@@ -317,7 +329,11 @@ class Trainer:
         # The number of concurrent updates.
         self._least = len(cluster.addresses["worker"]) if config.strategy == "parameter_server" else 1
         with progress_lib.stage("reading the text"):
-            self._inputs = inputs_lib.open_inputs(config, packed, self.resuming, replicas)  # Of each stage.
+            if config.task:
+                self._inputs = task_inputs.open_inputs(config, self.resuming, replicas)
+                self.config = config = self._inputs[0].config  # With the steps of its epochs.
+            else:
+                self._inputs = inputs_lib.open_inputs(config, packed, self.resuming, replicas)  # Of each stage.
         self.stages = tuple(inputs.stage for inputs in self._inputs)
         self.stage, self.inputs = self.stages[0], self._inputs[0]
         closing.enter_context(explain.explained(lambda: self.stage.config, replicas))
@@ -388,7 +404,7 @@ class Trainer:
             # Models may share variables.
             shapes = {id(v): v.shape for model in self.models.values() for v in model.weights}
             parameters = sum(math.prod(shape) for shape in shapes.values())
-            print(f"{config.model}: {parameters:,} parameters; {self.inputs.summary()}")
+            print(f"{self.inputs.model_name}: {parameters:,} parameters; {self.inputs.summary()}")
             for inputs in self._inputs[1:]:
                 sizes = f"sequence_length={inputs.config.sequence_length}, batch_size={inputs.config.batch_size}"
                 print(f"from step {inputs.stage.begin:,} on, {sizes}: {inputs.summary()}")
@@ -402,8 +418,9 @@ class Trainer:
         if not self.resuming:
             corpus = self.inputs.corpus
             self.inputs.tokenizer.save(self.run_dir / "tokenizer")
-            names = self.inputs.objective.model_names(self.config.model)
-            runs.write_config(self.run_dir, self.models, names, self.inputs.tokenizer)
+            names = self.inputs.objective.model_names(self.inputs.model_name)
+            task = self.inputs.objective.record() if self.config.task else None
+            runs.write_config(self.run_dir, self.models, names, self.inputs.tokenizer, task)
             record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
             files.atomic_write(self.run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
             if self.loaded:
@@ -426,6 +443,31 @@ class Trainer:
             self.bar = report.ProgressBar(self.step, self.config.steps)
 
     # ------------------------------------------------------------------ Helpers
+
+    def _check_given(self) -> None:
+        if self.config.task and "objective" in self._given:
+            raise UserError(f"--objective={self.config.objective}: contradicts --task={self.config.task}; omit one")
+
+    def _best_metric(self, figures: Mapping[str, float]) -> tuple[str, Any]:
+        """Returns the figure that selects the best checkpoint, and whether its "min" or "max" is the best.
+
+        Raises:
+          UserError: --best_metric is not one of the figures.
+        """
+        name = self.config.best_metric
+        if name is None:
+            return self.inputs.objective.best_metric
+        if name not in figures:
+            raise UserError(f"--best_metric={name}: must be one of {', '.join(figures)}{suggest(name, figures)}")
+        return name, "min" if name.endswith(("loss", "perplexity", "mse")) else "max"
+
+    def _write_evaluation(self) -> None:
+        """Writes evaluation.json: the scores of the best checkpoint on the validation file."""
+        task = self.inputs.objective
+        record = evaluation.assemble(
+            task, task.last_outcome, self.inputs.files.held_out, self.step, self.baselines, self.config.best_metric or task.best_metric[0]
+        )
+        files.atomic_write(self.run_dir / "evaluation.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def _due(self, every: int) -> bool:
         """Returns whether an action is due that is also due at the end of a stage."""
@@ -471,7 +513,9 @@ class Trainer:
     def _log(self) -> None:
         """Writes a line of metrics.jsonl about the updates since the last one."""
         config, progress, now = self.stage.config, self.progress, time.monotonic()
-        speed = (self.step - self._measured_step) * config.batch_size * config.sequence_length
+        positions = (self.step - self._measured_step) * config.batch_size * config.sequence_length
+        if config.task:  # The lengths of its batches differ.
+            positions = sum(total for _, total in progress.places)
         record = {
             "step": self.step,
             **self._of_stage(),
@@ -480,10 +524,12 @@ class Trainer:
             "padding_share": progress.padding_share(),
             # Of the last update; skipped updates did not advance the schedule.
             "learning_rate": float(self.schedule(max(int(self.optimizer.iterations.numpy()) - 1, 0))),
-            "tokens_per_second": speed / (now - self._measured_at),
+            "tokens_per_second": positions / (now - self._measured_at),
         }
         epochs = self.inputs.epochs(self.step - self.stage.begin + progress.passed_over)
         record |= {f"epochs/{name}": number for name, number in epochs.items()}
+        if config.task:
+            record["epoch"] = self.inputs.epoch(self.step + progress.passed_over)
         flops = record["tokens_per_second"] / config.sequence_length * self._flops_per_row
         record["model_tflops"] = flops / 1e12  # TFLOP/s.
         if config.peak_tflops:

@@ -1,6 +1,6 @@
-"""The list of objectives that a model can be trained on.
+"""The lists of objectives and tasks that a model can be trained on.
 
-The module of an objective is imported on demand, and does not import TensorFlow.
+Their modules are imported on demand, and do not import TensorFlow.
 """
 
 import importlib
@@ -27,10 +27,15 @@ OBJECTIVES = {
     "ul2": "tfzoo.objectives.ul2:UL2",
 }
 
+# --task -> module:class
+TASKS = {
+    "classify": "tfzoo.tasks.classify:Classify",
+}
+
 
 def find(name: str) -> type[Objective]:
-    """Returns the class of an objective."""
-    module, _, cls = OBJECTIVES[name].partition(":")
+    """Returns the class of an objective or task."""
+    module, _, cls = (OBJECTIVES | TASKS)[name].partition(":")
     return getattr(importlib.import_module(module), cls)
 
 
@@ -40,19 +45,19 @@ def every() -> Iterator[tuple[str, type[Objective]]]:
 
 
 def define_flags(flags: absl_flags.FlagValues, names: Collection[str] | None = None) -> None:
-    """Defines a flag for each option of any objective; its help text starts with the names of these objectives.
+    """Defines a flag for each option of any objective or task; its help text starts with the names of these.
 
     Args:
       flags: where the flags are defined.
       names: names of the options; None means all.
 
     Raises:
-      ValueError: two objectives declare the same option differently.
+      ValueError: two of them declare the same option differently.
     """
     readers: dict[str, list[str]] = {}
     declared: dict = {}
-    for name, cls in every():
-        for field in options.fields(cls.Options):
+    for name in OBJECTIVES | TASKS:
+        for field in options.fields(find(name).Options):
             readers.setdefault(field.name, []).append(name)
             first = declared.setdefault(field.name, field)
             if (first.type, first.default, first.metadata) != (field.type, field.default, field.metadata):

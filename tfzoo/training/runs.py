@@ -2,9 +2,10 @@
 
 flags.cfg       every flag except run_dir: python -m tfzoo.train --flagfile=flags.cfg reproduces the run
 config.json     {"models": {"main": {"model": name, "heads": [names], "num_labels": count, "labels": [names],
-                "pool": pooling, "config": fields of TransformerConfig}}, "tokenizer": its fingerprint}; other models,
-                such as a teacher, have other roles than "main"
-corpus.json     fingerprint and counts of the corpus
+                "pool": pooling, "config": fields of TransformerConfig}}, "tokenizer": its fingerprint, "task": the
+                fine-tuning task, if any}; other models, such as a teacher, have other roles than "main"
+corpus.json     fingerprint and counts of the corpus, or of the labelled files
+evaluation.json  of a fine-tuning run: the scores of the best checkpoint on the validation file (docs/finetuning.md)
 init_from.json  with --init_from: names of the variables that were loaded, resized, new and unused
 tokenizer/      in Hugging Face's layout: vocab.txt, or vocab.json and merges.txt, or spiece.model, ...
 checkpoints/    the newest checkpoints; best -> the one with the best held-out figure
@@ -17,6 +18,7 @@ import json
 import os
 import pathlib
 import re
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +35,17 @@ from tfzoo.weights import huggingface, table
 
 CONFIG = "config.json"
 _STRINGS = Field(list, items=Field(str))
-_FIELDS = {"models": Field(dict, items=Field(dict), required=True), "tokenizer": Field(str)}
+_FIELDS = {
+    "models": Field(dict, items=Field(dict), required=True),
+    "tokenizer": Field(str),
+    "task": Field(dict),
+}
+_TASK_FIELDS = {
+    "name": Field(str, required=True),
+    "pair": Field(bool),
+    "sequence_length": Field(int, low=1),
+    "problem_type": Field(str),
+}
 _MODEL_FIELDS = {
     "model": Field(str, required=True),
     "config": Field(dict, required=True),
@@ -44,7 +56,13 @@ _MODEL_FIELDS = {
 }
 
 
-def write_config(run_dir: str | os.PathLike, models: Mapping[str, Any], names: Mapping[str, str], tokenizer) -> None:
+def write_config(
+    run_dir: str | os.PathLike,
+    models: Mapping[str, Any],
+    names: Mapping[str, str],
+    tokenizer,
+    task: Mapping[str, Any] | None = None,
+) -> None:
     """Writes config.json.
 
     Args:
@@ -52,10 +70,13 @@ def write_config(run_dir: str | os.PathLike, models: Mapping[str, Any], names: M
       models: role -> nn.Model; if no role is requested, MAIN is loaded, or the first if there is no MAIN.
       names: role -> the name in CONFIGS that the model was built from.
       tokenizer: the tokenizer of the models; None omits its fingerprint.
+      task: the record of a fine-tuning task: see `task_of`.
     """
     record: dict[str, Any] = {"models": {role: _describe(model, names[role]) for role, model in models.items()}}
     if tokenizer is not None:
         record["tokenizer"] = tokenizer.fingerprint()
+    if task is not None:
+        record["task"] = dict(task)
     files.atomic_write(pathlib.Path(run_dir, CONFIG), json.dumps(record, indent=2) + "\n")
 
 
@@ -86,6 +107,8 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     json_files.check(record, _FIELDS, path)
     if not record["models"]:
         raise UserError(f"{path}: lists no models; specify a folder written by tfzoo.train")
+    if "task" in record:
+        json_files.check(record["task"], _TASK_FIELDS, f"{path}: task")
     for role, entry in record["models"].items():
         json_files.check(entry, _MODEL_FIELDS, f"{path}: {role}")
     return record
@@ -94,6 +117,52 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
 def roles(folder: str | os.PathLike) -> tuple[str, ...]:
     """Returns the roles of the models of a run; () for a folder that is not a run's."""
     return tuple(_read_config(pathlib.Path(folder))["models"]) if is_run(folder) else ()
+
+
+def model_of(folder: pathlib.Path) -> tuple[str, types.ModuleType, config_lib.TransformerConfig]:
+    """Returns the name of the main model of a run or a Hugging Face folder, its family's module and its config.
+
+    Raises:
+      UserError: the folder cannot be read.
+    """
+    if not is_run(folder):
+        page, config = huggingface.page_and_config(folder)
+        return page.Model.family, page, config
+    record = _read_config(folder)
+    entry = record["models"][_main_role(record)]
+    page = _page_of(entry["model"])
+    return entry["model"], page, config_lib.from_mapping(entry["config"], models_lib.config_class(page))
+
+
+def _page_of(name: str) -> types.ModuleType:
+    """Returns the module of a model's family, for the name of the model or, if it was that of a Hugging Face folder, of
+    the family."""
+    return models_lib.page(name) if name in models_lib.FAMILIES else models_lib.find(name)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRecord:
+    """What a fine-tuned run's config.json says about its task.
+
+    Attributes:
+      name: the task.
+      pair: whether it reads two texts.
+      sequence_length: the maximum number of tokens that it was trained with.
+      problem_type: of the head classify, as in Hugging Face's config.json.
+    """
+
+    name: str
+    pair: bool = False
+    sequence_length: int | None = None
+    problem_type: str | None = None
+
+
+def task_of(folder: str | os.PathLike) -> TaskRecord | None:
+    """Returns the task of a run; None for a pre-training run and for any other folder."""
+    if not is_run(folder):
+        return None
+    record = _read_config(pathlib.Path(folder)).get("task")
+    return None if record is None else TaskRecord(**record)
 
 
 def _main_role(record: Mapping[str, Any]) -> str:
@@ -190,6 +259,9 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
             f"{', '.join(names)}"
         )
     model = _build(record["models"][role], **options)
+    problem_type = record.get("task", {}).get("problem_type")
+    if problem_type and role == _main_role(record):
+        model.problem_type = problem_type
     if checkpoint_dir is None and (folder / "best").exists():
         checkpoint_dir = folder / "best"
     store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
@@ -200,7 +272,7 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
 
 def _build(entry, heads=None, num_labels=None, labels=None, pool=None, embed=None, dtype=None, model_class=None):
     """Creates a newly initialized model as described in config.json, except for the arguments that are not None."""
-    page, _ = models_lib.find(entry["model"])
+    page = _page_of(entry["model"])
     config = config_lib.from_mapping(entry["config"], models_lib.config_class(page))
     if labels is None and num_labels in (None, entry.get("num_labels")):
         labels = entry.get("labels")

@@ -15,6 +15,7 @@ class Progress:
       places: for the batches since the last log line, [positions with a token, all positions] per call.
       best: the best value so far of the figure that selects the best checkpoint.
       best_step: the step of `best`.
+      since_best: number of evaluations since then.
       passed_over: number of batches skipped by rollbacks because they led to non-finite values.
       nonfinite: number of updates that were skipped or rolled back.
       in_a_row: how many of these were consecutive, without a finite loss at a new step in between.
@@ -26,6 +27,7 @@ class Progress:
     places: list[list[int]] = dataclasses.field(default_factory=list)
     best: float | None = None
     best_step: int = 0
+    since_best: int = 0
     passed_over: int = 0
     nonfinite: int = 0
     in_a_row: int = 0
@@ -51,7 +53,9 @@ class Progress:
         """
         better = self.best is None or (value < self.best if direction == "min" else value > self.best)
         done = dataclasses.replace(self, evaluating=False)
-        return dataclasses.replace(done, best=value, best_step=step) if better and math.isfinite(value) else done
+        if better and math.isfinite(value):
+            return dataclasses.replace(done, best=value, best_step=step, since_best=0)
+        return dataclasses.replace(done, since_best=self.since_best + 1)
 
 
 def due(step: int, every: int, last: int) -> bool:

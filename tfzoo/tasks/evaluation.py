@@ -1,0 +1,85 @@
+"""The record of an evaluation on a labelled file: evaluation.json of a run, and the output of tfzoo.evaluate.
+
+    {"task": "classify", "file": "dev.tsv", "rows": 872, "step": 1200, "best_metric": "accuracy",
+     "scores": {"accuracy": {"value": 0.891, "low": 0.87, "high": 0.91}, ...}, of which low and high are the limits of
+               the 95% bootstrap interval,
+     "baselines": {"majority": {"accuracy": 0.51, ...}, "linear": {...}},
+     "beaten": whether the model's best_metric is better than that of every baseline,
+     "classes": [{"label", "precision", "recall", "f1", "support"}, ...],
+     "confusion": {"labels": [...], "counts": [[...], ...]} or null, rows are the right classes,
+     "mistakes": [{"where": "dev.tsv:17", "text", "text_pair", "gold", "predicted", "score"}, ...]}
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfzoo.evaluation import intervals
+from tfzoo.tasks.task import Task
+
+MISTAKES = 50
+_LONGEST = 2000  # Characters of a text that is shown.
+
+
+def assemble(
+    task: Task,
+    outcome: Mapping[str, np.ndarray],
+    file: Any,
+    step: int,
+    baselines: Mapping[str, Mapping[str, float]],
+    best_metric: str,
+) -> dict[str, Any]:
+    """Returns the record of an evaluation; see the module's docstring.
+
+    Args:
+      task: the task.
+      outcome: the result of `task.outcome`.
+      file: the open file that was evaluated; it is read once more for the texts of the mistakes.
+      step: the step of the checkpoint.
+      baselines: {baseline: {figure: value}} on the same rows.
+      best_metric: the main figure.
+    """
+    score = task.score_rows(outcome)
+    count = len(outcome["number"])
+    bounds = intervals.bootstrap(score, count)
+    scores = {
+        name: {"value": value, "low": bounds[name][0], "high": bounds[name][1]} for name, value in score().items()
+    }
+    return {
+        "task": task.name,
+        "file": file.path if isinstance(file.path, str) else str(file.path),
+        "rows": count,
+        "step": step,
+        "best_metric": best_metric,
+        "scores": scores,
+        "baselines": {name: dict(figures) for name, figures in baselines.items()},
+        "beaten": beats(scores, baselines, best_metric),
+        **task.details(outcome),
+        "mistakes": _with_texts(task, task.mistakes(outcome, MISTAKES), file),
+    }
+
+
+def beats(scores: Mapping[str, Mapping[str, float]], baselines: Mapping[str, Mapping[str, float]], name: str) -> bool:
+    """Returns whether a score is better than that of every baseline that has it; the smaller is the better of errors."""
+    sign = -1 if name.endswith(("loss", "mse")) else 1
+    if name not in scores:
+        return False
+    return all(sign * scores[name]["value"] > sign * each[name] for each in baselines.values() if name in each)
+
+
+def _with_texts(task: Task, mistakes: list[dict[str, Any]], file) -> list[dict[str, Any]]:
+    """Adds the places and texts of mistakes, which have the numbers of their rows."""
+    wanted = {mistake["number"] for mistake in mistakes}
+    last = max(wanted, default=-1)
+    found: dict[int, dict[str, str]] = {}
+    for number, row in enumerate(file.rows() if wanted else ()):
+        if number in wanted:
+            texts = [text[:_LONGEST] for text in task.texts_of(row)]
+            found[number] = {"where": row.where} | dict(zip(("text", "text_pair"), texts))
+        if number == last:
+            break
+    return [
+        found[mistake["number"]] | {name: value for name, value in mistake.items() if name != "number"}
+        for mistake in mistakes
+    ]

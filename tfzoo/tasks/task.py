@@ -1,0 +1,297 @@
+"""The base class of fine-tuning tasks: what a labelled file contains, and how its rows become batches.
+
+A task is an objective (tfzoo/objectives/objective.py): the same loop trains it. It reads labelled files instead of text.
+Each row of a file is encoded once (`chunks`), stored as arrays (tfzoo/data/encoded.py) and put into batches of rows with
+similar length (tfzoo/data/by_length.py).
+"""
+
+import dataclasses
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tfzoo import lazy
+from tfzoo.data import encoded
+from tfzoo.data.encoded import Chunk, EncodedRows
+from tfzoo.data.frames import Framer
+from tfzoo.data.labelled import Columns
+from tfzoo.errors import UserError
+from tfzoo.evaluation.evaluator import Evaluator
+from tfzoo.evaluation.intervals import Weighted
+from tfzoo.objectives.objective import MAIN, Objective
+from tfzoo.options import Checked, option
+from tfzoo.text import framing
+
+tf = lazy.module("tensorflow")
+
+GROUP = "Task"
+# Labels of the baselines in tables.
+BASELINES = {"majority": "majority class", "linear": "linear model", "lookup": "look-up", "bm25": "BM25"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ColumnOptions(Checked):
+    """Options of tasks that read tables: by default, the columns are detected."""
+
+    text_column: str | None = option(
+        None, "Column, field or 0-based number of the column with the text.", group=GROUP, decides_rows=True
+    )
+    pair_column: str | None = option(
+        None, "Column with the second text of a pair.", group=GROUP, decides_rows=True
+    )
+    label_column: str | None = option(None, "Column with the label.", group=GROUP, decides_rows=True)
+    delimiter: str | None = option(
+        None, "Character between the columns of .csv, .tsv and .txt files.", group=GROUP, decides_rows=True
+    )
+
+    @property
+    def columns(self) -> Columns:
+        """The columns as tfzoo.data.labelled expects them."""
+        return Columns(self.text_column, self.pair_column, self.label_column, self.delimiter)
+
+
+class Task(Objective):
+    """A fine-tuning task.
+
+    A subclass sets the class attributes of Objective, HEAD and FIGURES, and implements the methods that raise
+    NotImplementedError here.
+
+    Args:
+      tokenizer: the tokenizer of the run.
+      sequence_length: maximum number of tokens per row.
+      page: the module of the model's family.
+      labels: names of the classes, in the order of the head's outputs; () for tasks without classes.
+      pair: whether each row has two texts.
+      **options: fields of `Options`.
+
+    Raises:
+      UserError: the tokenizer, the family or the length is unsuitable.
+    """
+
+    HEAD: ClassVar[str]
+    """The head that is trained."""
+    KINDS: ClassVar[Sequence[str]] = ("encoder",)
+    """The kinds of models that the task supports: encoder, decoder, encoder_decoder."""
+    # The inputs of a row; None is the number of positions. Models without some of these inputs do not receive them.
+    SIGNATURE: dict[str, tuple[Any, tuple[int | None, ...]]]
+    last_outcome: dict[str, np.ndarray]
+    """The outcome of the last evaluation."""
+
+    def __init__(
+        self,
+        tokenizer,
+        sequence_length: int,
+        *,
+        page: types.ModuleType,
+        labels: Sequence[str] = (),
+        pair: bool = False,
+        **options: Any,
+    ):
+        super().__init__(tokenizer, sequence_length, **options)
+        self.page, self.labels, self.pair = page, tuple(labels), pair
+        self.frame = framing.frame(page.Model.LAYOUT, tokenizer, pair)
+        is_encoder_decoder = page.Model.is_encoder_decoder
+        start_id = framing.encoder_decoder_ends(tokenizer).start if is_encoder_decoder else None
+        pad_id = getattr(tokenizer, "pad_id", None)
+        self.framer = Framer(self.frame, sequence_length, 0 if pad_id is None else pad_id, start_id)
+        positions = (np.int32, (None,)), (np.bool_, (None,))
+        self.SIGNATURE = {"token_ids": positions[0], "segment_ids": positions[0], "padding_mask": positions[1]}
+        if is_encoder_decoder:
+            self.SIGNATURE |= {"decoder_token_ids": positions[0], "decoder_padding_mask": positions[1]}
+        self.SIGNATURE |= self.targets() | {"weight": (np.float32, ())}
+
+    # ------------------------------------------------------------------ Files
+
+    @classmethod
+    def open_file(cls, options: Any, path: str, flag: str, policy: str):
+        """Opens a labelled file: an object with rows(), describe(), counts and fingerprint().
+
+        Args:
+          options: the task's Options.
+          path: the file.
+          flag: the flag that names it, for messages.
+          policy: what to do with bad rows: strict or skip.
+
+        Raises:
+          UserError: the file cannot be read, or lacks what the task needs.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def labels_of(cls, options: Any, file) -> list[str]:
+        """Returns the names of the classes in the training file; [] for tasks without classes."""
+        return []
+
+    @classmethod
+    def is_pair(cls, file) -> bool:
+        """Returns whether the rows of an open file have two texts."""
+        return False
+
+    @classmethod
+    def texts_of(cls, row) -> Sequence[str]:
+        """Returns the texts of a row, from which a new tokenizer is trained and which a report shows."""
+        return row.texts
+
+    def chunks(self, file, flag: str, policy: str) -> Iterator[Chunk]:
+        """Yields the encoded rows of a file: the ragged columns "text" and "pair" (token ids without special tokens),
+        "number", the number of the row in the file, and the columns of `target_columns`.
+
+        Rows whose label is unknown are an error, or are omitted under the policy "skip".
+        """
+        tokenize = encoded.tokenize_function(self._tokenizer)
+        for numbers, rows in _grouped(file.rows(), encoded.CHUNK):
+            usable = [self.usable(row, flag, policy) for row in rows]
+            numbers = [number for number, use in zip(numbers, usable, strict=True) if use]
+            rows = [row for row, use in zip(rows, usable, strict=True) if use]
+            columns: dict[str, Any] = {"number": np.array(numbers, np.int64)}
+            for i, name in enumerate(("text", "pair") if self.pair else ("text",)):
+                columns[name] = tokenize([self.texts_of(row)[i] for row in rows])
+            yield columns | dict(self.target_columns(rows))
+
+    def encoding_key(self) -> str:
+        """Returns what the encoded rows depend on in addition to the file, the tokenizer and the options."""
+        return repr(self.framer.frame)
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        return self._tokenizer.fingerprint()
+
+    def prepare_training(self, rows: EncodedRows) -> None:
+        """Determines what the loss needs to know of the training rows, such as class weights."""
+
+    def usable(self, row, flag: str, policy: str) -> bool:
+        """Returns whether a row is used; raises UserError if it is unsuitable and the policy is strict."""
+        return True
+
+    def target_columns(self, rows: Sequence[Any]) -> Mapping[str, Any]:
+        """Returns the encoded targets of some rows, as columns."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ Batches
+
+    def targets(self) -> dict[str, tuple[Any, tuple[int | None, ...]]]:
+        """Returns the features of a batch besides the inputs and "weight": {name: (dtype, shape of one row)}."""
+        raise NotImplementedError
+
+    def lengths(self, rows: EncodedRows) -> np.ndarray:
+        """Returns the number of tokens in each row, int64 [N]."""
+        return np.asarray(self.framer.lengths(*(rows.lengths(name) for name in self._texts)))
+
+    def batch(self, rows: EncodedRows, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """Returns the features of the rows at `indices`, padded to `length` positions."""
+        texts = [[rows.values(name, int(i)) for name in self._texts] for i in indices]
+        features = self.framer.rows(texts, length) | {"weight": np.ones(len(texts), np.float32)}
+        return features | self.target_features(rows, indices, length)
+
+    def target_features(self, rows: EncodedRows, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """Returns the features named by `targets`; by default, the columns of the same names."""
+        return {name: np.asarray(rows.columns[name][indices]) for name in self.targets()}
+
+    @property
+    def _texts(self) -> tuple[str, ...]:
+        return ("text", "pair") if self.pair else ("text",)
+
+    def truncated(self, rows: EncodedRows) -> int:
+        """Returns how many rows do not fit into sequence_length."""
+        counts = [rows.lengths(name) for name in self._texts]
+        return int(np.sum(sum(counts) > sum(self.framer.kept(*counts))))
+
+    # ------------------------------------------------------------------ Models
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return (self.HEAD,)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(self.SIGNATURE)
+
+    def check_model(self, name: str, page: types.ModuleType) -> None:
+        kind = "encoder_decoder" if page.Model.is_encoder_decoder else "encoder"
+        if self.HEAD not in page.Model.HEADS or not {kind, *(["decoder"] if kind == "encoder" else [])} & {*self.KINDS}:
+            raise UserError(f"--model={name}: --task={self.name} does not support its family; use another model")
+
+    def build_models(self, page: types.ModuleType, config, dtype=None) -> dict[str, Any]:
+        return {MAIN: page.Model(config, heads=self.heads, dtype=dtype, **self.model_options())}
+
+    def model_options(self) -> dict[str, Any]:
+        """Returns further arguments of the model: num_labels, labels, pool, embed."""
+        return {"labels": self.labels} if self.labels else {}
+
+    def record(self) -> dict[str, Any]:
+        """Returns what config.json of the run says about the task, so that exports know it."""
+        return {"name": self.name, "pair": self.pair, "sequence_length": self._length}
+
+    def model_inputs(self, model, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the features of a batch that the model reads."""
+        return {name: batch[name] for name in model.INPUTS if name in batch}
+
+    # ------------------------------------------------------------------ Evaluation
+
+    def predict(self, models: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns {name: tensor [B, ...]} from which `outcome` computes the answers; runs in a graph.
+
+        "loss" and "loss_weight" [B] become the mean validation_loss."""
+        raise NotImplementedError
+
+    def outcome(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the answers and the right answers of the N rows of a file, as arrays [N, ...]: "number", the number
+        of the row in the file, and others that `score_rows` reads.
+
+        Args:
+          predictions: the results of `predict` for all encoded rows, in their order.
+        """
+        raise NotImplementedError
+
+    def score_rows(self, outcome: Mapping[str, np.ndarray]) -> Weighted:
+        """Returns the scores as a function of row indices, by default all rows; see tfzoo.evaluation.intervals."""
+        raise NotImplementedError
+
+    def details(self, outcome: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Returns {"classes": precision, recall and F1 of each class, "confusion": counts or None}; see `evaluate`."""
+        return {"classes": [], "confusion": None}
+
+    def mistakes(self, outcome: Mapping[str, np.ndarray], count: int) -> list[dict[str, Any]]:
+        """Returns the worst mistakes, the worst first: {"number", "gold", "predicted", "score"}."""
+        return []
+
+    def evaluators(self) -> list[Evaluator]:
+        return [_Scores(self)]
+
+    def file_baselines(self, train, held_out) -> dict[str, dict[str, float]]:
+        """Returns {baseline: {figure: value}} of cheap models that are fitted on the open file `train`."""
+        return {}
+
+
+class _Scores(Evaluator):
+    """The figures of a task, and the mean loss."""
+
+    def __init__(self, task: Task):
+        self._task = task
+
+    def predict(self, models, batch):
+        return self._task.predict(models, batch)
+
+    def figures(self, predictions):
+        outcome = self._task.last_outcome = self._task.outcome(predictions)
+        figures = self._task.score_rows(outcome)()
+        if "loss" in predictions:
+            total, weight = (float(np.sum(predictions[name], dtype=np.float64)) for name in ("loss", "loss_weight"))
+            figures = {"validation_loss": total / max(weight, 1e-9)} | figures
+        return figures
+
+
+def _grouped(rows, size: int) -> Iterator[tuple[list[int], list[Any]]]:
+    """Yields the numbers of consecutive rows, from 0 on, and the rows, `size` at a time."""
+    numbers: list[int] = []
+    group: list[Any] = []
+    for number, row in enumerate(rows):
+        numbers.append(number)
+        group.append(row)
+        if len(group) == size:
+            yield numbers, group
+            numbers, group = [], []
+    if group:
+        yield numbers, group
