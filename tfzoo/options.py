@@ -10,8 +10,8 @@
     Options(**values_of(flags, Options))
 
 Supported types: bool, int, float, str (without a default, the flag is required), each of them `| None`, and
-tuple[str, ...] for a flag that may be repeated. The default None of another type means that the dataclass determines the
-value from other options.
+tuple[str, ...] for a flag that may be repeated. The default None of another type means that the dataclass determines
+the value from other options.
 """
 
 import dataclasses

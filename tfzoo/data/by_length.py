@@ -5,8 +5,8 @@ up to WINDOW batches, but at most a quarter of an epoch, the rows are sorted by 
 then shuffled. A batch therefore contains different rows in every epoch, needs little padding, and can be computed from
 its number alone.
 
-Rows are an object with `lengths`, int [N], `batch(indices, length)`, which returns {feature: array [B, ...]} for an int64
-array of row indices and a number of positions, and SIGNATURE, {feature: (dtype, shape without the batch)}.
+Rows are an object with `lengths`, int [N], `batch(indices, length)`, which returns {feature: array [B, ...]} for an
+int64 array of row indices and a number of positions, and SIGNATURE, {feature: (dtype, shape without the batch)}.
 """
 
 import numpy as np

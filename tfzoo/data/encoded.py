@@ -69,17 +69,20 @@ def cached(key: str, cache_dir: str | os.PathLike, chunks: Callable[[], Iterable
 
 def _write(folder: pathlib.Path, chunks: Iterable[Chunk]) -> None:
     streams: dict[str, _Stream] = {}
+
+    def write(name: str, values: np.ndarray) -> None:
+        if name not in streams:
+            streams[name] = _Stream(folder / f"{name}.bin", values)
+        streams[name].write(values)
+
     try:
         for chunk in chunks:
             for name, values in chunk.items():
                 if isinstance(values, np.ndarray):
-                    streams.setdefault(name, _Stream(folder / f"{name}.bin", values)).write(values)
-                    continue
-                flat = np.concatenate([np.zeros(0, np.int32), *values]).astype(np.int32)
-                streams.setdefault(name, _Stream(folder / f"{name}.bin", flat)).write(flat)
-                counts = np.array([len(each) for each in values], np.int64)
-                name = f"{name}.lengths"
-                streams.setdefault(name, _Stream(folder / f"{name}.bin", counts)).write(counts)
+                    write(name, values)
+                else:
+                    write(name, np.concatenate([np.zeros(0, np.int32), *values]).astype(np.int32))
+                    write(f"{name}.lengths", np.array([len(each) for each in values], np.int64))
     finally:
         for stream in streams.values():
             stream.close()

@@ -4,14 +4,19 @@ import tensorflow as tf
 
 
 def epoch_and_index(position, num_examples: int, seed: int):
-    """Returns the example at a global position (int64 scalar): (epoch, index), both int64.
+    """Returns the examples at global positions (int64, any shape): (epoch, index), both int64 of that shape.
 
     Every epoch visits each index once, in a different order; nothing is stored.
     """
     position = tf.cast(position, tf.int64)
     epoch = position // num_examples
-    index = tf.random.experimental.index_shuffle(
-        position % num_examples, tf.stack([tf.constant(seed, tf.int64), epoch]), num_examples - 1
+    # As tf.random.experimental.index_shuffle, which takes a single seed only, and puts this number in front of it.
+    one = tf.ones_like(epoch)
+    index = tf.raw_ops.RandomIndexShuffle(
+        index=position % num_examples,
+        seed=tf.stack([one * 498247692, one * seed, epoch], -1),
+        max_index=tf.constant(num_examples - 1, tf.int64),
+        rounds=4,
     )
     return epoch, index
 

@@ -120,9 +120,7 @@ def cached_tokenizer(
       UserError: no such tokenizer can be trained; the message names the option.
     """
     sentences = (sentence for document in corpus.train for sentence in document.sentences)
-    return cached_tokenizer_of(
-        corpus.fingerprint, sentences, kind, vocab_size, lowercase, cache_dir, special_tokens
-    )
+    return cached_tokenizer_of(corpus.fingerprint, sentences, kind, vocab_size, lowercase, cache_dir, special_tokens)
 
 
 def cached_tokenizer_of(

@@ -37,13 +37,14 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("integer", "version", None, "the version number; defaults to the next free one")
     define("integer", "keep_versions", None, "remove all but this many of the newest versions; by default none "
            "is removed")  # fmt: skip
-    define("integer", "sequence_length", None, "the maximum number of tokens in a text; defaults to the most that the "
-           "model reads, up to 1024")  # fmt: skip
+    define("integer", "sequence_length", None, "the maximum number of tokens in a text; defaults to that of the "
+           "fine-tuning, or else to the most that the model reads, up to 1024")  # fmt: skip
     define("enum", "long_texts", "truncate", "what to do with longer texts", enum_values=["truncate", "refuse"])
     define("enum", "refuse", "call", "what to refuse if a row of a request is invalid: the whole call, with "
            "INVALID_ARGUMENT, or only that row, with the reason in its output `error`",
            enum_values=["call", "row"])  # fmt: skip
-    define("boolean", "text_pair", False, "the classifier reads pairs of texts")
+    define("boolean", "text_pair", None, "the classifier reads pairs of texts; defaults to what the run was fine-tuned "
+           "on")  # fmt: skip
     define("enum", "pooling", None, "how a model without heads pools its token states into one vector per text; "
            "defaults to mean", enum_values=["mean", "first", "last", "pooled"])  # fmt: skip
     define("string", "prompt_name", None, "the prompt of a sentence-transformers model to put before each text; "
@@ -75,6 +76,11 @@ def main(flags: absl_flags.FlagValues) -> None:
     for name in ("absl", "tensorflow"):  # Their messages about a SavedModel's functions do not concern users.
         logging.getLogger(name).setLevel(logging.WARNING)
     options: dict[str, Any] = {name: flags[name].value for name in _OPTIONS}
+    task = runs.task_of(flags.model_dir)
+    if options["text_pair"] is None:
+        options["text_pair"] = task is not None and task.pair
+    if options["sequence_length"] is None and task is not None:
+        options["sequence_length"] = task.sequence_length
     if flags.role and flags.name is None:  # Otherwise, two models of a run would be versions of one.
         options["name"] = f"{model.family}_{flags.role}"
     if flags.calibration_file is not None:

@@ -119,6 +119,8 @@ class Model(Fit, keras.Model):
     # The special tokens added around a text and around a pair of texts; see tfzoo.text.framing.
     LAYOUT: tuple[str, str | None] = ("cls $A sep", "cls $A sep $B:1 sep:1")
     record: Any = None  # The FolderRecord (see models.record) of the folder that the model was loaded from.
+    # What the head classify was fine-tuned for, as in Hugging Face's config.json; None means what `record` says.
+    problem_type: str | None = None
     INPUTS: Sequence[str] = ("token_ids", "padding_mask")
     REQUIRED_INPUTS: Sequence[str] = ("token_ids",)
     HEADS: Sequence[str] = ("lm", "classify", "tag", "span", "relation", "embed")
@@ -170,14 +172,15 @@ class Model(Fit, keras.Model):
             "pool": self.pool,
             "embed": encode(self.embed),
             "record": encode(self.record),
+            "problem_type": self.problem_type,
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects=None):
         arguments = {name: decode(value) for name, value in config.items()}
-        record = arguments.pop("record", None)
+        record, problem_type = (arguments.pop(name, None) for name in ("record", "problem_type"))
         model = cls(arguments.pop("config"), **arguments)
-        model.record = record
+        model.record, model.problem_type = record, problem_type
         return model
 
     def build(self, input_shape=None):

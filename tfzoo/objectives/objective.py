@@ -56,6 +56,20 @@ class MeanSpanOption(Checked):
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelSmoothingOption(Checked):
+    """An option of objectives and tasks with one right answer among several."""
+
+    label_smoothing: float = option(
+        None,
+        "Share of the probability that the targets divide among all answers (Szegedy et al. 2016, section 7); 0.1 by "
+        "default for seq2seq, otherwise 0.",
+        group=GROUP,
+        low=0.0,
+        high=0.9,
+    )
+
+
 class Objective:
     """A training objective.
 

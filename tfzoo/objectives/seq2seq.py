@@ -10,7 +10,7 @@ from tfzoo.data.parallel import ParallelRows
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives import shared
-from tfzoo.objectives.objective import GROUP, PackOption
+from tfzoo.objectives.objective import GROUP, LabelSmoothingOption, PackOption
 from tfzoo.options import option
 from tfzoo.text import framing
 
@@ -18,16 +18,9 @@ tf = lazy.module("tensorflow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(PackOption):
+class Options(PackOption, LabelSmoothingOption):
     """The flags of sequence-to-sequence training."""
 
-    label_smoothing: float = option(
-        0.1,
-        "Fraction of each target's probability that is distributed uniformly over the vocabulary.",
-        group=GROUP,
-        low=0.0,
-        high=0.9,
-    )
     target_length: int | None = option(
         None,
         "Tokens per row of the decoder; by default and at most --sequence_length.",
@@ -87,7 +80,8 @@ class Seq2Seq(shared.TokenTargets):
         self._target_length = self.options.target_length or sequence_length
         if self._target_length > sequence_length:
             raise UserError(f"--target_length={self._target_length}: exceeds --sequence_length={sequence_length}")
-        self.smoothing = self.options.label_smoothing
+        smoothing = self.options.label_smoothing
+        self.smoothing = 0.1 if smoothing is None else smoothing
 
     def check_model(self, name, page):
         super().check_model(name, page)

@@ -8,14 +8,14 @@ becomes, with labels negative and positive in this order (those of the training 
     token_ids [CLS] what a day [SEP]        label 1
 
 The head classify reads the pooled state (Devlin et al. 2019, section 4.1); a decoder's is that of its last token
-(Radford et al. 2018, section 3.2), and an encoder-decoder reads the text in both parts (Lewis et al. 2020, section 3.1).
-The loss is the cross-entropy, for several labels the sum of a binary cross-entropy for each label, for numbers the
-squared error.
+(Radford et al. 2018, section 3.2), and an encoder-decoder reads the text in both parts (Lewis et al. 2020, section
+3.1). The loss is the cross-entropy, for several labels the sum of a binary cross-entropy for each label, for numbers
+the squared error.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ from tfzoo.data import labelled
 from tfzoo.data.encoded import EncodedRows
 from tfzoo.data.labelled import LabelledFile
 from tfzoo.errors import UserError, suggest
-from tfzoo.evaluation import linear, scores
-from tfzoo.objectives.objective import MAIN
+from tfzoo.evaluation import scores
+from tfzoo.objectives.objective import MAIN, LabelSmoothingOption
 from tfzoo.options import option
 from tfzoo.tasks.task import GROUP, ColumnOptions, Task
 
@@ -57,7 +57,7 @@ _FIGURES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(ColumnOptions):
+class Options(ColumnOptions, LabelSmoothingOption):
     """The options of the task classify."""
 
     label_type: str = option(
@@ -70,12 +70,9 @@ class Options(ColumnOptions):
     )
     pooling: str | None = option(
         None,
-        "The state that the classifier reads: pooled, first, last, mean, max, ...; by default that of the family, or of "
-        "a sentence-transformers folder.",
+        "The state that the classifier reads: pooled, first, last, mean, max, ...; by default that of the family, "
+        "which Hugging Face's classifiers read too.",
         group=GROUP,
-    )
-    label_smoothing: float = option(
-        0.0, "Share of the probability that the targets divide among all labels.", group=GROUP, low=0.0, high=0.9
     )
     class_weights: str = option(
         "",
@@ -85,8 +82,8 @@ class Options(ColumnOptions):
     )
     long_texts: str = option(
         "truncate",
-        "What to do with a text that is longer than --sequence_length: truncate it, or average the probabilities of its "
-        "windows.",
+        "What to do with a text that is longer than --sequence_length: truncate it, or average the probabilities of "
+        "its windows.",
         group=GROUP,
         choices=("truncate", "average"),
         decides_rows=True,
@@ -121,15 +118,15 @@ class Classify(Task):
 
     @classmethod
     def labels_of(cls, options, file):
-        if options.label_type == NUMBER:
+        if not cls.has_labels(options):
             return []
         labels = labelled.labels_of(file)
-        if len(labels) < 2:
-            raise UserError(
-                f"--train_file={file.path}: all rows have the label {labels[0] if labels else ''!r}; at least two "
-                "labels are required"
-            )
+        labelled.check_classes(file, labels)
         return labels
+
+    @classmethod
+    def has_labels(cls, options):
+        return options.label_type != NUMBER
 
     @classmethod
     def is_pair(cls, file):
@@ -233,7 +230,7 @@ class Classify(Task):
     def loss(self, models, batch, training=True):
         model = models[MAIN]
         logits = model(self.model_inputs(model, batch), training=training)["classify_logits"]
-        loss, weight = self._losses(tf.cast(logits, tf.float32), batch, self.options.label_smoothing)
+        loss, weight = self._losses(tf.cast(logits, tf.float32), batch, self.options.label_smoothing or 0.0)
         return tf.reduce_sum(loss), tf.reduce_sum(weight)
 
     # ------------------------------------------------------------------ Evaluation
@@ -303,14 +300,11 @@ class Classify(Task):
         return self.labels[int(value) if gold else int(np.argmax(value))]
 
     def file_baselines(self, train, held_out):
-        texts, labels = _columns(train, linear.MOST_ROWS)
+        texts, labels = _columns(train, 50000)
         test_texts, test_labels = _columns(held_out)
         kind = self.options.label_type
         gold = self._encoded(test_labels)
-        figures = {
-            "majority": linear.majority(self._encoded(labels), len(test_labels)),
-            "linear": linear.Linear(kind).fit(texts, self._encoded(labels)).predict(test_texts),
-        }
+        figures = {}
         score: Any = {SINGLE: scores.classification, SEVERAL: scores.several}.get(kind)
         return {
             name: scores.regression(gold, predicted) if score is None else score(gold, predicted, self.labels)
@@ -339,5 +333,3 @@ def _columns(file, most: int | None = None) -> tuple[list[Sequence[str]], list[A
         texts.append(row.texts)
         labels.append(row.label)
     return texts, labels
-
-

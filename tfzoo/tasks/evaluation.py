@@ -1,20 +1,22 @@
 """The record of an evaluation on a labelled file: evaluation.json of a run, and the output of tfzoo.evaluate.
 
-    {"task": "classify", "file": "dev.tsv", "rows": 872, "step": 1200, "best_metric": "accuracy",
-     "scores": {"accuracy": {"value": 0.891, "low": 0.87, "high": 0.91}, ...}, of which low and high are the limits of
-               the 95% bootstrap interval,
-     "baselines": {"majority": {"accuracy": 0.51, ...}, "linear": {...}},
-     "beaten": whether the model's best_metric is better than that of every baseline,
-     "classes": [{"label", "precision", "recall", "f1", "support"}, ...],
-     "confusion": {"labels": [...], "counts": [[...], ...]} or null, rows are the right classes,
-     "mistakes": [{"where": "dev.tsv:17", "text", "text_pair", "gold", "predicted", "score"}, ...]}
+{"task": "classify", "file": "dev.tsv", "rows": 872, "step": 1200, "best_metric": "accuracy",
+ "scores": {"accuracy": {"value": 0.891, "low": 0.87, "high": 0.91}, ...}, of which low and high are the limits of
+           the 95% bootstrap interval,
+ "baselines": {"majority": {"accuracy": 0.51, ...}, "linear": {...}},
+ "beaten": whether the model's best_metric is better than that of every baseline,
+ "classes": [{"label", "precision", "recall", "f1", "support"}, ...],
+ "confusion": {"labels": [...], "counts": [[...], ...]} or null, rows are the right classes,
+ "mistakes": [{"where": "dev.tsv:17", "text", "text_pair", "gold", "predicted", "score"}, ...]}
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from tfzoo.errors import UserError
 from tfzoo.evaluation import intervals
 from tfzoo.tasks.task import Task
 
@@ -61,11 +63,29 @@ def assemble(
 
 
 def beats(scores: Mapping[str, Mapping[str, float]], baselines: Mapping[str, Mapping[str, float]], name: str) -> bool:
-    """Returns whether a score is better than that of every baseline that has it; the smaller is the better of errors."""
+    """Returns whether a score is better than that of every baseline that has it; of errors, the smaller is better."""
     sign = -1 if name.endswith(("loss", "mse")) else 1
     if name not in scores:
         return False
     return all(sign * scores[name]["value"] > sign * each[name] for each in baselines.values() if name in each)
+
+
+def compare(task: Task, outcome, other: Task, others, run: str) -> dict[str, Any]:
+    """Returns the differences between two models on the same rows, with intervals and two-sided p by a paired
+    bootstrap.
+
+    Args:
+      task, outcome: of the model.
+      other, others: of the model that it is compared with.
+      run: the folder of the latter.
+
+    Raises:
+      UserError: the models answered different rows.
+    """
+    if not np.array_equal(outcome["number"], others["number"]):
+        raise UserError(f"--against={run}: it answers other rows of the file; use --bad_rows=strict")
+    found = intervals.paired(task.score_rows(outcome), other.score_rows(others), len(outcome["number"]))
+    return {"run": run, "differences": {name: dataclasses.asdict(each) for name, each in found.items()}}
 
 
 def _with_texts(task: Task, mistakes: list[dict[str, Any]], file) -> list[dict[str, Any]]:

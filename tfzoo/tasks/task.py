@@ -1,8 +1,8 @@
 """The base class of fine-tuning tasks: what a labelled file contains, and how its rows become batches.
 
-A task is an objective (tfzoo/objectives/objective.py): the same loop trains it. It reads labelled files instead of text.
-Each row of a file is encoded once (`chunks`), stored as arrays (tfzoo/data/encoded.py) and put into batches of rows with
-similar length (tfzoo/data/by_length.py).
+A task is an objective (tfzoo/objectives/objective.py): the same loop trains it. It reads labelled files instead of
+text. Each row of a file is encoded once (`chunks`), stored as arrays (tfzoo/data/encoded.py) and put into batches of
+rows with similar length (tfzoo/data/by_length.py).
 """
 
 import dataclasses
@@ -38,9 +38,7 @@ class ColumnOptions(Checked):
     text_column: str | None = option(
         None, "Column, field or 0-based number of the column with the text.", group=GROUP, decides_rows=True
     )
-    pair_column: str | None = option(
-        None, "Column with the second text of a pair.", group=GROUP, decides_rows=True
-    )
+    pair_column: str | None = option(None, "Column with the second text of a pair.", group=GROUP, decides_rows=True)
     label_column: str | None = option(None, "Column with the label.", group=GROUP, decides_rows=True)
     delimiter: str | None = option(
         None, "Character between the columns of .csv, .tsv and .txt files.", group=GROUP, decides_rows=True
@@ -123,6 +121,11 @@ class Task(Objective):
     def labels_of(cls, options: Any, file) -> list[str]:
         """Returns the names of the classes in the training file; [] for tasks without classes."""
         return []
+
+    @classmethod
+    def has_labels(cls, options: Any) -> bool:
+        """Returns whether the task has classes."""
+        return True
 
     @classmethod
     def is_pair(cls, file) -> bool:

@@ -310,7 +310,11 @@ class TrainConfig(CorpusConfig):
     )
     log_every: int = option(10, "Updates between lines in metrics.jsonl.", group=_CADENCE, low=1, changeable=True)
     evaluate_every: int = option(
-        None, "Updates between evaluations; 500 by default, with --task an epoch.", group=_CADENCE, low=1, changeable=True
+        None,
+        "Updates between evaluations; 500 by default, with --task an epoch.",
+        group=_CADENCE,
+        low=1,
+        changeable=True,
     )
     evaluate_batches: int = option(
         None,
@@ -320,7 +324,11 @@ class TrainConfig(CorpusConfig):
         changeable=True,
     )
     checkpoint_every: int = option(
-        None, "Updates between checkpoints; 500 by default, with --task an epoch.", group=_CADENCE, low=1, changeable=True
+        None,
+        "Updates between checkpoints; 500 by default, with --task an epoch.",
+        group=_CADENCE,
+        low=1,
+        changeable=True,
     )
     keep_checkpoints: int = option(
         2, "Number of newest checkpoints to keep, in addition to the best one.", group=_CADENCE, low=1, changeable=True
@@ -405,7 +413,7 @@ class TrainConfig(CorpusConfig):
     def for_rows(self, count: int) -> "TrainConfig":
         """Returns the config of a task with the options that depend on the number of its training rows."""
         steps = self.steps or max(1, math.ceil(self.epochs * count / self.batch_size))
-        every = max(1, min(steps, count // self.batch_size))  # An epoch, or what is shorter.
+        every = min(steps, math.ceil(count / self.batch_size))  # An epoch.
         values: dict[str, Any] = dict(warmup_steps=steps // 10, evaluate_every=every, checkpoint_every=every)
         values = {name: value for name, value in values.items() if getattr(self, name) is None}
         return dataclasses.replace(self, steps=steps, epochs=None, **values)

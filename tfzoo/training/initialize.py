@@ -20,6 +20,7 @@ from tfzoo.training import runs
 from tfzoo.weights import huggingface, table
 from tfzoo.weights.table import is_body, is_state, relative_path
 
+LABELED_HEADS = ("classify", "tag", "relation")
 # If these fields differ, the same weights compute something different.
 _ALIKE = (
     "num_heads",
@@ -69,6 +70,8 @@ def initialize(model, source: str | os.PathLike, role: str | None = None, tokeni
       their local order (Beltagy et al. 2020, Longformer, section 5).
     - Segment embeddings: likewise.
 
+    A head with classes keeps its initial values unless the source's has the same labels.
+
     Must be called before the optimizer is created, because an optimizer may keep averages of the variables.
 
     Args:
@@ -94,6 +97,10 @@ def initialize(model, source: str | os.PathLike, role: str | None = None, tokeni
     else:
         other, fresh, left_over = _from_hugging_face(model, folder)
     variables, values = (_weights(each) for each in (model, other))
+    if model.labels != other.labels:  # The classes of the source's head mean something else.
+        others = {path for path in values if path.partition("/")[0] in LABELED_HEADS}
+        fresh |= others
+        left_over += sorted(others)
     values = {path: variable for path, variable in values.items() if path not in fresh}
     resizers = _resizers(model, other, tokenizer, _tokenizer(folder) if tokenizer else None)
     _check(model, other, variables, values, resizers, folder)

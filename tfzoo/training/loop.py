@@ -465,7 +465,12 @@ class Trainer:
         """Writes evaluation.json: the scores of the best checkpoint on the validation file."""
         task = self.inputs.objective
         record = evaluation.assemble(
-            task, task.last_outcome, self.inputs.files.held_out, self.step, self.baselines, self.config.best_metric or task.best_metric[0]
+            task,
+            task.last_outcome,
+            self.inputs.files.held_out,
+            self.step,
+            self.baselines,
+            self.config.best_metric or task.best_metric[0],
         )
         files.atomic_write(self.run_dir / "evaluation.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

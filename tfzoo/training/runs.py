@@ -259,9 +259,8 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
             f"{', '.join(names)}"
         )
     model = _build(record["models"][role], **options)
-    problem_type = record.get("task", {}).get("problem_type")
-    if problem_type and role == _main_role(record):
-        model.problem_type = problem_type
+    if "classify" in model.head_names and role == _main_role(record):
+        model.problem_type = record.get("task", {}).get("problem_type")
     if checkpoint_dir is None and (folder / "best").exists():
         checkpoint_dir = folder / "best"
     store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)

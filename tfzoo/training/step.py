@@ -92,7 +92,11 @@ def make_replica_step(
     def sums_of_parts(batch):
         if num_parts == 1:
             return sums(batch)
-        parts = {name: tf.reshape(x, [num_parts, -1, *x.shape[1:]]) for name, x in batch.items()}
+        parts = {}
+        for name, x in batch.items():
+            rest = x.shape[1:] if x.shape[1:].is_fully_defined() else tf.shape(x)[1:]
+            parts[name] = tf.reshape(x, tf.concat([[num_parts, -1], rest], 0))
+            parts[name].set_shape([num_parts, None, *x.shape[1:]])
 
         def body(i, totals):
             new = sums({name: x[i] for name, x in parts.items()})

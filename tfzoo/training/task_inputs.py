@@ -38,7 +38,7 @@ class TaskRows:
         return cls(task, rows, task.lengths(rows))
 
     @property
-    def SIGNATURE(self):  # noqa: N802  (the name of an interface)
+    def SIGNATURE(self):
         return self.task.SIGNATURE
 
     def batch(self, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
@@ -161,11 +161,11 @@ class TaskInputs:
 
     def summary(self) -> str:
         config, task = self.config, self.objective
+        counts = f"{len(self.train_rows):,} training rows, {len(self.held_out_rows):,} validation rows"
         lines = [
-            f"{len(self.train_rows):,} training rows, {len(self.held_out_rows):,} validation rows; "
-            f"{self.epoch(config.steps):.1f} epochs, {config.steps:,} steps"
+            f"{counts}; {self.epoch(config.steps):.1f} epochs, {config.steps:,} steps",
+            self.files.train.describe(),
         ]
-        lines += [self.files.train.describe()]
         if config.validation_file is not None:
             lines += [self.files.held_out.describe()]
         if task.labels:

@@ -475,6 +475,13 @@ def encode_config(model, page) -> dict[str, Any]:
     if {"classify", "tag"} & set(model.head_names) and FolderRecord(record).labels != model.labels:
         fields["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
         fields["label2id"] = {label: i for i, label in enumerate(model.labels)}
+    if model.problem_type and "classify" in model.head_names:
+        fields["problem_type"] = model.problem_type
+    if "classify" in model.head_names and model.pool != model.POOL:
+        raise UserError(
+            f"{kind}'s classifier reads the state {model.POOL!r} in Hugging Face's library, but this model's reads "
+            f"{model.pool!r}; fine-tune it without --pooling"
+        )
     record |= fields
     written, required = _alike(decode_config("config.json", record, page)), _alike(model.config)
     for name, value in required.items():

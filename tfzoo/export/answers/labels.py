@@ -27,7 +27,7 @@ class Labels(Answer):
         super().__init__(model, tokenizer, options)
         self.labels = self.labels_of(model)
         count = len(self.labels)
-        stated = (model.record.config if model.record else {}).get("problem_type") or PROBLEMS[0]
+        stated = model.problem_type or (model.record.config if model.record else {}).get("problem_type") or PROBLEMS[0]
         if stated not in PROBLEMS:
             raise UserError(f"config.json: problem_type is {stated!r}; it must be one of {', '.join(PROBLEMS)}")
         self.problem_type = "regression" if count == 1 else stated

@@ -1,0 +1,119 @@
+"""Loads a fine-tuned run and computes its answers to a labelled file."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfzoo import models
+from tfzoo.data import by_length
+from tfzoo.data.pipeline import ROW_NUMBERS
+from tfzoo.errors import UserError
+from tfzoo.objectives.objective import MAIN
+from tfzoo.tasks.task import Task
+from tfzoo.training import checkpoint, runs, task_inputs
+from tfzoo.training.config import TrainConfig
+from tfzoo.training.task_inputs import TaskRows
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """A model's answers to a file.
+
+    Attributes:
+      config: of the run.
+      task, outcome: the task and the result of its `outcome`.
+      file: the open file.
+      step: the step of the checkpoint; 0 if it is not known.
+    """
+
+    config: TrainConfig
+    task: Task
+    outcome: dict[str, np.ndarray]
+    file: Any
+    step: int
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Returns the scores of the task's baselines, fitted on the run's training file.
+
+        Raises:
+          UserError: the training file cannot be read.
+        """
+        try:
+            train = task_inputs.Files.open(self.config).train
+        except UserError as error:
+            raise UserError(f"{error} (the baselines are fitted on it; --nobaselines omits them)") from None
+        return self.task.file_baselines(train, self.file)
+
+
+def load(run_dir: pathlib.Path, config: TrainConfig, checkpoint_dir: str | None = None) -> tuple[Any, Task]:
+    """Returns the model of a fine-tuned run, and its task.
+
+    Raises:
+      UserError: the run is incomplete or damaged.
+    """
+    record = runs.task_of(run_dir)
+    if record is None or record.name != config.task:
+        raise UserError(
+            f"--model_dir={run_dir}: config.json does not describe the task {config.task}; restore the file"
+        )
+    model, tokenizer = runs.load(run_dir, checkpoint_dir)
+    labels = model.labels if config.learner.has_labels(config.objective_options) else ()
+    task = task_inputs.make_task(config, tokenizer, models.page_of(model), labels, record.pair)
+    return model, task
+
+
+def answers(model, task: Task, rows: TaskRows, batch_size: int, length: int | None = None) -> dict[str, np.ndarray]:
+    """Returns `task.predict` of all rows, in their order.
+
+    Args:
+      model, task: see `load`.
+      rows: the encoded rows.
+      batch_size: rows per batch.
+      length: the number of positions in every batch; None pads to the longest row.
+    """
+    predict = tf.function(lambda batch: task.predict({MAIN: model}, batch), reduce_retracing=True)
+    parts, numbers = [], []
+    for batch in by_length.evaluation_batches(rows, batch_size=batch_size, length=length):
+        numbers.append(batch.pop(ROW_NUMBERS).numpy())
+        real = numbers[-1] >= 0
+        parts.append({name: x.numpy()[real] for name, x in predict(batch).items()})
+        numbers[-1] = numbers[-1][real]
+    order = np.argsort(np.concatenate(numbers), kind="stable")
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+
+
+def evaluate(run_dir: pathlib.Path, config: TrainConfig, how: Any, columns: Mapping[str, str]) -> Evaluated:
+    """Returns a run's answers to `how.test_file`.
+
+    Args:
+      run_dir, config: the run.
+      how: the options of tfzoo.evaluate.
+      columns: options of the task that differ from those of the training.
+    """
+    known = vars(config.objective_options)
+    for name, value in columns.items():
+        if name not in known:
+            raise UserError(f"--{name}={value}: does not apply to the task {config.task}; omit it")
+    checkpoint_dir = how.checkpoint if how.model_dir == str(run_dir) else None
+    model, task = load(run_dir, config, checkpoint_dir)
+    config = config.replace(bad_rows=how.bad_rows, **columns)
+    file = config.learner.open_file(config.objective_options, how.test_file, "test_file", how.bad_rows)
+    if config.learner.is_pair(file) != task.pair:
+        wanted = "pairs of texts" if task.pair else "single texts"
+        raise UserError(f"--test_file={how.test_file}: the run was fine-tuned on {wanted}; specify the columns")
+    rows = task_inputs.read_rows(config, task, file, "test_file")
+    length = config.sequence_length if type(model).fixed_length or not config.length_batches else None
+    outcome = task.outcome(answers(model, task, rows, how.batch_size, length))
+    return Evaluated(config, task, outcome, file, _step_of(run_dir, checkpoint_dir))
+
+
+def _step_of(run_dir: pathlib.Path, checkpoint_dir: str | None) -> int:
+    """Returns the step of a checkpoint, by default of best/ or the newest."""
+    store = checkpoint.Checkpoints(run_dir / "checkpoints", read_only=True)
+    best = run_dir / "best"
+    chosen = checkpoint_dir or (best if best.exists() else None)
+    return store.read(chosen)[0]
