@@ -80,7 +80,7 @@ def main(flags: absl_flags.FlagValues) -> None:
             baselines = mine.baselines()
     name = tuned.best_metric or mine.task.best_metric[0]
     record = evaluation.assemble(mine.task, mine.outcome, mine.file, mine.step, baselines, name)
-    if other is not None:
+    if other is not None and config.against is not None:
         with progress.stage(f"evaluating {config.against}"):
             theirs = evaluating.evaluate(pathlib.Path(config.against), other, config, columns)
         record["against"] = evaluation.compare(mine.task, mine.outcome, theirs.task, theirs.outcome, config.against)

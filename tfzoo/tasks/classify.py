@@ -28,7 +28,8 @@ from tfzoo.errors import UserError, suggest
 from tfzoo.evaluation import scores
 from tfzoo.objectives.objective import MAIN, LabelSmoothingOption
 from tfzoo.options import option
-from tfzoo.tasks.task import GROUP, ColumnOptions, Task
+from tfzoo.tasks import GROUP
+from tfzoo.tasks.task import ColumnOptions, Task
 
 tf = lazy.module("tensorflow")
 losses = lazy.module("tfzoo.nn.losses")
@@ -304,7 +305,7 @@ class Classify(Task):
         test_texts, test_labels = _columns(held_out)
         kind = self.options.label_type
         gold = self._encoded(test_labels)
-        figures = {}
+        figures: dict = {}
         score: Any = {SINGLE: scores.classification, SEVERAL: scores.several}.get(kind)
         return {
             name: scores.regression(gold, predicted) if score is None else score(gold, predicted, self.labels)

@@ -22,11 +22,11 @@ from tfzoo.evaluation.evaluator import Evaluator
 from tfzoo.evaluation.intervals import Weighted
 from tfzoo.objectives.objective import MAIN, Objective
 from tfzoo.options import Checked, option
+from tfzoo.tasks import GROUP
 from tfzoo.text import framing
 
 tf = lazy.module("tensorflow")
 
-GROUP = "Task"
 # Labels of the baselines in tables.
 BASELINES = {"majority": "majority class", "linear": "linear model", "lookup": "look-up", "bm25": "BM25"}
 

@@ -16,6 +16,7 @@ from tfzoo.data.files import POLICIES
 from tfzoo.data.tokenized import TOKENIZERS
 from tfzoo.errors import UserError
 from tfzoo.options import Checked, option
+from tfzoo.tasks import GROUP
 from tfzoo.training import distribution, registry, stages
 
 OPTIMIZERS = ("adamw", "muon", "lamb", "adafactor", "sgd", "lars")
@@ -23,7 +24,6 @@ FALLING = ("linear", "cosine", "trapezoidal")  # Schedules that end at a final l
 SCHEDULES = (*FALLING, "inverse_sqrt", "constant")
 # Headings of --help.
 _COMMON, _DATA, _MODEL = "Common options", "Text and tokenizer", "Model and precision"
-_FILES = "Fine-tuning (docs/finetuning.md)"
 _OPTIMIZER, _DEVICES = "Optimization", "Devices (docs/distributed.md)"
 _CADENCE, _FAULTS = "Logging, evaluation and checkpoints", "Error handling"
 
@@ -145,42 +145,32 @@ class TrainConfig(CorpusConfig):
         None, "Fine-tuning task, instead of an objective.", group=_COMMON, choices=tuple(registry.TASKS)
     )
     train_file: str | None = option(
-        None, "Labelled file to fine-tune on; the task's page in docs/ describes its formats.", group=_FILES
+        None, "Labelled file to fine-tune on; the task's page in docs/ describes its formats.", group=GROUP
     )
     validation_file: str | None = option(
         None,
         "Labelled file to evaluate on, which selects the best checkpoint; without one, every tenth row of --train_file "
         "is held out.",
-        group=_FILES,
+        group=GROUP,
     )
     bad_rows: str = option(
         "strict",
         "Handling of unsuitable rows of labelled files: strict stops with an error, skip omits and counts them.",
-        group=_FILES,
+        group=GROUP,
         choices=("strict", "skip"),
     )
-    epochs: float = option(
+    epochs: float | None = option(
         None,
         "With --task: passes over the training rows, instead of --steps; 3 by default.",
-        group=_FILES,
+        group=GROUP,
         low=0.01,
         changeable=True,
-    )
-    early_stopping: int = option(
-        0,
-        "End the run after this many consecutive evaluations without an improvement; 0 disables.",
-        group=_CADENCE,
-        low=0,
-        changeable=True,
-    )
-    best_metric: str | None = option(
-        None, "Figure that selects the best checkpoint, instead of that of the objective or task.", group=_CADENCE
     )
     length_batches: bool = option(
         True,
         "With --task: put rows of similar length into a batch, and pad them to the longest; otherwise, rows are padded "
         "to --sequence_length, as TPUs require.",
-        group=_FILES,
+        group=GROUP,
     )
     steps: int = option(
         None,
@@ -330,6 +320,16 @@ class TrainConfig(CorpusConfig):
         low=1,
         changeable=True,
     )
+    early_stopping: int = option(
+        0,
+        "End the run after this many consecutive evaluations without an improvement; 0 disables.",
+        group=_CADENCE,
+        low=0,
+        changeable=True,
+    )
+    best_metric: str | None = option(
+        None, "Figure that selects the best checkpoint, instead of that of the objective or task.", group=_CADENCE
+    )
     keep_checkpoints: int = option(
         2, "Number of newest checkpoints to keep, in addition to the best one.", group=_CADENCE, low=1, changeable=True
     )
@@ -377,8 +377,8 @@ class TrainConfig(CorpusConfig):
             object.__setattr__(self, "objective_options", cls())
         if type(self.objective_options) is not cls:
             raise UserError(
-                f"objective_options={self.objective_options}: must be an instance of the Options of "
-                f"{self.task or self.objective}"
+                f"objective_options={self.objective_options}: must be an instance of the Options of the "
+                f"{_kind_of(self.task, self.objective)}"
             )
         if self.stages:
             if self.task:
@@ -386,7 +386,7 @@ class TrainConfig(CorpusConfig):
             stages.stages_of(self)
 
     @property
-    def learner(self) -> type:
+    def learner(self) -> Any:
         """The class of the task, or of the objective."""
         return registry.find(self.task or self.objective)
 
@@ -412,7 +412,7 @@ class TrainConfig(CorpusConfig):
 
     def for_rows(self, count: int) -> "TrainConfig":
         """Returns the config of a task with the options that depend on the number of its training rows."""
-        steps = self.steps or max(1, math.ceil(self.epochs * count / self.batch_size))
+        steps = self.steps or max(1, math.ceil((self.epochs or 0) * count / self.batch_size))
         every = min(steps, math.ceil(count / self.batch_size))  # An epoch.
         values: dict[str, Any] = dict(warmup_steps=steps // 10, evaluate_every=every, checkpoint_every=every)
         values = {name: value for name, value in values.items() if getattr(self, name) is None}
@@ -425,9 +425,10 @@ class TrainConfig(CorpusConfig):
             if field.metadata["group"] == _COMMON:
                 options.define_flag(flags, field)
         registry.define_flags(flags)
-        for field in options.fields(cls):
-            if field.metadata["group"] != _COMMON:
-                options.define_flag(flags, field)
+        for group in (GROUP, None):
+            for field in options.fields(cls):
+                if field.metadata["group"] == group or (group is None and field.name not in flags):
+                    options.define_flag(flags, field)
 
     @classmethod
     def from_flags(cls, flags: absl_flags.FlagValues) -> "TrainConfig":
@@ -481,14 +482,18 @@ class TrainConfig(CorpusConfig):
         Raises:
           UserError: an option is unknown, or a value is out of bounds.
         """
-        name = values.get("task", self.task) or values.get("objective", self.objective)
-        options_class = registry.find(name).Options
+        task, objective = values.get("task", self.task), values.get("objective", self.objective)
+        options_class = registry.find(task or objective).Options
         general_names = {field.name for field in options.fields(type(self))}
         objective_names = {field.name for field in options.fields(options_class)}
         if unknown := values.keys() - general_names - objective_names:
-            raise UserError(f"{', '.join(sorted(unknown))}: is not an option of {name}")
+            raise UserError(f"{', '.join(sorted(unknown))}: is not an option of the {_kind_of(task, objective)}")
         general = {name: value for name, value in values.items() if name in general_names}
         specific = {name: value for name, value in values.items() if name in objective_names}
         same_class = type(self.objective_options) is options_class
         current: Any = self.objective_options if same_class else options_class()
         return dataclasses.replace(self, **general, objective_options=dataclasses.replace(current, **specific))
+
+
+def _kind_of(task: str | None, objective: str) -> str:
+    return f"task {task}" if task else f"objective {objective}"

@@ -225,12 +225,13 @@ def read_model_config(config: TrainConfig):
     """
     from tfzoo import models
 
-    if config.model is None:
+    if config.model is None and config.init_from is not None:
         from tfzoo.training import runs
 
         name, page, model_config = runs.model_of(hub.folder(config.init_from, "init_from"))
     else:
-        name, (page, model_config) = config.model, models.find(config.model)
+        name = config.model or "bert_tiny"
+        page, model_config = models.find(name)
     return name, page, with_overrides(config, model_config)
 
 

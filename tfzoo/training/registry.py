@@ -40,8 +40,8 @@ def find(name: str) -> type[Objective]:
 
 
 def every() -> Iterator[tuple[str, type[Objective]]]:
-    """Yields (name, class) of every objective."""
-    return ((name, find(name)) for name in OBJECTIVES)
+    """Yields (name, class) of every objective and task."""
+    return ((name, find(name)) for name in OBJECTIVES | TASKS)
 
 
 def define_flags(flags: absl_flags.FlagValues, names: Collection[str] | None = None) -> None:
@@ -56,8 +56,8 @@ def define_flags(flags: absl_flags.FlagValues, names: Collection[str] | None = N
     """
     readers: dict[str, list[str]] = {}
     declared: dict = {}
-    for name in OBJECTIVES | TASKS:
-        for field in options.fields(find(name).Options):
+    for name, cls in every():
+        for field in options.fields(cls.Options):
             readers.setdefault(field.name, []).append(name)
             first = declared.setdefault(field.name, field)
             if (first.type, first.default, first.metadata) != (field.type, field.default, field.metadata):
