@@ -10,6 +10,7 @@ Files can be compressed with gzip. Labels are texts without white space at eithe
 memory does not depend on their number. Importing this module does not import TensorFlow.
 """
 
+import collections
 import dataclasses
 import hashlib
 import math
@@ -47,8 +48,8 @@ class Columns:
 class Row:
     """A labelled text, or pair of texts.
 
-    where: FILE:LINE at which the row starts, or the file of a folder. texts: one text, two of a pair, or more. label: by
-    the kind of the file.
+    where: FILE:LINE at which the row starts, or the file of a folder. texts: one text, two of a pair, or more. label:
+    by the kind of the file.
     """
 
     where: str
@@ -215,28 +216,43 @@ class _Table:
     def __init__(self, path: str, where: str, wanted: Wanted, columns: Columns):
         self._path = path
         delimiter = None if columns.delimiter is None else tables.delimiter_of(columns.delimiter)
-        whole_lines = wanted.kind == "none" and not wanted.needs_pair and wanted.pair is None
+        given = (columns.text, columns.pair, columns.label)
+        whole_lines = wanted.kind == "none" and not wanted.needs_pair and given == (None, None, None)
         self._dialect = tables.detect(path, delimiter, lines_are_texts=whole_lines)
         rows = tables.parse_sample(*tables.sample(path), self._dialect)
-        self._header = has_header(rows, (columns.text, columns.pair, columns.label))
-        if self._header and len(rows) == 1:
+        self._header = self._dialect.delimiter is not None and has_header(rows, given)
+        names, rows = (rows[0], rows[1:]) if self._header else ([], rows)
+        if not rows:
             raise UserError(f"{where}: contains a header and no rows; add rows")
-        self._width = _frequent(map(len, rows))
+        self._width = self._check_width(where, names, rows, wanted)
+        for name in names:
+            try:
+                row_files.check_utf8(name)
+            except BadRow as bad:
+                raise UserError(f"{where}: its header: {bad.words}; {bad.remedy}") from None
+        self._names = [name.strip() for name in names] or [str(i) for i in range(self._width)]
+        self._choice = Chooser(where, self._names, rows, wanted, self._header).choose()
+        self.columns = _chosen(self._choice, self._names, self._dialect.delimiter)
+
+    def _check_width(self, where: str, names: list[str], rows: list[list[str]], wanted: Wanted) -> int:
+        """Returns the number of columns: that of the header, or the most frequent one of the first rows."""
+        widths = collections.Counter(map(len, rows))
+        width = len(names) or widths.most_common(1)[0][0]
         texts = 2 if wanted.needs_pair else 1
-        if self._width < texts + (wanted.kind != "none"):
+        if width < texts + (wanted.kind != "none"):
+            for line, fields in tables.rows(self._path, self._dialect):
+                if isinstance(fields, BadRow):  # Such as invalid UTF-8; a file in another encoding has another format.
+                    raise UserError(f"{self._path}:{line}: {fields.words}; {fields.remedy}")
             needed = " and ".join(["a text", "a second text"][:texts] + ["a label"] * (wanted.kind != "none"))
             raise UserError(
-                f"{where}: its rows have {self._width} column{'s' * (self._width != 1)}, too few for {needed}; separate "
-                "the columns with tabs or commas, or specify --delimiter"
+                f"{where}: its rows have {width} column{'s' * (width != 1)}, too few for {needed}; separate the "
+                "columns with tabs or commas, or specify --delimiter"
             )
-        names = rows[0] if self._header else [str(i) for i in range(self._width)]
-        if len(names) != self._width:
+        if width not in widths and len(widths) == 1 and len(rows) > 1:
             raise UserError(
-                f"{where}: its header has {len(names)} columns, and its rows have {self._width}; correct the header"
+                f"{where}: its header has {width} columns, and its rows have {next(iter(widths))}; correct the header"
             )
-        self._names = [name.strip() for name in names]
-        self._choice = Chooser(where, self._names, rows[self._header :], wanted, self._header).choose()
-        self.columns = _chosen(self._choice, self._names, self._dialect.delimiter)
+        return width
 
     def __str__(self) -> str:
         header = "header" if self._header else "no header"
@@ -374,14 +390,6 @@ def _visible(folder: str) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 
-def _frequent(values: Iterable[int]) -> int:
-    """Returns the most frequent value, the first one if several are."""
-    counts: dict[int, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return max(counts, key=lambda value: counts[value])
-
-
 def _chosen(choice: Choice, names: list[str], delimiter: str | None) -> Columns:
     text, *others = (names[i] for i in choice.texts)
     label = None if choice.label is None else names[choice.label]
@@ -430,8 +438,8 @@ def check_classes(file: LabelledFile, labels: list[str]) -> None:
 class Overlap:
     """Rows of a file whose texts also occur in training.
 
-    name: of the file in check_overlap. rows: their number. examples: (where in training, where in the file, the texts) of
-    the first ones.
+    name: of the file in check_overlap. rows: their number. examples: (where in training, where in the file, the texts)
+    of the first ones.
     """
 
     name: str
@@ -446,7 +454,7 @@ class Overlap:
 
 def check_overlap(train: LabelledFile, others: Mapping[str, LabelledFile]) -> list[Overlap]:
     """Returns the overlap of a training file with each of the others that has one. White space is compared as a single
-    space. Reads the training file once and the others twice; the memory contains 16 bytes per row of the others."""
+    space. Reads the training file once and the others twice; the memory contains a digest per text of the others."""
     digests = {name: {_digest(row.texts) for row in file.rows()} for name, file in others.items()}
     found: dict[str, dict[bytes, str]] = {name: {} for name in others}
     for row in train.rows():
@@ -456,7 +464,8 @@ def check_overlap(train: LabelledFile, others: Mapping[str, LabelledFile]) -> li
                 found[name].setdefault(digest, row.where)
     overlaps = []
     for name, file in others.items():
-        rows, examples = 0, []
+        rows = 0
+        examples: list[tuple[str, str, tuple[str, ...]]] = []
         for row in file.rows() if found[name] else ():
             where = found[name].get(_digest(row.texts))
             if where is not None:
