@@ -71,6 +71,22 @@ _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]{4}")
 
 
 @dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which columns are read, by name, or by number from 0 if the file has no header; None means to detect it.
+
+    Several second texts, as in triples, are separated by commas in `pair`.
+    """
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    delimiter: str | None = None
+
+
+DETECT_ALL = Columns()
+
+
+@dataclasses.dataclass(frozen=True)
 class Wanted:
     """The columns that the user specifies, by name or number, and what is to be read.
 

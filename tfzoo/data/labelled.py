@@ -16,12 +16,12 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from tfzoo import json_files
 from tfzoo.data import row_files, tables
-from tfzoo.data.columns import Choice, Chooser, Wanted, has_header
+from tfzoo.data.columns import DETECT_ALL, Choice, Chooser, Columns, Wanted, has_header
 from tfzoo.data.row_files import BadRow, RowFile
 from tfzoo.errors import UserError
 from tfzoo.json_files import BadJSON, show
@@ -29,19 +29,6 @@ from tfzoo.json_files import BadJSON, show
 KINDS = ("single", "several", "number", "none")
 MAX_EXAMPLES = 3
 _SAMPLE = 1000  # JSON objects from which columns are detected.
-
-
-@dataclasses.dataclass(frozen=True)
-class Columns:
-    """Which columns are read, by name, or by number from 0 if the file has no header; None means to detect it.
-
-    Several second texts, as in triples, are separated by commas in `pair`.
-    """
-
-    text: str | None = None
-    pair: str | None = None
-    label: str | None = None
-    delimiter: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,7 +68,7 @@ class LabelledFile(RowFile[Row]):
         *,
         flag: str,
         kind: str = "single",
-        columns: Columns = Columns(),
+        columns: Columns = DETECT_ALL,
         needs_pair: bool | None = None,
         policy: str = "strict",
     ):
@@ -103,13 +90,12 @@ class LabelledFile(RowFile[Row]):
             raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
         super().__init__(path, flag=flag, policy=policy, folder=True)
         self.kind = kind
-        self._known: frozenset[str] | None = None
         wanted = Wanted(columns.text, columns.pair, columns.label, kind, needs_pair)
         where = f"--{flag}={self.path}"
         self._source: _Source
         if os.path.isdir(self.path):
             self._source = _Folder(self.path, where, wanted, columns)
-        elif _is_jsonl(self.path, where):
+        elif self._is_jsonl():
             self._source = _JSONLines(self.path, where, wanted, columns)
         else:
             self._source = _Table(self.path, where, wanted, columns)
@@ -118,10 +104,6 @@ class LabelledFile(RowFile[Row]):
     def describe(self) -> str:
         """Returns one line about the format and the columns that were detected."""
         return f"{self.path}: {self._source}"
-
-    def expect(self, labels: Iterable[str]) -> None:
-        """Makes rows with another label bad rows, as in a validation file, whose labels must be those of training."""
-        self._known = frozenset(labels)
 
     def fingerprint(self) -> str:
         if self._fingerprint is None and isinstance(self._source, _Folder):
@@ -137,12 +119,7 @@ class LabelledFile(RowFile[Row]):
             if not text.strip():
                 raise BadRow("empty_text", "its text is empty", "add a text or remove the row")
         label = _label(value, self.kind)
-        if self._known is not None:
-            for one in label if isinstance(label, tuple) else (label,):
-                if one not in self._known:
-                    names = ", ".join(sorted(self._known)[:10]) + (", ..." if len(self._known) > 10 else "")
-                    remedy = f"correct it (labels of training: {names}), or train with this label"
-                    raise BadRow("unknown_label", f"label {show(one)} does not occur in training", remedy)
+        self._check_known(label if isinstance(label, tuple) else (label,))
         return Row(where, texts, label)
 
 
@@ -194,20 +171,6 @@ def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
-
-
-def _is_jsonl(path: str, where: str) -> bool:
-    """Returns whether a file contains JSON lines, by its suffix or its first line."""
-    suffix = row_files.suffix(path)
-    if suffix in (".jsonl", ".ndjson"):
-        return True
-    if suffix in (".csv", ".tsv"):
-        return False
-    with row_files.open_text(path) as text:
-        start = next(line for line in text if line.strip()).lstrip()
-    if suffix == ".json" and start.startswith("["):
-        raise UserError(f"{where}: is one JSON list; write one JSON object per line (.jsonl)")
-    return start.startswith("{")
 
 
 class _Table:

@@ -36,8 +36,8 @@ _SHARE = 0.9  # The fraction of rows that must have the same number of columns.
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """How a table is written: the delimiter, None if each line is one text; and whether quotes are in use, None if it does
-    not matter, because no field begins with one."""
+    """How a table is written: the delimiter, None if each line is one text; and whether quotes are in use, None if no
+    field begins with one, so that it does not matter."""
 
     delimiter: str | None
     quotes: bool | None
@@ -130,8 +130,8 @@ def _share(rows: list[list[str]]) -> float:
 
 
 def _uses_quotes(path: str) -> bool | None:
-    """Returns whether quotes are in use in a tab-separated file, by the rule of the module's docstring; None if no field
-    begins with a quote."""
+    """Returns whether quotes are in use in a tab-separated file, by the rule of the module's docstring, or None if no
+    field begins with a quote."""
     plain_widths: collections.Counter[int] = collections.Counter()
     found = False
     with open_text(path) as text:
