@@ -42,7 +42,7 @@ class HeaderTest(unittest.TestCase):
     def test_without_numbers_a_header_is_short(self):
         others = [["hello there my friend", "greet"], ["good bye to you all", "leave"], ["see you on monday", "leave"]]
         self.assertTrue(has_header([["was", "wozu"], *others], ()))
-        self.assertFalse(has_header([["until next week then", "close"], *others], ()))
+        self.assertFalse(has_header([["until next week", "close"], *others], ()))
         self.assertFalse(has_header([["hi", "greet"], *others], ()))  # A label that recurs.
         self.assertFalse(has_header([["hi", "query"], *others, ["what is it", "query"]], ()))
 
@@ -69,6 +69,8 @@ class ColumnsTest(unittest.TestCase):
             (["sentence1", "genre", "sentence2", "score"], "number", (0, 2), 3),
             (["text", "topic", "title", "label"], "single", (0,), 3),
             (["query", "x", "passage", "y"], "none", (0, 2), None),
+            (["source", "x", "target", "y"], "none", (0, 2), None),
+            (["source", "x", "target", "label"], "single", (0, 2), 3),
         ):
             self.assertEqual(chosen(rows, names, kind=kind), (texts, label), names)
 
@@ -97,6 +99,8 @@ class ColumnsTest(unittest.TestCase):
             (table(text, other, ["2.5", "4.75", "0"]), "number", ((0, 1), 2)),
             (table(text, index, ["2.5", "4.75", "0"]), "number", ((0,), 2)),
             (table(text, ["a", "b"], [""]), "single", ((0,), 1)),
+            (table(text, ["a", "b"], [*text[:5], *[""] * 15]), "single", ((0,), 1)),
+            (table(["one two three", "four five"], text, ["a", "b", "not c"]), "single", ((0, 1), 2)),
             (table(["这是一个很好的酒店", "不太满意的服务态度"], ["1", "0"]), "single", ((0,), 1)),
             (table(text, other), "none", ((0, 1), None)),
             (table(text, ["a", "b"]), "none", ((0,), None)),
@@ -104,6 +108,8 @@ class ColumnsTest(unittest.TestCase):
             ([["a fine day", "good"]], "single", ((0,), 1)),
             ([["no", "negative"], ["a fine day", "positive"], ["what a dull film", "negative"]], "single", ((0,), 1)),
             ([["yes", "1"], ["no", "0"]], "single", ((0,), 1)),
+            ([["a", "10"], ["b", "20"]], "single", ((0,), 1)),
+            ([["a fine long day out", "very good"], ["what a film", "not good"]], "single", ((0,), 1)),
         ):
             self.assertEqual(chosen(rows, kind=kind), expected, rows[0])
 

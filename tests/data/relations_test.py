@@ -63,6 +63,10 @@ class RelationsTest(unittest.TestCase):
         self.assertEqual((first.text, first.first, first.second), ("The  cradle  of a child", (18, 23), (5, 11)))
         self.assertEqual(second.text, "A <e1>😀 child")  # With offsets, a marker is ordinary text.
         self.assertEqual((second.text[slice(*second.first)], second.second), ("child", (0, 1)))
+        for first, second in (((0, 4), (4, 8)), ((4, 8), (0, 4))):
+            touching = {"text": "bookshop", "first": first, "second": second, "label": "x"}
+            (row,) = self.open(json.dumps(touching), "a.jsonl").rows()
+            self.assertEqual((row.first, row.second), (first, second))
         content = '{"t": "<e1>a</e1> <e2>b</e2>", "r": "x"}'
         (row,) = self.open(content, "a.jsonl", columns=Columns(text="t", label="r")).rows()
         self.assertEqual(row.label, "x")

@@ -84,6 +84,7 @@ class TablesTest(unittest.TestCase):
             '"quoted" start\t1\nplain\t0\n',  # Not a quoted field.
             'a\t1\n"never closed\t0\nb\t1\n',
             '"it begins here .\t1\nand goes on\t0\nand ends ."\t1\n"',  # The csv module would read one row.
+            '"it ""begins"" here .\t1\nand ends ."\t1\nb\t0\n',
             '"A whole sentence."\t1\nAnother.\t0\n',  # Needs no quotes.
             'he said "no"\t1\nb\t0\n',
         ):

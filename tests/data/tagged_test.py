@@ -25,7 +25,7 @@ def encoded(length: int, entities: list[tuple[int, int, str]], scheme: str) -> l
             elif scheme == "IOB2":
                 letter = "B" if i == start else "I"
             else:
-                begin, inside, last, single = {"BIOES": "BIES", "BILOU": "BILU", "BMEWO": "BMEW"}[scheme]
+                begin, inside, last, single = list({"BIOES": "BIES", "BILOU": "BILU", "BMEWO": "BMEW"}[scheme])
                 letter = single if end - start == 1 else begin if i == start else last if i == end - 1 else inside
             tags[i] = f"{letter}-{label}"
     return tags
@@ -69,6 +69,7 @@ class SchemesTest(unittest.TestCase):
             ("B-PER I-PER O", "IOB2"),
             ("I-PER B-PER", "IOB1"),
             ("I-PER I-LOC", "IOB1"),
+            ("I-PER B-LOC", "IOB2"),  # With an error.
             ("I-PER O B-LOC", "IOB2"),  # With an error.
             ("B-PER E-PER", "BIOES"),
             ("U-PER", "BIOES"),

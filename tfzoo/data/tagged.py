@@ -266,7 +266,7 @@ class TaggedFile(RowFile[TaggedRow]):
         if words or bad:
             yield self._sentence(start, words, bad_line, bad)
 
-    def _sentence(self, start: int, words: list[tuple[str, str]], bad_line: int, bad: BadRow | None):
+    def _sentence(self, start: int, words: list[tuple[str, str]], bad_line: int, bad: BadRow | None) -> tuple[str, Any]:
         return (f"{self.path}:{bad_line}", bad) if bad else (f"{self.path}:{start}", words)
 
     def _word(self, line: str) -> tuple[str, str]:
