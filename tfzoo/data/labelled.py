@@ -213,8 +213,8 @@ class _Table:
             )
         if width not in widths and len(widths) == 1 and len(rows) > 1:
             raise UserError(
-                f"{where}: its header has {width} columns, and its rows have {next(iter(widths))}; correct the header, or "
-                "quote texts that contain the delimiter"
+                f"{where}: its header has {width} columns, and its rows have {next(iter(widths))}; correct the header, "
+                "or quote texts that contain the delimiter"
             )
         return width
 
