@@ -60,7 +60,7 @@ IDIOMS = (
     Idiom(r"\bwherein\b", "in which"),
     Idiom(r"\bthereof\b", "of it"),
 )
-ERRORS = {"UserError", "CheckFailed", "WorkerLost"}
+ERRORS = {"UserError", "CheckFailed", "WorkerLost", "BadRow"}
 CHECKS = {"_require", "require", "_require_multiple"}  # Functions that raise a UserError with their last argument.
 
 

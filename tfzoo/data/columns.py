@@ -1,7 +1,7 @@
 """Finds out which columns of a table are the text, the second text of a pair, and the label. Pure functions.
 
-The first row is a header if the user names columns, or if no cell of it is a number, blank or a sentence (more than 40
-characters, or with punctuation of sentences), no cell recurs in its column, and
+The first row is a header if the user names columns, or if none of its cells is a number or a sentence (more than 40
+characters, or with punctuation of sentences), no cell recurs in its column, not all are blank, and
 
 - its cells contain no spaces, and one of them is in `TEXTS`, `LABELS`, or a pair of `PAIRS`; or
 - all other cells of a column are numbers, or it is at most half as long as the median in the column of the text.
@@ -12,10 +12,12 @@ that there is no header, unless the first rule says otherwise.
 The columns are, in this order of precedence: those that the user specifies; those with a common name (`PAIRS`, then
 `TEXTS`; `LABELS`); and otherwise by their values in the first rows:
 
-- The label is the only column with numbers (kind "number"), or else with few distinct values: at most half as many as
-  rows. If all other columns but the text are excluded, it is the remaining one.
-- The text is the column with the longest values on average, among those that are neither numbers nor the label. Two
-  columns in which most values have several words are a pair, if the table has no header or a pair is required.
+- The label is the only column with numbers (kind "number") or with few distinct values (other kinds): at most half as
+  many as rows. Among several of these, it is the only one whose values are mostly single words. If none has few values,
+  it is the only column that is not a text. Of two columns, it is the one with shorter values.
+- The text is the only column in which most values have several words; if there is none, the one with the longest values
+  on average. Two such columns are a pair, if the table has no header or a pair is required.
+- Numbers that are all different, as in an index, are not a label, and columns that are mostly blank are ignored.
 
 What these rules do not decide is an error that lists the columns and names the flags.
 """
@@ -52,11 +54,15 @@ PAIRS = (
     ("text", "text_pair"),
     ("source", "target"),
 )
-TEXTS = ("text", "sentence", "text_a", "review", "content", "document", "utterance", "tweet", "comment", "question")
-TEXTS += ("query", "body", "message", "description", "title", "headline", "passage", "input")
-LABELS = ("label", "labels", "category", "categories", "class", "classes", "sentiment", "intent", "topic", "topics")
-LABELS += ("gold_label", "score", "rating", "stars", "similarity", "relatedness_score", "similarity_score")
-LABELS += ("is_duplicate", "polarity", "emotion", "relation", "quality", "tag", "tags", "target", "class_index", "y")
+TEXTS = (
+    *("text", "sentence", "text_a", "review", "content", "document", "utterance", "tweet", "comment", "question"),
+    *("query", "body", "message", "description", "title", "headline", "passage", "input"),
+)
+LABELS = (
+    *("label", "labels", "category", "categories", "class", "classes", "sentiment", "intent", "topic", "topics"),
+    *("gold_label", "score", "rating", "stars", "similarity", "relatedness_score", "similarity_score"),
+    *("is_duplicate", "polarity", "emotion", "relation", "quality", "tag", "tags", "target", "class_index", "y"),
+)
 _CERTAIN = {"label", "labels", "gold_label"}  # Decisive also next to another of LABELS.
 _NEGATIVE = re.compile(r"(hard_)?neg(ative)?(_?\d+)?")
 _MAX_NAME = 40
@@ -65,12 +71,27 @@ _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]{4}")
 
 
 @dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which columns are read, by name, or by number from 0 if the file has no header; None means to detect it.
+
+    Several second texts, as in triples, are separated by commas in `pair`.
+    """
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    delimiter: str | None = None
+
+
+DETECT_ALL = Columns()
+
+
+@dataclasses.dataclass(frozen=True)
 class Wanted:
     """The columns that the user specifies, by name or number, and what is to be read.
 
     text, pair, label: None to detect them. kind: of the label, as in LabelledFile. needs_pair: True if a second text is
-    required, False if it is not read, None to read it if it is found. lists: the numbers of the columns that contain
-    JSON lists.
+    required, False if it is not read, None to read it if it is found.
     """
 
     text: str | None
@@ -93,10 +114,10 @@ class _Column:
     """What the first rows say about a column."""
 
     mean_length: float
-    number: bool
-    few: bool
-    several_words: bool
-    index: bool
+    number: bool  # All values are numbers.
+    few: bool  # There are few distinct values.
+    several_words: bool  # Most values have several words.
+    ignored: bool  # All values are different whole numbers, or most are blank.
 
 
 def plain(name: str) -> str:
@@ -114,9 +135,9 @@ def has_header(rows: Sequence[Sequence[str]], given: Iterable[str | None]) -> bo
     values = [value for one in given if one is not None for value in one.split(",")]
     if any(not value.strip().isdigit() for value in values) or any(value in first for value in values):
         return True
-    if not all(map(_may_be_name, first)) or len(set(first)) < len(first):
+    if not any(cell.strip() for cell in first) or not all(map(_may_be_name, first)):
         return False
-    if any(cell == row[i] for row in others for i, cell in enumerate(first) if i < len(row)):
+    if any(cell and cell == row[i] for row in others for i, cell in enumerate(first) if i < len(row)):
         return False
     names = set(map(plain, first))
     known = bool(names & {*TEXTS, *LABELS}) or any(names.issuperset(pair) for pair in PAIRS)
@@ -134,7 +155,7 @@ def has_header(rows: Sequence[Sequence[str]], given: Iterable[str | None]) -> bo
 
 def _may_be_name(cell: str) -> bool:
     cell = cell.strip()
-    return 0 < len(cell) <= _MAX_NAME and not is_number(cell) and not re.search(r"[.,!?;:。，！？；：\n]", cell)
+    return len(cell) <= _MAX_NAME and not is_number(cell) and not re.search(r"[.,!?;。，！？；\n]", cell)
 
 
 class Chooser:
@@ -155,17 +176,18 @@ class Chooser:
         self._examples = rows[0] if rows else [""] * len(names)
         self._columns = [self._describe([row[i] for row in rows if i < len(row)]) for i in range(len(names))]
 
-    def _describe(self, values: list[str]) -> _Column:
-        values = [value for value in values if value.strip()]
+    def _describe(self, cells: list[str]) -> _Column:
+        values = [cell for cell in cells if cell.strip()]
         number = bool(values) and all(map(is_number, values))
-        distinct, count = len(set(values)), max(len(values), 1)
+        distinct, count = len(set(values)), len(values)
         words = sum(len(value.split()) > 1 or _CJK.search(value) is not None for value in values)
+        index = number and count > 2 and distinct == count and all(value.strip().isdigit() for value in values)
         return _Column(
-            mean_length=sum(map(len, values)) / count,
+            mean_length=sum(map(len, values)) / max(count, 1),
             number=number,
-            few=distinct <= max(count / 2, 1),
+            few=count > 1 and distinct <= count / 2,
             several_words=words > count / 2,
-            index=number and count > 2 and distinct == count and all(value.strip().isdigit() for value in values),
+            ignored=index or 2 * count < len(cells),
         )
 
     def choose(self) -> Choice:
@@ -176,7 +198,7 @@ class Chooser:
         """
         wanted = self._wanted
         label = self._find(wanted.label, "label_column") if wanted.label is not None else None
-        if label is None:
+        if label is None and len(self._names) > 1:
             label = self._named_label()
         texts = self._texts(label)
         if label is None:
@@ -195,6 +217,8 @@ class Chooser:
 
     def _find(self, value: str, flag: str) -> int:
         if value in self._names:
+            if self._names.count(value) > 1:
+                raise UserError(f"--{flag}={value}: {self._where} has two columns of this name; rename one")
             return self._names.index(value)
         if value.strip().isdigit() and int(value) < len(self._names):
             return int(value)
@@ -216,10 +240,14 @@ class Chooser:
         named = [self._plain.index(name) for name in LABELS if name in self._plain]
         used = {self._names.index(one) for one in (self._wanted.text, self._wanted.pair) if one in self._names}
         named = [i for i in named if i not in used]
+        if self._wanted.needs_pair is not False and (self._wanted.kind == "none" or len(named) > 1):
+            # The second text of a pair can be named "target".
+            seconds = {second for first, second in PAIRS if first in self._plain}
+            named = [i for i in named if self._plain[i] not in seconds]
         if self._wanted.kind == "number":
             named = [i for i in named if self._columns[i].number] or named
         if len(named) > 1 and self._plain[named[0]] not in _CERTAIN and self._wanted.kind != "none":
-            # A name such as "target" or "title" can also be that of a text.
+            # A name such as "topic" can also be that of a text.
             fitting = [i for i in named if not self._columns[i].several_words]
             if len(fitting) != 1:
                 self._ambiguous("the label", "--label_column")
@@ -276,22 +304,29 @@ class Chooser:
     def _long(self, label: int | None) -> list[int]:
         """Returns the columns whose values are texts of several words."""
         columns = enumerate(self._columns)
-        return [i for i, column in columns if i != label and column.several_words and not column.number]
+        return [i for i, one in columns if i != label and one.several_words and not one.number and not one.ignored]
 
     def _label_by_values(self, texts: tuple[int, ...]) -> int | None:
-        rest = [i for i in range(len(self._columns)) if i not in texts]
-        numbers = [i for i in rest if self._columns[i].number and not self._columns[i].index]
-        few = [i for i in rest if self._columns[i].few and not self._columns[i].several_words]
-        candidates = numbers if self._wanted.kind == "number" else few
-        if len(candidates) == 1:
+        columns, kind = self._columns, self._wanted.kind
+        rest = [i for i, column in enumerate(columns) if i not in texts and not column.ignored]
+        if len(rest) == 2 and not texts and kind != "none" and not self._wanted.needs_pair:
+            numbers = [i for i in rest if columns[i].number]
+            if len(numbers) == 1:
+                return numbers[0]
+        candidates = [i for i in rest if (columns[i].number if kind == "number" else columns[i].few)]
+        if len(candidates) > 1:
+            candidates = [i for i in candidates if not columns[i].several_words] or candidates
+        if len(candidates) == 1 and (texts or len(rest) > 1):
             return candidates[0]
-        if self._wanted.kind == "none":
+        if kind == "none":
             return None
         if len(candidates) > 1:
             self._ambiguous("the label", "--label_column")
-        if not texts:  # Too few rows, or too many labels: the texts are the longest columns.
-            texts = tuple(self._long(None)) or (self._longest(rest),)
-        rest = [i for i in rest if i not in texts and not self._columns[i].index]
+        if not texts:
+            texts = tuple(self._long(None))
+            if len(texts) != len(rest) - 1 and len(rest) == 2:
+                texts = (self._longest(rest),)
+        rest = [i for i in rest if i not in texts]
         return rest[0] if len(rest) == 1 else None
 
     def _longest(self, among: list[int]) -> int:
@@ -302,8 +337,9 @@ class Chooser:
         pair = self._pair_columns()
         texts = [i for i in self._long(label) if i not in pair]
         if not texts:
-            texts = [i for i, one in enumerate(self._columns) if i != label and i not in pair and not one.number]
-            texts = [self._longest(texts)] if texts else []
+            others = [i for i, one in enumerate(self._columns) if i != label and i not in pair and not one.ignored]
+            others = [i for i in others if not self._columns[i].number] or others
+            texts = [self._longest(others)] if others else []
         if wanted.needs_pair and not pair:
             if len(texts) != 2:
                 self._ambiguous("the first and the second text", "--text_column and --pair_column")

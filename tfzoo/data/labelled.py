@@ -10,17 +10,18 @@ Files can be compressed with gzip. Labels are texts without white space at eithe
 memory does not depend on their number. Importing this module does not import TensorFlow.
 """
 
+import collections
 import dataclasses
 import hashlib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from tfzoo import json_files
 from tfzoo.data import row_files, tables
-from tfzoo.data.columns import Choice, Chooser, Wanted, has_header
+from tfzoo.data.columns import DETECT_ALL, Choice, Chooser, Columns, Wanted, has_header
 from tfzoo.data.row_files import BadRow, RowFile
 from tfzoo.errors import UserError
 from tfzoo.json_files import BadJSON, show
@@ -30,25 +31,12 @@ MAX_EXAMPLES = 3
 _SAMPLE = 1000  # JSON objects from which columns are detected.
 
 
-@dataclasses.dataclass(frozen=True)
-class Columns:
-    """Which columns are read, by name, or by number from 0 if the file has no header; None means to detect it.
-
-    Several second texts, as in triples, are separated by commas in `pair`.
-    """
-
-    text: str | None = None
-    pair: str | None = None
-    label: str | None = None
-    delimiter: str | None = None
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
     """A labelled text, or pair of texts.
 
-    where: FILE:LINE at which the row starts, or the file of a folder. texts: one text, two of a pair, or more. label: by
-    the kind of the file.
+    where: FILE:LINE at which the row starts, or the file of a folder. texts: one text, two of a pair, or more. label:
+    by the kind of the file.
     """
 
     where: str
@@ -80,7 +68,7 @@ class LabelledFile(RowFile[Row]):
         *,
         flag: str,
         kind: str = "single",
-        columns: Columns = Columns(),
+        columns: Columns = DETECT_ALL,
         needs_pair: bool | None = None,
         policy: str = "strict",
     ):
@@ -102,13 +90,12 @@ class LabelledFile(RowFile[Row]):
             raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
         super().__init__(path, flag=flag, policy=policy, folder=True)
         self.kind = kind
-        self._known: frozenset[str] | None = None
         wanted = Wanted(columns.text, columns.pair, columns.label, kind, needs_pair)
         where = f"--{flag}={self.path}"
         self._source: _Source
         if os.path.isdir(self.path):
             self._source = _Folder(self.path, where, wanted, columns)
-        elif _is_jsonl(self.path, where):
+        elif self._is_jsonl():
             self._source = _JSONLines(self.path, where, wanted, columns)
         else:
             self._source = _Table(self.path, where, wanted, columns)
@@ -117,10 +104,6 @@ class LabelledFile(RowFile[Row]):
     def describe(self) -> str:
         """Returns one line about the format and the columns that were detected."""
         return f"{self.path}: {self._source}"
-
-    def expect(self, labels: Iterable[str]) -> None:
-        """Makes rows with another label bad rows, as in a validation file, whose labels must be those of training."""
-        self._known = frozenset(labels)
 
     def fingerprint(self) -> str:
         if self._fingerprint is None and isinstance(self._source, _Folder):
@@ -136,12 +119,7 @@ class LabelledFile(RowFile[Row]):
             if not text.strip():
                 raise BadRow("empty_text", "its text is empty", "add a text or remove the row")
         label = _label(value, self.kind)
-        if self._known is not None:
-            for one in label if isinstance(label, tuple) else (label,):
-                if one not in self._known:
-                    names = ", ".join(sorted(self._known)[:10]) + (", ..." if len(self._known) > 10 else "")
-                    remedy = f"correct it (labels of training: {names}), or train with this label"
-                    raise BadRow("unknown_label", f"label {show(one)} does not occur in training", remedy)
+        self._check_known(label if isinstance(label, tuple) else (label,))
         return Row(where, texts, label)
 
 
@@ -195,48 +173,50 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _is_jsonl(path: str, where: str) -> bool:
-    """Returns whether a file contains JSON lines, by its suffix or its first line."""
-    suffix = row_files.suffix(path)
-    if suffix in (".jsonl", ".ndjson"):
-        return True
-    if suffix in (".csv", ".tsv"):
-        return False
-    with row_files.open_text(path) as text:
-        start = next(line for line in text if line.strip()).lstrip()
-    if suffix == ".json" and start.startswith("["):
-        raise UserError(f"{where}: is one JSON list; write one JSON object per line (.jsonl)")
-    return start.startswith("{")
-
-
 class _Table:
     """Rows of a table."""
 
     def __init__(self, path: str, where: str, wanted: Wanted, columns: Columns):
         self._path = path
         delimiter = None if columns.delimiter is None else tables.delimiter_of(columns.delimiter)
-        whole_lines = wanted.kind == "none" and not wanted.needs_pair and wanted.pair is None
+        given = (columns.text, columns.pair, columns.label)
+        whole_lines = wanted.kind == "none" and not wanted.needs_pair and given == (None, None, None)
         self._dialect = tables.detect(path, delimiter, lines_are_texts=whole_lines)
         rows = tables.parse_sample(*tables.sample(path), self._dialect)
-        self._header = has_header(rows, (columns.text, columns.pair, columns.label))
-        if self._header and len(rows) == 1:
+        self._header = self._dialect.delimiter is not None and has_header(rows, given)
+        names, rows = (rows[0], rows[1:]) if self._header else ([], rows)
+        if not rows:
             raise UserError(f"{where}: contains a header and no rows; add rows")
-        self._width = _frequent(map(len, rows))
+        self._width = self._check_width(where, names, rows, wanted)
+        for name in names:
+            try:
+                row_files.check_utf8(name)
+            except BadRow as bad:
+                raise UserError(f"{where}: its header: {bad.words}; {bad.remedy}") from None
+        self._names = [name.strip() for name in names] or [str(i) for i in range(self._width)]
+        self._choice = Chooser(where, self._names, rows, wanted, self._header).choose()
+        self.columns = _chosen(self._choice, self._names, self._dialect.delimiter)
+
+    def _check_width(self, where: str, names: list[str], rows: list[list[str]], wanted: Wanted) -> int:
+        """Returns the number of columns: that of the header, or the most frequent one of the first rows."""
+        widths = collections.Counter(map(len, rows))
+        width = len(names) or widths.most_common(1)[0][0]
         texts = 2 if wanted.needs_pair else 1
-        if self._width < texts + (wanted.kind != "none"):
+        if width < texts + (wanted.kind != "none"):
+            for line, fields in tables.rows(self._path, self._dialect):
+                if isinstance(fields, BadRow):  # Such as invalid UTF-8; a file in another encoding has another format.
+                    raise UserError(f"{self._path}:{line}: {fields.words}; {fields.remedy}")
             needed = " and ".join(["a text", "a second text"][:texts] + ["a label"] * (wanted.kind != "none"))
             raise UserError(
-                f"{where}: its rows have {self._width} column{'s' * (self._width != 1)}, too few for {needed}; separate "
-                "the columns with tabs or commas, or specify --delimiter"
+                f"{where}: its rows have {width} column{'s' * (width != 1)}, too few for {needed}; separate the "
+                "columns with tabs or commas, or specify --delimiter"
             )
-        names = rows[0] if self._header else [str(i) for i in range(self._width)]
-        if len(names) != self._width:
+        if width not in widths and len(widths) == 1 and len(rows) > 1:
             raise UserError(
-                f"{where}: its header has {len(names)} columns, and its rows have {self._width}; correct the header"
+                f"{where}: its header has {width} columns, and its rows have {next(iter(widths))}; correct the header, "
+                "or quote texts that contain the delimiter"
             )
-        self._names = [name.strip() for name in names]
-        self._choice = Chooser(where, self._names, rows[self._header :], wanted, self._header).choose()
-        self.columns = _chosen(self._choice, self._names, self._dialect.delimiter)
+        return width
 
     def __str__(self) -> str:
         header = "header" if self._header else "no header"
@@ -374,14 +354,6 @@ def _visible(folder: str) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 
-def _frequent(values: Iterable[int]) -> int:
-    """Returns the most frequent value, the first one if several are."""
-    counts: dict[int, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return max(counts, key=lambda value: counts[value])
-
-
 def _chosen(choice: Choice, names: list[str], delimiter: str | None) -> Columns:
     text, *others = (names[i] for i in choice.texts)
     label = None if choice.label is None else names[choice.label]
@@ -430,8 +402,8 @@ def check_classes(file: LabelledFile, labels: list[str]) -> None:
 class Overlap:
     """Rows of a file whose texts also occur in training.
 
-    name: of the file in check_overlap. rows: their number. examples: (where in training, where in the file, the texts) of
-    the first ones.
+    name: of the file in check_overlap. rows: their number. examples: (where in training, where in the file, the texts)
+    of the first ones.
     """
 
     name: str
@@ -446,7 +418,7 @@ class Overlap:
 
 def check_overlap(train: LabelledFile, others: Mapping[str, LabelledFile]) -> list[Overlap]:
     """Returns the overlap of a training file with each of the others that has one. White space is compared as a single
-    space. Reads the training file once and the others twice; the memory contains 16 bytes per row of the others."""
+    space. Reads the training file once and the others twice; the memory contains a digest per text of the others."""
     digests = {name: {_digest(row.texts) for row in file.rows()} for name, file in others.items()}
     found: dict[str, dict[bytes, str]] = {name: {} for name in others}
     for row in train.rows():
@@ -456,7 +428,8 @@ def check_overlap(train: LabelledFile, others: Mapping[str, LabelledFile]) -> li
                 found[name].setdefault(digest, row.where)
     overlaps = []
     for name, file in others.items():
-        rows, examples = 0, []
+        rows = 0
+        examples: list[tuple[str, str, tuple[str, ...]]] = []
         for row in file.rows() if found[name] else ():
             where = found[name].get(_digest(row.texts))
             if where is not None:

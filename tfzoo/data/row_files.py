@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TextIO, TypeVar
 
 from tfzoo import json_files
@@ -154,6 +154,7 @@ class RowFile(Generic[Row]):
         self.first: dict[str, str] = {}
         """For each kind of bad row, where the first one is."""
         self._fingerprint: str | None = None
+        self._known: frozenset[str] | None = None
         if not (folder and os.path.isdir(self.path)):
             self._check_text()
 
@@ -177,6 +178,50 @@ class RowFile(Generic[Row]):
         with open_text(self.path) as text:
             if not any(line.strip() for line in text):
                 raise self.error("is empty; specify a file with rows")
+
+    def _is_jsonl(self) -> bool:
+        """Returns whether the file contains JSON lines, by its suffix or its first line."""
+        kind = suffix(self.path)
+        if kind in (".jsonl", ".ndjson"):
+            return True
+        if kind in (".csv", ".tsv"):
+            return False
+        with open_text(self.path) as text:
+            start = next(line for line in text if line.strip()).lstrip()
+        if kind == ".json" and start.startswith("["):
+            raise self.error("is one JSON list; write one JSON object per line (.jsonl)")
+        return start.startswith('{"') or start.strip() == "{}"
+
+    def _json_field(self, wanted: str | None, flag: str, names: Sequence[str]) -> str:
+        """Returns the field of JSON lines that the user specifies, or the first of `names` that the first object has.
+
+        Raises:
+          UserError: no line is an object, or the first one has none of the fields.
+        """
+        first = next((record for _, record in json_records(self.path) if isinstance(record, dict)), None)
+        if first is None:
+            raise self.error("contains no JSON object in its lines; write one per line")
+        names = names if wanted is None else [wanted]
+        found = [name for name in names if name in first]
+        if not found:
+            words = f"the first object has no field {' or '.join(map(repr, names))} (fields: {', '.join(first)[:200]})"
+            raise self.error(f"{words}; specify it with --{flag}")
+        return found[0]
+
+    def expect(self, labels: Iterable[str]) -> None:
+        """Makes rows with another label bad rows, as in a validation file, whose labels must be those of training."""
+        self._known = frozenset(labels)
+
+    def _check_known(self, labels: Iterable[Any]) -> None:
+        """Raises BadRow if one of these labels is not expected."""
+        known = self._known
+        if known is None:
+            return
+        for label in labels:
+            if label not in known:
+                names = ", ".join(sorted(known)[:10]) + (", ..." if len(known) > 10 else "")
+                remedy = f"correct it (labels of training: {names}), or train with this label"
+                raise BadRow("unknown_label", f"label {show(label)} does not occur in training", remedy)
 
     def _records(self) -> Iterator[tuple[str, Any]]:
         """Yields (where, record); a record that cannot be read is a BadRow."""
@@ -213,7 +258,8 @@ class RowFile(Generic[Row]):
 
     def summary(self) -> str:
         """Returns one line about the last complete pass over the rows: their number, and the bad rows by kind."""
-        words = f"{self.counts.get('rows', 0):,} rows"
+        rows = self.counts.get("rows", 0)
+        words = f"{rows:,} row{'s' * (rows != 1)}"
         bad = [f"{kind} {self.counts[kind]:,}, first at {where}" for kind, where in self.first.items()]
         return f"{words}; skipped: {'; '.join(bad)}" if bad else words
 

@@ -1,23 +1,23 @@
 """Reads tables of text: the delimiter, whether quotes are in use, and rows with the line at which each one starts.
 
-The delimiter of a .tsv file is the tab. Otherwise it is the one that divides most of the first rows into the same number
-of columns, at least two: comma, semicolon, tab or vertical bar (.csv), or tab, comma, semicolon or vertical bar (other
-suffixes). Earlier ones are preferred.
+The delimiter of a .tsv file is the tab. Otherwise it is the one that divides most of the first rows into the same
+number of columns, at least two: comma, semicolon, tab or vertical bar (.csv), or tab, comma, semicolon or vertical bar
+(other suffixes). Earlier ones are preferred.
 
 Quotes are read as Python's csv module reads them, and a quoted field may contain delimiters and line breaks. But many
-tab-separated files, such as SST-2 and ChnSentiCorp, contain texts that begin with a quote and no quoted fields; read
-with quotes, one of these texts would extend over all lines up to the next quote. In a tab-separated file, quotes are
-therefore ordinary characters unless
+tab-separated files, such as ChnSentiCorp's, contain texts that begin with a quote and no quoted fields. Read with
+quotes, one of these texts would extend over all lines up to the next quote. In a tab-separated file, quotes are
+therefore ordinary characters unless each field that begins with a quote also ends with one, with each quote inside it
+doubled, and
 
-1. each field that begins with a quote ends with one, with each quote inside it doubled, and every row has the same
-   number of columns;
-2. and the lines do not have the same number of columns if quotes are ordinary characters, or a field contains a doubled
-   quote, or all fields of a column are quoted.
+- more of the rows have the same number of columns than if quotes are ordinary characters;
+- or as many, no field contains a line break, and a field contains a doubled quote or all fields of a column are quoted.
 
 The whole file is inspected for this, because such fields can be rare.
 """
 
 import collections
+import contextlib
 import csv
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -36,16 +36,17 @@ _SHARE = 0.9  # The fraction of rows that must have the same number of columns.
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """How a table is written: the delimiter, None if each line is one text; and whether quotes are in use."""
+    """How a table is written: the delimiter, None if each line is one text; and whether quotes are in use, None if no
+    field begins with one, so that it does not matter."""
 
     delimiter: str | None
-    quotes: bool
+    quotes: bool | None
 
     def __str__(self) -> str:
         if self.delimiter is None:
             return "one text per line"
         name = NAMES.get(self.delimiter, repr(self.delimiter))
-        return f"{name}-separated{', quotes are ordinary characters' if not self.quotes else ''}"
+        return f"{name}-separated{', quotes are ordinary characters' if self.quotes is False else ''}"
 
     def reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
         """Returns the fields of lines; a blank line has none."""
@@ -53,8 +54,9 @@ class Dialect:
             return map(_whole_line, lines)
         # The limit is a setting of the module, and the default is smaller than many documents.
         csv.field_size_limit(max(csv.field_size_limit(), row_files.MAX_ROW))
-        quoting = csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE
-        return csv.reader(lines, delimiter=self.delimiter, quoting=quoting)
+        if self.quotes:
+            return csv.reader(lines, delimiter=self.delimiter)
+        return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE)
 
 
 def _whole_line(line: str) -> list[str]:
@@ -76,7 +78,8 @@ def delimiter_of(value: str) -> str:
 
 def sample(path: str) -> tuple[list[str], bool]:
     """Returns the first lines of a file, with their endings, and whether there are more."""
-    lines, size = [], 0
+    lines: list[str] = []
+    size = 0
     with open_text(path) as text:
         for line in text:
             if len(lines) == _SAMPLE_LINES or size > _SAMPLE_CHARACTERS:
@@ -88,7 +91,11 @@ def sample(path: str) -> tuple[list[str], bool]:
 
 def parse_sample(lines: list[str], more: bool, dialect: Dialect) -> list[list[str]]:
     """Returns the rows of a sample, without blank lines and without a row that the end of the sample may cut."""
-    rows = [row for row in dialect.reader(lines) if row]
+    rows = []
+    with contextlib.suppress(csv.Error):  # `rows` reports it.
+        for row in dialect.reader(lines):
+            if row:
+                rows.append(row)
     return rows[:-1] if more and dialect.quotes and len(rows) > 1 else rows
 
 
@@ -102,7 +109,7 @@ def detect(path: str, delimiter: str | None, *, lines_are_texts: bool = False) -
     """
     suffix = row_files.suffix(path)
     if delimiter is None and lines_are_texts and suffix not in _BY_SUFFIX:
-        return Dialect(None, False)
+        return Dialect(None, None)
     if delimiter is None:
         candidates = _BY_SUFFIX.get(suffix, _OTHERS)
         lines, more = sample(path)
@@ -110,9 +117,9 @@ def detect(path: str, delimiter: str | None, *, lines_are_texts: bool = False) -
         delimiter = max(candidates, key=lambda one: shares[one])
         if shares[delimiter] < _SHARE:
             if suffix not in _BY_SUFFIX:
-                return Dialect(None, False)
+                return Dialect(None, None)
             delimiter = candidates[0]
-    return Dialect(delimiter, delimiter != "\t" or _uses_quotes(path))
+    return Dialect(delimiter, _uses_quotes(path) if delimiter == "\t" else True)
 
 
 def _share(rows: list[list[str]]) -> float:
@@ -122,38 +129,44 @@ def _share(rows: list[list[str]]) -> float:
     return frequency / len(rows) if columns > 1 else 0.0
 
 
-def _uses_quotes(path: str) -> bool:
-    """Returns whether quotes are in use in a tab-separated file, by the rule of the module's docstring."""
+def _uses_quotes(path: str) -> bool | None:
+    """Returns whether quotes are in use in a tab-separated file, by the rule of the module's docstring, or None if no
+    field begins with a quote."""
+    plain_widths: collections.Counter[int] = collections.Counter()
+    found = False
     with open_text(path) as text:
-        widths, found = set(), False
         for line in text:
             if line.strip("\r\n"):
-                widths.add(line.count("\t"))
+                plain_widths[line.count("\t")] += 1
                 found = found or line.startswith('"') or '\t"' in line
     if not found:
-        return False
-    lines_agree = len(widths) == 1
-    expected, doubled = None, False
-    plain_fields: set[int] = set()  # The columns in which a field is not quoted.
+        return None
+    widths: collections.Counter[int] = collections.Counter()
+    quoted: collections.Counter[int] = collections.Counter()  # Column -> its quoted fields.
+    doubled = broken = False
     with open_text(path) as text:
-        # The csv module does not tell which fields were quoted.
         for fields in _quoted_rows(text):
-            if fields is None or (expected is not None and len(fields) != expected):
+            if fields is None:
                 return False
-            if expected is None:
-                expected = len(fields)
-            if lines_agree and any("\n" in field or "\r" in field for field in fields):
-                return False
+            widths[len(fields)] += 1
             for i, field in enumerate(fields):
-                if not field.startswith('"'):
-                    plain_fields.add(i)
-                doubled = doubled or (field.startswith('"') and '""' in field[1:-1])
-    return not lines_agree or doubled or len(plain_fields) < (expected or 0)
+                if field.startswith('"'):
+                    quoted[i] += 1
+                    doubled = doubled or '""' in field[1:-1]
+                    broken = broken or "\n" in field or "\r" in field
+    share, plain_share = _largest_share(widths), _largest_share(plain_widths)
+    if share != plain_share:
+        return share > plain_share
+    return not broken and (doubled or max(quoted.values()) == widths.total())
+
+
+def _largest_share(counts: collections.Counter[int]) -> float:
+    return max(counts.values()) / counts.total()
 
 
 def _quoted_rows(lines: Iterable[str]) -> Iterator[list[str] | None]:
-    """Yields the fields of each row of a tab-separated file with quoted fields, including the quotes; None for a row in
-    which a field that begins with a quote is not a quoted field."""
+    """Yields the fields of each row of a tab-separated file with quoted fields, including the quotes, which the csv
+    module does not report; None for a row in which a field that begins with a quote is not a quoted field."""
     lines = iter(lines)
     for line in lines:
         fields: list[str] = []
