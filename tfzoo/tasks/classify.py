@@ -103,8 +103,8 @@ class Classify(Task):
 
     def __init__(self, tokenizer, sequence_length: int, **arguments: Any):
         super().__init__(tokenizer, sequence_length, **arguments)
-        self.FIGURES = _FIGURES[self.options.label_type]
-        self.best_metric = (self.FIGURES[0][1], "max")
+        figures = _FIGURES[self.options.label_type]
+        self.show(figures, (figures[0][1], "max"))
         self._index = {label: i for i, label in enumerate(self.labels)}
         if self.options.long_texts == "average" and self.pair:
             raise UserError("--long_texts=average: applies to single texts, but the file has pairs; omit it")
@@ -133,20 +133,6 @@ class Classify(Task):
     def is_pair(cls, file):
         return file.columns.pair is not None
 
-    def usable(self, row, flag, policy):
-        wanted = row.label if isinstance(row.label, tuple) else (row.label,)
-        if self.options.label_type == NUMBER:
-            return True
-        for label in wanted:
-            if label not in self._index:
-                if policy == "skip":
-                    return False
-                raise UserError(
-                    f"--{flag}: {row.where}: the label {label!r} does not occur in --train_file"
-                    f"{suggest(str(label), self.labels)}; correct it, or use --bad_rows=skip"
-                )
-        return True
-
     def target_columns(self, rows):
         if self.options.label_type == NUMBER:
             return {"label": np.array([row.label for row in rows], np.float32).reshape(len(rows))}
@@ -157,8 +143,8 @@ class Classify(Task):
             several[i, [self._index[label] for label in row.label]] = 1
         return {"label": several}
 
-    def chunks(self, file, flag, policy):
-        for chunk in super().chunks(file, flag, policy):
+    def chunks(self, file):
+        for chunk in super().chunks(file):
             yield self._in_windows(chunk) if self.options.long_texts == "average" else chunk
 
     def _in_windows(self, chunk):

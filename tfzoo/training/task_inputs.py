@@ -188,6 +188,8 @@ def open_inputs(config: TrainConfig, resuming: bool, num_replicas: int) -> list[
     files = Files.open(config)
     fingerprint = hashlib.sha256(f"{files.train.fingerprint()} {files.held_out.fingerprint()}".encode()).hexdigest()
     labels = config.learner.labels_of(config.objective_options, files.train)
+    if labels:
+        files.held_out.expect(labels)
     if resuming:
         _check_record(config, run_dir, fingerprint)
     tokenizer = _tokenizer(config, files.train, run_dir if resuming else None)
@@ -237,7 +239,7 @@ def read_rows(config: TrainConfig, task: Task, file, flag: str) -> TaskRows:
     rows = encoded.cached(
         json.dumps([*key, task.tokenizer_fingerprint]),
         config.cache_folder,
-        lambda: task.chunks(file, flag, config.bad_rows),
+        lambda: task.chunks(file),
     )
     if not len(rows):
         raise UserError(f"--{flag}={file.path}: contains no usable row; provide labelled rows")
