@@ -47,7 +47,8 @@ class FramerTest(tf.test.TestCase):
         encode = encoded.tokenize_function(tokens)
         draw = np.random.default_rng(0)
         pairs = [
-            [" ".join(draw.choice(list(LETTERS), n)) for n in sizes] for sizes in draw.integers(0, 15, (200, 2)).tolist()
+            [" ".join(draw.choice(list(LETTERS), n)) for n in sizes]
+            for sizes in draw.integers(0, 15, (200, 2)).tolist()
         ]
         for layout, pair, start in (
             (("cls $A sep", "cls $A sep $B:1 sep:1"), False, None),
@@ -146,7 +147,9 @@ class BatchesTest(tf.test.TestCase):
         self.assertTrue(all(5 <= count <= 7 for count in counts.values()) and len(counts) == 100)
         self.assertTrue(all(len(set(batch)) == 8 for batch in rows[:12]))
         self.assertNotEqual(sorted(rows[0]), sorted(rows[12]))
-        self.assertNotEqual(rows, [by_length.BatchOrder(lengths, 8, seed=1).rows_of(step).tolist() for step in range(75)])
+        self.assertNotEqual(
+            rows, [by_length.BatchOrder(lengths, 8, seed=1).rows_of(step).tolist() for step in range(75)]
+        )
 
     def test_a_resumed_run_and_workers_read_the_same_rows(self):
         rows = Rows(np.random.default_rng(0).integers(3, 60, 200))

@@ -15,7 +15,8 @@ the squared error.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from tfzoo.data import labelled
 from tfzoo.data.encoded import EncodedRows
 from tfzoo.data.labelled import LabelledFile
 from tfzoo.errors import UserError, suggest
-from tfzoo.evaluation import scores
+from tfzoo.evaluation import linear, scores
 from tfzoo.objectives.objective import MAIN, LabelSmoothingOption
 from tfzoo.options import option
 from tfzoo.tasks import GROUP
@@ -128,6 +129,10 @@ class Classify(Task):
     @classmethod
     def has_labels(cls, options):
         return options.label_type != NUMBER
+
+    @classmethod
+    def overlap(cls, train, held_out):
+        return [str(each) for each in labelled.check_overlap(train, {held_out.path: held_out})]
 
     @classmethod
     def is_pair(cls, file):
@@ -287,15 +292,18 @@ class Classify(Task):
         return self.labels[int(value) if gold else int(np.argmax(value))]
 
     def file_baselines(self, train, held_out):
-        texts, labels = _columns(train, 50000)
-        test_texts, test_labels = _columns(held_out)
+        texts, labels = _columns(_sample(train.rows(), linear.MAX_ROWS))
+        test_texts, test_labels = _columns(held_out.rows())
         kind = self.options.label_type
         gold = self._encoded(test_labels)
-        figures: dict = {}
+        predictions = {
+            "majority": linear.majority(self._encoded(labels), len(test_labels)),
+            "linear": linear.Linear(kind).fit(texts, self._encoded(labels)).predict(test_texts),
+        }
         score: Any = {SINGLE: scores.classification, SEVERAL: scores.several}.get(kind)
         return {
             name: scores.regression(gold, predicted) if score is None else score(gold, predicted, self.labels)
-            for name, predicted in figures.items()
+            for name, predicted in predictions.items()
         }
 
     def _encoded(self, labels: Sequence[Any]) -> np.ndarray:
@@ -310,13 +318,22 @@ class Classify(Task):
         return several
 
 
-def _columns(file, most: int | None = None) -> tuple[list[Sequence[str]], list[Any]]:
-    """Returns the texts and the labels of a file's rows: of the first `most` rows, if that is given."""
+def _sample(rows: Iterator[Any], count: int) -> list[Any]:
+    """Returns a random sample of rows, all of them if there are at most `count` (Vitter 1985, algorithm R)."""
+    draw, sample = random.Random(0), []
+    for number, row in enumerate(rows):
+        if number < count:
+            sample.append(row)
+        elif (place := draw.randrange(number + 1)) < count:
+            sample[place] = row
+    return sample
+
+
+def _columns(rows: Iterable[Any]) -> tuple[list[Sequence[str]], list[Any]]:
+    """Returns the texts and the labels of rows."""
     texts: list[Sequence[str]] = []
     labels: list[Any] = []
-    for row in file.rows():
-        if most is not None and len(texts) >= most:
-            break
+    for row in rows:
         texts.append(row.texts)
         labels.append(row.label)
     return texts, labels

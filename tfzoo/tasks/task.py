@@ -138,6 +138,11 @@ class Task(Objective):
         return False
 
     @classmethod
+    def overlap(cls, train, held_out) -> list[str]:
+        """Returns warnings about texts that are in both of two open files."""
+        return []
+
+    @classmethod
     def texts_of(cls, row) -> Sequence[str]:
         """Returns the texts of a row, from which a new tokenizer is trained and which a report shows."""
         return row.texts

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from tfzoo import config as config_lib
 from tfzoo import lazy
@@ -192,6 +193,9 @@ def open_inputs(config: TrainConfig, resuming: bool, num_replicas: int) -> list[
         files.held_out.expect(labels)
     if resuming:
         _check_record(config, run_dir, fingerprint)
+    elif config.validation_file is not None:
+        for warning in config.learner.overlap(files.train, files.held_out):
+            logging.warning("%s; scores on such rows are too good", warning)
     tokenizer = _tokenizer(config, files.train, run_dir if resuming else None)
     # As in runs.load: the family determines the special tokens around texts.
     tokenizer.frames, tokenizer.adds_bos = None, False
