@@ -250,7 +250,7 @@ class _Features:
         for row in texts:
             if len(row) != self._columns:
                 raise ValueError(f"a row of {len(row)} texts, but others have {self._columns}")
-        blocks: list[Any] = [np.ones((len(texts), 1))]  # So that there is always a feature.
+        blocks: list[Any] = [sparse.csr_matrix(np.ones((len(texts), 1)))]  # So that there is always a feature.
         cosines = []
         for vectorizer, length in self._used:
             parts = [vectorizer.transform([row[i][:length] for row in texts]) for i in range(self._columns)]
