@@ -118,8 +118,8 @@ class CorpusTest(tf.test.TestCase):
         self.assertEqual(len(everything), len({text for text, _ in everything}))
         labels = [label for _, label in everything]
         self.assertEqual(sorted(map(labels.count, set(labels))), [50, 50])
-        for text, label in everything:
-            self.assertIn(text.split(". ")[0], " ".join(pathlib.Path(label).read_text().split()))
+        for line, label in everything:
+            self.assertIn(line.split(". ")[0], " ".join(pathlib.Path(label).read_text().split()))
         self.assertGreater(len(rows["train"]), 6 * len(rows["dev"]) / 2)
         for pattern, others in (
             ("already exists; remove it, or specify a new folder", []),
