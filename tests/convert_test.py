@@ -7,12 +7,13 @@ import re
 import shutil
 from unittest import mock
 
+import huggingface_hub
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 import tokenizers
 
-from tests import helpers
+from tests import helpers, made_run
 from tests.export import small
 from tfzoo import convert
 from tfzoo.text import load as load_tokenizer
@@ -96,7 +97,7 @@ class HuggingFaceTest(ConvertCase):
         self.assertRegex(
             lines[1], r"to: BartForConditionalGeneration, [\d,]+ parameters, \d+ tensors in 1 file, float32$"
         )
-        names = sorted({name.partition("/")[0] for name in beside})
+        names = sorted({name.partition("/")[0] for name in beside} | {"README.md"})
         self.assertEqual(lines[2], f"other files written: {', '.join(names)}")
         self.assertEqual(lines[3], "files not converted: pytorch_model.bin")
         for name, content in beside.items():
@@ -203,10 +204,38 @@ class RunTest(ConvertCase):
             to = self.folder / str(step)
             lines = self.convert(run, *flags, to=to)
             self.assertRegex(lines[1], "BertForPreTraining, .*float32$")
-            self.assertEqual(lines[2:], ["other files written: tokenizer.json, tokenizer_config.json, vocab.txt"])
+            written = "other files written: README.md, tokenizer.json, tokenizer_config.json, vocab.txt"
+            self.assertEqual(lines[2:], [written])
             loaded, tokenizer = huggingface.load(to)
             self.assertAllEqual(loaded.heads["lm"].bias, values[step])
             self.assertEqual(tokenizer.fingerprint(), small.tokenizer().fingerprint())
+
+    def test_the_model_card(self):
+        run, model = made_run.fine_tuning(self.folder / "mine"), small.model(heads=("classify",), num_labels=3)
+        runs.write_config(run, {"main": model}, {"main": "bert_tiny"}, None)
+        small.tokenizer().save(run / "tokenizer")
+        store = checkpoint.Checkpoints(run / "checkpoints")
+        for step in (600, 1500):
+            store.save(step, checkpoint.model_variables(model), {}, best=step == 600)
+        self.convert(run)
+        card = huggingface_hub.ModelCard.load(self.to)
+        self.assertEqual((card.data.base_model, card.data.pipeline_tag), ("owner/encoder", "text-classification"))
+        self.assertEqual(card.data.eval_results[0].dataset_name, "dev.tsv")
+        self.assertIn("| Accuracy | 0.900 | 0.867 to 0.933 | 0.348 | 0.824 |", card.text)
+        self.assertIn(f"{model.count_params():,} parameters. It was trained from", card.text)
+        # The results are not those of another checkpoint.
+        self.convert(run, f"--checkpoint={store.path(1500)}", to=self.folder / "last")
+        self.assertIn("No score of this model is known", (self.folder / "last" / "README.md").read_text())
+        (run / "evaluation.json").write_text("{")
+        self.assertRegex(
+            self.convert(run, to=self.folder / "damaged", code=2)[0], "^error: .*evaluation.json, line 1: is not JSON"
+        )
+
+    def test_the_authors_model_card_is_kept(self):
+        source, content = self.copy("bert"), b"---\r\nlicense: mit\r\n---\r\n# Theirs\n"
+        (source / "README.md").write_bytes(content)
+        self.assertNotIn("files not converted", "".join(self.convert(source)))
+        self.assertEqual((self.to / "README.md").read_bytes(), content)
 
 
 def tf1_name(name):

@@ -39,7 +39,7 @@ _FIELDS: json_files.Fields = {
 _SCORE = {"value": dataclasses.replace(_NUMBER, required=True), "low": _NUMBER, "high": _NUMBER}
 _CLASS = {
     "label": Field(str, required=True),
-    **{name: _NUMBER for name in ("precision", "recall", "f1")},
+    **dict.fromkeys(("precision", "recall", "f1"), _NUMBER),
     "support": _COUNT,
 }
 _CONFUSION = {
@@ -71,7 +71,8 @@ def label_of(metric: str) -> str:
     metric, at, source = metric.partition("/")
     words = [_WORDS.get(word, word) for word in metric.split("_") if word]
     text = _LABELS.get(metric) or " ".join(words)
-    return text[:1].upper() + text[1:] + (f" ({source})" if at else "")
+    text = text if text.split(" ")[0] in _PROPER else text[:1].upper() + text[1:]
+    return text + (f" ({source})" if at else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +202,7 @@ def read(path: pathlib.Path) -> Results:
     json_files.check(record, _FIELDS, path)
     baselines = record.get("baselines") or {}
     for name, values in baselines.items():
-        json_files.check(values, {metric: _NUMBER for metric in values}, f"{path}: baselines: {name}")
+        json_files.check(values, dict.fromkeys(values, _NUMBER), f"{path}: baselines: {name}")
     confusion = record.get("confusion") or {}
     if confusion:
         json_files.check(confusion, _CONFUSION, f"{path}: confusion")

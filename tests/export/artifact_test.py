@@ -186,7 +186,7 @@ class ArtifactTest(tf.test.TestCase):
             stated = json.loads((folder / "manifest.json").read_text())
             found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
             self.assertEqual(stated["files"].keys(), found - {"manifest.json"})
-            self.assertLessEqual({"golden.npz", "verify.py", verify.MODELS[kind][0]}, found)
+            self.assertLessEqual({"golden.npz", "README.md", "verify.py", verify.MODELS[kind][0]}, found)
             self.assertEqual((folder / "verify.py").read_bytes(), pathlib.Path(verify.__file__).read_bytes())
             allowed = stated["tolerances"]["tokens"]["logits"]["allowed"]
             self.assertLess(stated["measured"]["tokens/logits"]["difference"], allowed)
@@ -194,6 +194,10 @@ class ArtifactTest(tf.test.TestCase):
             self.assertEqual(stated["tools"]["tensorflow"], tf.__version__)
             self.assertEqual(stated["least"], {"batch": int(kind == "onnx"), "sequence": 1})
             self.assertIsNone(stated["float32_error"])
+            card = (folder / "README.md").read_text()
+            self.assertIn(f"{MODEL.count_params():,} parameters", card)
+            self.assertIn("\npipeline_tag: fill-mask\n", card)
+            self.assertEqual("curl -s http://localhost:8501/v1/models/bert:predict" in card, kind == "savedmodel")
         self.assertEqual(stated["opset"], {"ai.onnx": 23})
 
     def test_golden_covers_what_it_should(self):

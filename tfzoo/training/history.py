@@ -24,6 +24,7 @@ from tfzoo.json_files import Field
 from tfzoo.results import Results, Score
 from tfzoo.training import registry, report
 from tfzoo.training.config import TrainConfig
+from tfzoo.weights import model_card
 from tfzoo.weights.model_card import Origin
 
 _CONFIG = {"models": Field(dict, items=Field(dict), required=True)}
@@ -140,6 +141,22 @@ class History:
         )
 
 
+def origin_of(model_dir: str, checkpoint: str | None = None, role: str | None = None) -> Origin:
+    """Returns what a model card states about the model in a run's folder or any other folder.
+
+    Args:
+      model_dir: the folder, or hf://OWNER/NAME[@REVISION], whose files have already been downloaded.
+      checkpoint, role: see `History.origin`.
+
+    Raises:
+      UserError: a file of a run is damaged.
+    """
+    folder = hub.folder(model_dir)
+    if (folder / "flags.cfg").exists():
+        return History.read(folder).origin(checkpoint, role)
+    return Origin(source=model_dir, base_model=hub_name(model_dir), license=model_card.license_of(folder))
+
+
 def hub_name(reference: str) -> str:
     """Returns OWNER/NAME of hf://OWNER/NAME[@REVISION]; "" for any other source."""
     return re.sub(r"^hf://?([^@]+).*$", r"\1", reference) if hub.is_reference(reference) else ""
@@ -245,7 +262,7 @@ def _held_out(
 
 
 def of_last_stage(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Returns the evaluations whose rows have the length and batch size of the last one's: others are not comparable."""
+    """Returns the evaluations that are comparable with the last one: those whose rows have the same size."""
     sizes = ("sequence_length", "batch_size")
     return [each for each in records if all(each.get(size) == records[-1].get(size) for size in sizes)]
 

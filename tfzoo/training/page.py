@@ -53,7 +53,7 @@ def html(run: History) -> str:
     environment.filters |= {"number": _number, "shown": _shown, "breakable": _breakable}
     lines = curves.Curves.of(run)
     models = run.config["models"]
-    main = models.get("main") or next(iter(models.values()), {})
+    main: Mapping[str, Any] = models.get("main") or next(iter(models.values()), {})
     text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         run=run,
         model=main.get("model") or "",

@@ -14,7 +14,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tfzoo
 from tfzoo import results
 from tfzoo.results import Results
 
@@ -82,20 +81,28 @@ class Origin:
 
 
 def text(
-    model, origin: Origin, kind: str = "huggingface", *, name: str = "", tokenizer=None, in_transformers: bool = True
+    model,
+    origin: Origin,
+    kind: str = "huggingface",
+    *,
+    name: str = "",
+    tokenizer=None,
+    text_pair: bool = False,
+    in_transformers: bool = True,
 ) -> str:
     """Returns the content of README.md.
 
     Args:
       model: the model in the folder, an nn.Model.
       origin: where it comes from.
-      kind: "huggingface" for a saved folder, or the kind of an artifact: "savedmodel", "onnx" or "litert".
+      kind: "huggingface" for a saved folder, or the kind of an artifact, such as "savedmodel" or "onnx".
       name: the name of the model; "" means that of the run, or that of its family.
       tokenizer: the tokenizer in the folder, whose mask token the example uses; None if there is none.
+      text_pair: whether the model reads pairs of texts.
       in_transformers: whether Hugging Face's transformers has the model's family.
     """
     name = name or origin.run or model.family
-    example = _example(pipeline_tag(model, origin), tokenizer)
+    example = _example(pipeline_tag(model, origin), tokenizer, text_pair)
     parts = [
         _front_matter(model, origin, kind, name),
         f"# {_inline(name)}",
@@ -214,15 +221,12 @@ def _inline(value: str) -> str:
 
 
 def _description(model, origin: Origin) -> str:
-    does = _DOES.get(pipeline_tag(model, origin), "is")
+    does = _DOES.get(pipeline_tag(model, origin))
     config, layers = model.config, f"{model.config.num_layers} layers"
     if model.is_encoder_decoder:
         layers = f"{config.num_layers} encoder and {config.num_decoder_layers or config.num_layers} decoder layers"
-    does = "a model" if does == "is" else f"a model that {does}"
-    lines = [
-        f"This is {does}: {model.family} with {layers}, hidden size {config.hidden_size} and "
-        f"{model.count_params():,} parameters."
-    ]
+    sizes = f"{layers}, hidden size {config.hidden_size} and {model.count_params():,} parameters"
+    lines = [f"This is a model{f' that {does}' if does else ''}: {model.family} with {sizes}."]
     if origin.base_model:
         verb = "It was trained from" if origin.run else "It is"
         lines.append(f"{verb} [{_inline(origin.base_model)}](https://huggingface.co/{origin.base_model}).")
@@ -266,10 +270,9 @@ def _fenced(content: str, language: str = "") -> list[str]:
 def _scores(origin: Origin) -> str:
     parts = []
     for each in origin.results:
-        which = "Validation" if each.validation else "Test"
         rows = f", {each.rows:,} rows" if each.rows is not None else ""
         baselines = [results.baseline_label(name) for name in each.baselines]
-        lines = [f"### {which}: {_inline(each.file or 'held-out data')}{rows}", ""]
+        lines = [f"### {_inline(each.title)}{rows}", ""]
         lines.append("| " + " | ".join(["Score", "Model", "95% interval", *map(_inline, baselines)]) + " |")
         lines.append("|---" + "|---:" * (2 + len(baselines)) + "|")
         for score in each.scores:
@@ -282,35 +285,39 @@ def _scores(origin: Origin) -> str:
     return "\n\n".join(["## Scores", *parts]) if parts else ""
 
 
-def _example(tag: str, tokenizer) -> dict[str, str]:
-    """Returns an input of the task, as the text signatures of an export name it."""
+def _example(tag: str, tokenizer, text_pair: bool) -> dict[str, str]:
+    """Returns an input of the task, as the text signatures of an export name it; {} if there is no tokenizer."""
+    if tokenizer is None:
+        return {}
     if tag == "question-answering":
         return {"question": "What was it?", "context": "What a day it was."}
     mask = getattr(tokenizer, "mask_id", None)
     if tag == "fill-mask" and mask is not None:
         return {"text": f"What a {tokenizer.vocab[mask]}"}
-    return {"text": "What a day"}
+    return {"text": "What a day"} | ({"text_pair": "It was a good day"} if text_pair else {})
+
+
+_RUNTIMES = {
+    "savedmodel": "TF Serving and TensorFlow run the SavedModel. ",
+    "onnx": "onnxruntime runs the graphs. ",
+    "litert": "LiteRT runs model.tflite. ",
+}
+_READS_IDS = "The model reads token ids; manifest.json lists its inputs and outputs."
 
 
 def _usage(model, origin: Origin, kind: str, name: str, example: dict[str, str], in_transformers: bool) -> str:
     if kind == "huggingface":
         lines = _fenced("\n".join(_saved(model, pipeline_tag(model, origin), example, in_transformers)), "python")
-    elif kind == "savedmodel":
-        lines = [*_serving(name, example), "", *_replayed()]
     else:
-        runtime = {"onnx": "The graphs need only onnxruntime", "litert": "model.tflite needs only LiteRT"}[kind]
-        lines = [
-            f"{runtime} and read token ids; manifest.json lists inputs and outputs, and the tokenizer's files are part "
-            "of the folder.",
-            "",
-            *_replayed(),
-        ]
+        reads = _serving(name, example) if kind == "savedmodel" and example else [_RUNTIMES.get(kind, "") + _READS_IDS]
+        replayed = "To check the files and to compare the answers with those of the original model:"
+        lines = [*reads, "", replayed, "", *_fenced("python verify.py .", "sh")]
     return "\n".join(["## Use", "", *lines])
 
 
 def _saved(model, tag: str, example: dict[str, str], in_transformers: bool) -> list[str]:
     """Returns Python lines that use a saved folder."""
-    inputs = ", ".join(map(json.dumps, example.values()))
+    inputs = ", ".join(json.dumps(value, ensure_ascii=False) for value in (example or {"text": "What a day"}).values())
     reads = "model, tokenizer = tfzoo.load(FOLDER)"
     if tag in ("text-classification", "token-classification"):
         ours = [f"tfzoo.pipeline(FOLDER)([{inputs}])"]
@@ -337,43 +344,35 @@ def _serving(name: str, example: dict[str, str]) -> list[str]:
         f"  -e MODEL_NAME={name} tensorflow/serving:2.20.0",
         f"curl -s http://localhost:8501/v1/models/{name}:predict -d '{json.dumps({'instances': [example]})}'",
     ]
+    reads = "The SavedModel contains the tokenizer and reads texts; manifest.json lists its signatures."
     return [
-        "The SavedModel contains the tokenizer and reads texts; manifest.json lists its signatures. TF Serving is given "
-        "the folder that contains the versions:",
+        f"{reads} TF Serving is given the folder that contains the versions:",
         "",
         *_fenced("\n".join(commands), "sh"),
     ]
 
 
-def _replayed() -> list[str]:
-    return [
-        "To check the files and to compare the answers with those of the original model:",
-        "",
-        *_fenced("python verify.py .", "sh"),
-    ]
-
-
 def _limitations(model, origin: Origin, kind: str) -> str:
-    measured = [each.file for each in origin.results if each.file and not each.validation]
+    tested = [each.file or "a test file" for each in origin.results if not each.validation]
     items = []
     if not origin.results:
         items.append("No score of this model is known to tfzoo; measure it on your own data before you use it.")
-    elif not measured:
-        items.append(
-            "The scores are those of the validation file, which also selected the checkpoint. They are likely to be "
-            "better than on new data; no test file was evaluated."
-        )
+    elif tested:
+        items.append(f"The model was tested on {', '.join(map(_code, tested))} only. Other texts were not tested.")
     else:
-        items.append(f"The model was tested on {', '.join(map(_code, measured))} only. Other texts were not tested.")
+        items.append(
+            "The scores are those of the data that also selected the checkpoint. They are likely to be better than on "
+            "new data; no test file was evaluated."
+        )
     if any(score.interval for each in origin.results for score in each.scores):
         items.append("The intervals state the uncertainty due to the choice of rows, not that of training.")
     items.append("Bias, robustness and the privacy of the training data were not measured.")
     if kind != "huggingface":
         items.append(
-            "The artifact was compared with the original model on the inputs in golden.npz; manifest.json states the "
-            "differences."
+            "The exported files were compared with the original model on the inputs in golden.npz, and manifest.json "
+            "states the differences. Scores are those of the original model."
         )
     if not origin.license:
         items.append("The license is unknown to tfzoo; that of the training data and of a base model may apply.")
     lines = ["## Limitations", "", *(f"- {item}" for item in items)]
-    return "\n".join([*lines, "", f"This card was written by tfzoo {tfzoo.__version__}."])
+    return "\n".join([*lines, "", "This card was written by tfzoo."])
