@@ -285,7 +285,7 @@ class TF1Test(ConvertCase):
         self.assertEqual(
             lines[2:],
             [
-                "other files written: tokenizer.json, tokenizer_config.json, vocab.txt",
+                "other files written: README.md, tokenizer.json, tokenizer_config.json, vocab.txt",
                 "files not converted: bert_model.ckpt.meta",
             ],
         )
@@ -575,7 +575,7 @@ class KerasHubTest(ConvertCase):
                 lines = self.convert(preset, to=to)
                 self.assertIn(f": {architecture}, ", lines[1])
                 # BERT's pooler is part of the classifier, so the command lists no tensors as not converted.
-                self.assertEqual(lines[2:], [])
+                self.assertEqual(lines[2:], ["other files written: README.md"])
                 record = json.loads((to / "config.json").read_text())
                 self.assertEqual({name: record.get(name) for name in fields}, fields)
                 settings = json.loads((preset / "task.json").read_text())["config"]
@@ -588,7 +588,7 @@ class KerasHubTest(ConvertCase):
     def test_a_backbone_without_its_task(self):
         lines = self.convert(self.preset("bert_classifier"), "--notask")
         self.assertIn(": BertModel, ", lines[1])
-        self.assertEqual(lines[2:], ["files not converted: task.json, task.weights.h5"])
+        self.assertEqual(lines[3:], ["files not converted: task.json, task.weights.h5"])
         (line,) = self.convert(GOLDEN / "bert", "--notask", code=2, to=self.folder / "x")
         self.assertIn("--task=False: does not apply to a Hugging Face folder", line)
 
@@ -620,7 +620,7 @@ class KerasHubTest(ConvertCase):
     def test_tokenizers(self):
         self.assertEqual(
             self.convert(self.preset("bert"))[2:],
-            ["other files written: tokenizer.json, tokenizer_config.json, vocab.txt"],
+            ["other files written: README.md, tokenizer.json, tokenizer_config.json, vocab.txt"],
         )
         tokenizer = load_tokenizer(self.to)
         self.assertTrue(tokenizer.lowercase)
@@ -648,7 +648,9 @@ class KerasHubTest(ConvertCase):
                 to, preset = self.folder / f"to_{case}", self.preset(case)
                 (preset / "task.json").write_text("{}")
                 lines = self.convert(preset, to=to)
-                other_files = "other files written: merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
+                other_files = (
+                    "other files written: README.md, merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
+                )
                 self.assertEqual(lines[2:], [other_files, "files not converted: task.json"])
                 preset_assets = PRESETS / case / "assets" / "tokenizer"
                 merges = (preset_assets / "merges.txt").read_text()
@@ -721,7 +723,7 @@ class KerasHubTest(ConvertCase):
 class ProcessTest(ConvertCase):
     def test_the_command(self):
         done = helpers.python("-m", "tfzoo.convert", f"--from={GOLDEN / 'distilbert'}", f"--to={self.to}")
-        self.assertEqual(done.stdout.count("\n"), 3, done.stderr)
+        self.assertEqual(done.stdout.count("\n"), 4, done.stderr)
         self.assert_same_tensors(GOLDEN / "distilbert", self.to)
 
 

@@ -36,7 +36,9 @@ class ReadTest(unittest.TestCase):
         self.assertEqual(found.title, "Validation: dev.tsv")
 
     def test_the_least_that_a_file_contains(self):
-        self.path.write_text('{"task": "similarity", "scores": {}, "confusion": null, "classes": []}')
+        self.path.write_text(
+            '{"task": "similarity", "scores": {"pearson": {"value": null}}, "confusion": null, "classes": []}'
+        )
         found = results.read(self.path)
         self.assertIsNone(found.main)
         self.assertEqual((found.baselines, found.confusion, found.title), ((), {}, "Held-out text"))

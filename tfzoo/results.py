@@ -7,7 +7,7 @@
      "confusion": {"labels": ["negative", "positive"], "counts": [[400, 28], [53, 391]]},
      "mistakes": [{"where": "dev.tsv:17", "text": "...", "gold": "positive", "predicted": "negative", "score": 0.98}]}
 
-Only `task` and `scores` are required. `low` and `high` are the ends of a 95% interval; `counts` has a row for each gold
+Only `task` and `scores` are required; a `value` that is not defined is null. `low` and `high` are the ends of a 95% interval; `counts` has a row for each gold
 label and a column for each predicted one. Uses only the standard library.
 """
 
@@ -36,7 +36,7 @@ _FIELDS: json_files.Fields = {
     "confusion": Field(dict),
     "mistakes": Field(list, items=Field(dict)),
 }
-_SCORE = {"value": dataclasses.replace(_NUMBER, required=True), "low": _NUMBER, "high": _NUMBER}
+_SCORE = {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER}
 _CLASS = {
     "label": Field(str, required=True),
     **dict.fromkeys(("precision", "recall", "f1"), _NUMBER),
@@ -52,6 +52,7 @@ _LOWER = re.compile(r"(^|_)(loss|perplexity|error|mse|rmse|mae)$")
 _WORDS = {"f1": "F1", "mrr": "MRR", "ndcg": "nDCG", "map": "MAP", "mse": "MSE", "mae": "MAE", "auc": "AUC"}
 _LABELS = {
     "matthews": "Matthews correlation",
+    "mcc": "Matthews correlation",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
 }
@@ -184,7 +185,12 @@ class Results:
     @property
     def title(self) -> str:
         """What was evaluated, for readers."""
-        return f"{'Validation' if self.validation else 'Test'}: {self.file}" if self.file else "Held-out text"
+        return f"{'Validation' if self.validation else 'Test'}: {self.file_name}" if self.file else "Held-out text"
+
+    @property
+    def file_name(self) -> str:
+        """The file without its folder, whose name may be private; "held-out text" for a corpus."""
+        return pathlib.PurePath(self.file).name if self.file else "held-out text"
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -215,6 +221,8 @@ def read(path: pathlib.Path) -> Results:
     scores = []
     for name, entry in record["scores"].items():
         json_files.check(entry, _SCORE, f"{path}: scores: {name}")
+        if entry.get("value") is None:  # Undefined, such as the correlation with a constant.
+            continue
         found = {baseline: values[name] for baseline, values in baselines.items() if values.get(name) is not None}
         scores.append(Score(name, entry["value"], entry.get("low"), entry.get("high"), found))
     return Results(

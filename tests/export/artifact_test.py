@@ -33,7 +33,8 @@ from tfzoo.export.precision import Limits, with_precision
 from tfzoo.models.record import FolderRecord
 from tfzoo.text.framing import TEXT
 from tfzoo.text.wordpiece import WordPiece
-from tfzoo.training import runs
+from tfzoo.training import history, runs
+from tfzoo.weights import model_card
 
 ROOT = pathlib.Path(__file__).parents[2]
 VERIFY = ROOT / "export" / "verify.py"  # It runs the one of the package.
@@ -663,11 +664,15 @@ class PublishTest(tf.test.TestCase):
 
     def test_the_command(self):
         arguments = [f"--flagfile={ROOT / 'export' / 'bert.cfg'}", "--model_dir=RUN", f"--output_dir={self.output_dir}"]
-        with mock.patch.object(runs, "load", lambda *_, role: (MODEL, TOKENIZER)):
+        with (
+            mock.patch.object(runs, "load", lambda *_, role: (MODEL, TOKENIZER)),
+            mock.patch.object(history, "origin_of", lambda *_: model_card.Origin("mine", steps=123)),
+        ):
             with contextlib.redirect_stdout(io.StringIO()) as stdout:
                 code = cli.run(entry_point.main, entry_point.define_flags, [*arguments, "--formats=onnx"])
             self.assertEqual(code, 0)
             self.assertIn(str(self.output_dir / "onnx" / "bert" / "1"), stdout.getvalue())
+            self.assertIn("- Steps: 123\n", (self.output_dir / "onnx" / "bert" / "1" / "README.md").read_text())
             with contextlib.redirect_stderr(io.StringIO()) as stderr:
                 code = cli.run(entry_point.main, entry_point.define_flags, arguments[:1])
             self.assertEqual((code, len(stderr.getvalue().splitlines())), (2, 1))

@@ -124,10 +124,9 @@ class History:
         is_main = role in (None, "main" if "main" in roles else roles[0])
         step = None if checkpoint is None else _step_of(checkpoint)
         flags = dict(self.flags)
-        data = [(use, flags[name]) for name, use in _DATA.items() if flags.get(name)]
-        if flags.get("task"):
-            data = [(use, value) for use, value in data if value != flags.get("corpus")]
-        base = flags.get("init_from", "")
+        reads_corpus = not flags.get("train_file")
+        names = [name for name in _DATA if flags.get(name) and (name != "corpus" or reads_corpus)]
+        data = [(_DATA[name], flags[name]) for name in names]
         return Origin(
             run=self.run_dir.name,
             task=self.task,
@@ -135,8 +134,8 @@ class History:
             counts=self.counts,
             steps=max((record["step"] for record in self.records), default=None),
             settings=[(name, value) for name, value in self.given if not _PATHS.search(name)],
-            base_model=hub_name(base),
-            languages=() if flags.get("task") else _languages(flags.get("corpus", "")),
+            base_model=hub_name(flags.get("init_from", "")),
+            languages=_languages(flags.get("corpus", "")) if reads_corpus else (),
             results=[each for each in self.results if is_main and (step is None or each.step in (None, step))],
         )
 

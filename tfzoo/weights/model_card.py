@@ -35,6 +35,7 @@ _METRICS = {
     "entity_precision": "precision",
     "entity_recall": "recall",
     "matthews": "matthews_correlation",
+    "mcc": "matthews_correlation",
     "pearson": "pearsonr",
     "spearman": "spearmanr",
 }
@@ -162,7 +163,7 @@ def _index(origin: Origin, tag: str) -> list[dict[str, Any]]:
             "task": {"type": tag},
             # The hub requires a type, which is that of a public data set; this one is a file.
             "dataset": {
-                "name": each.file or "unknown",
+                "name": each.file_name,
                 "type": "unknown",
                 "split": "validation" if each.validation else "test",
             },
@@ -222,7 +223,7 @@ def _inline(value: str) -> str:
 
 def _description(model, origin: Origin) -> str:
     does = _DOES.get(pipeline_tag(model, origin))
-    config, layers = model.config, f"{model.config.num_layers} layers"
+    config, layers = model.config, f"{model.config.num_layers} layer{'s'[model.config.num_layers == 1 :]}"
     if model.is_encoder_decoder:
         layers = f"{config.num_layers} encoder and {config.num_decoder_layers or config.num_layers} decoder layers"
     sizes = f"{layers}, hidden size {config.hidden_size} and {model.count_params():,} parameters"
@@ -353,7 +354,7 @@ def _serving(name: str, example: dict[str, str]) -> list[str]:
 
 
 def _limitations(model, origin: Origin, kind: str) -> str:
-    tested = [each.file or "a test file" for each in origin.results if not each.validation]
+    tested = [each.file_name for each in origin.results if not each.validation]
     items = []
     if not origin.results:
         items.append("No score of this model is known to tfzoo; measure it on your own data before you use it.")
