@@ -651,7 +651,7 @@ class KerasHubTest(ConvertCase):
                 other_files = (
                     "other files written: README.md, merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
                 )
-                self.assertEqual(lines[2:], [other_files, "files not converted: task.json"])
+                self.assertEqual(lines[2:], [f"other files written: {names}", "files not converted: task.json"])
                 preset_assets = PRESETS / case / "assets" / "tokenizer"
                 merges = (preset_assets / "merges.txt").read_text()
                 self.assertFalse(merges.startswith("#"))

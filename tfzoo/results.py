@@ -7,8 +7,8 @@
      "confusion": {"labels": ["negative", "positive"], "counts": [[400, 28], [53, 391]]},
      "mistakes": [{"where": "dev.tsv:17", "text": "...", "gold": "positive", "predicted": "negative", "score": 0.98}]}
 
-Only `task` and `scores` are required; a `value` that is not defined is null. `low` and `high` are the ends of a 95% interval; `counts` has a row for each gold
-label and a column for each predicted one. Uses only the standard library.
+Only `task` and `scores` are required; a `value` that is not defined is null. `low` and `high` are the ends of a 95%
+interval; `counts` has a row for each gold label and a column for each predicted one. Uses only the standard library.
 """
 
 import dataclasses

@@ -135,13 +135,13 @@ class PageTest(Case):
         attack = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'& \x00\x1b \ud800 \u202e"
         evaluation = made_run.results(["<b>good</b>", '"bad" & worse', "{{ 7 * 7 }}"])
         evaluation["mistakes"][0] |= {"text": attack, "text_pair": attack, "where": "<i>:1"}
-        evaluation["file"] = "<u>dev</u>.tsv"
+        evaluation["file"] = "<u>dev<u>.tsv"
         document = self.written(evaluation, model="<bert>")
         self.assertLessEqual(
             {tag for tag, _ in document.elements} & {"script", "img", "b", "i", "u", "bert"}, {"b"}
         )  # The page itself uses b, without text of its own.
         self.assertIn("<script>alert(1)</script><img src=x onerror=alert(1)>\"'&", document.text)
-        for shown in ("<b>good</b>", '"bad" & worse', "{{ 7 * 7 }}", "<i>:1", "Validation: <u>dev</u>.tsv"):
+        for shown in ("<b>good</b>", '"bad" & worse', "{{ 7 * 7 }}", "<i>:1", "Validation: <u>dev<u>.tsv"):
             self.assertIn(shown, document.text)
 
     def test_long_texts_are_shortened(self):
