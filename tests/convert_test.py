@@ -648,9 +648,7 @@ class KerasHubTest(ConvertCase):
                 to, preset = self.folder / f"to_{case}", self.preset(case)
                 (preset / "task.json").write_text("{}")
                 lines = self.convert(preset, to=to)
-                other_files = (
-                    "other files written: README.md, merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
-                )
+                names = "README.md, merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
                 self.assertEqual(lines[2:], [f"other files written: {names}", "files not converted: task.json"])
                 preset_assets = PRESETS / case / "assets" / "tokenizer"
                 merges = (preset_assets / "merges.txt").read_text()
