@@ -106,6 +106,12 @@ class HuggingFaceTest(ConvertCase):
         before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, self.to))
         self.assertEqual(before, after)
 
+    def test_the_authors_model_card_is_kept(self):
+        source, content = self.copy("bert"), b"---\r\nlicense: mit\r\n---\r\n# Theirs\n"
+        (source / "README.md").write_bytes(content)
+        self.assertNotIn("files not converted", "".join(self.convert(source)))
+        self.assertEqual((self.to / "README.md").read_bytes(), content)
+
     def test_sentence_transformers(self):
         for case in ("bert", "cased"):
             source = GOLDEN.parent / "golden_sentence" / case
@@ -151,7 +157,7 @@ class HuggingFaceTest(ConvertCase):
         (source / "model.safetensors").unlink()
         safetensors.numpy.save_file(older, source / "model.safetensors")
         self.assertEqual(
-            self.convert(source)[2], "tensors not converted: cls.predictions.decoder.weight, embeddings.position_ids"
+            self.convert(source)[3], "tensors not converted: cls.predictions.decoder.weight, embeddings.position_ids"
         )
         self.assert_same_tensors(GOLDEN / "bert", self.to)
 
@@ -218,7 +224,7 @@ class RunTest(ConvertCase):
         for step in (600, 1500):
             store.save(step, checkpoint.model_variables(model), {}, best=step == 600)
         self.convert(run)
-        card = huggingface_hub.ModelCard.load(self.to)
+        card = huggingface_hub.ModelCard.load(self.to / "README.md")
         self.assertEqual((card.data.base_model, card.data.pipeline_tag), ("owner/encoder", "text-classification"))
         self.assertEqual(card.data.eval_results[0].dataset_name, "dev.tsv")
         self.assertIn("| Accuracy | 0.900 | 0.867 to 0.933 | 0.348 | 0.824 |", card.text)
@@ -230,12 +236,6 @@ class RunTest(ConvertCase):
         self.assertRegex(
             self.convert(run, to=self.folder / "damaged", code=2)[0], "^error: .*evaluation.json, line 1: is not JSON"
         )
-
-    def test_the_authors_model_card_is_kept(self):
-        source, content = self.copy("bert"), b"---\r\nlicense: mit\r\n---\r\n# Theirs\n"
-        (source / "README.md").write_bytes(content)
-        self.assertNotIn("files not converted", "".join(self.convert(source)))
-        self.assertEqual((self.to / "README.md").read_bytes(), content)
 
 
 def tf1_name(name):
