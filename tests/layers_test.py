@@ -24,6 +24,7 @@ ENTRY_POINTS = {
     "tfzoo.launch",
     "tfzoo.score",
     "tfzoo.train",
+    "tfzoo.tune",
 }
 # What each other module and package may import from tfzoo, in addition to itself. A name includes everything below it.
 BELOW = {"errors", "files", "json_files", "progress"}
@@ -50,6 +51,7 @@ MAY_IMPORT = {
     "generation": MODELS | {"text"},
     "evaluation": MODELS | {"text", "data", "generation"},
     "training": MODELS | {"text", "data", "objectives", "tasks", "evaluation", "lazy", "options", "cli", "hub"},
+    "tuning": BELOW | {"config"},
     "model_dir": MODELS | {"options", "training", "hub"},
     "embeddings": MODELS | {"text"},
     "preprocess": MODELS | {"text", "generation"},
