@@ -220,7 +220,14 @@ class ProposalTest(unittest.TestCase):
 
 class SearchTest(TuneCase):
     def test_a_search(self):
-        flags = [RATE, BATCH, "--overrides=num_layers=2,num_heads=2", "--lowercase=false", "--text_field=a b"]
+        flags = [
+            RATE,
+            BATCH,
+            "--overrides=num_layers=2,num_heads=2",
+            "--batch_size=4",
+            "--nolowercase",
+            "--text_field=a b",
+        ]
         out, err = self.search(*flags, "--trials=5")
         self.assertEqual(err, "")
         records = self.records()
@@ -253,6 +260,7 @@ class SearchTest(TuneCase):
         # The command trains the best one again.
         command = shlex.split(out.splitlines()[-1])
         self.assertEqual(command[:3], ["python", "-m", "tfzoo.train"])
+        self.assertNotIn("--batch_size=4", command)
         config = tune._train_config([argument for argument in command[3:] if not argument.startswith("--run_dir")])
         self.assertEqual(
             config,

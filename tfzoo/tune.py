@@ -322,8 +322,11 @@ def _last_line(log: pathlib.Path, start: int) -> str:
 
 def main(flags: absl_flags.FlagValues) -> int:
     config = TuneConfig(**options.values_of(flags, TuneConfig))
-    own = [field.name for field in options.fields(TuneConfig)]
-    search = Search(config, processes.arguments(flags, own))
+    own = {field.name for field in options.fields(TuneConfig)}
+    searched = {spec.partition("=")[0].strip() for spec in config.search}
+    # The values of a trial take the place of these; a flag that may be repeated keeps its other values.
+    replaced = {name for name in searched if name in flags and not isinstance(flags[name].value, list)}
+    search = Search(config, processes.arguments(flags, own | replaced))
     import optuna  # noqa: F401  (reports a missing package before anything starts)
 
     return search.run()

@@ -106,7 +106,7 @@ class FamiliesTest(tf.test.TestCase):
                 results.append({path: tf.convert_to_tensor(x).numpy() for path, x in gradients().items()})
             for path in results[1].keys() - {path for path in results[1] if path.endswith("key/bias")}:  # Rounding.
                 value = results[1][path]
-                self.assertAllClose(value, results[0][path], 0, 1e-5 * np.abs(value).max(), msg=path)
+                self.assertAllClose(value, results[0][path], 0, 1e-4 * np.abs(value).max(), msg=path)
 
     def test_two_models_are_counted_separately(self):
         page, config = models.find("electra_small")

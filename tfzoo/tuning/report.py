@@ -1,6 +1,7 @@
 """What a search shows: a table with the best trial first, and plots. Does not import TensorFlow."""
 
 import io
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -78,8 +79,12 @@ def plot(
             panel.set_xlim(-0.5, len(positions) - 0.5)
         else:
             _points(panel, shown, {trial.trial: trial.values[dimension.name] for trial in shown})
-            panel.set_xscale("log" if dimension.log else "linear")
-        panel.set_xlabel(dimension.name)
+            if dimension.log:
+                panel.set_xscale("log")
+                panel.minorticks_off()
+                ticks = [dimension.low, math.sqrt(dimension.low * dimension.high), dimension.high]
+                panel.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+        panel.set(xlabel=dimension.name, ylabel="" if number % columns else metric)
         panel.grid(alpha=0.3)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
