@@ -97,6 +97,7 @@ class OptionsTest(TuneCase):
             (r"--run_dir=x: no such flag.*", RATE, "--run_dir=x"),
             (r"--bach_size=8: no such flag \(did you mean --batch_size\?\)", RATE, "--bach_size=8"),
             (r"--mask_rate=2: must be from 0.01 to 0.9", RATE, "--mask_rate=2"),
+            (r"--noresume: does not apply to tfzoo.tune, which resumes its trials; omit it", RATE, "--noresume"),
             (r"--strategy=multi_worker: tfzoo.tune starts a single process; omit it", RATE, "--strategy=multi_worker"),
         ):  # fmt: skip
             with self.subTest(argv=argv):

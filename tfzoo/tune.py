@@ -102,6 +102,8 @@ class Search:
         self.dimensions = space.parse(config.search, _kinds(), lambda more: _train_config([*self.arguments, *more]))
         if train_config.strategy in ("multi_worker", "parameter_server"):
             raise UserError(f"--strategy={train_config.strategy}: tfzoo.tune starts a single process; omit it")
+        if not train_config.resume:
+            raise UserError("--noresume: does not apply to tfzoo.tune, which resumes its trials; omit it")
         if config.trials > trials.combinations(self.dimensions):
             count = int(trials.combinations(self.dimensions))
             raise UserError(f"--trials={config.trials}: the search has only {count} combinations; use at most {count}")
@@ -181,7 +183,9 @@ class Search:
     def _train(self, trial: Trial, signals: processes.Signals) -> Trial | None:
         """Trains a trial. Returns its result, or None if a signal stopped it."""
         run_dir = self.folder / f"trial_{trial.trial}"
-        processes.wait_until_free(run_dir)
+        processes.wait_until_free(run_dir, signals)
+        if signals.received:
+            return None
         others = [other for other in self.trials if other.trial != trial.trial]
 
         def evaluations() -> list[list[float]]:

@@ -6,6 +6,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import unittest
 
@@ -13,7 +14,7 @@ import pytest
 
 from tests import helpers, quick_train, tiny_run
 from tfzoo import train
-from tfzoo.training import outcomes, seeds
+from tfzoo.training import outcomes, processes, seeds
 from tfzoo.training.config import TrainConfig
 
 QUICK = str(helpers.ROOT / "tests" / "quick_train.py")
@@ -126,6 +127,30 @@ class SeedsTest(SeedsCase):
         self.assertEqual(self.record()["deviation"], {"masked_lm_loss": None, "masked_lm_accuracy": None})
         _, err = self.train("--seeds=1", "--noresume", code=2)
         self.assertRegex(err, "already contains runs; specify a new folder, or omit --noresume")
+
+    def test_waiting_for_a_run_that_is_still_saving(self):
+        run_dir = self.folder / "run"
+        run_dir.mkdir()
+        code = "import sys; from tfzoo import files; lock = files.Lock(sys.argv[1]); print(); sys.stdin.read()"
+        owner = subprocess.Popen(
+            [sys.executable, "-c", code, run_dir], cwd=helpers.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert owner.stdout and owner.stdin
+        owner.stdout.readline()
+        with processes.Signals() as signals:
+            waiting = threading.Thread(target=processes.wait_until_free, args=(run_dir, signals))
+            waiting.start()
+            waiting.join(1.5)
+            self.assertTrue(waiting.is_alive())
+            os.kill(os.getpid(), signal.SIGTERM)  # A signal ends the waiting.
+            waiting.join(helpers.PATIENCE)
+            self.assertFalse(waiting.is_alive())
+        with processes.Signals() as signals:
+            waiting = threading.Thread(target=processes.wait_until_free, args=(run_dir, signals))
+            waiting.start()
+            owner.communicate()
+            waiting.join(helpers.PATIENCE)
+            self.assertFalse(waiting.is_alive())
 
     def test_outcome(self):
         run_dir = self.folder / "run"

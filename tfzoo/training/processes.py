@@ -125,10 +125,11 @@ def how_it_ended(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def wait_until_free(run_dir: pathlib.Path) -> None:
-    """Waits until no process writes to a run's folder: the run of a killed program may still be saving its state."""
+def wait_until_free(run_dir: pathlib.Path, signals: Signals) -> None:
+    """Waits until no process writes to a run's folder: the run of a killed program may still be saving its state. A
+    signal ends the waiting."""
     told = False
-    while run_dir.is_dir():
+    while run_dir.is_dir() and not signals.received:
         try:
             files.Lock(run_dir).release()
             return

@@ -50,7 +50,7 @@ def train(config: TrainConfig, arguments: Sequence[str], count: int) -> int:
             if entries.get(seed, {}).get("flags") == flags and run_dir.is_dir():
                 print(f"seed {seed} ({number} of {count}): finished before")
                 continue
-            processes.wait_until_free(run_dir)
+            processes.wait_until_free(run_dir, signals)
             if signals.received:
                 return cli.STOPPED
             print(f"seed {seed} ({number} of {count}): {run_dir}")
