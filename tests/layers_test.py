@@ -25,6 +25,7 @@ ENTRY_POINTS = {
     "tfzoo.launch",
     "tfzoo.score",
     "tfzoo.train",
+    "tfzoo.tune",
 }
 # What each other module and package may import from tfzoo, in addition to itself. A name includes everything below it.
 BELOW = {"errors", "files", "json_files", "progress"}
@@ -53,6 +54,7 @@ MAY_IMPORT = {
     "evaluation": MODELS | {"text", "data", "generation"},
     "training": MODELS
     | {"text", "data", "objectives", "tasks", "evaluation", "lazy", "options", "cli", "hub", "results"},
+    "tuning": BELOW | {"config"},
     "model_dir": MODELS | {"options", "training", "hub"},
     "embeddings": MODELS | {"text"},
     "preprocess": MODELS | {"text", "generation"},
