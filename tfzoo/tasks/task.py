@@ -257,6 +257,11 @@ class Task(Objective):
         """Returns the worst mistakes, the worst first: {"number", "gold", "predicted", "score"}."""
         return []
 
+    def described(self, mistake: Mapping[str, Any], row: Any) -> dict[str, Any]:
+        """Returns what a report shows of one of `mistakes`, for the row of the file that it was made in."""
+        shown = dict(zip(("text", "text_pair"), self.texts_of(row)))
+        return shown | {name: value for name, value in mistake.items() if name != "number"}
+
     def evaluators(self) -> list[Evaluator]:
         return [_Scores(self)]
 
