@@ -83,8 +83,8 @@ class Relation(Task):
         return (_marked(row, *((f"{each} ", f" {each}") for each in marked.CANDIDATES[:2])),)
 
     def chunks(self, file):
-        """Yields rows of "text", which contains the markers, with the "places" of the first ones of each entity in it,
-        "label" and "number", and whether the text was "cut"."""
+        """Yields rows of "text", which contains the markers, with the "entity_positions", "label" and "number", and
+        whether the text was "cut"."""
         tokenize = encoded.tokenize_function(self._tokenizer)
         first, waiting = 0, iter(file.rows())
         while rows := list(itertools.islice(waiting, encoded.CHUNK)):
@@ -96,14 +96,14 @@ class Relation(Task):
             yield {
                 "number": np.arange(first, first + len(rows)),
                 "text": ids,
-                "places": np.array(places, np.int32),
+                "entity_positions": np.array(places, np.int32) + np.int32(self.framer.first),
                 "label": np.array([self._index[row.label] for row in rows], np.int32),
                 "cut": np.array(cut, bool),
             }
             first += len(rows)
 
     def _row(self, row: RelationRow, parts) -> tuple[np.ndarray, tuple[int, int], bool]:
-        """Returns the token ids of a row with markers, where the two entities begin, and whether it was cut."""
+        """Returns the token ids of a row with markers, where in it the two entities begin, and whether it was cut."""
         before, earlier, between, later, after = parts
         is_turned = row.second < row.first
         earlier_id, later_id = self._marker_ids[::-1] if is_turned else self._marker_ids
@@ -127,10 +127,6 @@ class Relation(Task):
 
     def targets(self):
         return {"entity_positions": (np.int32, (2,)), "label": (np.int32, ()), "number": (np.int64, ())}
-
-    def target_features(self, rows, indices, length):
-        positions = (rows.columns["places"][indices] + self.framer.first).astype(np.int32)
-        return super().target_features(rows, indices, length) | {"entity_positions": positions}
 
     def _logits(self, models, batch, training: bool):
         model = models[MAIN]

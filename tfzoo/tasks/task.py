@@ -209,8 +209,11 @@ class Task(Objective):
         return tuple(self.SIGNATURE)
 
     def check_model(self, name: str, page: types.ModuleType) -> None:
-        kind = "encoder_decoder" if page.Model.is_encoder_decoder else "encoder"
-        if self.HEAD not in page.Model.HEADS or not {kind, *(["decoder"] if kind == "encoder" else [])} & {*self.KINDS}:
+        from tfzoo import nn
+
+        kind = "decoder" if issubclass(page.Model, nn.DecoderModel) else "encoder"
+        kind = "encoder_decoder" if page.Model.is_encoder_decoder else kind
+        if self.HEAD not in page.Model.HEADS or kind not in self.KINDS:
             raise UserError(f"--model={name}: --task={self.name} does not support its family; use another model")
 
     def build_models(self, page: types.ModuleType, config, dtype=None) -> dict[str, Any]:
