@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests import helpers, tiny_run
+from tests.tasks import small
 from tfzoo import evaluate, train
 from tfzoo.data import encoded
 from tfzoo.data.relations import RelationRow
@@ -24,7 +25,6 @@ from tfzoo.training import loop, runs
 LABELS = ("Other", "Part(e1,e2)", "Part(e2,e1)")
 WORDS = "the child slept in cradle . a b c d".split()
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "$", "#", *"ehilnprst", "##s"]
-SIZES = "hidden_size=16,num_layers=1,num_heads=2,intermediate_size=32,max_positions=32,dropout=0,attention_dropout=0"
 
 
 def task(length=16, labels=LABELS, vocab=VOCAB, **options):
@@ -101,13 +101,13 @@ class RelationTest(tf.test.TestCase):
         self.assertEqual(
             [tokens(batch, i) for i in range(4)],
             [
-                "[CLS] $ the child $ # cradle # c [SEP]",
+                "[CLS] b $ the child $ # cradle # [SEP]",
                 "[CLS] $ the $ a d # cradle # [SEP]",
                 "[CLS] # a b c d $ cradle $ [SEP]",
                 "[CLS] $ a $ # b # [SEP]",
             ],
         )
-        self.assertAllEqual(batch["entity_positions"], [[1, 5], [1, 6], [6, 1], [1, 4]])
+        self.assertAllEqual(batch["entity_positions"], [[2, 6], [1, 6], [6, 1], [1, 4]])
         self.assertEqual(made.truncated(rows), 3)
 
     def test_the_loss_by_the_formula(self):
@@ -183,7 +183,7 @@ class RunTest(unittest.TestCase):
             run_dir=run_dir,
             cache_dir=self.folder / "cache",
             model="bert_tiny",
-            overrides=SIZES,
+            overrides=small.SIZES,
             vocab_size=150,
             sequence_length=32,
             length_batches=False,

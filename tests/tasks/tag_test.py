@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import tfzoo
 from tests import helpers, tiny_run
+from tests.tasks import small
 from tfzoo import evaluate, train
 from tfzoo.data import encoded
 from tfzoo.data.tagged import TaggedRow
@@ -26,7 +27,6 @@ from tfzoo.training import TrainConfig, evaluating, loop
 
 LABELS = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ann", "le", "##vine", "slept", *"abcdefgh"]
-SIZES = "hidden_size=16,num_layers=1,num_heads=2,intermediate_size=32,max_positions=32,dropout=0,attention_dropout=0"
 NAMES, PLACES = ("ann", "bob", "carl", "dora", "eve"), ("paris", "rome", "oslo")
 
 
@@ -92,7 +92,9 @@ class TagTest(tf.test.TestCase):
         # Word 5 (f) is nearer to the end of the first window than to the beginning of the second one.
         self.assertEqual([rows.values("places", i).tolist() for i in range(4)],
                          [[0, 1], [0, 1, 2, 3, 4], [1, 2, 3], [3, 4, 5]])  # fmt: skip
-        self.assertEqual([rows.values("labels", i).tolist() for i in range(1, 4)], [[3, 0, 3, 0, 3], [0, 3, 0], [3, 0, 0]])
+        self.assertEqual(
+            [rows.values("labels", i).tolist() for i in range(1, 4)], [[3, 0, 3, 0, 3], [0, 3, 0], [3, 0, 0]]
+        )
         self.assertEqual(made.truncated(rows), 0)
 
     def test_words_without_tokens(self):
@@ -242,7 +244,7 @@ class RunTest(unittest.TestCase):
             run_dir=run_dir,
             cache_dir=self.folder / "cache",
             model="bert_tiny",
-            overrides=SIZES,
+            overrides=small.SIZES,
             vocab_size=100,
             sequence_length=16,
             batch_size=8,
@@ -301,9 +303,7 @@ class RunTest(unittest.TestCase):
         for i, (row, tags) in enumerate(zip(rows, predicted, strict=True)):
             if len(row.words) > 14:  # The task read it in windows, the export reads it at once.
                 continue
-            expected = [
-                (kind, row.words[first][0], row.words[end - 1][1]) for kind, first, end in entities.spans(tags)
-            ]
+            expected = [(kind, row.words[first][0], row.words[end - 1][1]) for kind, first, end in entities.spans(tags)]
             count = int(found["num_entities"][i])
             kinds = [kind.decode() for kind in found["types"][i, :count].numpy()]
             starts, ends = (found[name][i, :count].numpy().tolist() for name in ("starts", "ends"))
@@ -330,11 +330,12 @@ class RunTest(unittest.TestCase):
 
     def test_spans_and_errors(self):
         lines = self.folder / "train.jsonl"
-        rows = [
-            {"text": f"{name} saw {place}.", "entities": [[0, len(name), "PER"], [len(name) + 5, len(name) + 5 + len(place), "LOC"]]}
-            for name in NAMES
-            for place in PLACES
-        ]
+        rows = []
+        for name in NAMES:
+            for place in PLACES:
+                start = len(name) + 5
+                spans = [[0, len(name), "PER"], [start, start + len(place), "LOC"]]
+                rows.append({"text": f"{name} saw {place}.", "entities": spans})
         lines.write_text("".join(json.dumps(each) + "\n" for each in rows))
         out = self.train(self.folder / "spans", train_file=lines, steps=1)
         self.assertIn("5 labels: O, B-LOC, I-LOC, B-PER, I-PER", out)
@@ -345,7 +346,10 @@ class RunTest(unittest.TestCase):
             (r"other.conll:1: label .?.ORG.* does not occur in training", dict(validation_file=other)),
             ("--train_file=.*nothing.conll: contains no entities; add rows with others", dict(train_file=nothing)),
             ("--pair_column=1: tagging reads one text per row; omit it", dict(pair_column=1)),
-            ("--model=gpt2: --task=tag does not support its family; use another model", dict(model="gpt2", overrides="")),
+            (
+                "--model=gpt2: --task=tag does not support its family; use another model",
+                dict(model="gpt2", overrides=""),
+            ),
         ):
             with self.subTest(pattern):
                 self.assertRegex(self.train(self.folder / "wrong", code=2, **flags).strip().splitlines()[-1], pattern)

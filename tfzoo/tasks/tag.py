@@ -124,9 +124,7 @@ class Tag(Task):
         first, waiting = 0, iter(file.rows())
         while rows := list(itertools.islice(waiting, encoded.CHUNK)):
             tokens = tokenize([row.text for row in rows])
-            found = [
-                (first + i, *window) for i, row in enumerate(rows) for window in self._windows(row, *tokens[i])
-            ]
+            found = [(first + i, *window) for i, row in enumerate(rows) for window in self._windows(row, *tokens[i])]
             numbers, texts, places, labels = zip(*found, strict=True)
             yield {"number": np.array(numbers, np.int64), "text": texts, "places": places, "labels": labels}
             first += len(rows)
