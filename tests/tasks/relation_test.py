@@ -201,7 +201,7 @@ class RunTest(unittest.TestCase):
 
     def test_train_evaluate_and_resume(self):
         whole, parts = self.folder / "whole", self.folder / "parts"
-        flags = dict(steps=60, evaluate_every=30, checkpoint_every=30)
+        flags = dict(steps=60, evaluate_every=30, checkpoint_every=30, batch_size=16, learning_rate=0.03)
         out = self.train(whole, **flags)
         self.assertIn("3 labels: Other, Whole(e1,e2), Whole(e2,e1)", out)
         record = json.loads((whole / "evaluation.json").read_text())
