@@ -6,17 +6,20 @@ import random
 import tempfile
 import types
 import unittest
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 
+import tfzoo
 from tests import helpers, tiny_run
 from tests.tasks import small
 from tfzoo import evaluate, train
 from tfzoo.data import encoded
-from tfzoo.data.relations import RelationRow
+from tfzoo.data.relations import RelationFile, RelationRow
 from tfzoo.errors import UserError
+from tfzoo.export import answers
 from tfzoo.models import bert
 from tfzoo.tasks.relation import Relation
 from tfzoo.text.wordpiece import WordPiece
@@ -216,6 +219,7 @@ class RunTest(unittest.TestCase):
         self.assertEqual(code, 0, err)
         found = json.loads((whole / "evaluation-dev.json").read_text())
         self.assertEqual(found["scores"], record["scores"])
+        self.check_exported_answers(whole)
 
         class Stop(loop.Callback):
             def on_log(self, trainer, record):
@@ -226,6 +230,61 @@ class RunTest(unittest.TestCase):
             self.train(parts, code=3, **flags)
         self.train(parts, **flags)
         self.assertEqual(tiny_run.measured(parts), tiny_run.measured(whole))
+
+    def check_exported_answers(self, run_dir):
+        """The text signature of an exported model reads texts as the task does, and gives the same answers."""
+        model, tokenizer = tfzoo.load(run_dir)
+        self.assertEqual(model.markers, ("$", "#"))
+        length = 14
+        made = Relation(tokenizer, length, page=bert, labels=model.labels)
+        answer: Any = answers.find(model, tokenizer, answers.Options(sequence_length=length))
+        texts = [
+            "The <e1>car</e1> has a <e2>wheel</e2> here.",
+            "\u00a0A  <e2> door </e2><e1>house\u3000</e1>\tof\u2003a <e1",
+            "<e1>car</e1> <e2>tree</e2>",
+            "tree " * 9 + "<e1>car</e1> and a leaf and a leaf and <e2>tree</e2>" + " leaf" * 9,
+            "<e2>" + "tree " * 12 + "</e2> and <e1>car</e1>",
+        ]
+        texts[1] = texts[1].removesuffix("<e1")
+        path = self.folder / "texts.jsonl"
+        path.write_text("".join(json.dumps({"text": text, "label": "Other"}) + "\n" for text in texts))
+        rows = rows_of(made, *RelationFile(path, flag="test_file").rows())
+        reading = answer.reader.read({"text": tf.constant(texts)})
+        batch = made.batch(rows, np.arange(len(texts)), int(reading.inputs["token_ids"].shape[1]))
+        for name, values in reading.inputs.items():
+            self.assertEqual(values.numpy().tolist(), batch[name].tolist(), name)
+        self.assertEqual(reading.truncated.numpy().tolist(), rows.columns["cut"].tolist())
+        self.assertEqual(reading.truncated.numpy().tolist(), [False, False, False, True, True])
+        for i, text in enumerate(texts):  # In Python, without padding.
+            row = answer.row([text])
+            count = len(row.ids)
+            self.assertEqual(row.ids, batch["token_ids"][i, :count].tolist())
+            self.assertEqual(row.inputs["entity_positions"].tolist(), [batch["entity_positions"][i].tolist()])
+            self.assertEqual((row.truncated, row.is_marked, answer.refusal(row)), (i > 2, True, ""))
+        found = answer.answer({"text": tf.constant(texts)}, lambda inputs: model(inputs))
+        predicted = made.predict({"main": model}, batch)["answer"].numpy()
+        np.testing.assert_allclose(found["scores"], predicted, atol=1e-6)
+        self.assertEqual(
+            [model.labels[i] for i in predicted.argmax(1)], [each.decode() for each in found["label"].numpy()]
+        )
+
+        wrong = [
+            "no entities",
+            "<e1>a</e1>",
+            "<e1>a<e2>b</e1></e2>",
+            "<e1>a</e1> <e1>a</e1> <e2>b</e2>",
+            "<e1>\u00a0</e1><e2>b</e2>",
+        ]
+        lenient: Any = answers.find(model, tokenizer, answers.Options(sequence_length=length, refuse="row"))
+        errors = lenient.answer({"text": tf.constant([texts[0], *wrong])}, lambda inputs: model(inputs))[
+            "error"
+        ].numpy()
+        self.assertEqual(errors[0], b"")
+        for text, error in zip(wrong, errors[1:], strict=True):
+            self.assertIn(b"text must mark two entities", error)
+            self.assertEqual(lenient.refusal(lenient.row([text])), error.decode())
+        with self.assertRaisesRegex(tf.errors.InvalidArgumentError, "must mark two entities"):
+            answer.answer({"text": tf.constant(wrong[:1])}, lambda inputs: model(inputs))
 
     def test_errors(self):
         other, single = self.folder / "other.jsonl", self.folder / "single.jsonl"

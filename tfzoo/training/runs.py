@@ -262,8 +262,12 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
             f"{', '.join(names)}"
         )
     model = _build(record["models"][role], **options)
-    if "classify" in model.head_names and role == _main_role(record):
-        model.problem_type = record.get("task", {}).get("problem_type")
+    if role == _main_role(record):
+        task = record.get("task", {})
+        if "classify" in model.head_names:
+            model.problem_type = task.get("problem_type")
+        if "relation" in model.head_names:
+            model.markers = tuple(task.get("markers", ()))
     if checkpoint_dir is None and (folder / "best").exists():
         checkpoint_dir = folder / "best"
     store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
