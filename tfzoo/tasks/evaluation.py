@@ -92,14 +92,16 @@ def _with_texts(task: Task, mistakes: list[dict[str, Any]], file) -> list[dict[s
     """Adds the places and texts of mistakes, which have the numbers of their rows."""
     wanted = {mistake["number"] for mistake in mistakes}
     last = max(wanted, default=-1)
-    found: dict[int, dict[str, str]] = {}
+    rows: dict[int, Any] = {}
     for number, row in enumerate(file.rows() if wanted else ()):
         if number in wanted:
-            texts = [text[:_LONGEST] for text in task.texts_of(row)]
-            found[number] = {"where": row.where} | dict(zip(("text", "text_pair"), texts))
+            rows[number] = row
         if number == last:
             break
-    return [
-        found[mistake["number"]] | {name: value for name, value in mistake.items() if name != "number"}
-        for mistake in mistakes
-    ]
+    shown = []
+    for mistake in mistakes:
+        row = rows[mistake["number"]]
+        shown.append({"where": row.where} | task.described(mistake, row))
+        for name in {"text", "text_pair"} & shown[-1].keys():
+            shown[-1][name] = shown[-1][name][:_LONGEST]
+    return shown

@@ -214,8 +214,11 @@ class Task(Objective):
         return tuple(self.SIGNATURE)
 
     def check_model(self, name: str, page: types.ModuleType) -> None:
-        kind = "encoder_decoder" if page.Model.is_encoder_decoder else "encoder"
-        if self.HEAD not in page.Model.HEADS or not {kind, *(["decoder"] if kind == "encoder" else [])} & {*self.KINDS}:
+        from tfzoo import nn
+
+        kind = "decoder" if issubclass(page.Model, nn.DecoderModel) else "encoder"
+        kind = "encoder_decoder" if page.Model.is_encoder_decoder else kind
+        if self.HEAD not in page.Model.HEADS or kind not in self.KINDS:
             raise UserError(f"--model={name}: --task={self.name} does not support its family; use another model")
 
     def build_models(self, page: types.ModuleType, config, dtype=None) -> dict[str, Any]:
@@ -261,6 +264,11 @@ class Task(Objective):
     def mistakes(self, outcome: Mapping[str, np.ndarray], count: int) -> list[dict[str, Any]]:
         """Returns the worst mistakes, the worst first: {"number", "gold", "predicted", "score"}."""
         return []
+
+    def described(self, mistake: Mapping[str, Any], row: Any) -> dict[str, Any]:
+        """Returns what a report shows of one of `mistakes`, for the row of the file that it was made in."""
+        shown = dict(zip(("text", "text_pair"), self.texts_of(row)))
+        return shown | {name: value for name, value in mistake.items() if name != "number"}
 
     def evaluators(self) -> list[Evaluator]:
         return [_Scores(self)]
