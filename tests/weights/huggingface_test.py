@@ -79,7 +79,7 @@ class LoadTest(FolderCase):
         outputs = model(TOKENS | {"entity_positions": np.array([[1, 2]])})
         self.assertEqual(outputs["relation_logits"].shape, (1, 3))
         self.assertGreater(np.std(model.heads["relation"].classifier.dense.kernel), 0)
-        self.assertAllEqual(outputs["pooled"], huggingface.load(GOLDEN / "bert")[0](TOKENS)["pooled"])
+        self.assertAllEqual(outputs["sequence"], huggingface.load(GOLDEN / "bert")[0](TOKENS)["sequence"])
 
     def test_a_file_may_have_more_heads_than_its_architecture(self):
         """bert-base-uncased declares BertForMaskedLM, and contains the other head and the pooler."""
