@@ -26,6 +26,7 @@ from tfzoo import cli, files, lazy
 from tfzoo import progress as progress_lib
 from tfzoo.errors import CheckFailed, UserError, suggest
 from tfzoo.evaluation.evaluator import Evaluator
+from tfzoo.objectives.objective import direction_of
 from tfzoo.tasks import evaluation
 from tfzoo.training import checkpoint, distribution, explain, guard, layerwise, report, resume, state
 from tfzoo.training import inputs as inputs_lib
@@ -466,7 +467,7 @@ class Trainer:
             return self.inputs.objective.best_metric
         if name not in figures:
             raise UserError(f"--best_metric={name}: must be one of {', '.join(figures)}{suggest(name, figures)}")
-        return name, "min" if name.endswith(("loss", "perplexity", "mse")) else "max"
+        return name, direction_of(name)
 
     def _write_evaluation(self) -> None:
         """Writes evaluation.json: the scores of the best checkpoint on the validation file."""
