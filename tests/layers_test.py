@@ -22,6 +22,7 @@ ENTRY_POINTS = {
     "tfzoo.export.__main__",
     "tfzoo.generate",
     "tfzoo.launch",
+    "tfzoo.predict",
     "tfzoo.score",
     "tfzoo.train",
 }
@@ -54,6 +55,7 @@ MAY_IMPORT = {
     "embeddings": MODELS | {"text"},
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
+    "prediction": MODELS | {"text", "embeddings", "export", "training", "hub"},
     "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts of any origin.
 }
 # Importing these does not import TensorFlow, so that help, error messages and servers start fast.
@@ -83,6 +85,9 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.objectives.ul2",
     "tfzoo.training.config",
     "tfzoo.training.loop",
+    "tfzoo.prediction.folders",
+    "tfzoo.prediction.onnx_graphs",
+    "tfzoo.prediction.pipelines",
     *sorted(ENTRY_POINTS),
 ]
 MAX_LINES = 100
@@ -216,9 +221,9 @@ class LayersTest(unittest.TestCase):
                     f"{module} imports {name}",
                 )
 
-    def test_only_exporting_needs_the_packages_of_its_extra(self) -> None:
+    def test_only_exporting_and_reading_exports_need_the_packages_of_that_extra(self) -> None:
         for module in PATHS:
-            if not module.startswith("tfzoo.export"):
+            if not module.startswith(("tfzoo.export", "tfzoo.prediction.onnx_graphs")):
                 for name in imports_of(module):
                     top = name.split(".")[0]
                     self.assertNotIn(top, {"onnx", "onnxruntime", "onnx_ir", "tensorflow_serving", "tf2onnx"}, module)

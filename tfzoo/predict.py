@@ -34,7 +34,7 @@ from tfzoo.options import option
 from tfzoo.prediction import answers, folders
 from tfzoo.prediction.output import Output, encoded
 from tfzoo.prediction.predictor import PAIR, Predictor
-from tfzoo.prediction.rows import FORMATS, STDIN, Row, Source
+from tfzoo.prediction.rows import FORMATS, Row, Source
 from tfzoo.prediction.stream import LONG_TEXTS, TRUNCATE, Stream, check_average
 
 _INPUT, _OUTPUT, _MODEL = "Input", "Output", "Model"
@@ -51,14 +51,14 @@ class PredictConfig(ModelDir):
 
     model_dir: str = option(
         dataclasses.MISSING,
-        "Run folder, Hugging Face folder, sentence-transformers folder, hf://NAME[@REVISION], or exported SavedModel or "
-        "ONNX artifact: OUTPUT_DIR/FORMAT/NAME/VERSION.",
+        "Run folder, Hugging Face folder, sentence-transformers folder, hf://NAME[@REVISION], or exported SavedModel "
+        "or ONNX artifact: OUTPUT_DIR/FORMAT/NAME/VERSION.",
         group=_MODEL,
     )
     sequence_length: int | None = option(
         None,
-        "Maximum number of tokens of a text; defaults to the most that the model reads, up to 1024. An artifact has its "
-        "own.",
+        "Maximum number of tokens of a text; defaults to the most that the model reads, up to 1024. An artifact has "
+        "its own.",
         group=_MODEL,
         low=1,
     )
@@ -85,11 +85,11 @@ class PredictConfig(ModelDir):
         None, "Format of --input, if not that of its suffix; of stdin by default txt.", group=_INPUT, choices=FORMATS
     )
     text_column: str | None = option(
-        None, "Field of the text; by default text, or question for a model that finds answers in a context.", group=_INPUT
+        None,
+        "Field of the text; by default text, or question for a model that finds answers in a context.",
+        group=_INPUT,
     )
-    pair_column: str | None = option(
-        None, "Field of the second text; by default text_pair, or context.", group=_INPUT
-    )
+    pair_column: str | None = option(None, "Field of the second text; by default text_pair, or context.", group=_INPUT)
     bad_rows: str = option(
         "strict",
         'What to do about rows without a text: strict ends with an error; skip answers {"error": ...}.',
@@ -237,7 +237,9 @@ class _Answering:
         skipped = done // self._config.block_rows * self._config.block_rows
         for _ in range(skipped):
             next(rows, None)
-        with Stream(self._predictor, self._config.batch_size, self._config.block_rows, self._config.long_texts) as stream:
+        with Stream(
+            self._predictor, self._config.batch_size, self._config.block_rows, self._config.long_texts
+        ) as stream:
             left = done - skipped
             for block in stream.blocks(self._checked(rows)):
                 yield [self._record(row, answer) for row, answer in block[left:]]

@@ -108,8 +108,8 @@ def _entities(manifest: Mapping[str, Any], vocabulary: Vocabulary) -> Decode:
         result: list[Record] = []
         for row, (text,) in enumerate(reading.texts):
             at = np.flatnonzero(reading.of[row] == 1)
-            columns = (values[row][at].tolist() for values in (reading.ids, reading.starts, reading.ends))
-            result.append({"entities": entities(text, *columns, chances[row][at])})
+            ids, starts, ends = (values[row][at].tolist() for values in (reading.ids, reading.starts, reading.ends))
+            result.append({"entities": entities(text, ids, starts, ends, chances[row][at])})
         return result
 
     return decode
@@ -153,7 +153,7 @@ def _words(manifest: Mapping[str, Any], vocabulary: Vocabulary) -> Decode:
     continues = vocabulary.continues
     pieces = list(vocabulary.pieces)
     texts = pieces if continues is not None else vocabulary.texts()
-    shown, is_word = readable(pieces, texts, continues, vocabulary.special_ids)
+    shown, is_word = readable(pieces, texts, None if continues is None else continues.tolist(), vocabulary.special_ids)
     is_word = np.pad(is_word, (0, manifest["model"]["config"]["vocab_size"] - len(is_word)))
     top = min(TOP, int(is_word.sum()))
 

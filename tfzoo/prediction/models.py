@@ -25,7 +25,7 @@ class ModelPredictor(Predictor):
 
     Args:
       load: () -> (model, tokenizer); called once for each device.
-      devices: TensorFlow's names of the devices, each of which has a copy of the model; () leaves the choice of a single
+      devices: TensorFlow's names of the devices, each of which has a copy of the model; () leaves the choice of one
         device to TensorFlow.
       sequence_length: the maximum number of tokens in a text; None means the most that the model reads, up to 1024.
       pooling, prompt_name: see export.answers.Options.
@@ -83,7 +83,7 @@ class ModelPredictor(Predictor):
             return answer.answer(dict(zip(answer.inputs, texts)), lambda inputs: model(inputs, training=False))
 
         specs = [tf.TensorSpec([None], tf.string)] * len(answer.inputs)
-        return tf.function(outputs, input_signature=specs, autograph=False)
+        return tf.function(outputs, input_signature=specs, autograph=False).get_concrete_function()
 
     def _compiled(self, device: int, count: int) -> Callable:
         """Returns the function for rows of `count` texts on a device."""

@@ -5,7 +5,6 @@ answers those of tfzoo.export.answers.
 """
 
 import dataclasses
-import importlib
 import json
 import os
 import pathlib
@@ -20,7 +19,15 @@ from tfzoo.prediction import answers, decoding
 from tfzoo.prediction.predictor import Predictor, task_of
 from tfzoo.text.framing import PAIR, TEXT, Frame
 
-_INPUTS = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "segments", "pooling_mask": "pooled"}
+# The graph's inputs -> the attributes of Reading. The decoder of an encoder-decoder reads the text, too.
+_INPUTS = {
+    "input_ids": "ids",
+    "attention_mask": "mask",
+    "token_type_ids": "segments",
+    "pooling_mask": "pooled",
+    "decoder_input_ids": "shifted",
+    "decoder_attention_mask": "mask",
+}
 
 
 class OnnxPredictor(Predictor):
@@ -39,14 +46,21 @@ class OnnxPredictor(Predictor):
         folder = pathlib.Path(folder)
         heads, options = manifest["model"]["heads"], manifest["options"]
         inputs = set(manifest["signatures"].get("model", {}).get("inputs", {"none": None}))
-        if "generation" in manifest or not inputs <= {*_INPUTS}:
+        known = {*_INPUTS} - (set() if "decoder_start_token_id" in manifest else {"decoder_input_ids"})
+        if "generation" in manifest or not inputs <= known:
             raise UserError(
-                f"--model_dir={folder}: the graph has inputs that need a program of their own ({', '.join(sorted(inputs))}"
-                "); specify the SavedModel of this model"
+                f"--model_dir={folder}: the graph needs a program of its own (inputs: {', '.join(sorted(inputs))}); "
+                "specify the SavedModel of this model"
             )
-        self.task, self.inputs, self.length = task_of(heads), tuple(manifest.get("texts", ())), options["sequence_length"]
+        self.task, self.inputs, self.length = (
+            task_of(heads),
+            tuple(manifest.get("texts", ())),
+            options["sequence_length"],
+        )
         if self.task not in decoding.HEADS or not self.inputs:
-            raise UserError(f"--model_dir={folder}: has no head that answers texts; specify the SavedModel of this model")
+            raise UserError(
+                f"--model_dir={folder}: has no head that answers texts; specify the SavedModel of this model"
+            )
         self._texts = _Texts(folder / "tokenizer" / "tokenizer.json", manifest, len(self.inputs) > 1, self.task == "lm")
         self._decode: Callable = decoding.HEADS[self.task](manifest, self._texts.vocabulary())
         self._fixed = next(iter(manifest["signatures"]["model"]["inputs"].values()))["shape"][1]
@@ -74,7 +88,8 @@ class OnnxPredictor(Predictor):
 
 
 def _session(path: pathlib.Path, device: int):
-    onnxruntime = importlib.import_module("onnxruntime")  # Of the extra `export`.
+    import onnxruntime  # Of the extra `export`.
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -89,7 +104,7 @@ class Reading:
 
     Attributes:
       texts: the texts of each row.
-      ids, mask, segments, pooled: the graph's inputs, [B, L].
+      ids, mask, segments, pooled, shifted: the graph's inputs, [B, L].
       of: [B, L], 1 + the number of the text that a token belongs to; 0 for special tokens and padding.
       starts, ends: [B, L], code points in the tokens' texts.
       truncated: bool [B].
@@ -101,6 +116,7 @@ class Reading:
     mask: np.ndarray
     segments: np.ndarray
     pooled: np.ndarray
+    shifted: np.ndarray
     of: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
@@ -141,7 +157,10 @@ class _Texts:
         self._frame = _frame(record.get("post_processor") or {}, pair)
         self._room = self._frame.room(manifest["options"]["sequence_length"])
         self._prompt, self._lowercase = manifest.get("prompt", ""), manifest.get("lowercase", False)
-        self._prompt_tokens = manifest.get("prompt_tokens", 0)
+        self._prompt_tokens, self._start_id = (
+            manifest.get("prompt_tokens", 0),
+            manifest.get("decoder_start_token_id", 0),
+        )
 
     def vocabulary(self) -> decoding.Vocabulary:
         """Returns the tokens of the tokenizer."""
@@ -188,8 +207,9 @@ class _Texts:
             mask[row, :end] = True
         truncated = np.array([sum(sizes) < sum(len(text.ids) for text in row) for row, sizes in zip(tokens, kept)])
         pooled = mask & (np.arange(length) >= self._prompt_tokens)
-        first_special = isinstance(self._frame.parts[0], int)
-        return Reading(rows, ids, mask, pooled=pooled, truncated=truncated, starts_special=first_special, **columns)
+        shifted = np.concatenate([np.full_like(ids[:, :1], self._start_id), ids[:, :-1]], 1)
+        inputs = dict(ids=ids, mask=mask, pooled=pooled, shifted=shifted, **columns)
+        return Reading(rows, truncated=truncated, starts_special=isinstance(self._frame.parts[0], int), **inputs)
 
     def _worded(self, text: str) -> str:
         text = self._prompt + text

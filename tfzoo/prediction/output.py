@@ -1,7 +1,7 @@
 """The file of answers, which a killed program continues.
 
-Lines are appended to OUTPUT.partial, which becomes OUTPUT when it is complete. OUTPUT.partial.json says what the answers
-were computed from: a program continues only answers of the same model, input and options. Uses only the standard
+Lines are appended to OUTPUT.partial, which becomes OUTPUT when it is complete. OUTPUT.partial.json says from what the
+answers were computed: a program continues only answers of the same model, input and options. Uses only the standard
 library.
 """
 
@@ -66,14 +66,18 @@ class Output:
         self._synced = time.monotonic()
 
     def _lock(self) -> None:
+        busy = UserError(
+            f"{self.partial}: another process is writing this file; wait until it ends, or specify another --output"
+        )
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"{self.partial}: another process is writing this file; wait until it ends, or specify another --output"
-            ) from None
+            raise busy from None
         except OSError:  # A file system without locks.
-            pass
+            return
+        # That process may have renamed the file just before it released the lock.
+        if not self.partial.exists() or not os.path.samestat(os.fstat(self._file.fileno()), self.partial.stat()):
+            raise busy
 
     def _check(self, made_from: Mapping[str, Any]) -> None:
         again = "add --noresume to remove it and start from the first row"
@@ -84,7 +88,8 @@ class Output:
             if before.get(name) != value:
                 shown = "" if len(str(value)) > 40 else f" ({before.get(name)}, not {value})"
                 raise UserError(
-                    f"{self.partial}: was written with another {name}{shown}; repeat the command that wrote it, or {again}"
+                    f"{self.partial}: was written with another {name}{shown}; repeat the command that wrote it, or "
+                    f"{again}"
                 )
 
     def _continue(self) -> None:

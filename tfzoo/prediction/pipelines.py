@@ -42,7 +42,8 @@ class Pipeline:
             long.
         """
         one = isinstance(texts, str | tuple)
-        rows = [(row,) if isinstance(row, str) else tuple(row) for row in ([texts] if one else texts)]
+        given: Sequence[Any] = [texts] if one else texts
+        rows: list[tuple[str, ...]] = [(row,) if isinstance(row, str) else tuple(row) for row in given]
         counts = {len(self.inputs), len(self.inputs) + self._predictor.may_pair}
         for number, row in enumerate(rows):
             if len(row) not in counts or not all(isinstance(text, str) for text in row):

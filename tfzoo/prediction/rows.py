@@ -109,13 +109,11 @@ class Source:
             count += 1
         return Scan(count, digest.hexdigest())
 
-    def _rows(
-        self, columns: Sequence[str], optional: str | None, note: Callable[[bytes], object]
-    ) -> Iterator[Row]:
+    def _rows(self, columns: Sequence[str], optional: str | None, note: Callable[[bytes], object]) -> Iterator[Row]:
         """Yields the rows; `note` receives every line."""
         if self.form == "txt" and len(columns) > 1:
             raise UserError(
-                f"--input={self.path}: the model reads {' and '.join(columns)}, but a line of text is only one of them; "
+                f"--input={self.path}: the model reads {' and '.join(columns)}, but a line is only one text; "
                 "write .jsonl, .csv or .tsv"
             )
         read = {"txt": self._text_records, "jsonl": self._json_records}.get(self.form, self._table_records)

@@ -30,7 +30,9 @@ class SavedModelPredictor(Predictor):
         if any(tensor["dtype"] != "string" for tensor in stated["inputs"].values()):
             raise UserError(f"--model_dir={folder}: reads token ids, not texts; export the model with its tokenizer")
         if "generation" in manifest:
-            raise UserError(f"--model_dir={folder}: generates text; use its signature generate, or python -m tfzoo.generate")
+            raise UserError(
+                f"--model_dir={folder}: generates text; use its signature generate, or python -m tfzoo.generate"
+            )
         importlib.import_module("tensorflow_text")  # Registers the operations of tokenizers.
         self._devices = tuple(devices) or (None,)
         self.num_devices = len(self._devices)

@@ -34,9 +34,7 @@ class Stream:
         of overlapping windows. A tagger always reads windows.
     """
 
-    def __init__(
-        self, predictor: Predictor, batch_size: int = 32, block_rows: int = 2048, long_texts: str = TRUNCATE
-    ):
+    def __init__(self, predictor: Predictor, batch_size: int = 32, block_rows: int = 2048, long_texts: str = TRUNCATE):
         self._predictor, self._batch_size, self._block_rows = predictor, batch_size, block_rows
         self._average = long_texts == AVERAGE
         workers = predictor.num_devices * predictor.in_flight

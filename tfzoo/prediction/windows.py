@@ -38,7 +38,7 @@ def _cut(text: str, whole: Window, count: int, overlap: float) -> list[Window]:
     count = min(count, length)
     size = length / (1 + (count - 1) * (1 - overlap))
     step, reach = size * (1 - overlap), int(size * _SHIFT)
-    windows = []
+    windows: list[Window] = []
     for i in range(count):
         start = whole.start + int(i * step)
         end = whole.end if i == count - 1 else max(start + 1, whole.start + int(i * step + size))
@@ -77,7 +77,10 @@ def joined(windows: Sequence[Window], found: Sequence[Sequence[dict[str, Any]]],
       The entities in the order of the text; start and end count from the text's start.
     """
     moved = [
-        [{**entity, "start": entity["start"] + window.start, "end": entity["end"] + window.start} for entity in entities]
+        [
+            {**entity, "start": entity["start"] + window.start, "end": entity["end"] + window.start}
+            for entity in entities
+        ]
         for window, entities in zip(windows, found)
     ]
     candidates = [
