@@ -58,7 +58,8 @@ def measure(data: pathlib.Path, folder: pathlib.Path, count: int, part: int) -> 
         batches: list[list[str]] = []
         with Stream(predictor) as stream, mock.patch.object(stream, "_answer", batches.append):
             for block in range(0, len(rows), 2048):
-                stream._submit([(row,) for row in rows[block : block + 2048]])
+                for _, future in stream._submit([(row,) for row in rows[block : block + 2048]]):
+                    future.result()
         shuffled = [rows[i : i + 32] for i in range(0, len(rows), 32)]
         (folder / "in.txt").write_text("".join(f"{row}\n" for row in rows))
 

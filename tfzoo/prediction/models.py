@@ -53,7 +53,7 @@ class ModelPredictor(Predictor):
         if tokenizer is None:
             raise UserError(f"model {model.name!r} has no tokenizer that tfzoo can read; put one into its folder")
         length = min(embeddings.longest(model), _LONGEST) if sequence_length is None else sequence_length
-        self._options = Options(length, pooling=pooling, prompt_name=prompt_name)
+        self._options = Options(length, pooling=pooling, prompt_name=prompt_name, max_new_tokens=1)
         heads.check(model, tokenizer, self._options)
         answer = self._answer(model, tokenizer, pair=False)
         self.task = task_of(list(model.heads))

@@ -43,20 +43,24 @@ class Pipeline:
         """
         one = isinstance(texts, str | tuple)
         given: Sequence[Any] = [texts] if one else texts
-        rows: list[tuple[str, ...]] = [(row,) if isinstance(row, str) else tuple(row) for row in given]
-        counts = {len(self.inputs), len(self.inputs) + self._predictor.may_pair}
-        for number, row in enumerate(rows):
-            if len(row) not in counts or not all(isinstance(text, str) for text in row):
-                names = ", ".join(self.inputs) + (f" and perhaps {PAIR}" if self._predictor.may_pair else "")
-                raise UserError(f"texts[{number}]: is {str(row)[:80]}, but the model reads {names}; pass such strings")
-            if any("\ud800" <= character <= "\udfff" for text in row for character in text):
-                raise UserError(f"texts[{number}]: contains a lone surrogate; write the complete character")
+        rows = [self._row(f"texts[{number}]", row) for number, row in enumerate(given)]
         with Stream(self._predictor, self._batch_size, long_texts=self._long_texts) as stream:
             records: list[Record] = stream.answer(rows)
         for number, record in enumerate(records):
             if "error" in record:
                 raise UserError(f"texts[{number}]: {record['error']}; shorten it")
         return records[0] if one else records
+
+    def _row(self, where: str, row: Any) -> tuple[str, ...]:
+        """Returns the texts of a row; raises UserError if it does not have those that the model reads."""
+        texts = (row,) if isinstance(row, str) else tuple(row) if isinstance(row, tuple | list) else ()
+        counts = {len(self.inputs), len(self.inputs) + self._predictor.may_pair}
+        if len(texts) not in counts or not all(isinstance(text, str) for text in texts):
+            names = ", ".join(self.inputs) + (f" and perhaps {PAIR}" if self._predictor.may_pair else "")
+            raise UserError(f"{where}: is {str(row)[:80]}, but the model reads {names}; pass strings")
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            raise UserError(f"{where}: contains a lone surrogate; write the complete character")
+        return texts
 
 
 def pipeline(
