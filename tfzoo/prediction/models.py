@@ -44,10 +44,10 @@ class ModelPredictor(Predictor):
         prompt_name: str | None = None,
     ):
         self._devices = tuple(devices) or (None,)
-        self.num_devices = len(self._devices)
+        self.num_devices, self.in_flight = len(self._devices), in_flight()
         self._models = []
         for device in self._devices:
-            with _on(device):
+            with on(device):
                 self._models.append(load())
         model, tokenizer = self._models[0]
         if tokenizer is None:
@@ -107,10 +107,17 @@ class ModelPredictor(Predictor):
         return digest.hexdigest()
 
     def answer(self, texts: Sequence[Sequence[str]], device: int = 0) -> list[answers.Record]:
-        with _on(self._devices[device]):
+        with on(self._devices[device]):
             outputs = self._compiled(device, len(texts[0]))(*(tf.constant(column) for column in zip(*texts)))
         return answers.records({name: value.numpy() for name, value in outputs.items()}, self._several)
 
 
-def _on(device: str | None) -> contextlib.AbstractContextManager:
+def in_flight() -> int:
+    """Returns the number of batches that a device is given at a time: on a GPU the next batch is tokenized while one is
+    computed; a CPU computes with all cores."""
+    return 2 if tf.config.list_physical_devices("GPU") else 1
+
+
+def on(device: str | None) -> contextlib.AbstractContextManager:
+    """Returns a context that computes on a device; None leaves the choice to TensorFlow."""
     return contextlib.nullcontext() if device is None else tf.device(device)

@@ -1,6 +1,5 @@
 """Answers of an exported SavedModel: its signature serving_default."""
 
-import contextlib
 import importlib
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ import tensorflow as tf
 
 from tfzoo.errors import UserError
 from tfzoo.prediction import answers
+from tfzoo.prediction.models import in_flight, on
 from tfzoo.prediction.predictor import Predictor, task_of
 
 
@@ -35,10 +35,10 @@ class SavedModelPredictor(Predictor):
             )
         importlib.import_module("tensorflow_text")  # Registers the operations of tokenizers.
         self._devices = tuple(devices) or (None,)
-        self.num_devices = len(self._devices)
+        self.num_devices, self.in_flight = len(self._devices), in_flight()
         self._signatures = []
         for device in self._devices:
-            with contextlib.nullcontext() if device is None else tf.device(device):
+            with on(device):
                 loaded = tf.saved_model.load(os.fspath(folder))
                 self._signatures.append((loaded, loaded.signatures["serving_default"]))
         heads, options = manifest["model"]["heads"], manifest["options"]
@@ -56,7 +56,7 @@ class SavedModelPredictor(Predictor):
     def answer(self, texts: Sequence[Sequence[str]], device: int = 0) -> list[answers.Record]:
         columns = {name: tf.constant(column) for name, column in zip(self.inputs, zip(*texts))}
         try:
-            with contextlib.nullcontext() if self._devices[device] is None else tf.device(self._devices[device]):
+            with on(self._devices[device]):
                 outputs = self._signatures[device][1](**columns)
         except tf.errors.InvalidArgumentError:
             if not self._refuses_calls:
