@@ -23,6 +23,7 @@ ENTRY_POINTS = {
     "tfzoo.export.__main__",
     "tfzoo.generate",
     "tfzoo.launch",
+    "tfzoo.predict",
     "tfzoo.score",
     "tfzoo.train",
     "tfzoo.tune",
@@ -59,6 +60,7 @@ MAY_IMPORT = {
     "embeddings": MODELS | {"text"},
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
+    "prediction": MODELS | {"text", "embeddings", "export", "training", "hub"},
     "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts of any origin.
 }
 # Importing these does not import TensorFlow, so that help, error messages and servers start fast.
@@ -101,6 +103,9 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.training.config",
     "tfzoo.training.history",
     "tfzoo.training.loop",
+    "tfzoo.prediction.folders",
+    "tfzoo.prediction.onnx_graphs",
+    "tfzoo.prediction.pipelines",
     "tfzoo.training.page",
     "tfzoo.weights.model_card",
     *sorted(ENTRY_POINTS),
@@ -236,9 +241,9 @@ class LayersTest(unittest.TestCase):
                     f"{module} imports {name}",
                 )
 
-    def test_only_exporting_needs_the_packages_of_its_extra(self) -> None:
+    def test_only_exporting_and_reading_exports_need_the_packages_of_that_extra(self) -> None:
         for module in PATHS:
-            if not module.startswith("tfzoo.export"):
+            if not module.startswith(("tfzoo.export", "tfzoo.prediction.onnx_graphs")):
                 for name in imports_of(module):
                     top = name.split(".")[0]
                     self.assertNotIn(top, {"onnx", "onnxruntime", "onnx_ir", "tensorflow_serving", "tf2onnx"}, module)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tfzoo.generation.texts import generate_text
     from tfzoo.models import build
     from tfzoo.nn import store_weights
+    from tfzoo.prediction.pipelines import pipeline
     from tfzoo.preprocess import Preprocessor
     from tfzoo.training.runs import load
     from tfzoo.weights.huggingface import save
@@ -23,10 +24,21 @@ _ATTRIBUTES = {
     "generate_ids": "tfzoo.generation",
     "generate_text": "tfzoo.generation.texts",
     "load": "tfzoo.training.runs",
+    "pipeline": "tfzoo.prediction.pipelines",
     "save": "tfzoo.weights.huggingface",
     "store_weights": "tfzoo.nn",
 }
-__all__ = ["Preprocessor", "build", "embed_texts", "generate_ids", "generate_text", "load", "save", "store_weights"]
+__all__ = [
+    "Preprocessor",
+    "build",
+    "embed_texts",
+    "generate_ids",
+    "generate_text",
+    "load",
+    "pipeline",
+    "save",
+    "store_weights",
+]
 
 
 def __dir__() -> list[str]:
