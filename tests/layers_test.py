@@ -21,7 +21,9 @@ ENTRY_POINTS = {
     "tfzoo.describe",
     "tfzoo.export.__main__",
     "tfzoo.generate",
+    "tfzoo.index",
     "tfzoo.launch",
+    "tfzoo.query",
     "tfzoo.score",
     "tfzoo.train",
 }
@@ -52,6 +54,7 @@ MAY_IMPORT = {
     "training": MODELS | {"text", "data", "objectives", "tasks", "evaluation", "lazy", "options", "cli", "hub"},
     "model_dir": MODELS | {"options", "training", "hub"},
     "embeddings": MODELS | {"text"},
+    "retrieval": MODELS | {"records", "text", "hub", "embeddings", "training"},
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
     "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts of any origin.
@@ -83,6 +86,10 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.objectives.ul2",
     "tfzoo.training.config",
     "tfzoo.training.loop",
+    "tfzoo.retrieval.bm25",
+    "tfzoo.retrieval.store",
+    "tfzoo.retrieval.build",
+    "tfzoo.retrieval.search",
     *sorted(ENTRY_POINTS),
 ]
 MAX_LINES = 100

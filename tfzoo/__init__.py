@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tfzoo.models import build
     from tfzoo.nn import store_weights
     from tfzoo.preprocess import Preprocessor
+    from tfzoo.retrieval.search import open_index
     from tfzoo.training.runs import load
     from tfzoo.weights.huggingface import save
 
@@ -23,10 +24,21 @@ _ATTRIBUTES = {
     "generate_ids": "tfzoo.generation",
     "generate_text": "tfzoo.generation.texts",
     "load": "tfzoo.training.runs",
+    "open_index": "tfzoo.retrieval.search",
     "save": "tfzoo.weights.huggingface",
     "store_weights": "tfzoo.nn",
 }
-__all__ = ["Preprocessor", "build", "embed_texts", "generate_ids", "generate_text", "load", "save", "store_weights"]
+__all__ = [
+    "Preprocessor",
+    "build",
+    "embed_texts",
+    "generate_ids",
+    "generate_text",
+    "load",
+    "open_index",
+    "save",
+    "store_weights",
+]
 
 
 def __dir__() -> list[str]:
