@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tfzoo.nn import store_weights
     from tfzoo.prediction.pipelines import pipeline
     from tfzoo.preprocess import Preprocessor
+    from tfzoo.retrieval.search import open_index
     from tfzoo.training.runs import load
     from tfzoo.weights.huggingface import save
 
@@ -24,6 +25,7 @@ _ATTRIBUTES = {
     "generate_ids": "tfzoo.generation",
     "generate_text": "tfzoo.generation.texts",
     "load": "tfzoo.training.runs",
+    "open_index": "tfzoo.retrieval.search",
     "pipeline": "tfzoo.prediction.pipelines",
     "save": "tfzoo.weights.huggingface",
     "store_weights": "tfzoo.nn",
@@ -35,6 +37,7 @@ __all__ = [
     "generate_ids",
     "generate_text",
     "load",
+    "open_index",
     "pipeline",
     "save",
     "store_weights",
