@@ -323,8 +323,8 @@ class Trainer:
 
         with progress_lib.importing_tensorflow():
             step_lib.make_step  # noqa: B018  (imports it)
-        page, model_config = inputs_lib.read_model_config(config)  # Reports errors in it before anything is read.
-        layerwise.check(config.freeze, page.Model, model_config)
+        _, family, model_config = inputs_lib.read_model_config(config)  # Reports errors in it before anything is read.
+        layerwise.check(config.freeze, family.Model, model_config)
         if cluster.serves:
             distribution.serve(cluster)
         self.strategy = distribution.make_strategy(config.strategy, num_devices=config.num_devices, tpu=config.tpu)
