@@ -1,6 +1,6 @@
 """Speed of python -m tfzoo.predict, relative to the bare forward pass on the same batches: `make bench`, or
 
-    TFZOO_DATA=FOLDER python benchmarks/predict.py [--rows=20000] [--rounds=5]
+    TFZOO_DATA=FOLDER python benchmarks/predict.py [--rows=20000] [--part=4096]
 
 TFZOO_DATA names the folder with sst2/ and vocab/. A classifier of the shape of bert_small with random weights answers
 sst2's sentences, repeated up to --rows, from a .txt file to a .jsonl file. The bare forward pass computes the logits of
