@@ -1,6 +1,6 @@
 """Speed of python -m tfzoo.predict, relative to the bare forward pass on the same batches: `make bench`, or
 
-    TFZOO_DATA=FOLDER python benchmarks/predict.py [--rows=20000] [--rounds=5]
+    TFZOO_DATA=FOLDER python benchmarks/predict.py [--rows=20000] [--part=4096]
 
 TFZOO_DATA names the folder with sst2/ and vocab/. A classifier of the shape of bert_small with random weights answers
 sst2's sentences, repeated up to --rows, from a .txt file to a .jsonl file. The bare forward pass computes the logits of
@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from unittest import mock
 
 from side_by_side import ROOT
@@ -55,7 +56,7 @@ def measure(data: pathlib.Path, folder: pathlib.Path, count: int, part: int) -> 
     texts = texts_of(data, count)
     for number, first in enumerate(range(-part, count, part)):  # The first part warms up.
         rows = texts[max(0, first) : max(0, first) + part]
-        batches: list[list[str]] = []
+        batches: list[list[tuple[str]]] = []
         with Stream(predictor) as stream, mock.patch.object(stream, "_answer", batches.append):
             for block in range(0, len(rows), 2048):
                 for _, future in stream._submit([(row,) for row in rows[block : block + 2048]]):
@@ -78,7 +79,11 @@ def measure(data: pathlib.Path, folder: pathlib.Path, count: int, part: int) -> 
 
         bare = [reader(tf.constant([text for (text,) in batch])) for batch in batches]
         plain = [reader(tf.constant(batch)) for batch in shuffled]
-        turns = [answered, functools.partial(computed, bare), functools.partial(computed, plain)]
+        turns: list[Callable[[], None]] = [
+            answered,
+            functools.partial(computed, bare),
+            functools.partial(computed, plain),
+        ]
         taken = [0.0] * len(turns)
         for turn in range(len(turns)) if number % 2 else reversed(range(len(turns))):
             begin = time.perf_counter()

@@ -296,7 +296,7 @@ class CommandTest(Case):
 
     def test_a_killed_program_continues(self):
         source = helpers.temporary_folder(self) / "in.jsonl"
-        source.write_text(self.input.read_text() * 20)
+        source.write_text(self.input.read_text() * 6)
         options = ["--batch_size=4", "--block_rows=64"]
         whole, output = source.with_name("whole.jsonl"), source.with_name("out.jsonl")
         onnx = self.artifacts["onnx"]
