@@ -74,6 +74,13 @@ class LoadTest(FolderCase):
         self.assertAllEqual(outputs["pooled"], huggingface.load(GOLDEN / "bert")[0](TOKENS)["pooled"])
         self.assertGreater(np.std(model.heads["classify"].dense.kernel), 0)
 
+    def test_a_head_that_hugging_face_does_not_have_is_new(self):
+        model, _ = tfzoo.load(GOLDEN / "bert", heads=("relation",), labels=("a", "b", "c"))
+        outputs = model(TOKENS | {"entity_positions": np.array([[1, 2]])})
+        self.assertEqual(outputs["relation_logits"].shape, (1, 3))
+        self.assertGreater(np.std(model.heads["relation"].classifier.dense.kernel), 0)
+        self.assertAllEqual(outputs["pooled"], huggingface.load(GOLDEN / "bert")[0](TOKENS)["pooled"])
+
     def test_a_file_may_have_more_heads_than_its_architecture(self):
         """bert-base-uncased declares BertForMaskedLM, and contains the other head and the pooler."""
         folder = self.copy(config={"architectures": ["BertForMaskedLM"]})

@@ -30,7 +30,8 @@ from tfzoo.weights.tensors import DTYPES
 STATE = "seed_generator_state"  # Keras's name of a random generator's state, which is a variable.
 _SMALL = 1 << 18  # Elements of a tensor that is assigned whole; larger ones are assigned by chunks.
 EMBED = "embed."  # Prefix of the names of tensors after a sentence-transformers model's pooling.
-_EVERY = {f"{EMBED}dense_{{}}.linear": "embed/dense_{}"}  # Entries that models of every family can have.
+# Entries that models of every family can have. Hugging Face has no head for relations: it is new in every model read.
+_EVERY = {f"{EMBED}dense_{{}}.linear": "embed/dense_{}", "relation.classifier.dense": "relation/classifier/dense"}
 
 
 @dataclasses.dataclass(frozen=True)

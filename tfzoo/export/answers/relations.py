@@ -122,11 +122,11 @@ class MarkedReader(Reader):
         )  # fmt: skip
         shape = [None, self.static]
         inputs = {
-            "token_ids": rows.to_tensor(pad_id(self.tokenizer), shape),
-            "segment_ids": segments.to_tensor(0, shape),
-            "padding_mask": tf.ones_like(rows).to_tensor(0, shape) > 0,
+            "token_ids": rows.to_tensor(pad_id(self.tokenizer), shape=shape),
+            "segment_ids": segments.to_tensor(0, shape=shape),
+            "padding_mask": tf.ones_like(rows).to_tensor(0, shape=shape) > 0,
         }
-        return {name: value for name, value in inputs.items() if name in self.inputs}, of.to_tensor(0, shape) > 0
+        return {name: value for name, value in inputs.items() if name in self.inputs}, of.to_tensor(0, shape=shape) > 0
 
 
 class MarkedRow(Row):
