@@ -28,7 +28,8 @@ def open_folder(
       checkpoint: the checkpoint of a run to read; None selects best/, or the newest.
       weights: how a model's weights are stored: float32, bfloat16 or int8.
       num_devices: the number of devices; 0 uses all GPUs. Without GPUs, this many virtual devices share the CPU.
-      sequence_length, pooling, prompt_name: see models.ModelPredictor.
+      sequence_length, pooling, prompt_name: see models.ModelPredictor; for a fine-tuned run, sequence_length is that of
+        its training by default.
 
     Raises:
       UserError: the folder contains no model that answers texts, an option does not apply to it, or the devices do not
@@ -58,6 +59,10 @@ def open_folder(
         from tfzoo import nn
         from tfzoo.prediction.models import ModelPredictor
         from tfzoo.training import runs
+
+    tuned = runs.task_of(folder)
+    if sequence_length is None and tuned is not None:
+        sequence_length = tuned.sequence_length
 
     def load():
         model, tokenizer = runs.load(folder, checkpoint)

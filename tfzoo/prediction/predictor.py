@@ -5,7 +5,7 @@ from typing import Any
 
 PAIR = "text_pair"  # The name of the second text of models that read one text or two.
 # The first of these heads that a model has answers texts, as in tfzoo.export.answers.HEADS.
-TASKS = ("classify", "tag", "span", "lm", "next_sentence", "embed")
+TASKS = ("classify", "tag", "span", "lm", "next_sentence", "embed", "relation")
 
 
 def task_of(heads: Sequence[str]) -> str:
@@ -17,7 +17,7 @@ class Predictor:
     """Answers batches of texts.
 
     Attributes:
-      task: the head that answers: classify, tag, span, lm, next_sentence, embed or another one.
+      task: the head that answers: classify, tag, span, lm, next_sentence, embed, relation or another one.
       inputs: the names of the texts of a row, such as ("text",).
       may_pair: whether a row may have a further text, PAIR.
       length: the maximum number of tokens of a text.
