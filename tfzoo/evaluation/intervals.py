@@ -53,8 +53,8 @@ def bootstrap(
     """Returns {figure: (low, high)}, the 95% percentile intervals of a score (Efron and Tibshirani 1993, section 13.3).
 
     Args:
-      score: row indices [n] -> {figure: value}. With a `Weighted` score, 1,000 rounds of 20,000 rows take about a second
-        or less; another function is called `rounds` times, so that a slow one requires fewer rounds.
+      score: row indices [n] -> {figure: value}. With a `Weighted` score, 1,000 rounds of 20,000 rows take seconds; any
+        other function is called `rounds` times, so that a slow one requires fewer rounds.
       count: the number of rows.
       rounds: the number of resamples.
       seed: of the resamples.
@@ -82,7 +82,7 @@ def paired(
         if name in others:
             values = samples[name] - others[name]
             smaller = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
-            p = min(1.0, 2 * (1 + smaller) / (1 + rounds))
+            p = min(1.0, 2 * (1 + int(smaller)) / (1 + rounds))
             differences[name] = Difference(mine[name] - theirs[name], *_percentiles(values), p)
     return differences
 
