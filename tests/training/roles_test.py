@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np

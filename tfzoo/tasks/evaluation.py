@@ -22,6 +22,8 @@ from tfzoo.tasks.task import Task
 
 MISTAKES = 50
 _LONGEST = 2000  # Characters of a text that is shown.
+_SHORT = 200  # Characters of a text that is shown as an answer.
+_PLACES = {"gold_at": "gold", "predicted_at": "predicted"}
 
 
 def assemble(
@@ -51,7 +53,7 @@ def assemble(
     return {
         "task": task.name,
         "file": file.path if isinstance(file.path, str) else str(file.path),
-        "rows": count,
+        "rows": task.count_of(outcome),
         "step": step,
         "best_metric": best_metric,
         "scores": scores,
@@ -89,17 +91,27 @@ def compare(task: Task, outcome, other: Task, others, run: str) -> dict[str, Any
 
 
 def _with_texts(task: Task, mistakes: list[dict[str, Any]], file) -> list[dict[str, Any]]:
-    """Adds the places and texts of mistakes, which have the numbers of their rows."""
+    """Adds the places and texts of mistakes, which have the numbers of their rows; see Task.mistakes."""
     wanted = {mistake["number"] for mistake in mistakes}
+    wanted |= {mistake[name][0] for mistake in mistakes for name in _PLACES if name in mistake}
     last = max(wanted, default=-1)
-    found: dict[int, dict[str, str]] = {}
+    found: dict[int, tuple[str, list[str]]] = {}
     for number, row in enumerate(file.rows() if wanted else ()):
         if number in wanted:
-            texts = [text[:_LONGEST] for text in task.texts_of(row)]
-            found[number] = {"where": row.where} | dict(zip(("text", "text_pair"), texts))
+            found[number] = row.where, [text[:_LONGEST] for text in task.texts_of(row)]
         if number == last:
             break
-    return [
-        found[mistake["number"]] | {name: value for name, value in mistake.items() if name != "number"}
-        for mistake in mistakes
-    ]
+    return [_with_its_texts(mistake, found) for mistake in mistakes]
+
+
+def _with_its_texts(mistake: dict[str, Any], found: Mapping[int, tuple[str, list[str]]]) -> dict[str, Any]:
+    where, texts = found[mistake["number"]]
+    shown = [texts[i] for i in mistake.get("texts", range(min(2, len(texts))))]
+    answers = {name: mistake[name] for name in ("gold", "predicted", "score") if name in mistake}
+    for place, name in _PLACES.items():
+        if place in mistake:
+            number, i = mistake[place]
+            text = found[number][1][i]
+            answers[name] = text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
+    order = ("gold", "predicted", "score")
+    return {"where": where} | dict(zip(("text", "text_pair"), shown)) | {name: answers[name] for name in order}

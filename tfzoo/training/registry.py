@@ -30,6 +30,9 @@ OBJECTIVES = {
 # --task -> module:class
 TASKS = {
     "classify": "tfzoo.tasks.classify:Classify",
+    "similarity": "tfzoo.tasks.similarity:Similarity",
+    "embed": "tfzoo.tasks.embed:Embed",
+    "rerank": "tfzoo.tasks.rerank:Rerank",
 }
 
 

@@ -97,6 +97,7 @@ def make_replica_step(
             rest = x.shape[1:] if x.shape[1:].is_fully_defined() else tf.shape(x)[1:]
             parts[name] = tf.reshape(x, tf.concat([[num_parts, -1], rest], 0))
             parts[name].set_shape([num_parts, None, *x.shape[1:]])
+        parts |= objective.whole_batch(models, parts)
 
         def body(i, totals):
             new = sums({name: x[i] for name, x in parts.items()})
