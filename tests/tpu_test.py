@@ -11,7 +11,8 @@ import tensorflow as tf
 from tests.data.corpora import corpus
 from tfzoo import config as config_lib
 from tfzoo import models
-from tfzoo.data import pipeline
+from tfzoo.data import by_length, pipeline
+from tfzoo.data.encoded import EncodedRows
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives.causal import Causal
@@ -25,8 +26,10 @@ from tfzoo.objectives.seq2seq import Seq2Seq
 from tfzoo.objectives.shared import TokenTargets
 from tfzoo.objectives.span_corruption import SpanCorruption
 from tfzoo.objectives.ul2 import UL2
+from tfzoo.tasks.classify import Classify
 from tfzoo.training import optimizers
 from tfzoo.training import step as step_lib
+from tfzoo.training.task_inputs import TaskRows
 
 BATCH, LENGTH, WORDS, SENTINELS = 4, 16, 40, 10
 FIRST_WORD = 10  # After the special tokens.
@@ -170,6 +173,20 @@ class TPUTest(tf.test.TestCase):
 
     def test_smoothed_labels(self):
         self.check("transformer", OBJECTIVES["seq2seq"][0]())
+
+    def test_fine_tuning_with_batches_of_one_shape(self):
+        task = Classify(tokenizer(), LENGTH, page=models.page("bert"), labels=("x", "y"), label_smoothing=0.1)
+        ids = [np.arange(i, dtype=np.int32) + FIRST_WORD for i in (1, 3, 9, 2)]
+        columns = {"label": np.array([0, 1, 1, 0], np.int32), "number": np.arange(4)}
+        starts = np.cumsum([0, *map(len, ids)])
+        rows = TaskRows.of(task, EncodedRows(columns, {"text": (np.concatenate(ids), starts)}))
+        batches = by_length.training_batches(rows, batch_size=4, seed=0, first_step=0, num_steps=1, length=LENGTH)
+        for name, spec in batches.element_spec.items():
+            self.assertTrue(spec.shape.is_fully_defined(), f"{name}: {spec}")
+        _, config = models.find("bert_tiny")
+        config = config_lib.from_mapping(vars(config) | SMALL, type(config))
+        text = hlo(task.build_models(task.page, config), task, next(iter(batches)), num_parts=2, clip_norm=1.0)
+        self.assertEqual(complaints(text), [])
 
     def test_the_lint_finds_what_it_is_for(self):
         step = tf.function(lambda x: tf.reduce_sum(tf.boolean_mask(x, x > 0)), jit_compile=True)

@@ -1,9 +1,10 @@
-"""Prepares text for training: trains a tokenizer on it, or packs its tokens into rows.
+"""Prepares text for training: trains a tokenizer on it, packs its tokens into rows, or makes labelled files of it.
 
     python -m tfzoo.corpus vocabulary --corpus='texts/*.txt' --tokenizer=byte_level --output_dir=vocabularies/mine
     python -m tfzoo.corpus pack --corpus='texts/*.txt' --tokenizer_dir=vocabularies/mine --objective=causal \\
         --output_dir=packed/mine
     python -m tfzoo.train --flagfile=configs/gpt.cfg --corpus=packed/mine --run_dir=runs/mine
+    python -m tfzoo.corpus labels --output_dir=labelled/packages
 """
 
 import os
@@ -16,6 +17,7 @@ from absl import flags as absl_flags
 
 from tfzoo import cli, files, options
 from tfzoo.data.corpus import split_sources
+from tfzoo.data.files import hash_of
 from tfzoo.errors import UserError
 from tfzoo.training import inputs, registry
 from tfzoo.training.config import CorpusConfig, TrainConfig
@@ -98,6 +100,50 @@ def pack(flags: absl_flags.FlagValues) -> None:
     print(f"{output_dir}: {len(listed)} files, {sum(file['bytes'] for file in listed):,} bytes")
 
 
+def define_labels_flags(flags: absl_flags.FlagValues) -> None:
+    _define(flags, *_TEXT, "cache_dir")
+    for name, default, text in (
+        ("num_labels", 20, "Number of sources to use as labels: those with the most text."),
+        ("rows_per_label", 250, "Maximum number of texts of each source."),
+    ):
+        absl_flags.DEFINE_integer(name, default, text, lower_bound=2, flag_values=flags)
+
+
+def labels(flags: absl_flags.FlagValues) -> None:
+    """Writes train.tsv, dev.tsv and test.tsv, whose labels say which source a text is from: for docstrings, the package.
+
+    The files are for trying out fine-tuning without data of one's own. A text consists of up to three sentences. A hash
+    of the text decides its file: a tenth of the texts each for dev and test.
+    """
+    output_dir = _check_output(flags)
+    corpus = inputs.read_text(CorpusConfig(**options.values_of(flags, CorpusConfig)))
+    texts: dict[str, list[str]] = {}
+    for document in corpus.train:
+        for first in range(0, len(document.sentences), _SENTENCES):
+            text = " ".join(" ".join(document.sentences[first : first + _SENTENCES]).split())
+            texts.setdefault(document.source, []).append(text)
+    chosen = sorted(texts, key=lambda source: (-len(texts[source]), source))[: flags.num_labels]
+    if len(chosen) < 2:
+        raise UserError(f"--corpus={flags.corpus}: has a single source, {chosen[0]}; specify several files")
+    rows: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
+    for source in sorted(chosen):
+        by_hash = sorted({text: hash_of(text) for text in texts[source]}.items(), key=lambda item: item[1])
+        for text, digest in by_hash[: flags.rows_per_label]:
+            part = {0: "dev", 1: "test"}.get(digest[-1] % 10, "train")
+            rows[part].append(f"{text}\t{source}\n")
+    try:
+        with files.atomic_folder(output_dir) as partial:
+            for part, lines in rows.items():
+                (partial / f"{part}.tsv").write_text("text\tlabel\n" + "".join(lines), encoding="utf-8")
+    except FileExistsError:
+        raise UserError(f"--output_dir={output_dir}: already exists; remove it, or specify a new folder") from None
+    counts = ", ".join(f"{len(lines):,} rows in {part}.tsv" for part, lines in rows.items())
+    print(f"{output_dir}: {len(chosen)} labels, {counts}")
+
+
+_SENTENCES = 3  # Of a labelled text.
+
+
 def _define(flags: absl_flags.FlagValues, *names: str) -> None:
     """Defines the named flags of tfzoo.train, and --output_dir."""
     declared = {field.name: field for field in options.fields(TrainConfig)}
@@ -132,7 +178,11 @@ def _check_output(flags: absl_flags.FlagValues) -> pathlib.Path:
     return output_dir
 
 
-COMMANDS = {"vocabulary": (vocabulary, define_vocabulary_flags), "pack": (pack, define_pack_flags)}
+COMMANDS = {
+    "vocabulary": (vocabulary, define_vocabulary_flags),
+    "pack": (pack, define_pack_flags),
+    "labels": (labels, define_labels_flags),
+}
 
 
 def main() -> int:

@@ -163,7 +163,7 @@ class EmbedTest(unittest.TestCase):
         self.assertAlmostEqual(figures["recall_1"], 1 / 3)
         self.assertAlmostEqual(figures["recall_5"], 1)
         self.assertAlmostEqual(figures["mrr"], (1 + 1 / 2 + 1) / 3)
-        # In two numbers, 10, 12 and 20 have the cosine 1 with text 0, and 11 and 21 with text 1: the first one is first.
+        # In two numbers, 10, 12 and 20 have the cosine 1 with text 0, 11 and 21 with text 1: the first is the first.
         self.assertAlmostEqual(figures["ndcg_10/2"], (ideal / ideal + 1 + ideal / ideal) / 3)
         self.assertEqual(
             task.mistakes(outcome, 5),

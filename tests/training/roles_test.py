@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
@@ -18,8 +19,8 @@ class Distillation(Causal):
     """Cross-entropy with the probabilities of a teacher of twice the width."""
 
     name = PREFIX = "distillation"
-    best_metric = ("distillation_accuracy", "max")
-    FIGURES = (("next-token accuracy", "distillation_accuracy", "{:.2%}"),)
+    best_metric: ClassVar[Any] = ("distillation_accuracy", "max")
+    FIGURES: ClassVar[Any] = (("next-token accuracy", "distillation_accuracy", "{:.2%}"),)
 
     def build_models(self, page, config, dtype=None):
         wide = dataclasses.replace(config, hidden_size=2 * config.hidden_size)

@@ -89,9 +89,9 @@ class Objective:
     """The value of --objective; by convention, the names of its figures start with it."""
     Options: ClassVar[type[Checked]] = NoOptions
     """A frozen dataclass of `tfzoo.options` with the flags of this objective."""
-    best_metric: tuple[str, Literal["min", "max"]]
+    best_metric: ClassVar[tuple[str, Literal["min", "max"]]]
     """The figure that selects the best checkpoint, and whether its minimum or maximum is the best."""
-    FIGURES: Sequence[tuple[str, str, str]]
+    FIGURES: ClassVar[Sequence[tuple[str, str, str]]]
     """(label, figure, format) of each line of an evaluation table; the first one is plotted in loss.png."""
     PACKED: ClassVar[Mapping[str, Any] | None] = None
     """The option values with which tfzoo.corpus packs rows in advance; None if that is not supported. Other options

@@ -26,7 +26,7 @@ from tfzoo.models.record import FolderRecord, SentenceRecord
 from tfzoo.objectives.objective import MAIN
 from tfzoo.options import option
 from tfzoo.tasks import GROUP
-from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task, grouped
+from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task, chunked
 
 tf = lazy.module("tensorflow")
 reader = lazy.module("tfzoo.text.reader")
@@ -121,18 +121,14 @@ class BiEncoder(Task):
     def has_labels(cls, options):
         return False
 
-    def chunks(self, file, flag, policy):
+    def chunks(self, file):
         tokenize = encoded.tokenize_function(self._tokenizer)
-        for numbers, rows in grouped(file.rows(), encoded.CHUNK):
-            usable = [self.usable(row, flag, policy) for row in rows]
-            numbers = [number for number, use in zip(numbers, usable, strict=True) if use]
-            rows = [row for row, use in zip(rows, usable, strict=True) if use]
-            columns: dict[str, Any] = {"number": np.array(numbers, np.int64)}
-            for i in range(len(rows[0].texts) if rows else 0):
+        for first, rows in chunked(file.rows()):
+            columns: dict[str, Any] = {"number": np.arange(first, first + len(rows))}
+            for i in range(len(rows[0].texts)):
                 wording = self._wordings[min(i, len(self._wordings) - 1)]
                 columns[f"text_{i}"] = tokenize([wording.worded_text(row.texts[i]) for row in rows])
-            if rows:
-                yield columns | dict(self.target_columns(rows)) | {"keys": self._keys(columns)}
+            yield columns | dict(self.target_columns(rows)) | {"keys": self._keys(columns)}
 
     def _keys(self, columns: Mapping[str, Any]) -> np.ndarray:
         """Returns int64 [N, K], a hash of each text's tokens; texts that the model reads as equal have equal ones."""

@@ -15,7 +15,8 @@ the squared error.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from tfzoo.data import labelled
 from tfzoo.data.encoded import EncodedRows
 from tfzoo.data.labelled import LabelledFile
 from tfzoo.errors import UserError, suggest
-from tfzoo.evaluation import scores
+from tfzoo.evaluation import linear, scores
 from tfzoo.objectives.objective import MAIN, LabelSmoothingOption
 from tfzoo.options import option
 from tfzoo.tasks import GROUP
@@ -97,8 +98,8 @@ class Classify(Task):
 
     def __init__(self, tokenizer, sequence_length: int, **arguments: Any):
         super().__init__(tokenizer, sequence_length, **arguments)
-        self.FIGURES = _FIGURES[self.options.label_type]
-        self.best_metric = (self.FIGURES[0][1], "max")
+        figures = _FIGURES[self.options.label_type]
+        self.show(figures, (figures[0][1], "max"))
         self._index = {label: i for i, label in enumerate(self.labels)}
         if self.options.long_texts == "average" and self.pair:
             raise UserError("--long_texts=average: applies to single texts, but the file has pairs; omit it")
@@ -124,22 +125,12 @@ class Classify(Task):
         return options.label_type != NUMBER
 
     @classmethod
+    def overlap(cls, train, held_out):
+        return [str(each) for each in labelled.check_overlap(train, {held_out.path: held_out})]
+
+    @classmethod
     def is_pair(cls, file):
         return file.columns.pair is not None
-
-    def usable(self, row, flag, policy):
-        wanted = row.label if isinstance(row.label, tuple) else (row.label,)
-        if self.options.label_type == NUMBER:
-            return True
-        for label in wanted:
-            if label not in self._index:
-                if policy == "skip":
-                    return False
-                raise UserError(
-                    f"--{flag}: {row.where}: the label {label!r} does not occur in --train_file"
-                    f"{suggest(str(label), self.labels)}; correct it, or use --bad_rows=skip"
-                )
-        return True
 
     def target_columns(self, rows):
         if self.options.label_type == NUMBER:
@@ -151,8 +142,8 @@ class Classify(Task):
             several[i, [self._index[label] for label in row.label]] = 1
         return {"label": several}
 
-    def chunks(self, file, flag, policy):
-        for chunk in super().chunks(file, flag, policy):
+    def chunks(self, file):
+        for chunk in super().chunks(file):
             yield self._in_windows(chunk) if self.options.long_texts == "average" else chunk
 
     def _in_windows(self, chunk):
@@ -295,15 +286,18 @@ class Classify(Task):
         return self.labels[int(value) if gold else int(np.argmax(value))]
 
     def file_baselines(self, train, held_out):
-        texts, labels = _columns(train, 50000)
-        test_texts, test_labels = _columns(held_out)
+        texts, labels = _columns(_sample(train.rows(), linear.MAX_ROWS))
+        test_texts, test_labels = _columns(held_out.rows())
         kind = self.options.label_type
         gold = self._encoded(test_labels)
-        figures: dict = {}
+        predictions = {
+            "majority": linear.majority(self._encoded(labels), len(test_labels)),
+            "linear": linear.Linear(kind).fit(texts, self._encoded(labels)).predict(test_texts),
+        }
         score: Any = {SINGLE: scores.classification, SEVERAL: scores.several}.get(kind)
         return {
             name: scores.regression(gold, predicted) if score is None else score(gold, predicted, self.labels)
-            for name, predicted in figures.items()
+            for name, predicted in predictions.items()
         }
 
     def _encoded(self, labels: Sequence[Any]) -> np.ndarray:
@@ -318,13 +312,22 @@ class Classify(Task):
         return several
 
 
-def _columns(file, most: int | None = None) -> tuple[list[Sequence[str]], list[Any]]:
-    """Returns the texts and the labels of a file's rows: of the first `most` rows, if that is given."""
+def _sample(rows: Iterator[Any], count: int) -> list[Any]:
+    """Returns a random sample of rows, all of them if there are at most `count` (Vitter 1985, algorithm R)."""
+    draw, sample = random.Random(0), []
+    for number, row in enumerate(rows):
+        if number < count:
+            sample.append(row)
+        elif (place := draw.randrange(number + 1)) < count:
+            sample[place] = row
+    return sample
+
+
+def _columns(rows: Iterable[Any]) -> tuple[list[Sequence[str]], list[Any]]:
+    """Returns the texts and the labels of rows."""
     texts: list[Sequence[str]] = []
     labels: list[Any] = []
-    for row in file.rows():
-        if most is not None and len(texts) >= most:
-            break
+    for row in rows:
         texts.append(row.texts)
         labels.append(row.label)
     return texts, labels

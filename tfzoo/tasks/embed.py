@@ -239,7 +239,7 @@ def _cross_entropy(logits, hidden, targets):
     return tf.nn.sparse_softmax_cross_entropy_with_logits(targets, tf.where(hidden, _HIDDEN, logits))
 
 
-def _relevant(texts: np.ndarray, positives: np.ndarray) -> list[np.ndarray]:
+def _relevant(texts: np.ndarray, positives: np.ndarray) -> list[list[int]]:
     """Returns for each text the documents that are positives of the text or of a copy of it.
 
     Args:
@@ -249,12 +249,12 @@ def _relevant(texts: np.ndarray, positives: np.ndarray) -> list[np.ndarray]:
     of_text: dict[Any, list[int]] = {}
     for text, positive in zip(texts.tolist(), positives.tolist(), strict=True):
         of_text.setdefault(text, []).append(positive)
-    unique = {text: np.unique(found) for text, found in of_text.items()}
+    unique = {text: sorted(set(found)) for text, found in of_text.items()}
     return [unique[text] for text in texts.tolist()]
 
 
 def _rank(
-    queries: np.ndarray, corpus: np.ndarray, relevant: Sequence[np.ndarray], own: np.ndarray
+    queries: np.ndarray, corpus: np.ndarray, relevant: Sequence[list[int]], own: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ranks the documents of a corpus for each query.
 

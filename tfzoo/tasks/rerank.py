@@ -26,11 +26,12 @@ import numpy as np
 from tfzoo import lazy
 from tfzoo.data import encoded
 from tfzoo.data.labelled import LabelledFile
+from tfzoo.data.row_files import BadRow
 from tfzoo.errors import UserError
 from tfzoo.evaluation import retrieval, scores
 from tfzoo.evaluation.intervals import Weighted
 from tfzoo.objectives.objective import MAIN
-from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task, grouped
+from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task, chunked
 
 tf = lazy.module("tensorflow")
 
@@ -40,6 +41,16 @@ _FIGURES = ("ndcg_10", "mrr", "average_precision", "accuracy")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(ColumnOptions, PoolingOption):
     """The options of the task rerank."""
+
+
+class _LabelledPairs(LabelledFile):
+    """Pairs whose label must be 0 or 1."""
+
+    def _row(self, where, record):
+        row = super()._row(where, record)
+        if row.label not in (0, 1):
+            raise BadRow("not_0_or_1", f"the label {row.label:g} is neither 0 nor 1", "correct it")
+        return row
 
 
 class Rerank(Task):
@@ -71,7 +82,7 @@ class Rerank(Task):
             else:
                 if triples.num_texts > 2:
                     return triples
-        file = LabelledFile(path, kind="number", **settings)
+        file = _LabelledPairs(path, kind="number", **settings)
         if file.num_texts != 2:
             raise file.error(f"has a label and {file.num_texts} texts in a row; specify one --pair_column")
         return file
@@ -88,31 +99,18 @@ class Rerank(Task):
     def unit_of(cls, row):
         return row.texts[:1]
 
-    def usable(self, row, flag, policy):
-        if row.label in (None, 0, 1):
-            return True
-        if policy == "skip":
-            return False
-        raise UserError(
-            f"--{flag}: {row.where}: the label {row.label:g} is not 0 or 1; correct it, or use --bad_rows=skip"
-        )
-
-    def chunks(self, file, flag, policy):
+    def chunks(self, file):
         tokenize = encoded.tokenize_function(self._tokenizer)
-        for numbers, rows in grouped(file.rows(), encoded.CHUNK):
-            pairs = [
-                (number, *pair)
-                for number, row in zip(numbers, rows, strict=True)
-                if self.usable(row, flag, policy)
-                for pair in _pairs(row)
-            ]
+        for first, rows in chunked(file.rows()):
+            pairs = [(number, *pair) for number, row in enumerate(rows, first) for pair in _pairs(row)]
+            numbers, places, queries, passages, labels = zip(*pairs, strict=True)
             yield {
-                "number": np.array([pair[0] for pair in pairs], np.int64),
-                "place": np.array([pair[1] for pair in pairs], np.int64),
-                "query": np.array([_hash(pair[2]) for pair in pairs], np.int64),
-                "text": tokenize([pair[2] for pair in pairs]),
-                "pair": tokenize([pair[3] for pair in pairs]),
-                "label": np.array([pair[4] for pair in pairs], np.float32),
+                "number": np.array(numbers, np.int64),
+                "place": np.array(places, np.int64),
+                "query": np.array([_hash(query) for query in queries], np.int64),
+                "text": tokenize(queries),
+                "pair": tokenize(passages),
+                "label": np.array(labels, np.float32),
             }
 
     # ------------------------------------------------------------------ Batches and loss

@@ -6,6 +6,7 @@ rows with similar length (tfzoo/data/by_length.py).
 """
 
 import dataclasses
+import itertools
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -127,6 +128,10 @@ class Task(Objective):
             self.SIGNATURE |= {"decoder_token_ids": positions[0], "decoder_padding_mask": positions[1]}
         self.SIGNATURE |= self.targets() | {"weight": (np.float32, ())}
 
+    def show(self, figures: Sequence[tuple[str, str, str]], best_metric: tuple[str, str]) -> None:
+        """Sets FIGURES and best_metric of a task whose options determine them."""
+        vars(self).update(FIGURES=figures, best_metric=best_metric)
+
     # ------------------------------------------------------------------ Files
 
     @classmethod
@@ -160,6 +165,11 @@ class Task(Objective):
         return False
 
     @classmethod
+    def overlap(cls, train, held_out) -> list[str]:
+        """Returns warnings about texts that are in both of two open files."""
+        return []
+
+    @classmethod
     def texts_of(cls, row) -> Sequence[str]:
         """Returns the texts of a row, from which a new tokenizer is trained and which a report shows."""
         return row.texts
@@ -169,19 +179,13 @@ class Task(Objective):
         """Returns texts of a row; without a validation file, rows with the same ones are in the same part."""
         return cls.texts_of(row)
 
-    def chunks(self, file, flag: str, policy: str) -> Iterator[Chunk]:
+    def chunks(self, file) -> Iterator[Chunk]:
         """Yields the encoded rows of a file: the ragged columns "text" and "pair" (token ids without special tokens),
-        "number", the number of the row in the file, and the columns of `target_columns`.
-
-        Rows whose label is unknown are an error, or are omitted under the policy "skip".
-        """
+        "number", the number of the row in the file, and the columns of `target_columns`."""
         tokenize = encoded.tokenize_function(self._tokenizer)
-        for numbers, rows in grouped(file.rows(), encoded.CHUNK):
-            usable = [self.usable(row, flag, policy) for row in rows]
-            numbers = [number for number, use in zip(numbers, usable, strict=True) if use]
-            rows = [row for row, use in zip(rows, usable, strict=True) if use]
-            columns: dict[str, Any] = {"number": np.array(numbers, np.int64)}
-            for i, name in enumerate(("text", "pair") if self.pair else ("text",)):
+        for first, rows in chunked(file.rows()):
+            columns: dict[str, Any] = {"number": np.arange(first, first + len(rows))}
+            for i, name in enumerate(self._texts):
                 columns[name] = tokenize([self.texts_of(row)[i] for row in rows])
             yield columns | dict(self.target_columns(rows))
 
@@ -195,10 +199,6 @@ class Task(Objective):
 
     def prepare_training(self, rows: EncodedRows) -> None:
         """Determines what the loss needs to know of the training rows, such as class weights."""
-
-    def usable(self, row, flag: str, policy: str) -> bool:
-        """Returns whether a row is used; raises UserError if it is unsuitable and the policy is strict."""
-        return True
 
     def target_columns(self, rows: Sequence[Any]) -> Mapping[str, Any]:
         """Returns the encoded targets of some rows, as columns."""
@@ -334,15 +334,9 @@ class _Scores(Evaluator):
         return ({} if loss is None else {"validation_loss": loss}) | self._task.score_rows(outcome)()
 
 
-def grouped(rows, size: int) -> Iterator[tuple[list[int], list[Any]]]:
-    """Yields the numbers of consecutive rows, from 0 on, and the rows, `size` at a time."""
-    numbers: list[int] = []
-    group: list[Any] = []
-    for number, row in enumerate(rows):
-        numbers.append(number)
-        group.append(row)
-        if len(group) == size:
-            yield numbers, group
-            numbers, group = [], []
-    if group:
-        yield numbers, group
+def chunked(rows: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:
+    """Yields the number of a row, from 0 on, and the rows from there: encoded.CHUNK at a time."""
+    first = 0
+    while chunk := list(itertools.islice(rows, encoded.CHUNK)):
+        yield first, chunk
+        first += len(chunk)

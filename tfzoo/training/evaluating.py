@@ -106,6 +106,8 @@ def evaluate(run_dir: pathlib.Path, config: TrainConfig, how: Any, columns: Mapp
     if config.learner.is_pair(file) != task.pair:
         wanted = "pairs of texts" if task.pair else "single texts"
         raise UserError(f"--test_file={how.test_file}: the run was fine-tuned on {wanted}; specify the columns")
+    if task.labels:
+        file.expect(task.labels)
     rows = task_inputs.read_rows(config, task, file, "test_file")
     length = config.sequence_length if type(model).fixed_length or not config.length_batches else None
     outcome = task.outcome(answers(model, task, rows, how.batch_size, length))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from tfzoo import config as config_lib
 from tfzoo import hub, lazy
@@ -189,8 +190,13 @@ def open_inputs(config: TrainConfig, resuming: bool, num_replicas: int) -> list[
     files = Files.open(config)
     fingerprint = hashlib.sha256(f"{files.train.fingerprint()} {files.held_out.fingerprint()}".encode()).hexdigest()
     labels = config.learner.labels_of(config.objective_options, files.train)
+    if labels:
+        files.held_out.expect(labels)
     if resuming:
         _check_record(config, run_dir, fingerprint)
+    elif config.validation_file is not None:
+        for warning in config.learner.overlap(files.train, files.held_out):
+            logging.warning("%s; scores on such rows are too good", warning)
     tokenizer = _tokenizer(config, files.train, run_dir if resuming else None)
     # As in runs.load: the family determines the special tokens around texts.
     tokenizer.frames, tokenizer.adds_bos = None, False
@@ -245,7 +251,7 @@ def read_rows(config: TrainConfig, task: Task, file, flag: str) -> TaskRows:
     rows = encoded.cached(
         json.dumps([*key, task.tokenizer_fingerprint]),
         config.cache_folder,
-        lambda: task.chunks(file, flag, config.bad_rows),
+        lambda: task.chunks(file),
     )
     if not len(rows):
         raise UserError(f"--{flag}={file.path}: contains no usable row; provide labelled rows")
