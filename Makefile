@@ -28,14 +28,19 @@ install: $(INSTALLED)  ## create .venv from requirements/dev.txt
 train: $(INSTALLED)  ## train a small BERT on the documentation of the installed Python packages (about six minutes)
 	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --run_dir=$(RUN_DIR)
 
-demo: $(INSTALLED)  ## train briefly, export to SavedModel and ONNX, verify both, print how to use them
+demo: $(INSTALLED)  ## pre-train briefly, fine-tune, evaluate, predict, export and verify (a few minutes)
 	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --flagfile=configs/demo.cfg --run_dir=runs/demo
-	$(PY) -m tfzoo.export --model_dir=runs/demo --output_dir=exports
+	test -d runs/demo_labels || $(PY) -m tfzoo.corpus labels --num_labels=10 --output_dir=runs/demo_labels
+	$(PY) -m tfzoo.train --task=classify --train_file=runs/demo_labels/train.tsv --validation_file=runs/demo_labels/dev.tsv \
+	  --init_from=runs/demo --learning_rate=1e-3 --sequence_length=64 --run_dir=runs/demo_packages
+	$(PY) -m tfzoo.evaluate --model_dir=runs/demo_packages --test_file=runs/demo_labels/test.tsv
+	printf '%s\n' 'Returns the inverse of a matrix.' 'Opens a window with two buttons.' > runs/demo_labels/lines.txt
+	$(PY) -m tfzoo.predict --model_dir=runs/demo_packages --input=runs/demo_labels/lines.txt
+	$(PY) -m tfzoo.export --model_dir=runs/demo_packages --name=packages --output_dir=exports
 	$(PY) export/verify.py exports
-	@echo 'To serve the SavedModel, which reads text and returns words (requests: serving/README.md):'
-	@echo '  docker run --rm -p 8501:8501 -v "$$PWD/exports/savedmodel/bert:/models/bert:ro" -e MODEL_NAME=bert tensorflow/serving:2.20.0'
-	@echo 'To run the ONNX graph, which needs only numpy, onnxruntime and tokenizers:'
-	@echo "  $(PY) export/consumers/fill.py exports/onnx/bert/$$(ls exports/onnx/bert | sort -n | tail -1) 'Returns the [MASK] of the array.'"
+	@echo 'To serve the SavedModel, which reads text and returns labels (requests: serving/README.md):'
+	@echo '  docker run --rm -p 8501:8501 -v "$$PWD/exports/savedmodel/packages:/models/packages:ro" -e MODEL_NAME=packages tensorflow/serving:2.20.0'
+	@echo 'To use it from Python: tfzoo.pipeline("runs/demo_packages")(["Returns the inverse of a matrix."])'
 
 # Two processes, one test file at a time each: every further process imports TensorFlow again.
 test: $(INSTALLED)  ## run the tests
@@ -85,6 +90,7 @@ bench: $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Gard
 
 results: $(INSTALLED)  ## train all recipes and write docs/results.md (hours; recorded recipes are not repeated)
 	$(PY) benchmarks/recipes.py
+	$(PY) benchmarks/finetuned.py
 
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(PY) -m build --wheel --no-isolation

@@ -1,0 +1,202 @@
+"""Fine-tunes on public data sets and writes the scores into docs/results.md: `make results`, or
+
+    TFZOO_DATA=... .venv/bin/python benchmarks/finetuned.py [--only=trec,sst2] [--from=scratch,english]
+
+Each set has three rows: from scratch, from the encoder of configs/english.cfg, and from a real sentence encoder, whose
+folder TFZOO_ENCODER names. A row that is recorded in docs/finetuned.json is not repeated, unless its flags have
+changed; runs are kept in runs/results/, and an interrupted one resumes. Hyperparameters were chosen on validation rows;
+test files are scored once.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RECORDS, PAGE, RUNS = ROOT / "docs/finetuned.json", ROOT / "docs/results.md", ROOT / "runs/results"
+BEGIN, END = "<!-- fine-tuning: written by `make results` -->\n", "<!-- end of fine-tuning -->\n"
+DATA = pathlib.Path(os.environ.get("TFZOO_DATA", ""))
+
+# Set -> its flags, its training, validation and test files (relative to TFZOO_DATA) and its main figure.
+SETS = {
+    "sst2": (["--task=classify"], "sst2/train.tsv", "sst2/dev.tsv", "sst2/test.tsv", "accuracy"),
+    "trec": (["--task=classify"], "trec/TREC.train", None, "trec/TREC.test", "accuracy"),
+    "banking77": (["--task=classify"], "banking77/train.csv", None, "banking77/test.csv", "accuracy"),
+    "chnsenticorp": (
+        ["--task=classify", "--sequence_length=160"],
+        "chnsenticorp/train.tsv",
+        "chnsenticorp/dev.tsv",
+        "chnsenticorp/test.tsv",
+        "accuracy",
+    ),
+    "stsb-en": (
+        ["--task=classify", "--label_type=number"],
+        "stsb-multi/stsb-en-train.csv",
+        "stsb-multi/stsb-en-dev.csv",
+        "stsb-multi/stsb-en-test.csv",
+        "pearson",
+    ),
+    "semeval2010-8": (
+        ["--task=relation"],
+        "semeval2010-8/TRAIN_FILE.TXT",
+        None,
+        "semeval2010-8/TEST_FILE_FULL.TXT",
+        "macro_f1",
+    ),
+    "wnut17": (
+        ["--task=tag"],
+        "wnut17/wnut17train.conll",
+        "wnut17/emerging.dev.conll",
+        "wnut17/emerging.test.annotated",
+        "f1",
+    ),
+}
+_SMALL = ["--overrides=num_layers=2,hidden_size=128,num_heads=2,intermediate_size=256,norm_first=true"]
+_SMALL += ["--overrides=initializer_range=0.07,dropout=0.2", "--learning_rate=1e-3", "--epochs=8", "--batch_size=32"]
+SOURCES = {
+    "scratch": ("from scratch", _SMALL),
+    "english": ("configs/english.cfg", ["--learning_rate=3e-4", "--epochs=6", "--overrides=dropout=0.1"]),
+    "encoder": ("all-MiniLM-L6-v2", ["--learning_rate=1e-4", "--epochs=4"]),
+}
+# (set, source) -> flags that replace those of the source.
+OTHERS: dict[tuple[str, str], list[str]] = {
+    ("trec", "encoder"): ["--epochs=6"],
+    ("banking77", "encoder"): ["--learning_rate=2e-4", "--epochs=6"],
+    ("banking77", "english"): ["--learning_rate=6e-4", "--epochs=12"],
+    ("banking77", "scratch"): ["--epochs=15"],
+    ("wnut17", "encoder"): ["--learning_rate=2e-4", "--epochs=6"],
+}
+
+
+def source_of(source: str) -> str | None:
+    """Returns the value of --init_from; None from scratch, "" if the source is not available."""
+    if source == "scratch":
+        return None
+    if source == "encoder":
+        folder = os.environ.get("TFZOO_ENCODER", "")
+    else:  # As benchmarks/recipes.py names it.
+        folder = next((str(path) for path in sorted(RUNS.glob("english-*")) if (path / "best").exists()), "")
+    return folder if folder and os.path.isdir(folder) else ""
+
+
+def utf8(name: str) -> str:
+    """Returns the path of a data file; for trec, whose lines are "COARSE:fine question" in latin-1, of a converted
+    copy."""
+    if not name.startswith("trec/"):
+        return str(DATA / name)
+    path = RUNS / "data" / f"{pathlib.Path(name).name}.tsv"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (DATA / name).read_bytes().decode("latin-1").splitlines()
+        pairs = [line.partition(" ")[::2] for line in lines]
+        path.write_text("".join(f"{text}\t{label.partition(':')[0]}\n" for label, text in pairs))
+    return str(path)
+
+
+def flags_of(name: str, source: str) -> list[str]:
+    """Returns the flags of a row that decide its result, without folders."""
+    task, train, validation, _, _ = SETS[name]
+    shown = [f"--train_file=$TFZOO_DATA/{train}"]
+    shown += [f"--validation_file=$TFZOO_DATA/{validation}"] if validation else []
+    return [*task, *shown, *SOURCES[source][1], *OTHERS.get((name, source), [])]
+
+
+def key_of(flags: list[str]) -> str:
+    return hashlib.sha256(repr(flags).encode()).hexdigest()[:12]
+
+
+def run(name: str, source: str) -> dict:
+    """Fine-tunes, or finishes an interrupted run, scores the test file and returns the row's record."""
+    task, train, validation, test, figure = SETS[name]
+    flags = flags_of(name, source)
+    run_dir = RUNS / f"{name}-{source}-{key_of(flags)}"
+    init_from = source_of(source)
+    # --learning_rate and others may occur twice; the last one counts.
+    files = [f"--train_file={utf8(train)}"] + ([f"--validation_file={utf8(validation)}"] if validation else [])
+    rest = [flag for flag in flags if not flag.startswith(("--train_file", "--validation_file"))]
+    command = [sys.executable, "-m", "tfzoo.train", *files, *rest, f"--run_dir={run_dir}"]
+    command += [f"--init_from={init_from}"] if init_from else []
+    begin = time.monotonic()
+    subprocess.run(command, cwd=ROOT, check=True)
+    minutes = (time.monotonic() - begin) / 60
+    test_file = utf8(test)
+    subprocess.run(
+        [sys.executable, "-m", "tfzoo.evaluate", f"--model_dir={run_dir}", f"--test_file={test_file}"],
+        cwd=ROOT,
+        check=True,
+    )
+    record = json.loads((run_dir / f"evaluation-{pathlib.Path(test_file).stem}.json").read_text())
+    return {
+        "key": key_of(flags),
+        "flags": flags,
+        "figure": figure,
+        "scores": record["scores"],
+        "baselines": record["baselines"],
+        "rows": record["rows"],
+        "minutes": round(minutes, 1),
+    }
+
+
+def table(records: dict[str, dict]) -> list[str]:
+    """Returns the lines of the table of all recorded rows."""
+    lines = ["| set | from | test score | 95% interval | majority | linear model or look-up | minutes |"]
+    lines += ["|---|---|---:|---|---:|---:|---:|"]
+    for name in SETS:
+        for source, (label, _) in SOURCES.items():
+            record = records.get(f"{name} {source}")
+            if record is None:
+                continue
+            figure = record["figure"]
+            score = record["scores"][figure]
+            baselines = {each: values.get(figure) for each, values in record["baselines"].items()}
+            cheap = max((v for each, v in baselines.items() if each != "majority" and v is not None), default=None)
+            cells = [f"{v:.3f}" if v is not None else "-" for v in (baselines.get("majority"), cheap)]
+            lines.append(
+                f"| {name} ({figure}) | {label} | {score['value']:.3f} | {score['low']:.3f} - {score['high']:.3f} | "
+                + " | ".join(cells)
+                + f" | {record['minutes']} |"
+            )
+    lines += ["", "The flags of each row:", ""]
+    for name in SETS:
+        for source, (label, _) in SOURCES.items():
+            if record := records.get(f"{name} {source}"):
+                lines.append(f"    {name}, {label}: {' '.join(record['flags'])}")
+    return lines
+
+
+def write_page(records: dict[str, dict]) -> None:
+    """Writes the table between the two marks of the page."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(before + BEGIN + "\n" + "\n".join(table(records)) + "\n\n" + END + after)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(SETS), help="names of data sets, separated by commas")
+    parser.add_argument("--from", dest="sources", default=",".join(SOURCES), help="scratch, english, encoder")
+    options = parser.parse_args()
+    records = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
+    if not os.environ.get("TFZOO_DATA"):
+        print("skipped; set TFZOO_DATA to the folder of the data sets (docs/data.md)")
+        return
+    for name in options.only.split(","):
+        for source in options.sources.split(","):
+            if records.get(f"{name} {source}", {}).get("key") == key_of(flags_of(name, source)):
+                print(f"{name} {source}: is recorded")
+            elif source_of(source) == "":
+                needed = "set TFZOO_ENCODER" if source == "encoder" else "run benchmarks/recipes.py --only=english"
+                print(f"{name} {source}: skipped; {needed}")
+            else:
+                records[f"{name} {source}"] = run(name, source)
+                RECORDS.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
+                write_page(records)
+
+
+if __name__ == "__main__":
+    main()
