@@ -23,6 +23,7 @@ from tfzoo.tasks.task import Task
 MISTAKES = 50
 _LONGEST = 2000  # Characters of a text that is shown.
 _SHORT = 200  # Characters of a text that is shown as an answer.
+_ANSWERS = ("gold", "predicted", "score")
 _PLACES = {"gold_at": "gold", "predicted_at": "predicted"}
 
 
@@ -107,11 +108,10 @@ def _with_texts(task: Task, mistakes: list[dict[str, Any]], file) -> list[dict[s
 def _with_its_texts(mistake: dict[str, Any], found: Mapping[int, tuple[str, list[str]]]) -> dict[str, Any]:
     where, texts = found[mistake["number"]]
     shown = [texts[i] for i in mistake.get("texts", range(min(2, len(texts))))]
-    answers = {name: mistake[name] for name in ("gold", "predicted", "score") if name in mistake}
+    answers: dict[str, Any] = {name: mistake[name] for name in _ANSWERS if name in mistake}
     for place, name in _PLACES.items():
         if place in mistake:
             number, i = mistake[place]
             text = found[number][1][i]
             answers[name] = text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
-    order = ("gold", "predicted", "score")
-    return {"where": where} | dict(zip(("text", "text_pair"), shown)) | {name: answers[name] for name in order}
+    return {"where": where} | dict(zip(("text", "text_pair"), shown)) | {name: answers[name] for name in _ANSWERS}

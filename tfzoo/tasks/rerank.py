@@ -234,7 +234,7 @@ def ranking_rows(query: np.ndarray, label: np.ndarray, answer: np.ndarray) -> We
     order = np.lexsort([-answer, query])
     ends = np.flatnonzero(np.diff(query[order], append=-1)) + 1
     groups = np.split(order, ends[:-1])
-    ranks = [np.flatnonzero(label[groups[i]]) + 1 for i in np.flatnonzero(ranked)]
+    ranks = [(np.flatnonzero(label[groups[i]]) + 1).tolist() for i in np.flatnonzero(ranked)]
     of_ranked = retrieval.figures_rows(ranks)
 
     def figures(values: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
