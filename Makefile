@@ -18,7 +18,7 @@ INSTALLED := .venv/installed
 PEERS_INSTALLED := .venv-peers/installed
 LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet --extra export --extra tasks pyproject.toml
 
-.PHONY: help install train demo test faults keras parity layouts check format bench results wheel lock clean
+.PHONY: help install train demo test faults keras browser parity layouts check format bench results wheel lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -51,6 +51,10 @@ faults: $(INSTALLED)  ## run the long tests that kill processes and damage files
 
 keras: $(INSTALLED)  ## test every head, precision and XLA in every family through Keras
 	$(PY) -m pytest -m keras
+
+# Requires Debian's packages chromium and chromium-driver. PICTURES=FOLDER also writes pictures of the pages.
+browser: $(INSTALLED)  ## test report.html in headless Chromium
+	$(PY) -m pytest -m browser tests/browser
 
 # The seed determines the random models: make parity SEED=7
 SEED ?= $(shell date +%s)

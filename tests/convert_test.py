@@ -7,12 +7,13 @@ import re
 import shutil
 from unittest import mock
 
+import huggingface_hub
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 import tokenizers
 
-from tests import helpers
+from tests import helpers, made_run
 from tests.export import small
 from tfzoo import convert
 from tfzoo.text import load as load_tokenizer
@@ -96,7 +97,7 @@ class HuggingFaceTest(ConvertCase):
         self.assertRegex(
             lines[1], r"to: BartForConditionalGeneration, [\d,]+ parameters, \d+ tensors in 1 file, float32$"
         )
-        names = sorted({name.partition("/")[0] for name in beside})
+        names = sorted({name.partition("/")[0] for name in beside} | {"README.md"})
         self.assertEqual(lines[2], f"other files written: {', '.join(names)}")
         self.assertEqual(lines[3], "files not converted: pytorch_model.bin")
         for name, content in beside.items():
@@ -104,6 +105,12 @@ class HuggingFaceTest(ConvertCase):
         self.assert_same_tensors(source, self.to)
         before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, self.to))
         self.assertEqual(before, after)
+
+    def test_the_authors_model_card_is_kept(self):
+        source, content = self.copy("bert"), b"---\r\nlicense: mit\r\n---\r\n# Theirs\n"
+        (source / "README.md").write_bytes(content)
+        self.assertNotIn("files not converted", "".join(self.convert(source)))
+        self.assertEqual((self.to / "README.md").read_bytes(), content)
 
     def test_sentence_transformers(self):
         for case in ("bert", "cased"):
@@ -150,7 +157,7 @@ class HuggingFaceTest(ConvertCase):
         (source / "model.safetensors").unlink()
         safetensors.numpy.save_file(older, source / "model.safetensors")
         self.assertEqual(
-            self.convert(source)[2], "tensors not converted: cls.predictions.decoder.weight, embeddings.position_ids"
+            self.convert(source)[3], "tensors not converted: cls.predictions.decoder.weight, embeddings.position_ids"
         )
         self.assert_same_tensors(GOLDEN / "bert", self.to)
 
@@ -203,10 +210,32 @@ class RunTest(ConvertCase):
             to = self.folder / str(step)
             lines = self.convert(run, *flags, to=to)
             self.assertRegex(lines[1], "BertForPreTraining, .*float32$")
-            self.assertEqual(lines[2:], ["other files written: tokenizer.json, tokenizer_config.json, vocab.txt"])
+            written = "other files written: README.md, tokenizer.json, tokenizer_config.json, vocab.txt"
+            self.assertEqual(lines[2:], [written])
             loaded, tokenizer = huggingface.load(to)
             self.assertAllEqual(loaded.heads["lm"].bias, values[step])
             self.assertEqual(tokenizer.fingerprint(), small.tokenizer().fingerprint())
+
+    def test_the_model_card(self):
+        run, model = made_run.fine_tuning(self.folder / "mine"), small.model(heads=("classify",), num_labels=3)
+        runs.write_config(run, {"main": model}, {"main": "bert_tiny"}, None)
+        small.tokenizer().save(run / "tokenizer")
+        store = checkpoint.Checkpoints(run / "checkpoints")
+        for step in (600, 1500):
+            store.save(step, checkpoint.model_variables(model), {}, best=step == 600)
+        self.convert(run)
+        card = huggingface_hub.ModelCard.load(self.to / "README.md")
+        self.assertEqual((card.data.base_model, card.data.pipeline_tag), ("owner/encoder", "text-classification"))
+        self.assertEqual(card.data.eval_results[0].dataset_name, "dev.tsv")
+        self.assertIn("| Accuracy | 0.900 | 0.867 to 0.933 | 0.348 | 0.824 |", card.text)
+        self.assertIn(f"{model.count_params():,} parameters. It was trained from", card.text)
+        # The results are not those of another checkpoint.
+        self.convert(run, f"--checkpoint={store.path(1500)}", to=self.folder / "last")
+        self.assertIn("No score of this model is known", (self.folder / "last" / "README.md").read_text())
+        (run / "evaluation.json").write_text("{")
+        self.assertRegex(
+            self.convert(run, to=self.folder / "damaged", code=2)[0], "^error: .*evaluation.json, line 1: is not JSON"
+        )
 
 
 def tf1_name(name):
@@ -256,7 +285,7 @@ class TF1Test(ConvertCase):
         self.assertEqual(
             lines[2:],
             [
-                "other files written: tokenizer.json, tokenizer_config.json, vocab.txt",
+                "other files written: README.md, tokenizer.json, tokenizer_config.json, vocab.txt",
                 "files not converted: bert_model.ckpt.meta",
             ],
         )
@@ -546,7 +575,7 @@ class KerasHubTest(ConvertCase):
                 lines = self.convert(preset, to=to)
                 self.assertIn(f": {architecture}, ", lines[1])
                 # BERT's pooler is part of the classifier, so the command lists no tensors as not converted.
-                self.assertEqual(lines[2:], [])
+                self.assertEqual(lines[2:], ["other files written: README.md"])
                 record = json.loads((to / "config.json").read_text())
                 self.assertEqual({name: record.get(name) for name in fields}, fields)
                 settings = json.loads((preset / "task.json").read_text())["config"]
@@ -559,7 +588,7 @@ class KerasHubTest(ConvertCase):
     def test_a_backbone_without_its_task(self):
         lines = self.convert(self.preset("bert_classifier"), "--notask")
         self.assertIn(": BertModel, ", lines[1])
-        self.assertEqual(lines[2:], ["files not converted: task.json, task.weights.h5"])
+        self.assertEqual(lines[3:], ["files not converted: task.json, task.weights.h5"])
         (line,) = self.convert(GOLDEN / "bert", "--notask", code=2, to=self.folder / "x")
         self.assertIn("--task=False: does not apply to a Hugging Face folder", line)
 
@@ -591,7 +620,7 @@ class KerasHubTest(ConvertCase):
     def test_tokenizers(self):
         self.assertEqual(
             self.convert(self.preset("bert"))[2:],
-            ["other files written: tokenizer.json, tokenizer_config.json, vocab.txt"],
+            ["other files written: README.md, tokenizer.json, tokenizer_config.json, vocab.txt"],
         )
         tokenizer = load_tokenizer(self.to)
         self.assertTrue(tokenizer.lowercase)
@@ -619,8 +648,8 @@ class KerasHubTest(ConvertCase):
                 to, preset = self.folder / f"to_{case}", self.preset(case)
                 (preset / "task.json").write_text("{}")
                 lines = self.convert(preset, to=to)
-                other_files = "other files written: merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
-                self.assertEqual(lines[2:], [other_files, "files not converted: task.json"])
+                names = "README.md, merges.txt, tokenizer.json, tokenizer_config.json, vocab.json"
+                self.assertEqual(lines[2:], [f"other files written: {names}", "files not converted: task.json"])
                 preset_assets = PRESETS / case / "assets" / "tokenizer"
                 merges = (preset_assets / "merges.txt").read_text()
                 self.assertFalse(merges.startswith("#"))
@@ -692,7 +721,7 @@ class KerasHubTest(ConvertCase):
 class ProcessTest(ConvertCase):
     def test_the_command(self):
         done = helpers.python("-m", "tfzoo.convert", f"--from={GOLDEN / 'distilbert'}", f"--to={self.to}")
-        self.assertEqual(done.stdout.count("\n"), 3, done.stderr)
+        self.assertEqual(done.stdout.count("\n"), 4, done.stderr)
         self.assert_same_tensors(GOLDEN / "distilbert", self.to)
 
 

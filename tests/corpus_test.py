@@ -1,6 +1,7 @@
 """The corpus command: its vocabulary equals that of training, and packed rows train like the text itself."""
 
 import json
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -67,10 +68,10 @@ class CorpusTest(tf.test.TestCase):
 
     def test_subcommands(self):
         for pattern, argv in (
-            ("the first argument must be a subcommand: vocabulary, pack\n", []),
+            ("the first argument must be a subcommand: vocabulary, pack, labels\n", []),
             ("the first argument must be a subcommand", ["--corpus=x", "pack"]),
             (r"pak: no such subcommand \(did you mean pack\?\)\n", ["pak"]),
-            ("zzz: no such subcommand; the subcommands are vocabulary, pack\n", ["zzz", "--help"]),
+            ("zzz: no such subcommand; the subcommands are vocabulary, pack, labels\n", ["zzz", "--help"]),
             ("--output_dir is required", ["pack", *self.common]),
             ("--steps=3: no such flag", ["pack", "--steps=3"]),
             (f"--output_dir={self.packed}: already exists", ["pack", f"--output_dir={self.packed}"]),
@@ -101,6 +102,32 @@ class CorpusTest(tf.test.TestCase):
             expected = train_tokenizer(kind, sentences, 150, True)
             self.assertEqual(text.load(output).fingerprint(), expected.fingerprint())
         self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["characters", "wordpiece"])
+
+    def test_labelled_files_of_sources(self):
+        for name in ("plays", "letters"):
+            tiny_run.write_corpus(self.folder / f"{name}.txt", documents=60, seed=len(name))
+        output = self.folder / "labelled"
+        flags = [f"--corpus={self.folder}/*.txt", f"--cache_dir={self.folder / 'cache'}", f"--output_dir={output}"]
+        self.assert_done(prepare("labels", *flags, "--rows_per_label=50"))
+        rows = {}
+        for part in ("train", "dev", "test"):
+            lines = (output / f"{part}.tsv").read_text().splitlines()
+            self.assertEqual(lines[0], "text\tlabel")
+            rows[part] = [tuple(line.split("\t")) for line in lines[1:]]
+        everything = [row for part in rows.values() for row in part]
+        self.assertEqual(len(everything), len({text for text, _ in everything}))
+        labels = [label for _, label in everything]
+        self.assertEqual(sorted(map(labels.count, set(labels))), [50, 50])
+        for line, label in everything:
+            self.assertIn(line.split(". ")[0], " ".join(pathlib.Path(label).read_text().split()))
+        self.assertGreater(len(rows["train"]), 6 * len(rows["dev"]) / 2)
+        for pattern, others in (
+            ("already exists; remove it, or specify a new folder", []),
+            ("has a single source", [f"--corpus={self.folder}/plays.txt", f"--output_dir={self.folder / 'one'}"]),
+        ):
+            code, _, err = prepare("labels", *flags, *others)
+            self.assertEqual(code, 2)
+            self.assertIn(pattern, err)
 
     def test_special_tokens_of_a_new_vocabulary_serve_an_objective(self):
         vocabulary, packed = self.folder / "vocabulary", self.folder / "packed"

@@ -124,10 +124,8 @@ class Found:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    from tfzoo.weights import (  # Not needed for --help; importing TensorFlow takes seconds.
-        huggingface,
-        safetensors_files,
-    )
+    from tfzoo.training import history  # Not needed for --help; importing TensorFlow takes seconds.
+    from tfzoo.weights import huggingface, safetensors_files
 
     reference, target = flags["from"].value or "", pathlib.Path(flags.to)
     source = hub.folder(reference, "from") if hub.is_reference(reference) else pathlib.Path(reference)
@@ -137,7 +135,14 @@ def main(flags: absl_flags.FlagValues) -> None:
     if converted.model.record:  # An existing generation_config.json is copied unchanged.
         converted.model.record = dataclasses.replace(converted.model.record, generation_config={})
     try:
-        huggingface.save(converted.model, target, converted, dtype=dtype, max_shard_bytes=flags.max_shard_mb * 10**6)
+        huggingface.save(
+            converted.model,
+            target,
+            converted,
+            dtype=dtype,
+            max_shard_bytes=flags.max_shard_mb * 10**6,
+            origin=history.origin_of(reference, flags.checkpoint, flags.role),
+        )
     except OSError as error:
         raise UserError(
             f"--to={target}: cannot be written ({error.strerror or error}); specify another folder"
@@ -196,7 +201,7 @@ def _omit(flags: absl_flags.FlagValues, kind: str, *names: str) -> None:
 
 def _hugging_face(folder: pathlib.Path) -> Found:
     from tfzoo import models
-    from tfzoo.weights import huggingface, safetensors_files, sentence_transformers, table
+    from tfzoo.weights import huggingface, model_card, safetensors_files, sentence_transformers, table
 
     source, folder = folder, sentence_transformers.transformer_of(folder)
     with safetensors_files.open_folder(folder) as file:
@@ -212,6 +217,7 @@ def _hugging_face(folder: pathlib.Path) -> Found:
         for path in sorted(folder.iterdir())
         if path.is_file() and (path.name in _CARRIED or path.name.startswith("chat_template."))
     }
+    carried |= {path.name: path for path in [source / model_card.NAME] if path.is_file()}  # Its author's, unchanged.
     carried |= {f"{TEMPLATE_FOLDER}/{path.name}": path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
     return Found(
         "a sentence-transformers folder" if sentence_transformers.is_folder(source) else "a Hugging Face folder",

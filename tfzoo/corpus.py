@@ -110,7 +110,7 @@ def define_labels_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def labels(flags: absl_flags.FlagValues) -> None:
-    """Writes train.tsv, dev.tsv and test.tsv, whose labels say which source a text is from: for docstrings, the package.
+    """Writes train.tsv, dev.tsv and test.tsv, whose labels are the sources of the texts: the packages of docstrings.
 
     The files are for trying out fine-tuning without data of one's own. A text consists of up to three sentences. A hash
     of the text decides its file: a tenth of the texts each for dev and test.

@@ -33,7 +33,8 @@ from tfzoo.export.precision import Limits, with_precision
 from tfzoo.models.record import FolderRecord
 from tfzoo.text.framing import TEXT
 from tfzoo.text.wordpiece import WordPiece
-from tfzoo.training import runs
+from tfzoo.training import history, runs
+from tfzoo.weights import model_card
 
 ROOT = pathlib.Path(__file__).parents[2]
 VERIFY = ROOT / "export" / "verify.py"  # It runs the one of the package.
@@ -186,7 +187,7 @@ class ArtifactTest(tf.test.TestCase):
             stated = json.loads((folder / "manifest.json").read_text())
             found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
             self.assertEqual(stated["files"].keys(), found - {"manifest.json"})
-            self.assertLessEqual({"golden.npz", "verify.py", verify.MODELS[kind][0]}, found)
+            self.assertLessEqual({"golden.npz", "README.md", "verify.py", verify.MODELS[kind][0]}, found)
             self.assertEqual((folder / "verify.py").read_bytes(), pathlib.Path(verify.__file__).read_bytes())
             allowed = stated["tolerances"]["tokens"]["logits"]["allowed"]
             self.assertLess(stated["measured"]["tokens/logits"]["difference"], allowed)
@@ -194,6 +195,10 @@ class ArtifactTest(tf.test.TestCase):
             self.assertEqual(stated["tools"]["tensorflow"], tf.__version__)
             self.assertEqual(stated["least"], {"batch": int(kind == "onnx"), "sequence": 1})
             self.assertIsNone(stated["float32_error"])
+            card = (folder / "README.md").read_text()
+            self.assertIn(f"{MODEL.count_params():,} parameters", card)
+            self.assertIn("\npipeline_tag: fill-mask\n", card)
+            self.assertEqual("curl -s http://localhost:8501/v1/models/bert:predict" in card, kind == "savedmodel")
         self.assertEqual(stated["opset"], {"ai.onnx": 23})
 
     def test_golden_covers_what_it_should(self):
@@ -659,11 +664,15 @@ class PublishTest(tf.test.TestCase):
 
     def test_the_command(self):
         arguments = [f"--flagfile={ROOT / 'export' / 'bert.cfg'}", "--model_dir=RUN", f"--output_dir={self.output_dir}"]
-        with mock.patch.object(runs, "load", lambda *_, role: (MODEL, TOKENIZER)):
+        with (
+            mock.patch.object(runs, "load", lambda *_, role: (MODEL, TOKENIZER)),
+            mock.patch.object(history, "origin_of", lambda *_: model_card.Origin("mine", steps=123)),
+        ):
             with contextlib.redirect_stdout(io.StringIO()) as stdout:
                 code = cli.run(entry_point.main, entry_point.define_flags, [*arguments, "--formats=onnx"])
             self.assertEqual(code, 0)
             self.assertIn(str(self.output_dir / "onnx" / "bert" / "1"), stdout.getvalue())
+            self.assertIn("- Steps: 123\n", (self.output_dir / "onnx" / "bert" / "1" / "README.md").read_text())
             with contextlib.redirect_stderr(io.StringIO()) as stderr:
                 code = cli.run(entry_point.main, entry_point.define_flags, arguments[:1])
             self.assertEqual((code, len(stderr.getvalue().splitlines())), (2, 1))

@@ -31,12 +31,12 @@ EACH, NORM = {"clip_each": 0.05}, {"clip_norm": 0.1}  # Values that take effect,
 PAIRWISE = {
     "mirrored2": [
         dict(optimizer="adamw", clip=NO_CLIPPING, parts=3, average=0.8),
-        dict(optimizer="sgd", clip=EACH, parts=3, average=0.0),
+        dict(optimizer="sgd", clip=EACH, parts=3, average=0.0, decay=0.7),
         dict(optimizer="sgd", clip=NORM, parts=1, average=0.8),
     ],
     "workers2": [
         dict(optimizer="sgd", clip=NO_CLIPPING, parts=1, average=0.0),
-        dict(optimizer="adamw", clip=EACH, parts=1, average=0.8),
+        dict(optimizer="adamw", clip=EACH, parts=1, average=0.8, decay=0.7),
         dict(optimizer="adamw", clip=NORM, parts=3, average=0.0),
     ],
 }
@@ -47,7 +47,7 @@ ALL = [
     )
 ]
 MODELS = [
-    dict(model=model, optimizer=optimizer, clip=NORM, parts=parts, average=average)
+    dict(model=model, optimizer=optimizer, clip=NORM, parts=parts, average=average, decay=0.9)
     for model, optimizer, parts, average in (
         ("bert", "adamw", 1, 0.8),
         ("gpt2", "sgd", 3, 0.8),
@@ -55,6 +55,7 @@ MODELS = [
         ("bert", "lamb", 3, 0.0),
         ("gpt2", "adafactor", 1, 0.0),
         ("t5", "lars", 1, 0.0),
+        ("bert", "muon", 1, 0.0),
     )
 ]
 
@@ -503,8 +504,19 @@ def Small(dtype=None):
     return SmallModel()
 
 
-def losses(world, model="small", optimizer="sgd", clip=NO_CLIPPING, parts=1, average=0.0, stock=False, backwards=False):
-    """Returns the results of STEPS steps, and whether the replicas agree."""
+def losses(
+    world,
+    model="small",
+    optimizer="sgd",
+    clip=NO_CLIPPING,
+    parts=1,
+    average=0.0,
+    decay=1.0,
+    stock=False,
+    backwards=False,
+):
+    """Returns the results of STEPS steps, and whether the replicas agree. `decay` is that of the learning rate from one
+    variable to the next of every three."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -522,8 +534,15 @@ def losses(world, model="small", optimizer="sgd", clip=NO_CLIPPING, parts=1, ave
         # thousandth of the rate, but norms by all of it: at 20 the order of rows alone, on one device, changes
         # T5's losses by half of what is allowed, at 2 by a seventh.
         rate = {"sgd": 0.5, "lars": 2.0}.get(optimizer, 0.02 if model == "small" else 0.005)
+        trained = net.trainable_variables
         updater = optimizers.make_optimizer(
-            optimizer, rate, net.trainable_variables, weight_decay=0.1, epsilon=1e-6, ema_decay=average
+            optimizer,
+            rate,
+            trained,
+            weight_decay=0.1,
+            epsilon=1e-6,
+            ema_decay=average,
+            rate_factors=[decay ** (i % 3) for i in range(len(trained))],
         )
     run = step_lib.make_step(world.strategy, {"main": net}, updater, objective, num_parts=parts, **clip)
     iterator = batches(world, Table(rows), backwards=backwards)

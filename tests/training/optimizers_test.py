@@ -12,6 +12,8 @@ from tfzoo.training import optimizers
 
 SHAPES = {"kernel": (4, 3), "bias": (3,), "table": (5, 2, 3)}
 STEPS = 10
+# Factors on the learning rate of each variable; none is a power of two, which float32 multiplies without rounding.
+FACTORS = (1.0, 0.7, 0.49)
 
 
 def variables():
@@ -80,9 +82,11 @@ class AdamWTest(OptimizerCase):
             m_hat, v_hat = m[i] / (1 - self.b1**t), v[i] / (1 - self.b2**t)
             # Kingma and Ba 2015, section 2: epsilon is added to the uncorrected root.
             eps = self.eps / math.sqrt(1 - self.b2**t)
-            return x - self.rate * (m_hat / (np.sqrt(v_hat) + eps) + decay * x)
+            return x - self.rate * factors[i] * (m_hat / (np.sqrt(v_hat) + eps) + decay * x)
 
-        self.check(run(*self.made()), numpy_run(update, self.decay))
+        for factors in ((1.0, 1.0, 1.0), FACTORS):
+            m.clear(), v.clear()
+            self.check(run(*self.made(rate_factors=factors)), numpy_run(update, self.decay))
 
     def test_keras(self):
         ours, theirs = self.made(), variables()
@@ -137,19 +141,19 @@ class AdamWTest(OptimizerCase):
 class LambTest(OptimizerCase):
     def test_the_paper(self):
         rate, b1, b2, eps = 0.01, 0.9, 0.99, 1e-6
-        for decay in (0.0, 0.1):
+        for decay, factors in ((0.0, None), (0.1, None), (0.1, FACTORS)):
             m, v = {}, {}
 
-            def update(i, t, g, x, decay, m=m, v=v):
+            def update(i, t, g, x, decay, m=m, v=v, factors=factors or (1.0, 1.0, 1.0)):
                 # You et al. 2020, algorithm 2, with phi(z) = z.
                 m[i] = b1 * m.get(i, 0) + (1 - b1) * g
                 v[i] = b2 * v.get(i, 0) + (1 - b2) * g**2
                 r = (m[i] / (1 - b1**t)) / (np.sqrt(v[i] / (1 - b2**t)) + eps) + decay * x
-                return x - rate * np.linalg.norm(x) / np.linalg.norm(r) * r
+                return x - rate * factors[i] * np.linalg.norm(x) / np.linalg.norm(r) * r
 
             values = variables()
             optimizer = optimizers.make_optimizer(
-                "lamb", rate, values, beta_1=b1, beta_2=b2, epsilon=eps, weight_decay=decay
+                "lamb", rate, values, beta_1=b1, beta_2=b2, epsilon=eps, weight_decay=decay, rate_factors=factors
             )
             self.check(run(optimizer, values), numpy_run(update, decay))
 
@@ -162,7 +166,9 @@ class LambTest(OptimizerCase):
         self.assertAllClose(value, np.full([2, 2], -0.1 * m_hat / math.sqrt(v_hat)), 1e-3)
 
 
-class MuonTest(OptimizerCase):
+class ModelCase(OptimizerCase):
+    """Variables with the paths of a model's."""
+
     SHAPES = {
         "net/encoder/stack/layer_0/mlp/up/kernel": (6, 9),
         "net/encoder/stack/layer_0/mlp/down/kernel": (9, 6),
@@ -172,7 +178,7 @@ class MuonTest(OptimizerCase):
         "net/lm/transform/kernel": (6, 6),
     }
 
-    def made(self, name, **overrides):
+    def made(self, name, rate=0.02, **overrides):
         random = np.random.default_rng(0)
         values = []
         for path, shape in self.SHAPES.items():
@@ -180,20 +186,23 @@ class MuonTest(OptimizerCase):
                 for scope in path.split("/")[:-1]:
                     scopes.enter_context(keras.name_scope(scope))
                 values.append(keras.Variable(random.normal(size=shape), name=path.rpartition("/")[2], dtype="float32"))
-        return optimizers.make_optimizer(name, 0.02, values, beta_2=0.95, **overrides), values
+        return optimizers.make_optimizer(name, rate, values, beta_2=0.95, **overrides), values
 
     def steps(self):
         random = np.random.default_rng(1)
         return [[random.normal(size=shape) for shape in self.SHAPES.values()] for _ in range(4)]
 
-    def test_the_papers(self):
-        for matrix_rate in (1.0, 2.5):
-            self.check_the_papers(matrix_rate)
 
-    def check_the_papers(self, matrix_rate):
+class MuonTest(ModelCase):
+    def test_the_papers(self):
+        self.check_the_papers(1.0)
+        self.check_the_papers(2.5)
+        self.check_the_papers(2.5, (0.9, 1.0, 0.7, 0.6, 0.3, 1.0))
+
+    def check_the_papers(self, matrix_rate, factors=None):
         rate, momentum, decay = 0.02, 0.95, 0.1
-        optimizer, values = self.made("muon", weight_decay=decay, matrix_rate=matrix_rate)
-        adamw, others = self.made("adamw", weight_decay=decay)
+        optimizer, values = self.made("muon", weight_decay=decay, matrix_rate=matrix_rate, rate_factors=factors)
+        adamw, others = self.made("adamw", weight_decay=decay, rate_factors=factors)
         expected, velocity = [v.numpy().astype(np.float64) for v in values], {}
         found, plain = run(optimizer, values, self.steps()), run(adamw, others, self.steps())
         for step, grads in enumerate(self.steps()):
@@ -211,8 +220,9 @@ class MuonTest(OptimizerCase):
                     singular = 3.4445 * singular - 4.775 * singular**3 + 2.0315 * singular**5
                 self.assertAllInRange(singular, 0.3, 1.3)
                 update = 0.2 * math.sqrt(max(matrix.shape)) * (left * singular) @ right
-                expected[i] *= 1 - rate * matrix_rate * decay
-                expected[i] -= rate * matrix_rate * update.reshape(gradient.shape)
+                own_rate = rate * matrix_rate * (factors[i] if factors else 1.0)
+                expected[i] *= 1 - own_rate * decay
+                expected[i] -= own_rate * update.reshape(gradient.shape)
                 self.assertAllClose(found[step][i], expected[i], 1e-5, 1e-6)
 
     def test_matrices_keep_one_moment(self):
@@ -224,17 +234,20 @@ class MuonTest(OptimizerCase):
 
 class SGDTest(OptimizerCase):
     def check_against(self, name, step):
-        rate, momentum, decay = 0.5, 0.9, 0.1
-        v = {}
+        rate, decay = 0.5, 0.1
+        for momentum, factors in ((0.9, (1.0, 1.0, 1.0)), (0.9, FACTORS), (0.0, FACTORS)):
+            v = {}
 
-        def update(i, t, g, x, decay):
-            x, scaled = step(g, x, decay, rate)
-            v[i] = momentum * v.get(i, 0) + scaled
-            return x - v[i]
+            def update(i, t, g, x, decay, momentum=momentum, factors=factors, v=v):
+                x, scaled = step(g, x, decay, rate * factors[i])
+                v[i] = momentum * v.get(i, 0) + scaled
+                return x - v[i]
 
-        values = variables()
-        optimizer = optimizers.make_optimizer(name, rate, values, beta_1=momentum, weight_decay=decay)
-        self.check(run(optimizer, values), numpy_run(update, decay))
+            values = variables()
+            optimizer = optimizers.make_optimizer(
+                name, rate, values, beta_1=momentum, weight_decay=decay, rate_factors=factors
+            )
+            self.check(run(optimizer, values), numpy_run(update, decay))
 
     def test_sgd(self):
         # Heavy ball (Polyak 1964), with decoupled decay (Loshchilov and Hutter 2019, algorithm 1).
@@ -278,8 +291,9 @@ class AdafactorTest(OptimizerCase):
             def rms(z):
                 return np.sqrt(np.mean(z**2))
 
-            rho = min(rate, 1 / math.sqrt(t))
-            x = x - rate * decay * x  # Decoupled decay, before the update.
+            own_rate = rate * factors[i]
+            rho = min(own_rate, 1 / math.sqrt(t))
+            x = x - own_rate * decay * x  # Decoupled decay, before the update.
             alpha = max(1e-3, rms(x)) * rho
             beta = 1 - t**-0.8
             squares = g**2 + 1e-30
@@ -292,9 +306,11 @@ class AdafactorTest(OptimizerCase):
             u = g / np.sqrt(v[i])
             return x - alpha * u / max(1.0, rms(u))
 
-        values = variables()
-        optimizer = optimizers.make_optimizer("adafactor", rate, values, weight_decay=decay)
-        self.check(run(optimizer, values), numpy_run(update, decay))
+        for factors in ((1.0, 1.0, 1.0), FACTORS):
+            r.clear(), c.clear(), v.clear()
+            values = variables()
+            optimizer = optimizers.make_optimizer("adafactor", rate, values, weight_decay=decay, rate_factors=factors)
+            self.check(run(optimizer, values), numpy_run(update, decay))
 
     def test_factors_are_all_that_is_kept_of_a_matrix(self):
         value = keras.Variable(np.ones([40, 30]), dtype="float32")
@@ -313,6 +329,30 @@ class AdafactorTest(OptimizerCase):
             self.assertTrue(np.all(np.isfinite(after)), after)
             self.assertAllEqual(after[gradient == 0], np.ones(6))
             self.assertAllLess(after[gradient != 0], 0.9)
+
+
+class RateFactorsTest(ModelCase):
+    """Factors on the learning rates, whatever the optimizer."""
+
+    def test_an_update_is_that_of_the_rate_times_the_factor(self):
+        factors = (0.25, 1.0, 0.5, 0.25, 0.5, 1.0)  # Powers of two, so that the products are exact.
+        for name in optimizers.OPTIMIZERS:
+            optimizer, values = self.made(name, weight_decay=0.1, rate_factors=factors)
+            found = run(optimizer, values, self.steps())
+            for factor in set(factors):
+                optimizer, values = self.made(name, rate=0.02 * factor, weight_decay=0.1)
+                expected = run(optimizer, values, self.steps())
+                for step in range(len(found)):
+                    for i in range(len(factors)):
+                        same = np.array_equal(found[step][i], expected[step][i])
+                        self.assertEqual(same, factors[i] == factor, f"{name}, variable {i}, step {step}")
+
+    def test_with_loss_scaling_and_averages(self):
+        options = dict(weight_decay=0.1, rate_factors=(0.5,) * 6)
+        for more in (dict(skip_nonfinite=True), dict(ema_decay=0.9)):
+            optimizer, values = self.made("adamw", **options, **more)
+            other, others = self.made("adamw", rate=0.01, weight_decay=0.1)
+            self.assertAllEqual(run(optimizer, values, self.steps())[-1][0], run(other, others, self.steps())[-1][0])
 
 
 class WarmUpTest(tf.test.TestCase):

@@ -141,3 +141,21 @@ def tokenize_function(tokenizer) -> Callable[[Sequence[str]], list[np.ndarray]]:
         return np.split(values.numpy(), np.cumsum(lengths.numpy())[:-1]) if len(texts) else []
 
     return tokenize
+
+
+def offsets_function(tokenizer) -> Callable[[Sequence[str]], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Returns a function from texts to (token ids, starts, ends) of each, int32; see tokenize_with_offsets."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def encode(texts):
+        columns = tokenizer.tokenize_with_offsets(texts)
+        return [tf.cast(column.flat_values, tf.int32) for column in columns], columns[0].row_lengths()
+
+    def tokenize(texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        if not len(texts):
+            return []
+        columns, lengths = encode(tf.constant(list(texts), tf.string))
+        borders = np.cumsum(lengths.numpy())[:-1]
+        return list(zip(*(np.split(column.numpy(), borders) for column in columns), strict=True))
+
+    return tokenize

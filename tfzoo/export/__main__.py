@@ -69,7 +69,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def main(flags: absl_flags.FlagValues) -> None:
     with progress.importing_tensorflow():  # Takes seconds, and --help does not need it.
         from tfzoo.export import artifact
-        from tfzoo.training import runs
+        from tfzoo.training import history, runs
 
     with progress.stage(f"reading {flags.model_dir}"):
         model, tokenizer = runs.load(flags.model_dir, flags.checkpoint, role=flags.role)
@@ -90,6 +90,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         ]
         if not any(text.strip() for text in options["calibration_texts"]):
             raise UserError(f"--calibration_file={flags.calibration_file}: contains no text; write one text per line")
+    options["origin"] = history.origin_of(flags.model_dir, flags.checkpoint, flags.role)
     folders = artifact.export(model, tokenizer, flags.output_dir, **options)
     for kind, folder in folders.items():
         print(f"{kind}: {folder}, replayed in a separate process; see {folder / 'manifest.json'}")

@@ -20,6 +20,7 @@ from tfzoo.export import answers, golden, litert, manifest, publish, savedmodel,
 from tfzoo.export.answers import Options
 from tfzoo.export.onnx import write as onnx_write
 from tfzoo.export.precision import MOST, PRECISIONS, Limits, limits_of, with_precision
+from tfzoo.weights import model_card
 
 _LARGE = 2**27  # Bytes of weights from which on a second copy in memory matters.
 _LONGEST = 1024  # Default maximum of tokens in a text.
@@ -71,6 +72,7 @@ def export(
     onnx_variants: Sequence[str] = (),
     calibration_texts: Sequence[str] = (),
     keep_versions: int | None = None,
+    origin: model_card.Origin | None = None,
 ) -> dict[str, pathlib.Path]:
     """Writes OUTPUT_DIR/FORMAT/NAME/VERSION/ for each format. No folder appears before all have been replayed.
 
@@ -92,6 +94,7 @@ def export(
       calibration_texts: texts for calibrating int8_static; if empty, the texts of golden.npz are used.
       keep_versions: the number of newest versions to keep once the export has succeeded. The version just written is
         never removed. None keeps all.
+      origin: where the model comes from, for the model card (README.md); None if unknown.
 
     Returns:
       A dict from format to folder.
@@ -115,6 +118,7 @@ def export(
     )
     savedmodel.check(model, tokenizer, options)
     folders = publish.places(output_dir, name, formats, version)
+    origin = origin or model_card.Origin()
     extra = dict(name=name, onnx_profile=onnx_profile, onnx_variants=onnx_variants, calibration_texts=calibration_texts)
     with publish.together(folders) as partials:
         # ONNX goes first: checking a graph holds it in memory twice, and TensorFlow does not release the memory that
@@ -124,7 +128,8 @@ def export(
             exported = with_precision(model, precision if target.any_precision else "float32")
             content = {"kind": kind, "name": name, "version": int(folders[kind].name)}
             with progress.stage(f"writing {target.title}"):
-                _write(partial, target, content, exported, tokenizer, options, extra)
+                card = model_card.text(model, origin, kind, name=name, tokenizer=tokenizer, text_pair=text_pair)
+                _write(partial, target, content, exported, tokenizer, options, extra, card)
         with progress.stage("replaying in a separate process"):
             publish.replay(list(partials.values()))
     if keep_versions is not None:
@@ -154,7 +159,14 @@ def _check_arguments(name, version, formats, precision, onnx_variants, keep_vers
 
 
 def _write(
-    folder: pathlib.Path, target: Target, content: dict, model, tokenizer, options: Options, extra: dict[str, Any]
+    folder: pathlib.Path,
+    target: Target,
+    content: dict,
+    model,
+    tokenizer,
+    options: Options,
+    extra: dict[str, Any],
+    card: str,
 ) -> None:
     """Writes an artifact; if the usual limits are narrower than the model's own error in float32, writes it again with
     wider ones."""
@@ -165,6 +177,7 @@ def _write(
         try:
             made = content | target.write(model, tokenizer, folder, options, limits, **extra)
             made["least"] = _least(target, made["signatures"])
+            (folder / model_card.NAME).write_text(card, encoding="utf-8")
             _finish(folder, made, model, tokenizer, options, limits)
             return
         except CheckFailed as error:

@@ -19,7 +19,6 @@ import numpy as np
 from tfzoo import progress
 from tfzoo.export import answers, interface
 from tfzoo.export.answers import Answer, Options
-from tfzoo.export.answers.base import Row
 from tfzoo.export.precision import Limits
 from tfzoo.generation.folder import special_ids
 from tfzoo.text.reader import pad_id
@@ -27,7 +26,7 @@ from tfzoo.text.reader import pad_id
 _VALUES = 400_000  # Maximum number of logits kept per case, unless four positions need more.
 _AT_ONCE = 64  # Positions whose logits are processed in double precision at a time.
 _WRITTEN = 16  # Tokens generated greedily.
-# {} is replaced by the mask token, if there is one.
+# {} is replaced by the answer's `fills`, such as the mask token.
 _TEXTS = (
     "The {} of the function is a {}.",
     "Größe, naïve café, Ωmega: {} 東京 {}! 🙂 ﬁn",
@@ -78,12 +77,12 @@ def calibration(
         rows = [{name: value[:1] for name, value in inputs.items()} for inputs in cases]
     else:
         answer = answers.find(model, tokenizer, options)
-        mask = answer.mask if answer else ""
+        fills = answer.fills if answer else ("", "")
         rows = []
-        for text in filter(str.strip, texts or [text.format(mask, mask) for text in _TEXTS]):
+        for text in filter(str.strip, texts or [text.format(*fills) for text in _TEXTS]):
             if answer is None:
                 rows.append(_text_case(model, tokenizer, options.sequence_length, [text]))
-            elif len((row := Row(answer, (text.split("\t") * 2)[: len(answer.inputs)])).ids):
+            elif len((row := answer.row((text.split("\t") * 2)[: len(answer.inputs)])).ids):
                 rows.append(row.inputs)
     exported = interface.inputs_of(model)
     return [interface.to_onnx({name: row[name] for name in exported if name in row}) for row in rows]
@@ -246,15 +245,14 @@ def logits(values: np.ndarray, real: np.ndarray, limits: Limits) -> dict[str, np
 def text_cases(answer: Answer) -> dict[str, dict[str, list[str]]]:
     """Returns texts by case and input: three batch sizes and an empty batch, with non-ASCII texts, empty ones, ones
     without a mask and ones that are too long. Rows for which the whole call would be refused are omitted."""
-    mask = answer.mask
-    texts = [text.format(mask, mask) for text in _TEXTS]
-    long = f"{mask} " + "a " * answer.options.sequence_length + mask
+    texts = [text.format(*answer.fills) for text in _TEXTS]
+    long = f"{answer.fills[0]} " + "a " * answer.options.sequence_length + answer.fills[1]
     first = {"0": [], "1": texts[:1], "2": [texts[1], long], "4": texts}
     cases: dict[str, list[tuple[str, ...]]] = {case: [(text,) for text in values] for case, values in first.items()}
     if len(answer.inputs) == 2:
         cases = {case: [(b[-24:], a) for a, b in zip(values, values[::-1])] for case, values in first.items()}
     if answer.options.refuse == "call":
-        cases = {case: [row for row in rows if not answer.refusal(Row(answer, row))] for case, rows in cases.items()}
+        cases = {case: [row for row in rows if not answer.refusal(answer.row(row))] for case, rows in cases.items()}
     return {
         case: {name: [row[i] for row in rows] for i, name in enumerate(answer.inputs)} for case, rows in cases.items()
     }

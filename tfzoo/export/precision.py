@@ -119,5 +119,5 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
     for variable, value in zip(twin.weights, model.weights, strict=True):
         variable.assign(tf.cast(value.value, variable.dtype))
     twin.record = model.record  # Specifies how texts are generated and which tokens end them.
-    twin.problem_type = model.problem_type
+    twin.problem_type, twin.markers = model.problem_type, model.markers
     return twin

@@ -121,6 +121,7 @@ class Model(Fit, keras.Model):
     record: Any = None  # The FolderRecord (see models.record) of the folder that the model was loaded from.
     # What the head classify was fine-tuned for, as in Hugging Face's config.json; None means what `record` says.
     problem_type: str | None = None
+    markers: Sequence[str] = ()  # The tokens around the entities with which the head relation was fine-tuned, if any.
     INPUTS: Sequence[str] = ("token_ids", "padding_mask")
     REQUIRED_INPUTS: Sequence[str] = ("token_ids",)
     HEADS: Sequence[str] = ("lm", "classify", "tag", "span", "relation", "embed")
@@ -173,14 +174,15 @@ class Model(Fit, keras.Model):
             "embed": encode(self.embed),
             "record": encode(self.record),
             "problem_type": self.problem_type,
+            "markers": list(self.markers),
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects=None):
         arguments = {name: decode(value) for name, value in config.items()}
-        record, problem_type = (arguments.pop(name, None) for name in ("record", "problem_type"))
+        record, problem_type, markers = (arguments.pop(name, None) for name in ("record", "problem_type", "markers"))
         model = cls(arguments.pop("config"), **arguments)
-        model.record, model.problem_type = record, problem_type
+        model.record, model.problem_type, model.markers = record, problem_type, tuple(markers or ())
         return model
 
     def build(self, input_shape=None):

@@ -23,7 +23,6 @@ from tfzoo.tasks.task import Task
 MISTAKES = 50
 _LONGEST = 2000  # Characters of a text that is shown.
 _SHORT = 200  # Characters of a text that is shown as an answer.
-_ANSWERS = ("gold", "predicted", "score")
 _PLACES = {"gold_at": "gold", "predicted_at": "predicted"}
 
 
@@ -96,22 +95,22 @@ def _with_texts(task: Task, mistakes: list[dict[str, Any]], file) -> list[dict[s
     wanted = {mistake["number"] for mistake in mistakes}
     wanted |= {mistake[name][0] for mistake in mistakes for name in _PLACES if name in mistake}
     last = max(wanted, default=-1)
-    found: dict[int, tuple[str, list[str]]] = {}
+    rows: dict[int, Any] = {}
     for number, row in enumerate(file.rows() if wanted else ()):
         if number in wanted:
-            found[number] = row.where, [text[:_LONGEST] for text in task.texts_of(row)]
+            rows[number] = row
         if number == last:
             break
-    return [_with_its_texts(mistake, found) for mistake in mistakes]
-
-
-def _with_its_texts(mistake: dict[str, Any], found: Mapping[int, tuple[str, list[str]]]) -> dict[str, Any]:
-    where, texts = found[mistake["number"]]
-    shown = [texts[i] for i in mistake.get("texts", range(min(2, len(texts))))]
-    answers: dict[str, Any] = {name: mistake[name] for name in _ANSWERS if name in mistake}
-    for place, name in _PLACES.items():
-        if place in mistake:
-            number, i = mistake[place]
-            text = found[number][1][i]
-            answers[name] = text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
-    return {"where": where} | dict(zip(("text", "text_pair"), shown)) | {name: answers[name] for name in _ANSWERS}
+    shown = []
+    for mistake in mistakes:
+        row = rows[mistake["number"]]
+        answers = {name: value for name, value in mistake.items() if name not in _PLACES}
+        for place, name in _PLACES.items():
+            if place in mistake:
+                number, i = mistake[place]
+                text = task.texts_of(rows[number])[i]
+                answers[name] = text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
+        shown.append({"where": row.where} | task.described(answers, row))
+        for name in {"text", "text_pair"} & shown[-1].keys():
+            shown[-1][name] = shown[-1][name][:_LONGEST]
+    return shown

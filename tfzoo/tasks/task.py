@@ -248,8 +248,11 @@ class Task(Objective):
         return tuple(self.SIGNATURE)
 
     def check_model(self, name: str, page: types.ModuleType) -> None:
-        kind = "encoder_decoder" if page.Model.is_encoder_decoder else "encoder"
-        if self.HEAD not in page.Model.HEADS or not {kind, *(["decoder"] if kind == "encoder" else [])} & {*self.KINDS}:
+        from tfzoo import nn
+
+        kind = "decoder" if issubclass(page.Model, nn.DecoderModel) else "encoder"
+        kind = "encoder_decoder" if page.Model.is_encoder_decoder else kind
+        if self.HEAD not in page.Model.HEADS or kind not in self.KINDS:
             raise UserError(f"--model={name}: --task={self.name} does not support its family; use another model")
 
     def build_models(self, page: types.ModuleType, config, dtype=None) -> dict[str, Any]:
@@ -310,6 +313,13 @@ class Task(Objective):
             return None
         total, weight = (float(np.sum(predictions[name], dtype=np.float64)) for name in ("loss", "loss_weight"))
         return total / max(weight, 1e-9)
+
+    def described(self, mistake: Mapping[str, Any], row: Any) -> dict[str, Any]:
+        """Returns what a report shows of one of `mistakes`, for the row of the file that it was made in."""
+        texts = self.texts_of(row)
+        shown = [texts[i] for i in mistake.get("texts", range(len(texts)))]
+        others = {name: value for name, value in mistake.items() if name not in ("number", "texts")}
+        return dict(zip(("text", "text_pair"), shown)) | others
 
     def evaluators(self) -> list[Evaluator]:
         return [_Scores(self)]

@@ -17,7 +17,7 @@ from tfzoo.data.tokenized import TOKENIZERS
 from tfzoo.errors import UserError
 from tfzoo.options import Checked, option
 from tfzoo.tasks import GROUP
-from tfzoo.training import distribution, registry, stages
+from tfzoo.training import distribution, layerwise, registry, stages
 
 OPTIMIZERS = ("adamw", "muon", "lamb", "adafactor", "sgd", "lars")
 FALLING = ("linear", "cosine", "trapezoidal")  # Schedules that end at a final learning rate.
@@ -255,6 +255,19 @@ class TrainConfig(CorpusConfig):
         group=_OPTIMIZER,
         low=0.0,
     )
+    layer_decay: float = option(
+        1.0,
+        "Layer-wise decay of the learning rate: each block has this factor times the rate of the one above it, the "
+        "highest block this factor times the rate of the heads, and the embeddings the lowest rate.",
+        group=_OPTIMIZER,
+        low=0.01,
+        high=1.0,
+    )
+    freeze: str = option(
+        "",
+        "Parts that are not trained: embeddings, layers:N (the first N blocks), or embeddings,layers:N.",
+        group=_OPTIMIZER,
+    )
     beta_1: float = option(
         0.9,
         "Decay rate of the first moment; momentum of sgd and lars.",
@@ -380,6 +393,7 @@ class TrainConfig(CorpusConfig):
                 f"objective_options={self.objective_options}: must be an instance of the Options of the "
                 f"{_kind_of(self.task, self.objective)}"
             )
+        layerwise.parse(self.freeze)
         if self.stages:
             if self.task:
                 raise UserError(f"--stages={self.stages}: does not apply to --task; omit it")

@@ -27,7 +27,7 @@ from tfzoo import progress as progress_lib
 from tfzoo.errors import CheckFailed, UserError, suggest
 from tfzoo.evaluation.evaluator import Evaluator
 from tfzoo.tasks import evaluation
-from tfzoo.training import checkpoint, distribution, explain, guard, report, resume, state
+from tfzoo.training import checkpoint, distribution, explain, guard, layerwise, report, resume, state
 from tfzoo.training import inputs as inputs_lib
 from tfzoo.training.config import TrainConfig
 from tfzoo.training.signals import StopOnSignal
@@ -319,7 +319,8 @@ class Trainer:
 
         with progress_lib.importing_tensorflow():
             step_lib.make_step  # noqa: B018  (imports it)
-        inputs_lib.read_model_config(config)  # Reports errors in it before anything is read.
+        page, model_config = inputs_lib.read_model_config(config)  # Reports errors in it before anything is read.
+        layerwise.check(config.freeze, page.Model, model_config)
         if cluster.serves:
             distribution.serve(cluster)
         self.strategy = distribution.make_strategy(config.strategy, num_devices=config.num_devices, tpu=config.tpu)
@@ -361,10 +362,12 @@ class Trainer:
             if config.remat == "block":
                 for model in self.models.values():
                     model.recompute_blocks()
+            layerwise.freeze(self.models, config.freeze)
+            trained = step_lib.trainable_variables(self.models)
             self.optimizer = optimizers.make_optimizer(
                 config.optimizer,
                 self.schedule,
-                step_lib.trainable_variables(self.models),
+                trained,
                 weight_decay=config.weight_decay,
                 matrix_rate=config.matrix_rate,
                 beta_1=config.beta_1,
@@ -372,6 +375,7 @@ class Trainer:
                 ema_decay=config.ema_decay,
                 loss_scaling=config.precision == "float16",
                 skip_nonfinite=config.on_nonfinite == "skip",
+                rate_factors=layerwise.rate_factors(self.models, trained, config.layer_decay),
             )
 
     def _resume(self, closing: contextlib.ExitStack) -> None:

@@ -6,6 +6,8 @@ The training step passes gradients that are already summed over all replicas, di
 
 import contextlib
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -87,6 +89,22 @@ class _AlreadyReduced:
         return grads_and_vars
 
 
+class _RateByVariable(_AlreadyReduced):
+    """Lets each variable have its own factor on the learning rate, which also scales its weight decay."""
+
+    rate_factors: Sequence[float] | None = None  # In the order of the variables; None: all are 1.
+    _get_variable_index: Callable[[Any], int]  # Keras's.
+
+    def rate_of(self, variable, learning_rate):
+        """Returns the learning rate of a variable, in its dtype."""
+        rate = tf.cast(learning_rate, variable.dtype)
+        factor = self.rate_factors[self._get_variable_index(variable)] if self.rate_factors is not None else 1.0
+        return rate if factor == 1.0 else rate * tf.constant(factor, rate.dtype)
+
+    def _apply_weight_decay(self, variables):
+        pass  # Every update_step decays its variable, with the variable's own rate.
+
+
 class SkipNonFinite(keras.optimizers.LossScaleOptimizer):
     """Skips updates whose gradients are not finite, without loss scaling: the scale stays 1."""
 
@@ -94,7 +112,7 @@ class SkipNonFinite(keras.optimizers.LossScaleOptimizer):
         pass
 
 
-class AdamW(_AlreadyReduced, keras.optimizers.AdamW):
+class AdamW(_RateByVariable, keras.optimizers.AdamW):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019): Keras's results with fewer passes over memory."""
 
     def apply(self, grads, trainable_variables=None):
@@ -103,12 +121,10 @@ class AdamW(_AlreadyReduced, keras.optimizers.AdamW):
         self._powers = [tf.pow(tf.constant(beta), step) for beta in (self.beta_1, self.beta_2)]
         super().apply(grads, trainable_variables)
 
-    def _apply_weight_decay(self, variables):
-        pass  # Done in update_step.
-
     def update_step(self, gradient, variable, learning_rate):
+        rate = self.rate_of(variable, learning_rate)
         if self.weight_decay and self._use_weight_decay(variable):
-            variable.assign(variable * (1.0 - tf.cast(learning_rate, variable.dtype) * self.weight_decay))
+            variable.assign(variable * (1.0 - rate * self.weight_decay))
         index = self._get_variable_index(variable)
         momentum, velocity = self._momentums[index].value, self._velocities[index].value
         dtype = variable.dtype
@@ -118,7 +134,7 @@ class AdamW(_AlreadyReduced, keras.optimizers.AdamW):
             v=velocity.handle,
             beta1_power=tf.cast(self._powers[0], dtype),
             beta2_power=tf.cast(self._powers[1], dtype),
-            lr=tf.cast(learning_rate, dtype),
+            lr=rate,
             beta1=tf.constant(self.beta_1, dtype),
             beta2=tf.constant(self.beta_2, dtype),
             epsilon=tf.constant(self.epsilon, dtype),
@@ -162,7 +178,7 @@ class Muon(AdamW):
         if self._velocities[index] is not None:
             super().update_step(gradient, variable, learning_rate)
             return
-        rate = ops.cast(learning_rate, variable.dtype) * self.matrix_rate
+        rate = self.rate_of(variable, learning_rate) * self.matrix_rate
         gradient = ops.cast(gradient, variable.dtype)
         momentum = self.MOMENTUM * self._momentums[index] + gradient
         self.assign(self._momentums[index], momentum)
@@ -190,19 +206,16 @@ def is_block_matrix(variable) -> bool:
     return "/stack/layer_" in variable.path and variable.path.endswith("/kernel") and len(variable.shape) > 1
 
 
-class Lamb(_AlreadyReduced, keras.optimizers.Lamb):
+class Lamb(_RateByVariable, keras.optimizers.Lamb):
     """LAMB (You et al. 2020, algorithm 2).
 
     Keras omits the decay from the update whose norm determines the trust ratio; the paper includes it.
     """
 
-    def _apply_weight_decay(self, variables):
-        pass  # Done in update_step.
-
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         m, v = self._momentums[index], self._velocities[index]
-        rate, gradient = ops.cast(learning_rate, variable.dtype), ops.cast(gradient, variable.dtype)
+        rate, gradient = self.rate_of(variable, learning_rate), ops.cast(gradient, variable.dtype)
         step = ops.cast(self.iterations + 1, variable.dtype)
         self.assign_add(m, (gradient - m) * (1 - self.beta_1))
         self.assign_add(v, (ops.square(gradient) - v) * (1 - self.beta_2))
@@ -217,11 +230,17 @@ class Lamb(_AlreadyReduced, keras.optimizers.Lamb):
         self.assign_sub(variable, rate * ratio * update)
 
 
-class SGD(_AlreadyReduced, keras.optimizers.SGD):
-    """Stochastic gradient descent with momentum."""
+class SGD(_RateByVariable, keras.optimizers.SGD):
+    """SGD with momentum and decoupled weight decay (Loshchilov and Hutter 2019, algorithm 1)."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = self.rate_of(variable, learning_rate)
+        if self.weight_decay and self._use_weight_decay(variable):
+            self.assign_sub(variable, variable * self.weight_decay * rate)
+        super().update_step(gradient, variable, rate)
 
 
-class Lars(_AlreadyReduced, keras.optimizers.SGD):
+class Lars(_RateByVariable, keras.optimizers.SGD):
     """LARS (You et al. 2017, https://arxiv.org/abs/1708.03888, algorithm 1): SGD with steps proportional to weights.
 
     The step of a matrix W with gradient G is rate * TRUST |W| / (|G| + decay |W|) * (G + decay W), with momentum.
@@ -230,11 +249,8 @@ class Lars(_AlreadyReduced, keras.optimizers.SGD):
 
     TRUST = 0.001
 
-    def _apply_weight_decay(self, variables):
-        pass  # Done in update_step.
-
     def update_step(self, gradient, variable, learning_rate):
-        rate, gradient = ops.cast(learning_rate, variable.dtype), ops.cast(gradient, variable.dtype)
+        rate, gradient = self.rate_of(variable, learning_rate), ops.cast(gradient, variable.dtype)
         if decays(variable):
             decay = self.weight_decay or 0.0
             weight_norm, length = _norm(variable), _norm(gradient) + decay * _norm(variable)
@@ -254,7 +270,7 @@ def _norm(x):
     return ops.sqrt(ops.sum(ops.square(x)))
 
 
-class Adafactor(_AlreadyReduced, keras.optimizers.Adafactor):
+class Adafactor(_RateByVariable, keras.optimizers.Adafactor):
     """Adafactor (Shazeer and Stern 2018, algorithms 4 and 5) with the learning rate as an additional upper bound.
 
     Keras stores the full second moment of a matrix in addition to its factors, although the factors are meant to save
@@ -277,7 +293,9 @@ class Adafactor(_AlreadyReduced, keras.optimizers.Adafactor):
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        rate, gradient = ops.cast(learning_rate, variable.dtype), ops.cast(gradient, variable.dtype)
+        rate, gradient = self.rate_of(variable, learning_rate), ops.cast(gradient, variable.dtype)
+        if self.weight_decay and self._use_weight_decay(variable):
+            self.assign_sub(variable, variable * self.weight_decay * rate)
         step = ops.cast(self.iterations + 1, variable.dtype)
         beta = 1 - ops.power(step, self.beta_2_decay)
         squares = ops.square(gradient) + self.epsilon_1
@@ -320,6 +338,7 @@ def make_optimizer(
     ema_decay: float = 0.0,
     loss_scaling: bool = False,
     skip_nonfinite: bool = False,
+    rate_factors: Sequence[float] | None = None,
 ):
     """Creates an optimizer built on `variables`. Weight decay applies only to matrices, not to biases and norms.
 
@@ -333,6 +352,8 @@ def make_optimizer(
       ema_decay: decay rate of an exponential moving average of the variables, for `averaged`; 0 disables it.
       loss_scaling: wraps the optimizer in Keras's dynamic LossScaleOptimizer, for float16.
       skip_nonfinite: skips updates whose gradient is not finite; loss scaling always does.
+      rate_factors: a factor on the learning rate of each variable, and thereby on its weight decay: an update is that
+        of an optimizer with the learning rate times the factor. None: all factors are 1.
 
     Raises:
       UserError: the name is unknown, or matrix_rate is given for another optimizer.
@@ -358,6 +379,7 @@ def make_optimizer(
         optimizer = kind(learning_rate, momentum=beta_1, weight_decay=decay, name=name, **average)
     else:
         raise UserError(f"--optimizer={name}: must be one of {', '.join(OPTIMIZERS)}")
+    optimizer.rate_factors = None if rate_factors is None else tuple(rate_factors)
     optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
     if loss_scaling:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")

@@ -49,13 +49,17 @@ def evaluation_table(
 
 
 def baseline_cell(baseline: dict[str, float], name: str, form: str) -> str:
-    """Returns a baseline's value of a figure, formatted; a perplexity is computed from its loss. "-": it has none."""
+    """Returns a baseline's value of a figure, formatted; "-": it has none."""
+    value = baseline_value(baseline, name)
+    return "-" if value is None else form.format(value)
+
+
+def baseline_value(baseline: dict[str, float], name: str) -> float | None:
+    """Returns a baseline's value of a figure; a perplexity is computed from its loss. None: it has none."""
     figure, slash, source = name.partition("/")
     loss = figure.replace("_perplexity", "_loss")
     value = baseline.get(loss + slash + source)
-    if value is None:
-        return "-"
-    return form.format(value if loss == figure else math.exp(value))
+    return value if value is None or loss == figure else math.exp(value)
 
 
 class MetricsLog:

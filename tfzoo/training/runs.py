@@ -47,6 +47,7 @@ _TASK_FIELDS = {
     "pair": Field(bool),
     "sequence_length": Field(int, low=1),
     "problem_type": Field(str),
+    "markers": _STRINGS,
 }
 _MODEL_FIELDS = {
     "model": Field(str, required=True),
@@ -167,12 +168,14 @@ class TaskRecord:
       pair: whether it reads two texts.
       sequence_length: the maximum number of tokens that it was trained with.
       problem_type: of the head classify, as in Hugging Face's config.json.
+      markers: of the head relation: the tokens around the first entity and around the second one.
     """
 
     name: str
     pair: bool = False
     sequence_length: int | None = None
     problem_type: str | None = None
+    markers: Sequence[str] = ()
 
 
 def task_of(folder: str | os.PathLike) -> TaskRecord | None:
@@ -306,8 +309,12 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
     model = _build(record["models"][role], **options)
     if sentence is not None and "embed" in model.head_names:
         model.record = FolderRecord(sentence=sentence)
-    if "classify" in model.head_names and role == _main_role(record):
-        model.problem_type = record.get("task", {}).get("problem_type")
+    if role == _main_role(record):
+        task = record.get("task", {})
+        if "classify" in model.head_names:
+            model.problem_type = task.get("problem_type")
+        if "relation" in model.head_names:
+            model.markers = tuple(task.get("markers", ()))
     if checkpoint_dir is None and (folder / "best").exists():
         checkpoint_dir = folder / "best"
     store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)

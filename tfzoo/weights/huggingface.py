@@ -3,6 +3,7 @@
 config.json                the model: model_type, architectures, and sizes under the family's own names
 model.safetensors          its weights, in one file or, with model.safetensors.index.json, in several
 generation_config.json     decoding: copied, or the ids with which texts begin and end
+README.md                  the model card
 chat_template.jinja        the format of conversations, with additional_chat_templates/: copied
 vocab.txt, ...             the tokenizer
 
@@ -34,7 +35,7 @@ from tfzoo.models.record import FolderRecord
 from tfzoo.text import framing, template
 from tfzoo.text.settings import CONFIG_FILE, ROLES
 from tfzoo.text.tokenizer import Tokenizer
-from tfzoo.weights import config_fields, safetensors_files, sentence_transformers, table
+from tfzoo.weights import config_fields, model_card, safetensors_files, sentence_transformers, table
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _IDS = (Field(int), Field(list, items=Field(int)))
@@ -223,6 +224,7 @@ def save(
     *,
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
+    origin: model_card.Origin | None = None,
 ) -> None:
     """Writes a folder that Hugging Face loads with the same outputs; it is created atomically.
 
@@ -232,6 +234,7 @@ def save(
       tokenizer: a tokenizer to write next to the weights, or None.
       dtype: float32, float16 or bfloat16, for the stored weights.
       max_shard_bytes: maximum size of a weight file; a larger model is split into several files.
+      origin: where the model comes from, for the model card (README.md); None if unknown.
 
     Raises:
       UserError: the folder is not empty, the dtype is not supported, or the weights are stored in a reduced form.
@@ -287,6 +290,10 @@ def save(
         if generation and not (partial / "generation_config.json").exists():
             (partial / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         (partial / "config.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+        if not (partial / model_card.NAME).exists():  # Otherwise, convert has copied its author's.
+            facts = dict(tokenizer=inner_tokenizer, in_transformers=page.WEIGHTS is not None)
+            card = model_card.text(model, origin or model_card.Origin(), **facts)
+            (partial / model_card.NAME).write_text(card, encoding="utf-8")
 
 
 def _write_max_length(folder: pathlib.Path, config) -> None:

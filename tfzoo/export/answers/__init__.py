@@ -13,6 +13,7 @@ from tfzoo.export.answers.embeddings import Embeddings
 from tfzoo.export.answers.entities import Entities
 from tfzoo.export.answers.labels import Labels
 from tfzoo.export.answers.next_sentence import NextSentence
+from tfzoo.export.answers.relations import Relations
 from tfzoo.export.answers.spans import Spans
 from tfzoo.export.answers.words import Words
 
@@ -24,13 +25,14 @@ HEADS: dict[str, type[Answer]] = {
     "lm": Words,
     "next_sentence": NextSentence,
     "embed": Embeddings,
+    "relation": Relations,
 }
 
 
 def find(model: keras.Model, tokenizer: Any, options: Options) -> Answer | None:
     """Returns the Answer of a model's text signature; None if the model reads only ids."""
     for head, kind in HEADS.items():
-        if head in model.heads and not (head == "lm" and _generates(model)):
+        if head in model.heads and not (head == "lm" and _generates(model)) and (head != "relation" or model.markers):
             return kind(model, tokenizer, options)
     if model.can_generate:
         return Continuations(model, tokenizer, options)

@@ -53,6 +53,7 @@ class Answer:
       pieces: {TEXT, and PAIR if it reads two texts: the name of the input}.
       special: special tokens that are recognised in texts.
       mask: the text of the mask token, for a head that fills in masks; otherwise "".
+      fills: what the texts of golden.npz contain in two places.
       offsets: whether the answers need the tokens' positions in the texts.
       outputs: the outputs, apart from `truncated` bool [B], which every signature has: whether the text was longer than
         the export reads and was therefore cut.
@@ -79,6 +80,14 @@ class Answer:
     def inputs(self) -> tuple[str, ...]:
         """The names of the signature's texts."""
         return tuple(self.pieces.values())
+
+    @property
+    def fills(self) -> tuple[str, str]:
+        return self.mask, self.mask
+
+    def row(self, texts: Sequence[str], asked: Mapping[str, Any] | None = None) -> "Row":
+        """Returns one text, or pair of texts, as the model reads it."""
+        return Row(self, texts, asked)
 
     @property
     def signature(self) -> Signature:
@@ -149,7 +158,7 @@ class Answer:
           limits: the margin within which an answer is too close to call.
           asked: for each row the further inputs of a subclass, by name.
         """
-        rows = [Row(self, *each) for each in itertools.zip_longest(zip(*texts.values()), asked)]
+        rows = [self.row(*each) for each in itertools.zip_longest(zip(*texts.values()), asked)]
         errors = [self.refusal(row) if self.options.refuse == "row" else "" for row in rows]
         kept = [i for i, refusal in enumerate(errors) if not refusal]
         outputs = self.expected_of_rows([rows[i] for i in kept], limits)
@@ -190,14 +199,7 @@ class Row:
     def __init__(self, answer: Answer, texts: Sequence[str], asked: Mapping[str, Any] | None = None):
         reader, self.asked = answer.reader, asked
         self.texts = dict(zip(answer.inputs, [reader.wording.worded_text(texts[0]), *texts[1:]]))
-        tokens: dict[str, list] = {}  # TEXT or PAIR -> [(id, start, end)].
-        for piece, name in answer.pieces.items():
-            if answer.special or not reader.has_offsets:
-                ids = reader.tokenizer.tokenize([self.texts[name]], special=answer.special)[0].numpy().tolist()
-                tokens[piece] = [(i, 0, 0) for i in ids]
-            else:
-                columns = reader.tokenizer.tokenize_with_offsets([self.texts[name]])
-                tokens[piece] = list(zip(*(column[0].numpy().tolist() for column in columns)))
+        tokens = self.read(answer)
         room = answer.options.sequence_length - sum(isinstance(part, int) for part in reader.frame.parts)
         counts = {piece: len(row) for piece, row in tokens.items()}
         kept = dict(counts)
@@ -228,6 +230,19 @@ class Row:
             inputs["decoder_padding_mask"] = inputs["padding_mask"]
         self.inputs = {name: value for name, value in inputs.items() if name in reader.inputs}
         self.model = answer.model
+
+    def read(self, answer: Answer) -> dict[str, list[tuple[int, int, int]]]:
+        """Returns the tokens of each text, (id, start, end), by TEXT or PAIR."""
+        reader = answer.reader
+        tokens: dict[str, list] = {}
+        for piece, name in answer.pieces.items():
+            if answer.special or not reader.has_offsets:
+                ids = reader.tokenizer.tokenize([self.texts[name]], special=answer.special)[0].numpy().tolist()
+                tokens[piece] = [(i, 0, 0) for i in ids]
+            else:
+                columns = reader.tokenizer.tokenize_with_offsets([self.texts[name]])
+                tokens[piece] = list(zip(*(column[0].numpy().tolist() for column in columns)))
+        return tokens
 
     def outputs(self, name: str, **more) -> np.ndarray:
         """Returns one of the model's outputs for this row, float64."""

@@ -1,0 +1,1 @@
+"""The search of tfzoo.tune: what is searched, its trials, and what it shows."""
