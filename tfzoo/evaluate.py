@@ -20,7 +20,7 @@ from tfzoo import cli, files, lazy, options, progress
 from tfzoo.errors import UserError
 from tfzoo.options import Checked, option
 from tfzoo.tasks import evaluation
-from tfzoo.training import report
+from tfzoo.training import page, report
 from tfzoo.training.config import TrainConfig
 
 evaluating = lazy.module("tfzoo.training.evaluating")
@@ -86,9 +86,10 @@ def main(flags: absl_flags.FlagValues) -> None:
         record["against"] = evaluation.compare(mine.task, mine.outcome, theirs.task, theirs.outcome, config.against)
     path = run_dir / f"evaluation-{pathlib.Path(config.test_file.removesuffix('.gz')).stem}.json"
     files.atomic_write(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    page.write(run_dir)
     print(mine.file.describe())
     print("\n".join(text_of(record, figures, config.mistakes)))
-    print(f"wrote {path}", file=sys.stderr)
+    print(f"wrote {path} and {run_dir / page.NAME}", file=sys.stderr)
 
 
 def _config_of(folder: str, flag: str) -> TrainConfig:

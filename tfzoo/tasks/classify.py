@@ -125,7 +125,7 @@ class Classify(Task):
         return options.label_type != NUMBER
 
     @classmethod
-    def overlap(cls, train, held_out):
+    def repeated_texts(cls, train, held_out):
         return [str(each) for each in labelled.check_overlap(train, {held_out.path: held_out})]
 
     @classmethod

@@ -95,7 +95,7 @@ class Tag(Task):
             )
         self.is_entities = _are_entities(self.labels)
         if not self.is_entities:
-            self.FIGURES, self.best_metric = _PLAIN_FIGURES, ("accuracy", "max")
+            self.show(_PLAIN_FIGURES, ("accuracy", "max"))
         self._index = {label: i for i, label in enumerate(self.labels)}
         self._outside = self._index.get(OUTSIDE, 0)
 
@@ -265,7 +265,7 @@ class Tag(Task):
     def mistakes(self, outcome, count):
         """Returns wrong entities, or wrong tags of words, the most confident first. "gold" and "predicted" are spans,
         which `described` puts into words."""
-        found = []
+        found: list[dict[str, Any]] = []
         for number, start, *tags in zip(outcome["number"], outcome["starts"], *self._tags(outcome)):
             for gold, predicted in _differences(*map(self._spans, tags)):
                 first, end = min(x[1] for x in gold + predicted), max(x[2] for x in gold + predicted)

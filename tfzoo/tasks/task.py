@@ -165,7 +165,7 @@ class Task(Objective):
         return False
 
     @classmethod
-    def overlap(cls, train, held_out) -> list[str]:
+    def repeated_texts(cls, train, held_out) -> list[str]:
         """Returns warnings about texts that are in both of two open files."""
         return []
 

@@ -40,6 +40,7 @@ costs = lazy.module("tfzoo.models.costs")
 initialize = lazy.module("tfzoo.training.initialize")
 optimizers = lazy.module("tfzoo.training.optimizers")
 runs = lazy.module("tfzoo.training.runs")
+page = lazy.module("tfzoo.training.page")
 step_lib = lazy.module("tfzoo.training.step")
 task_inputs = lazy.module("tfzoo.training.task_inputs")
 
@@ -123,6 +124,8 @@ class Trainer:
                 self._settle()
             if self.log:
                 self.log.close()
+                if done:
+                    page.write(self.run_dir)
                 print(self._farewell(done))
             return cli.DONE if done else cli.STOPPED
 
@@ -570,6 +573,6 @@ class Trainer:
 
     def _farewell(self, done: bool) -> str:
         if done:
-            return f"done: the run is in {self.run_dir}; its loss curve is {self.run_dir / 'loss.png'}"
+            return f"done: the run is in {self.run_dir}; its curves are in {self.run_dir / page.NAME}"
         why = self.stop.asked or "another worker's signal"
         return f"stopped by {why} at step {self.step:,}; everything is saved, and the same command resumes from there"

@@ -195,7 +195,7 @@ def open_inputs(config: TrainConfig, resuming: bool, num_replicas: int) -> list[
     if resuming:
         _check_record(config, run_dir, fingerprint)
     elif config.validation_file is not None:
-        for warning in config.learner.overlap(files.train, files.held_out):
+        for warning in config.learner.repeated_texts(files.train, files.held_out):
             logging.warning("%s; scores on such rows are too good", warning)
     tokenizer = _tokenizer(config, files.train, run_dir if resuming else None)
     # As in runs.load: the family determines the special tokens around texts.

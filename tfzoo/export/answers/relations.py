@@ -40,9 +40,9 @@ class Relations(Labels):
     def facts(self):
         return super().facts() | {"markers": list(self.model.markers)}
 
-    def check(self, reading, checks):
+    def check(self, reading, checks, **more):
         checks.rows(~reading.is_marked, _UNMARKED)
-        return super().check(reading, checks)
+        return super().check(reading, checks, **more)
 
     def row(self, texts, asked=None):
         return MarkedRow(self, texts, asked)
