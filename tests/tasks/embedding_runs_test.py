@@ -141,7 +141,8 @@ class EmbedRunTest(Case):
         file = self.folder / "train.tsv"
         if not file.exists():
             self.write("train.tsv", ("query", "positive", "negative"), triple, 90)
-        options = dict(accumulation=2, symmetric=True, matryoshka_sizes="4", query_prompt='"Q "')
+        # The default of --warmup_steps depends on the number of rows.
+        options = dict(accumulation=2, symmetric=True, matryoshka_sizes="4", query_prompt='"Q "', warmup_steps=None)
         flags = small.flags(self.folder, task="embed", validation_file=None, train_file=file, **options, **values)
         named = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
         path = self.folder / f"{name}.cfg"

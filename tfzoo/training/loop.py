@@ -322,7 +322,7 @@ class Trainer:
 
         with progress_lib.importing_tensorflow():
             step_lib.make_step  # noqa: B018  (imports it)
-        page, model_config = inputs_lib.read_model_config(config)  # Reports errors in it before anything is read.
+        _, page, model_config = inputs_lib.read_model_config(config)  # Reports errors in it before anything is read.
         layerwise.check(config.freeze, page.Model, model_config)
         if cluster.serves:
             distribution.serve(cluster)
