@@ -145,7 +145,7 @@ def make_evaluation(strategy, models, evaluators: Sequence[Evaluator], sources: 
     """
     suffixes = [f"/{name}" for name, count in sources.items() for _ in range(count)]
 
-    @tf.function(autograph=False)
+    @tf.function(autograph=False, reduce_retracing=True)  # The batches of a task have different lengths.
     def measured(batch):
         """Returns for each evaluator (sum, weight) by name over all replicas, or predictions for all replicas' rows."""
         return [_measure(strategy, models, evaluator, batch) for evaluator in evaluators]
