@@ -90,6 +90,7 @@ bench: $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Gard
 	$(PEERS) benchmarks/input.py
 	$(PEERS) benchmarks/loop.py
 	$(PEERS) benchmarks/packing.py
+	$(PEERS) benchmarks/predict.py
 	$(PEERS) benchmarks/decode.py
 
 results: $(INSTALLED)  ## train all recipes and write docs/results.md (hours; recorded recipes are not repeated)

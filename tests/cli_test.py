@@ -9,7 +9,7 @@ import unittest
 from absl import flags as absl_flags
 
 from tests import helpers
-from tfzoo import cli, convert, corpus, generate, score, train
+from tfzoo import cli, convert, corpus, generate, index, query, score, train
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import __main__ as export
 
@@ -144,6 +144,8 @@ class WrongFlagsTest(Shell):
             (corpus.define_vocabulary_flags, ["output_dir"]),
             (generate.define_flags, ["model_dir", "output"]),
             (score.define_flags, ["model_dir", "output"]),
+            (index.define_flags, ["model_dir", "output_dir"]),
+            (query.define_flags, ["index_dir", "model_dir", "output"]),
         ):
             for name in names:
                 flags = absl_flags.FlagValues()

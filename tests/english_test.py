@@ -231,7 +231,7 @@ def check(path, error):
     def test_the_help_of_every_flag_is_found(self) -> None:
         texts = [text.text for text in all_texts() if text.kind == HELP]
         patterns = {".*".join(map(re.escape, text.split("{}"))) for text in texts if text.strip("{}")}
-        for name in ("convert", "describe", "export.__main__", "generate", "launch", "score", "train"):
+        for name in ("convert", "describe", "export.__main__", "generate", "launch", "predict", "score", "train"):
             flags = absl_flags.FlagValues()
             importlib.import_module(f"tfzoo.{name}").define_flags(flags)
             self.assertGreater(len(list(flags)), 1, name)

@@ -22,7 +22,10 @@ ENTRY_POINTS = {
     "tfzoo.evaluate",
     "tfzoo.export.__main__",
     "tfzoo.generate",
+    "tfzoo.index",
     "tfzoo.launch",
+    "tfzoo.predict",
+    "tfzoo.query",
     "tfzoo.score",
     "tfzoo.train",
     "tfzoo.tune",
@@ -58,8 +61,10 @@ MAY_IMPORT = {
     "tuning": BELOW | {"config"},
     "model_dir": MODELS | {"options", "training", "hub"},
     "embeddings": MODELS | {"text"},
+    "retrieval": MODELS | {"records", "text", "hub", "embeddings", "evaluation", "training"},
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
+    "prediction": MODELS | {"text", "embeddings", "export", "training", "hub"},
     "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts of any origin.
 }
 # Importing these does not import TensorFlow, so that help, error messages and servers start fast.
@@ -105,8 +110,15 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.training.config",
     "tfzoo.training.history",
     "tfzoo.training.loop",
+    "tfzoo.prediction.folders",
+    "tfzoo.prediction.onnx_graphs",
+    "tfzoo.prediction.pipelines",
     "tfzoo.training.page",
     "tfzoo.weights.model_card",
+    "tfzoo.retrieval.bm25",
+    "tfzoo.retrieval.store",
+    "tfzoo.retrieval.build",
+    "tfzoo.retrieval.search",
     *sorted(ENTRY_POINTS),
 ]
 MAX_LINES = 100
@@ -240,9 +252,9 @@ class LayersTest(unittest.TestCase):
                     f"{module} imports {name}",
                 )
 
-    def test_only_exporting_needs_the_packages_of_its_extra(self) -> None:
+    def test_only_exporting_and_reading_exports_need_the_packages_of_that_extra(self) -> None:
         for module in PATHS:
-            if not module.startswith("tfzoo.export"):
+            if not module.startswith(("tfzoo.export", "tfzoo.prediction.onnx_graphs")):
                 for name in imports_of(module):
                     top = name.split(".")[0]
                     self.assertNotIn(top, {"onnx", "onnxruntime", "onnx_ir", "tensorflow_serving", "tf2onnx"}, module)

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from tfzoo.generation.texts import generate_text
     from tfzoo.models import build
     from tfzoo.nn import store_weights
+    from tfzoo.prediction.pipelines import pipeline
     from tfzoo.preprocess import Preprocessor
+    from tfzoo.retrieval.search import open_index
     from tfzoo.training.runs import load
     from tfzoo.weights.huggingface import save
 
@@ -23,10 +25,23 @@ _ATTRIBUTES = {
     "generate_ids": "tfzoo.generation",
     "generate_text": "tfzoo.generation.texts",
     "load": "tfzoo.training.runs",
+    "open_index": "tfzoo.retrieval.search",
+    "pipeline": "tfzoo.prediction.pipelines",
     "save": "tfzoo.weights.huggingface",
     "store_weights": "tfzoo.nn",
 }
-__all__ = ["Preprocessor", "build", "embed_texts", "generate_ids", "generate_text", "load", "save", "store_weights"]
+__all__ = [
+    "Preprocessor",
+    "build",
+    "embed_texts",
+    "generate_ids",
+    "generate_text",
+    "load",
+    "open_index",
+    "pipeline",
+    "save",
+    "store_weights",
+]
 
 
 def __dir__() -> list[str]:

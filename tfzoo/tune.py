@@ -28,6 +28,7 @@ from absl import flags as absl_flags
 
 from tfzoo import cli, files, json_files, options, progress
 from tfzoo.errors import CheckFailed, UserError, suggest
+from tfzoo.objectives.objective import direction_of
 from tfzoo.options import Checked, option
 from tfzoo.training import outcomes, processes
 from tfzoo.training.config import TrainConfig
@@ -297,7 +298,7 @@ def _metric(config: TuneConfig, train_config: TrainConfig) -> tuple[str, Directi
             f"--metric={metric}: is not a held-out figure of this run{suggest(metric, known)}; it has {listed}"
         )
     if metric != name:
-        direction = "min" if metric.partition("/")[0].endswith(("loss", "perplexity")) else "max"
+        direction = direction_of(metric)
     if config.direction == "min":
         direction = "min"
     elif config.direction == "max":

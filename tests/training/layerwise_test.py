@@ -164,7 +164,7 @@ class OptionTest(tf.test.TestCase):
             ("bart_base", ("num_decoder_layers=3",), 3, "the decoder has 3 blocks; use at most layers:3"),
             ("t5_small", ("num_layers=2", "num_decoder_layers=3"), 2, "the encoder has 2 blocks; use at most layers:2"),
         ):
-            page, config = read_model_config(types.SimpleNamespace(model=model, overrides=overrides))
+            _, page, config = read_model_config(types.SimpleNamespace(model=model, overrides=overrides))
             layerwise.check(f"layers:{most}", page.Model, config)
             layerwise.check("", page.Model, config)
             with self.assertRaisesRegex(UserError, f"^--freeze=layers:{most + 1}: {message}$"):

@@ -116,7 +116,7 @@ def export(
         max_new_tokens=max_new_tokens,
         search=answers.search_of(model, num_beams),
     )
-    savedmodel.check(model, tokenizer, options)
+    answers.check(model, tokenizer, options)
     folders = publish.places(output_dir, name, formats, version)
     origin = origin or model_card.Origin()
     extra = dict(name=name, onnx_profile=onnx_profile, onnx_variants=onnx_variants, calibration_texts=calibration_texts)

@@ -20,7 +20,6 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tfzoo import files
-from tfzoo.errors import UserError
 from tfzoo.export import answers, golden, interface, manifest, warmup
 from tfzoo.export.answers import Options
 from tfzoo.export.checks import Checks
@@ -28,24 +27,6 @@ from tfzoo.export.interface import Signature, Tensor
 from tfzoo.export.precision import Limits
 
 _METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
-
-
-def check(model: keras.Model, tokenizer: Any, options: Options) -> None:
-    """Checks that a model, its tokenizer and the options fit together.
-
-    Raises:
-      UserError: the tokenizer has more tokens than the model, or sequence_length is out of range.
-    """
-    config = model.config
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocab_size is only "
-            f"{config.vocab_size}; export the model with the tokenizer that it was trained with"
-        )
-    length, bounded = options.sequence_length, config.positions in ("learned", "sinusoidal", "sinusoidal_concat")
-    if length < 1 or (bounded and length > config.max_positions):
-        most = f"from 1 to {config.max_positions}" if bounded else "at least 1"
-        raise UserError(f"--sequence_length={length}: must be {most}")
 
 
 def write(

@@ -104,6 +104,11 @@ class Objective:
         self._tokenizer, self._length = tokenizer, sequence_length
 
     @classmethod
+    def shown(cls, options: Any) -> tuple[Sequence[tuple[str, str, str]], tuple[str, Literal["min", "max"]]]:
+        """Returns FIGURES and best_metric for the values of the options."""
+        return cls.FIGURES, cls.best_metric
+
+    @classmethod
     def form_for(cls, page: types.ModuleType) -> "type[Objective]":
         """Returns the class that trains the models of a family's module: this class, or, for an objective with a form
         for each kind of model, a class with the same name, options and figures."""
@@ -220,6 +225,11 @@ class Objective:
           batches: the evaluation batches, as dicts of numpy arrays.
         """
         return {}
+
+
+def direction_of(figure: str) -> Literal["min", "max"]:
+    """Returns whether the smallest or the largest value of a figure is the best."""
+    return "min" if figure.partition("/")[0].endswith(("loss", "perplexity", "mse")) else "max"
 
 
 def _causal_by_config(page: types.ModuleType) -> bool:

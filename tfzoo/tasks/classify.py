@@ -98,13 +98,17 @@ class Classify(Task):
 
     def __init__(self, tokenizer, sequence_length: int, **arguments: Any):
         super().__init__(tokenizer, sequence_length, **arguments)
-        figures = _FIGURES[self.options.label_type]
-        self.show(figures, (figures[0][1], "max"))
+        self.show(*self.shown(self.options))
         self._index = {label: i for i, label in enumerate(self.labels)}
         if self.options.long_texts == "average" and self.pair:
             raise UserError("--long_texts=average: applies to single texts, but the file has pairs; omit it")
         self.class_weights = np.ones(max(len(self.labels), 1), np.float32)  # `prepare_training` balances them.
         self._read_class_weights()
+
+    @classmethod
+    def shown(cls, options):
+        figures = _FIGURES[options.label_type]
+        return figures, (figures[0][1], "max")
 
     # ------------------------------------------------------------------ Files
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from tfzoo.errors import UserError
 from tfzoo.evaluation import intervals
+from tfzoo.objectives.objective import direction_of
 from tfzoo.tasks.task import Task
 
 MISTAKES = 50
@@ -66,7 +67,7 @@ def assemble(
 
 def beats(scores: Mapping[str, Mapping[str, float]], baselines: Mapping[str, Mapping[str, float]], name: str) -> bool:
     """Returns whether a score is better than that of every baseline that has it; of errors, the smaller is better."""
-    sign = -1 if name.endswith(("loss", "mse")) else 1
+    sign = -1 if direction_of(name) == "min" else 1
     if name not in scores:
         return False
     return all(sign * scores[name]["value"] > sign * each[name] for each in baselines.values() if name in each)

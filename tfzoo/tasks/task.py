@@ -129,7 +129,7 @@ class Task(Objective):
         self.SIGNATURE |= self.targets() | {"weight": (np.float32, ())}
 
     def show(self, figures: Sequence[tuple[str, str, str]], best_metric: tuple[str, str]) -> None:
-        """Sets FIGURES and best_metric of a task whose options determine them."""
+        """Sets FIGURES and best_metric of a task whose options or labels determine them."""
         vars(self).update(FIGURES=figures, best_metric=best_metric)
 
     # ------------------------------------------------------------------ Files

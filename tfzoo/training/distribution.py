@@ -118,27 +118,39 @@ def make_strategy(name: str, *, num_devices: int = 0, tpu: str = ""):
     raise UserError(f"--strategy={name}: must be one of {', '.join(STRATEGIES)}")
 
 
-def _mirrored(num_devices: int):
+def devices(count: int) -> list[str]:
+    """Returns TensorFlow's names of `count` devices; 0 means all GPUs. Without GPUs, this many virtual devices share
+    the CPU. Must be called before TensorFlow computes anything.
+
+    Raises:
+      UserError: there are not so many GPUs.
+    """
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        if num_devices > len(gpus):
-            raise UserError(
-                f"--num_devices={num_devices}: this machine has only {len(gpus)} GPUs; use at most that many"
-            )
-        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(num_devices or len(gpus))])
-    if num_devices < 1:
-        raise UserError("--strategy=mirrored: this machine has no GPU; add --num_devices=2 to try it on the CPU")
+        if count > len(gpus):
+            raise UserError(f"--num_devices={count}: this machine has only {len(gpus)} GPUs; use at most that many")
+        return [f"GPU:{i}" for i in range(count or len(gpus))]
+    count = max(1, count)
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError:  # TensorFlow is already initialized.
-        if len(tf.config.list_logical_devices("CPU")) < num_devices:
+        if len(tf.config.list_logical_devices("CPU")) < count:
             raise
+    return [f"CPU:{i}" for i in range(count)]
+
+
+def _mirrored(num_devices: int):
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return tf.distribute.MirroredStrategy(devices(num_devices))
+    if num_devices < 1:
+        raise UserError("--strategy=mirrored: this machine has no GPU; add --num_devices=2 to try it on the CPU")
     # The default on CPUs, a collective operation, can crash when one process creates several such strategies.
-    reduction = tf.distribute.ReductionToOneDevice()
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(num_devices)], cross_device_ops=reduction)
+    return tf.distribute.MirroredStrategy(devices(num_devices), cross_device_ops=tf.distribute.ReductionToOneDevice())
 
 
 def _tpu(address: str):

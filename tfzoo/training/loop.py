@@ -26,6 +26,7 @@ from tfzoo import cli, files, lazy
 from tfzoo import progress as progress_lib
 from tfzoo.errors import CheckFailed, UserError, suggest
 from tfzoo.evaluation.evaluator import Evaluator
+from tfzoo.objectives.objective import direction_of
 from tfzoo.tasks import evaluation
 from tfzoo.training import checkpoint, distribution, explain, guard, layerwise, report, resume, state
 from tfzoo.training import inputs as inputs_lib
@@ -322,8 +323,8 @@ class Trainer:
 
         with progress_lib.importing_tensorflow():
             step_lib.make_step  # noqa: B018  (imports it)
-        _, page, model_config = inputs_lib.read_model_config(config)  # Reports errors in it before anything is read.
-        layerwise.check(config.freeze, page.Model, model_config)
+        _, family, model_config = inputs_lib.read_model_config(config)  # Reports errors in it before anything is read.
+        layerwise.check(config.freeze, family.Model, model_config)
         if cluster.serves:
             distribution.serve(cluster)
         self.strategy = distribution.make_strategy(config.strategy, num_devices=config.num_devices, tpu=config.tpu)
@@ -466,7 +467,7 @@ class Trainer:
             return self.inputs.objective.best_metric
         if name not in figures:
             raise UserError(f"--best_metric={name}: must be one of {', '.join(figures)}{suggest(name, figures)}")
-        return name, "min" if name.endswith(("loss", "perplexity", "mse")) else "max"
+        return name, direction_of(name)
 
     def _write_evaluation(self) -> None:
         """Writes evaluation.json: the scores of the best checkpoint on the validation file."""

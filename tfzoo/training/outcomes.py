@@ -3,7 +3,8 @@
 import pathlib
 from typing import Any, Literal
 
-from tfzoo.training import checkpoint, registry, report
+from tfzoo.objectives.objective import direction_of
+from tfzoo.training import checkpoint, report
 
 _NO_FIGURES = ("step", "sequence_length", "batch_size")
 PLAIN = "{:,.4f}"  # The format of a figure without one.
@@ -29,9 +30,12 @@ def outcome(run_dir: pathlib.Path) -> tuple[int, dict[str, float]]:
 
 def best_metric(config: Any) -> tuple[str, Literal["min", "max"]]:
     """Returns the figure that selects the best checkpoint of a run with this TrainConfig, and its direction."""
-    return registry.find(config.objective).best_metric
+    if config.best_metric is not None:
+        return config.best_metric, direction_of(config.best_metric)
+    return config.learner.shown(config.objective_options)[1]
 
 
 def forms(config: Any) -> dict[str, tuple[str, str]]:
     """Returns {figure: (label, format)} of the figures that an evaluation of a run with this TrainConfig shows."""
-    return {name: (label.strip(), form) for label, name, form in registry.find(config.objective).FIGURES}
+    figures, _ = config.learner.shown(config.objective_options)
+    return {name: (label.strip(), form) for label, name, form in figures}

@@ -11,6 +11,7 @@ init_from.json  with --init_from: names of the variables that were loaded, resiz
 tokenizer/      in Hugging Face's layout: vocab.txt, or vocab.json and merges.txt, or spiece.model, ...
 checkpoints/    the newest checkpoints; best -> the one with the best held-out figure
 metrics.jsonl   one object per line; events/ for TensorBoard; loss.png
+report.html     curves, scores, mistakes and configuration; written at the end
 """
 
 import collections

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfzoo.errors import UserError
 from tfzoo.export.answers.base import Answer, Options
 from tfzoo.export.answers.continuations import Continuations, search_of
 from tfzoo.export.answers.embeddings import Embeddings
@@ -29,6 +30,24 @@ HEADS: dict[str, type[Answer]] = {
 }
 
 
+def check(model: keras.Model, tokenizer: Any, options: Options) -> None:
+    """Checks that a model, its tokenizer and the options fit together.
+
+    Raises:
+      UserError: the tokenizer has more tokens than the model, or sequence_length is out of range.
+    """
+    config = model.config
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocab_size is only "
+            f"{config.vocab_size}; use the tokenizer that it was trained with"
+        )
+    length, bounded = options.sequence_length, config.positions in ("learned", "sinusoidal", "sinusoidal_concat")
+    if length < 1 or (bounded and length > config.max_positions):
+        most = f"from 1 to {config.max_positions}" if bounded else "at least 1"
+        raise UserError(f"--sequence_length={length}: must be {most}")
+
+
 def find(model: keras.Model, tokenizer: Any, options: Options) -> Answer | None:
     """Returns the Answer of a model's text signature; None if the model reads only ids."""
     for head, kind in HEADS.items():
@@ -43,4 +62,4 @@ def _generates(model: keras.Model) -> bool:
     return model.is_encoder_decoder or model.is_causal
 
 
-__all__ = ["HEADS", "Answer", "Options", "find", "search_of"]
+__all__ = ["HEADS", "Answer", "Options", "check", "find", "search_of"]

@@ -183,7 +183,8 @@ class Answer:
 
     def facts(self) -> dict[str, Any]:
         """Returns, for manifest.json, what a program needs to compute the same answers from the bare graph."""
-        return {"texts": list(self.inputs)}
+        start = self.reader.start_id
+        return {"texts": list(self.inputs), **({} if start is None else {"decoder_start_token_id": start})}
 
 
 class Row:

@@ -1,14 +1,15 @@
 """Named entities in a text."""
 
-import re
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfzoo.export import vocabulary
 from tfzoo.export.answers.base import Answer, cut, part_of, scatter, softmax
 from tfzoo.export.answers.words import pieces_of
 from tfzoo.export.interface import Tensor
+from tfzoo.export.vocabulary import Tags
 from tfzoo.text.framing import TEXT
 
 
@@ -133,17 +134,6 @@ class Entities(Answer):
         return outputs
 
 
-class Tags:
-    """The meaning of labels: `kinds[i]` is the index in `names` of the type of label i, or -1 for no entity; `opens[i]`
-    is whether label i begins an entity."""
-
-    def __init__(self, labels: list[str]):
-        parts = [(label[0], label[2:]) if re.match("[BI]-.", label) else ("I", label) for label in labels]
-        self.names = sorted({name for _, name in parts} - {"O"})
-        self.kinds = [self.names.index(name) if name in self.names else -1 for _, name in parts]
-        self.opens = [letter == "B" for letter, _ in parts]
-
-
 def word_tables(tokenizer: Any, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns which tokens form words together.
 
@@ -159,15 +149,8 @@ def word_tables(tokenizer: Any, vocab_size: int) -> tuple[np.ndarray, np.ndarray
     if hasattr(tokenizer, "continues"):
         continues[:size], ends[:size] = tokenizer.continues, True
         return continues, ends
-    for i, (piece, text) in enumerate(zip(tokenizer.vocab, pieces_of(tokenizer))):
-        spaced = piece[:1] in ("Ġ", "▁") or text[:1].isspace()
-        continues[i] = not spaced and _in_word(text[:1])
-        ends[i] = _in_word(text[-1:])
+    continues[:size], ends[:size] = vocabulary.boundaries(tokenizer.vocab, pieces_of(tokenizer))
     return continues, ends
-
-
-def _in_word(character: str) -> bool:
-    return character.isalnum() or character == "�"  # Part of a character counts too.
 
 
 def _same_as_before(values):

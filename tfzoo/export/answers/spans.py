@@ -6,11 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfzoo.export.answers.base import Answer, cut, part_of, ranked, softmax
-from tfzoo.export.answers.words import TOP
 from tfzoo.export.interface import Tensor
+from tfzoo.export.vocabulary import LONGEST_ANSWER, TOP
 from tfzoo.text.framing import PAIR, TEXT
-
-LONGEST_ANSWER = 30  # Maximum number of tokens in an answer.
 
 
 class Spans(Answer):

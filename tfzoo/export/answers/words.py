@@ -1,17 +1,15 @@
 """Masked language modelling: the likeliest words for each mask."""
 
-import re
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfzoo.errors import UserError
+from tfzoo.export import vocabulary
 from tfzoo.export.answers.base import Answer, ranked, scatter, softmax
 from tfzoo.export.interface import Tensor
-
-TOP = 5  # Number of words per mask, and of answers per question.
-_UNUSED = re.compile(r"\[unused\d+\]")
+from tfzoo.export.vocabulary import TOP
 
 
 class Words(Answer):
@@ -98,17 +96,8 @@ def pieces_of(tokenizer: Any) -> list[str]:
 def readable(tokenizer: Any, vocab_size: int) -> tuple[list[str], np.ndarray]:
     """Returns the text of each token, and bool [V]: whether it is a readable word. Special tokens, pieces that continue
     a word, and placeholders such as [unused1] are not."""
-    words = np.zeros(vocab_size, bool)
-    size = tokenizer.vocab_size
-    if hasattr(tokenizer, "continues"):
-        texts = list(tokenizer.vocab)
-        words[:size] = [not (c or _UNUSED.fullmatch(t)) for t, c in zip(texts, tokenizer.continues)]
-    else:
-        texts = [text.strip() for text in pieces_of(tokenizer)]
-        marked = any(piece.startswith(("Ġ", "▁")) for piece in tokenizer.vocab)
-        words[:size] = [
-            bool(text) and "�" not in text and (not marked or piece.startswith(("Ġ", "▁")))
-            for piece, text in zip(tokenizer.vocab, texts)
-        ]
-    words[tokenizer.special_ids] = False
-    return texts + [""] * (vocab_size - size), words
+    size, pieces = tokenizer.vocab_size, list(tokenizer.vocab)
+    continues = getattr(tokenizer, "continues", None)
+    texts = pieces if continues is not None else pieces_of(tokenizer)
+    shown, words = vocabulary.readable(pieces, texts, continues, tokenizer.special_ids)
+    return shown + [""] * (vocab_size - size), np.pad(words, (0, vocab_size - size))
