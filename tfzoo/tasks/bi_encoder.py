@@ -13,7 +13,7 @@ Some losses compare all texts of a step with each other. They are exact for any 
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,13 +22,16 @@ from tfzoo.config import POOLINGS, EmbeddingConfig
 from tfzoo.data import encoded
 from tfzoo.data.encoded import EncodedRows
 from tfzoo.errors import UserError, suggest
-from tfzoo.models.record import FolderRecord, SentenceRecord
 from tfzoo.objectives.objective import MAIN
 from tfzoo.options import option
 from tfzoo.tasks import GROUP
 from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task, chunked
 
+if TYPE_CHECKING:
+    from tfzoo.models.record import SentenceRecord  # Its package imports TensorFlow.
+
 tf = lazy.module("tensorflow")
+record_lib = lazy.module("tfzoo.models.record")
 reader = lazy.module("tfzoo.text.reader")
 
 _GRADIENTS, _LOSSES, _WEIGHTS = "vector_gradients", "loss_shares", "weight_shares"  # Features of the second pass.
@@ -77,12 +80,12 @@ class BiEncoder(Task):
         sequence_length: int,
         *,
         embed: EmbeddingConfig | None = None,
-        sentence: SentenceRecord | None = None,
+        sentence: "SentenceRecord | None" = None,
         **arguments: Any,
     ):
         super().__init__(tokenizer, sequence_length, **arguments)
         self.embed = self._embedding(embed)
-        self.sentence = self._record(sentence or SentenceRecord())
+        self.sentence = self._record(sentence or record_lib.SentenceRecord())
         self._wordings = [reader.Wording(self.sentence.prompt(name), self.sentence.lowercase) for name in self.PROMPTS]
         self._prompt_lengths = [
             reader.Reader(
@@ -111,7 +114,7 @@ class BiEncoder(Task):
             layers = (*layers, "normalize")
         return dataclasses.replace(embed, layers=layers)
 
-    def _record(self, source: SentenceRecord) -> SentenceRecord:
+    def _record(self, source: "SentenceRecord") -> "SentenceRecord":
         """Returns how the model's folder specifies that texts are read and compared."""
         return dataclasses.replace(source, max_length=self._length, similarity="cosine", config={})
 
@@ -191,7 +194,7 @@ class BiEncoder(Task):
 
     def build_models(self, page, config, dtype=None):
         models = super().build_models(page, config, dtype)
-        models[MAIN].record = FolderRecord(sentence=self.sentence)
+        models[MAIN].record = record_lib.FolderRecord(sentence=self.sentence)
         return models
 
     def vectors(self, model, batch: Mapping[str, Any], training: bool):

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -22,11 +22,13 @@ from tfzoo.data.labelled import Columns
 from tfzoo.errors import UserError
 from tfzoo.evaluation.evaluator import Evaluator
 from tfzoo.evaluation.intervals import Weighted
-from tfzoo.models.record import SentenceRecord
 from tfzoo.objectives.objective import MAIN, Objective
 from tfzoo.options import Checked, option
 from tfzoo.tasks import GROUP
 from tfzoo.text import framing
+
+if TYPE_CHECKING:
+    from tfzoo.models.record import SentenceRecord  # Its package imports TensorFlow.
 
 tf = lazy.module("tensorflow")
 
@@ -112,7 +114,7 @@ class Task(Objective):
         labels: Sequence[str] = (),
         pair: bool = False,
         embed: EmbeddingConfig | None = None,
-        sentence: SentenceRecord | None = None,
+        sentence: "SentenceRecord | None" = None,
         **options: Any,
     ):
         super().__init__(tokenizer, sequence_length, **options)

@@ -45,16 +45,14 @@ def pin(config: TrainConfig) -> TrainConfig:
       UserError: the files cannot be downloaded.
     """
     record = pathlib.Path(config.run_dir) / "flags.cfg"
-    refers = config.init_from is not None and hub.is_reference(config.init_from)
-    if record.exists() and (refers or config.warmup_steps is None):
+    source = config.init_from if config.init_from is not None and hub.is_reference(config.init_from) else None
+    by_rows = [name for name in ("warmup_steps",) if getattr(config, name) is None]
+    if record.exists() and (source or by_rows):
         before = TrainConfig.read(record, config.run_dir)
-        if config.warmup_steps is None:
-            config = config.replace(warmup_steps=before.warmup_steps)
-        if refers and hub.stands_for(before.init_from, config.init_from):
+        config = config.replace(**{name: getattr(before, name) for name in by_rows})
+        if source and hub.stands_for(before.init_from, source):
             return config.replace(init_from=before.init_from)
-    if not refers:
-        return config
-    return config.replace(init_from=hub.pin(config.init_from, "init_from"))
+    return config if source is None else config.replace(init_from=hub.pin(source, "init_from"))
 
 
 def check_steps(config: TrainConfig, step: int) -> None:
