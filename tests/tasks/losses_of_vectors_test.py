@@ -1,7 +1,10 @@
 """Losses and figures of similarity, embed and rerank, compared with formulas in numpy and with scikit-learn."""
 
+import csv
 import itertools
 import math
+import os
+import pathlib
 import unittest
 
 import numpy as np
@@ -14,7 +17,7 @@ from tfzoo.errors import UserError
 from tfzoo.evaluation import scores
 from tfzoo.models import bert, gpt2
 from tfzoo.models.record import SentenceRecord
-from tfzoo.tasks import rerank
+from tfzoo.tasks import rerank, similarity
 from tfzoo.tasks.embed import Embed
 from tfzoo.tasks.similarity import Similarity
 
@@ -69,6 +72,25 @@ class SimilarityTest(unittest.TestCase):
         mistake = task.mistakes(outcome, 3)[0]
         self.assertEqual((mistake["number"], mistake["gold"]), (worst, f"{self.label[worst]:.3f}"))
         self.assertAlmostEqual(float(mistake["predicted"]), slope * self.cosine[worst] + offset, places=3)
+
+    def test_the_baseline_of_tf_idf(self):
+        train = [("the cat sat", "a dog"), ("two cats", "the end")]
+        found = similarity.tfidf_cosines(train, [("a cat", "a cat"), ("cat", "dog"), ("zzz", "a cat")])
+        np.testing.assert_allclose(found, [1, 0, 0], atol=1e-12)
+        np.testing.assert_array_equal(similarity.tfidf_cosines([("", ""), (" ", "")], [("a", "a")]), [0])
+
+    @unittest.skipUnless("TFZOO_DATA" in os.environ, "TFZOO_DATA is not set")
+    def test_the_baseline_on_stsb(self):
+        """The correlation with a script of its own was 0.7207."""
+        columns = {}
+        for part in ("train", "test"):
+            path = pathlib.Path(os.environ["TFZOO_DATA"], "stsb-multi", f"stsb-en-{part}.csv")
+            with open(path, newline="", encoding="utf-8") as file:
+                columns[part] = list(csv.reader(file))
+        pairs = {part: [(first, second) for first, second, _ in rows] for part, rows in columns.items()}
+        found = similarity.tfidf_cosines(pairs["train"], pairs["test"])
+        gold = [float(row[2]) for row in columns["test"]]
+        self.assertAlmostEqual(np.corrcoef(found, gold)[0, 1], 0.7207, places=4)
 
     def test_errors(self):
         for options, message in (

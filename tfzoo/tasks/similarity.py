@@ -155,11 +155,11 @@ class Similarity(BiEncoder):
 
 
 def tfidf_cosines(train: list[tuple[str, ...]], pairs: list[tuple[str, ...]]) -> np.ndarray:
-    """Returns the cosine of each pair's TF-IDF vectors of 2 to 5 characters, whose document frequencies are those of
-    other pairs, float64 [N]."""
+    """Returns the cosines of pairs' TF-IDF vectors of 2 to 5 characters within words, float64 [N]; the document
+    frequencies are those of other pairs."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
     try:
         vectorizer.fit(text for pair in train for text in pair)
     except ValueError:  # No text has two characters.
