@@ -35,7 +35,7 @@ SETS = {
         "accuracy",
     ),
     "stsb-en": (
-        ["--task=classify", "--label_type=number"],
+        ["--task=similarity", "--similarity_loss=mse", "--sequence_length=64"],
         "stsb-multi/stsb-en-train.csv",
         "stsb-multi/stsb-en-dev.csv",
         "stsb-multi/stsb-en-test.csv",
@@ -69,7 +69,9 @@ OTHERS: dict[tuple[str, str], list[str]] = {
     ("banking77", "encoder"): ["--learning_rate=2e-4", "--epochs=6"],
     ("banking77", "english"): ["--learning_rate=6e-4", "--epochs=12"],
     ("banking77", "scratch"): ["--epochs=15"],
-    ("wnut17", "encoder"): ["--learning_rate=2e-4", "--epochs=6"],
+    ("stsb-en", "encoder"): ["--learning_rate=5e-5", "--epochs=2"],
+    ("semeval2010-8", "encoder"): ["--learning_rate=2e-4", "--epochs=5", "--sequence_length=96"],
+    ("wnut17", "encoder"): ["--learning_rate=2e-4", "--epochs=5"],
 }
 
 
@@ -121,9 +123,9 @@ def run(name: str, source: str) -> dict:
     rest = [flag for flag in flags if not flag.startswith(("--train_file", "--validation_file"))]
     command = [sys.executable, "-m", "tfzoo.train", *files, *rest, f"--run_dir={run_dir}"]
     command += [f"--init_from={init_from}"] if init_from else []
-    begin = time.monotonic()
+    begun, begin = (run_dir / "flags.cfg").exists(), time.monotonic()
     subprocess.run(command, cwd=ROOT, check=True)
-    minutes = (time.monotonic() - begin) / 60
+    minutes = None if begun else round((time.monotonic() - begin) / 60, 1)  # An interrupted run's time is not known.
     test_file = utf8(test)
     subprocess.run(
         [sys.executable, "-m", "tfzoo.evaluate", f"--model_dir={run_dir}", f"--test_file={test_file}"],
@@ -138,7 +140,7 @@ def run(name: str, source: str) -> dict:
         "scores": record["scores"],
         "baselines": record["baselines"],
         "rows": record["rows"],
-        "minutes": round(minutes, 1),
+        "minutes": minutes,
     }
 
 
@@ -159,7 +161,7 @@ def table(records: dict[str, dict]) -> list[str]:
             lines.append(
                 f"| {name} ({figure}) | {label} | {score['value']:.3f} | {score['low']:.3f} - {score['high']:.3f} | "
                 + " | ".join(cells)
-                + f" | {record['minutes']} |"
+                + f" | {'-' if record['minutes'] is None else record['minutes']} |"
             )
     lines += ["", "The flags of each row:", ""]
     for name in SETS:
