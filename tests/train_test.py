@@ -30,7 +30,7 @@ from tfzoo.data.pairs import PairRows
 from tfzoo.data.tokenized import tokenize
 from tfzoo.errors import UserError
 from tfzoo.objectives.masked_lm import MaskedLM
-from tfzoo.training import checkpoint, inputs, loop, optimizers, report, runs
+from tfzoo.training import TrainConfig, checkpoint, inputs, loop, optimizers, report, runs
 from tfzoo.training import step as step_lib
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
@@ -901,8 +901,9 @@ class ConfigsTest(TrainCase):
             with self.subTest(name=name):
                 appended = name in ("debug.cfg", "demo.cfg")
                 flags = self.parsed("bert.cfg", name) if appended else self.parsed(name)
-                self.assertEqual(flags.corpus, "docstrings")  # All of them include base.cfg.
-                self.assertGreaterEqual(flags.steps, flags.warmup_steps)
+                config = TrainConfig.from_flags(flags)
+                self.assertEqual(config.corpus, "docstrings")  # All of them include base.cfg.
+                self.assertGreaterEqual(config.steps, config.warmup_steps)
         self.assertLess(self.parsed("bert.cfg", "demo.cfg").steps, self.parsed("bert.cfg").steps)
 
     def test_some_recipes_run(self):

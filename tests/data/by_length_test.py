@@ -114,6 +114,13 @@ class EncodedTest(unittest.TestCase):
 
 
 class OrderTest(tf.test.TestCase):
+    def test_a_number_of_examples_that_is_a_tensor(self):
+        """As for one of several sources."""
+        for position in (0, 5, 13):
+            expected = order.epoch_and_index(tf.constant(position, tf.int64), 7, 3)
+            found = order.epoch_and_index(tf.constant(position, tf.int64), tf.constant(7, tf.int64), 3)
+            self.assertEqual([*map(int, found)], [*map(int, expected)])
+
     def test_places_of_many_positions_are_those_of_each(self):
         """TensorFlow's own function takes one position with one seed."""
         for seed, count in ((0, 1), (0, 7), (5, 1000), (2**31 - 1, 33)):

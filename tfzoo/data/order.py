@@ -15,7 +15,7 @@ def epoch_and_index(position, num_examples: int, seed: int):
     index = tf.raw_ops.RandomIndexShuffle(
         index=position % num_examples,
         seed=tf.stack([one * 498247692, one * seed, epoch], -1),
-        max_index=tf.constant(num_examples - 1, tf.int64),
+        max_index=tf.cast(num_examples - 1, tf.int64),
         rounds=4,
     )
     return epoch, index
