@@ -89,6 +89,7 @@ bench: $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Gard
 	$(PEERS) benchmarks/attention.py
 	$(PEERS) benchmarks/input.py
 	$(PEERS) benchmarks/loop.py
+	$(PEERS) benchmarks/finetune.py
 	$(PEERS) benchmarks/packing.py
 	$(PEERS) benchmarks/predict.py
 	$(PEERS) benchmarks/decode.py

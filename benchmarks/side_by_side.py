@@ -8,12 +8,20 @@ import contextlib
 import json
 import os
 import pathlib
+import platform
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+_FEATURES = {  # Flags of Linux: what they mean.
+    "avx512f": "AVX-512",
+    "avx512_bf16": "its bfloat16",
+    "avx512_fp16": "its float16",
+    "amx_tile": "AMX",
+}
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -72,6 +80,20 @@ def answer(make: Callable[[], Callable[..., Any]]) -> None:
         reply = make()
         for line in sys.stdin:
             print(json.dumps(reply(*json.loads(line))), file=answers)
+
+
+def processor() -> str:
+    """Returns a line with the processor's features that decide the speed of matrix products, and the machine's load."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*:\s*(.*)", text, re.MULTILINE)
+    found = re.search(r"^flags\s*:\s*(.*)", text, re.MULTILINE)
+    present = set(found[1].split()) if found else set()
+    features = [f"{'' if flag in present else 'no '}{shown}" for flag, shown in _FEATURES.items()]
+    load = os.getloadavg()[0]
+    return f"{name[1] if name else platform.machine()}, {os.cpu_count()} cores: {', '.join(features)}; load {load:.1f}"
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

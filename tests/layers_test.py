@@ -52,7 +52,8 @@ MAY_IMPORT = {
     "text": BELOW,
     "data": BELOW | {"text", "lazy"},
     "objectives": BELOW | {"config", "nn", "text", "data", "evaluation", "lazy", "options"},
-    "tasks": BELOW | {"config", "nn", "text", "data", "objectives", "models", "evaluation", "lazy", "options"},
+    "tasks": BELOW
+    | {"config", "nn", "text", "data", "objectives", "models", "evaluation", "retrieval", "lazy", "options"},
     "generation": MODELS | {"text"},
     "evaluation": MODELS | {"text", "data", "generation"},
     "training": MODELS
@@ -102,6 +103,9 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.evaluation.retrieval",
     "tfzoo.evaluation.scores",
     "tfzoo.tasks.classify",
+    "tfzoo.tasks.similarity",
+    "tfzoo.tasks.embed",
+    "tfzoo.tasks.rerank",
     "tfzoo.tasks.evaluation",
     "tfzoo.training.config",
     "tfzoo.training.history",

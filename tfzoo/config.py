@@ -346,3 +346,40 @@ class EmbeddingConfig:
         for layer in self.layers:
             if not isinstance(layer, Projection) and layer != "normalize":
                 raise UserError(f"layers ({layer!r}) must be Projections and 'normalize'")
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any], where: str) -> "EmbeddingConfig":
+        """Returns the config that dataclasses.asdict wrote to a JSON file.
+
+        Args:
+          record: the object of the file.
+          where: the file and the place in it, for messages.
+
+        Raises:
+          UserError: a field is unknown or has an invalid value.
+        """
+        json_files.check(record, _EMBEDDING_FIELDS, where)
+        layers: list[Projection | str] = []
+        for layer in record["layers"]:
+            if isinstance(layer, dict):
+                json_files.check(layer, _PROJECTION_FIELDS, f"{where}: layers")
+                layer = Projection(**{name: layer[name] for name in _PROJECTION_FIELDS})
+            layers.append(layer)
+        values = {name: record[name] for name in _EMBEDDING_FIELDS} | {"pooling": tuple(record["pooling"])}
+        try:
+            return cls(**values | {"layers": tuple(layers)})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+
+_EMBEDDING_FIELDS: Fields = {
+    "pooling": Field(list, items=Field(str), required=True),
+    "include_prompt": Field(bool, required=True),
+    "layers": Field(list, required=True),
+    "pooler": Field(bool, required=True),
+}
+_PROJECTION_FIELDS: Fields = {
+    "units": Field(int, low=1, required=True),
+    "activation": Field(str, choices=(*ACTIVATIONS, "tanh", "none"), required=True),
+    "use_bias": Field(bool, required=True),
+}

@@ -48,6 +48,7 @@ class _Source(Protocol):
     """A format of labelled texts."""
 
     columns: Columns
+    num_texts: int
 
     def __str__(self) -> str:
         """Returns what was detected, for users."""
@@ -100,6 +101,11 @@ class LabelledFile(RowFile[Row]):
         else:
             self._source = _Table(self.path, where, wanted, columns)
         self.columns = self._source.columns
+
+    @property
+    def num_texts(self) -> int:
+        """The number of texts in each row."""
+        return self._source.num_texts
 
     def describe(self) -> str:
         """Returns one line about the format and the columns that were detected."""
@@ -196,6 +202,7 @@ class _Table:
         self._names = [name.strip() for name in names] or [str(i) for i in range(self._width)]
         self._choice = Chooser(where, self._names, rows, wanted, self._header).choose()
         self.columns = _chosen(self._choice, self._names, self._dialect.delimiter)
+        self.num_texts = len(self._choice.texts)
 
     def _check_width(self, where: str, names: list[str], rows: list[list[str]], wanted: Wanted) -> int:
         """Returns the number of columns: that of the header, or the most frequent one of the first rows."""
@@ -266,6 +273,7 @@ class _JSONLines:
         self._choice = Chooser(where, names, rows, wanted, True).choose()
         self._names = names
         self.columns = _chosen(self._choice, names, None)
+        self.num_texts = len(self._choice.texts)
 
     def __str__(self) -> str:
         return f"JSON lines; {_roles(self._choice, self._names, 'field ')}"
@@ -306,7 +314,7 @@ class _Folder:
                 raise UserError(f"--{flag}={value}: does not apply to a folder ({where}); omit it")
         if wanted.needs_pair:
             raise UserError(f"{where}: is a folder, which contains single texts; specify a file with pairs")
-        self._path, self.columns = path, columns
+        self._path, self.columns, self.num_texts = path, columns, 1
         self._labels = [name for name in _visible(path) if os.path.isdir(os.path.join(path, name))]
         self._flat = wanted.kind == "none" and not self._labels
         self._files = [(label, name) for label in self._labels for name in self._texts(label)]

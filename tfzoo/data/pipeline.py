@@ -141,9 +141,10 @@ def count_places(batch) -> tuple[tf.Tensor, tf.Tensor]:
     """Counts the token positions of a batch, of encoder and decoder together: (with a token, in total), int64.
 
     padding_mask marks the tokens of an encoder, and of a decoder some of whose tokens have no target. Otherwise,
-    target_weights mark the tokens of a decoder.
+    target_weights mark the tokens of a decoder. document_padding_mask marks texts that are read separately.
     """
     names = ["padding_mask", "target_weights"] if "decoder_token_ids" in batch else ["padding_mask"]
+    names += ["document_padding_mask"]
     marks = [batch[name] for name in names if name in batch] or [batch["target_weights"]]
     filled = [tf.math.count_nonzero(mark) for mark in marks]
     return tf.add_n(filled), tf.add_n([tf.size(mark, tf.int64) for mark in marks])

@@ -107,6 +107,23 @@ def confusion(gold: np.ndarray, predicted: np.ndarray, labels: Sequence[str]) ->
     return {"labels": list(labels), "counts": _counts(gold, predicted, len(labels)).tolist()}
 
 
+def average_precision(relevant: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns [R], the average precision in R resamples: the sum over thresholds of the precision times the gain in
+    recall, as scikit-learn defines it; 0 if nothing is relevant.
+
+    Args:
+      relevant: bool [P].
+      answers: [P], higher for what is likelier relevant.
+      weights: [R, P], how often each resample contains each row.
+    """
+    order = np.argsort(-answers, kind="stable")
+    ends = np.flatnonzero(np.diff(answers[order], append=-np.inf))  # Equal answers have one threshold.
+    weights = weights[:, order].astype(np.float64)
+    found, read = np.cumsum(weights * relevant[order], axis=1)[:, ends], np.cumsum(weights, axis=1)[:, ends]
+    gains = np.diff(found, axis=1, prepend=0)
+    return quotient((quotient(found, read) * gains).sum(1), found[:, -1])
+
+
 def quotient(numerator: Any, denominator: Any) -> np.ndarray:
     """Returns numerator / denominator, and 0 where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))

@@ -185,6 +185,19 @@ class Objective:
         """Returns (sum, weight), scalars of a batch of features, which are added up over microbatches and replicas."""
         raise NotImplementedError
 
+    def whole_batch(self, models: Models, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns further features for the microbatches of a replica, for a loss that compares the rows of a whole step
+        with each other, over microbatches and replicas; called before the microbatches, and only if there are several.
+
+        Args:
+          models: models by role.
+          parts: the replica's features, [number of microbatches, B, ...].
+
+        Returns:
+          {name: tensor [number of microbatches, B, ...]}, which `loss` finds in the batch.
+        """
+        return {}
+
     def metrics(self, models: Models, batch: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Returns {name: (sum, weight)} of a batch, for the weighted means of an evaluation."""
         raise NotImplementedError

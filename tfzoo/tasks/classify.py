@@ -30,7 +30,7 @@ from tfzoo.evaluation import linear, scores
 from tfzoo.objectives.objective import MAIN, LabelSmoothingOption
 from tfzoo.options import option
 from tfzoo.tasks import GROUP
-from tfzoo.tasks.task import ColumnOptions, Task
+from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task
 
 tf = lazy.module("tensorflow")
 losses = lazy.module("tfzoo.nn.losses")
@@ -59,7 +59,7 @@ _FIGURES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(ColumnOptions, LabelSmoothingOption):
+class Options(ColumnOptions, PoolingOption, LabelSmoothingOption):
     """The options of the task classify."""
 
     label_type: str = option(
@@ -69,12 +69,6 @@ class Options(ColumnOptions, LabelSmoothingOption):
         group=GROUP,
         choices=(SINGLE, SEVERAL, NUMBER),
         decides_rows=True,
-    )
-    pooling: str | None = option(
-        None,
-        "The state that the classifier reads: pooled, first, last, mean, max, ...; by default that of the family, "
-        "which Hugging Face's classifiers read too.",
-        group=GROUP,
     )
     class_weights: str = option(
         "",

@@ -23,6 +23,8 @@ from tfzoo.tasks.task import Task
 
 MISTAKES = 50
 _LONGEST = 2000  # Characters of a text that is shown.
+_SHORT = 200  # Characters of a text that is shown as an answer.
+_PLACES = {"gold_at": "gold", "predicted_at": "predicted"}
 
 
 def assemble(
@@ -52,7 +54,7 @@ def assemble(
     return {
         "task": task.name,
         "file": file.path if isinstance(file.path, str) else str(file.path),
-        "rows": count,
+        "rows": task.count_of(outcome),
         "step": step,
         "best_metric": best_metric,
         "scores": scores,
@@ -90,8 +92,9 @@ def compare(task: Task, outcome, other: Task, others, run: str) -> dict[str, Any
 
 
 def _with_texts(task: Task, mistakes: list[dict[str, Any]], file) -> list[dict[str, Any]]:
-    """Adds the places and texts of mistakes, which have the numbers of their rows."""
+    """Adds the places and texts of mistakes, which have the numbers of their rows; see Task.mistakes."""
     wanted = {mistake["number"] for mistake in mistakes}
+    wanted |= {mistake[name][0] for mistake in mistakes for name in _PLACES if name in mistake}
     last = max(wanted, default=-1)
     rows: dict[int, Any] = {}
     for number, row in enumerate(file.rows() if wanted else ()):
@@ -102,7 +105,13 @@ def _with_texts(task: Task, mistakes: list[dict[str, Any]], file) -> list[dict[s
     shown = []
     for mistake in mistakes:
         row = rows[mistake["number"]]
-        shown.append({"where": row.where} | task.described(mistake, row))
+        answers = {name: value for name, value in mistake.items() if name not in _PLACES}
+        for place, name in _PLACES.items():
+            if place in mistake:
+                number, i = mistake[place]
+                text = task.texts_of(rows[number])[i]
+                answers[name] = text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
+        shown.append({"where": row.where} | task.described(answers, row))
         for name in {"text", "text_pair"} & shown[-1].keys():
             shown[-1][name] = shown[-1][name][:_LONGEST]
     return shown

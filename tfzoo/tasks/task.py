@@ -9,11 +9,12 @@ import dataclasses
 import itertools
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from tfzoo import lazy
+from tfzoo.config import EmbeddingConfig
 from tfzoo.data import encoded
 from tfzoo.data.encoded import Chunk, EncodedRows
 from tfzoo.data.frames import Framer
@@ -26,10 +27,19 @@ from tfzoo.options import Checked, option
 from tfzoo.tasks import GROUP
 from tfzoo.text import framing
 
+if TYPE_CHECKING:
+    from tfzoo.models.record import SentenceRecord  # Its package imports TensorFlow.
+
 tf = lazy.module("tensorflow")
 
 # Labels of the baselines in tables.
-BASELINES = {"majority": "majority class", "linear": "linear model", "lookup": "look-up", "bm25": "BM25"}
+BASELINES = {
+    "majority": "majority class",
+    "linear": "linear model",
+    "lookup": "look-up",
+    "tfidf": "TF-IDF cosine",
+    "bm25": "BM25",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +61,19 @@ class ColumnOptions(Checked):
         return Columns(self.text_column, self.pair_column, self.label_column, self.delimiter)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolingOption(Checked):
+    """An option of tasks that read one state for a text."""
+
+    pooling: str | None = option(
+        None,
+        "How the states of the tokens become one: first, last, mean, max, mean_sqrt_len or weighted_mean. The default "
+        "of classify and rerank is that of the family's classifiers, which may also be pooled. similarity and embed "
+        "concatenate several, separated by commas; their default is that of --init_from, otherwise mean.",
+        group=GROUP,
+    )
+
+
 class Task(Objective):
     """A fine-tuning task.
 
@@ -62,7 +85,9 @@ class Task(Objective):
       sequence_length: maximum number of tokens per row.
       page: the module of the model's family.
       labels: names of the classes, in the order of the head's outputs; () for tasks without classes.
-      pair: whether each row has two texts.
+      pair: whether the model reads two texts at a time.
+      embed, sentence: how the model of --init_from computes vectors of texts, and reads them; None if it does not
+        specify that. Used by tasks with the head embed.
       **options: fields of `Options`.
 
     Raises:
@@ -77,6 +102,8 @@ class Task(Objective):
     SIGNATURE: dict[str, tuple[Any, tuple[int | None, ...]]]
     last_outcome: dict[str, np.ndarray]
     """The outcome of the last evaluation."""
+    batch_size = 32
+    """The number of rows in a training step."""
 
     def __init__(
         self,
@@ -86,6 +113,8 @@ class Task(Objective):
         page: types.ModuleType,
         labels: Sequence[str] = (),
         pair: bool = False,
+        embed: EmbeddingConfig | None = None,
+        sentence: "SentenceRecord | None" = None,
         **options: Any,
     ):
         super().__init__(tokenizer, sequence_length, **options)
@@ -147,17 +176,20 @@ class Task(Objective):
         """Returns the texts of a row, from which a new tokenizer is trained and which a report shows."""
         return row.texts
 
+    @classmethod
+    def unit_of(cls, row) -> Sequence[str]:
+        """Returns texts of a row; without a validation file, rows with the same ones are in the same part."""
+        return cls.texts_of(row)
+
     def chunks(self, file) -> Iterator[Chunk]:
         """Yields the encoded rows of a file: the ragged columns "text" and "pair" (token ids without special tokens),
         "number", the number of the row in the file, and the columns of `target_columns`."""
         tokenize = encoded.tokenize_function(self._tokenizer)
-        first, waiting = 0, iter(file.rows())
-        while rows := list(itertools.islice(waiting, encoded.CHUNK)):
+        for first, rows in chunked(file.rows()):
             columns: dict[str, Any] = {"number": np.arange(first, first + len(rows))}
             for i, name in enumerate(self._texts):
                 columns[name] = tokenize([self.texts_of(row)[i] for row in rows])
             yield columns | dict(self.target_columns(rows))
-            first += len(rows)
 
     def encoding_key(self) -> str:
         """Returns what the encoded rows depend on in addition to the file, the tokenizer and the options."""
@@ -179,6 +211,10 @@ class Task(Objective):
     def targets(self) -> dict[str, tuple[Any, tuple[int | None, ...]]]:
         """Returns the features of a batch besides the inputs and "weight": {name: (dtype, shape of one row)}."""
         raise NotImplementedError
+
+    def signature(self, rows: EncodedRows) -> dict[str, tuple[Any, tuple[int | None, ...]]]:
+        """Returns the features of a batch of these rows: {name: (dtype, shape of one row)}."""
+        return self.SIGNATURE
 
     def lengths(self, rows: EncodedRows) -> np.ndarray:
         """Returns the number of tokens in each row, int64 [N]."""
@@ -262,13 +298,30 @@ class Task(Objective):
         return {"classes": [], "confusion": None}
 
     def mistakes(self, outcome: Mapping[str, np.ndarray], count: int) -> list[dict[str, Any]]:
-        """Returns the worst mistakes, the worst first: {"number", "gold", "predicted", "score"}."""
+        """Returns the worst mistakes, the worst first: {"number", "gold", "predicted", "score"}.
+
+        With "texts": [i, ...], these of the row's texts are shown instead of the first two. Instead of "gold" and
+        "predicted", "gold_at" and "predicted_at" can be (number of a row, i): the i-th text of that row.
+        """
         return []
+
+    def count_of(self, outcome: Mapping[str, np.ndarray]) -> int:
+        """Returns the number of rows of a file that an outcome is about."""
+        return len(outcome["number"])
+
+    def validation_loss(self, predictions: Mapping[str, np.ndarray]) -> float | None:
+        """Returns the mean loss of predictions, which is comparable to that of the training; None if it is unknown."""
+        if "loss" not in predictions:
+            return None
+        total, weight = (float(np.sum(predictions[name], dtype=np.float64)) for name in ("loss", "loss_weight"))
+        return total / max(weight, 1e-9)
 
     def described(self, mistake: Mapping[str, Any], row: Any) -> dict[str, Any]:
         """Returns what a report shows of one of `mistakes`, for the row of the file that it was made in."""
-        shown = dict(zip(("text", "text_pair"), self.texts_of(row)))
-        return shown | {name: value for name, value in mistake.items() if name != "number"}
+        texts = self.texts_of(row)
+        shown = [texts[i] for i in mistake.get("texts", range(len(texts)))]
+        others = {name: value for name, value in mistake.items() if name not in ("number", "texts")}
+        return dict(zip(("text", "text_pair"), shown)) | others
 
     def evaluators(self) -> list[Evaluator]:
         return [_Scores(self)]
@@ -289,8 +342,13 @@ class _Scores(Evaluator):
 
     def figures(self, predictions):
         outcome = self._task.last_outcome = self._task.outcome(predictions)
-        figures = self._task.score_rows(outcome)()
-        if "loss" in predictions:
-            total, weight = (float(np.sum(predictions[name], dtype=np.float64)) for name in ("loss", "loss_weight"))
-            figures = {"validation_loss": total / max(weight, 1e-9)} | figures
-        return figures
+        loss = self._task.validation_loss(predictions)
+        return ({} if loss is None else {"validation_loss": loss}) | self._task.score_rows(outcome)()
+
+
+def chunked(rows: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:
+    """Yields the number of a row, from 0 on, and the rows from there: encoded.CHUNK at a time."""
+    first = 0
+    while chunk := list(itertools.islice(rows, encoded.CHUNK)):
+        yield first, chunk
+        first += len(chunk)

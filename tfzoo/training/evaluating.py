@@ -62,7 +62,8 @@ def load(run_dir: pathlib.Path, config: TrainConfig, checkpoint_dir: str | None 
         )
     model, tokenizer = runs.load(run_dir, checkpoint_dir)
     labels = model.labels if config.learner.has_labels(config.objective_options) else ()
-    task = task_inputs.make_task(config, tokenizer, models.page_of(model), labels, record.pair)
+    embed, sentence = runs.embedding_of(run_dir)
+    task = task_inputs.make_task(config, tokenizer, models.page_of(model), labels, record.pair, embed, sentence)
     return model, task
 
 

@@ -32,6 +32,9 @@ TASKS = {
     "classify": "tfzoo.tasks.classify:Classify",
     "tag": "tfzoo.tasks.tag:Tag",
     "relation": "tfzoo.tasks.relation:Relation",
+    "similarity": "tfzoo.tasks.similarity:Similarity",
+    "embed": "tfzoo.tasks.embed:Embed",
+    "rerank": "tfzoo.tasks.rerank:Rerank",
 }
 
 

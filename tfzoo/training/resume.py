@@ -37,20 +37,22 @@ def check_run_dir(config: TrainConfig) -> bool:
 
 
 def pin(config: TrainConfig) -> TrainConfig:
-    """Returns the config with the commit of --init_from=hf://NAME[@REVISION]: the one that the run started with, or,
-    for a new run, the current one, whose files are downloaded.
+    """Returns the config with what a resumed run started with: the commit of --init_from=hf://NAME[@REVISION], and the
+    warmup of a task, which by default depends on the number of its rows. For a new run, the commit is the current one,
+    whose files are downloaded.
 
     Raises:
       UserError: the files cannot be downloaded.
     """
-    if config.init_from is None or not hub.is_reference(config.init_from):
-        return config
     record = pathlib.Path(config.run_dir) / "flags.cfg"
-    if record.exists():
-        before = TrainConfig.read(record, config.run_dir).init_from
-        if hub.stands_for(before, config.init_from):
-            return config.replace(init_from=before)
-    return config.replace(init_from=hub.pin(config.init_from, "init_from"))
+    source = config.init_from if config.init_from is not None and hub.is_reference(config.init_from) else None
+    by_rows = [name for name in ("warmup_steps",) if getattr(config, name) is None]
+    if record.exists() and (source or by_rows):
+        before = TrainConfig.read(record, config.run_dir)
+        config = config.replace(**{name: getattr(before, name) for name in by_rows})
+        if source and hub.stands_for(before.init_from, source):
+            return config.replace(init_from=before.init_from)
+    return config if source is None else config.replace(init_from=hub.pin(source, "init_from"))
 
 
 def check_steps(config: TrainConfig, step: int) -> None:

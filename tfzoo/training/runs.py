@@ -2,8 +2,9 @@
 
 flags.cfg       every flag except run_dir: python -m tfzoo.train --flagfile=flags.cfg reproduces the run
 config.json     {"models": {"main": {"model": name, "heads": [names], "num_labels": count, "labels": [names],
-                "pool": pooling, "config": fields of TransformerConfig}}, "tokenizer": its fingerprint, "task": the
-                fine-tuning task, if any}; other models, such as a teacher, have other roles than "main"
+                "pool": pooling, "config": fields of TransformerConfig, "embed": fields of EmbeddingConfig,
+                "sentence": how texts are read, of a model with the head embed}}, "tokenizer": its fingerprint, "task":
+                the fine-tuning task, if any}; other models, such as a teacher, have other roles than "main"
 corpus.json     fingerprint and counts of the corpus, or of the labelled files
 evaluation.json  of a fine-tuning run: the scores of the best checkpoint on the validation file (docs/finetuning.md)
 init_from.json  with --init_from: names of the variables that were loaded, resized, new and unused
@@ -29,10 +30,11 @@ from tfzoo import config as config_lib
 from tfzoo import files, hub, json_files, text
 from tfzoo import models as models_lib
 from tfzoo.errors import UserError, suggest
-from tfzoo.json_files import Field
+from tfzoo.json_files import Field, Fields
+from tfzoo.models.record import FolderRecord, SentenceRecord
 from tfzoo.objectives.objective import MAIN
 from tfzoo.training import checkpoint
-from tfzoo.weights import huggingface, table
+from tfzoo.weights import huggingface, sentence_transformers, table
 
 CONFIG = "config.json"
 _STRINGS = Field(list, items=Field(str))
@@ -55,6 +57,15 @@ _MODEL_FIELDS = {
     "num_labels": Field(int, low=1),  # This field and the following ones are missing from files of earlier versions.
     "labels": _STRINGS,
     "pool": Field(str),
+    "embed": Field(dict),
+    "sentence": Field(dict),
+}
+_SENTENCE_FIELDS: Fields = {
+    "max_length": Field(int, low=1),
+    "lowercase": Field(bool, required=True, null=False),
+    "prompts": Field(dict, items=Field(str), required=True, null=False),
+    "default_prompt_name": Field(str),
+    "similarity": Field(str),
 }
 
 
@@ -83,6 +94,12 @@ def write_config(
 
 
 def _describe(model, name: str) -> dict[str, Any]:
+    embedding: dict[str, Any] = {}
+    if "embed" in model.head_names:
+        embedding["embed"] = dataclasses.asdict(model.embed)
+        if model.record and model.record.sentence:
+            sentence = dataclasses.asdict(model.record.sentence)
+            embedding["sentence"] = {name: sentence[name] for name in _SENTENCE_FIELDS}
     return {
         "model": name,
         "heads": list(model.head_names),
@@ -90,6 +107,7 @@ def _describe(model, name: str) -> dict[str, Any]:
         "labels": list(model.labels),
         "pool": model.pool,
         "config": dataclasses.asdict(model.config),
+        **embedding,
     }
 
 
@@ -169,6 +187,31 @@ def task_of(folder: str | os.PathLike) -> TaskRecord | None:
     return None if record is None else TaskRecord(**record)
 
 
+def embedding_of(folder: pathlib.Path) -> tuple[config_lib.EmbeddingConfig | None, SentenceRecord | None]:
+    """Returns how the main model of a run, or that of a sentence-transformers folder, computes vectors of texts and
+    reads them; (None, None) for any other folder."""
+    if is_run(folder):
+        record = _read_config(folder)
+        return _embedding(folder, record, _main_role(record))
+    modules = sentence_transformers.find(folder)
+    if modules is None:
+        return None, None
+    return modules.embed, modules.record_for(huggingface.page_and_config(folder)[1])
+
+
+def _embedding(
+    folder: pathlib.Path, record: Mapping[str, Any], role: str
+) -> tuple[config_lib.EmbeddingConfig | None, SentenceRecord | None]:
+    """Returns `embedding_of` for a role of a run."""
+    entry, where = record["models"][role], f"{folder / CONFIG}: {role}"
+    embed = entry.get("embed") and config_lib.EmbeddingConfig.read(entry["embed"], f"{where}: embed")
+    sentence = entry.get("sentence")
+    if not sentence:
+        return embed, None
+    json_files.check(sentence, _SENTENCE_FIELDS, f"{where}: sentence")
+    return embed, SentenceRecord(**{name: sentence.get(name) for name in _SENTENCE_FIELDS})
+
+
 def _main_role(record: Mapping[str, Any]) -> str:
     return MAIN if MAIN in record["models"] else next(iter(record["models"]))
 
@@ -225,7 +268,7 @@ def load(
       labels: names of these classes, which determine their number; None keeps the saved names.
       pool: what the head classify reads; None keeps the saved value.
       embed: how a newly initialized head embed computes a text's vector; None means the mean. A sentence-transformers
-        folder specifies it.
+        folder and a run with this head specify it.
       dtype: a Keras dtype or policy for the computation; None means float32, in which the weights are stored.
       model_class: a subclass of the family's Model to create; None creates the family's own class.
 
@@ -262,7 +305,11 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
             f"--role={role}: {folder} contains no model {role!r}{suggest(role, names)}; its models are "
             f"{', '.join(names)}"
         )
+    embed, sentence = _embedding(folder, record, role)
+    options["embed"] = options.get("embed") or embed
     model = _build(record["models"][role], **options)
+    if sentence is not None and "embed" in model.head_names:
+        model.record = FolderRecord(sentence=sentence)
     if role == _main_role(record):
         task = record.get("task", {})
         if "classify" in model.head_names:

@@ -97,6 +97,7 @@ def make_replica_step(
             rest = x.shape[1:] if x.shape[1:].is_fully_defined() else tf.shape(x)[1:]
             parts[name] = tf.reshape(x, tf.concat([[num_parts, -1], rest], 0))
             parts[name].set_shape([num_parts, None, *x.shape[1:]])
+        parts |= objective.whole_batch(models, parts)
 
         def body(i, totals):
             new = sums({name: x[i] for name, x in parts.items()})
@@ -144,7 +145,7 @@ def make_evaluation(strategy, models, evaluators: Sequence[Evaluator], sources: 
     """
     suffixes = [f"/{name}" for name, count in sources.items() for _ in range(count)]
 
-    @tf.function(autograph=False)
+    @tf.function(autograph=False, reduce_retracing=True)  # The batches of a task have different lengths.
     def measured(batch):
         """Returns for each evaluator (sum, weight) by name over all replicas, or predictions for all replicas' rows."""
         return [_measure(strategy, models, evaluator, batch) for evaluator in evaluators]

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from tfzoo import config as config_lib
-from tfzoo import lazy
+from tfzoo import hub, lazy
 from tfzoo.data import encoded, tokenized
 from tfzoo.data.encoded import EncodedRows
 from tfzoo.errors import UserError
@@ -22,6 +22,7 @@ from tfzoo.training.config import TrainConfig
 from tfzoo.training.stages import Stage
 
 by_length = lazy.module("tfzoo.data.by_length")
+runs = lazy.module("tfzoo.training.runs")
 
 HELD_OUT = 10  # Without a validation file, one row in so many is held out.
 
@@ -40,7 +41,7 @@ class TaskRows:
 
     @property
     def SIGNATURE(self):
-        return self.task.SIGNATURE
+        return self.task.signature(self.rows)
 
     def batch(self, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
         return self.task.batch(self.rows, indices, length)
@@ -64,24 +65,24 @@ class Files:
         task, options, policy = config.learner, config.objective_options, config.bad_rows
         train = task.open_file(options, config.train_file, "train_file", policy)
         if config.validation_file is None:
-            return cls(_Part(train, held_out=False), _Part(train, held_out=True))
+            return cls(_Part(train, task, held_out=False), _Part(train, task, held_out=True))
         return cls(train, task.open_file(options, config.validation_file, "validation_file", policy))
 
 
 class _Part:
     """The training rows of a file without a validation file, or the rows held out from it: one in HELD_OUT, chosen by
-    the hash of its texts, so that the copies of a row are in the same part, and adding rows moves no other one."""
+    the hash of its texts (Task.unit_of), so that the copies of a row are in the same part, and adding rows moves no
+    other one."""
 
-    def __init__(self, file, held_out: bool):
-        self._file, self._held_out = file, held_out
+    def __init__(self, file, task: type[Task], held_out: bool):
+        self._file, self._task, self._held_out = file, task, held_out
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
     def rows(self) -> Iterator[Any]:
         for row in self._file.rows():
-            texts = getattr(row, "texts", None) or (row.text,)
-            digest = hashlib.sha256("\0".join(texts).encode(errors="surrogatepass")).digest()
+            digest = hashlib.sha256("\0".join(self._task.unit_of(row)).encode(errors="surrogatepass")).digest()
             if (int.from_bytes(digest[:4]) % HELD_OUT == 0) == self._held_out:
                 yield row
 
@@ -201,7 +202,9 @@ def open_inputs(config: TrainConfig, resuming: bool, num_replicas: int) -> list[
     tokenizer.frames, tokenizer.adds_bos = None, False
     model_config = inputs_lib.with_overrides(config, model_config, vocab_size=tokenizer.vocab_size)
     inputs_lib.check_sizes(config, model_config, tokenizer, num_replicas)
-    task = make_task(config, tokenizer, page, labels, config.learner.is_pair(files.train))
+    source = run_dir if resuming else config.init_from and hub.folder(config.init_from, "init_from")
+    embed, sentence = runs.embedding_of(source) if source else (None, None)
+    task = make_task(config, tokenizer, page, labels, config.learner.is_pair(files.train), embed, sentence)
     task.check_model(name, page)
     rows = {part: read_rows(config, task, getattr(files, part), flag) for part, flag in _FLAGS.items()}
     task.prepare_training(rows["train"].rows)
@@ -226,10 +229,15 @@ def open_inputs(config: TrainConfig, resuming: bool, num_replicas: int) -> list[
 _FLAGS = {"train": "train_file", "held_out": "validation_file"}
 
 
-def make_task(config: TrainConfig, tokenizer, page: types.ModuleType, labels, pair: bool) -> Task:
-    """Creates the task that a config names."""
+def make_task(
+    config: TrainConfig, tokenizer, page: types.ModuleType, labels, pair: bool, embed=None, sentence=None
+) -> Task:
+    """Creates the task that a config names; the other arguments are those of Task."""
     options = vars(config.objective_options)
-    return config.learner(tokenizer, config.sequence_length, page=page, labels=labels, pair=pair, **options)
+    arguments: dict[str, Any] = dict(page=page, labels=labels, pair=pair, embed=embed, sentence=sentence)
+    task = config.learner(tokenizer, config.sequence_length, **arguments, **options)
+    task.batch_size = config.batch_size
+    return task
 
 
 def read_rows(config: TrainConfig, task: Task, file, flag: str) -> TaskRows:
@@ -252,8 +260,6 @@ def read_rows(config: TrainConfig, task: Task, file, flag: str) -> TaskRows:
 
 def _tokenizer(config: TrainConfig, train, resumed: pathlib.Path | None):
     """Returns the run's tokenizer: that of a resumed run, an existing one, or one trained on the training texts."""
-    from tfzoo.training import runs
-
     if resumed:
         return runs.tokenizer_of(resumed)
     existing, _ = inputs_lib.existing_tokenizer(config)

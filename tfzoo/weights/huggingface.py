@@ -252,7 +252,8 @@ def save(
     source = model.record or FolderRecord()
     generation = dict(source.generation_config)
     inner_tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # convert.Found has one.
-    if model.record is None:  # The config of a model that was read already has them.
+    is_new = not source.config
+    if is_new:  # The config of a model that was read already has them.
         ids = {role: getattr(inner_tokenizer, f"{role}_id", None) for role in ("pad", "bos", "eos")}
         record |= {f"{ROLES[role]}_id": i for role, i in ids.items() if i is not None}
         if model.can_generate:
@@ -282,7 +283,7 @@ def save(
                 _write_max_length(partial, model.config)
             template.write_chat_templates(partial, source.chat_templates)
             _write_frames(partial, model, inner_tokenizer)
-            is_new_causal = model.is_causal and model.record is None
+            is_new_causal = model.is_causal and is_new
             bos = getattr(inner_tokenizer, "bos_id", None)
             if bos is not None and (is_new_causal or inner_tokenizer.adds_bos):
                 template.write_bos(partial, inner_tokenizer.vocab[bos], bos)
