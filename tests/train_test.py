@@ -207,7 +207,7 @@ class RunTest(TrainCase):
         self.assertEqual(
             sorted(path.name for path in self.done.iterdir()),
             ["baselines.json", "best", "checkpoints", "config.json", "corpus.json", "events", "flags.cfg", "lock"]
-            + ["loss.png", "metrics.jsonl", "tokenizer"],
+            + ["loss.png", "metrics.jsonl", "report.html", "tokenizer"],
         )
         self.assertEmpty(list(self.shared.rglob("*.partial")))
         records = tiny_run.records(self.done)
