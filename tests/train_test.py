@@ -907,7 +907,7 @@ class ConfigsTest(TrainCase):
         self.assertLess(self.parsed("bert.cfg", "demo.cfg").steps, self.parsed("bert.cfg").steps)
 
     def test_some_recipes_run(self):
-        self.check_recipes(["bert.cfg", "electra.cfg", "t5.cfg", "transformer.cfg", "xlnet.cfg"])
+        self.check_recipes(["bert.cfg", "t5.cfg", "xlnet.cfg"])
 
     @pytest.mark.faults
     def test_every_recipe_runs(self):

@@ -353,6 +353,7 @@ class SearchTest(TuneCase):
         self.assertEqual(self.records(other), before)
         self.assertEqual((other / "trial_2.log").read_text().count("loading"), 2)
 
+    @pytest.mark.faults
     def test_pruned_trials(self):
         flags = [RATE, BATCH, "--trials=9", "--prune"]
         out, _ = self.search(*flags, seconds=1)

@@ -113,6 +113,7 @@ class RunTest(unittest.TestCase):
             code, out, err = helpers.run(train, *argv)
         return code, out, err, calls
 
+    @pytest.mark.faults
     def test_a_run_interrupted_at_the_border_is_the_whole_run(self):
         # At the end of a stage before its evaluation, and before the first update of the next one.
         self.interrupt((("evaluate", 3), False, ("evaluate", 3, 0)), (("advance", 3), True, ("advance", 3, 1)))
