@@ -167,7 +167,8 @@ def table(records: dict[str, dict]) -> list[str]:
     for name in SETS:
         for source, (label, _) in SOURCES.items():
             if record := records.get(f"{name} {source}"):
-                lines.append(f"    {name}, {label}: {' '.join(record['flags'])}")
+                last = {flag.partition("=")[0] if "overrides" not in flag else flag: flag for flag in record["flags"]}
+                lines.append(f"    {name}, {label}: {' '.join(last.values())}")
     return lines
 
 

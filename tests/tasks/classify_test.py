@@ -173,7 +173,9 @@ class RunTest(unittest.TestCase):
 
     def test_train_evaluate_and_export(self):
         run_dir = self.folder / "run"
-        _, out, _ = self.train(run_dir, steps=None, epochs=10, learning_rate=0.02, evaluate_every=None)
+        _, out, _ = self.train(
+            run_dir, steps=None, epochs=10, learning_rate=0.02, evaluate_every=None, schedule="linear"
+        )
         self.assertIn("60 training rows, 21 validation rows; 10.0 epochs, 75 steps", out)
         self.assertIn("2 labels: bad, good", out)
         record = json.loads((run_dir / "evaluation.json").read_text())
@@ -188,6 +190,8 @@ class RunTest(unittest.TestCase):
         self.assertEqual(best["accuracy"], max(each["accuracy"] for each in evaluations))
         self.assertEqual(best["accuracy"], record["scores"]["accuracy"]["value"])
 
+        with self.assertNoLogs("absl", "WARNING"):  # The same command again, without --steps.
+            self.train(run_dir, steps=None, epochs=10, learning_rate=0.02, evaluate_every=None, schedule="linear")
         test_file = self.folder / "dev.tsv"
         code, out, err = helpers.run(evaluate, f"--model_dir={run_dir}", f"--test_file={test_file}")
         self.assertEqual(code, 0, err)

@@ -76,7 +76,7 @@ def _compare(before: TrainConfig, now: TrainConfig) -> None:
             f"--run_dir={now.run_dir}: was started with different flags: {listed}; keep the original values, or "
             "specify a new folder"
         )
-    if now.steps != before.steps and now.schedule in FALLING:
+    if now.steps not in (None, before.steps) and now.schedule in FALLING:  # None: the number of rows decides.
         logging.warning(
             "--steps changes from %d to %d, and the learning-rate schedule with it", before.steps, now.steps
         )
