@@ -32,7 +32,7 @@ demo: $(INSTALLED)  ## pre-train briefly, fine-tune, evaluate, predict, export a
 	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --flagfile=configs/demo.cfg --run_dir=runs/demo
 	test -d runs/demo_labels || $(PY) -m tfzoo.corpus labels --num_labels=10 --output_dir=runs/demo_labels
 	$(PY) -m tfzoo.train --task=classify --train_file=runs/demo_labels/train.tsv --validation_file=runs/demo_labels/dev.tsv \
-	  --init_from=runs/demo --learning_rate=1e-3 --sequence_length=64 --run_dir=runs/demo_packages
+	  --init_from=runs/demo --optimizer=muon --learning_rate=1e-3 --overrides=dropout=0.1 --epochs=5 --sequence_length=64 --run_dir=runs/demo_packages
 	$(PY) -m tfzoo.evaluate --model_dir=runs/demo_packages --test_file=runs/demo_labels/test.tsv
 	printf '%s\n' 'Returns the inverse of a matrix.' 'Opens a window with two buttons.' > runs/demo_labels/lines.txt
 	$(PY) -m tfzoo.predict --model_dir=runs/demo_packages --input=runs/demo_labels/lines.txt
