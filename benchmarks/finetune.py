@@ -12,7 +12,7 @@ contenders begin with the weights of one KerasHub preset, and have AdamW with th
     fit:dense  as fit:plain, with dense gradients
 
 Rows per second include reading and tokenizing: KerasHub tokenizes in every epoch; tfzoo once, which is measured with
-an empty cache and added as if it trained for a single epoch. A turn of `length` is a whole window of batches
+an empty cache and added as if it trained for a single epoch. A turn of `length` is as long as a window of batches
 (tfzoo.data.by_length), which contains rows of every length; a turn of the others is --steps updates.
 
 Before that, the losses of the first 20 updates of `fixed` and `fit:dense` are compared; if one differs by more than
@@ -252,7 +252,7 @@ def compare(contenders: list[str], folder: pathlib.Path, args: argparse.Namespac
         steps[name] = information[name]["window"] if name == "length" else args.steps
         losses[name] = worker.ask(LOSSES)["losses"]
         if name == "length":
-            worker.ask(steps[name] - LOSSES)  # Turns begin with a window.
+            worker.ask(steps[name] - LOSSES)  # Prepares for every length.
         if name in contenders:
             workers.append(worker)
         else:
@@ -260,6 +260,7 @@ def compare(contenders: list[str], folder: pathlib.Path, args: argparse.Namespac
     print(processor(), flush=True)
     agree = print_losses(losses)
     for worker in turns(workers, args.rounds):
+        worker.ask(1)  # Wakes the threads and fills the caches.
         worker.answers.append(worker.ask(steps[worker.name]))
         if args.verbose:
             print(worker.name, worker.answers[-1] | {"losses": "..."}, flush=True)
