@@ -81,9 +81,7 @@ def training_batches(
     """
     batch_order = BatchOrder(rows.lengths, batch_size, seed, by_length=length is None)
 
-    share = batch_size // context.num_input_pipelines
-    first = context.input_pipeline_id * share
-    parts = batch_size // context.num_input_pipelines // context.get_per_replica_batch_size(batch_size)
+    first, share, parts = _share(batch_size, context)
 
     def read(step, indices):
         chosen = batch_order.pick(int(step), indices)
@@ -115,9 +113,7 @@ def evaluation_batches(rows, *, batch_size: int, num_batches: int = 0, length: i
     """
     count = min(len(rows.lengths), num_batches * batch_size or len(rows.lengths))
     by_length = np.argsort(-rows.lengths[:count], kind="stable")
-    share = batch_size // context.num_input_pipelines
-    first = context.input_pipeline_id * share
-    parts = share // context.get_per_replica_batch_size(batch_size)
+    first, share, parts = _share(batch_size, context)
 
     def read(number):
         of_batch = by_length[number * batch_size : (number + 1) * batch_size]
@@ -145,6 +141,12 @@ def evaluation_batches(rows, *, batch_size: int, num_batches: int = 0, length: i
 def rounded(length: int) -> int:
     """Returns a number of positions for rows of at most `length` tokens."""
     return -(-int(length) // _MULTIPLE) * _MULTIPLE
+
+
+def _share(batch_size: int, context: Context) -> tuple[int, int, int]:
+    """Returns the first row of a worker's part of a batch, its number of rows, and over how many replicas it is divided."""
+    share = batch_size // context.num_input_pipelines
+    return context.input_pipeline_id * share, share, share // context.get_per_replica_batch_size(batch_size)
 
 
 def _named(rows, values, batch: tuple[int, int], length: int | None):

@@ -27,13 +27,14 @@ from tfzoo.data.encoded import EncodedRows
 from tfzoo.data.labelled import LabelledFile
 from tfzoo.errors import UserError, suggest
 from tfzoo.evaluation import linear, scores
-from tfzoo.objectives.objective import MAIN, LabelSmoothingOption
+from tfzoo.evaluation.intervals import Weighted
+from tfzoo.objectives import shared
+from tfzoo.objectives.objective import LabelSmoothingOption
 from tfzoo.options import option
 from tfzoo.tasks import GROUP
 from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task
 
 tf = lazy.module("tensorflow")
-losses = lazy.module("tfzoo.nn.losses")
 
 SINGLE, SEVERAL, NUMBER = "single", "several", "number"
 _FIGURES = {
@@ -137,14 +138,8 @@ class Classify(Task):
         return file.columns.pair is not None
 
     def target_columns(self, rows):
-        if self.options.label_type == NUMBER:
-            return {"label": np.array([row.label for row in rows], np.float32).reshape(len(rows))}
-        if self.options.label_type == SINGLE:
-            return {"label": np.array([self._index[row.label] for row in rows], np.int32).reshape(len(rows))}
-        several = np.zeros((len(rows), len(self.labels)), np.float32)
-        for i, row in enumerate(rows):
-            several[i, [self._index[label] for label in row.label]] = 1
-        return {"label": several}
+        dtype, _ = self.targets()["label"]
+        return {"label": self._encoded([row.label for row in rows]).astype(dtype)}
 
     def chunks(self, file):
         for chunk in super().chunks(file):
@@ -212,22 +207,19 @@ class Classify(Task):
             target = label * (1 - smoothing) + smoothing / 2
             each = tf.nn.sigmoid_cross_entropy_with_logits(target, logits)
             return tf.reduce_sum(each * class_weights, -1) * weight, weight
-        count = len(self.labels)
-        target = tf.one_hot(label, count) * (1 - smoothing) + smoothing / count
         weight = weight * tf.gather(class_weights, label)
-        return -tf.reduce_sum(target * tf.nn.log_softmax(logits), -1) * weight, weight
+        loss, _ = shared.cross_entropy(logits, label, smoothing)
+        return loss * weight, weight
 
     def loss(self, models, batch, training=True):
-        model = models[MAIN]
-        logits = model(self.model_inputs(model, batch), training=training)["classify_logits"]
-        loss, weight = self._losses(tf.cast(logits, tf.float32), batch, self.options.label_smoothing or 0.0)
+        logits = self.logits(models, batch, training)
+        loss, weight = self._losses(logits, batch, self.options.label_smoothing or 0.0)
         return tf.reduce_sum(loss), tf.reduce_sum(weight)
 
     # ------------------------------------------------------------------ Evaluation
 
     def predict(self, models, batch):
-        model = models[MAIN]
-        logits = tf.cast(model(self.model_inputs(model, batch), training=False)["classify_logits"], tf.float32)
+        logits = self.logits(models, batch, training=False)
         loss, weight = self._losses(logits, batch)
         answer = {SINGLE: tf.nn.softmax, SEVERAL: tf.sigmoid, NUMBER: tf.identity}[self.options.label_type](logits)
         return {"answer": answer, "label": batch["label"], "number": batch["number"]} | {
@@ -242,24 +234,32 @@ class Classify(Task):
         answer /= np.bincount(inverse)[:, None]  # The mean over a text's windows.
         return {"number": number, "answer": answer, "label": predictions["label"][first]}
 
-    def score_rows(self, outcome):
+    def _decided(self, outcome) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the right and the predicted labels or numbers, as tfzoo.evaluation.scores reads them."""
         answer, label = outcome["answer"], outcome["label"]
         if self.options.label_type == NUMBER:
-            return scores.regression_rows(label, answer[:, 0])
+            return label, answer[:, 0]
         if self.options.label_type == SEVERAL:
-            return scores.several_rows(label > 0.5, answer > 0.5, self.labels)
-        return scores.classification_rows(label, answer.argmax(-1), self.labels)
+            return label > 0.5, answer > 0.5
+        return label, answer.argmax(-1)
+
+    def score_rows(self, outcome):
+        return self._score(*self._decided(outcome))
+
+    def _score(self, gold: np.ndarray, predicted: np.ndarray) -> Weighted:
+        if self.options.label_type == NUMBER:
+            return scores.regression_rows(gold, predicted)
+        rows_of = scores.several_rows if self.options.label_type == SEVERAL else scores.classification_rows
+        return rows_of(gold, predicted, self.labels)
 
     def details(self, outcome):
-        answer, label = outcome["answer"], outcome["label"]
         if self.options.label_type == NUMBER:
             return super().details(outcome)
-        if self.options.label_type == SEVERAL:
-            return {"classes": scores.per_class(label > 0.5, answer > 0.5, self.labels), "confusion": None}
-        predicted = answer.argmax(-1)
+        gold, predicted = self._decided(outcome)
+        single = self.options.label_type == SINGLE
         return {
-            "classes": scores.per_class(label, predicted, self.labels),
-            "confusion": scores.confusion(label, predicted, self.labels),
+            "classes": scores.per_class(gold, predicted, self.labels),
+            "confusion": scores.confusion(gold, predicted, self.labels) if single else None,
         }
 
     def mistakes(self, outcome, count):
@@ -292,17 +292,12 @@ class Classify(Task):
     def file_baselines(self, train, held_out):
         texts, labels = _columns(_sample(train.rows(), linear.MAX_ROWS))
         test_texts, test_labels = _columns(held_out.rows())
-        kind = self.options.label_type
         gold = self._encoded(test_labels)
         predictions = {
             "majority": linear.majority(self._encoded(labels), len(test_labels)),
-            "linear": linear.Linear(kind).fit(texts, self._encoded(labels)).predict(test_texts),
+            "linear": linear.Linear(self.options.label_type).fit(texts, self._encoded(labels)).predict(test_texts),
         }
-        score: Any = {SINGLE: scores.classification, SEVERAL: scores.several}.get(kind)
-        return {
-            name: scores.regression(gold, predicted) if score is None else score(gold, predicted, self.labels)
-            for name, predicted in predictions.items()
-        }
+        return {name: self._score(gold, predicted)() for name, predicted in predictions.items()}
 
     def _encoded(self, labels: Sequence[Any]) -> np.ndarray:
         """Returns labels as the arrays that tfzoo.evaluation.scores reads."""

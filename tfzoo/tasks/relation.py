@@ -23,14 +23,13 @@ from tfzoo.data import encoded
 from tfzoo.data.relations import RelationFile, RelationRow
 from tfzoo.errors import UserError
 from tfzoo.evaluation import relations, scores
-from tfzoo.objectives.objective import MAIN, LabelSmoothingOption
-from tfzoo.tasks.task import ColumnOptions, Task
+from tfzoo.objectives import shared
+from tfzoo.objectives.objective import LabelSmoothingOption
+from tfzoo.tasks.task import ColumnOptions, Task, chunked
 from tfzoo.text import marked
 
 tf = lazy.module("tensorflow")
 linear = lazy.module("tfzoo.evaluation.linear")
-
-_BASELINE_ROWS = 50_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,8 +85,7 @@ class Relation(Task):
         """Yields rows of "text", which contains the markers, with the "entity_positions", "label" and "number", and
         whether the text was "cut"."""
         tokenize = encoded.tokenize_function(self._tokenizer)
-        first, waiting = 0, iter(file.rows())
-        while rows := list(itertools.islice(waiting, encoded.CHUNK)):
+        for first, rows in chunked(file.rows()):
             borders = [marked.borders(row.text, row.first, row.second) for row in rows]
             texts = [row.text[a:b] for row, found in zip(rows, borders) for a, b in itertools.pairwise(found)]
             tokens = tokenize(texts)
@@ -100,7 +98,6 @@ class Relation(Task):
                 "label": np.array([self._index[row.label] for row in rows], np.int32),
                 "cut": np.array(cut, bool),
             }
-            first += len(rows)
 
     def _row(self, row: RelationRow, parts) -> tuple[np.ndarray, tuple[int, int], bool]:
         """Returns the token ids of a row with markers, where in it the two entities begin, and whether it was cut."""
@@ -128,24 +125,18 @@ class Relation(Task):
     def targets(self):
         return {"entity_positions": (np.int32, (2,)), "label": (np.int32, ()), "number": (np.int64, ())}
 
-    def _logits(self, models, batch, training: bool):
-        model = models[MAIN]
-        return tf.cast(model(self.model_inputs(model, batch), training=training)["relation_logits"], tf.float32)
-
     def _losses(self, logits, batch, smoothing: float = 0.0):
         """Returns the loss of each row, float32 [B]."""
-        count = len(self.labels)
-        target = tf.one_hot(batch["label"], count) * (1 - smoothing) + smoothing / count
-        return -tf.reduce_sum(target * tf.nn.log_softmax(logits), -1) * batch["weight"]
+        return shared.cross_entropy(logits, batch["label"], smoothing)[0] * batch["weight"]
 
     def loss(self, models, batch, training=True):
-        losses = self._losses(self._logits(models, batch, training), batch, self.options.label_smoothing or 0.0)
+        losses = self._losses(self.logits(models, batch, training), batch, self.options.label_smoothing or 0.0)
         return tf.reduce_sum(losses), tf.reduce_sum(batch["weight"])
 
     # ------------------------------------------------------------------ Evaluation
 
     def predict(self, models, batch):
-        logits = self._logits(models, batch, training=False)
+        logits = self.logits(models, batch, training=False)
         known = {name: batch[name] for name in ("label", "number")}
         losses = {"loss": self._losses(logits, batch), "loss_weight": batch["weight"]}
         return {"answer": tf.nn.softmax(logits)} | known | losses
@@ -181,7 +172,7 @@ class Relation(Task):
         return super().described(mistake, row) | {"text": _marked(row, ("<e1>", "</e1>"), ("<e2>", "</e2>"))}
 
     def file_baselines(self, train, held_out):
-        rows = list(itertools.islice(train.rows(), _BASELINE_ROWS))
+        rows = list(itertools.islice(train.rows(), linear.MAX_ROWS))
         labels = np.array([self._index[row.label] for row in rows])
         test = list(held_out.rows())
         gold = np.array([self._index[row.label] for row in test])

@@ -30,7 +30,6 @@ from tfzoo.data.row_files import BadRow
 from tfzoo.errors import UserError
 from tfzoo.evaluation import retrieval, scores
 from tfzoo.evaluation.intervals import Weighted
-from tfzoo.objectives.objective import MAIN
 from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task, chunked
 
 tf = lazy.module("tensorflow")
@@ -138,9 +137,7 @@ class Rerank(Task):
 
     def _losses(self, models, batch, training: bool):
         """Returns the scores and the losses, float32 [B] each."""
-        model = models[MAIN]
-        logits = model(self.model_inputs(model, batch), training=training)["classify_logits"]
-        logits = tf.cast(logits, tf.float32)[:, 0]
+        logits = self.logits(models, batch, training)[:, 0]
         return logits, tf.nn.sigmoid_cross_entropy_with_logits(batch["label"], logits) * batch["weight"]
 
     def loss(self, models, batch, training=True):

@@ -34,10 +34,11 @@ from tfzoo.data.tagged import TaggedFile, TaggedRow, tags_of
 from tfzoo.errors import UserError
 from tfzoo.evaluation import entities, scores
 from tfzoo.evaluation.intervals import Weighted
-from tfzoo.objectives.objective import MAIN, LabelSmoothingOption
+from tfzoo.objectives import shared
+from tfzoo.objectives.objective import LabelSmoothingOption
 from tfzoo.options import option
 from tfzoo.tasks import GROUP
-from tfzoo.tasks.task import ColumnOptions, Task
+from tfzoo.tasks.task import ColumnOptions, Task, chunked
 
 tf = lazy.module("tensorflow")
 by_length = lazy.module("tfzoo.data.by_length")
@@ -47,7 +48,6 @@ reader = lazy.module("tfzoo.text.reader")
 OUTSIDE = "O"
 _NOTHING = "none"  # In place of an entity, in mistakes.
 _CONTEXT = 100  # Characters before and after a mistake.
-_BASELINE_ROWS = 50_000
 _ENTITY_FIGURES = (
     ("entity F1", "f1", "{:.2%}"),
     ("entity precision", "precision", "{:.2%}"),
@@ -121,13 +121,11 @@ class Tag(Task):
         """Yields windows of texts: the ragged columns "text", and "places" and "labels" of the words that are read in
         this window; "number" tells which windows belong together."""
         tokenize = encoded.offsets_function(self._tokenizer)
-        first, waiting = 0, iter(file.rows())
-        while rows := list(itertools.islice(waiting, encoded.CHUNK)):
+        for first, rows in chunked(file.rows()):
             tokens = tokenize([row.text for row in rows])
             found = [(first + i, *window) for i, row in enumerate(rows) for window in self._windows(row, *tokens[i])]
             numbers, texts, places, labels = zip(*found, strict=True)
             yield {"number": np.array(numbers, np.int64), "text": texts, "places": places, "labels": labels}
-            first += len(rows)
 
     def _windows(self, row: TaggedRow, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray):
         """Yields (token ids, places, labels) of the windows of a text."""
@@ -168,16 +166,13 @@ class Tag(Task):
 
     def _word_logits(self, models, batch, training: bool):
         """Returns the logits at the first token of each word, float32 [B, L, C]; L is also the places for words."""
-        model = models[MAIN]
-        logits = model(self.model_inputs(model, batch), training=training)["tag_logits"]
-        return tf.gather(tf.cast(logits, tf.float32), tf.maximum(batch["word_positions"], 0), batch_dims=1)
+        logits = self.logits(models, batch, training)
+        return tf.gather(logits, tf.maximum(batch["word_positions"], 0), batch_dims=1)
 
     def _losses(self, logits, batch, smoothing: float = 0.0):
         """Returns (loss, weight) of each row, float32 [B]: sums over its words, and their number."""
         weight = tf.cast(batch["word_positions"] >= 0, tf.float32) * batch["weight"][:, tf.newaxis]
-        count = len(self.labels)
-        target = tf.one_hot(batch["word_labels"], count) * (1 - smoothing) + smoothing / count
-        each = -tf.reduce_sum(target * tf.nn.log_softmax(logits), -1)
+        each, _ = shared.cross_entropy(logits, tf.maximum(batch["word_labels"], 0), smoothing)
         return tf.reduce_sum(each * weight, -1), tf.reduce_sum(weight, -1)
 
     def loss(self, models, batch, training=True):
@@ -293,7 +288,7 @@ class Tag(Task):
     # ------------------------------------------------------------------ Baselines
 
     def file_baselines(self, train, held_out):
-        rows = list(itertools.islice(train.rows(), _BASELINE_ROWS))
+        rows = list(itertools.islice(train.rows(), linear.MAX_ROWS))
         words, tags = _words(rows), [row.tags for row in rows]
         test = list(held_out.rows())
         gold = [row.tags for row in test]

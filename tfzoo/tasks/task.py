@@ -22,6 +22,7 @@ from tfzoo.data.labelled import Columns
 from tfzoo.errors import UserError
 from tfzoo.evaluation.evaluator import Evaluator
 from tfzoo.evaluation.intervals import Weighted
+from tfzoo.objectives import shared
 from tfzoo.objectives.objective import MAIN, Objective
 from tfzoo.options import Checked, option
 from tfzoo.tasks import GROUP
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tfzoo.models.record import SentenceRecord  # Its package imports TensorFlow.
 
 tf = lazy.module("tensorflow")
+reader = lazy.module("tfzoo.text.reader")  # Imports TensorFlow.
 
 # Labels of the baselines in tables.
 BASELINES = {
@@ -122,8 +124,7 @@ class Task(Objective):
         self.frame = framing.frame(page.Model.LAYOUT, tokenizer, pair)
         is_encoder_decoder = page.Model.is_encoder_decoder
         start_id = framing.encoder_decoder_ends(tokenizer).start if is_encoder_decoder else None
-        pad_id = getattr(tokenizer, "pad_id", None)
-        self.framer = Framer(self.frame, sequence_length, 0 if pad_id is None else pad_id, start_id)
+        self.framer = Framer(self.frame, sequence_length, reader.pad_id(tokenizer), start_id)
         positions = (np.int32, (None,)), (np.bool_, (None,))
         self.SIGNATURE = {"token_ids": positions[0], "segment_ids": positions[0], "padding_mask": positions[1]}
         if is_encoder_decoder:
@@ -268,9 +269,9 @@ class Task(Objective):
         """Returns what config.json of the run says about the task, so that exports know it."""
         return {"name": self.name, "pair": self.pair, "sequence_length": self._length}
 
-    def model_inputs(self, model, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the features of a batch that the model reads."""
-        return {name: batch[name] for name in model.INPUTS if name in batch}
+    def logits(self, models: Mapping[str, Any], batch: Mapping[str, Any], training: bool):
+        """Returns the logits of HEAD, float32."""
+        return tf.cast(shared.forward(models[MAIN], batch, training)[f"{self.HEAD}_logits"], tf.float32)
 
     # ------------------------------------------------------------------ Evaluation
 

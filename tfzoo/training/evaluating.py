@@ -10,13 +10,11 @@ import tensorflow as tf
 
 from tfzoo import models
 from tfzoo.data import by_length
-from tfzoo.data.pipeline import ROW_NUMBERS
 from tfzoo.errors import UserError
 from tfzoo.objectives.objective import MAIN
 from tfzoo.tasks.task import Task
-from tfzoo.training import checkpoint, runs, task_inputs
+from tfzoo.training import checkpoint, runs, step, task_inputs
 from tfzoo.training.config import TrainConfig
-from tfzoo.training.task_inputs import TaskRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,26 +65,6 @@ def load(run_dir: pathlib.Path, config: TrainConfig, checkpoint_dir: str | None 
     return model, task
 
 
-def answers(model, task: Task, rows: TaskRows, batch_size: int, length: int | None = None) -> dict[str, np.ndarray]:
-    """Returns `task.predict` of all rows, in their order.
-
-    Args:
-      model, task: see `load`.
-      rows: the encoded rows.
-      batch_size: rows per batch.
-      length: the number of positions in every batch; None pads to the longest row.
-    """
-    predict = tf.function(lambda batch: task.predict({MAIN: model}, batch), reduce_retracing=True)
-    parts, numbers = [], []
-    for batch in by_length.evaluation_batches(rows, batch_size=batch_size, length=length):
-        numbers.append(batch.pop(ROW_NUMBERS).numpy())
-        real = numbers[-1] >= 0
-        parts.append({name: x.numpy()[real] for name, x in predict(batch).items()})
-        numbers[-1] = numbers[-1][real]
-    order = np.argsort(np.concatenate(numbers), kind="stable")
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
-
-
 def evaluate(run_dir: pathlib.Path, config: TrainConfig, how: Any, columns: Mapping[str, str]) -> Evaluated:
     """Returns a run's answers to `how.test_file`.
 
@@ -110,8 +88,9 @@ def evaluate(run_dir: pathlib.Path, config: TrainConfig, how: Any, columns: Mapp
         file.expect(task.labels)
     rows = task_inputs.read_rows(config, task, file, "test_file")
     length = config.sequence_length if type(model).fixed_length or not config.length_batches else None
-    outcome = task.outcome(answers(model, task, rows, how.batch_size, length))
-    return Evaluated(config, task, outcome, file, _step_of(run_dir, checkpoint_dir))
+    measure = step.make_evaluation(tf.distribute.get_strategy(), {MAIN: model}, task.evaluators())
+    measure(by_length.evaluation_batches(rows, batch_size=how.batch_size, length=length))
+    return Evaluated(config, task, task.last_outcome, file, _step_of(run_dir, checkpoint_dir))
 
 
 def _step_of(run_dir: pathlib.Path, checkpoint_dir: str | None) -> int:
