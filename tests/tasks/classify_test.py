@@ -13,10 +13,11 @@ import tensorflow as tf
 
 import tfzoo
 from tests import helpers, tiny_run
-from tests.tasks import small
+from tests.stopped_command import command  # noqa: F401  (called by tests.worlds)
+from tests.tasks import fakes, small
+from tests.tasks.fakes import Logits
 from tests.worlds import Worlds
 from tfzoo import evaluate, train
-from tfzoo.data import encoded
 from tfzoo.errors import UserError
 from tfzoo.models import bart, bert, gpt2
 from tfzoo.tasks.classify import Classify
@@ -45,22 +46,11 @@ def task(length=12, page=bert, labels=("x", "y", "z"), pair=False, **options):
 
 def rows_of(made: Classify, *rows):
     """Returns the encoded rows of (texts, label)."""
-    file = types.SimpleNamespace(rows=lambda: iter(types.SimpleNamespace(texts=t, label=y) for t, y in rows))
-    with tempfile.TemporaryDirectory() as folder:
-        return encoded.cached("key", folder, lambda: made.chunks(file))
+    return fakes.rows_of(made, *(types.SimpleNamespace(texts=texts, label=label) for texts, label in rows))
 
 
-class Logits:
-    """A model that returns given logits."""
-
-    INPUTS = ("token_ids", "segment_ids", "padding_mask")
-
-    def __init__(self, logits):
-        self.logits = tf.constant(logits, tf.float32)
-
-    def __call__(self, inputs, training=False):
-        assert {*inputs} == {*self.INPUTS}
-        return {"classify_logits": self.logits}
+def model(logits):
+    return {"main": Logits(logits, "classify_logits")}
 
 
 class ClassifyTest(tf.test.TestCase):
@@ -94,7 +84,7 @@ class ClassifyTest(tf.test.TestCase):
         for smoothing in (0.0, 0.3):
             made = task(label_smoothing=smoothing, class_weights="y=3,z=0.5")
             batch = {"label": tf.constant(label, tf.int32), "weight": weight} | dict.fromkeys(Logits.INPUTS, 0)
-            total, count = made.loss({"main": Logits(logits)}, batch)
+            total, count = made.loss(model(logits), batch)
             target = np.eye(3)[label] * (1 - smoothing) + smoothing / 3
             weights = weight * np.array([1, 3, 0.5])[label]
             self.assertAllClose(total, -(target * np.log(chances)).sum(1) @ weights)
@@ -104,12 +94,12 @@ class ClassifyTest(tf.test.TestCase):
         logits = np.array([[0.5, -1.0], [2.0, 0.0]])
         label = np.array([[1, 0], [1, 1]], np.float32)
         batch = {"label": label, "weight": np.ones(2, np.float32)} | dict.fromkeys(Logits.INPUTS, 0)
-        total, count = task(labels=("x", "y"), label_type="several").loss({"main": Logits(logits)}, batch)
+        total, count = task(labels=("x", "y"), label_type="several").loss(model(logits), batch)
         chances = 1 / (1 + np.exp(-logits))
         self.assertAllClose(total, -np.sum(label * np.log(chances) + (1 - label) * np.log(1 - chances)))
         self.assertAllClose(count, 2.0)
         batch["label"] = np.array([1.0, -1.0], np.float32)
-        total, _ = task(labels=(), label_type="number").loss({"main": Logits(logits[:, :1])}, batch)
+        total, _ = task(labels=(), label_type="number").loss(model(logits[:, :1]), batch)
         self.assertAllClose(total, 0.25 + 9)
 
     def test_balanced_weights(self):
@@ -334,23 +324,6 @@ def import_all():
     from tfzoo.training import checkpoint, loop, optimizers, task_inputs
 
     assert all((matplotlib, sklearn, tqdm, checkpoint, loop, optimizers, task_inputs))
-
-
-def command(world, argv, stop_at):
-    """Runs tfzoo.train in this process."""
-    from unittest import mock
-
-    from tfzoo.training import loop
-
-    class Stop(loop.Callback):
-        def on_log(self, trainer, record):
-            if record["step"] == stop_at:
-                trainer.request_stop()
-
-    with mock.patch.object(
-        train, "Trainer", lambda config, given: loop.Trainer(config, given=given, callbacks=[Stop()])
-    ):
-        return dict(zip(("code", "out", "err"), helpers.run(train, *argv), strict=True))
 
 
 if __name__ == "__main__":

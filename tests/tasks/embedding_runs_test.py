@@ -9,13 +9,13 @@ import numpy as np
 
 import tfzoo
 from tests import helpers, tiny_run
+from tests.stopped_command import stop_after
 from tests.tasks import small
 from tfzoo import convert, evaluate, train
 from tfzoo.errors import UserError
 from tfzoo.evaluation import scores
 from tfzoo.tasks.rerank import Rerank
 from tfzoo.training import TrainConfig, Trainer, runs
-from tfzoo.training.loop import Callback
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "assets" / "golden_sentence"
 
@@ -150,12 +150,7 @@ class EmbedRunTest(Case):
         return TrainConfig.read(path, str(self.folder / name))
 
     def run_to(self, name, stop_at=0):
-        class Stop(Callback):
-            def on_log(self, trainer, record):
-                if record["step"] == stop_at:
-                    trainer.request_stop()
-
-        trainer = Trainer(self.config(name), callbacks=[Stop()])
+        trainer = Trainer(self.config(name), callbacks=[stop_after(stop_at)])
         code, out, _ = helpers.captured(lambda _: trainer.run())
         self.assertEqual(code, 3 if stop_at else 0)
         return trainer, out

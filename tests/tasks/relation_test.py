@@ -3,27 +3,25 @@
 import json
 import pathlib
 import random
-import tempfile
-import types
 import unittest
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 
 import tfzoo
 from tests import helpers, tiny_run
+from tests.stopped_command import stopping
 from tests.tasks import small
+from tests.tasks.fakes import Logits, rows_of
 from tfzoo import evaluate, train
-from tfzoo.data import encoded
 from tfzoo.data.relations import RelationFile, RelationRow
 from tfzoo.errors import UserError
 from tfzoo.export import answers
 from tfzoo.models import bert
 from tfzoo.tasks.relation import Relation
 from tfzoo.text.wordpiece import WordPiece
-from tfzoo.training import loop, runs
+from tfzoo.training import runs
 
 LABELS = ("Other", "Part(e1,e2)", "Part(e2,e1)")
 WORDS = "the child slept in cradle . a b c d".split()
@@ -45,26 +43,15 @@ def row(marked, label="Other"):
     return RelationRow("file:1", text, places["1"], places["2"], label)
 
 
-def rows_of(made: Relation, *rows):
-    with tempfile.TemporaryDirectory() as folder:
-        return encoded.cached("key", folder, lambda: made.chunks(types.SimpleNamespace(rows=lambda: iter(rows))))
-
-
 def tokens(batch, i):
     return " ".join(VOCAB[j] for j in batch["token_ids"][i][batch["padding_mask"][i]])
 
 
-class Logits:
-    """A model that returns given logits."""
+INPUTS = ("token_ids", "padding_mask", "entity_positions")
 
-    INPUTS = ("token_ids", "padding_mask", "entity_positions")
 
-    def __init__(self, logits):
-        self.logits = tf.constant(logits, tf.float32)
-
-    def __call__(self, inputs, training=False):
-        assert {*inputs} == {*self.INPUTS}
-        return {"relation_logits": self.logits}
+def model(logits):
+    return {"main": Logits(logits, "relation_logits", INPUTS)}
 
 
 class RelationTest(tf.test.TestCase):
@@ -118,13 +105,13 @@ class RelationTest(tf.test.TestCase):
         log_chances = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         label, weight = np.array([0, 2, 1]), np.array([1, 1, 0], np.float32)
         batch = {"label": tf.constant(label, tf.int32), "weight": weight, "number": np.arange(3)}
-        batch |= dict.fromkeys(Logits.INPUTS, 0)
+        batch |= dict.fromkeys(INPUTS, 0)
         for smoothing in (0.0, 0.3):
-            total, count = task(label_smoothing=smoothing).loss({"main": Logits(logits)}, batch)
+            total, count = task(label_smoothing=smoothing).loss(model(logits), batch)
             target = np.eye(3)[label] * (1 - smoothing) + smoothing / 3
             self.assertAllClose(total, -(target * log_chances).sum(1) @ weight)
             self.assertAllClose(count, 2.0)
-        found = task(label_smoothing=0.3).predict({"main": Logits(logits)}, batch)
+        found = task(label_smoothing=0.3).predict(model(logits), batch)
         self.assertAllClose(found["loss"], -log_chances[range(3), label] * weight)
         self.assertAllClose(found["answer"], np.exp(log_chances))
 
@@ -221,12 +208,7 @@ class RunTest(unittest.TestCase):
         self.assertEqual(found["scores"], record["scores"])
         self.check_exported_answers(whole)
 
-        class Stop(loop.Callback):
-            def on_log(self, trainer, record):
-                if record["step"] == 20:
-                    trainer.request_stop()
-
-        with mock.patch.object(train, "Trainer", lambda *args, **kw: loop.Trainer(*args, **kw, callbacks=[Stop()])):
+        with stopping(20):
             self.train(parts, code=3, **flags)
         self.train(parts, **flags)
         self.assertEqual(tiny_run.measured(parts), tiny_run.measured(whole))

@@ -3,7 +3,6 @@
 import json
 import pathlib
 import random
-import tempfile
 import types
 import unittest
 from unittest import mock
@@ -13,9 +12,10 @@ import tensorflow as tf
 
 import tfzoo
 from tests import helpers, tiny_run
+from tests.stopped_command import stopping
 from tests.tasks import small
+from tests.tasks.fakes import Logits, rows_of
 from tfzoo import evaluate, train
-from tfzoo.data import encoded
 from tfzoo.data.tagged import TaggedRow
 from tfzoo.errors import UserError
 from tfzoo.evaluation import entities
@@ -23,7 +23,7 @@ from tfzoo.export import answers
 from tfzoo.models import bert
 from tfzoo.tasks.tag import Tag
 from tfzoo.text.wordpiece import WordPiece
-from tfzoo.training import TrainConfig, evaluating, loop
+from tfzoo.training import TrainConfig, evaluating
 
 LABELS = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ann", "le", "##vine", "slept", *"abcdefgh"]
@@ -41,11 +41,6 @@ def row(text, *tags):
     return TaggedRow("file:1", text, tuple(words), tags or ("O",) * len(words))
 
 
-def rows_of(made: Tag, *rows):
-    with tempfile.TemporaryDirectory() as folder:
-        return encoded.cached("key", folder, lambda: made.chunks(types.SimpleNamespace(rows=lambda: iter(rows))))
-
-
 def predictions(*sentences, labels=LABELS):
     """Returns the predictions for windows: (number of the sentence, [(label, answer or code), ...])."""
     width = max(len(words) for _, words in sentences)
@@ -58,17 +53,8 @@ def predictions(*sentences, labels=LABELS):
     return found | {"number": np.array([number for number, _ in sentences]), "score": scores}
 
 
-class Logits:
-    """A model that returns given logits [B, L, C]."""
-
-    INPUTS = ("token_ids", "segment_ids", "padding_mask")
-
-    def __init__(self, logits):
-        self.logits = tf.constant(logits, tf.float32)
-
-    def __call__(self, inputs, training=False):
-        assert {*inputs} == {*self.INPUTS}
-        return {"tag_logits": self.logits}
+def model(logits):
+    return {"main": Logits(logits, "tag_logits")}
 
 
 class TagTest(tf.test.TestCase):
@@ -118,14 +104,14 @@ class TagTest(tf.test.TestCase):
         words = [(0, 1, 3), (0, 2, 0), (1, 2, 1)]  # Row, position, label: words without a token have no loss.
         for smoothing in (0.0, 0.3):
             made = task(label_smoothing=smoothing)
-            total, count = made.loss({"main": Logits(logits)}, batch)
+            total, count = made.loss(model(logits), batch)
             each = [
                 (1 - smoothing) * log_chances[i, j, label] + smoothing * log_chances[i, j].mean()
                 for i, j, label in words
             ]
             self.assertAllClose(total, -sum(each))
             self.assertAllClose(count, 3.0)
-            found = made.predict({"main": Logits(logits)}, batch | {"number": tf.constant([0, 1])})
+            found = made.predict(model(logits), batch | {"number": tf.constant([0, 1])})
             plain = [-log_chances[word] for word in words]
             self.assertAllClose(found["loss"], [plain[0] + plain[1], plain[2]])
             self.assertAllClose(found["loss_weight"], [2, 1])
@@ -133,7 +119,7 @@ class TagTest(tf.test.TestCase):
         self.assertAllEqual(found["answer"][:, :4], [[best[0, 1], -1, best[0, 2], -1], [best[1, 2], -2, -1, -1]])
         self.assertAllClose(found["score"][0, 0], np.exp(log_chances[0, 1].max()))
         self.assertEqual(found["label"].shape, (2, 8))
-        total, count = made.loss({"main": Logits(logits)}, batch | {"weight": tf.constant([0.0, 1.0])})
+        total, count = made.loss(model(logits), batch | {"weight": tf.constant([0.0, 1.0])})
         self.assertAllClose(count, 1.0)
 
     def test_answers_become_iob2(self):
@@ -315,12 +301,7 @@ class RunTest(unittest.TestCase):
         whole, parts = self.folder / "whole", self.folder / "parts"
         self.train(whole)
 
-        class Stop(loop.Callback):
-            def on_log(self, trainer, record):
-                if record["step"] == 2:
-                    trainer.request_stop()
-
-        with mock.patch.object(train, "Trainer", lambda *args, **kw: loop.Trainer(*args, **kw, callbacks=[Stop()])):
+        with stopping(2):
             self.train(parts, code=3)
         self.assertEqual(tiny_run.records(parts)[-1]["step"], 2)
         self.train(parts)

@@ -10,6 +10,7 @@ import unittest
 import pytest
 
 from tests import helpers, tiny_run
+from tests.stopped_command import command  # noqa: F401  (called by tests.worlds)
 from tests.worlds import Worlds
 from tfzoo.training import registry
 
@@ -140,24 +141,6 @@ def import_all():
 
     assert all((matplotlib, tqdm, packing, pairs, parallel, pipeline, segments, tokenized))
     assert all((bart, bert, electra, gpt2, t5, xlnet, checkpoint, loop, optimizers, runs))
-
-
-def command(world, argv, stop_at):
-    """Runs tfzoo.train in this process."""
-    from unittest import mock
-
-    from tfzoo import train
-    from tfzoo.training import loop
-
-    class Stop(loop.Callback):
-        def on_log(self, trainer, record):
-            if record["step"] == stop_at:
-                trainer.request_stop()
-
-    with mock.patch.object(
-        train, "Trainer", lambda config, given: loop.Trainer(config, given=given, callbacks=[Stop()])
-    ):
-        return dict(zip(("code", "out", "err"), helpers.run(train, *argv), strict=True))
 
 
 if __name__ == "__main__":
