@@ -57,8 +57,8 @@ class PredictConfig(ModelDir):
     )
     sequence_length: int | None = option(
         None,
-        "Maximum number of tokens of a text; defaults to the most that the model reads, up to 1024. An artifact has "
-        "its own.",
+        "Maximum number of tokens of a text; defaults to that of the fine-tuning, or else to the maximum length of the "
+        "model, at most 1024. An artifact has its own.",
         group=_MODEL,
         low=1,
     )

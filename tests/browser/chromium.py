@@ -32,7 +32,7 @@ TIMEOUT = 120  # Seconds in which the driver must answer.
 
 
 def missing() -> str:
-    """Returns why there is no browser, or "" if there is one."""
+    """Returns the reason why no browser is available, or an empty string if one is."""
     if shutil.which("chromium") and shutil.which("chromedriver"):
         return ""
     return "requires Chromium: apt-get install chromium chromium-driver (Debian)"

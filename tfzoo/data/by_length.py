@@ -144,7 +144,7 @@ def rounded(length: int) -> int:
 
 
 def _share(batch_size: int, context: Context) -> tuple[int, int, int]:
-    """Returns the first row of a worker's part of a batch, its number of rows, and over how many replicas it is divided."""
+    """Returns the first row of a worker's part of a batch, its number of rows, and the number of its replicas."""
     share = batch_size // context.num_input_pipelines
     return context.input_pipeline_id * share, share, share // context.get_per_replica_batch_size(batch_size)
 

@@ -6,8 +6,8 @@ characters, or with punctuation of sentences), no cell recurs in its column, not
 - its cells contain no spaces, and one of them is in `TEXTS`, `LABELS`, or a pair of `PAIRS`; or
 - all other cells of a column are numbers, or it is at most half as long as the median in the column of the text.
 
-A table with one column has a header only by the first of these rules. Columns that the user specifies by number mean
-that there is no header, unless the first rule says otherwise.
+A table with one column has a header only by the first of these rules. If the user
+specifies columns by number, the table has no header, except by the first rule.
 
 The columns are, in this order of precedence: those that the user specifies; those with a common name (`PAIRS`, then
 `TEXTS`; `LABELS`); and otherwise by their values in the first rows:

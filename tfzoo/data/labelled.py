@@ -79,7 +79,7 @@ class LabelledFile(RowFile[Row]):
           path: the file or folder.
           flag: the flag that names it, for messages.
           kind: of the label: "single" (a text), "several" (texts: a JSON list, or separated by comma, semicolon or
-            vertical bar), "number", or "none" (there is no label, or it is not read).
+            vertical bar), "number", or "none" (rows have no label, or it is ignored).
           columns: the columns that the user specifies.
           needs_pair: True requires a second text, False does not read it, None reads it if there is one.
           policy: "strict" or "skip", for bad rows.

@@ -34,7 +34,7 @@ class Weighted:
         """Returns the figures of the rows with these indices, which may repeat; by default of all rows."""
         values = self.values if indices is None else self.values[indices]
         if not len(values):
-            raise ValueError("there are no rows to score")
+            raise ValueError("0 rows cannot be scored")
         first, _, counts = groups(values)
         return {name: float(of[0]) for name, of in self.figures(values[first], counts[None]).items()}
 

@@ -38,7 +38,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define("integer", "keep_versions", None, "remove all but this many of the newest versions; by default none "
            "is removed")  # fmt: skip
     define("integer", "sequence_length", None, "the maximum number of tokens in a text; defaults to that of the "
-           "fine-tuning, or else to the most that the model reads, up to 1024")  # fmt: skip
+           "fine-tuning, or else to the maximum length of the model, at most 1024")  # fmt: skip
     define("enum", "long_texts", "truncate", "what to do with longer texts", enum_values=["truncate", "refuse"])
     define("enum", "refuse", "call", "what to refuse if a row of a request is invalid: the whole call, with "
            "INVALID_ARGUMENT, or only that row, with the reason in its output `error`",

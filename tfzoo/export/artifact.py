@@ -83,7 +83,7 @@ def export(
       name: the name of the served model; None means the name of its family.
       version: the version number; None means the next free one.
       formats: names of TARGETS.
-      sequence_length: the maximum number of tokens in a text; None means the most that the model reads, up to 1024.
+      sequence_length: the maximum number of tokens in a text; None means the model's maximum, at most 1024.
       text_pair, long_texts, refuse, pooling, prompt_name, max_new_tokens: see answers.Options.
       num_beams: the number of beams in the search for the likeliest text; None means that of the model's folder, or a
         greedy search if the folder specifies none.

@@ -25,7 +25,7 @@ class Vocabulary:
     Attributes:
       pieces: the tokens as they are in the vocabulary.
       continues: whether a token continues a word, [V], if the vocabulary marks such tokens; otherwise None.
-      special_ids: the ids of tokens that are no text.
+      special_ids: the ids of special tokens, which do not represent text.
       mask_id: the id of the mask token; None without one.
       decoded: ids -> the text of each of them.
     """

@@ -27,7 +27,7 @@ class ModelPredictor(Predictor):
       load: () -> (model, tokenizer); called once for each device.
       devices: TensorFlow's names of the devices, each of which has a copy of the model; () leaves the choice of one
         device to TensorFlow.
-      sequence_length: the maximum number of tokens in a text; None means the most that the model reads, up to 1024.
+      sequence_length: the maximum number of tokens in a text; None means the model's maximum, at most 1024.
       pooling, prompt_name: see export.answers.Options.
 
     Raises:
