@@ -17,8 +17,9 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-RECORDS, PAGE, RUNS = ROOT / "docs/finetuned.json", ROOT / "docs/results.md", ROOT / "runs/results"
+from recipes import ROOT, RUNS, write_between
+
+RECORDS = ROOT / "docs/finetuned.json"
 BEGIN, END = "<!-- fine-tuning: written by `make results` -->\n", "<!-- end of fine-tuning -->\n"
 DATA = pathlib.Path(os.environ.get("TFZOO_DATA", ""))
 
@@ -173,10 +174,8 @@ def table(records: dict[str, dict]) -> list[str]:
 
 
 def write_page(records: dict[str, dict]) -> None:
-    """Writes the table between the two marks of the page."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(table(records)) + "\n\n" + END + after)
+    """Writes the table of all recorded rows."""
+    write_between(BEGIN, END, "\n".join(table(records)) + "\n")
 
 
 def main() -> None:

@@ -110,11 +110,16 @@ def section(name: str, config: TrainConfig, record: dict) -> str:
 
 
 def write_page(records: dict[str, dict]) -> None:
-    """Writes the sections of all recorded recipes between the two marks of the page."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """Writes the sections of all recorded recipes."""
     sections = [section(name, config_of(name), records[name]) for name in recipes() if name in records]
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(sections) + "\n" + END + after)
+    write_between(BEGIN, END, "\n".join(sections))
+
+
+def write_between(begin: str, end: str, text: str) -> None:
+    """Writes a text between two marks of the page, in place of what is there."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def main() -> None:
