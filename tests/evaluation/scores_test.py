@@ -58,7 +58,7 @@ class ClassificationTest(unittest.TestCase):
         for gold, predicted in (([0, 5], [0, 0]), ([0, 0], [0, -1]), ([[0]], [[0]])):
             with self.assertRaisesRegex(ValueError, "5 labels"):
                 scores.classification(np.array(gold), np.array(predicted), LABELS)
-        with self.assertRaisesRegex(ValueError, "no rows"):
+        with self.assertRaisesRegex(ValueError, "0 rows"):
             scores.classification(np.array([], int), np.array([], int), LABELS)
 
 
