@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "retrieval": MODELS | {"records", "text", "hub", "embeddings", "evaluation", "training"},
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
-    "prediction": MODELS | {"text", "embeddings", "export", "training", "hub"},
+    "prediction": MODELS | {"text", "embeddings", "evaluation", "export", "training", "hub"},
     "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts of any origin.
 }
 # Importing these does not import TensorFlow, so that help, error messages and servers start fast.
@@ -113,6 +113,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.prediction.folders",
     "tfzoo.prediction.onnx_graphs",
     "tfzoo.prediction.pipelines",
+    "tfzoo.prediction.triples",
     "tfzoo.training.page",
     "tfzoo.weights.model_card",
     "tfzoo.retrieval.bm25",

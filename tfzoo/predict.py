@@ -2,11 +2,13 @@
 
 python -m tfzoo.predict --model_dir=runs/mine --input=lines.jsonl --output=answers.jsonl
 python -m tfzoo.predict --model_dir=exports/onnx/bert/1 --input=rows.csv --text_column=body --output=answers.jsonl
+python -m tfzoo.predict --model_dir=runs/tag,runs/relation --input=lines.txt --output=triples.jsonl
 echo "What a day" | python -m tfzoo.predict --model_dir=runs/mine --input=-
 
 --model_dir is a run, a Hugging Face or sentence-transformers folder, or an exported SavedModel or ONNX artifact; all of
-them give the same answers. --input is a .txt file with one text per line, a .jsonl file, or a .csv or .tsv file with a
-header. Its fields are text and text_pair, or question and context for a model that finds answers in a context.
+them give the same answers. Two of them, separated by a comma, find entities and the relations between them. --input is
+a .txt file with one text per line, a .jsonl file, or a .csv or .tsv file with a header. Its fields are text and
+text_pair, or question and context for a model that finds answers in a context.
 
 The output has one line of JSON per row, in the order of the input: the fields of the row and the answer, such as
 {"text": "What a day", "label": "positive", "score": 0.98, "scores": {"negative": 0.02, "positive": 0.98}}. A field that
@@ -31,13 +33,14 @@ from tfzoo import cli, options, progress
 from tfzoo.errors import UserError
 from tfzoo.model_dir import ModelDir
 from tfzoo.options import option
-from tfzoo.prediction import answers, folders
+from tfzoo.prediction import answers, folders, triples
 from tfzoo.prediction.output import Output, encoded
 from tfzoo.prediction.predictor import PAIR, Predictor
 from tfzoo.prediction.rows import FORMATS, Row, Source
-from tfzoo.prediction.stream import LONG_TEXTS, TRUNCATE, Stream, check_average
+from tfzoo.prediction.stream import LONG_TEXTS, TRUNCATE, check_average
+from tfzoo.prediction.triples import MAX_PAIRS, PairOptions, Triples
 
-_INPUT, _OUTPUT, _MODEL = "Input", "Output", "Model"
+_INPUT, _OUTPUT, _MODEL, _PAIRS = "Input", "Output", "Model", "Entities and relations"
 # The flags that determine the answers.
 _DETERMINING = (
     "text_column pair_column input_format batch_size block_rows long_texts sequence_length pooling prompt_name weights "
@@ -52,7 +55,8 @@ class PredictConfig(ModelDir):
     model_dir: str = option(
         dataclasses.MISSING,
         "Run folder, Hugging Face folder, sentence-transformers folder, hf://NAME[@REVISION], or exported SavedModel "
-        "or ONNX artifact: OUTPUT_DIR/FORMAT/NAME/VERSION.",
+        "or ONNX artifact: OUTPUT_DIR/FORMAT/NAME/VERSION. A model of --task=tag and one of --task=relation, separated "
+        "by a comma, find entities and the relations between them.",
         group=_MODEL,
     )
     sequence_length: int | None = option(
@@ -103,6 +107,23 @@ class PredictConfig(ModelDir):
         group=_INPUT,
         choices=LONG_TEXTS,
     )
+    max_pairs: int = option(
+        MAX_PAIRS,
+        "With two models: how many pairs of entities of a text the relation model reads, those closest to each other.",
+        group=_PAIRS,
+        low=1,
+    )
+    ordered_pairs: bool | None = option(
+        None,
+        "With two models: whether each pair of entities is read in both orders; by default only if the labels have no "
+        "directions, such as Part(e1,e2).",
+        group=_PAIRS,
+    )
+    keep_no_relation: bool = option(
+        False,
+        "With two models: also write the pairs without a relation, whose label is Other, no_relation, NA or None.",
+        group=_PAIRS,
+    )
     output: str | None = option(None, "The .jsonl file to write; by default stdout.", group=_OUTPUT)
     resume: bool = option(
         True, "Continue the answers of a killed program; --noresume starts from the first row.", group=_OUTPUT
@@ -125,15 +146,7 @@ def main(flags: absl_flags.FlagValues) -> int | None:
     config = PredictConfig(**options.values_of(flags, PredictConfig))
     source = Source(config.input, config.input_format)
     _check_output(config, source)
-    predictor = folders.open_folder(
-        config.model_dir,
-        checkpoint=config.checkpoint,
-        weights=config.weights,
-        num_devices=config.num_devices,
-        sequence_length=config.sequence_length,
-        pooling=config.pooling,
-        prompt_name=config.prompt_name,
-    )
+    predictor = _open(config)
     columns, optional = _columns(config, predictor)
     check_average(predictor.task, columns, config.long_texts)
     answering = _Answering(config, source, predictor, columns, optional)
@@ -141,6 +154,15 @@ def main(flags: absl_flags.FlagValues) -> int | None:
         answering.to_stdout()
         return None
     return answering.to_file()
+
+
+def _open(config: PredictConfig) -> Predictor | Triples:
+    names = ("checkpoint", "weights", "num_devices", "sequence_length", "pooling", "prompt_name")
+    options: dict[str, Any] = {name: getattr(config, name) for name in names}
+    if "," not in config.model_dir or os.path.exists(config.model_dir):
+        return folders.open_folder(config.model_dir, **options)
+    pairs = PairOptions(config.max_pairs, config.ordered_pairs, config.keep_no_relation)
+    return triples.open_folders(config.model_dir.split(","), pairs, **options)
 
 
 def _check_output(config: PredictConfig, source: Source) -> None:
@@ -152,7 +174,7 @@ def _check_output(config: PredictConfig, source: Source) -> None:
         raise UserError(f"--output={config.output}: its folder does not exist; create it")
 
 
-def _columns(config: PredictConfig, predictor: Predictor) -> tuple[list[str], str | None]:
+def _columns(config: PredictConfig, predictor: Predictor | Triples) -> tuple[list[str], str | None]:
     """Returns the fields of a row's texts, and the field of a further text that rows may have."""
     columns = list(predictor.inputs)
     columns[0] = config.text_column or columns[0]
@@ -169,7 +191,12 @@ class _Answering:
     """Answers the rows of a source."""
 
     def __init__(
-        self, config: PredictConfig, source: Source, predictor: Predictor, columns: list[str], optional: str | None
+        self,
+        config: PredictConfig,
+        source: Source,
+        predictor: Predictor | Triples,
+        columns: list[str],
+        optional: str | None,
     ):
         self._config, self._source, self._predictor = config, source, predictor
         self._columns, self._optional = columns, optional
@@ -237,7 +264,7 @@ class _Answering:
         skipped = done // self._config.block_rows * self._config.block_rows
         for _ in range(skipped):
             next(rows, None)
-        with Stream(
+        with triples.open_stream(
             self._predictor, self._config.batch_size, self._config.block_rows, self._config.long_texts
         ) as stream:
             left = done - skipped

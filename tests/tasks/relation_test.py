@@ -207,6 +207,7 @@ class RunTest(unittest.TestCase):
         found = json.loads((whole / "evaluation-dev.json").read_text())
         self.assertEqual(found["scores"], record["scores"])
         self.check_exported_answers(whole)
+        self.check_triples(whole)
 
         with stopping(20):
             self.train(parts, code=3, **flags)
@@ -267,6 +268,27 @@ class RunTest(unittest.TestCase):
             self.assertEqual(lenient.refusal(lenient.row([text])), error.decode())
         with self.assertRaisesRegex(tf.errors.InvalidArgumentError, "must mark two entities"):
             answer.answer({"text": tf.constant(wrong[:1])}, lambda inputs: model(inputs))
+
+    def check_triples(self, run_dir):
+        """A pipeline of a model of entities and the run reads each pair of entities as the run does alone."""
+        tokenizer = tfzoo.load(run_dir)[1]
+        tagger = tfzoo.build(
+            "bert_tiny",
+            heads=("tag",),
+            labels=("O", "B-X"),
+            hidden_size=8,
+            num_heads=1,
+            vocab_size=tokenizer.vocab_size,
+        )
+        tagger.weights[-1].assign([0.0, 9.0])  # The bias of the logits: every word is an entity.
+        tfzoo.save(tagger, self.folder / "tagger", tokenizer)
+        text = "The car has a wheel"
+        found = tfzoo.pipeline([self.folder / "tagger", run_dir])(text)
+        self.assertEqual([each["text"] for each in found["entities"]], text.split())
+        (triple,) = [each for each in found["triples"] if (each["head"]["start"], each["tail"]["start"]) == (4, 14)]
+        alone = tfzoo.pipeline(run_dir)("The <e1>car</e1> has a <e2>wheel</e2>")
+        self.assertEqual((alone["label"], triple["relation"]), ("Whole(e1,e2)", "Whole"))
+        self.assertAlmostEqual(alone["score"], triple["score"], places=4)
 
     def test_errors(self):
         other, single = self.folder / "other.jsonl", self.folder / "single.jsonl"

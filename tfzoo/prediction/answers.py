@@ -8,6 +8,7 @@
     spans of a context  {"answer": "1815", "start": 8, "end": 12, "score": 0.9, "no_answer": 0.01, "answers": [...]}
     words for masks     {"words": [[{"word": "rain", "score": 0.6}, ...], ...]}: a list per mask, the likeliest first
     an embedding        {"embedding": [0.1, ...]}
+    relations           {"entities": [...], "triples": [{"head": {...}, "relation": "Part", ...}]}: see triples.py
 
 The outputs determine the form, so that a new head of the export needs no code here unless its answer is of a new form.
 start and end count code points; they are missing if the tokenizer has no offsets. Imports only numpy.
@@ -21,8 +22,8 @@ import numpy as np
 THRESHOLD = 0.5  # The probability from which one of several labels holds.
 # Every field of an answer; fields of the input with these names are renamed.
 FIELDS = frozenset(
-    "label score scores labels value values entities answer start end no_answer answers words embedding truncated "
-    "error".split()
+    "label score scores labels value values entities answer start end no_answer answers words embedding triples "
+    "omitted_pairs truncated error".split()
 )
 Record = dict[str, Any]
 

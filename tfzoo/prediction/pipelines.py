@@ -5,19 +5,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfzoo.errors import UserError
-from tfzoo.prediction import folders
+from tfzoo.prediction import folders, triples
 from tfzoo.prediction.answers import Record
 from tfzoo.prediction.predictor import PAIR
-from tfzoo.prediction.stream import LONG_TEXTS, TRUNCATE, Stream, check_average
+from tfzoo.prediction.stream import LONG_TEXTS, TRUNCATE, check_average
+from tfzoo.prediction.triples import MAX_PAIRS, PairOptions
 
 Row = str | tuple[str, ...]
 
 
 class Pipeline:
-    """Answers texts with the model of a folder; `pipeline` creates it.
+    """Answers texts with the model of a folder, or with two of them; `pipeline` creates it.
 
     Attributes:
-      task: the head that answers, such as "classify".
+      task: the head that answers, such as "classify"; "triples" if two models do.
       inputs: the names of the texts of a row, such as ("text",).
     """
 
@@ -44,7 +45,7 @@ class Pipeline:
         one = isinstance(texts, str | tuple)
         given: Sequence[Any] = [texts] if one else texts
         rows = [self._row(f"texts[{number}]", row) for number, row in enumerate(given)]
-        with Stream(self._predictor, self._batch_size, long_texts=self._long_texts) as stream:
+        with triples.open_stream(self._predictor, self._batch_size, long_texts=self._long_texts) as stream:
             records: list[Record] = stream.answer(rows)
         for number, record in enumerate(records):
             if "error" in record:
@@ -64,7 +65,14 @@ class Pipeline:
 
 
 def pipeline(
-    model_dir: str | os.PathLike, *, batch_size: int = 32, long_texts: str = TRUNCATE, **options: Any
+    model_dir: str | os.PathLike | Sequence[str | os.PathLike],
+    *,
+    batch_size: int = 32,
+    long_texts: str = TRUNCATE,
+    max_pairs: int = MAX_PAIRS,
+    ordered_pairs: bool | None = None,
+    keep_no_relation: bool = False,
+    **options: Any,
 ) -> Pipeline:
     """Returns a callable that answers texts with the model of a folder, as python -m tfzoo.predict does.
 
@@ -73,16 +81,25 @@ def pipeline(
         classify(["What a day", "Oh no"])       # a list of records
         classify([("A premise", "A hypothesis")])
 
+        extract = tfzoo.pipeline(["runs/tag", "runs/relation"])
+        extract("Ada works for Acme")           # {"entities": [...], "triples": [{"head": {...}, ...}]}
+
     Args:
       model_dir: a run, a Hugging Face or sentence-transformers folder, hf://NAME[@REVISION], or an exported SavedModel
-        or ONNX artifact.
+        or ONNX artifact; or a list of two of them, one that finds entities and one that finds relations between two.
       batch_size: the number of texts computed at a time.
       long_texts: what a classifier does with a text longer than it reads: "truncate", or "average" the answers of
         overlapping windows.
+      max_pairs, ordered_pairs, keep_no_relation: with two models, see tfzoo.prediction.triples.PairOptions.
       **options: checkpoint, weights, num_devices, sequence_length, pooling and prompt_name of
         tfzoo.prediction.folders.open_folder.
 
     Raises:
       UserError: the folder contains no model that answers texts, or an option does not apply to it.
     """
-    return Pipeline(folders.open_folder(os.fspath(model_dir), **options), batch_size, long_texts)
+    predictor: Any
+    if isinstance(model_dir, str | os.PathLike):
+        predictor = folders.open_folder(os.fspath(model_dir), **options)
+    else:
+        predictor = triples.open_folders(model_dir, PairOptions(max_pairs, ordered_pairs, keep_no_relation), **options)
+    return Pipeline(predictor, batch_size, long_texts)
