@@ -61,10 +61,10 @@ MAY_IMPORT = {
     "tuning": BELOW | {"config"},
     "model_dir": MODELS | {"options", "training", "hub"},
     "embeddings": MODELS | {"text"},
-    "retrieval": MODELS | {"records", "text", "hub", "embeddings", "evaluation", "training"},
+    "retrieval": MODELS | {"records", "text", "data", "hub", "embeddings", "evaluation", "training"},
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
-    "prediction": MODELS | {"text", "embeddings", "evaluation", "export", "training", "hub"},
+    "prediction": MODELS | {"text", "data", "embeddings", "evaluation", "export", "training", "hub"},
     "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts of any origin.
 }
 # Importing these does not import TensorFlow, so that help, error messages and servers start fast.

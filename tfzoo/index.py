@@ -5,8 +5,9 @@ python -m tfzoo.index --model_dir=runs/mine --input=a.csv --text_field=body --id
 python -m tfzoo.index --input=lines.txt --output_dir=indexes/lines
 
 --input is a .txt file with one text per line, a .jsonl file of objects, or a .csv or .tsv file whose first row names
-the columns. Without --id_field, the id of a document is the number of its line. Without --model_dir, the index has no
-vectors, and TensorFlow is not imported.
+the columns; or several files, separated by commas. Without --id_field, the id of a document is the number of its line,
+as in "pages.jsonl:17" if there are several files. Without --model_dir, the index has no vectors, and TensorFlow is not
+imported.
 
 The folder contains the ids and texts, vectors.npy, the inverted index, and manifest.json with the SHA-256 of each
 file. If the command is killed, the same command continues after the last block of vectors, and the index becomes the
@@ -45,10 +46,15 @@ class IndexConfig(ModelDir):
         None, 'Text to put before each document; by default the prompt "document" of the folder.', group=_MODEL
     )
     batch_size: int = option(32, "Texts per batch of the model.", group=_MODEL, low=1)
-    input: str = option(dataclasses.MISSING, "A .txt, .jsonl, .csv or .tsv file.", group=_TEXTS)
+    input: str = option(
+        dataclasses.MISSING, "A .txt, .jsonl, .csv or .tsv file, or several, separated by commas.", group=_TEXTS
+    )
     text_field: str = option("text", "The field, or column, with the text.", group=_TEXTS)
     id_field: str | None = option(
-        None, "The field, or column, with the id; by default the number of the line.", group=_TEXTS
+        None,
+        "The field, or column, with the id; by default the number of the line, after the name of the file if there are "
+        "several.",
+        group=_TEXTS,
     )
     bad_rows: str = option(
         "strict",
@@ -91,7 +97,7 @@ class IndexConfig(ModelDir):
             remedy = "add the other, or choose another --method" if not self.model_dir else "omit --model_dir"
             raise UserError(f"--method={listed}: --model_dir and the method vectors need each other; {remedy}")
         return build.Plan(
-            source=documents.Source(pathlib.Path(self.input), self.text_field, self.id_field, self.bad_rows),
+            source=documents.Source(_paths(self.input), self.text_field, self.id_field, self.bad_rows),
             methods=methods,
             similarity=self.similarity,
             dtype=self.dtype,
@@ -105,6 +111,11 @@ class IndexConfig(ModelDir):
                 "document_prompt": self.document_prompt,
             },
         )
+
+
+def _paths(listed: str) -> list[str]:
+    """Returns the files that --input names; a file whose name contains a comma is one file."""
+    return [listed] if os.path.exists(listed) else [path.strip() for path in listed.split(",") if path.strip()]
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:

@@ -57,11 +57,12 @@ _LABELS = {
     "spearman": "Spearman correlation",
 }
 _PROPER = {*_WORDS.values(), *(label.split()[0] for label in _LABELS.values())}  # Keep their capitals in a sentence.
-# Follows "the" in a sentence.
-_BASELINES = {
+# The names of the baselines of tasks, in tables and, after "the", in sentences.
+BASELINES = {
     "majority": "majority class",
     "linear": "linear model",
     "lookup": "look-up table",
+    "tfidf": "TF-IDF cosine",
     "bm25": "BM25 ranking",
     "mean": "mean of the training values",
 }
@@ -135,7 +136,7 @@ class Score:
         """Returns sentences that compare the model with the best baseline; "" if there is none."""
         if self.best_baseline is None:
             return ""
-        name, baseline = _BASELINES.get(self.best_baseline, self.best_baseline), self.baselines[self.best_baseline]
+        name, baseline = BASELINES.get(self.best_baseline, self.best_baseline), self.baselines[self.best_baseline]
         first = self.label.split()[0] if self.label else ""
         label = self.label if first in _PROPER else self.label[:1].lower() + self.label[1:]
         figures = f"{label} {self.show(self.value)}, compared with {self.show(baseline)}"
@@ -149,7 +150,7 @@ class Score:
 
 def baseline_label(name: str) -> str:
     """Returns the name of a baseline for readers: "linear" -> "linear model"."""
-    return _BASELINES.get(name, name)
+    return BASELINES.get(name, name)
 
 
 @dataclasses.dataclass(frozen=True)

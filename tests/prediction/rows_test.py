@@ -1,5 +1,6 @@
 """Rows of files."""
 
+import gzip
 import io
 import subprocess
 import sys
@@ -32,6 +33,10 @@ class RowsTest(unittest.TestCase):
         self.assertEqual(self.texts(source), [("one",), ("",), ("  two ",), ("three",)])
         self.assertEqual([row.fields for row in source.rows(["text"])][0], {"text": "one"})
 
+    def test_gzip_and_lone_carriage_returns(self):
+        source = self.source("a.txt.gz", gzip.compress(b"one\rtwo\nthree"))
+        self.assertEqual(self.texts(source), [("one\rtwo",), ("three",)])
+
     def test_jsonl(self):
         source = self.source("a.jsonl", '\ufeff{"id": 7, "text": "a"}\n\n{"text": "b", "text_pair": null}\n')
         rows = list(source.rows(["text"], "text_pair"))
@@ -61,14 +66,14 @@ class RowsTest(unittest.TestCase):
         found = self.errors(source)
         self.assertEqual([where for where, _ in found], [f"bad.jsonl:{i}" for i in range(1, 7)])
         for (_, error), words in zip(
-            found, ["3, not a string", "did you mean texts", "not JSON", "not a JSON object", "not UTF-8", "NaN"]
+            found, ["3, not a string", "did you mean texts", "not JSON", "not a JSON object", "lone surrogate", "NaN"]
         ):
             self.assertIn(words, error)
         invalid = self.source("bad.txt", b"fine\n\xff\xfe\nfine\n")
         self.assertEqual([where for where, _ in self.errors(invalid)], ["bad.txt:2"])
         ragged = self.source("bad.csv", "text,id\na\nb,1\n")
-        self.assertEqual(self.errors(ragged), [("bad.csv:2", "has 1 fields, but the header has 2; correct it")])
-        with self.assertRaisesRegex(UserError, r"bad.jsonl:1: 'text' is 3, not a string.*add --bad_rows=skip"):
+        self.assertEqual(self.errors(ragged), [("bad.csv:2", "has 1 columns, but the header has 2; correct the row")])
+        with self.assertRaisesRegex(UserError, r"bad.jsonl:1: 'text' is 3, not a string.*use --bad_rows=skip"):
             source.scan(["text"])
         self.assertEqual(source.scan(["text"], skip=True).rows, 7)
 
@@ -87,6 +92,9 @@ class RowsTest(unittest.TestCase):
         ):
             with self.assertRaisesRegex(UserError, words):
                 list(self.source(name, content).rows(columns))
+        damaged = self.source("a.csv", b"text,\xff\na,b\n")
+        with self.assertRaisesRegex(UserError, "a.csv:1: the header byte 0xff after 'text,' is not UTF-8"):
+            list(damaged.rows(["text"]))
         with self.assertRaisesRegex(UserError, "no such file"):
             Source(str(self.folder / "nowhere.txt"))
         with self.assertRaisesRegex(UserError, "the suffix is not .txt, .jsonl, .csv or .tsv; add --input_format"):

@@ -71,12 +71,12 @@ class SourceTest(Case):
 
     def test_bad_rows_are_errors_or_are_counted(self):
         for name, content, words, kept in (
-            ("a.txt", b"a\n\xff\nb", "a.txt:2: is not UTF-8 at byte 0", ["a", "b"]),
-            ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', r"a.jsonl:2: 'text' is missing \(did you mean txt\?\)", ["a"]),
-            ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', "a.jsonl:2: 'text' is not a string", ["a"]),
+            ("a.txt", b"a\n\xff\nb", "a.txt:2: byte 0xff after .* is not UTF-8", ["a", "b"]),
+            ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', r"a.jsonl:2: has no 'text' \(did you mean txt\?\)", ["a"]),
+            ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', "a.jsonl:2: 'text' is 3, not a string", ["a"]),
             ("a.jsonl", '{"text": "a"}\n{"text": " "}\n', "a.jsonl:2: 'text' is blank", ["a"]),
             ("a.jsonl", '{"text": "a"}\n{"text": \n', "a.jsonl:2: is not JSON", ["a"]),
-            ("a.jsonl", '{"text": "a"}\n["b"]\n', "a.jsonl:2: is not a JSON object", ["a"]),
+            ("a.jsonl", '{"text": "a"}\n["b"]\n', r"a.jsonl:2: \['b'\] is not a JSON object", ["a"]),
             ("a.jsonl", '{"text": "a"}\n{"text": "\\ud800"}\n', "a.jsonl:2: 'text' contains a lone surrogate", ["a"]),
             ("a.csv", 'id,text\n"1\n",a\n2\n', "a.csv:4: has 1 columns, but the header has 2", ["a"]),
         ):
@@ -87,18 +87,40 @@ class SourceTest(Case):
 
     def test_what_no_policy_reads(self):
         for name, content, options, words in (
-            ("a.txt", "\n \n", {}, "contains no text; write one per line or row"),
-            ("a.jsonl", "{}", dict(bad_rows="skip"), r"contains no text \(1 rows were skipped\)"),
-            ("a.csv", "", {}, "contains no text"),
-            ("a.csv", "id,txt\n", {}, r"a.csv:1: --text_field=text is not a column \(did you mean txt\?\)"),
-            ("a.csv", "text,text\n", {}, "a.csv:1: --text_field=text appears twice"),
-            ("a.csv", 'text\n"a" b\n', {}, "a.csv:2: is not valid CSV"),
-            ("a.csv", b"text\n\xff\n", {}, "a.csv:2: is not UTF-8"),
+            ("a.txt", "\n \n", {}, "--input=.*a.txt: is empty; specify a file with rows"),
+            (
+                "a.jsonl",
+                "{}",
+                dict(bad_rows="skip"),
+                "contains no row that can be used .0 rows; skipped: missing_field 1",
+            ),
+            ("a.csv", "text", {}, "contains no row that can be used"),
+            ("a.csv", "id,txt\n", {}, r"a.csv:1: the header has no column 'text' \(did you mean txt\?\)"),
+            ("a.csv", "text,text\n", {}, "a.csv:1: the header has two columns 'text'"),
+            ("a.csv", b"text\n\xff\n", {}, "a.csv:2: byte 0xff after .* is not UTF-8"),
             ("a.txt", "a", dict(id_field="id"), "--id_field=id: does not apply to .txt files"),
             ("a.pdf", "a", {}, "its suffix is not one of .txt, .jsonl, .csv, .tsv"),
         ):
             with self.assertRaisesRegex(UserError, words):
                 self.read(name, content, **options)
+
+    def test_several_files(self):
+        one, other = self.write("a.txt", "one\n\ntwo\n"), self.write("b.jsonl", '{"text": "three"}\n{}\n')
+        source = Source([one, other], bad_rows="skip")
+        found = [(document.id, document.text) for document in source]
+        self.assertEqual(found, [("a.txt:1", "one"), ("a.txt:3", "two"), ("b.jsonl:1", "three")])
+        self.assertEqual((source.skipped, source.name), (1, f"{one},{other}"))
+        (self.folder / "sub").mkdir()
+        same = self.write("sub/a.txt", "four")
+        self.assertEqual([document.id for document in Source([one, same])][-1], f"{same}:1")
+        with self.assertRaisesRegex(UserError, "^--input: names .*a.txt twice; omit one"):
+            Source([one, one])
+        folder = self.folder / "index"
+        code, out, err = helpers.run(index, f"--input={one},{same}", f"--output_dir={folder}")
+        self.assertEqual(code, 0, err)
+        self.assertIn("3 documents", out)
+        same.write_text("five")
+        self.refused("is not the text from which", index, f"--input={one},{same}", f"--output_dir={folder}")
 
 
 class FolderTest(Case):
@@ -277,8 +299,11 @@ class CommandTest(Case):
         for words, argv in (
             ("--input is required", [target]),
             ("--output_dir is required", [f"--input={path}"]),
-            ("--input=nowhere.txt: cannot be read .no such file or directory.", ["--input=nowhere.txt", target]),
-            ("empty.txt: contains no text", [f"--input={empty}", f"--output_dir={self.folder / 'empty'}"]),
+            ("--input=nowhere.txt: no such file; specify an existing one", ["--input=nowhere.txt", target]),
+            (
+                "empty.txt: is empty; specify a file with rows",
+                [f"--input={empty}", f"--output_dir={self.folder / 'empty'}"],
+            ),
             ("--method=bm52: must be vectors, bm25 or vectors,bm25", ["--method=bm52", f"--input={path}", target]),
             ("--method=vectors: --model_dir and the method", ["--method=vectors", f"--input={path}", target]),
             ("--method=bm25: .* omit --model_dir", ["--method=bm25", "--model_dir=x", f"--input={path}", target]),

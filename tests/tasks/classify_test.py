@@ -21,6 +21,7 @@ from tfzoo import evaluate, train
 from tfzoo.errors import UserError
 from tfzoo.models import bart, bert, gpt2
 from tfzoo.tasks.classify import Classify
+from tfzoo.tasks.task import sample
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import TrainConfig, runs
 
@@ -136,6 +137,14 @@ class ClassifyTest(tf.test.TestCase):
             ],
         )
 
+    def test_a_sample_has_rows_of_the_whole_file(self):
+        self.assertEqual(sample(iter(range(5)), 5), [0, 1, 2, 3, 4])
+        chosen = sample(iter(range(10_000)), 1000)
+        self.assertEqual(len({*chosen}), 1000)
+        self.assertEqual(chosen, sample(iter(range(10_000)), 1000))
+        # The number of rows from the first half has the mean 500 and the standard deviation 15.
+        self.assertLess(abs(sum(row < 5000 for row in chosen) - 500), 60)
+
     def test_what_is_wrong(self):
         for pattern, options in (
             ("--class_weights=w=2: 'w' is not one of the labels; write LABEL=WEIGHT", dict(class_weights="w=2")),
@@ -180,9 +189,11 @@ class RunTest(unittest.TestCase):
         self.assertEqual(best["accuracy"], max(each["accuracy"] for each in evaluations))
         self.assertEqual(best["accuracy"], record["scores"]["accuracy"]["value"])
 
+        (self.folder / "other").mkdir()
         with self.assertNoLogs("absl", "WARNING"):  # The same command again, without --steps.
             self.train(run_dir, steps=None, epochs=10, learning_rate=0.02, evaluate_every=None, schedule="linear")
-        test_file = self.folder / "dev.tsv"
+        # The baselines need the training file alone.
+        test_file = (self.folder / "dev.tsv").rename(self.folder / "other" / "dev.tsv")
         code, out, err = helpers.run(evaluate, f"--model_dir={run_dir}", f"--test_file={test_file}")
         self.assertEqual(code, 0, err)
         self.assertIn(f"{best['accuracy']:.2%}", out)

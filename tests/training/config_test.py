@@ -68,6 +68,17 @@ class TrainConfigTest(unittest.TestCase):
         other = config.replace(objective="causal", pack=False)
         self.assertEqual(other.given(), {"steps": 5, "objective": "causal", "pack": False})
 
+    def test_a_task_has_a_learning_rate_of_its_own(self):
+        for rate, arguments in (
+            (1e-3, []),
+            (1e-3, ["--task=classify"]),
+            (1e-4, ["--task=classify", "--init_from=x"]),
+            (2e-5, ["--task=similarity", "--init_from=x"]),
+            (1e-4, ["--task=similarity", "--init_from=x", "--similarity_loss=mse"]),
+            (3e-4, ["--task=similarity", "--init_from=x", "--learning_rate=3e-4"]),
+        ):
+            self.assertEqual(parsed(*arguments).learning_rate, rate, arguments)
+
     def test_a_flagfile_repeats_it(self):
         config = parsed("--objective=span_corruption", "--mean_span=2.5", "--overrides=x=1,y=2", "--learning_rate=0.1")
         with tempfile.TemporaryDirectory() as folder:

@@ -59,9 +59,9 @@ def check_utf8(text: str) -> None:
 
 
 @contextlib.contextmanager
-def open_text(path: str) -> Iterator[TextIO]:
+def open_text(path: str, newline: str = "") -> Iterator[TextIO]:
     """Opens a file of UTF-8, decompressed if it is a gzip file. Line endings are kept, as the csv module requires, and
-    invalid bytes become lone surrogates (PEP 383), which `check_utf8` reports.
+    invalid bytes become lone surrogates (PEP 383), which `check_utf8` reports. `newline` is that of `open`.
 
     Raises:
       UserError: the file cannot be read, or its gzip stream is damaged.
@@ -70,7 +70,7 @@ def open_text(path: str) -> Iterator[TextIO]:
         with open(path, "rb") as file:
             start = file.read(2)
         opener: Any = gzip.open if start == _GZIP else open
-        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline) as text:
             yield text
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: gzip stream damaged or truncated ({error}); create or download it again") from None

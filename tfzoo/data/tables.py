@@ -210,22 +210,27 @@ def _end_of_quoted(text: str) -> int:
 def rows(path: str, dialect: Dialect) -> Iterator[tuple[int, list[str] | BadRow]]:
     """Yields (line number from 1 at which the row starts, its fields) without blank lines, one row at a time."""
     with open_text(path) as text:
-        feed = _Feed(text)
-        reader = dialect.reader(feed)
-        while True:
-            feed.begin_row()
-            start = feed.number + 1
-            fields: list[str] | BadRow
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                fields = BadRow("invalid_csv", f"is not valid CSV ({error})", "correct the quotes")
-            except BadRow as bad:
-                fields = bad
-            if fields:
-                yield start, feed.bad or fields
+        yield from rows_of(text, dialect)
+
+
+def rows_of(lines: Iterable[str], dialect: Dialect) -> Iterator[tuple[int, list[str] | BadRow]]:
+    """Yields the rows of lines with their endings, as `rows` does."""
+    feed = _Feed(lines)
+    reader = dialect.reader(feed)
+    while True:
+        feed.begin_row()
+        start = feed.number + 1
+        fields: list[str] | BadRow
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            fields = BadRow("invalid_csv", f"is not valid CSV ({error})", "correct the quotes")
+        except BadRow as bad:
+            fields = bad
+        if fields:
+            yield start, feed.bad or fields
 
 
 class _Feed(Iterator[str]):

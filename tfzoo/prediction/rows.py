@@ -1,33 +1,21 @@
-"""The texts to answer: rows of a .txt, .jsonl, .csv or .tsv file or of stdin, read one by one.
-
-| format | a row |
-|---|---|
-| txt | a line; an empty line is an empty text |
-| jsonl | an object in a line; blank lines are skipped |
-| csv, tsv | a record below the header, as Python's csv module reads it; blank lines are skipped |
-
-Files may begin with a byte order mark, and lines may end with CRLF. Memory holds one row.
-"""
+"""The texts to answer: rows of a .txt, .jsonl, .csv or .tsv file or of stdin, one by one; see tfzoo.data.fields."""
 
 import contextlib
-import csv
 import dataclasses
-import hashlib
+import io
 import itertools
 import os
-import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
-from tfzoo import json_files
-from tfzoo.errors import UserError, suggest
-from tfzoo.json_files import BadJSON
+from tfzoo import files
+from tfzoo.data import fields, row_files
+from tfzoo.data.fields import FORMATS
+from tfzoo.data.row_files import BadRow
+from tfzoo.errors import UserError
 
-FORMATS = ("txt", "jsonl", "csv", "tsv")
 STDIN = "-"
-_MAX_FIELD = 1 << 30  # Characters of a csv field.
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +35,8 @@ class Row:
     error: str = ""
 
     def refusal(self) -> UserError:
-        """Returns the error of a bad row."""
-        return UserError(f"{self.where}: {self.error}, or add --bad_rows=skip")
+        """Returns the error for a bad row."""
+        return UserError(f"{self.where}: {self.error}, or use --bad_rows=skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +61,12 @@ class Source:
     def __init__(self, path: str, form: str | None = None):
         self.path, self.is_stdin = path, path == STDIN
         self.name = "stdin" if self.is_stdin else path
-        suffix = pathlib.Path(path).suffix.removeprefix(".")
-        self.form = form or ("txt" if self.is_stdin else suffix)
-        if self.form not in FORMATS:
+        found = form or ("txt" if self.is_stdin else fields.format_of(path))
+        if found not in FORMATS:
             raise UserError(
                 f"--input={path}: the suffix is not .txt, .jsonl, .csv or .tsv; add --input_format=jsonl or another one"
             )
+        self.form: str = found
         if not self.is_stdin and not os.path.isfile(path):
             problem = "is not a file" if os.path.exists(path) else "no such file"
             raise UserError(f"--input={path}: {problem}; specify a .txt, .jsonl, .csv or .tsv file, or - for stdin")
@@ -94,7 +82,20 @@ class Source:
         Raises:
           UserError: the file cannot be read, or has no column of that name, or no rows.
         """
-        return self._rows(columns, optional, lambda line: None)
+        if self.form == "txt" and len(columns) > 1:
+            raise UserError(
+                f"--input={self.path}: the model reads {' and '.join(columns)}, but a line is only one text; "
+                "write .jsonl, .csv or .tsv"
+            )
+        with self._open() as lines:
+            records = fields.records(lines, self.form, self.name, columns[0], _flags(columns))
+            first = next(records, None)
+            if first is None:
+                raise UserError(f"--input={self.path}: contains no rows; add some")
+            with_pair = isinstance(first[1], dict) and optional is not None and first[1].get(optional) is not None
+            names = (*columns, optional) if optional is not None and with_pair else tuple(columns)
+            for line, record in itertools.chain([first], records):
+                yield _row(f"{self.name}:{line}", record, names, None if with_pair else optional)
 
     def scan(self, columns: Sequence[str], optional: str | None = None, skip: bool = False) -> Scan:
         """Reads the whole file.
@@ -102,111 +103,42 @@ class Source:
         Raises:
           UserError: as `rows`; or a row is bad and `skip` is false.
         """
-        digest, count = hashlib.sha256(), 0
-        for row in self._rows(columns, optional, digest.update):
+        count = 0
+        for row in self.rows(columns, optional):
             if row.error and not skip:
                 raise row.refusal()
             count += 1
-        return Scan(count, digest.hexdigest())
+        return Scan(count, files.sha256(self.path))
 
-    def _rows(self, columns: Sequence[str], optional: str | None, note: Callable[[bytes], object]) -> Iterator[Row]:
-        """Yields the rows; `note` receives every line."""
-        if self.form == "txt" and len(columns) > 1:
-            raise UserError(
-                f"--input={self.path}: the model reads {' and '.join(columns)}, but a line is only one text; "
-                "write .jsonl, .csv or .tsv"
-            )
-        read = {"txt": self._text_records, "jsonl": self._json_records}.get(self.form, self._table_records)
-        records = read(self._lines(note), columns)
-        first = next(records, None)
-        if first is None:
-            raise UserError(f"--input={self.path}: contains no rows; add some")
-        with_pair = optional is not None and first[1].get(optional) is not None
-        names = (*columns, optional) if optional is not None and with_pair else tuple(columns)
-        for where, fields, error in itertools.chain([first], records):
-            if not error:
-                error = _problem(fields, names, None if with_pair else optional)
-            texts = () if error else tuple(fields[name] for name in names)
-            yield Row(where, fields, texts, error)
-
-    def _lines(self, note: Callable[[bytes], object]) -> Iterator[bytes]:
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[TextIO]:
+        """Opens the lines of the file, or of stdin, which stays open."""
+        newline = fields.newline_of(self.form)
+        if not self.is_stdin:
+            with row_files.open_text(self.path, newline) as text:
+                yield text
+            return
+        text = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
         try:
-            with contextlib.nullcontext(sys.stdin.buffer) if self.is_stdin else open(self.path, "rb") as file:
-                for number, line in enumerate(file):
-                    note(line)
-                    yield line if number else line.removeprefix(_BOM)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise UserError(f"--input={self.path}: cannot be read ({reason}); make it readable") from None
-
-    def _text_records(self, lines: Iterator[bytes], columns: Sequence[str]) -> Iterator[tuple[str, dict, str]]:
-        for number, line in enumerate(lines, 1):
-            text = line.removesuffix(b"\n").removesuffix(b"\r").decode(errors="surrogateescape")
-            yield f"{self.name}:{number}", {columns[0]: text}, ""
-
-    def _json_records(self, lines: Iterator[bytes], columns: Sequence[str]) -> Iterator[tuple[str, dict, str]]:
-        del columns
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{self.name}:{number}"
-            try:
-                record = json_files.parse(line)
-            except BadJSON as error:
-                yield where, {}, f"{error}; {error.remedy}"
-                continue
-            if isinstance(record, dict):
-                yield where, record, ""
-            else:
-                yield where, {}, 'is not a JSON object; write {"text": ...}'
-
-    def _table_records(self, lines: Iterator[bytes], columns: Sequence[str]) -> Iterator[tuple[str, dict, str]]:
-        csv.field_size_limit(_MAX_FIELD)
-        decoded = (line.decode(errors="surrogateescape") for line in lines)
-        table = csv.reader(decoded, delimiter="\t" if self.form == "tsv" else ",")
-        header: list[str] = []
-        line = 0  # The last line of the previous record.
-        while True:
-            try:
-                record = next(table, None)
-            except csv.Error as error:
-                raise UserError(f"{self.name}:{line + 1}: is not {self.form} ({error}); correct it") from None
-            if record is None:
-                return
-            where, line = f"{self.name}:{line + 1}", table.line_num
-            if not record:
-                continue
-            if not header:
-                header = record
-                self._check_header(where, header, columns)
-            elif len(record) != len(header):
-                yield where, {}, f"has {len(record)} fields, but the header has {len(header)}; correct it"
-            else:
-                yield where, dict(zip(header, record)), ""
-
-    def _check_header(self, where: str, header: list[str], columns: Sequence[str]) -> None:
-        if len(set(header)) < len(header):
-            repeated = next(name for name in header if header.count(name) > 1)
-            raise UserError(f"{where}: the header has two columns {repeated!r}; rename one")
-        for name in columns:
-            if name not in header:
-                raise UserError(
-                    f"{where}: the header has no column {name!r}{suggest(name, header)}; its columns are "
-                    f"{', '.join(header)[:200]}: specify one with --text_column or --pair_column"
-                )
+            yield text
+        finally:
+            text.detach()
 
 
-def _problem(fields: dict[str, Any], names: Sequence[str], excluded: str | None) -> str:
-    """Returns what is wrong with the texts of a record, or ""."""
-    for name in names:
-        value = fields.get(name)
-        if value is None:
-            near = suggest(name, fields)
-            return f"has no {name!r}{near}; add it, or specify its field with --text_column or --pair_column"
-        if not isinstance(value, str):
-            return f"{name!r} is {json_files.show(value)}, not a string; write a string"
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            return f"{name!r} is not UTF-8 text; save it as UTF-8"
-    if excluded is not None and fields.get(excluded) is not None:
-        return f"has a {excluded!r}, but the first row has none; add it to all rows or to none"
-    return ""
+def _flags(names: Sequence[str]) -> dict[str, str]:
+    """Returns the flag of each field of a text."""
+    return {name: "pair_column" if i else "text_column" for i, name in enumerate(names)}
+
+
+def _row(where: str, record: dict[str, Any] | BadRow, names: Sequence[str], excluded: str | None) -> Row:
+    """Returns the row of a record whose fields `names` are the texts, and which must not have the field `excluded`."""
+    try:
+        if isinstance(record, BadRow):
+            raise record
+        texts = tuple(fields.text_of(record, name, flag) for name, flag in _flags(names).items())
+        if excluded is not None and record.get(excluded) is not None:
+            words = f"has a {excluded!r}, but the first row has none"
+            raise BadRow("unexpected_pair", words, "add it to all rows or to none")
+    except BadRow as bad:
+        return Row(where, {} if isinstance(record, BadRow) else record, (), f"{bad.words}; {bad.remedy}")
+    return Row(where, record, texts)

@@ -96,12 +96,9 @@ def _check_folder(folder: pathlib.Path) -> None:
 
 def _key(plan: Plan) -> dict[str, Any]:
     """Returns what the index depends on, by the names of the flags, without the model."""
-    with progress.stage(f"reading {plan.source.path}"):
-        try:
-            digest = files.sha256(plan.source.path)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise UserError(f"--input={plan.source.path}: cannot be read ({reason}); check the path") from None
+    with progress.stage(f"reading {plan.source.name}"):
+        digests = [files.sha256(path) for path in plan.source.paths]
+        digest = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
     reading = {name: getattr(plan.source, name) for name in ("text_field", "id_field", "bad_rows")}
     key = {"input": digest, **reading, "method": ",".join(plan.methods)}
     if store.WORDS in plan.methods:
@@ -131,8 +128,9 @@ def _compare(folder: pathlib.Path, before: dict[str, Any] | None, key: dict[str,
         if old == new:
             continue
         if name == "input":
-            path = plan.source.path
-            raise UserError(f"--input={path}: is not the text from which {folder} was begun; restore it, or {remedy}")
+            raise UserError(
+                f"--input={plan.source.name}: is not the text from which {folder} was begun; restore it, or {remedy}"
+            )
         if name == "model":
             raise UserError(
                 f"--model_dir: is not the model with which {folder} was begun (fingerprint {new[:12]}, before "
@@ -180,7 +178,7 @@ class _Build:
         source = self._plan.source
         hashes = array.array("Q")
         with (
-            progress.stage(f"reading {source.path}"),
+            progress.stage(f"reading {source.name}"),
             strings.Writer(self._folder, "ids") as ids,
             strings.Writer(self._folder, "texts") as texts,
         ):
@@ -239,7 +237,7 @@ class _Build:
             "format": store.FORMAT,
             "documents": self._state["documents"],
             "methods": list(plan.methods),
-            "input": {"name": source.path.name, "skipped": self._state["skipped"]},
+            "input": {"name": ",".join(path.name for path in source.paths), "skipped": self._state["skipped"]},
             "key": self._key,
         }
         if self._model is not None:

@@ -15,8 +15,7 @@ the squared error.
 
 import dataclasses
 import math
-import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from tfzoo.objectives import shared
 from tfzoo.objectives.objective import LabelSmoothingOption
 from tfzoo.options import option
 from tfzoo.tasks import GROUP
-from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task
+from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task, sample
 
 tf = lazy.module("tensorflow")
 
@@ -290,7 +289,7 @@ class Classify(Task):
         return self.labels[int(value) if gold else int(np.argmax(value))]
 
     def file_baselines(self, train, held_out):
-        texts, labels = _columns(_sample(train.rows(), linear.MAX_ROWS))
+        texts, labels = _columns(sample(train.rows(), linear.MAX_ROWS))
         test_texts, test_labels = _columns(held_out.rows())
         gold = self._encoded(test_labels)
         predictions = {
@@ -309,17 +308,6 @@ class Classify(Task):
         for i, each in enumerate(labels):
             several[i, [self._index[label] for label in each]] = True
         return several
-
-
-def _sample(rows: Iterator[Any], count: int) -> list[Any]:
-    """Returns a random sample of rows, all of them if there are at most `count` (Vitter 1985, algorithm R)."""
-    draw, sample = random.Random(0), []
-    for number, row in enumerate(rows):
-        if number < count:
-            sample.append(row)
-        elif (place := draw.randrange(number + 1)) < count:
-            sample[place] = row
-    return sample
 
 
 def _columns(rows: Iterable[Any]) -> tuple[list[Sequence[str]], list[Any]]:

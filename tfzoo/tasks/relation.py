@@ -25,7 +25,7 @@ from tfzoo.errors import UserError
 from tfzoo.evaluation import relations, scores
 from tfzoo.objectives import shared
 from tfzoo.objectives.objective import LabelSmoothingOption
-from tfzoo.tasks.task import ColumnOptions, Task, chunked
+from tfzoo.tasks.task import ColumnOptions, Task, chunked, sample
 from tfzoo.text import marked
 
 tf = lazy.module("tensorflow")
@@ -172,7 +172,7 @@ class Relation(Task):
         return super().described(mistake, row) | {"text": _marked(row, ("<e1>", "</e1>"), ("<e2>", "</e2>"))}
 
     def file_baselines(self, train, held_out):
-        rows = list(itertools.islice(train.rows(), linear.MAX_ROWS))
+        rows = sample(train.rows(), linear.MAX_ROWS)
         labels = np.array([self._index[row.label] for row in rows])
         test = list(held_out.rows())
         gold = np.array([self._index[row.label] for row in test])

@@ -70,6 +70,13 @@ class Similarity(BiEncoder):
             raise UserError(f"--score_range={self.options.score_range}: applies to --similarity_loss=mse; omit it")
 
     @classmethod
+    def default_learning_rate(cls, options, pretrained):
+        """The gradients of cosent, a sum over pairs of rows with differences divided by a small temperature, are large:
+        at 1e-4 the training of a pretrained encoder diverges."""
+        cosent = getattr(options, "similarity_loss", COSENT) == COSENT
+        return 2e-5 if pretrained and cosent else super().default_learning_rate(options, pretrained)
+
+    @classmethod
     def open_file(cls, options, path, flag, policy):
         file = LabelledFile(path, flag=flag, kind="number", columns=options.columns, needs_pair=True, policy=policy)
         if file.num_texts != 2:

@@ -38,7 +38,7 @@ from tfzoo.objectives import shared
 from tfzoo.objectives.objective import LabelSmoothingOption
 from tfzoo.options import option
 from tfzoo.tasks import GROUP
-from tfzoo.tasks.task import ColumnOptions, Task, chunked
+from tfzoo.tasks.task import ColumnOptions, Task, chunked, sample
 
 tf = lazy.module("tensorflow")
 by_length = lazy.module("tfzoo.data.by_length")
@@ -288,7 +288,7 @@ class Tag(Task):
     # ------------------------------------------------------------------ Baselines
 
     def file_baselines(self, train, held_out):
-        rows = list(itertools.islice(train.rows(), linear.MAX_ROWS))
+        rows = sample(train.rows(), linear.MAX_ROWS)
         words, tags = _words(rows), [row.tags for row in rows]
         test = list(held_out.rows())
         gold = [row.tags for row in test]

@@ -7,6 +7,7 @@ rows with similar length (tfzoo/data/by_length.py).
 
 import dataclasses
 import itertools
+import random
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,15 +34,6 @@ if TYPE_CHECKING:
 
 tf = lazy.module("tensorflow")
 reader = lazy.module("tfzoo.text.reader")  # Imports TensorFlow.
-
-# Labels of the baselines in tables.
-BASELINES = {
-    "majority": "majority class",
-    "linear": "linear model",
-    "lookup": "look-up",
-    "tfidf": "TF-IDF cosine",
-    "bm25": "BM25",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,6 +153,16 @@ class Task(Objective):
     def has_labels(cls, options: Any) -> bool:
         """Returns whether the task has classes."""
         return True
+
+    @classmethod
+    def default_learning_rate(cls, options: Any, pretrained: bool) -> float:
+        """Returns the peak learning rate of a run that specifies none.
+
+        Args:
+          options: the task's Options; None means its defaults.
+          pretrained: whether the weights are those of --init_from.
+        """
+        return 1e-4 if pretrained else 1e-3
 
     @classmethod
     def is_pair(cls, file) -> bool:
@@ -345,6 +347,17 @@ class _Scores(Evaluator):
         outcome = self._task.last_outcome = self._task.outcome(predictions)
         loss = self._task.validation_loss(predictions)
         return ({} if loss is None else {"validation_loss": loss}) | self._task.score_rows(outcome)()
+
+
+def sample(rows: Iterator[Any], count: int) -> list[Any]:
+    """Returns a random sample of rows, all of them if there are at most `count` (Vitter 1985, algorithm R)."""
+    draw, chosen = random.Random(0), []
+    for number, row in enumerate(rows):
+        if number < count:
+            chosen.append(row)
+        elif (place := draw.randrange(number + 1)) < count:
+            chosen[place] = row
+    return chosen
 
 
 def chunked(rows: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:

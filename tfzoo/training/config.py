@@ -189,7 +189,8 @@ class TrainConfig(CorpusConfig):
     )
     learning_rate: float = option(
         None,
-        "Peak learning rate; 1e-3 by default, 1e-4 for a task with --init_from.",
+        "Peak learning rate; by default 1e-3, and with --init_from that of the task: 1e-4, or 2e-5 for "
+        "--similarity_loss=cosent.",
         group=_COMMON,
         low=0.0,
     )
@@ -410,9 +411,8 @@ class TrainConfig(CorpusConfig):
         defaults: dict[str, Any] = dict(steps=1000, warmup_steps=100, evaluate_every=500, checkpoint_every=500)
         defaults |= dict(evaluate_batches=50, learning_rate=1e-3)
         if self.task:
-            defaults = dict(evaluate_batches=0, learning_rate=1e-4 if self.init_from else 1e-3)
-            if not self.steps:
-                defaults["epochs"] = 3.0
+            defaults = dict(evaluate_batches=0, epochs=None if self.steps else 3.0)
+            defaults["learning_rate"] = self.learner.default_learning_rate(self.objective_options, bool(self.init_from))
         if not self.init_from:
             defaults["model"] = "bert_tiny"
         for name, value in defaults.items():

@@ -41,7 +41,7 @@ class Evaluated:
           UserError: the training file cannot be read.
         """
         try:
-            train = task_inputs.Files.open(self.config).train
+            train = task_inputs.open_training_rows(self.config)
         except UserError as error:
             raise UserError(f"{error} (the baselines are fitted on it; --nobaselines omits them)") from None
         return self.task.file_baselines(train, self.file)

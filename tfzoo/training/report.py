@@ -9,17 +9,16 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from tfzoo import files
+from tfzoo import files, results
 from tfzoo.errors import UserError
 from tfzoo.objectives.baselines import NGRAM_ORDER
-from tfzoo.tasks.task import BASELINES
 
 # The baselines of objectives and tasks, as an evaluation's table names them.
 BASELINE_LABELS = {
     "frequency": "most frequent token",
     "neighbour": "bigram baseline",
     "n-gram": f"{NGRAM_ORDER}-gram baseline",
-    **BASELINES,
+    **results.BASELINES,
 }
 
 

@@ -60,13 +60,27 @@ class Files:
     @classmethod
     def open(cls, config: TrainConfig) -> "Files":
         """Raises UserError if a file cannot be read."""
-        if config.train_file is None:
-            raise UserError(f"--task={config.task}: requires --train_file, the labelled file to fine-tune on")
-        task, options, policy = config.learner, config.objective_options, config.bad_rows
-        train = task.open_file(options, config.train_file, "train_file", policy)
+        train, task = _open(config, "train_file"), config.learner
         if config.validation_file is None:
             return cls(_Part(train, task, held_out=False), _Part(train, task, held_out=True))
-        return cls(train, task.open_file(options, config.validation_file, "validation_file", policy))
+        return cls(train, _open(config, "validation_file"))
+
+
+def open_training_rows(config: TrainConfig) -> Any:
+    """Returns the open training file of a run, without the rows that are held out; does not read the validation file.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    train = _open(config, "train_file")
+    return train if config.validation_file is not None else _Part(train, config.learner, held_out=False)
+
+
+def _open(config: TrainConfig, flag: str) -> Any:
+    path = getattr(config, flag)
+    if path is None:
+        raise UserError(f"--task={config.task}: requires --{flag}, the labelled file to fine-tune on")
+    return config.learner.open_file(config.objective_options, path, flag, config.bad_rows)
 
 
 class _Part:
