@@ -54,7 +54,8 @@ MAY_IMPORT = {
     "data": BELOW | {"text", "lazy"},
     "objectives": BELOW | {"config", "nn", "text", "data", "evaluation", "lazy", "options"},
     "tasks": BELOW
-    | {"config", "nn", "text", "data", "objectives", "models", "evaluation", "retrieval", "lazy", "options"},
+    | {"config", "nn", "text", "data", "objectives", "models", "evaluation", "retrieval", "lazy", "options"}
+    | {"generation"},
     "generation": MODELS | {"text"},
     "evaluation": MODELS | {"text", "data", "generation"},
     "training": MODELS
@@ -86,6 +87,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.data.labelled",
     "tfzoo.data.relations",
     "tfzoo.data.tagged",
+    "tfzoo.data.text_pairs",
     "tfzoo.objectives.masked_lm",
     "tfzoo.objectives.causal",
     "tfzoo.objectives.permutation",
@@ -104,10 +106,15 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.evaluation.relations",
     "tfzoo.evaluation.retrieval",
     "tfzoo.evaluation.scores",
+    "tfzoo.evaluation.extracts",
+    "tfzoo.evaluation.written",
     "tfzoo.tasks.classify",
     "tfzoo.tasks.similarity",
     "tfzoo.tasks.embed",
     "tfzoo.tasks.rerank",
+    "tfzoo.tasks.text_to_text",
+    "tfzoo.tasks.translate",
+    "tfzoo.tasks.summarise",
     "tfzoo.tasks.evaluation",
     "tfzoo.training.config",
     "tfzoo.training.history",

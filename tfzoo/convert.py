@@ -132,7 +132,7 @@ def main(flags: absl_flags.FlagValues) -> None:
     huggingface.check_new(target)
     converted = _read(source, flags)
     dtype = converted.dtype if flags.dtype == "same" else flags.dtype
-    if converted.model.record:  # An existing generation_config.json is copied unchanged.
+    if converted.model.record and "generation_config.json" in converted.carried:  # It is copied unchanged.
         converted.model.record = dataclasses.replace(converted.model.record, generation_config={})
     try:
         huggingface.save(

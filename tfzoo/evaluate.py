@@ -129,6 +129,8 @@ def text_of(record: dict[str, Any], figures, mistakes: int) -> list[str]:
         )
     if baselines and not record["beaten"]:
         lines += ["", f"The model does not beat the best baseline in {forms[record['best_metric']][0]}."]
+    if "signature" in record:
+        lines += ["", f"sacreBLEU's signature: {record['signature']}"]
     if "against" in record:
         lines += ["", *_comparison(record["against"], forms)]
     if record["classes"]:

@@ -49,12 +49,25 @@ _CONFUSION = {
 _MISTAKE = {"where": _STRING, "text": _STRING, "text_pair": _STRING, "score": _NUMBER}
 
 _LOWER = re.compile(r"(^|_)(loss|perplexity|error|mse|rmse|mae)$")
-_WORDS = {"f1": "F1", "mrr": "MRR", "ndcg": "nDCG", "map": "MAP", "mse": "MSE", "mae": "MAE", "auc": "AUC"}
+_WORDS = {
+    "f1": "F1",
+    "mrr": "MRR",
+    "ndcg": "nDCG",
+    "map": "MAP",
+    "mse": "MSE",
+    "mae": "MAE",
+    "auc": "AUC",
+    "bleu": "BLEU",
+}
 _LABELS = {
     "matthews": "Matthews correlation",
     "mcc": "Matthews correlation",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
+    "chrf": "chrF",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
 }
 _PROPER = {*_WORDS.values(), *(label.split()[0] for label in _LABELS.values())}  # Keep their capitals in a sentence.
 # The names of the baselines of tasks, in tables and, after "the", in sentences.
@@ -65,6 +78,11 @@ BASELINES = {
     "tfidf": "TF-IDF cosine",
     "bm25": "BM25 ranking",
     "mean": "mean of the training values",
+    "source": "copied source",
+    "memory": "translation memory",
+    "lead_1": "first sentence",
+    "lead_3": "first three sentences",
+    "text_rank": "TextRank summary",
 }
 
 

@@ -5,8 +5,10 @@ up to WINDOW batches, but at most a quarter of an epoch, the rows are sorted by 
 then shuffled. A batch therefore contains different rows in every epoch, needs little padding, and can be computed from
 its number alone.
 
-Rows are an object with `lengths`, int [N], `batch(indices, length)`, which returns {feature: array [B, ...]} for an
-int64 array of row indices and a number of positions, and SIGNATURE, {feature: (dtype, shape without the batch)}.
+Rows are an object with `lengths`, int [N], by which they are sorted, `batch(indices, positions)`, which returns
+{feature: array [B, ...]} for an int64 array of row indices and a number of positions, and SIGNATURE, {feature: (dtype,
+shape without the batch)}. Rows with several sides, such as a source and a target, also have `sides`, int [N, S]; their
+`batch` receives a number of positions for each side.
 """
 
 import numpy as np
@@ -85,7 +87,7 @@ def training_batches(
 
     def read(step, indices):
         chosen = batch_order.pick(int(step), indices)
-        positions = length or rounded(rows.lengths[chosen].max(initial=1))
+        positions = length or _positions(rows, chosen)
         features = rows.batch(chosen[first : first + share], positions)
         return [features[name].reshape(parts, share // parts, *features[name].shape[1:]) for name in rows.SIGNATURE]
 
@@ -117,7 +119,7 @@ def evaluation_batches(rows, *, batch_size: int, num_batches: int = 0, length: i
 
     def read(number):
         of_batch = by_length[number * batch_size : (number + 1) * batch_size]
-        positions = length or rounded(rows.lengths[of_batch].max(initial=1))
+        positions = length or _positions(rows, of_batch)
         filled = np.resize(of_batch, batch_size)[first : first + share]
         real = (np.arange(batch_size) < len(of_batch))[first : first + share]
         features = rows.batch(filled, positions)
@@ -141,6 +143,14 @@ def evaluation_batches(rows, *, batch_size: int, num_batches: int = 0, length: i
 def rounded(length: int) -> int:
     """Returns a number of positions for rows of at most `length` tokens."""
     return -(-int(length) // _MULTIPLE) * _MULTIPLE
+
+
+def _positions(rows, chosen: np.ndarray) -> int | tuple[int, ...]:
+    """Returns the number of positions for some rows, or one for each side."""
+    sides = getattr(rows, "sides", None)
+    if sides is None:
+        return rounded(rows.lengths[chosen].max(initial=1))
+    return tuple(map(rounded, sides[chosen].max(axis=0, initial=1)))
 
 
 def _share(batch_size: int, context: Context) -> tuple[int, int, int]:

@@ -54,6 +54,20 @@ PAIRS = (
     ("text", "text_pair"),
     ("source", "target"),
 )
+# A text and another one that is to be written for it. Read only where a row has no label.
+WRITTEN = (
+    ("source", "translation"),
+    ("text", "target"),
+    ("text", "translation"),
+    ("text", "summary"),
+    ("document", "summary"),
+    ("article", "summary"),
+    ("article", "highlights"),
+    ("dialogue", "summary"),
+    ("body", "subject"),
+    ("input", "target"),
+    ("input", "output"),
+)
 TEXTS = (
     *("text", "sentence", "text_a", "review", "content", "document", "utterance", "tweet", "comment", "question"),
     *("query", "body", "message", "description", "title", "headline", "passage", "input"),
@@ -91,7 +105,7 @@ class Wanted:
     """The columns that the user specifies, by name or number, and what is to be read.
 
     text, pair, label: None to detect them. kind: of the label, as in LabelledFile. needs_pair: True if a second text is
-    required, False if it is not read, None to read it if it is found.
+    required, False if it is not read, None to read it if it is found. pair_flag: the flag that names its column.
     """
 
     text: str | None
@@ -99,6 +113,7 @@ class Wanted:
     label: str | None
     kind: str
     needs_pair: bool | None
+    pair_flag: str = "pair_column"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +155,7 @@ def has_header(rows: Sequence[Sequence[str]], given: Iterable[str | None]) -> bo
     if any(cell and cell == row[i] for row in others for i, cell in enumerate(first) if i < len(row)):
         return False
     names = set(map(plain, first))
-    known = bool(names & {*TEXTS, *LABELS}) or any(names.issuperset(pair) for pair in PAIRS)
+    known = bool(names & {*TEXTS, *LABELS}) or any(names.issuperset(pair) for pair in (*PAIRS, *WRITTEN))
     if known and not any(" " in cell.strip() for cell in first):
         return True
     if values or len(first) == 1 or len(others) < 2:
@@ -236,13 +251,22 @@ class Chooser:
     def _ambiguous(self, what: str, flags: str) -> NoReturn:
         raise UserError(f"{self._where}: cannot tell which column is {what}; specify {flags} (columns: {self._list()})")
 
+    @property
+    def _flags(self) -> str:
+        """The flags that specify the texts."""
+        return "--text_column" + ("" if self._wanted.needs_pair is False else f" and --{self._wanted.pair_flag}")
+
+    @property
+    def _pairs(self) -> tuple[tuple[str, str], ...]:
+        return PAIRS + (WRITTEN if self._wanted.kind == "none" else ())
+
     def _named_label(self) -> int | None:
         named = [self._plain.index(name) for name in LABELS if name in self._plain]
         used = {self._names.index(one) for one in (self._wanted.text, self._wanted.pair) if one in self._names}
         named = [i for i in named if i not in used]
         if self._wanted.needs_pair is not False and (self._wanted.kind == "none" or len(named) > 1):
             # The second text of a pair can be named "target".
-            seconds = {second for first, second in PAIRS if first in self._plain}
+            seconds = {second for first, second in self._pairs if first in self._plain}
             named = [i for i in named if self._plain[i] not in seconds]
         if self._wanted.kind == "number":
             named = [i for i in named if self._columns[i].number] or named
@@ -263,10 +287,10 @@ class Chooser:
             if not pair and wanted.needs_pair is not False:
                 pair = self._partner(text, label)
             if not pair and wanted.needs_pair:
-                self._ambiguous("the second text", "--pair_column")
+                self._ambiguous("the second text", f"--{wanted.pair_flag}")
             return (text, *pair)
         if not pair and wanted.needs_pair is not False:
-            for one, two in PAIRS:
+            for one, two in self._pairs:
                 if one in self._plain and two in self._plain and self._plain.index(two) != label:
                     first, second = self._plain.index(one), self._plain.index(two)
                     return first, second, *(self._negatives(label) if wanted.kind == "none" else ())
@@ -275,22 +299,22 @@ class Chooser:
         if not named or (wanted.needs_pair and not pair):
             return ()
         if len(named) > 1 and self._plain[named[0]] not in ("text", "sentence"):
-            self._ambiguous("the text", "--text_column" + ("" if wanted.needs_pair is False else " and --pair_column"))
+            self._ambiguous("the text", self._flags)
         return (named[0], *pair)
 
     def _pair_columns(self) -> tuple[int, ...]:
-        """Returns the columns of --pair_column: one, or several separated by commas."""
+        """Returns the columns that the user specifies for further texts: one, or several separated by commas."""
         value = self._wanted.pair
         if value is None:
             return ()
         if self._wanted.needs_pair is False:
-            raise UserError(f"--pair_column={value}: this task reads one text per row; omit it")
+            raise UserError(f"--{self._wanted.pair_flag}={value}: this task reads one text per row; omit it")
         names = [value] if value in self._names else value.split(",")
-        return tuple(self._find(name, "pair_column") for name in names)
+        return tuple(self._find(name, self._wanted.pair_flag) for name in names)
 
     def _partner(self, text: int, label: int | None) -> tuple[int, ...]:
         """Returns the second text that belongs to a given first one by their names, or as the only other text."""
-        for one, two in PAIRS:
+        for one, two in self._pairs:
             if self._plain[text] == one and two in self._plain and self._plain.index(two) != label:
                 return (self._plain.index(two),)
         if not self._wanted.needs_pair:
@@ -341,11 +365,13 @@ class Chooser:
             others = [i for i in others if not self._columns[i].number] or others
             texts = [self._longest(others)] if others else []
         if wanted.needs_pair and not pair:
+            if wanted.kind == "none" and len(self._columns) == 2:
+                return (0, 1)
             if len(texts) != 2:
-                self._ambiguous("the first and the second text", "--text_column and --pair_column")
+                self._ambiguous("the first and the second text", self._flags)
             return tuple(texts)
         if len(texts) == 2 and wanted.needs_pair is None and not pair and not self._header:
             return tuple(texts)
         if len(texts) != 1:
-            self._ambiguous("the text", "--text_column" + ("" if wanted.needs_pair is False else " and --pair_column"))
+            self._ambiguous("the text", self._flags)
         return (texts[0], *pair)

@@ -72,6 +72,7 @@ class LabelledFile(RowFile[Row]):
         columns: Columns = DETECT_ALL,
         needs_pair: bool | None = None,
         policy: str = "strict",
+        pair_flag: str = "pair_column",
     ):
         """Opens the file, and detects its format and columns.
 
@@ -83,6 +84,7 @@ class LabelledFile(RowFile[Row]):
           columns: the columns that the user specifies.
           needs_pair: True requires a second text, False does not read it, None reads it if there is one.
           policy: "strict" or "skip", for bad rows.
+          pair_flag: the flag that names the column of the second text, for messages.
 
         Raises:
           UserError: the file cannot be read, is empty, or its columns cannot be determined.
@@ -91,7 +93,7 @@ class LabelledFile(RowFile[Row]):
             raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
         super().__init__(path, flag=flag, policy=policy, folder=True)
         self.kind = kind
-        wanted = Wanted(columns.text, columns.pair, columns.label, kind, needs_pair)
+        wanted = Wanted(columns.text, columns.pair, columns.label, kind, needs_pair, pair_flag)
         where = f"--{flag}={self.path}"
         self._source: _Source
         if os.path.isdir(self.path):
@@ -259,7 +261,7 @@ class _JSONLines:
     def __init__(self, path: str, where: str, wanted: Wanted, columns: Columns):
         if columns.delimiter is not None:
             raise UserError(f"--delimiter={columns.delimiter}: does not apply to JSON lines ({where}); omit it")
-        self._path = path
+        self._path, self._pair_flag = path, wanted.pair_flag
         sample: list[dict[str, Any]] = []
         for _, record in self.records():
             if not isinstance(record, BadRow):
@@ -284,7 +286,7 @@ class _JSONLines:
     def parts(self, record: dict[str, Any]) -> tuple[tuple[str, ...], Any]:
         names, choice = self._names, self._choice
         texts = [
-            row_files.json_text(record, names[number], "pair_column" if i else "text_column")
+            row_files.json_text(record, names[number], self._pair_flag if i else "text_column")
             for i, number in enumerate(choice.texts)
         ]
         if choice.label is None:

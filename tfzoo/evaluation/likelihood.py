@@ -88,7 +88,8 @@ def score_continuations(
     if model.is_encoder_decoder:
         before, after = prompt_frame(model, tokenizer)
         sources = [[*before, *ids, *after] for ids in encode(tokenizer, contexts)]
-        trained_start = encoder_decoder_ends(tokenizer).start if model.record is None else tokenizer.pad_id
+        in_run = model.record is None or not model.record.config  # The model of a run.
+        trained_start = encoder_decoder_ends(tokenizer).start if in_run else tokenizer.pad_id
         start = special_ids(model).get("decoder_start_token_id", trained_start)
         if start is None:
             raise UserError(

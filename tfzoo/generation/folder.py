@@ -98,7 +98,16 @@ def folder_options(model) -> dict[str, Any]:
     Raises:
       UserError: a key is unknown or not supported, or a value has the wrong type or is out of bounds.
     """
-    name, record = _source(model)
+    return options_of(model.record or FolderRecord(), model.is_encoder_decoder)
+
+
+def options_of(source: FolderRecord, is_encoder_decoder: bool) -> dict[str, Any]:
+    """Returns `folder_options` of a folder with these files.
+
+    Raises:
+      UserError: as for `folder_options`.
+    """
+    name, record = _source(source)
     for key, value in record.items():
         allowed = _REFUSED.get(key)
         if allowed is not None and value is not None and value not in allowed:
@@ -114,7 +123,7 @@ def folder_options(model) -> dict[str, Any]:
         if key in options and not bounds.hold(np.float64(options[key])):
             raise UserError(f"{name}: {key} ({options[key]}) {bounds}; correct it")
     forced = record.get("forced_bos_token_id")
-    if isinstance(forced, int) and not model.is_encoder_decoder:
+    if isinstance(forced, int) and not is_encoder_decoder:
         raise UserError(
             f"{name}: forced_bos_token_id is {forced}, which transformers applies to a decoder only after prompts of "
             "a single token; remove it"
@@ -156,7 +165,6 @@ def decoder_start_id(model, tokenizer: Any) -> int:
     return models.page_of(model).new_config(model.config)["decoder_start_token_id"] if start is None else start
 
 
-def _source(model) -> tuple[str, Mapping[str, Any]]:
+def _source(source: FolderRecord) -> tuple[str, Mapping[str, Any]]:
     """Returns the name of the file with the decoding options, and its content."""
-    source = model.record or FolderRecord()
     return (_OWN, source.generation_config) if source.generation_config else ("config.json", source.config)

@@ -63,10 +63,23 @@ class LabelSmoothingOption(Checked):
     label_smoothing: float = option(
         None,
         "Share of the probability that the targets divide among all answers (Szegedy et al. 2016, section 7); 0.1 by "
-        "default for seq2seq, otherwise 0.",
+        "default for seq2seq, translate and summarise, otherwise 0.",
         group=GROUP,
         low=0.0,
         high=0.9,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetLengthOption(Checked):
+    """An option of objectives and tasks whose decoder writes another text than the encoder reads."""
+
+    target_length: int | None = option(
+        None,
+        "Tokens per row of the decoder; by default and at most --sequence_length.",
+        group=GROUP,
+        low=8,
+        decides_rows=True,
     )
 
 

@@ -10,24 +10,15 @@ from tfzoo.data.parallel import ParallelRows
 from tfzoo.data.tokenized import TokenizedCorpus
 from tfzoo.errors import UserError
 from tfzoo.objectives import shared
-from tfzoo.objectives.objective import GROUP, LabelSmoothingOption, PackOption
-from tfzoo.options import option
+from tfzoo.objectives.objective import LabelSmoothingOption, PackOption, TargetLengthOption
 from tfzoo.text import framing
 
 tf = lazy.module("tensorflow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(PackOption, LabelSmoothingOption):
+class Options(PackOption, LabelSmoothingOption, TargetLengthOption):
     """The flags of sequence-to-sequence training."""
-
-    target_length: int | None = option(
-        None,
-        "Tokens per row of the decoder; by default and at most --sequence_length.",
-        group=GROUP,
-        low=8,
-        decides_rows=True,
-    )
 
 
 class Seq2Seq(shared.TokenTargets):

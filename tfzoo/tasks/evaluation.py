@@ -6,6 +6,7 @@
  "baselines": {"majority": {"accuracy": 0.51, ...}, "linear": {...}},
  "beaten": whether the model's best_metric is better than that of every baseline,
  "classes": [{"label", "precision", "recall", "f1", "support"}, ...],
+ "signature": of a translation: that of sacreBLEU,
  "confusion": {"labels": [...], "counts": [[...], ...]} or null, rows are the right classes,
  "mistakes": [{"where": "dev.tsv:17", "text", "text_pair", "gold", "predicted", "score"}, ...]}
 """

@@ -30,7 +30,7 @@ from tfzoo.tasks import GROUP
 from tfzoo.text import framing
 
 if TYPE_CHECKING:
-    from tfzoo.models.record import SentenceRecord  # Its package imports TensorFlow.
+    from tfzoo.models.record import FolderRecord, SentenceRecord  # Its package imports TensorFlow.
 
 tf = lazy.module("tensorflow")
 reader = lazy.module("tfzoo.text.reader")  # Imports TensorFlow.
@@ -82,6 +82,8 @@ class Task(Objective):
       pair: whether the model reads two texts at a time.
       embed, sentence: how the model of --init_from computes vectors of texts, and reads them; None if it does not
         specify that. Used by tasks with the head embed.
+      record: the files with the decoding options of --init_from, or of the run; None if there are none. Used by tasks
+        that write texts.
       **options: fields of `Options`.
 
     Raises:
@@ -109,10 +111,11 @@ class Task(Objective):
         pair: bool = False,
         embed: EmbeddingConfig | None = None,
         sentence: "SentenceRecord | None" = None,
+        record: "FolderRecord | None" = None,
         **options: Any,
     ):
         super().__init__(tokenizer, sequence_length, **options)
-        self.page, self.labels, self.pair = page, tuple(labels), pair
+        self.page, self.labels, self.pair, self.source_record = page, tuple(labels), pair, record
         self.frame = framing.frame(page.Model.LAYOUT, tokenizer, pair)
         is_encoder_decoder = page.Model.is_encoder_decoder
         start_id = framing.encoder_decoder_ends(tokenizer).start if is_encoder_decoder else None
@@ -205,6 +208,14 @@ class Task(Objective):
     def prepare_training(self, rows: EncodedRows) -> None:
         """Determines what the loss needs to know of the training rows, such as class weights."""
 
+    def prepare_evaluation(self, file, whole: bool = False) -> None:
+        """Receives the open file that the following evaluations are about.
+
+        Args:
+          file: the open file.
+          whole: whether every row must be answered, even if evaluations during training answer only some.
+        """
+
     def target_columns(self, rows: Sequence[Any]) -> Mapping[str, Any]:
         """Returns the encoded targets of some rows, as columns."""
         raise NotImplementedError
@@ -222,6 +233,11 @@ class Task(Objective):
     def lengths(self, rows: EncodedRows) -> np.ndarray:
         """Returns the number of tokens in each row, int64 [N]."""
         return np.asarray(self.framer.lengths(*(rows.lengths(name) for name in self._texts)))
+
+    def sides(self, rows: EncodedRows) -> np.ndarray | None:
+        """Returns the number of tokens in each of the sequences that a row consists of, int64 [N, S]; None if it is a
+        single one. By default, rows have one. `batch` of rows with several receives a number of positions for each."""
+        return None
 
     def batch(self, rows: EncodedRows, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """Returns the features of the rows at `indices`, padded to `length` positions."""
@@ -266,6 +282,11 @@ class Task(Objective):
     def model_options(self) -> dict[str, Any]:
         """Returns further arguments of the model: num_labels, labels, pool, embed."""
         return {"labels": self.labels} if self.labels else {}
+
+    def generation_config(self) -> dict[str, Any] | None:
+        """Returns the content of the run's generation_config.json: the decoding options of the evaluations; None for
+        tasks that write no texts."""
+        return None
 
     def record(self) -> dict[str, Any]:
         """Returns what config.json of the run says about the task, so that exports know it."""

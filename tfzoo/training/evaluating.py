@@ -61,7 +61,8 @@ def load(run_dir: pathlib.Path, config: TrainConfig, checkpoint_dir: str | None 
     model, tokenizer = runs.load(run_dir, checkpoint_dir)
     labels = model.labels if config.learner.has_labels(config.objective_options) else ()
     embed, sentence = runs.embedding_of(run_dir)
-    task = task_inputs.make_task(config, tokenizer, models.page_of(model), labels, record.pair, embed, sentence)
+    page, folder = models.page_of(model), runs.folder_record(run_dir)
+    task = task_inputs.make_task(config, tokenizer, page, labels, record.pair, embed, sentence, folder)
     return model, task
 
 
@@ -87,6 +88,7 @@ def evaluate(run_dir: pathlib.Path, config: TrainConfig, how: Any, columns: Mapp
     if task.labels:
         file.expect(task.labels)
     rows = task_inputs.read_rows(config, task, file, "test_file")
+    task.prepare_evaluation(file, whole=True)
     length = config.sequence_length if type(model).fixed_length or not config.length_batches else None
     measure = step.make_evaluation(tf.distribute.get_strategy(), {MAIN: model}, task.evaluators())
     measure(by_length.evaluation_batches(rows, batch_size=how.batch_size, length=length))

@@ -429,6 +429,8 @@ class Trainer:
             names = self.inputs.objective.model_names(self.inputs.model_name)
             task = self.inputs.objective.record() if self.config.task else None
             runs.write_config(self.run_dir, self.models, names, self.inputs.tokenizer, task)
+            if self.config.task and (decoding := self.inputs.objective.generation_config()):
+                runs.write_generation_config(self.run_dir, decoding)
             record = {"fingerprint": corpus.fingerprint, "report": corpus.report}
             files.atomic_write(self.run_dir / "corpus.json", json.dumps(record, indent=2) + "\n")
             if self.loaded:

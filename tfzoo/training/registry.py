@@ -35,6 +35,9 @@ TASKS = {
     "similarity": "tfzoo.tasks.similarity:Similarity",
     "embed": "tfzoo.tasks.embed:Embed",
     "rerank": "tfzoo.tasks.rerank:Rerank",
+    "text_to_text": "tfzoo.tasks.text_to_text:TextToText",
+    "translate": "tfzoo.tasks.translate:Translate",
+    "summarise": "tfzoo.tasks.summarise:Summarise",
 }
 
 

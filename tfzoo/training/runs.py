@@ -5,6 +5,7 @@ config.json     {"models": {"main": {"model": name, "heads": [names], "num_label
                 "pool": pooling, "config": fields of TransformerConfig, "embed": fields of EmbeddingConfig,
                 "sentence": how texts are read, of a model with the head embed}}, "tokenizer": its fingerprint, "task":
                 the fine-tuning task, if any}; other models, such as a teacher, have other roles than "main"
+generation_config.json  of a task that writes texts: the decoding options of its evaluations, in Hugging Face's format
 corpus.json     fingerprint and counts of the corpus, or of the labelled files
 evaluation.json  of a fine-tuning run: the scores of the best checkpoint on the validation file (docs/finetuning.md)
 init_from.json  with --init_from: names of the variables that were loaded, resized, new and unused
@@ -37,6 +38,7 @@ from tfzoo.training import checkpoint
 from tfzoo.weights import huggingface, sentence_transformers, table
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 _STRINGS = Field(list, items=Field(str))
 _FIELDS = {
     "models": Field(dict, items=Field(dict), required=True),
@@ -49,6 +51,7 @@ _TASK_FIELDS = {
     "sequence_length": Field(int, low=1),
     "problem_type": Field(str),
     "markers": _STRINGS,
+    "prefix": Field(str),
 }
 _MODEL_FIELDS = {
     "model": Field(str, required=True),
@@ -91,6 +94,22 @@ def write_config(
     if task is not None:
         record["task"] = dict(task)
     files.atomic_write(pathlib.Path(run_dir, CONFIG), json.dumps(record, indent=2) + "\n")
+
+
+def write_generation_config(run_dir: str | os.PathLike, options: Mapping[str, Any]) -> None:
+    """Writes generation_config.json, the decoding options of a run."""
+    files.atomic_write(pathlib.Path(run_dir, GENERATION_CONFIG), json.dumps(dict(options), indent=2) + "\n")
+
+
+def folder_record(folder: str | os.PathLike) -> FolderRecord:
+    """Returns the files of a run or of a Hugging Face folder that specify how texts are generated.
+
+    Raises:
+      UserError: a file is damaged.
+    """
+    names = (GENERATION_CONFIG,) if is_run(folder) else (CONFIG, GENERATION_CONFIG)  # A run's config.json differs.
+    found = {name: json_files.read(path) for name in names if (path := pathlib.Path(folder, name)).exists()}
+    return FolderRecord(found.get(CONFIG, {}), found.get(GENERATION_CONFIG, {}))
 
 
 def _describe(model, name: str) -> dict[str, Any]:
@@ -170,6 +189,7 @@ class TaskRecord:
       sequence_length: the maximum number of tokens that it was trained with.
       problem_type: of the head classify, as in Hugging Face's config.json.
       markers: of the head relation: the tokens around the first entity and around the second one.
+      prefix: of a task that writes texts: what precedes each source.
     """
 
     name: str
@@ -177,6 +197,7 @@ class TaskRecord:
     sequence_length: int | None = None
     problem_type: str | None = None
     markers: Sequence[str] = ()
+    prefix: str = ""
 
 
 def task_of(folder: str | os.PathLike) -> TaskRecord | None:
@@ -311,6 +332,8 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
     if sentence is not None and "embed" in model.head_names:
         model.record = FolderRecord(sentence=sentence)
     if role == _main_role(record):
+        if (folder / GENERATION_CONFIG).exists():
+            model.record = folder_record(folder)
         task = record.get("task", {})
         if "classify" in model.head_names:
             model.problem_type = task.get("problem_type")

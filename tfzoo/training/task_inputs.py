@@ -34,16 +34,17 @@ class TaskRows:
     task: Task
     rows: EncodedRows
     lengths: np.ndarray
+    sides: np.ndarray | None = None
 
     @classmethod
     def of(cls, task: Task, rows: EncodedRows) -> "TaskRows":
-        return cls(task, rows, task.lengths(rows))
+        return cls(task, rows, task.lengths(rows), task.sides(rows))
 
     @property
     def SIGNATURE(self):
         return self.task.signature(self.rows)
 
-    def batch(self, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    def batch(self, indices: np.ndarray, length: Any) -> dict[str, np.ndarray]:
         return self.task.batch(self.rows, indices, length)
 
     def __len__(self) -> int:
@@ -218,10 +219,12 @@ def open_inputs(config: TrainConfig, resuming: bool, num_replicas: int) -> list[
     inputs_lib.check_sizes(config, model_config, tokenizer, num_replicas)
     source = run_dir if resuming else config.init_from and hub.folder(config.init_from, "init_from")
     embed, sentence = runs.embedding_of(source) if source else (None, None)
-    task = make_task(config, tokenizer, page, labels, config.learner.is_pair(files.train), embed, sentence)
+    record = runs.folder_record(source) if source else None
+    task = make_task(config, tokenizer, page, labels, config.learner.is_pair(files.train), embed, sentence, record)
     task.check_model(name, page)
     rows = {part: read_rows(config, task, getattr(files, part), flag) for part, flag in _FLAGS.items()}
     task.prepare_training(rows["train"].rows)
+    task.prepare_evaluation(files.held_out)
     config = config.for_rows(len(rows["train"]))
     report = {part: {"file": getattr(files, part).describe()} | dict(getattr(files, part).counts) for part in _FLAGS}
     return [
@@ -244,11 +247,11 @@ _FLAGS = {"train": "train_file", "held_out": "validation_file"}
 
 
 def make_task(
-    config: TrainConfig, tokenizer, page: types.ModuleType, labels, pair: bool, embed=None, sentence=None
+    config: TrainConfig, tokenizer, page: types.ModuleType, labels, pair: bool, embed=None, sentence=None, record=None
 ) -> Task:
     """Creates the task that a config names; the other arguments are those of Task."""
     options = vars(config.objective_options)
-    arguments: dict[str, Any] = dict(page=page, labels=labels, pair=pair, embed=embed, sentence=sentence)
+    arguments: dict[str, Any] = dict(page=page, labels=labels, pair=pair, embed=embed, sentence=sentence, record=record)
     task = config.learner(tokenizer, config.sequence_length, **arguments, **options)
     task.batch_size = config.batch_size
     return task
