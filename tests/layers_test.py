@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "objectives": BELOW | {"config", "nn", "text", "data", "evaluation", "lazy", "options"},
     "tasks": BELOW
     | {"config", "nn", "text", "data", "objectives", "models", "evaluation", "retrieval", "lazy", "options"}
-    | {"generation"},
+    | {"chat", "generation"},
     "generation": MODELS | {"text"},
     "evaluation": MODELS | {"text", "data", "generation"},
     "training": MODELS
@@ -85,6 +85,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.data",
     "tfzoo.data.corpus",
     "tfzoo.data.labelled",
+    "tfzoo.data.messages",
     "tfzoo.data.relations",
     "tfzoo.data.tagged",
     "tfzoo.data.text_pairs",
@@ -108,6 +109,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.evaluation.scores",
     "tfzoo.evaluation.extracts",
     "tfzoo.evaluation.written",
+    "tfzoo.tasks.chat",
     "tfzoo.tasks.classify",
     "tfzoo.tasks.similarity",
     "tfzoo.tasks.embed",

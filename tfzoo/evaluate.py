@@ -121,7 +121,7 @@ def text_of(record: dict[str, Any], figures, mistakes: int) -> list[str]:
     lines.append(f"{'':<24}{'model':>10}{'95% interval':>22}" + "".join(f"{n:>{w}}" for n, w in zip(names, widths)))
     for name, score in record["scores"].items():
         label, form = forms.get(name, (name, "{:.4f}"))
-        interval = f"{form.format(score['low'])} - {form.format(score['high'])}"
+        interval = f"{form.format(score['low'])} - {form.format(score['high'])}" if "low" in score else ""
         cells = [report.baseline_cell(each, name, form) for each in baselines.values()]
         lines.append(
             f"{label:<24}{form.format(score['value']):>10}{interval:>22}"

@@ -275,8 +275,10 @@ def _row_options(batch: Sequence[tuple[str, dict[str, Any]]], options: Mapping[s
 def _chat(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> None:
     from tfzoo.chat import ChatTemplate
     from tfzoo.generation import texts
+    from tfzoo.training import runs
 
     folder = config.folder
+    folder = folder / "tokenizer" if runs.is_run(folder) else folder
     texts.prompt_frame(model, tokenizer)  # Checks that there is a tokenizer.
     template = ChatTemplate.from_folder(folder, tokenizer, functools.partial(texts.encode, tokenizer))
     template_options = _template_options(config)

@@ -9,6 +9,7 @@ continue as another's.
 """
 
 import collections
+import functools
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -122,6 +123,66 @@ class ChatTemplate:
         ranges = self._found(text, where)
         ids = self._ids(text, ranges, where)
         return ids, self._mask(text, ranges, ids, where)
+
+    def turn(self, messages: Sequence[Mapping[str, Any]], **how) -> tuple[list[int], list[int]]:
+        """Returns what a model reads before it writes the last message, an answer, and what it is to write.
+
+        The first are the ids of the messages before the answer, with the beginning of an answer: those of
+        `ids(messages[:-1])`. The second are the ids of the answer, up to and with the token that ends the turn. What a
+        template writes after that token, such as a line end, belongs to neither.
+
+        Args:
+          messages: a conversation whose last message is an answer.
+          **how: see `text`.
+
+        Raises:
+          UserError: in addition to the errors of `ids`, a complete answer is not written as it begins, so that it is
+            unknown where it starts.
+        """
+        asked, where = self._render(messages[:-1], True, **how)
+        whole, _ = self._render(messages, False, **how)
+        if not whole.startswith(asked):
+            raise UserError(
+                f"{where}: does not write messages[{len(messages) - 1}] after what it writes to begin an answer, so "
+                "that the answer cannot be located; use another chat template"
+            )
+        end = self._end_of_answer(whole, len(asked), where)
+        before = self._ids(asked, self._found(asked, where), where)
+        both = whole[:end]
+        ids = self._ids(both, self._found(both, where), where)
+        if ids[: len(before)] == before:
+            return before, ids[len(before) :]
+        # A token contains the end of the one and the beginning of the other; a model that answers has not read it.
+        rest = both[len(asked) :]
+        names = (name for name in self._special if name not in rest and not self._takes_spaces(name)[1])
+        if (lead := next(names, None)) is None:
+            return before, self._ids(rest, self._found(rest, where), where)
+        rest = joined([own(lead), rest])
+        return before, self._ids(rest, self._found(rest, where), where)[1:]
+
+    @functools.cached_property
+    def end_of_turn(self) -> str | None:
+        """The special token that the template writes after an answer; None if it writes none."""
+        try:
+            text, where = self._render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], False)
+            after = _after_messages(text, 0)
+            return next(
+                (str.__str__(text[start:end]) for start, end in self._found(text, where) if start >= after), None
+            )
+        except UserError:  # The template requires something else, such as a system message.
+            return None
+
+    def _end_of_answer(self, text: Text, start: int, where: str) -> int:
+        """Returns the end of the answer that starts at `start` and is the last message of a text.
+
+        That is the end of the first `end_of_turn` after the answer's own text, otherwise of the last special token
+        after it, otherwise of the text.
+        """
+        after = _after_messages(text, start)
+        ranges = [span for span in self._found(text, where) if span[0] >= after]
+        wanted = self.end_of_turn
+        ends = [end for begin, end in ranges if str.__str__(text[begin:end]) == wanted]
+        return ends[0] if ends else ranges[-1][1] if ranges else len(text)
 
     def text(
         self,
@@ -314,6 +375,12 @@ def answer(parts: Sequence[tuple[str, bool]]) -> str:
       parts: texts, each with whether it is a special token, which it remains.
     """
     return joined([Text(text, OWN if is_token else USER) for text, is_token in parts])
+
+
+def _after_messages(text: Text, start: int) -> int:
+    """Returns the place after the last character from `start` on that the template did not write itself."""
+    kinds = who(text)
+    return next((i + 1 for i in reversed(range(start, len(text))) if kinds[i] & (USER | UNKNOWN)), start)
 
 
 def _conversation(messages) -> list[dict[str, Any]]:

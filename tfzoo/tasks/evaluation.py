@@ -2,7 +2,7 @@
 
 {"task": "classify", "file": "dev.tsv", "rows": 872, "step": 1200, "best_metric": "accuracy",
  "scores": {"accuracy": {"value": 0.891, "low": 0.87, "high": 0.91}, ...}, of which low and high are the limits of
-           the 95% bootstrap interval,
+           the 95% bootstrap interval; scores that are not a function of rows have none,
  "baselines": {"majority": {"accuracy": 0.51, ...}, "linear": {...}},
  "beaten": whether the model's best_metric is better than that of every baseline,
  "classes": [{"label", "precision", "recall", "f1", "support"}, ...],
@@ -52,6 +52,7 @@ def assemble(
     scores = {
         name: {"value": value, "low": bounds[name][0], "high": bounds[name][1]} for name, value in score().items()
     }
+    scores |= {name: {"value": value} for name, value in task.further_scores(outcome).items()}
     return {
         "task": task.name,
         "file": file.path if isinstance(file.path, str) else str(file.path),

@@ -173,6 +173,21 @@ class Task(Objective):
         return False
 
     @classmethod
+    def adapted(cls, options: Any, tokenizer, special_tokens: Sequence[str], page: types.ModuleType):
+        """Returns the tokenizer of a new run from the tokenizer that was found or trained.
+
+        Args:
+          options: the task's Options.
+          tokenizer: the tokenizer.
+          special_tokens: those of --special_tokens.
+          page: the module of the model's family.
+
+        Raises:
+          UserError: the tokenizer is unsuitable.
+        """
+        return tokenizer
+
+    @classmethod
     def repeated_texts(cls, train, held_out) -> list[str]:
         """Returns warnings about texts that are in both of two open files."""
         return []
@@ -208,6 +223,11 @@ class Task(Objective):
     def prepare_training(self, rows: EncodedRows) -> None:
         """Determines what the loss needs to know of the training rows, such as class weights."""
 
+    def training_rows(self, rows: EncodedRows) -> Any:
+        """Returns the rows of which training batches consist, such as several encoded rows in one; `lengths` and
+        `batch` read them."""
+        return rows
+
     def prepare_evaluation(self, file, whole: bool = False) -> None:
         """Receives the open file that the following evaluations are about.
 
@@ -215,6 +235,10 @@ class Task(Objective):
           file: the open file.
           whole: whether every row must be answered, even if evaluations during training answer only some.
         """
+
+    def notes(self) -> list[str]:
+        """Returns lines about the rows, which are shown when a run begins."""
+        return []
 
     def target_columns(self, rows: Sequence[Any]) -> Mapping[str, Any]:
         """Returns the encoded targets of some rows, as columns."""
@@ -317,6 +341,10 @@ class Task(Objective):
         """Returns the scores as a function of row indices, by default all rows; see tfzoo.evaluation.intervals."""
         raise NotImplementedError
 
+    def further_scores(self, outcome: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Returns scores that have no interval, because they are not a function of rows."""
+        return {}
+
     def details(self, outcome: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Returns {"classes": precision, recall and F1 of each class, "confusion": counts or None}; see `evaluate`."""
         return {"classes": [], "confusion": None}
@@ -348,14 +376,14 @@ class Task(Objective):
         return dict(zip(("text", "text_pair"), shown)) | others
 
     def evaluators(self) -> list[Evaluator]:
-        return [_Scores(self)]
+        return [Scores(self)]
 
     def file_baselines(self, train, held_out) -> dict[str, dict[str, float]]:
         """Returns {baseline: {figure: value}} of cheap models that are fitted on the open file `train`."""
         return {}
 
 
-class _Scores(Evaluator):
+class Scores(Evaluator):
     """The figures of a task, and the mean loss."""
 
     def __init__(self, task: Task):
@@ -367,7 +395,8 @@ class _Scores(Evaluator):
     def figures(self, predictions):
         outcome = self._task.last_outcome = self._task.outcome(predictions)
         loss = self._task.validation_loss(predictions)
-        return ({} if loss is None else {"validation_loss": loss}) | self._task.score_rows(outcome)()
+        scores = self._task.score_rows(outcome)() | self._task.further_scores(outcome)
+        return ({} if loss is None else {"validation_loss": loss}) | scores
 
 
 def sample(rows: Iterator[Any], count: int) -> list[Any]:

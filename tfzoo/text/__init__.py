@@ -19,14 +19,17 @@ texts at a time:
                                    same ids
     frames                         special tokens added around one text and around two, if the files specify them
     added_tokens                   tokens that are matched in a text before any other processing
+    chat_templates                 the formats of conversations by name, if the files specify them
     fingerprint()                  hexadecimal; two are equal if and only if every text has equal ids
 
 Ids do not depend on the other texts in a batch. A SavedModel that contains a tokenizer requires
 `import tensorflow_text` before it is loaded, but not tfzoo.
 """
 
+import contextlib
 import os
 import pathlib
+import types
 from typing import TYPE_CHECKING, Any
 
 from tfzoo.errors import UserError
@@ -125,4 +128,7 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
         tokenizer.max_length = int(limit)
     present = [name for name in FILES if (folder / name).is_file()]
     tokenizer.keep_files({name: (folder / name).read_bytes() for name in present})
+    with contextlib.suppress(UserError):  # Of no importance unless there is a conversation.
+        templates = {name: source for name, (_, source) in template.read_chat_templates(folder).items()}
+        tokenizer.chat_templates = types.MappingProxyType(templates)
     return tokenizer

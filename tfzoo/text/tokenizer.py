@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import types
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from tensorflow_text.python.ops import sentencepiece_tokenizer
 
 from tfzoo import files, progress
 from tfzoo.errors import UserError
-from tfzoo.text import added, batch, settings
+from tfzoo.text import added, batch, settings, template
 from tfzoo.text.added import AddedToken
 from tfzoo.text.framing import Frame
 from tfzoo.text.pieces import Pieces, literal
@@ -41,6 +42,8 @@ class Tokenizer(tf.Module):
     padding_side = truncation_side = "right"
     # The special tokens around one text and around two, if the files specify them.
     frames: tuple[Frame, Frame] | None = None
+    # The formats of conversations, if the files specify them: name -> jinja source.
+    chat_templates: Mapping[str, str] = types.MappingProxyType({})
 
     def __init__(
         self,
@@ -217,6 +220,7 @@ class Tokenizer(tf.Module):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             files.atomic_write(folder / name, content)
+        template.write_chat_templates(folder, self.chat_templates)
 
     def _contents(self) -> dict[str, str | bytes]:
         """Returns the files, by name, of a tokenizer that was not read from files."""

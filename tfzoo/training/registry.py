@@ -38,6 +38,7 @@ TASKS = {
     "text_to_text": "tfzoo.tasks.text_to_text:TextToText",
     "translate": "tfzoo.tasks.translate:Translate",
     "summarise": "tfzoo.tasks.summarise:Summarise",
+    "chat": "tfzoo.tasks.chat:Chat",
 }
 
 

@@ -14,7 +14,6 @@ from absl import logging
 from tfzoo import config as config_lib
 from tfzoo import hub, lazy
 from tfzoo.data import encoded, tokenized
-from tfzoo.data.encoded import EncodedRows
 from tfzoo.errors import UserError
 from tfzoo.tasks.task import Task
 from tfzoo.training import inputs as inputs_lib
@@ -32,12 +31,12 @@ class TaskRows:
     """The rows of a file as tfzoo.data.by_length reads them."""
 
     task: Task
-    rows: EncodedRows
+    rows: Any  # EncodedRows, or what the task makes of them for training.
     lengths: np.ndarray
     sides: np.ndarray | None = None
 
     @classmethod
-    def of(cls, task: Task, rows: EncodedRows) -> "TaskRows":
+    def of(cls, task: Task, rows: Any) -> "TaskRows":
         return cls(task, rows, task.lengths(rows), task.sides(rows))
 
     @property
@@ -188,6 +187,7 @@ class TaskInputs:
         if task.labels:
             shown = ", ".join(task.labels[:10]) + (", ..." if len(task.labels) > 10 else "")
             lines.append(f"{len(task.labels)} labels: {shown}")
+        lines += task.notes()
         for name, rows in (("training", self.train_rows), ("validation", self.held_out_rows)):
             if count := task.truncated(rows.rows):
                 lines.append(f"{count:,} {name} rows are truncated to {config.sequence_length} tokens")
@@ -212,7 +212,7 @@ def open_inputs(config: TrainConfig, resuming: bool, num_replicas: int) -> list[
     elif config.validation_file is not None:
         for warning in config.learner.repeated_texts(files.train, files.held_out):
             logging.warning("%s; scores on such rows are too good", warning)
-    tokenizer = _tokenizer(config, files.train, run_dir if resuming else None)
+    tokenizer = _tokenizer(config, files.train, page, run_dir if resuming else None)
     # As in runs.load: the family determines the special tokens around texts.
     tokenizer.frames, tokenizer.adds_bos = None, False
     model_config = inputs_lib.with_overrides(config, model_config, vocab_size=tokenizer.vocab_size)
@@ -225,6 +225,7 @@ def open_inputs(config: TrainConfig, resuming: bool, num_replicas: int) -> list[
     rows = {part: read_rows(config, task, getattr(files, part), flag) for part, flag in _FLAGS.items()}
     task.prepare_training(rows["train"].rows)
     task.prepare_evaluation(files.held_out)
+    rows["train"] = TaskRows.of(task, task.training_rows(rows["train"].rows))
     config = config.for_rows(len(rows["train"]))
     report = {part: {"file": getattr(files, part).describe()} | dict(getattr(files, part).counts) for part in _FLAGS}
     return [
@@ -275,16 +276,23 @@ def read_rows(config: TrainConfig, task: Task, file, flag: str) -> TaskRows:
     return TaskRows.of(task, rows)
 
 
-def _tokenizer(config: TrainConfig, train, resumed: pathlib.Path | None):
-    """Returns the run's tokenizer: that of a resumed run, an existing one, or one trained on the training texts."""
+def _tokenizer(config: TrainConfig, train, page: types.ModuleType, resumed: pathlib.Path | None):
+    """Returns the run's tokenizer: that of a resumed run, an existing one, or one trained on the training texts; the
+    task adapts the latter two."""
     if resumed:
         return runs.tokenizer_of(resumed)
-    existing, _ = inputs_lib.existing_tokenizer(config)
-    if existing is not None:
-        return existing
+    task = config.learner
+    special_tokens = [token for given in config.special_tokens for token in given.split(",")]
+    tokenizer, _ = inputs_lib.existing_tokenizer(config)
+    if tokenizer is None:
+        tokenizer = _trained_tokenizer(config, train, special_tokens)
+    return task.adapted(config.objective_options, tokenizer, special_tokens, page)
+
+
+def _trained_tokenizer(config: TrainConfig, train, special_tokens: list[str]):
+    """Returns a tokenizer trained on the texts of the training file, from the cache if possible."""
     task = config.learner
     texts = (text for row in train.rows() for text in task.texts_of(row))
-    special_tokens = [token for given in config.special_tokens for token in given.split(",")]
     return tokenized.cached_tokenizer_of(
         train.fingerprint(), texts, config.tokenizer, config.vocab_size, config.lowercase, config.cache_folder,
         special_tokens,

@@ -1,0 +1,136 @@
+"""What the tasks on conversations share: the chat template, the ids of answers, and their place in a row."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tfzoo import lazy
+from tfzoo.chat import ChatTemplate, builtin
+from tfzoo.data.messages import USER, Message
+from tfzoo.errors import UserError
+from tfzoo.options import Checked, option
+from tfzoo.tasks import GROUP
+from tfzoo.tasks.task import Task
+from tfzoo.text import framing
+from tfzoo.text.template import DEFAULT
+
+tf = lazy.module("tensorflow")
+extended = lazy.module("tfzoo.text.extended")  # Imports TensorFlow.
+_ROLES = ("system", "developer")  # Of messages that begin a conversation and are kept when its turns are dropped.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatTemplateOption(Checked):
+    """The option of tasks on conversations."""
+
+    chat_template: str | None = option(
+        None,
+        "How conversations become text: chatml, plain, or a file with a jinja template. By default the template of the "
+        "tokenizer's folder; if it has none, chatml, and plain for an encoder-decoder. The run's tokenizer keeps it.",
+        group=GROUP,
+        decides_rows=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """An answer and what a model reads before it.
+
+    Attributes:
+      prompt, answer: token ids; see ChatTemplate.turn.
+      dropped: whether earlier messages were left out.
+      cut: whether tokens of the prompt or of the answer were cut off.
+    """
+
+    prompt: list[int]
+    answer: list[int]
+    dropped: bool = False
+    cut: bool = False
+
+
+class TemplatedTask(Task):
+    """A task whose rows are conversations."""
+
+    def __init__(self, tokenizer, sequence_length: int, **arguments: Any):
+        super().__init__(tokenizer, sequence_length, **arguments)
+        if not tokenizer.chat_templates:
+            raise UserError(f"--task={self.name}: the tokenizer has no chat template; specify one with --chat_template")
+        self._encoders: dict[tuple[str, ...], Callable] = {}
+        self.template = ChatTemplate(dict(tokenizer.chat_templates), tokenizer, self._encode)
+
+    @classmethod
+    def adapted(cls, options, tokenizer, special_tokens, page):
+        """Returns the tokenizer with the chat template, its special tokens, and `special_tokens`; the token that ends a
+        turn ends a text."""
+        encoder_decoder = page.Model.is_encoder_decoder
+        name = options.chat_template
+        if name is None and not tokenizer.chat_templates:
+            name = builtin.PLAIN if encoder_decoder else builtin.CHATML
+        sources: dict[str, str] | None = None
+        tokens: tuple[str, ...] = ()
+        if name is not None:
+            source, tokens = builtin.read("chat_template", name)
+            sources = {DEFAULT: source}
+        tokenizer = extended.extended(tokenizer, (*special_tokens, *tokens), chat_templates=sources)
+        end = ChatTemplate(dict(tokenizer.chat_templates), tokenizer).end_of_turn
+        tokenizer = extended.extended(tokenizer, eos=end)
+        if encoder_decoder and tokenizer.eos_id != framing.encoder_decoder_ends(tokenizer).end:
+            last = tokenizer.vocab[framing.encoder_decoder_ends(tokenizer).end]
+            raise UserError(
+                f"--chat_template={name}: answers end with {end}, but an encoder-decoder's texts with {last}; use "
+                f"--chat_template={builtin.PLAIN}"
+            )
+        return tokenizer
+
+    @classmethod
+    def has_labels(cls, options):
+        return False
+
+    def encoding_key(self):
+        return f"{super().encoding_key()} {sorted(self._tokenizer.chat_templates.items())}"
+
+    def notes(self):
+        end = self.template.end_of_turn
+        ends = "the template ends answers with no special token" if end is None else f"answers end with {end}"
+        return [f"chat template: {self.options.chat_template or 'the tokenizer'}; {ends}"]
+
+    def _encode(self, texts: Sequence[str], special: tuple[str, ...] = ()) -> list[list[int]]:
+        """Returns the ids of texts in which these special tokens are recognized."""
+        if special not in self._encoders:
+            tokenize = functools.partial(self._tokenizer.tokenize, special=special)
+            signature = [tf.TensorSpec([None], tf.string)]
+            self._encoders[special] = tf.function(tokenize, input_signature=signature, autograph=False)
+        return self._encoders[special](tf.constant([text.encode(errors="replace") for text in texts])).to_list()
+
+    def turn(self, messages: Sequence[Message], room: int, **how: Any) -> Turn:
+        """Returns the last message, an answer, and what precedes it, in at most `room` tokens.
+
+        If they are longer, turns are dropped from the left, each beginning with a message of the user; a system message
+        at the beginning stays. If a single turn is longer, the answer keeps its beginning and may use half of the room
+        and what the prompt leaves, and the prompt keeps its end.
+
+        Raises:
+          UserError: the template does not support the messages.
+        """
+        begin = next((i for i, message in enumerate(messages) if message["role"] not in _ROLES), 0)
+        turns = [i for i in range(begin + 1, len(messages) - 1) if messages[i]["role"] == USER]
+        fixed, found = list(messages[:begin]), Turn([], [])
+        for start in [begin, *turns]:
+            prompt, answer = self.template.turn([*fixed, *messages[start:]], **how)
+            found = Turn(prompt, answer, dropped=start > begin)
+            if len(prompt) + len(answer) <= room:
+                return found
+        kept = min(len(found.answer), max(room - len(found.prompt), (room + 1) // 2))
+        prompt = found.prompt[-(room - kept) :] if room > kept else []
+        return dataclasses.replace(found, prompt=prompt, answer=found.answer[:kept], cut=True)
+
+    def described(self, mistake, row) -> dict[str, Any]:
+        others = {name: value for name, value in mistake.items() if name != "number"}
+        return {"text": shown(row.messages)} | others
+
+
+def shown(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the last message of the user, for a report."""
+    texts = [message["content"] for message in messages if message["role"] == USER and message.get("content")]
+    return texts[-1] if texts else ""
