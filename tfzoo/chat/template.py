@@ -141,24 +141,47 @@ class ChatTemplate:
         """
         asked, where = self._render(messages[:-1], True, **how)
         whole, _ = self._render(messages, False, **how)
-        if not whole.startswith(asked):
-            raise UserError(
-                f"{where}: does not write messages[{len(messages) - 1}] after what it writes to begin an answer, so "
-                "that the answer cannot be located; use another chat template"
-            )
-        end = self._end_of_answer(whole, len(asked), where)
+        start = len(asked) if whole.startswith(asked) else self._start_of_answer(whole, asked, messages, where, **how)
+        end = self._end_of_answer(whole, start, where)
         before = self._ids(asked, self._found(asked, where), where)
-        both = whole[:end]
-        ids = self._ids(both, self._found(both, where), where)
-        if ids[: len(before)] == before:
-            return before, ids[len(before) :]
-        # A token contains the end of the one and the beginning of the other; a model that answers has not read it.
-        rest = both[len(asked) :]
+        if whole.startswith(asked):
+            both = whole[:end]
+            ids = self._ids(both, self._found(both, where), where)
+            if ids[: len(before)] == before:
+                return before, ids[len(before) :]
+            # A token contains the end of the one and the beginning of the other; a model that answers has not read it.
+        rest = whole[start:end]
         names = (name for name in self._special if name not in rest and not self._takes_spaces(name)[1])
         if (lead := next(names, None)) is None:
             return before, self._ids(rest, self._found(rest, where), where)
         rest = joined([own(lead), rest])
         return before, self._ids(rest, self._found(rest, where), where)[1:]
+
+    def _start_of_answer(
+        self, whole: Text, asked: Text, messages: Sequence[Mapping[str, Any]], where: str, **how
+    ) -> int:
+        """Returns where the last message begins in a template that rewrites what precedes a complete answer, such as
+        one that shows the system message only in the last message of the user.
+
+        Raises:
+          UserError: the text before the answer differs from that with which an answer begins.
+        """
+        history, _ = self._render(messages[:-1], False, **how)
+        other, _ = self._render([*messages[:-1], {"role": messages[-1]["role"], "content": _STRANGE}], False, **how)
+        differs = len(os.path.commonprefix([str.__str__(whole), str.__str__(other)]))
+        begins = asked[len(history) :] if asked.startswith(history) else None
+        if begins:  # The beginning of an answer precedes it in both texts.
+            place = whole.rfind(begins, 0, differs)
+            start = place + len(begins)
+        else:  # The last special token before the answer ends the message before it.
+            ends = [end for _, end in self._found(whole, where) if end <= differs]
+            place = start = ends[-1] if ends and begins is not None else -1
+        if place < 0 or whole[start:differs].strip():
+            raise UserError(
+                f"{where}: does not write messages[{len(messages) - 1}] after what it writes to begin an answer, so "
+                "that the answer cannot be located; use another chat template"
+            )
+        return start
 
     @functools.cached_property
     def end_of_turn(self) -> str | None:

@@ -339,7 +339,7 @@ class Chat(TemplatedTask):
         return {f"distinct_{n}": diversity.distinct(texts, n) for n in (1, 2)} if self._sampled else {}
 
     def mistakes(self, outcome, count):
-        """Returns the conversations that were answered, those with the least likely right answer first."""
+        """Returns the conversations that were answered otherwise, those with the least likely right answer first."""
         losses = dict(zip(outcome["number"].tolist(), outcome["loss"] / np.maximum(outcome["loss_weight"], 1e-9)))
         found = [
             {
@@ -349,8 +349,8 @@ class Chat(TemplatedTask):
                 "score": float(losses[number]),
             }
             for (number, _, reference), written in zip(self._sampled, self._written, strict=True)
-            if number in losses
         ]
+        found = [each for each in found if each["gold"] != each["predicted"]]
         return sorted(found, key=lambda each: -each["score"])[:count]
 
     def file_baselines(self, train, held_out):

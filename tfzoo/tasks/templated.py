@@ -1,7 +1,6 @@
 """What the tasks on conversations share: the chat template, the ids of answers, and their place in a row."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,14 +92,18 @@ class TemplatedTask(Task):
     def notes(self):
         end = self.template.end_of_turn
         ends = "the template ends answers with no special token" if end is None else f"answers end with {end}"
-        return [f"chat template: {self.options.chat_template or 'the tokenizer'}; {ends}"]
+        source = self._tokenizer.chat_templates.get(DEFAULT)
+        names = [name for name, (text, _) in builtin.BUILT_IN.items() if text == source]
+        return [f"chat template: {self.options.chat_template or next(iter(names), 'that of the tokenizer')}; {ends}"]
 
     def _encode(self, texts: Sequence[str], special: tuple[str, ...] = ()) -> list[list[int]]:
         """Returns the ids of texts in which these special tokens are recognized."""
         if special not in self._encoders:
-            tokenize = functools.partial(self._tokenizer.tokenize, special=special)
-            signature = [tf.TensorSpec([None], tf.string)]
-            self._encoders[special] = tf.function(tokenize, input_signature=signature, autograph=False)
+            self._encoders[special] = tf.function(
+                lambda texts: self._tokenizer.tokenize(texts, special),
+                input_signature=[tf.TensorSpec([None], tf.string)],
+                autograph=False,
+            )
         return self._encoders[special](tf.constant([text.encode(errors="replace") for text in texts])).to_list()
 
     def turn(self, messages: Sequence[Message], room: int, **how: Any) -> Turn:

@@ -54,11 +54,13 @@ def baseline_cell(baseline: dict[str, float], name: str, form: str) -> str:
 
 
 def baseline_value(baseline: dict[str, float], name: str) -> float | None:
-    """Returns a baseline's value of a figure; a perplexity is computed from its loss. None: it has none."""
+    """Returns a baseline's value of a figure, or a perplexity that is computed from its loss. None: it has none."""
+    if name in baseline:
+        return baseline[name]
     figure, slash, source = name.partition("/")
     loss = figure.replace("_perplexity", "_loss")
-    value = baseline.get(loss + slash + source)
-    return value if value is None or loss == figure else math.exp(value)
+    value = None if loss == figure else baseline.get(loss + slash + source)
+    return value if value is None else math.exp(value)
 
 
 class MetricsLog:
