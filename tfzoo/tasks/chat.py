@@ -137,7 +137,9 @@ class Chat(TemplatedTask):
         self.SIGNATURE |= {"decoder_token_ids": ids} if self._ends else {}
         if self._packs:
             self.SIGNATURE |= {"document_ids": ids, "position_ids": ids}
-        self._sampled: list[tuple[int, list[int], list[int]]] = []
+        self._evaluated: Any = None  # The open file that evaluations are about.
+        # Of the conversations that the model answers: number, prompt and right answer.
+        self._sampled: list[tuple[int, list[int], list[int]]] | None = []
         self._written: list[str] = []
 
     @property
@@ -216,32 +218,32 @@ class Chat(TemplatedTask):
     def training_rows(self, rows):
         return Packed(rows, self.lengths(rows), self._length) if self._packs else rows
 
-    def prepare_evaluation(self, rows):
-        """Chooses the conversations that the model answers: the first ones."""
-        _, first = np.unique(rows.columns["number"][::-1], return_index=True)
-        last = len(rows) - 1 - first[: self.options.sample_answers]  # The last sample of each conversation.
-        self._sampled = []
-        for i in last:
-            tokens, spans = rows.values("tokens", int(i)).tolist(), rows.values("spans", int(i))
-            number = int(rows.columns["number"][i])
-            self._sampled.append((number, tokens[: spans[-2]], tokens[spans[-2] : spans[-1]]))
+    def prepare_evaluation(self, file, whole=False):
+        self._evaluated, self._sampled = file, None
+
+    def sides(self, rows):
+        if self._ends is None:
+            return None
+        lengths = rows.lengths("tokens")
+        begins = np.array([rows.values("spans", i)[0] for i in range(len(rows))], np.int64)
+        return np.stack([begins, lengths - begins + (self._ends.begin is not None)], 1)
 
     def lengths(self, rows):
         if isinstance(rows, Packed):
             return rows.lengths
-        lengths = rows.lengths("tokens")
         if self._ends is None:
-            return np.maximum(lengths - 1, 1)
-        begins = np.array([rows.values("spans", i)[0] for i in range(len(rows))], np.int64)
-        return np.maximum(begins, lengths - begins + (self._ends.begin is not None))
+            return np.maximum(rows.lengths("tokens") - 1, 1)
+        read, written = self.sides(rows).T
+        return written * (self._length + 1) + read  # The decoder, with its vocabulary, costs more than the encoder.
 
     def batch(self, rows, indices, length):
         packed = isinstance(rows, Packed)
         samples = rows.samples if packed else rows
-        features = {
-            name: np.zeros((len(indices), *(length if size is None else size for size in shape)), dtype)
-            for name, (dtype, shape) in self.SIGNATURE.items()
-        }
+        read, written = (length, length) if isinstance(length, int) else length
+        features = {}
+        for name, (dtype, shape) in self.SIGNATURE.items():
+            positions = written if name in ("decoder_token_ids", "targets", "target_weights") else read
+            features[name] = np.zeros((len(indices), *([positions] if shape else [])), dtype)
         features["weight"][:] = 1
         for name in ("token_ids", "decoder_token_ids"):
             if name in features:
@@ -330,7 +332,15 @@ class Chat(TemplatedTask):
         return [_Answers(self)]
 
     def write_answers(self, model) -> None:
-        """Writes the answers to the conversations that `prepare_evaluation` has chosen."""
+        """Writes the answers to the first conversations of the file that is evaluated."""
+        if self._sampled is None:
+            rows = itertools.islice(self._evaluated.rows(), self.options.sample_answers)
+            last = [(number, [*self._samples_or_refuse(row, self._evaluated)][-1:]) for number, row in enumerate(rows)]
+            self._sampled = [
+                (number, sample.tokens[: sample.spans[-1][0]], sample.tokens[slice(*sample.spans[-1])])
+                for number, samples in last
+                for sample in samples
+            ]
         prompts = [prompt for _, prompt, _ in self._sampled]
         self._written = answering.answers(model, self._tokenizer, prompts, self.options.answer_tokens)
 
@@ -348,7 +358,7 @@ class Chat(TemplatedTask):
                 "predicted": written,
                 "score": float(losses[number]),
             }
-            for (number, _, reference), written in zip(self._sampled, self._written, strict=True)
+            for (number, _, reference), written in zip(self._sampled or (), self._written, strict=True)
         ]
         found = [each for each in found if each["gold"] != each["predicted"]]
         return sorted(found, key=lambda each: -each["score"])[:count]
