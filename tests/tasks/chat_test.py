@@ -315,7 +315,7 @@ class RowsTest(tf.test.TestCase):
         made = chat.Chat(tokenizer, 48, page=bart)
         rows = rows_of(made, conversation(said("a", "b", "c", "d")))
         self.assertEqual(len(rows), 2)
-        batch = made.batch(rows, np.array([1]), 48)
+        batch = made.batch(rows, np.array([1]), (48, 24))
         self.assertEqual({*batch}, {*made.SIGNATURE})
         ids = batch["token_ids"][0][batch["padding_mask"][0]]
         self.assertEqual(ids.tolist(), made.template.ids(said("a", "b", "c")))
