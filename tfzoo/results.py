@@ -83,6 +83,9 @@ BASELINES = {
     "lead_1": "first sentence",
     "lead_3": "first three sentences",
     "text_rank": "TextRank summary",
+    "position": "commonest position",
+    "longest": "longest ending",
+    "shortest": "shortest ending",
 }
 
 

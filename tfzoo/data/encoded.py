@@ -46,6 +46,17 @@ class EncodedRows:
         return np.diff(self.ragged[name][1])
 
 
+def of_chunk(chunk: Chunk) -> EncodedRows:
+    """Returns the rows of one chunk, in memory."""
+    columns = {name: values for name, values in chunk.items() if isinstance(values, np.ndarray)}
+    ragged = {}
+    for name, values in chunk.items():
+        if name not in columns:
+            starts = np.cumsum([0, *map(len, values)])
+            ragged[name] = np.concatenate([np.zeros(0, np.int32), *values]).astype(np.int32), starts
+    return EncodedRows(columns, ragged)
+
+
 def cached(key: str, cache_dir: str | os.PathLike, chunks: Callable[[], Iterable[Chunk]]) -> EncodedRows:
     """Returns the rows of `chunks()`, from `cache_dir` if an earlier call had the same key.
 

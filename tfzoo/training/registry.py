@@ -39,6 +39,7 @@ TASKS = {
     "translate": "tfzoo.tasks.translate:Translate",
     "summarise": "tfzoo.tasks.summarise:Summarise",
     "chat": "tfzoo.tasks.chat:Chat",
+    "choice": "tfzoo.tasks.choice:Choice",
 }
 
 
