@@ -116,6 +116,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.tasks.similarity",
     "tfzoo.tasks.embed",
     "tfzoo.tasks.rerank",
+    "tfzoo.tasks.respond",
     "tfzoo.tasks.text_to_text",
     "tfzoo.tasks.translate",
     "tfzoo.tasks.summarise",

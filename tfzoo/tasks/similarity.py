@@ -16,6 +16,7 @@ both texts at a time and is slower and often more accurate, is trained with --ta
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -161,15 +162,23 @@ class Similarity(BiEncoder):
         return {name: _correlations(labels, answer)() for name, answer in answers.items()}
 
 
-def tfidf_cosines(train: list[tuple[str, ...]], pairs: list[tuple[str, ...]]) -> np.ndarray:
-    """Returns the cosines of pairs' TF-IDF vectors of 2 to 5 characters within words, float64 [N]; the document
-    frequencies are those of other pairs."""
+def tfidf_vectorizer(train: Sequence[tuple[str, ...]]):
+    """Returns a TfidfVectorizer of 2 to 5 characters within words, fitted on the texts of rows; None if no text has two
+    characters."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
     try:
-        vectorizer.fit(text for pair in train for text in pair)
-    except ValueError:  # No text has two characters.
+        return vectorizer.fit(text for row in train for text in row)
+    except ValueError:
+        return None
+
+
+def tfidf_cosines(train: list[tuple[str, ...]], pairs: list[tuple[str, ...]]) -> np.ndarray:
+    """Returns the cosines of pairs' TF-IDF vectors of 2 to 5 characters within words, float64 [N]; the document
+    frequencies are those of other pairs."""
+    vectorizer = tfidf_vectorizer(train)
+    if vectorizer is None:
         return np.zeros(len(pairs))
     first, second = (vectorizer.transform([pair[i] for pair in pairs]) for i in range(2))
     return np.asarray(first.multiply(second).sum(1)).ravel()

@@ -34,6 +34,7 @@ TASKS = {
     "relation": "tfzoo.tasks.relation:Relation",
     "similarity": "tfzoo.tasks.similarity:Similarity",
     "embed": "tfzoo.tasks.embed:Embed",
+    "respond": "tfzoo.tasks.respond:Respond",
     "rerank": "tfzoo.tasks.rerank:Rerank",
     "text_to_text": "tfzoo.tasks.text_to_text:TextToText",
     "translate": "tfzoo.tasks.translate:Translate",
