@@ -72,8 +72,7 @@ class Similarity(BiEncoder):
 
     @classmethod
     def default_learning_rate(cls, options, pretrained):
-        """The gradients of cosent, a sum over pairs of rows with differences divided by a small temperature, are large:
-        at 1e-4 the training of a pretrained encoder diverges."""
+        """See Task; with cosent, a pretrained encoder diverges at 1e-4."""
         cosent = getattr(options, "similarity_loss", COSENT) == COSENT
         return 2e-5 if pretrained and cosent else super().default_learning_rate(options, pretrained)
 
