@@ -60,7 +60,7 @@ class RespondTest(unittest.TestCase):
         self.assertEqual({*batch}, {*made.signature(rows)})
         texts = [batch[f"{prefix}token_ids"][0, 0][batch[f"{prefix}padding_mask"][0, 0]] for prefix in made.PREFIXES]
         read = [made._tokenizer.detokenize([ids])[0].numpy().decode() for ids in texts]
-        self.assertEqual(read, ["<s>Any news?\nHi</s>", "<s>None.</s>"])
+        self.assertEqual(read, ["Any news?\nHi", "None."])
 
     def test_scores_by_hand(self):
         # Answers a, b, c in the directions of the axes; the contexts of rows 0 and 2 are nearest to a and b.
