@@ -86,6 +86,8 @@ BASELINES = {
     "position": "commonest position",
     "longest": "longest ending",
     "shortest": "shortest ending",
+    "sentence": "nearest sentence",
+    "no_answer": "no answer",
 }
 
 

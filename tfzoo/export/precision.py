@@ -120,4 +120,5 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
         variable.assign(tf.cast(value.value, variable.dtype))
     twin.record = model.record  # Specifies how texts are generated and which tokens end them.
     twin.problem_type, twin.markers = model.problem_type, model.markers
+    twin.no_answer_threshold = model.no_answer_threshold
     return twin

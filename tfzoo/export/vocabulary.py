@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-TOP = 5  # Number of words per mask, and of answers per question.
-LONGEST_ANSWER = 30  # Maximum number of tokens in an answer to a question.
+TOP = 5  # Number of words per mask.
 _SPACED = ("Ġ", "▁")  # How the pieces of byte-level and SentencePiece vocabularies write a space.
 _UNUSED = re.compile(r"\[unused\d+\]")
 

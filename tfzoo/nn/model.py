@@ -122,6 +122,7 @@ class Model(Fit, keras.Model):
     # What the head classify was fine-tuned for, as in Hugging Face's config.json; None means what `record` says.
     problem_type: str | None = None
     markers: Sequence[str] = ()  # The tokens around the entities with which the head relation was fine-tuned, if any.
+    no_answer_threshold: float | None = None  # Of the head span, if it was fitted; see tfzoo.text.spans.difference.
     INPUTS: Sequence[str] = ("token_ids", "padding_mask")
     REQUIRED_INPUTS: Sequence[str] = ("token_ids",)
     HEADS: Sequence[str] = ("lm", "classify", "tag", "span", "relation", "embed")
@@ -175,14 +176,17 @@ class Model(Fit, keras.Model):
             "record": encode(self.record),
             "problem_type": self.problem_type,
             "markers": list(self.markers),
+            "no_answer_threshold": self.no_answer_threshold,
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects=None):
         arguments = {name: decode(value) for name, value in config.items()}
         record, problem_type, markers = (arguments.pop(name, None) for name in ("record", "problem_type", "markers"))
+        threshold = arguments.pop("no_answer_threshold", None)
         model = cls(arguments.pop("config"), **arguments)
         model.record, model.problem_type, model.markers = record, problem_type, tuple(markers or ())
+        model.no_answer_threshold = threshold
         return model
 
     def build(self, input_shape=None):

@@ -11,13 +11,16 @@
     relations           {"entities": [...], "triples": [{"head": {...}, "relation": "Part", ...}]}: see triples.py
 
 The outputs determine the form, so that a new head of the export needs no code here unless its answer is of a new form.
-start and end count code points; they are missing if the tokenizer has no offsets. Imports only numpy.
+start and end count code points; they are missing if the tokenizer has no offsets. A question without an answer has the
+answer "", without start, end and score. Imports only numpy.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from tfzoo.text import spans as spans_lib
 
 THRESHOLD = 0.5  # The probability from which one of several labels holds.
 # Every field of an answer; fields of the input with these names are renamed.
@@ -83,6 +86,38 @@ def spans(answers: list[Record], no_answer: float) -> Record:
     if answers:
         best["answer"] = best.pop("text")
     return {**best, "no_answer": rounded(no_answer), "answers": answers}
+
+
+def decided(record: Record, threshold: float | None) -> Record:
+    """Returns the record of a question, without its answer if log(no_answer / score) is above the threshold; None
+    always answers."""
+    if threshold is None or "no_answer" not in record:
+        return record
+    if spans_lib.difference(record["no_answer"], record.get("score", 0.0)) <= threshold:
+        return record
+    return {"answer": ""} | {name: record[name] for name in ("no_answer", "answers", "truncated") if name in record}
+
+
+def joined_spans(starts: Sequence[int], windows: Sequence[Record]) -> Record:
+    """Returns the record of a question whose context was read in windows: the likeliest answers of all of them, and the
+    lowest score of "no answer".
+
+    Args:
+      starts: where each window begins in the context.
+      windows: the records of the windows. If one is an error, so is the result.
+    """
+    best: dict[Any, Record] = {}
+    for offset, record in zip(starts, windows, strict=True):
+        if "error" in record:
+            return record
+        for answer in record["answers"]:
+            moved = {name: answer[name] + offset for name in ("start", "end") if name in answer}
+            key = (moved["start"], moved["end"]) if moved else answer["text"]
+            if key not in best or best[key]["score"] < answer["score"]:
+                best[key] = answer | moved
+    ranked = sorted(best.values(), key=lambda answer: -answer["score"])[: spans_lib.TOP_ANSWERS]
+    joined = spans(ranked, min(record["no_answer"] for record in windows))
+    return joined | ({"truncated": True} if any("truncated" in record for record in windows) else {})
 
 
 def words(masks: Iterable[Iterable[tuple[str, float]]]) -> Record:

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tfzoo.export.vocabulary import LONGEST_ANSWER, TOP, Tags, boundaries, readable
+from tfzoo.export.vocabulary import TOP, Tags, boundaries, readable
 from tfzoo.prediction import answers
 from tfzoo.prediction.answers import Record
+from tfzoo.text.spans import LONGEST_ANSWER, TOP_ANSWERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _spans(manifest: Mapping[str, Any], vocabulary: Vocabulary) -> Decode:
             for more in range(min(LONGEST_ANSWER, len(at))):
                 both[: len(at) - more, more] = first[: len(at) - more] * last[more:]
             found = []
-            for place in np.argsort(-both, axis=None, kind="stable")[:TOP]:
+            for place in np.argsort(-both, axis=None, kind="stable")[:TOP_ANSWERS]:
                 i, more = divmod(int(place), LONGEST_ANSWER)
                 if both[i, more] > 0:
                     start, end = int(reading.starts[row][at[i]]), int(reading.ends[row][at[i + more]])

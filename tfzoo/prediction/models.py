@@ -61,6 +61,7 @@ class ModelPredictor(Predictor):
         self.may_pair = self.task == "classify"
         self._several = answer.facts().get("problem_type") == "multi_label_classification"
         self._facts = answer.facts()
+        self.no_answer_threshold = self._facts.get("no_answer_threshold")
         self._functions: dict[tuple[int, int], Callable] = {}
         self._lock = threading.Lock()
 

@@ -65,6 +65,7 @@ class OnnxPredictor(Predictor):
         self._decode: Callable = decoding.HEADS[self.task](manifest, self._texts.vocabulary())
         self._fixed = next(iter(manifest["signatures"]["model"]["inputs"].values()))["shape"][1]
         self._refuses = options["long_texts"] == "refuse"
+        self.no_answer_threshold = manifest.get("no_answer_threshold")
         self.num_devices, self._fingerprint = num_devices, manifest["manifest_sha256"]
         self._sessions = [_session(folder / "model.onnx", device) for device in range(num_devices)]
         self._names = [value.name for value in self._sessions[0].get_inputs()]

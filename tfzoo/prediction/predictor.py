@@ -24,6 +24,7 @@ class Predictor:
       num_devices: the number of devices, which work independently of each other.
       in_flight: the number of batches that a device is given at a time.
       has_offsets: whether entities have the fields start and end.
+      no_answer_threshold: of the head span; see answers.decided.
     """
 
     task: str
@@ -33,6 +34,7 @@ class Predictor:
     num_devices = 1
     in_flight = 1
     has_offsets = True
+    no_answer_threshold: float | None = None
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 in hexadecimal, which is equal for the same weights, labels and tokenizer."""

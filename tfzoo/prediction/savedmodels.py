@@ -46,6 +46,7 @@ class SavedModelPredictor(Predictor):
         self.inputs, self.length = tuple(manifest["texts"]), options["sequence_length"]
         self.has_offsets = self.task != "tag" or "starts" in stated["outputs"]
         self._several = manifest.get("problem_type") == "multi_label_classification"
+        self.no_answer_threshold = manifest.get("no_answer_threshold")
         self._refuses_calls = options["long_texts"] == "refuse" and options["refuse"] == "call"
         self._too_long = f"the text is longer than {self.length} tokens"
         self._fingerprint = manifest["manifest_sha256"]

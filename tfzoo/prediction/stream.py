@@ -21,6 +21,7 @@ from tfzoo.prediction.windows import Window
 Texts = tuple[str, ...]
 TRUNCATE, AVERAGE = LONG_TEXTS = ("truncate", "average")
 _BLOCKS_AHEAD = 1
+_TOKENS_PER_CHARACTER = 8  # Twice those of a character in UTF-8, because the question may use half of a row.
 
 
 class Stream:
@@ -31,7 +32,8 @@ class Stream:
       batch_size: the number of rows of a batch.
       block_rows: the number of rows among which batches of similar length are formed.
       long_texts: what a classifier does with a text that is longer than it reads: "truncate", or "average" the answers
-        of overlapping windows. A tagger always reads windows.
+        of overlapping windows. A tagger always reads windows of the text, a model that answers questions those of the
+        context.
     """
 
     def __init__(self, predictor: Predictor, batch_size: int = 32, block_rows: int = 2048, long_texts: str = TRUNCATE):
@@ -99,38 +101,58 @@ class Stream:
         return records
 
     def _records(self, texts: Sequence[Texts], batches: list) -> list[Record]:
-        records = self._collected(texts, batches)
-        if self._predictor.task == "tag" or self._average:
-            long = [i for i, record in enumerate(records) if "truncated" in record and len(texts[i]) == 1]
-            for i, record in zip(long, self._read_in_windows([texts[i][0] for i in long])):
+        task, records = self._predictor.task, self._collected(texts, batches)
+        if task in ("tag", "span") or self._average:
+            long = [
+                i
+                for i, (row, record) in enumerate(zip(texts, records, strict=True))
+                if "truncated" in record and (len(row[-1]) > self._least() if task == "span" else len(row) == 1)
+            ]
+            for i, record in zip(long, self._read_in_windows([texts[i] for i in long])):
                 records[i] = record
-        return records
+        return [answers.decided(record, self._predictor.no_answer_threshold) for record in records]
 
-    def _read_in_windows(self, texts: list[str]) -> list[Record]:
-        """Answers texts that are longer than the predictor reads."""
-        tag = self._predictor.task == "tag"
-        overlap = windows.OVERLAP if self._predictor.has_offsets or not tag else 0.0
+    def _read_in_windows(self, rows: list[Texts]) -> list[Record]:
+        """Answers rows whose last text is longer than the predictor reads."""
+        predictor, texts = self._predictor, [row[-1] for row in rows]
+        overlap = windows.OVERLAP if predictor.has_offsets or predictor.task != "tag" else 0.0
+        least = self._least()
         waiting = [
-            (i, window) for i, text in enumerate(texts) for window in windows.cut(text, self._predictor.length, overlap)
+            (i, window) for i, row in enumerate(rows) for window in windows.cut(row[-1], self._room(row), overlap)
         ]
         found: list[list[tuple[Window, Record]]] = [[] for _ in texts]
         while waiting:
-            parts = [(texts[i][slice(*window)],) for i, window in waiting]
+            parts = [(*rows[i][:-1], texts[i][slice(*window)]) for i, window in waiting]
             answered = self._collected(parts, self._submit(parts))
             again = []
             for (i, window), record in zip(waiting, answered):
-                smaller = windows.halved(texts[i], window, overlap) if "truncated" in record else []
+                cut_again = "truncated" in record and window.end - window.start > least
+                smaller = windows.halved(texts[i], window, overlap) if cut_again else []
                 again += [(i, each) for each in smaller]
                 if not smaller:
                     found[i].append((window, record))
             waiting = again
-        return [_joined(text, sorted(parts, key=lambda part: part[0]), tag) for text, parts in zip(texts, found)]
+        ordered = [sorted(parts, key=lambda part: part[0]) for parts in found]
+        return [_joined(text, parts, predictor.task) for text, parts in zip(texts, ordered)]
+
+    def _least(self) -> int:
+        """Returns the number of characters up to which a window is not cut again: a context that is so short fits, and
+        was truncated because of the question."""
+        return max(1, self._predictor.length // _TOKENS_PER_CHARACTER) if self._predictor.task == "span" else 1
+
+    def _room(self, row: Texts) -> int:
+        """Returns about how many tokens a window of the last text of a row may have."""
+        length = self._predictor.length
+        before = sum(len(text.encode(errors="replace")) for text in row[:-1]) // windows.BYTES_PER_TOKEN
+        return max(length - before, length // 2)
 
 
-def _joined(text: str, parts: list[tuple[Window, Record]], tag: bool) -> Record:
+def _joined(text: str, parts: list[tuple[Window, Record]], task: str) -> Record:
     read = [window for window, _ in parts]
     records = [record for _, record in parts]
-    if not tag:
+    if task == "span":
+        return answers.joined_spans([window.start for window in read], records)
+    if task != "tag":
         return answers.averaged(records)
     found = [record.get("entities", []) for record in records]
     if all("start" in entity for entities in found for entity in entities):

@@ -47,7 +47,7 @@ def _cut(text: str, whole: Window, count: int, overlap: float) -> list[Window]:
             end = end if i == count - 1 else _space_before(text, end, max(reach, 1), start)
         else:
             # Both move inwards, so that no window grows. The space belongs to the word that follows it.
-            start = start if i == 0 else _space_after(text, start, reach)
+            start = start if i == 0 else max(_space_after(text, start, reach), windows[-1].start + 1)
             end = end if i == count - 1 else _space_before(text, end, reach, start)
         windows.append(Window(start, end))
     return windows

@@ -36,9 +36,7 @@ from tfzoo.evaluation import entities, scores
 from tfzoo.evaluation.intervals import Weighted
 from tfzoo.objectives import shared
 from tfzoo.objectives.objective import LabelSmoothingOption
-from tfzoo.options import option
-from tfzoo.tasks import GROUP
-from tfzoo.tasks.task import ColumnOptions, Task, chunked, sample
+from tfzoo.tasks.task import ColumnOptions, Task, WindowOverlapOption, chunked, sample
 
 tf = lazy.module("tensorflow")
 by_length = lazy.module("tfzoo.data.by_length")
@@ -60,16 +58,8 @@ Span = tuple[str, int, int]  # Type, first word, word after the last.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(ColumnOptions, LabelSmoothingOption):
+class Options(ColumnOptions, LabelSmoothingOption, WindowOverlapOption):
     """The options of the task tag."""
-
-    window_overlap: int | None = option(
-        None,
-        "Tokens that two consecutive windows of a long text share; by default, a quarter of a window.",
-        group=GROUP,
-        low=0,
-        decides_rows=True,
-    )
 
 
 class Tag(Task):

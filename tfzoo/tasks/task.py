@@ -68,6 +68,19 @@ class PoolingOption(Checked):
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowOverlapOption(Checked):
+    """An option of tasks that read long texts in windows."""
+
+    window_overlap: int | None = option(
+        None,
+        "Tokens that two consecutive windows of a long text share; by default, a quarter of a window.",
+        group=GROUP,
+        low=0,
+        decides_rows=True,
+    )
+
+
 class Task(Objective):
     """A fine-tuning task.
 
@@ -282,6 +295,11 @@ class Task(Objective):
         counts = [rows.lengths(name) for name in self._texts]
         return int(np.sum(sum(counts) > sum(self.framer.kept(*counts))))
 
+    def truncation(self, rows: EncodedRows, part: str) -> str:
+        """Returns a line about `truncated` rows of a part, "training" or "validation"; "" if there are none."""
+        count = self.truncated(rows)
+        return f"{count:,} {part} rows are truncated to {self._length} tokens" if count else ""
+
     # ------------------------------------------------------------------ Models
 
     @property
@@ -313,8 +331,12 @@ class Task(Objective):
         return None
 
     def record(self) -> dict[str, Any]:
-        """Returns what config.json of the run says about the task, so that exports know it."""
+        """Returns what config.json of the run says about the task, so that exports know it. After an evaluation, it may
+        contain more, which is that of the best checkpoint."""
         return {"name": self.name, "pair": self.pair, "sequence_length": self._length}
+
+    def restore(self, record: Any) -> None:
+        """Takes over what an evaluation of the run determined: `record` is the runs.TaskRecord of config.json."""
 
     def logits(self, models: Mapping[str, Any], batch: Mapping[str, Any], training: bool):
         """Returns the logits of HEAD, float32."""

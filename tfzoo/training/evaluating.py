@@ -63,6 +63,7 @@ def load(run_dir: pathlib.Path, config: TrainConfig, checkpoint_dir: str | None 
     embed, sentence = runs.embedding_of(run_dir)
     page, folder = models.page_of(model), runs.folder_record(run_dir)
     task = task_inputs.make_task(config, tokenizer, page, labels, record.pair, embed, sentence, folder)
+    task.restore(record)
     return model, task
 
 

@@ -472,7 +472,8 @@ class Trainer:
         return name, direction_of(name)
 
     def _write_evaluation(self) -> None:
-        """Writes evaluation.json: the scores of the best checkpoint on the validation file."""
+        """Writes evaluation.json: the scores of the best checkpoint on the validation file. What the evaluation
+        determined, such as a threshold, goes into config.json."""
         task = self.inputs.objective
         record = evaluation.assemble(
             task,
@@ -483,6 +484,7 @@ class Trainer:
             self.config.best_metric or task.best_metric[0],
         )
         files.atomic_write(self.run_dir / "evaluation.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        runs.write_task(self.run_dir, task.record())
 
     def _due(self, every: int) -> bool:
         """Returns whether an action is due that is also due at the end of a stage."""

@@ -41,6 +41,7 @@ TASKS = {
     "summarise": "tfzoo.tasks.summarise:Summarise",
     "chat": "tfzoo.tasks.chat:Chat",
     "choice": "tfzoo.tasks.choice:Choice",
+    "answer": "tfzoo.tasks.answer:Answer",
 }
 
 

@@ -52,6 +52,7 @@ _TASK_FIELDS = {
     "problem_type": Field(str),
     "markers": _STRINGS,
     "prefix": Field(str),
+    "no_answer_threshold": Field(float),
 }
 _MODEL_FIELDS = {
     "model": Field(str, required=True),
@@ -110,6 +111,14 @@ def folder_record(folder: str | os.PathLike) -> FolderRecord:
     names = (GENERATION_CONFIG,) if is_run(folder) else (CONFIG, GENERATION_CONFIG)  # A run's config.json differs.
     found = {name: json_files.read(path) for name in names if (path := pathlib.Path(folder, name)).exists()}
     return FolderRecord(found.get(CONFIG, {}), found.get(GENERATION_CONFIG, {}))
+
+
+def write_task(run_dir: str | os.PathLike, task: Mapping[str, Any]) -> None:
+    """Replaces the record of the task in config.json, if it is another one."""
+    path = pathlib.Path(run_dir, CONFIG)
+    record = json_files.read(path)
+    if record.get("task") != dict(task):
+        files.atomic_write(path, json.dumps(record | {"task": dict(task)}, indent=2) + "\n")
 
 
 def _describe(model, name: str) -> dict[str, Any]:
@@ -190,6 +199,7 @@ class TaskRecord:
       problem_type: of the head classify, as in Hugging Face's config.json.
       markers: of the head relation: the tokens around the first entity and around the second one.
       prefix: of a task that writes texts: what precedes each source.
+      no_answer_threshold: of the head span, fitted on the validation file; see tfzoo.text.spans.difference.
     """
 
     name: str
@@ -198,6 +208,7 @@ class TaskRecord:
     problem_type: str | None = None
     markers: Sequence[str] = ()
     prefix: str = ""
+    no_answer_threshold: float | None = None
 
 
 def task_of(folder: str | os.PathLike) -> TaskRecord | None:
@@ -339,6 +350,8 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
             model.problem_type = task.get("problem_type")
         if "relation" in model.head_names:
             model.markers = tuple(task.get("markers", ()))
+        if "span" in model.head_names:
+            model.no_answer_threshold = task.get("no_answer_threshold")
     if checkpoint_dir is None and (folder / "best").exists():
         checkpoint_dir = folder / "best"
     store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)

@@ -189,8 +189,8 @@ class TaskInputs:
             lines.append(f"{len(task.labels)} labels: {shown}")
         lines += task.notes()
         for name, rows in (("training", self.train_rows), ("validation", self.held_out_rows)):
-            if count := task.truncated(rows.rows):
-                lines.append(f"{count:,} {name} rows are truncated to {config.sequence_length} tokens")
+            if line := task.truncation(rows.rows, name):
+                lines.append(line)
         return "\n  ".join(lines)
 
 

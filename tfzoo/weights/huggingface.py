@@ -485,6 +485,8 @@ def encode_config(model, page) -> dict[str, Any]:
         fields["label2id"] = {label: i for i, label in enumerate(model.labels)}
     if model.problem_type and "classify" in model.head_names:
         fields["problem_type"] = model.problem_type
+    if model.no_answer_threshold is not None and "span" in model.head_names:
+        fields["no_answer_threshold"] = model.no_answer_threshold
     if "classify" in model.head_names and model.pool != model.POOL:
         raise UserError(
             f"{kind}'s classifier reads the state {model.POOL!r} in Hugging Face's library, but this model's reads "

@@ -322,6 +322,8 @@ def _saved(model, tag: str, example: dict[str, str], in_transformers: bool) -> l
     reads = "model, tokenizer = tfzoo.load(FOLDER)"
     if tag in ("text-classification", "token-classification"):
         ours = [f"tfzoo.pipeline(FOLDER)([{inputs}])"]
+    elif tag == "question-answering":
+        ours = [f"tfzoo.pipeline(FOLDER)([({inputs})])"]
     elif tag == "sentence-similarity":
         ours = [reads, f"tfzoo.embed_texts(model, [{inputs}], tokenizer)"]
     elif model.can_generate:

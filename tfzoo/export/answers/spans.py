@@ -7,18 +7,21 @@ import tensorflow as tf
 
 from tfzoo.export.answers.base import Answer, cut, part_of, ranked, softmax
 from tfzoo.export.interface import Tensor
-from tfzoo.export.vocabulary import LONGEST_ANSWER, TOP
 from tfzoo.text.framing import PAIR, TEXT
+from tfzoo.text.spans import LONGEST_ANSWER, TOP_ANSWERS, likeliest, log_chances
 
 
 class Spans(Answer):
-    """Answers to `question` contained in `context`: the TOP likeliest `answers` [B, TOP], the likeliest first, with
-    `scores` and, if the tokenizer supports offsets, `starts` and `ends` in code points of the context.
+    """Answers to `question` contained in `context`: the N = TOP_ANSWERS likeliest `answers` [B, N], the likeliest
+    first, with `scores` and, if the tokenizer supports offsets, `starts` and `ends` in code points of the context.
 
     A score is the product of the probabilities of the answer's first and last token, each normalised over the tokens of
     the context and the [CLS] before them, if there is one. `no_answer` [B] is the score of [CLS] itself, 0 without one
-    (Devlin et al. 2019, section 4.3). Answers have at most LONGEST_ANSWER tokens. If there are fewer than TOP answers,
+    (Devlin et al. 2019, section 4.3). Answers have at most LONGEST_ANSWER tokens. If there are fewer than N answers,
     the rest is filled up with "" and 0.
+
+    All rows have answers. A threshold that a fine-tuning run fitted decides whether a question has no answer, and is
+    among the facts for manifest.json: see tfzoo.text.spans.difference.
     """
 
     offsets = True
@@ -26,31 +29,27 @@ class Spans(Answer):
 
     def __init__(self, model, tokenizer, options):
         super().__init__(model, tokenizer, options)
-        axes = ("batch", TOP)
+        axes = ("batch", TOP_ANSWERS)
         self.outputs = {"answers": Tensor("string", axes), "scores": Tensor("float32", axes)}
         if self.reader.has_offsets:
             self.outputs |= {"starts": Tensor("int32", axes), "ends": Tensor("int32", axes)}
         self.outputs |= {"no_answer": Tensor("float32", ("batch",))}
         self.null_first = isinstance(self.reader.frame.parts[0], int)
+        stated = (model.record.config if model.record else {}).get("no_answer_threshold")
+        fitted = model.no_answer_threshold
+        self.threshold = stated if fitted is None and isinstance(stated, int | float) else fitted
+
+    def facts(self):
+        return super().facts() | ({} if self.threshold is None else {"no_answer_threshold": self.threshold})
 
     def answer_reading(self, reading, texts, call):
         logits = tf.cast(call(reading.inputs)["span_logits"], tf.float32)
         context, length = reading.of[PAIR], tf.shape(logits)[1]
-        candidates = context
-        if self.null_first:
-            candidates = tf.concat([tf.ones_like(context[:, :1]), context[:, 1:]], 1)
-        chances = tf.nn.log_softmax(tf.where(candidates[..., tf.newaxis], logits, -1e9), axis=1)
+        chances = log_chances(logits, context, self.null_first)
         null = tf.exp(tf.reduce_sum(chances[:, 0], -1)) if self.null_first else tf.zeros_like(logits[:, 0, 0])
-        first, last = tf.unstack(tf.where(context[..., tf.newaxis], chances, -1e9), axis=-1)
-        # Every first token combined with each last token that is not too far after it.
-        reach = tf.range(length)[:, tf.newaxis] + tf.range(LONGEST_ANSWER)
-        last = tf.pad(last, [[0, 0], [0, LONGEST_ANSWER]], constant_values=-1e9)
-        both = first[..., tf.newaxis] + tf.gather(last, reach, axis=1)
-        score, which = tf.math.top_k(tf.reshape(both, [-1, length * LONGEST_ANSWER]), TOP)
-        begin, end = which // LONGEST_ANSWER, which // LONGEST_ANSWER + which % LONGEST_ANSWER
-        there = score > -1e8
+        score, begin, end, there = likeliest(chances, context)
         outputs: dict[str, Any] = {"scores": tf.where(there, tf.exp(score), 0.0)}
-        flat = tf.boolean_mask(tf.repeat(tf.range(tf.shape(logits)[0]), TOP), tf.reshape(there, [-1]))
+        flat = tf.boolean_mask(tf.repeat(tf.range(tf.shape(logits)[0]), TOP_ANSWERS), tf.reshape(there, [-1]))
         begin, end = (tf.boolean_mask(x, there) for x in (begin, end))
         if reading.starts is not None:
             starts = tf.gather_nd(reading.starts, tf.stack([flat, begin], 1))
@@ -64,11 +63,11 @@ class Spans(Answer):
         for name, values in parts.items():
             fill = tf.fill(shape, "") if values.dtype == tf.string else tf.zeros(shape, values.dtype)
             outputs[name] = tf.tensor_scatter_nd_update(fill, at, values)
-        outputs = {name: tf.ensure_shape(value, [None, TOP]) for name, value in outputs.items()}
+        outputs = {name: tf.ensure_shape(value, [None, TOP_ANSWERS]) for name, value in outputs.items()}
         return outputs | {"no_answer": null}
 
     def expected_of_rows(self, rows, limits):
-        top, margin = TOP, limits.margin
+        top, margin = TOP_ANSWERS, limits.margin
         shape = (len(rows), top)
         scores, decided, null = np.zeros(shape, np.float32), np.ones(shape, bool), np.zeros(len(rows), np.float32)
         spans: list[list[tuple[str, int, int]]] = []
