@@ -151,9 +151,9 @@ class AnswerTest(tf.test.TestCase):
 
     def test_the_best_answer_over_windows(self):
         made = task()
-        made.prepare_evaluation(file_of(
-            row("q", "x y z", "y"), row("q", "b c", "z"), row("q", " one two", "one two", "three")
-        ))
+        made.prepare_evaluation(
+            file_of(row("q", "x y z", "y"), row("q", "b c", "z"), row("q", " one two", "one two", "three"))
+        )
         outcome = made.outcome(
             self.predictions((2, 0, 4, 0.2, 0.7), (0, 0, 1, 0.1, 0.8), (2, 0, 8, 0.3, 0.4), (0, 2, 3, 0.4, 0.1))
         )
@@ -168,13 +168,14 @@ class AnswerTest(tf.test.TestCase):
 
     def test_the_threshold(self):
         made = task()
-        made.prepare_evaluation(file_of(
+        file = file_of(
             row("q", "x y z", "x"),
             row("q", "x y z"),
             row("q", "x y z"),
             row("q", "x y z", "y z"),
             row("q", "\x01", "a"),
         )
+        made.prepare_evaluation(file)
         # Differences: -2.1, 0.7 (right to decline), -1.4 (wrong to answer), -1.8 (part of the answer), no span.
         found = [(0, 0, 1, 0.8, 0.1), (1, 0, 1, 0.2, 0.4), (2, 0, 1, 0.4, 0.1), (3, 2, 3, 0.6, 0.1), (4, -1, -1, 1, 1)]
         outcome = made.outcome(self.predictions(*found))
@@ -193,7 +194,7 @@ class AnswerTest(tf.test.TestCase):
             self.assertAlmostEqual(scores[name], value, places=12, msg=name)
         self.assertEqual(made.record()["no_answer_threshold"], made.threshold)
         # Another file is read with the threshold of the run.
-        made.restore(types.SimpleNamespace(no_answer_threshold=-1.9)))
+        made.restore(types.SimpleNamespace(no_answer_threshold=-1.9))
         outcome = made.outcome(self.predictions(*found))
         self.assertEqual(outcome["answer"].tolist(), ["x", "", "", "", ""])
         self.assertEqual(made.threshold, -1.9)
