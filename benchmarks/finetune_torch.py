@@ -219,9 +219,9 @@ def main() -> None:
         folder = pathlib.Path(temporary)
         prepare(folder, args)
         config = config_of(folder, args, folder / "start")
-        config.write(folder / "flags.cfg")
-        command = [sys.executable, "-m", "tfzoo.train", f"--flagfile={folder / 'flags.cfg'}"]
-        command += [f"--run_dir={config.run_dir}", f"--cache_dir={config.cache_dir}"]
+        given = {name: value for name, value in config.given().items() if value not in (None, False)}
+        flags = [f"--{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in given.items()]
+        command = [sys.executable, "-m", "tfzoo.train", f"--run_dir={config.run_dir}", *flags]
         subprocess.run(command, check=True, env=environment(), stdout=subprocess.DEVNULL)
         subprocess.run([args.python, __file__, f"--torch={folder}"], check=True)
         print(processor())
