@@ -267,6 +267,7 @@ class KillTest(unittest.TestCase):
         kills, _ = self.interrupt_at_random(steps=40, rounds=1)
         self.assertEqual(kills, 3)
 
+    @pytest.mark.faults
     def test_a_seed_left_out_is_noticed(self):
         self.assertNotEqual(self.losses_without_seed(SEEDS - 1), [])
 

@@ -197,6 +197,7 @@ class FlagsTest(unittest.TestCase):
             with self.subTest(names):
                 self.assert_works(names, decode()._function)
 
+    @pytest.mark.faults
     def test_xla_takes_each_flag(self):
         for names in runs_of([pair for pair in PAIRS if "jit_compile" in pair]):
             with self.subTest(names):

@@ -151,7 +151,7 @@ class FamiliesTest(Case):
 
     def test_one_head_of_some_families(self):
         # One of each kind of architecture; the next test has all.
-        families = ("bert", "albert", "llama", "bart", "xlnet", "reformer", "performer")
+        families = ("bert", "llama", "bart", "reformer")
         self.check([(family, HEADS.get(family, "classify")) for family in families])
 
     @pytest.mark.keras

@@ -906,8 +906,8 @@ class ConfigsTest(TrainCase):
                 self.assertGreaterEqual(config.steps, config.warmup_steps)
         self.assertLess(self.parsed("bert.cfg", "demo.cfg").steps, self.parsed("bert.cfg").steps)
 
-    def test_some_recipes_run(self):
-        self.check_recipes(["bert.cfg", "t5.cfg", "xlnet.cfg"])
+    def test_a_recipe_runs(self):
+        self.check_recipes(["bert.cfg"])
 
     @pytest.mark.faults
     def test_every_recipe_runs(self):

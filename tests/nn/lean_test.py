@@ -4,6 +4,7 @@ import functools
 import pathlib
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tests.helpers import python
@@ -171,6 +172,7 @@ class LeanAttentionTest(tf.test.TestCase):
             for x, y in zip(gradients, expected, strict=True):
                 self.assertLess(relative_error(x, y.numpy()), tolerance)
 
+    @pytest.mark.faults
     def test_memory_grows_with_the_length_and_not_its_square(self):
         # In a separate process, whose memory nothing else has used before.
         result = python("-c", "from tests.nn import lean_test; lean_test.print_growth()")

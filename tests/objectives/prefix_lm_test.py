@@ -68,7 +68,7 @@ class PrepareTest(tf.test.TestCase):
         }.items():
             self.assertAllEqual(features[name], value)
         # Whatever the cuts, the documents of a row fit.
-        rows = made.rows(word_corpus(50, 20))
+        rows = made.rows(word_corpus(15, 20))
         for index in range(len(rows)):
             token_ids, document_ids = (tf.constant(x) for x in rows.row(index))
             sizes = tf.math.bincount(document_ids - 1)

@@ -5,6 +5,8 @@ The functions below the tests run in the processes of tests/worlds.py.
 
 import unittest
 
+import pytest
+
 from tests import helpers
 from tests.worlds import Worlds
 
@@ -26,20 +28,28 @@ def tearDownModule():
 
 
 class WholeStepsTest(unittest.TestCase):
+    def test_two_devices_are_one(self):
+        self.check(["cosent"], ["mirrored2"])
+
+    @pytest.mark.faults
     def test_many_are_one(self):
-        cases = [dict(case) for case in CASES.values()]
+        self.check([*CASES], ["mirrored2", "workers2"])
+
+    def check(self, names, others):
+        """Compares the cases on one device, in microbatches, and in other worlds."""
+        cases = [dict(CASES[name]) for name in names]
         # "split" shows how large the difference is if microbatches are compared only with themselves.
         calls = [["losses", case | more] for case in cases for more in ({}, {"parts": 3}, {"parts": 3, "split": True})]
         ((*alone,),) = worlds.run("one", calls)
-        for (name, _), one, parts, split in zip(CASES.items(), alone[::3], alone[1::3], alone[2::3], strict=True):
+        for name, one, parts, split in zip(names, alone[::3], alone[1::3], alone[2::3], strict=True):
             self.assertEqual(len(one["losses"]), STEPS)
             self.near(parts, one, f"{name} in three parts")
             self.assertGreater(abs(split["losses"][-1] - one["losses"][-1]), 1e-2, name)
-        for world in ("mirrored2", "workers2"):
+        for world in others:
             ranks = worlds.run(world, [["losses", case | {"parts": parts}] for case in cases for parts in (1, 2)])
             for rank in ranks:
                 for i, found in enumerate(rank):
-                    self.near(found, alone[3 * (i // 2)], f"{world} {list(CASES)[i // 2]}, {1 + i % 2} parts")
+                    self.near(found, alone[3 * (i // 2)], f"{world} {names[i // 2]}, {1 + i % 2} parts")
 
     def near(self, found, one, what):
         for name, values in one.items():

@@ -73,7 +73,7 @@ class ExportedTest(tf.test.TestCase):
             "mbart": SentencePiece(llama, "mbart"),
             "characters": Characters(training.train_characters(sentences, ROBERTA)),
         }
-        texts = tf.constant(lines(1500, seed=2))
+        texts = tf.constant(lines(500, seed=2))
         folder = temporary_folder(self)
         for name, tokenizer in server.tokenizers.items():
             setattr(server, name, served(tokenizer))

@@ -226,6 +226,7 @@ class CommandTest(DistributionCase):
             (rank,) = self.train("mirrored2", self.folder / "run", **flags)
             self.assertEqual((rank["code"], rank["err"]), (2, f"error: {message}\n"))
 
+    @pytest.mark.faults
     def test_parameter_servers_lose_a_worker(self):
         found = self.parameter_servers(steps=10, kill_after=2)
         self.assertLess(sum(found[-3:]), sum(found[:3]))
@@ -247,6 +248,7 @@ class CommandTest(DistributionCase):
                 said, r"^TF_CONFIG: cannot listen on 127.0.0.1:\d+ \(.*\); stop the process that uses this port, or"
             )
 
+    @pytest.mark.faults
     def test_a_killed_and_a_failing_worker(self):
         """The other worker ends by itself, and both can resume."""
         flags = self.PLAIN | dict(steps=8, evaluate_every=8, evaluate_batches=1, checkpoint_every=2)

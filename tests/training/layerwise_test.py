@@ -83,13 +83,13 @@ class FamiliesTest(tf.test.TestCase):
 
     def test_gradients_of_the_others_stay_the_same(self):
         """Whether the blocks' own gradients (Reformer's, recomputed blocks) rely on trainable variables."""
-        for family in ("bert", "t5", "reformer", "xlnet"):
+        for family in ("t5", "reformer"):
             ids = np.arange(16).reshape(2, 8) + 5
             features = {"token_ids": ids} | ({"decoder_token_ids": ids[:, ::-1]} if family == "t5" else {})
             results = []
             for frozen in (False, True):
                 model = built(family)
-                if family in ("bert", "t5"):
+                if family == "t5":
                     model.recompute_blocks()
                 if frozen:
                     layerwise.freeze({"main": model}, "embeddings,layers:1")

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tests import helpers, tiny_run
@@ -110,6 +111,7 @@ class RolesTest(tf.test.TestCase):
         ]
         self.assertEqual(trainer.progress.best, max(accuracy))
 
+    @pytest.mark.faults
     def test_a_resumed_run_is_the_same(self):
         self.run_to(6, "whole")
         self.run_to(2, "parts")

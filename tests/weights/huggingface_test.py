@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import numpy as np
+import pytest
 import safetensors.numpy
 import tensorflow as tf
 
@@ -285,6 +286,7 @@ print(json.dumps(grown))
 
 
 class MemoryTest(FolderCase):
+    @pytest.mark.faults
     def test_memory_of_loading_and_of_rejecting(self):
         sizes = dict(vocab_size=60000, hidden_size=512, num_layers=6, num_heads=8, intermediate_size=2048)
         large = self.folder / "large"
