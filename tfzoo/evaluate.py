@@ -120,7 +120,7 @@ def text_of(record: dict[str, Any], figures, mistakes: int) -> list[str]:
     lines = [f"{record['rows']:,} rows, checkpoint of step {record['step']:,}", ""]
     lines.append(f"{'':<24}{'model':>10}{'95% interval':>22}" + "".join(f"{n:>{w}}" for n, w in zip(names, widths)))
     for name, score in record["scores"].items():
-        label, form = forms.get(name, (name, "{:.4f}"))
+        label, form = _form(name, forms)
         interval = f"{form.format(score['low'])} - {form.format(score['high'])}" if "low" in score else ""
         cells = [report.baseline_cell(each, name, form) for each in baselines.values()]
         lines.append(
@@ -145,11 +145,18 @@ def text_of(record: dict[str, Any], figures, mistakes: int) -> list[str]:
     return lines
 
 
+def _form(name: str, forms) -> tuple[str, str]:
+    """Returns the label and the format of a figure, or of a figure of a source, FIGURE/NAME."""
+    figure, at, source = name.partition("/")
+    label, form = forms.get(figure, (figure, "{:.4f}"))
+    return (f"{label} ({source})" if at else label), form
+
+
 def _comparison(against: dict[str, Any], forms) -> list[str]:
     """Returns the lines that compare the model with another."""
     lines = [f"{'against ' + against['run']:<44}{'difference':>12}{'95% interval':>24}{'p':>8}"]
     for name, entry in against["differences"].items():
-        label, form = forms.get(name, (name, "{:.4f}"))
+        label, form = _form(name, forms)
         form = form.replace("{:", "{:+")
         interval = f"{form.format(entry['low'])} to {form.format(entry['high'])}"
         lines.append(f"{label:<44}{form.format(entry['value']):>12}{interval:>24}{entry['p']:>8.3f}")

@@ -25,6 +25,8 @@ class AnswersTest(unittest.TestCase):
         self.assertEqual(answers.records({"value": np.array([1 / 3], np.float32)}), [{"value": 0.333333}])
         several = {"labels": np.array([["x", "y"]]), "values": np.array([[1.5, -2]], np.float32)}
         self.assertEqual(answers.records(several), [{"values": {"x": 1.5, "y": -2.0}}])
+        written = {"generated_text": np.array([b"a b"]), "num_tokens": np.array([3])}
+        self.assertEqual(answers.records(written), [{"generated_text": "a b"}])
         self.assertEqual(answers.records({"embeddings": np.ones((1, 2), np.float32)}), [{"embedding": [1.0, 1.0]}])
 
     def test_entities_and_words_without_the_padding(self):

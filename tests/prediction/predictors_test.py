@@ -26,6 +26,7 @@ from tfzoo.errors import UserError
 from tfzoo.export import answers as heads
 from tfzoo.export import artifact, interface, publish, tokenizer_files
 from tfzoo.export.answers import Options
+from tfzoo.generation.texts import generate_text
 from tfzoo.models.record import FolderRecord
 from tfzoo.prediction import folders, onnx_graphs
 from tfzoo.prediction.models import ModelPredictor
@@ -178,6 +179,16 @@ class DecodingTest(Case):
 
     def test_tasks_are_those_of_exports(self):
         self.assertEqual(list(TASKS), list(heads.HEADS))
+
+    def test_encoder_decoders_write_texts(self):
+        for family in ("t5", "bart"):
+            model = small.model(family, heads=("lm",))
+            ids = {"eos_token_id": 3, "pad_token_id": 0, "decoder_start_token_id": 3}
+            model.record = FolderRecord({}, ids | {"num_beams": 2, "max_length": 6})
+            predictor = ModelPredictor(lambda model=model: (model, small.tokenizer()), prompt="the ")
+            found = predictor.answer([("cat sat",), ("dog",)])
+            wanted = generate_text(model, ["the cat sat", "the dog"], small.tokenizer())
+            self.assertEqual(found, [{"generated_text": text} for text in wanted], family)
 
     def test_models_without_answers(self):
         for family, head, words in (

@@ -3,12 +3,12 @@
 import json
 import pathlib
 import random
-import shutil
 import tempfile
 import types
 import unittest
 
 import numpy as np
+import pytest
 import sacrebleu
 import tensorflow as tf
 
@@ -20,16 +20,18 @@ from tests.worlds import Worlds
 from tfzoo import evaluate, train
 from tfzoo.data.labelled import Row
 from tfzoo.errors import UserError
+from tfzoo.export import __main__ as export
+from tfzoo.export import answers
+from tfzoo.export.precision import Limits
 from tfzoo.generation.texts import generate_text
 from tfzoo.models import bart, t5, transformer
 from tfzoo.models.record import FolderRecord
 from tfzoo.objectives.seq2seq import Seq2Seq
 from tfzoo.tasks.summarise import Summarise
 from tfzoo.tasks.text_to_text import TextToText
-from tfzoo.tasks.translate import Translate
+from tfzoo.tasks.translate import Translate, bleu_tokenizer
 from tfzoo.text.wordpiece import WordPiece
 
-worlds: Worlds
 SIZES = "hidden_size=32,num_layers=1,num_heads=2,intermediate_size=64,max_positions=32,initializer_range=0.1"
 folder: pathlib.Path
 
@@ -139,16 +141,18 @@ class TextToTextTest(tf.test.TestCase):
 
     def test_scores(self):
         hypotheses, references = ["the dog sees a cat", "a b"], ["the dog saw a cat", "a c"]
-        found = task(Translate).score_texts(hypotheses, references)()
+        found = Translate.score_texts(hypotheses, references, Translate.Options())()
         self.assertAlmostEqual(found["bleu"], sacrebleu.corpus_bleu(hypotheses, [references]).score)
         self.assertAlmostEqual(found["chrf"], sacrebleu.corpus_chrf(hypotheses, [references]).score)
-        self.assertEqual([*task(Summarise).score_texts(hypotheses, references)()], ["rouge_1", "rouge_2", "rouge_l"])
-        self.assertEqual([*task().score_texts(hypotheses, references)()], ["exact_match", "token_f1", "chrf"])
+        self.assertEqual(
+            [*Summarise.score_texts(hypotheses, references, Summarise.Options())()], ["rouge_1", "rouge_2", "rouge_l"]
+        )
+        self.assertEqual([*TextToText.score_texts(hypotheses, references, None)()], ["exact_match", "token_f1", "chrf"])
         made = task(Translate)
         made._texts_of_rows = [("x", "我今天很高興"), ("y", "他走了")]
         details = made.details({"number": np.array([1, 0]), "text": np.array(["他走", "我今天"], object)})
         self.assertIn("tok:zh", details["signature"])
-        self.assertEqual(task(Translate, bleu_tokenizer="char").tokenizer_for(["a"]), "char")
+        self.assertEqual(bleu_tokenizer(["a"], Translate.Options(bleu_tokenizer="char")), "char")
 
     def test_what_is_wrong(self):
         with self.assertRaisesRegex(UserError, "--target_length=9: exceeds --sequence_length=8"):
@@ -207,15 +211,10 @@ def arguments(run_dir, **others):
 
 
 def setUpModule():
-    global worlds, folder
-    worlds = Worlds("tests.tasks.text_to_text_test")
+    global folder
     folder = pathlib.Path(unittest.enterModuleContext(tempfile.TemporaryDirectory())).resolve()
     write_rows(folder / "train.tsv", 200)
     write_rows(folder / "dev.tsv", 20, seed=1)
-
-
-def tearDownModule():
-    worlds.close()
 
 
 class RunTest(unittest.TestCase):
@@ -225,21 +224,29 @@ class RunTest(unittest.TestCase):
         return result[1] + result[2]
 
     def test_train_evaluate_and_resume(self):
-        whole, parts, copy = (folder / name for name in ("whole", "parts", "copy"))
+        whole, parts = folder / "whole", folder / "parts"
         printed = self.train(whole)
         self.assertIn("translation memory", printed)
         self.check_evaluation(whole)
 
-        # A run that is resumed is the same run, and the same but for rounding on two devices.
         with stopping(4):
             self.train(parts, code=3)
-        shutil.copytree(parts, copy, symlinks=True)
         self.train(parts)
         self.assertEqual(tiny_run.measured(parts), tiny_run.measured(whole))
-        argv = [*arguments(copy), "--strategy=mirrored", "--num_devices=2"]
+
+    @pytest.mark.faults
+    def test_two_devices_resume(self):
+        """A run of one device that two devices resume is the same run but for rounding; so are the written texts."""
+        whole, parts = folder / "one", folder / "two"
+        self.train(whole)
+        with stopping(4):
+            self.train(parts, code=3)
+        argv = [*arguments(parts), "--strategy=mirrored", "--num_devices=2"]
+        worlds = Worlds("tests.tasks.text_to_text_test")
+        self.addCleanup(worlds.close)
         ((result,),) = worlds.run("mirrored2", [["command", {"argv": argv, "stop_at": None}]], begun=False)
         self.assertEqual(result["code"], 0, result)
-        one, two = ({key: float(value) for key, value in tiny_run.measured(each).items()} for each in (whole, copy))
+        one, two = ({key: float(value) for key, value in tiny_run.measured(each).items()} for each in (whole, parts))
         self.assertEqual(one.keys(), two.keys())
         self.assertIn((6, "bleu"), one)
         for key, value in one.items():
@@ -266,6 +273,30 @@ class RunTest(unittest.TestCase):
         for mistake in found["mistakes"]:
             place = [source for source, _ in pairs].index(mistake["text"])
             self.assertEqual((mistake["gold"], mistake["predicted"]), (pairs[place][1], texts[place]))
+        self.check_predictions(run_dir, model, tokenizer, [source for source, _ in pairs], texts)
+
+    def check_predictions(self, run_dir, model, tokenizer, sources, texts):
+        """Predictions and exports write the same texts, with the prefix and the decoding options of the run."""
+        records = tfzoo.pipeline(run_dir)(sources)
+        self.assertEqual(records, [{"generated_text": text} for text in texts])
+        decoding = dict(search=answers.search_of(model), max_new_tokens=answers.new_tokens_of(model))
+        self.assertEqual(decoding, {"search": {"num_beams": 2}, "max_new_tokens": 16})
+        answer = answers.find(model, tokenizer, answers.Options(24, prompt="say: ", **decoding))
+        self.assertEqual(answer.facts()["prompt"], "say: ")
+        row = answer.row(sources[:1])  # As golden.npz is computed.
+        self.assertEqual(answer.expected_of_rows([row], Limits(1e-5))["generated_text"]["values"].tolist(), texts[:1])
+
+    @pytest.mark.faults
+    def test_export(self):
+        """The artifacts are replayed, and the SavedModel writes the same texts as the run."""
+        run_dir, exports = folder / "exported", folder / "exports"
+        self.train(run_dir)
+        code, _, err = helpers.run(export, f"--model_dir={run_dir}", f"--output_dir={exports}")
+        self.assertEqual(code, 0, err)
+        sources = [line.split("\t")[0] for line in (folder / "dev.tsv").read_text().splitlines()[1:]]
+        artifact = exports / "savedmodel" / "transformer" / "1"
+        self.assertIn("translation", (artifact / "README.md").read_text())
+        self.assertEqual(tfzoo.pipeline(artifact)(sources), tfzoo.pipeline(run_dir)(sources))
 
 
 def import_all():

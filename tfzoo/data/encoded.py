@@ -46,6 +46,23 @@ class EncodedRows:
         return np.diff(self.ragged[name][1])
 
 
+class PickedRows(EncodedRows):
+    """Some rows of others, which may recur: row i is the row indices[i] of `rows`."""
+
+    def __init__(self, rows: EncodedRows, indices: np.ndarray):
+        super().__init__({name: values[indices] for name, values in rows.columns.items()}, {})
+        self._rows, self._indices = rows, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def values(self, name: str, index: int) -> np.ndarray:
+        return self._rows.values(name, int(self._indices[index]))
+
+    def lengths(self, name: str) -> np.ndarray:
+        return self._rows.lengths(name)[self._indices]
+
+
 def of_chunk(chunk: Chunk) -> EncodedRows:
     """Returns the rows of one chunk, in memory."""
     columns = {name: values for name, values in chunk.items() if isinstance(values, np.ndarray)}

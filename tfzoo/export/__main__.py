@@ -49,7 +49,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
            "defaults to mean", enum_values=["mean", "first", "last", "pooled"])  # fmt: skip
     define("string", "prompt_name", None, "the prompt of a sentence-transformers model to put before each text; "
            "defaults to the model's default prompt, if it has one")  # fmt: skip
-    define("integer", "max_new_tokens", 64, "the maximum number of tokens that a language model generates")
+    define("integer", "max_new_tokens", None, "the maximum number of tokens that a language model generates; defaults "
+           "to the setting in the model's folder, or else to 64")  # fmt: skip
     define("integer", "num_beams", None, "the number of beams in the search for the likeliest text; defaults to the "
            "setting in the model's folder")  # fmt: skip
     define("enum", "precision", "float32", "the precision in which the SavedModel computes",
@@ -81,6 +82,8 @@ def main(flags: absl_flags.FlagValues) -> None:
         options["text_pair"] = task is not None and task.pair
     if options["sequence_length"] is None and task is not None:
         options["sequence_length"] = task.sequence_length
+    if task is not None and task.prefix:
+        options["prompt"] = f"{task.prefix} "
     if flags.role and flags.name is None:  # Otherwise, two models of a run would be versions of one.
         options["name"] = f"{model.family}_{flags.role}"
     if flags.calibration_file is not None:

@@ -65,7 +65,8 @@ def export(
     refuse: str = "call",
     pooling: str | None = None,
     prompt_name: str | None = None,
-    max_new_tokens: int = 64,
+    prompt: str = "",
+    max_new_tokens: int | None = None,
     num_beams: int | None = None,
     precision: str = "float32",
     onnx_profile: str = "standard",
@@ -84,7 +85,9 @@ def export(
       version: the version number; None means the next free one.
       formats: names of TARGETS.
       sequence_length: the maximum number of tokens in a text; None means the model's maximum, at most 1024.
-      text_pair, long_texts, refuse, pooling, prompt_name, max_new_tokens: see answers.Options.
+      text_pair, long_texts, refuse, pooling, prompt_name, prompt: see answers.Options.
+      max_new_tokens: the maximum number of tokens that a language model generates; None means that of the model's
+        folder, or 64 if it specifies none.
       num_beams: the number of beams in the search for the likeliest text; None means that of the model's folder, or a
         greedy search if the folder specifies none.
       precision: the precision in which the SavedModel computes, one of PRECISIONS. ONNX (apart from its variants) and
@@ -113,7 +116,8 @@ def export(
         refuse=refuse,
         pooling=pooling,
         prompt_name=prompt_name,
-        max_new_tokens=max_new_tokens,
+        prompt=prompt,
+        max_new_tokens=_new_tokens(model) if max_new_tokens is None else max_new_tokens,
         search=answers.search_of(model, num_beams),
     )
     answers.check(model, tokenizer, options)
@@ -135,6 +139,10 @@ def export(
     if keep_versions is not None:
         publish.remove_older(folders, keep_versions)
     return folders
+
+
+def _new_tokens(model: keras.Model) -> int:
+    return answers.new_tokens_of(model) if model.can_generate else Options.max_new_tokens
 
 
 def _check_arguments(name, version, formats, precision, onnx_variants, keep_versions) -> None:

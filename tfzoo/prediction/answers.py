@@ -8,6 +8,7 @@
     spans of a context  {"answer": "1815", "start": 8, "end": 12, "score": 0.9, "no_answer": 0.01, "answers": [...]}
     words for masks     {"words": [[{"word": "rain", "score": 0.6}, ...], ...]}: a list per mask, the likeliest first
     an embedding        {"embedding": [0.1, ...]}
+    a written text      {"generated_text": "It rains."}
     relations           {"entities": [...], "triples": [{"head": {...}, "relation": "Part", ...}]}: see triples.py
 
 The outputs determine the form, so that a new head of the export needs no code here unless its answer is of a new form.
@@ -26,7 +27,7 @@ THRESHOLD = 0.5  # The probability from which one of several labels holds.
 # Every field of an answer; fields of the input with these names are renamed.
 FIELDS = frozenset(
     "label score scores labels value values entities answer start end no_answer answers words embedding triples "
-    "omitted_pairs truncated error".split()
+    "omitted_pairs generated_text truncated error".split()
 )
 Record = dict[str, Any]
 
@@ -213,12 +214,18 @@ def _embeddings(columns: Mapping[str, list], several: bool) -> list[Record]:
     return [embedding(vector) for vector in columns["embeddings"]]
 
 
+def _written(columns: Mapping[str, list], several: bool) -> list[Record]:
+    del several
+    return [{"generated_text": text} for text in columns["generated_text"]]
+
+
 # The output that identifies each form, the most specific one first.
 _FORMS = {
     "num_entities": _entities,
     "no_answer": _spans,
     "num_masks": _words,
     "embeddings": _embeddings,
+    "generated_text": _written,
     "value": _number,
     "values": _numbers,
     "label": _labels,

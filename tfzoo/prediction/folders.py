@@ -69,7 +69,10 @@ def open_folder(
         nn.store_weights(model, weights)
         return model, tokenizer
 
-    options: dict[str, Any] = dict(sequence_length=sequence_length, pooling=pooling, prompt_name=prompt_name)
+    prompt = f"{tuned.prefix} " if tuned is not None and tuned.prefix else ""
+    options: dict[str, Any] = dict(
+        prompt=prompt, sequence_length=sequence_length, pooling=pooling, prompt_name=prompt_name
+    )
     with progress.stage(f"reading {model_dir}"):
         return ModelPredictor(load, devices, **options)
 

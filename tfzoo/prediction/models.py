@@ -28,7 +28,7 @@ class ModelPredictor(Predictor):
       devices: TensorFlow's names of the devices, each of which has a copy of the model; () leaves the choice of one
         device to TensorFlow.
       sequence_length: the maximum number of tokens in a text; None means the model's maximum, at most 1024.
-      pooling, prompt_name: see export.answers.Options.
+      pooling, prompt_name, prompt: see export.answers.Options.
 
     Raises:
       UserError: the model does not answer texts, or an option does not fit the model.
@@ -42,6 +42,7 @@ class ModelPredictor(Predictor):
         sequence_length: int | None = None,
         pooling: str | None = None,
         prompt_name: str | None = None,
+        prompt: str = "",
     ):
         self._devices = tuple(devices) or (None,)
         self.num_devices, self.in_flight = len(self._devices), in_flight()
@@ -54,6 +55,9 @@ class ModelPredictor(Predictor):
             raise UserError(f"model {model.name!r} has no tokenizer that tfzoo can read; put one into its folder")
         length = min(embeddings.longest(model), _LONGEST) if sequence_length is None else sequence_length
         self._options = Options(length, pooling=pooling, prompt_name=prompt_name, max_new_tokens=1)
+        if model.can_generate and model.is_encoder_decoder:
+            decoding: dict[str, Any] = dict(search=heads.search_of(model), max_new_tokens=heads.new_tokens_of(model))
+            self._options = dataclasses.replace(self._options, prompt=prompt, **decoding)
         heads.check(model, tokenizer, self._options)
         answer = self._answer(model, tokenizer, pair=False)
         self.task = task_of(list(model.heads))
@@ -67,11 +71,11 @@ class ModelPredictor(Predictor):
 
     def _answer(self, model, tokenizer, pair: bool) -> Answer:
         answer = heads.find(model, tokenizer, dataclasses.replace(self._options, text_pair=pair))
-        if answer is None or "generation" in answer.facts():
+        if answer is None or ("generation" in answer.facts() and not model.is_encoder_decoder):
             has = ", ".join(model.heads) or "none"
             raise UserError(
                 f"model {model.name!r} has no head that answers texts (heads: {has}); fine-tune it for a task, or use "
-                "python -m tfzoo.generate for a model that generates text"
+                "python -m tfzoo.generate for a model that continues texts"
             )
         return answer
 

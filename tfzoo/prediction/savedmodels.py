@@ -29,9 +29,9 @@ class SavedModelPredictor(Predictor):
         stated = manifest["signatures"]["serving_default"]
         if any(tensor["dtype"] != "string" for tensor in stated["inputs"].values()):
             raise UserError(f"--model_dir={folder}: reads token ids, not texts; export the model with its tokenizer")
-        if "generation" in manifest:
+        if "generation" in manifest and "decoder_start_token_id" not in manifest:
             raise UserError(
-                f"--model_dir={folder}: generates text; use its signature generate, or python -m tfzoo.generate"
+                f"--model_dir={folder}: continues texts; use its signature generate, or python -m tfzoo.generate"
             )
         importlib.import_module("tensorflow_text")  # Registers the operations of tokenizers.
         self._devices = tuple(devices) or (None,)

@@ -24,10 +24,12 @@ class Summarise(TextToText):
     best_metric = ("rouge_l", "max")
     SMOOTHING = 0.1
 
-    def score_texts(self, hypotheses, references):
+    @classmethod
+    def score_texts(cls, hypotheses, references, options):
         return written.rouge_rows(hypotheses, references)
 
-    def baseline_texts(self, train, sources):
+    @classmethod
+    def baseline_texts(cls, train, sources):
         return {
             "lead_1": [extracts.lead(source, 1) for source in sources],
             "lead_3": [extracts.lead(source, 3) for source in sources],

@@ -237,7 +237,7 @@ class Task(Objective):
         """Determines what the loss needs to know of the training rows, such as class weights."""
 
     def training_rows(self, rows: EncodedRows) -> Any:
-        """Returns the rows of which training batches consist, such as several encoded rows in one; `lengths` and
+        """Returns the rows of which training batches consist, such as several encoded rows in one, or rows that recur; `lengths` and
         `batch` read them."""
         return rows
 

@@ -228,7 +228,8 @@ class TextToText(Task):
 
     def lengths(self, rows):
         source, target = self.sides(rows).T
-        return target * (self._length + 1) + source  # The decoder, with its vocabulary, costs more than the encoder.
+        # The targets first, in steps of the padded lengths: the decoder, with its vocabulary, costs more.
+        return -(-target // 8) * (self._length + 1) + source
 
     def batch(self, rows, indices, length):
         positions = (length, length) if isinstance(length, int) else length
@@ -330,9 +331,10 @@ class TextToText(Task):
         return list(outcome["text"]), [self._texts_of_rows[number][1] for number in outcome["number"]]
 
     def score_rows(self, outcome):
-        return self.score_texts(*self.answers_of(outcome))
+        return self.score_texts(*self.answers_of(outcome), self.options)
 
-    def score_texts(self, hypotheses: Sequence[str], references: Sequence[str]) -> Weighted:
+    @classmethod
+    def score_texts(cls, hypotheses: Sequence[str], references: Sequence[str], options: Any) -> Weighted:
         """Returns the scores of texts as a function of rows."""
         return written.together(written.match_rows(hypotheses, references), written.chrf_rows(hypotheses, references))
 
@@ -359,9 +361,10 @@ class TextToText(Task):
         rows = [row.texts for row, chosen in zip(held_out.rows(), self._decoded, strict=True) if chosen]
         sources, references = zip(*(texts[:2] for texts in rows))
         found = self.baseline_texts(train, sources)
-        return {name: self.score_texts(texts, references)() for name, texts in found.items()}
+        return {name: self.score_texts(texts, references, self.options)() for name, texts in found.items()}
 
-    def baseline_texts(self, train, sources: Sequence[str]) -> dict[str, list[str]]:
+    @classmethod
+    def baseline_texts(cls, train, sources: Sequence[str]) -> dict[str, list[str]]:
         """Returns {baseline: its text for each source}; `train` is the open training file."""
         return {"source": list(sources), "memory": _memory(train, sources)}
 

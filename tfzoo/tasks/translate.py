@@ -8,6 +8,7 @@ its signature is in the record of an evaluation.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from tfzoo.evaluation import written
 from tfzoo.options import option
@@ -41,16 +42,19 @@ class Translate(TextToText):
     SMOOTHING = 0.1
     BEAMS = 4
 
-    def tokenizer_for(self, references) -> str:
-        """Returns the name of sacreBLEU's tokenizer for some right translations."""
-        return self.options.bleu_tokenizer or ("zh" if written.is_spaceless(references) else "13a")
-
-    def score_texts(self, hypotheses, references):
+    @classmethod
+    def score_texts(cls, hypotheses, references, options):
         return written.together(
-            written.bleu_rows(hypotheses, references, self.tokenizer_for(references)),
+            written.bleu_rows(hypotheses, references, bleu_tokenizer(references, options)),
             written.chrf_rows(hypotheses, references),
         )
 
     def details(self, outcome):
         _, references = self.answers_of(outcome)
-        return super().details(outcome) | {"signature": written.bleu_signature(self.tokenizer_for(references))}
+        signature = written.bleu_signature(bleu_tokenizer(references, self.options))
+        return super().details(outcome) | {"signature": signature}
+
+
+def bleu_tokenizer(references: Sequence[str], options: Options) -> str:
+    """Returns the name of sacreBLEU's tokenizer for some right translations."""
+    return options.bleu_tokenizer or ("zh" if written.is_spaceless(references) else "13a")

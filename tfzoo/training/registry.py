@@ -39,6 +39,7 @@ TASKS = {
     "text_to_text": "tfzoo.tasks.text_to_text:TextToText",
     "translate": "tfzoo.tasks.translate:Translate",
     "summarise": "tfzoo.tasks.summarise:Summarise",
+    "mixture": "tfzoo.tasks.mixture:Mixture",
     "chat": "tfzoo.tasks.chat:Chat",
     "choice": "tfzoo.tasks.choice:Choice",
     "answer": "tfzoo.tasks.answer:Answer",

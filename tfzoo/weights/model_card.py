@@ -26,7 +26,14 @@ _PIPELINES = {
     "span": "question-answering",
     "embed": "sentence-similarity",
 }
-_TRANSLATING = ("seq2seq",)  # Objectives that learn to translate.
+# Objectives and tasks of encoder-decoders -> pipeline_tag.
+_WRITING = {
+    "seq2seq": "translation",
+    "translate": "translation",
+    "summarise": "summarization",
+    "text_to_text": "text2text-generation",
+    "mixture": "text2text-generation",
+}
 # Metric -> (the type under which the hub's `evaluate` lists it, its config); others are listed under their own names.
 _METRICS = {
     "macro_f1": "f1",
@@ -48,6 +55,8 @@ _DOES = {
     "fill-mask": "predicts masked words",
     "text-generation": "generates text",
     "translation": "translates texts",
+    "summarization": "summarises texts",
+    "text2text-generation": "writes a text for a text",
 }
 
 
@@ -132,7 +141,7 @@ def pipeline_tag(model, origin: Origin) -> str:
             return tag
     if "lm" in model.head_names:
         if model.can_generate:
-            return "translation" if origin.task in _TRANSLATING else "text-generation"
+            return _WRITING.get(origin.task, "text-generation")
         return "fill-mask"
     return "" if model.head_names else "feature-extraction"
 

@@ -9,7 +9,7 @@ import keras
 
 from tfzoo.errors import UserError
 from tfzoo.export.answers.base import Answer, Options
-from tfzoo.export.answers.continuations import Continuations, search_of
+from tfzoo.export.answers.continuations import Continuations, new_tokens_of, search_of
 from tfzoo.export.answers.embeddings import Embeddings
 from tfzoo.export.answers.entities import Entities
 from tfzoo.export.answers.labels import Labels
@@ -62,4 +62,4 @@ def _generates(model: keras.Model) -> bool:
     return model.is_encoder_decoder or model.is_causal
 
 
-__all__ = ["HEADS", "Answer", "Options", "check", "find", "search_of"]
+__all__ = ["HEADS", "Answer", "Options", "check", "find", "new_tokens_of", "search_of"]

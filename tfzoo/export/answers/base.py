@@ -32,6 +32,7 @@ class Options:
       refuse: what to refuse if a row is invalid: the "call" or the "row" (see checks.py).
       pooling: the pooling of a model without heads: mean, first, last or pooled; None means mean.
       prompt_name: the prompt that a model with a head embed puts before texts; None means the model's default.
+      prompt: the text that a model that writes texts puts before each text.
       max_new_tokens: the maximum number of tokens that a language model generates.
       search: decoding options for the likeliest text: beams, penalties and forbidden tokens.
     """
@@ -42,6 +43,7 @@ class Options:
     refuse: str = "call"
     pooling: str | None = None
     prompt_name: str | None = None
+    prompt: str = ""
     max_new_tokens: int = 64
     search: dict[str, Any] = dataclasses.field(default_factory=dict)
 

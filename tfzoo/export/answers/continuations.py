@@ -15,9 +15,9 @@ from tfzoo.export.answers.base import Answer, Row
 from tfzoo.export.interface import Signature, Tensor
 from tfzoo.generation import options as decoding
 from tfzoo.generation.folder import folder_options, special_ids
-from tfzoo.generation.texts import decode_text
+from tfzoo.generation.texts import NEW_TOKENS, decode_text
 from tfzoo.text import framing
-from tfzoo.text.reader import pad_id
+from tfzoo.text.reader import Wording, pad_id
 
 # The options of generation_config.json that an export uses: not those for sampling or for comparing strings.
 _OF_BEAMS = (
@@ -49,6 +49,7 @@ class Continuations(Answer):
             if options.sequence_length < 1:
                 raise UserError(f"--max_new_tokens={options.max_new_tokens}: leaves no room for the text; choose fewer")
         super().__init__(model, tokenizer, options)
+        self.reader.wording = Wording(options.prompt)
         ids = special_ids(model)
         end = ids.get("eos_token_id", getattr(tokenizer, "eos_id", None))
         if model.is_encoder_decoder and model.record is None:  # As in training.
@@ -58,7 +59,8 @@ class Continuations(Answer):
         self.outputs = {"generated_text": Tensor("string", ("batch",)), "num_tokens": Tensor("int32", ("batch",))}
 
     def facts(self):
-        return super().facts() | {"generation": self.ids}
+        prompt = {"prompt": self.options.prompt} if self.options.prompt else {}
+        return super().facts() | {"generation": self.ids, **prompt}
 
     def functions(self, call):
         rows = {name: Tensor(np.dtype(decoding.ROWS[name][0]).name, ("batch",)) for name in self.ROWS}
@@ -219,6 +221,18 @@ def search_of(model: keras.Model, num_beams: int | None = None) -> dict[str, Any
     names = (*_OF_BEAMS, *_CONSTRAINTS) if beams > 1 else _CONSTRAINTS
     options = {name: options[name] for name in names if name in options}
     return options | ({"num_beams": beams} if beams > 1 else {})
+
+
+def new_tokens_of(model: keras.Model) -> int:
+    """Returns the maximum number of tokens of a text according to the model's folder; 64 if it does not specify one.
+
+    Raises:
+      UserError: the folder has an option that is not supported.
+    """
+    options = folder_options(model)
+    if "max_new_tokens" in options or not model.is_encoder_decoder or "max_length" not in options:
+        return options.get("max_new_tokens", NEW_TOKENS)
+    return max(options["max_length"] - 1, 1)  # It counts the start token.
 
 
 def without_beams(search: dict[str, Any]) -> dict[str, Any]:
