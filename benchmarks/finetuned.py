@@ -2,10 +2,10 @@
 
     TFZOO_DATA=... .venv/bin/python benchmarks/finetuned.py [--only=trec,sst2] [--from=scratch,english]
 
-Each set has three rows: from scratch, from the encoder of configs/english.cfg, and from a real sentence encoder, whose
-folder TFZOO_ENCODER names. A row that is recorded in docs/finetuned.json is not repeated, unless its flags have
-changed; runs are kept in runs/results/, and an interrupted one resumes. Hyperparameters were chosen on validation rows;
-test files are scored once.
+Each set of an encoder has three rows: from scratch, from the encoder of configs/english.cfg, and from a real sentence
+encoder, whose folder TFZOO_ENCODER names. Sets in which a model writes texts have one, from scratch. A row that is
+recorded in docs/finetuned.json is not repeated, unless its flags have changed; runs are kept in runs/results/, and an
+interrupted one resumes. Hyperparameters were chosen on validation rows; test files are scored once.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import zlib
 
 from recipes import ROOT, RUNS, write_between
 
@@ -57,12 +58,54 @@ SETS = {
         "f1",
     ),
 }
+# Sets in which an encoder-decoder writes texts; the form is that of SETS.
+_WRITER = ["--model=transformer_base", "--overrides=hidden_size=256,num_heads=4,intermediate_size=1024,norm_first=true"]
+_WRITER += ["--overrides=initializer_range=0.0625,attention_dropout=0", "--tokenizer=sentencepiece"]
+_WRITER += ["--vocab_size=8192", "--batch_size=64", "--optimizer=muon", "--learning_rate=2e-3", "--beta_2=0.98"]
+_WRITER += ["--schedule=trapezoidal", "--warmup_steps=200", "--log_every=50"]
+WRITING = {
+    "multi30k": (
+        ["--task=translate", "--sequence_length=96", "--decoded_rows=250", "--epochs=7", "--decay_steps=1400"]
+        + ["--overrides=num_layers=3,num_decoder_layers=3,max_positions=128,dropout=0.2"],
+        "multi30k/train.en.gz+multi30k/train.de.gz",
+        "multi30k/val.en.gz+multi30k/val.de.gz",
+        "multi30k/test_2016_flickr.en.gz+multi30k/test_2016_flickr.de.gz",
+        "bleu",
+    ),
+    "tatoeba": (
+        ["--task=translate", "--sequence_length=64", "--decoded_rows=250", "--epochs=15", "--decay_steps=1500"]
+        + ["--overrides=num_layers=3,num_decoder_layers=3,max_positions=64,dropout=0.3"],
+        "tatoeba/train",
+        "tatoeba/dev",
+        "tatoeba/test",
+        "bleu",
+    ),
+    # Before, the model learns to find the words with the highest TF-IDF of the same e-mails ("first" below).
+    "aeslc": (
+        ["--task=summarise", "--sequence_length=160", "--target_length=24", "--decoded_rows=250", "--num_beams=2"]
+        + ["--overrides=num_layers=2,num_decoder_layers=2,max_positions=160,dropout=0.2"]
+        + ["--overrides=attention_initializer=cross_alike", "--learning_rate=1e-3", "--epochs=6", "--decay_steps=600"],
+        "aeslc/train.jsonl",
+        "aeslc/dev.jsonl",
+        "aeslc/test.jsonl",
+        "rouge_l",
+    ),
+}
+# Set -> the flags of a run from which it starts, instead of its own, and its training file.
+FIRST = {
+    "aeslc": (
+        ["--task=text_to_text", "--best_metric=validation_loss", "--decoded_rows=1", "--learning_rate=2e-3"]
+        + ["--epochs=3", "--decay_steps=300"],
+        "aeslc/words",
+    )
+}
 _SMALL = ["--overrides=num_layers=2,hidden_size=128,num_heads=2,intermediate_size=256,norm_first=true"]
 _SMALL += ["--overrides=initializer_range=0.07,dropout=0.2", "--learning_rate=1e-3", "--epochs=8", "--batch_size=32"]
 SOURCES = {
     "scratch": ("from scratch", _SMALL),
     "english": ("configs/english.cfg", ["--learning_rate=3e-4", "--epochs=6", "--overrides=dropout=0.1"]),
     "encoder": ("all-MiniLM-L6-v2", ["--learning_rate=1e-4", "--epochs=4"]),
+    "writer": ("from scratch, a Transformer", _WRITER),
 }
 # (set, source) -> flags that replace those of the source.
 OTHERS: dict[tuple[str, str], list[str]] = {
@@ -78,7 +121,7 @@ OTHERS: dict[tuple[str, str], list[str]] = {
 
 def source_of(source: str) -> str | None:
     """Returns the value of --init_from; None from scratch, "" if the source is not available."""
-    if source == "scratch":
+    if source in ("scratch", "writer"):
         return None
     if source == "encoder":
         folder = os.environ.get("TFZOO_ENCODER", "")
@@ -87,25 +130,68 @@ def source_of(source: str) -> str | None:
     return folder if folder and os.path.isdir(folder) else ""
 
 
-def utf8(name: str) -> str:
-    """Returns the path of a data file; for trec, whose lines are "COARSE:fine question" in latin-1, of a converted
-    copy."""
-    if not name.startswith("trec/"):
-        return str(DATA / name)
-    path = RUNS / "data" / f"{pathlib.Path(name).name}.tsv"
+def sources_of(name: str) -> list[str]:
+    """Returns the sources that apply to a set."""
+    return [source for source in SOURCES if (source == "writer") == (name in WRITING)]
+
+
+def path_of(name: str) -> str:
+    """Returns the path of a data file, or FIRST+SECOND; of a converted copy if the file has another form."""
+    kind, _, part = name.partition("/")
+    convert = {"trec": _trec, "tatoeba": _tatoeba}.get(kind, _words if name == "aeslc/words" else None)
+    if convert is None:
+        return "+".join(str(DATA / each) for each in name.split("+"))
+    path = RUNS / "data" / (f"{part}.tsv" if kind == "trec" else f"{kind}-{part}.tsv")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (DATA / name).read_bytes().decode("latin-1").splitlines()
-        pairs = [line.partition(" ")[::2] for line in lines]
-        path.write_text("".join(f"{text}\t{label.partition(':')[0]}\n" for label, text in pairs))
+        path.write_text("".join(f"{first}\t{second}\n" for first, second in convert(part)))
     return str(path)
+
+
+def _trec(part: str) -> list[tuple[str, str]]:
+    """Returns the questions and their coarse labels; the lines of the file are "COARSE:fine question" in latin-1."""
+    lines = (DATA / "trec" / part).read_bytes().decode("latin-1").splitlines()
+    return [(text, label.partition(":")[0]) for label, _, text in (line.partition(" ") for line in lines)]
+
+
+def _tatoeba(part: str) -> list[tuple[str, str]]:
+    """Returns English sentences and their Chinese translations. The hash of a sentence decides its part; the test and
+    validation parts have one translation of each sentence."""
+    lines = (DATA / "tatoeba-cmn/cmn.txt").read_text().splitlines()
+    pairs = [tuple(line.split("\t")[:2]) for line in lines]
+    wanted = {"test": (0,), "dev": (1,), "train": tuple(range(2, 20))}[part]
+    chosen = [(en, zh) for en, zh in pairs if zlib.crc32(en.lower().encode()) % 20 in wanted]
+    first: dict[str, str] = {}
+    for en, zh in chosen:
+        first.setdefault(en, zh)
+    return chosen if part == "train" else list(first.items())
+
+
+def _words(part: str, count: int = 5) -> list[tuple[str, str]]:
+    """Returns e-mails of training and their `count` words of highest TF-IDF, in their order."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    bodies = [json.loads(line)["body"] for line in (DATA / "aeslc/train.jsonl").read_text().splitlines()]
+    vectorizer = TfidfVectorizer(min_df=2)
+    weights = vectorizer.fit_transform(bodies)
+    vocabulary, analyze = vectorizer.vocabulary_, vectorizer.build_analyzer()
+    rows = []
+    for i, body in enumerate(bodies):
+        words = [word for word in dict.fromkeys(analyze(body)) if word in vocabulary]
+        weight = {word: weights[i, vocabulary[word]] for word in words}
+        best = set(sorted(words, key=lambda word: -weight[word])[:count])
+        if best:
+            rows.append((" ".join(body.split()), " ".join(word for word in words if word in best)))
+    return rows
 
 
 def flags_of(name: str, source: str) -> list[str]:
     """Returns the flags of a row that decide its result, without folders."""
-    task, train, validation, _, _ = SETS[name]
+    task, train, validation, _, _ = (SETS | WRITING)[name]
     shown = [f"--train_file=$TFZOO_DATA/{train}"]
     shown += [f"--validation_file=$TFZOO_DATA/{validation}"] if validation else []
+    if name in WRITING:
+        return [*shown, *SOURCES[source][1], *task]
     return [*task, *shown, *SOURCES[source][1], *OTHERS.get((name, source), [])]
 
 
@@ -115,25 +201,25 @@ def key_of(flags: list[str]) -> str:
 
 def run(name: str, source: str) -> dict:
     """Fine-tunes, or finishes an interrupted run, scores the test file and returns the row's record."""
-    task, train, validation, test, figure = SETS[name]
+    task, train, validation, test, figure = (SETS | WRITING)[name]
     flags = flags_of(name, source)
     run_dir = RUNS / f"{name}-{source}-{key_of(flags)}"
-    init_from = source_of(source)
+    begun, begin = (run_dir / "flags.cfg").exists(), time.monotonic()
+    init_from = first_run(name) if name in FIRST else source_of(source)
     # --learning_rate and others may occur twice; the last one counts.
-    files = [f"--train_file={utf8(train)}"] + ([f"--validation_file={utf8(validation)}"] if validation else [])
+    files = [f"--train_file={path_of(train)}"] + ([f"--validation_file={path_of(validation)}"] if validation else [])
     rest = [flag for flag in flags if not flag.startswith(("--train_file", "--validation_file"))]
     command = [sys.executable, "-m", "tfzoo.train", *files, *rest, f"--run_dir={run_dir}"]
     command += [f"--init_from={init_from}"] if init_from else []
-    begun, begin = (run_dir / "flags.cfg").exists(), time.monotonic()
     subprocess.run(command, cwd=ROOT, check=True)
     minutes = None if begun else round((time.monotonic() - begin) / 60, 1)  # An interrupted run's time is not known.
-    test_file = utf8(test)
+    test_file = path_of(test)
     subprocess.run(
         [sys.executable, "-m", "tfzoo.evaluate", f"--model_dir={run_dir}", f"--test_file={test_file}"],
         cwd=ROOT,
         check=True,
     )
-    record = json.loads((run_dir / f"evaluation-{pathlib.Path(test_file).stem}.json").read_text())
+    record = json.loads((run_dir / f"evaluation-{pathlib.Path(test_file.removesuffix('.gz')).stem}.json").read_text())
     return {
         "key": key_of(flags),
         "flags": flags,
@@ -145,11 +231,21 @@ def run(name: str, source: str) -> dict:
     }
 
 
+def first_run(name: str) -> str:
+    """Trains the run from which a set starts, if that is not done, and returns its folder."""
+    more, train = FIRST[name]
+    flags = [*SOURCES["writer"][1], *WRITING[name][0], *more]
+    run_dir = RUNS / f"{name}-first-{key_of(flags)}"
+    command = [sys.executable, "-m", "tfzoo.train", f"--train_file={path_of(train)}", *flags, f"--run_dir={run_dir}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return str(run_dir)
+
+
 def table(records: dict[str, dict]) -> list[str]:
     """Returns the lines of the table of all recorded rows."""
     lines = ["| set | from | test score | 95% interval | majority | linear model or look-up | minutes |"]
     lines += ["|---|---|---:|---|---:|---:|---:|"]
-    for name in SETS:
+    for name in SETS | WRITING:
         for source, (label, _) in SOURCES.items():
             record = records.get(f"{name} {source}")
             if record is None:
@@ -165,7 +261,7 @@ def table(records: dict[str, dict]) -> list[str]:
                 + f" | {'-' if record['minutes'] is None else record['minutes']} |"
             )
     lines += ["", "The flags of each row:", ""]
-    for name in SETS:
+    for name in SETS | WRITING:
         for source, (label, _) in SOURCES.items():
             if record := records.get(f"{name} {source}"):
                 last = {flag.partition("=")[0] if "overrides" not in flag else flag: flag for flag in record["flags"]}
@@ -180,15 +276,15 @@ def write_page(records: dict[str, dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(SETS), help="names of data sets, separated by commas")
-    parser.add_argument("--from", dest="sources", default=",".join(SOURCES), help="scratch, english, encoder")
+    parser.add_argument("--only", default=",".join(SETS | WRITING), help="names of data sets, separated by commas")
+    parser.add_argument("--from", dest="sources", default=",".join(SOURCES), help="scratch, english, encoder, writer")
     options = parser.parse_args()
     records = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
     if not os.environ.get("TFZOO_DATA"):
         print("skipped; set TFZOO_DATA to the folder of the data sets (docs/data.md)")
         return
     for name in options.only.split(","):
-        for source in options.sources.split(","):
+        for source in [each for each in options.sources.split(",") if each in sources_of(name)]:
             if records.get(f"{name} {source}", {}).get("key") == key_of(flags_of(name, source)):
                 print(f"{name} {source}: is recorded")
             elif source_of(source) == "":
