@@ -90,6 +90,7 @@ bench: $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Gard
 	$(PEERS) benchmarks/input.py
 	$(PEERS) benchmarks/loop.py
 	$(PEERS) benchmarks/finetune.py
+	$(PEERS) benchmarks/translate.py
 	$(PEERS) benchmarks/packing.py
 	$(PEERS) benchmarks/predict.py
 	$(PEERS) benchmarks/decode.py

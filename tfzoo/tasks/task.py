@@ -237,8 +237,8 @@ class Task(Objective):
         """Determines what the loss needs to know of the training rows, such as class weights."""
 
     def training_rows(self, rows: EncodedRows) -> Any:
-        """Returns the rows of which training batches consist, such as several encoded rows in one, or rows that recur; `lengths` and
-        `batch` read them."""
+        """Returns the rows of which training batches consist, such as several encoded rows in one, or rows that recur;
+        `lengths` and `batch` read them."""
         return rows
 
     def prepare_evaluation(self, file, whole: bool = False) -> None:
