@@ -117,6 +117,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.tasks.chat",
     "tfzoo.tasks.choice",
     "tfzoo.tasks.answer",
+    "tfzoo.tasks.preferences",
     "tfzoo.tasks.classify",
     "tfzoo.tasks.similarity",
     "tfzoo.tasks.embed",

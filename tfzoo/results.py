@@ -88,6 +88,7 @@ BASELINES = {
     "shortest": "shortest ending",
     "sentence": "nearest sentence",
     "no_answer": "no answer",
+    "longer": "longer answer",
 }
 
 

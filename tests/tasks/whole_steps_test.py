@@ -15,6 +15,7 @@ CASES = {
     "cosent": dict(task="similarity"),
     "triples": dict(task="embed", columns=3, symmetric=True, matryoshka_sizes="4"),
 }
+ANSWERS = ("chat", "preferences")
 worlds: Worlds
 
 
@@ -51,6 +52,19 @@ class WholeStepsTest(unittest.TestCase):
                 for i, found in enumerate(rank):
                     self.near(found, alone[3 * (i // 2)], f"{world} {names[i // 2]}, {1 + i % 2} parts")
 
+    def test_sums_over_answers(self):
+        """Chat divides by the number of the answers' tokens, which differ between replicas; preferences has a frozen
+        reference."""
+        calls = [["losses_of_answers", {"task": task, "parts": parts}] for task in ANSWERS for parts in (1, 2)]
+        ((*alone,),) = worlds.run("one", calls)
+        for task, one, parts in zip(ANSWERS, alone[::2], alone[1::2], strict=True):
+            self.assertEqual(len(one["losses"]), STEPS)
+            self.near(parts, one, f"{task} in two parts")
+        for world in ("mirrored2", "workers2"):
+            for rank in worlds.run(world, [calls[0], calls[3]]):
+                for found, one, task in zip(rank, alone[::2], ANSWERS, strict=True):
+                    self.near(found, one, f"{world} {task}")
+
     def near(self, found, one, what):
         for name, values in one.items():
             for i, (a, b) in enumerate(zip(found[name], values, strict=True)):
@@ -66,11 +80,11 @@ class WholeStepsTest(unittest.TestCase):
 def import_all():
     """Imports what the functions need, once."""
     from tfzoo.data import by_length, encoded
-    from tfzoo.models import bert
-    from tfzoo.tasks import embed, similarity
+    from tfzoo.models import bert, gpt2
+    from tfzoo.tasks import chat, embed, preferences, similarity
     from tfzoo.training import optimizers, step, task_inputs
 
-    assert all((by_length, encoded, bert, embed, similarity, optimizers, step, task_inputs))
+    assert all((by_length, encoded, bert, gpt2, chat, embed, preferences, similarity, optimizers, step, task_inputs))
 
 
 def made(task, columns=2, dropout=0.0, **options):
@@ -130,6 +144,56 @@ def losses(world, task, parts=1, split=False, **options):
     assert np.all(np.isfinite(found)) and found[-1] != found[0]
     weights = [float(np.linalg.norm(variable.numpy())) for variable in model.trainable_variables]
     return {"losses": found, "weights": weights}
+
+
+def losses_of_answers(world, task, parts):
+    """Returns the losses of some steps of a task on conversations, and numbers of the weights at the end."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from tfzoo import models as models_lib
+    from tfzoo.data import by_length
+    from tfzoo.data.encoded import of_chunk
+    from tfzoo.models import gpt2
+    from tfzoo.training import optimizers, registry, step
+    from tfzoo.training.task_inputs import TaskRows
+
+    tokenizer = helpers.byte_tokenizer(["<s>", "</s>"], eos="</s>")
+    tokenizer.chat_templates = {"default": "{% for m in messages %}{{ m.content }}</s>{% endfor %}"}
+    learner = registry.find(task)(tokenizer, 16, page=gpt2)
+    draw = np.random.default_rng(0)
+
+    def ids(low, high):
+        return draw.integers(2, 9, draw.integers(low, high)).astype(np.int32)
+
+    columns = {"number": np.arange(40)}
+    if task == "chat":
+        columns |= {"tokens": [ids(4, 17) for _ in range(40)], "missing": np.zeros(40, np.int8)}
+        columns["spans"] = [np.array([draw.integers(1, len(x) - 1), len(x)], np.int32) for x in columns["tokens"]]
+    else:
+        begins = draw.integers(1, 5, 40)
+        columns |= {name: [ids(6, 17) for _ in range(40)] for name in ("chosen", "rejected")}
+        columns |= {"chosen_begin": begins, "rejected_begin": begins, "missing": np.zeros(40, bool)}
+    rows = TaskRows.of(learner, learner.training_rows(of_chunk(columns)))
+    sizes = dict(vocab_size=260, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=12, max_positions=16)
+    sizes |= dict(dropout=0.0, attention_dropout=0.0)
+    with world.strategy.scope():
+        keras.utils.set_random_seed(1)
+        _, config = models_lib.find("gpt2")
+        models = learner.build_models(gpt2, models_lib.config_class(gpt2)(**vars(config) | sizes))
+        learner.initialized(models)
+        optimizer = optimizers.make_optimizer("sgd", 0.3, step.trainable_variables(models))
+    run = step.make_step(world.strategy, models, optimizer, learner, num_parts=parts, clip_norm=1.0)
+
+    def batches(context):
+        return by_length.training_batches(
+            rows, batch_size=BATCH, seed=3, first_step=0, num_steps=STEPS, context=context
+        )
+
+    found = run(iter(world.strategy.distribute_datasets_from_function(batches)), tf.constant(STEPS)).numpy().tolist()
+    assert np.all(np.isfinite(found)) and found[-1] != found[0]
+    return {"losses": found, "weights": [float(np.linalg.norm(x.numpy())) for x in models["main"].trainable_variables]}
 
 
 def gradient_with_dropout(world):

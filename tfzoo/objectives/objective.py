@@ -179,6 +179,9 @@ class Objective:
         """
         return {MAIN: page.Model(config, heads=self.heads, dtype=dtype)}
 
+    def initialized(self, models: Models) -> None:
+        """Called for the models of a new run after those of --init_from have been loaded, if any."""
+
     def model_names(self, name: str) -> dict[str, str]:
         """Returns the name in CONFIGS of each role's model for config.json; `name` is that of the main model."""
         return {MAIN: name}

@@ -176,13 +176,7 @@ class Chat(TemplatedTask):
 
     def _samples_or_refuse(self, row: Conversation, file) -> list[Sample]:
         """Returns the samples of a row; [] if the template does not support it and bad rows are skipped."""
-        try:
-            return list(self.samples(row))
-        except UserError as error:
-            if file.policy == "strict":
-                raise UserError(f"{row.where}: {error}, or use --bad_rows=skip") from None
-            file.counts["refused_by_template"] = file.counts.get("refused_by_template", 0) + 1
-            return []
+        return self.or_refuse(row, file, lambda: list(self.samples(row)))
 
     def samples(self, row: Conversation) -> Iterator[Sample]:
         """Yields the samples of a conversation.

@@ -107,6 +107,8 @@ class Task(Objective):
     """The head that is trained."""
     KINDS: ClassVar[Sequence[str]] = ("encoder",)
     """The kinds of models that the task supports: encoder, decoder, encoder_decoder."""
+    ROLES: ClassVar[Sequence[str]] = (MAIN,)
+    """The roles of the models that an evaluation requires."""
     # The inputs of a row; None is the number of positions. Models without some of these inputs do not receive them.
     SIGNATURE: dict[str, tuple[Any, tuple[int | None, ...]]]
     last_outcome: dict[str, np.ndarray]

@@ -106,27 +106,59 @@ class TemplatedTask(Task):
             )
         return self._encoders[special](tf.constant([text.encode(errors="replace") for text in texts])).to_list()
 
+    def or_refuse(self, row, file, encode: Callable[[], list]) -> list:
+        """Returns the result of `encode` for a row of a file; [] if the chat template does not support the row and bad
+        rows are skipped, which is counted.
+
+        Raises:
+          UserError: the template does not support the row, and --bad_rows is strict.
+        """
+        try:
+            return encode()
+        except UserError as error:
+            if file.policy == "strict":
+                raise UserError(f"{row.where}: {error}, or use --bad_rows=skip") from None
+            file.counts["refused_by_template"] = file.counts.get("refused_by_template", 0) + 1
+            return []
+
     def turn(self, messages: Sequence[Message], room: int, **how: Any) -> Turn:
-        """Returns the last message, an answer, and what precedes it, in at most `room` tokens.
+        """Returns the last message, an answer, and what precedes it, in at most `room` tokens; see `turns`."""
+        (found,) = self.turns(messages[:-1], messages[-1:], room, **how)
+        return found
+
+    def turns(self, asked: Sequence[Message], answers: Sequence[Message], room: int, **how: Any) -> list[Turn]:
+        """Returns answers to the same messages, each with what precedes it, in at most `room` tokens.
 
         If they are longer, turns are dropped from the left, each beginning with a message of the user; a system message
         at the beginning stays. If a single turn is longer, the answer keeps its beginning and may use half of the room
-        and what the prompt leaves, and the prompt keeps its end.
+        and what the prompt leaves, and the prompt keeps its end. What precedes is the same for all answers.
+
+        Args:
+          asked: the messages before the answers.
+          answers: the answers.
+          room: the maximum number of tokens.
+          **how: see ChatTemplate.text.
 
         Raises:
           UserError: the template does not support the messages.
         """
-        begin = next((i for i, message in enumerate(messages) if message["role"] not in _ROLES), 0)
-        turns = [i for i in range(begin + 1, len(messages) - 1) if messages[i]["role"] == USER]
-        fixed, found = list(messages[:begin]), Turn([], [])
-        for start in [begin, *turns]:
-            prompt, answer = self.template.turn([*fixed, *messages[start:]], **how)
-            found = Turn(prompt, answer, dropped=start > begin)
-            if len(prompt) + len(answer) <= room:
+        begin = next((i for i, message in enumerate(asked) if message["role"] not in _ROLES), 0)
+        starts = [begin, *(i for i in range(begin + 1, len(asked)) if asked[i]["role"] == USER)]
+        found: list[Turn] = []
+        for start in starts:
+            kept = [*asked[:begin], *asked[start:]]
+            both = [self.template.turn([*kept, answer], **how) for answer in answers]
+            found = [Turn(prompt, answer, dropped=start > begin) for prompt, answer in both]
+            if all(len(turn.prompt) + len(turn.answer) <= room for turn in found):
                 return found
-        kept = min(len(found.answer), max(room - len(found.prompt), (room + 1) // 2))
-        prompt = found.prompt[-(room - kept) :] if room > kept else []
-        return dataclasses.replace(found, prompt=prompt, answer=found.answer[:kept], cut=True)
+        sizes = [min(len(turn.answer), max(room - len(turn.prompt), (room + 1) // 2)) for turn in found]
+        before = min(len(found[0].prompt), room - max(sizes))
+        return [
+            dataclasses.replace(
+                turn, prompt=turn.prompt[len(turn.prompt) - before :], answer=turn.answer[:size], cut=True
+            )
+            for turn, size in zip(found, sizes, strict=True)
+        ]
 
     def described(self, mistake, row) -> dict[str, Any]:
         others = {name: value for name, value in mistake.items() if name != "number"}

@@ -91,7 +91,10 @@ def evaluate(run_dir: pathlib.Path, config: TrainConfig, how: Any, columns: Mapp
     rows = task_inputs.read_rows(config, task, file, "test_file")
     task.prepare_evaluation(file, whole=True)
     length = config.sequence_length if type(model).fixed_length or not config.length_batches else None
-    measure = step.make_evaluation(tf.distribute.get_strategy(), {MAIN: model}, task.evaluators())
+    roles = {MAIN: model} | {
+        role: runs.load_model(run_dir, checkpoint_dir, role) for role in task.ROLES if role != MAIN
+    }
+    measure = step.make_evaluation(tf.distribute.get_strategy(), roles, task.evaluators())
     measure(by_length.evaluation_batches(rows, batch_size=how.batch_size, length=length))
     return Evaluated(config, task, task.last_outcome, file, _step_of(run_dir, checkpoint_dir))
 

@@ -363,6 +363,7 @@ class Trainer:
             self.models = self.inputs.objective.build_models(self.inputs.page, self.inputs.model_config, policy)
             if config.init_from and not checkpoint.Checkpoints(self.run_dir / "checkpoints", read_only=True).steps():
                 self.loaded = initialize.initialize_all(self.models, config.init_from, self.inputs.tokenizer)
+            self.inputs.objective.initialized(self.models)
             if config.remat == "block":
                 for model in self.models.values():
                     model.recompute_blocks()

@@ -43,6 +43,7 @@ TASKS = {
     "chat": "tfzoo.tasks.chat:Chat",
     "choice": "tfzoo.tasks.choice:Choice",
     "answer": "tfzoo.tasks.answer:Answer",
+    "preferences": "tfzoo.tasks.preferences:Preferences",
 }
 
 
