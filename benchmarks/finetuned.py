@@ -57,6 +57,17 @@ SETS = {
         "wnut17/emerging.test.annotated",
         "f1",
     ),
+    # The training files of drcd and cmrc2018 are not among the data sets: their smaller parts take their place.
+    "drcd": (["--task=answer", "--sequence_length=320"], "drcd/DRCD_dev.json", None, "drcd/DRCD_test.json", "f1"),
+    "cmrc": (
+        ["--task=answer", "--sequence_length=320", "--bad_rows=skip"],
+        "cmrc2018/cmrc2018_trial.json",
+        None,
+        "cmrc2018/cmrc2018_dev.json",
+        "f1",
+    ),
+    # Three quarters of the articles of xquad.en.json, and every fourth one.
+    "xquad": (["--task=answer"], "xquad/train.en.json", None, "xquad/test.en.json", "f1"),
 }
 # Sets in which an encoder-decoder writes texts; the form is that of SETS.
 _WRITER = ["--model=transformer_base", "--overrides=hidden_size=256,num_heads=4,intermediate_size=1024,norm_first=true"]
@@ -99,6 +110,8 @@ FIRST = {
         "aeslc/words",
     )
 }
+# (set, source) without a row: the source's vocabulary has no Chinese characters.
+WITHOUT = {("drcd", "english"), ("cmrc", "english")}
 _SMALL = ["--overrides=num_layers=2,hidden_size=128,num_heads=2,intermediate_size=256,norm_first=true"]
 _SMALL += ["--overrides=initializer_range=0.07,dropout=0.2", "--learning_rate=1e-3", "--epochs=8", "--batch_size=32"]
 SOURCES = {
@@ -116,6 +129,8 @@ OTHERS: dict[tuple[str, str], list[str]] = {
     ("stsb-en", "encoder"): ["--learning_rate=5e-5", "--epochs=2"],
     ("semeval2010-8", "encoder"): ["--learning_rate=2e-4", "--epochs=5", "--sequence_length=96"],
     ("wnut17", "encoder"): ["--learning_rate=2e-4", "--epochs=5"],
+    ("xquad", "scratch"): ["--sequence_length=256"],
+    ("xquad", "encoder"): ["--sequence_length=256"],
 }
 
 
@@ -132,12 +147,15 @@ def source_of(source: str) -> str | None:
 
 def sources_of(name: str) -> list[str]:
     """Returns the sources that apply to a set."""
-    return [source for source in SOURCES if (source == "writer") == (name in WRITING)]
+    every = [source for source in SOURCES if (source == "writer") == (name in WRITING)]
+    return [source for source in every if (name, source) not in WITHOUT]
 
 
 def path_of(name: str) -> str:
     """Returns the path of a data file, or FIRST+SECOND; of a converted copy if the file has another form."""
     kind, _, part = name.partition("/")
+    if kind == "xquad":
+        return part_of_xquad(part)
     convert = {"trec": _trec, "tatoeba": _tatoeba}.get(kind, _words if name == "aeslc/words" else None)
     if convert is None:
         return "+".join(str(DATA / each) for each in name.split("+"))
@@ -183,6 +201,18 @@ def _words(part: str, count: int = 5) -> list[tuple[str, str]]:
         if best:
             rows.append((" ".join(body.split()), " ".join(word for word in words if word in best)))
     return rows
+
+
+def part_of_xquad(name: str) -> str:
+    """Returns the path of train.LANGUAGE.json or test.LANGUAGE.json, which is written if it is missing."""
+    part, language, _ = name.split(".")
+    path = RUNS / "data" / f"xquad.{name}"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        articles = json.loads((DATA / "xquad" / f"xquad.{language}.json").read_text())["data"]
+        chosen = [article for i, article in enumerate(articles) if (i % 4 == 3) == (part == "test")]
+        path.write_text(json.dumps({"data": chosen}))
+    return str(path)
 
 
 def flags_of(name: str, source: str) -> list[str]:

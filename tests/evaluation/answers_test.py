@@ -5,8 +5,9 @@ import unittest
 
 import numpy as np
 
+from tfzoo.data.squad import CMRC, SQUAD
 from tfzoo.evaluation import answers
-from tfzoo.evaluation.answers import CMRC, SQUAD, exact_and_f1
+from tfzoo.evaluation.answers import exact_and_f1
 
 
 class SquadTest(unittest.TestCase):
@@ -80,6 +81,11 @@ class CmrcTest(unittest.TestCase):
                 found = exact_and_f1(gold, answer, CMRC)
                 self.assertEqual(found[0], exact)
                 self.assertAlmostEqual(found[1], f1, places=12)
+
+    def test_the_rules_of_questions(self):
+        self.assertEqual(answers.rules_of(["哪一年？", "GPT?", "在哪里"]), CMRC)
+        self.assertEqual(answers.rules_of(["哪一年？", "When was it?"]), SQUAD)
+        self.assertEqual(answers.rules_of([]), SQUAD)
 
     def test_the_rules_differ(self):
         self.assertEqual(exact_and_f1(["战国无双"], "战国", SQUAD), (0, 0))

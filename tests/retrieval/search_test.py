@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import unittest
 from unittest import mock
 
@@ -12,6 +13,9 @@ from tests import helpers
 from tests.retrieval import encoders
 from tfzoo import query
 from tfzoo.errors import CheckFailed, UserError
+from tfzoo.prediction import answers, folders, open_domain
+from tfzoo.prediction.predictor import Predictor
+from tfzoo.prediction.stream import Stream
 from tfzoo.retrieval import build, fusion, measures, search
 from tfzoo.retrieval.bm25 import BM25
 
@@ -208,6 +212,66 @@ class MeasuresTest(Case):
             code, out, err = helpers.run(query, where, *argv)
             self.assertEqual((code, out), (2, ""), err)
             self.assertRegex(err, rf"\Aerror: .*{words}.*\n\Z")
+
+
+class Names(Predictor):
+    """Answers with the first word of a context that begins with a capital letter; its score is 1 / its length."""
+
+    task, inputs, length = "span", ("question", "context"), 1000
+
+    def answer(self, texts, device=0):
+        found = [re.search(r"\b[A-Z]\w*", context) for _, context in texts]
+        return [
+            answers.spans([answers.part(each[0], *each.span(), 1 / len(each[0]))] if each else [], 0.25)
+            for each in found
+        ]
+
+
+class ReaderTest(Case):
+    def one(self, passages, weight):
+        with Stream(Names()) as stream:
+            (found,) = open_domain.read(["who?"], [[open_domain.Passage(*each) for each in passages]], stream, weight)
+        return found
+
+    def test_the_answer_with_the_highest_sum(self):
+        passages = [("7", "the Annabel ran", 8.0), ("8", "nobody", 6.0), ("9", "the Bo ran", 4.0)]
+        # 1/7 and 1; 1/2 and 1/2.
+        part = {"answer": "Bo", "start": 4, "end": 6, "score": 0.5, "no_answer": 0.25}
+        self.assertEqual(self.one(passages, 0.6), part | {"id": "9", "total": 0.5})
+        found = self.one(passages, 0.5)
+        self.assertEqual((found["answer"], found["id"]), ("Annabel", "7"))
+        self.assertAlmostEqual(found["total"], (1 / 7 + 1) / 2, places=6)
+        self.assertEqual(self.one(passages[1:2], 0.5), {"answer": ""})
+        self.assertEqual(self.one([], 0.5), {"answer": ""})
+
+    def test_of_a_command(self):
+        self.build(["a red fox Bo", "a red dog Annabel", "a blue cat Cy"], methods=("bm25",))
+        target, listed = self.folder / "out.jsonl", self.folder / "relevant.jsonl"
+        rows = [("red dog", "d1", ["annabel", "x"]), ("blue cat", "d2", ["the Cy!"]), ("red fox", "d0", [])]
+        lines = [{"query": query, "relevant": [id], "answers": right} for query, id, right in rows]
+        listed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        flags = [f"--index_dir={self.folder / 'index'}", "--reader=names", f"--output={target}", "--top=1"]
+        with mock.patch.object(folders, "open_folder", lambda folder: Names()):
+            code, _, err = helpers.run(query, *flags, f"--relevant={listed}", "--read=2", "--reader_weight=0.9")
+            self.assertEqual(code, 0, err)
+            self.assertIn("3 queries: recall@1 1.0000", err)
+            # Annabel is the answer of the best document, but Bo of the second one has the higher sum.
+            figures = "exact match 0.3333, f1 0.3333, has answer exact match 0.5000, has answer f1 0.5000, "
+            self.assertIn(f"answers of names: {figures}no answer accuracy 0.0000 (rules of squad)", err)
+            records = [json.loads(line) for line in target.read_text().splitlines()]
+            self.assertEqual([record["answer"] for record in records], ["Bo", "Cy", "Bo"])
+            self.assertEqual([record["id"] for record in records], ["d0", "d2", "d0"])
+            self.assertEqual([len(record["results"]) for record in records], [1, 1, 1])
+            code, _, err = helpers.run(query, *flags, f"--relevant={listed}", "--read=1", "--query=red dog")
+            self.assertIn("exact match 1.0000, f1 1.0000 (rules of squad)", err)
+            listed.write_text(listed.read_text().replace(', "answers": []', ""))
+            code, _, err = helpers.run(query, *flags, f"--relevant={listed}")
+            self.assertEqual(code, 2)
+            self.assertIn("relevant.jsonl:3: 'answers' is None; write a list of texts", err)
+            with mock.patch.object(Names, "task", "tag"):
+                code, _, err = helpers.run(query, *flags, "--query=red")
+            self.assertEqual(code, 2)
+            self.assertIn("--reader=names: its task is tag, which does not answer questions; specify a model", err)
 
 
 if __name__ == "__main__":

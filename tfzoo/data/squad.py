@@ -98,7 +98,7 @@ class QuestionFile(RowFile[QuestionRow]):
         if self._given is not None:
             return self._given
         self._scan()
-        return CMRC if 2 * self._han > self._letters else SQUAD
+        return rules_of(self._letters, self._han)
 
     def describe(self) -> str:
         """Returns one line about the content of the file.
@@ -180,13 +180,24 @@ class QuestionFile(RowFile[QuestionRow]):
         return QuestionRow(where, id, texts[0], texts[1], tuple(answer for answer, _ in answers))
 
     def _count(self, question: str, answers: tuple[tuple[Answer, bool], ...]) -> None:
-        self._letters += len(_LETTER.findall(question))
-        self._han += len(_HAN.findall(question))
+        letters, han = letters_of(question)
+        self._letters += letters
+        self._han += han
         counts = self.counts
         counts["unanswerable"] = counts.get("unanswerable", 0) + (not answers)
         for answer, moved in answers:
             counts["dropped"] = counts.get("dropped", 0) + (answer.start is None)
             counts["relocated"] = counts.get("relocated", 0) + (moved and answer.start is not None)
+
+
+def letters_of(text: str) -> tuple[int, int]:
+    """Returns the number of letters of a text, and of Chinese characters among them."""
+    return len(_LETTER.findall(text)), len(_HAN.findall(text))
+
+
+def rules_of(letters: int, han: int) -> str:
+    """Returns the rules for texts with these numbers of letters and of Chinese characters."""
+    return CMRC if 2 * han > letters else SQUAD
 
 
 def _place(path: str, question: Mapping[str, Any], default: str) -> str:

@@ -18,14 +18,14 @@ import difflib
 import math
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from tfzoo.data import squad
+from tfzoo.data.squad import RULES, SQUAD
 from tfzoo.evaluation.intervals import Weighted
 from tfzoo.evaluation.scores import quotient
-
-SQUAD, CMRC = RULES = ("squad", "cmrc")
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
@@ -41,6 +41,12 @@ _UNIT = re.compile(
       | \S""",
     re.VERBOSE,
 )
+
+
+def rules_of(questions: Iterable[str]) -> str:
+    """Returns the rules for questions: "cmrc" if most of their letters are Chinese characters."""
+    letters, han = map(sum, zip((0, 0), *map(squad.letters_of, questions)))
+    return squad.rules_of(letters, han)
 
 
 def normalized(text: str) -> str:

@@ -28,6 +28,28 @@ def figures(found: Sequence[Sequence[str]], relevant: Sequence[Collection[str]])
     return {label: values[name] for label, name in names.items()}
 
 
+def read_answers(path: str) -> list[tuple[str, list[str]]] | None:
+    """Returns (query, right answers) of each line of a .jsonl file, {"query": ..., "relevant": [ids], "answers":
+    [texts]}; None if it is another file, or the first line has no answers.
+
+    Raises:
+      UserError: another line has none; the message names the file and the line.
+    """
+    if pathlib.Path(path).suffix != ".jsonl":
+        return None
+    listed: list[tuple[str, list[str]]] = []
+    for where, record in records.read(path, "query", flag="relevant"):
+        right = record.get("answers")
+        if right is None and not listed:
+            return None
+        if not isinstance(right, list) or not all(isinstance(text, str) for text in right):
+            raise UserError(
+                f"{where}: 'answers' is {json_files.show(right)}; write a list of texts, which can be empty"
+            )
+        listed.append((records.text(where, record, "query"), right))
+    return listed
+
+
 def read_relevant(path: str) -> list[tuple[str, list[str]]]:
     """Returns (query, relevant ids) of each line of a .jsonl file, {"query": ..., "relevant": [ids]}, or of each query
     of a .tsv file with lines of a query and an id.
