@@ -69,7 +69,7 @@ class QuestionFileTest(unittest.TestCase):
 
     def test_json_lines(self):
         lines = [
-            question() | {"context": CONTEXT},
+            question(id=1) | {"context": CONTEXT},
             {"question": "When?", "context": CONTEXT, "answers": {"text": ["1815"], "answer_start": [25]}},
             {"question": "Where?", "context": CONTEXT, "answers": {"text": [], "answer_start": []}},
             {"question": "When?", "context": CONTEXT, "answers": [{"text": "slept"}]},

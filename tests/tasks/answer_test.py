@@ -222,6 +222,12 @@ class AnswerTest(tf.test.TestCase):
         self.assertEqual(found["no_answer"]["f1"], 1 / 3)
         self.assertEqual(answer.nearest_sentences([row("？", "光荣。好。")]), ["光荣。"])
 
+    def test_contexts_that_are_in_both_files(self):
+        one, other = file_of(row("q", "x"), row("q", "y")), file_of(row("q", "y"), row("p", "y"), row("q", "z"))
+        words = "the contexts of 2 questions of file are also in file"
+        self.assertEqual(Answer.repeated_texts(one, other), [words])
+        self.assertEqual(Answer.repeated_texts(file_of(row("q", "x")), other), [])
+
     def test_what_is_wrong(self):
         with self.assertRaisesRegex(UserError, "^--window_overlap=6: must be less than 6, half of the tokens in a row"):
             task(length=16, window_overlap=6)

@@ -167,7 +167,8 @@ class QuestionFile(RowFile[QuestionRow]):
         question, context = record
         fields = question if context is None else question | {"context": context}
         texts = [_text(fields, name) for name in ("question", "context")]
-        id = _text(fields, "id")
+        number = fields.get("id")
+        id = str(number) if type(number) is int else _text(fields, "id")
         answers = tuple(_located(*each, texts[1]) for each in _answers(fields))
         impossible = fields.get("is_impossible")
         if impossible is not None and bool(impossible) == bool(answers):
@@ -203,7 +204,7 @@ def rules_of(letters: int, han: int) -> str:
 def _place(path: str, question: Mapping[str, Any], default: str) -> str:
     """Returns the name of a question in messages."""
     id = question.get("id")
-    return f"{path}: question {id}" if isinstance(id, str) and id.strip() else default
+    return f"{path}: question {id}" if str(id).strip() and type(id) in (str, int) else default
 
 
 def _not_an_object(value: Any) -> BadRow:

@@ -121,6 +121,13 @@ class Answer(Task):
         return True
 
     @classmethod
+    def repeated_texts(cls, train, held_out):
+        known = {row.context for row in train.rows()}
+        count = sum(row.context in known for row in held_out.rows())
+        words = f"the contexts of {count:,} questions of {held_out.path} are also in {train.path}"
+        return [words] if count else []
+
+    @classmethod
     def texts_of(cls, row):
         return row.question, row.context
 
