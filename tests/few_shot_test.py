@@ -72,6 +72,8 @@ class AskerTest(Case):
             for score, combine in (("sum", np.sum), ("mean", np.mean)):
                 found = self.asker(name, score=score).scores([question])
                 np.testing.assert_allclose(found, [[combine(each) for each in expected]], rtol=1e-4, err_msg=name)
+                own = question._replace(words=WORDS[::-1])
+                np.testing.assert_allclose(self.asker(name, score=score).scores([own])[0], found[0][::-1], rtol=1e-4)
             answer = self.asker(name, score="mean").answers([question])
             self.assertEqual(answer, [int(np.argmax([np.mean(each) for each in expected]))])
 
@@ -82,7 +84,7 @@ class AskerTest(Case):
         free = np.stack(
             [plain.scores([Question((text,), each.examples) for text in ("N/A", "", "[MASK]")]) for each in questions]
         )
-        expected = prompts.calibrated(plain.scores(questions), free).argmax(1)
+        expected = prompts.calibrated(np.stack(plain.scores(questions)), free).argmax(1)
         self.assertEqual(asker.answers(questions), expected.tolist())
 
     def test_long_prompts_lose_their_earliest_examples(self):
@@ -115,10 +117,10 @@ class AskerTest(Case):
         for options, words in (
             (dict(method="completion", calibrate=True), "--calibrate and --score: apply to --method=likelihood"),
             (dict(length=65), "--sequence_length=65: the model reads at most 64"),
-            (dict(length=8), "leaves no room for a text in addition"),
+            (dict(length=8), "--sequence_length=8: leaves no room for a text in addition to the labels"),
         ):
             with self.assertRaisesRegex(UserError, words):
-                self.asker(**options)
+                self.asker(**options).answers([Question(("a",), ())])
 
 
 class CommandTest(Case):
@@ -152,11 +154,34 @@ class CommandTest(Case):
         answers = asker.answers([Question((text,), ()) for text in ("some", "other", "last")])
         self.assertEqual(record["results"][0]["accuracy"]["mean"], np.mean(np.array(answers) == [1, 0, 1]))
 
+    def test_choices(self):
+        rows = [{"question": f"q{i}", "choices": ["a", "bc", "d"][: 2 + i % 2], "label": i % 2} for i in range(6)]
+        for name in ("train", "test"):
+            (self.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        output = self.folder / "out.json"
+        argv = ["--task=choice", f"--train_file={self.folder / 'train.jsonl'}", "--seeds=1", f"--output={output}"]
+        argv += [f"--test_file={self.folder / 'test.jsonl'}", "--shots=1", "--score=mean"]
+        code, out, err = self.run_main(*argv)
+        self.assertEqual(code, 0, err)
+        self.assertRegex(out, r"6 rows\n\n +accuracy *\ncommonest position +50\.00%")
+        record = json.loads(output.read_text())
+        pool = prompts.Pool([Example((row["question"],), row["label"], tuple(row["choices"])) for row in rows])
+        template = Template("T: {text}\nL: {label}", (), "", "\n\n", False)
+        asker = Asker(self.models["gpt2"], self.tokenizer, template, score="mean")
+        right = []
+        for i, row in enumerate(rows):
+            texts, words = (row["question"],), tuple(row["choices"])
+            (scores,) = asker.scores([Question(texts, tuple(pool.draw(1, 0, i, texts)), words)])
+            self.assertEqual(len(scores), len(words))
+            right.append(scores.argmax() == row["label"])
+        self.assertEqual(record["results"][0]["accuracy"]["values"], [np.mean(right)])
+
     def test_what_is_refused_is_one_line(self):
         for argv, words in (
             (["--shots=x"], "--shots=x: is not a list of whole numbers"),
             (["--template=x"], "--template='x': must contain"),
             (["--output=/nowhere/x.json"], "--output=/nowhere/x.json: its folder does not exist"),
+            (["--label_words=c=x", "--task=choice"], "--label_words=c=x: does not apply to --task=choice"),
             (["--label_words=c=x"], "--label_words=c=x: 'c=x' is not LABEL=WORDS"),
             ([f"--test_file={self.folder / 'no.tsv'}"], "no such file"),
         ):

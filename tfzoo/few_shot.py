@@ -8,8 +8,9 @@ the label follow it. The examples are drawn by seed, for each row anew, balanced
 --method=likelihood, the answer is the label whose words are the most likely after the prompt; with --method=completion,
 the one that the model writes. An encoder-decoder reads the prompt in its encoder and answers in its decoder.
 
-The files are those of --task=classify. The table shows accuracy and macro F1, as the mean and the standard deviation
-(n - 1) over the seeds, beside the majority class and, with --random_baseline, a model with random weights.
+The files are those of --task=classify or, with --task=choice, questions with endings to choose from. The table shows
+accuracy and macro F1, as the mean and the standard deviation (n - 1) over the seeds, compared with the majority class
+and, with --random_baseline, a model with random weights.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from absl import flags as absl_flags
 
 from tfzoo import cli, files, options, progress
 from tfzoo.data import labelled
+from tfzoo.data.choices import ChoiceFile
 from tfzoo.data.columns import Columns
 from tfzoo.data.labelled import LabelledFile
 from tfzoo.errors import UserError
@@ -39,15 +41,21 @@ _POOL_ROWS = 50_000
 _BLOCK = 64  # Rows that are prompted together.
 _FORMS = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 MODEL, RANDOM = "model", "random weights"
+CLASSIFY, CHOICE = "classify", "choice"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FewShotConfig(ModelDir):
     """The model, the files, the prompt, and how answers are read."""
 
-    train_file: str = option(
-        dataclasses.MISSING, "Labelled file from which examples are drawn, as for --task=classify.", group=_FILES
+    task: str = option(
+        CLASSIFY,
+        "What the files contain, as for tfzoo.train: texts with labels (classify), or texts with endings of which one "
+        "is right (choice); {label} is then the ending.",
+        group=_FILES,
+        choices=(CLASSIFY, CHOICE),
     )
+    train_file: str = option(dataclasses.MISSING, "File from which examples are drawn.", group=_FILES)
     test_file: str = option(dataclasses.MISSING, "Labelled file with the rows to classify.", group=_FILES)
     max_rows: int | None = option(
         None, "Classify a random sample of this many rows of --test_file; by default all.", group=_FILES, low=1
@@ -129,7 +137,7 @@ def main(flags: absl_flags.FlagValues) -> None:
     config = FewShotConfig(**options.values_of(flags, FewShotConfig))
     shots, target = config.numbers_of_shots(), _target(config)
     data = _Data.read(config)
-    words = prompts.words_of(data.labels, config.label_words)
+    words = [] if config.task == CHOICE else prompts.words_of(data.labels, config.label_words)
     texts = {name: _unescaped(getattr(config, name)) for name in ("template", "instruction", "separator")}
     template = Template(**texts, words=words, pair=data.is_pair)
     folder = config.folder
@@ -159,10 +167,11 @@ def main(flags: absl_flags.FlagValues) -> None:
         "model_dir": str(folder),
         "file": config.test_file,
         "rows": len(gold),
-        "labels": dict(zip(data.labels, words, strict=True)),
+        "task": config.task,
+        "labels": dict(zip(data.labels, words)),
         **texts,
         **settings,
-        "majority": prompts.figures(gold, majority, len(words)),
+        "majority": prompts.figures(gold, majority, len(data.labels)),
         "results": results,
     }
     print("\n".join(text_of(record)))
@@ -200,6 +209,8 @@ class _Data:
     @classmethod
     def read(cls, config: FewShotConfig) -> "_Data":
         columns = Columns(config.text_column, config.pair_column, config.label_column, config.delimiter)
+        if config.task == CHOICE:
+            return cls._choices(config, columns)
         train, test = (
             LabelledFile(getattr(config, flag), flag=flag, columns=columns, policy=config.bad_rows)
             for flag in ("train_file", "test_file")
@@ -221,16 +232,31 @@ class _Data:
             print(file.describe(), file=sys.stderr)
         return cls(labels, train.num_texts == 2, examples(train, _POOL_ROWS), examples(test, config.max_rows))
 
+    @classmethod
+    def _choices(cls, config: FewShotConfig, columns: Columns) -> "_Data":
+        """Reads files of --task=choice; labels are the positions of endings."""
+        if config.label_words:
+            raise UserError(f"--label_words={config.label_words}: does not apply to --task=choice; omit it")
+        parts = []
+        for flag, count in (("train_file", _POOL_ROWS), ("test_file", config.max_rows)):
+            file = ChoiceFile(getattr(config, flag), flag=flag, columns=columns, policy=config.bad_rows)
+            print(file.describe(), file=sys.stderr)
+            rows = file.rows() if count is None else iter(sample(file.rows(), count))
+            parts.append([Example((row.context,), row.label, row.endings) for row in rows])
+        most = max(len(row.words or ()) for part in parts for row in part)
+        return cls([str(i) for i in range(most)], False, *parts)
+
 
 def _measured(asker, question, data: _Data, shots: int, seed: int, doing: str) -> Mapping[str, float]:
     """Returns the figures of one seed."""
-    pool = Pool(data.train, len(data.labels))
+    pool = Pool(data.train)
     answers: list[int] = []
     with progress.bar(len(data.test), "row", doing) as bar:
         for first in range(0, len(data.test), _BLOCK):
             rows = data.test[first : first + _BLOCK]
             drawn = [pool.draw(shots, seed, first + i, row.texts) for i, row in enumerate(rows)]
-            answers += asker.answers([question(row.texts, tuple(each)) for row, each in zip(rows, drawn, strict=True)])
+            asked = [question(row.texts, tuple(each), row.words) for row, each in zip(rows, drawn, strict=True)]
+            answers += asker.answers(asked)
             bar.update(len(rows))
     return prompts.figures([row.label for row in data.test], answers, len(data.labels))
 
@@ -248,13 +274,18 @@ def _summary(by_seed: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def text_of(record: Mapping[str, Any]) -> list[str]:
     """Returns the lines of the table, and of what was dropped."""
     labels = ", ".join(record["labels"].values())
-    lines = [f"{record['rows']:,} rows, {len(record['labels'])} labels: {labels[:200]}", ""]
-    lines.append(f"{'':<28}" + "".join(f"{label:>20}" for label in _FORMS.values()))
-    cells = [f"{record['majority'][name]:.2%}" + " " * 9 for name in _FORMS]
-    lines.append(f"{'majority class':<28}" + "".join(f"{cell:>20}" for cell in cells))
+    counted = f", {len(record['labels'])} labels: {labels[:200]}" if record["task"] == CLASSIFY else ""
+    lines = [f"{record['rows']:,} rows{counted}", ""]
+    # F1 of the positions of endings has no meaning.
+    forms = {name: label for name, label in _FORMS.items() if record["task"] == CLASSIFY or name == "accuracy"}
+    lines.append(f"{'':<28}" + "".join(f"{label:>20}" for label in forms.values()))
+    cells = [f"{record['majority'][name]:.2%}" + " " * 9 for name in forms]
+    lines.append(
+        f"{'majority class' if counted else 'commonest position':<28}" + "".join(f"{cell:>20}" for cell in cells)
+    )
     for each in record["results"]:
         cells = []
-        for name in _FORMS:
+        for name in forms:
             deviation = each[name]["deviation"]
             spread = " " * 9 if deviation is None else f" ± {deviation:6.2%}".ljust(9)
             cells.append(f"{each[name]['mean']:.2%}{spread}")

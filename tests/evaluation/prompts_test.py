@@ -49,14 +49,14 @@ class PoolTest(unittest.TestCase):
     rows = [Example((f"{label} {i}",), label) for i in range(6) for label in (0, 1, 2)][:-4]
 
     def test_examples_are_a_function_of_seed_and_row(self):
-        pool, other = Pool(self.rows, 3), Pool(self.rows, 3)
+        pool, other = Pool(self.rows), Pool(self.rows)
         drawn = {(seed, row): pool.draw(4, seed, row, ["x"]) for seed in range(3) for row in range(20)}
         for (seed, row), examples in reversed(drawn.items()):  # In another order, from another object.
             self.assertEqual(other.draw(4, seed, row, ["x"]), examples)
         self.assertGreater(len({tuple(examples) for examples in drawn.values()}), 50)
 
     def test_labels_are_balanced_and_examples_are_different(self):
-        pool = Pool(self.rows, 3)
+        pool = Pool(self.rows)
         orders = set()
         for row in range(100):
             examples = pool.draw(5, 0, row, ["0 0"])
@@ -68,6 +68,14 @@ class PoolTest(unittest.TestCase):
         self.assertGreater(len(orders), 10)
         self.assertEqual(len(pool.draw(100, 0, 0, ["x"])), len(self.rows))
         self.assertEqual(pool.draw(0, 0, 0, ["x"]), [])
+
+    def test_examples_with_words_of_their_own(self):
+        rows = [Example((f"{i}",), int(i == 0), (f"a{i}", f"b{i}")) for i in range(4)]
+        drawn = Pool(rows).draw(4, 0, 0, ["x"])
+        self.assertEqual(sorted(each.texts for each in drawn), [("0",), ("1",), ("2",), ("3",)])
+        self.assertEqual(
+            template(words=()).prompt(["x"], rows[:1]), "Review: 0\nSentiment: b0\n\nReview: x\nSentiment:"
+        )
 
 
 class ScoresTest(unittest.TestCase):

@@ -18,10 +18,11 @@ _MORE_TOKENS = 4  # Of a completion, in addition to those of the longest label.
 
 
 class Question(NamedTuple):
-    """A text to classify, and the examples that precede it."""
+    """A text to classify, the examples that precede it, and the words of its labels if they differ from row to row."""
 
     texts: tuple[str, ...]
     examples: tuple[Example, ...]
+    words: tuple[str, ...] | None = None
 
 
 class Asker:
@@ -71,42 +72,36 @@ class Asker:
         if length > most:
             raise UserError(f"--sequence_length={length}: the model reads at most {most} tokens; use a smaller value")
         before, after = prompt_frame(model, tokenizer)
-        space = "" if model.is_encoder_decoder else template.space
-        self._continuations = [space + word for word in template.words]
-        self._label_tokens = max(map(len, encode(tokenizer, self._continuations)))
-        if method == COMPLETION:
-            self._label_tokens += _MORE_TOKENS
-        answer = 0 if model.is_encoder_decoder else self._label_tokens
-        self._room = length - len(before) - len(after) - answer - _SPARE
-        if self._room < 1:
-            raise UserError(
-                f"sequence_length={length}: leaves no room for a text in addition to the labels; use a larger value"
-            )
+        self._length, self._room = length, length - len(before) - len(after) - _SPARE
         self.dropped = self.shortened = self.unmatched = 0
 
     def answers(self, questions: Sequence[Question]) -> list[int]:
         """Returns the number of the label of each text, or prompts.NO_ANSWER."""
         asked = self._fitting(questions)
         if self._method == COMPLETION:
-            return self._completed([self._template.prompt(*question) for question in asked])
+            return self._completed(asked)
         scores = self.scores(asked)
         if self._calibrate:
-            free = [
-                Question((text,) * len(question.texts), question.examples)
+            count = len(prompts.CONTENT_FREE)
+            empty = [
+                question._replace(texts=(text,) * len(question.texts))
                 for question in asked
                 for text in prompts.CONTENT_FREE
             ]
-            shape = (len(asked), len(prompts.CONTENT_FREE), -1)
-            scores = prompts.calibrated(scores, self.scores(free).reshape(shape))
-        return scores.argmax(1).tolist()
+            free = self.scores(empty)
+            for i, each in enumerate(scores):
+                scores[i] = prompts.calibrated(each, np.stack(free[i * count : (i + 1) * count]))
+        return [int(each.argmax()) for each in scores]
 
-    def scores(self, questions: Sequence[Question]) -> np.ndarray:
-        """Returns the sum or the mean of the log-probabilities of each label's words after each prompt, float64
-        [N, C]."""
-        contexts, continuations = [], []
+    def scores(self, questions: Sequence[Question]) -> list[np.ndarray]:
+        """Returns for each question the sum or the mean of the log-probabilities of each label's words after the
+        prompt, float64 [C]."""
+        contexts: list[str] = []
+        continuations: list[str] = []
         for question in questions:
-            contexts += [self._template.prompt(*question)] * len(self._continuations)
-            continuations += self._continuations
+            words = self._continuations(question)
+            contexts += [self._prompt(question)] * len(words)
+            continuations += words
         order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))  # Batches of similar length.
         found = likelihood.score_continuations(
             self._model,
@@ -118,46 +113,83 @@ class Asker:
         values = np.zeros(len(contexts))
         for i, one in zip(order, found, strict=True):
             values[i] = one.log_likelihood / (len(one.scores) if self._score == MEAN else 1)
-        return values.reshape(len(questions), -1)
+        ends = np.cumsum([len(self._words(question)) for question in questions])
+        return np.split(values, ends[:-1])
 
-    def _completed(self, texts: list[str]) -> list[int]:
+    def _words(self, question: Question) -> tuple[str, ...]:
+        return question.words or self._template.words
+
+    def _continuations(self, question: Question) -> list[str]:
+        space = "" if self._model.is_encoder_decoder else self._template.space
+        return [space + word for word in self._words(question)]
+
+    def _prompt(self, question: Question) -> str:
+        return self._template.prompt(question.texts, question.examples)
+
+    def _answer_tokens(self, questions: Sequence[Question]) -> list[int]:
+        """Returns the number of tokens of the longest label of each question."""
+        known: dict[tuple[str, ...], int] = {}
+        for question in questions:
+            words = self._words(question)
+            if words not in known:
+                known[words] = max(map(len, encode(self._tokenizer, self._continuations(question))))
+        return [known[self._words(question)] for question in questions]
+
+    def _completed(self, questions: list[Question]) -> list[int]:
+        texts = [self._prompt(question) for question in questions]
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         answers = [prompts.NO_ANSWER] * len(texts)
+        new_tokens = max(self._answer_tokens(questions)) + _MORE_TOKENS
         for first in range(0, len(order), self._batch_size):
             batch = order[first : first + self._batch_size]
             completions = generate_text(
                 self._model,
                 [texts[i] for i in batch],
                 self._tokenizer,
-                max_new_tokens=self._label_tokens,
+                max_new_tokens=new_tokens,
                 do_sample=False,
                 num_beams=1,
             )
             for i, completion in zip(batch, completions, strict=True):
-                answers[i] = prompts.matched(completion.split(self._template.end)[0], self._template.words)
+                answers[i] = prompts.matched(completion.split(self._template.end)[0], self._words(questions[i]))
         self.unmatched += answers.count(prompts.NO_ANSWER)
         return answers
 
     def _fitting(self, questions: Sequence[Question]) -> list[Question]:
         """Returns the questions without the earliest examples of prompts that are too long; counts those."""
         fitting = list(questions)
+        rooms = self._rooms(questions)
         waiting = list(range(len(fitting)))
         shortened = set()
         while waiting:
-            counts = [
-                len(ids) for ids in encode(self._tokenizer, [self._template.prompt(*fitting[i]) for i in waiting])
-            ]
-            waiting = [i for i, count in zip(waiting, counts, strict=True) if count > self._room]
-            for i, count in zip(waiting, [count for count in counts if count > self._room], strict=True):
-                texts, examples = fitting[i]
-                if examples:
-                    fitting[i] = Question(texts, examples[1:])
+            counts = [len(ids) for ids in encode(self._tokenizer, [self._prompt(fitting[i]) for i in waiting])]
+            long = [(i, count) for i, count in zip(waiting, counts, strict=True) if count > rooms[i]]
+            for i, count in long:
+                question = fitting[i]
+                if question.examples:
+                    fitting[i] = question._replace(examples=question.examples[1:])
                     self.dropped += 1
                 else:
-                    fitting[i] = Question(_shorter(texts, self._room / count), ())
+                    fitting[i] = question._replace(texts=_shorter(question.texts, rooms[i] / count))
                     shortened.add(i)
+            waiting = [i for i, _ in long]
         self.shortened += len(shortened)
         return fitting
+
+    def _rooms(self, questions: Sequence[Question]) -> list[int]:
+        """Returns the maximum number of tokens of the prompt of each question."""
+        if self._model.is_encoder_decoder:
+            rooms = [self._room] * len(questions)
+        else:
+            counts = self._answer_tokens(questions)
+            more = _MORE_TOKENS + max(counts, default=0) if self._method == COMPLETION else 0
+            rooms = [self._room - (more or count) for count in counts]
+        if min(rooms, default=1) < 1:
+            raise UserError(
+                f"--sequence_length={self._length}: leaves no room for a text in addition to the labels; use a larger "
+                "value"
+            )
+        return rooms
 
 
 def _shorter(texts: tuple[str, ...], share: float) -> tuple[str, ...]:

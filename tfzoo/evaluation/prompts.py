@@ -30,10 +30,15 @@ _FIELD = re.compile(r"\{(text|text_pair|label)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A labelled text or pair: `label` is the number of its label."""
+    """A labelled text or pair.
+
+    texts: one text or two. label: the number of its label. words: the words of each label, if they are those of this
+    row alone, such as the endings of a choice; None: they are those of the template.
+    """
 
     texts: tuple[str, ...]
     label: int
+    words: tuple[str, ...] | None = None
 
 
 class Template:
@@ -41,7 +46,7 @@ class Template:
 
     Args:
       template: the text.
-      words: the words of each label.
+      words: the words of each label; () if each row has its own.
       instruction: what precedes the examples, "" for nothing.
       separator: what is between the instruction, the examples and the text to classify.
       pair: whether texts are pairs.
@@ -79,7 +84,7 @@ class Template:
     def prompt(self, texts: Sequence[str], examples: Sequence[Example] = ()) -> str:
         """Returns the prompt up to the label, without white space at its end."""
         parts = [self._instruction] if self._instruction else []
-        parts += [self._filled(example.texts) + self.words[example.label] for example in examples]
+        parts += [self._filled(each.texts) + (each.words or self.words)[each.label] for each in examples]
         return self._separator.join([*parts, self._filled(texts).rstrip()])
 
     def _filled(self, texts: Sequence[str]) -> str:
@@ -108,14 +113,15 @@ class Pool:
     """The labelled rows from which examples are drawn.
 
     Args:
-      rows: the rows.
-      num_labels: the number of labels.
+      rows: the rows. Those with words of their own are not balanced, because the numbers of their labels are
+        positions.
     """
 
-    def __init__(self, rows: Sequence[Example], num_labels: int):
-        self._by_label: list[list[Example]] = [[] for _ in range(num_labels)]
+    def __init__(self, rows: Sequence[Example]):
+        by_label: dict[int, list[Example]] = {}
         for row in rows:
-            self._by_label[row.label].append(row)
+            by_label.setdefault(row.label if row.words is None else 0, []).append(row)
+        self._by_label = [by_label[label] for label in sorted(by_label)]
 
     def draw(self, count: int, seed: int, row: int, texts: Sequence[str]) -> list[Example]:
         """Returns the examples of one row, a pure function of the pool, the count, the seed and the row.
@@ -151,11 +157,11 @@ def calibrated(scores: np.ndarray, content_free: np.ndarray) -> np.ndarray:
     (contextual calibration, Zhao et al. 2021, section 5, with W = diag(p_cf)^-1 and b = 0), and normalized.
 
     Args:
-      scores: [N, C], log-likelihoods of the labels' words.
-      content_free: [N, F, C], the same for F texts without content in place of the row's text.
+      scores: [..., C], log-likelihoods of the labels' words.
+      content_free: [..., F, C], the same for F texts without content in place of the row's text.
     """
     log_p = _log_softmax(np.asarray(scores, np.float64))
-    log_free = np.log(np.exp(_log_softmax(np.asarray(content_free, np.float64))).mean(1))
+    log_free = np.log(np.exp(_log_softmax(np.asarray(content_free, np.float64))).mean(-2))
     return _log_softmax(log_p - log_free)
 
 
