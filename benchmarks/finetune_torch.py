@@ -128,7 +128,7 @@ def prepare(folder: pathlib.Path, args: argparse.Namespace) -> None:
         distribution.make_strategy("default"),
         lambda context: inputs.training_batches(context, first_step=0, passed_over=0, places={}),
     )
-    rows: dict[str, list[np.ndarray]] = {}
+    rows: dict[str, Any] = {}
     for part, source in (("train", batches), ("test", test_batches(config, task, utf8(SETS[args.set][3])))):
         ids, labels = [], []
         for batch in source:
