@@ -76,7 +76,14 @@ _WRITER += ["--vocab_size=8192", "--batch_size=64", "--optimizer=muon", "--learn
 _WRITER += ["--schedule=trapezoidal", "--warmup_steps=200", "--log_every=50"]
 WRITING = {
     "multi30k": (
-        ["--task=translate", "--sequence_length=96", "--decoded_rows=250", "--epochs=7", "--decay_steps=1400"]
+        [
+            "--task=translate",
+            "--sequence_length=96",
+            "--max_new_tokens=64",
+            "--decoded_rows=250",
+            "--epochs=7",
+            "--decay_steps=1400",
+        ]
         + ["--overrides=num_layers=3,num_decoder_layers=3,max_positions=128,dropout=0.2"],
         "multi30k/train.en.gz+multi30k/train.de.gz",
         "multi30k/val.en.gz+multi30k/val.de.gz",

@@ -200,7 +200,6 @@ class Clock:
 
 def compare(contenders: list[str], folder: pathlib.Path, args: argparse.Namespace) -> None:
     """Measures and prints the table."""
-    open_inputs(folder, args.length, True)  # Trains the tokenizer and fills the cache.
     workers = []
     for name in contenders:  # One at a time: tracing and compiling are not measured.
         worker = Worker(name, __file__, f"--work={name}", f"--folder={folder}", f"--length={args.length}")

@@ -158,6 +158,31 @@ class BatchesTest(tf.test.TestCase):
             rows, [by_length.BatchOrder(lengths, 8, seed=1).rows_of(step).tolist() for step in range(75)]
         )
 
+    def test_both_sides_of_rows_are_padded_to_their_own_length(self):
+        sides = np.random.default_rng(0).integers(1, 30, (64, 2))
+        found = []
+
+        class Sides(Rows):
+            SIGNATURE = {"token_ids": (np.int32, (None,)), "targets": (np.int32, (None,)), "weight": (np.float32, ())}
+
+            def batch(self, indices, positions):
+                found.append((indices, positions))
+                ids = [np.zeros((len(indices), length), np.int32) for length in positions]
+                return {"token_ids": ids[0], "targets": ids[1], "weight": np.ones(len(indices), np.float32)}
+
+        rows = Sides(sides[:, 1])
+        rows.sides = sides
+        for batches in (
+            by_length.training_batches(rows, batch_size=8, seed=0, first_step=0, num_steps=8),
+            by_length.evaluation_batches(rows, batch_size=8),
+        ):
+            found.clear()
+            shapes = [(batch["token_ids"].shape[1], batch["targets"].shape[1]) for batch in batches]
+            self.assertEqual(sorted(shapes), sorted(positions for _, positions in found))
+            for indices, positions in found:
+                self.assertAllEqual(positions, -(-sides[indices].max(0) // 8) * 8)
+            self.assertLess(sum(target for _, target in shapes), sum(source for source, _ in shapes))
+
     def test_a_resumed_run_and_workers_read_the_same_rows(self):
         rows = Rows(np.random.default_rng(0).integers(3, 60, 200))
         options = dict(batch_size=8, seed=3, num_steps=20)

@@ -17,7 +17,7 @@ from tests import helpers, tiny_run
 from tests.stopped_command import command, stopping  # noqa: F401  (`command` is called by tests.worlds)
 from tests.tasks.fakes import rows_of
 from tests.worlds import Worlds
-from tfzoo import evaluate, train
+from tfzoo import convert, evaluate, train
 from tfzoo.data.labelled import Row
 from tfzoo.errors import UserError
 from tfzoo.export import __main__ as export
@@ -297,6 +297,9 @@ class RunTest(unittest.TestCase):
         artifact = exports / "savedmodel" / "transformer" / "1"
         self.assertIn("translation", (artifact / "README.md").read_text())
         self.assertEqual(tfzoo.pipeline(artifact)(sources), tfzoo.pipeline(run_dir)(sources))
+        self.assertEqual(helpers.run(convert, f"--from={run_dir}", f"--to={folder / 'saved'}")[0], 0)
+        name = "generation_config.json"
+        self.assertEqual(json.loads((folder / "saved" / name).read_text()), json.loads((run_dir / name).read_text()))
 
 
 def import_all():
