@@ -12,7 +12,7 @@ from tfzoo.evaluation.diversity import words
 MAX_ROWS = 100_000  # Rows of the translation memory.
 _MAX_CHARACTERS = 500  # Of a text, that the translation memory reads.
 _MAX_SENTENCES = 100  # Of a text, for TextRank, whose cost is quadratic.
-_BLOCK = 256  # Texts that are compared with the memory at a time.
+_BLOCK = 64  # Texts that are compared with the memory at a time.
 _DAMPING, _ITERATIONS = 0.85, 50
 
 
