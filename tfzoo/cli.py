@@ -49,7 +49,7 @@ _HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 
 # Packages that are not needed to build, load and train models -> the extra that installs them.
 _EXTRAS = dict.fromkeys(("onnx", "onnxruntime", "onnx_ir", "tensorflow_serving", "tf2onnx"), "export") | dict.fromkeys(
-    ("optuna", "scipy", "sklearn"), "tasks"
+    ("optuna", "rouge_score", "sacrebleu", "scipy", "sklearn"), "tasks"
 )
 
 
