@@ -335,7 +335,9 @@ class RunTest(unittest.TestCase):
             code, _, err = helpers.run(export, f"--model_dir={run_dir}", f"--output_dir={folder / 'exports'}")
         self.assertEqual(code, 0, err)
         artifacts = {kind: next((folder / "exports" / kind).glob("*/1")) for kind in ("savedmodel", "onnx")}
-        for path in (run_dir, *artifacts.values()):
+        model, tokenizer = tfzoo.load(run_dir)
+        tfzoo.save(model, folder / "saved", tokenizer)
+        for path in (run_dir, folder / "saved", *artifacts.values()):
             found = tfzoo.pipeline(path)(rows)
             self.assertEqual([record["answer"] for record in found], wanted, path)
             for i, record in enumerate(found):
