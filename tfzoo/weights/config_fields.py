@@ -18,9 +18,9 @@ IGNORED = frozenset(
     "architectures model_type transformers_version dtype torch_dtype tokenizer_class auto_map name_or_path language "
     "prefix id2label label2id num_labels labels problem_type finetuning_task task_specific_params heads "
     "no_answer_threshold use_cache use_return_dict return_dict output_attentions output_hidden_states output_past "
-    "torchscript use_bfloat16 tf_legacy_loss xla_device gradient_checkpointing chunk_size_feed_forward attn_implementation "
-    "experts_implementation tie_last_hidden_states cross_attention_hidden_size classifier_dropout initializer_range "
-    "initializer_factor name author license created_date model_max_length sentence_transformers "
+    "torchscript use_bfloat16 tf_legacy_loss xla_device gradient_checkpointing chunk_size_feed_forward "
+    "attn_implementation experts_implementation tie_last_hidden_states cross_attention_hidden_size classifier_dropout "
+    "initializer_range initializer_factor name author license created_date model_max_length sentence_transformers "
     "sbert_ce_default_activation_function unsloth_version unsloth_fixed transformers.js_config total_flos".split()
 )
 # Fields of generation_config.json that older folders have in config.json; tfzoo.generation reads or rejects them.
