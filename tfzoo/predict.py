@@ -220,7 +220,8 @@ class _Answering:
             made_from |= {name: getattr(config, name) for name in _DETERMINING}
             total = None
             if not self._source.is_stdin:
-                scan = self._source.scan(self._columns, self._optional, skip=config.bad_rows == "skip")
+                skip, lists = config.bad_rows == "skip", self._predictor.reads_lists
+                scan = self._source.scan(self._columns, self._optional, skip=skip, lists=lists)
                 made_from, total = {"input": scan.sha256, **made_from}, scan.rows
         began = time.monotonic()
         # Answers to stdin cannot be continued: whether it has the same rows again is unknown.
@@ -260,7 +261,7 @@ class _Answering:
 
         A block of which some rows are done is computed again, because its batches determine the last digits.
         """
-        rows = self._source.rows(self._columns, self._optional)
+        rows = self._source.rows(self._columns, self._optional, self._predictor.reads_lists)
         skipped = done // self._config.block_rows * self._config.block_rows
         for _ in range(skipped):
             next(rows, None)
@@ -274,6 +275,8 @@ class _Answering:
 
     def _checked(self, rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
+            if not row.error and self._predictor.reads_lists and (problem := self._predictor.problem(row.texts)):
+                row = dataclasses.replace(row, texts=(), error=problem)
             if row.error and self._config.bad_rows == "strict":
                 raise row.refusal()
             yield row

@@ -15,10 +15,12 @@ import tfzoo
 from tests import helpers, tiny_run
 from tests.stopped_command import stopping
 from tests.tasks.fakes import rows_of
-from tfzoo import convert, evaluate, generate, text, train
+from tfzoo import convert, evaluate, generate, predict, text, train
 from tfzoo.chat import ChatTemplate
+from tfzoo.chat.frames import frame_of
 from tfzoo.data.messages import Conversation
 from tfzoo.errors import UserError
+from tfzoo.export import answers
 from tfzoo.models import bart, gpt2
 from tfzoo.tasks import chat
 from tfzoo.text.byte_level import ByteLevelBPE
@@ -459,6 +461,48 @@ class RunTest(unittest.TestCase):
         others = dict(model=None, tokenizer=None, vocab_size=None, overrides="", steps=1, sample_answers=0)
         self.train("more", init_from=self.run_dir, **others)
         self.assertEqual(text.load(self.folder / "more" / "tokenizer").fingerprint(), tokenizer.fingerprint())
+
+    def test_pipeline_and_predict(self):
+        pipeline = tfzoo.pipeline(self.run_dir)
+        self.assertEqual((pipeline.task, pipeline.inputs), ("chat", ("messages",)))
+        answer = pipeline("sky?")
+        self.assertIn(answer["answer"], COLORS.values())
+        self.assertEqual(pipeline(said("sky?")), answer)
+        several = pipeline([said("sky?"), "coal?", said("sky?", "blue", "snow?")])
+        self.assertEqual((len(several), several[0]), (3, answer))
+        long = pipeline(said(*["sky?", "blue"] * 9, "coal?"))
+        self.assertEqual((set(long), long["truncated"]), ({"answer", "truncated"}, True))
+        with self.assertRaisesRegex(UserError, r"texts\[0\]: is not a list of messages; write \[{"):
+            pipeline([[{"role": "user"}]])
+        path, output = self.folder / "asked.jsonl", self.folder / "answered.jsonl"
+        path.write_text("".join(json.dumps({"messages": x}) + "\n" for x in (said("sky?"), "coal?", [{"role": 3}])))
+        argv = [f"--model_dir={self.run_dir}", f"--input={path}", f"--output={output}"]
+        code, _, err = helpers.run(predict, *argv)
+        self.assertEqual(code, 2)
+        self.assertIn("asked.jsonl:3: is not a list of messages", err)
+        code, _, err = helpers.run(predict, *argv, "--bad_rows=skip")
+        self.assertEqual(code, 0, err)
+        first, second, third = map(json.loads, output.read_text().splitlines())
+        self.assertEqual(first, {"messages": said("sky?"), **answer})
+        self.assertEqual((second["answer"], "error" in third), (several[1]["answer"], True))
+
+    def test_an_export_answers_messages(self):
+        """A text is a message of the user: serving_default answers it as pipeline does."""
+        model, tokenizer = tfzoo.load(self.run_dir)
+        frame = frame_of(ChatTemplate(dict(tokenizer.chat_templates), tokenizer))
+        assert frame is not None
+        tokenizer.frames, tokenizer.adds_bos = (frame, frame), False
+        answering: Any = answers.find(model, tokenizer, answers.Options(sequence_length=64, max_new_tokens=8))
+        template = ChatTemplate(dict(tokenizer.chat_templates), tokenizer)
+        reading = answering.reader.read({"text": tf.constant(["sky?", "<|im_end|> a"])})
+        for i, asked in enumerate(("sky?", "<|im_end|> a")):
+            ids = reading.inputs["token_ids"][i][reading.inputs["padding_mask"][i]].numpy().tolist()
+            self.assertEqual(ids, template.ids(said(asked)))
+        found = answering.answer({"text": tf.constant(["sky?", "coal?"])}, lambda inputs: model(inputs))
+        texts_ = [text.decode() for text in found["generated_text"].numpy()]
+        self.assertEqual(texts_, [each["answer"] for each in tfzoo.pipeline(self.run_dir)(["sky?", "coal?"])])
+        # A template with no place for one message.
+        self.assertIsNone(frame_of(ChatTemplate("{{ messages | length }}", tokenizer)))
 
     def test_errors(self):
         def error(**others):

@@ -4,6 +4,7 @@ import json
 import pathlib
 import random
 import unittest
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,9 +14,11 @@ from tests import helpers, tiny_run
 from tests.stopped_command import stopping
 from tests.tasks import small
 from tests.tasks.fakes import Logits, rows_of
-from tfzoo import evaluate, train
+from tfzoo import evaluate, predict, train
 from tfzoo.data.choices import ChoiceRow
+from tfzoo.errors import UserError
 from tfzoo.evaluation import likelihood
+from tfzoo.export import answers
 from tfzoo.models import bert, gpt2
 from tfzoo.tasks.choice import Choice
 from tfzoo.text.wordpiece import WordPiece
@@ -177,7 +180,27 @@ class RunTest(unittest.TestCase):
         again = json.loads((run / "evaluation-dev.json").read_text())
         self.assertEqual(again["scores"], record["scores"])
         self.assertEqual(again["baselines"], record["baselines"])
-        model, _ = tfzoo.load(run)
+        pipeline = tfzoo.pipeline(run)
+        row = ("the house", ["bitter", "warm", "slow"])
+        answer = pipeline(row)
+        self.assertEqual((answer["answer"], answer["index"]), ("warm", 1))
+        self.assertAlmostEqual(sum(answer["scores"]), 1, places=5)
+        self.assertEqual(pipeline([row, ("a", ("sour", "fine"))])[0].keys(), answer.keys())
+        with self.assertRaisesRegex(UserError, r"texts\[0\]: the endings are not a list of at least two texts"):
+            pipeline([("a", "b")])
+        asked = self.folder / "asked.jsonl"
+        asked.write_text(json.dumps({"question": row[0], "choices": row[1]}) + "\n")
+        argv = [f"--model_dir={run}", f"--input={asked}", "--text_column=question", "--pair_column=choices"]
+        code, out, err = helpers.run(predict, *argv)
+        self.assertEqual(code, 0, err)
+        self.assertEqual(json.loads(out)["answer"], "warm")
+        # An export gives each pair a value; the softmax of the values is that of the endings.
+        model, tokenizer = tfzoo.load(run)
+        options = answers.Options(sequence_length=24, text_pair=True)
+        pair: Any = answers.find(model, tokenizer, options)
+        texts = {"text": tf.constant([row[0]] * 3), "text_pair": tf.constant(row[1])}
+        values = pair.answer(texts, lambda inputs: model(inputs))["value"].numpy()
+        np.testing.assert_allclose(np.exp(log_softmax(values)), answer["scores"], rtol=1e-4)
         self.assertEqual((model.head_names, model.num_labels), (("classify",), 1))
 
     def test_decoder(self):

@@ -183,6 +183,25 @@ class ChatTemplate:
             )
         return start
 
+    def around(self, messages: Sequence[Mapping[str, Any]], mark: str) -> tuple[list[int], list[int]] | None:
+        """Returns the ids before and after `mark`, a text that occurs once in the messages, up to the beginning of an
+        answer; None if it does not occur once in what the template writes."""
+        text, where = self._render(messages, True)
+        if text.count(mark) != 1:
+            return None
+        place = text.index(mark)
+        before, after = text[:place], text[place + len(mark) :]
+        first = self._ids(before, self._found(before, where), where) if before else []
+        lead = next((name for name in self._special if not self._takes_spaces(name)[1]), None)
+        if not after or lead is None:
+            return first, self._ids(after, self._found(after, where), where) if after else []
+        after = joined([own(lead), after])
+        return first, self._ids(after, self._found(after, where), where)[1:]
+
+    def encoded(self, text: str) -> list[int]:
+        """Returns the ids of a text by itself."""
+        return self._tokens(text)
+
     @functools.cached_property
     def end_of_turn(self) -> str | None:
         """The special token that the template writes after an answer; None if it writes none."""

@@ -12,6 +12,8 @@ from typing import Any
 from absl import flags as absl_flags
 
 from tfzoo import cli, progress, records
+from tfzoo.chat import ChatTemplate
+from tfzoo.chat.frames import frame_of
 from tfzoo.errors import UserError
 
 # Keyword arguments of `artifact.export` that are taken from the flags of the same names.
@@ -19,6 +21,8 @@ _OPTIONS = (
     "name version formats sequence_length text_pair long_texts refuse pooling prompt_name max_new_tokens num_beams "
     "precision onnx_profile onnx_variants keep_versions"
 ).split()
+
+_ANSWERING = ("chat", "preferences")  # Tasks whose models answer messages.
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -80,7 +84,15 @@ def main(flags: absl_flags.FlagValues) -> None:
     task = runs.task_of(flags.model_dir)
     if options["text_pair"] is None:
         options["text_pair"] = task is not None and task.pair
-    if options["sequence_length"] is None and task is not None:
+    if task is not None and task.name in _ANSWERING:
+        # A text is a message of the user, and the model answers it.
+        frame = frame_of(ChatTemplate(dict(tokenizer.chat_templates), tokenizer)) if tokenizer.chat_templates else None
+        if frame is None:
+            message = "%s: the export continues texts as they are, because the chat template cannot be put around them"
+            logging.getLogger("absl").warning(message, flags.model_dir)
+        else:
+            tokenizer.frames, tokenizer.adds_bos = (frame, frame), False
+    elif options["sequence_length"] is None and task is not None:
         options["sequence_length"] = task.sequence_length
     if task is not None and task.prefix:
         options["prompt"] = f"{task.prefix} "

@@ -34,6 +34,7 @@ def write(tokenizer: Any, layout: framing.Layout, folder: pathlib.Path) -> None:
             templates[name] = _template(framing.frame(layout, tokenizer, pair), tokenizer)
     if templates:  # The post-processor in the tokenizer's own file belongs to a Hugging Face class, not to this model.
         templates = {"pair": [*templates["single"], "$B:0"], **templates}
+        special |= {_name(i): i for i in _others(layout, tokenizer)}
         fast.post_processor = processors.TemplateProcessing(**templates, special_tokens=list(special.items()))
     fast.save(str(path))
 
@@ -48,5 +49,18 @@ def _characters(tokenizer: Characters) -> tokenizers.Tokenizer:
 
 def _template(frame: framing.Frame, tokenizer: Any) -> list[str]:
     names: dict[int | str, str] = {TEXT: "$A", PAIR: "$B"}
+    names |= {part: _name(part) for part in frame.parts if isinstance(part, int)}
     names |= {i: tokenizer.vocab[i] for i in tokenizer.special_ids}
     return [f"{names[part]}:{segment}" for part, segment in zip(frame.parts, frame.segments)]
+
+
+def _others(layout: framing.Layout, tokenizer: Any) -> list[int]:
+    """Returns the ids in the frame of a text that are not special tokens, such as words of a chat template."""
+    parts = framing.frame(layout, tokenizer).parts
+    return sorted({part for part in parts if isinstance(part, int)} - set(tokenizer.special_ids))
+
+
+def _name(token_id: int) -> str:
+    """Returns the name of such a token in the post-processor, which the text of a token could not be: it may contain
+    the characters of the post-processor's notation."""
+    return f"token_{token_id}"

@@ -8,6 +8,8 @@
     spans of a context  {"answer": "1815", "start": 8, "end": 12, "score": 0.9, "no_answer": 0.01, "answers": [...]}
     words for masks     {"words": [[{"word": "rain", "score": 0.6}, ...], ...]}: a list per mask, the likeliest first
     an embedding        {"embedding": [0.1, ...]}
+    messages            {"answer": "Hello"}
+    endings             {"answer": "plays.", "index": 0, "score": 0.9, "scores": [0.9, 0.1]}
     a written text      {"generated_text": "It rains."}
     relations           {"entities": [...], "triples": [{"head": {...}, "relation": "Part", ...}]}: see triples.py
 

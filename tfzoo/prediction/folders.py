@@ -57,10 +57,18 @@ def open_folder(
             return SavedModelPredictor(folder, manifest, devices)
     with progress.importing_tensorflow():
         from tfzoo import nn
+        from tfzoo.prediction import conversations
         from tfzoo.prediction.models import ModelPredictor
         from tfzoo.training import runs
 
     tuned = runs.task_of(folder)
+    if tuned is not None and (kind := conversations.KINDS.get(tuned.name)):
+        given = dict(sequence_length=sequence_length, pooling=pooling, prompt_name=prompt_name)
+        for name, value in (given | {"num_devices": None if num_devices == 1 else num_devices}).items():
+            if value is not None:
+                raise UserError(f"--{name}={value}: does not apply to a run of the task {tuned.name}; omit it")
+        with progress.stage(f"reading {model_dir}"):
+            return kind(folder, checkpoint, weights)
     if sequence_length is None and tuned is not None:
         sequence_length = tuned.sequence_length
 

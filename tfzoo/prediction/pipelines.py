@@ -11,7 +11,7 @@ from tfzoo.prediction.predictor import PAIR
 from tfzoo.prediction.stream import LONG_TEXTS, TRUNCATE, check_average
 from tfzoo.prediction.triples import MAX_PAIRS, PairOptions
 
-Row = str | tuple[str, ...]
+Row = str | tuple[Any, ...] | list[dict[str, Any]]
 
 
 class Pipeline:
@@ -43,6 +43,8 @@ class Pipeline:
             long.
         """
         one = isinstance(texts, str | tuple)
+        if self._predictor.reads_lists and isinstance(texts, list):  # A list of messages is one conversation.
+            one = bool(texts) and all(isinstance(each, dict) for each in texts)
         given: Sequence[Any] = [texts] if one else texts
         rows = [self._row(f"texts[{number}]", row) for number, row in enumerate(given)]
         with triples.open_stream(self._predictor, self._batch_size, long_texts=self._long_texts) as stream:
@@ -54,6 +56,12 @@ class Pipeline:
 
     def _row(self, where: str, row: Any) -> tuple[str, ...]:
         """Returns the texts of a row; raises UserError if it does not have those that the model reads."""
+        if self._predictor.reads_lists:
+            values = row if len(self.inputs) > 1 and isinstance(row, tuple | list) else (row,)
+            problem = "" if len(values) == len(self.inputs) else f"is {str(row)[:80]}; pass {', '.join(self.inputs)}"
+            if problem := problem or self._predictor.problem(values):
+                raise UserError(f"{where}: {problem}")
+            return tuple(values)
         texts = (row,) if isinstance(row, str) else tuple(row) if isinstance(row, tuple | list) else ()
         counts = {len(self.inputs), len(self.inputs) + self._predictor.may_pair}
         if len(texts) not in counts or not all(isinstance(text, str) for text in texts):
@@ -80,6 +88,11 @@ def pipeline(
         classify("What a day")                  # {"label": "positive", "score": 0.98, "scores": {...}}
         classify(["What a day", "Oh no"])       # a list of records
         classify([("A premise", "A hypothesis")])
+
+        answer = tfzoo.pipeline("runs/chat")
+        answer([{"role": "user", "content": "Hi"}])     # {"answer": "Hello"}, also for "Hi"
+        choose = tfzoo.pipeline("runs/choice")
+        choose(("She sits and", ["plays.", "sleeps."]))  # {"answer": "plays.", "index": 0, "score": 0.9, ...}
 
         extract = tfzoo.pipeline(["runs/tag", "runs/relation"])
         extract("Ada works for Acme")           # {"entities": [...], "triples": [{"head": {...}, ...}]}

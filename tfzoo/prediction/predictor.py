@@ -25,6 +25,7 @@ class Predictor:
       in_flight: the number of batches that a device is given at a time.
       has_offsets: whether entities have the fields start and end.
       no_answer_threshold: of the head span; see answers.decided.
+      reads_lists: whether the inputs can be lists, such as one of messages, which `problem` checks.
     """
 
     task: str
@@ -35,10 +36,15 @@ class Predictor:
     in_flight = 1
     has_offsets = True
     no_answer_threshold: float | None = None
+    reads_lists = False
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 in hexadecimal, which is equal for the same weights, labels and tokenizer."""
         raise NotImplementedError
+
+    def problem(self, row: Sequence[Any]) -> str:
+        """Returns what is wrong with a row of a predictor that reads lists, and the remedy; "" if nothing is."""
+        return ""
 
     def answer(self, texts: Sequence[Sequence[str]], device: int = 0) -> list[dict[str, Any]]:
         """Answers rows; threads may call this at the same time.

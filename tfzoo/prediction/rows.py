@@ -71,13 +71,14 @@ class Source:
             problem = "is not a file" if os.path.exists(path) else "no such file"
             raise UserError(f"--input={path}: {problem}; specify a .txt, .jsonl, .csv or .tsv file, or - for stdin")
 
-    def rows(self, columns: Sequence[str], optional: str | None = None) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str], optional: str | None = None, lists: bool = False) -> Iterator[Row]:
         """Yields the rows.
 
         Args:
           columns: the fields that contain the texts; a .txt file has only one.
           optional: the field of a further text, which belongs to the texts if the first row has it; then all rows must
             have it.
+          lists: whether the fields may also contain lists, as in JSON.
 
         Raises:
           UserError: the file cannot be read, or has no column of that name, or no rows.
@@ -95,16 +96,18 @@ class Source:
             with_pair = isinstance(first[1], dict) and optional is not None and first[1].get(optional) is not None
             names = (*columns, optional) if optional is not None and with_pair else tuple(columns)
             for line, record in itertools.chain([first], records):
-                yield _row(f"{self.name}:{line}", record, names, None if with_pair else optional)
+                yield _row(f"{self.name}:{line}", record, names, None if with_pair else optional, lists)
 
-    def scan(self, columns: Sequence[str], optional: str | None = None, skip: bool = False) -> Scan:
+    def scan(
+        self, columns: Sequence[str], optional: str | None = None, skip: bool = False, lists: bool = False
+    ) -> Scan:
         """Reads the whole file.
 
         Raises:
           UserError: as `rows`; or a row is bad and `skip` is false.
         """
         count = 0
-        for row in self.rows(columns, optional):
+        for row in self.rows(columns, optional, lists):
             if row.error and not skip:
                 raise row.refusal()
             count += 1
@@ -130,12 +133,15 @@ def _flags(names: Sequence[str]) -> dict[str, str]:
     return {name: "pair_column" if i else "text_column" for i, name in enumerate(names)}
 
 
-def _row(where: str, record: dict[str, Any] | BadRow, names: Sequence[str], excluded: str | None) -> Row:
+def _row(where: str, record: dict[str, Any] | BadRow, names: Sequence[str], excluded: str | None, lists: bool) -> Row:
     """Returns the row of a record whose fields `names` are the texts, and which must not have the field `excluded`."""
     try:
         if isinstance(record, BadRow):
             raise record
-        texts = tuple(fields.text_of(record, name, flag) for name, flag in _flags(names).items())
+        texts = tuple(
+            record[name] if lists and isinstance(record.get(name), list) else fields.text_of(record, name, flag)
+            for name, flag in _flags(names).items()
+        )
         if excluded is not None and record.get(excluded) is not None:
             words = f"has a {excluded!r}, but the first row has none"
             raise BadRow("unexpected_pair", words, "add it to all rows or to none")

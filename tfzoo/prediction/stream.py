@@ -78,7 +78,7 @@ class Stream:
 
     def _submit(self, texts: Sequence[Texts]) -> list[tuple[list[int], concurrent.futures.Future]]:
         """Starts the computation and returns for each batch the indices of its rows, and its records to come."""
-        sizes = [sum(len(text.encode()) for text in row) for row in texts]
+        sizes = [sum(len(str(text).encode()) for text in row) for row in texts]
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), -sizes[i]))
         batches = []
         for _, group in itertools.groupby(order, key=lambda i: len(texts[i])):  # One text, or a pair.

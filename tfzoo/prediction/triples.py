@@ -67,7 +67,7 @@ class Triples:
 
     task = "triples"
     inputs = ("text",)
-    may_pair = False
+    may_pair = reads_lists = False
 
     def __init__(self, predictors: Sequence[Predictor], names: Sequence[str], options: PairOptions):
         tasks = [predictor.task for predictor in predictors]
@@ -88,6 +88,10 @@ class Triples:
         labels = self.relation.answer([("<e1>a</e1> <e2>b</e2>",)])[0]["scores"]
         has_directions = any(relation_of(label) != label for label in labels)
         self.ordered = not has_directions if options.ordered_pairs is None else options.ordered_pairs
+
+    def problem(self, row: Sequence[Any]) -> str:
+        """See Predictor.problem."""
+        return ""
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 in hexadecimal of both models and the options."""

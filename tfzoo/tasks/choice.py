@@ -200,7 +200,8 @@ class Choice(Task):
         return {"num_labels": 1} | ({"pool": self.options.pooling} if self.options.pooling else {})
 
     def record(self):
-        return super().record() | ({} if self._is_decoder else {"problem_type": "regression"})
+        # Exports of a decoder continue single texts.
+        return super().record() | ({"pair": False} if self._is_decoder else {"problem_type": "regression"})
 
     def _scores(self, models, batch, training: bool) -> dict[str, Any]:
         """Returns scores of endings, float32 [B, C]: the encoder's under "", the decoder's under SUM and MEAN."""

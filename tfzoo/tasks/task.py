@@ -232,6 +232,10 @@ class Task(Objective):
         return repr(self.framer.frame)
 
     @property
+    def tokenizer(self):
+        return self._tokenizer
+
+    @property
     def tokenizer_fingerprint(self) -> str:
         return self._tokenizer.fingerprint()
 

@@ -1,7 +1,7 @@
 """What the tasks on conversations share: the chat template, the ids of answers, and their place in a row."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tfzoo import lazy
@@ -142,13 +142,10 @@ class TemplatedTask(Task):
         Raises:
           UserError: the template does not support the messages.
         """
-        begin = next((i for i, message in enumerate(asked) if message["role"] not in _ROLES), 0)
-        starts = [begin, *(i for i in range(begin + 1, len(asked)) if asked[i]["role"] == USER)]
         found: list[Turn] = []
-        for start in starts:
-            kept = [*asked[:begin], *asked[start:]]
+        for number, kept in enumerate(_shortened(asked)):
             both = [self.template.turn([*kept, answer], **how) for answer in answers]
-            found = [Turn(prompt, answer, dropped=start > begin) for prompt, answer in both]
+            found = [Turn(prompt, answer, dropped=number > 0) for prompt, answer in both]
             if all(len(turn.prompt) + len(turn.answer) <= room for turn in found):
                 return found
         sizes = [min(len(turn.answer), max(room - len(turn.prompt), (room + 1) // 2)) for turn in found]
@@ -160,9 +157,27 @@ class TemplatedTask(Task):
             for turn, size in zip(found, sizes, strict=True)
         ]
 
+    def prompt(self, messages: Sequence[Message], room: int) -> tuple[list[int], bool]:
+        """Returns what a model reads before it answers messages, in at most `room` tokens, and whether something is
+        missing; see `turns`."""
+        ids: list[int] = []
+        for number, kept in enumerate(_shortened(messages)):
+            ids = self.template.ids(kept)
+            if len(ids) <= room:
+                return ids, number > 0
+        return ids[len(ids) - room :], True
+
     def described(self, mistake, row) -> dict[str, Any]:
         others = {name: value for name, value in mistake.items() if name != "number"}
         return {"text": shown(row.messages)} | others
+
+
+def _shortened(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """Yields messages, then those without the first turn, without the first two, and so on; what precedes the first
+    message that is not the system's stays."""
+    begin = next((i for i, message in enumerate(messages) if message["role"] not in _ROLES), 0)
+    for start in [begin, *(i for i in range(begin + 1, len(messages)) if messages[i]["role"] == USER)]:
+        yield [*messages[:begin], *messages[start:]]
 
 
 def shown(messages: Sequence[Mapping[str, Any]]) -> str:
