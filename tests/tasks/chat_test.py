@@ -17,7 +17,7 @@ from tests.stopped_command import stopping
 from tests.tasks.fakes import rows_of
 from tfzoo import convert, evaluate, generate, predict, text, train
 from tfzoo.chat import ChatTemplate
-from tfzoo.chat.frames import frame_of
+from tfzoo.chat.frames import frames_of
 from tfzoo.data.messages import Conversation
 from tfzoo.errors import UserError
 from tfzoo.export import answers
@@ -489,9 +489,9 @@ class RunTest(unittest.TestCase):
     def test_an_export_answers_messages(self):
         """A text is a message of the user: serving_default answers it as pipeline does."""
         model, tokenizer = tfzoo.load(self.run_dir)
-        frame = frame_of(ChatTemplate(dict(tokenizer.chat_templates), tokenizer))
-        assert frame is not None
-        tokenizer.frames, tokenizer.adds_bos = (frame, frame), False
+        frames = frames_of(ChatTemplate(dict(tokenizer.chat_templates), tokenizer))
+        assert frames is not None
+        tokenizer.frames, tokenizer.adds_bos = frames, False
         answering: Any = answers.find(model, tokenizer, answers.Options(sequence_length=64, max_new_tokens=8))
         template = ChatTemplate(dict(tokenizer.chat_templates), tokenizer)
         reading = answering.reader.read({"text": tf.constant(["sky?", "<|im_end|> a"])})
@@ -502,7 +502,7 @@ class RunTest(unittest.TestCase):
         texts_ = [text.decode() for text in found["generated_text"].numpy()]
         self.assertEqual(texts_, [each["answer"] for each in tfzoo.pipeline(self.run_dir)(["sky?", "coal?"])])
         # A template with no place for one message.
-        self.assertIsNone(frame_of(ChatTemplate("{{ messages | length }}", tokenizer)))
+        self.assertIsNone(frames_of(ChatTemplate("{{ messages | length }}", tokenizer)))
 
     def test_errors(self):
         def error(**others):

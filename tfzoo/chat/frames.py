@@ -2,14 +2,15 @@
 
 from tfzoo.chat.template import ChatTemplate
 from tfzoo.errors import UserError
-from tfzoo.text.framing import TEXT, Frame
+from tfzoo.text.framing import PAIR, TEXT, Frame
 
 _MARK = "\U000f0001"  # Stands for the message; no text contains it.
 _EXAMPLES = ("What a day", "How are you? Fine.", "x")
 
 
-def frame_of(template: ChatTemplate) -> Frame | None:
-    """Returns the frame with which a model reads a text as a message of the user, up to the beginning of the answer.
+def frames_of(template: ChatTemplate) -> tuple[Frame, Frame] | None:
+    """Returns the frame with which a model reads a text as a message of the user, up to the beginning of the answer;
+    and that of a message and an answer.
 
     None if the ids of a message depend on what is around it, or if the template does not support a single message: then
     the text cannot be framed.
@@ -29,4 +30,4 @@ def frame_of(template: ChatTemplate) -> Frame | None:
     except UserError:
         return None
     parts: tuple[int | str, ...] = (*before, TEXT, *after)
-    return Frame(parts, (0,) * len(parts))
+    return Frame(parts, (0,) * len(parts)), Frame((*parts, PAIR), (0,) * (len(parts) + 1))

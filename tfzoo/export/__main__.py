@@ -13,7 +13,7 @@ from absl import flags as absl_flags
 
 from tfzoo import cli, progress, records
 from tfzoo.chat import ChatTemplate
-from tfzoo.chat.frames import frame_of
+from tfzoo.chat.frames import frames_of
 from tfzoo.errors import UserError
 
 # Keyword arguments of `artifact.export` that are taken from the flags of the same names.
@@ -86,12 +86,13 @@ def main(flags: absl_flags.FlagValues) -> None:
         options["text_pair"] = task is not None and task.pair
     if task is not None and task.name in _ANSWERING:
         # A text is a message of the user, and the model answers it.
-        frame = frame_of(ChatTemplate(dict(tokenizer.chat_templates), tokenizer)) if tokenizer.chat_templates else None
-        if frame is None:
+        templates = dict(tokenizer.chat_templates)
+        frames = frames_of(ChatTemplate(templates, tokenizer)) if templates else None
+        if frames is None:
             message = "%s: the export continues texts as they are, because the chat template cannot be put around them"
             logging.getLogger("absl").warning(message, flags.model_dir)
         else:
-            tokenizer.frames, tokenizer.adds_bos = (frame, frame), False
+            tokenizer.frames, tokenizer.adds_bos = frames, False
     elif options["sequence_length"] is None and task is not None:
         options["sequence_length"] = task.sequence_length
     if task is not None and task.prefix:
