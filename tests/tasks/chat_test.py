@@ -256,6 +256,16 @@ class RowsTest(tf.test.TestCase):
         self.assertEqual(shown[0], "<system> a <end> <user> Hi <end> <assistant> Hello <end>")
         self.assertEqual(shown[1], "<system> a <end> <user> Bye <end> <assistant> you <end>")
         self.assertEqual(made.truncated(rows), 1)
+        # As few turns as possible.
+        made = words_task(length=24)
+        contents = ["a", "b", "c", "d", "e", "f", "Hi", "Hello", "Bye", "you"]  # 6 tokens for two messages.
+        samples = list(made.samples(Conversation("file:1", tuple(said(*contents, system="a")), (9 + 1,))))
+        self.assertEqual(
+            words(samples[0].tokens),
+            "<system> a <end> <user> e <end> <assistant> f <end> <user> Hi <end> <assistant> Hello <end> "
+            "<user> Bye <end> <assistant> you <end>",
+        )
+        made = words_task(length=9)
         # A single turn that is too long: the answer keeps its beginning, the prompt its end.
         rows = rows_of(made, conversation(said("a b c d e f", "a b c d e f")))
         self.assertEqual(words(rows.values("tokens", 0)), "d e f <end> <assistant> a b c d e")
@@ -450,9 +460,11 @@ class RunTest(unittest.TestCase):
         self.assertEqual(helpers.run(convert, f"--from={self.run_dir}", f"--to={saved}")[0], 0)
         again = text.load(saved)
         self.assertEqual(again.chat_templates, tokenizer.chat_templates)
-        ids = {"<|im_end|>": tokenizer.eos_id}
         config = json.loads((saved / "config.json").read_text())
-        self.assertEqual(config["eos_token_id"], ids["<|im_end|>"])
+        self.assertEqual(config["eos_token_id"], tokenizer.eos_id)
+        card = (saved / "README.md").read_text()
+        self.assertIn("This is a model that answers messages: gpt2", card)
+        self.assertIn('pipeline("text-generation", FOLDER)([{"role": "user", "content": "What a day"}])', card)
         code, hugging_face, err = helpers.run(
             generate, f"--model_dir={saved}", "--chat", "--max_new_tokens=8", stdin="sky?\ncoal?\n"
         )

@@ -377,14 +377,14 @@ class Chat(TemplatedTask):
 
     def _joined(self, file, most: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the tokens of the samples of a file, int [N], their starts, int [S + 1], and which are answers', bool
-        [N]; those of the first samples, if there are more than `most` tokens."""
+        [N]; those of the first samples, if there are many more than `most` tokens."""
         tokens: list[Sequence[int]] = []
         answers: list[np.ndarray] = []
         count = 0
         for chunk in self.chunks(file):
+            if most is not None and count > most:
+                break
             for ids, spans in zip(chunk["tokens"], chunk["spans"], strict=True):
-                if most is not None and count > most:
-                    break
                 is_answer = np.zeros(len(ids), bool)
                 for begin, end in spans.reshape(-1, 2):
                     is_answer[begin:end] = True

@@ -1,7 +1,7 @@
 """What the tasks on conversations share: the chat template, the ids of answers, and their place in a row."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfzoo import lazy
@@ -142,12 +142,17 @@ class TemplatedTask(Task):
         Raises:
           UserError: the template does not support the messages.
         """
-        found: list[Turn] = []
-        for number, kept in enumerate(_shortened(asked)):
+
+        def encoded(kept: list[Message]) -> list[Turn]:
             both = [self.template.turn([*kept, answer], **how) for answer in answers]
-            found = [Turn(prompt, answer, dropped=number > 0) for prompt, answer in both]
-            if all(len(turn.prompt) + len(turn.answer) <= room for turn in found):
-                return found
+            return [Turn(prompt, answer, dropped=len(kept) < len(asked)) for prompt, answer in both]
+
+        def fits(turns: list[Turn]) -> bool:
+            return all(len(turn.prompt) + len(turn.answer) <= room for turn in turns)
+
+        found = _first(_shortened(asked), encoded, fits)
+        if fits(found):
+            return found
         sizes = [min(len(turn.answer), max(room - len(turn.prompt), (room + 1) // 2)) for turn in found]
         before = min(len(found[0].prompt), room - max(sizes))
         return [
@@ -160,24 +165,40 @@ class TemplatedTask(Task):
     def prompt(self, messages: Sequence[Message], room: int) -> tuple[list[int], bool]:
         """Returns what a model reads before it answers messages, in at most `room` tokens, and whether something is
         missing; see `turns`."""
-        ids: list[int] = []
-        for number, kept in enumerate(_shortened(messages)):
-            ids = self.template.ids(kept)
-            if len(ids) <= room:
-                return ids, number > 0
-        return ids[len(ids) - room :], True
+        kept, ids = _first(
+            _shortened(messages), lambda kept: (kept, self.template.ids(kept)), lambda found: len(found[1]) <= room
+        )
+        return ids[max(len(ids) - room, 0) :], len(kept) < len(messages) or len(ids) > room
 
     def described(self, mistake, row) -> dict[str, Any]:
         others = {name: value for name, value in mistake.items() if name != "number"}
         return {"text": shown(row.messages)} | others
 
 
-def _shortened(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """Yields messages, then those without the first turn, without the first two, and so on; what precedes the first
-    message that is not the system's stays."""
+def _shortened(messages: Sequence[Message]) -> list[list[Message]]:
+    """Returns the messages, then those without the first turn, without the first two, and so on; the system's messages
+    at the beginning stay."""
     begin = next((i for i, message in enumerate(messages) if message["role"] not in _ROLES), 0)
-    for start in [begin, *(i for i in range(begin + 1, len(messages)) if messages[i]["role"] == USER)]:
-        yield [*messages[:begin], *messages[start:]]
+    starts = [begin, *(i for i in range(begin + 1, len(messages)) if messages[i]["role"] == USER)]
+    return [[*messages[:begin], *messages[start:]] for start in starts]
+
+
+def _first(candidates: Sequence[Any], encode: Callable[[Any], Any], fits: Callable[[Any], bool]) -> Any:
+    """Returns the encoding of the first candidate that fits, of candidates in descending length, or else of the last;
+    encodes only a few of them."""
+    found = encode(candidates[0])
+    if len(candidates) == 1 or fits(found):
+        return found
+    low, high = 1, len(candidates) - 1
+    best = encode(candidates[high])
+    while low < high and fits(best):
+        middle = (low + high) // 2
+        found = encode(candidates[middle])
+        if fits(found):
+            best, high = found, middle
+        else:
+            low = middle + 1
+    return best
 
 
 def shown(messages: Sequence[Mapping[str, Any]]) -> str:

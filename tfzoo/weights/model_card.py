@@ -58,6 +58,13 @@ _DOES = {
     "summarization": "summarises texts",
     "text2text-generation": "writes a text for a text",
 }
+# Of models whose task says more than the hub's name of it.
+_TASKS = {
+    "chat": "answers messages",
+    "preferences": "answers messages",
+    "choice": "scores the endings of a text",
+}
+_ANSWERING = ("chat", "preferences")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +238,7 @@ def _inline(value: str) -> str:
 
 
 def _description(model, origin: Origin) -> str:
-    does = _DOES.get(pipeline_tag(model, origin))
+    does = _TASKS.get(origin.task) or _DOES.get(pipeline_tag(model, origin))
     config, layers = model.config, f"{model.config.num_layers} layer{'s'[model.config.num_layers == 1 :]}"
     if model.is_encoder_decoder:
         layers = f"{config.num_layers} encoder and {config.num_decoder_layers or config.num_layers} decoder layers"
@@ -317,12 +324,28 @@ _READS_IDS = "The model reads token ids; manifest.json lists its inputs and outp
 
 def _usage(model, origin: Origin, kind: str, name: str, example: dict[str, str], in_transformers: bool) -> str:
     if kind == "huggingface":
-        lines = _fenced("\n".join(_saved(model, pipeline_tag(model, origin), example, in_transformers)), "python")
+        tag = pipeline_tag(model, origin)
+        answers = origin.task in _ANSWERING and in_transformers and not model.is_encoder_decoder
+        lines = _chat() if answers else _saved(model, tag, example, in_transformers)
+        lines = _fenced("\n".join(lines), "python")
     else:
         reads = _serving(name, example) if kind == "savedmodel" and example else [_RUNTIMES.get(kind, "") + _READS_IDS]
         replayed = "To check the files and to compare the answers with those of the original model:"
         lines = [*reads, "", replayed, "", *_fenced("python verify.py .", "sh")]
     return "\n".join(["## Use", "", *lines])
+
+
+def _chat() -> list[str]:
+    """Returns Python lines that use a saved folder whose model answers messages, with the folder's chat template."""
+    return [
+        'FOLDER = "."',
+        "",
+        "# python -m tfzoo.generate --model_dir=. --chat",
+        "",
+        "from transformers import pipeline",
+        "",
+        'pipeline("text-generation", FOLDER)([{"role": "user", "content": "What a day"}])',
+    ]
 
 
 def _saved(model, tag: str, example: dict[str, str], in_transformers: bool) -> list[str]:
