@@ -189,6 +189,10 @@ class DecodingTest(Case):
             found = predictor.answer([("cat sat",), ("dog",)])
             wanted = generate_text(model, ["the cat sat", "the dog"], small.tokenizer())
             self.assertEqual(found, [{"generated_text": text} for text in wanted], family)
+            self.assertEqual(heads.new_tokens_of(model), 5)
+        decoder = small.model("gpt2", heads=("lm",))
+        decoder.record = FolderRecord({}, {"max_new_tokens": 5})
+        self.assertEqual(heads.new_tokens_of(decoder), 64)
 
     def test_models_without_answers(self):
         for family, head, words in (

@@ -86,8 +86,8 @@ def export(
       formats: names of TARGETS.
       sequence_length: the maximum number of tokens in a text; None means the model's maximum, at most 1024.
       text_pair, long_texts, refuse, pooling, prompt_name, prompt: see answers.Options.
-      max_new_tokens: the maximum number of tokens that a language model generates; None means that of the model's
-        folder, or 64 if it specifies none.
+      max_new_tokens: the maximum number of tokens that a language model generates; None means that of an
+        encoder-decoder's folder, or else 64.
       num_beams: the number of beams in the search for the likeliest text; None means that of the model's folder, or a
         greedy search if the folder specifies none.
       precision: the precision in which the SavedModel computes, one of PRECISIONS. ONNX (apart from its variants) and

@@ -224,13 +224,14 @@ def search_of(model: keras.Model, num_beams: int | None = None) -> dict[str, Any
 
 
 def new_tokens_of(model: keras.Model) -> int:
-    """Returns the maximum number of tokens of a text according to the model's folder; 64 if it does not specify one.
+    """Returns the default of the maximum number of tokens of a text: of an encoder-decoder that of its folder, if it
+    specifies one, and otherwise 64, because the new tokens of a decoder take the positions of the text.
 
     Raises:
       UserError: the folder has an option that is not supported.
     """
-    options = folder_options(model)
-    if "max_new_tokens" in options or not model.is_encoder_decoder or "max_length" not in options:
+    options = folder_options(model) if model.is_encoder_decoder else {}
+    if "max_new_tokens" in options or "max_length" not in options:
         return options.get("max_new_tokens", NEW_TOKENS)
     return max(options["max_length"] - 1, 1)  # It counts the start token.
 
