@@ -69,21 +69,16 @@ SETS = {
     # Three quarters of the articles of xquad.en.json, and every fourth one.
     "xquad": (["--task=answer"], "xquad/train.en.json", None, "xquad/test.en.json", "f1"),
 }
-# Sets in which an encoder-decoder writes texts; the form is that of SETS.
+# Sets in which an encoder-decoder writes texts; the form is that of SETS. In the CPU time of 280 updates of AdamW with
+# 64 pairs of multi30k, Muon makes 100 with 128 pairs: the validation losses are 3.82 and 4.00.
 _WRITER = ["--model=transformer_base", "--overrides=hidden_size=256,num_heads=4,intermediate_size=1024,norm_first=true"]
 _WRITER += ["--overrides=initializer_range=0.0625,attention_dropout=0", "--tokenizer=sentencepiece"]
-_WRITER += ["--vocab_size=8192", "--batch_size=64", "--optimizer=muon", "--learning_rate=2e-3", "--beta_2=0.98"]
-_WRITER += ["--schedule=trapezoidal", "--warmup_steps=200", "--log_every=50"]
+_WRITER += ["--vocab_size=8192", "--batch_size=64", "--optimizer=adamw", "--learning_rate=1e-3", "--beta_2=0.98"]
+_WRITER += ["--schedule=trapezoidal", "--warmup_steps=300", "--log_every=50"]
 WRITING = {
     "multi30k": (
-        [
-            "--task=translate",
-            "--sequence_length=96",
-            "--max_new_tokens=64",
-            "--decoded_rows=250",
-            "--epochs=7",
-            "--decay_steps=1400",
-        ]
+        ["--task=translate", "--sequence_length=96", "--decoded_rows=250", "--epochs=9", "--decay_steps=2000"]
+        + ["--max_new_tokens=64"]
         + ["--overrides=num_layers=3,num_decoder_layers=3,max_positions=128,dropout=0.2"],
         "multi30k/train.en.gz+multi30k/train.de.gz",
         "multi30k/val.en.gz+multi30k/val.de.gz",
@@ -91,7 +86,7 @@ WRITING = {
         "bleu",
     ),
     "tatoeba": (
-        ["--task=translate", "--sequence_length=64", "--decoded_rows=250", "--epochs=15", "--decay_steps=1500"]
+        ["--task=translate", "--sequence_length=64", "--decoded_rows=250", "--epochs=15", "--decay_steps=2000"]
         + ["--overrides=num_layers=3,num_decoder_layers=3,max_positions=64,dropout=0.3"],
         "tatoeba/train",
         "tatoeba/dev",
@@ -102,7 +97,7 @@ WRITING = {
     "aeslc": (
         ["--task=summarise", "--sequence_length=160", "--target_length=24", "--decoded_rows=250", "--num_beams=2"]
         + ["--overrides=num_layers=2,num_decoder_layers=2,max_positions=160,dropout=0.2"]
-        + ["--overrides=attention_initializer=cross_alike", "--learning_rate=1e-3", "--epochs=6", "--decay_steps=600"],
+        + ["--overrides=attention_initializer=cross_alike", "--learning_rate=5e-4", "--epochs=6", "--decay_steps=700"],
         "aeslc/train.jsonl",
         "aeslc/dev.jsonl",
         "aeslc/test.jsonl",
@@ -112,7 +107,7 @@ WRITING = {
 # Set -> the flags of a run from which it starts, instead of its own, and its training file.
 FIRST = {
     "aeslc": (
-        ["--task=text_to_text", "--best_metric=validation_loss", "--decoded_rows=1", "--learning_rate=2e-3"]
+        ["--task=text_to_text", "--best_metric=validation_loss", "--decoded_rows=1", "--learning_rate=1e-3"]
         + ["--epochs=3", "--decay_steps=300"],
         "aeslc/words",
     )
