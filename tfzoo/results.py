@@ -87,6 +87,7 @@ BASELINES = {
     "longest": "longest ending",
     "shortest": "shortest ending",
     "sentence": "nearest sentence",
+    "beside": "beside its words",
     "no_answer": "no answer",
     "longer": "longer answer",
 }

@@ -31,7 +31,7 @@ from tfzoo.export import publish
 from tfzoo.models import bert, xlnet
 from tfzoo.prediction import folders
 from tfzoo.prediction.pipelines import Pipeline
-from tfzoo.tasks import answer
+from tfzoo.tasks import answer_baselines
 from tfzoo.tasks.answer import ABSENT, UNKNOWN, Answer
 from tfzoo.text import spans
 from tfzoo.text.wordpiece import WordPiece
@@ -215,12 +215,25 @@ class AnswerTest(tf.test.TestCase):
     def test_baselines(self):
         context = "Ada was born in 1815. She slept in Rome. It rained."
         rows = [row("Where did she sleep?", context, "Rome"), row("When was Ada born?", context, "1815")]
-        self.assertEqual(answer.nearest_sentences(rows), ["She slept in Rome.", "Ada was born in 1815."])
+        self.assertEqual(answer_baselines.nearest_sentences(rows), ["She slept in Rome.", "Ada was born in 1815."])
         found = Answer.file_baselines(task(), None, file_of(*rows))
-        self.assertEqual(found, {"sentence": {"exact_match": 0.0, "f1": (2 / 5 + 2 / 6) / 2}})
+        self.assertEqual(found["sentence"], {"exact_match": 0.0, "f1": (2 / 5 + 2 / 6) / 2})
         found = Answer.file_baselines(task(), None, file_of(*rows, row("Who?", context)))
         self.assertEqual(found["no_answer"]["f1"], 1 / 3)
-        self.assertEqual(answer.nearest_sentences([row("？", "光荣。好。")]), ["光荣。"])
+        self.assertEqual(answer_baselines.nearest_sentences([row("？", "光荣。好。")]), ["光荣。"])
+
+    def test_spans_beside_the_words_of_the_question(self):
+        context = "Ada was born in 1815, and slept in Rome near the old city. Bo ran to Oslo."
+        rows = [row("Where did Ada sleep, near the old city?", context), row("???", context)]
+        rows += [row("Bo ran to where?", "Bo ran to Oslo."), row("a", "x y"), row("a", "。")]
+        # Of equal scores, the longest and then the first span counts.
+        found = answer_baselines.spans_beside(rows, False)
+        self.assertEqual(found, ["and slept in", "Ada was born", "Oslo", "x y", ""])
+        # The first span with both words in reach, which are at most six words away.
+        context = "b c d e f g near h i j k l old m n o p q"
+        self.assertEqual(answer_baselines.spans_beside([row("near old", context)], False), ["h i j"])
+        rows = [row("光荣公司在哪一年成立？", "日本的光荣公司，一九七八年成立。")]
+        self.assertEqual(answer_baselines.spans_beside(rows, True), ["一九七八年"])
 
     def test_contexts_that_are_in_both_files(self):
         one, other = file_of(row("q", "x"), row("q", "y")), file_of(row("q", "y"), row("p", "y"), row("q", "z"))
@@ -302,7 +315,7 @@ class RunTest(unittest.TestCase):
         self.assertRegex(printed, r"train.json: SQuAD json, 400 questions, \d+ of them without an answer; scored")
         record = json.loads((folder / "run" / "evaluation.json").read_text())
         self.assertEqual((record["rows"], record["best_metric"]), (60, "f1"))
-        self.assertEqual({*record["baselines"]}, {"sentence", "no_answer"})
+        self.assertEqual({*record["baselines"]}, {"sentence", "beside", "no_answer"})
         self.assertGreater(record["scores"]["f1"]["value"], record["baselines"]["no_answer"]["f1"])
         threshold = json.loads((folder / "run" / "config.json").read_text())["task"]["no_answer_threshold"]
         self.assertEqual(record["no_answer_threshold"], threshold)

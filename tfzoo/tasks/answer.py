@@ -24,27 +24,25 @@ question is answered only if log(score of "no answer" / score of the span) is at
 on these rows.
 """
 
-import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tfzoo import lazy
-from tfzoo.data import encoded, sentences, windows
-from tfzoo.data.squad import RULES, QuestionFile, QuestionRow
+from tfzoo.data import encoded, windows
+from tfzoo.data.squad import CMRC, RULES, QuestionFile, QuestionRow
 from tfzoo.errors import UserError
 from tfzoo.evaluation import answers
 from tfzoo.options import option
-from tfzoo.tasks import GROUP
+from tfzoo.tasks import GROUP, answer_baselines
 from tfzoo.tasks.task import Task, WindowOverlapOption, chunked
 from tfzoo.text import spans
 from tfzoo.text.framing import PAIR
 
 tf = lazy.module("tensorflow")
-bm25 = lazy.module("tfzoo.retrieval.bm25")
 reader = lazy.module("tfzoo.text.reader")
 
 # In place of the first and last token of an answer in a window.
@@ -321,35 +319,14 @@ class Answer(Task):
     def file_baselines(self, train, held_out):
         rows = list(held_out.rows())
         gold = [[answer.text for answer in row.answers] for row in rows]
-        predicted = {"sentence": nearest_sentences(rows)}
+        predicted = {
+            "sentence": answer_baselines.nearest_sentences(rows),
+            "beside": answer_baselines.spans_beside(rows, characters=held_out.rules == CMRC),
+        }
         if not all(gold):
             predicted["no_answer"] = [""] * len(rows)
         scored = {name: answers.scores(gold, each, held_out.rules) for name, each in predicted.items()}
         return {name: answers.figures_rows(*each)() for name, each in scored.items()}
-
-
-def nearest_sentences(rows: Sequence[QuestionRow]) -> list[str]:
-    """Returns for each question the sentence of its context that is most similar to it, by the cosine of their words'
-    frequencies, weighted with the inverse document frequency over all sentences (Salton and Buckley 1988)."""
-    parts = {row.context: sentences.split(row.context) for row in rows}
-    counts = {context: [collections.Counter(bm25.words(each)) for each in parts[context]] for context in parts}
-    found_in = collections.Counter(word for each in counts.values() for sentence in each for word in sentence)
-    total = sum(map(len, parts.values()))
-
-    def vector(words: Mapping[str, int]) -> dict[str, float]:
-        weights = {word: count * math.log(total / found_in[word]) for word, count in words.items() if word in found_in}
-        norm = math.sqrt(sum(weight * weight for weight in weights.values())) or 1.0
-        return {word: weight / norm for word, weight in weights.items()}
-
-    vectors = {context: [vector(sentence) for sentence in each] for context, each in counts.items()}
-    found = []
-    for row in rows:
-        question = vector(collections.Counter(bm25.words(row.question)))
-        scores = [
-            sum(weight * each.get(word, 0.0) for word, weight in question.items()) for each in vectors[row.context]
-        ]
-        found.append(parts[row.context][int(np.argmax(scores))])
-    return found
 
 
 def _tokens_of(row: QuestionRow, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
