@@ -34,7 +34,7 @@ class MetricsLogTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.run_dir = helpers.temporary_folder(self)
-        self.enterContext(mock.patch.object(report, "plot"))
+        self.plot = self.enterContext(mock.patch.object(report, "plot"))
 
     def write(self, records, step=0, **how):
         log = report.MetricsLog(self.run_dir, step, FIGURE, **how)
@@ -79,6 +79,16 @@ class MetricsLogTest(tf.test.TestCase):
             file.write('{"step": 3, "los')  # and so is the line of step 3.
         self.write([{"step": 3, "loss": 2.0}], step=2)
         self.check((1, "loss", 4.0), (2, "loss", 3.0), (3, "loss", 2.0))
+
+    def test_the_curve_is_drawn_at_most_every_few_seconds_and_at_the_end(self):
+        evaluations = [{"step": step, "accuracy": 0.5} for step in range(1, 5)]
+        self.write(evaluations)
+        self.assertEqual(self.plot.call_count, 1)
+        self.write([{"step": 5, "loss": 1.0}], step=4)
+        self.assertEqual(self.plot.call_count, 1)  # It lacks no evaluation.
+        with mock.patch.object(report, "PLOT_EVERY", 0.0):
+            self.write(evaluations)
+        self.assertEqual(self.plot.call_count, 5)
 
     def test_events_that_are_right_are_left_alone(self):
         self.write([{"step": 1, "loss": 4.0}])

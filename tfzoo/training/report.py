@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from tfzoo import files, results
@@ -63,6 +64,9 @@ def baseline_value(baseline: dict[str, float], name: str) -> float | None:
     return value if value is None else math.exp(value)
 
 
+PLOT_EVERY = 10.0  # Seconds between two drawings of loss.png, which take up to half a second each.
+
+
 class MetricsLog:
     """Writes metrics.jsonl, TensorBoard events and loss.png of a run, from `step` on."""
 
@@ -78,6 +82,7 @@ class MetricsLog:
         import tensorflow as tf
 
         self._figure = figure
+        self._drawn, self._is_stale = time.monotonic(), False
         self._path, self._png = run_dir / "metrics.jsonl", run_dir / "loss.png"
         # A killed process may leave an incomplete line, which `read_metrics` ignores.
         kept = [
@@ -93,7 +98,7 @@ class MetricsLog:
             self._summarize(record)
 
     def write(self, record: dict) -> None:
-        """Writes a record to both logs, and updates loss.png after an evaluation.
+        """Writes a record to both logs. After an evaluation, loss.png is drawn, at most every PLOT_EVERY seconds.
 
         Raises:
           UserError: the file system rejects the write (a full disk).
@@ -102,8 +107,13 @@ class MetricsLog:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         self._summarize(record)
-        if self._figure[1] in record:
-            plot(read_metrics(self._path), self._png, self._figure)
+        self._is_stale |= self._figure[1] in record
+        if self._is_stale and time.monotonic() - self._drawn >= PLOT_EVERY:
+            self._draw()
+
+    def _draw(self) -> None:
+        plot(read_metrics(self._path), self._png, self._figure)
+        self._drawn, self._is_stale = time.monotonic(), False
 
     def _summarize(self, record: dict) -> None:
         """Writes a record as TensorBoard events."""
@@ -126,8 +136,11 @@ class MetricsLog:
             ) from None
 
     def close(self) -> None:
+        """Closes the files; draws loss.png if it lacks an evaluation."""
         self._file.close()
         self._events.close()
+        if self._is_stale:
+            self._draw()
 
 
 _FRAME = 16  # Bytes added to each record of an event file: its length and two checksums.
