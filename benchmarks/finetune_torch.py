@@ -86,7 +86,7 @@ def rows_of(batches: Any, part: str, step: int, batch_size: int) -> dict[str, np
 
 # ---------------------------------------------------------------- tfzoo
 def config_of(folder: pathlib.Path, args: argparse.Namespace, init_from: pathlib.Path):
-    from finetuned import SETS, utf8
+    from finetuned import SETS, path_of
 
     from tfzoo.training.config import TrainConfig
 
@@ -94,8 +94,8 @@ def config_of(folder: pathlib.Path, args: argparse.Namespace, init_from: pathlib
     return TrainConfig(
         run_dir=str(folder / "run"),
         task="classify",
-        train_file=utf8(train),
-        validation_file=validation and utf8(validation),
+        train_file=path_of(train),
+        validation_file=validation and path_of(validation),
         init_from=str(init_from),
         overrides=("dropout=0,attention_dropout=0",),
         cache_dir=str(folder / "cache"),
@@ -112,7 +112,7 @@ def config_of(folder: pathlib.Path, args: argparse.Namespace, init_from: pathlib
 def prepare(folder: pathlib.Path, args: argparse.Namespace) -> None:
     """Writes the weights that both begin with to folder/start, and the batches to folder/batches.npz."""
     import keras
-    from finetuned import SETS, utf8
+    from finetuned import SETS, path_of
 
     from tfzoo.training import distribution, initialize, task_inputs
     from tfzoo.weights import huggingface
@@ -129,7 +129,7 @@ def prepare(folder: pathlib.Path, args: argparse.Namespace) -> None:
         lambda context: inputs.training_batches(context, first_step=0, passed_over=0, places={}),
     )
     rows: dict[str, Any] = {}
-    for part, source in (("train", batches), ("test", test_batches(config, task, utf8(SETS[args.set][3])))):
+    for part, source in (("train", batches), ("test", test_batches(config, task, path_of(SETS[args.set][3])))):
         ids, labels = [], []
         for batch in source:
             mask = np.asarray(batch["padding_mask"])
@@ -157,7 +157,7 @@ def test_batches(config, task, path: str):
 
 def test_answers(folder: pathlib.Path, args: argparse.Namespace):
     """Returns the right labels, the probabilities of the run's last checkpoint, and the names of the labels."""
-    from finetuned import SETS, utf8
+    from finetuned import SETS, path_of
 
     from tfzoo.training import evaluating
     from tfzoo.training.config import TrainConfig
@@ -167,7 +167,7 @@ def test_answers(folder: pathlib.Path, args: argparse.Namespace):
     how = types.SimpleNamespace(
         model_dir=str(run_dir),
         checkpoint=str(last),
-        test_file=utf8(SETS[args.set][3]),
+        test_file=path_of(SETS[args.set][3]),
         bad_rows="strict",
         batch_size=64,
     )
