@@ -22,8 +22,7 @@ from tfzoo.data.labelled import Row
 from tfzoo.errors import UserError
 from tfzoo.export import __main__ as export
 from tfzoo.export import answers
-from tfzoo.export.precision import Limits
-from tfzoo.generation.texts import generate_text
+from tfzoo.generation.texts import encode_prompts, generate_text
 from tfzoo.models import bart, t5, transformer
 from tfzoo.models.record import FolderRecord
 from tfzoo.objectives.seq2seq import Seq2Seq
@@ -204,7 +203,7 @@ def arguments(run_dir, **others):
         num_beams=2,
         decoded_rows=5,
         log_every=1,
-        evaluate_every=3,
+        evaluate_every=6,
         checkpoint_every=3,
     )
     return [f"--{name}={value}" for name, value in (values | others).items()]
@@ -284,7 +283,7 @@ class RunTest(unittest.TestCase):
         answer = answers.find(model, tokenizer, answers.Options(24, prompt="say: ", **decoding))
         self.assertEqual(answer.facts()["prompt"], "say: ")
         row = answer.row(sources[:1])  # As golden.npz is computed.
-        self.assertEqual(answer.expected_of_rows([row], Limits(1e-5))["generated_text"]["values"].tolist(), texts[:1])
+        self.assertEqual(row.ids, encode_prompts(model, tokenizer, [f"say: {sources[0]}"])[0])
 
     @pytest.mark.faults
     def test_export(self):
