@@ -20,6 +20,7 @@ from tfzoo.chat import ChatTemplate
 from tfzoo.chat.frames import frames_of
 from tfzoo.data.messages import Conversation
 from tfzoo.errors import UserError
+from tfzoo.evaluation import answering
 from tfzoo.export import answers
 from tfzoo.models import bart, gpt2
 from tfzoo.tasks import chat
@@ -321,6 +322,15 @@ class RowsTest(tf.test.TestCase):
         self.assertAllClose(scores["answer_accuracy"], hits.sum() / weight)
         self.assertAllClose(made.validation_loss(predictions), expected.sum() / weight, rtol=1e-5)
 
+    def test_written_answers_fit_into_the_positions(self):
+        """Of a family whose positions are rotations, too."""
+        sizes = dict(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2, intermediate_size=32, max_positions=16)
+        model = helpers.noisy_model("llama_tiny", **sizes, vocab_size=258)
+        tokenizer = helpers.byte_tokenizer(["<s>", "</s>"], eos="</s>")
+        first, second = answering.answers(model, tokenizer, [[70] * 12, [70] * 16], 64)
+        self.assertLessEqual(len(first), 4)
+        self.assertEqual(second, "")
+
     def test_encoder_decoders_read_the_conversation_and_write_the_answer(self):
         tokenizer = helpers.byte_tokenizer(["<s>", "</s>", "<pad>"], cls="<s>", sep="</s>", eos="</s>", pad="<pad>")
         tokenizer = chat.Chat.adapted(chat.Options(), tokenizer, (), bart)
@@ -504,13 +514,13 @@ class RunTest(unittest.TestCase):
         frames = frames_of(ChatTemplate(dict(tokenizer.chat_templates), tokenizer))
         assert frames is not None
         tokenizer.frames, tokenizer.adds_bos = frames, False
-        answering: Any = answers.find(model, tokenizer, answers.Options(sequence_length=64, max_new_tokens=8))
+        signature: Any = answers.find(model, tokenizer, answers.Options(sequence_length=64, max_new_tokens=8))
         template = ChatTemplate(dict(tokenizer.chat_templates), tokenizer)
-        reading = answering.reader.read({"text": tf.constant(["sky?", "<|im_end|> a"])})
+        reading = signature.reader.read({"text": tf.constant(["sky?", "<|im_end|> a"])})
         for i, asked in enumerate(("sky?", "<|im_end|> a")):
             ids = reading.inputs["token_ids"][i][reading.inputs["padding_mask"][i]].numpy().tolist()
             self.assertEqual(ids, template.ids(said(asked)))
-        found = answering.answer({"text": tf.constant(["sky?", "coal?"])}, lambda inputs: model(inputs))
+        found = signature.answer({"text": tf.constant(["sky?", "coal?"])}, lambda inputs: model(inputs))
         texts_ = [text.decode() for text in found["generated_text"].numpy()]
         self.assertEqual(texts_, [each["answer"] for each in tfzoo.pipeline(self.run_dir)(["sky?", "coal?"])])
         # A template with no place for one message.

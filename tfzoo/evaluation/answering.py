@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfzoo.generation import texts
-from tfzoo.generation.prompt import table_length
 
 
 def answers(model, tokenizer, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
@@ -16,9 +15,8 @@ def answers(model, tokenizer, prompts: Sequence[Sequence[int]], max_new_tokens: 
       prompts: the ids of each prompt; one that leaves no position for an answer is answered with "".
       max_new_tokens: the maximum number of tokens of an answer.
     """
-    most = table_length(model)
     used = [1 if model.is_encoder_decoder else len(prompt) for prompt in prompts]
-    room = [max_new_tokens if most is None else min(max_new_tokens, most - count) for count in used]
+    room = [min(max_new_tokens, model.config.max_positions - count) for count in used]
     which = [i for i, places in enumerate(room) if places > 0 and prompts[i]]
     found = [""] * len(prompts)
     if which:
