@@ -121,6 +121,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.tasks.classify",
     "tfzoo.tasks.similarity",
     "tfzoo.tasks.embed",
+    "tfzoo.tasks.extract",
     "tfzoo.tasks.rerank",
     "tfzoo.tasks.respond",
     "tfzoo.tasks.text_to_text",

@@ -131,6 +131,9 @@ def text_of(record: dict[str, Any], figures, mistakes: int) -> list[str]:
         lines += ["", f"The model does not beat the best baseline in {forms[record['best_metric']][0]}."]
     if "signature" in record:
         lines += ["", f"sacreBLEU's signature: {record['signature']}"]
+    if "oracle" in record:
+        found = ", ".join("{} {}".format(*_labelled(name, value, forms)) for name, value in record["oracle"].items())
+        lines += ["", f"The greedy oracle, which knows the right summaries: {found}"]
     if "against" in record:
         lines += ["", *_comparison(record["against"], forms)]
     if record["classes"]:
@@ -150,6 +153,12 @@ def _form(name: str, forms) -> tuple[str, str]:
     figure, at, source = name.partition("/")
     label, form = forms.get(figure, (figure, "{:.4f}"))
     return (f"{label} ({source})" if at else label), form
+
+
+def _labelled(name: str, value: float, forms) -> tuple[str, str]:
+    """Returns the label of a figure, and a value of it as text."""
+    label, form = _form(name, forms)
+    return label, form.format(value)
 
 
 def _comparison(against: dict[str, Any], forms) -> list[str]:

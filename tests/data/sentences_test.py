@@ -48,3 +48,12 @@ class SentencesTest(unittest.TestCase):
     def test_white_space(self):
         self.assertEqual(sentences.split("  A one.\n\tB two.  "), ["A one.", "B two."])
         self.assertEqual(sentences.split(" \n"), [])
+
+    def test_spans_of_lines_with_equal_sentences(self):
+        text = "  Ja. Ja.\r\n\nand more\n他走了。他走了。 Ja."
+        places = sentences.spans(text)
+        self.assertEqual(places, [(2, 5), (6, 9), (12, 20), (21, 25), (25, 29), (30, 33)])
+        self.assertEqual(
+            [text[start:end] for start, end in places], ["Ja.", "Ja.", "and more", "他走了。", "他走了。", "Ja."]
+        )
+        self.assertEqual(sentences.spans(" \n"), [])

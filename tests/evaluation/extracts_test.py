@@ -1,9 +1,11 @@
 """Baselines of tasks that write: the translation memory, the first sentences, TextRank by its formula. NumPy only."""
 
 import math
+import random
 import unittest
 
 import numpy as np
+from rouge_score import rouge_scorer
 
 from tfzoo.evaluation import extracts
 
@@ -19,6 +21,7 @@ class ExtractsTest(unittest.TestCase):
         self.assertEqual(extracts.lead(text, 1), "It is 1.5 m high.")
         self.assertEqual(extracts.lead(text, 3), "It is 1.5 m high. See it! The rest")
         self.assertEqual(extracts.lead("", 1), "")
+        self.assertEqual(extracts.lead("他走了。我今天很高興！", 2), "他走了。我今天很高興！")
 
     def test_text_rank(self):
         parts = ["A b c d.", "C d e h.", "X y z w.", "E f g a b d."]
@@ -35,6 +38,33 @@ class ExtractsTest(unittest.TestCase):
             wanted = " ".join(parts[i] for i in sorted(order[:count]))
             self.assertEqual(extracts.text_rank(" ".join(parts), count), wanted)
         self.assertEqual(extracts.text_rank("One.", 3), "One.")
+
+    def test_oracle_by_hand(self):
+        parts = ["A b x y.", "C d.", "A b.", "Z."]
+        # "c d" has ROUGE-1 2 * 2 / 6 and ROUGE-2 2 * 1 / 4, as "a b" has, and more than "a b x y". With "a b", in the
+        # order of the text "c d a b", ROUGE-1 is 1 and ROUGE-2 2 * 2 / 6. "z" would lower both.
+        self.assertEqual(extracts.oracle(parts, "a b c d", 1), [1])
+        self.assertEqual(extracts.oracle(parts, "a b c d", 3), [1, 2])
+        self.assertEqual(extracts.oracle(parts, "nothing", 3), [])
+        self.assertEqual(extracts.oracle(["Z.", "Z."], "z", 3), [0])
+        self.assertEqual(extracts.oracle(["他走了。", "我今天很高興！"], "今天高興", 2), [1])
+
+    def test_oracle_is_greedy_by_rouge_score(self):
+        scorer, draw = rouge_scorer.RougeScorer(["rouge1", "rouge2"]), random.Random(0)
+        for _ in range(20):
+            parts = [" ".join(draw.choices("abcdefgh", k=draw.randint(1, 6))) for _ in range(6)]
+            summary = " ".join(draw.choices("abcdefgh", k=6))
+
+            def score(chosen, parts=parts, summary=summary):
+                found = scorer.score(summary, " ".join(parts[i] for i in chosen))
+                return round(sum(each.fmeasure for each in found.values()), 9)
+
+            chosen: list[int] = []
+            while others := [sorted([*chosen, i]) for i in range(6) if i not in chosen]:
+                if max(map(score, others)) <= score(chosen):
+                    break
+                chosen = max(others, key=score)
+            self.assertEqual(extracts.oracle(parts, summary, 6), chosen)
 
 
 if __name__ == "__main__":

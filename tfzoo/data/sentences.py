@@ -54,3 +54,18 @@ def split(text: str) -> list[str]:
             start = match.end()
     parts.append(text[start:].strip())
     return [sentence for sentence in parts if sentence]
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """Returns where the sentences of a text start and end. The end of a line also ends a sentence.
+
+    >>> spans("See a.txt! 好。\nThe rest")
+    [(0, 10), (11, 13), (14, 22)]
+    """
+    places, end = [], 0
+    for line in text.splitlines():
+        for sentence in split(line):
+            start = text.index(sentence, end)
+            end = start + len(sentence)
+            places.append((start, end))
+    return places

@@ -1,4 +1,7 @@
-"""Baselines of tasks that write: copying a part of the text, or the target of the most similar text of training."""
+"""Baselines of tasks that write: copying a part of the text, or the target of the most similar text of training.
+
+Also the oracle of extractive summaries: the sentences of a text that are most like a given summary.
+"""
 
 import collections
 import math
@@ -8,6 +11,7 @@ import numpy as np
 
 from tfzoo.data import sentences
 from tfzoo.evaluation.diversity import words
+from tfzoo.evaluation.written import is_spaceless
 
 MAX_ROWS = 100_000  # Rows of the translation memory.
 _MAX_CHARACTERS = 500  # Of a text, that the translation memory reads.
@@ -38,7 +42,7 @@ def memory(sources: Sequence[str], targets: Sequence[str], texts: Sequence[str])
 
 def lead(text: str, count: int) -> str:
     """Returns the first sentences of a text."""
-    return " ".join(_sentences(text)[:count])
+    return join(split(text)[:count])
 
 
 def text_rank(text: str, count: int) -> str:
@@ -47,9 +51,9 @@ def text_rank(text: str, count: int) -> str:
     The similarity of two sentences is the number of words that they share, divided by the sum of the logarithms of
     their numbers of words (section 4.1); PageRank with damping 0.85 ranks them.
     """
-    parts = _sentences(text)[:_MAX_SENTENCES]
+    parts = split(text)[:_MAX_SENTENCES]
     if len(parts) <= count:
-        return " ".join(parts)
+        return join(parts)
     bags = [collections.Counter(words(part.lower())) for part in parts]
     weights = np.zeros((len(parts), len(parts)))
     for i, one in enumerate(bags):
@@ -62,13 +66,57 @@ def text_rank(text: str, count: int) -> str:
     for _ in range(_ITERATIONS):
         rank = (1 - _DAMPING) / len(parts) + _DAMPING * rank @ shares
     chosen = sorted(np.argsort(-rank, kind="stable")[:count])
-    return " ".join(parts[i] for i in chosen)
+    return join([parts[i] for i in chosen])
+
+
+def oracle(parts: Sequence[str], summary: str, count: int) -> list[int]:
+    """Returns the sentences that are most like a summary, ascending: the greedy oracle of Nallapati et al. (2017).
+
+    The sentence that raises ROUGE-1 + ROUGE-2 (F-measures against the summary) the most is added, until none raises it
+    or `count` sentences are chosen; of equally good ones, the first. Words are lowercased, and not stemmed.
+
+    Args:
+      parts: the sentences of a text.
+      summary: its summary.
+      count: the maximum number of sentences.
+    """
+    wanted = _grams(_words(summary.lower()))
+    listed = [_words(part.lower()) for part in parts]
+    chosen: list[int] = []
+    best = 0.0
+    while len(chosen) < min(count, len(parts)):
+        others = [sorted([*chosen, i]) for i in range(len(parts)) if i not in chosen]
+        scores = [_overlap(_grams([word for i in each for word in listed[i]]), wanted) for each in others]
+        if max(scores) <= best:
+            break
+        best = max(scores)
+        chosen = others[scores.index(best)]
+    return chosen
+
+
+def split(text: str) -> list[str]:
+    """Returns the sentences of a text."""
+    return [text[start:end] for start, end in sentences.spans(text)]
+
+
+def join(parts: Sequence[str]) -> str:
+    """Returns a text of sentences, with spaces between them unless they are mostly Chinese or Japanese."""
+    return ("" if is_spaceless(parts) else " ").join(parts)
+
+
+def _grams(text: Sequence[str]) -> list[collections.Counter]:
+    """Returns the counts of the words of a text, and those of its pairs of words."""
+    return [collections.Counter(text), collections.Counter(zip(text, text[1:]))]
+
+
+def _overlap(grams: Sequence[collections.Counter], wanted: Sequence[collections.Counter]) -> float:
+    """Returns ROUGE-1 + ROUGE-2."""
+    return sum(
+        2 * (own & other).total() / max(own.total() + other.total(), 1)
+        for own, other in zip(grams, wanted, strict=True)
+    )
 
 
 def _words(text: str) -> list[str]:
     """Returns words without punctuation marks."""
     return [word for word in words(text) if any(map(str.isalnum, word))]
-
-
-def _sentences(text: str) -> list[str]:
-    return [part for line in text.splitlines() for part in sentences.split(line)]

@@ -11,6 +11,7 @@
     messages            {"answer": "Hello"}
     endings             {"answer": "plays.", "index": 0, "score": 0.9, "scores": [0.9, 0.1]}
     a written text      {"generated_text": "It rains."}
+    sentences        {"summary": "It rains.", "sentences": [{"text": "It rains.", "start": 0, "end": 9, "score": 1.0}]}
     relations           {"entities": [...], "triples": [{"head": {...}, "relation": "Part", ...}]}: see triples.py
 
 The outputs determine the form, so that a new head of the export needs no code here unless its answer is of a new form.
@@ -29,7 +30,7 @@ THRESHOLD = 0.5  # The probability from which one of several labels holds.
 # Every field of an answer; fields of the input with these names are renamed.
 FIELDS = frozenset(
     "label score scores labels value values entities answer start end no_answer answers words embedding triples "
-    "omitted_pairs generated_text truncated error".split()
+    "omitted_pairs generated_text summary sentences truncated error".split()
 )
 Record = dict[str, Any]
 

@@ -1,8 +1,10 @@
-"""Answers of runs whose rows are not plain texts: of chat and preferences to messages, and of choice to endings.
+"""Answers of runs whose rows or answers have another form: of chat and preferences to messages, of choice to endings,
+and of extract with sentences of a text.
 
 tfzoo.pipeline("runs/chat")([{"role": "user", "content": "Hi"}])       # {"answer": "Hello"}
 tfzoo.pipeline("runs/chat")("Hi")                                      # the same
 tfzoo.pipeline("runs/swag")(("She sits and", ["plays.", "sleeps."]))   # {"answer": "plays.", "index": 0, ...}
+tfzoo.pipeline("runs/extract")("It rains. We stay.")                   # {"summary": "It rains.", "sentences": [...]}
 """
 
 import hashlib
@@ -110,8 +112,27 @@ class ChoicePredictor(_RunPredictor):
         ]
 
 
+class ExtractPredictor(_RunPredictor):
+    """Chooses the sentences of a text that summarise it."""
+
+    inputs = ("text",)
+
+    def problem(self, row):
+        (text,) = row
+        return "" if isinstance(text, str) and text.strip() else "the text is empty or not a string; write one"
+
+    def answer(self, texts: Sequence[Sequence[Any]], device: int = 0) -> list[Record]:
+        with self._lock:
+            found = self._task.answers(self.model, [text for (text,) in texts])
+        for record in found:
+            for sentence in record["sentences"]:
+                sentence["score"] = rounded(sentence["score"])
+        return found
+
+
 KINDS: dict[str, type[_RunPredictor]] = {
     "chat": ChatPredictor,
     "preferences": ChatPredictor,
     "choice": ChoicePredictor,
+    "extract": ExtractPredictor,
 }

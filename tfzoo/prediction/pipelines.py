@@ -94,6 +94,9 @@ def pipeline(
         choose = tfzoo.pipeline("runs/choice")
         choose(("She sits and", ["plays.", "sleeps."]))  # {"answer": "plays.", "index": 0, "score": 0.9, ...}
 
+        summarise = tfzoo.pipeline("runs/extract")
+        summarise("It rains. We stay at home.")  # {"summary": "It rains.", "sentences": [{"text", "start", ...}]}
+
         extract = tfzoo.pipeline(["runs/tag", "runs/relation"])
         extract("Ada works for Acme")           # {"entities": [...], "triples": [{"head": {...}, ...}]}
 

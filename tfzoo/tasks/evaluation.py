@@ -7,6 +7,7 @@
  "beaten": whether the model's best_metric is better than that of every baseline,
  "classes": [{"label", "precision", "recall", "f1", "support"}, ...],
  "signature": of a translation: that of sacreBLEU,
+ "oracle": of extracted summaries: {figure: value} of the greedy oracle's sentences,
  "confusion": {"labels": [...], "counts": [[...], ...]} or null, rows are the right classes,
  "mistakes": [{"where": "dev.tsv:17", "text", "text_pair", "gold", "predicted", "score"}, ...]}
 """

@@ -18,8 +18,8 @@ precision and accuracy (a score above 0 means relevant) are those of all pairs.
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Rerank(Task):
     Options = Options
     HEAD = "classify"
     KINDS = ("encoder", "decoder", "encoder_decoder")
-    FIGURES = (
+    FIGURES: ClassVar[Sequence[tuple[str, str, str]]] = (
         ("nDCG@10", "ndcg_10", "{:.4f}"),
         ("MRR", "mrr", "{:.4f}"),
         ("average precision", "average_precision", "{:.4f}"),

@@ -40,6 +40,7 @@ TASKS = {
     "translate": "tfzoo.tasks.translate:Translate",
     "summarise": "tfzoo.tasks.summarise:Summarise",
     "mixture": "tfzoo.tasks.mixture:Mixture",
+    "extract": "tfzoo.tasks.extract:Extract",
     "chat": "tfzoo.tasks.chat:Chat",
     "choice": "tfzoo.tasks.choice:Choice",
     "answer": "tfzoo.tasks.answer:Answer",

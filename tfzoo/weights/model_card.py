@@ -63,6 +63,7 @@ _TASKS = {
     "chat": "answers messages",
     "preferences": "answers messages",
     "choice": "scores the endings of a text",
+    "extract": "scores the sentences of a text for a summary",
 }
 _ANSWERING = ("chat", "preferences")
 
