@@ -159,6 +159,9 @@ class RunTest(unittest.TestCase):
         self.train("source", **first)
         flags = dict(task="preferences", init_from=source, steps=16, evaluate_every=8, checkpoint_every=8)
         flags |= dict(learning_rate=0.01, beta=0.5, keep_checkpoints=5)
+        fresh = {name: value for name, value in flags.items() if name != "init_from"}
+        error = self.train("without", code=2, **fresh, model="gpt2")
+        self.assertIn("--task=preferences: tunes an existing model; specify it with --init_from", error)
         self.train("whole", **flags)
         run = self.folder / "whole"
         record = json.loads((run / "evaluation.json").read_text())

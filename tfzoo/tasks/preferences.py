@@ -63,6 +63,7 @@ class Preferences(TemplatedTask):
     HEAD = "lm"
     KINDS = ("decoder",)
     ROLES = (MAIN, REFERENCE)
+    TUNES_A_MODEL = True  # A reference with random weights is useless.
     FIGURES = (
         ("reward accuracy", "reward_accuracy", "{:.2%}"),
         ("reward margin", "reward_margin", "{:.4f}"),

@@ -109,6 +109,8 @@ class Task(Objective):
     """The kinds of models that the task supports: encoder, decoder, encoder_decoder."""
     ROLES: ClassVar[Sequence[str]] = (MAIN,)
     """The roles of the models that an evaluation requires."""
+    TUNES_A_MODEL: ClassVar[bool] = False
+    """Whether training requires --init_from."""
     # The inputs of a row; None is the number of positions. Models without some of these inputs do not receive them.
     SIGNATURE: dict[str, tuple[Any, tuple[int | None, ...]]]
     last_outcome: dict[str, np.ndarray]

@@ -200,6 +200,8 @@ def open_inputs(config: TrainConfig, resuming: bool, num_replicas: int) -> list[
     Raises:
       UserError: something cannot be read, or does not fit the model or the task.
     """
+    if config.learner.TUNES_A_MODEL and config.init_from is None:
+        raise UserError(f"--task={config.task}: tunes an existing model; specify it with --init_from")
     name, page, model_config = inputs_lib.read_model_config(config)
     run_dir = pathlib.Path(config.run_dir)
     files = Files.open(config)
