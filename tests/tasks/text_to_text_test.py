@@ -197,14 +197,14 @@ def arguments(run_dir, **others):
         sequence_length=24,
         target_length=16,
         batch_size=16,
-        steps=6,
+        steps=40,
         warmup_steps=1,
         learning_rate=0.01,
         num_beams=2,
         decoded_rows=5,
         log_every=1,
-        evaluate_every=6,
-        checkpoint_every=3,
+        evaluate_every=40,
+        checkpoint_every=20,
     )
     return [f"--{name}={value}" for name, value in (values | others).items()]
 
@@ -228,7 +228,7 @@ class RunTest(unittest.TestCase):
         self.assertIn("translation memory", printed)
         self.check_evaluation(whole)
 
-        with stopping(4):
+        with stopping(25):
             self.train(parts, code=3)
         self.train(parts)
         self.assertEqual(tiny_run.measured(parts), tiny_run.measured(whole))
@@ -238,7 +238,7 @@ class RunTest(unittest.TestCase):
         """A run of one device that two devices resume is the same run but for rounding; so are the written texts."""
         whole, parts = folder / "one", folder / "two"
         self.train(whole)
-        with stopping(4):
+        with stopping(25):
             self.train(parts, code=3)
         argv = [*arguments(parts), "--strategy=mirrored", "--num_devices=2"]
         worlds = Worlds("tests.tasks.text_to_text_test")
@@ -247,7 +247,7 @@ class RunTest(unittest.TestCase):
         self.assertEqual(result["code"], 0, result)
         one, two = ({key: float(value) for key, value in tiny_run.measured(each).items()} for each in (whole, parts))
         self.assertEqual(one.keys(), two.keys())
-        self.assertIn((6, "bleu"), one)
+        self.assertIn((40, "bleu"), one)
         for key, value in one.items():
             self.assertLessEqual(abs(two[key] - value), 2e-6 * max(1.0, abs(value)), key)
 
