@@ -46,7 +46,7 @@ demo: $(INSTALLED)  ## pre-train briefly, fine-tune, evaluate, predict, export a
 test: $(INSTALLED)  ## run the tests
 	$(PY) -m pytest --numprocesses=2 --dist=loadfile
 
-faults: $(INSTALLED)  ## run the long tests that kill processes and damage files
+faults: $(INSTALLED)  ## run the long tests, such as those that kill processes and damage files
 	$(PY) -m pytest -m faults
 
 keras: $(INSTALLED)  ## test every head, precision and XLA in every family through Keras

@@ -9,6 +9,7 @@ from unittest import mock
 
 import huggingface_hub
 import numpy as np
+import pytest
 import safetensors.numpy
 import tensorflow as tf
 import tokenizers
@@ -401,6 +402,7 @@ class TF1Test(ConvertCase):
         (call,) = info.call_args_list
         self.assertIn(f"{count} optimizer variables are ignored", call.args[0] % call.args[1:])
 
+    @pytest.mark.faults
     def test_slots_of_tensorflows_optimizers(self):
         train = tf.compat.v1.train
 
@@ -551,6 +553,7 @@ class KerasHubTest(ConvertCase):
                     count += 1
                 self.assertGreater(count, 0)
 
+    @pytest.mark.faults
     def test_tasks(self):
         """A preset with the head of its task has the outputs of KerasHub's task."""
         architectures = {

@@ -167,6 +167,7 @@ class FamiliesTest(Case):
                 with self.subTest(family=family, **options):
                     self.trains(family, **options)
 
+    @pytest.mark.keras
     def test_bfloat16_with_xla(self):
         self.trains("bert", dtype="bfloat16", jit_compile=True)
 
@@ -350,6 +351,7 @@ class SavingTest(Case):
             for name, value in other(inputs).items():
                 self.assertAllEqual(value, expected[name])
 
+    @pytest.mark.keras
     def test_layers_are_saved_and_used_by_themselves(self):
         config = TransformerConfig(
             vocab_size=30, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24, max_positions=16,

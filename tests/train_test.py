@@ -479,6 +479,7 @@ class InitTest(TrainCase):
         out = self.assert_done(*flags, f"--run_dir={self.folder / 'third'}")
         self.assertRegex(out, r"new +none\nunused +.*next_sentence/dense/kernel")
 
+    @pytest.mark.faults
     def test_continued_on_other_text_with_replay_of_the_old_text(self):
         first, old = self.shared / "first", self.shared / "corpus.txt"
         new = tiny_run.write_corpus(self.folder / "new.txt", documents=60, seed=1)
@@ -687,6 +688,7 @@ class NotANumberTest(TrainCase):
         self.assertEqual(code, 4)
         self.assertEqual(self.disturbed(8, 11, stop_at=9, **flags), (code, expected))
 
+    @pytest.mark.faults
     def test_where_nothing_but_a_stop_was_saved(self):
         """The checkpoint that the run rolled back to is kept until there is another one, and can be used again."""
         code, logged = self.disturbed(5, 7, stop_at=3, at_first="stop", checkpoint_every=10)
@@ -696,6 +698,7 @@ class NotANumberTest(TrainCase):
             sorted(path.name for path in (self.folder / "stopped_3" / "checkpoints").iterdir())[-1:], ["00000014"]
         )
 
+    @pytest.mark.faults
     def test_what_counts_as_gained(self):
         """After a failure at step 8, a later failure at step 7 does not make step 7 count as progress."""
         flags = dict(checkpoint_every=5, max_nonfinite=2)
@@ -736,6 +739,7 @@ class NotANumberTest(TrainCase):
             self.assertEqual(code, 4, err)
             self.assertIn("the loss or gradient of step 5 is not finite after 1 earlier failures", err)
 
+    @pytest.mark.faults
     def test_float16_keeps_its_scale(self):
         """With skipped updates, too; an update with a too high scale does not count as non-finite."""
         flags = self.flags(

@@ -292,6 +292,7 @@ class SearchTest(TuneCase):
             message = f"error: --tune_dir={self.tune_dir}: was started with {message}; keep the original flags, or "
             self.assertEqual(err, message + "specify a new folder\n")
 
+    @pytest.mark.faults
     def test_another_metric(self):
         out, _ = self.search(RATE, "--trials=3", "--metric=masked_lm_accuracy")
         values = [record["value"] for record in self.records()]
@@ -329,6 +330,7 @@ class SearchTest(TuneCase):
         self.search(*flags)
         self.assertEqual((self.starts(0), self.starts(1)), (2, 1))
 
+    @pytest.mark.faults
     def test_failures(self):
         flags = ["--search=batch_size=13,32", "--search=learning_rate=1e-3,1e-2", "--trials=4"]
         out, _ = self.search(*flags)

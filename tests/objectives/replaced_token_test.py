@@ -358,6 +358,7 @@ class RunTest(tf.test.TestCase):
         self.assertEqual(code, 0, err)
         return trainer, out
 
+    @pytest.mark.faults
     def test_two_models_in_one_run(self):
         trainer, out = self.run_to(6, "run")
         run = self.folder / "run"

@@ -15,6 +15,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfzoo
@@ -299,6 +300,7 @@ class CommandTest(Case):
         python = tfzoo.pipeline(self.folder / "tagger")([row["text"] for row in self.rows])
         self.assert_near([record["entities"] for record in expected], [record["entities"] for record in python])
 
+    @pytest.mark.faults
     def test_several_devices(self):
         alone = helpers.temporary_folder(self) / "alone.jsonl"
         self.assertEqual(self.run_main("tagger", f"--output={alone}")[0], 0)

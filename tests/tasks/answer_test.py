@@ -384,6 +384,7 @@ class RunTest(unittest.TestCase):
         self.assertTrue(pipeline(("where " * 60, context))["truncated"])
         self.assertTrue(pipeline(("where " * 60, ""))["truncated"])
 
+    @pytest.mark.faults
     def test_a_resumed_run_is_the_same_run(self):
         with stopping(61):
             self.assertEqual(helpers.run(train, *flags("parts", **LONG))[0], 3)

@@ -4,6 +4,7 @@ import shutil
 import types
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tests import helpers, tiny_run
@@ -185,6 +186,7 @@ class RunTest(tf.test.TestCase):
         self.assertEqual(code, 0, out + err)
         return checkpoint.Checkpoints(self.folder / name / "checkpoints", read_only=True)
 
+    @pytest.mark.faults
     def test_the_first_update_of_a_run(self):
         """With SGD without momentum, decay and clipping, the change of a variable is proportional to its rate."""
         plain = dict(optimizer="sgd", beta_1=0, weight_decay=0, clip_norm=0, warmup_steps=0, steps=1)
