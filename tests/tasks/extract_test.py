@@ -97,6 +97,30 @@ class ExtractTest(tf.test.TestCase):
         # "it rained the dam broke near ulm" has 7 words, of which 3 are right.
         self.assertAllClose(found["lead_2"]["rouge_1"], (100 * 6 / 10 + 100) / 2)
 
+    def test_chinese(self):
+        made = task(extract_sentences=2)
+        row = Row("f:1", ("下雨了。大坝决口了！我们走了。", "大坝决口"), None)
+        self.assertAllEqual(rows_of(made, row).columns["label"], [0, 1, 0])
+        made.prepare_evaluation(file_of(row))
+        numbers = {"number": np.zeros(3, int), "place": np.arange(3), "label": np.array([0, 1, 0])}
+        outcome = made.outcome(numbers | {"answer": np.array([1.0, 2.0, 0.0])})
+        (mistake,) = made.mistakes(outcome, 5)
+        self.assertEqual(mistake["predicted"], "下雨了。大坝决口了！")
+        # Four of eight characters are right.
+        self.assertAlmostEqual(made.score_rows(outcome)()["rouge_1"], 100 * 2 * 4 / (8 + 4))
+
+    def test_texts_without_sentences_are_bad_rows(self):
+        path = folder / "bad.jsonl"
+        rows = [("We left.", "we left"), (" ", "nothing"), (TEXT, "the dam broke")]
+        path.write_text("".join(json.dumps({"text": text, "summary": summary}) + "\n" for text, summary in rows))
+        file = Extract.open_file(Extract.Options(), path, "train_file", "strict")
+        with self.assertRaisesRegex(UserError, "bad.jsonl:2: field 'text' is empty; add a text or remove the row"):
+            list(file.rows())
+        file = Extract.open_file(Extract.Options(), path, "train_file", "skip")
+        (columns,) = task().chunks(file)
+        self.assertAllEqual(columns["number"], [0, 1, 1, 1])  # A text with one sentence is a row.
+        self.assertEqual(dict(file.counts)["empty_text"], 1)
+
     def test_loss(self):
         made = task()
         batch = made.batch(rows_of(made, ROW), np.arange(3), 24)
