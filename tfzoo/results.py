@@ -87,7 +87,7 @@ BASELINES = {
     "longest": "longest ending",
     "shortest": "shortest ending",
     "sentence": "nearest sentence",
-    "beside": "beside its words",
+    "beside": "words near the question's",
     "no_answer": "no answer",
     "longer": "longer answer",
 }

@@ -166,7 +166,7 @@ class RunTest(unittest.TestCase):
         values |= dict(batch_size=16, sequence_length=32)
         code, out, err = helpers.run(train, *small.flags(folder, **values), f"--run_dir={run}")
         self.assertEqual(code, 0, err[-2000:])
-        for text in ("ROUGE-L", "first sentence", "TextRank", "a row is a sentence beside its text"):
+        for text in ("ROUGE-L", "first sentence", "TextRank", "a row is a sentence with its text"):
             self.assertIn(text, out + err)
         test = write(folder / "test.jsonl", 30, 1)
         code, out, err = helpers.run(evaluate, f"--model_dir={run}", f"--test_file={test}")

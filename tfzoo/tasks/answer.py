@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from tfzoo import lazy
-from tfzoo.data import encoded, windows
+from tfzoo.data import windows
 from tfzoo.data.squad import CMRC, RULES, QuestionFile, QuestionRow
 from tfzoo.errors import UserError
 from tfzoo.evaluation import answers
@@ -137,11 +137,10 @@ class Answer(Task):
         """Yields windows: the ragged columns "text" (the question), "pair" (the window's part of the context), "starts"
         and "ends" of its tokens in code points of the context, with "span", the first and the last token of the answer
         in the window, or ABSENT or UNKNOWN twice, "number" of the question, and "cut", whether it was truncated."""
-        tokenize, locate = encoded.tokenize_function(self._tokenizer), encoded.offsets_function(self._tokenizer)
         for first, rows in chunked(file.rows()):
             contexts = list(dict.fromkeys(row.context for row in rows))
-            tokens = dict(zip(contexts, locate(contexts), strict=True))
-            questions = tokenize([row.question for row in rows])
+            tokens = dict(zip(contexts, self.locate(contexts), strict=True))
+            questions = self.tokenize([row.question for row in rows])
             found = [
                 (number, *window)
                 for number, (row, question) in enumerate(zip(rows, questions, strict=True), first)

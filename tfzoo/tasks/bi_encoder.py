@@ -19,7 +19,6 @@ import numpy as np
 
 from tfzoo import lazy
 from tfzoo.config import POOLINGS, EmbeddingConfig
-from tfzoo.data import encoded
 from tfzoo.data.encoded import EncodedRows
 from tfzoo.errors import UserError, suggest
 from tfzoo.objectives.objective import MAIN
@@ -125,12 +124,11 @@ class BiEncoder(Task):
         return False
 
     def chunks(self, file):
-        tokenize = encoded.tokenize_function(self._tokenizer)
         for first, rows in chunked(file.rows()):
             columns: dict[str, Any] = {"number": np.arange(first, first + len(rows))}
             for i in range(len(rows[0].texts)):
                 wording = self._wordings[min(i, len(self._wordings) - 1)]
-                columns[f"text_{i}"] = tokenize([wording.worded_text(row.texts[i]) for row in rows])
+                columns[f"text_{i}"] = self.tokenize([wording.worded_text(row.texts[i]) for row in rows])
             yield columns | dict(self.target_columns(rows)) | {"keys": self._keys(columns)}
 
     def _keys(self, columns: Mapping[str, Any]) -> np.ndarray:

@@ -101,17 +101,16 @@ class Choice(Task):
         return (row.context,)
 
     def chunks(self, file):
-        tokenize = encoded.tokenize_function(self._tokenizer)
         # A decoder reads the context and the ending as one text.
         space = " " if self._is_decoder and self._tokenizer.keeps_spaces else ""
         for first, rows in chunked(file.rows()):
-            flat = tokenize([f"{space}{ending}" for row in rows for ending in row.endings])
+            flat = self.tokenize([f"{space}{ending}" for row in rows for ending in row.endings])
             ends = np.cumsum([len(row.endings) for row in rows])
             endings = [flat[end - len(row.endings) : end] for row, end in zip(rows, ends, strict=True)]
             yield {
                 "number": np.arange(first, first + len(rows)),
                 "label": np.array([row.label for row in rows], np.int32),
-                "context": tokenize([row.context for row in rows]),
+                "context": self.tokenize([row.context for row in rows]),
                 "endings": [np.concatenate(each) for each in endings],
                 "sizes": [np.array([len(ids) for ids in each], np.int32) for each in endings],
             }

@@ -20,9 +20,8 @@ of the text, and scores it as summarise does. The baselines choose as many sente
 """
 
 import dataclasses
-import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -83,22 +82,18 @@ class Extract(rerank.Rerank):
         return text_pairs.repeated(train, held_out)
 
     def notes(self):
-        return [f"a row is a sentence beside its text; sentences of a summary: {self.options.extract_sentences}"]
-
-    @functools.cached_property
-    def _tokenize(self) -> Callable[[Sequence[str]], list[np.ndarray]]:
-        return encoded.tokenize_function(self._tokenizer)
+        return [f"a row is a sentence with its text; sentences of a summary: {self.options.extract_sentences}"]
 
     def chunks(self, file):
         for first, rows in chunked(file.rows()):
             parts = [extracts.split(row.texts[0]) for row in rows]
             counts = [len(each) for each in parts]
             # Of a longer text, only what fits is stored, and one token more, which `truncated` counts.
-            texts = [ids[: self._length + 1] for ids in self._tokenize([row.texts[0] for row in rows])]
+            texts = [ids[: self._length + 1] for ids in self.tokenize([row.texts[0] for row in rows])]
             yield {
                 "number": np.repeat(np.arange(first, first + len(rows)), counts),
                 "place": np.concatenate([np.arange(count) for count in counts]),
-                "text": self._tokenize([sentence for each in parts for sentence in each]),
+                "text": self.tokenize([sentence for each in parts for sentence in each]),
                 "pair": [ids for ids, count in zip(texts, counts, strict=True) for _ in range(count)],
                 "label": np.concatenate([self._labels(*each) for each in zip(parts, rows, strict=True)]),
             }

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from tfzoo import lazy
-from tfzoo.data import encoded
 from tfzoo.data.relations import RelationFile, RelationRow
 from tfzoo.errors import UserError
 from tfzoo.evaluation import relations, scores
@@ -84,11 +83,10 @@ class Relation(Task):
     def chunks(self, file):
         """Yields rows of "text", which contains the markers, with the "entity_positions", "label" and "number", and
         whether the text was "cut"."""
-        tokenize = encoded.tokenize_function(self._tokenizer)
         for first, rows in chunked(file.rows()):
             borders = [marked.borders(row.text, row.first, row.second) for row in rows]
             texts = [row.text[a:b] for row, found in zip(rows, borders) for a, b in itertools.pairwise(found)]
-            tokens = tokenize(texts)
+            tokens = self.tokenize(texts)
             parts = [tokens[i : i + marked.PARTS] for i in range(0, len(tokens), marked.PARTS)]
             ids, places, cut = zip(*map(self._row, rows, parts), strict=True)
             yield {

@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfzoo import lazy
-from tfzoo.data import encoded
 from tfzoo.data.labelled import LabelledFile
 from tfzoo.data.row_files import BadRow
 from tfzoo.errors import UserError
@@ -99,7 +98,6 @@ class Rerank(Task):
         return row.texts[:1]
 
     def chunks(self, file):
-        tokenize = encoded.tokenize_function(self._tokenizer)
         for first, rows in chunked(file.rows()):
             pairs = [(number, *pair) for number, row in enumerate(rows, first) for pair in _pairs(row)]
             numbers, places, queries, passages, labels = zip(*pairs, strict=True)
@@ -107,8 +105,8 @@ class Rerank(Task):
                 "number": np.array(numbers, np.int64),
                 "place": np.array(places, np.int64),
                 "query": np.array([_hash(query) for query in queries], np.int64),
-                "text": tokenize(queries),
-                "pair": tokenize(passages),
+                "text": self.tokenize(queries),
+                "pair": self.tokenize(passages),
                 "label": np.array(labels, np.float32),
             }
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from tfzoo import lazy
-from tfzoo.data import encoded, windows
+from tfzoo.data import windows
 from tfzoo.data.tagged import TaggedFile, TaggedRow, tags_of
 from tfzoo.errors import UserError
 from tfzoo.evaluation import entities, scores
@@ -110,9 +110,8 @@ class Tag(Task):
     def chunks(self, file):
         """Yields windows of texts: the ragged columns "text", and "places" and "labels" of the words that are read in
         this window; "number" tells which windows belong together."""
-        tokenize = encoded.offsets_function(self._tokenizer)
         for first, rows in chunked(file.rows()):
-            tokens = tokenize([row.text for row in rows])
+            tokens = self.locate([row.text for row in rows])
             found = [(first + i, *window) for i, row in enumerate(rows) for window in self._windows(row, *tokens[i])]
             numbers, texts, places, labels = zip(*found, strict=True)
             yield {"number": np.array(numbers, np.int64), "text": texts, "places": places, "labels": labels}

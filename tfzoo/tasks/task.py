@@ -6,10 +6,11 @@ rows with similar length (tfzoo/data/by_length.py).
 """
 
 import dataclasses
+import functools
 import itertools
 import random
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -222,12 +223,21 @@ class Task(Objective):
     def chunks(self, file) -> Iterator[Chunk]:
         """Yields the encoded rows of a file: the ragged columns "text" and "pair" (token ids without special tokens),
         "number", the number of the row in the file, and the columns of `target_columns`."""
-        tokenize = encoded.tokenize_function(self._tokenizer)
         for first, rows in chunked(file.rows()):
             columns: dict[str, Any] = {"number": np.arange(first, first + len(rows))}
             for i, name in enumerate(self._texts):
-                columns[name] = tokenize([self.texts_of(row)[i] for row in rows])
+                columns[name] = self.tokenize([self.texts_of(row)[i] for row in rows])
             yield columns | dict(self.target_columns(rows))
+
+    @functools.cached_property
+    def tokenize(self) -> Callable[[Sequence[str]], list[np.ndarray]]:
+        """The function of encoded.tokenize_function for the tokenizer; its graph is traced once for all files."""
+        return encoded.tokenize_function(self._tokenizer)
+
+    @functools.cached_property
+    def locate(self) -> Callable[[Sequence[str]], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        """The function of encoded.offsets_function for the tokenizer."""
+        return encoded.offsets_function(self._tokenizer)
 
     def encoding_key(self) -> str:
         """Returns what the encoded rows depend on in addition to the file, the tokenizer and the options."""

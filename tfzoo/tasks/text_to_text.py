@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfzoo import lazy
-from tfzoo.data import encoded, text_pairs
+from tfzoo.data import text_pairs
 from tfzoo.data.frames import Framer
 from tfzoo.errors import UserError
 from tfzoo.evaluation import extracts, written
@@ -205,12 +205,11 @@ class TextToText(Task):
         return f"{prefix} {row.texts[0]}" if prefix else row.texts[0]
 
     def chunks(self, file):
-        tokenize = encoded.tokenize_function(self._tokenizer)
         for first, rows in chunked(file.rows()):
             yield {
                 "number": np.arange(first, first + len(rows)),
-                "source": tokenize([self.prefixed(row) for row in rows]),
-                "target": tokenize([row.texts[1] for row in rows]),
+                "source": self.tokenize([self.prefixed(row) for row in rows]),
+                "target": self.tokenize([row.texts[1] for row in rows]),
             }
 
     def prepare_evaluation(self, file, whole=False):
