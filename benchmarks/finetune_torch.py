@@ -13,6 +13,7 @@ torch and transformers are those of .venv-references (`make .venv-references/ins
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -25,6 +26,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LOSSES, TOLERANCE, LEVEL = 20, 1e-4, 0.05
+EPSILON = 1e-8
 BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM, LENGTH = 32, 1e-4, 0.01, 1.0, 128
 
 
@@ -46,7 +48,7 @@ def train_torch(folder: pathlib.Path) -> None:
         [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
         lr=LEARNING_RATE,
         betas=(0.9, 0.999),
-        eps=1e-8,
+        eps=EPSILON,
     )
     steps, warmup = given["steps"], given["warmup_steps"]
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -54,6 +56,9 @@ def train_torch(folder: pathlib.Path) -> None:
     )
     losses = []
     for step in range(steps):
+        for group in optimizer.param_groups:
+            # TensorFlow and Keras add epsilon before the correction of the bias (Kingma and Ba 2015, end of section 2).
+            group["eps"] = EPSILON / math.sqrt(1 - 0.999 ** (step + 1))
         batch = rows_of(batches, "train", step, BATCH_SIZE)
         inputs = {name: torch.from_numpy(batch[name]).long() for name in ("input_ids", "attention_mask", "labels")}
         loss = model(**inputs).loss
