@@ -308,7 +308,7 @@ class WorldsTest(unittest.TestCase):
                        for name, value in record.items() if name not in ("tokens_per_second", "model_tflops")}
                       for run_dir in (whole, parts))  # fmt: skip
         self.assertEqual(one.keys(), other.keys())
-        self.assertIn((6, "accuracy"), one)
+        self.assertIn((6, "validation_loss"), one)
         for key, value in one.items():
             allowed = 0.0 if world == "same" else 2e-6 * max(1.0, abs(value))
             self.assertLessEqual(abs(other[key] - value), allowed, f"{world}: {key}")
