@@ -28,10 +28,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
-from side_by_side import Worker, answer, environment, markdown, processor, ratio, turns
+from side_by_side import Clock, Worker, answer, environment, markdown, processor, ratio, turns
 
 CONTENDERS = ("fixed", "length", "fit", "fit:plain")
 LOSSES, TOLERANCE = 20, 1e-4  # The first losses, and how much they may differ.
@@ -222,16 +221,6 @@ def kerashub(contender: str, folder: pathlib.Path, length: int):
         return watch.measured | {"losses": watch.losses, "tokens": tokens, "positions": positions}
 
     return train
-
-
-class Clock:
-    """Measures the time and the CPU time of all threads from its creation on."""
-
-    def __init__(self):
-        self._start = time.perf_counter(), time.process_time()
-
-    def read(self) -> dict[str, float]:
-        return {"seconds": time.perf_counter() - self._start[0], "cpu": time.process_time() - self._start[1]}
 
 
 def speeds(worker: Worker, steps: int, information: dict[str, Any], key: str = "seconds") -> list[float]:

@@ -13,6 +13,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -59,6 +60,16 @@ class Worker:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
+
+
+class Clock:
+    """Measures the time and the CPU time of all threads from its creation on."""
+
+    def __init__(self):
+        self._start = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        return {"seconds": time.perf_counter() - self._start[0], "cpu": time.process_time() - self._start[1]}
 
 
 def turns(workers: Sequence[Worker], rounds: int) -> Iterator[Worker]:

@@ -20,10 +20,9 @@ import os
 import pathlib
 import statistics
 import tempfile
-import time
 from typing import Any
 
-from side_by_side import Worker, answer, markdown, processor, ratio, turns
+from side_by_side import Clock, Worker, answer, markdown, processor, ratio, turns
 
 CONTENDERS = ("length", "fixed", "layers", "layers:fixed")
 GOAL = 1.1  # Tokens/s of `length`, relative to the fastest KerasHub.
@@ -186,16 +185,6 @@ def kerashub(contender: str, inputs):
         return measured | {"parameters": model.count_params(), "loss": watch.loss}
 
     return train
-
-
-class Clock:
-    """Measures the time and the CPU time of all threads from its creation on."""
-
-    def __init__(self):
-        self._start = time.perf_counter(), time.process_time()
-
-    def read(self) -> dict[str, float]:
-        return {"seconds": time.perf_counter() - self._start[0], "cpu": time.process_time() - self._start[1]}
 
 
 def compare(contenders: list[str], folder: pathlib.Path, args: argparse.Namespace) -> None:
