@@ -91,16 +91,16 @@ class FewShotConfig(ModelDir):
         low=8,
     )
     method: str = option(
-        "likelihood",
+        prompts.LIKELIHOOD,
         "likelihood compares the labels' words after the prompt; completion reads what the model writes.",
         group=_ANSWER,
-        choices=("likelihood", "completion"),
+        choices=prompts.METHODS,
     )
     score: str = option(
-        "sum",
+        prompts.SUM,
         "How the log-probabilities of the tokens of a label's words are combined: their sum, or their mean.",
         group=_ANSWER,
-        choices=("sum", "mean"),
+        choices=prompts.SCORES,
     )
     calibrate: bool = option(
         False,

@@ -7,14 +7,19 @@ from collections.abc import Hashable, Sequence
 
 Text = Sequence[Hashable]
 
-# In scripts without spaces (Chinese, Japanese kana), each character is a word.
-_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+(?:'[^\W{_ALONE}]+)*|[^\w\s]")
+SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""The characters of scripts without spaces (Chinese, Japanese kana), for regular expressions; each one is a word."""
+_WORD = re.compile(rf"[{SPACELESS}]|[^\W{SPACELESS}]+(?:'[^\W{SPACELESS}]+)*|[^\w\s]")
 
 
 def words(text: str) -> list[str]:
     """Splits a text into words and punctuation marks."""
     return _WORD.findall(text)
+
+
+def plain_words(text: str) -> list[str]:
+    """Splits a text into words, without punctuation marks."""
+    return [word for word in words(text) if any(map(str.isalnum, word))]
 
 
 def distinct(texts: Sequence[Text], n: int) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfzoo.data import sentences
-from tfzoo.evaluation.diversity import words
+from tfzoo.evaluation.diversity import plain_words, words
 from tfzoo.evaluation.written import is_spaceless
 
 MAX_ROWS = 100_000  # Rows of the translation memory.
@@ -30,7 +30,7 @@ def memory(sources: Sequence[str], targets: Sequence[str], texts: Sequence[str])
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     sources = [source[:_MAX_CHARACTERS] for source in sources[:MAX_ROWS]]
-    vectorizer = TfidfVectorizer(tokenizer=_words, token_pattern=None, ngram_range=(1, 2), dtype=np.float32)
+    vectorizer = TfidfVectorizer(tokenizer=plain_words, token_pattern=None, ngram_range=(1, 2), dtype=np.float32)
     known = vectorizer.fit_transform(sources).T.tocsr()
     found: list[str] = []
     for first in range(0, len(texts), _BLOCK):
@@ -80,8 +80,8 @@ def oracle(parts: Sequence[str], summary: str, count: int) -> list[int]:
       summary: its summary.
       count: the maximum number of sentences.
     """
-    wanted = _grams(_words(summary.lower()))
-    listed = [_words(part.lower()) for part in parts]
+    wanted = _grams(plain_words(summary.lower()))
+    listed = [plain_words(part.lower()) for part in parts]
     chosen: list[int] = []
     best = 0.0
     while len(chosen) < min(count, len(parts)):
@@ -115,8 +115,3 @@ def _overlap(grams: Sequence[collections.Counter], wanted: Sequence[collections.
         2 * (own & other).total() / max(own.total() + other.total(), 1)
         for own, other in zip(grams, wanted, strict=True)
     )
-
-
-def _words(text: str) -> list[str]:
-    """Returns words without punctuation marks."""
-    return [word for word in words(text) if any(map(str.isalnum, word))]

@@ -7,11 +7,9 @@ import numpy as np
 
 from tfzoo.errors import UserError
 from tfzoo.evaluation import likelihood, prompts
-from tfzoo.evaluation.prompts import Example, Template
+from tfzoo.evaluation.prompts import COMPLETION, LIKELIHOOD, MEAN, SUM, Example, Template
 from tfzoo.generation.texts import encode, generate_text, prompt_frame
 
-LIKELIHOOD, COMPLETION = METHODS = ("likelihood", "completion")
-SUM, MEAN = SCORES = ("sum", "mean")
 # A text and a label can have a token or two more together than alone.
 _SPARE = 2
 _MORE_TOKENS = 4  # Of a completion, in addition to those of the longest label.

@@ -24,6 +24,10 @@ from tfzoo.errors import UserError
 TEXT, PAIR, LABEL = "text", "text_pair", "label"
 CONTENT_FREE = ("N/A", "", "[MASK]")
 """The texts without content of Zhao et al. 2021, section 5."""
+LIKELIHOOD, COMPLETION = METHODS = ("likelihood", "completion")
+"""How the answers of a model are read."""
+SUM, MEAN = SCORES = ("sum", "mean")
+"""Of the log-probabilities of the tokens of a label's words."""
 NO_ANSWER = -1
 _FIELD = re.compile(r"\{(text|text_pair|label)\}")
 

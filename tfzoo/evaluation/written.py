@@ -17,8 +17,7 @@ from tfzoo.evaluation.intervals import Weighted
 TOKENIZERS = ("13a", "zh", "char", "intl", "none")
 """The tokenizers of sacreBLEU that need no further packages."""
 _BLEU_ORDER, _CHRF_ORDER, _CHRF_BETA = 4, 6, 2
-# Scripts without spaces: Chinese and Japanese.
-_SPACELESS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_SPACELESS = re.compile(f"[{diversity.SPACELESS}]")
 
 
 def is_spaceless(texts: Sequence[str]) -> bool:
@@ -109,7 +108,7 @@ class _Characters:
     """A tokenizer for ROUGE of texts in scripts without spaces; a run of Latin letters or digits is one token."""
 
     def tokenize(self, text: str) -> list[str]:
-        return [word for word in diversity.words(text.lower()) if any(map(str.isalnum, word))]
+        return diversity.plain_words(text.lower())
 
 
 def rouge_rows(hypotheses: Sequence[str], references: Sequence[str], characters: bool | None = None) -> Weighted:

@@ -9,10 +9,10 @@ import numpy as np
 
 from tfzoo.data import sentences
 from tfzoo.data.squad import QuestionRow
+from tfzoo.evaluation.diversity import SPACELESS
 from tfzoo.retrieval import bm25
 
-_SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Kana and Chinese characters.
-_UNIT = re.compile(f"[{_SPACELESS}]|[^\\W_{_SPACELESS}]+(?:['.,-][^\\W_{_SPACELESS}]+)*")
+_UNIT = re.compile(f"[{SPACELESS}]|[^\\W_{SPACELESS}]+(?:['.,-][^\\W_{SPACELESS}]+)*")
 _MARK = re.compile("[。！？；：，、（）.!?;:,()]")
 _LENGTHS = {False: (3, 2, 1), True: (6, 5, 4, 3, 2)}  # Of a span, in words or in characters, the best first.
 _REACH = {False: 6, True: 10}  # How far from the span words of the question count.
