@@ -43,7 +43,6 @@ from tfzoo.text import spans
 from tfzoo.text.framing import PAIR
 
 tf = lazy.module("tensorflow")
-reader = lazy.module("tfzoo.text.reader")
 
 # In place of the first and last token of an answer in a window.
 ABSENT = -1  # The window does not contain the answer, or there is none.
@@ -83,10 +82,7 @@ class Answer(Task):
 
     def __init__(self, tokenizer, sequence_length: int, **arguments: Any):
         super().__init__(tokenizer, sequence_length, **arguments)
-        if not reader.has_offsets(tokenizer):
-            raise UserError(
-                f"--task={self.name}: the tokenizer cannot locate its tokens in a text; use another model or tokenizer"
-            )
+        self.require_offsets()
         if not isinstance(self.frame.parts[0], int):
             raise UserError(
                 f'--task={self.name}: the rows of this model do not begin with a special token, which represents "no '

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from tfzoo import lazy
-from tfzoo.data import encoded
 from tfzoo.data.choices import ChoiceFile, ChoiceRow
 from tfzoo.data.encoded import EncodedRows
 from tfzoo.errors import UserError
@@ -35,6 +34,7 @@ from tfzoo.tasks.similarity import tfidf_cosines
 from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task, chunked
 
 tf = lazy.module("tensorflow")
+by_length = lazy.module("tfzoo.data.by_length")
 
 SUM, MEAN = "sum", "mean"
 _ABSENT = -1e9  # The score of an ending that a row does not have.
@@ -287,10 +287,9 @@ class Choice(Task):
         """Returns for each context with its endings {"answer": the chosen ending, "index", "score": its probability,
         "scores": those of all endings}."""
         asked = [ChoiceRow("", context, tuple(endings), 0) for context, endings in rows]
-        (columns,) = self.chunks(types.SimpleNamespace(rows=lambda: iter(asked)))
-        encoded_rows = encoded.of_chunk(columns)
-        length = int(self.lengths(encoded_rows).max())
-        batch = self.batch(encoded_rows, np.arange(len(asked)), -(-length // 8) * 8)
+        encoded_rows = self.encode(asked)
+        length = by_length.rounded(self.lengths(encoded_rows).max())
+        batch = self.batch(encoded_rows, np.arange(len(asked)), length)
         batch = {name: tf.constant(x) for name, x in batch.items()}
         chances = _softmax(self.predict({MAIN: model}, batch)["answer"].numpy())
         return [_answer(row, each[: len(row.endings)]) for row, each in zip(asked, chances, strict=True)]

@@ -3,7 +3,7 @@
     text,summary
     It rained. The dam broke near Ulm. We left.,the dam broke
 
-becomes a row for each sentence, which the model reads beside the whole text, as rerank reads a query and a passage:
+becomes a row for each sentence, which the model reads with the whole text, as rerank reads a query and a passage:
 
     [CLS] it rained . [SEP] it rained . the dam broke near ulm . we left . [SEP]                 label 0
     [CLS] the dam broke near ulm . [SEP] it rained . the dam broke near ulm . we left . [SEP]    label 1
@@ -20,23 +20,23 @@ of the text, and scores it as summarise does. The baselines choose as many sente
 """
 
 import dataclasses
-import types
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tfzoo import lazy
-from tfzoo.data import encoded, sentences, text_pairs
+from tfzoo.data import sentences
 from tfzoo.data.labelled import Row
 from tfzoo.errors import UserError
 from tfzoo.evaluation import extracts, written
 from tfzoo.objectives.objective import MAIN
 from tfzoo.options import option
-from tfzoo.tasks import GROUP, rerank
+from tfzoo.tasks import GROUP, rerank, text_to_text
 from tfzoo.tasks.task import chunked
 
 tf = lazy.module("tensorflow")
+by_length = lazy.module("tfzoo.data.by_length")
 
 _BATCH = 32  # Sentences that `answers` scores at a time.
 
@@ -50,7 +50,7 @@ class Options(rerank.Options):
     )
 
 
-class Extract(rerank.Rerank):
+class Extract(text_to_text.ReadsTargets, rerank.Rerank):
     """See the module's docstring."""
 
     name = "extract"
@@ -68,18 +68,6 @@ class Extract(rerank.Rerank):
         self._documents: list[tuple[list[str], str]] = []  # The sentences and the summary of each evaluated text.
 
     # ------------------------------------------------------------------ Files
-
-    @classmethod
-    def open_file(cls, options, path, flag, policy):
-        if options.pair_column is not None:
-            raise UserError(
-                f"--pair_column={options.pair_column}: does not apply to --task={cls.name}; use --label_column"
-            )
-        return text_pairs.open_pairs(path, flag=flag, columns=options.columns, policy=policy)
-
-    @classmethod
-    def repeated_texts(cls, train, held_out):
-        return text_pairs.repeated(train, held_out)
 
     def notes(self):
         return [f"a row is a sentence with its text; sentences of a summary: {self.options.extract_sentences}"]
@@ -166,18 +154,8 @@ class Extract(rerank.Rerank):
     def mistakes(self, outcome, count):
         """Returns the summaries with the lowest ROUGE-L."""
         hypotheses, references = self._summaries(outcome, "chosen")
-        scores = written.rouge_rows(hypotheses, references).values[:, 2]
-        return [
-            {
-                "number": int(outcome["number"][i]),
-                "texts": (0,),
-                "gold": references[i],
-                "predicted": hypotheses[i],
-                "score": float(scores[i]),
-            }
-            for i in np.argsort(scores, kind="stable")[:count]
-            if hypotheses[i] != references[i]
-        ]
+        rouge_l = written.rouge_rows(hypotheses, references).values[:, 2]
+        return text_to_text.worst_texts(outcome["number"], hypotheses, references, rouge_l, count)
 
     def file_baselines(self, train, held_out):
         texts, references = zip(*(row.texts for row in held_out.rows()), strict=True)
@@ -192,11 +170,10 @@ class Extract(rerank.Rerank):
         """Returns for each text {"summary", "sentences": [{"text", "start", "end", "score"}]}, and "truncated" if the
         model read only its beginning. Scores are probabilities; offsets count code points."""
         asked = [Row("", (text, ""), None) for text in texts]
-        (columns,) = self.chunks(types.SimpleNamespace(rows=lambda: iter(asked)))
-        rows = encoded.of_chunk(columns)
+        rows = self.encode(asked)
         lengths, found = self.lengths(rows), []
         for indices in np.split(np.arange(len(rows)), range(_BATCH, len(rows), _BATCH)):
-            length = min(-(-int(lengths[indices].max()) // 8) * 8, self._length)
+            length = min(by_length.rounded(lengths[indices].max()), self._length)
             length = self._length if self.page.Model.fixed_length else length
             batch = {name: tf.constant(x) for name, x in self.batch(rows, indices, length).items()}
             found.append(self.predict({MAIN: model}, batch)["answer"].numpy())

@@ -41,7 +41,6 @@ from tfzoo.tasks.task import ColumnOptions, Task, WindowOverlapOption, chunked, 
 tf = lazy.module("tensorflow")
 by_length = lazy.module("tfzoo.data.by_length")
 linear = lazy.module("tfzoo.evaluation.linear")
-reader = lazy.module("tfzoo.text.reader")
 
 OUTSIDE = "O"
 _NOTHING = "none"  # In place of an entity, in mistakes.
@@ -73,10 +72,7 @@ class Tag(Task):
 
     def __init__(self, tokenizer, sequence_length: int, **arguments: Any):
         super().__init__(tokenizer, sequence_length, **arguments)
-        if not reader.has_offsets(tokenizer):
-            raise UserError(
-                f"--task={self.name}: the tokenizer cannot locate its tokens in a text; use another model or tokenizer"
-            )
+        self.require_offsets()
         room, overlap = self.framer.room, self.options.window_overlap
         self.overlap = room // 4 if overlap is None else overlap
         if self.overlap >= room:

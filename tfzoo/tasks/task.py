@@ -144,6 +144,13 @@ class Task(Objective):
             self.SIGNATURE |= {"decoder_token_ids": positions[0], "decoder_padding_mask": positions[1]}
         self.SIGNATURE |= self.targets() | {"weight": (np.float32, ())}
 
+    def require_offsets(self) -> None:
+        """Raises UserError if the tokenizer cannot tell where its tokens are in a text."""
+        if not reader.has_offsets(self._tokenizer):
+            raise UserError(
+                f"--task={self.name}: the tokenizer cannot locate its tokens in a text; use another model or tokenizer"
+            )
+
     def show(self, figures: Sequence[tuple[str, str, str]], best_metric: tuple[str, str]) -> None:
         """Sets FIGURES and best_metric of a task whose options or labels determine them."""
         vars(self).update(FIGURES=figures, best_metric=best_metric)
@@ -238,6 +245,11 @@ class Task(Objective):
     def locate(self) -> Callable[[Sequence[str]], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
         """The function of encoded.offsets_function for the tokenizer."""
         return encoded.offsets_function(self._tokenizer)
+
+    def encode(self, rows: Sequence[Any]) -> EncodedRows:
+        """Returns the encoded rows of a few rows that are not in a file, at most encoded.CHUNK."""
+        (columns,) = self.chunks(types.SimpleNamespace(rows=lambda: iter(rows)))
+        return encoded.of_chunk(columns)
 
     def encoding_key(self) -> str:
         """Returns what the encoded rows depend on in addition to the file, the tokenizer and the options."""

@@ -91,7 +91,40 @@ class Options(ColumnOptions, LabelSmoothingOption, TargetLengthOption, DecodingO
     )
 
 
-class TextToText(Task):
+class ReadsTargets(Task):
+    """A task whose files contain a text and the text that is to be written for it."""
+
+    @classmethod
+    def open_file(cls, options, path, flag, policy):
+        if options.pair_column is not None:
+            raise UserError(
+                f"--pair_column={options.pair_column}: does not apply to --task={cls.name}; use --label_column"
+            )
+        return text_pairs.open_pairs(path, flag=flag, columns=options.columns, policy=policy)
+
+    @classmethod
+    def repeated_texts(cls, train, held_out):
+        return text_pairs.repeated(train, held_out)
+
+
+def worst_texts(
+    numbers: np.ndarray, hypotheses: Sequence[str], references: Sequence[str], scores: np.ndarray, count: int
+) -> list[dict[str, Any]]:
+    """Returns the mistakes (Task.mistakes) of the rows with the lowest scores whose text differs from the right one."""
+    return [
+        {
+            "number": int(numbers[i]),
+            "texts": (0,),
+            "gold": references[i],
+            "predicted": hypotheses[i],
+            "score": float(scores[i]),
+        }
+        for i in np.argsort(scores, kind="stable")[:count]
+        if hypotheses[i] != references[i]
+    ]
+
+
+class TextToText(ReadsTargets):
     """See the module's docstring."""
 
     name = "text_to_text"
@@ -180,20 +213,8 @@ class TextToText(Task):
     # ------------------------------------------------------------------ Files
 
     @classmethod
-    def open_file(cls, options, path, flag, policy):
-        if options.pair_column is not None:
-            raise UserError(
-                f"--pair_column={options.pair_column}: does not apply to --task={cls.name}; use --label_column"
-            )
-        return text_pairs.open_pairs(path, flag=flag, columns=options.columns, policy=policy)
-
-    @classmethod
     def has_labels(cls, options):
         return False
-
-    @classmethod
-    def repeated_texts(cls, train, held_out):
-        return text_pairs.repeated(train, held_out)
 
     @classmethod
     def unit_of(cls, row):
@@ -341,18 +362,7 @@ class TextToText(Task):
         """Returns the texts with the lowest chrF."""
         hypotheses, references = self.answers_of(outcome)
         chrf = written.chrf_of_each(hypotheses, references)
-        numbers = outcome["number"]
-        return [
-            {
-                "number": int(numbers[i]),
-                "texts": (0,),
-                "gold": references[i],
-                "predicted": hypotheses[i],
-                "score": float(chrf[i]),
-            }
-            for i in np.argsort(chrf, kind="stable")[:count]
-            if hypotheses[i] != references[i]
-        ]
+        return worst_texts(outcome["number"], hypotheses, references, chrf, count)
 
     # ------------------------------------------------------------------ Baselines
 
