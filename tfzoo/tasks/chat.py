@@ -41,7 +41,7 @@ from tfzoo.evaluation.ngram import KneserNey
 from tfzoo.objectives import shared
 from tfzoo.objectives.objective import MAIN, LabelSmoothingOption, PackOption
 from tfzoo.options import option
-from tfzoo.tasks import GROUP
+from tfzoo.tasks import GROUP, decoder_rows
 from tfzoo.tasks.task import Scores, chunked
 from tfzoo.tasks.templated import ChatTemplateOption, TemplatedTask
 from tfzoo.text import framing
@@ -253,12 +253,8 @@ class Chat(TemplatedTask):
 
     def _fill(self, row: dict[str, np.ndarray], samples: EncodedRows, i: int, begin: int, document: int) -> int:
         """Writes a sample into a row of features from `begin` on, and returns its end."""
-        tokens, spans = samples.values("tokens", i), samples.values("spans", i).reshape(-1, 2)
-        end = begin + len(tokens) - 1
-        row["token_ids"][begin:end], row["targets"][begin:end] = tokens[:-1], tokens[1:]
-        row["padding_mask"][begin:end] = True
-        for first, last in spans:  # The target of a position is the next token.
-            row["target_weights"][begin + max(first - 1, 0) : begin + last - 1] = 1
+        spans = samples.values("spans", i).reshape(-1, 2)
+        end = decoder_rows.write(row, samples.values("tokens", i), spans, begin)
         if "document_ids" in row:
             row["document_ids"][begin:end] = document
             row["position_ids"][begin:end] = np.arange(end - begin)

@@ -29,7 +29,7 @@ from tfzoo.evaluation.intervals import Weighted
 from tfzoo.objectives import shared
 from tfzoo.objectives.objective import MAIN
 from tfzoo.options import option
-from tfzoo.tasks import GROUP
+from tfzoo.tasks import GROUP, decoder_rows
 from tfzoo.tasks.similarity import tfidf_cosines
 from tfzoo.tasks.task import ColumnOptions, PoolingOption, Task, chunked
 
@@ -164,13 +164,7 @@ class Choice(Task):
         return int(np.count_nonzero(np.logical_or.reduceat(kept[0] + kept[1] < contexts + endings, starts)))
 
     def batch(self, rows, indices, length):
-        signature = self.signature(rows)
-        features = {
-            name: np.zeros((len(indices), *(length if size is None else size for size in shape)), dtype)
-            for name, (dtype, shape) in signature.items()
-        }
-        features["token_ids"][:] = self.framer.pad_id
-        features["weight"][:] = 1
+        features = self.blank(self.signature(rows), len(indices), length)
         for row, index in enumerate(indices):
             texts = self._rows_of(rows, int(index))
             features["is_ending"][row, : len(texts)] = True
@@ -186,10 +180,8 @@ class Choice(Task):
         for i, (context, ending) in enumerate(texts):
             before, kept = (int(size) for size in self._kept(len(context), len(ending)))
             tokens = np.concatenate([self._bos, context[len(context) - before :], ending[:kept]]).astype(np.int32)
-            count = len(tokens) - 1
-            row["token_ids"][i, :count], row["targets"][i, :count] = tokens[:-1], tokens[1:]
-            row["padding_mask"][i, :count] = True
-            row["target_weights"][i, max(count - kept, 0) : count] = 1
+            own = {name: x[i] for name, x in row.items() if x.ndim == 2}
+            decoder_rows.write(own, tokens, [(len(tokens) - kept, len(tokens))])
 
     # ------------------------------------------------------------------ Models and loss
 
@@ -205,16 +197,12 @@ class Choice(Task):
     def _scores(self, models, batch, training: bool) -> dict[str, Any]:
         """Returns scores of endings, float32 [B, C]: the encoder's under "", the decoder's under SUM and MEAN."""
         model, shape = models[MAIN], tf.shape(batch["token_ids"])
-        names = ("token_ids",) if self._is_decoder else tuple(name for name in model.INPUTS if name in batch)
-        inputs = {name: tf.reshape(batch[name], [-1, shape[2]]) for name in names}
+        if self._is_decoder:
+            total = decoder_rows.log_probabilities(model, batch, training)
+            return {SUM: total, MEAN: total / tf.maximum(tf.reduce_sum(batch["target_weights"], -1), 1)}
+        inputs = {name: tf.reshape(batch[name], [-1, shape[2]]) for name in model.INPUTS if name in batch}
         outputs = model(inputs, training=training)
-        if not self._is_decoder:
-            return {"": tf.reshape(tf.cast(outputs["classify_logits"], tf.float32), shape[:2])}
-        targets = tf.reshape(batch["targets"], [-1, shape[2]])
-        losses, _ = shared.cross_entropy(tf.cast(outputs["logits"], tf.float32), targets)
-        weights = batch["target_weights"]
-        total = -tf.reduce_sum(tf.reshape(losses, shape) * weights, -1)
-        return {SUM: total, MEAN: total / tf.maximum(tf.reduce_sum(weights, -1), 1)}
+        return {"": tf.reshape(tf.cast(outputs["classify_logits"], tf.float32), shape[:2])}
 
     def _losses(self, models, batch, training: bool):
         """Returns the scores of the endings that there are, each [B, C], and the loss of each row, float32 [B]."""

@@ -30,10 +30,9 @@ from tfzoo import lazy
 from tfzoo.data.messages import PreferenceFile
 from tfzoo.errors import UserError
 from tfzoo.evaluation.intervals import Weighted
-from tfzoo.objectives import shared
 from tfzoo.objectives.objective import MAIN, LabelSmoothingOption
 from tfzoo.options import option
-from tfzoo.tasks import GROUP
+from tfzoo.tasks import GROUP, decoder_rows
 from tfzoo.tasks.task import chunked
 from tfzoo.tasks.templated import ChatTemplateOption, TemplatedTask, Turn, shown
 
@@ -41,6 +40,7 @@ tf = lazy.module("tensorflow")
 
 REFERENCE = "reference"
 _ANSWERS = ("chosen", "rejected")
+_WRITTEN = ("token_ids", "targets", "padding_mask", "target_weights")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,21 +121,13 @@ class Preferences(TemplatedTask):
         return np.maximum(np.max([rows.lengths(name) for name in _ANSWERS], axis=0) - 1, 1)
 
     def batch(self, rows, indices, length):
-        features = {
-            name: np.zeros((len(indices), *(length if size is None else size for size in shape)), dtype)
-            for name, (dtype, shape) in self.SIGNATURE.items()
-        }
-        features["weight"][:] = 1
-        features["token_ids"][:] = self.framer.pad_id
+        features = self.blank(self.SIGNATURE, len(indices), length)
         features["number"][:] = rows.columns["number"][indices]
         for row, index in enumerate(indices):
             for i, name in enumerate(_ANSWERS):
                 tokens, begin = rows.values(name, int(index)), int(rows.columns[f"{name}_begin"][index])
-                count = len(tokens) - 1
-                features["token_ids"][row, i, :count] = tokens[:-1]
-                features["targets"][row, i, :count] = tokens[1:]
-                features["padding_mask"][row, i, :count] = True
-                features["target_weights"][row, i, max(begin - 1, 0) : count] = 1
+                answer = {each: features[each][row, i] for each in _WRITTEN}
+                decoder_rows.write(answer, tokens, [(begin, len(tokens))])
         return features
 
     # ------------------------------------------------------------------ Models and loss
@@ -153,18 +145,10 @@ class Preferences(TemplatedTask):
     def model_names(self, name):
         return {MAIN: name, REFERENCE: name}
 
-    def _log_probabilities(self, model, batch, training: bool):
-        """Returns the log-probabilities of the answers, float32 [B, 2]."""
-        shape = tf.shape(batch["token_ids"])
-        token_ids, targets = (tf.reshape(batch[name], [-1, shape[2]]) for name in ("token_ids", "targets"))
-        logits = tf.cast(model({"token_ids": token_ids}, training=training)["logits"], tf.float32)
-        losses, _ = shared.cross_entropy(logits, targets)
-        return -tf.reduce_sum(tf.reshape(losses, shape) * batch["target_weights"], -1)
-
     def _margins(self, models, batch, training: bool):
         """Returns the reward of the chosen answer minus that of the rejected one, and the loss, float32 [B] each."""
-        reference = tf.stop_gradient(self._log_probabilities(models[REFERENCE], batch, False))
-        rewards = self.options.beta * (self._log_probabilities(models[MAIN], batch, training) - reference)
+        reference = tf.stop_gradient(decoder_rows.log_probabilities(models[REFERENCE], batch, False))
+        rewards = self.options.beta * (decoder_rows.log_probabilities(models[MAIN], batch, training) - reference)
         margin = rewards[:, 0] - rewards[:, 1]
         loss = tf.math.softplus(-margin) * (1 - self._smoothing) + tf.math.softplus(margin) * self._smoothing
         return margin, loss * batch["weight"]

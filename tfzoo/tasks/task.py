@@ -312,6 +312,16 @@ class Task(Objective):
         features = self.framer.rows(texts, length) | {"weight": np.ones(len(texts), np.float32)}
         return features | self.target_features(rows, indices, length)
 
+    def blank(self, signature: Mapping[str, tuple[Any, tuple[int | None, ...]]], count: int, length: int):
+        """Returns features of `count` rows of `length` positions without tokens, {name: array}; weights are 1."""
+        features = {
+            name: np.zeros((count, *(length if size is None else size for size in shape)), dtype)
+            for name, (dtype, shape) in signature.items()
+        }
+        features["token_ids"][:] = self.framer.pad_id
+        features["weight"][:] = 1
+        return features
+
     def target_features(self, rows: EncodedRows, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """Returns the features named by `targets`; by default, the columns of the same names."""
         return {name: np.asarray(rows.columns[name][indices]) for name in self.targets()}
