@@ -89,7 +89,7 @@ class MatchTest(unittest.TestCase):
         self.assertAlmostEqual(found["token_f1"], 100 * (1 + 2 * 1 / 6 + 1 + 0) / 4)
 
     def test_together(self):
-        both = written.together(written.match_rows(["a"], ["a"]), written.chrf_rows(["a"], ["a"]))
+        both = intervals.together(written.match_rows(["a"], ["a"]), written.chrf_rows(["a"], ["a"]))
         self.assertEqual(both(), {"exact_match": 100.0, "token_f1": 100.0, "chrf": 100.0})
 
 

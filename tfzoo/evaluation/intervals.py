@@ -39,6 +39,20 @@ class Weighted:
         return {name: float(of[0]) for name, of in self.figures(values[first], counts[None]).items()}
 
 
+def together(*scores: Weighted) -> Weighted:
+    """Returns the figures of several scores of the same rows as one score."""
+    ends = np.cumsum([score.values.shape[1] for score in scores])
+    values = np.concatenate([score.values for score in scores], axis=1)
+
+    def figures(values: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for score, part in zip(scores, np.split(values, ends[:-1], axis=1), strict=True):
+            found |= score.figures(part, weights)
+        return found
+
+    return Weighted(values, figures)
+
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """The difference of a figure between two systems, with its 95% interval and two-sided p."""

@@ -148,20 +148,6 @@ def match_rows(hypotheses: Sequence[str], references: Sequence[str]) -> Weighted
     return _means(rows, ("exact_match", "token_f1"))
 
 
-def together(*scores: Weighted) -> Weighted:
-    """Returns the figures of several scores of the same rows as one score."""
-    ends = np.cumsum([score.values.shape[1] for score in scores])
-    values = np.concatenate([score.values for score in scores], axis=1)
-
-    def figures(values: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        for score, part in zip(scores, np.split(values, ends[:-1], axis=1), strict=True):
-            found |= score.figures(part, weights)
-        return found
-
-    return Weighted(values, figures)
-
-
 def _means(rows: Sequence[Sequence[float]], names: Sequence[str]) -> Weighted:
     def figures(values: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
         means = (weights @ values) / np.maximum(weights.sum(axis=1, keepdims=True), 1)

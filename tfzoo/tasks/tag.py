@@ -32,7 +32,7 @@ from tfzoo import lazy
 from tfzoo.data import windows
 from tfzoo.data.tagged import TaggedFile, TaggedRow, tags_of
 from tfzoo.errors import UserError
-from tfzoo.evaluation import entities, scores
+from tfzoo.evaluation import entities, intervals, scores
 from tfzoo.evaluation.intervals import Weighted
 from tfzoo.objectives import shared
 from tfzoo.objectives.objective import LabelSmoothingOption
@@ -224,14 +224,7 @@ class Tag(Task):
         accuracy = entities.accuracy_rows(gold, predicted)
         if not self.is_entities:
             return accuracy
-        strict = entities.strict_rows(gold, predicted)
-        width = strict.values.shape[1]
-        return Weighted(
-            np.concatenate([strict.values, accuracy.values], axis=1),
-            lambda values, weights: (
-                strict.figures(values[:, :width], weights) | accuracy.figures(values[:, width:], weights)
-            ),
-        )
+        return intervals.together(entities.strict_rows(gold, predicted), accuracy)
 
     def details(self, outcome):
         if self.is_entities:

@@ -26,7 +26,7 @@ from tfzoo import lazy
 from tfzoo.data import text_pairs
 from tfzoo.data.frames import Framer
 from tfzoo.errors import UserError
-from tfzoo.evaluation import extracts, written
+from tfzoo.evaluation import extracts, intervals, written
 from tfzoo.evaluation.intervals import Weighted
 from tfzoo.objectives import shared
 from tfzoo.objectives.objective import MAIN, LabelSmoothingOption, TargetLengthOption
@@ -356,7 +356,7 @@ class TextToText(ReadsTargets):
     @classmethod
     def score_texts(cls, hypotheses: Sequence[str], references: Sequence[str], options: Any) -> Weighted:
         """Returns the scores of texts as a function of rows."""
-        return written.together(written.match_rows(hypotheses, references), written.chrf_rows(hypotheses, references))
+        return intervals.together(written.match_rows(hypotheses, references), written.chrf_rows(hypotheses, references))
 
     def mistakes(self, outcome, count):
         """Returns the texts with the lowest chrF."""

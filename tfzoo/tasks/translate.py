@@ -10,7 +10,7 @@ its signature is in the record of an evaluation.
 import dataclasses
 from collections.abc import Sequence
 
-from tfzoo.evaluation import written
+from tfzoo.evaluation import intervals, written
 from tfzoo.options import option
 from tfzoo.tasks import GROUP, text_to_text
 from tfzoo.tasks.text_to_text import TextToText
@@ -44,7 +44,7 @@ class Translate(TextToText):
 
     @classmethod
     def score_texts(cls, hypotheses, references, options):
-        return written.together(
+        return intervals.together(
             written.bleu_rows(hypotheses, references, bleu_tokenizer(references, options)),
             written.chrf_rows(hypotheses, references),
         )
