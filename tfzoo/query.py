@@ -158,7 +158,7 @@ def _reader(config: QueryConfig) -> Iterator[Read]:
 
 
 def _right_answers(config: QueryConfig, queries: Sequence[str]) -> list[list[str]] | None:
-    """Returns the right answers of each query; None if there is no reader, or --relevant has none."""
+    """Returns the right answers of each query; None without --reader, or if --relevant contains no answers."""
     if config.reader is None or config.relevant is None:
         return None
     lines = measures.read_answers(config.relevant)

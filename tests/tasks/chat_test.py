@@ -153,7 +153,7 @@ class SpansTest(unittest.TestCase):
                             answer = answer.lstrip()
                         self.assertEqual(self.known(self.shown(tokenizer, ids), kind), self.known(answer, kind))
                         self.assertIn(ids[-1], tokenizer.special_ids)
-                        # A complete conversation has the same tokens, unless the template rewrites what was asked.
+                        # A complete conversation begins with the same tokens, unless the template changes messages.
                         whole = template.ids(messages[: i + 1], add_generation_prompt=False)
                         if name != "instructions":
                             self.assertEqual(whole[: len(before) + len(ids)], [*before, *ids])

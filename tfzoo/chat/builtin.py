@@ -38,7 +38,7 @@ def read(flag: str, value: str) -> tuple[str, tuple[str, ...]]:
       value: one of BUILT_IN, or a file.
 
     Raises:
-      UserError: there is no such file, or it cannot be read.
+      UserError: the file does not exist, or cannot be read.
     """
     if value in BUILT_IN:
         return BUILT_IN[value]

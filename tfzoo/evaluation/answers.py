@@ -175,7 +175,7 @@ def best_threshold(difference: np.ndarray, score: np.ndarray, has_answer: np.nda
 
     Args:
       difference: [N], the score of "no answer" minus that of the best answer, such as a difference of logarithms of
-        probabilities; infinity if there is no answer to choose.
+        probabilities; infinite for a question for which the model has no answer.
       score: [N], the exact match or F1 of the best answer.
       has_answer: bool [N], whether the question has an answer.
 

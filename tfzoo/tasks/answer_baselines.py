@@ -1,4 +1,4 @@
-"""Answers to questions by rules, without a model: the nearest sentence, and the words beside those of the question."""
+"""Answers to questions by rules, without a model: the nearest sentence, and the words near those of the question."""
 
 import collections
 import math
@@ -43,12 +43,12 @@ def nearest_sentences(rows: Sequence[QuestionRow]) -> list[str]:
 
 
 def spans_beside(rows: Sequence[QuestionRow], characters: bool) -> list[str]:
-    """Returns for each question the span of its context that is beside most words of the question.
+    """Returns for each question the span of its context that is near most words of the question.
 
     A span has one to three words, or two to six characters of a text without spaces, none of them of the question, and
     does not extend over a punctuation mark. Its score is the sum of the inverse document frequencies of the question's
     words that are at most 6 words (10 characters) before or after it. A character is one of the question's if it is
-    beside the same character as there. Of equal scores, the longest and then the first span is returned.
+    next to the same character as there. Of equal scores, the longest and then the first span is returned.
 
     Args:
       rows: the questions.

@@ -54,7 +54,7 @@ def likeliest(chances, context):
 def difference(no_answer: float, score: float) -> float:
     """Returns log(no_answer / score): for a text that is read at once, the difference between the sum of the two logits
     of [CLS] and that of the logits of the best span, which is what a threshold of "no answer" is compared with. It is
-    infinite if there is no span."""
+    infinite if the text has no span that could be the answer."""
     if score <= 0:
         return math.inf
     return math.log(no_answer) - math.log(score) if no_answer > 0 else -math.inf
