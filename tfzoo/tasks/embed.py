@@ -21,7 +21,7 @@ In an evaluation, each text of the file ranks the positives and negatives of the
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,22 +161,7 @@ class Embed(BiEncoder):
         return outcome
 
     def score_rows(self, outcome):
-        parts = {
-            name.removeprefix("ranks"): retrieval.figures_rows([row[~np.isnan(row)] for row in ranks])
-            for name, ranks in outcome.items()
-            if name.startswith("ranks")
-        }
-        width = parts[""].values.shape[1]
-
-        def figures(values, weights):
-            found: dict[str, np.ndarray] = {}
-            for i, (suffix, part) in enumerate(parts.items()):
-                of_part = part.figures(values[:, i * width : (i + 1) * width], weights)
-                names = _SHOWN if not suffix else ("ndcg_10",)
-                found |= {name + suffix: of_part[name] for name in names}
-            return found
-
-        return Weighted(np.concatenate([part.values for part in parts.values()], axis=1), figures)
+        return scores_of_sizes(outcome, _SHOWN, "ndcg_10")
 
     def mistakes(self, outcome, count):
         ranks = np.nanmin(outcome["ranks"], axis=1)
@@ -210,6 +195,35 @@ class Embed(BiEncoder):
 
 
 _SHOWN = ("ndcg_10", "mrr", "recall_1", "recall_5", "recall_10")
+
+
+def scores_of_sizes(
+    outcome: Mapping[str, np.ndarray], whole: Collection[str], cut: str, recalls: Sequence[int] = retrieval.RECALLS
+) -> Weighted:
+    """Returns the scores of the "ranks" [N, R] of an outcome, and of the "ranks/SIZE" of vectors that are cut, as a
+    function of rows.
+
+    Args:
+      outcome: see Embed.outcome; NaN stands for a rank that a row does not have.
+      whole: the figures of whole vectors.
+      cut: the figure of cut ones, which is named FIGURE/SIZE.
+      recalls: see retrieval.figures.
+    """
+    parts = {
+        name.removeprefix("ranks"): retrieval.figures_rows([row[~np.isnan(row)] for row in ranks], recalls=recalls)
+        for name, ranks in outcome.items()
+        if name.startswith("ranks")
+    }
+    width = parts[""].values.shape[1]
+
+    def figures(values, weights):
+        found: dict[str, np.ndarray] = {}
+        for i, (suffix, part) in enumerate(parts.items()):
+            of_part = part.figures(values[:, i * width : (i + 1) * width], weights)
+            found |= {name + suffix: of_part[name] for name in ([cut] if suffix else whole)}
+        return found
+
+    return Weighted(np.concatenate([part.values for part in parts.values()], axis=1), figures)
 
 
 def _not_negatives(keys):

@@ -22,7 +22,6 @@ from tfzoo import lazy
 from tfzoo.data.responses import ResponseFile
 from tfzoo.errors import UserError
 from tfzoo.evaluation import retrieval
-from tfzoo.evaluation.intervals import Weighted
 from tfzoo.options import option
 from tfzoo.tasks import GROUP, embed
 from tfzoo.tasks.bi_encoder import unit
@@ -100,20 +99,8 @@ class Respond(embed.Embed):
         return outcome
 
     def score_rows(self, outcome):
-        ranks = {name.removeprefix("ranks"): each for name, each in outcome.items() if name.startswith("ranks")}
-        parts = {suffix: retrieval.figures_rows(each, recalls=RECALLS) for suffix, each in ranks.items()}
-        width = parts[""].values.shape[1]
         shown = {name for _, name, _ in self.FIGURES}
-
-        def figures(values, weights):
-            found: dict[str, np.ndarray] = {}
-            for i, (suffix, part) in enumerate(parts.items()):
-                of_part = part.figures(values[:, i * width : (i + 1) * width], weights)
-                names = [name for name in _SHOWN if name in shown] if not suffix else ["recall_1"]
-                found |= {name + suffix: of_part[name] for name in names}
-            return found
-
-        return Weighted(np.concatenate([part.values for part in parts.values()], axis=1), figures)
+        return embed.scores_of_sizes(outcome, [name for name in _SHOWN if name in shown], "recall_1", RECALLS)
 
     def file_baselines(self, train, held_out):
         rows = [row.texts for row in held_out.rows()]
