@@ -16,7 +16,7 @@ DRAWS ?= 20
 # The stamp is written last, so that an interrupted installation is never treated as finished.
 INSTALLED := .venv/installed
 PEERS_INSTALLED := .venv-peers/installed
-LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet --extra export --extra tasks pyproject.toml
+LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet --extra export --extra serve --extra tasks pyproject.toml
 
 .PHONY: help install train demo test faults keras browser parity layouts check format bench results wheel lock clean
 
