@@ -18,7 +18,7 @@ INSTALLED := .venv/installed
 PEERS_INSTALLED := .venv-peers/installed
 LOCK := $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet --extra export --extra serve --extra tasks pyproject.toml
 
-.PHONY: help install train demo test faults keras browser parity layouts check format bench results wheel lock clean
+.PHONY: help install train demo test faults fuzz keras browser parity layouts check format bench results wheel lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -48,6 +48,12 @@ test: $(INSTALLED)  ## run the tests
 
 faults: $(INSTALLED)  ## run the long tests, such as those that kill processes and damage files
 	$(PY) -m pytest -m faults
+
+# Other inputs: make fuzz SEED=7 CASES=100000. The same command continues after a kill.
+CASES ?= 2000
+fuzz: SEED = 0
+fuzz: $(INSTALLED)  ## damage users' files at random and count how they are read
+	$(PY) -m tests.fuzz --seed=$(SEED) --cases=$(CASES)
 
 keras: $(INSTALLED)  ## test every head, precision and XLA in every family through Keras
 	$(PY) -m pytest -m keras

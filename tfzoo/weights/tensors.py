@@ -242,7 +242,8 @@ def read_weight_map(index: pathlib.Path) -> dict[str, Any]:
 def check_shard_name(index: pathlib.Path, name: str, shard: Any) -> None:
     """Raises UserError if a shard is not the plain name of a file next to its index."""
     # Links are allowed: in Hugging Face's cache every file is one.
-    if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\:\x00-\x1f]", shard):
+    plain = isinstance(shard, str) and shard not in ("", ".", "..") and len(shard.encode(errors="replace")) < 256
+    if not plain or re.search(r"[/\\:\x00-\x1f]", shard):
         raise UserError(
             f"{index}: tensor {show(name)} is listed in {show(shard)}; a shard must be a plain file name in the same"
             " folder"
