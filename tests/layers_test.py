@@ -67,7 +67,7 @@ MAY_IMPORT = {
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
     "prediction": MODELS | {"text", "data", "embeddings", "evaluation", "export", "training", "hub"},
-    "serve": {"errors", "cli", "records", "chat"},  # It serves artifacts of any origin.
+    "serve": BELOW | {"cli", "options", "records", "chat"},  # It serves artifacts of any origin.
 }
 # Importing these does not import TensorFlow, so that help, error messages and servers start fast.
 WITHOUT_TENSORFLOW = [
@@ -142,6 +142,8 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.retrieval.store",
     "tfzoo.retrieval.build",
     "tfzoo.retrieval.search",
+    "tfzoo.serve.core",
+    "tfzoo.serve.messages",
     *sorted(ENTRY_POINTS),
 ]
 MAX_LINES = 100
