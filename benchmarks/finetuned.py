@@ -73,6 +73,8 @@ SETS = {
 # 64 pairs of multi30k, Muon makes 100 with 128 pairs: the validation losses are 3.82 and 4.00.
 _WRITER = ["--model=transformer_base", "--overrides=hidden_size=256,num_heads=4,intermediate_size=1024,norm_first=true"]
 _WRITER += ["--overrides=initializer_range=0.0625,attention_dropout=0", "--tokenizer=sentencepiece"]
+# The positions and the epsilon of Pegasus, the pre-norm form of Marian: Hugging Face transformers reads such runs.
+_WRITER += ["--overrides=positions=sinusoidal_concat,norm_epsilon=1e-5"]
 _WRITER += ["--vocab_size=8192", "--batch_size=64", "--optimizer=adamw", "--learning_rate=1e-3", "--beta_2=0.98"]
 _WRITER += ["--schedule=trapezoidal", "--warmup_steps=300", "--log_every=50"]
 WRITING = {
