@@ -26,6 +26,7 @@ ENTRY_POINTS = {
     "tfzoo.index",
     "tfzoo.launch",
     "tfzoo.predict",
+    "tfzoo.publish",
     "tfzoo.query",
     "tfzoo.score",
     "tfzoo.train",

@@ -20,7 +20,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tfzoo import files
-from tfzoo.export import answers, golden, interface, manifest, warmup
+from tfzoo.export import answers, batching, golden, interface, manifest, warmup
 from tfzoo.export.answers import Options
 from tfzoo.export.checks import Checks
 from tfzoo.export.interface import Signature, Tensor
@@ -43,6 +43,7 @@ def write(
         arrays |= golden.text_signatures(answer, limits)
     golden.write(folder / "golden.npz", arrays)
     warmup.write(folder, name, arrays)
+    batching.write(folder)
     return {**manifest.signatures(signatures, limits), "precision": model.compute_dtype}
 
 
