@@ -22,6 +22,8 @@ from absl import flags as absl_flags
 
 from tfzoo import cli, files, json_files
 from tfzoo.errors import CheckFailed, UserError
+from tfzoo.export import publish, verify
+from tfzoo.serve import models_config
 
 MANIFEST = "manifest.json"
 RECORD = "published.json"
@@ -59,8 +61,6 @@ def main(flags: absl_flags.FlagValues) -> None:
         files.check_can_be_made(to, "to")
         with files.writing(to):
             to.mkdir(parents=True)
-    from tfzoo.export import serving_config  # Needs the packages of the extra `export`.
-
     with files.Lock(to):
         published = _read(to / RECORD)
         if flags.rollback is not None:
@@ -75,7 +75,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         platform, *others = {_platform(to / name / str(version)) for version in current.values()}
         if others:
             raise UserError(f"{to / name}: contains SavedModels and ONNX artifacts; give one of them another --name")
-        serving_config.edit(to / serving_config.NAME, name, platform, f"{base_path.rstrip('/')}/{name}", current)
+        models_config.edit(to / models_config.NAME, name, platform, f"{base_path.rstrip('/')}/{name}", current)
         files.atomic_write(to / RECORD, json.dumps(published, indent=1) + "\n")
     for each, version in sorted(current.items()):
         print(f"{name}: version {version} {f'has the label {each}' if each else 'answers requests without a label'}")
@@ -83,8 +83,6 @@ def main(flags: absl_flags.FlagValues) -> None:
 
 def _install(artifact: pathlib.Path, to: pathlib.Path) -> tuple[str, int]:
     """Verifies an artifact, copies it, and returns its name and version."""
-    from tfzoo.export import publish, verify
-
     if not (artifact / MANIFEST).is_file():
         raise UserError(f"{artifact}: is not an artifact; specify a folder NAME/VERSION that tfzoo.export has written")
     _platform(artifact)

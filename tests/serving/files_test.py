@@ -12,6 +12,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from tests import helpers
 from tfzoo import models
+from tfzoo.serve import messages
 
 SERVING = helpers.ROOT / "serving"
 IMAGE = "tensorflow/serving:2.20.0"
@@ -44,6 +45,24 @@ class ConfigTest(unittest.TestCase):
         # A label of a version that is not loaded would be refused.
         self.assertLessEqual({*packages.version_labels.values()}, {*packages.model_version_policy.specific.versions})
 
+    def test_batching_and_monitoring(self):
+        texts = {
+            name: [(SERVING / path).read_text()]
+            for name, path in (("batching", "batching.config"), ("monitoring", "monitoring/monitoring.config"))
+        }
+        (config_map,) = documents("k8s/config.yaml")
+        for name, found in texts.items():
+            found.append(config_map["data"][f"{name}.config"])
+        for text in texts["batching"]:
+            batching = messages.parse_text(text, messages.BatchingParameters, "batching.config")
+            self.assertEqual(batching.allowed_batch_sizes[-1], batching.max_batch_size.value)
+            self.assertGreater(batching.max_enqueued_batches.value, 0)  # Otherwise the queue has no limit.
+            self.assertFalse(batching.pad_variable_length_inputs)
+        for text in texts["monitoring"]:
+            monitoring = messages.parse_text(text, messages.MonitoringConfig, "monitoring.config").prometheus_config
+            self.assertTrue(monitoring.enable)
+            self.assertEqual(monitoring.path, METRICS)
+
     def test_tls_writes_certificates_and_configurations(self):
         folder = helpers.temporary_folder(self)
         subprocess.run(["sh", SERVING / "tls.sh", folder, "models.example"], check=True, capture_output=True)
@@ -61,6 +80,12 @@ class ConfigTest(unittest.TestCase):
             self.assertIn(name, shown.stdout)
         for path in folder.glob("*.key"):
             self.assertEqual(path.stat().st_mode & 0o077, 0, path)
+        for name, mutual in (("tls.config", False), ("mutual_tls.config", True)):
+            ssl = messages.read_text(str(folder / name), messages.SSLConfig, "ssl_config_file")
+            self.assertEqual(ssl.server_key, (folder / "server.key").read_text())
+            self.assertEqual(ssl.server_cert, (folder / "server.pem").read_text())
+            self.assertEqual(ssl.client_verify, mutual)
+            self.assertEqual(ssl.custom_ca, (folder / "ca.pem").read_text() if mutual else "")
 
 
 class ComposeTest(unittest.TestCase):
@@ -140,7 +165,6 @@ class KubernetesTest(unittest.TestCase):
             self.assertEqual(ports[port["targetPort"]]["containerPort"], port["port"])
         (endpoint,) = self.kinds["ServiceMonitor"]["spec"]["endpoints"]
         self.assertEqual((endpoint["port"], endpoint["path"]), ("http", METRICS))
-        self.assertIn(f'path: "{METRICS}"', self.kinds["ConfigMap"]["data"]["monitoring.config"])
 
     def test_a_pod_is_stopped_after_the_endpoints_are_updated(self):
         seconds = int(self.container["lifecycle"]["preStop"]["exec"]["command"][1])

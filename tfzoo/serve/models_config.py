@@ -1,34 +1,32 @@
-"""models.config of TF Serving: which versions of a model are loaded, and which of them have labels.
+"""models.config: which versions of a model a server loads, and which of them have labels.
 
 A model's entry is edited, and everything else in the file is kept, apart from comments.
 """
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from google.protobuf import text_format
-from tensorflow_serving.config import model_server_config_pb2
 
 from tfzoo import files
 from tfzoo.errors import UserError, one_line
+from tfzoo.serve import messages
 
 NAME = "models.config"
 
 
-def read(path: pathlib.Path) -> model_server_config_pb2.ModelServerConfig:
-    """Returns the content of a file, or an empty configuration if it does not exist.
+def read(path: pathlib.Path) -> Any:
+    """Returns the messages.ModelServerConfig in a file, or an empty one if the file does not exist.
 
     Raises:
-      UserError: the file cannot be read or is not a ModelServerConfig.
+      UserError: the file cannot be read, is not a ModelServerConfig, or has no model_config_list.
     """
-    config = model_server_config_pb2.ModelServerConfig()
     try:
-        if path.exists():
-            text_format.Parse(path.read_text(encoding="utf-8"), config)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)}); provide a text file") from None
-    except text_format.ParseError as error:
-        raise UserError(f"{path}: is not a ModelServerConfig in text form ({one_line(error)}); correct it") from None
+    config = messages.parse_text(text, messages.ModelServerConfig, str(path))
     if config.WhichOneof("config") == "custom_model_config":
         raise UserError(f"{path}: contains custom_model_config; only a model_config_list can be edited")
     return config
@@ -47,4 +45,4 @@ def edit(path: pathlib.Path, name: str, platform: str, base_path: str, current: 
     model.model_version_policy.specific.versions[:] = sorted(set(current.values()))
     model.version_labels.clear()
     model.version_labels.update({label: version for label, version in current.items() if label})
-    files.atomic_write(path, text_format.MessageToString(config))
+    files.atomic_write(path, text_format.MessageToString(config, descriptor_pool=messages.POOL))
