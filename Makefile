@@ -104,6 +104,7 @@ bench: $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Gard
 results: $(INSTALLED)  ## train all recipes and write docs/results.md (hours; recorded recipes are not repeated)
 	$(PY) benchmarks/recipes.py
 	$(PY) benchmarks/finetuned.py
+	$(PY) benchmarks/language_tasks.py
 
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(PY) -m build --wheel --no-isolation

@@ -96,7 +96,7 @@ def prepare(folder: pathlib.Path, model_dir: pathlib.Path, batch_size: int) -> i
     with gzip.open(path_of(WRITING["multi30k"][3]).partition("+")[0], "rt", encoding="utf-8") as file:
         lines = file.read().splitlines()
     rows = sorted((row + [special["eos_token_id"]] for row in tokenizer.tokenize(lines).to_list()), key=len)
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     starts = range(0, len(rows), batch_size)
     for number, start in enumerate(starts):
         part = rows[start : start + batch_size]
