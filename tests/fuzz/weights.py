@@ -156,4 +156,11 @@ KINDS = {
         ("safetensors",),
     ),
     "hdf5": Kind(_make_hdf5, _damage, lambda folder: _all(hdf5_files.open_h5(folder)), _h5py_alone, ("h5py",)),
+    "tf1": Kind(
+        _make_tf1,
+        _damage_tf1,
+        lambda folder: _all(tf1_files.open_tf1(folder)),
+        _tensorflow_alone,
+        ("tensorflow",),
+    ),
 }

@@ -670,7 +670,9 @@ class TensorFlowTest(Folders):
         whole = data.read_bytes()
         data.write_bytes(whole[:-1])
         self.refused(
-            "tensor 'y': shape .1000. ends at byte 4008 or later, but all .data files have 4007", open_tf1, prefix
+            "tensor 'y': shape .1000. ends at byte 4008, but bert_model.ckpt.data-00000-of-00001 has 4007",
+            open_tf1,
+            prefix,
         )
         data.write_bytes(whole[:-1] + b"\x80")
         self.refused("tensor 'y' cannot be read .*Checksum does not match", open_tf1(prefix).read, "y")

@@ -25,6 +25,7 @@ from tfzoo.weights.tensors import (
     explained,
     steps,
 )
+from tfzoo.weights.tf1_index import Entry, read_index
 
 # Scalars that optimizers, loss scaling and loops store next to the weights, in any scope.
 _COUNTER = re.compile(
@@ -83,51 +84,68 @@ def open_tf1(prefix: str | os.PathLike) -> Tensors:
         )
     if index.stat().st_size > MAX_HEADER_BYTES:
         raise UserError(f"{index}: has {index.stat().st_size} bytes, but at most {MAX_HEADER_BYTES} are allowed")
-    pattern = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-\d{5}")
-    data_size = sum(path.stat().st_size for path in prefix.parent.iterdir() if pattern.fullmatch(path.name))
 
     import tensorflow as tf  # Nothing else in this module requires it.
 
     try:
+        entries = read_index(index)
+        check_count(index, len(entries), "tensors", MAX_TENSORS)
+        if "_CHECKPOINTABLE_OBJECT_GRAPH" in entries:
+            raise UserError(
+                f"{index}: is a TensorFlow 2 object checkpoint; only TF1 variable checkpoints are supported"
+            )
+        ignored = [name for name in sorted(entries) if _is_optimizers(name, entries)]
+        places = {name: _place(index, name, entries[name]) for name in sorted(entries.keys() - set(ignored))}
         reader = tf.train.load_checkpoint(str(prefix))
-        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{index}: cannot be read ({type(error).__name__}: {one_line(error, 200)}); {AGAIN}") from None
-    check_count(index, len(shapes), "tensors", MAX_TENSORS)
-    if "_CHECKPOINTABLE_OBJECT_GRAPH" in shapes:
-        raise UserError(f"{index}: is a TensorFlow 2 object checkpoint; only TF1 variable checkpoints are supported")
-    places = {}
-    claimed = 0
-    ignored = [name for name in sorted(shapes) if _is_optimizers(name, shapes)]
     if ignored:
         logging.info("%s: %d optimizer variables are ignored, such as %s", index, len(ignored), ", ".join(ignored[:3]))
-    for name in sorted(shapes.keys() - set(ignored)):
-        shape = shapes[name]
-        dtype = NAMES.get(np.dtype(dtypes[name].as_numpy_dtype))
-        try:
-            if dtype is None:
-                raise ValueError(f"dtype {dtypes[name].name} is not one of {', '.join(DTYPES)}")
-            check_shape(shape)
-            claimed += math.prod(shape) * DTYPES[dtype].itemsize
-            if claimed > data_size:
-                raise ValueError(f"shape {shape} ends at byte {claimed} or later, but all .data files have {data_size}")
-        except ValueError as error:
-            raise UserError(f"{index}: tensor {show(name)}: {error}; {AGAIN}") from None
-        places[name] = Place(index, dtype, tuple(shape), 0)
     return _TF1Tensors(places, reader)
 
 
-def _is_optimizers(name: str, shapes: Mapping[str, list[int]]) -> bool:
+def _place(index: pathlib.Path, name: str, entry: Entry) -> Place:
+    """Returns the place of a tensor.
+
+    Raises:
+      UserError: the index claims something that it cannot contain.
+    """
+    import tensorflow as tf
+
+    try:
+        stored = tf.dtypes.as_dtype(entry.dtype)
+    except TypeError:
+        raise UserError(f"{index}: tensor {show(name)}: dtype number {entry.dtype} is unknown; {AGAIN}") from None
+    dtype = NAMES.get(np.dtype(stored.as_numpy_dtype))
+    try:
+        if dtype is None:
+            raise ValueError(f"dtype {stored.name} is not one of {', '.join(DTYPES)}")
+        check_shape(entry.shape)
+        size = math.prod(entry.shape) * DTYPES[dtype].itemsize
+        if entry.size != size:
+            raise ValueError(f"shape {show(list(entry.shape))} takes {size} bytes, but {entry.size} are stored")
+        length = entry.file.stat().st_size if entry.file.is_file() else 0
+        if entry.offset + size > length:
+            end = entry.offset + size
+            raise ValueError(f"shape {show(list(entry.shape))} ends at byte {end}, but {entry.file.name} has {length}")
+    except ValueError as error:
+        raise UserError(f"{index}: tensor {show(name)}: {error}; {AGAIN}") from None
+    return Place(index, dtype, entry.shape, 0)
+
+
+def _is_optimizers(name: str, entries: Mapping[str, Entry]) -> bool:
     """Returns whether a variable is an optimizer slot of another variable, for any optimizer, or a counter.
 
     TensorFlow names a slot by the full name of its variable followed by its own (W/Adam_1,
     W/ExponentialMovingAverage/biased); Keras also puts a scope before it (training/Adam/W/m); Mesh TensorFlow uses one
     word (W_slot_vr). Nothing else has the name of a variable as a scope.
     """
-    if not shapes[name] and _COUNTER.search(name):
+    if not entries[name].shape and _COUNTER.search(name):
         return True
     parts = name.split("/")
     owners = ["/".join(parts[start:stop]) for start in range(len(parts)) for stop in range(start + 1, len(parts))]
     if "_slot_" in name:
         owners.append(name.partition("_slot_")[0])
-    return any(owner in shapes for owner in owners)
+    return any(owner in entries for owner in owners)
