@@ -68,7 +68,7 @@ MAY_IMPORT = {
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
     "prediction": MODELS | {"text", "data", "embeddings", "evaluation", "export", "training", "hub"},
-    "serve": BELOW | {"cli", "options", "records", "chat"},  # It serves artifacts of any origin.
+    "serve": BELOW | {"cli", "lazy", "options", "records", "chat"},  # It serves artifacts of any origin.
 }
 # Importing these does not import TensorFlow, so that help, error messages and servers start fast.
 WITHOUT_TENSORFLOW = [
@@ -144,7 +144,8 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.retrieval.build",
     "tfzoo.retrieval.search",
     "tfzoo.serve.core",
-    "tfzoo.serve.messages",
+    "tfzoo.serve.loading",
+    "tfzoo.serve.grpc_server",
     *sorted(ENTRY_POINTS),
 ]
 MAX_LINES = 100

@@ -1,21 +1,31 @@
-"""Answers the requests of both front ends: limits, deadlines, batching, metrics and request logging are here, so that
-gRPC and REST only translate.
+"""Answers the requests of both front ends: limits, deadlines, metrics and request logging are here, so that gRPC and
+REST only translate.
 
 Errors are StatusErrors, with the codes and texts of TF Serving.
 """
 
 import contextlib
 import dataclasses
+import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tfzoo.serve.errors import StatusError, invalid
-from tfzoo.serve.servable import DEFAULT_SIGNATURE, ModelSpec, Servable, Signature
+from tfzoo.serve import inference, messages
+from tfzoo.serve.admission import Admission
+from tfzoo.serve.errors import CODES, StatusError, invalid
+from tfzoo.serve.inference import GRPC, REST, Read
+from tfzoo.serve.limits import Limits
+from tfzoo.serve.manager import Manager
+from tfzoo.serve.metrics import Metrics
+from tfzoo.serve.servable import DEFAULT_SIGNATURE, ModelSpec, Servable
 
-GRPC, REST = "GRPC", "REST"
+__all__ = ["GRPC", "REST", "Call", "Core", "ModelSpec"]
+
+_UNKNOWN = "(unknown)"  # Stands for names that only a client knows: metrics must not grow with them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Call:
 
     def check(self) -> None:
         """Raises DEADLINE_EXCEEDED if the deadline has passed."""
-        if self.deadline is not None and time.monotonic() > self.deadline:
+        if self.deadline is not None and time.monotonic() >= self.deadline:
             raise StatusError("DEADLINE_EXCEEDED", "Deadline exceeded before the request ran")
 
 
@@ -40,56 +50,103 @@ class Core:
     """The server without its front ends. Threads may call every method at the same time.
 
     Args:
-      manager: the loaded models.
+      manager: the models.
+      metrics: where requests are counted.
+      limits: the limits of requests; front ends read them, too.
+      batches: whether the models batch requests, so that more of them run at a time than there are processors.
+      check_methods: whether Predict, Classify and Regress demand signatures with their own method names.
     """
 
-    def __init__(self, manager: Any):
-        self._manager = manager
+    def __init__(
+        self,
+        manager: Manager,
+        metrics: Metrics,
+        limits: Limits | None = None,
+        batches: bool = False,
+        check_methods: bool = False,
+    ):
+        self.limits = limits or Limits()
+        self._manager, self._metrics, self._check_methods = manager, metrics, check_methods
+        running = self.limits.max_running_requests or (os.cpu_count() or 1)
+        if batches and not self.limits.max_running_requests:
+            running += self.limits.max_queued_requests
+        self._admission = Admission(running, self.limits.max_queued_requests)
+        self._draining = threading.Event()
 
     def predict(
-        self,
-        spec: ModelSpec,
-        read: Callable[[Signature], Mapping[str, np.ndarray]],
-        output_filter: Sequence[str],
-        call: Call,
+        self, spec: ModelSpec, read: Read, output_filter: Sequence[str], call: Call
     ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
         """Runs a signature.
 
         Args:
           spec: the model and signature.
-          read: returns the inputs for the signature that it receives; it may raise StatusErrors. Over gRPC, inputs with
-            defaults may be missing.
+          read: returns the inputs for the signature that it receives; it may raise StatusErrors. Inputs with defaults
+            may be missing.
           output_filter: names of outputs; empty means all.
           call: how the request came in.
 
         Returns:
           The spec with the version and the signature's name that answered, and the outputs.
         """
-        raise NotImplementedError
+
+        def read_and_check(signature) -> Mapping[str, np.ndarray]:
+            inputs = read(signature)
+            tokens = inputs.get("max_new_tokens")
+            if tokens is not None and tokens.dtype.kind in "iu" and (tokens > self.limits.max_new_tokens).any():
+                raise invalid(f"max_new_tokens: must be at most {self.limits.max_new_tokens}, the server's limit")
+            return inputs
+
+        with self._request("Predict", spec, call), self._manager.get(spec) as servable:
+            run = self._run(servable, "Predict", call)
+            outputs = inference.predict(
+                servable, run, spec, read_and_check, output_filter, call.entrypoint, self._check_methods
+            )
+            return _resolved(spec, servable), outputs
 
     def classify(self, spec: ModelSpec, examples: Any, call: Call) -> tuple[ModelSpec, Any]:
         """Classifies examples (a messages.Input); returns what answered and a messages.ClassificationResult."""
-        raise NotImplementedError
+        with self._request("Classify", spec, call), self._manager.get(spec) as servable:
+            run = self._run(servable, "Classify", call)
+            result = inference.classify(servable, run, spec, examples, self._check_methods)
+            self._count_examples(servable.name, len(result.classifications))
+            return _resolved(spec, servable), result
 
     def regress(self, spec: ModelSpec, examples: Any, call: Call) -> tuple[ModelSpec, Any]:
         """Like `classify`, with a messages.RegressionResult."""
-        raise NotImplementedError
+        with self._request("Regress", spec, call), self._manager.get(spec) as servable:
+            run = self._run(servable, "Regress", call)
+            result = inference.regress(servable, run, spec, examples, self._check_methods)
+            self._count_examples(servable.name, len(result.regressions))
+            return _resolved(spec, servable), result
 
-    def multi_inference(self, request: Any, call: Call) -> Any:
-        """Runs several signatures on the same examples; takes and returns messages."""
-        raise NotImplementedError
+    def multi_inference(self, spec: ModelSpec, request: Any, call: Call) -> Any:
+        """Runs several signatures on the same examples; takes and returns messages. `spec` is that of the first."""
+        with self._request("MultiInference", spec, call), self._manager.get(spec) as servable:
+            run = self._run(servable, "MultiInference", call)
+            return inference.multi_inference(servable, run, request, self._check_methods)
 
     def metadata(self, spec: ModelSpec) -> Any:
         """Returns a messages.GetModelMetadataResponse with the signatures."""
-        raise NotImplementedError
+        with self._manager.get(spec) as servable:
+            response = messages.GetModelMetadataResponse()
+            response.model_spec.name, response.model_spec.version.value = servable.name, servable.version
+            response.metadata["signature_def"].Pack(
+                messages.SignatureDefMap.FromString(servable.signature_def_map()), "type.googleapis.com/"
+            )
+            return response
 
     def status(self, spec: ModelSpec) -> Any:
         """Returns a messages.GetModelStatusResponse: the newest version first."""
-        raise NotImplementedError
+        response = messages.GetModelStatusResponse()
+        for number, state, error in self._manager.status(spec):
+            added = response.model_version_status.add(version=number, state=int(state))
+            added.status.error_code = CODES.index(error.code) if error else 0
+            added.status.error_message = error.message if error else ""
+        return response
 
     def reload(self, config: Any) -> None:
         """Serves the models of a messages.ModelServerConfig instead of the present ones."""
-        raise NotImplementedError
+        self._manager.reload(config)
 
     @contextlib.contextmanager
     def servable(self, spec: ModelSpec) -> Iterator[Servable]:
@@ -99,26 +156,65 @@ class Core:
 
     def model_names(self) -> list[str]:
         """Returns the names of the configured models."""
-        raise NotImplementedError
+        return self._manager.names()
 
     def is_ready(self) -> bool:
         """Returns whether the server is not draining and every configured model has an available version."""
-        raise NotImplementedError
+        return not self._draining.is_set() and self._manager.is_ready()
+
+    def drain(self) -> None:
+        """Makes `is_ready` false from now on. Requests are still answered."""
+        self._draining.set()
 
     def metrics(self) -> bytes:
         """Returns the metrics in Prometheus's text form."""
-        raise NotImplementedError
+        return self._metrics.text()
+
+    @contextlib.contextmanager
+    def _request(self, api: str, spec: ModelSpec, call: Call) -> Iterator[None]:
+        """Waits for the request's turn, and counts the request and how it ended."""
+        start, status = time.perf_counter(), "OK"
+        try:
+            with self._admission.turn(call.deadline):
+                yield
+        except StatusError as error:
+            status = error.code
+            raise
+        except BaseException:
+            status = "INTERNAL"
+            raise
+        finally:
+            model, signature = self._known(spec)
+            microseconds = (time.perf_counter() - start) * 1e6
+            self._metrics.requests.labels(model, status).inc()
+            self._metrics.signature_requests.labels(model, signature, api, status).inc()
+            if status == "OK":
+                self._metrics.latency.labels(model, api, call.entrypoint).observe(microseconds)
+                self._metrics.signature_latency.labels(model, signature, api).observe(microseconds)
+
+    def _known(self, spec: ModelSpec) -> tuple[str, str]:
+        signature = spec.signature_name or DEFAULT_SIGNATURE
+        try:
+            with self._manager.get(ModelSpec(spec.name)) as servable:
+                return spec.name, signature if signature in servable.signatures else _UNKNOWN
+        except StatusError:
+            return spec.name if spec.name in self._manager.names() else _UNKNOWN, _UNKNOWN
+
+    def _run(self, servable: Servable, api: str, call: Call) -> inference.Run:
+        def run(signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+            call.check()
+            start = time.perf_counter()
+            values = servable.run(signature, inputs, outputs, call.deadline)
+            microseconds = (time.perf_counter() - start) * 1e6
+            self._metrics.runtime.labels(servable.name, api, servable.runtime).observe(microseconds)
+            return values
+
+        return run
+
+    def _count_examples(self, model: str, count: int) -> None:
+        self._metrics.examples.labels(model).observe(count)
+        self._metrics.examples_total.labels(model).inc(count)
 
 
-def signature_of(servable: Servable, spec: ModelSpec, entrypoint: str) -> Signature:
-    """Returns the signature that a spec names.
-
-    Raises:
-      StatusError: there is none; each entry point has its own code and text.
-    """
-    name = spec.signature_name or DEFAULT_SIGNATURE
-    if name in servable.signatures:
-        return servable.signatures[name]
-    if entrypoint == GRPC:
-        raise StatusError("FAILED_PRECONDITION", f'Serving signature key "{name}" not found.')
-    raise invalid(f'Serving signature name: "{name}" not found in signature def')
+def _resolved(spec: ModelSpec, servable: Servable) -> ModelSpec:
+    return ModelSpec(servable.name, servable.version, None, spec.signature_name or DEFAULT_SIGNATURE)

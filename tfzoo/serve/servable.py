@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -65,10 +65,18 @@ class Signature:
 
 
 class Servable(Protocol):
-    """A loaded version of a model. Threads may call `run` at the same time."""
+    """A loaded version of a model. Threads may call `run` at the same time.
+
+    Attributes:
+      name: the name of the model.
+      version: its version number.
+      runtime: what runs it, in metrics.
+      signatures: by name.
+    """
 
     name: str
     version: int
+    runtime: str
     signatures: Mapping[str, Signature]
 
     def signature_def_map(self) -> bytes:
@@ -86,7 +94,7 @@ class Servable(Protocol):
 
         Args:
           signature_name: a key of `signatures`.
-          inputs: a value for each input without a default.
+          inputs: a value for each input.
           outputs: the names of the outputs to compute; None means all.
           deadline: the time.monotonic() at which the caller gives up.
 
@@ -98,8 +106,3 @@ class Servable(Protocol):
     def close(self) -> None:
         """Releases the model's memory."""
         ...
-
-
-def filled(signature: Signature, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the inputs with the signature's defaults for those that are missing."""
-    return {**signature.defaults, **inputs}

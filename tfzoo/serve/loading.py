@@ -1,0 +1,45 @@
+"""Loads a folder as a Servable: a SavedModel or an ONNX artifact, warmed up, and in batches if the server batches."""
+
+import dataclasses
+import pathlib
+
+from tfzoo.serve import savedmodel, warmup
+from tfzoo.serve.errors import StatusError
+from tfzoo.serve.metrics import Metrics
+from tfzoo.serve.servable import Servable
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Loads versions; the manager calls it.
+
+    Attributes:
+      metrics: where warm-up is counted.
+      tags: the tags of a SavedModel's graph.
+      session_config: a serialized ConfigProto for SavedModels.
+      trust: whether graphs may read and write files and run Python.
+      warmup_iterations: how often each request of a warm-up runs; 0 means never.
+    """
+
+    metrics: Metrics
+    tags: tuple[str, ...] = ("serve",)
+    session_config: bytes = b""
+    trust: bool = False
+    warmup_iterations: int = 1
+
+    def __call__(self, name: str, version: int, folder: pathlib.Path) -> Servable:
+        servable = self._open(name, version, folder)
+        try:
+            warmup.run(servable, folder, self.warmup_iterations, self.metrics)
+        except BaseException:
+            servable.close()
+            raise
+        return servable
+
+    def _open(self, name: str, version: int, folder: pathlib.Path) -> Servable:
+        if any((folder / file).exists() for file in savedmodel.FILES):
+            return savedmodel.SavedModel(name, version, folder, self.tags, self.session_config, self.trust)
+        raise StatusError(
+            "NOT_FOUND",
+            f"{folder}: contains neither a SavedModel ({savedmodel.FILES[0]}) nor an ONNX graph (model.onnx)",
+        )

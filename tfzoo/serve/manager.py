@@ -1,0 +1,345 @@
+"""Loads and unloads versions of models: a version is loaded and warmed up before the one that it replaces is unloaded,
+and a version that cannot be loaded replaces nothing."""
+
+import contextlib
+import dataclasses
+import enum
+import logging
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tfzoo.errors import one_line
+from tfzoo.serve import model_config
+from tfzoo.serve.errors import StatusError, invalid
+from tfzoo.serve.servable import ModelSpec, Servable
+
+_log = logging.getLogger("tfzoo.serve")
+
+
+class State(enum.IntEnum):
+    """The states of GetModelStatus."""
+
+    START = 10
+    LOADING = 20
+    AVAILABLE = 30
+    UNLOADING = 40
+    END = 50
+
+
+@dataclasses.dataclass
+class Version:
+    """A version of a model.
+
+    Attributes:
+      number: the version number.
+      folder: where it is.
+      identity: differs if the folder is replaced.
+      state: its state.
+      error: why it could not be loaded; None if it could.
+      failures: how many times loading it failed.
+      retry_at: the time.monotonic() of the next attempt; None if none is planned.
+      servable: what is loaded; None before and after.
+      users: how many requests use it.
+    """
+
+    number: int
+    folder: pathlib.Path
+    identity: tuple[int, int]
+    state: State = State.START
+    error: StatusError | None = None
+    failures: int = 0
+    retry_at: float | None = None
+    servable: Servable | None = None
+    users: int = 0
+
+
+@dataclasses.dataclass
+class Model:
+    """A model: its configuration, None once it is no longer configured, and its versions by number."""
+
+    config: Any
+    versions: dict[int, Version] = dataclasses.field(default_factory=dict)
+    wanted: dict[int, pathlib.Path] = dataclasses.field(default_factory=dict)
+
+    def available(self) -> list[int]:
+        return [number for number, version in self.versions.items() if version.state == State.AVAILABLE]
+
+
+class Manager:
+    """The models of a server. Threads may call every method at the same time.
+
+    Args:
+      load: (name, version number, folder) -> a Servable that is warmed up; it raises StatusErrors.
+      poll_seconds: how often the file system is read; 0 reads it once for each configuration.
+      max_retries: how many more times a version is tried that cannot be loaded.
+      retry_seconds: how long to wait before each of them.
+      load_threads: how many versions are loaded at a time.
+      any_label: whether a new label may stand for a version that is not available yet.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str, int, pathlib.Path], Servable],
+        poll_seconds: float = 1.0,
+        max_retries: int = 5,
+        retry_seconds: float = 60.0,
+        load_threads: int = 1,
+        any_label: bool = False,
+    ):
+        self._load = load
+        self._poll_seconds, self._max_retries, self._retry_seconds = poll_seconds, max_retries, retry_seconds
+        self._any_label = any_label
+        self._models: dict[str, Model] = {}
+        self._labels: dict[str, dict[str, int]] = {}
+        self._changed = threading.Condition()  # Protects all of the above; notified of every change of a state.
+        self._reloading = threading.Lock()
+        self._wake = threading.Event()
+        self._stopped = False
+        self._loaders = ThreadPoolExecutor(load_threads, "load")
+        self._thread = threading.Thread(target=self._watch, name="poll", daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def get(self, spec: ModelSpec) -> Iterator[Servable]:
+        """Yields the version that a spec names; it stays loaded until the block ends.
+
+        Raises:
+          StatusError: there is no such version, or it is not available.
+        """
+        with self._changed:
+            version = self._version(spec)
+            version.users += 1
+        try:
+            assert version.servable is not None
+            yield version.servable
+        finally:
+            with self._changed:
+                version.users -= 1
+                if version.state == State.UNLOADING and not version.users:
+                    self._close(version)
+
+    def _version(self, spec: ModelSpec) -> Version:
+        if not spec.name:
+            raise invalid("ModelSpec has no name specified.")
+        number = spec.version
+        if spec.label is not None:
+            number = self._labels.get(spec.name, {}).get(spec.label)
+            if number is None:
+                raise invalid(f"Unrecognized servable version label: {spec.label}")
+        model = self._models.get(spec.name, Model(None))
+        available = model.available()
+        if number is None and available:
+            number = max(available)
+        if number not in available:
+            request = f"Latest({spec.name})" if number is None else f"Specific({spec.name}, {number})"
+            raise StatusError("NOT_FOUND", f"Servable not found for request: {request}")
+        return model.versions[number]
+
+    def status(self, spec: ModelSpec) -> list[tuple[int, State, StatusError | None]]:
+        """Returns (number, state, error) of a version, or of all versions of a model, the newest first.
+
+        Raises:
+          StatusError: there is none.
+        """
+        with self._changed:
+            model = self._models.get(spec.name, Model(None))
+            numbers = sorted(model.versions, reverse=True)
+            version = spec.version
+            if spec.label is not None:
+                version = self._labels.get(spec.name, {}).get(spec.label)
+                if version is None:
+                    raise invalid(f"Unrecognized servable version label: {spec.label}")
+            if version is not None:
+                if version not in numbers:
+                    raise StatusError("NOT_FOUND", f"Could not find version {version} of model {spec.name}")
+                numbers = [version]
+            if not numbers:
+                raise StatusError("NOT_FOUND", f"Could not find any versions of model {spec.name}")
+            versions = [model.versions[number] for number in numbers]
+            return [(version.number, version.state, version.error) for version in versions]
+
+    def names(self) -> list[str]:
+        """Returns the names of the configured models."""
+        with self._changed:
+            return sorted(name for name, model in self._models.items() if model.config is not None)
+
+    def is_ready(self) -> bool:
+        """Returns whether every configured model has an available version."""
+        with self._changed:
+            return all(model.available() for model in self._models.values() if model.config is not None)
+
+    def reload(self, config: Any, wait: bool = True) -> None:
+        """Serves the models of a ModelServerConfig instead of the present ones.
+
+        Args:
+          config: the configuration; one that is not valid changes nothing.
+          wait: whether to wait until each new model has an available version.
+
+        Raises:
+          StatusError: the configuration is not valid, or a new model did not become available.
+        """
+        models = model_config.models(config)
+        with self._reloading:
+            with self._changed:
+                old = {name: model.config for name, model in self._models.items() if model.config is not None}
+                model_config.check_platforms(old, models)
+                self._check_labels(models)
+                for name in old.keys() - models.keys():
+                    self._models[name].config = None
+                for name, each in models.items():
+                    self._models.setdefault(name, Model(None)).config = each
+                self._labels = model_config.labels(models)
+            self.poll()
+            if wait:
+                self._wait_for(models.keys() - old.keys())
+
+    def _check_labels(self, models: dict[str, Any]) -> None:
+        for name, labels in model_config.labels(models).items():
+            available = self._models[name].available() if name in self._models else []
+            for label, number in labels.items():
+                is_new = self._labels.get(name, {}).get(label, number) == number
+                if number not in available and not (self._any_label and is_new):
+                    raise model_config.unavailable_label(name, number)
+
+    def _wait_for(self, names: set[str]) -> None:
+        def is_settled(model: Model) -> bool:
+            wanted = [model.versions[number] for number in model.wanted]
+            return bool(model.available()) or all(version.failures for version in wanted)
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or all(is_settled(self._models[name]) for name in names))
+            failed = []
+            for name in sorted(names):
+                model = self._models[name]
+                if not model.available():
+                    errors = [
+                        f"{{name: {name} version: {version.number}}} due to error: {version.error}"
+                        for version in model.versions.values()
+                    ]
+                    failed.append(", ".join(errors) or f"{{name: {name}}} has no version in {model.config.base_path}")
+        if failed:
+            raise StatusError("UNKNOWN", f"{len(failed)} model(s) did not become available: {{{', '.join(failed)}}}")
+
+    def poll(self) -> None:
+        """Reads the file system, and starts to load and unload what has changed."""
+        with self._changed:
+            configs = {name: model.config for name, model in self._models.items()}
+        for name, config in configs.items():
+            wanted = {} if config is None else model_config.versions(config)
+            with self._changed:
+                model = self._models[name]
+                if wanted is not None and model.config is config:
+                    model.wanted = wanted
+                self._reconcile(name, model)
+
+    def _reconcile(self, name: str, model: Model) -> None:
+        """Starts to load the versions that are wanted, and to unload those that are not."""
+        if self._stopped:
+            return
+        for number, folder in model.wanted.items():
+            version = model.versions.get(number)
+            identity = _identity(folder)
+            if version is None or (version.state == State.END and version.identity != identity):
+                version = model.versions[number] = Version(number, folder, identity)
+                self._submit(name, model, version)
+            elif version.state == State.END and version.error is None:  # It was unloaded, and is wanted again.
+                version = model.versions[number] = Version(number, folder, identity)
+                self._submit(name, model, version)
+            elif version.retry_at is not None and time.monotonic() >= version.retry_at:
+                version.retry_at = None
+                self._submit(name, model, version)
+        replaced = not model.wanted or any(number in model.wanted for number in model.available())
+        for number, version in model.versions.items():
+            if number in model.wanted:
+                continue
+            if version.retry_at is not None:
+                version.retry_at, version.state = None, State.END
+            elif version.state == State.AVAILABLE and replaced:
+                version.state = State.UNLOADING
+                if not version.users:
+                    self._close(version)
+        self._changed.notify_all()
+
+    def _submit(self, name: str, model: Model, version: Version) -> None:
+        version.state = State.LOADING
+        self._loaders.submit(self._load_version, name, model, version)
+
+    def _load_version(self, name: str, model: Model, version: Version) -> None:
+        servable, error = None, None
+        _log.info("loading version %d of %s from %s", version.number, name, version.folder)
+        try:
+            servable = self._load(name, version.number, version.folder)
+        except StatusError as failure:
+            error = failure
+        except Exception as failure:  # Whatever a folder makes a library raise must not stop the server.
+            _log.exception("version %d of %s", version.number, name)
+            error = StatusError("INTERNAL", one_line(failure))
+        with self._changed:
+            version.servable, version.error = servable, error
+            if error is None:
+                version.state = State.AVAILABLE
+                _log.info("version %d of %s is available", version.number, name)
+            else:
+                version.failures += 1
+                may_retry = version.failures <= self._max_retries
+                version.state = State.LOADING if may_retry else State.END
+                version.retry_at = time.monotonic() + self._retry_seconds if may_retry else None
+                _log.error("version %d of %s cannot be loaded: %s", version.number, name, error)
+            self._reconcile(name, model)
+        self._wake.set()  # The time of the next attempt may be near.
+
+    def _close(self, version: Version) -> None:
+        """Releases a version that nothing uses."""
+        assert version.servable is not None
+        servable, version.servable = version.servable, None
+        version.state = State.END
+        self._changed.notify_all()
+        threading.Thread(target=servable.close, name="unload").start()  # It may take long.
+        _log.info("version %d of %s is unloaded", version.number, servable.name)
+
+    def _watch(self) -> None:
+        while not self._stopped:
+            with self._changed:
+                retries = [
+                    version.retry_at
+                    for model in self._models.values()
+                    for version in model.versions.values()
+                    if version.retry_at is not None
+                ]
+            waits = [max(0.0, retry - time.monotonic()) for retry in retries]
+            waits += [self._poll_seconds] if self._poll_seconds > 0 else []
+            self._wake.wait(min(waits, default=None))
+            self._wake.clear()
+            if not self._stopped:
+                try:
+                    self.poll()
+                except Exception:  # The server goes on with the versions that it has.
+                    _log.exception("the file system could not be read")
+
+    def stop(self) -> None:
+        """Unloads everything that no request uses."""
+        with self._changed:
+            self._stopped = True
+            for model in self._models.values():
+                model.config, model.wanted = None, {}
+                for version in model.versions.values():
+                    if version.state == State.AVAILABLE:
+                        version.state = State.UNLOADING
+                        if not version.users:
+                            self._close(version)
+            self._changed.notify_all()
+        self._wake.set()
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+
+
+def _identity(folder: pathlib.Path) -> tuple[int, int]:
+    """Returns what differs if a folder is replaced or gets new files; zeros if it has vanished."""
+    try:
+        stated = folder.stat()
+    except OSError:
+        return 0, 0
+    return stated.st_ino, stated.st_mtime_ns
