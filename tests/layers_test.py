@@ -84,6 +84,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.hub",
     "tfzoo.text",
     "tfzoo.text.spans",
+    "tfzoo.text.untrusted",
     "tfzoo.data",
     "tfzoo.data.corpus",
     "tfzoo.data.labelled",

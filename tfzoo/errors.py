@@ -16,7 +16,7 @@ class WorkerLost(Exception):
     """Another process of the same run was lost; the run resumes when all are restarted (exit code 5)."""
 
 
-def one_line(error: Exception, most: int = 500) -> str:
+def one_line(error: BaseException, most: int = 500) -> str:
     """Returns the message of another library's exception on one line of at most `most` characters."""
     return " ".join(str(error).split())[:most]
 

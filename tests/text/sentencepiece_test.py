@@ -390,10 +390,22 @@ class ModelFileTest(tf.test.TestCase):
         def odd_type(proto):
             proto.pieces[40].type = 9
 
-        def damage(proto):
-            proto.normalizer_spec.precompiled_charsmap = b"\xff" * 40
+        def piece(text, score=0.0, type_=1):
+            def change(proto):
+                proto.pieces[40].piece, proto.pieces[40].score, proto.pieces[40].type = text, score, type_
 
-        first_piece = 2 + self.model[1]
+            return change
+
+        def table(side, content):
+            def change(proto):
+                getattr(proto, side).precompiled_charsmap = content
+
+            return change
+
+        def model_type(proto):
+            proto.trainer_spec.model_type = 7
+
+        first_piece, outside = 2 + self.model[1], bytes.fromhex("0400000000feff7f0000")
         for content, message in (
             (b"", "is not a SentencePiece model"),
             (b"[PAD]\n[UNK]\n", r"is not a SentencePiece model \(it begins with b'\[PAD\]"),
@@ -409,7 +421,18 @@ class ModelFileTest(tf.test.TestCase):
             (self.changed(empty), "piece 40 is empty"),
             (self.changed(not_utf8), "piece 40 .* is not UTF-8"),
             (self.changed(odd_type), "piece 40 .* has type 9"),
-            (self.changed(damage), "normalisation table is damaged"),
+            (self.changed(table("normalizer_spec", b"\xff" * 40)), "normalisation table is damaged"),
+            # These end the process with SIGSEGV or SIGABRT if a native library reads them.
+            (self.changed(table("normalizer_spec", outside)), "normalisation table is damaged .*outside itself"),
+            (self.changed(table("denormalizer_spec", outside)), "normalisation table is damaged .*outside itself"),
+            (self.changed(piece(b"\0")), "piece 40 .* contains NUL"),
+            (self.changed(piece(b"a\0b", type_=4)), "piece 40 .* contains NUL"),
+            (self.changed(piece(b"a" * 2_000_000)), "piece 40 .* has more than 1000 bytes"),
+            (self.changed(piece(b"~", float("nan"))), "piece 40 .* has the score nan"),
+            (self.changed(piece(b"~", float("-inf"))), "piece 40 .* has the score -inf"),
+            (self.changed(piece(b"~~~", type_=6)), "piece 40 .* is not of the form <0xFF>"),
+            (self.changed(model_type), "model_type is 7"),
+            (self.model + b"\x12\x05\xe2\x02\x02\xff\xfe", "is not a SentencePiece model"),  # unk_surface.
         ):
             with self.subTest(message=message):
                 self.path.write_bytes(content)

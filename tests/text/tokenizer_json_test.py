@@ -7,12 +7,14 @@ import unicodedata
 import unittest.mock
 
 import numpy as np
+import sentencepiece
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  (a SavedModel's operations)
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import tfzoo
 from tests.helpers import temporary_folder
+from tests.text.untrusted_test import natural
 from tests.text.varied import CHINESE, CODE, MORE, SENTENCES, lines
 from tfzoo import text
 from tfzoo.errors import UserError
@@ -509,16 +511,32 @@ class ClassTest(Case):
         self.refused(folder, "auto_map")
 
 
-class CharsmapTest(tf.test.TestCase):
-    def test_a_damaged_table_is_rejected(self):
-        for data in (
-            b"\x04\0\0\0\0",
-            b"\x03\0\0\0abcd",
-            b"\x04\0\0\0\xff\xfe\x7f\x00\x00\x00",
-            b"\x08\0\0\0" + b"\xff" * 9,
+class UntrustedTest(Case):
+    def test_what_a_native_library_may_not_read(self):
+        folder = self.saved(kinds()["digits"])
+        record = json.loads((folder / "tokenizer.json").read_text())
+        exponential = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
+        replace = {"type": "Replace", "pattern": {"Regex": "(a|a)*b"}, "content": ""}
+        too_large = {"type": "Split", "pattern": {"Regex": r"\p{L}{1001}"}, "behavior": "Isolated", "invert": False}
+        parts = [record["pre_tokenizer"]["pretokenizers"][-1]]
+        for name, part, pattern in (
+            ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [exponential, *parts]}, "exponential time"),
+            ("decoder", replace, "exponential time"),
+            ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "BAAAAAD+/38AAA=="}, "outside itself"),
+            ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [too_large, *parts]}, "RE2 cannot use it"),
         ):
-            with self.assertRaises(ValueError):
-                charsmap.read(data)
+            (folder / "tokenizer.json").write_text(json.dumps({**record, name: part}))
+            self.refused(folder, "tokenizer.json: ", pattern)
+
+    def test_a_table_becomes_its_replacements(self):
+        """The library's own normalization of every 500th key is the golden value."""
+        model, content = natural("nmt_nfkc")
+        rules = charsmap.read(content)
+        library = sentencepiece.SentencePieceNormalizer(model_proto=model)
+        self.assertGreater(len(rules), 200_000)
+        checked = [key for key in [*rules][::500] if rules[key] and " " not in rules[key]]
+        self.assertGreater(len(checked), 300)
+        self.assertEqual(library.normalize(checked), [rules[key] for key in checked])
 
 
 if __name__ == "__main__":

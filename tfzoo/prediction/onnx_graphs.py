@@ -17,6 +17,7 @@ import tokenizers
 from tfzoo.errors import UserError
 from tfzoo.prediction import answers, decoding
 from tfzoo.prediction.predictor import Predictor, task_of
+from tfzoo.text import untrusted
 from tfzoo.text.framing import PAIR, TEXT, Frame
 
 # The graph's inputs -> the attributes of Reading. The decoder of an encoder-decoder reads the text, too.
@@ -142,13 +143,16 @@ class _Texts:
                 "support this tokenizer; specify the SavedModel of this model"
             )
         record = json.loads(path.read_text(encoding="utf-8"))
+        untrusted.check_tokenizer_json(record, path)
         settings = json.loads((path.parent / "tokenizer_config.json").read_text(encoding="utf-8"))
         mask = settings.get("mask_token")
         mask = mask["content"] if isinstance(mask, dict) else mask
         for token in record.get("added_tokens", ()):
             # Other special tokens are text where they are written in a text.
             token["special"] = token["special"] and not (masks and token["content"] == mask)
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(record))
+        with untrusted.panics(path):
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(record))
+        self._path = path
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -182,7 +186,8 @@ class _Texts:
     def read(self, texts: Sequence[Sequence[str]], fixed: int | None = None) -> Reading:
         """Reads rows; `fixed` is the length of rows that all have the same length."""
         rows = [(self._worded(row[0]), *row[1:]) for row in texts]
-        flat = self._tokenizer.encode_batch([text for row in rows for text in row], add_special_tokens=False)
+        with untrusted.panics(self._path):
+            flat = self._tokenizer.encode_batch([text for row in rows for text in row], add_special_tokens=False)
         count = len(self._frame.texts)
         tokens = [flat[i * count : (i + 1) * count] for i in range(len(rows))]
         kept = [_cut([len(text.ids) for text in row], self._room) for row in tokens]

@@ -21,7 +21,7 @@ import tokenizers
 from absl import logging
 
 from tfzoo.errors import UserError, one_line
-from tfzoo.text import cache
+from tfzoo.text import cache, untrusted
 from tfzoo.text.lines import LINES
 from tfzoo.text.sentencepiece import SentencePiece
 from tfzoo.text.settings import FILES
@@ -65,17 +65,14 @@ def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path) ->
     """
     added = [dataclasses.asdict(token) for token in tokenizer.added_tokens]
     bare = {**record, "post_processor": None, "truncation": None, "padding": None, "added_tokens": added}
-    try:
-        library = tokenizers.Tokenizer.from_str(json.dumps(bare))
-    except Exception as error:
-        raise UserError(
-            f"{folder}: the tokenizers library cannot read tokenizer.json ({one_line(error, 160)})"
-        ) from None
-    except BaseException as error:  # pyo3's PanicException is not an Exception.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise UserError(f"{folder}: the tokenizers library fails on tokenizer.json ({str(error)[:160]!r})") from None
-    _compare(tokenizer, library, _without_special(bare, tokenizer), folder)
+    with untrusted.panics(folder):
+        try:
+            library = tokenizers.Tokenizer.from_str(json.dumps(bare))
+        except Exception as error:
+            raise UserError(
+                f"{folder}: the tokenizers library cannot read tokenizer.json ({one_line(error, 160)})"
+            ) from None
+        _compare(tokenizer, library, _without_special(bare, tokenizer), folder)
 
 
 def prove_sentencepiece(tokenizer: SentencePiece, folder: pathlib.Path) -> None:

@@ -10,8 +10,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
+import re
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -25,18 +27,19 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from tfzoo import json_files
 from tfzoo.errors import UserError, one_line, suggest
 from tfzoo.json_files import Field
-from tfzoo.text import settings, token_files
+from tfzoo.text import settings, token_files, untrusted
 from tfzoo.text.added import AddedToken
 from tfzoo.text.components import processors
 from tfzoo.text.components.normalizers import past_nul
 from tfzoo.text.framing import PAIR, TEXT, Frame
 from tfzoo.text.pieces import Pieces
-from tfzoo.text.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from tfzoo.text.sentencepiece_proto import BYTE, CONTROL, MODEL_TYPES, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from tfzoo.text.settings import CONFIG_FILE, ROLES
 from tfzoo.text.tokenizer import Tokenizer, join, sentencepiece_op, valid_utf8
 
 _FIELDS = {"keep_accents": Field(bool, null=False), "extra_ids": Field(int, low=0, high=10_000, null=False)}
 _ADDING = ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens")
+_LONGEST_PIECE = 1_000  # Bytes. The library recurses once for each.
 _SPACE = "\u2581"  # SentencePiece's own symbol for a space.
 _PYTHON_SPACES = (
     r"[\x{9}-\x{d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
@@ -581,6 +584,7 @@ def _marian_files(folder: pathlib.Path, row: _Kind, config: dict[str, Any]) -> d
         model = other.read_bytes()
     except OSError as error:
         raise UserError(f"{other}: the model cannot be read ({error.strerror})") from None
+    _parse(model, str(other))
     return {"vocab": dict(sorted(vocab.items(), key=lambda item: item[1])), "other": model}
 
 
@@ -662,6 +666,7 @@ def _model_proto() -> type:
         (1, "pieces", "Piece", "repeated"),
         (2, "trainer_spec", "TrainerSpec", None),
         (3, "normalizer_spec", "NormalizerSpec", None),
+        (5, "denormalizer_spec", "NormalizerSpec", None),
     )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
@@ -678,6 +683,8 @@ def _parse(data: bytes, name: str) -> Any:
         raise UserError(f"{name}: is not a SentencePiece model (it begins with {data[:8]!r}); get the file again")
     try:
         proto.ParseFromString(data)
+        if isinstance(proto.trainer_spec.unk_surface, bytes):  # It is not UTF-8.
+            raise message.DecodeError
     except message.DecodeError:
         raise UserError(
             f"{name}: is not a SentencePiece model, or is truncated ({len(data)} bytes); get it again"
@@ -695,17 +702,30 @@ def _parse(data: bytes, name: str) -> Any:
             raise UserError(f"{name}: piece {i} ({piece.piece[:20]!r}) is not UTF-8; get the file again") from None
         if not text:
             raise UserError(f"{name}: piece {i} is empty; train the model again")
+        if "\0" in text or len(piece.piece) > _LONGEST_PIECE:
+            raise UserError(
+                f"{name}: piece {i} ({text[:20]!r}) contains NUL or has more than {_LONGEST_PIECE} bytes; train the "
+                "model again"
+            )
+        if not math.isfinite(piece.score):
+            raise UserError(f"{name}: piece {i} ({text!r}) has the score {piece.score}; train the model again")
         if text in seen:
             raise UserError(f"{name}: piece {i} ({text!r}) is the same as piece {seen[text]}; train the model again")
         if piece.type not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE):
             raise UserError(f"{name}: piece {i} ({text!r}) has type {piece.type}, which SentencePiece does not have")
+        if piece.type == BYTE and not re.fullmatch("<0x[0-9A-F]{2}>", text):
+            raise UserError(f"{name}: piece {i} ({text!r}) has the type of a byte, but is not of the form <0xFF>")
         seen[text] = i
     unknowns = [i for i, piece in enumerate(proto.pieces) if piece.type == UNKNOWN]
     if len(unknowns) != 1:
         count = "no unknown piece" if not unknowns else f"{len(unknowns)} unknown pieces"
         raise UserError(f"{name}: has {count} among its {len(seen)} pieces; a model has one, usually <unk>")
-    charsmap = proto.normalizer_spec.precompiled_charsmap
-    size = int.from_bytes(charsmap[:4], "little")
-    if charsmap and (len(charsmap) <= 4 or size + 4 >= len(charsmap) or size % 4):
-        raise UserError(f"{name}: its normalisation table is damaged; get the file again")
+    if proto.trainer_spec.model_type not in MODEL_TYPES:
+        raise UserError(f"{name}: its model_type is {proto.trainer_spec.model_type}, which SentencePiece does not have")
+    for charsmap in (proto.normalizer_spec.precompiled_charsmap, proto.denormalizer_spec.precompiled_charsmap):
+        try:
+            if charsmap:
+                untrusted.check_charsmap(charsmap)
+        except ValueError as error:
+            raise UserError(f"{name}: its normalisation table is damaged ({error}); get the file again") from None
     return proto

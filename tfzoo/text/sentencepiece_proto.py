@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterable
 
 # Types of models and of pieces.
-UNIGRAM, BPE = 1, 2
+UNIGRAM, BPE, WORD, CHARACTER = MODEL_TYPES = (1, 2, 3, 4)
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 

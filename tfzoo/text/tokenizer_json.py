@@ -12,7 +12,7 @@ from typing import Any
 from tfzoo import json_files
 from tfzoo.errors import UserError
 from tfzoo.json_files import Field, show
-from tfzoo.text import byte_level_files, settings, token_files, wordpiece
+from tfzoo.text import byte_level_files, settings, token_files, untrusted, wordpiece
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.components import pre_tokenizers, processors, word_models
 from tfzoo.text.pipeline import Pipeline
@@ -43,6 +43,7 @@ def read(folder: pathlib.Path, kind: str) -> dict[str, Any]:
     path = folder / TOKENIZER_FILE
     record = json_files.read(path)
     json_files.check(record, _COMPONENTS, path)
+    untrusted.check_tokenizer_json(record, path)
     return record
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfzoo.text import cache
+from tfzoo.text import cache, untrusted
 from tfzoo.text.pieces import BORDER, Pieces, alternate, characters
 
 _NONE = b"\xff"  # Means: no entry.
@@ -30,39 +30,19 @@ def read(data: bytes) -> dict[str, str]:
     Raises:
       ValueError: the table is damaged.
     """
-    size = int.from_bytes(data[:4], "little")
     if not data:
         return {}
-    if len(data) <= 4 or size % 4 or not size or size + 4 > len(data):
-        raise ValueError(f"its table claims {size} of {len(data)} bytes")
-    units, texts = np.frombuffer(data, "<u4", size // 4, 4).astype(np.int64), data[4 + size :]
-
-    def offset(unit: np.ndarray) -> np.ndarray:
-        return (unit >> 10) << ((unit & (1 << 9)) >> 6)
-
+    units, texts = untrusted.check_charsmap(data)
     result: dict[str, str] = {}
-    keys, places, depth = [b""], offset(units[:1]), 0
-    if places[0] >= len(units):
-        raise ValueError("its table contains a position outside itself")
-    while keys and depth < 64:
-        children = places[:, None] ^ np.arange(1, 256)
-        inside = children < len(units)
-        child = units[np.where(inside, children, 0)]
-        parent, letter = np.nonzero(inside & ((child & ((1 << 31) | 0xFF)) == np.arange(1, 256)))
-        unit, place = child[parent, letter], children[parent, letter]
-        keys = [keys[p] + bytes([c + 1]) for p, c in zip(parent, letter)]
-        places = place ^ offset(unit)
-        ends = np.flatnonzero((unit >> 8) & 1)  # The ends of keys.
-        if (places[ends] >= len(units)).any():
-            raise ValueError("its table contains a position outside itself")
-        for i, begin in zip(ends.tolist(), (units[places[ends]] & 0x7FFFFFFF).tolist()):
-            end = texts.find(b"\0", begin)
-            if end < 0:
-                raise ValueError("one of its texts has no end")
-            result[keys[i].decode()] = texts[begin:end].decode()
-        depth += 1
-    if keys:
-        raise ValueError("its table has no end")
+    keys, places = [b""], untrusted.offset(units[:1])
+    while keys:
+        parents, states = untrusted.transitions(units, places)
+        unit = units[states]
+        keys = [keys[parent] + bytes([letter]) for parent, letter in zip(parents, unit & 255)]
+        places = states ^ untrusted.offset(unit)
+        ends = np.flatnonzero(untrusted.has_value(unit))
+        for i, begin in zip(ends.tolist(), untrusted.value(units[places[ends]]).tolist()):
+            result[keys[i].decode()] = texts[begin : texts.index(b"\0", begin)].decode()
     return result
 
 
@@ -72,7 +52,7 @@ def kept(data: bytes) -> dict[str, str]:
     Raises:
       ValueError: the table is damaged.
     """
-    key = hashlib.sha256(b"charsmap 1\0" + data).hexdigest()
+    key = hashlib.sha256(b"charsmap 2\0" + data).hexdigest()
     return json.loads(cache.made(key, lambda: json.dumps(read(data)).encode()))
 
 

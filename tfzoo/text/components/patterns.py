@@ -3,7 +3,9 @@
 import re
 from typing import Any
 
-from tfzoo.errors import UserError
+import tensorflow as tf
+
+from tfzoo.errors import UserError, one_line
 from tfzoo.json_files import show
 from tfzoo.text.pieces import SPACE, literal
 
@@ -27,7 +29,7 @@ def of(record: Any, where: str) -> str:
 
 
 def translate(pattern: str, where: str) -> str:
-    """Returns RE2's expression for a pattern; raises UserError if RE2 has no equivalent."""
+    """Returns RE2's expression for a pattern; raises UserError if RE2 has no equivalent or cannot use it."""
 
     def refuse(construct: str):
         raise UserError(
@@ -62,4 +64,10 @@ def translate(pattern: str, where: str) -> str:
             refuse(part)
         else:
             out.append(part)
-    return "".join(out)
+    result = "".join(out)
+    try:
+        with tf.init_scope():
+            tf.strings.regex_full_match("", result)
+    except tf.errors.InvalidArgumentError as error:
+        raise UserError(f"{where}: {pattern!r}: RE2 cannot use it ({one_line(error, 120)}); correct it") from None
+    return result
