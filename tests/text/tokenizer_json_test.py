@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 import tfzoo
 from tests.helpers import temporary_folder
-from tests.text.untrusted_test import natural
+from tests.text.charsmaps import natural
 from tests.text.varied import CHINESE, CODE, MORE, SENTENCES, lines
 from tfzoo import text
 from tfzoo.errors import UserError
