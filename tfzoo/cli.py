@@ -41,7 +41,8 @@ DONE, BUG, WRONG_USE, STOPPED, FAILED_CHECK, LOST_WORKER = 0, 1, 2, 3, 4, 5
 INTERRUPTED, NO_READER = 130, 141  # The codes that a shell reports for SIGINT and SIGPIPE.
 
 MAX_DEPTH = 16  # Nesting depth of flagfiles.
-_COMMENT = re.compile(r"(?:  |\t)\s*#.*$")  # Two spaces, so that a value may contain " #".
+# Two spaces, so that a value may contain " #". White space is searched from its beginning only, in linear time.
+_COMMENT = re.compile(r"(?<!\s)(?=\s*+#)\s*?(?:  |\t)\s*+#.*$")
 _FLAG_LINE = re.compile(r"--?[A-Za-z]\w*(?:=.*)?$")
 _PATH_FLAG = re.compile(r"from|to|output|\w+_dir")  # An empty path would mean the working directory.
 _HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")

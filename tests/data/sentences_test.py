@@ -3,6 +3,17 @@ import unittest
 from tfzoo.data import sentences
 
 
+class Counted(str):
+    """A text that counts the characters that are copied from it."""
+
+    copied = 0
+
+    def __getitem__(self, key):
+        part = super().__getitem__(key)
+        self.copied += len(part)
+        return part
+
+
 class SentencesTest(unittest.TestCase):
     def check(self, *expected, between=" "):
         self.assertEqual(sentences.split(between.join(expected)), list(expected))
@@ -57,3 +68,13 @@ class SentencesTest(unittest.TestCase):
             [text[start:end] for start, end in places], ["Ja.", "Ja.", "and more", "他走了。", "他走了。", "Ja."]
         )
         self.assertEqual(sentences.spans(" \n"), [])
+
+    def test_the_work_is_proportional_to_the_length(self):
+        """tests/patterns_test.py limits the work of the regular expression itself."""
+        for unit in ("Mr. ", "1. ", ". ", "...", ". (", "。", "a.b", "A. ", "x! Y", " `", " :a:", "\n", "no. 5 "):
+            for text in (unit * 20_000, "Mr" + unit * 20_000 + "x", "x" * 20_000 + unit * 20_000):
+                counted = Counted(text)
+                parts = sentences.split(counted)
+                self.assertEqual("".join("".join(parts).split()), "".join(text.split()), unit)
+                self.assertLess(counted.copied, 4 * len(text), unit)
+        self.assertEqual(sentences.split("Mr. " * 100_000), [("Mr. " * 100_000).strip()])

@@ -40,7 +40,7 @@ SOURCE = "en"  # The language of the messages in source code.
 LOCALE_FOLDERS = ("/usr/share/locale", "/usr/local/share/locale", "/opt/homebrew/share/locale")
 
 # Of C, Python and Qt: %s, %1$-5lu, %(name)s, {name}.
-_SPECIFIER = re.compile(r"%(\([^)]*\))?[-+ #0-9.*$'hlLqjzt]*[A-Za-z]|\{[^{}]*\}")
+_SPECIFIER = re.compile(r"%(\([^()]*\))?[-+ #0-9.*$'hlLqjzt]*[A-Za-z]|\{[^{}]*\}")
 _MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}
 
 

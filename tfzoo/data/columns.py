@@ -80,7 +80,7 @@ LABELS = (
 _CERTAIN = {"label", "labels", "gold_label"}  # Decisive also next to another of LABELS.
 _NEGATIVE = re.compile(r"(hard_)?neg(ative)?(_?\d+)?")
 _MAX_NAME = 40
-_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+_NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*")
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]{4}")
 
 

@@ -11,6 +11,9 @@ import re
 from tfzoo.data import sentences
 
 VERSION = 2  # Incremented when the result changes; part of every fingerprint.
+# Characters of a line or sentence that can be prose; the longest in practice has 500. The time of some patterns below
+# is quadratic in this number, and linear in the length of a docstring.
+MAX_LENGTH = 2000
 
 _SECTIONS = (
     r"(?:(?:other|call|keyword|optional|positional|required|method|class|constructor|init)\s+)?"
@@ -167,7 +170,8 @@ def _is_fragment(sentence: str) -> bool:
 
 def paragraphs(docstring: str) -> list[list[str]]:
     """Returns the prose of a docstring: paragraphs in order, each a list of sentences; empty if there is no prose."""
-    lines = [_QUOTED.sub(r"\1", line) for line in inspect.cleandoc(docstring).splitlines()]
+    lines = [_QUOTED.sub(r"\1", line[: MAX_LENGTH + 1]) for line in inspect.cleandoc(docstring).splitlines()]
+    lines = [line if len(line) <= MAX_LENGTH else "" for line in lines]
     result: list[list[str]] = []
     current: list[str] = []
     start = 0  # The indentation of the first line of `current`.
@@ -177,7 +181,8 @@ def paragraphs(docstring: str) -> list[list[str]]:
         text = " ".join(current)
         text = re.sub(r"(?<=[a-z])- (?=[a-z])", "-", text)  # a word hyphenated at the end of a line
         current.clear()
-        complete = [part for part in sentences.split(text) if listed or not _is_fragment(part)]
+        parts = [part for part in sentences.split(text) if len(part) <= MAX_LENGTH]
+        complete = [part for part in parts if listed or not _is_fragment(part)]
         kept = [sentence for sentence in map(_strip_inline, complete) if sentence and is_prose(sentence)]
         if result and not listed and kept and not kept[-1].endswith(_CLOSED):
             kept.pop()  # A title, or text that continues in code: only summaries may lack a period.

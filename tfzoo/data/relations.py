@@ -22,7 +22,7 @@ from tfzoo.data.row_files import BadRow, RowFile
 from tfzoo.errors import UserError
 from tfzoo.json_files import show
 
-_RECORD = re.compile(r'\s*(\d+)\s*\t\s*"?(.*?)"?\s*', re.DOTALL)
+_RECORD = re.compile(r'\d+(?=[^\S\t]*+\t)\s++"?(.*)', re.DOTALL)
 _MARKER = re.compile(r"</?e[12]>")
 _MARKERS = ("<e1>", "</e1>", "<e2>", "</e2>")
 
@@ -82,7 +82,7 @@ class RelationFile(RowFile[RelationRow]):
                 raise self.error("has SemEval-2010-8's format, without columns; omit --text_column and --label_column")
             with row_files.open_text(self.path) as file:
                 line = next(line for line in file if line.strip())
-            if not _RECORD.fullmatch(line):
+            if not _RECORD.fullmatch(line.lstrip()):
                 raise self.error(
                     "its first line is not a number, a tab and a text in quotes; use SemEval-2010-8's format, or JSON "
                     'lines {"text": "A <e1>b</e1> <e2>c</e2>", "label": "..."}'
@@ -103,7 +103,7 @@ class RelationFile(RowFile[RelationRow]):
         start = 0
         with row_files.open_text(self.path) as file:
             for number, line in enumerate(file, 1):
-                if record and (not line.strip() or _RECORD.fullmatch(line)):
+                if record and (not line.strip() or _RECORD.fullmatch(line.lstrip())):
                     yield f"{self.path}:{start}", record
                     record = []
                 if line.strip():
@@ -134,11 +134,11 @@ class RelationFile(RowFile[RelationRow]):
         else:
             for line in record:
                 row_files.check_utf8(line)
-            match = _RECORD.fullmatch(record[0])
+            match = _RECORD.fullmatch(record[0].lstrip())
             if not match:
                 words = f"{show(record[0].strip())} is not a number, a tab and a text in quotes"
                 raise BadRow("bad_record", words, "correct the record or the blank lines between records")
-            text = match[2]
+            text = match[1].rstrip().removesuffix('"')
             others = [line.strip() for line in record[1:] if not line.startswith("Comment")]
             label = others[0] if others else None
         if not self._labelled:

@@ -1,4 +1,4 @@
-"""Splits English and Chinese text into sentences with rules.
+"""Splits English and Chinese text into sentences with rules, in time proportional to the text's length.
 
 A sentence ends at `.`, `!` or `?` before white space and the start of another sentence, and at every `。`, `！` or
 `？`. Closing quotes and brackets belong to the sentence that they close. The periods of abbreviations, initials and
@@ -7,11 +7,12 @@ list numbers do not end a sentence; those in numbers, versions and file names ar
 
 import re
 
-_END = re.compile(
-    r"""(?P<chinese>[。！？][。！？!?…]*[”’」』）》】〉"')\]]*)\s*
-      | (?P<english>(?:\.{2,}|…+|[.!?]+)["'”’»)\]]*)
-        (?P<space>\s+)
-        (?=["'“‘«(\[]*[^\W_a-z] | `+\w | :\w+:`)  # also code quotes and reST roles""",
+# Each run of marks is matched once, whether a sentence ends there or not, and nothing in it is tried again.
+_MARKS = re.compile(
+    r"""(?P<chinese>[。！？][。！？!?…]*+[”’」』）》】〉"')\]]*+)\s*+
+      | (?P<english>(?:…++|[.!?]++)["'”’»)\]]*+)
+        (?P<space>\s++)?+
+        (?P<next>(?=["'“‘«(\[]*+[^\W_a-z] | `++\w | :\w++:`))?  # also code quotes and reST roles""",
     re.VERBOSE,
 )
 # Never at the end of a sentence.
@@ -21,23 +22,28 @@ _ABBREVIATIONS = frozenset(
 )
 # Abbreviations only before a number: "no. 5", but "Say no."
 _BEFORE_NUMBER = frozenset("no nos p pp ch sec sect vol ed eds fig figs eq eqs ref refs".split())
-_LAST_WORD = re.compile(r"[\w.]+$")
 
 
-def _ends(before: str, mark: str, after: str) -> bool:
-    """Returns whether the punctuation `mark` between `before` and `after` ends a sentence."""
-    if mark != ".":  # Anything but a single period: "!", "...", '."', ".)"
+def _ends(text: str, start: int, match: re.Match) -> bool:
+    """Returns whether a sentence that starts at `start` ends at these marks."""
+    if match["chinese"]:
         return True
-    match = _LAST_WORD.search(before)
-    if match is None:
+    if match["space"] is None or match["next"] is None:
+        return False
+    if match["english"] != ".":  # Anything but a single period: "!", "...", '."', ".)"
         return True
-    word = match.group()
-    if word.isdecimal() and match.start() == 0:
+    begin = end = match.start()
+    while begin > start and (text[begin - 1] in "._" or text[begin - 1].isalnum()):
+        begin -= 1
+    word = text[begin:end]
+    if not word:
+        return True
+    if word.isdecimal() and begin == start:
         return False  # "1. First, ..."
     if len(word) == 1 and word.isalpha() and word.isupper() and word != "I":
         return False  # "J. Smith"
     if word.lower() in _BEFORE_NUMBER:
-        return not after[:1].isdecimal()
+        return not text[match.end() : match.end() + 1].isdecimal()
     return word.lower() not in _ABBREVIATIONS
 
 
@@ -48,8 +54,8 @@ def split(text: str) -> list[str]:
     ['It takes 1.5 s, e.g. in NumPy 2.0.', 'See a.txt!', '好。', '“走吧。”', '他说。']
     """
     parts, start = [], 0
-    for match in _END.finditer(text):
-        if match["chinese"] or _ends(text[start : match.start()], match["english"], text[match.end() :]):
+    for match in _MARKS.finditer(text):
+        if _ends(text, start, match):
             parts.append(text[start : match.end()].strip())
             start = match.end()
     parts.append(text[start:].strip())

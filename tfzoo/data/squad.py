@@ -262,9 +262,15 @@ def _located(text: str, start: int | None, context: str) -> tuple[Answer, bool]:
     """Returns an answer, and whether its offset disagrees with the context."""
     if start is not None and start >= 0 and context.startswith(text, start):
         return Answer(text, start), False
-    places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
-    place = min(places, key=lambda at: abs(at - (start or 0)), default=None)
-    return Answer(text, place), start is not None
+    wanted = min(max(start or 0, 0), len(context))
+    after = context.find(text, wanted)
+    # Backwards with find, whose time is linear in the worst case; that of rfind is not.
+    end = max(wanted + len(text) - 1, 0)
+    reverse = context[:end][::-1]
+    before = reverse.find(text[::-1])
+    places = [] if before < 0 else [len(reverse) - before - len(text)]
+    places += [] if after < 0 else [after]
+    return Answer(text, min(places, key=lambda at: abs(at - wanted), default=None)), start is not None
 
 
 # ------------------------------------------------------------------ JSON as a stream
