@@ -1,4 +1,4 @@
-"""The server that the black-box tests ask: one in this process, or the one at TFZOO_SERVER_GRPC."""
+"""The server that the black-box tests ask: one in this process, or the one at TFZOO_SERVER_GRPC and _REST."""
 
 import atexit
 import functools
@@ -14,6 +14,7 @@ from tfzoo.serve.grpc_server import GrpcServer
 from tfzoo.serve.loading import Loader
 from tfzoo.serve.manager import Manager
 from tfzoo.serve.metrics import Metrics
+from tfzoo.serve.rest import server as rest_server
 
 
 @functools.cache
@@ -35,5 +36,16 @@ def grpc_address() -> str:
     if "TFZOO_SERVER_GRPC" in os.environ:
         return os.environ["TFZOO_SERVER_GRPC"]
     server = GrpcServer(core(), {"port": "127.0.0.1:0"}, threads=32)
+    atexit.register(server.stop, 1)
+    return f"127.0.0.1:{server.port}"
+
+
+@functools.cache
+def rest_address() -> str:
+    """Returns HOST:PORT of the REST server."""
+    if "TFZOO_SERVER_REST" in os.environ:
+        return os.environ["TFZOO_SERVER_REST"]
+    app = rest_server.application(core(), rest_server.settings(core().limits))
+    server = rest_server.Server(app, rest_server.listen("127.0.0.1", 0), None)
     atexit.register(server.stop, 1)
     return f"127.0.0.1:{server.port}"

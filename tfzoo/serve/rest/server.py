@@ -1,0 +1,132 @@
+"""The REST server: uvicorn in a thread."""
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import ssl
+import threading
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tfzoo.errors import UserError, one_line
+from tfzoo.serve.core import Core
+from tfzoo.serve.limits import Limits
+from tfzoo.serve.rest import tf_serving
+from tfzoo.serve.rest.http import Application, Request, Response, Route, Settings
+
+_SILENCE = 30  # Seconds after which a connection without a complete request's head is closed.
+
+
+def settings(limits: Limits, **others: Any) -> Settings:
+    """Returns the limits of HTTP that follow from those of requests; `others` are fields of Settings."""
+    running = limits.max_running_requests or os.cpu_count() or 1
+    max_requests = running + limits.max_queued_requests
+    return Settings(max_request_bytes=limits.max_request_bytes, max_requests=max_requests, **others)
+
+
+def application(core: Core, settings: Settings, metrics_path: str | None = None) -> Application:
+    """Returns the ASGI application with all routes.
+
+    Args:
+      core: the models.
+      settings: the limits of HTTP.
+      metrics_path: the path of the metrics for Prometheus; None means that there are none.
+    """
+    routes = [*tf_serving.routes(core), *_health(core)]
+    if metrics_path:
+        routes.append(
+            Route("GET", re.compile(re.escape(metrics_path)), lambda _: Response(core.metrics(), "text/plain"))
+        )
+    return Application(routes, settings, tf_serving.other)
+
+
+def _health(core: Core) -> list[Route]:
+    def live(_: Request) -> Response:
+        return Response(b'{"status":"alive"}')
+
+    def ready(_: Request) -> Response:
+        is_ready = core.is_ready()
+        return Response(
+            b'{"status":"ready"}' if is_ready else b'{"status":"not ready"}', status=200 if is_ready else 503
+        )
+
+    return [
+        Route("GET", re.compile("/livez"), live, is_public=True),
+        Route("GET", re.compile("/readyz"), ready, is_public=True),
+    ]
+
+
+class _Protocol(H11Protocol):
+    """Closes connections of clients that do not send the head of a request in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._seen: Any = self  # The request of the previous tick.
+        self._ticking = self.loop.call_later(_SILENCE, self._tick)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ticking.cancel()
+        super().connection_lost(exc)
+
+    def _tick(self) -> None:
+        waiting = self.cycle is None or self.cycle.response_complete
+        if waiting and self.conn.their_state is h11.IDLE and self._seen in (self, self.cycle):
+            self.transport.close()
+            return
+        self._seen = self.cycle
+        self._ticking = self.loop.call_later(_SILENCE, self._tick)
+
+
+class Server:
+    """A running REST server.
+
+    Attributes:
+      port: the port that it listens at.
+    """
+
+    def __init__(self, app: Application, listener: socket.socket, context: ssl.SSLContext | None):
+        self.port = listener.getsockname()[1] if listener.family != socket.AF_UNIX else 0
+        self._app = app
+        config = uvicorn.Config(
+            app, http=_Protocol, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False,
+            proxy_headers=False, server_header=False, timeout_keep_alive=2 * _SILENCE,
+            ssl_context_factory=(lambda *_: context) if context else None,
+        )  # fmt: skip
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, args=(listener,), name="rest", daemon=True)
+        self._thread.start()
+
+    def _run(self, listener: socket.socket) -> None:
+        asyncio.run(self._server.serve([listener]))
+
+    def stop(self, seconds: float) -> None:
+        """Accepts no more requests, and waits for those that run, for some seconds."""
+        self._server.config.timeout_graceful_shutdown = max(1, round(seconds))
+        self._server.should_exit = True
+        self._thread.join(seconds + 5)
+        self._app.close()
+
+
+def listen(host: str, port: int, flag: str = "rest_api_port") -> socket.socket:
+    """Returns a socket that listens at a port; 0 means any free one.
+
+    Raises:
+      UserError: the port is in use, or not allowed.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Not REUSEPORT: two servers would share a port.
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UserError(f"--{flag}={port}: cannot listen at {host} ({one_line(error)}); choose another port") from None
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener
