@@ -29,6 +29,7 @@ ENTRY_POINTS = {
     "tfzoo.publish",
     "tfzoo.query",
     "tfzoo.score",
+    "tfzoo.serve.__main__",
     "tfzoo.train",
     "tfzoo.tune",
 }

@@ -9,19 +9,20 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tfzoo.serve import inference, messages
+from tfzoo.serve import inference, messages, request_log
 from tfzoo.serve.admission import Admission
 from tfzoo.serve.errors import CODES, StatusError, invalid
 from tfzoo.serve.inference import GRPC, REST, Read
 from tfzoo.serve.limits import Limits
 from tfzoo.serve.manager import Manager
 from tfzoo.serve.metrics import Metrics
-from tfzoo.serve.servable import DEFAULT_SIGNATURE, ModelSpec, Servable
+from tfzoo.serve.request_log import RequestLogs
+from tfzoo.serve.servable import DEFAULT_SIGNATURE, ModelSpec, Servable, Signature
 
 __all__ = ["GRPC", "REST", "Call", "Core", "ModelSpec"]
 
@@ -55,6 +56,11 @@ class Core:
       limits: the limits of requests; front ends read them, too.
       batches: whether the models batch requests, so that more of them run at a time than there are processors.
       check_methods: whether Predict, Classify and Regress demand signatures with their own method names.
+      logs: where requests are logged.
+
+    Attributes:
+      limits: the limits of requests.
+      max_inside: how many requests run and wait at a time.
     """
 
     def __init__(
@@ -64,13 +70,16 @@ class Core:
         limits: Limits | None = None,
         batches: bool = False,
         check_methods: bool = False,
+        logs: RequestLogs | None = None,
     ):
         self.limits = limits or Limits()
         self._manager, self._metrics, self._check_methods = manager, metrics, check_methods
         running = self.limits.max_running_requests or (os.cpu_count() or 1)
         if batches and not self.limits.max_running_requests:
             running += self.limits.max_queued_requests
+        self.max_inside = running + self.limits.max_queued_requests
         self._admission = Admission(running, self.limits.max_queued_requests)
+        self._logs = logs or RequestLogs()
         self._draining = threading.Event()
 
     def predict(
@@ -89,7 +98,10 @@ class Core:
           The spec with the version and the signature's name that answered, and the outputs.
         """
 
-        def read_and_check(signature) -> Mapping[str, np.ndarray]:
+        inputs: Mapping[str, np.ndarray] = {}
+
+        def read_and_check(signature: Signature) -> Mapping[str, np.ndarray]:
+            nonlocal inputs
             inputs = read(signature)
             tokens = inputs.get("max_new_tokens")
             if tokens is not None and tokens.dtype.kind in "iu" and (tokens > self.limits.max_new_tokens).any():
@@ -101,7 +113,9 @@ class Core:
             outputs = inference.predict(
                 servable, run, spec, read_and_check, output_filter, call.entrypoint, self._check_methods
             )
-            return _resolved(spec, servable), outputs
+            resolved = _resolved(spec, servable)
+            self._log(resolved, lambda: request_log.predict_log(resolved, inputs, output_filter, outputs))
+            return resolved, outputs
 
     def classify(self, spec: ModelSpec, examples: Any, call: Call) -> tuple[ModelSpec, Any]:
         """Classifies examples (a messages.Input); returns what answered and a messages.ClassificationResult."""
@@ -109,7 +123,9 @@ class Core:
             run = self._run(servable, "Classify", call)
             result = inference.classify(servable, run, spec, examples, self._check_methods)
             self._count_examples(servable.name, len(result.classifications))
-            return _resolved(spec, servable), result
+            resolved = _resolved(spec, servable)
+            self._log(resolved, lambda: request_log.examples_log(resolved, "Classify", examples, result))
+            return resolved, result
 
     def regress(self, spec: ModelSpec, examples: Any, call: Call) -> tuple[ModelSpec, Any]:
         """Like `classify`, with a messages.RegressionResult."""
@@ -117,7 +133,9 @@ class Core:
             run = self._run(servable, "Regress", call)
             result = inference.regress(servable, run, spec, examples, self._check_methods)
             self._count_examples(servable.name, len(result.regressions))
-            return _resolved(spec, servable), result
+            resolved = _resolved(spec, servable)
+            self._log(resolved, lambda: request_log.examples_log(resolved, "Regress", examples, result))
+            return resolved, result
 
     def multi_inference(self, spec: ModelSpec, request: Any, call: Call) -> Any:
         """Runs several signatures on the same examples; takes and returns messages. `spec` is that of the first."""
@@ -144,9 +162,11 @@ class Core:
             added.status.error_message = error.message if error else ""
         return response
 
-    def reload(self, config: Any) -> None:
-        """Serves the models of a messages.ModelServerConfig instead of the present ones."""
-        self._manager.reload(config)
+    def reload(self, config: Any, wait: bool = True) -> None:
+        """Serves the models of a messages.ModelServerConfig instead of the present ones; see Manager.reload."""
+        request_log.checked(config)
+        self._manager.reload(config, wait)
+        self._logs.update(config)
 
     @contextlib.contextmanager
     def servable(self, spec: ModelSpec) -> Iterator[Servable]:
@@ -210,6 +230,11 @@ class Core:
             return values
 
         return run
+
+    def _log(self, resolved: ModelSpec, log: Callable[[], Any]) -> None:
+        if self._logs.sampled(resolved.name):
+            self._logs.write(resolved.name, log())
+            self._metrics.logged.labels(resolved.name, "OK").inc()
 
     def _count_examples(self, model: str, count: int) -> None:
         self._metrics.examples.labels(model).observe(count)

@@ -1,6 +1,5 @@
 """The gRPC front end: PredictionService, ModelService, health and reflection."""
 
-import hmac
 import logging
 import threading
 import time
@@ -15,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from tfzoo.errors import UserError, one_line
-from tfzoo.serve import inference, messages, tensors
+from tfzoo.serve import inference, keys, messages, tensors
 from tfzoo.serve.core import GRPC, Call, Core, ModelSpec
 from tfzoo.serve.errors import CODES, StatusError, invalid
 from tfzoo.serve.servable import Signature
@@ -229,8 +228,8 @@ def _unary(request_class: Any, method: Callable[[Any, Call], Any]) -> Callable[[
 class _Keys(grpc.ServerInterceptor):
     """Refuses requests without a key. The health service needs none, because probes cannot send any."""
 
-    def __init__(self, keys: Sequence[bytes]):
-        self._keys = keys
+    def __init__(self, accepted: Sequence[bytes]):
+        self._keys = accepted
         self._refuse = grpc.unary_unary_rpc_method_handler(self._abort)
 
     def intercept_service(self, continuation, details):
@@ -240,19 +239,11 @@ class _Keys(grpc.ServerInterceptor):
 
     def _fits(self, entry) -> bool:
         key, value = entry
-        return key == "authorization" and is_authorized(value, self._keys)
+        return key == "authorization" and keys.is_authorized(value, self._keys)
 
     @staticmethod
     def _abort(request, context):
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "Add the metadata authorization: Bearer KEY")
-
-
-def is_authorized(header: str, keys: Sequence[bytes]) -> bool:
-    """Returns whether the value of an authorization header is a bearer token with one of the keys."""
-    kind, _, token = header.partition(" ")
-    # Every key is compared, in constant time, so that times tell nothing about keys.
-    fits = [hmac.compare_digest(token.strip().encode(), key) for key in keys]
-    return kind.lower() == "bearer" and any(fits)
 
 
 class _Reflection(reflection.ReflectionServicer):

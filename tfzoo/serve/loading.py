@@ -3,7 +3,8 @@
 import dataclasses
 import pathlib
 
-from tfzoo.serve import savedmodel, warmup
+from tfzoo.serve import batching, savedmodel, warmup
+from tfzoo.serve.batching import Batched, Parameters, Scheduler
 from tfzoo.serve.errors import StatusError
 from tfzoo.serve.metrics import Metrics
 from tfzoo.serve.servable import Servable
@@ -19,6 +20,8 @@ class Loader:
       session_config: a serialized ConfigProto for SavedModels.
       trust: whether graphs may read and write files and run Python.
       warmup_iterations: how often each request of a warm-up runs; 0 means never.
+      scheduler: runs batches; None without batching.
+      batching: how requests are batched; None means as the versions' own files say.
     """
 
     metrics: Metrics
@@ -26,15 +29,21 @@ class Loader:
     session_config: bytes = b""
     trust: bool = False
     warmup_iterations: int = 1
+    scheduler: Scheduler | None = None
+    batching: Parameters | None = None
 
     def __call__(self, name: str, version: int, folder: pathlib.Path) -> Servable:
         servable = self._open(name, version, folder)
         try:
-            warmup.run(servable, folder, self.warmup_iterations, self.metrics)
+            if self.warmup_iterations:
+                warmup.run(servable, folder, self.warmup_iterations, self.metrics)
+            if self.scheduler is not None:
+                parameters = self.batching or batching.of_model(folder)
+                return servable if parameters is None else Batched(servable, self.scheduler, parameters)
+            return servable
         except BaseException:
             servable.close()
             raise
-        return servable
 
     def _open(self, name: str, version: int, folder: pathlib.Path) -> Servable:
         if any((folder / file).exists() for file in savedmodel.FILES):

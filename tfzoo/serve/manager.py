@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tfzoo.errors import one_line
-from tfzoo.serve import model_config
+from tfzoo.serve import policies
 from tfzoo.serve.errors import StatusError, invalid
 from tfzoo.serve.servable import ModelSpec, Servable
 
@@ -182,38 +182,56 @@ class Manager:
         Raises:
           StatusError: the configuration is not valid, or a new model did not become available.
         """
-        models = model_config.models(config)
+        models = policies.models(config)
         with self._reloading:
             with self._changed:
                 old = {name: model.config for name, model in self._models.items() if model.config is not None}
-                model_config.check_platforms(old, models)
-                self._check_labels(models)
+                policies.check_platforms(old, models)
+                self._set_labels(models)
                 for name in old.keys() - models.keys():
                     self._models[name].config = None
                 for name, each in models.items():
                     self._models.setdefault(name, Model(None)).config = each
-                self._labels = model_config.labels(models)
             self.poll()
             if wait:
                 self._wait_for(models.keys() - old.keys())
 
-    def _check_labels(self, models: dict[str, Any]) -> None:
-        for name, labels in model_config.labels(models).items():
+    def _set_labels(self, models: dict[str, Any]) -> None:
+        """Sets the labels of available versions, and removes labels that are no longer configured. The label of a
+        version that is still to be loaded is set once that is available; until then it stands for the present one."""
+        labels: dict[str, dict[str, int]] = {}
+        for name, config in models.items():
+            present, labels[name] = self._labels.get(name, {}), {}
             available = self._models[name].available() if name in self._models else []
-            for label, number in labels.items():
-                is_new = self._labels.get(name, {}).get(label, number) == number
-                if number not in available and not (self._any_label and is_new):
-                    raise model_config.unavailable_label(name, number)
+            for label, number in config.version_labels.items():
+                if number in available or (self._any_label and present.get(label, number) == number):
+                    labels[name][label] = number
+                elif number not in (policies.versions(config) or {}):
+                    raise policies.unavailable_label(name, number)
+                elif label in present:
+                    labels[name][label] = present[label]
+        self._labels = labels
 
-    def _wait_for(self, names: set[str]) -> None:
-        def is_settled(model: Model) -> bool:
-            wanted = [model.versions[number] for number in model.wanted]
-            return bool(model.available()) or all(version.failures for version in wanted)
+    def _wait_for(self, new: set[str]) -> None:
+        """Waits until new models have an available version, and labels their versions.
+
+        Raises:
+          StatusError: a version could not be loaded.
+        """
+
+        def is_settled(name: str, model: Model) -> bool:
+            labelled = [] if model.config is None else model.config.version_labels.values()
+            versions = [model.versions[number] for number in model.wanted if name in new or number in labelled]
+            if name in new and model.available() and not labelled:
+                return True
+            return all(version.failures or version.state == State.AVAILABLE for version in versions)
 
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or all(is_settled(self._models[name]) for name in names))
+            self._changed.wait_for(
+                lambda: self._stopped or all(is_settled(name, model) for name, model in self._models.items())
+            )
             failed = []
-            for name in sorted(names):
+            for name in sorted(new):
                 model = self._models[name]
                 if not model.available():
                     errors = [
@@ -221,15 +239,22 @@ class Manager:
                         for version in model.versions.values()
                     ]
                     failed.append(", ".join(errors) or f"{{name: {name}}} has no version in {model.config.base_path}")
-        if failed:
-            raise StatusError("UNKNOWN", f"{len(failed)} model(s) did not become available: {{{', '.join(failed)}}}")
+            if failed:
+                raise StatusError(
+                    "UNKNOWN", f"{len(failed)} model(s) did not become available: {{{', '.join(failed)}}}"
+                )
+            for name, model in self._models.items():
+                if model.config is not None:
+                    for label, number in model.config.version_labels.items():
+                        if self._labels[name].get(label) != number:
+                            raise policies.unavailable_label(name, number)
 
     def poll(self) -> None:
         """Reads the file system, and starts to load and unload what has changed."""
         with self._changed:
             configs = {name: model.config for name, model in self._models.items()}
         for name, config in configs.items():
-            wanted = {} if config is None else model_config.versions(config)
+            wanted = {} if config is None else policies.versions(config)
             with self._changed:
                 model = self._models[name]
                 if wanted is not None and model.config is config:
@@ -243,18 +268,21 @@ class Manager:
         for number, folder in model.wanted.items():
             version = model.versions.get(number)
             identity = _identity(folder)
-            if version is None or (version.state == State.END and version.identity != identity):
-                version = model.versions[number] = Version(number, folder, identity)
-                self._submit(name, model, version)
-            elif version.state == State.END and version.error is None:  # It was unloaded, and is wanted again.
+            ended = version is not None and version.state == State.END
+            # A version that failed is tried again if its folder is replaced; one that was unloaded is wanted again.
+            if version is None or (ended and (version.identity != identity or version.error is None)):
                 version = model.versions[number] = Version(number, folder, identity)
                 self._submit(name, model, version)
             elif version.retry_at is not None and time.monotonic() >= version.retry_at:
                 version.retry_at = None
                 self._submit(name, model, version)
+        labels = self._labels.setdefault(name, {})
+        if model.config is not None:
+            available = model.available()
+            labels |= {label: number for label, number in model.config.version_labels.items() if number in available}
         replaced = not model.wanted or any(number in model.wanted for number in model.available())
         for number, version in model.versions.items():
-            if number in model.wanted:
+            if number in model.wanted or number in labels.values():
                 continue
             if version.retry_at is not None:
                 version.retry_at, version.state = None, State.END

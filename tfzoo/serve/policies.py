@@ -103,11 +103,6 @@ def versions(model: Any) -> dict[int, pathlib.Path] | None:
     return {number: numbered[number] for number in newest}
 
 
-def labels(models: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Returns the version that each label of each model stands for."""
-    return {name: dict(model.version_labels) for name, model in models.items()}
-
-
 def unavailable_label(name: str, version: int) -> StatusError:
     """Returns the error for a label of a version that is not available."""
     return StatusError(

@@ -1,0 +1,229 @@
+"""Serves SavedModels and ONNX artifacts with TF Serving's API, over gRPC and HTTP.
+
+python -m tfzoo.serve --model_name=bert --model_base_path=exports/savedmodel/bert --rest_api_port=8501
+
+The flags are those of tensorflow_model_server; docs/serve.md lists what becomes of each. The server listens on
+127.0.0.1 unless --host says otherwise. SIGTERM drains it: the requests that it has accepted are answered, and then it
+exits with code 0.
+"""
+
+import importlib.metadata
+import ipaddress
+import logging
+import os
+import pathlib
+import signal
+import sys
+import threading
+from typing import Any
+
+from absl import flags as absl_flags
+
+from tfzoo import cli, options
+from tfzoo.errors import UserError
+from tfzoo.serve import batching, keys, messages, policies
+from tfzoo.serve.core import Core
+from tfzoo.serve.errors import StatusError
+from tfzoo.serve.flags import HONOURED, OWN, REFUSED, TF_SERVING, WARNED
+from tfzoo.serve.grpc_server import GrpcServer, credentials
+from tfzoo.serve.limits import Limits
+from tfzoo.serve.loading import Loader
+from tfzoo.serve.manager import Manager
+from tfzoo.serve.metrics import Metrics
+
+_MAX_PORT = 65535
+_STATUS_THREADS = 16  # For requests that do not wait for a model.
+
+_log = logging.getLogger("tfzoo.serve")
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    kinds = {bool: "boolean", int: "integer", float: "float", str: "string"}
+    for flag in (*TF_SERVING, *OWN):
+        define = getattr(absl_flags, f"DEFINE_{kinds[type(flag.default)]}")
+        text = flag.help or f"{flag.verdict}: {flag.reason}"
+        define(flag.name, flag.default, text, flag_values=flags)
+        if flag in TF_SERVING:
+            setattr(flags[flag.name], "group", "tensorflow_model_server")  # noqa: B010  (absl does not declare it)
+    options.define_flags(flags, Limits)
+
+
+def main(flags: absl_flags.FlagValues) -> int | None:
+    if flags.version:
+        print(f"tfzoo {importlib.metadata.version('tfzoo')}")
+        return None
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    _check_flags(flags)
+    limits = Limits(**options.values_of(flags, Limits))
+    accepted = keys.read(flags.api_key_file) if flags.api_key_file else ()
+    tls = (
+        messages.read_text(flags.ssl_config_file, messages.SSLConfig, "ssl_config_file")
+        if flags.ssl_config_file
+        else None
+    )
+    config = _model_config(flags)
+    metrics = Metrics()
+    scheduler, parameters = _batching(flags, metrics)
+    loader = Loader(
+        metrics,
+        tuple(flags.saved_model_tags.split(",")),
+        _session_config(flags),
+        flags.trust_models,
+        max(1, flags.num_request_iterations_for_warmup) if flags.enable_model_warmup else 0,
+        scheduler,
+        parameters,
+    )
+    manager = Manager(
+        loader,
+        flags.file_system_poll_wait_seconds,
+        flags.max_num_load_retries,
+        max(0.0, flags.load_retry_interval_micros / 1e6),
+        max(1, flags.num_load_threads),
+        flags.allow_version_labels_for_unavailable_models,
+    )
+    core = Core(manager, metrics, limits, scheduler is not None, flags.enable_signature_method_name_check)
+    _warn_of_exposure(flags.host, accepted, tls)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    front = GrpcServer(
+        core,
+        _grpc_addresses(flags),
+        credentials=None if tls is None else credentials(tls),
+        api_keys=accepted,
+        threads=flags.grpc_max_threads or core.max_inside + _STATUS_THREADS,
+        options=_channel_arguments(flags.grpc_channel_arguments),
+        as_content=flags.enable_serialization_as_tensor_content,
+        with_health=flags.enable_grpc_healthcheck_service,
+    )
+    try:
+        try:
+            core.reload(config, wait=False)
+        except StatusError as error:
+            raise UserError(f"{error.message}; correct the configuration of the models") from None
+        _log.info("serving %s; stop it with SIGTERM", ", ".join(core.model_names()))
+        _follow(flags, core, stop)
+    finally:
+        core.drain()
+        front.stop(limits.drain_seconds)
+        manager.stop()
+        if scheduler is not None:
+            scheduler.stop()
+    return None
+
+
+def _check_flags(flags: absl_flags.FlagValues) -> None:
+    """Refuses and warns of flags that are not honoured, and refuses values that contradict each other."""
+    for flag in TF_SERVING:
+        if flag.verdict != HONOURED and flags[flag.name].value != flag.default:
+            shown = f"--{flag.name}={flags[flag.name].value}"
+            if flag.verdict == REFUSED:
+                raise UserError(f"{shown}: is not supported; {flag.reason}")
+            assert flag.verdict == WARNED
+            _log.warning("%s has no effect: %s", shown, flag.reason)
+    for name in ("port", "rest_api_port"):
+        port: Any = flags[name].value
+        if not 0 <= port <= _MAX_PORT:
+            raise UserError(f"--{name}={port}: is not a port; give a number from 0 to {_MAX_PORT}")
+    if not (flags.port or flags.grpc_socket_path or flags.rest_api_port):
+        raise UserError("--port=0: the server would listen nowhere; set --port, --grpc_socket_path or --rest_api_port")
+    if flags.port and flags.port == flags.rest_api_port:
+        raise UserError(f"--rest_api_port={flags.port}: is the port of gRPC, too; choose another")
+    if bool(flags.model_base_path) == bool(flags.model_config_file):
+        raise UserError("specify either --model_base_path or --model_config_file")
+    if flags.batching_parameters_file and not flags.enable_batching:
+        raise UserError(
+            f"--batching_parameters_file={flags.batching_parameters_file}: has no effect without --enable_batching; "
+            "add it"
+        )
+    threads: list[Any] = [flags[f"tensorflow_{name}_parallelism"].value for name in ("session", "intra_op", "inter_op")]
+    if min(threads) > 0:
+        raise UserError(
+            "--tensorflow_session_parallelism: specify either this flag or --tensorflow_intra_op_parallelism and "
+            "--tensorflow_inter_op_parallelism"
+        )
+
+
+def _model_config(flags: absl_flags.FlagValues) -> Any:
+    if flags.model_config_file:
+        return messages.read_text(flags.model_config_file, messages.ModelServerConfig, "model_config_file")
+    # Relative to the working directory, which TF Serving's own flag may be, too.
+    return policies.single(flags.model_name, os.path.abspath(flags.model_base_path))
+
+
+def _batching(flags: absl_flags.FlagValues, metrics: Metrics) -> tuple[batching.Scheduler | None, Any]:
+    if not flags.enable_batching:
+        return None, None
+    config, where = messages.BatchingParameters(), "--enable_batching"
+    if flags.batching_parameters_file:
+        where = f"--batching_parameters_file={flags.batching_parameters_file}"
+        config = messages.read_text(flags.batching_parameters_file, type(config), "batching_parameters_file")
+    scheduler = batching.Scheduler(metrics, config.num_batch_threads.value, config.thread_pool_name.value)
+    return scheduler, None if flags.enable_per_model_batching_parameters else batching.parameters(config, where)
+
+
+def _session_config(flags: absl_flags.FlagValues) -> bytes:
+    config = messages.ConfigProto()
+    if flags.tensorflow_session_config_file:
+        path = flags.tensorflow_session_config_file
+        config = messages.read_text(path, messages.ConfigProto, "tensorflow_session_config_file")
+    both = flags.tensorflow_session_parallelism
+    intra, inter = flags.tensorflow_intra_op_parallelism or both, flags.tensorflow_inter_op_parallelism or both
+    config.intra_op_parallelism_threads = intra or config.intra_op_parallelism_threads
+    config.inter_op_parallelism_threads = inter or config.inter_op_parallelism_threads
+    if flags.per_process_gpu_memory_fraction:
+        config.gpu_options.per_process_gpu_memory_fraction = flags.per_process_gpu_memory_fraction
+    return config.SerializeToString()
+
+
+def _grpc_addresses(flags: absl_flags.FlagValues) -> dict[str, str]:
+    host = f"[{flags.host}]" if ":" in flags.host else flags.host
+    addresses = {f"port={flags.port}": f"{host}:{flags.port}"} if flags.port else {}
+    if flags.grpc_socket_path:
+        path = pathlib.Path(flags.grpc_socket_path).absolute()
+        addresses[f"grpc_socket_path={flags.grpc_socket_path}"] = f"unix:{path}"
+    return addresses
+
+
+def _channel_arguments(text: str) -> list[tuple[str, Any]]:
+    arguments: list[tuple[str, Any]] = []
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"--grpc_channel_arguments={text}: {part} has no value; write NAME=VALUE,NAME=VALUE")
+        arguments.append((name, int(value) if value.lstrip("-").isdecimal() else value))
+    return arguments
+
+
+def _warn_of_exposure(host: str, accepted: tuple[bytes, ...], tls: Any) -> None:
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    if not is_loopback and not (accepted and tls is not None):
+        missing = " and ".join(
+            text for text, has in (("TLS (--ssl_config_file)", tls), ("API keys (--api_key_file)", accepted)) if not has
+        )
+        _log.warning("--host=%s: other machines can reach the server, which has no %s", host, missing)
+
+
+def _follow(flags: absl_flags.FlagValues, core: Core, stop: threading.Event) -> None:
+    """Waits until the server is to stop; until then, it follows changes of --model_config_file."""
+    seconds = flags.model_config_file_poll_wait_seconds
+    if not flags.model_config_file or seconds <= 0:
+        stop.wait()
+        return
+    current = _model_config(flags)
+    while not stop.wait(seconds):
+        try:
+            config = _model_config(flags)
+            if config != current:
+                core.reload(config, wait=False)
+                current = config
+                _log.info("--model_config_file=%s was read again", flags.model_config_file)
+        except (UserError, StatusError) as error:  # The server goes on with the models that it has.
+            _log.error("%s", error)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags))
