@@ -190,10 +190,11 @@ class DecodingTest(Case):
             found = predictor.answer([("cat sat",), ("dog",)])
             wanted = generate_text(model, ["the cat sat", "the dog"], small.tokenizer())
             self.assertEqual(found, [{"generated_text": text} for text in wanted], family)
-            self.assertEqual(heads.new_tokens_of(model), 5)
+            self.assertEqual(heads.new_tokens_of(model, 6), 5)
         decoder = small.model("gpt2", heads=("lm",))
         decoder.record = FolderRecord({}, {"max_new_tokens": 5})
-        self.assertEqual(heads.new_tokens_of(decoder), 64)
+        found = {length: heads.new_tokens_of(decoder, length) for length in (1, 64, 512)}
+        self.assertEqual(found, {1: 1, 64: 32, 512: 64})
 
     def test_models_without_answers(self):
         for family, head, words in (

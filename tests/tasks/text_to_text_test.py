@@ -278,7 +278,7 @@ class RunTest(unittest.TestCase):
         """Predictions and exports write the same texts, with the prefix and the decoding options of the run."""
         records = tfzoo.pipeline(run_dir)(sources)
         self.assertEqual(records, [{"generated_text": text} for text in texts])
-        decoding = dict(search=answers.search_of(model), max_new_tokens=answers.new_tokens_of(model))
+        decoding = dict(search=answers.search_of(model), max_new_tokens=answers.new_tokens_of(model, 24))
         self.assertEqual(decoding, {"search": {"num_beams": 2}, "max_new_tokens": 16})
         answer = answers.find(model, tokenizer, answers.Options(24, prompt="say: ", **decoding))
         self.assertEqual(answer.facts()["prompt"], "say: ")

@@ -53,8 +53,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
            "defaults to mean", enum_values=["mean", "first", "last", "pooled"])  # fmt: skip
     define("string", "prompt_name", None, "the prompt of a sentence-transformers model to put before each text; "
            "defaults to the model's default prompt, if it has one")  # fmt: skip
-    define("integer", "max_new_tokens", None, "the maximum number of tokens that a language model generates; defaults "
-           "to the setting in an encoder-decoder's folder, or else to 64")  # fmt: skip
+    define("integer", "max_new_tokens", None, "the maximum number of tokens that a language model generates; "
+           "defaults to the setting in an encoder-decoder's folder, or else to 64, for a decoder at most half of the "
+           "sequence length")  # fmt: skip
     define("integer", "num_beams", None, "the number of beams in the search for the likeliest text; defaults to the "
            "setting in the model's folder")  # fmt: skip
     define("enum", "precision", "float32", "the precision in which the SavedModel computes",

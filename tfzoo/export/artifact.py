@@ -87,7 +87,7 @@ def export(
       sequence_length: the maximum number of tokens in a text; None means the model's maximum, at most 1024.
       text_pair, long_texts, refuse, pooling, prompt_name, prompt: see answers.Options.
       max_new_tokens: the maximum number of tokens that a language model generates; None means that of an
-        encoder-decoder's folder, or else 64.
+        encoder-decoder's folder, or else 64, of a decoder at most half of sequence_length.
       num_beams: the number of beams in the search for the likeliest text; None means that of the model's folder, or a
         greedy search if the folder specifies none.
       precision: the precision in which the SavedModel computes, one of PRECISIONS. ONNX (apart from its variants) and
@@ -117,7 +117,7 @@ def export(
         pooling=pooling,
         prompt_name=prompt_name,
         prompt=prompt,
-        max_new_tokens=_new_tokens(model) if max_new_tokens is None else max_new_tokens,
+        max_new_tokens=_new_tokens(model, longest) if max_new_tokens is None else max_new_tokens,
         search=answers.search_of(model, num_beams),
     )
     answers.check(model, tokenizer, options)
@@ -141,8 +141,8 @@ def export(
     return folders
 
 
-def _new_tokens(model: keras.Model) -> int:
-    return answers.new_tokens_of(model) if model.can_generate else Options.max_new_tokens
+def _new_tokens(model: keras.Model, longest: int) -> int:
+    return answers.new_tokens_of(model, longest) if model.can_generate else Options.max_new_tokens
 
 
 def _check_arguments(name, version, formats, precision, onnx_variants, keep_versions) -> None:

@@ -56,7 +56,9 @@ class ModelPredictor(Predictor):
         length = min(embeddings.longest(model), _LONGEST) if sequence_length is None else sequence_length
         self._options = Options(length, pooling=pooling, prompt_name=prompt_name, max_new_tokens=1)
         if model.can_generate and model.is_encoder_decoder:
-            decoding: dict[str, Any] = dict(search=heads.search_of(model), max_new_tokens=heads.new_tokens_of(model))
+            decoding: dict[str, Any] = dict(
+                search=heads.search_of(model), max_new_tokens=heads.new_tokens_of(model, length)
+            )
             self._options = dataclasses.replace(self._options, prompt=prompt, **decoding)
         heads.check(model, tokenizer, self._options)
         answer = self._answer(model, tokenizer, pair=False)

@@ -45,9 +45,12 @@ class Continuations(Answer):
 
     def __init__(self, model, tokenizer, options):
         if not model.is_encoder_decoder:  # The text and the new tokens share the positions.
-            options = dataclasses.replace(options, sequence_length=options.sequence_length - options.max_new_tokens)
-            if options.sequence_length < 1:
-                raise UserError(f"--max_new_tokens={options.max_new_tokens}: leaves no room for the text; choose fewer")
+            if (room := options.sequence_length - options.max_new_tokens) < 1:
+                raise UserError(
+                    f"--max_new_tokens={options.max_new_tokens}: leaves no room for the text, because both share the "
+                    f"--sequence_length of {options.sequence_length}; choose fewer"
+                )
+            options = dataclasses.replace(options, sequence_length=room)
         super().__init__(model, tokenizer, options)
         self.reader.wording = Wording(options.prompt)
         ids = special_ids(model)
@@ -223,14 +226,17 @@ def search_of(model: keras.Model, num_beams: int | None = None) -> dict[str, Any
     return options | ({"num_beams": beams} if beams > 1 else {})
 
 
-def new_tokens_of(model: keras.Model) -> int:
+def new_tokens_of(model: keras.Model, sequence_length: int) -> int:
     """Returns the default of the maximum number of tokens of a text: of an encoder-decoder that of its folder, if it
-    specifies one, and otherwise 64, because the new tokens of a decoder take the positions of the text.
+    specifies one, and otherwise 64; of a decoder 64, but at most half of `sequence_length`, because the new tokens
+    take positions of the text.
 
     Raises:
       UserError: the folder has an option that is not supported.
     """
-    options = folder_options(model) if model.is_encoder_decoder else {}
+    if not model.is_encoder_decoder:
+        return max(1, min(NEW_TOKENS, sequence_length // 2))
+    options = folder_options(model)
     if "max_new_tokens" in options or "max_length" not in options:
         return options.get("max_new_tokens", NEW_TOKENS)
     return max(options["max_length"] - 1, 1)  # It counts the start token.
