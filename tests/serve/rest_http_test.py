@@ -135,7 +135,7 @@ class HttpTest(unittest.TestCase):
         self.assertEqual(self.ask("POST", "/echo", b"after")[2], b"after")
 
     def test_keys(self):
-        self.start(api_keys=("first", "second"))
+        self.start(api_keys=(b"first", b"second"))
         for given in ("", "Bearer third", "Bearer  first", "bearer first", "Basic first", "Bearer \xff"):
             status, headers, body = self.ask("POST", "/echo", b"", {"Authorization": given})
             self.assertEqual((status, headers["www-authenticate"]), (401, "Bearer"), given)
@@ -145,7 +145,7 @@ class HttpTest(unittest.TestCase):
         self.assertEqual(self.ask("GET", "/nowhere")[0], 401)
 
     def test_cors(self):
-        self.start(cors=True, api_keys=("key",))
+        self.start(cors=True, api_keys=(b"key",))
         status, headers, _ = self.ask("OPTIONS", "/echo")
         self.assertEqual((status, headers["access-control-allow-origin"]), (204, "*"))
         self.assertIn("Authorization", headers["access-control-allow-headers"])

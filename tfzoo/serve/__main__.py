@@ -7,6 +7,7 @@ The flags are those of tensorflow_model_server; docs/serve.md lists what becomes
 exits with code 0.
 """
 
+import contextlib
 import importlib.metadata
 import ipaddress
 import logging
@@ -15,23 +16,28 @@ import pathlib
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags as absl_flags
 
 from tfzoo import cli, options
 from tfzoo.errors import UserError
-from tfzoo.serve import batching, keys, messages, policies
+from tfzoo.serve import batching, keys, messages, policies, tls
 from tfzoo.serve.core import Core
 from tfzoo.serve.errors import StatusError
 from tfzoo.serve.flags import HONOURED, OWN, REFUSED, TF_SERVING, WARNED
-from tfzoo.serve.grpc_server import GrpcServer, credentials
+from tfzoo.serve.grpc_server import GrpcServer
 from tfzoo.serve.limits import Limits
 from tfzoo.serve.loading import Loader
 from tfzoo.serve.manager import Manager
 from tfzoo.serve.metrics import Metrics
+from tfzoo.serve.request_log import RequestLogs
+from tfzoo.serve.rest import http as rest_http
+from tfzoo.serve.rest import server as rest
 
 _MAX_PORT = 65535
+_METRICS = "/monitoring/prometheus/metrics"
 _STATUS_THREADS = 16  # For requests that do not wait for a model.
 
 _log = logging.getLogger("tfzoo.serve")
@@ -54,16 +60,29 @@ def main(flags: absl_flags.FlagValues) -> int | None:
         return None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     _check_flags(flags)
-    limits = Limits(**options.values_of(flags, Limits))
-    accepted = keys.read(flags.api_key_file) if flags.api_key_file else ()
-    tls = (
-        messages.read_text(flags.ssl_config_file, messages.SSLConfig, "ssl_config_file")
-        if flags.ssl_config_file
-        else None
-    )
     config = _model_config(flags)
+    with contextlib.ExitStack() as running:  # What is started last is stopped first.
+        core = _core(flags, running)
+        _start_front_ends(flags, core, running)
+        running.callback(core.drain)
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        try:
+            core.reload(config, wait=False)
+        except StatusError as error:
+            raise UserError(f"{error.message}; correct the configuration of the models") from None
+        _log.info("serving %s; stop it with SIGTERM", ", ".join(core.model_names()))
+        _follow(flags, core, stop)
+    return None
+
+
+def _core(flags: absl_flags.FlagValues, running: contextlib.ExitStack) -> Core:
+    """Returns the server without its front ends and models."""
     metrics = Metrics()
     scheduler, parameters = _batching(flags, metrics)
+    if scheduler is not None:
+        running.callback(scheduler.stop)
     loader = Loader(
         metrics,
         tuple(flags.saved_model_tags.split(",")),
@@ -81,35 +100,63 @@ def main(flags: absl_flags.FlagValues) -> int | None:
         max(1, flags.num_load_threads),
         flags.allow_version_labels_for_unavailable_models,
     )
-    core = Core(manager, metrics, limits, scheduler is not None, flags.enable_signature_method_name_check)
-    _warn_of_exposure(flags.host, accepted, tls)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    front = GrpcServer(
-        core,
-        _grpc_addresses(flags),
-        credentials=None if tls is None else credentials(tls),
-        api_keys=accepted,
-        threads=flags.grpc_max_threads or core.max_inside + _STATUS_THREADS,
-        options=_channel_arguments(flags.grpc_channel_arguments),
-        as_content=flags.enable_serialization_as_tensor_content,
-        with_health=flags.enable_grpc_healthcheck_service,
-    )
-    try:
-        try:
-            core.reload(config, wait=False)
-        except StatusError as error:
-            raise UserError(f"{error.message}; correct the configuration of the models") from None
-        _log.info("serving %s; stop it with SIGTERM", ", ".join(core.model_names()))
-        _follow(flags, core, stop)
-    finally:
-        core.drain()
-        front.stop(limits.drain_seconds)
-        manager.stop()
-        if scheduler is not None:
-            scheduler.stop()
-    return None
+    running.callback(manager.stop)
+    logs = RequestLogs()
+    running.callback(logs.close)
+    limits = Limits(**options.values_of(flags, Limits))
+    return Core(manager, metrics, limits, scheduler is not None, flags.enable_signature_method_name_check, logs)
+
+
+def _start_front_ends(flags: absl_flags.FlagValues, core: Core, running: contextlib.ExitStack) -> None:
+    """Listens at the ports. All requests that are accepted are answered when the stack is closed."""
+    api_keys = keys.read(flags.api_key_file) if flags.api_key_file else ()
+    tls_config, context = None, None
+    if flags.ssl_config_file:
+        tls_config = messages.read_text(flags.ssl_config_file, messages.SSLConfig, "ssl_config_file")
+        context = tls.http_context(tls_config, f"--ssl_config_file={flags.ssl_config_file}")
+    _warn_of_exposure(flags.host, has_keys=bool(api_keys), has_tls=context is not None)
+    grace = core.limits.drain_seconds
+    stops: list[Callable[[float], None]] = []
+
+    def stop_together() -> None:
+        threads = [threading.Thread(target=stop, args=(grace,)) for stop in stops]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    running.callback(stop_together)
+    if addresses := _grpc_addresses(flags):
+        front = GrpcServer(
+            core,
+            addresses,
+            credentials=None if tls_config is None else tls.grpc_credentials(tls_config),
+            api_keys=api_keys,
+            threads=flags.grpc_max_threads or core.max_inside + _STATUS_THREADS,
+            options=_channel_arguments(flags.grpc_channel_arguments),
+            as_content=flags.enable_serialization_as_tensor_content,
+            with_health=flags.enable_grpc_healthcheck_service,
+        )
+        stops.append(front.stop)
+        _log.info("gRPC at %s", ", ".join(addresses.values()))
+    if flags.rest_api_port:
+        listener = rest.listen(flags.host, flags.rest_api_port)
+        settings = rest_http.Settings(
+            max_request_bytes=core.limits.max_request_bytes,
+            max_requests=core.max_inside,
+            timeout=flags.rest_api_timeout_in_ms / 1000,
+            api_keys=api_keys,
+            cors=flags.rest_api_enable_cors_support,
+        )
+        stops.append(rest.Server(rest.application(core, settings, _metrics_path(flags)), listener, context).stop)
+        _log.info("%s at %s:%d", "HTTPS" if context else "HTTP", flags.host, flags.rest_api_port)
+
+
+def _metrics_path(flags: absl_flags.FlagValues) -> str | None:
+    if not flags.monitoring_config_file:
+        return None
+    config = messages.read_text(flags.monitoring_config_file, messages.MonitoringConfig, "monitoring_config_file")
+    return (config.prometheus_config.path or _METRICS) if config.prometheus_config.enable else None
 
 
 def _check_flags(flags: absl_flags.FlagValues) -> None:
@@ -195,16 +242,16 @@ def _channel_arguments(text: str) -> list[tuple[str, Any]]:
     return arguments
 
 
-def _warn_of_exposure(host: str, accepted: tuple[bytes, ...], tls: Any) -> None:
+def _warn_of_exposure(host: str, has_keys: bool, has_tls: bool) -> None:
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         is_loopback = host == "localhost"
-    if not is_loopback and not (accepted and tls is not None):
-        missing = " and ".join(
-            text for text, has in (("TLS (--ssl_config_file)", tls), ("API keys (--api_key_file)", accepted)) if not has
-        )
-        _log.warning("--host=%s: other machines can reach the server, which has no %s", host, missing)
+    missing = [
+        name for name, has in (("TLS (--ssl_config_file)", has_tls), ("keys (--api_key_file)", has_keys)) if not has
+    ]
+    if not is_loopback and missing:
+        _log.warning("--host=%s: other machines can reach the server, which has no %s", host, " and no ".join(missing))
 
 
 def _follow(flags: absl_flags.FlagValues, core: Core, stop: threading.Event) -> None:

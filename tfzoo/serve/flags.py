@@ -63,7 +63,9 @@ TF_SERVING = (
     Flag("tensorflow_intra_op_parallelism", 0, "the threads of one operation; 0 lets TensorFlow choose"),
     Flag("tensorflow_inter_op_parallelism", 0, "how many operations run at a time; 0 lets TensorFlow choose"),
     Flag("per_process_gpu_memory_fraction", 0.0, "the part of a GPU's memory to take; 0 lets TensorFlow choose"),
-    Flag("ssl_config_file", "", "a file with an SSLConfig in text form: TLS for gRPC and HTTP"),
+    Flag(
+        "ssl_config_file", "", "a file with an SSLConfig in text form: TLS for gRPC and HTTP (TF Serving: gRPC alone)"
+    ),
     Flag("grpc_channel_arguments", "", "arguments of the gRPC server: name=value, separated by commas"),
     Flag("grpc_max_threads", 0, "how many gRPC requests are inside at a time; 0 follows from the limits below"),
     Flag("enable_grpc_healthcheck_service", True, "offer gRPC's health service (TF Serving's default is false)"),
@@ -73,7 +75,9 @@ TF_SERVING = (
         False,
         "demand that Classify and Regress get signatures with their own method names",
     ),
-    Flag("monitoring_config_file", "", "a file with a MonitoringConfig in text form: metrics for Prometheus"),
+    Flag(
+        "monitoring_config_file", "", "a file with a MonitoringConfig in text form: metrics for Prometheus, over HTTP"
+    ),
     Flag("version", False, "print the version and exit"),
     Flag("rest_api_num_threads", 0, "", WARNED, "the limits of requests determine the threads"),
     Flag("num_unload_threads", 0, "", WARNED, "each version is unloaded in a thread of its own"),

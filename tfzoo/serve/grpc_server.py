@@ -262,13 +262,4 @@ class _Reflection(reflection.ReflectionServicer):
             self._free.release()
 
 
-def credentials(config: Any) -> grpc.ServerCredentials:
-    """Returns the TLS credentials of an SSLConfig, whose fields contain PEM texts."""
-    return grpc.ssl_server_credentials(
-        [(config.server_key.encode(), config.server_cert.encode())],
-        root_certificates=config.custom_ca.encode() or None,
-        require_client_auth=config.client_verify,
-    )
-
-
 assert set(CODES) == set(_STATUS_CODES)

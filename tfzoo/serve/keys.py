@@ -30,5 +30,5 @@ def is_authorized(header: str, keys: Sequence[bytes]) -> bool:
     """Returns whether the value of an authorization header is a bearer token with one of the keys."""
     kind, _, token = header.partition(" ")
     # Every key is compared, in constant time, so that times tell nothing about keys.
-    fits = [hmac.compare_digest(token.strip().encode(), key) for key in keys]
-    return kind.lower() == "bearer" and any(fits)
+    fits = [hmac.compare_digest(token.encode(errors="replace"), key) for key in keys]
+    return kind == "Bearer" and any(fits)

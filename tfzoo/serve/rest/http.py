@@ -7,7 +7,6 @@ as JSON. A request whose client disconnects is cancelled.
 import asyncio
 import concurrent.futures
 import dataclasses
-import hmac
 import logging
 import re
 import threading
@@ -16,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tfzoo.serve import keys
 from tfzoo.serve.errors import StatusError
 from tfzoo.serve.rest.json_text import dump
 
@@ -82,7 +82,7 @@ class Settings:
     max_request_bytes: int
     max_requests: int
     timeout: float = 30.0
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[bytes, ...] = ()
     cors: bool = False
 
 
@@ -155,10 +155,7 @@ class Application:
         else:
             function, is_public = self._other, False
         if self._settings.api_keys and not is_public:
-            given = request.headers.get("authorization", "").encode("latin-1")
-            # Every key is compared, in constant time, so that the time says nothing about them.
-            matches = [hmac.compare_digest(f"Bearer {key}".encode(), given) for key in self._settings.api_keys]
-            if not any(matches):
+            if not keys.is_authorized(request.headers.get("authorization", ""), self._settings.api_keys):
                 await self._discard(receive, request.deadline)
                 raise _Refused(401, "The header Authorization must be: Bearer and one of the server's API keys")
         return function
