@@ -59,6 +59,7 @@ def main(flags: absl_flags.FlagValues) -> int | None:
         print(f"tfzoo {importlib.metadata.version('tfzoo')}")
         return None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # Its notices about loading do not concern operators.
     _check_flags(flags)
     config = _model_config(flags)
     with contextlib.ExitStack() as running:  # What is started last is stopped first.
