@@ -18,6 +18,7 @@ import sys
 import time
 import zlib
 
+import recipes
 from recipes import ROOT, RUNS, write_between
 
 RECORDS = ROOT / "docs/finetuned.json"
@@ -144,8 +145,8 @@ def source_of(source: str) -> str | None:
         return None
     if source == "encoder":
         folder = os.environ.get("TFZOO_ENCODER", "")
-    else:  # As benchmarks/recipes.py names it.
-        folder = next((str(path) for path in sorted(RUNS.glob("english-*")) if (path / "best").exists()), "")
+    else:
+        folder = str(english_run()) if (english_run() / "best").exists() else ""
     return folder if folder and os.path.isdir(folder) else ""
 
 
@@ -233,11 +234,21 @@ def key_of(flags: list[str]) -> str:
     return hashlib.sha256(repr(flags).encode()).hexdigest()[:12]
 
 
+def english_run() -> pathlib.Path:
+    """Returns the folder of the run of configs/english.cfg, as benchmarks/recipes.py names it."""
+    return RUNS / f"english-{recipes.key_of(recipes.config_of('english'))}"
+
+
+def row_key(name: str, source: str) -> str:
+    """Returns a key of a row's flags and, if it starts from our encoder, of that recipe."""
+    return key_of([*flags_of(name, source), *([english_run().name] if source == "english" else [])])
+
+
 def run(name: str, source: str) -> dict:
     """Fine-tunes, or finishes an interrupted run, scores the test file and returns the row's record."""
     task, train, validation, test, figure = (SETS | WRITING)[name]
     flags = flags_of(name, source)
-    run_dir = RUNS / f"{name}-{source}-{key_of(flags)}"
+    run_dir = RUNS / f"{name}-{source}-{row_key(name, source)}"
     begun, begin = (run_dir / "flags.cfg").exists(), time.monotonic()
     init_from = first_run(name) if name in FIRST else source_of(source)
     # --learning_rate and others may occur twice; the last one counts.
@@ -255,7 +266,7 @@ def run(name: str, source: str) -> dict:
     )
     record = json.loads((run_dir / f"evaluation-{pathlib.Path(test_file.removesuffix('.gz')).stem}.json").read_text())
     return {
-        "key": key_of(flags),
+        "key": row_key(name, source),
         "flags": flags,
         "figure": figure,
         "scores": record["scores"],
@@ -319,7 +330,7 @@ def main() -> None:
         return
     for name in options.only.split(","):
         for source in [each for each in options.sources.split(",") if each in sources_of(name)]:
-            if records.get(f"{name} {source}", {}).get("key") == key_of(flags_of(name, source)):
+            if records.get(f"{name} {source}", {}).get("key") == row_key(name, source):
                 print(f"{name} {source}: is recorded")
             elif source_of(source) == "":
                 needed = "set TFZOO_ENCODER" if source == "encoder" else "run benchmarks/recipes.py --only=english"

@@ -32,7 +32,7 @@ TEXTS = {
     "shakespeare_long": "tinyshakespeare/input.txt",
     "poetry": "chinese-poetry/tang.txt",
     "transformer": "multi30k/train.en.gz+$TFZOO_DATA/multi30k/train.de.gz",
-    "english": "wikitext-2/valid.txt,docstrings",
+    "english": "wikitext-2/valid.txt,docstrings,$TFZOO_DATA/aeslc/train.jsonl",
 }
 BEGIN, END = "<!-- recipes: written by `make results` -->\n", "<!-- end of recipes -->\n"
 
