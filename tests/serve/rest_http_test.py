@@ -136,7 +136,7 @@ class HttpTest(unittest.TestCase):
 
     def test_keys(self):
         self.start(api_keys=(b"first", b"second"))
-        for given in ("", "Bearer third", "Bearer  first", "bearer first", "Basic first", "Bearer \xff"):
+        for given in ("", "Bearer third", "Bearer", "Basic first", "Bearer \xff"):
             status, headers, body = self.ask("POST", "/echo", b"", {"Authorization": given})
             self.assertEqual((status, headers["www-authenticate"]), (401, "Bearer"), given)
             self.assertNotIn(b"first", body)

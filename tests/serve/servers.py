@@ -15,6 +15,7 @@ from tfzoo.serve.loading import Loader
 from tfzoo.serve.manager import Manager
 from tfzoo.serve.metrics import Metrics
 from tfzoo.serve.rest import server as rest_server
+from tfzoo.serve.rest.http import Settings
 
 
 @functools.cache
@@ -45,7 +46,7 @@ def rest_address() -> str:
     """Returns HOST:PORT of the REST server."""
     if "TFZOO_SERVER_REST" in os.environ:
         return os.environ["TFZOO_SERVER_REST"]
-    app = rest_server.application(core(), rest_server.settings(core().limits))
-    server = rest_server.Server(app, rest_server.listen("127.0.0.1", 0), None)
+    settings = Settings(max_request_bytes=core().limits.max_request_bytes, max_requests=core().max_inside)
+    server = rest_server.Server(rest_server.application(core(), settings), rest_server.listen("127.0.0.1", 0), None)
     atexit.register(server.stop, 1)
     return f"127.0.0.1:{server.port}"

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import re
 import socket
 import ssl
@@ -15,18 +14,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tfzoo.errors import UserError, one_line
 from tfzoo.serve.core import Core
-from tfzoo.serve.limits import Limits
 from tfzoo.serve.rest import tf_serving
 from tfzoo.serve.rest.http import Application, Request, Response, Route, Settings
 
 _SILENCE = 30  # Seconds after which a connection without a complete request's head is closed.
-
-
-def settings(limits: Limits, **others: Any) -> Settings:
-    """Returns the limits of HTTP that follow from those of requests; `others` are fields of Settings."""
-    running = limits.max_running_requests or os.cpu_count() or 1
-    max_requests = running + limits.max_queued_requests
-    return Settings(max_request_bytes=limits.max_request_bytes, max_requests=max_requests, **others)
 
 
 def application(core: Core, settings: Settings, metrics_path: str | None = None) -> Application:
