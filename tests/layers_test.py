@@ -69,7 +69,8 @@ MAY_IMPORT = {
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
     "prediction": MODELS | {"text", "data", "embeddings", "evaluation", "export", "training", "hub"},
-    "serve": BELOW | {"cli", "lazy", "options", "records", "chat"},  # It serves artifacts of any origin.
+    "serve": BELOW
+    | {"cli", "lazy", "options", "records", "chat", "prediction", "export"},  # It serves artifacts of any origin.
 }
 # Importing these does not import TensorFlow, so that help, error messages and servers start fast.
 WITHOUT_TENSORFLOW = [
@@ -147,6 +148,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.retrieval.search",
     "tfzoo.serve.core",
     "tfzoo.serve.loading",
+    "tfzoo.serve.onnx",
     "tfzoo.serve.grpc_server",
     *sorted(ENTRY_POINTS),
 ]

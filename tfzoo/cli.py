@@ -49,8 +49,10 @@ _HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 
 
 # Packages that are not needed to build, load and train models -> the extra that installs them.
-_EXTRAS = dict.fromkeys(("onnx", "onnxruntime", "onnx_ir", "tensorflow_serving", "tf2onnx"), "export") | dict.fromkeys(
-    ("optuna", "rouge_score", "sacrebleu", "scipy", "sklearn"), "tasks"
+_EXTRAS = (
+    dict.fromkeys(("onnx", "onnxruntime", "onnx_ir", "tensorflow_serving", "tf2onnx"), "export")
+    | dict.fromkeys(("optuna", "rouge_score", "sacrebleu", "scipy", "sklearn"), "tasks")
+    | dict.fromkeys(("grpc", "grpc_health", "grpc_reflection", "h11", "prometheus_client", "uvicorn"), "serve")
 )
 
 

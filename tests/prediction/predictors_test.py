@@ -126,7 +126,7 @@ class DecodingTest(Case):
             "signatures": {"model": {"inputs": shapes}},
             "manifest_sha256": "",
         }
-        with mock.patch.object(onnx_graphs, "_session", lambda path, device: _Graph(model)):
+        with mock.patch.object(onnx_graphs, "open_session", lambda path, device: _Graph(model)):
             graph = onnx_graphs.OnnxPredictor(folder, manifest)
         pooling, prompt = options.get("pooling"), options.get("prompt_name")
         return ModelPredictor(lambda: (model, tokenizer), pooling=pooling, prompt_name=prompt), graph

@@ -38,12 +38,19 @@ class OnnxPredictor(Predictor):
       folder: the artifact.
       manifest: the content of its manifest.json.
       num_devices: the number of sessions; on a machine with CUDA, session i computes on GPU i.
+      sessions: open sessions of the graph to use instead of opening `num_devices` of them.
 
     Raises:
       UserError: the artifact does not answer texts, or has no tokenizer.json.
     """
 
-    def __init__(self, folder: str | os.PathLike, manifest: Mapping[str, Any], num_devices: int = 1):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        manifest: Mapping[str, Any],
+        num_devices: int = 1,
+        sessions: Sequence[Any] = (),
+    ):
         folder = pathlib.Path(folder)
         heads, options = manifest["model"]["heads"], manifest["options"]
         inputs = set(manifest["signatures"].get("model", {}).get("inputs", {"none": None}))
@@ -68,7 +75,7 @@ class OnnxPredictor(Predictor):
         self._refuses = options["long_texts"] == "refuse"
         self.no_answer_threshold = manifest.get("no_answer_threshold")
         self.num_devices, self._fingerprint = num_devices, manifest["manifest_sha256"]
-        self._sessions = [_session(folder / "model.onnx", device) for device in range(num_devices)]
+        self._sessions = list(sessions) or [open_session(folder / "model.onnx", i) for i in range(num_devices)]
         self._names = [value.name for value in self._sessions[0].get_inputs()]
 
     def fingerprint(self) -> str:
@@ -89,11 +96,14 @@ class OnnxPredictor(Predictor):
         return records
 
 
-def _session(path: pathlib.Path, device: int):
+def open_session(path: pathlib.Path, device: int = 0, threads: int = 0) -> Any:
+    """Returns an onnxruntime.InferenceSession, on the GPU `device` if there is CUDA; `threads` is the number of threads
+    of an operation, and 0 lets onnxruntime choose."""
     import onnxruntime  # Of the extra `export`.
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     providers: list[Any] = ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device}))

@@ -90,6 +90,7 @@ def _core(flags: absl_flags.FlagValues, running: contextlib.ExitStack) -> Core:
         _session_config(flags),
         flags.trust_models,
         max(1, flags.num_request_iterations_for_warmup) if flags.enable_model_warmup else 0,
+        flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism,
         scheduler,
         parameters,
     )

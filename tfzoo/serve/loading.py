@@ -20,6 +20,7 @@ class Loader:
       session_config: a serialized ConfigProto for SavedModels.
       trust: whether graphs may read and write files and run Python.
       warmup_iterations: how often each request of a warm-up runs; 0 means never.
+      threads: the threads of an operation of an ONNX graph; 0 lets onnxruntime choose.
       scheduler: runs batches; None without batching.
       batching: how requests are batched; None means as the versions' own files say.
     """
@@ -29,6 +30,7 @@ class Loader:
     session_config: bytes = b""
     trust: bool = False
     warmup_iterations: int = 1
+    threads: int = 0
     scheduler: Scheduler | None = None
     batching: Parameters | None = None
 
@@ -48,6 +50,10 @@ class Loader:
     def _open(self, name: str, version: int, folder: pathlib.Path) -> Servable:
         if any((folder / file).exists() for file in savedmodel.FILES):
             return savedmodel.SavedModel(name, version, folder, self.tags, self.session_config, self.trust)
+        if (folder / "model.onnx").exists() or (folder / "manifest.json").exists():
+            from tfzoo.serve.onnx import Onnx  # Its packages are needed for such folders alone.
+
+            return Onnx(name, version, folder, self.threads)
         raise StatusError(
             "NOT_FOUND",
             f"{folder}: contains neither a SavedModel ({savedmodel.FILES[0]}) nor an ONNX graph (model.onnx)",
