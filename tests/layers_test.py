@@ -69,8 +69,8 @@ MAY_IMPORT = {
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
     "prediction": MODELS | {"text", "data", "embeddings", "evaluation", "export", "training", "hub"},
-    "serve": BELOW
-    | {"cli", "lazy", "options", "records", "chat", "prediction", "export"},  # It serves artifacts of any origin.
+    # It serves artifacts of any origin.
+    "serve": BELOW | {"cli", "lazy", "options", "records", "chat", "text", "prediction", "export"},
 }
 # Importing these does not import TensorFlow, so that help, error messages and servers start fast.
 WITHOUT_TENSORFLOW = [
@@ -150,6 +150,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.serve.loading",
     "tfzoo.serve.onnx",
     "tfzoo.serve.grpc_server",
+    "tfzoo.serve.rest.server",
     *sorted(ENTRY_POINTS),
 ]
 MAX_LINES = 100

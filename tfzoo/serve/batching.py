@@ -206,6 +206,7 @@ class Batched:
 
     def __init__(self, servable: Servable, scheduler: Scheduler, parameters: Parameters):
         self.name, self.version, self.runtime = servable.name, servable.version, servable.runtime
+        self.folder = servable.folder
         self.signatures = servable.signatures
         self._servable, self._scheduler, self._parameters = servable, scheduler, parameters
 

@@ -108,7 +108,7 @@ class Core:
                 raise invalid(f"max_new_tokens: must be at most {self.limits.max_new_tokens}, the server's limit")
             return inputs
 
-        with self._request("Predict", spec, call), self._manager.get(spec) as servable:
+        with self.request("Predict", spec, call), self._manager.get(spec) as servable:
             run = self._run(servable, "Predict", call)
             outputs = inference.predict(
                 servable, run, spec, read_and_check, output_filter, call.entrypoint, self._check_methods
@@ -119,7 +119,7 @@ class Core:
 
     def classify(self, spec: ModelSpec, examples: Any, call: Call) -> tuple[ModelSpec, Any]:
         """Classifies examples (a messages.Input); returns what answered and a messages.ClassificationResult."""
-        with self._request("Classify", spec, call), self._manager.get(spec) as servable:
+        with self.request("Classify", spec, call), self._manager.get(spec) as servable:
             run = self._run(servable, "Classify", call)
             result = inference.classify(servable, run, spec, examples, self._check_methods)
             self._count_examples(servable.name, len(result.classifications))
@@ -129,7 +129,7 @@ class Core:
 
     def regress(self, spec: ModelSpec, examples: Any, call: Call) -> tuple[ModelSpec, Any]:
         """Like `classify`, with a messages.RegressionResult."""
-        with self._request("Regress", spec, call), self._manager.get(spec) as servable:
+        with self.request("Regress", spec, call), self._manager.get(spec) as servable:
             run = self._run(servable, "Regress", call)
             result = inference.regress(servable, run, spec, examples, self._check_methods)
             self._count_examples(servable.name, len(result.regressions))
@@ -139,7 +139,7 @@ class Core:
 
     def multi_inference(self, spec: ModelSpec, request: Any, call: Call) -> Any:
         """Runs several signatures on the same examples; takes and returns messages. `spec` is that of the first."""
-        with self._request("MultiInference", spec, call), self._manager.get(spec) as servable:
+        with self.request("MultiInference", spec, call), self._manager.get(spec) as servable:
             run = self._run(servable, "MultiInference", call)
             return inference.multi_inference(servable, run, request, self._check_methods)
 
@@ -191,7 +191,7 @@ class Core:
         return self._metrics.text()
 
     @contextlib.contextmanager
-    def _request(self, api: str, spec: ModelSpec, call: Call) -> Iterator[None]:
+    def request(self, api: str, spec: ModelSpec, call: Call) -> Iterator[None]:
         """Waits for the request's turn, and counts the request and how it ended."""
         start, status = time.perf_counter(), "OK"
         try:

@@ -49,7 +49,7 @@ class Onnx:
     runtime = "onnxruntime"
 
     def __init__(self, name: str, version: int, folder: pathlib.Path, threads: int = 0):
-        self.name, self.version = name, version
+        self.name, self.version, self.folder = name, version, folder
         manifest = _manifest(folder)
         stems = ["model"] if manifest is None else list(manifest["signatures"])
         try:

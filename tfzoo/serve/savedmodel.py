@@ -46,7 +46,7 @@ class SavedModel:
     def __init__(
         self, name: str, version: int, folder: pathlib.Path, tags: Sequence[str], config: bytes, is_trusted: bool
     ):
-        self.name, self.version = name, version
+        self.name, self.version, self.folder = name, version, folder
         meta_graph = _meta_graph(folder, tags)
         if not is_trusted:
             trust.check(meta_graph, folder)

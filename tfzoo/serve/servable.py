@@ -1,6 +1,7 @@
 """The interface of a loaded version of a model, which savedmodel.py and onnx.py implement."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -70,12 +71,14 @@ class Servable(Protocol):
     Attributes:
       name: the name of the model.
       version: its version number.
+      folder: contains its files.
       runtime: what runs it, in metrics.
       signatures: by name.
     """
 
     name: str
     version: int
+    folder: pathlib.Path
     runtime: str
     signatures: Mapping[str, Signature]
 

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tfzoo.errors import UserError, one_line
 from tfzoo.serve.core import Core
-from tfzoo.serve.rest import tf_serving
+from tfzoo.serve.rest import openai, tf_serving
 from tfzoo.serve.rest.http import Application, Request, Response, Route, Settings
 
 _SILENCE = 30  # Seconds after which a connection without a complete request's head is closed.
@@ -28,7 +28,7 @@ def application(core: Core, settings: Settings, metrics_path: str | None = None)
       settings: the limits of HTTP.
       metrics_path: the path of the metrics for Prometheus; None means that there are none.
     """
-    routes = [*tf_serving.routes(core), *_health(core)]
+    routes = [*openai.routes(core), *tf_serving.routes(core), *_health(core)]
     if metrics_path:
         routes.append(
             Route("GET", re.compile(re.escape(metrics_path)), lambda _: Response(core.metrics(), "text/plain"))
