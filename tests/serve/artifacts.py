@@ -12,8 +12,8 @@ from tfzoo.export.onnx import emit, graph
 from tfzoo.text.extended import extended
 
 TEMPLATE = (
-    "{% for message in messages %}{{ message.role + ': ' + message.content }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    "{% for message in messages %}{{ message.role[0] + ':' + message.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
 )
 
 
@@ -23,6 +23,8 @@ def export(model, tokenizer, folder: pathlib.Path, options: Options) -> None:
     graphs = emit.save(model, folder, profile="standard", length=options.sequence_length)
     headers = {path.stem: graph.read_header(path) for path in graphs}
     tokenizer_files.write(tokenizer, model.LAYOUT, folder / "tokenizer")
+    answer = answers.find(model, tokenizer, dataclasses.replace(options, max_new_tokens=1))
+    assert answer is not None
     content = {
         "kind": "onnx",
         "name": folder.parent.name,
@@ -31,7 +33,7 @@ def export(model, tokenizer, folder: pathlib.Path, options: Options) -> None:
         "model": {"heads": list(model.head_names), "config": dataclasses.asdict(model.config)},
         "labels": list(model.labels or ()),
         "options": dataclasses.asdict(options),
-        **answers.find(model, tokenizer, dataclasses.replace(options, max_new_tokens=1)).facts(),
+        **answer.facts(),
     }
     manifest.write(folder, content)
 

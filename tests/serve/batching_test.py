@@ -1,5 +1,6 @@
 """Requests that arrive together share a batch, and each gets the answers to its own rows."""
 
+import pathlib
 import threading
 import time
 import unittest
@@ -20,7 +21,7 @@ FLOAT = np.dtype(np.float32)
 class Doubler:
     """A Servable that doubles x, and remembers the sizes of its batches; it runs while `may_run` is set."""
 
-    name, version, runtime = "doubler", 1, "test"
+    name, version, runtime, folder = "doubler", 1, "test", pathlib.Path()
 
     def __init__(self):
         x, y = TensorSpec("x:0", FLOAT, (None, None), 1), TensorSpec("y:0", FLOAT, (None, None), 1)

@@ -17,7 +17,7 @@ A, E, L = State.AVAILABLE, State.END, State.LOADING
 class Loaded:
     """A Servable that does nothing."""
 
-    runtime = "test"
+    runtime, folder = "test", pathlib.Path()
     signatures: Mapping[str, Signature] = {}
 
     def __init__(self, name: str, version: int):

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -76,13 +77,14 @@ class Decoder:
         self.length: int = manifest["options"]["sequence_length"]
         ends = manifest["generation"].get("eos_token_id", [])
         self._ends = set(ends if isinstance(ends, list) else [ends])
+        self._special = {i: t for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
         self._encoding = threading.Lock()  # encode_special_tokens is a property of the tokenizer.
         self._lock = threading.Lock()
         self._template: ChatTemplate | None = None
 
     def ids(self, text: str) -> list[int]:
         """Returns the ids of a prompt, with the special tokens that the model reads around it."""
-        return self._encode([text], add_special_tokens=True)[0]
+        return self._tokens(text, framed=True)
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Returns the ids of a conversation up to the beginning of the answer.
@@ -99,14 +101,27 @@ class Decoder:
         except UserError as error:
             raise invalid(one_line(error)) from None
 
-    def _encode(
-        self, texts: Sequence[str], special: Sequence[str] = (), add_special_tokens: bool = False
-    ) -> list[list[int]]:
-        """Returns the ids of texts; the names of special tokens in them are text unless `special` names some."""
+    def _encode(self, texts: Sequence[str], special: Sequence[str] = ()) -> list[list[int]]:
+        """Returns the ids of texts, in which only the names in `special` are special tokens."""
+        return [self._encode_one(text, {*special}) for text in texts]
+
+    def _encode_one(self, text: str, special: set[str]) -> list[int]:
+        written = {token.content for token in self._special.values() if token.content in text}
+        if not special or written <= special:
+            return self._tokens(text, as_text=not special)
+        # The library recognises all special tokens or none.
+        ids: list[int] = []
+        for part in re.split(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})", text):
+            if part in special:
+                ids += [i for i, token in self._special.items() if token.content == part]
+            elif part:
+                ids += self._tokens(part)
+        return ids
+
+    def _tokens(self, text: str, as_text: bool = True, framed: bool = False) -> list[int]:
         with self._encoding, untrusted.panics(self._path):
-            self._tokenizer.encode_special_tokens = not special
-            encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
-        return [each.ids for each in encoded]
+            self._tokenizer.encode_special_tokens = as_text
+            return self._tokenizer.encode(text, add_special_tokens=framed).ids
 
     def write(
         self, servable: Servable, ids: Sequence[int], sampling: Sampling, check: Callable[[], None]
