@@ -1,7 +1,9 @@
 """Exports of tiny models for the tests of OpenAI's routes, written without being replayed."""
 
 import dataclasses
+import json
 import pathlib
+import shutil
 
 import tensorflow as tf
 
@@ -39,8 +41,8 @@ def export(model, tokenizer, folder: pathlib.Path, options: Options) -> None:
 
 
 def save_all(folder: pathlib.Path) -> str:
-    """Writes a decoder, a sentence encoder and a model that ranks pairs as ONNX artifacts, and a SavedModel that writes
-    text; returns the text of their models.config."""
+    """Writes a decoder, a sentence encoder and a model that ranks pairs as ONNX artifacts, and SavedModels that write
+    text and answer messages; returns the text of their models.config."""
     tokenizer = extended(small.byte_level_tokenizer(), chat_templates={"default": TEMPLATE})
     decoder = small.model("gpt2", heads=["lm"], vocab_size=tokenizer.vocab_size)
     export(decoder, tokenizer, folder / "writer" / "1", Options(32))
@@ -49,7 +51,16 @@ def save_all(folder: pathlib.Path) -> str:
     ranker = small.model("bert", heads=["classify"], num_labels=2)
     export(ranker, small.tokenizer(), folder / "ranker" / "1", Options(16, text_pair=True))
     save_writer(folder / "graph" / "1")
-    platforms = {"writer": "onnx", "encoder": "onnx", "ranker": "onnx", "graph": "tensorflow"}
+    shutil.copytree(folder / "graph", folder / "answering")
+    options = dataclasses.asdict(Options(16, max_new_tokens=4, messages=True))
+    (folder / "answering" / "1" / "manifest.json").write_text(json.dumps({"options": options}))
+    platforms = {
+        "writer": "onnx",
+        "encoder": "onnx",
+        "ranker": "onnx",
+        "graph": "tensorflow",
+        "answering": "tensorflow",
+    }
     entries = "".join(
         f'config {{ name: "{name}" base_path: "{folder}/{name}" model_platform: "{platform}" }}\n'
         for name, platform in platforms.items()

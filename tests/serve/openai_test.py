@@ -70,7 +70,9 @@ class OpenAITest(tf.test.TestCase):
         self.assertIn(text, raised.exception.body["message"])
 
     def test_models(self) -> None:
-        self.assertEqual([model.id for model in self.client.models.list()], ["encoder", "graph", "ranker", "writer"])
+        self.assertEqual(
+            [model.id for model in self.client.models.list()], ["answering", "encoder", "graph", "ranker", "writer"]
+        )
 
     def test_a_completion_is_the_likeliest_text(self) -> None:
         ids = self.prompt_ids("de a")
@@ -146,6 +148,22 @@ class OpenAITest(tf.test.TestCase):
         self.refused(
             openai.BadRequestError, "has no chat template", self.client.chat.completions.create,
             model="graph", messages=messages,
+        )  # fmt: skip
+
+    def test_a_savedmodel_answers_a_message(self) -> None:
+        chat = self.client.chat.completions.create
+        question = {"role": "user", "content": "a"}
+        answer = chat(model="answering", messages=[question])  # Four tokens, the most of this export.
+        self.assertEqual((answer.choices[0].message.content, answer.choices[0].finish_reason), ("aaaa", "length"))
+        parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+        (chunk,) = chat(model="answering", messages=[parts], max_completion_tokens=2, stream=True)
+        self.assertEqual((chunk.choices[0].delta.role, chunk.choices[0].delta.content), ("assistant", "bb"))
+        self.refused(
+            openai.BadRequestError, "exactly one message", chat, model="answering", messages=[question, question]
+        )
+        self.refused(
+            openai.BadRequestError, "use /v1/chat/completions", self.client.completions.create,
+            model="answering", prompt="a",
         )  # fmt: skip
 
     def test_embeddings(self) -> None:

@@ -94,6 +94,7 @@ def main(flags: absl_flags.FlagValues) -> None:
             logging.getLogger("absl").warning(message, flags.model_dir)
         else:
             tokenizer.frames, tokenizer.adds_bos = frames, False
+            options["messages"] = True
     elif options["sequence_length"] is None and task is not None:
         options["sequence_length"] = task.sequence_length
     if task is not None and task.prefix:

@@ -66,6 +66,7 @@ def export(
     pooling: str | None = None,
     prompt_name: str | None = None,
     prompt: str = "",
+    messages: bool = False,
     max_new_tokens: int | None = None,
     num_beams: int | None = None,
     precision: str = "float32",
@@ -85,7 +86,7 @@ def export(
       version: the version number; None means the next free one.
       formats: names of TARGETS.
       sequence_length: the maximum number of tokens in a text; None means the model's maximum, at most 1024.
-      text_pair, long_texts, refuse, pooling, prompt_name, prompt: see answers.Options.
+      text_pair, long_texts, refuse, pooling, prompt_name, prompt, messages: see answers.Options.
       max_new_tokens: the maximum number of tokens that a language model generates; None means that of an
         encoder-decoder's folder, or else 64, of a decoder at most half of sequence_length.
       num_beams: the number of beams in the search for the likeliest text; None means that of the model's folder, or a
@@ -117,6 +118,7 @@ def export(
         pooling=pooling,
         prompt_name=prompt_name,
         prompt=prompt,
+        messages=messages,
         max_new_tokens=_new_tokens(model, longest) if max_new_tokens is None else max_new_tokens,
         search=answers.search_of(model, num_beams),
     )

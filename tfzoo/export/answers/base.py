@@ -33,6 +33,8 @@ class Options:
       pooling: the pooling of a model without heads: mean, first, last or pooled; None means mean.
       prompt_name: the prompt that a model with a head embed puts before texts; None means the model's default.
       prompt: the text that a model that writes texts puts before each text.
+      messages: whether a text is a message of the user, which the model answers; the tokenizer's frame is then that of
+        the chat template.
       max_new_tokens: the maximum number of tokens that a language model generates.
       search: decoding options for the likeliest text: beams, penalties and forbidden tokens.
     """
@@ -44,6 +46,7 @@ class Options:
     pooling: str | None = None
     prompt_name: str | None = None
     prompt: str = ""
+    messages: bool = False
     max_new_tokens: int = 64
     search: dict[str, Any] = dataclasses.field(default_factory=dict)
 
