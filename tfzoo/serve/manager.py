@@ -370,4 +370,4 @@ def _identity(folder: pathlib.Path) -> tuple[int, int]:
         stated = folder.stat()
     except OSError:
         return 0, 0
-    return stated.st_ino, stated.st_mtime_ns
+    return stated.st_ino, stated.st_ctime_ns  # A copy may have the time of modification of its original.
