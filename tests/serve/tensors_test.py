@@ -59,6 +59,14 @@ class TensorsTest(tf.test.TestCase):
         proto.tensor_shape.dim.add(size=2)
         self.assertEqual(read(proto).tolist(), [b"", b""])
 
+    def test_a_value_is_repeated_only_so_often(self) -> None:
+        proto = tensor_pb2.TensorProto(dtype=1, float_val=[1.0, 2.0])
+        proto.tensor_shape.dim.add(size=2**20 + 2)
+        self.assertEqual(read(proto, 2**26).sum(), 1 + 2 * (2**20 + 1))
+        proto.tensor_shape.dim[0].size += 1
+        with self.assertRaisesRegex(StatusError, "x has 2 values for 1048579 elements; the last value of a list"):
+            read(proto, 2**26)
+
     def test_what_is_damaged_or_too_large_is_refused(self) -> None:
         def proto(dtype, *sizes, **fields):
             message = tensor_pb2.TensorProto(dtype=dtype, **fields)

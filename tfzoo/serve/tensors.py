@@ -1,6 +1,7 @@
 """TensorProtos to NumPy arrays and back, without TensorFlow.
 
-A request is not trusted: 18 bytes can describe a tensor of a gigabyte, so sizes are checked before anything is made.
+A request is not trusted: 18 bytes can describe a tensor of a gigabyte, so sizes are checked before anything is made,
+and a value that stands for many is repeated only so often.
 """
 
 import math
@@ -36,6 +37,7 @@ DATA_TYPES = {dtype: number for number, (_, dtype, _) in TYPES.items()}
 # float_val and double_val are packed: a tag, the length and the numbers themselves.
 _PACKED_TAGS = {np.dtype(np.float32): b"\x2a", np.dtype(np.float64): b"\x32"}
 _MAX_RANK = 254
+_MAX_REPEATED = 2**20  # How often the last value of an incomplete list is repeated.
 
 
 def to_array(proto: messages.TensorProto, name: str, max_elements: int) -> np.ndarray:
@@ -81,6 +83,11 @@ def to_array(proto: messages.TensorProto, name: str, max_elements: int) -> np.nd
     else:
         flat = np.fromiter(values, dtype, given)
     if len(flat) < count:
+        if count - len(flat) > _MAX_REPEATED:
+            raise invalid(
+                f"tensor parsing error: {name} has {len(flat)} values for {count} elements; the last value of a list "
+                f"is repeated at most {_MAX_REPEATED} times"
+            )
         last = flat[-1:] if len(flat) else np.array([b""], object) if dtype.kind == "O" else np.zeros(1, dtype)
         flat = np.concatenate([flat, np.repeat(last, count - len(flat))])
     return flat[:count].reshape(sizes)
