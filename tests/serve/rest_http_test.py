@@ -1,5 +1,6 @@
 """HTTP of the REST front end: limits, gzip, keys, time-outs and clients that disconnect, over real connections."""
 
+import contextlib
 import gzip
 import http.client
 import json
@@ -143,6 +144,10 @@ class HttpTest(unittest.TestCase):
         self.assertEqual(self.ask("POST", "/echo", b"x", {"Authorization": "Bearer second"})[2], b"x")
         self.assertEqual(self.ask("GET", "/public")[2], b"public")
         self.assertEqual(self.ask("GET", "/nowhere")[0], 401)
+
+    def test_answers_are_not_delayed(self):
+        with contextlib.closing(rest_server.listen("127.0.0.1", 0)) as listener:
+            self.assertEqual(listener.proto, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY for these alone.
 
     def test_cors(self):
         self.start(cors=True, api_keys=(b"key",))

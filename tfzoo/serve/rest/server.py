@@ -111,7 +111,8 @@ def listen(host: str, port: int, flag: str = "rest_api_port") -> socket.socket:
       UserError: the port is in use, or not allowed.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Without the protocol's name, asyncio leaves Nagle's algorithm on, which delays answers by 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Not REUSEPORT: two servers would share a port.
     try:
         listener.bind((host, port))
