@@ -373,6 +373,11 @@ class Grpc:
         self._channel.close()
 
     def predict(self, model, version, label, signature, inputs, outputs, timeout):
+        answer = self._ask(self._predict, self.request(model, version, label, signature, inputs), timeout)
+        return {name: _from_proto(tensor) for name, tensor in answer.outputs.items()}
+
+    def request(self, model, version, label, signature, inputs):
+        """Returns the message of a Predict request."""
         request = self._messages["PredictRequest"]()
         self._fill(request.model_spec, model, version, label)
         request.model_spec.signature_name = signature
@@ -385,8 +390,7 @@ class Grpc:
                 tensor.string_val.extend(array.reshape(-1))
             else:
                 tensor.tensor_content = np.ascontiguousarray(array).tobytes()
-        answer = self._ask(self._predict, request, timeout)
-        return {name: _from_proto(tensor) for name, tensor in answer.outputs.items()}
+        return request
 
     def signatures(self, model, version, label, timeout):
         request = self._messages["GetModelMetadataRequest"](metadata_field=["signature_def"])
