@@ -299,9 +299,11 @@ def table(records: dict[str, dict]) -> list[str]:
             score = record["scores"][figure]
             baselines = {each: values.get(figure) for each, values in record["baselines"].items()}
             cheap = max((v for each, v in baselines.items() if each != "majority" and v is not None), default=None)
-            cells = [f"{v:.3f}" if v is not None else "-" for v in (baselines.get("majority"), cheap)]
+            digits = 1 if name in WRITING else 3  # The figures of texts are percentages.
+            cells = [f"{v:.{digits}f}" if v is not None else "-" for v in (baselines.get("majority"), cheap)]
+            value, low, high = (f"{score[each]:.{digits}f}" for each in ("value", "low", "high"))
             lines.append(
-                f"| {name} ({figure}) | {label} | {score['value']:.3f} | {score['low']:.3f} - {score['high']:.3f} | "
+                f"| {name} ({figure}) | {label} | {value} | {low} - {high} | "
                 + " | ".join(cells)
                 + f" | {'-' if record['minutes'] is None else record['minutes']} |"
             )
@@ -310,7 +312,8 @@ def table(records: dict[str, dict]) -> list[str]:
         for source, (label, _) in SOURCES.items():
             if record := records.get(f"{name} {source}"):
                 last = {flag.partition("=")[0] if "overrides" not in flag else flag: flag for flag in record["flags"]}
-                lines.append(f"    {name}, {label}: {' '.join(last.values())}")
+                flags = " ".join(last.values()).replace("+multi30k", "+$TFZOO_DATA/multi30k")
+                lines.append(f"    {name}, {label}: {flags}")
     return lines
 
 
