@@ -95,6 +95,7 @@ class Manager:
         self._any_label = any_label
         self._models: dict[str, Model] = {}
         self._labels: dict[str, dict[str, int]] = {}
+        self._unreadable: set[str] = set()  # Models whose base paths cannot be read.
         self._changed = threading.Condition()  # Protects all of the above; notified of every change of a state.
         self._reloading = threading.Lock()
         self._wake = threading.Event()
@@ -206,7 +207,7 @@ class Manager:
             for label, number in config.version_labels.items():
                 if number in available or (self._any_label and present.get(label, number) == number):
                     labels[name][label] = number
-                elif number not in (policies.versions(config) or {}):
+                elif number not in (self._versions(config) or {}):
                     raise policies.unavailable_label(name, number)
                 elif label in present:
                     labels[name][label] = present[label]
@@ -254,12 +255,25 @@ class Manager:
         with self._changed:
             configs = {name: model.config for name, model in self._models.items()}
         for name, config in configs.items():
-            wanted = {} if config is None else policies.versions(config)
+            wanted: dict[int, pathlib.Path] | None = {} if config is None else self._versions(config)
             with self._changed:
                 model = self._models[name]
                 if wanted is not None and model.config is config:
                     model.wanted = wanted
                 self._reconcile(name, model)
+
+    def _versions(self, config: Any) -> dict[int, pathlib.Path] | None:
+        """Returns the versions that a ModelConfig asks for; None if its base path cannot be read, which leaves the
+        loaded versions as they are."""
+        try:
+            versions = policies.versions(config)
+        except OSError as error:
+            if config.name not in self._unreadable:  # Not at every poll.
+                _log.warning("Could not find base path %s for servable %s (%s)", config.base_path, config.name, error)
+                self._unreadable.add(config.name)
+            return None
+        self._unreadable.discard(config.name)
+        return versions
 
     def _reconcile(self, name: str, model: Model) -> None:
         """Starts to load the versions that are wanted, and to unload those that are not."""

@@ -1,6 +1,5 @@
 """Which models and versions a ModelServerConfig asks for."""
 
-import logging
 import os
 import pathlib
 from typing import Any
@@ -9,8 +8,6 @@ from tfzoo.serve import messages
 from tfzoo.serve.errors import StatusError, invalid
 
 PLATFORMS = ("tensorflow", "onnx")
-
-_log = logging.getLogger("tfzoo.serve")
 
 
 def single(name: str, base_path: str) -> Any:
@@ -79,20 +76,17 @@ def check_platforms(old: dict[str, Any], new: dict[str, Any]) -> None:
             )
 
 
-def versions(model: Any) -> dict[int, pathlib.Path] | None:
-    """Returns the folders of the versions to serve, by version number; None if the base path cannot be read, which
-    leaves the loaded versions as they are."""
+def versions(model: Any) -> dict[int, pathlib.Path]:
+    """Returns the folders of the versions to serve, by version number.
+
+    Raises:
+      OSError: the base path cannot be read.
+    """
     numbered = {}
-    try:
-        with os.scandir(model.base_path) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.isascii() and entry.name.isdigit() and entry.is_dir() and int(entry.name) < 2**63:
-                    numbered[int(entry.name)] = pathlib.Path(entry.path)
-    except OSError as error:
-        _log.warning(
-            "Could not find base path %s for servable %s with error %s", model.base_path, model.name, error.strerror
-        )
-        return None
+    with os.scandir(model.base_path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.isascii() and entry.name.isdigit() and entry.is_dir() and int(entry.name) < 2**63:
+                numbered[int(entry.name)] = pathlib.Path(entry.path)
     policy = model.model_version_policy
     kind = policy.WhichOneof("policy_choice")
     if kind == "all":
