@@ -26,6 +26,9 @@ from tfzoo.serve.servable import DEFAULT_SIGNATURE, ModelSpec, Servable, Signatu
 
 __all__ = ["GRPC", "REST", "Call", "Core", "ModelSpec"]
 
+_NOTICE = (
+    0.5  # Seconds in which clients learn from an answer that the server stops, rather than from a closed connection.
+)
 _UNKNOWN = "(unknown)"  # Stands for names that only a client knows: metrics must not grow with them.
 
 
@@ -183,8 +186,13 @@ class Core:
         return not self._draining.is_set() and self._manager.is_ready()
 
     def drain(self) -> None:
-        """Makes `is_ready` false from now on. Requests are still answered."""
+        """Is not ready from now on, and refuses new requests; waits until those that were accepted are answered, at
+        most `limits.drain_seconds`. Front ends still run, so that clients are told."""
         self._draining.set()
+        self._admission.close()
+        until = time.monotonic() + self.limits.drain_seconds
+        time.sleep(min(_NOTICE, self.limits.drain_seconds))
+        self._admission.wait_until_empty(max(0.0, until - time.monotonic()))
 
     def metrics(self) -> bytes:
         """Returns the metrics in Prometheus's text form."""
