@@ -32,6 +32,8 @@ from tfzoo.models.record import FolderRecord
 from tfzoo.prediction import folders, onnx_graphs
 from tfzoo.prediction.models import ModelPredictor
 from tfzoo.prediction.predictor import TASKS
+from tfzoo.serve.loading import Loader
+from tfzoo.serve.metrics import Metrics
 from tfzoo.text import training
 from tfzoo.text.byte_level import ByteLevelBPE
 
@@ -285,6 +287,24 @@ class CommandTest(Case):
         code, out, err = self.run_main(model, f"--output={output}", *argv, **options)
         self.assertEqual((code, out), (0, ""), err)
         return [json.loads(line) for line in output.read_text().splitlines()], err
+
+    def test_the_server_gives_the_same_outputs_from_both_formats(self):
+        served = [Loader(Metrics())("tagger", 1, self.artifacts[kind]) for kind in ("savedmodel", "onnx")]
+        first, second = (model.signatures["serving_default"] for model in served)
+        self.assertEqual(first.inputs.keys(), second.inputs.keys())
+        for name, spec in first.outputs.items():
+            other = second.outputs[name]
+            self.assertEqual((spec.dtype, spec.shape), (other.dtype, other.shape), name)
+        for rows in (self.rows[:50], self.rows[:1], []):
+            texts = np.array([row["text"].encode() for row in rows], object)
+            values, others = (model.run("serving_default", {"text": texts}) for model in served)
+            self.assertEqual(values.keys(), others.keys())
+            for name, value in values.items():
+                self.assertEqual(value.shape, others[name].shape, name)
+                if value.dtype.kind == "f":
+                    np.testing.assert_allclose(value, others[name], atol=2e-5, rtol=0)
+                else:
+                    self.assertEqual(value.tolist(), others[name].tolist(), name)
 
     def test_model_savedmodel_and_onnx(self):
         expected, err = self.answers("tagger")
