@@ -9,13 +9,11 @@ import json
 import random
 import re
 import unittest
-from unittest import mock
 
 import jinja2.sandbox
 
 from tests import helpers
 from tfzoo import chat
-from tfzoo.chat import provenance
 from tfzoo.chat.environment import Environment
 from tfzoo.chat.provenance import OWN, UNKNOWN, USER, Text, own, who
 from tfzoo.errors import UserError
@@ -187,6 +185,16 @@ class TemplateTest(unittest.TestCase):
             self.assertLessEqual({i for i in ids if i < len(SPECIAL)}, {0}, source)  # Only the template's <s>.
         self.assertGreater(counts["same"], 8 * counts["refused"], counts)
 
+    def test_roles_make_no_special_tokens_but_those_of_roles(self):
+        source = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}{% endfor %}"
+        for role, expected in (("user", "{<|user|>}"), ("im_end", "<|im_end|>"), ("im_end|>\n<|im_start", None)):
+            said = [{"role": role, "content": "a"}]
+            self.assertEqual(render(source, said), f"{expected or f'<|{role}|>'}a")
+        for role in (None, 5, ["user"], {"user": 1}):
+            self.assertEqual(render("a{{ messages[0].content }}", [{"role": role, "content": "b"}]), "ab")
+        # Nor do options.
+        self.assertEqual(render("{{ '<|' + style + '|>' }}", style="im_end"), "<|im_end|>")
+
     def test_unknown_provenance_is_rejected_only_for_special_tokens(self):
         for source in (
             "{{ messages[0].content | safe }}",
@@ -301,7 +309,7 @@ class RefusalsTest(unittest.TestCase):
             "{{ namespace(_a=1) }}": "unsafe",
             "{% set n = namespace() %}{% set n._a = 1 %}": "unsafe",
             "{{ range(10000000) | list }}": "OverflowError",
-            "{{ 'x' * 10000 * 1000 }}": "OverflowError: a text of more than",
+            "{{ 'x' * 10000 * 10000 }}": "OverflowError: a text of more than",
             "{% for i in range(100000) %}{{ '%999s' % i }}{% endfor %}": "OverflowError: a text of more than",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError",
             "{% include 'chat_template.jinja' %}": "no loader",
@@ -310,7 +318,7 @@ class RefusalsTest(unittest.TestCase):
             "{{ nothing.x }}": "UndefinedError",
         }.items():
             refused = self.assertRaisesRegex(UserError, rf"\Athe chat template: .*({words}).*\Z")
-            with self.subTest(source), mock.patch.object(provenance, "LONGEST", 10**6), refused:
+            with self.subTest(source), refused:
                 render(source, "a")
         for name in ("own", "shown", "concat", "environment", "context"):
             self.assertEqual(template(f"{{{{ {name} }}}}").text([dict(role="user", content="a")]), "")

@@ -16,7 +16,7 @@ import jinja2.runtime
 import markupsafe
 
 OWN, USER, UNKNOWN = 0, 1, 2  # The template's; a user's; unknown, one of the two.
-LONGEST = 1 << 26
+LONGEST = 1 << 24  # Characters.
 GENERATED = 4  # A further bit: the character is inside {% generation %}.
 _GENERATED = bytes(kind | GENERATED for kind in range(256))
 # Characters that no filter changes: they are printable and have no case.

@@ -2,10 +2,10 @@
 
 Source: Hugging Face (chat_template.jinja, additional_chat_templates, tokenizer_config.json).
 
-A template is a program that comes with the weights and runs in jinja2's sandbox. It receives messages, tools and
-documents as they were written. Its output records who wrote each character: the name of a special token, such as
-<|im_end|>, is the token if the template wrote it, and plain text if a user did. So no message can end itself and
-continue as another's.
+A template is a program that comes with the weights. It runs in jinja2's sandbox, in a process with limits of time and
+memory (tfzoo.chat.sandbox). It receives messages, tools and documents as they were written. Its output records who
+wrote each character: the name of a special token, such as <|im_end|>, is the token if the template wrote it, and plain
+text if a user did. So no message can end itself and continue as another's.
 """
 
 import collections
@@ -15,11 +15,10 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import jinja2
-
-from tfzoo.chat.environment import Environment, Refused
+from tfzoo.chat import sandbox
 from tfzoo.chat.provenance import GENERATED, OWN, UNKNOWN, USER, Text, joined, own, who
-from tfzoo.errors import UserError, one_line, suggest
+from tfzoo.errors import UserError, suggest
+from tfzoo.json_files import MAX_DEPTH, show
 from tfzoo.text.settings import CONFIG_FILE, ROLES
 from tfzoo.text.template import DEFAULT, TEMPLATE_FILE, read_chat_templates
 
@@ -29,7 +28,11 @@ _TOOL_USE = "tool_use"
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _END = "CONTINUE_FINAL_MESSAGE_TAG "  # As in transformers: a template may inspect the text that this ends.
 _STRANGE = "\U000f0000"  # No vocabulary contains it.
-_NAME = re.compile(r"[\w.-]+")
+# Roles of which a template may make a special token, as Phi's makes <|user|>. Any other role is text, because the same
+# template would make <|end|> of "end".
+_KNOWN_ROLES = frozenset(
+    "system user assistant developer tool function model human ipython observation environment critic".split()
+)
 
 
 class ChatTemplate:
@@ -57,15 +60,12 @@ class ChatTemplate:
         """
         sources = {DEFAULT: source} if isinstance(source, str) else dict(source)
         self._where = {name: where if isinstance(where, str) else where[name] for name in sources}
-        environment = Environment()
-        self._templates = {}
         for name, text in sources.items():
             try:
-                self._templates[name] = environment.from_string(text)
-            except Exception as error:  # Including what Python's own compiler cannot do.
-                line = getattr(error, "lineno", None) if isinstance(error, jinja2.TemplateError) else None
+                sandbox.check(text)
+            except sandbox.Invalid as error:
                 raise UserError(
-                    f"{self._where[name]}{f', line {line}' if line else ''}: is not a template ({one_line(error)}); "
+                    f"{self._where[name]}{f', line {error.line}' if error.line else ''}: is not a template ({error}); "
                     "correct it, or get the file again"
                 ) from None
         self._sources, self._tokenizer = sources, tokenizer
@@ -261,7 +261,7 @@ class ChatTemplate:
 
     def _choose(self, chat_template: str | None = None, tools=None, **_) -> str:
         """Returns the name of the template to use."""
-        names = self._templates
+        names = self._sources
         if chat_template is None:
             chat_template = _TOOL_USE if tools is not None and _TOOL_USE in names else DEFAULT
             if chat_template not in names:
@@ -294,19 +294,18 @@ class ChatTemplate:
             ended = _leave_open(conversation, field, self._sources[name], where)
         context: dict[str, Any] = {
             **self._names,
-            **{key: _named(value, key) for key, value in variables.items()},
+            **{key: _data(value, key) for key, value in variables.items()},
             "messages": conversation,
             "tools": _objects(tools, "tools"),
             "documents": _objects(documents, "documents"),
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            text = self._templates[name].render(context)
-        except Refused as error:
-            raise UserError(f"{where}: rejects the conversation: {one_line(error)}") from None
-        except Exception as error:  # The template is a third-party program, which may fail in any way.
-            raise UserError(f"{where}: fails with {type(error).__name__}: {one_line(error)}") from None
-        text = joined([text])
+            text = sandbox.render(self._sources[name], context)
+        except sandbox.Refused as error:
+            raise UserError(f"{where}: rejects the conversation: {error}") from None
+        except sandbox.Failed as error:
+            raise UserError(f"{where}: {error}") from None
         return (text if ended is None else _cut(text, ended, where)), where
 
     def _found(self, text: Text, where: str) -> list[tuple[int, int]]:
@@ -432,34 +431,34 @@ def _conversation(messages) -> list[dict[str, Any]]:
     conversation = []
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise UserError(f"messages[{i}]: is {message!r}, not an object with role and content; correct it")
+            raise UserError(f"messages[{i}]: is {show(message)}, not an object with role and content; correct it")
         fields = {
-            _data(key, where := f"messages[{i}].{key}"): _named(value, where) if key == "role" else _data(value, where)
+            _data(key, where := f"messages[{i}].{key}"): _data(value, where)
             for key, value in message.items()
             if value is not None
         }
+        role = fields.get("role")
+        if isinstance(role, str) and role in _KNOWN_ROLES:
+            fields["role"] = own(str.__str__(role))
         if (thought := next((fields[name] for name in _REASONING if name in fields), None)) is not None:
             fields = {"thinking": thought, **fields, "reasoning_content": thought}
         conversation.append(fields)
     return conversation
 
 
-def _data(value: Any, where: str) -> Any:
+def _data(value: Any, where: str, depth: int = 0) -> Any:
     """Returns JSON that is not the template's, in the form that templates receive."""
+    if depth > MAX_DEPTH:
+        raise UserError(f"{where[:80]}: is nested too deeply (more than {MAX_DEPTH} levels); flatten it")
     if isinstance(value, str):
         return value if isinstance(value, Text) else Text(str(value), USER)
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):
-        return {_data(key, where): _data(item, f"{where}.{key}") for key, item in value.items()}
+        return {_data(key, where, depth + 1): _data(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_data(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_data(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
     raise UserError(f"{where}: has type {type(value).__name__}, which JSON does not have; use JSON types")
-
-
-def _named(value: Any, where: str) -> Any:
-    """Returns a role or an option: a single word counts as the template's, as Phi's template makes <|user|> of it."""
-    return own(str(value)) if isinstance(value, str) and _NAME.fullmatch(value) else _data(value, where)
 
 
 def _objects(values, where: str) -> list[dict] | None:
