@@ -207,16 +207,46 @@ class ClusterTest(unittest.TestCase):
                 "--strategy=multi_worker: TF_CONFIG is not set; start the run with `python -m tfzoo.launch",
             ),
             ("parameter_server", "", "--parameter_servers=1"),
-            ("multi_worker", "{", r"TF_CONFIG=\{: must be"),
-            ("multi_worker", '{"cluster": {}}', "must be"),
-            ("multi_worker", self.config(index=2), "with a task that is in the cluster"),
-            ("multi_worker", self.config(index=-1), "with a task that is in the cluster"),
+            ("multi_worker", "{", r"TF_CONFIG='\{': is not JSON"),
+            ("multi_worker", '{"cluster": {"worker": ["a:1"], "worker": ["b:1"]}}', "the key 'worker' appears twice"),
+            ("multi_worker", "[1]", r"TF_CONFIG: \[1\] has no cluster"),
+            ("multi_worker", '{"cluster": {}}', "has no cluster"),
+            (
+                "multi_worker",
+                '{"cluster": {"wroker": ["a:1"]}}',
+                r"'wroker' is not one of .* \(did you mean worker\?\)",
+            ),
+            (
+                "multi_worker",
+                '{"cluster": {"worker": {"0": "a:1"}}}',
+                "worker is {'0': 'a:1'}, not a list of addresses",
+            ),
+            ("multi_worker", '{"cluster": {"worker": []}}', r"worker is \[\], not a list of addresses"),
+            *(
+                ("multi_worker", json.dumps({"cluster": {"worker": [address]}}), "of a worker is not HOST:PORT")
+                for address in ("a", "a:", ":1", "a:b", "a:0", "a:65536", "a:" + "9" * 5000, 5, None)
+            ),
+            ("multi_worker", self.config(worker=["a:1", "a:1"]), "the address 'a:1' is listed twice"),
+            *(
+                (
+                    "multi_worker",
+                    json.dumps({"cluster": {"worker": ["a:1"]}, "task": task}),
+                    "no type that is in the cl",
+                )
+                for task in (None, "worker", {}, {"type": 5, "index": 0}, {"type": "chief", "index": 0})
+            ),
+            *(
+                ("multi_worker", self.config(index=index), "has no index from 0 to 1; it must be JSON of the form")
+                for index in (2, -1, "0", 0.0, True, None)
+            ),
             ("multi_worker", self.config("ps", ps=["a:1"], worker=["b:1"]), "list only workers"),
             ("parameter_server", self.config(), "list chief, worker and ps"),
             ("default", self.config(), "--strategy=default: TF_CONFIG lists several tasks; use"),
         ):
-            with self.assertRaisesRegex(UserError, message):
+            with self.subTest(text), self.assertRaisesRegex(UserError, message) as caught:
                 distribution.read_cluster(strategy, text)
+            self.assertEqual(str(caught.exception).count("\n"), 0)
+            self.assertLess(len(str(caught.exception)), 600)
 
 
 if __name__ == "__main__":

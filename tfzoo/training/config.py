@@ -292,6 +292,14 @@ class TrainConfig(CorpusConfig):
     strategy: str = option(
         "default", "tf.distribute strategy.", group=_DEVICES, choices=distribution.STRATEGIES, changeable=True
     )
+    worker_timeout: float = option(
+        1800.0,
+        "Seconds to wait for the other tasks of TF_CONFIG to start.",
+        group=_DEVICES,
+        low=1.0,
+        high=1e6,
+        changeable=True,
+    )
     num_devices: int = option(
         0,
         "mirrored: number of GPUs, 0 for all; on a machine without GPUs, number of virtual CPU devices.",

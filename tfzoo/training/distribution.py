@@ -13,12 +13,14 @@ import dataclasses
 import os
 import signal
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from absl import logging
 
 from tfzoo import errors, json_files
 from tfzoo.errors import UserError, WorkerLost
+from tfzoo.training import rendezvous
 
 STRATEGIES = ("default", "one_device", "mirrored", "multi_worker", "tpu", "parameter_server")
 
@@ -32,14 +34,61 @@ class Cluster:
     index: int = 0
 
     @property
+    def first(self) -> str:
+        """The name of the task that writes the run's folder."""
+        return "chief 0" if "chief" in self.addresses else "worker 0"
+
+    @property
+    def name(self) -> str:
+        """The name of this task."""
+        return f"{self.kind} {self.index}"
+
+    @property
     def is_chief(self) -> bool:
         """Whether this process writes the run's folder; true for a single process."""
-        return self.kind == "chief" or (self.kind == "worker" and self.index == 0 and "chief" not in self.addresses)
+        return not self.addresses or self.name == self.first
 
     @property
     def serves(self) -> bool:
         """Whether this process only executes requests of the chief, in a parameter-server run."""
         return "ps" in self.addresses and self.kind in ("worker", "ps")
+
+
+_KINDS = ("chief", "worker", "ps", "evaluator")
+_FORM = (
+    "it must be JSON of the form {'cluster': {'worker': ['HOST:PORT', ...]}, 'task': {'type': 'worker', 'index': 0}}"
+)
+
+
+def _cluster(record: object) -> Cluster:
+    """Returns the cluster of a TF_CONFIG.
+
+    Raises:
+      ValueError: it is not one; the message says why.
+    """
+    show = json_files.show
+    if not isinstance(record, dict) or not isinstance(record.get("cluster"), dict) or not record["cluster"]:
+        raise ValueError(f"{show(record)} has no cluster")
+    addresses: dict[str, list[str]] = record["cluster"]
+    for kind, listed in addresses.items():
+        if kind not in _KINDS:
+            raise ValueError(f"{show(kind)} is not one of {', '.join(_KINDS)}{errors.suggest(kind, _KINDS)}")
+        if not isinstance(listed, list) or not listed:
+            raise ValueError(f"{kind} is {show(listed)}, not a list of addresses")
+        for address in listed:
+            host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+            if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port[:6]) < 65536:
+                raise ValueError(f"the address {show(address)} of a {kind} is not HOST:PORT")
+    every = [address for listed in addresses.values() for address in listed]
+    if twice := [address for address in every if every.count(address) > 1]:
+        raise ValueError(f"the address {show(twice[0])} is listed twice")
+    task = record.get("task", {"type": "worker", "index": 0})
+    own, index = (task.get("type"), task.get("index")) if isinstance(task, dict) else (None, None)
+    if not isinstance(own, str) or own not in addresses:
+        raise ValueError(f"the task {show(task)} has no type that is in the cluster")
+    if type(index) is not int or not 0 <= index < len(addresses[own]):
+        raise ValueError(f"the task {show(task)} has no index from 0 to {len(addresses[own]) - 1}")
+    return Cluster(addresses, own, index)
 
 
 def read_cluster(strategy: str, text: str | None = None) -> Cluster:
@@ -56,16 +105,12 @@ def read_cluster(strategy: str, text: str | None = None) -> Cluster:
             raise UserError(f"--strategy={strategy}: TF_CONFIG is not set; {launch}{servers} -- ...`")
         return Cluster({})
     try:
-        record = json_files.parse(text)
-        addresses = {str(kind): [str(each) for each in listed] for kind, listed in record["cluster"].items()}
-        task = record.get("task", {"type": "worker", "index": 0})
-        cluster = Cluster(addresses, str(task["type"]), int(task["index"]))
-        assert 0 <= cluster.index < len(addresses[cluster.kind])
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
-        raise UserError(
-            f"TF_CONFIG={text[:200]}: must be JSON of the form {{'cluster': {{'worker': [addresses]}}, "
-            "'task': {'type': 'worker', 'index': i}}, with a task that is in the cluster"
-        ) from None
+        cluster = _cluster(json_files.parse(text))
+    except json_files.BadJSON as error:
+        raise UserError(f"TF_CONFIG={json_files.show(text)}: {error}; {_FORM}") from None
+    except ValueError as error:
+        raise UserError(f"TF_CONFIG: {error}; {_FORM}") from None
+    addresses = cluster.addresses
     if strategy == "multi_worker" and (set(addresses) - {"worker", "chief"} or cluster.kind == "evaluator"):
         raise UserError(f"--strategy=multi_worker: TF_CONFIG lists {', '.join(addresses)}; list only workers")
     if strategy == "parameter_server" and not {"chief", "worker", "ps"} <= set(addresses):
@@ -75,6 +120,25 @@ def read_cluster(strategy: str, text: str | None = None) -> Cluster:
     if strategy not in ("multi_worker", "parameter_server", "tpu") and sum(map(len, addresses.values())) > 1:
         raise UserError(f"--strategy={strategy}: TF_CONFIG lists several tasks; use --strategy=multi_worker")
     return cluster
+
+
+def wait_for_workers(strategy: str, cluster: Cluster, flags: Mapping[str, Any], seconds: float) -> None:
+    """Waits until the other tasks of a run have started. TensorFlow's own waiting, which follows, is then short.
+
+    Args:
+      strategy: the value of --strategy.
+      cluster: that of TF_CONFIG.
+      flags: what must be the same in all synchronous workers.
+      seconds: how long to wait.
+
+    Raises:
+      UserError: this task's port is in use, or flags differ.
+      WorkerLost: not all tasks came in time.
+    """
+    if strategy == "multi_worker":
+        rendezvous.meet(cluster.addresses, cluster.name, cluster.first, flags, seconds)
+    elif strategy == "parameter_server":
+        rendezvous.wait_for_servers(cluster.addresses, cluster.name, seconds)
 
 
 def make_strategy(name: str, *, num_devices: int = 0, tpu: str = ""):

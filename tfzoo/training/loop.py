@@ -327,6 +327,7 @@ class Trainer:
         layerwise.check(config.freeze, family.Model, model_config)
         if cluster.serves:
             distribution.serve(cluster)
+        distribution.wait_for_workers(config.strategy, cluster, self._alike(), config.worker_timeout)
         self.strategy = distribution.make_strategy(config.strategy, num_devices=config.num_devices, tpu=config.tpu)
         closing.enter_context(distribution.losing_workers(self.strategy))
         self.stop.listen()  # TensorFlow's workers replace the handler of SIGTERM.
@@ -345,6 +346,10 @@ class Trainer:
         self.workers = distribution.Workers(self.strategy)
         with progress_lib.stage("building the model"):
             self._build()
+
+    def _alike(self) -> dict[str, Any]:
+        """Returns the options that must be the same in all workers."""
+        return {name: value for name, value in self.config.values().items() if name not in ("run_dir", "cache_dir")}
 
     def _build(self) -> None:
         """Builds the models and the optimizer."""
@@ -400,9 +405,8 @@ class Trainer:
             resume.check_steps(config, self.step)
         elif self.loaded:
             self.progress = Progress(evaluating=True)  # The figures of the initial weights are shown first.
-        alike = {name: value for name, value in config.values().items() if name not in ("run_dir", "cache_dir")}
         self.workers.check_alike(
-            flags=alike,
+            flags=self._alike(),
             text=self.inputs.corpus.fingerprint,
             tokenizer=self.inputs.tokenizer.fingerprint(),
             last_step=self.step,
