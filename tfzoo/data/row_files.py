@@ -204,7 +204,8 @@ class RowFile(Generic[Row]):
         names = names if wanted is None else [wanted]
         found = [name for name in names if name in first]
         if not found:
-            words = f"the first object has no field {' or '.join(map(repr, names))} (fields: {', '.join(first)[:200]})"
+            fields = " ".join(", ".join(first).split())[:200]
+            words = f"the first object has no field {' or '.join(map(repr, names))} (fields: {fields})"
             raise self.error(f"{words}; specify it with --{flag}")
         return found[0]
 

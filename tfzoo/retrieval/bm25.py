@@ -107,9 +107,24 @@ class BM25:
 
     @classmethod
     def open(cls, folder: pathlib.Path, k1: float, b: float) -> "BM25":
-        """Memory-maps the files that `write` wrote."""
-        arrays = {name: strings.open_array(folder / f"bm25_{name}.npy") for name in ARRAYS}
-        return cls(Strings.open(folder, "bm25_terms"), **arrays, k1=k1, b=b)
+        """Memory-maps the files that `write` wrote.
+
+        Raises:
+          UserError: they are damaged.
+        """
+        paths = {name: folder / f"bm25_{name}.npy" for name in ARRAYS}
+        arrays = {
+            name: strings.open_array(path, "int64" if name == "starts" else "int32") for name, path in paths.items()
+        }
+        index = cls(Strings.open(folder, "bm25_terms"), **arrays, k1=k1, b=b)
+        strings.check_ascending(paths["starts"], index.starts, len(index.documents))
+        if len(index.starts) != len(index.terms) + 1 or len(index.counts) != len(index.documents):
+            raise strings.damaged(paths["starts"], "its length differs from that of the other files")
+        for name, low, end in (("documents", 0, len(index.lengths)), ("counts", 1, 2**31), ("lengths", 0, 2**31)):
+            values = arrays[name]
+            if len(values) and not low <= values.min() <= values.max() < end:
+                raise strings.damaged(paths[name], f"a number is not from {low} to {end - 1}")
+        return index
 
     @functools.cached_property
     def _average(self) -> float:

@@ -27,6 +27,7 @@ VECTORS, WORDS = "vectors", "bm25"
 METHODS = (VECTORS, WORDS)
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 DTYPES = ("float32", "float16")
+_ROWS = 1 << 16  # Vectors that are checked at once.
 TEXT_FILES = ("ids.bin", "ids.npy", "texts.bin", "texts.npy")
 
 _NUMBER = Field(int, low=0, required=True)
@@ -141,9 +142,18 @@ def open_folder(folder: pathlib.Path, verify: bool = True) -> Store:
             raise UserError(f"{path}: is missing; restore it, or build the index again")
         if path.stat().st_size != expected["bytes"] or (verify and files.sha256(path) != expected["sha256"]):
             raise UserError(f"{path}: is damaged (it differs from {MANIFEST}); restore it, or build the index again")
+    count = manifest["documents"]
+    ids, texts = Strings.open(folder, "ids"), Strings.open(folder, "texts")
     vectors = words = None
     if VECTORS in methods:
-        vectors = strings.open_array(folder / "vectors.npy")
+        vectors = strings.open_array(folder / "vectors.npy", manifest[VECTORS]["dtype"], axes=2)
+        if vectors.shape != (count, manifest[VECTORS]["size"]):
+            raise strings.damaged(folder / "vectors.npy", f"its shape is {list(vectors.shape)}")
+        blocks = (vectors[start : start + _ROWS] for start in range(0, count, _ROWS))
+        if verify and not all(np.isfinite(block).all() for block in blocks):
+            raise strings.damaged(folder / "vectors.npy", "a number is not finite")
     if WORDS in methods:
         words = BM25.open(folder, manifest[WORDS]["k1"], manifest[WORDS]["b"])
-    return Store(folder, manifest, Strings.open(folder, "ids"), Strings.open(folder, "texts"), vectors, words)
+    if not len(ids) == len(texts) == count or (words and len(words.lengths) != count):
+        raise UserError(f"{folder / MANIFEST}: documents is {count}, but its files have others; build the index again")
+    return Store(folder, manifest, ids, texts, vectors, words)

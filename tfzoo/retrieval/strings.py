@@ -12,6 +12,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from tfzoo.errors import UserError, one_line
+
+_HEADER_BYTES = 256  # A longer file contains elements: NumPy's header takes 128 bytes for an array of few axes.
+
 
 class Strings(Sequence[str]):
     """N strings; only those that are indexed are decoded."""
@@ -29,11 +33,17 @@ class Strings(Sequence[str]):
 
     @classmethod
     def open(cls, folder: pathlib.Path, name: str) -> "Strings":
-        """Memory-maps the files that `Writer` wrote."""
+        """Memory-maps the files that `Writer` wrote.
+
+        Raises:
+          UserError: they are damaged.
+        """
         path = folder / f"{name}.bin"
         # An empty file cannot be mapped.
         data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
-        return cls(data, open_array(folder / f"{name}.npy"))
+        offsets = open_array(folder / f"{name}.npy", "int64")
+        check_ascending(folder / f"{name}.npy", offsets, len(data))
+        return cls(data, offsets)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -43,7 +53,7 @@ class Strings(Sequence[str]):
             return [self[i] for i in range(*position.indices(len(self)))]
         if not 0 <= position < len(self):
             raise IndexError(position)
-        return self.encoded(position).decode()
+        return self.encoded(position).decode(errors="replace")  # In a damaged file.
 
     def encoded(self, position: int) -> bytes:
         """Returns the UTF-8 of one string."""
@@ -93,9 +103,34 @@ def write_array(path: pathlib.Path, values: np.ndarray) -> None:
         os.fsync(file.fileno())
 
 
-def open_array(path: pathlib.Path) -> np.ndarray:
-    """Memory-maps a .npy file for reading."""
+def open_array(path: pathlib.Path, *dtypes: str, axes: int = 1) -> np.ndarray:
+    """Memory-maps a .npy file for reading.
+
+    Args:
+      path: the file.
+      *dtypes: names of the expected dtypes.
+      axes: the expected number of axes.
+
+    Raises:
+      UserError: the file contains something else.
+    """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:  # An array without elements cannot be mapped.
-        return np.load(path, allow_pickle=False)
+        # An array without elements cannot be mapped. Its file is small, so that reading takes little memory.
+        is_mapped = path.stat().st_size > _HEADER_BYTES
+        values = np.load(path, mmap_mode="r" if is_mapped else None, allow_pickle=False)
+    except Exception as error:  # NumPy lets through whatever Python's tokenizer raises.
+        raise damaged(path, one_line(error, 200)) from None
+    if not isinstance(values, np.ndarray) or values.dtype.name not in dtypes or values.ndim != axes:
+        raise damaged(path, f"it is not an array of {' or '.join(dtypes)} with {axes} axes")
+    return values
+
+
+def damaged(path: pathlib.Path, reason: str) -> UserError:
+    """Returns the error for a file of an index that is not what the manifest says."""
+    return UserError(f"{path}: is damaged ({reason}); restore it, or build the index again")
+
+
+def check_ascending(path: pathlib.Path, offsets: np.ndarray, end: int) -> None:
+    """Raises UserError if offsets int64 [N + 1] do not ascend from 0 to `end`."""
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != end or (offsets[1:] < offsets[:-1]).any():
+        raise damaged(path, f"its numbers do not ascend from 0 to {end}")
