@@ -13,7 +13,7 @@ import sys
 from tests.fuzz.harness import Fuzzer, Kind
 
 # Each defines KINDS: name -> Kind.
-MODULES = ("weights",)
+MODULES = ("weights", "labelled", "templates", "indexes")
 
 
 def kinds(names: str = "") -> dict[str, Kind]:
