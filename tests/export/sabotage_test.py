@@ -1,5 +1,8 @@
 """Damaged artifacts, and artifacts that refer to files outside their folder, fail even with a matching manifest."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import pathlib
@@ -16,10 +19,11 @@ import onnx
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework import op_def_registry
 
 from tests.export import small
 from tfzoo.errors import CheckFailed, UserError
-from tfzoo.export import artifact, manifest, publish, savedmodel, verify
+from tfzoo.export import artifact, golden, manifest, publish, savedmodel, verify
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import runs
 
@@ -52,7 +56,12 @@ class Sabotage(tf.test.TestCase):
         manifest.write(copy, content)
         with self.assertRaisesRegex(Exception, pattern):
             verify.verify(copy)
-        self.assertEqual(verify.main([str(copy)]), 4)
+
+
+def places(path: pathlib.Path) -> set[str]:
+    """Returns the files in which a graph stores tensors."""
+    entries = (values for kind, values in verify.onnx_messages(path) if kind == "entry")
+    return {values["text"].decode() for values in entries if values["name"] == b"location"}
 
 
 def take(source: pathlib.Path, name: str) -> Callable[[pathlib.Path], Any]:
@@ -95,7 +104,7 @@ class OnnxTest(Sabotage):
 
         copy = shutil.copytree(folder, FOLDER / "beside")
         beside("w.data")(copy)
-        self.assertEqual(set(verify.external_data(copy / "model.onnx")), {"w.data"})
+        self.assertEqual(places(copy / "model.onnx"), {"w.data"})
         for location in ("../secret.bin", str(secret), "sub/../w.data", "x" * 300):
             self.refused(
                 folder, "^model.onnx: stores tensors in '.*, which is not a file of the artifact", beside(location)
@@ -137,13 +146,13 @@ class OnnxTest(Sabotage):
             for graph in (attribute, inner):
                 path = FOLDER / "places.onnx"
                 path.write_bytes(b"\x08\x0a\x3a\x00\x3a" + bytes([len(graph)]) + graph)
-                found += verify.external_data(path)
+                found += places(path)
         self.assertEqual(found, ["/x.bin"] * 8)
         # A truncated file, and a field number of which other readers use the last 32 bits.
         for data in (b"\x3a\x7f", b"\xba\x80\x80\x80\x10\x00"):
             (FOLDER / "places.onnx").write_bytes(data)
             with self.assertRaisesRegex(verify.Failure, "is not an ONNX file"):
-                list(verify.external_data(FOLDER / "places.onnx"))
+                places(FOLDER / "places.onnx")
 
     def test_what_is_not_the_folders_is_not_loaded(self):
         def elsewhere(copy):
@@ -153,7 +162,7 @@ class OnnxTest(Sabotage):
             (copy / "genai_config.json").write_text('{"model": {"decoder": {"session_options": {}}}}')
 
         stated = json.loads((self.folder / "manifest.json").read_text())
-        self.refused(self.folder, "^manifest.json: '/.*/model' is not the name of a graph", elsewhere, stated)
+        self.refused(self.folder, "^manifest.json: signatures is not an object of names", elsewhere, stated)
         self.refused(self.folder, "^genai_config.json: is not formatted as an export formats it", library)
 
     def test_golden_answers_that_are_no_numbers(self):
@@ -273,18 +282,12 @@ class SavedModelTest(Sabotage):
 
             return change
 
-        for op in (
-            *("ReadFile", "WriteFile", "MatchingFiles", "EagerPyFunc", "PyFunc", "PrintV2", "TextLineDataset"),
-            *("CreateSummaryFileWriter", "DebugIdentityV3", "SaveV2", "RestoreV2", "MergeV2Checkpoints", "Save"),
-            *("ImmutableConst", "DecodeProtoV2", "LoadAndRemapMatrix", "DeleteMultiDeviceIterator"),
-        ):
+        for op in ("ReadFile", "DumpTensor", "RecordInput", "CalibrationStatisticsSaver", "XlaCallModule", "SaveV2"):
             for function in (False, True):
-                self.refused(folder, f"mine \\({op}\\) accesses something other than an asset", add(op, (), function))
+                self.refused(folder, f"mine \\({op}\\) is not an operation that only computes", add(op, (), function))
         table = "InitializeTableFromTextFileV2"
         for function in (False, True):
-            self.refused(
-                folder, f"mine \\({table}\\) accesses something other", add(table, ["table", "secret"], function)
-            )
+            self.refused(folder, f"mine \\({table}\\) is not an operation", add(table, ["table", "secret"], function))
 
         def saves(copy):
             """Lets the function of a signature call that of the saver."""
@@ -312,27 +315,63 @@ class SavedModelTest(Sabotage):
 
             return change
 
-        self.refused(
-            folder, "mine \\(SaveV2\\) accesses something other", restores_elsewhere("SaveV2", ["file_prefix"])
-        )
-        self.refused(
-            folder, "mine \\(RestoreV2\\) accesses something other", restores_elsewhere("RestoreV2", ["secret"])
-        )
+        self.refused(folder, "mine \\(SaveV2\\) is not an operation", restores_elsewhere("SaveV2", ["file_prefix"]))
+        self.refused(folder, "mine \\(RestoreV2\\) is not an operation", restores_elsewhere("RestoreV2", ["secret"]))
 
-        def one_more(output):
+        def one_more(of_saver):
             def change(copy):
                 saved = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
                 graph = saved.meta_graphs[0]
-                name = graph.saver_def.save_tensor_name if output == "saver" else output
-                graph.signature_def["mine"].outputs["x"].name = name
+                graph.signature_def["mine"].CopyFrom(graph.signature_def["tokens"])
+                if of_saver:
+                    graph.signature_def["mine"].outputs["x"].name = graph.saver_def.save_tensor_name
                 (copy / "saved_model.pb").write_bytes(saved.SerializeToString())
 
             return change
 
-        self.refused(folder, "the signature mine is only in one of saved_model.pb and manifest.json", one_more("saver"))
-        stated = json.loads((folder / "manifest.json").read_text())
-        stated["signatures"]["mine"] = stated["signatures"]["tokens"]
-        self.refused(folder, "mine saves or restores variables", one_more("saver"), stated)
+        self.refused(folder, "the signature mine is only in one of saved_model.pb and manifest.json", one_more(False))
+        self.refused(folder, "saves or restores variables", one_more(True))
+
+    def test_what_others_export(self):
+        """A vocabulary in assets/, as TensorFlow 2 and 1 write it; every operation that is allowed exists."""
+        importlib.import_module("tensorflow_text")
+        named = verify.OPERATIONS | verify.FROM_FILE
+        self.assertEqual([name for name in named if op_def_registry.get(name) is None], [])
+        words = FOLDER / "words.txt"
+        words.write_text("a\nb\n")
+
+        def table():
+            line, index = tf.lookup.TextFileIndex.WHOLE_LINE, tf.lookup.TextFileIndex.LINE_NUMBER
+            made = tf.lookup.TextFileInitializer(str(words), tf.string, line, tf.int64, index)
+            return tf.lookup.StaticHashTable(made, -1)
+
+        module = tf.Module()
+        module.table, module.scale = table(), tf.Variable(2)
+        call = tf.function(lambda text: {"id": tf.cast(module.table.lookup(text), tf.int32) * module.scale})
+        signature = call.get_concrete_function(tf.TensorSpec([None], tf.string, "text"))
+        tf.saved_model.save(module, str(FOLDER / "two"), signatures=signature)
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            made = table()
+            text = tf.compat.v1.placeholder(tf.string, [None])
+            scale = tf.compat.v1.get_variable("scale", (), tf.int64)
+            result = made.lookup(text) * scale
+            session.run([tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()])
+            builder = tf.compat.v1.saved_model.Builder(str(FOLDER / "one"))
+            builder.add_meta_graph_and_variables(
+                session,
+                ["serve"],
+                {"serving_default": tf.compat.v1.saved_model.predict_signature_def({"text": text}, {"id": result})},
+                tf.compat.v1.get_collection(tf.compat.v1.GraphKeys.ASSET_FILEPATHS),
+                main_op=tf.compat.v1.tables_initializer(),
+            )
+            builder.save()
+        for name in ("one", "two"):
+            saved = saved_model_pb2.SavedModel.FromString((FOLDER / name / "saved_model.pb").read_bytes())
+            self.assertTrue((FOLDER / name / "assets" / "words.txt").exists())
+            verify.check_graph(saved.meta_graphs[0], FOLDER / name)
+            (FOLDER / name / "assets" / "words.txt").unlink()
+            with self.assertRaisesRegex(verify.Failure, "reads 'words.txt', which is not a file in assets/"):
+                verify.check_graph(saved.meta_graphs[0], FOLDER / name)
 
     @pytest.mark.faults
     def test_a_wrong_graph_is_not_published(self):
@@ -354,6 +393,60 @@ class SavedModelTest(Sabotage):
             with self.subTest(change.__name__), wrong(change):
                 with self.assertRaisesRegex(CheckFailed, "does not reproduce the model's answers: .*differs by"):
                     export("savedmodel")
+
+
+@pytest.mark.faults
+class LimitsTest(tf.test.TestCase):
+    """SavedModels of operations that are allowed; each ends in one line, and the good one after them is replayed."""
+
+    def write(self, name: str, compute: Callable[[tf.Tensor], tf.Tensor]) -> None:
+        folder = FOLDER / "limits" / name
+        dtypes = {"token_ids": "int32", "padding_mask": "bool"}
+        specs = [tf.TensorSpec([None, None], dtype, name) for name, dtype in dtypes.items()]
+        module = tf.Module()
+        module.call = tf.function(
+            lambda ids, mask: {"logits": compute(tf.cast(ids, tf.float32))}, input_signature=specs
+        )
+        call = module.call.get_concrete_function()
+        tf.saved_model.save(module, str(folder), signatures={"tokens": call, "serving_default": call})
+        arrays = {}
+        for rows, length in ((1, 1), (3, 2), (2, 8)):
+            ids = np.arange(rows * length, dtype=np.int32).reshape(rows, length)
+            real = np.arange(length) < np.linspace(length, max(1, length // 3), rows)[:, None]
+            inputs = {"token_ids": ids, "padding_mask": real}
+            outputs = {"logits": {"values": ids / np.float32(2), "real": real}}
+            arrays[f"{rows}x{length}"] = {"inputs": inputs, "outputs": outputs}
+        golden.write(folder / "golden.npz", {"tokens": arrays, "serving_default": arrays})
+        sides = {
+            "inputs": {spec.name: {"dtype": spec.dtype.name, "shape": ["batch", "sequence"]} for spec in specs},
+            "outputs": {"logits": {"dtype": "float32", "shape": ["batch", "sequence"]}},
+        }
+        limit = {"logits": {"of": "largest", "allowed": 2e-5}}
+        names = ("tokens", "serving_default")
+        content = {"kind": "savedmodel", "name": "half", "version": 1, "options": {"sequence_length": 8}}
+        content |= {"signatures": dict.fromkeys(names, sides), "tolerances": dict.fromkeys(names, limit)}
+        manifest.write(folder, content)
+
+    def test_what_takes_too_much(self):
+        def endless(values):
+            return tf.while_loop(lambda x: tf.reduce_all(x < np.inf), lambda x: (x * 0.5,), (values,))[0]
+
+        self.write("a", endless)
+        self.write("b", lambda x: x / 2 + tf.reduce_sum(tf.fill([tf.cast(2e9 + x[0, 0], tf.int32)], 0.0)))
+        self.write("c", lambda values: values / 2)
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            code = verify.main(["--time_limit=120", "--memory_limit=2000", str(FOLDER / "limits")])
+        self.assertEqual(code, 4)
+        for line, pattern in zip(
+            out.getvalue().splitlines(),
+            (
+                "FAILED  .*/a: took longer than --time_limit=120 seconds",
+                "FAILED  .*/b: needs more memory than --memory_limit=2000 MiB",
+                "ok      .*/c: savedmodel half version 1",
+            ),
+            strict=True,
+        ):
+            self.assertRegex(line, f"^{pattern}")
 
 
 class ThirdPartyTest(unittest.TestCase):

@@ -1,39 +1,62 @@
 """Replays exported models and checks that they reproduce the answers of the model from which they were exported.
 
-    python verify.py FOLDER...
+    python verify.py [--time_limit=SECONDS] [--memory_limit=MIB] [--output_limit=MIB] FOLDER...
 
 finds every artifact under the folders and checks for each that:
   - the files are exactly those listed in manifest.json, with the SHA-256 listed there, and nothing (a link, the
     tensors of a graph, the assets of a SavedModel) refers to a place outside the folder;
+  - graphs consist of operations that only compute (OPERATIONS, DOMAINS), which is checked before a runtime loads them;
   - the signatures have the names, dtypes and shapes that manifest.json declares;
+  - golden.npz has the cases that the artifact contract promises, and manifest.json no wider tolerances than it allows;
   - the inputs in golden.npz produce the outputs in golden.npz: numbers within the tolerance; arg-maxes, words and
     flags equal. A decoder reads the first half of each row in one call, then some tokens one by one, then the rest; it
     also generates text greedily. A folder for onnxruntime-genai generates text with that runtime too, if installed;
   - tokenizer.json and tokenizer.onnx convert the texts in golden.npz into the ids in golden.npz. This requires the
     packages tokenizers and onnxruntime-extensions; if one is not installed, the printed line says so.
 
-Prints one line per artifact. Exit codes: 0, every artifact passes; 4, an artifact fails; 2, wrong usage.
+Each artifact is checked in a process of its own, which is ended when it exceeds a limit:
+  --time_limit    seconds; default 600, and 300 more for each GiB of the artifact;
+  --memory_limit  MiB in addition to what the runtime itself takes (on Linux); default 4096, and 3 times the artifact;
+  --output_limit  MiB that it may print, and write to any file; default 16.
+
+Prints one line per artifact. Exit codes: 0, every artifact passes; 4, an artifact fails; 2, wrong usage, or a package
+is missing.
 
 Requires numpy, and for ONNX onnxruntime, for a SavedModel tensorflow and tensorflow-text, for LiteRT ai-edge-litert
 or tensorflow. It uses no code of the library that wrote the artifacts, so that a bug in that library cannot hide itself
 by occurring on both sides of the comparison.
 """
 
+import os
+import sys
+
+if __name__ == "__main__":
+    # Python looks for modules in the folder of the program and in the current one, and artifacts may contain any files.
+    here = {os.getcwd(), os.path.dirname(os.path.abspath(__file__))}
+    sys.path[:] = [place for place in sys.path if os.path.abspath(place) not in here]
+
 import contextlib
 import hashlib
 import importlib
 import importlib.util
 import json
-import os
 import pathlib
 import re
+import signal
+import struct
 import subprocess
-import sys
+import tempfile
+import zipfile
 
 import numpy as np
 
 FORMAT = "tfzoo-artifact-1"
 MODELS = {"savedmodel": ("saved_model.pb",), "onnx": ("model.onnx", "encoder_model.onnx"), "litert": ("model.tflite",)}
+LIMITS = {"time_limit": 600, "memory_limit": 4096, "output_limit": 16}  # Seconds, MiB, MiB.
+MOST_JSON, MOST_GOLDEN = 2**25, 2**31  # Bytes of manifest.json, and of golden.npz once inflated.
+# The widest tolerance by precision, as a fraction of an output's largest number; of `each` number, ten times that.
+TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 8e-2}
+VARIANTS = {"float16": 0.1, "int8": 2.0, "int8_static": 2.0, "int8_weights": 2.0, "int4_weights": 2.0}
 
 
 class Failure(Exception):
@@ -42,6 +65,8 @@ class Failure(Exception):
 
 def main(arguments):
     """Runs the program with command-line `arguments` and returns its exit code."""
+    if arguments[:1] == ["--alone"]:  # Used by verify_alone.
+        return in_limits(json.loads(arguments[1]), pathlib.Path(arguments[2]))
     if arguments[:1] == ["--measure"]:  # Used by exports without the memory for a second copy of the weights.
         folder = pathlib.Path(arguments[1])
         print(json.dumps(replay(folder, read_manifest(folder))))
@@ -51,28 +76,144 @@ def main(arguments):
         return 0
     if arguments[:1] == ["--tokenizer"]:  # Used by replay_tokenizer_graph.
         return tokenizer_graph(pathlib.Path(arguments[1]))
-    if not arguments or any(argument.startswith("-") for argument in arguments):
-        print("usage: python verify.py FOLDER...  (replays every artifact under the folders)", file=sys.stderr)
+    flags = [re.fullmatch(f"--({'|'.join(LIMITS)})=([1-9][0-9]{{0,8}})", argument) for argument in arguments]
+    limits = {flag[1]: int(flag[2]) for flag in flags if flag}
+    places = [argument for argument, flag in zip(arguments, flags) if not flag]
+    if not places or any(place.startswith("-") for place in places):
+        usage = " ".join(f"[--{name}={default}]" for name, default in LIMITS.items())
+        print(f"usage: python verify.py {usage} FOLDER...  (replays every artifact under the folders)", file=sys.stderr)
         return 2
     folders = []
-    for argument in arguments:
-        contained = artifacts(pathlib.Path(argument))
+    for place in places:
+        contained = artifacts(pathlib.Path(place))
         if not contained:
-            print(f"error: {argument}: contains no artifact (a folder with manifest.json)", file=sys.stderr)
+            print(f"error: {printable(place)}: contains no artifact (a folder with manifest.json)", file=sys.stderr)
             return 2
         folders += contained
-    failed = 0
+    code = 0
     for folder in folders:
+        result = verify_alone(folder, limits)
+        where = printable(str(folder))
+        if "ok" in result:
+            print(f"ok      {where}: {printable(result['ok'])}", flush=True)
+        elif "missing" in result:
+            code = code or 2
+            why = f"{printable(result['missing'])}: install the package to replay this artifact"
+            print(f"error: {where}: {why}", file=sys.stderr, flush=True)
+        else:
+            code = 4
+            print(f"FAILED  {where}: {printable(result['failed'])}", flush=True)
+    return code
+
+
+def printable(text):
+    """Returns a text on one line of at most 1,000 characters, with backslashes for characters that a terminal would not
+    print as they are."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    coding = sys.stdout.encoding or "ascii"
+    return text[:1000].encode(coding, "backslashreplace").decode(coding)
+
+
+def verify_alone(folder, limits):
+    """Runs `verify` in a process of its own and ends it when it exceeds a limit.
+
+    limits: {name of LIMITS: value}; others have their default.
+
+    Returns:
+      {"ok": the line of `verify`}, {"failed": the reason}, or {"missing": the package that is not installed}.
+    """
+    try:
+        size = sum(path.lstat().st_size for path in folder.rglob("*")) / 2**30  # GiB.
+    except OSError as error:
+        return {"failed": f"the folder cannot be read: {error.strerror}"}
+    more = {"time_limit": int(300 * size), "memory_limit": int(3 * 1024 * size)}
+    limits = {name: limits.get(name, default + more.get(name, 0)) for name, default in LIMITS.items()}
+    # -P: no module is imported from the folder of this file. -B: nothing is written next to a library.
+    command = [sys.executable, "-P", "-B", os.path.abspath(__file__), "--alone", json.dumps(limits), folder.absolute()]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=os.sep, start_new_session=True
+        )
         try:
-            print(f"ok      {folder}: {verify(folder)}", flush=True)
-        except ImportError as error:
-            print(f"error: {folder}: {error}: install the package to replay this artifact", file=sys.stderr)
-            return 2
-        except Exception as error:  # A damaged file may raise any of a dozen types of exception.
-            failed += 1
-            reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-            print(f"FAILED  {folder}: {' '.join(reason.split())[:500]}", flush=True)
-    return 4 if failed else 0
+            code = process.wait(limits["time_limit"])
+        except subprocess.TimeoutExpired:
+            return {"failed": f"took longer than --time_limit={limits['time_limit']} seconds"}
+        finally:
+            if os.name == "posix":  # Also what it has started.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.wait()
+        out.seek(0)
+        err.seek(max(0, err.seek(0, os.SEEK_END) - 2000))
+        written, messages = out.read(2**20), err.read().decode(errors="replace")
+    with contextlib.suppress(ValueError):
+        return json.loads(written)
+    if "bad_alloc" in messages or "MemoryError" in messages:
+        return {"failed": f"needs more memory than --memory_limit={limits['memory_limit']} MiB"}
+    ending = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    last = (messages.strip().splitlines() or ["without a message"])[-1]
+    return {"failed": f"the process that checks it ended with {ending}: {last}"}
+
+
+MEMORY = 0  # In that process, the bytes that it may take.
+
+
+def in_limits(limits, folder):
+    """Runs in that process: writes the result of `verify` as JSON to stdout, and to stderr everything else that a
+    library prints."""
+    global MEMORY
+    result = os.dup(1)
+    os.dup2(2, 1)
+    with contextlib.suppress(ImportError):  # There are no such limits on Windows.
+        resource = importlib.import_module("resource")
+        cpu = limits["time_limit"] * (os.cpu_count() or 1)  # Should the process that started this one be killed.
+        for name, limit in (("CORE", 0), ("CPU", cpu), ("FSIZE", 2**20 * limits["output_limit"])):
+            limit_resource(resource, f"RLIMIT_{name}", limit)
+        MEMORY = 2**20 * limits["memory_limit"]
+        limit_memory()
+    try:
+        found = {"ok": verify(folder)}
+    except ImportError as error:
+        found = {"missing": str(error)}
+    except MemoryError:
+        found = {"failed": f"needs more memory than --memory_limit={limits['memory_limit']} MiB"}
+    except Failure as failure:
+        found = {"failed": str(failure)}
+    except BaseException as error:  # A damaged file may raise anything; PanicException of Rust is not an Exception.
+        found = {"failed": f"{type(error).__name__}: {str(error)[:2000]}"}
+        if any(word in str(error) for word in ("bad_alloc", "bad allocation", "Failed to allocate", "OOM when")):
+            found = {"failed": f"needs more memory than --memory_limit={limits['memory_limit']} MiB"}
+    os.write(result, json.dumps(found).encode())
+    os._exit(0)  # Without the threads of a library that are still running.
+
+
+def limit_resource(resource, name, limit):
+    """Sets the soft limit, so that `library` can raise it, as far as the system and the hard limit allow."""
+    kind = getattr(resource, name)
+    hard = resource.getrlimit(kind)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def limit_memory():
+    """Limits the memory of this process to what it has now and MEMORY more."""
+    resource = importlib.import_module("resource")
+    with contextlib.suppress(OSError):  # Only Linux has this file.
+        (line,) = re.findall(r"VmData:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
+        limit_resource(resource, "RLIMIT_DATA", 1024 * int(line) + MEMORY)
+
+
+def library(name):
+    """Imports a module of a runtime; what its own code takes does not count towards the limit of memory."""
+    if not MEMORY:
+        return importlib.import_module(name)
+    resource = importlib.import_module("resource")
+    limit_resource(resource, "RLIMIT_DATA", resource.RLIM_INFINITY)
+    try:
+        return importlib.import_module(name)
+    finally:
+        limit_memory()
 
 
 def artifacts(folder):
@@ -118,23 +259,83 @@ def verify(folder):
 
 
 def read_manifest(folder):
-    """Returns the content of manifest.json, after checking its format and its own SHA-256."""
+    """Returns the content of manifest.json, after checking its format, its own SHA-256, and the types of its fields."""
     path = folder / "manifest.json"
-    if not path.is_file():
-        raise Failure("manifest.json is missing")
+    if path.is_symlink() or not path.is_file():
+        raise Failure("manifest.json is missing, or is not a regular file")
+    if path.stat().st_size > MOST_JSON:
+        raise Failure(f"manifest.json has more than {MOST_JSON:,} bytes")
     text = path.read_bytes().decode()
-    manifest = json.loads(text)
+    try:
+        manifest = json.loads(text)
+    except RecursionError:
+        raise Failure("manifest.json is nested too deeply") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise Failure(f"manifest.json is not of the format {FORMAT}, the only one that is supported")
-    stated = manifest["manifest_sha256"]
-    if hashlib.sha256(text.replace(stated, "").encode()).hexdigest() != stated:
+    stated = manifest.get("manifest_sha256")
+    if not is_sha256(stated) or hashlib.sha256(text.replace(stated, "").encode()).hexdigest() != stated:
         raise Failure("manifest.json: its SHA-256 differs from its manifest_sha256")
+    check_manifest(manifest)
     return manifest
+
+
+def check_manifest(manifest):
+    """Checks the fields of manifest.json that are read here: their types, and that names are names."""
+
+    def check(holds, what):
+        if not holds:
+            raise Failure(f"manifest.json: {what}")
+
+    def names(value, pattern=r"[\w.]+"):
+        return isinstance(value, dict) and all(re.fullmatch(pattern, name, re.ASCII) for name in value)
+
+    def check_signatures(signatures, where):
+        check(names(signatures), f"{where} is not an object of names")
+        for signature, sides in signatures.items():
+            check(names(sides) and sides.keys() == {"inputs", "outputs"}, f"{where}/{signature} has other sides")
+            for tensor in (tensor for tensors in sides.values() if names(tensors) for tensor in tensors.values()):
+                good = names(tensor) and isinstance(tensor.get("dtype"), str) and isinstance(tensor.get("shape"), list)
+                check(good, f"{where}/{signature} contains a tensor without dtype and shape")
+
+    def check_tolerances(tolerances, most, where):
+        check(names(tolerances) and all(map(names, tolerances.values())), f"{where} is not an object of names")
+        for signature, outputs in tolerances.items():
+            for output, limit in outputs.items():
+                known: dict = limit if isinstance(limit, dict) and isinstance(limit.get("of"), str) else {"of": ""}
+                widest = {"largest": most, "each": 10 * most}.get(known["of"], -1)
+                good = type(known.get("allowed")) in (int, float) and 0 <= known["allowed"] <= widest + 1e-6
+                check(good, f"{where}/{signature}/{output} is {limit!r}, not at most {most:.0e} of the largest number")
+
+    kind, name, version = (manifest.get(field) for field in ("kind", "name", "version"))
+    check(isinstance(kind, str), f"kind is {kind!r}")
+    check(isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII), f"name is {name!r}")
+    check(type(version) is int and version > 0, f"version is {version!r}")
+    files = manifest.get("files")
+    good = isinstance(files, dict) and all(
+        isinstance(file, dict) and is_sha256(file.get("sha256")) for file in files.values()
+    )
+    check(good, "files does not have the SHA-256 of each file")
+    options, precision = manifest.get("options", {}), manifest.get("precision", "float32")
+    length = options.get("sequence_length", 1) if isinstance(options, dict) else None
+    check(type(length) is int and length > 0, "options has no sequence_length")
+    check(isinstance(precision, str) and precision in TOLERANCES, f"precision is {precision!r}")
+    check_signatures(manifest.get("signatures"), "signatures")
+    check_tolerances(manifest.get("tolerances"), TOLERANCES[precision], "tolerances")
+    variants = manifest.get("variants", {})
+    check(names(variants) and variants.keys() <= VARIANTS.keys(), f"variants is not an object of {', '.join(VARIANTS)}")
+    for variant, details in variants.items():
+        check(names(details), f"variants/{variant} is not an object of names")
+        check_signatures(details.get("signatures", manifest["signatures"]), f"variants/{variant}/signatures")
+        check_tolerances(details.get("tolerances"), VARIANTS[variant], f"variants/{variant}/tolerances")
+
+
+def is_sha256(value):
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def check_files(folder, listed):
     """Checks that the files are those listed and that nothing refers to a place outside the folder: there are no links,
-    and no tensors in files that do not belong to the artifact."""
+    and no tensors in files that do not belong to the artifact. Checks graphs as far as that needs no runtime."""
     present = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
@@ -151,71 +352,181 @@ def check_files(folder, listed):
             if hashlib.file_digest(file, "sha256").hexdigest() != listed[name]["sha256"]:
                 raise Failure(f"{name}: its SHA-256 differs from the one in manifest.json")
         if name.endswith(".onnx"):
-            for place in external_data(path):
-                if place not in listed:
-                    raise Failure(f"{name}: stores tensors in {place!r}, which is not a file of the artifact")
+            check_onnx(path, name, listed)
+        if name.endswith(".tflite"):
+            check_litert(path)
 
 
-# The fields of ONNX's messages that may lead to a tensor: {message: {field number: the message in it}}.
+# The operators that an ONNX graph may contain, by domain. Those of ONNX itself, in these domains, only compute.
+ONNX = {"", "ai.onnx", "ai.onnx.ml"}
+DOMAINS = {
+    "com.microsoft": {"GroupQueryAttention", "MatMulNBits"},
+    "ai.onnx.contrib": {"GPT2Tokenizer", "SentencepieceTokenizer"},  # onnxruntime-extensions.
+}
+# The fields of ONNX's messages that lead to operators and tensors: {message: {field number: what the field contains}}.
 # https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 FIELDS = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
-    "function": {7: "node", 11: "attribute"},
+    "function": {1: "name", 7: "node", 10: "domain", 11: "attribute"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "node": {4: "name", 5: "attribute", 7: "domain"},
+    "attribute": {1: "name", 4: "text", 5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
+    "entry": {1: "name", 2: "text"},
 }
+MOST_NESTED = 100  # Graphs and other messages in one another.
 
 
-def external_data(path):
-    """Yields the names of the files in which a graph stores tensors, exactly as written in the graph.
+def check_onnx(path, name, listed):
+    """Checks the operators of a graph, of its functions and of the graphs inside it, and the files of its tensors."""
+    operators, functions = set(), set()
+    for kind, values in onnx_messages(path):
+        operator = values.get("domain", b"").decode(errors="replace"), values.get("name", b"").decode(errors="replace")
+        if kind == "entry" and values.get("name") == b"location":
+            place = values.get("text", b"").decode(errors="replace")
+            if place not in listed:
+                raise Failure(f"{name}: stores tensors in {place!r}, which is not a file of the artifact")
+        elif kind == "node":
+            operators.add(operator)
+        elif kind == "function":
+            functions.add(operator)
+        elif kind == "attribute" and values.get("name") == b"model":  # Of SentencepieceTokenizer.
+            check_sentencepiece(values.get("text", b""), name)
+    for domain, operator in sorted(operators - functions):
+        if domain not in ONNX and operator not in DOMAINS.get(domain, ()):
+            raise Failure(f"{name}: contains the operator {domain}.{operator}, which is not one that only computes")
+
+
+def onnx_messages(path):
+    """Yields (message, {field: content}) for the messages of a graph that FIELDS names, with the fields that are text.
 
     The file is parsed here because verify.py does not require the package onnx.
     """
     data = path.read_bytes()
 
-    def places(message, begin, end):
+    def messages(message, begin, end, depth):
+        values = {}
         for number, _, first, last in fields(data, begin, end):
             inner = FIELDS[message].get(number)
-            if inner == "entry":
-                entry = {part: data[x:y] for part, _, x, y in fields(data, first, last)}
-                if entry.get(1) == b"location":
-                    yield entry.get(2, b"").decode(errors="replace")
+            if inner in FIELDS:
+                if depth == MOST_NESTED:
+                    raise Failure("is nested too deeply")
+                yield from messages(inner, first, last, depth + 1)
             elif inner:
-                yield from places(inner, first, last)
+                values[inner] = data[first:last]  # The last one counts.
+        yield message, values
 
     try:
-        yield from places("model", 0, len(data))
+        yield from messages("model", 0, len(data), 0)
     except Failure as failure:
         raise Failure(f"{path.name}: {failure}") from None
 
 
-def fields(data, at, end):
+def fields(data, at, end, what="an ONNX file"):
     """Yields for each field of a protocol buffer, data[at:end]: its number, the offset of the field, the offset of its
     content, and its end."""
 
     def varint(at):
-        value = shift = 0
-        while data[at] & 0x80:
-            value, at, shift = value | (data[at] & 0x7F) << shift, at + 1, shift + 7
-        return value | data[at] << shift, at + 1
+        value = 0
+        for i in range(10):  # Longer ones are invalid.
+            if at + i >= end:
+                break
+            value |= (data[at + i] & 0x7F) << 7 * i
+            if not data[at + i] & 0x80:
+                return value, at + i + 1
+        raise Failure(f"is not {what}")
 
     while at < end:
         begin, (key, at) = at, varint(at)
-        if key >> 32:  # Other readers would use only the lower bits.
-            raise Failure("is not an ONNX file")
         content, kind = at, key & 7
+        if key >> 32 or kind not in (0, 1, 2, 5):  # Other readers would use only the lower bits.
+            raise Failure(f"is not {what}")
         if kind == 2:
             size, content = varint(at)
             at = content + size
         else:
             at = varint(at)[1] if kind == 0 else at + {1: 8, 5: 4}[kind]
         if at > end:
-            raise Failure("is not an ONNX file")
+            raise Failure(f"is not {what}")
         yield key >> 3, begin, content, at
+
+
+def check_sentencepiece(model, name):
+    """Checks the normalisation tables of a SentencePiece model, which its library follows outside its memory."""
+    try:
+        for number, _, begin, end in fields(model, 0, len(model), "a SentencePiece model"):
+            if number in (3, 5):  # normalizer_spec, denormalizer_spec
+                for part, _, first, last in fields(model, begin, end, "a SentencePiece model"):
+                    if part == 2 and first < last:
+                        check_charsmap(model[first:last])
+    except Failure as failure:
+        raise Failure(f"{name}: the model of a tokenizer {failure}") from None
+
+
+def check_charsmap(table):
+    """Checks a precompiled_charsmap: the trie of a double array (Darts), and the texts that replace its keys."""
+    size = int.from_bytes(table[:4], "little")
+    if size % 4 or not 0 < size < len(table) - 4:
+        raise Failure("has a damaged normalisation table")
+    units, texts = np.frombuffer(table, "<u4", size // 4, 4).astype(np.int64), table[4 + size :]
+    # Where the transitions of each unit begin; the unit after a byte is at that place, combined with the byte.
+    begins = np.arange(len(units)) ^ ((units >> 10) << ((units & 512) >> 6))
+    states, keys, letters = np.zeros(1, np.int64), np.zeros(1, np.int64), np.arange(256)
+    for _ in range(66):  # Keys of up to 64 bytes.
+        if not len(states):
+            return
+        if ((begins[states] | 255) >= len(units)).any() or keys.max() > 32 or len(states) > 100_000:
+            break
+        at, found = [], []
+        for first in range(0, len(states), 4096):  # To save memory.
+            children = begins[states[first : first + 4096], None] ^ letters
+            parents, bytes_of = np.nonzero((units[children] & (1 << 31 | 255)) == letters)
+            at.append(first + parents)
+            found.append(children[parents, bytes_of])
+        parents, children = np.concatenate(at), np.concatenate(found)
+        ends = (units[children] >> 8 & 1) == 1  # Of keys.
+        values = begins[children[ends]]
+        if values.max(initial=0) >= len(units):
+            break
+        if any(texts.find(b"\0", begin) < 0 for begin in set((units[values] & 0x7FFFFFFF).tolist())):
+            break
+        states, which = np.unique(children, return_inverse=True)
+        nested = np.zeros(len(states), np.int64)
+        np.maximum.at(nested, which, keys[parents] + ends)
+        keys = nested
+    raise Failure("has a damaged normalisation table")
+
+
+def check_litert(path):
+    """Checks that a LiteRT model contains builtin operators only; a custom one may be any operation of TensorFlow.
+
+    https://github.com/google-ai-edge/LiteRT/blob/main/tflite/converter/schema/schema.fbs
+    """
+    data = path.read_bytes()
+
+    def number(form, at):
+        return struct.unpack_from(form, data, at)[0]
+
+    def field(table, index):
+        """Returns the offset of a field's content, or 0 if the table lacks the field."""
+        layout = table - number("<i", table)
+        at = 4 + 2 * index
+        offset = number("<H", layout + at) if at < number("<H", layout) else 0
+        return table + offset if offset else 0
+
+    try:
+        codes = field(number("<I", 0), 1)
+        codes += number("<I", codes) if codes else 0
+        for i in range(number("<I", codes) if codes else 0):
+            at = codes + 4 + 4 * i
+            if custom := field(at + number("<I", at), 1):
+                begin = custom + number("<I", custom)
+                operator = data[begin + 4 : begin + 4 + number("<I", begin)].decode(errors="replace")
+                raise Failure(f"{path.name}: contains {operator[:80]!r}, which is not a builtin operator")
+    except struct.error:
+        raise Failure(f"{path.name}: is not a LiteRT model") from None
 
 
 def replay(folder, manifest):
@@ -242,9 +553,11 @@ def replay_signatures(load):
     """
 
     def replay(folder, manifest):
+        cases = read_golden(folder)
+        check_cases(cases, manifest)
         run, signatures = load(folder, manifest)
         check_signatures(signatures, manifest["signatures"])
-        return compare_all(run, read_golden(folder), manifest["tolerances"])
+        return compare_all(run, cases, manifest["tolerances"])
 
     return replay
 
@@ -252,12 +565,10 @@ def replay_signatures(load):
 def replay_onnx(folder, manifest):
     """Replays the graphs of an ONNX artifact, its variants, and its folder for onnxruntime-genai."""
     cases = read_golden(folder)
+    check_cases(cases, manifest)
     measured: dict[str, dict] = {}
     shared = manifest.get("profile") == "genai"
     for variant, details in {"": manifest, **manifest.get("variants", {})}.items():
-        for name in (variant or "model", *manifest["signatures"]):
-            if not re.fullmatch(r"\w+", name):
-                raise Failure(f"manifest.json: {name!r} is not the name of a graph")
         run, signatures = load_onnx(folder, manifest["signatures"], variant and f"_{variant}", shared)
         check_signatures(signatures, details.get("signatures", manifest["signatures"]))
         results = compare_all(run, cases, details["tolerances"], exact=not variant)
@@ -283,7 +594,12 @@ def compare_all(run, cases, tolerances, exact=True):
         got = run(signature, arrays["inputs"])
         for name, want in arrays["outputs"].items():
             where = f"{signature}/{name}"
+            if name not in got:
+                raise Failure(f"{where} is not an output of the model")
             limit = tolerances[signature].get(name)
+            values = want["values"] if isinstance(want, dict) else want
+            if limit is not None and values.dtype.kind != "f":
+                raise Failure(f"{where} has a tolerance, but its values are {values.dtype}")
             try:
                 result = compare(got[name], want, limit, exact)
             except Failure as failure:
@@ -296,6 +612,9 @@ def compare_all(run, cases, tolerances, exact=True):
                 total["numbers"] = total.get("numbers", 0) + result["numbers"]
                 for key in ("difference", "mean"):
                     total[key] = max(total.get(key, 0.0), result[key])
+    for where, total in measured.items():
+        if total.get("numbers") == 0:
+            raise Failure(f"golden.npz contains no numbers of {where} to compare")
     return measured
 
 
@@ -394,7 +713,7 @@ def replay_tokenizer_file(folder):
         return {}
     if not importlib.util.find_spec("tokenizers"):
         return {"tokenizer.json": {"skipped": "tokenizers is not installed"}}
-    tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(str(paths[0]))
+    tokenizer = library("tokenizers").Tokenizer.from_file(str(paths[0]))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     (case,) = cases.values()
@@ -476,8 +795,14 @@ def read_golden(folder, tokenizer=False):
     true, and all others if it is false.
     """
     cases: dict[tuple[str, str], dict] = {}
-    with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
+    path = folder / "golden.npz"
+    with zipfile.ZipFile(path) as file:
+        if sum(entry.file_size for entry in file.infolist()) > MOST_GOLDEN:
+            raise Failure(f"golden.npz inflates to more than {MOST_GOLDEN:,} bytes")
+    with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+/(inputs|outputs)/[\w.-]+(/\w+)?", key, re.ASCII):
+                raise Failure(f"golden.npz contains {key!r}, which is not SIGNATURE/CASE/inputs or outputs/NAME")
             signature, case, side, name, *part = key.split("/")
             if (signature == "tokenizer") != tokenizer:
                 continue
@@ -487,6 +812,65 @@ def read_golden(folder, tokenizer=False):
             else:
                 values[name] = arrays[key]
     return cases
+
+
+def check_cases(cases, manifest):
+    """Checks that golden.npz has the cases that the artifact contract promises.
+
+    For ids: three batch sizes, three lengths up to the longest (fewer if the model reads few tokens or only one
+    length), and padding. For texts: no text, an empty one (unless the model continues it), one that is truncated, and
+    one that is not ASCII. Every output of the model is compared.
+    """
+    stated, onnx = manifest["signatures"], manifest["kind"] == "onnx"
+    length = manifest["options"]["sequence_length"]
+    cached = any(name.startswith("past") for sides in stated.values() for name in sides["inputs"])
+    required = {"tokens", "generate"} if onnx and cached else {"tokens"} if onnx else stated.keys()
+    by_signature = {signature: [sides for (of, _), sides in cases.items() if of == signature] for signature in required}
+    graph = "tokens" if not onnx else "decoder_with_past_model" if "encoder_model" in stated else "model"
+
+    def check(holds, what):
+        if not holds:
+            raise Failure(f"golden.npz: {what}")
+
+    check(
+        {signature for signature, _ in cases} == required, f"does not have the cases of {', '.join(sorted(required))}"
+    )
+    for signature, found in by_signature.items():
+        if signature != "generate" or not onnx:
+            outputs = stated[graph if onnx else signature]["outputs"]
+            outputs = {name for name in outputs if not (onnx and name.startswith("present"))}
+            check(all(sides["outputs"].keys() == outputs for sides in found), f"{signature} lacks outputs of the model")
+    # Ids.
+    name = "input_ids" if onnx else "token_ids"
+    inputs = [sides["inputs"] for sides in by_signature["tokens"]]
+    check(all(name in case and case[name].ndim == 2 for case in inputs), "the cases of tokens have no ids")
+    check(len({len(case[name]) for case in inputs}) >= 3, "the cases of tokens have fewer than three batch sizes")
+    lengths = {case[name].shape[1] for case in inputs}
+    reading = stated["encoder_model" if "encoder_model" in stated else graph]["inputs"][name]
+    fixed = reading["shape"][1:] == [length]
+    wanted = {length} if fixed else {max(1, length // 16), max(1, length // 4), length}
+    # A decoder with a cache may be compared only up to the length at which its rotary scaling changes.
+    if max(lengths) == length or not cached:
+        check(max(lengths) == length, "the cases of tokens do not have the longest length")
+        check(len(lengths) >= len(wanted), f"the cases of tokens have fewer than {len(wanted)} lengths")
+    masks = [case[mask] for case in inputs for mask in ("attention_mask", "padding_mask") if mask in case]
+    check(length < 3 or not masks or any((mask == 0).any() for mask in masks), "the cases of tokens have no padding")
+    # Texts.
+    texts_in = stated.get("serving_default", {"inputs": {}})["inputs"].values()
+    if not texts_in or any(tensor["dtype"] != "string" for tensor in texts_in):
+        return
+    found = by_signature["serving_default"]
+    texts = [text for sides in found for values in sides["inputs"].values() for text in values.tolist()]
+    sizes = {len(values) for sides in found for values in sides["inputs"].values()}
+    check(
+        0 in sizes and len(sizes) >= 3, "the cases of serving_default have fewer than three numbers of texts, or not 0"
+    )
+    check(not all(text.isascii() for text in texts), "the cases of serving_default have only ASCII texts")
+    continues = "generation" in manifest and "decoder_start_token_id" not in manifest
+    check("" in texts or continues, "the cases of serving_default have no empty text")
+    truncated = any(sides["outputs"]["truncated"].any() for sides in found)
+    refuses = manifest["options"].get("long_texts") == "refuse"
+    check(truncated or refuses, "the cases of serving_default have no truncated text")
 
 
 def check_signatures(found, stated):
@@ -520,7 +904,7 @@ def load_onnx(folder, names, suffix="", shared=False):
 
 def load_graphs(graphs, shared=False):
     """Loads graphs, {name: path or bytes}; returns the same as load_onnx."""
-    onnxruntime = importlib.import_module("onnxruntime")
+    onnxruntime = library("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     types = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(float16)": "float16"}
@@ -717,7 +1101,7 @@ def check_genai(folder):
 def load_genai(folder, cases):
     """Loads the folder with onnxruntime-genai and its genai_config.json; returns (run, the cases of `generate` adapted
     to it)."""
-    genai = importlib.import_module("onnxruntime_genai")
+    genai = library("onnxruntime_genai")
     model = genai.Model(str(folder))
     ends = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
 
@@ -750,8 +1134,8 @@ def load_genai(folder, cases):
 def load_savedmodel(folder, manifest):
     """Loads a SavedModel; returns (run, {signature: inputs and outputs})."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    tf = importlib.import_module("tensorflow")
-    importlib.import_module("tensorflow_text")  # The tokenizer's ops.
+    tf = library("tensorflow")
+    library("tensorflow_text")  # The tokenizer's ops.
     check_saved_model(folder, manifest["signatures"])
     loaded = tf.saved_model.load(str(folder))
 
@@ -800,49 +1184,246 @@ def load_savedmodel(folder, manifest):
     return run, signatures  # `run` keeps `loaded` alive; its signatures hold the variables only by weak references.
 
 
-# Operations that access files, call Python or other machines, or terminate the process.
-REACHES_OUT = re.compile(
-    r"ReadFile|WriteFile|MatchingFiles|\w*PyFunc\w*|Print(V2)?|\w*Dataset\w*|\w*Iterator\w*|\w*Reader(V2)?|\w*Summary\w*"
-    r"|Debug\w*|\w*Checkpoints?|Save|SaveSlices|DistributedSave|Restore|RestoreSlice|ImmutableConst|LoadAndRemapMatrix"
-    r"|GenerateVocabRemapping|FixedUnigramCandidateSampler|EncodeProto|DecodeProto\w*|RemoteCall|\w*Rpc\w*|_?(Host)?Send"
-    r"|_?(Host)?Recv|Collective\w*|Abort|InitializeTableFromTextFile(V2)?|SaveV2|RestoreV2"
-)
 INIT = "__saved_model_init_op"  # A signature that servers run first; it fills tables.
+# The operations of TensorFlow and TensorFlow Text that a SavedModel may contain. They compute, or keep state in memory;
+# none accesses files, other processes or Python, prints, waits, or runs a program that cannot be read here (XLA's).
+OPERATIONS = set(
+    """
+    Abs AccumulateNV2 Acos Acosh Add AddN AddV2 All Angle Any ApproxTopK ApproximateEqual ArgMax ArgMin AsString
+    Asin Asinh Assert Assign AssignAdd AssignAddVariableOp AssignSub AssignSubVariableOp AssignVariableOp Atan Atan2
+    Atanh AvgPool AvgPool3D AvgPoolGrad BatchMatMul BatchMatMulV2 BatchMatMulV3 BatchToSpaceND Betainc BiasAdd
+    BiasAddGrad BiasAddV1 Bincount Bitcast BitwiseAnd BitwiseOr BitwiseXor BroadcastArgs BroadcastGradientArgs
+    BroadcastTo Bucketize Case Cast Ceil Cholesky ClipByValue Complex ComplexAbs Concat ConcatOffset ConcatV2 Conj
+    Const ControlTrigger Conv2D Conv2DBackpropFilter Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 Cos Cosh
+    CropAndResize Cross Cumprod Cumsum CumulativeLogsumexp DecodeBase64 DecodeBmp DecodeGif DecodeImage DecodeJpeg
+    DecodePng DecodeRaw DenseBincount DenseToDenseSetOperation DepthToSpace DepthwiseConv2dNative Dequantize Diag
+    DiagPart Digamma DisableCopyOnRead Div DivNoNan DynamicPartition DynamicStitch Einsum Elu EluGrad
+    EmptyTensorList EncodeBase64 EnsureShape Enter Equal Erf Erfc Erfinv EuclideanNorm Exit Exp ExpandDims Expm1
+    ExtractImagePatches FFT FFT2D FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars FakeQuantWithMinMaxVarsPerChannel
+    Fill Floor FloorDiv FloorMod FusedBatchNorm FusedBatchNormGradV3 FusedBatchNormV2 FusedBatchNormV3 Gather
+    GatherNd GatherV2 Greater GreaterEqual HashTable HashTableV2 HistogramFixedWidth IFFT IFFT2D IRFFT IRFFT2D
+    Identity IdentityN If Igamma IgammaGradA Igammac Imag InTopK InTopKV2 InitializeTable InitializeTableV2
+    InplaceAdd InplaceSub InplaceUpdate Inv InvGrad Invert InvertPermutation IsFinite IsInf IsNan
+    IsVariableInitialized L2Loss LRN LeakyRelu LeakyReluGrad LeftShift Less LessEqual Lgamma LinSpace ListDiff Log
+    Log1p LogMatrixDeterminant LogSoftmax LogicalAnd LogicalNot LogicalOr LookupTableExportV2 LookupTableFind
+    LookupTableFindV2 LookupTableImport LookupTableImportV2 LookupTableInsertV2 LookupTableSize LookupTableSizeV2
+    LoopCond LowerBound MatMul MatrixBandPart MatrixDeterminant MatrixDiag MatrixDiagPart MatrixDiagPartV2
+    MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixInverse MatrixSetDiag MatrixSetDiagV2 MatrixSetDiagV3
+    MatrixSolve MatrixTriangularSolve Max MaxPool MaxPool3D MaxPoolGrad MaxPoolV2 Maximum Mean Merge Min Minimum
+    MirrorPad MirrorPadGrad Mod Mul MulNoNan Multinomial MutableDenseHashTableV2 MutableHashTableV2 Neg
+    NextIteration NoOp NonMaxSuppression NonMaxSuppressionV2 NonMaxSuppressionV3 NonMaxSuppressionV4
+    NonMaxSuppressionV5 NotEqual NthElement OneHot OnesLike Pack Pad PadV2 ParallelConcat ParallelDynamicStitch
+    ParseExample ParseExampleV2 ParseSequenceExample ParseSequenceExampleV2 ParseSingleExample PartitionedCall
+    Placeholder PlaceholderWithDefault Polygamma PopulationCount Pow PreventGradient Prod Qr QuantizeAndDequantizeV2
+    QuantizeAndDequantizeV3 QuantizeAndDequantizeV4 QuantizeV2 RFFT RFFT2D RaggedBincount RaggedGather RaggedRange
+    RaggedTensorFromVariant RaggedTensorToSparse RaggedTensorToTensor RaggedTensorToVariant RandomGamma
+    RandomPoissonV2 RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt Range Rank ReadVariableOp Real
+    RealDiv Reciprocal ReciprocalGrad ReduceJoin RefEnter RefExit RefIdentity RefMerge RefNextIteration RefSelect
+    RefSwitch RegexFullMatch RegexReplace Relu Relu6 Relu6Grad ReluGrad Reshape ResizeArea ResizeBicubic
+    ResizeBilinear ResizeNearestNeighbor ResourceGather ResourceGatherNd ResourceScatterAdd ResourceScatterMax
+    ResourceScatterMin ResourceScatterMul ResourceScatterNdAdd ResourceScatterNdUpdate ResourceScatterSub
+    ResourceScatterUpdate ResourceStridedSliceAssign Reverse ReverseSequence ReverseV2 RightShift Rint
+    RngReadAndSkip Roll Round Rsqrt RsqrtGrad ScaleAndTranslate ScatterAdd ScatterNd ScatterNdUpdate ScatterUpdate
+    SegmentMax SegmentMaxV2 SegmentMean SegmentMin SegmentMinV2 SegmentProd SegmentProdV2 SegmentSum SegmentSumV2
+    Select SelectV2 SelfAdjointEigV2 Selu SeluGrad Shape ShapeN ShardedFilename Sigmoid SigmoidGrad Sign Sin Sinh
+    Size Slice Snapshot Softmax SoftmaxCrossEntropyWithLogits Softplus SoftplusGrad Softsign SoftsignGrad
+    SpaceToBatchND SpaceToDepth SparseAdd SparseBincount SparseConcat SparseCross SparseCrossV2 SparseDenseCwiseAdd
+    SparseDenseCwiseMul SparseFillEmptyRows SparseMatMul SparseReduceMax SparseReduceSum SparseReorder SparseReshape
+    SparseSegmentMean SparseSegmentMeanWithNumSegments SparseSegmentSqrtN SparseSegmentSqrtNWithNumSegments
+    SparseSegmentSum SparseSegmentSumWithNumSegments SparseSlice SparseSoftmax SparseSoftmaxCrossEntropyWithLogits
+    SparseSplit SparseTensorDenseMatMul SparseToDense Split SplitV Sqrt SqrtGrad Square SquaredDifference Squeeze
+    StatefulPartitionedCall StatefulStandardNormalV2 StatefulUniform StatefulUniformFullInt StatefulUniformInt
+    StatelessCase StatelessIf StatelessMultinomial StatelessRandomGetAlg StatelessRandomGetKeyCounter
+    StatelessRandomGetKeyCounterAlg StatelessRandomNormal StatelessRandomNormalV2 StatelessRandomUniform
+    StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2 StatelessRandomUniformInt
+    StatelessRandomUniformIntV2 StatelessRandomUniformV2 StatelessShuffle StatelessTruncatedNormal
+    StatelessTruncatedNormalV2 StatelessWhile StaticRegexFullMatch StaticRegexReplace StopGradient StridedSlice
+    StridedSliceGrad StringFormat StringJoin StringLength StringLower StringNGrams StringSplit StringSplitV2
+    StringStrip StringToHashBucket StringToHashBucketFast StringToHashBucketStrong StringToNumber StringUpper Sub
+    Substr Sum Svd Switch Tan Tanh TanhGrad TensorArrayCloseV3 TensorArrayConcatV3 TensorArrayGatherV3
+    TensorArrayReadV3 TensorArrayScatterV3 TensorArraySizeV3 TensorArraySplitV3 TensorArrayV3 TensorArrayWriteV3
+    TensorListConcat TensorListConcatV2 TensorListElementShape TensorListFromTensor TensorListGather
+    TensorListGetItem TensorListLength TensorListPopBack TensorListPushBack TensorListReserve TensorListResize
+    TensorListScatter TensorListScatterV2 TensorListSetItem TensorListSplit TensorListStack TensorScatterAdd
+    TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate TensorStridedSliceUpdate Tile TopK TopKV2
+    Transpose TridiagonalSolve TruncateDiv TruncateMod TruncatedNormal UnicodeDecode UnicodeDecodeWithOffsets
+    UnicodeEncode UnicodeScript UnicodeTranscode Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2 Unpack
+    UnravelIndex UnsortedSegmentJoin UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum
+    UpperBound VarHandleOp VarIsInitializedOp Variable VariableShape VariableV2 Where While Xdivy Xlog1py Xlogy
+    ZerosLike
+
+    ConstrainedSequence FastWordpieceTokenizeWithOffsets NormalizeUTF8 NormalizeUTF8WithOffsetsMap
+    RegexSplitWithOffsets SentenceFragments SentencepieceDetokenizeOp SentencepieceIdToStringOp SentencepieceOp
+    SentencepieceStringToIdOp SentencepieceTokenizeOp SentencepieceTokenizeWithOffsetsOp SentencepieceVocabSizeOp
+    UnicodeScriptTokenizeWithOffsets WhitespaceTokenizeWithOffsets WordpieceTokenizeWithOffsets
+    """.split()
+)
+INITIAL = ("saved_model_main_op", "legacy_init_op")  # Collections with operations that run when a graph is loaded.
+FROM_FILE = {"InitializeTableFromTextFile", "InitializeTableFromTextFileV2"}
+
+
+def check_graph(graph, folder):
+    """Checks that a graph of a SavedModel, a MetaGraphDef, does nothing but compute. It is not loaded for that.
+
+    Only the saver may access files, and tables may be read from the SavedModel's own assets. A server passes it the
+    paths of the variables when it loads the SavedModel, and those of the assets when it runs the initial operation, so
+    nothing else may lead to these operations: in a call of a signature, the path would be what the graph contains.
+
+    Args:
+      graph: the message.
+      folder: the folder of the SavedModel, to check that its assets exist.
+
+    Raises:
+      Failure: an operation is not in OPERATIONS, a file would be accessed in another way, the model of a tokenizer is
+        damaged, or the graph is malformed.
+    """
+    try:
+        check_operations(graph, check_assets(graph, folder))
+    except (IndexError, KeyError) as error:
+        raise Failure(f"saved_model.pb: is malformed ({type(error).__name__}: {error})") from None
+
+
+def check_assets(graph, folder):
+    """Returns the names of the nodes that are paths of assets, after checking that the assets exist."""
+    assets = list(graph.asset_file_def)
+    if "saved_model_assets" in graph.collection_def:  # Of TensorFlow 1.
+        for packed in graph.collection_def["saved_model_assets"].any_list.value:
+            assets.append(type(graph)().asset_file_def.add())
+            assets[-1].MergeFromString(packed.value)
+    for asset in assets:
+        path = pathlib.PurePath(asset.filename)
+        if path.is_absolute() or ".." in path.parts or not (folder / "assets" / path).is_file():
+            raise Failure(f"saved_model.pb: reads {asset.filename!r}, which is not a file in assets/")
+    return {node_of(asset.tensor_info.name) for asset in assets}
+
+
+def check_operations(graph, assets):
+    """Checks the operations of a graph and of its functions; see check_graph."""
+    nodes = {node.name: node for node in graph.graph_def.node}
+    functions = {function.signature.name: function for function in graph.graph_def.library.function}
+    if len(nodes) < len(graph.graph_def.node) or len(functions) < len(graph.graph_def.library.function):
+        raise Failure("saved_model.pb: two nodes or functions have the same name")
+    parts = [("", graph.graph_def.node), *((name, function.node_def) for name, function in functions.items())]
+    variables = [shared_name(node) for _, part in parts for node in part if node.op == "VarHandleOp"]
+    called_in_functions = {name for of, part in parts if of for node in part for name in called_by(node)}
+    path, save, restore = map(
+        node_of,
+        (graph.saver_def.filename_tensor_name, graph.saver_def.save_tensor_name, graph.saver_def.restore_op_name),
+    )
+    saving, restoring = (called_by(nodes[name]) if name in nodes else set() for name in (save, restore))
+    # What runs when variables are saved, when they are restored, in the initial operation, and in signatures.
+    saved, restored = before(nodes, [save]), before(nodes, [restore])
+    outputs = {name: [tensor.name for tensor in each.outputs.values()] for name, each in graph.signature_def.items()}
+    collections = [graph.collection_def[key].node_list.value for key in INITIAL if key in graph.collection_def]
+    first = [*outputs.pop(INIT, ()), *(name for collection in collections for name in collection)]
+    initial, served = (
+        before(nodes, first),
+        before(nodes, [tensor for tensors in outputs.values() for tensor in tensors]),
+    )
+
+    def accesses_its_own(of, node):
+        """Returns whether an operation is one that a SavedModel has for its own files; `of` is its function."""
+        if node.op == "SaveV2" or node.op == "MergeV2Checkpoints":
+            return of in saving - restoring if of else node.name in saved - restored - initial - served
+        if node.op == "RestoreV2":
+            prefix = node_of(node.input[0])
+            if of:
+                names = [argument.name for argument in functions[of].signature.input_arg]
+                return (
+                    of in restoring and prefix in names and node_of(nodes[restore].input[names.index(prefix)]) == path
+                )
+            for _ in range(2):
+                if prefix != path and nodes[prefix].op in ("Identity", "ShardedFilename"):
+                    prefix = node_of(nodes[prefix].input[0])
+            return node.name in restored - initial - served and prefix == path
+        return node.op in FROM_FILE and reads_asset(of, node)
+
+    def reads_asset(of, node):
+        """Returns whether a table is read from an asset whenever that happens."""
+        file = node_of(node.input[1])
+        if not of:
+            return node.name not in saved | restored | served and is_asset(file)
+        names = [argument.name for argument in functions[of].signature.input_arg]
+        if file not in names or of in called_in_functions:
+            return False
+        at = names.index(file)
+        calls = [call for call in nodes.values() if of in called_by(call)]
+        if any(call.name in saved | restored | served or not is_asset(node_of(call.input[at])) for call in calls):
+            return False
+        objects = graph.object_graph_def
+        if of not in objects.concrete_functions:
+            return True
+        # What tf.saved_model.load passes: the bound inputs are the last ones.
+        bound = objects.concrete_functions[of].bound_inputs
+        at -= len(names) - len(bound)
+        return at >= 0 and objects.nodes[bound[at]].WhichOneof("kind") == "asset"
+
+    def is_asset(name):
+        """Returns whether a node is the path of an asset, or the value of a variable that can be nothing else."""
+        if name in assets or nodes[name].op != "ReadVariableOp":
+            return name in assets
+        variable = node_of(nodes[name].input[0])
+        users = [user for user in nodes.values() if variable in map(node_of, user.input)]
+        return variables.count(shared_name(nodes[variable])) == 1 and all(
+            user.op in ("ReadVariableOp", "VarIsInitializedOp")
+            or (user.op == "AssignVariableOp" and node_of(user.input[1]) in assets)
+            for user in users
+        )
+
+    for of, part in parts:
+        for node in part:
+            if node.op not in OPERATIONS and not accesses_its_own(of, node):
+                raise Failure(
+                    f"saved_model.pb: {node.name} ({node.op}) is not an operation that only computes, or accesses "
+                    "something other than an asset"
+                )
+            elsewhere = {save: restored | initial | served, restore: initial | served}.get(node.name, {node.name})
+            if called_by(node) & (saving | restoring) and (of or node.name in elsewhere):
+                raise Failure(f"saved_model.pb: {node.name} ({node.op}) saves or restores variables")
+            if node.op == "SentencepieceOp":
+                check_sentencepiece(node.attr["model"].s, "saved_model.pb")
+
+
+def node_of(tensor):
+    """Returns the name of a tensor's node."""
+    return tensor.removeprefix("^").partition(":")[0]
+
+
+def shared_name(node):
+    """Returns the name under which nodes share a variable."""
+    return (node.attr["shared_name"].s if "shared_name" in node.attr else b"") or node.name.encode()
+
+
+def called_by(node):
+    """Returns the names of the functions that a node calls."""
+    values = node.attr.values()
+    return {name for value in values for name in (value.func.name, *(f.name for f in value.list.func)) if name}
+
+
+def before(nodes, names):
+    """Returns the names of the nodes on which the tensors or nodes `names` depend, including themselves."""
+    result, left = set(), list(names)
+    while left:
+        name = node_of(left.pop())
+        if name in nodes and name not in result:
+            result.add(name)
+            left += nodes[name].input
+    return result
 
 
 def check_saved_model(folder, signatures):
-    """Checks what tf.saved_model.load does not look at.
+    """Checks each graph of a SavedModel with check_graph, and what tf.saved_model.load does not look at.
 
     TF Serving feeds the tensors that saved_model.pb names as a signature's inputs, so these must reach the arguments of
-    the same names. It calls the saver with the path of the variables; only the saver may save, or restore from the path
-    that it is given. All other files that are read must be in assets/.
-
-    A SavedModel remains a program: an operation that is unknown to this check may still do harm when it runs.
+    the same names.
     """
-    protos = importlib.import_module("tensorflow.core.protobuf.saved_model_pb2")
+    protos = library("tensorflow.core.protobuf.saved_model_pb2")
     saved = protos.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     for graph in saved.meta_graphs:
-        for asset in graph.asset_file_def:
-            path = pathlib.PurePath(asset.filename)
-            if path.is_absolute() or ".." in path.parts or not (folder / "assets" / path).is_file():
-                raise Failure(f"saved_model.pb: reads {asset.filename!r}, which is not a file in assets/")
+        check_graph(graph, folder)
         nodes = {node.name: node for node in graph.graph_def.node}
         functions = {function.signature.name: function for function in graph.graph_def.library.function}
-        saver = graph.saver_def
-        by_saver = {saver.save_tensor_name.partition(":")[0]: "save", saver.restore_op_name: "restore"}
-        savers = {nodes[name].attr["f"].func.name: role for name, role in by_saver.items() if name in nodes}
-        for of, part in [("", graph.graph_def.node), *((name, f.node_def) for name, f in functions.items())]:
-            for node in part:
-                role = savers.get(of)
-                usual = role == "save" and node.op in ("SaveV2", "MergeV2Checkpoints")
-                if role == "restore" and node.op == "RestoreV2":
-                    usual = node.input[0] in (argument.name for argument in functions[of].signature.input_arg)
-                if REACHES_OUT.fullmatch(node.op) and not usual:
-                    raise Failure(f"saved_model.pb: {node.name} ({node.op}) accesses something other than an asset")
-                for value in node.attr.values():
-                    called = {value.func.name, *(f.name for f in value.list.func)}
-                    if called & savers.keys() and (of or node.name not in by_saver):
-                        raise Failure(f"saved_model.pb: {node.name} ({node.op}) saves or restores variables")
+        saver = {graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name}
         if unmatched := graph.signature_def.keys() - {INIT} ^ signatures.keys():
             raise Failure(
                 f"saved_model.pb: the signature {min(unmatched)} is only in one of saved_model.pb and manifest.json"
@@ -851,9 +1432,9 @@ def check_saved_model(folder, signatures):
             if name == INIT:
                 continue
             outputs = {key: tensor.name.partition(":") for key, tensor in signature.outputs.items()}
-            call = nodes[next(iter(outputs.values()))[0]]
-            if call.name in by_saver:
-                raise Failure(f"saved_model.pb: {name} saves or restores variables")
+            call = nodes.get(next(iter(outputs.values()), ("",))[0])
+            if call is None or call.name in saver or call.attr["f"].func.name not in functions:
+                raise Failure(f"saved_model.pb: {name} does not call a function of its own")
             arguments = [argument.name for argument in functions[call.attr["f"].func.name].signature.input_arg]
             fed = dict(zip(arguments, call.input))
             wrong = [key for key, tensor in signature.inputs.items() if fed.get(key) != tensor.name.removesuffix(":0")]
@@ -866,10 +1447,10 @@ def check_saved_model(folder, signatures):
 def load_litert(folder, _):
     """Loads a LiteRT model; returns (run, {signature: inputs and outputs})."""
     if importlib.util.find_spec("ai_edge_litert"):
-        interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter
+        interpreter = library("ai_edge_litert.interpreter").Interpreter
     else:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        interpreter = importlib.import_module("tensorflow").lite.Interpreter
+        interpreter = library("tensorflow").lite.Interpreter
     with silent():  # tf.lite prints a deprecation notice, and its delegate that it was created.
         loaded = interpreter(model_path=str(folder / "model.tflite"))
         loaded.allocate_tensors()

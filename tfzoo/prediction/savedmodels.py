@@ -2,12 +2,14 @@
 
 import importlib
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tfzoo.errors import UserError
+from tfzoo.export import verify
 from tfzoo.prediction import answers
 from tfzoo.prediction.models import in_flight, on
 from tfzoo.prediction.predictor import Predictor, task_of
@@ -34,6 +36,10 @@ class SavedModelPredictor(Predictor):
                 f"--model_dir={folder}: continues texts; use its signature generate, or python -m tfzoo.generate"
             )
         importlib.import_module("tensorflow_text")  # Registers the operations of tokenizers.
+        try:
+            verify.check_saved_model(pathlib.Path(folder), manifest["signatures"])
+        except verify.Failure as error:
+            raise UserError(f"--model_dir={folder}: {error}; use models from sources that you trust") from None
         self._devices = tuple(devices) or (None,)
         self.num_devices, self.in_flight = len(self._devices), in_flight()
         self._signatures = []
