@@ -64,14 +64,14 @@ class Browser:
         """Sends a command of Chrome's DevTools protocol."""
         return self._request("POST", f"{self._path}/goog/cdp/execute", {"cmd": name, "params": parameters})
 
-    def open(self, path: pathlib.Path, width: int, dark: bool = False) -> None:
-        """Loads a file in a window of this width in CSS pixels, and discards what was logged before."""
+    def open(self, page: pathlib.Path | str, width: int, dark: bool = False) -> None:
+        """Loads a file or an address in a window of this width in CSS pixels, and discards what was logged before."""
         for kind in ("browser", "performance"):
             self.log(kind)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[scheme])
         self._resize(width, 900)
-        self._go(path.resolve().as_uri())
+        self._go(page.resolve().as_uri() if isinstance(page, pathlib.Path) else page)
 
     def _go(self, address: str) -> None:
         self._request("POST", f"{self._path}/url", {"url": address})

@@ -150,7 +150,8 @@ def _start_front_ends(flags: absl_flags.FlagValues, core: Core, running: context
             api_keys=api_keys,
             cors=flags.rest_api_enable_cors_support,
         )
-        stops.append(rest.Server(rest.application(core, settings, _metrics_path(flags)), listener, context).stop)
+        app = rest.application(core, settings, _metrics_path(flags), flags.page)
+        stops.append(rest.Server(app, listener, context).stop)
         _log.info("%s at %s:%d", "HTTPS" if context else "HTTP", flags.host, flags.rest_api_port)
 
 

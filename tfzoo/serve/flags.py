@@ -99,6 +99,7 @@ TF_SERVING = (
 OWN = (
     Flag("host", "127.0.0.1", "the address to listen on; 0.0.0.0 and :: are all addresses (TF Serving's default)"),
     Flag("api_key_file", "", "a file with API keys, one per line; every request must carry one as a bearer token"),
+    Flag("page", True, "offer a page with the models and a form at /, over HTTP"),
     Flag("trust_models", False, "load graphs that read or write files or run Python, which are otherwise refused"),
 )
 

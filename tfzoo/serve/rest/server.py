@@ -14,21 +14,25 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tfzoo.errors import UserError, one_line
 from tfzoo.serve.core import Core
-from tfzoo.serve.rest import openai, tf_serving
+from tfzoo.serve.rest import openai, openapi, page, tf_serving
 from tfzoo.serve.rest.http import Application, Request, Response, Route, Settings
 
 _SILENCE = 30  # Seconds after which a connection without a complete request's head is closed.
 
 
-def application(core: Core, settings: Settings, metrics_path: str | None = None) -> Application:
+def application(core: Core, settings: Settings, metrics_path: str | None = None, has_page: bool = True) -> Application:
     """Returns the ASGI application with all routes.
 
     Args:
       core: the models.
       settings: the limits of HTTP.
       metrics_path: the path of the metrics for Prometheus; None means that there are none.
+      has_page: whether there is a page for people at `/`.
     """
     routes = [*openai.routes(core), *tf_serving.routes(core), *_health(core)]
+    routes += openapi.routes(core, has_page, metrics_path)
+    if has_page:
+        routes += page.routes(core)
     if metrics_path:
         routes.append(
             Route("GET", re.compile(re.escape(metrics_path)), lambda _: Response(core.metrics(), "text/plain"))
