@@ -58,12 +58,6 @@ class Sabotage(tf.test.TestCase):
             verify.verify(copy)
 
 
-def places(path: pathlib.Path) -> set[str]:
-    """Returns the files in which a graph stores tensors."""
-    entries = (values for kind, values in verify.onnx_messages(path) if kind == "entry")
-    return {values["text"].decode() for values in entries if values["name"] == b"location"}
-
-
 def take(source: pathlib.Path, name: str) -> Callable[[pathlib.Path], Any]:
     """Returns a change that replaces a file or folder by that of another artifact."""
 
@@ -104,7 +98,7 @@ class OnnxTest(Sabotage):
 
         copy = shutil.copytree(folder, FOLDER / "beside")
         beside("w.data")(copy)
-        self.assertEqual(places(copy / "model.onnx"), {"w.data"})
+        self.assertEqual(set(verify.external_data(copy / "model.onnx")), {"w.data"})
         for location in ("../secret.bin", str(secret), "sub/../w.data", "x" * 300):
             self.refused(
                 folder, "^model.onnx: stores tensors in '.*, which is not a file of the artifact", beside(location)
@@ -146,13 +140,13 @@ class OnnxTest(Sabotage):
             for graph in (attribute, inner):
                 path = FOLDER / "places.onnx"
                 path.write_bytes(b"\x08\x0a\x3a\x00\x3a" + bytes([len(graph)]) + graph)
-                found += places(path)
+                found += verify.external_data(path)
         self.assertEqual(found, ["/x.bin"] * 8)
         # A truncated file, and a field number of which other readers use the last 32 bits.
         for data in (b"\x3a\x7f", b"\xba\x80\x80\x80\x10\x00"):
             (FOLDER / "places.onnx").write_bytes(data)
             with self.assertRaisesRegex(verify.Failure, "is not an ONNX file"):
-                places(FOLDER / "places.onnx")
+                list(verify.external_data(FOLDER / "places.onnx"))
 
     def test_what_is_not_the_folders_is_not_loaded(self):
         def elsewhere(copy):

@@ -381,14 +381,13 @@ MOST_NESTED = 100  # Graphs and other messages in one another.
 
 def check_onnx(path, name, listed):
     """Checks the operators of a graph, of its functions and of the graphs inside it, and the files of its tensors."""
+    for place in external_data(path):
+        if place not in listed:
+            raise Failure(f"{name}: stores tensors in {place!r}, which is not a file of the artifact")
     operators, functions = set(), set()
     for kind, values in onnx_messages(path):
         operator = values.get("domain", b"").decode(errors="replace"), values.get("name", b"").decode(errors="replace")
-        if kind == "entry" and values.get("name") == b"location":
-            place = values.get("text", b"").decode(errors="replace")
-            if place not in listed:
-                raise Failure(f"{name}: stores tensors in {place!r}, which is not a file of the artifact")
-        elif kind == "node":
+        if kind == "node":
             operators.add(operator)
         elif kind == "function":
             functions.add(operator)
@@ -397,6 +396,13 @@ def check_onnx(path, name, listed):
     for domain, operator in sorted(operators - functions):
         if domain not in ONNX and operator not in DOMAINS.get(domain, ()):
             raise Failure(f"{name}: contains the operator {domain}.{operator}, which is not one that only computes")
+
+
+def external_data(path):
+    """Yields the names of the files in which a graph stores tensors, exactly as written in the graph."""
+    for kind, values in onnx_messages(path):
+        if kind == "entry" and values.get("name") == b"location":
+            yield values.get("text", b"").decode(errors="replace")
 
 
 def onnx_messages(path):
