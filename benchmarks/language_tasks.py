@@ -75,8 +75,8 @@ def run_mixture() -> dict[str, Any]:
     for part in ("train", "test"):
         tasks = {}
         for name, (read, prefix) in MIXED.items():
-            with open(folder / f"{name}.{part}.tsv", "w", encoding="utf-8") as file:
-                file.writelines(f"{text}\t{answer}\n" for text, answer in read(part))
+            with open(folder / f"{name}.{part}.tsv", "w", encoding="utf-8", newline="") as file:
+                csv.writer(file, delimiter="\t", lineterminator="\n").writerows(read(part))
             tasks[name] = {"task": "text_to_text", "file": f"{name}.{part}.tsv", "prefix": prefix}
         (folder / f"{part}.json").write_text(json.dumps(tasks))
     scores: dict[str, Any] = {}
