@@ -1,21 +1,13 @@
-"""python -m tfzoo.serve: its flags, and a server in a process of its own that follows its models.config and drains."""
+"""python -m tfzoo.serve: its flags, and a server in a process of its own that follows its models.config."""
 
-import json
 import pathlib
-import re
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import unittest
-import urllib.request
 
-import grpc
 import numpy as np
 
 from tests import helpers
 from tests.serve import onnx_folders
+from tests.serve.process import ServerProcess, wait_until
 from tfzoo.serve import __main__ as serve
 from tfzoo.serve import flags, messages, tensors
 
@@ -79,92 +71,60 @@ class FlagsTest(unittest.TestCase):
         )
 
 
-class Server:
-    """A server in a process of its own, with an ONNX model `linear` that a models.config names."""
+class ProcessTest(unittest.TestCase):
+    """A server of an ONNX graph, so that its process need not import TensorFlow."""
 
-    def __init__(self, folder: pathlib.Path, *arguments: str):
-        self.folder, self.config, self.socket = folder, folder / "models.config", folder / "grpc.sock"
+    def setUp(self) -> None:
+        self.folder = helpers.temporary_folder(self)
+        for version in (1, 2):
+            onnx_folders.save_linear(self.folder / "linear" / str(version), float(version))
+        self.config = self.folder / "models.config"
         self.configure(1)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        command = [
-            *(sys.executable, "-m", "tfzoo.serve", "--port=0", f"--grpc_socket_path={self.socket}"),
-            *(f"--rest_api_port={self.port}", f"--model_config_file={self.config}"),
-            *("--model_config_file_poll_wait_seconds=1", *arguments),
-        ]
-        self.log = open(folder / "log", "wb")
-        self.process = subprocess.Popen(command, cwd=helpers.ROOT, stderr=self.log)
+        monitoring = self.folder / "monitoring.config"
+        monitoring.write_text("prometheus_config { enable: true }")
+        self.server = ServerProcess(
+            f"--model_config_file={self.config}",
+            "--model_config_file_poll_wait_seconds=1",
+            "--enable_batching",
+            f"--monitoring_config_file={monitoring}",
+        )
+        self.addCleanup(self.server.close)
 
     def configure(self, version: int) -> None:
-        """Serves one version alone."""
-        path = self.folder / "linear"
-        if not (path / str(version)).exists():
-            onnx_folders.save_linear(path / str(version), float(version))
+        """Serves one version alone, with the label `stable`."""
         partial = self.folder / "partial.config"
         partial.write_text(
-            f'model_config_list {{ config {{ name: "linear" base_path: "{path}" model_platform: "onnx" '
-            f"model_version_policy {{ specific {{ versions: {version} }} }} }} }}"
+            f'model_config_list {{ config {{ name: "linear" base_path: "{self.folder / "linear"}" '
+            f'model_platform: "onnx" model_version_policy {{ specific {{ versions: {version} }} }} '
+            f'version_labels {{ key: "stable" value: {version} }} }} }}'
         )
         partial.rename(self.config)
 
-    def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as response:
-            return response.read()
+    def predict(self) -> float:
+        request = messages.PredictRequest(model_spec={"name": "linear", "version_label": "stable"})
+        request.inputs["x"].CopyFrom(tensors.to_proto(np.zeros(1, np.float32)))
+        answer = self.server.method("PredictionService/Predict")(request.SerializeToString(), timeout=helpers.PATIENCE)
+        return messages.PredictResponse.FromString(answer).outputs["y"].float_val[0]
 
-    def wait_for_version(self, version: int) -> None:
-        while self.process.poll() is None:
-            try:
-                states = json.loads(self.get("/v1/models/linear"))["model_version_status"]
-            except OSError:
-                continue
-            if [(each["version"], each["state"]) for each in states][0] == (str(version), "AVAILABLE"):
-                return
-        raise AssertionError((self.folder / "log").read_text())
-
-
-class ProcessTest(unittest.TestCase):
-    def test_it_follows_its_configuration_and_loses_no_request_when_it_stops(self) -> None:
-        server = Server(helpers.temporary_folder(self))
-        self.addCleanup(server.log.close)
-        self.addCleanup(server.process.kill)
-        server.wait_for_version(1)
-        self.assertEqual(json.loads(server.get("/readyz")), {"status": "ready"})
-        answers: list[float] = []
-        refused: list[grpc.StatusCode] = []
-        message = messages.PredictRequest(model_spec={"name": "linear"})
-        message.inputs["x"].CopyFrom(tensors.to_proto(np.zeros(1, np.float32)))
-        data = message.SerializeToString()
-
-        def ask() -> None:
-            """Sends requests until the server refuses one."""
-            with grpc.insecure_channel(f"unix:{server.socket}") as channel:
-                call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-                while True:
-                    try:
-                        response = messages.PredictResponse.FromString(call(data, timeout=60))
-                    except grpc.RpcError as error:
-                        refused.append(error.code())
-                        return
-                    answers.append(response.outputs["y"].float_val[0])
-
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        server.configure(2)
-        server.wait_for_version(2)
+    def test_it_follows_its_configuration_without_failing_a_request(self) -> None:
+        answers = [self.predict()]
+        self.configure(2)
         while answers[-1] != 2:
-            pass
-        server.process.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join()
-        self.assertEqual(server.process.wait(helpers.PATIENCE), 0)
-        # Requests that are not accepted are refused; none is cancelled or fails while versions change.
-        self.assertEqual(refused, [grpc.StatusCode.UNAVAILABLE] * 4)
+            answers.append(self.predict())
         self.assertEqual(set(answers), {1.0, 2.0})
-        log = (server.folder / "log").read_text()
-        self.assertRegex(log, r"INFO gRPC at unix:.*grpc.sock\n")
-        self.assertIsNone(re.search("Traceback|ERROR", log), log)
+        wait_until(lambda: self.server.available("linear") == [2])
+        self.config.write_text("nonsense")
+        wait_until(lambda: "ERROR --model_config_file=" in self.server.log())
+        self.assertEqual(self.predict(), 2.0)
+        status, metrics = self.server.ask("GET", "/monitoring/prometheus/metrics")
+        self.assertEqual(status, 200)
+        self.assertIn(b':tensorflow:serving:request_count{model_name="linear",status="OK"}', metrics)
+        libraries = pathlib.Path(f"/proc/{self.server.process.pid}/maps").read_text()
+        self.assertIn("onnxruntime", libraries)
+        self.assertNotIn("tensorflow", libraries)
+        self.server.terminate()
+        self.assertEqual(self.server.wait(), 0)
+        self.assertNotIn("Traceback", self.server.log())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The gRPC server's options: TLS, keys, sockets, health, reflection, limits, metrics and logs, without TensorFlow."""
 
 import contextlib
+import http.client
+import ssl
 import subprocess
 import threading
 import time
@@ -23,6 +25,8 @@ from tfzoo.serve.limits import Limits
 from tfzoo.serve.loading import Loader
 from tfzoo.serve.manager import Manager
 from tfzoo.serve.metrics import Metrics
+from tfzoo.serve.rest import http as rest_http
+from tfzoo.serve.rest import server as rest
 from tfzoo.serve.servable import ModelSpec
 
 CODE = grpc.StatusCode
@@ -118,8 +122,30 @@ class GrpcServerTest(unittest.TestCase):
                     predict(channel)
             with self.refused(CODE.UNAVAILABLE):
                 predict(self.channel(server))
+            self.check_https(core, tls.http_context(config, name), name == "mutual_tls.config")
         with self.assertRaisesRegex(UserError, "^--ssl_config_file=x: server_key, server_cert or custom_ca is not val"):
             tls.http_context(messages.SSLConfig(server_key="no", server_cert="no"), "--ssl_config_file=x")
+
+    def check_https(self, core: Core, context: ssl.SSLContext, is_mutual: bool) -> None:
+        app = rest.application(core, rest_http.Settings(max_request_bytes=1000, max_requests=2))
+        server = rest.Server(app, rest.listen("localhost", 0), context)
+        self.addCleanup(server.stop, 0)
+        trusting, with_certificate = (ssl.create_default_context(cafile=self.folder / "tls" / "ca.pem") for _ in "12")
+        with_certificate.load_cert_chain(self.folder / "tls" / "client.pem", self.folder / "tls" / "client.key")
+
+        def ask(client: ssl.SSLContext) -> int:
+            with contextlib.closing(
+                http.client.HTTPSConnection("localhost", server.port, context=client)
+            ) as connection:
+                connection.request("GET", "/v1/models/linear")
+                return connection.getresponse().status
+
+        self.assertEqual(ask(with_certificate), 200)
+        if is_mutual:
+            with self.assertRaises((ssl.SSLError, ConnectionError)):
+                ask(trusting)
+        else:
+            self.assertEqual(ask(trusting), 200)
 
     def test_health_follows_the_models_and_the_drain(self) -> None:
         core = self.core()

@@ -79,6 +79,9 @@ def save_classifier(folder: pathlib.Path, refuse: str = "call", long_texts: str 
     content = {
         "format": "tfzoo-artifact-1",
         "kind": "onnx",
+        "name": "films",
+        "version": 1,
+        "tolerances": {},
         "signatures": {"model": signature},
         "model": {"heads": ["classify"], "config": {"vocab_size": len(WORDS), "num_segments": 0}},
         "labels": LABELS,

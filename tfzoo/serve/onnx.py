@@ -24,7 +24,12 @@ _MANIFEST = "manifest.json"
 _TOKENS = "tokens"
 # Inputs whose values choose rows of a table -> the field of the configuration that is the table's size. onnxruntime
 # takes -1 as the last row.
-_BOUNDS = {"input_ids": "vocab_size", "decoder_input_ids": "vocab_size", "token_type_ids": "num_segments"}
+_BOUNDS = {
+    "input_ids": "vocab_size",
+    "decoder_input_ids": "vocab_size",
+    "token_type_ids": "num_segments",
+    "position_ids": "max_positions",
+}
 _DATA_TYPES = {
     f"tensor({name})": number
     for name, number in (
