@@ -60,12 +60,18 @@ class TensorsTest(tf.test.TestCase):
         self.assertEqual(read(proto).tolist(), [b"", b""])
 
     def test_a_value_is_repeated_only_so_often(self) -> None:
-        proto = tensor_pb2.TensorProto(dtype=1, float_val=[1.0, 2.0])
-        proto.tensor_shape.dim.add(size=2**20 + 2)
-        self.assertEqual(read(proto, 2**26).sum(), 1 + 2 * (2**20 + 1))
-        proto.tensor_shape.dim[0].size += 1
-        with self.assertRaisesRegex(StatusError, "x has 2 values for 1048579 elements; the last value of a list"):
-            read(proto, 2**26)
+        for fields, most in (
+            (dict(dtype=1, float_val=[1.0, 2.0]), 2**22),
+            (dict(dtype=4, int_val=[1, 2]), 2**24),
+            (dict(dtype=7, string_val=[b"a", b"b" * 4064]), 2**12),  # A string takes 32 more bytes.
+        ):
+            proto = tensor_pb2.TensorProto(**fields)
+            proto.tensor_shape.dim.add(size=2 + most)
+            array = read(proto, 2**26)
+            self.assertEqual((array[0], array[-1]), (array[0], array[1]))
+            proto.tensor_shape.dim[0].size += 1
+            with self.assertRaisesRegex(StatusError, f"the last value of a list stands for at most {most} more$"):
+                read(proto, 2**26)
 
     def test_what_is_damaged_or_too_large_is_refused(self) -> None:
         def proto(dtype, *sizes, **fields):

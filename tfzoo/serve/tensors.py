@@ -37,7 +37,8 @@ DATA_TYPES = {dtype: number for number, (_, dtype, _) in TYPES.items()}
 # float_val and double_val are packed: a tag, the length and the numbers themselves.
 _PACKED_TAGS = {np.dtype(np.float32): b"\x2a", np.dtype(np.float64): b"\x32"}
 _MAX_RANK = 254
-_MAX_REPEATED = 2**20  # How often the last value of an incomplete list is repeated.
+_MAX_REPEATED = 2**24  # Bytes of the values that repeat the last value of an incomplete list.
+_STRING_BYTES = 32  # Of a string, in addition to its text.
 
 
 def to_array(proto: messages.TensorProto, name: str, max_elements: int) -> np.ndarray:
@@ -83,12 +84,13 @@ def to_array(proto: messages.TensorProto, name: str, max_elements: int) -> np.nd
     else:
         flat = np.fromiter(values, dtype, given)
     if len(flat) < count:
-        if count - len(flat) > _MAX_REPEATED:
+        last = flat[-1:] if len(flat) else np.array([b""], object) if dtype.kind == "O" else np.zeros(1, dtype)
+        each = _STRING_BYTES + len(last[0]) if dtype.kind == "O" else dtype.itemsize
+        if (count - len(flat)) * each > _MAX_REPEATED:
             raise invalid(
                 f"tensor parsing error: {name} has {len(flat)} values for {count} elements; the last value of a list "
-                f"is repeated at most {_MAX_REPEATED} times"
+                f"stands for at most {_MAX_REPEATED // each} more"
             )
-        last = flat[-1:] if len(flat) else np.array([b""], object) if dtype.kind == "O" else np.zeros(1, dtype)
         flat = np.concatenate([flat, np.repeat(last, count - len(flat))])
     return flat[:count].reshape(sizes)
 
