@@ -189,6 +189,7 @@ class ManagerTest(unittest.TestCase):
             self.version("m", number)
         both = "m, model_version_policy { specific { versions: 1 versions: 2 } } version_labels { key: 'a' value: %d }"
         manager = self.manager()
+        self.assertFalse(manager.is_ready())  # It does not know yet of what.
         manager.reload(self.config(both % 1))
         self.assertEqual(self.served(manager, label="a"), 1)
         self.assertEqual(manager.status(ModelSpec("m", label="a"))[0][:2], (1, A))

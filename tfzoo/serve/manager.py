@@ -99,7 +99,7 @@ class Manager:
         self._changed = threading.Condition()  # Protects all of the above; notified of every change of a state.
         self._reloading = threading.Lock()
         self._wake = threading.Event()
-        self._stopped = False
+        self._is_configured = self._stopped = False
         self._loaders = ThreadPoolExecutor(load_threads, "load")
         self._thread = threading.Thread(target=self._watch, name="poll", daemon=True)
         self._thread.start()
@@ -169,9 +169,11 @@ class Manager:
             return sorted(name for name, model in self._models.items() if model.config is not None)
 
     def is_ready(self) -> bool:
-        """Returns whether every configured model has an available version."""
+        """Returns whether there is a configuration, and every model in it has an available version."""
         with self._changed:
-            return all(model.available() for model in self._models.values() if model.config is not None)
+            return self._is_configured and all(
+                model.available() for model in self._models.values() if model.config is not None
+            )
 
     def reload(self, config: Any, wait: bool = True) -> None:
         """Serves the models of a ModelServerConfig instead of the present ones.
@@ -193,6 +195,7 @@ class Manager:
                     self._models[name].config = None
                 for name, each in models.items():
                     self._models.setdefault(name, Model(None)).config = each
+                self._is_configured = True
             self.poll()
             if wait:
                 self._wait_for(models.keys() - old.keys())
