@@ -5,6 +5,7 @@ import threading
 import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 
@@ -119,10 +120,18 @@ class BatchingTest(unittest.TestCase):
         self.assertEqual(futures[1].result()["y"].tolist(), [[4]])
         self.assertEqual(self.model.batches[1].ravel().tolist(), [2])
 
-    def test_an_error_reaches_every_request_of_the_batch_and_no_other(self) -> None:
-        futures = self.together(Parameters(2, max_execution_batch_size=2), [rows(13), rows(1), rows(2)])
-        self.assertEqual([str(future.exception()) for future in futures[:2]], ["13 is refused"] * 2)
-        self.assertEqual(futures[2].result()["y"].tolist(), [[4]])
+    def test_an_invalid_request_fails_no_other_of_its_batch(self) -> None:
+        futures = self.together(Parameters(), [rows(1), rows(13), rows(2, 3), rows(13)])
+        self.assertEqual([str(futures[i].exception()) for i in (1, 3)], ["13 is refused"] * 2)
+        self.assertEqual([futures[i].result()["y"].ravel().tolist() for i in (0, 2)], [[2], [4, 6]])
+        batches = [batch.ravel().tolist() for batch in self.model.batches[1:]]
+        self.assertEqual(batches, [[1, 13, 2, 3, 13], [1], [13], [2, 3], [13]])
+
+    def test_bugs_reach_every_request_of_the_batch(self) -> None:
+        with mock.patch.object(self.model, "run", side_effect=ZeroDivisionError):
+            batched = Batched(self.model, self.scheduler, Parameters())
+            with self.assertRaises(ZeroDivisionError):
+                batched.run("double", {"x": rows(1)}, ("y",))
 
     def test_outputs_without_rows_are_not_batched(self) -> None:
         batched = Batched(self.model, self.scheduler, Parameters(batch_timeout=60))

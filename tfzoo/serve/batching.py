@@ -2,7 +2,8 @@
 
 Requests share a batch if they ask for the same outputs of the same signature with inputs of the same types and of the
 same shapes but for the first axis: variable lengths are never padded. A batch that has fewer rows than an allowed size
-is filled with copies of its last row, whose answers are dropped.
+is filled with copies of its last row, whose answers are dropped. If the model refuses a batch, each of its requests is
+run alone, so that an invalid request fails no other.
 """
 
 import bisect
@@ -261,8 +262,21 @@ class Batched:
                 task.result.set_exception(error)
             else:
                 live.append(task)
-        if not live:
-            return
+        try:
+            if live:
+                self._answer(signature, outputs, live)
+        except StatusError:
+            if len(live) == 1:
+                raise
+            # The model refuses the rows of one request; the others are answered nevertheless.
+            for task in live:
+                try:
+                    self._run(signature, outputs, [task])
+                except StatusError as failure:
+                    task.result.set_exception(failure)
+
+    def _answer(self, signature: str, outputs: tuple[str, ...], live: list[_Task]) -> None:
+        """Runs the tasks as one batch."""
         count = sum(task.rows for task in live)
         sizes = self._parameters.allowed_batch_sizes
         padding = sizes[bisect.bisect_left(sizes, count)] - count if sizes else 0
