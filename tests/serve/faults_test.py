@@ -463,7 +463,8 @@ class LeakTest(Case):
             wait_until(lambda: server.available("swapped") == [version])
             predict(predict_request("swapped", "x", [2.0]))
 
-        swap()
+        for _ in range(3):  # The pools of the allocator grow at first.
+            swap()
         memory, descriptors = server.memory(), server.descriptors()
         for _ in range(reloads):
             swap()
@@ -521,10 +522,10 @@ class StopTest(Case):
             server.terminate()
             self.assertEqual(server.wait(), 0, server.log()[-3000:])
             codes = collections.Counter(future.code().name for future in sent)
-            self.assertLessEqual(codes.keys(), {"OK", "RESOURCE_EXHAUSTED"})
+            self.assertLessEqual(codes.keys(), {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE"})
             answers = [future.result() for future in over_http]
         accepted = codes["OK"] + sum(status == 200 for status, _ in answers)
-        self.assertLessEqual({status for status, _ in answers}, {200, 429})
+        self.assertLessEqual({status for status, _ in answers}, {200, 429, 503})
         self.assertGreaterEqual(accepted, RUNNING + QUEUED)
         self.assertNotIn("Traceback", server.log())
 
