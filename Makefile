@@ -28,7 +28,7 @@ install: $(INSTALLED)  ## create .venv from requirements/dev.txt
 train: $(INSTALLED)  ## train a small BERT on the documentation of the installed Python packages (about six minutes)
 	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --run_dir=$(RUN_DIR)
 
-demo: $(INSTALLED)  ## pre-train briefly, fine-tune, evaluate, predict, export and verify (a few minutes)
+demo: $(INSTALLED)  ## pre-train briefly, fine-tune, evaluate, predict, export, verify and serve (a few minutes)
 	$(PY) -m tfzoo.train --flagfile=configs/bert.cfg --flagfile=configs/demo.cfg --run_dir=runs/demo
 	test -d runs/demo_labels || $(PY) -m tfzoo.corpus labels --num_labels=10 --output_dir=runs/demo_labels
 	$(PY) -m tfzoo.train --task=classify --train_file=runs/demo_labels/train.tsv --validation_file=runs/demo_labels/dev.tsv \
@@ -38,8 +38,12 @@ demo: $(INSTALLED)  ## pre-train briefly, fine-tune, evaluate, predict, export a
 	$(PY) -m tfzoo.predict --model_dir=runs/demo_packages --input=runs/demo_labels/lines.txt
 	$(PY) -m tfzoo.export --model_dir=runs/demo_packages --name=packages --output_dir=exports
 	$(PY) export/verify.py exports
-	@echo 'To serve the SavedModel, which reads text and returns labels (requests: serving/README.md):'
-	@echo '  docker run --rm -p 8501:8501 -v "$$PWD/exports/savedmodel/packages:/models/packages:ro" -e MODEL_NAME=packages tensorflow/serving:2.20.0'
+	$(PY) -m tfzoo.serve --model_name=packages --model_base_path=exports/savedmodel/packages --port=8500 --rest_api_port=8501 & \
+	  server=$$!; trap 'kill $$server; wait $$server' EXIT; \
+	  for address in grpc://localhost:8500 http://localhost:8501; do \
+	    $(PY) serving/client.py $$address packages '{"text": ["Returns the inverse of a matrix."]}' --wait=120 || exit 1; \
+	  done
+	@echo 'To serve it again, with or without Docker: serving/README.md'
 	@echo 'To use it from Python: tfzoo.pipeline("runs/demo_packages")(["Returns the inverse of a matrix."])'
 
 # Two processes, one test file at a time each: every further process imports TensorFlow again.
@@ -59,7 +63,7 @@ keras: $(INSTALLED)  ## test every head, precision and XLA in every family throu
 	$(PY) -m pytest -m keras
 
 # Requires Debian's packages chromium and chromium-driver. PICTURES=FOLDER also writes pictures of the pages.
-browser: $(INSTALLED)  ## test report.html in headless Chromium
+browser: $(INSTALLED)  ## test report.html and the server's page in headless Chromium
 	$(PY) -m pytest -m browser tests/browser
 
 # The seed determines the random models: make parity SEED=7
