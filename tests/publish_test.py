@@ -20,10 +20,14 @@ def artifact(folder: pathlib.Path, version: int, name: str = "toy", kind: str = 
     """Writes a folder with a correct manifest; it contains no model."""
     folder = folder / kind / name / str(version)
     (folder / "variables").mkdir(parents=True)
-    (folder / "saved_model.pb").write_bytes(bytes([version]))
+    (folder / "saved_model.pb").write_bytes(b"\x08" + bytes([version]))  # A SavedModel without graphs.
     (folder / "variables" / "weights").write_bytes(b"weights")
-    manifest.write(folder, {"kind": kind, "name": name, "version": version})
+    _write_manifest(folder, kind, name, version)
     return folder
+
+
+def _write_manifest(folder: pathlib.Path, kind: str, name: str, version: int) -> None:
+    manifest.write(folder, {"kind": kind, "name": name, "version": version, "signatures": {}, "tolerances": {}})
 
 
 class PublishTest(unittest.TestCase):
@@ -94,12 +98,12 @@ class PublishTest(unittest.TestCase):
             "not one of savedmodel, onnx", self.publish(f"--artifact={artifact(self.folder, 1, kind='litert')}", code=2)
         )
         outside = artifact(self.folder, 7, name="../up")
-        self.assertIn("is not one that tfzoo.export gives", self.publish(f"--artifact={outside}", code=2))
+        self.assertIn("name is '../up'", self.publish(f"--artifact={outside}", code=4))
 
         changed = artifact(self.folder / "others", 1)
-        (changed / "saved_model.pb").write_bytes(b"other")
+        (changed / "saved_model.pb").write_bytes(b"\x08\x09")
         (changed / "manifest.json").unlink()
-        manifest.write(changed, {"kind": "savedmodel", "name": "toy", "version": 1})
+        _write_manifest(changed, "savedmodel", "toy", 1)
         self.assertIn("already exists with other content", self.publish(f"--artifact={changed}", code=2))
 
         edited = artifact(self.folder, 2)

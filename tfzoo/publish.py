@@ -28,11 +28,7 @@ from tfzoo.serve import models_config
 MANIFEST = "manifest.json"
 RECORD = "published.json"
 _PLATFORMS = {"savedmodel": "tensorflow", "onnx": "onnx"}  # Only the embedded server serves ONNX artifacts.
-_FIELDS = {
-    "kind": json_files.Field(str, choices=tuple(_PLATFORMS), required=True),
-    "name": json_files.Field(str, required=True),
-    "version": json_files.Field(int, low=0, required=True),
-}
+_FIELDS = {"kind": json_files.Field(str, choices=tuple(_PLATFORMS), required=True)}
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -91,8 +87,6 @@ def _install(artifact: pathlib.Path, to: pathlib.Path) -> tuple[str, int]:
     except verify.Failure as error:
         raise CheckFailed(f"{artifact}: {error}; nothing was published") from None
     name, version = stated["name"], stated["version"]
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"{artifact / MANIFEST}: the name {json_files.show(name)} is not one that tfzoo.export gives")
     folder = to / name / str(version)
     if folder.exists():
         if (folder / MANIFEST).read_bytes() != (artifact / MANIFEST).read_bytes():

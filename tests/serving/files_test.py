@@ -4,14 +4,17 @@ import json
 import pathlib
 import re
 import subprocess
+import sys
 import unittest
 
 import yaml
+from absl import flags as absl_flags
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from tests import helpers
-from tfzoo import models
+from tfzoo import models, publish
+from tfzoo.serve import __main__ as serve
 from tfzoo.serve import messages
 
 SERVING = helpers.ROOT / "serving"
@@ -86,6 +89,24 @@ class ConfigTest(unittest.TestCase):
             self.assertEqual(ssl.server_cert, (folder / "server.pem").read_text())
             self.assertEqual(ssl.client_verify, mutual)
             self.assertEqual(ssl.custom_ca, (folder / "ca.pem").read_text() if mutual else "")
+
+
+class ReadmeTest(unittest.TestCase):
+    """Every command of the page has flags that exist, and every path that it names does."""
+
+    def test_flags_and_paths(self):
+        page = (SERVING / "README.md").read_text()
+        own = absl_flags.FlagValues()
+        for program in (serve, publish):
+            program.define_flags(own)
+        client = subprocess.run(
+            [sys.executable, SERVING / "client.py", "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        # Docker's --rm, and a flag of exports that is mentioned.
+        for flag in set(re.findall(r"--(\w+)", page)) - {"rm", "refuse"}:
+            self.assertTrue(flag in own or f"--{flag} " in client, flag)
+        for path in set(re.findall(r"(?<![\w/.])serving/[\w./-]*\w", page)):
+            self.assertTrue((helpers.ROOT / path).exists(), path)
 
 
 class ComposeTest(unittest.TestCase):
