@@ -1268,7 +1268,12 @@ INITIAL = ("saved_model_main_op", "legacy_init_op")  # Collections with operatio
 FROM_FILE = {"InitializeTableFromTextFile", "InitializeTableFromTextFileV2"}
 
 
-def check_graph(graph, folder):
+def only_computes(node):
+    """Returns whether a node's operation is one that an artifact may contain wherever it is."""
+    return node.op in OPERATIONS
+
+
+def check_graph(graph, folder, computes=only_computes):
     """Checks that a graph of a SavedModel, a MetaGraphDef, does nothing but compute. It is not loaded for that.
 
     Only the saver may access files, and tables may be read from the SavedModel's own assets. A server passes it the
@@ -1278,13 +1283,14 @@ def check_graph(graph, folder):
     Args:
       graph: the message.
       folder: the folder of the SavedModel, to check that its assets exist.
+      computes: node -> whether its operation may be anywhere; it must be false for operations that access files.
 
     Raises:
-      Failure: an operation is not in OPERATIONS, a file would be accessed in another way, the model of a tokenizer is
+      Failure: an operation does not only compute, a file would be accessed in another way, the model of a tokenizer is
         damaged, or the graph is malformed.
     """
     try:
-        check_operations(graph, check_assets(graph, folder))
+        check_operations(graph, check_assets(graph, folder), computes)
     except (IndexError, KeyError) as error:
         raise Failure(f"saved_model.pb: is malformed ({type(error).__name__}: {error})") from None
 
@@ -1303,7 +1309,7 @@ def check_assets(graph, folder):
     return {node_of(asset.tensor_info.name) for asset in assets}
 
 
-def check_operations(graph, assets):
+def check_operations(graph, assets, computes):
     """Checks the operations of a graph and of its functions; see check_graph."""
     nodes = {node.name: node for node in graph.graph_def.node}
     functions = {function.signature.name: function for function in graph.graph_def.library.function}
@@ -1316,7 +1322,9 @@ def check_operations(graph, assets):
         node_of,
         (graph.saver_def.filename_tensor_name, graph.saver_def.save_tensor_name, graph.saver_def.restore_op_name),
     )
-    saving, restoring = (called_by(nodes[name]) if name in nodes else set() for name in (save, restore))
+    saving, restoring = (
+        called_by(nodes[name]) & functions.keys() if name in nodes else set() for name in (save, restore)
+    )
     # What runs when variables are saved, when they are restored, in the initial operation, and in signatures.
     saved, restored = before(nodes, [save]), before(nodes, [restore])
     outputs = {name: [tensor.name for tensor in each.outputs.values()] for name, each in graph.signature_def.items()}
@@ -1378,7 +1386,7 @@ def check_operations(graph, assets):
 
     for of, part in parts:
         for node in part:
-            if node.op not in OPERATIONS and not accesses_its_own(of, node):
+            if not computes(node) and not accesses_its_own(of, node):
                 raise Failure(
                     f"saved_model.pb: {node.name} ({node.op}) is not an operation that only computes, or accesses "
                     "something other than an asset"
@@ -1401,9 +1409,10 @@ def shared_name(node):
 
 
 def called_by(node):
-    """Returns the names of the functions that a node calls."""
+    """Returns the names of the functions that a node calls; TensorFlow 1 has operations with the names of functions."""
     values = node.attr.values()
-    return {name for value in values for name in (value.func.name, *(f.name for f in value.list.func)) if name}
+    names = {name for value in values for name in (value.func.name, *(f.name for f in value.list.func)) if name}
+    return {node.op} | names
 
 
 def before(nodes, names):

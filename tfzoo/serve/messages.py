@@ -129,7 +129,6 @@ ModelSpecMessage = _message("tensorflow.serving.ModelSpec")
 TensorProto = _message("tensorflow.TensorProto")
 Example = _message("tensorflow.Example")
 SavedModel = _message("tensorflow.SavedModel")
-AssetFileDef = _message("tensorflow.AssetFileDef")
 ConfigProto = _message("tensorflow.ConfigProto")
 
 
