@@ -307,6 +307,8 @@ class Rest:
 
 
 def _to_json(array):
+    if array.dtype.name in ("float32", "float16"):
+        return array.astype(str).astype(float).tolist()  # 0.1, not 0.10000000149011612.
     if array.dtype.kind != "O":
         return array.tolist()
 

@@ -32,6 +32,7 @@ def export(model, tokenizer, folder: pathlib.Path, options: Options) -> None:
         "name": folder.parent.name,
         "version": int(folder.name),
         "signatures": {name: interface.stated(graph.describe(header)) for name, header in headers.items()},
+        "tolerances": {},
         "model": {"heads": list(model.head_names), "config": dataclasses.asdict(model.config)},
         "labels": list(model.labels or ()),
         "options": dataclasses.asdict(options),
