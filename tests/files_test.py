@@ -96,6 +96,86 @@ class RefusedTest(FilesCase):
             raise IsADirectoryError
 
 
+class ReadTest(FilesCase):
+    def refused(self, path, **options):
+        with self.assertRaises(UserError) as raised:
+            files.read_bytes(path, **options)
+        return str(raised.exception)
+
+    def test_a_regular_file_and_a_link_to_it(self):
+        path, link = self.folder / "file", self.folder / "link"
+        path.write_bytes(b"\xef\xbb\xbf\xc3\xa9")
+        link.symlink_to(path)
+        self.assertEqual(files.read_bytes(link), path.read_bytes())
+        self.assertEqual(files.read_text(link), "é")
+        self.assertEqual(files.read_bytes(path, max_bytes=5), path.read_bytes())
+        self.assertEqual(
+            self.refused(path, max_bytes=4), f"{path}: has 5 bytes, more than the limit of 4; make it smaller"
+        )
+        self.assertEqual(
+            self.refused(link, follow=False),
+            f"{link}: cannot be read (too many levels of symbolic links); replace the symbolic link with what it names",
+        )
+
+    def test_what_would_block_or_never_end_is_not_opened(self):
+        os.mkfifo(self.folder / "pipe")
+        for path in (self.folder / "pipe", "/dev/zero", "/dev/tty", "/dev/null"):
+            self.assertRegex(
+                self.refused(path), rf"^{path}: (cannot be read \(not a regular|no such).*; check the path$"
+            )
+            with self.assertRaisesRegex(UserError, f"^{path}: "):
+                files.sha256(path)
+        self.assertEqual(self.refused(self.folder), f"{self.folder}: cannot be read (is a directory); check the path")
+        self.assertEqual(self.refused("/no/such"), "/no/such: no such file or directory; check the path")
+        self.assertRegex(self.refused(self.folder / ("x" * 300)), "file name too long")
+        # Its size is 0, and it has no end.
+        self.assertRegex(self.refused("/proc/version"), "has more bytes than its size, 0; copy it")
+
+    def test_an_enormous_file_takes_no_memory(self):
+        path = self.folder / "file"
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+        self.assertRegex(self.refused(path), "has 1099511627776 bytes, more than the limit of 1073741824; make it")
+
+    def test_text_that_is_not_utf_8(self):
+        path = self.folder / "file"
+        path.write_bytes(b"ab\xff")
+        with self.assertRaisesRegex(UserError, f"^{path}: not UTF-8 at byte 2; save it as UTF-8 text$"):
+            files.read_text(path)
+
+
+class LinkTest(FilesCase):
+    """Files of tfzoo's own are not written through a link, which may name any file of the user."""
+
+    def test_a_lock_that_is_a_link_leaves_its_target_alone(self):
+        target = self.folder / "target"
+        target.write_text("precious")
+        (self.folder / files.LOCK).symlink_to(target)
+        with self.assertRaisesRegex(UserError, f"^{self.folder / files.LOCK}: cannot be written .*; replace the symb"):
+            files.Lock(self.folder)
+        self.assertEqual(target.read_text(), "precious")
+
+    def test_a_lock_that_is_something_else(self):
+        path = self.folder / files.LOCK
+        os.mkfifo(path)
+        with self.assertRaisesRegex(UserError, f"^{path}: cannot be written .*not a regular file"):
+            files.Lock(self.folder)
+        path.unlink()
+        path.mkdir()
+        with self.assertRaisesRegex(UserError, f"^{path}: cannot be written .is a directory.; remove the folder"):
+            files.Lock(self.folder)
+
+    def test_an_atomic_write_replaces_a_link(self):
+        target, path = self.folder / "target", self.folder / "file"
+        target.write_text("precious")
+        path.symlink_to(target)
+        (self.folder / f"file.{os.getpid()}.partial").symlink_to(target)
+        with self.assertRaisesRegex(UserError, f"^{path}: cannot be written .*; replace the symbolic link"):
+            files.atomic_write(path, "new")
+        files.atomic_write(path, "new")  # The link of the partial file is removed.
+        self.assertEqual((target.read_text(), path.read_text(), path.is_symlink()), ("precious", "new", False))
+
+
 class LockTest(FilesCase):
     def test_a_second_process_is_refused_and_told_who_has_it(self):
         lock = files.Lock(self.folder)

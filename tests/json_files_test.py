@@ -51,7 +51,7 @@ class ReadTest(Case):
 
     def test_what_is_refused(self):
         again = "; correct it, or download the file again"
-        self.refused(": no such file; provide a JSON file")
+        self.refused(": no such file or directory; check the path")
         for data, message in (
             (b"", f": is empty{again}"),
             (b" \n", f": is empty{again}"),
@@ -87,9 +87,9 @@ class ReadTest(Case):
 
     def test_what_is_not_a_file(self):
         os.mkfifo(self.path)
-        self.refused(": is not a regular file; provide a JSON file")
+        self.refused(": cannot be read (not a regular file); check the path")
         self.path = self.path.with_name("x" * 300)
-        self.refused(": cannot be read (file name too long); make it readable")
+        self.refused(": cannot be read (file name too long); check the path")
 
     def test_lines_of_values(self):
         self.path.write_text('{\n"\\u00e4": 1,\n"b": "\u00e4"}', encoding="utf-8")

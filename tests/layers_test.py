@@ -34,7 +34,7 @@ ENTRY_POINTS = {
     "tfzoo.tune",
 }
 # What each other module and package may import from tfzoo, in addition to itself. A name includes everything below it.
-BELOW = {"errors", "files", "json_files", "progress"}
+BELOW = {"errors", "files", "json_files", "arrays", "progress"}
 MODELS = BELOW | {"config", "nn", "models", "weights"}
 MAY_IMPORT = {
     "errors": set(),
@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "lazy": set(),
     "options": {"errors"},
     "files": {"errors"},
-    "json_files": {"errors"},
+    "json_files": {"errors", "files"},
+    "arrays": {"errors", "files"},
     "results": {"errors", "json_files"},
     "config": BELOW,
     "cli": BELOW | {"options"},
@@ -79,6 +80,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.errors",
     "tfzoo.files",
     "tfzoo.json_files",
+    "tfzoo.arrays",
     "tfzoo.cli",
     "tfzoo.progress",
     "tfzoo.records",

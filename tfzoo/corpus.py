@@ -171,7 +171,7 @@ def _decided(config: TrainConfig, tokenizer) -> dict[str, Any]:
 
 def _check_output(flags: absl_flags.FlagValues) -> pathlib.Path:
     """Returns --output_dir after checking, before anything is read, that it can be written."""
-    output_dir = pathlib.Path(flags.output_dir).expanduser()
+    output_dir = pathlib.Path(os.path.expanduser(flags.output_dir))
     if os.path.lexists(output_dir):
         raise UserError(f"--output_dir={output_dir}: already exists; remove it, or specify a new folder")
     files.check_can_be_made(output_dir, "output_dir")

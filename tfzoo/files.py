@@ -1,18 +1,26 @@
-"""Atomic writes: a process that is killed at any moment leaves the old content or the new, never a mixture."""
+"""Reading of regular files only, and atomic writes.
+
+A process that is killed while it writes leaves the old content or the new, never a mixture. Files that users name are
+read with `open_file` or `read_bytes`: opening a pipe would wait forever, and a device may be endless.
+"""
 
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import pathlib
 import re
 import shutil
+import stat
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from tfzoo.errors import UserError
 
 PARTIAL = ".partial"  # Files being written are named NAME.PID.partial, and are never read.
+MAX_BYTES = 1 << 30  # Of a file that is read at once.
 
 
 # Errors of the file system that are not errors of the program, and their remedies.
@@ -24,7 +32,103 @@ _REFUSALS = {
     errno.EACCES: "grant write permission",
     errno.EPERM: "grant write permission",
     errno.EIO: "check the disk",
+    errno.ELOOP: "replace the symbolic link with what it names",
+    errno.EISDIR: "remove the folder of that name, or specify another path",
+    errno.ENXIO: "remove it, or specify another path",
+    errno.ENAMETOOLONG: "specify a shorter name",
 }
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Context for reading `path`: converts errors such as a missing file or missing permissions.
+
+    Raises:
+      UserError: the file system rejects a read in the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        problem = reason if error.errno == errno.ENOENT else f"cannot be read ({reason})"
+        remedy = _REFUSALS[errno.ELOOP] if error.errno == errno.ELOOP else "check the path"
+        raise UserError(f"{path}: {problem}; {remedy}") from None
+
+
+def _check_regular(path: str | os.PathLike, mode: int) -> None:
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode) and not stat.S_ISLNK(mode):  # `open` rejects the other two.
+        raise OSError(errno.ENXIO, "Not a regular file", os.fspath(path))
+
+
+def open_file(path: str | os.PathLike, *, follow: bool = True) -> BinaryIO:
+    """Opens a regular file for reading bytes.
+
+    Args:
+      path: the file.
+      follow: whether it may be a symbolic link.
+
+    Raises:
+      OSError: as from `open`, or the path is not that of a regular file.
+    """
+    # Checked before as well, because opening a device may have an effect.
+    _check_regular(path, os.stat(path, follow_symlinks=follow).st_mode)
+    return open(path, "rb", opener=functools.partial(_open, 0 if follow else os.O_NOFOLLOW))
+
+
+def regular(path: str, flags: int) -> int:
+    """An `opener` for `open` that creates or opens a file of tfzoo's own, and does not follow a symbolic link."""
+    return _open(os.O_NOFOLLOW, path, flags)
+
+
+def _open(more: int, path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | more | os.O_NONBLOCK, 0o666)  # Otherwise, opening a pipe waits for a writer.
+    try:
+        _check_regular(path, os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_bytes(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES, follow: bool = True) -> bytes:
+    """Returns the content of a regular file of at most `max_bytes`; `follow` is that of `open_file`.
+
+    Raises:
+      UserError: the file cannot be read, is not a regular file, or is larger.
+    """
+    with reading(path), open_file(path, follow=follow) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise UserError(f"{path}: has {size} bytes, more than the limit of {max_bytes}; make it smaller")
+        data = file.read(size)
+        if file.read(1):  # Such as a file in /proc, whose size is 0.
+            raise UserError(f"{path}: has more bytes than its size, {size}; copy it, and specify the copy")
+    return data
+
+
+def read_text(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> str:
+    """Returns the content of a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+      UserError: as from `read_bytes`, or the content is not UTF-8.
+    """
+    data = read_bytes(path, max_bytes=max_bytes)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
+
+
+def cache_folder() -> pathlib.Path:
+    """Returns the user's cache folder of tfzoo: $XDG_CACHE_HOME/tfzoo, or ~/.cache/tfzoo.
+
+    Raises:
+      UserError: the user has no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):  # Of an unknown user, expanduser returns the path unchanged.
+        raise UserError(f"the cache folder {base} is not an absolute path; set HOME, or XDG_CACHE_HOME")
+    return pathlib.Path(base, "tfzoo")
 
 
 @contextlib.contextmanager
@@ -38,11 +142,14 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = _REFUSALS.get(error.errno or 0)
+        if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+            remedy = _REFUSALS[errno.ENOSPC]  # This is how NumPy reports a full disk.
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST) and not pathlib.Path(path).parent.is_dir():
             remedy = "its folder was removed or replaced: restore it"
         if remedy is None:
             raise
-        raise UserError(f"{path}: cannot be written ({os.strerror(error.errno or 0).lower()}); {remedy}") from None
+        reason = error.strerror or str(error) if error.errno in (None, errno.ENXIO) else os.strerror(error.errno)
+        raise UserError(f"{path}: cannot be written ({reason.lower()}); {remedy}") from None
 
 
 def check_can_be_made(folder: pathlib.Path, flag: str) -> None:
@@ -50,6 +157,12 @@ def check_can_be_made(folder: pathlib.Path, flag: str) -> None:
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise UserError(f"--{flag}={folder}: cannot be created in {parent}; specify a writable folder")
+
+
+def check_not_a_link(path: pathlib.Path) -> None:
+    """Raises UserError if a folder of tfzoo's own is a symbolic link, through which other files would be changed."""
+    if path.is_symlink():
+        raise UserError(f"{path}: is a symbolic link, which is not followed here; {_REFUSALS[errno.ELOOP]}")
 
 
 class Lock:
@@ -63,7 +176,7 @@ class Lock:
         """
         path = pathlib.Path(folder, LOCK)
         with writing(path):
-            self._file = open(path, "a+")  # Never "w": the file contains the process ID of the owner.
+            self._file = open(path, "a+", opener=regular)  # Never "w": the file contains the process ID of the owner.
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -146,7 +259,7 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
     partial = _partial(path)
     try:
         _remove_leftovers(path, folders=False)
-        with writing(path), open(partial, "wb") as file, _held(partial):
+        with writing(path), open(partial, "wb", opener=regular) as file, _held(partial):
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -204,14 +317,19 @@ def remove_partials(folder: str | os.PathLike) -> None:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Returns the hexadecimal SHA-256 of a file's content."""
-    with open(path, "rb") as file:
+    """Returns the hexadecimal SHA-256 of a file's content.
+
+    Raises:
+      UserError: the file cannot be read, or is not a regular file.
+    """
+    with reading(path), open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_folder(path: str | os.PathLike) -> None:
     """Removes a folder atomically: renames it before deleting it, so that no incomplete folder has its name."""
     path = pathlib.Path(path)
+    check_not_a_link(path)
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
     os.rename(path, partial)

@@ -140,7 +140,7 @@ def main(flags: absl_flags.FlagValues) -> None:
                 batch_size=config.batch_size,
             )
 
-    folder = pathlib.Path(config.output_dir).expanduser()
+    folder = pathlib.Path(os.path.expanduser(config.output_dir))
     manifest = build.build(folder, plan, encoder)
     parts = [f"{manifest['documents']:,} documents"]
     if manifest["input"]["skipped"]:

@@ -9,12 +9,12 @@ import functools
 import json
 import math
 import os
-import pathlib
 import re
 import reprlib
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from tfzoo import files
 from tfzoo.errors import UserError, one_line
 
 # The largest published tokenizer.json (of Gemma) has 33 MB, 1.7 million parts and six levels.
@@ -90,19 +90,7 @@ def read(path: str | os.PathLike, *, kind: type = dict, max_bytes: int = MAX_BYT
     Raises:
       UserError: the file cannot be read, is larger than `max_bytes`, is rejected by `parse`, or contains another kind.
     """
-    path = pathlib.Path(path)
-    try:
-        if not path.is_file():  # Opening a pipe would block forever.
-            problem = "is not a regular file" if path.exists() else "no such file"
-            raise UserError(f"{path}: {problem}; provide a JSON file")
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > max_bytes:
-                raise UserError(f"{path}: has {size} bytes, more than the limit of {max_bytes}; make it smaller")
-            data = file.read(max_bytes)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"{path}: cannot be read ({reason}); make it readable") from None
+    data = files.read_bytes(path, max_bytes=max_bytes)
     if not data.strip():
         raise UserError(f"{path}: is empty; {_AGAIN}")
     if data.startswith(b"version https://git-lfs"):
@@ -118,7 +106,7 @@ def read(path: str | os.PathLike, *, kind: type = dict, max_bytes: int = MAX_BYT
 
 def line_of(path: str | os.PathLike, value: Any) -> int:
     """Returns the first line of a JSON file that contains a string or number, for messages; 1 if there is none."""
-    text = pathlib.Path(path).read_text(encoding="utf-8-sig", errors="replace")
+    text = files.read_bytes(path).decode("utf-8-sig", errors="replace")
     forms = "|".join(re.escape(json.dumps(value, ensure_ascii=ascii_only)) for ascii_only in (False, True))
     match = re.search(forms, text)
     return _line_at(text, match.start()) if match else 1

@@ -21,12 +21,7 @@ def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[t
       UserError: the file cannot be read, is not UTF-8 or is empty, or a line is not a JSON object.
     """
     path = pathlib.Path(path)
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--{flag}={path}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"--{flag}={path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+    lines = files.read_text(path).split("\n")
     if not any(map(str.strip, lines)):
         raise UserError(f'--{flag}={path}: contains no {field}; write one per line, or {{"{field}": ...}} in .jsonl')
     for number, line in enumerate(lines, 1):

@@ -197,7 +197,7 @@ class Search:
 
         log = run_dir.with_suffix(".log")
         label = f"trial {trial.trial + 1} of {max(self.config.trials, len(self.trials))}: {self._values(trial)}"
-        with files.writing(log), open(log, "ab") as output:
+        with files.writing(log), open(log, "ab", opener=files.regular) as output:
             start = output.tell()
             with progress.stage(label):
                 command = [*self.arguments, *space.arguments(self.dimensions, trial.values), f"--run_dir={run_dir}"]
@@ -318,7 +318,7 @@ def _differing(old: Any, new: Any) -> tuple[str, str]:
 
 def _last_line(log: pathlib.Path, start: int) -> str:
     """Returns the last error that a run wrote to its log from a position on, on one line; "" if it wrote nothing."""
-    with open(log, "rb") as file:
+    with files.open_file(log, follow=False) as file:
         file.seek(start)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]

@@ -8,8 +8,10 @@ import os
 import pathlib
 import tracemalloc
 import unittest
+from unittest import mock
 
 from tests import helpers
+from tfzoo.data import row_files
 from tfzoo.data.labelled import Columns, LabelledFile, Row, check_classes, check_overlap, labels_of
 from tfzoo.errors import UserError
 
@@ -89,6 +91,19 @@ class FormatsTest(Case):
             rows = list(file.rows())
             self.assertEqual([row.label for row in rows], ["true", "5", "a"])
             self.assertEqual((rows[2].where, rows[2].texts), (f"{name}:3", ("x",)))
+
+    def test_an_endless_line_of_a_small_gzip_file(self):
+        self.enterContext(mock.patch.object(row_files, "MAX_LINE_BYTES", 100_000))
+        bomb = gzip.compress(b"text,label\n" + b"x" * (1 << 24))
+        message = "a.csv.gz: has a line longer than 100,000 bytes; split it"
+        self.assertEqual(self.message(bomb, "a.csv.gz"), message)
+        os.makedirs("texts/positive")
+        pathlib.Path("texts/positive/a.txt").write_bytes(bomb)
+        with self.assertRaisesRegex(UserError, "^texts/positive/a.txt: has a line"):
+            list(LabelledFile("texts", flag="train_file").rows())
+        for end in ("\n", "\r\n", "\r"):  # A long file of short lines.
+            rows = self.rows(gzip.compress((f"a text,x{end}" * 30_000).encode()), "a.csv.gz")
+            self.assertEqual(len(rows), 30_000)
 
     def test_several_labels(self):
         content = "".join(

@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import unittest
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from tests.helpers import ROOT, temporary_folder
 from tfzoo import files
@@ -216,6 +217,90 @@ class DamageTest(PackedCase):
         opened.check_tokenizer(Tokenizer(), "mine")
         with self.assertRaisesRegex(UserError, "^mine: is not the tokenizer .*fingerprint twotwo.*, not oneone"):
             opened.check_tokenizer(Tokenizer("two"), "mine")
+
+
+class HostileTest(PackedCase):
+    """Folders whose checksums are right and whose content is not."""
+
+    def setUp(self):
+        super().setUp()
+        write(self.folder)
+        self.path = self.folder / packed.MANIFEST
+
+    def change(self, change):
+        """Changes the manifest, and corrects its checksum."""
+        manifest = json.loads(self.path.read_text())
+        change(manifest)
+        manifest["sha256"] = packed._checksum(manifest)
+        self.path.write_text(json.dumps(manifest))
+
+    def refused(self, function) -> str:
+        with self.assertRaises(UserError) as raised:
+            function()
+        self.assertNotIn("\n", str(raised.exception))
+        return str(raised.exception)
+
+    def test_a_small_record_that_stands_for_a_large_row(self):
+        name = "held_out-00000-of-00001.array_record"
+        for values, problem in (
+            ([1, 2**31 - 1, 7], "its lengths contradict its size"),
+            ([3, 2**31 - 1, 2**31 - 1, 2**31 - 1], "its lengths contradict its size"),
+            ([2**31 - 1], "its lengths contradict its size"),
+            ([-1, 5], "its lengths contradict its size"),
+            ([2, -1, 2, 5], "its lengths contradict its size"),
+            ([], "its lengths contradict its size"),
+            ([1, 2, 299, 300], "a token id is not from 0 to 299"),
+            ([1, 2, 5, -1], "a token id is not from 0 to 299"),
+        ):
+            path = self.folder / name
+            writer = ArrayRecordWriter(str(path), "group_size:1")
+            writer.write(np.array(values, "<i4").tobytes() + b"x" * (not values))
+            writer.close()
+            rows = packed.StoredRows({path: 1}, 0.0, 300)
+            tracemalloc.start()
+            message = self.refused(lambda rows=rows: rows.row(0))
+            self.assertLess(tracemalloc.get_traced_memory()[1], 1 << 20)
+            tracemalloc.stop()
+            self.assertEqual(message, f"{path}: record 0 is damaged ({problem}); pack the text again")
+
+    def test_an_array_whose_header_claims_more_than_the_file(self):
+        path = self.folder / "train_ids.npy"
+        with open(path, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": (1 << 34,)})
+        self.assertRegex(self.refused(lambda: PackedFolder.open(self.folder).token_ids("train")), f"^{path}: is not an")
+        np.save(path, np.arange(299, dtype=np.uint16))
+        message = f"{path}: does not contain 300 ids of 300 tokens; pack the text again"
+        self.assertEqual(self.refused(lambda: PackedFolder.open(self.folder).token_ids("train")), message)
+
+    def test_files_outside_of_the_folder_and_unlisted_ones(self):
+        for name in ("../secret", "/etc/passwd", "a/../../b", "a//b", "./a", ""):
+            before = self.path.read_text()
+            self.change(lambda manifest, name=name: manifest["files"].update({name: {"bytes": 1, "sha256": "0" * 64}}))
+            message = f"{self.path}: lists {name!r}, which is not a file in the folder; remove it"
+            self.assertEqual(self.refused(lambda: PackedFolder.open(self.folder)), message)
+            self.path.write_text(before)
+        path = self.folder / "train_ids.npy"
+        shutil.move(path, self.parent / "moved.npy")
+        path.symlink_to(self.parent / "moved.npy")
+        message = self.refused(lambda: PackedFolder.open(self.folder).verify())
+        self.assertRegex(message, f"^{path}: is a link to a file outside of the folder")
+        path.unlink()
+        os.mkfifo(path)
+        self.assertRegex(self.refused(lambda: PackedFolder.open(self.folder).verify()), f"^{path}: has 0 bytes")
+        path.unlink()
+        shutil.move(self.parent / "moved.npy", path)
+        self.assert_whole(self.folder)
+        (self.folder / "tokenizer" / "merges.txt").write_text("")
+        message = self.refused(lambda: PackedFolder.open(self.folder).verify())
+        self.assertRegex(message, f"^{self.folder}/tokenizer/merges.txt: is not listed in manifest.json; remove it")
+
+    def test_a_manifest_without_the_files_of_all_rows(self):
+        self.change(lambda manifest: manifest["files"].pop("train-00003-of-00004.array_record"))
+        message = f"{self.path}: does not list the files of the 100 rows of train; pack again"
+        self.assertEqual(self.refused(lambda: PackedFolder.open(self.folder)), message)
+        os.remove(self.path)
+        os.mkfifo(self.path)
+        self.assertRegex(self.refused(lambda: PackedFolder.open(self.folder)), "cannot be read .not a regular file")
 
 
 class KillTest(PackedCase):

@@ -310,6 +310,22 @@ class DamageTest(CheckpointsCase):
         with self.assertRaisesRegex(UserError, "00000003/checkpoint.json: no such file"):
             Checkpoints(self.folder).read(self.folder / "00000003")
 
+    def test_a_record_with_a_good_checksum_and_fields_of_other_types(self):
+        path = self.damage("checkpoint.json")
+        intact = json.loads(path.read_bytes())
+        del intact["checksum"]
+        for name in sorted(intact):
+            for value in (None, [], {}, "x", -1, 1.5, True, {"a": [1]}):
+                record = {key: item for key, item in intact.items() if key != name}
+                record |= {} if value is None else {name: value}
+                if record == intact | {name: value} and type(value) is type(intact[name]):
+                    continue
+                path.write_bytes(checkpoint._encode(record))
+                try:
+                    Checkpoints(self.folder).read(path.parent)
+                except UserError as error:
+                    self.assertNotIn("\n", str(error))
+
     def test_going_on_after_a_fall_replaces_the_damaged_one(self):
         self.damage("variables.safetensors").write_bytes(b"")
         checkpoints = Checkpoints(self.folder)
@@ -326,6 +342,88 @@ class DamageTest(CheckpointsCase):
             checkpoints.restore(arrays())
         checkpoints.save(3, arrays(3), {})
         self.assertEqual(checkpoints.steps(), [1, 3])
+
+
+class ForeignTest(CheckpointsCase):
+    """A checkpoint of another run is refused, and links are not followed."""
+
+    def of_run(self, run_id, **options):
+        return Checkpoints(self.folder, run_id=run_id, **options)
+
+    def test_a_checkpoint_of_another_run(self):
+        self.of_run("mine").save(1, arrays(1), {})
+        self.assertEqual(self.of_run("mine").read()[0], 1)
+        other = self.run_dir.with_name("other") / "checkpoints"
+        for run_id in ("theirs", None):  # None: of a run that an earlier version began.
+            Checkpoints(other, run_id=run_id).save(2, arrays(2), {})
+            shutil.copytree(other / "00000002", self.folder / "00000002")
+            before = arrays(7)
+            for call in (
+                lambda before=before: self.of_run("mine").restore(before),
+                self.of_run("mine").read,
+                lambda: self.of_run("mine").read(other / "00000002"),
+            ):
+                message = (
+                    rf"00000002: was saved by another run \(id {run_id}, not mine\); .* with --init_from, or remove"
+                )
+                with self.assertRaisesRegex(UserError, message):
+                    call()
+            self.assert_same_bits(before, arrays(7))
+            shutil.rmtree(self.folder / "00000002")
+            shutil.rmtree(other)
+        self.assertEqual(self.of_run(None).read()[0], 1)  # A config.json without an id.
+
+    def test_an_interim_checkpoint_keeps_its_run(self):
+        checkpoints = self.of_run("mine")
+        checkpoints.save(1, arrays(1), {}, interim=True)
+        checkpoints.save(1, arrays(1), {})
+        self.assertEqual(self.of_run("mine").read()[0], 1)
+
+    def test_links(self):
+        self.saved(1, 2)
+        elsewhere = self.run_dir.with_name("elsewhere")
+        self.folder.rename(elsewhere)
+        self.folder.symlink_to(elsewhere)
+        with self.assertRaisesRegex(UserError, "checkpoints: is a symbolic link, which is not followed here; replace"):
+            Checkpoints(self.folder)
+        self.folder.unlink()
+        elsewhere.rename(self.folder)
+        for name in ("00000002", "00000002/checkpoint.json", "00000002/variables.safetensors"):
+            path = self.folder / name
+            path.rename(elsewhere)
+            path.symlink_to(elsewhere)
+            with self.assertLogs("absl", "WARNING") as logs:
+                self.assertEqual(self.restored(), 1)
+            self.assertRegex(logs.output[0], f"{name}: (is a symbolic link|cannot be read .too many levels of symb)")
+            path.unlink()
+            elsewhere.rename(path)
+        self.assertEqual(self.restored(), 2)
+
+    def test_a_link_of_a_step_is_not_pruned_through(self):
+        self.saved(1, 2)
+        other = self.run_dir.with_name("other")
+        shutil.copytree(self.folder / "00000001", other)
+        shutil.rmtree(self.folder / "00000001")
+        (self.folder / "00000001").symlink_to(other)
+        with self.assertRaisesRegex(UserError, "00000001: is a symbolic link, which is not followed here"):
+            self.saved(3)
+        self.assertEqual(self.names(other), ["checkpoint.json", "variables.safetensors"])
+
+    def test_best_that_is_something_else(self):
+        best, checkpoints = self.run_dir / "best", self.saved(1, 2)
+        for make in (
+            lambda: best.symlink_to(self.folder / "00000001"),
+            lambda: best.symlink_to("../other/00000001"),
+            lambda: best.symlink_to("checkpoints/x"),
+            lambda: shutil.copytree(self.folder / "00000001", best),
+        ):
+            make()
+            with self.assertRaisesRegex(UserError, "best: is not a link to one of this run's checkpoints; remove it$"):
+                checkpoints.selected(None)
+            shutil.rmtree(best) if not best.is_symlink() else best.unlink()
+        self.assertIsNone(checkpoints.selected(None))
+        checkpoints.mark_best(1)
+        self.assertEqual(checkpoints.selected(None), self.folder / "00000001")
 
 
 class MeanwhileTest(CheckpointsCase):

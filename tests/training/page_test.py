@@ -245,7 +245,7 @@ class HistoryTest(Case):
         self.refused(f"{self.run_dir}: contains no flags.cfg; specify the folder of a training run")
         made_run.fine_tuning(self.run_dir)
         (self.run_dir / "config.json").unlink()
-        self.refused(f"{self.run_dir}/config.json: no such file; provide a JSON file")
+        self.refused(f"{self.run_dir}/config.json: no such file or directory; check the path")
 
     def test_damaged_files(self):
         again = "correct it, or download the file again"

@@ -1,5 +1,6 @@
 """Chat templates for models that have none: `--chat_template=chatml` or `--chat_template=plain`."""
 
+from tfzoo import files
 from tfzoo.errors import UserError, suggest
 
 CHATML, PLAIN = "chatml", "plain"
@@ -43,8 +44,8 @@ def read(flag: str, value: str) -> tuple[str, tuple[str, ...]]:
     if value in BUILT_IN:
         return BUILT_IN[value]
     try:
-        with open(value, encoding="utf-8") as file:
-            return file.read(), ()
+        with files.open_file(value) as file:
+            return file.read().decode(), ()
     except (OSError, ValueError) as error:
         names = ", ".join(BUILT_IN)
         near = suggest(value, BUILT_IN)

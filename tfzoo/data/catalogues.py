@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from tfzoo.data import files, sentences
 from tfzoo.data.documents import Corpus, Document
 from tfzoo.errors import UserError, suggest
+from tfzoo.files import read_bytes
 
 VERSION = 1  # Incremented when the result for the same files changes.
 INSTALLED = "gettext"
@@ -104,10 +105,7 @@ def _pairs(reader: files.Reader, path: str, seen: set[bytes] | None) -> Iterator
     """Yields the (message, translation) of a catalogue that the policy keeps, without messages that are in `seen`, to
     which the others are added."""
     reader.counts["files"] += 1
-    try:
-        content = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
+    content = read_bytes(path)
     reader.counts["bytes_read"] += len(content)
     reader.check_size(path, len(content), None)
     reader.digest.update(content)

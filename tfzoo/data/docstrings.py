@@ -193,7 +193,7 @@ def extract(source: bytes | str) -> list[str]:
 def _clean_file(path: str) -> list[list[list[str]]] | None:
     """Returns [docstring][paragraph][sentence] of one file, or None if it cannot be parsed."""
     try:
-        docstrings = extract(pathlib.Path(path).read_bytes())
+        docstrings = extract(files.read_bytes(path))
     except (SyntaxError, ValueError, RecursionError):
         return None
     return [prose.paragraphs(docstring) for docstring in docstrings]
@@ -233,11 +233,10 @@ def _fingerprint(sources: list[tuple[str, str, str]], versions: dict[str, str], 
     for _, name, path in sources:
         try:
             digest.update(f"\n{name} {files.sha256(path)}".encode())
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+        except UserError as error:
+            problem = str(error).partition(";")[0]
             raise UserError(
-                f"--corpus={NAME}: {path} cannot be read ({reason}); reinstall its package, or specify files with "
-                "--corpus"
+                f"--corpus={NAME}: {problem}; reinstall its package, or specify files with --corpus"
             ) from None
     return digest.hexdigest()
 
@@ -278,8 +277,8 @@ def _documents(
 def _load(path: pathlib.Path) -> Corpus | None:
     """Reads a corpus written by `_store`; returns None if it is missing or damaged."""
     try:
-        digest, _, payload = path.read_bytes().partition(b"\n")
-    except OSError:
+        digest, _, payload = files.read_bytes(path).partition(b"\n")
+    except UserError:
         return None
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         return None
@@ -292,7 +291,8 @@ def _store(corpus: Corpus, path: pathlib.Path) -> None:
     parts = {part: [[d.source, d.sentences] for d in getattr(corpus, part)] for part in ("train", "held_out")}
     stored = {"name": corpus.name, "fingerprint": corpus.fingerprint, "report": corpus.report, **parts}
     payload = json.dumps(stored, ensure_ascii=False).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     files.atomic_write(path, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from tfzoo import files, lazy
+from tfzoo import files, json_files, lazy
 
 tf = lazy.module("tensorflow")
 
@@ -83,7 +83,7 @@ def cached(key: str, cache_dir: str | os.PathLike, chunks: Callable[[], Iterable
     folder = pathlib.Path(cache_dir, f"rows-{hashlib.sha256(f'{_VERSION} {key}'.encode()).hexdigest()[:24]}")
     try:
         return _open(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     if folder.exists():
         files.remove_folder(folder)
@@ -139,7 +139,7 @@ class _Stream:
 
 def _open(folder: pathlib.Path) -> EncodedRows:
     """Returns the rows of a folder; raises ValueError if a file is damaged."""
-    index = json.loads((folder / _INDEX).read_text())
+    index = json_files.read(folder / _INDEX)
     arrays: dict[str, np.ndarray] = {}
     for name, entry in index.items():
         path, shape = folder / f"{name}.bin", tuple(entry["shape"])

@@ -39,6 +39,7 @@ from tfzoo import json_files
 from tfzoo.data import sentences
 from tfzoo.data.documents import Corpus, Document, sizes
 from tfzoo.errors import UserError
+from tfzoo.files import open_file
 from tfzoo.json_files import BadJSON
 
 VERSION = 2  # Incremented when the result for the same files changes.
@@ -141,7 +142,7 @@ class Reader:
         number, read = 0, 0
         split_long = self._split_long and self.policy == "replace" and not _is_jsonl(path)
         with contextlib.ExitStack() as stack:
-            raw = stack.enter_context(open(path, "rb"))
+            raw = stack.enter_context(open_file(path))
             packed = stack.enter_context(gzip.GzipFile(fileobj=raw)) if path.endswith(".gz") else None
             file: io.BufferedIOBase = packed or raw
             rest = b""  # The part of a too long line that is not yielded yet.

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from tfzoo import json_files
+from tfzoo import files, json_files
 from tfzoo.data import row_files, tables
 from tfzoo.data.columns import DETECT_ALL, Choice, Chooser, Columns, Wanted, has_header
 from tfzoo.data.row_files import BadRow, RowFile
@@ -354,8 +354,7 @@ class _Folder:
         """Returns the SHA-256 of relative names and contents."""
         digest = hashlib.sha256()
         for label, name in self._files:
-            with open(os.path.join(self._path, label, name), "rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
+            content = bytes.fromhex(files.sha256(os.path.join(self._path, label, name)))
             digest.update(f"{label}/{name}\0".encode(errors="surrogateescape") + content)
         return digest.hexdigest()
 

@@ -24,8 +24,9 @@ from typing import Any, Protocol
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from tfzoo import files, json_files
+from tfzoo import arrays, files, json_files
 from tfzoo.errors import UserError, one_line
+from tfzoo.json_files import Field, Fields
 
 MANIFEST = "manifest.json"
 PARTS = ("train", "held_out")
@@ -48,20 +49,21 @@ class StoredRows:
 
     FEATURES = {"token_ids": 1, "document_ids": 1}  # What `row` returns: name -> rank.
 
-    def __init__(self, counts: Mapping[pathlib.Path, int], padding_share: float):
+    def __init__(self, counts: Mapping[pathlib.Path, int], padding_share: float, vocab_size: int):
         """Opens the files.
 
         Args:
           counts: the number of rows of each file, in order.
           padding_share: the fraction of padding of all rows.
+          vocab_size: the number of tokens.
 
         Raises:
           UserError: a file contains another number of rows.
         """
-        self._paths, self._readers = list(counts), []
+        self._paths, self._readers, self._vocab_size = list(counts), [], vocab_size
         for path, count in counts.items():
-            reader = _open(path)
-            if not reader.ok() or reader.num_records() != count:
+            reader = _open(path) if path.is_file() else None
+            if not reader or not reader.ok() or reader.num_records() != count:
                 raise UserError(
                     f"{path}: does not contain the {count:,} rows that its manifest lists; pack the text again"
                 )
@@ -92,9 +94,17 @@ class StoredRows:
                 raise UserError(
                     f"{self._paths[shard]}: record {number} cannot be read ({reason}); pack the text again"
                 ) from None
-        values = np.frombuffer(record, "<i4")
-        sizes, token_ids = values[1 : values[0] + 1], values[values[0] + 1 :]
-        return token_ids, np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
+        values = np.frombuffer(record, "<i4", len(record) // 4)
+        count = int(values[0]) if len(values) else -1
+        sizes, token_ids = values[1 : count + 1], values[count + 1 :]
+        problem = ""
+        if len(record) % 4 or not 0 <= count < len(values) or (sizes < 0).any() or sizes.sum() != len(token_ids):
+            problem = "its lengths contradict its size"
+        elif len(token_ids) and not 0 <= token_ids.min() <= token_ids.max() < self._vocab_size:
+            problem = f"a token id is not from 0 to {self._vocab_size - 1}"
+        if problem:
+            raise UserError(f"{self._paths[shard]}: record {number} is damaged ({problem}); pack the text again")
+        return token_ids, np.repeat(np.arange(1, count + 1, dtype=np.int32), sizes)
 
 
 def _open(path: pathlib.Path) -> ArrayRecordReader:
@@ -214,30 +224,29 @@ class PackedFolder:
         Raises:
           UserError: the manifest is missing, damaged or of another version.
         """
-        folder = pathlib.Path(folder).expanduser()
+        folder = pathlib.Path(os.path.expanduser(folder))
         path = folder / MANIFEST
         if folder.name.endswith(files.PARTIAL):
             raise UserError(
                 f"--corpus={folder}: is an incomplete folder of an interrupted command; pack the text again"
             )
-        try:
-            manifest = json_files.parse(path.read_bytes())
-            intact = manifest["sha256"] == _checksum(manifest)
-        except FileNotFoundError:
+        if not path.exists():
             raise UserError(
                 f"--corpus={folder}: is a folder without packed text (no {MANIFEST}); specify its files, as in "
                 f"--corpus='{folder}/*.txt', or a folder written by tfzoo.corpus pack"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+            )
+        content = files.read_bytes(path, max_bytes=json_files.MAX_BYTES)
+        try:
+            manifest = json_files.parse(content)
+            intact = manifest["sha256"] == _checksum(manifest)
         except (ValueError, KeyError, TypeError):
             intact = False
         if not intact:
             raise UserError(f"{path}: is damaged or was modified; pack the text again")
-        if manifest["version"] != _VERSION:
-            raise UserError(
-                f"{path}: has version {manifest['version']}, but {_VERSION} is supported; pack the text again"
-            )
+        if manifest.get("version") != _VERSION:
+            shown = json_files.show(manifest.get("version"))
+            raise UserError(f"{path}: has version {shown}, but {_VERSION} is supported; pack the text again")
+        _check_manifest(manifest, path)
         return cls(folder, manifest)
 
     @property
@@ -259,23 +268,26 @@ class PackedFolder:
         """Compares every file with its checksum.
 
         Raises:
-          UserError: a file is missing or differs from what was written; the message names the file.
+          UserError: a file is missing, differs from what was written or is not listed in the manifest, or a link leads
+            out of the folder; the message names the file.
         """
-        for name, expected in self.manifest["files"].items():
+        listed, root = self.manifest["files"], self.folder.resolve()
+        for name, expected in listed.items():
             path = self.folder / name
-            try:
-                size = path.stat().st_size
-                if size != expected["bytes"]:
-                    problem = f"has {size:,} bytes, but {expected['bytes']:,} were written"
-                elif files.sha256(path) != expected["sha256"]:
-                    problem = "is damaged or was modified (its SHA-256 differs from the manifest's)"
-                else:
-                    continue
-            except FileNotFoundError:
+            if not path.exists():
                 problem = "is missing"
-            except OSError as error:
-                problem = f"cannot be read ({error.strerror})"
+            elif not path.resolve().is_relative_to(root):
+                problem = "is a link to a file outside of the folder"
+            elif (size := path.stat().st_size) != expected["bytes"]:
+                problem = f"has {size:,} bytes, but {expected['bytes']:,} were written"
+            elif files.sha256(path) != expected["sha256"]:
+                problem = "is damaged or was modified (its SHA-256 differs from the manifest's)"
+            else:
+                continue
             raise UserError(f"{path}: {problem}; restore the original file, or pack the text again")
+        present = (path for path in self.folder.rglob("*") if not path.is_dir() or path.is_symlink())
+        for name in sorted({path.relative_to(self.folder).as_posix() for path in present} - {MANIFEST, *listed}):
+            raise UserError(f"{self.folder / name}: is not listed in {MANIFEST}; remove it, or pack the text again")
 
     @functools.cached_property
     def tokenizer(self):
@@ -306,11 +318,60 @@ class PackedFolder:
           UserError: a file does not contain the number of rows that the manifest lists.
         """
         counts = {self.folder / name: f["rows"] for name, f in self.manifest["files"].items() if _of(part, name)}
-        return StoredRows(counts, self.manifest["parts"][part]["padding_share"])
+        record = self.manifest["parts"][part]
+        return StoredRows(counts, record["padding_share"], self.manifest["tokenizer"]["vocab_size"])
 
     def token_ids(self, part: str) -> np.ndarray:
-        """Returns the token ids of the text [N], memory-mapped, in the smallest dtype that can represent them."""
-        return np.load(self.folder / f"{part}_ids.npy", mmap_mode="r")
+        """Returns the token ids of the text [N], memory-mapped, in the smallest dtype that can represent them.
+
+        Raises:
+          UserError: the file does not contain the number of ids that the manifest lists, or another dtype.
+        """
+        path, vocab_size = self.folder / f"{part}_ids.npy", self.manifest["tokenizer"]["vocab_size"]
+        count = self.manifest["parts"][part]["tokens"]
+        ids = arrays.open_array(path)
+        if ids.shape != (count,) or ids.dtype != np.min_scalar_type(vocab_size - 1):
+            raise UserError(f"{path}: does not contain {count:,} ids of {vocab_size:,} tokens; pack the text again")
+        return ids
+
+
+_COUNT = Field(int, low=0, required=True)
+_TEXT = Field(str, required=True)
+_OBJECT = Field(dict, required=True)
+_FIELDS: Fields = {
+    "fingerprint": _TEXT,
+    "flags": _OBJECT,
+    "corpus": _OBJECT,
+    "tokenizer": _OBJECT,
+    "parts": _OBJECT,
+    "files": Field(dict, items=Field(dict), required=True),
+}
+_TOKENIZER_FIELDS: Fields = {"fingerprint": _TEXT, "vocab_size": Field(int, low=1, high=10_000_000, required=True)}
+_PART_FIELDS: Fields = {
+    "rows": Field(int, low=1, required=True),
+    "tokens": _COUNT,
+    "padding_share": Field(float, low=0, high=1, required=True),
+}
+_FILE_FIELDS: Fields = {"bytes": _COUNT, "sha256": _TEXT, "rows": Field(int, low=1)}
+
+
+def _check_manifest(manifest: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Raises UserError if a manifest with a valid checksum was not written by `write`."""
+    json_files.check(manifest, _FIELDS, path)
+    json_files.check(manifest["corpus"], {"name": _TEXT, "report": _OBJECT}, f"{path}: corpus")
+    json_files.check(manifest["tokenizer"], _TOKENIZER_FIELDS, f"{path}: tokenizer")
+    listed = manifest["files"]
+    for name, record in listed.items():
+        json_files.check(record, _FILE_FIELDS, f"{path}: {json_files.show(name)}")
+        if pathlib.PurePosixPath(name).is_absolute() or not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise UserError(f"{path}: lists {json_files.show(name)}, which is not a file in the folder; remove it")
+    for part in PARTS:
+        json_files.check(manifest["parts"], {part: _OBJECT}, f"{path}: parts")
+        record = manifest["parts"][part]
+        json_files.check(record, _PART_FIELDS, f"{path}: {part}")
+        shards = [name for name in listed if _of(part, name)]
+        if sum(listed[name].get("rows") or 0 for name in shards) != record["rows"] or f"{part}_ids.npy" not in listed:
+            raise UserError(f"{path}: does not list the files of the {record['rows']:,} rows of {part}; pack again")
 
 
 def _of(part: str, name: str) -> bool:

@@ -10,19 +10,20 @@ Files are read as a stream and can be compressed with gzip. A byte order mark is
 import collections
 import contextlib
 import gzip
-import hashlib
+import io
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TextIO, TypeVar
 
-from tfzoo import json_files
+from tfzoo import files, json_files
 from tfzoo.errors import UserError
 from tfzoo.json_files import BadJSON, show
 
 POLICIES = ("strict", "skip")
 MAX_ROW = 1 << 24  # Characters of a row; a longer row is the result of a quote that is not closed.
+MAX_LINE_BYTES = 4 * MAX_ROW
 
 # Magic numbers of files that people mistake for text, with the remedy.
 _NOT_TEXT = {
@@ -58,20 +59,51 @@ def check_utf8(text: str) -> None:
         raise BadRow("invalid_utf8", f"byte 0x{byte:02x} after {before} is not UTF-8", remedy)
 
 
+class _Lines(io.BufferedReader):
+    """Bytes of a file, which raise UserError inside a line longer than MAX_LINE_BYTES: a few bytes of gzip can contain
+    an endless one. `io.TextIOWrapper` reads with `read1`, or with `read` if the whole text is requested."""
+
+    def __init__(self, raw: Any, path: str):
+        super().__init__(raw)
+        self._path, self._since_end = path, 0
+
+    def read1(self, size: int = -1) -> bytes:
+        data = super().read1(size)
+        end = max(data.rfind(b"\n"), data.rfind(b"\r"))
+        self._since_end = self._since_end + len(data) if end < 0 else len(data) - end
+        self._check()
+        return data
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size >= 0:
+            return super().read(size)
+        data = super().read(MAX_LINE_BYTES + 1)
+        self._since_end = len(data)
+        self._check()
+        return data
+
+    def _check(self) -> None:
+        if self._since_end > MAX_LINE_BYTES:
+            raise UserError(f"{self._path}: has a line longer than {MAX_LINE_BYTES:,} bytes; split it")
+
+
 @contextlib.contextmanager
 def open_text(path: str, newline: str = "") -> Iterator[TextIO]:
     """Opens a file of UTF-8, decompressed if it is a gzip file. Line endings are kept, as the csv module requires, and
     invalid bytes become lone surrogates (PEP 383), which `check_utf8` reports. `newline` is that of `open`.
 
     Raises:
-      UserError: the file cannot be read, or its gzip stream is damaged.
+      UserError: the file cannot be read, its gzip stream is damaged, or it contains a line longer than MAX_LINE_BYTES.
     """
     try:
-        with open(path, "rb") as file:
+        with contextlib.ExitStack() as stack:
+            file: Any = stack.enter_context(files.open_file(path))
             start = file.read(2)
-        opener: Any = gzip.open if start == _GZIP else open
-        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline) as text:
-            yield text
+            file.seek(0)
+            if start == _GZIP:
+                file = stack.enter_context(gzip.GzipFile(fileobj=file))
+            lines: Any = _Lines(file, path)
+            yield io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: gzip stream damaged or truncated ({error}); create or download it again") from None
     except OSError as error:
@@ -168,7 +200,7 @@ class RowFile(Generic[Row]):
         if not os.path.isfile(self.path):
             raise self.error("is not a regular file; specify a file")
         try:
-            with open(self.path, "rb") as file:
+            with files.open_file(self.path) as file:
                 start = file.read(32)
         except OSError as error:
             raise self.error(f"cannot be read ({(error.strerror or str(error)).lower()}); check the file") from None
@@ -267,6 +299,5 @@ class RowFile(Generic[Row]):
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the content in hexadecimal."""
         if self._fingerprint is None:
-            with open(self.path, "rb") as file:
-                self._fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+            self._fingerprint = files.sha256(self.path)
         return self._fingerprint

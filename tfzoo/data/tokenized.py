@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tfzoo import files, lazy, text
+from tfzoo import arrays, files, json_files, lazy, text
 from tfzoo.data.documents import Corpus, Document
 from tfzoo.errors import UserError
 
@@ -74,10 +74,10 @@ def cached(documents: list[Document], tokenizer, fingerprint: str, cache_dir: st
     folder = pathlib.Path(cache_dir, f"tokenized-{key}")
     names = [field.name for field in dataclasses.fields(TokenizedCorpus)]
     try:
-        sums = json.loads((folder / "sha256.json").read_text())
-        if all(files.sha256(folder / f"{name}.npy") == sums[name] for name in names):
-            return TokenizedCorpus(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
-    except (OSError, ValueError, KeyError, TypeError):
+        sums = json_files.read(folder / "sha256.json")
+        if all(files.sha256(folder / f"{name}.npy") == sums.get(name) for name in names):
+            return TokenizedCorpus(**{name: arrays.open_array(folder / f"{name}.npy") for name in names})
+    except UserError:
         pass
     corpus = tokenize(documents, tokenizer)
     if folder.exists():

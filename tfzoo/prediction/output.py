@@ -50,7 +50,7 @@ class Output:
             problem = "is a folder" if self.path.is_dir() else f"{self.path.parent} is not a folder"
             raise UserError(f"--output={path}: {problem}; specify a file in an existing folder")
         with files.writing(self.partial):
-            self._file = open(self.partial, "ab+")
+            self._file = open(self.partial, "ab+", opener=files.regular)
         try:
             self._lock()
             if resume and (self._record.exists() or os.path.getsize(self.partial)):

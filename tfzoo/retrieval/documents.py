@@ -6,6 +6,7 @@ lines of a .txt file are not documents.
 """
 
 import collections
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ class Source:
         bad_rows: str = "strict",
     ):
         listed = [paths] if isinstance(paths, str | pathlib.Path) else paths
-        self.paths = [pathlib.Path(path).expanduser() for path in listed]
+        self.paths = [pathlib.Path(os.path.expanduser(path)) for path in listed]
         self.text_field, self.id_field, self.bad_rows, self.skipped = text_field, id_field, bad_rows, 0
         prefixes = [""] if len(self.paths) == 1 else _prefixes(self.paths)
         self._files = [_File(path, self, prefix) for path, prefix in zip(self.paths, prefixes, strict=True)]

@@ -32,6 +32,7 @@ import pathlib
 import types
 from typing import TYPE_CHECKING, Any
 
+from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text import cache, settings, template
 from tfzoo.text.settings import (
@@ -127,7 +128,7 @@ def load(folder: str | os.PathLike) -> "Tokenizer":
     if (limit := config.get("model_max_length")) and limit < _NO_LIMIT:
         tokenizer.max_length = int(limit)
     present = [name for name in FILES if (folder / name).is_file()]
-    tokenizer.keep_files({name: (folder / name).read_bytes() for name in present})
+    tokenizer.keep_files({name: files.read_bytes(folder / name) for name in present})
     with contextlib.suppress(UserError):  # Of no importance unless there is a conversation.
         templates = {name: source for name, (_, source) in template.read_chat_templates(folder).items()}
         tokenizer.chat_templates = types.MappingProxyType(templates)

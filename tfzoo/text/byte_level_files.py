@@ -7,7 +7,7 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from tfzoo import json_files
+from tfzoo import files, json_files
 from tfzoo.errors import UserError
 from tfzoo.text.byte_level_model import BYTES, check_merges, check_vocab
 from tfzoo.text.settings import CONFIG_FILE, ROLES, SPLIT_PATTERNS, TOKENIZER_FILE
@@ -147,10 +147,7 @@ def content(
 
 
 def _read(path: pathlib.Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: the tokenizer cannot be read ({error.strerror})") from None
+    content = files.read_bytes(path)
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -1,24 +1,23 @@
 """A cache, in the user's cache folder, of results that are costly to compute from a tokenizer's files."""
 
 import hashlib
-import os
 import pathlib
 from collections.abc import Callable
 
 from tfzoo import files
+from tfzoo.errors import UserError
 
 
 def folder() -> pathlib.Path:
-    """Returns $XDG_CACHE_HOME/tfzoo/tokenizers, or ~/.cache/tfzoo/tokenizers."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return pathlib.Path(base, "tfzoo", "tokenizers")
+    """Returns the folder tokenizers/ of `files.cache_folder`."""
+    return files.cache_folder() / "tokenizers"
 
 
 def read(key: str) -> bytes | None:
     """Returns the content stored under a key of 64 hexadecimal digits; None if there is none or it is damaged."""
     try:
-        content = (folder() / key).read_bytes()
-    except OSError:
+        content = files.read_bytes(folder() / key)
+    except UserError:
         return None
     return content[32:] if hashlib.sha256(content[32:]).digest() == content[:32] else None
 
@@ -28,7 +27,7 @@ def write(key: str, content: bytes) -> None:
     try:
         folder().mkdir(parents=True, exist_ok=True)
         files.atomic_write(folder() / key, hashlib.sha256(content).digest() + content)
-    except OSError:
+    except (OSError, UserError):
         pass
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text.pieces import Pieces
 from tfzoo.text.settings import CHARACTERS_FILE, CONFIG_FILE
@@ -144,10 +145,7 @@ def _escape(token: str) -> str:
 
 
 def _read_vocab(path: pathlib.Path) -> list[str]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: the vocabulary cannot be read ({error.strerror})") from None
+    lines = files.read_bytes(path).split(b"\n")
     if lines[-1] == b"":
         lines.pop()
     by_escape = {escaped: character for character, escaped in _NAMED.items()}

@@ -20,6 +20,7 @@ import tensorflow as tf
 import tokenizers
 from absl import logging
 
+from tfzoo import files
 from tfzoo.errors import UserError, one_line
 from tfzoo.text import cache, untrusted
 from tfzoo.text.lines import LINES
@@ -191,7 +192,7 @@ def key(folder: pathlib.Path) -> str:
         path = folder / name
         digest.update(f"{name} {path.exists()}\n".encode())
         if path.exists():
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(hashlib.sha256(files.read_bytes(path)).digest())
     return digest.hexdigest()
 
 

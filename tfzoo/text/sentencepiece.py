@@ -24,7 +24,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from tfzoo import json_files
+from tfzoo import files, json_files
 from tfzoo.errors import UserError, one_line, suggest
 from tfzoo.json_files import Field
 from tfzoo.text import settings, token_files, untrusted
@@ -242,11 +242,7 @@ class SentencePiece(Tokenizer):
         Raises:
           UserError: the file is missing or is not a valid model; the message names the file.
         """
-        try:
-            model = pathlib.Path(path).read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: the model cannot be read ({error.strerror})") from None
-        return cls(model, kind, name=os.fspath(path), **options)
+        return cls(files.read_bytes(path), kind, name=os.fspath(path), **options)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "SentencePiece":
@@ -580,10 +576,7 @@ def _marian_files(folder: pathlib.Path, row: _Kind, config: dict[str, Any]) -> d
         raise UserError(
             f"{path}: must contain each id from 0 to {len(vocab) - 1} once, and {unknown}; get the file again"
         )
-    try:
-        model = other.read_bytes()
-    except OSError as error:
-        raise UserError(f"{other}: the model cannot be read ({error.strerror})") from None
+    model = files.read_bytes(other)
     _parse(model, str(other))
     return {"vocab": dict(sorted(vocab.items(), key=lambda item: item[1])), "other": model}
 

@@ -43,10 +43,7 @@ def read_chat_templates(folder: str | os.PathLike) -> dict[str, tuple[pathlib.Pa
 
 
 def _read(path: pathlib.Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    return files.read_text(path, max_bytes=json_files.MAX_BYTES)
 
 
 def write_chat_templates(folder: str | os.PathLike, sources: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 from tensorflow_text.core.pybinds import pywrap_fast_wordpiece_tokenizer_model_builder
 
+from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text import cache, settings
 from tfzoo.text.added import AddedToken
@@ -316,10 +317,7 @@ def content(tokens: Sequence[str], roles: Mapping[str, str], config: Mapping[str
 
 
 def _read_vocab(path: pathlib.Path) -> list[str]:
-    try:
-        lines = path.read_bytes().split(b"\n")  # Not splitlines: tokens such as U+2028 or U+0085 would end a line.
-    except OSError as error:
-        raise UserError(f"{path}: the vocabulary cannot be read ({error.strerror})") from None
+    lines = files.read_bytes(path).split(b"\n")  # Not splitlines: tokens such as U+2028 or U+0085 would end a line.
     if lines[-1] == b"":
         lines.pop()
     tokens = []

@@ -1,7 +1,7 @@
 """Checkpoints that are complete, written atomically, and verified when they are read.
 
     RUN/checkpoints/00001200/variables.safetensors  every variable of the models and the optimizer, including seeds
-    RUN/checkpoints/00001200/checkpoint.json        step, the caller's state, names, dtypes, shapes, checksums
+    RUN/checkpoints/00001200/checkpoint.json        step, the caller's state, names, dtypes, shapes, checksums, run's id
     RUN/best -> checkpoints/00000900
 
 A checkpoint is written under a temporary name and then renamed, so that it is never incomplete. An interim checkpoint
@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from tfzoo import files
+from tfzoo import files, json_files
 from tfzoo.errors import UserError
+from tfzoo.json_files import Field, Fields
 from tfzoo.objectives.objective import MAIN
 from tfzoo.weights import safetensors_files
 from tfzoo.weights.tensors import NAMES
@@ -35,6 +36,15 @@ FORMAT = 1
 VARIABLES, RECORD = "variables.safetensors", "checkpoint.json"
 MAX_RECORD_BYTES = 64 << 20
 _STEP = re.compile(r"\d{8,}")
+_FIELDS: Fields = {
+    "step": Field(int, low=0, required=True),
+    "state": Field(dict, required=True),
+    "interim": Field(bool),  # Not in files of earlier versions, like the next one.
+    "run": Field(str),
+    "bytes": Field(int, low=0, required=True),
+    "sha256": Field(str, required=True),
+    "variables": Field(dict, items=Field(str), required=True),
+}
 
 Contents = tuple[int, dict[str, Any], dict[str, np.ndarray]]  # step, state, variables
 
@@ -51,9 +61,13 @@ class Checkpoints:
       keep: how many to keep, in addition to the one that RUN/best points to.
       read_only: for reading a run that another process may be writing: nothing is cleaned up, and `save` and
         `mark_best` raise an error. Otherwise, leftovers of killed writers are removed on construction.
+      run_id: the id of the run, which every checkpoint must have; None for a run of an earlier version, without one.
+
+    Raises:
+      UserError: the folder is a symbolic link.
     """
 
-    def __init__(self, folder: str | os.PathLike, keep: int = 2, read_only: bool = False):
+    def __init__(self, folder: str | os.PathLike, keep: int = 2, read_only: bool = False, *, run_id: str | None = None):
         self._thread = concurrent.futures.ThreadPoolExecutor(1)  # The interpreter waits for it on exit.
         self._writing: concurrent.futures.Future[None] | None = None
         if keep < 1:
@@ -61,7 +75,8 @@ class Checkpoints:
         self._folder = pathlib.Path(folder)
         self._best = self._folder.parent / "best"
         self._keep = keep
-        self._read_only = read_only
+        self._read_only, self._run_id = read_only, run_id
+        files.check_not_a_link(self._folder)
         self._damaged: set[int] = set()
         if not read_only:
             for written in (self._folder, *map(self.path, self.steps())):
@@ -114,6 +129,8 @@ class Checkpoints:
             arrays = {name: _to_numpy(variable, keep=not wait) for name, variable in variables.items()}
         record: dict[str, Any] = {"format": FORMAT, "step": int(step), "state": copy.deepcopy(dict(state))}
         record["interim"] = interim
+        if self._run_id is not None:
+            record["run"] = self._run_id
         if wait:
             self._write(step, arrays, record, best)
         else:
@@ -192,7 +209,7 @@ class Checkpoints:
         """
         if path is not None:
             try:
-                return _read(pathlib.Path(path).resolve())
+                return _read(pathlib.Path(path).resolve(), self._run_id)
             except _Damaged as damage:
                 raise UserError(f"{damage}; choose another checkpoint") from None
         if not self.steps():
@@ -226,12 +243,25 @@ class Checkpoints:
             os.replace(partial, self._best)
 
     def best_step(self) -> int | None:
-        """Returns the step that RUN/best points to; None if there is no such link."""
+        """Returns the step that RUN/best points to; None if there is no such link.
+
+        Raises:
+          UserError: RUN/best is something else.
+        """
         try:
-            name = os.path.basename(os.readlink(self._best))
-        except OSError:
+            folder, _, name = os.readlink(self._best).rpartition("/")
+        except FileNotFoundError:
             return None
-        return int(name) if _STEP.fullmatch(name) else None
+        except OSError:
+            folder = name = ""
+        if folder != self._folder.name or not _STEP.fullmatch(name):
+            raise UserError(f"{self._best}: is not a link to one of this run's checkpoints; remove it")
+        return int(name)
+
+    def selected(self, path: str | os.PathLike | None) -> str | os.PathLike | None:
+        """Returns `path`, or else the folder of the best checkpoint, if there is one; the argument of `read`."""
+        best = self.best_step() if path is None else None
+        return path if best is None or not self.path(best).exists() else self.path(best)
 
     def _must_write(self) -> None:
         if self._read_only:
@@ -250,7 +280,7 @@ class Checkpoints:
             steps = sorted(steps, key=lambda step: (not self._is_interim(step), step))
         for step in reversed(steps):
             try:
-                contents = _read(self.path(step))
+                contents = _read(self.path(step), self._run_id)
             except _Damaged as damage:
                 logging.warning("%s; falling back to the previous checkpoint", damage)
                 self._damaged.add(step)
@@ -449,12 +479,12 @@ def _read_record(folder: pathlib.Path) -> dict[str, Any]:
       _Damaged: the file differs from what was written.
     """
     record_path = folder / RECORD
+    if folder.is_symlink():
+        raise _Damaged(f"{folder}: is a symbolic link, which is not followed here")
     try:
-        if record_path.stat().st_size > MAX_RECORD_BYTES:
-            raise _Damaged(f"{record_path}: is too large")
-        data = record_path.read_bytes()
-    except OSError as error:
-        raise _unreadable(error) from None
+        data = files.read_bytes(record_path, max_bytes=MAX_RECORD_BYTES, follow=False)
+    except UserError as error:
+        raise _Damaged(str(error).partition(";")[0]) from None
     try:
         record = json.loads(data)
         claimed = record.pop("checksum")
@@ -463,28 +493,34 @@ def _read_record(folder: pathlib.Path) -> dict[str, Any]:
         intact = False
     if not intact:
         raise _Damaged(f"{record_path}: is corrupted: its content does not match its checksum")
-    if record["format"] != FORMAT:
-        raise UserError(f"{record_path}: has format {record['format']}, but this tfzoo reads {FORMAT}; update tfzoo")
+    if record.get("format") != FORMAT:
+        shown = json_files.show(record.get("format"))
+        raise UserError(f"{record_path}: has format {shown}, but this tfzoo reads {FORMAT}; update tfzoo")
+    json_files.check(record, _FIELDS, record_path)
     if str(record["step"]) != folder.name.lstrip("0").rjust(1, "0"):
         raise _Damaged(f"{record_path}: belongs to step {record['step']}, not {folder.name}")
     return record
 
 
-def _unreadable(error: OSError) -> _Damaged:
-    return _Damaged(f"{error.filename}: {(error.strerror or str(error)).lower()}")
-
-
-def _read(folder: pathlib.Path) -> Contents:
+def _read(folder: pathlib.Path, run_id: str | None) -> Contents:
     """Reads and verifies one checkpoint.
 
     Raises:
       _Damaged: the checkpoint differs from what was written.
+      UserError: it was saved by another run.
     """
     record, variables_path = _read_record(folder), folder / VARIABLES
+    if run_id is not None and record.get("run") != run_id:
+        raise UserError(
+            f"{folder}: was saved by another run (id {record.get('run')}, not {run_id}); to start from its weights, "
+            "specify the folder of its run with --init_from, or remove it"
+        )
     try:
-        size = variables_path.stat().st_size
+        size = variables_path.stat(follow_symlinks=False).st_size
     except OSError as error:
-        raise _unreadable(error) from None
+        raise _Damaged(f"{variables_path}: {(error.strerror or str(error)).lower()}") from None
+    if variables_path.is_symlink():
+        raise _Damaged(f"{variables_path}: is a symbolic link, which is not followed here")
     if size != record["bytes"]:
         raise _Damaged(f"{variables_path}: has {size} bytes, but {record['bytes']} were written")
     try:

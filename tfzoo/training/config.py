@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli, options
+from tfzoo import cli, files, options
 from tfzoo.data.files import POLICIES
 from tfzoo.data.tokenized import TOKENIZERS
 from tfzoo.errors import UserError
@@ -70,7 +70,10 @@ class CorpusConfig(Checked):
         choices=POLICIES,
     )
     cache_dir: str | None = option(
-        None, "Cache folder for cleaned and tokenized text; ~/.cache/tfzoo by default.", group=_DATA, changeable=True
+        None,
+        "Cache folder for cleaned and tokenized text; by default $XDG_CACHE_HOME/tfzoo or ~/.cache/tfzoo.",
+        group=_DATA,
+        changeable=True,
     )
     tokenizer: str = option(
         "wordpiece",
@@ -95,8 +98,8 @@ class CorpusConfig(Checked):
 
     @property
     def cache_folder(self) -> pathlib.Path:
-        """cache_dir, or the default cache folder."""
-        return pathlib.Path(self.cache_dir or os.path.expanduser("~/.cache/tfzoo"))
+        """cache_dir, or the user's cache folder."""
+        return pathlib.Path(os.path.expanduser(self.cache_dir)) if self.cache_dir else files.cache_folder()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,4 @@ def evaluate(run_dir: pathlib.Path, config: TrainConfig, how: Any, columns: Mapp
 def _step_of(run_dir: pathlib.Path, checkpoint_dir: str | None) -> int:
     """Returns the step of a checkpoint, by default of best/ or the newest."""
     store = checkpoint.Checkpoints(run_dir / "checkpoints", read_only=True)
-    best = run_dir / "best"
-    chosen = checkpoint_dir or (best if best.exists() else None)
-    return store.read(chosen)[0]
+    return store.read(store.selected(checkpoint_dir))[0]

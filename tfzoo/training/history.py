@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli, hub, json_files, results
+from tfzoo import cli, files, hub, json_files, results
 from tfzoo.errors import UserError
 from tfzoo.json_files import Field
 from tfzoo.results import Results, Score
@@ -199,7 +199,7 @@ def _metrics(path: pathlib.Path) -> tuple[dict[str, Any], ...]:
       UserError: a complete line is not an object with a step.
     """
     records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), 1):
+    for number, line in enumerate(files.read_bytes(path).split(b"\n")[:-1] if path.exists() else (), 1):
         try:
             record = json.loads(line)  # json_files rejects NaN, which a training run may log.
         except ValueError:

@@ -1,7 +1,6 @@
 """The inputs of a run: corpus, tokenizer, rows and objective, and the checks that they are compatible."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import types
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from tfzoo import config as config_lib
-from tfzoo import hub, lazy
+from tfzoo import hub, json_files, lazy, options
 from tfzoo.data import mixture
 from tfzoo.data.corpus import load_corpus
-from tfzoo.data.packed import PARTS, PackedFolder
+from tfzoo.data.packed import MANIFEST, PARTS, PackedFolder
 from tfzoo.data.tokenized import TokenizedCorpus, cached, cached_tokenizer
 from tfzoo.errors import UserError
+from tfzoo.json_files import Field
 from tfzoo.objectives.objective import Objective
 from tfzoo.training import registry, stages
 from tfzoo.training.config import CorpusConfig, TrainConfig
@@ -207,13 +207,31 @@ def find_packed(config: TrainConfig, given: Mapping[str, Any]) -> tuple[TrainCon
     if not os.path.isdir(os.path.expanduser(config.corpus)):
         return config, None
     folder = PackedFolder.open(config.corpus)
+    _check_decided(folder)
     for name, value in folder.flags.items():
         if name in given and given[name] != value:
             raise UserError(
                 f"--{name}={given[name]}: {folder.folder} was packed with --{name}={value}; omit it, or pack the text "
                 "again"
             )
-    return config.replace(**folder.flags), folder
+    try:
+        return config.replace(**folder.flags), folder
+    except UserError as error:
+        raise UserError(f"{folder.folder / MANIFEST}: flags: {error}; pack the text again") from None
+
+
+# The options that packing decides, in addition to those of the objective.
+_DECIDED = {"text_field", "raw_text", "held_out", "bad_text", "objective", "sequence_length"}
+_DECIDED |= {"tokenizer", "vocab_size", "lowercase"}
+
+
+def _check_decided(folder: PackedFolder) -> None:
+    """Raises UserError if the manifest of a packed folder sets an option that packing does not decide."""
+    where, objective = f"{folder.folder / MANIFEST}: flags", folder.flags.get("objective")
+    json_files.check(folder.flags, {"objective": Field(str, choices=tuple(registry.OBJECTIVES), required=True)}, where)
+    decided = {*_DECIDED, *options.names_with(registry.find(objective).Options, "decides_rows")}
+    if others := sorted(folder.flags.keys() - decided):
+        raise UserError(f"{where}: {json_files.show(others[0])} is not decided by packing; pack the text again")
 
 
 def read_model_config(config: TrainConfig):
@@ -309,9 +327,11 @@ def read_corpus(config: CorpusConfig, resumed: pathlib.Path | None = None, packe
 def fingerprint_of(path: pathlib.Path) -> str:
     """Returns the fingerprint of the text that a run started with."""
     try:
-        return json.loads(path.read_text())["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: is missing or damaged; restore it, or specify a new --run_dir") from None
+        record = json_files.read(path)
+        json_files.check(record, {"fingerprint": Field(str, required=True)}, path)
+    except UserError as error:
+        raise UserError(f"{error}; or specify a new --run_dir") from None
+    return record["fingerprint"]
 
 
 def existing_tokenizer(config: CorpusConfig) -> tuple[Any, str]:

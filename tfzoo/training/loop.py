@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -292,7 +293,7 @@ class Trainer:
             raise UserError(f"{self.run_dir / 'checkpoints'}: the checkpoints no longer exist; restore them")
         self.step, saved = restored or (-1, {})  # -1 in a worker that does not see the chief's checkpoints.
         self.workers.check_alike(last_step=self.step)
-        self.progress = guard.after_rollback(Progress(**saved), self.progress, self.step, failed)
+        self.progress = guard.after_rollback(Progress.read(saved, self.run_dir), self.progress, self.step, failed)
         if self.chief:
             self.checkpoints.remove_after(self.step)
         self._mark_best()
@@ -395,13 +396,20 @@ class Trainer:
             with files.writing(self.run_dir):
                 self.run_dir.mkdir(parents=True, exist_ok=True)
             closing.enter_context(files.Lock(self.run_dir))
+        self.run_id = None  # A worker may not see the chief's files.
+        if self.chief:
+            self.run_id = runs.id_of(self.run_dir) if self.resuming else secrets.token_hex(8)
         self.checkpoints = checkpoint.Checkpoints(
-            self.run_dir / "checkpoints", keep=config.keep_checkpoints, read_only=not self.chief
+            self.run_dir / "checkpoints",
+            keep=config.keep_checkpoints,
+            read_only=not self.chief,
+            run_id=self.run_id,
         )
         self.variables = checkpoint.model_variables(self.models, self.optimizer)
         restored = self.checkpoints.restore(self.variables)
         if restored:
-            self.step, self.progress = restored[0], Progress(**restored[1])
+            self.step = restored[0]
+            self.progress = Progress.read(restored[1], self.checkpoints.path(self.step) / checkpoint.RECORD)
             resume.check_steps(config, self.step)
         elif self.loaded:
             self.progress = Progress(evaluating=True)  # The figures of the initial weights are shown first.
@@ -426,14 +434,16 @@ class Trainer:
 
     def _write_records(self) -> None:
         """Writes the files that describe the run; flags.cfg is written last and marks the folder as that of a run."""
-        for folder in (self.run_dir, self.run_dir / "tokenizer", self.run_dir / "events"):
+        for folder in (self.run_dir / "tokenizer", self.run_dir / "events"):
+            files.check_not_a_link(folder)
             files.remove_partials(folder)  # Leftovers of a killed process.
+        files.remove_partials(self.run_dir)
         if not self.resuming:
             corpus = self.inputs.corpus
             self.inputs.tokenizer.save(self.run_dir / "tokenizer")
             names = self.inputs.objective.model_names(self.inputs.model_name)
             task = self.inputs.objective.record() if self.config.task else None
-            runs.write_config(self.run_dir, self.models, names, self.inputs.tokenizer, task)
+            runs.write_config(self.run_dir, self.models, names, self.inputs.tokenizer, task, run_id=self.run_id)
             if self.config.task and (decoding := self.inputs.objective.generation_config()):
                 runs.write_generation_config(self.run_dir, decoding)
             record = {"fingerprint": corpus.fingerprint, "report": corpus.report}

@@ -92,7 +92,7 @@ class MetricsLog:
         ]
         files.atomic_write(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         _match_events(run_dir / "events", kept)
-        self._file = open(self._path, "a")
+        self._file = open(self._path, "a", opener=files.regular)
         self._events = tf.summary.create_file_writer(str(run_dir / "events"))
         for record in _without_events(run_dir / "events", kept):
             self._summarize(record)
@@ -151,7 +151,7 @@ def _read_events(path: pathlib.Path) -> Iterator[tuple[bytes, list[tuple[int, st
     import tensorflow as tf
     from tensorboard.compat.proto import event_pb2
 
-    content, start = path.read_bytes(), 0
+    content, start = files.read_bytes(path, follow=False), 0
     with contextlib.suppress(tf.errors.DataLossError):
         for data in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             end = start + _FRAME + len(data)
@@ -186,10 +186,11 @@ def _without_events(folder: pathlib.Path, records: list[dict]) -> list[dict]:
 def read_metrics(path: pathlib.Path) -> list[dict]:
     """Returns the records of the complete lines of a metrics.jsonl; an empty list if the file does not exist."""
     records = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
+    if not path.exists():
+        return []
+    for line in files.read_bytes(path, follow=False).split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
     return records
 
 

@@ -4,7 +4,8 @@ flags.cfg       every flag except run_dir: python -m tfzoo.train --flagfile=flag
 config.json     {"models": {"main": {"model": name, "heads": [names], "num_labels": count, "labels": [names],
                 "pool": pooling, "config": fields of TransformerConfig, "embed": fields of EmbeddingConfig,
                 "sentence": how texts are read, of a model with the head embed}}, "tokenizer": its fingerprint, "task":
-                the fine-tuning task, if any}; other models, such as a teacher, have other roles than "main"
+                the fine-tuning task, if any, "run": a random id, which the run's checkpoints have as well}; other
+                models, such as a teacher, have other roles than "main"
 generation_config.json  of a task that writes texts: the decoding options of its evaluations, in Hugging Face's format
 corpus.json     fingerprint and counts of the corpus, or of the labelled files
 evaluation.json  of a fine-tuning run: the scores of the best checkpoint on the validation file (docs/finetuning.md)
@@ -44,6 +45,7 @@ _FIELDS = {
     "models": Field(dict, items=Field(dict), required=True),
     "tokenizer": Field(str),
     "task": Field(dict),
+    "run": Field(str),
 }
 _TASK_FIELDS = {
     "name": Field(str, required=True),
@@ -79,6 +81,8 @@ def write_config(
     names: Mapping[str, str],
     tokenizer,
     task: Mapping[str, Any] | None = None,
+    *,
+    run_id: str | None = None,
 ) -> None:
     """Writes config.json.
 
@@ -88,12 +92,15 @@ def write_config(
       names: role -> the name in CONFIGS that the model was built from.
       tokenizer: the tokenizer of the models; None omits its fingerprint.
       task: the record of a fine-tuning task: see `task_of`.
+      run_id: the id of the run.
     """
     record: dict[str, Any] = {"models": {role: _describe(model, names[role]) for role, model in models.items()}}
     if tokenizer is not None:
         record["tokenizer"] = tokenizer.fingerprint()
     if task is not None:
         record["task"] = dict(task)
+    if run_id is not None:
+        record["run"] = run_id
     files.atomic_write(pathlib.Path(run_dir, CONFIG), json.dumps(record, indent=2) + "\n")
 
 
@@ -160,6 +167,11 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     for role, entry in record["models"].items():
         json_files.check(entry, _MODEL_FIELDS, f"{path}: {role}")
     return record
+
+
+def id_of(run_dir: str | os.PathLike) -> str | None:
+    """Returns the id of a run; None for a run of an earlier version, without one."""
+    return _read_config(pathlib.Path(run_dir)).get("run")
 
 
 def roles(folder: str | os.PathLike) -> tuple[str, ...]:
@@ -352,10 +364,8 @@ def load_model(run_dir: str | os.PathLike, checkpoint_dir: str | os.PathLike | N
             model.markers = tuple(task.get("markers", ()))
         if "span" in model.head_names:
             model.no_answer_threshold = task.get("no_answer_threshold")
-    if checkpoint_dir is None and (folder / "best").exists():
-        checkpoint_dir = folder / "best"
-    store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
-    step, _, arrays = store.read(checkpoint_dir)
+    store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True, run_id=record.get("run"))
+    step, _, arrays = store.read(store.selected(checkpoint_dir))
     _assign(store.path(step), model, role, arrays, fresh_heads=options.get("heads") is not None)
     return model
 

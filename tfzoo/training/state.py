@@ -2,8 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Literal
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from tfzoo import json_files
+from tfzoo.errors import UserError
+from tfzoo.json_files import Field, Fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,18 @@ class Progress:
     failed_at: int = 0
     evaluating: bool = False
 
+    @classmethod
+    def read(cls, record: Mapping[str, Any], where: str | os.PathLike) -> "Progress":
+        """Returns the progress that a checkpoint's record contains; `where` is the file, for messages.
+
+        Raises:
+          UserError: a field is unknown, or has an invalid value.
+        """
+        json_files.check(record, _FIELDS, where)
+        if unknown := record.keys() - _FIELDS.keys():
+            raise UserError(f"{where}: state has an unknown field {json_files.show(min(unknown))}; update tfzoo")
+        return cls(**record)
+
     def padding_share(self) -> float:
         """Returns the fraction of positions without a token since the last log line."""
         filled, total = map(sum, zip(*self.places))
@@ -56,6 +73,16 @@ class Progress:
         if better and math.isfinite(value):
             return dataclasses.replace(done, best=value, best_step=step, since_best=0)
         return dataclasses.replace(done, since_best=self.since_best + 1)
+
+
+_COUNT = Field(int, low=0, null=False)
+_FIELDS: Fields = {
+    "losses": Field(list, items=Field(float), null=False),
+    "places": Field(list, items=Field(list, items=_COUNT), null=False),
+    "best": Field(float),
+    **dict.fromkeys(("best_step", "since_best", "passed_over", "nonfinite", "in_a_row", "failed_at"), _COUNT),
+    "evaluating": Field(bool, null=False),
+}
 
 
 def due(step: int, every: int, last: int) -> bool:

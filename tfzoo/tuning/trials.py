@@ -74,7 +74,7 @@ def read(folder: pathlib.Path, dimensions: Sequence[Dimension]) -> list[Trial]:
     if not path.exists():
         return []
     found: list[Trial] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(files.read_text(path).splitlines(), 1):
         where = f"{path}:{number}"
         try:
             record = json_files.parse(line)

@@ -154,10 +154,7 @@ class ByteLevelFiles:
 
 
 def _read_merges(path: pathlib.Path) -> list[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error, 200)}); restore the preset's own file") from None
+    lines = files.read_text(path).split("\n")
     merges = []
     for number, line in enumerate(lines, 1):
         parts = line.rstrip("\r").split(" ")

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfzoo import results
+from tfzoo import files, results
 from tfzoo.results import Results
 
 NAME = "README.md"
@@ -136,7 +136,7 @@ def text(
 def license_of(folder: pathlib.Path) -> str:
     """Returns the license in the metadata of a folder's README.md; "" if there is none."""
     path = folder / NAME
-    content = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    content = files.read_bytes(path).decode(errors="replace") if path.is_file() else ""
     front = re.match(r"---\s*\n(.*?)\n---\s*\n", content, re.DOTALL)
     stated = re.search(r"""^license:[ \t]*["']?([\w.-]+)["']?[ \t]*$""", front[1], re.MULTILINE) if front else None
     return stated[1] if stated else ""

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import ml_dtypes
 import numpy as np
 
-from tfzoo import json_files
+from tfzoo import files, json_files
 from tfzoo.errors import UserError
 from tfzoo.json_files import Field, show
 
@@ -264,7 +264,7 @@ def map_file(path: pathlib.Path) -> mmap.mmap:
     """
     if not path.is_file():  # Opening a pipe would wait forever.
         raise UserError(f"{path}: {'is not a plain file' if path.exists() else 'no such file'}; specify a weight file")
-    with open(path, "rb") as file:
+    with files.open_file(path) as file:
         if not os.fstat(file.fileno()).st_size:
             raise UserError(f"{path}: is empty; {AGAIN}")
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
