@@ -9,13 +9,13 @@ import errno
 import fcntl
 import functools
 import hashlib
+import io
 import os
 import pathlib
 import re
 import shutil
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from tfzoo.errors import UserError
 
@@ -60,7 +60,7 @@ def _check_regular(path: str | os.PathLike, mode: int) -> None:
         raise OSError(errno.ENXIO, "Not a regular file", os.fspath(path))
 
 
-def open_file(path: str | os.PathLike, *, follow: bool = True) -> BinaryIO:
+def open_file(path: str | os.PathLike, *, follow: bool = True) -> io.BufferedReader:
     """Opens a regular file for reading bytes.
 
     Args:

@@ -227,9 +227,10 @@ _DECIDED |= {"tokenizer", "vocab_size", "lowercase"}
 
 def _check_decided(folder: PackedFolder) -> None:
     """Raises UserError if the manifest of a packed folder sets an option that packing does not decide."""
-    where, objective = f"{folder.folder / MANIFEST}: flags", folder.flags.get("objective")
+    where = f"{folder.folder / MANIFEST}: flags"
     json_files.check(folder.flags, {"objective": Field(str, choices=tuple(registry.OBJECTIVES), required=True)}, where)
-    decided = {*_DECIDED, *options.names_with(registry.find(objective).Options, "decides_rows")}
+    objective = registry.find(folder.flags["objective"])
+    decided = {*_DECIDED, *options.names_with(objective.Options, "decides_rows")}
     if others := sorted(folder.flags.keys() - decided):
         raise UserError(f"{where}: {json_files.show(others[0])} is not decided by packing; pack the text again")
 
