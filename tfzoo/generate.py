@@ -25,11 +25,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags as absl_flags
 
 from tfzoo import cli, hub, json_files, progress
 from tfzoo import options as declared
 from tfzoo.errors import UserError
+from tfzoo.json_files import Field
 from tfzoo.model_dir import ModelDir
 from tfzoo.options import option
 
@@ -232,7 +234,7 @@ def _generate(config: GenerateConfig, model, tokenizer, options: dict[str, Any])
         return
     lines: Iterable[tuple[str, dict[str, Any]]] = [("--prompt", {"prompt": text}) for text in config.prompt]
     if config.input is not None:
-        lines = records.read(config.input, "prompt")
+        lines = read_input(config.input)
     batches = records.batches(lines, config.batch_size, "prompt", _DOING, config.input, config.output)
     with records.writer(config.output) as write:
         for batch, work in batches:
@@ -250,6 +252,21 @@ def _generate(config: GenerateConfig, model, tokenizer, options: dict[str, Any])
                 if config.return_scores:
                     record |= {"token_ids": answer.token_ids, "scores": answer.scores, "score": answer.sequence_score}
                 write(record)
+
+
+def read_input(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (FILE:LINE, {"prompt": ..., and options of this row}) of each line of --input.
+
+    Raises:
+      UserError: as from `records.read`.
+    """
+    from tfzoo import records
+    from tfzoo.generation.options import BOUNDS, ROWS
+
+    fields = {"prompt": Field(str, required=True)}
+    for name, (dtype, _) in ROWS.items():
+        fields[name] = Field(float if issubclass(dtype, np.floating) else int, BOUNDS[name].low, BOUNDS[name].high)
+    return records.read(path, "prompt", fields=fields)
 
 
 def _row_options(batch: Sequence[tuple[str, dict[str, Any]]], options: Mapping[str, Any]) -> dict[str, list]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from tfzoo import files
-from tfzoo.errors import UserError, one_line
+from tfzoo.errors import UserError, one_line, suggest
 
 # The largest published tokenizer.json (of Gemma) has 33 MB, 1.7 million parts and six levels.
 MAX_BYTES = 64 << 20
@@ -160,12 +160,20 @@ class Field:
 Fields = Mapping[str, Field | tuple[Field, ...]]
 
 
-def check(record: Mapping[str, Any], fields: Fields, where: str | os.PathLike) -> None:
-    """Checks an object against a table: name -> Field, or a tuple of alternatives; other fields are not checked.
+def check(record: Mapping[str, Any], fields: Fields, where: str | os.PathLike, *, closed: bool = False) -> None:
+    """Checks an object against a table: name -> Field, or a tuple of alternatives.
+
+    Args:
+      record: the object.
+      fields: the table.
+      where: the file, and the place in it, with which messages begin.
+      closed: whether other fields are errors; otherwise, they are not checked.
 
     Raises:
-      UserError: a field is missing, has another type or is out of bounds. The message begins with `where`, the file.
+      UserError: a field is missing, has another type or is out of bounds, or is not in a closed table.
     """
+    for name in record.keys() - fields.keys() if closed else ():
+        raise UserError(f"{where}: {show(name)} is not one of {', '.join(fields)}{suggest(name, fields)}; remove it")
     for name, allowed in fields.items():
         allowed = allowed if isinstance(allowed, tuple) else (allowed,)
         value, expected = record.get(name), " or ".join(map(str, allowed))

@@ -175,7 +175,7 @@ def _queries(config: QueryConfig, relevant: list[tuple[str, list[str]]] | None) 
     if config.query:
         located = [("--query", query) for query in config.query]
     elif config.input is not None:
-        lines = records.read(config.input, "query")
+        lines = records.read(config.input, "query", fields=measures.FIELDS)
         located = [(where, records.text(where, record, "query")) for where, record in lines]
     else:
         assert relevant is not None

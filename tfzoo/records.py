@@ -10,15 +10,24 @@ from typing import Any
 
 from tfzoo import files, json_files, progress
 from tfzoo.errors import CheckFailed, UserError
-from tfzoo.json_files import BadJSON
+from tfzoo.json_files import BadJSON, Fields
 
 
-def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[tuple[str, dict[str, Any]]]:
+def read(
+    path: str | os.PathLike, field: str, flag: str = "input", fields: Fields | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (FILE:LINE, record) of each line: an object of a .jsonl file, otherwise {field: line}. Blank lines are
-    skipped. `flag` is the flag that names the file.
+    skipped.
+
+    Args:
+      path: the file.
+      field: the field of a line that is a text.
+      flag: the flag that names the file.
+      fields: the fields that objects may have; None allows all.
 
     Raises:
-      UserError: the file cannot be read, is not UTF-8 or is empty, or a line is not a JSON object.
+      UserError: the file cannot be read, is not UTF-8 or is empty, a line is not a JSON object, or a field of it is
+        unknown or has an invalid value.
     """
     path = pathlib.Path(path)
     lines = files.read_text(path).split("\n")
@@ -38,6 +47,8 @@ def read(path: str | os.PathLike, field: str, flag: str = "input") -> Iterator[t
             raise UserError(f"{where}: {error}; {error.remedy}") from None
         if not isinstance(record, dict):
             raise UserError(f'{where}: is not a JSON object; write {{"{field}": ...}}')
+        if fields is not None:
+            json_files.check(record, fields, where, closed=True)
         yield where, record
 
 

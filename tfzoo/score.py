@@ -31,6 +31,7 @@ from absl import flags as absl_flags
 
 from tfzoo import cli, options, progress, records
 from tfzoo.errors import UserError
+from tfzoo.json_files import Field
 from tfzoo.model_dir import ModelDir
 from tfzoo.options import option
 from tfzoo.training import inputs
@@ -184,7 +185,7 @@ def _scored(config: ScoreConfig, scorer) -> Iterator[tuple[dict[str, Any], Any]]
     if config.continuation:
         lines = [("--continuation", {"context": config.context, "continuation": text}) for text in config.continuation]
     if config.input is not None:
-        lines = records.read(config.input, "text")
+        lines = read_input(config.input)
     batches = records.batches(lines, config.batch_size, "text", "compiling and scoring", config.input, config.output)
     for batch, work in batches:
         paired = ["continuation" in record for _, record in batch]
@@ -198,6 +199,15 @@ def _scored(config: ScoreConfig, scorer) -> Iterator[tuple[dict[str, Any], Any]]
         with work:
             scored = score(*columns)
         yield from ((dict(zip(names, texts, strict=True)), one) for *texts, one in zip(*columns, scored, strict=True))
+
+
+def read_input(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (FILE:LINE, {"text": ...} or {"context": ..., "continuation": ...}) of each line of --input.
+
+    Raises:
+      UserError: as from `records.read`.
+    """
+    return records.read(path, "text", fields=dict.fromkeys(("text", "context", "continuation"), Field(str)))
 
 
 def _perplexity(log_likelihood: float, count: int) -> float | None:

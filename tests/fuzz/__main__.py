@@ -13,7 +13,7 @@ import sys
 from tests.fuzz.harness import Fuzzer, Kind
 
 # Each defines KINDS: name -> Kind.
-MODULES = ("weights", "labelled", "templates", "indexes")
+MODULES = ("weights", "labelled", "templates", "indexes", "folders", "runs")
 
 
 def kinds(names: str = "") -> dict[str, Kind]:

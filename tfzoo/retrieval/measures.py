@@ -8,7 +8,14 @@ from collections.abc import Collection, Sequence
 from tfzoo import json_files, records
 from tfzoo.errors import UserError
 from tfzoo.evaluation import retrieval
+from tfzoo.json_files import Field, Fields
 
+# The fields of records of queries; python -m tfzoo.query reads only the first from --input.
+FIELDS: Fields = {
+    "query": Field(str, required=True),
+    "relevant": Field(list, items=Field(str)),
+    "answers": Field(list, items=Field(str)),
+}
 DEPTH = retrieval.CUT  # The number of results that the figures need.
 
 
@@ -38,7 +45,7 @@ def read_answers(path: str) -> list[tuple[str, list[str]]] | None:
     if pathlib.Path(path).suffix != ".jsonl":
         return None
     listed: list[tuple[str, list[str]]] = []
-    for where, record in records.read(path, "query", flag="relevant"):
+    for where, record in records.read(path, "query", "relevant", FIELDS):
         right = record.get("answers")
         if right is None and not listed:
             return None
@@ -62,7 +69,7 @@ def read_relevant(path: str) -> list[tuple[str, list[str]]]:
         raise UserError(f"--relevant={path}: must be a .jsonl or .tsv file")
     by_query: dict[str, list[str]] = {}
     listed = []
-    for where, record in records.read(path, "query", flag="relevant"):
+    for where, record in records.read(path, "query", "relevant", FIELDS):
         if suffix == ".jsonl":
             ids = record.get("relevant")
             if not isinstance(ids, list) or not ids or not all(isinstance(id, str) for id in ids):

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from tfzoo import json_files
-from tfzoo.errors import UserError
 from tfzoo.json_files import Field, Fields
 
 
@@ -46,9 +45,7 @@ class Progress:
         Raises:
           UserError: a field is unknown, or has an invalid value.
         """
-        json_files.check(record, _FIELDS, where)
-        if unknown := record.keys() - _FIELDS.keys():
-            raise UserError(f"{where}: state has an unknown field {json_files.show(min(unknown))}; update tfzoo")
+        json_files.check(record, _FIELDS, f"{where}: state", closed=True)
         return cls(**record)
 
     def padding_share(self) -> float:
