@@ -2,6 +2,7 @@ import contextlib
 import io
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 import unittest
@@ -10,7 +11,7 @@ from absl import flags as absl_flags
 
 from tests import helpers
 from tfzoo import cli, convert, corpus, generate, index, query, score, train
-from tfzoo.errors import CheckFailed, UserError
+from tfzoo.errors import CheckFailed, UserError, WorkerLost
 from tfzoo.export import __main__ as export
 
 
@@ -74,6 +75,19 @@ class ExitCodesTest(Shell):
         self.assertEqual(self.raising(UserError("no\nvocab")), (2, "", "error: no\\nvocab\n"))
         self.assertEqual(self.raising(CheckFailed("NaN at step 3")), (4, "", "error: NaN at step 3\n"))
         self.assertEqual(self.raising(KeyboardInterrupt()), (130, "", "interrupted\n"))
+
+    def test_control_characters_of_a_users_strings_are_shown_and_not_sent_to_the_terminal(self):
+        def main(flags):
+            cli.show("label \x1b[2J\u202e\r\tx\nnext \udcff \x9b é 語")
+            raise error("a\nb \x1b]0;title\a")
+
+        for error, code in ((UserError, 2), (CheckFailed, 4), (WorkerLost, 5)):
+            found = self.run_main(main=main)
+            table = r"label \x1b[2J\u202e\r\tx" + "\n" + r"next \udcff \x9b é 語" + "\n"
+            self.assertEqual(found, (code, table, "error: " + r"a\nb \x1b]0;title\x07" + "\n"))
+            again = pickle.loads(pickle.dumps(error("a\nb")))
+            self.assertEqual((type(again), str(again)), (error, r"a\nb"))
+            self.assertRegex(str(error("a" * 5000 + "; shorten it")), r"^a{750} \.\.\. a+; shorten it$")
 
     def test_a_bug_of_ours_shows_its_traceback(self):
         for error in (ValueError("oops"), BrokenPipeError("a socket's, not our output's")):

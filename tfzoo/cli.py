@@ -30,12 +30,13 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TextIO
 
 from absl import flags as absl_flags
 
 from tfzoo import files
-from tfzoo.errors import CheckFailed, UserError, WorkerLost, suggest
-from tfzoo.options import bounds
+from tfzoo.errors import CheckFailed, UserError, WorkerLost, printable, suggest
+from tfzoo.options import bounds, out_of_bounds
 
 DONE, BUG, WRONG_USE, STOPPED, FAILED_CHECK, LOST_WORKER = 0, 1, 2, 3, 4, 5
 INTERRUPTED, NO_READER = 130, 141  # The codes that a shell reports for SIGINT and SIGPIPE.
@@ -87,22 +88,23 @@ def run(
             sys.stdout.flush()
             return DONE if code is None else code
         except UserError as error:
-            _complain(f"error: {error}")
+            show(f"error: {error}", file=sys.stderr)
             return WRONG_USE
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             if package not in _EXTRAS:
                 raise
-            _complain(f"error: the package {package} is not installed; pip install 'tfzoo[{_EXTRAS[package]}]'")
+            remedy = f"pip install 'tfzoo[{_EXTRAS[package]}]'"
+            show(f"error: the package {package} is not installed; {remedy}", file=sys.stderr)
             return WRONG_USE
         except CheckFailed as error:
-            _complain(f"error: {error}")
+            show(f"error: {error}", file=sys.stderr)
             return FAILED_CHECK
         except WorkerLost as error:
-            _complain(f"error: {error}")
+            show(f"error: {error}", file=sys.stderr)
             return LOST_WORKER
         except KeyboardInterrupt:
-            _complain("interrupted")
+            show("interrupted", file=sys.stderr)
             return INTERRUPTED
     except BrokenPipeError:
         if not _output_is_closed():
@@ -356,11 +358,13 @@ def _complaint(flag: absl_flags.Flag, text: str) -> str:
             return f"must be one of {', '.join(parser.enum_values)}{suggest(text, parser.enum_values)}"
         if isinstance(parser, absl_flags.IntegerParser | absl_flags.FloatParser):
             try:
-                parser.convert(text)
+                value = parser.convert(text)
+                finite = math.isfinite(value)
+                allowed = parser.lower_bound, parser.upper_bound
+                return out_of_bounds(value, *allowed) if finite else "must be a finite number"
             except (ValueError, TypeError, OverflowError):
                 is_integer = isinstance(parser, absl_flags.IntegerParser)
                 return "must be a whole number" if is_integer else "must be a number"
-            return bounds(parser.lower_bound, parser.upper_bound)
         return str(error)
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
@@ -375,10 +379,9 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _complain(message: str) -> None:
-    """Prints a message as a single line on stderr, with unprintable characters escaped."""
-    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
-    print(line, file=sys.stderr, flush=True)
+def show(text: str = "", *, file: TextIO | None = None) -> None:
+    """Prints lines, such as a table, that may contain a user's strings; see `printable`. `file` is that of `print`."""
+    print(printable(text, keep="\n"), file=file, flush=True)
 
 
 def _output_is_closed() -> bool:
@@ -417,8 +420,8 @@ def _help_page(main: Callable, flags: absl_flags.FlagValues, subcommand: str) ->
         if isinstance(parser, absl_flags.EnumParser):
             notes.append("one of " + ", ".join(parser.enum_values))
         low, high = getattr(parser, "lower_bound", None), getattr(parser, "upper_bound", None)
-        if low is not None or high is not None:
-            notes.append(bounds(low, high).removeprefix("must be "))
+        if allowed := bounds(low, high):
+            notes.append(allowed.removeprefix("must be "))
         if flag.default not in (None, [], ""):
             notes.append(f"default {str(flag.default_as_str)[1:-1]}")  # Without its quotes.
         about = " ".join((flag.help or "").split()) + (f" ({'; '.join(notes)})" if notes else "")

@@ -123,7 +123,7 @@ class TransformerConfig:
     def __post_init__(self):
         for name, kind in kinds(type(self)).items():
             if not _is_a(getattr(self, name), kind):
-                raise UserError(f"{name} ({getattr(self, name)!r}) must be of type {kind.__name__}")
+                raise UserError(f"{name} ({json_files.show(getattr(self, name))}) must be of type {kind.__name__}")
         for name, (low, high) in _BOUNDS.items():
             self._require(low <= getattr(self, name) <= high, name, f"must be from {low:,} to {high:,}")
         for name in ("dropout", "attention_dropout"):
@@ -150,7 +150,7 @@ class TransformerConfig:
 
     def _require(self, holds: bool, name: str, remedy: str) -> None:
         if not holds:
-            raise UserError(f"{name} ({getattr(self, name)!r}) {remedy}")
+            raise UserError(f"{name} ({json_files.show(getattr(self, name))}) {remedy}")
 
     def _require_multiple(self, name: str, of: str) -> None:
         if getattr(self, name) % getattr(self, of):
@@ -178,6 +178,18 @@ class TransformerConfig:
     def resolved_head_dim(self) -> int:
         return self.head_dim or self.hidden_size // self.num_heads
 
+    @property
+    def least_parameters(self) -> int:
+        """A number of parameters that every family has at least, with which memory is estimated."""
+        layers = 1 if self.share_layers else self.num_layers
+        matrices = 2 * self.hidden_size * (self.num_heads * self.resolved_head_dim + self.intermediate_size)
+        count = layers * matrices + self.vocab_size * (self.embedding_size or self.hidden_size)
+        if self.positions == "learned" and self.longest_row == self.max_positions:  # Other tables are factorized.
+            count += self.max_positions * (self.embedding_size or self.hidden_size)
+        if self.positions == "relative":
+            count += self.relative_buckets * self.num_heads
+        return count + self.num_segments * (self.embedding_size or self.hidden_size)
+
     def resolved(self) -> dict[str, Any]:
         """Returns all fields, with derived values instead of 0: equivalent configs return equal results."""
         derived = ("num_decoder_layers", "num_kv_heads", "head_dim")
@@ -190,8 +202,8 @@ _BOUNDS = {
     "vocab_size": (1, 10_000_000),
     "hidden_size": (1, 1_000_000),
     "embedding_size": (0, 1_000_000),
-    "num_layers": (1, 10_000),
-    "num_decoder_layers": (0, 10_000),
+    "num_layers": (1, 2_000),
+    "num_decoder_layers": (0, 2_000),
     "num_heads": (1, 100_000),
     "num_kv_heads": (0, 100_000),
     "head_dim": (0, 100_000),

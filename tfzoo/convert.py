@@ -152,8 +152,8 @@ def main(flags: absl_flags.FlagValues) -> None:
         shards = len({file.file(name) for name in file.names})
         size = f"{count:,} parameters, {len(file)} tensors in {shards} file{'s' if shards > 1 else ''}, {dtype}"
     record = json_files.read(target / "config.json")
-    print(f"read {reference}: {converted.kind}")
-    print(f"wrote {target}: {(record.get('architectures') or [record['model_type']])[0]}, {size}")
+    cli.show(f"read {reference}: {converted.kind}")
+    cli.show(f"wrote {target}: {(record.get('architectures') or [record['model_type']])[0]}, {size}")
     other_files = (path.name for path in target.iterdir() if path.name != "config.json" and path.name[:5] != "model")
     for label, names in (
         ("other files written", sorted(other_files)),
@@ -161,7 +161,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         ("files not converted", converted.files_left),
     ):
         if names:
-            print(f"{label}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}")
+            cli.show(f"{label}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}")
 
 
 def _read(source: pathlib.Path, flags: absl_flags.FlagValues) -> Found:

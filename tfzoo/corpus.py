@@ -56,7 +56,7 @@ def vocabulary(flags: absl_flags.FlagValues) -> None:
             tokenizer.save(partial)
     except FileExistsError:
         raise UserError(f"--output_dir={output_dir}: already exists; remove it, or specify a new folder") from None
-    print(f"{output_dir}: {flags.tokenizer}, {tokenizer.vocab_size:,} tokens")
+    cli.show(f"{output_dir}: {flags.tokenizer}, {tokenizer.vocab_size:,} tokens")
 
 
 def pack(flags: absl_flags.FlagValues) -> None:
@@ -96,8 +96,8 @@ def pack(flags: absl_flags.FlagValues) -> None:
     listed = manifest["files"].values()
     for part, counts in manifest["parts"].items():
         padding = f"{counts['padding_share']:.1%} padding"
-        print(f"{part}: {counts['tokens']:,} tokens in {counts['rows']:,} rows, {padding}")
-    print(f"{output_dir}: {len(listed)} files, {sum(file['bytes'] for file in listed):,} bytes")
+        cli.show(f"{part}: {counts['tokens']:,} tokens in {counts['rows']:,} rows, {padding}")
+    cli.show(f"{output_dir}: {len(listed)} files, {sum(file['bytes'] for file in listed):,} bytes")
 
 
 def define_labels_flags(flags: absl_flags.FlagValues) -> None:
@@ -138,7 +138,7 @@ def labels(flags: absl_flags.FlagValues) -> None:
     except FileExistsError:
         raise UserError(f"--output_dir={output_dir}: already exists; remove it, or specify a new folder") from None
     counts = ", ".join(f"{len(lines):,} rows in {part}.tsv" for part, lines in rows.items())
-    print(f"{output_dir}: {len(chosen)} labels, {counts}")
+    cli.show(f"{output_dir}: {len(chosen)} labels, {counts}")
 
 
 _SENTENCES = 3  # Of a labelled text.

@@ -87,9 +87,9 @@ def main(flags: absl_flags.FlagValues) -> None:
     path = run_dir / f"evaluation-{pathlib.Path(config.test_file.removesuffix('.gz')).stem}.json"
     files.atomic_write(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     page.write(run_dir)
-    print(mine.file.describe())
-    print("\n".join(text_of(record, figures, config.mistakes)))
-    print(f"wrote {path} and {run_dir / page.NAME}", file=sys.stderr)
+    cli.show(mine.file.describe())
+    cli.show("\n".join(text_of(record, figures, config.mistakes)))
+    cli.show(f"wrote {path} and {run_dir / page.NAME}", file=sys.stderr)
 
 
 def _config_of(folder: str, flag: str) -> TrainConfig:

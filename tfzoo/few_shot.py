@@ -174,11 +174,11 @@ def main(flags: absl_flags.FlagValues) -> None:
         "majority": prompts.figures(gold, majority, len(data.labels)),
         "results": results,
     }
-    print("\n".join(text_of(record)))
+    cli.show("\n".join(text_of(record)))
     if target is not None:
         with files.writing(target):
             files.atomic_write(target, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        print(f"wrote {target}", file=sys.stderr)
+        cli.show(f"wrote {target}", file=sys.stderr)
 
 
 def _target(config: FewShotConfig) -> pathlib.Path | None:
@@ -229,7 +229,7 @@ class _Data:
             return [Example(row.texts, index[str(row.label)]) for row in rows]
 
         for file in (train, test):
-            print(file.describe(), file=sys.stderr)
+            cli.show(file.describe(), file=sys.stderr)
         return cls(labels, train.num_texts == 2, examples(train, _POOL_ROWS), examples(test, config.max_rows))
 
     @classmethod
@@ -240,7 +240,7 @@ class _Data:
         parts = []
         for flag, count in (("train_file", _POOL_ROWS), ("test_file", config.max_rows)):
             file = ChoiceFile(getattr(config, flag), flag=flag, columns=columns, policy=config.bad_rows)
-            print(file.describe(), file=sys.stderr)
+            cli.show(file.describe(), file=sys.stderr)
             rows = file.rows() if count is None else iter(sample(file.rows(), count))
             parts.append([Example((row.context,), row.label, row.endings) for row in rows])
         most = max(len(row.words or ()) for part in parts for row in part)

@@ -151,7 +151,7 @@ def main(flags: absl_flags.FlagValues) -> None:
     if store.WORDS in plan.methods:
         parts.append(f"BM25 with k1={plan.k1} and b={plan.b}")
     size = sum(file["bytes"] for file in manifest["files"].values())
-    print(f"{folder}: {', '.join(parts)}; {size:,} bytes")
+    cli.show(f"{folder}: {', '.join(parts)}; {size:,} bytes")
 
 
 def _refuse_unused(flags: absl_flags.FlagValues, methods: tuple[str, ...]) -> None:

@@ -78,10 +78,22 @@ def names_with(cls: type, fact: str) -> list[str]:
 
 
 def bounds(low: float | None, high: float | None) -> str:
-    """Returns the wording of an allowed range for messages, such as "must be from 0 to 1"."""
+    """Returns the wording of an allowed range for messages, such as "must be from 0 to 1"; "" if there is none, apart
+    from the limits of all options."""
+    low, high = (None if bound in _LIMITS else bound for bound in (low, high))
+    if low is high is None:
+        return ""
     if low is not None and high is not None:
         return f"must be from {low} to {high}"
     return f"must be at least {low}" if high is None else f"must be at most {high}"
+
+
+def out_of_bounds(value: float, low: float | None, high: float | None) -> str:
+    """Returns what is wrong with a number, such as "must be from 0 to 1"; "" if it is within its bounds."""
+    if (low is None or value >= low) and (high is None or value <= high):
+        return ""
+    exceeded = low if low is not None and value < low else high
+    return f"must be from {low} to {high}" if exceeded in _LIMITS else bounds(low, high)
 
 
 def define_flags(flags: absl_flags.FlagValues, cls: type) -> None:
@@ -95,13 +107,14 @@ def define_flag(flags: absl_flags.FlagValues, field: dataclasses.Field, prefix: 
     metadata, kind = field.metadata, _kind(field)
     name, default = field.name, None if field.default is dataclasses.MISSING else field.default
     common = dict(help=prefix + metadata["help"], flag_values=flags)
-    limits = dict(lower_bound=metadata["low"], upper_bound=metadata["high"])
+    low, high = limits(field)
+    bounded = dict(lower_bound=low, upper_bound=high)
     if metadata["choices"]:
         absl_flags.DEFINE_enum(name, default, enum_values=list(metadata["choices"]), **common)
     elif kind is int:
-        absl_flags.DEFINE_integer(name, default, **limits, **common)
+        absl_flags.DEFINE_integer(name, default, **bounded, **common)
     elif kind is float:
-        absl_flags.DEFINE_float(name, default, **limits, **common)
+        absl_flags.DEFINE_float(name, default, **bounded, **common)
     elif kind is bool:
         absl_flags.DEFINE_bool(name, default, **common)
     elif kind == tuple[str, ...]:
@@ -116,6 +129,20 @@ def values_of(flags: absl_flags.FlagValues, cls: type) -> dict[str, Any]:
     """Returns the parsed values of those options of a dataclass that have a flag."""
     values = {field.name: flags[field.name].value for field in fields(cls) if field.name in flags}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+# Values beyond these overflow the int32 and float32 with which TensorFlow computes, and some abort the process.
+_LARGEST: dict[Any, float] = {int: 2**31 - 1, float: 3e38}
+_LIMITS = {sign * largest for largest in _LARGEST.values() for sign in (1, -1)}
+
+
+def limits(field: dataclasses.Field) -> tuple[float | None, float | None]:
+    """Returns the smallest and largest allowed values of a numeric option; without `low` or `high`, these are the ones
+    that TensorFlow can represent. (None, None) for other options."""
+    low, high, largest = field.metadata["low"], field.metadata["high"], _LARGEST.get(_kind(field))
+    if largest is None:
+        return None, None
+    return -largest if low is None else low, largest if high is None else high
 
 
 def _kind(field: dataclasses.Field) -> Any:
@@ -145,6 +172,4 @@ def _complaint(field: dataclasses.Field, value: Any) -> str:
         return "must be a number"
     if not math.isfinite(value):
         return "must be a finite number"
-    low, high = metadata["low"], metadata["high"]
-    outside = (low is not None and value < low) or (high is not None and value > high)
-    return bounds(low, high) if outside else ""
+    return out_of_bounds(value, *limits(field))

@@ -162,7 +162,7 @@ class Search:
             files.atomic_write(path, json.dumps(record, indent=2) + "\n")
         self.trials = trials.read(self.folder, self.dimensions)
         if self.trials:
-            print(f"continuing after {sum(trial.state != RUNNING for trial in self.trials)} trials")
+            cli.show(f"continuing after {sum(trial.state != RUNNING for trial in self.trials)} trials")
         if not any(trial.state in (DONE, PRUNED) for trial in self.trials):
             # What made all of them fail may have been repaired.
             self.trials = [dataclasses.replace(trial, state=RUNNING, error="") for trial in self.trials]
@@ -231,7 +231,7 @@ class Search:
         if trial.value is not None:
             result = f"{self.metric} {self.form.format(trial.value)}"
             result += " (pruned)" if trial.state == PRUNED else ""
-        print(f"trial {trial.trial}: {self._values(trial)}: {result}", flush=True)
+        cli.show(f"trial {trial.trial}: {self._values(trial)}: {result}")
         files.atomic_write(self.folder / report.TABLE, self._table() + "\n")
         report.plot(self.folder / report.PLOT, self.trials, self.dimensions, self.metric, self.direction)
 
@@ -250,12 +250,12 @@ class Search:
     def _summarize(self) -> None:
         best = trials.ranked(self.trials, self.direction)[0]
         command = [*self.arguments, *space.arguments(self.dimensions, best.values), "--run_dir=runs/best"]
-        print(f"\n{self._table()}\n")
-        print(f"the best model is in {self.folder / f'trial_{best.trial}'}; this command trains it again:")
-        print(f"  python -m tfzoo.train {shlex.join(command)}")
+        cli.show(f"\n{self._table()}\n")
+        cli.show(f"the best model is in {self.folder / f'trial_{best.trial}'}; this command trains it again:")
+        cli.show(f"  python -m tfzoo.train {shlex.join(command)}")
 
     def _stopped(self) -> int:
-        print("stopped by a signal; everything is saved, and the same command continues from there")
+        cli.show("stopped by a signal; everything is saved, and the same command continues from there")
         return cli.STOPPED
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfzoo import config as config_lib
 from tfzoo import models
+from tfzoo.errors import UserError
 from tfzoo.models import costs
 
 # Without heads. KerasHub's numbers ("params" in https://github.com/keras-team/keras-hub,
@@ -130,6 +131,24 @@ class SizesTest(tf.test.TestCase):
                     self.assertEqual(count(name, ("lm",)), LANGUAGE_MODELS[name])
                 else:
                     self.assertIn(name, OWN, "a size needs a published figure")
+
+
+class MemoryTest(tf.test.TestCase):
+    def test_every_size_has_at_least_the_estimated_parameters(self):
+        for name, published in (BODIES | LANGUAGE_MODELS).items():
+            config = models.find(name)[1]
+            self.assertBetween(config.least_parameters / published, 0.2, 1.0, name)
+
+    def test_a_model_that_does_not_fit_into_the_memory_is_refused(self):
+        for overrides in (
+            dict(hidden_size=1_000_000, num_heads=8),
+            dict(vocab_size=10_000_000, hidden_size=1_000_000),
+            dict(intermediate_size=10_000_000, hidden_size=1_000_000),
+            dict(max_positions=100_000_000, hidden_size=1_000_000),
+        ):
+            message = "the model has at least [0-9,]+ parameters, [0-9,]+ GiB in float32, but this machine has .* GiB"
+            with self.assertRaisesRegex(UserError, message):
+                models.build("bert_tiny", **overrides)
 
 
 class CountParametersTest(tf.test.TestCase):

@@ -61,6 +61,25 @@ class TrainConfigTest(unittest.TestCase):
         with self.assertRaises(dataclasses.FrozenInstanceError):
             TrainConfig(run_dir="here").steps = 3
 
+    def test_every_numeric_flag_at_its_extremes(self):
+        flags = absl_flags.FlagValues()
+        TrainConfig.define_flags(flags)
+        numeric = [name for name in flags if isinstance(flags[name].parser, absl_flags.IntegerParser)]
+        floats = [name for name in flags if isinstance(flags[name].parser, absl_flags.FloatParser)]
+        self.assertGreater(min(len(numeric), len(floats)), 20)
+        huge = ("9" * 400, "-" + "9" * 400, "1e308", "-1e308", "1e999", "-1e999", "nan", "inf", "-inf", "")
+        for name in numeric + floats:
+            for text in (*huge, *(("2147483648", "-2147483649", "1.5") if name in numeric else ())):
+                with self.subTest(name, text=text), self.assertRaisesRegex(UserError, f"^--{name}={text}: must be"):
+                    cli.parse(flags, ["--run_dir=here", f"--{name}={text}"])
+        for text in ("2147483648", "1e39"):
+            with self.assertRaisesRegex(UserError, "must be from 1 to 2147483647$|must be a whole number$"):
+                cli.parse(flags, ["--run_dir=here", f"--steps={text}"])
+        with self.assertRaisesRegex(UserError, r"learning_rate=1e\+39: must be from 0.0 to 3e\+38"):
+            TrainConfig(run_dir="here", learning_rate=1e39)
+        with self.assertRaisesRegex(UserError, "vocab_size=2000000: must be from 100 to 1000000"):
+            TrainConfig(run_dir="here", vocab_size=2_000_000)
+
     def test_replace_and_given(self):
         config = TrainConfig(run_dir="here").replace(steps=5, mask_unit="word")
         self.assertEqual((config.steps, config.objective_options), (5, masked_lm.Options(mask_unit="word")))

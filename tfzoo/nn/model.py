@@ -1,5 +1,6 @@
 """The base classes of all families' models: named inputs, named outputs, one or two towers, and heads."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,23 @@ from tfzoo.nn.heads import (
 from tfzoo.nn.inputs import check_inputs
 from tfzoo.nn.layer import Layer, decode, encode, register
 from tfzoo.nn.mask import document_attention_mask
+
+
+def check_memory(config: TransformerConfig) -> None:
+    """Raises UserError if the weights of a model cannot fit into this machine's memory, which would end the process.
+
+    In a graph, variables take no memory; on parameter servers, the memory is theirs.
+    """
+    if not tf.executing_eagerly() or isinstance(
+        tf.distribute.get_strategy(), tf.distribute.experimental.ParameterServerStrategy
+    ):
+        return
+    size, memory = 4 * config.least_parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise UserError(
+            f"the model has at least {config.least_parameters:,} parameters, {size / 2**30:,.0f} GiB in float32, but "
+            f"this machine has {memory / 2**30:,.0f} GiB of memory; build a smaller model"
+        )
 
 
 class Tower(Layer):
@@ -155,6 +173,7 @@ class Model(Fit, keras.Model):
                     f"it has {', '.join(choices)}"
                 )
         self.head_names = tuple(self.DEFAULT_HEADS if heads is None else heads)
+        check_memory(config)
         self.make_body(config)
         self.heads = {head: getattr(self, f"make_{head}")() for head in self.head_names}
         self.build(None)

@@ -87,7 +87,9 @@ class CorpusConfig(Checked):
     vocab_file: str | None = option(
         None, "An existing vocab.txt to use instead of training a WordPiece vocabulary.", group=_DATA
     )
-    vocab_size: int = option(8192, "Vocabulary size of a newly trained tokenizer.", group=_DATA, low=100)
+    vocab_size: int = option(
+        8192, "Vocabulary size of a newly trained tokenizer.", group=_DATA, low=100, high=1_000_000
+    )
     lowercase: bool = option(True, "WordPiece: lower-case the text and strip accents.", group=_DATA)
     special_tokens: tuple[str, ...] = option(
         (),
@@ -182,8 +184,10 @@ class TrainConfig(CorpusConfig):
         low=1,
         changeable=True,
     )
-    batch_size: int = option(32, "Rows per update, summed over all replicas.", group=_COMMON, low=1, by_stage=True)
-    sequence_length: int = option(128, "Tokens per row.", group=_COMMON, low=8, by_stage=True)
+    batch_size: int = option(
+        32, "Rows per update, summed over all replicas.", group=_COMMON, low=1, high=1_000_000, by_stage=True
+    )
+    sequence_length: int = option(128, "Tokens per row.", group=_COMMON, low=8, high=1_000_000, by_stage=True)
     stages: str = option(
         "",
         "Changes of --sequence_length, --batch_size or --corpus_weights after a number of updates, such as "

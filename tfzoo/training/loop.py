@@ -128,7 +128,7 @@ class Trainer:
                 self.log.close()
                 if done:
                     page.write(self.run_dir)
-                print(self._farewell(done))
+                cli.show(self._farewell(done))
             return cli.DONE if done else cli.STOPPED
 
     def _loop(self) -> bool:
@@ -425,12 +425,12 @@ class Trainer:
             # Models may share variables.
             shapes = {id(v): v.shape for model in self.models.values() for v in model.weights}
             parameters = sum(math.prod(shape) for shape in shapes.values())
-            print(f"{self.inputs.model_name}: {parameters:,} parameters; {self.inputs.summary()}")
+            cli.show(f"{self.inputs.model_name}: {parameters:,} parameters; {self.inputs.summary()}")
             for inputs in self._inputs[1:]:
                 sizes = f"sequence_length={inputs.config.sequence_length}, batch_size={inputs.config.batch_size}"
-                print(f"from step {inputs.stage.begin:,} on, {sizes}: {inputs.summary()}")
+                cli.show(f"from step {inputs.stage.begin:,} on, {sizes}: {inputs.summary()}")
             if self.loaded:
-                print(f"initialized from {config.init_from}:\n{self.loaded}")
+                cli.show(f"initialized from {config.init_from}:\n{self.loaded}")
 
     def _write_records(self) -> None:
         """Writes the files that describe the run; flags.cfg is written last and marks the folder as that of a run."""
@@ -457,7 +457,7 @@ class Trainer:
         """Prepares the first update."""
         if self.log and self.resuming:
             saved = "" if self.checkpoints.steps() else ": no checkpoint was saved"
-            print(f"resuming at step {self.step:,} of {self.config.steps:,}{saved}")
+            cli.show(f"resuming at step {self.step:,} of {self.config.steps:,}{saved}")
         self.enter(self._due_stage())
         self._mark_best()  # The previous process may have been killed between saving and marking.
         if self.config.on_nonfinite == "rollback" and not self.checkpoints.steps(interim=False):

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from tfzoo import files, results
+from tfzoo import cli, files, results
 from tfzoo.errors import UserError
 from tfzoo.objectives.baselines import NGRAM_ORDER
 
@@ -256,4 +256,4 @@ class ProgressBar:
 
     def print(self, text: str) -> None:
         self._bar.clear()
-        print(text, flush=True)
+        cli.show(text)

@@ -60,7 +60,9 @@ _MODEL_FIELDS = {
     "model": Field(str, required=True),
     "config": Field(dict, required=True),
     "heads": dataclasses.replace(_STRINGS, required=True),
-    "num_labels": Field(int, low=1),  # This field and the following ones are missing from files of earlier versions.
+    "num_labels": Field(
+        int, low=1, high=1_000_000
+    ),  # This field and the following ones are missing from files of earlier versions.
     "labels": _STRINGS,
     "pool": Field(str),
     "embed": Field(dict),

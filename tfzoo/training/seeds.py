@@ -48,22 +48,22 @@ def train(config: TrainConfig, arguments: Sequence[str], count: int) -> int:
             run_dir = folder / f"seed_{seed}"
             flags = [*arguments, f"--seed={seed}"]
             if entries.get(seed, {}).get("flags") == flags and run_dir.is_dir():
-                print(f"seed {seed} ({number} of {count}): finished before")
+                cli.show(f"seed {seed} ({number} of {count}): finished before")
                 continue
             processes.wait_until_free(run_dir, signals)
             if signals.received:
                 return cli.STOPPED
-            print(f"seed {seed} ({number} of {count}): {run_dir}")
+            cli.show(f"seed {seed} ({number} of {count}): {run_dir}")
             code, _ = processes.train([*flags, f"--run_dir={run_dir}"], signals)
             if code:
-                print(f"seed {seed} {processes.how_it_ended(code)}", flush=True)
+                cli.show(f"seed {seed} {processes.how_it_ended(code)}")
                 return code if code > 0 else 128 - code
             step, figures = outcomes.outcome(run_dir)
             entries[seed] = dict(seed=seed, run_dir=run_dir.name, step=step, figures=figures, flags=flags)
             _write(folder, [entries[seed] for seed in wanted if seed in entries])
         found = [entries[seed] for seed in wanted]
         _write(folder, found)
-        print(f"\n{table(found, outcomes.forms(config))}\n\nwritten to {folder / RECORD}")
+        cli.show(f"\n{table(found, outcomes.forms(config))}\n\nwritten to {folder / RECORD}")
     return cli.DONE
 
 

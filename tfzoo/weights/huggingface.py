@@ -44,7 +44,7 @@ _FIELDS: Fields = {
     "model_type": Field(str),
     "architectures": Field(list, items=Field(str)),
     "id2label": Field(dict),
-    "num_labels": Field(int, low=1),
+    "num_labels": Field(int, low=1, high=1_000_000),
     **{f"{name}_id": _IDS for name in ROLES.values()},
 }
 _ACTIVATIONS = {
