@@ -184,7 +184,7 @@ class TransformerConfig:
         layers = 1 if self.share_layers else self.num_layers
         matrices = 2 * self.hidden_size * (self.num_heads * self.resolved_head_dim + self.intermediate_size)
         count = layers * matrices + self.vocab_size * (self.embedding_size or self.hidden_size)
-        if self.positions == "learned" and self.longest_row == self.max_positions:  # Other tables are factorized.
+        if self.positions == "learned" and not hasattr(self, "axial_shape"):  # That of a Reformer is factorized.
             count += self.max_positions * (self.embedding_size or self.hidden_size)
         if self.positions == "relative":
             count += self.relative_buckets * self.num_heads

@@ -24,6 +24,7 @@ MAX_DEPTH = 64
 
 _AGAIN = "correct it, or download the file again"
 _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 
 _REPR = reprlib.Repr()
@@ -88,7 +89,8 @@ def read(path: str | os.PathLike, *, kind: type = dict, max_bytes: int = MAX_BYT
     """Reads a JSON file, whose value must be a `kind`: dict for an object, list, or object for anything.
 
     Raises:
-      UserError: the file cannot be read, is larger than `max_bytes`, is rejected by `parse`, or contains another kind.
+      UserError: the file cannot be read, is larger than `max_bytes`, is rejected by `parse`, contains a lone surrogate,
+        which cannot be written as UTF-8, or another kind.
     """
     data = files.read_bytes(path, max_bytes=max_bytes)
     if not data.strip():
@@ -99,6 +101,8 @@ def read(path: str | os.PathLike, *, kind: type = dict, max_bytes: int = MAX_BYT
         value = parse(data)
     except BadJSON as error:
         raise error.at(path) from None
+    if _SURROGATE.search(data) and _has_surrogate(value):
+        raise UserError(f"{path}: contains a lone surrogate, which is half of a character; {_AGAIN}")
     if not isinstance(value, kind):
         raise UserError(f"{path}: contains {_NAMES.get(type(value), 'null')}, not {_NAMES[kind]}; {_AGAIN}")
     return value
@@ -182,6 +186,14 @@ def check(record: Mapping[str, Any], fields: Fields, where: str | os.PathLike, *
                 raise UserError(f"{where}: has no {name}, which must be {expected}; add it")
         elif not any(field.holds(value) for field in allowed):
             raise UserError(f"{where}: {name} is {show(value)}, not {expected}; correct it")
+
+
+def _has_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 class _Repeated(ValueError):

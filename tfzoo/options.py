@@ -108,7 +108,7 @@ def define_flag(flags: absl_flags.FlagValues, field: dataclasses.Field, prefix: 
     name, default = field.name, None if field.default is dataclasses.MISSING else field.default
     common = dict(help=prefix + metadata["help"], flag_values=flags)
     low, high = limits(field)
-    bounded = dict(lower_bound=low, upper_bound=high)
+    bounded: dict[str, Any] = dict(lower_bound=low, upper_bound=high)
     if metadata["choices"]:
         absl_flags.DEFINE_enum(name, default, enum_values=list(metadata["choices"]), **common)
     elif kind is int:

@@ -41,12 +41,13 @@ def _make_runs(folder: pathlib.Path) -> None:
 
     tokenizer, progress = _tokenizer(), dataclasses.asdict(state.Progress(losses=[1.5], places=[[3, 4]], best=0.5))
     sentence = {"query": "query: ", "document": ""}
-    for name, model, heads, options in (
+    kinds: tuple[tuple[str, str, tuple[str, ...], dict[str, Any]], ...] = (
         ("classify", "bert_tiny", ("classify",), dict(labels=("bad", "good", "so"), pool="mean")),
         ("pretrain", "bert_tiny", ("lm",), {}),
         ("embed", "bert_tiny", ("embed",), {}),
         ("causal", "gpt2", ("lm",), {}),
-    ):
+    )
+    for name, model, heads, options in kinds:
         run = folder / name
         task: dict[str, Any] | None = None
         if name == "classify":
@@ -294,7 +295,7 @@ def _task(name: str, **options: Any):
     def read(path: str) -> Any:
         from tfzoo.training import registry
 
-        cls = registry.find(name)
+        cls: Any = registry.find(name)
         file = cls.open_file(cls.Options(**options), path, "train_file", "strict")
         return file.describe(), list(file.rows()), file.fingerprint()
 

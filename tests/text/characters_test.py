@@ -148,7 +148,7 @@ class VocabularyTest(tf.test.TestCase):
                     Characters.from_file(self.path)
                 self.assertIn(str(self.path), str(caught.exception))
                 self.assertNotIn("\n", str(caught.exception))
-        with self.assertRaisesRegex(UserError, "cannot be read"):
+        with self.assertRaisesRegex(UserError, "no such file or directory; check the path"):
             Characters.from_file(self.folder / "none.txt")
         with self.assertRaisesRegex(UserError, "^vocabulary, line 2: 'a' is already on line 1"):
             Characters(["a", "a"])

@@ -440,7 +440,7 @@ class ModelFileTest(tf.test.TestCase):
                     SentencePiece.from_file(self.path)
                 self.assertIn(str(self.path), str(caught.exception))
                 self.assertNotIn("\n", str(caught.exception))
-        with self.assertRaisesRegex(UserError, "cannot be read"):
+        with self.assertRaisesRegex(UserError, "no such file or directory"):
             SentencePiece.from_file(self.folder / "none.model")
 
     def test_a_model_truncated_anywhere_is_rejected(self):

@@ -260,7 +260,7 @@ class VocabularyTest(tf.test.TestCase):
                     WordPiece.from_file(self.path, True)
                 self.assertIn(str(self.path), str(caught.exception))
                 self.assertNotIn("\n", str(caught.exception))
-        with self.assertRaisesRegex(UserError, "cannot be read"):
+        with self.assertRaisesRegex(UserError, "no such file or directory"):
             WordPiece.from_file(self.folder / "none.txt", True)
         with self.assertRaisesRegex(UserError, "^vocabulary, line 6: token 'a' is already on line 5"):
             WordPiece([*SPECIAL_TOKENS[:4], "a", "a"])

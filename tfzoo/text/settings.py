@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from tfzoo import json_files
@@ -16,6 +17,7 @@ FILES = (
     TOKENIZER_FILE, CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", "source.spm", "target.spm", *SENTENCEPIECE_FILES, CHARACTERS_FILE,
 )  # fmt: skip
+MAX_TOKENS = 10_000_000  # Of a vocabulary.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # In the order of tfzoo's own vocabularies.
 
 # Role -> its name in tokenizer_config.json.
@@ -87,7 +89,7 @@ _FIELDS: Fields = {
     "strip_accents": Field(bool),
     "tokenize_chinese_chars": Field(bool, null=False),
     "truncation_side": Field(str, choices=("right", "left")),
-    "additional_special_tokens": (Field(list), Field(dict)),
+    **dict.fromkeys(("additional_special_tokens", "extra_special_tokens"), (Field(list), Field(dict))),
     "added_tokens_decoder": Field(dict),
     "chat_template": (Field(str), Field(list)),
     **TOKENS,
@@ -109,7 +111,15 @@ def read(folder: str | os.PathLike, fields: Fields | None = None) -> dict[str, A
         return {}
     record = json_files.read(path)
     json_files.check(record, {**_FIELDS, **(fields or {})}, path)
+    check_tokens(record, path)
     return record
+
+
+def check_tokens(record: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Raises UserError if a role is an object without the text of a token."""
+    for name in ROLES.values():
+        if isinstance(record.get(name), dict):
+            json_files.check(record[name], {"content": Field(str, required=True)}, f"{path}: {name}")
 
 
 def check_class(folder: str | os.PathLike, has_json: bool) -> None:

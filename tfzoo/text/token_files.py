@@ -26,7 +26,7 @@ def added_tokens(
     for token in record.get("added_tokens") or []:
         _add(tokens, ids, token, token.get("id"), path)
     for i, token in (config.get("added_tokens_decoder") or {}).items():
-        if not i.isdecimal():
+        if not i.isdecimal() or len(i) > 9:
             raise UserError(f"{folder / CONFIG_FILE}: added_tokens_decoder has {i!r}, which is not an id; correct it")
         _add(tokens, ids, token, int(i), folder / CONFIG_FILE)
     if not config.get("added_tokens_decoder") and (folder / ADDED_FILE).exists():
@@ -59,7 +59,7 @@ def _add(tokens: dict[str, AddedToken], ids: dict[str, int], token: Any, i: Any,
 def _name(tokens: dict[str, AddedToken], ids: dict[str, int], token: Any) -> None:
     """Adds a special token that is given by name; a new one gets the next id after the last."""
     content = settings.token_text(token)
-    if content not in tokens:
+    if not isinstance(content, str) or content not in tokens:
         options = token if isinstance(token, dict) else {}
         _add(tokens, ids, {**options, "content": content, "special": True}, ids.get(content, max(ids.values()) + 1), "")
     else:
@@ -75,6 +75,7 @@ def roles_of(folder: pathlib.Path, config: Mapping[str, Any], ids: Mapping[str, 
     if path.exists():
         older = json_files.read(path)
         json_files.check(older, settings.TOKENS, path)
+        settings.check_tokens(older, path)
     roles = {}
     for role, name in ROLES.items():
         for where, record in ((folder / CONFIG_FILE, config), (path, older)):

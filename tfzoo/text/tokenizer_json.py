@@ -14,7 +14,7 @@ from tfzoo.errors import UserError
 from tfzoo.json_files import Field, show
 from tfzoo.text import byte_level_files, settings, token_files, untrusted, wordpiece
 from tfzoo.text.byte_level import ByteLevelBPE
-from tfzoo.text.components import pre_tokenizers, processors, word_models
+from tfzoo.text.components import pre_tokenizers, processors, schema, word_models
 from tfzoo.text.pipeline import Pipeline
 from tfzoo.text.settings import CONFIG_FILE, SPLIT_PATTERNS, TOKENIZER_FILE
 from tfzoo.text.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ _OWN_FRAME = {
 }  # fmt: skip
 _COMPONENTS = {"normalizer": Field(dict), "pre_tokenizer": Field(dict), "post_processor": Field(dict)}
 _COMPONENTS |= {"decoder": Field(dict), "model": Field(dict, required=True, null=False)}
-_COMPONENTS |= {"added_tokens": Field(list, items=Field(dict))}
+_COMPONENTS |= {"added_tokens": Field(list, items=Field(dict)), "padding": Field(dict), "truncation": Field(dict)}
 
 
 def read(folder: pathlib.Path, kind: str) -> dict[str, Any]:
@@ -43,6 +43,7 @@ def read(folder: pathlib.Path, kind: str) -> dict[str, Any]:
     path = folder / TOKENIZER_FILE
     record = json_files.read(path)
     json_files.check(record, _COMPONENTS, path)
+    schema.check(record, str(path))
     untrusted.check_tokenizer_json(record, path)
     return record
 
@@ -109,6 +110,11 @@ def make(record: dict[str, Any], folder: pathlib.Path, kind: str) -> tuple[Token
 def _by_id(ids: dict[str, int], path: pathlib.Path) -> list[str]:
     """Returns the text of each id, "" for an id without a token; raises UserError if two tokens share an id."""
     by_id = dict(zip(ids.values(), ids))
+    if max(by_id) >= settings.MAX_TOKENS:
+        raise UserError(
+            f"{path}: {show(by_id[max(by_id)])} has id {max(by_id)}, but a vocabulary has at most "
+            f"{settings.MAX_TOKENS} tokens; get the file again"
+        )
     if len(by_id) < len(ids):
         twice = next(token for token, i in ids.items() if by_id[i] != token)
         raise UserError(

@@ -19,6 +19,7 @@ from tfzoo.text.sentencepiece_proto import BPE, BYTE, CONTROL, NORMAL, UNIGRAM, 
 from tfzoo.text.tokenizer import sentencepiece_op
 
 _NOWHERE = "\U0010ffff\U0010fffe\U0010ffff"  # Noncharacters.
+_LARGEST_SCORE = 1e9  # Scores are logarithms of probabilities.
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -118,6 +119,8 @@ def vocabulary(record: dict[str, Any], where: str) -> dict[str, int]:
     """
     vocab = record.get("vocab")
     if isinstance(vocab, list) and all(isinstance(item, list) and len(item) == 2 for item in vocab):
+        if not all(isinstance(item[0], str) for item in vocab):
+            raise UserError(f"{where}.vocab: a token is not a string; get the file again")
         vocab = {item[0]: i for i, item in enumerate(vocab)}
         if len(vocab) < len(record["vocab"]):
             raise UserError(f"{where}.vocab: contains a token twice; get the file again")
@@ -144,8 +147,8 @@ def _unigram(record: dict[str, Any], excluded: set[int], where: str) -> WordMode
     if type(unknown) is not int or not 0 <= unknown < len(ids):
         raise UserError(f"{where}.unk_id: is {show(unknown)}; a model without an unknown token is not supported")
     scores = [item[1] for item in record["vocab"]]
-    if not all(isinstance(score, int | float) for score in scores):
-        raise UserError(f"{where}.vocab: a score is not a number; get the file again")
+    if not all(isinstance(score, int | float) and abs(score) <= _LARGEST_SCORE for score in scores):
+        raise UserError(f"{where}.vocab: a score is not a number up to {_LARGEST_SCORE:g}; get the file again")
     bytes_ = _byte_ids(record, ids, where)
     kinds = [CONTROL if i in excluded else BYTE if i in bytes_ else NORMAL for i in range(len(ids))]
     kinds[unknown] = UNKNOWN
@@ -211,11 +214,11 @@ def pairs(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
     merges = record.get("merges")
     if not isinstance(merges, list):
         raise UserError(f"{where}.merges: is not a list; get the file again")
-    result = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+    result = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     for i, merge in enumerate(result):
-        if len(merge) != 2 or not all(isinstance(part, str) and part for part in merge):
+        if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(part, str) and part for part in merge):
             raise UserError(f"{where}.merges: number {i + 1} is {show(merges[i])}, not a merge of two tokens")
-    return result
+    return [(first, second) for first, second in result]
 
 
 def _byte_ids(record: dict[str, Any], ids: Mapping[str, int], where: str) -> set[int]:
