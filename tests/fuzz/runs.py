@@ -1,4 +1,4 @@
-"""What tfzoo itself has written: runs, packed text and indexes; and the records that its commands read.
+"""Runs and packed text, which tfzoo itself has written; and the records that its commands read.
 
 Half of the damaged manifests and records get a correct checksum, as that of somebody who wants them to be read.
 """
@@ -15,15 +15,8 @@ from tests import made_run
 from tests.fuzz.folders import described, one_of
 from tests.fuzz.harness import Kind
 from tests.fuzz.mutations import damage_bytes, damage_file, damage_json, damage_one
-from tests.retrieval import encoders
 
 _SIZES = dict(vocab_size=60, hidden_size=8, num_heads=2, num_layers=1, intermediate_size=12, max_positions=16)
-_WORDS = "red green blue fox dog cat runs sleeps eats in the house garden street".split()
-
-
-def _texts(count: int) -> list[str]:
-    draw = np.random.default_rng(0)
-    return [" ".join(draw.choice(_WORDS, draw.integers(1, 7))) for _ in range(count)]
 
 
 def _tokenizer():
@@ -197,51 +190,11 @@ def _read_packed(folder: pathlib.Path) -> Any:
     return repr(read)
 
 
-def _make_index(folder: pathlib.Path) -> None:
-    from tfzoo.retrieval import build
-
-    source = folder / "corpus.jsonl"
-    source.write_text("".join(json.dumps({"id": f"d{i}", "text": t}) + "\n" for i, t in enumerate(_texts(20))))
-    build.build(folder / "index", encoders.plan(source), encoders.Encoder)
-
-
-def _damage_index(folder: pathlib.Path, draw: random.Random) -> str:
-    from tfzoo.retrieval import store
-
-    root = folder / "index"
-    done = damage_one(root, draw) if draw.random() < 0.6 else damage_file(root / store.MANIFEST, draw)
-    if draw.random() < 0.5:
-        try:
-            manifest = json.loads((root / store.MANIFEST).read_text())
-            manifest["files"] = store.checksums(root, store.METHODS)
-            (root / store.MANIFEST).write_text(json.dumps(manifest))
-            done += ", with correct checksums"
-        except Exception:  # Damaged beyond that.
-            pass
-    return done
-
-
-def _read_index(folder: pathlib.Path) -> Any:
-    import tfzoo
-    from tfzoo.retrieval import search
-
-    index = tfzoo.open_index(folder / "index", encode=encoders.vectors)
-    found = [index.search(["red fox", "nothing"], top=5, method=method) for method in search.METHODS]
-    return repr([[dataclasses.astuple(result) for result in each] for each in sum(found, [])])
-
-
 _RECORDS: dict[str, list[dict[str, Any]]] = {
     "generate": [{"prompt": "a", "temperature": 0.5, "top_k": 3, "seed": 1}, {"prompt": "b"}],
     "score": [{"context": "a", "continuation": "b"}, {"context": "c", "continuation": "d"}],
     "query": [{"query": "red fox", "relevant": ["d1", "d2"], "answers": ["red"]}],
     "predict": [{"id": 3, "text": "a b", "text_pair": "c"}, {"text": "d", "text_pair": "e"}],
-    "classify": [{"text": "a b", "label": "x"}, {"text": "c", "label": "y"}],
-    "several": [{"text": "a b", "labels": ["x", "y"]}, {"text": "c", "labels": []}],
-    "spans": [{"text": "a b", "spans": [{"start": 0, "end": 1, "label": "x"}]}],
-    "chat": [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
-    "preferences": [{"prompt": "a", "chosen": "b", "rejected": "c"}],
-    "choice": [{"text": "a", "choices": ["b", "c"], "label": 1}],
-    "answer": [{"id": "1", "context": "a b", "question": "q", "answers": {"text": ["a"], "answer_start": [0]}}],
 }
 
 
@@ -291,34 +244,15 @@ def _predict(path: str) -> Any:
     return list(source.rows(["text"], "text_pair")), source.scan(["text"], "text_pair", skip=False)
 
 
-def _task(name: str, **options: Any):
-    def read(path: str) -> Any:
-        from tfzoo.training import registry
-
-        cls: Any = registry.find(name)
-        file = cls.open_file(cls.Options(**options), path, "train_file", "strict")
-        return file.describe(), list(file.rows()), file.fingerprint()
-
-    return read
-
-
 _READERS = {
     "generate": _generate,
     "score": _score,
     "query": _query,
     "predict": _predict,
-    "classify": _task("classify"),
-    "several": _task("classify", label_type="several"),
-    "spans": _task("tag"),
-    "chat": _task("chat"),
-    "preferences": _task("preferences"),
-    "choice": _task("choice"),
-    "answer": _task("answer"),
 }
 _MODULES = ("tensorflow", "tfzoo.training.runs", "tfzoo.training.evaluating", "tfzoo.generation", "tfzoo.text.proof")
 KINDS = {
     "runs": Kind(_make_runs, _damage_run, _read_runs, modules=_MODULES),
     "packed": Kind(_make_packed, _damage_packed, _read_packed, modules=_MODULES),
-    "indexes": Kind(_make_index, _damage_index, _read_index, modules=("tfzoo.retrieval.search",)),
-    "records": Kind(_make_records, _damage_records, _read_records, modules=("tfzoo.tasks",)),
+    "records": Kind(_make_records, _damage_records, _read_records, modules=("tfzoo.generate", "tfzoo.score")),
 }

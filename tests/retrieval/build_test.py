@@ -237,7 +237,11 @@ class FolderTest(Case):
             (damaged / name).write_bytes(content)
             with self.assertRaisesRegex(UserError, rf"{name}: is damaged \(it differs from manifest.json\)"):
                 tfzoo.open_index(damaged)
-            tfzoo.open_index(damaged, verify=False)
+            if name in ("ids.npy", "texts.npy", "bm25_terms.npy", "bm25_starts.npy", "bm25_documents.npy"):
+                with self.assertRaisesRegex(UserError, "is damaged .*build the index again"):  # Positions out of range.
+                    tfzoo.open_index(damaged, verify=False)
+            else:
+                tfzoo.open_index(damaged, verify=False)
             (damaged / name).write_bytes(content[:-1])
             with self.assertRaisesRegex(UserError, f"{name}: is damaged"):
                 tfzoo.open_index(damaged, verify=False)
@@ -257,6 +261,45 @@ class FolderTest(Case):
             (folder / "manifest.json").write_text(json.dumps(manifest | change))
             with self.assertRaisesRegex(UserError, f"manifest.json.*: .*{words}"):
                 tfzoo.open_index(folder)
+
+    def test_files_that_contradict_each_other_although_their_checksums_are_right(self):
+        folder = self.folder / "index"
+        build.build(folder, encoders.plan(self.corpus()), encoders.Encoder)
+        manifest, kept = json_files.read(folder / "manifest.json"), self.folder / "kept"
+        shutil.copytree(folder, kept)
+        count = manifest["documents"]
+
+        def array(values, dtype):
+            return lambda path: np.save(path, np.array(values, dtype))
+
+        def header(path):  # 160 GB.
+            with open(path, "wb") as file:
+                entry = {"descr": "<f4", "fortran_order": False, "shape": (count, 10**10 // count)}
+                np.lib.format.write_array_header_1_0(file, entry)
+
+        for name, write, words in (
+            ("vectors.npy", header, "vectors.npy: is not an array .its size is"),
+            ("vectors.npy", array(np.zeros((count, 9)), np.float32), "vectors.npy: is damaged"),
+            ("vectors.npy", array(np.zeros((count, 8)), np.float64), "vectors.npy: is damaged"),
+            ("vectors.npy", lambda path: np.savez(path.open("wb"), np.zeros(3)), "vectors.npy: is not an array"),
+            ("vectors.npy", array([{}], object), "vectors.npy: is not an array"),
+            ("ids.npy", array([0, 5], np.int64), "ids.npy: is damaged"),
+            ("ids.npy", array(0, np.int64), "ids.npy: is damaged"),
+            ("texts.npy", array([], np.int64), "texts.npy: is damaged"),
+            ("bm25_lengths.npy", array(np.ones(count + 1), np.int32), "documents is 18, but its files have others"),
+            ("bm25_starts.npy", array([0], np.int64), "bm25_[a-z]+.npy: is damaged"),
+            ("bm25_counts.npy", array([1.5], np.float32), "bm25_[a-z]+.npy: is damaged"),
+        ):
+            write(folder / name)
+            changed = manifest | {"files": store.checksums(folder, store.METHODS)}
+            (folder / "manifest.json").write_text(json.dumps(changed))
+            with self.subTest(name, words=words), self.assertRaisesRegex(UserError, words):
+                tfzoo.open_index(folder)
+            shutil.copy(kept / name, folder / name)
+        changed = manifest | {"documents": count + 1, "vectors": manifest["vectors"]}
+        (folder / "manifest.json").write_text(json.dumps(changed))
+        with self.assertRaisesRegex(UserError, "vectors.npy: is damaged"):
+            tfzoo.open_index(folder)
 
 
 class CommandTest(Case):

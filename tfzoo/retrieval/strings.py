@@ -12,9 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tfzoo.errors import UserError, one_line
-
-_HEADER_BYTES = 256  # A longer file contains elements: NumPy's header takes 128 bytes for an array of few axes.
+from tfzoo import arrays, files
+from tfzoo.errors import UserError
 
 
 class Strings(Sequence[str]):
@@ -39,8 +38,9 @@ class Strings(Sequence[str]):
           UserError: they are damaged.
         """
         path = folder / f"{name}.bin"
-        # An empty file cannot be mapped.
-        data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        with files.reading(path), files.open_file(path) as file:
+            # An empty file cannot be mapped.
+            data = np.memmap(file, np.uint8, "r") if file.seek(0, 2) else np.zeros(0, np.uint8)
         offsets = open_array(folder / f"{name}.npy", "int64")
         check_ascending(folder / f"{name}.npy", offsets, len(data))
         return cls(data, offsets)
@@ -114,13 +114,8 @@ def open_array(path: pathlib.Path, *dtypes: str, axes: int = 1) -> np.ndarray:
     Raises:
       UserError: the file contains something else.
     """
-    try:
-        # An array without elements cannot be mapped. Its file is small, so that reading takes little memory.
-        is_mapped = path.stat().st_size > _HEADER_BYTES
-        values = np.load(path, mmap_mode="r" if is_mapped else None, allow_pickle=False)
-    except Exception as error:  # NumPy lets through whatever Python's tokenizer raises.
-        raise damaged(path, one_line(error, 200)) from None
-    if not isinstance(values, np.ndarray) or values.dtype.name not in dtypes or values.ndim != axes:
+    values = arrays.open_array(path)
+    if values.dtype.name not in dtypes or values.ndim != axes:
         raise damaged(path, f"it is not an array of {' or '.join(dtypes)} with {axes} axes")
     return values
 

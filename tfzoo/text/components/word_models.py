@@ -181,6 +181,9 @@ def _bpe(record: dict[str, Any], excluded: set[int], where: str) -> WordModel:
         if record.get(name):
             raise UserError(f"{where}.{name}: is {show(record[name])}, which is not supported")
     ids, merges = vocabulary(record, where), pairs(record, where)
+    for first, second in merges:
+        if not {first, second, first + second} <= ids.keys():
+            raise UserError(f"{where}.merges: {show(f'{first} {second}')} contains a token without an id; get it again")
     bytes_ = _byte_ids(record, ids, where)
     unknown = ids.get(record.get("unk_token") or "")
     if unknown is not None and not record.get("fuse_unk") and not bytes_:
