@@ -13,15 +13,17 @@ import sys
 from tests.fuzz.harness import Fuzzer, Kind
 
 # Each defines KINDS: name -> Kind.
-MODULES = ("weights", "labelled", "templates", "indexes", "folders", "runs")
+MODULES = ("weights", "labelled", "templates", "indexes", "folders", "runs", "artifacts")
 
 
-def kinds(names: str = "") -> dict[str, Kind]:
-    """Returns the kinds with these names, separated by commas; all of them if empty."""
+def kinds(names: str, fast: bool) -> dict[str, Kind]:
+    """Returns the kinds with these names, separated by commas; all of them if empty, or all that are fast."""
     known: dict[str, Kind] = {}
     for module in MODULES:
         known |= importlib.import_module(f"tests.fuzz.{module}").KINDS
-    return {name: known[name] for name in names.split(",")} if names else known
+    if names:
+        return {name: known[name] for name in names.split(",")}
+    return {name: kind for name, kind in known.items() if not (fast and kind.slow)}
 
 
 def main() -> int:
@@ -32,8 +34,9 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=pathlib.Path, default=pathlib.Path("build/fuzz"), help="record and failed inputs"
     )
+    parser.add_argument("--fast", action="store_true", help="leave out the kinds that take long")
     arguments = parser.parse_args()
-    fuzzer = Fuzzer(kinds(arguments.kinds), arguments.seed, arguments.folder)
+    fuzzer = Fuzzer(kinds(arguments.kinds, arguments.fast), arguments.seed, arguments.folder)
     fuzzer.run(arguments.cases)
     print(fuzzer.table(), flush=True)
     return 4 if fuzzer.failures() else 0

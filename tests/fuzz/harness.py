@@ -26,7 +26,7 @@ REFUSED, ACCEPTED = "refused", "accepted"
 BATCH = 100  # Cases of one child, which forgets what they leave in memory.
 MEMORY = 3 << 30  # Bytes of address space in addition to what the process has after its imports.
 CPU_SECONDS = 60  # Of one case; most take milliseconds.
-SILENCE = 300  # Seconds without any news from a child that waits for something, instead of computing.
+SILENCE = 900  # Seconds without any news from a child that waits for something, instead of computing.
 FILE_BYTES = 1 << 30
 LONGEST_MESSAGE = 2000
 
@@ -42,6 +42,7 @@ class Kind:
     reference: another reader, such as the format's own library; must return the same value for what `read` accepts.
       None: a second `read` must return the same value.
     modules: imported before the children are forked.
+    slow: whether `make` takes more than a few seconds, or `read` more than one.
     """
 
     make: Callable[[pathlib.Path], None]
@@ -49,6 +50,7 @@ class Kind:
     read: Callable[[pathlib.Path], object]
     reference: Callable[[pathlib.Path], object] | None = None
     modules: Sequence[str] = ()
+    slow: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Fuzzer:
         """
 
         def make() -> Iterator[Outcome]:
+            resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             valid.mkdir()
             self._kinds[name].make(valid)
             yield self._outcome(name, -1, valid)
@@ -182,11 +185,11 @@ def _give_time() -> None:
 
 
 def _limit() -> None:
-    """Sets the limits of this process."""
+    """Sets the limits of this process, which programs that it starts may raise for themselves."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     memory = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _give_time()
 
