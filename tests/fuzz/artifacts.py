@@ -42,7 +42,7 @@ def _damage(folder: pathlib.Path, draw: random.Random) -> str:
 
 def _verify(folder: pathlib.Path) -> str:
     """Returns "ok" if the program says so, and raises an exception with its line otherwise."""
-    command = [sys.executable, helpers.ROOT / "export" / "verify.py", folder]
+    command = [sys.executable, str(helpers.ROOT / "export" / "verify.py"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     lines = (done.stdout + done.stderr).splitlines()
     if len(lines) == 1 and (done.returncode, lines[0][:3]) == (0, "ok "):

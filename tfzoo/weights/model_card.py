@@ -137,8 +137,8 @@ def license_of(folder: pathlib.Path) -> str:
     """Returns the license in the metadata of a folder's README.md; "" if there is none."""
     path = folder / NAME
     content = files.read_bytes(path).decode(errors="replace") if path.is_file() else ""
-    front = re.match(r"---\s*\n(.*?)\n---\s*\n", content, re.DOTALL)
-    stated = re.search(r"""^license:[ \t]*["']?([\w.-]+)["']?[ \t]*$""", front[1], re.MULTILINE) if front else None
+    front = re.match(r"---[^\S\n]*\n(.*?)\n---[^\S\n]*\n", content, re.DOTALL)
+    stated = re.search(r"""^license:[ \t]*["']?([\w.-]+)["']?[ \t\r]*$""", front[1], re.MULTILINE) if front else None
     return stated[1] if stated else ""
 
 
