@@ -94,8 +94,8 @@ class KillsTest(unittest.TestCase):
                 names = {str(p.relative_to(manifest.parent)) for p in manifest.parent.rglob("*") if p.is_file()}
                 recorded = json.loads(manifest.read_text())["files"]
                 self.assertEqual(names, {*recorded, "manifest.json"})
-                for name, sha256 in recorded.items():
-                    self.assertEqual(files.sha256(manifest.parent / name), sha256)
+                for name, entry in recorded.items():
+                    self.assertEqual(files.sha256(manifest.parent / name), entry["sha256"])
                 published |= {f"{manifest.parent.name}/{name}": True for name in names}
             return published
 

@@ -10,8 +10,8 @@ import sys
 from tests import helpers
 from tests.fuzz.harness import Kind
 from tests.fuzz.mutations import damage_one
-from tfzoo import files
 from tfzoo.errors import CheckFailed, UserError
+from tfzoo.export import manifest
 
 
 def _make(folder: pathlib.Path) -> None:
@@ -26,16 +26,15 @@ def _make(folder: pathlib.Path) -> None:
 
 
 def _damage(folder: pathlib.Path, draw: random.Random) -> str:
-    """Damages a file, mostly with a correct checksum in the manifest, so that the damage gets past that check."""
+    """Damages a file, mostly with correct checksums in the manifest, so that the damage gets past that check."""
     damage = damage_one(folder, draw)
-    manifest = folder / "manifest.json"
     try:
-        content = json.loads(manifest.read_text())
-        if "manifest.json" not in damage and draw.random() < 0.8:
-            content["files"] = {name: files.sha256(folder / name) for name in content["files"]}
-            manifest.write_text(json.dumps(content))
+        content = json.loads((folder / manifest.NAME).read_text())
+        if draw.random() < 0.8:
+            stated = ("format", "files", "manifest_sha256")
+            manifest.write(folder, {name: value for name, value in content.items() if name not in stated})
             damage += ", with correct checksums"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         pass
     return damage
 
