@@ -38,7 +38,6 @@ class LimitsTest(unittest.TestCase):
             for source, words in {
                 loop * 3 + "{% endfor %}" * 3: "needs more than 1 s",
                 "{{ 9 ** (9 ** 9) }}": "needs more than 1 s",
-                grow + "{{ n.x == 5 }}{{ n.x }}": "needs more than 1 s",
                 grow + "{{ n.x | tojson }}": "needs more than 1 s",
                 "{{ ('x' * 9999999).replace('x', 'y' * 9999999) }}": "MemoryError|OverflowError",
                 "{{ '%9999999999d' % 1 }}": "MemoryError",

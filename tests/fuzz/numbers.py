@@ -67,4 +67,13 @@ def _hang(folder: pathlib.Path, draw: random.Random) -> str:
     return f"number: {HANGS}"
 
 
-KINDS = {"numbers": Kind(_make, _draw, _read, _read_differently), "hanging": Kind(_make, _hang, _read)}
+def _harmless(folder: pathlib.Path, draw: random.Random) -> str:
+    (folder / "number").write_text(str(draw.randint(HANGS + 1, LARGEST)))
+    return "another number"
+
+
+KINDS = {
+    "numbers": Kind(_make, _draw, _read, _read_differently),
+    "harmless": Kind(_make, _harmless, _read),
+    "hanging": Kind(_make, _hang, _read),
+}

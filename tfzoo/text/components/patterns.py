@@ -14,7 +14,7 @@ WORD = r"\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}"  # \w; RE2's own covers ASCII only.
 RUST_WORD = WORD + r"\x{200c}\x{200d}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189}"
 LOOKAHEAD = r"|\s+(?!\S)|\s+"  # The end of the patterns of byte-level tokenizers.
 _CLASSES = {"s": SPACE, "d": r"\p{Nd}", "w": WORD}
-_TOKEN = re.compile(r"\\[pP]\{[^}]*\}|\\x\{[0-9a-fA-F]+\}|\\.|\[\^?\]?|\]|\(\?(?:i:|:|.)?|[*+?}][+]|.", re.DOTALL)
+_TOKEN = re.compile(r"\\[pP]\{[^{}]*\}|\\x\{[0-9a-fA-F]+\}|\\.|\[\^?\]?|\]|\(\?(?:i:|:|.)?|[*+?}][+]|.", re.DOTALL)
 
 
 def of(record: Any, where: str) -> str:
