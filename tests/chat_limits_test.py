@@ -94,6 +94,12 @@ class LimitsTest(unittest.TestCase):
         self.assertEqual(sandbox.render("{{ x }}", {"x": "a"}), "a")
         self.assertEqual(os.waitpid(child, 0)[1], 0)
 
+    def test_a_reply_is_never_that_of_an_earlier_request(self):
+        sandbox.check("")
+        with mock.patch.object(sandbox.select, "poll", side_effect=KeyboardInterrupt):
+            self.assertRaises(KeyboardInterrupt, sandbox.render, "a", {})
+        self.assertEqual(sandbox.render("b", {}), "b")
+
     def test_templates_see_no_environment_variables(self):
         with mock.patch.dict(os.environ, {"HF_TOKEN": "secret"}):
             sandbox.close()

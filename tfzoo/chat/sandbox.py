@@ -75,7 +75,6 @@ class _Process:
     """A process of tfzoo.chat.worker. It ends when this one does, because its input is closed then."""
 
     def __init__(self) -> None:
-        self.parent = os.getpid()
         self._process = subprocess.Popen(
             # Without the working directory in its path, in which a file may have the name of a module.
             [sys.executable, "-P", "-c", f"from tfzoo.chat import worker; worker.serve({SECONDS}, {MEMORY})"],
@@ -95,8 +94,9 @@ class _Process:
             self._process.stdin.flush()
         except BrokenPipeError:
             return b""
-        readable, _, _ = select.select([self._process.stdout], [], [], _SILENCE)
-        return self._process.stdout.readline() if readable else b""
+        watch = select.poll()
+        watch.register(self._process.stdout, select.POLLIN)
+        return self._process.stdout.readline() if watch.poll(1000 * _SILENCE) else b""
 
     def end(self) -> int:
         """Ends the process; returns its exit code."""
@@ -119,9 +119,13 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
     global _process
     line = json.dumps(request).encode() + b"\n"
     with _lock:
-        if _process is None or _process.parent != os.getpid():  # After a fork, the other process's is not ours.
-            _process = _Process()
-        reply = _process.ask(line)
+        _process = _process or _Process()
+        try:
+            reply = _process.ask(line)
+        except BaseException:  # Such as Ctrl-C: the reply must not be taken for that of the next request.
+            _process.end()
+            _process = None
+            raise
         if not reply.endswith(b"\n"):
             code = _process.end()
             _process = None
@@ -135,6 +139,15 @@ def close() -> None:
     """Ends the process; the next template starts another."""
     global _process
     with _lock:
-        if _process is not None and _process.parent == os.getpid():
+        if _process is not None:
             _process.end()
         _process = None
+
+
+def _forget() -> None:
+    """Leaves the process to the parent of this one, which was forked from it."""
+    global _lock, _process
+    _lock, _process = threading.Lock(), None
+
+
+os.register_at_fork(after_in_child=_forget)
