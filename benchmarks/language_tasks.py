@@ -150,6 +150,7 @@ def run_chat() -> dict[str, Any]:
     return {
         "rows": {part: len(lines) for part, lines in parts.items()},
         "evaluations": evaluations,
+        "baselines": json.loads((run_dir / "baselines.json").read_text()),
         "answers": list(zip(questions, spoken)),
     }
 
@@ -163,12 +164,13 @@ def chat_lines(found: dict[str, Any]) -> Iterator[str]:
         "first messages are not among those of training.\n"
     )
     first, best = found["evaluations"][0], min(found["evaluations"], key=lambda each: each["answer_perplexity"])
-    yield f"| held out | step {first['step']:,} | step {best['step']:,} |"
-    yield "|---|---:|---:|"
+    yield f"| held out | step {first['step']:,} | step {best['step']:,} | most frequent token | 5-gram model |"
+    yield "|---|---:|---:|---:|---:|"
     for label, name, form in Chat.FIGURES:
-        yield f"| {label} | {form.format(first[name])} | {form.format(best[name])} |"
+        values = [first[name], best[name], *(found["baselines"][each].get(name) for each in ("frequency", "n-gram"))]
+        yield f"| {label} | {' | '.join('-' if value is None else form.format(value) for value in values)} |"
     yield ""
-    yield from (f"    {question} -> {answer}" for question, answer in found["answers"])
+    yield from (f"    {question} -> {json.dumps(answer, ensure_ascii=False)}" for question, answer in found["answers"])
 
 
 # ---------------------------------------------------------------- Few-shot prompts
