@@ -191,7 +191,8 @@ def run_few_shot() -> dict[str, Any]:
         output = RUNS / f"data/few_shot-{name}.json"
         files = [f"--train_file={path_of(f'{name}/{train}')}", f"--test_file={path_of(f'{name}/{test}')}"]
         command("few_shot", f"--model_dir={gpt()}", *files, *flags, *_ASK, f"--output={output}")
-        found[name] = json.loads(output.read_text())
+        record = json.loads(output.read_text())
+        found[name] = {key: record[key] for key in ("rows", "majority", "results")}
     return found
 
 
@@ -255,10 +256,13 @@ def main() -> None:
             continue
         records[name] = {"key": key_of(flags), "figures": run()}
         RECORDS.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
-        sections = [
-            "\n".join(lines(records[each]["figures"])) for each, (_, _, lines) in PARTS.items() if each in records
-        ]
-        write_between(BEGIN, END, "\n\n".join(sections) + "\n")
+        write_page(records)
+
+
+def write_page(records: dict[str, Any]) -> None:
+    """Writes the sections of all recorded parts."""
+    recorded = [(lines, records[name]["figures"]) for name, (_, _, lines) in PARTS.items() if name in records]
+    write_between(BEGIN, END, "\n\n".join("\n".join(lines(figures)) for lines, figures in recorded) + "\n")
 
 
 if __name__ == "__main__":
