@@ -152,16 +152,17 @@ class Scheduler:
                         "UNAVAILABLE", "The batch scheduling queue to which this task was submitted is full"
                     )
                 batch = self._open[key] = _Batch(key, run, time.monotonic() + most.batch_timeout)
+                self._condition.notify()  # A thread must know when the batch is due.
             batch.tasks.append(task)
             batch.rows += task.rows
             if batch.rows == most.max_execution_batch_size:
                 self._close(batch)
-            self._condition.notify()
 
     def _close(self, batch: _Batch) -> None:
         del self._open[batch.key]
         self._full.append(batch)
         self._enqueued[batch.key] += 1
+        self._condition.notify()
 
     def _next(self) -> _Batch | None:
         """Waits for a batch that is full or due; None when the scheduler is stopped."""
