@@ -24,6 +24,7 @@ from tensorflow.python.framework import op_def_registry
 from tests.export import small
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import artifact, golden, manifest, publish, savedmodel, verify
+from tfzoo.prediction import folders
 from tfzoo.text.wordpiece import WordPiece
 from tfzoo.training import runs
 
@@ -46,16 +47,25 @@ def export(kind: str, tokenizer=None, **options) -> pathlib.Path:
 
 
 class Sabotage(tf.test.TestCase):
-    def refused(self, folder: pathlib.Path, pattern: str, change: Callable[[pathlib.Path], Any], stated=None) -> None:
-        """Asserts that verify.py refuses a changed copy of the artifact with a matching manifest, `stated` if given."""
+    def changed(self, folder: pathlib.Path, change: Callable[[pathlib.Path], Any], stated=None) -> pathlib.Path:
+        """Returns a changed copy of the artifact with a matching manifest, `stated` if given."""
         copy = shutil.copytree(folder, pathlib.Path(tempfile.mkdtemp(dir=FOLDER)), dirs_exist_ok=True)
         stated = stated or json.loads((copy / "manifest.json").read_text())
         change(copy)
         content = {key: stated[key] for key in stated if key not in ("files", "manifest_sha256")}
         (copy / "manifest.json").unlink()
         manifest.write(copy, content)
+        return copy
+
+    def refused(self, folder: pathlib.Path, pattern: str, change: Callable[[pathlib.Path], Any], stated=None) -> None:
+        """Asserts that verify.py refuses such a copy."""
         with self.assertRaisesRegex(Exception, pattern):
-            verify.verify(copy)
+            verify.verify(self.changed(folder, change, stated))
+
+    def not_opened(self, folder: pathlib.Path, pattern: str, change: Callable[[pathlib.Path], Any]) -> None:
+        """Asserts that tfzoo.predict refuses such a copy."""
+        with self.assertRaisesRegex(UserError, pattern):
+            folders.open_folder(self.changed(folder, change))
 
 
 def take(source: pathlib.Path, name: str) -> Callable[[pathlib.Path], Any]:
@@ -167,6 +177,15 @@ class OnnxTest(Sabotage):
             np.savez(copy / "golden.npz", **arrays)
 
         self.refused(self.folder, "values are not finite in golden.npz", spoilt)
+
+    def test_a_tokenizer_that_takes_exponential_time(self):
+        def exponential(copy):
+            path = copy / "tokenizer" / "tokenizer.json"
+            record = json.loads(path.read_text())
+            record["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated"}
+            path.write_text(json.dumps(record))
+
+        self.not_opened(self.folder, "tokenizer.json: pre_tokenizer: .* exponential time", exponential)
 
     def test_a_tokenizer_of_another_model(self):
         self.refused(self.folder, "^tokenizer.json: input_ids of ", take(export("onnx", OTHER), "tokenizer"))
@@ -282,6 +301,8 @@ class SavedModelTest(Sabotage):
         table = "InitializeTableFromTextFileV2"
         for function in (False, True):
             self.refused(folder, f"mine \\({table}\\) is not an operation", add(table, ["table", "secret"], function))
+
+        self.not_opened(folder, "mine .ReadFile. is not an operation that only computes", add("ReadFile"))
 
         def saves(copy):
             """Lets the function of a signature call that of the saver."""
