@@ -25,6 +25,7 @@ class HttpTest(unittest.TestCase):
     def setUp(self):
         self.began, self.release, self.cancelled = threading.Event(), threading.Event(), threading.Event()
         self.addCleanup(self.release.set)
+        self.kept: list = []
 
     def start(self, **settings) -> int:
         def route(path, function, method="POST", **options):
@@ -46,6 +47,21 @@ class HttpTest(unittest.TestCase):
                 self.cancelled.set()
             return Response(b"")
 
+        def late(request):
+            self.began.set()
+            self.release.wait(PATIENCE)
+
+            def parts():
+                try:
+                    yield b"first"
+                finally:
+                    self.cancelled.set()
+
+            made = parts()
+            self.kept.append(made)  # Otherwise it would be closed when nothing refers to it.
+            next(made)
+            return Response(made, EVENTS)
+
         def stream(request):
             def parts():
                 try:
@@ -64,6 +80,7 @@ class HttpTest(unittest.TestCase):
             route("/fail", fail),
             route("/wait", wait),
             route("/cancelled", cancelled),
+            route("/late", late),
             route("/stream", stream),
             route("/public", lambda _: Response(b"public"), "GET", is_public=True),
             route("/few", lambda _: Response(iter([b"a", b"b"]), EVENTS)),
@@ -199,6 +216,16 @@ class HttpTest(unittest.TestCase):
             received += connection.recv(1000)
         self.assertIn(b"text/event-stream", received)
         connection.close()
+        self.release.set()
+        self.assertTrue(self.cancelled.wait(PATIENCE))
+
+    def test_a_stream_that_begins_after_its_client_has_gone_is_closed(self):
+        self.start()
+        connection = self.open(b"POST /late HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+        self.assertTrue(self.began.wait(PATIENCE))
+        connection.close()
+        # The server sees the disconnection before it answers another connection's request.
+        self.assertEqual(self.ask("POST", "/echo", b"x")[2], b"x")
         self.release.set()
         self.assertTrue(self.cancelled.wait(PATIENCE))
 

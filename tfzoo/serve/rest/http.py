@@ -197,7 +197,7 @@ class Application:
         if encoding != "gzip":
             raise _Refused(415, f"The Content-Encoding {encoding[:40]} is not supported; send gzip or identity")
         before = len(body)
-        body = _decompressed(body, limit, too_large)
+        body = await asyncio.get_running_loop().run_in_executor(self._pool, _decompressed, body, limit, too_large)
         held[0] += len(body) - before
         self._held += len(body) - before
         return body
@@ -217,8 +217,8 @@ class Application:
 
     async def _answer(self, function: Callable, request: Request, receive: Callable, send: Callable) -> None:
         """Calls the function in a thread, and sends its answer unless the client disconnects first."""
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._pool, _guarded, function, request)
+        job = self._pool.submit(_guarded, function, request)
+        work = asyncio.wrap_future(job)
         gone = asyncio.ensure_future(_disconnected(receive))
         gone.add_done_callback(lambda _: request.cancelled.set())
         try:
@@ -226,7 +226,8 @@ class Application:
             await asyncio.wait(futures, timeout=request.deadline - time.monotonic(), return_when="FIRST_COMPLETED")
             if not work.done():
                 request.cancelled.set()
-                work.cancel()  # If no thread has begun it yet.
+                if not job.cancel():  # A thread has begun it.
+                    job.add_done_callback(_close_stream)
                 if not gone.done():
                     text = f"Timeout: no answer within {self._settings.timeout:g} seconds"
                     await self._send(send, request, Response(error_body(text), status=504))
@@ -296,6 +297,12 @@ def _guarded(function: Callable[[Request], Response], request: Request) -> Respo
     except Exception:
         _log.exception("%s %s: internal error", request.method, request.path)
         return Response(error_body("Internal error, see the server's log"), status=500)
+
+
+def _close_stream(job: concurrent.futures.Future) -> None:
+    """Closes the stream with which a function answered too late."""
+    if not isinstance(body := job.result().body, bytes):
+        body.close()
 
 
 async def _disconnected(receive: Callable) -> None:
