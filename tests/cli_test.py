@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import io
 import os
 import pathlib
@@ -6,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import unittest
+from unittest import mock
 
 from absl import flags as absl_flags
 
@@ -88,6 +90,26 @@ class ExitCodesTest(Shell):
             again = pickle.loads(pickle.dumps(error("a\nb")))
             self.assertEqual((type(again), str(again)), (error, r"a\nb"))
             self.assertRegex(str(error("a" * 5000 + "; shorten it")), r"^a{750} \.\.\. a+; shorten it$")
+
+    def test_what_the_file_system_refuses_is_not_a_bug_of_ours(self):
+        missing = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+        for error, line in (
+            (
+                PermissionError(errno.EACCES, "Permission denied", "/a\n"),
+                r"/a\n: permission denied; grant permission",
+            ),
+            (
+                OSError(errno.ENOSPC, "No space left on device", "/b"),
+                "/b: no space left on device; free some disk space",
+            ),
+            (missing, "no temporary folder can be written; set TMPDIR to a folder that can"),
+        ):
+            code, _, err = self.run_main(main=mock.Mock(side_effect=error, __doc__=""))
+            self.assertEqual(code, 2)
+            self.assertRegex(err, f"^error: {line}\n$")
+        for error in (FileNotFoundError(errno.ENOENT, "No such file", "/c"), OSError("x")):
+            code, _, err = self.run_main(main=mock.Mock(side_effect=error, __doc__=""))
+            self.assertEqual((code, err.count("Traceback")), (1, 1))
 
     def test_a_bug_of_ours_shows_its_traceback(self):
         for error in (ValueError("oops"), BrokenPipeError("a socket's, not our output's")):

@@ -2,13 +2,18 @@
 
 import fcntl
 import os
+import pwd
 import resource
 import signal
 import unittest
+from unittest import mock
+
+import numpy as np
 
 from tests.helpers import temporary_folder
 from tfzoo import files
 from tfzoo.errors import UserError
+from tfzoo.text import cache
 
 
 class FilesCase(unittest.TestCase):
@@ -62,6 +67,22 @@ class RefusedTest(FilesCase):
 
         self.assertIn(f"{self.folder / 'new'}: cannot be written (file too large)", self.refused(write))
         self.assertEqual(os.listdir(self.folder), [])
+
+    def test_an_array_of_numpy(self):
+        """NumPy's error has no number."""
+
+        def write():
+            with files.atomic_folder(self.folder / "new") as partial:
+                np.save(partial / "large.npy", np.zeros(1 << 20))
+
+        self.assertRegex(self.refused(write), rf"^{self.folder / 'new'}: cannot be written .*written\); free some disk")
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_a_folder_that_another_process_removes_first(self):
+        files.remove_folder(self.folder / "gone")
+        (self.folder / "link").symlink_to(self.folder)
+        with self.assertRaisesRegex(UserError, "link: is a symbolic link"):
+            files.remove_folder(self.folder / "link")
 
     def test_of_two_writers_of_a_folder_the_first_wins(self):
         path = self.folder / "new"
@@ -142,6 +163,31 @@ class ReadTest(FilesCase):
         path.write_bytes(b"ab\xff")
         with self.assertRaisesRegex(UserError, f"^{path}: not UTF-8 at byte 2; save it as UTF-8 text$"):
             files.read_text(path)
+
+
+class CacheFolderTest(unittest.TestCase):
+    def test_it_is_the_users(self):
+        with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": "/a/b", "HOME": "/home/me"}):
+            self.assertEqual(str(files.cache_folder()), "/a/b/tfzoo")
+            del os.environ["XDG_CACHE_HOME"]
+            self.assertEqual(str(files.cache_folder()), "/home/me/.cache/tfzoo")
+
+    def test_without_a_home(self):
+        with mock.patch.dict(os.environ), mock.patch.object(pwd, "getpwuid", side_effect=KeyError):
+            os.environ.pop("XDG_CACHE_HOME", None)
+            os.environ.pop("HOME", None)
+            with self.assertRaisesRegex(
+                UserError, "^the cache folder ~/.cache is not an absolute path; set HOME, or XDG"
+            ):
+                files.cache_folder()
+            self.assertIsNone(cache.read("0" * 64))
+            cache.write("0" * 64, b"")  # Nothing is written to a folder ~ in the working directory.
+            self.assertFalse(os.path.exists("~"))
+
+    def test_a_cache_that_cannot_be_written_is_not_used(self):
+        for folder in ("/proc/none", "/dev/null"):
+            with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": folder}):
+                self.assertEqual(cache.made("0" * 64, lambda: b"made"), b"made")
 
 
 class LinkTest(FilesCase):

@@ -103,6 +103,12 @@ def run(
         except WorkerLost as error:
             show(f"error: {error}", file=sys.stderr)
             return LOST_WORKER
+        except OSError as error:
+            message = files.refusal(error)
+            if not message:
+                raise
+            show(f"error: {message}", file=sys.stderr)
+            return WRONG_USE
         except KeyboardInterrupt:
             show("interrupted", file=sys.stderr)
             return INTERRUPTED

@@ -55,6 +55,14 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"{path}: {problem}; {remedy}") from None
 
 
+def refusal(error: OSError) -> str:
+    """Returns one line about an error of the file system that is not one of the program; "" for other errors."""
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return "no temporary folder can be written; set TMPDIR to a folder that can"
+    remedy = _REFUSALS.get(error.errno or 0, "").replace("write permission", "permission")  # It may be a read.
+    return f"{error.filename}: {(error.strerror or '').lower()}; {remedy}" if remedy and error.filename else ""
+
+
 def _check_regular(path: str | os.PathLike, mode: int) -> None:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode) and not stat.S_ISLNK(mode):  # `open` rejects the other two.
         raise OSError(errno.ENXIO, "Not a regular file", os.fspath(path))
@@ -332,5 +340,6 @@ def remove_folder(path: str | os.PathLike) -> None:
     check_not_a_link(path)
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
-    os.rename(path, partial)
-    shutil.rmtree(partial)
+    with contextlib.suppress(FileNotFoundError):  # Another process has just removed it.
+        os.rename(path, partial)
+        shutil.rmtree(partial)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from tfzoo import files
 from tfzoo.data import packed
 from tfzoo.data.packed import PackedFolder
 from tfzoo.errors import UserError
+from tfzoo.training import inputs
+from tfzoo.training.config import TrainConfig
 
 
 class Tokenizer:
@@ -293,6 +296,43 @@ class HostileTest(PackedCase):
         (self.folder / "tokenizer" / "merges.txt").write_text("")
         message = self.refused(lambda: PackedFolder.open(self.folder).verify())
         self.assertRegex(message, f"^{self.folder}/tokenizer/merges.txt: is not listed in manifest.json; remove it")
+
+    def test_a_manifest_sets_only_what_packing_decides(self):
+        config = TrainConfig(run_dir="x", corpus=str(self.folder))
+        found, _ = inputs.find_packed(config, {})
+        self.assertEqual((found.objective, found.sequence_length), ("causal", 32))
+        before, where = self.path.read_text(), re.escape(f"{self.path}: flags")
+        for flags, message in (
+            ({"run_dir": "/etc"}, "'run_dir' is not decided by packing; pack the text again"),
+            ({"cache_dir": "/etc"}, "'cache_dir' is not decided by packing; pack the text again"),
+            ({"learning_rate": 5.0}, "'learning_rate' is not decided by packing; pack the text again"),
+            ({"steps": 10**9}, "'steps' is not decided by packing; pack the text again"),
+            ({"objective": "x"}, "objective is 'x', not one of masked_lm, .*; correct it"),
+            ({"sequence_length": "long"}, "sequence_length=long: must be a whole number; pack the text again"),
+            ({"sequence_length": 10**9}, "sequence_length=1000000000: must be from 8 to 1000000; pack the text again"),
+        ):
+            self.change(lambda manifest, flags=flags: manifest["flags"].update(flags))
+            with self.assertRaisesRegex(UserError, f"^{where}: {message}$"):
+                inputs.find_packed(config, {})
+            self.path.write_text(before)
+
+    def test_fields_of_the_manifest_have_their_types(self):
+        before = self.path.read_text()
+        for name, value, message in (
+            ("flags", [], r"flags is \[\], not an object"),
+            ("corpus", {"name": "x"}, "corpus: has no report"),
+            (
+                "tokenizer",
+                {"fingerprint": "x", "vocab_size": 10**12},
+                "tokenizer: vocab_size is 1000000000000, not a whole",
+            ),
+            ("parts", {"train": {"rows": 1, "tokens": 1, "padding_share": 0}}, "does not list the files of the 1 rows of train"),
+            ("files", {"a": {"bytes": -1, "sha256": ""}}, "'a': bytes is -1, not a whole number of at least 0"),
+            ("version", {}, r"has version \{\}, but 1 is supported"),
+        ):
+            self.change(lambda manifest, name=name, value=value: manifest.update({name: value}))
+            self.assertRegex(self.refused(lambda: PackedFolder.open(self.folder)), f"^{self.path}: ({message})")
+            self.path.write_text(before)
 
     def test_a_manifest_without_the_files_of_all_rows(self):
         self.change(lambda manifest: manifest["files"].pop("train-00003-of-00004.array_record"))

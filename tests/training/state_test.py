@@ -5,7 +5,26 @@ import json
 import math
 import unittest
 
+from tfzoo.errors import UserError
 from tfzoo.training.state import Progress, due, updates_at_once, updates_in
+
+
+class RecordTest(unittest.TestCase):
+    def test_a_record_of_a_checkpoint_is_read_after_its_fields_are_checked(self):
+        progress = Progress(losses=[1.5, 2], places=[[3, 4]], best=0.5, best_step=7, evaluating=True)
+        record = dataclasses.asdict(progress)
+        self.assertEqual(Progress.read(record, "c.json"), progress)
+        self.assertEqual(Progress.read({}, "c.json"), Progress())
+        for field, value, message in (
+            ("losses", ["x"], r"c.json: state: losses is \['x'\], not a list in which each item is a number"),
+            ("places", [[1, -1]], "places is .*, not a list in which each item is a list"),
+            ("best", "low", "best is 'low', not a number"),
+            ("passed_over", -1, "passed_over is -1, not a whole number of at least 0"),
+            ("evaluating", 1, "evaluating is 1, not true or false"),
+            ("exec", "x", "'exec' is not one of losses, .*; remove it"),
+        ):
+            with self.assertRaisesRegex(UserError, message):
+                Progress.read(record | {field: value}, "c.json")
 
 
 class ProgressTest(unittest.TestCase):

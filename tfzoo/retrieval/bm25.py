@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from tfzoo import files
 from tfzoo.retrieval import strings
 from tfzoo.retrieval.strings import Strings
 
@@ -160,6 +161,7 @@ def write(folder: pathlib.Path, texts: Iterable[str]) -> None:
     def make(name: str, size: int) -> np.ndarray:
         if not size:  # An array without elements cannot be mapped.
             return np.empty(0, np.int32)
+        (folder / f"bm25_{name}.npy").unlink(missing_ok=True)  # It may be a link.
         mapped[name] = np.lib.format.open_memmap(folder / f"bm25_{name}.npy", "w+", np.dtype(np.int32), (size,))
         return mapped[name]
 
@@ -177,7 +179,7 @@ class _Spool:
     """A temporary file of blocks of postings, which can be appended and read from the start, like a list."""
 
     def __init__(self, path: pathlib.Path):
-        self._path, self._file, self._count = path, open(path, "w+b"), 0
+        self._path, self._file, self._count = path, open(path, "w+b", opener=files.regular), 0
 
     def append(self, block: _Postings) -> None:
         for values in block:

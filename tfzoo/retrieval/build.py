@@ -203,7 +203,8 @@ class _Build:
             "shape": (len(texts), model.size),
         }
         path = self._folder / "vectors.npy"
-        with open(path, "r+b" if done else "wb") as file, progress.bar(len(texts), "text", "embedding") as bar:
+        mode, title = "r+b" if done else "wb", "embedding"
+        with open(path, mode, opener=files.regular) as file, progress.bar(len(texts), "text", title) as bar:
             np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
             # After a kill, the file may end with a part of a block.
             file.seek(min(done * size, len(texts)) * model.size * dtype.itemsize, os.SEEK_CUR)

@@ -71,7 +71,7 @@ class Writer:
 
     def __init__(self, folder: pathlib.Path, name: str):
         self._offsets, self._path = array.array("q", [0]), folder / f"{name}.npy"
-        self._file = open(folder / f"{name}.bin", "wb")
+        self._file = open(folder / f"{name}.bin", "wb", opener=files.regular)
 
     def write(self, text: str) -> None:
         self._offsets.append(self._offsets[-1] + self._file.write(text.encode()))
@@ -97,7 +97,7 @@ def write(folder: pathlib.Path, name: str, texts: Iterable[str]) -> None:
 
 def write_array(path: pathlib.Path, values: np.ndarray) -> None:
     """Writes an array and flushes it to disk."""
-    with open(path, "wb") as file:
+    with open(path, "wb", opener=files.regular) as file:
         np.lib.format.write_array(file, values, allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
