@@ -1,4 +1,4 @@
-"""A run in surroundings that servers and containers have: no home, no temporary folder, a C locale, a clock in 1970."""
+"""A run in surroundings that servers and containers have: no home, a C locale, a clock in 1970."""
 
 import json
 import os
@@ -10,10 +10,13 @@ import pytest
 
 from tests import helpers, tiny_run
 
-# What no folder and no system library can be asked for is replaced in the process itself.
-SCRIPT = """
-import sys, tempfile, time
+# What a test cannot ask of the system is replaced in the process itself.
+NO_TEMPORARY_FOLDER = """
+import tempfile
 tempfile._candidate_tempdir_list = lambda: ["/proc/none"]
+"""
+SCRIPT = """
+import sys, time
 start, now = time.time(), time.time
 time.time = lambda: now() - start + 60  # 1970.
 from tfzoo import cli, train
@@ -22,11 +25,11 @@ sys.exit(cli.run(train.main, train.define_flags))
 
 
 class EnvironmentTest(unittest.TestCase):
-    def train(self, run_dir, *flags, check=True):
+    def train(self, run_dir, *flags, check=True, before=""):
         environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "PYTHONUTF8", "LANG")}
         environment |= {"LC_ALL": "C", "XDG_CACHE_HOME": "/dev/null/none", "PYTHONPATH": str(helpers.ROOT)}
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, *flags, f"--run_dir={run_dir}"],
+            [sys.executable, "-c", before + SCRIPT, *flags, f"--run_dir={run_dir}"],
             env=environment,
             cwd=self.folder,
             capture_output=True,
@@ -45,11 +48,18 @@ class EnvironmentTest(unittest.TestCase):
         self.train(run_dir, *flags, "--steps=2")
         self.assertIn("resuming at step 2 of 4", self.train(run_dir, *flags, "--steps=4").stdout)
         self.assertEqual({json.loads(line)["step"] for line in open(run_dir / "metrics.jsonl")}, {1, 2, 3, 4})
-        failed = self.train(self.folder / "other", *flags, "--cache_dir=/dev/null/x", check=False)
-        self.assertEqual(failed.returncode, 2)
-        self.assertRegex(
-            failed.stderr, r"\nerror: /dev/null/x/[^\n]*: cannot be written \([^\n]*\n$|^error: /dev/null/x"
-        )
+
+    @pytest.mark.faults
+    def test_what_cannot_be_done_without_is_one_line(self):
+        self.folder = helpers.temporary_folder(self)
+        flags = tiny_run.flags(self.folder)
+        for before, further, line in (
+            (NO_TEMPORARY_FOLDER, [], "no temporary folder can be written; set TMPDIR to a folder that can"),
+            ("", ["--cache_dir=/dev/null/x"], r"/dev/null/x/[^\n]*: cannot be written \([^\n]*"),
+        ):
+            done = self.train(self.folder / "run", *flags, *further, check=False, before=before)
+            self.assertEqual(done.returncode, 2)
+            self.assertRegex(done.stderr, rf"(^|\n)error: {line}\n$")
 
 
 if __name__ == "__main__":

@@ -326,7 +326,11 @@ class HostileTest(PackedCase):
                 {"fingerprint": "x", "vocab_size": 10**12},
                 "tokenizer: vocab_size is 1000000000000, not a whole",
             ),
-            ("parts", {"train": {"rows": 1, "tokens": 1, "padding_share": 0}}, "does not list the files of the 1 rows of train"),
+            (
+                "parts",
+                {"train": {"rows": 1, "tokens": 1, "padding_share": 0}},
+                "does not list the files of the 1 rows of train",
+            ),
             ("files", {"a": {"bytes": -1, "sha256": ""}}, "'a': bytes is -1, not a whole number of at least 0"),
             ("version", {}, r"has version \{\}, but 1 is supported"),
         ):
