@@ -367,5 +367,31 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
+class FilesTest(unittest.TestCase):
+    # Files that tfzoo has just written itself, that the package contains, or that verify.py, which must be one file,
+    # reads; the servers have limits of their own.
+    OWN = {
+        *("tfzoo.files", "tfzoo.cli", "tfzoo.export", "tfzoo.serve", "tfzoo.publish"),
+        *("tfzoo.training.page", "tfzoo.text.proof", "tfzoo.weights.config_fields"),
+    }
+
+    def test_files_are_read_through_one_opener(self):
+        """It refuses pipes, on which a read waits forever, and devices."""
+        for name, tree in TREES.items():
+            if any(name == own or name.startswith(f"{own}.") for own in self.OWN):
+                continue
+            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+                called = ast.unparse(call.func)
+                method = called.rpartition(".")[2]
+                opens = called == "open" and not any(keyword.arg == "opener" for keyword in call.keywords)
+                writes = opens and any(mode in ast.unparse(call) for mode in ("'wb'", "'xb'"))
+                reads = (
+                    method in ("read_text", "read_bytes")
+                    and not called.startswith(("files.", "inputs.", "metadata."))
+                    and called != method
+                )
+                self.assertFalse((opens and not writes) or reads, f"{name}: {ast.unparse(call)}: use tfzoo.files")
+
+
 if __name__ == "__main__":
     unittest.main()

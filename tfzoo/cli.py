@@ -41,6 +41,7 @@ from tfzoo.options import bounds, out_of_bounds
 DONE, BUG, WRONG_USE, STOPPED, FAILED_CHECK, LOST_WORKER = 0, 1, 2, 3, 4, 5
 INTERRUPTED, NO_READER = 130, 141  # The codes that a shell reports for SIGINT and SIGPIPE.
 
+_FLAGFILE_BYTES = 1 << 20
 MAX_DEPTH = 16  # Nesting depth of flagfiles.
 # Two spaces, so that a value may contain " #". White space is searched from its beginning only, in linear time.
 _COMMENT = re.compile(r"(?<!\s)(?=\s*+#)\s*?(?:  |\t)\s*+#.*$")
@@ -274,7 +275,8 @@ def _read_flagfile(path: str, origin: str, parents: tuple[pathlib.Path, ...]) ->
     if len(parents) >= MAX_DEPTH:
         raise UserError(f"{name}: flagfiles are nested more than {MAX_DEPTH} levels deep; flatten them")
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        with files.open_file(file) as opened:
+            text = opened.read(_FLAGFILE_BYTES + 1).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
     except (OSError, ValueError) as error:
@@ -282,6 +284,8 @@ def _read_flagfile(path: str, origin: str, parents: tuple[pathlib.Path, ...]) ->
         remedy = f"; the path is relative to the folder of {parents[-1]}" if parents else "; check the path"
         raise UserError(f"{name}: {reason}{remedy}") from None
 
+    if len(text) > _FLAGFILE_BYTES:
+        raise UserError(f"{name}: has more than {_FLAGFILE_BYTES} characters; split it")
     flags = []
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from tfzoo import json_files
 from tfzoo.errors import UserError
 from tfzoo.prediction import answers, decoding
 from tfzoo.prediction.predictor import Predictor, task_of
@@ -152,9 +153,9 @@ class _Texts:
                 f"--model_dir={path.parents[1]}: has no tokenizer/{path.name}, because the library tokenizers does not "
                 "support this tokenizer; specify the SavedModel of this model"
             )
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json_files.read(path)
         untrusted.check_tokenizer_json(record, path)
-        settings = json.loads((path.parent / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = json_files.read(path.parent / "tokenizer_config.json")
         mask = settings.get("mask_token")
         mask = mask["content"] if isinstance(mask, dict) else mask
         for token in record.get("added_tokens", ()):

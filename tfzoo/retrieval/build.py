@@ -298,5 +298,5 @@ def _counted(texts: Strings, bar) -> Iterator[str]:
 
 
 def _sync(path: pathlib.Path) -> None:
-    with open(path, "rb") as file:
+    with files.open_file(path) as file:
         os.fsync(file.fileno())

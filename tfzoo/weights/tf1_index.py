@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tfzoo import files
 from tfzoo.weights.tensors import MAX_SHARDS
 
 _MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
@@ -36,7 +37,7 @@ def read_index(index: pathlib.Path) -> dict[str, Entry]:
     from tensorflow.core.protobuf import tensor_bundle_pb2
 
     values = dict[bytes, bytes]()
-    for name, value in _table(index.read_bytes()):
+    for name, value in _table(files.read_bytes(index)):
         if values and name <= next(reversed(values)):
             raise ValueError("its names are not in order")
         values[name] = value
