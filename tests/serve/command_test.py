@@ -49,7 +49,7 @@ class FlagsTest(unittest.TestCase):
             ([one, f"--api_key_file={keys}"], f"--api_key_file={keys}: everybody can read it; chmod o-r {keys}"),
             ([one, f"--ssl_config_file={folder}/no"], f"--ssl_config_file={folder}/no: cannot be read (no such file"),
             ([one, "--grpc_channel_arguments=a"], "--grpc_channel_arguments=a: a has no value; write NAME=VALUE,"),
-            ([one, "--max_tensor_elements=0"], "--max_tensor_elements=0: must be from 1 to "),
+            ([one, "--max_tensor_elements=0"], "--max_tensor_elements=0: must be at least 1"),
             (
                 [f"--model_config_file={relative}", f"--grpc_socket_path={folder}/s"],
                 "Expected model m to have an absolute path or URI; got base_path()=m; correct the configuration",

@@ -20,7 +20,7 @@ from tfzoo.errors import UserError
 from tfzoo.serve import messages, policies, records, request_log, tensors, tls, warmup
 from tfzoo.serve.core import Core
 from tfzoo.serve.errors import StatusError
-from tfzoo.serve.grpc_server import GrpcServer
+from tfzoo.serve.grpc_server import GrpcServer, Held
 from tfzoo.serve.limits import Limits
 from tfzoo.serve.loading import Loader
 from tfzoo.serve.manager import Manager
@@ -208,6 +208,19 @@ class GrpcServerTest(unittest.TestCase):
         with self.refused(CODE.RESOURCE_EXHAUSTED):
             predict(channel, request(x=np.zeros(1000, np.float32)))
         self.assertEqual(predict(channel), [2.5, 3.0])
+
+    def test_the_bytes_of_all_requests_are_bounded(self) -> None:
+        held = Held(100)
+        with held.hold(60):
+            with (
+                self.assertRaisesRegex(StatusError, "^The server holds too many bytes of other requests"),
+                held.hold(41),
+            ):
+                self.fail("more than the limit was held")
+            with held.hold(40):
+                pass
+        with held.hold(100):
+            pass
 
     def test_overload_is_refused_and_deadlines_hold_while_waiting(self) -> None:
         core = self.core(max_running_requests=1, max_queued_requests=1)

@@ -105,6 +105,17 @@ class TextsTest(unittest.TestCase):
         with self.assertRaisesRegex(StatusError, r"^Feature: text \(data type: string\) is required"):
             self.model.run("classify", {"inputs": np.array([b""], object)})
 
+    def test_a_context_is_not_repeated_without_a_limit(self) -> None:
+        examples = messages.Input()
+        feature = examples.example_list_with_context.context.features.feature["text"]
+        feature.bytes_list.value.append(b"x" * 2**20)
+        for _ in range(300):
+            examples.example_list_with_context.examples.add()
+        with self.assertRaisesRegex(StatusError, r"^The context has \d+ bytes, which are repeated for 300 examples"):
+            inference.serialized(examples)
+        del examples.example_list_with_context.examples[2:]
+        self.assertEqual([len(row) > 2**20 for row in inference.serialized(examples)], [True, True])
+
     def test_ids_are_those_of_the_vocabulary(self) -> None:
         mask = np.ones((1, 2), np.int64)
         values = self.model.run("tokens", {"input_ids": np.array([[1, 5]]), "attention_mask": mask})

@@ -1,9 +1,10 @@
 """The gRPC front end: PredictionService, ModelService, health and reflection."""
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +25,7 @@ _HEALTH = "/grpc.health.v1.Health/"
 # Names that TF Serving's health service knows; "" is the whole server.
 _HEALTH_NAMES = ("", "ModelService", "PredictionService", f"{_PACKAGE}.ModelService", f"{_PACKAGE}.PredictionService")
 _MAX_MESSAGE = 4000  # Characters of an error: a status travels in a header, whose size is limited.
+_LEAST_HELD = 2**26  # Bytes of requests that may be inside, however low the limit of one of them is.
 _MAX_REFLECTIONS = 4  # Open reflection streams; each occupies a thread.
 _STATUS_CODES = {code.name: code for code in grpc.StatusCode}
 
@@ -71,11 +73,11 @@ class GrpcServer:
                 *options,
             ],
         )
-        service = Service(core, as_content)
+        service, held = Service(core, as_content), Held(max(4 * core.limits.max_request_bytes, _LEAST_HELD))
         for name, methods in messages.SERVICES.items():
             handlers = {
                 method: grpc.unary_unary_rpc_method_handler(
-                    _unary(getattr(messages, request), getattr(service, method))
+                    _unary(getattr(messages, request), getattr(service, method), held)
                 )
                 for method, (request, _) in methods.items()
             }
@@ -204,14 +206,40 @@ def _message(spec: ModelSpec) -> Any:
     return message
 
 
-def _unary(request_class: Any, method: Callable[[Any, Call], Any]) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+class Held:
+    """Bounds the bytes of all requests that are inside, as many of which may be large as there are threads."""
+
+    def __init__(self, limit: int):
+        self._free = limit
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Counts a request until the block ends; raises RESOURCE_EXHAUSTED if the limit is exceeded."""
+        with self._lock:
+            if size > self._free:
+                raise StatusError(
+                    "RESOURCE_EXHAUSTED", "The server holds too many bytes of other requests; try again later"
+                )
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._free += size
+
+
+def _unary(
+    request_class: Any, method: Callable[[Any, Call], Any], held: Held
+) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     """Returns a handler of bytes. gRPC would answer INTERNAL to bytes that are not a message."""
 
     def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
         remaining = context.time_remaining()
         call = Call(GRPC, None if remaining is None else time.monotonic() + remaining)
         try:
-            return method(request_class.FromString(data), call).SerializeToString()
+            with held.hold(len(data)):
+                return method(request_class.FromString(data), call).SerializeToString()
         except DecodeError:
             error = invalid(f"The request is not a {request_class.DESCRIPTOR.name}")
         except StatusError as failure:

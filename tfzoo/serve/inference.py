@@ -21,6 +21,7 @@ from tfzoo.serve.servable import (
 )
 
 GRPC, REST = "GRPC", "REST"
+_MAX_CONTEXTS = 2**28  # Bytes of the contexts of all examples of a request.
 Run = Callable[[str, Mapping[str, np.ndarray], Sequence[str]], dict[str, np.ndarray]]
 Read = Callable[[Signature], Mapping[str, np.ndarray]]
 
@@ -137,7 +138,7 @@ def serialized(examples: Any) -> np.ndarray:
     """Returns the serialized tf.Examples of a messages.Input, each with the context that they share.
 
     Raises:
-      StatusError: there are none.
+      StatusError: there are none, or the context is so large that they would take much more memory than the message.
     """
     context, rows = b"", examples.example_list.examples
     if examples.WhichOneof("kind") == "example_list_with_context":
@@ -145,6 +146,11 @@ def serialized(examples: Any) -> np.ndarray:
         rows = examples.example_list_with_context.examples
     if not rows:
         raise invalid("Input is empty.")
+    if len(context) * len(rows) > _MAX_CONTEXTS:
+        raise invalid(
+            f"The context has {len(context)} bytes, which are repeated for {len(rows)} examples: more than the limit "
+            f"of {_MAX_CONTEXTS} bytes"
+        )
     values = np.empty(len(rows), object)
     values[:] = [context + row.SerializeToString() for row in rows]
     return values
