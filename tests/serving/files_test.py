@@ -105,6 +105,10 @@ class ReadmeTest(unittest.TestCase):
         # Docker's --rm, and a flag of exports that is mentioned.
         for flag in set(re.findall(r"--(\w+)", page)) - {"rm", "refuse"}:
             self.assertTrue(flag in own or f"--{flag} " in client, flag)
+        command = re.search(r"^CMD (\[.*\])$", (SERVING / "Dockerfile").read_text(), re.MULTILINE)
+        flags = [flag.lstrip("-").partition("=")[0] for flag in json.loads(command[1])]
+        self.assertLessEqual({*flags}, {*own})
+        self.assertIn("host", flags)  # Loopback would be that of the container.
         for path in set(re.findall(r"(?<![\w/.])serving/[\w./-]*\w", page)):
             self.assertTrue((helpers.ROOT / path).exists(), path)
 
