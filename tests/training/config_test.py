@@ -77,6 +77,8 @@ class TrainConfigTest(unittest.TestCase):
                 cli.parse(flags, ["--run_dir=here", f"--steps={text}"])
         with self.assertRaisesRegex(UserError, r"learning_rate=1e\+39: must be from 0.0 to 3e\+38"):
             TrainConfig(run_dir="here", learning_rate=1e39)
+        with self.assertRaisesRegex(UserError, "^--batch_size=1000000: times --sequence_length=1000000 is more than"):
+            TrainConfig(run_dir="here", batch_size=1_000_000, sequence_length=1_000_000)
         with self.assertRaisesRegex(UserError, "vocab_size=2000000: must be from 100 to 1000000"):
             TrainConfig(run_dir="here", vocab_size=2_000_000)
 

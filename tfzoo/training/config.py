@@ -19,6 +19,7 @@ from tfzoo.options import Checked, option
 from tfzoo.tasks import GROUP
 from tfzoo.training import distribution, layerwise, registry, stages
 
+_MOST_TOKENS = 2**31 - 1  # Of a batch, whose elements TensorFlow counts in int32.
 OPTIMIZERS = ("adamw", "muon", "lamb", "adafactor", "sgd", "lars")
 FALLING = ("linear", "cosine", "trapezoidal")  # Schedules that end at a final learning rate.
 SCHEDULES = (*FALLING, "inverse_sqrt", "constant")
@@ -392,6 +393,11 @@ class TrainConfig(CorpusConfig):
     def __post_init__(self) -> None:
         self._fill_in_defaults()
         super().__post_init__()
+        if self.batch_size * self.sequence_length > _MOST_TOKENS:
+            raise UserError(
+                f"--batch_size={self.batch_size}: times --sequence_length={self.sequence_length} is more than "
+                f"{_MOST_TOKENS:,} tokens; lower one of the two"
+            )
         if self.new_tokenizer and not self.init_from:
             raise UserError("--new_tokenizer: only applies with --init_from; omit it")
         for name in ("tokenizer_dir", "vocab_file"):
