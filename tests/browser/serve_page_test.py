@@ -281,6 +281,15 @@ class ServePageTest(unittest.TestCase):
         self.key("Enter", modifiers=2)  # Ctrl.
         self.assertIn("good", self.wait('document.getElementById("answer").innerText'))
 
+    def test_the_page_of_all_routes(self):
+        for width in WIDTHS:
+            for dark in (False, True):
+                self.browser.open(f"{self.addresses[0]}docs", width, dark)
+                self.assertIn("/v1/models/{model}:predict", self.browser.evaluate("document.body.innerText"))
+                self.assertEqual(self.browser.evaluate(OVERFLOWING), [])
+                self.assertEqual(self.browser.log("browser"), [])
+                self.assertTrue(all(each.startswith(self.addresses[0]) for each in self.browser.requests()))
+
     def test_a_key_is_asked_for_and_used(self):
         self.open(address=1)
         self.assertFalse(self.browser.evaluate('document.getElementById("key").hidden'))

@@ -99,12 +99,15 @@ class ReadmeTest(unittest.TestCase):
         own = absl_flags.FlagValues()
         for program in (serve, publish):
             program.define_flags(own)
-        client = subprocess.run(
-            [sys.executable, SERVING / "client.py", "--help"], capture_output=True, text=True, check=True
-        ).stdout
+        helps = "".join(
+            subprocess.run(
+                [sys.executable, SERVING / name, "--help"], capture_output=True, text=True, check=True
+            ).stdout
+            for name in ("client.py", "load_test.py")
+        )
         # Docker's --rm, and a flag of exports that is mentioned.
         for flag in set(re.findall(r"--(\w+)", page)) - {"rm", "refuse"}:
-            self.assertTrue(flag in own or f"--{flag} " in client, flag)
+            self.assertTrue(flag in own or re.search(rf"--{flag}\b", helps), flag)
         command = re.search(r"^CMD (\[.*\])$", (SERVING / "Dockerfile").read_text(), re.MULTILINE)
         flags = [flag.lstrip("-").partition("=")[0] for flag in json.loads(command[1])]
         self.assertLessEqual({*flags}, {*own})
