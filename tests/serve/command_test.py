@@ -47,7 +47,10 @@ class FlagsTest(unittest.TestCase):
             ),
             ([one, "--use_alts_credentials"], "--use_alts_credentials=True: is not supported; use --ssl_config_file"),
             ([one, f"--api_key_file={keys}"], f"--api_key_file={keys}: everybody can read it; chmod o-r {keys}"),
-            ([one, f"--ssl_config_file={folder}/no"], f"--ssl_config_file={folder}/no: cannot be read (no such file"),
+            (
+                [one, f"--ssl_config_file={folder}/no"],
+                f"--ssl_config_file={folder}/no: no such file or directory; check",
+            ),
             ([one, "--grpc_channel_arguments=a"], "--grpc_channel_arguments=a: a has no value; write NAME=VALUE,"),
             ([one, "--max_tensor_elements=0"], "--max_tensor_elements=0: must be at least 1"),
             (

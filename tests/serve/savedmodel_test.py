@@ -1,5 +1,6 @@
 """SavedModels: defaults of inputs, warm-up, folders that cannot be loaded, and batches."""
 
+import os
 import pathlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -142,6 +143,11 @@ class SavedModelTest(tf.test.TestCase):
             graph.write_bytes(content)
             with self.assertRaises(StatusError):
                 self.load()
+        graph.unlink()
+        os.mkfifo(graph)  # Reading it would wait forever.
+        with self.assertRaisesRegex(StatusError, "saved_model.pb: cannot be read .*not a regular file"):
+            self.load()
+        graph.unlink()
         graph.write_bytes(original)
         variables.rename(self.folder / "elsewhere")
         with self.assertRaisesRegex(StatusError, "/1: cannot be loaded "):

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.serve import messages
 from tfzoo.serve.errors import StatusError, invalid
@@ -94,7 +95,7 @@ def of_model(folder: pathlib.Path) -> Parameters | None:
     if not path.exists():
         return None
     try:
-        return parameters(messages.parse_text(path.read_text(), messages.BatchingParameters, str(path)), str(path))
+        return parameters(messages.parse_text(files.read_text(path), messages.BatchingParameters, str(path)), str(path))
     except UserError as error:
         raise invalid(str(error)) from None
 

@@ -1,9 +1,10 @@
 """API keys: bearer tokens of which every request must carry one."""
 
 import hmac
-import pathlib
+import os
 from collections.abc import Sequence
 
+from tfzoo import files
 from tfzoo.errors import UserError
 
 
@@ -13,12 +14,12 @@ def read(path: str) -> tuple[bytes, ...]:
     Raises:
       UserError: the file cannot be read, is readable for everybody or contains no key.
     """
-    file = pathlib.Path(path)
     try:
-        keys = tuple(line.strip() for line in file.read_bytes().splitlines() if line.strip())
-        is_public = file.stat().st_mode & 0o004
-    except OSError as error:
-        raise UserError(f"--api_key_file={path}: cannot be read ({(error.strerror or '').lower()})") from None
+        lines = files.read_bytes(path).splitlines()
+    except UserError as error:
+        raise UserError(f"--api_key_file={error}") from None
+    keys = tuple(line.strip() for line in lines if line.strip())
+    is_public = os.stat(path).st_mode & 0o004
     if is_public:
         raise UserError(f"--api_key_file={path}: everybody can read it; chmod o-r {path}")
     if not keys:

@@ -11,6 +11,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
+from tfzoo import files
 from tfzoo.errors import UserError, one_line
 
 POOL = descriptor_pool.DescriptorPool()
@@ -139,10 +140,9 @@ def read_text(path: str, message: Any, flag: str) -> Any:
       UserError: the file cannot be read or does not contain such a message.
     """
     try:
-        text = pathlib.Path(path).read_bytes().decode()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"--{flag}={path}: cannot be read ({reason.lower()}); check the path") from None
+        text = files.read_text(path)
+    except UserError as error:
+        raise UserError(f"--{flag}={error}") from None
     return parse_text(text, message, f"--{flag}={path}")
 
 

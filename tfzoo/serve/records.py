@@ -4,10 +4,12 @@ A record is its length, a checksum of the length, the data and a checksum of the
 refused before anything is read: it makes TensorFlow's own reader crash.
 """
 
+import os
 import pathlib
 import struct
 from collections.abc import Iterator
 
+from tfzoo import files
 from tfzoo.serve.errors import StatusError
 
 
@@ -44,8 +46,8 @@ def read(path: pathlib.Path) -> Iterator[bytes]:
     Raises:
       StatusError: the file is damaged.
     """
-    with open(path, "rb") as file:
-        remaining = path.stat().st_size
+    with files.open_file(path) as file:
+        remaining = os.fstat(file.fileno()).st_size
         while remaining:
             header = file.read(12)
             length, header_sum = struct.unpack("<QI", header) if len(header) == 12 else (0, 0)

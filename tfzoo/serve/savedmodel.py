@@ -11,8 +11,8 @@ import numpy as np
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
-from tfzoo import lazy
-from tfzoo.errors import one_line
+from tfzoo import files, lazy
+from tfzoo.errors import UserError, one_line
 from tfzoo.serve import messages, tensors, trust
 from tfzoo.serve.errors import CODES, StatusError, invalid
 from tfzoo.serve.servable import Signature, TensorSpec
@@ -24,6 +24,7 @@ config_pb2 = lazy.module("tensorflow.core.protobuf.config_pb2")
 FILES = ("saved_model.pb", "saved_model.pbtxt")
 # Operations that initialize a model, which TensorFlow keeps among the signatures.
 _HIDDEN = "__saved_model_"
+_MAX_GRAPH = 2**31 - 1  # Bytes of a message.
 _MAX_DEFAULT = 2**20  # Maximum elements of the default of an input.
 
 
@@ -113,11 +114,13 @@ def _meta_graph(folder: pathlib.Path, tags: Sequence[str]) -> Any:
     binary, text = (folder / name for name in FILES)
     try:
         if binary.exists():
-            saved_model.ParseFromString(binary.read_bytes())
+            saved_model.ParseFromString(files.read_bytes(binary, max_bytes=_MAX_GRAPH))
         else:
-            text_format.Parse(text.read_text(), saved_model, descriptor_pool=messages.POOL)
-    except (OSError, ValueError, DecodeError, text_format.ParseError) as error:
-        raise StatusError("DATA_LOSS", f"{binary}: cannot be read ({one_line(error)})") from None
+            text_format.Parse(files.read_text(text), saved_model, descriptor_pool=messages.POOL)
+    except UserError as error:
+        raise StatusError("DATA_LOSS", str(error)) from None
+    except (DecodeError, text_format.ParseError) as error:
+        raise StatusError("DATA_LOSS", f"{folder}: contains no SavedModel ({one_line(error)})") from None
     for meta_graph in saved_model.meta_graphs:
         if set(meta_graph.meta_info_def.tags) == set(tags):
             return meta_graph
