@@ -24,8 +24,8 @@ import tensorflow as tf
 
 from tests import helpers
 from tests.helpers import PATIENCE
-from tests.serve import models
-from tests.serve.malformed import LENGTH, VOCAB, Requests
+from tests.serve import malformed, models
+from tests.serve.malformed import LENGTH, VOCAB
 from tests.serve.process import ServerProcess, wait_until
 from tfzoo.serve import messages
 
@@ -34,10 +34,6 @@ SEED = int(os.environ.get("TFZOO_TEST_SEED", 0))
 RUNNING, QUEUED = 2, 8
 MAX_BYTES = 2**20
 MEGABYTE = 2**20
-# What a client or an operator did wrong, or the server's limits; everything else would be the server's fault.
-REFUSALS = {
-    "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "OUT_OF_RANGE", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED",
-}  # fmt: skip
 
 
 class Tokens(tf.Module):
@@ -139,21 +135,6 @@ def reload(config) -> None:
     server.method("ModelService/HandleReloadConfigRequest")(request, timeout=PATIENCE)
 
 
-def http_answer(data: bytes, is_whole: bool) -> int | None:
-    """Sends bytes over a connection of its own; returns the status of the answer, or None if there is none."""
-    with socket.create_connection(("127.0.0.1", server.rest_port), timeout=PATIENCE) as connection:
-        try:
-            connection.sendall(data)
-            if not is_whole:
-                connection.shutdown(socket.SHUT_WR)
-            answer = connection.makefile("rb").readline()
-            while connection.recv(1 << 16):
-                pass
-        except ConnectionError:  # The server may close a connection before it has read everything.
-            answer = b""
-    return int(answer.split()[1]) if answer else None
-
-
 class Case(tf.test.TestCase):
     def assert_healthy(self) -> None:
         """The server runs, has logged no bug and answers right over gRPC and HTTP."""
@@ -179,29 +160,9 @@ class Case(tf.test.TestCase):
 
 class MalformedTest(Case):
     def check(self, tries: int) -> None:
-        requests, answered = Requests(SEED), collections.Counter[object]()
-        before = server.memory()
-        for number in range(tries):
-            if number % 2:
-                method, data = requests.grpc(number)
-                try:
-                    server.method(method)(data, timeout=PATIENCE)
-                    code = "OK"
-                except grpc.RpcError as error:
-                    code = error.code().name
-                    self.assertIn(code, REFUSALS, f"seed {SEED}, gRPC request {number}: {error.details()}")
-                answered[code] += 1
-            else:
-                data, is_whole = requests.http(number)
-                status = http_answer(data, is_whole)
-                self.assertTrue(status is not None or not is_whole, f"seed {SEED}, HTTP request {number}: no answer")
-                self.assertLess(status or 0, 500, f"seed {SEED}, HTTP request {number}")
-                answered[status] += 1
-        grown = server.memory("VmHWM") - before
-        print(f"{tries} malformed requests: {dict(answered.most_common())}; {grown / MEGABYTE:.0f} MB more memory")
-        self.assertLess(grown, 256 * MEGABYTE)
+        outcomes = malformed.refusals(server, malformed.Requests(SEED), ("grpc", "http"), tries)
         for outcome in ("OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", 400, 404):
-            self.assertGreater(answered[outcome], 0, outcome)
+            self.assertGreater(outcomes[outcome], 0, outcome)
         self.assert_healthy()
 
     def test_some(self) -> None:

@@ -69,6 +69,28 @@ class ServerProcess:
         """Returns a gRPC method of bytes, such as PredictionService/Predict."""
         return self.channel.unary_unary(f"/tensorflow.serving.{path}")
 
+    def send(self, data: bytes, is_whole: bool = True) -> int | None:
+        """Sends bytes to the HTTP port, over a connection of their own.
+
+        Args:
+          data: what is sent.
+          is_whole: whether it is a complete request; otherwise, the client ends its side of the connection.
+
+        Returns:
+          The status of the answer, or None if there is none.
+        """
+        with socket.create_connection(("127.0.0.1", self.rest_port), timeout=PATIENCE) as connection:
+            try:
+                connection.sendall(data)
+                if not is_whole:
+                    connection.shutdown(socket.SHUT_WR)
+                answer = connection.makefile("rb").readline()
+                while connection.recv(1 << 16):
+                    pass
+            except ConnectionError:  # The server may close a connection before it has read everything.
+                answer = b""
+        return int(answer.split()[1]) if answer else None
+
     def available(self, model: str) -> list[int]:
         """Returns the available versions of a model."""
         request = messages.GetModelStatusRequest(model_spec={"name": model}).SerializeToString()
