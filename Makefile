@@ -104,6 +104,7 @@ bench: $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Gard
 	$(PEERS) benchmarks/packing.py
 	$(PEERS) benchmarks/predict.py
 	$(PEERS) benchmarks/decode.py
+	$(PEERS) benchmarks/serve.py
 
 results: $(INSTALLED)  ## train all recipes and write docs/results.md (hours; recorded recipes are not repeated)
 	$(PY) benchmarks/recipes.py

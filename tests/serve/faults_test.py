@@ -469,6 +469,15 @@ class ProcessTest(Case):
             self.assertNotIn("Traceback", done.stderr)
         self.assert_healthy()
 
+    def test_the_load_test_over_grpc(self) -> None:
+        done = helpers.python(
+            helpers.ROOT / "serving" / "load_test.py", f"grpc://127.0.0.1:{server.port}", "half_plus_two",
+            '{"x": [1, 3]}', "--clients=2", "--seconds=0.2", "--warmup=0", f"--server_pid={server.process.pid}",
+        )  # fmt: skip
+        self.assertRegex(
+            done.stdout.splitlines()[-1], r"^\| 2 clients \| [\d.]+ \|( [\d.]+ \|){3} 0 \| 0 \| [\d.]+ \| \d+% \|$"
+        )
+
 
 class StopTest(Case):
     """The last test, because it stops the server."""

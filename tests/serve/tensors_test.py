@@ -87,6 +87,7 @@ class TensorsTest(tf.test.TestCase):
             proto(1, 2**21, float_val=[1]),
             proto(1, 2**40, 2**40, float_val=[1]),
             proto(1, 0, 2**62, 2**62),
+            proto(1, 0, 2**61),
             proto(1, *[1] * 255, float_val=[1]),
             proto(1, 2, tensor_content=b"1234567"),
             proto(7, 2, tensor_content=b"\x01"),

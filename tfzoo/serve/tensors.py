@@ -60,13 +60,13 @@ def to_array(proto: messages.TensorProto, name: str, max_elements: int) -> np.nd
         or min(sizes, default=0) < 0
     ):
         raise invalid(f"tensor parsing error: {name}")
+    _, dtype, field = TYPES[proto.dtype]
     count = math.prod(sizes)
-    # The second limit is for shapes such as [0, 2**62, 2**62].
-    if count > max_elements or math.prod(size or 1 for size in sizes) >= 2**63:
+    # The second limit is NumPy's, for shapes such as [0, 2**62, 2**62].
+    if count > max_elements or math.prod(size or 1 for size in sizes) * dtype.itemsize >= 2**63:
         raise invalid(
             f"tensor parsing error: {name} has the shape {sizes}, more than the limit of {max_elements} elements"
         )
-    _, dtype, field = TYPES[proto.dtype]
     if proto.tensor_content:
         return _from_content(proto.tensor_content, dtype, count, name).reshape(sizes)
     values = getattr(proto, field)
