@@ -8,8 +8,10 @@ python -m tfzoo.publish --rollback=bert --to=/srv/models                        
 The artifact is verified (replayed by its verify.py), copied to TO/NAME/VERSION under a temporary name, compared with
 its manifest, and renamed. TO/models.config then names the versions to load: the one that was published without a label,
 and those with labels. A server that polls that file (--model_config_file=TO/models.config
---model_config_file_poll_wait_seconds=30) follows. Versions are never removed. TO/published.json records what was
-published, for --rollback.
+--model_config_file_poll_wait_seconds=30) follows.
+
+TF Serving refuses to move a label to a version that it has not loaded: the command then only adds the version, and moves
+the label when it is repeated. Versions are never removed. TO/published.json records what was published, for --rollback.
 """
 
 import json
@@ -59,6 +61,7 @@ def main(flags: absl_flags.FlagValues) -> None:
             to.mkdir(parents=True)
     with files.Lock(to):
         published = _read(to / RECORD)
+        before = {name: _current(labels) for name, labels in published.items()}
         if flags.rollback is not None:
             name = flags.rollback
             _take_back(name, label, published.get(name, {}))
@@ -67,11 +70,18 @@ def main(flags: absl_flags.FlagValues) -> None:
             versions = published.setdefault(name, {}).setdefault(label, [])
             if versions[-1:] != [version]:
                 versions.append(version)
-        current = {label: versions[-1] for label, versions in published[name].items()}
+        current = _current(published[name])
         platform, *others = {_platform(to / name / str(version)) for version in current.values()}
         if others:
             raise UserError(f"{to / name}: contains SavedModels and ONNX artifacts; give one of them another --name")
-        models_config.edit(to / models_config.NAME, name, platform, f"{base_path.rstrip('/')}/{name}", current)
+        config, folder = to / models_config.NAME, f"{base_path.rstrip('/')}/{name}"
+        was = before.get(name, {})
+        moved_to = {version for each, version in current.items() if each and was.get(each, version) != version}
+        if missing := moved_to - models_config.loaded(config, name):
+            models_config.edit(config, name, platform, folder, was, missing)
+            print(f"{name}: version {min(missing)} will be loaded; repeat the command when it is available")
+            return
+        models_config.edit(config, name, platform, folder, current)
         files.atomic_write(to / RECORD, json.dumps(published, indent=1) + "\n")
     for each, version in sorted(current.items()):
         print(f"{name}: version {version} {f'has the label {each}' if each else 'answers requests without a label'}")
@@ -120,6 +130,11 @@ def _take_back(name: str, label: str, published: dict[str, list[int]]) -> None:
     versions.pop()
     if not versions:
         del published[label]
+
+
+def _current(labels: dict[str, list[int]]) -> dict[str, int]:
+    """Returns the current version of each label."""
+    return {label: versions[-1] for label, versions in labels.items()}
 
 
 def _read(path: pathlib.Path) -> dict[str, dict[str, list[int]]]:

@@ -4,7 +4,7 @@ A model's entry is edited, and everything else in the file is kept, apart from c
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf import text_format
@@ -32,8 +32,17 @@ def read(path: pathlib.Path) -> Any:
     return config
 
 
-def edit(path: pathlib.Path, name: str, platform: str, base_path: str, current: Mapping[str, int]) -> None:
-    """Writes the entry of a model, which loads the version of each label; the label "" stands for requests without one.
+def loaded(path: pathlib.Path, name: str) -> set[int]:
+    """Returns the versions that a file lists for a model."""
+    models = read(path).model_config_list.config
+    return {v for model in models if model.name == name for v in model.model_version_policy.specific.versions}
+
+
+def edit(
+    path: pathlib.Path, name: str, platform: str, base_path: str, current: Mapping[str, int], others: Iterable[int] = ()
+) -> None:
+    """Writes the entry of a model, which loads the version of each label and `others`; the label "" stands for requests
+    without one.
 
     Raises:
       UserError: as in `read`, or the file cannot be written.
@@ -42,7 +51,7 @@ def edit(path: pathlib.Path, name: str, platform: str, base_path: str, current: 
     models = config.model_config_list.config
     model = next((model for model in models if model.name == name), None) or models.add(name=name)
     model.base_path, model.model_platform = base_path, platform
-    model.model_version_policy.specific.versions[:] = sorted(set(current.values()))
+    model.model_version_policy.specific.versions[:] = sorted({*current.values(), *others})
     model.version_labels.clear()
     model.version_labels.update({label: version for label, version in current.items() if label})
     files.atomic_write(path, text_format.MessageToString(config, descriptor_pool=messages.POOL))
