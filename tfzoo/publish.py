@@ -10,8 +10,9 @@ its manifest, and renamed. TO/models.config then names the versions to load: the
 and those with labels. A server that polls that file (--model_config_file=TO/models.config
 --model_config_file_poll_wait_seconds=30) follows.
 
-TF Serving refuses to move a label to a version that it has not loaded: the command then only adds the version, and moves
-the label when it is repeated. Versions are never removed. TO/published.json records what was published, for --rollback.
+TF Serving refuses to move a label to a version that it has not loaded: the command then only adds the version, and
+moves the label when it is repeated. Versions are never removed. TO/published.json records what was published, for
+--rollback.
 """
 
 import json
