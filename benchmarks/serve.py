@@ -82,7 +82,8 @@ class Server:
             self.port, self.rest_port = first.getsockname()[1], second.getsockname()[1]
         monitoring, batching = folder / "monitoring.config", folder / "batching.config"
         monitoring.write_text("prometheus_config { enable: true }")
-        batching.write_text(f"max_batch_size {{ value: {MOST} }}")
+        # While one thread runs a batch on all processors, the next requests fill a larger batch.
+        batching.write_text(f"max_batch_size {{ value: {MOST} }} num_batch_threads {{ value: 1 }}")
         flags = ["--enable_batching", f"--batching_parameters_file={batching}"] if has_batches else []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tfzoo.serve", f"--port={self.port}", f"--rest_api_port={self.rest_port}",
