@@ -109,6 +109,14 @@ class ReaderTest(tf.test.TestCase):
         self.assertAllEqual(inputs["decoder_token_ids"], [[TOKENIZER.pad_id, *inputs["token_ids"][0, :-1]]])
         self.assertAllEqual(inputs["decoder_padding_mask"], inputs["padding_mask"])
 
+    def test_the_start_of_a_decoder_is_real_even_if_the_text_is_empty(self):
+        names = ("token_ids", "padding_mask", "decoder_token_ids", "decoder_padding_mask")
+        bare = framing.Frame((TEXT,), (0,))
+        reader = Reader(TOKENIZER, bare, names, 8, start_id=TOKENIZER.pad_id)
+        inputs = reader.read({TEXT: tf.constant(["", "a b"])}).inputs
+        self.assertAllEqual(inputs["padding_mask"], [[False, False], [True, True]])
+        self.assertAllEqual(inputs["decoder_padding_mask"], [[True, False], [True, True]])
+
     def test_the_ends_of_encoder_decoders(self):
         roles = {"cls": 5, "sep": 6, "pad": 7, "eos": 8}
 

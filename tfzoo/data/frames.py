@@ -73,5 +73,6 @@ class Framer:
         inputs = {"token_ids": ids, "segment_ids": segments, "padding_mask": mask}
         if self.start_id is not None:
             shifted = np.concatenate([np.full((len(ids), 1), self.start_id, np.int32), ids[:, :-1]], 1)
-            inputs |= {"decoder_token_ids": shifted, "decoder_padding_mask": mask}
+            real = mask | (np.arange(length) == 0)  # The start is real even if the text is empty, as in text.reader.
+            inputs |= {"decoder_token_ids": shifted, "decoder_padding_mask": real}
         return inputs

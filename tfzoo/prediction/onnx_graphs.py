@@ -28,7 +28,7 @@ _INPUTS = {
     "token_type_ids": "segments",
     "pooling_mask": "pooled",
     "decoder_input_ids": "shifted",
-    "decoder_attention_mask": "mask",
+    "decoder_attention_mask": "shifted_mask",
 }
 
 
@@ -124,7 +124,7 @@ class Reading:
 
     Attributes:
       texts: the texts of each row.
-      ids, mask, segments, pooled, shifted: the graph's inputs, [B, L].
+      ids, mask, segments, pooled, shifted, shifted_mask: the graph's inputs, [B, L].
       of: [B, L], 1 + the number of the text that a token belongs to; 0 for special tokens and padding.
       starts, ends: [B, L], code points in the tokens' texts.
       truncated: bool [B].
@@ -137,6 +137,7 @@ class Reading:
     segments: np.ndarray
     pooled: np.ndarray
     shifted: np.ndarray
+    shifted_mask: np.ndarray
     of: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
@@ -232,7 +233,8 @@ class _Texts:
         truncated = np.array([sum(sizes) < sum(len(text.ids) for text in row) for row, sizes in zip(tokens, kept)])
         pooled = mask & (np.arange(length) >= self._prompt_tokens)
         shifted = np.concatenate([np.full_like(ids[:, :1], self._start_id), ids[:, :-1]], 1)
-        inputs = dict(ids=ids, mask=mask, pooled=pooled, shifted=shifted, **columns)
+        shifted_mask = mask | (np.arange(length) == 0)
+        inputs = dict(ids=ids, mask=mask, pooled=pooled, shifted=shifted, shifted_mask=shifted_mask, **columns)
         return Reading(rows, truncated=truncated, starts_special=isinstance(self._frame.parts[0], int), **inputs)
 
     def _worded(self, text: str) -> str:

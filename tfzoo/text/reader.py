@@ -132,7 +132,10 @@ class Reader:
         }
         if self.start_id is not None:  # The decoder reads the text shifted by one step.
             shifted = tf.concat([tf.fill([shape[0], 1], self.start_id), inputs["token_ids"][:, :-1]], 1)
-            inputs |= {"decoder_token_ids": shifted, "decoder_padding_mask": inputs["padding_mask"]}
+            # The start is real even if the text is empty: without a real token, its state would depend on the padding.
+            real = inputs["padding_mask"] | (tf.range(length) == 0)
+            real = tf.ensure_shape(real, [None, self.static])
+            inputs |= {"decoder_token_ids": shifted, "decoder_padding_mask": real}
         if self.prompt_length:
             inputs["pooling_mask"] = inputs["padding_mask"] & (tf.range(length) >= self.prompt_length)
         of = dense(pieces)

@@ -233,7 +233,7 @@ class Row:
             inputs["pooling_mask"] = inputs["padding_mask"] & (np.arange(length) >= reader.prompt_length)
         if reader.start_id is not None:
             inputs["decoder_token_ids"] = np.array([[reader.start_id, *ids[:-1]]], np.int32)
-            inputs["decoder_padding_mask"] = inputs["padding_mask"]
+            inputs["decoder_padding_mask"] = inputs["padding_mask"] | (np.arange(length) == 0)
         self.inputs = {name: value for name, value in inputs.items() if name in reader.inputs}
         self.model = answer.model
 
