@@ -33,7 +33,7 @@ def translate(pattern: str, where: str) -> str:
 
     def refuse(construct: str):
         raise UserError(
-            f"{where}: {pattern!r} contains {construct}, which cannot be reproduced exactly and is not supported"
+            f"{where}: {show(pattern)} contains {construct}, which cannot be reproduced exactly and is not supported"
         )
 
     out, depth = [], 0
@@ -69,5 +69,5 @@ def translate(pattern: str, where: str) -> str:
         with tf.init_scope():
             tf.strings.regex_full_match("", result)
     except tf.errors.InvalidArgumentError as error:
-        raise UserError(f"{where}: {pattern!r}: RE2 cannot use it ({one_line(error, 120)}); correct it") from None
+        raise UserError(f"{where}: {show(pattern)}: RE2 cannot use it ({one_line(error, 120)}); correct it") from None
     return result
