@@ -494,7 +494,9 @@ class TF1Test(ConvertCase):
         nan = np.full_like(arrays[name], np.nan)
         self.refused(self.write("uncased_nan", arrays | {name: nan}, config), f"tensor '{name}' is nan")
         self.refused(self.write("uncased_wide", arrays, config | {"vocab_size": 10**7}), "shape")
-        self.refused(self.write("uncased_deep", arrays, config | {"num_hidden_layers": 9999}), "9,999")
+        self.refused(
+            self.write("uncased_deep", arrays, config | {"num_hidden_layers": 9999}), "must be from 1 to 2,000"
+        )
         folder = self.write("uncased_two", arrays, config, prefix="a.ckpt")
         self.write("uncased_two", arrays, config, prefix="b.ckpt")
         self.refused(folder, "has 2 checkpoints")

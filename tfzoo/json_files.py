@@ -152,12 +152,13 @@ class Field:
         if self.items is not None:
             return f"{_NAMES[self.kind]} in which each {'item' if self.kind is list else 'value'} is {self.items}"
         words = "a whole number" if self.kind is int else _NAMES[self.kind]
-        if self.low is not None and self.high is not None:
-            return f"{words} from {self.low:,} to {self.high:,}"
+        high = None if self.high is not None and self.high > 1e38 else self.high  # The range of float32 says nothing.
+        if self.low is not None and high is not None:
+            return f"{words} from {self.low:,} to {high:,}"
         return (
             words
             + (f" of at least {self.low:,}" if self.low is not None else "")
-            + (f" of at most {self.high:,}" if self.high is not None else "")
+            + (f" of at most {high:,}" if high is not None else "")
         )
 
 

@@ -105,7 +105,7 @@ class ConfigTest(RunsCase):
             (json.dumps({"models": []}), f"{path}: models is [], not an object"),
             (json.dumps({"config": {}}), f"{path}: main: has no model, which must be a string; add it"),
             (json.dumps({"models": {"main": main | {"heads": "lm"}}}), f"{path}: main: heads is 'lm', not a list"),
-            (json.dumps({"models": {"main": main | {"num_labels": 0}}}), "num_labels is 0, not a whole number of at "),
+            (json.dumps({"models": {"main": main | {"num_labels": 0}}}), "num_labels is 0, not a whole number from "),
             (json.dumps({"models": {"main": main | {"pool": 3}}}), "pool is 3, not a string"),
             (json.dumps({"models": {"main": main | {"model": "bert_tin"}}}), "did you mean bert_tiny"),
         ):  # fmt: skip

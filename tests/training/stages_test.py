@@ -66,7 +66,7 @@ class StagesOfTest(unittest.TestCase):
             ("100:batch_size=4", r".*: step 100 is not below --steps \(100\); raise --steps, or omit that stage"),
             ("50:batch_size=four", ".*: batch_size=four: must be a whole number"),
             ("50:batch_size", ".*: batch_size=: must be a whole number"),
-            ("50:batch_size=0", "--stages: from step 50 on: batch_size=0: must be at least 1"),
+            ("50:batch_size=0", "--stages: from step 50 on: batch_size=0: must be from 1 to 1000000"),
             ("50:batch_size=4,batch_size=2", ".*: step 50 sets batch_size twice; omit one of them"),
             (
                 "50:batchsize=4",
