@@ -7,6 +7,7 @@ import unittest
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfzoo
@@ -203,6 +204,7 @@ class RunTest(unittest.TestCase):
         np.testing.assert_allclose(np.exp(log_softmax(values)), answer["scores"], rtol=1e-4)
         self.assertEqual((model.head_names, model.num_labels), (("classify",), 1))
 
+    @pytest.mark.faults
     def test_decoder(self):
         printed = self.train(
             "decoder",

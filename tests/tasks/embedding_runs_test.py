@@ -161,6 +161,7 @@ class EmbedRunTest(Case):
         self.assertEqual(code, 3 if stop_at else 0)
         return trainer, out
 
+    @pytest.mark.faults
     def test_a_stopped_run_resumes_as_the_same_run_and_search_finds_the_positives(self):
         _, printed = self.run_to("whole")
         self.run_to("parts", stop_at=4)

@@ -7,6 +7,7 @@ import unittest
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfzoo
@@ -189,6 +190,7 @@ class RunTest(unittest.TestCase):
         self.assertEqual(result[0], code, result)
         return result[1] + result[2]
 
+    @pytest.mark.faults
     def test_train_evaluate_and_resume(self):
         whole, parts = self.folder / "whole", self.folder / "parts"
         flags = dict(steps=60, evaluate_every=30, checkpoint_every=30, batch_size=16, learning_rate=0.03)

@@ -205,6 +205,7 @@ class RunTest(tf.test.TestCase):
             self.assertAllClose(values["decay"][name] - start, change * factor, 0, rounding, msg=name)
             self.assertGreater(np.abs(change).max(), 100 * rounding, name)
 
+    @pytest.mark.faults
     def test_frozen_variables_keep_their_bytes_and_the_run_resumes(self):
         flags = dict(
             freeze="embeddings,layers:2", layer_decay=0.8, weight_decay=0.1, checkpoint_every=2, keep_checkpoints=9
