@@ -12,18 +12,17 @@ What docs/language_tasks.json records is not repeated, unless its flags have cha
 
 import argparse
 import csv
-import hashlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import recipes
-from finetuned import DATA, path_of
+from finetuned import DATA, key_of, path_of
 from recipes import ROOT, RUNS, write_between
 
 from tfzoo.tasks.chat import Chat
@@ -90,7 +89,7 @@ def run_mixture() -> dict[str, Any]:
     return scores
 
 
-def fine_tune(name: str, flags: Sequence[str], train: str, test: str, folder: pathlib.Path) -> dict[str, Any]:
+def fine_tune(name: str, flags: list[str], train: str, test: str, folder: pathlib.Path) -> dict[str, Any]:
     """Trains, unless that is done, and returns the scores of the test file."""
     run_dir = RUNS / f"{name}-{key_of(flags)}"
     command("train", *flags, f"--train_file={folder / train}", f"--run_dir={run_dir}")
@@ -225,10 +224,6 @@ def gpt() -> str:
 
 def command(name: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", f"tfzoo.{name}", *arguments], cwd=ROOT, check=True)
-
-
-def key_of(flags: Sequence[str]) -> str:
-    return hashlib.sha256(repr(list(flags)).encode()).hexdigest()[:12]
 
 
 PARTS: dict[str, tuple[list[str], Callable[[], Any], Callable[[Any], Iterator[str]]]] = {

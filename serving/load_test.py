@@ -239,7 +239,7 @@ def cpu_of(pid: int) -> float | None:
     """Returns the seconds of CPU time that a process has used; None for process 0.
 
     Raises:
-      OSError: there is no such process.
+      OSError: the process does not exist.
     """
     if not pid:
         return None
@@ -332,7 +332,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cpu_of(flags.server_pid)
     except OSError:
-        parser.error(f"--server_pid={flags.server_pid}: there is no such process here, or no /proc")
+        parser.error(
+            f"--server_pid={flags.server_pid}: this process does not exist on this machine, or /proc is missing"
+        )
     options = dict(workers=max(1, flags.workers), pid=flags.server_pid, seed=flags.seed)
     try:
         target = Target(flags.address, flags.model, flags.inputs, flags.signature, flags.api_key, flags.timeout)

@@ -179,7 +179,7 @@ class CommandTest(Case):
             (["--text=a", "--input=b"], "--text and --input: are mutually exclusive"),
             (["--context=a", "--text=b"], "must be given together"),
             ([f"--input={mixed}"], "mixed.jsonl:2: has no continuation"),
-            (["--input=nowhere"], "nowhere: no such file"),
+            (["--input=nowhere"], "--input=nowhere: no such file"),
             (["--text="], "text 0 .* is too short"),
             (["--text=ab", "--stride=16"], "stride"),
         ):

@@ -30,7 +30,10 @@ def read(
         unknown or has an invalid value.
     """
     path = pathlib.Path(path)
-    lines = files.read_text(path).split("\n")
+    try:
+        lines = files.read_text(path).split("\n")
+    except UserError as error:
+        raise UserError(f"--{flag}={error}") from None  # The message begins with the path.
     if not any(map(str.strip, lines)):
         raise UserError(f'--{flag}={path}: contains no {field}; write one per line, or {{"{field}": ...}} in .jsonl')
     for number, line in enumerate(lines, 1):

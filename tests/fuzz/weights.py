@@ -8,6 +8,7 @@ import numpy as np
 
 from tests.fuzz.harness import Kind
 from tests.fuzz.mutations import damage_bytes, damage_one
+from tfzoo.serve import records
 from tfzoo.weights import hdf5_files, safetensors_files, tf1_files
 from tfzoo.weights.tensors import NAMES, Tensors
 
@@ -121,21 +122,8 @@ def _damage_tf1(folder: pathlib.Path, draw: random.Random) -> str:
 
 
 def _checksum(data: bytes) -> bytes:
-    """Returns the masked CRC-32C that LevelDB stores."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _CRC[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    crc ^= 0xFFFFFFFF
-    return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
-
-
-def _crc_of_byte(byte: int) -> int:
-    for _ in range(8):
-        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-    return byte
-
-
-_CRC = [_crc_of_byte(byte) for byte in range(256)]
+    """Returns the masked CRC-32C that LevelDB stores; TFRecord files have the same."""
+    return records.checksum(data).to_bytes(4, "little")
 
 
 def _tensorflow_alone(folder: pathlib.Path) -> Read:

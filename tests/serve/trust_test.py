@@ -100,7 +100,7 @@ class TrustTest(tf.test.TestCase):
             asset.filename = name
             graph.write_bytes(model.SerializeToString())
             self.assert_refused(saved, f"reads {name!r}, which is not a file in assets/")
-        # The path is no longer that of an asset, but of whatever the graph says.
+        # The path then comes from the graph itself instead of from an asset.
         del model.meta_graphs[0].asset_file_def[:]
         graph.write_bytes(model.SerializeToString())
         self.assert_refused(saved, "InitializeTableFromTextFileV2")

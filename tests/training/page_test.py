@@ -131,6 +131,12 @@ class PageTest(Case):
         self.assertIn("No baseline was measured for this score.", text)
         self.assertIn("gold 5 predicted 1.250 dev.csv:2 a b", text)
 
+    def test_a_lone_surrogate_is_refused(self):
+        evaluation = made_run.results(["good", "bad", "other"])
+        evaluation["mistakes"][0]["text"] = "\ud800"
+        with self.assertRaisesRegex(UserError, "evaluation.json: contains a lone surrogate"):
+            self.written(evaluation)
+
     def test_texts_are_escaped(self):
         attack = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'& \x00\x1b \u202e"
         evaluation = made_run.results(["<b>good</b>", '"bad" & worse', "{{ 7 * 7 }}"])

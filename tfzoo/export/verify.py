@@ -165,7 +165,7 @@ def in_limits(limits, folder):
     global MEMORY
     result = os.dup(1)
     os.dup2(2, 1)
-    with contextlib.suppress(ImportError):  # There are no such limits on Windows.
+    with contextlib.suppress(ImportError):  # Windows does not have these limits.
         resource = importlib.import_module("resource")
         cpu = limits["time_limit"] * (os.cpu_count() or 1)  # Should the process that started this one be killed.
         for name, limit in (("CORE", 0), ("CPU", cpu), ("FSIZE", 2**20 * limits["output_limit"])):
@@ -381,11 +381,11 @@ MOST_NESTED = 100  # Graphs and other messages in one another.
 
 def check_onnx(path, name, listed):
     """Checks the operators of a graph, of its functions and of the graphs inside it, and the files of its tensors."""
-    for place in external_data(path):
-        if place not in listed:
-            raise Failure(f"{name}: stores tensors in {place!r}, which is not a file of the artifact")
     operators, functions = set(), set()
     for kind, values in onnx_messages(path):
+        place = tensor_file(kind, values)
+        if place is not None and place not in listed:
+            raise Failure(f"{name}: stores tensors in {place!r}, which is not a file of the artifact")
         operator = values.get("domain", b"").decode(errors="replace"), values.get("name", b"").decode(errors="replace")
         if kind == "node":
             operators.add(operator)
@@ -401,8 +401,15 @@ def check_onnx(path, name, listed):
 def external_data(path):
     """Yields the names of the files in which a graph stores tensors, exactly as written in the graph."""
     for kind, values in onnx_messages(path):
-        if kind == "entry" and values.get("name") == b"location":
-            yield values.get("text", b"").decode(errors="replace")
+        if (place := tensor_file(kind, values)) is not None:
+            yield place
+
+
+def tensor_file(kind, values):
+    """Returns the name of a file with tensors if one of onnx_messages names it, or None."""
+    if kind == "entry" and values.get("name") == b"location":
+        return values.get("text", b"").decode(errors="replace")
+    return None
 
 
 def onnx_messages(path):

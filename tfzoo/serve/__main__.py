@@ -28,7 +28,7 @@ from tfzoo.serve.core import Core
 from tfzoo.serve.errors import StatusError
 from tfzoo.serve.flags import HONOURED, OWN, REFUSED, TF_SERVING, WARNED
 from tfzoo.serve.grpc_server import GrpcServer
-from tfzoo.serve.limits import Limits
+from tfzoo.serve.limits import STATUS_THREADS, Limits
 from tfzoo.serve.loading import Loader
 from tfzoo.serve.manager import Manager
 from tfzoo.serve.metrics import Metrics
@@ -38,7 +38,6 @@ from tfzoo.serve.rest import server as rest
 
 _MAX_PORT = 65535
 _METRICS = "/monitoring/prometheus/metrics"
-_STATUS_THREADS = 16  # For requests that do not wait for a model.
 
 _log = logging.getLogger("tfzoo.serve")
 
@@ -134,7 +133,7 @@ def _start_front_ends(flags: absl_flags.FlagValues, core: Core, running: context
             addresses,
             credentials=None if tls_config is None else tls.grpc_credentials(tls_config),
             api_keys=api_keys,
-            threads=flags.grpc_max_threads or core.max_inside + _STATUS_THREADS,
+            threads=flags.grpc_max_threads or core.max_inside + STATUS_THREADS,
             options=_channel_arguments(flags.grpc_channel_arguments),
             as_content=flags.enable_serialization_as_tensor_content,
             with_health=flags.enable_grpc_healthcheck_service,

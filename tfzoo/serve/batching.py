@@ -231,7 +231,7 @@ class Batched:
         rows = {len(value) if value.ndim else 0 for value in inputs.values()}
         count = rows.pop() if len(rows) == 1 else 0
         has_rows = all(spec.shape is None or len(spec.shape) for spec in map(signature.outputs.__getitem__, names))
-        if not count or not has_rows:  # Without a common first axis there are no rows to put together.
+        if not count or not has_rows:  # Rows can be combined only along a common first axis.
             return self._servable.run(signature_name, inputs, names, deadline)
         self._scheduler.metrics.input_size.labels(self.name, signature_name).observe(count)
         most = self._parameters

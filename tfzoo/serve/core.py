@@ -122,22 +122,21 @@ class Core:
 
     def classify(self, spec: ModelSpec, examples: Any, call: Call) -> tuple[ModelSpec, Any]:
         """Classifies examples (a messages.Input); returns what answered and a messages.ClassificationResult."""
-        with self.request("Classify", spec, call), self._manager.get(spec) as servable:
-            run = self._run(servable, "Classify", call)
-            result = inference.classify(servable, run, spec, examples, self._check_methods)
-            self._count_examples(servable.name, len(result.classifications))
-            resolved = _resolved(spec, servable)
-            self._log(resolved, lambda: request_log.examples_log(resolved, "Classify", examples, result))
-            return resolved, result
+        return self._on_examples("Classify", inference.classify, "classifications", spec, examples, call)
 
     def regress(self, spec: ModelSpec, examples: Any, call: Call) -> tuple[ModelSpec, Any]:
         """Like `classify`, with a messages.RegressionResult."""
-        with self.request("Regress", spec, call), self._manager.get(spec) as servable:
-            run = self._run(servable, "Regress", call)
-            result = inference.regress(servable, run, spec, examples, self._check_methods)
-            self._count_examples(servable.name, len(result.regressions))
+        return self._on_examples("Regress", inference.regress, "regressions", spec, examples, call)
+
+    def _on_examples(
+        self, api: str, compute: Callable[..., Any], rows: str, spec: ModelSpec, examples: Any, call: Call
+    ) -> tuple[ModelSpec, Any]:
+        """Runs inference.classify or inference.regress; `rows` is the result's field with one entry per example."""
+        with self.request(api, spec, call), self._manager.get(spec) as servable:
+            result = compute(servable, self._run(servable, api, call), spec, examples, self._check_methods)
+            self._count_examples(servable.name, len(getattr(result, rows)))
             resolved = _resolved(spec, servable)
-            self._log(resolved, lambda: request_log.examples_log(resolved, "Regress", examples, result))
+            self._log(resolved, lambda: request_log.examples_log(resolved, api, examples, result))
             return resolved, result
 
     def multi_inference(self, spec: ModelSpec, request: Any, call: Call) -> Any:

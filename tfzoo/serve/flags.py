@@ -83,7 +83,7 @@ TF_SERVING = (
     Flag("num_unload_threads", 0, "", WARNED, "each version is unloaded in a thread of its own"),
     Flag("flush_filesystem_caches", True, "", WARNED, "the operating system manages its cache"),
     Flag("remove_unused_fields_from_bundle_metagraph", True, "", WARNED, "unused fields are never kept"),
-    Flag("enable_profiler", True, "", WARNED, "there is no profiler service"),
+    Flag("enable_profiler", True, "", WARNED, "profiling is not supported"),
     Flag("skip_initialize_tpu", False, "", WARNED, "TPUs are not used"),
     Flag("xla_cpu_compilation_enabled", False, "", WARNED, "functions with jit_compile are always compiled"),
     Flag("xla_gpu_compilation_enabled", False, "", WARNED, "functions with jit_compile are always compiled"),

@@ -18,6 +18,7 @@ from tfzoo.errors import UserError, one_line
 from tfzoo.serve import inference, keys, messages, tensors
 from tfzoo.serve.core import GRPC, Call, Core, ModelSpec
 from tfzoo.serve.errors import CODES, StatusError, invalid
+from tfzoo.serve.limits import most_held
 from tfzoo.serve.servable import Signature
 
 _PACKAGE = "tensorflow.serving"
@@ -25,7 +26,6 @@ _HEALTH = "/grpc.health.v1.Health/"
 # Names that TF Serving's health service knows; "" is the whole server.
 _HEALTH_NAMES = ("", "ModelService", "PredictionService", f"{_PACKAGE}.ModelService", f"{_PACKAGE}.PredictionService")
 _MAX_MESSAGE = 4000  # Characters of an error: a status travels in a header, whose size is limited.
-_LEAST_HELD = 2**26  # Bytes of requests that may be inside, however low the limit of one of them is.
 _MAX_REFLECTIONS = 4  # Open reflection streams; each occupies a thread.
 _STATUS_CODES = {code.name: code for code in grpc.StatusCode}
 
@@ -73,7 +73,7 @@ class GrpcServer:
                 *options,
             ],
         )
-        service, held = Service(core, as_content), Held(max(4 * core.limits.max_request_bytes, _LEAST_HELD))
+        service, held = Service(core, as_content), Held(most_held(core.limits.max_request_bytes))
         for name, methods in messages.SERVICES.items():
             handlers = {
                 method: grpc.unary_unary_rpc_method_handler(

@@ -91,14 +91,12 @@ def check_names(signature: Signature, given: set[str]) -> None:
 
 def classify(servable: Servable, run: Run, spec: ModelSpec, examples: Any, check_methods: bool) -> Any:
     """Returns the messages.ClassificationResult for a messages.Input."""
-    signature = _signature(servable, spec, "classification", CLASSIFY, check_methods)
-    return _classify(signature, run, serialized(examples))
+    return _classify(_signature(servable, spec, _check_classification, check_methods), run, serialized(examples))
 
 
 def regress(servable: Servable, run: Run, spec: ModelSpec, examples: Any, check_methods: bool) -> Any:
     """Returns the messages.RegressionResult for a messages.Input."""
-    signature = _signature(servable, spec, "regression", REGRESS, check_methods)
-    return _regress(signature, run, serialized(examples))
+    return _regress(_signature(servable, spec, _check_regression, check_methods), run, serialized(examples))
 
 
 def multi_inference(servable: Servable, run: Run, request: Any, check_methods: bool) -> Any:
@@ -156,12 +154,14 @@ def serialized(examples: Any) -> np.ndarray:
     return values
 
 
-def _signature(servable: Servable, spec: ModelSpec, kind: str, method: str, check_methods: bool) -> Signature:
+def _signature(
+    servable: Servable, spec: ModelSpec, check: Callable[[Signature, bool], None], check_methods: bool
+) -> Signature:
     name = spec.signature_name or DEFAULT_SIGNATURE
     if name not in servable.signatures:
         raise invalid(f"No signature was found with the name: {name}")
     signature = servable.signatures[name]
-    (_check_classification if kind == "classification" else _check_regression)(signature, check_methods)
+    check(signature, check_methods)
     return signature
 
 

@@ -4,6 +4,13 @@ import dataclasses
 
 from tfzoo.options import Checked, option
 
+STATUS_THREADS = 16  # Threads of each front end for requests that do not wait for a model.
+
+
+def most_held(max_request_bytes: int) -> int:
+    """Returns how many bytes of requests a front end may hold: several of the largest size, but not one per thread."""
+    return max(4 * max_request_bytes, 2**26)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits(Checked):

@@ -4,7 +4,7 @@ import dataclasses
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,22 +86,27 @@ def writer_of(core: Core, spec: ModelSpec) -> Writer:
         spec = dataclasses.replace(spec, version=servable.version, label=None)
         generate = servable.signatures.get(GENERATE)
         if generate is not None and "text" in generate.inputs and _TEXT <= generate.outputs.keys():
-            return _Graph(core, spec, _options(servable))
+            return _Graph(core, spec, _once(servable, _options))
         tokens = servable.signatures.get(decoder.SIGNATURE)
         if tokens is not None and any(name.startswith("past_key_values") for name in tokens.inputs):
-            return _Steps(core, spec, _decoder(servable))
+            return _Steps(core, spec, _once(servable, _decoder))
     raise invalid(f"model: {spec.name} does not write text; it needs the signature generate, or to be an ONNX decoder")
 
 
-_decoders: "weakref.WeakKeyDictionary[Servable, Decoder]" = weakref.WeakKeyDictionary()
+_made: "weakref.WeakKeyDictionary[Servable, Any]" = weakref.WeakKeyDictionary()
 _making = threading.Lock()
 
 
-def _decoder(servable: Servable) -> Decoder:
+def _once(servable: Servable, make: Callable[[Servable], Any]) -> Any:
+    """Returns what `make` reads from the folder of a loaded version, which is read once."""
     with _making:
-        if servable not in _decoders:
-            _decoders[servable] = Decoder(servable.folder)
-        return _decoders[servable]
+        if servable not in _made:
+            _made[servable] = make(servable)
+        return _made[servable]
+
+
+def _decoder(servable: Servable) -> Decoder:
+    return Decoder(servable.folder)
 
 
 def _options(servable: Servable) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from typing import Any
 
 from tfzoo.serve import keys
 from tfzoo.serve.errors import StatusError
+from tfzoo.serve.limits import STATUS_THREADS, most_held
 from tfzoo.serve.rest.json_text import dump
 
 JSON, HTML, EVENTS = "application/json", "text/html; charset=utf-8", "text/event-stream"
 _MIN_GZIP = 1024  # Smaller answers are sent as they are.
-_EXTRA_THREADS = 16  # For requests that do not wait for a model.
 _RETRY_AFTER = {429: b"1", 503: b"1"}  # Seconds.
 
 _log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Application:
 
     def __init__(self, routes: Iterable[Route], settings: Settings, other: Callable[[Request], Response]):
         self._routes, self._settings, self._other = tuple(routes), settings, other
-        self._threads = settings.max_requests + _EXTRA_THREADS
+        self._threads = settings.max_requests + STATUS_THREADS
         self._pool = concurrent.futures.ThreadPoolExecutor(self._threads, "rest")
         self._active = 0  # Requests that have been accepted.
         self._held = 0  # Bytes of their bodies.
@@ -180,8 +180,7 @@ class Application:
             parts.append(event["body"])
             held[0] += len(event["body"])
             self._held += len(event["body"])
-            # Several bodies of the largest size at a time, but not any number.
-            if held[0] > limit or self._held > max(4 * limit, 2**26):
+            if held[0] > limit or self._held > most_held(limit):
                 parts.clear()
                 if event["more_body"]:
                     await self._discard(receive, request.deadline)
