@@ -35,8 +35,8 @@ class RecordsTest(unittest.TestCase):
     def test_options_of_a_prompt(self):
         for message, record in (
             (r"'temprature' is not one of prompt, .* \(did you mean temperature\?\); remove it", {"temprature": 1}),
-            ("temperature is 'hot', not a number from 0 to", {"temperature": "hot"}),
-            ("temperature is -1, not a number from 0 to", {"temperature": -1}),
+            ("temperature is 'hot', not a number of at least 0", {"temperature": "hot"}),
+            ("temperature is -1, not a number of at least 0", {"temperature": -1}),
             ("top_k is 1.5, not a whole number from 0 to 2,147,483,647", {"top_k": 1.5}),
             ("seed is 10+, not a whole number from", {"seed": 10**30}),
             ("max_new_tokens is true|max_new_tokens is True", {"max_new_tokens": True}),

@@ -10,6 +10,7 @@ texts with their provenance.
 import functools
 import itertools
 import json
+import math
 import resource
 import sys
 from typing import Any
@@ -83,7 +84,7 @@ def serve(seconds: int, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin.buffer:
         used = resource.getrusage(resource.RUSAGE_SELF)
-        limit = int(used.ru_utime + used.ru_stime) + seconds
+        limit = math.ceil(used.ru_utime + used.ru_stime) + seconds
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         reply = answer(json.loads(line))
         sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
