@@ -92,7 +92,10 @@ format: $(INSTALLED)  ## fix lint and formatting with ruff
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Garden (in .venv-peers)
+# The first line checks the record, so that a broken line is not found after hours; the last draws its page.
+bench: export BENCH_HISTORY = $(CURDIR)/benchmarks/history.jsonl
+bench: $(INSTALLED) $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Garden (in .venv-peers) and record the ratios
+	$(PEERS) benchmarks/history.py
 	$(PEERS) benchmarks/train_step.py
 	$(PEERS) benchmarks/objectives.py
 	$(PEERS) benchmarks/forward.py
@@ -105,6 +108,9 @@ bench: $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub and Model Gard
 	$(PEERS) benchmarks/predict.py
 	$(PEERS) benchmarks/decode.py
 	$(PEERS) benchmarks/serve.py
+	$(PY) benchmarks/export.py
+	$(PY) benchmarks/export.py --decode
+	$(PEERS) benchmarks/history.py
 
 results: $(INSTALLED)  ## train all recipes and write docs/results.md (hours; recorded recipes are not repeated)
 	$(PY) benchmarks/recipes.py

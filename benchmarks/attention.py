@@ -15,7 +15,8 @@ import statistics
 import sys
 import time
 
-from side_by_side import Worker, answer, markdown, turns
+import history
+from side_by_side import Worker, answer, markdown, ratios, turns
 
 HEADS, DEPTH = 8, 64
 KINDS = {
@@ -105,6 +106,9 @@ def measure(kinds: list[str], length: int, rounds: int) -> dict[str, list[float]
         cells.append(cell)
     for cell in turns(cells, rounds):
         cell.answers.append(cell.ask(steps[cell.name]))
+    seconds = {cell.name: [each[0] for each in cell.answers] for cell in cells}
+    for kind in [kind for kind in seconds if kind != "full" and "full" in seconds]:
+        history.record("attention", f"{length} tokens", kind, "full", ratios(seconds["full"], seconds[kind]))
     for cell in cells:
         cell.close()
     return {cell.name: [statistics.median(values) for values in zip(*cell.answers)] for cell in cells}

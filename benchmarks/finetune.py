@@ -30,7 +30,8 @@ import sys
 import tempfile
 from typing import Any
 
-from side_by_side import Clock, Worker, answer, environment, markdown, processor, ratio, turns
+import history
+from side_by_side import Clock, Worker, answer, environment, markdown, processor, ratio, ratios, turns
 
 CONTENDERS = ("fixed", "length", "fit", "fit:plain")
 LOSSES, TOLERANCE = 20, 1e-4  # The first losses, and how much they may differ.
@@ -295,12 +296,15 @@ def print_speeds(workers: list[Worker], steps: dict[str, int], information: dict
         )
     print(markdown(["sst2", "rows/s", "ms per step", "CPU ms", "padding", f"speed of {fastest} = 1"], rows))
     for name, goal in GOALS.items():
+        for rival in fits if name in rates else ():
+            history.record("finetune", "sst2", name, rival, ratios(rates[name], rates[rival]))
         if fits and name in rates:
             reached = ratio(rates[name], rates[fastest])
             print(
                 f"{name}: {reached:.2f} times KerasHub's rows/s; {'reached' if reached >= goal else 'missed'}: {goal}"
             )
     if {"fixed", "length"} <= {*rates}:
+        history.record("finetune", "sst2", "length", "fixed", ratios(rates["length"], rates["fixed"]))
         expected, gain = per_row["fixed"] / per_row["length"], ratio(rates["length"], rates["fixed"])
         outcome = "reached" if gain >= GAIN * expected else "missed"
         print(

@@ -16,8 +16,10 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import history
 import peers
 import tensorflow as tf
+from side_by_side import ratios
 
 from tfzoo.data import pipeline, tokenized
 from tfzoo.data.corpus import load_corpus
@@ -51,7 +53,8 @@ def main() -> None:
         start = time.perf_counter()
         float(train(STEPS))
         consumed.append(STEPS * peers.tokens("bert") / (time.perf_counter() - start))
-    ratio = statistics.median(a / b for a, b in zip(delivered, consumed))
+    history.record("input", "masked_lm, 16 x 128", "pipeline", "training step", ratios(delivered, consumed))
+    ratio = statistics.median(ratios(delivered, consumed))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print("| input | tokens/s |\n| --- | ---: |")
     print(f"| the pipeline delivers | {statistics.median(delivered):,.0f} |")

@@ -21,7 +21,8 @@ import statistics
 import time
 from typing import Any
 
-from side_by_side import Worker, answer, markdown, ratio, turns
+import history
+from side_by_side import Worker, answer, markdown, ratio, ratios, turns
 
 CONTENDERS = ("tfzoo", "fit", "fit:plain", "fit:10", "mirrored")
 SIZES: dict[str, dict[str, Any]] = {
@@ -182,6 +183,8 @@ def compare(size: str, threads: str, contenders: list[str], rounds: int, beside:
         faster = ratio(worker.answers, workers[0].answers)
         rows.append([worker.name, f"{milliseconds:.1f}", f"{loss:.4f}", f"{faster:.2f}"])
     title = f"{size}, {threads} intra-op thread{'s' if threads != '1' else ''}"
+    for rival in workers[1:]:
+        history.record("loop", title, workers[0].name, rival.name, ratios(rival.answers, workers[0].answers))
     print(markdown([title, "ms per step", f"loss, first {STEPS_A_CALL}", f"speedup of {workers[0].name}"], rows))
     print(flush=True)
 

@@ -21,7 +21,8 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from side_by_side import Worker, answer, markdown, ratio, turns
+import history
+from side_by_side import Worker, answer, markdown, ratio, ratios, turns
 
 SCRIPT = str(pathlib.Path(__file__))
 BATCH_SIZE, LENGTH, VOCAB_SIZE = 16, 128, 8192
@@ -218,10 +219,13 @@ def main() -> None:
     for worker in workers:
         worker.close()
     print(report(workers, args.precision))
+    taken = {worker.name: [each["seconds"] for each in worker.answers] for worker in workers}
+    for name in names[1:]:
+        history.record("objectives", args.precision, name, names[0], ratios(taken[names[0]], taken[name]))
     if ELECTRA in names:
-        taken = {worker.name: [each["seconds"] for each in worker.answers] for worker in workers}
         both = [sum(pair) for pair in zip(*(taken[name] for name in ALONE), strict=True)]
         print(f"\n{ELECTRA}: {ratio(taken[ELECTRA], both):.3f} times the sum of its two models' steps")
+        history.record("objectives", args.precision, ELECTRA, " + ".join(ALONE), ratios(both, taken[ELECTRA]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import statistics
 import time
 from typing import Any
 
-from side_by_side import Worker, answer, markdown, ratio, turns
+import history
+from side_by_side import Worker, answer, markdown, ratio, ratios, turns
 
 MODELS = {"causal": "gpt2", "masked_lm": "bert_small"}
 BATCHES = 40
@@ -119,7 +120,10 @@ def main() -> None:
                 f"{ratio(speeds[i], speeds[i // 2 * 2 + 1]):.2f}",
             ]
         )
-    heads = [f"{args.rows} x {args.length}", "padding", "ms per step", "useful tokens/s", "relative to one per row"]
+    size = f"{args.rows} x {args.length}"
+    for objective, packed, single in zip(MODELS, speeds[::2], speeds[1::2]):
+        history.record("packing", f"{objective}, {size}", "packed", "one per row", ratios(packed, single))
+    heads = [size, "padding", "ms per step", "useful tokens/s", "relative to one per row"]
     print(markdown(heads, rows))
 
 

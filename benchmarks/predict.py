@@ -23,7 +23,8 @@ import time
 from collections.abc import Callable
 from unittest import mock
 
-from side_by_side import ROOT
+import history
+from side_by_side import ROOT, ratios
 
 sys.path.insert(0, str(ROOT))
 
@@ -108,9 +109,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         seconds = measure(pathlib.Path(os.environ["TFZOO_DATA"]), pathlib.Path(folder), args.rows, args.part)
-    ratio = statistics.median(forward / predict for predict, forward, _ in seconds)
-    gain = statistics.median(plain / forward for _, forward, plain in seconds)
-    total = sum(predict for predict, _, _ in seconds)
+    predict, forward, plain = zip(*seconds)
+    speeds, gains, total = ratios(forward, predict), ratios(plain, forward), sum(predict)
+    history.record("predict", "bert_small, sst2", "predict", "forward pass", speeds)
+    history.record("predict", "bert_small, sst2", "similar length", "the file's order", gains)
+    ratio, gain = statistics.median(speeds), statistics.median(gains)
     print(f"{args.rows:,} sentences: predict {args.rows / total:,.0f} rows/s")
     print(f"speed of predict relative to the bare forward pass on the same batches: {ratio:.2f} (median of the parts)")
     print(f"speed of the forward pass on these batches relative to batches in the file's order: {gain:.2f}")

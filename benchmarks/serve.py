@@ -29,7 +29,8 @@ import tempfile
 import time
 from typing import Any
 
-from side_by_side import ROOT, Clock, Worker, answer, environment, markdown, processor, ratio
+import history
+from side_by_side import ROOT, Clock, Worker, answer, environment, markdown, processor, ratio, ratios
 
 sys.path[:0] = [str(ROOT), str(ROOT / "serving")]
 
@@ -284,8 +285,11 @@ def goals(all_series: dict[Key, Series], clients: int) -> str:
             single = all_series.get((kind, protocol, clients))
             if batched and single:
                 cpu = [each["cpu"] for each in batched.load]
-                cost = ratio(cpu, [each["model"] for each in batched.bare])
-                saved = ratio([each["cpu"] for each in single.load], cpu)
+                model, alone = [each["model"] for each in batched.bare], [each["cpu"] for each in single.load]
+                cost, saved = ratio(cpu, model), ratio(alone, cpu)
+                row = f"CPU time, {kind}, {protocol}, {clients} clients"
+                history.record("serve", row, "batching", "bare model", ratios(model, cpu))
+                history.record("serve", row, "batching", "no batching", ratios(alone, cpu))
                 rows.append([f"{kind}, {protocol}", f"{cost:.2f}", f"{saved:.2f}"])
     return markdown(["server", "batching: CPU relative to the bare model", "CPU saved by batching"], rows)
 

@@ -19,8 +19,9 @@ from typing import Any
 
 _FEATURES = {  # Flags of Linux: what they mean.
     "avx512f": "AVX-512",
-    "avx512_bf16": "its bfloat16",
-    "avx512_fp16": "its float16",
+    "avx512_vnni": "AVX512-VNNI",
+    "avx512_bf16": "AVX512-BF16",
+    "avx512_fp16": "AVX512-FP16",
     "amx_tile": "AMX",
 }
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -78,9 +79,14 @@ def turns(workers: Sequence[Worker], rounds: int) -> Iterator[Worker]:
         yield from workers if turn % 2 == 0 else workers[::-1]
 
 
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Returns the ratio within each round."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     """Returns the median of the ratios within a round."""
-    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+    return statistics.median(ratios(numerators, denominators))
 
 
 def answer(make: Callable[[], Callable[..., Any]]) -> None:
@@ -93,18 +99,32 @@ def answer(make: Callable[[], Callable[..., Any]]) -> None:
             print(json.dumps(reply(*json.loads(line))), file=answers)
 
 
-def processor() -> str:
-    """Returns a line with the processor's features that decide the speed of matrix products, and the machine's load."""
+def _cpuinfo(field: str) -> str:
+    """Returns a field of Linux's description of the first processor; "" if there is none."""
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
-        return platform.processor() or platform.machine()
-    name = re.search(r"^model name\s*:\s*(.*)", text, re.MULTILINE)
-    found = re.search(r"^flags\s*:\s*(.*)", text, re.MULTILINE)
-    present = set(found[1].split()) if found else set()
-    features = [f"{'' if flag in present else 'no '}{shown}" for flag, shown in _FEATURES.items()]
-    load = os.getloadavg()[0]
-    return f"{name[1] if name else platform.machine()}, {os.cpu_count()} cores: {', '.join(features)}; load {load:.1f}"
+        return ""
+    found = re.search(rf"^{field}\s*:\s*(.*)", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def features() -> list[str]:
+    """Returns the processor's features that decide the speed of matrix products; none are known outside Linux."""
+    present = set(_cpuinfo("flags").split())
+    return [name for flag, name in _FEATURES.items() if flag in present]
+
+
+def machine() -> str:
+    """Returns the processor's name and the number of cores."""
+    return f"{_cpuinfo('model name') or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def processor() -> str:
+    """Returns a line with the processor, its features, those that it lacks, and the machine's load."""
+    present = features()
+    shown = [f"{'' if name in present else 'no '}{name}" for name in _FEATURES.values()]
+    return f"{machine()}: {', '.join(shown)}; load {os.getloadavg()[0]:.1f}"
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

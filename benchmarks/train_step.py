@@ -12,8 +12,9 @@ import statistics
 import subprocess
 import sys
 
+import history
 import peers
-from side_by_side import Worker, environment, markdown, ratio, turns
+from side_by_side import Worker, environment, markdown, ratio, ratios, turns
 
 SCRIPT = str(pathlib.Path(__file__).with_name("peers.py"))
 
@@ -80,6 +81,10 @@ def main() -> None:
             specs += ["beside"] if args.beside and "beside" not in specs else []
             contenders = measure(shape, specs, precision, args.rounds, args.steps, args.beside)
             print(report(shape, contenders, precision), flush=True)
+            own, *rivals = ([answer["seconds"] for answer in contender.answers] for contender in contenders)
+            for contender, taken in zip(contenders[1:], rivals):
+                row = f"{shape}, {precision}"
+                history.record("train_step", row, contenders[0].name, contender.name, ratios(taken, own))
             print()
 
 

@@ -22,7 +22,8 @@ import statistics
 import tempfile
 from typing import Any
 
-from side_by_side import Clock, Worker, answer, markdown, processor, ratio, turns
+import history
+from side_by_side import Clock, Worker, answer, markdown, processor, ratio, ratios, turns
 
 CONTENDERS = ("length", "fixed", "layers", "layers:fixed")
 GOAL = 1.1  # Tokens/s of `length`, relative to the fastest KerasHub.
@@ -220,6 +221,9 @@ def compare(contenders: list[str], folder: pathlib.Path, args: argparse.Namespac
             ]
         )
     print(markdown(["multi30k", "tokens/s", "ms per step", "padding", "parameters", f"speed of {fastest} = 1"], rows))
+    for own in [name for name in speeds if not name.startswith("layers")]:
+        for rival in [name for name in peers if name != own]:
+            history.record("translate", "multi30k", own, rival, ratios(speeds[own], speeds[rival]))
     if "length" in speeds and fastest != "length":
         reached = ratio(speeds["length"], speeds[fastest])
         print(f"length: {reached:.2f} times KerasHub; {'reached' if reached >= GOAL else 'missed'}: {GOAL}")
