@@ -33,6 +33,8 @@ TEXTS = {
     "poetry": "chinese-poetry/tang.txt",
     "transformer": "multi30k/train.en.gz+$TFZOO_DATA/multi30k/train.de.gz",
     "english": "wikitext-2/valid.txt,docstrings,$TFZOO_DATA/aeslc/train.jsonl",
+    "english_gpt": "wikitext-2/valid.txt,docstrings,$TFZOO_DATA/aeslc/train.jsonl",
+    "chinese": "chinese-poetry/tang.txt,gettext:zh_CN,runs/results/data/modern.txt",
 }
 BEGIN, END = "<!-- recipes: written by `make results` -->\n", "<!-- end of recipes -->\n"
 
@@ -62,8 +64,23 @@ def key_of(config: TrainConfig) -> str:
     return hashlib.sha256(repr(sorted(given.items())).encode()).hexdigest()[:12]
 
 
+def write_modern_chinese() -> None:
+    """Writes the reviews of chnsenticorp and the paragraphs of DRCD and CMRC 2018 on which models are fine-tuned, into
+    the file that the recipe chinese reads."""
+    data, path = pathlib.Path(os.environ["TFZOO_DATA"]), RUNS / "data/modern.txt"
+    reviews = (data / "chnsenticorp/train.tsv").read_text().splitlines()[1:]
+    texts = [review.partition("\t")[2] for review in reviews]
+    for name in ("drcd/DRCD_dev.json", "cmrc2018/cmrc2018_trial.json"):
+        articles = json.loads((data / name).read_text())["data"]
+        texts += [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(" ".join(text.split()) for text in texts) + "\n")
+
+
 def run(name: str, key: str) -> dict:
     """Runs a recipe, or the rest of it, and returns its record."""
+    if name == "chinese":
+        write_modern_chinese()
     run_dir = RUNS / f"{name}-{key}"
     command = [sys.executable, "-m", "tfzoo.train", *map(os.path.expandvars, flags_of(name)), f"--run_dir={run_dir}"]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
