@@ -46,7 +46,7 @@ class LimitsTest(unittest.TestCase):
                 "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3: "needs more than 1 s",
                 "{{ 9 ** (9 ** 9) }}": "needs more than 1 s",
                 "{% set n = namespace(x=[]) %}{% for i in range(99) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
-                + "{{ n.x | tojson }}": "needs more than 1 s",
+                "{{ n.x | tojson }}": "needs more than 1 s",
             }
         )
 
@@ -63,7 +63,7 @@ class LimitsTest(unittest.TestCase):
                 "{{ messages[0].content * 9999999 }}" * 2: "MemoryError|OverflowError",
                 "{% macro f(x) %}{{ f([x]) }}{% endmacro %}{{ f(1) }}": "RecursionError",
                 "{% set n = namespace(x=[]) %}{% for i in range(99999) %}{% set n.x = [n.x] %}{% endfor %}"
-                + "{{ n.x }}": "RecursionError|ends its",
+                "{{ n.x }}": "RecursionError|ends its",
             }
         )
 
