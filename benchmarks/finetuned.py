@@ -2,8 +2,9 @@
 
     TFZOO_DATA=... .venv/bin/python benchmarks/finetuned.py [--only=trec,sst2] [--from=scratch,english]
 
-Each set of an encoder has three rows: from scratch, from the encoder of configs/english.cfg, and from a real sentence
-encoder, whose folder TFZOO_ENCODER names. Sets in which a model writes texts have one, from scratch. A row that is
+Each English set of an encoder has three rows: from scratch, from the encoder of configs/english.cfg, and from a real
+sentence encoder, whose folder TFZOO_ENCODER names. Chinese sets have two: from scratch, and from the encoder of
+configs/chinese.cfg. Sets in which a model writes texts have one, from scratch. A row that is
 recorded in docs/finetuned.json is not repeated, unless its flags have changed; runs are kept in runs/results/, and an
 interrupted one resumes. Hyperparameters were chosen on validation rows; test files are scored once.
 """
@@ -115,16 +116,18 @@ FIRST = {
         "aeslc/words",
     )
 }
-# (set, source) without a row: the source's vocabulary has no Chinese characters.
-WITHOUT = {("drcd", "english"), ("cmrc", "english")}
+# Sets in Chinese, of which English vocabularies lack the characters.
+CHINESE = {"chnsenticorp", "drcd", "cmrc"}
 _SMALL = ["--overrides=num_layers=2,hidden_size=128,num_heads=2,intermediate_size=256,norm_first=true"]
 _SMALL += ["--overrides=initializer_range=0.07,dropout=0.2", "--learning_rate=1e-3", "--epochs=8", "--batch_size=32"]
 SOURCES = {
     "scratch": ("from scratch", _SMALL),
     "english": ("configs/english.cfg", ["--learning_rate=3e-4", "--epochs=6", "--overrides=dropout=0.1"]),
+    "chinese": ("configs/chinese.cfg", ["--learning_rate=3e-4", "--epochs=6", "--overrides=dropout=0.1"]),
     "encoder": ("all-MiniLM-L6-v2", ["--learning_rate=1e-4", "--epochs=4"]),
     "writer": ("from scratch, a Transformer", _WRITER),
 }
+RECIPES = ("english", "chinese")  # The sources that are runs of recipes.
 # (set, source) -> flags that replace those of the source.
 OTHERS: dict[tuple[str, str], list[str]] = {
     ("trec", "encoder"): ["--epochs=6"],
@@ -134,6 +137,7 @@ OTHERS: dict[tuple[str, str], list[str]] = {
     ("stsb-en", "encoder"): ["--learning_rate=5e-5", "--epochs=2"],
     ("semeval2010-8", "encoder"): ["--learning_rate=2e-4", "--epochs=5", "--sequence_length=96"],
     ("wnut17", "encoder"): ["--learning_rate=2e-4", "--epochs=5"],
+    ("drcd", "chinese"): ["--epochs=4"],
     ("xquad", "scratch"): ["--sequence_length=256"],
     ("xquad", "encoder"): ["--sequence_length=256"],
 }
@@ -146,14 +150,15 @@ def source_of(source: str) -> str | None:
     if source == "encoder":
         folder = os.environ.get("TFZOO_ENCODER", "")
     else:
-        folder = str(english_run()) if (english_run() / "best").exists() else ""
+        folder = str(recipe_run(source)) if (recipe_run(source) / "best").exists() else ""
     return folder if folder and os.path.isdir(folder) else ""
 
 
 def sources_of(name: str) -> list[str]:
     """Returns the sources that apply to a set."""
-    every = [source for source in SOURCES if (source == "writer") == (name in WRITING)]
-    return [source for source in every if (name, source) not in WITHOUT]
+    if name in WRITING:
+        return ["writer"]
+    return ["scratch", "chinese"] if name in CHINESE else ["scratch", "english", "encoder"]
 
 
 def path_of(name: str) -> str:
@@ -234,14 +239,14 @@ def key_of(flags: list[str]) -> str:
     return hashlib.sha256(repr(flags).encode()).hexdigest()[:12]
 
 
-def english_run() -> pathlib.Path:
-    """Returns the folder of the run of configs/english.cfg, as benchmarks/recipes.py names it."""
-    return RUNS / f"english-{recipes.key_of(recipes.config_of('english'))}"
+def recipe_run(name: str) -> pathlib.Path:
+    """Returns the folder of the run of a recipe, as benchmarks/recipes.py names it."""
+    return RUNS / f"{name}-{recipes.key_of(recipes.config_of(name))}"
 
 
 def row_key(name: str, source: str) -> str:
     """Returns a key of a row's flags and, if it starts from our encoder, of that recipe."""
-    return key_of([*flags_of(name, source), *([english_run().name] if source == "english" else [])])
+    return key_of([*flags_of(name, source), *([recipe_run(source).name] if source in RECIPES else [])])
 
 
 def run(name: str, source: str) -> dict:
@@ -325,7 +330,7 @@ def write_page(records: dict[str, dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SETS | WRITING), help="names of data sets, separated by commas")
-    parser.add_argument("--from", dest="sources", default=",".join(SOURCES), help="scratch, english, encoder, writer")
+    parser.add_argument("--from", dest="sources", default=",".join(SOURCES), help=", ".join(SOURCES))
     options = parser.parse_args()
     records = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
     if not os.environ.get("TFZOO_DATA"):
@@ -336,7 +341,7 @@ def main() -> None:
             if records.get(f"{name} {source}", {}).get("key") == row_key(name, source):
                 print(f"{name} {source}: is recorded")
             elif source_of(source) == "":
-                needed = "set TFZOO_ENCODER" if source == "encoder" else "run benchmarks/recipes.py --only=english"
+                needed = f"run benchmarks/recipes.py --only={source}" if source in RECIPES else "set TFZOO_ENCODER"
                 print(f"{name} {source}: skipped; {needed}")
             else:
                 records[f"{name} {source}"] = run(name, source)
