@@ -1,9 +1,13 @@
 import contextlib
 import errno
+import functools
+import importlib
+import importlib.util
 import io
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 import unittest
@@ -12,6 +16,7 @@ from unittest import mock
 from absl import flags as absl_flags
 
 from tests import helpers
+from tfzoo import __main__ as commands
 from tfzoo import cli, convert, corpus, generate, index, query, score, train
 from tfzoo.errors import CheckFailed, UserError, WorkerLost
 from tfzoo.export import __main__ as export
@@ -134,6 +139,50 @@ class ExitCodesTest(Shell):
             self.assertIn("--[no]resume", page)
             self.assertIn("one of float32, bfloat16", page)
             self.assertNotIn("verbosity", page)
+
+
+class HelpTest(unittest.TestCase):
+    def pages(self):
+        """The --help of every command and subcommand."""
+        for name in commands.COMMANDS:
+            package = importlib.util.find_spec(f"tfzoo.{name}")
+            module = importlib.import_module(f"tfzoo.{name}" + ".__main__" * bool(package.submodule_search_locations))
+            subcommands = module.COMMANDS if name == "corpus" else {"": (module.main, module.define_flags)}
+            for main, define in subcommands.values():
+                yield name, helpers.captured(functools.partial(cli.run, main, define), "--help")
+
+    def test_pages_have_one_form(self):
+        """Each heading occurs once, texts are sentences without absl's additions, and defaults are not escaped."""
+        pages = {}
+        for name, (code, page, err) in self.pages():
+            pages[name] = page
+            with self.subTest(command=name):
+                self.assertEqual((code, err), (0, ""))
+                headings = re.findall(r"^(\S.*):$", page, re.MULTILINE)
+                self.assertEqual((headings.count("Flags"), headings[-1]), (1, "Flags"))
+                self.assertEqual(len(headings), len({*headings}), headings)
+                self.assertLessEqual(max(map(len, page.splitlines())), 120)
+                self.assertNotIn("repeat this option", page)
+                for text in re.findall(r"^  --.*\n((?:      .*\n)*)", page, re.MULTILINE):
+                    self.assertRegex(" ".join(text.split()), r"^[^<].*\.( \((.*; )?(at |one of |from |default ).*\))?$")
+        self.assertIn("The text between examples. (default \\n\\n)", pages["few_shot"])
+        self.assertIn("(default savedmodel,onnx)", pages["export"])
+
+    def test_the_list_of_commands(self):
+        code, page, err = helpers.captured(commands.main)
+        self.assertEqual((code, err), (0, ""))
+        self.assertRegex(page, r"python -m tfzoo\.serve +Serves SavedModels and ONNX artifacts")
+        table = (helpers.ROOT / "docs" / "cli.md").read_text()
+        for name in commands.COMMANDS:
+            self.assertRegex(page, rf"python -m tfzoo\.{name} +[A-Z].*\.\n")
+            self.assertIn(f"tfzoo.{name}`", table)
+        for argument, line in (
+            ("train", "train: write python -m tfzoo.train"),
+            ("tfzoo.serve", "tfzoo.serve: write python -m tfzoo.serve"),
+            ("trian", "trian: no such command (did you mean train?)"),
+            ("zzz", "zzz: no such command; python -m tfzoo lists the commands"),
+        ):
+            self.assertEqual(helpers.captured(commands.main, argument), (2, "", f"error: {line}\n"))
 
 
 class WrongFlagsTest(Shell):

@@ -16,6 +16,7 @@ TREES = {name: ast.parse(path.read_bytes()) for name, path in PATHS.items()}
 
 # Programs may import everything except each other, and nothing imports them.
 ENTRY_POINTS = {
+    "tfzoo.__main__",
     "tfzoo.convert",
     "tfzoo.corpus",
     "tfzoo.describe",

@@ -5,9 +5,18 @@ import unittest
 
 from tests import made_run
 from tests.helpers import temporary_folder
-from tfzoo import results
+from tfzoo import evaluate, results
 from tfzoo.errors import UserError
 from tfzoo.results import Score
+
+
+class TableTest(unittest.TestCase):
+    def test_figures_that_the_task_does_not_name_are_named_and_formatted_as_the_others(self):
+        record = {"rows": 4, "step": 2, "baselines": {}, "beaten": True, "classes": [], "mistakes": []}
+        record["scores"] = {name: {"value": 0.5} for name in ("accuracy", "micro_f1", "macro_recall", "mrr", "mse/de")}
+        lines = evaluate.text_of(record, [("accuracy", "accuracy", "{:.1%}")], 0)[3:]
+        expected = ["accuracy 50.0%", "micro F1 50.00%", "macro recall 50.00%", "MRR 0.5000", "MSE (de) 0.5000"]
+        self.assertEqual([" ".join(line.split()) for line in lines], expected)
 
 
 class ReadTest(unittest.TestCase):

@@ -47,7 +47,9 @@ MAX_DEPTH = 16  # Nesting depth of flagfiles.
 _COMMENT = re.compile(r"(?<!\s)(?=\s*+#)\s*?(?:  |\t)\s*+#.*$")
 _FLAG_LINE = re.compile(r"--?[A-Za-z]\w*(?:=.*)?$")
 _PATH_FLAG = re.compile(r"from|to|output|\w+_dir")  # An empty path would mean the working directory.
-_HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
+USAGE = "[--flagfile=FILE] [--name=value ...]"
+_OTHERS = "Flags"  # The heading of the flags without a group in --help.
+HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 
 
 # Packages that are not needed to build, load and train models -> the extra that installs them.
@@ -63,6 +65,7 @@ def run(
     define_flags: Callable[[absl_flags.FlagValues], None],
     argv: Sequence[str] | None = None,
     subcommand: str = "",
+    usage: str = USAGE,
 ) -> int:
     """Parses the arguments, calls `main` and returns the exit code.
 
@@ -73,6 +76,7 @@ def run(
         points in one process never collide.
       argv: the arguments without the names of the program and the subcommand; None means those of the process.
       subcommand: the name of the subcommand, for --help.
+      usage: what follows the program's name in the first line of --help.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Must be set before TensorFlow is imported.
@@ -80,8 +84,8 @@ def run(
         try:
             flags = absl_flags.FlagValues()
             define_flags(flags)
-            if any(argument in _HELP for argument in arguments):
-                print(_help_page(main, flags, subcommand))
+            if any(argument in HELP for argument in arguments):
+                print(_help_page(main, flags, subcommand, usage))
                 code: int | None = DONE
             else:
                 parse(flags, arguments)
@@ -143,10 +147,14 @@ def run_subcommand(
 
     def other(_) -> None:
         listed = ", ".join(commands)
-        if name in _HELP:
+        if name in HELP:
             first_lines = {each: (main.__doc__ or "").splitlines()[0] for each, (main, _) in commands.items()}
             summaries = "\n".join(f"  {each:<12}{line}" for each, line in first_lines.items())
-            print(f"{inspect.cleandoc(about)}\n\nSubcommands (each has its own --help):\n{summaries}")
+            program = _program(next(iter(commands.values()))[0])
+            print(
+                f"python -m {program} SUBCOMMAND {USAGE}\n\n{about.strip()}\n\nSubcommands, each with its own --help:"
+            )
+            print(summaries)
         elif name.startswith("-") or not name:
             raise UserError(f"the first argument must be a subcommand: {listed}")
         else:
@@ -411,35 +419,49 @@ def _output_is_closed() -> bool:
     return closed
 
 
-def _help_page(main: Callable, flags: absl_flags.FlagValues, subcommand: str) -> str:
+def _program(main: Callable) -> str:
+    """Returns the dotted name of the program that contains `main`."""
     module = inspect.getmodule(main)
-    program = (module.__spec__.name if module and module.__spec__ else pathlib.Path(sys.argv[0]).name) or "PROGRAM"
-    command = f"{program.removesuffix('.__main__')} {subcommand}".strip()
+    name = module.__spec__.name if module and module.__spec__ else pathlib.Path(sys.argv[0]).name
+    return name.removesuffix(".__main__") or "PROGRAM"
+
+
+def _help_page(main: Callable, flags: absl_flags.FlagValues, subcommand: str, usage: str) -> str:
+    module = inspect.getmodule(main)
     about = (main if subcommand else module or main).__doc__ or main.__doc__ or ""
-    page = [f"python -m {command} [--flagfile=FILE] [--name=value ...]", "", inspect.cleandoc(about), ""]
-    group = None
+    # The examples in a module's docstring stay indented.
+    about = about.strip() if module and about is module.__doc__ else inspect.cleandoc(about)
+    page = [f"python -m {f'{_program(main)} {subcommand}'.strip()} {usage}", "", about]
+    groups: dict[str, list[str]] = {}
     for name in flags:
-        flag = flags[name]
-        heading = getattr(flag, "group", "") or "Flags"  # tfzoo.options gives flags a group.
-        if heading != group:
-            page += [""] * bool(group) + [f"{heading}:"]
-            group = heading
-        start = f"--[no]{name}" if flag.boolean else f"--{name}=VALUE"
-        parser = flag.parser
-        notes = []
-        if isinstance(parser, absl_flags.EnumParser):
-            notes.append("one of " + ", ".join(parser.enum_values))
-        low, high = getattr(parser, "lower_bound", None), getattr(parser, "upper_bound", None)
-        if allowed := bounds(low, high):
-            notes.append(allowed.removeprefix("must be "))
-        if flag.default not in (None, [], ""):
-            notes.append(f"default {str(flag.default_as_str)[1:-1]}")  # Without its quotes.
-        about = " ".join((flag.help or "").split()) + (f" ({'; '.join(notes)})" if notes else "")
-        page += [f"  {start}", textwrap.fill(about, 100, initial_indent="      ", subsequent_indent="      ")]
-    page += [] if group == "Flags" else ["", "Flags:"]
+        heading = getattr(flags[name], "group", "") or _OTHERS  # tfzoo.options gives flags a group.
+        groups.setdefault(heading, []).append(name)
+    others = groups.pop(_OTHERS, [])
+    for heading, names in [*groups.items(), (_OTHERS, others)]:
+        page += ["", f"{heading}:", *(line for name in names for line in _flag_lines(flags[name]))]
     page += [
         "  --flagfile=FILE",
         "      Read flags from a file, one per line; later flags take precedence.",
         "  --help",
+        "      Print this page.",
     ]
     return "\n".join(page)
+
+
+def _flag_lines(flag: absl_flags.Flag) -> list[str]:
+    """Returns the lines of a flag in --help, with its choices or bounds and its default."""
+    # Without absl's own additions: the choices in front, and the remark that a flag may be repeated.
+    text = re.sub(r"^<[^>]*>: |;\s+repeat this option to specify a list of values$", "", flag.help or "")
+    parser, notes = flag.parser, []
+    if isinstance(parser, absl_flags.EnumParser):
+        notes.append("one of " + ", ".join(parser.enum_values))
+    low, high = getattr(parser, "lower_bound", None), getattr(parser, "upper_bound", None)
+    if allowed := bounds(low, high):
+        notes.append(allowed.removeprefix("must be "))
+    if flag.default not in (None, [], ""):
+        # absl escapes and quotes strings.
+        shown = flag.default if isinstance(flag.default, str) else str(flag.default_as_str)[1:-1]
+        notes.append(f"default {shown}")
+    about = " ".join(text.split()) + (f" ({'; '.join(notes)})" if notes else "")
+    start = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}=VALUE"
+    return [f"  {start}", textwrap.fill(about, 100, initial_indent="      ", subsequent_indent="      ")]

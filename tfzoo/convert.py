@@ -1,6 +1,6 @@
-"""Convert a model to a Hugging Face folder: config.json, safetensors and the tokenizer's files.
+"""Converts a model to a Hugging Face folder: config.json, safetensors and the tokenizer's files.
 
-python -m tfzoo.convert --from=uncased_L-12_H-768_A-12 --to=bert-base-uncased
+    python -m tfzoo.convert --from=uncased_L-12_H-768_A-12 --to=bert-base-uncased
 
 --from is one of: a Hugging Face folder (to store its weights with another dtype or in other shards), the folder of a
 training run, a TF1 checkpoint of google-research's BERT or ELECTRA, or a KerasHub preset, including the head of its
@@ -56,46 +56,46 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     def string(name, default, text):
         absl_flags.DEFINE_string(name, default, text, flag_values=flags)
 
-    string("from", None, "model to convert: a folder, hf://NAME[@REVISION], or the prefix of a TF1 checkpoint")
-    string("to", None, "Hugging Face folder to write; must not exist or must be empty")
+    string("from", None, "Model to convert: a folder, hf://NAME[@REVISION], or the prefix of a TF1 checkpoint.")
+    string("to", None, "Hugging Face folder to write; must not exist or must be empty.")
     string(
         "checkpoint",
         None,
-        "checkpoint to read if the folder has several: one of a run, or the prefix of a TF1 checkpoint",
+        "Checkpoint to read if the folder has several: one of a run, or the prefix of a TF1 checkpoint.",
     )
     string(
         "role",
         None,
-        "which model of a run with several models to convert, such as generator; by default, the main model",
+        "Which model of a run with several models to convert, such as generator; by default, the main model.",
     )
     absl_flags.DEFINE_enum(
         "dtype",
         "same",
         ["same", "float32", "float16", "bfloat16"],
-        "dtype of the stored weights; same keeps the source's",
+        "Type of the stored weights; same keeps that of the source.",
         flag_values=flags,
     )
     absl_flags.DEFINE_integer(
         "max_shard_mb",
         5000,
-        "maximum size of a weight file in MB; a larger model is split into several files",
+        "Maximum size of a weight file in MB; a larger model is split into several files.",
         flag_values=flags,
     )
     absl_flags.DEFINE_boolean(
         "lowercase",
         None,
-        "whether the vocab.txt of a TF1 checkpoint is uncased; by default, the folder's name decides",
+        "Whether the vocab.txt of a TF1 checkpoint is uncased; by default, the folder's name decides.",
         flag_values=flags,
     )
     absl_flags.DEFINE_enum(
         "part",
         "discriminator",
         ["discriminator", "generator"],
-        "model to convert from a TF1 checkpoint of ELECTRA, which contains both",
+        "Model to convert from a TF1 checkpoint of ELECTRA, which contains both.",
         flag_values=flags,
     )
     absl_flags.DEFINE_boolean(
-        "task", True, "also convert the head of a KerasHub preset's task (task.json)", flag_values=flags
+        "task", True, "Also convert the head of a KerasHub preset's task (task.json).", flag_values=flags
     )
     absl_flags.mark_flags_as_required(["from", "to"], flag_values=flags)
     cli.positive(flags, "max_shard_mb")

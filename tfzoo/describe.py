@@ -1,8 +1,10 @@
-"""Prints a model's layers, parameters, memory and FLOPs, without allocating its weights.
+"""Prints a model's layers, parameters, memory and FLOPs per token.
 
-python -m tfzoo.describe                              lists all models
-python -m tfzoo.describe --model=bert_base            layers, parameters, memory, FLOPs per token
-python -m tfzoo.describe --model=llama3_8b --overrides=num_layers=4 --sequence_length=4096
+    python -m tfzoo.describe                              # lists all models
+    python -m tfzoo.describe --model=bert_base
+    python -m tfzoo.describe --model=llama3_8b --overrides=num_layers=4 --sequence_length=4096
+
+The weights are not allocated, so that models of any size can be described.
 """
 
 import dataclasses
@@ -24,7 +26,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags)
 
     define("string", "model", "", "Name of the model, such as bert_base; without it, all models are listed.")
-    define("multi_string", "overrides", [], "Model config fields to override, such as num_layers=4,dropout=0.0")
+    define(
+        "multi_string",
+        "overrides",
+        [],
+        "Model config fields to override, such as num_layers=4,dropout=0.0; may be repeated.",
+    )
     define("list", "heads", None, "Heads of the model, such as classify; by default, those of its family.")
     define("integer", "batch_size", 8, "Rows per training step.")
     define("integer", "sequence_length", None, "Tokens per row; by default max_positions, but at most 512.")

@@ -3,7 +3,7 @@
     python -m tfzoo.evaluate --model_dir=runs/mine --test_file=test.csv
     python -m tfzoo.evaluate --model_dir=runs/mine --test_file=test.csv --against=runs/other
 
-prints the scores with 95% bootstrap intervals beside those of cheap baselines, the scores of each class and the worst
+prints the scores with 95% bootstrap intervals next to those of cheap baselines, the scores of each class and the worst
 mistakes, and writes evaluation-NAME.json and report.html into the run's folder, where NAME is that of the file. With
 --against, both models answer the same rows, and the difference is tested.
 """
@@ -11,12 +11,13 @@ mistakes, and writes evaluation-NAME.json and report.html into the run's folder,
 import dataclasses
 import json
 import pathlib
+import re
 import sys
 from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli, files, lazy, options, progress
+from tfzoo import cli, files, lazy, options, progress, results
 from tfzoo.errors import UserError
 from tfzoo.options import Checked, option
 from tfzoo.tasks import evaluation
@@ -25,6 +26,7 @@ from tfzoo.training.config import TrainConfig
 
 evaluating = lazy.module("tfzoo.training.evaluating")
 _MODEL, _FILE, _OUTPUT = "Model", "File", "Output"
+_FRACTION = re.compile(r"(accuracy|precision|recall|f1)$")  # Figures that are shown in percent.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,7 +153,8 @@ def text_of(record: dict[str, Any], figures, mistakes: int) -> list[str]:
 def _form(name: str, forms) -> tuple[str, str]:
     """Returns the label and the format of a figure, or of a figure of a source, FIGURE/NAME."""
     figure, at, source = name.partition("/")
-    label, form = forms.get(figure, (figure, "{:.4f}"))
+    other = results.in_sentence(results.label_of(figure)), "{:.2%}" if _FRACTION.search(figure) else "{:.4f}"
+    label, form = forms.get(figure, other)
     return (f"{label} ({source})" if at else label), form
 
 

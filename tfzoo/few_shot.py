@@ -1,7 +1,7 @@
 """Classifies texts with a language model that was not fine-tuned for it: zero- and few-shot, with a template.
 
-python -m tfzoo.few_shot --model_dir=gpt2 --train_file=train.tsv --test_file=dev.tsv \\
-    --template='Review: {text}\\nSentiment: {label}' --shots=0,4 --seeds=3 --label_words=0=negative,1=positive
+    python -m tfzoo.few_shot --model_dir=gpt2 --train_file=train.tsv --test_file=dev.tsv \\
+        --template='Review: {text}\\nSentiment: {label}' --shots=0,4 --seeds=3 --label_words=0=negative,1=positive
 
 The prompt of a text is the template filled with examples of the training file and, last, with the text; the words of
 the label follow it. The examples are drawn by seed, for each row anew, balanced over the labels. With

@@ -1,9 +1,9 @@
 """Generates text with a model: continuations of prompts, answers to them, or a conversation.
 
-python -m tfzoo.generate --model_dir=runs/gpt --prompt="This function returns"
-python -m tfzoo.generate --model_dir=runs/gpt --input=prompts.txt --output=texts.jsonl --do_sample --top_p=0.9 --seed=1
-python -m tfzoo.generate --model_dir=SmolLM2-135M-Instruct --chat
-python -m tfzoo.generate --model_dir=Qwen3-0.6B --chat --tools=tools.json --template_option=enable_thinking=false
+    python -m tfzoo.generate --model_dir=runs/gpt --prompt="This function returns"
+    python -m tfzoo.generate --model_dir=runs/gpt --input=prompts.txt --output=texts.jsonl --do_sample --top_p=0.9
+    python -m tfzoo.generate --model_dir=SmolLM2-135M-Instruct --chat
+    python -m tfzoo.generate --model_dir=Qwen3-0.6B --chat --tools=tools.json --template_option=enable_thinking=false
 
 --input is a file with one prompt per line, or a .jsonl file of {"prompt": ...}, whose records may override temperature,
 top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty, max_new_tokens, min_new_tokens and seed. A single

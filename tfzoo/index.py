@@ -1,8 +1,8 @@
 """Builds an index of texts for tfzoo.query: the vectors of a model, the words for BM25, or both.
 
-python -m tfzoo.index --model_dir=all-MiniLM-L6-v2 --input=pages.jsonl --output_dir=indexes/pages
-python -m tfzoo.index --model_dir=runs/mine --input=a.csv --text_field=body --id_field=url --output_dir=indexes/a
-python -m tfzoo.index --input=lines.txt --output_dir=indexes/lines
+    python -m tfzoo.index --model_dir=all-MiniLM-L6-v2 --input=pages.jsonl --output_dir=indexes/pages
+    python -m tfzoo.index --model_dir=runs/mine --input=a.csv --text_field=body --id_field=url --output_dir=indexes/a
+    python -m tfzoo.index --input=lines.txt --output_dir=indexes/lines
 
 --input is a .txt file with one text per line, a .jsonl file of objects, or a .csv or .tsv file whose first row names
 the columns; or several files, separated by commas. Without --id_field, the id of a document is the number of its line,

@@ -193,7 +193,7 @@ def run(argv: list[str]) -> int:
         return main(flags, command)
 
     start.__doc__ = __doc__
-    return cli.run(start, define_flags, flag_arguments)
+    return cli.run(start, define_flags, flag_arguments, usage=f"{cli.USAGE} -- COMMAND")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ class ModelDir(Checked):
 
     model_dir: str = option(
         dataclasses.MISSING,
-        "Run folder, Hugging Face folder, sentence-transformers folder or hf://NAME[@REVISION].",
+        "Run folder, Hugging Face folder or hf://NAME[@REVISION].",
         group=_GROUP,
     )
     checkpoint: str | None = option(

@@ -1,9 +1,9 @@
 """Answers every row of a file: labels, entities, spans, words for masks, or embeddings, with probabilities.
 
-python -m tfzoo.predict --model_dir=runs/mine --input=lines.jsonl --output=answers.jsonl
-python -m tfzoo.predict --model_dir=exports/onnx/bert/1 --input=rows.csv --text_column=body --output=answers.jsonl
-python -m tfzoo.predict --model_dir=runs/tag,runs/relation --input=lines.txt --output=triples.jsonl
-echo "What a day" | python -m tfzoo.predict --model_dir=runs/mine --input=-
+    python -m tfzoo.predict --model_dir=runs/mine --input=lines.jsonl --output=answers.jsonl
+    python -m tfzoo.predict --model_dir=exports/onnx/bert/1 --input=rows.csv --text_column=body --output=answers.jsonl
+    python -m tfzoo.predict --model_dir=runs/tag,runs/relation --input=lines.txt --output=triples.jsonl
+    echo "What a day" | python -m tfzoo.predict --model_dir=runs/mine --input=-
 
 --model_dir is a run, a Hugging Face or sentence-transformers folder, or an exported SavedModel or ONNX artifact; all of
 them give the same answers. Two of them, separated by a comma, find entities and the relations between them. --input is

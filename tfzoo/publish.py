@@ -1,9 +1,9 @@
 """Installs a version of an exported model in the folder of a server, sets labels and takes them back.
 
-python -m tfzoo.publish exports/savedmodel/bert/2 --to=/srv/models                  # All requests get version 2.
-python -m tfzoo.publish exports/savedmodel/bert/3 --to=/srv/models --label=canary   # Those that ask for `canary`: 3.
-python -m tfzoo.publish exports/savedmodel/bert/3 --to=/srv/models                  # All requests get version 3.
-python -m tfzoo.publish --rollback=bert --to=/srv/models                            # All requests get version 2 again.
+    python -m tfzoo.publish exports/savedmodel/bert/2 --to=/srv/models                 # All requests get version 2.
+    python -m tfzoo.publish exports/savedmodel/bert/3 --to=/srv/models --label=canary  # Those that ask for canary: 3.
+    python -m tfzoo.publish exports/savedmodel/bert/3 --to=/srv/models                 # All requests get version 3.
+    python -m tfzoo.publish --rollback=bert --to=/srv/models                           # Version 2 again.
 
 The artifact is verified (replayed by its verify.py), copied to TO/NAME/VERSION under a temporary name, compared with
 its manifest, and renamed. TO/models.config then names the versions to load: the one that was published without a label,
@@ -36,11 +36,14 @@ _FIELDS = {"kind": json_files.Field(str, choices=tuple(_PLATFORMS), required=Tru
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     for name, text in (
-        ("artifact", "the artifact's folder, which may also be the first argument without --artifact="),
-        ("to", "the folder of the server's models"),
-        ("label", "the label to set; by default, the version is for requests without a label"),
-        ("rollback", "the name of a model whose --label (or version for requests without one) returns to the previous"),
-        ("base_path", "the path of TO as the server sees it, such as /models in a container; defaults to TO"),
+        ("artifact", "The artifact's folder, which may also be the first argument without --artifact=."),
+        ("to", "The folder of the server's models."),
+        ("label", "The label to set; by default, the version is for requests without a label."),
+        (
+            "rollback",
+            "The name of a model whose --label (by default, requests without one) returns to the version before.",
+        ),
+        ("base_path", "The path of TO as the server sees it, such as /models in a container; defaults to TO."),
     ):
         absl_flags.DEFINE_string(name, None, text, flag_values=flags)
     absl_flags.mark_flags_as_required(["to"], flag_values=flags)
@@ -150,4 +153,4 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments and not arguments[0].startswith("-"):
         arguments[0] = f"--artifact={arguments[0]}"
-    sys.exit(cli.run(main, define_flags, arguments))
+    sys.exit(cli.run(main, define_flags, arguments, usage=f"[ARTIFACT] {cli.USAGE}"))

@@ -1,9 +1,9 @@
 """Searches an index that tfzoo.index wrote, exactly, by vectors, by BM25 or by both.
 
-python -m tfzoo.query --index_dir=indexes/pages --query="how to resume a run" --top=5
-python -m tfzoo.query --index_dir=indexes/pages --input=questions.txt --output=answers.jsonl --method=bm25
-python -m tfzoo.query --index_dir=indexes/pages --relevant=test.jsonl --output=answers.jsonl
-python -m tfzoo.query --index_dir=indexes/pages --query="When was Ada born?" --reader=runs/squad
+    python -m tfzoo.query --index_dir=indexes/pages --query="how to resume a run" --top=5
+    python -m tfzoo.query --index_dir=indexes/pages --input=questions.txt --output=answers.jsonl --method=bm25
+    python -m tfzoo.query --index_dir=indexes/pages --relevant=test.jsonl --output=answers.jsonl
+    python -m tfzoo.query --index_dir=indexes/pages --query="When was Ada born?" --reader=runs/squad
 
 The result of each query is one line of JSON: {"query": ..., "results": [{"rank", "score", "id", "text"}, ...]}. --input
 is a file with one query per line, or a .jsonl file of objects {"query": ...}.

@@ -102,6 +102,11 @@ def label_of(metric: str) -> str:
     return text + (f" ({source})" if at else "")
 
 
+def in_sentence(label: str) -> str:
+    """Returns a label as it is written within a sentence: "Macro F1" -> "macro F1"."""
+    return label if label.split(" ")[0] in _PROPER else label[:1].lower() + label[1:]
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
     """One score of a model and the same score of the baselines.
@@ -162,9 +167,7 @@ class Score:
         if self.best_baseline is None:
             return ""
         name, baseline = BASELINES.get(self.best_baseline, self.best_baseline), self.baselines[self.best_baseline]
-        first = self.label.split()[0] if self.label else ""
-        label = self.label if first in _PROPER else self.label[:1].lower() + self.label[1:]
-        figures = f"{label} {self.show(self.value)}, compared with {self.show(baseline)}"
+        figures = f"{in_sentence(self.label)} {self.show(self.value)}, compared with {self.show(baseline)}"
         if not self.beats_baselines:
             return f"The model does not beat the {name}: {figures}."
         text = f"The model beats the best baseline, the {name}: {figures}."

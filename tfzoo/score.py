@@ -1,9 +1,9 @@
 """Scores texts with a model: log-likelihood and perplexity, also of continuations in zero-shot tasks.
 
-python -m tfzoo.score --model_dir=runs/gpt --text="A text."
-python -m tfzoo.score --model_dir=runs/gpt --input=texts.txt --output=scores.jsonl --stride=64
-python -m tfzoo.score --model_dir=flan-t5-small --context="Is rain wet?" --continuation=yes --continuation=no
-python -m tfzoo.score --model_dir=gpt2 --input=pairs.jsonl
+    python -m tfzoo.score --model_dir=runs/gpt --text="A text."
+    python -m tfzoo.score --model_dir=runs/gpt --input=texts.txt --output=scores.jsonl --stride=64
+    python -m tfzoo.score --model_dir=flan-t5-small --context="Is rain wet?" --continuation=yes --continuation=no
+    python -m tfzoo.score --model_dir=gpt2 --input=pairs.jsonl
 
 --input is a file with one text per line, or a .jsonl file whose records are {"text": ...} or
 {"context": ..., "continuation": ...}. Each record is scored in one line of JSON: log_likelihood (natural logarithm),
@@ -13,8 +13,8 @@ produced it. A decoder scores the first token of a text only if its family puts 
 A text longer than --length is read in windows that start --stride tokens apart; each token is scored in the first
 window that contains it. Encoder-decoders score only continuations.
 
-python -m tfzoo.score --ngram=5 --corpus='texts/*.txt'
-python -m tfzoo.score --ngram=6 --corpus=plays.txt --raw_text --tokenizer=characters --held_out=0.1
+    python -m tfzoo.score --ngram=5 --corpus='texts/*.txt'
+    python -m tfzoo.score --ngram=6 --corpus=plays.txt --raw_text --tokenizer=characters --held_out=0.1
 
 --ngram estimates an n-gram model with modified Kneser-Ney smoothing from the training part of --corpus and scores its
 held-out part, or the texts of --text or --input. The corpus is read, split and tokenized as in tfzoo.train, so that the

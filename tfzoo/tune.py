@@ -1,6 +1,6 @@
 """Searches for good values of a few flags of tfzoo.train.
 
-    python -m tfzoo.tune --tune_dir=tunes/mine --search=learning_rate=1e-5..1e-3:log --search=batch_size=16,32 \
+    python -m tfzoo.tune --tune_dir=tunes/mine --search=learning_rate=1e-5..1e-3:log --search=batch_size=16,32 \\
         --trials=20 --flagfile=configs/bert.cfg --steps=500
 
 Each trial trains a model in a process of its own, with the other flags of tfzoo.train as specified. Their values are

@@ -1,7 +1,7 @@
 """Exports a trained model as artifacts that run without tfzoo. Every artifact is replayed in a separate process, and
 all of them are published only if each reproduces the model's answers.
 
-python -m tfzoo.export --model_dir=runs/bert --output_dir=exports
+    python -m tfzoo.export --model_dir=runs/bert --output_dir=exports
 """
 
 import json
@@ -29,44 +29,50 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     def define(kind, name, default, text, **options):
         getattr(absl_flags, f"DEFINE_{kind}")(name=name, default=default, help=text, flag_values=flags, **options)
 
-    define("string", "model_dir", None, "a run's folder (its best/ if there is one, otherwise its newest checkpoint), "
-           "a Hugging Face or sentence-transformers folder, or hf://NAME[@REVISION]")  # fmt: skip
-    define("string", "checkpoint", None, "the checkpoint of the run to export instead")
-    define("string", "role", None, "which model of a run with several models to export, such as generator; by default, "
-           "the main model")  # fmt: skip
-    define("string", "output_dir", None, "the folder in which FORMAT/NAME/VERSION/ is created")
-    define("list", "formats", ["savedmodel", "onnx"], "the artifacts to write: savedmodel, onnx, litert")
-    define("string", "name", None, "the name under which the model is served; defaults to the name of its family, "
-           "followed by _ROLE if --role is specified")  # fmt: skip
-    define("integer", "version", None, "the version number; defaults to the next free one")
-    define("integer", "keep_versions", None, "remove all but this many of the newest versions; by default none "
-           "is removed")  # fmt: skip
-    define("integer", "sequence_length", None, "the maximum number of tokens in a text; defaults to that of the "
-           "fine-tuning, or else to the maximum length of the model, at most 1024")  # fmt: skip
-    define("enum", "long_texts", "truncate", "what to do with longer texts", enum_values=["truncate", "refuse"])
-    define("enum", "refuse", "call", "what to refuse if a row of a request is invalid: the whole call, with "
-           "INVALID_ARGUMENT, or only that row, with the reason in its output `error`",
+    define("string", "model_dir", None, "A run's folder (its best/ if there is one, otherwise its newest checkpoint), "
+           "a Hugging Face or sentence-transformers folder, or hf://NAME[@REVISION].")  # fmt: skip
+    define("string", "checkpoint", None, "The checkpoint of the run to export instead.")
+    define("string", "role", None, "Which model of a run with several models to export, such as generator; by default, "
+           "the main model.")  # fmt: skip
+    define("string", "output_dir", None, "The folder in which FORMAT/NAME/VERSION/ is created.")
+    define("list", "formats", ["savedmodel", "onnx"], "The artifacts to write: savedmodel, onnx, litert.")
+    define("string", "name", None, "The name under which the model is served; defaults to the name of its family, "
+           "followed by _ROLE if --role is specified.")  # fmt: skip
+    define("integer", "version", None, "The version number; defaults to the next free one.")
+    define("integer", "keep_versions", None, "Remove all but this many of the newest versions; by default none "
+           "is removed.")  # fmt: skip
+    define("integer", "sequence_length", None, "The maximum number of tokens in a text; defaults to that of the "
+           "fine-tuning, or else to the maximum length of the model, at most 1024.")  # fmt: skip
+    define(
+        "enum",
+        "long_texts",
+        "truncate",
+        "What to do with a text that is longer than --sequence_length.",
+        enum_values=["truncate", "refuse"],
+    )
+    define("enum", "refuse", "call", "What to refuse if a row of a request is invalid: the whole call, with "
+           "INVALID_ARGUMENT, or only that row, with the reason in its output `error`.",
            enum_values=["call", "row"])  # fmt: skip
-    define("boolean", "text_pair", None, "the classifier reads pairs of texts; defaults to what the run was fine-tuned "
-           "on")  # fmt: skip
-    define("enum", "pooling", None, "how a model without heads pools its token states into one vector per text; "
-           "defaults to mean", enum_values=["mean", "first", "last", "pooled"])  # fmt: skip
-    define("string", "prompt_name", None, "the prompt of a sentence-transformers model to put before each text; "
-           "defaults to the model's default prompt, if it has one")  # fmt: skip
-    define("integer", "max_new_tokens", None, "the maximum number of tokens that a language model generates; "
+    define("boolean", "text_pair", None, "The classifier reads pairs of texts; defaults to what the run was fine-tuned "
+           "on.")  # fmt: skip
+    define("enum", "pooling", None, "How a model without heads pools its token states into one vector per text; "
+           "defaults to mean.", enum_values=["mean", "first", "last", "pooled"])  # fmt: skip
+    define("string", "prompt_name", None, "The prompt of a sentence-transformers model to put before each text; "
+           "defaults to the model's default prompt, if it has one.")  # fmt: skip
+    define("integer", "max_new_tokens", None, "The maximum number of tokens that a language model generates; "
            "defaults to the setting in an encoder-decoder's folder, or else to 64, for a decoder at most half of the "
-           "sequence length")  # fmt: skip
-    define("integer", "num_beams", None, "the number of beams in the search for the likeliest text; defaults to the "
-           "setting in the model's folder")  # fmt: skip
-    define("enum", "precision", "float32", "the precision in which the SavedModel computes",
+           "sequence length.")  # fmt: skip
+    define("integer", "num_beams", None, "The number of beams in the search for the likeliest text; defaults to the "
+           "setting in the model's folder.")  # fmt: skip
+    define("enum", "precision", "float32", "The precision in which the SavedModel computes.",
            enum_values=["float32", "bfloat16", "float16"])  # fmt: skip
     define("enum", "onnx_profile", "standard", "standard writes operators of opset 23; compat, for older runtimes, "
-           "those of opset 18; genai writes a decoder's folder for onnxruntime-genai",
+           "those of opset 18; genai writes a decoder's folder for onnxruntime-genai.",
            enum_values=["standard", "compat", "genai"])  # fmt: skip
-    define("list", "onnx_variants", [], "graphs to write in addition to the float32 ones: float16, int8, int8_static, "
-           "int8_weights, int4_weights")  # fmt: skip
-    define("string", "calibration_file", None, "a file of texts for calibrating int8_static, one per line (a tab "
-           "separates the two texts of a pair); defaults to the few texts in golden.npz")  # fmt: skip
+    define("list", "onnx_variants", [], "Graphs to write in addition to the float32 ones: float16, int8, int8_static, "
+           "int8_weights, int4_weights.")  # fmt: skip
+    define("string", "calibration_file", None, "A file of texts for calibrating int8_static, one per line (a tab "
+           "separates the two texts of a pair); defaults to the few texts in golden.npz.")  # fmt: skip
     absl_flags.mark_flags_as_required(["model_dir", "output_dir"], flag_values=flags)
     for name in ("version", "keep_versions", "sequence_length", "max_new_tokens", "num_beams"):
         cli.positive(flags, name)

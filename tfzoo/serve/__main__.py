@@ -1,6 +1,6 @@
 """Serves SavedModels and ONNX artifacts with TF Serving's API, over gRPC and HTTP.
 
-python -m tfzoo.serve --model_name=bert --model_base_path=exports/savedmodel/bert --rest_api_port=8501
+    python -m tfzoo.serve --model_name=bert --model_base_path=exports/savedmodel/bert --rest_api_port=8501
 
 The flags are those of tensorflow_model_server; docs/serve.md lists what becomes of each. The server listens on
 127.0.0.1 unless --host says otherwise. SIGTERM drains it: the requests that it has accepted are answered, and then it
@@ -46,7 +46,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     kinds = {bool: "boolean", int: "integer", float: "float", str: "string"}
     for flag in (*TF_SERVING, *OWN):
         define = getattr(absl_flags, f"DEFINE_{kinds[type(flag.default)]}")
-        text = flag.help or f"{flag.verdict}: {flag.reason}"
+        text = flag.help or f"{flag.verdict.capitalize()}: {flag.reason}."
         define(flag.name, flag.default, text, flag_values=flags)
         if flag in TF_SERVING:
             setattr(flags[flag.name], "group", "tensorflow_model_server")  # noqa: B010  (absl does not declare it)

@@ -30,55 +30,61 @@ class Flag:
 
 
 TF_SERVING = (
-    Flag("port", 8500, "the TCP port of gRPC; 0 means none"),
-    Flag("grpc_socket_path", "", "the path of a Unix socket on which gRPC listens, too"),
-    Flag("rest_api_port", 0, "the TCP port of HTTP; 0 means none"),
-    Flag("rest_api_timeout_in_ms", 30000, "the time-out of an HTTP request in milliseconds"),
-    Flag("rest_api_enable_cors_support", False, "let pages of other origins use the HTTP API"),
-    Flag("enable_batching", False, "run requests that arrive together as one batch"),
-    Flag("batching_parameters_file", "", "a file with BatchingParameters in text form; needs --enable_batching"),
+    Flag("port", 8500, "The TCP port of gRPC; 0 means none."),
+    Flag("grpc_socket_path", "", "The path of a Unix socket on which gRPC listens, too."),
+    Flag("rest_api_port", 0, "The TCP port of HTTP; 0 means none."),
+    Flag("rest_api_timeout_in_ms", 30000, "The time-out of an HTTP request in milliseconds."),
+    Flag("rest_api_enable_cors_support", False, "Let pages of other origins use the HTTP API."),
+    Flag("enable_batching", False, "Run requests that arrive together as one batch."),
+    Flag("batching_parameters_file", "", "A file with BatchingParameters in text form; needs --enable_batching."),
     Flag(
         "enable_per_model_batching_parameters",
         False,
-        "batch only the versions whose folder has a batching_params.pbtxt, as that says",
+        "Batch only the versions whose folder has a batching_params.pbtxt, as that says.",
     ),
-    Flag("model_name", "default", "the name of the model in --model_base_path"),
-    Flag("model_base_path", "", "the folder whose numbered folders are the versions of the model"),
-    Flag("model_config_file", "", "a file with a ModelServerConfig in text form, instead of --model_base_path"),
-    Flag("model_config_file_poll_wait_seconds", 0, "how often --model_config_file is read again; 0 reads it only once"),
-    Flag("file_system_poll_wait_seconds", 1, "how often new versions are looked for; 0 does so only once"),
-    Flag("num_load_threads", 0, "how many versions are loaded at a time; 0 means one"),
-    Flag("max_num_load_retries", 5, "how many more times a version is tried that cannot be loaded"),
-    Flag("load_retry_interval_micros", 60_000_000, "the microseconds between these attempts"),
+    Flag("model_name", "default", "The name of the model in --model_base_path."),
+    Flag("model_base_path", "", "The folder whose numbered folders are the versions of the model."),
+    Flag("model_config_file", "", "A file with a ModelServerConfig in text form, instead of --model_base_path."),
+    Flag(
+        "model_config_file_poll_wait_seconds", 0, "How often --model_config_file is read again; 0 reads it only once."
+    ),
+    Flag("file_system_poll_wait_seconds", 1, "How often new versions are looked for; 0 does so only once."),
+    Flag("num_load_threads", 0, "How many versions are loaded at a time; 0 means one."),
+    Flag("max_num_load_retries", 5, "How many more times a version is tried that cannot be loaded."),
+    Flag("load_retry_interval_micros", 60_000_000, "The microseconds between these attempts."),
     Flag(
         "allow_version_labels_for_unavailable_models",
         False,
-        "let new labels stand for versions that are not available yet",
+        "Let new labels stand for versions that are not available yet.",
     ),
-    Flag("saved_model_tags", "serve", "the tags of the graph in a SavedModel, separated by commas"),
-    Flag("enable_model_warmup", True, "run a version's warm-up requests before it is served"),
-    Flag("num_request_iterations_for_warmup", 0, "how often each warm-up request runs; 0 means once"),
-    Flag("tensorflow_session_config_file", "", "a file with a ConfigProto in text form, for SavedModels"),
-    Flag("tensorflow_session_parallelism", 0, "the threads of a session; 0 lets TensorFlow choose"),
-    Flag("tensorflow_intra_op_parallelism", 0, "the threads of one operation; 0 lets TensorFlow choose"),
-    Flag("tensorflow_inter_op_parallelism", 0, "how many operations run at a time; 0 lets TensorFlow choose"),
-    Flag("per_process_gpu_memory_fraction", 0.0, "the part of a GPU's memory to take; 0 lets TensorFlow choose"),
+    Flag("saved_model_tags", "serve", "The tags of the graph in a SavedModel, separated by commas."),
+    Flag("enable_model_warmup", True, "Run a version's warm-up requests before it is served."),
+    Flag("num_request_iterations_for_warmup", 0, "How often each warm-up request runs; 0 means once."),
+    Flag("tensorflow_session_config_file", "", "A file with a ConfigProto in text form, for SavedModels."),
+    Flag("tensorflow_session_parallelism", 0, "The threads of a session; 0 lets TensorFlow choose."),
+    Flag("tensorflow_intra_op_parallelism", 0, "The threads of one operation; 0 lets TensorFlow choose."),
+    Flag("tensorflow_inter_op_parallelism", 0, "How many operations run at a time; 0 lets TensorFlow choose."),
+    Flag("per_process_gpu_memory_fraction", 0.0, "The part of a GPU's memory to take; 0 lets TensorFlow choose."),
     Flag(
-        "ssl_config_file", "", "a file with an SSLConfig in text form: TLS for gRPC and HTTP (TF Serving: gRPC alone)"
+        "ssl_config_file", "", "A file with an SSLConfig in text form: TLS for gRPC and HTTP (TF Serving: gRPC alone)."
     ),
-    Flag("grpc_channel_arguments", "", "arguments of the gRPC server: name=value, separated by commas"),
-    Flag("grpc_max_threads", 0, "how many gRPC requests are inside at a time; 0 follows from the limits below"),
-    Flag("enable_grpc_healthcheck_service", True, "offer gRPC's health service (TF Serving's default is false)"),
-    Flag("enable_serialization_as_tensor_content", False, "answer Predict in tensor_content"),
+    Flag("grpc_channel_arguments", "", "Arguments of the gRPC server: name=value, separated by commas."),
+    Flag(
+        "grpc_max_threads",
+        0,
+        "How many gRPC requests may be inside at a time; 0 derives the number from the limits below.",
+    ),
+    Flag("enable_grpc_healthcheck_service", True, "Offer gRPC's health service (TF Serving's default is false)."),
+    Flag("enable_serialization_as_tensor_content", False, "Answer Predict in tensor_content."),
     Flag(
         "enable_signature_method_name_check",
         False,
-        "demand that Classify and Regress get signatures with their own method names",
+        "Demand that Classify and Regress get signatures with their own method names.",
     ),
     Flag(
-        "monitoring_config_file", "", "a file with a MonitoringConfig in text form: metrics for Prometheus, over HTTP"
+        "monitoring_config_file", "", "A file with a MonitoringConfig in text form: metrics for Prometheus, over HTTP."
     ),
-    Flag("version", False, "print the version and exit"),
+    Flag("version", False, "Print the version and exit."),
     Flag("rest_api_num_threads", 0, "", WARNED, "the limits of requests determine the threads"),
     Flag("num_unload_threads", 0, "", WARNED, "each version is unloaded in a thread of its own"),
     Flag("flush_filesystem_caches", True, "", WARNED, "the operating system manages its cache"),
@@ -97,19 +103,18 @@ TF_SERVING = (
 )
 
 OWN = (
-    Flag("host", "127.0.0.1", "the address to listen on; 0.0.0.0 and :: are all addresses (TF Serving's default)"),
-    Flag("api_key_file", "", "a file with API keys, one per line; every request must carry one as a bearer token"),
-    Flag("page", True, "offer a page with the models and a form at /, over HTTP"),
-    Flag("trust_models", False, "load graphs that read or write files or run Python, which are otherwise refused"),
+    Flag("host", "127.0.0.1", "The address to listen on; 0.0.0.0 and :: are all addresses (TF Serving's default)."),
+    Flag("api_key_file", "", "A file with API keys, one per line; every request must carry one as a bearer token."),
+    Flag("page", True, "Offer a page with the models and a form at /, over HTTP."),
+    Flag("trust_models", False, "Load graphs that read or write files or run Python, which are otherwise refused."),
 )
 
 
 def table() -> str:
     """Returns the table of TF Serving's flags for the documentation."""
-    rows = [
-        f"| `--{flag.name}` | {flag.verdict} | {flag.help or flag.reason}"
-        + (f"; default {str(flag.default).lower()}" if flag.help and flag.default not in ("", 0, 0.0) else "")
-        + " |"
-        for flag in TF_SERVING
-    ]
+    rows = []
+    for flag in TF_SERVING:
+        text = flag.help or f"{flag.reason[0].upper()}{flag.reason[1:]}."
+        default = f" Default: {str(flag.default).lower()}." if flag.help and flag.default not in ("", 0, 0.0) else ""
+        rows.append(f"| `--{flag.name}` | {flag.verdict} | {text}{default} |")
     return "\n".join(["| flag | here | |", "|---|---|---|", *rows]) + "\n"

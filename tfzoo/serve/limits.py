@@ -17,24 +17,28 @@ class Limits(Checked):
     """Limits of requests, each of which is a flag."""
 
     max_request_bytes: int = option(
-        64 * 2**20, "the maximum size of a request in bytes, after decompression", group="Limits", low=1, high=2**31 - 1
+        64 * 2**20,
+        "The maximum size of a request in bytes, after decompression.",
+        group="Limits",
+        low=1,
+        high=2**31 - 1,
     )
     max_tensor_elements: int = option(
-        2**26, "the maximum number of elements of an input", group="Limits", low=1, high=2**31 - 1
+        2**26, "The maximum number of elements of an input.", group="Limits", low=1, high=2**31 - 1
     )
-    max_json_depth: int = option(64, "the maximum nesting depth of a JSON request", group="Limits", low=1, high=500)
+    max_json_depth: int = option(64, "The maximum nesting depth of a JSON request.", group="Limits", low=1, high=500)
     max_running_requests: int = option(
         0,
-        "how many requests run at a time; 0 means one for each processor, or any number with --enable_batching",
+        "How many requests run at a time; 0 means one for each processor, or any number with --enable_batching.",
         group="Limits",
         low=0,
     )
     max_queued_requests: int = option(
-        128, "how many more requests wait for their turn; others are refused", group="Limits", low=0
+        128, "How many more requests wait for their turn; others are refused.", group="Limits", low=0
     )
     max_new_tokens: int = option(
-        1024, "the maximum number of tokens that a request may ask to generate", group="Limits", low=1
+        1024, "The maximum number of tokens that a request may ask to generate.", group="Limits", low=1
     )
     drain_seconds: float = option(
-        20.0, "how long the requests that run have to finish after SIGTERM", group="Limits", low=0
+        20.0, "How long the requests that run have to finish after SIGTERM.", group="Limits", low=0
     )
