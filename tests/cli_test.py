@@ -202,6 +202,28 @@ class WrongFlagsTest(Shell):
         self.assert_error("--dropout=nan: must be a finite number", "--dropout=nan")
         self.assert_error("--learning_rate=1e999: must be a finite number", "--learning_rate=1e999")
 
+    def test_every_numeric_flag_of_every_program_at_its_extremes(self):
+        huge = ("9" * 400, "-" + "9" * 400, "1e308", "-1e308", "1e999", "nan", "inf", "")
+        checked = set()
+        for path in sorted(helpers.ROOT.glob("tfzoo/**/*.py")):
+            if "absl_flags.FlagValues" not in path.read_text() or path.stem == "options":
+                continue
+            program = ".".join(path.relative_to(helpers.ROOT).with_suffix("").parts)
+            module = importlib.import_module(program)
+            for define in (value for name, value in vars(module).items() if re.fullmatch(r"define_(\w+_)?flags", name)):
+                flags = absl_flags.FlagValues()
+                define(flags)
+                for name in flags:
+                    if not isinstance(flags[name].parser, absl_flags.IntegerParser | absl_flags.FloatParser):
+                        continue
+                    checked.add((program, name))
+                    is_integer = isinstance(flags[name].parser, absl_flags.IntegerParser)
+                    for text in (*huge, *(("2147483648", "-2147483648", "1.5") if is_integer else ())):
+                        with self.assertRaisesRegex(UserError, f"^--{name}={text}: must be"):
+                            cli.parse(flags, [f"--{name}={text}"])
+        self.assertGreater(len({program for program, _ in checked}), 10)
+        self.assertGreater(len(checked), 200)
+
     def test_of_another_type(self):
         self.assert_error("--batch_size=many: must be a whole number", "--batch_size=many")
         self.assert_error("--batch_size=2.5: must be a whole number", "--batch_size=2.5")

@@ -130,7 +130,7 @@ class LaunchTest(unittest.TestCase):
     def test_wrong_use(self):
         for argv, message in (
             (["--workers=2"], "the command is missing"),
-            (["--workers=0", "--", "true"], "--workers=0: must be at least 1"),
+            (["--workers=0", "--", "true"], "--workers=0: must be from 1 to 256"),
             (["--", "true"], "--workers is required"),
             (["--workers=1", "--", "/no/such/program"], "/no/such/program: cannot be started"),
         ):

@@ -36,7 +36,7 @@ from absl import flags as absl_flags
 
 from tfzoo import files
 from tfzoo.errors import CheckFailed, UserError, WorkerLost, printable, suggest
-from tfzoo.options import bounds, out_of_bounds
+from tfzoo.options import bounds, limited, out_of_bounds
 
 DONE, BUG, WRONG_USE, STOPPED, FAILED_CHECK, LOST_WORKER = 0, 1, 2, 3, 4, 5
 INTERRUPTED, NO_READER = 130, 141  # The codes that a shell reports for SIGINT and SIGPIPE.
@@ -386,6 +386,9 @@ def _complaint(flag: absl_flags.Flag, text: str) -> str:
         return str(error)
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
+    if isinstance(parser, absl_flags.IntegerParser | absl_flags.FloatParser):
+        kind = int if isinstance(parser, absl_flags.IntegerParser) else float
+        return out_of_bounds(value, *limited(kind, parser.lower_bound, parser.upper_bound))
     return ""
 
 

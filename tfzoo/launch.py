@@ -25,6 +25,7 @@ from tfzoo import cli
 from tfzoo.errors import UserError
 
 GRACE = 5.0  # Seconds between asking a process to terminate and killing it.
+_MOST = 256  # Processes of a kind.
 STOP_GRACE = 60.0  # The same after another process has saved and stopped.
 _KNOWN_CODES = (cli.DONE, cli.BUG, cli.WRONG_USE, cli.STOPPED, cli.FAILED_CHECK, cli.LOST_WORKER)
 
@@ -70,15 +71,23 @@ class Task:
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    absl_flags.DEFINE_integer("workers", None, "Number of workers to start.", flag_values=flags, required=True)
+    absl_flags.DEFINE_integer(
+        "workers",
+        None,
+        "Number of workers to start.",
+        lower_bound=1,
+        upper_bound=_MOST,
+        flag_values=flags,
+        required=True,
+    )
     absl_flags.DEFINE_integer(
         "parameter_servers",
         0,
         "Number of parameter servers to start; if above 0, a chief is started as well.",
         lower_bound=0,
+        upper_bound=_MOST,
         flag_values=flags,
     )
-    cli.positive(flags, "workers")
 
 
 def main(flags: absl_flags.FlagValues, command: list[str]) -> int:

@@ -139,10 +139,14 @@ _LIMITS = {sign * largest for largest in _LARGEST.values() for sign in (1, -1)}
 def limits(field: dataclasses.Field) -> tuple[float | None, float | None]:
     """Returns the smallest and largest allowed values of a numeric option; without `low` or `high`, these are the ones
     that TensorFlow can represent. (None, None) for other options."""
-    low, high, largest = field.metadata["low"], field.metadata["high"], _LARGEST.get(_kind(field))
-    if largest is None:
+    if _kind(field) not in _LARGEST:
         return None, None
-    return -largest if low is None else low, largest if high is None else high
+    return limited(_kind(field), field.metadata["low"], field.metadata["high"])
+
+
+def limited(kind: type, low: float | None, high: float | None) -> tuple[float, float]:
+    """Returns the bounds of an int or a float, each of which may be None, within what TensorFlow can represent."""
+    return -_LARGEST[kind] if low is None else low, _LARGEST[kind] if high is None else high
 
 
 def _kind(field: dataclasses.Field) -> Any:
