@@ -139,6 +139,7 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.training.config",
     "tfzoo.training.history",
     "tfzoo.training.loop",
+    "tfzoo.export.manifest",
     "tfzoo.prediction.folders",
     "tfzoo.prediction.onnx_graphs",
     "tfzoo.prediction.pipelines",

@@ -1,4 +1,4 @@
-"""Exported artifacts, which export/verify.py replays."""
+"""Exported artifacts: those that export/verify.py replays, and those that tfzoo.predict and the server read."""
 
 import json
 import pathlib
@@ -6,10 +6,12 @@ import random
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 from tests import helpers
+from tests.fuzz.folders import one_of
 from tests.fuzz.harness import Kind
-from tests.fuzz.mutations import damage_one
+from tests.fuzz.mutations import damage_file, damage_one
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export import manifest
 
@@ -53,4 +55,72 @@ def _verify(folder: pathlib.Path) -> str:
     raise RuntimeError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
 
 
-KINDS = {"artifacts": Kind(_make, _damage, _verify, modules=("tensorflow", "tfzoo.export.__main__"), slow=True)}
+def _make_served(folder: pathlib.Path) -> None:
+    from tests.export import small
+    from tests.serve import artifacts
+    from tfzoo.export.answers import Options
+
+    for head in _HEADS:
+        artifacts.export(small.model("bert", heads=[head]), small.tokenizer(), folder / head / "1", Options(16))
+    tokenizer = small.byte_level_tokenizer()
+    decoder = small.model("gpt2", heads=["lm"], vocab_size=tokenizer.vocab_size)
+    artifacts.export(decoder, tokenizer, folder / "writes" / "1", Options(16))
+
+
+def _damage_served(folder: pathlib.Path, draw: random.Random) -> str:
+    """Damages the manifest or a file of the tokenizer, mostly with correct checksums; the graph is a program."""
+    artifact = one_of(folder, draw) / "1"
+    stated = json.loads((artifact / manifest.NAME).read_text())
+    damaged = draw.choice([artifact / manifest.NAME, *sorted((artifact / "tokenizer").glob("*.json"))])
+    damage = f"{artifact.parent.name}: {damage_file(damaged, draw)}"
+    if draw.random() < 0.9:
+        try:
+            content = json.loads(damaged.read_text()) if damaged.name == manifest.NAME else stated
+            for field in ("files", "manifest_sha256"):
+                content.pop(field, None)
+            manifest.write(artifact, {"format": None, **content})
+            damage += ", with correct checksums"
+        except (ValueError, AttributeError, TypeError):
+            pass
+    return damage
+
+
+def _read_served(folder: pathlib.Path) -> Any:
+    """Answers texts as tfzoo.predict and as the server do."""
+    import numpy as np
+
+    from tfzoo.prediction import folders
+    from tfzoo.serve import decoder
+    from tfzoo.serve.errors import StatusError
+    from tfzoo.serve.onnx import Onnx
+
+    read: list[Any] = []
+    for artifact in sorted(folder.glob("*/1")):
+        try:
+            served = Onnx("m", 1, artifact)
+            if artifact.parent.name == "writes":
+                writer = decoder.Decoder(artifact)
+                read.append((writer.length, writer.ids(_TEXTS[0])))
+                continue
+            inputs = served.signatures["serving_default"].inputs
+            columns = {name: np.array([text.encode() for text in _TEXTS], object) for name in inputs}
+            if all(spec.dtype == object for spec in inputs.values()):
+                outputs = served.run("serving_default", columns)
+                read.append({name: value.tolist() for name, value in sorted(outputs.items())})
+        except StatusError as error:
+            if error.code in ("UNKNOWN", "INTERNAL"):
+                raise
+            raise UserError(error.message) from None
+        predictor = folders.open_folder(artifact)
+        read.append(predictor.answer([(text,) * len(predictor.inputs) for text in _TEXTS]))
+    return repr(read)
+
+
+_HEADS = ("classify", "tag", "span", "lm", "embed")
+_TEXTS = ("the function of a [MASK]", "")
+KINDS = {
+    "artifacts": Kind(_make, _damage, _verify, modules=("tensorflow", "tfzoo.export.__main__"), slow=True),
+    "served": Kind(
+        _make_served, _damage_served, _read_served, modules=("tensorflow", "tests.serve.artifacts", "onnxruntime")
+    ),
+}

@@ -1,7 +1,6 @@
 """Exports of tiny models for the tests of OpenAI's routes, written without being replayed."""
 
 import dataclasses
-import json
 import pathlib
 import shutil
 
@@ -54,7 +53,8 @@ def save_all(folder: pathlib.Path) -> str:
     save_writer(folder / "graph" / "1")
     shutil.copytree(folder / "graph", folder / "answering")
     options = dataclasses.asdict(Options(16, max_new_tokens=4, messages=True))
-    (folder / "answering" / "1" / "manifest.json").write_text(json.dumps({"options": options}))
+    content = {"kind": "savedmodel", "name": "answering", "version": 1, "signatures": {}, "tolerances": {}}
+    manifest.write(folder / "answering" / "1", content | {"model": {"heads": ["lm"], "config": {}}, "options": options})
     platforms = {
         "writer": "onnx",
         "encoder": "onnx",

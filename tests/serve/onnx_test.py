@@ -1,5 +1,6 @@
 """ONNX graphs are served with signatures of their own, and texts with those of a SavedModel, without TensorFlow."""
 
+import json
 import pathlib
 import unittest
 
@@ -9,6 +10,9 @@ import onnx
 from tests.helpers import python, temporary_folder
 from tests.serve import onnx_folders
 from tests.serve.onnx_folders import LABELS
+from tfzoo.errors import UserError
+from tfzoo.export import manifest
+from tfzoo.prediction import folders
 from tfzoo.serve import inference, messages
 from tfzoo.serve.errors import StatusError
 from tfzoo.serve.onnx import Onnx
@@ -53,6 +57,52 @@ class GraphTest(unittest.TestCase):
         (classifier / "tokenizer" / "tokenizer.json").write_text("{}")
         with self.assertRaisesRegex(StatusError, "/2: is damaged .tokenizer/tokenizer.json: its SHA-256 differs"):
             Onnx("m", 1, classifier)
+
+    def test_fields_of_the_manifest(self) -> None:
+        """The command and the server refuse them in the same words."""
+        onnx_folders.save_classifier(self.folder)
+        whole = json.loads((self.folder / "manifest.json").read_text())
+        del whole["files"], whole["manifest_sha256"]
+        signature, model, options = whole["signatures"]["model"], whole["model"], whole["options"]
+        for message, changes in (
+            ("manifest.json: has no model", {"model": None}),
+            ("model: heads is 'classify', not a list", {"model": {"heads": "classify", "config": {}}}),
+            ("config: vocab_size is 0, not a whole number from 1", {"model": model | {"config": {"vocab_size": 0}}}),
+            ("options: long_texts is 'cut', not one of truncate, refuse", {"options": options | {"long_texts": "cut"}}),
+            ("options: has no refuse", {"options": {"sequence_length": 6, "long_texts": "truncate"}}),
+            ("options: pooling is 'max'", {"options": options | {"pooling": "max"}}),
+            ("options: max_new_tokens is 0", {"options": options | {"max_new_tokens": 0}}),
+            ("manifest.json: labels is None, not a list in which each item is a string", {"labels": None}),
+            ("manifest.json: labels is .3.", {"labels": [3]}),
+            ("manifest.json: problem_type is 'many'", {"problem_type": "many"}),
+            ("manifest.json: texts is 'text'", {"texts": "text"}),
+            ("manifest.json: prompt_tokens is -1", {"prompt_tokens": -1}),
+            ("manifest.json: decoder_start_token_id is 4294967296", {"decoder_start_token_id": 2**32}),
+            ("generation: eos_token_id is 'x'", {"generation": {"eos_token_id": "x"}}),
+            ("signatures: model has no inputs", {"signatures": {"model": signature | {"inputs": {}}}}),
+        ):  # fmt: skip
+            with self.subTest(message):
+                manifest.write(self.folder, whole | changes)
+                with self.assertRaisesRegex(StatusError, message) as refused:
+                    Onnx("m", 1, self.folder)
+                self.assertEqual(refused.exception.code, "DATA_LOSS")
+                with self.assertRaisesRegex(UserError, message):
+                    folders.open_folder(self.folder)
+        # What the types do not say.
+        for message, changes in (
+            ("has no labels", {"labels": []}),
+            ("its tokenizer has 7 tokens, more than the model's 6", {"model": model | {"config": {"vocab_size": 6}}}),
+        ):  # fmt: skip
+            manifest.write(self.folder, whole | changes)
+            with self.assertRaisesRegex(UserError, message):
+                folders.open_folder(self.folder)
+        manifest.write(self.folder, whole | {"labels": ["one"]})
+        with self.assertRaisesRegex(UserError, "manifest.json has 1 labels, but model.onnx 2"):
+            folders.open_folder(self.folder).answer([("good",)])
+        outputs = {"logits": {"dtype": "float32", "shape": ["batch", 3]}}
+        manifest.write(self.folder, whole | {"signatures": {"model": signature | {"outputs": outputs}}})
+        with self.assertRaisesRegex(StatusError, "manifest.json does not state the outputs of model.onnx"):
+            Onnx("m", 1, self.folder)
 
     def test_weights_outside_of_the_folder_are_refused(self) -> None:
         onnx_folders.save_linear(self.folder, 2.0)

@@ -142,9 +142,9 @@ class PatternTest(unittest.TestCase):
         tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(a+)+(?=b)"), "isolated")
         with self.assertRaisesRegex(UserError, "^x.json: the tokenizers library fails .*; get the file again$"):
-            with untrusted.panics("x.json"):
+            with untrusted.library_errors("x.json"):
                 tokenizer.encode("a" * 40)
-        with self.assertRaises(KeyboardInterrupt), untrusted.panics("x.json"):
+        with self.assertRaises(KeyboardInterrupt), untrusted.library_errors("x.json"):
             raise KeyboardInterrupt
 
 

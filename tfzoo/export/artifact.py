@@ -2,9 +2,11 @@
 to their final place."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 
 import keras
 
+import tfzoo
 from tfzoo import embeddings, files, progress
 from tfzoo.errors import CheckFailed, UserError, one_line
 from tfzoo.export import answers, golden, litert, manifest, publish, savedmodel, variants, verify
@@ -210,7 +213,7 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
         **({"labels": list(model.labels)} if {"classify", "tag"} & set(model.head_names) else {}),
         **_answering(model, tokenizer, options),
         "options": dataclasses.asdict(options),
-        "tools": manifest.tools(),
+        "tools": _tools(),
         "float32_error": limits.float32_error,
     }
     if tokenizer is not None:
@@ -225,6 +228,13 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
             f"{one_line(error)}; {_remedy(limits)}"
         ) from error
     manifest.write(folder, content)
+
+
+def _tools() -> dict[str, str]:
+    """Returns the versions of tfzoo, Python and the packages that write artifacts."""
+    packages = ("tensorflow", "tensorflow-text", "keras", "numpy", "onnx", "onnxruntime")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"tfzoo": tfzoo.__version__, "python": platform.python_version(), **versions}
 
 
 def _least(target: Target, signatures: Mapping[str, dict]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tfzoo.errors import UserError
 from tfzoo.export.vocabulary import TOP, Tags, boundaries, readable
 from tfzoo.prediction import answers
 from tfzoo.prediction.answers import Record
@@ -54,9 +55,16 @@ def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return e / e.sum(axis, keepdims=True)
 
 
-def _logits(outputs: Mapping[str, np.ndarray], head: str) -> np.ndarray:
-    """Returns the output of a head: the logits of a single head have no prefix."""
-    return outputs[f"{head}_logits"] if f"{head}_logits" in outputs else outputs["logits"]
+def _logits(outputs: Mapping[str, np.ndarray], head: str, labels: Sequence[str]) -> np.ndarray:
+    """Returns the output of a head: the logits of a single head have no prefix.
+
+    Raises:
+      UserError: there are not as many logits as labels.
+    """
+    logits = outputs[f"{head}_logits"] if f"{head}_logits" in outputs else outputs["logits"]
+    if logits.shape[-1] != len(labels):
+        raise UserError(f"manifest.json has {len(labels)} labels, but model.onnx {logits.shape[-1]}; export it again")
+    return logits
 
 
 def _labels(head: str, manifest: Mapping[str, Any]) -> Decode:
@@ -64,7 +72,7 @@ def _labels(head: str, manifest: Mapping[str, Any]) -> Decode:
 
     def decode(outputs: Mapping[str, np.ndarray], reading) -> list[Record]:
         del reading
-        logits = _logits(outputs, head)
+        logits = _logits(outputs, head, labels)
         if kind == "regression":
             return [answers.numbers(labels, row) for row in logits.tolist()]
         several = kind == "multi_label_classification"
@@ -105,7 +113,7 @@ def _entities(manifest: Mapping[str, Any], vocabulary: Vocabulary) -> Decode:
         ]
 
     def decode(outputs: Mapping[str, np.ndarray], reading) -> list[Record]:
-        chances = softmax(_logits(outputs, "tag"))
+        chances = softmax(_logits(outputs, "tag", manifest["labels"]))
         result: list[Record] = []
         for row, (text,) in enumerate(reading.texts):
             at = np.flatnonzero(reading.of[row] == 1)
@@ -171,7 +179,7 @@ def _words(manifest: Mapping[str, Any], vocabulary: Vocabulary) -> Decode:
 
 def _embeddings(manifest: Mapping[str, Any], vocabulary: Vocabulary) -> Decode:
     del vocabulary
-    how = manifest["options"]["pooling"] or "mean"
+    how = manifest["options"].get("pooling") or "mean"
 
     def decode(outputs: Mapping[str, np.ndarray], reading) -> list[Record]:
         if "sentence_embedding" in outputs:
@@ -190,6 +198,12 @@ def _embeddings(manifest: Mapping[str, Any], vocabulary: Vocabulary) -> Decode:
     return decode
 
 
+# Head -> the fields of the manifest that must be there and not empty.
+FIELDS = {
+    "classify": ("labels", "problem_type"),
+    "tag": ("labels",),
+    "next_sentence": ("labels", "problem_type"),
+}
 # Head -> (manifest, vocabulary) -> the function that decodes a batch.
 HEADS: dict[str, Callable[[Mapping[str, Any], Vocabulary], Decode]] = {
     "classify": lambda manifest, vocabulary: _labels("classify", manifest),

@@ -5,10 +5,8 @@ from typing import Any
 
 from tfzoo import hub, progress
 from tfzoo.errors import UserError
-from tfzoo.export import verify
+from tfzoo.export import manifest as manifests
 from tfzoo.prediction.predictor import Predictor
-
-_MANIFEST = "manifest.json"
 
 
 def open_folder(
@@ -86,21 +84,17 @@ def open_folder(
 
 
 def _manifest_of(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the manifest of an artifact after checking its files; None for other folders."""
-    if not (folder / _MANIFEST).is_file():
-        if found := sorted(folder.glob(f"**/{_MANIFEST}")):
+    """Returns the manifest of an artifact after checking it and its files; None for other folders."""
+    if not (folder / manifests.NAME).is_file():
+        if found := sorted(folder.glob(f"**/{manifests.NAME}")):
             raise UserError(
                 f"--model_dir={folder}: contains artifacts, but is none; specify the folder of one, such as "
                 f"{found[-1].parent}"
             )
         if (folder / "saved_model.pb").is_file():
-            raise UserError(f"--model_dir={folder}: has no {_MANIFEST}; specify a folder written by tfzoo.export")
+            raise UserError(f"--model_dir={folder}: has no {manifests.NAME}; specify a folder written by tfzoo.export")
         return None
-    try:
-        manifest = verify.read_manifest(folder)
-        verify.check_files(folder, manifest["files"])
-    except (verify.Failure, ValueError, KeyError, OSError) as error:
-        raise UserError(f"--model_dir={folder}: is damaged ({error}); export the model again") from None
+    manifest = manifests.read(folder)
     if manifest["kind"] not in ("savedmodel", "onnx"):
         raise UserError(
             f"--model_dir={folder}: is a {manifest['kind']} artifact; specify the SavedModel or ONNX artifact"

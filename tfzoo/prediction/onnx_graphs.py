@@ -6,6 +6,7 @@ answers those of tfzoo.export.answers.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,16 @@ import numpy as np
 import tokenizers
 
 from tfzoo import json_files
-from tfzoo.errors import UserError
+from tfzoo.errors import UserError, one_line
+from tfzoo.json_files import Field
 from tfzoo.prediction import answers, decoding
 from tfzoo.prediction.predictor import Predictor, task_of
-from tfzoo.text import untrusted
+from tfzoo.text import settings, untrusted
+from tfzoo.text.components import schema
 from tfzoo.text.framing import PAIR, TEXT, Frame
+from tfzoo.text.settings import MAX_TOKENS
 
+_ADDED = {"content": Field(str, required=True), "special": Field(bool, required=True)}
 # The graph's inputs -> the attributes of Reading. The decoder of an encoder-decoder reads the text, too.
 _INPUTS = {
     "input_ids": "ids",
@@ -70,9 +75,19 @@ class OnnxPredictor(Predictor):
             raise UserError(
                 f"--model_dir={folder}: has no head that answers texts; specify the SavedModel of this model"
             )
+        for field in decoding.FIELDS.get(self.task, ()):
+            if not manifest.get(field):
+                raise UserError(f"--model_dir={folder}: manifest.json has no {field}; export the model again")
         self._texts = _Texts(folder / "tokenizer" / "tokenizer.json", manifest, len(self.inputs) > 1, self.task == "lm")
-        self._decode: Callable = decoding.HEADS[self.task](manifest, self._texts.vocabulary())
-        self._fixed = next(iter(manifest["signatures"]["model"]["inputs"].values()))["shape"][1]
+        vocabulary, most = self._texts.vocabulary(), manifest["model"]["config"].get("vocab_size", math.inf)
+        if len(vocabulary.pieces) > most:
+            raise UserError(
+                f"--model_dir={folder}: its tokenizer has {len(vocabulary.pieces)} tokens, more than the model's "
+                f"{most}; export the model again"
+            )
+        self._decode: Callable = decoding.HEADS[self.task](manifest, vocabulary)
+        stated = next(iter(manifest["signatures"]["model"]["inputs"].values()))["shape"]
+        self._fixed = stated[1] if len(stated) == 2 else None
         self._refuses = options["long_texts"] == "refuse"
         self.no_answer_threshold = manifest.get("no_answer_threshold")
         self.num_devices, self._fingerprint = num_devices, manifest["manifest_sha256"]
@@ -86,7 +101,11 @@ class OnnxPredictor(Predictor):
         read = self._texts.read(texts, self._fixed if isinstance(self._fixed, int) else None)
         session = self._sessions[device]
         outputs = [value.name for value in session.get_outputs()]
-        values = session.run(outputs, {name: getattr(read, _INPUTS[name]).astype(np.int64) for name in self._names})
+        feeds = {name: getattr(read, _INPUTS[name]).astype(np.int64) for name in self._names}
+        try:
+            values = session.run(outputs, feeds)
+        except Exception as error:  # onnxruntime's errors have no common class.
+            raise UserError(f"model.onnx fails ({one_line(error)}); export the model again") from None
         records = self._decode(dict(zip(outputs, values)), read)
         for record, truncated in zip(records, read.truncated):
             if truncated:
@@ -161,15 +180,14 @@ class _Texts:
                 f"--model_dir={path.parents[1]}: has no tokenizer/{path.name}, because the library tokenizers does not "
                 "support this tokenizer; specify the SavedModel of this model"
             )
-        record = json_files.read(path)
-        untrusted.check_tokenizer_json(record, path)
-        settings = json_files.read(path.parent / "tokenizer_config.json")
-        mask = settings.get("mask_token")
+        record = schema.read(path)
+        mask = settings.read(path.parent).get("mask_token")
         mask = mask["content"] if isinstance(mask, dict) else mask
-        for token in record.get("added_tokens", ()):
+        for token in record.get("added_tokens") or ():
+            json_files.check(token, _ADDED, f"{path}: added_tokens")
             # Other special tokens are text where they are written in a text.
             token["special"] = token["special"] and not (masks and token["content"] == mask)
-        with untrusted.panics(path):
+        with untrusted.library_errors(path):
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(record))
         self._path = path
         self._tokenizer.encode_special_tokens = True
@@ -178,7 +196,7 @@ class _Texts:
         self._record = record
         self.mask_id = None if mask is None else self._tokenizer.token_to_id(mask)
         self._pad_id = (record.get("padding") or {}).get("pad_id", 0)
-        self._frame = _frame(record.get("post_processor") or {}, pair)
+        self._frame = _frame(record.get("post_processor") or {}, pair, path)
         self._room = self._frame.room(manifest["options"]["sequence_length"])
         self._prompt, self._lowercase = manifest.get("prompt", ""), manifest.get("lowercase", False)
         self._prompt_tokens, self._start_id = (
@@ -188,14 +206,19 @@ class _Texts:
 
     def vocabulary(self) -> decoding.Vocabulary:
         """Returns the tokens of the tokenizer."""
-        size = max(self._tokenizer.get_vocab().values()) + 1
+        ids = [*self._tokenizer.get_vocab().values()]
+        size = 1 + max(ids, default=-1)
+        if size > MAX_TOKENS:
+            raise UserError(f"{self._path}: has the id {size - 1}, but at most {MAX_TOKENS} tokens are supported")
+        if len(set(ids)) < len(ids):
+            raise UserError(f"{self._path}: two tokens have the same id; export the model again")
         pieces = [self._tokenizer.id_to_token(i) or "" for i in range(size)]
         special = [token["id"] for token in json.loads(self._tokenizer.to_str())["added_tokens"] if token["special"]]
         special += [i for i in (self.mask_id,) if i is not None]
         special += [i for i, piece in enumerate(pieces) if not piece]
         model = self._record["model"]
         continues = None
-        if model["type"] == "WordPiece":
+        if model.get("type") == "WordPiece":
             continues = np.array([piece.startswith(model["continuing_subword_prefix"]) for piece in pieces])
         return decoding.Vocabulary(pieces, continues, special, self.mask_id, self._decoded)
 
@@ -205,7 +228,7 @@ class _Texts:
     def read(self, texts: Sequence[Sequence[str]], fixed: int | None = None) -> Reading:
         """Reads rows; `fixed` is the length of rows that all have the same length."""
         rows = [(self._worded(row[0]), *row[1:]) for row in texts]
-        with untrusted.panics(self._path):
+        with untrusted.library_errors(self._path):
             flat = self._tokenizer.encode_batch([text for row in rows for text in row], add_special_tokens=False)
         count = len(self._frame.texts)
         tokens = [flat[i * count : (i + 1) * count] for i in range(len(rows))]
@@ -242,7 +265,7 @@ class _Texts:
         return "".join(map(str.lower, text)) if self._lowercase else text
 
 
-def _frame(post_processor: Mapping[str, Any], pair: bool) -> Frame:
+def _frame(post_processor: Mapping[str, Any], pair: bool, path: pathlib.Path) -> Frame:
     """Returns the special tokens around a text, or around two, that tokenizer.json adds."""
     parts: list[int | str] = []
     segments = []
@@ -252,12 +275,14 @@ def _frame(post_processor: Mapping[str, Any], pair: bool) -> Frame:
         if kind == "Sequence":
             parts.append(TEXT if value["id"] == "A" else PAIR)
             segments.append(value["type_id"])
+        elif value["id"] not in special:
+            raise UserError(f"{path}: post_processor: has no ids of {value['id']!r}; export the model again")
         else:
             ids = special[value["id"]]["ids"]
             parts += ids
             segments += [value["type_id"]] * len(ids)
     if not parts:
-        raise UserError("tokenizer.json: has no template of special tokens; export the model again")
+        raise UserError(f"{path}: has no template of special tokens; export the model again")
     return Frame(tuple(parts), tuple(segments))
 
 

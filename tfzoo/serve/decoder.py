@@ -16,12 +16,13 @@ import numpy as np
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
-from tfzoo import json_files
 from tfzoo.chat import ChatTemplate
 from tfzoo.errors import UserError, one_line
+from tfzoo.export import manifest as manifests
 from tfzoo.serve.errors import StatusError, invalid
 from tfzoo.serve.servable import Servable
 from tfzoo.text import settings, untrusted
+from tfzoo.text.components import schema
 
 SIGNATURE = "tokens"
 _PAST, _PRESENT = "past_key_values", "present"
@@ -61,13 +62,12 @@ class Decoder:
 
     def __init__(self, folder: pathlib.Path):
         try:
-            manifest = json_files.read(folder / "manifest.json")
+            manifest = manifests.read(folder, whole=False)
             path = folder / "tokenizer" / settings.TOKENIZER_FILE
             if "generation" not in manifest or not path.is_file():
                 raise invalid("the model does not write text, or has no tokenizer.json")
-            record = json_files.read(path)
-            untrusted.check_tokenizer_json(record, path)
-            with untrusted.panics(path):
+            record = schema.read(path)
+            with untrusted.library_errors(path):
                 self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(record))
         except UserError as error:
             raise StatusError("FAILED_PRECONDITION", str(error)) from None
@@ -119,7 +119,7 @@ class Decoder:
         return ids
 
     def _tokens(self, text: str, as_text: bool = True, framed: bool = False) -> list[int]:
-        with self._encoding, untrusted.panics(self._path):
+        with self._encoding, untrusted.library_errors(self._path):
             self._tokenizer.encode_special_tokens = as_text
             return self._tokenizer.encode(text, add_special_tokens=framed).ids
 
@@ -209,7 +209,7 @@ class _Vocabulary:
         size = max(tokenizer.get_vocab().values(), default=-1) + 1
         self.vocab = [tokenizer.id_to_token(i) or "" for i in range(size)]
         self.special_ids = [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
-        roles = json_files.read(folder / settings.CONFIG_FILE)
+        roles = settings.read(folder)
         for role, name in settings.ROLES.items():
             token = roles.get(name)
             token = token.get("content") if isinstance(token, dict) else token

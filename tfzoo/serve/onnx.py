@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfzoo.errors import UserError, one_line
+from tfzoo.export import manifest as manifests
 from tfzoo.export import verify
 from tfzoo.prediction import onnx_graphs
 from tfzoo.serve import messages, tensors
@@ -20,7 +21,6 @@ from tfzoo.serve.onnx_texts import Texts
 from tfzoo.serve.servable import DEFAULT_SIGNATURE, PREDICT, Signature, TensorSpec
 
 FILE = "model.onnx"
-_MANIFEST = "manifest.json"
 _TOKENS = "tokens"
 # Inputs whose values choose rows of a table -> the field of the configuration that is the table's size. onnxruntime
 # takes -1 as the last row.
@@ -70,6 +70,8 @@ class Onnx:
             self._sessions = {DEFAULT_SIGNATURE: sessions["model"]}
         self._config: Mapping[str, Any] = {} if manifest is None else manifest["model"]["config"]
         signatures = {key: _signature(key, session) for key, session in self._sessions.items()}
+        for stem, stated in manifest["signatures"].items() if manifest else ():
+            _check(folder, stem, stated, signatures[_TOKENS if stem == "model" else stem])
         self._texts = None
         if manifest is not None and "model" in sessions:
             self._texts = _texts(folder, manifest, sessions["model"])
@@ -128,20 +130,32 @@ class Onnx:
 
 
 def _manifest(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the manifest of an artifact after checking its files; None for other folders."""
+    """Returns the manifest of an artifact after checking it and its files; None for other folders."""
     try:
-        if not (folder / _MANIFEST).is_file():
+        if not (folder / manifests.NAME).is_file():
             for place in verify.external_data(folder / FILE):
                 if not (folder / place).resolve().is_relative_to(folder.resolve()):
                     raise invalid(f"{folder}: the graph reads {place!r}, which is outside of its folder")
             return None
-        manifest = verify.read_manifest(folder)
-        verify.check_files(folder, manifest["files"])
+        manifest = manifests.read(folder)
+    except UserError as error:
+        raise StatusError("DATA_LOSS", str(error)) from None
     except (verify.Failure, ValueError, LookupError, OSError) as error:
         raise StatusError("DATA_LOSS", f"{folder}: is damaged ({one_line(error)})") from None
     if manifest["kind"] != "onnx":
         raise invalid(f"{folder}: is a {manifest['kind']} artifact, which is not served")
     return manifest
+
+
+def _check(folder: pathlib.Path, stem: str, stated: Mapping[str, Mapping], signature: Signature) -> None:
+    """Raises StatusError if a graph has other inputs or outputs, or other sizes of these, than its manifest states."""
+    for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs)):
+        sizes = {
+            name: tuple(size if isinstance(size, int) else None for size in tensor["shape"])
+            for name, tensor in stated[side].items()
+        }
+        if sizes != {name: spec.shape for name, spec in specs.items()}:
+            raise StatusError("DATA_LOSS", f"{folder}: manifest.json does not state the {side} of {stem}.onnx")
 
 
 def _texts(folder: pathlib.Path, manifest: Mapping[str, Any], session: Any) -> Texts | None:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tfzoo import json_files
 from tfzoo.errors import UserError
+from tfzoo.export import manifest as manifests
 from tfzoo.serve import decoder
 from tfzoo.serve.core import REST, Call, Core
 from tfzoo.serve.decoder import Decoder, Sampling
@@ -112,7 +112,7 @@ def _decoder(servable: Servable) -> Decoder:
 def _options(servable: Servable) -> dict[str, Any]:
     """Returns the options in the manifest of an artifact, or none for other SavedModels."""
     try:
-        return json_files.read(servable.folder / "manifest.json").get("options", {})
+        return manifests.read(servable.folder, whole=False)["options"]
     except UserError:
         return {}
 

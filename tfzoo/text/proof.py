@@ -66,7 +66,7 @@ def prove(tokenizer: Tokenizer, record: dict[str, Any], folder: pathlib.Path) ->
     """
     added = [dataclasses.asdict(token) for token in tokenizer.added_tokens]
     bare = {**record, "post_processor": None, "truncation": None, "padding": None, "added_tokens": added}
-    with untrusted.panics(folder):
+    with untrusted.library_errors(folder):
         try:
             library = tokenizers.Tokenizer.from_str(json.dumps(bare))
         except Exception as error:

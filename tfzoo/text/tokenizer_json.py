@@ -9,10 +9,9 @@ import json
 import pathlib
 from typing import Any
 
-from tfzoo import json_files
 from tfzoo.errors import UserError
-from tfzoo.json_files import Field, show
-from tfzoo.text import byte_level_files, settings, token_files, untrusted, wordpiece
+from tfzoo.json_files import show
+from tfzoo.text import byte_level_files, settings, token_files, wordpiece
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.components import pre_tokenizers, processors, schema, word_models
 from tfzoo.text.pipeline import Pipeline
@@ -24,9 +23,6 @@ from tfzoo.text.wordpiece import WordPiece
 _OWN_FRAME = {
     "Bert", "DistilBert", "Electra", "T5", "Roberta", "Bart", "XLNet", "Albert", "XLMRoberta", "MBart", "Camembert",
 }  # fmt: skip
-_COMPONENTS = {"normalizer": Field(dict), "pre_tokenizer": Field(dict), "post_processor": Field(dict)}
-_COMPONENTS |= {"decoder": Field(dict), "model": Field(dict, required=True, null=False)}
-_COMPONENTS |= {"added_tokens": Field(list, items=Field(dict)), "padding": Field(dict), "truncation": Field(dict)}
 
 
 def read(folder: pathlib.Path, kind: str) -> dict[str, Any]:
@@ -40,12 +36,7 @@ def read(folder: pathlib.Path, kind: str) -> dict[str, Any]:
     """
     if kind != "tokenizer_json":
         return (wordpiece if kind == "wordpiece" else byte_level_files).read(folder)
-    path = folder / TOKENIZER_FILE
-    record = json_files.read(path)
-    json_files.check(record, _COMPONENTS, path)
-    schema.check(record, str(path))
-    untrusted.check_tokenizer_json(record, path)
-    return record
+    return schema.read(folder / TOKENIZER_FILE)
 
 
 def pack(record: dict[str, Any]) -> bytes:

@@ -209,14 +209,12 @@ def _leaves(value: Any) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def panics(where: str | os.PathLike) -> Iterator[None]:
-    """Turns a panic of the `tokenizers` library, which is not an Exception in Python, into a UserError.
-
-    Before that, the library prints a message of its own to stderr.
-    """
+def library_errors(where: str | os.PathLike) -> Iterator[None]:
+    """Turns an error of the `tokenizers` library into a UserError: a plain Exception, or a panic, which is not an
+    Exception in Python and before which the library prints a message of its own to stderr."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{where}: the tokenizers library fails ({one_line(error, 160)}); get the file again") from None

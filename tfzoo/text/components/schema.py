@@ -1,10 +1,12 @@
 """The types of all fields of a tokenizer.json's components, which are checked before any component is compiled."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from tfzoo import json_files
 from tfzoo.json_files import Field, Fields, show
+from tfzoo.text import untrusted
 
 _STRING, _SWITCH, _OBJECT, _LIST = Field(str), Field(bool), Field(dict), Field(list)
 _COUNT = Field(int, low=0, high=2**31 - 1)
@@ -40,9 +42,28 @@ _MODEL: Fields = {
     "vocab": (_OBJECT, _LIST),
     "merges": _LIST,
 }
+_PARTS: Fields = {
+    **dict.fromkeys((*_MEMBERS, "padding", "truncation"), _OBJECT),
+    "model": Field(dict, required=True, null=False),
+    "added_tokens": Field(list, items=_OBJECT),
+}
 _PART: Fields = {"id": _STRING, "type_id": _COUNT}
 _TOKEN: Fields = {"ids": Field(list, items=_COUNT, required=True)}
 _PADDING: Fields = {"pad_token": _STRING, "pad_id": _COUNT}
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of a tokenizer.json.
+
+    Raises:
+      UserError: the file is missing or damaged, a field has a value of another type or is out of bounds, or a regular
+        expression or a normalisation table is refused (tfzoo.text.untrusted).
+    """
+    record = json_files.read(path)
+    json_files.check(record, _PARTS, path)
+    check(record, str(path))
+    untrusted.check_tokenizer_json(record, path)
+    return record
 
 
 def check(record: Mapping[str, Any], where: str) -> None:
