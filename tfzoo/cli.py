@@ -386,7 +386,7 @@ def _complaint(flag: absl_flags.Flag, text: str) -> str:
         return str(error)
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
-    if isinstance(parser, absl_flags.IntegerParser | absl_flags.FloatParser):
+    if isinstance(value, int | float) and isinstance(parser, absl_flags.IntegerParser | absl_flags.FloatParser):
         kind = int if isinstance(parser, absl_flags.IntegerParser) else float
         return out_of_bounds(value, *limited(kind, parser.lower_bound, parser.upper_bound))
     return ""
