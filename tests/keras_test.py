@@ -150,8 +150,8 @@ class FamiliesTest(Case):
         self.assertEqual(done.stdout.splitlines(), [*names, "two replicas"])
 
     def test_one_head_of_some_families(self):
-        # One of each kind of architecture; the next test has all.
-        families = ("bert", "llama", "bart", "reformer")
+        # An encoder and an encoder-decoder; the next test has all.
+        families = ("bert", "bart")
         self.check([(family, HEADS.get(family, "classify")) for family in families])
 
     @pytest.mark.keras
@@ -476,6 +476,7 @@ class PreprocessorTest(Case):
         self.refused(r"not strings \[B\]; call dataset.batch before dataset.map", read, tf.constant("one"))
         self.refused("has 3 parts", read, (TEXTS, TEXTS, TEXTS))
 
+    @pytest.mark.faults
     def test_the_example_of_the_docs(self):
         start = self.folder / "start"
         tfzoo.save(

@@ -9,6 +9,8 @@ import sys
 import textwrap
 import unittest
 
+import pytest
+
 from tests.helpers import PATIENCE, temporary_folder
 from tfzoo import launch
 from tfzoo.errors import UserError
@@ -65,6 +67,7 @@ class LaunchTest(unittest.TestCase):
                 r"\[launch\] worker 1 (was terminated by SIGKILL|ended with exit code \d+); terminating the others\n",
             )
 
+    @pytest.mark.faults
     def test_one_that_heeds_no_signal_is_killed(self):
         code, _, err = run(
             "--workers=2",

@@ -133,7 +133,7 @@ class PatternsTest(unittest.TestCase):
         self.assertGreater(int(done.stdout.splitlines()[-1].split()[0]), 90)
 
     def test_time_is_linear(self):
-        self.check(12)
+        self.check(4)
 
     @pytest.mark.faults
     def test_time_is_linear_for_all_pairs_of_characters(self):

@@ -302,6 +302,7 @@ class SearchTest(TuneCase):
         table = (self.folder / "other" / "trials.md").read_text()
         self.assertIn(f"{min(values):.2%}", table.splitlines()[2])
 
+    @pytest.mark.faults
     def test_killed_and_restarted(self):
         flags = [RATE, BATCH, "--trials=4"]
         self.search(*flags, folder=self.folder / "undisturbed")

@@ -4,6 +4,7 @@ import re
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfzoo
@@ -248,29 +249,35 @@ class OptionsTest(tf.test.TestCase):
             objective.check_model("bert_tiny", models.page("bert"))
 
     def test_a_rate_that_changes(self):
+        self.check_rates((0.1, 0.4, "token"), (0.4, 0.1, "span"))
+
+    @pytest.mark.faults
+    def test_a_rate_that_changes_in_the_other_direction(self):
+        self.check_rates((0.1, 0.4, "span"), (0.4, 0.1, "token"))
+
+    def check_rates(self, *cases):
         row = packed_example(np.full(60, 7))
-        for first, last in ((0.1, 0.4), (0.4, 0.1)):
-            for unit in ("token", "span"):
-                objective = MaskedLM(
-                    self.tokenizer, 62, pairs="none", mask_rate=first, final_mask_rate=last, mask_unit=unit
-                )
-                prepare = tf.function(objective.prepare)
-                for progress in (0.0, 0.25, 0.5, 1.0):
-                    features = prepare(row | {"progress": tf.constant(progress)})
-                    expected = round(60 * (first + (last - first) * progress))
-                    self.assertEqual(features["masked_weights"].numpy().sum(), expected)
-                    self.assertEqual(features["masked_ids"].shape, [24])
-                # Evaluations have the last rate.
-                evaluated = []
-                for rates in (dict(mask_rate=first, final_mask_rate=last), dict(mask_rate=last)):
-                    objective = MaskedLM(self.tokenizer, 62, pairs="none", pack=False, mask_unit=unit, **rates)
-                    rows = objective.rows(random_words(30, 61, 5, len(VOCAB)))
-                    batches = pipeline.evaluation_batches(rows, objective, batch_size=len(rows), seed=0, num_batches=1)
-                    (batch,) = batches.as_numpy_iterator()
-                    weights = batch["masked_weights"]
-                    evaluated.append((weights.sum(1), batch["masked_positions"][weights > 0]))
-                for one, two in zip(*evaluated, strict=True):
-                    self.assertAllEqual(one, two)
+        for first, last, unit in cases:
+            objective = MaskedLM(
+                self.tokenizer, 62, pairs="none", mask_rate=first, final_mask_rate=last, mask_unit=unit
+            )
+            prepare = tf.function(objective.prepare)
+            for progress in (0.0, 0.25, 0.5, 1.0):
+                features = prepare(row | {"progress": tf.constant(progress)})
+                expected = round(60 * (first + (last - first) * progress))
+                self.assertEqual(features["masked_weights"].numpy().sum(), expected)
+                self.assertEqual(features["masked_ids"].shape, [24])
+            # Evaluations have the last rate.
+            evaluated = []
+            for rates in (dict(mask_rate=first, final_mask_rate=last), dict(mask_rate=last)):
+                objective = MaskedLM(self.tokenizer, 62, pairs="none", pack=False, mask_unit=unit, **rates)
+                rows = objective.rows(random_words(30, 61, 5, len(VOCAB)))
+                batches = pipeline.evaluation_batches(rows, objective, batch_size=len(rows), seed=0, num_batches=1)
+                (batch,) = batches.as_numpy_iterator()
+                weights = batch["masked_weights"]
+                evaluated.append((weights.sum(1), batch["masked_positions"][weights > 0]))
+            for one, two in zip(*evaluated, strict=True):
+                self.assertAllEqual(one, two)
 
     def test_every_rate_of_a_training_fits_into_the_packed_rows(self):
         for first, last in ((0.1, 0.5), (0.5, 0.1)):

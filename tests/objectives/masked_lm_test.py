@@ -1,9 +1,11 @@
 """Masked tokens and pairs: selected tokens, model inputs, and the loss compared with NumPy."""
 
 import dataclasses
+import itertools
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfzoo
@@ -20,6 +22,7 @@ from tfzoo.text.wordpiece import WordPiece
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 UNITS = ("token", "word", "ngram", "span")
+PAIRS = ("none", "next_sentence", "sentence_order")
 
 
 def example(first, second=(), label=-1, seed=0):
@@ -175,8 +178,15 @@ class PrepareTest(MaskedLMCase):
         self.assertLen(drawn, len(words))  # Each was selected at least once.
 
     def test_empty_short_and_longest_rows(self):
-        for unit in UNITS:
-            for pairs in ("none", "next_sentence", "sentence_order"):
+        self.check_rows(itertools.zip_longest(UNITS, PAIRS, fillvalue="none"))
+
+    @pytest.mark.faults
+    def test_empty_short_and_longest_rows_of_every_combination(self):
+        self.check_rows(itertools.product(UNITS, PAIRS))
+
+    def check_rows(self, combinations):
+        for unit, pairs in combinations:
+            with self.subTest(unit=unit, pairs=pairs):
                 objective = MaskedLM(self.tokenizer, 24, mask_unit=unit, pairs=pairs, pack=False)
                 self.assertEqual(objective.row_tokens, 21)
                 rows = [[], [UNK], [9], [UNK, 9, UNK], random_row(21, 0, lowest=5)]
