@@ -1,10 +1,7 @@
-"""Speed of exported graphs in onnxruntime, and the cost of exporting.
+"""Speed of exported graphs in onnxruntime; proof.py measures the cost of exporting.
 
     .venv/bin/python benchmarks/export.py [--rounds=9]            # BERT-base at 1 x 128 and 8 x 128
     .venv/bin/python benchmarks/export.py --decode                # GPT-2 small: one token after 128
-    .venv/bin/python benchmarks/export.py --proof                 # BERT-base: export and replay; seconds and memory
-    .venv/bin/python benchmarks/export.py --isolation             # BERT-base: replays here and in a limited process
-    .venv/bin/python benchmarks/export.py --large=600             # millions of parameters, external weights
 
 Contenders: the graphs of tfzoo; that of tf2onnx for a model of the same shape, with fixed input shapes, because with
 two free axes its result does not run; and, if .venv-references exists (make parity creates it), that of transformers
@@ -14,10 +11,7 @@ not spin, and they take turns. Next to the wall-clock time is the CPU time, whic
 """
 
 import argparse
-import math
 import pathlib
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -258,115 +252,12 @@ def compare(name: str, batches: list[int], rounds: int, decode: bool) -> None:
             worker.close()
 
 
-def peak_bytes() -> int:
-    """Returns the peak memory of this process."""
-    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
-
-
-def tokenizer(size: int) -> Any:
-    """Returns a tokenizer of letters with as many tokens as a model has."""
-    from tfzoo.text.wordpiece import WordPiece
-
-    letters = [chr(i) for i in range(97, 123)]
-    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    return WordPiece(vocab + [f"[unused{i}]" for i in range(size - len(vocab))])
-
-
-def isolation(name: str, formats: list[str], rounds: int) -> None:
-    """Exports a model; prints the time of a replay in this process, which has loaded the runtime, and in one of its own
-    with limits, as verify.py does it."""
-    import tfzoo
-    from tfzoo.export import artifact, verify
-
-    def work() -> float:
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return time.process_time() + children.ru_utime + children.ru_stime
-
-    def seconds(replay) -> tuple[float, float]:
-        """Returns the wall-clock and the CPU seconds, those of child processes included."""
-        begin, before = time.perf_counter(), work()
-        replay()
-        return time.perf_counter() - begin, work() - before
-
-    def alone(folder: pathlib.Path) -> None:
-        assert "ok" in verify.verify_alone(folder, {})
-
-    model = tfzoo.build(name, heads=("lm",))
-    (ROOT / "build").mkdir(exist_ok=True)
-    rows = []
-    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
-        made = artifact.export(model, tokenizer(model.config.vocab_size), folder, formats=formats)
-        for kind, path in made.items():
-            verify.verify(path)
-            times = [
-                (seconds(lambda p=path: verify.verify(p)), seconds(lambda p=path: alone(p))) for _ in range(rounds)
-            ]
-            here, there = (list(map(statistics.median, zip(*each))) for each in zip(*times))
-            rows.append([kind, *(f"{value:.1f}" for pair in zip(here, there) for value in pair)])
-    print(f"\n{name}: seconds of a replay")
-    print(markdown(["", "here", "in its own process", "CPU, here", "CPU, in its own process"], rows))
-
-
-def proof(name: str, formats: list[str]) -> None:
-    """Exports a model and replays it in another process; prints time and memory."""
-    import tfzoo
-    from tfzoo.export import artifact
-
-    before = peak_bytes()
-    model = tfzoo.build(name, heads=("lm",))
-    weights = 4 * model.count_params()
-    built = peak_bytes()
-    (ROOT / "build").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
-        begin, work = time.perf_counter(), time.process_time()
-        artifact.export(model, tokenizer(model.config.vocab_size), folder, formats=formats)
-        seconds, work = time.perf_counter() - begin, time.process_time() - work
-        peak = (peak_bytes() - before) / weights
-        print(
-            f"{', '.join(formats)}: {seconds:.0f} s ({work:.0f} CPU s here), {peak:.2f} x the weights above importing"
-        )
-    print(f"weights {weights:,} bytes; built {(built - before) / weights:.2f} x")
-
-
-def large(millions: int) -> None:
-    """Exports a decoder with so many parameters; prints the memory above importing."""
-    import numpy as np
-
-    from tfzoo import models, nn
-    from tfzoo.export import artifact
-
-    width, layers = 1024, 24
-    intermediate = math.ceil(1e6 * millions / layers / width / 3 / 64) * 64
-    before = peak_bytes()
-    with nn.zero_initializers():
-        sizes: dict[str, Any] = dict(hidden_size=width, num_layers=layers, num_heads=16, num_kv_heads=4, head_dim=64)
-        model = models.build("llama3_8b", **sizes, intermediate_size=intermediate, vocab_size=1000)
-    block = np.random.default_rng(0).normal(scale=0.02, size=100_003).astype(np.float32)
-    for weight in model.weights:
-        weight.assign(np.resize(block, weight.shape))
-    weights, loaded = 4 * model.count_params(), peak_bytes()
-    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
-        begin = time.perf_counter()
-        made = artifact.export(model, None, folder, formats=["onnx"], sequence_length=64)["onnx"]
-        seconds = time.perf_counter() - begin
-        data = (made / "model.onnx.data").stat().st_size
-    peak = peak_bytes()
-    print(f"weights {weights:,} bytes; model.onnx.data {data:,}; exported and replayed in {seconds:.0f} s")
-    print(f"peak above importing: {(loaded - before) / weights:.2f} x the weights built, "
-          f"{(peak - before) / weights:.2f} x exported")  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--decode", action="store_true")
-    parser.add_argument("--proof", action="store_true")
-    parser.add_argument("--isolation", action="store_true")
-    parser.add_argument("--formats", default="savedmodel,onnx", help="the formats of --proof and --isolation")
-    parser.add_argument("--large", type=int, help="millions of parameters")
     for inner in ("--run", "--peer", "--traced"):
         parser.add_argument(inner, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--write", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -382,12 +273,6 @@ def main() -> None:
         write_traced(name, flags.write, batches)
     elif flags.write:
         write(name, flags.write, flags.decode)
-    elif flags.large:
-        large(flags.large)
-    elif flags.isolation:
-        isolation(name, flags.formats.split(","), flags.rounds)
-    elif flags.proof:
-        proof(name, flags.formats.split(","))
     else:
         compare(name, batches, flags.rounds, flags.decode)
 

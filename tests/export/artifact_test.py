@@ -506,6 +506,37 @@ class PublishTest(tf.test.TestCase):
                     self.export()
                 self.assertFalse(self.output_dir.exists())
 
+    def test_a_large_model_is_replayed_once(self):
+        self.enterContext(mock.patch.object(artifact, "_LARGE", 0))
+        write, alone, replayed = manifest.write, verify.verify_alone, []
+
+        def counted(*arguments):
+            replayed.append(arguments)
+            return alone(*arguments)
+
+        self.enterContext(mock.patch.object(verify, "verify_alone", counted))
+        folder = self.export()
+        self.assertLen(replayed, 1)
+        self.assertIn("difference", json.loads((folder / "manifest.json").read_text())["measured"]["tokens/logits"])
+        self.assertStartsWith(verify.verify(folder), "onnx bert version 1: largest difference")
+        for last, pattern in (
+            (False, "does not reproduce .* model.onnx: its SHA-256 differs"),
+            (True, "nothing was published: .* model.onnx: its SHA-256 differs"),
+        ):
+
+            def damaging(folder, content, listed=None, last=last):
+                listed = write(folder, content, listed)
+                if ("measured" in content) == last:
+                    flip(folder / "model.onnx")
+                return listed
+
+            with mock.patch.object(manifest, "write", damaging), self.assertRaisesRegex(CheckFailed, pattern):
+                self.export()
+            self.assertEqual([path.name for path in folder.parent.iterdir()], ["1"])
+        ask = mock.Mock(return_value={"missing": "No module named 'onnxruntime'"})
+        with mock.patch.object(verify, "verify_alone", ask), self.assertRaisesRegex(CheckFailed, "cannot be replayed"):
+            self.export()
+
     def test_a_wrong_graph_is_not_published(self):
         emit, bias = onnx_emit.emit, tower._padding_bias
 
@@ -584,7 +615,7 @@ class PublishTest(tf.test.TestCase):
             mock.patch.object(publish, "replay", overtaken),
             mock.patch.dict(artifact.TARGETS, litert=artifact.Target("", written)),
             mock.patch.object(artifact, "_finish"),
-            mock.patch.object(artifact.subprocess, "run", lambda *_, **__: mock.Mock(returncode=0)),
+            mock.patch.object(publish.subprocess, "run", lambda *_, **__: mock.Mock(returncode=0)),
         ):
             for order in (kinds, kinds[::-1]):
                 with (

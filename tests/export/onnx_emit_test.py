@@ -242,7 +242,7 @@ class EmitTest(tf.test.TestCase):
     def test_a_header_is_the_file_without_its_weights(self):
         folder = pathlib.Path(self.get_temp_dir())
         for apart in (False, True):
-            (graph,) = onnx_emit.emit(small.model("gpt2"), folder if apart else None).values()
+            (graph,) = onnx_emit.emit(small.model("gpt2", vocab_size=3000), folder if apart else None).values()
             for name, write in (("ours", onnx_graph.write_file), ("theirs", onnx.save)):
                 path, copy = folder / f"{name}.onnx", onnx.ModelProto()
                 copy.CopyFrom(graph)
@@ -250,8 +250,30 @@ class EmitTest(tf.test.TestCase):
                 header = onnx_graph.read_header(path)
                 whole = onnx.load(path, load_external_data=False)
                 self.assertNotEmpty(whole.graph.initializer)
+                described = onnx_graph.read_header(path, described=True)
+                self.assertLess(max(len(tensor.raw_data) for tensor in described.graph.initializer), 4096)
+                onnx.load_external_data_for_model(described, str(folder))
+                for tensor, same in zip(described.graph.initializer, onnx.load(path).graph.initializer, strict=True):
+                    self.assertEqual(tensor.name, same.name)
+                    self.assertAllEqual(onnx.numpy_helper.to_array(tensor), onnx.numpy_helper.to_array(same))
                 del whole.graph.initializer[:]
                 self.assertEqual(header, whole)
+
+    def test_a_tensor_with_missing_bytes_is_not_valid(self):
+        path = pathlib.Path(self.get_temp_dir(), "model.onnx")
+        (graph,) = onnx_emit.emit(small.model(vocab_size=3000)).values()
+        (tensor, *_) = [tensor for tensor in graph.graph.initializer if len(tensor.raw_data) > 4096]
+        for change, pattern in (
+            (lambda: setattr(tensor, "raw_data", tensor.raw_data[:-4]), "has 191,996 bytes, but its shape requires"),
+            (lambda: tensor.float_data.append(1.0), "TensorProto .* should not have"),
+        ):
+            onnx.save(graph, path)
+            onnx_check.check(path)
+            change()
+            onnx.save(graph, path)
+            with self.assertRaisesRegex(CheckFailed, pattern):
+                onnx_check.check(path)
+            tensor.raw_data += bytes(-len(tensor.raw_data) % 192_000)
 
     def test_quantised_graphs_state_no_shapes(self):
         """onnxruntime would fuse them into a slow operator."""

@@ -32,15 +32,17 @@ def ill_conditioned():
 
 class PrecisionTest(tf.test.TestCase):
     def test_what_float32_does(self):
-        model = small.model("gpt2", num_layers=1)
-        (inputs, *_) = cases(model)
-        first = {name: value[:1] for name, value in inputs.items()}
-        exact = precision.with_precision(model, "float64")
-        self.assertEqual({np.asarray(weight).dtype for weight in exact.weights}, {np.dtype(np.float64)})
-        got, want = (np.asarray(m(first)["logits"], np.float64) for m in (model, exact))
-        apart = np.abs(got - want).max() / max(1, np.abs(want).max())
-        self.assertAllClose(precision.float32_error(model, [inputs]), apart, rtol=1e-12)
-        self.assertBetween(apart, 1e-8, 3e-6)  # A few rounding errors of 6e-8.
+        for family, options in (("gpt2", dict(num_layers=1)), ("reformer", {})):
+            model = small.model(family, **options)
+            (inputs, *_) = cases(model)
+            first = {name: value[:1] for name, value in inputs.items()}
+            exact = precision.with_precision(model, "float64")
+            self.assertEqual({np.asarray(weight).dtype for weight in exact.weights}, {np.dtype(np.float64)})
+            got, want = (np.asarray(m(first)["logits"], np.float64) for m in (model, exact))
+            apart = np.abs(got - want).max() / max(1, np.abs(want).max())
+            self.assertAllClose(precision.float32_error(model, [inputs]), apart, rtol=1e-9)
+            self.assertBetween(apart, 1e-8, 3e-6)  # A few rounding errors of 6e-8.
+            self.assertEqual({layer.compute_dtype for layer in model._flatten_layers()}, {"float32"})
         model = ill_conditioned()
         self.assertBetween(precision.float32_error(model, cases(model)), 1e-5, 1e-2)
 
@@ -50,12 +52,12 @@ class PrecisionTest(tf.test.TestCase):
         real = inputs["padding_mask"]
         self.assertFalse(real.all())
         error = precision.float32_error(model, [inputs])
-        twin = precision.with_precision(model, "float64")
+        exactly = precision._in_float64
 
-        def wrong_at_padding(given):
-            return {"tag_logits": twin(given)["tag_logits"] + tf.cast(~real, tf.float32)[..., None]}
+        def wrong_at_padding(*given):
+            return {"tag_logits": exactly(*given)["tag_logits"] + tf.cast(~real, tf.float32)[..., None]}
 
-        with mock.patch.object(precision, "with_precision", lambda *_: wrong_at_padding):
+        with mock.patch.object(precision, "_in_float64", wrong_at_padding):
             self.assertEqual(precision.float32_error(model, [inputs]), error)
 
     def test_limits(self):
@@ -64,7 +66,7 @@ class PrecisionTest(tf.test.TestCase):
                 mock.patch.object(precision, "float32_error", lambda *_: error),
                 mock.patch.multiple(precision, **({"_DEEP": 12} | constants)),
             ):
-                return list(precision.limits_of(model, lambda: ()))
+                return list(precision.limits_of(model, lambda: precision.measured_error(model, ())))
 
         shallow, deep = small.model(num_layers=1), small.model("t5", num_layers=6, num_decoder_layers=6)
         self.assertEqual(limits(shallow, 1e-7), [Limits(2e-5)])
@@ -72,7 +74,7 @@ class PrecisionTest(tf.test.TestCase):
         self.assertEqual(limits(shallow, 1.0), [Limits(2e-5), Limits(1e-3, 1.0)])
         self.assertEqual(limits(deep, 1e-7), [Limits(2e-5, 1e-7)])
         self.assertEqual(limits(deep, 1e-5), [Limits(8e-5, 1e-5)])
-        self.assertEqual(limits(deep, 1e-5, _ROOM=0), [Limits(1e-4)])
+        self.assertEqual(limits(deep, 1e-5, _MOST_PARAMETERS=0), [Limits(1e-4)])
         self.assertEqual(limits(small.model(num_layers=1, dtype="mixed_bfloat16"), 1e-5), [Limits(8e-2)])
         self.assertEqual(Limits(1e-4).of(["logits"]), {"logits": {"of": "largest", "allowed": 1e-4}})
         self.assertEqual(Limits(1e-4).of(["scores"]), {"scores": {"of": "each", "allowed": 1e-3}})

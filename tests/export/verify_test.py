@@ -31,7 +31,8 @@ import importlib.util, os, pathlib, signal, subprocess, sys
 spec = importlib.util.spec_from_file_location("verify", {verify.__file__!r})
 verify = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(verify)
-verify.verify = lambda folder: exec((folder / "code").read_text()) or "done"
+verify.proof = lambda folder: (exec((folder / "code").read_text()), {{}})
+verify.line_of = lambda *_: "done"
 sys.exit(verify.main(sys.argv[1:]))
 """
 
@@ -66,10 +67,10 @@ class LimitsTest(unittest.TestCase):
         self.assertRegex(json.dumps(result), pattern)
 
     def test_each_ends_in_one_reason(self):
-        self.ends("pass", '^{"ok": "done"}')
+        self.ends("pass", '^{"ok": "done", "measured": {}}')
         self.ends("while True: pass", "took longer than --time_limit=3 seconds", time_limit=3)
         self.ends("bytearray(2**30)", "needs more memory than --memory_limit=300 MiB")
-        self.ends("bytearray(2**28)", '^{"ok": "done"}')
+        self.ends("bytearray(2**28)", '^{"ok": "done", "measured": {}}')
         self.ends("print('x' * 2**21, flush=True)", "File too large")
         self.ends("open(folder / 'written', 'wb').write(bytes(2**21))", "File too large")
         self.ends("os.kill(os.getpid(), signal.SIGSEGV)", "ended with SIGSEGV: without a message")
@@ -79,14 +80,17 @@ class LimitsTest(unittest.TestCase):
         self.ends("raise type('PanicException', (BaseException,), {})('index')", "PanicException: index")
         self.ends("raise verify.Failure('wrong')", '^{"failed": "wrong"}')
         self.ends("import there_is_none", '^{"missing": "No module named .there_is_none')
-        self.ends('print(\'{"ok": "forged"}\')', '^{"ok": "done"}')
+        self.ends('print(\'{"ok": "forged"}\')', '^{"ok": "done", "measured": {}}')
 
     def test_what_it_started_ends_with_it(self):
         """The other end of a pipe is closed when the last process that holds it has ended."""
         pipe = FOLDER / "pipe"
         os.mkfifo(pipe)
         with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb") as end:
-            self.ends(f"subprocess.Popen(['sleep', '1000'], stdout=open({str(pipe)!r}, 'w'))", '^{"ok": "done"}')
+            self.ends(
+                f"subprocess.Popen(['sleep', '1000'], stdout=open({str(pipe)!r}, 'w'))",
+                '^{"ok": "done", "measured": {}}',
+            )
             os.set_blocking(end.fileno(), True)
             self.assertEqual(end.read(), b"")
 

@@ -15,6 +15,7 @@ from tfzoo import cli, progress, records
 from tfzoo.chat import ChatTemplate
 from tfzoo.chat.frames import frames_of
 from tfzoo.errors import UserError
+from tfzoo.export import memory
 
 # Keyword arguments of `artifact.export` that are taken from the flags of the same names.
 _OPTIONS = (
@@ -79,6 +80,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
+    memory.return_freed()
     with progress.importing_tensorflow():  # Takes seconds, and --help does not need it.
         from tfzoo.export import artifact
         from tfzoo.training import history, runs

@@ -2,16 +2,14 @@
 to their final place."""
 
 import dataclasses
+import functools
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,10 +17,10 @@ import keras
 import tfzoo
 from tfzoo import embeddings, files, progress
 from tfzoo.errors import CheckFailed, UserError, one_line
-from tfzoo.export import answers, golden, litert, manifest, publish, savedmodel, variants, verify
+from tfzoo.export import answers, golden, litert, manifest, memory, publish, savedmodel, variants, verify
 from tfzoo.export.answers import Options
 from tfzoo.export.onnx import write as onnx_write
-from tfzoo.export.precision import MOST, PRECISIONS, Limits, limits_of, with_precision
+from tfzoo.export.precision import MOST, PRECISIONS, Limits, limits_of, measured_error, with_precision
 from tfzoo.weights import model_card
 
 _LARGE = 2**27  # Bytes of weights from which on a second copy in memory matters.
@@ -129,7 +127,15 @@ def export(
     folders = publish.places(output_dir, name, formats, version)
     origin = origin or model_card.Origin()
     extra = dict(name=name, onnx_profile=onnx_profile, onnx_variants=onnx_variants, calibration_texts=calibration_texts)
-    with publish.together(folders) as partials:
+    errors: dict[str, float | None] = {}
+
+    def error_of(exported: keras.Model) -> float | None:
+        """Returns `measured_error`, which is the same for all formats in float32."""
+        if "float32" not in errors:
+            errors["float32"] = measured_error(exported, golden.token_cases(model, tokenizer, options).values())
+        return errors["float32"]
+
+    with publish.together(folders) as partials, golden.once(model):
         # ONNX goes first: checking a graph holds it in memory twice, and TensorFlow does not release the memory that
         # it needs for writing another format.
         for kind, partial in sorted(partials.items(), key=lambda item: item[0] != "onnx"):
@@ -138,9 +144,11 @@ def export(
             content = {"kind": kind, "name": name, "version": int(folders[kind].name)}
             with progress.stage(f"writing {target.title}"):
                 card = model_card.text(model, origin, kind, name=name, tokenizer=tokenizer, text_pair=text_pair)
-                _write(partial, target, content, exported, tokenizer, options, extra, card)
+                attempts = limits_of(exported, functools.partial(error_of, exported))
+                _write(partial, target, content, exported, tokenizer, options, extra, card, attempts)
         with progress.stage("replaying in a separate process"):
-            publish.replay(list(partials.values()))
+            finish = publish.check_files if _is_large(model) else publish.replay  # Large ones were replayed already.
+            finish(list(partials.values()))
     if keep_versions is not None:
         publish.remove_older(folders, keep_versions)
     return folders
@@ -180,11 +188,12 @@ def _write(
     options: Options,
     extra: dict[str, Any],
     card: str,
+    attempts: Iterable[Limits],
 ) -> None:
     """Writes an artifact; if the usual limits are narrower than the model's own error in float32, writes it again with
     wider ones."""
     failure = None
-    for limits in limits_of(model, lambda: golden.token_cases(model, tokenizer, options).values()):
+    for limits in attempts:
         for path in folder.iterdir():  # Left by the first attempt.
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         try:
@@ -200,8 +209,9 @@ def _write(
 
 
 def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Options, limits: Limits) -> None:
-    """Adds the files and manifest fields that all artifacts have, and replays the artifact in this process, where a
-    failure is easiest to understand."""
+    """Adds the files and manifest fields that all artifacts have, and replays the artifact: in this process, where a
+    failure is easiest to understand, or for a large model in the separate process in which all artifacts are replayed,
+    because a runtime holds the weights several times while it loads them."""
     shutil.copyfile(verify.__file__, folder / "verify.py")
     content |= {
         "model": {
@@ -219,15 +229,25 @@ def _finish(folder: pathlib.Path, content: dict, model, tokenizer, options: Opti
     if tokenizer is not None:
         stated = {"class": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint()}
         content["tokenizer"] = stated | content.get("tokenizer", {})
+    known: dict[str, Any] = {}
+    memory.trim()
     try:
         with progress.stage("comparing the artifact's answers with the model's"):
-            content["measured"] = _measured(folder, content, 4 * model.count_params())
+            if _is_large(model):
+                known["listed"] = manifest.write(folder, content)
+                content["measured"] = publish.replay_large(folder)
+            else:
+                content["measured"] = verify.replay(folder, content)
     except Exception as error:  # A wrong graph may fail in any way.
         raise CheckFailed(
             f"the {content['kind']} artifact does not reproduce the model's answers: {type(error).__name__}: "
             f"{one_line(error)}; {_remedy(limits)}"
         ) from error
-    manifest.write(folder, content)
+    manifest.write(folder, content, **known)
+
+
+def _is_large(model: keras.Model) -> bool:
+    return 4 * model.count_params() >= _LARGE
 
 
 def _tools() -> dict[str, str]:
@@ -251,19 +271,6 @@ def _remedy(limits: Limits) -> str:
             "a comparison: shorten --sequence_length, or check the model's weights"
         )
     return "choose other --formats and report the model's config: the difference is larger than rounding errors"
-
-
-def _measured(folder: pathlib.Path, content: dict, weights: int) -> dict:
-    """Returns the result of verify.replay. A large model is replayed in a separate process, because a runtime holds the
-    weights twice while it loads them."""
-    if weights < _LARGE:
-        return verify.replay(folder, content)
-    manifest.write(folder, content)
-    command = [sys.executable, "-P", verify.__file__, "--measure", os.fspath(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CheckFailed((done.stderr.strip().splitlines() or [f"exited with code {done.returncode}"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _answering(model, tokenizer, options: Options) -> dict:

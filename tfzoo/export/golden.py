@@ -9,8 +9,10 @@ Arrays are named SIGNATURE/CASE/inputs/NAME and SIGNATURE/CASE/outputs/NAME. A N
                        [N, 2] (row, token), and for all tokens `argmax`, `logsumexp`, `decided` and `real` [B, L]
 """
 
+import contextlib
+import contextvars
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -88,8 +90,34 @@ def calibration(
     return [interface.to_onnx({name: row[name] for name in exported if name in row}) for row in rows]
 
 
+_known: contextvars.ContextVar[tuple[keras.Model | None, dict[tuple, dict[str, Any]]]]
+_known = contextvars.ContextVar("known", default=(None, {}))
+
+
+@contextlib.contextmanager
+def once(model: keras.Model) -> Iterator[None]:
+    """Within the context, `outputs` of the model are computed only once for the same inputs and limits, even if several
+    formats need them. The weights must not change in it."""
+    token = _known.set((model, {}))
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
 def outputs(model: keras.Model, inputs: Mapping[str, np.ndarray], limits: Limits) -> dict[str, Any]:
     """Returns the model's outputs for ids under tfzoo's names, as groups of arrays that mark the real tokens."""
+    of, known = _known.get()
+    key = limits, *((name, value.dtype.str, value.shape, value.tobytes()) for name, value in sorted(inputs.items()))
+    if key not in known or model is not of:
+        named = _outputs(model, inputs, limits)
+        if model is not of:
+            return named
+        known[key] = named
+    return dict(known[key])
+
+
+def _outputs(model: keras.Model, inputs: Mapping[str, np.ndarray], limits: Limits) -> dict[str, Any]:
     computed = model(dict(inputs))
     named: dict[str, Any] = {}
     for name, axes in interface.outputs_of(model).items():

@@ -81,14 +81,16 @@ def listing(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def write(folder: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes manifest.json: `content`, the folder's listing, and the SHA-256 of the file itself, computed with that
-    field empty."""
-    content = {"format": FORMAT, **content, "files": listing(folder), "manifest_sha256": ""}
+def write(folder: pathlib.Path, content: dict[str, Any], listed: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Writes manifest.json: `content`, the folder's listing (`listed` if it is known), and the SHA-256 of the file
+    itself, computed with that field empty. Returns the listing."""
+    listed = listing(folder) if listed is None else listed
+    content = {"format": FORMAT, **content, "files": listed, "manifest_sha256": ""}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
     text = text.replace('"manifest_sha256": ""', f'"manifest_sha256": "{digest}"')
     files.atomic_write(folder / NAME, text)
+    return listed
 
 
 def read(folder: pathlib.Path, whole: bool = True) -> dict[str, Any]:

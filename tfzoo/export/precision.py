@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfzoo import nn, progress
-from tfzoo.export import interface
+from tfzoo.export import interface, memory
 
 # Default tolerances by precision, as fractions of the largest number of an output.
 USUAL = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 8e-2}
@@ -19,7 +19,7 @@ MOST = 1e-3  # Upper bound of the tolerance in float32: a larger difference mean
 # llama and t5 of 2 to 24 layers); some rows are worse than the ones measured.
 _TIMES = 8
 _DEEP = 12  # Number of layers from which on the error of float32 is always measured.
-_ROOM = 2**34  # Maximum bytes of a float64 copy of the model. Deep models beyond it get the tolerance _UNKNOWN.
+_MOST_PARAMETERS = 2**31  # Of a model that is run in float64, which is slow. Larger deep models get _UNKNOWN.
 _UNKNOWN = 1e-4
 PROBABILITIES = ("scores", "probabilities", "no_answer")  # Their tolerance is relative to each value.
 
@@ -56,9 +56,14 @@ class Limits:
         }
 
 
-def limits_of(model: keras.Model, cases: Callable[[], Iterable[Mapping[str, np.ndarray]]]) -> Iterator[Limits]:
+def limits_of(model: keras.Model, error: Callable[[], float | None]) -> Iterator[Limits]:
     """Yields the limits to try for an export of the model: first the default ones, then those derived from the error of
-    float32 on `cases` if they are wider. Deep models get only the latter, since writing them twice takes long."""
+    float32 if they are wider. Deep models get only the latter, since writing them twice takes long.
+
+    Args:
+      model: the model to export.
+      error: returns the error of float32, see `measured_error`; called only if it matters.
+    """
     usual, config = USUAL[model.compute_dtype], model.config
     layers = config.num_layers + config.resolved_num_decoder_layers * model.is_encoder_decoder
     narrow = model.compute_dtype != "float32"
@@ -66,17 +71,23 @@ def limits_of(model: keras.Model, cases: Callable[[], Iterable[Mapping[str, np.n
         yield Limits(usual)
     if narrow:
         return
-    error = None
-    if 8 * model.count_params() <= _ROOM:
-        # A custom layer may not support float64.
-        with (
-            progress.stage("computing in float64 to measure the rounding error of float32"),
-            contextlib.suppress(TypeError, ValueError, tf.errors.OpError),
-        ):
-            error = float32_error(model, cases())
-    share = _UNKNOWN if error is None else min(MOST, max(usual, _TIMES * error))
-    if layers >= _DEEP or (error is not None and share > usual):
-        yield Limits(share, error)
+    measured = error()
+    share = _UNKNOWN if measured is None else min(MOST, max(usual, _TIMES * measured))
+    if layers >= _DEEP or (measured is not None and share > usual):
+        yield Limits(share, measured)
+
+
+def measured_error(model: keras.Model, cases: Iterable[Mapping[str, np.ndarray]]) -> float | None:
+    """Returns `float32_error`, or None for a model that is too large for it or has a layer without float64."""
+    if model.count_params() > _MOST_PARAMETERS:
+        return None
+    # A custom layer may not support float64.
+    with (
+        progress.stage("computing in float64 to measure the rounding error of float32"),
+        contextlib.suppress(TypeError, ValueError, tf.errors.OpError),
+    ):
+        return float32_error(model, cases)
+    return None
 
 
 def float32_error(model: keras.Model, cases: Iterable[Mapping[str, np.ndarray]]) -> float:
@@ -85,17 +96,45 @@ def float32_error(model: keras.Model, cases: Iterable[Mapping[str, np.ndarray]])
     Returns:
       The largest difference at a real token, as a fraction of the output's largest number (or of 1 if that is larger).
     """
-    exact, worst = with_precision(model, "float64"), 0.0
+    worst = 0.0
     for inputs in cases:
         first = {name: value[:1] for name, value in inputs.items()}
-        near, true = model(first), exact(first)
+        memory.trim()
+        true, near = _in_float64(model, first), model(first)  # In this order, since the former takes more memory.
         for name, axes in interface.outputs_of(model).items():
-            want = np.asarray(true[name], np.float64)
+            got, want = np.asarray(near[name]), np.asarray(true[name])
             real = interface.real_of(first, axes, want.shape)
-            if real.any():
-                want, got = want[real], np.asarray(near[name], np.float64)[real]
-                worst = max(worst, float(np.abs(got - want).max() / max(1.0, np.abs(want).max())))
+            apart, largest = 0.0, 1.0
+            for at in np.argwhere(real):  # One vector of logits at a time, to save memory.
+                exact = want[tuple(at)].astype(np.float64)
+                apart = max(apart, np.abs(got[tuple(at)] - exact).max(initial=0.0))
+                largest = max(largest, np.abs(exact).max(initial=0.0))
+            worst = max(worst, float(apart / largest))
+        del near, true
+        memory.trim()
     return worst
+
+
+class _Float64(keras.DTypePolicy):
+    """Computes in float64 with variables in float32, which are converted when a layer reads them: a copy of the whole
+    model in float64 would take twice the memory of the model."""
+
+    def __init__(self):
+        super().__init__("float64")
+        self._variable_dtype = "float32"
+
+
+def _in_float64(model: keras.Model, inputs: Mapping[str, np.ndarray]) -> Mapping[str, tf.Tensor]:
+    """Returns the outputs of a model of float32 weights, computed in float64."""
+    layers = list(model._flatten_layers())
+    policies = [layer.dtype_policy for layer in layers]
+    try:
+        for layer in layers:
+            layer.dtype_policy = _Float64()
+        return model(inputs)
+    finally:
+        for layer, policy in zip(layers, policies):
+            layer.dtype_policy = policy
 
 
 def with_precision(model: keras.Model, precision: str) -> keras.Model:

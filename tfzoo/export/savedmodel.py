@@ -58,7 +58,9 @@ def save(model: keras.Model, tokenizer: Any, folder: str | os.PathLike, options:
     made = {id(body): _function(body, signature) for signature, body in answering.values()}
     module.functions = {name: made[id(body)] for name, (_, body) in answering.items()}
     functions = {name: function.get_concrete_function() for name, function in module.functions.items()}
-    tf.saved_model.save(module, os.fspath(folder), signatures=functions)
+    # Custom gradients would be traced as well, which takes most of the time, although nothing is trained.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, os.fspath(folder), signatures=functions, options=options)
     if _METHODS.keys() & functions.keys():
         _name_methods(pathlib.Path(folder, "saved_model.pb"))
     return {name: signature for name, (signature, _) in answering.items()}

@@ -40,6 +40,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import mmap
 import pathlib
 import re
 import signal
@@ -67,10 +68,6 @@ def main(arguments):
     """Runs the program with command-line `arguments` and returns its exit code."""
     if arguments[:1] == ["--alone"]:  # Used by verify_alone.
         return in_limits(json.loads(arguments[1]), pathlib.Path(arguments[2]))
-    if arguments[:1] == ["--measure"]:  # Used by exports without the memory for a second copy of the weights.
-        folder = pathlib.Path(arguments[1])
-        print(json.dumps(replay(folder, read_manifest(folder))))
-        return 0
     if arguments[:1] == ["--load"]:  # Used by exports for graphs that might terminate the process.
         load_graphs({path: path for path in arguments[1:]})
         return 0
@@ -120,7 +117,8 @@ def verify_alone(folder, limits):
     limits: {name of LIMITS: value}; others have their default.
 
     Returns:
-      {"ok": the line of `verify`}, {"failed": the reason}, or {"missing": the package that is not installed}.
+      {"ok": the line of `verify`, "measured": the result of `replay`}, {"failed": the reason}, or {"missing": the
+      package that is not installed}.
     """
     try:
         size = sum(path.lstat().st_size for path in folder.rglob("*")) / 2**30  # GiB.
@@ -173,7 +171,8 @@ def in_limits(limits, folder):
         MEMORY = 2**20 * limits["memory_limit"]
         limit_memory()
     try:
-        found = {"ok": verify(folder)}
+        manifest, measured = proof(folder)
+        found = {"ok": line_of(manifest, measured), "measured": measured}
     except ImportError as error:
         found = {"missing": str(error)}
     except MemoryError:
@@ -231,15 +230,25 @@ def verify(folder):
     Raises:
       Failure: a check failed. A damaged file may also raise any exception of its reader.
     """
+    return line_of(*proof(folder))
+
+
+def proof(folder):
+    """Checks one artifact and returns its manifest and the result of `replay`; errors are those of `verify`."""
     manifest = read_manifest(folder)
     check_files(folder, manifest["files"])
     if "genai_config.json" in manifest["files"] or manifest.get("profile") == "genai":
         check_genai(folder)
     measured = replay(folder, manifest)
+    if not any("difference" in value for value in measured.values()):
+        raise Failure("golden.npz contains no numbers to compare")
+    return manifest, measured
+
+
+def line_of(manifest, measured):
+    """Returns the line that describes the result of `proof`."""
     name = f"{manifest['kind']} {manifest['name']} version {manifest['version']}"
     numbers = {key: value for key, value in measured.items() if "difference" in value}
-    if not numbers:
-        raise Failure("golden.npz contains no numbers to compare")
     key = max(numbers, key=lambda key: numbers[key]["difference"] / numbers[key]["tolerance"])
     worst, count = numbers[key], sum(value["numbers"] for value in numbers.values())
     counts: dict[str, list[int]] = {}  # By signature: the number of non-numeric answers, and how many are equal.
@@ -417,7 +426,8 @@ def onnx_messages(path):
 
     The file is parsed here because verify.py does not require the package onnx.
     """
-    data = path.read_bytes()
+    with open(path, "rb") as file:  # Mapped: only a small part of it is read.
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
 
     def messages(message, begin, end, depth):
         values = {}
@@ -1147,6 +1157,7 @@ def load_genai(folder, cases):
 def load_savedmodel(folder, manifest):
     """Loads a SavedModel; returns (run, {signature: inputs and outputs})."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "true")  # Otherwise it keeps the memory of freed tensors.
     tf = library("tensorflow")
     library("tensorflow_text")  # The tokenizer's ops.
     check_saved_model(folder, manifest["signatures"])

@@ -577,7 +577,8 @@ class ReversibleStack(Layer):
           training: whether to apply dropout.
         """
         length = _static_length(x)
-        x, padding_mask = _pad(tf.cast(x, self.variable_dtype), padding_mask, self.config.padded_length(length))
+        wide = x.dtype if x.dtype == tf.float64 else self.variable_dtype
+        x, padding_mask = _pad(tf.cast(x, wide), padding_mask, self.config.padded_length(length))
         a, b = self.streams(x, padding_mask, rotations, training)
         y = tf.concat([a, b], -1)[:, :length]
         return self.dropout(self.norm(y), training=training)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import tempfile
 
 import keras
 import numpy as np
@@ -27,9 +28,14 @@ def check(path: pathlib.Path) -> None:
       CheckFailed: the graph is invalid or has an operator that is not in its opsets.
     """
     try:
-        known_operators(onnx_graph.read_header(path))
-        onnx.checker.check_model(path, full_check=True)
-    except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        graph = onnx_graph.read_header(path, described=True)
+        known_operators(graph)
+        # The checker would hold the file in memory twice. It does not look into weights, which therefore stay outside.
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as file:
+            file.write(graph.SerializeToString())
+            file.flush()
+            onnx.checker.check_model(file.name, full_check=True)
+    except (ValueError, verify.Failure, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CheckFailed(f"{path.name} is not valid ONNX: {one_line(error)}") from error
 
 

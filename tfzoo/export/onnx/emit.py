@@ -81,11 +81,17 @@ def save(
     """Writes the graphs of `emit` as NAME{suffix}.onnx and returns their paths.
 
     If a graph might be too large for a single file (it may contain the embeddings twice), its weights are stored in a
-    separate file next to it.
+    separate file next to it. They are written to that file first in any case, so that memory never holds a second copy
+    of them.
     """
     apart = model.count_params() * np.dtype(dtype).itemsize > MAX_BYTES // 2
     paths = []
-    for name, graph in emit(model, folder if apart else None, suffix, dtype=dtype, **options).items():
+    for name, graph in emit(model, folder, suffix, dtype=dtype, **options).items():
         paths.append(pathlib.Path(folder, f"{name}{suffix}.onnx"))
-        write_file(graph, paths[-1])
+        data = paths[-1].with_name(f"{paths[-1].name}.data")
+        if apart or not data.exists():
+            write_file(graph, paths[-1])
+        else:
+            write_file(graph, paths[-1], data)
+            data.unlink()
     return paths

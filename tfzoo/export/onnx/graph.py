@@ -6,6 +6,7 @@ https://onnx.ai/onnx/operators/ describes all of them.
 
 import math
 import mmap
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ MAX_BYTES = 2**31 - 2**24  # Protocol buffers are limited to 2 GiB; the differen
 # Field numbers.
 _GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
+_RAW_DATA = TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
 _SMALL = 4096  # Tensors of fewer bytes stay in the graph's file.
 _INT64_MAX = np.array(2**63 - 1, np.int64)
 # As in nn.mask_bias. Finite, so that a row without keys has equal weights.
@@ -278,20 +280,46 @@ class Graph:
         return self.add("Reshape", x, self.ints(0, 0, -1), at=at)
 
 
-def write_file(model: onnx.ModelProto, path: pathlib.Path) -> None:
+def write_file(model: onnx.ModelProto, path: pathlib.Path, data: pathlib.Path | None = None) -> None:
     """Writes `model`, which loses its weights. They are serialised one at a time, since serialising all at once takes a
-    multiple of their size in memory. https://protobuf.dev/programming-guides/encoding/ describes the format."""
+    multiple of their size in memory. https://protobuf.dev/programming-guides/encoding/ describes the format.
+
+    Args:
+      model: the model.
+      path: the file.
+      data: the file with the model's external weights, if they are to be inside `path` instead.
+    """
     tensors = list(model.graph.initializer)
     del model.graph.initializer[:]
     nodes = model.graph.SerializeToString(deterministic=True)
     model.ClearField("graph")
-    sizes = [len(tensor.SerializeToString(deterministic=True)) for tensor in tensors]
-    begins = [_varint(_INITIALIZER << 3 | 2) + _varint(size) for size in sizes]
-    with open(path, "wb") as file:
+    places = [_moved_inside(tensor) if data else None for tensor in tensors]
+    begins = []  # What precedes a tensor, and the tensor up to its weights.
+    for tensor, place in zip(tensors, places):
+        size, tag = len(tensor.SerializeToString(deterministic=True)), b""
+        if place is not None:
+            tag = _varint(_RAW_DATA << 3 | 2) + _varint(place[1])
+            size += len(tag) + place[1]
+        begins.append((_varint(_INITIALIZER << 3 | 2) + _varint(size), tag, size))
+    total = len(nodes) + sum(len(begin) + size for begin, _, size in begins)
+    with open(path, "wb") as file, open(data or os.devnull, "rb") as source:
         file.write(model.SerializeToString(deterministic=True))
-        file.write(_varint(_GRAPH << 3 | 2) + _varint(len(nodes) + sum(map(len, begins)) + sum(sizes)) + nodes)
-        for begin, tensor in zip(begins, tensors):
-            file.write(begin + tensor.SerializeToString(deterministic=True))
+        file.write(_varint(_GRAPH << 3 | 2) + _varint(total) + nodes)
+        for (begin, tag, _), tensor, place in zip(begins, tensors, places):
+            file.write(begin + tensor.SerializeToString(deterministic=True) + tag)
+            if place is not None:
+                source.seek(place[0])
+                file.write(source.read(place[1]))
+
+
+def _moved_inside(tensor: onnx.TensorProto) -> tuple[int, int] | None:
+    """Removes a tensor's reference to a file of weights, and returns their offset and length; None if there is none."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return None
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    tensor.ClearField("data_location")
+    tensor.ClearField("external_data")
+    return int(place["offset"]), int(place["length"])
 
 
 def _varint(value: int) -> bytes:
@@ -303,19 +331,51 @@ def _varint(value: int) -> bytes:
     return bytes([*parts, value])
 
 
-def read_header(path: pathlib.Path) -> onnx.ModelProto:
+def read_header(path: pathlib.Path, described: bool = False) -> onnx.ModelProto:
     """Returns the model in a file without its weights, which are not read; onnx.load would hold the file in memory
-    twice."""
+    twice.
+
+    Args:
+      path: the file.
+      described: whether to keep the small tensors, and of the others their names, dtypes and shapes, with `path` as the
+        file of their weights.
+
+    Raises:
+      ValueError: a tensor does not have as many bytes as its dtype and shape require (only if `described`).
+    """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         model = onnx.ModelProto()
         for number, begin, content, end in verify.fields(data, 0, len(data)):
             if number != _GRAPH:
                 model.MergeFromString(data[begin:end])
                 continue
-            for inner, begin, _, stop in verify.fields(data, content, end):
+            for inner, begin, first, stop in verify.fields(data, content, end):
                 if inner != _INITIALIZER:
                     model.graph.MergeFromString(data[begin:stop])
+                elif described:
+                    model.graph.initializer.append(_described(data, first, stop, path.name))
         return model
+
+
+def _described(data: mmap.mmap, begin: int, end: int, name: str) -> onnx.TensorProto:
+    """Returns the tensor data[begin:end]; if it is not small, its weights stay in the file `name`."""
+    if end - begin < _SMALL:
+        return TensorProto.FromString(data[begin:end])
+    tensor = TensorProto()
+    place = None
+    for number, field, first, stop in verify.fields(data, begin, end):
+        if number == _RAW_DATA and place is None:
+            place = dict(location=name, offset=first, length=stop - first)
+        else:  # A second field of weights is refused by the checker.
+            tensor.MergeFromString(data[field:stop])
+    if place is not None:
+        size = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        if place["length"] != size:
+            raise ValueError(f"{tensor.name} has {place['length']:,} bytes, but its shape requires {size:,}")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
 def describe(model: onnx.ModelProto) -> dict[str, dict[str, tuple[str, list]]]:
