@@ -15,7 +15,7 @@ for name in sys.argv[1:]:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         except SystemExit as end:
             assert not end.code, name
-    assert f"python -m {name.removesuffix('.__main__')} " in out.getvalue(), out.getvalue()
+    assert f"python -m {name.removesuffix('.__main__')}" in out.getvalue(), out.getvalue()
     found = {"tensorflow", "tensorflow_text", "keras", "onnx", "onnxruntime"} & sys.modules.keys()
     assert not found, f"{name} --help imports {found}"
     print(name)
