@@ -3,14 +3,16 @@
 import json
 import pathlib
 import tempfile
+from typing import Any
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
 from tests.export import small
 from tfzoo.errors import CheckFailed
-from tfzoo.export import artifact, golden, precision, publish, verify
+from tfzoo.export import artifact, golden, interface, precision, publish, verify
 from tfzoo.export.answers import Options
 from tfzoo.export.precision import Limits
 
@@ -30,6 +32,18 @@ def ill_conditioned():
     return model
 
 
+def casts_of_matrices(graph):
+    """Returns the matrices that the graph reads from variables and casts."""
+    found = []
+    for operation in graph.get_operations():
+        source = operation
+        while source.type in ("Cast", "Identity", "IdentityN", "Reshape", "Transpose"):
+            source = source.inputs[0].op
+        if operation.type == "Cast" and source.type == "ReadVariableOp" and len(source.outputs[0].shape) > 1:
+            found.append(source.inputs[0].name)
+    return found
+
+
 class PrecisionTest(tf.test.TestCase):
     def test_what_float32_does(self):
         for family, options in (("gpt2", dict(num_layers=1)), ("reformer", {})):
@@ -45,6 +59,57 @@ class PrecisionTest(tf.test.TestCase):
             self.assertEqual({layer.compute_dtype for layer in model._flatten_layers()}, {"float32"})
         model = ill_conditioned()
         self.assertBetween(precision.float32_error(model, cases(model)), 1e-5, 1e-2)
+
+    def test_bfloat16_in_every_family(self):
+        for family, sizes in small.FAMILIES.items():
+            overrides: dict[str, Any] = {name: 1 for name in ("num_layers", "num_decoder_layers") if name in sizes}
+            if family == "reformer":  # With hashing, a rounding error can move a token to another bucket.
+                overrides |= dict(attention_layers=["local"])
+            model = small.model(family, **overrides)
+            exact, half = (precision.with_precision(model, each) for each in ("float64", "bfloat16"))
+            states = {weight.path for weight in half.weights if "seed" in weight.path or "features" in weight.path}
+            for weight in half.weights:
+                self.assertTrue(weight.dtype == "bfloat16" or weight.path in states, weight.path)
+            inputs = {name: tf.constant(value) for name, value in list(cases(model))[1].items()}
+            in_graph = tf.function(lambda inputs, half=half: half(inputs, training=False), autograph=False)
+            concrete = in_graph.get_concrete_function(inputs)
+            self.assertEqual(casts_of_matrices(concrete.graph), [], family)
+            got, true = in_graph(inputs), exact(inputs)
+            for name, axes in interface.outputs_of(model).items():
+                want = np.asarray(true[name], np.float64)
+                real = interface.real_of(inputs, axes, want.shape)
+                apart = np.abs(np.asarray(tf.cast(got[name], tf.float64)) - want)[real].max()
+                # Each of some dozens of roundings changes a number by at most 2^-8 of it; most of them cancel.
+                self.assertBetween(apart / max(1, np.abs(want[real]).max()), 1e-4, 8 * 2**-8, f"{family} {name}")
+
+    def test_weights_of_another_type(self):
+        model = small.model(num_layers=1)
+        mixed = small.model(num_layers=1, dtype="mixed_bfloat16")
+        for start in (model, mixed):
+            half = precision.with_precision(start, "bfloat16")
+            self.assertEqual(half.dtype_policy.name, "bfloat16")
+            self.assertIs(precision.with_precision(half, "bfloat16"), half)
+            back = precision.with_precision(half, "float32")
+            self.assertEqual({weight.dtype for weight in back.weights}, {"float32"})
+            for rounded, weight in zip(back.get_weights(), start.get_weights(), strict=True):
+                self.assertAllEqual(rounded, weight.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+    def test_a_savedmodel_in_bfloat16_takes_half_of_the_space(self):
+        model, folder = (
+            small.model("distilbert", heads=("tag",), num_layers=1),
+            pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir())),
+        )
+        with mock.patch.object(publish, "replay"):
+            made = artifact.export(
+                model, None, folder, formats=["savedmodel"], sequence_length=16, precision="bfloat16"
+            )["savedmodel"]
+        self.assertEqual(json.loads((made / "manifest.json").read_text())["precision"], "bfloat16")
+        self.assertStartsWith(verify.verify(made), "savedmodel distilbert version 1: largest difference")
+        weights = tf.saved_model.load(made).weights
+        self.assertEqual({weight.dtype for weight in weights}, {tf.bfloat16})
+        self.assertEqual(sum(weight.numpy().nbytes for weight in weights), 2 * model.count_params())
+        stored = (made / "variables" / "variables.data-00000-of-00001").stat().st_size
+        self.assertBetween(stored, 2 * model.count_params(), 3 * model.count_params())
 
     def test_padding_does_not_count(self):
         model = small.model(heads=("tag",), num_layers=1)

@@ -124,6 +124,32 @@ class LayerNormTest(tf.test.TestCase):
             self.assertLess(relative_error(gradients[1], normalised.sum(0)), 1e-4)
             self.assertAllClose(gradients[2], np.full(64, 4.0))
 
+    def test_weights_in_bfloat16(self):
+        layer = self.layer(64, dtype="bfloat16")
+        self.assertEqual({weight.dtype for weight in layer.weights}, {"bfloat16"})
+        rows = tf.cast(normal(6, 64, scale=300.0) + 1000, "bfloat16")
+        gamma, beta = (tf.cast(weight, tf.float64).numpy() for weight in (layer.gamma, layer.beta))
+        in_graph = tf.function(layer, input_signature=[tf.TensorSpec([None, None, 64], "bfloat16")])
+        for x in (tf.reshape(rows, [2, 3, 64]), tf.zeros([0, 3, 64], "bfloat16"), tf.fill([1, 1, 64], rows[0, 0])):
+            wide = tf.cast(x, tf.float64).numpy()
+            scale = np.sqrt(wide.var(-1, keepdims=True) + layer.epsilon)
+            scaled = (wide - wide.mean(-1, keepdims=True)) / scale * gamma
+            for y in (layer(x), in_graph(x), layer(x, training=True)):
+                self.assertEqual((y.dtype, y.shape), (tf.bfloat16, x.shape))
+                # The quotient, its product with gamma and the sum are each rounded by at most 2^-8.
+                bound = np.abs(scaled) * 2**-7 + np.abs(scaled + beta) * 2**-8
+                self.assertTrue(np.all(np.abs(tf.cast(y, tf.float64) - scaled - beta) <= bound * 1.01 + 1e-5))
+        upstream = tf.cast(normal(6, 64, seed=1), "bfloat16")
+        gradients = []
+        for training in (False, True):
+            with tf.GradientTape() as tape:
+                tape.watch(rows)
+                y = layer(rows, training=training)
+            gradients.append(tape.gradient(y, [rows, layer.gamma.value, layer.beta.value], upstream))
+        for inference, training in zip(*gradients, strict=True):
+            self.assertEqual(inference.dtype, tf.bfloat16)
+            self.assertAllClose(*(tf.cast(g, tf.float32) for g in (inference, training)), 2**-7, 1e-5)
+
     def test_without_beta(self):
         layer = nn.LayerNorm(1e-3, center=False)
         layer.build((None, 6))

@@ -65,7 +65,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
            "sequence length.")  # fmt: skip
     define("integer", "num_beams", None, "The number of beams in the search for the likeliest text; defaults to the "
            "setting in the model's folder.")  # fmt: skip
-    define("enum", "precision", "float32", "The precision in which the SavedModel computes.",
+    define("enum", "precision", "float32", "The precision in which the SavedModel computes; bfloat16 "
+           "also stores its weights in two bytes each.",
            enum_values=["float32", "bfloat16", "float16"])  # fmt: skip
     define("enum", "onnx_profile", "standard", "standard writes operators of opset 23; compat, for older runtimes, "
            "those of opset 18; genai writes a decoder's folder for onnxruntime-genai.",

@@ -92,8 +92,8 @@ def export(
         encoder-decoder's folder, or else 64, of a decoder at most half of sequence_length.
       num_beams: the number of beams in the search for the likeliest text; None means that of the model's folder, or a
         greedy search if the folder specifies none.
-      precision: the precision in which the SavedModel computes, one of PRECISIONS. ONNX (apart from its variants) and
-        LiteRT compute in float32.
+      precision: the precision in which the SavedModel computes, one of PRECISIONS; with bfloat16 its weights are stored
+        in that type as well. ONNX (apart from its variants) and LiteRT compute in float32.
       onnx_profile: one of onnx.graph.PROFILES.
       onnx_variants: names of variants.VARIANTS to write in addition to the float32 graphs.
       calibration_texts: texts for calibrating int8_static; if empty, the texts of golden.npz are used.

@@ -140,11 +140,11 @@ def _in_float64(model: keras.Model, inputs: Mapping[str, np.ndarray]) -> Mapping
 def with_precision(model: keras.Model, precision: str) -> keras.Model:
     """Returns the model computing in another precision, one of PRECISIONS or float64.
 
-    The weights are float64 for float64 and float32 otherwise.
+    Its weights are stored in that type, except that those of float16 are float32: float16 has too small a range.
     """
-    if model.compute_dtype == precision:
+    policy = "mixed_float16" if precision == "float16" else precision
+    if model.dtype_policy.name == policy:
         return model
-    policy = precision if precision in ("float32", "float64") else f"mixed_{precision}"
     with nn.zero_initializers():
         twin = type(model)(
             model.config,

@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -184,6 +185,39 @@ def _layer_norm(x, epsilon, gamma, *beta):
     return y + beta[0] if beta else y, gradient
 
 
+def _fused_layer_norm(x, epsilon: float, gamma, beta):
+    """Computes `_layer_norm` of bfloat16 tensors with float32 statistics, as a batch norm whose channels are the rows.
+
+    On a CPU TensorFlow replaces this form with one oneDNN operation, which rounds only its result and takes less than
+    half of the time.
+    """
+
+    @tf.custom_gradient
+    def norm(x, gamma, beta):
+        rows = tf.shape(x)[0]
+        y = tf.raw_ops.FusedBatchNormV3(
+            x=tf.reshape(x, [1, rows, x.shape[1], 1]),
+            scale=tf.ones([rows]),
+            offset=tf.zeros([rows]),
+            mean=tf.zeros([0]),
+            variance=tf.zeros([0]),
+            epsilon=epsilon,
+            data_format="NCHW",
+            is_training=True,
+        ).y
+
+        def gradient(upstream):
+            wide = [tf.cast(tensor, tf.float32) for tensor in (x, gamma, beta)]
+            with tf.GradientTape() as tape:
+                tape.watch(wide)
+                result = _layer_norm(wide[0], epsilon, *wide[1:])
+            return [tf.cast(g, x.dtype) for g in tape.gradient(result, wide, tf.cast(upstream, tf.float32))]
+
+        return tf.reshape(y, tf.shape(x)) * gamma + beta, gradient
+
+    return norm(x, gamma, beta)
+
+
 @tf.custom_gradient
 def _rms_norm(x, gamma, epsilon):
     """Divides x [N, E] by its root mean square over E."""
@@ -229,6 +263,8 @@ class LayerNorm(_Norm):
       center: whether there is a beta.
     """
 
+    beta: Any
+
     def __init__(self, epsilon: float = 1e-12, center: bool = True, **kwargs):
         super().__init__(epsilon, **kwargs)
         self.center, self.beta = center, None
@@ -237,6 +273,14 @@ class LayerNorm(_Norm):
         super().build(input_shape)
         if self.center:
             self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta", autocast=False)
+
+    def call(self, x, training=False):
+        narrow = self.beta is not None and x.dtype == tf.bfloat16 == self.beta.dtype
+        # cuDNN's batch norm needs a larger epsilon than some models have.
+        if training or not narrow or tf.config.list_physical_devices("GPU"):
+            return super().call(x)
+        flat = ops.reshape(x, (-1, x.shape[-1]))
+        return ops.reshape(_fused_layer_norm(flat, self.epsilon, read(self.gamma), read(self.beta)), ops.shape(x))
 
     def normalize(self, x):
         weights = (w for w in (self.gamma, self.beta) if w is not None)

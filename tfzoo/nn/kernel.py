@@ -63,6 +63,7 @@ class FavorAttention(Layer):
         self.features = self.add_weight(
             shape=self.shape,
             initializer=lambda shape, dtype: tf.cast(draw_features(shape[0], shape[1], state), dtype),
+            dtype="float32" if self.variable_dtype == "bfloat16" else None,  # Rounded, they would not be orthogonal.
             trainable=False,
             autocast=False,
             aggregation="none",  # Every replica draws the same features.

@@ -315,7 +315,8 @@ def load(
       pool: what the head classify reads; None keeps the saved value.
       embed: how a newly initialized head embed computes a text's vector; None means the mean. A sentence-transformers
         folder and a run with this head specify it.
-      dtype: a Keras dtype or policy for the computation; None means float32, in which the weights are stored.
+      dtype: a Keras dtype or policy; None means float32. The weights are rounded to "bfloat16" and "float16", and kept
+        in float32 by "mixed_bfloat16" and "mixed_float16".
       model_class: a subclass of the family's Model to create; None creates the family's own class.
 
     Returns:

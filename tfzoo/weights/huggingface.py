@@ -82,7 +82,8 @@ def load(
       pool: the input of the head classify; None uses the family's default.
       embed: how a new head embed computes a text's vector; None uses the mean. A sentence-transformers folder specifies
         it.
-      dtype: a Keras dtype or policy for computation. Weights in memory are float32 regardless of their stored dtype.
+      dtype: a Keras dtype or policy. It also determines the dtype of the weights in memory, whatever that of the file:
+        float32, except for "bfloat16", "float16" and "float64".
       tokenizer: whether to load the tokenizer.
       model_class: a subclass of the family's Model to instantiate; None uses the family's Model.
 
