@@ -106,7 +106,7 @@ class Client:
         """
         end = time.monotonic() + (self._timeout if timeout is None else timeout)
         dtypes, outputs = self._signature((model, version, label), signature, end)
-        arrays = {name: to_array(value, dtypes.get(name)) for name, value in inputs.items()}
+        arrays = {name: _input(name, value, dtypes.get(name)) for name, value in inputs.items()}
         answer = self._retried(end, self._transport.predict, model, version, label, signature, arrays, outputs)
         return {name: _text(name, array) for name, array in sorted(answer.items())}
 
@@ -177,6 +177,13 @@ class Client:
                 time.sleep(wait)
 
 
+def _input(name, value, dtype):
+    try:
+        return to_array(value, dtype)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 def to_array(value, dtype=None):
     """Returns a value as an array of numbers, or of dtype object that contains bytes.
 
@@ -190,16 +197,17 @@ def to_array(value, dtype=None):
         array = np.asarray(value, object)
         flat = [item.encode() if isinstance(item, str) else item for item in array.reshape(-1)]
         if not all(isinstance(item, bytes) for item in flat):
-            raise ValueError("an input must consist of numbers or strings, in lists of equal lengths")
+            wanted = "numbers or strings" if dtype is None else "strings" if dtype.kind == "O" else "numbers"
+            raise ValueError(f"must consist of {wanted}, in lists of equal lengths")
         return np.fromiter(flat, object, len(flat)).reshape(array.shape)
     if array.dtype.name not in TYPES:
-        raise ValueError(f"an input must not have the dtype {array.dtype}")
+        raise ValueError(f"must not have the dtype {array.dtype}")
     if dtype is None or dtype == array.dtype or not (array.dtype.kind in "iuf" and dtype.kind in "iuf"):
         return array
     with np.errstate(invalid="ignore"):
         converted = array.astype(dtype)
     if dtype.kind != "f" and not np.array_equal(converted, array):
-        raise ValueError(f"an input has values that {dtype} cannot represent")
+        raise ValueError(f"has values that {dtype} cannot represent")
     return converted
 
 
@@ -274,7 +282,10 @@ class Rest:
             raise ServingError("DEADLINE_EXCEEDED", "no answer within the time limit") from None
         except (OSError, http.client.HTTPException) as error:
             self._forget()
-            raise ServingError("UNAVAILABLE", f"{self._address.netloc}: {error or type(error).__name__}") from None
+            # The first bytes of a server that does not speak HTTP, such as that of the gRPC port, are not text.
+            reason = getattr(error, "strerror", "") or str(error) or type(error).__name__
+            reason = reason if reason.isprintable() else "the answer is not HTTP; is this the gRPC port?"
+            raise ServingError("UNAVAILABLE", f"{self._address.netloc}: {reason}") from None
         if status == 200:
             return json.loads(content)
         try:
@@ -495,15 +506,26 @@ def _messages():
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"client.{name}")) for name in MESSAGES}
 
 
+def _inputs(text):
+    try:
+        inputs = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: is not JSON ({error})") from None
+    if not isinstance(inputs, dict):
+        raise argparse.ArgumentTypeError(f'{text}: is not an object; write {{"NAME": [VALUE, ...]}}')
+    return inputs
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Sends a request to TF Serving or the embedded server.")
     parser.add_argument("address", help="such as grpc://localhost:8500 or http://localhost:8501")
-    parser.add_argument("model")
-    parser.add_argument("inputs", type=json.loads, help='JSON, such as {"text": ["one", "two"]}')
-    parser.add_argument("--signature", default="serving_default")
-    parser.add_argument("--version", type=int)
-    parser.add_argument("--label")
-    parser.add_argument("--api_key")
+    parser.add_argument("model", help="the name of the model")
+    parser.add_argument("inputs", type=_inputs, help='JSON, such as {"text": ["one", "two"]}')
+    parser.add_argument("--signature", default="serving_default", help="(default serving_default)")
+    version = parser.add_mutually_exclusive_group()
+    version.add_argument("--version", type=int, help="the version to ask, instead of the newest")
+    version.add_argument("--label", help="the label of the version to ask")
+    parser.add_argument("--api_key", help="is sent with every request")
     parser.add_argument("--ca", help="PEM file of the authority that signed the server's certificate")
     parser.add_argument("--certificate", help="PEM file of the client, for mutual TLS")
     parser.add_argument("--key", help="PEM file of the client's key")

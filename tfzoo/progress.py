@@ -85,16 +85,22 @@ def bar(total: int, unit: str, text: str = "", shown: bool = True):
 
 @contextlib.contextmanager
 def importing_tensorflow() -> Iterator[None]:
-    """Context for importing TensorFlow, shown as a stage. Afterwards, TensorFlow has detected the devices and logs only
-    errors, unless TF_CPP_MIN_LOG_LEVEL requests more."""
+    """Context for importing TensorFlow, shown as a stage; see `start_tensorflow`."""
     os.environ.setdefault(_LEVEL, "2")
     with stage("importing TensorFlow"):
         yield
-        import tensorflow as tf
+        start_tensorflow()
 
-        _hush_absl(pathlib.Path(tf.sysconfig.get_lib()))
-        with quiet():
-            tf.config.list_physical_devices()  # The first call loads the drivers.
+
+def start_tensorflow() -> None:
+    """Imports TensorFlow. Afterwards, it has detected the devices and logs only errors, unless TF_CPP_MIN_LOG_LEVEL
+    requests more."""
+    os.environ.setdefault(_LEVEL, "2")
+    import tensorflow as tf
+
+    _hush_absl(pathlib.Path(tf.sysconfig.get_lib()))
+    with quiet():
+        tf.config.list_physical_devices()  # The first call loads the drivers.
 
 
 def _hush_absl(folder: pathlib.Path) -> None:

@@ -83,6 +83,27 @@ class ManagerTest(unittest.TestCase):
         with manager.get(ModelSpec("m", **spec)) as servable:
             return servable.version
 
+    def test_a_model_without_versions_is_warned_of_once(self) -> None:
+        for name in ("empty", "other", "flat", "nested/3"):
+            (self.folder / name).mkdir(parents=True)
+        (self.folder / "flat/model.onnx").touch()
+        (self.folder / "nested/3/saved_model.pb").touch()
+        specific = "other, model_version_policy { specific { versions: 7 versions: 8 } }"
+        manager = self.manager()
+        with self.assertLogs("tfzoo.serve", "WARNING") as logs:
+            manager.reload(self.config("missing", "empty", specific, "flat", "nested/3"), wait=False)
+            manager.poll()
+        found = [record.getMessage().replace(str(self.folder), "") for record in logs.records]
+        start = "No versions of servable {0} found under base path /{0}: "
+        self.assertCountEqual(found, [
+            "Could not find base path /missing for servable missing (no such file or directory)",
+            start.format("empty") + "a version is a folder whose name is a number, with a SavedModel or an "
+            "ONNX artifact",
+            start.format("other") + "of the specified versions 7, 8, it contains none",
+            start.format("flat") + "it is a version itself; move it to /flat/1",
+            start.format("nested/3") + "it is a version itself; specify its parent /nested",
+        ])  # fmt: skip
+
     def test_policies(self) -> None:
         for number in (1, 2, "0010", "x", "-3"):
             self.version("m", number)

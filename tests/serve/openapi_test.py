@@ -59,6 +59,8 @@ class PageTest(unittest.TestCase):
         self.assertEqual(three["signatures"]["several"]["inputs"], {
             "ids": {"dtype": "DT_INT64", "shape": [-1, 3]}, "scale": {"dtype": "DT_DOUBLE", "shape": []},
         })  # fmt: skip
+        first, *_ = models["half_plus_two"]["signatures"]
+        self.assertEqual(first, "serving_default")  # The form chooses it.
         self.assertIsNone(models["old_style"]["signatures"]["serving_default"]["inputs"]["x"]["shape"])
 
 

@@ -273,7 +273,7 @@ class HttpTest(unittest.TestCase):
 
     def test_a_port_in_use_is_refused(self):
         port = self.start()
-        with self.assertRaisesRegex(UserError, f"--rest_api_port={port}: cannot listen at 127.0.0.1 .*in use"):
+        with self.assertRaisesRegex(UserError, f"--rest_api_port={port}: cannot listen on 127.0.0.1 .*in use"):
             rest_server.listen("127.0.0.1", port)
 
 

@@ -79,7 +79,7 @@ class ClientTest(tf.test.TestCase):
             ("x", [["a"], "b"]), ("x", [object()]), ("x", np.zeros(1, np.complex64)),
             ("ids", [[1.5, 2, 3]]), ("ids", [[2**63, 2, 3]]),
         ):  # fmt: skip
-            with self.assertRaisesRegex(ValueError, "input|inhomogeneous"):
+            with self.assertRaisesRegex(ValueError, f"^{name}: (must|has)|inhomogeneous"):
                 inputs = {name: value, "scale": 1.0} if name == "ids" else {name: value}
                 self.clients[0].predict("half_plus_two", inputs, signature="several" if name == "ids" else "upper")
         for address in ("localhost:8500", "ftp://localhost:1", "grpc://localhost"):
@@ -120,6 +120,20 @@ class ClientTest(tf.test.TestCase):
             with contextlib.redirect_stderr(err):
                 self.assertEqual(client.main([address, "nobody", "{}"]), 1)
             self.assertTrue(err.getvalue().startswith("error: NOT_FOUND: "))
+
+    def test_wrong_use_of_the_command(self) -> None:
+        address = f"grpc://{servers.grpc_address()}"
+        for arguments, code, line in (
+            ([address, "m", "[1]"], 2, "[1]: is not an object; write {"),
+            ([address, "m", "{"], 2, "{: is not JSON (Expecting property name"),
+            ([address, "m", "{}", "--version=1", "--label=x"], 2, "--label: not allowed with argument --version"),
+            ([address, "half_plus_two", '{"text": [1]}', "--signature=upper"], 1, "text: must consist of strings, in"),
+            ([f"http://{servers.grpc_address()}", "m", "{}", "--timeout=1"], 1, "not HTTP; is this the gRPC port?"),
+        ):
+            err = io.StringIO()
+            with contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
+                self.assertEqual(client.main(arguments), code)
+            self.assertIn(line, err.getvalue().splitlines()[-1])
 
 
 class RetryTest(tf.test.TestCase):

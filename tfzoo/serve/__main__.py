@@ -111,6 +111,7 @@ def _core(flags: absl_flags.FlagValues, running: contextlib.ExitStack) -> Core:
 def _start_front_ends(flags: absl_flags.FlagValues, core: Core, running: contextlib.ExitStack) -> None:
     """Listens at the ports. All requests that are accepted are answered when the stack is closed."""
     api_keys = keys.read(flags.api_key_file) if flags.api_key_file else ()
+    metrics_path = _metrics_path(flags)
     tls_config, context = None, None
     if flags.ssl_config_file:
         tls_config = messages.read_text(flags.ssl_config_file, messages.SSLConfig, "ssl_config_file")
@@ -127,6 +128,8 @@ def _start_front_ends(flags: absl_flags.FlagValues, core: Core, running: context
             thread.join()
 
     running.callback(stop_together)
+    if flags.port:  # gRPC refuses a port in use, too, but prints lines of its own.
+        rest.listen(flags.host, flags.port, "port").close()
     if addresses := _grpc_addresses(flags):
         front = GrpcServer(
             core,
@@ -149,7 +152,7 @@ def _start_front_ends(flags: absl_flags.FlagValues, core: Core, running: context
             api_keys=api_keys,
             cors=flags.rest_api_enable_cors_support,
         )
-        app = rest.application(core, settings, _metrics_path(flags), flags.page)
+        app = rest.application(core, settings, metrics_path, flags.page)
         stops.append(rest.Server(app, listener, context).stop)
         _log.info("%s at %s:%d", "HTTPS" if context else "HTTP", flags.host, flags.rest_api_port)
 
@@ -157,6 +160,8 @@ def _start_front_ends(flags: absl_flags.FlagValues, core: Core, running: context
 def _metrics_path(flags: absl_flags.FlagValues) -> str | None:
     if not flags.monitoring_config_file:
         return None
+    if not flags.rest_api_port:
+        _log.warning("--monitoring_config_file has no effect without --rest_api_port, at which metrics are served")
     config = messages.read_text(flags.monitoring_config_file, messages.MonitoringConfig, "monitoring_config_file")
     return (config.prometheus_config.path or _METRICS) if config.prometheus_config.enable else None
 

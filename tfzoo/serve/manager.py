@@ -95,7 +95,7 @@ class Manager:
         self._any_label = any_label
         self._models: dict[str, Model] = {}
         self._labels: dict[str, dict[str, int]] = {}
-        self._unreadable: set[str] = set()  # Models whose base paths cannot be read.
+        self._warned: set[str] = set()  # Models whose base paths cannot be read or have no version to serve.
         self._changed = threading.Condition()  # Protects all of the above; notified of every change of a state.
         self._reloading = threading.Lock()
         self._wake = threading.Event()
@@ -271,12 +271,22 @@ class Manager:
         try:
             versions = policies.versions(config)
         except OSError as error:
-            if config.name not in self._unreadable:  # Not at every poll.
-                _log.warning("Could not find base path %s for servable %s (%s)", config.base_path, config.name, error)
-                self._unreadable.add(config.name)
+            reason = (error.strerror or str(error)).lower()
+            self._warn(
+                config.name, f"Could not find base path {config.base_path} for servable {config.name} ({reason})"
+            )
             return None
-        self._unreadable.discard(config.name)
+        if versions:
+            self._warned.discard(config.name)
+        else:
+            self._warn(config.name, policies.no_versions(config))
         return versions
+
+    def _warn(self, name: str, message: str) -> None:
+        """Logs a warning about a model once, and not at every poll."""
+        if name not in self._warned:
+            _log.warning("%s", message)
+            self._warned.add(name)
 
     def _reconcile(self, name: str, model: Model) -> None:
         """Starts to load the versions that are wanted, and to unload those that are not."""

@@ -97,6 +97,21 @@ def versions(model: Any) -> dict[int, pathlib.Path]:
     return {number: numbered[number] for number in newest}
 
 
+def no_versions(model: Any) -> str:
+    """Returns the warning for a model of which no version is found."""
+    base = pathlib.Path(model.base_path)
+    message = f"No versions of servable {model.name} found under base path {base}"
+    if any((base / file).exists() for file in ("saved_model.pb", "saved_model.pbtxt", "model.onnx")):
+        is_version = base.name.isascii() and base.name.isdigit()
+        return f"{message}: it is a version itself; " + (
+            f"specify its parent {base.parent}" if is_version else f"move it to {base}/1"
+        )
+    if model.model_version_policy.WhichOneof("policy_choice") == "specific":
+        wanted = ", ".join(str(number) for number in model.model_version_policy.specific.versions)
+        return f"{message}: of the specified versions {wanted}, it contains none"
+    return f"{message}: a version is a folder whose name is a number, with a SavedModel or an ONNX artifact"
+
+
 def unavailable_label(name: str, version: int) -> StatusError:
     """Returns the error for a label of a version that is not available."""
     return StatusError(

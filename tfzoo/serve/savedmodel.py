@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
-from tfzoo import files, lazy
+from tfzoo import files, lazy, progress
 from tfzoo.errors import UserError, one_line
 from tfzoo.serve import messages, tensors, trust
 from tfzoo.serve.errors import CODES, StatusError, invalid
@@ -48,6 +48,7 @@ class SavedModel:
         self, name: str, version: int, folder: pathlib.Path, tags: Sequence[str], config: bytes, is_trusted: bool
     ):
         self.name, self.version, self.folder = name, version, folder
+        progress.start_tensorflow()
         meta_graph = _meta_graph(folder, tags)
         if not is_trusted:
             trust.check(meta_graph, folder)

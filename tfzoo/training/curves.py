@@ -35,6 +35,11 @@ class Curves:
     name: str = "validation_loss"
     stages: Sequence[int] = ()
 
+    @property
+    def label(self) -> str:
+        """The name of the held-out loss for readers."""
+        return self.name.replace("_", " ")
+
     @classmethod
     def of(cls, run: history.History) -> "Curves":
         name = run.validation_loss
@@ -205,12 +210,12 @@ def plot(curves: Curves) -> Plot | None:
         train=_line(smooth, x, left),
         validation=_line(curves.validation, x, right),
         dots=[
-            (x.place(step), 100 - right.place(value), f"Step {step:,}: {curves.name} {value:.4f}")
+            (x.place(step), 100 - right.place(value), f"Step {step:,}: {curves.label} {value:.4f}")
             for step, value in _thinned(curves.validation, 100)
         ],
         stages=[x.place(step) for step in curves.stages],
         marker=marker,
-        label=f"Training loss and {curves.name} over {x.high:,} steps. {summary(curves)}",
+        label=f"Training loss and {curves.label} over {x.high:,} steps. {summary(curves)}",
     )
 
 

@@ -58,7 +58,7 @@ def html(run: History) -> str:
         run=run,
         model=main.get("model") or "",
         plot=curves.plot(lines),
-        validation_name=lines.name,
+        validation_name=lines.label,
         summary=curves.summary(lines),
         evaluations=[_evaluation(each) for each in run.results],
         models=[(role, _flat(entry)) for role, entry in models.items()],

@@ -21,6 +21,7 @@ _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inl
 POLICY = (
     (b"content-security-policy", f"{_POLICY}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'".encode()),
 )
+_DEFAULT = "serving_default"
 _STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
 
 
@@ -47,7 +48,8 @@ def _model(core: Core, name: str) -> dict[str, Any]:
             state = _STATES.get(status.state, "UNKNOWN")
             versions.append({"version": status.version, "state": state, "error": status.status.error_message})
         with core.servable(ModelSpec(name)) as servable:
-            for key, signature in servable.signatures.items():
+            # The first one is chosen in the form.
+            for key, signature in sorted(servable.signatures.items(), key=lambda item: item[0] != _DEFAULT):
                 signatures[key] = {"inputs": _side(signature.inputs), "outputs": _side(signature.outputs)}
     except StatusError:  # It has no version yet, or no longer.
         pass

@@ -122,7 +122,8 @@ def listen(host: str, port: int, flag: str = "rest_api_port") -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise UserError(f"--{flag}={port}: cannot listen at {host} ({one_line(error)}); choose another port") from None
+        reason = (error.strerror or one_line(error)).lower()
+        raise UserError(f"--{flag}={port}: cannot listen on {host} ({reason}); choose another port") from None
     listener.listen(1024)
     listener.setblocking(False)
     return listener
