@@ -164,7 +164,7 @@ class FlagsTest(unittest.TestCase):
             mock.patch.object(texts, "encode", self.encode),
             mock.patch.object(texts, "_detokenize", self.detokenize),
         ):
-            return helpers.run(generate, f"--model_dir={self.folder}", *line, stdin="ab\n")
+            return helpers.run(generate, f"--model_dir={self.folder}", "--engine=tensorflow", *line, stdin="ab\n")
 
     def assert_works(self, names, decoder):
         line, contradictions = arguments(*names)
@@ -177,8 +177,8 @@ class FlagsTest(unittest.TestCase):
     def test_every_flag_is_here(self):
         flags = absl_flags.FlagValues()
         generate.define_flags(flags)
-        # These two select the model; --checkpoint applies to runs.
-        self.assertEqual({*flags} - {"model_dir", "checkpoint"}, {*FLAGS})
+        # These select the model and what runs it; --checkpoint applies to runs.
+        self.assertEqual({*flags} - {"model_dir", "checkpoint", "engine", "onnx_variant"}, {*FLAGS})
 
     def test_every_pair_works_or_is_refused_in_a_line(self):
         for pair in itertools.combinations(FLAGS, 2):
@@ -234,7 +234,7 @@ def remembering(function):
 
 
 def decode():
-    return importlib.import_module("tfzoo.generation.decode")  # The package has a function of this name.
+    return importlib.import_module("tfzoo.generation.decode")
 
 
 def outputs(options, token_ids, room):

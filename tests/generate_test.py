@@ -62,10 +62,10 @@ class Case(unittest.TestCase):  # tf.test.TestCase sets the seed before each tes
     def run_main(self, *argv, said="", model_dir=None):
         """Returns (exit code, stdout, stderr)."""
         if model_dir is not None:
-            return helpers.run(generate, f"--model_dir={model_dir}", *argv, stdin=said)
+            return helpers.run(generate, f"--model_dir={model_dir}", "--engine=tensorflow", *argv, stdin=said)
         # The same model for all tests, so that no graph is built twice.
         with unittest.mock.patch.object(runs, "load", lambda *_: (self.model, self.tokenizer)):
-            return helpers.run(generate, f"--model_dir={self.folder}", *argv, stdin=said)
+            return helpers.run(generate, f"--model_dir={self.folder}", "--engine=tensorflow", *argv, stdin=said)
 
     def assert_error(self, words, *argv, **others):
         code, out, err = self.run_main(*argv, **others)
@@ -302,6 +302,7 @@ class CommandTest(Case):
 
     def test_a_terminal_sees_what_is_done_and_neither_sees_what_libraries_print(self):
         argv = ["-m", "tfzoo.generate", f"--model_dir={self.folder}", "--prompt=ab", "--max_new_tokens=2"]
+        argv.append("--engine=tensorflow")
         commands = [helpers.Command(*argv, "--jit_compile", terminal=terminal) for terminal in (True, False)]
         (code, out, err), beside = (command.finish() for command in commands)
         self.assertEqual(code, 0, err)

@@ -12,9 +12,9 @@ import tensorflow as tf
 
 import tfzoo
 from tests.helpers import noisy_model, op_by_op
-from tfzoo import generate_ids, generation
+from tfzoo import generate_ids
 from tfzoo.errors import CheckFailed, UserError
-from tfzoo.generation import constraints, draws, folder, options, stops
+from tfzoo.generation import constraints, decode, draws, folder, options, stops
 from tfzoo.models.record import FolderRecord
 from tfzoo.weights import config_fields, huggingface
 
@@ -365,7 +365,7 @@ class CacheTest(tf.test.TestCase):
 
         @tf.function(jit_compile=True, autograph=False)
         def run(ids, mask):
-            return generation.decode(model, static, ids, mask, {}, 5)["token_ids"]
+            return decode.decode(model, static, ids, mask, {}, 5)["token_ids"]
 
         expected = generate_ids(model, ids, mask, max_new_tokens=5, **asked)
         self.assertAllEqual(run(tf.constant(ids), tf.constant(mask)), expected)

@@ -131,6 +131,6 @@ def op_by_op():
     """Makes decoding run eagerly: building a graph takes longer than the short decoding of tests."""
     import importlib
 
-    module = importlib.import_module("tfzoo.generation.decode")  # The package exports a function of the same name.
+    module = importlib.import_module("tfzoo.generation.decode")
     with mock.patch.object(module, "_compiled", module._function):
         yield

@@ -70,9 +70,14 @@ MAY_IMPORT = {
     "retrieval": MODELS | {"records", "text", "data", "hub", "embeddings", "evaluation", "training"},
     "preprocess": MODELS | {"text", "generation"},
     "export": MODELS | {"text", "generation", "embeddings"},
-    "prediction": MODELS | {"text", "data", "embeddings", "evaluation", "export", "training", "hub"},
+    "onnx_decoding": BELOW | {"lazy", "text", "chat", "generation", "evaluation"},
+    "prediction": MODELS
+    | {"text", "data", "embeddings", "evaluation", "export", "training", "hub", "onnx_decoding", "generation"},
+    "engines": BELOW | {"model_dir", "prediction", "onnx_decoding", "generation"},
     # It serves artifacts of any origin.
-    "serve": BELOW | {"cli", "lazy", "options", "records", "chat", "text", "prediction", "export"},
+    "serve": BELOW
+    | {"cli", "lazy", "options", "records", "chat", "text", "prediction", "export", "onnx_decoding"}
+    | {"generation"},
 }
 # Importing these does not import TensorFlow, so that help, error messages and servers start fast.
 WITHOUT_TENSORFLOW = [
@@ -140,6 +145,12 @@ WITHOUT_TENSORFLOW = [
     "tfzoo.training.history",
     "tfzoo.training.loop",
     "tfzoo.export.manifest",
+    "tfzoo.engines",
+    "tfzoo.evaluation.windows",
+    "tfzoo.generation",
+    "tfzoo.generation.defaults",
+    "tfzoo.onnx_decoding.likelihood",
+    "tfzoo.onnx_decoding.writer",
     "tfzoo.prediction.folders",
     "tfzoo.prediction.onnx_graphs",
     "tfzoo.prediction.pipelines",
@@ -290,7 +301,7 @@ class LayersTest(unittest.TestCase):
 
     def test_only_exporting_and_reading_exports_need_the_packages_of_that_extra(self) -> None:
         for module in PATHS:
-            if not module.startswith(("tfzoo.export", "tfzoo.prediction.onnx_graphs")):
+            if not module.startswith(("tfzoo.export", "tfzoo.onnx_decoding")):
                 for name in imports_of(module):
                     top = name.split(".")[0]
                     self.assertNotIn(top, {"onnx", "onnxruntime", "onnx_ir", "tensorflow_serving", "tf2onnx"}, module)

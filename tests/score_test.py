@@ -12,7 +12,7 @@ import tfzoo
 from tests import helpers
 from tfzoo import score
 from tfzoo.errors import CheckFailed, UserError
-from tfzoo.evaluation import diversity, likelihood
+from tfzoo.evaluation import diversity, likelihood, windows
 from tfzoo.evaluation.ngram import KneserNey
 from tfzoo.models.record import FolderRecord
 from tfzoo.training import inputs, runs
@@ -33,7 +33,7 @@ def logs(model, ids, **others):
 class WindowsTest(unittest.TestCase):
     def test_windows_by_hand(self):
         def of(*how):
-            return list(likelihood.windows(*how))
+            return list(windows.windows(*how))
 
         self.assertEqual(of(8, 1, 8, 4), [(0, 8, 1)])
         # Nine tokens, windows of 4 with a stride of 2: 0123, 2345, 4567, 678.
@@ -51,7 +51,7 @@ class WindowsTest(unittest.TestCase):
                 for length in range(2, 9):
                     for stride in range(1, length):
                         judged = []
-                        for begin, end, start in likelihood.windows(count, first, length, stride):
+                        for begin, end, start in windows.windows(count, first, length, stride):
                             self.assertLess(begin, start)
                             self.assertLessEqual(end - begin, length)
                             judged += range(start, end)

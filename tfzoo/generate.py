@@ -4,6 +4,7 @@
     python -m tfzoo.generate --model_dir=runs/gpt --input=prompts.txt --output=texts.jsonl --do_sample --top_p=0.9
     python -m tfzoo.generate --model_dir=SmolLM2-135M-Instruct --chat
     python -m tfzoo.generate --model_dir=Qwen3-0.6B --chat --tools=tools.json --template_option=enable_thinking=false
+    python -m tfzoo.generate --model_dir=exports/onnx/gpt2/1 --onnx_variant=int8_weights --prompt="Returns the"
 
 --input is a file with one prompt per line, or a .jsonl file of {"prompt": ...}, whose records may override temperature,
 top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty, max_new_tokens, min_new_tokens and seed. A single
@@ -13,13 +14,15 @@ as one JSON record per line.
 The options have the names and meanings of Hugging Face's GenerationConfig. Unspecified options default to those in
 generation_config.json in the model's folder.
 
+--model_dir is a run or the folder of a model, which TensorFlow runs, or an exported ONNX artifact, which onnxruntime
+runs. Both generate the same texts, if the artifact is not a quantised variant. A line on stderr names the engine.
+
 At most one of --num_beams, --penalty_alpha, --prompt_lookup_num_tokens and --assistant_dir may select the search.
 --penalty_alpha and --num_beam_groups do not sample and cannot be combined with --do_sample.
 """
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,14 +31,14 @@ from typing import Any
 import numpy as np
 from absl import flags as absl_flags
 
-from tfzoo import cli, hub, json_files, progress
+from tfzoo import cli, engines, hub, json_files, progress
 from tfzoo import options as declared
 from tfzoo.errors import UserError
 from tfzoo.json_files import Field
 from tfzoo.model_dir import ModelDir
 from tfzoo.options import option
 
-_TEXTS, _ALL = "Texts", "Tokens"
+_MODEL, _TEXTS, _ALL = "Model", "Texts", "Tokens"
 _SAMPLING, _NEXT, _SEARCHES = (
     "Sampling (requires --do_sample)",
     "Constraints on the next token",
@@ -57,6 +60,20 @@ def _decoding(help: str, group: str) -> Any:
 class GenerateConfig(ModelDir):
     """The prompts to continue, and how to continue them."""
 
+    model_dir: str = option(
+        dataclasses.MISSING,
+        "Run folder, Hugging Face folder, hf://NAME[@REVISION] or ONNX artifact: OUTPUT_DIR/onnx/NAME/VERSION.",
+        group=_MODEL,
+    )
+    engine: str = option(
+        "auto",
+        "What runs the model: auto takes onnx for an ONNX artifact and tensorflow for every other folder.",
+        group=_MODEL,
+        choices=engines.ENGINES,
+    )
+    onnx_variant: str | None = option(
+        None, "Variant of the ONNX artifact to run, such as int8_weights; by default the float32 graphs.", group=_MODEL
+    )
     prompt: tuple[str, ...] = option(
         (), "A text to continue or to answer. May be repeated for several prompts.", group=_TEXTS
     )
@@ -189,18 +206,16 @@ def main(flags: absl_flags.FlagValues) -> None:
             raise UserError(
                 f"--{name}={shown}: {'does not apply to --chat; omit it' if config.chat else 'requires --chat; add it'}"
             )
-    model, tokenizer = config.load()
-    options = _options(config, tokenizer)
+    writer = engines.open_writer(config, config.engine, config.onnx_variant)
+    options = _options(config, writer)
     if config.chat:
-        _chat(config, model, tokenizer, options)
+        _chat(config, writer, options)
     else:
-        _generate(config, model, tokenizer, options)
+        _generate(config, writer, options)
 
 
-def _options(config: GenerateConfig, tokenizer) -> dict[str, Any]:
+def _options(config: GenerateConfig, writer) -> dict[str, Any]:
     """Returns the decoding options that were given."""
-    from tfzoo.generation import texts
-
     options = {name: getattr(config, name) for name in declared.names_with(GenerateConfig, "decoding")}
     options = {name: value for name, value in options.items() if value is not None}
     if config.stop_strings:
@@ -209,16 +224,17 @@ def _options(config: GenerateConfig, tokenizer) -> dict[str, Any]:
         options["early_stopping"] = _EARLY[config.early_stopping]
     if config.bad_words:
         words = [form for word in config.bad_words for form in (word, f" {word}")]
-        options["bad_words_ids"] = sorted({tuple(ids) for ids in texts.encode(tokenizer, words) if ids})
+        options["bad_words_ids"] = sorted({tuple(ids) for ids in writer.encode(words) if ids})
     if config.assistant_dir is not None:
+        if not writer.assists:
+            raise UserError("--assistant_dir: --engine=onnx does not support it; omit it")
         assistant = str(hub.folder(config.assistant_dir, "assistant_dir"))
         options["assistant_model"], _ = ModelDir(model_dir=assistant, weights=config.weights).load()
     return options
 
 
-def _generate(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> None:
+def _generate(config: GenerateConfig, writer, options: dict[str, Any]) -> None:
     from tfzoo import records
-    from tfzoo.generation import texts
 
     how: dict[str, Any] = dict(special=config.special, skip_special_tokens=config.skip_special_tokens)
     times = options.get("num_return_sequences", 1)
@@ -229,7 +245,7 @@ def _generate(config: GenerateConfig, model, tokenizer, options: dict[str, Any])
         )
     if is_single and times == 1 and (sys.stdout.isatty() if config.stream is None else config.stream):
         with _growing() as show:
-            texts.generate_text(model, config.prompt, tokenizer, on_text=show, **how, **options)
+            writer.generate_text(config.prompt, on_text=show, **how, **options)
         print()
         return
     lines: Iterable[tuple[str, dict[str, Any]]] = [("--prompt", {"prompt": text}) for text in config.prompt]
@@ -241,9 +257,7 @@ def _generate(config: GenerateConfig, model, tokenizer, options: dict[str, Any])
             prompts = [records.text(where, record, "prompt") for where, record in batch]
             row_options = _row_options(batch, options)
             with work:
-                answers = texts.generate_text(
-                    model, prompts, tokenizer, return_scores=True, **how, **(options | row_options)
-                )
+                answers = writer.generate_text(prompts, **how, **(options | row_options))
             if is_single and len(answers) == 1:
                 print(answers[0].text)
                 return
@@ -289,15 +303,13 @@ def _row_options(batch: Sequence[tuple[str, dict[str, Any]]], options: Mapping[s
     return row_options
 
 
-def _chat(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> None:
+def _chat(config: GenerateConfig, writer, options: dict[str, Any]) -> None:
     from tfzoo.chat import ChatTemplate
-    from tfzoo.generation import texts
-    from tfzoo.training import runs
 
     folder = config.folder
-    folder = folder / "tokenizer" if runs.is_run(folder) else folder
-    texts.prompt_frame(model, tokenizer)  # Checks that there is a tokenizer.
-    template = ChatTemplate.from_folder(folder, tokenizer, functools.partial(texts.encode, tokenizer))
+    if any((folder / name).is_file() for name in ("flags.cfg", "manifest.json")) and (folder / "tokenizer").is_dir():
+        folder = folder / "tokenizer"  # Of a run or an artifact.
+    template = ChatTemplate.from_folder(folder, writer.tokenizer, writer.encode)
     template_options = _template_options(config)
     beginning: list[dict[str, Any]] = []
     if config.system is not None:
@@ -324,7 +336,7 @@ def _chat(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> 
             ids = template.ids(messages, **template_options)
             with _growing() as show:
                 on_text = show if streams else None
-                (answer,) = texts.generate_from(model, [ids], tokenizer, on_text=on_text, answers=True, **options)
+                (answer,) = writer.generate_from([ids], on_text=on_text, **options)
                 if not streams:
                     show(answer.text)
         except UserError as error:
@@ -334,7 +346,7 @@ def _chat(config: GenerateConfig, model, tokenizer, options: dict[str, Any]) -> 
             del messages[before:]
             continue
         print(flush=True)
-        messages.append({"role": "assistant", "content": _content(model, tokenizer, ids, answer)})
+        messages.append({"role": "assistant", "content": _content(writer, ids, answer)})
 
 
 def _template_options(config: GenerateConfig) -> dict[str, Any]:
@@ -368,23 +380,22 @@ def _message(line: str) -> dict[str, Any]:
     return message
 
 
-def _content(model, tokenizer, prompt: Sequence[int], answer) -> str:
+def _content(writer, prompt: Sequence[int], answer) -> str:
     """Returns the content of an answer's message: the text, including special tokens, such as those around a tool call,
     but not those that end the text."""
     from tfzoo import chat
-    from tfzoo.generation import texts
 
-    special, vocab, ids = set(tokenizer.special_ids), tokenizer.vocab, list(answer.token_ids)
+    special, vocab, ids = set(writer.tokenizer.special_ids), writer.tokenizer.vocab, list(answer.token_ids)
     while ids and ids[-1] in special:
         del ids[-1]
-    before = [] if model.is_encoder_decoder else list(prompt)
+    before = [] if writer.is_encoder_decoder else list(prompt)
     parts = []
     for is_special, group in itertools.groupby(ids, special.__contains__):
         run = list(group)
         if is_special:
             parts += [(vocab[i], True) for i in run]
         else:
-            parts.append((texts.decode_text(tokenizer, run, before), False))
+            parts.append((writer.decode_text(run, before), False))
         before = run
     return chat.answer(parts)
 

@@ -5,6 +5,8 @@
     python -m tfzoo.score --model_dir=flan-t5-small --context="Is rain wet?" --continuation=yes --continuation=no
     python -m tfzoo.score --model_dir=gpt2 --input=pairs.jsonl
 
+--model_dir is a run, the folder of a model, or an exported ONNX artifact, which onnxruntime runs.
+
 --input is a file with one text per line, or a .jsonl file whose records are {"text": ...} or
 {"context": ..., "continuation": ...}. Each record is scored in one line of JSON: log_likelihood (natural logarithm),
 tokens (the number of tokens scored), perplexity, and for a continuation `greedy`: whether greedy decoding would have
@@ -29,7 +31,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from tfzoo import cli, options, progress, records
+from tfzoo import cli, engines, options, progress, records
 from tfzoo.errors import UserError
 from tfzoo.json_files import Field
 from tfzoo.model_dir import ModelDir
@@ -46,7 +48,12 @@ class ScoreConfig(ModelDir):
     """The texts to score, and how to score them."""
 
     model_dir: str = option(
-        "", "Run folder, Hugging Face folder or hf://NAME[@REVISION]; this or --ngram is required.", group=_MODEL
+        "",
+        "Run folder, Hugging Face folder, hf://NAME[@REVISION] or exported ONNX artifact; this or --ngram is required.",
+        group=_MODEL,
+    )
+    onnx_variant: str | None = option(
+        None, "Variant of the ONNX artifact to run, such as int8_weights; by default the float32 graphs.", group=_MODEL
     )
     ngram: int | None = option(
         None,
@@ -72,9 +79,9 @@ class ScoreConfig(ModelDir):
 class _Model:
     """Scores with a trained model. Its methods return Likelihoods."""
 
-    def __init__(self, config: ScoreConfig):
+    def __init__(self, config: ScoreConfig, windows: dict[str, Any]):
         self._model, self.tokenizer = config.load()
-        self._windows: dict[str, Any] = {name: getattr(config, name) for name in _WINDOWS}
+        self._windows = windows
 
     def texts(self, texts: list[str]):
         from tfzoo.evaluation import likelihood  # Imports TensorFlow.
@@ -85,6 +92,17 @@ class _Model:
         from tfzoo.evaluation import likelihood
 
         return likelihood.score_continuations(self._model, contexts, continuations, self.tokenizer, **self._windows)
+
+
+def _scorer(config: ScoreConfig) -> Any:
+    windows: dict[str, Any] = {name: getattr(config, name) for name in _WINDOWS}
+    manifest = engines.onnx_manifest(config, config.onnx_variant)
+    if manifest is None:
+        return _Model(config, windows)
+    from tfzoo.onnx_decoding.likelihood import OnnxScorer
+
+    with progress.stage(f"reading {config.model_dir}"):
+        return OnnxScorer(config.folder, manifest, config.onnx_variant, **windows)
 
 
 class _NGrams:
@@ -117,7 +135,7 @@ class _NGrams:
         return self._likelihood(self._held_out.token_ids, self._held_out.document_starts)
 
     def _likelihood(self, token_ids, document_starts=None):
-        from tfzoo.evaluation.likelihood import Likelihood
+        from tfzoo.evaluation.windows import Likelihood
 
         scores = self._model.score(token_ids, document_starts)
         return Likelihood(list(token_ids), scores.log_probabilities.tolist(), list(scores.likeliest == token_ids))
@@ -135,7 +153,7 @@ def main(flags: absl_flags.FlagValues) -> None:
     config = _read_flags(flags)
     scorer: Any
     if config.ngram is None:
-        scorer = _Model(config)
+        scorer = _scorer(config)
     else:
         scorer = _NGrams(config.ngram, CorpusConfig(**options.values_of(flags, CorpusConfig)))
     total, count = 0.0, 0
@@ -168,7 +186,7 @@ def _read_flags(flags: absl_flags.FlagValues) -> ScoreConfig:
     if config.ngram is None:
         chosen, unused = "model_dir", {field.name for field in options.fields(CorpusConfig)}
     else:
-        chosen, unused = "ngram", {"checkpoint", "weights", "context", "continuation", *_WINDOWS}
+        chosen, unused = "ngram", {"checkpoint", "weights", "onnx_variant", "context", "continuation", *_WINDOWS}
     for name in cli.explicit_flags(flags):
         if name in unused:
             raise UserError(f"--{name}: does not apply to --{chosen}; omit it")

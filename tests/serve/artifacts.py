@@ -18,10 +18,10 @@ TEMPLATE = (
 )
 
 
-def export(model, tokenizer, folder: pathlib.Path, options: Options) -> None:
+def export(model, tokenizer, folder: pathlib.Path, options: Options, profile: str = "standard") -> None:
     """Writes an ONNX artifact without golden.npz."""
     folder.mkdir(parents=True)
-    graphs = emit.save(model, folder, profile="standard", length=options.sequence_length)
+    graphs = emit.save(model, folder, profile=profile, length=options.sequence_length)
     headers = {path.stem: graph.read_header(path) for path in graphs}
     tokenizer_files.write(tokenizer, model.LAYOUT, folder / "tokenizer")
     answer = answers.find(model, tokenizer, dataclasses.replace(options, max_new_tokens=1))
@@ -34,6 +34,7 @@ def export(model, tokenizer, folder: pathlib.Path, options: Options) -> None:
         "tolerances": {},
         "model": {"heads": list(model.head_names), "config": dataclasses.asdict(model.config)},
         "labels": list(model.labels or ()),
+        "profile": profile,
         "options": dataclasses.asdict(options),
         **answer.facts(),
     }

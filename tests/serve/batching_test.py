@@ -4,7 +4,9 @@ import pathlib
 import threading
 import time
 import unittest
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -28,6 +30,7 @@ class Doubler:
         x, y = TensorSpec("x:0", FLOAT, (None, None), 1), TensorSpec("y:0", FLOAT, (None, None), 1)
         total = TensorSpec("t:0", FLOAT, (), 1)
         self.signatures = {"double": Signature("double", PREDICT, {"x": x}, {"y": y, "total": total})}
+        self.sessions: Mapping[str, Any] = {}
         self.batches: list[np.ndarray] = []
         self.may_run = threading.Event()
         self.may_run.set()

@@ -4,6 +4,7 @@ import pathlib
 import threading
 import unittest
 from collections.abc import Mapping
+from typing import Any
 
 from tests.helpers import temporary_folder
 from tfzoo.serve import messages
@@ -19,6 +20,7 @@ class Loaded:
 
     runtime, folder = "test", pathlib.Path()
     signatures: Mapping[str, Signature] = {}
+    sessions: Mapping[str, Any] = {}
 
     def __init__(self, name: str, version: int):
         self.name, self.version, self.is_closed = name, version, threading.Event()

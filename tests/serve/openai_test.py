@@ -1,6 +1,5 @@
 """OpenAI's routes and /v1/rerank, asked by the official client, with exports of tiny models."""
 
-import dataclasses
 import http.client
 import json
 import threading
@@ -12,10 +11,9 @@ import tensorflow as tf
 
 from tests import helpers
 from tests.serve import artifacts
+from tfzoo.onnx_decoding import graphs
 from tfzoo.serve import decoder, messages
 from tfzoo.serve.core import Core
-from tfzoo.serve.decoder import Sampling
-from tfzoo.serve.errors import StatusError
 from tfzoo.serve.limits import Limits
 from tfzoo.serve.loading import Loader
 from tfzoo.serve.manager import Manager
@@ -58,7 +56,7 @@ class OpenAITest(tf.test.TestCase):
                 }
                 all_ids.append(int(servable.run("tokens", feeds | empty)["logits"][0, -1].argmax()))
             made = decoder.Decoder(servable.folder)
-        return made._tokenizer.decode(all_ids[len(ids) :], skip_special_tokens=True), all_ids[len(ids) :]
+        return made._tokens.tokenizer.decode(all_ids[len(ids) :], skip_special_tokens=True), all_ids[len(ids) :]
 
     def prompt_ids(self, text: str) -> list[int]:
         with self.core.servable(ModelSpec("writer")) as servable:
@@ -124,7 +122,7 @@ class OpenAITest(tf.test.TestCase):
         end = 2
         ids = made.chat_ids(conversation)
         self.assertEqual(ids.count(end), 2)
-        self.assertEqual(made._tokenizer.decode([i for i in ids if i != end]), "s:au:de</s>a:")
+        self.assertEqual(made._tokens.tokenizer.decode([i for i in ids if i != end]), "s:au:de</s>a:")
         length = made.length - len(ids)
         self.assertGreater(length, 0)
         arguments = dict(model="writer", messages=conversation, temperature=0)
@@ -241,7 +239,7 @@ class OpenAITest(tf.test.TestCase):
 
     def test_a_client_that_disconnects_ends_its_work(self) -> None:
         steps, reached, finished = [], threading.Event(), threading.Event()
-        step = decoder.Decoder._step
+        step = graphs.Reading.run
         go_on = threading.Event()
 
         def slow(self, *arguments):
@@ -264,7 +262,7 @@ class OpenAITest(tf.test.TestCase):
                 event.clear()
             steps.clear()
             with (
-                mock.patch.object(decoder.Decoder, "_step", slow),
+                mock.patch.object(graphs.Reading, "run", slow),
                 mock.patch.object(decoder.Decoder, "write", watched),
             ):
                 connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=helpers.PATIENCE)
@@ -277,30 +275,6 @@ class OpenAITest(tf.test.TestCase):
                 self.assertLess(len(steps), 8)
         # The model is free again.
         self.client.completions.create(model="writer", prompt="a", max_tokens=1)
-
-
-class ChooseTest(tf.test.TestCase):
-    SAMPLING = Sampling(1, 1.0, 0, 1.0, 0)
-
-    def frequencies(self, logits, **options) -> np.ndarray:
-        random, sampling = np.random.default_rng(0), dataclasses.replace(self.SAMPLING, **options)
-        chosen = [decoder.choose(np.array(logits, np.float32), sampling, random) for _ in range(4000)]
-        return np.bincount(chosen, minlength=len(logits)) / len(chosen)
-
-    def test_tokens_have_the_probabilities_of_the_softmax(self) -> None:
-        chances = np.array([0.5, 0.3, 0.15, 0.05])
-        logits = np.log(chances)
-        self.assertAllClose(self.frequencies(logits), chances, atol=0.03)
-        squares = chances**2 / (chances**2).sum()
-        self.assertAllClose(self.frequencies(logits, temperature=0.5), squares, atol=0.03)
-        self.assertAllClose(self.frequencies(logits, top_k=2), [0.625, 0.375, 0, 0], atol=0.03)
-        self.assertAllClose(self.frequencies(logits, top_p=0.75), [0.625, 0.375, 0, 0], atol=0.03)
-        self.assertAllEqual(self.frequencies(logits, top_p=0.0), [1, 0, 0, 0])
-        self.assertAllEqual(self.frequencies([1, 5, 2], temperature=0.0), [0, 1, 0])
-
-    def test_logits_that_are_not_finite(self) -> None:
-        with self.assertRaisesRegex(StatusError, "not finite"):
-            decoder.choose(np.array([np.nan, 1], np.float32), self.SAMPLING, np.random.default_rng(0))
 
 
 if __name__ == "__main__":

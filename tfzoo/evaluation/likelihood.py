@@ -1,37 +1,21 @@
 """Log-probabilities of the tokens of a text, including texts that are longer than the model's maximum length.
 
-A text that is longer than the model's length L is read in windows of L tokens with a stride S. Each token is scored in
-the first window that contains it: except in the first window, it is preceded by at least L - S tokens.
+Texts are read in windows: see tfzoo.evaluation.windows.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfzoo.errors import CheckFailed, UserError
+from tfzoo.errors import UserError
+from tfzoo.evaluation.windows import Likelihood, check_rows, rows_of_continuations, rows_of_texts, score_rows
 from tfzoo.generation.folder import special_ids
 from tfzoo.generation.prompt import table_length
 from tfzoo.generation.texts import encode, prompt_frame
 from tfzoo.text.framing import encoder_decoder_ends
-
-
-class Likelihood(NamedTuple):
-    """The scores of N tokens of a text; a token without a preceding one has no score."""
-
-    token_ids: list[int]  # N
-    scores: list[float]  # N, natural logarithms of their probabilities.
-    likeliest: list[bool]  # N, whether the token is the most likely one according to the model.
-
-    @property
-    def log_likelihood(self) -> float:
-        return float(sum(self.scores))
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the mean loss; NaN if there are no tokens."""
-        return float(np.exp(-self.log_likelihood / len(self.scores))) if self.scores else float("nan")
 
 
 def score_texts(model, texts: Sequence[str], tokenizer, **options) -> list[Likelihood]:
@@ -54,12 +38,7 @@ def score_texts(model, texts: Sequence[str], tokenizer, **options) -> list[Likel
     if model.is_encoder_decoder:
         raise UserError(f"model {model.name!r} is an encoder-decoder: provide a context and a continuation")
     before, _ = prompt_frame(model, tokenizer)
-    rows = []
-    for i, ids in enumerate(encode(tokenizer, texts)):
-        if len(before) + len(ids) < 2 or not ids:
-            raise UserError(f"text {i} ({texts[i]!r}) is too short: the model scores a token given the previous one")
-        rows.append([*before, *ids])
-    return score_ids(model, rows, [max(1, len(before))] * len(rows), **options)
+    return score_ids(model, *rows_of_texts(before, encode(tokenizer, texts), texts), **options)
 
 
 def score_continuations(
@@ -101,42 +80,10 @@ def score_continuations(
         options["sources"] = sources
     else:
         before, _ = prompt_frame(model, tokenizer)
-        full_ids = encode(tokenizer, [a + b for a, b in zip(contexts, continuations, strict=True)])
-        context_ids = encode(tokenizer, [context.rstrip() for context in contexts])
-        if not before and tokenizer.bos_id is not None and any(not ids for ids in context_ids):
-            before = [tokenizer.bos_id]  # An empty context is replaced with the beginning-of-text token.
-        rows = [[*before, *ids] for ids in full_ids]
-        firsts = [len(before) + len(ids) for ids in context_ids]
-    for i, (row, first) in enumerate(zip(rows, firsts, strict=True)):
-        if first < 1:
-            raise UserError(f"context {i} is empty, and there is no beginning-of-text token; provide a context")
-        if first >= len(row):
-            raise UserError(
-                f"continuation {i} ({continuations[i]!r}) adds no token to its context; provide a longer one"
-            )
+        tokenize = functools.partial(encode, tokenizer)
+        rows, firsts = rows_of_continuations(before, tokenizer.bos_id, tokenize, contexts, continuations)
+    check_rows(rows, firsts, continuations)
     return score_ids(model, rows, firsts, **options)
-
-
-def windows(count: int, first: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Yields windows (begin, end, from): tokens begin to end - 1 are read together, those from `from` on are scored.
-
-    Args:
-      count: number of tokens of the text.
-      first: index of the first token to score, at least 1.
-      length: maximum number of tokens that the model reads, at least 2.
-      stride: distance between windows, from 1 to length - 1.
-    """
-    if count - first < length:  # All scored tokens and the one before them fit into one window; the rest is context.
-        yield max(0, count - length), count, first
-        return
-    # The first window that scores a token begins as late as possible while still scoring `first`.
-    done, begin = first, 0
-    while done < count:
-        end = min(begin + length, count)
-        if end > done:
-            yield begin, end, max(done, begin + 1)
-            done = end
-        begin += stride
 
 
 def score_ids(
@@ -167,38 +114,23 @@ def score_ids(
       UserError: the length or the stride is out of bounds, or a row of an encoder-decoder is too long.
       CheckFailed: the model's logits are not finite.
     """
-    max_length = model.config.max_positions
-    length = max_length if length is None else length
-    stride = max(1, length // 2) if stride is None else stride
-    if not 2 <= length <= max_length:
-        raise UserError(f"length ({length}) must be from 2 to the model's max_positions ({max_length})")
-    if not 1 <= stride < length:
-        raise UserError(f"stride ({stride}) must be from 1 to length - 1 ({length - 1})")
-    for noun, texts in (("continuation", rows), ("context", sources)) if sources is not None else ():
-        limited = noun == "continuation" or table_length(model) is not None
-        if limited and max(map(len, texts), default=0) > length:
-            i = int(np.argmax([len(text) for text in texts]))
-            raise UserError(f"{noun} {i} has {len(texts[i])} tokens, but the model reads at most {length}; shorten it")
-    parts = [
-        (row, *window)
-        for row, (ids, first) in enumerate(zip(rows, firsts, strict=True))
-        for window in windows(len(ids), first, length, stride)
-    ]
-    likelihoods = [Likelihood([], [], []) for _ in rows]
     compute = _compiled(model)
-    for start in range(0, len(parts), batch_size):
-        batch = parts[start : start + batch_size]
-        ids = _padded([rows[row][begin:end] for row, begin, end, _ in batch])
-        read = () if sources is None else _padded([sources[row] for row, *_ in batch], masked=True)
-        scores, best = (x.numpy() for x in compute(ids, *read))
-        for i, (row, begin, end, first) in enumerate(batch):
-            scored = slice(first - begin - 1, end - begin - 1)
-            if not np.all(np.isfinite(scores[i, scored])):
-                raise CheckFailed(f"row {row}: the model's logits are not finite; check its weights")
-            likelihoods[row].token_ids.extend(int(t) for t in rows[row][first:end])
-            likelihoods[row].scores.extend(float(s) for s in scores[i, scored])
-            likelihoods[row].likeliest.extend(bool(b) for b in best[i, scored])
-    return likelihoods
+
+    def scores_of(ids, read):
+        tensors = () if read is None else _padded(read, masked=True)
+        return tuple(x.numpy() for x in compute(_padded(ids), *tensors))
+
+    return score_rows(
+        scores_of,
+        rows,
+        firsts,
+        sources=sources,
+        length=length,
+        stride=stride,
+        batch_size=batch_size,
+        max_length=model.config.max_positions,
+        limits_sources=table_length(model) is not None,
+    )
 
 
 def _compiled(model):

@@ -39,6 +39,8 @@ _FIELDS: Fields = {
     "lowercase": Field(bool, null=False),
     "decoder_start_token_id": _ID,
     "generation": Field(dict, null=False),
+    "profile": Field(str, null=False),
+    "variants": Field(dict, null=False),
 }
 _MODEL: Fields = {
     "heads": Field(list, items=Field(str), required=True),
@@ -48,6 +50,7 @@ _CONFIG: Fields = {
     "vocab_size": Field(int, low=1, high=_MOST),
     "num_segments": Field(int, low=0, high=_MOST),
     "max_positions": Field(int, low=0, high=_MOST),
+    "positions": Field(str),
 }
 _OPTIONS: Fields = {
     "sequence_length": Field(int, low=1, high=_MOST, required=True),
@@ -56,6 +59,7 @@ _OPTIONS: Fields = {
     "pooling": Field(str, choices=("mean", "first", "last", "pooled")),  # null: mean.
     "max_new_tokens": Field(int, low=1, high=_MOST, null=False),
     "messages": Field(bool, null=False),
+    "search": Field(dict, null=False),
 }
 _GENERATION: Fields = {"eos_token_id": (_ID, Field(list, items=_ID))}
 

@@ -1,33 +1,21 @@
 """Generation from text to text: prompts framed as in training, options from the model's folder, streaming output."""
 
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfzoo.errors import UserError
 from tfzoo.generation.decode import generate_ids
+from tfzoo.generation.defaults import completed
 from tfzoo.generation.folder import folder_options, special_ids
-from tfzoo.generation.options import SAMPLING
+from tfzoo.generation.written import Answer, Growing, added_text
 from tfzoo.text import framing
 
-NEW_TOKENS = 64  # The default of max_new_tokens if neither the caller nor the model's folder specifies it.
-# Options that select the search, with their defaults. If the caller sets one, those of the folder are ignored.
-_SEARCHES = {"do_sample": False, "num_beams": 1, "penalty_alpha": 0.0, "prompt_lookup_num_tokens": 0}
-_OF_BEAMS = ("num_beam_groups", "diversity_penalty", "early_stopping", "length_penalty")
 _END_OF_TEXT = "<|endoftext|>"
-_HALF = "\ufffd"  # The replacement character, as which part of a character is decoded.
-
-
-class Answer(NamedTuple):
-    """A generated text."""
-
-    text: str
-    token_ids: list[int]  # Including the token that ends the text.
-    scores: list[float]  # The model's unmodified log-probability of each token.
-    sequence_score: float  # The value by which a beam search ranks; otherwise the sum of the scores.
 
 
 def generate_text(
@@ -137,6 +125,42 @@ def generate_from(
     return generated if answers else [answer.text for answer in generated]
 
 
+class ModelWriter:
+    """Writes texts with a model; OnnxWriter of tfzoo.onnx_decoding has the same methods.
+
+    Args:
+      model, tokenizer: as returned by tfzoo.load.
+
+    Attributes:
+      assists: True: another model may draft tokens.
+
+    Raises:
+      UserError: there is no tokenizer.
+    """
+
+    assists = True
+
+    def __init__(self, model, tokenizer):
+        prompt_frame(model, tokenizer)
+        self.model, self.tokenizer, self.is_encoder_decoder = model, tokenizer, model.is_encoder_decoder
+
+    def encode(self, texts: Sequence[str], special: Sequence[str] = ()) -> list[list[int]]:
+        """See the function of this name."""
+        return encode(self.tokenizer, texts, special)
+
+    def decode_text(self, token_ids: Sequence[int], before: Sequence[int] = (), skip_special: bool = True) -> str:
+        """See the function of this name."""
+        return decode_text(self.tokenizer, token_ids, before, skip_special)
+
+    def generate_text(self, prompts: Sequence[str], **how: Any) -> list[Answer]:
+        """See the function of this name."""
+        return generate_text(self.model, prompts, self.tokenizer, return_scores=True, **how)
+
+    def generate_from(self, prompt_ids: Sequence[Sequence[int]], **how: Any) -> list[Answer]:
+        """See the function of this name."""
+        return generate_from(self.model, prompt_ids, self.tokenizer, answers=True, **how)
+
+
 def prompt_frame(model, tokenizer) -> tuple[list[int], list[int]]:
     """Returns the ids of the special tokens before and after a prompt.
 
@@ -196,40 +220,12 @@ def encode(tokenizer, texts: Sequence[str], special: Sequence[str] = ()) -> list
 
 def decode_text(tokenizer, token_ids: Sequence[int], before: Sequence[int] = (), skip_special: bool = True) -> str:
     """Returns the text that token_ids add to the text of `before`."""
-    if not skip_special:
-        special, parts, run = set(tokenizer.special_ids), [], list[int]()
-        for i in token_ids:
-            if i in special:
-                parts += [_detokenize(tokenizer, run), tokenizer.vocab[i]]
-                run = []
-            else:
-                run.append(i)
-        return "".join([*parts, _detokenize(tokenizer, run)])
-    start = _detokenize(tokenizer, before)
-    joined = _detokenize(tokenizer, [*before, *token_ids])
-    return joined[len(start) :] if joined.startswith(start) else _detokenize(tokenizer, token_ids)
+    special = {} if skip_special else {i: tokenizer.vocab[i] for i in tokenizer.special_ids}
+    return added_text(functools.partial(_detokenize, tokenizer), special, token_ids, before, skip_special)
 
 
 def _detokenize(tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.detokenize(tf.constant([list(ids)], tf.int32))[0].numpy().decode(errors="replace") if ids else ""
-
-
-class Growing:
-    """A text that becomes known one token at a time."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], on_text: Callable[[str], Any]):
-        self._decode, self._on_text, self._ids, self._shown = decode, on_text, list[int](), ""
-
-    def feed(self, token: int) -> None:
-        """Adds a token and passes the text that can no longer change, which is whole characters, to on_text."""
-        self._ids.append(token)
-        self.end(self._decode(self._ids).rstrip(_HALF))
-
-    def end(self, text: str) -> None:
-        """Passes the new part of a text to on_text."""
-        if text.startswith(self._shown) and text != self._shown:
-            new, self._shown = text[len(self._shown) :], text
-            self._on_text(new)
 
 
 class _Stream:
@@ -291,35 +287,7 @@ def _with_defaults(model, tokenizer, counts: Sequence[int], explicit: Mapping[st
       counts: the number of tokens in each prompt, or 1 for a start token.
       explicit: the options of the caller.
     """
-    folder = folder_options(model)
-    longest, shortest = folder.pop("max_length", None), folder.pop("min_length", None)
-    if any(explicit.get(name, off) != off for name, off in _SEARCHES.items()) or explicit.get("assistant_model"):
-        folder = {name: value for name, value in folder.items() if name not in (*_SEARCHES, *_OF_BEAMS)}
-    options = folder | dict(explicit)
-    # Options of the folder that apply to a different search.
-    idle = set() if options.get("do_sample") else {*SAMPLING} - ({"top_k"} if options.get("penalty_alpha") else set())
-    beams = options.get("num_beams", 1)
-    if beams == 1:
-        idle |= {*_OF_BEAMS}
-        idle |= set() if options.get("do_sample") else {"num_return_sequences"}
-    options = {name: value for name, value in options.items() if name in explicit or name not in idle}
-
-    if "max_new_tokens" not in options:
-        if longest is not None and "max_new_tokens" not in explicit:
-            most = [longest - count for count in counts]
-            if min(most) < 1:
-                row = int(np.argmin(most))
-                raise UserError(
-                    f"generation_config.json: max_length ({longest}) is used up by the {counts[row]} tokens of prompt "
-                    f"{row}; set max_new_tokens"
-                )
-        else:
-            room = [model.config.max_positions - count for count in counts]
-            most = [max(1, min(NEW_TOKENS, places)) for places in room]
-        options["max_new_tokens"] = np.array(most, np.int32)
-    if shortest is not None and "min_new_tokens" not in options:
-        least = np.maximum(shortest - np.array(counts, np.int32), 0)
-        options["min_new_tokens"] = np.minimum(least, options["max_new_tokens"])
+    options = completed(explicit, folder_options(model), counts, model.config.max_positions)
     return _own_ids(model, tokenizer) | options
 
 

@@ -8,6 +8,8 @@ from tfzoo.errors import UserError
 from tfzoo.export import manifest as manifests
 from tfzoo.prediction.predictor import Predictor
 
+_OF_MODELS = ("flags.cfg", "config.json")  # Files of runs, and of Hugging Face folders.
+
 
 def open_folder(
     model_dir: str | pathlib.Path,
@@ -34,7 +36,7 @@ def open_folder(
         exist.
     """
     folder = hub.folder(model_dir)
-    manifest = _manifest_of(folder)
+    manifest = manifest_of(folder)
     if manifest is not None:
         given = dict(checkpoint=checkpoint, sequence_length=sequence_length, pooling=pooling, prompt_name=prompt_name)
         for name, value in (given | {"weights": None if weights == "float32" else weights}).items():
@@ -83,9 +85,15 @@ def open_folder(
         return ModelPredictor(load, devices, **options)
 
 
-def _manifest_of(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the manifest of an artifact after checking it and its files; None for other folders."""
+def manifest_of(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the manifest of an artifact after checking it and its files; None for a run or the folder of a model.
+
+    Raises:
+      UserError: the folder is damaged, or is neither of them but contains artifacts.
+    """
     if not (folder / manifests.NAME).is_file():
+        if any((folder / name).is_file() for name in _OF_MODELS):
+            return None
         if found := sorted(folder.glob(f"**/{manifests.NAME}")):
             raise UserError(
                 f"--model_dir={folder}: contains artifacts, but is none; specify the folder of one, such as "

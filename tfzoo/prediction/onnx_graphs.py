@@ -18,11 +18,12 @@ import tokenizers
 from tfzoo import json_files
 from tfzoo.errors import UserError, one_line
 from tfzoo.json_files import Field
+from tfzoo.onnx_decoding.sessions import open_session
+from tfzoo.onnx_decoding.tokens import frame_of
 from tfzoo.prediction import answers, decoding
 from tfzoo.prediction.predictor import Predictor, task_of
 from tfzoo.text import settings, untrusted
 from tfzoo.text.components import schema
-from tfzoo.text.framing import PAIR, TEXT, Frame
 from tfzoo.text.settings import MAX_TOKENS
 
 _ADDED = {"content": Field(str, required=True), "special": Field(bool, required=True)}
@@ -116,27 +117,6 @@ class OnnxPredictor(Predictor):
         return records
 
 
-def open_session(path: pathlib.Path, device: int = 0, threads: int = 0, spins: bool = True) -> Any:
-    """Returns an onnxruntime.InferenceSession, on the GPU `device` if there is CUDA.
-
-    Args:
-      path: the graph.
-      device: the number of the GPU.
-      threads: the number of threads of an operation; 0 lets onnxruntime choose.
-      spins: whether threads compute in vain while they wait for the next call, which then starts sooner.
-    """
-    import onnxruntime  # Of the extra `export`.
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device}))
-    return onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
-
-
 @dataclasses.dataclass
 class Reading:
     """A batch of texts as the graph reads it.
@@ -196,7 +176,7 @@ class _Texts:
         self._record = record
         self.mask_id = None if mask is None else self._tokenizer.token_to_id(mask)
         self._pad_id = (record.get("padding") or {}).get("pad_id", 0)
-        self._frame = _frame(record.get("post_processor") or {}, pair, path)
+        self._frame = frame_of(record.get("post_processor") or {}, pair, path)
         self._room = self._frame.room(manifest["options"]["sequence_length"])
         self._prompt, self._lowercase = manifest.get("prompt", ""), manifest.get("lowercase", False)
         self._prompt_tokens, self._start_id = (
@@ -263,27 +243,6 @@ class _Texts:
     def _worded(self, text: str) -> str:
         text = self._prompt + text
         return "".join(map(str.lower, text)) if self._lowercase else text
-
-
-def _frame(post_processor: Mapping[str, Any], pair: bool, path: pathlib.Path) -> Frame:
-    """Returns the special tokens around a text, or around two, that tokenizer.json adds."""
-    parts: list[int | str] = []
-    segments = []
-    special = post_processor.get("special_tokens", {})
-    for part in post_processor.get("pair" if pair else "single", ()):
-        ((kind, value),) = part.items()
-        if kind == "Sequence":
-            parts.append(TEXT if value["id"] == "A" else PAIR)
-            segments.append(value["type_id"])
-        elif value["id"] not in special:
-            raise UserError(f"{path}: post_processor: has no ids of {value['id']!r}; export the model again")
-        else:
-            ids = special[value["id"]]["ids"]
-            parts += ids
-            segments += [value["type_id"]] * len(ids)
-    if not parts:
-        raise UserError(f"{path}: has no template of special tokens; export the model again")
-    return Frame(tuple(parts), tuple(segments))
 
 
 def _cut(lengths: Sequence[int], room: int) -> list[int]:

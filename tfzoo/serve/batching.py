@@ -213,6 +213,10 @@ class Batched:
         self.signatures = servable.signatures
         self._servable, self._scheduler, self._parameters = servable, scheduler, parameters
 
+    @property
+    def sessions(self) -> Mapping[str, Any]:
+        return self._servable.sessions
+
     def signature_def_map(self) -> bytes:
         return self._servable.signature_def_map()
 

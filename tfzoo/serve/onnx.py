@@ -14,6 +14,7 @@ import numpy as np
 from tfzoo.errors import UserError, one_line
 from tfzoo.export import manifest as manifests
 from tfzoo.export import verify
+from tfzoo.onnx_decoding.sessions import open_session
 from tfzoo.prediction import onnx_graphs
 from tfzoo.serve import messages, tensors
 from tfzoo.serve.errors import StatusError, invalid
@@ -60,16 +61,16 @@ class Onnx:
         try:
             sessions = {
                 # Between requests, spinning takes three times the processor time of a small model.
-                stem: onnx_graphs.open_session(folder / f"{stem}.onnx", threads=threads, spins=False)
+                stem: open_session(folder / f"{stem}.onnx", threads=threads, spins=False)
                 for stem in stems
             }
         except Exception as error:  # onnxruntime's errors have no common class.
             raise invalid(f"{folder}: cannot be loaded ({one_line(error)})") from None
-        self._sessions = {_TOKENS if stem == "model" and manifest else stem: s for stem, s in sessions.items()}
+        named = {_TOKENS if stem == "model" and manifest else stem: s for stem, s in sessions.items()}
         if manifest is None:
-            self._sessions = {DEFAULT_SIGNATURE: sessions["model"]}
+            named = {DEFAULT_SIGNATURE: sessions["model"]}
         self._config: Mapping[str, Any] = {} if manifest is None else manifest["model"]["config"]
-        signatures = {key: _signature(key, session) for key, session in self._sessions.items()}
+        signatures = {key: _signature(key, session) for key, session in named.items()}
         for stem, stated in manifest["signatures"].items() if manifest else ():
             _check(folder, stem, stated, signatures[_TOKENS if stem == "model" else stem])
         self._texts = None
@@ -79,7 +80,8 @@ class Onnx:
                 signatures |= self._texts.signatures
             else:
                 signatures[DEFAULT_SIGNATURE] = _signature(DEFAULT_SIGNATURE, sessions["model"])
-                self._sessions[DEFAULT_SIGNATURE] = sessions["model"]
+                named[DEFAULT_SIGNATURE] = sessions["model"]
+        self.sessions: Mapping[str, Any] = named
         self.signatures: Mapping[str, Signature] = signatures
 
     def signature_def_map(self) -> bytes:
@@ -110,7 +112,7 @@ class Onnx:
             for name, value in inputs.items():
                 self._check(name, value)
             feeds = {name: _decoded(value) for name, value in inputs.items()}
-            results = self._sessions[signature_name].run(names, feeds)
+            results = self.sessions[signature_name].run(names, feeds)
         except StatusError:
             raise
         except Exception as error:  # What a graph rejects is in its inputs; onnxruntime's errors have no common class.
@@ -125,7 +127,7 @@ class Onnx:
             raise invalid(f"{name} must be at least 0 and below {size}, but is {wrong}")
 
     def close(self) -> None:
-        self._sessions.clear()
+        self.sessions = {}
         self._texts = None
 
 

@@ -61,6 +61,7 @@ class SavedModel:
             self._signature_defs.signature_def[key].CopyFrom(definition)
             self._signature_defs.signature_def[key].ClearField("defaults")
         self.signatures: Mapping[str, Signature] = signatures
+        self.sessions: Mapping[str, Any] = {}
         self._callables: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._lock = threading.Lock()
         graph = tf.Graph()

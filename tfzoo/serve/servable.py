@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -81,6 +81,11 @@ class Servable(Protocol):
     folder: pathlib.Path
     runtime: str
     signatures: Mapping[str, Signature]
+
+    @property
+    def sessions(self) -> Mapping[str, Any]:
+        """The onnxruntime.InferenceSessions of an ONNX artifact by signature; for other models empty."""
+        ...
 
     def signature_def_map(self) -> bytes:
         """Returns a serialized SignatureDefMap, for GetModelMetadata."""

@@ -28,6 +28,7 @@ from tfzoo.data.frames import Framer
 from tfzoo.errors import UserError
 from tfzoo.evaluation import extracts, intervals, written
 from tfzoo.evaluation.intervals import Weighted
+from tfzoo.generation.options import read_options
 from tfzoo.objectives import shared
 from tfzoo.objectives.objective import MAIN, LabelSmoothingOption, TargetLengthOption
 from tfzoo.options import Checked, option
@@ -36,7 +37,7 @@ from tfzoo.tasks.task import ColumnOptions, Task, chunked
 from tfzoo.text import framing
 
 tf = lazy.module("tensorflow")
-generation = lazy.module("tfzoo.generation")  # Imports TensorFlow.
+decode = lazy.module("tfzoo.generation.decode")  # Imports TensorFlow.
 folder = lazy.module("tfzoo.generation.folder")
 
 # The decoding options of --init_from's generation_config.json that fine-tuning keeps: not those that sample, and none
@@ -333,9 +334,9 @@ class TextToText(ReadsTargets):
 
     def _write(self, model, token_ids, padding_mask):
         """Returns the ids of the likeliest texts, int32 [B, N], and their lengths, int32 [B]."""
-        static, each = generation.read_options(**self.decoding)
+        static, each = read_options(**self.decoding)
         rows = {name: tf.fill(tf.shape(token_ids)[:1], value) for name, value in each.items()}
-        outputs = generation.decode(model, static, token_ids, padding_mask, rows, self.decoding["max_new_tokens"])
+        outputs = decode.decode(model, static, token_ids, padding_mask, rows, self.decoding["max_new_tokens"])
         return outputs["token_ids"], outputs["lengths"]
 
     def outcome(self, predictions):

@@ -14,8 +14,10 @@ from tfzoo.errors import CheckFailed, UserError
 from tfzoo.export.answers.base import Answer, Row
 from tfzoo.export.interface import Signature, Tensor
 from tfzoo.generation import options as decoding
+from tfzoo.generation.decode import decode as decode_tokens
+from tfzoo.generation.defaults import NEW_TOKENS
 from tfzoo.generation.folder import folder_options, special_ids
-from tfzoo.generation.texts import NEW_TOKENS, decode_text
+from tfzoo.generation.texts import decode_text
 from tfzoo.text import framing
 from tfzoo.text.reader import Wording, pad_id
 
@@ -109,7 +111,7 @@ class Continuations(Answer):
         def decode(rows, **options):
             static, fixed = generation.read_options(**options, **self.ids)
             each = {name: tf.fill(tf.shape(mask)[:1], value) for name, value in fixed.items()}
-            outputs = generation.decode(self.model, static, token_ids, mask, each | rows, self.options.max_new_tokens)
+            outputs = decode_tokens(self.model, static, token_ids, mask, each | rows, self.options.max_new_tokens)
             return outputs["token_ids"], outputs["lengths"]
 
         def nothing():
